@@ -1,0 +1,4 @@
+//! The `vellum` command.
+#![forbid(unsafe_code)]
+
+fn main() {}

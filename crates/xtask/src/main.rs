@@ -1,0 +1,4 @@
+//! Chores of development.
+#![forbid(unsafe_code)]
+
+fn main() {}
