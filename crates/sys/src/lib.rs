@@ -1,1 +1,5 @@
 //! (room to be furnished)
+
+pub mod cancel;
+
+pub use cancel::Cancel;
