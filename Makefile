@@ -1,0 +1,57 @@
+# Vellum: what a newcomer types. Each target does its own set-up first
+# (Debian packages that are missing, the Rust toolchain); `make help` lists them.
+
+CARGO  ?= cargo
+PREFIX ?= /usr/local
+# An archive (docker-archive, OCI layout) or a registry reference for `make demo`.
+IMAGE  ?=
+# Rows of the benchmark to run, for example BENCH="load diff"; all when empty.
+BENCH  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test test-slow bench lint install clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  make demo IMAGE=debian.tar          the demo with an archive of yours'
+	@echo '  make bench BENCH="load mount"       some rows of the benchmark'
+
+setup: ## Install what builds and tests need (asks for nothing)
+	@scripts/setup.sh build test
+
+build: ## Build the vellum command (release)
+	@scripts/setup.sh build
+	$(CARGO) build --release --locked --package vellum-cli
+
+demo: ## A real image in, a container out, a new image back: in one walk
+	@scripts/setup.sh build demo
+	@$(CARGO) build --release --locked --package vellum-cli
+	@demo/run.sh $(IMAGE)
+
+test: ## Format, clippy, documents and every test
+	@scripts/setup.sh build test
+	@scripts/test.sh
+
+test-slow: ## The tests of `make test`, and those against newer clients and big inputs
+	@scripts/setup.sh build test slow
+	@VELLUM_SLOW=1 scripts/test.sh
+
+bench: ## Compare with dockerd, podman, skopeo, umoci and tar; writes bench/RESULTS.md
+	@scripts/setup.sh build test bench
+	@$(CARGO) build --release --locked --package vellum-cli
+	@bench/bench.py $(BENCH)
+
+lint: ## Format, clippy and documents only
+	@scripts/setup.sh build
+	@scripts/test.sh fmt clippy docs
+
+install: build ## Install the command, man pages and completions under PREFIX
+	$(CARGO) run --quiet --release --locked --package vellum-xtask -- man target/man
+	install -D -m 0755 target/release/vellum $(DESTDIR)$(PREFIX)/bin/vellum
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 0644 target/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+
+clean: ## Remove what was built (the cached demo image too)
+	$(CARGO) clean
+	rm -rf .cache

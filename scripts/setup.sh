@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Installs what a fresh Debian 12 with rustup lacks, and only that.
+#
+#   scripts/setup.sh GROUP...     groups: build, demo, test, slow, bench
+#
+# Packages that are there are left alone; when all are there nothing is asked of
+# the network and no privilege is needed. No package may leave a daemon running:
+# a policy-rc.d that says no is in place while apt works, and is taken away after.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages_build="gcc libc6-dev make ca-certificates"
+packages_demo="python3 runc uidmap acl attr"
+packages_test="python3 runc crun uidmap acl attr strace busybox-static e2fsprogs
+  xfsprogs btrfs-progs docker-registry containerd docker.io podman buildah skopeo umoci"
+packages_slow="debootstrap"
+packages_bench="python3"
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+wanted=()
+groups=" $* "
+for group in "$@"; do
+  name="packages_$group"
+  [ -n "${!name:-}" ] || die "no such group: $group"
+  # shellcheck disable=SC2206  # word splitting is the point
+  wanted+=(${!name})
+done
+
+# ---- Debian packages --------------------------------------------------------
+installed() {
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+install_packages() {
+  local policy=/usr/sbin/policy-rc.d made_policy=""
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    made_policy=yes
+  fi
+  local status=0
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -o DPkg::Lock::Timeout=300 update -qq || status=$?
+  if [ "$status" = 0 ]; then
+    apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "$@" >&2 || status=$?
+  fi
+  [ -z "$made_policy" ] || rm -f "$policy"
+  return "$status"
+}
+
+if command -v dpkg-query >/dev/null; then
+  missing=()
+  for package in "${wanted[@]}"; do
+    installed "$package" || missing+=("$package")
+  done
+  if [ "${#missing[@]}" -gt 0 ]; then
+    if [ "$(id -u)" -ne 0 ]; then
+      say "these Debian packages are missing: ${missing[*]}"
+      die "run this once as root: apt-get install --no-install-recommends ${missing[*]}"
+    fi
+    say "installing: ${missing[*]}"
+    install_packages "${missing[@]}" || die "apt-get failed; the packages above are needed"
+  fi
+else
+  say "not a Debian system: make sure that these are there: ${wanted[*]}"
+fi
+
+# ---- the Rust toolchain -----------------------------------------------------
+case "$groups" in
+*" build "*)
+  export PATH="$PATH:$HOME/.cargo/bin"
+  command -v cargo >/dev/null ||
+    die "no cargo: install rustup (https://rustup.rs); Debian 12's own rustc is too old"
+  if ! cargo --version >/dev/null 2>&1; then
+    channel=$(sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
+    say "installing Rust $channel (rust-toolchain.toml names it)"
+    rustup toolchain install "$channel" --profile minimal --component clippy --component rustfmt ||
+      die "rustup could not install Rust $channel"
+  fi
+  ;;
+esac

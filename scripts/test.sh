@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands: `make test`.
+#
+#   scripts/test.sh [STAGE...]    stages: fmt, clippy, docs, test (all when none is named)
+#
+# VELLUM_SLOW=1 adds the slow tier: newer clients, the largest inputs.
+# A test whose kernel feature or program is missing says so and is counted; the
+# count is printed at the end, since an untested claim is not a passed one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin:/sbin"
+
+untested=$(mktemp "${TMPDIR:-/tmp}/vellum-untested.XXXXXX")
+export VELLUM_UNTESTED="$untested"
+times=()
+failed=""
+trap 'rm -f "$untested"' EXIT
+
+stage_fmt() { cargo fmt --all --check; }
+stage_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+stage_docs() {
+  RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet &&
+    cargo run --quiet --locked --package vellum-xtask -- check-docs
+}
+# The client tests start daemons; the rest share two cores with them, so the
+# test threads are left at cargo's default.
+stage_test() { cargo test --workspace --locked --no-fail-fast; }
+
+run() {
+  printf '\n== %s\n' "$1"
+  local start=$SECONDS
+  if ! "stage_$1"; then
+    failed="$failed $1"
+  fi
+  times+=("$1 $((SECONDS - start))s")
+}
+
+stages=("$@")
+[ "$#" -gt 0 ] || stages=(fmt clippy docs test)
+for stage in "${stages[@]}"; do
+  run "$stage"
+done
+
+printf '\n== summary\n'
+printf 'time: %s\n' "$(IFS=,; echo "${times[*]}" | sed 's/,/, /g'), all $((SECONDS))s"
+if [ -s "$untested" ]; then
+  printf 'untested here: %s\n' "$(wc -l <"$untested")"
+  sed 's/^/  /' "$untested" | sort | uniq -c
+else
+  printf 'untested here: 0\n'
+fi
+if [ -n "$failed" ]; then
+  printf 'FAILED:%s\n' "$failed"
+  exit 1
+fi
