@@ -1,2 +1,17 @@
-//! (room to be furnished)
+//! The verbs of Vellum: each composes the rooms below into one thing a user asks for, and owns no format of its own.
+//!
+//! One file per verb (`create.rs`, `commit.rs`, ...). [`plan`] holds the decisions of mounting as a pure function; [`config`] says what is
+//! configured and by whom; [`context`] is what every verb is handed. The fronts (command line, later sockets) translate arguments into the
+//! request types here and results back, and decide nothing.
+//!
+//! This room must not know byte formats of layers or wire types of the fronts, and prints nothing: it talks through [`progress::Progress`].
 #![forbid(unsafe_code)]
+
+pub mod config;
+pub mod context;
+pub mod error;
+pub mod progress;
+
+pub use context::Context;
+pub use error::{Error, Result};
+pub use vellum_sys::Cancel;

@@ -1,0 +1,564 @@
+//! What is configured, and who said so.
+//!
+//! Settings come, later ones winning, from built-in defaults, the system's file (`/etc/vellum/vellum.toml`), the user's file
+//! (`$XDG_CONFIG_HOME/vellum/vellum.toml`), environment variables (`VELLUM_*`) and command-line flags. [`resolve`] is pure: it is handed the
+//! [`Surroundings`] and reads no environment itself, so the whole precedence is tested as a table. Every value keeps its [`Source`], which
+//! `vellum info` and `vellum config show` print.
+//!
+//! Nothing is skipped silently: an unknown key, a value that doesn't parse or a file that can't be read is an error that names the place.
+//! `docs/configuration.md` is the user's view of this file; the two change together.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+pub mod docker;
+mod file;
+
+pub use file::Partial;
+
+/// The driver that new layers and containers are made with. Existing ones stay with their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// One directory a layer, all of them lowers of one overlay mount; Docker's layout.
+    Overlay2,
+    /// Docker's first driver: one lower directory with hard-linked layers.
+    Overlay,
+    /// Full copies, reflinked where the file system can.
+    Native,
+}
+
+impl Driver {
+    /// The name as written in configuration and in the store.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Overlay2 => "overlay2",
+            Self::Overlay => "overlay",
+            Self::Native => "native",
+        }
+    }
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Driver {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "overlay2" => Ok(Self::Overlay2),
+            "overlay" => Ok(Self::Overlay),
+            // Docker calls full copies `vfs`.
+            "native" | "vfs" => Ok(Self::Native),
+            other => Err(format!(
+                "`{other}` is no storage driver; there are overlay2, overlay and native"
+            )),
+        }
+    }
+}
+
+/// How the layers of a mount are handed to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountMethod {
+    /// The best one the kernel has.
+    Auto,
+    /// Open descriptors, Linux 6.13.
+    LayerFds,
+    /// Paths, one `lowerdir+` each, Linux 6.8.
+    LowerdirPlus,
+    /// mount(2) with one page of options and relative links, any Linux.
+    OptionPage,
+}
+
+impl FromStr for MountMethod {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "layer-fds" => Ok(Self::LayerFds),
+            "lowerdir-plus" => Ok(Self::LowerdirPlus),
+            "option-page" => Ok(Self::OptionPage),
+            other => Err(format!(
+                "`{other}` is no mount method; there are auto, layer-fds, lowerdir-plus and option-page"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for MountMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::LayerFds => "layer-fds",
+            Self::LowerdirPlus => "lowerdir-plus",
+            Self::OptionPage => "option-page",
+        })
+    }
+}
+
+/// Whether a kernel feature is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Toggle {
+    /// Where it can be had and nothing speaks against it.
+    Auto,
+    /// Required: a mount that can't have it is refused.
+    On,
+    /// Never.
+    Off,
+}
+
+impl FromStr for Toggle {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" | "true" | "yes" | "1" => Ok(Self::On),
+            "off" | "false" | "no" | "0" => Ok(Self::Off),
+            other => Err(format!("`{other}` is none of auto, on and off")),
+        }
+    }
+}
+
+impl fmt::Display for Toggle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// How one registry is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct RegistrySettings {
+    /// Addresses asked first, in order, before the registry itself (`http://127.0.0.1:5000`).
+    pub mirrors: Vec<String>,
+    /// Speak plain HTTP with it.
+    pub insecure: bool,
+}
+
+/// Who said what a setting is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Nobody: the built-in value.
+    Default,
+    /// A configuration file.
+    File(PathBuf),
+    /// An environment variable.
+    Environment(&'static str),
+    /// A command-line flag.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// A value and who gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting<T> {
+    /// What holds.
+    pub value: T,
+    /// Who said so.
+    pub source: Source,
+}
+
+/// All settings, resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The store's directory. Absolute.
+    pub root: Setting<PathBuf>,
+    /// Directory of what lives until the next boot: mount points, locks, the holder of the user namespace. Absolute.
+    pub run_dir: Setting<PathBuf>,
+    /// The driver of new layers and containers.
+    pub storage_driver: Setting<Driver>,
+    /// Leave off every mark that Docker's and containerd's own diff would misread.
+    pub docker_compatible: Setting<bool>,
+    /// How layers are handed to the kernel.
+    pub mount_method: Setting<MountMethod>,
+    /// Kernel option `redirect_dir`: directories of lower layers can be renamed.
+    pub redirect_dir: Setting<Toggle>,
+    /// Kernel option `metacopy`: chmod and chown copy no data.
+    pub metacopy: Setting<Toggle>,
+    /// Kernel option `xino`: inode numbers are unique over layers of several file systems.
+    pub xino: Setting<Toggle>,
+    /// Skip the syncs of copy-up; such a container is lost when the machine goes down (kernel option `volatile`).
+    pub volatile: Setting<bool>,
+    /// Size limit of each new container's own layer. `None`: none.
+    pub size_bytes: Setting<Option<u64>>,
+    /// OCI runtime program. `None`: runc, else crun.
+    pub runtime: Setting<Option<PathBuf>>,
+    /// Keep the compressed layer blobs of loaded and pulled images.
+    pub keep_blobs: Setting<bool>,
+    /// How many layers are unpacked at once, at least 1.
+    pub jobs: Setting<usize>,
+    /// File with registry logins. `None`: the usual ones.
+    pub auth_file: Setting<Option<PathBuf>>,
+    /// How registries are reached, by host (and port).
+    pub registries: Setting<BTreeMap<String, RegistrySettings>>,
+    /// The files that were read, in order.
+    pub files: Vec<PathBuf>,
+}
+
+/// What [`resolve`] looks at besides flags: collected once, by the front.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Whether a plain user asks (also from inside his own user namespace).
+    pub rootless: bool,
+    /// The user's number outside any namespace, for paths below `/run/user` and `/tmp`.
+    pub uid: u32,
+    /// The environment.
+    pub environment: BTreeMap<OsString, OsString>,
+    /// The system's configuration file.
+    pub system_file: PathBuf,
+}
+
+impl Surroundings {
+    /// Where the system's file is.
+    pub const SYSTEM_FILE: &'static str = "/etc/vellum/vellum.toml";
+
+    fn get(&self, name: &str) -> Option<&OsStr> {
+        self.environment
+            .get(OsStr::new(name))
+            .map(OsString::as_os_str)
+            .filter(|v| !v.is_empty())
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        // The XDG rules: a relative path is to be ignored.
+        self.get(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    }
+
+    fn home(&self) -> PathBuf {
+        self.path("HOME").unwrap_or_else(|| PathBuf::from("/"))
+    }
+
+    /// Where the user's file is looked for.
+    pub fn user_file(&self) -> PathBuf {
+        self.path("XDG_CONFIG_HOME")
+            .unwrap_or_else(|| self.home().join(".config"))
+            .join("vellum/vellum.toml")
+    }
+
+    fn default_root(&self) -> PathBuf {
+        if self.rootless {
+            self.path("XDG_DATA_HOME")
+                .unwrap_or_else(|| self.home().join(".local/share"))
+                .join("vellum")
+        } else {
+            PathBuf::from("/var/lib/vellum")
+        }
+    }
+
+    fn default_run_dir(&self) -> PathBuf {
+        if self.rootless {
+            match self.path("XDG_RUNTIME_DIR") {
+                Some(dir) => dir.join("vellum"),
+                None => PathBuf::from(format!("/tmp/vellum-{}", self.uid)),
+            }
+        } else {
+            PathBuf::from("/run/vellum")
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A file that must be there can't be read.
+    #[error("cannot read the configuration file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is no TOML, or has a key or value that Vellum doesn't know.
+    #[error("cannot understand the configuration file {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A value of an environment variable or flag can't be understood.
+    #[error("{place} cannot be understood: {why}")]
+    Value {
+        /// The variable, flag or key.
+        place: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Docker's configuration holds something that has no meaning here.
+    #[error("{place} has no counterpart in Vellum: {why}")]
+    Foreign {
+        /// The key as Docker spells it.
+        place: String,
+        /// What to do about it.
+        why: String,
+    },
+    /// Two settings contradict each other.
+    #[error("{0}")]
+    Contradiction(String),
+}
+
+impl ConfigError {
+    /// What the user could do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Parse { .. } => {
+                Some("docs/configuration.md lists every key with its values".into())
+            }
+            Self::Read { path, .. } => Some(format!(
+                "was {} moved? --config and VELLUM_CONFIG name it",
+                path.display()
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// One layer of settings with the place they come from.
+struct Layer {
+    partial: Partial,
+    origin: Origin,
+}
+
+enum Origin {
+    File(PathBuf),
+    Environment,
+    Flags,
+}
+
+/// Resolves all settings: defaults, system file, user file, environment, flags, later ones winning.
+///
+/// `config_file` (flag `--config`) or `VELLUM_CONFIG` replaces both files and must then be readable. Reads those files and nothing else.
+pub fn resolve(
+    around: &Surroundings,
+    config_file: Option<&Path>,
+    flags: Partial,
+) -> Result<Config, ConfigError> {
+    let mut layers = Vec::new();
+    let mut files = Vec::new();
+    let named = config_file
+        .map(Path::to_path_buf)
+        .or_else(|| around.get("VELLUM_CONFIG").map(PathBuf::from));
+    let candidates = match named {
+        Some(path) => vec![(path, true)],
+        None => vec![
+            (around.system_file.clone(), false),
+            (around.user_file(), false),
+        ],
+    };
+    for (path, required) in candidates {
+        if let Some(partial) = file::read(&path, required)? {
+            files.push(path.clone());
+            layers.push(Layer {
+                partial,
+                origin: Origin::File(path),
+            });
+        }
+    }
+    layers.push(Layer {
+        partial: file::from_environment(|name| around.get(name))?,
+        origin: Origin::Environment,
+    });
+    layers.push(Layer {
+        partial: flags,
+        origin: Origin::Flags,
+    });
+    merge(around, &layers, files)
+}
+
+/// Picks the last layer that says something about one setting.
+fn pick<T: Clone>(
+    layers: &[Layer],
+    variable: &'static str,
+    flag: &'static str,
+    get: impl Fn(&Partial) -> Option<T>,
+    default: impl FnOnce() -> T,
+) -> Setting<T> {
+    for layer in layers.iter().rev() {
+        if let Some(value) = get(&layer.partial) {
+            let source = match &layer.origin {
+                Origin::File(path) => Source::File(path.clone()),
+                Origin::Environment => Source::Environment(variable),
+                Origin::Flags => Source::Flag(flag),
+            };
+            return Setting { value, source };
+        }
+    }
+    Setting {
+        value: default(),
+        source: Source::Default,
+    }
+}
+
+fn merge(
+    around: &Surroundings,
+    layers: &[Layer],
+    files: Vec<PathBuf>,
+) -> Result<Config, ConfigError> {
+    let size = |p: &Partial| p.size.as_ref().map(|s| s.0);
+    let config = Config {
+        root: pick(
+            layers,
+            "VELLUM_ROOT",
+            "--root",
+            |p| p.root.clone(),
+            || around.default_root(),
+        ),
+        run_dir: pick(
+            layers,
+            "VELLUM_RUN_DIR",
+            "--run-dir",
+            |p| p.run_dir.clone(),
+            || around.default_run_dir(),
+        ),
+        storage_driver: pick(
+            layers,
+            "VELLUM_STORAGE_DRIVER",
+            "--storage-driver",
+            |p| p.storage_driver,
+            || Driver::Overlay2,
+        ),
+        docker_compatible: pick(
+            layers,
+            "VELLUM_DOCKER_COMPATIBLE",
+            "--docker-compatible",
+            |p| p.docker_compatible,
+            || false,
+        ),
+        mount_method: pick(
+            layers,
+            "VELLUM_MOUNT_METHOD",
+            "--mount-method",
+            |p| p.mount.method,
+            || MountMethod::Auto,
+        ),
+        redirect_dir: pick(
+            layers,
+            "VELLUM_REDIRECT_DIR",
+            "--mount-opt",
+            |p| p.mount.redirect_dir,
+            || Toggle::Auto,
+        ),
+        metacopy: pick(
+            layers,
+            "VELLUM_METACOPY",
+            "--mount-opt",
+            |p| p.mount.metacopy,
+            || Toggle::Auto,
+        ),
+        xino: pick(
+            layers,
+            "VELLUM_XINO",
+            "--mount-opt",
+            |p| p.mount.xino,
+            || Toggle::Auto,
+        ),
+        volatile: pick(
+            layers,
+            "VELLUM_VOLATILE",
+            "--mount-opt",
+            |p| p.mount.volatile,
+            || false,
+        ),
+        size_bytes: pick(layers, "VELLUM_SIZE", "--size", size, || None),
+        runtime: pick(
+            layers,
+            "VELLUM_RUNTIME",
+            "--runtime",
+            |p| p.runtime.clone().map(Some),
+            || None,
+        ),
+        keep_blobs: pick(
+            layers,
+            "VELLUM_KEEP_BLOBS",
+            "--keep-blobs",
+            |p| p.keep_blobs,
+            || false,
+        ),
+        jobs: pick(layers, "VELLUM_JOBS", "--jobs", |p| p.jobs, default_jobs),
+        auth_file: pick(
+            layers,
+            "VELLUM_AUTH_FILE",
+            "--auth-file",
+            |p| p.auth_file.clone().map(Some),
+            || None,
+        ),
+        registries: pick(
+            layers,
+            "VELLUM_REGISTRIES",
+            "--registry",
+            |p| p.registry.clone(),
+            BTreeMap::new,
+        ),
+        files,
+    };
+    check(&config)?;
+    Ok(config)
+}
+
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().min(8))
+}
+
+/// Refuses settings that can't be true together.
+fn check(config: &Config) -> Result<(), ConfigError> {
+    for (name, setting) in [("root", &config.root), ("run-dir", &config.run_dir)] {
+        if !setting.value.is_absolute() {
+            return Err(ConfigError::Value {
+                place: format!("`{name}` ({})", setting.source),
+                why: format!("`{}` is not absolute", setting.value.display()),
+            });
+        }
+    }
+    if config.jobs.value == 0 {
+        return Err(ConfigError::Value {
+            place: format!("`jobs` ({})", config.jobs.source),
+            why: "at least one is needed".into(),
+        });
+    }
+    if config.docker_compatible.value {
+        for (name, setting) in [
+            ("redirect-dir", &config.redirect_dir),
+            ("metacopy", &config.metacopy),
+        ] {
+            if setting.value == Toggle::On {
+                return Err(ConfigError::Contradiction(format!(
+                    "docker-compatible ({}) and mount.{name} = on ({}) exclude each other: Docker's diff misreads what {name} writes",
+                    config.docker_compatible.source, setting.source
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

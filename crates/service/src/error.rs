@@ -1,0 +1,198 @@
+//! The errors of the verbs, in the user's words, with a hint where one helps.
+//!
+//! Each room's own error arrives here as a source and is told once: the text never repeats its source. Fronts turn [`Error::class`] into an exit
+//! code or a status, and print [`Error::hint`] on a line of its own.
+
+use std::path::PathBuf;
+
+use crate::config::ConfigError;
+
+/// A verb's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of thing a name was meant to name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An image, by reference or id.
+    Image,
+    /// A container, by name or id.
+    Container,
+    /// A named volume.
+    Volume,
+    /// A layer, by chain id.
+    Layer,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Image => "image",
+            Self::Container => "container",
+            Self::Volume => "volume",
+            Self::Layer => "layer",
+        })
+    }
+}
+
+/// What sort of failure it is, for exit codes and statuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The request can't be understood.
+    Misused,
+    /// It was understood and failed.
+    Failed,
+    /// The user stopped it.
+    Cancelled,
+}
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration can't be used.
+    #[error("the configuration is not usable")]
+    Config(#[from] ConfigError),
+
+    /// Nothing of that name.
+    #[error("there is no {kind} `{name}`")]
+    NotFound {
+        /// What was looked for.
+        kind: Kind,
+        /// As the user wrote it.
+        name: String,
+    },
+
+    /// A shortened id or name that fits several.
+    #[error("`{name}` fits several {kind}s: {}", matches.join(", "))]
+    Ambiguous {
+        /// What was looked for.
+        kind: Kind,
+        /// As the user wrote it.
+        name: String,
+        /// Some that it fits.
+        matches: Vec<String>,
+    },
+
+    /// The name belongs to another one.
+    #[error("the name `{name}` is taken by another {kind}")]
+    NameTaken {
+        /// What has the name.
+        kind: Kind,
+        /// The name.
+        name: String,
+    },
+
+    /// Something still needs it.
+    #[error("{kind} `{name}` is in use: {by}")]
+    InUse {
+        /// What is in use.
+        kind: Kind,
+        /// Its name.
+        name: String,
+        /// Who uses it.
+        by: String,
+        /// How to go on all the same.
+        hint: String,
+    },
+
+    /// The request contradicts itself or names something impossible.
+    #[error("{what}")]
+    Invalid {
+        /// What is wrong.
+        what: String,
+        /// What to write instead.
+        hint: Option<String>,
+    },
+
+    /// The machine, kernel, file system or driver can't do it.
+    #[error("{what}")]
+    Unsupported {
+        /// What can't be done and why.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
+
+    /// A system call on a path failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, as a verb ("read", "create").
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+
+    /// A program Vellum started failed before it did its work.
+    #[error("cannot run {}", program.display())]
+    Program {
+        /// The program.
+        program: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+
+    /// Several things failed; each has been reported on the way.
+    #[error("{failed} of {total} failed")]
+    Several {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        total: usize,
+    },
+
+    /// The user asked to stop.
+    #[error("stopped; what was staged is left to `vellum gc`")]
+    Cancelled,
+}
+
+impl Error {
+    /// Returns a function that wraps an I/O error, for `map_err`.
+    pub fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// What the user could do next, if there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Config(e) => e.hint(),
+            Self::NotFound { kind, .. } => Some(
+                match kind {
+                    Kind::Image => "`vellum images` lists them; `vellum pull` or `vellum load` brings one in",
+                    Kind::Container => "`vellum ls` lists them",
+                    Kind::Volume => "`vellum volume ls` lists them",
+                    Kind::Layer => "`vellum check` tells what is missing",
+                }
+                .into(),
+            ),
+            Self::Ambiguous { .. } => Some("write more of it".into()),
+            Self::NameTaken { .. } => Some("choose another name, or remove or rename that one".into()),
+            Self::InUse { hint, .. } | Self::Unsupported { hint, .. } => Some(hint.clone()),
+            Self::Invalid { hint, .. } => hint.clone(),
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Some("the disk is full: `vellum gc --dry-run` shows what could go, `vellum df` what uses it".into())
+            }
+            Self::Io { .. } | Self::Program { .. } | Self::Several { .. } | Self::Cancelled => None,
+        }
+    }
+
+    /// What sort of failure it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Config(_) | Self::Invalid { .. } => Class::Misused,
+            Self::Cancelled => Class::Cancelled,
+            _ => Class::Failed,
+        }
+    }
+}
