@@ -1,0 +1,204 @@
+//! Copies the content of one file into another as cheaply as the file systems allow.
+//!
+//! In order: share the blocks (`FICLONE`), let the kernel copy each run of data and leave the holes
+//! (`copy_file_range` between `SEEK_DATA` and `SEEK_HOLE`), read and write. Attributes are the caller's business.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use crate::{Error, Result};
+
+/// How the content travelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Blocks are shared with the source until one side writes.
+    Cloned,
+    /// The kernel copied the data, holes were kept.
+    Ranges,
+    /// Read and written through this process, holes were kept.
+    ReadWrite,
+}
+
+/// What a copy did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copied {
+    /// How the content travelled; the least clever way used for any part.
+    pub how: How,
+    /// Size of the source in bytes, holes included.
+    pub size_bytes: u64,
+    /// Bytes that were really moved: 0 if cloned.
+    pub bytes: u64,
+}
+
+/// Makes `dst`, an empty file open for writing, hold the same bytes and holes as `src`.
+///
+/// Not durable on return. After an error `dst` holds part of the content. File offsets of both are left anywhere.
+pub fn copy_data(src: impl AsFd, dst: impl AsFd) -> Result<Copied> {
+    let (src, dst) = (src.as_fd(), dst.as_fd());
+    let size_bytes = crate::stat::stat_fd(src)?.size_bytes;
+    if size_bytes == 0 {
+        return Ok(Copied {
+            how: How::Ranges,
+            size_bytes,
+            bytes: 0,
+        });
+    }
+    if rustix::fs::ioctl_ficlone(dst, src).is_ok() {
+        return Ok(Copied {
+            how: How::Cloned,
+            size_bytes,
+            bytes: 0,
+        });
+    }
+    copy_ranges(src, dst, size_bytes).map_err(|e| Error::at("copy data into", dst, "", e))
+}
+
+fn copy_ranges(
+    src: BorrowedFd<'_>,
+    dst: BorrowedFd<'_>,
+    size_bytes: u64,
+) -> rustix::io::Result<Copied> {
+    let mut copied = Copied {
+        how: How::Ranges,
+        size_bytes,
+        bytes: 0,
+    };
+    let mut at = 0;
+    while at < size_bytes {
+        let start = match rustix::fs::seek(src, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            Err(e) => return Err(e),
+        };
+        let end = match rustix::fs::seek(src, SeekFrom::Hole(start)) {
+            Ok(end) => end.min(size_bytes),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => size_bytes,
+            Err(e) => return Err(e),
+        };
+        copy_run(src, dst, start, end, &mut copied)?;
+        at = end.max(start + 1);
+    }
+    rustix::fs::ftruncate(dst, size_bytes)?;
+    Ok(copied)
+}
+
+/// Copies one run of data. A source that shrinks meanwhile ends the run early and leaves a hole.
+fn copy_run(
+    src: BorrowedFd<'_>,
+    dst: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    copied: &mut Copied,
+) -> rustix::io::Result<()> {
+    const LARGEST_CALL: u64 = 1 << 30;
+    let (mut from, mut to) = (start, start);
+    while copied.how == How::Ranges && from < end {
+        let want = (end - from).min(LARGEST_CALL) as usize;
+        match rustix::fs::copy_file_range(src, Some(&mut from), dst, Some(&mut to), want) {
+            Ok(0) => return Ok(()),
+            Ok(n) => copied.bytes += n as u64,
+            Err(Errno::INTR) => {}
+            // The file systems can't do it together, or not at all: move the bytes ourselves from here on.
+            Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
+                copied.how = How::ReadWrite;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    if from >= end {
+        return Ok(());
+    }
+    let mut buf = vec![0; 256 * 1024];
+    while from < end {
+        let want = (end - from).min(buf.len() as u64) as usize;
+        let n = match rustix::io::pread(src, &mut buf[..want], from) {
+            Ok(0) => return Ok(()),
+            Ok(n) => n,
+            Err(Errno::INTR) => continue,
+            Err(e) => return Err(e),
+        };
+        let mut done = 0;
+        while done < n {
+            match rustix::io::pwrite(dst, &buf[done..n], from + done as u64) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(k) => done += k,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        from += n as u64;
+        copied.bytes += n as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek, Write};
+
+    use super::*;
+
+    #[test]
+    fn content_and_holes_arrive() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut src = File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(tmp.path().join("src"))
+            .unwrap();
+        src.write_all(b"head").unwrap();
+        src.seek(std::io::SeekFrom::Start(8 << 20)).unwrap();
+        src.write_all(b"middle").unwrap();
+        src.set_len(32 << 20).unwrap();
+        let mut dst = File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(tmp.path().join("dst"))
+            .unwrap();
+        let copied = copy_data(&src, &dst).unwrap();
+        assert_eq!(copied.size_bytes, 32 << 20);
+        assert!(copied.bytes < 1 << 20, "holes were copied: {copied:?}");
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        src.rewind().unwrap();
+        src.read_to_end(&mut a).unwrap();
+        dst.rewind().unwrap();
+        dst.read_to_end(&mut b).unwrap();
+        assert!(a == b);
+        use std::os::unix::fs::MetadataExt;
+        assert!(dst.metadata().unwrap().blocks() < 2048);
+    }
+
+    #[test]
+    fn a_file_system_border_is_no_obstacle() {
+        let tmp = tempfile::tempdir().unwrap();
+        let Ok(mut dst) = tempfile::tempfile_in("/dev/shm") else {
+            return;
+        };
+        std::fs::write(tmp.path().join("src"), vec![5; 700_000]).unwrap();
+        let copied = copy_data(File::open(tmp.path().join("src")).unwrap(), &dst).unwrap();
+        assert_eq!(copied.bytes, 700_000);
+        let mut got = Vec::new();
+        dst.rewind().unwrap();
+        dst.read_to_end(&mut got).unwrap();
+        assert!(got == vec![5; 700_000]);
+    }
+
+    #[test]
+    fn an_empty_file_is_no_work() {
+        let tmp = tempfile::tempdir().unwrap();
+        let src = File::options()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .open(tmp.path().join("src"))
+            .unwrap();
+        let dst = File::create(tmp.path().join("dst")).unwrap();
+        assert_eq!(copy_data(&src, &dst).unwrap().bytes, 0);
+    }
+}

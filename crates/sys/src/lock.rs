@@ -1,0 +1,91 @@
+//! Advisory locks (flock) that live as long as a value.
+//!
+//! A lock belongs to the open file description: it survives in a child that inherited the descriptor and goes when
+//! the last copy is closed, so a killed process never leaves one behind. Never lock a file SQLite has open.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::{Error, Result};
+
+/// Whether others may hold the lock too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Any number of holders at once, none of them exclusive.
+    Shared,
+    /// One holder.
+    Exclusive,
+}
+
+/// A held lock; dropping it lets go.
+#[derive(Debug)]
+pub struct Lock {
+    fd: OwnedFd,
+}
+
+impl Lock {
+    /// Waits until the lock on `fd`'s file is had.
+    pub fn wait(fd: impl Into<OwnedFd>, sharing: Sharing) -> Result<Lock> {
+        let fd = fd.into();
+        let op = match sharing {
+            Sharing::Shared => FlockOperation::LockShared,
+            Sharing::Exclusive => FlockOperation::LockExclusive,
+        };
+        loop {
+            match rustix::fs::flock(&fd, op) {
+                Ok(()) => return Ok(Lock { fd }),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(Error::at("lock", fd.as_fd(), "", e)),
+            }
+        }
+    }
+
+    /// Takes the lock if nobody else has it; `None` if somebody has.
+    pub fn try_now(fd: impl Into<OwnedFd>, sharing: Sharing) -> Result<Option<Lock>> {
+        let fd = fd.into();
+        let op = match sharing {
+            Sharing::Shared => FlockOperation::NonBlockingLockShared,
+            Sharing::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        };
+        match rustix::fs::flock(&fd, op) {
+            Ok(()) => Ok(Some(Lock { fd })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(Error::at("lock", fd.as_fd(), "", e)),
+        }
+    }
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exclusive_lock_excludes_until_dropped() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("lock");
+        let open = || {
+            std::fs::File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+                .unwrap()
+        };
+        let held = Lock::wait(open(), Sharing::Exclusive).unwrap();
+        assert!(Lock::try_now(open(), Sharing::Shared).unwrap().is_none());
+        drop(held);
+        let a = Lock::try_now(open(), Sharing::Shared).unwrap().unwrap();
+        let b = Lock::try_now(open(), Sharing::Shared).unwrap().unwrap();
+        assert!(Lock::try_now(open(), Sharing::Exclusive).unwrap().is_none());
+        drop((a, b));
+        assert!(Lock::try_now(open(), Sharing::Exclusive).unwrap().is_some());
+    }
+}

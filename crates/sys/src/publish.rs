@@ -1,0 +1,81 @@
+//! Makes things durable, and makes them visible only once they are.
+//!
+//! The order is always: write, sync the file, rename, sync the directory. A crash leaves a temporary name starting
+//! with `.tmp-`, never half a file under the real one.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::fd::AsFd;
+
+use crate::rooted::{Dir, RenameFlags};
+use crate::{Error, Result};
+
+/// What temporary names begin with; a sweep may remove old ones.
+pub const TEMP_PREFIX: &str = ".tmp-";
+
+/// Writes `bytes` to `name` in `dir`, replacing what was there in one step, with exactly `mode`.
+///
+/// Durable on return. After an error `name` is what it was before. The umask does not apply.
+pub fn write_file_atomic(dir: &Dir, name: &OsStr, bytes: &[u8], mode: u32) -> Result<()> {
+    let temp = OsString::from(format!("{TEMP_PREFIX}{}", crate::random::hex(16)));
+    let written = (|| {
+        let mut file = dir.create_file(&temp, 0o600)?;
+        file.write_all(bytes)
+            .map_err(|e| Error::at("write", dir.as_fd(), name, e))?;
+        crate::rooted::set_mode_fd(&file, mode)?;
+        sync_file(&file)?;
+        dir.rename(&temp, dir, name, RenameFlags::empty())
+    })();
+    if let Err(e) = written {
+        // The first error is the one worth telling; a leftover is swept later.
+        let _ = dir.unlink(&temp);
+        return Err(e);
+    }
+    sync_dir(dir)
+}
+
+/// Makes a file's content and attributes durable (fsync).
+pub fn sync_file(file: impl AsFd) -> Result<()> {
+    let fd = file.as_fd();
+    rustix::fs::fsync(fd).map_err(|e| Error::at("sync", fd, "", e))
+}
+
+/// Makes the names in a directory durable (fsync).
+pub fn sync_dir(dir: &Dir) -> Result<()> {
+    sync_file(dir)
+}
+
+/// Makes everything on the file system that holds `fd` durable (syncfs). Errors of earlier writeback are reported.
+///
+/// On a FUSE mount the kernel returns at once without asking the server: sync what lies below instead.
+pub fn sync_fs(fd: impl AsFd) -> Result<()> {
+    let fd = fd.as_fd();
+    rustix::fs::syncfs(fd).map_err(|e| Error::at("sync the file system of", fd, "", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_no_temporary_stays() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(tmp.path()).unwrap();
+        let name = OsStr::new("record");
+        write_file_atomic(&dir, name, b"one", 0o644).unwrap();
+        write_file_atomic(&dir, name, b"two", 0o666).unwrap();
+        assert_eq!(std::fs::read(tmp.path().join("record")).unwrap(), b"two");
+        assert_eq!(dir.stat(name).unwrap().mode, 0o666);
+        assert_eq!(dir.entries().unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_replacement_leaves_the_old_file() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = Dir::open(tmp.path()).unwrap();
+        dir.mkdir(OsStr::new("taken"), 0o700).unwrap();
+        assert!(write_file_atomic(&dir, OsStr::new("taken"), b"x", 0o600).is_err());
+        assert!(dir.stat(OsStr::new("taken")).unwrap().is_dir());
+        assert_eq!(dir.entries().unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,571 @@
+//! Directories held by descriptor, and everything done to names in them.
+//!
+//! This is how a tree somebody else filled is touched safely: a [`Dir`] is opened once from a path we trust, and from
+//! there every step is one component given to a descriptor and not followed, or `openat2` with
+//! `RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS`. No path string is resolved twice, so swapping a
+//! directory for a symbolic link between check and use gains nothing.
+//!
+//! Invariants: a name given to a one-name operation is not empty, `.`, `..` and has no `/` or NUL in it, or the operation
+//! fails with EINVAL before the kernel sees it. Modes given when something is made are subject to the umask;
+//! `set_mode` is not. Nothing here is durable before [`Dir::sync`] (or a sync of the file system).
+
+mod remove;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timestamps, Uid};
+use rustix::io::Errno;
+
+pub use remove::Removal;
+pub use rustix::fs::RenameFlags;
+
+use crate::stat::{FileKind, Stat, Timespec};
+use crate::{Error, Result};
+
+const DIR_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_SYMLINKS);
+
+/// What an opened file may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The name, one component.
+    pub name: OsString,
+    /// What it is; asked of the inode where the directory does not say.
+    pub kind: FileKind,
+    /// The inode number the directory gives (under a mount point: that of the covered inode).
+    pub ino: u64,
+}
+
+/// The names in a directory, without `.` and `..`, in the file system's order.
+///
+/// Has its own read position. Names made or removed meanwhile may or may not show.
+pub struct Entries {
+    stream: rustix::fs::Dir,
+}
+
+impl Dir {
+    /// Opens a directory by a path that is trusted as a whole: symbolic links in it are followed.
+    pub fn open(path: &Path) -> Result<Dir> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())
+            .map_err(|e| Error::new("open the directory", path, e))?;
+        Ok(Dir { fd })
+    }
+
+    /// Makes a `Dir` of a descriptor that is known to be a directory opened for reading.
+    ///
+    /// Errors: ENOTDIR if it is none.
+    pub fn from_fd(fd: OwnedFd) -> Result<Dir> {
+        if !crate::stat::stat_fd(&fd)?.is_dir() {
+            return Err(Error::at(
+                "use as a directory",
+                fd.as_fd(),
+                "",
+                Errno::NOTDIR,
+            ));
+        }
+        Ok(Dir { fd })
+    }
+
+    /// Returns a second descriptor of the same directory.
+    pub fn dup(&self) -> Result<Dir> {
+        let fd = rustix::io::fcntl_dupfd_cloexec(&self.fd, 3)
+            .map_err(|e| self.fail("duplicate", "", e))?;
+        Ok(Dir { fd })
+    }
+
+    /// Returns the path the kernel knows for this directory, for messages and for callers outside (never reopen it to
+    /// get back here).
+    pub fn path(&self) -> Option<PathBuf> {
+        crate::error::fd_path(self.fd.as_fd())
+    }
+
+    /// Opens a directory beneath this one. The empty path and `.` open this directory anew.
+    ///
+    /// Errors: ELOOP if any component is a symbolic link, EXDEV if the path leaves this directory.
+    pub fn open_dir(&self, path: impl AsRef<Path>) -> Result<Dir> {
+        let path = path.as_ref();
+        let fd = self
+            .open_beneath(path, DIR_FLAGS)
+            .map_err(|e| self.fail("open the directory", path, e))?;
+        Ok(Dir { fd })
+    }
+
+    /// Opens a regular file beneath this directory for reading.
+    ///
+    /// Errors: ELOOP for symbolic links anywhere, ENXIO or EINVAL for anything that is no regular file. A fifo does not block
+    /// and a device is not kept open, but is opened for a moment: ask [`Dir::stat`] first where that could matter.
+    pub fn open_file(&self, path: impl AsRef<Path>) -> Result<File> {
+        self.open_file_for(path, Access::Read)
+    }
+
+    /// Opens an existing regular file beneath this directory. Errors as [`Dir::open_file`].
+    pub fn open_file_for(&self, path: impl AsRef<Path>, access: Access) -> Result<File> {
+        let path = path.as_ref();
+        let how = match access {
+            Access::Read => OFlags::RDONLY,
+            Access::Write => OFlags::WRONLY,
+            Access::ReadWrite => OFlags::RDWR,
+        };
+        let flags = how | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = self
+            .open_beneath(path, flags)
+            .map_err(|e| self.fail("open", path, e))?;
+        if !crate::stat::stat_fd(&fd)?.is_file() {
+            return Err(self.fail("open as a regular file", path, Errno::INVAL));
+        }
+        Ok(File::from(fd))
+    }
+
+    /// Opens whatever `path` names beneath this directory without using it (`O_PATH`): a symbolic link itself, a device
+    /// without waking it. Good for [`crate::stat::stat_fd`], the `_fd` functions here and in [`crate::xattr`], and mounting.
+    pub fn open_path(&self, path: impl AsRef<Path>) -> Result<OwnedFd> {
+        let path = path.as_ref();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = match check_component(path.as_os_str()) {
+            // RESOLVE_NO_SYMLINKS refuses a link as the last component even with O_NOFOLLOW; one name needs no resolving.
+            true => rustix::fs::openat(&self.fd, path, flags, Mode::empty()),
+            false => self.open_beneath(path, flags),
+        };
+        found.map_err(|e| self.fail("open", path, e))
+    }
+
+    fn open_beneath(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
+        // The kernel answers EAGAIN when a rename elsewhere raced with a `..`; that passes.
+        for _ in 0..64 {
+            match rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), BENEATH) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return other,
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    /// Returns the attributes of `name`, which is not followed. The name may not be a path; see [`Dir::stat_self`].
+    pub fn stat(&self, name: impl AsRef<OsStr>) -> Result<Stat> {
+        let name = self.checked(name.as_ref())?;
+        Stat::at(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| self.fail("look at", name, e))
+    }
+
+    /// Returns the attributes of `name`, or `None` if there is no such name.
+    pub fn stat_opt(&self, name: impl AsRef<OsStr>) -> Result<Option<Stat>> {
+        let name = self.checked(name.as_ref())?;
+        match Stat::at(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(self.fail("look at", name, e)),
+        }
+    }
+
+    /// Returns the attributes of this directory itself.
+    pub fn stat_self(&self) -> Result<Stat> {
+        crate::stat::stat_fd(&self.fd)
+    }
+
+    /// Returns the target of the symbolic link `name`. Errors: EINVAL if it is no link.
+    pub fn read_link(&self, name: impl AsRef<OsStr>) -> Result<OsString> {
+        let name = self.checked(name.as_ref())?;
+        let target = rustix::fs::readlinkat(&self.fd, name, Vec::new())
+            .map_err(|e| self.fail("read the link", name, e))?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+
+    /// Lists the names in this directory.
+    pub fn entries(&self) -> Result<Entries> {
+        let stream = rustix::fs::Dir::read_from(&self.fd).map_err(|e| self.fail("list", "", e))?;
+        Ok(Entries { stream })
+    }
+
+    /// Makes a directory. Errors: EEXIST.
+    pub fn mkdir(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
+        let name = self.checked(name.as_ref())?;
+        rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode))
+            .map_err(|e| self.fail("make the directory", name, e))
+    }
+
+    /// Makes a new regular file, open for reading and writing. Errors: EEXIST (also for a dangling symbolic link).
+    pub fn create_file(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<File> {
+        let name = self.checked(name.as_ref())?;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))
+            .map_err(|e| self.fail("create", name, e))?;
+        Ok(File::from(fd))
+    }
+
+    /// Makes a symbolic link called `name` that says `target`. Errors: EEXIST.
+    pub fn symlink(&self, target: impl AsRef<OsStr>, name: impl AsRef<OsStr>) -> Result<()> {
+        let name = self.checked(name.as_ref())?;
+        rustix::fs::symlinkat(target.as_ref(), &self.fd, name)
+            .map_err(|e| self.fail("make the symbolic link", name, e))
+    }
+
+    /// Makes a device node, fifo, socket or empty regular file. `rdev` counts for devices only. Errors: EEXIST, EPERM.
+    pub fn mknod(
+        &self,
+        name: impl AsRef<OsStr>,
+        kind: FileKind,
+        mode: u32,
+        rdev: (u32, u32),
+    ) -> Result<()> {
+        let name = self.checked(name.as_ref())?;
+        let dev = rustix::fs::makedev(rdev.0, rdev.1);
+        rustix::fs::mknodat(
+            &self.fd,
+            name,
+            kind.file_type(),
+            Mode::from_raw_mode(mode),
+            dev,
+        )
+        .map_err(|e| self.fail("make the node", name, e))
+    }
+
+    /// Gives the inode called `from` in `from_dir` the further name `to` here; a symbolic link is linked itself.
+    ///
+    /// Errors: EEXIST, EXDEV, EMLINK, EPERM for directories.
+    pub fn link(
+        &self,
+        from_dir: &Dir,
+        from: impl AsRef<OsStr>,
+        to: impl AsRef<OsStr>,
+    ) -> Result<()> {
+        let from = from_dir.checked(from.as_ref())?;
+        let to = self.checked(to.as_ref())?;
+        rustix::fs::linkat(from_dir, from, &self.fd, to, AtFlags::empty())
+            .map_err(|e| self.fail("make the hard link", to, e))
+    }
+
+    /// Gives an open file (also one made without a name) the name `to` here. Errors: EEXIST, EXDEV.
+    pub fn link_fd(&self, file: impl AsFd, to: impl AsRef<OsStr>) -> Result<()> {
+        let to = self.checked(to.as_ref())?;
+        let magic = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+        rustix::fs::linkat(CWD, magic, &self.fd, to, AtFlags::SYMLINK_FOLLOW)
+            .map_err(|e| self.fail("make the hard link", to, e))
+    }
+
+    /// Makes a file without a name in this directory's file system (`O_TMPFILE`), open for reading and writing.
+    ///
+    /// Errors: EOPNOTSUPP where the file system can't.
+    pub fn create_unnamed(&self, mode: u32) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, ".", flags, Mode::from_raw_mode(mode))
+            .map_err(|e| self.fail("create an unnamed file in", "", e))?;
+        Ok(File::from(fd))
+    }
+
+    /// Moves `from` here to `to` in `to_dir`. Replaces what is there unless `RenameFlags::NOREPLACE` is given.
+    pub fn rename(
+        &self,
+        from: impl AsRef<OsStr>,
+        to_dir: &Dir,
+        to: impl AsRef<OsStr>,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let from = self.checked(from.as_ref())?;
+        let to = to_dir.checked(to.as_ref())?;
+        let moved = if flags.is_empty() {
+            rustix::fs::renameat(&self.fd, from, to_dir, to)
+        } else {
+            rustix::fs::renameat_with(&self.fd, from, to_dir, to, flags)
+        };
+        moved.map_err(|e| to_dir.fail("rename to", to, e))
+    }
+
+    /// Removes a name that is no directory.
+    pub fn unlink(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        let name = self.checked(name.as_ref())?;
+        rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())
+            .map_err(|e| self.fail("remove", name, e))
+    }
+
+    /// Removes an empty directory. Errors: ENOTEMPTY, EBUSY if something is mounted on it here.
+    pub fn rmdir(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        let name = self.checked(name.as_ref())?;
+        rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
+            .map_err(|e| self.fail("remove the directory", name, e))
+    }
+
+    /// Removes `name` and everything beneath it, without ever entering another mount. See [`Removal`].
+    pub fn remove_tree(&self, name: impl AsRef<OsStr>) -> Result<Removal> {
+        let name = self.checked(name.as_ref())?;
+        remove::remove_tree(self, name.as_os_str())
+    }
+
+    /// Sets owner and group of `name` itself. Clears set-uid, set-gid and capabilities: do this before the mode.
+    pub fn set_owner(&self, name: impl AsRef<OsStr>, uid: u32, gid: u32) -> Result<()> {
+        let name = self.checked(name.as_ref())?;
+        let (uid, gid) =
+            owner_ids(uid, gid).map_err(|e| self.fail("change the owner of", name, e))?;
+        rustix::fs::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| self.fail("change the owner of", name, e))
+    }
+
+    /// Sets the twelve permission bits of `name` itself. Errors: EOPNOTSUPP for a symbolic link, which has none.
+    pub fn set_mode(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
+        let name = self.checked(name.as_ref())?;
+        chmod_nofollow(self, name, mode).map_err(|e| self.fail("change the mode of", name, e))
+    }
+
+    /// Sets the times of `name` itself; `None` leaves one as it is.
+    pub fn set_times(
+        &self,
+        name: impl AsRef<OsStr>,
+        atime: Option<Timespec>,
+        mtime: Option<Timespec>,
+    ) -> Result<()> {
+        let name = self.checked(name.as_ref())?;
+        rustix::fs::utimensat(
+            &self.fd,
+            name,
+            &timestamps(atime, mtime),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(|e| self.fail("set the times of", name, e))
+    }
+
+    /// Opens the directory `path`, beneath this one, making what is missing with `mode`.
+    ///
+    /// For trees that are our own: existing components are accepted with whatever mode they have. Symbolic links and `..`
+    /// are refused.
+    pub fn create_dir_all(&self, path: impl AsRef<Path>, mode: u32) -> Result<Dir> {
+        let path = path.as_ref();
+        let mut at = self.open_dir(".")?;
+        for component in path.components() {
+            let name = match component {
+                Component::CurDir => continue,
+                Component::Normal(name) => name,
+                _ => return Err(self.fail("make the directory", path, Errno::INVAL)),
+            };
+            at = match at.open_dir(name) {
+                Err(e) if e.is_not_found() => {
+                    match at.mkdir(name, mode) {
+                        Err(e) if !e.is_exists() => return Err(e),
+                        _ => {}
+                    }
+                    at.open_dir(name)?
+                }
+                other => other?,
+            };
+        }
+        Ok(at)
+    }
+
+    /// Makes the names in this directory durable (fsync).
+    pub fn sync(&self) -> Result<()> {
+        crate::publish::sync_dir(self)
+    }
+
+    fn checked<'a>(&self, name: &'a OsStr) -> Result<&'a Path> {
+        check_name(self.as_fd(), name)?;
+        Ok(Path::new(name))
+    }
+
+    pub(crate) fn fail(&self, op: &'static str, name: impl AsRef<Path>, e: Errno) -> Error {
+        Error::at(op, self.as_fd(), name, e)
+    }
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<Dir> for OwnedFd {
+    fn from(dir: Dir) -> OwnedFd {
+        dir.fd
+    }
+}
+
+impl Iterator for Entries {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Result<Entry>> {
+        loop {
+            let entry = match self.stream.next()? {
+                Ok(entry) => entry,
+                Err(e) => return Some(Err(self.fail("list", e))),
+            };
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let name = OsString::from_vec(name.to_vec());
+            let kind = match FileKind::from_file_type(entry.file_type()) {
+                Some(kind) => kind,
+                None => match self.kind_of(&name) {
+                    Ok(Some(kind)) => kind,
+                    // Gone between the listing and the question.
+                    Ok(None) => continue,
+                    Err(e) => return Some(Err(e)),
+                },
+            };
+            return Some(Ok(Entry {
+                name,
+                kind,
+                ino: entry.ino(),
+            }));
+        }
+    }
+}
+
+impl Entries {
+    fn kind_of(&self, name: &OsStr) -> Result<Option<FileKind>> {
+        let asked = self
+            .stream
+            .fd()
+            .and_then(|fd| Stat::at(fd, Path::new(name), AtFlags::SYMLINK_NOFOLLOW));
+        match asked {
+            Ok(stat) => Ok(Some(stat.kind)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(self.fail("look at an entry of", e)),
+        }
+    }
+
+    fn fail(&self, op: &'static str, e: Errno) -> Error {
+        match self.stream.fd() {
+            Ok(fd) => Error::at(op, fd, "", e),
+            Err(_) => Error::new(op, "", e),
+        }
+    }
+}
+
+/// Sets owner and group of an open file; an `O_PATH` descriptor will do. See [`Dir::set_owner`].
+pub fn set_owner_fd(fd: impl AsFd, uid: u32, gid: u32) -> Result<()> {
+    let fd = fd.as_fd();
+    owner_ids(uid, gid)
+        .and_then(|(uid, gid)| rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH))
+        .map_err(|e| Error::at("change the owner of", fd, "", e))
+}
+
+/// Sets the twelve permission bits of an open file; an `O_PATH` descriptor will do.
+pub fn set_mode_fd(fd: impl AsFd, mode: u32) -> Result<()> {
+    let fd = fd.as_fd();
+    let mode = Mode::from_raw_mode(mode & 0o7777);
+    match rustix::fs::fchmod(fd, mode) {
+        Err(Errno::BADF) => rustix::fs::chmod(format!("/proc/self/fd/{}", fd.as_raw_fd()), mode),
+        other => other,
+    }
+    .map_err(|e| Error::at("change the mode of", fd, "", e))
+}
+
+/// Sets the times of an open file; `None` leaves one as it is; an `O_PATH` descriptor will do.
+pub fn set_times_fd(fd: impl AsFd, atime: Option<Timespec>, mtime: Option<Timespec>) -> Result<()> {
+    let fd = fd.as_fd();
+    let times = timestamps(atime, mtime);
+    match rustix::fs::futimens(fd, &times) {
+        Err(Errno::BADF) => rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH),
+        other => other,
+    }
+    .map_err(|e| Error::at("set the times of", fd, "", e))
+}
+
+/// Refuses names that are not exactly one component.
+pub(crate) fn check_name(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    match check_component(name) {
+        true => Ok(()),
+        false => Err(Error::at("use as a name", dir, name, Errno::INVAL)),
+    }
+}
+
+fn check_component(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    !bytes.is_empty()
+        && bytes != b"."
+        && bytes != b".."
+        && !bytes.iter().any(|&b| b == b'/' || b == 0)
+}
+
+fn owner_ids(uid: u32, gid: u32) -> rustix::io::Result<(Option<Uid>, Option<Gid>)> {
+    // The all-ones id means "leave alone" to the kernel, so nobody can own anything by it.
+    if uid == u32::MAX || gid == u32::MAX {
+        return Err(Errno::INVAL);
+    }
+    Ok((Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))))
+}
+
+fn timestamps(atime: Option<Timespec>, mtime: Option<Timespec>) -> Timestamps {
+    let one = |t: Option<Timespec>| match t {
+        Some(t) => rustix::fs::Timespec {
+            tv_sec: t.sec,
+            tv_nsec: t.nsec.into(),
+        },
+        None => rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+    };
+    Timestamps {
+        last_access: one(atime),
+        last_modification: one(mtime),
+    }
+}
+
+/// Changes a mode without following: `fchmodat2` since Linux 6.6, through an `O_PATH` descriptor before.
+fn chmod_nofollow(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
+    let mode = mode & 0o7777;
+    match fchmodat2(dir, name, mode) {
+        Err(Errno::NOSYS) => {}
+        other => return other,
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    rustix::fs::chmod(
+        format!("/proc/self/fd/{}", fd.as_raw_fd()),
+        Mode::from_raw_mode(mode),
+    )
+}
+
+fn fchmodat2(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
+    let name = std::ffi::CString::new(name.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+    // SAFETY: fchmodat2 reads the NUL-terminated name, which lives until the call returns, and writes no memory of ours;
+    // the descriptor is open as long as `dir` is borrowed.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_fchmodat2,
+            dir.as_fd().as_raw_fd(),
+            name.as_ptr(),
+            mode as libc::mode_t,
+            libc::AT_SYMLINK_NOFOLLOW,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
