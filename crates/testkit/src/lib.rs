@@ -1,2 +1,22 @@
-//! (room to be furnished)
+//! What the tests of every room share.
+//!
+//! * [`scratch`]: temporary directories and whole file systems (loop-mounted or in memory) that are gone after the
+//!   test, also after a panic.
+//! * [`tree`]: a picture of a directory tree with everything a user can see of it, and a comparison entry by entry.
+//! * [`kernel`]: overlay mounts by the kernel, made without Vellum's own mount code, to compare with.
+//! * [`rng`]: random choices with a printed seed. `VELLUM_SEED=N` repeats a run.
+//! * [`untested`](untested()): says, and counts, what could not be tested here. Nothing is ever skipped silently.
+//!
+//! Nothing in a product may depend on this crate. It may panic: a test that can't be set up has failed.
 #![forbid(unsafe_code)]
+
+pub mod kernel;
+pub mod rng;
+pub mod scratch;
+pub mod tree;
+mod untested;
+
+pub use rng::Rng;
+pub use scratch::{FsKind, Scratch};
+pub use tree::Tree;
+pub use untested::{is_root, needs_root, untested};

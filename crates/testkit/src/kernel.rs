@@ -1,0 +1,118 @@
+//! Overlay mounts by the kernel itself, to compare ours with.
+//!
+//! Made through the mount API directly and not with Vellum's code for mounting, so that a mistake there can't hide
+//! one elsewhere.
+
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+use crate::Scratch;
+
+/// The parts of an overlay mount.
+#[derive(Debug, Clone, Default)]
+pub struct Overlay {
+    /// Read-only layers, the top one first.
+    pub lowers: Vec<PathBuf>,
+    /// Data-only layers, below all others.
+    pub data_lowers: Vec<PathBuf>,
+    /// The upper and the work directory.
+    pub upper: Option<(PathBuf, PathBuf)>,
+    /// Other options; an empty value makes a flag (`userxattr`).
+    pub options: Vec<(String, String)>,
+}
+
+impl Overlay {
+    /// Adds an option.
+    pub fn option(mut self, key: &str, value: &str) -> Overlay {
+        self.options.push((key.into(), value.into()));
+        self
+    }
+
+    /// Mounts on the existing directory `target`, which `scratch` unmounts at the end.
+    ///
+    /// Layer paths are cut by the kernel at 256 bytes. Errors name the step and carry what the kernel said.
+    pub fn mount(&self, scratch: &Scratch, target: &Path) -> Result<(), String> {
+        let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+            .map_err(|errno| format!("fsopen: {errno}"))?;
+        let set = |key: &str, value: &Path| {
+            fsconfig_set_string(&fs, key, value)
+                .map_err(|errno| format!("{key}={}: {errno}", value.display()))
+        };
+        for (key, value) in &self.options {
+            match value.as_str() {
+                "" => fsconfig_set_flag(&fs, key.as_str())
+                    .map_err(|errno| format!("{key}: {errno}"))?,
+                value => set(key, Path::new(value))?,
+            }
+        }
+        for lower in &self.lowers {
+            set("lowerdir+", lower)?;
+        }
+        for lower in &self.data_lowers {
+            set("datadir+", lower)?;
+        }
+        if let Some((upper, work)) = &self.upper {
+            set("upperdir", upper)?;
+            set("workdir", work)?;
+        }
+        fsconfig_create(&fs)
+            .map_err(|errno| format!("creating the overlay: {errno}{}", said(&fs)))?;
+        let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+            .map_err(|errno| format!("fsmount: {errno}"))?;
+        move_mount(
+            &mount,
+            "",
+            rustix::fs::CWD,
+            target,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .map_err(|errno| format!("move_mount: {errno}"))?;
+        scratch.adopt_mount(target);
+        Ok(())
+    }
+}
+
+/// The messages the kernel keeps for a file system context that failed.
+fn said(fs: &impl std::os::fd::AsFd) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 1024];
+    while let Ok(count @ 1..) = rustix::io::read(fs, &mut buffer) {
+        text.push_str("; ");
+        text.push_str(String::from_utf8_lossy(&buffer[..count]).trim());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_merges() {
+        if !crate::needs_root("kernel overlay") {
+            return;
+        }
+        let scratch = Scratch::new();
+        let lower = scratch.file("lower/f", "x").parent().unwrap().to_owned();
+        let overlay = Overlay {
+            lowers: vec![lower],
+            upper: Some((scratch.dir("upper"), scratch.dir("work"))),
+            ..Overlay::default()
+        };
+        let merged = scratch.dir("merged");
+        overlay
+            .option("redirect_dir", "on")
+            .mount(&scratch, &merged)
+            .unwrap();
+        assert_eq!(std::fs::read(merged.join("f")).unwrap(), b"x");
+        std::fs::remove_file(merged.join("f")).unwrap();
+        assert!(
+            scratch.join("upper/f").symlink_metadata().is_ok(),
+            "a whiteout"
+        );
+    }
+}

@@ -1,0 +1,271 @@
+//! Places for tests to write in, gone afterwards.
+//!
+//! Everything a [`Scratch`] mounted or made is undone when it is dropped, mounts first and last mount first, also
+//! while a panic unwinds. A process that is killed leaves litter under `VELLUM_TEST_DIR` (default: the system's
+//! temporary directory), named `vellum-test-*`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// The file systems that can be made for a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FsKind {
+    /// ext4 with Debian's defaults.
+    Ext4,
+    /// ext4 without file types in directory entries: overlays can't use it.
+    Ext4NoFiletype,
+    /// xfs with reflinks.
+    Xfs,
+    /// btrfs.
+    Btrfs,
+    /// In memory.
+    Tmpfs,
+}
+
+impl FsKind {
+    /// Every kind.
+    pub const ALL: [FsKind; 5] = [
+        FsKind::Ext4,
+        FsKind::Ext4NoFiletype,
+        FsKind::Xfs,
+        FsKind::Btrfs,
+        FsKind::Tmpfs,
+    ];
+
+    fn mkfs(self) -> Option<&'static [&'static str]> {
+        match self {
+            FsKind::Ext4 => Some(&["mkfs.ext4", "-q", "-F"]),
+            FsKind::Ext4NoFiletype => Some(&["mkfs.ext4", "-q", "-F", "-O", "^filetype"]),
+            FsKind::Xfs => Some(&["mkfs.xfs", "-q", "-f"]),
+            FsKind::Btrfs => Some(&["mkfs.btrfs", "-q", "-f"]),
+            FsKind::Tmpfs => None,
+        }
+    }
+
+    /// The smallest size in MiB that the file system's own tools accept.
+    fn least_mib(self) -> u64 {
+        match self {
+            FsKind::Xfs => 300,
+            FsKind::Btrfs => 128,
+            FsKind::Ext4 | FsKind::Ext4NoFiletype | FsKind::Tmpfs => 1,
+        }
+    }
+}
+
+/// A temporary directory, and the mounts below it.
+#[derive(Debug)]
+pub struct Scratch {
+    dir: PathBuf,
+    mounts: Mutex<Vec<PathBuf>>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch::new()
+    }
+}
+
+impl Scratch {
+    /// Makes a new, empty directory, mode 0700.
+    pub fn new() -> Scratch {
+        let base =
+            std::env::var_os("VELLUM_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let dir = tempfile::Builder::new()
+            .prefix("vellum-test-")
+            .tempdir_in(base)
+            .expect("a temporary directory");
+        Scratch {
+            dir: dir.keep(),
+            mounts: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Returns the directory.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Returns a path below the directory; makes nothing.
+    pub fn join(&self, below: impl AsRef<Path>) -> PathBuf {
+        self.dir.join(below)
+    }
+
+    /// Makes a directory below, with its parents, and returns its path.
+    pub fn dir(&self, below: impl AsRef<Path>) -> PathBuf {
+        let path = self.join(below);
+        std::fs::create_dir_all(&path).expect("a directory in the scratch place");
+        path
+    }
+
+    /// Makes a file below, with its parents, and returns its path.
+    pub fn file(&self, below: impl AsRef<Path>, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.join(below);
+        std::fs::create_dir_all(path.parent().expect("a file has a parent"))
+            .expect("the file's parents");
+        std::fs::write(&path, content).expect("a file in the scratch place");
+        path
+    }
+
+    /// Mounts a new file system of `size_mib` (raised to what its tools need) on the new directory `below`.
+    ///
+    /// The root directory of the new file system gets mode 0755. Needs root. Errors tell which tool failed and what
+    /// it said; a test then reports itself as [`untested`](crate::untested()).
+    pub fn file_system(
+        &self,
+        below: impl AsRef<Path>,
+        kind: FsKind,
+        size_mib: u64,
+    ) -> Result<PathBuf, String> {
+        let target = self.dir(below);
+        let size_mib = size_mib.max(kind.least_mib());
+        match kind.mkfs() {
+            None => {
+                let size = format!("size={size_mib}m,mode=0755");
+                run(Command::new("mount")
+                    .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+                    .arg(&target))?;
+            }
+            Some(mkfs) => {
+                let mut image = target.clone().into_os_string();
+                image.push(".img");
+                let file = std::fs::File::create(&image).map_err(|error| error.to_string())?;
+                file.set_len(size_mib << 20)
+                    .map_err(|error| error.to_string())?;
+                run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image))?;
+                run(Command::new("mount")
+                    .args(["-o", "loop"])
+                    .arg(&image)
+                    .arg(&target))?;
+            }
+        }
+        self.adopt_mount(&target);
+        Ok(target)
+    }
+
+    /// Promises to unmount `target` at the end (before the mounts adopted earlier).
+    pub fn adopt_mount(&self, target: &Path) {
+        self.mounts
+            .lock()
+            .expect("no test panics in here")
+            .push(target.to_owned());
+    }
+
+    /// Unmounts `target` now.
+    pub fn unmount(&self, target: &Path) {
+        let mut mounts = self.mounts.lock().expect("no test panics in here");
+        let at = mounts
+            .iter()
+            .rposition(|mount| mount == target)
+            .expect("a mount of this scratch place");
+        mounts.remove(at);
+        unmount(target).expect("the mount goes");
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let mounts = match self.mounts.get_mut() {
+            Ok(mounts) => mounts,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        for target in mounts.drain(..).rev() {
+            if let Err(error) = unmount(&target) {
+                eprintln!("scratch: {} stays mounted: {error}", target.display());
+            }
+        }
+        if let Err(error) = remove_tree(&self.dir) {
+            eprintln!("scratch: {} stays: {error}", self.dir.display());
+        }
+    }
+}
+
+fn unmount(target: &Path) -> io::Result<()> {
+    use rustix::mount::{UnmountFlags, unmount};
+    match unmount(target, UnmountFlags::NOFOLLOW) {
+        // Something still holds it: a killed child on its way out. Detaching frees it when that is gone.
+        Err(rustix::io::Errno::BUSY) => Ok(unmount(
+            target,
+            UnmountFlags::DETACH | UnmountFlags::NOFOLLOW,
+        )?),
+        // The test, or the code under test, unmounted it itself.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Removes a tree with `rm`, which manages depths and modes that `std` does not; immutable files are freed first.
+fn remove_tree(dir: &Path) -> Result<(), String> {
+    let remove = || {
+        run(Command::new("rm")
+            .args(["-rf", "--one-file-system", "--"])
+            .arg(dir))
+    };
+    remove().or_else(|_| {
+        // Its own failure does not matter: the second removal tells what is left.
+        let _ = run(Command::new("chattr")
+            .args(["-R", "-f", "-i", "-a"])
+            .arg(dir));
+        remove()
+    })
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!(
+            "{program}: {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left() {
+        let scratch = Scratch::new();
+        let path = scratch.path().to_owned();
+        scratch.file("a/b/c", "content");
+        if crate::needs_root("scratch mounts") {
+            let mounted = scratch.file_system("fs", FsKind::Tmpfs, 1).unwrap();
+            std::fs::write(mounted.join("x"), "y").unwrap();
+        }
+        drop(scratch);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn every_file_system_can_be_made() {
+        if !crate::needs_root("scratch file systems") {
+            return;
+        }
+        let scratch = Scratch::new();
+        for kind in FsKind::ALL {
+            match scratch.file_system(format!("{kind:?}"), kind, 16) {
+                Ok(mounted) => std::fs::write(mounted.join("x"), "y").unwrap(),
+                Err(why) => crate::untested(&format!("{kind:?}"), why),
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_cleans_up_too() {
+        let path = std::thread::spawn(|| {
+            let scratch = Scratch::new();
+            std::panic::panic_any(scratch.path().to_owned());
+        })
+        .join()
+        .unwrap_err();
+        let path: &PathBuf = path.downcast_ref().unwrap();
+        assert!(!path.exists());
+    }
+}
