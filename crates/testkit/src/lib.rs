@@ -4,12 +4,14 @@
 //!   test, also after a panic.
 //! * [`tree`]: a picture of a directory tree with everything a user can see of it, and a comparison entry by entry.
 //! * [`kernel`]: overlay mounts by the kernel, made without Vellum's own mount code, to compare with.
+//! * [`clients`]: real container tools (dockerd, podman, buildah, skopeo, umoci) with stores of their own.
 //! * [`rng`]: random choices with a printed seed. `VELLUM_SEED=N` repeats a run.
 //! * [`untested`](untested()): says, and counts, what could not be tested here. Nothing is ever skipped silently.
 //!
 //! Nothing in a product may depend on this crate. It may panic: a test that can't be set up has failed.
 #![forbid(unsafe_code)]
 
+pub mod clients;
 pub mod kernel;
 pub mod rng;
 pub mod scratch;
