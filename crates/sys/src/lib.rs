@@ -14,10 +14,14 @@ pub mod cancel;
 pub mod copy;
 pub mod error;
 pub mod lock;
+pub mod mount;
+pub mod mountinfo;
 pub mod publish;
 pub mod random;
 pub mod rooted;
 pub mod stat;
+#[cfg(test)]
+mod testing;
 pub mod xattr;
 
 pub use cancel::Cancel;

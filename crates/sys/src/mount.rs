@@ -1,0 +1,348 @@
+//! Mounting and unmounting: overlays in three ways, binds, moves, and taking things away again.
+//!
+//! Nothing here chooses: the caller says what to mount, where, and by which [`Method`]; what came of it is read back
+//! from the kernel. It must not know what a layer means or where a store keeps it.
+//!
+//! Mounts made here are not shared with other namespaces unless the place they are put on is.
+
+mod overlay;
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use crate::{Error, Result};
+
+pub use overlay::{
+    EffectiveOptions, KERNEL_LAYER_LIMIT, Method, MountedFacts, OverlayMount, OverlayOptions,
+    RedirectDir, Xino, option_page_bytes, overlay, overlay_detached,
+};
+
+/// What went wrong with a mount.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// More layers than the kernel's overlayfs takes.
+    #[error("{layers} lower layers are more than the {limit} the kernel takes")]
+    TooManyLayers {
+        /// Lower layers asked for.
+        layers: usize,
+        /// The kernel's limit.
+        limit: usize,
+    },
+    /// The options do not fit the one page mount(2) passes.
+    #[error(
+        "the mount options for {layers} lower layers take {bytes} bytes and mount(2) passes {limit}; \
+         a kernel from 6.8 on mounts them through fsconfig"
+    )]
+    OptionsTooLong {
+        /// Lower layers asked for.
+        layers: usize,
+        /// Bytes the options would take.
+        bytes: usize,
+        /// Bytes there are.
+        limit: usize,
+    },
+    /// The kernel or the method cannot do what was asked.
+    #[error("{method} cannot mount this: {why}")]
+    Unsupported {
+        /// The method's name.
+        method: &'static str,
+        /// The reason.
+        why: &'static str,
+    },
+    /// The kernel said no.
+    #[error("the kernel refused {step} for the overlay at {}{}", target.display(), said(log))]
+    Refused {
+        /// The step that failed, such as `fsconfig lowerdir+=/a` or `mount(2)`.
+        step: String,
+        /// Where it was to be mounted.
+        target: PathBuf,
+        /// What the kernel logged about it, one message each; may be empty.
+        log: Vec<String>,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+    /// The mount was made without something that was asked for, and was taken down again.
+    #[error("the kernel mounted {} without {feature} (it says {effective})", target.display())]
+    FeatureMissing {
+        /// The option asked for, as `name=value`.
+        feature: String,
+        /// What the kernel made of it.
+        effective: String,
+        /// Where it was mounted.
+        target: PathBuf,
+    },
+    /// Another system call failed.
+    #[error(transparent)]
+    Sys(#[from] Error),
+}
+
+fn said(log: &[String]) -> String {
+    if log.is_empty() {
+        String::new()
+    } else {
+        format!(" (kernel: {})", log.join("; "))
+    }
+}
+
+impl MountError {
+    /// Returns the errno, if the kernel gave one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            MountError::Refused { source, .. } => source.raw_os_error(),
+            MountError::Sys(e) => e.errno(),
+            _ => None,
+        }
+    }
+
+    /// True if the upper or work directory is in use by another mount (EBUSY). Ask
+    /// [`crate::mountinfo::find_overlay_holders`] who it is.
+    pub fn is_busy(&self) -> bool {
+        self.errno() == Some(Errno::BUSY.raw_os_error())
+    }
+
+    /// True if this kernel lacks the system call or the option (ENOSYS, EINVAL, EOPNOTSUPP, ENODEV): another method may do.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, MountError::Unsupported { .. })
+            || [Errno::NOSYS, Errno::INVAL, Errno::OPNOTSUPP, Errno::NODEV]
+                .iter()
+                .any(|e| self.errno() == Some(e.raw_os_error()))
+    }
+}
+
+/// Whether an unmount waits for users or goes on without them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detach {
+    /// Fail with EBUSY while anything uses the mount.
+    No,
+    /// Take it out of sight now; it ends when its last user does.
+    Yes,
+}
+
+/// How a bind mount is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BindOptions {
+    /// Refuse writing through it.
+    pub read_only: bool,
+    /// Take the mounts beneath the source along.
+    pub recursive: bool,
+    /// Ignore set-user-id bits and file capabilities.
+    pub nosuid: bool,
+    /// Refuse device nodes.
+    pub nodev: bool,
+}
+
+/// Shows the directory or file `source` at `target` too. Neither may be a symbolic link in its last component.
+pub fn bind(source: &Path, target: &Path, options: BindOptions) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(source, flags, Mode::empty())
+        .map_err(|e| Error::new("open", source, e))?;
+    bind_fd(&fd, target, options)
+}
+
+/// Shows what `source` refers to at `target` too.
+pub fn bind_fd(source: impl AsFd, target: &Path, options: BindOptions) -> Result<()> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if options.recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let source = source.as_fd();
+    let tree = rustix::mount::open_tree(source, "", flags)
+        .map_err(|e| Error::at("bind", source, "", e))?;
+    let mut set = 0;
+    for (wanted, attribute) in [
+        (options.read_only, libc::MOUNT_ATTR_RDONLY),
+        (options.nosuid, libc::MOUNT_ATTR_NOSUID),
+        (options.nodev, libc::MOUNT_ATTR_NODEV),
+    ] {
+        if wanted {
+            set |= attribute;
+        }
+    }
+    if set != 0 {
+        set_attributes(tree.as_fd(), set, 0, options.recursive)
+            .map_err(|e| Error::at("restrict the bind mount of", source, "", e))?;
+    }
+    attach(&tree, target)
+}
+
+/// Puts a detached mount in its place.
+pub(crate) fn attach(tree: &OwnedFd, target: &Path) -> Result<()> {
+    rustix::mount::move_mount(
+        tree,
+        "",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .map_err(|e| Error::new("mount on", target, e))
+}
+
+/// Moves a mount to another place. Errors: EINVAL if `from` is no mount point or lies in a shared mount.
+pub fn move_to(from: &Path, to: &Path) -> Result<()> {
+    rustix::mount::move_mount(CWD, from, CWD, to, MoveMountFlags::empty())
+        .map_err(|e| Error::new("move the mount to", to, e))
+}
+
+/// Keeps mounts made beneath `path`, a mount point, from spreading to other namespaces and back.
+pub fn make_private(path: &Path) -> Result<()> {
+    rustix::mount::mount_change(path, MountPropagationFlags::PRIVATE)
+        .map_err(|e| Error::new("make private the mount at", path, e))
+}
+
+/// As [`make_private`], for `path` and every mount beneath it. The first thing to do in a mount namespace of one's own.
+pub fn make_private_recursive(path: &Path) -> Result<()> {
+    rustix::mount::mount_change(
+        path,
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(|e| Error::new("make private the mounts beneath", path, e))
+}
+
+/// Takes away the topmost mount at `target`, which is not followed if it is a symbolic link.
+///
+/// Returns false if nothing is mounted there. Errors: EBUSY while in use and `Detach::No`.
+pub fn unmount(target: &Path, detach: Detach) -> Result<bool> {
+    let mut flags = UnmountFlags::NOFOLLOW;
+    if detach == Detach::Yes {
+        flags |= UnmountFlags::DETACH;
+    }
+    match rustix::mount::unmount(target, flags) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::NOENT) => Ok(false),
+        Err(e) => Err(Error::new("unmount", target, e)),
+    }
+}
+
+/// Takes away the mount numbered `id` if it is what shows at `target`; false if something else does.
+///
+/// The mount is opened, its number compared, and the opened mount is the one taken away, so a mount made over it meanwhile
+/// stays. Always detaches, since the descriptor itself is a user.
+pub fn unmount_id(target: &Path, id: u64) -> Result<bool> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = match rustix::fs::open(target, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(false),
+        Err(e) => return Err(Error::new("open", target, e)),
+    };
+    if crate::stat::stat_fd(&fd)?.mnt_id != id {
+        return Ok(false);
+    }
+    match rustix::mount::unmount(
+        format!("/proc/self/fd/{}", fd.as_raw_fd()),
+        UnmountFlags::DETACH,
+    ) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(e) => Err(Error::new("unmount", target, e)),
+    }
+}
+
+/// Detaches every mount at `path` and beneath it, topmost and deepest first; hidden ones go with those they hang on.
+///
+/// Returns how many were taken away. Mounts others add meanwhile may stay: ask again.
+pub fn unmount_all(path: &Path) -> Result<usize> {
+    let mut count = 0;
+    // One pass per stacked mount is enough unless somebody keeps mounting.
+    for _ in 0..64 {
+        let table = crate::mountinfo::read()?;
+        let mut progress = false;
+        for mount in table.beneath(path) {
+            if unmount(&mount.mount_point, Detach::Yes)? {
+                count += 1;
+                progress = true;
+            }
+        }
+        if !progress {
+            break;
+        }
+    }
+    Ok(count)
+}
+
+/// True if `path` is a mount point in this namespace, by comparing mount numbers with its parent directory.
+pub fn is_mount_point(path: &Path) -> Result<bool> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd =
+        rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::new("open", path, e))?;
+    let here = crate::stat::stat_fd(&fd)?;
+    if !here.is_dir() {
+        let table = crate::mountinfo::read()?;
+        return Ok(table
+            .by_id(here.mnt_id)
+            .is_some_and(|m| m.mount_point == path));
+    }
+    let above = crate::stat::Stat::at(&fd, Path::new(".."), AtFlags::empty())
+        .map_err(|e| Error::new("look above", path, e))?;
+    Ok(above.mnt_id != here.mnt_id || above.identity() == here.identity())
+}
+
+/// Mounts a fresh file system of type `fs` (such as `tmpfs`) at `target` with mount(2).
+pub fn filesystem(fs: &str, source: &Path, target: &Path, options: &CStr) -> Result<()> {
+    rustix::mount::mount(
+        source,
+        target,
+        fs,
+        rustix::mount::MountFlags::empty(),
+        options,
+    )
+    .map_err(|e| Error::new("mount on", target, e))
+}
+
+#[repr(C)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Sets and clears mount attributes of a mount given by descriptor (mount_setattr(2), Linux 5.12).
+fn set_attributes(
+    mount: BorrowedFd<'_>,
+    set: u64,
+    clear: u64,
+    recursive: bool,
+) -> rustix::io::Result<()> {
+    let attr = MountAttr {
+        attr_set: set,
+        attr_clr: clear,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let empty = CString::default();
+    // SAFETY: the kernel reads the NUL-terminated empty string and `size_of::<MountAttr>()` bytes of `attr`, which is laid
+    // out as struct mount_attr and lives through the call; it writes nothing.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            empty.as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
+
+/// True if `path` can be given to fsconfig as a string: at most 255 bytes reach the kernel.
+fn fits_fsconfig(path: &Path) -> bool {
+    path.as_os_str().as_bytes().len() < 256
+}
+
+#[cfg(test)]
+mod tests;

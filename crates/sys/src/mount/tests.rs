@@ -1,0 +1,429 @@
+//! Real mounts, each form forced. They need the privilege to mount; without it they say so and count as untested.
+
+use std::ffi::OsStr;
+
+use super::*;
+use crate::testing::can_mount;
+
+fn dirs(at: &Path, names: &[&[u8]]) -> Vec<PathBuf> {
+    names
+        .iter()
+        .map(|name| {
+            let dir = at.join(OsStr::from_bytes(name));
+            std::fs::create_dir_all(&dir).unwrap();
+            dir
+        })
+        .collect()
+}
+
+/// `count` lower layers `l/0000`.. each with a file named after it and one of the same name in all.
+fn layers(at: &Path, count: usize) -> Vec<PathBuf> {
+    (0..count)
+        .map(|i| {
+            let dir = at.join(format!("l/{i:04}"));
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join(format!("own-{i}")), format!("{i}")).unwrap();
+            std::fs::write(dir.join("same"), format!("{i}")).unwrap();
+            dir
+        })
+        .collect()
+}
+
+fn writable(at: &Path, lowers: Vec<PathBuf>) -> (OverlayMount, PathBuf) {
+    let made = dirs(at, &[b"upper", b"work", b"merged"]);
+    let mount = OverlayMount {
+        lowers,
+        upper: Some(made[0].clone()),
+        work: Some(made[1].clone()),
+        ..OverlayMount::default()
+    };
+    (mount, made[2].clone())
+}
+
+#[track_caller]
+fn check_layers(at: &Path, count: usize, method: &Method) {
+    let lowers = layers(at, count);
+    let (mount, merged) = writable(at, lowers);
+    let facts = overlay(&mount, &merged, method).unwrap();
+    assert!(!facts.is_bind);
+    assert_eq!(std::fs::read_to_string(merged.join("same")).unwrap(), "0");
+    for i in [0, count / 2, count - 1] {
+        assert_eq!(
+            std::fs::read_to_string(merged.join(format!("own-{i}"))).unwrap(),
+            format!("{i}")
+        );
+    }
+    std::fs::write(merged.join("new"), "x").unwrap();
+    std::fs::remove_file(merged.join("same")).unwrap();
+    assert!(at.join("upper/new").exists());
+    assert!(unmount_id(&merged, facts.mnt_id).unwrap());
+    let upper = crate::Dir::open(&at.join("upper")).unwrap();
+    assert!(
+        upper.stat("same").unwrap().is_null_device(),
+        "the whiteout is kept"
+    );
+}
+
+#[test]
+fn five_hundred_layers_as_descriptors() {
+    let Some(scratch) = can_mount() else { return };
+    check_layers(scratch.path(), 500, &Method::LayerFds);
+}
+
+#[test]
+fn five_hundred_layers_as_paths() {
+    let Some(scratch) = can_mount() else { return };
+    check_layers(scratch.path(), 500, &Method::LowerdirPaths);
+}
+
+#[test]
+fn a_hundred_and_twenty_eight_layers_on_the_option_page() {
+    let Some(scratch) = can_mount() else { return };
+    let home = scratch.path().to_path_buf();
+    check_layers(scratch.path(), 128, &Method::OptionPage { home });
+}
+
+#[test]
+fn too_many_layers_are_refused_before_the_kernel_is_asked() {
+    let Some(scratch) = can_mount() else { return };
+    let (mount, merged) = writable(scratch.path(), vec![scratch.path().join("l"); 501]);
+    let e = overlay(&mount, &merged, &Method::LayerFds).unwrap_err();
+    assert!(
+        matches!(
+            e,
+            MountError::TooManyLayers {
+                layers: 501,
+                limit: 500
+            }
+        ),
+        "{e}"
+    );
+    let (mount, merged) = writable(
+        scratch.path(),
+        vec!["/a/rather/long/path/of/a/lower/layer".into(); 128],
+    );
+    let e = overlay(
+        &mount,
+        &merged,
+        &Method::OptionPage {
+            home: scratch.path().into(),
+        },
+    )
+    .unwrap_err();
+    assert!(
+        matches!(
+            e,
+            MountError::OptionsTooLong {
+                layers: 128,
+                limit: 4095,
+                ..
+            }
+        ),
+        "{e}"
+    );
+}
+
+const METHODS: [fn(&Path) -> Method; 3] = [
+    |_| Method::LayerFds,
+    |_| Method::LowerdirPaths,
+    |home| Method::OptionPage {
+        home: home.to_path_buf(),
+    },
+];
+
+#[test]
+fn any_characters_in_paths() {
+    let Some(scratch) = can_mount() else { return };
+    let names: [&[u8]; 8] = [
+        b"a:b",
+        b"a,b",
+        b"back\\slash\\",
+        b"sp ace",
+        b"new\nline",
+        b"\xff\xfe",
+        b"tab\there",
+        b"\\:,\\,",
+    ];
+    for (i, method) in METHODS.iter().enumerate() {
+        for (j, name) in names.iter().enumerate() {
+            let at = scratch
+                .path()
+                .join(format!("{i}-{j}"))
+                .join(OsStr::from_bytes(name));
+            std::fs::create_dir_all(&at).unwrap();
+            let method = method(&at);
+            check_layers(&at, 3, &method);
+            // A home elsewhere, so that the odd name is in the options, too.
+            let lowers = dirs(&at, &[b"x", name]);
+            std::fs::write(lowers[1].join("f"), "odd").unwrap();
+            let odd = dirs(
+                &at,
+                &[&[b"up", *name].concat(), &[b"wk", *name].concat(), b"m2"],
+            );
+            let mount = OverlayMount {
+                lowers,
+                upper: Some(odd[0].clone()),
+                work: Some(odd[1].clone()),
+                ..OverlayMount::default()
+            };
+            let method = METHODS[i](scratch.path());
+            overlay(&mount, &odd[2], &method)
+                .unwrap_or_else(|e| panic!("{method:?} {name:?}: {e}: {:?}", e.errno()));
+            assert_eq!(std::fs::read_to_string(odd[2].join("f")).unwrap(), "odd");
+            std::fs::write(odd[2].join("up"), "x").unwrap();
+            assert!(odd[0].join("up").exists());
+            assert!(unmount(&odd[2], Detach::Yes).unwrap());
+        }
+    }
+}
+
+#[test]
+fn roots_of_three_hundred_bytes() {
+    let Some(scratch) = can_mount() else { return };
+    for (i, method) in METHODS.iter().enumerate() {
+        let at = scratch
+            .path()
+            .join(format!("{i}"))
+            .join("r".repeat(150))
+            .join("s".repeat(150));
+        std::fs::create_dir_all(&at).unwrap();
+        check_layers(&at, 12, &method(&at));
+    }
+}
+
+#[test]
+fn several_lowers_without_an_upper_are_read_only() {
+    let Some(scratch) = can_mount() else { return };
+    for method in METHODS {
+        let lowers = layers(scratch.path(), 2);
+        let merged = dirs(scratch.path(), &[b"ro"]).remove(0);
+        let mount = OverlayMount {
+            lowers,
+            ..OverlayMount::default()
+        };
+        overlay(&mount, &merged, &method(scratch.path())).unwrap();
+        assert_eq!(std::fs::read_to_string(merged.join("same")).unwrap(), "0");
+        let e = std::fs::write(merged.join("new"), "x").unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        assert!(unmount(&merged, Detach::No).unwrap());
+        assert!(!unmount(&merged, Detach::No).unwrap());
+    }
+}
+
+#[test]
+fn one_lower_without_an_upper_is_a_read_only_bind() {
+    let Some(scratch) = can_mount() else { return };
+    let lowers = layers(scratch.path(), 1);
+    let merged = dirs(scratch.path(), &[b"ro"]).remove(0);
+    let mount = OverlayMount {
+        lowers: lowers.clone(),
+        ..OverlayMount::default()
+    };
+    let facts = overlay(&mount, &merged, &Method::LayerFds).unwrap();
+    assert!(facts.is_bind);
+    assert_eq!(std::fs::read_to_string(merged.join("own-0")).unwrap(), "0");
+    assert!(std::fs::write(merged.join("new"), "x").is_err());
+    std::fs::write(lowers[0].join("new"), "the source stays writable").unwrap();
+}
+
+#[test]
+fn options_are_read_back() {
+    let Some(scratch) = can_mount() else { return };
+    for method in METHODS {
+        let (mut mount, merged) = writable(scratch.path(), layers(scratch.path(), 2));
+        mount.options = OverlayOptions {
+            index: Some(false),
+            redirect_dir: Some(RedirectDir::On),
+            metacopy: Some(true),
+            xino: Some(Xino::On),
+            nodev: true,
+            ..OverlayOptions::default()
+        };
+        let facts = overlay(&mount, &merged, &method(scratch.path())).unwrap();
+        assert_eq!(facts.effective.redirect_dir, "on");
+        assert!(facts.effective.metacopy && !facts.effective.index);
+        let table = crate::mountinfo::read().unwrap();
+        let seen = table.by_id(facts.mnt_id).unwrap();
+        assert_eq!(seen.mount_point, merged);
+        assert!(seen.options.to_string_lossy().contains("nodev"));
+        unmount(&merged, Detach::Yes).unwrap();
+
+        mount.options = OverlayOptions {
+            redirect_dir: Some(RedirectDir::Off),
+            metacopy: Some(false),
+            ..Default::default()
+        };
+        let facts = overlay(&mount, &merged, &method(scratch.path())).unwrap();
+        assert_ne!(facts.effective.redirect_dir, "on");
+        assert!(!facts.effective.metacopy);
+        unmount(&merged, Detach::Yes).unwrap();
+    }
+}
+
+#[test]
+fn a_feature_the_kernel_drops_is_an_error() {
+    let asked = OverlayOptions {
+        index: Some(true),
+        ..OverlayOptions::default()
+    };
+    let is = EffectiveOptions::default();
+    assert_eq!(is.missing(&asked).unwrap().0, "index=on");
+    assert_eq!(is.missing(&OverlayOptions::default()), None);
+    let asked = OverlayOptions {
+        redirect_dir: Some(RedirectDir::Off),
+        ..OverlayOptions::default()
+    };
+    for (is, fits) in [
+        ("off", true),
+        ("follow", true),
+        ("nofollow", true),
+        ("on", false),
+    ] {
+        let is = EffectiveOptions {
+            redirect_dir: is.into(),
+            ..EffectiveOptions::default()
+        };
+        assert_eq!(is.missing(&asked).is_none(), fits, "{is:?}");
+    }
+}
+
+#[test]
+fn a_layer_on_a_file_system_without_handles_drops_index_and_is_refused() {
+    let Some(scratch) = can_mount() else { return };
+    // An overlay made without nfs_export gives out no file handles, so index on top of it is dropped in silence.
+    let (inner, merged) = writable(scratch.path(), layers(scratch.path(), 2));
+    overlay(&inner, &merged, &Method::LayerFds).unwrap();
+    let top = scratch.path().join("top");
+    std::fs::create_dir(&top).unwrap();
+    let (mut outer, outer_merged) = writable(&top, vec![merged]);
+    outer.options.index = Some(true);
+    let e = overlay(&outer, &outer_merged, &Method::LayerFds).unwrap_err();
+    assert!(
+        matches!(&e, MountError::FeatureMissing { feature, .. } if feature == "index=on"),
+        "{e}"
+    );
+    assert!(
+        !is_mount_point(&outer_merged).unwrap(),
+        "nothing may stay mounted"
+    );
+}
+
+#[test]
+fn what_the_kernel_says_is_in_the_error() {
+    let Some(scratch) = can_mount() else { return };
+    let (mut mount, merged) = writable(scratch.path(), layers(scratch.path(), 1));
+    mount.options.extra = vec![("no_such_option".into(), Some("1".into()))];
+    for method in [Method::LayerFds, Method::LowerdirPaths] {
+        let e = overlay(&mount, &merged, &method).unwrap_err();
+        assert!(
+            e.to_string().contains("no_such_option") && e.to_string().contains("kernel: "),
+            "{e}"
+        );
+    }
+    mount.options = OverlayOptions {
+        userxattr: true,
+        metacopy: Some(true),
+        ..OverlayOptions::default()
+    };
+    let e = overlay(&mount, &merged, &Method::LayerFds).unwrap_err();
+    assert!(e.to_string().contains("metacopy"), "{e}");
+    assert!(e.is_unsupported());
+}
+
+#[test]
+fn who_holds_an_upper_is_found_by_its_path() {
+    let Some(scratch) = can_mount() else { return };
+    let (mut mount, merged) = writable(scratch.path(), layers(scratch.path(), 2));
+    mount.options.index = Some(true);
+    overlay(&mount, &merged, &Method::LayerFds).unwrap();
+    let second = dirs(scratch.path(), &[b"second"]).remove(0);
+    let e = overlay(&mount, &second, &Method::LayerFds).unwrap_err();
+    assert!(e.is_busy(), "{e}");
+    let upper = mount.upper.as_deref().unwrap();
+    let holders = crate::mountinfo::find_overlay_holders(upper, mount.work.as_deref()).unwrap();
+    assert!(
+        holders.iter().any(|h| h.mount_point == merged),
+        "{holders:?}"
+    );
+    unmount(&merged, Detach::Yes).unwrap();
+    assert!(
+        crate::mountinfo::find_overlay_holders(upper, None)
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[test]
+fn only_the_mount_that_was_meant_is_taken_away() {
+    let Some(scratch) = can_mount() else { return };
+    let place = dirs(scratch.path(), &[b"place", b"a", b"b"]);
+    bind(&place[1], &place[0], BindOptions::default()).unwrap();
+    let first = stat_id(&place[0]);
+    bind(&place[2], &place[0], BindOptions::default()).unwrap();
+    assert!(!unmount_id(&place[0], first).unwrap());
+    assert!(is_mount_point(&place[0]).unwrap());
+    let table = crate::mountinfo::read().unwrap();
+    let covering = table.covering(&place[0], first);
+    assert_eq!(covering.len(), 1);
+    assert_eq!(covering[0].id, stat_id(&place[0]));
+    assert_eq!(unmount_all(&place[0]).unwrap(), 2);
+    assert!(!is_mount_point(&place[0]).unwrap());
+}
+
+#[test]
+fn a_mount_in_a_tree_survives_the_trees_removal() {
+    let Some(scratch) = can_mount() else { return };
+    let made = dirs(scratch.path(), &[b"src", b"tree/a/b", b"tree/c"]);
+    std::fs::write(made[0].join("precious"), "x").unwrap();
+    std::fs::write(made[2].join("file"), "x").unwrap();
+    std::fs::write(made[2].join("bound"), "").unwrap();
+    bind(&made[0], &made[1], BindOptions::default()).unwrap();
+    bind(
+        &made[0].join("precious"),
+        &made[2].join("bound"),
+        BindOptions::default(),
+    )
+    .unwrap();
+    let dir = crate::Dir::open(scratch.path()).unwrap();
+    let crate::rooted::Removal::Mounted(mut left) = dir.remove_tree("tree").unwrap() else {
+        panic!("mounts were removed")
+    };
+    left.sort();
+    assert_eq!(
+        left,
+        [PathBuf::from("tree/a/b"), PathBuf::from("tree/c/bound")]
+    );
+    assert!(made[0].join("precious").exists());
+    assert!(!made[2].join("file").exists(), "the rest is removed");
+    unmount_all(&scratch.path().join("tree")).unwrap();
+    assert_eq!(
+        dir.remove_tree("tree").unwrap(),
+        crate::rooted::Removal::Gone
+    );
+    assert!(made[0].join("precious").exists());
+}
+
+#[test]
+fn bind_mounts_can_be_restricted_and_moved() {
+    let Some(scratch) = can_mount() else { return };
+    let made = dirs(scratch.path(), &[b"src", b"one", b"two"]);
+    bind(
+        &made[0],
+        &made[1],
+        BindOptions {
+            read_only: true,
+            nodev: true,
+            ..BindOptions::default()
+        },
+    )
+    .unwrap();
+    assert!(std::fs::write(made[1].join("f"), "").is_err());
+    move_to(&made[1], &made[2]).unwrap();
+    assert!(!is_mount_point(&made[1]).unwrap() && is_mount_point(&made[2]).unwrap());
+}
+
+fn stat_id(path: &Path) -> u64 {
+    crate::stat::stat_fd(std::fs::File::open(path).unwrap())
+        .unwrap()
+        .mnt_id
+}
