@@ -16,12 +16,15 @@ pub mod error;
 pub mod lock;
 pub mod mount;
 pub mod mountinfo;
+pub mod probe;
 pub mod publish;
+pub mod quota;
 pub mod random;
 pub mod rooted;
 pub mod stat;
 #[cfg(test)]
 mod testing;
+pub mod userns;
 pub mod xattr;
 
 pub use cancel::Cancel;
