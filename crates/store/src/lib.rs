@@ -1,2 +1,35 @@
-//! (room to be furnished)
+//! The store: snapshots, content and records, joined by transactions that a crash can't tear.
+//!
+//! This room keeps trees and what is known about them. It never mounts (it hands out [`TreeParts`]), knows no tar and no
+//! wire format, and decides nothing about images but which records belong together. Start reading at `tx.rs`, which holds
+//! the one idea: *a record never points at a missing or unsynced tree*.
+//!
+//! Layers, writable trees and views are [snapshots](snapshot); layers are committed ones, named by the text of their chain
+//! id. Metadata is an SQLite database that many processes use at once; the trees lie beside it in the layout of their
+//! [driver]. What lies where on disk is told in `docs/format.md`.
 #![forbid(unsafe_code)]
+
+pub mod digest;
+pub mod driver;
+pub mod error;
+pub mod filter;
+mod layout;
+pub mod lease;
+mod quota;
+mod record;
+mod rows;
+mod schema;
+pub mod snapshot;
+mod snapshots;
+mod store;
+mod tx;
+mod walk;
+
+pub use digest::{Algorithm, Digest};
+pub use driver::{DriverKind, Finding, LayerDir, LayerMarks, Overlay, Shape, TreeId, TreeParts};
+pub use error::{Class, Result, StoreError, Subject};
+pub use filter::Filter;
+pub use lease::{Held, Lease, LeaseId, Life};
+pub use snapshot::{Info, Keep, Kind, LabelChange, Labels, MountFeatures, SnapshotKey, Usage};
+pub use snapshots::{PrepareOptions, Sweep};
+pub use store::{Store, StoreOptions};

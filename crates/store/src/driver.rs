@@ -1,0 +1,401 @@
+//! Drivers: the shapes in which a tree can lie on disk.
+//!
+//! A driver knows where the parts of a tree are and how a new one is laid out in a staging directory, sealed when it
+//! becomes a layer, and repaired from the record. It must not know about records, keys, transactions or mounts: the
+//! store calls it between staging and record (see `tx.rs`), and whoever mounts gets [`TreeParts`]. Every snapshot
+//! remembers its driver, so a store may hold trees of several; a child always uses its parent's.
+
+mod native;
+mod overlay;
+mod overlay2;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use data_encoding::BASE32_NOPAD;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::Digest,
+    error::{Result, StoreError},
+    layout::Layout,
+    snapshot::{Kind, MountFeatures, Usage},
+};
+
+/// The drivers there are. The names are directory names and recorded with every snapshot.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum DriverKind {
+    /// Directories of changes stacked by overlayfs, in Docker's `overlay2` layout.
+    #[default]
+    Overlay2,
+    /// Docker's first overlay driver: one lower, layers are full trees of hard links.
+    Overlay,
+    /// Full copies, reflinked where the file system can.
+    Native,
+}
+
+impl DriverKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Overlay2, Self::Overlay, Self::Native];
+
+    /// Returns the name as users write it and as it stands on disk.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Overlay2 => "overlay2",
+            Self::Overlay => "overlay",
+            Self::Native => "native",
+        }
+    }
+}
+
+impl fmt::Display for DriverKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for DriverKind {
+    type Err = StoreError;
+
+    /// Reads a driver's name; Docker's `vfs` and containerd's `overlayfs` are accepted as spellings.
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "overlay2" | "overlayfs" => Ok(Self::Overlay2),
+            "overlay" => Ok(Self::Overlay),
+            "native" | "vfs" => Ok(Self::Native),
+            other => Err(StoreError::UnknownDriver(other.to_owned())),
+        }
+    }
+}
+
+/// The directory name of one tree: 64 hexadecimal digits, random, never used twice.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TreeId(String);
+
+impl TreeId {
+    pub(crate) fn random() -> Self {
+        Self(hex::encode(rand::random::<[u8; 32]>()))
+    }
+
+    /// Returns the text, safe as a file name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TreeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TreeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for TreeId {
+    type Error = StoreError;
+
+    fn try_from(text: String) -> Result<Self> {
+        if text.len() == 64
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        {
+            Ok(Self(text))
+        } else {
+            Err(StoreError::Invalid(format!(
+                "{text:?} is not the name of a tree"
+            )))
+        }
+    }
+}
+
+impl From<TreeId> for String {
+    fn from(id: TreeId) -> Self {
+        id.0
+    }
+}
+
+/// The short name of an `overlay2` tree under `l/`: 26 letters and digits of base32, as Docker makes them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct LinkId(String);
+
+impl LinkId {
+    pub fn random() -> Self {
+        let mut text = BASE32_NOPAD.encode(&rand::random::<[u8; 17]>());
+        text.truncate(26);
+        Self(text)
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for LinkId {
+    type Error = StoreError;
+
+    fn try_from(text: String) -> Result<Self> {
+        if text.len() == 26
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_uppercase() || (b'2'..=b'7').contains(&b))
+        {
+            Ok(Self(text))
+        } else {
+            Err(StoreError::Invalid(format!("{text:?} is not a link name")))
+        }
+    }
+}
+
+impl From<LinkId> for String {
+    fn from(id: LinkId) -> Self {
+        id.0
+    }
+}
+
+/// How the marks of a tar (whiteouts, opaque directories) are to be written into a staged layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerMarks {
+    /// As the kernel's overlay marks: the tree holds only what the layer changes.
+    Overlay,
+    /// Not at all: the parent's full tree is already there, a whiteout deletes, and every file is unlinked before it is
+    /// written, since it may be a hard link into the parent.
+    Plain,
+}
+
+/// One layer directory of a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerDir {
+    /// The tree it belongs to.
+    pub tree: TreeId,
+    /// The directory itself, absolute.
+    pub dir: PathBuf,
+    /// Its short name relative to [`Overlay::home`] (`l/XXXX`), where the driver keeps one.
+    pub link: Option<PathBuf>,
+    /// Digest of the layer's tar, where known.
+    pub diff_id: Option<Digest>,
+    /// Which marks beyond whiteouts and opaque directories it may carry; `None`: no such marks.
+    pub features: Option<MountFeatures>,
+}
+
+/// The parts of a stacked tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    /// The driver's directory: relative names start here.
+    pub home: PathBuf,
+    /// Read-only layers, top first; never empty.
+    pub lowers: Vec<LayerDir>,
+    /// The writable layer; `None` for what is to be mounted read-only.
+    pub upper: Option<LayerDir>,
+    /// The kernel's work directory, on the same file system; there exactly if `upper` is.
+    pub work: Option<PathBuf>,
+    /// Where Docker would mount it. Not there until somebody makes it (mode 0700) and mounts.
+    pub merged: PathBuf,
+}
+
+/// How a tree is to be shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// One directory is the whole tree: it can be used or bind-mounted as it is.
+    Plain {
+        /// The directory.
+        root: PathBuf,
+        /// It must not be written.
+        read_only: bool,
+        /// The full tree that it was copied from, for comparing; `None` where it began empty.
+        base: Option<PathBuf>,
+    },
+    /// Layers to be stacked by an overlay mount.
+    Overlay(Overlay),
+}
+
+/// Everything that mounting, comparing or reading a snapshot's tree needs. All paths are absolute.
+///
+/// A value is a picture of the moment: the snapshot may be removed by another process right after. Layers don't change
+/// under it while the snapshot is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeParts {
+    /// The tree's own directory name.
+    pub tree: TreeId,
+    /// Its driver.
+    pub driver: DriverKind,
+    /// What it is; views and committed ones come without an upper.
+    pub kind: Kind,
+    /// Its shape.
+    pub shape: Shape,
+    /// What its upper was first mounted with: later mounts must use the same. `None`: never mounted.
+    pub features: Option<MountFeatures>,
+    /// Limit of the upper in bytes, if one was asked for and is enforced by the file system.
+    pub size_limit_bytes: Option<u64>,
+}
+
+impl TreeParts {
+    /// Returns the directories that make up the tree, top first, the upper included: what a reader merges.
+    pub fn layers(&self) -> Vec<LayerDir> {
+        match &self.shape {
+            Shape::Plain { root, .. } => vec![LayerDir {
+                tree: self.tree.clone(),
+                dir: root.clone(),
+                link: None,
+                diff_id: None,
+                features: None,
+            }],
+            Shape::Overlay(overlay) => overlay
+                .upper
+                .iter()
+                .chain(&overlay.lowers)
+                .cloned()
+                .collect(),
+        }
+    }
+}
+
+/// What a record says about one tree, as drivers need it.
+#[derive(Clone, Debug)]
+pub(crate) struct TreeRef {
+    pub id: TreeId,
+    pub kind: Kind,
+    pub link: Option<LinkId>,
+    pub diff_id: Option<Digest>,
+    pub features: Option<MountFeatures>,
+}
+
+/// A tree about to be laid out.
+pub(crate) struct NewTree<'a> {
+    pub id: &'a TreeId,
+    /// `Committed` means a layer to be filled: it will be sealed before it is recorded.
+    pub kind: Kind,
+    pub link: Option<&'a LinkId>,
+    /// Parents, nearest first.
+    pub parents: &'a [TreeRef],
+}
+
+/// What a driver does. `dir` is the tree's directory wherever it lies now: staged or in place.
+pub(crate) trait Driver: Send + Sync {
+    /// Makes the driver's own directory and tries whether the file system can carry it.
+    fn create_home(&self, layout: &Layout) -> Result<()>;
+
+    /// True if trees of this driver have a short name.
+    fn has_links(&self) -> bool;
+
+    /// Lays out `new` in the empty directory `dir`. Nothing outside `dir` is touched but read.
+    ///
+    /// Returns true if data was copied, so that small directory syncs won't do.
+    fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool>;
+
+    /// Returns the directories under a staged tree that must be synced one by one where no journal orders them.
+    fn staged_parts(&self, new: &NewTree<'_>) -> Vec<&'static str>;
+
+    /// Does what the tree needs outside its own directory, after it was renamed into place.
+    fn link(&self, layout: &Layout, new: &NewTree<'_>) -> Result<()>;
+
+    /// Undoes [`Driver::link`]. What is not there is no error.
+    fn unlink(&self, layout: &Layout, link: Option<&LinkId>) -> Result<()>;
+
+    /// Returns where a layer's tar is applied to, and how.
+    fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks);
+
+    /// Turns the writable tree in `dir` into a layer, its parents being `parents`. Can be repeated after a crash.
+    fn seal(&self, layout: &Layout, dir: &Path, tree: &TreeRef, parents: &[TreeRef]) -> Result<()>;
+
+    /// Takes away what [`Driver::seal`] left for an unfinished commit; called once the record says committed.
+    fn settle(&self, dir: &Path) -> Result<()>;
+
+    /// Puts a parentless tree on `parents`.
+    fn rebase(&self, dir: &Path, parents: &[TreeRef]) -> Result<()>;
+
+    /// Returns what the tree takes by itself.
+    fn usage(
+        &self,
+        layout: &Layout,
+        dir: &Path,
+        tree: &TreeRef,
+        parents: &[TreeRef],
+    ) -> Result<Usage>;
+
+    /// Returns the tree's parts.
+    fn shape(&self, layout: &Layout, tree: &TreeRef, parents: &[TreeRef]) -> Shape;
+
+    /// Compares the tree with its record and returns what is wrong. With `heal`, what is only derived from the record
+    /// (short names, lists of lowers) is put right; each finding says whether it was.
+    fn check(
+        &self,
+        layout: &Layout,
+        tree: &TreeRef,
+        parents: &[TreeRef],
+        heal: bool,
+    ) -> Result<Vec<Finding>>;
+}
+
+/// One thing that `check` found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is about: a path or a record.
+    pub what: String,
+    /// What is wrong.
+    pub why: String,
+    /// True if it was put right.
+    pub healed: bool,
+}
+
+pub(crate) fn driver(kind: DriverKind) -> &'static dyn Driver {
+    match kind {
+        DriverKind::Overlay2 => &overlay2::Overlay2,
+        DriverKind::Overlay => &overlay::Overlay1,
+        DriverKind::Native => &native::Native,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_on_disk_are_parsed_strictly() {
+        assert!(TreeId::try_from("../x".to_owned()).is_err());
+        assert!(TreeId::try_from("A".repeat(64)).is_err());
+        assert_eq!(
+            TreeId::try_from(TreeId::random().to_string())
+                .unwrap()
+                .as_str()
+                .len(),
+            64
+        );
+        let link = LinkId::random();
+        assert_eq!(link.as_str().len(), 26);
+        assert!(LinkId::try_from(link.as_str().to_owned()).is_ok());
+        assert!(LinkId::try_from(String::new()).is_err());
+        assert!(LinkId::try_from(format!("../{}", "A".repeat(23))).is_err());
+    }
+
+    #[test]
+    fn other_peoples_driver_names_are_understood() {
+        assert_eq!("vfs".parse::<DriverKind>().unwrap(), DriverKind::Native);
+        assert_eq!(
+            "overlayfs".parse::<DriverKind>().unwrap(),
+            DriverKind::Overlay2
+        );
+        assert!(
+            "devicemapper"
+                .parse::<DriverKind>()
+                .unwrap_err()
+                .to_string()
+                .contains("overlay2")
+        );
+        for kind in DriverKind::ALL {
+            assert_eq!(kind.as_str().parse::<DriverKind>().unwrap(), kind);
+        }
+    }
+}

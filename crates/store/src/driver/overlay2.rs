@@ -1,0 +1,304 @@
+//! The `overlay2` layout, to the letter of Docker's.
+//!
+//! ```text
+//! overlay2/            0710
+//!   l/                 0700   l/<26 letters> -> ../<id>/diff
+//!   <id>/              0710
+//!     diff/            what the layer holds; mode and owner are the root directory's own
+//!     link             0644   the 26 letters
+//!     lower            0644   l/AAA:l/BBB, nearest parent first; absent without a parent
+//!     work/            0700   absent without a parent and in views
+//!     committed        0600   empty; the tree is a layer and mounts read-only
+//!     merged/          0700   only while somebody mounts there
+//! ```
+//!
+//! `link`, `lower` and `l/` are derived from the record and are put right when they disagree with it, so that an empty
+//! `link` (what a power loss leaves) never makes `l/` itself a layer.
+
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use super::{DriverKind, Finding, LayerDir, LayerMarks, LinkId, NewTree, Overlay, Shape, TreeRef};
+use crate::{
+    error::{IoContext, Result, StoreError},
+    layout::{Layout, make_dir, set_mode},
+    snapshot::{Kind, Usage},
+    walk,
+};
+
+pub(super) struct Overlay2;
+
+fn home(layout: &Layout) -> PathBuf {
+    layout.driver(DriverKind::Overlay2)
+}
+
+fn link_of(tree: &TreeRef) -> Result<&LinkId> {
+    tree.link.as_ref().ok_or_else(|| StoreError::Damaged {
+        what: format!("the record of tree {}", tree.id),
+        why: "it has no link name".into(),
+    })
+}
+
+fn lower_line(parents: &[TreeRef]) -> Result<String> {
+    let links: Vec<String> = parents
+        .iter()
+        .map(|parent| Ok(format!("l/{}", link_of(parent)?.as_str())))
+        .collect::<Result<_>>()?;
+    Ok(links.join(":"))
+}
+
+/// Writes a small file of the derived view in one go, whatever was there.
+pub(super) fn write_small(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(path).on("write", path)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))
+        .on("write", path)?;
+    io::Write::write_all(&mut &file, bytes).on("write", path)
+}
+
+/// Gives `dir` the owner and mode of `model`'s root directory: the merged root shows the upper's.
+pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
+    let facts = fs::symlink_metadata(model).on("look at", model)?;
+    std::os::unix::fs::lchown(dir, Some(facts.uid()), Some(facts.gid()))
+        .on("set the owner of", dir)?;
+    set_mode(dir, facts.mode() & 0o7777)
+}
+
+impl super::Driver for Overlay2 {
+    fn create_home(&self, layout: &Layout) -> Result<()> {
+        make_dir(&home(layout), 0o710)?;
+        make_dir(&home(layout).join("l"), 0o700)
+    }
+
+    fn has_links(&self) -> bool {
+        true
+    }
+
+    fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
+        set_mode(dir, 0o710)?;
+        let diff = dir.join("diff");
+        make_dir(&diff, 0o755)?;
+        if let Some(link) = new.link {
+            write_small(&dir.join("link"), link.as_str().as_bytes(), 0o644)?;
+        }
+        if let Some(parent) = new.parents.first() {
+            copy_root_attributes(
+                &layout.tree(DriverKind::Overlay2, &parent.id).join("diff"),
+                &diff,
+            )?;
+            write_small(
+                &dir.join("lower"),
+                lower_line(new.parents)?.as_bytes(),
+                0o644,
+            )?;
+            if new.kind != Kind::View {
+                make_dir(&dir.join("work"), 0o700)?;
+            }
+        }
+        Ok(false)
+    }
+
+    fn staged_parts(&self, new: &NewTree<'_>) -> Vec<&'static str> {
+        let mut parts = vec!["diff", "link"];
+        if !new.parents.is_empty() {
+            parts.push("lower");
+            if new.kind != Kind::View {
+                parts.push("work");
+            }
+        }
+        parts
+    }
+
+    fn link(&self, layout: &Layout, new: &NewTree<'_>) -> Result<()> {
+        let Some(link) = new.link else { return Ok(()) };
+        let at = home(layout).join("l").join(link.as_str());
+        symlink(format!("../{}/diff", new.id), &at).on("link", at)
+    }
+
+    fn unlink(&self, layout: &Layout, link: Option<&LinkId>) -> Result<()> {
+        let Some(link) = link else { return Ok(()) };
+        let at = home(layout).join("l").join(link.as_str());
+        match fs::remove_file(&at) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.on("remove", at),
+        }
+    }
+
+    fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks) {
+        (dir.join("diff"), LayerMarks::Overlay)
+    }
+
+    fn seal(
+        &self,
+        _layout: &Layout,
+        dir: &Path,
+        _tree: &TreeRef,
+        _parents: &[TreeRef],
+    ) -> Result<()> {
+        write_small(&dir.join("committed"), b"", 0o600)
+    }
+
+    fn settle(&self, _dir: &Path) -> Result<()> {
+        Ok(())
+    }
+
+    fn rebase(&self, dir: &Path, parents: &[TreeRef]) -> Result<()> {
+        make_dir(&dir.join("work"), 0o700)?;
+        write_small(&dir.join("lower"), lower_line(parents)?.as_bytes(), 0o644)
+    }
+
+    fn usage(
+        &self,
+        _layout: &Layout,
+        dir: &Path,
+        _tree: &TreeRef,
+        _parents: &[TreeRef],
+    ) -> Result<Usage> {
+        walk::usage(&dir.join("diff"), None)
+    }
+
+    fn shape(&self, layout: &Layout, tree: &TreeRef, parents: &[TreeRef]) -> Shape {
+        let own = layout.tree(DriverKind::Overlay2, &tree.id);
+        let layer = |tree: &TreeRef| LayerDir {
+            tree: tree.id.clone(),
+            dir: layout.tree(DriverKind::Overlay2, &tree.id).join("diff"),
+            link: tree
+                .link
+                .as_ref()
+                .map(|link| Path::new("l").join(link.as_str())),
+            diff_id: tree.diff_id.clone(),
+            features: tree.features,
+        };
+        let stacked = |lowers: Vec<LayerDir>, writable: bool| {
+            Shape::Overlay(Overlay {
+                home: home(layout),
+                lowers,
+                upper: writable.then(|| layer(tree)),
+                work: writable.then(|| own.join("work")),
+                merged: own.join("merged"),
+            })
+        };
+        let plain = |root: PathBuf, read_only| Shape::Plain {
+            root,
+            read_only,
+            base: None,
+        };
+        let lowers: Vec<LayerDir> = parents.iter().map(layer).collect();
+        match (tree.kind, lowers.as_slice()) {
+            (Kind::Active, []) => plain(own.join("diff"), false),
+            (Kind::Active, _) => stacked(lowers, true),
+            (Kind::Committed | Kind::View, []) => plain(own.join("diff"), true),
+            (Kind::View, [only]) => plain(only.dir.clone(), true),
+            (Kind::View, _) => stacked(lowers, false),
+            (Kind::Committed, _) => {
+                stacked(std::iter::once(layer(tree)).chain(lowers).collect(), false)
+            }
+        }
+    }
+
+    fn check(
+        &self,
+        layout: &Layout,
+        tree: &TreeRef,
+        parents: &[TreeRef],
+        heal: bool,
+    ) -> Result<Vec<Finding>> {
+        let dir = layout.tree(DriverKind::Overlay2, &tree.id);
+        let mut found = Vec::new();
+        if !dir.join("diff").is_dir() {
+            found.push(Finding {
+                what: dir.join("diff").display().to_string(),
+                why: "the layer's directory is missing; what was in it is lost".into(),
+                healed: false,
+            });
+            return Ok(found);
+        }
+        let link = link_of(tree)?;
+        let mut derived = |path: PathBuf, expect: &str, mode| -> Result<()> {
+            let got = match fs::read(&path) {
+                Ok(bytes) => Some(bytes),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => return Err(e).on("read", path),
+            };
+            if got.as_deref() == Some(expect.as_bytes()) {
+                return Ok(());
+            }
+            if heal {
+                replace_small(&path, expect.as_bytes(), mode)?;
+            }
+            let why = match got {
+                None => "missing",
+                Some(bytes) if bytes.is_empty() => "empty",
+                Some(_) => "not what the record says",
+            };
+            found.push(Finding {
+                what: path.display().to_string(),
+                why: why.into(),
+                healed: heal,
+            });
+            Ok(())
+        };
+        derived(dir.join("link"), link.as_str(), 0o644)?;
+        if !parents.is_empty() {
+            derived(dir.join("lower"), &lower_line(parents)?, 0o644)?;
+        }
+        if tree.kind == Kind::Committed {
+            derived(dir.join("committed"), "", 0o600)?;
+        }
+        let at = home(layout).join("l").join(link.as_str());
+        let target = PathBuf::from(format!("../{}/diff", tree.id));
+        match fs::read_link(&at) {
+            Ok(got) if got == target => {}
+            other => {
+                if heal {
+                    let fresh = home(layout).join("l").join(format!(".{}", link.as_str()));
+                    let _ = fs::remove_file(&fresh); // a leftover of an earlier repair, mostly not there
+                    symlink(&target, &fresh).on("link", &fresh)?;
+                    fs::rename(&fresh, &at).on("link", &at)?;
+                }
+                let why = match other {
+                    Ok(_) => "points elsewhere",
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => "missing",
+                    Err(_) => "not a link",
+                };
+                found.push(Finding {
+                    what: at.display().to_string(),
+                    why: why.into(),
+                    healed: heal,
+                });
+            }
+        }
+        if tree.kind == Kind::Active && !parents.is_empty() && !dir.join("work").is_dir() {
+            if heal {
+                make_dir(&dir.join("work"), 0o700)?;
+            }
+            found.push(Finding {
+                what: dir.join("work").display().to_string(),
+                why: "missing".into(),
+                healed: heal,
+            });
+        }
+        Ok(found)
+    }
+}
+
+/// Replaces a small file atomically: a reader sees the old or the new, never an empty one.
+fn replace_small(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = PathBuf::from(fresh);
+    write_small(&fresh, bytes, mode)?;
+    fs::File::open(&fresh)
+        .and_then(|file| file.sync_all())
+        .on("sync", &fresh)?;
+    fs::rename(&fresh, path).on("replace", path)
+}

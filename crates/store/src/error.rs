@@ -1,0 +1,344 @@
+//! What can go wrong in the store, in the store's own words.
+//!
+//! One enum for the whole room. Fronts translate it exhaustively in one place of theirs; [`StoreError::class`] gives
+//! them the coarse kind, so that a new variant lands somewhere sensible. Each text says what was asked and what stood
+//! in the way; it never repeats its source, which `std::error::Error::source` gives.
+
+use std::{fmt, io, path::PathBuf};
+
+use crate::{digest::Digest, snapshot::Kind, snapshot::SnapshotKey};
+
+/// The result of nearly everything here.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// What sort of record an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Subject {
+    /// A snapshot: a layer, a container's writable tree or a view.
+    Snapshot,
+    /// An image record.
+    Image,
+    /// A name of an image.
+    Tag,
+    /// A container record.
+    Container,
+    /// A named volume.
+    Volume,
+    /// A lease.
+    Lease,
+    /// A blob under `content/`.
+    Blob,
+    /// A recipe under `recipes/`.
+    Recipe,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Snapshot => "snapshot",
+            Self::Image => "image",
+            Self::Tag => "tag",
+            Self::Container => "container",
+            Self::Volume => "volume",
+            Self::Lease => "lease",
+            Self::Blob => "blob",
+            Self::Recipe => "recipe",
+        })
+    }
+}
+
+/// The coarse kind of an error: what a status or exit code is chosen from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The named thing is not there.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// The thing is there, but not in the state the call needs.
+    FailedPrecondition,
+    /// The request itself makes no sense.
+    InvalidArgument,
+    /// This machine or file system can't do it.
+    Unsupported,
+    /// Somebody else is at it; trying again may help.
+    Busy,
+    /// The disk, the inodes or the quota are used up.
+    NoSpace,
+    /// What is on disk contradicts the record.
+    Damaged,
+    /// Anything else, from the operating system or the database.
+    Internal,
+}
+
+/// Every way a call into the store fails.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// No record of that name.
+    #[error("{subject} {name} does not exist")]
+    NotFound {
+        /// What was looked for.
+        subject: Subject,
+        /// Its name, made printable.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("{subject} {name} already exists")]
+    AlreadyExists {
+        /// What it is.
+        subject: Subject,
+        /// Its name, made printable.
+        name: String,
+    },
+    /// A new snapshot was to stand on one that is not a committed layer.
+    #[error("parent {parent} is {kind}, and only a committed snapshot can be a parent")]
+    ParentNotCommitted {
+        /// The parent asked for.
+        parent: SnapshotKey,
+        /// What it is.
+        kind: Kind,
+        /// True if the call was a commit: containerd answers the two cases differently.
+        committing: bool,
+    },
+    /// Only an active snapshot can be committed.
+    #[error("snapshot {key} is {kind}, not active")]
+    NotActive {
+        /// The snapshot.
+        key: SnapshotKey,
+        /// What it is.
+        kind: Kind,
+    },
+    /// A committed snapshot is a layer: it is not mounted by itself, a view of it is.
+    #[error("snapshot {key} is committed and has no mounts of its own")]
+    Committed {
+        /// The snapshot.
+        key: SnapshotKey,
+    },
+    /// The snapshot can't go while others stand on it.
+    #[error("cannot remove snapshot {key}: {children} stand on it, {child} among them")]
+    HasChildren {
+        /// The snapshot.
+        key: SnapshotKey,
+        /// How many stand on it.
+        children: u64,
+        /// One of them.
+        child: SnapshotKey,
+    },
+    /// Commit named another parent than the one the snapshot was prepared on.
+    #[error("snapshot {key} stands on {has}, not on {asked}")]
+    ParentMismatch {
+        /// The snapshot.
+        key: SnapshotKey,
+        /// What it stands on.
+        has: SnapshotKey,
+        /// What the caller said.
+        asked: SnapshotKey,
+    },
+    /// A record is still referred to.
+    #[error("{subject} {name} is in use by {by}")]
+    InUse {
+        /// What was to be removed.
+        subject: Subject,
+        /// Its name.
+        name: String,
+        /// Who holds it.
+        by: String,
+    },
+    /// A request that makes no sense; the text says why.
+    #[error("{0}")]
+    Invalid(String),
+    /// A filter that can't be parsed.
+    #[error("filter {filter:?}: {why}")]
+    BadFilter {
+        /// The whole filter.
+        filter: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What was written is not what was announced.
+    #[error("{what}: expected {expected}, got {actual}")]
+    DigestMismatch {
+        /// What was being written.
+        what: String,
+        /// What the caller expected.
+        expected: Digest,
+        /// What the bytes hash to.
+        actual: Digest,
+    },
+    /// The store was written by a newer Vellum.
+    #[error(
+        "the store {path} has schema {found}, made by a newer vellum; this one knows up to {known}. \
+         Use the newer vellum, or another store"
+    )]
+    NewerStore {
+        /// The database.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// The newest this program knows.
+        known: i64,
+    },
+    /// A file of that name is there, but it is none of ours.
+    #[error("{path} is not a vellum store: {why}")]
+    NotAStore {
+        /// The file or directory.
+        path: PathBuf,
+        /// How one can tell.
+        why: String,
+    },
+    /// A driver of that name is not known.
+    #[error("unknown storage driver {0:?}; there are overlay2, overlay and native")]
+    UnknownDriver(String),
+    /// The file system or the driver can't do it.
+    #[error("{what}: {why}")]
+    Unsupported {
+        /// What was asked.
+        what: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// Another process kept the database locked for longer than the busy timeout.
+    #[error("the store {path} stayed locked by another process for {waited_ms} ms")]
+    Busy {
+        /// The database.
+        path: PathBuf,
+        /// The timeout in milliseconds.
+        waited_ms: u64,
+    },
+    /// What is on disk contradicts the record.
+    #[error("{what} is damaged: {why}")]
+    Damaged {
+        /// The thing.
+        what: String,
+        /// What is wrong, and the way back.
+        why: String,
+    },
+    /// The operating system said no.
+    #[error("{op} {path}", path = path.display())]
+    Io {
+        /// What was tried: a verb.
+        op: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A system call on a tree failed; the text names it and the path.
+    #[error(transparent)]
+    Sys(#[from] vellum_sys::Error),
+    /// The database said no.
+    #[error("database: {op}")]
+    Database {
+        /// What was tried.
+        op: &'static str,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+}
+
+impl StoreError {
+    /// Returns the coarse kind, from which fronts choose their codes.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::NotFound { .. } => Class::NotFound,
+            Self::AlreadyExists { .. } => Class::AlreadyExists,
+            Self::ParentNotCommitted {
+                committing: false, ..
+            }
+            | Self::ParentMismatch { .. }
+            | Self::Invalid(_)
+            | Self::BadFilter { .. }
+            | Self::UnknownDriver(_) => Class::InvalidArgument,
+            Self::ParentNotCommitted {
+                committing: true, ..
+            }
+            | Self::NotActive { .. }
+            | Self::Committed { .. }
+            | Self::HasChildren { .. }
+            | Self::InUse { .. } => Class::FailedPrecondition,
+            Self::NewerStore { .. } | Self::NotAStore { .. } | Self::Unsupported { .. } => {
+                Class::Unsupported
+            }
+            Self::Busy { .. } => Class::Busy,
+            Self::Damaged { .. } | Self::DigestMismatch { .. } => Class::Damaged,
+            Self::Io { source, .. } => class_of(source),
+            Self::Sys(error) => class_of(&error.source),
+            Self::Database { source, .. } => match source.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::DiskFull) => Class::NoSpace,
+                Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+                    Class::Busy
+                }
+                Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                    Class::Damaged
+                }
+                _ => Class::Internal,
+            },
+        }
+    }
+
+    pub(crate) fn not_found(subject: Subject, name: impl fmt::Display) -> Self {
+        Self::NotFound {
+            subject,
+            name: name.to_string(),
+        }
+    }
+
+    pub(crate) fn exists(subject: Subject, name: impl fmt::Display) -> Self {
+        Self::AlreadyExists {
+            subject,
+            name: name.to_string(),
+        }
+    }
+}
+
+fn class_of(source: &io::Error) -> Class {
+    match source
+        .raw_os_error()
+        .map(rustix::io::Errno::from_raw_os_error)
+    {
+        Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => Class::NoSpace,
+        Some(rustix::io::Errno::BUSY) => Class::Busy,
+        _ => Class::Internal,
+    }
+}
+
+/// Attaches the verb and the path to an error of the system.
+pub(crate) trait IoContext<T> {
+    fn on(self, op: &'static str, path: impl Into<PathBuf>) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
+    fn on(self, op: &'static str, path: impl Into<PathBuf>) -> Result<T> {
+        self.map_err(|e| StoreError::Io {
+            op,
+            path: path.into(),
+            source: e.into(),
+        })
+    }
+}
+
+/// Attaches the verb to an error of the database.
+pub(crate) trait DbContext<T> {
+    fn db(self, op: &'static str) -> Result<T>;
+}
+
+impl<T> DbContext<T> for rusqlite::Result<T> {
+    fn db(self, op: &'static str) -> Result<T> {
+        self.map_err(|source| StoreError::Database { op, source })
+    }
+}
+
+/// Returns an error's text with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,270 @@
+//! Leases: what keeps things from gc while a process is still putting them together.
+//!
+//! A lease lives as long as its process (told by pid, start time and boot, so that a reused pid keeps nothing), or until
+//! a time. It holds snapshots with all they stand on, blobs and recipes.
+
+use std::fmt;
+
+use rusqlite::{Transaction, params};
+use vellum_sys::random;
+
+use crate::{
+    digest::Digest,
+    error::{DbContext, Result, StoreError, Subject},
+    rows,
+    snapshot::SnapshotKey,
+    store::Store,
+};
+
+/// The name of a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LeaseId(pub(crate) String);
+
+impl LeaseId {
+    /// Names a lease made elsewhere.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self(id.into())
+    }
+
+    /// Returns the text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How long a lease lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// As long as this process.
+    Process,
+    /// Until this moment.
+    Until(jiff::Timestamp),
+    /// Until it is ended by name.
+    Forever,
+}
+
+/// What a lease can hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// A snapshot and all it stands on.
+    Snapshot(SnapshotKey),
+    /// A blob.
+    Blob(Digest),
+    /// The recipe of a layer.
+    Recipe(Digest),
+}
+
+/// A lease of this process, ended when dropped.
+#[derive(Debug)]
+pub struct Lease {
+    store: Store,
+    id: LeaseId,
+}
+
+impl Lease {
+    /// Returns its name, for [`crate::PrepareOptions::lease`] and the like.
+    pub fn id(&self) -> &LeaseId {
+        &self.id
+    }
+
+    /// Holds `held` from now on, and tells whether it is there: if so, it stays there. Durable on return.
+    pub fn hold(&self, held: &Held) -> Result<bool> {
+        self.store.hold(&self.id, held)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // If the database can't be written now, the lease ends with the process.
+        if let Err(error) = self.store.end_lease(&self.id) {
+            tracing::debug!(%error, lease = %self.id, "lease left to end with the process");
+        }
+    }
+}
+
+impl Store {
+    /// Begins a lease that lives as long as this process and the returned value. `purpose` is for people.
+    pub fn lease(&self, purpose: &str) -> Result<Lease> {
+        let id = self.begin_lease(purpose, Life::Process)?;
+        Ok(Lease {
+            store: self.clone(),
+            id,
+        })
+    }
+
+    /// Begins a lease of any life. Durable on return.
+    pub fn begin_lease(&self, purpose: &str, life: Life) -> Result<LeaseId> {
+        let id = LeaseId(random::hex(24));
+        let (expires, process) = match life {
+            Life::Process => (None, Some(Process::this()?)),
+            Life::Until(when) => (
+                Some(i64::try_from(when.as_nanosecond()).unwrap_or(i64::MAX)),
+                None,
+            ),
+            Life::Forever => (Some(i64::MAX), None),
+        };
+        self.write(|tx| {
+            tx.execute(
+                "INSERT INTO leases (id, purpose, created_ns, expires_ns, pid, pid_start, boot_id) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    id.0,
+                    purpose,
+                    rows::now_ns(),
+                    expires,
+                    process.as_ref().map(|process| process.pid),
+                    process.as_ref().map(|process| process.start),
+                    process.as_ref().map(|process| &process.boot),
+                ],
+            )
+            .db("begin a lease")
+        })?;
+        Ok(id)
+    }
+
+    /// Ends a lease; one that is not there is no error. Durable on return.
+    pub fn end_lease(&self, id: &LeaseId) -> Result<()> {
+        self.write(|tx| end(tx, id))
+    }
+
+    /// Holds `held` under `lease`, and tells whether it is there. Errors: `NotFound` (lease).
+    pub fn hold(&self, lease: &LeaseId, held: &Held) -> Result<bool> {
+        self.write(|tx| {
+            exists(tx, lease)?;
+            match held {
+                Held::Snapshot(key) => match rows::find(tx, key)? {
+                    None => Ok(false),
+                    Some(row) => hold_snapshot(tx, lease, row.id).map(|()| true),
+                },
+                Held::Blob(digest) => hold_digest(tx, lease, digest, "blobs WHERE digest"),
+                Held::Recipe(diff_id) => hold_digest(tx, lease, diff_id, "recipes WHERE diff_id"),
+            }
+        })
+    }
+}
+
+fn exists(tx: &Transaction<'_>, lease: &LeaseId) -> Result<()> {
+    let found: bool = tx
+        .query_row(
+            "SELECT EXISTS (SELECT 1 FROM leases WHERE id = ?1)",
+            [&lease.0],
+            |row| row.get(0),
+        )
+        .db("look a lease up")?;
+    if found {
+        Ok(())
+    } else {
+        Err(StoreError::not_found(Subject::Lease, lease))
+    }
+}
+
+pub(crate) fn end(tx: &Transaction<'_>, id: &LeaseId) -> Result<()> {
+    tx.execute("DELETE FROM leases WHERE id = ?1", [&id.0])
+        .db("end a lease")?;
+    Ok(())
+}
+
+pub(crate) fn hold_snapshot(tx: &Transaction<'_>, lease: &LeaseId, id: i64) -> Result<()> {
+    exists(tx, lease)?;
+    tx.execute(
+        "INSERT OR IGNORE INTO lease_snapshots (lease, snapshot) VALUES (?1, ?2)",
+        params![lease.0, id],
+    )
+    .db("hold a snapshot")?;
+    Ok(())
+}
+
+/// Holds a digest and tells whether `place` has it. What is not there is held all the same: it may be coming.
+pub(crate) fn hold_digest(
+    tx: &Transaction<'_>,
+    lease: &LeaseId,
+    digest: &Digest,
+    place: &str,
+) -> Result<bool> {
+    exists(tx, lease)?;
+    tx.execute(
+        "INSERT OR IGNORE INTO lease_digests (lease, digest) VALUES (?1, ?2)",
+        params![lease.0, digest.to_string()],
+    )
+    .db("hold a digest")?;
+    tx.query_row(
+        &format!("SELECT EXISTS (SELECT 1 FROM {place} = ?1)"),
+        [digest.to_string()],
+        |row| row.get(0),
+    )
+    .db("look a digest up")
+}
+
+/// A process that can't be taken for another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Process {
+    pub pid: i64,
+    /// Start time in clock ticks since boot, field 22 of `/proc/PID/stat`.
+    pub start: i64,
+    pub boot: String,
+}
+
+impl Process {
+    fn this() -> Result<Self> {
+        let pid = i64::from(std::process::id());
+        Ok(Self {
+            pid,
+            start: start_of(pid).unwrap_or(0),
+            boot: boot_id(),
+        })
+    }
+
+    /// Tells whether this very process still runs.
+    pub fn lives(&self) -> bool {
+        self.boot == boot_id() && start_of(self.pid) == Some(self.start)
+    }
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
+}
+
+fn start_of(pid: i64) -> Option<i64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The command stands in parentheses and may contain anything: fields count from the last one.
+    let rest = &stat[stat.iter().rposition(|&b| b == b')')? + 1..];
+    let mut fields = std::str::from_utf8(rest).ok()?.split_ascii_whitespace();
+    let state = fields.next()?;
+    if state == "Z" || state == "X" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reused_pid_is_another_process() {
+        let this = Process::this().unwrap();
+        assert!(this.lives());
+        assert!(
+            !Process {
+                start: this.start + 1,
+                ..this.clone()
+            }
+            .lives()
+        );
+        assert!(
+            !Process {
+                boot: "another".into(),
+                ..this
+            }
+            .lives()
+        );
+    }
+}

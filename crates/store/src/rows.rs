@@ -1,0 +1,322 @@
+//! Rows of the database as values and back: the only place that knows the columns of `snapshots`.
+
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use crate::{
+    digest::Digest,
+    driver::{DriverKind, LinkId, TreeId, TreeRef},
+    error::{DbContext, Result, StoreError, Subject},
+    record::{Identity, TreeRecord},
+    snapshot::{Info, Keep, Kind, SnapshotKey, Usage},
+};
+
+/// One row of `snapshots`, with its parent's key and tree.
+#[derive(Clone, Debug)]
+pub(crate) struct SnapshotRow {
+    pub id: i64,
+    pub parent: Option<(i64, SnapshotKey)>,
+    pub record: TreeRecord,
+}
+
+const COLUMNS: &str = "s.id, s.key, s.kind, s.parent, s.keep, s.driver, s.tree, s.link, s.labels, s.created_ns, \
+     s.updated_ns, s.usage_bytes, s.usage_inodes, s.diff_id, s.tar_bytes, s.features, s.size_limit, p.key, p.tree";
+const FROM: &str = "FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent";
+
+fn damaged(what: &str) -> impl Fn(&dyn std::fmt::Display) -> StoreError + '_ {
+    move |why| StoreError::Damaged {
+        what: format!("the database, column {what}"),
+        why: why.to_string(),
+    }
+}
+
+/// Parses a text column into a type that proves it.
+pub(crate) fn parse<T: FromStr<Err = StoreError>>(text: &str) -> Result<T> {
+    text.parse().map_err(|e| damaged("digest")(&e))
+}
+
+fn json<T: serde::de::DeserializeOwned>(column: &str, text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|e| damaged(column)(&e))
+}
+
+/// Writes a value as the JSON that a column holds.
+pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| StoreError::Invalid(e.to_string()))
+}
+
+/// Returns the present as nanoseconds since 1970.
+pub(crate) fn now_ns() -> i64 {
+    // 2262 is the end of this column; a clock beyond it is held there.
+    i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// Returns a column's time.
+pub(crate) fn time(ns: i64) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(ns)).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn snapshot(row: &Row<'_>) -> rusqlite::Result<Result<SnapshotRow>> {
+    let id: i64 = row.get(0)?;
+    let key: Vec<u8> = row.get(1)?;
+    let kind: i64 = row.get(2)?;
+    let parent: Option<i64> = row.get(3)?;
+    let keep: i64 = row.get(4)?;
+    let driver: String = row.get(5)?;
+    let tree: String = row.get(6)?;
+    let link: Option<String> = row.get(7)?;
+    let labels: String = row.get(8)?;
+    let created_ns: i64 = row.get(9)?;
+    let updated_ns: i64 = row.get(10)?;
+    let usage: (Option<i64>, Option<i64>) = (row.get(11)?, row.get(12)?);
+    let diff_id: Option<String> = row.get(13)?;
+    let tar_bytes: Option<i64> = row.get(14)?;
+    let features: Option<String> = row.get(15)?;
+    let size_limit: Option<i64> = row.get(16)?;
+    let parent_key: Option<Vec<u8>> = row.get(17)?;
+    let parent_tree: Option<String> = row.get(18)?;
+    Ok((|| {
+        let mut record = TreeRecord::new(Identity {
+            tree: TreeId::try_from(tree).map_err(|e| damaged("tree")(&e))?,
+            driver: driver.parse().map_err(|e| damaged("driver")(&e))?,
+            kind: Kind::from_disk(kind)?,
+            key: SnapshotKey::new(key),
+            parent: parent_tree.map(TreeId::try_from).transpose()?,
+            link: link
+                .map(LinkId::try_from)
+                .transpose()
+                .map_err(|e| damaged("link")(&e))?,
+            created_ns,
+        });
+        record.keep = Keep::from_disk(keep);
+        record.labels = json("labels", &labels)?;
+        record.updated_ns = updated_ns;
+        record.usage = match usage {
+            (Some(bytes), Some(inodes)) => Some(Usage {
+                bytes: bytes as u64,
+                inodes: inodes as u64,
+            }),
+            _ => None,
+        };
+        record.diff_id = diff_id.as_deref().map(parse).transpose()?;
+        record.tar_bytes = tar_bytes.map(|n| n as u64);
+        record.features = features
+            .as_deref()
+            .map(|text| json("features", text))
+            .transpose()?;
+        record.size_limit_bytes = size_limit.map(|n| n as u64);
+        Ok(SnapshotRow {
+            id,
+            parent: parent.zip(parent_key.map(SnapshotKey::new)),
+            record,
+        })
+    })())
+}
+
+impl SnapshotRow {
+    pub fn info(self) -> Info {
+        let TreeRecord {
+            tree,
+            driver,
+            kind,
+            key,
+            keep,
+            labels,
+            created_ns,
+            updated_ns,
+            usage,
+            diff_id,
+            tar_bytes,
+            features,
+            size_limit_bytes,
+            ..
+        } = self.record;
+        Info {
+            key,
+            kind,
+            parent: self.parent.map(|(_, key)| key),
+            labels,
+            created: time(created_ns),
+            updated: time(updated_ns),
+            keep,
+            driver,
+            tree,
+            diff_id,
+            tar_bytes,
+            usage,
+            features,
+            size_limit_bytes,
+        }
+    }
+
+    pub fn tree_ref(&self) -> TreeRef {
+        TreeRef {
+            id: self.record.tree.clone(),
+            kind: self.record.kind,
+            link: self.record.link.clone(),
+            diff_id: self.record.diff_id.clone(),
+            features: self.record.features,
+        }
+    }
+
+    pub fn driver(&self) -> DriverKind {
+        self.record.driver
+    }
+}
+
+/// Finds a snapshot by key.
+pub(crate) fn find(tx: &Transaction<'_>, key: &SnapshotKey) -> Result<Option<SnapshotRow>> {
+    tx.prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.key = ?1"))
+        .db("look a snapshot up")?
+        .query_row([key.as_bytes()], snapshot)
+        .optional()
+        .db("look a snapshot up")?
+        .transpose()
+}
+
+/// Finds a snapshot by key, or says that it is not there.
+pub(crate) fn get(tx: &Transaction<'_>, key: &SnapshotKey) -> Result<SnapshotRow> {
+    find(tx, key)?.ok_or_else(|| StoreError::not_found(Subject::Snapshot, key))
+}
+
+/// Finds a snapshot by row number.
+pub(crate) fn by_id(tx: &Transaction<'_>, id: i64) -> Result<SnapshotRow> {
+    tx.prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.id = ?1"))
+        .db("look a snapshot up")?
+        .query_row([id], snapshot)
+        .db("look a snapshot up")?
+}
+
+/// Returns up to `limit` snapshots with keys above `after`, in key order.
+pub(crate) fn page(
+    tx: &Transaction<'_>,
+    after: Option<&SnapshotKey>,
+    limit: i64,
+) -> Result<Vec<SnapshotRow>> {
+    let mut statement = tx
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS} {FROM} WHERE ?1 IS NULL OR s.key > ?1 ORDER BY s.key LIMIT ?2"
+        ))
+        .db("list snapshots")?;
+    let rows = statement
+        .query_map(params![after.map(SnapshotKey::as_bytes), limit], snapshot)
+        .db("list snapshots")?;
+    rows.map(|row| row.db("list snapshots")?).collect()
+}
+
+/// Returns the ancestors of row `id`, nearest first.
+pub(crate) fn ancestors(tx: &Transaction<'_>, id: i64) -> Result<Vec<TreeRef>> {
+    let mut statement = tx
+        .prepare_cached(
+            "WITH RECURSIVE up (id, depth) AS ( \
+                 SELECT parent, 1 FROM snapshots WHERE id = ?1 \
+                 UNION ALL \
+                 SELECT s.parent, depth + 1 FROM up JOIN snapshots s ON s.id = up.id) \
+             SELECT s.tree, s.kind, s.link, s.diff_id, s.features FROM up JOIN snapshots s ON s.id = up.id \
+             ORDER BY depth",
+        )
+        .db("follow parents")?;
+    let rows = statement
+        .query_map([id], |row| {
+            Ok((
+                row.get::<_, String>(0)?,
+                row.get::<_, i64>(1)?,
+                row.get::<_, Option<String>>(2)?,
+                row.get::<_, Option<String>>(3)?,
+                row.get::<_, Option<String>>(4)?,
+            ))
+        })
+        .db("follow parents")?;
+    rows.map(|row| {
+        let (tree, kind, link, diff_id, features) = row.db("follow parents")?;
+        Ok(TreeRef {
+            id: TreeId::try_from(tree)?,
+            kind: Kind::from_disk(kind)?,
+            link: link.map(LinkId::try_from).transpose()?,
+            diff_id: diff_id.as_deref().map(parse).transpose()?,
+            features: features
+                .as_deref()
+                .map(|text| json("features", text))
+                .transpose()?,
+        })
+    })
+    .collect()
+}
+
+/// Counts the children of row `id` and names one.
+pub(crate) fn children(tx: &Transaction<'_>, id: i64) -> Result<(u64, Option<SnapshotKey>)> {
+    let (count, key): (i64, Option<Vec<u8>>) = tx
+        .prepare_cached("SELECT count(*), min(key) FROM snapshots WHERE parent = ?1")
+        .db("look for children")?
+        .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+        .db("look for children")?;
+    Ok((count as u64, key.map(SnapshotKey::new)))
+}
+
+/// Inserts a snapshot and returns its row number.
+pub(crate) fn insert(
+    tx: &Transaction<'_>,
+    record: &TreeRecord,
+    parent: Option<i64>,
+) -> Result<i64> {
+    tx.prepare_cached(
+        "INSERT INTO snapshots (key, kind, parent, keep, driver, tree, link, labels, created_ns, updated_ns, \
+         usage_bytes, usage_inodes, diff_id, tar_bytes, features, size_limit) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+    )
+    .db("record a snapshot")?
+    .execute(params![
+        record.key.as_bytes(),
+        record.kind as i64,
+        parent,
+        record.keep as i64,
+        record.driver.as_str(),
+        record.tree.as_str(),
+        record.link.as_ref().map(LinkId::as_str),
+        to_json(&record.labels)?,
+        record.created_ns,
+        record.updated_ns,
+        record.usage.map(|usage| usage.bytes as i64),
+        record.usage.map(|usage| usage.inodes as i64),
+        record.diff_id.as_ref().map(Digest::to_string),
+        record.tar_bytes.map(|n| n as i64),
+        record.features.as_ref().map(to_json).transpose()?,
+        record.size_limit_bytes.map(|n| n as i64),
+    ])
+    .db("record a snapshot")?;
+    Ok(tx.last_insert_rowid())
+}
+
+/// Rewrites row `id` from `record`: everything that can change after creation.
+pub(crate) fn update(
+    tx: &Transaction<'_>,
+    id: i64,
+    record: &TreeRecord,
+    parent: Option<i64>,
+) -> Result<()> {
+    tx.prepare_cached(
+        "UPDATE snapshots SET key = ?2, kind = ?3, parent = ?4, keep = ?5, labels = ?6, created_ns = ?7, \
+         updated_ns = ?8, usage_bytes = ?9, usage_inodes = ?10, diff_id = ?11, tar_bytes = ?12, features = ?13, \
+         size_limit = ?14 WHERE id = ?1",
+    )
+    .db("update a snapshot")?
+    .execute(params![
+        id,
+        record.key.as_bytes(),
+        record.kind as i64,
+        parent,
+        record.keep as i64,
+        to_json(&record.labels)?,
+        record.created_ns,
+        record.updated_ns,
+        record.usage.map(|usage| usage.bytes as i64),
+        record.usage.map(|usage| usage.inodes as i64),
+        record.diff_id.as_ref().map(Digest::to_string),
+        record.tar_bytes.map(|n| n as i64),
+        record.features.as_ref().map(to_json).transpose()?,
+        record.size_limit_bytes.map(|n| n as i64),
+    ])
+    .db("update a snapshot")?;
+    Ok(())
+}

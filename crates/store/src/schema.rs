@@ -1,0 +1,246 @@
+//! The database: how it is opened, what is in it, how it grows.
+//!
+//! SQLite in WAL mode with `synchronous=FULL`: a committed transaction survives power loss, readers never wait for the
+//! writer. The file carries an `application_id` (so that nobody takes another program's database for a store) and a
+//! `user_version`, the schema: older ones are migrated step by step inside one transaction, newer ones are refused by
+//! name. Every writer begins IMMEDIATE, because a transaction that reads first and then wants to write can't wait its turn.
+//! Nothing but SQLite ever opens `vellum.db`: closing any other descriptor on it would drop SQLite's locks. On a network
+//! file system, where WAL's shared memory can't work, the rollback journal is used.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, config::DbConfig};
+
+use crate::{
+    error::{DbContext, IoContext, Result, StoreError},
+    layout::Layout,
+};
+
+/// Bytes 68..72 of the database: "VLM1". Changing it makes every existing store a stranger.
+pub(crate) const APPLICATION_ID: i64 = 0x564c_4d31;
+
+/// What each version added. A step, once released, is never edited: stores out there have run it.
+const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql")];
+
+/// The schema that this program writes.
+pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// Pages in the WAL before it is folded back: small, since every process that opens the store reads it once.
+const CHECKPOINT_PAGES: i64 = 256;
+
+/// The store's connections: one per caller at a time, kept for the next.
+pub(crate) struct Database {
+    path: std::path::PathBuf,
+    busy_timeout_ms: u64,
+    rollback_journal: bool,
+    idle: Mutex<Vec<Connection>>,
+    /// Writers of this process queue here instead of polling SQLite's lock.
+    writer: Mutex<()>,
+}
+
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves a list of connections or nothing at all behind: both are whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Database {
+    /// Opens the database of `layout`, making or migrating it if need be.
+    ///
+    /// Errors: `NotAStore`, `NewerStore`, `Busy`, `NotFound` as an `Io` if `create` is false and there is none.
+    pub fn open(layout: &Layout, create: bool, busy_timeout_ms: u64) -> Result<Self> {
+        let path = layout.database();
+        let database = Self {
+            rollback_journal: is_network(layout.root()),
+            path,
+            busy_timeout_ms,
+            idle: Mutex::default(),
+            writer: Mutex::default(),
+        };
+        if !database.path.exists() && !create {
+            return Err(std::io::Error::from(std::io::ErrorKind::NotFound))
+                .on("open the store", layout.root());
+        }
+        if database.path.exists() {
+            let connection = database.connect()?;
+            if database.version(&connection)? == VERSION {
+                database.give_back(connection);
+                return Ok(database);
+            }
+        }
+        // Making or migrating: one process at a time, on the root directory's own lock.
+        let root = fs::File::open(layout.root()).on("open", layout.root())?;
+        root.lock().on("lock", layout.root())?;
+        if !database.path.exists() {
+            layout.create()?;
+            let mut options = fs::OpenOptions::new();
+            std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
+            // Closed at once, before SQLite has any lock on it.
+            drop(options.open(&database.path).on("create", &database.path)?);
+            root.sync_all().on("sync", layout.root())?;
+        }
+        let mut connection = database.connect()?;
+        database.migrate(&mut connection)?;
+        database.give_back(connection);
+        Ok(database)
+    }
+
+    fn connect(&self) -> Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.path, flags).db("open")?;
+        connection
+            .busy_timeout(std::time::Duration::from_millis(self.busy_timeout_ms))
+            .db("open")?;
+        connection.set_prepared_statement_cache_capacity(64);
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .db("open")?;
+        connection
+            .pragma_update(None, "foreign_keys", true)
+            .db("open")?;
+        connection
+            .pragma_update(None, "synchronous", "FULL")
+            .db("open")?;
+        connection
+            .pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)
+            .db("open")?;
+        Ok(connection)
+    }
+
+    fn version(&self, connection: &Connection) -> Result<i64> {
+        let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let application = pragma("application_id").map_err(|e| self.explain(e))?;
+        let version = pragma("user_version").map_err(|e| self.explain(e))?;
+        if version == 0 && application == 0 {
+            return Ok(0);
+        }
+        if application != APPLICATION_ID {
+            return Err(StoreError::NotAStore {
+                path: self.path.clone(),
+                why: format!("the database's application id is {application:#x}"),
+            });
+        }
+        if version > VERSION {
+            return Err(StoreError::NewerStore {
+                path: self.path.clone(),
+                found: version,
+                known: VERSION,
+            });
+        }
+        Ok(version)
+    }
+
+    fn explain(&self, source: rusqlite::Error) -> StoreError {
+        match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase) => StoreError::NotAStore {
+                path: self.path.clone(),
+                why: "the file is no SQLite database".into(),
+            },
+            Some(rusqlite::ErrorCode::DatabaseBusy) => StoreError::Busy {
+                path: self.path.clone(),
+                waited_ms: self.busy_timeout_ms,
+            },
+            _ => StoreError::Database { op: "read", source },
+        }
+    }
+
+    fn migrate(&self, connection: &mut Connection) -> Result<()> {
+        let journal = if self.rollback_journal {
+            "DELETE"
+        } else {
+            "WAL"
+        };
+        let version = self.version(connection)?;
+        connection
+            .pragma_update(None, "journal_mode", journal)
+            .map_err(|e| self.explain(e))?;
+        if version == VERSION {
+            return Ok(());
+        }
+        let tx = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|e| self.explain(e))?;
+        for (step, sql) in MIGRATIONS.iter().enumerate().skip(version as usize) {
+            tx.execute_batch(sql).db("migrate")?;
+            tx.pragma_update(None, "user_version", step as i64 + 1)
+                .db("migrate")?;
+        }
+        if version == 0 {
+            tx.pragma_update(None, "application_id", APPLICATION_ID)
+                .db("create")?;
+            tx.execute(
+                "INSERT INTO store (name, value) VALUES ('uuid', ?1)",
+                [hex::encode(rand::random::<[u8; 16]>())],
+            )
+            .db("create")?;
+        }
+        tx.commit().db("migrate")?;
+        tracing::info!(from = version, to = VERSION, "store schema");
+        Ok(())
+    }
+
+    fn take(&self) -> Result<Connection> {
+        let idle = unpoisoned(&self.idle).pop();
+        match idle {
+            Some(connection) => Ok(connection),
+            None => self.connect(),
+        }
+    }
+
+    fn give_back(&self, connection: Connection) {
+        unpoisoned(&self.idle).push(connection);
+    }
+
+    /// Runs `read` inside one read transaction: it sees one state of the store, and blocks nobody.
+    pub fn read<T>(&self, read: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut connection = self.take()?;
+        let result = (|| {
+            let tx = connection.transaction().map_err(|e| self.explain(e))?;
+            let value = read(&tx)?;
+            tx.finish().db("read")?;
+            Ok(value)
+        })();
+        self.give_back(connection);
+        result
+    }
+
+    /// Runs `write` inside one write transaction and commits it: durable on return. An error undoes everything.
+    pub fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut connection = self.take()?;
+        let queue = unpoisoned(&self.writer);
+        let result = (|| {
+            let tx = connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(|e| self.explain(e))?;
+            let value = write(&tx)?;
+            tx.commit().map_err(|source| match self.explain(source) {
+                StoreError::Database { source, .. } => StoreError::Database {
+                    op: "commit",
+                    source,
+                },
+                other => other,
+            })?;
+            Ok(value)
+        })();
+        drop(queue);
+        self.give_back(connection);
+        result
+    }
+}
+
+/// True on file systems where several machines may open the same file: no shared memory, locks of doubtful worth.
+fn is_network(path: &Path) -> bool {
+    const NFS: i64 = 0x6969;
+    const SMB: i64 = 0x517b;
+    const CIFS: i64 = 0xff53_4d42;
+    const SMB2: i64 = 0xfe53_4d42;
+    const CEPH: i64 = 0x00c3_6400;
+    const P9: i64 = 0x0102_1997;
+    const AFS: i64 = 0x6b41_4653;
+    rustix::fs::statfs(path).is_ok_and(|facts| {
+        [NFS, SMB, CIFS, SMB2, CEPH, P9, AFS].contains(&(facts.f_type as i64 & 0xffff_ffff))
+    })
+}

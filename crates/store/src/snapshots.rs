@@ -1,0 +1,602 @@
+//! The calls on snapshots: prepare, view, commit, remove, and asking.
+//!
+//! Each is the pure decision of `snapshot.rs` around the order of `tx.rs`. The decision is made twice: once before any
+//! tree is touched, so that a refusal costs nothing, and once inside the transaction that records, because another process
+//! may have come between. No tree is touched, walked or synced while the database is locked.
+
+use std::path::PathBuf;
+
+use rusqlite::Transaction;
+
+use crate::{
+    driver::{self, Driver, DriverKind, LinkId, NewTree, TreeId, TreeParts, TreeRef},
+    error::{DbContext, Result, StoreError, Subject},
+    filter::Filter,
+    lease::LeaseId,
+    record::{Identity, TreeRecord},
+    rows::{self, SnapshotRow},
+    snapshot::{
+        Info, Keep, Kind, LabelChange, Labels, MountFeatures, Seen, SnapshotKey, Usage,
+        apply_labels, policy_commit, policy_create, policy_remove,
+    },
+    store::Store,
+    tx::{self, Staged},
+};
+
+/// What a new writable snapshot or view is to be.
+#[derive(Clone, Debug, Default)]
+pub struct PrepareOptions {
+    /// The committed snapshot it stands on; none: it begins empty.
+    pub parent: Option<SnapshotKey>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Who ends its life. With `WhileReferenced` and neither lease nor container, the next gc takes it.
+    pub keep: Keep,
+    /// A lease that holds it until a container or another record does.
+    pub lease: Option<LeaseId>,
+    /// The driver, where there is no parent to say so; `None`: the store's default.
+    pub driver: Option<DriverKind>,
+    /// Limit of the writable tree in bytes, by project quota of the file system.
+    pub size_limit_bytes: Option<u64>,
+}
+
+/// When the tree of a removed snapshot is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sweep {
+    /// Before the call returns.
+    #[default]
+    Now,
+    /// At the next [`Store::sweep`] or gc: removal costs a rename, whatever the tree's size.
+    Later,
+}
+
+/// A tree laid out and in place, waiting to be recorded.
+pub(crate) struct Placed {
+    pub staged: Staged,
+    pub record: TreeRecord,
+    undo: Undo,
+}
+
+/// Takes back what a tree has outside its own directory, unless it is recorded.
+pub(crate) struct Undo {
+    store: Store,
+    tree: TreeId,
+    driver: DriverKind,
+    link: Option<LinkId>,
+    armed: bool,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if self.armed {
+            // Litter at worst: what stays behind is found by the next gc.
+            let _ = driver::driver(self.driver).unlink(self.store.layout(), self.link.as_ref());
+            let _ = std::fs::remove_file(self.store.layout().record(&self.tree));
+        }
+    }
+}
+
+impl Undo {
+    pub fn new(store: &Store, record: &TreeRecord) -> Self {
+        Self {
+            store: store.clone(),
+            tree: record.tree.clone(),
+            driver: record.driver,
+            link: record.link.clone(),
+            armed: true,
+        }
+    }
+
+    pub fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Placed {
+    pub fn new(staged: Staged, record: TreeRecord, undo: Undo) -> Self {
+        Self {
+            staged,
+            record,
+            undo,
+        }
+    }
+
+    /// The record is in the database: everything stays.
+    pub fn keep(self) {
+        self.undo.disarm();
+        self.staged.keep();
+    }
+}
+
+impl Store {
+    /// Makes the writable snapshot `key`.
+    ///
+    /// Durable on return. Its tree shows the parent's, or an empty root directory of mode 0755 whatever the umask.
+    /// Errors: `AlreadyExists`, `NotFound` (parent), `ParentNotCommitted`, `Unsupported` (size limit), `Io`.
+    pub fn prepare(&self, key: &SnapshotKey, options: &PrepareOptions) -> Result<TreeParts> {
+        self.make(key, Kind::Active, options)
+    }
+
+    /// Makes the read-only snapshot `key`. As [`Store::prepare`] otherwise.
+    pub fn view(&self, key: &SnapshotKey, options: &PrepareOptions) -> Result<TreeParts> {
+        self.make(key, Kind::View, options)
+    }
+
+    fn make(&self, key: &SnapshotKey, kind: Kind, options: &PrepareOptions) -> Result<TreeParts> {
+        let (placed, parents) = self.place(key, kind, options)?;
+        self.write(|tx| self.record_placed(tx, &placed.record, options).map(drop))?;
+        let parts = self.parts(
+            &own(&placed.record),
+            placed.record.driver,
+            &placed.record,
+            &parents,
+        );
+        placed.keep();
+        Ok(parts)
+    }
+
+    /// Stages and publishes the tree of a snapshot that is not recorded yet.
+    pub(crate) fn place(
+        &self,
+        key: &SnapshotKey,
+        kind: Kind,
+        options: &PrepareOptions,
+    ) -> Result<(Placed, Vec<TreeRef>)> {
+        let (driver_kind, parents) = self.read(|tx| {
+            let parent = parent_row(tx, options.parent.as_ref())?;
+            check_create(tx, key, options.parent.as_ref(), parent.as_ref())?;
+            match &parent {
+                None => Ok((options.driver.unwrap_or(self.inner.driver), Vec::new())),
+                Some(row) => Ok((row.driver(), chain(tx, row)?)),
+            }
+        })?;
+        let driver = driver::driver(driver_kind);
+        self.ensure_home(driver_kind)?;
+        let (mut staged, mut record) = self.stage(driver, driver_kind, key, kind, &parents)?;
+        record.labels = options.labels.clone();
+        record.keep = options.keep;
+        record.size_limit_bytes = options.size_limit_bytes;
+        let new = NewTree {
+            id: &record.tree,
+            kind,
+            link: record.link.as_ref(),
+            parents: &parents,
+        };
+        let copied = driver.stage(self.layout(), staged.path(), &new)?;
+        if let Some(bytes) = options.size_limit_bytes {
+            crate::quota::limit(&self.layout().driver(driver_kind), staged.path(), bytes)?;
+        }
+        let undo = self.publish(driver, &mut staged, &record, &parents, copied)?;
+        Ok((Placed::new(staged, record, undo), parents))
+    }
+
+    /// Makes the empty staging directory of a new tree, and its record.
+    pub(crate) fn stage(
+        &self,
+        driver: &dyn Driver,
+        driver_kind: DriverKind,
+        key: &SnapshotKey,
+        kind: Kind,
+        parents: &[TreeRef],
+    ) -> Result<(Staged, TreeRecord)> {
+        let tree = TreeId::random();
+        let staged = Staged::dir(self.layout(), tree.as_str())?;
+        let record = TreeRecord::new(Identity {
+            tree,
+            driver: driver_kind,
+            kind,
+            key: key.clone(),
+            parent: parents.first().map(|parent| parent.id.clone()),
+            link: driver.has_links().then(LinkId::random),
+            created_ns: rows::now_ns(),
+        });
+        Ok((staged, record))
+    }
+
+    /// Renames a staged tree into place, writes its record file and makes both durable.
+    pub(crate) fn publish(
+        &self,
+        driver: &dyn Driver,
+        staged: &mut Staged,
+        record: &TreeRecord,
+        parents: &[TreeRef],
+        copied: bool,
+    ) -> Result<Undo> {
+        let layout = self.layout();
+        let undo = Undo::new(self, record);
+        let new = NewTree {
+            id: &record.tree,
+            kind: record.kind,
+            link: record.link.as_ref(),
+            parents,
+        };
+        staged.publish(&layout.tree(record.driver, &record.tree))?;
+        driver.link(layout, &new)?;
+        let file = record.create(layout)?;
+        if copied {
+            vellum_sys::publish::sync_fs(&file)?;
+        } else {
+            let mut dirs: Vec<PathBuf> = vec![layout.driver(record.driver), layout.records()];
+            if driver.has_links() {
+                dirs.push(layout.driver(record.driver).join("l"));
+            }
+            tx::sync_small(
+                self.inner.journal,
+                staged.path(),
+                &driver.staged_parts(&new),
+                &file,
+                &dirs,
+            )?;
+        }
+        Ok(undo)
+    }
+
+    /// Inserts the row of a placed tree, with the rules checked once more; returns its number.
+    pub(crate) fn record_placed(
+        &self,
+        tx: &Transaction<'_>,
+        record: &TreeRecord,
+        options: &PrepareOptions,
+    ) -> Result<i64> {
+        let parent = parent_row(tx, options.parent.as_ref())?;
+        check_create(tx, &record.key, options.parent.as_ref(), parent.as_ref())?;
+        let id = rows::insert(tx, record, parent.map(|row| row.id))?;
+        if let Some(lease) = &options.lease {
+            crate::lease::hold_snapshot(tx, lease, id)?;
+        }
+        Ok(id)
+    }
+
+    /// Turns the writable snapshot `key` into the layer `name`; `key` is gone then.
+    ///
+    /// `labels` replace the old ones. `parent` may name the parent it already has, or, where it has none, the layer to
+    /// put it on. Durable on return: the tree's data first, then the record. The caller sees to it that nobody writes to
+    /// the tree any more. Errors: `AlreadyExists` (name, checked first), `NotFound`, `NotActive`, `ParentMismatch`,
+    /// `ParentNotCommitted`, `Io`; the snapshot then stays as it was.
+    pub fn commit(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        labels: Labels,
+        parent: Option<&SnapshotKey>,
+    ) -> Result<Info> {
+        let (row, parents, rebased) = self.read(|tx| {
+            let (row, onto) = check_commit(tx, name, key, parent)?;
+            match onto {
+                Some(onto) if onto.driver() != row.driver() => Err(StoreError::Unsupported {
+                    what: format!("committing {key} on {}", onto.record.key),
+                    why: format!(
+                        "one lies in {}, the other in {}",
+                        row.driver(),
+                        onto.driver()
+                    ),
+                }),
+                Some(onto) => Ok((row, chain(tx, &onto)?, true)),
+                None => {
+                    let parents = rows::ancestors(tx, row.id)?;
+                    Ok((row, parents, false))
+                }
+            }
+        })?;
+        let driver = driver::driver(row.driver());
+        let dir = self.layout().tree(row.driver(), &row.record.tree);
+        if rebased {
+            driver.rebase(&dir, &parents)?;
+        }
+        let tree = row.tree_ref();
+        driver.seal(self.layout(), &dir, &tree, &parents)?;
+        let mut record = row.record.clone();
+        record.kind = Kind::Committed;
+        record.key = name.clone();
+        record.labels = apply_labels(labels, &[]);
+        record.parent = parents.first().map(|parent| parent.id.clone());
+        record.created_ns = rows::now_ns();
+        record.updated_ns = record.created_ns;
+        record.usage = Some(driver.usage(self.layout(), &dir, &own(&record), &parents)?);
+        let file = record.replace(self.layout(), false)?;
+        vellum_sys::publish::sync_fs(&file)?;
+        let committed = self.write(|tx| {
+            let (now, onto) = check_commit(tx, name, key, parent)?;
+            if now.record.tree != record.tree {
+                // Removed and made anew under the same key meanwhile.
+                return Err(StoreError::not_found(Subject::Snapshot, key));
+            }
+            let parent = onto.map(|row| row.id).or(now.parent.map(|(id, _)| id));
+            rows::update(tx, now.id, &record, parent)?;
+            rows::by_id(tx, now.id)
+        });
+        let committed = match committed {
+            Ok(committed) => committed,
+            Err(error) => {
+                // The record file is one step ahead; check would put it right, and so do we.
+                if let Err(e) = row.record.replace(self.layout(), false) {
+                    tracing::debug!(error = %e, "record file left for check");
+                }
+                return Err(error);
+            }
+        };
+        driver.settle(&dir)?;
+        Ok(committed.info())
+    }
+
+    /// Removes a snapshot of any kind. The key is free at once.
+    ///
+    /// Durable on return; the space is free too with `Sweep::Now`, unless something is still mounted in the tree: then the
+    /// rest waits in the trash for a later sweep, and the call succeeds. Errors: `NotFound`, `HasChildren`, `InUse` (an
+    /// image or a container needs it).
+    pub fn remove(&self, key: &SnapshotKey, sweep: Sweep) -> Result<()> {
+        let row = self.write(|tx| {
+            let row = rows::get(tx, key)?;
+            let (count, child) = rows::children(tx, row.id)?;
+            policy_remove(key, count, child)?;
+            if let Some(by) = user_of(tx, row.id)? {
+                return Err(StoreError::InUse {
+                    subject: Subject::Snapshot,
+                    name: key.to_string(),
+                    by,
+                });
+            }
+            delete_row(tx, row.id)?;
+            Ok(row)
+        })?;
+        self.discard_tree(&row.record, sweep)
+    }
+
+    /// Takes the tree of a record that is no more to the trash, and sweeps it if asked.
+    pub(crate) fn discard_tree(&self, record: &TreeRecord, sweep: Sweep) -> Result<()> {
+        let layout = self.layout();
+        driver::driver(record.driver).unlink(layout, record.link.as_ref())?;
+        let path = layout.tree(record.driver, &record.tree);
+        let trashed = tx::to_trash(&layout.trash(), &path)?;
+        // Gone already if an earlier removal was cut short, and then nothing is to be done.
+        let _ = std::fs::remove_file(layout.record(&record.tree));
+        if let (Sweep::Now, Some(trashed)) = (sweep, trashed) {
+            tx::remove_trashed(layout, &trashed)?;
+        }
+        Ok(())
+    }
+
+    /// Returns all that is recorded about `key`. Errors: `NotFound`.
+    pub fn stat(&self, key: &SnapshotKey) -> Result<Info> {
+        self.read(|tx| Ok(rows::get(tx, key)?.info()))
+    }
+
+    /// Tells whether `key` is there.
+    pub fn exists(&self, key: &SnapshotKey) -> Result<bool> {
+        self.read(|tx| Ok(rows::find(tx, key)?.is_some()))
+    }
+
+    /// Changes labels; `updated` becomes now. Durable on return. Errors: `NotFound`.
+    pub fn update(&self, key: &SnapshotKey, changes: &[LabelChange]) -> Result<Info> {
+        self.change(key, |record| {
+            record.labels = apply_labels(std::mem::take(&mut record.labels), changes);
+            record.updated_ns = rows::now_ns();
+            Ok(())
+        })
+    }
+
+    fn change(
+        &self,
+        key: &SnapshotKey,
+        change: impl FnOnce(&mut TreeRecord) -> Result<()>,
+    ) -> Result<Info> {
+        let row = self.write(|tx| {
+            let mut row = rows::get(tx, key)?;
+            change(&mut row.record)?;
+            let parent = row.parent.as_ref().map(|(id, _)| *id);
+            rows::update(tx, row.id, &row.record, parent)?;
+            Ok(row)
+        })?;
+        row.record.replace(self.layout(), false)?;
+        Ok(row.info())
+    }
+
+    /// Calls `each` for every snapshot that passes one of `filters` (all, if there are none), in key order.
+    ///
+    /// `each` may call the store: nothing is locked meanwhile, and snapshots made or removed by then may or may not come.
+    /// An error of `each` ends the walk and is returned.
+    pub fn walk<E: From<StoreError>>(
+        &self,
+        filters: &[Filter],
+        mut each: impl FnMut(Info) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        const PAGE: i64 = 256;
+        let mut after: Option<SnapshotKey> = None;
+        loop {
+            let page = self.read(|tx| rows::page(tx, after.as_ref(), PAGE))?;
+            let full = page.len() as i64 == PAGE;
+            after = page.last().map(|row| row.record.key.clone());
+            for row in page {
+                let info = row.info();
+                if Filter::any(filters, &info) {
+                    each(info)?;
+                }
+            }
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns what the snapshot takes by itself: as fixed at commit, counted now if active, nothing for a view.
+    pub fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
+        let (row, parents) = self.read(|tx| {
+            let row = rows::get(tx, key)?;
+            let parents = rows::ancestors(tx, row.id)?;
+            Ok((row, parents))
+        })?;
+        match (row.record.kind, row.record.usage) {
+            (Kind::View, _) => Ok(Usage::default()),
+            (Kind::Committed, Some(usage)) => Ok(usage),
+            _ => {
+                let dir = self.layout().tree(row.driver(), &row.record.tree);
+                driver::driver(row.driver()).usage(self.layout(), &dir, &row.tree_ref(), &parents)
+            }
+        }
+    }
+
+    /// Returns the parts of the snapshot's tree, after putting right what is only derived from the record.
+    ///
+    /// Works for any kind; a committed one comes read-only. Errors: `NotFound`, `Damaged` if a directory of the tree or of
+    /// a layer under it is missing.
+    pub fn tree(&self, key: &SnapshotKey) -> Result<TreeParts> {
+        let (row, parents) = self.read(|tx| {
+            let row = rows::get(tx, key)?;
+            let parents = rows::ancestors(tx, row.id)?;
+            Ok((row, parents))
+        })?;
+        let driver = driver::driver(row.driver());
+        for (at, tree) in std::iter::once(&row.tree_ref()).chain(&parents).enumerate() {
+            for finding in driver.check(self.layout(), tree, &parents[at..], true)? {
+                if !finding.healed {
+                    return Err(StoreError::Damaged {
+                        what: finding.what,
+                        why: finding.why,
+                    });
+                }
+                tracing::warn!(
+                    what = finding.what,
+                    why = finding.why,
+                    "put right from the record"
+                );
+            }
+        }
+        Ok(self.parts(&row.tree_ref(), row.driver(), &row.record, &parents))
+    }
+
+    fn parts(
+        &self,
+        tree: &TreeRef,
+        driver: DriverKind,
+        record: &TreeRecord,
+        parents: &[TreeRef],
+    ) -> TreeParts {
+        TreeParts {
+            tree: tree.id.clone(),
+            driver,
+            kind: tree.kind,
+            shape: driver::driver(driver).shape(self.layout(), tree, parents),
+            features: record.features,
+            size_limit_bytes: record.size_limit_bytes,
+        }
+    }
+
+    /// Records what the upper of `key` is about to be mounted with for the first time, and returns what holds.
+    ///
+    /// If something is recorded already, that is returned and nothing changes: a changed default applies to new trees only.
+    /// Durable on return. Errors: `NotFound`.
+    pub fn record_features(
+        &self,
+        key: &SnapshotKey,
+        features: MountFeatures,
+    ) -> Result<MountFeatures> {
+        if let Some(known) = self.stat(key)?.features {
+            return Ok(known);
+        }
+        let info = self.change(key, |record| {
+            record.features.get_or_insert(features);
+            Ok(())
+        })?;
+        Ok(info.features.unwrap_or(features))
+    }
+}
+
+/// Returns the tree of a record.
+pub(crate) fn own(record: &TreeRecord) -> TreeRef {
+    TreeRef {
+        id: record.tree.clone(),
+        kind: record.kind,
+        link: record.link.clone(),
+        diff_id: record.diff_id.clone(),
+        features: record.features,
+    }
+}
+
+/// Returns the chain that a child of `row` stands on, nearest first.
+pub(crate) fn chain(tx: &Transaction<'_>, row: &SnapshotRow) -> Result<Vec<TreeRef>> {
+    let mut parents = vec![row.tree_ref()];
+    parents.extend(rows::ancestors(tx, row.id)?);
+    Ok(parents)
+}
+
+pub(crate) fn parent_row(
+    tx: &Transaction<'_>,
+    parent: Option<&SnapshotKey>,
+) -> Result<Option<SnapshotRow>> {
+    parent.map_or(Ok(None), |parent| rows::find(tx, parent))
+}
+
+pub(crate) fn check_create(
+    tx: &Transaction<'_>,
+    key: &SnapshotKey,
+    parent: Option<&SnapshotKey>,
+    row: Option<&SnapshotRow>,
+) -> Result<()> {
+    let taken = rows::find(tx, key)?.is_some();
+    policy_create(
+        key,
+        taken,
+        parent.map(|parent| (parent, row.map(|row| row.record.kind))),
+    )
+}
+
+/// Returns the row to be committed and, if it is to be put on a parent it has not yet, that parent's.
+fn check_commit(
+    tx: &Transaction<'_>,
+    name: &SnapshotKey,
+    key: &SnapshotKey,
+    parent: Option<&SnapshotKey>,
+) -> Result<(SnapshotRow, Option<SnapshotRow>)> {
+    let taken = rows::find(tx, name)?.is_some();
+    let row = rows::find(tx, key)?;
+    let asked = parent_row(tx, parent)?;
+    policy_commit(
+        name,
+        taken,
+        key,
+        row.as_ref().map(|row| Seen {
+            key,
+            kind: row.record.kind,
+        }),
+        row.as_ref()
+            .and_then(|row| row.parent.as_ref())
+            .map(|(_, key)| key),
+        parent.map(|parent| (parent, asked.as_ref().map(|row| row.record.kind))),
+    )?;
+    let row = row.ok_or_else(|| StoreError::not_found(Subject::Snapshot, key))?;
+    let onto = if row.parent.is_none() { asked } else { None };
+    Ok((row, onto))
+}
+
+/// Says who, apart from other snapshots and leases, needs row `id`.
+fn user_of(tx: &Transaction<'_>, id: i64) -> Result<Option<String>> {
+    use rusqlite::OptionalExtension;
+    let container: Option<String> = tx
+        .query_row(
+            "SELECT name FROM containers WHERE snapshot = ?1",
+            [id],
+            |row| row.get(0),
+        )
+        .optional()
+        .db("look for users")?;
+    if let Some(name) = container {
+        return Ok(Some(format!("container {name}")));
+    }
+    let image: Option<String> = tx
+        .query_row(
+            "SELECT image FROM image_layers WHERE snapshot = ?1 LIMIT 1",
+            [id],
+            |row| row.get(0),
+        )
+        .optional()
+        .db("look for users")?;
+    Ok(image.map(|id| format!("image {id}")))
+}
+
+pub(crate) fn delete_row(tx: &Transaction<'_>, id: i64) -> Result<()> {
+    tx.prepare_cached("DELETE FROM snapshots WHERE id = ?1")
+        .db("remove")?
+        .execute([id])
+        .db("remove a snapshot")?;
+    Ok(())
+}

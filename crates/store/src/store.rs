@@ -1,0 +1,166 @@
+//! The store as callers see it: opening, and what belongs to all of it.
+
+use std::{path::PathBuf, sync::Arc};
+
+use crate::{
+    driver::{self, DriverKind},
+    error::{DbContext, IoContext, Result},
+    layout::{self, Layout},
+    schema::Database,
+    tx::Journal,
+};
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// The store's directory, 0700, its own file system preferred. Made absolute when opened.
+    pub root: PathBuf,
+    /// The driver for snapshots without a parent; others use their parent's.
+    pub driver: DriverKind,
+    /// Make the store if there is none. Off, opening a missing one is an error: what a caller wants that expects a store
+    /// and may find the bare mount point of a disk that is not mounted.
+    pub create: bool,
+    /// How long a call waits while other processes write, in milliseconds, before it fails with `Busy`.
+    pub busy_timeout_ms: u64,
+}
+
+impl StoreOptions {
+    /// Options for the store at `root`: overlay2, made if missing, patient for 30 seconds.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            driver: DriverKind::default(),
+            create: true,
+            busy_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// An open store. Cheap to clone, and usable from many threads and many processes at once.
+///
+/// Every method that changes something is durable on return, and after an error the store is as it was (litter aside,
+/// which [`Store::gc`] takes away).
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub layout: Layout,
+    pub database: Database,
+    pub driver: DriverKind,
+    pub journal: Journal,
+}
+
+impl Store {
+    /// Opens the store, making or migrating it if need be.
+    ///
+    /// Errors: `NotAStore`, `NewerStore`, `Busy`; `Io` with `NotFound` if there is none and it is not to be made;
+    /// `Unsupported` if the driver's own directory can't carry it.
+    pub fn open(options: &StoreOptions) -> Result<Self> {
+        let root = std::path::absolute(&options.root).on("find", &options.root)?;
+        let layout = Layout::new(root);
+        if options.create && !layout::exists(&layout.database())? {
+            layout::make_dir(layout.root(), 0o700)?;
+        }
+        let database = Database::open(&layout, options.create, options.busy_timeout_ms)?;
+        let journal = Journal::of(layout.root());
+        let store = Self {
+            inner: Arc::new(Inner {
+                layout,
+                database,
+                driver: options.driver,
+                journal,
+            }),
+        };
+        store.ensure_home(options.driver)?;
+        Ok(store)
+    }
+
+    /// Returns the store's directory, absolute.
+    pub fn root(&self) -> &std::path::Path {
+        self.inner.layout.root()
+    }
+
+    /// Returns the driver for snapshots without a parent.
+    pub fn default_driver(&self) -> DriverKind {
+        self.inner.driver
+    }
+
+    /// Returns the directory of `driver`'s trees, absolute. It need not exist.
+    pub fn driver_home(&self, driver: DriverKind) -> PathBuf {
+        self.inner.layout.driver(driver)
+    }
+
+    /// Returns the random id that the store got when it was made: 32 hexadecimal digits.
+    pub fn uuid(&self) -> Result<String> {
+        self.read(|tx| {
+            tx.query_row("SELECT value FROM store WHERE name = 'uuid'", [], |row| {
+                row.get(0)
+            })
+            .db("read the store's id")
+        })
+    }
+
+    /// Returns the schema version of the database.
+    pub fn schema_version() -> i64 {
+        crate::schema::VERSION
+    }
+
+    /// Returns the number of snapshots of each driver that has any, in the order of the drivers' names.
+    pub fn drivers_in_use(&self) -> Result<Vec<(DriverKind, u64)>> {
+        self.read(|tx| {
+            let mut statement = tx
+                .prepare_cached(
+                    "SELECT driver, count(*) FROM snapshots GROUP BY driver ORDER BY driver",
+                )
+                .db("count")?;
+            let rows = statement
+                .query_map([], |row| {
+                    Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
+                })
+                .db("count snapshots")?;
+            rows.map(|row| {
+                let (driver, count) = row.db("count snapshots")?;
+                Ok((driver.parse()?, count as u64))
+            })
+            .collect()
+        })
+    }
+
+    /// Makes the directory of `driver`, and tries whether it can work here, unless that was done before.
+    pub(crate) fn ensure_home(&self, driver: DriverKind) -> Result<()> {
+        if layout::exists(&self.inner.layout.driver(driver))? {
+            return Ok(());
+        }
+        driver::driver(driver).create_home(&self.inner.layout)?;
+        layout::sync_dir(self.root())
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
+    pub(crate) fn read<T>(
+        &self,
+        read: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.inner.database.read(read)
+    }
+
+    pub(crate) fn write<T>(
+        &self,
+        write: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.inner.database.write(write)
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("root", &self.root())
+            .field("driver", &self.inner.driver)
+            .finish()
+    }
+}

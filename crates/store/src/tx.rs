@@ -1,0 +1,302 @@
+//! The transaction that joins record and tree: a record never points at a missing or unsynced tree.
+//!
+//! Adding: the tree is staged under `staging/`, renamed into place, synced together with its own record file, and only
+//! then recorded in the database. Removing: the record goes first, then the tree is renamed to `trash/` and swept. So a
+//! crash leaves litter, never a lie: whatever lies in `staging/`, in `trash/` or in a driver's directory without a record
+//! is nobody's, and [`sweep`] takes it away.
+//!
+//! Nobody's, unless its maker still lives: each staged tree is an flocked directory from the moment it has a name until
+//! its record is committed, wherever it is renamed to meanwhile. A sweep takes the lock before it takes the tree, and then
+//! asks the database once more. The lock goes with the process, so a dead maker never keeps anything.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use vellum_sys::{Dir, rooted::Removal};
+
+use crate::{
+    driver::TreeId,
+    error::{IoContext, Result},
+    layout::{Layout, sync_dir},
+};
+
+/// How far one sync of a directory reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Journal {
+    /// Changes of names are durable in the order they were made (ext4 and XFS: one log): syncing the last one syncs
+    /// all before it.
+    Ordered,
+    /// Nothing is known: each directory and file is synced by itself.
+    Unordered,
+}
+
+impl Journal {
+    pub fn of(path: &Path) -> Self {
+        const EXT4: i64 = 0xef53;
+        const XFS: i64 = 0x5846_5342;
+        match rustix::fs::statfs(path) {
+            Ok(facts) if [EXT4, XFS].contains(&(facts.f_type as i64)) => Self::Ordered,
+            _ => Self::Unordered,
+        }
+    }
+}
+
+/// A directory or file being made: locked, and taken away again unless it is kept.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    path: PathBuf,
+    trash: PathBuf,
+    /// Holds the lock that tells sweepers its maker lives.
+    lock: File,
+    kept: bool,
+}
+
+impl Staged {
+    /// Makes an empty directory under `staging/`.
+    pub fn dir(layout: &Layout, name: &str) -> Result<Self> {
+        Self::make(layout, name, |path| {
+            std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700)
+                .create(path)?;
+            File::open(path)
+        })
+    }
+
+    /// Makes an empty file under `staging/`; the returned handle reads and writes it.
+    pub fn file(layout: &Layout, name: &str) -> Result<(Self, File)> {
+        let staged = Self::make(layout, name, |path| {
+            let mut options = fs::OpenOptions::new();
+            std::os::unix::fs::OpenOptionsExt::mode(
+                options.read(true).write(true).create_new(true),
+                0o600,
+            );
+            options.open(path)
+        })?;
+        let file = staged.lock.try_clone().on("open", &staged.path)?;
+        Ok((staged, file))
+    }
+
+    fn make(layout: &Layout, name: &str, make: impl Fn(&Path) -> io::Result<File>) -> Result<Self> {
+        let path = layout.staging().join(name);
+        loop {
+            let lock = make(&path).on("make", &path)?;
+            lock.lock().on("lock", &path)?;
+            // A sweeper may have come between the making and the lock: then the name is gone, and we begin anew.
+            if same_file(&lock, &path)? {
+                return Ok(Self {
+                    path,
+                    trash: layout.trash(),
+                    lock,
+                    kept: false,
+                });
+            }
+        }
+    }
+
+    /// Where it lies now.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Renames it to `target`, still locked and still to be taken away.
+    pub fn publish(&mut self, target: &Path) -> Result<()> {
+        fs::rename(&self.path, target).on("publish", target)?;
+        self.path = target.to_owned();
+        Ok(())
+    }
+
+    /// Flushes it alone: a file's data, a directory's names.
+    pub fn sync(&self) -> Result<()> {
+        self.lock.sync_all().on("sync", &self.path)
+    }
+
+    /// It has been recorded: it stays.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        // What can't be taken away now is litter that the next sweep finds.
+        if let Err(error) = discard(&self.trash, &self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "left for the next sweep");
+        }
+    }
+}
+
+fn same_file(file: &File, path: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let ours = file.metadata().on("look at", path)?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e).on("look at", path),
+    }
+}
+
+/// Renames `path` into `trash` under a fresh name, which is returned; `None` if nothing was there.
+pub(crate) fn to_trash(trash: &Path, path: &Path) -> Result<Option<PathBuf>> {
+    let target = trash.join(TreeId::random().as_str());
+    match fs::rename(path, &target) {
+        Ok(()) => Ok(Some(target)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).on("move to trash", path),
+    }
+}
+
+/// Moves `path` to the trash and removes it there. Returns false if part of it had to stay (something is mounted in it).
+pub(crate) fn discard(trash: &Path, path: &Path) -> Result<bool> {
+    match to_trash(trash, path)? {
+        None => Ok(true),
+        Some(trashed) => remove(trash, &trashed),
+    }
+}
+
+/// Removes what [`to_trash`] put into the trash; what is mounted in it stays for a later sweep.
+pub(crate) fn remove_trashed(layout: &Layout, trashed: &Path) -> Result<bool> {
+    remove(&layout.trash(), trashed)
+}
+
+fn remove(trash: &Path, trashed: &Path) -> Result<bool> {
+    let Some(name) = trashed.file_name() else {
+        return Ok(true);
+    };
+    match Dir::open(trash)?.remove_tree(name)? {
+        Removal::Gone => Ok(true),
+        Removal::Mounted(places) => {
+            tracing::warn!(?places, "something is still mounted in removed trees");
+            Ok(false)
+        }
+    }
+}
+
+/// What a sweep found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Litter {
+    pub path: PathBuf,
+    pub why: &'static str,
+    /// False if it could not be removed now, with the cause.
+    pub removed: Fate,
+}
+
+/// Whether a piece of litter is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Gone,
+    Would,
+    Stuck(String),
+}
+
+/// Takes away what dead makers left in `staging/` and all of `trash/`; with `dry_run` only tells.
+pub(crate) fn sweep(layout: &Layout, dry_run: bool) -> Result<Vec<Litter>> {
+    let mut found = Vec::new();
+    for path in entries(&layout.staging())? {
+        let Some(_lock) = try_own(&path)? else {
+            continue;
+        };
+        found.push(take_away(
+            layout,
+            path,
+            "staged by a process that has died",
+            dry_run,
+        ));
+    }
+    for path in entries(&layout.trash())? {
+        let gone = if dry_run {
+            Fate::Would
+        } else {
+            outcome(remove(&layout.trash(), &path))
+        };
+        found.push(Litter {
+            path,
+            why: "removed, but not yet swept",
+            removed: gone,
+        });
+    }
+    Ok(found)
+}
+
+fn outcome(result: Result<bool>) -> Fate {
+    match result {
+        Ok(true) => Fate::Gone,
+        Ok(false) => Fate::Stuck("something is mounted in it".into()),
+        Err(e) => Fate::Stuck(crate::error::chain(&e)),
+    }
+}
+
+/// Moves one piece of litter to the trash and removes it. The caller holds its lock.
+pub(crate) fn take_away(
+    layout: &Layout,
+    path: PathBuf,
+    why: &'static str,
+    dry_run: bool,
+) -> Litter {
+    let removed = if dry_run {
+        Fate::Would
+    } else {
+        outcome(discard(&layout.trash(), &path))
+    };
+    Litter { path, why, removed }
+}
+
+/// Takes the lock of a staged or published entry; `None` if its maker lives, or it has gone meanwhile.
+pub(crate) fn try_own(path: &Path) -> Result<Option<File>> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = match fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+    {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).on("open", path),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(same_file(&file, path)?.then_some(file)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(e)) => Err(e).on("lock", path),
+    }
+}
+
+/// Returns the paths of a directory's entries; none if it is not there.
+pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let list = match fs::read_dir(dir) {
+        Ok(list) => list,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e).on("list", dir),
+    };
+    let mut paths = list
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<Vec<_>>>()
+        .on("list", dir)?;
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+/// Flushes the names that publishing a staged tree made or moved, and what was staged, as far as the file system's
+/// journal does not do it in one go. `parts` are names under `tree` that were written.
+pub(crate) fn sync_small(
+    journal: Journal,
+    tree: &Path,
+    parts: &[&str],
+    record: &File,
+    dirs: &[PathBuf],
+) -> Result<()> {
+    if journal == Journal::Unordered {
+        for part in parts {
+            sync_dir(&tree.join(part))?;
+        }
+        sync_dir(tree)?;
+        for dir in dirs {
+            sync_dir(dir)?;
+        }
+    }
+    // The record file was made after everything else: on an ordered journal this alone makes it all durable.
+    record.sync_all().on("sync", tree)
+}
