@@ -1,4 +1,56 @@
-//! Chores of development.
+//! Chores of development: `cargo run -p vellum-xtask -- CHORE`.
+//!
+//! * `check-docs`: the documents say nothing that the tree does not bear out.
+//! * `man DIR`: the man pages, by the command itself, since help, pages and completions have one definition.
+//!
+//! A chore belongs here when it must know the tree. What only starts programs is a script.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod check_docs;
+
+use anyhow::{Context, bail};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match chore(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chore(arguments: &[String]) -> anyhow::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()?;
+    match arguments {
+        [name] if name == "check-docs" => check_docs::run(&root),
+        [name, dir] if name == "man" => man(&root, dir),
+        _ => bail!("usage: vellum-xtask check-docs | man DIR"),
+    }
+}
+
+fn man(root: &Path, dir: &str) -> anyhow::Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args([
+            "run",
+            "--quiet",
+            "--locked",
+            "--package",
+            "vellum-cli",
+            "--",
+            "man",
+            dir,
+        ])
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("the man pages were not written: {status}");
+    }
+    Ok(())
+}
