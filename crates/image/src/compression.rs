@@ -1,0 +1,241 @@
+//! The compressions of layers: recognised by their first bytes, never by a name or a media type.
+//!
+//! gzip with any number of members and zstd with any number of frames, skippable ones included (zstd:chunked puts its index into
+//! those). What merely looks like something else (xz, bzip2) is refused by name instead of being read as a tar. It knows nothing of
+//! tar or digests; threads are the business of `stream`.
+
+use std::fmt;
+use std::io::{self, BufRead, Read, Write};
+
+use crate::error::{Error, Result};
+
+/// How a blob is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Compression::None => "uncompressed",
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        })
+    }
+}
+
+/// How many bytes `detect` wants to see, unless the blob is shorter.
+pub const DETECT_BYTES: usize = 6;
+
+/// Returns the compression that a blob starting with `head` has.
+///
+/// `head` should hold [`DETECT_BYTES`] bytes or the whole blob. Errors: `UnsupportedCompression` for xz and bzip2.
+pub fn detect(head: &[u8]) -> Result<Compression> {
+    const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
+    match head {
+        [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
+        // A skippable frame, 0x184D2A50 to 0x184D2A5F in little-endian order.
+        [low, 0x2a, 0x4d, 0x18, ..] if low & 0xf0 == 0x50 => Ok(Compression::Zstd),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Err(Error::UnsupportedCompression { name: "bzip2" }),
+        _ if head.starts_with(XZ) => Err(Error::UnsupportedCompression { name: "xz" }),
+        _ => Ok(Compression::None),
+    }
+}
+
+/// Reads the uncompressed bytes of a blob. Ends with an error if the blob is cut short.
+pub enum Decoder<R: BufRead> {
+    /// The bytes as they are.
+    None(R),
+    /// All members of a gzip file.
+    Gzip(flate2::bufread::MultiGzDecoder<R>),
+    /// All frames of a zstd file.
+    Zstd(zstd::stream::read::Decoder<'static, R>),
+}
+
+impl<R: BufRead> Decoder<R> {
+    /// Starts decoding; the compression is known, see [`detect`].
+    pub fn new(compression: Compression, inner: R) -> io::Result<Self> {
+        Ok(match compression {
+            Compression::None => Decoder::None(inner),
+            Compression::Gzip => Decoder::Gzip(flate2::bufread::MultiGzDecoder::new(inner)),
+            Compression::Zstd => Decoder::Zstd(zstd::stream::read::Decoder::with_buffer(inner)?),
+        })
+    }
+
+    /// Returns the reader of the compressed bytes.
+    pub fn get_ref(&self) -> &R {
+        match self {
+            Decoder::None(inner) => inner,
+            Decoder::Gzip(inner) => inner.get_ref(),
+            Decoder::Zstd(inner) => inner.get_ref(),
+        }
+    }
+
+    /// Returns the reader of the compressed bytes, wherever it stands.
+    pub fn into_inner(self) -> R {
+        match self {
+            Decoder::None(inner) => inner,
+            Decoder::Gzip(inner) => inner.into_inner(),
+            Decoder::Zstd(inner) => inner.finish(),
+        }
+    }
+}
+
+impl<R: BufRead> Read for Decoder<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Decoder::None(inner) => inner.read(buf),
+            Decoder::Gzip(inner) => inner.read(buf),
+            Decoder::Zstd(inner) => inner.read(buf),
+        }
+    }
+}
+
+/// Compresses what is written to it. Nothing is complete before [`Encoder::finish`].
+pub enum Encoder<W: Write> {
+    /// The bytes as they are.
+    None(W),
+    /// One gzip member, level 6, no name and no time in it: the same input gives the same bytes.
+    Gzip(flate2::write::GzEncoder<W>),
+    /// One zstd frame, level 3, with a checksum.
+    Zstd(zstd::stream::write::Encoder<'static, W>),
+}
+
+impl<W: Write> Encoder<W> {
+    /// Starts a compressed stream into `out`.
+    pub fn new(compression: Compression, out: W) -> io::Result<Self> {
+        Ok(match compression {
+            Compression::None => Encoder::None(out),
+            Compression::Gzip => {
+                Encoder::Gzip(flate2::GzBuilder::new().write(out, flate2::Compression::new(6)))
+            }
+            Compression::Zstd => {
+                let mut encoder = zstd::stream::write::Encoder::new(out, 3)?;
+                encoder.include_checksum(true)?;
+                Encoder::Zstd(encoder)
+            }
+        })
+    }
+
+    /// Writes the end of the stream and returns the writer below; nothing is synced.
+    pub fn finish(self) -> io::Result<W> {
+        match self {
+            Encoder::None(out) => Ok(out),
+            Encoder::Gzip(encoder) => encoder.finish(),
+            Encoder::Zstd(encoder) => encoder.finish(),
+        }
+    }
+}
+
+impl<W: Write> Write for Encoder<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Encoder::None(out) => out.write(buf),
+            Encoder::Gzip(encoder) => encoder.write(buf),
+            Encoder::Zstd(encoder) => encoder.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Encoder::None(out) => out.flush(),
+            Encoder::Gzip(encoder) => encoder.flush(),
+            Encoder::Zstd(encoder) => encoder.flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encode(compression: Compression, bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = Encoder::new(compression, Vec::new()).unwrap();
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn decode(blob: &[u8]) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        Decoder::new(detect(blob).map_err(io::Error::other)?, blob)?.read_to_end(&mut out)?;
+        Ok(out)
+    }
+
+    #[test]
+    fn every_compression_round_trips_and_is_recognised() {
+        let bytes: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let blob = encode(compression, &bytes);
+            assert_eq!(detect(&blob).unwrap(), compression);
+            assert_eq!(decode(&blob).unwrap(), bytes, "{compression}");
+            assert_eq!(
+                blob,
+                encode(compression, &bytes),
+                "{compression} is deterministic"
+            );
+        }
+    }
+
+    #[test]
+    fn members_and_frames_are_read_one_after_the_other() {
+        for compression in [Compression::Gzip, Compression::Zstd] {
+            let blob = [
+                encode(compression, b"first, "),
+                encode(compression, b"second"),
+            ]
+            .concat();
+            assert_eq!(decode(&blob).unwrap(), b"first, second", "{compression}");
+        }
+    }
+
+    #[test]
+    fn skippable_zstd_frames_are_skipped_wherever_they_stand() {
+        let skippable = [&[0x5e, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
+        let frame = encode(Compression::Zstd, b"data");
+        for blob in [
+            [skippable.clone(), frame.clone()].concat(),
+            [frame.clone(), skippable.clone()].concat(),
+            [frame.clone(), skippable, frame].concat(),
+        ] {
+            let out = decode(&blob).unwrap();
+            assert!(out == b"data" || out == b"datadata");
+        }
+    }
+
+    #[test]
+    fn a_cut_blob_is_an_error() {
+        let bytes: Vec<u8> = (0..50_000u32)
+            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+            .collect();
+        for compression in [Compression::Gzip, Compression::Zstd] {
+            let blob = encode(compression, &bytes);
+            for keep in [blob.len() - 1, blob.len() - 7, blob.len() / 2, 7] {
+                assert!(
+                    decode(&blob[..keep]).is_err(),
+                    "{compression} cut to {keep}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn other_compressions_are_refused_by_name() {
+        assert!(matches!(
+            detect(b"\xfd7zXZ\0rest"),
+            Err(Error::UnsupportedCompression { name: "xz" })
+        ));
+        assert!(matches!(
+            detect(b"BZh91AY"),
+            Err(Error::UnsupportedCompression { name: "bzip2" })
+        ));
+        assert_eq!(detect(b"").unwrap(), Compression::None);
+        assert_eq!(detect(b"\x1f").unwrap(), Compression::None);
+    }
+}

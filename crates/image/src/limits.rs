@@ -1,0 +1,71 @@
+//! Bounds on what a layer may ask of us, since layers come from strangers.
+//!
+//! Every bound has a name that appears in [`Error::Limit`]. The defaults are far above what real images need and far below what
+//! would hurt; memory use grows only with `max_entries` (about 40 bytes an entry) and never with the size of files.
+
+use std::path::Path;
+
+use crate::error::Error;
+
+/// The bounds of one layer. Sizes are in bytes of the uncompressed tar unless said otherwise.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Entries of the tar, whiteouts and links included.
+    pub max_entries: u64,
+    /// Components of a name.
+    pub max_depth: u64,
+    /// Bytes of a whole name or link target.
+    pub max_path_bytes: u64,
+    /// Bytes of one component, at most 255 on Linux.
+    pub max_name_bytes: u64,
+    /// Bytes of names and values of one entry's extended attributes.
+    pub max_xattr_bytes: u64,
+    /// Bytes of one entry's extended headers (PAX records, long names).
+    pub max_header_bytes: u64,
+    /// Data ranges of one sparse file.
+    pub max_sparse_ranges: u64,
+    /// Apparent size of one file, holes included.
+    pub max_file_bytes: u64,
+    /// The whole tar.
+    pub max_tar_bytes: u64,
+    /// Uncompressed bytes per compressed byte, looked at only once the tar is beyond 1 GiB. gzip can't exceed 1,032; zstd reaches
+    /// about 33,000 on zeros.
+    pub max_ratio: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_entries: 2_000_000,
+            max_depth: 512,
+            max_path_bytes: 16 * 1024,
+            max_name_bytes: 255,
+            max_xattr_bytes: 512 * 1024,
+            max_header_bytes: 1024 * 1024,
+            max_sparse_ranges: 500_000,
+            max_file_bytes: 8 << 40,
+            max_tar_bytes: 1 << 40,
+            max_ratio: 50_000,
+        }
+    }
+}
+
+/// Beyond this many bytes of tar the decompression ratio counts: a small layer of zeros harms nobody.
+pub(crate) const RATIO_COUNTS_FROM_BYTES: u64 = 1 << 30;
+
+/// Returns `Error::Limit` if `value` is above `max`.
+pub(crate) fn check(
+    limit: &'static str,
+    value: u64,
+    max: u64,
+    path: Option<&Path>,
+) -> Result<(), Error> {
+    if value <= max {
+        return Ok(());
+    }
+    Err(Error::Limit {
+        limit,
+        max,
+        path: path.map(Path::to_owned),
+    })
+}
