@@ -8,19 +8,35 @@
 //! | what does a layer's tar do to a tree | `apply.rs` |
 //! | how does a layer come out again byte for byte | `recipe.rs` |
 //! | how is a new layer's tar written | `writer.rs` |
+//! | what is an image called | `reference.rs` |
+//! | what is an image made of, and what is its identity | `manifest.rs`, `config.rs` |
+//! | which image of an index runs here | `platform.rs` |
+//! | where do images come from | `source.rs` (archives, layouts), `registry.rs` |
+//! | where do images go | `sink.rs` (archives, layouts), `registry.rs` |
 //! | how much may a stranger's layer ask for | `limits.rs` |
 //!
 //! This room never knows where trees and blobs are kept, and syncs nothing: whoever owns the tree does.
 #![forbid(unsafe_code)]
 
 pub mod compression;
+pub mod config;
 pub mod digest;
 mod error;
 pub mod limits;
+pub mod manifest;
+pub mod platform;
+pub mod reference;
+pub mod registry;
+pub mod sink;
+pub mod source;
 pub mod stream;
 
 pub use compression::Compression;
+pub use config::{ChainId, ImageConfig};
 pub use digest::Digest;
 pub use error::{Error, Result};
 pub use limits::Limits;
+pub use manifest::Manifest;
+pub use platform::Platform;
+pub use reference::Reference;
 pub use stream::{BlobFacts, LayerStream, Progress};

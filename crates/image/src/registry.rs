@@ -1,0 +1,103 @@
+//! Registries: images fetched from and pushed to a server that speaks the OCI distribution protocol.
+//!
+//! The protocol itself (tokens, URLs, upload sessions) is the crate `oci-client`'s. On top of it stand
+//! here: which servers to ask in which order ([`endpoint`]), with which login ([`credentials`]), a
+//! size limit on manifests ([`fetch`]), and blobs as plain readers that survive a broken connection by
+//! asking for the missing range ([`download`]). All of it runs on one thread with its own runtime
+//! ([`runtime`]); the rest of Vellum stays free of async.
+//!
+//! Secrets never reach an error, a log or a redirect to another host. This module must not know where
+//! layers go. The protocol is the distribution specification, version 1.1.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+mod credentials;
+mod download;
+mod endpoint;
+mod error;
+mod fetch;
+mod push;
+mod runtime;
+
+pub use error::RegistryError;
+pub use fetch::RegistrySource;
+pub use push::{Pushed, push};
+
+/// How to reach registries.
+#[derive(Clone, Debug, Default)]
+pub struct RegistryOptions {
+    /// The one file with logins to use; `None` looks in the usual places.
+    pub auth_file: Option<PathBuf>,
+    /// What is special about a registry, by its host and port.
+    pub hosts: BTreeMap<String, HostOptions>,
+    /// When to give up.
+    pub retry: Retry,
+}
+
+/// What is special about one registry.
+#[derive(Clone, Debug, Default)]
+pub struct HostOptions {
+    /// Addresses (`http://host:port/prefix` or `https://…`) to pull from, asked before the registry.
+    pub mirrors: Vec<String>,
+    /// Speak plain HTTP with the registry itself.
+    pub insecure: bool,
+    /// A PEM file with a certificate authority to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// When a request is tried again, and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    /// How often in a row something may fail without any progress.
+    pub attempts: u32,
+    /// The pause after the first failure; it doubles with each further one.
+    pub first_pause: Duration,
+    /// The longest pause.
+    pub longest_pause: Duration,
+    /// How long a connection may be silent.
+    pub silence: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts: 5,
+            first_pause: Duration::from_millis(250),
+            longest_pause: Duration::from_secs(8),
+            silence: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Retry {
+    /// Returns the pause after `failures` failures in a row, or `None` to give up.
+    fn pause(&self, failures: u32) -> Option<Duration> {
+        if failures >= self.attempts {
+            return None;
+        }
+        let doubled = self
+            .first_pause
+            .saturating_mul(1 << failures.saturating_sub(1).min(16));
+        // A quarter of jitter, so that many clients don't come back in step.
+        let jitter = 1.0 + rand::random::<f64>() / 4.0;
+        Some(doubled.min(self.longest_pause).mul_f64(jitter))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_limit_and_end() {
+        let retry = Retry::default();
+        let pauses: Vec<_> = (1..10).map_while(|n| retry.pause(n)).collect();
+        assert_eq!(pauses.len(), 4);
+        for (at, pause) in pauses.iter().enumerate() {
+            let base = Duration::from_millis(250 << at);
+            assert!(*pause >= base && *pause <= base.mul_f64(1.26), "{pause:?}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Logins, from the files that Docker and Podman write.
+//!
+//! Looked for, the first that knows the registry winning: the configured file, `$REGISTRY_AUTH_FILE`,
+//! `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json`,
+//! `$DOCKER_CONFIG/config.json` (else `~/.docker/config.json`). The files may name credential helpers;
+//! crate `docker_credential` runs them. A file that is named and can't be read is an error, and so is a
+//! helper that fails: silently going on without a login would end in a misleading refusal.
+//!
+//! Secrets stay inside [`RegistryAuth`], whose `Debug` hides them.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use docker_credential::{CredentialRetrievalError, DockerCredential};
+use oci_client::secrets::RegistryAuth;
+
+/// The key that `docker login` without argument writes.
+const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+
+/// Why logins can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    /// The file can't be opened.
+    #[error("login file {path}")]
+    Open {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file, or the helper it names, gives no login.
+    #[error("login file {path} has no usable login for {registry}")]
+    Unusable {
+        /// The file.
+        path: String,
+        /// The registry.
+        registry: String,
+        /// Why.
+        #[source]
+        source: CredentialRetrievalError,
+    },
+    /// A kind of login that Vellum can't use yet.
+    #[error(
+        "login file {path} has an identity token for {registry}, which Vellum can't use: log in with a password or an access token"
+    )]
+    IdentityToken {
+        /// The file.
+        path: String,
+        /// The registry.
+        registry: String,
+    },
+}
+
+/// Returns the login for `repository` at `registry`, anonymous if no file has one.
+pub(super) fn find(
+    configured: Option<&Path>,
+    registry: &str,
+    repository: &str,
+) -> Result<RegistryAuth, CredentialError> {
+    let explicit = configured
+        .map(Path::to_owned)
+        .or_else(|| path_from("REGISTRY_AUTH_FILE"));
+    if let Some(path) = explicit {
+        return Ok(read(&path, true, registry, repository)?.unwrap_or(RegistryAuth::Anonymous));
+    }
+    for path in usual_places() {
+        if let Some(auth) = read(&path, false, registry, repository)? {
+            return Ok(auth);
+        }
+    }
+    Ok(RegistryAuth::Anonymous)
+}
+
+fn path_from(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable)
+        .filter(|v| !v.is_empty())
+        .map(PathBuf::from)
+}
+
+fn usual_places() -> Vec<PathBuf> {
+    let home = path_from("HOME");
+    let runtime = path_from("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json"));
+    let config = path_from("XDG_CONFIG_HOME").or_else(|| Some(home.as_ref()?.join(".config")));
+    let docker = path_from("DOCKER_CONFIG").or_else(|| Some(home.as_ref()?.join(".docker")));
+    [
+        runtime,
+        config.map(|dir| dir.join("containers/auth.json")),
+        docker.map(|dir| dir.join("config.json")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Returns the login that the file has for the registry, `None` if it has none.
+fn read(
+    path: &Path,
+    must_exist: bool,
+    registry: &str,
+    repository: &str,
+) -> Result<Option<RegistryAuth>, CredentialError> {
+    let shown = || path.display().to_string();
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e)
+            if !must_exist
+                && matches!(
+                    e.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied
+                ) =>
+        {
+            return Ok(None);
+        }
+        Err(source) => {
+            return Err(CredentialError::Open {
+                path: shown(),
+                source,
+            });
+        }
+    };
+    for key in keys(registry, repository) {
+        use std::io::Seek;
+        file.rewind().map_err(|source| CredentialError::Open {
+            path: shown(),
+            source,
+        })?;
+        match docker_credential::get_credential_from_reader(BufReader::new(&file), &key) {
+            Ok(DockerCredential::UsernamePassword(user, password)) => {
+                return Ok(Some(RegistryAuth::Basic(user, password)));
+            }
+            Ok(DockerCredential::IdentityToken(_)) => {
+                let registry = registry.to_owned();
+                return Err(CredentialError::IdentityToken {
+                    path: shown(),
+                    registry,
+                });
+            }
+            Err(CredentialRetrievalError::NoCredentialConfigured) => {}
+            // The helper runs and has no login for this registry: that is no failure.
+            Err(CredentialRetrievalError::HelperFailure { stdout, .. })
+                if stdout.contains("credentials not found") => {}
+            Err(source) => {
+                let registry = registry.to_owned();
+                return Err(CredentialError::Unusable {
+                    path: shown(),
+                    registry,
+                    source,
+                });
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The keys under which a login may be kept, the most specific first.
+///
+/// Podman allows logins for a part of a registry (`quay.io/someone`).
+fn keys(registry: &str, repository: &str) -> Vec<String> {
+    let mut keys = Vec::new();
+    let mut scope = format!("{registry}/{repository}");
+    loop {
+        keys.push(scope.clone());
+        match scope.rfind('/') {
+            Some(slash) => scope.truncate(slash),
+            None => break,
+        }
+    }
+    if registry == crate::reference::DEFAULT_REGISTRY {
+        keys.push(DOCKER_HUB_KEY.to_owned());
+    }
+    keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn basic(user: &str, password: &str) -> RegistryAuth {
+        RegistryAuth::Basic(user.to_owned(), password.to_owned())
+    }
+
+    #[track_caller]
+    fn check(json: &str, registry: &str, repository: &str, expect: Option<RegistryAuth>) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("auth.json");
+        std::fs::write(&path, json).unwrap();
+        assert_eq!(read(&path, true, registry, repository).unwrap(), expect);
+    }
+
+    #[test]
+    fn logins_are_found_by_registry_or_by_a_part_of_it() {
+        // "u:p", "v:q" in base64.
+        let json = r#"{"auths":{"localhost:5000":{"auth":"dTpw"},"quay.io/me":{"auth":"djpx"},
+            "https://index.docker.io/v1/":{"auth":"dTpw"}}}"#;
+        check(json, "localhost:5000", "a/b", Some(basic("u", "p")));
+        check(json, "quay.io", "me/x", Some(basic("v", "q")));
+        check(json, "quay.io", "you/x", None);
+        check(json, "docker.io", "library/debian", Some(basic("u", "p")));
+    }
+
+    #[test]
+    fn a_broken_file_or_a_token_is_said_aloud() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("auth.json");
+        assert!(matches!(
+            read(&path, true, "x", "y"),
+            Err(CredentialError::Open { .. })
+        ));
+        assert_eq!(read(&path, false, "x", "y").unwrap(), None);
+        std::fs::write(&path, "{").unwrap();
+        assert!(matches!(
+            read(&path, false, "x", "y"),
+            Err(CredentialError::Unusable { .. })
+        ));
+        std::fs::write(&path, r#"{"auths":{"x":{"identitytoken":"t"}}}"#).unwrap();
+        assert!(matches!(
+            read(&path, false, "x", "y"),
+            Err(CredentialError::IdentityToken { .. })
+        ));
+    }
+}

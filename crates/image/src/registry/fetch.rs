@@ -1,0 +1,248 @@
+//! A registry as an image source.
+//!
+//! Opening one fetches the manifest (through an index, if there is one) and the configuration; layers
+//! are fetched when they are opened. Every endpoint is tried in turn; the error told at the end is the
+//! registry's own, since mirrors are a convenience. A reference with a digest gets exactly the manifest
+//! of that digest, whoever delivers it.
+
+use std::io::Read;
+
+use oci_client::RegistryOperation;
+use vellum_sys::Cancel;
+
+use super::download::BlobReader;
+use super::endpoint::{self, Endpoint};
+use super::runtime::Runtime;
+use super::{RegistryError, RegistryOptions};
+use crate::config::ImageConfig;
+use crate::digest::{Digest, VerifyRead};
+use crate::error::Error;
+use crate::manifest::{
+    ACCEPTED, Descriptor, Document, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest, ManifestError,
+    check_size,
+};
+use crate::platform::Platform;
+use crate::reference::Reference;
+use crate::source::oci_layout::no_platform;
+use crate::source::{ImageSource, SourceError, SourceImage};
+
+/// One image of a registry.
+pub struct RegistrySource {
+    reference: Reference,
+    images: Vec<SourceImage>,
+    endpoints: Vec<Endpoint>,
+    runtime: Runtime,
+}
+
+impl RegistrySource {
+    /// Asks the registry (and its mirrors first) for the image that `reference` names, for `wanted`.
+    ///
+    /// Errors: `Registry` if it can't be had, `NoPlatform`, or anything wrong with what came.
+    pub fn open(
+        reference: &Reference,
+        wanted: &Platform,
+        options: &RegistryOptions,
+        cancel: &Cancel,
+    ) -> Result<Self, SourceError> {
+        let runtime = Runtime::start(cancel.clone())?;
+        let mut endpoints = endpoint::for_pull(reference, options, &runtime)?;
+        let mut found = None;
+        let mut last_error = None;
+        for (at, endpoint) in endpoints.iter().enumerate() {
+            match fetch_manifest(endpoint, reference, wanted, &runtime) {
+                Ok(manifest) => {
+                    found = Some((at, manifest));
+                    break;
+                }
+                Err(SourceError::Registry(RegistryError::Stopped)) => {
+                    return Err(RegistryError::Stopped.into());
+                }
+                Err(e) => {
+                    tracing::debug!(endpoint = endpoint.name(), error = %e, "no manifest from here");
+                    last_error = Some(e);
+                }
+            }
+        }
+        let Some((at, manifest)) = found else {
+            return Err(
+                last_error.unwrap_or_else(|| RegistryError::NoTag(reference.to_string()).into())
+            );
+        };
+        // Whoever had the manifest is asked first for the blobs too.
+        endpoints.rotate_left(at);
+        let config = read_blob(
+            &endpoints,
+            &manifest.config,
+            "the image configuration",
+            &runtime,
+        )?;
+        let image = SourceImage::new(
+            ImageConfig::parse(config)?,
+            Some(manifest),
+            vec![reference.clone()],
+        )?;
+        Ok(Self {
+            reference: reference.clone(),
+            images: vec![image],
+            endpoints,
+            runtime,
+        })
+    }
+}
+
+impl ImageSource for RegistrySource {
+    fn describe(&self) -> String {
+        self.reference.to_string()
+    }
+
+    fn images(&self) -> &[SourceImage] {
+        &self.images
+    }
+
+    fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError> {
+        let layer = &self.images[image].layers[layer];
+        let blob = layer.blob.as_ref().ok_or_else(|| {
+            SourceError::Malformed(format!("layer {} has no descriptor", layer.diff_id))
+        })?;
+        Ok(Box::new(BlobReader::start(
+            &self.endpoints,
+            &blob.blob,
+            &self.runtime,
+        )))
+    }
+}
+
+/// Fetches the manifest for `wanted` from one endpoint, through indexes.
+fn fetch_manifest(
+    endpoint: &Endpoint,
+    reference: &Reference,
+    wanted: &Platform,
+    runtime: &Runtime,
+) -> Result<Manifest, SourceError> {
+    let top = fetch_document(endpoint, reference.digest(), None, runtime)?;
+    let mut document = top;
+    // An index that points at an index that points at a manifest is as deep as anyone goes.
+    for _ in 0..4 {
+        match document {
+            Document::Manifest(manifest) => return Ok(manifest),
+            Document::Index(index) => {
+                let entry = index.choose(wanted).ok_or_else(|| {
+                    let offers = index.entries.iter().filter(|e| !e.is_attestation());
+                    no_platform(
+                        reference.familiar(),
+                        wanted,
+                        offers.filter_map(|e| e.platform.as_ref()),
+                    )
+                })?;
+                check_size(
+                    "the manifest",
+                    entry.manifest.size_bytes,
+                    MAX_MANIFEST_BYTES,
+                )?;
+                let below = endpoint.at_digest(&entry.manifest.digest);
+                let announced = Some(entry.manifest.media_type.as_str());
+                document =
+                    fetch_document(&below, Some(&entry.manifest.digest), announced, runtime)?;
+            }
+        }
+    }
+    Err(SourceError::Malformed(format!(
+        "{reference} nests indexes too deeply"
+    )))
+}
+
+fn fetch_document(
+    endpoint: &Endpoint,
+    expected: Option<&Digest>,
+    announced: Option<&str>,
+    runtime: &Runtime,
+) -> Result<Document, SourceError> {
+    let patient = endpoint.clone();
+    let (raw, media_type) = runtime.run(async move {
+        let mut failures = 0;
+        loop {
+            match get_manifest(&patient).await {
+                Ok(found) => return Ok(found),
+                Err(e) => {
+                    failures += 1;
+                    let pause = patient.retry.pause(failures).filter(|_| e.is_passing());
+                    let Some(pause) = pause else { return Err(e) };
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    })?;
+    check_size("the manifest", raw.len() as u64, MAX_MANIFEST_BYTES)?;
+    let found = Digest::of(&raw);
+    if let Some(&expected) = expected
+        && found != expected
+    {
+        let what = format!("the manifest from {}", endpoint.name());
+        return Err(Error::DigestMismatch {
+            what,
+            expected,
+            found,
+        }
+        .into());
+    }
+    Ok(Document::parse(raw, announced.or(media_type.as_deref()))?)
+}
+
+/// Gets a manifest or index; returns at most one byte more than [`MAX_MANIFEST_BYTES`].
+///
+/// `oci-client` reads manifests of any size into memory, so this one request is made here.
+async fn get_manifest(endpoint: &Endpoint) -> Result<(Vec<u8>, Option<String>), RegistryError> {
+    let token = endpoint.log_in(RegistryOperation::Pull).await?;
+    let address = &endpoint.address;
+    let what = address.digest().or(address.tag()).unwrap_or("latest");
+    let action = format!("give image {}:{what}", address.repository());
+    let url = format!(
+        "{}://{}/v2/{}/manifests/{what}",
+        endpoint.scheme,
+        address.resolve_registry(),
+        address.repository()
+    );
+    let mut request = endpoint.http.get(url).header("Accept", ACCEPTED.join(", "));
+    request = match (token, &endpoint.auth) {
+        (Some(token), _) => request.bearer_auth(token),
+        (None, oci_client::secrets::RegistryAuth::Basic(user, password)) => {
+            request.basic_auth(user, Some(password))
+        }
+        (None, _) => request,
+    };
+    let failed = |e: reqwest::Error| endpoint.failed(action.clone(), e.into());
+    let mut response = request
+        .send()
+        .await
+        .and_then(reqwest::Response::error_for_status)
+        .map_err(failed)?;
+    let media_type = response
+        .headers()
+        .get("Content-Type")
+        .and_then(|v| v.to_str().ok())
+        .map(|v| v.split(';').next().unwrap_or_default().trim().to_owned());
+    let mut raw = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        raw.extend_from_slice(&chunk);
+        if raw.len() as u64 > MAX_MANIFEST_BYTES {
+            break;
+        }
+    }
+    Ok((raw, media_type))
+}
+
+/// Reads a small blob whole, checked.
+fn read_blob(
+    endpoints: &[Endpoint],
+    blob: &Descriptor,
+    what: &'static str,
+    runtime: &Runtime,
+) -> Result<Vec<u8>, SourceError> {
+    check_size(what, blob.size_bytes, MAX_CONFIG_BYTES).map_err(ManifestError::from)?;
+    let reader = BlobReader::start(endpoints, blob, runtime);
+    let mut bytes = Vec::new();
+    VerifyRead::new(reader, what, blob.digest, Some(blob.size_bytes))
+        .read_to_end(&mut bytes)
+        .map_err(|e| super::download::surfaced(e, what))?;
+    Ok(bytes)
+}

@@ -1,0 +1,99 @@
+//! One thread on which all talk with registries happens.
+//!
+//! A current-thread runtime drives any number of transfers at once; callers on ordinary threads hand
+//! it futures and wait. Waiting ends early when the user wants to stop, and dropping the runtime ends
+//! the thread and every transfer.
+
+use std::future::Future;
+use std::sync::mpsc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use vellum_sys::Cancel;
+
+use super::RegistryError;
+
+/// How often someone who waits looks whether to stop.
+pub(super) const LOOK: Duration = Duration::from_millis(100);
+
+/// The thread and the way to it.
+#[derive(Debug)]
+pub(super) struct Runtime {
+    handle: Handle,
+    cancel: Cancel,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Runtime {
+    pub(super) fn start(cancel: Cancel) -> Result<Self, RegistryError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(RegistryError::Runtime)?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = Builder::new()
+            .name("registry".to_owned())
+            .spawn(move || {
+                // Ends when `stop` is sent or dropped; both mean the same.
+                let _ = runtime.block_on(stopped);
+                // Name look-ups run on threads of the pool; they are not waited for.
+                runtime.shutdown_background();
+            })
+            .map_err(RegistryError::Runtime)?;
+        Ok(Self {
+            handle,
+            cancel,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    pub(super) fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
+    /// Runs `future` to its end on the thread; `Stopped` as soon as the user wants to stop.
+    pub(super) fn run<T, F>(&self, future: F) -> Result<T, RegistryError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, RegistryError>> + Send + 'static,
+    {
+        let (done, wait) = mpsc::channel();
+        let task = self.handle.spawn(async move {
+            // Nobody waiting any more means that the user has stopped.
+            let _ = done.send(future.await);
+        });
+        loop {
+            match wait.recv_timeout(LOOK) {
+                Ok(outcome) => return outcome,
+                Err(mpsc::RecvTimeoutError::Timeout) if self.cancel.is_cancelled() => {
+                    task.abort();
+                    return Err(RegistryError::Stopped);
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    let died = std::io::Error::other("the client thread died");
+                    return Err(RegistryError::Runtime(died));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported there.
+            let _ = thread.join();
+        }
+    }
+}

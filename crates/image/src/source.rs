@@ -1,0 +1,228 @@
+//! Where images come from: archives, layouts and registries, behind one trait.
+//!
+//! A source is opened once, tells which images it holds, and hands out layers as byte streams, in
+//! any order and several at a time. What it says is parsed and proven: digests are digests, manifests
+//! and configurations match theirs. Layers are handed out as they lie there: whoever reads one hashes
+//! it anyway, since the diff ID must be known, and compares ([`SourceLayer::check`]).
+//!
+//! A source must not know where layers go, and never uses a text from an image as a path.
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use crate::config::ImageConfig;
+use crate::digest::Digest;
+use crate::manifest::{LayerBlob, Manifest, ManifestError};
+use crate::reference::{Reference, ReferenceError};
+use crate::stream::BlobFacts;
+
+mod archive;
+pub mod docker_archive;
+pub mod oci_layout;
+mod spool;
+
+pub use archive::Archive;
+pub use spool::open_seekable;
+
+/// One layer of an image in a source.
+#[derive(Clone, Debug)]
+pub struct SourceLayer {
+    /// The digest of the uncompressed layer, from the image's configuration.
+    pub diff_id: Digest,
+    /// The blob, where the source has a manifest; `None` in an archive that names files only.
+    pub blob: Option<LayerBlob>,
+}
+
+impl SourceLayer {
+    /// Errors unless what was read is what the image promised: blob digest, blob size, diff ID.
+    pub fn check(&self, found: &BlobFacts) -> Result<(), crate::Error> {
+        if let Some(LayerBlob { blob, .. }) = &self.blob {
+            let what = || format!("layer blob {}", blob.digest);
+            if found.blob_bytes != blob.size_bytes {
+                return Err(crate::Error::SizeMismatch {
+                    what: what(),
+                    expected: blob.size_bytes,
+                    found: found.blob_bytes,
+                });
+            }
+            if found.blob_digest != blob.digest {
+                return Err(crate::Error::DigestMismatch {
+                    what: what(),
+                    expected: blob.digest,
+                    found: found.blob_digest,
+                });
+            }
+        }
+        if found.diff_id != self.diff_id {
+            return Err(crate::Error::DigestMismatch {
+                what: format!("uncompressed layer {}", self.diff_id),
+                expected: self.diff_id,
+                found: found.diff_id,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// One image in a source.
+#[derive(Clone, Debug)]
+pub struct SourceImage {
+    /// The configuration; its digest has been checked where the source promised one.
+    pub config: ImageConfig,
+    /// The manifest, where the source has one; its layers match the configuration's in number.
+    pub manifest: Option<Manifest>,
+    /// The layers, bottom first.
+    pub layers: Vec<SourceLayer>,
+    /// The names the source gives it; may be empty.
+    pub names: Vec<Reference>,
+}
+
+impl SourceImage {
+    /// Returns the image, if manifest and configuration fit together.
+    pub fn new(
+        config: ImageConfig,
+        manifest: Option<Manifest>,
+        names: Vec<Reference>,
+    ) -> Result<Self, SourceError> {
+        if let Some(manifest) = &manifest
+            && manifest.layers.len() != config.diff_ids.len()
+        {
+            return Err(SourceError::Malformed(format!(
+                "its manifest lists {} layers and its configuration {}",
+                manifest.layers.len(),
+                config.diff_ids.len()
+            )));
+        }
+        let layers = config
+            .diff_ids
+            .iter()
+            .enumerate()
+            .map(|(at, diff_id)| SourceLayer {
+                diff_id: *diff_id,
+                blob: manifest.as_ref().map(|m| m.layers[at].clone()),
+            })
+            .collect();
+        Ok(Self {
+            config,
+            manifest,
+            layers,
+            names,
+        })
+    }
+}
+
+/// Somewhere images can be read from.
+///
+/// Layers may be opened from several threads at once and in any order.
+pub trait ImageSource: Send + Sync {
+    /// Returns what a person would call this source, such as `docker-archive:debian.tar`.
+    fn describe(&self) -> String;
+
+    /// Returns the images it holds, at least one.
+    fn images(&self) -> &[SourceImage];
+
+    /// Returns the bytes of a layer as the source keeps them, perhaps compressed.
+    ///
+    /// Nothing is checked yet: read it through [`crate::LayerStream`] and compare with
+    /// [`SourceLayer::check`]. `image` and `layer` are positions in [`ImageSource::images`] and
+    /// [`SourceImage::layers`].
+    fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError>;
+}
+
+/// Why an image can't be read from a source or written to a sink.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// A file could not be read or written.
+    #[error("{path}")]
+    Io {
+        /// The file, or what stands for it (`standard input`).
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The source breaks the rules of its own format.
+    #[error("the image is malformed: {0}")]
+    Malformed(String),
+    /// Neither an image archive nor a layout.
+    #[error("{0} is neither a docker-archive nor an OCI layout")]
+    NotAnImage(String),
+    /// A file that the source's own index names is not there.
+    #[error("{path} is missing in {source_name}")]
+    Missing {
+        /// The missing file.
+        path: String,
+        /// Where it should be.
+        source_name: String,
+    },
+    /// No image for the wanted platform.
+    #[error("{source_name} has no image for {wanted}; it has {offered}")]
+    NoPlatform {
+        /// The source.
+        source_name: String,
+        /// The platform asked for.
+        wanted: String,
+        /// Those there are, or `none`.
+        offered: String,
+    },
+    /// A manifest, index or configuration is not usable.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A name in the source is not an image name.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// A registry answered with an error, or not at all.
+    #[error(transparent)]
+    Registry(#[from] crate::registry::RegistryError),
+    /// A layer to be written can't be produced.
+    #[error("layer {diff_id} can't be written")]
+    Supply {
+        /// Which layer.
+        diff_id: Digest,
+        /// What its keeper says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The user asked to stop.
+    #[error("stopped")]
+    Stopped(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A blob is not what was promised, or can't be decompressed.
+    #[error(transparent)]
+    Layer(#[from] crate::error::Error),
+}
+
+impl SourceError {
+    /// Returns the error for an input or output that failed at `path`.
+    ///
+    /// An error of this room that surfaced through `Read` (a wrong digest, say) becomes itself again.
+    pub fn io(path: impl Into<String>, source: io::Error) -> Self {
+        match source.downcast::<crate::Error>() {
+            Ok(own) => Self::Layer(own),
+            Err(source) => Self::Io {
+                path: path.into(),
+                source,
+            },
+        }
+    }
+}
+
+/// Opens the archive or layout at `file`, whatever it turns out to be.
+///
+/// A file that holds both an OCI layout and a docker-archive (Docker writes both since version 25)
+/// is read as the layout, which keeps the manifest; the archive's names are added.
+pub fn open_archive(
+    file: File,
+    name: String,
+    wanted: &crate::platform::Platform,
+) -> Result<Box<dyn ImageSource>, SourceError> {
+    let archive = Archive::index(file, name)?;
+    if archive.contains("index.json") && archive.contains("oci-layout") {
+        Ok(Box::new(oci_layout::OciLayout::from_archive(
+            archive, wanted,
+        )?))
+    } else if archive.contains("manifest.json") {
+        Ok(Box::new(docker_archive::DockerArchive::open(archive)?))
+    } else {
+        Err(SourceError::NotAnImage(archive.name().to_owned()))
+    }
+}

@@ -1,0 +1,113 @@
+//! What `docker save` and `podman save` write: a tar archive with a `manifest.json`.
+//!
+//! `manifest.json` lists images; each names the file of its configuration, the files of its layers
+//! (bottom first, in whatever place or order the archive has them, perhaps through links) and its
+//! tags. There is no manifest in the registry's sense and no digest of anything: a layer is checked
+//! against its diff ID by whoever unpacks it, and the configuration *is* the image's identity.
+//! Layer files may be compressed. The format is Docker's `image/spec/v1.2.md`.
+
+use std::io::Read;
+
+use serde::Deserialize;
+
+use super::archive::Archive;
+use super::{ImageSource, SourceError, SourceImage};
+use crate::config::ImageConfig;
+use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, ManifestError};
+use crate::reference::Reference;
+
+/// An opened docker-archive.
+#[derive(Debug)]
+pub struct DockerArchive {
+    archive: Archive,
+    images: Vec<SourceImage>,
+    /// For each image, the names of its layers' files.
+    layer_files: Vec<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct ManifestEntry {
+    pub(super) config: String,
+    #[serde(default)]
+    pub(super) repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) layers: Option<Vec<String>>,
+}
+
+impl DockerArchive {
+    /// Returns the images that `archive` lists.
+    ///
+    /// Errors if its `manifest.json` is missing, lists no image, or names files that aren't there.
+    pub fn open(archive: Archive) -> Result<Self, SourceError> {
+        let mut images = Vec::new();
+        let mut layer_files = Vec::new();
+        for entry in read_manifest(&archive)? {
+            let raw = archive.read(&entry.config, "the image configuration", MAX_CONFIG_BYTES)?;
+            let config = ImageConfig::parse(raw)?;
+            let layers = entry.layers.unwrap_or_default();
+            if layers.len() != config.diff_ids.len() {
+                return Err(SourceError::Malformed(format!(
+                    "{} lists {} layers for an image whose configuration has {}",
+                    archive.name(),
+                    layers.len(),
+                    config.diff_ids.len()
+                )));
+            }
+            for file in &layers {
+                archive.open(file)?;
+            }
+            let names = parse_tags(entry.repo_tags)?;
+            images.push(SourceImage::new(config, None, names)?);
+            layer_files.push(layers);
+        }
+        if images.is_empty() {
+            return Err(SourceError::Malformed(format!(
+                "{} holds no image",
+                archive.name()
+            )));
+        }
+        Ok(Self {
+            archive,
+            images,
+            layer_files,
+        })
+    }
+}
+
+impl ImageSource for DockerArchive {
+    fn describe(&self) -> String {
+        format!("docker-archive:{}", self.archive.name())
+    }
+
+    fn images(&self) -> &[SourceImage] {
+        &self.images
+    }
+
+    fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError> {
+        Ok(Box::new(
+            self.archive.open(&self.layer_files[image][layer])?,
+        ))
+    }
+}
+
+/// Reads and parses the archive's `manifest.json`.
+pub(super) fn read_manifest(archive: &Archive) -> Result<Vec<ManifestEntry>, SourceError> {
+    let raw = archive.read("manifest.json", "manifest.json", MAX_MANIFEST_BYTES)?;
+    serde_json::from_slice(&raw).map_err(|source| {
+        ManifestError::Json {
+            what: "manifest.json",
+            source,
+        }
+        .into()
+    })
+}
+
+/// Returns the references of an entry's tags; Docker's `<none>:<none>` counts as no tag.
+pub(super) fn parse_tags(tags: Option<Vec<String>>) -> Result<Vec<Reference>, SourceError> {
+    tags.unwrap_or_default()
+        .iter()
+        .filter(|tag| !tag.contains("<none>"))
+        .map(|tag| Ok(Reference::parse(tag)?))
+        .collect()
+}

@@ -1,0 +1,371 @@
+//! OCI image layouts: a directory, or a tar archive of one, of blobs named by digest.
+//!
+//! `index.json` points at manifests (or at further indexes, one entry for each platform); every
+//! other file is `blobs/sha256/<hex>`. A digest becomes part of a path only after it has been
+//! parsed. Whatever is read is checked against digest and size, so a layout can be wrong but can't
+//! make us believe it. Names are taken from the annotations that tools write; a bare tag, as
+//! `skopeo` and `umoci` write it, names no repository and therefore no image.
+//!
+//! The format is the image specification's `image-layout.md`.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::archive::Archive;
+use super::docker_archive;
+use super::{ImageSource, SourceError, SourceImage};
+use crate::config::ImageConfig;
+use crate::digest::{Digest, VerifyRead};
+use crate::manifest::{
+    Descriptor, Document, Index, IndexEntry, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest,
+    OCI_INDEX, check_size,
+};
+use crate::platform::Platform;
+use crate::reference::Reference;
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+/// Indexes may point at indexes; nobody nests them deeper than this.
+const MAX_DEPTH: usize = 4;
+
+/// An opened OCI layout.
+#[derive(Debug)]
+pub struct OciLayout {
+    files: Files,
+    images: Vec<SourceImage>,
+}
+
+/// Where the layout's files are.
+#[derive(Debug)]
+enum Files {
+    Directory(PathBuf),
+    Archive(Archive),
+}
+
+impl OciLayout {
+    /// Returns the images of the layout in the directory `path`, for platform `wanted`.
+    pub fn from_directory(path: &Path, wanted: &Platform) -> Result<Self, SourceError> {
+        Self::open(Files::Directory(path.to_owned()), wanted)
+    }
+
+    /// Returns the images of the layout in a tar archive, for platform `wanted`.
+    pub fn from_archive(archive: Archive, wanted: &Platform) -> Result<Self, SourceError> {
+        Self::open(Files::Archive(archive), wanted)
+    }
+
+    fn open(files: Files, wanted: &Platform) -> Result<Self, SourceError> {
+        check_version(&files)?;
+        let raw = files.read("index.json", "index.json", MAX_MANIFEST_BYTES)?;
+        let index = match Document::parse(raw, Some(OCI_INDEX))? {
+            Document::Index(index) => index,
+            Document::Manifest(_) => {
+                return Err(SourceError::Malformed(format!(
+                    "{}: index.json is no index",
+                    files.name()
+                )));
+            }
+        };
+        let mut images: Vec<SourceImage> = Vec::new();
+        for (entry, names) in select(&files, &index, wanted)? {
+            let manifest = resolve(&files, &entry.manifest, wanted, 0)?;
+            let config = files.blob(
+                &manifest.config,
+                "the image configuration",
+                MAX_CONFIG_BYTES,
+            )?;
+            let config = ImageConfig::parse(config)?;
+            // One image under several names is several entries with one digest.
+            match images.iter_mut().find(|i| {
+                i.manifest
+                    .as_ref()
+                    .is_some_and(|m| m.digest == manifest.digest)
+            }) {
+                Some(known) => known.names.extend(names),
+                None => images.push(SourceImage::new(config, Some(manifest), names)?),
+            }
+        }
+        add_archive_names(&files, &mut images)?;
+        Ok(Self { files, images })
+    }
+}
+
+impl ImageSource for OciLayout {
+    fn describe(&self) -> String {
+        match &self.files {
+            Files::Directory(path) => format!("oci:{}", path.display()),
+            Files::Archive(archive) => format!("oci-archive:{}", archive.name()),
+        }
+    }
+
+    fn images(&self) -> &[SourceImage] {
+        &self.images
+    }
+
+    fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError> {
+        let layer = &self.images[image].layers[layer];
+        let blob = layer.blob.as_ref().ok_or_else(|| {
+            SourceError::Malformed(format!("layer {} has no descriptor", layer.diff_id))
+        })?;
+        self.files.open_blob(&blob.blob.digest)
+    }
+}
+
+fn check_version(files: &Files) -> Result<(), SourceError> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Layout {
+        image_layout_version: String,
+    }
+    let raw = files.read("oci-layout", "oci-layout", 1 << 16)?;
+    let layout: Layout =
+        serde_json::from_slice(&raw).map_err(|source| crate::manifest::ManifestError::Json {
+            what: "oci-layout",
+            source,
+        })?;
+    if layout.image_layout_version.starts_with("1.") {
+        return Ok(());
+    }
+    Err(SourceError::Malformed(format!(
+        "{} is of the unknown layout version {:?}",
+        files.name(),
+        layout.image_layout_version
+    )))
+}
+
+/// Returns the entries of the top index that are images for `wanted`, with their names.
+///
+/// Entries of one name are one image for several platforms, and so are all entries without a name
+/// if they tell their platforms.
+fn select<'a>(
+    files: &Files,
+    index: &'a Index,
+    wanted: &Platform,
+) -> Result<Vec<(&'a IndexEntry, Vec<Reference>)>, SourceError> {
+    let mut groups: Vec<(Option<&str>, Vec<&IndexEntry>)> = Vec::new();
+    for entry in index.entries.iter().filter(|e| !e.is_attestation()) {
+        let name = [CONTAINERD_NAME, REF_NAME]
+            .iter()
+            .find_map(|k| entry.annotations.get(*k));
+        let name = name.map(String::as_str);
+        match groups.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, entries)) => entries.push(entry),
+            None => groups.push((name, vec![entry])),
+        }
+    }
+    let mut selected = Vec::new();
+    for (name, entries) in groups {
+        let names = match name {
+            Some(name) if name.contains(['/', ':']) => vec![Reference::parse(name)?],
+            _ => Vec::new(),
+        };
+        if entries.len() > 1 && entries.iter().all(|e| e.platform.is_none()) {
+            selected.extend(entries.into_iter().map(|e| (e, names.clone())));
+        } else {
+            selected.push((choose(files, &entries, wanted)?, names));
+        }
+    }
+    if selected.is_empty() {
+        return Err(SourceError::Malformed(format!(
+            "{} holds no image",
+            files.name()
+        )));
+    }
+    Ok(selected)
+}
+
+/// Returns the entry for `wanted` among those whose blobs are here.
+///
+/// An archive of one platform of a multi-platform image still lists the others.
+fn choose<'a>(
+    files: &Files,
+    entries: &[&'a IndexEntry],
+    wanted: &Platform,
+) -> Result<&'a IndexEntry, SourceError> {
+    let present: Vec<&IndexEntry> = entries
+        .iter()
+        .copied()
+        .filter(|e| files.has_blob(&e.manifest.digest))
+        .collect();
+    if let ([], Some(absent)) = (&present[..], entries.first()) {
+        return Err(SourceError::Missing {
+            path: blob_path(&absent.manifest.digest),
+            source_name: files.name(),
+        });
+    }
+    // A sole entry is what there is: `load` says so if it is for another platform.
+    if let [only] = present[..] {
+        return Ok(only);
+    }
+    let offers: Vec<_> = present.iter().map(|e| e.platform.clone()).collect();
+    match crate::platform::choose(wanted, &offers) {
+        Some(at) => Ok(present[at]),
+        None => Err(no_platform(files.name(), wanted, offers.iter().flatten())),
+    }
+}
+
+pub(crate) fn no_platform<'a>(
+    source_name: String,
+    wanted: &Platform,
+    offers: impl Iterator<Item = &'a Platform>,
+) -> SourceError {
+    let offered: Vec<String> = offers.map(Platform::to_string).collect();
+    SourceError::NoPlatform {
+        source_name,
+        wanted: wanted.to_string(),
+        offered: if offered.is_empty() {
+            "none".to_owned()
+        } else {
+            offered.join(", ")
+        },
+    }
+}
+
+/// Follows indexes down to a manifest.
+fn resolve(
+    files: &Files,
+    descriptor: &Descriptor,
+    wanted: &Platform,
+    depth: usize,
+) -> Result<Manifest, SourceError> {
+    if depth > MAX_DEPTH {
+        return Err(SourceError::Malformed(format!(
+            "{} nests indexes too deeply",
+            files.name()
+        )));
+    }
+    let raw = files.blob(descriptor, "the manifest", MAX_MANIFEST_BYTES)?;
+    match Document::parse(raw, Some(&descriptor.media_type))? {
+        Document::Manifest(manifest) => Ok(manifest),
+        Document::Index(index) => {
+            let entries: Vec<_> = index
+                .entries
+                .iter()
+                .filter(|e| !e.is_attestation())
+                .collect();
+            if entries.is_empty() {
+                return Err(no_platform(files.name(), wanted, std::iter::empty()));
+            }
+            let entry = choose(files, &entries, wanted)?;
+            resolve(files, &entry.manifest, wanted, depth + 1)
+        }
+    }
+}
+
+/// Docker's archives are layouts whose full names stand in `manifest.json`.
+fn add_archive_names(files: &Files, images: &mut [SourceImage]) -> Result<(), SourceError> {
+    let Files::Archive(archive) = files else {
+        return Ok(());
+    };
+    if !archive.contains("manifest.json") {
+        return Ok(());
+    }
+    for entry in docker_archive::read_manifest(archive)? {
+        let raw = archive.read(&entry.config, "the image configuration", MAX_CONFIG_BYTES)?;
+        let id = Digest::of(&raw);
+        for image in images.iter_mut().filter(|i| i.config.id == id) {
+            for name in docker_archive::parse_tags(entry.repo_tags.clone())? {
+                if !image.names.contains(&name) {
+                    image.names.push(name);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns the path of a blob inside a layout.
+pub(crate) fn blob_path(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+impl Files {
+    fn name(&self) -> String {
+        match self {
+            Self::Directory(path) => path.display().to_string(),
+            Self::Archive(archive) => archive.name().to_owned(),
+        }
+    }
+
+    fn has_blob(&self, digest: &Digest) -> bool {
+        let path = blob_path(digest);
+        match self {
+            Self::Directory(root) => root.join(path).is_file(),
+            Self::Archive(archive) => archive.contains(&path),
+        }
+    }
+
+    fn open_blob(&self, digest: &Digest) -> Result<Box<dyn Read + Send>, SourceError> {
+        self.open(&blob_path(digest)).map(|(reader, _)| reader)
+    }
+
+    fn open(&self, path: &str) -> Result<(Box<dyn Read + Send>, u64), SourceError> {
+        match self {
+            Self::Archive(archive) => {
+                let section = archive.open(path)?;
+                let size_bytes = section.left_bytes();
+                Ok((Box::new(section), size_bytes))
+            }
+            Self::Directory(root) => {
+                let full = root.join(path);
+                let (file, size_bytes) = open_regular(&full).map_err(|e| match e.kind() {
+                    std::io::ErrorKind::NotFound => SourceError::Missing {
+                        path: path.to_owned(),
+                        source_name: self.name(),
+                    },
+                    _ => SourceError::io(full.display().to_string(), e),
+                })?;
+                Ok((Box::new(file), size_bytes))
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        path: &str,
+        what: &'static str,
+        limit_bytes: u64,
+    ) -> Result<Vec<u8>, SourceError> {
+        let (reader, size_bytes) = self.open(path)?;
+        check_size(what, size_bytes, limit_bytes)?;
+        let mut bytes = Vec::new();
+        reader
+            .take(limit_bytes)
+            .read_to_end(&mut bytes)
+            .map_err(|e| SourceError::io(self.name(), e))?;
+        Ok(bytes)
+    }
+
+    /// Reads a small blob, checked.
+    fn blob(
+        &self,
+        descriptor: &Descriptor,
+        what: &'static str,
+        limit_bytes: u64,
+    ) -> Result<Vec<u8>, SourceError> {
+        check_size(what, descriptor.size_bytes, limit_bytes)?;
+        let inner = self.open_blob(&descriptor.digest)?;
+        let mut bytes = Vec::new();
+        VerifyRead::new(inner, what, descriptor.digest, Some(descriptor.size_bytes))
+            .read_to_end(&mut bytes)
+            .map_err(|e| SourceError::io(self.name(), e))?;
+        Ok(bytes)
+    }
+}
+
+/// Opens a regular file; a pipe or device put in its place neither blocks nor is read.
+fn open_regular(path: &Path) -> std::io::Result<(File, u64)> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        ));
+    }
+    Ok((file, metadata.len()))
+}

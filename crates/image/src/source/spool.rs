@@ -1,0 +1,62 @@
+//! One file that can be read anywhere, whatever the input was.
+//!
+//! Archives list their layers in a file that may come last, so they need seeking. A plain file
+//! seeks as it is. Standard input, a pipe, or a compressed archive (`docker save | gzip`) is copied
+//! once into an unnamed temporary file, which vanishes with the process however that ends.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use super::SourceError;
+use crate::compression::{self, Compression};
+
+/// Returns `input` as a file of plain (not compressed) bytes that can be read at any offset.
+///
+/// `name` is for messages. `spool_dir` is a directory with room for a copy; it is used only where
+/// `input` can't seek or is compressed.
+pub fn open_seekable(mut input: File, name: &str, spool_dir: &Path) -> Result<File, SourceError> {
+    let failed = |e| SourceError::io(name, e);
+    let regular = input.metadata().map_err(failed)?.is_file();
+    let mut head = [0u8; compression::DETECT_BYTES];
+    let got = read_up_to(&mut input, &mut head).map_err(failed)?;
+    let compression = compression::detect(&head[..got])?;
+    if regular && compression == Compression::None {
+        input.seek(SeekFrom::Start(0)).map_err(failed)?;
+        return Ok(input);
+    }
+    let mut spool = tempfile::tempfile_in(spool_dir)
+        .map_err(|e| SourceError::io(spool_dir.display().to_string(), e))?;
+    let whole = io::Cursor::new(head[..got].to_vec()).chain(input);
+    let mut plain =
+        compression::Decoder::new(compression, io::BufReader::with_capacity(256 << 10, whole))
+            .map_err(failed)?;
+    copy(&mut plain, &mut spool).map_err(failed)?;
+    spool.seek(SeekFrom::Start(0)).map_err(failed)?;
+    Ok(spool)
+}
+
+fn copy(from: &mut dyn Read, to: &mut File) -> io::Result<()> {
+    let mut buffer = vec![0u8; 256 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(got) => to.write_all(&buffer[..got])?,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn read_up_to(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match from.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(got) => filled += got,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
