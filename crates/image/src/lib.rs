@@ -18,6 +18,7 @@
 //! This room never knows where trees and blobs are kept, and syncs nothing: whoever owns the tree does.
 #![forbid(unsafe_code)]
 
+pub mod apply;
 pub mod compression;
 pub mod config;
 pub mod digest;
@@ -31,6 +32,7 @@ pub mod sink;
 pub mod source;
 pub mod stream;
 
+pub use apply::{Applied, ApplyTarget, Privilege, TargetMarks};
 pub use compression::Compression;
 pub use config::{ChainId, ImageConfig};
 pub use digest::Digest;

@@ -1,0 +1,5 @@
+//! Applying a layer's tar to a tree.
+
+mod target;
+
+pub use target::{Applied, ApplyTarget, Privilege, TargetMarks};

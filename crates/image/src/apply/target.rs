@@ -1,0 +1,61 @@
+//! Where a layer goes, by which rules, and what is known afterwards.
+
+use std::path::PathBuf;
+
+use vellum_format::Prefix;
+use vellum_sys::{Dir, Timespec};
+
+use crate::stream::BlobFacts;
+
+/// The tree a layer is applied to, and the rules.
+#[derive(Debug)]
+pub struct ApplyTarget {
+    /// The tree's root directory, open for reading. Nobody else may change the tree meanwhile.
+    pub root: Dir,
+    /// What a deletion leaves behind.
+    pub marks: TargetMarks,
+    /// What to do where the process may not make what the archive says.
+    pub privilege: Privilege,
+}
+
+/// What a deletion in a layer becomes in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetMarks {
+    /// The tree starts empty and holds this layer alone: deletions become whiteouts (character device 0:0) and opaque directories
+    /// carry the mark of this prefix.
+    Overlay(Prefix),
+    /// The tree starts as the parent's full tree: deletions delete. Files are replaced, never written into, so a hard link that
+    /// another layer shares keeps its content.
+    Plain,
+}
+
+/// What happens to devices, owners and attributes that the process may not make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// Everything is made for real; a refusal is an error.
+    Full,
+    /// What is refused is kept as a record on a stand-in: a device node as an empty regular file, an unmapped owner, a refused
+    /// attribute, in the spellings of `vellum_format` (`user.containers.override_stat`, `user.vellum.xattr.<name>`).
+    Recorded,
+}
+
+/// A layer that was applied. Nothing of it is synced yet.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// Digests and sizes of the blob and the tar. `blob.diff_id` is to be compared with the image's configuration.
+    pub blob: BlobFacts,
+    /// Entries of the tar.
+    pub entries: u64,
+    /// Directories that entries lie in but that the layer itself does not list, shallowest first, relative to the root.
+    ///
+    /// They were made as 0755 root:root with the time of the entry that needed them. With [`TargetMarks::Overlay`] the parent's directory
+    /// of that name lends them its attributes once the parent is known. With [`TargetMarks::Plain`] only directories that the parent
+    /// did not have are named.
+    pub implied_dirs: Vec<PathBuf>,
+    /// How many entries were left out on purpose: sockets, and AUFS' own book-keeping (`.wh..wh.aufs`, `.wh..wh.plnk`, ...).
+    pub skipped: u64,
+    /// How many devices, owners and attributes were kept as records ([`Privilege::Recorded`]).
+    pub recorded: u64,
+    /// The newest modification time among the entries, if there is any.
+    pub newest: Option<Timespec>,
+}
