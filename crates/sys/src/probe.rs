@@ -153,17 +153,18 @@ fn try_out(probe: &Dir) -> Result<DirFacts> {
     let attr =
         |name: &str| crate::xattr::set_fd(probe, OsStr::new(name), b"1", SetMode::Any).is_ok();
     let user_xattrs = attr("user.vellum.probe");
+    let trusted_xattrs = attr("trusted.vellum.probe");
     Ok(DirFacts {
         fs_name: fs_name(fs_magic),
         fs_magic,
         user_xattrs,
-        trusted_xattrs: attr("trusted.vellum.probe"),
+        trusted_xattrs,
         d_type: lists_kinds(probe)?,
         whiteouts: probe.mknod("null", FileKind::Char, 0, (0, 0)).is_ok(),
         reflink: can_clone(probe)?,
         unnamed_files: probe.create_unnamed(0o600).is_ok(),
         project_quota: crate::quota::state(probe)?,
-        overlay: try_overlays(probe, user_xattrs, fs_magic)?,
+        overlay: try_overlays(probe, trusted_xattrs, user_xattrs, fs_magic)?,
     })
 }
 
@@ -189,38 +190,61 @@ fn can_clone(probe: &Dir) -> Result<bool> {
 
 const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
 
-fn try_overlays(probe: &Dir, user_xattrs: bool, fs_magic: u64) -> Result<OverlayFacts> {
+fn try_overlays(
+    probe: &Dir,
+    trusted_xattrs: bool,
+    user_xattrs: bool,
+    fs_magic: u64,
+) -> Result<OverlayFacts> {
     let mut facts = OverlayFacts {
         is_nested: fs_magic == OVERLAYFS_MAGIC,
         ..OverlayFacts::default()
     };
-    let plain = Trial::new(probe, "plain")?;
-    match plain.mount(&[]) {
-        Ok(_) => facts.trusted = true,
-        Err(said) => facts.refusal = said,
+    if !trusted_xattrs && !user_xattrs {
+        facts.refusal = "extended attributes can't be set here".into();
+    }
+    // Without the attributes the kernel mounts all the same, and then has nowhere to put its marks.
+    if trusted_xattrs {
+        // All at once first: taking an overlay down costs milliseconds, and most file systems can do everything.
+        let all = Trial::new(probe, "all")?;
+        match all.mount(&["redirect_dir=on", "metacopy=on", "xino=on", "index=on"]) {
+            Ok(merged) => {
+                (facts.trusted, facts.xino) = (true, true);
+                facts.index = all.keeps_index();
+                all.change(merged, &mut facts)?;
+            }
+            Err(_) => try_one_by_one(probe, &mut facts)?,
+        }
     }
     if user_xattrs {
         match Trial::new(probe, "user")?.mount(&["userxattr"]) {
             Ok(_) => facts.userxattr = true,
-            Err(said) if facts.refusal.is_empty() && !facts.trusted => facts.refusal = said,
+            Err(said) if facts.refusal.is_empty() => facts.refusal = said,
             Err(_) => {}
         }
-    }
-    if facts.trusted {
-        let trial = Trial::new(probe, "features")?;
-        if let Ok(merged) = trial.mount(&["redirect_dir=on", "metacopy=on"]) {
-            trial.change(merged, &mut facts)?;
-        }
-        facts.xino = Trial::new(probe, "xino")?.mount(&["xino=on"]).is_ok();
-        let trial = Trial::new(probe, "index")?;
-        // Where index can't be had the mount succeeds without it; the directory it keeps tells.
-        facts.index =
-            trial.mount(&["index=on"]).is_ok() && trial.top.open_dir("work/index").is_ok();
     }
     if facts.works() {
         facts.refusal.clear();
     }
     Ok(facts)
+}
+
+fn try_one_by_one(probe: &Dir, facts: &mut OverlayFacts) -> Result<()> {
+    match Trial::new(probe, "plain")?.mount(&[]) {
+        Ok(_) => facts.trusted = true,
+        Err(said) => {
+            facts.refusal = said;
+            return Ok(());
+        }
+    }
+    let trial = Trial::new(probe, "marks")?;
+    if let Ok(merged) = trial.mount(&["redirect_dir=on", "metacopy=on"]) {
+        trial.change(merged, facts)?;
+    }
+    facts.xino = Trial::new(probe, "xino")?.mount(&["xino=on"]).is_ok();
+    let trial = Trial::new(probe, "index")?;
+    facts.index = trial.mount(&["index=on"]).is_ok() && trial.keeps_index();
+    Ok(())
 }
 
 /// The directories of an overlay that is never attached anywhere.
@@ -247,7 +271,8 @@ impl Trial {
         let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|e| e.to_string())?;
         let build = || -> rustix::io::Result<OwnedFd> {
-            for option in options {
+            // Taking down an overlay syncs the whole file system below, unless it is volatile.
+            for option in ["volatile"].iter().chain(options) {
                 match option.split_once('=') {
                     Some((name, value)) => {
                         rustix::mount::fsconfig_set_string(&context, name, value)?
@@ -277,6 +302,11 @@ impl Trial {
                 Err(_) => e.to_string(),
             }
         })
+    }
+
+    /// Where an index can't be had the mount succeeds without it; the directory it is kept in tells.
+    fn keeps_index(&self) -> bool {
+        self.top.open_dir("work/index").is_ok()
     }
 
     /// Renames a lower directory and changes a lower file's mode through the overlay, and looks at the marks left.

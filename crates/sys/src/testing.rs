@@ -43,7 +43,7 @@ pub(crate) fn can_mount() -> Option<Scratch> {
             Some(scratch)
         }
         Err(e) => {
-            eprintln!("UNTESTED mounting: {e}: {}", e.source);
+            vellum_testkit::untested("mounting", format!("{e}: {}", e.source));
             None
         }
     }

@@ -25,14 +25,15 @@ fn loop_fs(
         match command.output() {
             Ok(out) if out.status.success() => Some(()),
             Ok(out) => {
-                eprintln!(
-                    "UNTESTED {kind}: {command:?}: {}",
-                    String::from_utf8_lossy(&out.stderr)
+                let said = String::from_utf8_lossy(&out.stderr).into_owned();
+                vellum_testkit::untested(
+                    &format!("{kind} {options}"),
+                    said.lines().next().unwrap_or_default(),
                 );
                 None
             }
             Err(e) => {
-                eprintln!("UNTESTED {kind}: {command:?}: {e}");
+                vellum_testkit::untested(kind, format!("{command:?}: {e}"));
                 None
             }
         }
