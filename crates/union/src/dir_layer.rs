@@ -1,0 +1,191 @@
+//! A layer that is a directory on disk.
+//!
+//! A handle is its parent's handle and a name; the descriptor is opened when first needed, one component below the
+//! nearest ancestor that has one. So paths longer than the kernel takes are reached, and a walk can give descriptors
+//! back without losing its place. Nothing outside the root is ever reached: components are opened beneath their
+//! parent's descriptor, never following a symbolic link.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vellum_sys::{Dir, Result, Stat, xattr};
+
+use crate::layer::{Dialect, Layer, LayerDir, Listed};
+
+/// A directory on disk as a layer.
+#[derive(Debug)]
+pub struct DirLayer {
+    name: String,
+    dialect: Dialect,
+    root: Arc<Handle>,
+}
+
+impl DirLayer {
+    /// Makes a layer of an open directory. `name` is for messages: the directory's path, as a rule.
+    pub fn new(root: Dir, name: impl Into<String>, dialect: Dialect) -> DirLayer {
+        let root = Handle {
+            above: None,
+            open: Mutex::new(Some(Arc::new(root))),
+        };
+        DirLayer {
+            name: name.into(),
+            dialect,
+            root: Arc::new(root),
+        }
+    }
+
+    /// Opens a directory by a trusted path and makes a layer of it.
+    pub fn open(path: &Path, dialect: Dialect) -> Result<DirLayer> {
+        Ok(DirLayer::new(
+            Dir::open(path)?,
+            path.display().to_string(),
+            dialect,
+        ))
+    }
+}
+
+impl Layer for DirLayer {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    fn root(&self) -> Arc<dyn LayerDir> {
+        Arc::new(Link(Arc::clone(&self.root)))
+    }
+}
+
+/// One directory. The root has nothing above and always keeps its descriptor.
+#[derive(Debug)]
+struct Handle {
+    above: Option<(Arc<Handle>, OsString)>,
+    open: Mutex<Option<Arc<Dir>>>,
+}
+
+/// What is handed out; a type of its own because subdirectories need the shared pointer.
+#[derive(Debug)]
+struct Link(Arc<Handle>);
+
+impl Handle {
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<Dir>>> {
+        // The slot is replaced whole, so it is good even if another thread panicked with it.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the descriptor, opening it and nothing above it for longer than needed.
+    fn dir(&self) -> Result<Arc<Dir>> {
+        if let Some(dir) = &*self.slot() {
+            return Ok(Arc::clone(dir));
+        }
+        // From here up to the nearest handle that is open, then down again: no recursion, whatever the depth.
+        let mut names = Vec::new();
+        let mut at = self;
+        let mut dir = loop {
+            match (&*at.slot(), &at.above) {
+                (Some(dir), _) => break Arc::clone(dir),
+                (None, Some((above, name))) => {
+                    names.push(name.as_os_str());
+                    at = above;
+                }
+                (None, None) => unreachable!("the root keeps its descriptor"),
+            }
+        };
+        names.reverse();
+        for step in steps(&names) {
+            dir = Arc::new(dir.open_dir(step)?);
+        }
+        *self.slot() = Some(Arc::clone(&dir));
+        Ok(dir)
+    }
+}
+
+/// Joins names to paths that the kernel takes, each as long as possible.
+fn steps(names: &[&OsStr]) -> Vec<PathBuf> {
+    /// The kernel's limit is 4096 with the final NUL.
+    const PATH_MAX_BYTES: usize = 4095;
+    let mut steps: Vec<PathBuf> = Vec::new();
+    for name in names {
+        match steps.last_mut() {
+            Some(step) if step.as_os_str().len() + 1 + name.len() <= PATH_MAX_BYTES => {
+                step.push(name)
+            }
+            _ => steps.push(PathBuf::from(name)),
+        }
+    }
+    steps
+}
+
+impl LayerDir for Link {
+    fn path(&self) -> PathBuf {
+        let mut names = Vec::new();
+        let mut at = &self.0;
+        while let Some((above, name)) = &at.above {
+            names.push(name);
+            at = above;
+        }
+        names.into_iter().rev().collect()
+    }
+
+    fn stat(&self, name: Option<&OsStr>) -> Result<Option<Stat>> {
+        let dir = self.0.dir()?;
+        match name {
+            Some(name) => dir.stat_opt(name),
+            None => dir.stat_self().map(Some),
+        }
+    }
+
+    fn subdir(&self, name: &OsStr) -> Arc<dyn LayerDir> {
+        let above = Some((Arc::clone(&self.0), name.to_owned()));
+        Arc::new(Link(Arc::new(Handle {
+            above,
+            open: Mutex::new(None),
+        })))
+    }
+
+    fn names(&self) -> Result<Vec<Listed>> {
+        let entries = self.0.dir()?.entries()?;
+        entries
+            .map(|entry| {
+                entry.map(|entry| Listed {
+                    name: entry.name,
+                    kind: entry.kind,
+                })
+            })
+            .collect()
+    }
+
+    fn xattr_names(&self, name: Option<&OsStr>) -> Result<Vec<OsString>> {
+        let dir = self.0.dir()?;
+        match name {
+            Some(name) => xattr::list(&dir, name),
+            None => xattr::list_fd(&*dir),
+        }
+    }
+
+    fn xattr(&self, name: Option<&OsStr>, attr: &OsStr) -> Result<Option<Vec<u8>>> {
+        let dir = self.0.dir()?;
+        match name {
+            Some(name) => xattr::get(&dir, name, attr),
+            None => xattr::get_fd(&*dir, attr),
+        }
+    }
+
+    fn read_link(&self, name: &OsStr) -> Result<OsString> {
+        self.0.dir()?.read_link(name)
+    }
+
+    fn open_file(&self, name: &OsStr) -> Result<File> {
+        self.0.dir()?.open_file(name)
+    }
+
+    fn release(&self) {
+        if self.0.above.is_some() {
+            *self.0.slot() = None;
+        }
+    }
+}

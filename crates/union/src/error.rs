@@ -1,0 +1,101 @@
+//! The one error of this room. Each says which layer (counted from the top, 0 first) and which path it is about.
+
+use std::path::PathBuf;
+
+use vellum_format::{Mark, MarkError};
+
+/// The result of everything in this room.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a union could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call failed. The source has the path.
+    #[error("layer {layer} can't be read")]
+    Io {
+        /// The layer's name: its directory, as a rule.
+        layer: String,
+        /// What failed.
+        #[source]
+        source: vellum_sys::Error,
+    },
+    /// A mark whose bytes no engine writes.
+    #[error("/{path} in layer {layer} has a mark that can't be read", path = path.display())]
+    Mark {
+        /// The layer's name.
+        layer: String,
+        /// The path inside that layer.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: MarkError,
+    },
+    /// A mark that points elsewhere, in a layer that came from an archive: anyone could have written it.
+    #[error("/{path} in layer {layer} has a {mark} mark, but the layer is from an archive, where none is followed", path = path.display())]
+    Untrusted {
+        /// The layer's name.
+        layer: String,
+        /// The path inside that layer.
+        path: PathBuf,
+        /// The mark.
+        mark: Mark,
+    },
+    /// The file's data is incomplete: the engine that was writing it has not settled it.
+    #[error("/{path} in layer {layer} is unsettled: only the engine that wrote it can read it", path = path.display())]
+    Unsettled {
+        /// The layer's name.
+        layer: String,
+        /// The path inside that layer.
+        path: PathBuf,
+    },
+    /// A metacopy mark says the data is below, but it is not.
+    #[error("/{path} in layer {layer} has a metacopy mark, but no layer below has its data{}", reason(*obstructed))]
+    NoData {
+        /// The layer's name.
+        layer: String,
+        /// The path in the union.
+        path: PathBuf,
+        /// Something that is no regular file stands, or a whiteout lies, where the data should be.
+        obstructed: bool,
+    },
+    /// A redirect mark of a directory points at no directory.
+    #[error("/{path} in layer {layer} has a redirect mark to {to:?}, where no layer below has a directory", path = path.display())]
+    Dangling {
+        /// The layer's name.
+        layer: String,
+        /// The path in the union.
+        path: PathBuf,
+        /// Where the mark points.
+        to: PathBuf,
+    },
+    /// A path was walked through something that is no directory, or one was to be listed.
+    #[error("/{path} is no directory", path = path.display())]
+    NotADirectory {
+        /// The path in the union.
+        path: PathBuf,
+    },
+    /// Data was asked of something that is no regular file, or a link target of something that is no symbolic link.
+    #[error("/{path} is no {expected}", path = path.display())]
+    WrongKind {
+        /// The path in the union.
+        path: PathBuf,
+        /// What it was taken for.
+        expected: &'static str,
+    },
+    /// A path with `..` in it.
+    #[error("{path:?} is not a plain path")]
+    BadPath {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A union of no layers.
+    #[error("a union needs at least one layer")]
+    NoLayers,
+}
+
+fn reason(obstructed: bool) -> &'static str {
+    match obstructed {
+        true => " (something else is in its place)",
+        false => "",
+    }
+}

@@ -1,0 +1,306 @@
+//! Reading the marks on one name of one layer: from what is on disk to an [`Answer`].
+//!
+//! The only place where a [`Dialect`] is understood on the way in. A mark is either followed, or an error that names
+//! it: never passed over.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vellum_format::{FUSE_OVERLAYFS_OPAQUE, Mark, Metacopy, Opaque, Redirect, wh};
+use vellum_sys::{FileKind, Stat};
+
+use crate::layer::{Dialect, Layer, LayerDir, LayerTrust, Listed, WhNames};
+use crate::resolve::{Answer, Data, Whiteout};
+use crate::{Error, Result};
+
+/// A directory of a layer, with what its own inode says.
+#[derive(Debug, Clone)]
+pub(crate) struct DirAt {
+    pub dir: Arc<dyn LayerDir>,
+    /// As stored: records not applied.
+    pub stat: Stat,
+    /// Its names may be hidden by regular files with a `whiteout` xattr.
+    pub xattr_whiteouts: bool,
+}
+
+/// A file of a layer: a name in one of its directories.
+#[derive(Debug, Clone)]
+pub(crate) struct FileAt {
+    pub dir: Arc<dyn LayerDir>,
+    pub name: OsString,
+    /// As stored: records not applied.
+    pub stat: Stat,
+}
+
+/// One layer with its number and dialect, asked about names.
+pub(crate) struct Reader<'a> {
+    pub layer: &'a dyn Layer,
+    pub dialect: Dialect,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(layer: &'a dyn Layer) -> Reader<'a> {
+        Reader {
+            layer,
+            dialect: layer.dialect(),
+        }
+    }
+
+    pub fn io(&self, source: vellum_sys::Error) -> Error {
+        Error::Io {
+            layer: self.layer.name(),
+            source,
+        }
+    }
+
+    fn path(&self, dir: &dyn LayerDir, name: Option<&OsStr>) -> PathBuf {
+        match name {
+            Some(name) => dir.path().join(name),
+            None => dir.path(),
+        }
+    }
+
+    fn mark(
+        &self,
+        dir: &dyn LayerDir,
+        name: Option<&OsStr>,
+        mark: Mark,
+    ) -> Result<Option<Vec<u8>>> {
+        dir.xattr(name, self.dialect.prefix.xattr(mark))
+            .map_err(|error| self.io(error))
+    }
+
+    /// Returns the parsed value of a mark, or `None` if it is not there.
+    fn parsed<T>(
+        &self,
+        (dir, name): (&dyn LayerDir, Option<&OsStr>),
+        mark: Mark,
+        parse: impl FnOnce(&[u8]) -> Result<T, vellum_format::MarkError>,
+    ) -> Result<Option<T>> {
+        match self.mark(dir, name, mark)? {
+            None => Ok(None),
+            Some(value) => parse(&value).map(Some).map_err(|source| Error::Mark {
+                layer: self.layer.name(),
+                path: self.path(dir, name),
+                source,
+            }),
+        }
+    }
+
+    /// Refuses a mark that points elsewhere in a layer that an archive made.
+    fn check_trust(&self, dir: &dyn LayerDir, name: &OsStr, mark: Mark) -> Result<()> {
+        match self.dialect.trust {
+            LayerTrust::Engine => Ok(()),
+            LayerTrust::Archive => Err(Error::Untrusted {
+                layer: self.layer.name(),
+                path: self.path(dir, Some(name)),
+                mark,
+            }),
+        }
+    }
+
+    /// Returns the root directory.
+    pub fn root(&self) -> Result<DirAt> {
+        let dir = self.layer.root();
+        let stat = dir.stat(None).and_then(|stat| {
+            stat.ok_or_else(|| {
+                vellum_sys::Error::new(
+                    "look at",
+                    "",
+                    std::io::Error::from(std::io::ErrorKind::NotFound),
+                )
+            })
+        });
+        let stat = stat.map_err(|error| self.io(error))?;
+        let opaque = self.parsed((&*dir, None), Mark::Opaque, Opaque::parse)?;
+        Ok(DirAt {
+            dir,
+            stat,
+            xattr_whiteouts: opaque == Some(Opaque::XattrWhiteouts),
+        })
+    }
+
+    /// Returns what the layer says about `name` in its directory `dir`.
+    pub fn ask(&self, dir: &Arc<dyn LayerDir>, name: &OsStr) -> Result<Answer<DirAt, FileAt>> {
+        let by_name = self.dialect.wh_names == WhNames::Whiteouts;
+        if by_name && wh::parse(name) != wh::Name::Plain {
+            return Ok(Answer::Silent);
+        }
+        // A name too long for this file system can't be in it.
+        let stat = match dir.stat(Some(name)) {
+            Err(error) if error.is(rustix::io::Errno::NAMETOOLONG) => None,
+            other => other.map_err(|error| self.io(error))?,
+        };
+        let Some(stat) = stat else {
+            return match by_name && self.has_whiteout_file(dir, name)? {
+                true => Ok(Answer::Hidden(Whiteout::Name)),
+                false => Ok(Answer::Silent),
+            };
+        };
+        match stat.kind {
+            FileKind::Dir => self.directory(dir, name, stat),
+            FileKind::File => self.regular(dir, name, stat),
+            _ if stat.is_null_device() => Ok(Answer::Hidden(Whiteout::Device)),
+            _ => {
+                let file = FileAt {
+                    dir: Arc::clone(dir),
+                    name: name.to_owned(),
+                    stat,
+                };
+                Ok(Answer::File {
+                    file,
+                    regular: false,
+                    data: Data::Here,
+                })
+            }
+        }
+    }
+
+    fn has_whiteout_file(&self, dir: &Arc<dyn LayerDir>, name: &OsStr) -> Result<bool> {
+        match wh::whiteout(name) {
+            None => Ok(false),
+            Some(hiding) => Ok(dir
+                .stat(Some(&hiding))
+                .map_err(|error| self.io(error))?
+                .is_some()),
+        }
+    }
+
+    fn directory(
+        &self,
+        above: &Arc<dyn LayerDir>,
+        name: &OsStr,
+        stat: Stat,
+    ) -> Result<Answer<DirAt, FileAt>> {
+        let mark = self.parsed((&**above, Some(name)), Mark::Opaque, Opaque::parse)?;
+        let dir = above.subdir(name);
+        let opaque = mark == Some(Opaque::Opaque) || self.opaque_by_name(above, name, &*dir)?;
+        let redirect = match opaque {
+            true => None,
+            false => self.redirect(above, name)?,
+        };
+        let xattr_whiteouts = mark == Some(Opaque::XattrWhiteouts);
+        Ok(Answer::Dir {
+            dir: DirAt {
+                dir,
+                stat,
+                xattr_whiteouts,
+            },
+            opaque,
+            redirect,
+        })
+    }
+
+    /// The ways in which trees with `.wh.` names say opaque: the sentinel, fuse-overlayfs's xattr, and a whiteout
+    /// beside the directory of the same name.
+    fn opaque_by_name(
+        &self,
+        above: &Arc<dyn LayerDir>,
+        name: &OsStr,
+        dir: &dyn LayerDir,
+    ) -> Result<bool> {
+        if self.dialect.wh_names == WhNames::Plain {
+            return Ok(false);
+        }
+        let sentinel = dir
+            .stat(Some(OsStr::new(wh::OPAQUE)))
+            .map_err(|error| self.io(error))?;
+        let xattr = dir
+            .xattr(None, OsStr::new(FUSE_OVERLAYFS_OPAQUE))
+            .map_err(|error| self.io(error))?;
+        Ok(sentinel.is_some()
+            || xattr.as_deref() == Some(b"y")
+            || self.has_whiteout_file(above, name)?)
+    }
+
+    fn redirect(&self, dir: &Arc<dyn LayerDir>, name: &OsStr) -> Result<Option<Redirect>> {
+        let redirect = self.parsed((&**dir, Some(name)), Mark::Redirect, Redirect::parse)?;
+        if redirect.is_some() {
+            self.check_trust(&**dir, name, Mark::Redirect)?;
+        }
+        Ok(redirect)
+    }
+
+    fn regular(
+        &self,
+        dir: &Arc<dyn LayerDir>,
+        name: &OsStr,
+        stat: Stat,
+    ) -> Result<Answer<DirAt, FileAt>> {
+        // The kernel's lookup takes such a file for a whiteout whether or not its directory says `opaque=x`.
+        if stat.size_bytes == 0 && self.mark(&**dir, Some(name), Mark::Whiteout)?.is_some() {
+            return Ok(Answer::Hidden(Whiteout::Xattr));
+        }
+        let data = match self.parsed((&**dir, Some(name)), Mark::Metacopy, Metacopy::parse)? {
+            None => Data::Here,
+            Some(Metacopy::Unsettled) => {
+                let path = self.path(&**dir, Some(name));
+                return Err(Error::Unsettled {
+                    layer: self.layer.name(),
+                    path,
+                });
+            }
+            Some(Metacopy::DataBelow(_)) => {
+                self.check_trust(&**dir, name, Mark::Metacopy)?;
+                Data::Below(self.redirect(dir, name)?)
+            }
+        };
+        let file = FileAt {
+            dir: Arc::clone(dir),
+            name: name.to_owned(),
+            stat,
+        };
+        Ok(Answer::File {
+            file,
+            regular: true,
+            data,
+        })
+    }
+
+    /// Returns the names `dir` says something about, each with whether it hides it. Names twice: see [`wh`].
+    pub fn names(&self, dir: &DirAt) -> Result<Vec<(OsString, bool)>> {
+        let listed = dir.dir.names().map_err(|error| self.io(error))?;
+        let mut names = Vec::with_capacity(listed.len());
+        for Listed { name, kind } in listed {
+            match (self.dialect.wh_names, wh::parse(&name)) {
+                (WhNames::Plain, _) | (WhNames::Whiteouts, wh::Name::Plain) => {}
+                (WhNames::Whiteouts, wh::Name::Whiteout(hidden)) => {
+                    names.push((hidden.to_owned(), true));
+                    continue;
+                }
+                (WhNames::Whiteouts, wh::Name::Opaque | wh::Name::Reserved) => continue,
+                (WhNames::Whiteouts, wh::Name::Malformed) => {
+                    let reason = format!(
+                        "{:?} hides nothing",
+                        name.as_bytes().escape_ascii().to_string()
+                    );
+                    let source = vellum_format::MarkError {
+                        mark: "whiteout",
+                        reason,
+                    };
+                    return Err(Error::Mark {
+                        layer: self.layer.name(),
+                        path: dir.dir.path(),
+                        source,
+                    });
+                }
+            }
+            let hides = match kind {
+                FileKind::Char => {
+                    let stat = dir.dir.stat(Some(&name)).map_err(|error| self.io(error))?;
+                    stat.is_some_and(|stat| stat.is_null_device())
+                }
+                FileKind::File if dir.xattr_whiteouts => {
+                    let stat = dir.dir.stat(Some(&name)).map_err(|error| self.io(error))?;
+                    stat.is_some_and(|stat| stat.size_bytes == 0)
+                        && self.mark(&*dir.dir, Some(&name), Mark::Whiteout)?.is_some()
+                }
+                _ => false,
+            };
+            names.push((name, hides));
+        }
+        Ok(names)
+    }
+}

@@ -1,0 +1,343 @@
+//! What the union has at one path: attributes, data, and where they come from.
+//!
+//! A node is a picture of the moment it was looked up. It holds handles, not descriptors: reading from it later may
+//! find that the tree below has changed, and says so as an error.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vellum_format::{OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat, record};
+use vellum_sys::{FileKind, Stat};
+
+use crate::layer::{Dialect, Layer, LayerDir, Records, WhNames};
+use crate::marks::{DirAt, FileAt};
+use crate::resolve::{Part, Stop};
+use crate::{Error, Result};
+
+/// fuse-overlayfs's own xattrs, which it hides from its users.
+const FUSE_OVERLAYFS_PREFIX: &str = "user.fuseoverlayfs.";
+
+/// One object of a union.
+#[derive(Debug, Clone)]
+pub struct Node {
+    path: PathBuf,
+    layer_index: usize,
+    layer: Arc<dyn Layer>,
+    stat: Stat,
+    /// The attributes come from an `override_stat` mark: the inode itself is a regular file or directory.
+    overridden: bool,
+    what: What,
+}
+
+#[derive(Debug, Clone)]
+enum What {
+    Dir {
+        parts: Arc<[Part<DirAt>]>,
+        stop: Option<(usize, Stop)>,
+    },
+    File {
+        file: FileAt,
+        data: Option<FileAt>,
+    },
+}
+
+impl Node {
+    pub(crate) fn directory(
+        path: PathBuf,
+        layer: Arc<dyn Layer>,
+        parts: Vec<Part<DirAt>>,
+        stop: Option<(usize, Stop)>,
+    ) -> Result<Node> {
+        let top = &parts[0];
+        let shown = shown(&*layer, &*top.dir.dir, None, &top.dir.stat)?;
+        Ok(Node {
+            path,
+            layer_index: top.layer,
+            layer,
+            overridden: shown.is_some(),
+            stat: shown.unwrap_or_else(|| top.dir.stat.clone()),
+            what: What::Dir {
+                parts: parts.into(),
+                stop,
+            },
+        })
+    }
+
+    pub(crate) fn file(
+        path: PathBuf,
+        layer_index: usize,
+        layer: Arc<dyn Layer>,
+        file: FileAt,
+        data: Option<FileAt>,
+    ) -> Result<Node> {
+        let shown = shown(&*layer, &*file.dir, Some(&file.name), &file.stat)?;
+        Ok(Node {
+            path,
+            layer_index,
+            layer,
+            overridden: shown.is_some(),
+            stat: shown.unwrap_or_else(|| file.stat.clone()),
+            what: What::File { file, data },
+        })
+    }
+
+    /// Returns the path from the union's root, without a leading slash; the root's is empty.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the attributes as a user of the union sees them.
+    ///
+    /// Inode number, device and link count are those of the inode in [`Node::layer`]. The size of a regular file is
+    /// that of its data, also where that is below.
+    pub fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
+    /// Returns what it is.
+    pub fn kind(&self) -> FileKind {
+        self.stat.kind
+    }
+
+    /// Returns whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        matches!(self.what, What::Dir { .. })
+    }
+
+    /// Returns the number of the layer whose attributes it has; 0 is the top one.
+    pub fn layer(&self) -> usize {
+        self.layer_index
+    }
+
+    /// Returns the layer whose attributes it has, for messages.
+    pub fn layer_name(&self) -> String {
+        self.layer.name()
+    }
+
+    /// Returns device and number of the inode whose attributes it has.
+    ///
+    /// Two nodes of one union are names of one file (a hard link) exactly if these are equal.
+    pub fn identity(&self) -> (u64, u64) {
+        self.stat.identity()
+    }
+
+    /// Returns device and number of the inode that has the data: another than [`Node::identity`] for a metacopy.
+    pub fn data_identity(&self) -> (u64, u64) {
+        match &self.what {
+            What::File {
+                data: Some(data), ..
+            } => data.stat.identity(),
+            _ => self.identity(),
+        }
+    }
+
+    /// Returns, for a directory, the identities of the directories it is made of, top first; else nothing.
+    pub fn part_identities(&self) -> Vec<(u64, u64)> {
+        self.parts()
+            .iter()
+            .map(|part| part.dir.stat.identity())
+            .collect()
+    }
+
+    /// Returns what kept lower layers from showing through this directory, and the layer that says so.
+    pub fn stop(&self) -> Option<(usize, Stop)> {
+        match &self.what {
+            What::Dir { stop, .. } => *stop,
+            What::File { .. } => None,
+        }
+    }
+
+    pub(crate) fn parts(&self) -> &[Part<DirAt>] {
+        match &self.what {
+            What::Dir { parts, .. } => parts,
+            What::File { .. } => &[],
+        }
+    }
+
+    /// Where the inode is: its directory, and its name unless it is that directory.
+    fn place(&self) -> (&dyn LayerDir, Option<&OsStr>) {
+        match &self.what {
+            What::Dir { parts, .. } => (&*parts[0].dir.dir, None),
+            What::File { file, .. } => (&*file.dir, Some(&file.name)),
+        }
+    }
+
+    fn io(&self, source: vellum_sys::Error) -> Error {
+        Error::Io {
+            layer: self.layer.name(),
+            source,
+        }
+    }
+
+    /// Returns the xattrs that a user of the union sees: marks hidden, names unescaped, records in their own names.
+    pub fn xattrs(&self) -> Result<BTreeMap<OsString, Vec<u8>>> {
+        let (dir, name) = self.place();
+        let dialect = self.layer.dialect();
+        let mut found = BTreeMap::new();
+        for stored in dir.xattr_names(name).map_err(|error| self.io(error))? {
+            let Some(shown) = shown_name(&dialect, &stored) else {
+                continue;
+            };
+            // Gone since it was listed: then it is not there.
+            if let Some(value) = dir.xattr(name, &stored).map_err(|error| self.io(error))? {
+                // What was recorded is what was meant; a plain one of that name is the file system's own doing.
+                match record::original(&stored).is_some() && dialect.records == Records::Read {
+                    true => drop(found.insert(shown, value)),
+                    false => drop(found.entry(shown).or_insert(value)),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the target of a symbolic link.
+    pub fn read_link(&self) -> Result<OsString> {
+        match (&self.what, self.kind()) {
+            (What::File { .. }, FileKind::Symlink) if self.overridden => {
+                let mut target = Vec::new();
+                let file = self.open_inode()?;
+                // A target is shorter than a page; more is no link.
+                match file.take(4097).read_to_end(&mut target) {
+                    Ok(1..=4096) => Ok(OsString::from_vec(target)),
+                    _ => Err(Error::WrongKind {
+                        path: self.path.clone(),
+                        expected: "symbolic link",
+                    }),
+                }
+            }
+            (What::File { file, .. }, FileKind::Symlink) => file
+                .dir
+                .read_link(&file.name)
+                .map_err(|error| self.io(error)),
+            _ => Err(Error::WrongKind {
+                path: self.path.clone(),
+                expected: "symbolic link",
+            }),
+        }
+    }
+
+    /// Opens the data of a regular file for reading, wherever it is.
+    pub fn open_data(&self) -> Result<File> {
+        match self.kind() {
+            FileKind::File => self.open_inode(),
+            _ => Err(Error::WrongKind {
+                path: self.path.clone(),
+                expected: "regular file",
+            }),
+        }
+    }
+
+    fn open_inode(&self) -> Result<File> {
+        match &self.what {
+            What::File { file, data } => {
+                let holder = data.as_ref().unwrap_or(file);
+                holder
+                    .dir
+                    .open_file(&holder.name)
+                    .map_err(|error| self.io(error))
+            }
+            What::Dir { .. } => Err(Error::WrongKind {
+                path: self.path.clone(),
+                expected: "regular file",
+            }),
+        }
+    }
+
+    /// Gives back the descriptors behind a directory; they are opened again when needed.
+    pub(crate) fn release(&self) {
+        for part in self.parts() {
+            part.dir.dir.release();
+        }
+    }
+}
+
+/// The attributes that records say, or `None` if the inode's own are to be shown.
+fn shown(
+    layer: &dyn Layer,
+    dir: &dyn LayerDir,
+    name: Option<&OsStr>,
+    stat: &Stat,
+) -> Result<Option<Stat>> {
+    if layer.dialect().records == Records::None
+        || !matches!(stat.kind, FileKind::File | FileKind::Dir)
+    {
+        return Ok(None);
+    }
+    for xattr in OVERRIDE_STAT_NAMES {
+        let value = dir.xattr(name, OsStr::new(xattr));
+        let Some(value) = value.map_err(|source| Error::Io {
+            layer: layer.name(),
+            source,
+        })?
+        else {
+            continue;
+        };
+        let recorded = OverrideStat::parse(&value).and_then(|recorded| apply(&recorded, stat));
+        return recorded.map(Some).map_err(|source| {
+            let path = name.map_or_else(|| dir.path(), |name| dir.path().join(name));
+            Error::Mark {
+                layer: layer.name(),
+                path,
+                source,
+            }
+        });
+    }
+    Ok(None)
+}
+
+fn apply(recorded: &OverrideStat, stat: &Stat) -> Result<Stat, vellum_format::MarkError> {
+    let (kind, rdev) = match recorded.kind {
+        None => (stat.kind, stat.rdev),
+        Some(OverrideKind::Directory) => (FileKind::Dir, (0, 0)),
+        Some(OverrideKind::File) => (FileKind::File, (0, 0)),
+        Some(OverrideKind::Symlink) => (FileKind::Symlink, (0, 0)),
+        Some(OverrideKind::Fifo) => (FileKind::Fifo, (0, 0)),
+        Some(OverrideKind::Socket) => (FileKind::Socket, (0, 0)),
+        Some(OverrideKind::Block { major, minor }) => (FileKind::Block, (major, minor)),
+        Some(OverrideKind::Character { major, minor }) => (FileKind::Char, (major, minor)),
+    };
+    if (kind == FileKind::Dir) != (stat.kind == FileKind::Dir) {
+        let reason = format!("says {kind:?}, but the inode is a {:?}", stat.kind);
+        return Err(vellum_format::MarkError {
+            mark: "override_stat",
+            reason,
+        });
+    }
+    let OverrideStat { uid, gid, mode, .. } = *recorded;
+    Ok(Stat {
+        kind,
+        mode,
+        uid,
+        gid,
+        rdev,
+        ..stat.clone()
+    })
+}
+
+/// The name under which a stored xattr is shown, if it is.
+fn shown_name(dialect: &Dialect, stored: &OsStr) -> Option<OsString> {
+    if dialect.records == Records::Read {
+        if let Some(original) = record::original(stored) {
+            return Some(original.to_owned());
+        }
+        if OVERRIDE_STAT_NAMES
+            .iter()
+            .any(|name| OsStr::new(name) == stored)
+        {
+            return None;
+        }
+    }
+    if dialect.wh_names == WhNames::Whiteouts
+        && stored
+            .as_bytes()
+            .starts_with(FUSE_OVERLAYFS_PREFIX.as_bytes())
+    {
+        return None;
+    }
+    dialect.prefix.unescape(stored)
+}

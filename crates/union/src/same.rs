@@ -1,0 +1,49 @@
+//! Whether two nodes are the same to a user: the rule by which a diff leaves something out.
+
+use vellum_sys::FileKind;
+
+use crate::{Node, Result};
+
+/// When the contents of two regular files count as the same, if they are not the same inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Never: whoever made a copy may have changed it and set the time back.
+    ByIdentity,
+    /// If size and modification time agree to the nanosecond: as good as can be had without reading both.
+    ByTime,
+}
+
+/// Returns whether nothing a user sees of `a` and `b` differs: kind, mode, owner, device, target, size, modification
+/// time to the nanosecond, xattrs, content.
+///
+/// Docker's rule compares neither nanoseconds nor (but for capabilities) xattrs, and not the times of directories.
+pub(crate) fn same(a: &Node, b: &Node, content: Content) -> Result<bool> {
+    let (one, other) = (a.stat(), b.stat());
+    if a.identity() == b.identity() && a.data_identity() == b.data_identity() && one == other {
+        return Ok(true);
+    }
+    if (one.mtime, one.size_bytes) != (other.mtime, other.size_bytes) && one.kind != FileKind::Dir {
+        return Ok(false);
+    }
+    if one.kind == FileKind::File
+        && a.data_identity() != b.data_identity()
+        && content == Content::ByIdentity
+    {
+        return Ok(false);
+    }
+    Ok(one.mtime == other.mtime && same_but_times(a, b)?)
+}
+
+/// Returns whether kind, mode, owner, device, target and xattrs agree.
+pub(crate) fn same_but_times(a: &Node, b: &Node) -> Result<bool> {
+    let (one, other) = (a.stat(), b.stat());
+    if (one.kind, one.mode, one.uid, one.gid, one.rdev)
+        != (other.kind, other.mode, other.uid, other.gid, other.rdev)
+    {
+        return Ok(false);
+    }
+    if one.kind == FileKind::Symlink && a.read_link()? != b.read_link()? {
+        return Ok(false);
+    }
+    Ok(a.xattrs()? == b.xattrs()?)
+}

@@ -1,0 +1,311 @@
+//! A union of layers, to look up, list and walk.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use vellum_sys::FileKind;
+
+use crate::layer::Layer;
+use crate::marks::{DirAt, FileAt, Reader};
+use crate::node::Node;
+use crate::resolve::{Answer, Ask, Fault, MergeError, Merged, Part, merge};
+use crate::{Error, Result};
+
+/// Layers read as one tree. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    layers: Arc<[Arc<dyn Layer>]>,
+    data_layers: Arc<[Arc<dyn Layer>]>,
+    roots: Arc<[Part<DirAt>]>,
+}
+
+impl Stack {
+    /// Makes a union of `layers`, the top one first. Errors if there is none, or a root can't be read.
+    pub fn new(layers: Vec<Arc<dyn Layer>>) -> Result<Stack> {
+        Stack::with_data_layers(layers, Vec::new())
+    }
+
+    /// Makes a union with data-only layers below the others: their names show nowhere, but metacopies with a redirect
+    /// from the root find their data in them.
+    pub fn with_data_layers(
+        layers: Vec<Arc<dyn Layer>>,
+        data_layers: Vec<Arc<dyn Layer>>,
+    ) -> Result<Stack> {
+        if layers.is_empty() {
+            return Err(Error::NoLayers);
+        }
+        let root = |(layer, tree): (usize, &Arc<dyn Layer>)| {
+            Reader::new(&**tree).root().map(|dir| Part { layer, dir })
+        };
+        let roots = layers
+            .iter()
+            .enumerate()
+            .map(root)
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Stack {
+            layers: layers.into(),
+            data_layers: data_layers.into(),
+            roots: roots.into(),
+        })
+    }
+
+    /// Returns the union without its top layer, or `None` if it has only one.
+    pub fn below(&self) -> Option<Stack> {
+        let roots: Vec<_> = self.roots[1..]
+            .iter()
+            .map(|part| Part {
+                layer: part.layer - 1,
+                dir: part.dir.clone(),
+            })
+            .collect();
+        (!roots.is_empty()).then(|| Stack {
+            layers: self.layers[1..].into(),
+            data_layers: Arc::clone(&self.data_layers),
+            roots: roots.into(),
+        })
+    }
+
+    /// Returns the layers, the top one first, data-only ones left out.
+    pub fn layers(&self) -> &[Arc<dyn Layer>] {
+        &self.layers
+    }
+
+    /// Returns the root directory.
+    pub fn root(&self) -> Result<Node> {
+        Node::directory(
+            PathBuf::new(),
+            Arc::clone(&self.layers[0]),
+            self.roots.to_vec(),
+            None,
+        )
+    }
+
+    /// Returns what is at `path`, or `None` if there is nothing (also below something that is no directory).
+    ///
+    /// The path is from the root, a leading slash makes no difference, and symbolic links are not followed.
+    /// Errors on `..`, on marks that can't be followed, and if a layer can't be read.
+    pub fn lookup(&self, path: &Path) -> Result<Option<Node>> {
+        let mut node = self.root()?;
+        for component in path.components() {
+            let name = match component {
+                Component::RootDir | Component::CurDir => continue,
+                Component::Normal(name) => name,
+                Component::ParentDir | Component::Prefix(_) => {
+                    return Err(Error::BadPath {
+                        path: path.to_owned(),
+                    });
+                }
+            };
+            match self.child(&node, name)? {
+                Some(child) => node = child,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(node))
+    }
+
+    /// Returns what is called `name` in a directory of this union, or `None`; also if `dir` is no directory.
+    pub fn child(&self, dir: &Node, name: &OsStr) -> Result<Option<Node>> {
+        let path = dir.path().join(name);
+        match self.merge_with(&Layers(self), dir, name)? {
+            Merged::Absent(_) => Ok(None),
+            Merged::Dir { parts, stop, .. } => {
+                let layer = Arc::clone(&self.layers[parts[0].layer]);
+                Node::directory(path, layer, parts, stop).map(Some)
+            }
+            Merged::File { layer, file, data } => {
+                let data = data.map(|(_, data)| data);
+                Node::file(path, layer, Arc::clone(&self.layers[layer]), file, data).map(Some)
+            }
+        }
+    }
+
+    /// Merges one name, asking through `ask`, and turns contradictions into errors with layer names and paths.
+    pub(crate) fn merge_with<A>(
+        &self,
+        ask: &A,
+        dir: &Node,
+        name: &OsStr,
+    ) -> Result<Merged<DirAt, FileAt>>
+    where
+        A: Ask<Dir = DirAt, File = FileAt, Error = Error>,
+    {
+        let path = || dir.path().join(name);
+        merge(ask, dir.parts(), &self.roots, name).map_err(|error| match error {
+            MergeError::Ask(error) => error,
+            MergeError::Fault(Fault::NoData { layer, obstructed }) => Error::NoData {
+                layer: self.layers[layer].name(),
+                path: path(),
+                obstructed,
+            },
+            MergeError::Fault(Fault::Dangling { layer, to }) => Error::Dangling {
+                layer: self.layers[layer].name(),
+                path: path(),
+                to,
+            },
+        })
+    }
+
+    /// Returns the names in a directory of this union, sorted by their bytes. Errors if it is no directory.
+    ///
+    /// Holds all names of that one directory. A name may be listed and yet have nothing under it, if the layers
+    /// changed since or hide it in a way only a lookup sees; [`Stack::list`] leaves such out.
+    pub fn names(&self, dir: &Node) -> Result<Vec<OsString>> {
+        if !dir.is_dir() {
+            return Err(Error::NotADirectory {
+                path: dir.path().to_owned(),
+            });
+        }
+        let mut hidden = BTreeMap::new();
+        for part in dir.parts() {
+            let mut own = Reader::new(&*self.layers[part.layer]).names(&part.dir)?;
+            // A layer may have both a name and its whiteout: it is there, and hides what is below.
+            own.sort();
+            for (name, hides) in own {
+                hidden.entry(name).or_insert(hides);
+            }
+        }
+        Ok(hidden
+            .into_iter()
+            .filter(|(_, hides)| !hides)
+            .map(|(name, _)| name)
+            .collect())
+    }
+
+    /// Returns what is in the directory at `path`, sorted by name. Errors if there is no directory.
+    pub fn list(&self, path: &Path) -> Result<Vec<Node>> {
+        let Some(dir) = self.lookup(path)? else {
+            return Err(Error::NotADirectory {
+                path: path.to_owned(),
+            });
+        };
+        let nodes = self
+            .names(&dir)?
+            .into_iter()
+            .map(|name| self.child(&dir, &name));
+        nodes.filter_map(Result::transpose).collect()
+    }
+
+    /// Walks the whole union: the root first, then everything in it, each directory before its content, names sorted.
+    ///
+    /// Memory: the names of the directories on the way to the present one. After an error the walk ends.
+    pub fn walk(&self) -> Walk {
+        Walk {
+            stack: self.clone(),
+            frames: Vec::new(),
+            begun: false,
+            failed: false,
+        }
+    }
+}
+
+/// Answers for the layers of a stack.
+pub(crate) struct Layers<'a>(pub &'a Stack);
+
+impl Ask for Layers<'_> {
+    type Dir = DirAt;
+    type File = FileAt;
+    type Error = Error;
+
+    fn ask(&self, layer: usize, dir: &DirAt, name: &OsStr) -> Result<Answer<DirAt, FileAt>> {
+        Reader::new(&*self.0.layers[layer]).ask(&dir.dir, name)
+    }
+
+    fn ask_data(&self, path: &[OsString]) -> Result<Option<(usize, FileAt)>> {
+        let Some((name, above)) = path.split_last() else {
+            return Ok(None);
+        };
+        for (index, layer) in self.0.data_layers.iter().enumerate() {
+            let reader = Reader::new(&**layer);
+            let mut dir = layer.root();
+            let mut there = true;
+            for name in above {
+                // Marks mean nothing in a data-only layer: directories are directories.
+                let stat = dir.stat(Some(name)).map_err(|error| reader.io(error))?;
+                there = stat.is_some_and(|stat| stat.is_dir());
+                if !there {
+                    break;
+                }
+                dir = dir.subdir(name);
+            }
+            if !there {
+                continue;
+            }
+            if let Some(stat) = dir.stat(Some(name)).map_err(|error| reader.io(error))?
+                && stat.kind == FileKind::File
+            {
+                let number = self.0.layers.len() + index;
+                return Ok(Some((
+                    number,
+                    FileAt {
+                        dir,
+                        name: name.clone(),
+                        stat,
+                    },
+                )));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The deepest directories that keep their descriptors while a walk is below them.
+pub(crate) const OPEN_LEVELS: usize = 3;
+
+/// An iterator over a whole union; see [`Stack::walk`].
+#[derive(Debug)]
+pub struct Walk {
+    stack: Stack,
+    frames: Vec<(Node, std::vec::IntoIter<OsString>)>,
+    begun: bool,
+    failed: bool,
+}
+
+impl Walk {
+    fn enter(&mut self, node: &Node) -> Result<()> {
+        if node.is_dir() {
+            let names = self.stack.names(node)?;
+            self.frames.push((node.clone(), names.into_iter()));
+            if let Some(far) = self.frames.len().checked_sub(OPEN_LEVELS + 1) {
+                self.frames[far].0.release();
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<Option<Node>> {
+        if !self.begun {
+            self.begun = true;
+            let root = self.stack.root()?;
+            self.enter(&root)?;
+            return Ok(Some(root));
+        }
+        while let Some((dir, names)) = self.frames.last_mut() {
+            let Some(name) = names.next() else {
+                dir.release();
+                self.frames.pop();
+                continue;
+            };
+            if let Some(node) = self.stack.child(dir, &name)? {
+                self.enter(&node)?;
+                return Ok(Some(node));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Iterator for Walk {
+    type Item = Result<Node>;
+
+    fn next(&mut self) -> Option<Result<Node>> {
+        if self.failed {
+            return None;
+        }
+        let step = self.step();
+        self.failed = step.is_err();
+        step.transpose()
+    }
+}

@@ -1,0 +1,280 @@
+//! What `changes` says about uppers that the kernel wrote.
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use common::{ALL_ON, Rig, lines, touch};
+use vellum_union::{Form, changes, compare};
+
+/// Makes `lower`, changes it through a kernel mount, and expects the lines of both forms.
+#[track_caller]
+fn check(lower: impl Fn(&Path), change: impl Fn(&Path), listing: &[&str], layer: &[&str]) {
+    let Some(rig) = Rig::new(1, ALL_ON) else {
+        return;
+    };
+    lower(&rig.lowers[0]);
+    rig.mount();
+    change(&rig.merged);
+    rig.unmount();
+    assert_eq!(rig.listing(), listing, "listing");
+    assert_eq!(lines(&rig.stack(), Form::Layer), layer, "layer");
+}
+
+fn sample(root: &Path) {
+    fs::create_dir_all(root.join("d/sub/deep")).unwrap();
+    fs::write(root.join("d/f"), "f").unwrap();
+    fs::write(root.join("d/sub/g"), "g").unwrap();
+    fs::write(root.join("d/sub/deep/h"), "h").unwrap();
+    fs::write(root.join("top"), "top").unwrap();
+    fs::create_dir(root.join("still")).unwrap();
+    fs::write(root.join("still/here"), "").unwrap();
+}
+
+#[test]
+fn nothing_is_no_change() {
+    check(sample, |_| (), &[], &[]);
+}
+
+#[test]
+fn the_parents_of_a_change_are_modified() {
+    let expect = &["C d", "C d/sub", "A d/sub/new"];
+    check(
+        sample,
+        |at| fs::write(at.join("d/sub/new"), "").unwrap(),
+        expect,
+        expect,
+    );
+    let expect = &["C d", "C d/sub", "C d/sub/deep", "C d/sub/deep/h"];
+    check(
+        sample,
+        |at| fs::write(at.join("d/sub/deep/h"), "H").unwrap(),
+        expect,
+        expect,
+    );
+}
+
+#[test]
+fn a_deleted_directory_is_one_line() {
+    let expect = &["C d", "D d/sub", "D top"];
+    let change = |at: &Path| {
+        fs::remove_dir_all(at.join("d/sub")).unwrap();
+        fs::remove_file(at.join("top")).unwrap();
+    };
+    check(sample, change, expect, expect);
+}
+
+#[test]
+fn what_was_made_and_deleted_is_no_change() {
+    let change = |at: &Path| {
+        fs::write(at.join("new"), "").unwrap();
+        fs::remove_file(at.join("new")).unwrap();
+    };
+    check(sample, change, &[], &[]);
+}
+
+#[test]
+fn a_directory_replaced_by_another_is_opaque() {
+    let change = |at: &Path| {
+        fs::remove_dir_all(at.join("d")).unwrap();
+        fs::create_dir(at.join("d")).unwrap();
+        fs::write(at.join("d/f"), "other").unwrap();
+        fs::write(at.join("d/new"), "").unwrap();
+    };
+    check(
+        sample,
+        change,
+        &["C d", "C d/f", "A d/new", "D d/sub"],
+        &["C d opaque", "C d/f", "A d/new"],
+    );
+}
+
+#[test]
+fn a_change_of_type_is_a_modification() {
+    let change = |at: &Path| {
+        fs::remove_dir_all(at.join("d")).unwrap();
+        fs::write(at.join("d"), "now a file").unwrap();
+        fs::remove_file(at.join("top")).unwrap();
+        fs::create_dir(at.join("top")).unwrap();
+        fs::write(at.join("top/in"), "").unwrap();
+    };
+    let expect = &["C d", "C top", "A top/in"];
+    check(sample, change, expect, expect);
+}
+
+#[test]
+fn a_renamed_directory_is_its_whole_content() {
+    let change = |at: &Path| fs::rename(at.join("d/sub"), at.join("moved")).unwrap();
+    let expect = &[
+        "C d",
+        "D d/sub",
+        "A moved",
+        "A moved/deep",
+        "A moved/deep/h",
+        "A moved/g",
+    ];
+    check(sample, change, expect, expect);
+}
+
+#[test]
+fn a_directory_renamed_onto_a_deleted_one_hides_it() {
+    let change = |at: &Path| {
+        fs::remove_dir_all(at.join("still")).unwrap();
+        fs::rename(at.join("d/sub"), at.join("still")).unwrap();
+        fs::remove_file(at.join("still/g")).unwrap();
+    };
+    let listing = &[
+        "C d",
+        "D d/sub",
+        "C still",
+        "A still/deep",
+        "A still/deep/h",
+        "D still/here",
+    ];
+    let layer = &[
+        "C d",
+        "D d/sub",
+        "C still opaque",
+        "A still/deep",
+        "A still/deep/h",
+    ];
+    check(sample, change, listing, layer);
+}
+
+#[test]
+fn a_directory_renamed_there_and_back_is_unchanged() {
+    let lower = |at: &Path| {
+        sample(at);
+        touch(at, 1000);
+    };
+    let change = |at: &Path| {
+        fs::rename(at.join("still"), at.join("gone")).unwrap();
+        fs::rename(at.join("gone"), at.join("still")).unwrap();
+    };
+    check(lower, change, &[], &[]);
+}
+
+#[test]
+fn attributes_alone_are_a_change_and_their_undoing_is_none() {
+    let chmod =
+        |at: &Path, mode| fs::set_permissions(at, fs::Permissions::from_mode(mode)).unwrap();
+    let change = move |at: &Path| {
+        let mode = fs::metadata(at.join("top")).unwrap().permissions().mode();
+        chmod(&at.join("top"), mode ^ 0o7);
+        chmod(&at.join("top"), mode);
+        chmod(&at.join("d/f"), 0o4711);
+    };
+    check(sample, change, &["C d", "C d/f"], &["C d", "C d/f"]);
+    let xattr = |at: &Path| common::set_xattr(&at.join("still"), "user.x", b"1");
+    check(sample, xattr, &["C still"], &["C still"]);
+    let time = |at: &Path| {
+        let time = fs::metadata(at.join("top")).unwrap().modified().unwrap()
+            + std::time::Duration::from_nanos(1);
+        fs::File::open(at.join("top"))
+            .unwrap()
+            .set_modified(time)
+            .unwrap();
+    };
+    check(sample, time, &["C top"], &["C top"]);
+    check(
+        sample,
+        |at| symlink("x", at.join("link")).unwrap(),
+        &["A link"],
+        &["A link"],
+    );
+}
+
+#[test]
+fn the_root_is_named_in_a_layer_only() {
+    let change = |at: &Path| fs::set_permissions(at, fs::Permissions::from_mode(0o711)).unwrap();
+    check(sample, change, &[], &["C "]);
+}
+
+#[test]
+fn every_name_of_a_changed_hard_link_is_there() {
+    let lower = |at: &Path| fs::write(at.join("a"), "a").unwrap();
+    let change = |at: &Path| fs::hard_link(at.join("a"), at.join("b")).unwrap();
+    let Some(rig) = Rig::new(1, ALL_ON) else {
+        return;
+    };
+    lower(&rig.lowers[0]);
+    rig.mount();
+    change(&rig.merged);
+    rig.unmount();
+    let found: Vec<_> = changes(&rig.stack(), Form::Layer)
+        .unwrap()
+        .map(|change| change.unwrap())
+        .collect();
+    let found: Vec<_> = found
+        .iter()
+        .filter(|change| !change.path.as_os_str().is_empty())
+        .collect();
+    assert_eq!(
+        found
+            .iter()
+            .map(|change| change.path.as_path())
+            .collect::<Vec<_>>(),
+        [Path::new("a"), Path::new("b")]
+    );
+    let nodes: Vec<_> = found
+        .iter()
+        .map(|change| change.node.as_ref().unwrap())
+        .collect();
+    assert_eq!(nodes[0].identity(), nodes[1].identity());
+    assert_eq!(nodes[0].stat().nlink, 2);
+}
+
+#[test]
+fn a_metacopy_gives_its_whole_content_through_renames() {
+    let Some(rig) = Rig::new(1, ALL_ON) else {
+        return;
+    };
+    sample(&rig.lowers[0]);
+    rig.mount();
+    fs::set_permissions(rig.path("d/f"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::rename(rig.path("d/f"), rig.path("d/sub/renamed")).unwrap();
+    fs::rename(rig.path("d/sub"), rig.path("far")).unwrap();
+    rig.unmount();
+    assert_eq!(
+        fs::symlink_metadata(rig.upper.join("far/renamed"))
+            .unwrap()
+            .len(),
+        1
+    );
+    let read = |path: &str| {
+        let node = rig.stack().lookup(Path::new(path)).unwrap().unwrap();
+        assert_ne!(node.identity(), node.data_identity());
+        let mut text = String::new();
+        node.open_data().unwrap().read_to_string(&mut text).unwrap();
+        (node.stat().mode, node.layer(), text)
+    };
+    assert_eq!(read("far/renamed"), (0o600, 0, "f".into()));
+}
+
+#[test]
+fn two_unions_differ_as_the_upper_says() {
+    let Some(rig) = Rig::new(1, ALL_ON) else {
+        return;
+    };
+    sample(&rig.lowers[0]);
+    rig.mount();
+    fs::rename(rig.path("d/sub"), rig.path("moved")).unwrap();
+    fs::write(rig.path("top"), "other").unwrap();
+    fs::remove_dir_all(rig.path("still")).unwrap();
+    fs::create_dir(rig.path("still")).unwrap();
+    rig.unmount();
+    let stack = rig.stack();
+    let found = compare(&stack.below().unwrap(), &stack).unwrap();
+    let found: Vec<_> = found
+        .map(|change| {
+            change
+                .map(|change| format!("{} {}", change.kind.letter(), change.path.display()))
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(found, rig.listing());
+    assert_eq!(compare(&stack, &stack).unwrap().count(), 0);
+}
