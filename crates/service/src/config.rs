@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub mod docker;
 mod file;
 
-pub use file::Partial;
+pub use file::{MountPartial, Partial, Size, parse_size};
 
 /// The driver that new layers and containers are made with. Existing ones stay with their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -183,7 +183,7 @@ fn nothing_is_skipped_silently() {
 fn sizes() {
     #[track_caller]
     fn check(text: &str, expect: Option<u64>) {
-        assert_eq!(file::parse_size(text).ok(), expect, "{text}");
+        assert_eq!(parse_size(text).ok(), expect, "{text}");
     }
     check("1500", Some(1500));
     check("10G", Some(10 << 30));

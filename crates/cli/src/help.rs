@@ -1,0 +1,307 @@
+//! Help texts: examples first, then usage, then options; the verbs in groups.
+//!
+//! The texts belong to the definition in [`crate::args`]: [`command`] is the one tree that parsing, help, man pages and completions use. A
+//! snapshot test holds the whole text of every page.
+
+use clap::{Command, CommandFactory};
+
+use crate::args::Cli;
+
+/// The verbs as `vellum --help` shows them. A test sees to it that each is in exactly one group.
+const GROUPS: &[(&str, &[&str])] = &[
+    (
+        "Images",
+        &[
+            "load", "save", "pull", "push", "import", "tag", "images", "inspect", "history", "rmi",
+        ],
+    ),
+    (
+        "Containers",
+        &[
+            "create", "mount", "umount", "diff", "commit", "cp", "rename", "rm", "ls", "run",
+            "bundle", "volume",
+        ],
+    ),
+    (
+        "Store",
+        &[
+            "info",
+            "df",
+            "gc",
+            "check",
+            "config",
+            "unshare",
+            "completions",
+            "man",
+        ],
+    ),
+];
+
+/// What opens each help page, by the verb's path.
+const EXAMPLES: &[(&str, &str)] = &[
+    (
+        "",
+        "  vellum load debian.tar                  bring an image in
+  vellum create debian:12 --name box      a container: a writable layer over it
+  cd \"$(vellum mount box)\"                its root file system
+  vellum diff box                         what changed
+  vellum commit box mine:1                the changes as a new image
+  vellum save mine:1 | docker load        and out again
+  vellum run --rm mine:1 /bin/sh -c 'cat /etc/os-release'",
+    ),
+    (
+        "load",
+        "  vellum load debian.tar
+  docker save debian:12 | vellum load
+  vellum load ./oci-layout --tag debian:12",
+    ),
+    (
+        "save",
+        "  vellum save debian:12 -o debian.tar
+  vellum save debian:12 | docker load
+  vellum save debian:12 mine:1 --format oci-dir --compress zstd -o ./layout",
+    ),
+    (
+        "pull",
+        "  vellum pull debian:12
+  vellum pull --insecure localhost:5000/mine:1
+  vellum pull registry.example/app@sha256:0123...",
+    ),
+    (
+        "push",
+        "  vellum push registry.example/app:1
+  vellum push mine:1 localhost:5000/mine:1 --insecure --compress zstd",
+    ),
+    (
+        "import",
+        "  vellum import ./rootfs base:1 --change 'CMD [\"/bin/sh\"]'
+  tar -C rootfs -c . | vellum import - base:1",
+    ),
+    ("tag", "  vellum tag debian:12 registry.example/debian:12"),
+    (
+        "images",
+        "  vellum images
+  vellum images debian --json",
+    ),
+    ("inspect", "  vellum inspect debian:12 box"),
+    ("history", "  vellum history debian:12"),
+    ("rmi", "  vellum rmi mine:1"),
+    (
+        "create",
+        "  vellum create debian:12 --name box
+  vellum create --from ./src --name scratch      a writable copy of a directory, at once
+  vellum create debian:12 --size 2G",
+    ),
+    (
+        "mount",
+        "  cd \"$(vellum mount box)\"
+  vellum mount box /mnt
+  vellum mount --image debian:12 --at /mnt       read-only
+  vellum mount box --dry-run                     what would be mounted, and how",
+    ),
+    (
+        "umount",
+        "  vellum umount box
+  vellum umount /mnt
+  vellum umount --all",
+    ),
+    (
+        "diff",
+        "  vellum diff box
+  vellum diff box --tar | tar -tv",
+    ),
+    (
+        "commit",
+        "  vellum commit box mine:1 --message 'with my settings'
+  vellum commit box mine:1 -c 'CMD [\"/bin/app\"]' -c 'ENV MODE=fast' -c 'USER app'",
+    ),
+    (
+        "cp",
+        "  vellum cp app.conf box:/etc/
+  vellum cp box:/var/log ./logs
+  vellum cp box:/etc - | tar -tv",
+    ),
+    ("rename", "  vellum rename box webserver"),
+    (
+        "rm",
+        "  vellum rm box
+  vellum rm --force box",
+    ),
+    (
+        "ls",
+        "  vellum ls
+  vellum ls --size --json",
+    ),
+    (
+        "run",
+        "  vellum run --rm debian:12 cat /etc/os-release
+  vellum run --rm -it debian:12 bash
+  vellum run --rm -v ./src:/src:ro -v cache:/var/cache -e MODE=fast debian:12 make -C /src
+  vellum run --container box ls /",
+    ),
+    (
+        "bundle",
+        "  vellum bundle box ./bundle && runc run --bundle ./bundle box
+  vellum bundle box ./bundle --network host -- /bin/sh -c 'id'",
+    ),
+    (
+        "volume",
+        "  vellum volume create cache
+  vellum run -v cache:/var/cache debian:12 ...",
+    ),
+    ("volume create", "  vellum volume create cache"),
+    ("volume ls", "  vellum volume ls --json"),
+    ("volume rm", "  vellum volume rm cache"),
+    (
+        "info",
+        "  vellum info
+  vellum info --json",
+    ),
+    (
+        "df",
+        "  vellum df
+  vellum df --verbose",
+    ),
+    (
+        "gc",
+        "  vellum gc --dry-run
+  vellum gc",
+    ),
+    ("check", "  vellum check"),
+    (
+        "config",
+        "  vellum config show
+  vellum config import",
+    ),
+    ("config show", "  vellum config show --json"),
+    (
+        "config import",
+        "  vellum config import /etc/docker/daemon.json -o /etc/vellum/vellum.toml
+  vellum config import --options \"$DOCKER_STORAGE_OPTIONS\"",
+    ),
+    (
+        "unshare",
+        "  vellum unshare
+  vellum unshare ls -ln ~/.local/share/vellum/overlay2",
+    ),
+    (
+        "completions",
+        "  vellum completions bash > /etc/bash_completion.d/vellum
+  vellum completions fish > ~/.config/fish/completions/vellum.fish",
+    ),
+    ("man", "  vellum man /usr/local/share/man/man1"),
+];
+
+const CODES: &str = "Exit codes: 0 done, 1 failed, 2 misused; `vellum run` gives its command's own.
+Settings come from flags, VELLUM_* variables, your own file and the system's: see `vellum config show`.";
+
+/// Returns the whole command tree with its help texts.
+pub fn command() -> Command {
+    dress(Cli::command(), "")
+}
+
+fn dress(mut command: Command, path: &str) -> Command {
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|c| c.get_name().to_owned())
+        .collect();
+    for name in names {
+        let below = if path.is_empty() {
+            name.clone()
+        } else {
+            format!("{path} {name}")
+        };
+        command = command.mut_subcommand(&name, |sub| dress(sub, &below));
+    }
+    let examples = EXAMPLES
+        .iter()
+        .find(|(p, _)| *p == path)
+        .map_or("", |(_, text)| text);
+    let middle = if path.is_empty() {
+        groups(&command)
+    } else {
+        "{all-args}".to_owned()
+    };
+    let tail = if path.is_empty() {
+        format!("\n\n{CODES}")
+    } else {
+        String::new()
+    };
+    // The man page takes the examples from `after_long_help`, which this template leaves out.
+    command
+        .help_template(format!(
+            "{{about-with-newline}}\nExamples:\n{examples}\n\n{{usage-heading}} {{usage}}\n\n{middle}{tail}"
+        ))
+        .after_long_help(format!("Examples:\n\n{examples}"))
+        .subcommand_help_heading("Commands")
+        .disable_help_subcommand(true)
+}
+
+/// The list of verbs by group, each with its own first line.
+fn groups(command: &Command) -> String {
+    let mut text = String::new();
+    for (title, names) in GROUPS {
+        text.push_str(&format!("{title}:\n"));
+        for name in *names {
+            let about = command
+                .find_subcommand(name)
+                .and_then(Command::get_about)
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            text.push_str(&format!("  {name:<12} {about}\n"));
+        }
+        text.push('\n');
+    }
+    text.push_str("Options:\n{options}");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verb_is_in_one_group_and_has_examples() {
+        let command = command();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands() {
+            let groups = GROUPS
+                .iter()
+                .filter(|(_, names)| names.contains(&sub.get_name()))
+                .count();
+            assert_eq!(groups, 1, "{} is in {groups} groups", sub.get_name());
+        }
+        let named: usize = GROUPS.iter().map(|(_, names)| names.len()).sum();
+        assert_eq!(named, command.get_subcommands().count());
+        each(&command, "", &mut |path, _| {
+            assert!(
+                EXAMPLES.iter().any(|(p, _)| *p == path),
+                "`{path}` has no example"
+            );
+        });
+    }
+
+    #[test]
+    fn examples_parse() {
+        for (path, text) in EXAMPLES {
+            for line in text.lines() {
+                assert!(
+                    !line.contains(['{', '}']),
+                    "{path}: braces mean something to clap's template"
+                );
+            }
+        }
+    }
+
+    fn each(command: &Command, path: &str, visit: &mut impl FnMut(&str, &Command)) {
+        visit(path, command);
+        for sub in command.get_subcommands() {
+            let below = if path.is_empty() {
+                sub.get_name().to_owned()
+            } else {
+                format!("{path} {}", sub.get_name())
+            };
+            each(sub, &below, visit);
+        }
+    }
+}
