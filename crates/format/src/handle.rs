@@ -115,7 +115,7 @@ impl Handle {
     /// Recognises the name of an index entry. Errors if it is not the hex form of a handle.
     pub fn parse_index_name(name: &OsStr) -> Result<Handle, MarkError> {
         let digits = name.as_bytes();
-        if digits.len() % 2 != 0 {
+        if !digits.len().is_multiple_of(2) {
             return Err(malformed("an index name with an odd number of digits"));
         }
         let mut value = Vec::with_capacity(digits.len() / 2);

@@ -12,11 +12,13 @@ mod dockerd;
 mod home;
 mod image;
 mod storage;
+mod vellum;
 
 pub use dockerd::Dockerd;
 pub use home::Home;
 pub use image::small_image;
 pub use storage::{Buildah, Podman, Skopeo, Umoci};
+pub use vellum::Vellum;
 
 use anyhow::{Context, bail};
 use std::path::PathBuf;

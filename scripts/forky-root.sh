@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# A root file system with the newest container tools, from Debian's next release (forky):
+# containerd 2, docker 28, podman 5, buildah, skopeo, runc, crun.
+#
+#   scripts/forky-root.sh make           makes .cache/forky if it is not there, prints its path
+#   scripts/forky-root.sh run COMMAND    runs a command in it (as root): a private mount
+#                                        namespace, /exchange is the directory $EXCHANGE
+#
+# Nothing of the machine is changed: no package of it is touched, no daemon is left.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+root=${FORKY_ROOT:-$here/.cache/forky}
+say() { printf 'forky: %s\n' "$*" >&2; }
+
+mirror() { # the machine's own mirror
+  apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep -v security | head -n 1
+}
+
+make_root() {
+  [ ! -e "$root/.complete" ] || return 0
+  [ "$(id -u)" = 0 ] || { say "needs root"; exit 1; }
+  command -v debootstrap >/dev/null || { say "needs debootstrap"; exit 1; }
+  local url
+  url=$(mirror)
+  say "making $root from ${url:-the Debian mirror}: a few minutes, once"
+  rm -rf --one-file-system "$root"
+  mkdir -p "$root"
+  # An older debootstrap has no script of that name; sid's serves.
+  debootstrap --variant=minbase forky "$root" "${url:-http://deb.debian.org/debian}" \
+    /usr/share/debootstrap/scripts/sid >&2
+  echo 'Acquire::Check-Valid-Until "false";' >"$root/etc/apt/apt.conf.d/90dated-mirror"
+  printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
+  chmod 755 "$root/usr/sbin/policy-rc.d"
+  FORKY_ROOT=$root EXCHANGE=$root/var/tmp inside sh -ec 'export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends containerd docker.io docker-cli podman buildah \
+      skopeo umoci runc crun iptables ca-certificates
+    apt-get clean' >&2
+  touch "$root/.complete"
+}
+
+inside() {
+  # containerd refuses to load without a mount entry for its root: the root is bound onto itself.
+  # shellcheck disable=SC2016
+  unshare --mount --pid --fork --propagation private sh -ec '
+    root=$1 exchange=$2
+    shift 2
+    mount --bind "$root" "$root"
+    mount -t proc proc "$root/proc"
+    mount --rbind /dev "$root/dev"
+    mount --rbind /sys "$root/sys"
+    mount -t tmpfs tmpfs "$root/run"
+    mkdir -p "$root/exchange"
+    mount --bind "$exchange" "$root/exchange"
+    [ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+    exec chroot "$root" "$@"' sh "$root" "${EXCHANGE:-$root/var/tmp}" "$@"
+}
+
+case "${1:-}" in
+make) make_root && echo "$root" ;;
+run)
+  shift
+  make_root
+  inside "$@"
+  ;;
+*)
+  sed -n '2,10s/^# \{0,1\}//p' "$0"
+  exit 2
+  ;;
+esac
