@@ -287,6 +287,9 @@ pub(crate) trait Driver: Send + Sync {
     /// Makes the driver's own directory and tries whether the file system can carry it.
     fn create_home(&self, layout: &Layout) -> Result<()>;
 
+    /// True if a layer holds only its own changes, so that it can be filled before its parent is known.
+    fn stacks(&self) -> bool;
+
     /// True if trees of this driver have a short name.
     fn has_links(&self) -> bool;
 

@@ -9,10 +9,14 @@
 //! [driver]. What lies where on disk is told in `docs/format.md`.
 #![forbid(unsafe_code)]
 
+pub mod containers;
+pub mod content;
 pub mod digest;
 pub mod driver;
 pub mod error;
 pub mod filter;
+pub mod images;
+pub mod layers;
 mod layout;
 pub mod lease;
 mod quota;
@@ -25,10 +29,14 @@ mod store;
 mod tx;
 mod walk;
 
+pub use containers::{ContainerRecord, NewContainer, VolumeRecord};
+pub use content::{Blob, BlobWriter};
 pub use digest::{Algorithm, Digest};
 pub use driver::{DriverKind, Finding, LayerDir, LayerMarks, Overlay, Shape, TreeId, TreeParts};
 pub use error::{Class, Result, StoreError, Subject};
 pub use filter::Filter;
+pub use images::{ImageLayer, ImageRecord, LayerBlob, MovedTag, NewImage};
+pub use layers::{LayerCommit, Registered, StagedFile, StagedLayer};
 pub use lease::{Held, Lease, LeaseId, Life};
 pub use snapshot::{Info, Keep, Kind, LabelChange, Labels, MountFeatures, SnapshotKey, Usage};
 pub use snapshots::{PrepareOptions, Sweep};

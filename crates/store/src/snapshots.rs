@@ -125,14 +125,14 @@ impl Store {
     fn make(&self, key: &SnapshotKey, kind: Kind, options: &PrepareOptions) -> Result<TreeParts> {
         let (placed, parents) = self.place(key, kind, options)?;
         self.write(|tx| self.record_placed(tx, &placed.record, options).map(drop))?;
-        let parts = self.parts(
-            &own(&placed.record),
-            placed.record.driver,
-            &placed.record,
-            &parents,
-        );
+        let parts = self.placed_parts(&placed, &parents);
         placed.keep();
         Ok(parts)
+    }
+
+    pub(crate) fn placed_parts(&self, placed: &Placed, parents: &[TreeRef]) -> TreeParts {
+        let record = &placed.record;
+        self.parts(&own(record), record.driver, record, parents)
     }
 
     /// Stages and publishes the tree of a snapshot that is not recorded yet.

@@ -22,6 +22,10 @@ impl super::Driver for Native {
     fn create_home(&self, _: &Layout) -> Result<()> {
         not_yet()
     }
+    fn stacks(&self) -> bool {
+        false
+    }
+
     fn has_links(&self) -> bool {
         false
     }

@@ -31,6 +31,10 @@ impl super::Driver for Overlay1 {
     fn create_home(&self, _: &Layout) -> Result<()> {
         not_yet()
     }
+    fn stacks(&self) -> bool {
+        false
+    }
+
     fn has_links(&self) -> bool {
         false
     }

@@ -79,6 +79,10 @@ impl super::Driver for Overlay2 {
         make_dir(&home(layout).join("l"), 0o700)
     }
 
+    fn stacks(&self) -> bool {
+        true
+    }
+
     fn has_links(&self) -> bool {
         true
     }

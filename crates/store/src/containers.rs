@@ -1,0 +1,449 @@
+//! Containers and volumes: records, and the snapshot that each container owns.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use crate::{
+    digest::Digest,
+    driver::TreeParts,
+    error::{DbContext, IoContext, Result, StoreError, Subject},
+    layout::{make_dir, sync_dir},
+    rows::{self, now_ns, parse, time, to_json},
+    snapshot::{Kind, Labels, SnapshotKey},
+    snapshots::{PrepareOptions, Sweep, delete_row},
+    store::Store,
+    tx::{self, Staged},
+};
+
+/// A container to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewContainer {
+    /// Its id: unique, chosen by the caller, usually 64 hexadecimal digits.
+    pub id: String,
+    /// Its name: unique.
+    pub name: String,
+    /// The image it is made from, if it is made from one; it keeps the image.
+    pub image: Option<Digest>,
+    /// The image's name as the user wrote it.
+    pub image_name: Option<String>,
+    /// JSON that belongs to the caller.
+    pub config: String,
+    /// Named volumes it uses; they must exist, and stay while the container does.
+    pub volumes: Vec<String>,
+}
+
+/// A recorded container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerRecord {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The active snapshot it owns.
+    pub snapshot: SnapshotKey,
+    /// The image it was made from.
+    pub image: Option<Digest>,
+    /// The image's name as the user wrote it.
+    pub image_name: Option<String>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// JSON that belongs to the caller.
+    pub config: String,
+    /// Named volumes it uses, sorted.
+    pub volumes: Vec<String>,
+}
+
+/// A recorded volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeRecord {
+    /// Its name.
+    pub name: String,
+    /// Its data, absolute.
+    pub path: PathBuf,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+const COLUMNS: &str = "SELECT c.id, c.name, s.key, c.image, c.image_name, c.created_ns, c.config \
+     FROM containers c JOIN snapshots s ON s.id = c.snapshot";
+
+type Raw = (
+    String,
+    String,
+    Vec<u8>,
+    Option<String>,
+    Option<String>,
+    i64,
+    String,
+);
+
+fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
+    Ok((
+        row.get(0)?,
+        row.get(1)?,
+        row.get(2)?,
+        row.get(3)?,
+        row.get(4)?,
+        row.get(5)?,
+        row.get(6)?,
+    ))
+}
+
+fn cook(tx: &Transaction<'_>, raw: Raw) -> Result<ContainerRecord> {
+    let (id, name, key, image, image_name, created_ns, config) = raw;
+    let mut statement = tx
+        .prepare_cached("SELECT volume FROM container_volumes WHERE container = ?1 ORDER BY volume")
+        .db("look a container up")?;
+    let rows = statement
+        .query_map([&id], |row| row.get(0))
+        .db("look a container up")?;
+    let volumes = rows
+        .map(|row| row.db("look a container up"))
+        .collect::<Result<_>>()?;
+    Ok(ContainerRecord {
+        id,
+        name,
+        snapshot: SnapshotKey::new(key),
+        image: image.as_deref().map(parse).transpose()?,
+        image_name,
+        created: time(created_ns),
+        config,
+        volumes,
+    })
+}
+
+fn find_container(tx: &Transaction<'_>, id: &str) -> Result<Option<ContainerRecord>> {
+    let found = tx
+        .query_row(&format!("{COLUMNS} WHERE c.id = ?1"), [id], raw)
+        .optional()
+        .db("look a container up")?;
+    found.map(|found| cook(tx, found)).transpose()
+}
+
+fn get_container(tx: &Transaction<'_>, id: &str) -> Result<ContainerRecord> {
+    find_container(tx, id)?.ok_or_else(|| StoreError::not_found(Subject::Container, id))
+}
+
+fn name_taken(tx: &Transaction<'_>, name: &str) -> Result<bool> {
+    tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM containers WHERE name = ?1 OR id = ?1)",
+        [name],
+        |row| row.get(0),
+    )
+    .db("look a name up")
+}
+
+fn volume_path(store: &Store, name: &str) -> PathBuf {
+    store.layout().volumes().join(name).join("_data")
+}
+
+fn find_volume(store: &Store, tx: &Transaction<'_>, name: &str) -> Result<Option<VolumeRecord>> {
+    let found: Option<(i64, String)> = tx
+        .query_row(
+            "SELECT created_ns, labels FROM volumes WHERE name = ?1",
+            [name],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .optional()
+        .db("look a volume up")?;
+    found
+        .map(|(created_ns, labels)| volume(store, name.to_owned(), created_ns, &labels))
+        .transpose()
+}
+
+fn volume(store: &Store, name: String, created_ns: i64, labels: &str) -> Result<VolumeRecord> {
+    let labels = serde_json::from_str(labels).map_err(|e| StoreError::Damaged {
+        what: format!("the labels of volume {name}"),
+        why: e.to_string(),
+    })?;
+    Ok(VolumeRecord {
+        path: volume_path(store, &name),
+        name,
+        created: time(created_ns),
+        labels,
+    })
+}
+
+/// Volume names become directory names, so only what Docker allows is allowed.
+fn check_volume_name(name: &str) -> Result<()> {
+    let mut bytes = name.bytes();
+    let good = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        && name.len() <= 255;
+    if good {
+        Ok(())
+    } else {
+        Err(StoreError::Invalid(format!(
+            "{name:?} can't name a volume: up to 255 letters, digits, `_`, `.`, `-`, beginning with a letter or digit"
+        )))
+    }
+}
+
+impl Store {
+    /// Makes a container and its writable snapshot (`key`) in one transaction, and returns both.
+    ///
+    /// Durable on return. Errors: `AlreadyExists` (container name or id, or key), `NotFound` (parent, image, volume).
+    pub fn create_container(
+        &self,
+        container: &NewContainer,
+        key: &SnapshotKey,
+        options: &PrepareOptions,
+    ) -> Result<(ContainerRecord, TreeParts)> {
+        if container.id.is_empty() || container.name.is_empty() {
+            return Err(StoreError::Invalid(
+                "a container needs an id and a name".into(),
+            ));
+        }
+        self.read(|tx| check_new(self, tx, container))?;
+        let (placed, parents) = self.place(key, Kind::Active, options)?;
+        let record = self.write(|tx| {
+            check_new(self, tx, container)?;
+            let snapshot = self.record_placed(tx, &placed.record, options)?;
+            tx.execute(
+                "INSERT INTO containers (id, name, snapshot, image, image_name, created_ns, config) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    container.id,
+                    container.name,
+                    snapshot,
+                    container.image.as_ref().map(Digest::to_string),
+                    container.image_name,
+                    now_ns(),
+                    container.config
+                ],
+            )
+            .db("record a container")?;
+            for volume in &container.volumes {
+                tx.execute(
+                    "INSERT OR IGNORE INTO container_volumes (container, volume) VALUES (?1, ?2)",
+                    [&container.id, volume],
+                )
+                .db("record a container's volume")?;
+            }
+            get_container(tx, &container.id)
+        })?;
+        let parts = self.placed_parts(&placed, &parents);
+        placed.keep();
+        Ok((record, parts))
+    }
+
+    /// Returns the container with exactly this name or id. Errors: `NotFound`.
+    pub fn container(&self, name_or_id: &str) -> Result<ContainerRecord> {
+        self.read(|tx| {
+            let found = tx
+                .query_row(
+                    &format!("{COLUMNS} WHERE c.name = ?1 OR c.id = ?1 ORDER BY c.id = ?1 DESC"),
+                    [name_or_id],
+                    raw,
+                )
+                .optional()
+                .db("look a container up")?;
+            match found {
+                Some(found) => cook(tx, found),
+                None => Err(StoreError::not_found(Subject::Container, name_or_id)),
+            }
+        })
+    }
+
+    /// Returns all containers, newest first.
+    pub fn containers(&self) -> Result<Vec<ContainerRecord>> {
+        self.read(|tx| {
+            let mut statement = tx
+                .prepare_cached(&format!("{COLUMNS} ORDER BY c.created_ns DESC, c.id"))
+                .db("list containers")?;
+            let rows = statement.query_map([], raw).db("list containers")?;
+            rows.map(|row| cook(tx, row.db("list containers")?))
+                .collect()
+        })
+    }
+
+    /// Gives a container another name. Durable on return. Errors: `NotFound`, `AlreadyExists`.
+    pub fn rename_container(&self, id: &str, name: &str) -> Result<()> {
+        self.write(|tx| {
+            let container = get_container(tx, id)?;
+            if container.name == name {
+                return Ok(());
+            }
+            if name.is_empty() {
+                return Err(StoreError::Invalid("a container needs a name".into()));
+            }
+            if name_taken(tx, name)? {
+                return Err(StoreError::exists(Subject::Container, name));
+            }
+            tx.execute("UPDATE containers SET name = ?2 WHERE id = ?1", [id, name])
+                .db("rename a container")?;
+            Ok(())
+        })
+    }
+
+    /// Replaces the caller's JSON. Durable on return. Errors: `NotFound`.
+    pub fn set_container_config(&self, id: &str, config: &str) -> Result<()> {
+        self.write(|tx| {
+            get_container(tx, id)?;
+            tx.execute(
+                "UPDATE containers SET config = ?2 WHERE id = ?1",
+                [id, config],
+            )
+            .db("update a container")?;
+            Ok(())
+        })
+    }
+
+    /// Removes a container and its snapshot in one transaction, then the tree. Its volumes stay.
+    ///
+    /// Durable on return; see [`Store::remove`] for what is swept when. Errors: `NotFound`, `HasChildren`.
+    pub fn remove_container(&self, id: &str, sweep: Sweep) -> Result<ContainerRecord> {
+        let (container, row) = self.write(|tx| {
+            let container = get_container(tx, id)?;
+            let row = rows::get(tx, &container.snapshot)?;
+            let (count, child) = rows::children(tx, row.id)?;
+            crate::snapshot::policy_remove(&container.snapshot, count, child)?;
+            tx.execute("DELETE FROM containers WHERE id = ?1", [id])
+                .db("remove a container")?;
+            delete_row(tx, row.id)?;
+            Ok((container, row))
+        })?;
+        self.discard_tree(&row.record, sweep)?;
+        Ok(container)
+    }
+
+    /// Makes a volume, or returns the one there is. Durable on return. Errors: `Invalid` (name).
+    pub fn create_volume(&self, name: &str, labels: &Labels) -> Result<VolumeRecord> {
+        check_volume_name(name)?;
+        if let Some(known) = self.read(|tx| find_volume(self, tx, name))? {
+            return Ok(known);
+        }
+        let mut staged = Staged::dir(self.layout(), crate::TreeId::random().as_str())?;
+        crate::layout::set_mode(staged.path(), 0o701)?;
+        make_dir(&staged.path().join("_data"), 0o755)?;
+        sync_dir(staged.path())?;
+        let target = self.layout().volumes().join(name);
+        // The name is the user's and may come again at once, so publishing happens under the database's lock.
+        let (record, kept) = self.write(|tx| {
+            if let Some(known) = find_volume(self, tx, name)? {
+                return Ok((known, false));
+            }
+            tx::to_trash(&self.layout().trash(), &target)?;
+            staged.publish(&target)?;
+            sync_dir(&self.layout().volumes())?;
+            tx.execute(
+                "INSERT INTO volumes (name, created_ns, labels) VALUES (?1, ?2, ?3)",
+                params![name, now_ns(), to_json(labels)?],
+            )
+            .db("record a volume")?;
+            let record = find_volume(self, tx, name)?;
+            Ok((
+                record.ok_or_else(|| StoreError::not_found(Subject::Volume, name))?,
+                true,
+            ))
+        })?;
+        if kept {
+            staged.keep();
+        }
+        Ok(record)
+    }
+
+    /// Returns a volume. Errors: `NotFound`.
+    pub fn volume(&self, name: &str) -> Result<VolumeRecord> {
+        self.read(|tx| {
+            find_volume(self, tx, name)?.ok_or_else(|| StoreError::not_found(Subject::Volume, name))
+        })
+    }
+
+    /// Returns all volumes, by name.
+    pub fn volumes(&self) -> Result<Vec<VolumeRecord>> {
+        self.read(|tx| {
+            let mut statement = tx
+                .prepare_cached("SELECT name, created_ns, labels FROM volumes ORDER BY name")
+                .db("list volumes")?;
+            let rows = statement
+                .query_map([], |row| {
+                    Ok((
+                        row.get::<_, String>(0)?,
+                        row.get::<_, i64>(1)?,
+                        row.get::<_, String>(2)?,
+                    ))
+                })
+                .db("list volumes")?;
+            rows.map(|row| {
+                let (name, created_ns, labels) = row.db("list volumes")?;
+                volume(self, name, created_ns, &labels)
+            })
+            .collect()
+        })
+    }
+
+    /// Removes a volume and its data. Errors: `NotFound`; `InUse` while a container has it.
+    pub fn remove_volume(&self, name: &str) -> Result<()> {
+        check_volume_name(name)?;
+        self.write(|tx| {
+            find_volume(self, tx, name)?.ok_or_else(|| StoreError::not_found(Subject::Volume, name))?;
+            let user: Option<String> = tx
+                .query_row(
+                    "SELECT c.name FROM container_volumes v JOIN containers c ON c.id = v.container WHERE v.volume = ?1",
+                    [name],
+                    |row| row.get(0),
+                )
+                .optional()
+                .db("look for users")?;
+            if let Some(user) = user {
+                return Err(StoreError::InUse {
+                    subject: Subject::Volume,
+                    name: name.to_owned(),
+                    by: format!("container {user}"),
+                });
+            }
+            tx.execute("DELETE FROM volumes WHERE name = ?1", [name]).db("remove a volume")?;
+            Ok(())
+        })?;
+        let trashed = self.write(|tx| {
+            if find_volume(self, tx, name)?.is_some() {
+                return Ok(None); // made anew meanwhile
+            }
+            tx::to_trash(&self.layout().trash(), &self.layout().volumes().join(name))
+        })?;
+        if let Some(trashed) = trashed {
+            tx::remove_trashed(self.layout(), &trashed)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the size of a volume's data on disk.
+    pub fn volume_usage(&self, name: &str) -> Result<crate::Usage> {
+        let record = self.volume(name)?;
+        match record.path.symlink_metadata() {
+            Ok(_) => crate::walk::usage(&record.path, None),
+            Err(e) => Err(e).on("look at", record.path),
+        }
+    }
+}
+
+fn check_new(store: &Store, tx: &Transaction<'_>, container: &NewContainer) -> Result<()> {
+    if name_taken(tx, &container.name)? {
+        return Err(StoreError::exists(Subject::Container, &container.name));
+    }
+    if name_taken(tx, &container.id)? {
+        return Err(StoreError::exists(Subject::Container, &container.id));
+    }
+    if let Some(image) = &container.image {
+        let there: bool = tx
+            .query_row(
+                "SELECT EXISTS (SELECT 1 FROM images WHERE id = ?1)",
+                [image.to_string()],
+                |row| row.get(0),
+            )
+            .db("look an image up")?;
+        if !there {
+            return Err(StoreError::not_found(Subject::Image, image));
+        }
+    }
+    for name in &container.volumes {
+        find_volume(store, tx, name)?
+            .ok_or_else(|| StoreError::not_found(Subject::Volume, name))?;
+    }
+    Ok(())
+}

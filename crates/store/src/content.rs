@@ -1,0 +1,237 @@
+//! Content by digest: blobs under `content/`, recipes under `recipes/`.
+//!
+//! A blob is hashed while it is written and appears under its digest whole, synced and verified, or not at all. Because
+//! the name of a blob is its content, two processes may publish the same one, and one may collect what another is just
+//! adding: so a collector takes a file away only inside a transaction that finds no record of it, and an adder's
+//! transaction looks whether the file is still there.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+};
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use crate::{
+    digest::{Algorithm, Digest, Hasher},
+    driver::TreeId,
+    error::{DbContext, IoContext, Result, StoreError, Subject},
+    layout::{self, sync_dir},
+    lease::{self, LeaseId},
+    rows,
+    store::Store,
+    tx::Staged,
+};
+
+/// A blob that the store has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its length.
+    pub size_bytes: u64,
+}
+
+/// A blob being written. Dropped uncommitted, it is taken away.
+pub struct BlobWriter {
+    store: Store,
+    staged: Staged,
+    file: File,
+    hasher: Hasher,
+    expected: Option<Digest>,
+    size_bytes: u64,
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.size_bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl BlobWriter {
+    /// Publishes the blob, held by `lease` if one is given. Durable on return.
+    ///
+    /// Errors: `DigestMismatch` if it is not what was announced; nothing is published then.
+    pub fn commit(mut self, lease: Option<&LeaseId>) -> Result<Blob> {
+        let digest = self.hasher.finish();
+        if let Some(expected) = self.expected
+            && expected != digest
+        {
+            return Err(StoreError::DigestMismatch {
+                what: "blob".into(),
+                expected,
+                actual: digest,
+            });
+        }
+        let layout = self.store.layout();
+        let target = layout.blob(&digest);
+        self.staged.sync()?;
+        self.staged.publish(&target)?;
+        sync_dir(&layout.blob_dir(&digest))?;
+        self.store.write(|tx| {
+            if !layout::exists(&target)? {
+                // A collector took it between publishing and this lock. Rare enough to let the caller try again.
+                return Err(StoreError::not_found(Subject::Blob, &digest));
+            }
+            tx.execute(
+                "INSERT OR IGNORE INTO blobs (digest, size, created_ns) VALUES (?1, ?2, ?3)",
+                params![digest.to_string(), self.size_bytes as i64, rows::now_ns()],
+            )
+            .db("record a blob")?;
+            if let Some(lease) = lease {
+                lease::hold_digest(tx, lease, &digest, "blobs WHERE digest")?;
+            }
+            Ok(())
+        })?;
+        self.staged.keep();
+        Ok(Blob {
+            digest,
+            size_bytes: self.size_bytes,
+        })
+    }
+}
+
+pub(crate) fn record_recipe(
+    store: &Store,
+    tx: &Transaction<'_>,
+    diff_id: &Digest,
+    bytes: u64,
+) -> Result<()> {
+    if !layout::exists(&store.layout().recipe(diff_id))? {
+        return Err(StoreError::not_found(Subject::Recipe, diff_id));
+    }
+    tx.execute(
+        "INSERT OR REPLACE INTO recipes (diff_id, size, created_ns) VALUES (?1, ?2, ?3)",
+        params![diff_id.to_string(), bytes as i64, rows::now_ns()],
+    )
+    .db("record a recipe")?;
+    Ok(())
+}
+
+impl Store {
+    /// Begins a blob. With `expected`, committing anything else fails; the algorithm is `expected`'s, else SHA-256.
+    pub fn blob_writer(&self, expected: Option<&Digest>) -> Result<BlobWriter> {
+        let (staged, file) = Staged::file(self.layout(), TreeId::random().as_str())?;
+        let algorithm = expected.map_or(Algorithm::Sha256, Digest::algorithm);
+        Ok(BlobWriter {
+            store: self.clone(),
+            staged,
+            file,
+            hasher: Hasher::new(algorithm),
+            expected: expected.cloned(),
+            size_bytes: 0,
+        })
+    }
+
+    /// Stores `bytes` and returns their SHA-256. Durable on return; costs nothing if they are there already.
+    pub fn put_blob(&self, bytes: &[u8], lease: Option<&LeaseId>) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        if let Some(lease) = lease
+            && self.hold(lease, &lease::Held::Blob(digest.clone()))?
+        {
+            return Ok(digest);
+        }
+        let mut writer = self.blob_writer(Some(&digest))?;
+        writer
+            .write_all(bytes)
+            .on("write", writer.staged.path().to_owned())?;
+        Ok(writer.commit(lease)?.digest)
+    }
+
+    /// Returns the blob's record, or `None`.
+    pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>> {
+        self.read(|tx| {
+            let size: Option<i64> = tx
+                .query_row(
+                    "SELECT size FROM blobs WHERE digest = ?1",
+                    [digest.to_string()],
+                    |row| row.get(0),
+                )
+                .optional()
+                .db("look a blob up")?;
+            Ok(size.map(|size| Blob {
+                digest: digest.clone(),
+                size_bytes: size as u64,
+            }))
+        })
+    }
+
+    /// Opens a blob for reading. Errors: `NotFound`; `Damaged` if it is recorded but gone.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File> {
+        let path = self.layout().blob(digest);
+        match File::open(&path) {
+            Ok(file) => Ok(file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match self.blob(digest)? {
+                None => Err(StoreError::not_found(Subject::Blob, digest)),
+                Some(_) => Err(StoreError::Damaged {
+                    what: format!("blob {digest}"),
+                    why: format!(
+                        "{} is missing; load or pull its image again",
+                        path.display()
+                    ),
+                }),
+            },
+            Err(e) => Err(e).on("open", path),
+        }
+    }
+
+    /// Returns the whole of a small blob (a manifest, a configuration), verified.
+    ///
+    /// Errors: `NotFound`; `Invalid` if it is longer than `limit_bytes`; `DigestMismatch` if the disk gives other bytes.
+    pub fn read_blob(&self, digest: &Digest, limit_bytes: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let file = self.open_blob(digest)?;
+        file.take(limit_bytes + 1)
+            .read_to_end(&mut bytes)
+            .on("read", self.layout().blob(digest))?;
+        if bytes.len() as u64 > limit_bytes {
+            return Err(StoreError::Invalid(format!(
+                "blob {digest} is longer than {limit_bytes} bytes"
+            )));
+        }
+        let mut hasher = Hasher::new(digest.algorithm());
+        hasher.update(&bytes);
+        let actual = hasher.finish();
+        if actual != *digest {
+            return Err(StoreError::DigestMismatch {
+                what: "blob on disk".into(),
+                expected: digest.clone(),
+                actual,
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// Opens the recipe of the layer with this diff id, or `None`: the layer is then only known as a tree.
+    pub fn open_recipe(&self, diff_id: &Digest) -> Result<Option<File>> {
+        let path = self.layout().recipe(diff_id);
+        match File::open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).on("open", path),
+        }
+    }
+
+    /// Stores a recipe for a layer that has none yet. Durable on return.
+    pub fn put_recipe(&self, diff_id: &Digest, mut recipe: crate::StagedFile) -> Result<()> {
+        recipe
+            .flush()
+            .on("write", recipe.staged.path().to_owned())?;
+        let bytes = fs::metadata(recipe.staged.path())
+            .on("look at", recipe.staged.path().to_owned())?
+            .len();
+        recipe.staged.sync()?;
+        recipe.staged.publish(&self.layout().recipe(diff_id))?;
+        sync_dir(&self.layout().recipes())?;
+        self.write(|tx| record_recipe(self, tx, diff_id, bytes))?;
+        recipe.staged.keep();
+        Ok(())
+    }
+}

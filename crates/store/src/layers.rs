@@ -1,0 +1,395 @@
+//! Layers that come from outside: staged, filled by the caller, committed under their chain's name.
+//!
+//! Where the driver stacks (`overlay2`), a layer is filled without knowing its parent, so that all layers of an image
+//! unpack at once; the parent is told at the commit. The other drivers need the parent's tree first. Several layers are
+//! committed with one sync and one transaction; a layer that somebody else committed meanwhile is found, not stored twice.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    content,
+    digest::Digest,
+    driver::{self, DriverKind, LayerMarks, NewTree, TreeId, TreeRef},
+    error::{IoContext, Result, StoreError, Subject},
+    lease::{self, LeaseId},
+    record::TreeRecord,
+    rows,
+    snapshot::{Info, Keep, Kind, Labels, MountFeatures, SnapshotKey},
+    snapshots::{Placed, chain, check_create, own, parent_row},
+    store::Store,
+    tx::Staged,
+};
+
+/// A layer being filled. Dropped uncommitted, it is taken away.
+#[derive(Debug)]
+pub struct StagedLayer {
+    staged: Staged,
+    record: TreeRecord,
+    parents: Vec<TreeRef>,
+    root: PathBuf,
+    marks: LayerMarks,
+}
+
+impl StagedLayer {
+    /// Returns the directory to unpack into: there, its mode 0755, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Returns how the tar's marks are to be written there.
+    pub fn marks(&self) -> LayerMarks {
+        self.marks
+    }
+
+    /// Returns the driver it is staged for.
+    pub fn driver(&self) -> DriverKind {
+        self.record.driver
+    }
+}
+
+/// A file being written under `staging/`, taken away when dropped unpublished.
+#[derive(Debug)]
+pub struct StagedFile {
+    pub(crate) staged: Staged,
+    file: File,
+}
+
+impl StagedFile {
+    /// Returns the open file, for reading and writing.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+}
+
+impl Write for StagedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// What a filled layer is to be recorded as.
+#[derive(Debug)]
+pub struct LayerCommit {
+    /// Its name: the chain id's text.
+    pub name: SnapshotKey,
+    /// The layer below.
+    pub parent: Option<SnapshotKey>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Who ends its life.
+    pub keep: Keep,
+    /// Digest of its uncompressed tar.
+    pub diff_id: Option<Digest>,
+    /// Length of that tar.
+    pub tar_bytes: Option<u64>,
+    /// What the tree can't say about the tar; needs `diff_id`.
+    pub recipe: Option<StagedFile>,
+    /// The lease to hold it.
+    pub lease: Option<LeaseId>,
+    /// Marks it carries beyond whiteouts and opaque directories; `None` for what came out of a tar.
+    pub features: Option<MountFeatures>,
+}
+
+impl LayerCommit {
+    /// A layer `name` on `parent`, with nothing else known.
+    pub fn new(name: SnapshotKey, parent: Option<SnapshotKey>) -> Self {
+        Self {
+            name,
+            parent,
+            labels: Labels::new(),
+            keep: Keep::default(),
+            diff_id: None,
+            tar_bytes: None,
+            recipe: None,
+            lease: None,
+            features: None,
+        }
+    }
+}
+
+/// What became of a committed layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Registered {
+    /// It is recorded.
+    New(Info),
+    /// A layer of that name was there already (and is now held by the lease, if one was given); the staged one is gone.
+    Existing(Info),
+}
+
+impl Registered {
+    /// Returns what is recorded, either way.
+    pub fn info(&self) -> &Info {
+        match self {
+            Self::New(info) | Self::Existing(info) => info,
+        }
+    }
+}
+
+/// A batch member between publishing and recording.
+struct Ready {
+    commit: LayerCommit,
+    placed: Placed,
+    recipe_bytes: Option<u64>,
+}
+
+impl Store {
+    /// Returns the driver for a layer on `parent`: the parent's, or the store's default.
+    pub fn layer_driver(&self, parent: Option<&SnapshotKey>) -> Result<DriverKind> {
+        match parent {
+            None => Ok(self.inner.driver),
+            Some(key) => Ok(self.stat(key)?.driver),
+        }
+    }
+
+    /// Makes an empty staged file, for a recipe.
+    pub fn stage_file(&self) -> Result<StagedFile> {
+        let (staged, file) = Staged::file(self.layout(), TreeId::random().as_str())?;
+        Ok(StagedFile { staged, file })
+    }
+
+    /// Stages an empty layer whose parent is told at the commit. `driver`: `None` for the store's default.
+    ///
+    /// Errors: `Unsupported` for drivers that don't stack: use [`Store::stage_layer_on`] there, parents first.
+    pub fn stage_layer(&self, driver: Option<DriverKind>) -> Result<StagedLayer> {
+        let kind = driver.unwrap_or(self.inner.driver);
+        if !driver::driver(kind).stacks() {
+            return Err(StoreError::Unsupported {
+                what: "staging a layer before its parent".into(),
+                why: format!("{kind} keeps whole trees; commit the parent first and stage on it"),
+            });
+        }
+        self.stage_on(kind, Vec::new())
+    }
+
+    /// Stages a layer on `parent`, which must be committed, in the parent's driver (the store's default for none).
+    ///
+    /// With a driver that does not stack, the parent's full tree is in it when this returns.
+    pub fn stage_layer_on(&self, parent: Option<&SnapshotKey>) -> Result<StagedLayer> {
+        let (kind, parents) = self.read(|tx| {
+            let row = parent_row(tx, parent)?;
+            crate::snapshot::policy_create(
+                &SnapshotKey::from("?"),
+                false,
+                parent.map(|parent| (parent, row.as_ref().map(|row| row.record.kind))),
+            )?;
+            match &row {
+                None => Ok((self.inner.driver, Vec::new())),
+                Some(row) => Ok((row.driver(), chain(tx, row)?)),
+            }
+        })?;
+        self.stage_on(kind, parents)
+    }
+
+    fn stage_on(&self, kind: DriverKind, parents: Vec<TreeRef>) -> Result<StagedLayer> {
+        let driver = driver::driver(kind);
+        self.ensure_home(kind)?;
+        // The name comes at the commit; until then the record is not written anywhere.
+        let (staged, record) = self.stage(
+            driver,
+            kind,
+            &SnapshotKey::from("(staged)"),
+            Kind::Committed,
+            &parents,
+        )?;
+        let new = NewTree {
+            id: &record.tree,
+            kind: Kind::Committed,
+            link: record.link.as_ref(),
+            parents: &parents,
+        };
+        driver.stage(self.layout(), staged.path(), &new)?;
+        let (root, marks) = driver.fill(staged.path());
+        Ok(StagedLayer {
+            staged,
+            record,
+            parents,
+            root,
+            marks,
+        })
+    }
+
+    /// Commits one staged layer. As [`Store::commit_layers`].
+    pub fn commit_layer(&self, layer: StagedLayer, commit: LayerCommit) -> Result<Registered> {
+        let mut done = self.commit_layers(vec![(layer, commit)])?;
+        done.pop()
+            .ok_or_else(|| StoreError::Invalid("no layer to commit".into()))
+    }
+
+    /// Commits staged layers, parents before their children, with one sync and one transaction.
+    ///
+    /// All or none is recorded, and durable on return, data first. A layer whose name is there already is dropped and
+    /// reported as existing. Errors: `NotFound` or `ParentNotCommitted` (parent), `Unsupported` if a parent lies in
+    /// another driver, `Io`; staged layers are then gone.
+    pub fn commit_layers(
+        &self,
+        layers: Vec<(StagedLayer, LayerCommit)>,
+    ) -> Result<Vec<Registered>> {
+        let mut batch: HashMap<SnapshotKey, (DriverKind, Vec<TreeRef>)> = HashMap::new();
+        let mut ready = Vec::with_capacity(layers.len());
+        for (layer, commit) in layers {
+            let (driver_kind, parents) = match &commit.parent {
+                None => (layer.record.driver, Vec::new()),
+                Some(parent) => match batch.get(parent) {
+                    Some(known) => known.clone(),
+                    None => self.read(|tx| {
+                        let row = parent_row(tx, Some(parent))?;
+                        let kind = row.as_ref().map(|row| row.record.kind);
+                        crate::snapshot::policy_create(&commit.name, false, Some((parent, kind)))?;
+                        match &row {
+                            Some(row) => Ok((row.driver(), chain(tx, row)?)),
+                            None => Err(StoreError::not_found(Subject::Snapshot, parent)),
+                        }
+                    })?,
+                },
+            };
+            let one = self.make_ready(layer, commit, driver_kind, parents.clone())?;
+            let mut chain = vec![own(&one.placed.record)];
+            chain.extend(parents);
+            batch.insert(one.commit.name.clone(), (driver_kind, chain));
+            ready.push(one);
+        }
+        let Some(first) = ready.first() else {
+            return Ok(Vec::new());
+        };
+        vellum_sys::publish::sync_fs(
+            File::open(first.placed.staged.path()).on("open", first.placed.staged.path())?,
+        )?;
+        let done = self.write(|tx| {
+            ready
+                .iter()
+                .map(|one| self.record_layer(tx, one))
+                .collect::<Result<Vec<_>>>()
+        })?;
+        for (one, registered) in ready.into_iter().zip(&done) {
+            let Registered::New(_) = registered else {
+                continue;
+            };
+            let mut record = one.placed.record.clone();
+            one.placed.keep();
+            // The parent may have been found in place of the batch's own: then what is derived from it is put right.
+            let (row, parents) = self.read(|tx| {
+                let row = rows::get(tx, &record.key)?;
+                let parents = rows::ancestors(tx, row.id)?;
+                Ok((row, parents))
+            })?;
+            if row.record.parent != record.parent {
+                record.parent = row.record.parent.clone();
+                record.replace(self.layout(), false)?;
+                driver::driver(record.driver).check(
+                    self.layout(),
+                    &row.tree_ref(),
+                    &parents,
+                    true,
+                )?;
+            }
+        }
+        Ok(done)
+    }
+
+    fn make_ready(
+        &self,
+        layer: StagedLayer,
+        mut commit: LayerCommit,
+        driver_kind: DriverKind,
+        parents: Vec<TreeRef>,
+    ) -> Result<Ready> {
+        let StagedLayer {
+            mut staged,
+            mut record,
+            parents: staged_on,
+            ..
+        } = layer;
+        if driver_kind != record.driver {
+            return Err(StoreError::Unsupported {
+                what: format!("layer {} staged for {}", commit.name, record.driver),
+                why: format!("its parent lies in {driver_kind}; stage it for that driver"),
+            });
+        }
+        let driver = driver::driver(driver_kind);
+        let same = staged_on.first().map(|tree| &tree.id) == parents.first().map(|tree| &tree.id);
+        if !same {
+            if !staged_on.is_empty() {
+                return Err(StoreError::Invalid(format!(
+                    "layer {} was staged on another parent than it is committed on",
+                    commit.name
+                )));
+            }
+            driver.rebase(staged.path(), &parents)?;
+        }
+        record.key = commit.name.clone();
+        record.labels = commit.labels.clone();
+        record.keep = commit.keep;
+        record.parent = parents.first().map(|tree| tree.id.clone());
+        record.created_ns = rows::now_ns();
+        record.updated_ns = record.created_ns;
+        record.diff_id = commit.diff_id.clone();
+        record.tar_bytes = commit.tar_bytes;
+        record.features = commit.features;
+        driver.seal(self.layout(), staged.path(), &own(&record), &parents)?;
+        record.usage = Some(driver.usage(self.layout(), staged.path(), &own(&record), &parents)?);
+        let undo = crate::snapshots::Undo::new(self, &record);
+        let new = NewTree {
+            id: &record.tree,
+            kind: Kind::Committed,
+            link: record.link.as_ref(),
+            parents: &parents,
+        };
+        staged.publish(&self.layout().tree(record.driver, &record.tree))?;
+        driver.link(self.layout(), &new)?;
+        record.create(self.layout())?;
+        let recipe_bytes = match (&mut commit.recipe, &commit.diff_id) {
+            (None, _) => None,
+            (Some(_), None) => {
+                return Err(StoreError::Invalid(
+                    "a recipe needs the layer's diff id".into(),
+                ));
+            }
+            (Some(recipe), Some(diff_id)) => {
+                recipe.file.flush().on("write", recipe.staged.path())?;
+                let bytes = recipe
+                    .file
+                    .metadata()
+                    .on("look at", recipe.staged.path())?
+                    .len();
+                recipe.staged.publish(&self.layout().recipe(diff_id))?;
+                Some(bytes)
+            }
+        };
+        Ok(Ready {
+            placed: Placed::new(staged, record, undo),
+            commit,
+            recipe_bytes,
+        })
+    }
+
+    fn record_layer(&self, tx: &rusqlite::Transaction<'_>, one: &Ready) -> Result<Registered> {
+        let record = &one.placed.record;
+        if let Some(row) = rows::find(tx, &record.key)?
+            && row.record.kind == Kind::Committed
+        {
+            if let Some(lease) = &one.commit.lease {
+                lease::hold_snapshot(tx, lease, row.id)?;
+            }
+            return Ok(Registered::Existing(row.info()));
+        }
+        let parent = parent_row(tx, one.commit.parent.as_ref())?;
+        check_create(tx, &record.key, one.commit.parent.as_ref(), parent.as_ref())?;
+        let id = rows::insert(tx, record, parent.map(|row| row.id))?;
+        if let Some(lease) = &one.commit.lease {
+            lease::hold_snapshot(tx, lease, id)?;
+        }
+        if let (Some(bytes), Some(diff_id)) = (one.recipe_bytes, &record.diff_id) {
+            content::record_recipe(self, tx, diff_id, bytes)?;
+        }
+        Ok(Registered::New(rows::by_id(tx, id)?.info()))
+    }
+}
