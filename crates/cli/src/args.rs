@@ -65,8 +65,8 @@ pub struct Global {
     pub quiet: bool,
 }
 
-fn parse<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String> {
-    text.parse()
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|why: T::Err| why.to_string())
 }
 
 fn size(text: &str) -> Result<u64, String> {

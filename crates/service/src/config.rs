@@ -20,50 +20,7 @@ pub mod docker;
 mod file;
 
 pub use file::{MountPartial, Partial, Size, parse_size};
-
-/// The driver that new layers and containers are made with. Existing ones stay with their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Driver {
-    /// One directory a layer, all of them lowers of one overlay mount; Docker's layout.
-    Overlay2,
-    /// Docker's first driver: one lower directory with hard-linked layers.
-    Overlay,
-    /// Full copies, reflinked where the file system can.
-    Native,
-}
-
-impl Driver {
-    /// The name as written in configuration and in the store.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Overlay2 => "overlay2",
-            Self::Overlay => "overlay",
-            Self::Native => "native",
-        }
-    }
-}
-
-impl fmt::Display for Driver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Driver {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "overlay2" => Ok(Self::Overlay2),
-            "overlay" => Ok(Self::Overlay),
-            // Docker calls full copies `vfs`.
-            "native" | "vfs" => Ok(Self::Native),
-            other => Err(format!(
-                "`{other}` is no storage driver; there are overlay2, overlay and native"
-            )),
-        }
-    }
-}
+pub use vellum_store::DriverKind as Driver;
 
 /// How the layers of a mount are handed to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

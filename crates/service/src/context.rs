@@ -1,10 +1,12 @@
-//! What every verb is handed: settings, the opened store, where to work until the next boot, whether to stop, and who listens.
+//! What every verb is handed: settings, the store, where to work until the next boot, whether to stop, and who listens.
 //!
-//! A context belongs to one command (or one daemon); it is shared by reference between its threads.
+//! A context belongs to one command (or one daemon); it is shared by reference between its threads. The store is opened at the first
+//! [`Context::store`], so that verbs that need none (`config show`) neither make nor migrate one.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use vellum_store::{Store, StoreOptions};
 use vellum_sys::Cancel;
 
 use crate::config::Config;
@@ -19,6 +21,7 @@ pub struct Context {
     pub cancel: Cancel,
     /// Who is told what happens.
     pub progress: Arc<dyn Progress>,
+    store: OnceLock<Store>,
 }
 
 impl Context {
@@ -28,7 +31,21 @@ impl Context {
             config,
             cancel,
             progress,
+            store: OnceLock::new(),
         }
+    }
+
+    /// Returns the store, opening it (and making it, if there is none) the first time.
+    pub fn store(&self) -> Result<&Store> {
+        if let Some(store) = self.store.get() {
+            return Ok(store);
+        }
+        let options = StoreOptions {
+            driver: self.config.storage_driver.value,
+            ..StoreOptions::new(self.root())
+        };
+        let opened = Store::open(&options)?;
+        Ok(self.store.get_or_init(|| opened))
     }
 
     /// The store's directory.
@@ -36,7 +53,7 @@ impl Context {
         &self.config.root.value
     }
 
-    /// The directory of what lives until the next boot.
+    /// The directory of what lives until the next boot. It need not be there.
     pub fn run_dir(&self) -> &Path {
         &self.config.run_dir.value
     }

@@ -50,7 +50,7 @@ pub enum Class {
 #[non_exhaustive]
 pub enum Error {
     /// The configuration can't be used.
-    #[error("the configuration is not usable")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
 
     /// Nothing of that name.
@@ -103,6 +103,22 @@ pub enum Error {
         /// What to write instead.
         hint: Option<String>,
     },
+
+    /// The store refused or failed.
+    #[error(transparent)]
+    Store(#[from] vellum_store::StoreError),
+
+    /// A system call failed; the source says which and where.
+    #[error(transparent)]
+    Sys(#[from] vellum_sys::Error),
+
+    /// The layers could not be read as one tree.
+    #[error(transparent)]
+    Union(#[from] vellum_union::Error),
+
+    /// An image's bytes could not be read or written.
+    #[error(transparent)]
+    Image(#[from] vellum_image::Error),
 
     /// The machine, kernel, file system or driver can't do it.
     #[error("{what}")]

@@ -150,10 +150,13 @@ pub fn storage_options(text: &str, place: &Path) -> Result<Imported, ConfigError
 impl Imported {
     fn driver(&mut self, name: &str) -> Result<(), ConfigError> {
         let driver: Driver = match name {
-            "overlay2" | "overlay" | "vfs" => name.parse().map_err(|why| ConfigError::Value {
-                place: "storage-driver".into(),
-                why,
-            })?,
+            "overlay2" | "overlay" | "vfs" => {
+                name.parse()
+                    .map_err(|why: vellum_store::StoreError| ConfigError::Value {
+                        place: "storage-driver".into(),
+                        why: why.to_string(),
+                    })?
+            }
             "aufs" | "btrfs" | "devicemapper" | "zfs" | "fuse-overlayfs" | "overlayfs"
             | "windowsfilter" => {
                 return Err(ConfigError::Foreign {

@@ -212,14 +212,14 @@ pub(super) fn from_environment<'a>(
             }),
         }
     };
-    fn value<T: FromStr<Err = String>>(
+    fn value<T: FromStr<Err: std::fmt::Display>>(
         name: &str,
         text: Option<&str>,
     ) -> Result<Option<T>, ConfigError> {
         text.map(|t| {
-            t.parse().map_err(|why| ConfigError::Value {
+            t.parse().map_err(|why: T::Err| ConfigError::Value {
                 place: name.into(),
-                why,
+                why: why.to_string(),
             })
         })
         .transpose()
