@@ -42,3 +42,4 @@ pub use manifest::Manifest;
 pub use platform::Platform;
 pub use reference::Reference;
 pub use stream::{BlobFacts, LayerStream, Progress};
+pub use vellum_sys::Cancel;

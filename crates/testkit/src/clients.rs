@@ -11,12 +11,14 @@
 mod dockerd;
 mod home;
 mod image;
+mod registry;
 mod storage;
 mod vellum;
 
 pub use dockerd::Dockerd;
 pub use home::Home;
 pub use image::small_image;
+pub use registry::{Access, CuttingProxy, Registry};
 pub use storage::{Buildah, Podman, Skopeo, Umoci};
 pub use vellum::Vellum;
 

@@ -1,0 +1,339 @@
+//! A docker-registry of the test's own on loopback, and a proxy before it that misbehaves.
+
+use super::{Home, find, run};
+use anyhow::{Context, bail};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How a [`Registry`] is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// HTTP, open to everyone.
+    Open,
+    /// HTTP with a password: user `vellum`, password `secret`.
+    Password,
+    /// HTTPS with a certificate of the test's own authority.
+    Tls,
+}
+
+/// A running docker-registry. Killed when dropped.
+#[derive(Debug)]
+pub struct Registry {
+    child: Child,
+    port: u16,
+    storage: PathBuf,
+    authority: PathBuf,
+}
+
+impl Registry {
+    /// Starts a registry in directory `name` of `home` and waits until it answers.
+    pub fn start(home: &Home, name: &str, access: Access) -> anyhow::Result<Self> {
+        let dir = home.dir(name)?;
+        let storage = home.dir(&format!("{name}/data"))?;
+        let port = free_port()?;
+        let program = find("docker-registry").context("docker-registry is not installed")?;
+        let mut config = format!(
+            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            storage.display()
+        );
+        let authority = dir.join("ca.pem");
+        match access {
+            Access::Open => {}
+            Access::Password => {
+                let users = dir.join("htpasswd");
+                // bcrypt of "secret"
+                std::fs::write(
+                    &users,
+                    "vellum:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n",
+                )?;
+                config += &format!(
+                    "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+                    users.display()
+                );
+            }
+            Access::Tls => {
+                make_certificates(&dir)?;
+                config += &format!(
+                    "  tls:\n    certificate: {0}/server.pem\n    key: {0}/server.key\n",
+                    dir.display()
+                );
+            }
+        }
+        let config_path = dir.join("config.yml");
+        std::fs::write(&config_path, config)?;
+        let log_path = dir.join("log");
+        let log = std::fs::File::create(&log_path)?;
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .arg(program)
+            .arg("serve")
+            .arg(config_path)
+            .env_remove("OTEL_TRACES_EXPORTER")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start docker-registry")?;
+        let mut registry = Self {
+            child,
+            port,
+            storage,
+            authority,
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if registry.child.try_wait()?.is_some() || Instant::now() > deadline {
+                let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+                bail!("docker-registry did not come up:\n{log}");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(registry)
+    }
+
+    /// `127.0.0.1:PORT`, as it stands in image names.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The certificate of the authority that signed the server's, if it speaks TLS.
+    pub fn authority(&self) -> &Path {
+        &self.authority
+    }
+
+    /// Where the registry keeps the blob with these hex digits.
+    pub fn blob_file(&self, hex: &str) -> PathBuf {
+        self.storage.join(format!(
+            "docker/registry/v2/blobs/sha256/{}/{hex}/data",
+            &hex[..2]
+        ))
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // no effect on one that has ended
+        let _ = self.child.wait();
+    }
+}
+
+/// An authority (`ca.pem`) and a server certificate for 127.0.0.1 and localhost signed by it.
+fn make_certificates(dir: &Path) -> anyhow::Result<()> {
+    let openssl =
+        |arguments: &[&str]| run(Command::new("openssl").args(arguments).current_dir(dir));
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+        "-subj",
+        "/CN=Vellum test authority",
+        "-addext",
+        "basicConstraints=critical,CA:TRUE",
+        "-addext",
+        "keyUsage=critical,keyCertSign",
+    ])?;
+    openssl(&[
+        "req",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-keyout",
+        "server.key",
+        "-out",
+        "server.csr",
+        "-subj",
+        "/CN=localhost",
+    ])?;
+    std::fs::write(
+        dir.join("ext"),
+        "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n",
+    )?;
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-days",
+        "2",
+        "-extfile",
+        "ext",
+        "-out",
+        "server.pem",
+    ])?;
+    Ok(())
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    // Free a moment ago; docker-registry can't be handed a socket.
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A proxy on loopback that cuts connections in the middle of answers.
+///
+/// It passes bytes between its clients and one server. As long as it has cuts left, a connection
+/// ends as soon as it has carried the given number of bytes towards the client.
+#[derive(Debug)]
+pub struct CuttingProxy {
+    port: u16,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    server: String,
+    cuts_left: AtomicU32,
+    cut_after_bytes: u64,
+    to_client_bytes: AtomicU64,
+    to_server_bytes: AtomicU64,
+    ranges: Mutex<Vec<String>>,
+    stop: AtomicBool,
+}
+
+impl CuttingProxy {
+    /// Starts a proxy to `server` (`host:port`) that cuts `cuts` connections after `cut_after_bytes` each.
+    pub fn start(server: &str, cuts: u32, cut_after_bytes: u64) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        let shared = Arc::new(Shared {
+            server: server.to_owned(),
+            cuts_left: AtomicU32::new(cuts),
+            cut_after_bytes,
+            to_client_bytes: AtomicU64::new(0),
+            to_server_bytes: AtomicU64::new(0),
+            ranges: Mutex::new(Vec::new()),
+            stop: AtomicBool::new(false),
+        });
+        let serving = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if serving.stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                let (Ok(client), shared) = (client, Arc::clone(&serving)) else {
+                    break;
+                };
+                // A connection that fails has failed for the client too.
+                std::thread::spawn(move || shared.serve(&client).ok());
+            }
+        });
+        Ok(Self { port, shared })
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// How many cuts have not happened yet.
+    pub fn cuts_left(&self) -> u32 {
+        self.shared.cuts_left.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes have gone to clients.
+    pub fn to_client_bytes(&self) -> u64 {
+        self.shared.to_client_bytes.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes have gone to the server.
+    pub fn to_server_bytes(&self) -> u64 {
+        self.shared.to_server_bytes.load(Ordering::SeqCst)
+    }
+
+    /// The byte ranges that clients asked for, as they wrote them.
+    pub fn ranges(&self) -> Vec<String> {
+        self.shared
+            .ranges
+            .lock()
+            .map(|ranges| ranges.clone())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for CuttingProxy {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        // Wakes the listener, which then ends.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+impl Shared {
+    fn serve(self: &Arc<Self>, client: &TcpStream) -> anyhow::Result<()> {
+        let server = TcpStream::connect(&self.server)?;
+        let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+        let upward = Arc::clone(self);
+        let up = std::thread::spawn(move || {
+            let mut buffer = vec![0; 16 << 10];
+            while let Ok(got @ 1..) = from_client.read(&mut buffer) {
+                upward.note_ranges(&buffer[..got]);
+                upward
+                    .to_server_bytes
+                    .fetch_add(got as u64, Ordering::SeqCst);
+                if to_server.write_all(&buffer[..got]).is_err() {
+                    break;
+                }
+            }
+            let _ = to_server.shutdown(Shutdown::Both);
+        });
+        let (mut from_server, mut to_client) = (server.try_clone()?, client.try_clone()?);
+        let mut carried = 0;
+        let mut buffer = vec![0; 16 << 10];
+        while let Ok(got @ 1..) = from_server.read(&mut buffer) {
+            if carried + got as u64 > self.cut_after_bytes && self.take_cut() {
+                let rest = (self.cut_after_bytes - carried) as usize;
+                to_client.write_all(&buffer[..rest])?;
+                break;
+            }
+            carried += got as u64;
+            self.to_client_bytes.fetch_add(got as u64, Ordering::SeqCst);
+            if to_client.write_all(&buffer[..got]).is_err() {
+                break;
+            }
+        }
+        let _ = client.shutdown(Shutdown::Both);
+        let _ = server.shutdown(Shutdown::Both);
+        let _ = up.join();
+        Ok(())
+    }
+
+    fn take_cut(&self) -> bool {
+        self.cuts_left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            })
+            .is_ok()
+    }
+
+    fn note_ranges(&self, request: &[u8]) {
+        for line in String::from_utf8_lossy(request).lines() {
+            if let Some((name, value)) = line.split_once(": ")
+                && name.eq_ignore_ascii_case("range")
+                && let Ok(mut ranges) = self.ranges.lock()
+            {
+                ranges.push(value.trim().to_owned());
+            }
+        }
+    }
+}
