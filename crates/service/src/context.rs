@@ -11,6 +11,7 @@ use vellum_sys::Cancel;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::home;
 use crate::progress::Progress;
 
 /// The surroundings of a verb.
@@ -44,7 +45,9 @@ impl Context {
             driver: self.config.storage_driver.value,
             ..StoreOptions::new(self.root())
         };
+        home::verify(self.root(), self.run_dir())?;
         let opened = Store::open(&options)?;
+        home::note(self.root(), self.run_dir(), &opened.uuid()?)?;
         Ok(self.store.get_or_init(|| opened))
     }
 

@@ -141,6 +141,32 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// Something is mounted over the store or a part of it.
+    #[error("{} is covered by another mount: {}", path.display(), listed(covers))]
+    Covered {
+        /// The directory that can't be seen.
+        path: PathBuf,
+        /// What lies over it, topmost first.
+        covers: Vec<crate::home::Cover>,
+        /// Where it is noted what was there before.
+        note: PathBuf,
+    },
+
+    /// The file system that held the store is gone.
+    #[error("the store {} is gone: {was} is not mounted any more", path.display())]
+    Unmounted {
+        /// The store's directory.
+        path: PathBuf,
+        /// What was mounted, and where.
+        was: crate::home::Cover,
+        /// Where it is noted what was there before.
+        note: PathBuf,
+    },
+
+    /// The user's namespaces can't be set up.
+    #[error("cannot set up the user namespace that working without root takes")]
+    Namespace(#[source] vellum_sys::Error),
+
     /// A program Vellum started failed before it did its work.
     #[error("cannot run {}", program.display())]
     Program {
@@ -194,12 +220,38 @@ impl Error {
             ),
             Self::Ambiguous { .. } => Some("write more of it".into()),
             Self::NameTaken { .. } => Some("choose another name, or remove or rename that one".into()),
+            Self::Covered { covers, note, .. } => Some(format!(
+                "{}: what runs goes on, and the next command finds the store again; if it is meant to lie there, remove {}",
+                covers
+                    .iter()
+                    .map(|cover| format!("umount {}", shell_word(&cover.mount_point)))
+                    .collect::<Vec<_>>()
+                    .join(" && "),
+                note.display()
+            )),
+            Self::Unmounted { was, note, .. } => Some(format!(
+                "mount it on {} again; if the store is to begin anew, remove {}",
+                was.mount_point.display(),
+                note.display()
+            )),
+            Self::Namespace(_) => Some(
+                "newuidmap and newgidmap (Debian: uidmap) and a range for the user in /etc/subuid and /etc/subgid are needed; \
+                 some systems forbid it: see `sysctl kernel.unprivileged_userns_clone user.max_user_namespaces`"
+                    .into(),
+            ),
             Self::InUse { hint, .. } | Self::Unsupported { hint, .. } => Some(hint.clone()),
             Self::Invalid { hint, .. } => hint.clone(),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 Some("the disk is full: `vellum gc --dry-run` shows what could go, `vellum df` what uses it".into())
             }
-            Self::Io { .. } | Self::Program { .. } | Self::Several { .. } | Self::Cancelled => None,
+            Self::Io { .. }
+            | Self::Program { .. }
+            | Self::Several { .. }
+            | Self::Store(_)
+            | Self::Sys(_)
+            | Self::Union(_)
+            | Self::Image(_)
+            | Self::Cancelled => None,
         }
     }
 
@@ -210,5 +262,24 @@ impl Error {
             Self::Cancelled => Class::Cancelled,
             _ => Class::Failed,
         }
+    }
+}
+
+fn listed(covers: &[crate::home::Cover]) -> String {
+    covers
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", then ")
+}
+
+/// A path as a word for the shell.
+fn shell_word(path: &std::path::Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
     }
 }

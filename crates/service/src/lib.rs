@@ -10,7 +10,10 @@
 pub mod config;
 pub mod context;
 pub mod error;
+pub mod home;
 pub mod progress;
+pub mod release;
+pub mod rootless;
 
 pub use context::Context;
 pub use error::{Error, Result};

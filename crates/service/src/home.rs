@@ -1,0 +1,363 @@
+//! Is the store's directory the one that was here before, or has somebody mounted something over it?
+//!
+//! A mount over the data root (or over a directory in it) makes a full store look empty, and a program that then makes itself a new one there
+//! leads running containers and their records apart. So every command that opens the store first compares what it finds with what the last one
+//! noted in the run directory: device and inode of the root and of the directories in it, and the mount they were reached through. Where they
+//! differ the mount table says what lies over them, and the command stops with that, in the order in which to unmount it. Nothing is touched;
+//! once it is unmounted the next command finds the old directories again and goes on.
+//!
+//! The note lives until the next boot, like the mounts it speaks of. Without one, mounts of containers that are in the table but can't be reached
+//! tell the same. [`judge`] is pure; it must not know the store's records.
+
+use std::collections::hash_map::DefaultHasher;
+use std::ffi::OsStr;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use vellum_sys::mountinfo::{self, Mount, Table};
+use vellum_sys::{Dir, publish};
+
+use crate::error::{Error, Result};
+
+/// The directories of a store that are watched besides its root, if they are there.
+const PARTS: [&str; 9] = [
+    "overlay2", "overlay", "native", "staging", "trash", "records", "content", "recipes", "volumes",
+];
+
+/// The version of the note. An unknown one counts as no note at all.
+const VERSION: u32 = 1;
+
+/// One mount that lies over the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cover {
+    /// Where it is mounted.
+    pub mount_point: PathBuf,
+    /// File system type.
+    pub fs_type: String,
+    /// What was mounted: a device, a share, a word.
+    pub source: String,
+}
+
+impl Cover {
+    fn of(mount: &Mount) -> Cover {
+        Cover {
+            mount_point: mount.mount_point.clone(),
+            fs_type: mount.fs_type.to_string_lossy().into_owned(),
+            source: mount.source.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+impl std::fmt::Display for Cover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} ({}) on {}",
+            self.fs_type,
+            self.source,
+            self.mount_point.display()
+        )
+    }
+}
+
+/// What was noted, as a file in the run directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Note {
+    version: u32,
+    /// The boot it was written in.
+    boot: String,
+    /// The store's own id.
+    store: String,
+    /// The root first, then the parts that were there.
+    places: Vec<Place>,
+}
+
+/// One directory, and how it was reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    #[serde(with = "path_text")]
+    path: PathBuf,
+    dev: u64,
+    ino: u64,
+    mount: u64,
+    /// Device of the mount; differs from `dev` on btrfs.
+    mount_dev: (u32, u32),
+    #[serde(with = "path_text")]
+    mount_point: PathBuf,
+    fs_type: String,
+    source: String,
+}
+
+/// What the comparison says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing speaks against going on.
+    GoOn,
+    /// `path` is covered by these, topmost first.
+    Covered { path: PathBuf, covers: Vec<Cover> },
+    /// The file system that held the store is not mounted any more.
+    Unmounted { path: PathBuf, was: Cover },
+}
+
+/// Stops with [`Error::Covered`] or [`Error::Unmounted`] if the store at `root` is not the one noted in `run_dir`.
+///
+/// To be called before the store is opened; reads only.
+pub fn verify(root: &Path, run_dir: &Path) -> Result<()> {
+    let root = resolved(root);
+    let file = note_file(&root, run_dir);
+    let note = read_note(&file).filter(|note| note.boot == boot_id());
+    // The usual case costs no look at the mount table: everything is where it was.
+    if let Some(note) = &note
+        && note
+            .places
+            .iter()
+            .all(|place| identity(&place.path) == Some((place.dev, place.ino)))
+    {
+        return Ok(());
+    }
+    let table = mountinfo::read()?;
+    let has_store = root.join("vellum.db").exists();
+    match judge(&root, note.as_ref(), &table, has_store, &identity) {
+        Verdict::GoOn => Ok(()),
+        Verdict::Covered { path, covers } => Err(Error::Covered {
+            path,
+            covers,
+            note: file,
+        }),
+        Verdict::Unmounted { path, was } => Err(Error::Unmounted {
+            path,
+            was,
+            note: file,
+        }),
+    }
+}
+
+/// Notes where the store at `root`, which has just been opened, lies; does nothing if that is known.
+///
+/// The run directory is made if it is missing. Not durable, on purpose: it must not outlive the mounts.
+pub fn note(root: &Path, run_dir: &Path, store: &str) -> Result<()> {
+    let root = resolved(root);
+    let file = note_file(&root, run_dir);
+    let old = read_note(&file);
+    let boot = boot_id();
+    if let Some(old) = &old
+        && (old.boot.as_str(), old.store.as_str()) == (boot.as_str(), store)
+        && present(&root)
+            == old
+                .places
+                .iter()
+                .map(|place| place.path.clone())
+                .collect::<Vec<_>>()
+        && old
+            .places
+            .iter()
+            .all(|place| identity(&place.path) == Some((place.dev, place.ino)))
+    {
+        return Ok(());
+    }
+    let table = mountinfo::read()?;
+    let mut places = Vec::new();
+    for path in present(&root) {
+        let stat = Dir::open(&path)?.stat_self()?;
+        let mount = table.by_id(stat.mnt_id);
+        places.push(Place {
+            dev: stat.dev,
+            ino: stat.ino,
+            mount: stat.mnt_id,
+            mount_dev: mount.map_or((0, 0), |m| m.dev),
+            mount_point: mount.map_or_else(PathBuf::new, |m| m.mount_point.clone()),
+            fs_type: mount.map_or_else(String::new, |m| m.fs_type.to_string_lossy().into_owned()),
+            source: mount.map_or_else(String::new, |m| m.source.to_string_lossy().into_owned()),
+            path,
+        });
+    }
+    let note = Note {
+        version: VERSION,
+        boot,
+        store: store.to_string(),
+        places,
+    };
+    let text = serde_json::to_vec_pretty(&note).map_err(|e| Error::io("write", &file)(e.into()))?;
+    let dir = make_run_dir(run_dir)?;
+    let name = file.file_name().unwrap_or(OsStr::new("store.json"));
+    publish::write_file_atomic(&dir, name, &text, 0o600)?;
+    Ok(())
+}
+
+/// Opens the run directory, making it (0700) if need be.
+pub(crate) fn make_run_dir(run_dir: &Path) -> Result<Dir> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(run_dir)
+        .map_err(Error::io("make", run_dir))?;
+    Ok(Dir::open(run_dir)?)
+}
+
+/// Decides from what was noted and what is mounted now. `now` gives device and inode of a path, if it is there.
+fn judge(
+    root: &Path,
+    note: Option<&Note>,
+    table: &Table,
+    has_store: bool,
+    now: &dyn Fn(&Path) -> Option<(u64, u64)>,
+) -> Verdict {
+    let hidden = hidden_mounts(root, table);
+    let covered = |path: &Path, covers: Vec<&Mount>| Verdict::Covered {
+        path: path.to_path_buf(),
+        covers: covers.into_iter().map(Cover::of).collect(),
+    };
+    for place in note.into_iter().flat_map(|note| &note.places) {
+        if now(&place.path) == Some((place.dev, place.ino)) {
+            continue;
+        }
+        let covers = covers_of(place, table);
+        let is_root = place.path == root;
+        if !covers.is_empty() {
+            // A store that somebody mounted here on purpose is used, unless containers of the old one are still mounted beneath it.
+            if is_root && has_store && hidden.is_empty() {
+                return Verdict::GoOn;
+            }
+            return covered(&place.path, covers);
+        }
+        let still_mounted = table.mounts().iter().any(|m| m.dev == place.mount_dev);
+        if is_root && !has_store && !still_mounted {
+            let was = Cover {
+                mount_point: place.mount_point.clone(),
+                fs_type: place.fs_type.clone(),
+                source: place.source.clone(),
+            };
+            return Verdict::Unmounted {
+                path: place.path.clone(),
+                was,
+            };
+        }
+        if is_root {
+            // The directory was replaced by hand; what is in it now is what counts.
+            return Verdict::GoOn;
+        }
+    }
+    if note.is_none()
+        && !has_store
+        && let Some(mount) = hidden.first()
+    {
+        let covers = table.covering(root, mount.parent);
+        if !covers.is_empty() {
+            return covered(root, covers);
+        }
+    }
+    Verdict::GoOn
+}
+
+/// The mounts beneath `root` that a lookup of their own mount point does not reach.
+fn hidden_mounts<'a>(root: &Path, table: &'a Table) -> Vec<&'a Mount> {
+    table
+        .beneath(root)
+        .into_iter()
+        .filter(|mount| {
+            !table
+                .chain(&mount.mount_point)
+                .iter()
+                .any(|m| m.id == mount.id)
+        })
+        .collect()
+}
+
+/// What lies over a noted place, topmost first; empty if nothing does.
+fn covers_of<'a>(place: &Place, table: &'a Table) -> Vec<&'a Mount> {
+    // Mount numbers are used again, and differ between namespaces: the device must fit, too.
+    if table
+        .by_id(place.mount)
+        .is_some_and(|m| m.dev == place.mount_dev)
+    {
+        return table.covering(&place.path, place.mount);
+    }
+    let mut chain = table.chain(&place.path);
+    chain.reverse();
+    match chain.iter().position(|m| m.dev == place.mount_dev) {
+        Some(depth) => chain[..depth].to_vec(),
+        None => Vec::new(),
+    }
+}
+
+fn present(root: &Path) -> Vec<PathBuf> {
+    let parts = PARTS
+        .iter()
+        .map(|part| root.join(part))
+        .filter(|path| identity(path).is_some());
+    std::iter::once(root.to_path_buf()).chain(parts).collect()
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// The mount table knows no symbolic links, so `root` is given without, as far as it exists.
+fn resolved(root: &Path) -> PathBuf {
+    for ancestor in root.ancestors() {
+        if let Ok(real) = std::fs::canonicalize(ancestor) {
+            let rest = root.strip_prefix(ancestor).unwrap_or(Path::new(""));
+            return if rest.as_os_str().is_empty() {
+                real
+            } else {
+                real.join(rest)
+            };
+        }
+    }
+    root.to_path_buf()
+}
+
+/// One note a root, named after it; a clash of the short hash only costs a rewrite, since the path is in the note.
+fn note_file(root: &Path, run_dir: &Path) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    root.hash(&mut hasher);
+    run_dir.join(format!("store-{:016x}.json", hasher.finish()))
+}
+
+fn read_note(file: &Path) -> Option<Note> {
+    let note: Note = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+    (note.version == VERSION).then_some(note)
+}
+
+/// The number of this boot, as the kernel gives it.
+pub(crate) fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_string()
+}
+
+/// Paths as text where they are UTF-8, else as `hex:` and digits.
+mod path_text {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) if !text.starts_with("hex:") => serializer.serialize_str(text),
+            _ => serializer
+                .serialize_str(&format!("hex:{}", hex::encode(path.as_os_str().as_bytes()))),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.strip_prefix("hex:") {
+            None => Ok(text.into()),
+            Some(digits) => {
+                let bytes = hex::decode(digits).map_err(serde::de::Error::custom)?;
+                Ok(OsString::from_vec(bytes).into())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
