@@ -3,6 +3,7 @@
 
 CARGO  ?= cargo
 PREFIX ?= /usr/local
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 # An archive (docker-archive, OCI layout) or a registry reference for `make demo`.
 IMAGE  ?=
 # Rows of the benchmark to run, for example BENCH="load diff"; all when empty.
@@ -27,7 +28,7 @@ build: ## Build the vellum command (release)
 demo: ## A real image in, a container out, a new image back: in one walk
 	@scripts/setup.sh build demo
 	@$(CARGO) build --release --locked --package vellum-cli
-	@demo/run.sh $(IMAGE)
+	@VELLUM=$(TARGET)/release/vellum demo/run.sh $(IMAGE)
 
 test: ## Format, clippy, documents and every test
 	@scripts/setup.sh build test
@@ -40,17 +41,18 @@ test-slow: ## The tests of `make test`, and those against newer clients and big 
 bench: ## Compare with dockerd, podman, skopeo, umoci and tar; writes bench/RESULTS.md
 	@scripts/setup.sh build test bench
 	@$(CARGO) build --release --locked --package vellum-cli
-	@bench/bench.py $(BENCH)
+	@bench/bench.py --vellum $(TARGET)/release/vellum $(BENCH)
 
 lint: ## Format, clippy and documents only
 	@scripts/setup.sh build
 	@scripts/test.sh fmt clippy docs
 
 install: build ## Install the command, man pages and completions under PREFIX
-	$(CARGO) run --quiet --release --locked --package vellum-xtask -- man target/man
-	install -D -m 0755 target/release/vellum $(DESTDIR)$(PREFIX)/bin/vellum
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 0644 target/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -D -m 0755 $(TARGET)/release/vellum $(DESTDIR)$(PREFIX)/bin/vellum
+	$(TARGET)/release/vellum man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	$(TARGET)/release/vellum completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vellum
+	$(TARGET)/release/vellum completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vellum
 
 clean: ## Remove what was built (the cached demo image too)
 	$(CARGO) clean
