@@ -5,6 +5,8 @@
 //! * [`tree`]: a picture of a directory tree with everything a user can see of it, and a comparison entry by entry.
 //! * [`kernel`]: overlay mounts by the kernel, made without Vellum's own mount code, to compare with.
 //! * [`clients`]: real container tools (dockerd, podman, buildah, skopeo, umoci) with stores of their own.
+//! * [`model`]: the merge of layers, written a second time, in memory and without looking at the first.
+//! * [`churn`]: random trees, and random changes of every kind.
 //! * [`rng`]: random choices with a printed seed. `VELLUM_SEED=N` repeats a run.
 //! * [`untested`](untested()): says, and counts, what could not be tested here. Nothing is ever skipped silently.
 //!
@@ -12,7 +14,9 @@
 #![forbid(unsafe_code)]
 
 pub mod clients;
+pub mod churn;
 pub mod kernel;
+pub mod model;
 pub mod rng;
 pub mod scratch;
 pub mod tree;

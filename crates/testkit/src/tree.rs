@@ -136,7 +136,8 @@ impl Tree {
         assert!(found.is_empty(), "{} differences:\n{list}", found.len());
     }
 
-    fn group_links(&mut self) {
+    /// Fills in `linked_with` from the identities of the entries.
+    pub fn group_links(&mut self) {
         let mut first = BTreeMap::new();
         let mut members = BTreeMap::<_, usize>::new();
         for (path, entry) in self
@@ -369,7 +370,8 @@ fn named(error: io::Error, name: &OsStr) -> io::Error {
     io::Error::new(error.kind(), format!("{name:?}: {error}"))
 }
 
-fn hash(mut file: std::fs::File) -> io::Result<String> {
+/// Returns the SHA-256 of all that `file` gives, in hex.
+pub fn hash(mut file: impl Read) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {

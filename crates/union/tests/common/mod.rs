@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use vellum_format::Prefix;
 use vellum_testkit::kernel::Overlay;
-use vellum_testkit::{Scratch, needs_root};
-use vellum_union::{ChangeKind, Dialect, DirLayer, Form, Layer, Stack, changes};
+use vellum_sys::FileKind;
+use vellum_testkit::tree::{Entry, Kind, hash};
+use vellum_testkit::{Scratch, Tree, needs_root};
+use vellum_union::{ChangeKind, Dialect, DirLayer, Form, Layer, Node, Stack, changes};
 
 /// An overlay mounted by the kernel, and the directories it is made of.
 pub struct Rig {
@@ -132,4 +134,42 @@ pub fn whiteout(path: &Path) {
 pub fn touch(path: &Path, seconds: u64) {
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
     File::open(path).unwrap().set_modified(time).unwrap();
+}
+
+/// Our view as a picture, to hold against one of a mount.
+pub fn picture(stack: &Stack) -> Tree {
+    let mut tree = Tree::default();
+    for node in stack.walk() {
+        let node = node.unwrap();
+        tree.entries.insert(node.path().to_owned(), entry(&node));
+    }
+    tree.group_links();
+    tree
+}
+
+pub fn entry(node: &Node) -> Entry {
+    let stat = node.stat();
+    let kind = match stat.kind {
+        FileKind::Dir => Kind::Directory,
+        FileKind::File => Kind::File,
+        FileKind::Symlink => Kind::Symlink,
+        FileKind::Fifo => Kind::Fifo,
+        FileKind::Socket => Kind::Socket,
+        FileKind::Block => Kind::Block,
+        FileKind::Char => Kind::Character,
+    };
+    Entry {
+        kind,
+        mode: stat.mode,
+        uid: stat.uid,
+        gid: stat.gid,
+        mtime: (stat.mtime.sec, stat.mtime.nsec),
+        size: if kind == Kind::File { stat.size_bytes } else { 0 },
+        rdev: stat.rdev,
+        target: (kind == Kind::Symlink).then(|| node.read_link().unwrap()),
+        content: (kind == Kind::File).then(|| hash(node.open_data().unwrap()).unwrap()),
+        xattrs: node.xattrs().unwrap(),
+        linked_with: None,
+        identity: node.identity(),
+    }
 }
