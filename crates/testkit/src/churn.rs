@@ -27,7 +27,11 @@ pub struct Churn {
 
 impl Churn {
     /// Everything.
-    pub const ALL: Churn = Churn { links: true, trusted_xattrs: true, devices: true };
+    pub const ALL: Churn = Churn {
+        links: true,
+        trusted_xattrs: true,
+        devices: true,
+    };
 
     /// Changes the tree at `root` `count` times; the root itself only by what is made in it.
     pub fn run(self, rng: &mut Rng, root: &Path, count: usize) {
@@ -40,7 +44,12 @@ impl Churn {
 
     fn step(self, rng: &mut Rng, root: &Path, paths: &[PathBuf]) -> io::Result<()> {
         let any = rng.pick(paths).clone();
-        let dirs: Vec<_> = paths.iter().filter(|path| is_dir(path)).cloned().chain([root.to_owned()]).collect();
+        let dirs: Vec<_> = paths
+            .iter()
+            .filter(|path| is_dir(path))
+            .cloned()
+            .chain([root.to_owned()])
+            .collect();
         let new = rng.pick(&dirs).join(rng.name());
         match rng.below(24) {
             0..=2 => write(rng, &new),
@@ -49,7 +58,9 @@ impl Churn {
             6 => match rng.below(3) {
                 0 => node(&new, FileType::Fifo, 0),
                 1 => node(&new, FileType::Socket, 0),
-                _ if self.devices => node(&new, FileType::CharacterDevice, rustix::fs::makedev(1, 3)),
+                _ if self.devices => {
+                    node(&new, FileType::CharacterDevice, rustix::fs::makedev(1, 3))
+                }
                 _ => Ok(()),
             },
             7 => write(rng, &any),
@@ -58,13 +69,22 @@ impl Churn {
                 file.seek(SeekFrom::Start(rng.below(30_000) as u64))?;
                 file.write_all(&rng.bytes(100))
             }
-            9 => fs::OpenOptions::new().write(true).open(regular(&any)?)?.set_len(rng.below(9_000) as u64),
-            10 | 11 if !any.is_symlink() => {
-                fs::set_permissions(&any, fs::Permissions::from_mode(0o700 | rng.below(0o10000) as u32))
-            }
-            12 => std::os::unix::fs::lchown(&any, Some(rng.below(3) as u32), Some(rng.below(3) as u32)),
+            9 => fs::OpenOptions::new()
+                .write(true)
+                .open(regular(&any)?)?
+                .set_len(rng.below(9_000) as u64),
+            10 | 11 if !any.is_symlink() => fs::set_permissions(
+                &any,
+                fs::Permissions::from_mode(0o700 | rng.below(0o10000) as u32),
+            ),
+            12 => std::os::unix::fs::lchown(
+                &any,
+                Some(rng.below(3) as u32),
+                Some(rng.below(3) as u32),
+            ),
             13 => {
-                let time = UNIX_EPOCH + Duration::new(rng.below(1 << 30) as u64, rng.below(1_000_000_000) as u32);
+                let time = UNIX_EPOCH
+                    + Duration::new(rng.below(1 << 30) as u64, rng.below(1_000_000_000) as u32);
                 fs::File::open(regular(&any)?)?.set_modified(time)
             }
             14 => self.xattr(rng, &any),
@@ -82,7 +102,13 @@ impl Churn {
             17 => fs::remove_file(&any).and_then(|()| write(rng, &any)),
             18..=20 => fs::rename(&any, &new),
             21 => fs::rename(&any, rng.pick(paths)),
-            22 => Ok(rustix::fs::renameat_with(CWD, &any, CWD, rng.pick(paths), RenameFlags::EXCHANGE)?),
+            22 => Ok(rustix::fs::renameat_with(
+                CWD,
+                &any,
+                CWD,
+                rng.pick(paths),
+                RenameFlags::EXCHANGE,
+            )?),
             _ if self.links => fs::hard_link(&any, &new),
             _ => Ok(()),
         }
@@ -90,13 +116,24 @@ impl Churn {
 
     fn xattr(self, rng: &mut Rng, path: &Path) -> io::Result<()> {
         let names: &[&str] = match self.trusted_xattrs {
-            true => &["user.a", "user.b", "trusted.t", "trusted.overlay.opaque", "trusted.overlay.overlay.x"],
+            true => &[
+                "user.a",
+                "user.b",
+                "trusted.t",
+                "trusted.overlay.opaque",
+                "trusted.overlay.overlay.x",
+            ],
             false => &["user.a", "user.b", "user.long name"],
         };
         let name = *rng.pick(names);
         match rng.chance(25) {
             true => Ok(rustix::fs::lremovexattr(path, name)?),
-            false => Ok(rustix::fs::lsetxattr(path, name, &rng.bytes(40), XattrFlags::empty())?),
+            false => Ok(rustix::fs::lsetxattr(
+                path,
+                name,
+                &rng.bytes(40),
+                XattrFlags::empty(),
+            )?),
         }
     }
 }
@@ -104,8 +141,11 @@ impl Churn {
 /// Fills the empty directory `root` with a random tree of about `count` objects.
 pub fn grow(rng: &mut Rng, root: &Path, count: usize) {
     for index in 0..count {
-        let dirs: Vec<_> =
-            paths(root).into_iter().filter(|path| is_dir(path)).chain([root.to_owned()]).collect();
+        let dirs: Vec<_> = paths(root)
+            .into_iter()
+            .filter(|path| is_dir(path))
+            .chain([root.to_owned()])
+            .collect();
         let new = rng.pick(&dirs).join(rng.name());
         let made = match index % 3 {
             0 => fs::create_dir(&new),
@@ -133,7 +173,13 @@ fn regular(path: &Path) -> io::Result<&Path> {
 }
 
 fn node(path: &Path, kind: FileType, device: u64) -> io::Result<()> {
-    Ok(rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o640), device)?)
+    Ok(rustix::fs::mknodat(
+        CWD,
+        path,
+        kind,
+        Mode::from_raw_mode(0o640),
+        device,
+    )?)
 }
 
 fn is_dir(path: &Path) -> bool {
@@ -145,7 +191,9 @@ fn paths(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut left = vec![root.to_owned()];
     while let Some(dir) = left.pop() {
-        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        let Ok(entries) = fs::read_dir(&dir) else {
+            continue;
+        };
         for entry in entries.flatten() {
             if is_dir(&entry.path()) {
                 left.push(entry.path());
@@ -172,10 +220,18 @@ mod tests {
             let root = scratch.dir(name);
             let mut rng = Rng::seeded(11);
             grow(&mut rng, &root, 30);
-            Churn { trusted_xattrs: false, devices: false, ..Churn::ALL }.run(&mut rng, &root, 100);
+            Churn {
+                trusted_xattrs: false,
+                devices: false,
+                ..Churn::ALL
+            }
+            .run(&mut rng, &root, 100);
             Tree::read(&root).unwrap()
         });
-        let ignore = crate::tree::Ignore { mtimes: true, ..Default::default() };
+        let ignore = crate::tree::Ignore {
+            mtimes: true,
+            ..Default::default()
+        };
         trees[0].assert_same(&trees[1], ignore);
         assert!(trees[0].entries.len() > 10);
     }

@@ -13,8 +13,8 @@
 //! Nothing in a product may depend on this crate. It may panic: a test that can't be set up has failed.
 #![forbid(unsafe_code)]
 
-pub mod clients;
 pub mod churn;
+pub mod clients;
 pub mod kernel;
 pub mod model;
 pub mod rng;

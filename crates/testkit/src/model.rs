@@ -66,7 +66,12 @@ pub enum Seen {
 pub fn view(layers: &[Dir]) -> Seen {
     let (lowest, above) = layers.split_last().expect("a union has a layer");
     let empty = Seen::Dir(0, BTreeMap::new());
-    above.iter().rev().fold(over(lowest, None, &empty), |below, layer| over(layer, Some(&below), &below))
+    above
+        .iter()
+        .rev()
+        .fold(over(lowest, None, &empty), |below, layer| {
+            over(layer, Some(&below), &below)
+        })
 }
 
 /// Lays the directory `dir` of one layer over what is below it; `root` is the whole view below.
@@ -124,7 +129,11 @@ pub fn random_layer(rng: &mut Rng) -> Dir {
 
 fn random_dir(rng: &mut Rng, depth: usize, next: &mut u32) -> Dir {
     *next = next.wrapping_add(1);
-    let mut dir = Dir { id: *next, opaque: rng.chance(15), ..Dir::default() };
+    let mut dir = Dir {
+        id: *next,
+        opaque: rng.chance(15),
+        ..Dir::default()
+    };
     for name in NAMES {
         if !rng.chance(55) {
             continue;
@@ -154,7 +163,9 @@ fn random_redirect(rng: &mut Rng) -> Option<Redirect> {
         0 => Some(Redirect::Sibling(rng.pick(&NAMES).to_string())),
         1 | 2 => {
             let depth = 1 + rng.below(3);
-            Some(Redirect::FromRoot((0..depth).map(|_| rng.pick(&NAMES).to_string()).collect()))
+            Some(Redirect::FromRoot(
+                (0..depth).map(|_| rng.pick(&NAMES).to_string()).collect(),
+            ))
         }
         _ => None,
     }
@@ -165,29 +176,63 @@ mod tests {
     use super::*;
 
     fn dir(id: u32, names: &[(&str, Object)]) -> Dir {
-        let names = names.iter().map(|(name, object)| (name.to_string(), object.clone())).collect();
-        Dir { id, names, ..Dir::default() }
+        let names = names
+            .iter()
+            .map(|(name, object)| (name.to_string(), object.clone()))
+            .collect();
+        Dir {
+            id,
+            names,
+            ..Dir::default()
+        }
     }
 
     fn seen(id: u32, names: &[(&str, Seen)]) -> Seen {
-        Seen::Dir(id, names.iter().map(|(name, seen)| (name.to_string(), seen.clone())).collect())
+        Seen::Dir(
+            id,
+            names
+                .iter()
+                .map(|(name, seen)| (name.to_string(), seen.clone()))
+                .collect(),
+        )
     }
 
     #[test]
     fn a_renamed_directory_keeps_its_content() {
-        let lower = dir(1, &[("a", Object::Dir(dir(2, &[("x", Object::File(3)), ("y", Object::File(4))])))]);
+        let lower = dir(
+            1,
+            &[(
+                "a",
+                Object::Dir(dir(2, &[("x", Object::File(3)), ("y", Object::File(4))])),
+            )],
+        );
         let moved = Dir {
             redirect: Some(Redirect::FromRoot(vec!["a".into()])),
-            ..dir(6, &[("y", Object::Whiteout), ("x", Object::Metacopy(7, None))])
+            ..dir(
+                6,
+                &[("y", Object::Whiteout), ("x", Object::Metacopy(7, None))],
+            )
         };
         let upper = dir(5, &[("a", Object::Whiteout), ("b", Object::Dir(moved))]);
-        assert_eq!(view(&[upper, lower]), seen(5, &[("b", seen(6, &[("x", Seen::File(7, 3))]))]));
+        assert_eq!(
+            view(&[upper, lower]),
+            seen(5, &[("b", seen(6, &[("x", Seen::File(7, 3))]))])
+        );
     }
 
     #[test]
     fn contradictions_are_broken() {
-        let upper = dir(5, &[("a", Object::Metacopy(6, None)), ("b", Object::Metacopy(7, None))]);
+        let upper = dir(
+            5,
+            &[
+                ("a", Object::Metacopy(6, None)),
+                ("b", Object::Metacopy(7, None)),
+            ],
+        );
         let lower = dir(1, &[("a", Object::Dir(dir(2, &[])))]);
-        assert_eq!(view(&[upper, lower]), seen(5, &[("a", Seen::NoData), ("b", Seen::NoData)]));
+        assert_eq!(
+            view(&[upper, lower]),
+            seen(5, &[("a", Seen::NoData), ("b", Seen::NoData)])
+        );
     }
 }

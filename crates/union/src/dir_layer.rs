@@ -67,6 +67,17 @@ struct Handle {
     open: Mutex<Option<Arc<Dir>>>,
 }
 
+/// Lets go of the handles above one by one: left to itself, a chain of them is dropped by recursion, and a tree made
+/// deep enough would overflow the stack.
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut above = self.above.take();
+        while let Some((handle, _)) = above {
+            above = Arc::into_inner(handle).and_then(|mut handle| handle.above.take());
+        }
+    }
+}
+
 /// What is handed out; a type of its own because subdirectories need the shared pointer.
 #[derive(Debug)]
 struct Link(Arc<Handle>);

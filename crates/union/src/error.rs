@@ -82,6 +82,14 @@ pub enum Error {
         /// What it was taken for.
         expected: &'static str,
     },
+    /// A path so long that walking the tree would need memory without bound.
+    #[error("a path of {length_bytes} bytes is deeper than a union is read: /{start}...", start = start.display())]
+    TooDeep {
+        /// The first components.
+        start: PathBuf,
+        /// The path's length.
+        length_bytes: usize,
+    },
     /// A path with `..` in it.
     #[error("{path:?} is not a plain path")]
     BadPath {

@@ -13,6 +13,10 @@ use crate::node::Node;
 use crate::resolve::{Answer, Ask, Fault, MergeError, Merged, Part, merge};
 use crate::{Error, Result};
 
+/// The longest path that is read. A walk holds one path per directory on its way, so this bounds its memory (64 MiB for
+/// names of one byte), whatever a container has made. The kernel takes paths of up to 4096 bytes at a time.
+const PATH_LIMIT_BYTES: usize = 16 * 1024;
+
 /// Layers read as one tree. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Stack {
@@ -87,16 +91,18 @@ impl Stack {
     /// The path is from the root, a leading slash makes no difference, and symbolic links are not followed.
     /// Errors on `..`, on marks that can't be followed, and if a layer can't be read.
     pub fn lookup(&self, path: &Path) -> Result<Option<Node>> {
+        if path
+            .components()
+            .any(|component| component == Component::ParentDir)
+        {
+            return Err(Error::BadPath {
+                path: path.to_owned(),
+            });
+        }
         let mut node = self.root()?;
         for component in path.components() {
-            let name = match component {
-                Component::RootDir | Component::CurDir => continue,
-                Component::Normal(name) => name,
-                Component::ParentDir | Component::Prefix(_) => {
-                    return Err(Error::BadPath {
-                        path: path.to_owned(),
-                    });
-                }
+            let Component::Normal(name) = component else {
+                continue;
             };
             match self.child(&node, name)? {
                 Some(child) => node = child,
@@ -107,8 +113,17 @@ impl Stack {
     }
 
     /// Returns what is called `name` in a directory of this union, or `None`; also if `dir` is no directory.
+    ///
+    /// Errors as [`Stack::lookup`], and if the path would be over 16 KiB long.
     pub fn child(&self, dir: &Node, name: &OsStr) -> Result<Option<Node>> {
         let path = dir.path().join(name);
+        if path.as_os_str().len() > PATH_LIMIT_BYTES {
+            let start = path.components().take(8).collect();
+            return Err(Error::TooDeep {
+                start,
+                length_bytes: path.as_os_str().len(),
+            });
+        }
         match self.merge_with(&Layers(self), dir, name)? {
             Merged::Absent(_) => Ok(None),
             Merged::Dir { parts, stop, .. } => {

@@ -17,10 +17,18 @@ use vellum_testkit::{Rng, Tree};
 use vellum_union::{ChangeKind, Form, changes, compare};
 
 /// Random uppers, each the top lower of the next.
-fn run(name: &str, options: &[(&str, &str)], churn: Churn, seeds: usize, prepare: impl Fn(&mut Rng, &mut Rig)) {
+fn run(
+    name: &str,
+    options: &[(&str, &str)],
+    churn: Churn,
+    seeds: usize,
+    prepare: impl Fn(&mut Rng, &mut Rig),
+) {
     let mut rng = Rng::for_test(name);
     for _ in 0..seeds {
-        let Some(mut rig) = Rig::new(2, options) else { return };
+        let Some(mut rig) = Rig::new(2, options) else {
+            return;
+        };
         for lower in rig.lowers.clone() {
             grow(&mut rng, &lower, 25);
         }
@@ -34,7 +42,11 @@ fn run(name: &str, options: &[(&str, &str)], churn: Churn, seeds: usize, prepare
             rig.mount();
             let after = Tree::read(&rig.merged).unwrap();
             rig.unmount();
-            eprintln!("{} entries, upper {}", after.entries.len(), rig.upper.display());
+            eprintln!(
+                "{} entries, upper {}",
+                after.entries.len(),
+                rig.upper.display()
+            );
             picture(&rig.stack()).assert_same(&after, Ignore::default());
             for form in [Form::Layer, Form::Listing] {
                 check_changes(&rig, &before, &after, form);
@@ -43,7 +55,10 @@ fn run(name: &str, options: &[(&str, &str)], churn: Churn, seeds: usize, prepare
             rig.push();
             // Whiteouts in both forms in the lower layers.
             if rng.chance(30) {
-                to_xattr_whiteouts(&rig.lowers[0], rig.dialect().prefix.xattr(Mark::Opaque).to_str().unwrap());
+                to_xattr_whiteouts(
+                    &rig.lowers[0],
+                    rig.dialect().prefix.xattr(Mark::Opaque).to_str().unwrap(),
+                );
             }
         }
     }
@@ -55,12 +70,19 @@ fn check_changes(rig: &Rig, before: &Tree, after: &Tree, form: Form) {
     let mut last = None;
     for change in changes(&rig.stack(), form).unwrap() {
         let change = change.unwrap();
-        eprintln!("{form:?} {} {:?} {}", change.kind.letter(), change.path, change.opaque);
+        eprintln!(
+            "{form:?} {} {:?} {}",
+            change.kind.letter(),
+            change.path,
+            change.opaque
+        );
         assert!(last < Some(change.path.clone()), "sorted, none twice");
         last = Some(change.path.clone());
         match change.kind {
             ChangeKind::Added => assert!(!before.entries.contains_key(&change.path)),
-            ChangeKind::Modified | ChangeKind::Deleted => assert!(before.entries.contains_key(&change.path)),
+            ChangeKind::Modified | ChangeKind::Deleted => {
+                assert!(before.entries.contains_key(&change.path))
+            }
         }
         let Some(node) = &change.node else {
             remove_below(&mut tree.entries, &change.path);
@@ -70,17 +92,28 @@ fn check_changes(rig: &Rig, before: &Tree, after: &Tree, form: Form) {
         if !node.is_dir() || change.opaque {
             remove_below(&mut tree.entries, &change.path);
         }
-        if let Some(parent) = change.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            assert_eq!(tree.entries.get(parent).map(|entry| entry.kind), Some(Kind::Directory));
+        if let Some(parent) = change
+            .path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            assert_eq!(
+                tree.entries.get(parent).map(|entry| entry.kind),
+                Some(Kind::Directory)
+            );
         }
         tree.entries.insert(change.path, entry(node));
     }
     // In a layer the root is there only for its attributes; its time is not kept.
     let times = tree.entries.get_mut(Path::new("")).unwrap();
-    (times.mtime, times.identity) = (after.entries[Path::new("")].mtime, after.entries[Path::new("")].identity);
+    (times.mtime, times.identity) = (
+        after.entries[Path::new("")].mtime,
+        after.entries[Path::new("")].identity,
+    );
     regroup(&mut tree, after);
     if form == Form::Listing {
-        tree.entries.insert(PathBuf::new(), after.entries[Path::new("")].clone());
+        tree.entries
+            .insert(PathBuf::new(), after.entries[Path::new("")].clone());
     }
     tree.assert_same(after, Ignore::default());
 }
@@ -91,16 +124,31 @@ fn check_compare(rig: &Rig, before: &Tree, after: &Tree) {
         .unwrap()
         .map(|change| change.map(|change| (change.path, change.kind)).unwrap())
         .collect();
-    let ignore = Ignore { root: true, hard_links: true, ..Ignore::default() };
+    let ignore = Ignore {
+        root: true,
+        hard_links: true,
+        ..Ignore::default()
+    };
     for difference in before.differences(after, ignore) {
         let path = difference.path;
         let named = path.ancestors().find_map(|path| named.get(path));
         // A file written and set back to the same size and time is beyond a comparison that reads no content.
-        assert!(named.is_some() || difference.what == "content", "{path:?} {} is not named", difference.what);
+        assert!(
+            named.is_some() || difference.what == "content",
+            "{path:?} {} is not named",
+            difference.what
+        );
     }
     for (path, kind) in named {
         let expect = (kind != ChangeKind::Added, kind != ChangeKind::Deleted);
-        assert_eq!((before.entries.contains_key(&path), after.entries.contains_key(&path)), expect, "{path:?}");
+        assert_eq!(
+            (
+                before.entries.contains_key(&path),
+                after.entries.contains_key(&path)
+            ),
+            expect,
+            "{path:?}"
+        );
     }
 }
 
@@ -143,32 +191,79 @@ fn to_xattr_whiteouts(layer: &Path, opaque: &str) {
 
 #[test]
 fn redirects_and_metacopies() {
-    let options = &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off"), ("xino", "off")];
-    run("redirects_and_metacopies", options, Churn::ALL, 6, |_, _| ());
+    let options = &[
+        ("redirect_dir", "on"),
+        ("metacopy", "on"),
+        ("index", "off"),
+        ("xino", "off"),
+    ];
+    run(
+        "redirects_and_metacopies",
+        options,
+        Churn::ALL,
+        6,
+        |_, _| (),
+    );
 }
 
 #[test]
 fn redirects_and_metacopies_with_xino() {
-    let options = &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off"), ("xino", "on")];
-    run("redirects_and_metacopies_with_xino", options, Churn::ALL, 3, |_, _| ());
+    let options = &[
+        ("redirect_dir", "on"),
+        ("metacopy", "on"),
+        ("index", "off"),
+        ("xino", "on"),
+    ];
+    run(
+        "redirects_and_metacopies_with_xino",
+        options,
+        Churn::ALL,
+        3,
+        |_, _| (),
+    );
 }
 
 /// Without hard links: those of an indexed upper are joined by its work directory, which is not part of a layer.
 #[test]
 fn index_without_hard_links() {
-    let options = &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "on"), ("xino", "on")];
-    run("index_without_hard_links", options, Churn { links: false, ..Churn::ALL }, 3, |_, _| ());
+    let options = &[
+        ("redirect_dir", "on"),
+        ("metacopy", "on"),
+        ("index", "on"),
+        ("xino", "on"),
+    ];
+    run(
+        "index_without_hard_links",
+        options,
+        Churn {
+            links: false,
+            ..Churn::ALL
+        },
+        3,
+        |_, _| (),
+    );
 }
 
 #[test]
 fn everything_off() {
-    let options = &[("redirect_dir", "off"), ("metacopy", "off"), ("index", "off"), ("xino", "off")];
+    let options = &[
+        ("redirect_dir", "off"),
+        ("metacopy", "off"),
+        ("index", "off"),
+        ("xino", "off"),
+    ];
     run("everything_off", options, Churn::ALL, 3, |_, _| ());
 }
 
 #[test]
 fn marks_in_user_xattrs() {
-    run("marks_in_user_xattrs", &[("userxattr", "")], Churn::ALL, 3, |_, _| ());
+    run(
+        "marks_in_user_xattrs",
+        &[("userxattr", "")],
+        Churn::ALL,
+        3,
+        |_, _| (),
+    );
 }
 
 /// Some files of the lower layers become metacopies whose data is in a data-only layer.
@@ -178,7 +273,9 @@ fn data_only_layers() {
     run("data_only_layers", options, Churn::ALL, 3, |rng, rig| {
         let data = [rig.scratch.dir("data0"), rig.scratch.dir("data1")];
         let prefix = rig.dialect().prefix;
-        let xattr = |path: &Path, mark, value: &[u8]| set_xattr(path, prefix.xattr(mark).to_str().unwrap(), value);
+        let xattr = |path: &Path, mark, value: &[u8]| {
+            set_xattr(path, prefix.xattr(mark).to_str().unwrap(), value)
+        };
         for lower in rig.lowers.clone() {
             for (index, path) in Tree::read(&lower).unwrap().entries.into_iter().enumerate() {
                 if path.1.kind != Kind::File || rng.chance(50) {
@@ -205,19 +302,28 @@ fn data_only_layers() {
 fn uppers_in_any_order() {
     let mut rng = Rng::for_test("uppers_in_any_order");
     for _ in 0..4 {
-        let Some(mut rig) = Rig::new(2, common::ALL_ON) else { return };
+        let Some(mut rig) = Rig::new(2, common::ALL_ON) else {
+            return;
+        };
         for lower in rig.lowers.clone() {
             grow(&mut rng, &lower, 20);
         }
         for _ in 0..2 {
             rig.mount();
-            Churn { links: false, ..Churn::ALL }.run(&mut rng, &rig.merged, 40);
+            Churn {
+                links: false,
+                ..Churn::ALL
+            }
+            .run(&mut rng, &rig.merged, 40);
             rig.unmount();
             rig.push();
         }
         rig.lowers.swap(0, 1);
-        let overlay =
-            Overlay { lowers: rig.lowers.clone(), options: rig.options.clone(), ..Overlay::default() };
+        let overlay = Overlay {
+            lowers: rig.lowers.clone(),
+            options: rig.options.clone(),
+            ..Overlay::default()
+        };
         overlay.mount(&rig.scratch, &rig.merged).unwrap();
         let all: Vec<_> = rig.lowers.iter().collect();
         let stack = common::stack_of(&all, &[], rig.dialect());
@@ -233,15 +339,22 @@ fn agree_below(stack: &vellum_union::Stack, dir: &vellum_union::Node, real: &Pat
         let real = real.join(&name);
         match (stack.child(dir, &name), real.symlink_metadata()) {
             (Err(vellum_union::Error::Dangling { .. }), Ok(meta)) => assert!(meta.is_dir()),
-            (Err(vellum_union::Error::NoData { .. }), Err(error)) => assert_eq!(error.raw_os_error(), Some(5)),
+            (Err(vellum_union::Error::NoData { .. }), Err(error)) => {
+                assert_eq!(error.raw_os_error(), Some(5))
+            }
             (Ok(None), Err(error)) => assert_eq!(error.raw_os_error(), Some(2), "{real:?}"),
             (Ok(Some(node)), Ok(meta)) => {
-                assert_eq!((node.stat().mode, node.stat().uid), (meta.mode() & 0o7777, meta.uid()), "{real:?}");
+                assert_eq!(
+                    (node.stat().mode, node.stat().uid),
+                    (meta.mode() & 0o7777, meta.uid()),
+                    "{real:?}"
+                );
                 assert_eq!(node.is_dir(), meta.is_dir());
                 if node.is_dir() {
                     agree_below(stack, &node, &real);
                 } else if meta.is_file() {
-                    let content = vellum_testkit::tree::hash(fs::File::open(&real).unwrap()).unwrap();
+                    let content =
+                        vellum_testkit::tree::hash(fs::File::open(&real).unwrap()).unwrap();
                     assert_eq!(entry(&node).content, Some(content));
                 }
             }

@@ -17,18 +17,35 @@ impl Ask for Memory {
     type File = u32;
     type Error = Infallible;
 
-    fn ask(&self, _: usize, dir: &model::Dir, name: &OsStr) -> Result<Answer<model::Dir, u32>, Infallible> {
+    fn ask(
+        &self,
+        _: usize,
+        dir: &model::Dir,
+        name: &OsStr,
+    ) -> Result<Answer<model::Dir, u32>, Infallible> {
         Ok(match dir.names.get(name.to_str().unwrap()) {
             None => Answer::Silent,
             Some(Object::Whiteout) => Answer::Hidden(Whiteout::Device),
-            Some(Object::Special(id)) => Answer::File { file: *id, regular: false, data: Data::Here },
-            Some(Object::File(id)) => Answer::File { file: *id, regular: true, data: Data::Here },
-            Some(Object::Metacopy(id, redirect)) => {
-                Answer::File { file: *id, regular: true, data: Data::Below(convert(redirect)) }
-            }
-            Some(Object::Dir(sub)) => {
-                Answer::Dir { dir: sub.clone(), opaque: sub.opaque, redirect: convert(&sub.redirect) }
-            }
+            Some(Object::Special(id)) => Answer::File {
+                file: *id,
+                regular: false,
+                data: Data::Here,
+            },
+            Some(Object::File(id)) => Answer::File {
+                file: *id,
+                regular: true,
+                data: Data::Here,
+            },
+            Some(Object::Metacopy(id, redirect)) => Answer::File {
+                file: *id,
+                regular: true,
+                data: Data::Below(convert(redirect)),
+            },
+            Some(Object::Dir(sub)) => Answer::Dir {
+                dir: sub.clone(),
+                opaque: sub.opaque,
+                redirect: convert(&sub.redirect),
+            },
         })
     }
 
@@ -53,13 +70,19 @@ fn view(parts: &[Part<model::Dir>], roots: &[Part<model::Dir>]) -> BTreeMap<Stri
             Ok(Merged::Absent(_)) => continue,
             Ok(Merged::Dir { parts, .. }) => Seen::Dir(parts[0].dir.id, view(&parts, roots)),
             // The model tells special files from regular ones by their type; a merge leaves that to the layer.
-            Ok(Merged::File { layer, file, data: None }) => {
-                match find(parts.iter().find(|part| part.layer == layer), name) {
-                    Some(Object::Special(_)) => Seen::Special(file),
-                    _ => Seen::File(file, file),
-                }
-            }
-            Ok(Merged::File { file, data: Some((_, data)), .. }) => Seen::File(file, data),
+            Ok(Merged::File {
+                layer,
+                file,
+                data: None,
+            }) => match find(parts.iter().find(|part| part.layer == layer), name) {
+                Some(Object::Special(_)) => Seen::Special(file),
+                _ => Seen::File(file, file),
+            },
+            Ok(Merged::File {
+                file,
+                data: Some((_, data)),
+                ..
+            }) => Seen::File(file, data),
             Err(MergeError::Fault(Fault::NoData { .. })) => Seen::NoData,
             Err(MergeError::Fault(Fault::Dangling { .. })) => Seen::Dangling(BTreeMap::new()),
             Err(MergeError::Ask(never)) => match never {},
@@ -78,10 +101,20 @@ fn merge_agrees_with_the_model() {
     let mut rng = Rng::for_test("merge_agrees_with_the_model");
     let mut kinds = [0; 5];
     for _ in 0..30_000 {
-        let layers: Vec<_> = (0..1 + rng.below(5)).map(|_| model::random_layer(&mut rng)).collect();
-        let roots: Vec<_> =
-            layers.iter().enumerate().map(|(layer, dir)| Part { layer, dir: dir.clone() }).collect();
-        let Seen::Dir(_, mut expect) = model::view(&layers) else { panic!("the root is a directory") };
+        let layers: Vec<_> = (0..1 + rng.below(5))
+            .map(|_| model::random_layer(&mut rng))
+            .collect();
+        let roots: Vec<_> = layers
+            .iter()
+            .enumerate()
+            .map(|(layer, dir)| Part {
+                layer,
+                dir: dir.clone(),
+            })
+            .collect();
+        let Seen::Dir(_, mut expect) = model::view(&layers) else {
+            panic!("the root is a directory")
+        };
         forget(&mut expect);
         let found = view(&roots, &roots);
         assert_eq!(found, expect, "layers, top first: {layers:#?}");

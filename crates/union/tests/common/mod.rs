@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vellum_format::Prefix;
-use vellum_testkit::kernel::Overlay;
 use vellum_sys::FileKind;
+use vellum_testkit::kernel::Overlay;
 use vellum_testkit::tree::{Entry, Kind, hash};
 use vellum_testkit::{Scratch, Tree, needs_root};
 use vellum_union::{ChangeKind, Dialect, DirLayer, Form, Layer, Node, Stack, changes};
@@ -164,7 +164,11 @@ pub fn entry(node: &Node) -> Entry {
         uid: stat.uid,
         gid: stat.gid,
         mtime: (stat.mtime.sec, stat.mtime.nsec),
-        size: if kind == Kind::File { stat.size_bytes } else { 0 },
+        size: if kind == Kind::File {
+            stat.size_bytes
+        } else {
+            0
+        },
         rdev: stat.rdev,
         target: (kind == Kind::Symlink).then(|| node.read_link().unwrap()),
         content: (kind == Kind::File).then(|| hash(node.open_data().unwrap()).unwrap()),
