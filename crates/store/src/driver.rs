@@ -331,6 +331,9 @@ pub(crate) trait Driver: Send + Sync {
     /// Returns the tree's parts.
     fn shape(&self, layout: &Layout, tree: &TreeRef, parents: &[TreeRef]) -> Shape;
 
+    /// Puts right what a mount of this tree would read through its `parent`. Cheap: a call or two of the system.
+    fn ready(&self, layout: &Layout, parent: &TreeRef) -> Result<Vec<Finding>>;
+
     /// Compares the tree with its record and returns what is wrong. With `heal`, what is only derived from the record
     /// (short names, lists of lowers) is put right; each finding says whether it was.
     fn check(
@@ -351,6 +354,17 @@ pub struct Finding {
     pub why: String,
     /// True if it was put right.
     pub healed: bool,
+}
+
+impl Finding {
+    /// A directory that holds data is not there.
+    pub(crate) fn lost(path: &Path) -> Self {
+        Self {
+            what: path.display().to_string(),
+            why: "the directory is missing; what was in it is lost".into(),
+            healed: false,
+        }
+    }
 }
 
 pub(crate) fn driver(kind: DriverKind) -> &'static dyn Driver {

@@ -9,12 +9,14 @@
 //! [driver]. What lies where on disk is told in `docs/format.md`.
 #![forbid(unsafe_code)]
 
+mod clone;
 pub mod containers;
 pub mod content;
 pub mod digest;
 pub mod driver;
 pub mod error;
 pub mod filter;
+pub mod gc;
 pub mod images;
 pub mod layers;
 mod layout;
@@ -35,9 +37,11 @@ pub use digest::{Algorithm, Digest};
 pub use driver::{DriverKind, Finding, LayerDir, LayerMarks, Overlay, Shape, TreeId, TreeParts};
 pub use error::{Class, Result, StoreError, Subject};
 pub use filter::Filter;
+pub use gc::{Garbage, Reason, Thing, Why};
 pub use images::{ImageLayer, ImageRecord, LayerBlob, MovedTag, NewImage};
 pub use layers::{LayerCommit, Registered, StagedFile, StagedLayer};
 pub use lease::{Held, Lease, LeaseId, Life};
 pub use snapshot::{Info, Keep, Kind, LabelChange, Labels, MountFeatures, SnapshotKey, Usage};
 pub use snapshots::{PrepareOptions, Sweep};
 pub use store::{Store, StoreOptions};
+pub use tx::Fate;

@@ -446,20 +446,22 @@ impl Store {
             Ok((row, parents))
         })?;
         let driver = driver::driver(row.driver());
-        for (at, tree) in std::iter::once(&row.tree_ref()).chain(&parents).enumerate() {
-            for finding in driver.check(self.layout(), tree, &parents[at..], true)? {
-                if !finding.healed {
-                    return Err(StoreError::Damaged {
-                        what: finding.what,
-                        why: finding.why,
-                    });
-                }
-                tracing::warn!(
-                    what = finding.what,
-                    why = finding.why,
-                    "put right from the record"
-                );
+        let mut findings = driver.check(self.layout(), &row.tree_ref(), &parents, true)?;
+        for parent in &parents {
+            findings.extend(driver.ready(self.layout(), parent)?);
+        }
+        for finding in findings {
+            if !finding.healed {
+                return Err(StoreError::Damaged {
+                    what: finding.what,
+                    why: finding.why,
+                });
             }
+            tracing::warn!(
+                what = finding.what,
+                why = finding.why,
+                "put right from the record"
+            );
         }
         Ok(self.parts(&row.tree_ref(), row.driver(), &row.record, &parents))
     }

@@ -181,16 +181,29 @@ fn remove(trash: &Path, trashed: &Path) -> Result<bool> {
 pub(crate) struct Litter {
     pub path: PathBuf,
     pub why: &'static str,
-    /// False if it could not be removed now, with the cause.
-    pub removed: Fate,
+    pub fate: Fate,
 }
 
-/// Whether a piece of litter is gone.
+/// What became of something that was to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
+    /// It is gone.
     Gone,
+    /// It would go; this was a dry run.
     Would,
+    /// Its record is gone, but something on disk could not be removed now; a later sweep tries again. The cause.
     Stuck(String),
+}
+
+impl Fate {
+    /// Makes a fate of a removal's outcome; `false`: part of it is mounted over.
+    pub(crate) fn of(result: Result<bool>) -> Self {
+        match result {
+            Ok(true) => Self::Gone,
+            Ok(false) => Self::Stuck("something is mounted in it".into()),
+            Err(e) => Self::Stuck(crate::error::chain(&e)),
+        }
+    }
 }
 
 /// Takes away what dead makers left in `staging/` and all of `trash/`; with `dry_run` only tells.
@@ -211,23 +224,15 @@ pub(crate) fn sweep(layout: &Layout, dry_run: bool) -> Result<Vec<Litter>> {
         let gone = if dry_run {
             Fate::Would
         } else {
-            outcome(remove(&layout.trash(), &path))
+            Fate::of(remove(&layout.trash(), &path))
         };
         found.push(Litter {
             path,
             why: "removed, but not yet swept",
-            removed: gone,
+            fate: gone,
         });
     }
     Ok(found)
-}
-
-fn outcome(result: Result<bool>) -> Fate {
-    match result {
-        Ok(true) => Fate::Gone,
-        Ok(false) => Fate::Stuck("something is mounted in it".into()),
-        Err(e) => Fate::Stuck(crate::error::chain(&e)),
-    }
 }
 
 /// Moves one piece of litter to the trash and removes it. The caller holds its lock.
@@ -237,12 +242,12 @@ pub(crate) fn take_away(
     why: &'static str,
     dry_run: bool,
 ) -> Litter {
-    let removed = if dry_run {
+    let fate = if dry_run {
         Fate::Would
     } else {
-        outcome(discard(&layout.trash(), &path))
+        Fate::of(discard(&layout.trash(), &path))
     };
-    Litter { path, why, removed }
+    Litter { path, why, fate }
 }
 
 /// Takes the lock of a staged or published entry; `None` if its maker lives, or it has gone meanwhile.

@@ -108,6 +108,12 @@ pub(crate) trait Visitor {
         let _ = (dir, name, stat); // for those who don't care
         Ok(())
     }
+
+    /// The directory `name`, just reported and to be entered, is gone.
+    fn vanished(&mut self, name: &OsStr) -> Result<()> {
+        let _ = name; // for those who don't care
+        Ok(())
+    }
 }
 
 /// Walks everything beneath `root`, directories before their content, names in byte order. Mounts are not entered.
@@ -131,7 +137,10 @@ pub(crate) fn walk(root: Dir, visitor: &mut dyn Visitor) -> Result<()> {
         if visitor.entry(spine.here(), &name, &stat)? && stat.is_dir() && stat.dev == device {
             match spine.down(&name) {
                 Ok(()) => {}
-                Err(StoreError::Sys(e)) if e.is_not_found() => continue,
+                Err(StoreError::Sys(e)) if e.is_not_found() => {
+                    visitor.vanished(&name)?;
+                    continue;
+                }
                 Err(e) => return Err(e),
             }
             frames.push((names(spine.here())?, Some((name, stat))));

@@ -1,27 +1,35 @@
-//! The `native` layout: every tree is a full copy.
+//! The `native` layout: every tree is a whole, plain directory, copied from its parent.
+//!
+//! ```text
+//! native/              0700
+//!   <id>/              0700
+//!     root/            the tree; absent in a view of a layer, which shows the layer's
+//! ```
+//!
+//! Works on any file system that can hold the attributes; where it can share blocks (XFS, btrfs), copies cost metadata only.
 
 use std::path::{Path, PathBuf};
 
-use super::{Finding, LayerMarks, LinkId, NewTree, Shape, TreeRef};
+use super::{DriverKind, Finding, LayerMarks, LinkId, NewTree, Shape, TreeRef};
 use crate::{
+    clone::{Files, clone_tree},
     error::{Result, StoreError},
-    layout::Layout,
-    snapshot::Usage,
+    layout::{Layout, make_dir},
+    snapshot::{Kind, Usage},
+    walk,
 };
 
 pub(super) struct Native;
 
-fn not_yet<T>() -> Result<T> {
-    Err(StoreError::Unsupported {
-        what: "storage driver native".into(),
-        why: "this build has overlay2 only".into(),
-    })
+fn root_of(layout: &Layout, tree: &TreeRef) -> PathBuf {
+    layout.tree(DriverKind::Native, &tree.id).join("root")
 }
 
 impl super::Driver for Native {
-    fn create_home(&self, _: &Layout) -> Result<()> {
-        not_yet()
+    fn create_home(&self, layout: &Layout) -> Result<()> {
+        make_dir(&layout.driver(DriverKind::Native), 0o700)
     }
+
     fn stacks(&self) -> bool {
         false
     }
@@ -29,41 +37,95 @@ impl super::Driver for Native {
     fn has_links(&self) -> bool {
         false
     }
-    fn stage(&self, _: &Layout, _: &Path, _: &NewTree<'_>) -> Result<bool> {
-        not_yet()
+
+    fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
+        let root = dir.join("root");
+        match (new.parents.first(), new.kind) {
+            (Some(_), Kind::View) => Ok(false),
+            (None, _) => make_dir(&root, 0o755).map(|()| false),
+            (Some(parent), Kind::Active | Kind::Committed) => {
+                make_dir(&root, 0o755)?;
+                clone_tree(&root_of(layout, parent), &root, Files::Copy)?;
+                Ok(true)
+            }
+        }
     }
-    fn staged_parts(&self, _: &NewTree<'_>) -> Vec<&'static str> {
-        vec![]
+
+    fn staged_parts(&self, new: &NewTree<'_>) -> Vec<&'static str> {
+        if new.kind == Kind::View && !new.parents.is_empty() {
+            vec![]
+        } else {
+            vec!["root"]
+        }
     }
+
     fn link(&self, _: &Layout, _: &NewTree<'_>) -> Result<()> {
         Ok(())
     }
+
     fn unlink(&self, _: &Layout, _: Option<&LinkId>) -> Result<()> {
         Ok(())
     }
+
     fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks) {
         (dir.join("root"), LayerMarks::Plain)
     }
+
     fn seal(&self, _: &Layout, _: &Path, _: &TreeRef, _: &[TreeRef]) -> Result<()> {
-        not_yet()
+        Ok(())
     }
+
     fn settle(&self, _: &Path) -> Result<()> {
         Ok(())
     }
-    fn rebase(&self, _: &Path, _: &[TreeRef]) -> Result<()> {
-        not_yet()
+
+    fn rebase(&self, dir: &Path, _: &[TreeRef]) -> Result<()> {
+        Err(StoreError::Unsupported {
+            what: format!("putting {} on a parent", dir.display()),
+            why: "the native driver keeps whole trees; prepare it on the parent instead".into(),
+        })
     }
-    fn usage(&self, _: &Layout, _: &Path, _: &TreeRef, _: &[TreeRef]) -> Result<Usage> {
-        not_yet()
+
+    fn usage(&self, _: &Layout, dir: &Path, _: &TreeRef, _: &[TreeRef]) -> Result<Usage> {
+        walk::usage(&dir.join("root"), None)
     }
-    fn shape(&self, layout: &Layout, tree: &TreeRef, _: &[TreeRef]) -> Shape {
-        Shape::Plain {
-            root: layout.tree(super::DriverKind::Native, &tree.id),
-            read_only: true,
-            base: None,
+
+    fn shape(&self, layout: &Layout, tree: &TreeRef, parents: &[TreeRef]) -> Shape {
+        let base = parents.first().map(|parent| root_of(layout, parent));
+        match (tree.kind, base) {
+            (Kind::View, Some(base)) => Shape::Plain {
+                root: base,
+                read_only: true,
+                base: None,
+            },
+            (kind, base) => Shape::Plain {
+                root: root_of(layout, tree),
+                read_only: kind != Kind::Active,
+                base,
+            },
         }
     }
-    fn check(&self, _: &Layout, _: &TreeRef, _: &[TreeRef], _: bool) -> Result<Vec<Finding>> {
-        not_yet()
+
+    fn ready(&self, layout: &Layout, parent: &TreeRef) -> Result<Vec<Finding>> {
+        let root = root_of(layout, parent);
+        Ok(if root.is_dir() {
+            vec![]
+        } else {
+            vec![Finding::lost(&root)]
+        })
+    }
+
+    fn check(
+        &self,
+        layout: &Layout,
+        tree: &TreeRef,
+        parents: &[TreeRef],
+        _: bool,
+    ) -> Result<Vec<Finding>> {
+        let root = root_of(layout, tree);
+        if (tree.kind == Kind::View && !parents.is_empty()) || root.is_dir() {
+            return Ok(Vec::new());
+        }
+        Ok(vec![Finding::lost(&root)])
     }
 }

@@ -3,34 +3,55 @@
 //! ```text
 //! overlay/             0700
 //!   <id>/              0700
-//!     root/            a layer: the whole tree, files hard-linked with the parent's where unchanged
-//!     lower-id         0600   the parent's id, in a writable tree
-//!     upper/ work/     of a writable tree
-//!     merged/          mount point of a writable tree
+//!     root/            a layer, or what began empty: the whole tree, files hard-linked with the parent's where unchanged
+//!     lower-id         0600   the parent's id; in a writable tree on a layer
+//!     upper/           its changes
+//!     work/            0700
+//!     merged/          0700   its mount point
 //! ```
+//!
+//! A layer costs its directories and a name for each file. A file with all the names its inode can have is copied. Marks
+//! other than whiteouts and opaque directories can't be kept in plain trees, so such trees are mounted without
+//! redirect_dir and metacopy.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use super::{Finding, LayerMarks, LinkId, NewTree, Shape, TreeRef};
+use vellum_format::Prefix;
+use vellum_sys::Dir;
+
+use super::{
+    DriverKind, Finding, LayerDir, LayerMarks, LinkId, NewTree, Overlay, Shape, TreeRef,
+    overlay2::{copy_root_attributes, write_small},
+};
 use crate::{
-    error::{Result, StoreError},
-    layout::Layout,
-    snapshot::Usage,
+    clone::{Files, clone_tree, lay_upper},
+    error::{IoContext, Result, StoreError},
+    layout::{Layout, exists, make_dir},
+    snapshot::{Kind, Usage},
+    walk,
 };
 
 pub(super) struct Overlay1;
 
-fn not_yet<T>() -> Result<T> {
-    Err(StoreError::Unsupported {
-        what: "storage driver overlay".into(),
-        why: "this build has overlay2 only".into(),
-    })
+fn dir_of(layout: &Layout, tree: &TreeRef) -> PathBuf {
+    layout.tree(DriverKind::Overlay, &tree.id)
 }
 
+fn root_of(layout: &Layout, tree: &TreeRef) -> PathBuf {
+    dir_of(layout, tree).join("root")
+}
+
+/// What a writable tree has and a layer has not.
+const WRITABLE: [&str; 4] = ["upper", "work", "merged", "lower-id"];
+
 impl super::Driver for Overlay1 {
-    fn create_home(&self, _: &Layout) -> Result<()> {
-        not_yet()
+    fn create_home(&self, layout: &Layout) -> Result<()> {
+        make_dir(&layout.driver(DriverKind::Overlay), 0o700)
     }
+
     fn stacks(&self) -> bool {
         false
     }
@@ -38,41 +59,203 @@ impl super::Driver for Overlay1 {
     fn has_links(&self) -> bool {
         false
     }
-    fn stage(&self, _: &Layout, _: &Path, _: &NewTree<'_>) -> Result<bool> {
-        not_yet()
+
+    fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
+        match (new.parents.first(), new.kind) {
+            (None, _) => make_dir(&dir.join("root"), 0o755).map(|()| false),
+            (Some(_), Kind::View) => Ok(false),
+            (Some(parent), Kind::Committed) => {
+                make_dir(&dir.join("root"), 0o755)?;
+                clone_tree(&root_of(layout, parent), &dir.join("root"), Files::Link)?;
+                Ok(true)
+            }
+            (Some(parent), Kind::Active) => {
+                make_dir(&dir.join("upper"), 0o755)?;
+                copy_root_attributes(&root_of(layout, parent), &dir.join("upper"))?;
+                make_dir(&dir.join("work"), 0o700)?;
+                make_dir(&dir.join("merged"), 0o700)?;
+                write_small(&dir.join("lower-id"), parent.id.as_str().as_bytes(), 0o600)?;
+                Ok(false)
+            }
+        }
     }
-    fn staged_parts(&self, _: &NewTree<'_>) -> Vec<&'static str> {
-        vec![]
+
+    fn staged_parts(&self, new: &NewTree<'_>) -> Vec<&'static str> {
+        match (new.parents.is_empty(), new.kind) {
+            (true, _) | (_, Kind::Committed) => vec!["root"],
+            (_, Kind::View) => vec![],
+            (_, Kind::Active) => WRITABLE.to_vec(),
+        }
     }
+
     fn link(&self, _: &Layout, _: &NewTree<'_>) -> Result<()> {
         Ok(())
     }
+
     fn unlink(&self, _: &Layout, _: Option<&LinkId>) -> Result<()> {
         Ok(())
     }
+
     fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks) {
         (dir.join("root"), LayerMarks::Plain)
     }
-    fn seal(&self, _: &Layout, _: &Path, _: &TreeRef, _: &[TreeRef]) -> Result<()> {
-        not_yet()
+
+    fn seal(&self, layout: &Layout, dir: &Path, tree: &TreeRef, parents: &[TreeRef]) -> Result<()> {
+        let Some(parent) = parents.first() else {
+            return Ok(());
+        };
+        let upper = dir.join("upper");
+        if tree.kind != Kind::Active || !exists(&upper)? {
+            return Ok(());
+        }
+        let home = Dir::open(dir)?;
+        // A commit that was cut short may have left either: both are older than the upper.
+        home.remove_tree("tmproot")?;
+        home.remove_tree("root")?;
+        let fresh = dir.join("tmproot");
+        make_dir(&fresh, 0o755)?;
+        let prefix = match tree.features {
+            Some(features) if features.userxattr => Prefix::User,
+            _ => Prefix::Trusted,
+        };
+        clone_tree(&root_of(layout, parent), &fresh, Files::Link)?;
+        lay_upper(&upper, &fresh, prefix)?;
+        fs::rename(&fresh, dir.join("root")).on("publish", dir.join("root"))
     }
-    fn settle(&self, _: &Path) -> Result<()> {
+
+    fn settle(&self, dir: &Path) -> Result<()> {
+        let home = Dir::open(dir)?;
+        for name in WRITABLE {
+            home.remove_tree(name)?;
+        }
         Ok(())
     }
-    fn rebase(&self, _: &Path, _: &[TreeRef]) -> Result<()> {
-        not_yet()
+
+    fn rebase(&self, dir: &Path, _: &[TreeRef]) -> Result<()> {
+        Err(StoreError::Unsupported {
+            what: format!("putting {} on a parent", dir.display()),
+            why: "the overlay driver keeps whole layers; prepare it on the parent instead".into(),
+        })
     }
-    fn usage(&self, _: &Layout, _: &Path, _: &TreeRef, _: &[TreeRef]) -> Result<Usage> {
-        not_yet()
-    }
-    fn shape(&self, layout: &Layout, tree: &TreeRef, _: &[TreeRef]) -> Shape {
-        Shape::Plain {
-            root: layout.tree(super::DriverKind::Overlay, &tree.id),
-            read_only: true,
-            base: None,
+
+    fn usage(
+        &self,
+        layout: &Layout,
+        dir: &Path,
+        tree: &TreeRef,
+        parents: &[TreeRef],
+    ) -> Result<Usage> {
+        match (tree.kind, parents.first()) {
+            (Kind::Active, Some(_)) => walk::usage(&dir.join("upper"), None),
+            (_, None) => walk::usage(&dir.join("root"), None),
+            (_, Some(parent)) => {
+                let shared = walk::shared_inodes(&root_of(layout, parent))?;
+                walk::usage(&dir.join("root"), Some(&shared))
+            }
         }
     }
-    fn check(&self, _: &Layout, _: &TreeRef, _: &[TreeRef], _: bool) -> Result<Vec<Finding>> {
-        not_yet()
+
+    fn shape(&self, layout: &Layout, tree: &TreeRef, parents: &[TreeRef]) -> Shape {
+        let own = dir_of(layout, tree);
+        let layer = |tree: &TreeRef, dir: PathBuf| LayerDir {
+            tree: tree.id.clone(),
+            dir,
+            link: None,
+            diff_id: tree.diff_id.clone(),
+            features: tree.features,
+        };
+        match (tree.kind, parents.first()) {
+            (Kind::Active, Some(parent)) => Shape::Overlay(Overlay {
+                home: layout.driver(DriverKind::Overlay),
+                lowers: vec![layer(parent, root_of(layout, parent))],
+                upper: Some(layer(tree, own.join("upper"))),
+                work: Some(own.join("work")),
+                merged: own.join("merged"),
+            }),
+            (Kind::View, Some(parent)) => Shape::Plain {
+                root: root_of(layout, parent),
+                read_only: true,
+                base: None,
+            },
+            (kind, parent) => Shape::Plain {
+                root: own.join("root"),
+                read_only: kind != Kind::Active,
+                base: parent.map(|parent| root_of(layout, parent)),
+            },
+        }
+    }
+
+    fn ready(&self, layout: &Layout, parent: &TreeRef) -> Result<Vec<Finding>> {
+        let root = root_of(layout, parent);
+        Ok(if root.is_dir() {
+            vec![]
+        } else {
+            vec![Finding::lost(&root)]
+        })
+    }
+
+    fn check(
+        &self,
+        layout: &Layout,
+        tree: &TreeRef,
+        parents: &[TreeRef],
+        heal: bool,
+    ) -> Result<Vec<Finding>> {
+        let dir = dir_of(layout, tree);
+        let mut found = Vec::new();
+        let (needed, others): (&[&str], &[&str]) = match (tree.kind, parents.is_empty()) {
+            (_, true) => (&["root"], &[]),
+            (Kind::Committed, false) => (&["root"], &WRITABLE),
+            (Kind::Active, false) => (&["upper"], &["root", "tmproot"]),
+            (Kind::View, false) => (&[], &[]),
+        };
+        for name in needed {
+            if !dir.join(name).is_dir() {
+                found.push(Finding::lost(&dir.join(name)));
+            }
+        }
+        for name in others {
+            if exists(&dir.join(name))? {
+                if heal {
+                    Dir::open(&dir)?.remove_tree(name)?;
+                }
+                found.push(Finding {
+                    what: dir.join(name).display().to_string(),
+                    why: "left by a commit that was cut short".into(),
+                    healed: heal,
+                });
+            }
+        }
+        if let (Kind::Active, Some(parent)) = (tree.kind, parents.first()) {
+            for name in ["work", "merged"] {
+                if !dir.join(name).is_dir() {
+                    if heal {
+                        make_dir(&dir.join(name), 0o700)?;
+                    }
+                    found.push(Finding {
+                        what: dir.join(name).display().to_string(),
+                        why: "missing".into(),
+                        healed: heal,
+                    });
+                }
+            }
+            let path = dir.join("lower-id");
+            let got = match fs::read(&path) {
+                Ok(bytes) => Some(bytes),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => return Err(e).on("read", path),
+            };
+            if got.as_deref() != Some(parent.id.as_str().as_bytes()) {
+                if heal {
+                    write_small(&path, parent.id.as_str().as_bytes(), 0o600)?;
+                }
+                found.push(Finding {
+                    what: path.display().to_string(),
+                    why: "not what the record says".into(),
+                    healed: heal,
+                });
+            }
+        }
+        Ok(found)
     }
 }

@@ -209,6 +209,14 @@ impl super::Driver for Overlay2 {
         }
     }
 
+    fn ready(&self, layout: &Layout, parent: &TreeRef) -> Result<Vec<Finding>> {
+        let diff = layout.tree(DriverKind::Overlay2, &parent.id).join("diff");
+        if !diff.is_dir() {
+            return Ok(vec![Finding::lost(&diff)]);
+        }
+        check_link(layout, parent, true)
+    }
+
     fn check(
         &self,
         layout: &Layout,
@@ -219,11 +227,7 @@ impl super::Driver for Overlay2 {
         let dir = layout.tree(DriverKind::Overlay2, &tree.id);
         let mut found = Vec::new();
         if !dir.join("diff").is_dir() {
-            found.push(Finding {
-                what: dir.join("diff").display().to_string(),
-                why: "the layer's directory is missing; what was in it is lost".into(),
-                healed: false,
-            });
+            found.push(Finding::lost(&dir.join("diff")));
             return Ok(found);
         }
         let link = link_of(tree)?;
@@ -258,29 +262,7 @@ impl super::Driver for Overlay2 {
         if tree.kind == Kind::Committed {
             derived(dir.join("committed"), "", 0o600)?;
         }
-        let at = home(layout).join("l").join(link.as_str());
-        let target = PathBuf::from(format!("../{}/diff", tree.id));
-        match fs::read_link(&at) {
-            Ok(got) if got == target => {}
-            other => {
-                if heal {
-                    let fresh = home(layout).join("l").join(format!(".{}", link.as_str()));
-                    let _ = fs::remove_file(&fresh); // a leftover of an earlier repair, mostly not there
-                    symlink(&target, &fresh).on("link", &fresh)?;
-                    fs::rename(&fresh, &at).on("link", &at)?;
-                }
-                let why = match other {
-                    Ok(_) => "points elsewhere",
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => "missing",
-                    Err(_) => "not a link",
-                };
-                found.push(Finding {
-                    what: at.display().to_string(),
-                    why: why.into(),
-                    healed: heal,
-                });
-            }
-        }
+        found.extend(check_link(layout, tree, heal)?);
         if tree.kind == Kind::Active && !parents.is_empty() && !dir.join("work").is_dir() {
             if heal {
                 make_dir(&dir.join("work"), 0o700)?;
@@ -293,6 +275,37 @@ impl super::Driver for Overlay2 {
         }
         Ok(found)
     }
+}
+
+/// Compares the short name of a tree with its record.
+fn check_link(layout: &Layout, tree: &TreeRef, heal: bool) -> Result<Vec<Finding>> {
+    let link = link_of(tree)?;
+    let links = home(layout).join("l");
+    let at = links.join(link.as_str());
+    let target = PathBuf::from(format!("../{}/diff", tree.id));
+    let why = match fs::read_link(&at) {
+        Ok(got) if got == target => return Ok(Vec::new()),
+        Ok(_) => "points elsewhere",
+        Err(e) if e.kind() == io::ErrorKind::NotFound => "missing",
+        Err(_) => "not a link",
+    };
+    if heal {
+        make_dir(&links, 0o700)?;
+        // Not atomic, but what is replaced is wrong, and whoever comes between does the same.
+        match fs::remove_file(&at) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).on("remove", at),
+            _ => {}
+        }
+        match symlink(&target, &at) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e).on("link", at),
+            _ => {}
+        }
+    }
+    Ok(vec![Finding {
+        what: at.display().to_string(),
+        why: why.into(),
+        healed: heal,
+    }])
 }
 
 /// Replaces a small file atomically: a reader sees the old or the new, never an empty one.

@@ -1,0 +1,369 @@
+//! Making one tree out of another, for the drivers that keep whole trees: copies, hard links, and an upper laid on.
+//!
+//! Attributes travel whole: owner, mode, times, every extended attribute, holes, hard-link groups. Whatever can't be
+//! carried over is an error, never a gap. Source and target are the store's own trees and nobody changes them meanwhile.
+
+use std::{
+    collections::HashMap,
+    ffi::{OsStr, OsString},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use rustix::io::Errno;
+use vellum_format::{Mark, Opaque, Prefix};
+use vellum_sys::{Dir, FileKind, Stat, copy, rooted, xattr};
+
+use crate::{
+    error::{Result, StoreError},
+    walk::{self, Spine, Visitor},
+};
+
+/// How files come into the new tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Files {
+    /// Each is copied, sharing blocks where the file system can.
+    Copy,
+    /// Each is a further name of the same inode; copied where the inode has all the names it can have.
+    Link,
+}
+
+struct Cloner {
+    files: Files,
+    target: Spine,
+    target_root: Dir,
+    /// The current directory's path in the target.
+    path: PathBuf,
+    /// Where an inode with several names went to.
+    groups: HashMap<(u64, u64), PathBuf>,
+    device: u64,
+    /// The marks of an upper that is being laid on; `None`: everything is content.
+    marks: Option<Prefix>,
+}
+
+/// Makes `target`, an existing empty directory, a tree like the one at `source`, root attributes included.
+pub(crate) fn clone_tree(source: &Path, target: &Path, files: Files) -> Result<()> {
+    run(source, target, files, None)
+}
+
+/// Lays the upper at `source` on the tree at `target`: whiteouts delete, opaque directories replace, files are linked.
+///
+/// Errors: `Unsupported` if the upper holds redirects or metadata-only copies, which only a stack can show.
+pub(crate) fn lay_upper(source: &Path, target: &Path, prefix: Prefix) -> Result<()> {
+    run(source, target, Files::Link, Some(prefix))
+}
+
+fn run(source: &Path, target: &Path, files: Files, marks: Option<Prefix>) -> Result<()> {
+    let source = Dir::open(source)?;
+    let root = source.stat_self()?;
+    let target_root = Dir::open(target)?;
+    let mut cloner = Cloner {
+        files,
+        target: Spine::new(target_root.dup()?)?,
+        target_root,
+        path: PathBuf::new(),
+        groups: HashMap::new(),
+        device: root.dev,
+        marks,
+    };
+    let names = xattr::list_fd(&source)?;
+    cloner.dir_attributes(&source, &root, &names)?;
+    walk::walk(source.dup()?, &mut cloner)?;
+    rooted::set_times_fd(&cloner.target_root, Some(root.atime), Some(root.mtime))?;
+    Ok(())
+}
+
+impl Cloner {
+    fn is_mark(&self, name: &OsStr) -> bool {
+        self.marks.is_some_and(|prefix| prefix.is_control(name))
+    }
+
+    fn dir_attributes(&self, source: &Dir, stat: &Stat, names: &[OsString]) -> Result<()> {
+        let here = self.target.here();
+        rooted::set_owner_fd(here, stat.uid, stat.gid)?;
+        for name in names.iter().filter(|name| !self.is_mark(name)) {
+            if let Some(value) = xattr::get_fd(source, name)? {
+                xattr::set_fd(here, name, &value, xattr::SetMode::Any)?;
+            }
+        }
+        rooted::set_mode_fd(here, stat.mode)?;
+        Ok(())
+    }
+
+    /// Makes `name` in the target free, if what is there can't stay. Returns true if a directory stays.
+    fn make_room(&self, name: &OsStr, for_dir: bool) -> Result<bool> {
+        if self.marks.is_none() {
+            return Ok(false);
+        }
+        match self.target.here().stat_opt(name)? {
+            None => Ok(false),
+            Some(there) if there.is_dir() && for_dir => Ok(true),
+            Some(_) => {
+                self.target.here().remove_tree(name)?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn enter_dir(&mut self, parent: &Dir, name: &OsStr) -> Result<()> {
+        let mut opaque = false;
+        if let Some(prefix) = self.marks {
+            for mark in [Mark::Redirect, Mark::Metacopy] {
+                refuse(parent, name, prefix, mark)?;
+            }
+            if let Some(value) = xattr::get(parent, name, prefix.xattr(Mark::Opaque))? {
+                opaque = matches!(Opaque::parse(&value), Ok(Opaque::Opaque));
+            }
+        }
+        let stays = self.make_room(name, !opaque)?;
+        if !stays {
+            self.target.here().mkdir(name, 0o700)?;
+        }
+        self.path.push(name);
+        self.target.down(name)
+    }
+
+    fn link_or_copy(&mut self, parent: &Dir, name: &OsStr, stat: &Stat) -> Result<()> {
+        if let Some(prefix) = self.marks {
+            refuse(parent, name, prefix, Mark::Metacopy)?;
+        }
+        self.make_room(name, false)?;
+        let here = self.target.here();
+        if stat.nlink > 1
+            && let Some(first) = self.groups.get(&stat.identity())
+        {
+            let (dir, file) = match (first.parent(), first.file_name()) {
+                (Some(dir), Some(file)) => (self.target_root.open_dir(dir)?, file),
+                _ => {
+                    return Err(StoreError::Invalid(format!(
+                        "{} has no name",
+                        first.display()
+                    )));
+                }
+            };
+            match here.link(&dir, file, name) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.is(Errno::MLINK) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        if self.files == Files::Link {
+            match here.link(parent, name, name) {
+                Ok(()) => {
+                    self.drop_marks(name)?;
+                    return Ok(());
+                }
+                Err(e) if e.is(Errno::MLINK) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        if stat.nlink > 1 {
+            self.groups.insert(stat.identity(), self.path.join(name));
+        }
+        copy_file(parent, here, name, stat, &|attr| self.is_mark(attr))
+    }
+
+    fn drop_marks(&self, name: &OsStr) -> Result<()> {
+        if self.marks.is_some() {
+            let here = self.target.here();
+            for attr in xattr::list(here, name)?
+                .iter()
+                .filter(|attr| self.is_mark(attr))
+            {
+                xattr::remove(here, name, attr)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refuse(parent: &Dir, name: &OsStr, prefix: Prefix, mark: Mark) -> Result<()> {
+    if xattr::get(parent, name, prefix.xattr(mark))?.is_none() {
+        return Ok(());
+    }
+    let path = parent.path().unwrap_or_default().join(name);
+    Err(StoreError::Unsupported {
+        what: format!("{} carries {}", path.display(), prefix.xattr(mark).display()),
+        why: "this driver keeps plain trees; the tree must be mounted with redirect_dir=off and metacopy=off".into(),
+    })
+}
+
+/// Copies one thing that is no directory.
+fn copy_file(
+    from: &Dir,
+    to: &Dir,
+    name: &OsStr,
+    stat: &Stat,
+    skip: &dyn Fn(&OsStr) -> bool,
+) -> Result<()> {
+    match stat.kind {
+        FileKind::File => {
+            let source = from.open_file(Path::new(name))?;
+            let target = to.create_file(name, 0o600)?;
+            copy::copy_data(source.as_fd(), target.as_fd())?;
+        }
+        FileKind::Symlink => to.symlink(from.read_link(name)?, name)?,
+        FileKind::Char | FileKind::Block | FileKind::Fifo | FileKind::Socket => {
+            to.mknod(name, stat.kind, 0o600, stat.rdev)?;
+        }
+        FileKind::Dir => {
+            return Err(StoreError::Invalid(format!(
+                "{} is a directory",
+                name.display()
+            )));
+        }
+    }
+    to.set_owner(name, stat.uid, stat.gid)?;
+    for attr in xattr::list(from, name)?.iter().filter(|attr| !skip(attr)) {
+        if let Some(value) = xattr::get(from, name, attr)? {
+            xattr::set(to, name, attr, &value, xattr::SetMode::Any)?;
+        }
+    }
+    if stat.kind != FileKind::Symlink {
+        to.set_mode(name, stat.mode)?;
+    }
+    to.set_times(name, Some(stat.atime), Some(stat.mtime))?;
+    Ok(())
+}
+
+impl Visitor for Cloner {
+    fn entry(&mut self, parent: &Dir, name: &OsStr, stat: &Stat) -> Result<bool> {
+        if stat.dev != self.device {
+            return Err(StoreError::Invalid(format!(
+                "something is mounted on {}",
+                parent.path().unwrap_or_default().join(name).display()
+            )));
+        }
+        match stat.kind {
+            FileKind::Dir => {
+                self.enter_dir(parent, name)?;
+                Ok(true)
+            }
+            FileKind::Char if self.marks.is_some() && stat.is_null_device() => {
+                self.make_room(name, false)?;
+                Ok(false)
+            }
+            _ => self.link_or_copy(parent, name, stat).map(|()| false),
+        }
+    }
+
+    fn leave(&mut self, dir: &Dir, _name: &OsStr, stat: &Stat) -> Result<()> {
+        let names = xattr::list_fd(dir)?;
+        self.dir_attributes(dir, stat, &names)?;
+        rooted::set_times_fd(self.target.here(), Some(stat.atime), Some(stat.mtime))?;
+        self.path.pop();
+        self.target.up()
+    }
+
+    fn vanished(&mut self, name: &OsStr) -> Result<()> {
+        Err(StoreError::Invalid(format!(
+            "{} vanished while its tree was copied",
+            name.display()
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_keeps_links_holes_and_attributes() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (a, b) = (tmp.path().join("a"), tmp.path().join("b"));
+        fs::create_dir_all(a.join("d/e")).unwrap();
+        fs::create_dir(&b).unwrap();
+        fs::write(a.join("d/f"), b"data").unwrap();
+        fs::hard_link(a.join("d/f"), a.join("g")).unwrap();
+        fs::File::create(a.join("hole"))
+            .unwrap()
+            .set_len(1 << 30)
+            .unwrap();
+        xattr::set(
+            &Dir::open(&a).unwrap(),
+            OsStr::new("g"),
+            OsStr::new("user.k\u{e9}"),
+            b"v\0",
+            xattr::SetMode::Any,
+        )
+        .unwrap();
+        crate::layout::set_mode(&a.join("d"), 0o2750).unwrap();
+        clone_tree(&a, &b, Files::Copy).unwrap();
+        let meta = |path: PathBuf| fs::symlink_metadata(path).unwrap();
+        assert_eq!(meta(b.join("d/f")).ino(), meta(b.join("g")).ino());
+        assert_ne!(meta(b.join("g")).ino(), meta(a.join("g")).ino());
+        assert_eq!(meta(b.join("hole")).len(), 1 << 30);
+        assert!(meta(b.join("hole")).blocks() < 64);
+        assert_eq!(meta(b.join("d")).mode() & 0o7777, 0o2750);
+        let times = |path: PathBuf| (meta(path.clone()).mtime(), meta(path).mtime_nsec());
+        for path in ["d", "d/e", "g", "."] {
+            assert_eq!(times(a.join(path)), times(b.join(path)), "{path}");
+        }
+        let value = xattr::get(
+            &Dir::open(&b).unwrap(),
+            OsStr::new("g"),
+            OsStr::new("user.k\u{e9}"),
+        )
+        .unwrap();
+        assert_eq!(value.as_deref(), Some(b"v\0".as_slice()));
+    }
+
+    #[test]
+    fn an_upper_laid_on_deletes_replaces_and_leaves_the_lower_alone() {
+        if !vellum_testkit::needs_root("overlay marks") {
+            return;
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        let (lower, upper, root) = (
+            tmp.path().join("l"),
+            tmp.path().join("u"),
+            tmp.path().join("r"),
+        );
+        for dir in [&lower, &upper, &root] {
+            fs::create_dir(dir).unwrap();
+        }
+        fs::create_dir_all(lower.join("opq/old")).unwrap();
+        fs::create_dir_all(lower.join("gone/x")).unwrap();
+        fs::create_dir_all(lower.join("dir-to-file/x")).unwrap();
+        fs::write(lower.join("keep"), b"keep").unwrap();
+        fs::write(lower.join("change"), b"old").unwrap();
+        fs::create_dir(upper.join("opq")).unwrap();
+        fs::write(upper.join("opq/new"), b"").unwrap();
+        fs::write(upper.join("change"), b"new").unwrap();
+        fs::write(upper.join("dir-to-file"), b"file").unwrap();
+        let dir = Dir::open(&upper).unwrap();
+        dir.mknod("gone", FileKind::Char, 0o600, (0, 0)).unwrap();
+        let attr = Prefix::Trusted.xattr(Mark::Opaque);
+        xattr::set(&dir, OsStr::new("opq"), attr, b"y", xattr::SetMode::Any).unwrap();
+
+        clone_tree(&lower, &root, Files::Link).unwrap();
+        lay_upper(&upper, &root, Prefix::Trusted).unwrap();
+        assert!(!root.join("gone").exists());
+        assert!(!root.join("opq/old").exists() && root.join("opq/new").exists());
+        assert_eq!(fs::read(root.join("change")).unwrap(), b"new");
+        assert_eq!(fs::read(root.join("dir-to-file")).unwrap(), b"file");
+        assert_eq!(fs::read(lower.join("change")).unwrap(), b"old");
+        assert!(lower.join("opq/old").exists());
+        assert!(
+            xattr::list(&Dir::open(&root).unwrap(), OsStr::new("opq"))
+                .unwrap()
+                .is_empty()
+        );
+        let ino = |path: PathBuf| fs::symlink_metadata(path).unwrap().ino();
+        assert_eq!(ino(root.join("keep")), ino(lower.join("keep")));
+
+        let redirect = Prefix::Trusted.xattr(Mark::Redirect);
+        xattr::set(
+            &dir,
+            OsStr::new("opq"),
+            redirect,
+            b"/x",
+            xattr::SetMode::Any,
+        )
+        .unwrap();
+        let refused = lay_upper(&upper, &root, Prefix::Trusted).unwrap_err();
+        assert!(refused.to_string().contains("redirect"), "{refused}");
+    }
+}

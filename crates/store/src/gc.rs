@@ -1,0 +1,795 @@
+//! Collecting what nobody needs, and saying why anything is kept.
+//!
+//! Reachability starts from containers, images, live leases and snapshots kept until removed; a snapshot keeps all it
+//! stands on. One transaction decides and deletes the records; files go afterwards, so a crash leaves litter for the next
+//! run. What lies on disk without a record is litter too, unless its maker lives (see `tx.rs`).
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Transaction, params};
+
+use crate::{
+    digest::{Algorithm, Digest},
+    driver::{DriverKind, TreeId},
+    error::{DbContext, Result, StoreError},
+    lease::Process,
+    rows::{self, now_ns, parse},
+    snapshot::{Keep, SnapshotKey, Usage},
+    snapshots::Sweep,
+    store::Store,
+    tx::{self, Fate, Litter},
+};
+
+/// What a collection took away, or would.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Garbage {
+    /// What it is.
+    pub thing: Thing,
+    /// Why nobody needs it.
+    pub why: String,
+    /// What it took, where known without looking at every file.
+    pub usage: Option<Usage>,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+/// One thing that can be collected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Thing {
+    /// A snapshot, record and tree.
+    Snapshot(SnapshotKey),
+    /// A blob.
+    Blob(Digest),
+    /// A recipe, by diff id.
+    Recipe(Digest),
+    /// A lease whose process is gone or whose time is over; its purpose.
+    Lease(String),
+    /// Something on disk without a record.
+    Path(PathBuf),
+}
+
+/// Why something is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A container owns it or stands on it.
+    Container {
+        /// The container's name.
+        name: String,
+        /// Its id.
+        id: String,
+    },
+    /// An image is made of it.
+    Image {
+        /// The image's id.
+        id: Digest,
+        /// Its names.
+        tags: Vec<String>,
+    },
+    /// A lease holds it.
+    Lease {
+        /// The lease's id.
+        id: String,
+        /// What it is for.
+        purpose: String,
+    },
+    /// A snapshot that only an explicit removal ends is or stands on it.
+    Kept(SnapshotKey),
+    /// It is a volume: those go only by name.
+    Volume(String),
+    /// It belongs to the store itself.
+    Store,
+}
+
+/// What is known about a path in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// What it is, in words.
+    pub what: String,
+    /// The snapshot whose tree it belongs to.
+    pub snapshot: Option<SnapshotKey>,
+    /// Everything that keeps it; empty: the next gc takes it.
+    pub reasons: Vec<Reason>,
+}
+
+/// Rows of all snapshots that something needs.
+const LIVE: &str = "WITH RECURSIVE live (id) AS ( \
+         SELECT snapshot FROM containers \
+         UNION SELECT snapshot FROM image_layers \
+         UNION SELECT snapshot FROM lease_snapshots \
+             WHERE lease NOT IN (SELECT id FROM temp.dead_leases) \
+         UNION SELECT id FROM snapshots WHERE keep = 1 \
+         UNION SELECT s.parent FROM live JOIN snapshots s ON s.id = live.id WHERE s.parent IS NOT NULL)";
+
+const LIVE_DIGESTS: &str = "SELECT id FROM images UNION SELECT manifest FROM images \
+     UNION SELECT blob FROM image_layers WHERE blob IS NOT NULL \
+     UNION SELECT digest FROM lease_digests WHERE lease NOT IN (SELECT id FROM temp.dead_leases)";
+
+struct Doomed {
+    leases: Vec<(String, String)>,
+    snapshots: Vec<rows::SnapshotRow>,
+    blobs: Vec<(Digest, u64)>,
+    recipes: Vec<(Digest, u64)>,
+}
+
+impl Store {
+    /// Removes everything that nobody needs, and all litter. With `dry_run` only tells what it would remove.
+    ///
+    /// Safe beside running commands of any number of processes. Errors: `Io`, `Database`; what could not be removed for a
+    /// reason of its own is reported as stuck, not as an error.
+    pub fn gc(&self, dry_run: bool) -> Result<Vec<Garbage>> {
+        let doomed = if dry_run {
+            self.read(find_doomed)?
+        } else {
+            self.write(|tx| {
+                let doomed = find_doomed(tx)?;
+                bury(tx, &doomed)?;
+                Ok(doomed)
+            })?
+        };
+        let mut garbage = Vec::new();
+        for (_, purpose) in &doomed.leases {
+            garbage.push(Garbage {
+                thing: Thing::Lease(purpose.clone()),
+                why: "its process is gone or its time is over".into(),
+                usage: None,
+                fate: if dry_run { Fate::Would } else { Fate::Gone },
+            });
+        }
+        for row in doomed.snapshots {
+            let fate = match dry_run {
+                true => Fate::Would,
+                false => Fate::of(self.discard_tree(&row.record, Sweep::Now).map(|()| true)),
+            };
+            garbage.push(Garbage {
+                thing: Thing::Snapshot(row.record.key.clone()),
+                why: format!("{}; no image, container or lease needs it", row.record.kind),
+                usage: row.record.usage,
+                fate,
+            });
+        }
+        let files = |list: Vec<(Digest, u64)>, blob: bool| {
+            list.into_iter()
+                .map(|(digest, bytes)| {
+                    let path = if blob {
+                        self.layout().blob(&digest)
+                    } else {
+                        self.layout().recipe(&digest)
+                    };
+                    let fate = match dry_run {
+                        true => Fate::Would,
+                        false => Fate::of(self.discard_named(&path, |tx| {
+                            Ok(if blob {
+                                has_blob(tx, &digest)?
+                            } else {
+                                has_recipe(tx, digest.hex())?
+                            })
+                        })),
+                    };
+                    let usage = Some(Usage { bytes, inodes: 1 });
+                    match blob {
+                        true => Garbage {
+                            thing: Thing::Blob(digest),
+                            why: "no image or lease needs it".into(),
+                            usage,
+                            fate,
+                        },
+                        false => Garbage {
+                            thing: Thing::Recipe(digest),
+                            why: "no layer has this diff id".into(),
+                            usage,
+                            fate,
+                        },
+                    }
+                })
+                .collect::<Vec<_>>()
+        };
+        garbage.extend(files(doomed.blobs, true));
+        garbage.extend(files(doomed.recipes, false));
+        garbage.extend(self.collect_litter(dry_run)?);
+        Ok(garbage)
+    }
+
+    /// Deletes what earlier removals left in the trash, and what dead processes left staged. Cheap if there is nothing.
+    pub fn sweep(&self) -> Result<Vec<Garbage>> {
+        Ok(tx::sweep(self.layout(), false)?
+            .into_iter()
+            .map(Garbage::from)
+            .collect())
+    }
+
+    /// Removes a file or directory whose name may come again, unless a record of it has appeared.
+    fn discard_named(
+        &self,
+        path: &Path,
+        recorded: impl FnOnce(&Transaction<'_>) -> Result<bool>,
+    ) -> Result<bool> {
+        let trashed = self.write(|tx| {
+            if recorded(tx)? {
+                Ok(None)
+            } else {
+                tx::to_trash(&self.layout().trash(), path)
+            }
+        })?;
+        trashed.map_or(Ok(true), |trashed| {
+            tx::remove_trashed(self.layout(), &trashed)
+        })
+    }
+
+    fn collect_litter(&self, dry_run: bool) -> Result<Vec<Garbage>> {
+        let layout = self.layout();
+        let mut found: Vec<Litter> = Vec::new();
+        for kind in DriverKind::ALL {
+            let home = layout.driver(kind);
+            let trees = tx::entries(&home)?;
+            let known = self.known_trees()?;
+            for path in trees {
+                let Some(tree) = tree_of(&path) else { continue };
+                if known.contains(&tree) {
+                    continue;
+                }
+                let Some(_lock) = tx::try_own(&path)? else {
+                    continue;
+                };
+                // Its maker may have recorded it and let go between the list and the lock.
+                if self.known_tree(&tree)? {
+                    continue;
+                }
+                found.push(tx::take_away(
+                    layout,
+                    path,
+                    "a tree without a record",
+                    dry_run,
+                ));
+            }
+        }
+        let known = self.known_trees()?;
+        for path in tx::entries(&layout.driver(DriverKind::Overlay2).join("l"))? {
+            if !path.exists() && !self.known_link(&path)? {
+                found.push(tx::take_away(
+                    layout,
+                    path,
+                    "a short name that leads nowhere",
+                    dry_run,
+                ));
+            }
+        }
+        for path in tx::entries(&layout.records())? {
+            let Some(tree) = path.file_stem().and_then(|stem| tree_of(Path::new(stem))) else {
+                continue;
+            };
+            let there = DriverKind::ALL
+                .iter()
+                .any(|kind| layout.tree(*kind, &tree).exists());
+            if !there && !known.contains(&tree) && !self.known_tree(&tree)? {
+                found.push(tx::take_away(
+                    layout,
+                    path,
+                    "the record file of a tree that is gone",
+                    dry_run,
+                ));
+            }
+        }
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            for path in tx::entries(&layout.root().join("content").join(algorithm.as_str()))? {
+                let digest = path
+                    .file_name()
+                    .and_then(|name| name.to_str())
+                    .and_then(|hex| {
+                        format!("{}:{hex}", algorithm.as_str())
+                            .parse::<Digest>()
+                            .ok()
+                    });
+                if let Some(digest) = digest {
+                    self.litter_file(&mut found, path, "a blob without a record", dry_run, |tx| {
+                        has_blob(tx, &digest)
+                    })?;
+                }
+            }
+        }
+        for path in tx::entries(&layout.recipes())? {
+            let Some(hex) = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .map(str::to_owned)
+            else {
+                continue;
+            };
+            self.litter_file(
+                &mut found,
+                path,
+                "a recipe without a record",
+                dry_run,
+                |tx| has_recipe(tx, &hex),
+            )?;
+        }
+        for path in tx::entries(&layout.volumes())? {
+            let Some(name) = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .map(str::to_owned)
+            else {
+                continue;
+            };
+            self.litter_file(
+                &mut found,
+                path,
+                "a volume without a record",
+                dry_run,
+                |tx| has_volume(tx, &name),
+            )?;
+        }
+        found.extend(tx::sweep(layout, dry_run)?);
+        Ok(found.into_iter().map(Garbage::from).collect())
+    }
+
+    fn litter_file(
+        &self,
+        found: &mut Vec<Litter>,
+        path: PathBuf,
+        why: &'static str,
+        dry_run: bool,
+        recorded: impl Fn(&Transaction<'_>) -> Result<bool>,
+    ) -> Result<()> {
+        if self.read(&recorded)? {
+            return Ok(());
+        }
+        let Some(_lock) = tx::try_own(&path)? else {
+            return Ok(());
+        };
+        let fate = if dry_run {
+            if self.read(&recorded)? {
+                return Ok(());
+            }
+            Fate::Would
+        } else {
+            Fate::of(self.discard_named(&path, recorded))
+        };
+        found.push(Litter { path, why, fate });
+        Ok(())
+    }
+
+    fn known_trees(&self) -> Result<HashSet<TreeId>> {
+        self.read(|tx| {
+            let mut statement = tx
+                .prepare_cached("SELECT tree FROM snapshots")
+                .db("list trees")?;
+            let rows = statement
+                .query_map([], |row| row.get::<_, String>(0))
+                .db("list trees")?;
+            rows.map(|row| TreeId::try_from(row.db("list trees")?))
+                .collect()
+        })
+    }
+
+    fn known_tree(&self, tree: &TreeId) -> Result<bool> {
+        self.read(|tx| {
+            tx.query_row(
+                "SELECT EXISTS (SELECT 1 FROM snapshots WHERE tree = ?1)",
+                [tree.as_str()],
+                |row| row.get(0),
+            )
+            .db("look a tree up")
+        })
+    }
+
+    fn known_link(&self, path: &Path) -> Result<bool> {
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        self.read(|tx| {
+            tx.query_row(
+                "SELECT EXISTS (SELECT 1 FROM snapshots WHERE link = ?1)",
+                [name],
+                |row| row.get(0),
+            )
+            .db("look a link up")
+        })
+    }
+
+    /// Says what a path in the store is and what keeps it. `path` may be absolute, relative to the root, or a tree's id.
+    ///
+    /// Errors: `Invalid` if it does not lie in the store.
+    pub fn why(&self, path: &Path) -> Result<Why> {
+        let absolute = self.root().join(path);
+        let outside = || {
+            StoreError::Invalid(format!(
+                "{} does not lie in the store {}",
+                path.display(),
+                self.root().display()
+            ))
+        };
+        let relative = absolute.strip_prefix(self.root()).map_err(|_| outside())?;
+        let mut names = relative
+            .iter()
+            .map(|name| name.to_str().unwrap_or_default());
+        let (first, second) = (names.next().unwrap_or_default(), names.next());
+        if let Some(tree) = tree_of(Path::new(first)) {
+            return self.why_tree(&tree);
+        }
+        let stem = second
+            .map(|name| name.strip_suffix(".json").unwrap_or(name))
+            .unwrap_or_default();
+        let own = |what: &str| Why {
+            what: what.into(),
+            snapshot: None,
+            reasons: vec![Reason::Store],
+        };
+        match first {
+            "overlay2" if stem == "l" => match names.next() {
+                None => Ok(own("the short names of overlay2")),
+                Some(link) => {
+                    let tree: Option<String> = self.read(|tx| {
+                        use rusqlite::OptionalExtension;
+                        tx.query_row(
+                            "SELECT tree FROM snapshots WHERE link = ?1",
+                            [link],
+                            |row| row.get(0),
+                        )
+                        .optional()
+                        .db("look a link up")
+                    })?;
+                    match tree {
+                        Some(tree) => self.why_tree(&TreeId::try_from(tree)?),
+                        None => Ok(litter("a short name without a record")),
+                    }
+                }
+            },
+            "overlay2" | "overlay" | "native" | "records" => match tree_of(Path::new(stem)) {
+                Some(tree) => self.why_tree(&tree),
+                None if stem.is_empty() => Ok(own("trees")),
+                None => Ok(litter("nothing of the store's making")),
+            },
+            "staging" => Ok(litter(
+                "staged by a running command, or left by one that died",
+            )),
+            "trash" => Ok(litter("removed, waiting to be swept")),
+            "volumes" if !stem.is_empty() => {
+                let there = self.read(|tx| has_volume(tx, stem))?;
+                Ok(if there {
+                    Why {
+                        what: format!("volume {stem}"),
+                        snapshot: None,
+                        reasons: vec![Reason::Volume(stem.to_owned())],
+                    }
+                } else {
+                    litter("a volume without a record")
+                })
+            }
+            "content" => match names
+                .next()
+                .and_then(|hex| format!("{stem}:{hex}").parse::<Digest>().ok())
+            {
+                Some(digest) => self.why_blob(&digest),
+                None => Ok(own("blobs")),
+            },
+            "recipes" if !stem.is_empty() => {
+                let digest: Digest = format!("sha256:{stem}").parse()?;
+                let keys = self.read(|tx| keys_with_diff_id(tx, &digest))?;
+                let mut reasons = Vec::new();
+                for key in &keys {
+                    reasons.extend(self.reasons_of(key)?);
+                }
+                Ok(Why {
+                    what: format!("recipe of layer {digest}"),
+                    snapshot: keys.into_iter().next(),
+                    reasons,
+                })
+            }
+            "" | "vellum.db" | "vellum.db-wal" | "vellum.db-shm" | "recipes" | "volumes" => {
+                Ok(own("the store itself"))
+            }
+            _ => Ok(litter("nothing of the store's making")),
+        }
+    }
+
+    fn why_tree(&self, tree: &TreeId) -> Result<Why> {
+        let row = self.read(|tx| {
+            use rusqlite::OptionalExtension;
+            let id: Option<i64> = tx
+                .query_row(
+                    "SELECT id FROM snapshots WHERE tree = ?1",
+                    [tree.as_str()],
+                    |row| row.get(0),
+                )
+                .optional()
+                .db("look a tree up")?;
+            id.map(|id| rows::by_id(tx, id)).transpose()
+        })?;
+        let Some(row) = row else {
+            return Ok(litter("a tree without a record"));
+        };
+        let reasons = self.reasons_of(&row.record.key)?;
+        Ok(Why {
+            what: format!(
+                "the tree of {} snapshot {}",
+                row.record.kind, row.record.key
+            ),
+            snapshot: Some(row.record.key),
+            reasons,
+        })
+    }
+
+    fn why_blob(&self, digest: &Digest) -> Result<Why> {
+        self.read(|tx| {
+            if !has_blob(tx, digest)? {
+                return Ok(litter("a blob without a record"));
+            }
+            let mut reasons = images_where(
+                tx,
+                "id = ?1 OR manifest = ?1 OR id IN (SELECT image FROM image_layers WHERE blob = ?1)",
+                &digest.to_string(),
+            )?;
+            reasons.extend(leases_where(tx, "lease_digests WHERE digest = ?1", &digest.to_string())?);
+            Ok(Why { what: format!("blob {digest}"), snapshot: None, reasons })
+        })
+    }
+
+    /// Returns everything that keeps the snapshot `key`; empty: the next gc takes it. Errors: `NotFound`.
+    pub fn reasons_of(&self, key: &SnapshotKey) -> Result<Vec<Reason>> {
+        self.read(|tx| {
+            let row = rows::get(tx, key)?;
+            tx.execute_batch("CREATE TEMP TABLE IF NOT EXISTS above (id INTEGER PRIMARY KEY); DELETE FROM temp.above")
+                .db("follow children")?;
+            tx.execute(
+                "WITH RECURSIVE up (id) AS (SELECT ?1 UNION SELECT s.id FROM up JOIN snapshots s ON s.parent = up.id) \
+                 INSERT INTO temp.above SELECT id FROM up",
+                [row.id],
+            )
+            .db("follow children")?;
+            let mut reasons = Vec::new();
+            let mut statement = tx
+                .prepare("SELECT name, id FROM containers WHERE snapshot IN temp.above ORDER BY name")
+                .db("look for users")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).db("look for users")?;
+            for row in rows {
+                let (name, id) = row.db("look for users")?;
+                reasons.push(Reason::Container { name, id });
+            }
+            reasons.extend(images_where(
+                tx,
+                "?1 = ?1 AND id IN (SELECT image FROM image_layers WHERE snapshot IN temp.above)",
+                "",
+            )?);
+            reasons.extend(leases_where(tx, "lease_snapshots WHERE ?1 = ?1 AND snapshot IN temp.above", "")?);
+            let mut statement = tx
+                .prepare("SELECT key FROM snapshots WHERE keep = ?1 AND id IN temp.above ORDER BY key")
+                .db("look for users")?;
+            let rows = statement
+                .query_map([Keep::UntilRemoved as i64], |row| row.get::<_, Vec<u8>>(0))
+                .db("look for users")?;
+            for row in rows {
+                reasons.push(Reason::Kept(SnapshotKey::new(row.db("look for users")?)));
+            }
+            Ok(reasons)
+        })
+    }
+}
+
+impl From<Litter> for Garbage {
+    fn from(litter: Litter) -> Self {
+        Self {
+            thing: Thing::Path(litter.path),
+            why: litter.why.into(),
+            usage: None,
+            fate: litter.fate,
+        }
+    }
+}
+
+fn litter(what: &str) -> Why {
+    Why {
+        what: what.into(),
+        snapshot: None,
+        reasons: Vec::new(),
+    }
+}
+
+fn tree_of(path: &Path) -> Option<TreeId> {
+    TreeId::try_from(path.file_name()?.to_str()?.to_owned()).ok()
+}
+
+fn has(tx: &Transaction<'_>, sql: &str, name: &str) -> Result<bool> {
+    tx.prepare_cached(sql)
+        .db("look up")?
+        .query_row([name], |row| row.get(0))
+        .db("look up")
+}
+
+fn has_blob(tx: &Transaction<'_>, digest: &Digest) -> Result<bool> {
+    has(
+        tx,
+        "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)",
+        &digest.to_string(),
+    )
+}
+
+fn has_recipe(tx: &Transaction<'_>, hex: &str) -> Result<bool> {
+    has(
+        tx,
+        "SELECT EXISTS (SELECT 1 FROM recipes WHERE substr(diff_id, instr(diff_id, ':') + 1) = ?1)",
+        hex,
+    )
+}
+
+fn has_volume(tx: &Transaction<'_>, name: &str) -> Result<bool> {
+    has(
+        tx,
+        "SELECT EXISTS (SELECT 1 FROM volumes WHERE name = ?1)",
+        name,
+    )
+}
+
+fn keys_with_diff_id(tx: &Transaction<'_>, diff_id: &Digest) -> Result<Vec<SnapshotKey>> {
+    let mut statement = tx
+        .prepare_cached("SELECT key FROM snapshots WHERE diff_id = ?1 ORDER BY key")
+        .db("look up")?;
+    let rows = statement
+        .query_map([diff_id.to_string()], |row| row.get::<_, Vec<u8>>(0))
+        .db("look up")?;
+    rows.map(|row| Ok(SnapshotKey::new(row.db("look up")?)))
+        .collect()
+}
+
+fn images_where(tx: &Transaction<'_>, condition: &str, value: &str) -> Result<Vec<Reason>> {
+    let sql = format!(
+        "SELECT id, (SELECT group_concat(name, char(10)) FROM tags WHERE image = images.id) FROM images \
+         WHERE {condition} ORDER BY id"
+    );
+    let mut statement = tx.prepare(&sql).db("look for users")?;
+    let rows = statement
+        .query_map([value], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?))
+        })
+        .db("look for users")?;
+    rows.map(|row| {
+        let (id, tags) = row.db("look for users")?;
+        let tags = tags
+            .map(|tags| tags.lines().map(str::to_owned).collect())
+            .unwrap_or_default();
+        Ok(Reason::Image {
+            id: parse(&id)?,
+            tags,
+        })
+    })
+    .collect()
+}
+
+fn leases_where(tx: &Transaction<'_>, condition: &str, value: &str) -> Result<Vec<Reason>> {
+    let sql = format!(
+        "SELECT id, purpose FROM leases WHERE id IN (SELECT lease FROM {condition}) ORDER BY id"
+    );
+    let mut statement = tx.prepare(&sql).db("look for users")?;
+    let rows = statement
+        .query_map([value], |row| Ok((row.get(0)?, row.get(1)?)))
+        .db("look for users")?;
+    rows.map(|row| {
+        let (id, purpose) = row.db("look for users")?;
+        Ok(Reason::Lease { id, purpose })
+    })
+    .collect()
+}
+
+/// Returns the leases whose process is gone or whose time is over: id and purpose.
+fn dead_leases(tx: &Transaction<'_>) -> Result<Vec<(String, String)>> {
+    let now = now_ns();
+    let mut statement = tx
+        .prepare_cached("SELECT id, purpose, expires_ns, pid, pid_start, boot_id FROM leases")
+        .db("list leases")?;
+    type Row = (
+        String,
+        String,
+        Option<i64>,
+        Option<i64>,
+        Option<i64>,
+        Option<String>,
+    );
+    let rows = statement
+        .query_map([], |row| -> rusqlite::Result<Row> {
+            Ok((
+                row.get(0)?,
+                row.get(1)?,
+                row.get(2)?,
+                row.get(3)?,
+                row.get(4)?,
+                row.get(5)?,
+            ))
+        })
+        .db("list leases")?;
+    let mut dead = Vec::new();
+    for row in rows {
+        let (id, purpose, expires, pid, start, boot) = row.db("list leases")?;
+        let lives = match (expires, pid, start, boot) {
+            (Some(expires), ..) => now < expires,
+            (None, Some(pid), Some(start), Some(boot)) => Process { pid, start, boot }.lives(),
+            _ => false,
+        };
+        if !lives {
+            dead.push((id, purpose));
+        }
+    }
+    Ok(dead)
+}
+
+fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
+    let leases = dead_leases(tx)?;
+    tx.execute_batch("CREATE TEMP TABLE IF NOT EXISTS dead_leases (id TEXT PRIMARY KEY); DELETE FROM temp.dead_leases")
+        .db("collect")?;
+    for (id, _) in &leases {
+        tx.execute("INSERT INTO temp.dead_leases (id) VALUES (?1)", [id])
+            .db("collect")?;
+    }
+    let ids: Vec<i64> = {
+        let mut statement = tx
+            .prepare(&format!(
+                "{LIVE} SELECT id FROM snapshots WHERE id NOT IN live ORDER BY id DESC"
+            ))
+            .db("collect")?;
+        let rows = statement.query_map([], |row| row.get(0)).db("collect")?;
+        rows.collect::<rusqlite::Result<_>>().db("collect")?
+    };
+    let snapshots = ids
+        .iter()
+        .map(|id| rows::by_id(tx, *id))
+        .collect::<Result<_>>()?;
+    let digests = |sql: String| -> Result<Vec<(Digest, u64)>> {
+        let mut statement = tx.prepare(&sql).db("collect")?;
+        let rows = statement
+            .query_map([], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
+            })
+            .db("collect")?;
+        rows.map(|row| {
+            let (digest, size) = row.db("collect")?;
+            Ok((parse(&digest)?, size as u64))
+        })
+        .collect()
+    };
+    Ok(Doomed {
+        leases,
+        snapshots,
+        blobs: digests(format!(
+            "SELECT digest, size FROM blobs WHERE digest NOT IN ({LIVE_DIGESTS})"
+        ))?,
+        recipes: digests(format!(
+            "{LIVE} SELECT diff_id, size FROM recipes WHERE diff_id NOT IN \
+             (SELECT diff_id FROM snapshots WHERE id IN live AND diff_id IS NOT NULL UNION {LIVE_DIGESTS})"
+        ))?,
+    })
+}
+
+fn bury(tx: &Transaction<'_>, doomed: &Doomed) -> Result<()> {
+    for (id, _) in &doomed.leases {
+        tx.execute("DELETE FROM leases WHERE id = ?1", [id])
+            .db("collect")?;
+    }
+    // One statement, so that parents and children may go in any order.
+    tx.execute_batch(
+        "CREATE TEMP TABLE IF NOT EXISTS doomed (id INTEGER PRIMARY KEY); DELETE FROM temp.doomed",
+    )
+    .db("collect")?;
+    for row in &doomed.snapshots {
+        tx.execute("INSERT INTO temp.doomed (id) VALUES (?1)", [row.id])
+            .db("collect")?;
+    }
+    tx.execute("DELETE FROM snapshots WHERE id IN temp.doomed", [])
+        .db("collect")?;
+    for (digest, _) in &doomed.blobs {
+        tx.execute(
+            "DELETE FROM blobs WHERE digest = ?1",
+            params![digest.to_string()],
+        )
+        .db("collect")?;
+    }
+    for (diff_id, _) in &doomed.recipes {
+        tx.execute(
+            "DELETE FROM recipes WHERE diff_id = ?1",
+            params![diff_id.to_string()],
+        )
+        .db("collect")?;
+    }
+    Ok(())
+}
