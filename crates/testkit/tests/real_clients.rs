@@ -76,3 +76,14 @@ fn podman_buildah_skopeo_and_umoci_share_the_small_image() {
         "changed\n"
     );
 }
+
+#[test]
+fn the_small_image_is_the_same_each_time() {
+    if !available(&["python3", "busybox"]) {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let first = std::fs::read(small_image(&home).unwrap()).unwrap();
+    let second = std::fs::read(small_image(&home).unwrap()).unwrap();
+    assert!(first == second, "the archives differ");
+}

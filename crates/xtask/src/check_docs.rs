@@ -3,6 +3,8 @@
 //! * Every promise in `docs/semantics.md` (an item that starts with `* `) names its tests in
 //!   backticks after the word `Test:` or `Tests:`, and each is a test that exists.
 //! * Every relative link of every Markdown file leads to a file.
+//! * Every path in backticks that begins in one of the tree's top directories is there (`*` at its end: something
+//!   that begins so is).
 //! * No file names a place outside the repository.
 //!
 //! Texts are compared as text: a test is `fn NAME(` somewhere under `crates/`, with `#[test]` (or a
@@ -31,6 +33,17 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
             tests.extend(tests_in(&text));
         }
         if file.extension().is_some_and(|extension| extension == "md") {
+            for path in paths_in(&text) {
+                let there = match path.strip_suffix('*') {
+                    Some(start) => files
+                        .iter()
+                        .any(|file| file.to_string_lossy().starts_with(start)),
+                    None => root.join(&path).exists(),
+                };
+                if !there {
+                    wrong.push(format!("{}: there is no {path}", file.display()));
+                }
+            }
             for link in links_in(&text) {
                 let target = link.split('#').next().unwrap_or_default();
                 let dir = file.parent().unwrap_or(Path::new(""));
@@ -164,6 +177,17 @@ fn links_in(text: &str) -> Vec<String> {
     links
 }
 
+/// Paths of the tree in backticks: they begin with a top directory and hold nothing but a path.
+fn paths_in(text: &str) -> Vec<String> {
+    const TOP: [&str; 5] = ["crates/", "docs/", "scripts/", "bench/", "demo/"];
+    text.lines()
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .filter(|code| TOP.iter().any(|top| code.starts_with(top)))
+        .filter(|code| !code.contains([' ', '<', '{']))
+        .map(str::to_owned)
+        .collect()
+}
+
 struct Promise {
     line: usize,
     tests: Vec<String>,
@@ -237,6 +261,12 @@ mod tests {
     fn tests_are_found_below_their_attribute_only() {
         let text = "fn helper() {}\n#[test]\n#[cfg(unix)]\nfn real() {}\nfn other() {}\n#[test] fn short() {}\n";
         assert_eq!(tests_in(text), ["real", "short"]);
+    }
+
+    #[test]
+    fn paths_are_what_begins_in_the_tree() {
+        let text = "`crates/a/b.rs` `docs/x*` `crates/<room>` `demo/run.sh IMAGE` crates/plain `other/x`\n";
+        assert_eq!(paths_in(text), ["crates/a/b.rs", "docs/x*"]);
     }
 
     #[test]
