@@ -7,6 +7,7 @@
 //! * [`clients`]: real container tools (dockerd, podman, buildah, skopeo, umoci) with stores of their own.
 //! * [`model`]: the merge of layers, written a second time, in memory and without looking at the first.
 //! * [`churn`]: random trees, and random changes of every kind.
+//! * [`user`]: a plain user with subordinate ids, for what must work without root.
 //! * [`rng`]: random choices with a printed seed. `VELLUM_SEED=N` repeats a run.
 //! * [`untested`](untested()): says, and counts, what could not be tested here. Nothing is ever skipped silently.
 //!
@@ -21,8 +22,10 @@ pub mod rng;
 pub mod scratch;
 pub mod tree;
 mod untested;
+pub mod user;
 
 pub use rng::Rng;
 pub use scratch::{FsKind, Scratch};
 pub use tree::Tree;
 pub use untested::{is_root, needs_root, untested};
+pub use user::PlainUser;

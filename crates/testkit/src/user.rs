@@ -1,0 +1,172 @@
+//! A plain user for one test, with subordinate ids and a home, who leaves no trace on the machine.
+//!
+//! The user exists only inside the mount namespace his commands run in, where copies of `/etc/passwd` and its
+//! neighbours that name him lie over the real files. Nothing is added to the machine and nothing has to be taken away
+//! again. Processes he leaves running are the test's to end.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Scratch, needs_root};
+
+/// The user's name.
+const NAME: &str = "vellum-plain-user";
+
+/// A plain user. His home and his files lie in the scratch directory he was made in.
+#[derive(Debug)]
+pub struct PlainUser {
+    /// User and group number.
+    pub id: u32,
+    /// First of his 65,536 subordinate user and group numbers.
+    pub first_subid: u32,
+    etc: PathBuf,
+    home: PathBuf,
+}
+
+impl PlainUser {
+    /// Makes the user; `None`, and recorded as untested, if that can't be done here.
+    ///
+    /// Opens the scratch directory for passing through by others.
+    pub fn new(scratch: &Scratch) -> Option<PlainUser> {
+        if !needs_root("working as another user") {
+            return None;
+        }
+        let user = PlainUser {
+            id: 61_234,
+            first_subid: 1_234_000_000,
+            etc: scratch.dir("etc-of-the-plain-user"),
+            home: scratch.dir("home-of-the-plain-user"),
+        };
+        let open = std::fs::Permissions::from_mode(0o711);
+        std::fs::set_permissions(scratch.path(), open).expect("the scratch directory's mode");
+        chown(&user.home, Some(user.id), Some(user.id)).expect("the home's owner");
+        let run = user.run_dir();
+        std::fs::create_dir(&run).expect("a run directory");
+        std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)).expect("its mode");
+        chown(&run, Some(user.id), Some(user.id)).expect("its owner");
+        let (id, first) = (user.id, user.first_subid);
+        let line = format!("{NAME}:x:{id}:{id}::{}:/bin/sh\n", user.home.display());
+        user.write("passwd", &line);
+        user.write("group", &format!("{NAME}:x:{id}:\n"));
+        user.write("subuid", &format!("{NAME}:{first}:65536\n"));
+        user.write("subgid", &format!("{NAME}:{first}:65536\n"));
+        Some(user)
+    }
+
+    fn write(&self, file: &str, line: &str) {
+        let mut text = std::fs::read_to_string(Path::new("/etc").join(file)).unwrap_or_default();
+        text.push_str(line);
+        let path = self.etc.join(file);
+        std::fs::write(&path, text).expect("a file for /etc");
+        let mode = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(&path, mode).expect("its mode");
+    }
+
+    /// Returns the user's home directory.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Returns his `XDG_RUNTIME_DIR`.
+    pub fn run_dir(&self) -> PathBuf {
+        self.home.join("run")
+    }
+
+    /// Returns a copy of `program` that the user may run, made once.
+    pub fn borrow_program(&self, program: &Path) -> PathBuf {
+        let copy = self
+            .etc
+            .join(program.file_name().expect("a program has a name"));
+        if !copy.exists() && std::fs::hard_link(program, &copy).is_err() {
+            std::fs::copy(program, &copy).expect("a copy of the program");
+        }
+        copy
+    }
+
+    /// Returns a command that runs `program` as the user, in his home, with his environment and nothing of ours.
+    ///
+    /// Add arguments with `arg`; `env` and `current_dir` would act on the wrapper: say `env NAME=VALUE` in the program.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        const SCRIPT: &str = r#"
+            etc=$1 id=$2 home=$3 run=$4; shift 4
+            for file in passwd group subuid subgid; do
+                [ -e /etc/$file ] || : > /etc/$file
+                mount --bind "$etc/$file" /etc/$file || exit 125
+            done
+            cd "$home" || exit 125
+            exec setpriv --reuid "$id" --regid "$id" --clear-groups \
+                env -i "HOME=$home" "XDG_RUNTIME_DIR=$run" USER=vellum-plain-user LC_ALL=C.UTF-8 \
+                PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+        "#;
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--propagation",
+            "slave",
+            "sh",
+            "-c",
+            SCRIPT,
+            "sh",
+        ]);
+        command
+            .arg(&self.etc)
+            .arg(self.id.to_string())
+            .arg(&self.home)
+            .arg(self.run_dir());
+        command.arg(program.as_ref());
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_user_is_nobody_special_and_has_subordinate_ids() {
+        let scratch = Scratch::new();
+        let Some(user) = PlainUser::new(&scratch) else {
+            return;
+        };
+        let said = |command: &mut Command| {
+            let out = command.output().unwrap();
+            assert!(
+                out.status.success(),
+                "{}",
+                String::from_utf8_lossy(&out.stderr)
+            );
+            String::from_utf8(out.stdout).unwrap()
+        };
+        assert_eq!(said(user.command("id").arg("-un")).trim(), NAME);
+        assert_eq!(
+            said(user.command("sh").args(["-c", "echo $HOME"])).trim(),
+            user.home().to_str().unwrap()
+        );
+        assert!(
+            !user
+                .command("cat")
+                .arg("/etc/shadow")
+                .output()
+                .unwrap()
+                .status
+                .success()
+        );
+        let map = said(user.command("unshare").args([
+            "--user",
+            "--map-users=1234000000,1,65536",
+            "--map-root-user",
+            "cat",
+            "/proc/self/uid_map",
+        ]));
+        assert!(map.contains("1234000000"), "{map}");
+        let copy = user.borrow_program(Path::new("/bin/true"));
+        assert!(user.command(copy).status().unwrap().success());
+        assert!(
+            !std::fs::read_to_string("/etc/passwd")
+                .unwrap()
+                .contains(NAME)
+        );
+    }
+}
