@@ -11,6 +11,7 @@ use crate::{
     error::{DbContext, IoContext, Result, StoreError, Subject},
     layout::{make_dir, sync_dir},
     rows::{self, now_ns, parse, time, to_json},
+    sidecar::{self, ContainerFile},
     snapshot::{Kind, Labels, SnapshotKey},
     snapshots::{PrepareOptions, Sweep, delete_row},
     store::Store,
@@ -203,32 +204,31 @@ impl Store {
         let record = self.write(|tx| {
             check_new(self, tx, container)?;
             let snapshot = self.record_placed(tx, &placed.record, options)?;
-            tx.execute(
-                "INSERT INTO containers (id, name, snapshot, image, image_name, created_ns, config) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                params![
-                    container.id,
-                    container.name,
-                    snapshot,
-                    container.image.as_ref().map(Digest::to_string),
-                    container.image_name,
-                    now_ns(),
-                    container.config
-                ],
-            )
-            .db("record a container")?;
-            for volume in &container.volumes {
-                tx.execute(
-                    "INSERT OR IGNORE INTO container_volumes (container, volume) VALUES (?1, ?2)",
-                    [&container.id, volume],
-                )
-                .db("record a container's volume")?;
-            }
+            insert(tx, container, snapshot, now_ns())?;
             get_container(tx, &container.id)
         })?;
         let parts = self.placed_parts(&placed, &parents);
         placed.keep();
+        sidecar::write(self.layout(), &ContainerFile::from(&record))?;
         Ok((record, parts))
+    }
+
+    /// Records a container whose snapshot is there already: for rebuilding.
+    pub(crate) fn put_container(&self, file: &ContainerFile) -> Result<()> {
+        let container = NewContainer {
+            id: file.id.clone(),
+            name: file.name.clone(),
+            image: file.image.clone(),
+            image_name: file.image_name.clone(),
+            config: file.config.clone(),
+            volumes: file.volumes.clone(),
+        };
+        self.write(|tx| {
+            check_new(self, tx, &container)?;
+            let snapshot = rows::get(tx, &file.snapshot)?.id;
+            let created_ns = i64::try_from(file.created.as_nanosecond()).unwrap_or(i64::MAX);
+            insert(tx, &container, snapshot, created_ns)
+        })
     }
 
     /// Returns the container with exactly this name or id. Errors: `NotFound`.
@@ -277,7 +277,8 @@ impl Store {
             tx.execute("UPDATE containers SET name = ?2 WHERE id = ?1", [id, name])
                 .db("rename a container")?;
             Ok(())
-        })
+        })?;
+        self.container_changed(id)
     }
 
     /// Replaces the caller's JSON. Durable on return. Errors: `NotFound`.
@@ -290,7 +291,15 @@ impl Store {
             )
             .db("update a container")?;
             Ok(())
-        })
+        })?;
+        self.container_changed(id)
+    }
+
+    fn container_changed(&self, id: &str) -> Result<()> {
+        match self.read(|tx| find_container(tx, id))? {
+            Some(container) => sidecar::write(self.layout(), &ContainerFile::from(&container)),
+            None => Ok(()), // removed meanwhile
+        }
     }
 
     /// Removes a container and its snapshot in one transaction, then the tree. Its volumes stay.
@@ -307,6 +316,7 @@ impl Store {
             delete_row(tx, row.id)?;
             Ok((container, row))
         })?;
+        sidecar::remove(self.layout(), &sidecar::container_name(id))?;
         self.discard_tree(&row.record, sweep)?;
         Ok(container)
     }
@@ -323,12 +333,12 @@ impl Store {
         sync_dir(staged.path())?;
         let target = self.layout().volumes().join(name);
         // The name is the user's and may come again at once, so publishing happens under the database's lock.
-        let (record, kept) = self.write(|tx| {
+        self.write(|tx| {
             if let Some(known) = find_volume(self, tx, name)? {
-                return Ok((known, false));
+                return Ok(known);
             }
             tx::to_trash(&self.layout().trash(), &target)?;
-            staged.publish(&target)?;
+            staged.publish_shared(&target)?;
             sync_dir(&self.layout().volumes())?;
             tx.execute(
                 "INSERT INTO volumes (name, created_ns, labels) VALUES (?1, ?2, ?3)",
@@ -336,15 +346,8 @@ impl Store {
             )
             .db("record a volume")?;
             let record = find_volume(self, tx, name)?;
-            Ok((
-                record.ok_or_else(|| StoreError::not_found(Subject::Volume, name))?,
-                true,
-            ))
-        })?;
-        if kept {
-            staged.keep();
-        }
-        Ok(record)
+            record.ok_or_else(|| StoreError::not_found(Subject::Volume, name))
+        })
     }
 
     /// Returns a volume. Errors: `NotFound`.
@@ -420,6 +423,36 @@ impl Store {
             Err(e) => Err(e).on("look at", record.path),
         }
     }
+}
+
+fn insert(
+    tx: &Transaction<'_>,
+    container: &NewContainer,
+    snapshot: i64,
+    created_ns: i64,
+) -> Result<()> {
+    tx.execute(
+        "INSERT INTO containers (id, name, snapshot, image, image_name, created_ns, config) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![
+            container.id,
+            container.name,
+            snapshot,
+            container.image.as_ref().map(Digest::to_string),
+            container.image_name,
+            created_ns,
+            container.config
+        ],
+    )
+    .db("record a container")?;
+    for volume in &container.volumes {
+        tx.execute(
+            "INSERT OR IGNORE INTO container_volumes (container, volume) VALUES (?1, ?2)",
+            [&container.id, volume],
+        )
+        .db("record a container's volume")?;
+    }
+    Ok(())
 }
 
 fn check_new(store: &Store, tx: &Transaction<'_>, container: &NewContainer) -> Result<()> {

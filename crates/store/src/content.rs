@@ -73,7 +73,7 @@ impl BlobWriter {
         let layout = self.store.layout();
         let target = layout.blob(&digest);
         self.staged.sync()?;
-        self.staged.publish(&target)?;
+        self.staged.publish_shared(&target)?;
         sync_dir(&layout.blob_dir(&digest))?;
         self.store.write(|tx| {
             if !layout::exists(&target)? {
@@ -90,7 +90,6 @@ impl BlobWriter {
             }
             Ok(())
         })?;
-        self.staged.keep();
         Ok(Blob {
             digest,
             size_bytes: self.size_bytes,
@@ -228,10 +227,10 @@ impl Store {
             .on("look at", recipe.staged.path().to_owned())?
             .len();
         recipe.staged.sync()?;
-        recipe.staged.publish(&self.layout().recipe(diff_id))?;
+        recipe
+            .staged
+            .publish_shared(&self.layout().recipe(diff_id))?;
         sync_dir(&self.layout().recipes())?;
-        self.write(|tx| record_recipe(self, tx, diff_id, bytes))?;
-        recipe.staged.keep();
-        Ok(())
+        self.write(|tx| record_recipe(self, tx, diff_id, bytes))
     }
 }

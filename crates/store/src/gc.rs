@@ -17,6 +17,7 @@ use crate::{
     error::{DbContext, Result, StoreError},
     lease::Process,
     rows::{self, now_ns, parse},
+    sidecar,
     snapshot::{Keep, SnapshotKey, Usage},
     snapshots::Sweep,
     store::Store,
@@ -257,6 +258,19 @@ impl Store {
             }
         }
         for path in tx::entries(&layout.records())? {
+            if let Some(name) = path.file_name().and_then(|name| name.to_str())
+                && (name.starts_with("image-") || name.starts_with("container-"))
+            {
+                if !self.read(|tx| has_sidecar(tx, name))? {
+                    found.push(tx::take_away(
+                        layout,
+                        path,
+                        "the record file of something that is gone",
+                        dry_run,
+                    ));
+                }
+                continue;
+            }
             let Some(tree) = path.file_stem().and_then(|stem| tree_of(Path::new(stem))) else {
                 continue;
             };
@@ -621,6 +635,32 @@ fn has_volume(tx: &Transaction<'_>, name: &str) -> Result<bool> {
         "SELECT EXISTS (SELECT 1 FROM volumes WHERE name = ?1)",
         name,
     )
+}
+
+/// Tells whether the image or container of this record file is there.
+fn has_sidecar(tx: &Transaction<'_>, name: &str) -> Result<bool> {
+    if let Some(hex) = name
+        .strip_prefix("image-")
+        .and_then(|rest| rest.strip_suffix(".json"))
+    {
+        return has(
+            tx,
+            "SELECT EXISTS (SELECT 1 FROM images WHERE substr(id, instr(id, ':') + 1) = ?1)",
+            hex,
+        );
+    }
+    let mut statement = tx
+        .prepare_cached("SELECT id FROM containers")
+        .db("look up")?;
+    let ids = statement
+        .query_map([], |row| row.get::<_, String>(0))
+        .db("look up")?;
+    for id in ids {
+        if sidecar::container_name(&id.db("look up")?) == name {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn keys_with_diff_id(tx: &Transaction<'_>, diff_id: &Digest) -> Result<Vec<SnapshotKey>> {

@@ -8,6 +8,7 @@ use crate::{
     error::{DbContext, Result, StoreError, Subject},
     lease::{self, LeaseId},
     rows::{self, now_ns, parse, time},
+    sidecar::{self, ImageFile},
     snapshot::SnapshotKey,
     store::Store,
 };
@@ -89,16 +90,35 @@ impl Store {
     /// blobs need no lease any more then. Errors: `NotFound` if a layer or blob is not there, `ParentNotCommitted` if a
     /// layer is not committed.
     pub fn put_image(&self, image: &NewImage) -> Result<Vec<MovedTag>> {
-        self.write(|tx| put(tx, image))
+        let moved = self.write(|tx| put(tx, image))?;
+        self.images_changed(image, &moved)?;
+        Ok(moved)
     }
 
     /// Records an image and ends `lease`, all in one transaction. As [`Store::put_image`] otherwise.
     pub fn put_image_and_end(&self, image: &NewImage, lease: &LeaseId) -> Result<Vec<MovedTag>> {
-        self.write(|tx| {
+        let moved = self.write(|tx| {
             let moved = put(tx, image)?;
             lease::end(tx, lease)?;
             Ok(moved)
-        })
+        })?;
+        self.images_changed(image, &moved)?;
+        Ok(moved)
+    }
+
+    fn images_changed(&self, image: &NewImage, moved: &[MovedTag]) -> Result<()> {
+        self.image_changed(&image.id)?;
+        moved
+            .iter()
+            .try_for_each(|moved| self.image_changed(&moved.from))
+    }
+
+    /// Writes the image's record file after its records, or takes it away with them.
+    pub(crate) fn image_changed(&self, id: &Digest) -> Result<()> {
+        match self.read(|tx| load(tx, id))? {
+            Some(image) => sidecar::write(self.layout(), &ImageFile::from(&image)),
+            None => sidecar::remove(self.layout(), &sidecar::image_name(id)),
+        }
     }
 
     /// Returns an image by id. Errors: `NotFound`.
@@ -165,31 +185,38 @@ impl Store {
 
     /// Gives `image` the name `tag` and returns the image that had it before. Durable on return. Errors: `NotFound`.
     pub fn tag(&self, tag: &str, image: &Digest) -> Result<Option<Digest>> {
-        self.write(|tx| {
+        let before = self.write(|tx| {
             let before = holder(tx, tag)?;
             if load(tx, image)?.is_none() {
                 return Err(StoreError::not_found(Subject::Image, image));
             }
             set_tag(tx, tag, image)?;
             Ok(before)
-        })
+        })?;
+        before
+            .iter()
+            .chain([image])
+            .try_for_each(|id| self.image_changed(id))?;
+        Ok(before)
     }
 
     /// Takes a name away and returns the image that had it. The image stays. Errors: `NotFound`.
     pub fn untag(&self, tag: &str) -> Result<Digest> {
-        self.write(|tx| {
+        let image = self.write(|tx| {
             let image = holder(tx, tag)?.ok_or_else(|| StoreError::not_found(Subject::Tag, tag))?;
             tx.execute("DELETE FROM tags WHERE name = ?1", [tag])
                 .db("remove a name")?;
             Ok(image)
-        })
+        })?;
+        self.image_changed(&image)?;
+        Ok(image)
     }
 
     /// Removes an image and all its names; its layers and blobs go with the next gc unless others need them.
     ///
     /// Errors: `NotFound`; `InUse` while a container was made from it.
     pub fn remove_image(&self, id: &Digest) -> Result<ImageRecord> {
-        self.write(|tx| {
+        let image = self.write(|tx| {
             let image = load(tx, id)?.ok_or_else(|| StoreError::not_found(Subject::Image, id))?;
             let users = strings(
                 tx,
@@ -206,7 +233,9 @@ impl Store {
             tx.execute("DELETE FROM images WHERE id = ?1", [id.to_string()])
                 .db("remove an image")?;
             Ok(image)
-        })
+        })?;
+        self.image_changed(id)?;
+        Ok(image)
     }
 }
 

@@ -360,7 +360,9 @@ impl Store {
                     .metadata()
                     .on("look at", recipe.staged.path())?
                     .len();
-                recipe.staged.publish(&self.layout().recipe(diff_id))?;
+                recipe
+                    .staged
+                    .publish_shared(&self.layout().recipe(diff_id))?;
                 Some(bytes)
             }
         };

@@ -9,9 +9,11 @@
 //! [driver]. What lies where on disk is told in `docs/format.md`.
 #![forbid(unsafe_code)]
 
+pub mod check;
 mod clone;
 pub mod containers;
 pub mod content;
+pub mod df;
 pub mod digest;
 pub mod driver;
 pub mod error;
@@ -25,14 +27,17 @@ mod quota;
 mod record;
 mod rows;
 mod schema;
+mod sidecar;
 pub mod snapshot;
 mod snapshots;
 mod store;
 mod tx;
 mod walk;
 
+pub use check::{CheckOptions, Rebuilt};
 pub use containers::{ContainerRecord, NewContainer, VolumeRecord};
 pub use content::{Blob, BlobWriter};
+pub use df::{ContainerUse, DiskUse, ImageUse, LayerUse};
 pub use digest::{Algorithm, Digest};
 pub use driver::{DriverKind, Finding, LayerDir, LayerMarks, Overlay, Shape, TreeId, TreeParts};
 pub use error::{Class, Result, StoreError, Subject};

@@ -4,10 +4,10 @@ use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     driver::{self, DriverKind},
-    error::{DbContext, IoContext, Result},
+    error::{DbContext, IoContext, Result, StoreError},
     layout::{self, Layout},
     schema::Database,
-    tx::Journal,
+    tx::{self, Journal},
 };
 
 /// How a store is opened.
@@ -55,9 +55,22 @@ pub(crate) struct Inner {
 impl Store {
     /// Opens the store, making or migrating it if need be.
     ///
-    /// Errors: `NotAStore`, `NewerStore`, `Busy`; `Io` with `NotFound` if there is none and it is not to be made;
+    /// Errors: `NotAStore`, `NewerStore`, `Busy`; `Damaged` if the database is gone but trees are there; `Io` with `NotFound` if there is none and it is not to be made;
     /// `Unsupported` if the driver's own directory can't carry it.
     pub fn open(options: &StoreOptions) -> Result<Self> {
+        let root = std::path::absolute(&options.root).on("find", &options.root)?;
+        let layout = Layout::new(root);
+        if !layout::exists(&layout.database())? && has_records(&layout)? {
+            return Err(StoreError::Damaged {
+                what: layout.database().display().to_string(),
+                why: "it is missing, but there are trees; rebuild it from their records, or put the file back".into(),
+            });
+        }
+        Self::open_new(options)
+    }
+
+    /// Opens the store without asking whether a missing database ought to be there.
+    pub(crate) fn open_new(options: &StoreOptions) -> Result<Self> {
         let root = std::path::absolute(&options.root).on("find", &options.root)?;
         let layout = Layout::new(root);
         if options.create && !layout::exists(&layout.database())? {
@@ -154,6 +167,12 @@ impl Store {
     ) -> Result<T> {
         self.inner.database.write(write)
     }
+}
+
+fn has_records(layout: &Layout) -> Result<bool> {
+    Ok(tx::entries(&layout.records())?
+        .iter()
+        .any(|path| path.extension().is_some_and(|end| end == "json")))
 }
 
 impl std::fmt::Debug for Store {

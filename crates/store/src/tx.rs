@@ -107,6 +107,14 @@ impl Staged {
         Ok(())
     }
 
+    /// Renames it to `target`, a name that is not random and that others may publish or record too: it is not taken away
+    /// any more, since that could take theirs. Unrecorded it is litter, which a sweep finds once the lock is gone.
+    pub fn publish_shared(&mut self, target: &Path) -> Result<()> {
+        self.publish(target)?;
+        self.kept = true;
+        Ok(())
+    }
+
     /// Flushes it alone: a file's data, a directory's names.
     pub fn sync(&self) -> Result<()> {
         self.lock.sync_all().on("sync", &self.path)

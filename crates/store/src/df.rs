@@ -1,0 +1,230 @@
+//! What takes how much: by image, layer, container and volume, shared and exclusive.
+//!
+//! Layers' numbers are those fixed at commit; writable trees and volumes are counted now, so the cost is that of walking
+//! what can change, never of walking layers.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::{
+    digest::Digest,
+    error::{Class, DbContext, Result},
+    images::ImageRecord,
+    snapshot::{Info, Kind, SnapshotKey, Usage},
+    store::Store,
+};
+
+/// The whole picture.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Images, newest first.
+    pub images: Vec<ImageUse>,
+    /// Committed snapshots, by key.
+    pub layers: Vec<LayerUse>,
+    /// Containers, newest first.
+    pub containers: Vec<ContainerUse>,
+    /// Active snapshots that no container owns, by key, with what they take.
+    pub workspaces: Vec<(SnapshotKey, Usage)>,
+    /// Volumes, by name, with what they take.
+    pub volumes: Vec<(String, Usage)>,
+    /// Blobs: manifests, configurations, kept layers.
+    pub content: Usage,
+    /// Recipes.
+    pub recipes: Usage,
+}
+
+/// What one image takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageUse {
+    /// Its id.
+    pub id: Digest,
+    /// Its names.
+    pub tags: Vec<String>,
+    /// Layers that no other image has.
+    pub exclusive: Usage,
+    /// Layers that other images have too.
+    pub shared: Usage,
+    /// Containers made from it.
+    pub containers: u64,
+}
+
+/// What one layer takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerUse {
+    /// Its name.
+    pub key: SnapshotKey,
+    /// What it takes by itself.
+    pub usage: Usage,
+    /// Images it is part of.
+    pub images: u64,
+    /// Snapshots that stand right on it.
+    pub children: u64,
+}
+
+/// What one container takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerUse {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its own changes.
+    pub exclusive: Usage,
+    /// The layers beneath.
+    pub shared: Usage,
+}
+
+impl DiskUse {
+    /// Returns everything together, each thing once.
+    pub fn total(&self) -> Usage {
+        let mut total = Usage::default();
+        self.layers.iter().for_each(|layer| total += layer.usage);
+        self.containers
+            .iter()
+            .for_each(|container| total += container.exclusive);
+        self.workspaces
+            .iter()
+            .for_each(|(_, usage)| total += *usage);
+        self.volumes.iter().for_each(|(_, usage)| total += *usage);
+        total += self.content;
+        total += self.recipes;
+        total
+    }
+
+    /// Returns the layers that no image has and nothing stands on: what gc would free at least, leases aside.
+    pub fn unused_layers(&self) -> Usage {
+        let mut unused = Usage::default();
+        self.layers
+            .iter()
+            .filter(|layer| layer.images == 0 && layer.children == 0)
+            .for_each(|layer| unused += layer.usage);
+        unused
+    }
+}
+
+impl Store {
+    /// Counts what everything takes. Things that are removed meanwhile are left out.
+    pub fn df(&self) -> Result<DiskUse> {
+        let mut infos: HashMap<SnapshotKey, Info> = HashMap::new();
+        self.walk::<crate::StoreError>(&[], |info| {
+            infos.insert(info.key.clone(), info);
+            Ok(())
+        })?;
+        let images = self.images()?;
+        let containers = self.containers()?;
+        let mut of_image: HashMap<&SnapshotKey, u64> = HashMap::new();
+        for image in &images {
+            for key in distinct(image) {
+                *of_image.entry(key).or_default() += 1;
+            }
+        }
+        let mut children: HashMap<&SnapshotKey, u64> = HashMap::new();
+        for parent in infos.values().filter_map(|info| info.parent.as_ref()) {
+            *children.entry(parent).or_default() += 1;
+        }
+        let own = |key: &SnapshotKey| {
+            infos
+                .get(key)
+                .and_then(|info| info.usage)
+                .unwrap_or_default()
+        };
+
+        let mut use_ = DiskUse::default();
+        for image in &images {
+            let (mut exclusive, mut shared) = (Usage::default(), Usage::default());
+            for key in distinct(image) {
+                if of_image.get(key) == Some(&1) {
+                    exclusive += own(key)
+                } else {
+                    shared += own(key)
+                }
+            }
+            use_.images.push(ImageUse {
+                id: image.id.clone(),
+                tags: image.tags.clone(),
+                exclusive,
+                shared,
+                containers: containers
+                    .iter()
+                    .filter(|c| c.image.as_ref() == Some(&image.id))
+                    .count() as u64,
+            });
+        }
+        let mut owned = HashSet::new();
+        for container in &containers {
+            owned.insert(&container.snapshot);
+            let Some(exclusive) = self.usage_now(&container.snapshot)? else {
+                continue;
+            };
+            let mut shared = Usage::default();
+            let mut at = infos
+                .get(&container.snapshot)
+                .and_then(|info| info.parent.as_ref());
+            while let Some(key) = at {
+                shared += own(key);
+                at = infos.get(key).and_then(|info| info.parent.as_ref());
+            }
+            use_.containers.push(ContainerUse {
+                id: container.id.clone(),
+                name: container.name.clone(),
+                exclusive,
+                shared,
+            });
+        }
+        let mut sorted: Vec<&Info> = infos.values().collect();
+        sorted.sort_unstable_by_key(|info| &info.key);
+        for info in sorted {
+            match info.kind {
+                Kind::Committed => use_.layers.push(LayerUse {
+                    key: info.key.clone(),
+                    usage: own(&info.key),
+                    images: of_image.get(&info.key).copied().unwrap_or_default(),
+                    children: children.get(&info.key).copied().unwrap_or_default(),
+                }),
+                Kind::Active if !owned.contains(&info.key) => {
+                    if let Some(usage) = self.usage_now(&info.key)? {
+                        use_.workspaces.push((info.key.clone(), usage));
+                    }
+                }
+                Kind::Active | Kind::View => {}
+            }
+        }
+        for volume in self.volumes()? {
+            match self.volume_usage(&volume.name) {
+                Ok(usage) => use_.volumes.push((volume.name, usage)),
+                Err(e) if e.class() == Class::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let sum = |table: &'static str| {
+            self.read(|tx| {
+                tx.query_row(
+                    &format!("SELECT coalesce(sum(size), 0), count(*) FROM {table}"),
+                    [],
+                    |row| {
+                        Ok(Usage {
+                            bytes: row.get::<_, i64>(0)? as u64,
+                            inodes: row.get::<_, i64>(1)? as u64,
+                        })
+                    },
+                )
+                .db("count")
+            })
+        };
+        use_.content = sum("blobs")?;
+        use_.recipes = sum("recipes")?;
+        Ok(use_)
+    }
+
+    /// Counts a snapshot that may be gone by now.
+    fn usage_now(&self, key: &SnapshotKey) -> Result<Option<Usage>> {
+        match self.usage(key) {
+            Ok(usage) => Ok(Some(usage)),
+            Err(_) if !self.exists(key)? => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+fn distinct(image: &ImageRecord) -> HashSet<&SnapshotKey> {
+    image.layers.iter().map(|layer| &layer.snapshot).collect()
+}
