@@ -1,5 +1,394 @@
-//! Applying a layer's tar to a tree.
+//! Applying a layer's tar to a tree: one pass, rooted at a directory descriptor.
+//!
+//! `names.rs` takes names apart, `stack.rs` holds the open directories, `place.rs` makes objects, `hide.rs` does whiteouts and
+//! removal, `attributes.rs` owners, modes and extended attributes. This file walks the archive and keeps the books: what this layer
+//! made (so that its own deletions hide only what lies below, in whatever order they come), which directories it implies, and the recipe.
+//!
+//! Rules, where the image specification leaves room:
+//! * An archive's entry for the root directory is passed over, as all engines do.
+//! * A whiteout hides the layers below, never what its own layer brings; a name both hidden and brought as a directory is opaque.
+//! * A hard link's own header says nothing about the inode it shares: mode, owner and times are those of the first name.
+//! * A hard link to something that is not in the tree applied to is an error; for overlay marks that is everything the layer itself
+//!   does not bring.
+//! * A symbolic link on the way to an entry is followed, inside the tree only, if this layer made it; one that the parent made
+//!   gives way to a directory, which is what an overlay of the two shows.
+//! * Character device 0:0 is refused: it would act as a deletion.
+//!
+//! Invariants: every object is made under its own single-component name in an open directory, exclusively, and never opened through a
+//! link; an existing file is removed before its name is used again, never written to. Nothing is synced here. After an error
+//! the tree holds part of the layer and is good for nothing but removal.
 
+mod attributes;
+mod hide;
+mod names;
+mod place;
+mod stack;
 mod target;
 
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use vellum_sys::{Cancel, FileKind, Timespec};
+
 pub use target::{Applied, ApplyTarget, Privilege, TargetMarks};
+
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::recipe::RecipeWriter;
+use crate::stream::LayerStream;
+use crate::tar::{Entry, TarReader};
+use attributes::Rules;
+use names::Meaning;
+use stack::Stack;
+
+/// Symbolic links followed on the way to one entry, as in the kernel.
+const MAX_LINKS: u32 = 40;
+
+/// Applies the layer in `stream` to `target` and, if asked, writes its recipe.
+///
+/// Errors leave part of the layer behind. On success the caller compares `blob.diff_id` with what was promised, and syncs.
+pub fn apply(
+    stream: LayerStream,
+    target: &ApplyTarget,
+    recipe: Option<&mut dyn Write>,
+    limits: &Limits,
+    cancel: &Cancel,
+) -> Result<Applied> {
+    let mut reader = TarReader::new(stream, limits);
+    let mut applier = Applier::new(target, recipe, limits)?;
+    while let Some(entry) = reader.next_entry()? {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        applier.take_raw(reader.raw())?;
+        applier.entry(&entry, &mut reader)?;
+        debug_assert!(
+            reader.payload()?.is_empty(),
+            "content belongs to the recipe"
+        );
+    }
+    applier.take_raw(reader.raw())?;
+    while reader.trailer()?.is_some() {
+        applier.take_raw(reader.raw())?;
+    }
+    let entries = reader.entries();
+    let (mut applied, recipe) = applier.finish(entries)?;
+    applied.blob = reader.into_source().finish()?;
+    if let Some(recipe) = recipe {
+        recipe.finish(applied.blob.tar_bytes, &applied.blob.diff_id)?;
+    }
+    Ok(applied)
+}
+
+struct Applier<'a, 'w> {
+    limits: &'a Limits,
+    rules: Rules,
+    stack: Stack,
+    recipe: Option<RecipeWriter<'w>>,
+    /// What this layer made, by hash of its path: 0, or the payload's ordinal plus one. A keyed hash of 64 bits keeps this small;
+    /// two paths that share one are not to be expected in the lifetime of the program.
+    made: HashMap<u64, u32>,
+    hasher: RandomState,
+    implied: BTreeSet<Vec<u8>>,
+    /// A directory may hand ACLs down.
+    acl_possible: bool,
+    /// The process's own ids: what new files have anyway.
+    own_ids: (u32, u32),
+    umask: u32,
+    plnk: bool,
+    skipped: u64,
+    newest: Option<Timespec>,
+}
+
+impl<'a, 'w> Applier<'a, 'w> {
+    fn new(
+        target: &ApplyTarget,
+        recipe: Option<&'w mut dyn Write>,
+        limits: &'a Limits,
+    ) -> Result<Self> {
+        let failed = |error: vellum_sys::Error| Error::Apply {
+            action: "open",
+            path: PathBuf::from("."),
+            source: error.source,
+        };
+        let root = target.root.dup().map_err(failed)?;
+        let stack = Stack::new(root).map_err(failed)?;
+        let acl_possible = target.marks == TargetMarks::Plain || stack.top().default_acl;
+        Ok(Self {
+            limits,
+            rules: Rules {
+                marks: target.marks,
+                privilege: target.privilege,
+                recorded: 0,
+            },
+            stack,
+            recipe: recipe.map(RecipeWriter::new).transpose()?,
+            made: HashMap::new(),
+            hasher: RandomState::new(),
+            implied: BTreeSet::new(),
+            acl_possible,
+            own_ids: (
+                rustix::process::geteuid().as_raw(),
+                rustix::process::getegid().as_raw(),
+            ),
+            umask: umask(),
+            plnk: false,
+            skipped: 0,
+            newest: None,
+        })
+    }
+
+    fn take_raw(&mut self, raw: &mut Vec<u8>) -> Result<()> {
+        if let Some(recipe) = &mut self.recipe {
+            recipe.raw(raw)?;
+        }
+        raw.clear();
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: &Entry, reader: &mut TarReader<LayerStream>) -> Result<()> {
+        let components = names::components(&entry.name, self.limits)?;
+        let (parents, meaning) = names::meaning(entry.path(), &components)?;
+        if matches!(meaning, Meaning::Root | Meaning::Reserved) {
+            self.skipped += u64::from(meaning == Meaning::Reserved);
+            return self.pass_over(reader);
+        }
+        if components[0] == names::PLNK {
+            self.plnk = true;
+        } else {
+            self.newest = self.newest.max(Some(entry.mtime));
+        }
+        self.enter(parents, entry)?;
+        match meaning {
+            Meaning::Whiteout(hidden) => {
+                self.whiteout(hidden, entry)?;
+                self.pass_over(reader)
+            }
+            Meaning::Opaque => {
+                self.opaque(entry)?;
+                self.pass_over(reader)
+            }
+            Meaning::Object(name) => self.place(name, entry, reader),
+            Meaning::Root | Meaning::Reserved => Ok(()),
+        }
+    }
+
+    /// Content that the tree does not get goes into the recipe as it is.
+    fn pass_over(&mut self, reader: &mut TarReader<LayerStream>) -> Result<()> {
+        loop {
+            let piece = reader.payload()?;
+            let n = piece.len();
+            if n == 0 {
+                return Ok(());
+            }
+            if let Some(recipe) = &mut self.recipe {
+                recipe.raw(piece)?;
+            }
+            reader.advance(n);
+        }
+    }
+
+    /// Makes `parents` the present directory, making what is missing.
+    fn enter(&mut self, parents: &[&OsStr], entry: &Entry) -> Result<()> {
+        let common = self.stack.common(parents);
+        self.leave_to(common)?;
+        let mut links = 0;
+        for name in &parents[common..] {
+            self.step(name, entry, &mut links)?;
+        }
+        Ok(())
+    }
+
+    fn leave_to(&mut self, depth: usize) -> Result<()> {
+        self.stack.pop_to(depth).map_err(|error| Error::Apply {
+            action: "set the times of a directory on the way to",
+            path: PathBuf::from(OsStr::from_bytes(self.stack.path())),
+            source: error.source,
+        })
+    }
+
+    /// Goes into the directory `name`.
+    fn step(&mut self, name: &OsStr, entry: &Entry, links: &mut u32) -> Result<()> {
+        match self.stack.top().dir.open_dir(name) {
+            Ok(dir) => self
+                .stack
+                .push(name, dir, self.acl_possible)
+                .map_err(self.failed("open", name)),
+            Err(error) if error.is_not_found() => self.imply(name, entry),
+            Err(error) if error.is(Errno::LOOP) || error.is(Errno::NOTDIR) => {
+                self.step_over(name, entry, links)
+            }
+            Err(error) => Err(self.failed("open", name)(error)),
+        }
+    }
+
+    /// Goes into `name`, which is something else than a directory.
+    fn step_over(&mut self, name: &OsStr, entry: &Entry, links: &mut u32) -> Result<()> {
+        let stat = self
+            .stack
+            .top()
+            .dir
+            .stat(name)
+            .map_err(self.failed("look at", name))?;
+        let ours = self.made.contains_key(&self.key(&self.stack.path_of(name)));
+        if is_whiteout(&stat) || !ours {
+            let opaque = self.clear(name)?;
+            self.imply(name, entry)?;
+            return match opaque {
+                true => self.mark_opaque(),
+                false => Ok(()),
+            };
+        }
+        if stat.kind != FileKind::Symlink {
+            return Err(Error::BadName {
+                path: entry.path().to_owned(),
+                why: "it lies beneath something that is no directory",
+            });
+        }
+        *links += 1;
+        if *links > MAX_LINKS {
+            return Err(Error::Escapes {
+                path: entry.path().to_owned(),
+                why: "too many symbolic links on the way",
+            });
+        }
+        let link = self
+            .stack
+            .top()
+            .dir
+            .read_link(name)
+            .map_err(self.failed("read", name))?;
+        if link.as_bytes().starts_with(b"/") {
+            self.leave_to(0)?;
+        }
+        for part in link.as_bytes().split(|&b| b == b'/') {
+            match part {
+                b"" | b"." => {}
+                b".." => {
+                    let depth = self.depth().checked_sub(1).ok_or_else(|| Error::Escapes {
+                        path: entry.path().to_owned(),
+                        why: "a symbolic link on the way climbs above the root",
+                    })?;
+                    self.leave_to(depth)?;
+                }
+                part => self.step(OsStr::from_bytes(part), entry, links)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn depth(&self) -> usize {
+        match self.stack.path() {
+            [] => 0,
+            path => path.iter().filter(|&&b| b == b'/').count() + 1,
+        }
+    }
+
+    /// Makes a directory that the layer needs and does not list, and goes into it.
+    fn imply(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
+        let path = self.stack.path_of(name);
+        let implied = Entry {
+            mode: 0o755,
+            uid: self.own_ids.0,
+            gid: self.own_ids.1,
+            xattrs: Vec::new(),
+            ..entry.clone()
+        };
+        self.directory(name, &implied)?;
+        if !path.starts_with(names::PLNK.as_bytes()) {
+            self.implied.insert(path);
+        }
+        Ok(())
+    }
+
+    /// Notes that this layer made `name` in the present directory; `payload` is the ordinal of its content.
+    fn note(&mut self, name: &OsStr, payload: Option<u32>) {
+        let path = self.stack.path_of(name);
+        let key = self.key(&path);
+        self.made
+            .insert(key, payload.map_or(0, |ordinal| ordinal + 1));
+        if self.rules.marks == TargetMarks::Plain {
+            let (made, hasher) = (&mut self.made, &self.hasher);
+            self.stack.note(|path| {
+                made.entry(hasher.hash_one(path)).or_insert(0);
+            });
+        }
+    }
+
+    fn key(&self, path: &[u8]) -> u64 {
+        self.hasher.hash_one(path)
+    }
+
+    /// Returns a function that gives a system error this room's words.
+    fn failed(
+        &self,
+        action: &'static str,
+        name: &OsStr,
+    ) -> impl FnOnce(vellum_sys::Error) -> Error + use<> {
+        let path = PathBuf::from(OsString::from_vec(self.stack.path_of(name)));
+        move |error| Error::Apply {
+            action,
+            path,
+            source: error.source,
+        }
+    }
+
+    fn finish(mut self, entries: u64) -> Result<(Applied, Option<RecipeWriter<'w>>)> {
+        self.leave_to(0)?;
+        if self.plnk {
+            self.clear(OsStr::new(names::PLNK))?;
+        }
+        self.stack.finish().map_err(|error| Error::Apply {
+            action: "set the times of",
+            path: PathBuf::from("."),
+            source: error.source,
+        })?;
+        let mut implied_dirs: Vec<PathBuf> = self
+            .implied
+            .into_iter()
+            .map(|path| PathBuf::from(OsString::from_vec(path)))
+            .collect();
+        implied_dirs.sort_by_key(|path| path.components().count());
+        let applied = Applied {
+            // Replaced by what the stream says at its end.
+            blob: crate::stream::BlobFacts {
+                compression: crate::Compression::None,
+                blob_digest: crate::Digest::of(b""),
+                blob_bytes: 0,
+                diff_id: crate::Digest::of(b""),
+                tar_bytes: 0,
+            },
+            entries,
+            implied_dirs,
+            skipped: self.skipped,
+            recorded: self.rules.recorded,
+            newest: self.newest,
+        };
+        Ok((applied, self.recipe))
+    }
+}
+
+fn is_whiteout(stat: &vellum_sys::Stat) -> bool {
+    stat.kind == FileKind::Char && stat.rdev == vellum_format::WHITEOUT_RDEV
+}
+
+/// Returns the process's umask, without changing it; every bit if it can't be learned, so that modes are always set.
+fn umask() -> u32 {
+    std::fs::read_to_string(Path::new("/proc/self/status"))
+        .ok()
+        .and_then(|status| {
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("Umask:"))?;
+            u32::from_str_radix(line.trim(), 8).ok()
+        })
+        .unwrap_or(0o777)
+}
+
+#[cfg(test)]
+mod tests;

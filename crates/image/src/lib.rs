@@ -6,6 +6,7 @@
 //! | how is a blob compressed | `compression.rs` |
 //! | reading, inflating and hashing at once | `stream.rs` |
 //! | what does a layer's tar do to a tree | `apply.rs` |
+//! | what do a tar's headers say | `tar/reader.rs` |
 //! | how does a layer come out again byte for byte | `recipe.rs` |
 //! | how is a new layer's tar written | `writer.rs` |
 //! | what is an image called | `reference.rs` |
@@ -26,13 +27,16 @@ mod error;
 pub mod limits;
 pub mod manifest;
 pub mod platform;
+pub mod recipe;
 pub mod reference;
 pub mod registry;
 pub mod sink;
 pub mod source;
 pub mod stream;
+pub mod tar;
+pub mod writer;
 
-pub use apply::{Applied, ApplyTarget, Privilege, TargetMarks};
+pub use apply::{Applied, ApplyTarget, Privilege, TargetMarks, apply};
 pub use compression::Compression;
 pub use config::{ChainId, ImageConfig};
 pub use digest::Digest;
@@ -43,3 +47,4 @@ pub use platform::Platform;
 pub use reference::Reference;
 pub use stream::{BlobFacts, LayerStream, Progress};
 pub use vellum_sys::Cancel;
+pub use writer::{LayerWriter, TarEntry, TarKind};

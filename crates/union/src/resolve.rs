@@ -165,10 +165,6 @@ pub enum MergeError<E> {
     Fault(Fault),
 }
 
-/// What a merge gives, for one who answers.
-pub type Outcome<A> =
-    Result<Merged<<A as Ask>::Dir, <A as Ask>::File>, MergeError<<A as Ask>::Error>>;
-
 /// Where the next layer is asked.
 enum Place {
     /// Under this name in the parent's own share.
@@ -185,7 +181,7 @@ pub fn merge<A: Ask>(
     parent: &[Part<A::Dir>],
     roots: &[Part<A::Dir>],
     name: &OsStr,
-) -> Outcome<A> {
+) -> Result<Merged<A::Dir, A::File>, MergeError<A::Error>> {
     let mut search = Search {
         ask,
         place: Place::Sibling(name.to_owned()),
@@ -388,7 +384,7 @@ impl<A: Ask> Search<'_, A> {
         };
     }
 
-    fn conclude(self) -> Outcome<A> {
+    fn conclude(self) -> Result<Merged<A::Dir, A::File>, MergeError<A::Error>> {
         let stop = self.stop;
         match self.found {
             Found::Nothing => Ok(Merged::Absent(stop)),

@@ -1,0 +1,271 @@
+//! Giving a new object its owner, attributes, mode and times, in the one order that works.
+//!
+//! Owner first, since changing it clears set-uid, set-gid and capabilities; then extended attributes (an access ACL changes the mode's
+//! group bits); then the mode; times last. What the process may not set is an error or becomes a record, as the target says. All
+//! attributes of an archive pass through here and nowhere else, so this is where overlay's control attributes are escaped.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::path::Path;
+
+use rustix::io::Errno;
+use vellum_format::{
+    Mark, OVERRIDE_STAT, OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat, Prefix, record,
+};
+use vellum_sys::xattr::SetMode;
+use vellum_sys::{Dir, Timespec, rooted, xattr};
+
+use super::{Privilege, TargetMarks};
+use crate::error::{Error, Result};
+use crate::tar::Entry;
+
+pub(super) const ACCESS_ACL: &str = "system.posix_acl_access";
+pub(super) const DEFAULT_ACL: &str = "system.posix_acl_default";
+
+/// What is given attributes: something open, or a name that must not be opened (a link, a device).
+#[derive(Clone, Copy)]
+pub(super) enum Object<'a> {
+    File(&'a File),
+    Dir(&'a Dir),
+    Name(&'a Dir, &'a OsStr),
+    /// As `Name`, but a symbolic link, which has no mode.
+    Symlink(&'a Dir, &'a OsStr),
+}
+
+impl Object<'_> {
+    fn set_owner(self, uid: u32, gid: u32) -> vellum_sys::Result<()> {
+        match self {
+            Object::File(file) => rooted::set_owner_fd(file, uid, gid),
+            Object::Dir(dir) => rooted::set_owner_fd(dir, uid, gid),
+            Object::Name(dir, name) | Object::Symlink(dir, name) => dir.set_owner(name, uid, gid),
+        }
+    }
+
+    fn set_mode(self, mode: u32) -> vellum_sys::Result<()> {
+        match self {
+            Object::File(file) => rooted::set_mode_fd(file, mode),
+            Object::Dir(dir) => rooted::set_mode_fd(dir, mode),
+            Object::Name(dir, name) => dir.set_mode(name, mode),
+            Object::Symlink(..) => Ok(()),
+        }
+    }
+
+    pub(super) fn set_times(self, time: Timespec) -> vellum_sys::Result<()> {
+        match self {
+            Object::File(file) => rooted::set_times_fd(file, Some(time), Some(time)),
+            Object::Dir(dir) => rooted::set_times_fd(dir, Some(time), Some(time)),
+            Object::Name(dir, name) | Object::Symlink(dir, name) => {
+                dir.set_times(name, Some(time), Some(time))
+            }
+        }
+    }
+
+    pub(super) fn set_xattr(self, attr: &OsStr, value: &[u8]) -> vellum_sys::Result<()> {
+        match self {
+            Object::File(file) => xattr::set_fd(file, attr, value, SetMode::Any),
+            Object::Dir(dir) => xattr::set_fd(dir, attr, value, SetMode::Any),
+            Object::Name(dir, name) | Object::Symlink(dir, name) => {
+                xattr::set(dir, name, attr, value, SetMode::Any)
+            }
+        }
+    }
+
+    fn remove_xattr(self, attr: &OsStr) -> vellum_sys::Result<bool> {
+        match self {
+            Object::File(file) => xattr::remove_fd(file, attr),
+            Object::Dir(dir) => xattr::remove_fd(dir, attr),
+            Object::Name(dir, name) | Object::Symlink(dir, name) => xattr::remove(dir, name, attr),
+        }
+    }
+
+    fn xattrs(self) -> vellum_sys::Result<Vec<OsString>> {
+        match self {
+            Object::File(file) => xattr::list_fd(file),
+            Object::Dir(dir) => xattr::list_fd(dir),
+            Object::Name(dir, name) | Object::Symlink(dir, name) => xattr::list(dir, name),
+        }
+    }
+}
+
+/// What is known about the object before its attributes are set.
+pub(super) struct Situation<'a> {
+    /// The entry's place in the tree, for messages.
+    pub path: &'a Path,
+    /// The object has its owner already.
+    pub owner_right: bool,
+    /// The object has its mode already.
+    pub mode_right: bool,
+    /// The directory it was made in handed an ACL down to it.
+    pub inherited_acl: bool,
+    /// It was there before and may carry attributes that the entry does not have.
+    pub existed: bool,
+    /// What it stands for, if it is a stand-in.
+    pub stand_in: Option<OverrideKind>,
+}
+
+/// The rules for attributes of one target.
+pub(super) struct Rules {
+    pub marks: TargetMarks,
+    pub privilege: Privilege,
+    /// How many things were recorded instead of set.
+    pub recorded: u64,
+}
+
+impl Rules {
+    /// Sets everything that `entry` says about `object`, the times only if `times`.
+    pub fn set(
+        &mut self,
+        object: Object<'_>,
+        entry: &Entry,
+        at: &Situation<'_>,
+        times: bool,
+    ) -> Result<()> {
+        let failed = |action| {
+            move |error: vellum_sys::Error| Error::Apply {
+                action,
+                path: at.path.to_owned(),
+                source: error.source,
+            }
+        };
+        let mut foreign = at.stand_in.is_some();
+        if !at.owner_right
+            && let Err(error) = object.set_owner(entry.uid, entry.gid)
+        {
+            foreign |= self.refused_owner(error, entry, at)?;
+        }
+        if at.existed {
+            self.remove_others(object, entry)
+                .map_err(failed("clear the attributes of"))?;
+        } else if at.inherited_acl {
+            for attr in [ACCESS_ACL, DEFAULT_ACL] {
+                object
+                    .remove_xattr(OsStr::new(attr))
+                    .map_err(failed("clear the attributes of"))?;
+            }
+        }
+        for (name, value) in &entry.xattrs {
+            self.set_xattr(object, name, value, at.path)?;
+        }
+        if foreign {
+            self.record_stat(object, entry, at);
+            // A set-uid file of somebody else's must not run with the rights of whoever it belongs to for want of a better owner.
+            object
+                .set_mode(entry.mode & 0o777)
+                .map_err(failed("set the mode of"))?;
+        } else if !at.mode_right {
+            object
+                .set_mode(entry.mode)
+                .map_err(failed("set the mode of"))?;
+        }
+        if times {
+            object
+                .set_times(entry.mtime)
+                .map_err(failed("set the times of"))?;
+        }
+        Ok(())
+    }
+
+    /// Returns true if the owner is to be recorded instead.
+    fn refused_owner(
+        &mut self,
+        error: vellum_sys::Error,
+        entry: &Entry,
+        at: &Situation<'_>,
+    ) -> Result<bool> {
+        let unmapped = error.is(Errno::INVAL) || error.is(Errno::OVERFLOW);
+        match self.privilege {
+            Privilege::Recorded if unmapped || error.is(Errno::PERM) => Ok(true),
+            _ if unmapped => Err(Error::UnmappedOwner {
+                path: at.path.to_owned(),
+                uid: entry.uid,
+                gid: entry.gid,
+            }),
+            _ => Err(Error::Apply {
+                action: "set the owner of",
+                path: at.path.to_owned(),
+                source: error.source,
+            }),
+        }
+    }
+
+    fn record_stat(&mut self, object: Object<'_>, entry: &Entry, at: &Situation<'_>) {
+        self.recorded += 1;
+        let value = OverrideStat {
+            uid: entry.uid,
+            gid: entry.gid,
+            mode: entry.mode,
+            kind: at.stand_in,
+        };
+        // Links and pipes take no user attributes. The recipe still has their headers, so a saved layer is right all the same.
+        let _ = object.set_xattr(OsStr::new(OVERRIDE_STAT), &value.encode());
+    }
+
+    fn set_xattr(
+        &mut self,
+        object: Object<'_>,
+        name: &OsStr,
+        value: &[u8],
+        path: &Path,
+    ) -> Result<()> {
+        let stored = self.stored_name(name);
+        let Err(error) = object.set_xattr(&stored, value) else {
+            return Ok(());
+        };
+        let refused = [Errno::PERM, Errno::OPNOTSUPP, Errno::ACCESS, Errno::INVAL]
+            .iter()
+            .any(|errno| error.is(*errno));
+        if self.privilege == Privilege::Recorded && refused {
+            self.recorded += 1;
+            if let Some(recorded) = record::recorded(name) {
+                // As above: what takes no user attributes keeps its record in the recipe only.
+                let _ = object.set_xattr(&recorded, value);
+            }
+            return Ok(());
+        }
+        Err(Error::Xattr {
+            name: name.to_string_lossy().into_owned(),
+            path: path.to_owned(),
+            source: error.source,
+        })
+    }
+
+    /// Returns the name under which the tree keeps the archive's attribute `name`.
+    ///
+    /// An overlay control attribute that came with an archive must never act as one, so it is escaped: for the target's own dialect, and for
+    /// both where the tree may become a layer of either.
+    fn stored_name(&self, name: &OsStr) -> OsString {
+        let is_record = record::original(name).is_some()
+            || OVERRIDE_STAT_NAMES.iter().any(|known| name == *known);
+        if self.privilege == Privilege::Recorded
+            && is_record
+            && let Some(recorded) = record::recorded(name)
+        {
+            // Nor must a record be forged.
+            return recorded;
+        }
+        match self.marks {
+            TargetMarks::Overlay(prefix) => prefix.escape(name),
+            TargetMarks::Plain => Prefix::User.escape(&Prefix::Trusted.escape(name)),
+        }
+    }
+
+    /// Removes what an existing directory has and the entry has not, but never the target's own marks.
+    fn remove_others(&self, object: Object<'_>, entry: &Entry) -> vellum_sys::Result<()> {
+        for name in object.xattrs()? {
+            let own_mark = match self.marks {
+                TargetMarks::Overlay(prefix) => name == prefix.xattr(Mark::Opaque),
+                TargetMarks::Plain => false,
+            };
+            let wanted = entry
+                .xattrs
+                .iter()
+                .any(|(wanted, _)| self.stored_name(wanted) == name);
+            // A security module labels what it likes.
+            if own_mark || wanted || name == "security.selinux" {
+                continue;
+            }
+            object.remove_xattr(&name)?;
+        }
+        Ok(())
+    }
+}

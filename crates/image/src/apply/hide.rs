@@ -1,0 +1,184 @@
+//! What a layer takes away: whiteouts, opaque directories, and names that are used again.
+//!
+//! Removal goes by descriptors, one component at a time. What this layer itself brought and then loses is read back into the recipe first.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use vellum_format::{Mark, Opaque};
+use vellum_sys::{Dir, FileKind};
+
+use super::attributes::Object;
+use super::{Applier, TargetMarks, is_whiteout};
+use crate::error::{Error, Result};
+use crate::tar::Entry;
+
+impl Applier<'_, '_> {
+    /// Hides the lower layers' `hidden` in the present directory.
+    pub(super) fn whiteout(&mut self, hidden: &OsStr, entry: &Entry) -> Result<()> {
+        let dir = &self.stack.top().dir;
+        match self.rules.marks {
+            TargetMarks::Overlay(_) => {
+                match dir.mknod(hidden, FileKind::Char, 0, vellum_format::WHITEOUT_RDEV) {
+                    Ok(()) => {
+                        dir.set_times(hidden, Some(entry.mtime), Some(entry.mtime))
+                            .map_err(self.failed("set the times of", hidden))?;
+                        self.stack.top_mut().dirty = true;
+                        self.note(hidden, None);
+                        Ok(())
+                    }
+                    // The layer brings that name itself: a file hides what is below anyway, a directory must be told to.
+                    Err(error) if error.is_exists() => {
+                        let stat = dir.stat(hidden).map_err(self.failed("look at", hidden))?;
+                        if !stat.is_dir() {
+                            return Ok(());
+                        }
+                        let opaque = dir.open_dir(hidden).map_err(self.failed("open", hidden))?;
+                        self.mark(&opaque, hidden)
+                    }
+                    Err(error) => Err(self.failed("hide", hidden)(error)),
+                }
+            }
+            TargetMarks::Plain => {
+                let Some(stat) = dir
+                    .stat_opt(hidden)
+                    .map_err(self.failed("look at", hidden))?
+                else {
+                    return Ok(());
+                };
+                let path = self.stack.path_of(hidden);
+                if !self.made.contains_key(&self.key(&path)) {
+                    self.clear(hidden)?;
+                } else if stat.is_dir() {
+                    let dir = dir.open_dir(hidden).map_err(self.failed("open", hidden))?;
+                    self.clear_foreign(&dir, path)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Hides everything of the lower layers in the present directory.
+    pub(super) fn opaque(&mut self, _entry: &Entry) -> Result<()> {
+        match self.rules.marks {
+            TargetMarks::Overlay(_) => self.mark_opaque(),
+            TargetMarks::Plain => {
+                let dir = self
+                    .stack
+                    .top()
+                    .dir
+                    .dup()
+                    .map_err(self.failed("open", OsStr::new("")))?;
+                self.stack.top_mut().dirty = true;
+                self.clear_foreign(&dir, self.stack.path().to_vec())
+            }
+        }
+    }
+
+    /// Marks the present directory opaque, where there are marks.
+    pub(super) fn mark_opaque(&self) -> Result<()> {
+        self.mark(&self.stack.top().dir, OsStr::new(""))
+    }
+
+    fn mark(&self, dir: &Dir, name: &OsStr) -> Result<()> {
+        let TargetMarks::Overlay(prefix) = self.rules.marks else {
+            return Ok(());
+        };
+        Object::Dir(dir)
+            .set_xattr(prefix.xattr(Mark::Opaque), Opaque::Opaque.encode())
+            .map_err(self.failed("mark as opaque", name))
+    }
+
+    /// Removes `name` from the present directory, whatever it is. Returns true if it was a whiteout.
+    pub(super) fn clear(&mut self, name: &OsStr) -> Result<bool> {
+        let dir = self
+            .stack
+            .top()
+            .dir
+            .dup()
+            .map_err(self.failed("open", name))?;
+        self.stack.top_mut().dirty = true;
+        let path = self.stack.path_of(name);
+        self.remove(&dir, name, path)
+    }
+
+    /// Removes from `dir`, which has this path, everything that this layer did not make.
+    fn clear_foreign(&mut self, dir: &Dir, path: Vec<u8>) -> Result<()> {
+        let times = dir.stat_self().map_err(at("look at", &path))?.mtime;
+        for (name, kind) in list(dir, &path)? {
+            let mut child = path.clone();
+            if !child.is_empty() {
+                child.push(b'/');
+            }
+            child.extend_from_slice(name.as_bytes());
+            if !self.made.contains_key(&self.key(&child)) {
+                self.remove(dir, &name, child)?;
+            } else if kind == FileKind::Dir {
+                let dir = dir.open_dir(&name).map_err(at("open", &child))?;
+                self.clear_foreign(&dir, child)?;
+            }
+        }
+        Object::Dir(dir)
+            .set_times(times)
+            .map_err(at("set the times of", &path))
+    }
+
+    /// Removes `name`, whose whole path is `path`, from `dir`. Returns true if it was a whiteout.
+    ///
+    /// Goes as deep as the tree does; the limit on depth holds for names of every layer.
+    fn remove(&mut self, dir: &Dir, name: &OsStr, path: Vec<u8>) -> Result<bool> {
+        let stat = dir.stat(name).map_err(at("look at", &path))?;
+        if stat.is_dir() {
+            let inner = dir.open_dir(name).map_err(at("open", &path))?;
+            for (child, _) in list(&inner, &path)? {
+                let mut child_path = path.clone();
+                child_path.push(b'/');
+                child_path.extend_from_slice(child.as_bytes());
+                self.remove(&inner, &child, child_path)?;
+            }
+            dir.rmdir(name).map_err(at("remove", &path))?;
+        } else {
+            self.keep(dir, name, &path)?;
+            dir.unlink(name).map_err(at("remove", &path))?;
+        }
+        let key = self.key(&path);
+        self.made.remove(&key);
+        self.implied.remove(&path);
+        Ok(is_whiteout(&stat))
+    }
+
+    /// Reads a file's content back into the recipe if the recipe points to it.
+    fn keep(&mut self, dir: &Dir, name: &OsStr, path: &[u8]) -> Result<()> {
+        let key = self.key(path);
+        let Some(recipe) = &mut self.recipe else {
+            return Ok(());
+        };
+        match self.made.get(&key) {
+            None | Some(0) => Ok(()),
+            Some(ordinal) => {
+                let file = dir.open_file(name).map_err(at("read back", path))?;
+                recipe.keep(ordinal - 1, &file)
+            }
+        }
+    }
+}
+
+fn list(dir: &Dir, path: &[u8]) -> Result<Vec<(OsString, FileKind)>> {
+    dir.entries()
+        .map_err(at("list", path))?
+        .map(|entry| {
+            let entry = entry.map_err(at("list", path))?;
+            Ok((entry.name, entry.kind))
+        })
+        .collect()
+}
+
+fn at(action: &'static str, path: &[u8]) -> impl FnOnce(vellum_sys::Error) -> Error + use<> {
+    let path = PathBuf::from(OsString::from_vec(path.to_vec()));
+    move |error| Error::Apply {
+        action,
+        path,
+        source: error.source,
+    }
+}

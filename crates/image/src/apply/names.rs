@@ -1,0 +1,167 @@
+//! Names in an archive, taken apart once.
+//!
+//! Pure. A name becomes its components, cleaned as Docker cleans it: a leading slash, empty components and `.` vanish, `..` takes back the
+//! component before it. A name that climbs above the root is refused. What comes out is never joined into a path string that the kernel would
+//! walk: each component goes to a directory descriptor on its own.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use vellum_format::wh;
+
+use crate::error::{Error, Result};
+use crate::limits::{Limits, check};
+
+/// AUFS keeps the files behind hard links in this directory at the root; old images carry it.
+pub(super) const PLNK: &str = ".wh..wh.plnk";
+
+/// Returns the components of `name`, none for the root itself.
+pub(super) fn components<'a>(name: &'a OsStr, limits: &Limits) -> Result<Vec<&'a OsStr>> {
+    let path = Path::new(name);
+    let mut found: Vec<&OsStr> = Vec::new();
+    for part in name.as_bytes().split(|&b| b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                if found.pop().is_none() {
+                    return Err(Error::Escapes {
+                        path: path.to_owned(),
+                        why: "it climbs above the root",
+                    });
+                }
+            }
+            part if part.contains(&0) => {
+                return Err(Error::BadName {
+                    path: path.to_owned(),
+                    why: "there is a NUL in it",
+                });
+            }
+            part => {
+                check(
+                    "the length of a name",
+                    part.len() as u64,
+                    limits.max_name_bytes,
+                    Some(path),
+                )?;
+                found.push(OsStr::from_bytes(part));
+            }
+        }
+    }
+    check(
+        "the depth of a name",
+        found.len() as u64,
+        limits.max_depth,
+        Some(path),
+    )?;
+    Ok(found)
+}
+
+/// What an entry's name asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Meaning<'a> {
+    /// The root directory itself.
+    Root,
+    /// An object of this name.
+    Object(&'a OsStr),
+    /// That the layers below do not show this name.
+    Whiteout(&'a OsStr),
+    /// That the layers below show nothing in the directory.
+    Opaque,
+    /// Nothing: AUFS' own files.
+    Reserved,
+}
+
+/// Returns the components of the directory an entry lies in, and what the entry means there.
+pub(super) fn meaning<'n, 'c>(
+    name: &Path,
+    components: &'c [&'n OsStr],
+) -> Result<(&'c [&'n OsStr], Meaning<'n>)> {
+    let Some((&last, parents)) = components.split_last() else {
+        return Ok((&[], Meaning::Root));
+    };
+    let bad = |why| Error::BadName {
+        path: name.to_owned(),
+        why,
+    };
+    // The files in there are what AUFS' hard links name, so they are made, and removed at the end.
+    if components[0] == PLNK {
+        return Ok((parents, Meaning::Object(last)));
+    }
+    for parent in parents {
+        match wh::parse(parent) {
+            wh::Name::Plain => {}
+            wh::Name::Reserved => return Ok((parents, Meaning::Reserved)),
+            wh::Name::Whiteout(_) | wh::Name::Opaque | wh::Name::Malformed => {
+                return Err(bad("it lies beneath a whiteout"));
+            }
+        }
+    }
+    let meaning = match wh::parse(last) {
+        wh::Name::Plain => Meaning::Object(last),
+        wh::Name::Whiteout(hidden) => Meaning::Whiteout(hidden),
+        wh::Name::Opaque => Meaning::Opaque,
+        wh::Name::Reserved => Meaning::Reserved,
+        wh::Name::Malformed => return Err(bad("it is a whiteout of nothing")),
+    };
+    Ok((parents, meaning))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_components(name: &str, expect: Option<&str>) {
+        let found = components(OsStr::new(name), &Limits::default())
+            .ok()
+            .map(|parts| {
+                parts
+                    .iter()
+                    .map(|part| part.to_str().unwrap())
+                    .collect::<Vec<_>>()
+                    .join("/")
+            });
+        assert_eq!(found.as_deref(), expect, "{name}");
+    }
+
+    #[test]
+    fn names_are_cleaned_and_never_climb() {
+        check_components("a/b", Some("a/b"));
+        check_components("./a//b/.", Some("a/b"));
+        check_components("/etc/passwd", Some("etc/passwd"));
+        check_components("a/../b", Some("b"));
+        check_components("a/b/../../c", Some("c"));
+        check_components("./", Some(""));
+        check_components("/", Some(""));
+        check_components("...", Some("..."));
+        check_components("..", None);
+        check_components("../a", None);
+        check_components("a/../../b", None);
+        check_components("/../a", None);
+    }
+
+    #[test]
+    fn whiteouts_by_name() {
+        let check = |name: &str, expect: Option<Meaning<'_>>| {
+            let parts = components(OsStr::new(name), &Limits::default()).unwrap();
+            let found = meaning(Path::new(name), &parts)
+                .ok()
+                .map(|(_, meaning)| meaning);
+            assert_eq!(found, expect, "{name}");
+        };
+        check(".", Some(Meaning::Root));
+        check("a/b", Some(Meaning::Object(OsStr::new("b"))));
+        check("a/.wh.b", Some(Meaning::Whiteout(OsStr::new("b"))));
+        check("a/.wh..wh..opq", Some(Meaning::Opaque));
+        check(".wh..wh.aufs", Some(Meaning::Reserved));
+        check(".wh..wh.orph/x", Some(Meaning::Reserved));
+        check(
+            ".wh..wh.plnk/12.3",
+            Some(Meaning::Object(OsStr::new("12.3"))),
+        );
+        check("a/.wh..", None);
+        check("a/.wh.", None);
+        check(".wh.a/b", None);
+    }
+}

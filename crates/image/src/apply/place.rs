@@ -1,0 +1,393 @@
+//! Making what an entry describes.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use flate2::Crc;
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
+use vellum_format::OverrideKind;
+use vellum_sys::{Dir, FileKind, Stat};
+
+use super::attributes::{DEFAULT_ACL, Object, Situation};
+use super::{Applier, MAX_LINKS, Privilege, is_whiteout, names};
+use crate::error::{Error, Result};
+use crate::stream::LayerStream;
+use crate::tar::{Entry, EntryKind, TarReader};
+
+impl Applier<'_, '_> {
+    /// Makes the object `name` in the present directory.
+    pub(super) fn place(
+        &mut self,
+        name: &OsStr,
+        entry: &Entry,
+        reader: &mut TarReader<LayerStream>,
+    ) -> Result<()> {
+        match entry.kind {
+            EntryKind::Directory => self.directory(name, entry),
+            EntryKind::File => self.file(name, entry, reader),
+            EntryKind::HardLink => self.hard_link(name, entry),
+            EntryKind::Symlink => self.symlink(name, entry),
+            EntryKind::Character => self.node(name, entry, FileKind::Char),
+            EntryKind::Block => self.node(name, entry, FileKind::Block),
+            EntryKind::Fifo => self.node(name, entry, FileKind::Fifo),
+        }
+    }
+
+    /// Makes the directory `name`, or gives an existing one the entry's attributes, and goes into it.
+    pub(super) fn directory(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
+        let path = self.stack.path_of(name);
+        let create_mode = self.create_mode(entry);
+        let mut existed = false;
+        let mut opaque = false;
+        let made = match self
+            .stack
+            .top()
+            .dir
+            .mkdir(name, create_mode.unwrap_or(0o700))
+        {
+            Err(error) if error.is_exists() => {
+                let stat = self.look(name)?;
+                existed = stat.is_dir();
+                if existed {
+                    Ok(())
+                } else {
+                    opaque = self.clear(name)?;
+                    self.stack
+                        .top()
+                        .dir
+                        .mkdir(name, create_mode.unwrap_or(0o700))
+                }
+            }
+            other => other,
+        };
+        made.map_err(self.failed("make the directory", name))?;
+        self.stack.top_mut().dirty = true;
+        self.note(name, None);
+        self.implied.remove(&path);
+        let situation = Situation {
+            path: Path::new(OsStr::from_bytes(&path)),
+            owner_right: !existed && self.owner_right(entry),
+            mode_right: !existed && create_mode.is_some(),
+            inherited_acl: self.stack.top().default_acl,
+            existed,
+            stand_in: None,
+        };
+        let dir = self
+            .stack
+            .top()
+            .dir
+            .open_dir(name)
+            .map_err(self.failed("open", name))?;
+        self.rules
+            .set(Object::Dir(&dir), entry, &situation, false)?;
+        self.acl_possible |= entry.xattrs.iter().any(|(attr, _)| attr == DEFAULT_ACL);
+        self.stack
+            .push(name, dir, self.acl_possible)
+            .map_err(self.failed("look at", name))?;
+        let frame = self.stack.top_mut();
+        frame.mtime = entry.mtime;
+        frame.dirty = true;
+        match opaque {
+            true => self.mark_opaque(),
+            false => Ok(()),
+        }
+    }
+
+    fn file(
+        &mut self,
+        name: &OsStr,
+        entry: &Entry,
+        reader: &mut TarReader<LayerStream>,
+    ) -> Result<()> {
+        let create_mode = self.create_mode(entry);
+        let file =
+            self.again_if_there(name, |dir| create(dir, name, create_mode.unwrap_or(0o600)))?;
+        let (crc, refused) = write_content(&file, entry, reader)?;
+        if let Some(source) = refused {
+            return Err(Error::Apply {
+                action: "write",
+                path: entry.path().to_owned(),
+                source,
+            });
+        }
+        let path = self.stack.path_of(name);
+        let situation = Situation {
+            path: Path::new(OsStr::from_bytes(&path)),
+            owner_right: self.owner_right(entry),
+            mode_right: create_mode.is_some(),
+            inherited_acl: self.stack.top().default_acl,
+            existed: false,
+            stand_in: None,
+        };
+        self.rules
+            .set(Object::File(&file), entry, &situation, true)?;
+        let payload = match &mut self.recipe {
+            Some(recipe) if entry.payload_bytes > 0 => {
+                Some(recipe.payload(&path, entry.payload_bytes, entry.ranges.as_deref(), crc)?)
+            }
+            _ => None,
+        };
+        self.note(name, payload);
+        Ok(())
+    }
+
+    fn symlink(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
+        self.again_if_there(name, |dir| dir.symlink(&entry.link, name))?;
+        self.note(name, None);
+        let path = self.stack.path_of(name);
+        let frame = self.stack.top();
+        let situation = Situation {
+            path: Path::new(OsStr::from_bytes(&path)),
+            owner_right: self.owner_right(entry),
+            mode_right: true,
+            // Links have no ACL.
+            inherited_acl: false,
+            existed: false,
+            stand_in: None,
+        };
+        self.rules
+            .set(Object::Symlink(&frame.dir, name), entry, &situation, true)
+    }
+
+    fn node(&mut self, name: &OsStr, entry: &Entry, kind: FileKind) -> Result<()> {
+        if kind == FileKind::Char && entry.rdev == vellum_format::WHITEOUT_RDEV {
+            return Err(Error::BadName {
+                path: entry.path().to_owned(),
+                why: "a character device 0:0 would act as a deletion",
+            });
+        }
+        let create_mode = self.create_mode(entry);
+        let mode = create_mode.unwrap_or(0o600);
+        let recorded = self.rules.privilege == Privilege::Recorded;
+        let mut stand_in = None;
+        self.again_if_there(name, |dir| match dir.mknod(name, kind, mode, entry.rdev) {
+            Err(error) if recorded && error.is(Errno::PERM) => {
+                let (major, minor) = entry.rdev;
+                stand_in = Some(match kind {
+                    FileKind::Char => OverrideKind::Character { major, minor },
+                    FileKind::Block => OverrideKind::Block { major, minor },
+                    _ => OverrideKind::Fifo,
+                });
+                dir.mknod(name, FileKind::File, mode, (0, 0))
+            }
+            other => other,
+        })?;
+        self.note(name, None);
+        let path = self.stack.path_of(name);
+        let frame = self.stack.top();
+        let situation = Situation {
+            path: Path::new(OsStr::from_bytes(&path)),
+            owner_right: self.owner_right(entry),
+            mode_right: create_mode.is_some(),
+            inherited_acl: frame.default_acl,
+            existed: false,
+            stand_in,
+        };
+        self.rules
+            .set(Object::Name(&frame.dir, name), entry, &situation, true)
+    }
+
+    fn hard_link(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
+        let missing = || Error::LinkTargetMissing {
+            path: entry.path().to_owned(),
+            target: Path::new(&entry.link).to_owned(),
+        };
+        let components = names::components(&entry.link, self.limits)?;
+        let (&last, parents) = components.split_last().ok_or_else(missing)?;
+        let elsewhere = match self.stack.is_at(parents) {
+            true => None,
+            false => Some(self.find_dir(parents, entry)?.ok_or_else(missing)?),
+        };
+        let target_dir = elsewhere.as_ref().unwrap_or(&self.stack.top().dir);
+        let stat = target_dir
+            .stat_opt(last)
+            .map_err(self.failed("look at the target of", name))?
+            .filter(|stat| !is_whiteout(stat))
+            .ok_or_else(missing)?;
+        if stat.is_dir() {
+            return Err(Error::BadName {
+                path: entry.path().to_owned(),
+                why: "it is a hard link to a directory",
+            });
+        }
+        if let Some(existing) = self
+            .stack
+            .top()
+            .dir
+            .stat_opt(name)
+            .map_err(self.failed("look at", name))?
+        {
+            // Already that very file, perhaps because the link names itself: clearing the name would lose it.
+            if existing.identity() == stat.identity() {
+                return Ok(());
+            }
+            self.clear(name)?;
+        }
+        let target_dir = elsewhere.as_ref().unwrap_or(&self.stack.top().dir);
+        self.stack
+            .top()
+            .dir
+            .link(target_dir, last, name)
+            .map_err(self.failed("link", name))?;
+        self.stack.top_mut().dirty = true;
+        self.note(name, None);
+        Ok(())
+    }
+
+    /// Opens the directory of these components as it is in the tree now; `None` if there is none.
+    fn find_dir(&self, components: &[&OsStr], entry: &Entry) -> Result<Option<Dir>> {
+        let failed = |error: vellum_sys::Error| Error::Apply {
+            action: "find the target of",
+            path: entry.path().to_owned(),
+            source: error.source,
+        };
+        // From the root, one component after the other, with links followed inside the tree only.
+        let mut todo: Vec<Vec<u8>> = components
+            .iter()
+            .rev()
+            .map(|part| part.as_bytes().to_vec())
+            .collect();
+        let mut at: Vec<Dir> = vec![self.stack.root().dup().map_err(failed)?];
+        let mut links = 0;
+        while let Some(part) = todo.pop() {
+            let name = OsStr::from_bytes(&part);
+            match part.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    at.pop();
+                    if at.is_empty() {
+                        return Err(Error::Escapes {
+                            path: entry.path().to_owned(),
+                            why: "the way to its target climbs above the root",
+                        });
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            let Some(dir) = at.last() else {
+                return Ok(None);
+            };
+            match dir.open_dir(name) {
+                Ok(dir) => at.push(dir),
+                Err(error) if error.is_not_found() => return Ok(None),
+                Err(error) if error.is(Errno::LOOP) || error.is(Errno::NOTDIR) => {
+                    let Ok(link) = dir.read_link(name) else {
+                        return Ok(None);
+                    };
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Error::Escapes {
+                            path: entry.path().to_owned(),
+                            why: "too many symbolic links on the way to its target",
+                        });
+                    }
+                    if link.as_bytes().starts_with(b"/") {
+                        at.truncate(1);
+                    }
+                    todo.extend(
+                        link.as_bytes()
+                            .split(|&b| b == b'/')
+                            .rev()
+                            .map(<[u8]>::to_vec),
+                    );
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(at.pop())
+    }
+
+    /// Makes something called `name`; if that name is taken, what has it goes first.
+    fn again_if_there<T>(
+        &mut self,
+        name: &OsStr,
+        mut make: impl FnMut(&Dir) -> vellum_sys::Result<T>,
+    ) -> Result<T> {
+        let made = match make(&self.stack.top().dir) {
+            Err(error) if error.is_exists() => {
+                self.clear(name)?;
+                make(&self.stack.top().dir)
+            }
+            other => other,
+        };
+        self.stack.top_mut().dirty = true;
+        made.map_err(self.failed("create", name))
+    }
+
+    fn look(&self, name: &OsStr) -> Result<Stat> {
+        self.stack
+            .top()
+            .dir
+            .stat(name)
+            .map_err(self.failed("look at", name))
+    }
+
+    /// Returns true if a new object in the present directory belongs to the entry's owner without being told.
+    fn owner_right(&self, entry: &Entry) -> bool {
+        (entry.uid, entry.gid) == self.own_ids && !self.stack.top().set_gid
+    }
+
+    /// Returns the mode with which the entry's object can be made so that nothing need be changed later, if there is one.
+    fn create_mode(&self, entry: &Entry) -> Option<u32> {
+        let plain = entry.mode & 0o7000 == 0 && entry.mode & self.umask == 0;
+        // Until the owner is right, nobody else may get at the content; and an ACL's mask depends on the order.
+        let alone =
+            self.owner_right(entry) && entry.xattrs.is_empty() && !self.stack.top().default_acl;
+        (plain && alone).then_some(entry.mode)
+    }
+}
+
+fn create(dir: &Dir, name: &OsStr, mode: u32) -> vellum_sys::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(dir, name, flags, Mode::from_raw_mode(mode))
+        .map(File::from)
+        .map_err(|errno| vellum_sys::Error::new("create", Path::new(name), errno))
+}
+
+/// Writes an entry's content where it belongs. Returns its checksum, and what the file system said if it refused.
+fn write_content(
+    mut file: &File,
+    entry: &Entry,
+    reader: &mut TarReader<LayerStream>,
+) -> Result<(u32, Option<std::io::Error>)> {
+    let mut crc = Crc::new();
+    let Some(ranges) = &entry.ranges else {
+        loop {
+            let piece = reader.payload()?;
+            let n = piece.len();
+            if n == 0 {
+                return Ok((crc.sum(), None));
+            }
+            crc.update(piece);
+            if let Err(error) = file.write_all(piece) {
+                return Ok((0, Some(error)));
+            }
+            reader.advance(n);
+        }
+    };
+    if let Err(error) = file.set_len(entry.size_bytes) {
+        return Ok((0, Some(error)));
+    }
+    for range in ranges {
+        let mut done = 0;
+        while done < range.length {
+            let piece = reader.payload()?;
+            let n = piece
+                .len()
+                .min(usize::try_from(range.length - done).unwrap_or(usize::MAX));
+            crc.update(&piece[..n]);
+            if let Err(error) = file.write_all_at(&piece[..n], range.offset + done) {
+                return Ok((0, Some(error)));
+            }
+            reader.advance(n);
+            done += n as u64;
+        }
+    }
+    Ok((crc.sum(), None))
+}

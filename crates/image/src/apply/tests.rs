@@ -1,0 +1,741 @@
+//! Hand-made layers on real directories.
+
+use std::fs;
+use std::io::Cursor;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+
+use vellum_format::Prefix;
+use vellum_sys::Dir;
+use vellum_testkit::{Scratch, needs_root};
+
+use super::*;
+use crate::recipe::replay;
+use crate::tar::reader::tests::{Raw, archive, pax};
+
+const OVERLAY: TargetMarks = TargetMarks::Overlay(Prefix::Trusted);
+
+struct Place {
+    scratch: Scratch,
+    root: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let root = scratch.dir("tree");
+        Self { scratch, root }
+    }
+
+    fn target(&self, marks: TargetMarks) -> ApplyTarget {
+        ApplyTarget {
+            root: Dir::open(&self.root).unwrap(),
+            marks,
+            privilege: Privilege::Full,
+        }
+    }
+
+    /// Applies the layer and checks that tree and recipe give it back.
+    fn apply(&self, marks: TargetMarks, parts: &[Vec<u8>]) -> Result<Applied> {
+        self.apply_bytes(marks, archive(parts))
+    }
+
+    fn apply_bytes(&self, marks: TargetMarks, bytes: Vec<u8>) -> Result<Applied> {
+        let target = self.target(marks);
+        let cancel = Cancel::new();
+        let mut recipe = Vec::new();
+        let limits = Limits::default();
+        let stream = LayerStream::open(Box::new(Cursor::new(bytes.clone())), &limits, &cancel)?;
+        let applied = apply(stream, &target, Some(&mut recipe), &limits, &cancel)?;
+        assert_eq!(applied.blob.diff_id, crate::Digest::of(&bytes));
+        let mut again = Vec::new();
+        replay(&mut Cursor::new(&recipe), &target.root, &mut again, &cancel).unwrap();
+        assert!(again == bytes, "the layer comes out as it went in");
+        Ok(applied)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn exists(&self, name: &str) -> bool {
+        fs::symlink_metadata(self.path(name)).is_ok()
+    }
+
+    fn is_whiteout(&self, name: &str) -> bool {
+        fs::symlink_metadata(self.path(name))
+            .is_ok_and(|meta| meta.file_type().is_char_device() && meta.rdev() == 0)
+    }
+
+    fn xattr(&self, name: &str, attr: &str) -> Option<Vec<u8>> {
+        let dir = Dir::open(&self.root).unwrap();
+        let fd = dir.open_path(name).unwrap();
+        vellum_sys::xattr::get_fd(&fd, OsStr::new(attr)).unwrap()
+    }
+
+    fn is_opaque(&self, name: &str) -> bool {
+        self.xattr(name, "trusted.overlay.opaque").as_deref() == Some(b"y")
+    }
+}
+
+fn file(name: &str, content: &str) -> Vec<u8> {
+    Raw::new(name, b'0').data(content.as_bytes())
+}
+
+fn dir(name: &str) -> Vec<u8> {
+    Raw::new(name, b'5').mode(0o755).block()
+}
+
+fn mtime(path: &Path) -> (i64, i64) {
+    let meta = fs::symlink_metadata(path).unwrap();
+    (meta.mtime(), meta.mtime_nsec())
+}
+
+#[test]
+fn every_kind_of_entry_with_its_attributes() {
+    if !needs_root("apply as root") {
+        return;
+    }
+    let place = Place::new();
+    let applied = place
+        .apply(
+            OVERLAY,
+            &[
+                Raw::new("d/", b'5').mode(0o2750).owner(5, 6).block(),
+                pax(
+                    b'x',
+                    &[
+                        ("mtime", b"1700000000.123456789"),
+                        ("SCHILY.xattr.user.a", b"v"),
+                    ],
+                ),
+                Raw::new("d/f", b'0')
+                    .mode(0o4755)
+                    .owner(7, 8)
+                    .data(b"content"),
+                Raw::new("d/plain", b'0').data(b"x"),
+                Raw::new("d/l", b'2')
+                    .link("../anywhere")
+                    .owner(1, 2)
+                    .block(),
+                Raw::new("d/h", b'1').link("d/f").mode(0o600).block(),
+                Raw::new("fifo", b'6').mode(0o622).block(),
+                Raw::new("null", b'3')
+                    .mode(0o666)
+                    .with(|h| {
+                        h.dev_major = *b"0000001\0";
+                        h.dev_minor = *b"0000003\0";
+                    })
+                    .block(),
+            ],
+        )
+        .unwrap();
+    assert_eq!(applied.entries, 7);
+    assert!(applied.implied_dirs.is_empty());
+    let meta = |name: &str| fs::symlink_metadata(place.path(name)).unwrap();
+    assert_eq!(
+        (meta("d").mode() & 0o7777, meta("d").uid(), meta("d").gid()),
+        (0o2750, 5, 6)
+    );
+    assert_eq!(mtime(&place.path("d")), (7, 0));
+    // The hard link's own header (0600, root) leaves the shared inode alone.
+    assert_eq!(
+        (
+            meta("d/f").mode() & 0o7777,
+            meta("d/f").uid(),
+            meta("d/f").gid()
+        ),
+        (0o4755, 7, 8)
+    );
+    assert_eq!(mtime(&place.path("d/f")), (1_700_000_000, 123_456_789));
+    assert_eq!(meta("d/h").ino(), meta("d/f").ino());
+    assert_eq!(place.xattr("d/f", "user.a").unwrap(), b"v");
+    // A set-gid parent does not hand its group to what the archive says is root's.
+    assert_eq!((meta("d/plain").uid(), meta("d/plain").gid()), (0, 0));
+    assert_eq!(
+        fs::read_link(place.path("d/l")).unwrap(),
+        Path::new("../anywhere")
+    );
+    assert_eq!((meta("d/l").uid(), meta("d/l").gid()), (1, 2));
+    assert_eq!(meta("fifo").mode(), 0o010_622);
+    assert_eq!(
+        (meta("null").mode(), meta("null").rdev()),
+        (0o020_666, 0x103)
+    );
+}
+
+#[test]
+fn capabilities_survive_the_change_of_owner() {
+    if !needs_root("file capabilities") {
+        return;
+    }
+    let capability = [
+        1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    let place = Place::new();
+    place
+        .apply(
+            OVERLAY,
+            &[
+                pax(b'x', &[("SCHILY.xattr.security.capability", &capability)]),
+                Raw::new("ping", b'0').mode(0o755).owner(1, 1).data(b"x"),
+            ],
+        )
+        .unwrap();
+    assert_eq!(
+        place.xattr("ping", "security.capability").unwrap(),
+        capability
+    );
+}
+
+#[test]
+fn default_acls_of_an_archive_stay_where_they_are_said() {
+    if !needs_root("ACLs") {
+        return;
+    }
+    // user::rwx, user:1:rwx, group::r-x, mask::rwx, other::r-x.
+    let acl: Vec<u8> = [
+        &2u32.to_le_bytes()[..],
+        &[1, 0, 7, 0, 255, 255, 255, 255],
+        &[2, 0, 7, 0, 1, 0, 0, 0],
+        &[4, 0, 5, 0, 255, 255, 255, 255],
+        &[16, 0, 7, 0, 255, 255, 255, 255],
+        &[32, 0, 5, 0, 255, 255, 255, 255],
+    ]
+    .concat();
+    let place = Place::new();
+    place
+        .apply(
+            OVERLAY,
+            &[
+                pax(b'x', &[("SCHILY.xattr.system.posix_acl_default", &acl)]),
+                dir("d/"),
+                Raw::new("d/f", b'0').mode(0o640).data(b"x"),
+                dir("d/sub/"),
+                pax(b'x', &[("SCHILY.xattr.system.posix_acl_access", &acl)]),
+                Raw::new("d/own", b'0').mode(0o775).data(b"x"),
+            ],
+        )
+        .unwrap();
+    assert!(place.xattr("d", "system.posix_acl_default").is_some());
+    assert_eq!(place.xattr("d/f", "system.posix_acl_access"), None);
+    assert_eq!(
+        fs::metadata(place.path("d/f"))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o7777,
+        0o640
+    );
+    assert_eq!(place.xattr("d/sub", "system.posix_acl_default"), None);
+    assert_eq!(
+        place.xattr("d/own", "system.posix_acl_access").unwrap(),
+        acl
+    );
+}
+
+#[test]
+fn implied_directories_are_reported_until_they_are_listed() {
+    if !needs_root("whiteouts") {
+        return;
+    }
+    let place = Place::new();
+    let applied = place
+        .apply(
+            OVERLAY,
+            &[
+                file("odd/sub/f", "x"),
+                file("odd/.wh.x", ""),
+                file("b/g", "x"),
+                dir("b/"),
+                file(".wh.gone", ""),
+            ],
+        )
+        .unwrap();
+    assert_eq!(
+        applied.implied_dirs,
+        [Path::new("odd"), Path::new("odd/sub")]
+    );
+    assert!(place.is_whiteout("odd/x") && place.is_whiteout("gone"));
+    assert_eq!(
+        fs::metadata(place.path("odd"))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o7777,
+        0o755
+    );
+    assert_eq!(mtime(&place.path("odd")), (7, 0));
+    assert_eq!(mtime(&place.path("b")), (7, 0));
+}
+
+#[test]
+fn a_whiteout_hides_below_and_never_its_own_layer() {
+    if !needs_root("whiteouts") {
+        return;
+    }
+    let place = Place::new();
+    place
+        .apply(
+            OVERLAY,
+            &[
+                file("first/f", "mine"),
+                file(".wh.first", ""),
+                file(".wh.second", ""),
+                file("second/f", "mine"),
+                file(".wh.third", ""),
+                dir("third/"),
+                file("fourth", "mine"),
+                file(".wh.fourth", ""),
+                file(".wh.fifth", ""),
+                file("fifth", "mine"),
+                dir("sixth/"),
+                file("sixth/.wh..wh..opq", ""),
+                file("sixth/f", "mine"),
+                dir("sixth/"),
+            ],
+        )
+        .unwrap();
+    for name in ["first", "second", "third", "sixth"] {
+        assert!(place.is_opaque(name), "{name}");
+    }
+    for name in ["first/f", "second/f", "fourth", "fifth", "sixth/f"] {
+        assert_eq!(place.read(name), "mine", "{name}");
+    }
+}
+
+#[test]
+fn plain_targets_lose_what_is_hidden_and_nothing_else() {
+    let place = Place::new();
+    for name in [
+        "gone",
+        "gone-dir/a",
+        "both/old",
+        "both/sub/old",
+        "opaque/old",
+        "opaque/sub/old",
+        "kept/old",
+    ] {
+        place.scratch.file(Path::new("tree").join(name), "parent");
+    }
+    place
+        .apply(
+            TargetMarks::Plain,
+            &[
+                file(".wh.gone", ""),
+                file(".wh.gone-dir", ""),
+                file(".wh.never-there", ""),
+                file("both/sub/new", "mine"),
+                file(".wh.both", ""),
+                file("opaque/sub/new", "mine"),
+                file("opaque/.wh..wh..opq", ""),
+                file("opaque/later", "mine"),
+                file("kept/new", "mine"),
+            ],
+        )
+        .unwrap();
+    for name in [
+        "gone",
+        "gone-dir",
+        "both/old",
+        "both/sub/old",
+        "opaque/old",
+        "opaque/sub/old",
+    ] {
+        assert!(!place.exists(name), "{name}");
+    }
+    for name in ["both/sub/new", "opaque/sub/new", "opaque/later", "kept/new"] {
+        assert_eq!(place.read(name), "mine", "{name}");
+    }
+    assert_eq!(place.read("kept/old"), "parent");
+    assert!(!place.exists(".wh.gone") && !place.exists("opaque/.wh..wh..opq"));
+}
+
+#[test]
+fn plain_targets_never_write_into_shared_inodes() {
+    let place = Place::new();
+    place.scratch.file("tree/f", "parent");
+    fs::hard_link(place.path("f"), place.scratch.join("of-the-parent")).unwrap();
+    let before = mtime(&place.scratch.join("of-the-parent"));
+    place
+        .apply(TargetMarks::Plain, &[file("f", "mine")])
+        .unwrap();
+    assert_eq!(place.read("f"), "mine");
+    assert_eq!(
+        fs::read_to_string(place.scratch.join("of-the-parent")).unwrap(),
+        "parent"
+    );
+    assert_eq!(mtime(&place.scratch.join("of-the-parent")), before);
+}
+
+#[test]
+fn names_used_twice_keep_the_last_and_the_recipe_all() {
+    let place = Place::new();
+    place
+        .apply(
+            TargetMarks::Plain,
+            &[
+                file("a", "first"),
+                file("a", "second"),
+                file("d/x", "lost with its directory"),
+                file("d", "a file now"),
+                file("l", "linked"),
+                Raw::new("l2", b'1').link("l").block(),
+                file("l", "replaced"),
+                file("e", "a directory soon"),
+                file("f", "gone"),
+                Raw::new("f", b'2').link("a").block(),
+                Raw::new("s", b'2').link("a").block(),
+                file("s", "no longer a link"),
+            ],
+        )
+        .unwrap();
+    assert_eq!(place.read("a"), "second");
+    assert_eq!(place.read("d"), "a file now");
+    assert_eq!(place.read("l2"), "linked");
+    assert_eq!(place.read("l"), "replaced");
+    assert_eq!(place.read("s"), "no longer a link");
+    assert_eq!(fs::read_link(place.path("f")).unwrap(), Path::new("a"));
+}
+
+#[test]
+fn sparse_files_have_holes_and_come_out_again() {
+    let place = Place::new();
+    let sparse = || {
+        [
+            pax(
+                b'x',
+                &[
+                    ("GNU.sparse.major", b"0"),
+                    ("GNU.sparse.minor", b"1"),
+                    ("GNU.sparse.size", b"104857600"),
+                    ("GNU.sparse.map", b"5,2,104857000,4"),
+                ],
+            ),
+            Raw::new("s", b'0').data(b"abcdef"),
+        ]
+        .concat()
+    };
+    place.apply(TargetMarks::Plain, &[sparse()]).unwrap();
+    let meta = fs::metadata(place.path("s")).unwrap();
+    assert_eq!(meta.len(), 104_857_600);
+    assert!(meta.blocks() < 1000, "{} blocks", meta.blocks());
+    // Lost, it is kept with its holes.
+    place
+        .apply(TargetMarks::Plain, &[sparse(), file("s", "dense")])
+        .unwrap();
+    assert_eq!(place.read("s"), "dense");
+}
+
+/// Applies and expects a refusal; nothing may have appeared outside the tree.
+#[track_caller]
+fn refused(parts: &[Vec<u8>], because: &str) {
+    for marks in [OVERLAY, TargetMarks::Plain] {
+        let place = Place::new();
+        place.scratch.file("outside/secret", "untouched");
+        let outside = place.scratch.join("outside");
+        match place.apply(marks, parts) {
+            Ok(applied) => panic!("accepted: {applied:?}"),
+            Err(error) => assert!(
+                error.to_string().contains(because),
+                "{error}, expected {because}"
+            ),
+        }
+        let names: Vec<_> = fs::read_dir(place.scratch.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(
+            fs::read_to_string(outside.join("secret")).unwrap(),
+            "untouched"
+        );
+    }
+}
+
+#[test]
+fn names_that_leave_the_tree_are_refused() {
+    if !needs_root("apply as root") {
+        return;
+    }
+    let link = |name: &str, target: &str| Raw::new(name, b'2').link(target).block();
+    let hard = |name: &str, target: &str| Raw::new(name, b'1').link(target).block();
+    refused(&[file("../evil", "x")], "climbs above the root");
+    refused(&[file("a/../../evil", "x")], "climbs above the root");
+    refused(&[file("/../evil", "x")], "climbs above the root");
+    refused(&[dir("..")], "climbs above the root");
+    refused(
+        &[link("l", "../outside"), file("l/evil", "x")],
+        "climbs above the root",
+    );
+    refused(
+        &[link("l", "../../../../../../tmp"), file("l/evil", "x")],
+        "climbs above the root",
+    );
+    refused(
+        &[
+            dir("d/"),
+            link("d/l", "../../outside"),
+            file("d/l/evil", "x"),
+        ],
+        "climbs above the root",
+    );
+    refused(
+        &[link("a", "b"), link("b", "a"), file("a/x", "x")],
+        "too many symbolic links",
+    );
+    refused(
+        &[link("l", "../outside"), hard("h", "l/secret")],
+        "climbs above the root",
+    );
+    refused(&[hard("h", "../outside/secret")], "climbs above the root");
+    refused(&[hard("h", "/etc/passwd")], "not in the tree");
+    refused(&[hard("h", "h")], "not in the tree");
+    refused(&[dir("d/"), hard("h", "d")], "hard link to a directory");
+    refused(
+        &[link("l", "../outside"), file("l/.wh.secret", "")],
+        "climbs above the root",
+    );
+    refused(
+        &[link("l", "../outside"), file("l/.wh..wh..opq", "")],
+        "climbs above the root",
+    );
+    refused(&[file("a/.wh..", "")], "whiteout of nothing");
+    refused(&[file(".wh.", "")], "whiteout of nothing");
+    refused(&[file(".wh.a/b", "")], "beneath a whiteout");
+    refused(&[file("f", "x"), file("f/below", "x")], "no directory");
+    refused(&[Raw::new("c", b'3').block()], "device 0:0");
+}
+
+#[test]
+fn absolute_names_and_links_stay_inside() {
+    let place = Place::new();
+    place
+        .apply(
+            TargetMarks::Plain,
+            &[
+                file("/etc/passwd", "ours"),
+                Raw::new("abs", b'2').link("/etc").block(),
+                file("abs/shadow", "ours"),
+                Raw::new("rel", b'2').link("etc/../etc/.").block(),
+                file("rel/group", "ours"),
+                Raw::new("hard", b'1').link("/abs/passwd").block(),
+                Raw::new("self", b'1').link("self").block(),
+            ][..6],
+        )
+        .unwrap();
+    for name in ["etc/passwd", "etc/shadow", "etc/group", "hard"] {
+        assert_eq!(place.read(name), "ours", "{name}");
+    }
+    assert_ne!(fs::read_to_string("/etc/passwd").unwrap(), "ours");
+}
+
+#[test]
+fn a_link_of_the_parent_gives_way_to_a_directory() {
+    let place = Place::new();
+    place.scratch.file("outside/secret", "untouched");
+    std::os::unix::fs::symlink("../outside", place.path("l")).unwrap();
+    std::os::unix::fs::symlink("usr/bin", place.path("bin")).unwrap();
+    let applied = place
+        .apply(
+            TargetMarks::Plain,
+            &[file("l/secret", "mine"), file("bin/x", "mine")],
+        )
+        .unwrap();
+    assert_eq!(applied.implied_dirs, [Path::new("bin"), Path::new("l")]);
+    assert_eq!(place.read("l/secret"), "mine");
+    assert!(fs::symlink_metadata(place.path("bin")).unwrap().is_dir());
+    assert_eq!(
+        fs::read_to_string(place.scratch.join("outside/secret")).unwrap(),
+        "untouched"
+    );
+}
+
+#[test]
+fn overlay_attributes_of_an_archive_never_act() {
+    if !needs_root("trusted attributes") {
+        return;
+    }
+    let attrs = [
+        ("SCHILY.xattr.trusted.overlay.opaque", &b"y"[..]),
+        ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+        ("SCHILY.xattr.user.overlay.opaque", b"y"),
+    ];
+    let place = Place::new();
+    place
+        .apply(OVERLAY, &[pax(b'x', &attrs), dir("d/")])
+        .unwrap();
+    assert_eq!(place.xattr("d", "trusted.overlay.opaque"), None);
+    assert_eq!(place.xattr("d", "trusted.overlay.redirect"), None);
+    assert_eq!(
+        place
+            .xattr("d", "trusted.overlay.overlay.redirect")
+            .unwrap(),
+        b"/etc"
+    );
+    // The other dialect's name is an ordinary one here.
+    assert_eq!(place.xattr("d", "user.overlay.opaque").unwrap(), b"y");
+    let place = Place::new();
+    place
+        .apply(TargetMarks::Plain, &[pax(b'x', &attrs), dir("d/")])
+        .unwrap();
+    for attr in ["trusted.overlay.opaque", "user.overlay.opaque"] {
+        assert_eq!(place.xattr("d", attr), None, "{attr}");
+    }
+}
+
+#[test]
+fn aufs_files_are_left_out_but_its_links_hold() {
+    let place = Place::new();
+    let applied = place
+        .apply(
+            TargetMarks::Plain,
+            &[
+                file(".wh..wh.aufs", "aufs"),
+                dir(".wh..wh.orph/"),
+                dir(".wh..wh.plnk/"),
+                file(".wh..wh.plnk/12.3", "linked"),
+                Raw::new("a", b'1').link(".wh..wh.plnk/12.3").block(),
+                Raw::new("b", b'1').link(".wh..wh.plnk/12.3").block(),
+            ],
+        )
+        .unwrap();
+    assert_eq!(applied.skipped, 2);
+    assert_eq!(place.read("a"), "linked");
+    assert_eq!(
+        fs::metadata(place.path("a")).unwrap().ino(),
+        fs::metadata(place.path("b")).unwrap().ino()
+    );
+    assert_eq!(fs::read_dir(&place.root).unwrap().count(), 2);
+}
+
+#[test]
+fn a_directory_listed_again_has_the_last_attributes_only() {
+    if !needs_root("apply as root") {
+        return;
+    }
+    let place = Place::new();
+    place
+        .apply(
+            OVERLAY,
+            &[
+                pax(
+                    b'x',
+                    &[("SCHILY.xattr.user.a", b"1"), ("SCHILY.xattr.user.b", b"1")],
+                ),
+                Raw::new("d/", b'5').mode(0o700).owner(3, 4).block(),
+                file("d/.wh..wh..opq", ""),
+                pax(b'x', &[("SCHILY.xattr.user.b", b"2"), ("mtime", b"99.5")]),
+                dir("d/"),
+                file("d/late", "x"),
+            ],
+        )
+        .unwrap();
+    let meta = fs::metadata(place.path("d")).unwrap();
+    assert_eq!(
+        (meta.mode() & 0o7777, meta.uid(), meta.gid()),
+        (0o755, 0, 0)
+    );
+    assert_eq!(
+        (
+            place.xattr("d", "user.a"),
+            place.xattr("d", "user.b").unwrap()
+        ),
+        (None, b"2".to_vec())
+    );
+    assert!(place.is_opaque("d"));
+    assert_eq!(mtime(&place.path("d")), (99, 500_000_000));
+}
+
+#[test]
+fn directory_times_hold_in_any_order() {
+    let place = Place::new();
+    let dated = |name: &str, mtime: &[u8]| [pax(b'x', &[("mtime", mtime)]), dir(name)].concat();
+    place
+        .apply(
+            TargetMarks::Plain,
+            &[
+                dated("a/", b"100"),
+                dated("a/b/", b"200.25"),
+                file("z", "x"),
+                file("a/b/late", "x"),
+                file("a/late", "x"),
+                file("a/b/later", "x"),
+            ],
+        )
+        .unwrap();
+    assert_eq!(mtime(&place.path("a")), (100, 0));
+    assert_eq!(mtime(&place.path("a/b")), (200, 250_000_000));
+}
+
+#[test]
+fn cancellation_stops_the_walk() {
+    let place = Place::new();
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let stream = LayerStream::open(
+        Box::new(Cursor::new(archive(&[file("a", "x")]))),
+        &Limits::default(),
+        &cancel,
+    )
+    .unwrap();
+    let error = apply(
+        stream,
+        &place.target(TargetMarks::Plain),
+        None,
+        &Limits::default(),
+        &cancel,
+    )
+    .unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    assert!(!place.exists("a"));
+}
+
+#[test]
+fn depth_and_name_limits_are_named() {
+    let place = Place::new();
+    let deep = "d/".repeat(600) + "f";
+    let error = place
+        .apply(
+            TargetMarks::Plain,
+            &[
+                pax(b'x', &[("path", deep.as_bytes())]),
+                Raw::new("f", b'0').block(),
+            ],
+        )
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Limit {
+                limit: "the depth of a name",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let long = "n".repeat(256);
+    let error = place
+        .apply(
+            TargetMarks::Plain,
+            &[
+                pax(b'x', &[("path", long.as_bytes())]),
+                Raw::new("f", b'0').block(),
+            ],
+        )
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Limit {
+                limit: "the length of a name",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}

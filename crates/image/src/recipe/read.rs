@@ -1,0 +1,404 @@
+//! Giving a layer's tar back from its recipe and its tree.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use flate2::Crc;
+use vellum_sys::{Cancel, Dir};
+
+use super::{END, FILE, KEPT, MAGIC, PIECE_BYTES, RAW, SPARSE};
+use crate::digest::{Digest, HashWrite};
+use crate::error::{Error, Result};
+
+/// A tar that was written again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// Its digest, equal to the one the recipe was made with.
+    pub diff_id: Digest,
+    /// Its length.
+    pub tar_bytes: u64,
+}
+
+/// Writes the tar that `recipe` describes to `out`, taking content from `tree`.
+///
+/// The recipe is read twice, the first time to check it as a whole and to find content that it keeps itself. What is written has, on
+/// success, the diff ID the recipe was made with. Errors: `BadRecipe` before anything is written; `TreeChanged`, naming the file, or
+/// `DigestMismatch` when `out` has got bytes already. The caller decides whether `out` is to be trusted before this returns.
+pub fn replay(
+    recipe: &mut (impl Read + Seek),
+    tree: &Dir,
+    out: &mut dyn Write,
+    cancel: &Cancel,
+) -> Result<Replayed> {
+    let kept = Kept::collect(recipe)?;
+    let mut segments = Segments::open(recipe)?;
+    let mut copy = Copy {
+        tree,
+        out: HashWrite::new(out),
+        buf: vec![0; 128 * 1024],
+    };
+    let mut payloads = 0u32;
+    loop {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        match segments.next()? {
+            Segment::Raw(bytes) => copy.out.write_all(&bytes).map_err(Error::Write)?,
+            Segment::Payload { path, pieces, crc } => {
+                match kept.files.get(&payloads) {
+                    None => copy.from_tree(&path, &pieces, crc, cancel)?,
+                    Some(base) => {
+                        copy.from_file(&kept.spool, *base, &path, &pieces.ranges(), crc, cancel)?
+                    }
+                }
+                payloads += 1;
+            }
+            Segment::Kept { .. } => segments.skip_kept()?,
+            Segment::End {
+                tar_bytes, diff_id, ..
+            } => {
+                let found_bytes = copy.out.bytes();
+                let (out, found) = copy.out.finish();
+                out.flush().map_err(Error::Write)?;
+                if found != diff_id || found_bytes != tar_bytes {
+                    return Err(Error::DigestMismatch {
+                        what: "the layer written from its tree".into(),
+                        expected: diff_id,
+                        found,
+                    });
+                }
+                return Ok(Replayed { diff_id, tar_bytes });
+            }
+        }
+    }
+}
+
+/// Content of files that the tree no longer has, in a file without a name.
+struct Kept {
+    spool: File,
+    /// Where each payload's file starts in the spool.
+    files: HashMap<u32, u64>,
+}
+
+impl Kept {
+    fn collect(recipe: &mut (impl Read + Seek)) -> Result<Self> {
+        let mut segments = Segments::open(recipe)?;
+        let mut kept = Kept {
+            spool: tempfile::tempfile().map_err(Error::Write)?,
+            files: HashMap::new(),
+        };
+        let mut base = 0u64;
+        let mut payloads = 0u64;
+        loop {
+            match segments.next()? {
+                Segment::Raw(_) => {}
+                Segment::Payload { .. } => payloads += 1,
+                Segment::Kept { ordinal, size } => {
+                    if u64::from(ordinal) >= payloads {
+                        return Err(bad("it keeps content of a file that it has not named"));
+                    }
+                    kept.files.insert(ordinal, base);
+                    let spool = &kept.spool;
+                    segments.read_kept(|offset, bytes| {
+                        if offset.saturating_add(bytes.len() as u64) > size {
+                            return Err(bad("kept content goes beyond its file's end"));
+                        }
+                        spool
+                            .write_all_at(bytes, base + offset)
+                            .map_err(Error::Write)
+                    })?;
+                    base = base
+                        .checked_add(size)
+                        .ok_or_else(|| bad("kept content of an impossible size"))?;
+                    // Holes at the end are there to be read.
+                    kept.spool.set_len(base).map_err(Error::Write)?;
+                }
+                Segment::End { payloads: said, .. } => {
+                    if said != payloads {
+                        return Err(bad("it names another number of files than it says"));
+                    }
+                    segments.end()?;
+                    return Ok(kept);
+                }
+            }
+        }
+    }
+}
+
+struct Copy<'a> {
+    tree: &'a Dir,
+    out: HashWrite<&'a mut dyn Write>,
+    buf: Vec<u8>,
+}
+
+impl Copy<'_> {
+    fn from_tree(&mut self, path: &[u8], pieces: &Pieces, crc: u32, cancel: &Cancel) -> Result<()> {
+        let name = Path::new(OsStr::from_bytes(path));
+        let changed = |why: String| Error::TreeChanged {
+            path: name.to_owned(),
+            why,
+        };
+        let file = self
+            .tree
+            .open_file(name)
+            .map_err(|error| changed(error.to_string()))?;
+        if let Pieces::Whole(length) = pieces {
+            let size = file
+                .metadata()
+                .map_err(|error| changed(error.to_string()))?
+                .len();
+            if size != *length {
+                return Err(changed(format!("it has {size} bytes instead of {length}")));
+            }
+        }
+        self.from_file(&file, 0, path, &pieces.ranges(), crc, cancel)
+    }
+
+    fn from_file(
+        &mut self,
+        file: &File,
+        base: u64,
+        path: &[u8],
+        ranges: &[(u64, u64)],
+        crc: u32,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let changed = |why: String| Error::TreeChanged {
+            path: Path::new(OsStr::from_bytes(path)).to_owned(),
+            why,
+        };
+        let mut found = Crc::new();
+        for &(offset, length) in ranges {
+            let mut done = 0;
+            while done < length {
+                if cancel.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                let n = self
+                    .buf
+                    .len()
+                    .min(usize::try_from(length - done).unwrap_or(usize::MAX));
+                let part = &mut self.buf[..n];
+                file.read_exact_at(part, base + offset + done)
+                    .map_err(|error| match error.kind() {
+                        io::ErrorKind::UnexpectedEof => changed("it is shorter".into()),
+                        _ => changed(error.to_string()),
+                    })?;
+                found.update(part);
+                self.out.write_all(part).map_err(Error::Write)?;
+                done += n as u64;
+            }
+        }
+        if found.sum() != crc {
+            return Err(changed("its content is another".into()));
+        }
+        Ok(())
+    }
+}
+
+enum Pieces {
+    Whole(u64),
+    Ranges(Vec<(u64, u64)>),
+}
+
+impl Pieces {
+    fn ranges(&self) -> std::borrow::Cow<'_, [(u64, u64)]> {
+        match self {
+            Pieces::Whole(length) => vec![(0, *length)].into(),
+            Pieces::Ranges(ranges) => ranges.as_slice().into(),
+        }
+    }
+}
+
+enum Segment {
+    Raw(Vec<u8>),
+    Payload {
+        path: Vec<u8>,
+        pieces: Pieces,
+        crc: u32,
+    },
+    /// Its content follows and must be read or skipped.
+    Kept {
+        ordinal: u32,
+        size: u64,
+    },
+    End {
+        tar_bytes: u64,
+        payloads: u64,
+        diff_id: Digest,
+    },
+}
+
+/// The segments of a recipe, one after the other.
+struct Segments<R: Read> {
+    input: BufReader<zstd::stream::read::Decoder<'static, BufReader<R>>>,
+}
+
+impl<'r, R: Read + Seek> Segments<&'r mut R> {
+    fn open(recipe: &'r mut R) -> Result<Self> {
+        recipe.seek(SeekFrom::Start(0)).map_err(Error::Read)?;
+        let mut magic = [0; MAGIC.len()];
+        recipe.read_exact(&mut magic).map_err(cut)?;
+        if magic[..7] != MAGIC[..7] {
+            return Err(bad("it is no recipe"));
+        }
+        if magic != MAGIC {
+            return Err(bad(&format!(
+                "it has version {}, and this program knows version {} only",
+                magic[7], MAGIC[7]
+            )));
+        }
+        let decoder = zstd::stream::read::Decoder::new(recipe).map_err(Error::Read)?;
+        Ok(Self {
+            input: BufReader::with_capacity(64 * 1024, decoder),
+        })
+    }
+}
+
+impl<R: Read> Segments<R> {
+    fn next(&mut self) -> Result<Segment> {
+        match self.byte()? {
+            END => {
+                let tar_bytes = self.number()?;
+                let payloads = self.number()?;
+                let mut diff_id = [0; 32];
+                self.input.read_exact(&mut diff_id).map_err(cut)?;
+                Ok(Segment::End {
+                    tar_bytes,
+                    payloads,
+                    diff_id: Digest::from_bytes(diff_id),
+                })
+            }
+            RAW => {
+                let length = self.number()?;
+                Ok(Segment::Raw(self.bytes(length, PIECE_BYTES)?))
+            }
+            FILE => {
+                let path = self.path()?;
+                let pieces = Pieces::Whole(self.number()?);
+                Ok(Segment::Payload {
+                    path,
+                    pieces,
+                    crc: self.crc()?,
+                })
+            }
+            SPARSE => {
+                let path = self.path()?;
+                let count = self.number()?;
+                let mut ranges = Vec::new();
+                let mut end = 0u64;
+                for _ in 0..count {
+                    let (gap, length) = (self.number()?, self.number()?);
+                    let offset = end
+                        .checked_add(gap)
+                        .ok_or_else(|| bad("a range out of range"))?;
+                    end = offset
+                        .checked_add(length)
+                        .ok_or_else(|| bad("a range out of range"))?;
+                    ranges.push((offset, length));
+                }
+                Ok(Segment::Payload {
+                    path,
+                    pieces: Pieces::Ranges(ranges),
+                    crc: self.crc()?,
+                })
+            }
+            KEPT => Ok(Segment::Kept {
+                ordinal: u32::try_from(self.number()?)
+                    .map_err(|_| bad("a file number out of range"))?,
+                size: self.number()?,
+            }),
+            other => Err(bad(&format!("it has a segment of unknown kind {other}"))),
+        }
+    }
+
+    /// Reads the content behind a KEPT segment, piece by piece with its place in the file.
+    fn read_kept(&mut self, mut take: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        let mut end = 0u64;
+        loop {
+            let (gap, length) = (self.number()?, self.number()?);
+            if length == 0 {
+                return Ok(());
+            }
+            let offset = end
+                .checked_add(gap)
+                .ok_or_else(|| bad("a range out of range"))?;
+            let bytes = self.bytes(length, PIECE_BYTES)?;
+            take(offset, &bytes)?;
+            end = offset + length;
+        }
+    }
+
+    fn skip_kept(&mut self) -> Result<()> {
+        self.read_kept(|_, _| Ok(()))
+    }
+
+    /// Checks that nothing follows, which also checks the frame's checksum.
+    fn end(&mut self) -> Result<()> {
+        match self.input.read(&mut [0]).map_err(cut)? {
+            0 => Ok(()),
+            _ => Err(bad("something follows its end")),
+        }
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        let mut byte = [0];
+        self.input.read_exact(&mut byte).map_err(cut)?;
+        Ok(byte[0])
+    }
+
+    fn number(&mut self) -> Result<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                break;
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(bad("a number out of range"))
+    }
+
+    fn crc(&mut self) -> Result<u32> {
+        let mut bytes = [0; 4];
+        self.input.read_exact(&mut bytes).map_err(cut)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn path(&mut self) -> Result<Vec<u8>> {
+        let length = self.number()?;
+        self.bytes(length, 64 * 1024)
+    }
+
+    fn bytes(&mut self, length: u64, max: usize) -> Result<Vec<u8>> {
+        let length = usize::try_from(length)
+            .ok()
+            .filter(|length| *length <= max)
+            .ok_or_else(|| bad("a segment that is too long"))?;
+        let mut bytes = vec![0; length];
+        self.input.read_exact(&mut bytes).map_err(cut)?;
+        Ok(bytes)
+    }
+}
+
+fn bad(why: &str) -> Error {
+    Error::BadRecipe {
+        why: why.to_owned(),
+    }
+}
+
+fn cut(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => bad("it is cut short"),
+        _ => bad(&error.to_string()),
+    }
+}
