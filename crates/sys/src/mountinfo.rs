@@ -215,8 +215,13 @@ impl Table {
     /// Returns the mounts a lookup of `path` (absolute, without symbolic links or `..`) passes through, the root first;
     /// the last one is where `path` lives. Empty only if the table has no root.
     pub fn chain(&self, path: &Path) -> Vec<&Mount> {
+        self.chain_without(path, &[])
+    }
+
+    /// As [`Table::chain`], as if the mounts numbered in `gone` were not there.
+    fn chain_without(&self, path: &Path, gone: &[u64]) -> Vec<&Mount> {
         let mut chain = Vec::new();
-        let Some(mut at) = self.root() else {
+        let Some(mut at) = self.root(gone) else {
             return chain;
         };
         chain.push(at);
@@ -224,7 +229,7 @@ impl Table {
         for component in path.components() {
             prefix.push(component);
             // Several mounts can be stacked on one place: each is the child of the one it covers.
-            while let Some(next) = self.child(at.id, &prefix) {
+            while let Some(next) = self.child(at.id, &prefix, gone) {
                 chain.push(next);
                 at = next;
                 if chain.len() > self.mounts.len() {
@@ -235,49 +240,70 @@ impl Table {
         chain
     }
 
-    /// Returns the mounts that hide what `path` showed through mount `home`, topmost first: unmounting them in this order
-    /// brings it back. Empty if nothing hides it.
+    /// Returns what has to be unmounted, in this order, to bring back what `path` showed through mount `home`: the mounts
+    /// that lie over it, topmost first, each preceded by those that hang on it. Empty if nothing hides it.
     ///
     /// `home` is the mount that `path` was on when it was last seen well. If that mount is no longer in the table, the
     /// answer is empty too: then nothing covers it, it was unmounted.
     pub fn covering(&self, path: &Path, home: u64) -> Vec<&Mount> {
-        let Some(home) = self.by_id(home) else {
-            return Vec::new();
-        };
-        let mut expected = vec![home.id];
-        let mut at = home;
-        while let Some(parent) = self.by_id(at.parent) {
-            if expected.contains(&parent.id) {
+        let mut expected = Vec::new();
+        let mut at = self.by_id(home);
+        while let Some(mount) = at {
+            if expected.contains(&mount.id) {
                 break;
             }
-            expected.push(parent.id);
-            at = parent;
+            expected.push(mount.id);
+            at = self.by_id(mount.parent);
         }
-        let mut covering: Vec<&Mount> = self
-            .chain(path)
+        let mut gone = Vec::new();
+        if expected.is_empty() {
+            return Vec::new();
+        }
+        // Taking one away may show the next, which was hidden itself.
+        while let Some(cover) = self
+            .chain_without(path, &gone)
             .into_iter()
-            .filter(|m| !expected.contains(&m.id))
-            .collect();
-        covering.reverse();
-        covering
+            .rev()
+            .find(|m| !expected.contains(&m.id))
+        {
+            let mut hanging = vec![cover.id];
+            let mut next = 0;
+            while next < hanging.len() {
+                let parent = hanging[next];
+                let children = self
+                    .mounts
+                    .iter()
+                    .filter(|m| m.parent == parent && m.id != parent);
+                hanging.extend(children.map(|m| m.id).filter(|id| !expected.contains(id)));
+                next += 1;
+            }
+            hanging.reverse();
+            gone.extend(
+                hanging
+                    .into_iter()
+                    .filter(|id| !gone.contains(id))
+                    .collect::<Vec<_>>(),
+            );
+        }
+        gone.into_iter().filter_map(|id| self.by_id(id)).collect()
     }
 
-    fn root(&self) -> Option<&Mount> {
+    fn root(&self, gone: &[u64]) -> Option<&Mount> {
         let known = |id: u64| self.mounts.iter().any(|m| m.id == id);
         let mut at = self
             .mounts
             .iter()
             .find(|m| m.mount_point == Path::new("/") && !known(m.parent))?;
-        while let Some(over) = self.child(at.id, Path::new("/")) {
+        while let Some(over) = self.child(at.id, Path::new("/"), gone) {
             at = over;
         }
         Some(at)
     }
 
-    fn child(&self, parent: u64, place: &Path) -> Option<&Mount> {
-        self.mounts
-            .iter()
-            .find(|m| m.parent == parent && m.id != parent && m.mount_point == place)
+    fn child(&self, parent: u64, place: &Path, gone: &[u64]) -> Option<&Mount> {
+        self.mounts.iter().find(|m| {
+            m.parent == parent && m.id != parent && m.mount_point == place && !gone.contains(&m.id)
+        })
     }
 }
 
@@ -415,10 +441,13 @@ mod tests {
         );
         assert_eq!(ids(table.chain(Path::new("/varnish"))), [27]);
         assert_eq!(ids(table.covering(Path::new("/var/lib/v x"), 29)), [31]);
-        assert_eq!(ids(table.covering(Path::new("/var/lib/v x"), 28)), [31, 29]);
+        assert_eq!(
+            ids(table.covering(Path::new("/var/lib/v x"), 28)),
+            [31, 30, 29]
+        );
         assert_eq!(
             ids(table.covering(Path::new("/var/lib/v x"), 27)),
-            [31, 29, 28]
+            [31, 30, 29, 28]
         );
         assert!(table.covering(Path::new("/var/lib/v x"), 31).is_empty());
         assert!(table.covering(Path::new("/var/lib/v x"), 99).is_empty());
@@ -434,6 +463,21 @@ mod tests {
         let ids = |mounts: Vec<&Mount>| mounts.iter().map(|m| m.id).collect::<Vec<_>>();
         assert_eq!(ids(table.chain(Path::new("/srv/store"))), [1, 3]);
         assert_eq!(ids(table.covering(Path::new("/srv/store"), 2)), [3]);
+    }
+
+    #[test]
+    fn a_cover_hidden_by_another_and_what_hangs_on_it_are_in_the_order() {
+        let table = parse(
+            b"1 0 8:1 / / rw - ext4 a rw\n2 1 0:9 / /srv/store rw - tmpfs b rw\n3 1 0:10 / /srv rw - tmpfs c rw\n\
+              4 3 0:11 / /srv/x rw - tmpfs d rw\n5 4 0:12 / /srv/x/y rw - tmpfs e rw\n6 2 0:13 / /srv/store/s rw - tmpfs f rw\n",
+        )
+        .unwrap();
+        let order: Vec<_> = table
+            .covering(Path::new("/srv/store"), 1)
+            .iter()
+            .map(|m| m.id)
+            .collect();
+        assert_eq!(order, [5, 4, 3, 6, 2]);
     }
 
     #[test]
