@@ -86,10 +86,11 @@ def row_mount(results, contenders, rounds):
         archive, tag = inputs.thin_layers(count)
         row = f"create + mount, {count} layers"
         ready = []
-        for tool in contenders:
+        mounting = [t for t in contenders if type(t).create_mounted is not tools.Tool.create_mounted]
+        for tool in mounting:
             try:
-                if tool.load(archive, tag) is not None and type(tool).create_mounted is not tools.Tool.create_mounted:
-                    ready.append(tool)
+                tool.load(archive, tag)
+                ready.append(tool)
             except tools.Refused as refused:
                 say(f"load of {count} layers: {tool.name}: {refused}")
                 results.add(row, tool.name, f"refuses the image: {str(refused)[:90]}")
@@ -98,7 +99,7 @@ def row_mount(results, contenders, rounds):
                 done = take(results, row, tool, lambda t=tool: t.create_mounted(tag))
                 if done:
                     take(results, f"unmount + remove, {count} layers", tool, lambda t=tool, k=done[1]: t.unmount_remove(k))
-        for tool in contenders:
+        for tool in ready:
             try:
                 tool.remove_image(tag)
             except tools.Refused:
@@ -173,10 +174,10 @@ def number(value):
     return f"{value:.4f}"
 
 
-def report(results, command, rounds, work):
+def report(results, command, rounds, kind):
     """The Markdown page: the machine, the command, the table with its lost rows."""
     lines = ["# Benchmark results", "", "Made by", "", f"    {command}", ""]
-    lines += [f"* {line}" for line in machine(work)]
+    lines += [f"* {line}" for line in machine(kind)]
     lines += [
         f"* {rounds} interleaved rounds (mounts: {rounds * 4}); seconds are medians; a ratio is the median of that contender's time"
         " over Vellum's in the same round, with the smallest and largest: above 1, Vellum was faster.",
@@ -206,12 +207,32 @@ def report(results, command, rounds, work):
     return "\n".join(lines) + "\n"
 
 
-def machine(work):
+def ram_disk(work, gib):
+    """Mounts an ext4 that lives in memory at `work`: the disk, which others may use, is out of the measurement (and so
+    is most of what syncing costs)."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={gib}G", "tmpfs", work], check=True)
+    image, inner = f"{work}/disk", f"{work}/inner"
+    os.mkdir(inner)
+    with open(image, "wb") as file:
+        file.truncate((gib << 30) - (64 << 20))
+    subprocess.run(["mkfs.ext4", "-q", "-N", "4000000", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, inner], check=True)
+    os.environ["BENCH_HOME"] = inner
+
+
+def file_system(work):
+    """The type of the file system that the stores are on, as mountinfo has it."""
+    home = os.environ.get("BENCH_HOME", work)
+    done = subprocess.run(["findmnt", "-n", "-o", "FSTYPE,SOURCE", "-T", home], stdout=subprocess.PIPE, check=False)
+    words = done.stdout.decode().split() or ["?"]
+    return words[0] + (" in memory" if home != work else "")
+
+
+def machine(kind):
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = next((line.split(": ", 1)[1].strip() for line in file if line.startswith("model name")), "?")
     with open("/proc/meminfo", encoding="ascii") as file:
         memory = int(file.readline().split()[1]) >> 20
-    kind = subprocess.run(["stat", "-f", "-c", "%T", work], stdout=subprocess.PIPE, check=True).stdout.decode().strip()
     yield f"{model}, {os.cpu_count()} cores, {memory} GiB; Linux {platform.release()}; {kind}; {time.strftime('%Y-%m-%d')}"
     versions = []
     for argv in (["dockerd", "--version"], ["podman", "--version"], ["skopeo", "--version"], ["umoci", "--version"], ["tar", "--version"]):
@@ -230,6 +251,7 @@ def main():
     parser.add_argument("--only", help="contenders, comma separated")
     parser.add_argument("--vellum", default=os.path.join(ROOT, "target", "release", "vellum"))
     parser.add_argument("--work", default=os.path.join(inputs.CACHE, "work"), help="directory for the stores; emptied afterwards")
+    parser.add_argument("--ram-disk", metavar="GIB", type=int, help="keep the stores on an ext4 file system of this size in memory instead")
     parser.add_argument("--output", help="where the table goes (bench/RESULTS.md when all rows are run, else stdout)")
     parser.add_argument("--list", action="store_true", help="say what the rows are")
     arguments = parser.parse_args()
@@ -247,25 +269,30 @@ def main():
     work = os.path.abspath(arguments.work)
     os.makedirs(work, exist_ok=True)
     os.environ["BENCH_HOME"] = work
+    if arguments.ram_disk:
+        ram_disk(work, arguments.ram_disk)
     contenders = []
     results = Results()
     try:
-        contenders.append(tools.Vellum(work, os.path.abspath(arguments.vellum)))
+        home = os.environ["BENCH_HOME"]
+        contenders.append(tools.Vellum(home, os.path.abspath(arguments.vellum)))
         for kind in (tools.Dockerd, tools.Podman, tools.Skopeo, tools.Umoci, tools.Tar):
             if arguments.only and kind.__name__.lower() not in arguments.only.split(","):
                 continue
             if kind.missing():
                 say(f"left out: {kind.name} needs {', '.join(kind.missing())}")
                 continue
-            contenders.append(kind(work))
+            contenders.append(kind(home))
         for name in arguments.rows or ROWS:
             ROWS[name](results, contenders, arguments.rounds)
     finally:
         for tool in contenders:
             tool.close()
+        kind = file_system(work)
+        tools.unmount_below(work)
         shutil.rmtree(work, ignore_errors=True)
     command = "bench/bench.py" + "".join(f" {word}" for word in sys.argv[1:])
-    text = report(results, command, arguments.rounds, os.path.dirname(work))
+    text = report(results, command, arguments.rounds, kind)
     output = arguments.output or ("" if arguments.rows else os.path.join(ROOT, "bench", "RESULTS.md"))
     if output:
         with open(output, "w", encoding="utf-8") as file:

@@ -1,12 +1,21 @@
 //! The `vellum` command: arguments in, a verb of the service room, results out.
 //!
-//! It decides nothing. [`args`] is the definition of the command line, [`commands`] has one small file per verb, [`exit_code`] the one match
-//! from errors to codes, [`report`] how errors look.
+//! It decides nothing. [`args`] is the definition of the command line, [`commands`] has one small file per group of verbs, [`exit_code`] the one
+//! match from errors to codes, [`report`] how errors look, [`bars`] how progress looks.
+//!
+//! Order of a start: the namespace of a plain user is entered before anything else, because a process with threads can't; then arguments,
+//! settings, signals, the verb.
 #![forbid(unsafe_code)]
 
 mod args;
+mod bars;
+mod commands;
+mod exit_code;
 mod help;
+mod out;
+mod report;
+mod start;
 
 fn main() {
-    let _ = help::command().get_matches();
+    std::process::exit(start::run());
 }

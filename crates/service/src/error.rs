@@ -112,6 +112,23 @@ pub enum Error {
     #[error(transparent)]
     Sys(#[from] vellum_sys::Error),
 
+    /// No mount can be made of it.
+    #[error(transparent)]
+    Plan(#[from] crate::plan::Refusal),
+
+    /// The mount failed.
+    #[error(transparent)]
+    Mount(#[from] vellum_sys::mount::MountError),
+
+    /// What is recorded can't be true.
+    #[error("{what} is damaged: {why}")]
+    Damaged {
+        /// What it is.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+
     /// The layers could not be read as one tree.
     #[error(transparent)]
     Union(#[from] vellum_union::Error),
@@ -191,6 +208,19 @@ pub enum Error {
     Cancelled,
 }
 
+const NO_SPACE: &str =
+    "the disk is full: `vellum gc --dry-run` shows what could go, `vellum df` what uses it";
+
+fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
+    use vellum_store::Class;
+    match error.class() {
+        Class::NoSpace => Some(NO_SPACE.into()),
+        Class::Busy => Some("another vellum is writing; try again in a moment".into()),
+        Class::Damaged => Some("`vellum check` tells what else is wrong".into()),
+        _ => None,
+    }
+}
+
 impl Error {
     /// Returns a function that wraps an I/O error, for `map_err`.
     pub fn io(
@@ -209,6 +239,13 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Config(e) => e.hint(),
+            Self::Plan(e) => Some(e.hint()),
+            Self::Damaged { .. } => Some("`vellum check` tells what else is wrong".into()),
+            Self::Store(e) => store_hint(e),
+            Self::Sys(e) if e.is_no_space() => Some(NO_SPACE.into()),
+            Self::Sys(e) if e.is_denied() && !rustix::process::geteuid().is_root() => {
+                Some("root is needed for the system's store; a plain user has his own under ~/.local/share/vellum".into())
+            }
             Self::NotFound { kind, .. } => Some(
                 match kind {
                     Kind::Image => "`vellum images` lists them; `vellum pull` or `vellum load` brings one in",
@@ -242,13 +279,13 @@ impl Error {
             Self::InUse { hint, .. } | Self::Unsupported { hint, .. } => Some(hint.clone()),
             Self::Invalid { hint, .. } => hint.clone(),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                Some("the disk is full: `vellum gc --dry-run` shows what could go, `vellum df` what uses it".into())
+                Some(NO_SPACE.into())
             }
             Self::Io { .. }
             | Self::Program { .. }
             | Self::Several { .. }
-            | Self::Store(_)
             | Self::Sys(_)
+            | Self::Mount(_)
             | Self::Union(_)
             | Self::Image(_)
             | Self::Cancelled => None,

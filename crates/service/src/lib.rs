@@ -8,12 +8,22 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod container;
+pub mod containers;
 pub mod context;
+pub mod create;
+pub mod diff;
 pub mod error;
+pub mod facts;
 pub mod home;
+mod json;
+pub mod mount;
+pub mod names;
+pub mod plan;
 pub mod progress;
 pub mod release;
 pub mod rootless;
+pub mod run_dir;
 
 pub use context::Context;
 pub use error::{Error, Result};

@@ -41,8 +41,8 @@ enum What {
         stop: Option<(usize, Stop)>,
     },
     File {
-        file: FileAt,
-        data: Option<FileAt>,
+        file: Box<FileAt>,
+        data: Option<Box<FileAt>>,
     },
 }
 
@@ -82,7 +82,10 @@ impl Node {
             layer,
             overridden: shown.is_some(),
             stat: shown.unwrap_or_else(|| file.stat.clone()),
-            what: What::File { file, data },
+            what: What::File {
+                file: Box::new(file),
+                data: data.map(Box::new),
+            },
         })
     }
 

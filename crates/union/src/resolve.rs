@@ -165,6 +165,10 @@ pub enum MergeError<E> {
     Fault(Fault),
 }
 
+/// What a merge gives, for one who answers.
+pub type Outcome<A> =
+    Result<Merged<<A as Ask>::Dir, <A as Ask>::File>, MergeError<<A as Ask>::Error>>;
+
 /// Where the next layer is asked.
 enum Place {
     /// Under this name in the parent's own share.
@@ -181,7 +185,7 @@ pub fn merge<A: Ask>(
     parent: &[Part<A::Dir>],
     roots: &[Part<A::Dir>],
     name: &OsStr,
-) -> Result<Merged<A::Dir, A::File>, MergeError<A::Error>> {
+) -> Outcome<A> {
     let mut search = Search {
         ask,
         place: Place::Sibling(name.to_owned()),
@@ -384,7 +388,7 @@ impl<A: Ask> Search<'_, A> {
         };
     }
 
-    fn conclude(self) -> Result<Merged<A::Dir, A::File>, MergeError<A::Error>> {
+    fn conclude(self) -> Outcome<A> {
         let stop = self.stop;
         match self.found {
             Found::Nothing => Ok(Merged::Absent(stop)),

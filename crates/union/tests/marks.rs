@@ -472,7 +472,6 @@ fn depth_costs_no_descriptors() {
         }
         dir.create_file(file, 0o644).unwrap();
     }
-    let t = std::time::Instant::now();
     let fds = || fs::read_dir("/proc/self/fd").unwrap().count();
     let stack = stack_of(&[&top, &low], &[], USER);
     let before = fds();
@@ -488,7 +487,6 @@ fn depth_costs_no_descriptors() {
         }
     }
     assert_eq!(count, 1 + 1500 + 2);
-    eprintln!("walk {:?}", t.elapsed());
     // Other tests of this process open files too.
     assert!(most < before + 150, "{before} before, {most} at most");
     let found = changes(&stack, Form::Listing)
@@ -497,8 +495,6 @@ fn depth_costs_no_descriptors() {
         .last()
         .unwrap();
     assert!(found.path.ends_with("new"));
-    eprintln!("changes {:?}", t.elapsed());
-    drop(stack);
 }
 
 /// A container can make a tree of any depth: reading it neither overflows the stack nor takes all memory.
@@ -507,14 +503,15 @@ fn a_bottomless_tree_is_an_error() {
     let scratch = Scratch::new();
     let top = scratch.dir("top");
     let mut dir = vellum_sys::Dir::open(&top).unwrap();
-    for _ in 0..9000 {
-        dir.mkdir("d", 0o755).unwrap();
-        dir = dir.open_dir("d").unwrap();
+    let name = "d".repeat(200);
+    for _ in 0..90 {
+        dir.mkdir(&name, 0o755).unwrap();
+        dir = dir.open_dir(&name).unwrap();
     }
     let stack = stack_of(&[&top], &[], USER);
     let error = stack.walk().last().unwrap().unwrap_err();
     assert!(matches!(error, Error::TooDeep { .. }), "{error}");
-    assert!(error.to_string().contains("/d/d/d"));
+    assert!(error.to_string().contains(&name));
     assert!(matches!(
         changes(&stack, Form::Layer).unwrap().last().unwrap(),
         Err(Error::TooDeep { .. })

@@ -1,0 +1,246 @@
+//! The verbs on containers.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use vellum_service::create::{CreateRequest, Origin, create as make};
+use vellum_service::error::Kind;
+use vellum_service::{Context, Error, containers, mount as mounts, names};
+
+use super::{Outcome, for_all};
+use crate::args;
+use crate::exit_code::{DONE, Failure};
+use crate::out::{self, stdout};
+
+/// Takes `KEY=VALUE` apart; a bare key has an empty value.
+pub fn labels(texts: &[String]) -> std::collections::BTreeMap<String, String> {
+    texts
+        .iter()
+        .map(|text| match text.split_once('=') {
+            Some((key, value)) => (key.to_owned(), value.to_owned()),
+            None => (text.clone(), String::new()),
+        })
+        .collect()
+}
+
+/// `create`
+pub fn create(ctx: &Context, args: args::Create) -> Outcome {
+    let origin = match (args.image, args.from) {
+        (Some(image), None) => Origin::Image(image),
+        (None, Some(dir)) => Origin::Directory(dir),
+        _ => {
+            return Err(Failure::misused(
+                "name an image, or a directory with --from",
+            ));
+        }
+    };
+    let request = CreateRequest {
+        origin,
+        name: args.name,
+        size_bytes: None,
+        labels: labels(&args.label),
+        volumes: Vec::new(),
+    };
+    let created = make(ctx, &request)?;
+    let mut out = stdout();
+    if args.output.json {
+        out.json(&created)?;
+    } else {
+        out.line(&created.name)?;
+    }
+    out.done()?;
+    Ok(DONE)
+}
+
+/// `mount`
+pub fn mount(ctx: &Context, args: args::Mount, quiet: bool) -> Outcome {
+    let mut out = stdout();
+    let name = match (&args.container, &args.image) {
+        (None, None) => {
+            let all = mounts::list(ctx)?;
+            if args.output.json {
+                out.json(&all)?;
+            } else {
+                let rows: Vec<_> = all
+                    .iter()
+                    .map(|m| vec![m.name.clone(), m.path.display().to_string()])
+                    .collect();
+                out.table(&["CONTAINER", "MOUNTED AT"], &rows)?;
+            }
+            out.done()?;
+            return Ok(DONE);
+        }
+        (Some(container), _) => container,
+        (None, Some(image)) => image,
+    };
+    if args.dry_run {
+        let plan = match &args.image {
+            Some(image) => mounts::plan_image(ctx, image)?,
+            None => mounts::plan_container(ctx, name, args.read_only)?,
+        };
+        let printed = plan.printed();
+        if args.output.json {
+            out.json(&printed)?;
+        } else {
+            out.bytes(printed.to_string().as_bytes())?;
+        }
+        out.done()?;
+        return Ok(DONE);
+    }
+    let mounted = match (&args.image, &args.at) {
+        (Some(image), Some(at)) => mounts::mount_image(ctx, image, at)?,
+        _ => mounts::mount_container(ctx, name, args.target.as_deref(), args.read_only)?,
+    };
+    if args.output.json {
+        out.json(&mounted)?;
+    } else {
+        out.line(mounted.path.as_os_str().as_bytes())?;
+    }
+    out.done()?;
+    if !quiet && !vellum_sys::userns::is_initial() && !args.output.json {
+        ctx.progress
+            .say("(it shows inside your user namespace: `vellum unshare` enters it)");
+    }
+    Ok(DONE)
+}
+
+/// `umount`
+pub fn umount(ctx: &Context, args: args::Umount, quiet: bool) -> Outcome {
+    let tell = |places: Vec<std::path::PathBuf>| {
+        if !quiet {
+            for place in places {
+                ctx.progress.say(&format!("unmounted {}", place.display()));
+            }
+        }
+    };
+    if args.all {
+        tell(mounts::umount_all(ctx, args.force)?);
+        return Ok(DONE);
+    }
+    for_all(&args.names, |name| {
+        let record = name.to_str().map(|text| names::container(ctx, text));
+        let places = match record {
+            Some(Ok(record)) => mounts::umount_container(ctx, &record, args.force)?,
+            // What is no container may be a place.
+            Some(Err(
+                missing @ Error::NotFound {
+                    kind: Kind::Container,
+                    ..
+                },
+            )) => {
+                let path = Path::new(name);
+                if path.components().count() < 2 && !path.exists() {
+                    return Err(missing.into());
+                }
+                mounts::umount_path(ctx, path, args.force)?
+            }
+            Some(Err(e)) => return Err(e.into()),
+            None => mounts::umount_path(ctx, Path::new(name), args.force)?,
+        };
+        tell(places);
+        Ok(())
+    })
+}
+
+/// `diff`
+pub fn diff(ctx: &Context, args: args::Diff) -> Outcome {
+    let mut out = stdout();
+    if args.output.json {
+        let mut lines = Vec::new();
+        vellum_service::diff::diff(ctx, &args.container, |line| {
+            lines.push(line);
+            Ok(())
+        })?;
+        out.json(&lines)?;
+    } else {
+        let mut written = Ok(());
+        let listed = vellum_service::diff::diff(ctx, &args.container, |line| {
+            let mut bytes = vec![line.kind as u8, b' '];
+            bytes.extend_from_slice(line.path.as_os_str().as_bytes());
+            written = out.line(bytes);
+            // Nobody reads any more: stop as if asked to.
+            if written.is_err() {
+                Err(Error::Cancelled)
+            } else {
+                Ok(())
+            }
+        });
+        written?;
+        listed?;
+    }
+    out.done()?;
+    Ok(DONE)
+}
+
+/// `rename`
+pub fn rename(ctx: &Context, args: args::Rename) -> Outcome {
+    containers::rename(ctx, &args.container, &args.name)?;
+    Ok(DONE)
+}
+
+/// `rm`
+pub fn rm(ctx: &Context, args: args::Rm) -> Outcome {
+    for_all(&args.containers, |name| {
+        let removed = match containers::remove(ctx, name, args.force) {
+            Err(Error::InUse { by, .. })
+                if !args.force
+                    && out::confirm(&format!(
+                        "`{name}` is in use ({by}); remove it all the same?"
+                    )) =>
+            {
+                containers::remove(ctx, name, true)?
+            }
+            other => other?,
+        };
+        let mut out = stdout();
+        out.line(&removed.name)?;
+        out.done()
+    })
+}
+
+/// `ls`
+pub fn ls(ctx: &Context, args: args::Ls) -> Outcome {
+    let all = containers::list(ctx, args.filter.as_deref(), args.size)?;
+    let mut out = stdout();
+    if args.output.json {
+        out.json(&all)?;
+    } else if args.ids {
+        for container in &all {
+            out.line(&container.id)?;
+        }
+    } else {
+        let mut head = vec!["NAME", "ID", "FROM", "CREATED", "STATE"];
+        if args.size {
+            head.push("SIZE");
+        }
+        let rows: Vec<_> = all
+            .iter()
+            .map(|c| {
+                let from = match (&c.image, &c.from) {
+                    (Some(image), _) => image.clone(),
+                    (None, Some(dir)) => dir.display().to_string(),
+                    (None, None) => "-".to_owned(),
+                };
+                let id = if args.no_trunc {
+                    c.id.clone()
+                } else {
+                    names::short(&c.id).to_owned()
+                };
+                let mut row = vec![
+                    c.name.clone(),
+                    id,
+                    from,
+                    out::ago(c.created),
+                    c.state.to_owned(),
+                ];
+                if let Some(size) = c.size_bytes {
+                    row.push(out::bytes(size));
+                }
+                row
+            })
+            .collect();
+        out.table(&head, &rows)?;
+    }
+    out.done()?;
+    Ok(DONE)
+}

@@ -1,0 +1,63 @@
+//! Exit codes: the one place where failures become numbers.
+
+use std::io;
+
+use vellum_service::error::Class;
+
+/// Done.
+pub const DONE: i32 = 0;
+/// Understood, tried, failed.
+pub const FAILED: i32 = 1;
+/// Not understood.
+pub const MISUSED: i32 = 2;
+/// Stopped by Ctrl-C, as shells count it.
+pub const INTERRUPTED: i32 = 130;
+
+/// Why the command ends without its result.
+#[derive(Debug)]
+pub enum Failure {
+    /// A verb failed.
+    Verb(vellum_service::Error),
+    /// The arguments contradict themselves or the world.
+    Misused(String),
+    /// Results could not be written.
+    Output(io::Error),
+    /// Something else, said in one line.
+    Other(String),
+    /// Everything has been said already.
+    Said(i32),
+}
+
+impl Failure {
+    /// A misuse, said in one line.
+    pub fn misused(text: impl Into<String>) -> Self {
+        Self::Misused(text.into())
+    }
+
+    /// A failure, said in one line.
+    pub fn other(text: impl Into<String>) -> Self {
+        Self::Other(text.into())
+    }
+}
+
+impl<E: Into<vellum_service::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Verb(error.into())
+    }
+}
+
+/// Returns the exit code of a failure.
+pub fn of(failure: &Failure) -> i32 {
+    match failure {
+        Failure::Verb(e) => match e.class() {
+            Class::Misused => MISUSED,
+            Class::Failed => FAILED,
+            Class::Cancelled => INTERRUPTED,
+        },
+        Failure::Misused(_) => MISUSED,
+        // Whoever reads has heard enough.
+        Failure::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => DONE,
+        Failure::Output(_) | Failure::Other(_) => FAILED,
+        Failure::Said(code) => *code,
+    }
+}

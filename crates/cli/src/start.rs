@@ -1,0 +1,183 @@
+//! From the process's start to its exit code.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::FromArgMatches;
+use vellum_service::config::{self, Config, MountPartial, Partial, Size, Surroundings};
+use vellum_service::progress::{Progress, Silent};
+use vellum_service::{Cancel, Context, rootless};
+
+use crate::args::{Cli, Command, Global};
+use crate::bars::Bars;
+use crate::exit_code::{self, Failure};
+use crate::{commands, help, report};
+
+/// Runs the command line of this process and returns its exit code.
+pub fn run() -> i32 {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments
+        .get(1)
+        .is_some_and(|a| a == rootless::HOLD_ARGUMENT)
+    {
+        report::line(&rootless::hold().to_string());
+        return exit_code::FAILED;
+    }
+    let cli = match parse(arguments) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    match verb(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            report::failure(&failure);
+            exit_code::of(&failure)
+        }
+    }
+}
+
+fn parse(arguments: Vec<OsString>) -> Result<Cli, i32> {
+    let matches = help::command()
+        .try_get_matches_from(arguments)
+        .map_err(|e| {
+            // Help and version are results; a closed pipe is nobody's fault.
+            let _ = e.print();
+            if e.use_stderr() {
+                exit_code::MISUSED
+            } else {
+                exit_code::DONE
+            }
+        })?;
+    Cli::from_arg_matches(&matches).map_err(|e| {
+        let _ = e.print();
+        exit_code::MISUSED
+    })
+}
+
+fn verb(cli: Cli) -> Result<i32, Failure> {
+    // These need neither store nor settings.
+    match &cli.command {
+        Command::Completions(c) => return commands::shell::completions(c),
+        Command::Man(m) => return commands::shell::man(m),
+        _ => {}
+    }
+    let identity = rootless::identity();
+    let around = Surroundings {
+        rootless: identity.rootless,
+        uid: identity.uid,
+        environment: std::env::vars_os().collect::<BTreeMap<_, _>>(),
+        system_file: PathBuf::from(Surroundings::SYSTEM_FILE),
+    };
+    let config = settings(&around, &cli)?;
+    let needs_store = !matches!(&cli.command, Command::Config(_));
+    if identity.needs_namespace && needs_store {
+        rootless::enter(&config.run_dir.value)?;
+    }
+    if let Command::Unshare(u) = &cli.command {
+        return commands::shell::unshare(u, &config);
+    }
+    logging();
+    let cancel = signals()?;
+    let progress: Arc<dyn Progress> = if cli.global.quiet {
+        Arc::new(Silent)
+    } else {
+        Arc::new(Bars::new())
+    };
+    let ctx = Context::new(config, cancel, progress);
+    commands::run(&ctx, cli.command, cli.global.quiet)
+}
+
+/// Resolves the settings; the flags of the verb count as flags too.
+fn settings(around: &Surroundings, cli: &Cli) -> Result<Config, Failure> {
+    let Global {
+        root,
+        run_dir,
+        config,
+        storage_driver,
+        docker_compatible,
+        mount_method,
+        mount_options,
+        ..
+    } = &cli.global;
+    let mut mount = MountPartial {
+        method: *mount_method,
+        ..MountPartial::default()
+    };
+    for option in mount_options {
+        mount
+            .set(option)
+            .map_err(|why| Failure::misused(format!("--mount-opt {option}: {why}")))?;
+    }
+    let mut flags = Partial {
+        root: root.as_deref().map(absolute).transpose()?,
+        run_dir: run_dir.as_deref().map(absolute).transpose()?,
+        storage_driver: *storage_driver,
+        docker_compatible: docker_compatible.then_some(true),
+        mount,
+        ..Partial::default()
+    };
+    match &cli.command {
+        Command::Load(l) => {
+            flags.keep_blobs = l.keep_blobs.then_some(true);
+            flags.jobs = l.jobs;
+        }
+        Command::Pull(p) => {
+            flags.keep_blobs = p.keep_blobs.then_some(true);
+            flags.jobs = p.jobs;
+            flags.auth_file = p.auth_file.as_deref().map(absolute).transpose()?;
+        }
+        Command::Push(p) => flags.auth_file = p.auth_file.as_deref().map(absolute).transpose()?,
+        Command::Run(r) => {
+            flags.runtime = r.runtime.clone();
+            flags.size = r.size.map(size);
+        }
+        Command::Create(c) => flags.size = c.size.map(size),
+        _ => {}
+    }
+    config::resolve(around, config.as_deref(), flags)
+        .map_err(|e| Failure::from(vellum_service::Error::from(e)))
+}
+
+fn size(bytes: u64) -> Size {
+    Size((bytes != 0).then_some(bytes))
+}
+
+fn absolute(path: &std::path::Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|e| Failure::other(format!("cannot find {}: {e}", path.display())))
+}
+
+/// `VELLUM_LOG=debug` tells more, on stderr.
+fn logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    // Set once in a process; there is no other subscriber to lose to.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(report::colours())
+        .without_time()
+        .with_target(false)
+        .try_init();
+}
+
+/// The first Ctrl-C asks every loop to stop; the second ends the process where it stands, which is safe too, only less tidy.
+fn signals() -> Result<Cancel, Failure> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = |signal| -> std::io::Result<()> {
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&flag))?;
+        signal_hook::flag::register(signal, Arc::clone(&flag))?;
+        Ok(())
+    };
+    for signal in [
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGHUP,
+    ] {
+        set(signal).map_err(|e| Failure::other(format!("cannot watch for signals: {e}")))?;
+    }
+    Ok(Cancel::from_flag(flag))
+}

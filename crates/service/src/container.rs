@@ -1,0 +1,180 @@
+//! What the verbs on containers share: a container's own settings, its tree's parts, and the union of its layers.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vellum_format::Prefix;
+use vellum_store::{ContainerRecord, Labels, LayerDir, Shape, TreeParts};
+use vellum_union::{Dialect, DirLayer, Layer, Stack};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+
+/// What is kept with a container besides the store's own record; JSON in the record's `config`.
+///
+/// On disk: fields are only added, and absent ones have their default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct Settings {
+    /// The directory whose copy the container is, where it was made with `--from`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<BytesPath>,
+    /// Labels.
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+}
+
+/// A path in JSON: text where it is text, else hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PathForm", into = "PathForm")]
+pub struct BytesPath(pub PathBuf);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum PathForm {
+    Text(String),
+    Bytes { hex: String },
+}
+
+impl From<PathForm> for BytesPath {
+    fn from(form: PathForm) -> Self {
+        match form {
+            PathForm::Text(text) => Self(text.into()),
+            // What isn't hexadecimal was not written by us; an empty path is refused where it is used.
+            PathForm::Bytes { hex } => {
+                Self(OsString::from_vec(hex::decode(hex).unwrap_or_default()).into())
+            }
+        }
+    }
+}
+
+impl From<BytesPath> for PathForm {
+    fn from(path: BytesPath) -> Self {
+        match path.0.to_str() {
+            Some(text) => Self::Text(text.to_owned()),
+            None => Self::Bytes {
+                hex: hex::encode(path.0.as_os_str().as_bytes()),
+            },
+        }
+    }
+}
+
+impl Settings {
+    /// Reads what is kept with `record`.
+    pub fn of(record: &ContainerRecord) -> Result<Self> {
+        if record.config.is_empty() {
+            return Ok(Self::default());
+        }
+        serde_json::from_str(&record.config).map_err(|e| Error::Damaged {
+            what: format!("the settings of container {}", record.name),
+            why: e.to_string(),
+        })
+    }
+
+    /// Returns the JSON to be kept.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|e| Error::Damaged {
+            what: "a container's settings".into(),
+            why: e.to_string(),
+        })
+    }
+}
+
+/// Returns the parts of a container's tree; for a copy of a directory, that directory is its only lower layer.
+pub fn parts(ctx: &Context, record: &ContainerRecord) -> Result<TreeParts> {
+    let mut parts = ctx.store()?.tree(&record.snapshot)?;
+    let Some(BytesPath(from)) = Settings::of(record)?.from else {
+        return Ok(parts);
+    };
+    match &mut parts.shape {
+        Shape::Overlay(overlay) => {
+            if let [base] = &mut overlay.lowers[..] {
+                *base = LayerDir {
+                    dir: from,
+                    link: None,
+                    diff_id: None,
+                    features: None,
+                    ..base.clone()
+                };
+                return Ok(parts);
+            }
+        }
+        Shape::Plain { .. } => {}
+    }
+    Err(Error::Damaged {
+        what: format!("the tree of container {}", record.name),
+        why: "a copy of a directory stands on one empty layer, and this doesn't".into(),
+    })
+}
+
+/// Returns the namespace of marks that this process's mounts write: a plain user's are `user.`.
+pub fn prefix() -> Prefix {
+    if vellum_sys::userns::is_initial() {
+        Prefix::Trusted
+    } else {
+        Prefix::User
+    }
+}
+
+/// Returns the union of a tree's layers, top first.
+///
+/// The upper and layers that an engine made may hold redirects and metacopies; in what came out of an archive they are an error.
+pub fn stack(parts: &TreeParts) -> Result<Stack> {
+    let has_upper = matches!(&parts.shape, Shape::Overlay(overlay) if overlay.upper.is_some());
+    let layers = parts
+        .layers()
+        .iter()
+        .enumerate()
+        .map(|(at, layer)| open(layer, has_upper && at == 0))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Stack::new(layers)?)
+}
+
+/// Returns one directory as a union of its own: a full tree without marks of ours.
+pub fn plain_stack(dir: &Path) -> Result<Stack> {
+    let layer = DirLayer::open(dir, dialect(false))?;
+    Ok(Stack::new(vec![Arc::new(layer)])?)
+}
+
+fn open(layer: &LayerDir, engine: bool) -> Result<Arc<dyn Layer>> {
+    let dialect = dialect(engine || layer.features.is_some());
+    Ok(Arc::new(DirLayer::open(&layer.dir, dialect)?))
+}
+
+fn dialect(engine: bool) -> Dialect {
+    let prefix = prefix();
+    let dialect = if engine {
+        Dialect::kernel(prefix)
+    } else {
+        Dialect::archive(prefix)
+    };
+    match prefix {
+        Prefix::Trusted => dialect,
+        // What a plain user may not make stands there as a record.
+        Prefix::User => dialect.with_records(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_survive_the_round_trip_with_any_path() {
+        for bytes in [&b"/plain"[..], b"/odd\xff"] {
+            let settings = Settings {
+                from: Some(BytesPath(OsString::from_vec(bytes.to_vec()).into())),
+                labels: Labels::from([("a".to_owned(), "b".to_owned())]),
+            };
+            let again: Settings = serde_json::from_str(&settings.to_json().unwrap()).unwrap();
+            assert_eq!(again, settings);
+        }
+        assert_eq!(
+            serde_json::from_str::<Settings>("{}").unwrap(),
+            Settings::default()
+        );
+    }
+}

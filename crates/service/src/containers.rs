@@ -1,0 +1,149 @@
+//! `rm`, `rename` and the listing of containers.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use vellum_store::{ContainerRecord, Labels, Sweep};
+use vellum_sys::mountinfo;
+
+use crate::container::Settings;
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::release::release;
+use crate::{container, mount, names, run_dir};
+
+/// Removes a container and what it changed. Durable on return.
+///
+/// Without `force`, errors with [`Error::InUse`] while it is mounted or runs.
+pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord> {
+    let record = names::container(ctx, name)?;
+    let _lock = run_dir::lock_container(ctx, &record.id)?;
+    if run_dir::is_running(ctx, &record.id)? {
+        return Err(Error::InUse {
+            kind: Kind::Container,
+            name: record.name,
+            by: "a `vellum run` of it is under way".into(),
+            hint: "end that first".into(),
+        });
+    }
+    // A damaged tree must not keep its record alive.
+    if let Ok(parts) = container::parts(ctx, &record) {
+        let places = mount::places(&parts, &mountinfo::read()?);
+        if !places.is_empty() {
+            if !force {
+                return Err(Error::InUse {
+                    kind: Kind::Container,
+                    name: record.name,
+                    by: format!("it is mounted at {}", places[0].display()),
+                    hint: "`vellum umount` it first, or use --force".into(),
+                });
+            }
+            mount::umount_locked(ctx, &record, true)?;
+        }
+    }
+    let info = ctx.store()?.stat(&record.snapshot)?;
+    let dir = ctx
+        .store()?
+        .driver_home(info.driver)
+        .join(info.tree.as_str());
+    release(&dir)?;
+    let removed = ctx.store()?.remove_container(&record.id, Sweep::Now)?;
+    run_dir::forget(ctx, &record.id);
+    Ok(removed)
+}
+
+/// Gives a container another name. Durable on return.
+pub fn rename(ctx: &Context, name: &str, new_name: &str) -> Result<ContainerRecord> {
+    names::check_container_name(new_name)?;
+    let record = names::container(ctx, name)?;
+    match ctx.store()?.rename_container(&record.id, new_name) {
+        Ok(()) => Ok(ContainerRecord {
+            name: new_name.to_owned(),
+            ..record
+        }),
+        Err(vellum_store::StoreError::AlreadyExists { .. }) => Err(Error::NameTaken {
+            kind: Kind::Container,
+            name: new_name.to_owned(),
+        }),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// One container in a listing. The JSON field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The image's name as it was written; absent for a copy of a directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The image's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
+    /// The directory it is a copy of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// `created`, `mounted` or `running`.
+    pub state: &'static str,
+    /// Where it shows.
+    pub mounts: Vec<PathBuf>,
+    /// Its driver.
+    pub driver: String,
+    /// Labels.
+    pub labels: Labels,
+    /// What it holds of its own, in bytes of disk; absent unless asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// The same in inodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_inodes: Option<u64>,
+}
+
+/// Returns all containers whose name holds `filter`, newest first. `measure` walks each one's own layer.
+pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<Listed>> {
+    let store = ctx.store()?;
+    let table = mountinfo::read()?;
+    let mut all = Vec::new();
+    for record in store.containers()? {
+        if filter.is_some_and(|f| !record.name.contains(f)) {
+            continue;
+        }
+        ctx.go_on()?;
+        let settings = Settings::of(&record)?;
+        let info = store.stat(&record.snapshot)?;
+        // One damaged tree must not hide the others; `check` tells about it.
+        let mounts = container::parts(ctx, &record)
+            .map(|parts| mount::places(&parts, &table))
+            .unwrap_or_default();
+        let running = run_dir::is_running(ctx, &record.id)?;
+        let usage = if measure {
+            Some(store.usage(&record.snapshot)?)
+        } else {
+            None
+        };
+        all.push(Listed {
+            state: match (running, mounts.is_empty()) {
+                (true, _) => "running",
+                (false, false) => "mounted",
+                (false, true) => "created",
+            },
+            id: record.id,
+            name: record.name,
+            image: record.image_name,
+            image_id: record.image.map(|id| id.to_string()),
+            from: settings.from.map(|path| path.0),
+            created: record.created,
+            mounts,
+            driver: info.driver.to_string(),
+            labels: settings.labels,
+            size_bytes: usage.map(|u| u.bytes),
+            size_inodes: usage.map(|u| u.inodes),
+        });
+    }
+    Ok(all)
+}

@@ -1,0 +1,252 @@
+//! `create`: a container, that is, one writable layer over an image's or over any directory.
+//!
+//! Nothing of the image is copied. A copy of a directory stands on an empty layer in the store; the directory itself takes that layer's
+//! place whenever the tree is shown or read. The store never writes into it.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use vellum_store::{
+    DriverKind, Labels, LayerCommit, NewContainer, PrepareOptions, Shape, SnapshotKey, StoreError,
+    TreeParts,
+};
+use vellum_sys::xattr::{self, SetMode};
+use vellum_sys::{Dir, rooted};
+
+use crate::container::{BytesPath, Settings, stack};
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::{facts, names, plan};
+
+/// What a container is made of.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// An image, as the user names it.
+    Image(String),
+    /// A directory.
+    Directory(PathBuf),
+}
+
+/// A container to be made.
+#[derive(Clone, Debug)]
+pub struct CreateRequest {
+    /// What of.
+    pub origin: Origin,
+    /// Its name; `None`: one is made.
+    pub name: Option<String>,
+    /// Limit of its own layer in bytes; `None`: what is configured.
+    pub size_bytes: Option<Option<u64>>,
+    /// Labels.
+    pub labels: Labels,
+    /// Named volumes it will use.
+    pub volumes: Vec<String>,
+}
+
+/// A container that was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Created {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// The empty layer that copies of directories stand on.
+const EMPTY_BASE: &str = "vellum/empty";
+
+/// Makes a container. Durable on return; after an error there is none.
+pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
+    if let Some(name) = &request.name {
+        names::check_container_name(name)?;
+    }
+    let store = ctx.store()?;
+    // Holds what the new container stands on until its own record does.
+    let lease = store.lease("create a container")?;
+    let mut settings = Settings {
+        from: None,
+        labels: request.labels.clone(),
+    };
+    let mut options = PrepareOptions {
+        lease: Some(lease.id().clone()),
+        size_limit_bytes: request.size_bytes.unwrap_or(ctx.config.size_bytes.value),
+        ..PrepareOptions::default()
+    };
+    let (mut image, mut image_name) = (None, None);
+    let stem = match &request.origin {
+        Origin::Image(text) => {
+            let record = names::image(ctx, text)?;
+            options.parent = record.top().cloned();
+            image = Some(record.id);
+            image_name = Some(text.clone());
+            stem_of_image(text)
+        }
+        Origin::Directory(dir) => {
+            let dir = copied_directory(ctx, dir)?;
+            options.parent = Some(empty_base(ctx, lease.id())?);
+            let stem = stem_of_directory(&dir);
+            settings.from = Some(BytesPath(dir));
+            stem
+        }
+    };
+    let config = settings.to_json()?;
+    let id = vellum_sys::random::hex(64);
+    // A made-up name may be taken by chance; another one won't.
+    for _ in 0..16 {
+        let name = match &request.name {
+            Some(name) => name.clone(),
+            None => format!("{stem}-{}", vellum_sys::random::hex(6)),
+        };
+        let container = NewContainer {
+            id: id.clone(),
+            name: name.clone(),
+            image: image.clone(),
+            image_name: image_name.clone(),
+            config: config.clone(),
+            volumes: request.volumes.clone(),
+        };
+        match store.create_container(&container, &SnapshotKey::from(id.as_str()), &options) {
+            Ok((record, _)) => {
+                let parts = crate::container::parts(ctx, &record)?;
+                if let Err(e) = adopt_root(&parts) {
+                    // Without its root's attributes it would not be what was asked for.
+                    store.remove_container(&id, vellum_store::Sweep::Now)?;
+                    return Err(e);
+                }
+                return Ok(Created { id, name });
+            }
+            Err(StoreError::AlreadyExists { .. }) if request.name.is_none() => {}
+            Err(StoreError::AlreadyExists { .. }) => {
+                return Err(Error::NameTaken {
+                    kind: Kind::Container,
+                    name,
+                });
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(Error::NameTaken {
+        kind: Kind::Container,
+        name: stem,
+    })
+}
+
+/// Checks the directory to be copied, and returns its path as it will be kept: absolute, links resolved.
+fn copied_directory(ctx: &Context, dir: &Path) -> Result<PathBuf> {
+    let path = std::fs::canonicalize(dir).map_err(Error::io("find", dir))?;
+    let found = std::fs::metadata(&path).map_err(Error::io("look at", &path))?;
+    if !found.is_dir() {
+        return Err(Error::Invalid {
+            what: format!("{} is no directory", dir.display()),
+            hint: Some("--from takes a directory; `vellum import` takes archives".into()),
+        });
+    }
+    let root = std::fs::canonicalize(ctx.store()?.root()).map_err(Error::io("find", ctx.root()))?;
+    if root.starts_with(&path) || path.starts_with(&root) {
+        return Err(Error::Invalid {
+            what: format!(
+                "{} and the store {} lie one in the other",
+                path.display(),
+                root.display()
+            ),
+            hint: Some("keep the store elsewhere with --root".into()),
+        });
+    }
+    // Refused now rather than at the first mount.
+    let facts = facts::facts(ctx)?;
+    if !facts.trusted && !facts.userxattr {
+        return Err(plan::Refusal::NoOverlay {
+            fs_name: facts.fs_name,
+            said: facts.refusal,
+        }
+        .into());
+    }
+    Ok(path)
+}
+
+/// Returns the key of the empty layer, making it if it isn't there; held by `lease`.
+fn empty_base(ctx: &Context, lease: &vellum_store::LeaseId) -> Result<SnapshotKey> {
+    let store = ctx.store()?;
+    let key = SnapshotKey::from(EMPTY_BASE);
+    if store.hold(lease, &vellum_store::Held::Snapshot(key.clone()))? {
+        return Ok(key);
+    }
+    let staged = store.stage_layer(Some(DriverKind::Overlay2))?;
+    let commit = LayerCommit {
+        lease: Some(lease.clone()),
+        ..LayerCommit::new(key.clone(), None)
+    };
+    store.commit_layer(staged, commit)?;
+    Ok(key)
+}
+
+/// Gives the new upper's root the owner, mode and xattrs that the root below has: the kernel shows the upper's.
+fn adopt_root(parts: &TreeParts) -> Result<()> {
+    let Shape::Overlay(overlay) = &parts.shape else {
+        return Ok(());
+    };
+    let Some(upper) = &overlay.upper else {
+        return Ok(());
+    };
+    let Some(below) = stack(parts)?.below() else {
+        return Ok(());
+    };
+    let root = below.root()?;
+    let dir = Dir::open(&upper.dir)?;
+    let now = dir.stat_self()?;
+    let wanted = root.stat();
+    for (name, value) in root.xattrs()? {
+        xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
+    }
+    if (now.uid, now.gid) != (wanted.uid, wanted.gid) {
+        rooted::set_owner_fd(&dir, wanted.uid, wanted.gid)?;
+    }
+    if now.mode != wanted.mode {
+        rooted::set_mode_fd(&dir, wanted.mode)?;
+    }
+    rooted::set_times_fd(&dir, None, Some(wanted.mtime))?;
+    Ok(())
+}
+
+/// `registry/path/debian:12` gives `debian`.
+fn stem_of_image(text: &str) -> String {
+    let last = text.rsplit('/').next().unwrap_or(text);
+    stem(last.split([':', '@']).next().unwrap_or(last))
+}
+
+fn stem_of_directory(dir: &Path) -> String {
+    stem(&dir.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// Keeps what a container's name may hold, at most 40 bytes of it.
+fn stem(text: &str) -> String {
+    let kept: String = text
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "_.-".contains(*c))
+        .take(40)
+        .collect();
+    let kept = kept.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+    if kept.is_empty() {
+        "container".to_owned()
+    } else {
+        kept.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_made_from_images_and_directories() {
+        for (text, expect) in [
+            ("debian:12", "debian"),
+            ("localhost:5000/a/my-app@sha256:00", "my-app"),
+            ("0123abcd", "0123abcd"),
+            ("...", "container"),
+        ] {
+            assert_eq!(stem_of_image(text), expect, "{text}");
+        }
+        assert_eq!(stem_of_directory(Path::new("/srv/Büro")), "Bro");
+        assert_eq!(stem_of_directory(Path::new("/")), "container");
+    }
+}

@@ -1,0 +1,60 @@
+//! `diff`: what a container changed, at the cost of its changes.
+//!
+//! Stacked trees are read from the container's own layer alone. A tree that is a full copy (driver `native`) has to be compared with what
+//! it was copied from.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use vellum_store::{ContainerRecord, Shape};
+use vellum_union::{Changes, Form};
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::{container, names};
+
+/// One change, as printed. The JSON field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// `A`, `C` or `D`.
+    pub kind: char,
+    /// The path, with a leading slash.
+    #[serde(serialize_with = "crate::json::path")]
+    pub path: PathBuf,
+}
+
+/// Calls `line` for every change of the container, sorted by path, until there is no more or it errors.
+pub fn diff(ctx: &Context, name: &str, mut line: impl FnMut(Line) -> Result<()>) -> Result<()> {
+    let record = names::container(ctx, name)?;
+    for change in changes(ctx, &record, Form::Listing)? {
+        ctx.go_on()?;
+        let change = change?;
+        if change.path.as_os_str().is_empty() {
+            continue;
+        }
+        line(Line {
+            kind: change.kind.letter(),
+            path: PathBuf::from("/").join(change.path),
+        })?;
+    }
+    Ok(())
+}
+
+/// Returns the changes of a container against what it stands on.
+pub fn changes(ctx: &Context, record: &ContainerRecord, form: Form) -> Result<Changes> {
+    let parts = container::parts(ctx, record)?;
+    Ok(match &parts.shape {
+        Shape::Plain {
+            root,
+            base: Some(base),
+            ..
+        } => vellum_union::compare(
+            &container::plain_stack(base)?,
+            &container::plain_stack(root)?,
+        )?,
+        Shape::Plain {
+            root, base: None, ..
+        } => vellum_union::changes(&container::plain_stack(root)?, form)?,
+        Shape::Overlay(_) => vellum_union::changes(&container::stack(&parts)?, form)?,
+    })
+}

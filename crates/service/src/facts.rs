@@ -1,0 +1,109 @@
+//! What the machine can do for a store, tried once a boot and remembered in the run directory.
+//!
+//! Trying takes some milliseconds (overlays are built and taken down), a mount should take fewer. The answer holds as long as kernel, user
+//! namespace and store directory stay the same, so those make the key; the file is a cache and nothing else: it may be deleted at any
+//! time, and one that can't be written is no error.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vellum_sys::probe;
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::plan::Facts;
+
+/// What the facts were found out for.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Key {
+    boot: String,
+    user_namespace: u64,
+    privileged: bool,
+    store: (u64, u64),
+    program: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Cached {
+    key: Key,
+    facts: Facts,
+}
+
+/// Returns the facts for the store's directory, which must be there.
+pub fn facts(ctx: &Context) -> Result<Facts> {
+    let key = key(ctx);
+    let path = cache_path(ctx);
+    if let (Some(key), Ok(bytes)) = (&key, fs::read(&path))
+        && let Ok(cached) = serde_json::from_slice::<Cached>(&bytes)
+        && cached.key == *key
+    {
+        return Ok(cached.facts);
+    }
+    let facts = probe_now(ctx)?;
+    if let Some(key) = key {
+        remember(
+            &path,
+            &Cached {
+                key,
+                facts: facts.clone(),
+            },
+        );
+    }
+    Ok(facts)
+}
+
+/// Tries everything out, whatever is remembered.
+pub fn probe_now(ctx: &Context) -> Result<Facts> {
+    let kernel = probe::kernel();
+    let dir = probe::directory(ctx.root())?;
+    Ok(Facts {
+        release: kernel.release,
+        layer_fds: kernel.has_layer_fds,
+        lowerdir_plus: kernel.has_lowerdir_plus,
+        // In a namespace of one's own `trusted.*` can't be set, and a mount that leaves no marks is none.
+        trusted: dir.overlay.trusted && !kernel.in_user_namespace,
+        userxattr: dir.overlay.userxattr,
+        refusal: dir.overlay.refusal,
+        redirect_dir: dir.overlay.redirect_dir,
+        metacopy: dir.overlay.metacopy,
+        index: dir.overlay.index,
+        xino: dir.overlay.xino,
+        d_type: dir.d_type,
+        fs_name: dir.fs_name,
+    })
+}
+
+fn cache_path(ctx: &Context) -> PathBuf {
+    ctx.run_dir().join("facts.json")
+}
+
+/// `None` if something that the facts depend on can't be told; then nothing is remembered.
+fn key(ctx: &Context) -> Option<Key> {
+    let store = fs::metadata(ctx.root()).ok()?;
+    Some(Key {
+        boot: fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .ok()?
+            .trim()
+            .to_owned(),
+        user_namespace: fs::metadata("/proc/self/ns/user").ok()?.ino(),
+        privileged: probe::kernel().may_mount,
+        store: (store.dev(), store.ino()),
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+fn remember(path: &std::path::Path, cached: &Cached) {
+    let Ok(bytes) = serde_json::to_vec(cached) else {
+        return;
+    };
+    let fresh = path.with_extension(format!("json-{}", vellum_sys::random::hex(8)));
+    // A cache: whoever comes next tries again.
+    if fs::write(&fresh, bytes)
+        .and_then(|()| fs::rename(&fresh, path))
+        .is_err()
+    {
+        let _ = fs::remove_file(&fresh);
+    }
+}

@@ -1,0 +1,476 @@
+//! `mount` and `umount`: a container's tree, or an image's, at a directory.
+//!
+//! What is mounted is read from mountinfo, never from a record of ours, so that nothing goes stale: a crash, a reboot or an unmount by
+//! somebody else leaves no lie. A container's overlay has one place, `merged` in its tree's directory; other places it is wanted at are
+//! bind mounts of that one, because two overlays of one upper would corrupt it. All calls are idempotent and hold the container's lock.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use vellum_store::{ContainerRecord, Shape, TreeParts};
+use vellum_sys::mount::{self, BindOptions, Detach, MountError};
+use vellum_sys::mountinfo::{self, Table};
+
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::plan::{Plan, Wishes, method_name, plan};
+use crate::{container, facts, names, run_dir};
+
+/// A mount that is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mounted {
+    /// The container's id; absent for an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The container's or image's name.
+    pub name: String,
+    /// Where it shows.
+    pub path: PathBuf,
+    /// How it was made; absent if it was there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<&'static str>,
+}
+
+/// Decides how a container would be mounted, and mounts nothing.
+pub fn plan_container(ctx: &Context, name: &str, read_only: bool) -> Result<Plan> {
+    let record = names::container(ctx, name)?;
+    let parts = container::parts(ctx, &record)?;
+    plan_parts(ctx, &parts, read_only)
+}
+
+fn plan_parts(ctx: &Context, parts: &TreeParts, read_only: bool) -> Result<Plan> {
+    let wishes = Wishes {
+        read_only,
+        ..Wishes::of(&ctx.config)
+    };
+    Ok(plan(parts, &facts::facts(ctx)?, &wishes)?)
+}
+
+/// Mounts a container at its own place, and at `target` too if one is given.
+pub fn mount_container(
+    ctx: &Context,
+    name: &str,
+    target: Option<&Path>,
+    read_only: bool,
+) -> Result<Mounted> {
+    let record = names::container(ctx, name)?;
+    let _lock = run_dir::lock_container(ctx, &record.id)?;
+    mount_locked(ctx, &record, target, read_only)
+}
+
+/// As [`mount_container`], for a caller that holds the container's lock.
+pub fn mount_locked(
+    ctx: &Context,
+    record: &ContainerRecord,
+    target: Option<&Path>,
+    read_only: bool,
+) -> Result<Mounted> {
+    let target = target.map(existing_directory).transpose()?;
+    let parts = container::parts(ctx, record)?;
+    let (place, method) = match &parts.shape {
+        Shape::Plain { root, .. } => (root.clone(), None),
+        Shape::Overlay(overlay) => {
+            let merged = overlay.merged.clone();
+            make_merged(&merged)?;
+            let method = if mount::is_mount_point(&merged)? {
+                None
+            } else {
+                // Where the target gets it read-only, the mount itself stays writable.
+                Some(mount_at(
+                    ctx,
+                    record,
+                    &parts,
+                    &merged,
+                    read_only && target.is_none(),
+                )?)
+            };
+            (merged, method)
+        }
+    };
+    let path = match target {
+        None if read_only && method.is_none() && !is_read_only(&place)? => {
+            return Err(Error::Invalid {
+                what: format!("`{}` can be written at {}", record.name, place.display()),
+                hint: Some(
+                    "give a second place for the read-only view: vellum mount NAME DIR --read-only"
+                        .into(),
+                ),
+            });
+        }
+        None => place,
+        Some(target) => {
+            let options = BindOptions {
+                read_only,
+                ..BindOptions::default()
+            };
+            mount::bind(&place, &target, options)?;
+            target
+        }
+    };
+    Ok(Mounted {
+        id: Some(record.id.clone()),
+        name: record.name.clone(),
+        path,
+        method,
+    })
+}
+
+fn is_read_only(place: &Path) -> Result<bool> {
+    let table = mountinfo::read()?;
+    Ok(table
+        .chain(place)
+        .last()
+        .is_some_and(|m| m.mount_point == place && m.is_read_only()))
+}
+
+fn make_merged(merged: &Path) -> Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(merged) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(Error::io("create", merged)(e)),
+    }
+}
+
+fn mount_at(
+    ctx: &Context,
+    record: &ContainerRecord,
+    parts: &TreeParts,
+    target: &Path,
+    read_only: bool,
+) -> Result<&'static str> {
+    let planned = plan_parts(ctx, parts, read_only)?;
+    if let Plan::Overlay {
+        features: Some(features),
+        ..
+    } = &planned
+    {
+        // Before the mount: from then on the upper may carry the marks.
+        ctx.store()?.record_features(&record.snapshot, *features)?;
+    }
+    let done = execute(&planned, target).map_err(|e| explain(e, parts, &record.name));
+    if done.is_err() {
+        // The first error is the one to tell; an empty directory does no harm.
+        let _ = fs::remove_dir(target);
+    }
+    done
+}
+
+/// Does what is planned, and returns the method's name.
+fn execute(planned: &Plan, target: &Path) -> std::result::Result<&'static str, MountError> {
+    match planned {
+        Plan::Bind { source, read_only } => {
+            let options = BindOptions {
+                read_only: *read_only,
+                ..BindOptions::default()
+            };
+            mount::bind(source, target, options)?;
+            Ok("bind")
+        }
+        Plan::Overlay {
+            method,
+            mount: overlay,
+            ..
+        } => {
+            let facts = mount::overlay(overlay, target, method)?;
+            for line in facts.log {
+                tracing::debug!(kernel = line, "mounted");
+            }
+            Ok(method_name(method))
+        }
+    }
+}
+
+/// Adds who is in the way.
+fn explain(error: MountError, parts: &TreeParts, name: &str) -> Error {
+    if error.is_busy()
+        && let Shape::Overlay(overlay) = &parts.shape
+        && let Some(upper) = &overlay.upper
+    {
+        let holders = mountinfo::find_overlay_holders(&upper.dir, overlay.work.as_deref())
+            .unwrap_or_default();
+        if !holders.is_empty() {
+            return Error::InUse {
+                kind: Kind::Container,
+                name: name.to_owned(),
+                by: holders.iter().map(|h| format!("{h:?}")).collect::<Vec<_>>().join("; "),
+                hint: "its tree is mounted in another mount namespace: end that process, or unmount it there".into(),
+            };
+        }
+    }
+    Error::Mount(error)
+}
+
+/// Mounts an image itself, read-only, at `target`.
+pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> {
+    let image = names::image(ctx, name)?;
+    let target = existing_directory(target)?;
+    let Some(top) = image.top() else {
+        return Err(Error::Invalid {
+            what: format!("image `{name}` has no layers to show"),
+            hint: None,
+        });
+    };
+    let parts = ctx.store()?.tree(top)?;
+    let planned = plan_parts(ctx, &parts, true)?;
+    let method = execute(&planned, &target)?;
+    Ok(Mounted {
+        id: None,
+        name: name.to_owned(),
+        path: target,
+        method: Some(method),
+    })
+}
+
+/// Decides how an image would be mounted.
+pub fn plan_image(ctx: &Context, name: &str) -> Result<Plan> {
+    let image = names::image(ctx, name)?;
+    let Some(top) = image.top() else {
+        return Err(Error::Invalid {
+            what: format!("image `{name}` has no layers to show"),
+            hint: None,
+        });
+    };
+    plan_parts(ctx, &ctx.store()?.tree(top)?, true)
+}
+
+fn existing_directory(path: &Path) -> Result<PathBuf> {
+    let found = fs::canonicalize(path).map_err(Error::io("find", path))?;
+    if found.is_dir() {
+        Ok(found)
+    } else {
+        Err(Error::Invalid {
+            what: format!("{} is no directory", path.display()),
+            hint: None,
+        })
+    }
+}
+
+/// Returns where a container shows, its own place first. Empty if it isn't mounted.
+///
+/// A tree that needs no mount (driver `native`) counts as mounted only where it was bound.
+pub fn places(parts: &TreeParts, table: &Table) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    match &parts.shape {
+        Shape::Overlay(overlay) => {
+            let at =
+                |m: &&mountinfo::Mount| m.mount_point == overlay.merged && m.fs_type == "overlay";
+            let Some(own) = table.mounts().iter().rev().find(at) else {
+                return found;
+            };
+            found.push(own.mount_point.clone());
+            let same = |m: &&mountinfo::Mount| m.dev == own.dev && m.mount_point != own.mount_point;
+            found.extend(
+                table
+                    .mounts()
+                    .iter()
+                    .filter(same)
+                    .map(|m| m.mount_point.clone()),
+            );
+        }
+        Shape::Plain { .. } => {
+            // The tree's random name in a bind mount's root is as good as a device number.
+            let name = parts.tree.as_str();
+            let bound = |m: &&mountinfo::Mount| m.root.components().any(|c| c.as_os_str() == name);
+            found.extend(
+                table
+                    .mounts()
+                    .iter()
+                    .filter(bound)
+                    .map(|m| m.mount_point.clone()),
+            );
+        }
+    }
+    found
+}
+
+/// Returns every mount of this store's containers, by container.
+pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
+    let table = mountinfo::read()?;
+    let mut all = Vec::new();
+    for record in ctx.store()?.containers()? {
+        let parts = container::parts(ctx, &record)?;
+        for path in places(&parts, &table) {
+            all.push(Mounted {
+                id: Some(record.id.clone()),
+                name: record.name.clone(),
+                path,
+                method: None,
+            });
+        }
+    }
+    Ok(all)
+}
+
+/// Takes a container's mounts away, all of them, and returns where they were.
+///
+/// Without `force`, errors with [`Error::InUse`] while somebody uses one; then its own place is still mounted.
+pub fn umount_container(
+    ctx: &Context,
+    record: &ContainerRecord,
+    force: bool,
+) -> Result<Vec<PathBuf>> {
+    let _lock = run_dir::lock_container(ctx, &record.id)?;
+    umount_locked(ctx, record, force)
+}
+
+/// As [`umount_container`], for a caller that holds the container's lock.
+pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Result<Vec<PathBuf>> {
+    let parts = container::parts(ctx, record)?;
+    let table = mountinfo::read()?;
+    let places = places(&parts, &table);
+    // The container's own place last: while it is there, the others can be found.
+    for place in places.iter().rev() {
+        take_away(place, force, &record.name)?;
+    }
+    if let Shape::Overlay(overlay) = &parts.shape {
+        match fs::remove_dir(&overlay.merged) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            // Docker's layout has it only while mounted; an old one does no harm.
+            Err(error) => tracing::debug!(%error, "the mount point stays"),
+        }
+    }
+    Ok(places)
+}
+
+fn take_away(place: &Path, force: bool, name: &str) -> Result<()> {
+    let detach = if force { Detach::Yes } else { Detach::No };
+    match mount::unmount(place, detach) {
+        Ok(_) => Ok(()),
+        Err(e) if e.is_busy() => Err(Error::InUse {
+            kind: Kind::Container,
+            name: name.to_owned(),
+            by: users(place),
+            hint: "end them, or use --force: the mount goes out of sight now and ends with its last user".into(),
+        }),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Names some processes whose working directory, root or open files are on the mount at `place`.
+fn users(place: &Path) -> String {
+    let mut found = BTreeSet::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let base = process.path();
+        let mut links = vec![base.join("cwd"), base.join("root")];
+        links.extend(
+            fs::read_dir(base.join("fd"))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|e| e.path()),
+        );
+        if links
+            .iter()
+            .any(|link| fs::read_link(link).is_ok_and(|to| to.starts_with(place)))
+        {
+            let command = fs::read_to_string(base.join("comm")).unwrap_or_default();
+            found.insert(format!("process {pid} ({})", command.trim()));
+        }
+        if found.len() == 5 {
+            break;
+        }
+    }
+    match found.is_empty() {
+        true => format!("somebody uses {}", place.display()),
+        false => format!(
+            "{} in {}",
+            found.into_iter().collect::<Vec<_>>().join(", "),
+            place.display()
+        ),
+    }
+}
+
+/// Takes away what is mounted at `path`, if it is a container's or an image's of this store.
+///
+/// At a container's own place, all its mounts go. Errors if nothing of this store's is mounted there.
+pub fn umount_path(ctx: &Context, path: &Path, force: bool) -> Result<Vec<PathBuf>> {
+    let path = fs::canonicalize(path).map_err(Error::io("find", path))?;
+    for mounted in list(ctx)? {
+        let (true, Some(id)) = (mounted.path == path, &mounted.id) else {
+            continue;
+        };
+        let record = names::container(ctx, id)?;
+        let _lock = run_dir::lock_container(ctx, &record.id)?;
+        let parts = container::parts(ctx, &record)?;
+        return match &parts.shape {
+            Shape::Overlay(overlay) if overlay.merged == path => umount_locked(ctx, &record, force),
+            _ => {
+                take_away(&path, force, &record.name)?;
+                Ok(vec![path])
+            }
+        };
+    }
+    if images_mounted(ctx)?.contains(&path) {
+        take_away(&path, force, "image")?;
+        return Ok(vec![path]);
+    }
+    Err(Error::Invalid {
+        what: format!("nothing of this store is mounted at {}", path.display()),
+        hint: Some("`vellum mount` lists what is".into()),
+    })
+}
+
+/// Takes away every mount of this store.
+pub fn umount_all(ctx: &Context, force: bool) -> Result<Vec<PathBuf>> {
+    let mut gone = Vec::new();
+    for record in ctx.store()?.containers()? {
+        gone.extend(umount_container(ctx, &record, force)?);
+    }
+    for path in images_mounted(ctx)? {
+        take_away(&path, force, "image")?;
+        gone.push(path);
+    }
+    Ok(gone)
+}
+
+/// Returns where images of this store are mounted: read-only mounts of its layers that no container has.
+fn images_mounted(ctx: &Context) -> Result<Vec<PathBuf>> {
+    let root = ctx.store()?.root().to_path_buf();
+    let table = mountinfo::read()?;
+    let trees: BTreeSet<String> = {
+        let mut trees = BTreeSet::new();
+        ctx.store()?.walk(&[], |info| {
+            trees.insert(info.tree.to_string());
+            Ok::<_, Error>(())
+        })?;
+        trees
+    };
+    let shows_tree = |path: &Path| {
+        path.components().any(|c| {
+            c.as_os_str()
+                .to_str()
+                .is_some_and(|name| trees.contains(name))
+        })
+    };
+    let of_ours = |m: &&mountinfo::Mount| {
+        let layers = ["lowerdir+", "lowerdir"]
+            .into_iter()
+            .flat_map(|name| m.super_options_named(name));
+        let overlay = m.fs_type == "overlay"
+            && m.super_option("upperdir").is_none()
+            && layers.into_iter().any(|l| {
+                let path = Path::new(&l);
+                path.starts_with(&root) || path.starts_with("l")
+            });
+        overlay || (m.is_read_only() && shows_tree(&m.root))
+    };
+    let inside = |m: &&mountinfo::Mount| m.mount_point.starts_with(&root);
+    Ok(table
+        .mounts()
+        .iter()
+        .filter(of_ours)
+        .filter(|m| !inside(m))
+        .map(|m| m.mount_point.clone())
+        .collect())
+}

@@ -1,0 +1,579 @@
+//! From a tree's parts, what the machine can do and what is configured to one mount: pure, printable, every refusal named.
+//!
+//! [`plan`] never asks the kernel: facts come in as values, so each rule is a row of a table in the tests. What it decides is exactly what
+//! `vellum mount --dry-run` prints and what `sys` then executes; nothing is left to the kernel's EPERM or EINVAL. The rules:
+//!
+//! * An upper keeps the features it was first mounted with; settings count for uppers that were never mounted.
+//! * Marks that a layer carries (redirects, metacopies, the `user.` prefix) must be understood by the mount, or it is refused by name.
+//! * Where only `userxattr` mounts are to be had (a plain user's namespace), the kernel allows neither redirect_dir nor metacopy.
+//! * `docker-compatible` writes no mark that a walking diff misreads.
+//! * At most 500 layers, and with one page of options as many as fit it.
+//!
+//! It must not touch files, and knows no container and no image.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vellum_store::{MountFeatures, Overlay, Shape, TreeParts};
+use vellum_sys::mount::{
+    KERNEL_LAYER_LIMIT, Method, OverlayMount, OverlayOptions, RedirectDir, Xino, option_page_bytes,
+};
+
+use crate::config::{Config, MountMethod, Toggle};
+
+/// Bytes of options that mount(2) passes: a page of 4096 without the closing NUL.
+pub const OPTION_PAGE_BYTES: usize = 4095;
+
+/// What the machine can do, as far as mounting depends on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// `uname -r`, for messages.
+    pub release: String,
+    /// Layers can be given as descriptors.
+    pub layer_fds: bool,
+    /// Layers can be given one by one as paths.
+    pub lowerdir_plus: bool,
+    /// Overlays with `trusted.overlay.*` marks can be mounted in the store.
+    pub trusted: bool,
+    /// Overlays with `user.overlay.*` marks can be mounted in the store.
+    pub userxattr: bool,
+    /// What the kernel said if neither; else empty.
+    pub refusal: String,
+    /// `redirect_dir=on` works.
+    pub redirect_dir: bool,
+    /// `metacopy=on` works.
+    pub metacopy: bool,
+    /// `index=on` works.
+    pub index: bool,
+    /// `xino=on` works.
+    pub xino: bool,
+    /// The store's file system says what kind each entry of a listing is.
+    pub d_type: bool,
+    /// The file system's name.
+    pub fs_name: String,
+}
+
+/// What is configured, as far as mounting depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wishes {
+    /// How layers are handed over.
+    pub method: MountMethod,
+    /// Directories of lower layers can be renamed.
+    pub redirect_dir: Toggle,
+    /// Attributes change without copying data.
+    pub metacopy: Toggle,
+    /// Unique inode numbers over several file systems.
+    pub xino: Toggle,
+    /// No mark that Docker's diff misreads.
+    pub docker_compatible: bool,
+    /// No syncs.
+    pub volatile: bool,
+    /// Refuse writing.
+    pub read_only: bool,
+}
+
+impl Wishes {
+    /// Returns what `config` says, for a writable mount.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            method: config.mount_method.value,
+            redirect_dir: config.redirect_dir.value,
+            metacopy: config.metacopy.value,
+            xino: config.xino.value,
+            docker_compatible: config.docker_compatible.value,
+            volatile: config.volatile.value,
+            read_only: false,
+        }
+    }
+}
+
+/// How a tree is to be shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// A directory as it is.
+    Bind {
+        /// The directory.
+        source: PathBuf,
+        /// Refuse writing.
+        read_only: bool,
+    },
+    /// An overlay by the kernel.
+    Overlay {
+        /// How layers are handed over.
+        method: Method,
+        /// What is mounted.
+        mount: OverlayMount,
+        /// What the upper is mounted with, to be recorded before the first time. `None` without an upper.
+        features: Option<MountFeatures>,
+    },
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// More layers than any kernel takes.
+    #[error("{layers} layers are more than the {limit} the kernel mounts")]
+    TooDeep {
+        /// Lower layers.
+        layers: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The layers don't fit one page of options.
+    #[error(
+        "the options for {layers} layers take {bytes} bytes and mount(2) passes {OPTION_PAGE_BYTES}"
+    )]
+    PageFull {
+        /// Lower layers.
+        layers: usize,
+        /// Bytes they would take.
+        bytes: usize,
+    },
+    /// A method was forced that this kernel doesn't have.
+    #[error("the mount method {method} needs Linux {needs}, and this is {release}")]
+    NoMethod {
+        /// The method.
+        method: MountMethod,
+        /// The first kernel that has it.
+        needs: &'static str,
+        /// This kernel.
+        release: String,
+    },
+    /// The kernel mounts no overlay there at all.
+    #[error("the kernel mounts no overlay in the store, which is on {fs_name}: {said}")]
+    NoOverlay {
+        /// The file system.
+        fs_name: String,
+        /// What the kernel said.
+        said: String,
+    },
+    /// Listings without kinds: whiteouts would show.
+    #[error(
+        "the store's file system ({fs_name}) does not say in listings what each entry is (d_type)"
+    )]
+    NoDType {
+        /// The file system.
+        fs_name: String,
+    },
+    /// A feature is required that can't be had.
+    #[error("{feature}=on is asked for, and {why}")]
+    NoFeature {
+        /// The feature.
+        feature: &'static str,
+        /// Why it can't be had.
+        why: &'static str,
+    },
+    /// The upper was first mounted with a feature that can't be had now.
+    #[error("this container was first mounted with {feature}, and {why}")]
+    UpperNeeds {
+        /// The feature.
+        feature: &'static str,
+        /// Why it can't be had.
+        why: &'static str,
+    },
+    /// A lower layer carries marks that the mount wouldn't follow.
+    #[error("layer {layer} carries {mark} marks, and {why}")]
+    LayerNeeds {
+        /// The layer's tree.
+        layer: String,
+        /// The mark.
+        mark: &'static str,
+        /// Why the mount doesn't follow it.
+        why: &'static str,
+    },
+    /// Marks of the other kind of user.
+    #[error("the marks in {what} were written {written}, and this mount reads {reads}")]
+    Prefix {
+        /// The layer's tree, or "the container's own layer".
+        what: String,
+        /// Who wrote them.
+        written: &'static str,
+        /// What the mount reads.
+        reads: &'static str,
+    },
+}
+
+impl Refusal {
+    /// What the user could do.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::TooDeep { .. } => {
+                "make an image of fewer layers: mount the one below and `vellum import` its tree".into()
+            }
+            Self::PageFull { .. } => {
+                "use --mount-method auto on Linux 6.8 or newer, a store with a shorter path, or fewer layers".into()
+            }
+            Self::NoMethod { .. } => "--mount-method auto takes the best one there is".into(),
+            Self::NoOverlay { fs_name, .. } if fs_name == "overlayfs" => {
+                "the store lies on an overlay already: give --root a directory on a real file system or a volume, or use --storage-driver native".into()
+            }
+            Self::NoOverlay { .. } => {
+                "give --root a directory on ext4, xfs, btrfs or tmpfs, load the kernel's `overlay` module, or use --storage-driver native".into()
+            }
+            Self::NoDType { .. } => "xfs needs ftype=1, ext4 the filetype feature; reformat, or use --storage-driver native".into(),
+            Self::NoFeature { feature, .. } => format!("set {feature} to auto or off"),
+            Self::UpperNeeds { .. } => {
+                "mount it where it was made, or commit it there and create a new container from the image".into()
+            }
+            Self::LayerNeeds { .. } => {
+                "mount without docker-compatible, or commit a container of it there: that writes plain layers".into()
+            }
+            Self::Prefix { .. } => "a store belongs to root or to one plain user; save the image and load it in the other's store".into(),
+        }
+    }
+}
+
+const IN_USERNS: &str =
+    "the kernel refuses it where marks are user.overlay.* (a plain user's mount)";
+const NOT_HERE: &str = "this kernel does not have it";
+const COMPATIBLE: &str = "docker-compatible leaves it off";
+
+/// Decides how `parts` are shown.
+pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refusal> {
+    match &parts.shape {
+        Shape::Plain {
+            root, read_only, ..
+        } => Ok(Plan::Bind {
+            source: root.clone(),
+            read_only: *read_only || wishes.read_only,
+        }),
+        Shape::Overlay(overlay) => plan_overlay(overlay, parts, facts, wishes),
+    }
+}
+
+fn plan_overlay(
+    overlay: &Overlay,
+    parts: &TreeParts,
+    facts: &Facts,
+    wishes: &Wishes,
+) -> Result<Plan, Refusal> {
+    let layers = overlay.lowers.len();
+    if layers > KERNEL_LAYER_LIMIT {
+        return Err(Refusal::TooDeep {
+            layers,
+            limit: KERNEL_LAYER_LIMIT,
+        });
+    }
+    if overlay.upper.is_none() && layers == 1 {
+        return Ok(Plan::Bind {
+            source: overlay.lowers[0].dir.clone(),
+            read_only: true,
+        });
+    }
+    if !facts.trusted && !facts.userxattr {
+        return Err(Refusal::NoOverlay {
+            fs_name: facts.fs_name.clone(),
+            said: facts.refusal.clone(),
+        });
+    }
+    if !facts.d_type {
+        return Err(Refusal::NoDType {
+            fs_name: facts.fs_name.clone(),
+        });
+    }
+    let features = policy_features(parts.features, facts, wishes)?;
+    check_layers(overlay, features, facts, wishes)?;
+    let options = options(features, overlay, wishes);
+    let paths = |home: bool| -> OverlayMount {
+        let short = |dir: &vellum_store::LayerDir| match (&dir.link, home) {
+            (Some(link), true) => overlay.home.join(link),
+            _ => dir.dir.clone(),
+        };
+        OverlayMount {
+            lowers: overlay.lowers.iter().map(short).collect(),
+            data_lowers: Vec::new(),
+            upper: overlay.upper.as_ref().map(|upper| upper.dir.clone()),
+            work: overlay.work.clone(),
+            options: options.clone(),
+            read_only: wishes.read_only || overlay.upper.is_none(),
+        }
+    };
+    let method = policy_method(overlay, facts, wishes)?;
+    let mount = paths(matches!(method, Method::OptionPage { .. }));
+    if let Method::OptionPage { home } = &method {
+        let bytes = option_page_bytes(&mount, home);
+        if bytes > OPTION_PAGE_BYTES {
+            return Err(Refusal::PageFull { layers, bytes });
+        }
+    }
+    Ok(Plan::Overlay {
+        method,
+        mount,
+        features: overlay.upper.as_ref().map(|_| features),
+    })
+}
+
+/// Chooses how layers are handed over: the forced way, or the best there is.
+fn policy_method(overlay: &Overlay, facts: &Facts, wishes: &Wishes) -> Result<Method, Refusal> {
+    let page = || Method::OptionPage {
+        home: overlay.home.clone(),
+    };
+    let missing = |needs| Refusal::NoMethod {
+        method: wishes.method,
+        needs,
+        release: facts.release.clone(),
+    };
+    match wishes.method {
+        MountMethod::Auto if facts.layer_fds => Ok(Method::LayerFds),
+        MountMethod::Auto if facts.lowerdir_plus => Ok(Method::LowerdirPaths),
+        MountMethod::Auto | MountMethod::OptionPage => Ok(page()),
+        MountMethod::LayerFds if facts.layer_fds => Ok(Method::LayerFds),
+        MountMethod::LayerFds => Err(missing("6.13")),
+        MountMethod::LowerdirPlus if facts.lowerdir_plus => Ok(Method::LowerdirPaths),
+        MountMethod::LowerdirPlus => Err(missing("6.8")),
+    }
+}
+
+/// Chooses the features: those the upper was first mounted with, else what is wished and can be had.
+fn policy_features(
+    recorded: Option<MountFeatures>,
+    facts: &Facts,
+    wishes: &Wishes,
+) -> Result<MountFeatures, Refusal> {
+    let userxattr = !facts.trusted;
+    if let Some(recorded) = recorded {
+        if recorded.userxattr != userxattr {
+            return Err(prefix(
+                "the container's own layer".into(),
+                recorded.userxattr,
+            ));
+        }
+        for (feature, needed, there) in [
+            (
+                "redirect_dir",
+                recorded.redirect_dir,
+                facts.redirect_dir && !userxattr,
+            ),
+            ("metacopy", recorded.metacopy, facts.metacopy && !userxattr),
+            ("index", recorded.index, facts.index),
+        ] {
+            if needed && !there {
+                let why = if userxattr { IN_USERNS } else { NOT_HERE };
+                return Err(Refusal::UpperNeeds { feature, why });
+            }
+        }
+        // Inode numbers are no mark: a mount without xino reads the same tree.
+        return Ok(MountFeatures {
+            xino: recorded.xino && facts.xino,
+            ..recorded
+        });
+    }
+    let choose = |feature: &'static str, wish: Toggle, there: bool| -> Result<bool, Refusal> {
+        match wish {
+            Toggle::Off => Ok(false),
+            Toggle::Auto => Ok(there && !userxattr && !wishes.docker_compatible),
+            Toggle::On if userxattr => Err(Refusal::NoFeature {
+                feature,
+                why: IN_USERNS,
+            }),
+            Toggle::On if wishes.docker_compatible => Err(Refusal::NoFeature {
+                feature,
+                why: COMPATIBLE,
+            }),
+            Toggle::On if !there => Err(Refusal::NoFeature {
+                feature,
+                why: NOT_HERE,
+            }),
+            Toggle::On => Ok(true),
+        }
+    };
+    let xino = match wishes.xino {
+        Toggle::Off => false,
+        Toggle::Auto => facts.xino && !wishes.docker_compatible,
+        Toggle::On if !facts.xino => {
+            return Err(Refusal::NoFeature {
+                feature: "xino",
+                why: NOT_HERE,
+            });
+        }
+        Toggle::On => true,
+    };
+    Ok(MountFeatures {
+        userxattr,
+        redirect_dir: choose("redirect_dir", wishes.redirect_dir, facts.redirect_dir)?,
+        metacopy: choose("metacopy", wishes.metacopy, facts.metacopy)?,
+        // Off until everything that reads layers keeps hard links together; see docs/semantics.md.
+        index: false,
+        xino,
+    })
+}
+
+/// Sees to it that every mark a lower layer carries is understood by the mount.
+fn check_layers(
+    overlay: &Overlay,
+    features: MountFeatures,
+    facts: &Facts,
+    wishes: &Wishes,
+) -> Result<(), Refusal> {
+    for layer in &overlay.lowers {
+        let Some(marks) = layer.features else {
+            continue;
+        };
+        if marks.userxattr != features.userxattr {
+            return Err(prefix(format!("layer {}", layer.tree), marks.userxattr));
+        }
+        let why = match () {
+            () if features.userxattr => IN_USERNS,
+            () if wishes.docker_compatible => COMPATIBLE,
+            () => "the container was first mounted without, or it is switched off",
+        };
+        // A redirect can be followed without making any; a metacopy can't.
+        if marks.redirect_dir && (features.userxattr || !facts.redirect_dir) {
+            return Err(Refusal::LayerNeeds {
+                layer: layer.tree.to_string(),
+                mark: "redirect",
+                why,
+            });
+        }
+        if marks.metacopy && !features.metacopy {
+            return Err(Refusal::LayerNeeds {
+                layer: layer.tree.to_string(),
+                mark: "metacopy",
+                why,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn prefix(what: String, by_user: bool) -> Refusal {
+    const USER: &str = "as user.overlay.*";
+    const ROOT: &str = "as trusted.overlay.*";
+    let (written, reads) = if by_user { (USER, ROOT) } else { (ROOT, USER) };
+    Refusal::Prefix {
+        what,
+        written,
+        reads,
+    }
+}
+
+/// Spells the options out, so that no module default decides.
+fn options(features: MountFeatures, overlay: &Overlay, wishes: &Wishes) -> OverlayOptions {
+    let follows = overlay
+        .lowers
+        .iter()
+        .any(|l| l.features.is_some_and(|f| f.redirect_dir));
+    let mut options = OverlayOptions {
+        userxattr: features.userxattr,
+        is_volatile: wishes.volatile && overlay.upper.is_some(),
+        xino: Some(match (features.xino, wishes.xino) {
+            (false, _) => Xino::Off,
+            (true, Toggle::On) => Xino::On,
+            (true, _) => Xino::Auto,
+        }),
+        ..OverlayOptions::default()
+    };
+    if !features.userxattr {
+        options.redirect_dir = Some(match (features.redirect_dir, follows) {
+            (true, _) => RedirectDir::On,
+            (false, true) => RedirectDir::Follow,
+            (false, false) => RedirectDir::NoFollow,
+        });
+        options.metacopy = Some(features.metacopy);
+        options.index = Some(features.index);
+    }
+    options
+}
+
+/// A plan in a form that scripts can rely on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Printed {
+    /// `overlay` or `bind`.
+    pub kind: &'static str,
+    /// How layers are handed over; absent for a bind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<&'static str>,
+    /// Read-only directories, top first.
+    pub lowers: Vec<PathBuf>,
+    /// The writable directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upper: Option<PathBuf>,
+    /// The kernel's work directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<PathBuf>,
+    /// The mount options.
+    pub options: Vec<String>,
+    /// Whether writing is refused.
+    pub read_only: bool,
+}
+
+/// Returns the name of a method as settings spell it.
+pub fn method_name(method: &Method) -> &'static str {
+    match method {
+        Method::LayerFds => "layer-fds",
+        Method::LowerdirPaths => "lowerdir-plus",
+        Method::OptionPage { .. } => "option-page",
+    }
+}
+
+impl Plan {
+    /// Returns the plan for printing.
+    pub fn printed(&self) -> Printed {
+        match self {
+            Self::Bind { source, read_only } => Printed {
+                kind: "bind",
+                method: None,
+                lowers: vec![source.clone()],
+                upper: None,
+                work: None,
+                options: Vec::new(),
+                read_only: *read_only,
+            },
+            Self::Overlay { method, mount, .. } => Printed {
+                kind: "overlay",
+                method: Some(method_name(method)),
+                lowers: mount.lowers.clone(),
+                upper: mount.upper.clone(),
+                work: mount.work.clone(),
+                options: mount
+                    .options
+                    .pairs()
+                    .into_iter()
+                    .map(|(name, value)| match value {
+                        Some(value) => format!("{name}={value}"),
+                        None => name,
+                    })
+                    .collect(),
+                read_only: mount.read_only,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Printed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.method {
+            Some(method) => writeln!(f, "{} by {method}", self.kind)?,
+            None => writeln!(f, "{}", self.kind)?,
+        }
+        if self.read_only {
+            writeln!(f, "read-only")?;
+        }
+        if !self.options.is_empty() {
+            writeln!(f, "options  {}", self.options.join(","))?;
+        }
+        if let Some(upper) = &self.upper {
+            writeln!(f, "upper    {}", upper.display())?;
+        }
+        if let Some(work) = &self.work {
+            writeln!(f, "work     {}", work.display())?;
+        }
+        for (at, lower) in self.lowers.iter().enumerate() {
+            let word = if self.kind == "bind" {
+                "source "
+            } else {
+                "lower  "
+            };
+            writeln!(f, "{word}  {}", lower.display())?;
+            if at == 0 && self.kind == "bind" {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,422 @@
+//! Every rule of the plan as a row.
+
+use vellum_store::{DriverKind, Kind, LayerDir, TreeId};
+
+use super::*;
+
+fn facts() -> Facts {
+    Facts {
+        release: "6.18.0".into(),
+        layer_fds: true,
+        lowerdir_plus: true,
+        trusted: true,
+        userxattr: true,
+        refusal: String::new(),
+        redirect_dir: true,
+        metacopy: true,
+        index: true,
+        xino: true,
+        d_type: true,
+        fs_name: "extfs".into(),
+    }
+}
+
+fn plain_user() -> Facts {
+    Facts {
+        trusted: false,
+        redirect_dir: false,
+        metacopy: false,
+        index: false,
+        ..facts()
+    }
+}
+
+fn wishes() -> Wishes {
+    Wishes {
+        method: MountMethod::Auto,
+        redirect_dir: Toggle::Auto,
+        metacopy: Toggle::Auto,
+        xino: Toggle::Auto,
+        docker_compatible: false,
+        volatile: false,
+        read_only: false,
+    }
+}
+
+fn tree(n: usize) -> TreeId {
+    TreeId::try_from(format!("{n:064x}")).unwrap()
+}
+
+fn layer(n: usize) -> LayerDir {
+    LayerDir {
+        tree: tree(n),
+        dir: format!("/store/overlay2/{n:064x}/diff").into(),
+        link: Some(format!("l/{n:0>26}").into()),
+        diff_id: None,
+        features: None,
+    }
+}
+
+fn parts(lowers: usize) -> TreeParts {
+    TreeParts {
+        tree: tree(0),
+        driver: DriverKind::Overlay2,
+        kind: Kind::Active,
+        shape: Shape::Overlay(Overlay {
+            home: "/store/overlay2".into(),
+            lowers: (1..=lowers).map(layer).collect(),
+            upper: Some(layer(0)),
+            work: Some("/store/overlay2/work".into()),
+            merged: "/store/overlay2/merged".into(),
+        }),
+        features: None,
+        size_limit_bytes: None,
+    }
+}
+
+fn overlay(parts: &mut TreeParts) -> &mut Overlay {
+    match &mut parts.shape {
+        Shape::Overlay(overlay) => overlay,
+        Shape::Plain { .. } => panic!("a stacked tree was made"),
+    }
+}
+
+#[track_caller]
+fn planned(
+    parts: &TreeParts,
+    facts: &Facts,
+    wishes: &Wishes,
+) -> (Method, OverlayMount, Option<MountFeatures>) {
+    match plan(parts, facts, wishes).unwrap() {
+        Plan::Overlay {
+            method,
+            mount,
+            features,
+        } => (method, mount, features),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn options_of(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> String {
+    plan(parts, facts, wishes)
+        .unwrap()
+        .printed()
+        .options
+        .join(",")
+}
+
+#[test]
+fn the_best_method_is_taken_and_forced_ones_are_kept() {
+    #[track_caller]
+    fn check(forced: MountMethod, fds: bool, plus: bool, expect: Result<&str, &str>) {
+        let facts = Facts {
+            layer_fds: fds,
+            lowerdir_plus: plus,
+            ..facts()
+        };
+        let got = plan(
+            &parts(2),
+            &facts,
+            &Wishes {
+                method: forced,
+                ..wishes()
+            },
+        );
+        match (got, expect) {
+            (Ok(Plan::Overlay { method, .. }), Ok(expect)) => {
+                assert_eq!(method_name(&method), expect)
+            }
+            (Err(Refusal::NoMethod { needs, .. }), Err(expect)) => assert_eq!(needs, expect),
+            (got, expect) => panic!("{got:?}, not {expect:?}"),
+        }
+    }
+    check(MountMethod::Auto, true, true, Ok("layer-fds"));
+    check(MountMethod::Auto, false, true, Ok("lowerdir-plus"));
+    check(MountMethod::Auto, false, false, Ok("option-page"));
+    check(MountMethod::OptionPage, true, true, Ok("option-page"));
+    check(MountMethod::LowerdirPlus, true, true, Ok("lowerdir-plus"));
+    check(MountMethod::LayerFds, false, true, Err("6.13"));
+    check(MountMethod::LowerdirPlus, false, false, Err("6.8"));
+}
+
+#[test]
+fn the_kernels_limits_are_refused_by_name() {
+    assert!(plan(&parts(500), &facts(), &wishes()).is_ok());
+    assert_eq!(
+        plan(&parts(501), &facts(), &wishes()).unwrap_err(),
+        Refusal::TooDeep {
+            layers: 501,
+            limit: 500
+        }
+    );
+    let page = Wishes {
+        method: MountMethod::OptionPage,
+        ..wishes()
+    };
+    // 128 short names are what Docker's limit comes from.
+    let (_, mount, _) = planned(&parts(128), &facts(), &page);
+    assert_eq!(
+        mount.lowers[0],
+        PathBuf::from(format!("/store/overlay2/l/{:0>26}", 1))
+    );
+    assert!(matches!(
+        plan(&parts(150), &facts(), &page).unwrap_err(),
+        Refusal::PageFull { layers: 150, bytes } if bytes > OPTION_PAGE_BYTES
+    ));
+}
+
+#[test]
+fn features_follow_settings_and_the_machine() {
+    let w = wishes();
+    assert_eq!(
+        options_of(&parts(2), &facts(), &w),
+        "index=off,redirect_dir=on,metacopy=on,xino=auto"
+    );
+    let compatible = Wishes {
+        docker_compatible: true,
+        ..w
+    };
+    assert_eq!(
+        options_of(&parts(2), &facts(), &compatible),
+        "index=off,redirect_dir=nofollow,metacopy=off,xino=off"
+    );
+    assert_eq!(
+        options_of(&parts(2), &plain_user(), &w),
+        "xino=auto,userxattr"
+    );
+    let off = Wishes {
+        redirect_dir: Toggle::Off,
+        metacopy: Toggle::Off,
+        xino: Toggle::On,
+        volatile: true,
+        ..w
+    };
+    assert_eq!(
+        options_of(&parts(2), &facts(), &off),
+        "index=off,redirect_dir=nofollow,metacopy=off,xino=on,volatile"
+    );
+    let old = Facts {
+        metacopy: false,
+        ..facts()
+    };
+    assert_eq!(
+        options_of(&parts(2), &old, &w),
+        "index=off,redirect_dir=on,metacopy=off,xino=auto"
+    );
+}
+
+#[test]
+fn what_is_required_and_cannot_be_had_is_refused() {
+    #[track_caller]
+    fn check(facts: &Facts, wishes: &Wishes, expect: &str) {
+        let refusal = plan(&parts(2), facts, wishes).unwrap_err();
+        assert!(refusal.to_string().contains(expect), "{refusal}");
+        assert!(!refusal.hint().is_empty());
+    }
+    let on = Wishes {
+        metacopy: Toggle::On,
+        ..wishes()
+    };
+    check(&plain_user(), &on, "user.overlay.*");
+    check(
+        &Facts {
+            metacopy: false,
+            ..facts()
+        },
+        &on,
+        "does not have it",
+    );
+    check(
+        &facts(),
+        &Wishes {
+            docker_compatible: true,
+            ..on
+        },
+        "docker-compatible",
+    );
+    let none = Facts {
+        trusted: false,
+        userxattr: false,
+        fs_name: "overlayfs".into(),
+        refusal: "EINVAL".into(),
+        ..facts()
+    };
+    check(&none, &wishes(), "overlayfs: EINVAL");
+    check(
+        &Facts {
+            d_type: false,
+            ..facts()
+        },
+        &wishes(),
+        "d_type",
+    );
+}
+
+#[test]
+fn the_first_features_win_over_changed_settings() {
+    let first = MountFeatures {
+        redirect_dir: true,
+        metacopy: true,
+        xino: true,
+        ..MountFeatures::default()
+    };
+    let mut tree = parts(2);
+    tree.features = Some(first);
+    let compatible = Wishes {
+        docker_compatible: true,
+        ..wishes()
+    };
+    let (_, mount, features) = planned(&tree, &facts(), &compatible);
+    assert_eq!(features, Some(first));
+    assert_eq!(mount.options.redirect_dir, Some(RedirectDir::On));
+    assert_eq!(mount.options.metacopy, Some(true));
+
+    tree.features = Some(MountFeatures::default());
+    let (_, mount, features) = planned(&tree, &facts(), &wishes());
+    assert_eq!(features, Some(MountFeatures::default()));
+    assert_eq!(mount.options.redirect_dir, Some(RedirectDir::NoFollow));
+
+    tree.features = Some(first);
+    assert!(matches!(
+        plan(
+            &tree,
+            &Facts {
+                metacopy: false,
+                ..facts()
+            },
+            &wishes()
+        )
+        .unwrap_err(),
+        Refusal::UpperNeeds {
+            feature: "metacopy",
+            ..
+        }
+    ));
+    assert!(matches!(
+        plan(&tree, &plain_user(), &wishes()).unwrap_err(),
+        Refusal::Prefix { .. }
+    ));
+    // An index that is there must be used: without it, its hard links come apart.
+    tree.features = Some(MountFeatures {
+        index: true,
+        ..first
+    });
+    let (_, mount, _) = planned(&tree, &facts(), &wishes());
+    assert_eq!(mount.options.index, Some(true));
+}
+
+#[test]
+fn marks_of_a_layer_are_followed_or_refused_by_name() {
+    let marked = |features: MountFeatures| {
+        let mut tree = parts(3);
+        overlay(&mut tree).lowers[1].features = Some(features);
+        tree
+    };
+    let redirects = marked(MountFeatures {
+        redirect_dir: true,
+        ..MountFeatures::default()
+    });
+    let compatible = Wishes {
+        docker_compatible: true,
+        ..wishes()
+    };
+    let (_, mount, _) = planned(&redirects, &facts(), &compatible);
+    assert_eq!(mount.options.redirect_dir, Some(RedirectDir::Follow));
+
+    let metacopies = marked(MountFeatures {
+        metacopy: true,
+        ..MountFeatures::default()
+    });
+    assert!(plan(&metacopies, &facts(), &wishes()).is_ok());
+    match plan(&metacopies, &facts(), &compatible).unwrap_err() {
+        Refusal::LayerNeeds {
+            layer,
+            mark: "metacopy",
+            why,
+        } => {
+            assert_eq!(layer, tree(2).to_string());
+            assert_eq!(why, COMPATIBLE);
+        }
+        other => panic!("{other:?}"),
+    }
+    let users = marked(MountFeatures {
+        userxattr: true,
+        ..MountFeatures::default()
+    });
+    assert!(matches!(
+        plan(&users, &facts(), &wishes()).unwrap_err(),
+        Refusal::Prefix { .. }
+    ));
+    assert!(plan(&users, &plain_user(), &wishes()).is_ok());
+}
+
+#[test]
+fn plain_trees_and_single_layers_are_bound() {
+    let mut tree = parts(1);
+    tree.shape = Shape::Plain {
+        root: "/store/native/x".into(),
+        read_only: false,
+        base: None,
+    };
+    let bare = Facts {
+        trusted: false,
+        userxattr: false,
+        d_type: false,
+        ..facts()
+    };
+    assert_eq!(
+        plan(&tree, &bare, &wishes()).unwrap(),
+        Plan::Bind {
+            source: "/store/native/x".into(),
+            read_only: false
+        }
+    );
+    assert_eq!(
+        plan(
+            &tree,
+            &bare,
+            &Wishes {
+                read_only: true,
+                ..wishes()
+            }
+        )
+        .unwrap(),
+        Plan::Bind {
+            source: "/store/native/x".into(),
+            read_only: true
+        }
+    );
+    let mut single = parts(1);
+    overlay(&mut single).upper = None;
+    overlay(&mut single).work = None;
+    assert!(matches!(
+        plan(&single, &facts(), &wishes()).unwrap(),
+        Plan::Bind {
+            read_only: true,
+            ..
+        }
+    ));
+    let mut view = parts(2);
+    overlay(&mut view).upper = None;
+    overlay(&mut view).work = None;
+    let (_, mount, features) = planned(&view, &facts(), &wishes());
+    assert!(mount.read_only && features.is_none());
+}
+
+#[test]
+fn a_plan_prints_all_it_would_do() {
+    let text = plan(&parts(2), &facts(), &wishes())
+        .unwrap()
+        .printed()
+        .to_string();
+    assert_eq!(
+        text,
+        format!(
+            "overlay by layer-fds\noptions  index=off,redirect_dir=on,metacopy=on,xino=auto\n\
+             upper    /store/overlay2/{:064x}/diff\nwork     /store/overlay2/work\n\
+             lower    /store/overlay2/{:064x}/diff\nlower    /store/overlay2/{:064x}/diff\n",
+            0, 1, 2
+        )
+    );
+}

@@ -1,0 +1,95 @@
+//! The run directory: locks of containers, what is running, what is remembered until the next boot.
+//!
+//! Everything in it can be lost at any time (a reboot does so) without harm: the store has the records, mountinfo has the mounts.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use vellum_sys::lock::{Lock, Sharing};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+
+/// Makes the run directory (0700) with `sub` below it, and returns the path of `sub`.
+///
+/// Errors if the directory belongs to somebody else: below `/tmp` anybody may have made it.
+pub fn make(ctx: &Context, sub: &str) -> Result<PathBuf> {
+    let top = ctx.run_dir();
+    make_private(top)?;
+    let found = fs::symlink_metadata(top).map_err(Error::io("look at", top))?;
+    let me = rustix::process::geteuid().as_raw();
+    if !found.is_dir() || found.uid() != me {
+        return Err(Error::Unsupported {
+            what: format!(
+                "the run directory {} belongs to somebody else",
+                top.display()
+            ),
+            hint: "set XDG_RUNTIME_DIR, or give another one with --run-dir".into(),
+        });
+    }
+    if sub.is_empty() {
+        return Ok(top.to_path_buf());
+    }
+    let path = top.join(sub);
+    make_private(&path)?;
+    Ok(path)
+}
+
+fn make_private(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(Error::io("create", path))
+}
+
+/// Waits for the lock of container `id` and returns it; dropped, it is free again.
+///
+/// Held while a container's mounts or its record change, never while something of the user's runs.
+pub fn lock_container(ctx: &Context, id: &str) -> Result<Lock> {
+    Ok(Lock::wait(
+        open_lock(ctx, "locks", id)?,
+        Sharing::Exclusive,
+    )?)
+}
+
+/// Marks container `id` as running until the returned lock is dropped or this process ends. `None` if it runs already.
+pub fn claim_run(ctx: &Context, id: &str) -> Result<Option<Lock>> {
+    Ok(Lock::try_now(
+        open_lock(ctx, "running", id)?,
+        Sharing::Exclusive,
+    )?)
+}
+
+/// Tells whether a `vellum run` of container `id` is under way.
+pub fn is_running(ctx: &Context, id: &str) -> Result<bool> {
+    let path = ctx.run_dir().join("running").join(id);
+    match File::open(&path) {
+        Ok(file) => Ok(Lock::try_now(OwnedFd::from(file), Sharing::Shared)?.is_none()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io("open", path)(e)),
+    }
+}
+
+/// Forgets what the run directory knows of a removed container.
+pub fn forget(ctx: &Context, id: &str) {
+    for sub in ["locks", "running"] {
+        // What is left is an empty file, gone with the next boot.
+        let _ = fs::remove_file(ctx.run_dir().join(sub).join(id));
+    }
+}
+
+fn open_lock(ctx: &Context, sub: &str, id: &str) -> Result<OwnedFd> {
+    let path = make(ctx, sub)?.join(id);
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(Error::io("open", path))?;
+    Ok(file.into())
+}
