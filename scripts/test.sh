@@ -19,7 +19,7 @@ trap 'rm -f "$untested"' EXIT
 stage_fmt() { cargo fmt --all --check; }
 stage_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 stage_docs() {
-  RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet &&
+  RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --locked --quiet &&
     cargo run --quiet --locked --package vellum-xtask -- check-docs
 }
 # The client tests start daemons; the rest share two cores with them, so the

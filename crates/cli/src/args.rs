@@ -3,6 +3,11 @@
 //! Nothing here does anything. Each `commands/*.rs` file turns its arguments into a request of the service room. Texts are short first
 //! lines; the examples that open each help page are in [`crate::help`].
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are help texts: [:TAG] is no link"
+)]
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

@@ -50,6 +50,10 @@ pub fn detect(head: &[u8]) -> Result<Compression> {
 }
 
 /// Reads the uncompressed bytes of a blob. Ends with an error if the blob is cut short.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one a layer, and it is never moved once it reads"
+)]
 pub enum Decoder<R: BufRead> {
     /// The bytes as they are.
     None(R),

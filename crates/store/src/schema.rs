@@ -241,6 +241,6 @@ fn is_network(path: &Path) -> bool {
     const P9: i64 = 0x0102_1997;
     const AFS: i64 = 0x6b41_4653;
     rustix::fs::statfs(path).is_ok_and(|facts| {
-        [NFS, SMB, CIFS, SMB2, CEPH, P9, AFS].contains(&(facts.f_type as i64 & 0xffff_ffff))
+        [NFS, SMB, CIFS, SMB2, CEPH, P9, AFS].contains(&(facts.f_type & 0xffff_ffff))
     })
 }

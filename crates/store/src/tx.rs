@@ -38,7 +38,7 @@ impl Journal {
         const EXT4: i64 = 0xef53;
         const XFS: i64 = 0x5846_5342;
         match rustix::fs::statfs(path) {
-            Ok(facts) if [EXT4, XFS].contains(&(facts.f_type as i64)) => Self::Ordered,
+            Ok(facts) if [EXT4, XFS].contains(&facts.f_type) => Self::Ordered,
             _ => Self::Unordered,
         }
     }

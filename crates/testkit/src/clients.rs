@@ -6,7 +6,7 @@
 //! also when the test fails. No tool is given a network.
 //!
 //! A tool that is not installed is `None`: the caller says so through
-//! [`crate::untested`]. A tool that is there and fails is an error.
+//! [`crate::untested()`]. A tool that is there and fails is an error.
 
 mod dockerd;
 mod home;
@@ -35,7 +35,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// Returns whether all of `programs` can be used, and if not says so through [`crate::untested`].
+/// Returns whether all of `programs` can be used, and if not says so through [`crate::untested()`].
 #[track_caller]
 pub fn available(programs: &[&str]) -> bool {
     if !crate::is_root() {

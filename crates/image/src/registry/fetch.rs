@@ -18,8 +18,7 @@ use crate::config::ImageConfig;
 use crate::digest::{Digest, VerifyRead};
 use crate::error::Error;
 use crate::manifest::{
-    ACCEPTED, Descriptor, Document, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest, ManifestError,
-    check_size,
+    ACCEPTED, Descriptor, Document, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest, check_size,
 };
 use crate::platform::Platform;
 use crate::reference::Reference;
@@ -238,7 +237,7 @@ fn read_blob(
     what: &'static str,
     runtime: &Runtime,
 ) -> Result<Vec<u8>, SourceError> {
-    check_size(what, blob.size_bytes, MAX_CONFIG_BYTES).map_err(ManifestError::from)?;
+    check_size(what, blob.size_bytes, MAX_CONFIG_BYTES)?;
     let reader = BlobReader::start(endpoints, blob, runtime);
     let mut bytes = Vec::new();
     VerifyRead::new(reader, what, blob.digest, Some(blob.size_bytes))
