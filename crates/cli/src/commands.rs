@@ -6,6 +6,7 @@ use crate::args::Command;
 use crate::exit_code::{DONE, Failure};
 
 pub mod container;
+pub mod run;
 pub mod shell;
 
 /// What a verb gives back to the shell.
@@ -21,6 +22,8 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Rename(a) => container::rename(ctx, a),
         Command::Rm(a) => container::rm(ctx, a),
         Command::Ls(a) => container::ls(ctx, a),
+        Command::Run(a) => run::run(ctx, a),
+        Command::Bundle(a) => run::bundle(ctx, a),
         // Handled at the start, before there is a context.
         Command::Unshare(_) | Command::Completions(_) | Command::Man(_) => Ok(DONE),
         other => Err(Failure::other(format!("not built yet: {other:?}"))),

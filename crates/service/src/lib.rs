@@ -7,6 +7,7 @@
 //! This room must not know byte formats of layers or wire types of the fronts, and prints nothing: it talks through [`progress::Progress`].
 #![forbid(unsafe_code)]
 
+pub mod bundle;
 pub mod config;
 pub mod container;
 pub mod containers;
@@ -23,6 +24,7 @@ pub mod plan;
 pub mod progress;
 pub mod release;
 pub mod rootless;
+pub mod run;
 pub mod run_dir;
 
 pub use context::Context;

@@ -13,6 +13,7 @@
 pub mod cancel;
 pub mod copy;
 pub mod error;
+pub mod in_root;
 pub mod lock;
 pub mod mount;
 pub mod mountinfo;

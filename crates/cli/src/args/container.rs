@@ -208,8 +208,8 @@ pub struct Process {
 /// `run`
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Make a new container from this image
-    #[arg(required_unless_present = "container", conflicts_with = "container")]
+    /// Make a new container from this image; with --container, the command begins here
+    #[arg(required_unless_present = "container")]
     pub image: Option<String>,
     /// The command and its arguments [default: the image's]
     #[arg(

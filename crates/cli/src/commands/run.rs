@@ -1,0 +1,123 @@
+//! `run` and `bundle`.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::os::unix::ffi::OsStrExt;
+
+use vellum_service::bundle::{self as bundles, Network, ProcessRequest};
+use vellum_service::create::{CreateRequest, Origin, create};
+use vellum_service::run::{RunRequest, run as start};
+use vellum_service::{Context, containers};
+
+use super::Outcome;
+use crate::args;
+use crate::exit_code::{DONE, Failure};
+use crate::out::stdout;
+
+/// Resolves what the arguments say about the process. A bare `-e NAME` takes the value from here, and nothing if there is none.
+fn process(
+    ctx: &Context,
+    args: args::Process,
+    command: Vec<OsString>,
+) -> Result<ProcessRequest, Failure> {
+    let env = args
+        .env
+        .into_iter()
+        .filter_map(|variable| {
+            if variable.as_bytes().contains(&b'=') {
+                return Some(variable);
+            }
+            let value = std::env::var_os(&variable)?;
+            let mut pair = variable;
+            pair.push("=");
+            pair.push(value);
+            Some(pair)
+        })
+        .collect();
+    let binds = args
+        .volume
+        .iter()
+        .map(|text| bundles::bind(ctx, text))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(ProcessRequest {
+        command,
+        entrypoint: args.entrypoint,
+        env,
+        workdir: args.workdir,
+        user: args.user,
+        binds,
+        hostname: args.hostname,
+        network: match args.network {
+            args::Network::None => Network::None,
+            args::Network::Host => Network::Host,
+        },
+        tty: args.tty,
+        read_only: args.read_only,
+        cap_add: args.cap_add,
+        cap_drop: args.cap_drop,
+    })
+}
+
+/// `run`
+pub fn run(ctx: &Context, args: args::Run) -> Outcome {
+    if args.process.tty && !std::io::stdin().is_terminal() {
+        return Err(Failure::misused("--tty needs a terminal as input"));
+    }
+    // With --container the first word is the command's.
+    let mut command = args.command;
+    let process = |command| process(ctx, args.process, command);
+    let (name, process, fresh) = match (args.container, args.image) {
+        (Some(name), image) => {
+            if let Some(word) = image {
+                command.insert(0, word.into());
+            }
+            (name, process(command)?, false)
+        }
+        (None, Some(image)) => {
+            let process = process(command)?;
+            let request = CreateRequest {
+                origin: Origin::Image(image),
+                name: args.name,
+                size_bytes: None,
+                labels: Default::default(),
+                volumes: process
+                    .binds
+                    .iter()
+                    .filter_map(|b| b.volume.clone())
+                    .collect(),
+            };
+            (create(ctx, &request)?.id, process, true)
+        }
+        (None, None) => {
+            return Err(Failure::misused(
+                "name an image, or a container with --container",
+            ));
+        }
+    };
+    let outcome = start(
+        ctx,
+        &RunRequest {
+            container: name.clone(),
+            process,
+            interactive: args.interactive,
+        },
+    );
+    if args.rm && (fresh || outcome.is_ok()) {
+        let removed = containers::remove(ctx, &name, true);
+        // What the command said comes first.
+        if outcome.is_ok() {
+            removed?;
+        }
+    }
+    Ok(outcome?)
+}
+
+/// `bundle`
+pub fn bundle(ctx: &Context, args: args::Bundle) -> Outcome {
+    let request = process(ctx, args.process, args.command)?;
+    let config = bundles::bundle(ctx, &args.container, &args.dir, &request)?;
+    let mut out = stdout();
+    out.line(config.as_os_str().as_bytes())?;
+    out.done()?;
+    Ok(DONE)
+}

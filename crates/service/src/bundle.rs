@@ -1,0 +1,154 @@
+//! `bundle`: a container as an OCI runtime bundle, for runc, crun and whatever else reads `config.json`.
+//!
+//! [`spec`](mod@spec) is pure: image configuration, request and the user's numbers in, the runtime configuration out. What has to be looked up inside
+//! the tree (`/etc/passwd`, `/etc/group`) is resolved inside the tree only.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vellum_image::ImageConfig;
+use vellum_store::ContainerRecord;
+use vellum_sys::mount::{self as mounts, BindOptions};
+use vellum_sys::{Dir, in_root};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::{mount, names, run_dir};
+
+pub mod spec;
+mod user;
+
+pub use spec::{Bind, Network};
+
+/// What is to run, as far as the user said.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessRequest {
+    /// Command and arguments; empty: the image's.
+    pub command: Vec<OsString>,
+    /// Instead of the image's entrypoint; `Some("")` drops it.
+    pub entrypoint: Option<OsString>,
+    /// Variables: `NAME=VALUE`.
+    pub env: Vec<OsString>,
+    /// Directory it starts in.
+    pub workdir: Option<PathBuf>,
+    /// `USER[:GROUP]`.
+    pub user: Option<String>,
+    /// Directories and volumes bound into it, sources resolved.
+    pub binds: Vec<Bind>,
+    /// Host name.
+    pub hostname: Option<String>,
+    /// Network.
+    pub network: Network,
+    /// A terminal.
+    pub tty: bool,
+    /// The root can't be written.
+    pub read_only: bool,
+    /// Capabilities added.
+    pub cap_add: Vec<String>,
+    /// Capabilities dropped.
+    pub cap_drop: Vec<String>,
+}
+
+/// The name of the configuration in a bundle, fixed by the runtime specification.
+const CONFIG: &str = "config.json";
+/// No passwd file of an honest image is longer.
+const PASSWD_LIMIT_BYTES: u64 = 16 << 20;
+
+/// Makes `dir` a bundle of the container: mounts it at `dir/rootfs` and writes `dir/config.json`. Returns the path of the latter.
+pub fn bundle(ctx: &Context, name: &str, dir: &Path, request: &ProcessRequest) -> Result<PathBuf> {
+    let record = names::container(ctx, name)?;
+    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let dir = fs::canonicalize(dir).map_err(Error::io("find", dir))?;
+    let config = dir.join(CONFIG);
+    let rootfs = dir.join("rootfs");
+    if config.exists() || fs::read_dir(&rootfs).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Error::Invalid {
+            what: format!("{} holds a bundle already", dir.display()),
+            hint: Some("name an empty directory".into()),
+        });
+    }
+    fs::create_dir_all(&rootfs).map_err(Error::io("create", &rootfs))?;
+    let _lock = run_dir::lock_container(ctx, &record.id)?;
+    let mounted = mount::mount_locked(ctx, &record, None, false)?;
+    let text = compose(ctx, &record, &mounted.path, Path::new("rootfs"), request)?;
+    mounts::bind(&mounted.path, &rootfs, BindOptions::default())?;
+    fs::write(&config, text).map_err(Error::io("write", &config))?;
+    Ok(config)
+}
+
+/// Returns the text of `config.json` for a container mounted at `tree`; `root` is how the configuration names it.
+pub(crate) fn compose(
+    ctx: &Context,
+    record: &ContainerRecord,
+    tree: &Path,
+    root: &Path,
+    request: &ProcessRequest,
+) -> Result<Vec<u8>> {
+    let image = image_config(ctx, record)?;
+    let root_dir = Dir::open(tree)?;
+    let read = |path: &str| in_root::read_file(&root_dir, Path::new(path), PASSWD_LIMIT_BYTES);
+    let wanted = request
+        .user
+        .clone()
+        .or_else(|| {
+            image
+                .as_ref()
+                .and_then(|i| i.parsed.config().as_ref()?.user().clone())
+        })
+        .unwrap_or_default();
+    let user = user::resolve(
+        &wanted,
+        &read("etc/passwd")?.unwrap_or_default(),
+        &read("etc/group")?.unwrap_or_default(),
+    )
+    .map_err(|what| Error::Invalid {
+        what,
+        hint: Some("--user takes numbers too, such as 1000:1000".into()),
+    })?;
+    let around = spec::Around {
+        id: record.id.clone(),
+        root: root.to_path_buf(),
+        in_user_namespace: !vellum_sys::userns::is_initial(),
+    };
+    let spec = spec::spec(
+        &around,
+        image.as_ref().and_then(|i| i.parsed.config().as_ref()),
+        &user,
+        request,
+    )?;
+    serde_json::to_vec_pretty(&spec).map_err(|e| Error::Damaged {
+        what: "the runtime configuration".into(),
+        why: e.to_string(),
+    })
+}
+
+/// Returns the configuration of the image that a container was made from.
+pub(crate) fn image_config(ctx: &Context, record: &ContainerRecord) -> Result<Option<ImageConfig>> {
+    let Some(id) = &record.image else {
+        return Ok(None);
+    };
+    let raw = ctx
+        .store()?
+        .read_blob(id, vellum_image::manifest::MAX_CONFIG_BYTES)?;
+    let config = ImageConfig::parse(raw).map_err(|e| Error::Damaged {
+        what: format!("image {id}"),
+        why: e.to_string(),
+    })?;
+    Ok(Some(config))
+}
+
+/// Takes `SOURCE:PATH[:ro]` apart: a source with a slash is a directory or file of the host, another one a named volume.
+///
+/// Volumes that are not there are made. Errors: `Invalid`.
+pub fn bind(ctx: &Context, text: &std::ffi::OsStr) -> Result<Bind> {
+    let parsed = spec::parse_bind(text).map_err(|what| Error::Invalid {
+        what,
+        hint: Some("write SOURCE:PATH or SOURCE:PATH:ro; SOURCE is a path with a slash, or a volume's name".into()),
+    })?;
+    let source = match &parsed.volume {
+        Some(name) => ctx.store()?.create_volume(name, &Default::default())?.path,
+        None => fs::canonicalize(&parsed.source).map_err(Error::io("find", &parsed.source))?,
+    };
+    Ok(Bind { source, ..parsed })
+}

@@ -1,0 +1,142 @@
+//! Paths inside a tree somebody else filled, resolved as a process with that tree as its root would resolve them.
+//!
+//! Where [`crate::rooted`] refuses symbolic links, this follows them, but an absolute link or any number of `..` ends at the tree's root and
+//! never outside (`openat2` with `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`). Meant for what a user names: the target of a copy, a container's
+//! `/etc/passwd`. What is found is opened `O_PATH` first, so that neither a fifo blocks nor a device is woken.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::rooted::Dir;
+use crate::stat::{FileKind, stat_fd};
+use crate::{Error, Result};
+
+const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// What happens to a symbolic link that is the path's last component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Last {
+    /// It is followed, inside the root.
+    Follow,
+    /// It is what is opened.
+    Keep,
+}
+
+/// Opens what is at `path` as a handle (`O_PATH`); `None` if there is nothing.
+///
+/// A leading slash makes no difference. Errors: ELOOP for too many links, ENOTDIR never (it counts as nothing).
+pub fn find(root: &Dir, path: &Path, last: Last) -> Result<Option<OwnedFd>> {
+    let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+    if last == Last::Keep {
+        flags |= OFlags::NOFOLLOW;
+    }
+    open(root, path, flags)
+}
+
+/// Opens the directory at `path`, links followed; `None` if there is none. Errors: ENOTDIR if it is something else.
+pub fn dir(root: &Dir, path: &Path) -> Result<Option<Dir>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // Found first: a missing component is nothing, but a file in the place of the directory is an error.
+    if find(root, path, Last::Follow)?.is_none() {
+        return Ok(None);
+    }
+    open(root, path, flags)?.map(Dir::from_fd).transpose()
+}
+
+/// Returns the content of the regular file at `path`, links followed; `None` if there is no such file.
+///
+/// Errors: EFBIG if it is longer than `limit_bytes`.
+pub fn read_file(root: &Dir, path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
+    let Some(handle) = find(root, path, Last::Follow)? else {
+        return Ok(None);
+    };
+    if stat_fd(&handle)?.kind != FileKind::File {
+        return Ok(None);
+    }
+    let fail = |e: std::io::Error| Error::new("read", path, e);
+    let file = File::open(format!("/proc/self/fd/{}", handle.as_raw_fd())).map_err(fail)?;
+    let mut content = Vec::new();
+    file.take(limit_bytes + 1)
+        .read_to_end(&mut content)
+        .map_err(fail)?;
+    if content.len() as u64 > limit_bytes {
+        return Err(Error::new("read", path, Errno::FBIG));
+    }
+    Ok(Some(content))
+}
+
+fn open(root: &Dir, path: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
+    let path = if path.as_os_str().is_empty() {
+        Path::new("/")
+    } else {
+        path
+    };
+    // The kernel answers EAGAIN when a rename elsewhere raced with a `..`; that passes.
+    for _ in 0..64 {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), IN_ROOT) {
+            Ok(fd) => return Ok(Some(fd)),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::NOTDIR) if !flags.contains(OFlags::DIRECTORY) => return Ok(None),
+            Err(e) => return Err(Error::new("find inside the root", path, e)),
+        }
+    }
+    Err(Error::new("find inside the root", path, Errno::AGAIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_end_inside_the_root() {
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path().join("root");
+        std::fs::create_dir_all(top.join("etc")).unwrap();
+        std::fs::write(scratch.path().join("passwd"), "outside").unwrap();
+        std::fs::write(top.join("etc/passwd"), "inside").unwrap();
+        symlink("/etc/passwd", top.join("absolute")).unwrap();
+        symlink("../../../etc/passwd", top.join("etc/climbing")).unwrap();
+        symlink("loop", top.join("loop")).unwrap();
+        symlink("/proc/self/fd/0", top.join("magic")).unwrap();
+        let root = Dir::open(&top).unwrap();
+        let read = |path: &str| read_file(&root, Path::new(path), 100).unwrap();
+        for path in [
+            "etc/passwd",
+            "/etc/passwd",
+            "absolute",
+            "etc/climbing",
+            "../../etc/passwd",
+        ] {
+            assert_eq!(read(path).as_deref(), Some(&b"inside"[..]), "{path}");
+        }
+        assert_eq!(read("../passwd"), None);
+        assert_eq!(read("etc/passwd/x"), None);
+        assert_eq!(read("etc"), None);
+        assert_eq!(read("magic"), None);
+        assert!(find(&root, Path::new("loop"), Last::Follow).is_err());
+        assert!(
+            find(&root, Path::new("loop"), Last::Keep)
+                .unwrap()
+                .is_some()
+        );
+        assert!(read_file(&root, Path::new("etc/passwd"), 3).is_err());
+        assert!(dir(&root, Path::new("etc/passwd")).is_err());
+        assert!(dir(&root, Path::new("none")).unwrap().is_none());
+        assert!(dir(&root, Path::new("")).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_fifo_blocks_nobody() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = Dir::open(scratch.path()).unwrap();
+        root.mknod("fifo", FileKind::Fifo, 0o600, (0, 0)).unwrap();
+        assert_eq!(read_file(&root, Path::new("fifo"), 100).unwrap(), None);
+    }
+}
