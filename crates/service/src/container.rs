@@ -135,7 +135,7 @@ pub fn stack(parts: &TreeParts) -> Result<Stack> {
 
 /// Returns one directory as a union of its own: a full tree without marks of ours.
 pub fn plain_stack(dir: &Path) -> Result<Stack> {
-    let layer = DirLayer::open(dir, dialect(false))?;
+    let layer = DirLayer::open(dir, in_privilege(Dialect::plain()))?;
     Ok(Stack::new(vec![Arc::new(layer)])?)
 }
 
@@ -151,9 +151,13 @@ fn dialect(engine: bool) -> Dialect {
     } else {
         Dialect::archive(prefix)
     };
-    match prefix {
+    in_privilege(dialect)
+}
+
+/// What a plain user may not make stands there as a record.
+fn in_privilege(dialect: Dialect) -> Dialect {
+    match prefix() {
         Prefix::Trusted => dialect,
-        // What a plain user may not make stands there as a record.
         Prefix::User => dialect.with_records(),
     }
 }

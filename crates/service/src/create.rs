@@ -13,7 +13,7 @@ use vellum_store::{
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, rooted};
 
-use crate::container::{BytesPath, Settings, stack};
+use crate::container::{self, BytesPath, Settings, stack};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::{facts, names, plan};
@@ -106,7 +106,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         };
         match store.create_container(&container, &SnapshotKey::from(id.as_str()), &options) {
             Ok((record, _)) => {
-                let parts = crate::container::parts(ctx, &record)?;
+                let parts = container::parts(ctx, &record)?;
                 if let Err(e) = adopt_root(&parts) {
                     // Without its root's attributes it would not be what was asked for.
                     store.remove_container(&id, vellum_store::Sweep::Now)?;
@@ -195,7 +195,8 @@ fn adopt_root(parts: &TreeParts) -> Result<()> {
     let now = dir.stat_self()?;
     let wanted = root.stat();
     for (name, value) in root.xattrs()? {
-        xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
+        let stored = container::prefix().escape(&name);
+        xattr::set_fd(&dir, &stored, &value, SetMode::Any)?;
     }
     if (now.uid, now.gid) != (wanted.uid, wanted.gid) {
         rooted::set_owner_fd(&dir, wanted.uid, wanted.gid)?;

@@ -44,8 +44,9 @@ pub enum Records {
 /// How a layer writes its marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Dialect {
-    /// The namespace of its xattrs. `Trusted` needs CAP_SYS_ADMIN in the initial user namespace to be seen at all.
-    pub prefix: Prefix,
+    /// The namespace of its marks' xattrs; `None` if it has none, and devices 0:0 are devices. `Trusted` needs
+    /// CAP_SYS_ADMIN in the initial user namespace to be seen at all.
+    pub prefix: Option<Prefix>,
     /// What `.wh.` names are.
     pub wh_names: WhNames,
     /// What stat overrides are.
@@ -58,7 +59,7 @@ impl Dialect {
     /// The kernel's own dialect, in a tree that an overlay engine wrote.
     pub const fn kernel(prefix: Prefix) -> Dialect {
         Dialect {
-            prefix,
+            prefix: Some(prefix),
             wh_names: WhNames::Plain,
             records: Records::None,
             trust: LayerTrust::Engine,
@@ -70,6 +71,14 @@ impl Dialect {
         Dialect {
             trust: LayerTrust::Archive,
             ..Dialect::kernel(prefix)
+        }
+    }
+
+    /// A whole tree without marks: whatever looks like one is what it looks like.
+    pub const fn plain() -> Dialect {
+        Dialect {
+            prefix: None,
+            ..Dialect::archive(Prefix::Trusted)
         }
     }
 

@@ -68,8 +68,12 @@ impl<'a> Reader<'a> {
         name: Option<&OsStr>,
         mark: Mark,
     ) -> Result<Option<Vec<u8>>> {
-        dir.xattr(name, self.dialect.prefix.xattr(mark))
-            .map_err(|error| self.io(error))
+        match self.dialect.prefix {
+            None => Ok(None),
+            Some(prefix) => dir
+                .xattr(name, prefix.xattr(mark))
+                .map_err(|error| self.io(error)),
+        }
     }
 
     /// Returns the parsed value of a mark, or `None` if it is not there.
@@ -142,7 +146,7 @@ impl<'a> Reader<'a> {
         match stat.kind {
             FileKind::Dir => self.directory(dir, name, stat),
             FileKind::File => self.regular(dir, name, stat),
-            _ if stat.is_null_device() => Ok(Answer::Hidden(Whiteout::Device)),
+            _ if self.is_whiteout_device(&stat) => Ok(Answer::Hidden(Whiteout::Device)),
             _ => {
                 let file = FileAt {
                     dir: Arc::clone(dir),
@@ -156,6 +160,10 @@ impl<'a> Reader<'a> {
                 })
             }
         }
+    }
+
+    fn is_whiteout_device(&self, stat: &Stat) -> bool {
+        self.dialect.prefix.is_some() && stat.is_null_device()
     }
 
     fn has_whiteout_file(&self, dir: &Arc<dyn LayerDir>, name: &OsStr) -> Result<bool> {
@@ -290,7 +298,7 @@ impl<'a> Reader<'a> {
             let hides = match kind {
                 FileKind::Char => {
                     let stat = dir.dir.stat(Some(&name)).map_err(|error| self.io(error))?;
-                    stat.is_some_and(|stat| stat.is_null_device())
+                    stat.is_some_and(|stat| self.is_whiteout_device(&stat))
                 }
                 FileKind::File if dir.xattr_whiteouts => {
                     let stat = dir.dir.stat(Some(&name)).map_err(|error| self.io(error))?;

@@ -342,5 +342,8 @@ fn shown_name(dialect: &Dialect, stored: &OsStr) -> Option<OsString> {
     {
         return None;
     }
-    dialect.prefix.unescape(stored)
+    match dialect.prefix {
+        None => Some(stored.to_owned()),
+        Some(prefix) => prefix.unescape(stored),
+    }
 }

@@ -57,7 +57,7 @@ fn run(
             if rng.chance(30) {
                 to_xattr_whiteouts(
                     &rig.lowers[0],
-                    rig.dialect().prefix.xattr(Mark::Opaque).to_str().unwrap(),
+                    rig.prefix().xattr(Mark::Opaque).to_str().unwrap(),
                 );
             }
         }
@@ -272,7 +272,7 @@ fn data_only_layers() {
     let options = &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off")];
     run("data_only_layers", options, Churn::ALL, 3, |rng, rig| {
         let data = [rig.scratch.dir("data0"), rig.scratch.dir("data1")];
-        let prefix = rig.dialect().prefix;
+        let prefix = rig.prefix();
         let xattr = |path: &Path, mark, value: &[u8]| {
             set_xattr(path, prefix.xattr(mark).to_str().unwrap(), value)
         };

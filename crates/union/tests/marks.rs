@@ -224,6 +224,21 @@ fn marks_are_hidden_and_inner_ones_unescaped() {
     assert_eq!(names(&stack, "d"), ["shows"]);
 }
 
+#[test]
+fn a_plain_tree_has_no_marks() {
+    let scratch = Scratch::new();
+    let dir = scratch.dir("top/d");
+    set_xattr(&dir, "user.overlay.redirect", b"/../x");
+    set_xattr(&scratch.file("top/f", ""), "user.overlay.metacopy", b"1");
+    if vellum_testkit::is_root() {
+        whiteout(&scratch.join("top/device"));
+    }
+    let stack = stack_of(&[&scratch.join("top")], &[], Dialect::plain());
+    assert_eq!(stack.walk().filter(|node| node.is_err()).count(), 0);
+    assert_eq!(get(&stack, "d").unwrap().xattrs().unwrap().len(), 1);
+    assert_eq!(get(&stack, "device").is_some(), vellum_testkit::is_root());
+}
+
 /// An image could otherwise read any file of the layers below under any name and mode.
 #[test]
 fn marks_from_an_archive_are_not_followed() {

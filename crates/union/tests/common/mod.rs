@@ -74,11 +74,15 @@ impl Rig {
         self.upper = self.scratch.dir(format!("u{}", self.uppers));
     }
 
-    pub fn dialect(&self) -> Dialect {
+    pub fn prefix(&self) -> Prefix {
         match self.options.iter().any(|(key, _)| key == "userxattr") {
-            true => Dialect::kernel(Prefix::User),
-            false => Dialect::kernel(Prefix::Trusted),
+            true => Prefix::User,
+            false => Prefix::Trusted,
         }
+    }
+
+    pub fn dialect(&self) -> Dialect {
+        Dialect::kernel(self.prefix())
     }
 
     /// Our view of upper and lowers.
