@@ -1,0 +1,335 @@
+//! What goes wrong around a store, with the real command: things mounted over it, trees in use, reboots, moved disks.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use vellum_sys::mount::{self, BindOptions, Detach};
+use vellum_sys::mountinfo;
+use vellum_testkit::tree::Ignore;
+use vellum_testkit::{FsKind, Scratch, Tree, needs_root, untested};
+
+/// A store with its run directory, and a directory tree to make containers from. Everything is unmounted at the end.
+struct World {
+    scratch: Scratch,
+    root: PathBuf,
+}
+
+impl World {
+    /// `None`, and recorded as untested, without root.
+    fn new() -> Option<World> {
+        if !needs_root("mounting") {
+            return None;
+        }
+        let scratch = Scratch::new();
+        scratch.file("tree/etc/hostname", "below\n");
+        scratch.file("tree/dir/inner", "inner\n");
+        let root = scratch.join("disk/root");
+        Some(World { scratch, root })
+    }
+
+    fn command(&self, root: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vellum"));
+        command
+            .arg("--root")
+            .arg(root)
+            .arg("--run-dir")
+            .arg(self.scratch.join("run"))
+            .args(args);
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(&self.root, args).output().unwrap()
+    }
+
+    /// Runs a command that must succeed and returns what it printed, without the last newline.
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        said(args, self.run(args))
+    }
+
+    /// Runs a command that must fail and returns its complaint.
+    #[track_caller]
+    fn fails(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert!(!out.status.success(), "{args:?} succeeded: {out:?}");
+        String::from_utf8(out.stderr).unwrap()
+    }
+
+    /// Makes a container over the tree and returns where it is mounted.
+    #[track_caller]
+    fn mounted(&self, name: &str) -> PathBuf {
+        let tree = self.scratch.join("tree");
+        self.ok(&[
+            "create",
+            "--quiet",
+            "--from",
+            tree.to_str().unwrap(),
+            "--name",
+            name,
+        ]);
+        PathBuf::from(self.ok(&["mount", name]))
+    }
+
+    /// What a reboot leaves: no mounts, no run directory.
+    fn reboot(&self) {
+        mount::unmount_all(&self.root).unwrap();
+        std::fs::remove_dir_all(self.scratch.join("run")).unwrap();
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Err(e) = mount::unmount_all(self.scratch.path()) {
+            eprintln!("mounts stay: {e}");
+        }
+    }
+}
+
+#[track_caller]
+fn said(args: &[&str], out: Output) -> String {
+    assert!(
+        out.status.success(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8(out.stdout)
+        .unwrap()
+        .trim_end_matches('\n')
+        .to_string()
+}
+
+/// A process that said a line and now waits for its input to end.
+struct Waiting(Child);
+
+impl Waiting {
+    fn start(command: &mut Command) -> Waiting {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        Waiting(child)
+    }
+
+    fn finish(mut self) -> bool {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap().success()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Nothing of a container is left in the store, neither tree nor record.
+#[track_caller]
+fn gone(world: &World, name: &str) {
+    assert!(!world.ok(&["ls"]).contains(name));
+    let trees = |dir: &str| std::fs::read_dir(world.root.join(dir)).unwrap().count();
+    assert_eq!((trees("trash"), trees("staging")), (0, 0));
+    // `l` and the empty base that containers over directories stand on.
+    assert_eq!((trees("overlay2"), trees("overlay2/l")), (2, 1));
+}
+
+#[test]
+fn rm_removes_a_container_a_process_sits_in() {
+    let Some(world) = World::new() else { return };
+    let merged = world.mounted("box");
+    let sitter = Waiting::start(
+        Command::new("sh")
+            .args(["-c", "exec 3>held; echo ready; read x; echo late >&3"])
+            .current_dir(merged.join("dir")),
+    );
+    assert!(world.fails(&["umount", "box"]).contains("in use"));
+    world.ok(&["rm", "--force", "box"]);
+    gone(&world, "box");
+    assert!(sitter.finish(), "what it holds open stays usable");
+}
+
+#[test]
+fn rm_removes_a_container_another_mount_namespace_holds() {
+    let Some(world) = World::new() else { return };
+    let merged = world.mounted("box");
+    let holder = Waiting::start(Command::new("unshare").args([
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        "echo ready; read x; true",
+    ]));
+    world.ok(&["rm", "--force", "box"]);
+    gone(&world, "box");
+    assert!(!merged.exists());
+    assert!(holder.finish());
+}
+
+#[test]
+fn rm_removes_a_container_with_something_mounted_in_and_over_it() {
+    let Some(world) = World::new() else { return };
+    let merged = world.mounted("box");
+    let foreign = world.scratch.dir("foreign");
+    std::fs::write(foreign.join("precious"), "x").unwrap();
+    for place in [
+        merged.join("dir"),
+        merged.clone(),
+        merged.parent().unwrap().to_path_buf(),
+    ] {
+        mount::bind(&foreign, &place, BindOptions::default()).unwrap();
+    }
+    world.ok(&["rm", "--force", "box"]);
+    gone(&world, "box");
+    assert!(foreign.join("precious").exists());
+    assert!(mountinfo::read().unwrap().beneath(&world.root).is_empty());
+}
+
+#[test]
+fn a_covered_store_is_named_and_comes_back_without_a_restart() {
+    let Some(world) = World::new() else { return };
+    let merged = world.mounted("box");
+    std::fs::write(merged.join("written"), "before").unwrap();
+    let running = Waiting::start(
+        Command::new("sh")
+            .args(["-c", "echo ready; read x; echo more >> written"])
+            .current_dir(&merged),
+    );
+    let empty = world.scratch.dir("empty");
+    let disk = world.scratch.join("disk");
+    for covers in [
+        vec![&world.root],
+        vec![&disk],
+        vec![&world.root, &disk],
+        vec![&disk, &disk],
+    ] {
+        for cover in &covers {
+            mount::bind(&empty, cover, BindOptions::default()).unwrap();
+        }
+        for verb in [
+            &["ls"][..],
+            &["create", "--from", "/etc"],
+            &["mount", "box"],
+            &["rm", "-f", "box"],
+            &["diff", "box"],
+        ] {
+            let complaint = world.fails(verb);
+            assert!(complaint.contains("covered"), "{complaint}");
+            let order: Vec<_> = complaint
+                .lines()
+                .filter(|l| l.contains("umount "))
+                .collect();
+            assert_eq!(order.len(), 1, "{complaint}");
+            let expect: Vec<_> = covers
+                .iter()
+                .rev()
+                .map(|c| format!("umount {}", c.display()))
+                .collect();
+            assert!(order[0].contains(&expect.join(" && ")), "{complaint}");
+        }
+        assert_eq!(
+            std::fs::read_dir(&empty).unwrap().count(),
+            0,
+            "nothing was made in what covers it"
+        );
+        // The way back, as the error says it.
+        for cover in covers.iter().rev() {
+            mount::unmount(cover, Detach::No).unwrap();
+        }
+        assert!(world.ok(&["ls"]).contains("box"));
+    }
+    assert!(running.finish(), "the container went on meanwhile");
+    assert_eq!(
+        std::fs::read_to_string(merged.join("written")).unwrap(),
+        "beforemore\n"
+    );
+    assert_eq!(world.ok(&["mount", "box"]), merged.to_str().unwrap());
+}
+
+#[test]
+fn a_covered_driver_directory_is_named() {
+    let Some(world) = World::new() else { return };
+    world.mounted("box");
+    let empty = world.scratch.dir("empty");
+    mount::bind(&empty, &world.root.join("overlay2"), BindOptions::default()).unwrap();
+    let complaint = world.fails(&["rm", "-f", "box"]);
+    assert!(complaint.contains("overlay2 is covered"), "{complaint}");
+    mount::unmount(&world.root.join("overlay2"), Detach::No).unwrap();
+    world.ok(&["rm", "-f", "box"]);
+    gone(&world, "box");
+}
+
+#[test]
+fn every_container_mounts_again_after_a_reboot() {
+    let Some(world) = World::new() else { return };
+    let mut pictures = Vec::new();
+    for name in ["one", "two", "three"] {
+        let merged = world.mounted(name);
+        std::fs::write(merged.join("own"), name).unwrap();
+        std::fs::rename(merged.join("dir"), merged.join("moved")).unwrap();
+        std::fs::remove_file(merged.join("etc/hostname")).unwrap();
+        pictures.push(Tree::read(&merged).unwrap());
+    }
+    world.reboot();
+    assert!(!world.ok(&["mount"]).contains("one"));
+    for (name, picture) in ["one", "two", "three"].iter().zip(&pictures) {
+        let merged = PathBuf::from(world.ok(&["mount", name]));
+        same(picture, &merged);
+    }
+}
+
+#[test]
+fn a_store_copied_to_another_disk_mounts_again() {
+    let Some(world) = World::new() else { return };
+    let merged = world.mounted("box");
+    std::fs::write(merged.join("own"), "own").unwrap();
+    std::fs::rename(merged.join("dir"), merged.join("moved")).unwrap();
+    std::fs::set_permissions(
+        merged.join("etc/hostname"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o600),
+    )
+    .unwrap();
+    let picture = Tree::read(&merged).unwrap();
+    world.reboot();
+    for kind in [FsKind::Xfs, FsKind::Btrfs, FsKind::Tmpfs, FsKind::Ext4] {
+        let disk = match world.scratch.file_system(format!("{kind:?}"), kind, 64) {
+            Ok(disk) => disk,
+            Err(why) => {
+                untested(&format!("{kind:?}"), why);
+                continue;
+            }
+        };
+        let copy = disk.join("root");
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(&world.root)
+            .arg(&copy)
+            .status()
+            .unwrap();
+        assert!(copied.success());
+        let args = ["mount", "box"];
+        let merged = PathBuf::from(said(&args, world.command(&copy, &args).output().unwrap()));
+        assert!(merged.starts_with(&copy));
+        same(&picture, &merged);
+        std::fs::write(merged.join("own"), "changed").unwrap();
+        let args = ["umount", "box"];
+        said(&args, world.command(&copy, &args).output().unwrap());
+    }
+}
+
+#[track_caller]
+fn same(expect: &Tree, dir: &Path) {
+    expect.assert_same(&Tree::read(dir).unwrap(), Ignore::default());
+}
