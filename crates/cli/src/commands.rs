@@ -6,6 +6,7 @@ use crate::args::Command;
 use crate::exit_code::{DONE, Failure};
 
 pub mod container;
+pub mod image;
 pub mod run;
 pub mod shell;
 
@@ -22,6 +23,15 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Rename(a) => container::rename(ctx, a),
         Command::Rm(a) => container::rm(ctx, a),
         Command::Ls(a) => container::ls(ctx, a),
+        Command::Load(a) => image::load(ctx, a, quiet),
+        Command::Save(a) => image::save(ctx, a, quiet),
+        Command::Pull(a) => image::pull(ctx, a, quiet),
+        Command::Push(a) => image::push(ctx, a, quiet),
+        Command::Import(a) => image::import(ctx, a, quiet),
+        Command::Tag(a) => image::tag(ctx, a),
+        Command::Images(a) => image::images(ctx, a),
+        Command::History(a) => image::history(ctx, a),
+        Command::Rmi(a) => image::rmi(ctx, a, quiet),
         Command::Run(a) => run::run(ctx, a),
         Command::Bundle(a) => run::bundle(ctx, a),
         // Handled at the start, before there is a context.

@@ -104,6 +104,8 @@ pub struct RegistrySettings {
     pub mirrors: Vec<String>,
     /// Speak plain HTTP with it.
     pub insecure: bool,
+    /// A PEM file with a certificate authority to trust for it, besides the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Who said what a setting is.

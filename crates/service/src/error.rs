@@ -137,6 +137,10 @@ pub enum Error {
     #[error(transparent)]
     Image(#[from] vellum_image::Error),
 
+    /// An image could not be read from where it is, or written to where it should go.
+    #[error(transparent)]
+    Source(#[from] vellum_image::source::SourceError),
+
     /// The machine, kernel, file system or driver can't do it.
     #[error("{what}")]
     Unsupported {
@@ -221,6 +225,32 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
     }
 }
 
+/// What could be done about an image that can't be read or sent.
+fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
+    use vellum_image::registry::RegistryError;
+    use vellum_image::source::SourceError;
+
+    match error {
+        SourceError::NotAnImage(_) => {
+            Some("`vellum import` makes an image of a plain tar or directory".into())
+        }
+        SourceError::NoPlatform { .. } => Some("choose one of them with --platform".into()),
+        SourceError::Registry(RegistryError::Denied { registry, .. }) => {
+            Some(format!("`docker login {registry}` or `podman login {registry}` stores a login that Vellum uses"))
+        }
+        SourceError::Registry(RegistryError::Failed { registry, .. }) => Some(format!(
+            "if {registry} speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/configuration.md)"
+        )),
+        _ => None,
+    }
+}
+
+impl From<vellum_image::manifest::ManifestError> for Error {
+    fn from(source: vellum_image::manifest::ManifestError) -> Self {
+        Self::Source(source.into())
+    }
+}
+
 impl Error {
     /// Returns a function that wraps an I/O error, for `map_err`.
     pub fn io(
@@ -281,6 +311,7 @@ impl Error {
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 Some(NO_SPACE.into())
             }
+            Self::Source(e) => source_hint(e),
             Self::Io { .. }
             | Self::Program { .. }
             | Self::Several { .. }

@@ -17,6 +17,7 @@ pub mod diff;
 pub mod error;
 pub mod facts;
 pub mod home;
+pub mod image;
 mod json;
 pub mod mount;
 pub mod names;

@@ -275,6 +275,9 @@ impl Store {
             };
             let mut record = one.placed.record.clone();
             one.placed.keep();
+            if let Some(recipe) = one.commit.recipe {
+                recipe.staged.keep();
+            }
             // The parent may have been found in place of the batch's own: then what is derived from it is put right.
             let (row, parents) = self.read(|tx| {
                 let row = rows::get(tx, &record.key)?;

@@ -1,0 +1,94 @@
+//! The verbs on images: load, pull, import, save, push, tag, list, inspect, history, rmi.
+//!
+//! Bringing an image in is one path whatever it comes from: a source is opened, [`unpack`] turns the layers that the store lacks into
+//! committed snapshots, [`record`] joins them with manifest, configuration and names in one transaction. Sending one out is its mirror
+//! image: [`supply`] hands layers to a sink byte for byte as they once came.
+//!
+//! This room composes; what a manifest says is the image room's business, where trees lie the store's.
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use vellum_image::{Digest, Reference};
+
+mod change;
+mod history;
+mod import;
+mod inspect;
+mod list;
+mod load;
+mod names;
+mod pack;
+mod pull;
+mod push;
+mod record;
+mod save;
+mod stored;
+mod supply;
+mod unpack;
+
+pub use change::apply_changes;
+pub use history::{HistoryEntry, history};
+pub use import::{ImportRequest, ImportSource, import};
+pub use inspect::inspect_image;
+pub use list::{ImageSummary, images};
+pub use load::{LoadRequest, LoadSource, load};
+pub use names::{Removed, rmi, tag};
+pub use pull::{PullRequest, pull};
+pub use push::{PushRequest, PushedImage, push};
+pub use record::BroughtIn;
+pub use save::{SaveFormat, SaveRequest, SaveTarget, SavedImage, save};
+
+/// Whatever failed after the user asked to stop failed because of that.
+fn or_cancelled<T>(context: &Context, outcome: Result<T>) -> Result<T> {
+    match outcome {
+        Err(_) if context.cancel.is_cancelled() => Err(Error::Cancelled),
+        outcome => outcome,
+    }
+}
+
+fn parse_name(text: &str) -> Option<Reference> {
+    // `sha256:…` is an id, although it would also do for a name with a tag.
+    if text.starts_with("sha256:") {
+        return None;
+    }
+    Reference::parse(text).ok()
+}
+
+/// Parses a name that the user gave, with the user's error.
+fn reference(text: &str) -> Result<Reference> {
+    Reference::parse(text).map_err(|e| Error::Invalid {
+        what: e.to_string(),
+        hint: Some("write [HOST[:PORT]/]NAME[:TAG][@DIGEST], such as debian:12".to_owned()),
+    })
+}
+
+/// Parses a platform that the user gave; none means this machine's.
+fn platform(text: Option<&str>) -> Result<vellum_image::Platform> {
+    match text {
+        None => Ok(vellum_image::Platform::host()),
+        Some(text) => text
+            .parse()
+            .map_err(|e: vellum_image::platform::PlatformError| Error::Invalid {
+                what: e.to_string(),
+                hint: None,
+            }),
+    }
+}
+
+/// The image room's digest as the store's. Both are parsed types of the same text.
+fn to_store(digest: &Digest) -> vellum_store::Digest {
+    digest
+        .to_string()
+        .parse()
+        .expect("a sha256 digest is one in every room")
+}
+
+/// The store's digest as the image room's, which knows sha256 only.
+fn to_image(digest: &vellum_store::Digest) -> Result<Digest> {
+    Ok(digest.to_string().parse::<Digest>()?)
+}
+
+/// The snapshot of a chain.
+fn key(chain_id: &vellum_image::ChainId) -> vellum_store::SnapshotKey {
+    vellum_store::SnapshotKey::from(chain_id.to_string())
+}

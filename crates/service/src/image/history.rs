@@ -1,0 +1,55 @@
+//! `history`: which step of a build made which layer.
+
+use super::stored;
+use crate::context::Context;
+use crate::error::Result;
+
+/// One step of an image's history.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct HistoryEntry {
+    /// When (RFC 3339), if the image says.
+    pub created: Option<String>,
+    /// The command or instruction.
+    pub created_by: Option<String>,
+    /// A remark.
+    pub comment: Option<String>,
+    /// The layer it made; none for a step that changed the configuration only.
+    pub diff_id: Option<String>,
+    /// What that layer takes on disk.
+    pub size_bytes: u64,
+}
+
+/// Returns the history, newest step first. Layers that the history doesn't mention are listed all the same.
+pub fn history(context: &Context, image: &str) -> Result<Vec<HistoryEntry>> {
+    let store = context.store()?;
+    let record = crate::names::image(context, image)?;
+    let config = stored::config(store, &record)?;
+    let mut layers = record.layers.iter();
+    let mut entries = Vec::new();
+    for step in config.parsed.history().iter().flatten() {
+        let layer = if step.empty_layer().unwrap_or(false) {
+            None
+        } else {
+            layers.next()
+        };
+        entries.push(HistoryEntry {
+            created: step.created().clone(),
+            created_by: step.created_by().clone(),
+            comment: step.comment().clone(),
+            diff_id: layer.map(|l| l.diff_id.to_string()),
+            size_bytes: match layer {
+                Some(layer) => store.usage(&layer.snapshot)?.bytes,
+                None => 0,
+            },
+        });
+    }
+    for layer in layers {
+        entries.push(HistoryEntry {
+            diff_id: Some(layer.diff_id.to_string()),
+            size_bytes: store.usage(&layer.snapshot)?.bytes,
+            ..HistoryEntry::default()
+        });
+    }
+    entries.reverse();
+    Ok(entries)
+}

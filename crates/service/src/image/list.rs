@@ -1,0 +1,61 @@
+//! `images`: what there is.
+
+use vellum_store::{ImageRecord, Store};
+
+use super::{names::familiar, stored};
+use crate::context::Context;
+use crate::error::Result;
+
+/// One image as a list shows it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ImageSummary {
+    /// The id, `sha256:…`.
+    pub id: String,
+    /// Its names in their short form, sorted; may be empty.
+    pub names: Vec<String>,
+    /// The digest of its manifest.
+    pub manifest: String,
+    /// When it was built, as its configuration says (RFC 3339).
+    pub created: Option<String>,
+    /// When it came into the store (RFC 3339).
+    pub added: String,
+    /// The platform it is for.
+    pub platform: String,
+    /// Its layers.
+    pub layers: usize,
+    /// What its layers take on disk, those shared with other images included.
+    pub size_bytes: u64,
+}
+
+/// Returns all images, newest in the store first; with `filter`, those with a name that contains it.
+pub fn images(context: &Context, filter: Option<&str>) -> Result<Vec<ImageSummary>> {
+    let store = context.store()?;
+    let mut found = Vec::new();
+    for record in store.images()? {
+        let names: Vec<String> = record.tags.iter().map(|t| familiar(t)).collect();
+        if filter.is_some_and(|f| !names.iter().any(|n| n.contains(f))) {
+            continue;
+        }
+        let config = stored::config(store, &record)?;
+        found.push(ImageSummary {
+            id: record.id.to_string(),
+            names,
+            manifest: record.manifest.to_string(),
+            created: config.parsed.created().clone(),
+            added: record.added.to_string(),
+            platform: config.platform().to_string(),
+            layers: record.layers.len(),
+            size_bytes: size_bytes(store, &record)?,
+        });
+    }
+    Ok(found)
+}
+
+/// What the layers of an image take on disk.
+pub(super) fn size_bytes(store: &Store, record: &ImageRecord) -> Result<u64> {
+    let mut sum = 0;
+    for layer in &record.layers {
+        sum += store.usage(&layer.snapshot)?.bytes;
+    }
+    Ok(sum)
+}

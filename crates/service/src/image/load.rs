@@ -1,0 +1,90 @@
+//! `load`: images out of an archive or a layout.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use vellum_image::source::{ImageSource, oci_layout::OciLayout, open_archive, open_seekable};
+
+use super::record::{BroughtIn, bring_in};
+use super::{platform, reference};
+use crate::context::Context;
+use crate::error::{Error, Result};
+
+/// Where [`load`] reads from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LoadSource {
+    /// Standard input.
+    Stdin,
+    /// An archive, or the directory of an OCI layout.
+    Path(PathBuf),
+}
+
+/// What to load.
+#[derive(Clone, Debug)]
+pub struct LoadRequest {
+    /// From where.
+    pub source: LoadSource,
+    /// A name for the image instead of those in the archive; the archive must hold one image then.
+    pub name: Option<String>,
+    /// The platform to take, `os/architecture[/variant]`; none means this machine's.
+    pub platform: Option<String>,
+}
+
+/// Loads every image of an archive or layout; returns them in its order.
+///
+/// Images that come before one that fails stay loaded; the one that fails leaves nothing but what `gc` takes.
+pub fn load(context: &Context, request: &LoadRequest) -> Result<Vec<BroughtIn>> {
+    super::or_cancelled(context, run(context, request))
+}
+
+fn run(context: &Context, request: &LoadRequest) -> Result<Vec<BroughtIn>> {
+    let wanted = platform(request.platform.as_deref())?;
+    let given = request.name.as_deref().map(reference).transpose()?;
+    let source: Box<dyn ImageSource> = match &request.source {
+        LoadSource::Path(path) if path.is_dir() => {
+            Box::new(OciLayout::from_directory(path, &wanted)?)
+        }
+        from => {
+            let (file, name) = open(from)?;
+            let spool = context.store()?.root().join("staging");
+            open_archive(open_seekable(file, &name, &spool)?, name, &wanted)?
+        }
+    };
+    let images = source.images();
+    if given.is_some() && images.len() != 1 {
+        return Err(Error::Invalid {
+            what: format!(
+                "{} holds {} images, which can't all have one name",
+                source.describe(),
+                images.len()
+            ),
+            hint: Some("load without --tag, then give names with `vellum tag`".to_owned()),
+        });
+    }
+    let mut loaded = Vec::with_capacity(images.len());
+    for (at, image) in images.iter().enumerate() {
+        let names = given
+            .as_ref()
+            .map_or_else(|| image.names.clone(), |name| vec![name.clone()]);
+        loaded.push(bring_in(context, source.as_ref(), at, &names, &wanted)?);
+    }
+    Ok(loaded)
+}
+
+/// Opens what [`LoadSource`] means, with a name for messages.
+pub(super) fn open(source: &LoadSource) -> Result<(File, String)> {
+    match source {
+        LoadSource::Stdin => {
+            let fd = std::io::stdin()
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(Error::io("read", "standard input"))?;
+            Ok((File::from(fd), "standard input".to_owned()))
+        }
+        LoadSource::Path(path) => {
+            let file = File::open(path).map_err(Error::io("open", path))?;
+            Ok((file, path.display().to_string()))
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! A directory as a layer's tar, for `import`.
+//!
+//! The directory is taken as it is: nothing in it is a mark, hard links stay links, holes are written out. A thread writes the tar into a
+//! pipe while the other end is unpacked, so nothing is stored in between. Sockets can't be in a tar and are left out.
+
+use std::collections::HashMap;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::thread::{Builder, JoinHandle};
+
+use vellum_image::{LayerWriter, TarEntry, TarKind};
+use vellum_sys::{Dir, FileKind, Stat, xattr};
+
+use crate::error::{Error, Result};
+
+/// Returns the tree below `path` as a tar being written, and a name for it.
+pub(super) fn directory(path: &Path) -> Result<(Box<dyn Read + Send>, String)> {
+    let root = Dir::open(path)?;
+    let (reader, writer) = io::pipe().map_err(Error::io("read", path))?;
+    let thread = Builder::new()
+        .name("pack".to_owned())
+        .spawn(move || pack(&root, writer))
+        .map_err(Error::io("read", path))?;
+    let packed = Packed {
+        reader,
+        thread: Some(thread),
+    };
+    Ok((Box::new(packed), path.display().to_string()))
+}
+
+/// The reading end: when the tar ends, it ends well only if the thread did.
+struct Packed {
+    reader: PipeReader,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Read for Packed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.reader.read(buf)?;
+        if got == 0
+            && !buf.is_empty()
+            && let Some(thread) = self.thread.take()
+        {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => return Err(io::Error::other(e)),
+                Err(_) => return Err(io::Error::other("the thread that reads the directory died")),
+            }
+        }
+        Ok(got)
+    }
+}
+
+fn pack(root: &Dir, out: PipeWriter) -> Result<()> {
+    let buffered = io::BufWriter::with_capacity(256 << 10, out);
+    let mut packing = Packing {
+        writer: LayerWriter::new(buffered),
+        links: HashMap::new(),
+    };
+    packing.below(root, Path::new(""))?;
+    packing.writer.finish()?;
+    Ok(())
+}
+
+struct Packing<W: Write> {
+    writer: LayerWriter<W>,
+    /// The first name of each inode that has several.
+    links: HashMap<(u64, u64), PathBuf>,
+}
+
+impl<W: Write> Packing<W> {
+    fn below(&mut self, dir: &Dir, path: &Path) -> Result<()> {
+        let mut names = Vec::new();
+        for entry in dir.entries()? {
+            names.push(entry?.name);
+        }
+        names.sort();
+        for name in names {
+            let stat = dir.stat(&name)?;
+            let below = path.join(&name);
+            let Some(kind) = self.kind(dir, &name, &stat, &below)? else {
+                continue;
+            };
+            let xattrs = match kind {
+                TarKind::HardLink { .. } => Vec::new(),
+                _ => xattrs(dir, &name)?,
+            };
+            let is_file = matches!(kind, TarKind::File { .. });
+            let entry = TarEntry {
+                path: below.clone(),
+                kind,
+                mode: stat.mode,
+                uid: stat.uid,
+                gid: stat.gid,
+                mtime: stat.mtime,
+                xattrs,
+            };
+            if is_file {
+                self.writer.append(&entry, &mut dir.open_file(&name)?)?;
+            } else {
+                self.writer.append(&entry, &mut io::empty())?;
+            }
+            if stat.kind == FileKind::Dir {
+                self.below(&dir.open_dir(&name)?, &below)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the entry is in a tar; `None` for what can't be in one.
+    fn kind(
+        &mut self,
+        dir: &Dir,
+        name: &std::ffi::OsStr,
+        stat: &Stat,
+        path: &Path,
+    ) -> Result<Option<TarKind>> {
+        if stat.kind != FileKind::Dir && stat.nlink > 1 {
+            if let Some(first) = self.links.get(&(stat.dev, stat.ino)) {
+                return Ok(Some(TarKind::HardLink {
+                    target: first.clone(),
+                }));
+            }
+            if stat.kind != FileKind::Socket {
+                self.links.insert((stat.dev, stat.ino), path.to_owned());
+            }
+        }
+        let (major, minor) = stat.rdev;
+        Ok(Some(match stat.kind {
+            FileKind::File => TarKind::File {
+                size_bytes: stat.size_bytes,
+            },
+            FileKind::Dir => TarKind::Directory,
+            FileKind::Symlink => TarKind::Symlink {
+                target: dir.read_link(name)?,
+            },
+            FileKind::Char => TarKind::Character { major, minor },
+            FileKind::Block => TarKind::Block { major, minor },
+            FileKind::Fifo => TarKind::Fifo,
+            FileKind::Socket => return Ok(None),
+        }))
+    }
+}
+
+fn xattrs(dir: &Dir, name: &std::ffi::OsStr) -> Result<Vec<(std::ffi::OsString, Vec<u8>)>> {
+    let mut found = Vec::new();
+    for attribute in xattr::list(dir, name)? {
+        // One that went away between the two calls was not there.
+        if let Some(value) = xattr::get(dir, name, &attribute)? {
+            found.push((attribute, value));
+        }
+    }
+    Ok(found)
+}

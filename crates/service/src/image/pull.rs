@@ -1,0 +1,73 @@
+//! `pull`: an image out of a registry.
+
+use std::path::PathBuf;
+
+use vellum_image::registry::{HostOptions, RegistryOptions, RegistrySource};
+
+use super::record::{BroughtIn, bring_in};
+use super::{platform, reference};
+use crate::context::Context;
+use crate::error::Result;
+
+/// What to pull.
+#[derive(Clone, Debug, Default)]
+pub struct PullRequest {
+    /// The image's name.
+    pub image: String,
+    /// The platform to take, `os/architecture[/variant]`; none means this machine's.
+    pub platform: Option<String>,
+    /// Speak plain HTTP with its registry, whatever is configured.
+    pub insecure: bool,
+    /// The file with logins, instead of the configured one.
+    pub auth_file: Option<PathBuf>,
+}
+
+/// Pulls an image; only layers that the store lacks are fetched.
+pub fn pull(context: &Context, request: &PullRequest) -> Result<BroughtIn> {
+    super::or_cancelled(context, run(context, request))
+}
+
+fn run(context: &Context, request: &PullRequest) -> Result<BroughtIn> {
+    let name = reference(&request.image)?;
+    let wanted = platform(request.platform.as_deref())?;
+    let options = registry_options(
+        context,
+        name.registry(),
+        request.insecure,
+        request.auth_file.clone(),
+    );
+    let source = RegistrySource::open(&name, &wanted, &options, &context.cancel)?;
+    bring_in(context, &source, 0, &[name], &wanted)
+}
+
+/// Returns how registries are reached: as configured, with what the command says about `registry`.
+pub(super) fn registry_options(
+    context: &Context,
+    registry: &str,
+    insecure: bool,
+    auth_file: Option<PathBuf>,
+) -> RegistryOptions {
+    let config = &context.config;
+    let mut options = RegistryOptions {
+        auth_file: auth_file.or_else(|| config.auth_file.value.clone()),
+        ..RegistryOptions::default()
+    };
+    for (host, settings) in &config.registries.value {
+        options.hosts.insert(
+            host.clone(),
+            HostOptions {
+                mirrors: settings.mirrors.clone(),
+                insecure: settings.insecure,
+                ca_file: settings.ca_file.clone(),
+            },
+        );
+    }
+    if insecure {
+        options
+            .hosts
+            .entry(registry.to_owned())
+            .or_default()
+            .insecure = true;
+    }
+    options
+}

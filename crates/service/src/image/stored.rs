@@ -1,0 +1,39 @@
+//! What the store keeps of an image besides its layers, read and parsed again.
+//!
+//! Blobs are verified as they are read: a damaged one is an error, never a different image.
+
+use vellum_format::Prefix;
+use vellum_image::manifest::{Document, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
+use vellum_image::{ImageConfig, Manifest};
+use vellum_store::{ImageRecord, Store, StoreError};
+use vellum_union::Dialect;
+
+use crate::error::{Error, Result};
+
+/// Reads the configuration of a recorded image.
+pub(super) fn config(store: &Store, image: &ImageRecord) -> Result<ImageConfig> {
+    Ok(ImageConfig::parse(
+        store.read_blob(&image.id, MAX_CONFIG_BYTES)?,
+    )?)
+}
+
+/// Reads the manifest of a recorded image.
+pub(super) fn manifest(store: &Store, image: &ImageRecord) -> Result<Manifest> {
+    let raw = store.read_blob(&image.manifest, MAX_MANIFEST_BYTES)?;
+    match Document::parse(raw, Some(&image.media_type))? {
+        Document::Manifest(manifest) => Ok(manifest),
+        Document::Index(_) => Err(Error::Store(StoreError::Damaged {
+            what: format!("image {}", image.id),
+            why: format!("its manifest {} is an index", image.manifest),
+        })),
+    }
+}
+
+/// Which marks the trees of layers carry that this process made.
+pub(super) fn dialect() -> Dialect {
+    if vellum_sys::userns::is_initial() {
+        Dialect::archive(Prefix::Trusted)
+    } else {
+        Dialect::archive(Prefix::User).with_records()
+    }
+}

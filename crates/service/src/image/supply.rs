@@ -1,0 +1,95 @@
+//! Images out of the store for sinks: layers byte for byte as they once came.
+//!
+//! A layer's tree and its recipe together give back the very tar that was applied. The sink hashes it and compares with the diff ID,
+//! so a tree that somebody changed behind the store's back is found out and never sent on.
+
+use std::io::{Read, Write};
+
+use vellum_image::config::chain_ids;
+use vellum_image::sink::{LayerSupply, OutImage, OutLayer, SupplyError};
+use vellum_image::{Digest, Reference, recipe};
+use vellum_store::{ImageRecord, Store, StoreError};
+use vellum_sys::Dir;
+
+use super::stored::{config, manifest};
+use super::{key, to_store};
+use crate::context::Context;
+use crate::error::{Error, Result};
+
+/// Hands layers of the store to a sink.
+pub(super) struct StoreSupply<'a> {
+    pub(super) context: &'a Context,
+    pub(super) store: &'a Store,
+}
+
+impl LayerSupply for StoreSupply<'_> {
+    fn write_tar(&self, layer: &OutLayer, out: &mut dyn Write) -> Result<(), SupplyError> {
+        let tree = self.store.tree(&key(&layer.chain_id))?;
+        let mut recipe = self
+            .store
+            .open_recipe(&to_store(&layer.diff_id))?
+            .ok_or_else(|| {
+                format!(
+                    "the store has no recipe of layer {}: it was not made from a tar",
+                    layer.diff_id
+                )
+            })?;
+        let dirs = tree.layers();
+        let top = dirs.first().ok_or("the layer has no tree")?;
+        recipe::replay(
+            &mut recipe,
+            &Dir::open(&top.dir)?,
+            out,
+            &self.context.cancel,
+        )?;
+        Ok(())
+    }
+
+    fn kept_blob(&self, digest: &Digest) -> Result<Option<Box<dyn Read + Send>>, SupplyError> {
+        let digest = to_store(digest);
+        if self.store.blob(&digest)?.is_none() {
+            return Ok(None);
+        }
+        match self.store.open_blob(&digest) {
+            Ok(file) => Ok(Some(Box::new(file))),
+            // Collected in this moment: then it is made again.
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn go_on(&self) -> Result<(), SupplyError> {
+        Ok(self.context.go_on()?)
+    }
+}
+
+/// Returns a recorded image as sinks take it, with the given names.
+pub(super) fn out_image(
+    store: &Store,
+    image: &ImageRecord,
+    names: Vec<Reference>,
+) -> Result<OutImage> {
+    let config = config(store, image)?;
+    let chain = chain_ids(&config.diff_ids);
+    let mut layers = Vec::with_capacity(chain.len());
+    for (chain_id, diff_id) in chain.into_iter().zip(&config.diff_ids) {
+        let info = store.stat(&key(&chain_id))?;
+        let tar_bytes = info.tar_bytes.ok_or_else(|| Error::Unsupported {
+            what: format!(
+                "layer {chain_id} was not made from a tar, so the tar can't be given back"
+            ),
+            hint: "make a container of the image and commit it".to_owned(),
+        })?;
+        layers.push(OutLayer {
+            chain_id,
+            diff_id: *diff_id,
+            tar_bytes,
+        });
+    }
+    Ok(OutImage {
+        config,
+        manifest: Some(manifest(store, image)?),
+        names,
+        layers,
+    })
+}

@@ -1,0 +1,532 @@
+//! Images in and out of the store, with the tools that others use as judges.
+
+mod support;
+
+use std::path::Path;
+
+use support::{archive_layers, context, context_with, load_path, picture};
+use vellum_image::Compression;
+use vellum_service::config::Partial;
+use vellum_service::image::{
+    ImportRequest, ImportSource, PullRequest, PushRequest, SaveFormat, SaveRequest, SaveTarget,
+    history, images, import, inspect_image, pull, push, rmi, save, tag,
+};
+use vellum_service::names::image;
+use vellum_service::{Context, Error};
+use vellum_store::DriverKind;
+use vellum_testkit::clients::{
+    Access, Buildah, Dockerd, Home, Podman, Registry, Skopeo, Umoci, available, small_image,
+};
+use vellum_testkit::tree::Ignore;
+use vellum_testkit::{Scratch, Tree, needs_root};
+
+const SMALL: &str = "vellum-demo-small:latest";
+
+fn save_to(
+    context: &Context,
+    image: &str,
+    path: &Path,
+    format: SaveFormat,
+) -> vellum_service::image::SavedImage {
+    let request = SaveRequest {
+        images: vec![image.to_owned()],
+        target: SaveTarget::Path(path.to_owned()),
+        format,
+        compression: None,
+    };
+    save(context, &request).unwrap().remove(0)
+}
+
+/// Nobody archives the root directory's own attributes the same way.
+const BUT_ROOT: Ignore = Ignore {
+    directory_mtimes: false,
+    mtimes: false,
+    nanoseconds: false,
+    root: true,
+    hard_links: false,
+    owners: false,
+    xattrs: false,
+};
+
+/// Go's archive/tar, which dockerd, umoci and buildah share, loses attributes with empty values and parts of a second.
+fn as_go_sees(mut tree: Tree) -> Tree {
+    for entry in tree.entries.values_mut() {
+        entry.xattrs.retain(|_, value| !value.is_empty());
+    }
+    tree
+}
+
+const GO: Ignore = Ignore {
+    nanoseconds: true,
+    ..BUT_ROOT
+};
+
+#[test]
+fn a_saved_image_has_the_layers_it_was_loaded_with() {
+    if !needs_root("loading images with devices and owners") {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let vellum = context(&scratch, "one");
+    let loaded = load_path(&vellum, &archive).unwrap();
+    assert_eq!(loaded.len(), 1);
+    assert_eq!(loaded[0].names, [SMALL]);
+    assert_eq!(loaded[0].present_layers, 0);
+
+    let saved = scratch.join("saved.tar");
+    save_to(&vellum, SMALL, &saved, SaveFormat::DockerArchive);
+    assert_eq!(
+        archive_layers(&saved),
+        archive_layers(&archive),
+        "byte for byte"
+    );
+
+    // Loading what was saved gives the same image, and nothing is unpacked twice.
+    let again = load_path(&vellum, &saved).unwrap();
+    assert_eq!(again[0].id, loaded[0].id);
+    assert_eq!(again[0].new_layers, 0);
+    let other = context(&scratch, "two");
+    let copied = load_path(&other, &saved).unwrap();
+    assert_eq!(copied[0].id, loaded[0].id);
+    picture(&scratch, &other, SMALL).assert_same(&picture(&scratch, &vellum, SMALL), BUT_ROOT);
+}
+
+#[test]
+fn every_driver_shows_the_same_tree() {
+    if !needs_root("loading images with devices and owners") {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let mut pictures = Vec::new();
+    for driver in DriverKind::ALL {
+        let settings = Partial {
+            storage_driver: Some(driver),
+            ..Partial::default()
+        };
+        let vellum = context_with(&scratch, driver.as_str(), settings);
+        load_path(&vellum, &archive).unwrap();
+        pictures.push(picture(&scratch, &vellum, SMALL));
+        let saved = scratch.join(format!("{driver}.tar"));
+        save_to(&vellum, SMALL, &saved, SaveFormat::DockerArchive);
+        assert_eq!(archive_layers(&saved), archive_layers(&archive), "{driver}");
+    }
+    pictures[1].assert_same(&pictures[0], BUT_ROOT);
+    pictures[2].assert_same(&pictures[0], BUT_ROOT);
+}
+
+#[test]
+fn docker_and_podman_read_what_was_saved_and_the_other_way_round() {
+    if !available(&["dockerd", "docker", "podman"]) {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let vellum = context(&scratch, "vellum");
+    load_path(&vellum, &archive).unwrap();
+    let saved = scratch.join("saved.tar");
+    save_to(&vellum, SMALL, &saved, SaveFormat::DockerArchive);
+    let ours = picture(&scratch, &vellum, SMALL);
+
+    let docker = Dockerd::start(&home, &[]).unwrap();
+    docker.load(&saved).unwrap();
+    let target = scratch.dir("docker");
+    docker.mount_image(SMALL, &target).unwrap();
+    scratch.adopt_mount(&target);
+    as_go_sees(Tree::read(&target).unwrap()).assert_same(&as_go_sees(ours.clone()), GO);
+    let from_docker = home.join("docker.tar");
+    docker
+        .docker(&["save", "--output", from_docker.to_str().unwrap(), SMALL])
+        .unwrap();
+    let second = context(&scratch, "from-docker");
+    let loaded = load_path(&second, &from_docker).unwrap();
+    assert_eq!(loaded[0].names, [SMALL]);
+    assert_eq!(archive_layers(&from_docker), archive_layers(&archive));
+    picture(&scratch, &second, SMALL).assert_same(&ours, BUT_ROOT);
+
+    let podman = Podman::new(&home).unwrap();
+    podman.load(&saved).unwrap();
+    for format in ["docker-archive", "oci-archive"] {
+        let path = home.join(format);
+        podman
+            .podman(&[
+                "save",
+                "--format",
+                format,
+                "--output",
+                path.to_str().unwrap(),
+                SMALL,
+            ])
+            .unwrap();
+        let third = context(&scratch, format);
+        let loaded = load_path(&third, &path).unwrap();
+        picture(&scratch, &third, &loaded[0].id).assert_same(&ours, BUT_ROOT);
+    }
+}
+
+#[test]
+fn oci_layouts_pass_through_skopeo_and_umoci() {
+    if !available(&["skopeo", "umoci"]) {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let vellum = context(&scratch, "vellum");
+    let loaded = load_path(&vellum, &archive).unwrap();
+    let ours = picture(&scratch, &vellum, SMALL);
+    let layout = scratch.join("layout");
+    let first = save_to(&vellum, SMALL, &layout, SaveFormat::OciDirectory);
+    let second = save_to(
+        &vellum,
+        SMALL,
+        &scratch.join("layout-2"),
+        SaveFormat::OciDirectory,
+    );
+    assert_eq!(
+        first.manifest, second.manifest,
+        "compression gives the same bytes each time"
+    );
+
+    let bundle = scratch.join("bundle");
+    let rootfs = Umoci.unpack(&layout, "latest", &bundle).unwrap();
+    as_go_sees(Tree::read(&rootfs).unwrap()).assert_same(&as_go_sees(ours.clone()), GO);
+
+    let skopeo = Skopeo::new(&home).unwrap();
+    let from = format!("oci:{}:latest", layout.display());
+    for (name, to, options) in [
+        (
+            "gzip",
+            format!("oci:{}:x", scratch.join("gzip").display()),
+            &["--dest-compress"][..],
+        ),
+        (
+            "zstd",
+            format!("oci:{}:x", scratch.join("zstd").display()),
+            &["--dest-compress", "--dest-compress-format", "zstd"][..],
+        ),
+        (
+            "oci.tar",
+            format!("oci-archive:{}:x", scratch.join("oci.tar").display()),
+            &[][..],
+        ),
+        (
+            "docker.tar",
+            format!(
+                "docker-archive:{}:x/y:z",
+                scratch.join("docker.tar").display()
+            ),
+            &[][..],
+        ),
+    ] {
+        skopeo.copy_with(&from, &to, options).unwrap();
+        let other = context(&scratch, &format!("from-{name}"));
+        let found = load_path(&other, &scratch.join(name)).unwrap();
+        assert_eq!(found[0].id, loaded[0].id, "{name}");
+        picture(&scratch, &other, &found[0].id).assert_same(&ours, BUT_ROOT);
+    }
+
+    let tar = scratch.join("ours.oci.tar");
+    save_to(&vellum, SMALL, &tar, SaveFormat::OciArchive);
+    skopeo
+        .copy(
+            &format!("oci-archive:{}:latest", tar.display()),
+            &format!("dir:{}", scratch.join("d").display()),
+        )
+        .unwrap();
+    // umoci adds a layer; what it made loads too.
+    std::fs::write(rootfs.join("added"), "by umoci").unwrap();
+    Umoci.repack(&layout, "latest", &bundle).unwrap();
+    let other = context(&scratch, "repacked");
+    let found = load_path(&other, &layout).unwrap();
+    let after = picture(&scratch, &other, &found[0].id);
+    assert!(
+        after
+            .differences(&ours, Ignore::default())
+            .iter()
+            .any(|d| format!("{d:?}").contains("added"))
+    );
+}
+
+#[test]
+fn images_that_buildah_made_load() {
+    if !available(&["buildah", "podman"]) {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let podman = Podman::new(&home).unwrap();
+    podman.load(&archive).unwrap();
+    let buildah = Buildah::new(&home).unwrap();
+    let container = buildah.from(SMALL).unwrap();
+    buildah
+        .shell(
+            &container,
+            "echo hello > /made && rm -rf /etc/passwd && mkdir -p /new/dir",
+        )
+        .unwrap();
+    let mounted = Tree::read(&buildah.mount(&container).unwrap()).unwrap();
+    for kind in ["oci-archive", "docker-archive"] {
+        let path = home.join(kind);
+        buildah
+            .commit(
+                &container,
+                &format!("{kind}:{}:made/image:1", path.display()),
+            )
+            .unwrap();
+        let vellum = context(&scratch, kind);
+        let loaded = load_path(&vellum, &path).unwrap();
+        let ours = as_go_sees(picture(&scratch, &vellum, &loaded[0].id));
+        ours.assert_same(&as_go_sees(mounted.clone()), GO);
+    }
+}
+
+#[test]
+fn a_registry_keeps_what_is_pushed_and_layers_are_fetched_once() {
+    if !available(&["docker-registry"]) {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let registry = Registry::start(&home, "registry", Access::Open).unwrap();
+    let vellum = context(&scratch, "vellum");
+    let loaded = load_path(&vellum, &archive).unwrap();
+    let name = format!("{}/small:1", registry.host());
+    tag(&vellum, SMALL, &name).unwrap();
+    let request = PushRequest {
+        image: name.clone(),
+        destination: None,
+        compression: Compression::Gzip,
+        insecure: false,
+        auth_file: None,
+    };
+    let pushed = push(&vellum, &request).unwrap();
+    assert_eq!(pushed.present_layers, 0);
+    let again = push(&vellum, &request).unwrap();
+    assert_eq!((again.sent_layers, &again.manifest), (0, &pushed.manifest));
+
+    let settings = Partial {
+        keep_blobs: Some(true),
+        ..Partial::default()
+    };
+    let other = context_with(&scratch, "other", settings);
+    let wanted = PullRequest {
+        image: name.clone(),
+        ..PullRequest::default()
+    };
+    let pulled = pull(&other, &wanted).unwrap();
+    assert_eq!(
+        (&pulled.id, &pulled.manifest),
+        (&loaded[0].id, &pushed.manifest)
+    );
+    picture(&scratch, &other, &name).assert_same(&picture(&scratch, &vellum, SMALL), BUT_ROOT);
+    assert_eq!(pull(&other, &wanted).unwrap().new_layers, 0);
+    // Blobs were kept: what goes out is what came in, manifest included.
+    let out = save_to(
+        &other,
+        &name,
+        &scratch.join("kept"),
+        SaveFormat::OciDirectory,
+    );
+    assert!(out.same_manifest);
+    assert_eq!(out.manifest, pushed.manifest);
+}
+
+#[test]
+fn a_bad_layer_leaves_nothing_behind() {
+    if !needs_root("loading images with devices and owners") {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let vellum = context(&scratch, "good");
+    load_path(&vellum, &archive).unwrap();
+    let layout = scratch.join("layout");
+    save_to(&vellum, SMALL, &layout, SaveFormat::OciDirectory);
+    // The largest blob gets one bit changed near its end.
+    let blobs = layout.join("blobs/sha256");
+    let largest = std::fs::read_dir(&blobs)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .max_by_key(|p| p.metadata().unwrap().len())
+        .unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    let at = bytes.len() - 20;
+    bytes[at] ^= 0x10;
+    std::fs::write(&largest, bytes).unwrap();
+
+    let fresh = context(&scratch, "fresh");
+    let error = load_path(&fresh, &layout).unwrap_err();
+    assert!(!matches!(error, Error::Cancelled), "{error:?}");
+    let store = fresh.store().unwrap();
+    assert!(store.images().unwrap().is_empty());
+    let mut snapshots = 0;
+    store
+        .walk(&[], |_| -> Result<(), vellum_store::StoreError> {
+            snapshots += 1;
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(snapshots, 0, "no layer is recorded");
+    let staging = store.root().join("staging");
+    assert_eq!(
+        std::fs::read_dir(staging).unwrap().count(),
+        0,
+        "nothing is left staged"
+    );
+}
+
+#[test]
+fn stopping_a_load_leaves_the_store_as_it_was() {
+    if !needs_root("loading images with devices and owners") {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let vellum = context(&scratch, "stopped");
+    vellum.cancel.cancel();
+    let error = load_path(&vellum, &archive).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
+    assert!(vellum.store().unwrap().images().unwrap().is_empty());
+}
+
+#[test]
+fn names_come_and_go() {
+    if !needs_root("loading images with devices and owners") {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let vellum = context(&scratch, "names");
+    let loaded = load_path(&vellum, &archive).unwrap();
+    let id = loaded[0].id.clone();
+    for text in [
+        SMALL,
+        "vellum-demo-small",
+        "docker.io/library/vellum-demo-small:latest",
+        &id,
+        &id[7..19],
+    ] {
+        assert_eq!(image(&vellum, text).unwrap().id.to_string(), id, "{text}");
+    }
+    assert!(matches!(
+        image(&vellum, "nothing"),
+        Err(Error::NotFound { .. })
+    ));
+    assert!(matches!(
+        image(&vellum, "NOT A NAME"),
+        Err(Error::NotFound { .. })
+    ));
+
+    assert_eq!(tag(&vellum, SMALL, "other:1").unwrap(), None);
+    assert_eq!(images(&vellum, None).unwrap()[0].names, ["other:1", SMALL]);
+    assert_eq!(images(&vellum, Some("other")).unwrap().len(), 1);
+    assert_eq!(images(&vellum, Some("absent")).unwrap().len(), 0);
+    assert!(
+        matches!(rmi(&vellum, &id, false), Err(Error::InUse { .. })),
+        "two names"
+    );
+    let removed = rmi(&vellum, "other:1", false).unwrap();
+    assert_eq!(
+        (removed.names, removed.image),
+        (vec!["other:1".to_owned()], None)
+    );
+    let removed = rmi(&vellum, SMALL, false).unwrap();
+    assert_eq!(removed.image.as_deref(), Some(id.as_str()));
+    assert!(images(&vellum, None).unwrap().is_empty());
+
+    // A name that moves is told about.
+    load_path(&vellum, &archive).unwrap();
+    let tree = scratch.dir("tree");
+    std::fs::write(tree.join("file"), "x").unwrap();
+    let request = ImportRequest {
+        source: ImportSource::Path(tree),
+        name: Some(SMALL.to_owned()),
+        changes: Vec::new(),
+        message: None,
+        platform: None,
+    };
+    let imported = import(&vellum, &request).unwrap();
+    assert_eq!(imported.moved_names[0].0, SMALL);
+}
+
+#[test]
+fn history_and_inspect_tell_every_layer() {
+    if !needs_root("loading images with devices and owners") {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let vellum = context(&scratch, "history");
+    let loaded = load_path(&vellum, &archive).unwrap();
+    let steps = history(&vellum, SMALL).unwrap();
+    let layers = steps.iter().filter(|s| s.diff_id.is_some()).count();
+    assert_eq!(layers, loaded[0].new_layers);
+    let inspected = inspect_image(&vellum, SMALL).unwrap();
+    assert_eq!(inspected["layers"].as_array().unwrap().len(), layers);
+    assert_eq!(inspected["id"], loaded[0].id);
+    assert_eq!(
+        inspected["config"]["rootfs"]["diff_ids"]
+            .as_array()
+            .unwrap()
+            .len(),
+        layers
+    );
+}
+
+#[test]
+fn a_directory_becomes_an_image() {
+    if !needs_root("devices and owners") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let tree = scratch.dir("tree");
+    std::fs::create_dir(tree.join("dir")).unwrap();
+    std::fs::write(tree.join("dir/file"), vec![7; 100_000]).unwrap();
+    std::fs::hard_link(tree.join("dir/file"), tree.join("link")).unwrap();
+    std::os::unix::fs::symlink("dir/file", tree.join("symlink")).unwrap();
+    std::os::unix::fs::chown(tree.join("dir"), Some(12), Some(34)).unwrap();
+    let vellum = context(&scratch, "import");
+    let request = ImportRequest {
+        source: ImportSource::Path(tree.clone()),
+        name: Some("made/of:tree".to_owned()),
+        changes: vec!["CMD [\"/bin/sh\"]".to_owned(), "ENV A=b".to_owned()],
+        message: Some("a test".to_owned()),
+        platform: None,
+    };
+    let imported = import(&vellum, &request).unwrap();
+    picture(&scratch, &vellum, "made/of:tree").assert_same(&Tree::read(&tree).unwrap(), BUT_ROOT);
+    let inspected = inspect_image(&vellum, &imported.id).unwrap();
+    assert_eq!(inspected["config"]["config"]["Cmd"][0], "/bin/sh");
+    assert_eq!(
+        history(&vellum, "made/of:tree").unwrap()[0]
+            .comment
+            .as_deref(),
+        Some("a test")
+    );
+
+    // The same tree as a tar.
+    let tar = scratch.join("tree.tar.gz");
+    vellum_testkit::clients::run(
+        std::process::Command::new("tar")
+            .arg("-czf")
+            .arg(&tar)
+            .arg("-C")
+            .arg(&tree)
+            .arg("."),
+    )
+    .unwrap();
+    let request = ImportRequest {
+        source: ImportSource::Path(tar),
+        name: Some("made/of:tar".to_owned()),
+        ..request
+    };
+    import(&vellum, &request).unwrap();
+    picture(&scratch, &vellum, "made/of:tar").assert_same(
+        &Tree::read(&tree).unwrap(),
+        Ignore {
+            nanoseconds: true,
+            ..BUT_ROOT
+        },
+    );
+}
