@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vellum_format::Prefix;
 use vellum_store::{ContainerRecord, Labels, LayerDir, Shape, TreeParts};
+use vellum_sys::Dir;
 use vellum_union::{Dialect, DirLayer, Layer, Stack};
 
 use crate::context::Context;
@@ -135,13 +136,31 @@ pub fn stack(parts: &TreeParts) -> Result<Stack> {
 
 /// Returns one directory as a union of its own: a full tree without marks of ours.
 pub fn plain_stack(dir: &Path) -> Result<Stack> {
-    let layer = DirLayer::open(dir, in_privilege(Dialect::plain()))?;
-    Ok(Stack::new(vec![Arc::new(layer)])?)
+    Ok(Stack::new(vec![layer(
+        dir,
+        in_privilege(Dialect::plain()),
+    )?])?)
 }
 
 fn open(layer: &LayerDir, engine: bool) -> Result<Arc<dyn Layer>> {
     let dialect = dialect(engine || layer.features.is_some());
-    Ok(Arc::new(DirLayer::open(&layer.dir, dialect)?))
+    self::layer(&layer.dir, dialect)
+}
+
+/// Opens a directory as a layer, the way a mount would see it: what is mounted somewhere inside is no part of it.
+fn layer(path: &Path, dialect: Dialect) -> Result<Arc<dyn Layer>> {
+    let dir = Dir::open(path)?;
+    let dir = match vellum_sys::mount::without_submounts(&dir) {
+        Ok(alone) => alone,
+        // Who may not mount is not asked to: then there is nothing of ours mounted inside either.
+        Err(e) if e.is_denied() || e.is_unsupported() => dir,
+        Err(e) => return Err(e.into()),
+    };
+    Ok(Arc::new(DirLayer::new(
+        dir,
+        path.display().to_string(),
+        dialect,
+    )))
 }
 
 fn dialect(engine: bool) -> Dialect {

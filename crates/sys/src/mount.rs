@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
-use crate::{Error, Result};
+use crate::{Dir, Error, Result};
 
 pub use overlay::{
     EffectiveOptions, KERNEL_LAYER_LIMIT, Method, MountedFacts, OverlayMount, OverlayOptions,
@@ -173,6 +173,26 @@ pub fn bind_fd(source: impl AsFd, target: &Path, options: BindOptions) -> Result
             .map_err(|e| Error::at("restrict the bind mount of", source, "", e))?;
     }
     attach(&tree, target)
+}
+
+/// Returns `dir` as its own file system has it: what is mounted somewhere inside does not show, nothing can be written through it, and
+/// reading leaves access times alone. An overlay sees its layers so.
+///
+/// Errors: EPERM without privilege over mounts; EINVAL if, in a user namespace, something of another's is mounted inside.
+pub fn without_submounts(dir: &Dir) -> Result<Dir> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(dir, "", flags)
+        .map_err(|e| Error::at("look beneath the mounts in", dir.as_fd(), "", e))?;
+    let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME;
+    set_attributes(tree.as_fd(), set, libc::MOUNT_ATTR__ATIME, false)
+        .map_err(|e| Error::at("restrict the view of", dir.as_fd(), "", e))?;
+    // The mount itself goes when `tree` is closed; what is open in it stays usable, as after a lazy unmount.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(&tree, ".", flags, Mode::empty())
+        .map_err(|e| Error::at("open", dir.as_fd(), "", e))?;
+    Dir::from_fd(root)
 }
 
 /// Puts a detached mount in its place.

@@ -255,8 +255,14 @@ impl Changes {
 
     fn both(&mut self, new: Node, old: Node, reads: Reads) -> Result<()> {
         if !(new.is_dir() && old.is_dir()) {
-            // Several names of one inode stay together: none of them is left out for looking unchanged.
-            let alone = new.is_dir() || new.stat().nlink < 2 || new.identity() == old.identity();
+            // Several names of one inode stay together: a new name of an old file is written out with the old one.
+            let alone = new.is_dir()
+                || new.identity() == old.identity()
+                || match self.content {
+                    Content::ByIdentity => new.stat().nlink < 2,
+                    // A copy of a tree has other inodes throughout; that a group has grown shows in its count.
+                    Content::ByTime => new.stat().nlink == old.stat().nlink,
+                };
             if reads == Reads::New || !(alone && same(&new, &old, self.content)?) {
                 self.emit(change(&new, ChangeKind::Modified, false));
                 // What was in an old directory is not named again; what is in a new one is.

@@ -278,3 +278,35 @@ fn two_unions_differ_as_the_upper_says() {
     assert_eq!(found, rig.listing());
     assert_eq!(compare(&stack, &stack).unwrap().count(), 0);
 }
+
+/// As the native driver has it: the new tree is a copy, so no inode is the same.
+#[test]
+fn a_copied_tree_differs_where_it_was_changed() {
+    let scratch = vellum_testkit::Scratch::new();
+    let (old, new) = (scratch.dir("old"), scratch.join("new"));
+    sample(&old);
+    fs::write(old.join("twin"), "twin").unwrap();
+    fs::hard_link(old.join("twin"), old.join("d/twin")).unwrap();
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([&old, &new])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    let found = || {
+        let stack = |root| common::stack_of(&[root], &[], vellum_union::Dialect::plain());
+        let found = compare(&stack(&old), &stack(&new)).unwrap();
+        found
+            .map(|change| {
+                change
+                    .map(|change| format!("{} {}", change.kind.letter(), change.path.display()))
+                    .unwrap()
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(found(), Vec::<String>::new());
+    // A new name for an old file brings the old one along, so that they stay one file.
+    fs::hard_link(new.join("top"), new.join("d/top2")).unwrap();
+    fs::remove_dir_all(new.join("still")).unwrap();
+    assert_eq!(found(), ["C d", "A d/top2", "D still", "C top"]);
+}

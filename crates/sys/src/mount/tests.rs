@@ -427,3 +427,28 @@ fn stat_id(path: &Path) -> u64 {
         .unwrap()
         .mnt_id
 }
+
+#[test]
+fn a_view_without_submounts_shows_what_is_covered() {
+    let Some(scratch) = can_mount() else { return };
+    let made = dirs(scratch.path(), &[b"tree/covered", b"tree/bare"]);
+    std::fs::write(made[0].join("beneath"), "b").unwrap();
+    filesystem("tmpfs", Path::new("none"), &made[0], c"mode=0700").unwrap();
+    std::fs::write(made[0].join("on-top"), "t").unwrap();
+    let dir = Dir::open(&scratch.path().join("tree")).unwrap();
+    let view = without_submounts(&dir);
+    unmount(&made[0], Detach::Yes).unwrap();
+    let view = view.unwrap();
+    let covered = view.open_dir("covered").unwrap();
+    assert!(covered.stat_opt("on-top").unwrap().is_none());
+    assert_eq!(covered.stat("beneath").unwrap().size_bytes, 1);
+    assert_eq!(covered.entries().unwrap().count(), 1);
+    crate::xattr::list(&covered, OsStr::new("beneath")).unwrap();
+    let refused = view.mkdir("new", 0o700).unwrap_err();
+    assert!(refused.is(Errno::ROFS), "{refused}");
+    drop(dir);
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut view.open_file("covered/beneath").unwrap(), &mut text)
+        .unwrap();
+    assert_eq!(text, "b");
+}
