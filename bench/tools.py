@@ -126,14 +126,10 @@ class Vellum(Tool):
     def create_mounted(self, tag):
         self.count += 1
         key = f"bench-{self.count}"
-        first = self.run("create", "--name", key, tag)
-        second = self.run("mount", key)
-        return Timed(first.seconds + second.seconds, 0, second.output), key
+        return self.run("create", "--mount", "--name", key, tag), key
 
     def unmount_remove(self, key):
-        first = self.run("umount", key)
-        second = self.run("rm", key)
-        return Timed(first.seconds + second.seconds, 0, "")
+        return self.run("rm", "--force", key)
 
     def changed(self, tag, change):
         timed, key = self.create_mounted(tag)

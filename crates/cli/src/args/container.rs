@@ -19,6 +19,9 @@ pub struct Create {
     /// The container's name [default: made from the image's]
     #[arg(long, short, value_name = "NAME")]
     pub name: Option<String>,
+    /// Mount it too, and print the directory instead of the name
+    #[arg(long)]
+    pub mount: bool,
     /// Limit of the container's own layer (needs project quotas): 512M, 10G; 0 for none
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub size: Option<u64>,

@@ -42,14 +42,28 @@ pub fn create(ctx: &Context, args: args::Create) -> Outcome {
         volumes: Vec::new(),
     };
     let created = make(ctx, &request)?;
-    let mut out = stdout();
-    if args.output.json {
-        out.json(&created)?;
+    let mounted = if args.mount {
+        Some(mounts::mount_container(ctx, &created.name, None, false)?)
     } else {
-        out.line(&created.name)?;
+        None
+    };
+    let mut out = stdout();
+    match (&mounted, args.output.json) {
+        (Some(mounted), true) => out.json(&CreatedAndMounted { created, mounted })?,
+        (None, true) => out.json(&created)?,
+        (Some(mounted), false) => out.line(mounted.path.as_os_str().as_bytes())?,
+        (None, false) => out.line(&created.name)?,
     }
     out.done()?;
     Ok(DONE)
+}
+
+/// What `create --mount --json` prints: the container's fields and its mount.
+#[derive(serde::Serialize)]
+struct CreatedAndMounted<'a, C> {
+    #[serde(flatten)]
+    created: C,
+    mounted: &'a mounts::Mounted,
 }
 
 /// `mount`
