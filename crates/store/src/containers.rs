@@ -201,15 +201,15 @@ impl Store {
         }
         self.read(|tx| check_new(self, tx, container))?;
         let (placed, parents) = self.place(key, Kind::Active, options)?;
-        let record = self.write(|tx| {
+        let recorded = self.write(|tx| {
             check_new(self, tx, container)?;
             let snapshot = self.record_placed(tx, &placed.record, options)?;
             insert(tx, container, snapshot, now_ns())?;
             get_container(tx, &container.id)
-        })?;
+        });
         let parts = self.placed_parts(&placed, &parents);
-        placed.keep();
-        sidecar::write(self.layout(), &ContainerFile::from(&record))?;
+        let record = placed.settle(recorded)?;
+        sidecar::follow(self.layout(), &ContainerFile::from(&record));
         Ok((record, parts))
     }
 
@@ -296,17 +296,18 @@ impl Store {
     }
 
     fn container_changed(&self, id: &str) -> Result<()> {
-        match self.read(|tx| find_container(tx, id))? {
-            Some(container) => sidecar::write(self.layout(), &ContainerFile::from(&container)),
-            None => Ok(()), // removed meanwhile
+        // None: removed meanwhile.
+        if let Some(container) = self.read(|tx| find_container(tx, id))? {
+            sidecar::follow(self.layout(), &ContainerFile::from(&container));
         }
+        Ok(())
     }
 
     /// Removes a container and its snapshot in one transaction, then the tree. Its volumes stay.
     ///
     /// Durable on return; see [`Store::remove`] for what is swept when. Errors: `NotFound`, `HasChildren`.
     pub fn remove_container(&self, id: &str, sweep: Sweep) -> Result<ContainerRecord> {
-        let (container, row) = self.write(|tx| {
+        let (container, row) = self.write_freeing(|tx| {
             let container = get_container(tx, id)?;
             let row = rows::get(tx, &container.snapshot)?;
             let (count, child) = rows::children(tx, row.id)?;
@@ -317,7 +318,7 @@ impl Store {
             Ok((container, row))
         })?;
         sidecar::remove(self.layout(), &sidecar::container_name(id))?;
-        self.discard_tree(&row.record, sweep)?;
+        self.discard_or_leave(&row.record, sweep);
         Ok(container)
     }
 
@@ -383,7 +384,7 @@ impl Store {
     /// Removes a volume and its data. Errors: `NotFound`; `InUse` while a container has it.
     pub fn remove_volume(&self, name: &str) -> Result<()> {
         check_volume_name(name)?;
-        self.write(|tx| {
+        self.write_freeing(|tx| {
             find_volume(self, tx, name)?.ok_or_else(|| StoreError::not_found(Subject::Volume, name))?;
             let user: Option<String> = tx
                 .query_row(

@@ -228,6 +228,17 @@ pub enum StoreError {
     /// A system call on a tree failed; the text names it and the path.
     #[error(transparent)]
     Sys(#[from] vellum_sys::Error),
+    /// The last write of a transaction failed so that nobody can say yet whether it counts.
+    ///
+    /// Nothing was taken back: the next successful command on the store settles it, and gc takes what is left over.
+    #[error(
+        "database: the disk failed at the last step of a change; whether it counts is settled by the next command"
+    )]
+    Uncertain {
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
     /// The database said no.
     #[error("database: {op}")]
     Database {
@@ -266,16 +277,18 @@ impl StoreError {
             Self::Damaged { .. } | Self::DigestMismatch { .. } => Class::Damaged,
             Self::Io { source, .. } => class_of(source),
             Self::Sys(error) => class_of(&error.source),
-            Self::Database { source, .. } => match source.sqlite_error_code() {
-                Some(rusqlite::ErrorCode::DiskFull) => Class::NoSpace,
-                Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
-                    Class::Busy
+            Self::Database { source, .. } | Self::Uncertain { source } => {
+                match source.sqlite_error_code() {
+                    Some(rusqlite::ErrorCode::DiskFull) => Class::NoSpace,
+                    Some(
+                        rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked,
+                    ) => Class::Busy,
+                    Some(
+                        rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase,
+                    ) => Class::Damaged,
+                    _ => Class::Internal,
                 }
-                Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
-                    Class::Damaged
-                }
-                _ => Class::Internal,
-            },
+            }
         }
     }
 

@@ -124,7 +124,9 @@ impl Store {
         let doomed = if dry_run {
             self.read(find_doomed)?
         } else {
-            self.write(|tx| {
+            self.write_freeing(|tx| {
+                // Always something: whatever an interrupted commit left in the log is settled before litter is judged.
+                crate::schema::write_mark(tx).db("collect")?;
                 let doomed = find_doomed(tx)?;
                 bury(tx, &doomed)?;
                 Ok(doomed)
@@ -161,13 +163,16 @@ impl Store {
                     };
                     let fate = match dry_run {
                         true => Fate::Would,
-                        false => Fate::of(self.discard_named(&path, |tx| {
-                            Ok(if blob {
-                                has_blob(tx, &digest)?
-                            } else {
-                                has_recipe(tx, digest.hex())?
+                        false => Fate::of(
+                            self.discard_named(&path, |tx| {
+                                Ok(if blob {
+                                    has_blob(tx, &digest)?
+                                } else {
+                                    has_recipe(tx, digest.hex())?
+                                })
                             })
-                        })),
+                            .map(|gone| gone.unwrap_or(true)),
+                        ),
                     };
                     let usage = Some(Usage { bytes, inodes: 1 });
                     match blob {
@@ -190,6 +195,9 @@ impl Store {
         garbage.extend(files(doomed.blobs, true));
         garbage.extend(files(doomed.recipes, false));
         garbage.extend(self.collect_litter(dry_run)?);
+        if !dry_run {
+            self.inner.reserve.fill();
+        }
         Ok(garbage)
     }
 
@@ -201,12 +209,16 @@ impl Store {
             .collect())
     }
 
-    /// Removes a file or directory whose name may come again, unless a record of it has appeared.
+    /// Removes a file or directory whose name may come again, unless its maker lives or a record of it has appeared:
+    /// then `None`. Else true if it is gone, false if part of it is mounted over.
     fn discard_named(
         &self,
         path: &Path,
         recorded: impl FnOnce(&Transaction<'_>) -> Result<bool>,
-    ) -> Result<bool> {
+    ) -> Result<Option<bool>> {
+        let Some(_lock) = tx::try_own(path)? else {
+            return Ok(None);
+        };
         let trashed = self.write(|tx| {
             if recorded(tx)? {
                 Ok(None)
@@ -214,9 +226,10 @@ impl Store {
                 tx::to_trash(&self.layout().trash(), path)
             }
         })?;
-        trashed.map_or(Ok(true), |trashed| {
-            tx::remove_trashed(self.layout(), &trashed)
-        })
+        match trashed {
+            None => Ok(None),
+            Some(trashed) => tx::remove_trashed(self.layout(), &trashed).map(Some),
+        }
     }
 
     fn collect_litter(&self, dry_run: bool) -> Result<Vec<Garbage>> {
@@ -350,16 +363,20 @@ impl Store {
         if self.read(&recorded)? {
             return Ok(());
         }
-        let Some(_lock) = tx::try_own(&path)? else {
-            return Ok(());
-        };
         let fate = if dry_run {
+            let Some(_lock) = tx::try_own(&path)? else {
+                return Ok(());
+            };
             if self.read(&recorded)? {
                 return Ok(());
             }
             Fate::Would
         } else {
-            Fate::of(self.discard_named(&path, recorded))
+            match self.discard_named(&path, recorded) {
+                Ok(None) => return Ok(()),
+                Ok(Some(gone)) => Fate::of(Ok(gone)),
+                Err(e) => Fate::of(Err(e)),
+            }
         };
         found.push(Litter { path, why, fate });
         Ok(())

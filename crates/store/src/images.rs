@@ -116,7 +116,10 @@ impl Store {
     /// Writes the image's record file after its records, or takes it away with them.
     pub(crate) fn image_changed(&self, id: &Digest) -> Result<()> {
         match self.read(|tx| load(tx, id))? {
-            Some(image) => sidecar::write(self.layout(), &ImageFile::from(&image)),
+            Some(image) => {
+                sidecar::follow(self.layout(), &ImageFile::from(&image));
+                Ok(())
+            }
             None => sidecar::remove(self.layout(), &sidecar::image_name(id)),
         }
     }
@@ -202,7 +205,7 @@ impl Store {
 
     /// Takes a name away and returns the image that had it. The image stays. Errors: `NotFound`.
     pub fn untag(&self, tag: &str) -> Result<Digest> {
-        let image = self.write(|tx| {
+        let image = self.write_freeing(|tx| {
             let image = holder(tx, tag)?.ok_or_else(|| StoreError::not_found(Subject::Tag, tag))?;
             tx.execute("DELETE FROM tags WHERE name = ?1", [tag])
                 .db("remove a name")?;
@@ -216,7 +219,7 @@ impl Store {
     ///
     /// Errors: `NotFound`; `InUse` while a container was made from it.
     pub fn remove_image(&self, id: &Digest) -> Result<ImageRecord> {
-        let image = self.write(|tx| {
+        let image = self.write_freeing(|tx| {
             let image = load(tx, id)?.ok_or_else(|| StoreError::not_found(Subject::Image, id))?;
             let users = strings(
                 tx,

@@ -268,7 +268,16 @@ impl Store {
                 .iter()
                 .map(|one| self.record_layer(tx, one))
                 .collect::<Result<Vec<_>>>()
-        })?;
+        });
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                if matches!(error, StoreError::Uncertain { .. }) {
+                    ready.into_iter().for_each(|one| one.placed.keep());
+                }
+                return Err(error);
+            }
+        };
         for (one, registered) in ready.into_iter().zip(&done) {
             let Registered::New(_) = registered else {
                 continue;

@@ -35,6 +35,10 @@ impl Layout {
         self.root.join("vellum.db")
     }
 
+    pub fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
     pub fn staging(&self) -> PathBuf {
         self.root.join("staging")
     }

@@ -4,12 +4,7 @@
 //! before the database says so, and synced together with the tree, so a recorded tree always has one; after a crash
 //! between the two it may be one step ahead, which `check` puts right.
 
-use std::{
-    fs,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +14,7 @@ use crate::{
     error::{IoContext, Result, StoreError},
     layout::Layout,
     snapshot::{Keep, Kind, Labels, MountFeatures, SnapshotKey, Usage},
+    tx::Staged,
 };
 
 /// Version of the file's form. An older program refuses a newer one.
@@ -109,28 +105,15 @@ impl TreeRecord {
     /// Replaces the record atomically; synced only if `sync`. Returns the open new file.
     pub fn replace(&self, layout: &Layout, sync: bool) -> Result<fs::File> {
         let path = layout.record(&self.tree);
-        let fresh: PathBuf = layout
-            .staging()
-            .join(format!("record-{}", TreeId::random()));
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&fresh)
-            .on("create", &fresh)?;
-        let written = file
-            .write_all(&self.to_bytes()?)
-            .on("write", &fresh)
-            .and_then(|()| {
-                if sync {
-                    file.sync_all().on("sync", &fresh)?;
-                }
-                fs::rename(&fresh, &path).on("replace", &path)
-            });
-        if written.is_err() {
-            let _ = fs::remove_file(&fresh); // the first error is the one to tell; a leftover is swept
+        // Staged under a lock like everything else: a sweep by another process must not take it.
+        let (mut staged, mut file) = Staged::file(layout, &format!("record-{}", TreeId::random()))?;
+        file.write_all(&self.to_bytes()?)
+            .on("write", staged.path())?;
+        if sync {
+            file.sync_all().on("sync", staged.path())?;
         }
-        written.map(|()| file)
+        staged.publish_shared(&path)?;
+        Ok(file)
     }
 
     /// Reads a record.

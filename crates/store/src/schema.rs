@@ -208,27 +208,61 @@ impl Database {
     }
 
     /// Runs `write` inside one write transaction and commits it: durable on return. An error undoes everything.
+    ///
+    /// Except `Uncertain`: then the commit failed half-way, and so did the attempt to settle it. A transaction whose last
+    /// sync failed may still lie whole in the log, and would count if the log were read anew; only a later transaction
+    /// overwrites it. So after a failed commit another one is written at once, and what can't be settled is said to be so,
+    /// for the caller must not take away a tree whose record may yet turn up.
     pub fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let mut connection = self.take()?;
         let queue = unpoisoned(&self.writer);
-        let result = (|| {
-            let tx = connection
-                .transaction_with_behavior(TransactionBehavior::Immediate)
-                .map_err(|e| self.explain(e))?;
-            let value = write(&tx)?;
-            tx.commit().map_err(|source| match self.explain(source) {
-                StoreError::Database { source, .. } => StoreError::Database {
-                    op: "commit",
-                    source,
-                },
-                other => other,
-            })?;
-            Ok(value)
-        })();
+        let result = self.write_on(&mut connection, write);
         drop(queue);
         self.give_back(connection);
         result
     }
+
+    fn write_on<T>(
+        &self,
+        connection: &mut Connection,
+        write: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let tx = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|e| self.explain(e))?;
+        let value = write(&tx)?;
+        let Err(source) = tx.commit() else {
+            return Ok(value);
+        };
+        // A write that found no room never got to the frame that would make the transaction count.
+        let full = source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
+        if !full && settle(connection).is_err() {
+            return Err(StoreError::Uncertain { source });
+        }
+        Err(match self.explain(source) {
+            StoreError::Database { source, .. } => StoreError::Database {
+                op: "commit",
+                source,
+            },
+            other => other,
+        })
+    }
+}
+
+/// Writes a transaction of no meaning over whatever a failed one left in the log.
+fn settle(connection: &mut Connection) -> rusqlite::Result<()> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    write_mark(&tx)?;
+    tx.commit()
+}
+
+/// Makes sure that a transaction writes something.
+pub(crate) fn write_mark(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    tx.execute(
+        "INSERT OR REPLACE INTO store (name, value) VALUES ('settled', ?1)",
+        [crate::rows::now_ns().to_string()],
+    )
+    .map(drop)
 }
 
 /// True on file systems where several machines may open the same file: no shared memory, locks of doubtful worth.

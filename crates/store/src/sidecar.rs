@@ -6,7 +6,6 @@
 use std::{
     fs,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
 };
 
@@ -20,6 +19,7 @@ use crate::{
     images::{ImageLayer, ImageRecord, LayerBlob},
     layout::Layout,
     snapshot::SnapshotKey,
+    tx::Staged,
 };
 
 /// Version of both forms.
@@ -164,24 +164,23 @@ pub(crate) fn container_name(id: &str) -> String {
     format!("container-{}.json", Digest::of(id.as_bytes()).hex())
 }
 
+/// Writes a record file after the records it follows have changed. Failing is no failure of the change: `check` mends it.
+pub(crate) fn follow<T: Sidecar>(layout: &Layout, value: &T) {
+    if let Err(error) = write(layout, value) {
+        tracing::warn!(
+            error = crate::error::chain(&error),
+            "record file not written; check puts it right"
+        );
+    }
+}
+
 /// Writes a record file, replacing what is there. Not synced.
 pub(crate) fn write<T: Sidecar>(layout: &Layout, value: &T) -> Result<()> {
     let path = layout.records().join(value.name());
     let bytes = serde_json::to_vec_pretty(value).map_err(|e| StoreError::Invalid(e.to_string()))?;
-    let fresh = layout
-        .staging()
-        .join(format!("record-{}", TreeId::random()));
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&fresh)
-        .and_then(|mut file| file.write_all(&bytes))
-        .and_then(|()| fs::rename(&fresh, &path));
-    if written.is_err() {
-        let _ = fs::remove_file(&fresh); // the first error is the one to tell; a leftover is swept
-    }
-    written.on("write", path)
+    let (mut staged, mut file) = Staged::file(layout, &format!("record-{}", TreeId::random()))?;
+    file.write_all(&bytes).on("write", staged.path())?;
+    staged.publish_shared(&path)
 }
 
 /// Removes a record file; one that is not there is no error.

@@ -101,6 +101,14 @@ impl Placed {
         }
     }
 
+    /// Keeps the tree if it is recorded, or may be, and takes it away if it is not.
+    pub fn settle<T>(self, recorded: Result<T>) -> Result<T> {
+        if matches!(recorded, Ok(_) | Err(StoreError::Uncertain { .. })) {
+            self.keep();
+        }
+        recorded
+    }
+
     /// The record is in the database: everything stays.
     pub fn keep(self) {
         self.undo.disarm();
@@ -124,9 +132,9 @@ impl Store {
 
     fn make(&self, key: &SnapshotKey, kind: Kind, options: &PrepareOptions) -> Result<TreeParts> {
         let (placed, parents) = self.place(key, kind, options)?;
-        self.write(|tx| self.record_placed(tx, &placed.record, options).map(drop))?;
+        let recorded = self.write(|tx| self.record_placed(tx, &placed.record, options).map(drop));
         let parts = self.placed_parts(&placed, &parents);
-        placed.keep();
+        placed.settle(recorded)?;
         Ok(parts)
     }
 
@@ -307,6 +315,7 @@ impl Store {
         });
         let committed = match committed {
             Ok(committed) => committed,
+            Err(error @ StoreError::Uncertain { .. }) => return Err(error),
             Err(error) => {
                 // The record file is one step ahead; check would put it right, and so do we.
                 if let Err(e) = row.record.replace(self.layout(), false) {
@@ -325,7 +334,7 @@ impl Store {
     /// rest waits in the trash for a later sweep, and the call succeeds. Errors: `NotFound`, `HasChildren`, `InUse` (an
     /// image or a container needs it).
     pub fn remove(&self, key: &SnapshotKey, sweep: Sweep) -> Result<()> {
-        let row = self.write(|tx| {
+        let row = self.write_freeing(|tx| {
             let row = rows::get(tx, key)?;
             let (count, child) = rows::children(tx, row.id)?;
             policy_remove(key, count, child)?;
@@ -339,7 +348,15 @@ impl Store {
             delete_row(tx, row.id)?;
             Ok(row)
         })?;
-        self.discard_tree(&row.record, sweep)
+        self.discard_or_leave(&row.record, sweep);
+        Ok(())
+    }
+
+    /// Discards the tree of a removed record. The removal stands whatever happens here: gc takes what is left.
+    pub(crate) fn discard_or_leave(&self, record: &TreeRecord, sweep: Sweep) {
+        if let Err(error) = self.discard_tree(record, sweep) {
+            tracing::warn!(tree = %record.tree, error = crate::error::chain(&error), "left for the next gc");
+        }
     }
 
     /// Takes the tree of a record that is no more to the trash, and sweeps it if asked.
@@ -387,7 +404,12 @@ impl Store {
             rows::update(tx, row.id, &row.record, parent)?;
             Ok(row)
         })?;
-        row.record.replace(self.layout(), false)?;
+        if let Err(error) = row.record.replace(self.layout(), false) {
+            tracing::warn!(
+                error = crate::error::chain(&error),
+                "record file not written; check puts it right"
+            );
+        }
         Ok(row.info())
     }
 

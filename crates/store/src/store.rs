@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     driver::{self, DriverKind},
-    error::{DbContext, IoContext, Result, StoreError},
+    error::{Class, DbContext, IoContext, Result, StoreError},
     layout::{self, Layout},
     schema::Database,
     tx::{self, Journal},
@@ -50,6 +50,7 @@ pub(crate) struct Inner {
     pub database: Database,
     pub driver: DriverKind,
     pub journal: Journal,
+    pub reserve: Reserve,
 }
 
 impl Store {
@@ -78,14 +79,19 @@ impl Store {
         }
         let database = Database::open(&layout, options.create, options.busy_timeout_ms)?;
         let journal = Journal::of(layout.root());
+        let reserve = Reserve::new(layout.reserve());
         let store = Self {
             inner: Arc::new(Inner {
                 layout,
                 database,
                 driver: options.driver,
                 journal,
+                reserve,
             }),
         };
+        if !layout::exists(&store.layout().driver(options.driver))? {
+            store.inner.reserve.fill();
+        }
         store.ensure_home(options.driver)?;
         Ok(store)
     }
@@ -169,10 +175,77 @@ impl Store {
     }
 }
 
+/// Space kept back so that things can be removed from a full disk: forgetting needs a few blocks, too.
+pub(crate) struct Reserve {
+    path: PathBuf,
+}
+
+impl Reserve {
+    /// Enough for a transaction that removes many records, and for the directory entries of the trash.
+    const BYTES: u64 = 1 << 20;
+
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Takes the space, if it is not taken. A disk without room for it is no error.
+    pub fn fill(&self) {
+        use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+        if std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|facts| facts.blocks() * 512 >= Self::BYTES)
+        {
+            return;
+        }
+        let filled = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&self.path)
+            .and_then(|file| {
+                Ok(rustix::fs::fallocate(
+                    &file,
+                    rustix::fs::FallocateFlags::empty(),
+                    0,
+                    Self::BYTES,
+                )?)
+            });
+        if let Err(error) = filled {
+            tracing::debug!(%error, "no space is kept back");
+            let _ = std::fs::remove_file(&self.path); // half of it would only look like all of it
+        }
+    }
+
+    /// Gives the space up. Returns false if there was none.
+    pub fn spend(&self) -> bool {
+        let Ok(file) = std::fs::OpenOptions::new().write(true).open(&self.path) else {
+            return false;
+        };
+        let had = file.metadata().is_ok_and(|facts| facts.len() > 0);
+        // Synced, since some file systems give freed blocks out only then.
+        had && file.set_len(0).is_ok() && file.sync_all().is_ok()
+    }
+}
+
 fn has_records(layout: &Layout) -> Result<bool> {
     Ok(tx::entries(&layout.records())?
         .iter()
         .any(|path| path.extension().is_some_and(|end| end == "json")))
+}
+
+impl Store {
+    /// Like `write`, for what frees space: on a full disk the reserve is spent and the transaction tried again.
+    pub(crate) fn write_freeing<T>(
+        &self,
+        write: impl Fn(&rusqlite::Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        match self.write(&write) {
+            Err(error) if error.class() == Class::NoSpace && self.inner.reserve.spend() => {
+                self.write(&write)
+            }
+            other => other,
+        }
+    }
 }
 
 impl std::fmt::Debug for Store {

@@ -16,6 +16,7 @@
 
 pub mod churn;
 pub mod clients;
+pub mod fault;
 pub mod kernel;
 pub mod model;
 pub mod rng;

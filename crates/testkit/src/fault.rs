@@ -1,0 +1,113 @@
+//! Faults below a shipped program: the n-th system call of a kind kills it, or fails.
+//!
+//! The program is run under `strace`, which counts and injects, so nothing in it knows that it is tested. A kill comes at
+//! the call's entry: the call does not happen, nothing after it does. Counting is by thread, so in a program of several
+//! threads "the n-th" means of whichever thread gets there first.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+/// What happens at the n-th call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// SIGKILL, as if the power went.
+    Kill,
+    /// The call fails with this error (`ENOSPC`, `EIO`) and is not made; later ones succeed.
+    Fail(&'static str),
+    /// The call and all later ones of its kind fail with this error.
+    FailFrom(&'static str),
+}
+
+/// What became of a run.
+#[derive(Debug)]
+pub struct Run {
+    /// Whether the program got as far as the n-th call.
+    pub hit: bool,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it said on stderr.
+    pub stderr: String,
+}
+
+/// The kinds of calls that change something on disk, each with the names it goes by.
+pub const CHANGES: [&str; 10] = [
+    "mkdir,mkdirat",
+    "rename,renameat,renameat2",
+    "link,linkat",
+    "symlink,symlinkat",
+    "unlink,unlinkat,rmdir",
+    "write",
+    "pwrite64",
+    "fsync,fdatasync",
+    "syncfs",
+    "ftruncate",
+];
+
+/// True if strace is there and may trace here; otherwise the test is reported as untested.
+pub fn available() -> bool {
+    let tried = Command::new("strace")
+        .args(["-qq", "-o", "/dev/null", "true"])
+        .status();
+    if tried.is_ok_and(|status| status.success()) {
+        return true;
+    }
+    crate::untested(
+        "faults below a program",
+        "strace is missing or may not trace",
+    );
+    false
+}
+
+/// Runs `program` with `arguments`, and `effect` at the `n`-th (from 1) of the calls named in `calls`.
+///
+/// Panics if strace can't be started.
+pub fn run<A: AsRef<OsStr>>(
+    program: &Path,
+    arguments: &[A],
+    environment: &[(&str, &OsStr)],
+    calls: &str,
+    effect: Effect,
+    n: u32,
+) -> Run {
+    let log = tempfile::NamedTempFile::new().expect("a place for strace's output");
+    let what = match effect {
+        Effect::Kill => format!("signal=SIGKILL:when={n}"),
+        Effect::Fail(error) => format!("error={error}:when={n}"),
+        Effect::FailFrom(error) => format!("error={error}:when={n}+"),
+    };
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o"])
+        .arg(log.path())
+        .arg(format!("-etrace={calls}"))
+        .arg(format!("-einject={calls}:{what}"))
+        .arg(program)
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .output()
+        .expect("strace starts");
+    let text = std::fs::read(log.path()).expect("strace's output");
+    let text = String::from_utf8_lossy(&text);
+    let hit = match effect {
+        Effect::Kill => text.contains("killed by SIGKILL"),
+        Effect::Fail(_) | Effect::FailFrom(_) => text.contains("(INJECTED)"),
+    };
+    Run {
+        hit,
+        status: output.status,
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Runs `attempt` for n = 1, 2, ... until the program is no longer hit, and returns how often it was.
+///
+/// `attempt` sets up, calls [`run`] with its n, looks at what is left, and returns what `run` returned. Panics after
+/// `limit` hits: then the test is not what it is meant to be.
+pub fn each(limit: u32, mut attempt: impl FnMut(u32) -> Run) -> u32 {
+    for n in 1..=limit {
+        if !attempt(n).hit {
+            return n - 1;
+        }
+    }
+    panic!("still hit after {limit} runs");
+}
