@@ -90,7 +90,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "create",
         "  vellum create debian:12 --name box
   vellum create --from ./src --name scratch      a writable copy of a directory, at once
-  cd "$(vellum create --mount debian:12)"        and its tree at once
+  cd \"$(vellum create --mount debian:12)\"        and its tree at once
   vellum create debian:12 --size 2G",
     ),
     (
