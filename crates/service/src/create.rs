@@ -193,10 +193,10 @@ fn adopt_root(parts: &TreeParts) -> Result<()> {
     let root = below.root()?;
     let dir = Dir::open(&upper.dir)?;
     let now = dir.stat_self()?;
-    let wanted = root.stat();
-    for (name, value) in root.xattrs()? {
-        let stored = container::prefix().escape(&name);
-        xattr::set_fd(&dir, &stored, &value, SetMode::Any)?;
+    // As stored, not as shown: what is only recorded below is recorded here too.
+    let (wanted, xattrs) = root.stored()?;
+    for (name, value) in xattrs {
+        xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
     }
     if (now.uid, now.gid) != (wanted.uid, wanted.gid) {
         rooted::set_owner_fd(&dir, wanted.uid, wanted.gid)?;

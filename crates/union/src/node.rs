@@ -198,6 +198,27 @@ impl Node {
         Ok(found)
     }
 
+    /// Returns what has to be set on another object, in a layer of the same dialect, to make it show as this one does:
+    /// attributes and xattrs as they are stored, records included, marks left out.
+    pub fn stored(&self) -> Result<(Stat, BTreeMap<OsString, Vec<u8>>)> {
+        let (dir, name) = self.place();
+        let stat = match &self.what {
+            What::Dir { parts, .. } => parts[0].dir.stat.clone(),
+            What::File { file, .. } => file.stat.clone(),
+        };
+        let prefix = self.layer.dialect().prefix;
+        let mut xattrs = BTreeMap::new();
+        for stored in dir.xattr_names(name).map_err(|error| self.io(error))? {
+            if prefix.is_some_and(|prefix| prefix.is_control(&stored)) {
+                continue;
+            }
+            if let Some(value) = dir.xattr(name, &stored).map_err(|error| self.io(error))? {
+                xattrs.insert(stored, value);
+            }
+        }
+        Ok((stat, xattrs))
+    }
+
     /// Returns the target of a symbolic link.
     pub fn read_link(&self) -> Result<OsString> {
         match (&self.what, self.kind()) {

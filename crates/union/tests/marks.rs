@@ -179,6 +179,13 @@ fn records_are_shown_as_what_they_record() {
     );
     let dir = get(&stack, "d").unwrap();
     assert_eq!((dir.stat().uid, dir.stat().mode), (7, 0o1777));
+    // To make another directory look like it, set what is stored.
+    let (stat, stored) = dir.stored().unwrap();
+    assert_ne!(stat.uid, 7);
+    assert_eq!(
+        stored.into_keys().collect::<Vec<_>>(),
+        ["user.containers.override_stat"]
+    );
     // Where records are not read, they are xattrs like any other.
     let plain = get(&two(&scratch, USER), "dev").unwrap();
     assert_eq!(
@@ -221,6 +228,11 @@ fn marks_are_hidden_and_inner_ones_unescaped() {
         .into_keys()
         .collect();
     assert_eq!(xattrs, ["user.overlay.opaque", "user.plain"]);
+    let (_, stored) = get(&stack, "d").unwrap().stored().unwrap();
+    assert_eq!(
+        stored.into_keys().collect::<Vec<_>>(),
+        ["user.overlay.overlay.opaque", "user.plain"]
+    );
     assert_eq!(names(&stack, "d"), ["shows"]);
 }
 

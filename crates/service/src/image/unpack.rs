@@ -466,8 +466,9 @@ fn lend_attributes(layer: &Dir, paths: &[PathBuf], below: &Stack) -> Result<()> 
             continue;
         };
         let dir = layer.open_dir(path)?;
-        let stat = node.stat();
-        for (name, value) in node.xattrs()? {
+        // As stored, not as shown: what could not be set below and is recorded there can't be set here either.
+        let (stat, xattrs) = node.stored()?;
+        for (name, value) in xattrs {
             vellum_sys::xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
         }
         vellum_sys::rooted::set_owner_fd(&dir, stat.uid, stat.gid)?;
