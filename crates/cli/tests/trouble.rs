@@ -333,3 +333,44 @@ fn a_store_copied_to_another_disk_mounts_again() {
 fn same(expect: &Tree, dir: &Path) {
     expect.assert_same(&Tree::read(dir).unwrap(), Ignore::default());
 }
+
+#[test]
+fn a_foreign_mount_over_a_container_is_neither_taken_for_it_nor_taken_away() {
+    let Some(world) = World::new() else { return };
+    let merged = world.mounted("box");
+    std::fs::write(merged.join("own"), "own").unwrap();
+    let foreign = world.scratch.dir("foreign");
+    let tree = merged.parent().unwrap();
+    for (cover, named) in [
+        (merged.as_path(), "merged is covered"),
+        (tree, "is covered"),
+    ] {
+        mount::bind(&foreign, cover, BindOptions::default()).unwrap();
+        for verb in ["mount", "umount"] {
+            let complaint = world.fails(&[verb, "box"]);
+            assert!(complaint.contains(named), "{complaint}");
+            assert!(
+                complaint.contains(&format!("umount {}", cover.display())),
+                "{complaint}"
+            );
+        }
+        assert!(
+            mount::is_mount_point(cover).unwrap(),
+            "the foreign mount stays"
+        );
+        assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 0);
+        mount::unmount(cover, Detach::No).unwrap();
+        assert_eq!(std::fs::read_to_string(merged.join("own")).unwrap(), "own");
+    }
+    world.ok(&["umount", "box"]);
+    let again = PathBuf::from(world.ok(&["mount", "box"]));
+    assert_eq!(std::fs::read_to_string(again.join("own")).unwrap(), "own");
+    let view = world.scratch.dir("view");
+    world.ok(&["mount", "box", view.to_str().unwrap()]);
+    world.ok(&["rm", "--force", "box"]);
+    gone(&world, "box");
+    assert!(
+        !mount::is_mount_point(&view).unwrap(),
+        "views elsewhere go, too"
+    );
+}

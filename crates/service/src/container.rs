@@ -13,6 +13,7 @@ use vellum_union::{Dialect, DirLayer, Layer, Stack};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::place;
 
 /// What is kept with a container besides the store's own record; JSON in the record's `config`.
 ///
@@ -86,7 +87,11 @@ impl Settings {
 
 /// Returns the parts of a container's tree; for a copy of a directory, that directory is its only lower layer.
 pub fn parts(ctx: &Context, record: &ContainerRecord) -> Result<TreeParts> {
-    let mut parts = ctx.store()?.tree(&record.snapshot)?;
+    let store = ctx.store()?;
+    let info = store.stat(&record.snapshot)?;
+    let home = store.driver_home(info.driver);
+    place::uncovered(&home, &home.join(info.tree.as_str()))?;
+    let mut parts = store.tree(&record.snapshot)?;
     let Some(BytesPath(from)) = Settings::of(record)?.from else {
         return Ok(parts);
     };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::Serialize;
 use vellum_store::{ContainerRecord, Labels, Sweep};
+use vellum_sys::mount::Detach;
 use vellum_sys::mountinfo;
 
 use crate::container::Settings;
@@ -27,8 +28,19 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
             hint: "end that first".into(),
         });
     }
+    let mut elsewhere = Vec::new();
+    let parts = match container::parts(ctx, &record) {
+        Err(Error::Covered { covers, .. }) if force => {
+            for cover in &covers {
+                vellum_sys::mount::unmount(&cover.mount_point, Detach::Yes)?;
+            }
+            container::parts(ctx, &record)
+        }
+        Err(covered @ Error::Covered { .. }) => return Err(covered),
+        found => found,
+    };
     // A damaged tree must not keep its record alive.
-    if let Ok(parts) = container::parts(ctx, &record) {
+    if let Ok(parts) = parts {
         let places = mount::places(&parts, &mountinfo::read()?);
         if !places.is_empty() {
             if !force {
@@ -39,7 +51,7 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
                     hint: "`vellum umount` it first, or use --force".into(),
                 });
             }
-            mount::umount_locked(ctx, &record, true)?;
+            elsewhere = places;
         }
     }
     let info = ctx.store()?.stat(&record.snapshot)?;
@@ -48,6 +60,9 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
         .driver_home(info.driver)
         .join(info.tree.as_str());
     release(&dir)?;
+    for place in elsewhere.iter().filter(|place| !place.starts_with(&dir)) {
+        vellum_sys::mount::unmount(place, Detach::Yes)?;
+    }
     let removed = ctx.store()?.remove_container(&record.id, Sweep::Now)?;
     run_dir::forget(ctx, &record.id);
     Ok(removed)

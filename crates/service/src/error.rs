@@ -169,8 +169,8 @@ pub enum Error {
         path: PathBuf,
         /// What lies over it, topmost first.
         covers: Vec<crate::home::Cover>,
-        /// Where it is noted what was there before.
-        note: PathBuf,
+        /// Where it is noted what was there before, if it is the store itself that is covered.
+        note: Option<PathBuf>,
     },
 
     /// The file system that held the store is gone.
@@ -235,9 +235,9 @@ fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
             Some("`vellum import` makes an image of a plain tar or directory".into())
         }
         SourceError::NoPlatform { .. } => Some("choose one of them with --platform".into()),
-        SourceError::Registry(RegistryError::Denied { registry, .. }) => {
-            Some(format!("`docker login {registry}` or `podman login {registry}` stores a login that Vellum uses"))
-        }
+        SourceError::Registry(RegistryError::Denied { registry, .. }) => Some(format!(
+            "`docker login {registry}` or `podman login {registry}` stores a login that Vellum uses"
+        )),
         SourceError::Registry(RegistryError::Failed { registry, .. }) => Some(format!(
             "if {registry} speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/configuration.md)"
         )),
@@ -287,15 +287,19 @@ impl Error {
             ),
             Self::Ambiguous { .. } => Some("write more of it".into()),
             Self::NameTaken { .. } => Some("choose another name, or remove or rename that one".into()),
-            Self::Covered { covers, note, .. } => Some(format!(
-                "{}: what runs goes on, and the next command finds the store again; if it is meant to lie there, remove {}",
-                covers
-                    .iter()
-                    .map(|cover| format!("umount {}", shell_word(&cover.mount_point)))
-                    .collect::<Vec<_>>()
-                    .join(" && "),
-                note.display()
-            )),
+            Self::Covered { covers, note, .. } => {
+                let way: Vec<_> =
+                    covers.iter().map(|cover| format!("umount {}", shell_word(&cover.mount_point))).collect();
+                let way = way.join(" && ");
+                Some(match note {
+                    None => way,
+                    Some(note) => format!(
+                        "{way}: what runs goes on, and the next command finds the store again; if it is meant to lie there, \
+                         remove {}",
+                        note.display()
+                    ),
+                })
+            }
             Self::Unmounted { was, note, .. } => Some(format!(
                 "mount it on {} again; if the store is to begin anew, remove {}",
                 was.mount_point.display(),

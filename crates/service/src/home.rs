@@ -40,7 +40,7 @@ pub struct Cover {
 }
 
 impl Cover {
-    fn of(mount: &Mount) -> Cover {
+    pub(crate) fn of(mount: &Mount) -> Cover {
         Cover {
             mount_point: mount.mount_point.clone(),
             fs_type: mount.fs_type.to_string_lossy().into_owned(),
@@ -123,7 +123,7 @@ pub fn verify(root: &Path, run_dir: &Path) -> Result<()> {
         Verdict::Covered { path, covers } => Err(Error::Covered {
             path,
             covers,
-            note: file,
+            note: Some(file),
         }),
         Verdict::Unmounted { path, was } => Err(Error::Unmounted {
             path,

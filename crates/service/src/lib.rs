@@ -21,6 +21,7 @@ pub mod image;
 mod json;
 pub mod mount;
 pub mod names;
+pub mod place;
 pub mod plan;
 pub mod progress;
 pub mod release;

@@ -16,6 +16,7 @@ use vellum_sys::mountinfo::{self, Table};
 
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
+use crate::place::{self, Shows};
 use crate::plan::{Plan, Wishes, method_name, plan};
 use crate::{container, facts, names, run_dir};
 
@@ -74,10 +75,10 @@ pub fn mount_locked(
         Shape::Plain { root, .. } => (root.clone(), None),
         Shape::Overlay(overlay) => {
             let merged = overlay.merged.clone();
-            make_merged(&merged)?;
-            let method = if mount::is_mount_point(&merged)? {
+            let method = if place::look(overlay)? == Shows::Container {
                 None
             } else {
+                make_merged(&merged)?;
                 // Where the target gets it read-only, the mount itself stays writable.
                 Some(mount_at(
                     ctx,
@@ -320,6 +321,10 @@ pub fn umount_container(
 pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Result<Vec<PathBuf>> {
     let parts = container::parts(ctx, record)?;
     let table = mountinfo::read()?;
+    if let Shape::Overlay(overlay) = &parts.shape {
+        // Else somebody else's mount would be taken away in its stead.
+        place::look(overlay)?;
+    }
     let places = places(&parts, &table);
     // The container's own place last: while it is there, the others can be found.
     for place in places.iter().rev() {
