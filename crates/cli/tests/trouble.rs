@@ -367,6 +367,8 @@ fn a_foreign_mount_over_a_container_is_neither_taken_for_it_nor_taken_away() {
     assert_eq!(std::fs::read_to_string(again.join("own")).unwrap(), "own");
     let view = world.scratch.dir("view");
     world.ok(&["mount", "box", view.to_str().unwrap()]);
+    mount::bind(&foreign, tree, BindOptions::default()).unwrap();
+    assert!(world.fails(&["rm", "box"]).contains("is covered"));
     world.ok(&["rm", "--force", "box"]);
     gone(&world, "box");
     assert!(
