@@ -1,9 +1,11 @@
 //! Working as a plain user, from archive to archive, with the real command and as a real other uid.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use vellum_sys::{Dir, FileKind, xattr};
 use vellum_testkit::{PlainUser, Scratch};
 
 struct World {
@@ -49,6 +51,10 @@ impl World {
         self.ok(&["unshare", "sh", "-ec", script])
     }
 
+    fn store(&self) -> PathBuf {
+        self.user.home().join(".local/share/vellum")
+    }
+
     /// The process that keeps the namespaces, as noted.
     fn holder(&self) -> Option<u32> {
         let note = std::fs::read_to_string(self.user.run_dir().join("vellum/holder.json")).ok()?;
@@ -81,6 +87,203 @@ impl Drop for World {
     fn drop(&mut self) {
         self.end_holder();
     }
+}
+
+/// Makes a docker-archive of two layers with what a plain user may not make, and returns its path and the diff IDs.
+fn archive(world: &World) -> (PathBuf, Vec<String>) {
+    let at = |path: &str| world.scratch.join(path);
+    let base = world.scratch.dir("base");
+    world.scratch.file("base/etc/shadow", "secret\n");
+    world.scratch.file("base/home/ann", "ann's\n");
+    world.scratch.file("base/gone", "x\n");
+    std::os::unix::fs::chown(at("base/home/ann"), Some(1000), Some(1001)).unwrap();
+    let dir = Dir::open(&base).unwrap();
+    dir.set_mode("gone", 0o4755).unwrap();
+    dir.open_dir("etc")
+        .unwrap()
+        .set_mode("shadow", 0o600)
+        .unwrap();
+    dir.mkdir("dev", 0o755).unwrap();
+    let dev = dir.open_dir("dev").unwrap();
+    dev.mknod("null", FileKind::Char, 0o666, (1, 3)).unwrap();
+    dev.mknod("loop9", FileKind::Block, 0o660, (7, 9)).unwrap();
+    dev.set_owner("loop9", 0, 6).unwrap();
+    dev.set_mode("null", 0o666).unwrap();
+    xattr::set(
+        &dir,
+        OsStr::new("gone"),
+        OsStr::new("trusted.kept"),
+        b"yes",
+        xattr::SetMode::Any,
+    )
+    .unwrap();
+    world.scratch.dir("top");
+    world.scratch.file("top/.wh.gone", "");
+    world.scratch.file("top/new", "new\n");
+    let mut ids = Vec::new();
+    for layer in ["base", "top"] {
+        let tar = at(&format!("archive/{layer}.tar"));
+        std::fs::create_dir_all(tar.parent().unwrap()).unwrap();
+        let made = Command::new("tar")
+            .args([
+                "--format=pax",
+                "--numeric-owner",
+                "--xattrs",
+                "--xattrs-include=trusted.kept",
+                "--sort=name",
+                "-cf",
+            ])
+            .arg(&tar)
+            .arg("-C")
+            .arg(at(layer))
+            .arg(".")
+            .status()
+            .unwrap();
+        assert!(made.success());
+        ids.push(format!(
+            "sha256:{}",
+            vellum_testkit::tree::hash(std::fs::File::open(&tar).unwrap()).unwrap()
+        ));
+    }
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{"Cmd":["/bin/sh"]}},"rootfs":{{"type":"layers","diff_ids":["{}","{}"]}}}}"#,
+        ids[0], ids[1]
+    );
+    let name = vellum_testkit::tree::hash(config.as_bytes()).unwrap();
+    world.scratch.file(format!("archive/{name}.json"), &config);
+    let manifest = format!(
+        r#"[{{"Config":"{name}.json","RepoTags":["odd:1"],"Layers":["base.tar","top.tar"]}}]"#
+    );
+    world.scratch.file("archive/manifest.json", manifest);
+    let archive = at("home-of-the-plain-user/odd.tar");
+    let made = Command::new("tar")
+        .arg("-cf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(at("archive"))
+        .arg(".")
+        .status()
+        .unwrap();
+    assert!(made.success());
+    (archive, ids)
+}
+
+#[test]
+fn a_plain_user_works_from_archive_to_archive() {
+    let Some(world) = World::new() else { return };
+    let (archive, ids) = archive(&world);
+    world.ok(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+
+    // In the store everything belongs to the user or his subordinate ids; what he may not make is a record.
+    let overlay2 = world.store().join("overlay2");
+    let (uid, first) = (world.user.id, world.user.first_subid);
+    let mut seen = Vec::new();
+    for layer in std::fs::read_dir(&overlay2).unwrap() {
+        let diff = layer.unwrap().path().join("diff");
+        let Ok(dir) = Dir::open(&diff) else { continue };
+        if let Ok(dev) = dir.open_dir("dev") {
+            let null = dev.stat("null").unwrap();
+            assert_eq!((null.kind, null.uid), (FileKind::File, uid));
+            let record = xattr::get(
+                &dev,
+                OsStr::new("null"),
+                OsStr::new("user.containers.override_stat"),
+            )
+            .unwrap();
+            assert_eq!(
+                String::from_utf8_lossy(&record.unwrap()),
+                "0:0:0666:char-1-3"
+            );
+            let home = dir.open_dir("home").unwrap().stat("ann").unwrap();
+            assert_eq!((home.uid, home.gid), (first + 999, first + 1000));
+            let kept = xattr::get(
+                &dir,
+                OsStr::new("gone"),
+                OsStr::new("user.vellum.xattr.trusted.kept"),
+            )
+            .unwrap();
+            assert_eq!(kept.as_deref(), Some(&b"yes"[..]));
+            assert_eq!(dir.stat("gone").unwrap().mode, 0o4755);
+            seen.push("base");
+        } else if dir.stat_opt("new").unwrap().is_some() {
+            assert!(dir.stat("gone").unwrap().is_null_device());
+            seen.push("top");
+        }
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, ["base", "top"]);
+
+    // What comes out is what went in, devices and refused attributes too.
+    let (digests, listing) = saved(&world, "odd:1");
+    assert!(listing.contains("crw-rw-rw- 0/0"), "{listing}");
+    for id in &ids {
+        assert!(digests.contains(id), "layer {id} came out another one");
+    }
+
+    // One command mounts, the next ones find it.
+    world.ok(&["create", "--quiet", "odd:1", "--name", "box"]);
+    let merged = world.ok(&["mount", "box"]);
+    assert!(
+        std::fs::read_dir(&merged).is_ok_and(|d| d.count() == 0),
+        "outside nothing shows"
+    );
+    let owners = world.inside(&format!(
+        "cd {merged}; stat -c '%u:%g %a' etc/shadow home/ann; ! test -e gone; cat new"
+    ));
+    assert_eq!(owners, "0:0 600\n1000:1001 644\nnew");
+    world.inside(&format!(
+        "cd {merged}; echo more >> home/ann; rm new; mkdir made; chown 7:8 made"
+    ));
+    let changes = world.ok(&["diff", "box"]);
+    for line in ["C /home/ann", "D /new", "A /made"] {
+        assert!(changes.lines().any(|l| l == line), "{changes}");
+    }
+
+    world.ok(&["rm", "--force", "box"]);
+}
+
+/// Saves an image and returns the digests of all files in the archive, and what tar lists of those that are tars.
+#[track_caller]
+fn saved(world: &World, image: &str) -> (Vec<String>, String) {
+    let saved = world.user.home().join("saved.tar");
+    world.ok(&[
+        "save",
+        "--quiet",
+        "--output",
+        saved.to_str().unwrap(),
+        image,
+    ]);
+    let out = world
+        .scratch
+        .dir(format!("out-{}", image.replace(':', "-")));
+    assert!(
+        Command::new("tar")
+            .arg("-xf")
+            .arg(&saved)
+            .arg("-C")
+            .arg(&out)
+            .status()
+            .unwrap()
+            .success()
+    );
+    std::fs::remove_file(&saved).unwrap();
+    let mut digests = Vec::new();
+    let mut listing = String::new();
+    walk(&out, &mut |file| {
+        let content = std::fs::File::open(file).unwrap();
+        digests.push(format!(
+            "sha256:{}",
+            vellum_testkit::tree::hash(content).unwrap()
+        ));
+        let listed = Command::new("tar")
+            .arg("--numeric-owner")
+            .arg("-tvf")
+            .arg(file)
+            .output()
+            .unwrap();
+        listing.push_str(&String::from_utf8_lossy(&listed.stdout));
+    });
+    (digests, listing)
 }
 
 #[test]
@@ -136,4 +339,15 @@ fn two_first_commands_at_once_make_one_world() {
         namespaces.iter().all(|n| *n == namespaces[0]),
         "{namespaces:?}"
     );
+}
+
+fn walk(dir: &Path, see: &mut impl FnMut(&Path)) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.symlink_metadata().unwrap().is_dir() {
+            walk(&path, see);
+        } else if path.symlink_metadata().unwrap().is_file() {
+            see(&path);
+        }
+    }
 }
