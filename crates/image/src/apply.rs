@@ -101,6 +101,8 @@ struct Applier<'a, 'w> {
     own_ids: (u32, u32),
     umask: u32,
     plnk: bool,
+    /// The tar has an entry for the root itself.
+    root_listed: bool,
     skipped: u64,
     newest: Option<Timespec>,
 }
@@ -138,6 +140,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             ),
             umask: umask(),
             plnk: false,
+            root_listed: false,
             skipped: 0,
             newest: None,
         })
@@ -154,9 +157,16 @@ impl<'a, 'w> Applier<'a, 'w> {
     fn entry(&mut self, entry: &Entry, reader: &mut TarReader<LayerStream>) -> Result<()> {
         let components = names::components(&entry.name, self.limits)?;
         let (parents, meaning) = names::meaning(entry.path(), &components)?;
-        if matches!(meaning, Meaning::Root | Meaning::Reserved) {
-            self.skipped += u64::from(meaning == Meaning::Reserved);
-            return self.pass_over(reader);
+        match meaning {
+            Meaning::Root => {
+                self.root(entry)?;
+                return self.pass_over(reader);
+            }
+            Meaning::Reserved => {
+                self.skipped += 1;
+                return self.pass_over(reader);
+            }
+            _ => {}
         }
         if components[0] == names::PLNK {
             self.plnk = true;
@@ -365,6 +375,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             },
             entries,
             implied_dirs,
+            root_listed: self.root_listed,
             skipped: self.skipped,
             recorded: self.rules.recorded,
             newest: self.newest,

@@ -4,7 +4,7 @@ mod support;
 
 use std::path::Path;
 
-use support::{archive_layers, context, context_with, load_path, picture};
+use support::{archive_layers, archive_of, context, context_with, layer_of, load_path, picture};
 use vellum_image::Compression;
 use vellum_service::config::Partial;
 use vellum_service::image::{
@@ -12,6 +12,7 @@ use vellum_service::image::{
     history, images, import, inspect_image, pull, push, rmi, save, tag,
 };
 use vellum_service::names::image;
+use vellum_service::progress::{Meter, Progress, Unit};
 use vellum_service::{Context, Error};
 use vellum_store::DriverKind;
 use vellum_testkit::clients::{
@@ -114,6 +115,130 @@ fn every_driver_shows_the_same_tree() {
     }
     pictures[1].assert_same(&pictures[0], BUT_ROOT);
     pictures[2].assert_same(&pictures[0], BUT_ROOT);
+}
+
+#[test]
+fn directories_that_a_layer_implies_look_as_below() {
+    if !needs_root("owners") {
+        return;
+    }
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let scratch = Scratch::new();
+    let tree = scratch.dir("tree");
+    let odd = scratch.dir("tree/odd/deep");
+    for (path, mode, owner) in [
+        (&tree, 0o711, 5),
+        (&tree.join("odd"), 0o1770, 6),
+        (&odd, 0o700, 7),
+    ] {
+        chown(path, Some(owner), Some(owner + 10)).unwrap();
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+    std::fs::write(odd.join("one"), "1").unwrap();
+    rustix::fs::setxattr(&odd, "user.mark", b"kept", rustix::fs::XattrFlags::empty()).unwrap();
+    std::fs::write(odd.join("two"), "2").unwrap();
+    std::fs::write(odd.join(".wh.one"), "").unwrap();
+    let base = layer_of(
+        &scratch,
+        "base.tar",
+        &tree,
+        &["./", "odd", "odd/deep", "odd/deep/one"],
+    );
+    let upper = layer_of(&scratch, "upper.tar", &tree, &["odd/deep/two"]);
+    let top = layer_of(&scratch, "top.tar", &tree, &["odd/deep/.wh.one"]);
+    let archive = archive_of(&scratch, "image.tar", &[base, upper, top]);
+    for driver in DriverKind::ALL {
+        let settings = Partial {
+            storage_driver: Some(driver),
+            ..Partial::default()
+        };
+        let vellum = context_with(&scratch, driver.as_str(), settings);
+        load_path(&vellum, &archive).unwrap();
+        let seen = picture(&scratch, &vellum, "image");
+        for (path, mode, owner) in [("", 0o711, 5), ("odd", 0o1770, 6), ("odd/deep", 0o700, 7)] {
+            let entry = &seen.entries[Path::new(path)];
+            assert_eq!(
+                (entry.mode, entry.uid, entry.gid),
+                (mode, owner, owner + 10),
+                "{path:?} in {driver}"
+            );
+        }
+        assert_eq!(
+            seen.entries[Path::new("odd/deep")].xattrs.len(),
+            1,
+            "{driver}"
+        );
+        let names: Vec<_> = seen.entries.keys().filter_map(|p| p.to_str()).collect();
+        assert_eq!(names, ["", "odd", "odd/deep", "odd/deep/two"], "{driver}");
+    }
+}
+
+/// Says stop as soon as the first layer begins.
+struct StopAtFirst(vellum_service::Cancel);
+
+impl Progress for StopAtFirst {
+    fn meter(&self, what: &str, _: Unit, _: Option<u64>) -> Box<dyn Meter> {
+        if what.starts_with("layer") {
+            self.0.cancel();
+        }
+        Box::new(vellum_service::progress::Silent)
+    }
+    fn say(&self, _: &str) {}
+    fn warn(&self, _: &str) {}
+}
+
+#[test]
+fn stopping_in_the_middle_leaves_nothing_staged_and_the_next_load_works() {
+    if !needs_root("loading images with devices and owners") {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    let mut vellum = context(&scratch, "middle");
+    vellum.progress = std::sync::Arc::new(StopAtFirst(vellum.cancel.clone()));
+    let error = load_path(&vellum, &archive).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
+    let store = vellum.store().unwrap();
+    assert!(store.images().unwrap().is_empty());
+    assert_eq!(
+        std::fs::read_dir(store.root().join("staging"))
+            .unwrap()
+            .count(),
+        0
+    );
+    let again = context(&scratch, "middle");
+    assert_eq!(load_path(&again, &archive).unwrap()[0].new_layers, 10);
+}
+
+#[test]
+fn two_loads_at_once_store_each_layer_once() {
+    if !needs_root("loading images with devices and owners") {
+        return;
+    }
+    let (home, scratch) = (Home::new().unwrap(), Scratch::new());
+    let archive = small_image(&home).unwrap();
+    context(&scratch, "both").store().unwrap();
+    let ids: Vec<String> = std::thread::scope(|scope| {
+        let loads: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    load_path(&context(&scratch, "both"), &archive).unwrap()[0]
+                        .id
+                        .clone()
+                })
+            })
+            .collect();
+        loads.into_iter().map(|l| l.join().unwrap()).collect()
+    });
+    assert!(ids.iter().all(|id| *id == ids[0]));
+    let vellum = context(&scratch, "both");
+    let trees = std::fs::read_dir(vellum.root().join("overlay2"))
+        .unwrap()
+        .count();
+    assert_eq!(trees, 11, "ten layers and the directory of links");
+    let saved = scratch.join("saved.tar");
+    save_to(&vellum, SMALL, &saved, SaveFormat::DockerArchive);
+    assert_eq!(archive_layers(&saved), archive_layers(&archive));
 }
 
 #[test]

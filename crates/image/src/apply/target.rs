@@ -52,6 +52,9 @@ pub struct Applied {
     /// of that name lends them its attributes once the parent is known. With [`TargetMarks::Plain`] only directories that the parent
     /// did not have are named.
     pub implied_dirs: Vec<PathBuf>,
+    /// Whether the tar has an entry for the root directory itself. If not, the root of a [`TargetMarks::Overlay`] tree is an implied
+    /// directory too, though it isn't named in `implied_dirs`.
+    pub root_listed: bool,
     /// How many entries were left out on purpose: sockets, and AUFS' own book-keeping (`.wh..wh.aufs`, `.wh..wh.plnk`, ...).
     pub skipped: u64,
     /// How many devices, owners and attributes were kept as records ([`Privilege::Recorded`]).

@@ -9,7 +9,7 @@
 //! directory below, which is known only once all layers are unpacked: [`lend_attributes`] does that, through the union.
 
 use std::io::{self, BufWriter, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -27,8 +27,8 @@ use vellum_store::{
     BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, SnapshotKey, StagedFile,
     StagedLayer, Store,
 };
-use vellum_sys::xattr::SetMode;
-use vellum_sys::{Cancel, Dir};
+use vellum_sys::xattr::{self, SetMode};
+use vellum_sys::{Cancel, Dir, rooted};
 use vellum_union::{DirLayer, Layer, Stack};
 
 use super::{key, to_store};
@@ -341,7 +341,10 @@ impl Unpacking<'_> {
 
     /// Gives implied directories the attributes of what lies below them, lower layers first.
     fn lend_all(&self, first: usize, filled: &[Filled], chain: &[ChainId]) -> Result<()> {
-        if filled.iter().all(|one| one.applied.implied_dirs.is_empty()) {
+        if filled
+            .iter()
+            .all(|one| implied(&one.applied).next().is_none())
+        {
             return Ok(());
         }
         let dialect = super::stored::dialect();
@@ -352,11 +355,11 @@ impl Unpacking<'_> {
             }
         }
         for one in filled {
-            if !one.applied.implied_dirs.is_empty() && !below.is_empty() {
+            if !below.is_empty() {
                 let stack = Stack::new(below.clone())?;
                 lend_attributes(
                     &Dir::open(one.staged.root())?,
-                    &one.applied.implied_dirs,
+                    implied(&one.applied),
                     &stack,
                 )?;
             }
@@ -459,21 +462,42 @@ pub(super) fn unpack_single(
     })
 }
 
+/// The directories that the layer needs and does not list, the root included; shallowest first.
+fn implied(applied: &Applied) -> impl Iterator<Item = &Path> {
+    let root = (!applied.root_listed).then_some(Path::new(""));
+    root.into_iter()
+        .chain(applied.implied_dirs.iter().map(PathBuf::as_path))
+}
+
 /// Gives each of `paths` in `layer` the owner, mode, times and attributes of the same directory in `below`, where there is one.
-fn lend_attributes(layer: &Dir, paths: &[PathBuf], below: &Stack) -> Result<()> {
+fn lend_attributes<'a>(
+    layer: &Dir,
+    paths: impl Iterator<Item = &'a Path>,
+    below: &Stack,
+) -> Result<()> {
     for path in paths {
-        let Some(node) = below.lookup(path)?.filter(|node| node.is_dir()) else {
+        let root = path.as_os_str().is_empty();
+        let node = if root {
+            Some(below.root()?)
+        } else {
+            below.lookup(path)?
+        };
+        let Some(node) = node.filter(|node| node.is_dir()) else {
             continue;
         };
-        let dir = layer.open_dir(path)?;
+        let dir = if root {
+            layer.dup()?
+        } else {
+            layer.open_dir(path)?
+        };
         // As stored, not as shown: what could not be set below and is recorded there can't be set here either.
         let (stat, xattrs) = node.stored()?;
         for (name, value) in xattrs {
-            vellum_sys::xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
+            xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
         }
-        vellum_sys::rooted::set_owner_fd(&dir, stat.uid, stat.gid)?;
-        vellum_sys::rooted::set_mode_fd(&dir, stat.mode)?;
-        vellum_sys::rooted::set_times_fd(&dir, None, Some(stat.mtime))?;
+        rooted::set_owner_fd(&dir, stat.uid, stat.gid)?;
+        rooted::set_mode_fd(&dir, stat.mode)?;
+        rooted::set_times_fd(&dir, None, Some(stat.mtime))?;
     }
     Ok(())
 }

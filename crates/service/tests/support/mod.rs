@@ -88,3 +88,65 @@ with tarfile.open(sys.argv[1]) as tar:
     .unwrap();
     out.lines().map(str::to_owned).collect()
 }
+
+/// Packs `members` of directory `from` as a layer: each as it is named, directories without what is in them.
+pub fn layer_of(scratch: &Scratch, name: &str, from: &Path, members: &[&str]) -> PathBuf {
+    let path = scratch.join(name);
+    vellum_testkit::clients::run(
+        std::process::Command::new("tar")
+            .args([
+                "--format=pax",
+                "--no-recursion",
+                "--xattrs",
+                "--xattrs-include=user.*",
+            ])
+            .arg("-cf")
+            .arg(&path)
+            .arg("-C")
+            .arg(from)
+            .args(members),
+    )
+    .unwrap();
+    path
+}
+
+/// Writes a docker-archive called `image:latest` of these layers, in which layers are links and come last to first.
+pub fn archive_of(scratch: &Scratch, name: &str, layers: &[PathBuf]) -> PathBuf {
+    let dir = scratch.dir(format!("{name}.d"));
+    let mut diff_ids = Vec::new();
+    let mut files = Vec::new();
+    for (at, layer) in layers.iter().enumerate() {
+        let bytes = std::fs::read(layer).unwrap();
+        diff_ids.push(vellum_image::Digest::of(&bytes).to_string());
+        std::fs::create_dir(dir.join(at.to_string())).unwrap();
+        std::fs::write(dir.join(format!("{at}.tar")), bytes).unwrap();
+        std::os::unix::fs::symlink(format!("../{at}.tar"), dir.join(format!("{at}/layer.tar")))
+            .unwrap();
+        files.push(format!("{at}/layer.tar"));
+    }
+    let config = serde_json::json!({
+        "architecture": vellum_image::Platform::host().architecture,
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": ["image:latest"], "Layers": files}]);
+    std::fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
+    let mut members: Vec<String> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    members.sort();
+    members.reverse();
+    let path = scratch.join(name);
+    vellum_testkit::clients::run(
+        std::process::Command::new("tar")
+            .arg("-cf")
+            .arg(&path)
+            .arg("-C")
+            .arg(&dir)
+            .args(members),
+    )
+    .unwrap();
+    path
+}
