@@ -147,6 +147,12 @@ pub fn plain_stack(dir: &Path) -> Result<Stack> {
     )?])?)
 }
 
+/// Returns an open directory as a union of its own. `path` is for messages.
+pub fn dir_stack(dir: vellum_sys::Dir, path: &Path) -> Result<Stack> {
+    let layer = DirLayer::new(dir, path.display().to_string(), dialect(false));
+    Ok(Stack::new(vec![Arc::new(layer)])?)
+}
+
 fn open(layer: &LayerDir, engine: bool) -> Result<Arc<dyn Layer>> {
     let dialect = dialect(engine || layer.features.is_some());
     self::layer(&layer.dir, dialect)

@@ -119,6 +119,16 @@ pub fn mount_locked(
     })
 }
 
+/// Tells whether a container's tree can be walked now without mounting anything.
+pub(crate) fn is_shown(ctx: &Context, record: &ContainerRecord) -> Result<bool> {
+    match container::parts(ctx, record)?.shape {
+        Shape::Overlay(overlay) => {
+            Ok(overlay.merged.exists() && mount::is_mount_point(&overlay.merged)?)
+        }
+        Shape::Plain { .. } => Ok(true),
+    }
+}
+
 fn is_read_only(place: &Path) -> Result<bool> {
     let table = mountinfo::read()?;
     Ok(table

@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 use rustix::process::{Pid, Signal};
 use vellum_store::ContainerRecord;
-use vellum_sys::mount::is_mount_point;
 
 use crate::bundle::{ProcessRequest, compose};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::{container, mount, names, run_dir};
+use crate::{mount, names, run_dir};
 
 /// What to run, and in which container.
 #[derive(Clone, Debug)]
@@ -47,7 +46,7 @@ pub fn run(ctx: &Context, request: &RunRequest) -> Result<i32> {
     };
     let runtime = runtime(ctx)?;
     let lock = run_dir::lock_container(ctx, &record.id)?;
-    let before = is_shown(ctx, &record)?;
+    let before = mount::is_shown(ctx, &record)?;
     let mounted = mount::mount_locked(ctx, &record, None, false)?;
     drop(lock);
     let outcome = run_mounted(ctx, &record, &runtime, &mounted.path, request);
@@ -59,15 +58,6 @@ pub fn run(ctx: &Context, request: &RunRequest) -> Result<i32> {
         }
     }
     outcome
-}
-
-fn is_shown(ctx: &Context, record: &ContainerRecord) -> Result<bool> {
-    match container::parts(ctx, record)?.shape {
-        vellum_store::Shape::Overlay(overlay) => {
-            Ok(overlay.merged.exists() && is_mount_point(&overlay.merged)?)
-        }
-        vellum_store::Shape::Plain { .. } => Ok(true),
-    }
 }
 
 fn run_mounted(

@@ -1,0 +1,299 @@
+//! `info`: driver, file system, kernel, limits and settings of a store, as `docker info` tells of storage and a little more.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use vellum_sys::mount::KERNEL_LAYER_LIMIT;
+use vellum_sys::quota::ProjectQuota;
+use vellum_sys::{probe, userns};
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::error::Result;
+use crate::facts;
+use crate::plan::Facts;
+
+/// One setting. The JSON field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SettingLine {
+    /// Its key in the configuration file.
+    pub name: &'static str,
+    /// Its value.
+    pub value: String,
+    /// Who gave it.
+    pub source: String,
+}
+
+/// What can't be done here, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Limit {
+    /// What.
+    pub what: &'static str,
+    /// Why, and what happens instead.
+    pub why: String,
+}
+
+/// Everything `info` tells. The JSON field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Info {
+    /// Vellum's version.
+    pub version: &'static str,
+    /// Driver of new layers and containers.
+    pub driver: String,
+    /// Layers and containers of each driver.
+    pub snapshots: Vec<(String, u64)>,
+    /// The store.
+    pub root: PathBuf,
+    /// What lives until the next boot.
+    pub run_dir: PathBuf,
+    /// File system under the store.
+    pub backing_filesystem: String,
+    /// Listings say what kind each entry is.
+    pub supports_d_type: bool,
+    /// Diffs read a container's own layer alone.
+    pub native_diff: bool,
+    /// Marks are `user.overlay.*`.
+    pub userxattr: bool,
+    /// Project quotas: `enforced`, `counted`, `off` or `denied`.
+    pub project_quota: &'static str,
+    /// Files can share blocks.
+    pub reflink: bool,
+    /// Version of the store's schema.
+    pub schema: i64,
+    /// Images, containers, volumes.
+    pub images: usize,
+    /// Containers.
+    pub containers: usize,
+    /// Volumes.
+    pub volumes: usize,
+    /// The kernel.
+    pub kernel: Facts,
+    /// How layers are mounted by default here: `layer-fds`, `lowerdir-plus` or `option-page`.
+    pub mount_method: &'static str,
+    /// Most layers of one mount.
+    pub max_layers: usize,
+    /// A plain user's store.
+    pub rootless: bool,
+    /// What can't be done here.
+    pub limits: Vec<Limit>,
+    /// Settings.
+    pub settings: Vec<SettingLine>,
+}
+
+/// Collects it.
+pub fn info(ctx: &Context) -> Result<Info> {
+    let store = ctx.store()?;
+    let facts = facts::probe_now(ctx)?;
+    let dir = probe::directory(ctx.root())?;
+    let rootless = !userns::is_initial();
+    let quota = match dir.project_quota {
+        ProjectQuota::Enforced => "enforced",
+        ProjectQuota::Counted => "counted",
+        ProjectQuota::Off => "off",
+        ProjectQuota::Denied => "denied",
+    };
+    Ok(Info {
+        version: env!("CARGO_PKG_VERSION"),
+        driver: ctx.config.storage_driver.value.to_string(),
+        snapshots: store
+            .drivers_in_use()?
+            .into_iter()
+            .map(|(driver, count)| (driver.to_string(), count))
+            .collect(),
+        root: ctx.root().to_path_buf(),
+        run_dir: ctx.run_dir().to_path_buf(),
+        backing_filesystem: dir.fs_name,
+        supports_d_type: dir.d_type,
+        native_diff: ctx.config.storage_driver.value != crate::config::Driver::Native,
+        userxattr: !facts.trusted && facts.userxattr,
+        project_quota: quota,
+        reflink: dir.reflink,
+        schema: vellum_store::Store::schema_version(),
+        images: store.images()?.len(),
+        containers: store.containers()?.len(),
+        volumes: store.volumes()?.len(),
+        mount_method: match (facts.layer_fds, facts.lowerdir_plus) {
+            (true, _) => "layer-fds",
+            (false, true) => "lowerdir-plus",
+            (false, false) => "option-page",
+        },
+        max_layers: KERNEL_LAYER_LIMIT,
+        limits: limits(&facts, rootless, quota),
+        kernel: facts,
+        rootless,
+        settings: settings(&ctx.config),
+    })
+}
+
+/// Names what can't be had, one line each.
+fn limits(facts: &Facts, rootless: bool, quota: &str) -> Vec<Limit> {
+    let mut limits = Vec::new();
+    let mut add = |what, why: &str| {
+        limits.push(Limit {
+            what,
+            why: why.to_owned(),
+        })
+    };
+    if !facts.trusted && !facts.userxattr {
+        let why = format!(
+            "the kernel mounts no overlay on {}: {}; the native driver works",
+            facts.fs_name, facts.refusal
+        );
+        add("overlay2 and overlay", &why);
+    } else if rootless || !facts.trusted {
+        add(
+            "redirect_dir",
+            "refused with user.overlay.* marks: renaming a directory of the image gives EXDEV, as in Docker",
+        );
+        add(
+            "metacopy",
+            "refused with user.overlay.* marks: chmod and chown of an image's file copy its data",
+        );
+    } else {
+        if !facts.redirect_dir {
+            add(
+                "redirect_dir",
+                "this kernel does not have it: renaming a directory of the image gives EXDEV",
+            );
+        }
+        if !facts.metacopy {
+            add(
+                "metacopy",
+                "this kernel does not have it: chmod and chown of an image's file copy its data",
+            );
+        }
+    }
+    add(
+        "index",
+        "off: a hard link of the image is broken when one of its names is written to, as in Docker",
+    );
+    if rootless {
+        add(
+            "device nodes",
+            "can't be made by a plain user: kept as records and restored on save and push",
+        );
+        add(
+            "trusted.* and other refused xattrs",
+            "kept as records and restored on save and push",
+        );
+        if userns::IdMaps::current().is_ok_and(|maps| maps.is_single()) {
+            add(
+                "owners",
+                "no range in /etc/subuid and /etc/subgid: all files belong to you, owners are kept as records",
+            );
+        }
+        add(
+            "mounts",
+            "show inside your user namespace alone: `vellum unshare` enters it; they end with its holder or at reboot",
+        );
+    }
+    if quota != "enforced" {
+        add(
+            "size limits",
+            "need project quotas: xfs or ext4 mounted with prjquota, and root",
+        );
+    }
+    if !facts.layer_fds && !facts.lowerdir_plus {
+        add(
+            "layers",
+            "this kernel takes one page of options: about 128 layers (Linux 6.8 takes 500)",
+        );
+    }
+    limits
+}
+
+/// Returns every setting with who gave it, in the order of the documentation.
+pub fn settings(config: &Config) -> Vec<SettingLine> {
+    let mut lines = Vec::new();
+    let mut add = |name, value: String, source: &crate::config::Source| {
+        lines.push(SettingLine {
+            name,
+            value,
+            source: source.to_string(),
+        });
+    };
+    let path = |path: &Option<PathBuf>| {
+        path.as_ref()
+            .map_or_else(|| "-".to_owned(), |p| p.display().to_string())
+    };
+    add(
+        "root",
+        config.root.value.display().to_string(),
+        &config.root.source,
+    );
+    add(
+        "run-dir",
+        config.run_dir.value.display().to_string(),
+        &config.run_dir.source,
+    );
+    add(
+        "storage-driver",
+        config.storage_driver.value.to_string(),
+        &config.storage_driver.source,
+    );
+    add(
+        "docker-compatible",
+        config.docker_compatible.value.to_string(),
+        &config.docker_compatible.source,
+    );
+    add(
+        "size",
+        config
+            .size_bytes
+            .value
+            .map_or_else(|| "0".to_owned(), |s| s.to_string()),
+        &config.size_bytes.source,
+    );
+    add(
+        "runtime",
+        path(&config.runtime.value),
+        &config.runtime.source,
+    );
+    add(
+        "keep-blobs",
+        config.keep_blobs.value.to_string(),
+        &config.keep_blobs.source,
+    );
+    add("jobs", config.jobs.value.to_string(), &config.jobs.source);
+    add(
+        "auth-file",
+        path(&config.auth_file.value),
+        &config.auth_file.source,
+    );
+    add(
+        "mount.method",
+        config.mount_method.value.to_string(),
+        &config.mount_method.source,
+    );
+    add(
+        "mount.redirect-dir",
+        config.redirect_dir.value.to_string(),
+        &config.redirect_dir.source,
+    );
+    add(
+        "mount.metacopy",
+        config.metacopy.value.to_string(),
+        &config.metacopy.source,
+    );
+    add(
+        "mount.xino",
+        config.xino.value.to_string(),
+        &config.xino.source,
+    );
+    add(
+        "mount.volatile",
+        config.volatile.value.to_string(),
+        &config.volatile.source,
+    );
+    let registries: Vec<&str> = config.registries.value.keys().map(String::as_str).collect();
+    add(
+        "registry",
+        if registries.is_empty() {
+            "-".to_owned()
+        } else {
+            registries.join(", ")
+        },
+        &config.registries.source,
+    );
+    lines
+}

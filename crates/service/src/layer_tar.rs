@@ -1,0 +1,185 @@
+//! From the nodes of a union to a layer's tar, and from a writer in a thread to a reader.
+//!
+//! Used by `commit` and `diff --tar` (the changes of the top layer), by `cp` (a subtree) and where a whole tree becomes a layer. Hard links that
+//! lie inside what is written stay links; sockets can't be in a tar and are left out, as Docker does.
+
+use std::collections::HashMap;
+use std::io::{self, BufWriter, PipeReader, PipeWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::thread::{Builder, JoinHandle};
+
+use vellum_image::{LayerWriter, TarEntry, TarKind};
+use vellum_sys::{Cancel, FileKind};
+use vellum_union::{Change, Node, Stack};
+
+use crate::error::{Error, Result};
+
+/// Writes one layer from nodes that come in path order.
+pub struct NodeWriter<W: Write> {
+    writer: LayerWriter<W>,
+    /// The first name of each inode that has several.
+    links: HashMap<(u64, u64), PathBuf>,
+}
+
+impl<W: Write> NodeWriter<W> {
+    /// Starts a layer in `out`.
+    pub fn new(out: W) -> Self {
+        Self {
+            writer: LayerWriter::new(out),
+            links: HashMap::new(),
+        }
+    }
+
+    /// Writes a change: what is there now, or that it is gone.
+    ///
+    /// The root itself has no entry: layers that other tools write have none either.
+    pub fn change(&mut self, change: &Change) -> Result<()> {
+        match &change.node {
+            None => self.writer.whiteout(&change.path)?,
+            Some(node) => {
+                if !change.path.as_os_str().is_empty()
+                    && self.node(node, &change.path)?
+                    && change.opaque
+                {
+                    self.writer.opaque(&change.path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `node` under the name `path`. Returns false for what can't be in a tar.
+    pub fn node(&mut self, node: &Node, path: &Path) -> Result<bool> {
+        let stat = node.stat();
+        if !node.is_dir() && stat.nlink > 1 && stat.kind != FileKind::Socket {
+            if let Some(first) = self.links.get(&node.identity()) {
+                let kind = TarKind::HardLink {
+                    target: first.clone(),
+                };
+                self.writer
+                    .append(&entry(node, path, kind, Vec::new()), &mut io::empty())?;
+                return Ok(true);
+            }
+            self.links.insert(node.identity(), path.to_owned());
+        }
+        let (major, minor) = stat.rdev;
+        let kind = match stat.kind {
+            FileKind::File => TarKind::File {
+                size_bytes: stat.size_bytes,
+            },
+            FileKind::Dir => TarKind::Directory,
+            FileKind::Symlink => TarKind::Symlink {
+                target: node.read_link()?,
+            },
+            FileKind::Char => TarKind::Character { major, minor },
+            FileKind::Block => TarKind::Block { major, minor },
+            FileKind::Fifo => TarKind::Fifo,
+            FileKind::Socket => return Ok(false),
+        };
+        let is_file = stat.kind == FileKind::File;
+        let xattrs = node.xattrs()?.into_iter().collect();
+        let entry = entry(node, path, kind, xattrs);
+        if is_file {
+            self.writer.append(&entry, &mut node.open_data()?)?;
+        } else {
+            self.writer.append(&entry, &mut io::empty())?;
+        }
+        Ok(true)
+    }
+
+    /// Ends the layer and returns the writer below.
+    pub fn finish(self) -> Result<W> {
+        Ok(self.writer.finish()?)
+    }
+}
+
+fn entry(
+    node: &Node,
+    path: &Path,
+    kind: TarKind,
+    xattrs: Vec<(std::ffi::OsString, Vec<u8>)>,
+) -> TarEntry {
+    let stat = node.stat();
+    TarEntry {
+        path: path.to_owned(),
+        kind,
+        mode: stat.mode,
+        uid: stat.uid,
+        gid: stat.gid,
+        mtime: stat.mtime,
+        xattrs,
+    }
+}
+
+/// Writes changes as one layer and returns the writer below.
+pub fn write_changes<W: Write>(
+    changes: impl Iterator<Item = vellum_union::Result<Change>>,
+    out: W,
+    cancel: &Cancel,
+) -> Result<W> {
+    let mut writer = NodeWriter::new(out);
+    for change in changes {
+        go_on(cancel)?;
+        writer.change(&change?)?;
+    }
+    writer.finish()
+}
+
+/// Writes a whole union as one layer and returns the writer below.
+pub fn write_tree<W: Write>(union: &Stack, out: W, cancel: &Cancel) -> Result<W> {
+    let mut writer = NodeWriter::new(out);
+    for node in union.walk() {
+        go_on(cancel)?;
+        let node = node?;
+        if !node.path().as_os_str().is_empty() {
+            writer.node(&node, node.path())?;
+        }
+    }
+    writer.finish()
+}
+
+fn go_on(cancel: &Cancel) -> Result<()> {
+    if cancel.is_cancelled() {
+        Err(Error::Cancelled)
+    } else {
+        Ok(())
+    }
+}
+
+/// The reading end of a tar that a thread writes: it ends well only if the thread did.
+pub struct Piped {
+    reader: PipeReader,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+/// Starts `write` in a thread of its own and returns what it writes.
+pub fn piped(
+    write: impl FnOnce(BufWriter<PipeWriter>) -> Result<()> + Send + 'static,
+) -> Result<Piped> {
+    let (reader, writer) = io::pipe().map_err(Error::io("make", "a pipe"))?;
+    let thread = Builder::new()
+        .name("tar".to_owned())
+        .spawn(move || write(BufWriter::with_capacity(256 << 10, writer)))
+        .map_err(Error::io("start", "a thread"))?;
+    Ok(Piped {
+        reader,
+        thread: Some(thread),
+    })
+}
+
+impl Read for Piped {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let got = self.reader.read(buf)?;
+        if got == 0
+            && !buf.is_empty()
+            && let Some(thread) = self.thread.take()
+        {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => return Err(io::Error::other(e)),
+                Err(_) => return Err(io::Error::other("the thread that writes the tar died")),
+            }
+        }
+        Ok(got)
+    }
+}

@@ -1,0 +1,110 @@
+//! Named volumes: directories that bypass the driver, are shared between containers and outlive them.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use vellum_store::{Labels, StoreError, Subject, VolumeRecord};
+
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+
+/// A volume. The JSON field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// Its data.
+    pub path: PathBuf,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Labels.
+    pub labels: Labels,
+    /// Containers that were made with it.
+    pub containers: Vec<String>,
+}
+
+fn volume(record: VolumeRecord, containers: Vec<String>) -> Volume {
+    Volume {
+        name: record.name,
+        path: record.path,
+        created: record.created,
+        labels: record.labels,
+        containers,
+    }
+}
+
+/// Makes a volume, or returns the one of that name. Without a name it gets a random one. Durable on return.
+pub fn create(ctx: &Context, name: Option<&str>, labels: &Labels) -> Result<Volume> {
+    let made;
+    let name = match name {
+        Some(name) => name,
+        None => {
+            made = vellum_sys::random::hex(32);
+            &made
+        }
+    };
+    Ok(volume(
+        ctx.store()?.create_volume(name, labels)?,
+        users(ctx, name)?,
+    ))
+}
+
+/// Returns all volumes, by name.
+pub fn list(ctx: &Context) -> Result<Vec<Volume>> {
+    let containers = ctx.store()?.containers()?;
+    let of = |name: &str| {
+        containers
+            .iter()
+            .filter(|c| c.volumes.iter().any(|v| v == name))
+            .map(|c| c.name.clone())
+            .collect()
+    };
+    Ok(ctx
+        .store()?
+        .volumes()?
+        .into_iter()
+        .map(|record| {
+            let users = of(&record.name);
+            volume(record, users)
+        })
+        .collect())
+}
+
+/// Returns one volume.
+pub fn find(ctx: &Context, name: &str) -> Result<Volume> {
+    match ctx.store()?.volume(name) {
+        Ok(record) => Ok(volume(record, users(ctx, name)?)),
+        Err(StoreError::NotFound {
+            subject: Subject::Volume,
+            ..
+        }) => Err(Error::NotFound {
+            kind: Kind::Volume,
+            name: name.to_owned(),
+        }),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn users(ctx: &Context, name: &str) -> Result<Vec<String>> {
+    let containers = ctx.store()?.containers()?;
+    Ok(containers
+        .into_iter()
+        .filter(|c| c.volumes.iter().any(|v| v == name))
+        .map(|c| c.name)
+        .collect())
+}
+
+/// Removes a volume and what is in it. Errors: `InUse` while a container was made with it.
+pub fn remove(ctx: &Context, name: &str) -> Result<()> {
+    let found = find(ctx, name)?;
+    if !found.containers.is_empty() {
+        return Err(Error::InUse {
+            kind: Kind::Volume,
+            name: name.to_owned(),
+            by: format!("container {}", found.containers.join(", ")),
+            hint: "remove the container first".into(),
+        });
+    }
+    Ok(ctx.store()?.remove_volume(name)?)
+}
