@@ -137,6 +137,8 @@ pub enum Command {
     Gc(Gc),
     /// Verify that records and trees agree
     Check(Check),
+    /// Say what a path in the store is, and what keeps it
+    Why(Why),
     /// Show settings, or take over Docker's
     #[command(subcommand)]
     Config(Config),

@@ -5,10 +5,13 @@ use vellum_service::Context;
 use crate::args::Command;
 use crate::exit_code::{DONE, Failure};
 
+pub mod config;
 pub mod container;
 pub mod image;
 pub mod run;
 pub mod shell;
+pub mod store;
+pub mod volume;
 
 /// What a verb gives back to the shell.
 type Outcome = Result<i32, Failure>;
@@ -34,9 +37,18 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Rmi(a) => image::rmi(ctx, a, quiet),
         Command::Run(a) => run::run(ctx, a),
         Command::Bundle(a) => run::bundle(ctx, a),
+        Command::Commit(a) => container::commit(ctx, a, quiet),
+        Command::Cp(a) => container::cp(ctx, a),
+        Command::Inspect(a) => store::inspect(ctx, a),
+        Command::Volume(a) => volume::volume(ctx, a),
+        Command::Info(a) => store::info(ctx, a),
+        Command::Df(a) => store::df(ctx, a),
+        Command::Gc(a) => store::gc(ctx, a, quiet),
+        Command::Check(a) => store::check(ctx, a, quiet),
+        Command::Why(a) => store::why(ctx, a),
+        Command::Config(a) => config::config(ctx, a),
         // Handled at the start, before there is a context.
         Command::Unshare(_) | Command::Completions(_) | Command::Man(_) => Ok(DONE),
-        other => Err(Failure::other(format!("not built yet: {other:?}"))),
     }
 }
 

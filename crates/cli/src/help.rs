@@ -29,6 +29,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "df",
             "gc",
             "check",
+            "why",
             "config",
             "unshare",
             "completions",
@@ -168,7 +169,13 @@ const EXAMPLES: &[(&str, &str)] = &[
         "  vellum gc --dry-run
   vellum gc",
     ),
-    ("check", "  vellum check"),
+    (
+        "check",
+        "  vellum check
+  vellum check --heal --deep
+  vellum check --rebuild                  when the database is lost",
+    ),
+    ("why", "  vellum why /var/lib/vellum/overlay2/3f2a..."),
     (
         "config",
         "  vellum config show

@@ -148,7 +148,7 @@ pub fn plain_stack(dir: &Path) -> Result<Stack> {
 }
 
 /// Returns an open directory as a union of its own. `path` is for messages.
-pub fn dir_stack(dir: vellum_sys::Dir, path: &Path) -> Result<Stack> {
+pub fn dir_stack(dir: Dir, path: &Path) -> Result<Stack> {
     let layer = DirLayer::new(dir, path.display().to_string(), dialect(false));
     Ok(Stack::new(vec![Arc::new(layer)])?)
 }

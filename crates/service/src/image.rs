@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use vellum_image::{Digest, Reference};
 
 mod change;
+mod commit;
 mod history;
 mod import;
 mod inspect;
@@ -27,6 +28,7 @@ mod supply;
 mod unpack;
 
 pub use change::apply_changes;
+pub use commit::{CommitRequest, commit, tar as changes_tar};
 pub use history::{HistoryEntry, history};
 pub use import::{ImportRequest, ImportSource, import};
 pub use inspect::inspect_image;

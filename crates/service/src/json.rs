@@ -8,11 +8,3 @@ use serde::Serializer;
 pub fn path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
-
-/// The same for lists.
-pub fn paths<S: Serializer>(
-    paths: &[std::path::PathBuf],
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(paths.iter().map(|p| p.to_string_lossy()))
-}

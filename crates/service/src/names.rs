@@ -17,6 +17,11 @@ pub fn short(id: &str) -> &str {
     hex.get(..SHORT_ID).unwrap_or(hex)
 }
 
+/// Returns a stored image name as people write it.
+pub fn familiar(name: &str) -> String {
+    Reference::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.familiar())
+}
+
 /// Returns the image that `text` names: `debian:12`, a full reference, or the beginning of its id.
 pub fn image(ctx: &Context, text: &str) -> Result<ImageRecord> {
     let store = ctx.store()?;

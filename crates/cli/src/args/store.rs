@@ -39,6 +39,29 @@ pub struct Gc {
 /// `check`
 #[derive(Debug, Args)]
 pub struct Check {
+    /// Put right what follows from the records: short names, lists of lower layers
+    #[arg(long)]
+    pub heal: bool,
+    /// Read every blob and compare its digest
+    #[arg(long)]
+    pub deep: bool,
+    /// Make the database anew from what lies beside it; the old one is kept
+    #[arg(long, conflicts_with_all = ["heal", "deep"])]
+    pub rebuild: bool,
+    /// Rebuild without asking
+    #[arg(long, short, requires = "rebuild")]
+    pub force: bool,
+    #[command(flatten)]
+    /// How results are printed
+    pub output: Output,
+}
+
+/// `why`
+#[derive(Debug, Args)]
+pub struct Why {
+    /// A path in the store, absolute or from its root, or a tree's directory name
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub path: PathBuf,
     #[command(flatten)]
     /// How results are printed
     pub output: Output,

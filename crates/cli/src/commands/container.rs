@@ -5,6 +5,7 @@ use std::path::Path;
 
 use vellum_service::create::{CreateRequest, Origin, create as make};
 use vellum_service::error::Kind;
+use vellum_service::image::CommitRequest;
 use vellum_service::{Context, Error, containers, mount as mounts, names};
 
 use super::{Outcome, for_all};
@@ -158,6 +159,12 @@ pub fn umount(ctx: &Context, args: args::Umount, quiet: bool) -> Outcome {
 
 /// `diff`
 pub fn diff(ctx: &Context, args: args::Diff) -> Outcome {
+    if args.tar {
+        out::refuse_terminal("a tar")?;
+        let record = names::container(ctx, &args.container)?;
+        let mut tar = vellum_service::image::changes_tar(ctx, &record)?;
+        return copy_out(&mut tar);
+    }
     let mut out = stdout();
     if args.output.json {
         let mut lines = Vec::new();
@@ -257,4 +264,86 @@ pub fn ls(ctx: &Context, args: args::Ls) -> Outcome {
     }
     out.done()?;
     Ok(DONE)
+}
+
+/// Copies a stream to stdout.
+fn copy_out(from: &mut impl std::io::Read) -> Outcome {
+    let mut out = stdout();
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(got) => out.bytes(&buffer[..got])?,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io("read", "the changes")(e).into()),
+        }
+    }
+    out.done()?;
+    Ok(DONE)
+}
+
+/// `commit`
+pub fn commit(ctx: &Context, args: args::Commit, quiet: bool) -> Outcome {
+    let request = CommitRequest {
+        container: args.container,
+        name: args.image,
+        changes: args.change,
+        author: args.author,
+        message: args.message,
+    };
+    let made = vellum_service::image::commit(ctx, &request)?;
+    let mut out = stdout();
+    if args.output.json {
+        out.json(&made)?;
+    } else {
+        out.line(&made.id)?;
+    }
+    out.done()?;
+    if !quiet {
+        for (name, from) in &made.moved_names {
+            ctx.progress.say(&format!("{name} named {from} until now"));
+        }
+    }
+    Ok(DONE)
+}
+
+/// `cp`
+pub fn cp(ctx: &Context, args: args::Cp) -> Outcome {
+    use vellum_service::cp::{End, Options, copy};
+    let (from, to) = (End::parse(&args.source), End::parse(&args.destination));
+    if to == End::Pipe {
+        out::refuse_terminal("a tar")?;
+    }
+    let options = Options {
+        archive: args.archive,
+        follow: args.follow_link,
+    };
+    match copy(
+        ctx,
+        &from,
+        &to,
+        options,
+        std::io::stdin(),
+        std::io::stdout().lock(),
+    ) {
+        Ok(()) => Ok(DONE),
+        Err(e) if to == End::Pipe && is_broken_pipe(&e) => {
+            Err(Failure::Output(std::io::ErrorKind::BrokenPipe.into()))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Tells whether a failure comes from a reader that went away.
+fn is_broken_pipe(error: &Error) -> bool {
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(e) = source {
+        if e.downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+        {
+            return true;
+        }
+        source = e.source();
+    }
+    false
 }

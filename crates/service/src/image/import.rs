@@ -60,7 +60,7 @@ fn run(context: &Context, request: &ImportRequest) -> Result<BroughtIn> {
     let (tar, from) = tar(&request.source)?;
     let store = context.store()?;
     let lease = store.lease(&format!("importing {from}"))?;
-    let layer = unpack_single(context, store, &lease, tar)?;
+    let layer = unpack_single(context, store, &lease, None, tar)?;
     let now = jiff::Timestamp::now().to_string();
     configuration["created"] = now.clone().into();
     configuration["rootfs"] = json!({"type": "layers", "diff_ids": [layer.diff_id.to_string()]});

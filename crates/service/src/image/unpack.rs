@@ -24,7 +24,7 @@ use vellum_image::{
     TargetMarks,
 };
 use vellum_store::{
-    BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, SnapshotKey, StagedFile,
+    BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, StagedFile,
     StagedLayer, Store,
 };
 use vellum_sys::xattr::{self, SetMode};
@@ -419,14 +419,16 @@ pub(super) fn target(staged: &StagedLayer) -> Result<ApplyTarget> {
     })
 }
 
-/// Unpacks a tar that belongs to no image yet as a base layer and commits it under its own diff ID.
+/// Unpacks a tar that belongs to no image yet on `parent`, or as a base layer, and commits it under its chain ID.
 pub(super) fn unpack_single(
     context: &Context,
     store: &Store,
     lease: &Lease,
+    parent: Option<&ChainId>,
     tar: Box<dyn Read + Send>,
 ) -> Result<Unpacked> {
-    let staged = store.stage_layer_on(None)?;
+    let below = parent.map(key);
+    let staged = store.stage_layer_on(below.as_ref())?;
     let mut recipe = store.stage_file()?;
     let limits = Limits::default();
     let stream = LayerStream::open(tar, &limits, &context.cancel)?;
@@ -446,8 +448,8 @@ pub(super) fn unpack_single(
     };
     context.go_on()?;
     let diff_id = applied.blob.diff_id;
-    let chain_id = ChainId::extend(None, &diff_id);
-    let mut commit = LayerCommit::new(SnapshotKey::from(chain_id.to_string()), None);
+    let chain_id = ChainId::extend(parent, &diff_id);
+    let mut commit = LayerCommit::new(key(&chain_id), below);
     commit.diff_id = Some(to_store(&diff_id));
     commit.tar_bytes = Some(applied.blob.tar_bytes);
     commit.recipe = Some(recipe);
