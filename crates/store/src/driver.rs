@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::Digest,
-    error::{Result, StoreError},
-    layout::Layout,
+    error::{IoContext, Result, StoreError},
+    layout::{Layout, make_dir},
     snapshot::{Kind, MountFeatures, Usage},
 };
 
@@ -373,6 +373,31 @@ pub(crate) fn driver(kind: DriverKind) -> &'static dyn Driver {
         DriverKind::Overlay => &overlay::Overlay1,
         DriverKind::Native => &native::Native,
     }
+}
+
+/// Makes the directory of a driver that stacks, unless the file system can't say in listings what each entry is: whiteouts
+/// and directories could not be told apart then, and the kernel refuses such layers.
+pub(crate) fn make_stacking_home(home: &Path, mode: u32) -> Result<()> {
+    make_dir(home, mode)?;
+    let facts = vellum_sys::probe::directory(home)?;
+    if facts.d_type {
+        return Ok(());
+    }
+    // Nothing is in it yet; left behind, it would count as tried.
+    std::fs::remove_dir(home).on("remove", home)?;
+    let cure = match facts.fs_name.as_str() {
+        "xfs" => "Reformat the file system with ftype=1 to enable d_type support",
+        "extfs" => "Enable it with `tune2fs -O filetype` and `e2fsck -fD`, unmounted",
+        _ => "Put the store on a file system that has it",
+    };
+    Err(StoreError::Unsupported {
+        what: format!("storage driver at {}", home.display()),
+        why: format!(
+            "the backing {} file system is formatted without d_type support, which leads to incorrect behavior. {cure}, \
+             or use the storage driver native. Backing file systems without d_type support are not supported",
+            facts.fs_name
+        ),
+    })
 }
 
 #[cfg(test)]

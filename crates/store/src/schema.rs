@@ -24,7 +24,7 @@ use crate::{
 pub(crate) const APPLICATION_ID: i64 = 0x564c_4d31;
 
 /// What each version added. A step, once released, is never edited: stores out there have run it.
-const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql")];
 
 /// The schema that this program writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -90,23 +90,24 @@ impl Database {
 
     fn connect(&self) -> Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags).db("open")?;
+        let connection =
+            Connection::open_with_flags(&self.path, flags).map_err(|e| self.explain(e))?;
         connection
             .busy_timeout(std::time::Duration::from_millis(self.busy_timeout_ms))
-            .db("open")?;
+            .map_err(|e| self.explain(e))?;
         connection.set_prepared_statement_cache_capacity(64);
         connection
             .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-            .db("open")?;
+            .map_err(|e| self.explain(e))?;
         connection
             .pragma_update(None, "foreign_keys", true)
-            .db("open")?;
+            .map_err(|e| self.explain(e))?;
         connection
             .pragma_update(None, "synchronous", "FULL")
-            .db("open")?;
+            .map_err(|e| self.explain(e))?;
         connection
             .pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)
-            .db("open")?;
+            .map_err(|e| self.explain(e))?;
         Ok(connection)
     }
 
@@ -277,4 +278,147 @@ fn is_network(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|facts| {
         [NFS, SMB, CIFS, SMB2, CEPH, P9, AFS].contains(&(facts.f_type & 0xffff_ffff))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Class, DriverKind, SnapshotKey, Store, StoreOptions};
+
+    fn options(root: &Path) -> StoreOptions {
+        StoreOptions::new(root)
+    }
+
+    fn raw(root: &Path) -> Connection {
+        Connection::open(root.join("vellum.db")).unwrap()
+    }
+
+    #[test]
+    fn an_older_store_is_migrated_with_everything_in_it() {
+        let tmp = tempfile::tempdir().unwrap();
+        {
+            // As the first version left it: schema 1 with a layer and a writable snapshot on it.
+            let db = raw(tmp.path());
+            db.execute_batch(include_str!("schema/1.sql")).unwrap();
+            db.execute_batch(&format!(
+                "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1; \
+                 INSERT INTO store VALUES ('uuid', 'abc'); \
+                 INSERT INTO snapshots (id, key, kind, keep, driver, tree, link, labels, created_ns, updated_ns, \
+                     usage_bytes, usage_inodes) \
+                 VALUES (1, x'6c', 3, 0, 'native', '{t1}', NULL, '{{}}', 5, 5, 10, 2); \
+                 INSERT INTO snapshots (id, key, kind, parent, keep, driver, tree, link, labels, created_ns, updated_ns) \
+                 VALUES (2, x'61', 2, 1, 0, 'native', '{t2}', NULL, '{{\"k\":\"v\"}}', 6, 7);",
+                t1 = "1".repeat(64),
+                t2 = "2".repeat(64),
+            ))
+            .unwrap();
+        }
+        let store = Store::open(&options(tmp.path())).unwrap();
+        let info = store.stat(&SnapshotKey::from("a")).unwrap();
+        assert_eq!(info.parent, Some(SnapshotKey::from("l")));
+        assert_eq!(info.labels["k"], "v");
+        assert_eq!(info.driver, DriverKind::Native);
+        assert_eq!(store.uuid().unwrap(), "abc");
+        let version: i64 = raw(tmp.path())
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .unwrap();
+        assert_eq!(version, VERSION);
+    }
+
+    #[test]
+    fn a_newer_store_is_refused_by_name_and_left_alone() {
+        let tmp = tempfile::tempdir().unwrap();
+        drop(Store::open(&options(tmp.path())).unwrap());
+        raw(tmp.path())
+            .pragma_update(None, "user_version", VERSION + 7)
+            .unwrap();
+        let refused = Store::open(&options(tmp.path())).unwrap_err();
+        assert_eq!(refused.class(), Class::Unsupported);
+        assert!(
+            refused
+                .to_string()
+                .contains(&format!("schema {}", VERSION + 7)),
+            "{refused}"
+        );
+        let version: i64 = raw(tmp.path())
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .unwrap();
+        assert_eq!(version, VERSION + 7);
+    }
+
+    #[test]
+    fn strangers_are_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        raw(tmp.path())
+            .execute_batch(
+                "CREATE TABLE t (x); PRAGMA application_id = 77; PRAGMA user_version = 1",
+            )
+            .unwrap();
+        let refused = Store::open(&options(tmp.path())).unwrap_err();
+        assert!(matches!(refused, StoreError::NotAStore { .. }), "{refused}");
+        fs::write(
+            tmp.path().join("vellum.db"),
+            "this is no database, but long enough to be taken for one",
+        )
+        .unwrap();
+        let refused = Store::open(&options(tmp.path())).unwrap_err();
+        assert!(matches!(refused, StoreError::NotAStore { .. }), "{refused}");
+    }
+
+    #[test]
+    fn a_store_that_is_not_there_is_made_only_if_asked() {
+        let tmp = tempfile::tempdir().unwrap();
+        let refused = Store::open(&StoreOptions {
+            create: false,
+            ..options(&tmp.path().join("s"))
+        })
+        .unwrap_err();
+        assert!(matches!(refused, StoreError::Io { .. }), "{refused}");
+        assert!(!tmp.path().join("s").exists());
+        Store::open(&options(&tmp.path().join("s"))).unwrap();
+    }
+
+    #[test]
+    fn the_database_is_durable_and_in_wal_mode() {
+        let tmp = tempfile::tempdir().unwrap();
+        let layout = Layout::new(tmp.path().to_owned());
+        let database = Database::open(&layout, true, 1000).unwrap();
+        let (journal, synchronous): (String, i64) = database
+            .read(|tx| {
+                Ok((
+                    tx.pragma_query_value(None, "journal_mode", |row| row.get(0))
+                        .unwrap(),
+                    tx.pragma_query_value(None, "synchronous", |row| row.get(0))
+                        .unwrap(),
+                ))
+            })
+            .unwrap();
+        assert_eq!((journal.as_str(), synchronous), ("wal", 2));
+    }
+
+    #[test]
+    fn a_lock_held_too_long_is_named() {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreOptions {
+            busy_timeout_ms: 50,
+            ..options(tmp.path())
+        })
+        .unwrap();
+        let mut other = raw(tmp.path());
+        let held = other
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .unwrap();
+        let refused = store
+            .prepare(&SnapshotKey::from("k"), &crate::PrepareOptions::default())
+            .unwrap_err();
+        assert_eq!(refused.class(), Class::Busy);
+        assert!(
+            store.stat(&SnapshotKey::from("k")).is_err(),
+            "readers do not wait"
+        );
+        drop(held);
+        store
+            .prepare(&SnapshotKey::from("k"), &crate::PrepareOptions::default())
+            .unwrap();
+    }
 }

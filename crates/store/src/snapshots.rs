@@ -170,10 +170,11 @@ impl Store {
             link: record.link.as_ref(),
             parents: &parents,
         };
-        let copied = driver.stage(self.layout(), staged.path(), &new)?;
         if let Some(bytes) = options.size_limit_bytes {
+            // Before anything is made in it: only what is made later inherits the project.
             crate::quota::limit(&self.layout().driver(driver_kind), staged.path(), bytes)?;
         }
+        let copied = driver.stage(self.layout(), staged.path(), &new)?;
         let undo = self.publish(driver, &mut staged, &record, &parents, copied)?;
         Ok((Placed::new(staged, record, undo), parents))
     }
@@ -364,6 +365,9 @@ impl Store {
         let layout = self.layout();
         driver::driver(record.driver).unlink(layout, record.link.as_ref())?;
         let path = layout.tree(record.driver, &record.tree);
+        if record.size_limit_bytes.is_some() {
+            crate::quota::lift(&path);
+        }
         let trashed = tx::to_trash(&layout.trash(), &path)?;
         // Gone already if an earlier removal was cut short, and then nothing is to be done.
         let _ = std::fs::remove_file(layout.record(&record.tree));

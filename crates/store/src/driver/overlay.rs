@@ -49,7 +49,7 @@ const WRITABLE: [&str; 4] = ["upper", "work", "merged", "lower-id"];
 
 impl super::Driver for Overlay1 {
     fn create_home(&self, layout: &Layout) -> Result<()> {
-        make_dir(&layout.driver(DriverKind::Overlay), 0o700)
+        super::make_stacking_home(&layout.driver(DriverKind::Overlay), 0o700)
     }
 
     fn stacks(&self) -> bool {

@@ -21,7 +21,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{DriverKind, Finding, LayerDir, LayerMarks, LinkId, NewTree, Overlay, Shape, TreeRef};
+use super::{
+    DriverKind, Finding, LayerDir, LayerMarks, LinkId, NewTree, Overlay, Shape, TreeRef,
+    make_stacking_home,
+};
 use crate::{
     error::{IoContext, Result, StoreError},
     layout::{Layout, make_dir, set_mode},
@@ -75,7 +78,7 @@ pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
 
 impl super::Driver for Overlay2 {
     fn create_home(&self, layout: &Layout) -> Result<()> {
-        make_dir(&home(layout), 0o710)?;
+        make_stacking_home(&home(layout), 0o710)?;
         make_dir(&home(layout).join("l"), 0o700)
     }
 
