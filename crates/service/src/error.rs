@@ -239,7 +239,7 @@ fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
             "`docker login {registry}` or `podman login {registry}` stores a login that Vellum uses"
         )),
         SourceError::Registry(RegistryError::Failed { registry, .. }) => Some(format!(
-            "if {registry} speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/configuration.md)"
+            "if {registry} speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/registries.md)"
         )),
         _ => None,
     }
