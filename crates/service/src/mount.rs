@@ -206,7 +206,7 @@ fn explain(error: MountError, parts: &TreeParts, name: &str) -> Error {
             return Error::InUse {
                 kind: Kind::Container,
                 name: name.to_owned(),
-                by: holders.iter().map(|h| format!("{h:?}")).collect::<Vec<_>>().join("; "),
+                by: holders.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
                 hint: "its tree is mounted in another mount namespace: end that process, or unmount it there".into(),
             };
         }

@@ -147,7 +147,7 @@ impl Rules {
             self.set_xattr(object, name, value, at.path)?;
         }
         if foreign {
-            self.record_stat(object, entry, at);
+            self.record_stat(object, entry, at)?;
             // A set-uid file of somebody else's must not run with the rights of whoever it belongs to for want of a better owner.
             object
                 .set_mode(entry.mode & 0o777)
@@ -188,7 +188,7 @@ impl Rules {
         }
     }
 
-    fn record_stat(&mut self, object: Object<'_>, entry: &Entry, at: &Situation<'_>) {
+    fn record_stat(&mut self, object: Object<'_>, entry: &Entry, at: &Situation<'_>) -> Result<()> {
         self.recorded += 1;
         let value = OverrideStat {
             uid: entry.uid,
@@ -196,8 +196,7 @@ impl Rules {
             mode: entry.mode,
             kind: at.stand_in,
         };
-        // Links and pipes take no user attributes. The recipe still has their headers, so a saved layer is right all the same.
-        let _ = object.set_xattr(OsStr::new(OVERRIDE_STAT), &value.encode());
+        keep_record(object, OsStr::new(OVERRIDE_STAT), &value.encode(), at.path)
     }
 
     fn set_xattr(
@@ -217,8 +216,7 @@ impl Rules {
         if self.privilege == Privilege::Recorded && refused {
             self.recorded += 1;
             if let Some(recorded) = record::recorded(name) {
-                // As above: what takes no user attributes keeps its record in the recipe only.
-                let _ = object.set_xattr(&recorded, value);
+                keep_record(object, &recorded, value, path)?;
             }
             return Ok(());
         }
@@ -267,5 +265,20 @@ impl Rules {
             object.remove_xattr(&name)?;
         }
         Ok(())
+    }
+}
+
+/// Writes a record of what could not be set.
+///
+/// Links and pipes take no user attributes: their headers stay in the recipe alone, so a saved layer is right all the same. Any other
+/// refusal (a full disk, a broken one) is an error.
+fn keep_record(object: Object<'_>, name: &OsStr, value: &[u8], path: &Path) -> Result<()> {
+    match object.set_xattr(name, value) {
+        Err(error) if !error.is(Errno::PERM) && !error.is(Errno::OPNOTSUPP) => Err(Error::Xattr {
+            name: name.to_string_lossy().into_owned(),
+            path: path.to_owned(),
+            source: error.source,
+        }),
+        _ => Ok(()),
     }
 }

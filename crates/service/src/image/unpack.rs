@@ -24,8 +24,7 @@ use vellum_image::{
     TargetMarks,
 };
 use vellum_store::{
-    BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, StagedFile,
-    StagedLayer, Store,
+    BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, StagedFile, StagedLayer, Store,
 };
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Cancel, Dir, rooted};
@@ -270,9 +269,10 @@ impl Unpacking<'_> {
         let finished = AtomicBool::new(false);
         let kept = self.blob_to_keep(layer)?;
         let applied = thread::scope(|scope| {
-            scope.spawn(|| self.watch(&progress, meter.as_ref(), &finished));
+            let watcher = scope.spawn(|| self.watch(&progress, meter.as_ref(), &finished));
             let applied = self.read_into(at, &staged, &mut recipe, &progress, kept.clone());
             finished.store(true, Ordering::Release);
+            watcher.thread().unpark();
             applied
         })?;
         layer.check(&applied.blob)?;
@@ -290,7 +290,7 @@ impl Unpacking<'_> {
     fn watch(&self, progress: &StreamProgress, meter: &dyn Meter, finished: &AtomicBool) {
         let mut shown = 0;
         while !finished.load(Ordering::Acquire) {
-            thread::sleep(TICK);
+            thread::park_timeout(TICK);
             if self.context.cancel.is_cancelled() {
                 self.stop.cancel();
             }
