@@ -16,8 +16,12 @@ struct World {
 
 impl World {
     fn new() -> Option<World> {
+        World::of(PlainUser::new)
+    }
+
+    fn of(user: fn(&Scratch) -> Option<PlainUser>) -> Option<World> {
         let scratch = Scratch::new();
-        let user = PlainUser::new(&scratch)?;
+        let user = user(&scratch)?;
         let vellum = user.borrow_program(Path::new(env!("CARGO_BIN_EXE_vellum")));
         Some(World {
             user,
@@ -284,6 +288,28 @@ fn saved(world: &World, image: &str) -> (Vec<String>, String) {
         listing.push_str(&String::from_utf8_lossy(&listed.stdout));
     });
     (digests, listing)
+}
+
+#[test]
+fn a_plain_user_with_one_id_keeps_owners_as_records() {
+    let Some(world) = World::of(PlainUser::with_one_id) else {
+        return;
+    };
+    let (archive, ids) = archive(&world);
+    world.ok(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+    assert_eq!(world.inside("wc -l < /proc/self/uid_map"), "1");
+    world.ok(&["create", "--quiet", "odd:1", "--name", "box"]);
+    let merged = world.ok(&["mount", "box"]);
+    assert_eq!(
+        world.inside(&format!("cat {merged}/home/ann; echo more > {merged}/more")),
+        "ann's"
+    );
+    assert_eq!(world.ok(&["diff", "box"]), "A /more");
+    let (digests, _) = saved(&world, "odd:1");
+    for id in &ids {
+        assert!(digests.contains(id), "layer {id} came out another one");
+    }
+    world.ok(&["rm", "--force", "box"]);
 }
 
 #[test]

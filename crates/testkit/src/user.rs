@@ -30,6 +30,15 @@ impl PlainUser {
     ///
     /// Opens the scratch directory for passing through by others.
     pub fn new(scratch: &Scratch) -> Option<PlainUser> {
+        let user = PlainUser::with_one_id(scratch)?;
+        let first = user.first_subid;
+        user.write("subuid", &format!("{NAME}:{first}:65536\n"));
+        user.write("subgid", &format!("{NAME}:{first}:65536\n"));
+        Some(user)
+    }
+
+    /// As [`PlainUser::new`], but the user has no subordinate ids: his own is the only one he may use.
+    pub fn with_one_id(scratch: &Scratch) -> Option<PlainUser> {
         if !needs_root("working as another user") {
             return None;
         }
@@ -46,12 +55,12 @@ impl PlainUser {
         std::fs::create_dir(&run).expect("a run directory");
         std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o700)).expect("its mode");
         chown(&run, Some(user.id), Some(user.id)).expect("its owner");
-        let (id, first) = (user.id, user.first_subid);
+        let id = user.id;
         let line = format!("{NAME}:x:{id}:{id}::{}:/bin/sh\n", user.home.display());
         user.write("passwd", &line);
         user.write("group", &format!("{NAME}:x:{id}:\n"));
-        user.write("subuid", &format!("{NAME}:{first}:65536\n"));
-        user.write("subgid", &format!("{NAME}:{first}:65536\n"));
+        user.write("subuid", "");
+        user.write("subgid", "");
         Some(user)
     }
 
