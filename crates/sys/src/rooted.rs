@@ -119,8 +119,8 @@ impl Dir {
 
     /// Opens a regular file beneath this directory for reading.
     ///
-    /// Errors: ELOOP for symbolic links anywhere, ENXIO or EINVAL for anything that is no regular file. A fifo does not block
-    /// and a device is not kept open, but is opened for a moment: ask [`Dir::stat`] first where that could matter.
+    /// Errors: ELOOP or EINVAL for symbolic links, EINVAL for anything else that is no regular file: a fifo does not block and a
+    /// device is not woken, since what it is is known before it is opened.
     pub fn open_file(&self, path: impl AsRef<Path>) -> Result<File> {
         self.open_file_for(path, Access::Read)
     }
@@ -133,13 +133,14 @@ impl Dir {
             Access::Write => OFlags::WRONLY,
             Access::ReadWrite => OFlags::RDWR,
         };
-        let flags = how | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = self
-            .open_beneath(path, flags)
-            .map_err(|e| self.fail("open", path, e))?;
-        if !crate::stat::stat_fd(&fd)?.is_file() {
+        let found = self.open_path(path)?;
+        if !crate::stat::stat_fd(&found)?.is_file() {
             return Err(self.fail("open as a regular file", path, Errno::INVAL));
         }
+        // The magic link leads to the very inode that was looked at, whatever its name means by now.
+        let magic = format!("/proc/self/fd/{}", found.as_raw_fd());
+        let fd = rustix::fs::open(magic, how | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| self.fail("open", path, e))?;
         Ok(File::from(fd))
     }
 

@@ -88,7 +88,9 @@ fn attributes_are_set_on_the_name_itself() {
 fn a_fifo_does_not_block_and_is_no_file() {
     let (_tmp, dir) = temp();
     dir.mknod("p", FileKind::Fifo, 0o600, (0, 0)).unwrap();
-    assert!(dir.open_file("p").is_err());
+    assert!(dir.open_file("p").unwrap_err().is(Errno::INVAL));
+    dir.symlink("p", "l").unwrap();
+    assert!(dir.open_file("l").is_err());
     assert_eq!(dir.stat("p").unwrap().kind, FileKind::Fifo);
 }
 
