@@ -243,6 +243,15 @@ fn a_plain_user_works_from_archive_to_archive() {
         assert!(changes.lines().any(|l| l == line), "{changes}");
     }
 
+    // The new layer lies on top of them.
+    world.ok(&["commit", "--quiet", "box", "odd:2"]);
+    let (digests, listing) = saved(&world, "odd:2");
+    for id in &ids {
+        assert!(digests.contains(id), "layer {id} came out another one");
+    }
+    for expect in ["7/8", "1000/1001", "crw-rw-rw- 0/0", ".wh.new"] {
+        assert!(listing.contains(expect), "{expect}: {listing}");
+    }
     world.ok(&["rm", "--force", "box"]);
 }
 
@@ -365,6 +374,15 @@ fn two_first_commands_at_once_make_one_world() {
         namespaces.iter().all(|n| *n == namespaces[0]),
         "{namespaces:?}"
     );
+}
+
+#[test]
+fn info_names_what_a_plain_user_does_without() {
+    let Some(world) = World::new() else { return };
+    let info = world.ok(&["info"]);
+    for word in ["userxattr", "redirect_dir", "metacopy"] {
+        assert!(info.contains(word), "{word}: {info}");
+    }
 }
 
 fn walk(dir: &Path, see: &mut impl FnMut(&Path)) {
