@@ -300,6 +300,45 @@ fn saved(world: &World, image: &str) -> (Vec<String>, String) {
 }
 
 #[test]
+fn a_plain_user_works_with_every_driver() {
+    let Some(world) = World::new() else { return };
+    let (archive, ids) = archive(&world);
+    for driver in ["overlay", "native"] {
+        let root = world.user.home().join(driver);
+        let with = |args: &[&str]| {
+            let mut all = vec![
+                "--quiet",
+                "--root",
+                root.to_str().unwrap(),
+                "--storage-driver",
+                driver,
+            ];
+            all.extend(args);
+            world.ok(&all)
+        };
+        with(&["load", "--input", archive.to_str().unwrap()]);
+        with(&["create", "odd:1", "--name", "box"]);
+        let merged = with(&["mount", "box"]);
+        world.inside(&format!(
+            "cd {merged}; ! test -e gone; cat new; rm new; echo more > more"
+        ));
+        assert_eq!(with(&["diff", "box"]), "A /more\nD /new", "{driver}");
+        with(&["commit", "box", "odd:2"]);
+        let saved = world.user.home().join("saved.tar");
+        with(&["save", "--output", saved.to_str().unwrap(), "odd:2"]);
+        let listed = Command::new("tar").arg("-tf").arg(&saved).output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        for id in &ids {
+            assert!(
+                listed.contains(id.trim_start_matches("sha256:")),
+                "{driver}: layer {id} came out another one"
+            );
+        }
+        with(&["rm", "--force", "box"]);
+    }
+}
+
+#[test]
 fn a_plain_user_with_one_id_keeps_owners_as_records() {
     let Some(world) = World::of(PlainUser::with_one_id) else {
         return;
