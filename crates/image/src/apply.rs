@@ -120,7 +120,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         };
         let root = target.root.dup().map_err(failed)?;
         let stack = Stack::new(root).map_err(failed)?;
-        let acl_possible = target.marks == TargetMarks::Plain || stack.top().default_acl;
+        let acl_possible = target.marks.is_whole() || stack.top().default_acl;
         Ok(Self {
             limits,
             rules: Rules {
@@ -322,7 +322,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         let key = self.key(&path);
         self.made
             .insert(key, payload.map_or(0, |ordinal| ordinal + 1));
-        if self.rules.marks == TargetMarks::Plain {
+        if self.rules.marks.is_whole() {
             let (made, hasher) = (&mut self.made, &self.hasher);
             self.stack.note(|path| {
                 made.entry(hasher.hash_one(path)).or_insert(0);

@@ -10,7 +10,7 @@ use std::thread::{Builder, JoinHandle};
 
 use vellum_image::{LayerWriter, TarEntry, TarKind};
 use vellum_sys::{Cancel, FileKind};
-use vellum_union::{Change, Node, Stack};
+use vellum_union::{Change, ChangeKind, Node, Stack};
 
 use crate::error::{Error, Result};
 
@@ -36,12 +36,15 @@ impl<W: Write> NodeWriter<W> {
     pub fn change(&mut self, change: &Change) -> Result<()> {
         match &change.node {
             None => self.writer.whiteout(&change.path)?,
+            Some(_) if change.path.as_os_str().is_empty() => {}
             Some(node) => {
-                if !change.path.as_os_str().is_empty()
-                    && self.node(node, &change.path)?
-                    && change.opaque
-                {
-                    self.writer.opaque(&change.path)?;
+                if self.node(node, &change.path)? {
+                    if change.opaque {
+                        self.writer.opaque(&change.path)?;
+                    }
+                } else if change.kind == ChangeKind::Modified {
+                    // What can't be written still hides what was there.
+                    self.writer.whiteout(&change.path)?;
                 }
             }
         }

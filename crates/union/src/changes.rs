@@ -9,12 +9,13 @@
 //! is not named, but see [`Form::Layer`]. Stricter than Docker: times count to the nanosecond, and all xattrs count.
 //!
 //! Invariants: paths come sorted by component, parents before what is in them, none twice. Memory: the names of the
-//! directories on the way to the present one.
+//! directories on the way to the present one; for [`compare`] also a few bytes for each name of a hard link.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use crate::link_groups::LinkGroups;
 use crate::marks::Reader;
 use crate::node::Node;
 use crate::same::{Content, same, same_but_times};
@@ -100,6 +101,8 @@ pub struct Changes {
     content: Content,
     frames: Vec<Frame>,
     ready: VecDeque<Change>,
+    /// Read when two whole trees are compared and the first hard link is met.
+    links: Option<LinkGroups>,
     failed: bool,
 }
 
@@ -140,6 +143,7 @@ impl Changes {
             content,
             frames: Vec::new(),
             ready: VecDeque::new(),
+            links: None,
             failed: false,
         };
         let root = changes.new.root()?;
@@ -253,16 +257,29 @@ impl Changes {
         self.enter(new, old, reads, None)
     }
 
+    /// Returns whether a file can be left out as far as its hard links go. Several names of one inode stay together: a
+    /// new name of an old file is written out with the old one.
+    fn keeps_links(&mut self, new: &Node, old: &Node) -> Result<bool> {
+        if new.stat().nlink < 2 {
+            return Ok(true);
+        }
+        match (self.content, &self.old) {
+            (Content::ByTime, Some(old_stack)) => {
+                if self.links.is_none() {
+                    self.links = Some(LinkGroups::read(old_stack, &self.new)?);
+                }
+                Ok(self
+                    .links
+                    .as_ref()
+                    .is_some_and(|links| links.only_shrunk(new)))
+            }
+            _ => Ok(new.identity() == old.identity()),
+        }
+    }
+
     fn both(&mut self, new: Node, old: Node, reads: Reads) -> Result<()> {
         if !(new.is_dir() && old.is_dir()) {
-            // Several names of one inode stay together: a new name of an old file is written out with the old one.
-            let alone = new.is_dir()
-                || new.identity() == old.identity()
-                || match self.content {
-                    Content::ByIdentity => new.stat().nlink < 2,
-                    // A copy of a tree has other inodes throughout; that a group has grown shows in its count.
-                    Content::ByTime => new.stat().nlink == old.stat().nlink,
-                };
+            let alone = new.is_dir() || self.keeps_links(&new, &old)?;
             if reads == Reads::New || !(alone && same(&new, &old, self.content)?) {
                 self.emit(change(&new, ChangeKind::Modified, false));
                 // What was in an old directory is not named again; what is in a new one is.

@@ -20,6 +20,7 @@ mod dir_layer;
 mod error;
 mod explain;
 mod layer;
+mod link_groups;
 mod marks;
 mod node;
 pub mod resolve;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use vellum_format::{
-    Mark, OVERRIDE_STAT, OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat, Prefix, record,
+    Mark, OVERRIDE_STAT, OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat, record,
 };
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{Dir, Timespec, rooted, xattr};
@@ -229,8 +229,8 @@ impl Rules {
 
     /// Returns the name under which the tree keeps the archive's attribute `name`.
     ///
-    /// An overlay control attribute that came with an archive must never act as one, so it is escaped: for the target's own dialect, and for
-    /// both where the tree may become a layer of either.
+    /// An overlay control attribute that came with an archive must never act as one, so it is escaped: for the dialect of the overlays that
+    /// the tree is made for. Names of the other dialect are ordinary, and in a tree that is used as it is all are.
     fn stored_name(&self, name: &OsStr) -> OsString {
         let is_record = record::original(name).is_some()
             || OVERRIDE_STAT_NAMES.iter().any(|known| name == *known);
@@ -242,8 +242,8 @@ impl Rules {
             return recorded;
         }
         match self.marks {
-            TargetMarks::Overlay(prefix) => prefix.escape(name),
-            TargetMarks::Plain => Prefix::User.escape(&Prefix::Trusted.escape(name)),
+            TargetMarks::Overlay(prefix) | TargetMarks::Whole(prefix) => prefix.escape(name),
+            TargetMarks::Plain => name.to_owned(),
         }
     }
 
@@ -252,7 +252,7 @@ impl Rules {
         for name in object.xattrs()? {
             let own_mark = match self.marks {
                 TargetMarks::Overlay(prefix) => name == prefix.xattr(Mark::Opaque),
-                TargetMarks::Plain => false,
+                TargetMarks::Plain | TargetMarks::Whole(_) => false,
             };
             let wanted = entry
                 .xattrs

@@ -40,7 +40,7 @@ impl Applier<'_, '_> {
                     Err(error) => Err(self.failed("hide", hidden)(error)),
                 }
             }
-            TargetMarks::Plain => {
+            TargetMarks::Plain | TargetMarks::Whole(_) => {
                 let Some(stat) = dir
                     .stat_opt(hidden)
                     .map_err(self.failed("look at", hidden))?
@@ -63,7 +63,7 @@ impl Applier<'_, '_> {
     pub(super) fn opaque(&mut self, _entry: &Entry) -> Result<()> {
         match self.rules.marks {
             TargetMarks::Overlay(_) => self.mark_opaque(),
-            TargetMarks::Plain => {
+            TargetMarks::Plain | TargetMarks::Whole(_) => {
                 let dir = self
                     .stack
                     .top()

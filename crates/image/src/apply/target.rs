@@ -25,8 +25,21 @@ pub enum TargetMarks {
     /// carry the mark of this prefix.
     Overlay(Prefix),
     /// The tree starts as the parent's full tree: deletions delete. Files are replaced, never written into, so a hard link that
-    /// another layer shares keeps its content.
+    /// another layer shares keeps its content. It is used as it is, so no name of an attribute means anything in it.
     Plain,
+    /// As [`TargetMarks::Plain`], but overlays whose marks have this prefix will be mounted on the tree: names of attributes that
+    /// would be marks are escaped.
+    Whole(Prefix),
+}
+
+impl TargetMarks {
+    /// Returns whether the tree is complete in itself: deletions delete.
+    pub fn is_whole(self) -> bool {
+        match self {
+            TargetMarks::Overlay(_) => false,
+            TargetMarks::Plain | TargetMarks::Whole(_) => true,
+        }
+    }
 }
 
 /// What happens to devices, owners and attributes that the process may not make.
@@ -49,7 +62,7 @@ pub struct Applied {
     /// Directories that entries lie in but that the layer itself does not list, shallowest first, relative to the root.
     ///
     /// They were made as 0755 root:root with the time of the entry that needed them. With [`TargetMarks::Overlay`] the parent's directory
-    /// of that name lends them its attributes once the parent is known. With [`TargetMarks::Plain`] only directories that the parent
+    /// of that name lends them its attributes once the parent is known. In a whole tree only directories that the parent
     /// did not have are named.
     pub implied_dirs: Vec<PathBuf>,
     /// Whether the tar has an entry for the root directory itself. If not, the root of a [`TargetMarks::Overlay`] tree is an implied

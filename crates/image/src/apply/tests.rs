@@ -583,9 +583,15 @@ fn overlay_attributes_of_an_archive_never_act() {
     place
         .apply(TargetMarks::Plain, &[pax(b'x', &attrs), dir("d/")])
         .unwrap();
+    // Nothing is mounted on such a tree: the names are ordinary.
     for attr in ["trusted.overlay.opaque", "user.overlay.opaque"] {
-        assert_eq!(place.xattr("d", attr), None, "{attr}");
+        assert_eq!(place.xattr("d", attr).unwrap(), b"y", "{attr}");
     }
+    let place = Place::new();
+    let whole = TargetMarks::Whole(Prefix::User);
+    place.apply(whole, &[pax(b'x', &attrs), dir("d/")]).unwrap();
+    assert_eq!(place.xattr("d", "trusted.overlay.opaque").unwrap(), b"y");
+    assert_eq!(place.xattr("d", "user.overlay.opaque"), None);
 }
 
 #[test]

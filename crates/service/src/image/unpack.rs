@@ -413,6 +413,10 @@ pub(super) fn target(staged: &StagedLayer) -> Result<ApplyTarget> {
         root: Dir::open(staged.root())?,
         marks: match staged.marks() {
             LayerMarks::Overlay => TargetMarks::Overlay(prefix),
+            // Of the drivers with whole trees, this one mounts overlays on them.
+            LayerMarks::Plain if staged.driver() == DriverKind::Overlay => {
+                TargetMarks::Whole(prefix)
+            }
             LayerMarks::Plain => TargetMarks::Plain,
         },
         privilege,
