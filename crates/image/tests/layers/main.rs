@@ -1,0 +1,5 @@
+//! Layers as whole programs see them: made elsewhere, taken apart here, given back, and large.
+
+mod common;
+mod producers;
+mod roundtrip;
