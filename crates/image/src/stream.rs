@@ -295,8 +295,9 @@ impl Inflater {
                 source,
             })(error),
         };
-        let mut decoder = Decoder::new(compression, BufReader::with_capacity(CHUNK_BYTES, blob))
-            .map_err(failed)?;
+        // Smaller than a chunk: what is not compressed is then read straight into it, without a copy between.
+        let blob = BufReader::with_capacity(CHUNK_BYTES / 2, blob);
+        let mut decoder = Decoder::new(compression, blob).map_err(failed)?;
         let mut tar_bytes = 0u64;
         loop {
             if self.cancel.is_cancelled() {
