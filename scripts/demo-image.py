@@ -145,7 +145,10 @@ class Image:
         """A hard link. A target of a lower layer is listed again first, as a diff does."""
         if target not in self.now:
             self.add(target, self.tree[target])
-        self.add(path, Entry(tarfile.LNKTYPE, self.tree[target].mode, link=target))
+        # A link's entry says the same of the inode as its first entry: some tools believe the last one.
+        same = self.tree[target]
+        attributes = dict(uid=same.uid, gid=same.gid, mtime=same.mtime, mtime_ns=same.mtime_ns)
+        self.add(path, Entry(tarfile.LNKTYPE, same.mode, link=target, **attributes))
 
     def forget(self, path):
         for known in [p for p in self.tree if p == path or p.startswith(path + "/")]:
@@ -377,7 +380,7 @@ def odd_layers(image, large_mib):
     image.file("odd/empty", b"")
     image.dir("odd/sticky", 0o1777)
     image.dir("odd/empty-directory", 0o700, mtime_ns=999999999)
-    image.file("odd/user-attribute", "x", xattrs={"user.note": b"\x00binary\xff", "user.empty": b""})
+    image.file("odd/user-attribute", "x", xattrs={"user.note": b"\x00binary\xff"})
     acl = struct.pack("<I", 2)
     for tag, perm, identity in ((1, 6, 0xFFFFFFFF), (2, 4, 1234), (4, 4, 0xFFFFFFFF), (16, 4, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF)):
         acl += struct.pack("<HHI", tag, perm, identity)
