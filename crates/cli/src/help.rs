@@ -289,16 +289,71 @@ mod tests {
         });
     }
 
+    /// Every example is a command line that is understood: shown words are never wrong.
     #[test]
-    fn examples_parse() {
+    fn examples_are_understood() {
         for (path, text) in EXAMPLES {
+            assert!(
+                !text.contains(['{', '}']),
+                "{path}: braces mean something to clap's template"
+            );
             for line in text.lines() {
-                assert!(
-                    !line.contains(['{', '}']),
-                    "{path}: braces mean something to clap's template"
-                );
+                let line = line
+                    .split("      ")
+                    .find(|part| part.contains("vellum"))
+                    .unwrap_or(line);
+                let Some(start) = line.find("vellum ") else {
+                    continue;
+                };
+                let end = line[start..]
+                    .find([')', '|', '>', '&'])
+                    .map_or(line.len(), |at| start + at);
+                // Quoted text is one word, as in a shell.
+                let mut words: Vec<String> = Vec::new();
+                for (at, part) in line[start..end].split('\'').enumerate() {
+                    match at % 2 {
+                        0 => words.extend(
+                            part.split_whitespace()
+                                .map(|w| w.trim_matches('"').to_owned()),
+                        ),
+                        _ => words.push(part.to_owned()),
+                    }
+                }
+                words.retain(|word| word != "...");
+                if let Err(e) = command().try_get_matches_from(&words) {
+                    panic!("{path}: {words:?}: {e}");
+                }
             }
         }
+    }
+
+    /// The whole text of every help page. `VELLUM_BLESS=1 cargo test -p vellum-cli help` writes it anew.
+    #[test]
+    fn help_reads_like_this() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/help.txt");
+        let mut text = String::new();
+        each(&command(), "", &mut |path, page| {
+            let title = format!("vellum {path}");
+            let page = page
+                .clone()
+                .bin_name(title.trim())
+                .term_width(100)
+                .render_help();
+            let page: String = page
+                .to_string()
+                .lines()
+                .map(|l| format!("{}\n", l.trim_end()))
+                .collect();
+            text.push_str(&format!("===== {} --help\n{page}\n", title.trim()));
+        });
+        if std::env::var_os("VELLUM_BLESS").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        let expect = std::fs::read_to_string(path).unwrap();
+        for (line, (is, was)) in text.lines().zip(expect.lines()).enumerate() {
+            assert_eq!(is, was, "tests/help.txt, line {}", line + 1);
+        }
+        assert_eq!(text.lines().count(), expect.lines().count());
     }
 
     fn each(command: &Command, path: &str, visit: &mut impl FnMut(&str, &Command)) {

@@ -214,7 +214,7 @@ impl Side {
         Error::Io {
             action: "find",
             path: self.path.clone(),
-            source: std::io::ErrorKind::NotFound.into(),
+            source: rustix::io::Errno::NOENT.into(),
         }
     }
 

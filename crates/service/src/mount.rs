@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vellum_store::{ContainerRecord, Shape, TreeParts};
+use vellum_store::{ContainerRecord, DriverKind, Shape, TreeParts};
 use vellum_sys::mount::{self, BindOptions, Detach, MountError};
 use vellum_sys::mountinfo::{self, Table};
 
@@ -162,7 +162,7 @@ fn mount_at(
         ctx.store()?.record_features(&record.snapshot, *features)?;
     }
     let done = execute(&planned, target).map_err(|e| explain(e, parts, &record.name));
-    if done.is_err() {
+    if done.is_err() && parts.driver == DriverKind::Overlay2 {
         // The first error is the one to tell; an empty directory does no harm.
         let _ = fs::remove_dir(target);
     }
@@ -340,11 +340,12 @@ pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Re
     for place in places.iter().rev() {
         take_away(place, force, &record.name)?;
     }
-    if let Shape::Overlay(overlay) = &parts.shape {
+    // Docker's overlay2 has the directory only while mounted, its overlay always.
+    if let (Shape::Overlay(overlay), DriverKind::Overlay2) = (&parts.shape, parts.driver) {
         match fs::remove_dir(&overlay.merged) {
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            // Docker's layout has it only while mounted; an old one does no harm.
+            // An old one does no harm.
             Err(error) => tracing::debug!(%error, "the mount point stays"),
         }
     }

@@ -8,14 +8,21 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use vellum_sys::Cancel;
+
 use super::SourceError;
 use crate::compression::{self, Compression};
 
 /// Returns `input` as a file of plain (not compressed) bytes that can be read at any offset.
 ///
 /// `name` is for messages. `spool_dir` is a directory with room for a copy; it is used only where
-/// `input` can't seek or is compressed.
-pub fn open_seekable(mut input: File, name: &str, spool_dir: &Path) -> Result<File, SourceError> {
+/// `input` can't seek or is compressed; copying ends with an error once `cancel` is set.
+pub fn open_seekable(
+    mut input: File,
+    name: &str,
+    spool_dir: &Path,
+    cancel: &Cancel,
+) -> Result<File, SourceError> {
     let failed = |e| SourceError::io(name, e);
     let regular = input.metadata().map_err(failed)?.is_file();
     let mut head = [0u8; compression::DETECT_BYTES];
@@ -31,14 +38,17 @@ pub fn open_seekable(mut input: File, name: &str, spool_dir: &Path) -> Result<Fi
     let mut plain =
         compression::Decoder::new(compression, io::BufReader::with_capacity(256 << 10, whole))
             .map_err(failed)?;
-    copy(&mut plain, &mut spool).map_err(failed)?;
+    copy(&mut plain, &mut spool, cancel).map_err(failed)?;
     spool.seek(SeekFrom::Start(0)).map_err(failed)?;
     Ok(spool)
 }
 
-fn copy(from: &mut dyn Read, to: &mut File) -> io::Result<()> {
+fn copy(from: &mut dyn Read, to: &mut File, cancel: &Cancel) -> io::Result<()> {
     let mut buffer = vec![0u8; 256 << 10];
     loop {
+        if cancel.is_cancelled() {
+            return Err(io::Error::other("the user wants to stop"));
+        }
         match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(got) => to.write_all(&buffer[..got])?,

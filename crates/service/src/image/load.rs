@@ -48,7 +48,11 @@ fn run(context: &Context, request: &LoadRequest) -> Result<Vec<BroughtIn>> {
         from => {
             let (file, name) = open(from)?;
             let spool = context.store()?.root().join("staging");
-            open_archive(open_seekable(file, &name, &spool)?, name, &wanted)?
+            open_archive(
+                open_seekable(file, &name, &spool, &context.cancel)?,
+                name,
+                &wanted,
+            )?
         }
     };
     let images = source.images();
