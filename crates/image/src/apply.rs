@@ -5,7 +5,7 @@
 //! made (so that its own deletions hide only what lies below, in whatever order they come), which directories it implies, and the recipe.
 //!
 //! Rules, where the image specification leaves room:
-//! * An archive's entry for the root directory is passed over, as all engines do.
+//! * An entry for the root directory sets the root's attributes; whether there was one is reported, since a root that no layer lists looks as below.
 //! * A whiteout hides the layers below, never what its own layer brings; a name both hidden and brought as a directory is opaque.
 //! * A hard link's own header says nothing about the inode it shares: mode, owner and times are those of the first name.
 //! * A hard link to something that is not in the tree applied to is an error; for overlay marks that is everything the layer itself
