@@ -225,6 +225,14 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
     }
 }
 
+/// Whether somewhere below the error a disk was full.
+fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |e| e.source()).any(|e| {
+        e.downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
+    })
+}
+
 /// What could be done about an image that can't be read or sent.
 fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
     use vellum_image::registry::RegistryError;
@@ -238,7 +246,9 @@ fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
         SourceError::Registry(RegistryError::Denied { registry, .. }) => Some(format!(
             "`docker login {registry}` or `podman login {registry}` stores a login that Vellum uses"
         )),
-        SourceError::Registry(RegistryError::Failed { registry, .. }) => Some(format!(
+        SourceError::Registry(
+            RegistryError::Failed { registry, .. } | RegistryError::Unreachable { registry, .. },
+        ) => Some(format!(
             "if {registry} speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/registries.md)"
         )),
         _ => None,
@@ -312,9 +322,7 @@ impl Error {
             ),
             Self::InUse { hint, .. } | Self::Unsupported { hint, .. } => Some(hint.clone()),
             Self::Invalid { hint, .. } => hint.clone(),
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                Some(NO_SPACE.into())
-            }
+            e if lacks_space(e) => Some(NO_SPACE.into()),
             Self::Source(e) => source_hint(e),
             Self::Io { .. }
             | Self::Program { .. }

@@ -149,7 +149,13 @@ impl Store {
 
     /// Makes the directory of `driver`, and tries whether it can work here, unless that was done before.
     pub(crate) fn ensure_home(&self, driver: DriverKind) -> Result<()> {
-        if layout::exists(&self.inner.layout.driver(driver))? {
+        // What is made last tells that all is there: another process may be at it, or a crash have come between.
+        let home = self.inner.layout.driver(driver);
+        let last = match driver::driver(driver).has_links() {
+            true => home.join("l"),
+            false => home,
+        };
+        if layout::exists(&last)? {
             return Ok(());
         }
         driver::driver(driver).create_home(&self.inner.layout)?;

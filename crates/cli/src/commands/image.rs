@@ -139,7 +139,11 @@ pub fn save(ctx: &Context, args: args::Save, quiet: bool) -> Outcome {
         format,
         compression: args.compress.map(compression),
     };
-    let saved = verbs::save(ctx, &request)?;
+    let to_stdout = request.target == SaveTarget::Stdout;
+    let saved = verbs::save(ctx, &request).map_err(|e| match to_stdout && is_broken_pipe(&e) {
+        true => Failure::Output(std::io::ErrorKind::BrokenPipe.into()),
+        false => e.into(),
+    })?;
     if !quiet {
         for image in saved {
             let name = image
@@ -152,6 +156,14 @@ pub fn save(ctx: &Context, args: args::Save, quiet: bool) -> Outcome {
         }
     }
     Ok(DONE)
+}
+
+/// Whether somewhere below the error a pipe was closed.
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |e| e.source()).any(|e| {
+        e.downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }
 
 fn compression(how: args::Compression) -> Compression {

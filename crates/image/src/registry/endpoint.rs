@@ -242,9 +242,8 @@ async fn probe(http: reqwest::Client, host: String) -> Result<&'static str, Regi
         Err(secure) => match http.get(format!("http://{host}/v2/")).send().await {
             // What the server says when TLS was expected must not pass for an answer.
             Ok(answer) if answer.status() != reqwest::StatusCode::BAD_REQUEST => Ok("http"),
-            _ => Err(RegistryError::Failed {
+            _ => Err(RegistryError::Unreachable {
                 registry: host,
-                action: "be reached".to_owned(),
                 source: Box::new(secure),
             }),
         },

@@ -35,6 +35,15 @@ pub enum RegistryError {
         /// Who refused.
         registry: String,
     },
+    /// Nobody answers there.
+    #[error("{registry} can't be reached")]
+    Unreachable {
+        /// Who was asked.
+        registry: String,
+        /// Why not.
+        #[source]
+        source: Box<reqwest::Error>,
+    },
     /// Any other refusal or failure.
     #[error("{registry} failed to {action}")]
     Failed {
@@ -113,7 +122,7 @@ impl RegistryError {
     /// Returns whether asking again, or asking someone else, could help.
     pub(super) fn is_passing(&self) -> bool {
         match self {
-            Self::RateLimited { .. } => true,
+            Self::RateLimited { .. } | Self::Unreachable { .. } => true,
             Self::Failed { source, .. } => match source.downcast_ref::<OciDistributionError>() {
                 Some(OciDistributionError::RequestError(_) | OciDistributionError::IoError(_)) => {
                     true

@@ -68,10 +68,10 @@ impl Archive {
             let available = window
                 .fill(wanted)
                 .map_err(|e| SourceError::io(name.as_str(), e))?;
-            if window.at == 0 && available == 0 {
-                return Err(SourceError::NotAnImage(name));
-            }
             if available < wanted {
+                if window.at == 0 && available < 512 {
+                    return Err(SourceError::NotAnImage(name));
+                }
                 // Some writers leave out one or both of the closing zero blocks.
                 if window.buffer.iter().all(|b| *b == 0) {
                     break;

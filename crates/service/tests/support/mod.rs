@@ -1,5 +1,6 @@
 //! A store in a scratch directory, and its images as trees.
 #![allow(dead_code)] // each test program uses a part of it
+#![allow(clippy::result_large_err)] // the verbs' own error
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
