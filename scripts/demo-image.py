@@ -521,6 +521,10 @@ def main():
         (debian_layers if arguments.profile == "full" else busybox_layers)(image)
         odd_layers(image, large)
         write_archive(image, output, f"vellum-demo-{arguments.profile}:latest")
+        if not arguments.output:  # those of older recipes
+            for old in os.listdir(os.path.dirname(output)):
+                if old.startswith(f"{arguments.profile}-{large}-") and old != name:
+                    os.unlink(os.path.join(os.path.dirname(output), old))
         say(f"made {os.path.getsize(output) >> 20} MiB in {len(image.layers)} layers")
     print(output)
 

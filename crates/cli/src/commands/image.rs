@@ -8,7 +8,7 @@ use vellum_service::image::{
     BroughtIn, ImportRequest, ImportSource, LoadRequest, LoadSource, PullRequest, PushRequest,
     SaveFormat, SaveRequest, SaveTarget,
 };
-use vellum_service::{Context, image as verbs, names};
+use vellum_service::{Context, image as verbs, keep, names};
 
 use super::{Outcome, for_all};
 use crate::args;
@@ -312,8 +312,10 @@ pub fn history(ctx: &Context, args: args::History) -> Outcome {
 
 /// `rmi`
 pub fn rmi(ctx: &Context, args: args::Rmi, quiet: bool) -> Outcome {
-    for_all(&args.images, |image| -> Result<(), Failure> {
+    let mut image_gone = false;
+    let code = for_all(&args.images, |image| -> Result<(), Failure> {
         let removed = verbs::rmi(ctx, image, args.force)?;
+        image_gone |= removed.image.is_some();
         if !quiet {
             for name in &removed.names {
                 ctx.progress.say(&format!("untagged {name}"));
@@ -324,5 +326,17 @@ pub fn rmi(ctx: &Context, args: args::Rmi, quiet: bool) -> Outcome {
             }
         }
         Ok(())
-    })
+    })?;
+    if image_gone {
+        // Whoever removes an image wants its space: what nothing needs any more goes with it.
+        let gone = keep::gc(ctx, false)?;
+        let layers = gone.iter().filter(|g| g.kind == "snapshot");
+        let count = layers.clone().count();
+        if !quiet && count > 0 {
+            let freed = layers.filter_map(|g| g.size).map(|size| size.bytes).sum();
+            ctx.progress
+                .say(&format!("freed {} of {count} layers", out::bytes(freed)));
+        }
+    }
+    Ok(code)
 }

@@ -42,7 +42,8 @@ pub struct Removed {
 /// Removes a name of an image, or an image.
 ///
 /// Given a name, the name goes, and with its last name the image, unless a container stands on it. Given an id, the image goes if it
-/// has at most one name, or with `force` whatever its names. Layers that nothing needs any more go at the next `gc`.
+/// has at most one name, or with `force` whatever its names. Layers that nothing needs any more go
+/// at the next `gc`; the command runs one at once.
 pub fn rmi(context: &Context, image: &str, force: bool) -> Result<Removed> {
     let store = context.store()?;
     let record = crate::names::image(context, image)?;
