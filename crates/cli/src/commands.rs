@@ -60,7 +60,7 @@ fn for_all<T>(names: &[T], mut each: impl FnMut(&T) -> Result<(), Failure>) -> O
             Ok(()) => {}
             // Nobody reads any more, or nobody wants more.
             Err(f @ Failure::Output(_)) => return Err(f),
-            Err(f @ Failure::Verb(vellum_service::Error::Cancelled)) => return Err(f),
+            Err(f) if f.is_cancelled() => return Err(f),
             Err(failure) => {
                 crate::report::failure(&failure);
                 worst = crate::exit_code::of(&failure).max(worst);

@@ -17,7 +17,7 @@ pub const INTERRUPTED: i32 = 130;
 #[derive(Debug)]
 pub enum Failure {
     /// A verb failed.
-    Verb(vellum_service::Error),
+    Verb(Box<vellum_service::Error>),
     /// The arguments contradict themselves or the world.
     Misused(String),
     /// Results could not be written.
@@ -29,6 +29,11 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Tells whether the user stopped it.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Verb(e) if e.class() == Class::Cancelled)
+    }
+
     /// A misuse, said in one line.
     pub fn misused(text: impl Into<String>) -> Self {
         Self::Misused(text.into())
@@ -42,7 +47,7 @@ impl Failure {
 
 impl<E: Into<vellum_service::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::Verb(error.into())
+        Self::Verb(Box::new(error.into()))
     }
 }
 
