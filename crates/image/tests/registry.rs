@@ -14,7 +14,7 @@ use vellum_image::sink::{LayerSupply, OutImage, SinkOptions};
 use vellum_image::source::{ImageSource, SourceError};
 use vellum_image::{Cancel, Compression, Error, Platform};
 use vellum_testkit::Rng;
-use vellum_testkit::clients::{Access, CuttingProxy, Home, Registry, Skopeo, available};
+use vellum_testkit::clients::{Access, CuttingProxy, Home, Registry, Skopeo, TokenGate, available};
 
 fn quick() -> RegistryOptions {
     RegistryOptions {
@@ -361,6 +361,45 @@ fn a_password_is_asked_for_and_used() {
 }
 
 #[test]
+fn bearer_tokens_are_fetched_with_the_login_and_the_right_scope() {
+    if !available(&["docker-registry"]) {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let registry = Registry::start(&home, "registry", Access::Open).unwrap();
+    let gate = TokenGate::start(&registry.host()).unwrap();
+    let mut rng = Rng::for_test("tokens");
+    let name = format!("{}/x/y", gate.host());
+    let (image, layers) = random_image(&mut rng, &name, &[100_000, 500]);
+    let with = |path: &Path| RegistryOptions {
+        auth_file: Some(path.to_owned()),
+        ..quick()
+    };
+    let nobody = with(&login(&home, "elsewhere.example", "dmVsbHVtOnNlY3JldA=="));
+    let error = push_to(&home, &image, &layers, &name, &nobody).unwrap_err();
+    assert!(
+        matches!(error, SourceError::Registry(RegistryError::Denied { .. })),
+        "{error:?}"
+    );
+    assert!(gate.scopes().is_empty());
+    let right = with(&login(&home, &gate.host(), "dmVsbHVtOnNlY3JldA=="));
+    assert_eq!(
+        push_to(&home, &image, &layers, &name, &right).unwrap(),
+        (2, 0)
+    );
+    same_image(&open(&name, &right).unwrap(), &image);
+    let scopes = gate.scopes();
+    assert!(
+        scopes.contains(&"repository:x/y:pull,push".to_owned()),
+        "{scopes:?}"
+    );
+    assert!(
+        scopes.contains(&"repository:x/y:pull".to_owned()),
+        "{scopes:?}"
+    );
+}
+
+#[test]
 fn tls_needs_a_trusted_authority() {
     if !available(&["docker-registry", "openssl"]) {
         return;
@@ -372,9 +411,13 @@ fn tls_needs_a_trusted_authority() {
     let (image, layers) = random_image(&mut rng, &name, &[100_000]);
     let error = push_to(&home, &image, &layers, &name, &quick()).unwrap_err();
     assert!(
-        matches!(error, SourceError::Registry(RegistryError::Failed { .. })),
+        matches!(
+            error,
+            SourceError::Registry(RegistryError::Unreachable { .. })
+        ),
         "{error:?}"
     );
+    assert!(format!("{error:?}").contains("UnknownIssuer"), "{error:?}");
     let mut trusting = quick();
     let host = HostOptions {
         ca_file: Some(registry.authority().to_owned()),

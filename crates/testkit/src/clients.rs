@@ -18,7 +18,7 @@ mod vellum;
 pub use dockerd::Dockerd;
 pub use home::Home;
 pub use image::small_image;
-pub use registry::{Access, CuttingProxy, Registry};
+pub use registry::{Access, CuttingProxy, Registry, TokenGate};
 pub use storage::{Buildah, Podman, Skopeo, Umoci};
 pub use vellum::Vellum;
 

@@ -337,3 +337,174 @@ impl Shared {
         }
     }
 }
+
+/// A gate before a registry that asks for bearer tokens, as Docker Hub and ghcr.io do.
+///
+/// Tokens are given for the login `vellum`, `secret`, and to nobody else; each is good for one scope.
+#[derive(Debug)]
+pub struct TokenGate {
+    port: u16,
+    stop: Arc<AtomicBool>,
+    scopes: Arc<Mutex<Vec<String>>>,
+}
+
+impl TokenGate {
+    /// Starts a gate before the registry at `server` (`host:port`).
+    pub fn start(server: &str) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        let (stop, scopes) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(Mutex::new(Vec::new())),
+        );
+        let (stopping, noting, server) =
+            (Arc::clone(&stop), Arc::clone(&scopes), server.to_owned());
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if stopping.load(Ordering::SeqCst) {
+                    break;
+                }
+                let (Ok(client), noting, server) = (client, Arc::clone(&noting), server.clone())
+                else {
+                    break;
+                };
+                // A connection that fails has failed for the client too.
+                std::thread::spawn(move || gate(&client, &server, port, &noting).ok());
+            }
+        });
+        Ok(Self { port, stop, scopes })
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The scopes that tokens were given for.
+    pub fn scopes(&self) -> Vec<String> {
+        self.scopes
+            .lock()
+            .map(|scopes| scopes.clone())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for TokenGate {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes the listener, which then ends.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+/// Serves one request and closes the connection.
+fn gate(
+    client: &TcpStream,
+    server: &str,
+    port: u16,
+    scopes: &Mutex<Vec<String>>,
+) -> anyhow::Result<()> {
+    let mut from = client.try_clone()?;
+    let mut to = client.try_clone()?;
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if from.read(&mut byte)? == 0 {
+            return Ok(());
+        }
+        request.push(byte[0]);
+        // A client that tries TLS first.
+        anyhow::ensure!(request[0].is_ascii_uppercase(), "this is no HTTP");
+    }
+    let text = String::from_utf8(request)?;
+    let header = |name: &str| {
+        text.lines().find_map(|line| {
+            let (key, value) = line.split_once(": ")?;
+            key.eq_ignore_ascii_case(name)
+                .then(|| value.trim().to_owned())
+        })
+    };
+    let target = text.split(' ').nth(1).unwrap_or_default().to_owned();
+    let length: u64 = header("content-length")
+        .and_then(|l| l.parse().ok())
+        .unwrap_or(0);
+    let reply = |to: &mut TcpStream, status: &str, headers: &str, body: &str| {
+        to.write_all(
+            format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+                .as_bytes(),
+        )
+    };
+    if let Some(query) = target.strip_prefix("/token?") {
+        let decoded = query
+            .replace("%3A", ":")
+            .replace("%2F", "/")
+            .replace("%2C", ",");
+        let scope = decoded
+            .split('&')
+            .find_map(|p| p.strip_prefix("scope="))
+            .unwrap_or_default()
+            .to_owned();
+        // "vellum:secret" in base64.
+        if header("authorization").as_deref() != Some("Basic dmVsbHVtOnNlY3JldA==") {
+            reply(&mut to, "401 Unauthorized", "", "{\"details\":\"no\"}")?;
+            return Ok(());
+        }
+        if let Ok(mut scopes) = scopes.lock() {
+            scopes.push(scope.clone());
+        }
+        let token: String = scope.bytes().map(|b| format!("{b:02x}")).collect();
+        reply(
+            &mut to,
+            "200 OK",
+            "",
+            &format!("{{\"token\":\"{token}\",\"expires_in\":300}}"),
+        )?;
+        return Ok(());
+    }
+    let repository = target.strip_prefix("/v2/").and_then(|rest| {
+        ["/blobs/", "/manifests/"]
+            .iter()
+            .find_map(|kind| rest.split_once(kind).map(|(name, _)| name))
+    });
+    let writes = !text.starts_with("GET ") && !text.starts_with("HEAD ");
+    let token = header("authorization").and_then(|a| a.strip_prefix("Bearer ").map(str::to_owned));
+    let allowed = repository.is_some_and(|repository| {
+        let hex = |scope: String| {
+            scope
+                .bytes()
+                .map(|b| format!("{b:02x}"))
+                .collect::<String>()
+        };
+        let pull = hex(format!("repository:{repository}:pull"));
+        let push = hex(format!("repository:{repository}:pull,push"));
+        token.as_deref() == Some(push.as_str())
+            || (!writes && token.as_deref() == Some(pull.as_str()))
+    });
+    if !allowed {
+        let challenge = format!(
+            "WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"gate\"\r\n"
+        );
+        reply(
+            &mut to,
+            "401 Unauthorized",
+            &challenge,
+            "{\"errors\":[{\"code\":\"UNAUTHORIZED\",\"message\":\"no\"}]}",
+        )?;
+        return Ok(());
+    }
+    let mut registry = TcpStream::connect(server)?;
+    let kept: Vec<&str> = text
+        .lines()
+        .filter(|line| {
+            let line = line.to_ascii_lowercase();
+            !line.is_empty()
+                && !line.starts_with("authorization:")
+                && !line.starts_with("connection:")
+        })
+        .collect();
+    registry.write_all(format!("{}\r\nConnection: close\r\n\r\n", kept.join("\r\n")).as_bytes())?;
+    std::io::copy(&mut from.take(length), &mut registry)?;
+    std::io::copy(&mut registry, &mut to)?;
+    let _ = client.shutdown(Shutdown::Both);
+    Ok(())
+}
