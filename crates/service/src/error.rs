@@ -179,7 +179,7 @@ pub enum Error {
         /// The store's directory.
         path: PathBuf,
         /// What was mounted, and where.
-        was: crate::home::Cover,
+        was: Box<crate::home::Cover>,
         /// Where it is noted what was there before.
         note: PathBuf,
     },

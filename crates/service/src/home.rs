@@ -127,7 +127,7 @@ pub fn verify(root: &Path, run_dir: &Path) -> Result<()> {
         }),
         Verdict::Unmounted { path, was } => Err(Error::Unmounted {
             path,
-            was,
+            was: Box::new(was),
             note: file,
         }),
     }

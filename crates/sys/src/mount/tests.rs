@@ -57,7 +57,7 @@ fn check_layers(at: &Path, count: usize, method: &Method) {
     std::fs::remove_file(merged.join("same")).unwrap();
     assert!(at.join("upper/new").exists());
     assert!(unmount_id(&merged, facts.mnt_id).unwrap());
-    let upper = crate::Dir::open(&at.join("upper")).unwrap();
+    let upper = Dir::open(&at.join("upper")).unwrap();
     assert!(
         upper.stat("same").unwrap().is_null_device(),
         "the whiteout is kept"
@@ -384,7 +384,7 @@ fn a_mount_in_a_tree_survives_the_trees_removal() {
         BindOptions::default(),
     )
     .unwrap();
-    let dir = crate::Dir::open(scratch.path()).unwrap();
+    let dir = Dir::open(scratch.path()).unwrap();
     let crate::rooted::Removal::Mounted(mut left) = dir.remove_tree("tree").unwrap() else {
         panic!("mounts were removed")
     };
@@ -448,7 +448,7 @@ fn a_view_without_submounts_shows_what_is_covered() {
     assert!(refused.is(Errno::ROFS), "{refused}");
     drop(dir);
     let mut text = String::new();
-    std::io::Read::read_to_string(&mut view.open_file("covered/beneath").unwrap(), &mut text)
+    io::Read::read_to_string(&mut view.open_file("covered/beneath").unwrap(), &mut text)
         .unwrap();
     assert_eq!(text, "b");
 }
