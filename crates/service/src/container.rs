@@ -147,10 +147,16 @@ pub fn plain_stack(dir: &Path) -> Result<Stack> {
     )?])?)
 }
 
-/// Returns an open directory as a union of its own. `path` is for messages.
+/// Returns an open directory as a union of its own: a tree without marks. `path` is for messages.
 pub fn dir_stack(dir: Dir, path: &Path) -> Result<Stack> {
-    let layer = DirLayer::new(dir, path.display().to_string(), dialect(false));
+    let dialect = in_privilege(Dialect::plain());
+    let layer = DirLayer::new(dir, path.display().to_string(), dialect);
     Ok(Stack::new(vec![Arc::new(layer)])?)
+}
+
+/// Returns one layer as a union of its own.
+pub fn layer_stack(layer: &LayerDir) -> Result<Stack> {
+    Ok(Stack::new(vec![open(layer, false)?])?)
 }
 
 fn open(layer: &LayerDir, engine: bool) -> Result<Arc<dyn Layer>> {

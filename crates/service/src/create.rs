@@ -13,7 +13,7 @@ use vellum_store::{
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, rooted};
 
-use crate::container::{self, BytesPath, Settings, stack};
+use crate::container::{BytesPath, Settings, layer_stack};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::{facts, names, plan};
@@ -105,9 +105,9 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
             volumes: request.volumes.clone(),
         };
         match store.create_container(&container, &SnapshotKey::from(id.as_str()), &options) {
-            Ok((record, _)) => {
-                let parts = container::parts(ctx, &record)?;
-                if let Err(e) = adopt_root(&parts) {
+            Ok((_, parts)) => {
+                let from = settings.from.as_ref().map(|from| from.0.as_path());
+                if let Err(e) = adopt_root(&parts, from) {
                     // Without its root's attributes it would not be what was asked for.
                     store.remove_container(&id, vellum_store::Sweep::Now)?;
                     return Err(e);
@@ -180,17 +180,23 @@ fn empty_base(ctx: &Context, lease: &vellum_store::LeaseId) -> Result<SnapshotKe
 }
 
 /// Gives the new upper's root the owner, mode and xattrs that the root below has: the kernel shows the upper's.
-fn adopt_root(parts: &TreeParts) -> Result<()> {
+///
+/// Every layer has a root directory, so the next one decides; `from` stands in its place where a directory is copied.
+fn adopt_root(parts: &TreeParts, from: Option<&Path>) -> Result<()> {
     let Shape::Overlay(overlay) = &parts.shape else {
         return Ok(());
     };
     let Some(upper) = &overlay.upper else {
         return Ok(());
     };
-    let Some(below) = stack(parts)?.below() else {
+    let Some(next) = overlay.lowers.first() else {
         return Ok(());
     };
-    let root = below.root()?;
+    let mut next = next.clone();
+    if let Some(from) = from {
+        next.dir = from.to_path_buf();
+    }
+    let root = layer_stack(&next)?.root()?;
     let dir = Dir::open(&upper.dir)?;
     let now = dir.stat_self()?;
     // As stored, not as shown: what is only recorded below is recorded here too.
