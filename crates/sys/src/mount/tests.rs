@@ -448,7 +448,6 @@ fn a_view_without_submounts_shows_what_is_covered() {
     assert!(refused.is(Errno::ROFS), "{refused}");
     drop(dir);
     let mut text = String::new();
-    io::Read::read_to_string(&mut view.open_file("covered/beneath").unwrap(), &mut text)
-        .unwrap();
+    io::Read::read_to_string(&mut view.open_file("covered/beneath").unwrap(), &mut text).unwrap();
     assert_eq!(text, "b");
 }
