@@ -376,3 +376,134 @@ fn a_foreign_mount_over_a_container_is_neither_taken_for_it_nor_taken_away() {
         "views elsewhere go, too"
     );
 }
+
+/// A docker-archive of `count` layers: each has a file of its own and replaces the one they all have.
+fn tall_image(world: &World, count: usize) -> PathBuf {
+    let mut ids = Vec::new();
+    let mut members = Vec::new();
+    for i in 0..count {
+        let layer = tar(&[
+            (format!("own-{i}"), format!("{i}").into_bytes()),
+            ("same".into(), format!("{i}").into_bytes()),
+        ]);
+        ids.push(format!(
+            "\"sha256:{}\"",
+            vellum_testkit::tree::hash(&layer[..]).unwrap()
+        ));
+        members.push((format!("{i}.tar"), layer));
+    }
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+        ids.join(",")
+    );
+    let layers: Vec<_> = members
+        .iter()
+        .map(|(name, _)| format!("\"{name}\""))
+        .collect();
+    let manifest = format!(
+        r#"[{{"Config":"c.json","RepoTags":["tall:{count}"],"Layers":[{}]}}]"#,
+        layers.join(",")
+    );
+    members.push(("c.json".into(), config.into_bytes()));
+    members.push(("manifest.json".into(), manifest.into_bytes()));
+    world
+        .scratch
+        .file(format!("tall-{count}.tar"), tar(&members))
+}
+
+/// Writes a plain tar of regular files.
+fn tar(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, content) in files {
+        let mut header = [0u8; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..107].copy_from_slice(b"0000644");
+        header[108..115].copy_from_slice(b"0000000");
+        header[116..123].copy_from_slice(b"0000000");
+        header[124..135].copy_from_slice(format!("{:011o}", content.len()).as_bytes());
+        header[136..147].copy_from_slice(b"00000000000");
+        header[148..156].copy_from_slice(b"        ");
+        header[156] = b'0';
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        out.extend_from_slice(&header);
+        out.extend_from_slice(content);
+        out.resize(out.len().next_multiple_of(512), 0);
+    }
+    out.resize(out.len() + 1024, 0);
+    out
+}
+
+#[test]
+fn tall_images_mount_by_each_method_as_far_as_it_reaches() {
+    let Some(world) = World::new() else { return };
+    for (count, reaching) in [
+        (128, &["layer-fds", "lowerdir-plus", "option-page"][..]),
+        (499, &["layer-fds", "lowerdir-plus"]),
+    ] {
+        let archive = tall_image(&world, count);
+        world.ok(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+        let image = format!("tall:{count}");
+        world.ok(&["create", "--quiet", &image, "--name", "box"]);
+        for method in ["layer-fds", "lowerdir-plus", "option-page"] {
+            let args = ["--mount-method", method, "mount", "box"];
+            if !reaching.contains(&method) {
+                let complaint = world.fails(&args);
+                assert!(
+                    complaint.contains("4095") && complaint.contains("hint:"),
+                    "{complaint}"
+                );
+                continue;
+            }
+            let merged = PathBuf::from(world.ok(&args));
+            assert_eq!(
+                std::fs::read_to_string(merged.join("same")).unwrap(),
+                format!("{}", count - 1)
+            );
+            assert_eq!(std::fs::read_to_string(merged.join("own-0")).unwrap(), "0");
+            std::fs::write(merged.join(method), "x").unwrap();
+            world.ok(&["umount", "box"]);
+        }
+        let changes = world.ok(&["diff", "box"]);
+        assert_eq!(changes.lines().count(), reaching.len(), "{changes}");
+        world.ok(&["rm", "--force", "box"]);
+        world.ok(&["rmi", &image]);
+    }
+}
+
+#[test]
+fn a_store_with_an_odd_and_long_name_mounts_by_each_method() {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let archive = tall_image(&world, 3);
+    let odd = std::ffi::OsStr::from_bytes(b"a:b,c\\d e\nf\xff");
+    let long = "l".repeat(200);
+    for name in [odd, std::ffi::OsStr::new(&long)] {
+        world.root = world.scratch.path().join(name).join(name);
+        world.ok(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+        world.ok(&["create", "--quiet", "tall:3", "--name", "box"]);
+        for method in ["layer-fds", "lowerdir-plus", "option-page"] {
+            let view = world.scratch.dir("view");
+            world.ok(&[
+                "--mount-method",
+                method,
+                "mount",
+                "box",
+                view.to_str().unwrap(),
+            ]);
+            assert_eq!(
+                std::fs::read_to_string(view.join("same")).unwrap(),
+                "2",
+                "{name:?} {method}"
+            );
+            std::fs::write(view.join(method), "x").unwrap();
+            world.ok(&["umount", "box"]);
+            assert!(!view.join(method).exists());
+        }
+        assert_eq!(world.ok(&["diff", "box"]).lines().count(), 3);
+        world.ok(&["rm", "--force", "box"]);
+    }
+}
