@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::compression::{Compression, Encoder};
 use crate::config::{ChainId, ImageConfig};
@@ -71,8 +72,10 @@ pub trait LayerSupply: Sync {
 pub struct SinkOptions {
     /// The compression of layers that no manifest prescribes one for.
     pub compression: Compression,
-    /// A directory with room for the largest layer.
+    /// A directory with room for the largest layers, one more than `jobs`.
     pub spool_dir: PathBuf,
+    /// How many layers are compressed at once, at least 1.
+    pub jobs: usize,
 }
 
 /// A layer's blob, ready to be read: its description and its bytes.
@@ -139,6 +142,56 @@ pub(crate) fn make_blob(
     Ok(ReadyBlob {
         layer,
         file: BlobBytes::Spooled(file),
+    })
+}
+
+/// Makes the blobs of the image's layers at the positions `wanted`, several at once, and hands them to `each` in that order.
+///
+/// No more than `jobs` are being made and one is waiting at any time, so spool files stay few. The first error ends it.
+pub(crate) fn make_blobs(
+    image: &OutImage,
+    wanted: &[usize],
+    supply: &dyn LayerSupply,
+    options: &SinkOptions,
+    mut each: impl FnMut(usize, ReadyBlob) -> Result<(), SourceError>,
+) -> Result<(), SourceError> {
+    let workers = options.jobs.clamp(1, wanted.len().max(1));
+    let next = AtomicUsize::new(0);
+    // Positions are taken in order and each needs a permit, so the one waited for always has one.
+    let (permit, permits) = crossbeam_channel::bounded(workers + 1);
+    let slots: Vec<_> = wanted
+        .iter()
+        .map(|_| crossbeam_channel::bounded(1))
+        .collect();
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            let (permits, next, slots) = (permits.clone(), &next, &slots);
+            scope.spawn(move || {
+                while permits.recv().is_ok() {
+                    let turn = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&at) = wanted.get(turn) else { break };
+                    // The receiver lives as long as this scope.
+                    let _ = slots[turn].0.send(make_blob(image, at, supply, options));
+                }
+            });
+        }
+        for _ in 0..=workers {
+            // There is room for as many, and whoever takes them is there.
+            let _ = permit.send(());
+        }
+        for (turn, &at) in wanted.iter().enumerate() {
+            let made = slots[turn].1.recv().map_err(|_| {
+                SourceError::io(
+                    "layer blob",
+                    io::Error::other("the thread that makes it died"),
+                )
+            });
+            each(at, made??)?;
+            // Nobody takes it when all positions are given out.
+            let _ = permit.try_send(());
+        }
+        drop(permit);
+        Ok(())
     })
 }
 

@@ -17,6 +17,7 @@ fn options(scratch: &Scratch, compression: Compression) -> SinkOptions {
     SinkOptions {
         compression,
         spool_dir: scratch.path().to_owned(),
+        jobs: 3,
     }
 }
 

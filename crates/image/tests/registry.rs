@@ -30,6 +30,7 @@ fn sink(home: &Home) -> SinkOptions {
     SinkOptions {
         compression: Compression::Gzip,
         spool_dir: home.path().to_owned(),
+        jobs: 3,
     }
 }
 

@@ -14,9 +14,9 @@ use super::endpoint::{self, Endpoint};
 use super::runtime::Runtime;
 use super::{RegistryError, RegistryOptions};
 use crate::digest::Digest;
-use crate::manifest::Manifest;
+use crate::manifest::{LayerBlob, Manifest};
 use crate::reference::Reference;
-use crate::sink::{LayerSupply, OutImage, SinkOptions, make_blob, manifest_for};
+use crate::sink::{LayerSupply, OutImage, SinkOptions, make_blob, make_blobs, manifest_for};
 use crate::source::SourceError;
 
 /// Bytes of a blob that go to the network at once.
@@ -62,19 +62,24 @@ pub fn push(
             Address::with_tag(registry, name.repository().to_owned(), "latest".to_owned())
         })
         .collect();
-    let mut layers = Vec::new();
-    let mut sent = 0;
-    for at in 0..image.layers.len() {
+    let mut layers: Vec<Option<LayerBlob>> = vec![None; image.layers.len()];
+    let mut missing = Vec::new();
+    for (at, slot) in layers.iter_mut().enumerate() {
         let promised = image.manifest.as_ref().map(|m| &m.layers[at]);
-        if let Some(promised) = promised
-            && is_present(&endpoint, &promised.blob.digest, &relatives, &runtime)?
-        {
-            layers.push(promised.clone());
-            progress(at, false);
-            continue;
+        match promised {
+            Some(promised)
+                if is_present(&endpoint, &promised.blob.digest, &relatives, &runtime)? =>
+            {
+                *slot = Some(promised.clone());
+                progress(at, false);
+            }
+            _ => missing.push(at),
         }
-        let ready = make_blob(image, at, supply, options)?;
+    }
+    let mut sent = 0;
+    make_blobs(image, &missing, supply, options, |at, ready| {
         let layer = ready.layer.clone();
+        let promised = image.manifest.as_ref().map(|m| &m.layers[at]);
         let made_anew = promised.is_none_or(|p| p.blob.digest != layer.blob.digest);
         if made_anew && is_present(&endpoint, &layer.blob.digest, &relatives, &runtime)? {
             progress(at, false);
@@ -93,8 +98,10 @@ pub fn push(
             sent += 1;
             progress(at, true);
         }
-        layers.push(layer);
-    }
+        layers[at] = Some(layer);
+        Ok(())
+    })?;
+    let layers: Vec<LayerBlob> = layers.into_iter().flatten().collect();
     let config = &image.config;
     if !is_present(&endpoint, &config.id, &[], &runtime)? {
         let bytes = Bytes::from(config.raw.clone());

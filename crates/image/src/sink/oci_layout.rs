@@ -12,10 +12,10 @@ use std::path::Path;
 use super::archive_writer::ArchiveWriter;
 use super::{
     LAYOUT_VERSION, LayerSupply, OutImage, SinkOptions, copy, layout_entries, layout_index,
-    make_blob, manifest_for, shown,
+    make_blobs, manifest_for, shown,
 };
 use crate::digest::Digest;
-use crate::manifest::{MAX_MANIFEST_BYTES, Manifest, ManifestError, check_size};
+use crate::manifest::{LayerBlob, MAX_MANIFEST_BYTES, Manifest, ManifestError, check_size};
 use crate::source::SourceError;
 use crate::source::oci_layout::blob_path;
 
@@ -38,21 +38,22 @@ pub fn write_directory(
     };
     let mut described = Vec::new();
     for image in images {
-        let mut layers = Vec::new();
-        for at in 0..image.layers.len() {
+        let mut layers: Vec<Option<LayerBlob>> = vec![None; image.layers.len()];
+        let mut wanted = Vec::new();
+        for (at, slot) in layers.iter_mut().enumerate() {
             let promised = image.manifest.as_ref().map(|m| &m.layers[at]);
-            if let Some(promised) = promised
-                && to.join(blob_path(&promised.blob.digest)).is_file()
-            {
-                layers.push(promised.clone());
-                continue;
+            match promised.filter(|p| to.join(blob_path(&p.blob.digest)).is_file()) {
+                Some(there) => *slot = Some(there.clone()),
+                None => wanted.push(at),
             }
-            let ready = make_blob(image, at, supply, &options)?;
-            layers.push(ready.layer.clone());
+        }
+        make_blobs(image, &wanted, supply, &options, |at, ready| {
+            layers[at] = Some(ready.layer.clone());
             let path = to.join(blob_path(&ready.layer.blob.digest));
             let mut reader = ready.into_reader()?;
-            publish(&path, |file| copy(&mut reader, file, &shown(&path), supply))?;
-        }
+            publish(&path, |file| copy(&mut reader, file, &shown(&path), supply))
+        })?;
+        let layers: Vec<LayerBlob> = layers.into_iter().flatten().collect();
         let manifest = manifest_for(image, &layers);
         put_bytes(to, &image.config.id, &image.config.raw)?;
         put_bytes(to, &manifest.digest, &manifest.raw)?;
@@ -92,18 +93,19 @@ pub fn write_archive(
     let mut described = Vec::new();
     for image in images {
         let mut layers = Vec::new();
-        for at in 0..image.layers.len() {
-            let ready = make_blob(image, at, supply, options)?;
+        let all: Vec<usize> = (0..image.layers.len()).collect();
+        make_blobs(image, &all, supply, options, |_, ready| {
             let blob = ready.layer.blob.clone();
             layers.push(ready.layer.clone());
-            if written.insert(blob.digest) {
-                archive
-                    .begin(&blob_path(&blob.digest), blob.size_bytes)
-                    .map_err(failed)?;
-                copy(&mut ready.into_reader()?, archive.body(), out_name, supply)?;
-                archive.end(blob.size_bytes).map_err(failed)?;
+            if !written.insert(blob.digest) {
+                return Ok(());
             }
-        }
+            archive
+                .begin(&blob_path(&blob.digest), blob.size_bytes)
+                .map_err(failed)?;
+            copy(&mut ready.into_reader()?, archive.body(), out_name, supply)?;
+            archive.end(blob.size_bytes).map_err(failed)
+        })?;
         let manifest = manifest_for(image, &layers);
         for (digest, bytes) in [
             (manifest.digest, &manifest.raw),

@@ -74,6 +74,7 @@ fn run(context: &Context, request: &PushRequest) -> Result<PushedImage> {
     let sink = SinkOptions {
         compression: request.compression,
         spool_dir: store.root().join("staging"),
+        jobs: context.config.jobs.value,
     };
     let supply = StoreSupply { context, store };
     let total = image.layers.len();

@@ -99,6 +99,7 @@ fn run(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
     let options = SinkOptions {
         compression: request.compression.unwrap_or(Compression::Gzip),
         spool_dir: store.root().join("staging"),
+        jobs: context.config.jobs.value,
     };
     let originals: Vec<_> = images
         .iter()

@@ -15,6 +15,8 @@ use super::stored::{config, manifest};
 use super::{key, to_store};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::names::short;
+use crate::progress::{Meter, Unit};
 
 /// Hands layers of the store to a sink.
 pub(super) struct StoreSupply<'a> {
@@ -36,12 +38,19 @@ impl LayerSupply for StoreSupply<'_> {
             })?;
         let dirs = tree.layers();
         let top = dirs.first().ok_or("the layer has no tree")?;
+        let what = format!("writing layer {}", short(&layer.diff_id.to_string()));
+        let meter = self
+            .context
+            .progress
+            .meter(&what, Unit::Bytes, Some(layer.tar_bytes));
+        let mut out = Metered { out, meter };
         recipe::replay(
             &mut recipe,
             &Dir::open(&top.dir)?,
-            out,
+            &mut out,
             &self.context.cancel,
         )?;
+        out.meter.finish("written");
         Ok(())
     }
 
@@ -60,6 +69,24 @@ impl LayerSupply for StoreSupply<'_> {
 
     fn go_on(&self) -> Result<(), SupplyError> {
         Ok(self.context.go_on()?)
+    }
+}
+
+/// Tells a meter what passes.
+struct Metered<'a> {
+    out: &'a mut dyn Write,
+    meter: Box<dyn Meter>,
+}
+
+impl Write for Metered<'_> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(buf)?;
+        self.meter.advance(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
     }
 }
 
