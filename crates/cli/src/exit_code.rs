@@ -39,6 +39,19 @@ impl Failure {
         Self::Misused(text.into())
     }
 
+    /// The failure of a verb that writes its result to stdout: a reader that went away is told apart.
+    pub fn of_output(error: vellum_service::Error) -> Self {
+        let mut source: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(e) = source {
+            let io = e.downcast_ref::<io::Error>();
+            if io.is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) {
+                return Self::Output(io::ErrorKind::BrokenPipe.into());
+            }
+            source = e.source();
+        }
+        Self::Verb(error)
+    }
+
     /// A failure, said in one line.
     pub fn other(text: impl Into<String>) -> Self {
         Self::Other(text.into())

@@ -327,23 +327,7 @@ pub fn cp(ctx: &Context, args: args::Cp) -> Outcome {
         std::io::stdout().lock(),
     ) {
         Ok(()) => Ok(DONE),
-        Err(e) if to == End::Pipe && is_broken_pipe(&e) => {
-            Err(Failure::Output(std::io::ErrorKind::BrokenPipe.into()))
-        }
+        Err(e) if to == End::Pipe => Err(Failure::of_output(e)),
         Err(e) => Err(e.into()),
     }
-}
-
-/// Tells whether a failure comes from a reader that went away.
-fn is_broken_pipe(error: &Error) -> bool {
-    let mut source: Option<&dyn std::error::Error> = Some(error);
-    while let Some(e) = source {
-        if e.downcast_ref::<std::io::Error>()
-            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-        {
-            return true;
-        }
-        source = e.source();
-    }
-    false
 }

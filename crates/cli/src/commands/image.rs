@@ -140,10 +140,10 @@ pub fn save(ctx: &Context, args: args::Save, quiet: bool) -> Outcome {
         compression: args.compress.map(compression),
     };
     let to_stdout = request.target == SaveTarget::Stdout;
-    let saved = verbs::save(ctx, &request).map_err(|e| match to_stdout && is_broken_pipe(&e) {
-        true => Failure::Output(std::io::ErrorKind::BrokenPipe.into()),
-        false => e.into(),
-    })?;
+    let saved = match verbs::save(ctx, &request) {
+        Err(e) if to_stdout => return Err(Failure::of_output(e)),
+        other => other?,
+    };
     if !quiet {
         for image in saved {
             let name = image
@@ -156,14 +156,6 @@ pub fn save(ctx: &Context, args: args::Save, quiet: bool) -> Outcome {
         }
     }
     Ok(DONE)
-}
-
-/// Whether somewhere below the error a pipe was closed.
-fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |e| e.source()).any(|e| {
-        e.downcast_ref::<std::io::Error>()
-            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-    })
 }
 
 fn compression(how: args::Compression) -> Compression {

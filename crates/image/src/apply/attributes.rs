@@ -9,9 +9,7 @@ use std::fs::File;
 use std::path::Path;
 
 use rustix::io::Errno;
-use vellum_format::{
-    Mark, OVERRIDE_STAT, OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat, record,
-};
+use vellum_format::{Mark, OVERRIDE_STAT, OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat, record};
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{Dir, Timespec, rooted, xattr};
 

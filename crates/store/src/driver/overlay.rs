@@ -227,17 +227,17 @@ impl super::Driver for Overlay1 {
             }
         }
         if let (Kind::Active, Some(parent)) = (tree.kind, parents.first()) {
-            for name in ["work", "merged"] {
-                if !dir.join(name).is_dir() {
-                    if heal {
-                        make_dir(&dir.join(name), 0o700)?;
-                    }
-                    found.push(Finding {
-                        what: dir.join(name).display().to_string(),
-                        why: "missing".into(),
-                        healed: heal,
-                    });
+            // `merged` comes and goes with the mount.
+            let work = dir.join("work");
+            if !work.is_dir() {
+                if heal {
+                    make_dir(&work, 0o700)?;
                 }
+                found.push(Finding {
+                    what: work.display().to_string(),
+                    why: "missing".into(),
+                    healed: heal,
+                });
             }
             let path = dir.join("lower-id");
             let got = match fs::read(&path) {
