@@ -10,11 +10,14 @@
 //!
 //! Invariants: paths come sorted by component, parents before what is in them, none twice. Memory: the names of the
 //! directories on the way to the present one; for [`compare`] also a few bytes for each name of a hard link.
+//! [`Form::Layer`] takes two passes, and also names unchanged names of lower files that were changed under another name.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
+use crate::left_behind::left_behind;
 use crate::link_groups::LinkGroups;
 use crate::marks::Reader;
 use crate::node::Node;
@@ -69,13 +72,22 @@ pub enum Form {
 
 /// Returns what the top layer of `union` changed. A union of one layer is all additions.
 pub fn changes(union: &Stack, form: Form) -> Result<Changes> {
-    Changes::new(
-        union.clone(),
-        union.below(),
-        form,
-        Content::ByIdentity,
-        Reads::Top,
-    )
+    let begin = || {
+        Changes::new(
+            union.clone(),
+            union.below(),
+            form,
+            Content::ByIdentity,
+            Reads::Top,
+        )
+    };
+    let left_behind = match form {
+        Form::Listing => BTreeSet::new(),
+        Form::Layer => left_behind(&mut begin()?)?,
+    };
+    let mut changes = begin()?;
+    changes.add_left_behind(left_behind)?;
+    Ok(changes)
 }
 
 /// Returns in what `new` differs from `old`, reading both whole, except where they are made of the same directories.
@@ -101,6 +113,8 @@ pub struct Changes {
     content: Content,
     frames: Vec<Frame>,
     ready: VecDeque<Change>,
+    /// Unchanged names that are named all the same; see `left_behind.rs`.
+    left_behind: BTreeSet<PathBuf>,
     /// Read when two whole trees are compared and the first hard link is met.
     links: Option<LinkGroups>,
     failed: bool,
@@ -143,6 +157,7 @@ impl Changes {
             content,
             frames: Vec::new(),
             ready: VecDeque::new(),
+            left_behind: BTreeSet::new(),
             links: None,
             failed: false,
         };
@@ -157,6 +172,33 @@ impl Changes {
         }
         changes.enter(root, old_root, reads, None)?;
         Ok(changes)
+    }
+
+    /// Takes in the names that were left behind. Before the first step.
+    fn add_left_behind(&mut self, left_behind: BTreeSet<PathBuf>) -> Result<()> {
+        if left_behind.is_empty() {
+            return Ok(());
+        }
+        self.left_behind = left_behind;
+        if let Some(frame) = self.frames.pop() {
+            self.enter(frame.new, frame.old, frame.reads, frame.waiting)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the names in a directory that were left behind, or lead to such.
+    fn left_behind_in(&self, dir: &Path) -> BTreeSet<OsString> {
+        let below = (Bound::Excluded(dir), Bound::Unbounded);
+        let below = self.left_behind.range::<Path, _>(below);
+        let below = below.map_while(|path| path.strip_prefix(dir).ok());
+        below
+            .filter_map(|rest| rest.iter().next().map(OsStr::to_owned))
+            .collect()
+    }
+
+    /// Returns the union that has the changes.
+    pub fn union(&self) -> &Stack {
+        &self.new
     }
 
     /// Goes into a directory. `waiting` is its own change, if that depends on what is found.
@@ -192,11 +234,11 @@ impl Changes {
 
     /// The names the top layer says something about, hidden ones too, sorted.
     fn top_names(&self, dir: &Node) -> Result<Vec<OsString>> {
-        let Some(part) = dir.parts().first().filter(|part| part.layer == 0) else {
-            return Ok(Vec::new());
-        };
-        let names = Reader::new(&*self.new.layers()[0]).names(&part.dir)?;
-        let names: BTreeSet<_> = names.into_iter().map(|(name, _)| name).collect();
+        let mut names = self.left_behind_in(dir.path());
+        if let Some(part) = dir.parts().first().filter(|part| part.layer == 0) {
+            let own = Reader::new(&*self.new.layers()[0]).names(&part.dir)?;
+            names.extend(own.into_iter().map(|(name, _)| name));
+        }
         Ok(names.into_iter().collect())
     }
 
@@ -280,7 +322,8 @@ impl Changes {
     fn both(&mut self, new: Node, old: Node, reads: Reads) -> Result<()> {
         if !(new.is_dir() && old.is_dir()) {
             let alone = new.is_dir() || self.keeps_links(&new, &old)?;
-            if reads == Reads::New || !(alone && same(&new, &old, self.content)?) {
+            let named = reads == Reads::New || self.left_behind.contains(new.path());
+            if named || !(alone && same(&new, &old, self.content)?) {
                 self.emit(change(&new, ChangeKind::Modified, false));
                 // What was in an old directory is not named again; what is in a new one is.
                 self.enter_replacing(new, None, reads)?;
@@ -291,16 +334,24 @@ impl Changes {
             Reads::Top => new.part_identities().get(1..) == Some(&old.part_identities()),
             Reads::Both | Reads::New => false,
         };
+        let unchanged = new.part_identities() == old.part_identities();
         match (reads, self.form) {
             (Reads::New, _) => {
                 self.emit(change(&new, ChangeKind::Modified, false));
                 self.enter(new, Some(old), Reads::New, None)
             }
-            (Reads::Top, Form::Layer) if !shows_old => {
+            (Reads::Top, Form::Layer) if !shows_old && !unchanged => {
                 self.emit(change(&new, ChangeKind::Modified, true));
                 self.enter(new, Some(old), Reads::New, None)
             }
-            _ if new.part_identities() == old.part_identities() => Ok(()),
+            _ if unchanged => {
+                // Nothing in it changed, but something may have been left behind.
+                if self.left_behind_in(new.path()).is_empty() {
+                    return Ok(());
+                }
+                let own = change(&new, ChangeKind::Modified, false);
+                self.enter(new, Some(old), Reads::Top, Some(own))
+            }
             _ => {
                 let own = change(&new, ChangeKind::Modified, false);
                 let reads = if shows_old { Reads::Top } else { Reads::Both };

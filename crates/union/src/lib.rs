@@ -20,6 +20,7 @@ mod dir_layer;
 mod error;
 mod explain;
 mod layer;
+mod left_behind;
 mod link_groups;
 mod marks;
 mod node;

@@ -279,6 +279,34 @@ fn two_unions_differ_as_the_upper_says() {
     assert_eq!(compare(&stack, &stack).unwrap().count(), 0);
 }
 
+#[test]
+fn the_other_name_of_a_moved_file_is_in_the_layer() {
+    let lower = |at: &Path| {
+        sample(at);
+        fs::create_dir_all(at.join("far/away")).unwrap();
+        fs::hard_link(at.join("d/sub/g"), at.join("far/away/g2")).unwrap();
+        fs::hard_link(at.join("d/sub/g"), at.join("zz")).unwrap();
+    };
+    let change = |at: &Path| {
+        fs::rename(at.join("d/sub"), at.join("moved")).unwrap();
+        fs::remove_file(at.join("zz")).unwrap();
+    };
+    let moved = [
+        "A moved",
+        "A moved/deep",
+        "A moved/deep/h",
+        "A moved/g",
+        "D zz",
+    ];
+    let listing = [&["C d", "D d/sub"][..], &moved].concat();
+    let layer = [
+        &["C d", "D d/sub", "C far", "C far/away", "C far/away/g2"][..],
+        &moved,
+    ]
+    .concat();
+    check(lower, change, &listing, &layer);
+}
+
 /// As the native driver has it: the new tree is a copy, so no inode is the same.
 #[test]
 fn a_copied_tree_differs_where_it_was_changed() {

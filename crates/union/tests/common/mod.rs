@@ -60,7 +60,16 @@ impl Rig {
             upper: Some((self.upper.clone(), work)),
             options: self.options.clone(),
         };
-        overlay.mount(&self.scratch, &self.merged).unwrap();
+        // Whoever made a mount namespace meanwhile (another test's container) has a copy of the mount before this one,
+        // and with index=on the kernel then calls the upper busy.
+        for _ in 0..200 {
+            match overlay.mount(&self.scratch, &self.merged) {
+                Err(error) if error.contains("os error 16") => {}
+                other => return other.unwrap(),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("the upper stays busy");
     }
 
     pub fn unmount(&self) {

@@ -1,0 +1,51 @@
+//! Names that a layer must have so that hard links stay together, although nothing about them changed.
+//!
+//! A directory is renamed, and one of its files has another name elsewhere. Both names still are the one lower file, but
+//! only the first is a change; a layer with that one alone would make two files of one. So the other is written out
+//! too. Read only for [`Form::Layer`](crate::Form::Layer).
+//!
+//! Cost: one more pass over the changes; and one over the whole union, but only if the changes hold a lower inode with
+//! more names than were seen. Memory: the changed names of lower inodes that have several.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+
+use crate::Result;
+use crate::changes::Changes;
+
+/// Returns the paths, in a set because they are asked for by prefix. Usually empty.
+pub(crate) fn left_behind(changes: &mut Changes) -> Result<BTreeSet<PathBuf>> {
+    let mut moved: HashMap<_, (u32, BTreeSet<PathBuf>)> = HashMap::new();
+    for change in &mut *changes {
+        // Whoever reads the changes next meets the same error in its place, and gets no layer.
+        let Ok(change) = change else {
+            return Ok(BTreeSet::new());
+        };
+        // An inode of the top layer itself has all its names in that layer, so all are changes.
+        if let Some(node) = change.node
+            && !node.is_dir()
+            && node.stat().nlink > 1
+            && node.layer() > 0
+        {
+            let (_, seen) = moved
+                .entry(node.identity())
+                .or_insert_with(|| (node.stat().nlink, BTreeSet::new()));
+            seen.insert(change.path);
+        }
+    }
+    moved.retain(|_, (nlink, seen)| seen.len() < *nlink as usize);
+    let mut found = BTreeSet::new();
+    if moved.is_empty() {
+        return Ok(found);
+    }
+    for node in changes.union().walk() {
+        let node = node?;
+        if moved
+            .get(&node.identity())
+            .is_some_and(|(_, seen)| !seen.contains(node.path()))
+        {
+            found.insert(node.path().to_owned());
+        }
+    }
+    Ok(found)
+}
