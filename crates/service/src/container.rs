@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vellum_format::Prefix;
 use vellum_store::{ContainerRecord, Labels, LayerDir, Shape, TreeParts};
-use vellum_sys::Dir;
+use vellum_sys::xattr::{self, SetMode};
+use vellum_sys::{Dir, rooted};
 use vellum_union::{Dialect, DirLayer, Layer, Stack};
 
 use crate::context::Context;
@@ -152,6 +153,42 @@ pub fn dir_stack(dir: Dir, path: &Path) -> Result<Stack> {
     let dialect = in_privilege(Dialect::plain());
     let layer = DirLayer::new(dir, path.display().to_string(), dialect);
     Ok(Stack::new(vec![Arc::new(layer)])?)
+}
+
+/// Gives the new upper's root the owner, mode and xattrs that the root below has: the kernel shows the upper's.
+///
+/// Every layer has a root directory, so the next one decides; `from` stands in its place where a directory is copied. Done at `create`,
+/// and again before the first mount: a crash in between must not leave a root that looks like nobody's.
+pub(crate) fn adopt_root(parts: &TreeParts, from: Option<&Path>) -> Result<()> {
+    let Shape::Overlay(overlay) = &parts.shape else {
+        return Ok(());
+    };
+    let Some(upper) = &overlay.upper else {
+        return Ok(());
+    };
+    let Some(next) = overlay.lowers.first() else {
+        return Ok(());
+    };
+    let mut next = next.clone();
+    if let Some(from) = from {
+        next.dir = from.to_path_buf();
+    }
+    let root = layer_stack(&next)?.root()?;
+    let dir = Dir::open(&upper.dir)?;
+    let now = dir.stat_self()?;
+    // As stored, not as shown: what is only recorded below is recorded here too.
+    let (wanted, xattrs) = root.stored()?;
+    for (name, value) in xattrs {
+        xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
+    }
+    if (now.uid, now.gid) != (wanted.uid, wanted.gid) {
+        rooted::set_owner_fd(&dir, wanted.uid, wanted.gid)?;
+    }
+    if now.mode != wanted.mode {
+        rooted::set_mode_fd(&dir, wanted.mode)?;
+    }
+    rooted::set_times_fd(&dir, None, Some(wanted.mtime))?;
+    Ok(())
 }
 
 /// Returns one layer as a union of its own.

@@ -7,13 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vellum_store::{
-    DriverKind, Labels, LayerCommit, NewContainer, PrepareOptions, Shape, SnapshotKey, StoreError,
-    TreeParts,
+    DriverKind, Labels, LayerCommit, NewContainer, PrepareOptions, SnapshotKey, StoreError,
 };
-use vellum_sys::xattr::{self, SetMode};
-use vellum_sys::{Dir, rooted};
 
-use crate::container::{BytesPath, Settings, layer_stack};
+use crate::container::{self, BytesPath, Settings};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::{facts, names, plan};
@@ -107,7 +104,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         match store.create_container(&container, &SnapshotKey::from(id.as_str()), &options) {
             Ok((_, parts)) => {
                 let from = settings.from.as_ref().map(|from| from.0.as_path());
-                if let Err(e) = adopt_root(&parts, from) {
+                if let Err(e) = container::adopt_root(&parts, from) {
                     // Without its root's attributes it would not be what was asked for.
                     store.remove_container(&id, vellum_store::Sweep::Now)?;
                     return Err(e);
@@ -177,41 +174,6 @@ fn empty_base(ctx: &Context, lease: &vellum_store::LeaseId) -> Result<SnapshotKe
     };
     store.commit_layer(staged, commit)?;
     Ok(key)
-}
-
-/// Gives the new upper's root the owner, mode and xattrs that the root below has: the kernel shows the upper's.
-///
-/// Every layer has a root directory, so the next one decides; `from` stands in its place where a directory is copied.
-fn adopt_root(parts: &TreeParts, from: Option<&Path>) -> Result<()> {
-    let Shape::Overlay(overlay) = &parts.shape else {
-        return Ok(());
-    };
-    let Some(upper) = &overlay.upper else {
-        return Ok(());
-    };
-    let Some(next) = overlay.lowers.first() else {
-        return Ok(());
-    };
-    let mut next = next.clone();
-    if let Some(from) = from {
-        next.dir = from.to_path_buf();
-    }
-    let root = layer_stack(&next)?.root()?;
-    let dir = Dir::open(&upper.dir)?;
-    let now = dir.stat_self()?;
-    // As stored, not as shown: what is only recorded below is recorded here too.
-    let (wanted, xattrs) = root.stored()?;
-    for (name, value) in xattrs {
-        xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
-    }
-    if (now.uid, now.gid) != (wanted.uid, wanted.gid) {
-        rooted::set_owner_fd(&dir, wanted.uid, wanted.gid)?;
-    }
-    if now.mode != wanted.mode {
-        rooted::set_mode_fd(&dir, wanted.mode)?;
-    }
-    rooted::set_times_fd(&dir, None, Some(wanted.mtime))?;
-    Ok(())
 }
 
 /// `registry/path/debian:12` gives `debian`.

@@ -158,6 +158,9 @@ fn mount_at(
         ..
     } = &planned
     {
+        if parts.features.is_none() {
+            container::adopt_root(parts, None)?;
+        }
         // Before the mount: from then on the upper may carry the marks.
         ctx.store()?.record_features(&record.snapshot, *features)?;
     }

@@ -55,10 +55,15 @@ impl World {
 
     /// Returns a command with a clean environment.
     pub fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
+        self.command_at(&self.root(), args)
+    }
+
+    /// The same on another store.
+    pub fn command_at(&self, root: &Path, args: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vellum"));
         command
             .arg("--root")
-            .arg(self.root())
+            .arg(root)
             .arg("--run-dir")
             .arg(self.run_dir())
             .args(&self.flags)
