@@ -49,7 +49,7 @@ impl Failure {
             }
             source = e.source();
         }
-        Self::Verb(error)
+        error.into()
     }
 
     /// A failure, said in one line.
