@@ -96,9 +96,11 @@ fn json_has_these_fields() {
     let committed = world.json(&["commit", "--json", "box", "small:2"]);
     assert!(committed["id"].as_str().unwrap().starts_with("sha256:"));
     world.ok(&["rmi", "small:2"]);
+    // A tree without a record, as a crash would leave it: the image's layers are gone already.
+    std::fs::create_dir(world.root().join("overlay2").join("0".repeat(64))).unwrap();
     fields(
         &world.json(&["gc", "--dry-run", "--json"])[0],
-        &["kind", "what", "why", "size", "fate"],
+        &["kind", "what", "why", "fate"],
     );
     fields(
         &world.json(&["info", "--json"]),

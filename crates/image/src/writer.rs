@@ -88,8 +88,8 @@ pub struct LayerWriter<W: Write> {
 
 /// What ustar's fields hold at most.
 const MAX_ID: u64 = 0o777_7777;
-const MAX_SIZE: u64 = 0o7_7777_7777_77;
-const MAX_TIME: i64 = 0o7_7777_7777_77;
+const MAX_SIZE: u64 = 0o77_777_777_777;
+const MAX_TIME: i64 = 0o77_777_777_777;
 const NAME_BYTES: usize = 100;
 
 impl<W: Write> LayerWriter<W> {

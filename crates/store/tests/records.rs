@@ -323,7 +323,7 @@ fn manifest_and_tags_change_together_or_not_at_all() {
     assert_eq!(store.image(&one.id).unwrap().layers, one.layers);
     assert_eq!(
         store.images_by_prefix(&one.id.hex()[..12]).unwrap(),
-        [one.id.clone()]
+        std::slice::from_ref(&one.id)
     );
     assert_eq!(store.untag("app:latest").unwrap(), one.id);
     assert_eq!(store.tags().unwrap(), []);

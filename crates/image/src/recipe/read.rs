@@ -51,10 +51,15 @@ pub fn replay(
             Segment::Raw(bytes) => copy.out.write_all(&bytes).map_err(Error::Write)?,
             Segment::Payload { path, pieces, crc } => {
                 match kept.files.get(&payloads) {
-                    None => copy.from_tree(&path, &pieces, crc, cancel)?,
-                    Some(base) => {
-                        copy.from_file(&kept.spool, *base, &path, &pieces.ranges(), crc, cancel)?
-                    }
+                    None => copy.copy_from_tree(&path, &pieces, crc, cancel)?,
+                    Some(base) => copy.copy_from_file(
+                        &kept.spool,
+                        *base,
+                        &path,
+                        &pieces.ranges(),
+                        crc,
+                        cancel,
+                    )?,
                 }
                 payloads += 1;
             }
@@ -137,7 +142,13 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    fn from_tree(&mut self, path: &[u8], pieces: &Pieces, crc: u32, cancel: &Cancel) -> Result<()> {
+    fn copy_from_tree(
+        &mut self,
+        path: &[u8],
+        pieces: &Pieces,
+        crc: u32,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let name = Path::new(OsStr::from_bytes(path));
         let changed = |why: String| Error::TreeChanged {
             path: name.to_owned(),
@@ -156,10 +167,10 @@ impl Copy<'_> {
                 return Err(changed(format!("it has {size} bytes instead of {length}")));
             }
         }
-        self.from_file(&file, 0, path, &pieces.ranges(), crc, cancel)
+        self.copy_from_file(&file, 0, path, &pieces.ranges(), crc, cancel)
     }
 
-    fn from_file(
+    fn copy_from_file(
         &mut self,
         file: &File,
         base: u64,

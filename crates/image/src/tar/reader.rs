@@ -1,7 +1,7 @@
 //! The walk through an archive: headers in, entries out, and every byte that is no file content kept for whoever wants it.
 //!
 //! The reader pulls bytes from a [`TarSource`] without copying content. What it consumed as headers, sparse maps, padding and end
-//! marker since the last [`TarReader::take_raw`] lies in one buffer, so a recipe sees each byte of the archive exactly once, as raw bytes or as
+//! marker since the last [`TarReader::raw`] lies in one buffer, so a recipe sees each byte of the archive exactly once, as raw bytes or as
 //! content. Invariants: a size is decided once per entry (PAX before header); the map of a sparse file adds up to its content;
 //! an archive that ends anywhere but behind its end marker is `Truncated`; no buffer grows beyond the limits.
 
