@@ -252,7 +252,7 @@ fn a_load_killed_anywhere_leaves_a_sound_store() {
         }
     }
     assert!(
-        hits > 30,
+        hits > 20,
         "only {hits} kills: the test is not what it is meant to be"
     );
 }

@@ -173,6 +173,70 @@ fn directories_that_a_layer_implies_look_as_below() {
     }
 }
 
+#[test]
+fn a_layer_may_come_twice_and_an_image_may_have_none() {
+    if !needs_root("owners") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let tree = scratch.dir("tree");
+    std::fs::write(tree.join("one"), "1").unwrap();
+    std::fs::write(tree.join("two"), "2").unwrap();
+    std::fs::write(tree.join(".wh.two"), "").unwrap();
+    let one = layer_of(&scratch, "one.tar", &tree, &["one", "two"]);
+    let gone = layer_of(&scratch, "gone.tar", &tree, &[".wh.two"]);
+    let twice = archive_of(
+        &scratch,
+        "twice.tar",
+        &[one.clone(), gone.clone(), one.clone(), gone],
+    );
+    let none = archive_of(&scratch, "none.tar", &[]);
+    for driver in DriverKind::ALL {
+        let settings = Partial {
+            storage_driver: Some(driver),
+            keep_blobs: Some(true),
+            ..Partial::default()
+        };
+        let vellum = context_with(&scratch, driver.as_str(), settings);
+        assert_eq!(load_path(&vellum, &twice).unwrap()[0].new_layers, 4);
+        let seen = picture(&scratch, &vellum, "image");
+        let names: Vec<_> = seen.entries.keys().filter_map(|p| p.to_str()).collect();
+        assert_eq!(names, ["", "one"], "{driver}");
+        let saved = scratch.join("saved.tar");
+        save_to(&vellum, "image", &saved, SaveFormat::DockerArchive);
+        assert_eq!(archive_layers(&saved), archive_layers(&twice), "{driver}");
+        // Loaded from where the same blob stands twice, and kept.
+        let layout = scratch.join(format!("layout-{driver}"));
+        save_to(&vellum, "image", &layout, SaveFormat::OciDirectory);
+        let again = context_with(
+            &scratch,
+            &format!("again-{driver}"),
+            Partial {
+                storage_driver: Some(driver),
+                keep_blobs: Some(true),
+                ..Partial::default()
+            },
+        );
+        load_path(&again, &layout).unwrap();
+        assert!(
+            save_to(
+                &again,
+                "image",
+                &scratch.join(format!("kept-{driver}")),
+                SaveFormat::OciDirectory
+            )
+            .same_manifest
+        );
+
+        let empty = load_path(&vellum, &none).unwrap();
+        assert_eq!((empty[0].new_layers, empty[0].present_layers), (0, 0));
+        assert_eq!(empty[0].moved_names.len(), 1);
+        save_to(&vellum, "image", &saved, SaveFormat::DockerArchive);
+        assert_eq!(archive_layers(&saved).len(), 0);
+        assert_eq!(history(&vellum, "image").unwrap().len(), 0);
+    }
+}
+
 /// Says stop as soon as the first layer begins.
 struct StopAtFirst(vellum_service::Cancel);
 

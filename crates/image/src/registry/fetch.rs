@@ -156,20 +156,9 @@ fn fetch_document(
     announced: Option<&str>,
     runtime: &Runtime,
 ) -> Result<Document, SourceError> {
-    let patient = endpoint.clone();
-    let (raw, media_type) = runtime.run(async move {
-        let mut failures = 0;
-        loop {
-            match get_manifest(&patient).await {
-                Ok(found) => return Ok(found),
-                Err(e) => {
-                    failures += 1;
-                    let pause = patient.retry.pause(failures).filter(|_| e.is_passing());
-                    let Some(pause) = pause else { return Err(e) };
-                    tokio::time::sleep(pause).await;
-                }
-            }
-        }
+    let (raw, media_type) = runtime.run_patiently(endpoint.retry, || {
+        let endpoint = endpoint.clone();
+        async move { get_manifest(&endpoint).await }
     })?;
     check_size("the manifest", raw.len() as u64, MAX_MANIFEST_BYTES)?;
     let found = Digest::of(&raw);

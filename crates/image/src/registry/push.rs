@@ -50,8 +50,10 @@ pub fn push(
     }
     let runtime = Runtime::start(cancel.clone())?;
     let endpoint = endpoint::for_push(to, registry, &runtime)?;
-    let login = endpoint.clone();
-    runtime.run(async move { login.log_in(RegistryOperation::Push).await.map(drop) })?;
+    runtime.run_patiently(endpoint.retry, || {
+        let endpoint = endpoint.clone();
+        async move { endpoint.log_in(RegistryOperation::Push).await.map(drop) }
+    })?;
     // Repositories of the same registry that should have the blobs, since the image has a name there.
     let relatives: Vec<Address> = image
         .names
@@ -126,31 +128,31 @@ fn is_present(
     relatives: &[Address],
     runtime: &Runtime,
 ) -> Result<bool, RegistryError> {
-    let endpoint = endpoint.clone();
-    let digest = digest.to_string();
-    let relatives = relatives.to_vec();
-    runtime.run(async move {
-        let there = endpoint
-            .client
-            .blob_exists(&endpoint.address, &digest)
-            .await
-            .map_err(|e| endpoint.failed(format!("look for blob {digest}"), e))?;
-        if there {
-            return Ok(true);
-        }
-        for relative in &relatives {
-            // A registry that can't or won't mount answers with an upload session instead, which
-            // the client takes for an error; the blob is then sent the ordinary way.
-            if endpoint
+    runtime.run_patiently(endpoint.retry, || {
+        let endpoint = endpoint.clone();
+        let digest = digest.to_string();
+        let relatives = relatives.to_vec();
+        async move {
+            let there = endpoint
                 .client
-                .mount_blob(&endpoint.address, relative, &digest)
+                .blob_exists(&endpoint.address, &digest)
                 .await
-                .is_ok()
-            {
+                .map_err(|e| endpoint.failed(format!("look for blob {digest}"), e))?;
+            if there {
                 return Ok(true);
             }
+            for relative in &relatives {
+                // A registry that can't or won't mount answers with an upload session instead, which
+                // the client takes for an error; the blob is then sent the ordinary way.
+                let mounted = endpoint
+                    .client
+                    .mount_blob(&endpoint.address, relative, &digest);
+                if mounted.await.is_ok() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
         }
-        Ok(false)
     })
 }
 
@@ -220,20 +222,22 @@ fn put_manifest(
     manifest: &Manifest,
     runtime: &Runtime,
 ) -> Result<(), RegistryError> {
-    let endpoint = endpoint.clone();
-    let raw = manifest.raw.clone();
-    let media_type = manifest.media_type.clone();
-    runtime.run(async move {
-        let content_type = media_type.parse().map_err(|e| RegistryError::Failed {
-            registry: endpoint.name().to_owned(),
-            action: format!("take a manifest of kind {media_type:?}"),
-            source: Box::new(e),
-        })?;
-        endpoint
-            .client
-            .push_manifest_raw(&endpoint.address, raw, content_type)
-            .await
-            .map(drop)
-            .map_err(|e| endpoint.failed("take the manifest", e))
+    runtime.run_patiently(endpoint.retry, || {
+        let endpoint = endpoint.clone();
+        let raw = manifest.raw.clone();
+        let media_type = manifest.media_type.clone();
+        async move {
+            let content_type = media_type.parse().map_err(|e| RegistryError::Failed {
+                registry: endpoint.name().to_owned(),
+                action: format!("take a manifest of kind {media_type:?}"),
+                source: Box::new(e),
+            })?;
+            endpoint
+                .client
+                .push_manifest_raw(&endpoint.address, raw, content_type)
+                .await
+                .map(drop)
+                .map_err(|e| endpoint.failed("take the manifest", e))
+        }
     })
 }

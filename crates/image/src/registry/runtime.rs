@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use vellum_sys::Cancel;
 
-use super::RegistryError;
+use super::{RegistryError, Retry};
 
 /// How often someone who waits looks whether to stop.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
@@ -84,6 +84,36 @@ impl Runtime {
                     return Err(RegistryError::Runtime(died));
                 }
             }
+        }
+    }
+}
+
+impl Runtime {
+    /// As [`Runtime::run`], again after a pause as long as what fails is passing and `retry` allows.
+    pub(super) fn run_patiently<T, F>(
+        &self,
+        retry: Retry,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, RegistryError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, RegistryError>> + Send + 'static,
+    {
+        let mut failures = 0;
+        loop {
+            let error = match self.run(attempt()) {
+                Ok(done) => return Ok(done),
+                Err(e) => e,
+            };
+            failures += 1;
+            let Some(pause) = retry.pause(failures).filter(|_| error.is_passing()) else {
+                return Err(error);
+            };
+            tracing::debug!(%error, "trying again after a pause");
+            self.run(async move {
+                tokio::time::sleep(pause).await;
+                Ok(())
+            })?;
         }
     }
 }
