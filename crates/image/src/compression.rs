@@ -30,14 +30,18 @@ impl fmt::Display for Compression {
     }
 }
 
-/// How many bytes `detect` wants to see, unless the blob is shorter.
-pub const DETECT_BYTES: usize = 6;
+/// How many bytes `detect` wants to see, unless the blob is shorter: a whole tar header.
+pub const DETECT_BYTES: usize = 512;
 
 /// Returns the compression that a blob starting with `head` has.
 ///
 /// `head` should hold [`DETECT_BYTES`] bytes or the whole blob. Errors: `UnsupportedCompression` for xz and bzip2.
 pub fn detect(head: &[u8]) -> Result<Compression> {
     const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
+    // The first bytes of a plain tar are a file's name, which may be `BZh1` or worse. Its checksum tells.
+    if crate::tar::reader::is_header(head) {
+        return Ok(Compression::None);
+    }
     match head {
         [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
@@ -239,6 +243,16 @@ mod tests {
             detect(b"BZh91AY"),
             Err(Error::UnsupportedCompression { name: "bzip2" })
         ));
+        for name in [&b"BZh91"[..], b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ"] {
+            let tar = crate::tar::reader::tests::Raw::new("", b'0')
+                .with(|h| h.name[..name.len()].copy_from_slice(name))
+                .block();
+            assert_eq!(
+                detect(&tar).unwrap(),
+                Compression::None,
+                "a tar whose first file is called so"
+            );
+        }
         assert_eq!(detect(b"").unwrap(), Compression::None);
         assert_eq!(detect(b"\x1f").unwrap(), Compression::None);
     }

@@ -390,18 +390,28 @@ fn write_content(
 ) -> Result<(u32, Option<std::io::Error>)> {
     let mut crc = Crc::new();
     let Some(ranges) = &entry.ranges else {
+        let mut offset = 0;
+        let mut holes = false;
         loop {
             let piece = reader.payload()?;
             let n = piece.len();
             if n == 0 {
-                return Ok((crc.sum(), None));
+                break;
             }
             crc.update(piece);
-            if let Err(error) = file.write_all(piece) {
+            if n >= HOLE_BYTES && is_zero(piece) {
+                holes = true;
+            } else if let Err(error) = write_at(&mut file, piece, offset, holes) {
                 return Ok((0, Some(error)));
             }
+            offset += n as u64;
             reader.advance(n);
         }
+        let sized = match holes {
+            true => file.set_len(offset),
+            false => Ok(()),
+        };
+        return Ok((crc.sum(), sized.err()));
     };
     if let Err(error) = file.set_len(entry.size_bytes) {
         return Ok((0, Some(error)));
@@ -422,4 +432,22 @@ fn write_content(
         }
     }
     Ok((crc.sum(), None))
+}
+
+/// Zeros that come in runs of at least this many bytes become holes. A layer has no other way to say them that all readers know, and
+/// a sparse file that went through one would fill the disk.
+const HOLE_BYTES: usize = 64 * 1024;
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes
+        .chunks(4096)
+        .all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+/// Writes where the file stands, or, once something was left out, where it belongs.
+fn write_at(file: &mut &File, piece: &[u8], offset: u64, holes: bool) -> std::io::Result<()> {
+    match holes {
+        false => file.write_all(piece),
+        true => file.write_all_at(piece, offset),
+    }
 }

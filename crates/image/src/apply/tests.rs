@@ -430,6 +430,30 @@ fn sparse_files_have_holes_and_come_out_again() {
     assert_eq!(place.read("s"), "dense");
 }
 
+#[test]
+fn long_runs_of_zeros_become_holes() {
+    let place = Place::new();
+    let mut content = vec![0; 8 << 20];
+    content[3 << 20] = 1;
+    content[(5 << 20) + 77] = 2;
+    for (name, content) in [
+        ("middle", &content[..]),
+        ("end", &content[3 << 20..]),
+        ("all", &[0; 1 << 20]),
+    ] {
+        place
+            .apply(TargetMarks::Plain, &[Raw::new(name, b'0').data(content)])
+            .unwrap();
+        assert!(fs::read(place.path(name)).unwrap() == content, "{name}");
+        let meta = fs::metadata(place.path(name)).unwrap();
+        assert!(
+            meta.blocks() * 512 < meta.len(),
+            "{name}: {} blocks",
+            meta.blocks()
+        );
+    }
+}
+
 /// Applies and expects a refusal; nothing may have appeared outside the tree.
 #[track_caller]
 fn refused(parts: &[Vec<u8>], because: &str) {

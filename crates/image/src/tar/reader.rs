@@ -360,12 +360,10 @@ impl<S: TarSource> TarReader<S> {
             }
             return Ok(None);
         }
-        let header = *Header::from_bytes(&block);
-        let stored = number::field(&header.as_ustar().cksum);
-        let unsigned = i64::try_from(header.compute_checksum()).unwrap_or(i64::MAX);
-        if stored != Some(unsigned) && stored != Some(signed_checksum(&block)) {
+        if !is_header(&block) {
             return Err(bad("its checksum is wrong"));
         }
+        let header = *Header::from_bytes(&block);
         Ok(Some(header))
     }
 
@@ -772,6 +770,17 @@ fn c_string(bytes: &[u8]) -> &[u8] {
 
 fn padding(size: u64) -> u64 {
     (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
+}
+
+/// Returns true if `bytes` start with a block whose checksum is a tar header's.
+pub(crate) fn is_header(bytes: &[u8]) -> bool {
+    let Some(block) = bytes.first_chunk::<BLOCK>() else {
+        return false;
+    };
+    let header = Header::from_bytes(block);
+    let stored = number::field(&header.as_ustar().cksum);
+    let unsigned = i64::try_from(header.compute_checksum()).unwrap_or(i64::MAX);
+    stored == Some(unsigned) || stored == Some(signed_checksum(block))
 }
 
 /// Some old writers summed signed bytes.
