@@ -416,6 +416,31 @@ fn two_first_commands_at_once_make_one_world() {
 }
 
 #[test]
+fn a_run_directory_of_somebody_else_is_refused() {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    let Some(world) = World::new() else { return };
+    let mine = world.user.home().join("mine");
+    std::fs::create_dir(&mine).unwrap();
+    chown(&mine, Some(world.user.id), None).unwrap();
+    let roots = world.scratch.dir("roots");
+    let link = world.scratch.join("link");
+    symlink(&mine, &link).unwrap();
+    let open = world.user.home().join("open");
+    std::fs::create_dir(&open).unwrap();
+    chown(&open, Some(world.user.id), None).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    for dir in [&roots, &link, &open] {
+        let out = world.run(&["--run-dir", dir.to_str().unwrap(), "ls"]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            !out.status.success() && said.contains("belongs to somebody else"),
+            "{said}"
+        );
+        assert!(!mine.join("holder.json").exists() && !open.join("holder.json").exists());
+    }
+}
+
+#[test]
 fn info_names_what_a_plain_user_does_without() {
     let Some(world) = World::new() else { return };
     let info = world.ok(&["info"]);

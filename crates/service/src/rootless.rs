@@ -70,16 +70,22 @@ struct Note {
 /// From here on this process is id 0 inside and sees the mounts made there. `run_dir` is made if need be and must belong to the user alone.
 /// Errors: `Namespace` if there can be none, `Io` if the run directory is not to be trusted.
 pub fn enter(run_dir: &Path) -> Result<()> {
+    let me = rustix::process::geteuid().as_raw();
+    let foreign = || Error::Invalid {
+        what: format!(
+            "the run directory {} belongs to somebody else or is open to others",
+            run_dir.display()
+        ),
+        hint: Some("name another one with --run-dir or VELLUM_RUN_DIR".into()),
+    };
+    // Beneath `/tmp` anybody may have put something there first: a directory, or a link to one of ours.
+    if std::fs::symlink_metadata(run_dir).is_ok_and(|found| found.uid() != me) {
+        return Err(foreign());
+    }
     let dir = home::make_run_dir(run_dir)?;
     let stat = dir.stat_self()?;
-    if stat.uid != rustix::process::geteuid().as_raw() || stat.mode & 0o022 != 0 {
-        return Err(Error::Invalid {
-            what: format!(
-                "the run directory {} belongs to somebody else or is open to others",
-                run_dir.display()
-            ),
-            hint: Some("name another one with --run-dir or VELLUM_RUN_DIR".into()),
-        });
+    if stat.uid != me || stat.mode & 0o022 != 0 {
+        return Err(foreign());
     }
     if let Some(holder) = noted(&dir)
         && userns::join(&holder).map_err(Error::Namespace)?
