@@ -127,7 +127,8 @@ fn outside_places(text: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// Names of functions that directly follow a `#[test]` attribute, other attributes and comments between allowed.
+/// Names of functions that directly follow a `#[test]` attribute, other attributes and comments between allowed. In a
+/// file with a `main` of its own (tests without the usual harness) those that it calls by a name in quotes.
 fn tests_in(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut marked = false;
@@ -147,6 +148,12 @@ fn tests_in(text: &str) -> Vec<String> {
             }
             marked = false;
         }
+    }
+    if text.contains("\nfn main() {") {
+        let quoted = text.split('"').skip(1).step_by(2);
+        let own =
+            quoted.filter(|name| !name.is_empty() && text.contains(&format!("\nfn {name}()")));
+        names.extend(own.map(str::to_string));
     }
     names
 }
@@ -259,6 +266,9 @@ mod tests {
 
     #[test]
     fn tests_are_found_below_their_attribute_only() {
+        let own_main =
+            "\nfn main() {\n    run(\"one\", one); say(\"two\");\n}\nfn one() {}\nfn three() {}\n";
+        assert_eq!(tests_in(own_main), ["one"]);
         let text = "fn helper() {}\n#[test]\n#[cfg(unix)]\nfn real() {}\nfn other() {}\n#[test] fn short() {}\n";
         assert_eq!(tests_in(text), ["real", "short"]);
     }
