@@ -248,7 +248,7 @@ fn a_load_killed_anywhere_leaves_a_sound_store() {
             world.ok(&store, &["save", "--output", text(&saved), "tiny"]);
             assert_eq!(layers(&saved), layers(&archive), "{calls} {n}");
             std::fs::remove_dir_all(world.scratch.join(&store)).unwrap();
-            n += 1 + n;
+            n = 2 * n + 1;
         }
     }
     assert!(

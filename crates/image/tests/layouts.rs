@@ -43,10 +43,20 @@ fn two_platforms(scratch: &Scratch) -> (PathBuf, OutImage, OutImage) {
     let (second, second_layers) = image_for(&mut rng, "x/y:1", &[2000], "arm64");
     let layout = scratch.join("layout");
     let how = options(scratch, Compression::Gzip);
-    let one =
-        sink::oci_layout::write_directory(&[first.clone()], &first_layers, &layout, &how).unwrap();
-    let two = sink::oci_layout::write_directory(&[second.clone()], &second_layers, &layout, &how)
-        .unwrap();
+    let one = sink::oci_layout::write_directory(
+        std::slice::from_ref(&first),
+        &first_layers,
+        &layout,
+        &how,
+    )
+    .unwrap();
+    let two = sink::oci_layout::write_directory(
+        std::slice::from_ref(&second),
+        &second_layers,
+        &layout,
+        &how,
+    )
+    .unwrap();
     let entry = |m: &vellum_image::Manifest, architecture: &str, annotations: Value| {
         json!({"mediaType": m.media_type, "digest": m.digest.to_string(), "size": m.raw.len(),
             "platform": {"os": if architecture == "unknown" { "unknown" } else { "linux" }, "architecture": architecture},
@@ -168,7 +178,8 @@ fn compressed_archives_are_read_through_one_copy() {
     let mut rng = Rng::for_test("compressed");
     let (image, layers) = random_image(&mut rng, "a:1", &[50_000]);
     let mut bytes = Vec::new();
-    sink::docker_archive::write(&[image.clone()], &layers, &mut bytes, "memory").unwrap();
+    sink::docker_archive::write(std::slice::from_ref(&image), &layers, &mut bytes, "memory")
+        .unwrap();
     for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         let mut encoder = vellum_image::compression::Encoder::new(compression, Vec::new()).unwrap();
         std::io::Write::write_all(&mut encoder, &bytes).unwrap();
