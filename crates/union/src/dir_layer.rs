@@ -2,13 +2,15 @@
 //!
 //! A handle is its parent's handle and a name; the descriptor is opened when first needed, one component below the
 //! nearest ancestor that has one. So paths longer than the kernel takes are reached, and a walk can give descriptors
-//! back without losing its place. Nothing outside the root is ever reached: components are opened beneath their
+//! back without losing its place. How many are open at once is bounded for the whole process, since that is what the
+//! system's limit counts: the oldest gives its descriptor back for a new one. Nothing outside the root is ever reached: components are opened beneath their
 //! parent's descriptor, never following a symbolic link.
 
+use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vellum_sys::{Dir, Result, Stat, xattr};
 
@@ -67,6 +69,26 @@ struct Handle {
     open: Mutex<Option<Arc<Dir>>>,
 }
 
+/// The handles that hold a descriptor, oldest first, roots not counted. Some may have given it back meanwhile, or be
+/// gone: at most [`OPEN_MAX`] are open, often fewer.
+static OPEN: Mutex<Open> = Mutex::new(Open(VecDeque::new()));
+
+/// With 500 layers, whose roots stay open, this leaves room in the usual limit of 1024.
+const OPEN_MAX: usize = 256;
+
+struct Open(VecDeque<Weak<Handle>>);
+
+impl Open {
+    /// Takes in a handle that was opened. Returns one that has to give its descriptor back.
+    fn enter(&mut self, handle: &Arc<Handle>) -> Option<Arc<Handle>> {
+        self.0.push_back(Arc::downgrade(handle));
+        match self.0.len() > OPEN_MAX {
+            true => self.0.pop_front()?.upgrade(),
+            false => None,
+        }
+    }
+}
+
 /// Lets go of the handles above one by one: left to itself, a chain of them is dropped by recursion, and a tree made
 /// deep enough would overflow the stack.
 impl Drop for Handle {
@@ -88,8 +110,14 @@ impl Handle {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn release(&self) {
+        if self.above.is_some() {
+            *self.slot() = None;
+        }
+    }
+
     /// Returns the descriptor, opening it and nothing above it for longer than needed.
-    fn dir(&self) -> Result<Arc<Dir>> {
+    fn dir(self: &Arc<Self>) -> Result<Arc<Dir>> {
         if let Some(dir) = &*self.slot() {
             return Ok(Arc::clone(dir));
         }
@@ -111,6 +139,13 @@ impl Handle {
             dir = Arc::new(dir.open_dir(step)?);
         }
         *self.slot() = Some(Arc::clone(&dir));
+        let oldest = OPEN
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .enter(self);
+        if let Some(oldest) = oldest {
+            oldest.release();
+        }
         Ok(dir)
     }
 }
@@ -195,8 +230,6 @@ impl LayerDir for Link {
     }
 
     fn release(&self) {
-        if self.0.above.is_some() {
-            *self.0.slot() = None;
-        }
+        self.0.release();
     }
 }

@@ -297,6 +297,44 @@ fn data_only_layers() {
     });
 }
 
+/// The mark of a file that only its own engine may read keeps every kernel mount from reading it as what it is not.
+#[test]
+fn an_unsettled_file_is_an_error_for_the_kernel_too() {
+    let users: [&[(&str, &str)]; 4] = [
+        &[],
+        &[("metacopy", "on"), ("redirect_dir", "on")],
+        &[("metacopy", "off")],
+        &[("userxattr", "")],
+    ];
+    for options in users {
+        for as_lower in [false, true] {
+            let Some(mut rig) = Rig::new(1, options) else {
+                return;
+            };
+            rig.scratch.file("l0/f", "what is below");
+            let half = rig.scratch.file("u0/f", "half");
+            let mark = rig.prefix().xattr(Mark::Metacopy).to_str().unwrap();
+            set_xattr(&half, mark, &Metacopy::Unsettled.encode());
+            if as_lower {
+                rig.push();
+            }
+            rig.mount();
+            let read = fs::read(rig.path("f"));
+            assert_eq!(
+                read.unwrap_err().raw_os_error(),
+                Some(5),
+                "{options:?} {as_lower}"
+            );
+            rig.unmount();
+            let refused = rig.stack().lookup(Path::new("f"));
+            assert!(matches!(
+                refused,
+                Err(vellum_union::Error::Unsettled { .. })
+            ));
+        }
+    }
+}
+
 /// Read-only unions of uppers that were never meant for each other: whatever the kernel makes of them.
 #[test]
 fn uppers_in_any_order() {

@@ -486,6 +486,9 @@ fn paths_that_are_none_are_refused() {
     assert!(matches!(Stack::new(Vec::new()), Err(Error::NoLayers)));
 }
 
+/// Held by tests that count the descriptors of this process.
+static COUNTING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 /// Deeper than any path the kernel takes, with few descriptors.
 #[test]
 fn depth_costs_no_descriptors() {
@@ -499,6 +502,7 @@ fn depth_costs_no_descriptors() {
         }
         dir.create_file(file, 0o644).unwrap();
     }
+    let _alone = COUNTING.lock();
     let fds = || fs::read_dir("/proc/self/fd").unwrap().count();
     let stack = stack_of(&[&top, &low], &[], USER);
     let before = fds();
@@ -522,6 +526,41 @@ fn depth_costs_no_descriptors() {
         .last()
         .unwrap();
     assert!(found.path.ends_with("new"));
+}
+
+/// As many layers as the kernel takes, each with a share of every directory, within the usual limit of descriptors.
+#[test]
+fn five_hundred_layers_are_read_with_few_descriptors() {
+    let scratch = Scratch::new();
+    let layers: Vec<_> = (0..500)
+        .map(|index| {
+            scratch.file(format!("l{index}/a/b/c/f{index}"), "");
+            scratch.join(format!("l{index}"))
+        })
+        .collect();
+    let _alone = COUNTING.lock();
+    let fds = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = fds();
+    let stack = stack_of(&layers.iter().collect::<Vec<_>>(), &[], USER);
+    let mut most = 0;
+    let count = stack
+        .walk()
+        .inspect(|_| most = most.max(fds()))
+        .map(Result::unwrap)
+        .count();
+    assert_eq!(count, 1 + 3 + 500);
+    assert_eq!(
+        changes(&stack, Form::Listing)
+            .unwrap()
+            .map(Result::unwrap)
+            .count(),
+        4
+    );
+    // 500 roots and the cache; other tests of this process open files too.
+    assert!(
+        most < before + 500 + 256 + 100,
+        "{before} before, {most} at most"
+    );
 }
 
 /// A container can make a tree of any depth: reading it neither overflows the stack nor takes all memory.
