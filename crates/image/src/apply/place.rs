@@ -439,9 +439,10 @@ fn write_content(
 const HOLE_BYTES: usize = 64 * 1024;
 
 fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
     bytes
-        .chunks(4096)
-        .all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
+        .chunks(ZEROS.len())
+        .all(|part| *part == ZEROS[..part.len()])
 }
 
 /// Writes where the file stands, or, once something was left out, where it belongs.

@@ -27,6 +27,19 @@ fn entry(path: String, kind: TarKind) -> TarEntry {
     }
 }
 
+/// Content with 1 MiB of data in every 16 MiB, so that a large layer does not fill the disk.
+struct Patchy(u64);
+
+impl Read for Patchy {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = buf.len().min((1 << 20) - (self.0 % (1 << 20)) as usize);
+        let data = (self.0 >> 20).is_multiple_of(16);
+        buf[..n].fill(if data { b'x' } else { 0 });
+        self.0 += n as u64;
+        Ok(n)
+    }
+}
+
 /// A compressed layer with `files` files of `mib` MiB each and `links` links, made while it is read.
 fn layer(files: u64, mib: u64, links: u64) -> Box<dyn Read + Send> {
     let (reader, pipe) = io::pipe().unwrap();
@@ -36,7 +49,7 @@ fn layer(files: u64, mib: u64, links: u64) -> Box<dyn Read + Send> {
             for i in 0..files {
                 let size_bytes = mib << 20;
                 let file = entry(format!("file-{i:06}"), TarKind::File { size_bytes });
-                writer.append(&file, &mut io::repeat(b'x'))?;
+                writer.append(&file, &mut Patchy(0))?;
             }
             for i in 0..links {
                 let target = "somewhere else".into();
