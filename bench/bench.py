@@ -166,6 +166,11 @@ def row_memory(results, contenders, rounds):
 ROWS = {"load": row_load, "mount": row_mount, "changes": row_changes, "million": row_million, "memory": row_memory}
 
 
+def write(output, text):
+    with open(output, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 def number(value):
     if value >= 100:
         return f"{value:,.0f}"
@@ -271,6 +276,11 @@ def main():
     os.environ["BENCH_HOME"] = work
     if arguments.ram_disk:
         ram_disk(work, arguments.ram_disk)
+    # As somebody else would type it: places of this machine are left out.
+    words, places = sys.argv[1:], ("--vellum", "--work", "--output")
+    words = [w for i, w in enumerate(words) if w not in places and (i == 0 or words[i - 1] not in places)]
+    command = " ".join(["bench/bench.py", *words])
+    output = arguments.output or ("" if arguments.rows else os.path.join(ROOT, "bench", "RESULTS.md"))
     contenders = []
     results = Results()
     try:
@@ -283,20 +293,18 @@ def main():
                 say(f"left out: {kind.name} needs {', '.join(kind.missing())}")
                 continue
             contenders.append(kind(home))
+        kind = file_system(work)
         for name in arguments.rows or ROWS:
             ROWS[name](results, contenders, arguments.rounds)
+            if output:  # after every row: a long run that is stopped keeps what it has
+                write(output, report(results, command, arguments.rounds, kind))
     finally:
         for tool in contenders:
             tool.close()
-        kind = file_system(work)
         tools.unmount_below(work)
         shutil.rmtree(work, ignore_errors=True)
-    command = "bench/bench.py" + "".join(f" {word}" for word in sys.argv[1:])
     text = report(results, command, arguments.rounds, kind)
-    output = arguments.output or ("" if arguments.rows else os.path.join(ROOT, "bench", "RESULTS.md"))
     if output:
-        with open(output, "w", encoding="utf-8") as file:
-            file.write(text)
         say(f"wrote {output}")
     print(text)
 

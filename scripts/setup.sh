@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 packages_build="gcc libc6-dev make ca-certificates"
 packages_demo="python3 runc uidmap acl attr"
-packages_test="git openssl libarchive-tools python3 libarchive-tools runc crun uidmap acl attr strace busybox-static e2fsprogs
+packages_test="git openssl libarchive-tools python3 runc crun uidmap acl attr strace busybox-static e2fsprogs
   xfsprogs btrfs-progs docker-registry containerd docker.io podman buildah skopeo umoci"
 packages_slow="debootstrap"
 packages_bench="python3"
