@@ -259,6 +259,64 @@ fn a_covered_store_is_named_and_comes_back_without_a_restart() {
 }
 
 #[test]
+fn mounted_containers_tell_of_a_covered_store_when_the_run_directory_is_lost() {
+    let Some(world) = World::new() else { return };
+    world.mounted("box");
+    std::fs::remove_dir_all(world.scratch.join("run")).unwrap();
+    let empty = world.scratch.dir("empty");
+    mount::bind(&empty, &world.root, BindOptions::default()).unwrap();
+    let complaint = world.fails(&["ls"]);
+    assert!(
+        complaint.contains("covered")
+            && complaint.contains(&format!("umount {}", world.root.display())),
+        "{complaint}"
+    );
+    assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
+    mount::unmount(&world.root, Detach::No).unwrap();
+    assert!(world.ok(&["ls"]).contains("box"));
+}
+
+#[test]
+fn a_store_whose_disk_is_gone_is_not_made_anew() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    let disk = match world.scratch.file_system("ext4", FsKind::Ext4, 64) {
+        Ok(disk) => disk,
+        Err(why) => return untested("ext4", why),
+    };
+    world.root = disk.join("root");
+    let merged = world.mounted("box");
+    std::fs::write(merged.join("own"), "x").unwrap();
+    world.ok(&["umount", "box"]);
+    mount::unmount(&disk, Detach::No).unwrap();
+    for verb in [&["ls"][..], &["create", "--from", "/etc"]] {
+        let complaint = world.fails(verb);
+        assert!(
+            complaint.contains("is not mounted any more") && complaint.contains("ext4"),
+            "{complaint}"
+        );
+    }
+    assert_eq!(
+        std::fs::read_dir(&disk).unwrap().count(),
+        0,
+        "nothing was made on the bare mount point"
+    );
+    let image = world.scratch.join("ext4.img");
+    assert!(
+        Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(&image)
+            .arg(&disk)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let merged = PathBuf::from(world.ok(&["mount", "box"]));
+    assert_eq!(std::fs::read_to_string(merged.join("own")).unwrap(), "x");
+}
+
+#[test]
 fn a_covered_driver_directory_is_named() {
     let Some(world) = World::new() else { return };
     world.mounted("box");

@@ -346,11 +346,56 @@ fn who_holds_an_upper_is_found_by_its_path() {
         "{holders:?}"
     );
     unmount(&merged, Detach::Yes).unwrap();
-    assert!(
-        crate::mountinfo::find_overlay_holders(upper, None)
-            .unwrap()
-            .is_empty()
-    );
+    let us = std::process::id();
+    let holders = crate::mountinfo::find_overlay_holders(upper, None).unwrap();
+    assert!(holders.iter().all(|h| h.pid != us), "{holders:?}");
+}
+
+#[test]
+fn a_mount_leaked_into_another_namespace_is_found_and_its_holder_named() {
+    use std::io::BufRead;
+    use std::process::{Command, Stdio};
+    let Some(scratch) = can_mount() else { return };
+    let (mut mount, merged) = writable(scratch.path(), layers(scratch.path(), 2));
+    mount.options.index = Some(true);
+    overlay(&mount, &merged, &Method::LayerFds).unwrap();
+    let mut holder = Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .args(["sh", "-c", "echo in; read x; true"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    io::BufReader::new(holder.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "in\n");
+    unmount(&merged, Detach::Yes).unwrap();
+    // Our own table shows nothing, and still the kernel refuses: the other namespace has the upper.
+    let table = crate::mountinfo::read().unwrap();
+    assert!(table.beneath(scratch.path()).is_empty());
+    let e = overlay(&mount, &merged, &Method::LayerFds).unwrap_err();
+    assert!(e.is_busy(), "{e}");
+    let (upper, work) = (mount.upper.as_deref().unwrap(), mount.work.as_deref());
+    let found = crate::mountinfo::find_overlay_holders(upper, work).unwrap();
+    // Programs that others start meanwhile in namespaces of their own are found, too, and hold it as long as they run.
+    let found = found
+        .iter()
+        .find(|h| h.pid == holder.id())
+        .expect("the holder is found");
+    assert!(found.to_string().contains("(sh)"), "{found}");
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    let again = (0..500).find_map(|_| {
+        let again = overlay(&mount, &merged, &Method::LayerFds);
+        if again.as_ref().is_err_and(MountError::is_busy) {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            return None;
+        }
+        Some(again)
+    });
+    again.expect("the upper is free at last").unwrap();
 }
 
 #[test]
