@@ -17,13 +17,13 @@ const NOBODY_IN_PARTICULAR: u32 = 65_432;
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
-        Some("hold") => {
+        Some("__hold") => {
             let e = userns::hold().unwrap_err();
             eprintln!("{e}: {}", e.source);
             std::process::exit(1);
         }
-        Some("live") => live(Path::new(&args[2])),
-        Some("join") => join(&args[2], &args[3], Path::new(&args[4])),
+        Some("__live") => live(Path::new(&args[2])),
+        Some("__join") => join(&args[2], &args[3], Path::new(&args[4])),
         _ => {
             if args.iter().any(|a| a == "--list") {
                 println!("a_plain_user_mounts_in_namespaces_that_stay: test");
@@ -55,7 +55,7 @@ fn a_plain_user_mounts_in_namespaces_that_stay() {
         command.uid(NOBODY_IN_PARTICULAR).gid(NOBODY_IN_PARTICULAR);
     }
     let out = command
-        .arg("live")
+        .arg("__live")
         .arg(&home)
         .current_dir(&home)
         .output()
@@ -87,7 +87,7 @@ fn live(home: &Path) {
     assert_ne!(me.uid(), 0);
     let program = std::env::current_exe().unwrap();
     let maps = IdMaps::single(me.uid(), me.gid());
-    let holder = match userns::spawn_holder(Command::new(&program).arg("hold"), &maps) {
+    let holder = match userns::spawn_holder(Command::new(&program).arg("__hold"), &maps) {
         Ok(holder) => holder,
         Err(e) => {
             eprintln!("{e}: {}", e.source);
@@ -99,7 +99,7 @@ fn live(home: &Path) {
     for part in ["make", "find"] {
         let out = Command::new(&program)
             .args([
-                "join",
+                "__join",
                 part,
                 &format!("{}:{}", holder.pid, holder.start_ticks),
             ])
