@@ -507,7 +507,7 @@ fn limits_are_named() {
             max_path_bytes: 4,
             ..limits()
         },
-        &[file.clone()],
+        std::slice::from_ref(&file),
         "the length of a name",
     );
     check(
@@ -515,7 +515,7 @@ fn limits_are_named() {
             max_file_bytes: 2,
             ..limits()
         },
-        &[file.clone()],
+        std::slice::from_ref(&file),
         "the size of a file",
     );
     check(
