@@ -90,14 +90,17 @@ impl Reference {
 
     /// Returns registry and repository as people write them, without tag and digest.
     pub fn familiar_name(&self) -> String {
-        if self.registry == DEFAULT_REGISTRY {
-            let repository = &self.repository;
-            repository
-                .strip_prefix("library/")
-                .unwrap_or(repository)
-                .to_owned()
-        } else {
-            format!("{}/{}", self.registry, self.repository)
+        let repository = self.repository.as_str();
+        if self.registry != DEFAULT_REGISTRY {
+            return format!("{}/{repository}", self.registry);
+        }
+        match repository.strip_prefix("library/") {
+            Some(word) if !word.contains('/') => word.to_owned(),
+            // `localhost/x` and `a.b/x` on Docker Hub would be read as names of other registries.
+            _ if !split_registry(repository).0.is_empty() => {
+                format!("{DEFAULT_REGISTRY}/{repository}")
+            }
+            _ => repository.to_owned(),
         }
     }
 
@@ -291,6 +294,25 @@ mod tests {
             "debian:latest",
         );
         check("docker.io/library/x:y", "docker.io/library/x:y", "x:y");
+    }
+
+    #[test]
+    fn the_short_form_never_names_another_image() {
+        check(
+            "docker.io/localhost/x",
+            "docker.io/localhost/x:latest",
+            "docker.io/localhost/x:latest",
+        );
+        check(
+            "docker.io/a.b/x",
+            "docker.io/a.b/x:latest",
+            "docker.io/a.b/x:latest",
+        );
+        check(
+            "docker.io/library/a/b",
+            "docker.io/library/a/b:latest",
+            "library/a/b:latest",
+        );
     }
 
     #[test]

@@ -113,19 +113,20 @@ impl Archive {
                 Err(_) if window.at == 0 => return Err(SourceError::NotAnImage(name)),
                 Err(e) => return Err(malformed(e.to_string())),
             };
-            let data_end = window.at + consumed as u64 + data_bytes;
-            if data_end > size_bytes {
-                return Err(malformed("it is cut short".to_owned()));
-            }
+            let data_start = window.at + consumed as u64;
+            // Sizes come from strangers: one near the largest number must not wrap around.
+            let data_end = data_start
+                .checked_add(data_bytes)
+                .filter(|end| *end <= size_bytes)
+                .ok_or_else(|| malformed("it is cut short".to_owned()))?;
             if let Some((key, entry)) = found {
                 entries.insert(key, entry);
             }
             if entries.len() > MAX_ENTRIES {
                 return Err(malformed(format!("it has more than {MAX_ENTRIES} entries")));
             }
-            window.seek(
-                (window.at + consumed as u64).saturating_add(data_bytes.next_multiple_of(512)),
-            );
+            // The end lies in a file, so rounding it up can't overflow.
+            window.seek(data_start + (data_end - data_start).next_multiple_of(512));
             wanted = 512;
         }
         Ok(Self {
@@ -372,6 +373,23 @@ mod tests {
             Archive::index(text, "t".to_owned()),
             Err(SourceError::NotAnImage(_))
         ));
+    }
+
+    #[test]
+    fn sizes_that_would_wrap_around_are_errors() {
+        for size in [[0xff; 12], *b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"] {
+            let mut bytes = Vec::new();
+            let mut file = archive(&[("a", b'0', "", b"x")]);
+            io::Seek::rewind(&mut file).unwrap();
+            file.read_to_end(&mut bytes).unwrap();
+            bytes[124..136].copy_from_slice(&size);
+            bytes[148..156].fill(b' ');
+            let sum: u32 = bytes[..512].iter().map(|b| u32::from(*b)).sum();
+            bytes[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+            let mut wrong = tempfile::tempfile().unwrap();
+            wrong.write_all(&bytes).unwrap();
+            assert!(Archive::index(wrong, "w".to_owned()).is_err());
+        }
     }
 
     #[test]

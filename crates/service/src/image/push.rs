@@ -76,7 +76,7 @@ fn run(context: &Context, request: &PushRequest) -> Result<PushedImage> {
         spool_dir: store.root().join("staging"),
         jobs: context.config.jobs.value,
     };
-    let supply = StoreSupply { context, store };
+    let supply = StoreSupply::new(context, store, std::slice::from_ref(&image))?;
     let total = image.layers.len();
     let meter = context.progress.meter(
         &format!("pushing {}", to.familiar()),

@@ -69,7 +69,7 @@ pub fn save(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>>
 fn run(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
     let store = context.store()?;
     let images = collect(context, &request.images)?;
-    let supply = StoreSupply { context, store };
+    let supply = StoreSupply::new(context, store, &images)?;
     let mut images: Vec<OutImage> = images;
     if request.format == SaveFormat::DockerArchive {
         if request.compression.is_some_and(|c| c != Compression::None) {

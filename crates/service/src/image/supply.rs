@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use vellum_image::config::chain_ids;
 use vellum_image::sink::{LayerSupply, OutImage, OutLayer, SupplyError};
 use vellum_image::{Digest, Reference, recipe};
-use vellum_store::{ImageRecord, Store, StoreError};
+use vellum_store::{Held, ImageRecord, Lease, Store, StoreError};
 use vellum_sys::Dir;
 
 use super::stored::{config, manifest};
@@ -22,6 +22,31 @@ use crate::progress::{Meter, Unit};
 pub(super) struct StoreSupply<'a> {
     pub(super) context: &'a Context,
     pub(super) store: &'a Store,
+    /// Keeps what is being written from a gc meanwhile.
+    _lease: Lease,
+}
+
+impl<'a> StoreSupply<'a> {
+    /// Returns the supply for `images`, whose layers and blobs stay in the store as long as it lives.
+    pub(super) fn new(context: &'a Context, store: &'a Store, images: &[OutImage]) -> Result<Self> {
+        let lease = store.lease("writing images")?;
+        for image in images {
+            if let Some(top) = image.layers.last() {
+                lease.hold(&Held::Snapshot(key(&top.chain_id)))?;
+            }
+            for layer in image.manifest.iter().flat_map(|m| &m.layers) {
+                lease.hold(&Held::Blob(to_store(&layer.blob.digest)))?;
+            }
+            for layer in &image.layers {
+                lease.hold(&Held::Recipe(to_store(&layer.diff_id)))?;
+            }
+        }
+        Ok(Self {
+            context,
+            store,
+            _lease: lease,
+        })
+    }
 }
 
 impl LayerSupply for StoreSupply<'_> {
