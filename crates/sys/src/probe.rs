@@ -119,8 +119,10 @@ pub fn kernel() -> KernelFacts {
         && let Ok(root) = rustix::fs::open("/", flags, Mode::empty())
     {
         facts.has_overlay = true;
-        facts.has_lowerdir_plus =
-            rustix::mount::fsconfig_set_string(&context, "lowerdir+", "/").is_ok();
+        let takes =
+            |path: &str| rustix::mount::fsconfig_set_string(&context, "lowerdir+", path).is_ok();
+        // Before Linux 6.5 overlayfs has no options of its own here: anything is taken, and refused at the mount only.
+        facts.has_lowerdir_plus = takes("/") && !takes("/no such directory for sure");
         facts.has_layer_fds = rustix::mount::fsconfig_set_fd(&context, "lowerdir+", &root).is_ok();
     }
     // The module may only have been loaded by the line above.

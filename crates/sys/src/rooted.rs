@@ -541,12 +541,18 @@ fn chmod_nofollow(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
         Err(Errno::NOSYS) => {}
         other => return other,
     }
+    chmod_through_path(dir, name, mode)
+}
+
+/// Changes a mode through an `O_PATH` descriptor; some old kernels would change that of a symbolic link, which we refuse.
+fn chmod_through_path(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    rustix::fs::chmod(
-        format!("/proc/self/fd/{}", fd.as_raw_fd()),
-        Mode::from_raw_mode(mode),
-    )
+    if Stat::at(&fd, Path::new(""), AtFlags::EMPTY_PATH)?.kind == FileKind::Symlink {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let magic = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::chmod(magic, Mode::from_raw_mode(mode))
 }
 
 fn fchmodat2(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
