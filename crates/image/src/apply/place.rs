@@ -278,6 +278,11 @@ impl Applier<'_, '_> {
             path: entry.path().to_owned(),
             source: error.source,
         };
+        // Nearly always there is no link on the way, and one call finds the directory.
+        let joined = components.join(OsStr::new("/"));
+        if let Ok(dir) = self.stack.root().open_dir(&joined) {
+            return Ok(Some(dir));
+        }
         // From the root, one component after the other, with links followed inside the tree only.
         let mut todo: Vec<Vec<u8>> = components
             .iter()

@@ -1,0 +1,235 @@
+//! Layers that want out, or want more than they should get.
+
+use super::*;
+
+/// Applies and expects a refusal; nothing may have appeared outside the tree.
+#[track_caller]
+fn refused(parts: &[Vec<u8>], because: &str) {
+    for marks in [OVERLAY, TargetMarks::Plain] {
+        let place = Place::new();
+        place.scratch.file("outside/secret", "untouched");
+        let outside = place.scratch.join("outside");
+        match place.apply(marks, parts) {
+            Ok(applied) => panic!("accepted: {applied:?}"),
+            Err(error) => assert!(
+                error.to_string().contains(because),
+                "{error}, expected {because}"
+            ),
+        }
+        let names: Vec<_> = fs::read_dir(place.scratch.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(
+            fs::read_to_string(outside.join("secret")).unwrap(),
+            "untouched"
+        );
+    }
+}
+
+#[test]
+fn names_that_leave_the_tree_are_refused() {
+    if !needs_root("apply as root") {
+        return;
+    }
+    let link = |name: &str, target: &str| Raw::new(name, b'2').link(target).block();
+    let hard = |name: &str, target: &str| Raw::new(name, b'1').link(target).block();
+    refused(&[file("../evil", "x")], "climbs above the root");
+    refused(&[file("a/../../evil", "x")], "climbs above the root");
+    refused(&[file("/../evil", "x")], "climbs above the root");
+    refused(&[dir("..")], "climbs above the root");
+    refused(
+        &[link("l", "../outside"), file("l/evil", "x")],
+        "climbs above the root",
+    );
+    refused(
+        &[link("l", "../../../../../../tmp"), file("l/evil", "x")],
+        "climbs above the root",
+    );
+    refused(
+        &[
+            dir("d/"),
+            link("d/l", "../../outside"),
+            file("d/l/evil", "x"),
+        ],
+        "climbs above the root",
+    );
+    refused(
+        &[link("a", "b"), link("b", "a"), file("a/x", "x")],
+        "too many symbolic links",
+    );
+    refused(
+        &[link("l", "../outside"), hard("h", "l/secret")],
+        "climbs above the root",
+    );
+    refused(&[hard("h", "../outside/secret")], "climbs above the root");
+    refused(&[hard("h", "/etc/passwd")], "not in the tree");
+    refused(&[hard("h", "h")], "not in the tree");
+    refused(&[dir("d/"), hard("h", "d")], "hard link to a directory");
+    refused(
+        &[link("l", "../outside"), file("l/.wh.secret", "")],
+        "climbs above the root",
+    );
+    refused(
+        &[link("l", "../outside"), file("l/.wh..wh..opq", "")],
+        "climbs above the root",
+    );
+    refused(&[file("a/.wh..", "")], "whiteout of nothing");
+    refused(&[file(".wh.", "")], "whiteout of nothing");
+    refused(&[file(".wh.a/b", "")], "beneath a whiteout");
+    refused(&[file("f", "x"), file("f/below", "x")], "no directory");
+    refused(&[Raw::new("c", b'3').block()], "device 0:0");
+}
+
+#[test]
+fn absolute_names_and_links_stay_inside() {
+    let place = Place::new();
+    place
+        .apply(
+            TargetMarks::Plain,
+            &[
+                file("/etc/passwd", "ours"),
+                Raw::new("abs", b'2').link("/etc").block(),
+                file("abs/shadow", "ours"),
+                Raw::new("rel", b'2').link("etc/../etc/.").block(),
+                file("rel/group", "ours"),
+                Raw::new("hard", b'1').link("/abs/passwd").block(),
+                Raw::new("self", b'1').link("self").block(),
+            ][..6],
+        )
+        .unwrap();
+    for name in ["etc/passwd", "etc/shadow", "etc/group", "hard"] {
+        assert_eq!(place.read(name), "ours", "{name}");
+    }
+    assert_ne!(fs::read_to_string("/etc/passwd").unwrap(), "ours");
+}
+
+#[test]
+fn a_link_of_the_parent_gives_way_to_a_directory() {
+    let place = Place::new();
+    place.scratch.file("outside/secret", "untouched");
+    std::os::unix::fs::symlink("../outside", place.path("l")).unwrap();
+    std::os::unix::fs::symlink("usr/bin", place.path("bin")).unwrap();
+    let applied = place
+        .apply(
+            TargetMarks::Plain,
+            &[file("l/secret", "mine"), file("bin/x", "mine")],
+        )
+        .unwrap();
+    assert_eq!(applied.implied_dirs, [Path::new("bin"), Path::new("l")]);
+    assert_eq!(place.read("l/secret"), "mine");
+    assert!(fs::symlink_metadata(place.path("bin")).unwrap().is_dir());
+    assert_eq!(
+        fs::read_to_string(place.scratch.join("outside/secret")).unwrap(),
+        "untouched"
+    );
+}
+
+#[test]
+fn overlay_attributes_of_an_archive_never_act() {
+    if !needs_root("trusted attributes") {
+        return;
+    }
+    let attrs = [
+        ("SCHILY.xattr.trusted.overlay.opaque", &b"y"[..]),
+        ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+        ("SCHILY.xattr.user.overlay.opaque", b"y"),
+    ];
+    let place = Place::new();
+    place
+        .apply(OVERLAY, &[pax(b'x', &attrs), dir("d/")])
+        .unwrap();
+    assert_eq!(place.xattr("d", "trusted.overlay.opaque"), None);
+    assert_eq!(place.xattr("d", "trusted.overlay.redirect"), None);
+    assert_eq!(
+        place
+            .xattr("d", "trusted.overlay.overlay.redirect")
+            .unwrap(),
+        b"/etc"
+    );
+    // The other dialect's name is an ordinary one here.
+    assert_eq!(place.xattr("d", "user.overlay.opaque").unwrap(), b"y");
+    let place = Place::new();
+    place
+        .apply(TargetMarks::Plain, &[pax(b'x', &attrs), dir("d/")])
+        .unwrap();
+    // Nothing is mounted on such a tree: the names are ordinary.
+    for attr in ["trusted.overlay.opaque", "user.overlay.opaque"] {
+        assert_eq!(place.xattr("d", attr).unwrap(), b"y", "{attr}");
+    }
+    let place = Place::new();
+    let whole = TargetMarks::Whole(Prefix::User);
+    place.apply(whole, &[pax(b'x', &attrs), dir("d/")]).unwrap();
+    assert_eq!(place.xattr("d", "trusted.overlay.opaque").unwrap(), b"y");
+    assert_eq!(place.xattr("d", "user.overlay.opaque"), None);
+}
+
+#[test]
+fn cancellation_stops_the_walk() {
+    let place = Place::new();
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let stream = LayerStream::open(
+        Box::new(Cursor::new(archive(&[file("a", "x")]))),
+        &Limits::default(),
+        &cancel,
+    )
+    .unwrap();
+    let error = apply(
+        stream,
+        &place.target(TargetMarks::Plain),
+        None,
+        &Limits::default(),
+        &cancel,
+    )
+    .unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    assert!(!place.exists("a"));
+}
+
+#[test]
+fn depth_and_name_limits_are_named() {
+    let place = Place::new();
+    let deep = "d/".repeat(600) + "f";
+    let error = place
+        .apply(
+            TargetMarks::Plain,
+            &[
+                pax(b'x', &[("path", deep.as_bytes())]),
+                Raw::new("f", b'0').block(),
+            ],
+        )
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Limit {
+                limit: "the depth of a name",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let long = "n".repeat(256);
+    let error = place
+        .apply(
+            TargetMarks::Plain,
+            &[
+                pax(b'x', &[("path", long.as_bytes())]),
+                Raw::new("f", b'0').block(),
+            ],
+        )
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Limit {
+                limit: "the length of a name",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
