@@ -252,6 +252,18 @@ fn a_plain_user_works_from_archive_to_archive() {
     for expect in ["7/8", "1000/1001", "crw-rw-rw- 0/0", ".wh.new"] {
         assert!(listing.contains(expect), "{expect}: {listing}");
     }
+    for method in ["layer-fds", "lowerdir-plus", "option-page"] {
+        world.ok(&["umount", "box"]);
+        assert_eq!(
+            world.ok(&["--mount-method", method, "mount", "box"]),
+            merged
+        );
+        assert_eq!(
+            world.inside(&format!("tail -n1 {merged}/home/ann")),
+            "more",
+            "{method}"
+        );
+    }
     world.ok(&["rm", "--force", "box"]);
 }
 
