@@ -29,6 +29,7 @@ pub use store::*;
     version,
     propagate_version = true,
     disable_help_subcommand = true,
+    arg_required_else_help = true,
     max_term_width = 110
 )]
 pub struct Cli {

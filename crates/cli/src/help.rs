@@ -205,10 +205,21 @@ Settings come from flags, VELLUM_* variables, your own file and the system's: se
 
 /// Returns the whole command tree with its help texts.
 pub fn command() -> Command {
-    dress(Cli::command(), "")
+    dress(Cli::command(), "", Form::Screen)
 }
 
-fn dress(mut command: Command, path: &str) -> Command {
+/// Returns the same tree for man pages, whose examples stand at the end.
+pub fn man_command() -> Command {
+    dress(Cli::command(), "", Form::Man)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Screen,
+    Man,
+}
+
+fn dress(mut command: Command, path: &str, form: Form) -> Command {
     let names: Vec<String> = command
         .get_subcommands()
         .map(|c| c.get_name().to_owned())
@@ -219,7 +230,7 @@ fn dress(mut command: Command, path: &str) -> Command {
         } else {
             format!("{path} {name}")
         };
-        command = command.mut_subcommand(&name, |sub| dress(sub, &below));
+        command = command.mut_subcommand(&name, |sub| dress(sub, &below, form));
     }
     let examples = EXAMPLES
         .iter()
@@ -235,12 +246,13 @@ fn dress(mut command: Command, path: &str) -> Command {
     } else {
         String::new()
     };
-    // The man page takes the examples from `after_long_help`, which this template leaves out.
+    if form == Form::Man {
+        command = command.after_long_help(format!("Examples:\n\n{examples}"));
+    }
     command
         .help_template(format!(
             "{{about-with-newline}}\nExamples:\n{examples}\n\n{{usage-heading}} {{usage}}\n\n{middle}{tail}"
         ))
-        .after_long_help(format!("Examples:\n\n{examples}"))
         .subcommand_help_heading("Commands")
         .disable_help_subcommand(true)
 }

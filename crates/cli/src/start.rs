@@ -83,7 +83,7 @@ fn verb(cli: Cli) -> Result<i32, Failure> {
         return commands::shell::unshare(u, &config);
     }
     logging();
-    let cancel = signals()?;
+    let cancel = signals(&cli.command)?;
     let progress: Arc<dyn Progress> = if cli.global.quiet {
         Arc::new(Silent)
     } else {
@@ -168,18 +168,21 @@ fn logging() {
 }
 
 /// The first Ctrl-C asks every loop to stop; the second ends the process where it stands, which is safe too, only less tidy.
-fn signals() -> Result<Cancel, Failure> {
+///
+/// During a `run` Ctrl-C belongs to the command in the container: the terminal sends it there, and whether that ends it is its own affair.
+fn signals(command: &Command) -> Result<Cancel, Failure> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let flag = Arc::new(AtomicBool::new(false));
     let set = |signal| -> std::io::Result<()> {
+        if signal == SIGINT && matches!(command, Command::Run(_)) {
+            signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+            return Ok(());
+        }
         signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&flag))?;
         signal_hook::flag::register(signal, Arc::clone(&flag))?;
         Ok(())
     };
-    for signal in [
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGHUP,
-    ] {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
         set(signal).map_err(|e| Failure::other(format!("cannot watch for signals: {e}")))?;
     }
     Ok(Cancel::from_flag(flag))

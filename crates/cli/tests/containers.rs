@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::json;
 use support::{World, archive, layer, small, with_shell};
-use vellum_sys::{Dir, xattr};
+use vellum_sys::{Dir, mount, xattr};
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{FsKind, Tree, untested};
 
@@ -388,15 +388,52 @@ fn mounts_are_idempotent_and_bound_where_wanted() {
     world.ok(&["umount", "box"]);
     assert_eq!(world.json(&["mount", "--json"]), json!([]));
     assert!(!tree.exists());
-    // An image by itself, read-only.
-    world.ok(&["mount", "--image", "small:1", "--at", text(&at)]);
-    assert_eq!(
-        std::fs::read_to_string(at.join("etc/top")).unwrap(),
-        "top\n"
-    );
-    assert!(std::fs::write(at.join("etc/y"), "y").is_err());
-    world.ok(&["umount", text(&at)]);
-    assert_eq!(std::fs::read_dir(&at).unwrap().count(), 0);
+    // An image by itself, read-only, by each method; what others have mounted is not touched.
+    let foreign = world.scratch.dir("foreign");
+    for dir in ["l/A", "l/B"] {
+        world.scratch.dir(dir);
+    }
+    // As Docker does where its layers don't fit the page: names relative to its directory.
+    let done = std::process::Command::new("mount")
+        .args([
+            "-t",
+            "overlay",
+            "overlay",
+            "-o",
+            "ro,lowerdir=l/A:l/B",
+            "foreign",
+        ])
+        .current_dir(world.scratch.path())
+        .status();
+    assert!(done.unwrap().success());
+    world.scratch.adopt_mount(&foreign);
+    for method in ["layer-fds", "lowerdir-plus", "option-page"] {
+        let said = world.run(&[
+            "--mount-method",
+            method,
+            "mount",
+            "--image",
+            "small:1",
+            "--at",
+            text(&at),
+        ]);
+        if said.err.contains("needs Linux") {
+            untested(method, said.err);
+            continue;
+        }
+        assert_eq!(said.code, 0, "{said:?}");
+        assert_eq!(
+            std::fs::read_to_string(at.join("etc/top")).unwrap(),
+            "top\n"
+        );
+        assert!(std::fs::write(at.join("etc/y"), "y").is_err());
+        match method {
+            "layer-fds" => world.ok(&["umount", text(&at)]),
+            _ => world.ok(&["umount", "--all"]),
+        };
+        assert_eq!(std::fs::read_dir(&at).unwrap().count(), 0, "{method}");
+        assert!(mount::is_mount_point(&foreign).unwrap(), "{method}");
+    }
     let err = world.fails(2, &["umount", text(&at)]);
     assert!(err.contains("nothing of this store is mounted"), "{err}");
 }
@@ -650,7 +687,7 @@ fn run_passes_on_code_input_environment_and_volumes() {
 }
 
 #[test]
-fn a_running_container_is_not_removed_and_ends_at_ctrl_c() {
+fn a_running_container_is_not_removed_and_gets_the_signals() {
     let Some(world) = World::new() else { return };
     let Some(image) = with_shell(&world.scratch) else {
         return;
@@ -679,7 +716,14 @@ fn a_running_container_is_not_removed_and_ends_at_ctrl_c() {
     assert!(err.contains("under way"), "{err}");
     assert_eq!(world.json(&["ls", "--json"])[0]["state"], "running");
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    // Ctrl-C is the command's own affair: from a terminal it gets it there.
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(
+        child.try_wait().unwrap().is_none(),
+        "it ended at an interrupt that was not its own"
+    );
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(9));
     assert_eq!(world.json(&["ls", "--json"])[0]["state"], "created");
     world.ok(&["rm", "box"]);

@@ -5,7 +5,9 @@
 //! bind mounts of that one, because two overlays of one upper would corrupt it. All calls are idempotent and hold the container's lock.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -472,15 +474,26 @@ fn images_mounted(ctx: &Context) -> Result<Vec<PathBuf>> {
                 .is_some_and(|name| trees.contains(name))
         })
     };
+    let home = ctx.store()?.driver_home(DriverKind::Overlay2);
+    // Relative names are what the option page holds; others' stores have such too, but not these random ones.
+    let is_layer = |first: &[u8]| {
+        let path = Path::new(OsStr::from_bytes(first));
+        path.starts_with(&root)
+            || (path.is_relative() && fs::symlink_metadata(home.join(path)).is_ok())
+    };
     let of_ours = |m: &&mountinfo::Mount| {
-        let layers = ["lowerdir+", "lowerdir"]
+        let mut layers = ["lowerdir+", "lowerdir"]
             .into_iter()
             .flat_map(|name| m.super_options_named(name));
         let overlay = m.fs_type == "overlay"
             && m.super_option("upperdir").is_none()
-            && layers.into_iter().any(|l| {
-                let path = Path::new(&l);
-                path.starts_with(&root) || path.starts_with("l")
+            && layers.any(|l| {
+                let first = l
+                    .as_bytes()
+                    .split(|b| *b == b':')
+                    .next()
+                    .unwrap_or_default();
+                is_layer(first) || is_layer(l.as_bytes())
             });
         overlay || (m.is_read_only() && shows_tree(&m.root))
     };

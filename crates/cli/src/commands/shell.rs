@@ -29,7 +29,7 @@ pub fn man(args: &args::Man) -> super::Outcome {
         ))
     };
     std::fs::create_dir_all(&args.dir).map_err(failed)?;
-    clap_mangen::generate_to(help::command(), &args.dir).map_err(failed)?;
+    clap_mangen::generate_to(help::man_command(), &args.dir).map_err(failed)?;
     Ok(DONE)
 }
 
