@@ -299,13 +299,16 @@ impl Changes {
         self.enter(new, old, reads, None)
     }
 
-    /// Returns whether a file can be left out as far as its hard links go. Several names of one inode stay together: a
-    /// new name of an old file is written out with the old one.
+    /// Returns whether a file can be left out as far as its hard links go.
+    ///
+    /// Several names of one inode stay together: a new name of an old file is written out with the old one. And a name
+    /// that was copied up alone is a file of its own now, even if nothing else about it changed.
     fn keeps_links(&mut self, new: &Node, old: &Node) -> Result<bool> {
-        if new.stat().nlink < 2 {
+        if new.stat().nlink < 2 && old.stat().nlink < 2 {
             return Ok(true);
         }
         match (self.content, &self.old) {
+            (Content::ByTime, Some(_)) if new.stat().nlink < 2 => Ok(true),
             (Content::ByTime, Some(old_stack)) => {
                 if self.links.is_none() {
                     self.links = Some(LinkGroups::read(old_stack, &self.new)?);

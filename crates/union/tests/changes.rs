@@ -228,6 +228,20 @@ fn every_name_of_a_changed_hard_link_is_there() {
 }
 
 #[test]
+fn a_name_that_left_its_hard_link_is_a_change() {
+    let lower = |at: &Path| {
+        fs::write(at.join("a"), "a").unwrap();
+        fs::hard_link(at.join("a"), at.join("b")).unwrap();
+    };
+    let change = |at: &Path| {
+        let mode = fs::metadata(at.join("a")).unwrap().permissions();
+        fs::set_permissions(at.join("a"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(at.join("a"), mode).unwrap();
+    };
+    check(lower, change, &["C a"], &["C a"]);
+}
+
+#[test]
 fn a_metacopy_gives_its_whole_content_through_renames() {
     let Some(rig) = Rig::new(1, ALL_ON) else {
         return;
