@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::manifest::{LayerBlob, Manifest};
 use crate::reference::Reference;
 use crate::source::SourceError;
+use crate::source::oci_layout::blob_path;
 
 mod archive_writer;
 pub mod docker_archive;
@@ -346,6 +347,20 @@ pub(crate) fn layout_entries(images: &[(&OutImage, Manifest)]) -> Vec<serde_json
         }
     }
     entries
+}
+
+/// The `manifest.json` by which Docker finds images in an archive: files and names. Layers may be compressed.
+pub(crate) fn manifest_json(images: &[(&OutImage, Manifest)]) -> Vec<u8> {
+    let entries: Vec<_> = images
+        .iter()
+        .map(|(image, manifest)| {
+            let tagged = image.names.iter().filter(|name| name.tag().is_some());
+            let tags: Vec<_> = tagged.map(Reference::familiar).collect();
+            let layers: Vec<_> = manifest.layers.iter().map(|l| blob_path(&l.blob.digest)).collect();
+            serde_json::json!({"Config": blob_path(&image.config.id), "RepoTags": tags, "Layers": layers})
+        })
+        .collect();
+    serde_json::Value::Array(entries).to_string().into_bytes()
 }
 
 /// The contents of a layout's `oci-layout` file.

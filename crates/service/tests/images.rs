@@ -324,6 +324,10 @@ fn docker_and_podman_read_what_was_saved_and_the_other_way_round() {
     docker.mount_image(SMALL, &target).unwrap();
     scratch.adopt_mount(&target);
     as_go_sees(Tree::read(&target).unwrap()).assert_same(&as_go_sees(ours.clone()), GO);
+    docker.docker(&["rmi", SMALL]).unwrap();
+    let oci = scratch.join("oci.tar");
+    save_to(&vellum, SMALL, &oci, SaveFormat::OciArchive);
+    docker.load(&oci).unwrap();
     let from_docker = home.join("docker.tar");
     docker
         .docker(&["save", "--output", from_docker.to_str().unwrap(), SMALL])

@@ -11,7 +11,7 @@ use std::io::Write;
 use super::archive_writer::ArchiveWriter;
 use super::{
     LAYOUT_VERSION, LayerSupply, OutImage, layout_entries, layout_index, manifest_for,
-    write_checked,
+    manifest_json, write_checked,
 };
 use crate::compression::Compression;
 use crate::manifest::{LayerBlob, Manifest};
@@ -45,7 +45,7 @@ pub fn write(
         .file("index.json", &layout_index(layout_entries(&described)))
         .map_err(failed)?;
     archive
-        .file("manifest.json", &manifest_json(images))
+        .file("manifest.json", &manifest_json(&described))
         .map_err(failed)?;
     archive.directory("blobs/").map_err(failed)?;
     archive.directory("blobs/sha256/").map_err(failed)?;
@@ -74,16 +74,4 @@ pub fn write(
         .into_iter()
         .map(|(_, manifest)| manifest)
         .collect())
-}
-
-fn manifest_json(images: &[OutImage]) -> Vec<u8> {
-    let entries: Vec<_> = images
-        .iter()
-        .map(|image| {
-            let tags: Vec<_> = image.names.iter().filter(|n| n.tag().is_some()).map(|n| n.familiar()).collect();
-            let layers: Vec<_> = image.layers.iter().map(|l| blob_path(&l.diff_id)).collect();
-            serde_json::json!({"Config": blob_path(&image.config.id), "RepoTags": tags, "Layers": layers})
-        })
-        .collect();
-    serde_json::Value::Array(entries).to_string().into_bytes()
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use super::archive_writer::ArchiveWriter;
 use super::{
     LAYOUT_VERSION, LayerSupply, OutImage, SinkOptions, copy, layout_entries, layout_index,
-    make_blobs, manifest_for, shown,
+    make_blobs, manifest_for, manifest_json, shown,
 };
 use crate::digest::Digest;
 use crate::manifest::{LayerBlob, MAX_MANIFEST_BYTES, Manifest, ManifestError, check_size};
@@ -119,6 +119,10 @@ pub fn write_archive(
     }
     archive
         .file("index.json", &layout_index(layout_entries(&described)))
+        .map_err(failed)?;
+    // So `docker load` takes it too: without its containerd store Docker looks at nothing else.
+    archive
+        .file("manifest.json", &manifest_json(&described))
         .map_err(failed)?;
     archive.finish().map_err(failed)?;
     Ok(described
