@@ -356,11 +356,10 @@ impl Unpacking<'_> {
         }
         for one in filled {
             if !below.is_empty() {
-                let stack = Stack::new(below.clone())?;
                 lend_attributes(
                     &Dir::open(one.staged.root())?,
                     implied(&one.applied),
-                    &stack,
+                    &below,
                 )?;
             }
             below.insert(0, Arc::new(DirLayer::open(one.staged.root(), dialect)?));
@@ -479,14 +478,20 @@ fn implied(applied: &Applied) -> impl Iterator<Item = &Path> {
 fn lend_attributes<'a>(
     layer: &Dir,
     paths: impl Iterator<Item = &'a Path>,
-    below: &Stack,
+    below: &[Arc<dyn Layer>],
 ) -> Result<()> {
+    let mut whole = None;
     for path in paths {
         let root = path.as_os_str().is_empty();
         let node = if root {
-            Some(below.root()?)
+            // Every layer has a root, and the topmost one's shows: in a tall image asking them all would cost its square.
+            Some(Stack::new(below[..1].to_vec())?.root()?)
         } else {
-            below.lookup(path)?
+            let stack = match whole.take() {
+                Some(stack) => stack,
+                None => Stack::new(below.to_vec())?,
+            };
+            whole.insert(stack).lookup(path)?
         };
         let Some(node) = node.filter(|node| node.is_dir()) else {
             continue;
