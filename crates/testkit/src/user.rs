@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Scratch, needs_root};
+use crate::{Scratch, needs_root, untested};
 
 /// The user's name.
 const NAME: &str = "vellum-plain-user";
@@ -31,6 +31,17 @@ impl PlainUser {
     /// Opens the scratch directory for passing through by others.
     pub fn new(scratch: &Scratch) -> Option<PlainUser> {
         let user = PlainUser::with_one_id(scratch)?;
+        let found = user
+            .command("sh")
+            .args(["-c", "command -v newuidmap && command -v newgidmap"])
+            .status();
+        if !found.is_ok_and(|status| status.success()) {
+            untested(
+                "ids of plain users",
+                "newuidmap and newgidmap are not installed",
+            );
+            return None;
+        }
         let first = user.first_subid;
         user.write("subuid", &format!("{NAME}:{first}:65536\n"));
         user.write("subgid", &format!("{NAME}:{first}:65536\n"));
@@ -61,6 +72,18 @@ impl PlainUser {
         user.write("group", &format!("{NAME}:x:{id}:\n"));
         user.write("subuid", "");
         user.write("subgid", "");
+        let tried = user
+            .command("unshare")
+            .args(["--user", "--mount", "true"])
+            .output()
+            .expect("unshare runs");
+        if !tried.status.success() {
+            untested(
+                "user namespaces of plain users",
+                String::from_utf8_lossy(&tried.stderr).trim(),
+            );
+            return None;
+        }
         Some(user)
     }
 
