@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -209,6 +211,69 @@ fn each_mount_method_shows_one_to_five_hundred_layers() {
             world.ok(&["umount", &name]);
         }
     }
+}
+
+#[test]
+fn a_store_lies_anywhere_whatever_its_path_is_made_of() {
+    let Some(world) = World::new() else { return };
+    let archive = small(&world.scratch);
+    let mut name = b"a:b,c d\\e=f\"g%20\xff\n".to_vec();
+    name.resize(250, b'x');
+    let odd = world
+        .scratch
+        .join(OsStr::from_bytes(&name))
+        .join("more")
+        .join("x".repeat(80));
+    std::fs::create_dir_all(&odd).unwrap();
+    let with = |args: &[&str]| {
+        let out = world.command_at(&odd, args).output().unwrap();
+        assert!(
+            out.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        out.stdout
+    };
+    with(&["load", text(&archive)]);
+    for method in ["layer-fds", "lowerdir-plus", "option-page"] {
+        with(&["create", "--name", method, "small:1"]);
+        let out = world
+            .command_at(&odd, &["--mount-method", method, "mount", method])
+            .output()
+            .unwrap();
+        if String::from_utf8_lossy(&out.stderr).contains("needs Linux") {
+            untested(method, "this kernel lacks it");
+            continue;
+        }
+        assert!(
+            out.status.success(),
+            "{method}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        let tree = out.stdout.strip_suffix(b"\n").unwrap();
+        change(Path::new(OsStr::from_bytes(tree)));
+        assert_eq!(
+            String::from_utf8(with(&["diff", method]))
+                .unwrap()
+                .trim_end(),
+            CHANGED,
+            "{method}"
+        );
+        with(&["commit", method, &format!("{method}:1")]);
+    }
+    for args in [
+        &["ls", "--json"][..],
+        &["info", "--json"],
+        &["mount", "--json"],
+        &["inspect", "layer-fds"],
+    ] {
+        assert!(
+            serde_json::from_slice::<serde_json::Value>(&with(args)).is_ok(),
+            "{args:?}"
+        );
+    }
+    with(&["umount", "--all"]);
+    with(&["check"]);
 }
 
 #[test]

@@ -99,13 +99,17 @@ pub struct Listed {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_id: Option<String>,
     /// The directory it is a copy of.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::json::some_path"
+    )]
     pub from: Option<PathBuf>,
     /// When it was made.
     pub created: Timestamp,
     /// `created`, `mounted` or `running`.
     pub state: &'static str,
     /// Where it shows.
+    #[serde(serialize_with = "crate::json::paths")]
     pub mounts: Vec<PathBuf>,
     /// Its driver.
     pub driver: String,

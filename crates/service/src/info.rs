@@ -43,8 +43,10 @@ pub struct Info {
     /// Layers and containers of each driver.
     pub snapshots: Vec<(String, u64)>,
     /// The store.
+    #[serde(serialize_with = "crate::json::path")]
     pub root: PathBuf,
     /// What lives until the next boot.
+    #[serde(serialize_with = "crate::json::path")]
     pub run_dir: PathBuf,
     /// File system under the store.
     pub backing_filesystem: String,

@@ -225,7 +225,10 @@ pub struct Rebuilt {
     /// Volumes.
     pub volumes: u64,
     /// Where the old database went.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::json::some_path"
+    )]
     pub old_database: Option<std::path::PathBuf>,
     /// What could not be brought back.
     pub lost: Vec<Wrong>,

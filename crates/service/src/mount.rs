@@ -31,6 +31,7 @@ pub struct Mounted {
     /// The container's or image's name.
     pub name: String,
     /// Where it shows.
+    #[serde(serialize_with = "crate::json::path")]
     pub path: PathBuf,
     /// How it was made; absent if it was there before.
     #[serde(skip_serializing_if = "Option::is_none")]

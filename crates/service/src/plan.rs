@@ -486,12 +486,19 @@ pub struct Printed {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<&'static str>,
     /// Read-only directories, top first.
+    #[serde(serialize_with = "crate::json::paths")]
     pub lowers: Vec<PathBuf>,
     /// The writable directory.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::json::some_path"
+    )]
     pub upper: Option<PathBuf>,
     /// The kernel's work directory.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::json::some_path"
+    )]
     pub work: Option<PathBuf>,
     /// The mount options.
     pub options: Vec<String>,

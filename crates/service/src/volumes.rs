@@ -15,6 +15,7 @@ pub struct Volume {
     /// Its name.
     pub name: String,
     /// Its data.
+    #[serde(serialize_with = "crate::json::path")]
     pub path: PathBuf,
     /// When it was made.
     pub created: Timestamp,
