@@ -8,6 +8,8 @@
 //! what is below something deleted, or below a directory that is no directory any more, is not named again. The root
 //! is not named, but see [`Form::Layer`]. Stricter than Docker: times count to the nanosecond, and all xattrs count.
 //!
+//! The top layer may be in use. What comes and goes while it is read is named or not; what stays as it is, rightly.
+//!
 //! Invariants: paths come sorted by component, parents before what is in them, none twice. Memory: the names of the
 //! directories on the way to the present one; for [`compare`] also a few bytes for each name of a hard link.
 //! [`Form::Layer`] takes two passes, and also names unchanged names of lower files that were changed under another name.
@@ -261,9 +263,21 @@ impl Changes {
             self.frames.pop();
             return Ok(true);
         };
+        match self.look(&name) {
+            // A container may be at work: what went while it was looked at is as good as gone before.
+            Err(error) if error.went_from(&self.new.layers()[0].name()) => Ok(true),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Looks at one name of the innermost directory.
+    fn look(&mut self, name: &OsStr) -> Result<()> {
+        let Some(frame) = self.frames.last() else {
+            return Ok(());
+        };
         let reads = frame.reads;
-        let new = self.new.child(&frame.new, &name)?;
-        let old = old_child(self.old.as_ref(), frame.old.as_ref(), &name)?;
+        let new = self.new.child(&frame.new, name)?;
+        let old = old_child(self.old.as_ref(), frame.old.as_ref(), name)?;
         match (new, old) {
             (None, None) => {}
             // Below an opaque directory everything old is gone without a word.
@@ -277,7 +291,7 @@ impl Changes {
             (Some(new), None) => self.added(new, reads)?,
             (Some(new), Some(old)) => self.both(new, old, reads)?,
         }
-        Ok(true)
+        Ok(())
     }
 
     fn added(&mut self, new: Node, reads: Reads) -> Result<()> {

@@ -101,6 +101,23 @@ pub enum Error {
     NoLayers,
 }
 
+impl Error {
+    /// True if something in the layer called `layer` was not there any more when it was looked at again.
+    pub(crate) fn went_from(&self, layer: &str) -> bool {
+        use rustix::io::Errno;
+        match self {
+            Error::Io {
+                layer: failed,
+                source,
+            } => {
+                let went = [Errno::NOENT, Errno::NOTDIR, Errno::STALE, Errno::LOOP];
+                failed == layer && went.iter().any(|&errno| source.is(errno))
+            }
+            _ => false,
+        }
+    }
+}
+
 fn reason(obstructed: bool) -> &'static str {
     match obstructed {
         true => " (something else is in its place)",

@@ -369,3 +369,44 @@ fn a_copied_tree_differs_where_it_was_changed() {
         ["C d", "D d/third", "D d/twin", "A moved", "C twin"]
     );
 }
+
+/// A container writes on while its changes are read.
+#[test]
+fn a_tree_at_work_can_be_read() {
+    let scratch = vellum_testkit::Scratch::new();
+    let (top, low) = (scratch.dir("top"), scratch.dir("low"));
+    sample(&low);
+    fs::create_dir(top.join("d")).unwrap();
+    fs::write(top.join("d/stays"), "").unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut turn = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let dir = top.join(format!("d/sub{}", turn % 3));
+                turn += 1;
+                fs::create_dir_all(dir.join("a/b")).unwrap();
+                common::set_xattr(&dir.join("a"), "user.x", b"1");
+                fs::write(dir.join("a/b/c"), "c").unwrap();
+                fs::write(top.join("d/f"), "f").unwrap();
+                fs::remove_dir_all(&dir).unwrap();
+                fs::remove_file(top.join("d/f")).unwrap();
+                // A file in a directory's place.
+                fs::write(&dir, "").unwrap();
+                fs::remove_file(&dir).unwrap();
+            }
+        });
+        let dialect = vellum_union::Dialect::kernel(vellum_format::Prefix::User);
+        for round in 0..300 {
+            let form = if round % 2 == 0 {
+                Form::Listing
+            } else {
+                Form::Layer
+            };
+            let stack = common::stack_of(&[&top, &low], &[], dialect);
+            let found = lines(&stack, form);
+            assert!(found.contains(&"A d/stays".to_owned()), "{found:?}");
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
