@@ -380,24 +380,26 @@ fn a_tree_at_work_can_be_read() {
     fs::write(top.join("d/stays"), "").unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut turn = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let dir = top.join(format!("d/sub{}", turn % 3));
-                turn += 1;
-                fs::create_dir_all(dir.join("a/b")).unwrap();
-                common::set_xattr(&dir.join("a"), "user.x", b"1");
-                fs::write(dir.join("a/b/c"), "c").unwrap();
-                fs::write(top.join("d/f"), "f").unwrap();
-                fs::remove_dir_all(&dir).unwrap();
-                fs::remove_file(top.join("d/f")).unwrap();
-                // A file in a directory's place.
-                fs::write(&dir, "").unwrap();
-                fs::remove_file(&dir).unwrap();
-            }
-        });
+        for worker in 0..3 {
+            let (stop, top) = (&stop, &top);
+            scope.spawn(move || {
+                let mut turn = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let dir = top.join(format!("d/sub{worker}-{}", turn % 10));
+                    turn += 1;
+                    fs::create_dir_all(dir.join("a/b")).unwrap();
+                    common::set_xattr(&dir.join("a"), "user.x", b"1");
+                    fs::write(dir.join("a/b/c"), "c").unwrap();
+                    fs::remove_dir_all(&dir).unwrap();
+                    // A file in a directory's place.
+                    fs::write(&dir, "").unwrap();
+                    fs::remove_file(&dir).unwrap();
+                }
+            });
+        }
         let dialect = vellum_union::Dialect::kernel(vellum_format::Prefix::User);
-        for round in 0..300 {
+        let _stop = Stop(&stop);
+        for round in 0..1500 {
             let form = if round % 2 == 0 {
                 Form::Listing
             } else {
@@ -407,6 +409,14 @@ fn a_tree_at_work_can_be_read() {
             let found = lines(&stack, form);
             assert!(found.contains(&"A d/stays".to_owned()), "{found:?}");
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+/// Sets a flag at the end of its scope, also of one that panics.
+struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }
