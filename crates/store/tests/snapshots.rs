@@ -203,6 +203,7 @@ fn roots_ignore_the_umask_and_follow_the_parent() {
         layer(&scratch, &store, "base", None, |root| {
             use std::os::unix::fs::{MetadataExt, PermissionsExt};
             assert_eq!(fs::metadata(root).unwrap().mode() & 0o7777, 0o755);
+            rustix::fs::setxattr(root, "user.k", b"v", rustix::fs::XattrFlags::empty()).unwrap();
             std::os::unix::fs::chown(root, Some(7), Some(8)).unwrap();
             fs::set_permissions(root, fs::Permissions::from_mode(0o1750)).unwrap();
         });
@@ -215,6 +216,9 @@ fn roots_ignore_the_umask_and_follow_the_parent() {
             (0o1750, 7, 8),
             "{driver}"
         );
+        let mut value = [0; 8];
+        let len = rustix::fs::getxattr(&at, "user.k", &mut value).unwrap();
+        assert_eq!(&value[..len], b"v");
     }
 }
 

@@ -116,6 +116,7 @@ impl super::Driver for Overlay1 {
         make_dir(&fresh, 0o755)?;
         let prefix = match tree.features {
             Some(features) if features.userxattr => Prefix::User,
+            None if !vellum_sys::userns::is_initial() => Prefix::User,
             _ => Prefix::Trusted,
         };
         clone_tree(&root_of(layout, parent), &fresh, Files::Link)?;

@@ -17,8 +17,14 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
+};
+
+use vellum_format::Prefix;
+use vellum_sys::{
+    Dir, rooted,
+    xattr::{self, SetMode},
 };
 
 use super::{
@@ -68,12 +74,22 @@ pub(super) fn write_small(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     io::Write::write_all(&mut &file, bytes).on("write", path)
 }
 
-/// Gives `dir` the owner and mode of `model`'s root directory: the merged root shows the upper's.
+/// Gives `dir` what `model`'s root directory has, marks aside: owner, xattrs, mode, time. The merged root shows the upper's.
 pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
-    let facts = fs::symlink_metadata(model).on("look at", model)?;
-    std::os::unix::fs::lchown(dir, Some(facts.uid()), Some(facts.gid()))
-        .on("set the owner of", dir)?;
-    set_mode(dir, facts.mode() & 0o7777)
+    let (model, dir) = (Dir::open(model)?, Dir::open(dir)?);
+    let facts = model.stat_self()?;
+    rooted::set_owner_fd(&dir, facts.uid, facts.gid)?;
+    for name in xattr::list_fd(&model)? {
+        if Prefix::ALL.iter().any(|prefix| prefix.is_control(&name)) {
+            continue;
+        }
+        if let Some(value) = xattr::get_fd(&model, &name)? {
+            xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
+        }
+    }
+    rooted::set_mode_fd(&dir, facts.mode)?;
+    rooted::set_times_fd(&dir, None, Some(facts.mtime))?;
+    Ok(())
 }
 
 impl super::Driver for Overlay2 {
