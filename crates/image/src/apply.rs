@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use vellum_sys::{Cancel, FileKind, Timespec};
 
+pub use hide::drop_whiteouts;
 pub use target::{Applied, ApplyTarget, Privilege, TargetMarks};
 
 use crate::error::{Error, Result};
@@ -95,6 +96,8 @@ struct Applier<'a, 'w> {
     made: HashMap<u64, u32>,
     hasher: RandomState,
     implied: BTreeSet<Vec<u8>>,
+    /// Directories in which whiteouts were made.
+    whiteout_dirs: BTreeSet<Vec<u8>>,
     /// A directory may hand ACLs down.
     acl_possible: bool,
     /// The process's own ids: what new files have anyway.
@@ -133,6 +136,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             made: HashMap::new(),
             hasher: RandomState::new(),
             implied: BTreeSet::new(),
+            whiteout_dirs: BTreeSet::new(),
             acl_possible,
             own_ids: (
                 rustix::process::geteuid().as_raw(),
@@ -174,6 +178,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             self.newest = self.newest.max(Some(entry.mtime));
         }
         self.enter(parents, entry)?;
+        self.note_directories();
         match meaning {
             Meaning::Whiteout(hidden) => {
                 self.whiteout(hidden, entry)?;
@@ -322,6 +327,14 @@ impl<'a, 'w> Applier<'a, 'w> {
         let key = self.key(&path);
         self.made
             .insert(key, payload.map_or(0, |ordinal| ordinal + 1));
+        self.note_directories();
+    }
+
+    /// Notes that this layer has something in the open directories, be it only a deletion.
+    ///
+    /// In an overlay's layer each of them was made by it; in a full tree they may be the parent's, and an opaque mark above them must not
+    /// take them away.
+    fn note_directories(&mut self) {
         if self.rules.marks.is_whole() {
             let (made, hasher) = (&mut self.made, &self.hasher);
             self.stack.note(|path| {
@@ -353,11 +366,14 @@ impl<'a, 'w> Applier<'a, 'w> {
         if self.plnk {
             self.clear(OsStr::new(names::PLNK))?;
         }
-        self.stack.finish().map_err(|error| Error::Apply {
+        let failed = |error: vellum_sys::Error| Error::Apply {
             action: "set the times of",
             path: PathBuf::from("."),
             source: error.source,
-        })?;
+        };
+        let root = self.stack.root().dup().map_err(failed)?;
+        let whiteout_dirs = self.needed_whiteouts(&root)?;
+        self.stack.finish().map_err(failed)?;
         let mut implied_dirs: Vec<PathBuf> = self
             .implied
             .into_iter()
@@ -376,6 +392,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             entries,
             implied_dirs,
             root_listed: self.root_listed,
+            whiteout_dirs,
             skipped: self.skipped,
             recorded: self.rules.recorded,
             newest: self.newest,

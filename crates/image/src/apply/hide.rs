@@ -4,10 +4,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use vellum_format::{Mark, Opaque};
-use vellum_sys::{Dir, FileKind};
+use vellum_sys::{Dir, FileKind, xattr};
 
 use super::attributes::Object;
 use super::{Applier, TargetMarks, is_whiteout};
@@ -26,6 +26,8 @@ impl Applier<'_, '_> {
                             .map_err(self.failed("set the times of", hidden))?;
                         self.stack.top_mut().dirty = true;
                         self.note(hidden, None);
+                        let path = self.stack.path().to_vec();
+                        self.whiteout_dirs.insert(path);
                         Ok(())
                     }
                     // The layer brings that name itself: a file hides what is below anyway, a directory must be told to.
@@ -88,6 +90,34 @@ impl Applier<'_, '_> {
         Object::Dir(dir)
             .set_xattr(prefix.xattr(Mark::Opaque), Opaque::Opaque.encode())
             .map_err(self.failed("mark as opaque", name))
+    }
+
+    /// Removes whiteouts that hide nothing because their directory, or one above it, is opaque. Returns the directories of the others.
+    pub(super) fn needed_whiteouts(&mut self, root: &Dir) -> Result<Vec<PathBuf>> {
+        let TargetMarks::Overlay(prefix) = self.rules.marks else {
+            return Ok(Vec::new());
+        };
+        let mut needed = Vec::new();
+        'dirs: for path in std::mem::take(&mut self.whiteout_dirs) {
+            let mut dir = root.dup().map_err(at("open", &path))?;
+            let mut opaque = false;
+            for part in path.split(|&b| b == b'/').filter(|part| !part.is_empty()) {
+                // What is no directory any more was replaced later in the layer.
+                let Ok(next) = dir.open_dir(OsStr::from_bytes(part)) else {
+                    continue 'dirs;
+                };
+                let mark = xattr::get_fd(&next, prefix.xattr(Mark::Opaque))
+                    .map_err(at("look at", &path))?;
+                opaque |= mark.as_deref() == Some(Opaque::Opaque.encode());
+                dir = next;
+            }
+            if opaque {
+                drop_in(&dir, &path)?;
+            } else {
+                needed.push(PathBuf::from(OsString::from_vec(path)));
+            }
+        }
+        Ok(needed)
     }
 
     /// Removes `name` from the present directory, whatever it is. Returns true if it was a whiteout.
@@ -162,6 +192,30 @@ impl Applier<'_, '_> {
             }
         }
     }
+}
+
+/// Removes the whiteouts in the directory `path` of an applied layer, which the layers below turned out not to have.
+///
+/// The directory's times stay. Nothing happens if there is no such directory. Not synced.
+pub fn drop_whiteouts(root: &Dir, path: &Path) -> Result<()> {
+    match root.open_dir(path) {
+        Ok(dir) => drop_in(&dir, path.as_os_str().as_bytes()),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(at("open", path.as_os_str().as_bytes())(error)),
+    }
+}
+
+fn drop_in(dir: &Dir, path: &[u8]) -> Result<()> {
+    let time = dir.stat_self().map_err(at("look at", path))?.mtime;
+    for (name, kind) in list(dir, path)? {
+        if kind == FileKind::Char && is_whiteout(&dir.stat(&name).map_err(at("look at", path))?) {
+            dir.unlink(&name)
+                .map_err(at("remove a whiteout in", path))?;
+        }
+    }
+    Object::Dir(dir)
+        .set_times(time)
+        .map_err(at("set the times of", path))
 }
 
 fn list(dir: &Dir, path: &[u8]) -> Result<Vec<(OsString, FileKind)>> {

@@ -56,7 +56,9 @@ impl Applier<'_, '_> {
                 if existed {
                     Ok(())
                 } else {
-                    opaque = self.clear(name)?;
+                    // Whatever this layer had there, file or whiteout, hid what is below, and the directory that follows starts empty.
+                    self.clear(name)?;
+                    opaque = true;
                     self.stack
                         .top()
                         .dir

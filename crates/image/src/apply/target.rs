@@ -68,6 +68,12 @@ pub struct Applied {
     /// Whether the tar has an entry for the root directory itself. If not, the root of a [`TargetMarks::Overlay`] tree is an implied
     /// directory too, though it isn't named in `implied_dirs`.
     pub root_listed: bool,
+    /// Directories in which whiteouts were made, relative to the root (the empty path), parents first. Always empty with
+    /// [`TargetMarks::Plain`].
+    ///
+    /// The kernel hides whiteouts only where it merges: in a directory that the layers below do not have, `readdir` shows names that
+    /// can't be looked up. Once the parent is known, [`drop_whiteouts`](super::drop_whiteouts) takes them out of such a directory.
+    pub whiteout_dirs: Vec<PathBuf>,
     /// How many entries were left out on purpose: sockets, and AUFS' own book-keeping (`.wh..wh.aufs`, `.wh..wh.plnk`, ...).
     pub skipped: u64,
     /// How many devices, owners and attributes were kept as records ([`Privilege::Recorded`]).

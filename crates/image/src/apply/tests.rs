@@ -81,6 +81,7 @@ impl Place {
     }
 }
 
+mod agree;
 mod hostile;
 
 fn file(name: &str, content: &str) -> Vec<u8> {
