@@ -118,6 +118,53 @@ fn every_driver_shows_the_same_tree() {
 }
 
 #[test]
+fn whiteouts_of_nothing_leave_no_trace() {
+    if !needs_root("overlay mounts") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let tree = scratch.dir("tree");
+    for name in [
+        "d/file",
+        "d/.wh.ghost",
+        "new/file",
+        "new/.wh.ghost",
+        ".wh.ghost",
+    ] {
+        scratch.file(Path::new("tree").join(name), name);
+    }
+    let base = layer_of(
+        &scratch,
+        "base.tar",
+        &tree,
+        &["./", "d", "d/file", "d/.wh.ghost", ".wh.ghost"],
+    );
+    let top = layer_of(
+        &scratch,
+        "top.tar",
+        &tree,
+        &["new", "new/file", "new/.wh.ghost", "d/.wh.ghost"],
+    );
+    let archive = archive_of(&scratch, "image.tar", &[base, top]);
+    for driver in DriverKind::ALL {
+        let settings = Partial {
+            storage_driver: Some(driver),
+            ..Partial::default()
+        };
+        let vellum = context_with(&scratch, driver.as_str(), settings);
+        load_path(&vellum, &archive).unwrap();
+        // Names that the kernel lists and can't look up would fail here.
+        let seen = picture(&scratch, &vellum, "image");
+        let names: Vec<_> = seen
+            .entries
+            .keys()
+            .map(|path| path.to_str().unwrap())
+            .collect();
+        assert_eq!(names, ["", "d", "d/file", "new", "new/file"], "{driver}");
+    }
+}
+
+#[test]
 fn directories_that_a_layer_implies_look_as_below() {
     if !needs_root("owners") {
         return;

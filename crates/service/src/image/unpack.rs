@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use vellum_format::Prefix;
-use vellum_image::apply::apply;
+use vellum_image::apply::{apply, drop_whiteouts};
 use vellum_image::config::{ChainId, chain_ids};
 use vellum_image::source::{ImageSource, SourceLayer};
 use vellum_image::{
@@ -341,10 +341,10 @@ impl Unpacking<'_> {
 
     /// Gives implied directories the attributes of what lies below them, lower layers first.
     fn lend_all(&self, first: usize, filled: &[Filled], chain: &[ChainId]) -> Result<()> {
-        if filled
-            .iter()
-            .all(|one| implied(&one.applied).next().is_none())
-        {
+        let nothing_to_do = |one: &Filled| {
+            implied(&one.applied).next().is_none() && one.applied.whiteout_dirs.is_empty()
+        };
+        if filled.iter().all(nothing_to_do) {
             return Ok(());
         }
         let dialect = super::stored::dialect();
@@ -355,13 +355,11 @@ impl Unpacking<'_> {
             }
         }
         for one in filled {
+            let layer = Dir::open(one.staged.root())?;
             if !below.is_empty() {
-                lend_attributes(
-                    &Dir::open(one.staged.root())?,
-                    implied(&one.applied),
-                    &below,
-                )?;
+                lend_attributes(&layer, implied(&one.applied), &below)?;
             }
+            drop_idle_whiteouts(&layer, &one.applied.whiteout_dirs, &below)?;
             below.insert(0, Arc::new(DirLayer::open(one.staged.root(), dialect)?));
         }
         Ok(())
@@ -450,6 +448,9 @@ pub(super) fn unpack_single(
         applied
     };
     context.go_on()?;
+    if parent.is_none() {
+        drop_idle_whiteouts(&Dir::open(staged.root())?, &applied.whiteout_dirs, &[])?;
+    }
     let diff_id = applied.blob.diff_id;
     let chain_id = ChainId::extend(parent, &diff_id);
     let mut commit = LayerCommit::new(key(&chain_id), below);
@@ -509,6 +510,29 @@ fn lend_attributes<'a>(
         rooted::set_owner_fd(&dir, stat.uid, stat.gid)?;
         rooted::set_mode_fd(&dir, stat.mode)?;
         rooted::set_times_fd(&dir, None, Some(stat.mtime))?;
+    }
+    Ok(())
+}
+
+/// Takes whiteouts out of directories that the layers below do not have. They hide nothing there, and in a directory that it need not merge
+/// the kernel lists them as names that can't be looked up.
+fn drop_idle_whiteouts(layer: &Dir, paths: &[PathBuf], below: &[Arc<dyn Layer>]) -> Result<()> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let below = match below {
+        [] => None,
+        layers => Some(Stack::new(layers.to_vec())?),
+    };
+    for path in paths {
+        let merged = match &below {
+            None => false,
+            Some(_) if path.as_os_str().is_empty() => true,
+            Some(stack) => stack.lookup(path)?.is_some_and(|node| node.is_dir()),
+        };
+        if !merged {
+            drop_whiteouts(layer, path)?;
+        }
     }
     Ok(())
 }
