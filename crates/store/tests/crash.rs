@@ -44,6 +44,7 @@ type Outcome<T = ()> = std::result::Result<T, StoreError>;
 fn step(name: &str, store: &Store) -> Outcome {
     match name {
         "prepare" => store.prepare(&key("new"), &kept(Some("base"))).map(drop),
+        "view" => store.view(&key("look"), &kept(Some("base"))).map(drop),
         "commit" => store
             .commit(&key("layer"), &key("work"), Labels::new(), None)
             .map(drop),
@@ -379,7 +380,7 @@ fn every_crash(driver: DriverKind, effect: Effect, steps: &[&str]) {
                     run.stderr
                 );
                 let now = holds(&open_at(&store, driver));
-                let single = ["prepare", "commit", "remove"].contains(name);
+                let single = ["prepare", "view", "commit", "remove"].contains(name);
                 if single {
                     assert!(now == before || now == after, "{context}: {now:?}");
                 }
@@ -392,7 +393,8 @@ fn every_crash(driver: DriverKind, effect: Effect, steps: &[&str]) {
         }
     }
     println!("  {driver} {effect:?}: {hits} runs were hit");
-    assert!(hits > 30);
+    // Far fewer, and the faults no longer reach the steps.
+    assert!(hits >= 10 * steps.len() as u32, "{hits} in {steps:?}");
 }
 
 fn killed_at_every_change_nothing_is_lost_or_half_made() {
