@@ -57,18 +57,17 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         names::check_container_name(name)?;
     }
     let store = ctx.store()?;
-    // Holds what the new container stands on until its own record does.
-    let lease = store.lease("create a container")?;
     let mut settings = Settings {
         from: None,
         labels: request.labels.clone(),
     };
     let mut options = PrepareOptions {
-        lease: Some(lease.id().clone()),
         size_limit_bytes: request.size_bytes.unwrap_or(ctx.config.size_bytes.value),
         ..PrepareOptions::default()
     };
     let (mut image, mut image_name) = (None, None);
+    // An image is kept by its own record; the empty layer is held until the container's record keeps it.
+    let mut lease = None;
     let stem = match &request.origin {
         Origin::Image(text) => {
             let record = names::image(ctx, text)?;
@@ -79,7 +78,8 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         }
         Origin::Directory(dir) => {
             let dir = copied_directory(ctx, dir)?;
-            options.parent = Some(empty_base(ctx, lease.id())?);
+            let held = lease.insert(store.lease("create a container")?);
+            options.parent = Some(empty_base(ctx, held.id())?);
             let stem = stem_of_directory(&dir);
             settings.from = Some(BytesPath(dir));
             stem
