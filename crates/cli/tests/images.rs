@@ -467,3 +467,35 @@ fn a_pull_over_a_bad_line_ends_well() {
     let id = |store: &str| world.ok(store, &["images", "--ids", "--no-trunc"]);
     assert_eq!(id("first"), id("second"));
 }
+
+/// A commit must not wait for what could have been on its way for long: big files are sent to disk while the layer is still being read.
+/// The request may be refused; only the sync at the end counts.
+#[test]
+fn a_layer_goes_to_disk_while_it_is_read() {
+    let Some(world) = World::new().filter(|_| fault::available()) else {
+        return;
+    };
+    let tree = world.scratch.dir("tree");
+    // Zeros would become a hole.
+    std::fs::write(tree.join("big"), vec![b'x'; 8 << 20]).unwrap();
+    let log = world.scratch.join("calls");
+    let import = |store: &str, inject: &[&str]| {
+        let mut command = Command::new("strace");
+        command
+            .args(["-f", "-qq", "-e", "trace=sync_file_range,syncfs"])
+            .args(inject)
+            .arg("-o")
+            .arg(&log)
+            .arg(env!("CARGO_BIN_EXE_vellum"))
+            .args(world.place(store))
+            .args(["import", text(&tree), "big:1"]);
+        said(command.output().unwrap());
+        std::fs::read_to_string(&log).unwrap()
+    };
+    let calls = import("store", &[]);
+    let sync = calls.find("syncfs(").expect("a layer is synced");
+    let begun = calls[..sync].matches("sync_file_range(").count();
+    assert!(begun >= 8, "{calls}");
+    let refused = import("other", &["-e", "inject=sync_file_range:error=ENOSYS"]);
+    assert!(refused.contains("ENOSYS"), "{refused}");
+}

@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use crate::rooted::{Dir, RenameFlags};
 use crate::{Error, Result};
@@ -51,6 +51,25 @@ pub fn sync_dir(dir: &Dir) -> Result<()> {
 pub fn sync_fs(fd: impl AsFd) -> Result<()> {
     let fd = fd.as_fd();
     rustix::fs::syncfs(fd).map_err(|e| Error::at("sync the file system of", fd, "", e))
+}
+
+/// Asks the kernel to begin writing `length` bytes of a file from `offset` on to disk, and does not wait for it.
+///
+/// Promises nothing: it only leaves less to do for the sync that does. So it has no error either; where a file system
+/// can't, or the disk fails, that sync says so.
+pub fn start_writeback(file: impl AsFd, offset: u64, length: u64) {
+    let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
+        return;
+    };
+    // SAFETY: the call takes a descriptor, which `file` keeps open for its length, and numbers; no memory is shared.
+    unsafe {
+        libc::sync_file_range(
+            file.as_fd().as_raw_fd(),
+            offset,
+            length,
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use flate2::Crc;
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use vellum_format::OverrideKind;
-use vellum_sys::{Dir, FileKind, Stat};
+use vellum_sys::{Dir, FileKind, Stat, publish};
 
 use super::attributes::{DEFAULT_ACL, Object, Situation};
 use super::{Applier, MAX_LINKS, Privilege, is_whiteout, names};
@@ -398,6 +398,7 @@ fn write_content(
     let mut crc = Crc::new();
     let Some(ranges) = &entry.ranges else {
         let mut offset = 0;
+        let mut begun = 0;
         let mut holes = false;
         loop {
             let piece = reader.payload()?;
@@ -413,6 +414,13 @@ fn write_content(
             }
             offset += n as u64;
             reader.advance(n);
+            if offset - begun >= WRITEBACK_BYTES {
+                publish::start_writeback(file, begun, offset - begun);
+                begun = offset;
+            }
+        }
+        if offset >= WRITEBACK_BYTES && offset > begun {
+            publish::start_writeback(file, begun, offset - begun);
         }
         let sized = match holes {
             true => file.set_len(offset),
@@ -440,6 +448,10 @@ fn write_content(
     }
     Ok((crc.sum(), None))
 }
+
+/// Content goes to disk in steps of this many bytes while the layer is still being read, so that whoever commits it waits for the rest
+/// only. Smaller files are left to the kernel: a request for each would cost more than it saves.
+const WRITEBACK_BYTES: u64 = 1 << 20;
 
 /// Zeros that come in runs of at least this many bytes become holes. A layer has no other way to say them that all readers know, and
 /// a sparse file that went through one would fill the disk.
