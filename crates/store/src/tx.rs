@@ -60,7 +60,11 @@ impl Staged {
         Self::make(layout, name, |path| {
             std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700)
                 .create(path)?;
-            File::open(path)
+            match File::open(path) {
+                // A sweeper found it before it could be locked.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                opened => opened.map(Some),
+            }
         })
     }
 
@@ -72,16 +76,22 @@ impl Staged {
                 options.read(true).write(true).create_new(true),
                 0o600,
             );
-            options.open(path)
+            options.open(path).map(Some)
         })?;
         let file = staged.lock.try_clone().on("open", &staged.path)?;
         Ok((staged, file))
     }
 
-    fn make(layout: &Layout, name: &str, make: impl Fn(&Path) -> io::Result<File>) -> Result<Self> {
+    fn make(
+        layout: &Layout,
+        name: &str,
+        make: impl Fn(&Path) -> io::Result<Option<File>>,
+    ) -> Result<Self> {
         let path = layout.staging().join(name);
         loop {
-            let lock = make(&path).on("make", &path)?;
+            let Some(lock) = make(&path).on("make", &path)? else {
+                continue;
+            };
             lock.lock().on("lock", &path)?;
             // A sweeper may have come between the making and the lock: then the name is gone, and we begin anew.
             if same_file(&lock, &path)? {
