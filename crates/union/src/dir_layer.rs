@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use vellum_sys::{Dir, Result, Stat, xattr};
 
@@ -28,14 +28,20 @@ impl DirLayer {
     /// Makes a layer of an open directory. `name` is for messages: the directory's path, as a rule.
     pub fn new(root: Dir, name: impl Into<String>, dialect: Dialect) -> DirLayer {
         let root = Handle {
-            above: None,
+            above: RwLock::new(None),
             open: Mutex::new(Some(Arc::new(root))),
+            pinned: true,
         };
         DirLayer {
             name: name.into(),
             dialect,
             root: Arc::new(root),
         }
+    }
+
+    /// Returns the handle of the root directory as what it is.
+    pub(crate) fn root_handle(&self) -> Arc<DirHandle> {
+        Arc::new(DirHandle(Arc::clone(&self.root)))
     }
 
     /// Opens a directory by a trusted path and makes a layer of it.
@@ -58,15 +64,18 @@ impl Layer for DirLayer {
     }
 
     fn root(&self) -> Arc<dyn LayerDir> {
-        Arc::new(Link(Arc::clone(&self.root)))
+        self.root_handle()
     }
 }
 
 /// One directory. The root has nothing above and always keeps its descriptor.
 #[derive(Debug)]
 struct Handle {
-    above: Option<(Arc<Handle>, OsString)>,
+    /// Changes only when the engine that owns the tree moves the directory.
+    above: RwLock<Option<(Arc<Handle>, OsString)>>,
     open: Mutex<Option<Arc<Dir>>>,
+    /// Never gives its descriptor back.
+    pinned: bool,
 }
 
 /// The handles that hold a descriptor, oldest first, roots not counted. Some may have given it back meanwhile, or be
@@ -93,25 +102,59 @@ impl Open {
 /// deep enough would overflow the stack.
 impl Drop for Handle {
     fn drop(&mut self) {
-        let mut above = self.above.take();
+        let take = |handle: &mut Handle| match handle.above.get_mut() {
+            Ok(above) => above.take(),
+            Err(poisoned) => poisoned.into_inner().take(),
+        };
+        let mut above = take(self);
         while let Some((handle, _)) = above {
-            above = Arc::into_inner(handle).and_then(|mut handle| handle.above.take());
+            above = Arc::into_inner(handle).and_then(|mut handle| take(&mut handle));
         }
     }
 }
 
 /// What is handed out; a type of its own because subdirectories need the shared pointer.
 #[derive(Debug)]
-struct Link(Arc<Handle>);
+pub(crate) struct DirHandle(Arc<Handle>);
+
+impl DirHandle {
+    /// Returns the directory's descriptor, for changing what is in it. Don't keep it: it may be given back.
+    pub fn dir(&self) -> Result<Arc<Dir>> {
+        self.0.dir()
+    }
+
+    /// Returns a handle of the subdirectory `name`, as what it is; nothing is opened or checked yet.
+    pub fn sub(&self, name: &OsStr) -> Arc<DirHandle> {
+        Arc::new(DirHandle(Arc::new(Handle {
+            above: RwLock::new(Some((Arc::clone(&self.0), name.to_owned()))),
+            open: Mutex::new(None),
+            pinned: false,
+        })))
+    }
+
+    /// Says that the directory was moved: from now on it is `name` in `parent`. Every handle below follows.
+    pub fn moved(&self, parent: &DirHandle, name: &OsStr) {
+        *self.0.above_mut() = Some((Arc::clone(&parent.0), name.to_owned()));
+    }
+}
 
 impl Handle {
+    fn above(&self) -> std::sync::RwLockReadGuard<'_, Option<(Arc<Handle>, OsString)>> {
+        // The value is replaced whole, so it is good even if another thread panicked with it.
+        self.above.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn above_mut(&self) -> std::sync::RwLockWriteGuard<'_, Option<(Arc<Handle>, OsString)>> {
+        self.above.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<Dir>>> {
         // The slot is replaced whole, so it is good even if another thread panicked with it.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn release(&self) {
-        if self.above.is_some() {
+        if !self.pinned {
             *self.slot() = None;
         }
     }
@@ -123,16 +166,17 @@ impl Handle {
         }
         // From here up to the nearest handle that is open, then down again: no recursion, whatever the depth.
         let mut names = Vec::new();
-        let mut at = self;
+        let mut at = Arc::clone(self);
         let mut dir = loop {
-            match (&*at.slot(), &at.above) {
-                (Some(dir), _) => break Arc::clone(dir),
-                (None, Some((above, name))) => {
-                    names.push(name.as_os_str());
-                    at = above;
-                }
-                (None, None) => unreachable!("the root keeps its descriptor"),
+            if let Some(dir) = &*at.slot() {
+                break Arc::clone(dir);
             }
+            let above = at.above().clone();
+            let Some((above, name)) = above else {
+                unreachable!("the root keeps its descriptor");
+            };
+            names.push(name);
+            at = above;
         };
         names.reverse();
         for step in steps(&names) {
@@ -151,7 +195,7 @@ impl Handle {
 }
 
 /// Joins names to paths that the kernel takes, each as long as possible.
-fn steps(names: &[&OsStr]) -> Vec<PathBuf> {
+fn steps(names: &[OsString]) -> Vec<PathBuf> {
     /// The kernel's limit is 4096 with the final NUL.
     const PATH_MAX_BYTES: usize = 4095;
     let mut steps: Vec<PathBuf> = Vec::new();
@@ -166,11 +210,13 @@ fn steps(names: &[&OsStr]) -> Vec<PathBuf> {
     steps
 }
 
-impl LayerDir for Link {
+impl LayerDir for DirHandle {
     fn path(&self) -> PathBuf {
         let mut names = Vec::new();
-        let mut at = &self.0;
-        while let Some((above, name)) = &at.above {
+        let mut at = Arc::clone(&self.0);
+        loop {
+            let above = at.above().clone();
+            let Some((above, name)) = above else { break };
             names.push(name);
             at = above;
         }
@@ -186,11 +232,7 @@ impl LayerDir for Link {
     }
 
     fn subdir(&self, name: &OsStr) -> Arc<dyn LayerDir> {
-        let above = Some((Arc::clone(&self.0), name.to_owned()));
-        Arc::new(Link(Arc::new(Handle {
-            above,
-            open: Mutex::new(None),
-        })))
+        self.sub(name)
     }
 
     fn names(&self) -> Result<Vec<Listed>> {

@@ -99,6 +99,80 @@ pub enum Error {
     /// A union of no layers.
     #[error("a union needs at least one layer")]
     NoLayers,
+    /// Something was asked of a live union that its rules refuse, as any file system would.
+    #[error("{refusal}")]
+    Refused {
+        /// The rule.
+        refusal: Refusal,
+    },
+    /// The upper or the work directory can't be used.
+    #[error("{path:?} can't be used: {why}")]
+    BadUpper {
+        /// The directory.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
+}
+
+/// Why a live union refuses a request: the answers a program expects from any file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// There is no such name.
+    #[error("there is no such file or directory")]
+    NotFound,
+    /// The name is taken.
+    #[error("the name is taken")]
+    Exists,
+    /// It is no directory.
+    #[error("it is no directory")]
+    NotADirectory,
+    /// It is a directory.
+    #[error("it is a directory")]
+    IsADirectory,
+    /// The directory is not empty.
+    #[error("the directory is not empty")]
+    NotEmpty,
+    /// The union has no upper layer, or it is on a read-only mount.
+    #[error("the union is read-only")]
+    ReadOnly,
+    /// Not allowed, whoever asks.
+    #[error("that is not permitted here")]
+    NotPermitted,
+    /// The move would need a mark this union is told not to write.
+    #[error("it can't be moved without redirect_dir")]
+    CrossDevice,
+    /// An argument no file system accepts.
+    #[error("the argument is not valid")]
+    Invalid,
+    /// There is no such xattr.
+    #[error("there is no such attribute")]
+    NoAttribute,
+    /// An id has no counterpart on the other side of the mapping.
+    #[error("an owner can't be mapped")]
+    UnmappedId,
+    /// The limit of the union is reached.
+    #[error("the limit of the union is reached")]
+    LimitReached,
+    /// The name is longer than 255 bytes.
+    #[error("the name is too long")]
+    NameTooLong,
+    /// There is nothing that way (SEEK_DATA behind the end).
+    #[error("there is no data from there on")]
+    NoData,
+    /// What is asked for can't be had from the layers' file system.
+    #[error("that is not supported here")]
+    Unsupported,
+    /// The node is not known (any more).
+    #[error("the node is gone")]
+    Stale,
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Error {
+        Error::Refused { refusal }
+    }
 }
 
 impl Error {

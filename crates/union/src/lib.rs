@@ -17,6 +17,7 @@
 
 mod changes;
 mod dir_layer;
+pub mod engine;
 mod error;
 mod explain;
 mod layer;
@@ -30,7 +31,7 @@ mod stack;
 
 pub use changes::{Change, ChangeKind, Changes, Form, changes, compare};
 pub use dir_layer::DirLayer;
-pub use error::{Error, Result};
+pub use error::{Error, Refusal, Result};
 pub use explain::{Explanation, Statement};
 pub use layer::{Dialect, Layer, LayerDir, LayerTrust, Listed, Records, WhNames};
 pub use node::Node;

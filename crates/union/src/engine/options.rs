@@ -1,0 +1,94 @@
+//! What an engine is made of: layers, and how it behaves.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vellum_format::Prefix;
+
+use crate::layer::{Layer, Records};
+
+/// A union to be opened for use.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// The lower layers, the top one first; at least one.
+    pub lowers: Vec<Arc<dyn Layer>>,
+    /// Data-only layers, below the others.
+    pub data_lowers: Vec<Arc<dyn Layer>>,
+    /// Where changes go; without it, the union is read-only.
+    pub upper: Option<UpperOptions>,
+    /// Owners inside and outside.
+    pub ids: IdRules,
+    /// Show 1 as the link count of every directory.
+    pub static_nlink: bool,
+    /// Cut inode numbers to 32 bits.
+    pub ino_32_bits: bool,
+    /// Refuse all xattrs (ENOTSUP).
+    pub no_xattrs: bool,
+}
+
+/// The writable part of a union.
+#[derive(Debug, Clone)]
+pub struct UpperOptions {
+    /// The upper directory.
+    pub upper: PathBuf,
+    /// The work directory, on the same file system.
+    pub work: PathBuf,
+    /// The namespace of the marks that are written.
+    pub prefix: Prefix,
+    /// Whether owners, modes and devices that can't be set are recorded in xattrs.
+    pub records: Records,
+    /// What is synced before it counts.
+    pub durability: Durability,
+    /// Whether directories of lower layers may be renamed with a redirect; without it that is EXDEV, as in the kernel.
+    pub redirect_dir: bool,
+    /// Whether attributes may change without a copy of the data.
+    pub metacopy: bool,
+    /// Whether hard links of lower files stay one file.
+    pub index: bool,
+    /// Lower files of at least so many bytes are copied block by block when written to; `None`: never.
+    pub blocks_from_bytes: Option<u64>,
+    /// The most bytes and inodes the upper may hold.
+    pub limit: Limit,
+}
+
+/// What is synced before it counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// A copy is on disk before it shows; fsync syncs.
+    Full,
+    /// Nothing is synced; after a crash of the machine the upper is worth nothing.
+    Volatile,
+}
+
+/// The most an upper may hold; `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limit {
+    /// Bytes on disk.
+    pub size_bytes: Option<u64>,
+    /// Inodes.
+    pub inodes: Option<u64>,
+}
+
+/// A run of ids: `inside + i` in the union is `outside + i` on disk, for `i` below `count`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRun {
+    /// The first id as users of the union see it.
+    pub inside: u32,
+    /// The first id on disk.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// How owners are shown and stored. Empty runs leave ids as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IdRules {
+    /// Users.
+    pub uids: Vec<IdRun>,
+    /// Groups.
+    pub gids: Vec<IdRun>,
+    /// Show every file as this user's.
+    pub squash_uid: Option<u32>,
+    /// Show every file as this group's.
+    pub squash_gid: Option<u32>,
+}
