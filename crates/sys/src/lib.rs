@@ -10,6 +10,7 @@
 //! * every descriptor is close-on-exec;
 //! * an error carries the operation and the path it was about; outcomes a caller expects are values.
 
+pub mod acting;
 pub mod cancel;
 pub mod copy;
 pub mod error;

@@ -17,6 +17,8 @@
 //! the node table > the cache of descriptors. Nothing is held while a reply is written. The copy-up of one file delays
 //! only those who want that file.
 
+pub(crate) mod acl;
+mod ids;
 pub(crate) mod nodes;
 pub mod options;
 pub mod request;

@@ -1,0 +1,165 @@
+//! Owners inside the union and outside, on disk. Pure.
+//!
+//! A mapping is total: an id has its counterpart, or the request fails with [`Refusal::UnmappedId`]. Nobody ever becomes
+//! the daemon's own id, or "nobody", on the way. Squashing comes last on the way in (whatever is on disk, one owner is shown) and
+//! decides alone on the way out (what is made belongs to that owner).
+
+use crate::engine::options::{IdRules, IdRun};
+use crate::{Refusal, Result};
+
+impl IdRules {
+    /// Returns whether ids are the same on both sides.
+    pub fn are_plain(&self) -> bool {
+        *self == IdRules::default()
+    }
+
+    /// Returns the user to show for one on disk.
+    pub fn uid_shown(&self, stored: u32) -> Result<u32> {
+        shown(&self.uids, self.squash_uid, stored)
+    }
+
+    /// Returns the group to show for one on disk.
+    pub fn gid_shown(&self, stored: u32) -> Result<u32> {
+        shown(&self.gids, self.squash_gid, stored)
+    }
+
+    /// Returns the user to store for one that a user of the union names.
+    pub fn uid_stored(&self, inside: u32) -> Result<u32> {
+        stored(&self.uids, self.squash_uid, inside)
+    }
+
+    /// Returns the group to store for one that a user of the union names.
+    pub fn gid_stored(&self, inside: u32) -> Result<u32> {
+        stored(&self.gids, self.squash_gid, inside)
+    }
+
+    /// Returns the user to store for one in an ACL: squashing has no part in it.
+    pub fn acl_uid_stored(&self, inside: u32) -> Result<u32> {
+        stored(&self.uids, None, inside)
+    }
+
+    /// Returns the group to store for one in an ACL.
+    pub fn acl_gid_stored(&self, inside: u32) -> Result<u32> {
+        stored(&self.gids, None, inside)
+    }
+
+    /// Returns the user to show for one in a stored ACL.
+    pub fn acl_uid_shown(&self, outside: u32) -> Result<u32> {
+        shown(&self.uids, None, outside)
+    }
+
+    /// Returns the group to show for one in a stored ACL.
+    pub fn acl_gid_shown(&self, outside: u32) -> Result<u32> {
+        shown(&self.gids, None, outside)
+    }
+}
+
+fn shown(runs: &[IdRun], squash: Option<u32>, id: u32) -> Result<u32> {
+    match squash {
+        Some(squash) => Ok(squash),
+        None => map(runs, id, |run| (run.outside, run.inside)),
+    }
+}
+
+fn stored(runs: &[IdRun], squash: Option<u32>, id: u32) -> Result<u32> {
+    match squash {
+        Some(squash) => Ok(squash),
+        None => map(runs, id, |run| (run.inside, run.outside)),
+    }
+}
+
+/// Maps by the first run that has the id. `sides` says where a run begins, and where it leads.
+fn map(runs: &[IdRun], id: u32, sides: impl Fn(&IdRun) -> (u32, u32)) -> Result<u32> {
+    // All ones is nobody's id, wherever it comes from.
+    if id == u32::MAX {
+        return Err(Refusal::UnmappedId.into());
+    }
+    if runs.is_empty() {
+        return Ok(id);
+    }
+    let mapped = runs.iter().find_map(|run| {
+        let (from, to) = sides(run);
+        let offset = id.checked_sub(from).filter(|&offset| offset < run.count)?;
+        to.checked_add(offset)
+    });
+    match mapped {
+        Some(id) if id != u32::MAX => Ok(id),
+        _ => Err(Refusal::UnmappedId.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    fn rules() -> IdRules {
+        let runs = vec![
+            IdRun {
+                inside: 0,
+                outside: 1000,
+                count: 1,
+            },
+            IdRun {
+                inside: 1,
+                outside: 100_000,
+                count: 65_535,
+            },
+        ];
+        IdRules {
+            uids: runs.clone(),
+            gids: runs,
+            ..IdRules::default()
+        }
+    }
+
+    #[test]
+    fn runs_map_both_ways() {
+        let rules = rules();
+        for (inside, outside) in [(0, 1000), (1, 100_000), (65_535, 165_534)] {
+            assert_eq!(rules.uid_stored(inside).unwrap(), outside);
+            assert_eq!(rules.gid_shown(outside).unwrap(), inside);
+        }
+    }
+
+    #[test]
+    fn what_has_no_counterpart_is_refused() {
+        let unmapped = |result: Result<u32>| {
+            matches!(
+                result,
+                Err(Error::Refused {
+                    refusal: Refusal::UnmappedId
+                })
+            )
+        };
+        assert!(unmapped(rules().uid_stored(65_536)));
+        assert!(unmapped(rules().uid_shown(0)));
+        assert!(unmapped(rules().uid_shown(999)));
+        assert!(unmapped(IdRules::default().uid_stored(u32::MAX)));
+        let far = IdRun {
+            inside: 5,
+            outside: u32::MAX - 1,
+            count: 10,
+        };
+        let far = IdRules {
+            uids: vec![far],
+            ..IdRules::default()
+        };
+        assert_eq!(far.uid_stored(5).unwrap(), u32::MAX - 1);
+        assert!(unmapped(far.uid_stored(6)));
+        assert!(unmapped(far.uid_stored(7)));
+    }
+
+    #[test]
+    fn without_runs_ids_stay_and_squashing_wins() {
+        assert_eq!(IdRules::default().uid_stored(7).unwrap(), 7);
+        let squash = IdRules {
+            squash_uid: Some(0),
+            ..rules()
+        };
+        assert_eq!(squash.uid_shown(999).unwrap(), 0);
+        assert_eq!(squash.uid_stored(65_536).unwrap(), 0);
+        assert_eq!(squash.acl_uid_stored(0).unwrap(), 1000);
+        assert_eq!(squash.gid_stored(0).unwrap(), 1000);
+    }
+}
