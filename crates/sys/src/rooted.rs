@@ -45,6 +45,17 @@ pub enum Access {
     ReadWrite,
 }
 
+/// What becomes of a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewTime {
+    /// It stays.
+    Keep,
+    /// The file system's present time.
+    Now,
+    /// This time.
+    To(Timespec),
+}
+
 /// An open directory.
 #[derive(Debug)]
 pub struct Dir {
@@ -333,6 +344,34 @@ impl Dir {
             .map_err(|e| self.fail("change the owner of", name, e))
     }
 
+    /// Sets the owner, the group or both of `name` itself, in one call; `None` leaves one as it is. See [`Dir::set_owner`].
+    pub fn change_owner(
+        &self,
+        name: impl AsRef<OsStr>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> Result<()> {
+        let name = self.checked(name.as_ref())?;
+        let ids = some_owner_ids(uid, gid);
+        ids.and_then(|(uid, gid)| {
+            rustix::fs::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+        })
+        .map_err(|e| self.fail("change the owner of", name, e))
+    }
+
+    /// Sets the times of `name` itself.
+    pub fn change_times(
+        &self,
+        name: impl AsRef<OsStr>,
+        atime: NewTime,
+        mtime: NewTime,
+    ) -> Result<()> {
+        let name = self.checked(name.as_ref())?;
+        let times = changed_times(atime, mtime);
+        rustix::fs::utimensat(&self.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| self.fail("set the times of", name, e))
+    }
+
     /// Sets the twelve permission bits of `name` itself. Errors: EOPNOTSUPP for a symbolic link, which has none.
     pub fn set_mode(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
         let name = self.checked(name.as_ref())?;
@@ -493,6 +532,25 @@ pub fn set_times_fd(fd: impl AsFd, atime: Option<Timespec>, mtime: Option<Timesp
     .map_err(|e| Error::at("set the times of", fd, "", e))
 }
 
+/// Sets the owner, the group or both of an open file; `None` leaves one as it is; an `O_PATH` descriptor will do.
+pub fn change_owner_fd(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+    let fd = fd.as_fd();
+    some_owner_ids(uid, gid)
+        .and_then(|(uid, gid)| rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH))
+        .map_err(|e| Error::at("change the owner of", fd, "", e))
+}
+
+/// Sets the times of an open file; an `O_PATH` descriptor will do.
+pub fn change_times_fd(fd: impl AsFd, atime: NewTime, mtime: NewTime) -> Result<()> {
+    let fd = fd.as_fd();
+    let times = changed_times(atime, mtime);
+    match rustix::fs::futimens(fd, &times) {
+        Err(Errno::BADF) => rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH),
+        other => other,
+    }
+    .map_err(|e| Error::at("set the times of", fd, "", e))
+}
+
 /// Refuses names that are not exactly one component.
 pub(crate) fn check_name(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     match check_component(name) {
@@ -515,6 +573,37 @@ fn owner_ids(uid: u32, gid: u32) -> rustix::io::Result<(Option<Uid>, Option<Gid>
         return Err(Errno::INVAL);
     }
     Ok((Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))))
+}
+
+fn some_owner_ids(
+    uid: Option<u32>,
+    gid: Option<u32>,
+) -> rustix::io::Result<(Option<Uid>, Option<Gid>)> {
+    if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
+        return Err(Errno::INVAL);
+    }
+    Ok((uid.map(Uid::from_raw), gid.map(Gid::from_raw)))
+}
+
+fn changed_times(atime: NewTime, mtime: NewTime) -> Timestamps {
+    let one = |time| match time {
+        NewTime::To(t) => rustix::fs::Timespec {
+            tv_sec: t.sec,
+            tv_nsec: t.nsec.into(),
+        },
+        NewTime::Now => rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        },
+        NewTime::Keep => rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+    };
+    Timestamps {
+        last_access: one(atime),
+        last_modification: one(mtime),
+    }
 }
 
 fn timestamps(atime: Option<Timespec>, mtime: Option<Timespec>) -> Timestamps {

@@ -18,6 +18,7 @@
 //! only those who want that file.
 
 pub(crate) mod acl;
+pub(crate) mod at;
 mod ids;
 pub(crate) mod nodes;
 pub mod options;
