@@ -23,6 +23,7 @@ mod ids;
 pub(crate) mod nodes;
 pub mod options;
 pub mod request;
+pub(crate) mod staging;
 
 pub use options::{Durability, EngineOptions, IdRules, IdRun, Limit, UpperOptions};
 pub use request::{
