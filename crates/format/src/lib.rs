@@ -22,6 +22,7 @@
 //! | directory was renamed; file's data lives elsewhere | `P` + `redirect` = name, or absolute path from the union's root | [`Redirect`] |
 //! | file has only metadata here, data below | `P` + `metacopy`, empty or 4 to 68 bytes | [`Metacopy::DataBelow`] |
 //! | file is half-written; no reader but Vellum may open it | `P` + `metacopy`, 1 byte | [`Metacopy::Unsettled`] |
+//! | the map of such a file's blocks, in the work directory | `P` + `vellum.blocks`, the map's name: 32 hex digits | [`block_map`] |
 //! | which lower inode this was copied from | `P` + `origin`, a file handle, or empty | [`Handle`] |
 //! | directory may hold entries with an origin | `P` + `impure` = `y` | [`Mark::Impure`] |
 //! | link count of a hard link whose names are spread over layers | `P` + `nlink` = `L+1`, `U-2` ... | [`Nlink`] |
@@ -36,6 +37,7 @@
 //! image specification (layer.md), AUFS, fuse-overlayfs and containers/storage.
 #![forbid(unsafe_code)]
 
+pub mod block_map;
 mod error;
 mod handle;
 mod mark;

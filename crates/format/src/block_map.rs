@@ -1,0 +1,329 @@
+//! The map of a file that is copied up block by block: which blocks are in the upper layer, and which are still read
+//! from the lower file.
+//!
+//! A header that names the lower file, then records of 64 bytes, appended and never changed. Each record is checked by
+//! itself (CRC-32C over the map's id, its own number and its content), so that a changed, moved or foreign record is
+//! told from a good one. A *barrier* says that the data of everything before it is on disk; it is written twice, so
+//! that damage to one of the two can't pass for a crash before it. What follows the last barrier counts only in the
+//! [`Epoch`] it was written in: in another one, the data may never have reached the disk, and those blocks are again
+//! what the lower file has. So a crash leaves old or new, never zeros.
+//!
+//! What can't be read is an error, except where a crash of the machine explains it. Changing the layout makes the
+//! unsettled files of existing uppers unreadable.
+
+mod record;
+mod set;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+pub use record::{BlockRecord, Epoch, KeptAttributes, RECORD_BYTES};
+pub use set::BlockSet;
+
+use crate::MarkError;
+use record::crc32c;
+
+/// The first bytes of every map.
+const MAGIC: &[u8; 8] = b"VLMBLOCK";
+const VERSION: u32 = 1;
+/// Magic, version, length, block size, layer, id, then ino, upper ino, size, mtime (12), handle kind and length.
+const FIXED_BYTES: usize = 8 + 4 * 4 + 16 + 8 * 3 + 12 + 8;
+/// A path in a layer is as long as its depth allows; a union is read to 16 KiB.
+const HEADER_MAX_BYTES: usize = 64 * 1024;
+
+/// The smallest block, in bytes: a page, the block of most file systems.
+pub const BLOCK_MIN_BYTES: u32 = 4096;
+/// The largest block, in bytes.
+pub const BLOCK_MAX_BYTES: u32 = 64 * 1024;
+
+/// Returns the block size for a lower file of `size_bytes`: as small as keeps it to a million blocks, within limits.
+pub fn block_bytes_for(size_bytes: u64) -> u32 {
+    let wanted = (size_bytes >> 20).next_power_of_two();
+    wanted.clamp(BLOCK_MIN_BYTES.into(), BLOCK_MAX_BYTES.into()) as u32
+}
+
+/// What makes a lower file the one that was copied from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LowerIdentity {
+    /// The layer it was in, counted from the bottom (data-only layers first): where to look first.
+    pub layer: u32,
+    /// Its path in that layer.
+    pub path: PathBuf,
+    /// Its inode number.
+    pub ino: u64,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its last change: seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Its file handle (type and bytes), where the file system has such.
+    pub handle: Option<(i32, Vec<u8>)>,
+}
+
+/// What a map is about. Never changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockMapHeader {
+    /// The map's own id; its name in the work directory and the value of the file's mark, in hex.
+    pub id: [u8; 16],
+    /// Bytes of a block: a power of two.
+    pub block_bytes: u32,
+    /// The inode number of the upper file.
+    pub upper_ino: u64,
+    /// The lower file.
+    pub lower: LowerIdentity,
+}
+
+impl BlockMapHeader {
+    /// Returns the map's name: its id in hex.
+    pub fn name(&self) -> String {
+        self.id.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Returns the bytes of the header, a multiple of [`RECORD_BYTES`]. Errors if path or handle are too long.
+    pub fn encode(&self) -> Result<Vec<u8>, MarkError> {
+        let (kind, handle) = match &self.lower.handle {
+            Some((kind, bytes)) => (*kind, bytes.as_slice()),
+            None => (0, &[][..]),
+        };
+        let path = self.lower.path.as_os_str().as_bytes();
+        let length = (FIXED_BYTES + handle.len() + path.len() + 4).next_multiple_of(RECORD_BYTES);
+        if length > HEADER_MAX_BYTES || handle.len() > 128 {
+            return Err(malformed(format!(
+                "a path of {} bytes does not fit",
+                path.len()
+            )));
+        }
+        let mut out = Vec::with_capacity(length);
+        out.extend_from_slice(MAGIC);
+        for number in [VERSION, length as u32, self.block_bytes, self.lower.layer] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.id);
+        for number in [self.lower.ino, self.upper_ino, self.lower.size_bytes] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.lower.mtime.0.to_le_bytes());
+        out.extend_from_slice(&self.lower.mtime.1.to_le_bytes());
+        out.extend_from_slice(&kind.to_le_bytes());
+        // A handle of no bytes and no handle are told apart.
+        let handle_length = self
+            .lower
+            .handle
+            .as_ref()
+            .map_or(u16::MAX, |_| handle.len() as u16);
+        out.extend_from_slice(&handle_length.to_le_bytes());
+        out.extend_from_slice(&(path.len() as u16).to_le_bytes());
+        out.extend_from_slice(handle);
+        out.extend_from_slice(path);
+        out.resize(length - 4, 0);
+        out.extend_from_slice(&crc32c(&[&out]).to_le_bytes());
+        Ok(out)
+    }
+
+    /// Recognises the header at the beginning of a map; returns it with its length in bytes.
+    pub fn parse(map: &[u8]) -> Result<(BlockMapHeader, usize), MarkError> {
+        if map.len() < FIXED_BYTES || &map[..8] != MAGIC {
+            return Err(malformed("it does not begin as one"));
+        }
+        let mut fields = Fields(&map[8..]);
+        let version = fields.u32();
+        if version != VERSION {
+            return Err(malformed(format!("version {version}, known is {VERSION}")));
+        }
+        let length = fields.u32() as usize;
+        if !(FIXED_BYTES..=HEADER_MAX_BYTES.min(map.len())).contains(&length)
+            || !length.is_multiple_of(RECORD_BYTES)
+        {
+            return Err(malformed(format!("a header of {length} bytes")));
+        }
+        let (content, sum) = map[..length].split_at(length - 4);
+        if crc32c(&[content]).to_le_bytes() != sum {
+            return Err(malformed("the header's checksum is wrong"));
+        }
+        let block_bytes = fields.u32();
+        let layer = fields.u32();
+        let id = fields.take();
+        let (ino, upper_ino, size_bytes) = (fields.u64(), fields.u64(), fields.u64());
+        let mtime = (fields.u64() as i64, fields.u32());
+        let kind = fields.u32() as i32;
+        let handle_length = u16::from_le_bytes(fields.take());
+        let path_length = usize::from(u16::from_le_bytes(fields.take()));
+        let rest = &content[FIXED_BYTES..];
+        let handle_bytes = match handle_length {
+            u16::MAX => 0,
+            length => usize::from(length),
+        };
+        let range = BLOCK_MIN_BYTES..=BLOCK_MAX_BYTES;
+        if rest.len() < handle_bytes + path_length
+            || !range.contains(&block_bytes)
+            || !block_bytes.is_power_of_two()
+        {
+            return Err(malformed("lengths in the header disagree"));
+        }
+        let path = rest[handle_bytes..handle_bytes + path_length].to_vec();
+        let header = BlockMapHeader {
+            id,
+            block_bytes,
+            upper_ino,
+            lower: LowerIdentity {
+                layer,
+                path: PathBuf::from(OsString::from_vec(path)),
+                ino,
+                size_bytes,
+                mtime,
+                handle: (handle_length != u16::MAX).then(|| (kind, rest[..handle_bytes].to_vec())),
+            },
+        };
+        Ok((header, length))
+    }
+}
+
+/// A map as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockMap {
+    /// What it is about.
+    pub header: BlockMapHeader,
+    /// The blocks that are in the upper file.
+    pub blocks: BlockSet,
+    /// Nothing of the lower file shows from this byte on. Only ever falls.
+    pub limit_bytes: u64,
+    /// Attributes to give back to the upper file once it is settled, if settling has begun.
+    pub kept: Option<KeptAttributes>,
+    /// How many records there are.
+    pub records: u64,
+    /// There are records behind the last barrier.
+    pub pending: bool,
+    /// Records behind the last barrier were left out, since they are of another epoch, or a barrier is damaged: the
+    /// map has to be written anew before anything is appended.
+    pub tail_left_out: bool,
+}
+
+impl BlockMap {
+    /// Makes the map of a file of which nothing is copied yet.
+    pub fn new(header: BlockMapHeader) -> BlockMap {
+        let size_bytes = header.lower.size_bytes;
+        BlockMap {
+            blocks: BlockSet::new(size_bytes.div_ceil(header.block_bytes.into())),
+            limit_bytes: size_bytes,
+            kept: None,
+            records: 0,
+            pending: false,
+            tail_left_out: false,
+            header,
+        }
+    }
+
+    /// Recognises a whole map, in the epoch of now.
+    ///
+    /// Errors on whatever a crash can't explain: damage before the last barrier, and, within the epoch, anywhere. A
+    /// last record that is not whole was never written, and is left out.
+    pub fn parse(bytes: &[u8], now: Epoch) -> Result<BlockMap, MarkError> {
+        let (header, length) = BlockMapHeader::parse(bytes)?;
+        let records = bytes[length..].chunks_exact(RECORD_BYTES);
+        let cut = !records.remainder().is_empty();
+        let read: Vec<_> = records
+            .enumerate()
+            .map(|(number, bytes)| BlockRecord::parse(bytes, &header.id, number as u64))
+            .collect();
+        let is_barrier = |at: usize, second: bool| matches!(read.get(at), Some(Some(BlockRecord::Barrier { second: which })) if *which == second);
+        let barriers = (0..read.len()).filter(|&at| is_barrier(at, false) || is_barrier(at, true));
+        // Behind the last barrier, and its second writing.
+        let mut durable = match barriers.last() {
+            None => 0,
+            Some(last) if is_barrier(last, true) => last + 1,
+            Some(last) => last + 2,
+        };
+        let mut map = BlockMap::new(header);
+        map.tail_left_out = durable > read.len();
+        durable = durable.min(read.len());
+        let mut epoch = None;
+        for (at, record) in read.iter().enumerate() {
+            if at == durable && epoch != Some(now) {
+                map.tail_left_out |= at < read.len() || cut;
+                map.records = at as u64;
+                return Ok(map);
+            }
+            match record {
+                Some(BlockRecord::Opened(of)) => epoch = Some(*of),
+                Some(record) => map.apply(record)?,
+                // One of the two writings of a barrier.
+                None if is_barrier(at + 1, true) || (at > 0 && is_barrier(at - 1, false)) => {
+                    map.tail_left_out = true;
+                }
+                None => return Err(malformed(format!("record {at} is damaged"))),
+            }
+        }
+        map.records = read.len() as u64;
+        map.pending = durable < read.len();
+        map.tail_left_out |= cut;
+        Ok(map)
+    }
+
+    /// Takes a record into account, as one that is about to be appended.
+    pub fn apply(&mut self, record: &BlockRecord) -> Result<(), MarkError> {
+        match record {
+            BlockRecord::Opened(_) | BlockRecord::Barrier { .. } => {}
+            BlockRecord::Written { first, count } => {
+                let end = first.checked_add(*count);
+                match end.is_some_and(|end| end <= self.blocks.len()) {
+                    true => self.blocks.insert(*first, *count),
+                    false => return Err(malformed("a block behind the lower file's end")),
+                }
+            }
+            BlockRecord::Bits { first, bits } => self.blocks.insert_bits(*first, bits)?,
+            BlockRecord::Limit { bytes } => self.limit_bytes = self.limit_bytes.min(*bytes),
+            BlockRecord::Kept(kept) => self.kept = Some(kept.clone()),
+        }
+        Ok(())
+    }
+
+    /// Returns how many blocks are still read from the lower file.
+    pub fn blocks_below(&self) -> u64 {
+        let shown = self
+            .limit_bytes
+            .div_ceil(self.header.block_bytes.into())
+            .min(self.blocks.len());
+        shown - self.blocks.count_before(shown)
+    }
+
+    /// Returns the records of a map that says the same as briefly as can be, without `Opened` and barrier.
+    pub fn compact(&self) -> Vec<BlockRecord> {
+        let mut records = Vec::new();
+        if self.limit_bytes < self.header.lower.size_bytes {
+            records.push(BlockRecord::Limit {
+                bytes: self.limit_bytes,
+            });
+        }
+        records.extend(self.kept.clone().map(BlockRecord::Kept));
+        records.extend(self.blocks.records());
+        records
+    }
+}
+
+/// Takes fields off the front. The caller has checked that there are enough bytes.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (front, rest) = self.0.split_at(N);
+        self.0 = rest;
+        let mut field = [0; N];
+        field.copy_from_slice(front);
+        field
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+}
+
+fn malformed(reason: impl Into<String>) -> MarkError {
+    MarkError::new("block map", reason)
+}
+
+#[cfg(test)]
+mod tests;
