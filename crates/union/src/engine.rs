@@ -22,6 +22,7 @@ pub(crate) mod at;
 mod ids;
 pub(crate) mod nodes;
 pub mod options;
+pub(crate) mod records;
 pub mod request;
 pub(crate) mod staging;
 
