@@ -13,7 +13,11 @@
 pub mod acting;
 pub mod cancel;
 pub mod copy;
+pub mod data;
+pub mod epoch;
 pub mod error;
+pub mod flags;
+pub mod handle;
 pub mod in_root;
 pub mod lock;
 pub mod mount;
