@@ -26,6 +26,7 @@ pub mod keep;
 pub mod layer_tar;
 pub mod mount;
 pub mod names;
+pub mod overlay;
 pub mod place;
 pub mod plan;
 pub mod progress;
