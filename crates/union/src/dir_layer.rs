@@ -132,6 +132,15 @@ impl DirHandle {
         })))
     }
 
+    /// Makes a handle of an open directory that belongs to no layer; it keeps the descriptor.
+    pub fn pinned(dir: Dir) -> Arc<DirHandle> {
+        Arc::new(DirHandle(Arc::new(Handle {
+            above: RwLock::new(None),
+            open: Mutex::new(Some(Arc::new(dir))),
+            pinned: true,
+        })))
+    }
+
     /// Says that the directory was moved: from now on it is `name` in `parent`. Every handle below follows.
     pub fn moved(&self, parent: &DirHandle, name: &OsStr) {
         *self.0.above_mut() = Some((Arc::clone(&parent.0), name.to_owned()));

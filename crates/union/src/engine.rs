@@ -19,14 +19,163 @@
 
 pub(crate) mod acl;
 pub(crate) mod at;
+mod attr;
+pub(crate) mod copy_up;
+mod identity;
 mod ids;
+mod list;
+mod lookup;
 pub(crate) mod nodes;
 pub mod options;
 pub(crate) mod records;
+mod recovery;
 pub mod request;
 pub(crate) mod staging;
+
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use vellum_sys::lock::Lock;
+
+use crate::dir_layer::{DirHandle, DirLayer};
+use crate::engine::at::At;
+use crate::engine::identity::Numbers;
+use crate::engine::nodes::{Body, LiveNode, NodeTable, State, UpperFile};
+use crate::engine::staging::Staging;
+use crate::stack::Stack;
+use crate::{Error, Layer, Refusal, Result};
 
 pub use options::{Durability, EngineOptions, IdRules, IdRun, Limit, UpperOptions};
 pub use request::{
     Attr, Caller, Entry, Listing, NewNode, NodeId, RenameMode, Room, SetAttr, SetTime,
 };
+
+/// A union open for use. One value serves any number of threads.
+#[derive(Debug)]
+pub struct Engine {
+    /// All layers; 0 is the upper one, if there is one.
+    pub(crate) stack: Stack,
+    pub(crate) upper: Option<Upper>,
+    pub(crate) ids: IdRules,
+    static_nlink: bool,
+    pub(crate) no_xattrs: bool,
+    pub(crate) numbers: Numbers,
+    pub(crate) table: NodeTable,
+    pub(crate) root: Arc<LiveNode>,
+    /// The rename gate.
+    names: RwLock<()>,
+}
+
+/// The writable part of an engine.
+#[derive(Debug)]
+pub(crate) struct Upper {
+    pub layer: Arc<DirLayer>,
+    pub root: Arc<DirHandle>,
+    /// `work/work`.
+    pub staging: Staging,
+    /// `work/index`, if the union keeps hard links.
+    pub index: Option<Arc<DirHandle>>,
+    pub options: UpperOptions,
+    /// Files can be made without a name.
+    pub unnamed: bool,
+    /// Upper and work directory: nobody else may have them.
+    locks: [Lock; 2],
+}
+
+impl Engine {
+    /// Returns a live node. Errors: [`Refusal::Stale`].
+    pub(crate) fn node(&self, id: NodeId) -> Result<Arc<LiveNode>> {
+        match id {
+            NodeId::ROOT => Ok(Arc::clone(&self.root)),
+            _ => self.table.get(id),
+        }
+    }
+
+    /// Returns a live directory. Errors: [`Refusal::Stale`], [`Refusal::NotADirectory`].
+    pub(crate) fn dir_node(&self, id: NodeId) -> Result<Arc<LiveNode>> {
+        let node = self.node(id)?;
+        match node.is_dir() {
+            true => Ok(node),
+            false => Err(Refusal::NotADirectory.into()),
+        }
+    }
+
+    /// Returns the upper layer. Errors: [`Refusal::ReadOnly`].
+    pub(crate) fn upper(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or_else(|| Refusal::ReadOnly.into())
+    }
+
+    /// Keeps directories from moving: for everything that uses names, and the place of anything in the upper layer.
+    /// Not to be taken twice by one thread.
+    pub(crate) fn shared(&self) -> RwLockReadGuard<'_, ()> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps everybody else from using names: for moving directories.
+    pub(crate) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.names.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the rename gate, shared, and the node's own gate: as long as both are held, or the second alone and nothing but
+    /// the node's parent's descriptor is used, it stays where it is. Waits without holding either.
+    pub(crate) fn still<'a>(
+        &'a self,
+        node: &'a LiveNode,
+    ) -> (RwLockReadGuard<'a, ()>, MutexGuard<'a, ()>) {
+        loop {
+            let shared = self.shared();
+            if let Some(gate) = node.try_gate() {
+                return (shared, gate);
+            }
+            drop(shared);
+            drop(node.gate());
+        }
+    }
+
+    /// Turns a failure of a system call on layer `layer` into an error that names it.
+    pub(crate) fn io(&self, layer: usize) -> impl Fn(vellum_sys::Error) -> Error + '_ {
+        move |source| Error::Io {
+            layer: self.layer_name(layer),
+            source,
+        }
+    }
+
+    fn layer_name(&self, layer: usize) -> String {
+        match self.stack.layers().get(layer) {
+            Some(layer) => layer.name(),
+            None => "data-only layer".to_owned(),
+        }
+    }
+
+    /// Syncs the upper layer and lets go of it. To be called when nobody uses the engine any more.
+    pub fn close(self) -> Result<()> {
+        self.release()
+    }
+}
+
+impl Upper {
+    /// Turns a failure of a system call on the upper or the work directory into an error.
+    pub fn io(&self, source: vellum_sys::Error) -> Error {
+        Error::Io {
+            layer: self.layer.name(),
+            source,
+        }
+    }
+}
+
+impl State {
+    /// Returns the inode in the upper layer as a target of changes, or `None` if there is none. Whoever uses it holds the rename
+    /// gate, shared, and the state.
+    pub(crate) fn at(&self) -> vellum_sys::Result<Option<At>> {
+        Ok(match &self.body {
+            Body::Dir(dir) => match &dir.upper {
+                Some(upper) => Some(At::Dir(upper.dir()?)),
+                None => None,
+            },
+            Body::File(file) => match &file.upper {
+                Some(UpperFile::Named { dir, name }) => Some(At::Name(dir.dir()?, name.clone())),
+                Some(UpperFile::Pinned(fd)) => Some(At::Fd(Arc::clone(fd))),
+                None => None,
+            },
+        })
+    }
+}

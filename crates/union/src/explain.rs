@@ -65,7 +65,7 @@ impl Stack {
                 continue;
             };
             let heard = Heard {
-                layers: Layers(self),
+                layers: Layers::of(self),
                 statements: RefCell::new(Vec::new()),
             };
             // Once to hear what is said, once for the node: an explanation need not be fast.
@@ -105,7 +105,7 @@ impl Ask for Heard<'_> {
         };
         self.statements.borrow_mut().push(Statement {
             layer,
-            layer_name: self.layers.0.layers()[layer].name(),
+            layer_name: self.layers.stack.layers()[layer].name(),
             path: dir.dir.path().join(name),
             says,
         });

@@ -32,12 +32,16 @@ pub(crate) struct FileAt {
     pub name: OsString,
     /// As stored: records not applied.
     pub stat: Stat,
+    /// Its data is partly here and partly below; only the engine that wrote it is told so.
+    pub unsettled: bool,
 }
 
 /// One layer with its number and dialect, asked about names.
 pub(crate) struct Reader<'a> {
     pub layer: &'a dyn Layer,
     pub dialect: Dialect,
+    /// Whoever asks wrote the layer, and may have its unsettled files.
+    pub own: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -45,6 +49,7 @@ impl<'a> Reader<'a> {
         Reader {
             layer,
             dialect: layer.dialect(),
+            own: false,
         }
     }
 
@@ -152,6 +157,7 @@ impl<'a> Reader<'a> {
                     dir: Arc::clone(dir),
                     name: name.to_owned(),
                     stat,
+                    unsettled: false,
                 };
                 Ok(Answer::File {
                     file,
@@ -241,8 +247,11 @@ impl<'a> Reader<'a> {
         if stat.size_bytes == 0 && self.mark(&**dir, Some(name), Mark::Whiteout)?.is_some() {
             return Ok(Answer::Hidden(Whiteout::Xattr));
         }
-        let data = match self.parsed((&**dir, Some(name)), Mark::Metacopy, Metacopy::parse)? {
+        let metacopy = self.parsed((&**dir, Some(name)), Mark::Metacopy, Metacopy::parse)?;
+        let unsettled = metacopy == Some(Metacopy::Unsettled);
+        let data = match metacopy {
             None => Data::Here,
+            Some(Metacopy::Unsettled) if self.own => Data::Below(self.redirect(dir, name)?),
             Some(Metacopy::Unsettled) => {
                 let path = self.path(&**dir, Some(name));
                 return Err(Error::Unsettled {
@@ -259,6 +268,7 @@ impl<'a> Reader<'a> {
             dir: Arc::clone(dir),
             name: name.to_owned(),
             stat,
+            unsettled,
         };
         Ok(Answer::File {
             file,

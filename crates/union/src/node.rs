@@ -14,6 +14,7 @@ use std::sync::Arc;
 use vellum_format::{OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat, record};
 use vellum_sys::{FileKind, Stat};
 
+use crate::engine::at::At;
 use crate::layer::{Dialect, Layer, LayerDir, Records, WhNames};
 use crate::marks::{DirAt, FileAt};
 use crate::resolve::{Part, Stop};
@@ -281,10 +282,29 @@ impl Node {
 }
 
 /// The attributes that records say, or `None` if the inode's own are to be shown.
-fn shown(
+pub(crate) fn shown(
     layer: &dyn Layer,
     dir: &dyn LayerDir,
     name: Option<&OsStr>,
+    stat: &Stat,
+) -> Result<Option<Stat>> {
+    let path = || name.map_or_else(|| dir.path(), |name| dir.path().join(name));
+    shown_by(layer, |xattr| dir.xattr(name, xattr), path, stat)
+}
+
+/// As [`shown`], for an inode of an upper layer.
+pub(crate) fn shown_at(layer: &dyn Layer, at: &At, stat: &Stat) -> Result<Option<Stat>> {
+    let path = || match at {
+        At::Name(_, name) => PathBuf::from(name),
+        At::Dir(_) | At::Fd(_) => PathBuf::new(),
+    };
+    shown_by(layer, |xattr| at.xattr(xattr), path, stat)
+}
+
+fn shown_by(
+    layer: &dyn Layer,
+    xattr: impl Fn(&OsStr) -> vellum_sys::Result<Option<Vec<u8>>>,
+    path: impl Fn() -> PathBuf,
     stat: &Stat,
 ) -> Result<Option<Stat>> {
     if layer.dialect().records == Records::None
@@ -292,8 +312,8 @@ fn shown(
     {
         return Ok(None);
     }
-    for xattr in OVERRIDE_STAT_NAMES {
-        let value = dir.xattr(name, OsStr::new(xattr));
+    for name in OVERRIDE_STAT_NAMES {
+        let value = xattr(OsStr::new(name));
         let Some(value) = value.map_err(|source| Error::Io {
             layer: layer.name(),
             source,
@@ -302,13 +322,10 @@ fn shown(
             continue;
         };
         let recorded = OverrideStat::parse(&value).and_then(|recorded| apply(&recorded, stat));
-        return recorded.map(Some).map_err(|source| {
-            let path = name.map_or_else(|| dir.path(), |name| dir.path().join(name));
-            Error::Mark {
-                layer: layer.name(),
-                path,
-                source,
-            }
+        return recorded.map(Some).map_err(|source| Error::Mark {
+            layer: layer.name(),
+            path: path(),
+            source,
         });
     }
     Ok(None)
@@ -344,7 +361,7 @@ fn apply(recorded: &OverrideStat, stat: &Stat) -> Result<Stat, vellum_format::Ma
 }
 
 /// The name under which a stored xattr is shown, if it is.
-fn shown_name(dialect: &Dialect, stored: &OsStr) -> Option<OsString> {
+pub(crate) fn shown_name(dialect: &Dialect, stored: &OsStr) -> Option<OsString> {
     if dialect.records == Records::Read {
         if let Some(original) = record::original(stored) {
             return Some(original.to_owned());

@@ -76,6 +76,11 @@ impl Stack {
         &self.layers
     }
 
+    /// Returns the shares of the root directory.
+    pub(crate) fn roots(&self) -> &[Part<DirAt>] {
+        &self.roots
+    }
+
     /// Returns the root directory.
     pub fn root(&self) -> Result<Node> {
         Node::directory(
@@ -124,7 +129,7 @@ impl Stack {
                 length_bytes: path.as_os_str().len(),
             });
         }
-        match self.merge_with(&Layers(self), dir, name)? {
+        match self.merge_with(&Layers::of(self), dir, name)? {
             Merged::Absent(_) => Ok(None),
             Merged::Dir { parts, stop, .. } => {
                 let layer = Arc::clone(&self.layers[parts[0].layer]);
@@ -147,8 +152,21 @@ impl Stack {
     where
         A: Ask<Dir = DirAt, File = FileAt, Error = Error>,
     {
-        let path = || dir.path().join(name);
-        merge(ask, dir.parts(), &self.roots, name).map_err(|error| match error {
+        self.merge_parts(ask, dir.parts(), name, || dir.path().join(name))
+    }
+
+    /// As [`Stack::merge_with`], for a directory made up of `parts`; `path` is for messages.
+    pub(crate) fn merge_parts<A>(
+        &self,
+        ask: &A,
+        parts: &[Part<DirAt>],
+        name: &OsStr,
+        path: impl Fn() -> PathBuf,
+    ) -> Result<Merged<DirAt, FileAt>>
+    where
+        A: Ask<Dir = DirAt, File = FileAt, Error = Error>,
+    {
+        merge(ask, parts, &self.roots, name).map_err(|error| match error {
             MergeError::Ask(error) => error,
             MergeError::Fault(Fault::NoData { layer, obstructed }) => Error::NoData {
                 layer: self.layers[layer].name(),
@@ -217,7 +235,26 @@ impl Stack {
 }
 
 /// Answers for the layers of a stack.
-pub(crate) struct Layers<'a>(pub &'a Stack);
+pub(crate) struct Layers<'a> {
+    pub stack: &'a Stack,
+    /// The top layer is that of the engine that asks: it may read its own unsettled files.
+    own_top: bool,
+}
+
+impl<'a> Layers<'a> {
+    /// For who reads the layers as anybody may.
+    pub fn of(stack: &'a Stack) -> Layers<'a> {
+        Layers {
+            stack,
+            own_top: false,
+        }
+    }
+
+    /// For an engine; `own_top` says whether the top layer is its upper one.
+    pub fn of_engine(stack: &'a Stack, own_top: bool) -> Layers<'a> {
+        Layers { stack, own_top }
+    }
+}
 
 impl Ask for Layers<'_> {
     type Dir = DirAt;
@@ -225,14 +262,16 @@ impl Ask for Layers<'_> {
     type Error = Error;
 
     fn ask(&self, layer: usize, dir: &DirAt, name: &OsStr) -> Result<Answer<DirAt, FileAt>> {
-        Reader::new(&*self.0.layers[layer]).ask(&dir.dir, name)
+        let mut reader = Reader::new(&*self.stack.layers[layer]);
+        reader.own = self.own_top && layer == 0;
+        reader.ask(&dir.dir, name)
     }
 
     fn ask_data(&self, path: &[OsString]) -> Result<Option<(usize, FileAt)>> {
         let Some((name, above)) = path.split_last() else {
             return Ok(None);
         };
-        for (index, layer) in self.0.data_layers.iter().enumerate() {
+        for (index, layer) in self.stack.data_layers.iter().enumerate() {
             let reader = Reader::new(&**layer);
             let mut dir = layer.root();
             let mut there = true;
@@ -251,13 +290,14 @@ impl Ask for Layers<'_> {
             if let Some(stat) = dir.stat(Some(name)).map_err(|error| reader.io(error))?
                 && stat.kind == FileKind::File
             {
-                let number = self.0.layers.len() + index;
+                let number = self.stack.layers.len() + index;
                 return Ok(Some((
                     number,
                     FileAt {
                         dir,
                         name: name.clone(),
                         stat,
+                        unsettled: false,
                     },
                 )));
             }

@@ -1,21 +1,31 @@
 //! Live nodes: what the front knows by number, and where each one is on disk at the moment.
 //!
-//! A node is a place (parent and name), what backs it in the layers, and an inode number that never changes. It holds
-//! handles, not descriptors; only a node without a name pins one. Dropped when forgotten, so memory is bounded by what
-//! the front remembers. Lock order: see `engine.rs`.
+//! A node is its places (parent and name, more than one for a hard link), what backs it in the layers, and an inode
+//! number that never changes. It holds handles, not descriptors; only a node without a name pins one.
+//!
+//! A node is in the table while somebody counts on it: the front, which looked it up, or an operation, which [`Held`]s
+//! it. Its parent lists it under its name as long as that is so, or as long as something in it is listed. So whatever is
+//! alive is found under its name, there are never two nodes for one thing, and memory is bounded by what the front
+//! remembers. Lock order: see `engine.rs`.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, RwLock, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
 
 use vellum_sys::FileKind;
 
 use crate::dir_layer::DirHandle;
+use crate::engine::list::Listings;
 use crate::engine::request::NodeId;
-use crate::marks::{DirAt, FileAt};
+use crate::layer::LayerDir;
+use crate::marks::DirAt;
 use crate::resolve::Part;
+use crate::{Refusal, Result};
 
 /// One file or directory of a writable union, known by number.
 #[derive(Debug)]
@@ -25,15 +35,25 @@ pub(crate) struct LiveNode {
     pub ino: u64,
     /// What it is, as shown.
     pub kind: FileKind,
-    /// How often the front was told of it and has not forgotten.
-    pub lookups: AtomicU64,
-    /// Held by whoever copies it up or changes where its data is.
-    pub gate: Mutex<()>,
-    /// Where it is.
-    pub state: RwLock<State>,
+    /// How often the front was told of it and has not forgotten, and operations that hold it. Changed under the table's
+    /// lock or by who holds it already.
+    lookups: AtomicU64,
+    /// Held by whoever copies it up, changes where its data is, or moves or removes its name.
+    gate: Mutex<()>,
+    /// Where it is. Who uses the place of a file in the upper layer holds this for reading meanwhile; who changes it on
+    /// disk, for writing.
+    state: RwLock<State>,
     /// For directories: the names in it that have live nodes. The lock is "a directory's names" of the lock order: who
     /// adds, removes or looks up a name holds it.
-    pub children: Mutex<HashMap<OsString, Weak<LiveNode>>>,
+    names: Mutex<Names>,
+    /// For directories: what was listed.
+    pub listings: Mutex<Option<Box<Listings>>>,
+}
+
+/// The names in a directory that have live nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    live: HashMap<OsString, Weak<LiveNode>>,
 }
 
 /// Where a node is.
@@ -41,8 +61,19 @@ pub(crate) struct LiveNode {
 pub(crate) struct State {
     /// A name it has in the union; `None` for the root and for what was unlinked.
     pub place: Option<Place>,
+    /// What only hard links need.
+    pub links: Option<Box<Links>>,
     /// What backs it.
     pub body: Body,
+}
+
+/// Of a file with several names.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    /// The other names that were looked up.
+    pub places: Vec<Place>,
+    /// The inodes by which the table finds the node: upper, lower.
+    pub inodes: Vec<(u64, u64)>,
 }
 
 /// A name.
@@ -66,6 +97,8 @@ pub(crate) struct DirBody {
     /// share is of the time it was looked up.
     pub parts: Vec<Part<DirAt>>,
     pub upper: Option<Arc<DirHandle>>,
+    /// It is marked as holding names whose inode numbers come from elsewhere.
+    pub impure: bool,
 }
 
 /// Anything else.
@@ -73,8 +106,9 @@ pub(crate) struct DirBody {
 pub(crate) struct FileBody {
     /// The inode in the upper layer, once there is one.
     pub upper: Option<UpperFile>,
-    /// The file in the topmost lower layer that has it, if any had when it was looked up.
-    pub lower: Option<FileAt>,
+    /// The file in the topmost lower layer that has it, if any had when it was looked up. Its attributes count as long
+    /// as there is no inode in the upper layer.
+    pub lower: Option<Arc<LowerFile>>,
     /// Where the bytes of a regular file are.
     pub data: DataAt,
 }
@@ -88,11 +122,431 @@ pub(crate) enum UpperFile {
     Pinned(Arc<OwnedFd>),
 }
 
+/// A file in a lower layer.
+#[derive(Debug)]
+pub(crate) struct LowerFile {
+    /// The layer's number in the stack; data-only layers follow behind the others.
+    pub layer: usize,
+    pub dir: Arc<dyn LayerDir>,
+    pub name: OsString,
+    /// Device and inode when it was looked up.
+    pub identity: (u64, u64),
+    /// Hard links when it was looked up.
+    pub nlink: u32,
+}
+
 /// Where the bytes of a regular file are.
 #[derive(Debug, Clone)]
 pub(crate) enum DataAt {
     /// In the upper inode (also for everything that is no regular file and is in the upper layer).
     Upper,
     /// In this lower file: nothing was written yet.
-    Lower(FileAt),
+    Lower(Arc<LowerFile>),
+    /// Some blocks in the upper inode, the rest in this lower file: the upper inode is unsettled.
+    Blocks(Arc<LowerFile>),
+}
+
+impl LiveNode {
+    pub fn is_dir(&self) -> bool {
+        self.kind == FileKind::Dir
+    }
+
+    /// Takes the gate. Nobody who holds a lock that comes later may wait here; see [`crate::engine::Engine::still`].
+    pub fn gate(&self) -> MutexGuard<'_, ()> {
+        // It guards no data of its own.
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the gate if nobody has it.
+    pub fn try_gate(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.gate.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(std::sync::TryLockError::WouldBlock) => None,
+        }
+    }
+
+    pub fn state(&self) -> RwLockReadGuard<'_, State> {
+        // Values in it are replaced whole, so it is good even if another thread panicked with it.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the lock of the names in this directory.
+    pub fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the directory's share in the upper layer, if it has one.
+    pub fn upper_dir(&self) -> Option<Arc<DirHandle>> {
+        match &self.state().body {
+            Body::Dir(dir) => dir.upper.clone(),
+            Body::File(_) => None,
+        }
+    }
+
+    /// Returns whether it has an inode in the upper layer.
+    pub fn in_upper(&self) -> bool {
+        self.state().in_upper()
+    }
+
+    /// Returns whether it has lost its last name. The root never has one and never loses it.
+    pub fn is_gone(&self) -> bool {
+        self.id != NodeId::ROOT && self.state().place.is_none()
+    }
+}
+
+impl State {
+    pub fn in_upper(&self) -> bool {
+        match &self.body {
+            Body::Dir(dir) => dir.upper.is_some(),
+            Body::File(file) => file.upper.is_some(),
+        }
+    }
+
+    /// Returns every known name.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        let more = self.links.as_deref().map_or(&[][..], |links| &links.places);
+        self.place.iter().chain(more)
+    }
+
+    fn add_place(&mut self, place: Place) {
+        match &mut self.place {
+            none @ None => *none = Some(place),
+            Some(_) => self.links.get_or_insert_default().places.push(place),
+        }
+    }
+
+    /// Returns whether the name was known.
+    fn remove_place(&mut self, parent: &Arc<LiveNode>, name: &OsStr) -> bool {
+        let is = |place: &Place| Arc::ptr_eq(&place.parent, parent) && place.name == name;
+        if self.place.as_ref().is_some_and(is) {
+            self.place = self.links.as_mut().and_then(|links| links.places.pop());
+            return true;
+        }
+        let Some(links) = &mut self.links else {
+            return false;
+        };
+        let before = links.places.len();
+        links.places.retain(|place| !is(place));
+        links.places.len() < before
+    }
+}
+
+/// Lets go of the parents one by one: left to itself, a chain of them is dropped by recursion, and a tree made deep
+/// enough would overflow the stack.
+impl Drop for LiveNode {
+    fn drop(&mut self) {
+        fn take(node: &mut LiveNode) -> Vec<Arc<LiveNode>> {
+            let state = match node.state.get_mut() {
+                Ok(state) => state,
+                Err(poisoned) => poisoned.into_inner(),
+            };
+            let more = state.links.take().map_or(Vec::new(), |links| links.places);
+            let places = state.place.take().into_iter().chain(more);
+            places.map(|place| place.parent).collect()
+        }
+        let mut parents = take(self);
+        while let Some(parent) = parents.pop() {
+            if let Some(mut parent) = Arc::into_inner(parent) {
+                parents.extend(take(&mut parent));
+            }
+        }
+    }
+}
+
+impl Names {
+    /// Returns the live node of this name.
+    pub fn get(&self, name: &OsStr) -> Option<Arc<LiveNode>> {
+        self.live.get(name)?.upgrade()
+    }
+
+    fn insert(&mut self, name: &OsStr, node: &Arc<LiveNode>) {
+        self.live.insert(name.to_owned(), Arc::downgrade(node));
+    }
+
+    fn remove(&mut self, name: &OsStr) {
+        self.live.remove(name);
+        // A directory that once had a million names live should not keep the room for them.
+        if self.live.capacity() > 64 && self.live.len() < self.live.capacity() / 8 {
+            self.live.shrink_to(self.live.len() * 2);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.live.is_empty()
+    }
+}
+
+/// All live nodes.
+#[derive(Debug)]
+pub(crate) struct NodeTable {
+    inner: Mutex<Table>,
+    next: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    by_id: HashMap<NodeId, Arc<LiveNode>>,
+    /// Files that have, or had, several names, by device and inode in the upper and in the lower layer.
+    by_inode: HashMap<(u64, u64), Weak<LiveNode>>,
+    /// Nobody counts on these any more: their names are to be taken out of their parents' lists.
+    left: Vec<Arc<LiveNode>>,
+}
+
+/// A node that can't be forgotten as long as this value lives.
+///
+/// It counts as one lookup. To hand that to the front, make an entry of it; dropped, it is given back.
+#[derive(Debug)]
+pub(crate) struct Held<'a> {
+    table: &'a NodeTable,
+    node: Arc<LiveNode>,
+}
+
+impl Deref for Held<'_> {
+    type Target = Arc<LiveNode>;
+
+    fn deref(&self) -> &Arc<LiveNode> {
+        &self.node
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.table.release(&self.node, 1);
+    }
+}
+
+impl Held<'_> {
+    /// Leaves the count to the front, which will forget the node.
+    pub fn keep(self) -> Arc<LiveNode> {
+        let node = Arc::clone(&self.node);
+        let table = self.table.lock();
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+        // Before the lock is taken again by giving back the count that this value stands for.
+        drop(table);
+        node
+    }
+}
+
+impl NodeTable {
+    /// Makes a table of a root alone, which is never forgotten.
+    pub fn new(ino: u64, body: DirBody) -> (NodeTable, Arc<LiveNode>) {
+        let table = NodeTable {
+            inner: Mutex::default(),
+            next: AtomicU64::new(NodeId::ROOT.0),
+        };
+        let body = Body::Dir(body);
+        let root = table.node(ino, FileKind::Dir, None, body);
+        root.lookups.store(1, Ordering::Relaxed);
+        table.lock().by_id.insert(root.id, Arc::clone(&root));
+        (table, root)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // Every change to it is one insertion or removal, so it is good even if another thread panicked with it.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn node(&self, ino: u64, kind: FileKind, place: Option<Place>, body: Body) -> Arc<LiveNode> {
+        let id = NodeId(self.next.fetch_add(1, Ordering::Relaxed));
+        let state = State {
+            place,
+            links: None,
+            body,
+        };
+        Arc::new(LiveNode {
+            id,
+            ino,
+            kind,
+            lookups: AtomicU64::new(0),
+            gate: Mutex::default(),
+            state: RwLock::new(state),
+            names: Mutex::default(),
+            listings: Mutex::default(),
+        })
+    }
+
+    /// Returns a node by its number. Errors: [`Refusal::Stale`].
+    pub fn get(&self, id: NodeId) -> Result<Arc<LiveNode>> {
+        let node = self.lock().by_id.get(&id).cloned();
+        node.ok_or_else(|| Refusal::Stale.into())
+    }
+
+    /// Returns how many nodes are counted on, for tests and figures.
+    pub fn len(&self) -> usize {
+        self.lock().by_id.len()
+    }
+
+    /// Holds a node that was found under its name or by its inode. The caller holds the lock under which he found it.
+    pub fn hold(&self, node: &Arc<LiveNode>) -> Held<'_> {
+        let mut table = self.lock();
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+        table
+            .by_id
+            .entry(node.id)
+            .or_insert_with(|| Arc::clone(node));
+        Held {
+            table: self,
+            node: Arc::clone(node),
+        }
+    }
+
+    /// Adds a node for something that has none, under its name.
+    pub fn add(
+        &self,
+        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
+        ino: u64,
+        kind: FileKind,
+        body: Body,
+    ) -> Held<'_> {
+        let place = Place {
+            parent: Arc::clone(parent),
+            name: name.to_owned(),
+        };
+        let node = self.node(ino, kind, Some(place), body);
+        names.insert(name, &node);
+        self.hold(&node)
+    }
+
+    /// Adds a node for a file without a name.
+    pub fn add_nameless(&self, ino: u64, kind: FileKind, body: Body) -> Held<'_> {
+        let node = self.node(ino, kind, None, body);
+        self.hold(&node)
+    }
+
+    /// Notes that a live node also has this name.
+    pub fn add_name(
+        &self,
+        node: &Arc<LiveNode>,
+        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
+    ) {
+        names.insert(name, node);
+        let place = Place {
+            parent: Arc::clone(parent),
+            name: name.to_owned(),
+        };
+        node.state_mut().add_place(place);
+    }
+
+    /// Notes that a name is gone. What it was the last name of lives on until it is forgotten.
+    pub fn drop_name(&self, (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr)) {
+        let node = names.get(name);
+        names.remove(name);
+        if let Some(node) = node {
+            node.state_mut().remove_place(parent, name);
+        }
+    }
+
+    /// Makes the node findable by an inode that may have other names.
+    pub fn link_inode(&self, node: &Arc<LiveNode>, inode: (u64, u64)) {
+        {
+            let mut state = node.state_mut();
+            let inodes = &mut state.links.get_or_insert_default().inodes;
+            if inodes.contains(&inode) {
+                return;
+            }
+            inodes.push(inode);
+        }
+        let mut table = self.lock();
+        table.by_inode.insert(inode, Arc::downgrade(node));
+    }
+
+    /// Holds the node that has this inode, if there is one.
+    pub fn hold_inode(&self, inode: (u64, u64)) -> Option<Held<'_>> {
+        let mut table = self.lock();
+        let node = table.by_inode.get(&inode)?.upgrade()?;
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+        table
+            .by_id
+            .entry(node.id)
+            .or_insert_with(|| Arc::clone(&node));
+        Some(Held { table: self, node })
+    }
+
+    /// Takes back `count` lookups by the front. [`NodeTable::sweep`] does the rest.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        if id == NodeId::ROOT {
+            return;
+        }
+        let node = self.lock().by_id.get(&id).cloned();
+        if let Some(node) = node {
+            self.release(&node, count);
+        }
+    }
+
+    fn release(&self, node: &Arc<LiveNode>, count: u64) {
+        let mut table = self.lock();
+        let before = node.lookups.load(Ordering::Relaxed);
+        // A front that forgets more often than it was told is wrong, but no reason to wrap around.
+        let after = before.saturating_sub(count);
+        node.lookups.store(after, Ordering::Relaxed);
+        if after == 0
+            && let Some(node) = table.by_id.remove(&node.id)
+        {
+            table.left.push(node);
+        }
+    }
+
+    /// Takes names out of the lists that nobody counts on any more. The caller holds no lock.
+    pub fn sweep(&self) {
+        loop {
+            let left = {
+                let mut table = self.lock();
+                match table.left.is_empty() {
+                    true => return,
+                    false => std::mem::take(&mut table.left),
+                }
+            };
+            for node in left {
+                self.unlist(node);
+            }
+        }
+    }
+
+    /// Takes a node out of its parents' lists unless it came back, or something in it is listed; then the parents, if it was
+    /// the last in them.
+    fn unlist(&self, node: Arc<LiveNode>) {
+        let mut pending = vec![node];
+        while let Some(node) = pending.pop() {
+            let unused = || node.lookups.load(Ordering::Relaxed) == 0;
+            let (places, inodes) = {
+                let state = node.state();
+                let places: Vec<_> = state.places().cloned().collect();
+                let inodes = state.links.as_ref().map_or(Vec::new(), |l| l.inodes.clone());
+                (places, inodes)
+            };
+            if node.id == NodeId::ROOT {
+                continue;
+            }
+            for Place { parent, name } in places {
+                let mut names = parent.names();
+                let listed = names.get(&name).is_some_and(|at| Arc::ptr_eq(&at, &node));
+                if listed && node.names().is_empty() && unused() {
+                    names.remove(&name);
+                    // The place stays with the node: it may be that it is still found by its inode.
+                    let mut state = node.state_mut();
+                    if state.links.is_some() {
+                        state.remove_place(&parent, &name);
+                    }
+                }
+                let last = names.is_empty();
+                drop(names);
+                if last && parent.lookups.load(Ordering::Relaxed) == 0 {
+                    pending.push(parent);
+                }
+            }
+            if !inodes.is_empty() {
+                let mut table = self.lock();
+                if unused() {
+                    for inode in inodes {
+                        table.by_inode.remove(&inode);
+                    }
+                }
+            }
+        }
+    }
 }

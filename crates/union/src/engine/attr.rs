@@ -1,0 +1,165 @@
+//! Attributes as a user of the union sees them.
+
+use std::ffi::OsStr;
+
+use vellum_format::{Mark, Nlink, NlinkBase};
+use vellum_sys::{FileKind, Stat};
+
+use crate::engine::at::At;
+use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, State};
+use crate::engine::request::{Attr, NodeId};
+use crate::engine::{Engine, Upper};
+use crate::layer::LayerDir;
+use crate::{Error, Refusal, Result, node};
+
+/// What the kernel and everybody else gives as the preferred size of I/O.
+const BLOCK_BYTES: u32 = 4096;
+
+impl Engine {
+    /// Returns the attributes of a node.
+    pub fn attr(&self, id: NodeId) -> Result<Attr> {
+        let node = self.node(id)?;
+        let _shared = self.shared();
+        self.attr_of(&node)
+    }
+
+    /// As [`Engine::attr`]. The caller holds the rename gate.
+    pub(crate) fn attr_of(&self, node: &LiveNode) -> Result<Attr> {
+        let state = node.state();
+        self.attr_in(node, &state, None)
+    }
+
+    /// As [`Engine::attr_of`], for who holds the state. `seen` are attributes of the inode that counts, as stored, if they are
+    /// known.
+    pub(crate) fn attr_in(
+        &self,
+        node: &LiveNode,
+        state: &State,
+        seen: Option<Stat>,
+    ) -> Result<Attr> {
+        let stored = match seen {
+            Some(stat) => stat,
+            None => self.stat_in(state)?,
+        };
+        let shown = self.shown_in(state, &stored)?;
+        let mut blocks_512 = shown.blocks_512;
+        let nlink = match &state.body {
+            Body::Dir(dir) if self.static_nlink || dir.parts.len() > 1 => 1,
+            Body::Dir(_) => shown.nlink,
+            Body::File(file) => {
+                if let (Some(_), DataAt::Lower(data)) = (&file.upper, &file.data) {
+                    blocks_512 = self.stat_lower(data)?.blocks_512;
+                }
+                if let (Some(_), DataAt::Blocks(data)) = (&file.upper, &file.data) {
+                    blocks_512 += self.stat_lower(data)?.blocks_512;
+                }
+                self.nlink(state, &stored)?
+            }
+        };
+        Ok(Attr {
+            ino: node.ino,
+            kind: node.kind,
+            mode: shown.mode,
+            nlink,
+            uid: self.ids.uid_shown(shown.uid)?,
+            gid: self.ids.gid_shown(shown.gid)?,
+            rdev: shown.rdev,
+            size_bytes: match node.kind {
+                FileKind::Dir | FileKind::File | FileKind::Symlink => shown.size_bytes,
+                _ => 0,
+            },
+            blocks_512,
+            block_bytes: BLOCK_BYTES,
+            atime: shown.atime,
+            mtime: shown.mtime,
+            ctime: shown.ctime,
+        })
+    }
+
+    /// Returns the attributes of the inode that counts, as stored.
+    pub(crate) fn stat_in(&self, state: &State) -> Result<Stat> {
+        let at = state.at().map_err(self.io(0))?;
+        match (at, &state.body) {
+            (Some(at), _) => at.stat().map_err(self.io(0)),
+            (None, Body::Dir(dir)) => {
+                let top = &dir.parts[0];
+                let stat = top.dir.dir.stat(None).map_err(self.io(top.layer))?;
+                stat.ok_or_else(|| Refusal::Stale.into())
+            }
+            (None, Body::File(file)) => match &file.lower {
+                Some(lower) => self.stat_lower(lower),
+                None => Err(Refusal::Stale.into()),
+            },
+        }
+    }
+
+    /// Returns the attributes of a lower file, as stored.
+    pub(crate) fn stat_lower(&self, lower: &LowerFile) -> Result<Stat> {
+        let stat = lower.dir.stat(Some(&lower.name));
+        let stat = stat.map_err(self.io(lower.layer))?;
+        stat.ok_or_else(|| Refusal::Stale.into())
+    }
+
+    /// Returns the attributes with records applied.
+    fn shown_in(&self, state: &State, stored: &Stat) -> Result<Stat> {
+        let shown = |layer: usize, dir: &dyn LayerDir, name: Option<&OsStr>| {
+            // Data-only layers have no say in attributes.
+            let layer = &**self.stack.layers().get(layer).ok_or(Refusal::Stale)?;
+            node::shown(layer, dir, name, stored)
+        };
+        let shown = match &state.body {
+            Body::Dir(dir) => shown(dir.parts[0].layer, &*dir.parts[0].dir.dir, None)?,
+            Body::File(file) => match (&file.upper, &file.lower) {
+                (Some(_), _) => match state.at().map_err(self.io(0))? {
+                    Some(at) => node::shown_at(&*self.upper()?.layer, &at, stored)?,
+                    None => None,
+                },
+                (None, Some(lower)) => shown(lower.layer, &*lower.dir, Some(&lower.name))?,
+                (None, None) => None,
+            },
+        };
+        Ok(shown.unwrap_or_else(|| stored.clone()))
+    }
+
+    /// Returns how many names a file has in the union.
+    fn nlink(&self, state: &State, stored: &Stat) -> Result<u32> {
+        let (Body::File(file), Some(upper)) = (&state.body, &self.upper) else {
+            return Ok(stored.nlink);
+        };
+        // Without an index, names of a file in different layers are different files.
+        if file.upper.is_none() || upper.index.is_none() || state.links.is_none() {
+            return Ok(stored.nlink);
+        }
+        let at = state.at().map_err(self.io(0))?;
+        let Some(mark) = at.map(|at| upper.nlink_mark(&at)).transpose()?.flatten() else {
+            return Ok(stored.nlink);
+        };
+        let base = match (mark.base, &file.lower) {
+            (NlinkBase::Upper, _) => stored.nlink,
+            (NlinkBase::Lower, Some(lower)) => lower.nlink,
+            (NlinkBase::Lower, None) => stored.nlink,
+        };
+        Ok(base.saturating_add_signed(mark.delta))
+    }
+}
+
+impl Upper {
+    /// Returns the mark that says how many names an indexed file has.
+    pub(crate) fn nlink_mark(&self, at: &At) -> Result<Option<Nlink>> {
+        let name = self.options.prefix.xattr(Mark::Nlink);
+        let Some(value) = at.xattr(name).map_err(|e| self.io(e))? else {
+            return Ok(None);
+        };
+        Nlink::parse(&value).map(Some).map_err(|source| {
+            let path = match at {
+                At::Name(dir, name) => dir.path().unwrap_or_default().join(name),
+                At::Dir(_) | At::Fd(_) => Default::default(),
+            };
+            Error::Mark {
+                layer: crate::Layer::name(&*self.layer),
+                path,
+                source,
+            }
+        })
+    }
+}

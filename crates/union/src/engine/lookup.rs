@@ -1,0 +1,255 @@
+//! From a name to a live node.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use vellum_sys::{FileKind, Stat};
+
+use crate::dir_layer::DirHandle;
+use crate::engine::Engine;
+use crate::engine::nodes::{
+    Body, DataAt, DirBody, FileBody, Held, LiveNode, LowerFile, Names, UpperFile,
+};
+use crate::engine::request::{Entry, NodeId};
+use crate::marks::{DirAt, FileAt};
+use crate::resolve::{Merged, Part};
+use crate::stack::Layers;
+use crate::{Refusal, Result, node};
+
+/// The longest name Linux takes.
+const NAME_MAX_BYTES: usize = vellum_format::NAME_MAX_BYTES;
+
+impl Engine {
+    /// Returns what is called `name` in a directory, or `None`. Each entry returned is owed a [`Engine::forget`].
+    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
+        self.table.sweep();
+        let parent = self.dir_node(parent)?;
+        let _shared = self.shared();
+        let mut names = parent.names();
+        match self.child_seen(&parent, &mut names, name)? {
+            None => Ok(None),
+            Some((node, seen)) => self.entry_seen(node, seen).map(Some),
+        }
+    }
+
+    /// Takes back `count` lookups of a node. The root is never forgotten.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        self.table.forget(node, count);
+        self.table.sweep();
+    }
+
+    /// Returns what is called `name`, held. The caller holds the rename gate and the names of `parent`.
+    pub(crate) fn child(
+        &self,
+        parent: &Arc<LiveNode>,
+        names: &mut Names,
+        name: &OsStr,
+    ) -> Result<Option<Held<'_>>> {
+        let found = self.child_seen(parent, names, name)?;
+        Ok(found.map(|(node, _)| node))
+    }
+
+    /// Hands a node to the front, with its attributes. The caller holds the rename gate.
+    pub(crate) fn entry(&self, node: Held<'_>) -> Result<Entry> {
+        self.entry_seen(node, None)
+    }
+
+    fn entry_seen(&self, node: Held<'_>, seen: Option<Stat>) -> Result<Entry> {
+        let attr = self.attr_in(&node, &node.state(), seen)?;
+        let node = node.keep();
+        Ok(Entry {
+            node: node.id,
+            generation: 0,
+            attr,
+        })
+    }
+
+    /// As [`Engine::child`], with the stored attributes if they were read on the way.
+    fn child_seen(
+        &self,
+        parent: &Arc<LiveNode>,
+        names: &mut Names,
+        name: &OsStr,
+    ) -> Result<Option<(Held<'_>, Option<Stat>)>> {
+        if name.len() > NAME_MAX_BYTES {
+            return Err(Refusal::NameTooLong.into());
+        }
+        if let Some(node) = names.get(name) {
+            return Ok(Some((self.table.hold(&node), None)));
+        }
+        if parent.is_gone() {
+            return Ok(None);
+        }
+        let merged = {
+            let state = parent.state();
+            let Body::Dir(dir) = &state.body else {
+                return Err(Refusal::NotADirectory.into());
+            };
+            let path = || dir.parts[0].dir.dir.path().join(name);
+            let ask = Layers::of_engine(&self.stack, self.upper.is_some());
+            self.stack.merge_parts(&ask, &dir.parts, name, path)?
+        };
+        match merged {
+            Merged::Absent(_) => Ok(None),
+            Merged::Dir { parts, .. } => {
+                let (ino, seen, body) = self.dir_body(parent, name, parts);
+                let at = (parent, names, name);
+                let node = self.table.add(at, ino, FileKind::Dir, Body::Dir(body));
+                Ok(Some((node, Some(seen))))
+            }
+            Merged::File { layer, file, data } => {
+                self.file_found(parent, names, (layer, file), data)
+            }
+        }
+    }
+
+    fn dir_body(
+        &self,
+        parent: &LiveNode,
+        name: &OsStr,
+        mut parts: Vec<Part<DirAt>>,
+    ) -> (u64, Stat, DirBody) {
+        let mut upper = None;
+        let top = &mut parts[0];
+        if self.upper.is_some() && top.layer == 0 {
+            // One handle for one directory, so that all below it follow when it is moved.
+            let handle = parent.upper_dir().map(|above| above.sub(name));
+            if let Some(handle) = handle {
+                top.dir.dir = Arc::clone(&handle) as _;
+                upper = Some(handle);
+            }
+        }
+        let numbered = match (&upper, parts.get(1)) {
+            (Some(_), Some(lower)) => &lower.dir.stat,
+            _ => &parts[0].dir.stat,
+        };
+        let ino = self.numbers.show(numbered.identity());
+        let seen = parts[0].dir.stat.clone();
+        let body = DirBody {
+            parts,
+            upper,
+            impure: false,
+        };
+        (ino, seen, body)
+    }
+
+    fn file_found(
+        &self,
+        parent: &Arc<LiveNode>,
+        names: &mut Names,
+        (layer, file): (usize, FileAt),
+        data: Option<(usize, FileAt)>,
+    ) -> Result<Option<(Held<'_>, Option<Stat>)>> {
+        let name = file.name.clone();
+        let identity = file.stat.identity();
+        let is_upper = self.upper.is_some() && layer == 0;
+        let linked = file.stat.nlink > 1 && (is_upper || self.keeps_links());
+        if linked && let Some(node) = self.table.hold_inode(identity) {
+            self.table.add_name(&node, (parent, names, &name));
+            return Ok(Some((node, None)));
+        }
+        let seen = file.stat.clone();
+        let shown = node::shown(
+            &*self.stack.layers()[layer],
+            &*file.dir,
+            Some(&file.name),
+            &seen,
+        )?;
+        let kind = shown.map_or(seen.kind, |shown| shown.kind);
+        let unsettled = file.unsettled;
+        let data = data.map(|(layer, file)| Arc::new(LowerFile::new(layer, file)));
+        let (body, ino) = match is_upper {
+            true => {
+                let dir = parent.upper_dir().ok_or(Refusal::Stale)?;
+                let ino = self.numbers.show(identity);
+                let body = FileBody {
+                    upper: Some(UpperFile::Named {
+                        dir,
+                        name: name.clone(),
+                    }),
+                    lower: data.clone(),
+                    data: match data {
+                        None => DataAt::Upper,
+                        Some(data) if unsettled => DataAt::Blocks(data),
+                        Some(data) => DataAt::Lower(data),
+                    },
+                };
+                (body, ino)
+            }
+            false => {
+                let lower = Arc::new(LowerFile::new(layer, file));
+                let body = FileBody {
+                    upper: None,
+                    data: DataAt::Lower(data.unwrap_or_else(|| Arc::clone(&lower))),
+                    lower: Some(lower),
+                };
+                (body, self.numbers.show(identity))
+            }
+        };
+        let node = self
+            .table
+            .add((parent, names, &name), ino, kind, Body::File(body));
+        if linked {
+            self.table.link_inode(&node, identity);
+        }
+        Ok(Some((node, Some(seen))))
+    }
+
+    /// Returns whether names of one lower file stay names of one file when it is copied up.
+    pub(crate) fn keeps_links(&self) -> bool {
+        match &self.upper {
+            Some(upper) => upper.index.is_some(),
+            None => true,
+        }
+    }
+
+    /// Adds a node for something that was just made in the upper layer under this name, and has nothing below it. The caller
+    /// holds the rename gate and the names of `parent`.
+    pub(crate) fn add_new(
+        &self,
+        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
+        stored: &Stat,
+        kind: FileKind,
+    ) -> Result<Held<'_>> {
+        let dir = parent.upper_dir().ok_or(Refusal::Stale)?;
+        let ino = self.numbers.show(stored.identity());
+        let body = match stored.kind {
+            FileKind::Dir => Body::Dir(self.new_dir_body(&dir, name, stored)),
+            _ => Body::File(FileBody {
+                upper: Some(UpperFile::Named {
+                    dir,
+                    name: name.to_owned(),
+                }),
+                lower: None,
+                data: DataAt::Upper,
+            }),
+        };
+        Ok(self.table.add((parent, names, name), ino, kind, body))
+    }
+
+    fn new_dir_body(&self, above: &Arc<DirHandle>, name: &OsStr, stored: &Stat) -> DirBody {
+        let handle = above.sub(name);
+        let dir = DirAt {
+            dir: Arc::clone(&handle) as _,
+            stat: stored.clone(),
+            xattr_whiteouts: false,
+        };
+        DirBody {
+            parts: vec![Part { layer: 0, dir }],
+            upper: Some(handle),
+            impure: false,
+        }
+    }
+}
+
+impl LowerFile {
+    pub fn new(layer: usize, file: FileAt) -> LowerFile {
+        LowerFile {
+            layer,
+            dir: file.dir,
+            name: file.name,
+            identity: file.stat.identity(),
+            nlink: file.stat.nlink,
+        }
+    }
+}

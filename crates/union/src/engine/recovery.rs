@@ -1,0 +1,132 @@
+//! Opening an engine: locks, checks, what a crash left; and letting go of it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use vellum_format::workdir;
+use vellum_sys::Dir;
+use vellum_sys::lock::{Lock, Sharing};
+
+use crate::dir_layer::{DirHandle, DirLayer};
+use crate::engine::identity::Numbers;
+use crate::engine::nodes::{DirBody, NodeTable};
+use crate::engine::options::{Durability, EngineOptions, UpperOptions};
+use crate::engine::staging::Staging;
+use crate::engine::{Engine, Upper};
+use crate::layer::{Dialect, Records};
+use crate::stack::Stack;
+use crate::{Error, Layer, Result};
+
+impl Engine {
+    /// Opens a union for use: locks the upper and the work directory, refuses them if they can't be used, and removes
+    /// what a crash left.
+    ///
+    /// Errors: [`Error::BadUpper`] says which directory it is about, and why; `Io`; what a mark in a root says.
+    pub fn open(options: EngineOptions) -> Result<Engine> {
+        let EngineOptions {
+            lowers,
+            data_lowers,
+            upper,
+            ids,
+            static_nlink,
+            ino_32_bits,
+            no_xattrs,
+        } = options;
+        let upper = upper.map(open_upper).transpose()?;
+        let mut layers = lowers;
+        if let Some(upper) = &upper {
+            layers.insert(0, Arc::clone(&upper.layer) as Arc<dyn Layer>);
+        }
+        let stack = Stack::with_data_layers(layers, data_lowers)?;
+        let parts = stack.roots().to_vec();
+        let numbers = Numbers::new(parts.iter().map(|part| part.dir.stat.dev), ino_32_bits);
+        // As of every merged directory, the number of the topmost lower layer's share.
+        let lowest = usize::from(upper.is_some()).min(parts.len() - 1);
+        let ino = numbers.show(parts[lowest].dir.stat.identity());
+        let body = DirBody {
+            parts,
+            upper: upper.as_ref().map(|upper| Arc::clone(&upper.root)),
+            impure: false,
+        };
+        let (table, root) = NodeTable::new(ino, body);
+        Ok(Engine {
+            stack,
+            upper,
+            ids,
+            static_nlink,
+            no_xattrs,
+            numbers,
+            table,
+            root,
+            names: Default::default(),
+        })
+    }
+
+    pub(crate) fn release(self) -> Result<()> {
+        if let Some(upper) = &self.upper
+            && upper.options.durability == Durability::Full
+        {
+            let dir = upper.root.dir().map_err(|e| upper.io(e))?;
+            vellum_sys::publish::sync_fs(&*dir).map_err(|e| upper.io(e))?;
+        }
+        Ok(())
+    }
+}
+
+fn open_upper(options: UpperOptions) -> Result<Upper> {
+    let bad = |path: &Path, why: String| Error::BadUpper {
+        path: path.to_owned(),
+        why,
+    };
+    let open = |path: &Path| {
+        let dir = Dir::open(path).map_err(|error| bad(path, reason(&error)))?;
+        let dup = dir.dup().map_err(|error| bad(path, reason(&error)))?;
+        match Lock::try_now(dup, Sharing::Exclusive) {
+            Ok(Some(lock)) => Ok((dir, lock)),
+            Ok(None) => Err(bad(
+                path,
+                "another union has it open; unmount that first".into(),
+            )),
+            Err(error) => Err(bad(path, reason(&error))),
+        }
+    };
+    let (upper, upper_lock) = open(&options.upper)?;
+    let (work, work_lock) = open(&options.work)?;
+    let stat = |dir: &Dir| {
+        dir.stat_self()
+            .map_err(|error| bad(&options.work, reason(&error)))
+    };
+    if stat(&upper)?.dev != stat(&work)?.dev {
+        let why = "the work directory has to be on the upper's file system".into();
+        return Err(bad(&options.work, why));
+    }
+    let make = |name: &str| {
+        let made = work.create_dir_all(name, 0o700);
+        made.map_err(|error| bad(&options.work, reason(&error)))
+    };
+    let staging = make(workdir::STAGING)?;
+    let unnamed = staging.create_unnamed(0o600).is_ok();
+    let index = match options.index {
+        true => Some(DirHandle::pinned(make(workdir::INDEX)?)),
+        false => None,
+    };
+    let mut dialect = Dialect::kernel(options.prefix);
+    if options.records == Records::Read {
+        dialect = dialect.with_records();
+    }
+    let layer = DirLayer::new(upper, options.upper.display().to_string(), dialect);
+    Ok(Upper {
+        root: layer.root_handle(),
+        layer: Arc::new(layer),
+        staging: Staging::new(Arc::new(staging)),
+        index,
+        options,
+        unnamed,
+        locks: [upper_lock, work_lock],
+    })
+}
+
+/// The whole chain of an error in one line.
+fn reason(error: &vellum_sys::Error) -> String {
+    format!("{error}: {}", error.source)
+}
