@@ -26,6 +26,7 @@ pub mod probe;
 pub mod publish;
 pub mod quota;
 pub mod random;
+pub mod room;
 pub mod rooted;
 pub mod stat;
 #[cfg(test)]

@@ -551,6 +551,36 @@ pub fn change_times_fd(fd: impl AsFd, atime: NewTime, mtime: NewTime) -> Result<
     .map_err(|e| Error::at("set the times of", fd, "", e))
 }
 
+/// Returns the target of a symbolic link opened with `O_PATH`. Errors: ENOENT if it is no link.
+pub fn read_link_fd(fd: impl AsFd) -> Result<OsString> {
+    let fd = fd.as_fd();
+    let target = rustix::fs::readlinkat(fd, "", Vec::new())
+        .map_err(|e| Error::at("read the link", fd, "", e))?;
+    Ok(OsString::from_vec(target.into_bytes()))
+}
+
+/// Opens the regular file behind a descriptor anew, for reading, whatever its name is or whether it has one.
+pub fn reopen(fd: impl AsFd) -> Result<File> {
+    reopen_for(fd, Access::Read)
+}
+
+/// As [`reopen`], for what is wanted. Errors: EINVAL if it is no regular file.
+pub fn reopen_for(fd: impl AsFd, access: Access) -> Result<File> {
+    let fd = fd.as_fd();
+    if !crate::stat::stat_fd(fd)?.is_file() {
+        return Err(Error::at("open as a regular file", fd, "", Errno::INVAL));
+    }
+    let how = match access {
+        Access::Read => OFlags::RDONLY,
+        Access::Write => OFlags::WRONLY,
+        Access::ReadWrite => OFlags::RDWR,
+    };
+    let magic = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let fd = rustix::fs::open(magic, how | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::at("open again", fd, "", e))?;
+    Ok(File::from(fd))
+}
+
 /// Refuses names that are not exactly one component.
 pub(crate) fn check_name(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     match check_component(name) {

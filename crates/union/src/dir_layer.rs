@@ -12,6 +12,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use vellum_sys::room::Room;
 use vellum_sys::{Dir, Result, Stat, xattr};
 
 use crate::layer::{Dialect, Layer, LayerDir, Listed};
@@ -133,10 +134,10 @@ impl DirHandle {
     }
 
     /// Makes a handle of an open directory that belongs to no layer; it keeps the descriptor.
-    pub fn pinned(dir: Dir) -> Arc<DirHandle> {
+    pub fn pinned(dir: Arc<Dir>) -> Arc<DirHandle> {
         Arc::new(DirHandle(Arc::new(Handle {
             above: RwLock::new(None),
-            open: Mutex::new(Some(Arc::new(dir))),
+            open: Mutex::new(Some(dir)),
             pinned: true,
         })))
     }
@@ -251,6 +252,7 @@ impl LayerDir for DirHandle {
                 entry.map(|entry| Listed {
                     name: entry.name,
                     kind: entry.kind,
+                    ino: entry.ino,
                 })
             })
             .collect()
@@ -278,6 +280,10 @@ impl LayerDir for DirHandle {
 
     fn open_file(&self, name: &OsStr) -> Result<File> {
         self.0.dir()?.open_file(name)
+    }
+
+    fn room(&self) -> Result<Room> {
+        vellum_sys::room::of(&*self.0.dir()?)
     }
 
     fn release(&self) {

@@ -30,6 +30,7 @@ pub mod options;
 pub(crate) mod records;
 mod recovery;
 pub mod request;
+mod shown;
 pub(crate) mod staging;
 
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};

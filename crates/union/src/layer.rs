@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use vellum_format::Prefix;
+use vellum_sys::room::Room;
 use vellum_sys::{FileKind, Result, Stat};
 
 /// Who made a layer, and so which of its marks are followed.
@@ -116,6 +117,8 @@ pub struct Listed {
     pub name: OsString,
     /// What the inode is, marks not understood.
     pub kind: FileKind,
+    /// The inode number the directory gives; under a mount point, that of the covered inode.
+    pub ino: u64,
 }
 
 /// A handle of one directory of a layer.
@@ -138,6 +141,8 @@ pub trait LayerDir: Debug + Send + Sync {
     fn read_link(&self, name: &OsStr) -> Result<OsString>;
     /// Opens a regular file for reading. Errors if it is anything else.
     fn open_file(&self, name: &OsStr) -> Result<File>;
+    /// Returns the room on the file system it is on.
+    fn room(&self) -> Result<Room>;
     /// Gives the descriptor back, if one is held; the next question opens the directory again.
     fn release(&self);
 }

@@ -36,6 +36,18 @@ pub(crate) struct FileAt {
     pub unsettled: bool,
 }
 
+/// A name a directory of a layer says something about.
+#[derive(Debug)]
+pub(crate) struct Named {
+    pub name: OsString,
+    /// It says that there is no such name.
+    pub hides: bool,
+    /// What the inode is, marks not understood.
+    pub kind: FileKind,
+    /// The inode number the directory gives.
+    pub ino: u64,
+}
+
 /// One layer with its number and dialect, asked about names.
 pub(crate) struct Reader<'a> {
     pub layer: &'a dyn Layer,
@@ -279,13 +291,24 @@ impl<'a> Reader<'a> {
 
     /// Returns the names `dir` says something about, each with whether it hides it. Names twice: see [`wh`].
     pub fn names(&self, dir: &DirAt) -> Result<Vec<(OsString, bool)>> {
+        let entries = self.entries(dir)?;
+        Ok(entries.into_iter().map(|at| (at.name, at.hides)).collect())
+    }
+
+    /// As [`Reader::names`], with all the directory says.
+    pub fn entries(&self, dir: &DirAt) -> Result<Vec<Named>> {
         let listed = dir.dir.names().map_err(|error| self.io(error))?;
         let mut names = Vec::with_capacity(listed.len());
-        for Listed { name, kind } in listed {
+        for Listed { name, kind, ino } in listed {
             match (self.dialect.wh_names, wh::parse(&name)) {
                 (WhNames::Plain, _) | (WhNames::Whiteouts, wh::Name::Plain) => {}
                 (WhNames::Whiteouts, wh::Name::Whiteout(hidden)) => {
-                    names.push((hidden.to_owned(), true));
+                    names.push(Named {
+                        name: hidden.to_owned(),
+                        hides: true,
+                        kind,
+                        ino,
+                    });
                     continue;
                 }
                 (WhNames::Whiteouts, wh::Name::Opaque | wh::Name::Reserved) => continue,
@@ -317,7 +340,12 @@ impl<'a> Reader<'a> {
                 }
                 _ => false,
             };
-            names.push((name, hides));
+            names.push(Named {
+                name,
+                hides,
+                kind,
+                ino,
+            });
         }
         Ok(names)
     }

@@ -3,6 +3,11 @@
 //! A number is that of the inode a file was first seen by, with the number of its file system in the high bits: none for
 //! the upper layer's file system, so that a union on one file system shows its numbers unchanged.
 
+use crate::Result;
+use crate::engine::Engine;
+use crate::marks::{DirAt, FileAt};
+use crate::resolve::Part;
+
 /// How inode numbers of the layers become those of the union.
 #[derive(Debug)]
 pub(crate) struct Numbers {
@@ -49,6 +54,26 @@ impl Numbers {
                 _ => (mix(long) & 0xffff_ffff).max(2),
             },
         }
+    }
+}
+
+impl Engine {
+    /// Returns the inode number of a directory made of these shares: that of the topmost lower layer's, if there is one.
+    pub(crate) fn number_of_dir(&self, parts: &[Part<DirAt>]) -> u64 {
+        let lowest = match (&self.upper, parts) {
+            (Some(_), [top, lower, ..]) if top.layer == 0 => lower,
+            _ => &parts[0],
+        };
+        self.numbers.show(lowest.dir.stat.identity())
+    }
+
+    /// Returns the inode number of a file, and the lower inode it was copied from if that may have other names.
+    pub(crate) fn number_of_file(
+        &self,
+        _is_upper: bool,
+        file: &FileAt,
+    ) -> Result<(u64, Option<(u64, u64)>)> {
+        Ok((self.numbers.show(file.stat.identity()), None))
     }
 }
 

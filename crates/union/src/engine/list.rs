@@ -1,5 +1,275 @@
 //! Listing a directory, with cookies that stay valid whatever happens meanwhile.
+//!
+//! A directory that was listed keeps the names in the order it gave them. A cookie is a place in that order. Names that
+//! come later are appended, and names that went leave their place empty; so whoever is in the middle, or comes back to a
+//! place, sees each name that was there all the time exactly once, with any number of readers. When most places are
+//! empty, a new order is begun behind the end of the old one, which is kept for those who are still in it.
+//!
+//! The names are read again when a reader begins anew and something changed. All is dropped with the node. Lock order: the
+//! listing of a directory comes before every other lock, so that the one who is given names may look them up.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use vellum_format::Mark;
+use vellum_sys::FileKind;
+
+use crate::dir_layer::DirHandle;
+use crate::engine::Engine;
+use crate::engine::nodes::{Body, LiveNode};
+use crate::engine::request::{Listing, NodeId};
+use crate::layer::{LayerDir, Records};
+use crate::marks::{DirAt, Named, Reader};
+use crate::resolve::{Merged, Part};
+use crate::stack::Layers;
+use crate::{Refusal, Result, node};
 
 /// What was listed of one directory.
+#[derive(Debug)]
+pub(crate) struct Listings {
+    /// The order in use.
+    now: Order,
+    /// The one before, for readers who are still in it.
+    before: Option<Order>,
+    /// How often the directory had changed when it was read.
+    changes: u64,
+}
+
+/// Names in the order they are given.
 #[derive(Debug, Default)]
-pub(crate) struct Listings {}
+struct Order {
+    /// The cookie of the first place.
+    base: u64,
+    places: Vec<Option<Listed>>,
+    empty: usize,
+}
+
+#[derive(Debug)]
+struct Listed {
+    name: Box<OsStr>,
+    ino: u64,
+    kind: FileKind,
+}
+
+/// So many places may be empty beyond those that are not.
+const EMPTY_MAX: usize = 1024;
+
+impl Order {
+    fn end(&self) -> u64 {
+        self.base + self.places.len() as u64
+    }
+}
+
+impl Listings {
+    fn order(&self, cookie: u64) -> &Order {
+        match &self.before {
+            Some(before) if cookie != 0 && cookie < self.now.base => before,
+            _ => &self.now,
+        }
+    }
+
+    /// Takes in what the directory has now.
+    fn renew(&mut self, found: Vec<Listed>, changes: u64) {
+        self.changes = changes;
+        let mut new: HashMap<Box<OsStr>, (u64, FileKind)> = found
+            .into_iter()
+            .map(|listed| (listed.name, (listed.ino, listed.kind)))
+            .collect();
+        for place in &mut self.now.places {
+            let Some(listed) = place else { continue };
+            match new.remove(&listed.name) {
+                Some((ino, kind)) => (listed.ino, listed.kind) = (ino, kind),
+                None => {
+                    *place = None;
+                    self.now.empty += 1;
+                }
+            }
+        }
+        let live = self.now.places.len() - self.now.empty;
+        if self.now.empty > live + EMPTY_MAX {
+            let base = self.now.end();
+            let old = std::mem::take(&mut self.now);
+            // Those in the old order go on in it; the new one begins with the same names.
+            let copy = |listed: &Listed| Listed {
+                name: listed.name.clone(),
+                ..*listed
+            };
+            self.now.places = old.places.iter().flatten().map(copy).map(Some).collect();
+            self.now.base = base;
+            self.before = Some(old);
+        }
+        let appended = new
+            .into_iter()
+            .map(|(name, (ino, kind))| Some(Listed { name, ino, kind }));
+        self.now.places.extend(appended);
+    }
+}
+
+impl Engine {
+    /// Gives the names in a directory to `take`, beginning at `cookie`: 0 for the beginning, or the `next` of a listing of
+    /// this node. Stops at the end, or when `take` breaks off: the name it was given then counts as not taken.
+    ///
+    /// `.` and `..` are not among them. `take` may look names up.
+    pub fn list(
+        &self,
+        id: NodeId,
+        cookie: u64,
+        take: &mut dyn FnMut(Listing) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let dir = self.dir_node(id)?;
+        let mut slot = dir.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = dir.changes.load(Ordering::Acquire);
+        match &mut *slot {
+            Some(listings) if cookie != 0 || listings.changes == changes => {}
+            Some(listings) => listings.renew(self.read_names(&dir)?, changes),
+            None => {
+                let found = self.read_names(&dir)?;
+                let now = Order {
+                    // 0 is the beginning, wherever that is.
+                    base: 1,
+                    places: found.into_iter().map(Some).collect(),
+                    empty: 0,
+                };
+                *slot = Some(Box::new(Listings {
+                    now,
+                    before: None,
+                    changes,
+                }));
+            }
+        }
+        let Some(listings) = &*slot else {
+            return Err(Refusal::Stale.into());
+        };
+        let order = listings.order(cookie);
+        let start = cookie.saturating_sub(order.base);
+        let places = usize::try_from(start)
+            .ok()
+            .and_then(|start| order.places.get(start..));
+        let numbered = (order.base.max(cookie)..).zip(places.unwrap_or_default());
+        for (place, listed) in numbered {
+            let Some(listed) = listed else { continue };
+            let listing = Listing {
+                name: listed.name.to_os_string(),
+                ino: listed.ino,
+                kind: listed.kind,
+                next: place + 1,
+            };
+            if take(listing).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the names in a directory, merged.
+    fn read_names(&self, dir: &Arc<LiveNode>) -> Result<Vec<Listed>> {
+        let (parts, impure) = {
+            let _shared = self.shared();
+            if dir.is_gone() {
+                return Ok(Vec::new());
+            }
+            let state = dir.state();
+            let Body::Dir(body) = &state.body else {
+                return Err(Refusal::NotADirectory.into());
+            };
+            let mut parts = body.parts.clone();
+            let mut impure = false;
+            if let Some(upper) = &body.upper {
+                // A handle that holds its own descriptor, so that the directory may move meanwhile.
+                let open = upper.dir().map_err(self.io(0))?;
+                parts[0].dir.dir = DirHandle::pinned(Arc::clone(&open)) as Arc<dyn LayerDir>;
+                let mark = self.upper()?.options.prefix.xattr(Mark::Impure);
+                impure = body.impure
+                    || vellum_sys::xattr::get_fd(&*open, mark)
+                        .map_err(self.io(0))?
+                        .is_some();
+            }
+            (parts, impure)
+        };
+        let mut seen = HashSet::new();
+        let mut listed = Vec::new();
+        let several = parts.len() > 1;
+        for part in &parts {
+            let layer = &*self.stack.layers()[part.layer];
+            let mut found = Reader::new(layer).entries(&part.dir)?;
+            let by_name = found
+                .iter()
+                .any(|named| named.hides && named.kind == FileKind::File);
+            if by_name {
+                // A layer may have both a name and its whiteout: it is there, and hides what is below.
+                found.sort_by_key(|named| named.hides);
+            }
+            for named in found {
+                if (several || by_name) && !seen.insert(named.name.clone()) || named.hides {
+                    continue;
+                }
+                let (ino, kind) = self.numbered(dir, part, &named, several, impure)?;
+                listed.push(Listed {
+                    name: named.name.into(),
+                    ino,
+                    kind,
+                });
+            }
+        }
+        Ok(listed)
+    }
+
+    /// Returns the inode number and kind that a lookup of this name would give, asking as little as possible.
+    fn numbered(
+        &self,
+        dir: &Arc<LiveNode>,
+        part: &Part<DirAt>,
+        named: &Named,
+        merged: bool,
+        impure: bool,
+    ) -> Result<(u64, FileKind)> {
+        let own = self.numbers.show((part.dir.stat.dev, named.ino));
+        let is_upper = self.upper.is_some() && part.layer == 0;
+        if is_upper && (impure || merged && named.kind == FileKind::Dir) {
+            return Ok(self
+                .number_of(dir, &named.name)?
+                .unwrap_or((own, named.kind)));
+        }
+        let layer = &*self.stack.layers()[part.layer];
+        if named.kind != FileKind::File || layer.dialect().records == Records::None {
+            return Ok((own, named.kind));
+        }
+        let stat = part.dir.dir.stat(Some(&named.name));
+        let Some(stat) = stat.map_err(self.io(part.layer))? else {
+            return Ok((own, named.kind));
+        };
+        let shown = node::shown(layer, &*part.dir.dir, Some(&named.name), &stat)?;
+        Ok((own, shown.map_or(named.kind, |shown| shown.kind)))
+    }
+
+    /// Returns the inode number and kind of a name, from its live node or from the layers.
+    fn number_of(&self, dir: &Arc<LiveNode>, name: &OsStr) -> Result<Option<(u64, FileKind)>> {
+        let _shared = self.shared();
+        let names = dir.names();
+        if let Some(node) = names.get(name) {
+            return Ok(Some((node.ino, node.kind)));
+        }
+        let state = dir.state();
+        let Body::Dir(body) = &state.body else {
+            return Ok(None);
+        };
+        let path = || body.parts[0].dir.dir.path().join(name);
+        let ask = Layers::of_engine(&self.stack, self.upper.is_some());
+        Ok(
+            match self.stack.merge_parts(&ask, &body.parts, name, path)? {
+                Merged::Absent(_) => None,
+                Merged::Dir { parts, .. } => Some((self.number_of_dir(&parts), FileKind::Dir)),
+                Merged::File { layer, file, .. } => {
+                    let is_upper = self.upper.is_some() && layer == 0;
+                    let layer = &*self.stack.layers()[layer];
+                    let shown = node::shown(layer, &*file.dir, Some(&file.name), &file.stat)?;
+                    let kind = shown.map_or(file.stat.kind, |shown| shown.kind);
+                    Some((self.number_of_file(is_upper, &file)?.0, kind))
+                }
+            },
+        )
+    }
+}

@@ -119,11 +119,7 @@ impl Engine {
                 upper = Some(handle);
             }
         }
-        let numbered = match (&upper, parts.get(1)) {
-            (Some(_), Some(lower)) => &lower.dir.stat,
-            _ => &parts[0].dir.stat,
-        };
-        let ino = self.numbers.show(numbered.identity());
+        let ino = self.number_of_dir(&parts);
         let seen = parts[0].dir.stat.clone();
         let body = DirBody {
             parts,
@@ -158,11 +154,11 @@ impl Engine {
         let kind = shown.map_or(seen.kind, |shown| shown.kind);
         let unsettled = file.unsettled;
         let data = data.map(|(layer, file)| Arc::new(LowerFile::new(layer, file)));
-        let (body, ino) = match is_upper {
+        let (ino, _origin) = self.number_of_file(is_upper, &file)?;
+        let body = match is_upper {
             true => {
                 let dir = parent.upper_dir().ok_or(Refusal::Stale)?;
-                let ino = self.numbers.show(identity);
-                let body = FileBody {
+                FileBody {
                     upper: Some(UpperFile::Named {
                         dir,
                         name: name.clone(),
@@ -173,17 +169,15 @@ impl Engine {
                         Some(data) if unsettled => DataAt::Blocks(data),
                         Some(data) => DataAt::Lower(data),
                     },
-                };
-                (body, ino)
+                }
             }
             false => {
                 let lower = Arc::new(LowerFile::new(layer, file));
-                let body = FileBody {
+                FileBody {
                     upper: None,
                     data: DataAt::Lower(data.unwrap_or_else(|| Arc::clone(&lower))),
                     lower: Some(lower),
-                };
-                (body, self.numbers.show(identity))
+                }
             }
         };
         let node = self
@@ -224,6 +218,7 @@ impl Engine {
                 data: DataAt::Upper,
             }),
         };
+        parent.changed();
         Ok(self.table.add((parent, names, name), ino, kind, body))
     }
 

@@ -46,6 +46,8 @@ pub(crate) struct LiveNode {
     /// For directories: the names in it that have live nodes. The lock is "a directory's names" of the lock order: who
     /// adds, removes or looks up a name holds it.
     names: Mutex<Names>,
+    /// For directories: how often a name in it was made, removed or moved.
+    pub changes: AtomicU64,
     /// For directories: what was listed.
     pub listings: Mutex<Option<Box<Listings>>>,
 }
@@ -147,6 +149,11 @@ pub(crate) enum DataAt {
 }
 
 impl LiveNode {
+    /// Says that a name in this directory was made, removed or moved: it is listed anew.
+    pub fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
     pub fn is_dir(&self) -> bool {
         self.kind == FileKind::Dir
     }
@@ -366,6 +373,7 @@ impl NodeTable {
             gate: Mutex::default(),
             state: RwLock::new(state),
             names: Mutex::default(),
+            changes: AtomicU64::new(0),
             listings: Mutex::default(),
         })
     }
@@ -395,7 +403,8 @@ impl NodeTable {
         }
     }
 
-    /// Adds a node for something that has none, under its name.
+    /// Adds a node for something that has none, under its name. Whoever made the thing calls
+    /// [`LiveNode::changed`] on the directory.
     pub fn add(
         &self,
         (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
@@ -424,6 +433,7 @@ impl NodeTable {
         node: &Arc<LiveNode>,
         (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
     ) {
+        parent.changed();
         names.insert(name, node);
         let place = Place {
             parent: Arc::clone(parent),
@@ -434,6 +444,7 @@ impl NodeTable {
 
     /// Notes that a name is gone. What it was the last name of lives on until it is forgotten.
     pub fn drop_name(&self, (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr)) {
+        parent.changed();
         let node = names.get(name);
         names.remove(name);
         if let Some(node) = node {
@@ -516,7 +527,10 @@ impl NodeTable {
             let (places, inodes) = {
                 let state = node.state();
                 let places: Vec<_> = state.places().cloned().collect();
-                let inodes = state.links.as_ref().map_or(Vec::new(), |l| l.inodes.clone());
+                let inodes = state
+                    .links
+                    .as_ref()
+                    .map_or(Vec::new(), |l| l.inodes.clone());
                 (places, inodes)
             };
             if node.id == NodeId::ROOT {

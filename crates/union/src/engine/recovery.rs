@@ -107,7 +107,7 @@ fn open_upper(options: UpperOptions) -> Result<Upper> {
     let staging = make(workdir::STAGING)?;
     let unnamed = staging.create_unnamed(0o600).is_ok();
     let index = match options.index {
-        true => Some(DirHandle::pinned(make(workdir::INDEX)?)),
+        true => Some(DirHandle::pinned(Arc::new(make(workdir::INDEX)?))),
         false => None,
     };
     let mut dialect = Dialect::kernel(options.prefix);
