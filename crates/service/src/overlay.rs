@@ -4,5 +4,6 @@
 //!
 //! The command line's names (`vellum overlay`, `mount.fuse.vellum`, `fuse-overlayfs`) and the store's own mounts both end here.
 
+pub mod layers;
 pub mod options;
 pub mod parse;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vellum_format::Prefix;
 
-use crate::layer::{Layer, Records};
+use crate::layer::{Layer, Records, WhNames};
 
 /// A union to be opened for use.
 #[derive(Debug, Clone)]
@@ -37,6 +37,9 @@ pub struct UpperOptions {
     pub prefix: Prefix,
     /// Whether owners, modes and devices that can't be set are recorded in xattrs.
     pub records: Records,
+    /// What `.wh.` names in the upper are: marks that are read there, or names like any other. Where the file system
+    /// takes neither devices 0:0 nor xattrs, whiteouts are written so.
+    pub wh_names: WhNames,
     /// What is synced before it counts.
     pub durability: Durability,
     /// Whether directories of lower layers may be renamed with a redirect; without it that is EXDEV, as in the kernel.

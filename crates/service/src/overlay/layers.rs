@@ -1,0 +1,271 @@
+//! From the directories of a mount to layers with dialects, and to what an engine is opened with.
+//!
+//! Which marks are followed in which lower layer is decided here. A tree that was unpacked from an archive holds what a stranger wrote, so
+//! by default redirects and metacopies are followed only in layers that say, beside the tree and not in it, that an engine of ours
+//! made them ([`LayerRecord`], in the work directory next to the layer). The upper is always an engine's own.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vellum_format::{OVERRIDE_STAT_NAMES, Prefix};
+use vellum_sys::rooted::Dir;
+use vellum_sys::{publish, userns, xattr};
+use vellum_union::engine::{Durability, EngineOptions, UpperOptions};
+use vellum_union::{Dialect, DirLayer, Layer, LayerTrust, Records, Stack, WhNames};
+
+use crate::error::{Error, Result};
+use crate::overlay::options::{MountOptions, Redirects, Trust, WhFiles};
+
+/// The name of a [`LayerRecord`] in a work directory.
+pub const RECORD_NAME: &str = "vellum-layer";
+
+/// What the work directory says of the upper it goes with. JSON; fields are only added.
+///
+/// It stands outside the tree, where nothing that was unpacked into the tree can reach, so it can be believed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// The version of this record.
+    version: u32,
+    /// The inode number of the upper directory it speaks of.
+    upper_ino: u64,
+    /// Whether names in it that begin with `.wh.` may be marks.
+    #[serde(default)]
+    wh_whiteouts: bool,
+}
+
+const RECORD_VERSION: u32 = 1;
+
+/// Where `layer` would have its record if it was made as container stores make them: in the directory `work` beside it.
+fn record_beside(layer: &Path) -> Option<LayerRecord> {
+    let real = std::fs::canonicalize(layer).ok()?;
+    let work = Dir::open(&real.parent()?.join("work")).ok()?;
+    let record = read_record(&work)?;
+    let ino = Dir::open(&real).ok()?.stat_self().ok()?.ino;
+    (record.upper_ino == ino).then_some(record)
+}
+
+fn read_record(work: &Dir) -> Option<LayerRecord> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    let file = work.open_file(RECORD_NAME).ok()?;
+    file.take(4096).read_to_end(&mut text).ok()?;
+    let record: LayerRecord = serde_json::from_slice(&text).ok()?;
+    (record.version == RECORD_VERSION).then_some(record)
+}
+
+/// Returns the namespace of the marks of a mount: `trusted.*` for root outside any user namespace, who alone sees those.
+pub fn prefix(options: &MountOptions) -> Result<Prefix> {
+    let privileged = userns::is_initial() && rustix::process::geteuid().is_root();
+    match (options.user_xattr, privileged) {
+        (Some(true), _) | (None, false) => Ok(Prefix::User),
+        (None | Some(false), true) => Ok(Prefix::Trusted),
+        (Some(false), false) => Err(Error::Unsupported {
+            what: "marks in trusted.overlay.* can be read and written by root outside a user namespace only".into(),
+            hint: "leave out userxattr=off".into(),
+        }),
+    }
+}
+
+/// Opens the lower layers as `options` say they are to be read, top first; then those for data only.
+pub fn lowers(options: &MountOptions) -> Result<(Vec<Arc<dyn Layer>>, Vec<Arc<dyn Layer>>)> {
+    let prefix = prefix(options)?;
+    // Files of data-only layers can be reached by metacopies and in no other way.
+    let trust = match options.trust {
+        Trust::ByRecord if !options.data_lowers.is_empty() => Trust::Engine,
+        asked => asked,
+    };
+    let open = |path: &PathBuf| -> Result<Arc<dyn Layer>> {
+        let dir = open_dir(path)?;
+        let record = record_beside(path);
+        let trust = match (trust, &record) {
+            (Trust::Engine, _) | (Trust::ByRecord, Some(_)) => LayerTrust::Engine,
+            (Trust::Archive, _) | (Trust::ByRecord, None) => LayerTrust::Archive,
+        };
+        let wh_names = match (options.wh_files, &record) {
+            (WhFiles::Plain, _) => WhNames::Plain,
+            (WhFiles::Auto, Some(record)) if !record.wh_whiteouts => WhNames::Plain,
+            (WhFiles::Auto | WhFiles::Whiteouts, _) => WhNames::Whiteouts,
+        };
+        let dialect = Dialect {
+            prefix: Some(prefix),
+            wh_names,
+            records: records(options, &dir)?,
+            trust,
+        };
+        Ok(Arc::new(DirLayer::new(
+            dir,
+            path.display().to_string(),
+            dialect,
+        )))
+    };
+    let ordinary = options.lowers.iter().map(open).collect::<Result<_>>()?;
+    let data = options
+        .data_lowers
+        .iter()
+        .map(open)
+        .collect::<Result<_>>()?;
+    Ok((ordinary, data))
+}
+
+fn open_dir(path: &Path) -> Result<Dir> {
+    Dir::open(path).map_err(|error| match error.is_not_found() {
+        true => Error::Invalid {
+            what: format!("there is no layer {}", path.display()),
+            hint: Some("a colon in a path is written `\\:`, a comma `\\,`".into()),
+        },
+        false => error.into(),
+    })
+}
+
+/// Records are read where the caller says so, and where the layer's own root has one.
+fn records(options: &MountOptions, root: &Dir) -> Result<Records> {
+    if options.records {
+        return Ok(Records::Read);
+    }
+    for name in OVERRIDE_STAT_NAMES {
+        match xattr::get_fd(root, OsStr::new(name)) {
+            Ok(Some(_)) => return Ok(Records::Read),
+            Ok(None) => {}
+            Err(error) if error.is_unsupported() || error.is_denied() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Records::None)
+}
+
+/// The union of the lower layers and, if there is one, the upper: for reading without a mount.
+pub fn stack(options: &MountOptions) -> Result<Stack> {
+    let (mut layers, data) = lowers(options)?;
+    if let Some(upper) = &options.upper {
+        let dir = open_dir(upper)?;
+        let dialect = Dialect {
+            prefix: Some(prefix(options)?),
+            wh_names: upper_wh_names(options, &dir)?,
+            records: records(options, &dir)?,
+            trust: LayerTrust::Engine,
+        };
+        let layer = DirLayer::new(dir, upper.display().to_string(), dialect);
+        layers.insert(0, Arc::new(layer));
+    }
+    Ok(Stack::with_data_layers(layers, data)?)
+}
+
+/// What `.wh.` names in the upper are where nobody says: what the record says; without one they may be marks, unless there is nothing yet.
+fn upper_wh_names(options: &MountOptions, upper: &Dir) -> Result<WhNames> {
+    let recorded = || -> Option<bool> {
+        let work = Dir::open(options.work.as_deref()?).ok()?;
+        let record = read_record(&work)?;
+        (record.upper_ino == upper.stat_self().ok()?.ino).then_some(record.wh_whiteouts)
+    };
+    let whiteouts = match options.wh_files {
+        WhFiles::Plain => false,
+        WhFiles::Whiteouts => true,
+        WhFiles::Auto => match recorded() {
+            Some(whiteouts) => whiteouts,
+            None => upper.entries()?.next().is_some() || !takes_marks(upper, prefix(options)?)?,
+        },
+    };
+    Ok(match whiteouts {
+        true => WhNames::Whiteouts,
+        false => WhNames::Plain,
+    })
+}
+
+/// Tells whether marks can be xattrs there. Tried with one that means nothing, which is taken away again.
+fn takes_marks(upper: &Dir, prefix: Prefix) -> Result<bool> {
+    let name = format!("{}vellum.probe", prefix.as_str());
+    let name = OsStr::new(&name);
+    match xattr::set_fd(upper, name, b"", xattr::SetMode::Any) {
+        Ok(()) => {
+            xattr::remove_fd(upper, name)?;
+            Ok(true)
+        }
+        Err(error) if error.is_unsupported() || error.is_denied() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What an engine is opened with, and what its user should hear of.
+#[derive(Debug)]
+pub struct Opened {
+    /// For the engine.
+    pub engine: EngineOptions,
+    /// What will not be as usual, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Opens the layers of a mount and decides how each is read. Writes nothing but the upper's [`LayerRecord`].
+pub fn open(options: &MountOptions) -> Result<Opened> {
+    let (lowers, data_lowers) = lowers(options)?;
+    let mut warnings = Vec::new();
+    let upper = match (&options.upper, &options.work) {
+        (Some(upper), Some(work)) if !options.flags.read_only => {
+            Some(upper_options(options, upper, work, &mut warnings)?)
+        }
+        _ => None,
+    };
+    let lowers = match (&options.upper, &upper) {
+        // A read-only mount with an upper shows it and leaves it alone.
+        (Some(_), None) => stack(options)?.layers().to_vec(),
+        _ => lowers,
+    };
+    Ok(Opened {
+        engine: EngineOptions {
+            lowers,
+            data_lowers,
+            upper,
+            ids: options.ids.clone(),
+            static_nlink: options.static_nlink,
+            ino_32_bits: options.ino_32_bits,
+            no_xattrs: options.no_xattrs,
+        },
+        warnings,
+    })
+}
+
+fn upper_options(
+    options: &MountOptions,
+    upper: &Path,
+    work: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<UpperOptions> {
+    let prefix = prefix(options)?;
+    let dir = open_dir(upper)?;
+    let work_dir = open_dir(work)?;
+    if !takes_marks(&dir, prefix)? {
+        warnings.push(format!(
+            "the file system of {} takes no xattrs: removed names become .wh. files, and renamed directories, links of lower files and \
+             inode numbers last only until the unmount",
+            upper.display()
+        ));
+    }
+    let wh_names = upper_wh_names(options, &dir)?;
+    let record = LayerRecord {
+        version: RECORD_VERSION,
+        upper_ino: dir.stat_self()?.ino,
+        wh_whiteouts: wh_names == WhNames::Whiteouts,
+    };
+    if read_record(&work_dir).as_ref() != Some(&record) {
+        let text = serde_json::to_vec(&record)
+            .map_err(|e| Error::io("write", work.join(RECORD_NAME))(e.into()))?;
+        publish::write_file_atomic(&work_dir, OsStr::new(RECORD_NAME), &text, 0o600)?;
+    }
+    Ok(UpperOptions {
+        upper: upper.to_owned(),
+        work: work.to_owned(),
+        prefix,
+        records: records(options, &dir)?,
+        wh_names,
+        durability: match options.is_volatile {
+            true => Durability::Volatile,
+            false => Durability::Full,
+        },
+        redirect_dir: options.redirects == Redirects::On,
+        metacopy: options.metacopy,
+        index: options.index,
+        blocks_from_bytes: options.blocks_from_bytes,
+        limit: options.limit,
+    })
+}
