@@ -479,7 +479,7 @@ fn a_layer_goes_to_disk_while_it_is_read() {
     // Zeros would become a hole.
     std::fs::write(tree.join("big"), vec![b'x'; 8 << 20]).unwrap();
     let log = world.scratch.join("calls");
-    let import = |store: &str, inject: &[&str]| {
+    let import = |tree: &Path, store: &str, inject: &[&str]| {
         let mut command = Command::new("strace");
         command
             .args(["-f", "-qq", "-e", "trace=sync_file_range,syncfs"])
@@ -488,14 +488,31 @@ fn a_layer_goes_to_disk_while_it_is_read() {
             .arg(&log)
             .arg(env!("CARGO_BIN_EXE_vellum"))
             .args(world.place(store))
-            .args(["import", text(&tree), "big:1"]);
+            .args(["import", text(tree), "big:1"]);
         said(command.output().unwrap());
         std::fs::read_to_string(&log).unwrap()
     };
-    let calls = import("store", &[]);
-    let sync = calls.find("syncfs(").expect("a layer is synced");
-    let begun = calls[..sync].matches("sync_file_range(").count();
-    assert!(begun >= 8, "{calls}");
-    let refused = import("other", &["-e", "inject=sync_file_range:error=ENOSYS"]);
+    let begun = |calls: &str| {
+        let sync = calls.find("syncfs(").expect("a layer is synced");
+        calls[..sync].matches("sync_file_range(").count()
+    };
+    let calls = import(&tree, "store", &[]);
+    assert!(begun(&calls) >= 8, "{calls}");
+    // Small files go the same way, as far as the thread that sends them keeps up.
+    let small = world.scratch.dir("small");
+    for n in 0..600 {
+        std::fs::write(small.join(format!("{n}")), vec![b'x'; 16 << 10]).unwrap();
+    }
+    let calls = import(&small, "small-store", &[]);
+    assert!(
+        begun(&calls) >= 48,
+        "{} files were sent early",
+        begun(&calls)
+    );
+    let refused = import(
+        &tree,
+        "other",
+        &["-e", "inject=sync_file_range:error=ENOSYS"],
+    );
     assert!(refused.contains("ENOSYS"), "{refused}");
 }

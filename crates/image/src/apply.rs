@@ -24,6 +24,7 @@ mod names;
 mod place;
 mod stack;
 mod target;
+mod writeback;
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -46,6 +47,7 @@ use crate::tar::{Entry, TarReader};
 use attributes::Rules;
 use names::Meaning;
 use stack::Stack;
+use writeback::Writeback;
 
 /// Symbolic links followed on the way to one entry, as in the kernel.
 const MAX_LINKS: u32 = 40;
@@ -108,6 +110,7 @@ struct Applier<'a, 'w> {
     root_listed: bool,
     skipped: u64,
     newest: Option<Timespec>,
+    writeback: Writeback,
 }
 
 impl<'a, 'w> Applier<'a, 'w> {
@@ -147,6 +150,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             root_listed: false,
             skipped: 0,
             newest: None,
+            writeback: Writeback::default(),
         })
     }
 

@@ -7,9 +7,10 @@
 use std::path::PathBuf;
 
 use rusqlite::Transaction;
+use vellum_format::Prefix;
 
 use crate::{
-    driver::{self, Driver, DriverKind, LinkId, NewTree, TreeId, TreeParts, TreeRef},
+    driver::{self, Driver, DriverKind, LinkId, NewTree, Shape, TreeId, TreeParts, TreeRef},
     error::{DbContext, Result, StoreError, Subject},
     filter::Filter,
     lease::LeaseId,
@@ -21,6 +22,7 @@ use crate::{
     },
     store::Store,
     tx::{self, Staged},
+    walk,
 };
 
 /// What a new writable snapshot or view is to be.
@@ -293,8 +295,11 @@ impl Store {
             driver.rebase(&dir, &parents)?;
         }
         let tree = row.tree_ref();
+        let shape = driver.shape(self.layout(), &tree, &parents);
+        let features = layer_features(row.record.features, &shape)?;
         driver.seal(self.layout(), &dir, &tree, &parents)?;
         let mut record = row.record.clone();
+        record.features = features;
         record.kind = Kind::Committed;
         record.key = name.clone();
         record.labels = apply_labels(labels, &[]);
@@ -627,4 +632,31 @@ pub(crate) fn delete_row(tx: &Transaction<'_>, id: i64) -> Result<()> {
         .execute([id])
         .db("remove a snapshot")?;
     Ok(())
+}
+
+/// Returns the features that a reader of a layer needs: of those its tree was mounted with while it was written to, the
+/// ones that left marks.
+///
+/// So a layer in which nothing was renamed can be shown by mounts without redirects too, and one that needs them says so
+/// before the kernel answers EPERM.
+fn layer_features(
+    mounted_with: Option<MountFeatures>,
+    shape: &Shape,
+) -> Result<Option<MountFeatures>> {
+    let (Some(features), Shape::Overlay(overlay)) = (mounted_with, shape) else {
+        return Ok(mounted_with);
+    };
+    let Some(upper) = &overlay.upper else {
+        return Ok(mounted_with);
+    };
+    let prefix = match features.userxattr {
+        true => Prefix::User,
+        false => Prefix::Trusted,
+    };
+    let found = walk::marks(&upper.dir, prefix)?;
+    Ok(Some(MountFeatures {
+        redirect_dir: found.redirects,
+        metacopy: found.metacopies,
+        ..features
+    }))
 }

@@ -12,7 +12,8 @@ use std::{
 };
 
 use rustix::fs::{Mode, OFlags};
-use vellum_sys::{Dir, Stat, stat::stat_fd};
+use vellum_format::{Mark, Metacopy, Prefix};
+use vellum_sys::{Dir, Stat, stat::stat_fd, xattr};
 
 use crate::{
     error::{Result, StoreError},
@@ -218,6 +219,51 @@ pub(crate) fn shared_inodes(root: &Path) -> Result<Inodes> {
     let mut collect = Collect(Inodes::new());
     walk(Dir::open(root)?, &mut collect)?;
     Ok(collect.0)
+}
+
+/// The marks of renames and metadata-only copies found in a tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MarksFound {
+    /// Some directory or file has a redirect.
+    pub redirects: bool,
+    /// Some file has its data below.
+    pub metacopies: bool,
+}
+
+/// Looks for marks that a reader has to follow beyond whiteouts and opaque directories.
+///
+/// Errors: `Unsupported` if a file is half-written by an engine: nobody else could read it.
+pub(crate) fn marks(root: &Path, prefix: Prefix) -> Result<MarksFound> {
+    struct Look(Prefix, MarksFound);
+    impl Visitor for Look {
+        fn entry(&mut self, parent: &Dir, name: &OsStr, stat: &Stat) -> Result<bool> {
+            let Look(prefix, found) = self;
+            if !(stat.is_dir() || stat.is_file()) {
+                return Ok(true);
+            }
+            let redirect = xattr::get(parent, name, prefix.xattr(Mark::Redirect))?;
+            found.redirects |= redirect.is_some();
+            if !stat.is_file() {
+                return Ok(true);
+            }
+            let metacopy = xattr::get(parent, name, prefix.xattr(Mark::Metacopy))?;
+            match metacopy.as_deref().map(Metacopy::parse) {
+                Some(Ok(Metacopy::Unsettled)) => Err(StoreError::Unsupported {
+                    what: format!("making a layer of a tree with {}", parent.path().unwrap_or_default().join(name).display()),
+                    why: "the file is unsettled: part of its data is below, where only the engine that wrote it looks".into(),
+                }),
+                // A mark that can't be read needs a reader too: the one that names it.
+                Some(_) => {
+                    found.metacopies = true;
+                    Ok(true)
+                }
+                None => Ok(true),
+            }
+        }
+    }
+    let mut look = Look(prefix, MarksFound::default());
+    walk(Dir::open(root)?, &mut look)?;
+    Ok(look.1)
 }
 
 #[cfg(test)]

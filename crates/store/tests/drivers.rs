@@ -379,6 +379,74 @@ fn a_store_opened_anew_gives_the_same_trees() {
     });
 }
 
+/// The upper directory of a writable snapshot.
+fn upper(store: &Store, name: &str) -> std::path::PathBuf {
+    match store.tree(&key(name)).unwrap().shape {
+        Shape::Overlay(overlay) => overlay.upper.unwrap().dir,
+        Shape::Plain { root, .. } => root,
+    }
+}
+
+#[test]
+fn a_layer_records_the_marks_its_tree_has() {
+    use vellum_format::{Mark, Prefix};
+    use vellum_sys::{Dir, xattr};
+
+    if !needs_root("drivers") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let store = open(&scratch, DriverKind::Overlay2);
+    layer(&scratch, &store, "base", None, |root| {
+        fs::create_dir(root.join("d")).unwrap();
+        fs::write(root.join("f"), "x").unwrap();
+    });
+    let mounted_with = MountFeatures {
+        redirect_dir: true,
+        metacopy: true,
+        xino: true,
+        ..MountFeatures::default()
+    };
+    let commit = |name: &str, made: &dyn Fn(&Path)| {
+        store.prepare(&key("a"), &on(Some("base"))).unwrap();
+        store.record_features(&key("a"), mounted_with).unwrap();
+        made(&upper(&store, "a"));
+        store.commit(&key(name), &key("a"), Labels::default(), None)
+    };
+    let mark = |dir: &Path, name: &str, mark: Mark, value: &[u8]| {
+        let dir = Dir::open(dir).unwrap();
+        let attr = Prefix::Trusted.xattr(mark);
+        xattr::set(&dir, name.as_ref(), attr, value, xattr::SetMode::Any).unwrap();
+    };
+    let plain = commit("plain", &|upper| fs::write(upper.join("new"), "y").unwrap()).unwrap();
+    let needs = |info: &Info| info.features.map(|f| (f.redirect_dir, f.metacopy, f.xino));
+    assert_eq!(needs(&plain), Some((false, false, true)));
+    let renamed = commit("renamed", &|upper| {
+        fs::create_dir_all(upper.join("n/e")).unwrap();
+        mark(&upper.join("n"), "e", Mark::Redirect, b"/d");
+    });
+    assert_eq!(needs(&renamed.unwrap()), Some((true, false, true)));
+    let attributes = commit("attributes", &|upper| {
+        fs::write(upper.join("f"), "").unwrap();
+        mark(upper, "f", Mark::Metacopy, b"");
+    });
+    assert_eq!(needs(&attributes.unwrap()), Some((false, true, true)));
+    let tree = store.tree(&key("renamed")).unwrap();
+    assert_eq!(tree.features.map(|f| f.redirect_dir), Some(true));
+
+    let refused = commit("unsettled", &|upper| {
+        fs::write(upper.join("f"), "").unwrap();
+        mark(upper, "f", Mark::Metacopy, b"v");
+    });
+    let refused = refused.unwrap_err();
+    assert!(refused.to_string().contains("unsettled"), "{refused}");
+    assert_eq!(
+        store.stat(&key("a")).unwrap().kind,
+        Kind::Active,
+        "nothing was lost"
+    );
+}
+
 #[test]
 fn another_default_driver_hides_nothing() {
     every(|scratch, store, driver| {

@@ -53,7 +53,8 @@ pub fn sync_fs(fd: impl AsFd) -> Result<()> {
     rustix::fs::syncfs(fd).map_err(|e| Error::at("sync the file system of", fd, "", e))
 }
 
-/// Asks the kernel to begin writing `length` bytes of a file from `offset` on to disk, and does not wait for it.
+/// Asks the kernel to begin writing `length` bytes of a file from `offset` on to disk (0: up to its end), and does not
+/// wait for it.
 ///
 /// Promises nothing: it only leaves less to do for the sync that does. So it has no error either; where a file system
 /// can't, or the disk fails, that sync says so.

@@ -167,6 +167,9 @@ impl Applier<'_, '_> {
             _ => None,
         };
         self.note(name, payload);
+        if entry.size_bytes < WRITEBACK_BYTES {
+            self.writeback.take(file, entry.size_bytes);
+        }
         Ok(())
     }
 
@@ -450,7 +453,7 @@ fn write_content(
 }
 
 /// Content goes to disk in steps of this many bytes while the layer is still being read, so that whoever commits it waits for the rest
-/// only. Smaller files are left to the kernel: a request for each would cost more than it saves.
+/// only. Smaller files are sent whole, see [`super::writeback`].
 const WRITEBACK_BYTES: u64 = 1 << 20;
 
 /// Zeros that come in runs of at least this many bytes become holes. A layer has no other way to say them that all readers know, and
