@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use vellum_sys::room::Room;
 use vellum_sys::{Dir, Result, Stat, xattr};
 
+use crate::blocks::BlockMaps;
 use crate::layer::{Dialect, Layer, LayerDir, Listed};
 
 /// A directory on disk as a layer.
@@ -23,6 +24,7 @@ pub struct DirLayer {
     name: String,
     dialect: Dialect,
     root: Arc<Handle>,
+    maps: Option<Arc<BlockMaps>>,
 }
 
 impl DirLayer {
@@ -37,7 +39,13 @@ impl DirLayer {
             name: name.into(),
             dialect,
             root: Arc::new(root),
+            maps: None,
         }
+    }
+
+    /// The same as the upper layer whose maps these are: files copied up block by block can be read.
+    pub fn with_block_maps(self, maps: Option<Arc<BlockMaps>>) -> DirLayer {
+        DirLayer { maps, ..self }
     }
 
     /// Returns the handle of the root directory as what it is.
@@ -66,6 +74,10 @@ impl Layer for DirLayer {
 
     fn root(&self) -> Arc<dyn LayerDir> {
         self.root_handle()
+    }
+
+    fn block_maps(&self) -> Option<Arc<BlockMaps>> {
+        self.maps.clone()
     }
 }
 

@@ -20,6 +20,7 @@
 pub(crate) mod acl;
 pub(crate) mod at;
 mod attr;
+pub(crate) mod blocks;
 pub(crate) mod copy_up;
 mod identity;
 mod ids;

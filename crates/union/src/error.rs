@@ -48,6 +48,16 @@ pub enum Error {
         /// The path inside that layer.
         path: PathBuf,
     },
+    /// The file is copied up block by block, and its map, its lower file or both can't be used.
+    #[error("/{path} in layer {layer} is unsettled, and {why}", path = path.display())]
+    Blocks {
+        /// The upper layer's name.
+        layer: String,
+        /// The path inside that layer.
+        path: PathBuf,
+        /// What is missing or wrong, as a clause.
+        why: String,
+    },
     /// A metacopy mark says the data is below, but it is not.
     #[error("/{path} in layer {layer} has a metacopy mark, but no layer below has its data{}", reason(*obstructed))]
     NoData {

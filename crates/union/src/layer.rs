@@ -14,6 +14,8 @@ use vellum_format::Prefix;
 use vellum_sys::room::Room;
 use vellum_sys::{FileKind, Result, Stat};
 
+use crate::blocks::BlockMaps;
+
 /// Who made a layer, and so which of its marks are followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LayerTrust {
@@ -108,6 +110,11 @@ pub trait Layer: Debug + Send + Sync {
     fn dialect(&self) -> Dialect;
     /// Returns the handle of its root directory.
     fn root(&self) -> Arc<dyn LayerDir>;
+    /// Returns the maps of files copied up block by block, if it is an upper layer opened with its work directory.
+    /// Without them such a file is an error.
+    fn block_maps(&self) -> Option<Arc<BlockMaps>> {
+        None
+    }
 }
 
 /// One name in a directory of a layer.

@@ -15,6 +15,7 @@
 //! * Names are bytes; paths in errors and results are relative to the union's root.
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod changes;
 mod dir_layer;
 pub mod engine;
@@ -29,6 +30,7 @@ pub mod resolve;
 mod same;
 mod stack;
 
+pub use blocks::{BlockMaps, Data};
 pub use changes::{Change, ChangeKind, Changes, Form, changes, compare};
 pub use dir_layer::DirLayer;
 pub use error::{Error, Refusal, Result};

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use vellum_format::{FUSE_OVERLAYFS_OPAQUE, Mark, Metacopy, Opaque, Redirect, wh};
 use vellum_sys::{FileKind, Stat};
 
+use crate::blocks::maps::{map_mark, parse_map_name};
 use crate::layer::{Dialect, Layer, LayerDir, LayerTrust, Listed, WhNames};
 use crate::resolve::{Answer, Data, Whiteout};
 use crate::{Error, Result};
@@ -32,8 +33,8 @@ pub(crate) struct FileAt {
     pub name: OsString,
     /// As stored: records not applied.
     pub stat: Stat,
-    /// Its data is partly here and partly below; only the engine that wrote it is told so.
-    pub unsettled: bool,
+    /// The name of its block map, if it is copied up block by block.
+    pub blocks: Option<Box<str>>,
 }
 
 /// A name a directory of a layer says something about.
@@ -52,8 +53,6 @@ pub(crate) struct Named {
 pub(crate) struct Reader<'a> {
     pub layer: &'a dyn Layer,
     pub dialect: Dialect,
-    /// Whoever asks wrote the layer, and may have its unsettled files.
-    pub own: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -61,7 +60,6 @@ impl<'a> Reader<'a> {
         Reader {
             layer,
             dialect: layer.dialect(),
-            own: false,
         }
     }
 
@@ -169,7 +167,7 @@ impl<'a> Reader<'a> {
                     dir: Arc::clone(dir),
                     name: name.to_owned(),
                     stat,
-                    unsettled: false,
+                    blocks: None,
                 };
                 Ok(Answer::File {
                     file,
@@ -259,17 +257,12 @@ impl<'a> Reader<'a> {
         if stat.size_bytes == 0 && self.mark(&**dir, Some(name), Mark::Whiteout)?.is_some() {
             return Ok(Answer::Hidden(Whiteout::Xattr));
         }
-        let metacopy = self.parsed((&**dir, Some(name)), Mark::Metacopy, Metacopy::parse)?;
-        let unsettled = metacopy == Some(Metacopy::Unsettled);
-        let data = match metacopy {
+        let mut blocks = None;
+        let data = match self.parsed((&**dir, Some(name)), Mark::Metacopy, Metacopy::parse)? {
             None => Data::Here,
-            Some(Metacopy::Unsettled) if self.own => Data::Below(self.redirect(dir, name)?),
             Some(Metacopy::Unsettled) => {
-                let path = self.path(&**dir, Some(name));
-                return Err(Error::Unsettled {
-                    layer: self.layer.name(),
-                    path,
-                });
+                blocks = Some(self.block_map(dir, name)?);
+                Data::Here
             }
             Some(Metacopy::DataBelow(_)) => {
                 self.check_trust(&**dir, name, Mark::Metacopy)?;
@@ -280,12 +273,32 @@ impl<'a> Reader<'a> {
             dir: Arc::clone(dir),
             name: name.to_owned(),
             stat,
-            unsettled,
+            blocks,
         };
         Ok(Answer::File {
             file,
             regular: true,
             data,
+        })
+    }
+
+    /// Returns the name of an unsettled file's map. Errors if this layer was not opened with its maps: nobody but the
+    /// engine that wrote such a file, and those who read its work directory, may read it.
+    fn block_map(&self, dir: &Arc<dyn LayerDir>, name: &OsStr) -> Result<Box<str>> {
+        let unsettled = || Error::Unsettled {
+            layer: self.layer.name(),
+            path: self.path(&**dir, Some(name)),
+        };
+        let (Some(prefix), Some(_)) = (self.dialect.prefix, self.layer.block_maps()) else {
+            return Err(unsettled());
+        };
+        let value = dir.xattr(Some(name), map_mark(prefix));
+        let value = value.map_err(|error| self.io(error))?;
+        let value = value.ok_or_else(unsettled)?;
+        parse_map_name(&value).ok_or_else(|| Error::Blocks {
+            layer: self.layer.name(),
+            path: self.path(&**dir, Some(name)),
+            why: "the mark that names its map is damaged".to_owned(),
         })
     }
 

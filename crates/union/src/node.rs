@@ -14,6 +14,7 @@ use std::sync::Arc;
 use vellum_format::{OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat, record};
 use vellum_sys::{FileKind, Stat};
 
+use crate::blocks::Data;
 use crate::engine::at::At;
 use crate::layer::{Dialect, Layer, LayerDir, Records, WhNames};
 use crate::marks::{DirAt, FileAt};
@@ -44,6 +45,8 @@ enum What {
     File {
         file: Box<FileAt>,
         data: Option<Box<FileAt>>,
+        /// If it is copied up block by block: all layers below the top one, from the bottom.
+        below: Arc<[Arc<dyn Layer>]>,
     },
 }
 
@@ -75,6 +78,7 @@ impl Node {
         layer: Arc<dyn Layer>,
         file: FileAt,
         data: Option<FileAt>,
+        below: Vec<Arc<dyn Layer>>,
     ) -> Result<Node> {
         let shown = shown(&*layer, &*file.dir, Some(&file.name), &file.stat)?;
         Ok(Node {
@@ -86,6 +90,7 @@ impl Node {
             what: What::File {
                 file: Box::new(file),
                 data: data.map(Box::new),
+                below: below.into(),
             },
         })
     }
@@ -247,19 +252,43 @@ impl Node {
     }
 
     /// Opens the data of a regular file for reading, wherever it is.
-    pub fn open_data(&self) -> Result<File> {
-        match self.kind() {
-            FileKind::File => self.open_inode(),
-            _ => Err(Error::WrongKind {
-                path: self.path.clone(),
-                expected: "regular file",
-            }),
-        }
+    ///
+    /// Errors also if it is copied up block by block and its map or its lower file can't be used.
+    pub fn open_data(&self) -> Result<Data> {
+        let file = match self.kind() {
+            FileKind::File => self.open_inode()?,
+            _ => {
+                return Err(Error::WrongKind {
+                    path: self.path.clone(),
+                    expected: "regular file",
+                });
+            }
+        };
+        let What::File {
+            file: top,
+            data,
+            below,
+        } = &self.what
+        else {
+            return Ok(Data::plain(file));
+        };
+        let holder = data.as_ref().unwrap_or(top);
+        let Some(map) = &holder.blocks else {
+            return Ok(Data::plain(file));
+        };
+        let fail = |why| Error::Blocks {
+            layer: self.layer.name(),
+            path: holder.dir.path().join(&holder.name),
+            why,
+        };
+        let maps = self.layer.block_maps();
+        let maps = maps.ok_or_else(|| fail("its layer has no maps".to_owned()))?;
+        Data::blocks(&maps, map, file, below, fail)
     }
 
     fn open_inode(&self) -> Result<File> {
         match &self.what {
-            What::File { file, data } => {
+            What::File { file, data, .. } => {
                 let holder = data.as_ref().unwrap_or(file);
                 holder
                     .dir

@@ -81,6 +81,12 @@ impl Stack {
         &self.roots
     }
 
+    /// Returns all layers below the top one, from the bottom, data-only ones first.
+    pub(crate) fn below_from_bottom(&self) -> Vec<Arc<dyn Layer>> {
+        let data = self.data_layers.iter().rev();
+        data.chain(self.layers[1..].iter().rev()).cloned().collect()
+    }
+
     /// Returns the root directory.
     pub fn root(&self) -> Result<Node> {
         Node::directory(
@@ -137,7 +143,12 @@ impl Stack {
             }
             Merged::File { layer, file, data } => {
                 let data = data.map(|(_, data)| data);
-                Node::file(path, layer, Arc::clone(&self.layers[layer]), file, data).map(Some)
+                let below = match data.as_ref().unwrap_or(&file).blocks {
+                    Some(_) => self.below_from_bottom(),
+                    None => Vec::new(),
+                };
+                let tree = Arc::clone(&self.layers[layer]);
+                Node::file(path, layer, tree, file, data, below).map(Some)
             }
         }
     }
@@ -237,22 +248,11 @@ impl Stack {
 /// Answers for the layers of a stack.
 pub(crate) struct Layers<'a> {
     pub stack: &'a Stack,
-    /// The top layer is that of the engine that asks: it may read its own unsettled files.
-    own_top: bool,
 }
 
 impl<'a> Layers<'a> {
-    /// For who reads the layers as anybody may.
     pub fn of(stack: &'a Stack) -> Layers<'a> {
-        Layers {
-            stack,
-            own_top: false,
-        }
-    }
-
-    /// For an engine; `own_top` says whether the top layer is its upper one.
-    pub fn of_engine(stack: &'a Stack, own_top: bool) -> Layers<'a> {
-        Layers { stack, own_top }
+        Layers { stack }
     }
 }
 
@@ -262,9 +262,7 @@ impl Ask for Layers<'_> {
     type Error = Error;
 
     fn ask(&self, layer: usize, dir: &DirAt, name: &OsStr) -> Result<Answer<DirAt, FileAt>> {
-        let mut reader = Reader::new(&*self.stack.layers[layer]);
-        reader.own = self.own_top && layer == 0;
-        reader.ask(&dir.dir, name)
+        Reader::new(&*self.stack.layers[layer]).ask(&dir.dir, name)
     }
 
     fn ask_data(&self, path: &[OsString]) -> Result<Option<(usize, FileAt)>> {
@@ -297,7 +295,7 @@ impl Ask for Layers<'_> {
                         dir,
                         name: name.clone(),
                         stat,
-                        unsettled: false,
+                        blocks: None,
                     },
                 )));
             }

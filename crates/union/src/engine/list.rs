@@ -257,7 +257,7 @@ impl Engine {
             return Ok(None);
         };
         let path = || body.parts[0].dir.dir.path().join(name);
-        let ask = Layers::of_engine(&self.stack, self.upper.is_some());
+        let ask = Layers::of(&self.stack);
         Ok(
             match self.stack.merge_parts(&ask, &body.parts, name, path)? {
                 Merged::Absent(_) => None,

@@ -7,6 +7,7 @@ use vellum_sys::{FileKind, Stat};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::Engine;
+use crate::engine::blocks::BlockFile;
 use crate::engine::nodes::{
     Body, DataAt, DirBody, FileBody, Held, LiveNode, LowerFile, Names, UpperFile,
 };
@@ -86,7 +87,7 @@ impl Engine {
                 return Err(Refusal::NotADirectory.into());
             };
             let path = || dir.parts[0].dir.dir.path().join(name);
-            let ask = Layers::of_engine(&self.stack, self.upper.is_some());
+            let ask = Layers::of(&self.stack);
             self.stack.merge_parts(&ask, &dir.parts, name, path)?
         };
         match merged {
@@ -152,8 +153,8 @@ impl Engine {
             &seen,
         )?;
         let kind = shown.map_or(seen.kind, |shown| shown.kind);
-        let unsettled = file.unsettled;
         let data = data.map(|(layer, file)| Arc::new(LowerFile::new(layer, file)));
+        let blocks = file.blocks.clone();
         let (ino, _origin) = self.number_of_file(is_upper, &file)?;
         let body = match is_upper {
             true => {
@@ -164,10 +165,10 @@ impl Engine {
                         name: name.clone(),
                     }),
                     lower: data.clone(),
-                    data: match data {
-                        None => DataAt::Upper,
-                        Some(data) if unsettled => DataAt::Blocks(data),
-                        Some(data) => DataAt::Lower(data),
+                    data: match (data, blocks) {
+                        (None, None) => DataAt::Upper,
+                        (None, Some(map)) => DataAt::Blocks(Arc::new(BlockFile::named(map))),
+                        (Some(data), _) => DataAt::Lower(data),
                     },
                 }
             }

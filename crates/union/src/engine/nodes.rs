@@ -20,6 +20,7 @@ use std::sync::{
 use vellum_sys::FileKind;
 
 use crate::dir_layer::DirHandle;
+use crate::engine::blocks::BlockFile;
 use crate::engine::list::Listings;
 use crate::engine::request::NodeId;
 use crate::layer::LayerDir;
@@ -144,8 +145,8 @@ pub(crate) enum DataAt {
     Upper,
     /// In this lower file: nothing was written yet.
     Lower(Arc<LowerFile>),
-    /// Some blocks in the upper inode, the rest in this lower file: the upper inode is unsettled.
-    Blocks(Arc<LowerFile>),
+    /// Some blocks in the upper inode, the rest in a lower file that its map names: the upper inode is unsettled.
+    Blocks(Arc<BlockFile>),
 }
 
 impl LiveNode {

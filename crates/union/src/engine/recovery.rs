@@ -7,6 +7,8 @@ use vellum_format::workdir;
 use vellum_sys::Dir;
 use vellum_sys::lock::{Lock, Sharing};
 
+use crate::blocks::BlockMaps;
+use crate::blocks::maps::MAPS_DIR;
 use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::identity::Numbers;
 use crate::engine::nodes::{DirBody, NodeTable};
@@ -110,11 +112,14 @@ fn open_upper(options: UpperOptions) -> Result<Upper> {
         true => Some(DirHandle::pinned(Arc::new(make(workdir::INDEX)?))),
         false => None,
     };
+    let maps = make(MAPS_DIR)?;
+    let maps = BlockMaps::new(maps).map_err(|error| bad(&options.work, reason(&error)))?;
     let mut dialect = Dialect::kernel(options.prefix);
     if options.records == Records::Read {
         dialect = dialect.with_records();
     }
-    let layer = DirLayer::new(upper, options.upper.display().to_string(), dialect);
+    let layer = DirLayer::new(upper, options.upper.display().to_string(), dialect)
+        .with_block_maps(Some(Arc::new(maps)));
     Ok(Upper {
         root: layer.root_handle(),
         layer: Arc::new(layer),
