@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use vellum_sys::room::Room;
@@ -33,7 +34,7 @@ impl DirLayer {
         let root = Handle {
             above: RwLock::new(None),
             open: Mutex::new(Some(Arc::new(root))),
-            pinned: true,
+            pinned: AtomicBool::new(true),
         };
         DirLayer {
             name: name.into(),
@@ -87,8 +88,8 @@ struct Handle {
     /// Changes only when the engine that owns the tree moves the directory.
     above: RwLock<Option<(Arc<Handle>, OsString)>>,
     open: Mutex<Option<Arc<Dir>>>,
-    /// Never gives its descriptor back.
-    pinned: bool,
+    /// Does not give its descriptor back.
+    pinned: AtomicBool,
 }
 
 /// The handles that hold a descriptor, oldest first, roots not counted. Some may have given it back meanwhile, or be
@@ -141,7 +142,7 @@ impl DirHandle {
         Arc::new(DirHandle(Arc::new(Handle {
             above: RwLock::new(Some((Arc::clone(&self.0), name.to_owned()))),
             open: Mutex::new(None),
-            pinned: false,
+            pinned: AtomicBool::new(false),
         })))
     }
 
@@ -150,8 +151,19 @@ impl DirHandle {
         Arc::new(DirHandle(Arc::new(Handle {
             above: RwLock::new(None),
             open: Mutex::new(Some(dir)),
-            pinned: true,
+            pinned: AtomicBool::new(true),
         })))
+    }
+
+    /// Makes the handle keep its descriptor: the directory is about to lose its name.
+    pub fn pin(&self) -> Result<()> {
+        self.0.pinned.store(true, Ordering::Relaxed);
+        self.0.dir().map(drop).inspect_err(|_| self.unpin())
+    }
+
+    /// Takes [`DirHandle::pin`] back.
+    pub fn unpin(&self) {
+        self.0.pinned.store(false, Ordering::Relaxed);
     }
 
     /// Says that the directory was moved: from now on it is `name` in `parent`. Every handle below follows.
@@ -176,7 +188,7 @@ impl Handle {
     }
 
     fn release(&self) {
-        if !self.pinned {
+        if !self.pinned.load(Ordering::Relaxed) {
             *self.slot() = None;
         }
     }

@@ -150,6 +150,25 @@ impl Acl {
         }
     }
 
+    /// Returns the ACL of a file whose mode is set: the mode has the last word about owner, mask and others.
+    pub fn with_mode(&self, mode: u32) -> Acl {
+        let has_mask = self.0.iter().any(|entry| entry.who == Who::Mask);
+        let set = |entry: &AclEntry| {
+            let shift = match entry.who {
+                Who::Owner => 6,
+                Who::Mask => 3,
+                Who::OwningGroup if !has_mask => 3,
+                Who::Others => 0,
+                _ => return *entry,
+            };
+            AclEntry {
+                allowed: mode >> shift & 7,
+                ..*entry
+            }
+        };
+        Acl(self.0.iter().map(set).collect())
+    }
+
     /// Returns the nine permission bits that a file with this ACL as its own shows.
     pub fn shown_mode(&self) -> u32 {
         let of = |who| {

@@ -102,7 +102,7 @@ impl Engine {
     }
 
     /// Returns the attributes with records applied.
-    fn shown_in(&self, state: &State, stored: &Stat) -> Result<Stat> {
+    pub(crate) fn shown_in(&self, state: &State, stored: &Stat) -> Result<Stat> {
         let shown = |layer: usize, dir: &dyn LayerDir, name: Option<&OsStr>| {
             // Data-only layers have no say in attributes.
             let layer = &**self.stack.layers().get(layer).ok_or(Refusal::Stale)?;
@@ -123,7 +123,7 @@ impl Engine {
     }
 
     /// Returns how many names a file has in the union.
-    fn nlink(&self, state: &State, stored: &Stat) -> Result<u32> {
+    pub(crate) fn nlink(&self, state: &State, stored: &Stat) -> Result<u32> {
         let (Body::File(file), Some(upper)) = (&state.body, &self.upper) else {
             return Ok(stored.nlink);
         };

@@ -228,8 +228,18 @@ impl State {
         }
     }
 
+    /// Notes that one of its names is another now.
+    pub fn move_place(&mut self, (parent, name): (&Arc<LiveNode>, &OsStr), to: Place) {
+        let is = |place: &Place| Arc::ptr_eq(&place.parent, parent) && place.name == name;
+        let links = self.links.iter_mut().flat_map(|links| &mut links.places);
+        match self.place.iter_mut().chain(links).find(|place| is(place)) {
+            Some(place) => *place = to,
+            None => self.add_place(to),
+        }
+    }
+
     /// Returns whether the name was known.
-    fn remove_place(&mut self, parent: &Arc<LiveNode>, name: &OsStr) -> bool {
+    pub fn remove_place(&mut self, parent: &Arc<LiveNode>, name: &OsStr) -> bool {
         let is = |place: &Place| Arc::ptr_eq(&place.parent, parent) && place.name == name;
         if self.place.as_ref().is_some_and(is) {
             self.place = self.links.as_mut().and_then(|links| links.places.pop());
@@ -272,11 +282,13 @@ impl Names {
         self.live.get(name)?.upgrade()
     }
 
-    fn insert(&mut self, name: &OsStr, node: &Arc<LiveNode>) {
+    /// Lists a node. Its places are the caller's.
+    pub fn insert(&mut self, name: &OsStr, node: &Arc<LiveNode>) {
         self.live.insert(name.to_owned(), Arc::downgrade(node));
     }
 
-    fn remove(&mut self, name: &OsStr) {
+    /// Takes a name out of the list. The node's places are the caller's.
+    pub fn remove(&mut self, name: &OsStr) {
         self.live.remove(name);
         // A directory that once had a million names live should not keep the room for them.
         if self.live.capacity() > 64 && self.live.len() < self.live.capacity() / 8 {

@@ -115,7 +115,13 @@ impl Engine {
         }
         let node = self.node(id)?;
         let _shared = self.shared();
-        let source = self.source(&node.state())?;
+        let state = node.state();
+        self.xattr_in(&state, name)
+    }
+
+    /// As [`Engine::xattr`], for who holds the rename gate and the state.
+    pub(crate) fn xattr_in(&self, state: &State, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        let source = self.source(state)?;
         let dialect = self.dialect_of(source.layer);
         let stored = match dialect.prefix {
             Some(prefix) => prefix.escape(name),

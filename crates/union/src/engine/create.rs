@@ -1,0 +1,515 @@
+//! New names: files, directories, symbolic links, pipes, sockets, devices; files without a name; hard links.
+//!
+//! What is new has the right owner, mode and ACL from the first moment at which anybody can see it. Where the name is free
+//! in the upper layer it is made there in one system call, by a thread that takes the caller's ids for it ([`vellum_sys::acting`]).
+//! Over a whiteout, and where owners are recorded, it is staged and moved into place. A directory over a whiteout is
+//! opaque before it is seen.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::sync::Arc;
+
+use vellum_format::OverrideStat;
+use vellum_sys::acting::{self, Maker};
+use vellum_sys::xattr::SetMode;
+use vellum_sys::{Dir, FileKind, Stat};
+
+use crate::dir_layer::DirHandle;
+use crate::engine::acl::{self, Acl};
+use crate::engine::at::At;
+use crate::engine::copy_up::What;
+use crate::engine::hide::Above;
+use crate::engine::nodes::{Body, DataAt, FileBody, Held, LiveNode, Names, UpperFile};
+use crate::engine::records;
+use crate::engine::request::{Caller, Entry, NewNode, NodeId};
+use crate::engine::{Engine, Upper};
+use crate::layer::Records;
+use crate::{Layer, Refusal, Result};
+
+/// Something to be made.
+struct New<'a> {
+    what: &'a NewNode,
+    /// 12 bits, the umask still in it.
+    mode: u32,
+    /// With stored ids.
+    maker: Maker,
+}
+
+/// Whether, and how, a name is free.
+enum Free {
+    /// Nothing shows.
+    Yes(Above),
+    /// Something shows.
+    No,
+}
+
+impl Engine {
+    /// Makes something new under a name. The entry is owed a forget.
+    ///
+    /// One step on disk. Errors: [`Refusal::Exists`], [`Refusal::NotFound`] if the directory is removed, [`Refusal::NotPermitted`] for
+    /// a device 0:0, [`Refusal::UnmappedId`], [`Refusal::NameTooLong`], [`Refusal::ReadOnly`], `Io`.
+    pub fn create(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        what: &NewNode,
+        mode: u32,
+        caller: &Caller,
+    ) -> Result<Entry> {
+        let upper = self.upper()?;
+        check_name(upper, name)?;
+        let new = self.new_thing(what, mode, caller)?;
+        let dir = self.dir_node(parent)?;
+        let done = self.in_dir(&dir, |handle, names| {
+            let at = handle.dir().map_err(|error| upper.io(error))?;
+            let stored = self.make(upper, &dir, names, &at, name, &new)?;
+            let kind = kind_of(what);
+            let node = self.add_new((&dir, names, name), &stored, kind)?;
+            self.entry_made(node, stored)
+        });
+        self.table.sweep();
+        done
+    }
+
+    /// Makes a regular file without a name, to be linked later or never. The entry is owed a forget.
+    ///
+    /// `parent` gives what it gives to files made in it. Errors: as [`Engine::create`], [`Refusal::Unsupported`] if the upper layer's file
+    /// system can't.
+    pub fn tmpfile(&self, parent: NodeId, mode: u32, caller: &Caller) -> Result<Entry> {
+        let upper = self.upper()?;
+        if !upper.unnamed {
+            return Err(Refusal::Unsupported.into());
+        }
+        let new = self.new_thing(&NewNode::File, mode, caller)?;
+        let dir = self.dir_node(parent)?;
+        let done = self.in_dir(&dir, |handle, _| {
+            let at = handle.dir().map_err(|error| upper.io(error))?;
+            let file = match direct(upper, &new)? {
+                true => {
+                    let acting = acting::act(new.maker).map_err(|error| upper.io(error))?;
+                    let file = at.create_unnamed(new.mode);
+                    drop(acting);
+                    file.map_err(|error| upper.io(error))?
+                }
+                false => {
+                    let got = self.inherited(&dir, &new)?;
+                    let file = upper.staging.dir().create_unnamed(0o600);
+                    let file = file.map_err(|error| upper.io(error))?;
+                    let fd = rustix::io::fcntl_dupfd_cloexec(&file, 3);
+                    let fd =
+                        fd.map_err(|e| upper.io(vellum_sys::Error::new("duplicate", "", e)))?;
+                    got.dress(upper, &At::Fd(Arc::new(fd)), &new, true)?;
+                    file
+                }
+            };
+            let stored = vellum_sys::stat::stat_fd(&file).map_err(|error| upper.io(error))?;
+            let body = FileBody {
+                upper: Some(UpperFile::Pinned(Arc::new(file.into()))),
+                lower: None,
+                data: DataAt::Upper,
+            };
+            let ino = self.numbers.show(stored.identity());
+            let node = self
+                .table
+                .add_nameless(ino, FileKind::File, Body::File(body));
+            self.entry_made(node, stored)
+        });
+        self.table.sweep();
+        done
+    }
+
+    /// Gives a file a further name. The entry (the file's) is owed a forget.
+    ///
+    /// One step on disk. Errors: as [`Engine::create`]; [`Refusal::NotPermitted`] for a directory, [`Refusal::NotFound`] if the
+    /// file has lost its last name, `Io` (EMLINK).
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        let done = self.link_in(node, parent, name);
+        self.table.sweep();
+        done
+    }
+
+    fn link_in(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
+        let upper = self.upper()?;
+        check_name(upper, name)?;
+        let node = self.node(node)?;
+        let dir = self.dir_node(parent)?;
+        if node.is_dir() {
+            return Err(Refusal::NotPermitted.into());
+        }
+        loop {
+            let what = match upper.options.metacopy && upper.options.redirect_dir {
+                true => What::Meta,
+                // Data below is found by the name: only a redirect lets a file have two.
+                false => What::Data,
+            };
+            self.to_upper(&node, what)?;
+            self.to_upper(&dir, What::Names)?;
+            let shared = self.shared();
+            let mut names = dir.names();
+            if dir.is_gone() {
+                return Err(Refusal::NotFound.into());
+            }
+            let Some(_gate) = node.try_gate() else {
+                drop((names, shared));
+                drop(node.gate());
+                continue;
+            };
+            let handle = dir.upper_dir().ok_or(Refusal::Stale)?;
+            let at = handle.dir().map_err(|error| upper.io(error))?;
+            let over = match self.is_free(upper, &dir, &mut names, &at, name, true)? {
+                Free::Yes(over) => over,
+                Free::No => return Err(Refusal::Exists.into()),
+            };
+            self.redirect_for_link(&node)?;
+            let mut state = node.state_mut();
+            self.before_links_change(&node, &state)?;
+            let Some(from) = state.at().map_err(|error| upper.io(error))? else {
+                return Err(Refusal::Stale.into());
+            };
+            let linked = link_from(&from, upper, &at, name, over);
+            linked.map_err(|error| match error.is_not_found() {
+                true => Refusal::NotFound.into(),
+                false => upper.io(error),
+            })?;
+            upper.unhide_name(&at, name)?;
+            let stored = at.stat(name).map_err(|error| upper.io(error))?;
+            if let Body::File(file) = &mut state.body
+                && let Some(UpperFile::Pinned(_)) = file.upper
+            {
+                let (dir, name) = (Arc::clone(&handle), name.to_owned());
+                file.upper = Some(UpperFile::Named { dir, name });
+            }
+            let has_origin = self.has_origin(&state)?;
+            drop(state);
+            self.table.link_inode(&node, stored.identity());
+            let held = self.table.hold(&node);
+            self.table.add_name(&node, (&dir, &mut names, name));
+            dir.changed();
+            if has_origin {
+                self.make_impure(&dir)?;
+            }
+            return self.entry(held);
+        }
+    }
+
+    /// Calls `make` with a directory that is in the upper layer, its names and the rename gate being held.
+    fn in_dir<T>(
+        &self,
+        dir: &Arc<LiveNode>,
+        make: impl FnOnce(&Arc<DirHandle>, &mut Names) -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            if let Some(handle) = dir.upper_dir() {
+                let _shared = self.shared();
+                let mut names = dir.names();
+                return match dir.is_gone() {
+                    true => Err(Refusal::NotFound.into()),
+                    false => make(&handle, &mut names),
+                };
+            }
+            self.to_upper(dir, What::Names)?;
+        }
+    }
+
+    fn new_thing<'a>(&self, what: &'a NewNode, mode: u32, caller: &Caller) -> Result<New<'a>> {
+        if let NewNode::Char(0, 0) = what {
+            return Err(Refusal::NotPermitted.into());
+        }
+        Ok(New {
+            what,
+            mode: mode & 0o7777,
+            maker: Maker {
+                uid: self.ids.uid_stored(caller.uid)?,
+                gid: self.ids.gid_stored(caller.gid)?,
+                umask: caller.umask,
+            },
+        })
+    }
+
+    /// Returns whether `name` can be given to something new. With `ask`, the upper layer is asked even where a system call that makes
+    /// the name would find out by itself.
+    fn is_free(
+        &self,
+        upper: &Upper,
+        dir: &Arc<LiveNode>,
+        names: &mut Names,
+        at: &Dir,
+        name: &OsStr,
+        ask: bool,
+    ) -> Result<Free> {
+        // Whatever is alive under a name is there.
+        if names.get(name).is_some() {
+            return Ok(Free::No);
+        }
+        let below = self.below(dir, name)?.is_some();
+        if !below && !ask && !upper.by_name() {
+            return Ok(Free::Yes(Above::Nothing));
+        }
+        Ok(match upper.above(at, name).map_err(|e| upper.io(e))? {
+            Above::Entry(_) => Free::No,
+            Above::Nothing if below => Free::No,
+            above => Free::Yes(above),
+        })
+    }
+
+    /// Makes the thing, and returns its attributes as stored.
+    fn make(
+        &self,
+        upper: &Upper,
+        dir: &Arc<LiveNode>,
+        names: &mut Names,
+        at: &Dir,
+        name: &OsStr,
+        new: &New<'_>,
+    ) -> Result<Stat> {
+        let direct = direct(upper, new)?;
+        let mut over = match self.is_free(upper, dir, names, at, name, !direct)? {
+            Free::Yes(over) => over,
+            Free::No => return Err(Refusal::Exists.into()),
+        };
+        if over == Above::Nothing && direct {
+            let acting = acting::act(new.maker).map_err(|error| upper.io(error))?;
+            let made = make_plain(at, name, new.what, new.mode);
+            drop(acting);
+            match made {
+                Ok(Some(file)) => {
+                    return vellum_sys::stat::stat_fd(&file).map_err(|error| upper.io(error));
+                }
+                Ok(None) => return at.stat(name).map_err(|error| upper.io(error)),
+                Err(error) if !error.is_exists() => return Err(upper.io(error)),
+                Err(_) => {}
+            }
+            // A whiteout, or something nobody has looked up yet.
+            over = match self.is_free(upper, dir, names, at, name, true)? {
+                Free::Yes(Above::Nothing) | Free::No => return Err(Refusal::Exists.into()),
+                Free::Yes(over) => over,
+            };
+        }
+        let temp = upper.staging.name();
+        let is_dir = matches!(new.what, NewNode::Dir);
+        let published = self.stage(upper, dir, &temp, new, over).and_then(|stored| {
+            let published = upper.publish(&temp, at, name, is_dir, over);
+            published
+                .map(|()| stored)
+                .map_err(|error| match error.is_exists() {
+                    true => Refusal::Exists.into(),
+                    false => upper.io(error),
+                })
+        });
+        match published {
+            Ok(stored) => {
+                upper.unhide_name(at, name)?;
+                Ok(stored)
+            }
+            Err(error) => {
+                match is_dir {
+                    true => upper.staging.discard_dir(&temp),
+                    false => upper.staging.discard(&temp),
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the thing in the staging directory, complete.
+    fn stage(
+        &self,
+        upper: &Upper,
+        dir: &LiveNode,
+        temp: &OsStr,
+        new: &New<'_>,
+        over: Above,
+    ) -> Result<Stat> {
+        let got = self.inherited(dir, new)?;
+        let staging = upper.staging.dir();
+        let at = At::Name(Arc::clone(staging), temp.to_owned());
+        let foreign = !acting::possible(new.maker.uid, new.maker.gid).map_err(|e| upper.io(e))?;
+        let recorded = upper.options.records == Records::Read
+            // A link of another owner's becomes a file that says so; one's own is what it is.
+            && (foreign || !matches!(new.what, NewNode::Symlink(_)));
+        let made = match (recorded, new.what) {
+            (true, NewNode::Dir) => staging.mkdir(temp, records::BACKING_DIR_MODE),
+            (true, NewNode::Symlink(target)) => {
+                let file = staging.create_file(temp, records::BACKING_FILE_MODE);
+                file.and_then(|mut file| {
+                    file.write_all(target.as_encoded_bytes())
+                        .map_err(|e| vellum_sys::Error::new("write", temp, e))
+                })
+            }
+            (true, _) => staging
+                .create_file(temp, records::BACKING_FILE_MODE)
+                .map(drop),
+            (false, what) => make_plain(staging, temp, what, 0o600 | new.mode & 0o100).map(drop),
+        };
+        made.map_err(|error| upper.io(error))?;
+        got.dress(upper, &at, new, recorded)?;
+        if over == Above::Whiteout && matches!(new.what, NewNode::Dir) {
+            let opaque = upper.make_opaque(staging, temp);
+            opaque.map_err(|error| upper.io(error))?;
+        }
+        at.stat().map_err(|error| upper.io(error))
+    }
+
+    /// Returns what a directory gives to what is made in it, as the file system would.
+    fn inherited(&self, dir: &LiveNode, new: &New<'_>) -> Result<Got> {
+        let state = dir.state();
+        let stored = self.stat_in(&state)?;
+        let shown = self.shown_in(&state, &stored)?;
+        let default = self.xattr_in(&state, OsStr::new(acl::DEFAULT))?;
+        let default = default.map(|value| Acl::parse(&value)).transpose()?;
+        let is_dir = matches!(new.what, NewNode::Dir);
+        let (mut mode, mut access) = (new.mode, None);
+        match (&default, new.what) {
+            (_, NewNode::Symlink(_)) => mode = 0o777,
+            (None, _) => mode &= !new.maker.umask,
+            (Some(default), _) => {
+                let inherited = default.inherit(mode);
+                (mode, access) = (inherited.mode, inherited.access);
+            }
+        }
+        let mut gid = new.maker.gid;
+        if shown.mode & 0o2000 != 0 {
+            gid = shown.gid;
+            if is_dir {
+                mode |= 0o2000;
+            }
+        }
+        Ok(Got {
+            uid: new.maker.uid,
+            gid,
+            mode,
+            access,
+            default: default.filter(|_| is_dir),
+        })
+    }
+
+    /// Returns the entry of something that was just made.
+    fn entry_made(&self, node: Held<'_>, stored: Stat) -> Result<Entry> {
+        let attr = self.attr_in(&node, &node.state(), Some(stored))?;
+        Ok(Entry {
+            node: node.keep().id,
+            generation: 0,
+            attr,
+        })
+    }
+}
+
+/// What something new is to have, everything considered.
+struct Got {
+    uid: u32,
+    gid: u32,
+    mode: u32,
+    access: Option<Acl>,
+    default: Option<Acl>,
+}
+
+impl Got {
+    /// Gives it to a staged inode.
+    fn dress(&self, upper: &Upper, at: &At, new: &New<'_>, recorded: bool) -> Result<()> {
+        let io = |error| upper.io(error);
+        let acls = [(acl::ACCESS, &self.access), (acl::DEFAULT, &self.default)];
+        let acls = acls
+            .iter()
+            .filter_map(|(name, acl)| acl.as_ref().map(|acl| (OsStr::new(*name), acl.encode())));
+        if recorded && upper.options.records == Records::Read {
+            let record: OverrideStat = records::of_new(new.what, self.mode, self.uid, self.gid);
+            at.set_xattr(records::stat_name(), &record.encode(), SetMode::Any)
+                .map_err(io)?;
+            for (name, value) in acls {
+                let name: OsString = records::kept(&upper.layer.dialect(), name)?
+                    .record
+                    .ok_or(Refusal::Unsupported)?;
+                at.set_xattr(&name, &value, SetMode::Any).map_err(io)?;
+            }
+            return Ok(());
+        }
+        let stat = at.stat().map_err(io)?;
+        if (stat.uid, stat.gid) != (self.uid, self.gid) {
+            at.set_owner(Some(self.uid), Some(self.gid)).map_err(io)?;
+        }
+        if !matches!(new.what, NewNode::Symlink(_)) {
+            for (name, value) in acls {
+                at.set_xattr(name, &value, SetMode::Any).map_err(io)?;
+            }
+            at.set_mode(self.mode).map_err(io)?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether the thing can be made where it belongs, by this thread.
+fn direct(upper: &Upper, new: &New<'_>) -> Result<bool> {
+    let possible = acting::possible(new.maker.uid, new.maker.gid);
+    Ok(upper.options.records == Records::None && possible.map_err(|error| upper.io(error))?)
+}
+
+fn make_plain(
+    dir: &Dir,
+    name: &OsStr,
+    what: &NewNode,
+    mode: u32,
+) -> vellum_sys::Result<Option<std::fs::File>> {
+    let (kind, rdev) = match what {
+        NewNode::File => return dir.create_file(name, mode).map(Some),
+        NewNode::Dir => return dir.mkdir(name, mode).map(|()| None),
+        NewNode::Symlink(target) => return dir.symlink(target, name).map(|()| None),
+        NewNode::Fifo => (FileKind::Fifo, (0, 0)),
+        NewNode::Socket => (FileKind::Socket, (0, 0)),
+        NewNode::Char(major, minor) => (FileKind::Char, (*major, *minor)),
+        NewNode::Block(major, minor) => (FileKind::Block, (*major, *minor)),
+    };
+    dir.mknod(name, kind, mode, rdev).map(|()| None)
+}
+
+/// Links an inode of the upper layer to a name that is free or hidden, in one step.
+fn link_from(
+    from: &At,
+    upper: &Upper,
+    at: &Dir,
+    name: &OsStr,
+    over: Above,
+) -> vellum_sys::Result<()> {
+    let link = |to_dir: &Dir, to: &OsStr| match from {
+        At::Name(dir, from) => to_dir.link(dir, from, to),
+        At::Fd(fd) => to_dir.link_fd(fd, to),
+        At::Dir(dir) => to_dir.link_fd(&**dir, to),
+    };
+    if over != Above::Whiteout || upper.by_name() {
+        return link(at, name);
+    }
+    let temp = upper.staging.name();
+    link(upper.staging.dir(), &temp)?;
+    let published = upper.publish(&temp, at, name, false, over);
+    if published.is_err() {
+        upper.staging.discard(&temp);
+    }
+    published
+}
+
+/// Refuses names that can't be made in this upper.
+pub(crate) fn check_name(upper: &Upper, name: &OsStr) -> Result<()> {
+    if name.len() > vellum_format::NAME_MAX_BYTES {
+        return Err(Refusal::NameTooLong.into());
+    }
+    let bytes = name.as_encoded_bytes();
+    if matches!(bytes, b"" | b"." | b"..") || bytes.contains(&b'/') || bytes.contains(&0) {
+        return Err(Refusal::Invalid.into());
+    }
+    // It would be taken for a mark.
+    if upper.by_name() && vellum_format::wh::parse(name) != vellum_format::wh::Name::Plain {
+        return Err(Refusal::NotPermitted.into());
+    }
+    Ok(())
+}
+
+fn kind_of(what: &NewNode) -> FileKind {
+    match what {
+        NewNode::File => FileKind::File,
+        NewNode::Dir => FileKind::Dir,
+        NewNode::Symlink(_) => FileKind::Symlink,
+        NewNode::Fifo => FileKind::Fifo,
+        NewNode::Socket => FileKind::Socket,
+        NewNode::Char(..) => FileKind::Char,
+        NewNode::Block(..) => FileKind::Block,
+    }
+}

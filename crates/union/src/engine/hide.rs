@@ -1,0 +1,447 @@
+//! Taking names away: unlink, rmdir, and the whiteouts that keep lower layers from showing through.
+//!
+//! A whiteout is made only where a lower layer has the name, and in the same step in which the name goes: there is no
+//! moment at which the lower file shows again. A directory that looks empty may hold whiteouts; before it goes it is made
+//! opaque, so that they can be removed one by one and it looks empty at every moment.
+//!
+//! What is removed but still known is pinned by a descriptor first: it stays usable until it is forgotten.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use vellum_format::{Mark, Opaque, wh};
+use vellum_sys::xattr::{self, SetMode};
+use vellum_sys::{Dir, FileKind, RenameFlags};
+
+use crate::dir_layer::DirHandle;
+use crate::engine::copy_up::What;
+use crate::engine::nodes::{Body, DirBody, Held, LiveNode, Names, State, UpperFile};
+use crate::engine::request::NodeId;
+use crate::engine::{Engine, Upper};
+use crate::layer::{Layer, WhNames};
+use crate::marks::{DirAt, Reader};
+use crate::resolve::{Merged, Part};
+use crate::stack::Layers;
+use crate::{Refusal, Result};
+
+/// What lies in the upper layer under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Above {
+    /// Nothing.
+    Nothing,
+    /// A whiteout.
+    Whiteout,
+    /// The name itself, with what it is.
+    Entry(FileKind),
+}
+
+impl Engine {
+    /// Removes a name that is no directory.
+    ///
+    /// One step on disk: afterwards the name is gone, or nothing has changed. Errors: [`Refusal::NotFound`],
+    /// [`Refusal::IsADirectory`], [`Refusal::ReadOnly`], `Io`.
+    pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        let done = self.remove(parent, name, FileKind::File);
+        self.table.sweep();
+        done
+    }
+
+    /// Removes a directory in which nothing shows. Errors: as [`Engine::unlink`], [`Refusal::NotADirectory`] and
+    /// [`Refusal::NotEmpty`].
+    pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        let done = self.remove(parent, name, FileKind::Dir);
+        self.table.sweep();
+        done
+    }
+
+    fn remove(&self, parent: NodeId, name: &OsStr, kind: FileKind) -> Result<()> {
+        let upper = self.upper()?;
+        let dir = self.dir_node(parent)?;
+        loop {
+            let shared = self.shared();
+            let mut names = dir.names();
+            let node = self
+                .child(&dir, &mut names, name)?
+                .ok_or(Refusal::NotFound)?;
+            match (node.is_dir(), kind == FileKind::Dir) {
+                (true, false) => return Err(Refusal::IsADirectory.into()),
+                (false, true) => return Err(Refusal::NotADirectory.into()),
+                _ => {}
+            }
+            let below = self.below(&dir, name)?.is_some();
+            let Some(handle) = dir.upper_dir() else {
+                drop((names, shared));
+                self.to_upper(&dir, What::Names)?;
+                continue;
+            };
+            if self.needs_alias(&node, &handle, name)? {
+                drop((names, shared));
+                self.to_upper_as(&node, &dir, name)?;
+                continue;
+            }
+            let Some(_gate) = node.try_gate() else {
+                drop((names, shared));
+                drop(node.gate());
+                continue;
+            };
+            return match kind {
+                FileKind::Dir => {
+                    self.remove_dir(upper, &dir, &mut names, &handle, name, &node, below)
+                }
+                _ => self.remove_file(upper, &dir, &mut names, &handle, name, &node, below),
+            };
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one step of one operation")]
+    fn remove_file(
+        &self,
+        upper: &Upper,
+        dir: &Arc<LiveNode>,
+        names: &mut Names,
+        handle: &Arc<DirHandle>,
+        name: &OsStr,
+        node: &Held<'_>,
+        below: bool,
+    ) -> Result<()> {
+        let at = handle.dir().map_err(|error| upper.io(error))?;
+        let mut state = node.state_mut();
+        let own = is_own(&state, &at, handle, name).map_err(|error| upper.io(error))?;
+        let pinned = match own {
+            true => Some(pin(&state, &at, handle, name).map_err(|error| upper.io(error))?),
+            false => None,
+        };
+        self.before_links_change(node, &state)?;
+        match (own, below) {
+            (true, false) => at.unlink(name),
+            (true, true) => upper.hide_over(&at, name, false),
+            (false, true) => upper.hide(&at, name),
+            (false, false) => return Err(Refusal::NotFound.into()),
+        }
+        .map_err(|error| upper.io(error))?;
+        if let (Some(pinned), Body::File(file)) = (pinned, &mut state.body) {
+            file.upper = Some(pinned);
+        }
+        drop(state);
+        self.table.drop_name((dir, names, name));
+        dir.changed();
+        self.after_links_change(node)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one step of one operation")]
+    fn remove_dir(
+        &self,
+        upper: &Upper,
+        dir: &Arc<LiveNode>,
+        names: &mut Names,
+        handle: &Arc<DirHandle>,
+        name: &OsStr,
+        node: &Held<'_>,
+        below: bool,
+    ) -> Result<()> {
+        // Nothing is made in it any more from here on.
+        let inside = node.names();
+        let at = handle.dir().map_err(|error| upper.io(error))?;
+        let state = node.state_mut();
+        let Body::Dir(body) = &state.body else {
+            return Err(Refusal::NotADirectory.into());
+        };
+        if let Some(own) = &body.upper {
+            own.pin().map_err(|error| upper.io(error))?;
+        }
+        let removed = self.remove_dir_on_disk(upper, &at, name, body, below);
+        if let Err(error) = removed {
+            if let Some(own) = &body.upper {
+                own.unpin();
+            }
+            return Err(error);
+        }
+        drop((state, inside));
+        self.table.drop_name((dir, names, name));
+        dir.changed();
+        Ok(())
+    }
+
+    fn remove_dir_on_disk(
+        &self,
+        upper: &Upper,
+        at: &Dir,
+        name: &OsStr,
+        body: &DirBody,
+        below: bool,
+    ) -> Result<()> {
+        if body.upper.is_none() {
+            return match self.is_empty(&body.parts)? {
+                true => upper.hide(at, name).map_err(|error| upper.io(error)),
+                false => Err(Refusal::NotEmpty.into()),
+            };
+        }
+        if body.parts.len() == 1 && !below {
+            match at.rmdir(name) {
+                Ok(()) => return upper.unhide_name(at, name),
+                Err(error) if is_not_empty(&error) => {}
+                Err(error) => return Err(upper.io(error)),
+            }
+        }
+        self.make_empty(upper, at, name, body)?;
+        match below {
+            true => upper
+                .hide_over(at, name, true)
+                .map_err(|error| upper.io(error)),
+            false => at.rmdir(name).map_err(|error| upper.io(error)),
+        }
+    }
+
+    /// Empties the upper share of a directory in which nothing shows. Errors: [`Refusal::NotEmpty`].
+    ///
+    /// At every moment nothing shows in it. The caller keeps others from making names in it.
+    pub(crate) fn make_empty(
+        &self,
+        upper: &Upper,
+        at: &Dir,
+        name: &OsStr,
+        body: &DirBody,
+    ) -> Result<()> {
+        if !self.is_empty(&body.parts)? {
+            return Err(Refusal::NotEmpty.into());
+        }
+        if body.parts.len() > 1 {
+            upper
+                .make_opaque(at, name)
+                .map_err(|error| upper.io(error))?;
+        }
+        let inside = at.open_dir(name).map_err(|error| upper.io(error))?;
+        let left = inside.entries().and_then(|entries| {
+            entries
+                .map(|entry| entry.map(|entry| entry.name))
+                .collect::<vellum_sys::Result<Vec<_>>>()
+        });
+        // By name, the sentinel says that it is opaque: it goes last.
+        let (marks, rest): (Vec<_>, Vec<_>) = left
+            .map_err(|error| upper.io(error))?
+            .into_iter()
+            .partition(|name| name == wh::OPAQUE);
+        for name in rest.into_iter().chain(marks) {
+            inside.unlink(&name).map_err(|error| upper.io(error))?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether nothing shows in a directory made up of these shares.
+    pub(crate) fn is_empty(&self, parts: &[Part<DirAt>]) -> Result<bool> {
+        let mut hidden = std::collections::HashSet::new();
+        for part in parts {
+            let layer = &self.stack.layers()[part.layer];
+            let mut own = Reader::new(&**layer).names(&part.dir)?;
+            // A layer may have both a name and its whiteout: it is there, and hides what is below.
+            own.sort();
+            for (name, hides) in own {
+                if !hides && !hidden.contains(&name) {
+                    return Ok(false);
+                }
+                hidden.insert(name);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns what the lower layers have under a name, as it would show if the upper had nothing there.
+    pub(crate) fn below(&self, dir: &LiveNode, name: &OsStr) -> Result<Option<FileKind>> {
+        let parts: Vec<_> = match &dir.state().body {
+            Body::Dir(body) => {
+                let lower = body.parts.iter().filter(|part| part.layer > 0);
+                lower.cloned().collect()
+            }
+            Body::File(_) => return Err(Refusal::NotADirectory.into()),
+        };
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let ask = Layers::of_engine(&self.stack, true);
+        let path = || parts[0].dir.dir.path().join(name);
+        Ok(match self.stack.merge_parts(&ask, &parts, name, path)? {
+            Merged::Absent(_) => None,
+            Merged::Dir { .. } => Some(FileKind::Dir),
+            Merged::File { file, .. } => Some(file.stat.kind),
+        })
+    }
+}
+
+impl Upper {
+    /// Whether whiteouts are names (`.wh.NAME`).
+    pub(crate) fn by_name(&self) -> bool {
+        self.layer.dialect().wh_names == WhNames::Whiteouts
+    }
+
+    /// Returns what the upper layer itself has under a name.
+    pub(crate) fn above(&self, at: &Dir, name: &OsStr) -> vellum_sys::Result<Above> {
+        match at.stat_opt(name)? {
+            Some(stat) if !self.by_name() && stat.is_null_device() => Ok(Above::Whiteout),
+            Some(stat) if stat.is_file() && stat.size_bytes == 0 => {
+                let mark = self.options.prefix.xattr(Mark::Whiteout);
+                match xattr::get(at, name, mark)? {
+                    Some(_) => Ok(Above::Whiteout),
+                    None => Ok(Above::Entry(stat.kind)),
+                }
+            }
+            Some(stat) => Ok(Above::Entry(stat.kind)),
+            None if self.by_name() => match wh::whiteout(name) {
+                Some(hiding) if at.stat_opt(&hiding)?.is_some() => Ok(Above::Whiteout),
+                _ => Ok(Above::Nothing),
+            },
+            None => Ok(Above::Nothing),
+        }
+    }
+
+    /// Hides a name of which the upper layer has nothing.
+    pub(crate) fn hide(&self, at: &Dir, name: &OsStr) -> vellum_sys::Result<()> {
+        match self.by_name() {
+            true => self.hide_by_name(at, name),
+            false => match self.staging.make_whiteout(at, name) {
+                // Left by a stranger; it says the same.
+                Err(error) if error.is_exists() && self.above(at, name)? == Above::Whiteout => {
+                    Ok(())
+                }
+                other => other,
+            },
+        }
+    }
+
+    /// Puts a whiteout in the place of a name of the upper layer. A directory is empty.
+    pub(crate) fn hide_over(&self, at: &Dir, name: &OsStr, is_dir: bool) -> vellum_sys::Result<()> {
+        if self.by_name() {
+            // Beside the name it hides nothing of a file, and makes an (empty) directory opaque.
+            self.hide_by_name(at, name)?;
+            return match is_dir {
+                true => at.rmdir(name),
+                false => at.unlink(name),
+            };
+        }
+        if let Some(old) = self.staging.whiteout_over(at, name, is_dir)? {
+            self.staging.discard_dir(&old);
+        }
+        Ok(())
+    }
+
+    fn hide_by_name(&self, at: &Dir, name: &OsStr) -> vellum_sys::Result<()> {
+        let Some(hiding) = wh::whiteout(name) else {
+            let too_long = Errno::NAMETOOLONG;
+            return Err(vellum_sys::Error::new("hide the name", name, too_long));
+        };
+        match at.mknod(&hiding, FileKind::File, 0o600, (0, 0)) {
+            Err(error) if error.is_exists() => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Takes away the whiteout file of a name that is there, or hidden by nothing below. Nothing to do in other dialects.
+    pub(crate) fn unhide_name(&self, at: &Dir, name: &OsStr) -> Result<()> {
+        if !self.by_name() {
+            return Ok(());
+        }
+        match wh::whiteout(name).map_or(Ok(()), |hiding| at.unlink(hiding)) {
+            Err(error) if !error.is_not_found() => Err(self.io(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Marks the directory `name` opaque.
+    pub(crate) fn make_opaque(&self, at: &Dir, name: &OsStr) -> vellum_sys::Result<()> {
+        if self.by_name() {
+            let inside = at.open_dir(name)?;
+            return match inside.mknod(wh::OPAQUE, FileKind::File, 0o600, (0, 0)) {
+                Err(error) if error.is_exists() => Ok(()),
+                other => other,
+            };
+        }
+        let mark = self.options.prefix.xattr(Mark::Opaque);
+        xattr::set(at, name, mark, Opaque::Opaque.encode(), SetMode::Any)
+    }
+
+    /// Moves what is staged as `temp` to a name that is free or hidden, in one step.
+    ///
+    /// Errors: EEXIST if it is neither; then `temp` is still staged.
+    pub(crate) fn publish(
+        &self,
+        temp: &OsStr,
+        at: &Dir,
+        name: &OsStr,
+        is_dir: bool,
+        over: Above,
+    ) -> vellum_sys::Result<()> {
+        let staging = self.staging.dir();
+        match (over, self.by_name()) {
+            (Above::Whiteout, false) if is_dir => {
+                staging.rename(temp, at, name, RenameFlags::EXCHANGE)?;
+                self.staging.discard(temp);
+                Ok(())
+            }
+            (Above::Whiteout, false) => staging.rename(temp, at, name, RenameFlags::empty()),
+            _ => staging.rename(temp, at, name, RenameFlags::NOREPLACE),
+        }
+    }
+}
+
+/// Returns whether the upper layer's entry called `name` in `at` is this file's.
+pub(crate) fn is_own(
+    state: &State,
+    at: &Dir,
+    handle: &Arc<DirHandle>,
+    name: &OsStr,
+) -> vellum_sys::Result<bool> {
+    let Body::File(file) = &state.body else {
+        return Ok(false);
+    };
+    match &file.upper {
+        None => Ok(false),
+        Some(UpperFile::Named { dir, name: own }) if Arc::ptr_eq(dir, handle) && own == name => {
+            Ok(true)
+        }
+        // Another of its names, or its place in the index: whether this name is in the upper layer has to be asked.
+        Some(_) => {
+            let found = at.stat_opt(name)?;
+            Ok(found.is_some_and(|stat| !stat.is_null_device()))
+        }
+    }
+}
+
+/// Returns how a file is reached when `name` is gone: by what it was reached before, another name, or a descriptor.
+pub(crate) fn pin(
+    state: &State,
+    at: &Dir,
+    handle: &Arc<DirHandle>,
+    name: &OsStr,
+) -> vellum_sys::Result<UpperFile> {
+    let Body::File(file) = &state.body else {
+        unreachable!("asked of files only");
+    };
+    match &file.upper {
+        Some(UpperFile::Named { dir, name: own }) if Arc::ptr_eq(dir, handle) && own == name => {}
+        Some(other) => return Ok(other.clone()),
+        None => {}
+    }
+    let fd = at.open_path(name)?;
+    let inode = vellum_sys::stat::stat_fd(&fd)?;
+    if inode.nlink > 1 {
+        for place in state.places() {
+            let Some(dir) = place.parent.upper_dir() else {
+                continue;
+            };
+            if Arc::ptr_eq(&dir, handle) && place.name == name {
+                continue;
+            }
+            let found = dir.dir()?.stat_opt(&place.name)?;
+            if found.is_some_and(|stat| stat.identity() == inode.identity()) {
+                let name = place.name.clone();
+                return Ok(UpperFile::Named { dir, name });
+            }
+        }
+    }
+    Ok(UpperFile::Pinned(Arc::new(fd)))
+}
+
+fn is_not_empty(error: &vellum_sys::Error) -> bool {
+    error.is_not_empty() || error.is_exists()
+}

@@ -1,0 +1,311 @@
+//! What a name carries along when it changes: the count of a file's names, where its lower data is found, and the mark of
+//! directories that hold things from elsewhere.
+//!
+//! The rules are the kernel's (`fs/overlayfs/util.c`, `ovl_nlink_start` and `ovl_set_redirect`). A lower file with several names that was copied up
+//! has one inode in the upper layer, kept alive by its entry in the index; names of it that were not touched stay in the lower
+//! layers only. So the count of names can't be read off any inode: a mark on the upper one gives the difference. It is written before
+//! a name comes or goes, relative to what changes with it, and so is right at every moment.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vellum_format::{Handle, Mark, Nlink, NlinkBase, Redirect};
+use vellum_sys::Stat;
+use vellum_sys::xattr::SetMode;
+
+use crate::dir_layer::DirHandle;
+use crate::engine::at::At;
+use crate::engine::copy_up::What;
+use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, State};
+use crate::engine::{Engine, Upper};
+use crate::{Error, Layer, Refusal, Result};
+
+impl Engine {
+    /// Returns whether the file has to get this very name in the upper layer before the name may change: it is one of
+    /// several of a lower file, and the count of them is kept.
+    pub(crate) fn needs_alias(
+        &self,
+        node: &LiveNode,
+        handle: &Arc<DirHandle>,
+        name: &OsStr,
+    ) -> Result<bool> {
+        let upper = self.upper()?;
+        let state = node.state();
+        let Body::File(file) = &state.body else {
+            return Ok(false);
+        };
+        let several = file.lower.as_ref().is_some_and(|lower| lower.nlink > 1);
+        if upper.index.is_none() || !several {
+            return Ok(false);
+        }
+        if file.upper.is_none() {
+            return Ok(true);
+        }
+        let at = handle.dir().map_err(|error| upper.io(error))?;
+        let own = crate::engine::hide::is_own(&state, &at, handle, name);
+        own.map(|own| !own).map_err(|error| upper.io(error))
+    }
+
+    /// Copies a file up and gives it this name of it in the upper layer. To be called with no lock held.
+    pub(crate) fn to_upper_as(
+        &self,
+        node: &Arc<LiveNode>,
+        dir: &Arc<LiveNode>,
+        name: &OsStr,
+    ) -> Result<()> {
+        self.to_upper(node, What::Meta)?;
+        self.to_upper(dir, What::Names)?;
+        let upper = self.upper()?;
+        loop {
+            let shared = self.shared();
+            let names = dir.names();
+            let Some(_gate) = node.try_gate() else {
+                drop((names, shared));
+                drop(node.gate());
+                continue;
+            };
+            let listed = names.get(name);
+            if !listed.is_some_and(|listed| Arc::ptr_eq(&listed, node)) {
+                // Gone or moved meanwhile: the caller looks again.
+                return Ok(());
+            }
+            let handle = dir.upper_dir().ok_or(Refusal::Stale)?;
+            let at = handle.dir().map_err(|error| upper.io(error))?;
+            if at.stat_opt(name).map_err(|e| upper.io(e))?.is_some() {
+                return Ok(());
+            }
+            let state = node.state_mut();
+            let from = state.at().map_err(|error| upper.io(error))?;
+            let Some(from) = from else {
+                return Err(Refusal::Stale.into());
+            };
+            let stored = from.stat().map_err(|error| upper.io(error))?;
+            let count = self.nlink(&state, &stored)?;
+            // The lower count does not change with the name, so the mark is right before and after.
+            let lower = match &state.body {
+                Body::File(file) => file.lower.as_ref().map(|lower| lower.nlink),
+                Body::Dir(_) => None,
+            };
+            if let Some(lower) = lower {
+                upper.set_nlink(&from, NlinkBase::Lower, count, lower)?;
+            }
+            let times = at.stat_self().map_err(|error| upper.io(error))?;
+            match &from {
+                At::Name(dir, from) => at.link(dir, from, name),
+                At::Fd(fd) => at.link_fd(fd, name),
+                At::Dir(_) => return Err(Refusal::IsADirectory.into()),
+            }
+            .map_err(|error| upper.io(error))?;
+            // Nothing has changed for whoever looks at the directory.
+            vellum_sys::rooted::set_times_fd(&*at, Some(times.atime), Some(times.mtime))
+                .map_err(|error| upper.io(error))?;
+            return Ok(());
+        }
+    }
+
+    /// Writes down how many names a file has, relative to the upper inode's own count, so that the number is right before and after
+    /// a name of that inode comes or goes. Nothing to do for files whose count is not kept.
+    pub(crate) fn before_links_change(&self, node: &LiveNode, state: &State) -> Result<()> {
+        let Some((upper, at, stored)) = self.counted(node, state)? else {
+            return Ok(());
+        };
+        let count = self.nlink(state, &stored)?;
+        upper.set_nlink(&at, NlinkBase::Upper, count, stored.nlink)
+    }
+
+    /// Removes a file from the index if it has lost its last name.
+    pub(crate) fn after_links_change(&self, node: &LiveNode) -> Result<()> {
+        let state = node.state();
+        let Some((upper, at, stored)) = self.counted(node, &state)? else {
+            return Ok(());
+        };
+        let Some(index) = &upper.index else {
+            return Ok(());
+        };
+        if self.nlink(&state, &stored)? > 0 {
+            return Ok(());
+        }
+        let origin = at.xattr(upper.options.prefix.xattr(Mark::Origin));
+        let Some(origin) = origin.map_err(|error| upper.io(error))? else {
+            return Ok(());
+        };
+        // Without a handle there is no entry.
+        let Ok(Some(handle)) = Handle::parse(&origin) else {
+            return Ok(());
+        };
+        let (Ok(name), index) = (handle.index_name(), index.dir()) else {
+            return Ok(());
+        };
+        match index.and_then(|index| index.unlink(&name)) {
+            Err(error) if !error.is_not_found() => Err(upper.io(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the upper inode of a file whose names are counted by a mark.
+    fn counted(&self, node: &LiveNode, state: &State) -> Result<Option<(&Upper, At, Stat)>> {
+        let upper = self.upper()?;
+        if node.is_dir() || upper.index.is_none() || state.links.is_none() || !state.in_upper() {
+            return Ok(None);
+        }
+        let Some(at) = state.at().map_err(|error| upper.io(error))? else {
+            return Ok(None);
+        };
+        if upper.nlink_mark(&at)?.is_none() {
+            return Ok(None);
+        }
+        let stored = at.stat().map_err(|error| upper.io(error))?;
+        Ok(Some((upper, at, stored)))
+    }
+
+    /// Marks a file whose data is below so that it is found whatever the file is called.
+    pub(crate) fn redirect_for_link(&self, node: &Arc<LiveNode>) -> Result<()> {
+        let state = node.state();
+        match (has_data_below(&state), state.place.clone()) {
+            (true, Some(place)) => {
+                let at = state.at().map_err(self.io(0))?;
+                drop(state);
+                self.set_redirect(&at.ok_or(Refusal::Stale)?, &place.parent, &place.name, true)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Marks what is at `at`, and called `name` in `parent` by now, with where the layers below have it. With `absolute`, the mark is good
+    /// wherever it is moved; else only within its directory. A mark that is good enough stays.
+    ///
+    /// Errors: [`Refusal::CrossDevice`] if the mark would be too long, or the file system has no room for it.
+    pub(crate) fn set_redirect(
+        &self,
+        at: &At,
+        parent: &Arc<LiveNode>,
+        name: &OsStr,
+        absolute: bool,
+    ) -> Result<()> {
+        let upper = self.upper()?;
+        let present = upper.redirect(at)?;
+        let lower_name = match present {
+            Some(Redirect::FromRoot(_)) => return Ok(()),
+            Some(Redirect::Sibling(_)) if !absolute => return Ok(()),
+            Some(Redirect::Sibling(name)) => name,
+            None => name.to_owned(),
+        };
+        let redirect = match absolute {
+            false => Redirect::sibling(&lower_name),
+            true => Redirect::from_root(&self.lower_path(parent, lower_name)?),
+        };
+        let value = redirect.map_err(|_| Refusal::CrossDevice)?.encode();
+        let mark = upper.options.prefix.xattr(Mark::Redirect);
+        match at.set_xattr(mark, &value, SetMode::Any) {
+            Err(error) if error.is_no_space() || error.is(rustix::io::Errno::RANGE) => {
+                Err(Refusal::CrossDevice.into())
+            }
+            other => other.map_err(|error| upper.io(error)),
+        }
+    }
+
+    /// Returns the path from the root at which the layers below have `name` of a directory.
+    fn lower_path(&self, dir: &Arc<LiveNode>, name: OsString) -> Result<PathBuf> {
+        let upper = self.upper()?;
+        let mut names = vec![name];
+        let mut at = Arc::clone(dir);
+        loop {
+            let (place, inode) = {
+                let state = at.state();
+                (state.place.clone(), state.at().map_err(self.io(0))?)
+            };
+            let Some(place) = place else {
+                break;
+            };
+            let redirect = match &inode {
+                Some(inode) => upper.redirect(inode)?,
+                None => None,
+            };
+            match redirect {
+                Some(Redirect::FromRoot(path)) => {
+                    let below: PathBuf = names.iter().rev().collect();
+                    return Ok(path.join(below));
+                }
+                Some(Redirect::Sibling(name)) => names.push(name),
+                None => names.push(place.name),
+            }
+            at = place.parent;
+        }
+        Ok(names.iter().rev().collect())
+    }
+
+    /// Returns whether the upper inode was copied from a lower layer, as far as its marks say.
+    pub(crate) fn has_origin(&self, state: &State) -> Result<bool> {
+        let upper = self.upper()?;
+        let Some(at) = state.at().map_err(|error| upper.io(error))? else {
+            return Ok(false);
+        };
+        let origin = at.xattr(upper.options.prefix.xattr(Mark::Origin));
+        Ok(origin.map_err(|error| upper.io(error))?.is_some())
+    }
+
+    /// Marks a directory as holding something that was copied up elsewhere, so that other engines look for its number when
+    /// they list it.
+    pub(crate) fn make_impure(&self, dir: &LiveNode) -> Result<()> {
+        let upper = self.upper()?;
+        let mut state = dir.state_mut();
+        let at = state.at().map_err(|error| upper.io(error))?;
+        let (Some(at), Body::Dir(body)) = (at, &mut state.body) else {
+            return Ok(());
+        };
+        if body.impure || upper.by_name() {
+            return Ok(());
+        }
+        let mark = upper.options.prefix.xattr(Mark::Impure);
+        at.set_xattr(mark, b"y", SetMode::Any)
+            .map_err(|error| upper.io(error))?;
+        body.impure = true;
+        Ok(())
+    }
+}
+
+impl Upper {
+    fn set_nlink(&self, at: &At, base: NlinkBase, count: u32, relative_to: u32) -> Result<()> {
+        let delta = i64::from(count) - i64::from(relative_to);
+        let delta = i32::try_from(delta).map_err(|_| Refusal::Invalid)?;
+        let mark = self.options.prefix.xattr(Mark::Nlink);
+        let value = Nlink { base, delta }.encode();
+        at.set_xattr(mark, &value, SetMode::Any)
+            .map_err(|error| self.io(error))
+    }
+
+    /// Returns where an inode's mark says that the layers below have it.
+    pub(crate) fn redirect(&self, at: &At) -> Result<Option<Redirect>> {
+        let value = at.xattr(self.options.prefix.xattr(Mark::Redirect));
+        let Some(value) = value.map_err(|error| self.io(error))? else {
+            return Ok(None);
+        };
+        Redirect::parse(&value).map(Some).map_err(|source| {
+            let path = match at {
+                At::Name(_, name) => PathBuf::from(name),
+                At::Dir(_) | At::Fd(_) => PathBuf::new(),
+            };
+            Error::Mark {
+                layer: self.layer.name(),
+                path,
+                source,
+            }
+        })
+    }
+}
+
+/// Returns whether a file's bytes, all or some, are in a lower layer while its inode is in the upper.
+pub(crate) fn has_data_below(state: &State) -> bool {
+    match &state.body {
+        Body::File(file) => {
+            file.upper.is_some() && matches!(file.data, DataAt::Lower(_) | DataAt::Blocks(_))
+        }
+        Body::Dir(_) => false,
+    }
+}
+
+/// Returns whether anything of a directory is in lower layers.
+pub(crate) fn is_merged(body: &DirBody) -> bool {
+    body.parts.iter().any(|part| part.layer > 0)
+}

@@ -1,0 +1,495 @@
+//! Moving names: files and directories of whatever origin, also over others and against each other.
+//!
+//! A rename is one rename(2) in the upper layer. What else it takes comes before, and changes nothing for anybody:
+//! * what moves is copied up, a directory by its names only; a redirect says where the layers below have the rest;
+//! * a directory that has nothing below is made opaque if something would show through at its new place;
+//! * a directory that is replaced, and looks empty, is emptied of whiteouts.
+//!
+//! The whiteout at the old place is made by the same system call (`RENAME_WHITEOUT`), or is the one of the new place,
+//! which changes places with the directory.
+//!
+//! Locks: files within one directory move under the shared rename gate; everything else has it alone.
+
+use std::ffi::OsStr;
+use std::sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+
+use rustix::io::Errno;
+
+use vellum_sys::{Dir, FileKind, RenameFlags};
+
+use crate::dir_layer::DirHandle;
+use crate::engine::copy_up::What;
+use crate::engine::create::check_name;
+use crate::engine::hide::{Above, is_own, pin};
+use crate::engine::links::{has_data_below, is_merged};
+use crate::engine::nodes::{Body, Held, LiveNode, Names, Place, State, UpperFile};
+use crate::engine::request::{NodeId, RenameMode};
+use crate::engine::{Engine, Upper};
+use crate::{Refusal, Result};
+
+/// The rename gate, as it is held.
+#[expect(dead_code, reason = "held, not used")]
+enum Gate<'a> {
+    Shared(RwLockReadGuard<'a, ()>),
+    Alone(RwLockWriteGuard<'a, ()>),
+}
+
+/// One end of a rename: a directory, its names, and the name.
+struct End<'a> {
+    dir: &'a Arc<LiveNode>,
+    name: &'a OsStr,
+    handle: Arc<DirHandle>,
+    at: Arc<Dir>,
+    /// What the lower layers have under the name.
+    below: Option<FileKind>,
+}
+
+/// What has to be done, without a lock, before a rename can go on.
+enum Before<'a> {
+    Nothing,
+    Alone,
+    ToUpper(Arc<LiveNode>, What),
+    Alias(Arc<LiveNode>, &'a Arc<LiveNode>, &'a OsStr),
+    Wait(Arc<LiveNode>),
+}
+
+impl Engine {
+    /// Moves what is called `name` in `parent` to `new_name` in `new_parent`.
+    ///
+    /// One step on disk. Two names of one file are left as they are. Errors: [`Refusal::NotFound`]; [`Refusal::Exists`] and
+    /// [`Refusal::NotFound`] as the mode says; [`Refusal::NotADirectory`], [`Refusal::IsADirectory`], [`Refusal::NotEmpty`] about what is
+    /// to be replaced; [`Refusal::Invalid`] for a directory into itself, and for whiteouts; [`Refusal::CrossDevice`] for a directory with
+    /// something in lower layers where no redirects are written, or where the redirect would be over 4096 bytes or finds no room;
+    /// `Io`.
+    pub fn rename(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        new_parent: NodeId,
+        new_name: &OsStr,
+        mode: RenameMode,
+    ) -> Result<()> {
+        let done = self.rename_between(parent, name, new_parent, new_name, mode);
+        self.table.sweep();
+        done
+    }
+
+    fn rename_between(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        new_parent: NodeId,
+        new_name: &OsStr,
+        mode: RenameMode,
+    ) -> Result<()> {
+        let upper = self.upper()?;
+        if mode == RenameMode::Whiteout {
+            return Err(Refusal::Invalid.into());
+        }
+        check_name(upper, new_name)?;
+        let from = self.dir_node(parent)?;
+        let to = self.dir_node(new_parent)?;
+        let mut alone = !Arc::ptr_eq(&from, &to);
+        loop {
+            match self.try_rename(upper, (&from, name), (&to, new_name), mode, alone)? {
+                Before::Nothing => return Ok(()),
+                Before::Alone => alone = true,
+                Before::ToUpper(node, what) => self.to_upper(&node, what)?,
+                Before::Alias(node, dir, name) => self.to_upper_as(&node, dir, name)?,
+                Before::Wait(node) => drop(node.gate()),
+            }
+        }
+    }
+
+    fn try_rename<'a>(
+        &self,
+        upper: &Upper,
+        (from, name): (&'a Arc<LiveNode>, &'a OsStr),
+        (to, new_name): (&'a Arc<LiveNode>, &'a OsStr),
+        mode: RenameMode,
+        alone: bool,
+    ) -> Result<Before<'a>> {
+        let _gate = match alone {
+            true => Gate::Alone(self.alone()),
+            false => Gate::Shared(self.shared()),
+        };
+        // Who has the gate alone meets nobody who holds names; else there is only one directory.
+        let mut from_names = from.names();
+        let mut to_names = match Arc::ptr_eq(from, to) {
+            true => None,
+            false => Some(to.names()),
+        };
+        let moved = self.child(from, &mut from_names, name)?;
+        let moved = moved.ok_or(Refusal::NotFound)?;
+        let over = match &mut to_names {
+            None => self.child(to, &mut from_names, new_name)?,
+            Some(names) => self.child(to, names, new_name)?,
+        };
+        if to.is_gone() {
+            return Err(Refusal::NotFound.into());
+        }
+        if allowed(&moved, over.as_ref(), from, to, mode)? == Allowed::AlreadySo {
+            return Ok(Before::Nothing);
+        }
+        let exchange = mode == RenameMode::Exchange;
+        let over_moves = over.as_ref().filter(|_| exchange);
+        if !alone && (moved.is_dir() || over_moves.is_some_and(|over| over.is_dir())) {
+            return Ok(Before::Alone);
+        }
+        for node in [Some(&moved), over_moves].into_iter().flatten() {
+            if let Some(what) = self.missing(upper, node)? {
+                return Ok(Before::ToUpper(Arc::clone(node), what));
+            }
+        }
+        let Some(to_handle) = to.upper_dir() else {
+            return Ok(Before::ToUpper(Arc::clone(to), What::Names));
+        };
+        let from_handle = from.upper_dir().ok_or(Refusal::Stale)?;
+        if self.needs_alias(&moved, &from_handle, name)? {
+            return Ok(Before::Alias(Arc::clone(&moved), from, name));
+        }
+        if let Some(over) = &over
+            && self.needs_alias(over, &to_handle, new_name)?
+        {
+            return Ok(Before::Alias(Arc::clone(over), to, new_name));
+        }
+        let Some(_moved_gate) = moved.try_gate() else {
+            return Ok(Before::Wait(Arc::clone(&moved)));
+        };
+        let _over_gate = match &over {
+            None => None,
+            Some(over) => match over.try_gate() {
+                Some(gate) => Some(gate),
+                None => return Ok(Before::Wait(Arc::clone(over))),
+            },
+        };
+        let end = |dir, name, handle: Arc<DirHandle>| -> Result<End<'_>> {
+            Ok(End {
+                dir,
+                name,
+                at: handle.dir().map_err(|error| upper.io(error))?,
+                handle,
+                below: self.below(dir, name)?,
+            })
+        };
+        let source = end(from, name, from_handle)?;
+        let target = end(to, new_name, to_handle)?;
+        let mut lists = Lists {
+            from: from_names,
+            to: to_names,
+        };
+        match (&over, exchange) {
+            (Some(over), true) => self.exchange(upper, &source, &target, &moved, over)?,
+            _ => self.replace(upper, &source, &target, &moved, over.as_ref())?,
+        }
+        self.note_moves(
+            &mut lists,
+            &source,
+            &target,
+            &moved,
+            over.as_ref(),
+            exchange,
+        );
+        if let Some(over) = over.as_ref().filter(|_| !exchange) {
+            self.after_links_change(over)?;
+        }
+        Ok(Before::Nothing)
+    }
+
+    /// Returns what has to be copied up of something that moves.
+    fn missing(&self, upper: &Upper, node: &LiveNode) -> Result<Option<What>> {
+        let state = node.state();
+        Ok(match &state.body {
+            Body::Dir(body) => {
+                if is_merged(body) && (!upper.options.redirect_dir || upper.by_name()) {
+                    return Err(Refusal::CrossDevice.into());
+                }
+                body.upper.is_none().then_some(What::Names)
+            }
+            // Data below is found by the name, or a redirect.
+            Body::File(file) => match upper.options.redirect_dir && !upper.by_name() {
+                true => file.upper.is_none().then_some(What::Meta),
+                false => (file.upper.is_none() || has_data_below(&state)).then_some(What::Data),
+            },
+        })
+    }
+
+    /// Writes the marks that something needs at another place. They change nothing where it is.
+    fn mark_for(&self, upper: &Upper, node: &LiveNode, from: &End<'_>, to: &End<'_>) -> Result<()> {
+        let (at, merged, has_origin) = {
+            let state = node.state();
+            let at = state.at().map_err(|error| upper.io(error))?;
+            let merged = match &state.body {
+                Body::Dir(body) => is_merged(body),
+                Body::File(_) => has_data_below(&state),
+            };
+            (
+                at.ok_or(Refusal::Stale)?,
+                merged,
+                !upper.by_name() && self.has_origin(&state)?,
+            )
+        };
+        if merged {
+            let same_dir = Arc::ptr_eq(from.dir, to.dir);
+            // A file may have other names, in other directories: only a path is good for all.
+            let several = !node.is_dir() && at.stat().map_err(|e| upper.io(e))?.nlink > 1;
+            self.set_redirect(&at, from.dir, from.name, !same_dir || several)?;
+        } else if node.is_dir() && to.below == Some(FileKind::Dir) {
+            upper
+                .make_opaque(&from.at, from.name)
+                .map_err(|error| upper.io(error))?;
+        }
+        if has_origin && !Arc::ptr_eq(from.dir, to.dir) {
+            self.make_impure(to.dir)?;
+        }
+        Ok(())
+    }
+
+    fn exchange(
+        &self,
+        upper: &Upper,
+        source: &End<'_>,
+        target: &End<'_>,
+        moved: &LiveNode,
+        over: &LiveNode,
+    ) -> Result<()> {
+        self.mark_for(upper, moved, source, target)?;
+        self.mark_for(upper, over, target, source)?;
+        let mut moved_state = moved.state_mut();
+        let mut over_state = over.state_mut();
+        source
+            .at
+            .rename(source.name, &target.at, target.name, RenameFlags::EXCHANGE)
+            .map_err(|error| upper.io(error))?;
+        relocate(&mut moved_state, source, target);
+        relocate(&mut over_state, target, source);
+        Ok(())
+    }
+
+    fn replace(
+        &self,
+        upper: &Upper,
+        source: &End<'_>,
+        target: &End<'_>,
+        moved: &LiveNode,
+        over: Option<&Held<'_>>,
+    ) -> Result<()> {
+        let over_names = over.filter(|over| over.is_dir()).map(|over| over.names());
+        self.mark_for(upper, moved, source, target)?;
+        let mut moved_state = moved.state_mut();
+        let Some(over) = over else {
+            move_on_disk(upper, source, target, moved.is_dir())?;
+            relocate(&mut moved_state, source, target);
+            return Ok(());
+        };
+        let mut over_state = over.state_mut();
+        let mut left = None;
+        match &over_state.body {
+            Body::Dir(body) => match &body.upper {
+                Some(own) => {
+                    own.pin().map_err(|error| upper.io(error))?;
+                    let emptied = self.make_empty(upper, &target.at, target.name, body);
+                    emptied.inspect_err(|_| own.unpin())?;
+                }
+                None if !self.is_empty(&body.parts)? => return Err(Refusal::NotEmpty.into()),
+                None => {}
+            },
+            Body::File(_) => {
+                let own = is_own(&over_state, &target.at, &target.handle, target.name);
+                if own.map_err(|error| upper.io(error))? {
+                    let pinned = pin(&over_state, &target.at, &target.handle, target.name);
+                    left = Some(pinned.map_err(|error| upper.io(error))?);
+                }
+                self.before_links_change(over, &over_state)?;
+            }
+        }
+        let done = move_on_disk(upper, source, target, moved.is_dir());
+        match (&done, &mut over_state.body) {
+            (Ok(()), Body::File(file)) if left.is_some() => file.upper = left,
+            (Err(_), Body::Dir(body)) => {
+                if let Some(own) = &body.upper {
+                    own.unpin();
+                }
+            }
+            _ => {}
+        }
+        done?;
+        relocate(&mut moved_state, source, target);
+        drop((over_state, over_names));
+        Ok(())
+    }
+
+    fn note_moves(
+        &self,
+        lists: &mut Lists<'_>,
+        source: &End<'_>,
+        target: &End<'_>,
+        moved: &Arc<LiveNode>,
+        over: Option<&Held<'_>>,
+        exchange: bool,
+    ) {
+        let place = |end: &End<'_>| Place {
+            parent: Arc::clone(end.dir),
+            name: end.name.to_owned(),
+        };
+        if let (Some(over), false) = (over, exchange) {
+            over.state_mut().remove_place(target.dir, target.name);
+        }
+        source.dir.changed();
+        target.dir.changed();
+        lists.from.remove(source.name);
+        lists.to().insert(target.name, moved);
+        moved
+            .state_mut()
+            .move_place((source.dir, source.name), place(target));
+        if let (Some(over), true) = (over, exchange) {
+            lists.from.insert(source.name, over);
+            over.state_mut()
+                .move_place((target.dir, target.name), place(source));
+        }
+    }
+}
+
+/// The names of both directories, which may be one.
+struct Lists<'a> {
+    from: MutexGuard<'a, Names>,
+    to: Option<MutexGuard<'a, Names>>,
+}
+
+impl Lists<'_> {
+    fn to(&mut self) -> &mut Names {
+        match &mut self.to {
+            Some(to) => to,
+            None => &mut self.from,
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Allowed {
+    Yes,
+    /// Both names are the same file's.
+    AlreadySo,
+}
+
+/// Refuses what no file system does.
+fn allowed(
+    moved: &Arc<LiveNode>,
+    over: Option<&Held<'_>>,
+    from: &Arc<LiveNode>,
+    to: &Arc<LiveNode>,
+    mode: RenameMode,
+) -> Result<Allowed> {
+    match (mode, over) {
+        (RenameMode::NoReplace, Some(_)) => return Err(Refusal::Exists.into()),
+        (RenameMode::Exchange, None) => return Err(Refusal::NotFound.into()),
+        _ => {}
+    }
+    if over.is_some_and(|over| Arc::ptr_eq(over, moved)) {
+        return Ok(Allowed::AlreadySo);
+    }
+    if moved.is_dir() && is_in(to, moved) {
+        return Err(Refusal::Invalid.into());
+    }
+    if let Some(over) = over {
+        if over.is_dir() && is_in(from, over) {
+            return Err(match mode {
+                RenameMode::Exchange => Refusal::Invalid.into(),
+                _ => Refusal::NotEmpty.into(),
+            });
+        }
+        match (mode, moved.is_dir(), over.is_dir()) {
+            (RenameMode::Exchange, _, _) => {}
+            (_, true, false) => return Err(Refusal::NotADirectory.into()),
+            (_, false, true) => return Err(Refusal::IsADirectory.into()),
+            _ => {}
+        }
+    }
+    Ok(Allowed::Yes)
+}
+
+/// Returns whether `dir` is `above`, or beneath it.
+fn is_in(dir: &Arc<LiveNode>, above: &Arc<LiveNode>) -> bool {
+    let mut at = Arc::clone(dir);
+    loop {
+        if Arc::ptr_eq(&at, above) {
+            return true;
+        }
+        let place = at.state().place.clone();
+        match place {
+            Some(place) => at = place.parent,
+            None => return false,
+        }
+    }
+}
+
+/// The one step on disk.
+fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool) -> Result<()> {
+    let io = |error| upper.io(error);
+    let hide = source.below.is_some();
+    if upper.by_name() {
+        // Beside its name it hides nothing of a file, and makes a directory opaque that has nothing below.
+        if hide {
+            upper.hide(&source.at, source.name).map_err(io)?;
+        }
+        let flags = RenameFlags::empty();
+        let done = source
+            .at
+            .rename(source.name, &target.at, target.name, flags);
+        done.map_err(io)?;
+        return upper.unhide_name(&target.at, target.name);
+    }
+    let whiteout_there =
+        is_dir && upper.above(&target.at, target.name).map_err(io)? == Above::Whiteout;
+    if whiteout_there {
+        // A directory can't replace it, so they change places: the old one needs it, or it goes.
+        let flags = RenameFlags::EXCHANGE;
+        let done = source
+            .at
+            .rename(source.name, &target.at, target.name, flags);
+        done.map_err(io)?;
+        return match hide {
+            true => Ok(()),
+            false => source.at.unlink(source.name).map_err(io),
+        };
+    }
+    let flags = match hide {
+        true => RenameFlags::WHITEOUT,
+        false => RenameFlags::empty(),
+    };
+    match source
+        .at
+        .rename(source.name, &target.at, target.name, flags)
+    {
+        Err(error) if hide && (error.is(Errno::INVAL) || error.is_unsupported()) => {
+            let flags = RenameFlags::empty();
+            let done = source
+                .at
+                .rename(source.name, &target.at, target.name, flags);
+            // A file system that can't do both in one step: a crash in between lets the lower file show again.
+            done.and_then(|()| upper.hide(&source.at, source.name))
+                .map_err(io)
+        }
+        other => other.map_err(io),
+    }
+}
+
+/// Lets what was moved on disk know where it is now.
+fn relocate(state: &mut State, from: &End<'_>, to: &End<'_>) {
+    match &mut state.body {
+        Body::Dir(body) => {
+            if let Some(own) = &body.upper {
+                own.moved(&to.handle, to.name);
+            }
+        }
+        Body::File(file) => {
+            if let Some(UpperFile::Named { dir, name }) = &mut file.upper
+                && Arc::ptr_eq(dir, &from.handle)
+                && name == from.name
+            {
+                *dir = Arc::clone(&to.handle);
+                *name = to.name.to_owned();
+            }
+        }
+    }
+}

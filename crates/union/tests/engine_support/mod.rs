@@ -1,0 +1,300 @@
+//! What the tests of the engine share: layers on ext4, an engine on them, the kernel's overlayfs on the same layers, and
+//! both seen as one kind of picture.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vellum_format::Prefix;
+use vellum_sys::FileKind;
+use vellum_testkit::kernel::Overlay;
+use vellum_testkit::tree::{Entry as Seen, Kind, hash};
+use vellum_testkit::{FsKind, Ignore, Scratch, Tree, needs_root};
+use vellum_union::engine::{
+    Attr, Caller, Durability, Engine, EngineOptions, Entry, IdRules, Limit, NewNode, NodeId, RenameMode, SetAttr,
+    UpperOptions,
+};
+use vellum_union::{Dialect, DirLayer, Error, Layer, Records, Result};
+
+pub const ROOT: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    umask: 0o022,
+};
+
+/// Layers in a file system of their own.
+pub struct Rig {
+    pub scratch: Scratch,
+    /// The top one first.
+    pub lowers: Vec<PathBuf>,
+    pub upper: PathBuf,
+    pub work: PathBuf,
+    pub base: PathBuf,
+}
+
+impl Rig {
+    /// Makes empty layers on a new ext4; `None` (and said so) if this process may not mount.
+    pub fn new(lowers: usize) -> Option<Rig> {
+        Rig::on(FsKind::Ext4, lowers)
+    }
+
+    pub fn on(kind: FsKind, lowers: usize) -> Option<Rig> {
+        if !needs_root("engine on its own file system") {
+            return None;
+        }
+        let scratch = Scratch::new();
+        let base = match scratch.file_system("fs", kind, 64) {
+            Ok(base) => base,
+            Err(why) => {
+                vellum_testkit::untested(&format!("engine on {kind:?}"), why);
+                return None;
+            }
+        };
+        let lowers = (0..lowers)
+            .map(|index| scratch.dir(format!("fs/l{index}")))
+            .collect();
+        Some(Rig {
+            lowers,
+            upper: scratch.dir("fs/u"),
+            work: scratch.dir("fs/w"),
+            base,
+            scratch,
+        })
+    }
+
+    pub fn options(&self) -> EngineOptions {
+        options(&self.lowers, &self.upper, &self.work)
+    }
+
+    pub fn open(&self) -> Engine {
+        Engine::open(self.options()).unwrap()
+    }
+
+    /// The layers as the kernel shows them, with all features on.
+    pub fn kernel(&self) -> Tree {
+        let target = self.mount_kernel(&self.upper, &self.work);
+        let tree = Tree::read(&target).unwrap();
+        self.scratch.unmount(&target);
+        tree
+    }
+
+    /// Mounts the kernel's overlayfs on the same lowers.
+    pub fn mount_kernel(&self, upper: &Path, work: &Path) -> PathBuf {
+        let target = self.scratch.dir("merged");
+        let overlay = Overlay {
+            lowers: self.lowers.clone(),
+            data_lowers: Vec::new(),
+            upper: Some((upper.to_owned(), work.to_owned())),
+            options: Vec::new(),
+        }
+        .option("redirect_dir", "on")
+        .option("metacopy", "on")
+        .option("index", "on")
+        .option("xino", "on");
+        // Whoever made a mount namespace meanwhile has a copy of the mount before this one, and the kernel then calls the
+        // upper busy.
+        for _ in 0..200 {
+            match overlay.mount(&self.scratch, &target) {
+                Err(error) if error.contains("os error 16") => {}
+                other => {
+                    other.unwrap();
+                    return target;
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("the upper stays busy");
+    }
+
+    /// Closes the engine, and demands that a fresh engine and the kernel show what it showed.
+    #[track_caller]
+    pub fn agree(&self, engine: Engine) -> Tree {
+        let live = view(&engine);
+        engine.close().unwrap();
+        let kernel = self.kernel();
+        live.assert_same(&kernel, Ignore::default());
+        let again = self.open();
+        view(&again).assert_same(&live, Ignore::default());
+        again.close().unwrap();
+        live
+    }
+}
+
+pub fn options(lowers: &[PathBuf], upper: &Path, work: &Path) -> EngineOptions {
+    let layer = |path: &PathBuf| -> Arc<dyn Layer> {
+        Arc::new(DirLayer::open(path, Dialect::kernel(Prefix::Trusted)).unwrap())
+    };
+    EngineOptions {
+        lowers: lowers.iter().map(layer).collect(),
+        data_lowers: Vec::new(),
+        upper: Some(UpperOptions {
+            upper: upper.to_owned(),
+            work: work.to_owned(),
+            prefix: Prefix::Trusted,
+            records: Records::None,
+            durability: Durability::Volatile,
+            redirect_dir: true,
+            metacopy: true,
+            index: true,
+            blocks_from_bytes: None,
+            limit: Limit::default(),
+        }),
+        ids: IdRules::default(),
+        static_nlink: false,
+        ino_32_bits: false,
+        no_xattrs: false,
+    }
+}
+
+/// An engine used by paths, as a program uses a mount. Every node it meets is forgotten again.
+pub struct User<'a> {
+    pub engine: &'a Engine,
+    pub caller: Caller,
+}
+
+pub fn user(engine: &Engine) -> User<'_> {
+    User {
+        engine,
+        caller: ROOT,
+    }
+}
+
+/// A node held: forgotten when dropped.
+pub struct Held<'a> {
+    engine: &'a Engine,
+    pub node: NodeId,
+    pub attr: Option<Attr>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.node != NodeId::ROOT {
+            self.engine.forget(self.node, 1);
+        }
+    }
+}
+
+impl<'a> User<'a> {
+    pub fn hold(&self, entry: Entry) -> Held<'a> {
+        Held {
+            engine: self.engine,
+            node: entry.node,
+            attr: Some(entry.attr),
+        }
+    }
+
+    pub fn find(&self, path: impl AsRef<Path>) -> Result<Held<'a>> {
+        let mut at = Held {
+            engine: self.engine,
+            node: NodeId::ROOT,
+            attr: None,
+        };
+        for name in path.as_ref().iter() {
+            let entry = self.engine.lookup(at.node, name)?;
+            at = self.hold(entry.ok_or(vellum_union::Refusal::NotFound)?);
+        }
+        Ok(at)
+    }
+
+    /// The directory that `path` is in, and its name there.
+    pub fn above<'p>(&self, path: &'p Path) -> Result<(Held<'a>, &'p OsStr)> {
+        let name = path.file_name().expect("a path with a name");
+        Ok((self.find(path.parent().expect("a parent"))?, name))
+    }
+
+    pub fn attr(&self, path: impl AsRef<Path>) -> Result<Attr> {
+        let held = self.find(path)?;
+        self.engine.attr(held.node)
+    }
+
+    pub fn make(&self, path: impl AsRef<Path>, what: NewNode, mode: u32) -> Result<Held<'a>> {
+        let (dir, name) = self.above(path.as_ref())?;
+        let entry = self.engine.create(dir.node, name, &what, mode, &self.caller)?;
+        Ok(self.hold(entry))
+    }
+
+    pub fn file(&self, path: impl AsRef<Path>, content: &str) -> Result<()> {
+        let held = match self.find(path.as_ref()) {
+            Ok(held) => held,
+            Err(_) => self.make(path, NewNode::File, 0o644)?,
+        };
+        let truncated = SetAttr {
+            size_bytes: Some(0),
+            ..SetAttr::default()
+        };
+        self.engine.set_attr(held.node, &truncated, &self.caller)?;
+        if !content.is_empty() {
+            self.engine.write(held.node, 0, content.as_bytes(), false)?;
+        }
+        Ok(())
+    }
+
+    pub fn mkdir(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.make(path, NewNode::Dir, 0o755).map(drop)
+    }
+
+    pub fn unlink(&self, path: impl AsRef<Path>) -> Result<()> {
+        let (dir, name) = self.above(path.as_ref())?;
+        self.engine.unlink(dir.node, name)
+    }
+
+    pub fn rmdir(&self, path: impl AsRef<Path>) -> Result<()> {
+        let (dir, name) = self.above(path.as_ref())?;
+        self.engine.rmdir(dir.node, name)
+    }
+
+    pub fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+        self.rename_as(from, to, RenameMode::Replace)
+    }
+
+    pub fn rename_as(&self, from: impl AsRef<Path>, to: impl AsRef<Path>, mode: RenameMode) -> Result<()> {
+        let (from_dir, from) = self.above(from.as_ref())?;
+        let (to_dir, to) = self.above(to.as_ref())?;
+        self.engine.rename(from_dir.node, from, to_dir.node, to, mode)
+    }
+
+    pub fn link(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+        let held = self.find(from)?;
+        let (dir, name) = self.above(to.as_ref())?;
+        let entry = self.engine.link(held.node, dir.node, name)?;
+        self.hold(entry);
+        Ok(())
+    }
+
+    pub fn set(&self, path: impl AsRef<Path>, change: SetAttr) -> Result<Attr> {
+        let held = self.find(path)?;
+        self.engine.set_attr(held.node, &change, &self.caller)
+    }
+
+    pub fn chmod(&self, path: impl AsRef<Path>, mode: u32) -> Result<Attr> {
+        let mode = Some(mode);
+        self.set(path, SetAttr { mode, ..SetAttr::default() })
+    }
+
+    pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
+        let held = self.find(path)?;
+        read_all(self.engine, held.node)
+    }
+
+    pub fn names(&self, path: impl AsRef<Path>) -> Result<Vec<OsString>> {
+        let held = self.find(path)?;
+        names(self.engine, held.node)
+    }
+
+    pub fn exists(&self, path: impl AsRef<Path>) -> bool {
+        self.find(path).is_ok()
+    }
+}
+
+pub fn read_all(engine: &Engine, node: NodeId) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match engine.read(node, content.len() as u64, &mut buffer)? {
+            0 => return Ok(content),
+            count => content.extend_from_slice(&buffer[..count]),
+        }
+    }
+}
+
