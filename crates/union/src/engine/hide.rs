@@ -259,7 +259,7 @@ impl Engine {
         if parts.is_empty() {
             return Ok(None);
         }
-        let ask = Layers::of_engine(&self.stack, true);
+        let ask = Layers::of(&self.stack);
         let path = || parts[0].dir.dir.path().join(name);
         Ok(match self.stack.merge_parts(&ask, &parts, name, path)? {
             Merged::Absent(_) => None,

@@ -10,7 +10,8 @@ use vellum_format::Prefix;
 use vellum_sys::FileKind;
 use vellum_testkit::kernel::Overlay;
 use vellum_testkit::tree::{Entry as Seen, Kind, hash};
-use vellum_testkit::{FsKind, Ignore, Scratch, Tree, needs_root};
+use vellum_testkit::tree::Ignore;
+use vellum_testkit::{FsKind, Scratch, Tree, needs_root};
 use vellum_union::engine::{
     Attr, Caller, Durability, Engine, EngineOptions, Entry, IdRules, Limit, NewNode, NodeId, RenameMode, SetAttr,
     UpperOptions,
@@ -298,3 +299,78 @@ pub fn read_all(engine: &Engine, node: NodeId) -> Result<Vec<u8>> {
     }
 }
 
+pub fn names(engine: &Engine, dir: NodeId) -> Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    engine.list(dir, 0, &mut |listing| {
+        names.push(listing.name);
+        std::ops::ControlFlow::Continue(())
+    })?;
+    names.sort();
+    Ok(names)
+}
+
+/// Everything the engine shows, as the kernel's view is taken.
+#[track_caller]
+pub fn view(engine: &Engine) -> Tree {
+    let mut tree = Tree::default();
+    look(engine, NodeId::ROOT, PathBuf::new(), &mut tree);
+    tree.group_links();
+    tree
+}
+
+#[track_caller]
+fn look(engine: &Engine, node: NodeId, path: PathBuf, tree: &mut Tree) {
+    let attr = engine.attr(node).unwrap();
+    if attr.kind == FileKind::Dir {
+        for name in names(engine, node).unwrap() {
+            let below = path.join(&name);
+            let entry = engine.lookup(node, &name).unwrap();
+            let entry = entry.unwrap_or_else(|| panic!("{below:?} is listed, but can't be found"));
+            look(engine, entry.node, below, tree);
+            engine.forget(entry.node, 1);
+        }
+    }
+    let seen = seen(engine, node, &attr);
+    tree.entries.insert(path, seen);
+}
+
+#[track_caller]
+fn seen(engine: &Engine, node: NodeId, attr: &Attr) -> Seen {
+    let xattrs = engine.xattr_names(node).unwrap();
+    let xattrs = xattrs
+        .into_iter()
+        .filter_map(|name| engine.xattr(node, &name).unwrap().map(|value| (name, value)));
+    let is_file = attr.kind == FileKind::File;
+    Seen {
+        kind: match attr.kind {
+            FileKind::Dir => Kind::Directory,
+            FileKind::File => Kind::File,
+            FileKind::Symlink => Kind::Symlink,
+            FileKind::Fifo => Kind::Fifo,
+            FileKind::Socket => Kind::Socket,
+            FileKind::Block => Kind::Block,
+            FileKind::Char => Kind::Character,
+        },
+        mode: attr.mode,
+        uid: attr.uid,
+        gid: attr.gid,
+        mtime: (attr.mtime.sec, attr.mtime.nsec),
+        size: if is_file { attr.size_bytes } else { 0 },
+        rdev: attr.rdev,
+        target: (attr.kind == FileKind::Symlink).then(|| engine.read_link(node).unwrap()),
+        content: is_file.then(|| hash(&read_all(engine, node).unwrap()[..]).unwrap()),
+        xattrs: xattrs.collect(),
+        linked_with: None,
+        identity: (0, attr.ino),
+    }
+}
+
+/// The refusal in a result, which has to be one.
+#[track_caller]
+pub fn refusal<T>(result: Result<T>) -> vellum_union::Refusal {
+    match result {
+        Err(Error::Refused { refusal }) => refusal,
+        Err(other) => panic!("{other}: {:?}", std::error::Error::source(&other)),
+        Ok(_) => panic!("it succeeded"),
+    }
+}
