@@ -365,6 +365,14 @@ impl Finding {
             healed: false,
         }
     }
+
+    /// What there is to say about a directory that holds data: nothing, or that it is lost.
+    pub(crate) fn unless_there(path: &Path) -> Vec<Self> {
+        match path.is_dir() {
+            true => Vec::new(),
+            false => vec![Self::lost(path)],
+        }
+    }
 }
 
 pub(crate) fn driver(kind: DriverKind) -> &'static dyn Driver {

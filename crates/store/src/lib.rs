@@ -33,6 +33,7 @@ mod snapshots;
 mod store;
 mod tx;
 mod walk;
+mod why;
 
 pub use check::{CheckOptions, Rebuilt};
 pub use containers::{ContainerRecord, NewContainer, VolumeRecord};
@@ -42,7 +43,7 @@ pub use digest::{Algorithm, Digest};
 pub use driver::{DriverKind, Finding, LayerDir, LayerMarks, Overlay, Shape, TreeId, TreeParts};
 pub use error::{Class, Result, StoreError, Subject};
 pub use filter::Filter;
-pub use gc::{Garbage, Reason, Thing, Why};
+pub use gc::{Garbage, Thing};
 pub use images::{ImageLayer, ImageRecord, LayerBlob, MovedTag, NewImage};
 pub use layers::{LayerCommit, Registered, StagedFile, StagedLayer};
 pub use lease::{Held, Lease, LeaseId, Life};
@@ -50,3 +51,4 @@ pub use snapshot::{Info, Keep, Kind, LabelChange, Labels, MountFeatures, Snapsho
 pub use snapshots::{PrepareOptions, Sweep};
 pub use store::{Store, StoreOptions};
 pub use tx::Fate;
+pub use why::{Reason, Why};

@@ -107,12 +107,7 @@ impl super::Driver for Native {
     }
 
     fn ready(&self, layout: &Layout, parent: &TreeRef) -> Result<Vec<Finding>> {
-        let root = root_of(layout, parent);
-        Ok(if root.is_dir() {
-            vec![]
-        } else {
-            vec![Finding::lost(&root)]
-        })
+        Ok(Finding::unless_there(&root_of(layout, parent)))
     }
 
     fn check(
