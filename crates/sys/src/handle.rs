@@ -1,9 +1,9 @@
 //! File handles: what a file system calls an inode for good, across renames and remounts.
 //!
-//! `name_to_handle_at` needs no privilege; opening by handle does, and is not here. A handle is compared, stored and
+//! `name_to_handle_at` needs no privilege; opening by handle does. A handle is compared, stored and
 //! printed, never looked into.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -65,6 +65,54 @@ pub fn of(fd: impl AsFd) -> Result<Option<FileHandle>> {
             errno.unwrap_or(Errno::IO),
         )),
     }
+}
+
+/// Opens what a handle leads to without using it (`O_PATH`). `mount` is any open file of its file system.
+///
+/// Errors: EPERM without CAP_DAC_READ_SEARCH; ESTALE if there is no such inode any more.
+pub fn open(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
+    let mount = mount.as_fd();
+    let mut buffer = Buffer {
+        handle_bytes: handle.bytes.len().min(MAX_BYTES) as u32,
+        handle_type: handle.kind,
+        bytes: [0; MAX_BYTES],
+    };
+    let length = buffer.handle_bytes as usize;
+    buffer.bytes[..length].copy_from_slice(&handle.bytes[..length]);
+    // SAFETY: `buffer` begins with the two fields of struct file_handle and has behind them as many bytes as
+    // `handle_bytes` says; the kernel only reads it, and it lives through the call.
+    let fd = unsafe {
+        libc::open_by_handle_at(
+            mount.as_raw_fd(),
+            (&raw mut buffer).cast(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        let source = std::io::Error::last_os_error();
+        return Err(Error::at("open by handle on", mount, "", source));
+    }
+    // SAFETY: the kernel just returned this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Returns the UUID of the file system that holds an open file, or `None` if it has none or the kernel (before 6.9) does
+/// not tell.
+pub fn file_system_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
+    /// `_IOR(0x15, 0, struct fsuuid2)`.
+    const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
+    #[repr(C)]
+    struct FsUuid2 {
+        len: u8,
+        uuid: [u8; 16],
+    }
+    let mut answer = FsUuid2 {
+        len: 0,
+        uuid: [0; 16],
+    };
+    // SAFETY: the request writes one struct fsuuid2, which `answer` is and which lives through the call.
+    let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_GETFSUUID, &raw mut answer) };
+    (done == 0 && answer.len == 16).then_some(answer.uuid)
 }
 
 #[cfg(test)]

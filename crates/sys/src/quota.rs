@@ -109,6 +109,26 @@ pub fn project(fd: impl AsFd) -> Result<u32> {
         .projid)
 }
 
+/// Gives `to` the project number of `from`, and for a directory whether what is made in it inherits that.
+///
+/// Does nothing if it is the default project. Errors: EPERM outside the initial user namespace; ENOTTY, EOPNOTSUPP where there are no projects.
+pub fn carry_project(from: impl AsFd, to: impl AsFd) -> Result<()> {
+    let (from, to) = (from.as_fd(), to.as_fd());
+    let carry = || {
+        let source = get_fsxattr(from)?;
+        if source.projid == 0 {
+            return Ok(());
+        }
+        let mut attr = get_fsxattr(to)?;
+        attr.projid = source.projid;
+        attr.xflags |= source.xflags & XFLAG_PROJINHERIT;
+        // SAFETY: FS_IOC_FSSETXATTR reads one struct fsxattr, which `attr` is and which lives through the call.
+        let done = unsafe { libc::ioctl(to.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attr) };
+        result(done.into())
+    };
+    carry().map_err(|e| Error::at("set the project of", to, "", e))
+}
+
 /// Gives an open directory the project number `id`, which everything made in it from now on inherits.
 pub fn set_project(fd: impl AsFd, id: u32) -> Result<()> {
     let fd = fd.as_fd();

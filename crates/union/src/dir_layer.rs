@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -304,6 +305,14 @@ impl LayerDir for DirHandle {
 
     fn open_file(&self, name: &OsStr) -> Result<File> {
         self.0.dir()?.open_file(name)
+    }
+
+    fn open_path(&self, name: Option<&OsStr>) -> Result<OwnedFd> {
+        let dir = self.0.dir()?;
+        match name {
+            Some(name) => dir.open_path(name),
+            None => dir.dup().map(OwnedFd::from),
+        }
     }
 
     fn room(&self) -> Result<Room> {

@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -148,6 +149,8 @@ pub trait LayerDir: Debug + Send + Sync {
     fn read_link(&self, name: &OsStr) -> Result<OsString>;
     /// Opens a regular file for reading. Errors if it is anything else.
     fn open_file(&self, name: &OsStr) -> Result<File>;
+    /// Opens what `name` is without using it (`O_PATH`), or the directory itself.
+    fn open_path(&self, name: Option<&OsStr>) -> Result<OwnedFd>;
     /// Returns the room on the file system it is on.
     fn room(&self) -> Result<Room>;
     /// Gives the descriptor back, if one is held; the next question opens the directory again.

@@ -135,10 +135,13 @@ impl Engine {
         let Some(mark) = at.map(|at| upper.nlink_mark(&at)).transpose()?.flatten() else {
             return Ok(stored.nlink);
         };
-        let base = match (mark.base, &file.lower) {
-            (NlinkBase::Upper, _) => stored.nlink,
-            (NlinkBase::Lower, Some(lower)) => lower.nlink,
-            (NlinkBase::Lower, None) => stored.nlink,
+        let below = state.links.as_ref().and_then(|links| links.lower_nlink);
+        let base = match (mark.base, below, &file.lower) {
+            (NlinkBase::Upper, ..) => stored.nlink,
+            (NlinkBase::Lower, Some(nlink), _) => nlink,
+            (NlinkBase::Lower, None, Some(lower)) => lower.nlink,
+            // The lower inode can't be found: what is known are the names in the upper layer, less that in the index.
+            (NlinkBase::Lower, None, None) => return Ok(stored.nlink.saturating_sub(1).max(1)),
         };
         Ok(base.saturating_add_signed(mark.delta))
     }

@@ -4,14 +4,33 @@
 //! and times, is synced, and is published by a link or a rename; then the node switches. Its inode number does not change,
 //! nor do the times of its parent.
 //!
-//! Locks: called with none. The node's gate is held all the way, so nobody moves or removes the name meanwhile; the
+//! What has data in it is synced before it shows. What has none (directories, links, attributes alone) is not: inode and
+//! name are in one journal, or in an order that keeps the name from coming first.
+//!
+//! Locks: called with none. The node's gate is held all the way, so nobody moves or removes its names meanwhile; the
 //! rename gate only while the place is looked up, so a long copy delays nobody else.
 
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::engine::Engine;
-use crate::engine::nodes::LiveNode;
-use crate::{Refusal, Result};
+use vellum_format::{Mark, Metacopy, Redirect};
+use vellum_sys::rooted::{Access, NewTime};
+use vellum_sys::xattr::SetMode;
+use vellum_sys::{Dir, FileKind, RenameFlags, Stat, data, publish};
+
+use crate::dir_layer::DirHandle;
+use crate::engine::at::At;
+use crate::engine::identity::Origin;
+use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, Place, State, UpperFile};
+use crate::engine::options::Durability;
+use crate::engine::shown::{Inode, Source};
+use crate::engine::{Engine, Upper, records};
+use crate::layer::Records;
+use crate::marks::DirAt;
+use crate::resolve::Part;
+use crate::{Layer, Refusal, Result, node};
 
 /// What has to be in the upper layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +41,52 @@ pub(crate) enum What {
     Meta,
     /// All of it: the bytes can be changed in place (or block by block, as `DataAt` then says).
     Data,
-    /// As `Data`, for a file that is about to lose all its bytes: they are not copied.
+    /// As `Data`, for a file that is about to lose all its bytes: they are not copied, and its size is 0 afterwards.
     Truncated,
+}
+
+impl What {
+    fn is_done(self, state: &State) -> bool {
+        match (&state.body, self) {
+            (Body::Dir(dir), _) => dir.upper.is_some(),
+            (Body::File(file), What::Names | What::Meta) => file.upper.is_some(),
+            (Body::File(file), What::Data | What::Truncated) => {
+                file.upper.is_some() && !matches!(file.data, DataAt::Lower(_))
+            }
+        }
+    }
+}
+
+/// A copy being made.
+struct Copying<'a> {
+    upper: &'a Upper,
+    node: &'a Arc<LiveNode>,
+    what: What,
+    /// Where it will be; `None` for a file that has lost its name.
+    target: Option<Target>,
+    source: Source,
+    /// Attributes as shown: records applied.
+    shown: Stat,
+    /// The lower file, and where its bytes are.
+    lower: Option<(Arc<LowerFile>, Arc<LowerFile>)>,
+    origin: Origin,
+}
+
+/// The directory in the upper layer, and the name in it.
+struct Target {
+    handle: Arc<DirHandle>,
+    /// Open all the time: the directory may move meanwhile.
+    dir: Arc<Dir>,
+    parent: Arc<LiveNode>,
+    name: OsString,
+}
+
+/// A staged inode.
+enum Staged {
+    /// It has no name yet.
+    Unnamed(Arc<OwnedFd>),
+    /// It has this name in the staging directory.
+    Named(OsString),
 }
 
 impl Engine {
@@ -34,8 +97,421 @@ impl Engine {
     ///
     /// Errors: [`Refusal::ReadOnly`], [`Refusal::UnmappedId`], [`Refusal::LimitReached`], `Io`; then the node is as it was.
     pub(crate) fn to_upper(&self, node: &Arc<LiveNode>, what: What) -> Result<()> {
-        self.upper()?;
-        let _ = (node, what);
-        Err(Refusal::Unsupported.into())
+        let upper = self.upper()?;
+        if what.is_done(&node.state()) {
+            return Ok(());
+        }
+        loop {
+            let mut chain = Vec::new();
+            let mut at = node.state().place.as_ref().map(|p| Arc::clone(&p.parent));
+            while let Some(above) = at {
+                let state = above.state();
+                if state.in_upper() {
+                    break;
+                }
+                at = state.place.as_ref().map(|place| Arc::clone(&place.parent));
+                drop(state);
+                chain.push(above);
+            }
+            let mut again = false;
+            for above in chain.iter().rev() {
+                again |= !self.copy_one(upper, above, What::Names)?;
+            }
+            if !again && self.copy_one(upper, node, what)? {
+                return Ok(());
+            }
+        }
     }
+
+    /// Copies one node whose parent is in the upper layer; false if it is not (any more: the node was moved).
+    fn copy_one(&self, upper: &Upper, node: &Arc<LiveNode>, what: What) -> Result<bool> {
+        let (shared, gate) = self.still(node);
+        let copying = {
+            let state = node.state();
+            if what.is_done(&state) {
+                return Ok(true);
+            }
+            if let (true, Body::File(file)) = (state.in_upper(), &state.body) {
+                let at = state.at().map_err(|e| upper.io(e))?;
+                let at = at.ok_or(Refusal::Stale)?;
+                let DataAt::Lower(source) = &file.data else {
+                    return Ok(true);
+                };
+                let source = Arc::clone(source);
+                drop(state);
+                drop(shared);
+                let done = self.data_up(upper, node, (at, source), what == What::Truncated);
+                drop(gate);
+                return done.map(|()| true);
+            }
+            let target = match &state.place {
+                Some(place) => match target(upper, place)? {
+                    None => return Ok(false),
+                    some => some,
+                },
+                None if node.is_dir() => return Err(Refusal::Stale.into()),
+                None => None,
+            };
+            self.begin(upper, node, &state, target, what)?
+        };
+        drop(shared);
+        let done = self.copy(&copying);
+        drop(gate);
+        done.map(|()| true)
+    }
+
+    fn begin<'a>(
+        &self,
+        upper: &'a Upper,
+        node: &'a Arc<LiveNode>,
+        state: &State,
+        target: Option<Target>,
+        what: What,
+    ) -> Result<Copying<'a>> {
+        let source = self.source(state)?;
+        let stored = source.stat().map_err(self.io(source.layer))?;
+        let stored = stored.ok_or(Refusal::Stale)?;
+        let shown = self.shown_in(state, &stored)?;
+        let lower = match &state.body {
+            Body::Dir(_) => None,
+            Body::File(file) => match (&file.lower, &file.data) {
+                (Some(lower), DataAt::Lower(data)) => Some((Arc::clone(lower), Arc::clone(data))),
+                _ => return Err(Refusal::Stale.into()),
+            },
+        };
+        let place = state.place.as_ref();
+        let origin = self.origin(upper, node, place, &source, stored.nlink)?;
+        Ok(Copying {
+            upper,
+            node,
+            what,
+            target,
+            source,
+            shown,
+            lower,
+            origin,
+        })
+    }
+
+    fn copy(&self, copying: &Copying<'_>) -> Result<()> {
+        match copying.node.kind {
+            FileKind::Dir => self.copy_dir(copying),
+            FileKind::File => self.copy_regular(copying),
+            _ => self.copy_special(copying),
+        }
+    }
+
+    fn copy_dir(&self, copying: &Copying<'_>) -> Result<()> {
+        let Copying { upper, .. } = copying;
+        let target = copying.target.as_ref().ok_or(Refusal::Stale)?;
+        let staging = upper.staging.dir();
+        let temp = upper.staging.name();
+        let made = (|| {
+            staging
+                .mkdir(&temp, records::BACKING_DIR_MODE)
+                .map_err(|e| upper.io(e))?;
+            let at = At::Name(Arc::clone(staging), temp.clone());
+            self.attributes(copying, &at)?;
+            let stat = at.stat().map_err(|e| upper.io(e))?;
+            self.publish_name(copying, target, &temp)?;
+            Ok(stat)
+        })();
+        let stat = match made {
+            Ok(stat) => stat,
+            Err(error) => {
+                upper.staging.discard_dir(&temp);
+                return Err(error);
+            }
+        };
+        let handle = target.handle.sub(&target.name);
+        let dir = DirAt {
+            dir: Arc::clone(&handle) as _,
+            stat,
+            xattr_whiteouts: false,
+        };
+        let mut state = copying.node.state_mut();
+        if let Body::Dir(body) = &mut state.body {
+            body.parts.insert(0, Part { layer: 0, dir });
+            body.upper = Some(handle);
+        }
+        Ok(())
+    }
+
+    fn copy_special(&self, copying: &Copying<'_>) -> Result<()> {
+        let Copying { upper, shown, .. } = copying;
+        let staging = upper.staging.dir();
+        let temp = upper.staging.name();
+        let made = (|| {
+            let recorded = upper.layer.dialect().records == Records::Read;
+            if recorded {
+                let file = staging
+                    .create_file(&temp, records::BACKING_FILE_MODE)
+                    .map_err(|e| upper.io(e))?;
+                if shown.kind == FileKind::Symlink {
+                    let link = self.read_link_of(&copying.source)?;
+                    let bytes = std::os::unix::ffi::OsStrExt::as_bytes(link.as_os_str());
+                    data::write_at(&file, bytes, 0).map_err(|e| upper.io(e))?;
+                }
+            } else if shown.kind == FileKind::Symlink {
+                let link = self.read_link_of(&copying.source)?;
+                staging.symlink(link, &temp).map_err(|e| upper.io(e))?;
+            } else {
+                staging
+                    .mknod(&temp, shown.kind, 0, shown.rdev)
+                    .map_err(|e| upper.io(e))?;
+            }
+            let at = At::Name(Arc::clone(staging), temp.clone());
+            self.attributes(copying, &at)?;
+            self.publish(copying, Staged::Named(temp.clone()))
+        })();
+        match made {
+            Ok(place) => {
+                self.switch(copying, place, DataAt::Upper);
+                Ok(())
+            }
+            Err(error) => {
+                upper.staging.discard(&temp);
+                Err(error)
+            }
+        }
+    }
+
+    fn copy_regular(&self, copying: &Copying<'_>) -> Result<()> {
+        let Copying { upper, shown, .. } = copying;
+        let (_, source) = copying.lower.as_ref().ok_or(Refusal::Stale)?;
+        let staging = upper.staging.dir();
+        let below = match copying.what {
+            What::Names | What::Meta => upper.options.metacopy && shown.size_bytes > 0,
+            What::Data | What::Truncated => false,
+        };
+        let (file, staged) = match upper.unnamed {
+            true => {
+                let made = staging.create_unnamed(records::BACKING_FILE_MODE);
+                let file = made.map_err(|e| upper.io(e))?;
+                let fd = file
+                    .try_clone()
+                    .map_err(|source| upper.io(vellum_sys::Error::new("duplicate", "", source)))?;
+                (file, Staged::Unnamed(Arc::new(OwnedFd::from(fd))))
+            }
+            false => {
+                let temp = upper.staging.name();
+                let made = staging.create_file(&temp, records::BACKING_FILE_MODE);
+                (made.map_err(|e| upper.io(e))?, Staged::Named(temp))
+            }
+        };
+        let temp = match &staged {
+            Staged::Named(temp) => Some(temp.clone()),
+            Staged::Unnamed(_) => None,
+        };
+        let made = (|| {
+            if copying.what == What::Truncated {
+                // It begins empty.
+            } else if below {
+                data::truncate(&file, shown.size_bytes).map_err(|e| upper.io(e))?;
+            } else {
+                self.copy_bytes(upper, source, &file)?;
+            }
+            let at = match &staged {
+                Staged::Unnamed(fd) => At::Fd(Arc::clone(fd)),
+                Staged::Named(temp) => At::Name(Arc::clone(staging), temp.clone()),
+            };
+            if below {
+                self.mark_metacopy(copying, &at)?;
+            }
+            self.attributes(copying, &at)?;
+            if !below && upper.options.durability == Durability::Full {
+                publish::sync_file(&file).map_err(|e| upper.io(e))?;
+            }
+            self.publish(copying, staged)
+        })();
+        match made {
+            Ok(place) => {
+                let data = match below {
+                    true => DataAt::Lower(Arc::clone(source)),
+                    false => DataAt::Upper,
+                };
+                self.switch(copying, place, data);
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(temp) = temp {
+                    upper.staging.discard(&temp);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Copies the bytes of a lower file, holes kept.
+    fn copy_bytes(&self, upper: &Upper, from: &LowerFile, to: &File) -> Result<()> {
+        let source = from.dir.open_file(&from.name);
+        let source = source.map_err(self.io(from.layer))?;
+        vellum_sys::copy::copy_data(&source, to).map_err(|e| upper.io(e))?;
+        Ok(())
+    }
+
+    /// Says that the bytes are below, and where if not under the same name.
+    fn mark_metacopy(&self, copying: &Copying<'_>, at: &At) -> Result<()> {
+        let Copying { upper, .. } = copying;
+        let prefix = upper.options.prefix;
+        let set = |mark: Mark, value: &[u8]| {
+            at.set_xattr(prefix.xattr(mark), value, SetMode::Any)
+                .map_err(|e| upper.io(e))
+        };
+        // The inode in the index is found by any of its names, so it says itself where the data is.
+        if let Some(indexed) = &copying.origin.index
+            && let Ok(redirect) = Redirect::from_root(&indexed.lower_path)
+        {
+            set(Mark::Redirect, &redirect.encode())?;
+        }
+        set(Mark::Metacopy, &Metacopy::DataBelow(None).encode())
+    }
+
+    /// Gives a staged inode what it has besides data, and the marks of a copy.
+    fn attributes(&self, copying: &Copying<'_>, at: &At) -> Result<()> {
+        let Copying { upper, .. } = copying;
+        self.mark_origin(upper, &copying.origin, at)?;
+        self.carry(upper, &copying.source, &copying.shown, at)
+    }
+
+    /// Makes a staged inode visible, or keeps it without a name.
+    fn publish(&self, copying: &Copying<'_>, staged: Staged) -> Result<UpperFile> {
+        let Copying { upper, .. } = copying;
+        let staging = upper.staging.dir();
+        if let (Some(indexed), Some(index)) = (&copying.origin.index, &upper.index) {
+            let name = &indexed.name;
+            let dir = index.dir().map_err(|e| upper.io(e))?;
+            let placed = match &staged {
+                Staged::Unnamed(fd) => dir.link_fd(fd, name),
+                Staged::Named(temp) => staging.rename(temp, &dir, name, RenameFlags::NOREPLACE),
+            };
+            placed.map_err(|e| upper.io(e))?;
+            let place = UpperFile::Named {
+                dir: Arc::clone(index),
+                name: name.clone(),
+            };
+            return Ok(place);
+        }
+        let Some(target) = &copying.target else {
+            return match staged {
+                Staged::Unnamed(fd) => Ok(UpperFile::Pinned(fd)),
+                Staged::Named(temp) => {
+                    let fd = staging.open_path(&temp).map_err(|e| upper.io(e))?;
+                    upper.staging.discard(&temp);
+                    Ok(UpperFile::Pinned(Arc::new(fd)))
+                }
+            };
+        };
+        match &staged {
+            Staged::Named(temp) => self.publish_name(copying, target, temp)?,
+            Staged::Unnamed(fd) => {
+                self.mark_impure(upper, &target.parent, &target.dir)?;
+                let times = target.dir.stat_self().map_err(|e| upper.io(e))?;
+                target
+                    .dir
+                    .link_fd(fd, &target.name)
+                    .map_err(|e| upper.io(e))?;
+                restore_times(&target.dir, &times);
+            }
+        }
+        Ok(UpperFile::Named {
+            dir: Arc::clone(&target.handle),
+            name: target.name.clone(),
+        })
+    }
+
+    fn publish_name(&self, copying: &Copying<'_>, target: &Target, temp: &OsStr) -> Result<()> {
+        let Copying { upper, .. } = copying;
+        self.mark_impure(upper, &target.parent, &target.dir)?;
+        let times = target.dir.stat_self().map_err(|e| upper.io(e))?;
+        let staging = upper.staging.dir();
+        staging
+            .rename(temp, &target.dir, &target.name, RenameFlags::NOREPLACE)
+            .map_err(|e| upper.io(e))?;
+        restore_times(&target.dir, &times);
+        Ok(())
+    }
+
+    /// Says that the node is in the upper layer now.
+    fn switch(&self, copying: &Copying<'_>, place: UpperFile, data: DataAt) {
+        let mut state = copying.node.state_mut();
+        if let Body::File(file) = &mut state.body {
+            file.upper = Some(place);
+            file.data = data;
+        }
+    }
+
+    /// Gives a file that has only attributes in the upper layer its data there. The caller holds the node's gate.
+    fn data_up(
+        &self,
+        upper: &Upper,
+        node: &Arc<LiveNode>,
+        (at, source): (At, Arc<LowerFile>),
+        truncated: bool,
+    ) -> Result<()> {
+        let file = match &at {
+            At::Name(dir, name) => dir.open_file_for(name, Access::ReadWrite),
+            At::Fd(fd) => vellum_sys::rooted::reopen_for(fd, Access::ReadWrite),
+            At::Dir(_) => return Err(Refusal::IsADirectory.into()),
+        };
+        let file = file.map_err(|e| upper.io(e))?;
+        let before = at.stat().map_err(|e| upper.io(e))?;
+        if truncated {
+            // First the size: with the mark still there, the file has no bytes wherever they are looked for.
+            data::truncate(&file, 0).map_err(|e| upper.io(e))?;
+        } else {
+            let privileges = at.xattr(OsStr::new(CAPABILITY)).map_err(|e| upper.io(e))?;
+            self.copy_bytes(upper, &source, &file)?;
+            // The metacopy may be of another size: it was not, or the mark would be gone.
+            data::truncate(&file, before.size_bytes).map_err(|e| upper.io(e))?;
+            // Writing took away what must stay: nobody but us has written.
+            if let Some(value) = privileges {
+                at.set_xattr(OsStr::new(CAPABILITY), &value, SetMode::Any)
+                    .map_err(|e| upper.io(e))?;
+            }
+            if before.mode & 0o6000 != 0 {
+                at.set_mode(before.mode).map_err(|e| upper.io(e))?;
+            }
+            let (atime, mtime) = (NewTime::To(before.atime), NewTime::To(before.mtime));
+            at.set_times(atime, mtime).map_err(|e| upper.io(e))?;
+            if upper.options.durability == Durability::Full {
+                publish::sync_file(&file).map_err(|e| upper.io(e))?;
+            }
+        }
+        // The commit point.
+        let mark = upper.options.prefix.xattr(Mark::Metacopy);
+        at.remove_xattr(mark).map_err(|e| upper.io(e))?;
+        // Without the other mark this one says nothing; if it stays, so be it.
+        let redirect = upper.options.prefix.xattr(Mark::Redirect);
+        let _ = at.remove_xattr(redirect);
+        let mut state = node.state_mut();
+        if let Body::File(file) = &mut state.body {
+            file.data = DataAt::Upper;
+        }
+        Ok(())
+    }
+}
+
+/// The xattr that any write takes away.
+const CAPABILITY: &str = "security.capability";
+
+/// Returns where a name is in the upper layer, or `None` if its directory is not there.
+fn target(upper: &Upper, place: &Place) -> Result<Option<Target>> {
+    let Some(handle) = place.parent.upper_dir() else {
+        return Ok(None);
+    };
+    let dir = handle.dir().map_err(|e| upper.io(e))?;
+    Ok(Some(Target {
+        handle,
+        dir,
+        parent: Arc::clone(&place.parent),
+        name: place.name.clone(),
+    }))
+}
+
+/// Sets the times of a directory back after a copy was put into it: to its users nothing has changed.
+fn restore_times(dir: &Arc<Dir>, times: &Stat) {
+    let at = At::Dir(Arc::clone(dir));
+    // The copy is published, and there is no way back; times that are a little late are no reason to say it failed.
+    let _ = at.set_times(NewTime::To(times.atime), NewTime::To(times.mtime));
 }

@@ -3,10 +3,54 @@
 //! A number is that of the inode a file was first seen by, with the number of its file system in the high bits: none for
 //! the upper layer's file system, so that a union on one file system shows its numbers unchanged.
 
-use crate::Result;
-use crate::engine::Engine;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vellum_format::{Handle, HandleFlags, Mark, MarkError, Nlink, NlinkBase, Prefix};
+use vellum_sys::xattr::SetMode;
+use vellum_sys::{Dir, handle};
+
+use crate::engine::at::At;
+use crate::engine::nodes::{Body, LiveNode, Place};
+use crate::engine::shown::{Inode, Source};
+use crate::engine::{Engine, Upper};
+use crate::layer::{Layer, LayerDir};
 use crate::marks::{DirAt, FileAt};
 use crate::resolve::Part;
+use crate::{Error, Result};
+
+/// The mark that holds the inode number shown: eight bytes, the least significant first. Changing it changes the inode
+/// numbers of what was copied up.
+pub(crate) const fn number_mark(prefix: Prefix) -> &'static str {
+    match prefix {
+        Prefix::Trusted => "trusted.overlay.vellum.ino",
+        Prefix::User => "user.overlay.vellum.ino",
+    }
+}
+
+/// What a copy remembers of what it was copied from.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// The value of the origin mark: a handle, or nothing if there is none.
+    handle: Vec<u8>,
+    /// The inode number shown, if it is to be remembered.
+    number: Option<u64>,
+    /// If other names of the lower inode are to lead to the same copy.
+    pub index: Option<Indexed>,
+}
+
+/// A copy that is reached through the index.
+#[derive(Debug)]
+pub(crate) struct Indexed {
+    /// The name in the index.
+    pub name: OsString,
+    /// Where the data is in the lower layers, as one union.
+    pub lower_path: PathBuf,
+    /// How many names the lower inode has.
+    pub nlink: u32,
+}
 
 /// How inode numbers of the layers become those of the union.
 #[derive(Debug)]
@@ -17,20 +61,58 @@ pub(crate) struct Numbers {
     bits: u32,
     /// Cut to 32 bits.
     short: bool,
+    /// The UUID of each layer's file system, as handles have it.
+    uuids: Vec<[u8; 16]>,
+    /// The device of each layer.
+    layer_devs: Vec<u64>,
 }
 
 impl Numbers {
     /// Takes the device of each layer, the top one first. Equal ones may be repeated.
-    pub fn new(layers: impl IntoIterator<Item = u64>, short: bool) -> Numbers {
+    pub fn new(layers: impl IntoIterator<Item = (u64, [u8; 16])>, short: bool) -> Numbers {
         let mut devs = Vec::new();
-        for dev in layers {
+        let (layer_devs, uuids): (Vec<_>, Vec<_>) = layers.into_iter().unzip();
+        for &dev in &layer_devs {
             if !devs.contains(&dev) {
                 devs.push(dev);
             }
         }
         // One value more than there are file systems: for numbers that don't fit, and file systems mounted within a layer.
         let bits = usize::BITS - devs.len().leading_zeros();
-        Numbers { devs, bits, short }
+        Numbers {
+            devs,
+            bits,
+            short,
+            uuids,
+            layer_devs,
+        }
+    }
+
+    /// Returns the UUID that handles of a layer have.
+    pub fn uuid(&self, layer: usize) -> [u8; 16] {
+        self.uuids.get(layer).copied().unwrap_or_default()
+    }
+
+    /// Returns the number to show for the inode a handle leads to, as far as its layout is known.
+    fn of_handle(&self, handle: &Handle) -> Option<u64> {
+        let layer = self.uuids.iter().position(|uuid| *uuid == handle.uuid)?;
+        let u32_at = |at: usize| {
+            let bytes = handle.bytes.get(at..at + 4)?;
+            Some(u64::from(u32::from_le_bytes(bytes.try_into().ok()?)))
+        };
+        if handle.flags.big_endian {
+            return None;
+        }
+        let ino = match (handle.kind, handle.bytes.len()) {
+            // FILEID_INO32_GEN: ext4, and others with 32-bit numbers.
+            (0x01, 8) => u32_at(0)?,
+            // The same type of tmpfs: generation, then the number in two halves.
+            (0x01, 12) => u32_at(4)? | u32_at(8)? << 32,
+            // XFS with 64-bit numbers; btrfs.
+            (0x81, 12) | (0x4d, 20) => u32_at(0)? | u32_at(4)? << 32,
+            _ => return None,
+        };
+        Some(self.show((self.layer_devs[layer], ino)))
     }
 
     /// Returns the number to show for an inode of a layer.
@@ -67,14 +149,180 @@ impl Engine {
         self.numbers.show(lowest.dir.stat.identity())
     }
 
-    /// Returns the inode number of a file, and the lower inode it was copied from if that may have other names.
-    pub(crate) fn number_of_file(
-        &self,
-        _is_upper: bool,
-        file: &FileAt,
-    ) -> Result<(u64, Option<(u64, u64)>)> {
-        Ok((self.numbers.show(file.stat.identity()), None))
+    /// Returns the inode number of a file. `impure` says whether it may be a copy of another.
+    pub(crate) fn number_of_file(&self, impure: bool, file: &FileAt) -> Result<u64> {
+        let own = self.numbers.show(file.stat.identity());
+        let (true, Some(upper)) = (impure, &self.upper) else {
+            return Ok(own);
+        };
+        let prefix = upper.options.prefix;
+        let read = |name: &OsStr| {
+            let value = file.dir.xattr(Some(&file.name), name);
+            value.map_err(|e| upper.io(e))
+        };
+        let bad = |source| Error::Mark {
+            layer: upper.layer.name(),
+            path: file.dir.path().join(&file.name),
+            source,
+        };
+        if let Some(value) = read(OsStr::new(number_mark(prefix)))? {
+            let number: [u8; 8] = value.as_slice().try_into().map_err(|_| {
+                bad(MarkError {
+                    mark: "vellum.ino",
+                    reason: format!("{} bytes, it has 8", value.len()),
+                })
+            })?;
+            return Ok(u64::from_le_bytes(number));
+        }
+        let Some(value) = read(prefix.xattr(Mark::Origin))? else {
+            return Ok(own);
+        };
+        let handle = Handle::parse(&value).map_err(bad)?;
+        let found = handle.and_then(|handle| self.numbers.of_handle(&handle));
+        Ok(found.unwrap_or(own))
     }
+}
+
+impl Engine {
+    /// Returns what a copy of the inode in `source` will remember. `nlink` says how many names that has.
+    pub(super) fn origin(
+        &self,
+        upper: &Upper,
+        node: &LiveNode,
+        place: Option<&Place>,
+        source: &Source,
+        nlink: u32,
+    ) -> Result<Origin> {
+        let handle = match &source.inode {
+            Inode::Lower(dir, name) => self.handle_of(source.layer, &**dir, name.as_deref())?,
+            Inode::Upper(_) => None,
+        };
+        let linked = nlink > 1 && !node.is_dir();
+        let index = match (&handle, place) {
+            (Some(handle), Some(place)) if linked && upper.index.is_some() => {
+                match handle.index_name() {
+                    Ok(name) => Some(Indexed {
+                        name,
+                        lower_path: self.lower_path(&place.parent, place.name.clone())?,
+                        nlink,
+                    }),
+                    // Longer than a name can be: it is copied as a file of its own.
+                    Err(_) => None,
+                }
+            }
+            _ => None,
+        };
+        let value = handle.and_then(|handle| handle.encode().ok());
+        Ok(Origin {
+            handle: value.unwrap_or_default(),
+            // Names of one lower inode that become several files can't all keep its number.
+            number: (!linked || index.is_some()).then_some(node.ino),
+            index,
+        })
+    }
+
+    /// Returns the handle of something in a layer as overlayfs stores it, or `None` if its file system has none.
+    pub(super) fn handle_of(
+        &self,
+        layer: usize,
+        dir: &dyn LayerDir,
+        name: Option<&OsStr>,
+    ) -> Result<Option<Handle>> {
+        let fd = dir.open_path(name).map_err(self.io(layer))?;
+        let uuid = self.numbers.uuids.get(layer).copied().unwrap_or([0; 16]);
+        stored_handle(&fd, uuid, false).map_err(self.io(layer))
+    }
+
+    /// Writes the marks of a copy on its staged inode, where the file system can take them.
+    pub(super) fn mark_origin(&self, upper: &Upper, origin: &Origin, at: &At) -> Result<()> {
+        let prefix = upper.options.prefix;
+        let set = |name: &OsStr, value: &[u8]| match at.set_xattr(name, value, SetMode::Any) {
+            // Symbolic links and devices take no `user.` xattrs, some file systems none at all: the number then lasts
+            // until the union is closed.
+            Err(error) if error.is_unsupported() || error.is_denied() => Ok(()),
+            other => other.map_err(|e| upper.io(e)),
+        };
+        set(prefix.xattr(Mark::Origin), &origin.handle)?;
+        if let Some(number) = origin.number {
+            set(OsStr::new(number_mark(prefix)), &number.to_le_bytes())?;
+        }
+        if let Some(indexed) = &origin.index {
+            // The one name of the copy is that in the index, and counts as none.
+            let mark = Nlink {
+                base: NlinkBase::Upper,
+                delta: i32::try_from(indexed.nlink).unwrap_or(i32::MAX) - 1,
+            };
+            set(prefix.xattr(Mark::Nlink), &mark.encode())?;
+        }
+        Ok(())
+    }
+
+    /// Says of a directory in the upper layer that it holds names whose numbers come from elsewhere. To be called before
+    /// the first of them is put into it.
+    pub(crate) fn mark_impure(&self, upper: &Upper, dir: &LiveNode, open: &Arc<Dir>) -> Result<()> {
+        let known = |body: &Body| matches!(body, Body::Dir(dir) if dir.impure == Some(true));
+        if known(&dir.state().body) {
+            return Ok(());
+        }
+        let mark = upper.options.prefix.xattr(Mark::Impure);
+        match vellum_sys::xattr::set_fd(&**open, mark, b"y", SetMode::Any) {
+            // Then its names have no marks either.
+            Err(error) if error.is_unsupported() => {}
+            other => other.map_err(|e| upper.io(e))?,
+        }
+        if let Body::Dir(body) = &mut dir.state_mut().body {
+            body.impure = Some(true);
+        }
+        Ok(())
+    }
+
+    /// Returns whether a directory in the upper layer may hold names whose numbers come from elsewhere. The caller holds the
+    /// rename gate.
+    pub(crate) fn is_impure(&self, dir: &LiveNode) -> Result<bool> {
+        let upper = match &dir.state().body {
+            Body::Dir(body) => match (body.impure, &body.upper) {
+                (Some(known), _) => return Ok(known),
+                (None, None) => return Ok(false),
+                (None, Some(upper)) => Arc::clone(upper),
+            },
+            Body::File(_) => return Ok(false),
+        };
+        let mark = self.upper()?.options.prefix.xattr(Mark::Impure);
+        let open = upper.dir().map_err(self.io(0))?;
+        let impure = vellum_sys::xattr::get_fd(&*open, mark)
+            .map_err(self.io(0))?
+            .is_some();
+        if let Body::Dir(body) = &mut dir.state_mut().body {
+            // Somebody may have marked it meanwhile.
+            return Ok(*body.impure.get_or_insert(impure));
+        }
+        Ok(impure)
+    }
+}
+
+/// Returns the handle of an open file as overlayfs stores it, or `None` if its file system has none.
+pub(super) fn stored_handle(
+    fd: impl AsFd,
+    uuid: [u8; 16],
+    path_upper: bool,
+) -> vellum_sys::Result<Option<Handle>> {
+    let Some(found) = handle::of(fd)? else {
+        return Ok(None);
+    };
+    let Ok(kind) = u8::try_from(found.kind) else {
+        return Ok(None);
+    };
+    let flags = HandleFlags {
+        big_endian: cfg!(target_endian = "big"),
+        any_endian: false,
+        path_upper,
+    };
+    Ok(Some(Handle {
+        flags,
+        kind,
+        uuid,
+        bytes: found.bytes,
+    }))
 }
 
 /// Spreads a number over all its bits (the finalizer of SplitMix64). Changing it changes the numbers shown of files that
@@ -89,9 +337,13 @@ fn mix(mut z: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn new(devs: &[u64], short: bool) -> Numbers {
+        Numbers::new(devs.iter().map(|&dev| (dev, [0; 16])), short)
+    }
+
     #[test]
     fn one_file_system_keeps_its_numbers() {
-        let numbers = Numbers::new([7, 7, 7], false);
+        let numbers = new(&[7, 7, 7], false);
         for ino in [1, 2, u64::MAX >> 1, u64::MAX] {
             assert_eq!(numbers.show((7, ino)), ino);
         }
@@ -99,7 +351,7 @@ mod tests {
 
     #[test]
     fn several_never_meet() {
-        let numbers = Numbers::new([7, 8, 7, 9], false);
+        let numbers = new(&[7, 8, 7, 9], false);
         assert_eq!(numbers.show((7, 5)), 5);
         let mut shown: Vec<_> = [7, 8, 9, 10]
             .iter()
@@ -113,7 +365,7 @@ mod tests {
 
     #[test]
     fn short_numbers_fit() {
-        let numbers = Numbers::new([7, 8], true);
+        let numbers = new(&[7, 8], true);
         assert_eq!(numbers.show((7, 5)), 5);
         assert!(numbers.show((8, 5)) < 1 << 32);
         assert_ne!(numbers.show((8, 5)), 5);

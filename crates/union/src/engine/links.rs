@@ -97,6 +97,9 @@ impl Engine {
                 At::Dir(_) => return Err(Refusal::IsADirectory.into()),
             }
             .map_err(|error| upper.io(error))?;
+            // Counted from above again: the lower inode may be out of reach when the union is opened next.
+            upper.set_nlink(&from, NlinkBase::Upper, count, stored.nlink + 1)?;
+            self.mark_impure(upper, dir, &at)?;
             // Nothing has changed for whoever looks at the directory.
             vellum_sys::rooted::set_times_fd(&*at, Some(times.atime), Some(times.mtime))
                 .map_err(|error| upper.io(error))?;
@@ -206,7 +209,7 @@ impl Engine {
     }
 
     /// Returns the path from the root at which the layers below have `name` of a directory.
-    fn lower_path(&self, dir: &Arc<LiveNode>, name: OsString) -> Result<PathBuf> {
+    pub(super) fn lower_path(&self, dir: &Arc<LiveNode>, name: OsString) -> Result<PathBuf> {
         let upper = self.upper()?;
         let mut names = vec![name];
         let mut at = Arc::clone(dir);
@@ -249,19 +252,13 @@ impl Engine {
     /// they list it.
     pub(crate) fn make_impure(&self, dir: &LiveNode) -> Result<()> {
         let upper = self.upper()?;
-        let mut state = dir.state_mut();
-        let at = state.at().map_err(|error| upper.io(error))?;
-        let (Some(at), Body::Dir(body)) = (at, &mut state.body) else {
-            return Ok(());
-        };
-        if body.impure || upper.by_name() {
-            return Ok(());
+        match dir.upper_dir() {
+            Some(handle) if !upper.by_name() => {
+                let open = handle.dir().map_err(|error| upper.io(error))?;
+                self.mark_impure(upper, dir, &open)
+            }
+            _ => Ok(()),
         }
-        let mark = upper.options.prefix.xattr(Mark::Impure);
-        at.set_xattr(mark, b"y", SetMode::Any)
-            .map_err(|error| upper.io(error))?;
-        body.impure = true;
-        Ok(())
     }
 }
 

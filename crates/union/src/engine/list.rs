@@ -14,7 +14,6 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use vellum_format::Mark;
 use vellum_sys::FileKind;
 
 use crate::dir_layer::DirHandle;
@@ -171,21 +170,16 @@ impl Engine {
             if dir.is_gone() {
                 return Ok(Vec::new());
             }
+            let impure = self.is_impure(dir)?;
             let state = dir.state();
             let Body::Dir(body) = &state.body else {
                 return Err(Refusal::NotADirectory.into());
             };
             let mut parts = body.parts.clone();
-            let mut impure = false;
             if let Some(upper) = &body.upper {
                 // A handle that holds its own descriptor, so that the directory may move meanwhile.
                 let open = upper.dir().map_err(self.io(0))?;
-                parts[0].dir.dir = DirHandle::pinned(Arc::clone(&open)) as Arc<dyn LayerDir>;
-                let mark = self.upper()?.options.prefix.xattr(Mark::Impure);
-                impure = body.impure
-                    || vellum_sys::xattr::get_fd(&*open, mark)
-                        .map_err(self.io(0))?
-                        .is_some();
+                parts[0].dir.dir = DirHandle::pinned(open) as Arc<dyn LayerDir>;
             }
             (parts, impure)
         };
@@ -252,6 +246,7 @@ impl Engine {
         if let Some(node) = names.get(name) {
             return Ok(Some((node.ino, node.kind)));
         }
+        let impure = self.is_impure(dir)?;
         let state = dir.state();
         let Body::Dir(body) = &state.body else {
             return Ok(None);
@@ -267,7 +262,7 @@ impl Engine {
                     let layer = &*self.stack.layers()[layer];
                     let shown = node::shown(layer, &*file.dir, Some(&file.name), &file.stat)?;
                     let kind = shown.map_or(file.stat.kind, |shown| shown.kind);
-                    Some((self.number_of_file(is_upper, &file)?.0, kind))
+                    Some((self.number_of_file(is_upper && impure, &file)?, kind))
                 }
             },
         )

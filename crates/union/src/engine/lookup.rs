@@ -125,7 +125,7 @@ impl Engine {
         let body = DirBody {
             parts,
             upper,
-            impure: false,
+            impure: None,
         };
         (ino, seen, body)
     }
@@ -145,7 +145,7 @@ impl Engine {
             self.table.add_name(&node, (parent, names, &name));
             return Ok(Some((node, None)));
         }
-        let seen = file.stat.clone();
+        let mut seen = file.stat.clone();
         let shown = node::shown(
             &*self.stack.layers()[layer],
             &*file.dir,
@@ -155,9 +155,14 @@ impl Engine {
         let kind = shown.map_or(seen.kind, |shown| shown.kind);
         let data = data.map(|(layer, file)| Arc::new(LowerFile::new(layer, file)));
         let blocks = file.blocks.clone();
-        let (ino, _origin) = self.number_of_file(is_upper, &file)?;
+        let ino = self.number_of_file(is_upper && self.is_impure(parent)?, &file)?;
+        let mut inodes = vec![identity];
+        let mut lower_nlink = None;
         let body = match is_upper {
             true => {
+                if linked {
+                    lower_nlink = self.lower_nlink(&file)?;
+                }
                 let dir = parent.upper_dir().ok_or(Refusal::Stale)?;
                 FileBody {
                     upper: Some(UpperFile::Named {
@@ -174,18 +179,51 @@ impl Engine {
             }
             false => {
                 let lower = Arc::new(LowerFile::new(layer, file));
-                FileBody {
-                    upper: None,
-                    data: DataAt::Lower(data.unwrap_or_else(|| Arc::clone(&lower))),
-                    lower: Some(lower),
+                let data = data.unwrap_or_else(|| Arc::clone(&lower));
+                let indexed = match linked {
+                    true => self.in_index(&lower)?,
+                    false => None,
+                };
+                match indexed {
+                    Some(indexed) => {
+                        if let Some(node) = self.table.hold_inode(indexed.stat.identity()) {
+                            self.table.add_name(&node, (parent, names, &name));
+                            self.table.link_inode(&node, identity);
+                            node.state_mut().know_lower(&lower);
+                            return Ok(Some((node, None)));
+                        }
+                        inodes.push(indexed.stat.identity());
+                        lower_nlink = Some(lower.nlink);
+                        seen = indexed.stat;
+                        FileBody {
+                            upper: Some(indexed.place),
+                            lower: Some(lower),
+                            data: match (indexed.metacopy, indexed.blocks) {
+                                (true, _) => DataAt::Lower(data),
+                                (false, None) => DataAt::Upper,
+                                (false, Some(map)) => {
+                                    DataAt::Blocks(Arc::new(BlockFile::named(map)))
+                                }
+                            },
+                        }
+                    }
+                    None => FileBody {
+                        upper: None,
+                        data: DataAt::Lower(data),
+                        lower: Some(lower),
+                    },
                 }
             }
         };
-        let node = self
-            .table
-            .add((parent, names, &name), ino, kind, Body::File(body));
+        let body = Body::File(body);
+        let node = self.table.add((parent, names, &name), ino, kind, body);
         if linked {
-            self.table.link_inode(&node, identity);
+            for inode in inodes {
+                self.table.link_inode(&node, inode);
+            }
+            if let Some(links) = &mut node.state_mut().links {
+                links.lower_nlink = lower_nlink;
+            }
         }
         Ok(Some((node, Some(seen))))
     }
@@ -233,7 +271,7 @@ impl Engine {
         DirBody {
             parts: vec![Part { layer: 0, dir }],
             upper: Some(handle),
-            impure: false,
+            impure: Some(false),
         }
     }
 }

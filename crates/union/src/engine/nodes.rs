@@ -77,6 +77,8 @@ pub(crate) struct Links {
     pub places: Vec<Place>,
     /// The inodes by which the table finds the node: upper, lower.
     pub inodes: Vec<(u64, u64)>,
+    /// How many names the lower inode has, for marks that count from there.
+    pub lower_nlink: Option<u32>,
 }
 
 /// A name.
@@ -100,8 +102,9 @@ pub(crate) struct DirBody {
     /// share is of the time it was looked up.
     pub parts: Vec<Part<DirAt>>,
     pub upper: Option<Arc<DirHandle>>,
-    /// It is marked as holding names whose inode numbers come from elsewhere.
-    pub impure: bool,
+    /// Whether the share in the upper layer is marked as holding names whose inode numbers come from elsewhere; `None`
+    /// as long as nobody asked.
+    pub impure: Option<bool>,
 }
 
 /// Anything else.

@@ -16,6 +16,8 @@ use crate::engine::options::{Durability, EngineOptions, UpperOptions};
 use crate::engine::staging::Staging;
 use crate::engine::{Engine, Upper};
 use crate::layer::{Dialect, Records};
+use crate::marks::DirAt;
+use crate::resolve::Part;
 use crate::stack::Stack;
 use crate::{Error, Layer, Result};
 
@@ -41,14 +43,20 @@ impl Engine {
         }
         let stack = Stack::with_data_layers(layers, data_lowers)?;
         let parts = stack.roots().to_vec();
-        let numbers = Numbers::new(parts.iter().map(|part| part.dir.stat.dev), ino_32_bits);
+        let known = |part: &Part<DirAt>| {
+            // A layer that can't say gives handles without a file system, as the kernel's do.
+            let root = part.dir.dir.open_path(None).ok();
+            let uuid = root.and_then(vellum_sys::handle::file_system_uuid);
+            (part.dir.stat.dev, uuid.unwrap_or_default())
+        };
+        let numbers = Numbers::new(parts.iter().map(known), ino_32_bits);
         // As of every merged directory, the number of the topmost lower layer's share.
         let lowest = usize::from(upper.is_some()).min(parts.len() - 1);
         let ino = numbers.show(parts[lowest].dir.stat.identity());
         let body = DirBody {
             parts,
             upper: upper.as_ref().map(|upper| Arc::clone(&upper.root)),
-            impure: false,
+            impure: None,
         };
         let (table, root) = NodeTable::new(ino, body);
         Ok(Engine {

@@ -75,7 +75,7 @@ impl Engine {
         Ok(Source { layer, inode })
     }
 
-    fn dialect_of(&self, layer: usize) -> Dialect {
+    pub(super) fn dialect_of(&self, layer: usize) -> Dialect {
         match self.stack.layers().get(layer) {
             Some(layer) => layer.dialect(),
             None => Dialect::plain(),
@@ -89,8 +89,12 @@ impl Engine {
             return Err(Refusal::Invalid.into());
         }
         let _shared = self.shared();
-        let state = node.state();
-        let source = self.source(&state)?;
+        let source = self.source(&node.state())?;
+        self.read_link_of(&source)
+    }
+
+    /// Returns the target of the symbolic link that `source` is.
+    pub(super) fn read_link_of(&self, source: &Source) -> Result<OsString> {
         let stat = source.stat().map_err(self.io(source.layer))?;
         // A link whose owner could not be set is a regular file with a record; the target is what it holds.
         let recorded = stat.ok_or(Refusal::Stale)?.kind == FileKind::File;

@@ -1,0 +1,165 @@
+//! What an inode has besides its data, carried from one layer to the upper one: owner, xattrs, mode, flags, project, times.
+//!
+//! Everything is carried, or the copy fails; the few exceptions are written here. The order matters: changing the owner
+//! clears set-uid, set-gid and capabilities, so it is first, and times come last.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::io::Errno;
+
+use vellum_format::{Mark, Protattr, record};
+use vellum_sys::rooted::NewTime;
+use vellum_sys::xattr::SetMode;
+use vellum_sys::{FileKind, Stat, flags, quota};
+
+use crate::engine::at::At;
+use crate::engine::shown::{Inode, Source};
+use crate::engine::{Engine, Upper, acl, records};
+use crate::layer::Records;
+use crate::node::shown_name;
+use crate::{Layer, Result};
+
+/// Flags that the copy really has; immutable and append-only are kept in a mark, since the engine has to go on changing
+/// the inode.
+const CARRIED_FLAGS: u32 = flags::SYNC | flags::NO_ATIME;
+
+impl Engine {
+    /// Gives the staged inode `to` all attributes of `from`, which `shown` are, records applied.
+    pub(super) fn carry(&self, upper: &Upper, from: &Source, shown: &Stat, to: &At) -> Result<()> {
+        // Who has no owner in the union gets no copy: it would be somebody else's.
+        self.ids.uid_shown(shown.uid)?;
+        self.ids.gid_shown(shown.gid)?;
+        let records = upper.layer.dialect().records == Records::Read;
+        let staged = to.stat().map_err(|e| upper.io(e))?;
+        let recorded = records && matches!(staged.kind, FileKind::File | FileKind::Dir);
+        if recorded {
+            let record = records::of_stat(shown).encode();
+            to.set_xattr(records::stat_name(), &record, SetMode::Any)
+                .map_err(|e| upper.io(e))?;
+        } else if (staged.uid, staged.gid) != (shown.uid, shown.gid) {
+            to.set_owner(Some(shown.uid), Some(shown.gid))
+                .map_err(|e| upper.io(e))?;
+        }
+        self.carry_xattrs(upper, from, to)?;
+        if !recorded && staged.kind != FileKind::Symlink {
+            to.set_mode(shown.mode).map_err(|e| upper.io(e))?;
+        }
+        if matches!(staged.kind, FileKind::File | FileKind::Dir) {
+            self.carry_flags(upper, from, to)?;
+        }
+        let (atime, mtime) = (NewTime::To(shown.atime), NewTime::To(shown.mtime));
+        to.set_times(atime, mtime).map_err(|e| upper.io(e))
+    }
+
+    fn carry_xattrs(&self, upper: &Upper, from: &Source, to: &At) -> Result<()> {
+        let dialect = upper.layer.dialect();
+        let below = self.dialect_of(from.layer);
+        for stored in from.xattr_names().map_err(self.io(from.layer))? {
+            let Some(shown) = shown_name(&below, &stored) else {
+                continue;
+            };
+            // Gone since it was listed.
+            let Some(value) = from.xattr(&stored).map_err(self.io(from.layer))? else {
+                continue;
+            };
+            let (name, record) = match records::kept(&dialect, &shown) {
+                Ok(kept) if kept.record_only => (None, kept.record),
+                Ok(kept) => (Some(kept.name), kept.record),
+                // A name that means something in the upper alone can still be kept as a record.
+                Err(_) => (None, record::recorded(&shown)),
+            };
+            let refused = match &name {
+                None => None,
+                Some(name) => match to.set_xattr(name, &value, SetMode::Any) {
+                    Ok(()) => continue,
+                    Err(error) => Some(error),
+                },
+            };
+            let denied = refused
+                .as_ref()
+                .is_none_or(|error| error.is_denied() || error.is_unsupported());
+            match (record, refused) {
+                (Some(record), _) if denied => to
+                    .set_xattr(&record, &value, SetMode::Any)
+                    .map_err(|e| upper.io(e))?,
+                // As the kernel does: a file system that has no such namespace can't keep it, unless it says who may.
+                (_, Some(error)) if error.is(Errno::OPNOTSUPP) && !decides_access(&shown) => {}
+                (_, Some(error)) => return Err(upper.io(error)),
+                (None, None) => {}
+                (Some(_), None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries `chattr` flags and the project number, as far as both file systems have them.
+    fn carry_flags(&self, upper: &Upper, from: &Source, to: &At) -> Result<()> {
+        let Some(source) = open_source(from) else {
+            return Ok(());
+        };
+        let Ok(found) = flags::get(&source) else {
+            // A file system without flags.
+            return Ok(());
+        };
+        let project = quota::project(&source).unwrap_or(0);
+        let protected = Protattr {
+            append_only: found & flags::APPEND_ONLY != 0,
+            immutable: found & flags::IMMUTABLE != 0,
+        };
+        if let Some(value) = protected.encode() {
+            let name = upper.options.prefix.xattr(Mark::Protattr);
+            to.set_xattr(name, value, SetMode::Any)
+                .map_err(|e| upper.io(e))?;
+        }
+        if found & CARRIED_FLAGS == 0 && project == 0 {
+            return Ok(());
+        }
+        let target = open_target(to).map_err(|e| upper.io(e))?;
+        if found & CARRIED_FLAGS != 0
+            && let Ok(own) = flags::get(&target)
+        {
+            match flags::set(&target, own | found & CARRIED_FLAGS) {
+                // The upper's file system does not have them all, or not for us; they say how, not what.
+                Err(error) if error.is_unsupported() || error.is_denied() => {}
+                other => other.map_err(|e| upper.io(e))?,
+            }
+        }
+        match quota::carry_project(&source, &target) {
+            // No projects there, or none that a user may give: what they count is the administrator's affair.
+            Err(error) if error.is_unsupported() || error.is_denied() => Ok(()),
+            Err(error) if error.is(Errno::INVAL) => Ok(()),
+            other => other.map_err(|e| upper.io(e)),
+        }
+    }
+}
+
+/// Opens the inode for asking about flags; `None` if it can't be opened.
+fn open_source(from: &Source) -> Option<OwnedFd> {
+    match &from.inode {
+        Inode::Lower(dir, Some(name)) => dir.open_file(name).ok().map(OwnedFd::from),
+        // An `O_PATH` descriptor takes no such questions, and a handle of a directory is a real one.
+        Inode::Lower(dir, None) => dir.open_path(None).ok(),
+        Inode::Upper(at) => open_target(at).ok(),
+    }
+}
+
+fn open_target(to: &At) -> vellum_sys::Result<OwnedFd> {
+    match to {
+        At::Dir(dir) => dir.dup().map(OwnedFd::from),
+        At::Name(dir, name) => match dir.open_dir(name) {
+            Ok(dir) => Ok(OwnedFd::from(dir)),
+            Err(_) => dir.open_file(name).map(OwnedFd::from),
+        },
+        At::Fd(fd) => match fd.as_fd().try_clone_to_owned() {
+            Ok(fd) => Ok(fd),
+            Err(error) => Err(vellum_sys::Error::new("duplicate", "", error)),
+        },
+    }
+}
+
+/// Xattrs that say who may do what: losing one would give away rights.
+fn decides_access(name: &OsStr) -> bool {
+    name == acl::ACCESS || name == acl::DEFAULT || name.as_bytes().starts_with(b"security.")
+}
