@@ -17,6 +17,7 @@ pub mod data;
 pub mod epoch;
 pub mod error;
 pub mod flags;
+pub mod fuse_dev;
 pub mod handle;
 pub mod in_root;
 pub mod lock;

@@ -5,6 +5,7 @@
 //!
 //! Mounts made here are not shared with other namespaces unless the place they are put on is.
 
+mod fuse;
 mod overlay;
 
 use std::ffi::{CStr, CString};
@@ -19,6 +20,7 @@ use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, Unmoun
 
 use crate::{Dir, Error, Result};
 
+pub use fuse::{Detached, FuseMount, fuse_detached};
 pub use overlay::{
     EffectiveOptions, KERNEL_LAYER_LIMIT, Method, MountedFacts, OverlayMount, OverlayOptions,
     RedirectDir, Xino, option_page_bytes, overlay, overlay_detached,

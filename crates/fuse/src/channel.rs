@@ -1,0 +1,112 @@
+//! The device as a stream of messages: one read is a request, one write its reply.
+//!
+//! Each worker has a descriptor of its own, cloned from the session's, so that the kernel keeps the requests it handed out apart; and
+//! buffers of its own. No message is copied in this process and no lock is taken here.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::negotiate::MAX_TRANSFER_BYTES;
+use crate::wire::Header;
+
+/// Room for what stands before and after the data of the largest request.
+const ROOM_BESIDE_DATA_BYTES: usize = 8192;
+const PAGE_BYTES: usize = 4096;
+/// Length of what stands before a WRITE's data.
+const BEFORE_WRITTEN_BYTES: usize = Header::BYTES + 40;
+
+/// One descriptor of a connection.
+#[derive(Debug)]
+pub struct Channel {
+    device: OwnedFd,
+}
+
+/// What a read of the device gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// A request of so many bytes.
+    Request(usize),
+    /// Nothing: another worker took it, or whoever asked gave up.
+    Nothing,
+    /// The file system was unmounted, or the connection cut.
+    Gone,
+}
+
+impl Channel {
+    /// Takes over a descriptor.
+    pub fn new(device: OwnedFd) -> Channel {
+        Channel { device }
+    }
+
+    /// Returns a new descriptor of the same connection.
+    pub fn another(&self) -> vellum_sys::Result<Channel> {
+        vellum_sys::fuse_dev::clone_of(&self.device).map(Channel::new)
+    }
+
+    /// Returns the descriptor.
+    pub fn device(&self) -> impl AsFd {
+        self.device.as_fd()
+    }
+
+    /// Waits for a request.
+    pub fn receive(&self, buffer: &mut Buffer) -> rustix::io::Result<Received> {
+        match rustix::io::read(&self.device, buffer.whole()) {
+            Ok(length) => Ok(Received::Request(length)),
+            Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => Ok(Received::Nothing),
+            Err(Errno::NODEV | Errno::CONNABORTED) => Ok(Received::Gone),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Sends a reply. False if nobody waits for it any more: the one who asked was killed, or the connection is gone.
+    pub fn send(&self, reply: &[u8]) -> rustix::io::Result<bool> {
+        loop {
+            match rustix::io::write(&self.device, reply) {
+                Ok(_) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) => return Ok(false),
+                Err(other) => return Err(other),
+            }
+        }
+    }
+}
+
+/// Where a worker's requests arrive. Placed so that the data of a WRITE begins at a page.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    /// Makes a buffer for the largest request. Its pages are only taken from the machine when a request needs them.
+    pub fn new() -> Buffer {
+        let bytes = vec![0; MAX_TRANSFER_BYTES as usize + ROOM_BESIDE_DATA_BYTES];
+        let at = bytes.as_ptr().addr() + BEFORE_WRITTEN_BYTES;
+        Buffer {
+            start: at.next_multiple_of(PAGE_BYTES) - at,
+            bytes,
+        }
+    }
+
+    fn whole(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..]
+    }
+
+    /// Returns the first `length` bytes.
+    pub fn first(&self, length: usize) -> &[u8] {
+        &self.bytes[self.start..self.start + length]
+    }
+}
+
+impl Default for Buffer {
+    fn default() -> Buffer {
+        Buffer::new()
+    }
+}
+
+/// Makes a buffer for the largest reply.
+pub fn reply_buffer() -> Vec<u8> {
+    vec![0; MAX_TRANSFER_BYTES as usize + ROOM_BESIDE_DATA_BYTES]
+}

@@ -1,0 +1,77 @@
+//! What an engine's error is to a program: one match, with no other place that decides it.
+
+use rustix::io::Errno;
+use vellum_union::{Error, Refusal};
+
+/// Returns the errno a program sees.
+pub fn errno(error: &Error) -> Errno {
+    match error {
+        Error::Io { source, .. } => match source.errno() {
+            Some(errno) => Errno::from_raw_os_error(errno),
+            None => Errno::IO,
+        },
+        // A tree that can't be understood is never shown as something else.
+        Error::Mark { .. }
+        | Error::Untrusted { .. }
+        | Error::Unsettled { .. }
+        | Error::NoData { .. }
+        | Error::Dangling { .. } => Errno::IO,
+        Error::NotADirectory { .. } => Errno::NOTDIR,
+        Error::WrongKind { .. } | Error::BadPath { .. } | Error::NoLayers => Errno::INVAL,
+        Error::TooDeep { .. } => Errno::NAMETOOLONG,
+        Error::BadUpper { .. } => Errno::IO,
+        Error::Refused { refusal } => of_refusal(*refusal),
+    }
+}
+
+/// True if the error is one any file system may give: nothing an operator need hear of.
+pub fn is_everyday(error: &Error) -> bool {
+    match error {
+        Error::Refused { .. } | Error::NotADirectory { .. } | Error::WrongKind { .. } => true,
+        Error::Io { source, .. } => [
+            Errno::NOENT,
+            Errno::EXIST,
+            Errno::NOTEMPTY,
+            Errno::PERM,
+            Errno::ACCESS,
+            Errno::NOSPC,
+            Errno::DQUOT,
+            Errno::TXTBSY,
+            Errno::INVAL,
+            Errno::NXIO,
+            Errno::FBIG,
+            Errno::RANGE,
+            Errno::NODATA,
+            Errno::OPNOTSUPP,
+            Errno::NOTTY,
+            Errno::MLINK,
+            Errno::NAMETOOLONG,
+        ]
+        .iter()
+        .any(|&errno| source.is(errno)),
+        _ => false,
+    }
+}
+
+fn of_refusal(refusal: Refusal) -> Errno {
+    match refusal {
+        Refusal::NotFound => Errno::NOENT,
+        Refusal::Exists => Errno::EXIST,
+        Refusal::NotADirectory => Errno::NOTDIR,
+        Refusal::IsADirectory => Errno::ISDIR,
+        Refusal::NotEmpty => Errno::NOTEMPTY,
+        Refusal::ReadOnly => Errno::ROFS,
+        Refusal::NotPermitted => Errno::PERM,
+        Refusal::CrossDevice => Errno::XDEV,
+        Refusal::Invalid => Errno::INVAL,
+        Refusal::NoAttribute => Errno::NODATA,
+        Refusal::UnmappedId => Errno::OVERFLOW,
+        Refusal::LimitReached => Errno::NOSPC,
+        Refusal::NameTooLong => Errno::NAMETOOLONG,
+        Refusal::NoData => Errno::NXIO,
+        Refusal::Unsupported => Errno::OPNOTSUPP,
+        Refusal::Stale => Errno::STALE,
+        // `Refusal` may grow; what is new is an error of some kind until it has a line here.
+        _ => Errno::IO,
+    }
+}

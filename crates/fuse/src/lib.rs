@@ -1,0 +1,26 @@
+//! The front: the FUSE protocol, spoken for a union engine.
+//!
+//! This room decodes what the kernel asks, calls [`vellum_union::engine::Engine`] and encodes what it answers. It must not
+//! know which layer anything is on. Begin reading at `ops.rs`.
+//!
+//! * [`wire`]: the protocol's bytes, pure; `channel.rs`: the device; `workers.rs`: the threads;
+//! * [`negotiate`]: what a connection will be like, pure;
+//! * `ops.rs`: each request; `errno.rs`: each error;
+//! * `session.rs`: from mount to unmount; [`counters`]: what was asked how often.
+//!
+//! Invariants: hostile bytes from the device are errors, never panics; a panic while answering is one EIO; nothing is held while a
+//! reply is written; what the kernel may cache was true when it was said and stays true, since only this process changes the tree.
+#![forbid(unsafe_code)]
+
+mod channel;
+pub mod counters;
+mod errno;
+mod error;
+pub mod negotiate;
+mod options;
+mod session;
+pub mod wire;
+mod workers;
+
+pub use error::{Error, Result};
+pub use options::{DataMode, MountFlags, MountOptions, Mounter, OpenMode};

@@ -1,0 +1,99 @@
+//! How a union is mounted: plain values, already understood by whoever parsed them.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+/// Where reads and writes of regular files go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataMode {
+    /// All through the engine: every descriptor and mapping follows its file over a copy-up.
+    Coherent,
+    /// Straight to the file underneath, with its page cache. Needs root in the first user namespace.
+    Passthrough,
+}
+
+/// How an open is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// The kernel is told once that opens need no answer. What would refuse one refuses the first write instead.
+    Free,
+    /// Each open is looked at: immutable files and the like are refused there.
+    Checked,
+}
+
+/// Who makes the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mounter {
+    /// This process if it may, else `fusermount3`.
+    Any,
+    /// This process, through the mount API.
+    Kernel,
+    /// The set-user-id helper of libfuse.
+    Fusermount,
+}
+
+/// Flags of the mount itself, as in mount(8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct MountFlags {
+    pub read_only: bool,
+    pub nosuid: bool,
+    pub nodev: bool,
+    pub noexec: bool,
+    pub noatime: bool,
+    pub nodiratime: bool,
+    pub sync: bool,
+    pub dirsync: bool,
+}
+
+/// Everything about a mount but what is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountOptions {
+    /// The first column of /proc/mounts.
+    pub source: OsString,
+    /// The file system's type is `fuse.` and this; plain `fuse` without.
+    pub subtype: Option<String>,
+    /// Others than who mounts may use it.
+    pub allow_other: bool,
+    /// The kernel checks permissions by mode, owner and ACL. Without it nobody does: only for a mount of one's own.
+    pub default_permissions: bool,
+    /// ACLs count.
+    pub acl: bool,
+    /// How long the kernel believes names and attributes it was told. Nobody but this daemon changes them.
+    pub timeout: Duration,
+    /// Where data goes.
+    pub data: DataMode,
+    /// How opens are answered.
+    pub open: OpenMode,
+    /// Let the kernel keep what is written for a while. Ignored with a size limit.
+    pub writeback: bool,
+    /// fsync(2) syncs nothing.
+    pub no_fsync: bool,
+    /// Flags of the mount.
+    pub flags: MountFlags,
+    /// Other options of the kernel, as `name` or `name=value`: `context` and its kin.
+    pub extra: Vec<OsString>,
+    /// Who makes the mount.
+    pub mounter: Mounter,
+}
+
+impl Default for MountOptions {
+    /// A private mount that behaves like any file system.
+    fn default() -> MountOptions {
+        MountOptions {
+            source: OsString::from("vellum"),
+            subtype: Some(String::from("vellum")),
+            allow_other: false,
+            default_permissions: true,
+            acl: true,
+            timeout: Duration::from_secs(1_000_000_000),
+            data: DataMode::Coherent,
+            open: OpenMode::Free,
+            writeback: false,
+            no_fsync: false,
+            flags: MountFlags::default(),
+            extra: Vec::new(),
+            mounter: Mounter::Any,
+        }
+    }
+}
