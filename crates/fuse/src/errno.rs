@@ -14,6 +14,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::Mark { .. }
         | Error::Untrusted { .. }
         | Error::Unsettled { .. }
+        | Error::Blocks { .. }
         | Error::NoData { .. }
         | Error::Dangling { .. } => Errno::IO,
         Error::NotADirectory { .. } => Errno::NOTDIR,

@@ -17,10 +17,13 @@ pub mod counters;
 mod errno;
 mod error;
 pub mod negotiate;
+mod ops;
 mod options;
 mod session;
 pub mod wire;
 mod workers;
 
 pub use error::{Error, Result};
+pub use negotiate::Agreed;
 pub use options::{DataMode, MountFlags, MountOptions, Mounter, OpenMode};
+pub use session::{Session, Unmounter, mount};

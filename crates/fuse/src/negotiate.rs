@@ -65,7 +65,11 @@ pub struct Agreed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The kernel speaks another protocol, or an old one.
-    #[error("the kernel speaks FUSE {major}.{minor}; {}.{} or newer is needed (Linux 5.1)", wire::MAJOR, wire::OLDEST_MINOR)]
+    #[error(
+        "the kernel speaks FUSE {major}.{minor}; {}.{} or newer is needed (Linux 5.1)",
+        wire::MAJOR,
+        wire::OLDEST_MINOR
+    )]
     Version {
         /// Its major version.
         major: u32,

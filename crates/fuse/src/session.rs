@@ -1,0 +1,178 @@
+//! From mount to unmount.
+//!
+//! [`mount`] makes the connection, answers INIT, starts the workers, puts the mount in its place and returns when it answers. The mount is
+//! taken away by its number, never by its place alone: what somebody mounts there later is not ours. When the last user
+//! is gone the kernel ends the connection, the workers leave, and the engine is closed, which syncs the upper.
+//!
+//! It must not know what is mounted. Signals are taken only by [`Session::run`]; a program with its own handling calls [`Session::wait`].
+
+mod fusermount;
+mod place;
+mod signals;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vellum_union::engine::Engine;
+
+use crate::channel::{Buffer, Channel, Received};
+use crate::counters::{Counters, Counts};
+use crate::negotiate::{self, Agreed, Wishes};
+use crate::ops::Ops;
+use crate::options::MountOptions;
+use crate::wire::{Dialect, Op, Reply, Request};
+use crate::workers::Workers;
+use crate::{Error, Result};
+use place::Connected;
+
+pub use place::Unmounter;
+
+/// The fewest threads, however few processors there are: one that waits for a disk must not stop the rest.
+const FEWEST_WORKERS: usize = 2;
+/// More than so many only get in each other's way, until they have to wait.
+const MOST_USUAL_WORKERS: usize = 8;
+
+/// A mounted union.
+#[derive(Debug)]
+pub struct Session {
+    ops: Arc<Ops>,
+    workers: Workers<Ops>,
+    counters: Arc<Counters>,
+    unmounter: Unmounter,
+    agreed: Agreed,
+}
+
+/// Mounts `engine` on the directory `target`.
+///
+/// Returns when the mount answers. After an error nothing is mounted and the engine is gone.
+pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Session> {
+    // The place must mean the same when the working directory is another.
+    let target = target
+        .canonicalize()
+        .map_err(|error| vellum_sys::Error::new("find", target, error))?;
+    let Connected { device, mount } = place::connect(&target, options)?;
+    let channel = Arc::new(Channel::new(device));
+    let agreed = handshake(&channel, Wishes::of(options, engine.is_limited()))?;
+    tracing::debug!(%agreed, "connected");
+    let ops = Arc::new(Ops::new(engine, agreed, options));
+    let counters = Arc::new(Counters::default());
+    let cpus = std::thread::available_parallelism().map_or(FEWEST_WORKERS, usize::from);
+    let workers = Workers::start(
+        Arc::clone(&ops),
+        channel,
+        agreed.dialect,
+        Arc::clone(&counters),
+        cpus.clamp(FEWEST_WORKERS, MOST_USUAL_WORKERS),
+    )?;
+    match mount.attach(&target) {
+        Ok(unmounter) => Ok(Session {
+            ops,
+            workers,
+            counters,
+            unmounter,
+            agreed,
+        }),
+        Err(error) => {
+            // The mount is gone, and with it the connection.
+            workers.wait();
+            Err(error)
+        }
+    }
+}
+
+impl Session {
+    /// Returns what takes the mount away: from any thread, any time.
+    pub fn unmounter(&self) -> Unmounter {
+        self.unmounter.clone()
+    }
+
+    /// Returns how often each request came so far.
+    pub fn counts(&self) -> Counts {
+        self.counters.now()
+    }
+
+    /// Returns the live counts, to be asked while [`Session::wait`] waits.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Returns what was agreed with the kernel.
+    pub fn agreed(&self) -> &Agreed {
+        &self.agreed
+    }
+
+    /// Returns the place.
+    pub fn target(&self) -> PathBuf {
+        self.unmounter.target().to_owned()
+    }
+
+    /// Waits until it was unmounted by somebody and nobody uses it any more; then closes the engine.
+    pub fn wait(self) -> Result<()> {
+        self.workers.wait();
+        match Arc::try_unwrap(self.ops) {
+            Ok(ops) => ops
+                .into_engine()
+                .close()
+                .map_err(|source| Error::Close { source }),
+            // Only workers have others, and they have ended.
+            Err(_) => unreachable!("a worker outlived its end"),
+        }
+    }
+
+    /// As [`Session::wait`], and SIGTERM, SIGINT and SIGHUP unmount; a second one cuts the connection. SIGUSR1 prints the
+    /// counts to standard error.
+    pub fn run(self) -> Result<()> {
+        let signals = signals::listen(self.unmounter(), self.counters())?;
+        let ended = self.wait();
+        signals.stop();
+        ended
+    }
+
+    /// Unmounts, and waits until nobody uses it any more.
+    pub fn unmount(self) -> Result<()> {
+        self.unmounter.unmount()?;
+        self.wait()
+    }
+}
+
+/// Answers INIT.
+fn handshake(channel: &Channel, wishes: Wishes) -> Result<Agreed> {
+    let mut buffer = Buffer::new();
+    let length = loop {
+        match channel.receive(&mut buffer) {
+            Ok(Received::Request(length)) => break length,
+            Ok(Received::Nothing) => {}
+            Ok(Received::Gone) => return Err(Error::Closed),
+            Err(error) => {
+                let device = vellum_sys::fuse_dev::DEVICE;
+                return Err(vellum_sys::Error::new("read", device, error).into());
+            }
+        }
+    };
+    let bytes = buffer.first(length);
+    let request =
+        Request::parse(bytes, Dialect::default()).map_err(|malformed| Error::Handshake {
+            source: Some(malformed),
+        })?;
+    let Op::Init(offer) = request.op else {
+        return Err(Error::Handshake { source: None });
+    };
+    let agreed = negotiate::negotiate(&offer, wishes);
+    let mut answer = [0; 128];
+    let mut reply = Reply::new(&mut answer);
+    let errno = match &agreed {
+        Ok(agreed) => {
+            reply.init(&agreed.reply);
+            0
+        }
+        Err(_) => rustix::io::Errno::PROTO.raw_os_error(),
+    };
+    let sent = channel.send(reply.finish(request.header.unique, errno));
+    match sent {
+        Ok(true) => Ok(agreed?),
+        Ok(false) => Err(Error::Closed),
+        Err(error) => {
+            Err(vellum_sys::Error::new("answer", vellum_sys::fuse_dev::DEVICE, error).into())
+        }
+    }
+}

@@ -102,27 +102,29 @@ impl<S: Serve> Workers<S> {
 
     /// Waits until the connection is gone and every thread has ended.
     pub fn wait(self) {
-        loop {
-            let next = lock(&self.shared.threads).pop();
-            match next {
-                // A worker's panics are caught where it answers; nothing else in it has a result.
-                Some(thread) => drop(thread.join()),
-                None => break,
-            }
-        }
-        self.shared.over.store(true, Ordering::SeqCst);
-        self.shared.wake_watch();
-        // As above.
-        drop(self.watch.join());
-    }
-
-    /// Returns how many threads there are now.
-    pub fn count(&self) -> usize {
-        self.shared.all.load(Ordering::Relaxed)
+        let Workers { shared, watch } = self;
+        shared.join_all();
+        shared.over.store(true, Ordering::SeqCst);
+        shared.wake_watch();
+        // A worker's panics are caught where it answers; nothing else in these threads has a result.
+        drop(watch.join());
+        // The watch may have added one while the others left.
+        shared.join_all();
     }
 }
 
 impl<S: Serve> Shared<S> {
+    fn join_all(&self) {
+        loop {
+            let next = lock(&self.threads).pop();
+            match next {
+                // As above.
+                Some(thread) => drop(thread.join()),
+                None => break,
+            }
+        }
+    }
+
     fn add_one(self: &Arc<Self>) -> vellum_sys::Result<()> {
         let channel = self.session.another()?;
         let shared = Arc::clone(self);
@@ -252,10 +254,7 @@ impl<S: Serve> Shared<S> {
             {
                 let mut held = lock(&self.asleep);
                 while !self.watching.load(Ordering::SeqCst) && !self.over.load(Ordering::SeqCst) {
-                    held = self
-                        .wake
-                        .wait(held)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    held = self.wake.wait(held).unwrap_or_else(PoisonError::into_inner);
                 }
             }
             let mut calm = 0;
@@ -267,7 +266,8 @@ impl<S: Serve> Shared<S> {
                 std::thread::sleep(PATIENCE);
                 let busy = self.free.load(Ordering::SeqCst) == 0;
                 calm = if busy { 0 } else { calm + 1 };
-                let stuck = busy && before == self.finished.load(Ordering::Relaxed);
+                let over = self.over.load(Ordering::SeqCst);
+                let stuck = !over && busy && before == self.finished.load(Ordering::Relaxed);
                 if stuck && self.all.load(Ordering::SeqCst) < MOST {
                     if let Err(error) = self.add_one() {
                         tracing::warn!(%error, "all workers are busy and there can't be one more");

@@ -155,6 +155,12 @@ impl Engine {
         }
     }
 
+    /// Returns whether the upper layer may hold only so much.
+    pub fn is_limited(&self) -> bool {
+        let limit = self.upper.as_ref().map(|upper| upper.options.limit);
+        limit.is_some_and(|limit| limit != Limit::default())
+    }
+
     /// Syncs the upper layer and lets go of it. To be called when nobody uses the engine any more.
     pub fn close(self) -> Result<()> {
         self.release()

@@ -33,6 +33,16 @@ impl Engine {
         }
     }
 
+    /// Returns the inode number of the directory above one: its own, for the root and for what was removed.
+    pub fn parent_number(&self, dir: NodeId) -> Result<u64> {
+        let node = self.dir_node(dir)?;
+        let state = node.state();
+        Ok(match state.places().next() {
+            Some(place) => place.parent.ino,
+            None => node.ino,
+        })
+    }
+
     /// Takes back `count` lookups of a node. The root is never forgotten.
     pub fn forget(&self, node: NodeId, count: u64) {
         self.table.forget(node, count);

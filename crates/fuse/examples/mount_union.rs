@@ -1,0 +1,109 @@
+//! Mounts a union and serves it until it is unmounted: for trying things out, and for this room's tests.
+//!
+//! ```text
+//! mount_union LOWER[:LOWER...] UPPER WORK TARGET [OPTION...]
+//! mount_union LOWER[:LOWER...] - - TARGET [OPTION...]          (read-only)
+//! ```
+//!
+//! Prints `mounted` when the mount answers, and at the end how often each request came. Options: `userxattr`, `passthrough`, `checked`,
+//! `noacl`, `writeback`, `volatile`, `allow_other`, `ro`, `noindex`, `noredirect`, `nometacopy`, `timeout=SECONDS`, `blocks=BYTES`,
+//! `size=BYTES`, `inodes=COUNT`, `fusermount`, `data=LOWER`. SIGUSR1 prints the counts so far.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vellum_format::Prefix;
+use vellum_fuse::{DataMode, MountOptions, Mounter, OpenMode};
+use vellum_union::engine::{Durability, Engine, EngineOptions, IdRules, Limit, UpperOptions};
+use vellum_union::{Dialect, DirLayer, Layer, Records, WhNames};
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() {
+    if let Err(error) = run() {
+        eprint!("mount_union: {error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            eprint!(": {error}");
+            cause = error.source();
+        }
+        eprintln!();
+        std::process::exit(1);
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [lowers, upper, work, target, options @ ..] = &arguments[..] else {
+        return Err("usage: mount_union LOWER[:LOWER...] UPPER WORK TARGET [OPTION...]".into());
+    };
+    let user = options.iter().any(|option| option == "userxattr");
+    let prefix = match user {
+        true => Prefix::User,
+        false => Prefix::Trusted,
+    };
+    let open = |path: &str| -> Result<Arc<dyn Layer>, Failure> {
+        let layer = DirLayer::open(Path::new(path), Dialect::kernel(prefix))?;
+        Ok(Arc::new(layer))
+    };
+    let mut engine = EngineOptions {
+        lowers: lowers.split(':').map(open).collect::<Result<_, _>>()?,
+        data_lowers: Vec::new(),
+        upper: (upper != "-").then(|| UpperOptions {
+            upper: PathBuf::from(upper),
+            work: PathBuf::from(work),
+            prefix,
+            records: Records::None,
+            wh_names: WhNames::Plain,
+            durability: Durability::Full,
+            redirect_dir: true,
+            metacopy: true,
+            index: true,
+            blocks_from_bytes: None,
+            limit: Limit::default(),
+        }),
+        ids: IdRules::default(),
+        static_nlink: false,
+        ino_32_bits: false,
+        no_xattrs: false,
+    };
+    let mut mount = MountOptions::default();
+    for option in options {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        match name {
+            "userxattr" => {}
+            "passthrough" => mount.data = DataMode::Passthrough,
+            "checked" => mount.open = OpenMode::Checked,
+            "noacl" => mount.acl = false,
+            "writeback" => mount.writeback = true,
+            "allow_other" => mount.allow_other = true,
+            "ro" => mount.flags.read_only = true,
+            "fusermount" => mount.mounter = Mounter::Fusermount,
+            "timeout" => mount.timeout = Duration::from_secs_f64(value.parse()?),
+            "data" => engine.data_lowers.push(open(value)?),
+            _ => {
+                let upper = engine.upper.as_mut().ok_or("that needs an upper layer")?;
+                match name {
+                    "volatile" => {
+                        upper.durability = Durability::Volatile;
+                        mount.no_fsync = true;
+                    }
+                    "noindex" => upper.index = false,
+                    "noredirect" => upper.redirect_dir = false,
+                    "nometacopy" => upper.metacopy = false,
+                    "blocks" => upper.blocks_from_bytes = Some(value.parse()?),
+                    "size" => upper.limit.size_bytes = Some(value.parse()?),
+                    "inodes" => upper.limit.inodes = Some(value.parse()?),
+                    _ => return Err(format!("there is no option {option}").into()),
+                }
+            }
+        }
+    }
+    let session = vellum_fuse::mount(Engine::open(engine)?, Path::new(target), &mount)?;
+    println!("mounted");
+    let counters = session.counters();
+    let ended = session.run();
+    println!("{}", counters.now());
+    Ok(ended?)
+}

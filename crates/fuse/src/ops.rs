@@ -1,0 +1,262 @@
+//! Each request of the kernel: decoded, asked of the engine, its answer encoded.
+//!
+//! Nothing is decided here but how long the kernel may believe an answer, and which requests it need not send again: those
+//! answered ENOSYS. Everything is keyed by node; no state belongs to an open file (but see `passthrough.rs`), so an open
+//! needs no answer of its own, and a listing's place is the directory's cookie.
+//!
+//! Flow: [`Serve::serve`] picks the function; each returns [`Failure`] on error, which is logged once, here, if it is none that any
+//! file system may give.
+
+mod attributes;
+mod data;
+mod list;
+mod names;
+
+use std::time::Duration;
+
+use rustix::io::Errno;
+use vellum_sys::FileKind;
+use vellum_union::engine::{self, Caller, Engine, NodeId};
+
+use crate::errno::{errno, is_everyday};
+use crate::negotiate::Agreed;
+use crate::options::MountOptions;
+use crate::wire::flags::open;
+use crate::wire::reply::{self, Reply};
+use crate::wire::{Header, Op, Request};
+use crate::workers::Serve;
+
+/// Answers the requests of one session.
+#[derive(Debug)]
+pub(crate) struct Ops {
+    engine: Engine,
+    agreed: Agreed,
+    /// How long names and attributes may be believed.
+    timeout: Duration,
+    no_fsync: bool,
+}
+
+/// Why a request is answered with an error.
+#[derive(Debug)]
+enum Failure {
+    /// The engine says no.
+    Engine(vellum_union::Error),
+    /// The request itself says why.
+    Plain(Errno),
+}
+
+impl From<vellum_union::Error> for Failure {
+    fn from(error: vellum_union::Error) -> Failure {
+        Failure::Engine(error)
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Failure {
+        Failure::Plain(errno)
+    }
+}
+
+type Answer<T = ()> = Result<T, Failure>;
+
+impl Ops {
+    pub fn new(engine: Engine, agreed: Agreed, options: &MountOptions) -> Ops {
+        Ops {
+            engine,
+            agreed,
+            timeout: options.timeout,
+            no_fsync: options.no_fsync,
+        }
+    }
+
+    /// Gives the engine back, to be closed.
+    pub fn into_engine(self) -> Engine {
+        self.engine
+    }
+
+    fn answer(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Answer {
+        let header = &request.header;
+        let node = NodeId(header.node);
+        match request.op {
+            Op::Lookup { name } => self.lookup(node, name, reply),
+            Op::GetAttr => self.get_attr(node, reply),
+            Op::SetAttr(set) => self.set_attr(node, &set, caller(header, 0), reply),
+            Op::ReadLink => self.read_link(node, reply),
+            Op::Symlink { name, target } => self.symlink(header, name, target, reply),
+            Op::MkNod {
+                name,
+                mode,
+                rdev,
+                umask,
+            } => self.mknod(header, name, (mode, rdev), umask, reply),
+            Op::MkDir { name, mode, umask } => self.mkdir(header, name, mode, umask, reply),
+            Op::Unlink { name } => Ok(self.engine.unlink(node, name)?),
+            Op::RmDir { name } => Ok(self.engine.rmdir(node, name)?),
+            Op::Rename {
+                name,
+                new_parent,
+                new_name,
+                flags,
+            } => self.rename((node, name), (NodeId(new_parent), new_name), flags),
+            Op::Link { node: old, name } => {
+                let entry = self.engine.link(NodeId(old), node, name)?;
+                self.put_entry(entry, reply);
+                Ok(())
+            }
+            Op::Create {
+                name, mode, umask, ..
+            } => self.create(header, name, mode, umask, reply),
+            Op::TmpFile { mode, umask, .. } => self.tmpfile(header, mode, umask, reply),
+            Op::Open { flags } => self.open(node, flags, reply),
+            Op::OpenDir { .. } => match self.agreed.no_opendir {
+                true => Err(Errno::NOSYS.into()),
+                false => {
+                    reply.open(0, open::KEEP_CACHE | open::CACHE_DIR, 0);
+                    Ok(())
+                }
+            },
+            Op::ReadDir(range) => self.read_dir(node, range, reply),
+            Op::ReadDirPlus(range) => self.read_dir_plus(node, range, reply),
+            Op::StatFs => self.stat_fs(reply),
+            Op::Release { .. } | Op::ReleaseDir { .. } | Op::Destroy => Ok(()),
+            Op::FSync { .. } | Op::FSyncDir { .. } => match self.no_fsync {
+                true => Err(Errno::NOSYS.into()),
+                false => Err(Errno::IO.into()),
+            },
+            Op::SetXattr {
+                name,
+                value,
+                flags,
+                acl_kills_setgid,
+            } => self.set_xattr(header, name, value, flags, acl_kills_setgid),
+            Op::GetXattr { name, room } => self.get_xattr(node, name, room, reply),
+            Op::ListXattr { room } => self.list_xattr(node, room, reply),
+            Op::RemoveXattr { name } => Ok(self.engine.remove_xattr(node, name)?),
+            // Not to be sent again: the kernel does without, or does it itself.
+            Op::Read(_)
+            | Op::Write { .. }
+            | Op::Ioctl(_)
+            | Op::FAllocate { .. }
+            | Op::LSeek { .. }
+            | Op::CopyRange(_)
+            | Op::Flush
+            | Op::Access
+            | Op::SyncFs
+            | Op::Statx { .. }
+            | Op::Interrupt { .. }
+            | Op::Other => Err(Errno::NOSYS.into()),
+            // The first message is answered before there are workers.
+            Op::Init(_) => Err(Errno::IO.into()),
+            // These take no reply and never come here.
+            Op::Forget { .. } | Op::BatchForget(_) => Ok(()),
+        }
+    }
+
+    fn put_entry(&self, entry: engine::Entry, reply: &mut Reply<'_>) {
+        reply.entry(&self.entry(&entry));
+    }
+
+    fn entry(&self, entry: &engine::Entry) -> reply::Entry {
+        reply::Entry {
+            node: entry.node.0,
+            generation: entry.generation,
+            entry_valid: self.timeout,
+            attr_valid: self.timeout,
+            attr: attr(&entry.attr),
+        }
+    }
+}
+
+impl Serve for Ops {
+    fn serve(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+        self.answer(request, reply)
+            .map_err(|failure| match failure {
+                Failure::Plain(errno) => errno,
+                Failure::Engine(error) => {
+                    if !is_everyday(&error) {
+                        let header = &request.header;
+                        let op = crate::wire::Opcode::from_number(header.opcode);
+                        let cause = std::error::Error::source(&error).map(tracing::field::display);
+                        tracing::error!(?op, node = header.node, %error, cause, "a request failed");
+                    }
+                    errno(&error)
+                }
+            })
+    }
+
+    fn note(&self, request: &Request<'_>) {
+        match request.op {
+            Op::Forget { count } => self.engine.forget(NodeId(request.header.node), count),
+            Op::BatchForget(forgets) => {
+                for (node, count) in forgets {
+                    self.engine.forget(NodeId(node), count);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn caller(header: &Header, umask: u32) -> Caller {
+    Caller {
+        uid: header.uid,
+        gid: header.gid,
+        umask: umask & 0o777,
+    }
+}
+
+/// Returns attributes as the wire has them.
+fn attr(attr: &engine::Attr) -> reply::Attr {
+    let time = |time: vellum_sys::Timespec| (time.sec, time.nsec);
+    reply::Attr {
+        ino: attr.ino,
+        size_bytes: attr.size_bytes,
+        blocks_512: attr.blocks_512,
+        atime: time(attr.atime),
+        mtime: time(attr.mtime),
+        ctime: time(attr.ctime),
+        mode: attr.kind.raw_mode() | attr.mode,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: pack_device(attr.rdev),
+        block_bytes: attr.block_bytes,
+    }
+}
+
+/// Packs a device number as the kernel's `new_encode_dev`.
+fn pack_device((major, minor): (u32, u32)) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// Takes a device number apart again.
+fn unpack_device(packed: u32) -> (u32, u32) {
+    (
+        (packed >> 8) & 0xfff,
+        (packed & 0xff) | ((packed >> 12) & 0xfff00),
+    )
+}
+
+/// Returns a file type as listings have it.
+fn kind_bits(kind: FileKind) -> u32 {
+    kind.raw_mode() >> 12
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_survive_packing() {
+        for device in [
+            (0, 0),
+            (1, 3),
+            (8, 255),
+            (259, 256),
+            (4095, 1_048_575),
+            (7, 4096),
+        ] {
+            assert_eq!(unpack_device(pack_device(device)), device);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Requests about names: looking up, making, moving.
+
+use std::ffi::{OsStr, OsString};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use vellum_sys::FileKind;
+use vellum_union::engine::{NewNode, NodeId, RenameMode};
+
+use super::{Answer, Ops, caller, unpack_device};
+use crate::wire::Header;
+use crate::wire::flags::open;
+use crate::wire::reply::{self, Reply};
+
+const NOREPLACE: u32 = 1;
+const EXCHANGE: u32 = 2;
+const WHITEOUT: u32 = 4;
+/// How a file that was made is opened: what is cached stays, nothing happens at close.
+const MADE: u32 = open::KEEP_CACHE | open::NOFLUSH;
+
+impl Ops {
+    pub(super) fn lookup(&self, parent: NodeId, name: &OsStr, reply: &mut Reply<'_>) -> Answer {
+        match self.engine.lookup(parent, name)? {
+            Some(entry) => self.put_entry(entry, reply),
+            // That there is no such name may be believed, too.
+            None if self.timeout > Duration::ZERO => reply.entry(&reply::Entry {
+                node: 0,
+                generation: 0,
+                entry_valid: self.timeout,
+                attr_valid: Duration::ZERO,
+                attr: reply::Attr::default(),
+            }),
+            None => return Err(Errno::NOENT.into()),
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_link(&self, node: NodeId, reply: &mut Reply<'_>) -> Answer {
+        let target = self.engine.read_link(node)?;
+        reply.bytes(target.as_encoded_bytes());
+        Ok(())
+    }
+
+    pub(super) fn symlink(
+        &self,
+        header: &Header,
+        name: &OsStr,
+        target: &OsStr,
+        reply: &mut Reply<'_>,
+    ) -> Answer {
+        let new = NewNode::Symlink(OsString::from(target));
+        self.make(header, name, (&new, 0o777), 0, reply)
+    }
+
+    pub(super) fn mkdir(
+        &self,
+        header: &Header,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: &mut Reply<'_>,
+    ) -> Answer {
+        self.make(header, name, (&NewNode::Dir, mode), umask, reply)
+    }
+
+    pub(super) fn mknod(
+        &self,
+        header: &Header,
+        name: &OsStr,
+        (mode, rdev): (u32, u32),
+        umask: u32,
+        reply: &mut Reply<'_>,
+    ) -> Answer {
+        let (major, minor) = unpack_device(rdev);
+        let new = match FileKind::from_raw_mode(mode) {
+            Some(FileKind::File) => NewNode::File,
+            Some(FileKind::Fifo) => NewNode::Fifo,
+            Some(FileKind::Socket) => NewNode::Socket,
+            Some(FileKind::Char) => NewNode::Char(major, minor),
+            Some(FileKind::Block) => NewNode::Block(major, minor),
+            Some(FileKind::Dir | FileKind::Symlink) | None => return Err(Errno::INVAL.into()),
+        };
+        self.make(header, name, (&new, mode), umask, reply)
+    }
+
+    pub(super) fn create(
+        &self,
+        header: &Header,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: &mut Reply<'_>,
+    ) -> Answer {
+        self.make(header, name, (&NewNode::File, mode), umask, reply)?;
+        reply.open(0, MADE, 0);
+        Ok(())
+    }
+
+    pub(super) fn tmpfile(
+        &self,
+        header: &Header,
+        mode: u32,
+        umask: u32,
+        reply: &mut Reply<'_>,
+    ) -> Answer {
+        let caller = caller(header, umask);
+        let entry = self
+            .engine
+            .tmpfile(NodeId(header.node), mode & 0o7777, &caller)?;
+        self.put_entry(entry, reply);
+        reply.open(0, MADE, 0);
+        Ok(())
+    }
+
+    fn make(
+        &self,
+        header: &Header,
+        name: &OsStr,
+        (new, mode): (&NewNode, u32),
+        umask: u32,
+        reply: &mut Reply<'_>,
+    ) -> Answer {
+        let caller = caller(header, umask);
+        let entry = self
+            .engine
+            .create(NodeId(header.node), name, new, mode & 0o7777, &caller)?;
+        self.put_entry(entry, reply);
+        Ok(())
+    }
+
+    pub(super) fn rename(
+        &self,
+        (parent, name): (NodeId, &OsStr),
+        (new_parent, new_name): (NodeId, &OsStr),
+        flags: u32,
+    ) -> Answer {
+        let mode = match flags {
+            0 => RenameMode::Replace,
+            NOREPLACE => RenameMode::NoReplace,
+            EXCHANGE => RenameMode::Exchange,
+            WHITEOUT => RenameMode::Whiteout,
+            _ => return Err(Errno::INVAL.into()),
+        };
+        Ok(self
+            .engine
+            .rename(parent, name, new_parent, new_name, mode)?)
+    }
+}

@@ -1,0 +1,220 @@
+//! Making a mount, putting it in its place, and taking that one away again.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+use vellum_sys::mount::{Detached, FuseMount, fuse_detached, unmount_id};
+use vellum_sys::{Stat, fuse_dev};
+
+use super::fusermount;
+use crate::options::{MountOptions, Mounter};
+use crate::{Error, Result};
+
+/// A connection that the kernel knows, and how its mount came about.
+#[derive(Debug)]
+pub(super) struct Connected {
+    pub device: OwnedFd,
+    pub mount: Mount,
+}
+
+/// A mount in the making.
+#[derive(Debug)]
+pub(super) enum Mount {
+    /// It is nowhere yet.
+    Detached(Detached),
+    /// The helper put it in its place already.
+    ByFusermount,
+}
+
+/// Opens the device and has the kernel send INIT.
+pub(super) fn connect(target: &Path, options: &MountOptions) -> Result<Connected> {
+    let by_helper = || {
+        Ok(Connected {
+            device: fusermount::mount(target, options)?,
+            mount: Mount::ByFusermount,
+        })
+    };
+    if options.mounter == Mounter::Fusermount {
+        return by_helper();
+    }
+    match by_kernel(options) {
+        Err(error) if options.mounter == Mounter::Any && is_denied(&error) => {
+            tracing::debug!(%error, "mounting is left to fusermount3");
+            by_helper()
+        }
+        other => other,
+    }
+}
+
+fn by_kernel(options: &MountOptions) -> Result<Connected> {
+    let device = fuse_dev::open().map_err(|source| Error::NoDevice {
+        missing: source.is_not_found() || source.is(Errno::NODEV),
+        source,
+    })?;
+    let mount = fuse_detached(&device, &wanted(options))?;
+    Ok(Connected {
+        device,
+        mount: Mount::Detached(mount),
+    })
+}
+
+fn is_denied(error: &Error) -> bool {
+    match error {
+        Error::Sys(source) | Error::NoDevice { source, .. } => source.is_denied(),
+        _ => false,
+    }
+}
+
+fn wanted(options: &MountOptions) -> FuseMount {
+    let flags = options.flags;
+    let mut attributes = MountAttrFlags::empty();
+    for (wanted, attribute) in [
+        (flags.read_only, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (flags.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (flags.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (flags.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (flags.noatime, MountAttrFlags::MOUNT_ATTR_NOATIME),
+        (flags.nodiratime, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+    ] {
+        attributes.set(attribute, wanted);
+    }
+    let mut wanted = Vec::new();
+    for (name, is_wanted) in [
+        ("default_permissions", options.default_permissions),
+        ("allow_other", options.allow_other),
+        ("ro", flags.read_only),
+        ("sync", flags.sync),
+        ("dirsync", flags.dirsync),
+    ] {
+        if is_wanted {
+            wanted.push((String::from(name), None));
+        }
+    }
+    for option in &options.extra {
+        let text = option.to_string_lossy();
+        match text.split_once('=') {
+            Some((name, value)) => wanted.push((name.to_owned(), Some(OsString::from(value)))),
+            None => wanted.push((text.into_owned(), None)),
+        }
+    }
+    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+    FuseMount {
+        source: options.source.clone(),
+        subtype: options.subtype.clone(),
+        owner: (uid.as_raw(), gid.as_raw()),
+        options: wanted,
+        attributes,
+    }
+}
+
+impl Mount {
+    /// Puts the mount in its place. Then asks it for its attributes: workers must be there. If it does not answer, it goes again.
+    pub fn attach(self, target: &Path) -> Result<Unmounter> {
+        let made_by = match &self {
+            Mount::Detached(_) => MadeBy::Us,
+            Mount::ByFusermount => MadeBy::Fusermount,
+        };
+        let mut id = None;
+        if let Mount::Detached(mount) = self {
+            id = Some(mount.id);
+            mount.attach(target)?;
+        }
+        let place = |id, connection| Unmounter {
+            place: Arc::new(Place {
+                target: target.to_owned(),
+                id,
+                connection,
+                made_by,
+            }),
+        };
+        match stat(target) {
+            Ok(stat) => {
+                // A device number of no device: the minor part is all of it.
+                let connection = u64::from(rustix::fs::minor(stat.dev));
+                Ok(place(id.unwrap_or(stat.mnt_id), connection))
+            }
+            Err(source) => {
+                if let Some(id) = id {
+                    // The first error is the one to tell.
+                    let _ = place(id, 0).unmount();
+                } else {
+                    // As above; there is no number to go by, and nobody can have mounted over what does not answer.
+                    let _ = fusermount::unmount(target);
+                }
+                Err(Error::Silent {
+                    target: target.to_owned(),
+                    source,
+                })
+            }
+        }
+    }
+}
+
+fn stat(target: &Path) -> vellum_sys::Result<Stat> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(target, flags, Mode::empty())
+        .map_err(|e| vellum_sys::Error::new("open", target, e))?;
+    vellum_sys::stat::stat_fd(&fd)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MadeBy {
+    Us,
+    Fusermount,
+}
+
+#[derive(Debug)]
+struct Place {
+    target: PathBuf,
+    id: u64,
+    connection: u64,
+    made_by: MadeBy,
+}
+
+/// Takes one mount away, and never another.
+#[derive(Debug, Clone)]
+pub struct Unmounter {
+    place: Arc<Place>,
+}
+
+impl Unmounter {
+    /// Takes the mount out of sight, if it is what shows at its place; false if it is not: it is gone already, or something else was
+    /// mounted over it. Those who use it go on using it.
+    pub fn unmount(&self) -> Result<bool> {
+        let place = &*self.place;
+        match place.made_by {
+            MadeBy::Us => Ok(unmount_id(&place.target, place.id)?),
+            MadeBy::Fusermount => match stat(&place.target) {
+                Ok(stat) if stat.mnt_id == place.id => {
+                    fusermount::unmount(&place.target)?;
+                    Ok(true)
+                }
+                Ok(_) => Ok(false),
+                Err(error) if error.is_not_found() => Ok(false),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    /// Cuts the connection: whoever uses the mount gets errors from now on. For when it must end although it is in use.
+    pub fn abort(&self) -> Result<()> {
+        let path = format!("/sys/fs/fuse/connections/{}/abort", self.place.connection);
+        std::fs::write(&path, "1").map_err(|e| vellum_sys::Error::new("write", &path, e))?;
+        Ok(())
+    }
+
+    /// Returns the mount's place.
+    pub fn target(&self) -> &Path {
+        &self.place.target
+    }
+
+    /// Returns the mount's number, as in mountinfo.
+    pub fn mount_id(&self) -> u64 {
+        self.place.id
+    }
+}

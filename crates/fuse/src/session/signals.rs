@@ -1,0 +1,58 @@
+//! What a daemon does at signals: unmount, cut the connection, print counts.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::{Handle, Signals};
+
+use super::Unmounter;
+use crate::Result;
+use crate::counters::Counters;
+
+/// Listens until it is stopped.
+#[derive(Debug)]
+pub(super) struct Listener {
+    handle: Handle,
+    thread: JoinHandle<()>,
+}
+
+/// Begins to listen.
+pub(super) fn listen(unmounter: Unmounter, counters: Arc<Counters>) -> Result<Listener> {
+    let failed = |error| vellum_sys::Error::new("listen to", "signals", error);
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).map_err(failed)?;
+    let handle = signals.handle();
+    let thread = std::thread::Builder::new()
+        .name(String::from("vellum-signals"))
+        .spawn(move || {
+            let mut asked = false;
+            for signal in signals.forever() {
+                match signal {
+                    SIGUSR1 => eprintln!("{}", counters.now()),
+                    _ if asked => {
+                        if let Err(error) = unmounter.abort() {
+                            tracing::error!(%error, "the connection can't be cut");
+                        }
+                    }
+                    _ => {
+                        asked = true;
+                        match unmounter.unmount() {
+                            Ok(true) => {}
+                            Ok(false) => tracing::warn!("the mount does not show at its place"),
+                            Err(error) => tracing::error!(%error, "can't unmount"),
+                        }
+                    }
+                }
+            }
+        })
+        .map_err(failed)?;
+    Ok(Listener { handle, thread })
+}
+
+impl Listener {
+    pub fn stop(self) {
+        self.handle.close();
+        // The thread has no result; a panic in it was printed.
+        drop(self.thread.join());
+    }
+}
