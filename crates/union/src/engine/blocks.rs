@@ -1,13 +1,516 @@
-//! Files copied up block by block, as an engine writes them.
+//! Files copied up block by block, as an engine reads and writes them.
+//!
+//! A write copies what it leaves of its first and last block, writes its own bytes, and then records the blocks in the
+//! map; until the record is there, the blocks are the lower file's, so that a crash leaves the old bytes. What the rules
+//! for a byte are is said by [`crate::blocks::view::side`]; that data is durable before a record counts, and how it is
+//! kept so, by the map's format.
+//!
+//! Cutting a file lowers the map's limit. That is recorded, durably, before the file can grow again: otherwise lower
+//! bytes would come back behind the cut. (A crash before that leaves a size below the limit, which counts as the limit.)
+//!
+//! Locks: a file's state, for reading while bytes are read or blocks that are there already are overwritten; for writing
+//! while blocks, the limit or the size change. It comes behind the node's state in the engine's order.
 
-/// One such file, by the name of its map.
+mod store;
+
+use std::fs::File;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use vellum_format::block_map::{BlockMap, BlockRecord, RECORD_BYTES};
+use vellum_sys::data::{self, AllocateFlags};
+
+use crate::blocks::view::{Piece, Side, View, read_lower, side};
+use crate::{Error, Refusal, Result};
+
+pub(crate) use store::BlockStore;
+
+/// How much a settling copies before it makes that durable.
+const COPY_STEP_BYTES: u64 = 16 << 20;
+
+/// One file copied up block by block.
 #[derive(Debug)]
 pub(crate) struct BlockFile {
     map: Box<str>,
+    /// Nothing until it is first opened.
+    state: RwLock<Option<BlockState>>,
+}
+
+/// What is known of such a file.
+#[derive(Debug)]
+pub(crate) struct BlockState {
+    pub map: BlockMap,
+    /// Where records begin in the map.
+    header_bytes: u64,
+    /// The upper inode's size.
+    size_bytes: u64,
+    /// Records were appended since the last barrier.
+    dirty: bool,
+    /// The limit fell, and no durable record says so.
+    limit_pending: bool,
+    /// Records can be appended.
+    prepared: bool,
+    /// It has no map any more: it is plain, or has no name left.
+    gone: bool,
+    /// How many records are worth writing the map anew.
+    compact_from: u64,
+}
+
+/// Its descriptors.
+#[derive(Debug)]
+pub(crate) struct OpenBlocks {
+    pub upper: File,
+    pub lower: File,
+}
+
+impl BlockState {
+    fn new(map: BlockMap, size_bytes: u64) -> BlockState {
+        let header_bytes = map.header.encode().map_or(0, |bytes| bytes.len() as u64);
+        let mut state = BlockState {
+            header_bytes,
+            size_bytes,
+            dirty: map.pending,
+            limit_pending: false,
+            prepared: false,
+            gone: false,
+            compact_from: 0,
+            map,
+        };
+        state.compact_from = state.map.records.saturating_mul(2).max(4096);
+        if size_bytes < state.map.limit_bytes {
+            state.map.limit_bytes = size_bytes;
+            state.limit_pending = true;
+        }
+        debug_assert!(header_bytes.is_multiple_of(RECORD_BYTES as u64));
+        state
+    }
+
+    fn view<'a>(&'a self, open: &'a OpenBlocks) -> View<'a> {
+        View {
+            map: &self.map,
+            upper: &open.upper,
+            lower: &open.lower,
+            size_bytes: self.size_bytes,
+        }
+    }
+
+    fn block_bytes(&self) -> u64 {
+        self.map.header.block_bytes.into()
+    }
+
+    /// Returns the blocks that `start..end` touches and that could be below: as (first, behind the last).
+    fn blocks_of(&self, start: u64, end: u64) -> (u64, u64) {
+        let end = end.min(self.map.limit_bytes);
+        match start < end {
+            true => (start / self.block_bytes(), end.div_ceil(self.block_bytes())),
+            false => (0, 0),
+        }
+    }
+
+    /// Returns whether a change of `start..end` needs nothing but to be done.
+    fn is_in_upper(&self, start: u64, end: u64) -> bool {
+        let (first, behind) = self.blocks_of(start, end);
+        self.map.blocks.contains_all(first, behind)
+    }
 }
 
 impl BlockFile {
     pub fn named(map: Box<str>) -> BlockFile {
-        BlockFile { map }
+        BlockFile {
+            map,
+            state: RwLock::new(None),
+        }
     }
+
+    /// Opens it: `upper` is its inode, open for reading and writing.
+    ///
+    /// Errors: [`Error::Blocks`] if the map or the lower file can't be used.
+    pub fn open(&self, store: &BlockStore, upper: File) -> Result<OpenBlocks> {
+        let mut state = self.guard_mut();
+        match &*state {
+            Some(known) => store.reopen(&self.map, &known.map, upper),
+            None => {
+                let (loaded, open) = store.load(&self.map, upper)?;
+                *state = Some(loaded);
+                Ok(open)
+            }
+        }
+    }
+
+    fn guard(&self) -> RwLockReadGuard<'_, Option<BlockState>> {
+        // What is in it is changed after what is on disk, one field at a time, each true by itself.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn guard_mut(&self) -> RwLockWriteGuard<'_, Option<BlockState>> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads from `offset` on; a shorter count is the end of the file.
+    pub fn read(
+        &self,
+        store: &BlockStore,
+        open: &OpenBlocks,
+        buffer: &mut [u8],
+        offset: u64,
+    ) -> Result<usize> {
+        let guard = self.guard();
+        let read = loaded(&guard)?.view(open).read_at(buffer, offset);
+        read.map_err(|error| store.io(error))
+    }
+
+    /// Returns where data, or a hole, begins at or behind `offset`.
+    pub fn seek(
+        &self,
+        store: &BlockStore,
+        open: &OpenBlocks,
+        offset: u64,
+        piece: Piece,
+    ) -> Result<Option<u64>> {
+        let guard = self.guard();
+        let found = loaded(&guard)?.view(open).seek(offset, piece);
+        found.map_err(|error| store.io(error))
+    }
+
+    /// Writes at `offset`; returns how many bytes, fewer than given only if the file system is full.
+    pub fn write(
+        &self,
+        store: &BlockStore,
+        open: &OpenBlocks,
+        bytes: &[u8],
+        offset: u64,
+    ) -> Result<usize> {
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .ok_or(Refusal::Invalid)?;
+        {
+            let guard = self.guard();
+            let state = loaded(&guard)?;
+            if end <= state.size_bytes && state.is_in_upper(offset, end) {
+                let wrote = data::write_some_at(&open.upper, bytes, offset);
+                return wrote.map_err(|error| store.io(error));
+            }
+        }
+        let mut guard = self.guard_mut();
+        let state = loaded_mut(&mut guard)?;
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        self.before_growing(store, state, open, end)?;
+        let old_size = state.size_bytes;
+        let wrote = self.write_blocks(store, state, open, bytes, offset);
+        match wrote {
+            Ok(count) => {
+                state.size_bytes = old_size.max(offset + count as u64);
+                Ok(count)
+            }
+            Err(error) => {
+                // What was written behind the old end is nobody's; if this fails too, it is what a short write leaves.
+                if end > old_size && data::truncate(&open.upper, old_size).is_err() {
+                    state.size_bytes = size_of(&open.upper).unwrap_or(old_size);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn write_blocks(
+        &self,
+        store: &BlockStore,
+        state: &mut BlockState,
+        open: &OpenBlocks,
+        bytes: &[u8],
+        offset: u64,
+    ) -> Result<usize> {
+        let io = |error| store.io(error);
+        let end = offset + bytes.len() as u64;
+        let below = !state.is_in_upper(offset, end);
+        if below {
+            self.copy_before(store, state, open, offset, end)?;
+        }
+        let mut count = data::write_some_at(&open.upper, bytes, offset).map_err(io)?;
+        if below && count > 0 {
+            let wrote_to = offset + count as u64;
+            if let Err(error) = self.copy_behind(store, state, open, offset, wrote_to) {
+                // No room for the rest of the last block: as if its beginning had not been written.
+                let whole = wrote_to - wrote_to % state.block_bytes();
+                if whole <= offset {
+                    return Err(error);
+                }
+                count = (whole - offset) as usize;
+            }
+            self.record(store, state, open, offset, offset + count as u64)?;
+        }
+        Ok(count)
+    }
+
+    /// Copies what is before `start` in its block, if that block is below and `start..end` does not cover it.
+    fn copy_before(
+        &self,
+        store: &BlockStore,
+        state: &BlockState,
+        open: &OpenBlocks,
+        start: u64,
+        end: u64,
+    ) -> Result<()> {
+        let (first, behind) = state.blocks_of(start, end);
+        match first < behind && !state.map.blocks.contains(first) {
+            true => copy_up(store, open, first * state.block_bytes(), start),
+            false => Ok(()),
+        }
+    }
+
+    /// Copies what is behind `end` in its block, if that block is below.
+    fn copy_behind(
+        &self,
+        store: &BlockStore,
+        state: &BlockState,
+        open: &OpenBlocks,
+        start: u64,
+        end: u64,
+    ) -> Result<()> {
+        let (first, behind) = state.blocks_of(start, end);
+        match first < behind && !state.map.blocks.contains(behind - 1) {
+            true => {
+                let stop = (behind * state.block_bytes()).min(state.map.limit_bytes);
+                copy_up(store, open, end.min(stop), stop)
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// Records that the blocks that `start..end` touches are in the upper inode.
+    fn record(
+        &self,
+        store: &BlockStore,
+        state: &mut BlockState,
+        open: &OpenBlocks,
+        start: u64,
+        end: u64,
+    ) -> Result<()> {
+        let (first, behind) = state.blocks_of(start, end);
+        if state.map.blocks.contains_all(first, behind) {
+            return Ok(());
+        }
+        let written = BlockRecord::Written {
+            first,
+            count: behind - first,
+        };
+        if state.gone {
+            return state.map.apply(&written).map_err(|_| Refusal::Stale.into());
+        }
+        store.prepare(&self.map, state, open)?;
+        store.append(&self.map, state, &[written])
+    }
+
+    /// What has to be done before the file may be `end` long.
+    fn before_growing(
+        &self,
+        store: &BlockStore,
+        state: &mut BlockState,
+        open: &OpenBlocks,
+        end: u64,
+    ) -> Result<()> {
+        match end > state.size_bytes && state.limit_pending {
+            true => store.barrier(&self.map, state, open),
+            false => Ok(()),
+        }
+    }
+
+    /// Sets the size.
+    pub fn truncate(&self, store: &BlockStore, open: &OpenBlocks, size_bytes: u64) -> Result<()> {
+        let mut guard = self.guard_mut();
+        let state = loaded_mut(&mut guard)?;
+        self.before_growing(store, state, open, size_bytes)?;
+        data::truncate(&open.upper, size_bytes).map_err(|error| store.io(error))?;
+        state.size_bytes = size_bytes;
+        if size_bytes < state.map.limit_bytes {
+            state.map.limit_bytes = size_bytes;
+            state.limit_pending = true;
+        }
+        Ok(())
+    }
+
+    /// Allocates room, punches a hole or makes zeros, as fallocate(2) does with these flags.
+    ///
+    /// Errors: [`Refusal::Unsupported`] for what moves bytes about.
+    pub fn allocate(
+        &self,
+        store: &BlockStore,
+        open: &OpenBlocks,
+        flags: AllocateFlags,
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
+        let end = offset.checked_add(length).ok_or(Refusal::Invalid)?;
+        let io = |error| store.io(error);
+        let keep = AllocateFlags::KEEP_SIZE;
+        let clears = flags.intersects(AllocateFlags::PUNCH_HOLE | AllocateFlags::ZERO_RANGE);
+        let known = keep | AllocateFlags::PUNCH_HOLE | AllocateFlags::ZERO_RANGE;
+        if !known.contains(flags) {
+            return Err(Refusal::Unsupported.into());
+        }
+        let mut guard = self.guard_mut();
+        let state = loaded_mut(&mut guard)?;
+        let grows = !flags.contains(keep) && end > state.size_bytes;
+        if grows {
+            self.before_growing(store, state, open, end)?;
+        }
+        let below = clears && !state.is_in_upper(offset, end);
+        if below {
+            self.copy_before(store, state, open, offset, end)?;
+            self.copy_behind(store, state, open, offset, end)?;
+        }
+        data::allocate(&open.upper, flags, offset, length).map_err(io)?;
+        if grows {
+            state.size_bytes = end;
+        }
+        match below {
+            true => self.record(store, state, open, offset, end),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes what was written durable; also attributes, unless `data_only`.
+    pub fn sync(&self, store: &BlockStore, open: &OpenBlocks, data_only: bool) -> Result<()> {
+        let pending = loaded(&self.guard()).is_ok_and(|state| state.dirty || state.limit_pending);
+        if pending {
+            let mut guard = self.guard_mut();
+            store.barrier(&self.map, loaded_mut(&mut guard)?, open)?;
+        }
+        match (pending, data_only) {
+            (true, true) => Ok(()),
+            (false, true) => store.sync_data(&open.upper),
+            (_, false) => store.sync_file(&open.upper),
+        }
+    }
+
+    /// Returns whether nothing of the lower file shows any more.
+    pub fn is_complete(&self) -> bool {
+        loaded(&self.guard()).is_ok_and(|state| state.map.blocks_below() == 0)
+    }
+
+    /// Makes it plain, if nothing of the lower file shows any more; returns whether it is.
+    pub fn finish(&self, store: &BlockStore, open: &OpenBlocks) -> Result<bool> {
+        let mut guard = self.guard_mut();
+        let state = loaded_mut(&mut guard)?;
+        if state.map.blocks_below() > 0 {
+            return Ok(false);
+        }
+        store.finish(&self.map, state, &open.upper)?;
+        Ok(true)
+    }
+
+    /// Copies the next part that is still below, at most about `COPY_STEP_BYTES`, durably. Returns the bytes that are
+    /// still to be looked at.
+    pub fn settle_step(&self, store: &BlockStore, open: &OpenBlocks) -> Result<u64> {
+        let mut guard = self.guard_mut();
+        let state = loaded_mut(&mut guard)?;
+        let limit = state.map.limit_bytes;
+        let mut at = 0;
+        while at < limit {
+            let (which, end) = side(&state.map, at, limit);
+            if which == Side::Upper {
+                at = end;
+                continue;
+            }
+            let stop = end.min(at + COPY_STEP_BYTES);
+            copy_all(store, open, at, stop)?;
+            self.record(store, state, open, at, stop)?;
+            store.barrier(&self.map, state, open)?;
+            break;
+        }
+        Ok(state.map.blocks_below() * state.block_bytes())
+    }
+
+    /// Notes, before anything is copied, what settling has to give back to the upper inode.
+    pub fn begin_settling(&self, store: &BlockStore, open: &OpenBlocks) -> Result<()> {
+        let mut guard = self.guard_mut();
+        let state = loaded_mut(&mut guard)?;
+        if state.map.kept.is_some() {
+            return Ok(());
+        }
+        let kept = store::keep(&open.upper).map_err(|error| store.io(error))?;
+        store.prepare(&self.map, state, open)?;
+        store.append(&self.map, state, &[BlockRecord::Kept(kept)])?;
+        store.barrier(&self.map, state, open)
+    }
+
+    /// Says that the file's last name is gone: its map goes, and what is written from now on is not recorded.
+    pub fn orphan(&self, store: &BlockStore) -> Result<()> {
+        let mut guard = self.guard_mut();
+        if let Some(state) = &mut *guard {
+            state.gone = true;
+        }
+        store.remove_map(&self.map)
+    }
+}
+
+fn loaded(state: &Option<BlockState>) -> Result<&BlockState> {
+    // Whoever has descriptors of it has opened it.
+    state.as_ref().ok_or_else(|| Refusal::Stale.into())
+}
+
+fn loaded_mut(state: &mut Option<BlockState>) -> Result<&mut BlockState> {
+    state.as_mut().ok_or_else(|| Refusal::Stale.into())
+}
+
+fn size_of(file: &File) -> vellum_sys::Result<u64> {
+    Ok(vellum_sys::stat::stat_fd(file)?.size_bytes)
+}
+
+/// Copies `start..end` of the lower file: part of a block.
+fn copy_up(store: &BlockStore, open: &OpenBlocks, start: u64, end: u64) -> Result<()> {
+    if start >= end {
+        return Ok(());
+    }
+    let mut buffer = vec![0; (end - start) as usize];
+    read_lower(&open.lower, &mut buffer, start)
+        .and_then(|()| data::write_at(&open.upper, &buffer, start))
+        .map_err(|error: vellum_sys::Error| -> Error { store.io(error) })
+}
+
+/// Copies `start..end` of the lower file, holes as holes, whatever the upper inode has there.
+fn copy_all(store: &BlockStore, open: &OpenBlocks, start: u64, end: u64) -> Result<()> {
+    let io = |error| store.io(error);
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = start;
+    while at < end {
+        let begin = data::seek_data(&open.lower, at).map_err(io)?;
+        let begin = begin.unwrap_or(end).min(end);
+        if at < begin {
+            clear(open, at, begin).map_err(io)?;
+            at = begin;
+            continue;
+        }
+        let stop = data::seek_hole(&open.lower, at).map_err(io)?;
+        let stop = stop.unwrap_or(end).min(end).min(at + buffer.len() as u64);
+        let part = &mut buffer[..(stop - at) as usize];
+        read_lower(&open.lower, part, at)
+            .and_then(|()| data::write_at(&open.upper, part, at))
+            .map_err(io)?;
+        at = stop;
+    }
+    Ok(())
+}
+
+/// Makes `start..end` of the upper inode a hole, or zeros where holes can't be made. It is one already, unless a crash
+/// left data without a record.
+fn clear(open: &OpenBlocks, start: u64, end: u64) -> vellum_sys::Result<()> {
+    let mut at = start;
+    while let Some(begin) = data::seek_data(&open.upper, at)?.filter(|&begin| begin < end) {
+        let stop = data::seek_hole(&open.upper, begin)?;
+        let stop = stop.unwrap_or(end).min(end).max(begin + 1);
+        match data::punch_hole(&open.upper, begin, stop - begin) {
+            Err(error) if error.is_unsupported() => {
+                let stop = stop.min(begin + (1 << 20));
+                data::write_at(&open.upper, &vec![0; (stop - begin) as usize], begin)?;
+                at = stop;
+            }
+            other => {
+                other?;
+                at = stop;
+            }
+        }
+    }
+    Ok(())
 }

@@ -1,0 +1,467 @@
+//! The block maps of one upper layer, as its engine (or a settling of it) writes them: beginning a file, its marks, its
+//! map's records on disk, and the end of it all.
+//!
+//! The order of everything: the refusal in the work directory before the first map, the map before the marks that name
+//! it, data before records that tell of it, the marks' removal before the map's. So what a crash leaves is a map that
+//! nothing names (litter, removed by a settling), never a file without its map.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vellum_format::block_map::{
+    BlockMap, BlockMapHeader, BlockRecord, KeptAttributes, RECORD_BYTES, block_bytes_for,
+};
+use vellum_format::{Mark, Metacopy, Prefix, workdir};
+use vellum_sys::rooted::Access;
+use vellum_sys::xattr::{self, SetMode};
+use vellum_sys::{Dir, RenameFlags, data, publish, random};
+
+use crate::blocks::maps::{self, BlockMaps, MAPS_DIR, map_mark, parse_map_name};
+use crate::engine::blocks::{BlockState, OpenBlocks};
+use crate::layer::Layer;
+use crate::{Error, Result};
+
+/// What keeps kernels from mounting a work directory with maps in it: an entry of `work/incompat` they don't know.
+const INCOMPAT_ENTRY: &str = "vellum-blocks";
+
+/// A map is written anew, shorter, once it has so many records.
+const COMPACT_FROM_RECORDS: u64 = 4096;
+
+/// The block maps of one upper layer.
+#[derive(Debug)]
+pub(crate) struct BlockStore {
+    maps: Arc<BlockMaps>,
+    work: Dir,
+    /// For messages: the upper layer's name.
+    name: String,
+    prefix: Prefix,
+    /// Syncs happen.
+    durable: bool,
+    /// All layers below, from the bottom.
+    lowers: Vec<Arc<dyn Layer>>,
+    /// Whether the refusal is in the work directory. Held while maps are made and removed.
+    refusing: Mutex<bool>,
+    /// Maps that were opened for writing in this epoch.
+    prepared: Mutex<HashSet<Box<str>>>,
+}
+
+impl BlockStore {
+    /// Takes the maps in `work`; removes what a crash left of writing them.
+    pub fn open(
+        work: Dir,
+        maps: Arc<BlockMaps>,
+        name: String,
+        prefix: Prefix,
+        durable: bool,
+        lowers: Vec<Arc<dyn Layer>>,
+    ) -> Result<BlockStore> {
+        let store = BlockStore {
+            maps,
+            work,
+            name,
+            prefix,
+            durable,
+            lowers,
+            refusing: Mutex::new(false),
+            prepared: Mutex::default(),
+        };
+        for entry in store.maps.dir().entries().map_err(|e| store.io(e))? {
+            let entry = entry.map_err(|e| store.io(e))?;
+            if parse_map_name(entry.name.as_encoded_bytes()).is_none() {
+                store
+                    .maps
+                    .dir()
+                    .unlink(&entry.name)
+                    .map_err(|e| store.io(e))?;
+            }
+        }
+        store.stop_refusing(&mut store.refusing())?;
+        Ok(store)
+    }
+
+    /// Opens the maps of a work directory, making their directory.
+    pub fn make_dir(work: &Dir) -> vellum_sys::Result<BlockMaps> {
+        BlockMaps::new(work.create_dir_all(MAPS_DIR, 0o700)?)
+    }
+
+    pub fn io(&self, source: vellum_sys::Error) -> Error {
+        Error::Io {
+            layer: self.name.clone(),
+            source,
+        }
+    }
+
+    pub fn durable(&self) -> bool {
+        self.durable
+    }
+
+    pub fn prefix(&self) -> Prefix {
+        self.prefix
+    }
+
+    pub fn maps(&self) -> &BlockMaps {
+        &self.maps
+    }
+
+    fn fail(&self, map: &str, why: String) -> Error {
+        Error::Blocks {
+            layer: self.name.clone(),
+            path: Path::new(MAPS_DIR).join(map),
+            why,
+        }
+    }
+
+    fn refusing(&self) -> MutexGuard<'_, bool> {
+        self.refusing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn prepared(&self) -> MutexGuard<'_, HashSet<Box<str>>> {
+        // One insertion or removal at a time: good even if another thread panicked with it.
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes `upper`, an empty inode or a metacopy, the upper part of a file copied up block by block from `lower`, the
+    /// file at `path` in the layer `layer`, counted from the bottom. Returns its map's name.
+    ///
+    /// Nothing is copied. Afterwards `upper` has the lower file's size (unless it had one of its own) and the marks.
+    /// Its content is durable if the store is; a new inode's name is the caller's.
+    pub fn begin(
+        &self,
+        upper: &File,
+        lower: &File,
+        (layer, path): (u32, &Path),
+    ) -> Result<Box<str>> {
+        let io = |error| self.io(error);
+        let identity = maps::identify(layer, path, lower).map_err(io)?;
+        let stat = vellum_sys::stat::stat_fd(upper).map_err(io)?;
+        let mut id = [0; 16];
+        id.copy_from_slice(&random::bytes(16));
+        let header = BlockMapHeader {
+            id,
+            block_bytes: block_bytes_for(identity.size_bytes),
+            upper_ino: stat.ino,
+            lower: identity,
+        };
+        let name = header.name().into_boxed_str();
+        let size_bytes = header.lower.size_bytes;
+        let map = BlockMap::new(header);
+        {
+            let mut refusing = self.refusing();
+            if !*refusing {
+                self.refuse_kernels()?;
+                *refusing = true;
+            }
+            self.write_map(&map)?;
+        }
+        let made = (|| {
+            if stat.size_bytes != size_bytes {
+                data::truncate(upper, size_bytes).map_err(io)?;
+            }
+            // The map's name first: with the other mark alone, the file could not be read.
+            let set = |mark: &OsStr, value: &[u8]| {
+                xattr::set_fd(upper, mark, value, SetMode::Any).map_err(io)
+            };
+            set(map_mark(self.prefix), name.as_bytes())?;
+            set(
+                self.prefix.xattr(Mark::Metacopy),
+                &Metacopy::Unsettled.encode(),
+            )?;
+            self.sync_file(upper)
+        })();
+        if let Err(error) = made {
+            // A map that nothing names is litter; the first error is the one worth telling.
+            let _ = self.remove_map(&name);
+            return Err(error);
+        }
+        self.prepared().insert(name.clone());
+        Ok(name)
+    }
+
+    /// Reads the map of `upper`, an unsettled inode, and opens its lower file.
+    pub fn load(&self, name: &str, upper: File) -> Result<(BlockState, OpenBlocks)> {
+        let fail = |why| self.fail(name, why);
+        let stat = vellum_sys::stat::stat_fd(&upper).map_err(|e| self.io(e))?;
+        let map = self.maps.read(name).map_err(fail)?;
+        maps::check_upper(&map, stat.ino).map_err(fail)?;
+        let open = OpenBlocks {
+            lower: maps::open_lower(&map.header.lower, &self.lowers).map_err(fail)?,
+            upper,
+        };
+        Ok((BlockState::new(map, stat.size_bytes), open))
+    }
+
+    /// Opens the lower file of a map that was read before.
+    pub fn reopen(&self, name: &str, map: &BlockMap, upper: File) -> Result<OpenBlocks> {
+        let lower = maps::open_lower(&map.header.lower, &self.lowers);
+        Ok(OpenBlocks {
+            lower: lower.map_err(|why| self.fail(name, why))?,
+            upper,
+        })
+    }
+
+    /// Makes sure that records can be appended to a map in this epoch. What is pending in it must be valid in it.
+    pub fn prepare(&self, name: &str, state: &mut BlockState, open: &OpenBlocks) -> Result<()> {
+        if state.prepared {
+            return Ok(());
+        }
+        if state.map.tail_left_out || !self.prepared().contains(name) {
+            // What it says becomes durable by being written anew: the data first.
+            self.sync_data(&open.upper)?;
+            self.write_map(&state.map)?;
+            state.rewritten();
+            self.prepared().insert(name.into());
+        }
+        state.prepared = true;
+        Ok(())
+    }
+
+    /// Appends records. After an error none of them counts.
+    pub fn append(
+        &self,
+        name: &str,
+        state: &mut BlockState,
+        records: &[BlockRecord],
+    ) -> Result<()> {
+        let first = state.map.records;
+        let mut bytes = Vec::with_capacity(records.len() * RECORD_BYTES);
+        for (record, number) in records.iter().zip(first..) {
+            bytes.extend_from_slice(&record.encode(&state.map.header.id, number));
+        }
+        let file = self.maps.dir().open_file_for(name, Access::Write);
+        let file = file.map_err(|e| self.io(e))?;
+        let at = state.header_bytes + first * RECORD_BYTES as u64;
+        data::write_at(&file, &bytes, at).map_err(|e| self.io(e))?;
+        for record in records {
+            state
+                .map
+                .apply(record)
+                .map_err(|error| self.fail(name, format!("a record contradicts it: {error}")))?;
+        }
+        state.map.records = first + records.len() as u64;
+        state.dirty = true;
+        Ok(())
+    }
+
+    /// Makes all that was written and recorded durable: the data first, then the map. Does nothing to an unwritten map.
+    pub fn barrier(&self, name: &str, state: &mut BlockState, open: &OpenBlocks) -> Result<()> {
+        self.sync_data(&open.upper)?;
+        if state.gone || !(state.dirty || state.limit_pending) {
+            return Ok(());
+        }
+        self.prepare(name, state, open)?;
+        if state.map.records > state.compact_from {
+            self.write_map(&state.map)?;
+            state.rewritten();
+        } else {
+            let mut records = Vec::new();
+            if state.limit_pending {
+                records.push(BlockRecord::Limit {
+                    bytes: state.map.limit_bytes,
+                });
+            }
+            records.extend([false, true].map(|second| BlockRecord::Barrier { second }));
+            self.append(name, state, &records)?;
+            if self.durable {
+                let map = self.maps.dir().open_file(name).map_err(|e| self.io(e))?;
+                data::sync_data(&map).map_err(|e| self.io(e))?;
+            }
+        }
+        state.dirty = false;
+        state.limit_pending = false;
+        Ok(())
+    }
+
+    /// Writes a map as a whole and puts it in the place of what has its name. Its data is durable.
+    fn write_map(&self, map: &BlockMap) -> Result<()> {
+        let io = |error| self.io(error);
+        let mut bytes = map
+            .header
+            .encode()
+            .map_err(|error| self.fail(&map.header.name(), error.to_string()))?;
+        let opened = BlockRecord::Opened(self.maps.epoch());
+        let barrier = [false, true].map(|second| BlockRecord::Barrier { second });
+        let records = [opened].into_iter().chain(map.compact()).chain(barrier);
+        for (record, number) in records.zip(0..) {
+            bytes.extend_from_slice(&record.encode(&map.header.id, number));
+        }
+        let temp = format!("{}{}", publish::TEMP_PREFIX, random::hex(16));
+        let dir = self.maps.dir();
+        let written = (|| {
+            let mut file = dir.create_file(&temp, 0o600).map_err(io)?;
+            file.write_all(&bytes)
+                .map_err(|error| io(vellum_sys::Error::new("write", MAPS_DIR, error)))?;
+            self.sync_file(&file)?;
+            dir.rename(&temp, dir, map.header.name(), RenameFlags::empty())
+                .map_err(io)
+        })();
+        if let Err(error) = written {
+            // Swept at the next opening; the first error is the one worth telling.
+            let _ = dir.unlink(&temp);
+            return Err(error);
+        }
+        match self.durable {
+            true => dir.sync().map_err(io),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes an upper inode plain that has all its bytes itself, and removes its map.
+    pub fn finish(&self, name: &str, state: &mut BlockState, upper: &File) -> Result<()> {
+        let io = |error| self.io(error);
+        if state.gone {
+            return Ok(());
+        }
+        if let Some(kept) = state.map.kept.take() {
+            give_back(upper, &kept).map_err(io)?;
+        }
+        // Before the mark goes: from then on, nobody looks below any more.
+        self.sync_file(upper)?;
+        // Nobody follows it but for a metacopy; should the next step not happen, the map still says where the data is.
+        xattr::remove_fd(upper, self.prefix.xattr(Mark::Redirect)).map_err(io)?;
+        xattr::remove_fd(upper, self.prefix.xattr(Mark::Metacopy)).map_err(io)?;
+        self.sync_file(upper)?;
+        state.gone = true;
+        xattr::remove_fd(upper, map_mark(self.prefix)).map_err(io)?;
+        self.remove_map(name)
+    }
+
+    /// Removes a map that nothing names any more, and with the last one the refusal.
+    pub fn remove_map(&self, name: &str) -> Result<()> {
+        let mut refusing = self.refusing();
+        match self.maps.dir().unlink(name) {
+            Err(error) if !error.is_not_found() => return Err(self.io(error)),
+            _ => {}
+        }
+        self.prepared().remove(name);
+        self.stop_refusing(&mut refusing)
+    }
+
+    fn refuse_kernels(&self) -> Result<()> {
+        let make = || {
+            let incompat = self.work.create_dir_all(workdir::INCOMPAT, 0o700)?;
+            incompat.create_dir_all(INCOMPAT_ENTRY, 0o700)?;
+            if self.durable {
+                incompat.sync()?;
+                self.work.open_dir(workdir::STAGING)?.sync()?;
+                self.work.sync()?;
+            }
+            Ok(())
+        };
+        make().map_err(|error| self.io(error))
+    }
+
+    /// Removes the refusal if there is no map.
+    fn stop_refusing(&self, refusing: &mut bool) -> Result<()> {
+        let io = |error| self.io(error);
+        let mut entries = self.maps.dir().entries().map_err(io)?;
+        if entries.next().transpose().map_err(io)?.is_some() {
+            *refusing = true;
+            return Ok(());
+        }
+        *refusing = false;
+        let incompat = match self.work.open_dir(workdir::INCOMPAT) {
+            Ok(incompat) => incompat,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(io(error)),
+        };
+        match incompat.rmdir(INCOMPAT_ENTRY) {
+            Err(error) if !error.is_not_found() => return Err(io(error)),
+            _ => {}
+        }
+        // With entries of others in it, it stays; empty, it only says nothing.
+        let _ = self
+            .work
+            .open_dir(workdir::STAGING)
+            .and_then(|staging| staging.rmdir("incompat"));
+        Ok(())
+    }
+
+    /// Says in every map written to that its data is durable. The caller has synced the file system, if the store is
+    /// durable, and nobody writes any more.
+    pub fn close(&self) -> Result<()> {
+        let names: Vec<_> = self.prepared().iter().cloned().collect();
+        for name in names {
+            let map = match self.maps.read(&name) {
+                Ok(map) if map.pending => map,
+                Ok(_) => continue,
+                // Settled or removed meanwhile, or damaged: then the next reader says so.
+                Err(_) => continue,
+            };
+            let mut state = BlockState::new(map, u64::MAX);
+            let barrier = [false, true].map(|second| BlockRecord::Barrier { second });
+            self.append(&name, &mut state, &barrier)?;
+            if self.durable {
+                let map = self.maps.dir().open_file(&*name).map_err(|e| self.io(e))?;
+                data::sync_data(&map).map_err(|e| self.io(e))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn sync_file(&self, file: &File) -> Result<()> {
+        match self.durable {
+            true => publish::sync_file(file).map_err(|error| self.io(error)),
+            false => Ok(()),
+        }
+    }
+
+    pub fn sync_data(&self, file: &File) -> Result<()> {
+        match self.durable {
+            true => data::sync_data(file).map_err(|error| self.io(error)),
+            false => Ok(()),
+        }
+    }
+
+    /// Returns the name of the map that an inode's mark gives, if it is unsettled.
+    pub fn map_of(&self, upper: &File) -> Result<Option<Box<str>>> {
+        let get = |mark: &OsStr| xattr::get_fd(upper, mark).map_err(|error| self.io(error));
+        match get(self.prefix.xattr(Mark::Metacopy))? {
+            Some(value) if Metacopy::parse(&value) == Ok(Metacopy::Unsettled) => {}
+            _ => return Ok(None),
+        }
+        Ok(get(map_mark(self.prefix))?.and_then(|value| parse_map_name(&value)))
+    }
+}
+
+const CAPABILITY: &str = "security.capability";
+
+/// Returns what copying data into an inode takes away from it.
+pub(super) fn keep(upper: &File) -> vellum_sys::Result<KeptAttributes> {
+    let stat = vellum_sys::stat::stat_fd(upper)?;
+    let capability = xattr::get_fd(upper, OsStr::new(CAPABILITY))?;
+    Ok(KeptAttributes {
+        mtime: (stat.mtime.sec, stat.mtime.nsec),
+        mode: stat.mode as u16,
+        capability: capability.unwrap_or_default(),
+    })
+}
+
+/// Gives an inode back what copying data into it took away.
+fn give_back(upper: &File, kept: &KeptAttributes) -> vellum_sys::Result<()> {
+    let mode = u32::from(kept.mode);
+    if vellum_sys::stat::stat_fd(upper)?.mode != mode {
+        vellum_sys::rooted::set_mode_fd(upper, mode)?;
+    }
+    if !kept.capability.is_empty() {
+        let name = OsStr::new(CAPABILITY);
+        xattr::set_fd(upper, name, &kept.capability, SetMode::Any)?;
+    }
+    let mtime = vellum_sys::Timespec::new(kept.mtime.0, kept.mtime.1);
+    vellum_sys::rooted::set_times_fd(upper, None, Some(mtime))
+}
+
+impl BlockState {
+    /// The map was just written as a whole.
+    fn rewritten(&mut self) {
+        let records = self.map.compact().len() as u64 + 3;
+        self.map.records = records;
+        self.map.pending = false;
+        self.map.tail_left_out = false;
+        self.compact_from = COMPACT_FROM_RECORDS.max(2 * records);
+        self.dirty = false;
+    }
+}
