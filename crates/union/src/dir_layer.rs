@@ -319,6 +319,10 @@ impl LayerDir for DirHandle {
         vellum_sys::room::of(&*self.0.dir()?)
     }
 
+    fn flags(&self) -> Result<u32> {
+        vellum_sys::flags::get(&*self.0.dir()?)
+    }
+
     fn release(&self) {
         self.0.release();
     }

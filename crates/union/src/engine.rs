@@ -24,10 +24,14 @@ pub(crate) mod blocks;
 mod carry;
 pub(crate) mod copy_up;
 mod create;
+mod data;
+mod files;
+mod flags;
 mod hide;
 mod identity;
 mod ids;
 mod index;
+pub(crate) mod limit;
 mod links;
 mod list;
 mod lookup;
@@ -47,7 +51,10 @@ use vellum_sys::lock::Lock;
 
 use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::at::At;
+use crate::engine::blocks::BlockStore;
+use crate::engine::files::FileCache;
 use crate::engine::identity::Numbers;
+use crate::engine::limit::Usage;
 use crate::engine::nodes::{Body, LiveNode, NodeTable, State, UpperFile};
 use crate::engine::staging::Staging;
 use crate::stack::Stack;
@@ -55,7 +62,7 @@ use crate::{Error, Layer, Refusal, Result};
 
 pub use options::{Durability, EngineOptions, IdRules, IdRun, Limit, UpperOptions};
 pub use request::{
-    Attr, Caller, Entry, Listing, NewNode, NodeId, RenameMode, Room, SetAttr, SetTime,
+    Attr, Caller, Entry, Listing, NewNode, NodeId, RenameMode, Room, SetAttr, SetTime, Whence,
 };
 
 /// A union open for use. One value serves any number of threads.
@@ -70,6 +77,7 @@ pub struct Engine {
     pub(crate) numbers: Numbers,
     pub(crate) table: NodeTable,
     pub(crate) root: Arc<LiveNode>,
+    pub(crate) files: FileCache,
     /// The rename gate.
     names: RwLock<()>,
 }
@@ -83,6 +91,9 @@ pub(crate) struct Upper {
     pub staging: Staging,
     /// `work/index`, if the union keeps hard links.
     pub index: Option<Arc<DirHandle>>,
+    /// The maps of files copied up block by block.
+    pub blocks: BlockStore,
+    pub usage: Usage,
     pub options: UpperOptions,
     /// Files can be made without a name.
     pub unnamed: bool,

@@ -153,6 +153,8 @@ pub trait LayerDir: Debug + Send + Sync {
     fn open_path(&self, name: Option<&OsStr>) -> Result<OwnedFd>;
     /// Returns the room on the file system it is on.
     fn room(&self) -> Result<Room>;
+    /// Returns the directory's `FS_*_FL` flags.
+    fn flags(&self) -> Result<u32>;
     /// Gives the descriptor back, if one is held; the next question opens the directory again.
     fn release(&self);
 }

@@ -81,6 +81,11 @@ impl Stack {
         &self.roots
     }
 
+    /// Returns the data-only layers, the top one first.
+    pub(crate) fn data_layers(&self) -> &[Arc<dyn Layer>] {
+        &self.data_layers
+    }
+
     /// Returns all layers below the top one, from the bottom, data-only ones first.
     pub(crate) fn below_from_bottom(&self) -> Vec<Arc<dyn Layer>> {
         let data = self.data_layers.iter().rev();

@@ -11,7 +11,6 @@
 //! rename gate only while the place is looked up, so a long copy delays nobody else.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -25,12 +24,12 @@ use crate::engine::at::At;
 use crate::engine::identity::Origin;
 use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, Place, State, UpperFile};
 use crate::engine::options::Durability;
-use crate::engine::shown::{Inode, Source};
+use crate::engine::shown::Source;
 use crate::engine::{Engine, Upper, records};
 use crate::layer::Records;
 use crate::marks::DirAt;
 use crate::resolve::Part;
-use crate::{Layer, Refusal, Result, node};
+use crate::{Layer, Refusal, Result};
 
 /// What has to be in the upper layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -304,13 +303,15 @@ impl Engine {
             Staged::Unnamed(_) => None,
         };
         let made = (|| {
-            if copying.what == What::Truncated {
+            let data = if copying.what == What::Truncated {
                 // It begins empty.
+                DataAt::Upper
             } else if below {
                 data::truncate(&file, shown.size_bytes).map_err(|e| upper.io(e))?;
+                DataAt::Lower(Arc::clone(source))
             } else {
-                self.copy_bytes(upper, source, &file)?;
-            }
+                self.take_bytes(upper, source, &file)?
+            };
             let at = match &staged {
                 Staged::Unnamed(fd) => At::Fd(Arc::clone(fd)),
                 Staged::Named(temp) => At::Name(Arc::clone(staging), temp.clone()),
@@ -322,14 +323,10 @@ impl Engine {
             if !below && upper.options.durability == Durability::Full {
                 publish::sync_file(&file).map_err(|e| upper.io(e))?;
             }
-            self.publish(copying, staged)
+            Ok((self.publish(copying, staged)?, data))
         })();
         match made {
-            Ok(place) => {
-                let data = match below {
-                    true => DataAt::Lower(Arc::clone(source)),
-                    false => DataAt::Upper,
-                };
+            Ok((place, data)) => {
                 self.switch(copying, place, data);
                 Ok(())
             }
@@ -340,14 +337,6 @@ impl Engine {
                 Err(error)
             }
         }
-    }
-
-    /// Copies the bytes of a lower file, holes kept.
-    fn copy_bytes(&self, upper: &Upper, from: &LowerFile, to: &File) -> Result<()> {
-        let source = from.dir.open_file(&from.name);
-        let source = source.map_err(self.io(from.layer))?;
-        vellum_sys::copy::copy_data(&source, to).map_err(|e| upper.io(e))?;
-        Ok(())
     }
 
     /// Says that the bytes are below, and where if not under the same name.
@@ -456,12 +445,13 @@ impl Engine {
         };
         let file = file.map_err(|e| upper.io(e))?;
         let before = at.stat().map_err(|e| upper.io(e))?;
+        let mut data_at = DataAt::Upper;
         if truncated {
             // First the size: with the mark still there, the file has no bytes wherever they are looked for.
             data::truncate(&file, 0).map_err(|e| upper.io(e))?;
         } else {
             let privileges = at.xattr(OsStr::new(CAPABILITY)).map_err(|e| upper.io(e))?;
-            self.copy_bytes(upper, &source, &file)?;
+            data_at = self.take_bytes(upper, &source, &file)?;
             // The metacopy may be of another size: it was not, or the mark would be gone.
             data::truncate(&file, before.size_bytes).map_err(|e| upper.io(e))?;
             // Writing took away what must stay: nobody but us has written.
@@ -477,6 +467,13 @@ impl Engine {
             if upper.options.durability == Durability::Full {
                 publish::sync_file(&file).map_err(|e| upper.io(e))?;
             }
+        }
+        if let DataAt::Blocks(_) = data_at {
+            // It has its marks already, in the place of the metacopy's.
+            if let Body::File(file) = &mut node.state_mut().body {
+                file.data = data_at;
+            }
+            return Ok(());
         }
         // The commit point.
         let mark = upper.options.prefix.xattr(Mark::Metacopy);

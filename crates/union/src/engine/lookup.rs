@@ -47,6 +47,9 @@ impl Engine {
     pub fn forget(&self, node: NodeId, count: u64) {
         self.table.forget(node, count);
         self.table.sweep();
+        if self.table.get(node).is_err() {
+            self.files.forget(node);
+        }
     }
 
     /// Returns what is called `name`, held. The caller holds the rename gate and the names of `parent`.

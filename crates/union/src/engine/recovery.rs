@@ -7,10 +7,10 @@ use vellum_format::workdir;
 use vellum_sys::Dir;
 use vellum_sys::lock::{Lock, Sharing};
 
-use crate::blocks::BlockMaps;
-use crate::blocks::maps::MAPS_DIR;
 use crate::dir_layer::{DirHandle, DirLayer};
+use crate::engine::blocks::BlockStore;
 use crate::engine::identity::Numbers;
+use crate::engine::limit::Usage;
 use crate::engine::nodes::{DirBody, NodeTable};
 use crate::engine::options::{Durability, EngineOptions, UpperOptions};
 use crate::engine::staging::Staging;
@@ -36,7 +36,13 @@ impl Engine {
             ino_32_bits,
             no_xattrs,
         } = options;
-        let upper = upper.map(open_upper).transpose()?;
+        let below: Vec<_> = data_lowers
+            .iter()
+            .rev()
+            .chain(lowers.iter().rev())
+            .cloned()
+            .collect();
+        let upper = upper.map(|upper| open_upper(upper, below)).transpose()?;
         let mut layers = lowers;
         if let Some(upper) = &upper {
             layers.insert(0, Arc::clone(&upper.layer) as Arc<dyn Layer>);
@@ -68,22 +74,25 @@ impl Engine {
             numbers,
             table,
             root,
+            files: Default::default(),
             names: Default::default(),
         })
     }
 
     pub(crate) fn release(self) -> Result<()> {
-        if let Some(upper) = &self.upper
-            && upper.options.durability == Durability::Full
-        {
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        if upper.options.durability == Durability::Full {
             let dir = upper.root.dir().map_err(|e| upper.io(e))?;
             vellum_sys::publish::sync_fs(&*dir).map_err(|e| upper.io(e))?;
         }
-        Ok(())
+        upper.blocks.close()?;
+        upper.usage.close().map_err(|e| upper.io(e))
     }
 }
 
-fn open_upper(options: UpperOptions) -> Result<Upper> {
+fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper> {
     let bad = |path: &Path, why: String| Error::BadUpper {
         path: path.to_owned(),
         why,
@@ -120,19 +129,26 @@ fn open_upper(options: UpperOptions) -> Result<Upper> {
         true => Some(DirHandle::pinned(Arc::new(make(workdir::INDEX)?))),
         false => None,
     };
-    let maps = make(MAPS_DIR)?;
-    let maps = BlockMaps::new(maps).map_err(|error| bad(&options.work, reason(&error)))?;
+    let name = options.upper.display().to_string();
+    let maps = BlockStore::make_dir(&work).map_err(|error| bad(&options.work, reason(&error)))?;
+    let maps = Arc::new(maps);
+    let usage = Usage::open(options.limit, &upper, &work);
+    let usage = usage.map_err(|error| bad(&options.work, reason(&error)))?;
+    let durable = options.durability == Durability::Full;
+    let of_maps = Arc::clone(&maps);
+    let blocks = BlockStore::open(work, of_maps, name.clone(), options.prefix, durable, below)?;
     let mut dialect = Dialect::kernel(options.prefix);
     if options.records == Records::Read {
         dialect = dialect.with_records();
     }
-    let layer = DirLayer::new(upper, options.upper.display().to_string(), dialect)
-        .with_block_maps(Some(Arc::new(maps)));
+    let layer = DirLayer::new(upper, name, dialect).with_block_maps(Some(maps));
     Ok(Upper {
         root: layer.root_handle(),
         layer: Arc::new(layer),
         staging: Staging::new(Arc::new(staging)),
         index,
+        blocks,
+        usage,
         options,
         unnamed,
         locks: [upper_lock, work_lock],

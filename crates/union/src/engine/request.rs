@@ -139,6 +139,15 @@ pub struct Listing {
     pub next: u64,
 }
 
+/// What is looked for in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whence {
+    /// Data.
+    Data,
+    /// A hole; the end of the file is one.
+    Hole,
+}
+
 /// A file system's room. Counted in blocks of `block_bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {

@@ -4,11 +4,10 @@
 //! changed and the inode behind it stays as it is, and what the file system would clear is cleared here.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
 
 use vellum_format::{OverrideStat, record};
 use vellum_sys::FileKind;
-use vellum_sys::rooted::{Access, NewTime};
+use vellum_sys::rooted::NewTime;
 use vellum_sys::xattr::SetMode;
 
 use crate::engine::acl::{self, Acl};
@@ -238,39 +237,5 @@ fn new_time(time: Option<SetTime>) -> NewTime {
         None => NewTime::Keep,
         Some(SetTime::Now) => NewTime::Now,
         Some(SetTime::To(time)) => NewTime::To(time),
-    }
-}
-
-impl Engine {
-    /// Gives a file another size.
-    fn resize(&self, node: &Arc<LiveNode>, size_bytes: u64, clear: bool) -> Result<()> {
-        let upper = self.upper()?;
-        let what = match size_bytes {
-            0 => What::Truncated,
-            _ => What::Data,
-        };
-        self.to_upper(node, what)?;
-        let _shared = self.shared();
-        let state = node.state();
-        let at = state.at().map_err(|error| upper.io(error))?;
-        let file = match at.as_ref().ok_or(Refusal::Stale)? {
-            At::Name(dir, name) => dir.open_file_for(name, Access::Write),
-            At::Fd(fd) => vellum_sys::rooted::reopen_for(fd, Access::Write),
-            At::Dir(_) => return Err(Refusal::IsADirectory.into()),
-        };
-        let set = file.and_then(|file| {
-            file.set_len(size_bytes)
-                .map_err(|error| vellum_sys::Error::new("resize", "", error))
-        });
-        set.map_err(|error| upper.io(error))?;
-        match clear {
-            true => change_inode(
-                upper,
-                at.as_ref().ok_or(Refusal::Stale)?,
-                (None, None, None),
-                true,
-            ),
-            false => Ok(()),
-        }
     }
 }

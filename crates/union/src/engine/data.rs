@@ -1,0 +1,575 @@
+//! The bytes of regular files: reading, writing, sizes, holes, room, and making them durable.
+//!
+//! Opening copies nothing, and so there is no opening: a file is copied up by the first call that changes its bytes. A new
+//! size of 0 copies none. Where a node's bytes are is in its state, which is held for reading as long as a call uses the
+//! place it names; so no write ever goes to what was copied up meanwhile.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use vellum_sys::data::{self, AllocateFlags};
+use vellum_sys::rooted::{self, Access};
+use vellum_sys::{FileKind, publish};
+
+use crate::blocks::view::Piece;
+use crate::engine::blocks::{BlockFile, OpenBlocks};
+use crate::engine::copy_up::What;
+use crate::engine::files::Opened;
+use crate::engine::limit::Charge;
+use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, LowerFile, State, UpperFile};
+use crate::engine::options::Durability;
+use crate::engine::request::{Caller, NodeId, SetAttr, Whence};
+use crate::engine::{Engine, Upper};
+use crate::{Error, Refusal, Result};
+
+/// The most one call of [`Engine::copy_range`] moves through memory; the caller asks again for the rest.
+const COPY_STEP_BYTES: usize = 4 << 20;
+
+/// Where a file's bytes are, open.
+enum Bytes {
+    Lower(Arc<File>, usize),
+    Upper(Arc<File>),
+    Blocks(Arc<BlockFile>, Arc<OpenBlocks>),
+}
+
+impl Engine {
+    /// Reads from `offset` on; a shorter count than `buffer` has room for is the end of the file.
+    ///
+    /// Errors: [`Refusal::IsADirectory`], [`Refusal::Invalid`] for what has no bytes, [`Error::Blocks`], `Io`.
+    pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let node = self.file_node(id)?;
+        match self.bytes(&node, false)?.1 {
+            Bytes::Lower(file, layer) => {
+                data::read_at(&*file, buffer, offset).map_err(self.io(layer))
+            }
+            Bytes::Upper(file) => data::read_at(&*file, buffer, offset).map_err(self.io(0)),
+            Bytes::Blocks(blocks, open) => {
+                blocks.read(&self.upper()?.blocks, &open, buffer, offset)
+            }
+        }
+    }
+
+    /// Writes at `offset`; returns how many bytes, fewer than given only if there is no room for more.
+    ///
+    /// `clear_privileges` says that the writer may not keep setuid, setgid and capabilities. Errors: as
+    /// [`Engine::read`], [`Refusal::ReadOnly`], [`Refusal::LimitReached`]; and those of copying up.
+    pub fn write(
+        &self,
+        id: NodeId,
+        offset: u64,
+        bytes: &[u8],
+        clear_privileges: bool,
+    ) -> Result<usize> {
+        let node = self.file_node(id)?;
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .ok_or(Refusal::Invalid)?;
+        let count = self.change(&node, What::Data, |upper, place| {
+            let charge = self.charge(upper, place, offset, end)?;
+            let wrote = match place {
+                Bytes::Upper(file) => {
+                    data::write_some_at(&**file, bytes, offset).map_err(|e| upper.io(e))
+                }
+                Bytes::Blocks(blocks, open) => blocks.write(&upper.blocks, open, bytes, offset),
+                Bytes::Lower(..) => Err(Refusal::Stale.into()),
+            };
+            charge.settle();
+            wrote
+        })?;
+        if clear_privileges {
+            self.clear_privileges(&node)?;
+        }
+        Ok(count)
+    }
+
+    /// Gives a file another size. 0 copies nothing of a lower file.
+    pub(crate) fn resize(
+        &self,
+        node: &Arc<LiveNode>,
+        size_bytes: u64,
+        clear_privileges: bool,
+    ) -> Result<()> {
+        let what = match size_bytes {
+            0 => What::Truncated,
+            _ => What::Data,
+        };
+        self.change(node, what, |upper, place| {
+            let charge = self.charge(upper, place, size_bytes, size_bytes)?;
+            let set = match place {
+                Bytes::Upper(file) => data::truncate(&**file, size_bytes).map_err(|e| upper.io(e)),
+                Bytes::Blocks(blocks, open) => blocks.truncate(&upper.blocks, open, size_bytes),
+                Bytes::Lower(..) => Err(Refusal::Stale.into()),
+            };
+            charge.settle();
+            set
+        })?;
+        match clear_privileges {
+            true => self.clear_privileges(node),
+            false => Ok(()),
+        }
+    }
+
+    /// Allocates room, punches holes, makes zeros, and takes out or puts in room, as fallocate(2) with these mode bits.
+    ///
+    /// Errors: [`Refusal::Unsupported`] for bits, or a file, for which it can't be done here; [`Refusal::LimitReached`].
+    pub fn fallocate(&self, id: NodeId, mode: u32, offset: u64, length: u64) -> Result<()> {
+        let node = self.file_node(id)?;
+        let flags = AllocateFlags::from_bits(mode).ok_or(Refusal::Unsupported)?;
+        let end = offset.checked_add(length).ok_or(Refusal::Invalid)?;
+        if length == 0 {
+            return Err(Refusal::Invalid.into());
+        }
+        let frees = flags.intersects(
+            AllocateFlags::PUNCH_HOLE | AllocateFlags::COLLAPSE_RANGE | AllocateFlags::INSERT_RANGE,
+        );
+        self.change(&node, What::Data, |upper, place| {
+            // What only frees room may still have to copy two blocks.
+            let charged = if frees { offset } else { end };
+            let charge = self.charge(upper, place, offset, charged)?;
+            let done = match place {
+                Bytes::Upper(file) => data::allocate(&**file, flags, offset, length)
+                    .map_err(|e| unsupported_or(e, |e| upper.io(e))),
+                Bytes::Blocks(blocks, open) => blocks
+                    .allocate(&upper.blocks, open, flags, offset, length)
+                    .map_err(|error| match error {
+                        Error::Io { source, layer } => {
+                            unsupported_or(source, |source| Error::Io { source, layer })
+                        }
+                        other => other,
+                    }),
+                Bytes::Lower(..) => Err(Refusal::Stale.into()),
+            };
+            charge.settle();
+            done
+        })
+    }
+
+    /// Returns where data, or a hole, begins at or behind `offset`; the end of the file is a hole.
+    ///
+    /// Errors: [`Refusal::NoData`] if `offset` is not before the end, or no data is behind it.
+    pub fn seek(&self, id: NodeId, whence: Whence, offset: u64) -> Result<u64> {
+        let node = self.file_node(id)?;
+        let in_file = |file: &File| match whence {
+            Whence::Data => data::seek_data(file, offset),
+            Whence::Hole => data::seek_hole(file, offset),
+        };
+        let found = match self.bytes(&node, false)?.1 {
+            Bytes::Lower(file, layer) => in_file(&file).map_err(self.io(layer))?,
+            Bytes::Upper(file) => in_file(&file).map_err(self.io(0))?,
+            Bytes::Blocks(blocks, open) => {
+                let piece = match whence {
+                    Whence::Data => Piece::Data,
+                    Whence::Hole => Piece::Hole,
+                };
+                blocks.seek(&self.upper()?.blocks, &open, offset, piece)?
+            }
+        };
+        found.ok_or_else(|| Refusal::NoData.into())
+    }
+
+    /// Copies up to `length` bytes from one file into another (or another part of the same); returns how many.
+    ///
+    /// Fewer than asked for is the end of the source, or as much as is done at once; 0 is the end alone. Errors:
+    /// [`Refusal::Invalid`] if source and target are one file and the parts overlap.
+    pub fn copy_range(
+        &self,
+        from: NodeId,
+        from_offset: u64,
+        to: NodeId,
+        to_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        let overlaps = from_offset < to_offset.saturating_add(length)
+            && to_offset < from_offset.saturating_add(length);
+        if from == to && overlaps {
+            return Err(Refusal::Invalid.into());
+        }
+        let step = usize::try_from(length)
+            .unwrap_or(usize::MAX)
+            .min(COPY_STEP_BYTES);
+        if let Some(count) = self.copy_in_kernel((from, from_offset), (to, to_offset), step)? {
+            return Ok(count as u64);
+        }
+        let mut buffer = vec![0; step.min(1 << 20)];
+        let mut done = 0;
+        while done < step {
+            let part = buffer.len().min(step - done);
+            let count = self.read(from, from_offset + done as u64, &mut buffer[..part])?;
+            if count == 0 {
+                break;
+            }
+            let wrote = match self.write(to, to_offset + done as u64, &buffer[..count], false) {
+                Err(_) if done > 0 => break,
+                other => other?,
+            };
+            done += wrote;
+            if wrote < count {
+                break;
+            }
+        }
+        Ok(done as u64)
+    }
+
+    /// Copies between two files that are whole, if their file systems can; `None` if not.
+    fn copy_in_kernel(
+        &self,
+        (from, from_offset): (NodeId, u64),
+        (to, to_offset): (NodeId, u64),
+        length: usize,
+    ) -> Result<Option<usize>> {
+        let source = self.file_node(from)?;
+        let source = match self.bytes(&source, false)?.1 {
+            Bytes::Lower(file, _) | Bytes::Upper(file) => file,
+            Bytes::Blocks(..) => return Ok(None),
+        };
+        let target = self.file_node(to)?;
+        let size_bytes = vellum_sys::stat::stat_fd(&*source)
+            .map_err(self.io(0))?
+            .size_bytes;
+        let length = length.min(size_bytes.saturating_sub(from_offset) as usize);
+        if length == 0 {
+            return Ok(Some(0));
+        }
+        self.change(&target, What::Data, |upper, place| {
+            let Bytes::Upper(file) = place else {
+                return Ok(None);
+            };
+            let charge = self.charge(upper, place, to_offset, to_offset + length as u64)?;
+            let copied = data::copy_range(&*source, from_offset, &**file, to_offset, length);
+            charge.settle();
+            match copied {
+                Ok(count) => Ok(Some(count)),
+                Err(error)
+                    if error.is_cross_device()
+                        || error.is_unsupported()
+                        || error.is(Errno::INVAL)
+                        || error.is(Errno::PERM) =>
+                {
+                    Ok(None)
+                }
+                Err(error) => Err(upper.io(error)),
+            }
+        })
+    }
+
+    /// Makes what was written to a file durable, and its attributes unless `data_only`. For a directory, its names.
+    ///
+    /// Nothing is synced of a union that is volatile, nor of what lies in a lower layer.
+    pub fn sync(&self, id: NodeId, data_only: bool) -> Result<()> {
+        let node = self.node(id)?;
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        if upper.options.durability == Durability::Volatile || !node.in_upper() {
+            return Ok(());
+        }
+        if node.is_dir() {
+            let _shared = self.shared();
+            let dir = node.upper_dir().map(|handle| handle.dir()).transpose();
+            return match dir.map_err(|e| upper.io(e))? {
+                Some(dir) => dir.sync().map_err(|e| upper.io(e)),
+                None => Ok(()),
+            };
+        }
+        if node.kind != FileKind::File {
+            return Ok(());
+        }
+        match self.bytes(&node, false)?.1 {
+            Bytes::Upper(file) if data_only => data::sync_data(&*file).map_err(|e| upper.io(e)),
+            Bytes::Upper(file) => publish::sync_file(&*file).map_err(|e| upper.io(e)),
+            Bytes::Blocks(blocks, open) => blocks.sync(&upper.blocks, &open, data_only),
+            // Attributes alone were copied up.
+            Bytes::Lower(..) => self.sync_inode(upper, &node),
+        }
+    }
+
+    fn sync_inode(&self, upper: &Upper, node: &LiveNode) -> Result<()> {
+        let _shared = self.shared();
+        let state = node.state();
+        match &state.body {
+            Body::File(FileBody {
+                upper: Some(place), ..
+            }) => {
+                let file = open_upper(place, Access::Read).map_err(|e| upper.io(e))?;
+                publish::sync_file(&file).map_err(|e| upper.io(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns a descriptor whose bytes are exactly this file's, now and until it is next copied up, for handing to the
+    /// kernel; `None` if there is no such file (then requests have to come here).
+    ///
+    /// With `write`, the file is copied up first. Whoever has a descriptor for reading has to be told of a copy-up: what
+    /// is written afterwards is not in it.
+    pub fn backing(&self, id: NodeId, write: bool) -> Result<Option<Arc<File>>> {
+        let node = self.file_node(id)?;
+        if write {
+            if self.is_limited() {
+                return Ok(None);
+            }
+            self.to_upper(&node, What::Data)?;
+        }
+        Ok(match self.bytes(&node, write)?.1 {
+            Bytes::Lower(file, _) | Bytes::Upper(file) => Some(file),
+            Bytes::Blocks(..) => None,
+        })
+    }
+
+    /// Says what opening this file for reading or writing would be refused with by its own file system: what is
+    /// immutable or append-only, or can't be opened. Copies nothing.
+    pub fn open_check(&self, id: NodeId, write: bool) -> Result<()> {
+        let node = self.node(id)?;
+        if write {
+            self.upper()?;
+            if node.is_dir() {
+                return Err(Refusal::IsADirectory.into());
+            }
+            if self.is_immutable(&node)? {
+                return Err(Refusal::NotPermitted.into());
+            }
+        }
+        match node.kind {
+            FileKind::File => self.bytes(&node, false).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn file_node(&self, id: NodeId) -> Result<Arc<LiveNode>> {
+        let node = self.node(id)?;
+        match node.kind {
+            FileKind::File => Ok(node),
+            FileKind::Dir => Err(Refusal::IsADirectory.into()),
+            _ => Err(Refusal::Invalid.into()),
+        }
+    }
+
+    /// Copies the file up as far as `what` needs, and does something with its bytes in the upper layer. What becomes
+    /// whole by that becomes plain.
+    fn change<T>(
+        &self,
+        node: &Arc<LiveNode>,
+        what: What,
+        mut act: impl FnMut(&Upper, &Bytes) -> Result<T>,
+    ) -> Result<T> {
+        let upper = self.upper()?;
+        loop {
+            self.to_upper(node, what)?;
+            let (done, complete) = {
+                // The state is held: where the bytes are does not change meanwhile.
+                let (state, place) = self.bytes(node, true)?;
+                if let Bytes::Lower(..) = place {
+                    drop(state);
+                    continue;
+                }
+                let done = act(upper, &place);
+                let complete = match place {
+                    Bytes::Blocks(blocks, open) if blocks.is_complete() => Some((blocks, open)),
+                    _ => None,
+                };
+                (done, complete)
+            };
+            if let Some((blocks, open)) = complete {
+                self.settled(upper, node, &blocks, &open)?;
+            }
+            return done;
+        }
+    }
+
+    /// Makes a file plain that has got all its bytes into the upper layer.
+    fn settled(
+        &self,
+        upper: &Upper,
+        node: &LiveNode,
+        blocks: &Arc<BlockFile>,
+        open: &OpenBlocks,
+    ) -> Result<()> {
+        let _gate = node.gate();
+        if !blocks.finish(&upper.blocks, open)? {
+            return Ok(());
+        }
+        let mut state = node.state_mut();
+        if let Body::File(file) = &mut state.body
+            && matches!(&file.data, DataAt::Blocks(at) if Arc::ptr_eq(at, blocks))
+        {
+            file.data = DataAt::Upper;
+            self.files.forget(node.id);
+        }
+        Ok(())
+    }
+
+    /// Returns where the bytes are, open, with the state that says so.
+    fn bytes<'a>(
+        &self,
+        node: &'a LiveNode,
+        write: bool,
+    ) -> Result<(std::sync::RwLockReadGuard<'a, State>, Bytes)> {
+        {
+            let state = node.state();
+            if let Some(bytes) = self.bytes_kept(node, &state, write)? {
+                return Ok((state, bytes));
+            }
+        }
+        // The gate comes before the state; with it, the place of the file stays what it is while it is opened.
+        let _shared = self.shared();
+        let state = node.state();
+        if let Some(bytes) = self.bytes_kept(node, &state, write)? {
+            return Ok((state, bytes));
+        }
+        let Body::File(file) = &state.body else {
+            return Err(Refusal::IsADirectory.into());
+        };
+        let opened = match &file.data {
+            DataAt::Lower(lower) => {
+                let file = open_lower(lower).map_err(self.io(lower.layer))?;
+                Opened::Lower(Arc::new(file))
+            }
+            DataAt::Upper => self.open_upper(file, write)?,
+            DataAt::Blocks(blocks) => {
+                let upper = self.upper()?;
+                let place = file.upper.as_ref().ok_or(Refusal::Stale)?;
+                let inode = open_upper(place, Access::ReadWrite).map_err(|e| upper.io(e))?;
+                Opened::Blocks(Arc::new(blocks.open(&upper.blocks, inode)?))
+            }
+        };
+        self.files.put(node.id, opened.clone());
+        match bytes_of(&file.data, &opened, write) {
+            Some(bytes) => Ok((state, bytes)),
+            None => Err(Refusal::Stale.into()),
+        }
+    }
+
+    fn bytes_kept(&self, node: &LiveNode, state: &State, write: bool) -> Result<Option<Bytes>> {
+        let Body::File(file) = &state.body else {
+            return Err(Refusal::IsADirectory.into());
+        };
+        let kept = self.files.get(node.id);
+        Ok(kept.and_then(|opened| bytes_of(&file.data, &opened, write)))
+    }
+
+    fn open_upper(&self, file: &FileBody, write: bool) -> Result<Opened> {
+        let io = self.io(0);
+        let place = file.upper.as_ref().ok_or(Refusal::Stale)?;
+        match open_upper(place, Access::ReadWrite) {
+            Ok(file) => Ok(Opened::Upper(Arc::new(file))),
+            // A plain user's own file may be read-only even to himself, or the file system may be.
+            Err(error) if !write && (error.is_denied() || error.is(Errno::ROFS)) => {
+                let file = open_upper(place, Access::Read).map_err(io)?;
+                Ok(Opened::UpperToRead(Arc::new(file)))
+            }
+            Err(error) => Err(io(error)),
+        }
+    }
+
+    /// Takes setuid, setgid and capabilities away, as the file system does when one without privilege writes.
+    fn clear_privileges(&self, node: &Arc<LiveNode>) -> Result<()> {
+        let change = SetAttr {
+            clear_privileges: true,
+            ..SetAttr::default()
+        };
+        let nobody = Caller {
+            uid: 0,
+            gid: 0,
+            umask: 0,
+        };
+        self.set_attr(node.id, &change, &nobody).map(drop)
+    }
+
+    /// Gives an inode being made in the upper layer the bytes of a lower file: shared with it where the file system can;
+    /// block by block if the file is that big; else copied. Returns where they are then.
+    pub(crate) fn take_bytes(
+        &self,
+        upper: &Upper,
+        from: &Arc<LowerFile>,
+        to: &File,
+    ) -> Result<DataAt> {
+        let source = open_lower(from).map_err(self.io(from.layer))?;
+        if data::clone(&source, to) {
+            return Ok(DataAt::Upper);
+        }
+        let size_bytes = vellum_sys::stat::stat_fd(&source)
+            .map_err(self.io(from.layer))?
+            .size_bytes;
+        if upper
+            .options
+            .blocks_from_bytes
+            .is_some_and(|least| size_bytes >= least.max(1))
+        {
+            let path = from.dir.path().join(&from.name);
+            let map = upper
+                .blocks
+                .begin(to, &source, (self.from_bottom(from.layer), &path))?;
+            return Ok(DataAt::Blocks(Arc::new(BlockFile::named(map))));
+        }
+        vellum_sys::copy::copy_data(&source, to).map_err(|e| upper.io(e))?;
+        Ok(DataAt::Upper)
+    }
+
+    /// Returns a layer's number counted from the bottom, data-only layers first.
+    fn from_bottom(&self, layer: usize) -> u32 {
+        let (layers, data) = (self.stack.layers().len(), self.stack.data_layers().len());
+        let number = match layer.checked_sub(layers) {
+            Some(data_layer) => data - 1 - data_layer,
+            None => data + layers - 1 - layer,
+        };
+        number as u32
+    }
+
+    /// Reserves room for what changing `start..end` of a file can allocate.
+    fn charge<'a>(
+        &'a self,
+        upper: &'a Upper,
+        place: &Bytes,
+        start: u64,
+        end: u64,
+    ) -> Result<Charge<'a>> {
+        match place {
+            Bytes::Upper(file) => upper.usage.charge(file, start, end, 0),
+            // The rest of the first and the last block is copied.
+            Bytes::Blocks(_, open) => {
+                let unit = u64::from(vellum_format::block_map::BLOCK_MAX_BYTES);
+                upper.usage.charge(&open.upper, start, end, unit)
+            }
+            Bytes::Lower(..) => Err(Refusal::Stale.into()),
+        }
+    }
+}
+
+/// Returns what is open, if it is what the state asks for.
+fn bytes_of(at: &DataAt, opened: &Opened, write: bool) -> Option<Bytes> {
+    match (at, opened) {
+        (DataAt::Lower(lower), Opened::Lower(file)) => {
+            Some(Bytes::Lower(Arc::clone(file), lower.layer))
+        }
+        (DataAt::Upper, Opened::Upper(file)) => Some(Bytes::Upper(Arc::clone(file))),
+        (DataAt::Upper, Opened::UpperToRead(file)) if !write => {
+            Some(Bytes::Upper(Arc::clone(file)))
+        }
+        (DataAt::Blocks(blocks), Opened::Blocks(open)) => {
+            Some(Bytes::Blocks(Arc::clone(blocks), Arc::clone(open)))
+        }
+        _ => None,
+    }
+}
+
+fn open_lower(file: &LowerFile) -> vellum_sys::Result<File> {
+    file.dir.open_file(&file.name)
+}
+
+fn open_upper(place: &UpperFile, access: Access) -> vellum_sys::Result<File> {
+    match place {
+        UpperFile::Named { dir, name } => dir.dir()?.open_file_for(name, access),
+        UpperFile::Pinned(fd) => rooted::reopen_for(fd, access),
+    }
+}
+
+fn unsupported_or(
+    error: vellum_sys::Error,
+    other: impl FnOnce(vellum_sys::Error) -> Error,
+) -> Error {
+    match error.is_unsupported() {
+        true => Refusal::Unsupported.into(),
+        false => other(error),
+    }
+}

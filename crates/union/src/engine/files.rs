@@ -1,0 +1,131 @@
+//! Open data descriptors, a bounded number of them: the oldest unused one is given back for a new one.
+//!
+//! There is no open and close of a node: who reads or writes finds the descriptor here, or opens the file and leaves it
+//! here. An entry says which side it is of, so that a lower file's descriptor is never used once the node's bytes are in
+//! the upper layer. Entries are put in while the node's state is held, and taken out by who changes it.
+//!
+//! Lock: the cache's own, innermost of all; never held during a system call (but a close).
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::engine::blocks::OpenBlocks;
+use crate::engine::request::NodeId;
+
+/// How many entries are kept. An entry of a file copied up block by block holds two descriptors. With the directories of
+/// `dir_layer.rs` and the roots of 500 layers this stays below the usual limit of 1024.
+const ENTRIES_MAX: usize = 96;
+
+/// What is open of a node.
+#[derive(Debug, Clone)]
+pub(crate) enum Opened {
+    /// The lower file, for reading.
+    Lower(Arc<File>),
+    /// The upper inode, for reading only.
+    UpperToRead(Arc<File>),
+    /// The upper inode, for reading and writing.
+    Upper(Arc<File>),
+    /// Both, of a file copied up block by block.
+    Blocks(Arc<OpenBlocks>),
+}
+
+/// The descriptors.
+#[derive(Debug, Default)]
+pub(crate) struct FileCache {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    entries: HashMap<NodeId, Entry>,
+    /// In the order of their opening, or of their second chance. May hold nodes that went.
+    order: VecDeque<NodeId>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    opened: Opened,
+    /// Used since it was last at the front of the queue.
+    used: bool,
+}
+
+impl FileCache {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Losing an entry only costs opening again, so it is good even if another thread panicked with it.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what is open of a node.
+    pub fn get(&self, node: NodeId) -> Option<Opened> {
+        let mut inner = self.lock();
+        let entry = inner.entries.get_mut(&node)?;
+        entry.used = true;
+        Some(entry.opened.clone())
+    }
+
+    /// Keeps what was opened of a node, in the place of what was kept before. The caller holds the node's state.
+    pub fn put(&self, node: NodeId, opened: Opened) {
+        let mut closed = Vec::new();
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let entry = Entry {
+            opened,
+            used: false,
+        };
+        match inner.entries.insert(node, entry) {
+            Some(before) => closed.push(before),
+            None => inner.order.push_back(node),
+        }
+        while inner.order.len() > ENTRIES_MAX {
+            let Some(oldest) = inner.order.pop_front() else {
+                break;
+            };
+            match inner.entries.get_mut(&oldest) {
+                Some(entry) if entry.used && oldest != node => {
+                    entry.used = false;
+                    inner.order.push_back(oldest);
+                }
+                Some(_) => closed.extend(inner.entries.remove(&oldest)),
+                None => {}
+            }
+        }
+    }
+
+    /// Gives back what is open of a node: its bytes are elsewhere now, or nobody knows it any more.
+    pub fn forget(&self, node: NodeId) {
+        let gone = {
+            let mut inner = self.lock();
+            let gone = inner.entries.remove(&node);
+            // Sizes stay bounded: the queue is cut when it is too long, and holds no entry twice.
+            if gone.is_some() {
+                inner.order.retain(|&kept| kept != node);
+            }
+            gone
+        };
+        // Closed without the lock.
+        drop(gone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_is_bounded_and_the_used_stay() {
+        let cache = FileCache::default();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let favourite = NodeId(1);
+        cache.put(favourite, Opened::Upper(Arc::clone(&file)));
+        for node in 2..1000 {
+            cache.put(NodeId(node), Opened::Lower(Arc::clone(&file)));
+            assert!(cache.get(favourite).is_some(), "{node}");
+        }
+        assert_eq!(cache.lock().entries.len(), ENTRIES_MAX);
+        assert_eq!(Arc::strong_count(&file), ENTRIES_MAX + 1);
+        cache.forget(favourite);
+        assert!(cache.get(favourite).is_none());
+        assert!(matches!(cache.get(NodeId(999)), Some(Opened::Lower(_))));
+    }
+}

@@ -1,0 +1,167 @@
+//! The flags that `chattr` sets.
+//!
+//! An upper inode can't be immutable or append-only itself: the engine could not remove, move or change it any more. As
+//! the kernel's overlayfs does, these two are kept in a mark (`protattr`) and kept to by whoever changes something; the
+//! others are the inode's own.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use vellum_format::{Mark, Protattr};
+use vellum_sys::flags::{self, APPEND_ONLY, IMMUTABLE};
+use vellum_sys::rooted::Access;
+use vellum_sys::xattr::{self, SetMode};
+use vellum_sys::{Dir, FileKind};
+
+use crate::engine::at::At;
+use crate::engine::copy_up::What;
+use crate::engine::nodes::{Body, LiveNode, State};
+use crate::engine::request::NodeId;
+use crate::engine::{Engine, Upper};
+use crate::{Error, Refusal, Result};
+
+const PROTECTED: u32 = IMMUTABLE | APPEND_ONLY;
+
+/// A descriptor flags can be asked of.
+enum Open {
+    File(File),
+    Dir(Arc<Dir>),
+}
+
+impl Engine {
+    /// Returns the `FS_*_FL` flags of a regular file or directory.
+    ///
+    /// Errors: [`Refusal::Unsupported`] for anything else, and where the file system has none.
+    pub fn flags(&self, id: NodeId) -> Result<u32> {
+        let node = self.flagged(id)?;
+        let _shared = self.shared();
+        let state = node.state();
+        self.flags_in(&state)
+    }
+
+    /// Sets the flags of a regular file or directory; those not given are cleared.
+    ///
+    /// Copies attributes up, not data. Whether the caller may was decided before. Errors: as [`Engine::flags`].
+    pub fn set_flags(&self, id: NodeId, flags: u32) -> Result<()> {
+        let upper = self.upper()?;
+        let node = self.flagged(id)?;
+        self.to_upper(&node, What::Meta)?;
+        let _shared = self.shared();
+        // For writing: what is decided by the flags is not decided meanwhile.
+        let state = node.state_mut();
+        let at = state.at().map_err(|e| upper.io(e))?.ok_or(Refusal::Stale)?;
+        let open = open(&at).map_err(|e| upper.io(e))?;
+        let own = own_flags(&open).map_err(|error| unsupported_or(upper, error))?;
+        let wanted = flags & !PROTECTED;
+        if own & !PROTECTED != wanted {
+            let set = match &open {
+                Open::File(file) => flags::set(file, wanted),
+                Open::Dir(dir) => flags::set(&**dir, wanted),
+            };
+            set.map_err(|error| unsupported_or(upper, error))?;
+        }
+        let mark = upper.options.prefix.xattr(Mark::Protattr);
+        let protattr = Protattr {
+            append_only: flags & APPEND_ONLY != 0,
+            immutable: flags & IMMUTABLE != 0,
+        };
+        let set = match protattr.encode() {
+            Some(value) => at.set_xattr(mark, value, SetMode::Any),
+            None => at.remove_xattr(mark).map(drop),
+        };
+        set.map_err(|e| upper.io(e))?;
+        self.files.forget(node.id);
+        Ok(())
+    }
+
+    fn flagged(&self, id: NodeId) -> Result<Arc<LiveNode>> {
+        let node = self.node(id)?;
+        match node.kind {
+            FileKind::File | FileKind::Dir => Ok(node),
+            _ => Err(Refusal::Unsupported.into()),
+        }
+    }
+
+    /// Returns whether nobody may change it: immutable, or (for what is written to at will) append-only.
+    pub(crate) fn is_immutable(&self, node: &LiveNode) -> Result<bool> {
+        if !matches!(node.kind, FileKind::File | FileKind::Dir) {
+            return Ok(false);
+        }
+        let _shared = self.shared();
+        let flags = match self.flags_in(&node.state()) {
+            Err(Error::Refused {
+                refusal: Refusal::Unsupported,
+            }) => 0,
+            other => other?,
+        };
+        Ok(flags & IMMUTABLE != 0)
+    }
+
+    fn flags_in(&self, state: &State) -> Result<u32> {
+        if let Some(upper) = &self.upper
+            && let Some(at) = state.at().map_err(|e| upper.io(e))?
+        {
+            let open = open(&at).map_err(|e| upper.io(e))?;
+            let own = own_flags(&open).map_err(|error| unsupported_or(upper, error))?;
+            let value = at.xattr(upper.options.prefix.xattr(Mark::Protattr));
+            let value = value.map_err(|e| upper.io(e))?;
+            return Ok(own & !PROTECTED | value.map_or(0, |value| protected(&value)));
+        }
+        let (layer, file) = match &state.body {
+            Body::Dir(dir) => {
+                let top = dir.parts.first().ok_or(Refusal::Stale)?;
+                return match top.dir.dir.flags() {
+                    Ok(flags) => Ok(flags),
+                    Err(error) if error.is_unsupported() => Err(Refusal::Unsupported.into()),
+                    Err(error) => Err(self.io(top.layer)(error)),
+                };
+            }
+            Body::File(file) => {
+                let lower = file.lower.as_ref().ok_or(Refusal::Stale)?;
+                let open = lower.dir.open_file(&lower.name);
+                (lower.layer, open.map_err(self.io(lower.layer))?)
+            }
+        };
+        match flags::get(&file) {
+            Ok(flags) => Ok(flags),
+            Err(error) if error.is_unsupported() => Err(Refusal::Unsupported.into()),
+            Err(error) => Err(self.io(layer)(error)),
+        }
+    }
+}
+
+/// Returns the flags a mark says. A mark that can't be read protects nothing, and is shown as an error elsewhere.
+fn protected(value: &[u8]) -> u32 {
+    let protattr = Protattr::parse(value).unwrap_or_default();
+    let append = if protattr.append_only { APPEND_ONLY } else { 0 };
+    let immutable = if protattr.immutable { IMMUTABLE } else { 0 };
+    append | immutable
+}
+
+/// Returns the protecting flags an open upper inode is marked with.
+pub(crate) fn marked(upper: &Upper, file: &File) -> vellum_sys::Result<u32> {
+    let value = xattr::get_fd(file, upper.options.prefix.xattr(Mark::Protattr))?;
+    Ok(value.map_or(0, |value| protected(&value)))
+}
+
+fn open(at: &At) -> vellum_sys::Result<Open> {
+    Ok(match at {
+        At::Dir(dir) => Open::Dir(Arc::clone(dir)),
+        At::Name(dir, name) => Open::File(dir.open_file_for(name, Access::Read)?),
+        At::Fd(fd) => Open::File(vellum_sys::rooted::reopen(fd)?),
+    })
+}
+
+fn own_flags(open: &Open) -> vellum_sys::Result<u32> {
+    match open {
+        Open::File(file) => flags::get(file),
+        Open::Dir(dir) => flags::get(&**dir),
+    }
+}
+
+fn unsupported_or(upper: &Upper, error: vellum_sys::Error) -> Error {
+    match error.is_unsupported() {
+        true => Refusal::Unsupported.into(),
+        false => upper.io(error),
+    }
+}
