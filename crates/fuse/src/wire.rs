@@ -24,3 +24,6 @@ pub const MINOR: u32 = 45;
 pub const OLDEST_MINOR: u32 = 29;
 /// The node number of the root directory.
 pub const ROOT: u64 = 1;
+
+#[cfg(test)]
+mod tests;
