@@ -115,13 +115,20 @@ impl Ops {
                     Ok(())
                 }
             },
+            Op::Read(range) => self.read(node, range, reply),
+            Op::Write {
+                offset,
+                data,
+                flags,
+                ..
+            } => self.write(node, offset, data, flags, reply),
             Op::ReadDir(range) => self.read_dir(node, range, reply),
             Op::ReadDirPlus(range) => self.read_dir_plus(node, range, reply),
             Op::StatFs => self.stat_fs(reply),
             Op::Release { .. } | Op::ReleaseDir { .. } | Op::Destroy => Ok(()),
-            Op::FSync { .. } | Op::FSyncDir { .. } => match self.no_fsync {
+            Op::FSync { data_only } | Op::FSyncDir { data_only } => match self.no_fsync {
                 true => Err(Errno::NOSYS.into()),
-                false => Err(Errno::IO.into()),
+                false => Ok(self.engine.sync(node, data_only)?),
             },
             Op::SetXattr {
                 name,
@@ -132,14 +139,16 @@ impl Ops {
             Op::GetXattr { name, room } => self.get_xattr(node, name, room, reply),
             Op::ListXattr { room } => self.list_xattr(node, room, reply),
             Op::RemoveXattr { name } => Ok(self.engine.remove_xattr(node, name)?),
+            Op::Ioctl(ioctl) => self.ioctl(node, &ioctl, reply),
+            Op::FAllocate {
+                offset,
+                length,
+                mode,
+            } => Ok(self.engine.fallocate(node, mode, offset, length)?),
+            Op::LSeek { offset, whence } => self.seek(node, offset, whence, reply),
+            Op::CopyRange(copy) => self.copy_range(header, &copy, reply),
             // Not to be sent again: the kernel does without, or does it itself.
-            Op::Read(_)
-            | Op::Write { .. }
-            | Op::Ioctl(_)
-            | Op::FAllocate { .. }
-            | Op::LSeek { .. }
-            | Op::CopyRange(_)
-            | Op::Flush
+            Op::Flush
             | Op::Access
             | Op::SyncFs
             | Op::Statx { .. }

@@ -96,6 +96,20 @@ impl PlainUser {
         std::fs::set_permissions(&path, mode).expect("its mode");
     }
 
+    /// Lets the user open `/dev/fuse`, which on most machines everybody may. False if there is none here.
+    pub fn give_fuse(&self) -> bool {
+        use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+        let device = self.etc.join("fuse-device");
+        let mode = Mode::from_raw_mode(0o666);
+        let made = Path::new("/dev/fuse").exists()
+            && mknodat(CWD, &device, FileType::CharacterDevice, mode, makedev(10, 229)).is_ok();
+        if made {
+            let open = std::fs::Permissions::from_mode(0o666);
+            std::fs::set_permissions(&device, open).expect("the device's mode");
+        }
+        made
+    }
+
     /// Returns the user's home directory.
     pub fn home(&self) -> &Path {
         &self.home
@@ -127,6 +141,9 @@ impl PlainUser {
                 [ -e /etc/$file ] || : > /etc/$file
                 mount --bind "$etc/$file" /etc/$file || exit 125
             done
+            if [ -e "$etc/fuse-device" ]; then
+                mount --bind "$etc/fuse-device" /dev/fuse || exit 125
+            fi
             cd "$home" || exit 125
             exec setpriv --reuid "$id" --regid "$id" --clear-groups \
                 env -i "HOME=$home" "XDG_RUNTIME_DIR=$run" USER=vellum-plain-user LC_ALL=C.UTF-8 \

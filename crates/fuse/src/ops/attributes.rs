@@ -12,7 +12,7 @@ use super::{Answer, Ops, attr, caller};
 use crate::wire::Header;
 use crate::wire::flags::setattr;
 use crate::wire::reply::{self, Reply};
-use crate::wire::request;
+use crate::wire::request::{self, Ioctl};
 
 const SETGID: u32 = 0o2000;
 const XATTR_CREATE: u32 = 1;
@@ -101,6 +101,79 @@ impl Ops {
         }
         put_sized(&names, room, reply)
     }
+
+    pub(super) fn ioctl(&self, node: NodeId, ioctl: &Ioctl<'_>, reply: &mut Reply<'_>) -> Answer {
+        let asked = |bytes: usize| match ioctl.out_size_bytes as usize >= bytes {
+            true => Ok(()),
+            false => Err(Errno::INVAL),
+        };
+        match ioctl.command {
+            GET_FLAGS => {
+                asked(4)?;
+                let flags = self.engine.flags(node)?;
+                reply.ioctl(0);
+                reply.u32(flags);
+            }
+            SET_FLAGS => {
+                self.engine.set_flags(node, first_u32(ioctl.data)?)?;
+                reply.ioctl(0);
+            }
+            GET_FSX => {
+                asked(FSX_BYTES)?;
+                let flags = self.engine.flags(node)?;
+                reply.ioctl(0);
+                reply.u32(fsx_of(flags));
+                reply.bytes(&[0; FSX_BYTES - 4]);
+            }
+            SET_FSX => {
+                // Bits that only the other form has stay as they are.
+                let now = self.engine.flags(node)?;
+                let known = FSX_BITS.iter().fold(0, |all, (flag, _)| all | flag);
+                let wanted = flags_of(first_u32(ioctl.data)?);
+                // Extent sizes and projects belong to the file system underneath.
+                if ioctl.data.iter().skip(4).any(|&byte| byte != 0) {
+                    return Err(Errno::OPNOTSUPP.into());
+                }
+                self.engine.set_flags(node, (now & !known) | wanted)?;
+                reply.ioctl(0);
+            }
+            _ => return Err(Errno::NOTTY.into()),
+        }
+        Ok(())
+    }
+}
+
+const GET_FLAGS: u32 = 0x8008_6601;
+const SET_FLAGS: u32 = 0x4008_6602;
+const GET_FSX: u32 = 0x801c_581f;
+const SET_FSX: u32 = 0x401c_5820;
+/// Length of struct fsxattr.
+const FSX_BYTES: usize = 28;
+/// The bits that both ioctls have: as FS_IOC_GETFLAGS says them, and as FS_IOC_FSGETXATTR does.
+const FSX_BITS: [(u32, u32); 6] = [
+    (0x10, 0x8),                // immutable
+    (0x20, 0x10),               // append only
+    (0x8, 0x20),                // synchronous
+    (0x80, 0x40),               // no atime
+    (0x40, 0x80),               // no dump
+    (0x2000_0000, 0x0000_0200), // children inherit the project
+];
+
+fn fsx_of(flags: u32) -> u32 {
+    let set = FSX_BITS.iter().filter(|(flag, _)| flags & flag != 0);
+    set.fold(0, |all, (_, fsx)| all | fsx)
+}
+
+fn flags_of(fsx: u32) -> u32 {
+    let set = FSX_BITS.iter().filter(|(_, bit)| fsx & bit != 0);
+    set.fold(0, |all, (flag, _)| all | flag)
+}
+
+fn first_u32(data: &[u8]) -> Result<u32, Errno> {
+    match data.first_chunk() {
+        Some(bytes) => Ok(u32::from_ne_bytes(*bytes)),
+        None => Err(Errno::INVAL),
+    }
 }
 
 /// Answers GETXATTR and LISTXATTR: the length if there is no room, the value if there is enough.
@@ -136,6 +209,14 @@ fn wanted(set: &request::SetAttr) -> SetAttr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_survive_the_other_form() {
+        for (flag, fsx) in FSX_BITS {
+            assert_eq!(fsx_of(flag), fsx);
+            assert_eq!(flags_of(fsx), flag);
+        }
+    }
 
     #[test]
     fn a_change_of_owner_takes_privileges_away() {

@@ -41,9 +41,7 @@ fn parse(bytes: &[u8]) -> Result<Request<'_>, Malformed> {
 
 #[test]
 fn who_asks_is_in_the_header() {
-    let bytes = Raw::new(Opcode::Lookup as u32, 5)
-        .bytes(b"name\0")
-        .done();
+    let bytes = Raw::new(Opcode::Lookup as u32, 5).bytes(b"name\0").done();
     let request = parse(&bytes).unwrap();
     let h = request.header;
     assert_eq!(
@@ -200,9 +198,7 @@ fn what_can_t_be_is_refused() {
         write.u32(u32::MAX).u32(0).u64(0).u64(0).done(),
         Malformed::Short,
     );
-    let forgets = Raw::new(Opcode::BatchForget as u32, 1)
-        .u32(u32::MAX)
-        .u32(0);
+    let forgets = Raw::new(Opcode::BatchForget as u32, 1).u32(u32::MAX).u32(0);
     refused(forgets.done(), Malformed::Short);
 }
 

@@ -1,0 +1,346 @@
+//! Unions mounted for tests, as root and as a plain user, each served by a process of its own.
+//!
+//! A test that is true for everybody calls [`everywhere`]: its body runs as root, and once more, in another process of this same
+//! program, as a plain user who is root in a user namespace of his own.
+#![allow(dead_code)]
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use vellum_testkit::{PlainUser, Scratch, needs_root, untested};
+
+/// Tells the inner process where its place is.
+const INNER: &str = "VELLUM_FUSE_TEST_PLACE";
+
+/// Directories of a union, and its mount while it is mounted.
+pub struct World {
+    base: PathBuf,
+    /// Other lower directories, below `lower`.
+    pub more_lowers: Vec<PathBuf>,
+    /// Run as a plain user.
+    pub is_user: bool,
+    /// What `mount_union` is told besides.
+    pub options: Vec<String>,
+    server: Option<Child>,
+    program: PathBuf,
+    /// What the last server printed at its end.
+    pub last_words: String,
+}
+
+impl World {
+    fn new(base: &Path, program: PathBuf, is_user: bool) -> World {
+        for dir in ["lower", "upper", "work", "merged"] {
+            fs::create_dir_all(base.join(dir)).unwrap();
+        }
+        World {
+            base: base.to_owned(),
+            more_lowers: Vec::new(),
+            is_user,
+            options: match is_user {
+                true => vec![String::from("userxattr")],
+                false => Vec::new(),
+            },
+            server: None,
+            program,
+            last_words: String::new(),
+        }
+    }
+
+    /// A path beside the union.
+    pub fn beside(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.base.join(name)
+    }
+
+    pub fn lower(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.base.join("lower").join(name)
+    }
+
+    pub fn upper(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.base.join("upper").join(name)
+    }
+
+    pub fn work(&self) -> PathBuf {
+        self.base.join("work")
+    }
+
+    /// A path in the mount.
+    pub fn at(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.base.join("merged").join(name)
+    }
+
+    /// Writes a file into the lower directory.
+    pub fn put(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.lower(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Adds an option for `mount_union`.
+    pub fn option(&mut self, option: &str) {
+        self.options.push(option.to_owned());
+    }
+
+    /// Returns the command that serves this union.
+    pub fn command(&self) -> Command {
+        let mut lowers = OsString::from(self.base.join("lower"));
+        for lower in &self.more_lowers {
+            lowers.push(":");
+            lowers.push(lower);
+        }
+        let mut command = Command::new(&self.program);
+        command.arg(lowers);
+        match self.options.iter().any(|option| option == "no-upper") {
+            true => command.args(["-", "-"]),
+            false => command.arg(self.base.join("upper")).arg(self.work()),
+        };
+        command.arg(self.base.join("merged"));
+        let options = self.options.iter().filter(|option| *option != "no-upper");
+        command.args(options);
+        command
+    }
+
+    /// Mounts; the error is what the server said.
+    pub fn try_mount(&mut self) -> Result<(), String> {
+        assert!(self.server.is_none(), "it is mounted");
+        let mut command = self.command();
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env("RUST_BACKTRACE", "0");
+        let mut server = command.spawn().expect("the server runs");
+        let mut line = String::new();
+        let mut out = BufReader::new(server.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        if line.trim() != "mounted" {
+            let mut said = String::new();
+            let mut err = server.stderr.take().unwrap();
+            err.read_to_string(&mut said).unwrap();
+            server.wait().unwrap();
+            return Err(said);
+        }
+        server.stdout = Some(out.into_inner());
+        self.server = Some(server);
+        Ok(())
+    }
+
+    pub fn mount(&mut self) {
+        self.try_mount().expect("the union is mounted");
+    }
+
+    /// The server's process id.
+    pub fn server_pid(&self) -> u32 {
+        self.server.as_ref().expect("it is mounted").id()
+    }
+
+    /// Unmounts cleanly, and asserts that the server ended well.
+    pub fn unmount(&mut self) {
+        let mut server = self.server.take().expect("it is mounted");
+        signal(server.id(), rustix::process::Signal::TERM);
+        let (mut out, mut err) = (String::new(), String::new());
+        server.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        server.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        let status = server.wait().unwrap();
+        assert!(status.success(), "the server failed: {status} {err}");
+        self.last_words = format!("{out}{err}");
+    }
+
+    pub fn remount(&mut self) {
+        self.unmount();
+        self.mount();
+    }
+
+    /// Kills the server and takes the dead mount away.
+    pub fn crash(&mut self) {
+        let mut server = self.server.take().expect("it is mounted");
+        signal(server.id(), rustix::process::Signal::KILL);
+        server.wait().unwrap();
+        let flags = rustix::mount::UnmountFlags::DETACH;
+        rustix::mount::unmount(self.base.join("merged"), flags).unwrap();
+    }
+
+    /// Returns how often the kernel asked for each operation while `run` ran.
+    pub fn requests<T>(&mut self, run: impl FnOnce(&World) -> T) -> (T, Requests) {
+        let before = self.counts();
+        let result = run(self);
+        let after = self.counts();
+        (result, after.since(&before))
+    }
+
+    fn counts(&mut self) -> Requests {
+        let server = self.server.as_mut().expect("it is mounted");
+        signal(server.id(), rustix::process::Signal::USR1);
+        let err = server.stderr.as_mut().unwrap();
+        let mut line = Vec::new();
+        let mut byte = [0];
+        loop {
+            err.read_exact(&mut byte).unwrap();
+            match byte[0] {
+                b'\n' if line.windows(7).any(|part| part == b"errors=") => break,
+                b'\n' => line.clear(),
+                byte => line.push(byte),
+            }
+        }
+        Requests::parse(std::str::from_utf8(&line).unwrap())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            signal(server.id(), rustix::process::Signal::TERM);
+            for _ in 0..200 {
+                if server.try_wait().ok().flatten().is_some() {
+                    return;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            // It is in use, or it hangs: the second signal cuts the connection.
+            signal(server.id(), rustix::process::Signal::TERM);
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            let _ = server.kill();
+            let _ = server.wait();
+            let flags = rustix::mount::UnmountFlags::DETACH;
+            let _ = rustix::mount::unmount(self.base.join("merged"), flags);
+        }
+    }
+}
+
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    // It may have ended by itself: the caller looks.
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+/// Requests by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requests(Vec<(String, u64)>);
+
+impl Requests {
+    fn parse(line: &str) -> Requests {
+        let pair = |pair: &str| {
+            let (name, count) = pair.split_once('=').unwrap();
+            (name.to_owned(), count.parse().unwrap())
+        };
+        Requests(line.split_whitespace().map(pair).collect())
+    }
+
+    pub fn of(&self, name: &str) -> u64 {
+        let found = self.0.iter().find(|(other, _)| other == name);
+        found.map_or(0, |(_, count)| *count)
+    }
+
+    pub fn total(&self) -> u64 {
+        let all = self.0.iter().filter(|(name, _)| name != "errors");
+        all.map(|(_, count)| count).sum()
+    }
+
+    fn since(&self, earlier: &Requests) -> Requests {
+        let all = self.0.iter();
+        Requests(
+            all.map(|(name, count)| (name.clone(), count - earlier.of(name)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+        )
+    }
+}
+
+/// Finds the example that serves.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let beside = test.parent().unwrap().parent().unwrap();
+    let program = beside.join("examples/mount_union");
+    assert!(program.exists(), "{} is not built", program.display());
+    program
+}
+
+/// Runs `check` in a world as root.
+pub fn as_root(check: impl FnOnce(&mut World)) {
+    if std::env::var_os(INNER).is_some() || !needs_root("mounting") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut world = World::new(scratch.path(), program(), false);
+    check(&mut world);
+}
+
+/// Runs `check`, the body of the test `name`, in a world as root, then in one as a plain user.
+pub fn everywhere(name: &str, check: impl FnOnce(&mut World)) {
+    if let Some(place) = std::env::var_os(INNER) {
+        let place = PathBuf::from(place);
+        let mut world = World::new(&place, place.join("mount_union"), true);
+        check(&mut world);
+        return;
+    }
+    if !needs_root("mounting") {
+        return;
+    }
+    as_user(name);
+    as_root(check);
+}
+
+/// Runs the test `name` of this program as a plain user.
+pub fn as_user(name: &str) {
+    let scratch = Scratch::new();
+    let Some(user) = PlainUser::new(&scratch) else {
+        return;
+    };
+    if !user.give_fuse() {
+        untested("mounts of plain users", "there is no /dev/fuse");
+        return;
+    }
+    let place = user.home().join("place");
+    fs::create_dir(&place).unwrap();
+    fs::copy(program(), place.join("mount_union")).unwrap();
+    chown(&place, Some(user.id), Some(user.id)).unwrap();
+    let test = place.join("test");
+    fs::copy(std::env::current_exe().unwrap(), &test).unwrap();
+    fs::set_permissions(&test, fs::Permissions::from_mode(0o755)).unwrap();
+    let output = user
+        .command("timeout")
+        .args(["-k", "5", "120", "unshare", "--user", "--mount"])
+        .args(["--map-users", &format!("1,{},60000", user.first_subid)])
+        .args(["--map-groups", &format!("1,{},60000", user.first_subid)])
+        .args(["--map-root-user", "--setgroups=allow"])
+        .arg("env")
+        .arg(format!("{INNER}={}", place.display()))
+        .arg(&test)
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "as a plain user: {}\n{said}\n{err}",
+        output.status
+    );
+    for line in err.lines().filter(|line| line.starts_with("UNTESTED")) {
+        eprintln!("{line}");
+    }
+}
+
+/// What identifies a file, and how many names it has.
+pub fn identity(path: impl AsRef<Path>) -> (u64, u64, u64) {
+    let stat = fs::symlink_metadata(path.as_ref())
+        .unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()));
+    (stat.dev(), stat.ino(), stat.nlink())
+}
+
+/// Returns the sorted names in a directory.
+pub fn names(dir: impl AsRef<Path>) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The errno of a failure.
+#[track_caller]
+pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
+    result.unwrap_err().raw_os_error().expect("an errno")
+}
