@@ -45,6 +45,7 @@ mod set_attr;
 mod shown;
 pub(crate) mod staging;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vellum_sys::lock::Lock;
@@ -97,8 +98,10 @@ pub(crate) struct Upper {
     pub options: UpperOptions,
     /// Files can be made without a name.
     pub unnamed: bool,
+    /// The work directory says already that kernels can't use the upper.
+    kernel_kept_out: AtomicBool,
     /// Upper and work directory: nobody else may have them.
-    locks: [Lock; 2],
+    _locks: [Lock; 2],
 }
 
 impl Engine {
@@ -170,6 +173,11 @@ impl Engine {
     pub fn is_limited(&self) -> bool {
         let limit = self.upper.as_ref().map(|upper| upper.options.limit);
         limit.is_some_and(|limit| limit != Limit::default())
+    }
+
+    /// Returns how many nodes somebody counts on, the root among them: for tests and figures.
+    pub fn live_nodes(&self) -> usize {
+        self.table.len()
     }
 
     /// Syncs the upper layer and lets go of it. To be called when nobody uses the engine any more.

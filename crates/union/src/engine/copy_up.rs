@@ -343,6 +343,7 @@ impl Engine {
     fn mark_metacopy(&self, copying: &Copying<'_>, at: &At) -> Result<()> {
         let Copying { upper, .. } = copying;
         let prefix = upper.options.prefix;
+        upper.beyond_the_kernel()?;
         let set = |mark: Mark, value: &[u8]| {
             at.set_xattr(prefix.xattr(mark), value, SetMode::Any)
                 .map_err(|e| upper.io(e))
@@ -369,6 +370,7 @@ impl Engine {
         let staging = upper.staging.dir();
         if let (Some(indexed), Some(index)) = (&copying.origin.index, &upper.index) {
             let name = &indexed.name;
+            upper.beyond_the_kernel()?;
             let dir = index.dir().map_err(|e| upper.io(e))?;
             let placed = match &staged {
                 Staged::Unnamed(fd) => dir.link_fd(fd, name),

@@ -200,6 +200,7 @@ impl Engine {
         };
         let value = redirect.map_err(|_| Refusal::CrossDevice)?.encode();
         let mark = upper.options.prefix.xattr(Mark::Redirect);
+        upper.beyond_the_kernel()?;
         match at.set_xattr(mark, &value, SetMode::Any) {
             Err(error) if error.is_no_space() || error.is(rustix::io::Errno::RANGE) => {
                 Err(Refusal::CrossDevice.into())

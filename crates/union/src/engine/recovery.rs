@@ -1,25 +1,47 @@
 //! Opening an engine: locks, checks, what a crash left; and letting go of it.
+//!
+//! Nothing is changed before the locks are had, and nothing is served before all checks passed. The checks are the kernel's
+//! and some more, each with an error that names the directory and says what to do: an upper that another union has, one that a
+//! volatile union left behind, one that needs what is not known here, hard links kept in an index that would be ignored, or
+//! made for other lower layers.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use vellum_format::workdir;
-use vellum_sys::Dir;
+use vellum_format::{Handle, Mark, Prefix, workdir};
 use vellum_sys::lock::{Lock, Sharing};
+use vellum_sys::xattr::{self, SetMode};
+use vellum_sys::{Dir, mount};
 
 use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::blocks::BlockStore;
-use crate::engine::identity::Numbers;
+use crate::engine::identity::{Numbers, stored_handle};
 use crate::engine::limit::Usage;
 use crate::engine::nodes::{DirBody, NodeTable};
 use crate::engine::options::{Durability, EngineOptions, UpperOptions};
 use crate::engine::staging::Staging;
 use crate::engine::{Engine, Upper};
-use crate::layer::{Dialect, Records};
+use crate::layer::{Dialect, LayerDir, Records, WhNames};
 use crate::marks::DirAt;
 use crate::resolve::Part;
 use crate::stack::Stack;
 use crate::{Error, Layer, Result};
+
+/// What the entries of `work/incompat` begin with that are Vellum's own. They keep kernels away, and mean nothing to
+/// an engine beyond that.
+const OWN_INCOMPAT: &[u8] = b"vellum-";
+
+/// The entry while an engine has the work directory, and after one was killed.
+const INCOMPAT_OPEN: &str = "vellum-open";
+
+/// The entry of a plain user's upper with marks that the kernel refuses, or passes over, in `user.overlay.*`.
+const INCOMPAT_MARKS: &str = "vellum-marks";
+
+/// The entry of a volatile union.
+const INCOMPAT_VOLATILE: &str = "volatile";
 
 impl Engine {
     /// Opens a union for use: locks the upper and the work directory, refuses them if they can't be used, and removes
@@ -56,6 +78,9 @@ impl Engine {
             (part.dir.stat.dev, uuid.unwrap_or_default())
         };
         let numbers = Numbers::new(parts.iter().map(known), ino_32_bits);
+        if let (Some(upper), Some(lower)) = (&upper, parts.get(1)) {
+            check_origin(upper, &numbers, &*lower.dir.dir)?;
+        }
         // As of every merged directory, the number of the topmost lower layer's share.
         let lowest = usize::from(upper.is_some()).min(parts.len() - 1);
         let ino = numbers.show(parts[lowest].dir.stat.identity());
@@ -83,57 +108,103 @@ impl Engine {
         let Some(upper) = &self.upper else {
             return Ok(());
         };
-        if upper.options.durability == Durability::Full {
-            let dir = upper.root.dir().map_err(|e| upper.io(e))?;
-            vellum_sys::publish::sync_fs(&*dir).map_err(|e| upper.io(e))?;
-        }
+        // Of a volatile union too: its mark goes, so from here on a crash is no excuse for what is lost.
+        let dir = upper.root.dir().map_err(|e| upper.io(e))?;
+        vellum_sys::publish::sync_fs(&*dir).map_err(|e| upper.io(e))?;
         upper.blocks.close()?;
-        upper.usage.close().map_err(|e| upper.io(e))
+        upper.usage.close().map_err(|e| upper.io(e))?;
+        let staging = upper.staging.dir();
+        let Ok(incompat) = staging.open_dir("incompat") else {
+            return Ok(());
+        };
+        let removed = match incompat.rmdir(INCOMPAT_OPEN) {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => other,
+        };
+        removed.map_err(|e| upper.io(e))?;
+        if upper.options.durability == Durability::Volatile {
+            incompat
+                .remove_tree(INCOMPAT_VOLATILE)
+                .map_err(|e| upper.io(e))?;
+        }
+        // Not empty if something else still keeps kernels away.
+        let _ = staging.rmdir("incompat");
+        Ok(())
+    }
+}
+
+impl Upper {
+    /// Says that a mark is about to be written that kernels refuse or pass over in a plain user's upper.
+    ///
+    /// From then on they are kept from mounting its work directory.
+    pub(crate) fn beyond_the_kernel(&self) -> Result<()> {
+        if self.options.prefix == Prefix::Trusted || self.kernel_kept_out.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let kept = (|| {
+            let incompat = self.staging.dir().create_dir_all("incompat", 0o700)?;
+            match incompat.mkdir(INCOMPAT_MARKS, 0o700) {
+                Err(error) if error.is_exists() => Ok(()),
+                other => other,
+            }
+        })();
+        kept.map_err(|e| self.io(e))?;
+        self.kernel_kept_out.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn bad(path: &Path, why: impl Into<String>) -> Error {
+    Error::BadUpper {
+        path: path.to_owned(),
+        why: why.into(),
     }
 }
 
 fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper> {
-    let bad = |path: &Path, why: String| Error::BadUpper {
-        path: path.to_owned(),
-        why,
-    };
+    apart(&options.upper, &options.work)?;
     let open = |path: &Path| {
         let dir = Dir::open(path).map_err(|error| bad(path, reason(&error)))?;
         let dup = dir.dup().map_err(|error| bad(path, reason(&error)))?;
         match Lock::try_now(dup, Sharing::Exclusive) {
             Ok(Some(lock)) => Ok((dir, lock)),
-            Ok(None) => Err(bad(
-                path,
-                "another union has it open; unmount that first".into(),
-            )),
+            Ok(None) => Err(bad(path, "another union has it; unmount that first")),
             Err(error) => Err(bad(path, reason(&error))),
         }
     };
     let (upper, upper_lock) = open(&options.upper)?;
     let (work, work_lock) = open(&options.work)?;
-    let stat = |dir: &Dir| {
-        dir.stat_self()
-            .map_err(|error| bad(&options.work, reason(&error)))
-    };
-    if stat(&upper)?.dev != stat(&work)?.dev {
-        let why = "the work directory has to be on the upper's file system".into();
+    let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
+    let dev = |dir: &Dir| dir.stat_self().map(|stat| stat.dev).map_err(in_work);
+    if dev(&upper)? != dev(&work)? {
+        let why = "the work directory has to be on the upper's file system";
         return Err(bad(&options.work, why));
     }
-    let make = |name: &str| {
-        let made = work.create_dir_all(name, 0o700);
-        made.map_err(|error| bad(&options.work, reason(&error)))
-    };
+    // Where it can't be asked (a plain user may not), the mark left below keeps the kernel away from now on.
+    if mount::overlay_holds(&upper).unwrap_or(false) {
+        let why = "the kernel has it mounted as an overlay's upper; unmount that first";
+        return Err(bad(&options.upper, why));
+    }
+    let make = |name: &str| work.create_dir_all(name, 0o700).map_err(in_work);
     let staging = make(workdir::STAGING)?;
+    let kernel_kept_out = sweep(&staging, &options)?;
+    let index = open_index(&work, &options)?;
     let unnamed = staging.create_unnamed(0o600).is_ok();
-    let index = match options.index {
-        true => Some(DirHandle::pinned(Arc::new(make(workdir::INDEX)?))),
-        false => None,
-    };
     let name = options.upper.display().to_string();
-    let maps = BlockStore::make_dir(&work).map_err(|error| bad(&options.work, reason(&error)))?;
-    let maps = Arc::new(maps);
-    let usage = Usage::open(options.limit, &upper, &work);
-    let usage = usage.map_err(|error| bad(&options.work, reason(&error)))?;
+    let maps = Arc::new(BlockStore::make_dir(&work).map_err(in_work)?);
+    let usage = Usage::open(options.limit, &upper, &work).map_err(in_work)?;
+    let incompat = staging.create_dir_all("incompat", 0o700).map_err(in_work)?;
+    incompat
+        .create_dir_all(INCOMPAT_OPEN, 0o700)
+        .map_err(in_work)?;
+    if options.durability == Durability::Volatile {
+        let volatile = incompat.create_dir_all(INCOMPAT_VOLATILE, 0o700);
+        let volatile = volatile.map_err(in_work)?;
+        // The one thing a volatile union syncs: that it is one.
+        volatile.create_dir_all("dirty", 0o700).map_err(in_work)?;
+        volatile.sync().map_err(in_work)?;
+        incompat.sync().map_err(in_work)?;
+    }
     let durable = options.durability == Durability::Full;
     let of_maps = Arc::clone(&maps);
     let blocks = BlockStore::open(work, of_maps, name.clone(), options.prefix, durable, below)?;
@@ -141,18 +212,127 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
     if options.records == Records::Read {
         dialect = dialect.with_records();
     }
+    if options.wh_names == WhNames::Whiteouts {
+        dialect = dialect.with_wh_names();
+    }
     let layer = DirLayer::new(upper, name, dialect).with_block_maps(Some(maps));
     Ok(Upper {
         root: layer.root_handle(),
         layer: Arc::new(layer),
         staging: Staging::new(Arc::new(staging)),
-        index,
+        index: index.map(|index| DirHandle::pinned(Arc::new(index))),
         blocks,
         usage,
         options,
         unnamed,
-        locks: [upper_lock, work_lock],
+        kernel_kept_out: AtomicBool::new(kernel_kept_out),
+        _locks: [upper_lock, work_lock],
     })
+}
+
+/// Refuses directories of which one is in the other: copies would be staged in plain view.
+fn apart(upper: &Path, work: &Path) -> Result<()> {
+    let full = |path: &Path| std::fs::canonicalize(path).map_err(|e| bad(path, e.to_string()));
+    let (full_upper, full_work) = (full(upper)?, full(work)?);
+    if full_work.starts_with(&full_upper) || full_upper.starts_with(&full_work) {
+        return Err(bad(
+            work,
+            "upper and work directory must not be in one another",
+        ));
+    }
+    Ok(())
+}
+
+/// Removes what is half made, and refuses a work directory that says it must not be used. Returns whether kernels are
+/// kept away for what is in the upper.
+fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
+    let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
+    let mut marks = false;
+    match staging.open_dir("incompat") {
+        Ok(incompat) => {
+            for entry in incompat.entries().map_err(in_work)? {
+                let name = entry.map_err(in_work)?.name;
+                if name == INCOMPAT_VOLATILE {
+                    let why = "a volatile union was not closed, so what is in the upper can't be trusted; remove both, or \
+                        work/incompat/volatile if the machine has not crashed since";
+                    return Err(bad(&options.work, why));
+                }
+                if !name.as_bytes().starts_with(OWN_INCOMPAT) {
+                    let why = format!("it needs a feature called {name:?} that is not known here");
+                    return Err(bad(&options.work, why));
+                }
+                marks |= name == INCOMPAT_MARKS;
+            }
+        }
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(in_work(error)),
+    }
+    let names: Vec<OsString> = staging
+        .entries()
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.name)).collect())
+        .map_err(in_work)?;
+    for name in names.iter().filter(|name| *name != "incompat") {
+        staging.remove_tree(name).map_err(in_work)?;
+    }
+    Ok(marks)
+}
+
+/// Opens the index of hard links, if the union keeps one.
+fn open_index(work: &Dir, options: &UpperOptions) -> Result<Option<Dir>> {
+    let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
+    if options.index {
+        let index = work.create_dir_all(workdir::INDEX, 0o700);
+        return index.map(Some).map_err(in_work);
+    }
+    match work.open_dir(workdir::INDEX) {
+        Ok(index) => match index.entries().map_err(in_work)?.next() {
+            None => Ok(None),
+            Some(_) => {
+                let why = "its index keeps hard links of the upper together, which would fall apart; use index=on";
+                Err(bad(&options.work, why))
+            }
+        },
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(in_work(error)),
+    }
+}
+
+/// Makes sure that the index belongs to this upper, and to this top lower layer; as the kernel does with `index=on`.
+fn check_origin(upper: &Upper, numbers: &Numbers, lower: &dyn LayerDir) -> Result<()> {
+    let Some(index) = &upper.index else {
+        return Ok(());
+    };
+    let prefix = upper.options.prefix;
+    let root = upper.root.dir().map_err(|e| upper.io(e))?;
+    let below = lower.open_path(None).map_err(|e| upper.io(e))?;
+    let origin = stored_handle(&below, numbers.uuid(1), false).map_err(|e| upper.io(e))?;
+    let own = stored_handle(&*root, numbers.uuid(0), true).map_err(|e| upper.io(e))?;
+    let index = index.dir().map_err(|e| upper.io(e))?;
+    let names_origin = prefix.xattr(Mark::Origin);
+    if !belongs(&root, names_origin, origin).map_err(|e| upper.io(e))? {
+        let why = "its index of hard links was made for another lower layer (or that was copied or replaced since)";
+        return Err(bad(&upper.options.upper, why));
+    }
+    if !belongs(&index, prefix.xattr(Mark::Upper), own).map_err(|e| upper.io(e))? {
+        let why = "its index of hard links is another upper's";
+        return Err(bad(&upper.options.work, why));
+    }
+    Ok(())
+}
+
+/// Returns whether a directory's mark has this handle. If it has no such mark, it gets it.
+fn belongs(dir: &Dir, mark: &OsStr, handle: Option<Handle>) -> vellum_sys::Result<bool> {
+    // Without handles, no entry can be in the index either.
+    let Some(expected) = handle.and_then(|handle| handle.encode().ok()) else {
+        return Ok(true);
+    };
+    match xattr::get_fd(dir, mark)? {
+        Some(found) => Ok(found == expected),
+        None => match xattr::set_fd(dir, mark, &expected, SetMode::Any) {
+            Err(error) if !error.is_unsupported() => Err(error),
+            _ => Ok(true),
+        },
+    }
 }
 
 /// The whole chain of an error in one line.

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use vellum_format::Prefix;
 use vellum_sys::FileKind;
 use vellum_testkit::kernel::Overlay;
-use vellum_testkit::tree::{Entry as Seen, Kind, hash};
 use vellum_testkit::tree::Ignore;
+use vellum_testkit::tree::{Entry as Seen, Kind, hash};
 use vellum_testkit::{FsKind, Scratch, Tree, needs_root};
 use vellum_union::engine::{
-    Attr, Caller, Durability, Engine, EngineOptions, Entry, IdRules, Limit, NewNode, NodeId, RenameMode, SetAttr,
-    UpperOptions,
+    Attr, Caller, Durability, Engine, EngineOptions, Entry, IdRules, Limit, NewNode, NodeId,
+    RenameMode, SetAttr, UpperOptions,
 };
 use vellum_union::{Dialect, DirLayer, Error, Layer, Records, Result};
 
@@ -211,7 +211,9 @@ impl<'a> User<'a> {
 
     pub fn make(&self, path: impl AsRef<Path>, what: NewNode, mode: u32) -> Result<Held<'a>> {
         let (dir, name) = self.above(path.as_ref())?;
-        let entry = self.engine.create(dir.node, name, &what, mode, &self.caller)?;
+        let entry = self
+            .engine
+            .create(dir.node, name, &what, mode, &self.caller)?;
         Ok(self.hold(entry))
     }
 
@@ -249,10 +251,16 @@ impl<'a> User<'a> {
         self.rename_as(from, to, RenameMode::Replace)
     }
 
-    pub fn rename_as(&self, from: impl AsRef<Path>, to: impl AsRef<Path>, mode: RenameMode) -> Result<()> {
+    pub fn rename_as(
+        &self,
+        from: impl AsRef<Path>,
+        to: impl AsRef<Path>,
+        mode: RenameMode,
+    ) -> Result<()> {
         let (from_dir, from) = self.above(from.as_ref())?;
         let (to_dir, to) = self.above(to.as_ref())?;
-        self.engine.rename(from_dir.node, from, to_dir.node, to, mode)
+        self.engine
+            .rename(from_dir.node, from, to_dir.node, to, mode)
     }
 
     pub fn link(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
@@ -270,7 +278,13 @@ impl<'a> User<'a> {
 
     pub fn chmod(&self, path: impl AsRef<Path>, mode: u32) -> Result<Attr> {
         let mode = Some(mode);
-        self.set(path, SetAttr { mode, ..SetAttr::default() })
+        self.set(
+            path,
+            SetAttr {
+                mode,
+                ..SetAttr::default()
+            },
+        )
     }
 
     pub fn read(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
@@ -337,9 +351,12 @@ fn look(engine: &Engine, node: NodeId, path: PathBuf, tree: &mut Tree) {
 #[track_caller]
 fn seen(engine: &Engine, node: NodeId, attr: &Attr) -> Seen {
     let xattrs = engine.xattr_names(node).unwrap();
-    let xattrs = xattrs
-        .into_iter()
-        .filter_map(|name| engine.xattr(node, &name).unwrap().map(|value| (name, value)));
+    let xattrs = xattrs.into_iter().filter_map(|name| {
+        engine
+            .xattr(node, &name)
+            .unwrap()
+            .map(|value| (name, value))
+    });
     let is_file = attr.kind == FileKind::File;
     Seen {
         kind: match attr.kind {
