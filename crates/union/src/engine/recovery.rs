@@ -81,6 +81,10 @@ impl Engine {
         if let (Some(upper), Some(lower)) = (&upper, parts.get(1)) {
             check_origin(upper, &numbers, &*lower.dir.dir)?;
         }
+        if let Some(upper) = &upper {
+            let work = &upper.options.work;
+            enter(upper).map_err(|error| bad(work, reason(&error)))?;
+        }
         // As of every merged directory, the number of the topmost lower layer's share.
         let lowest = usize::from(upper.is_some()).min(parts.len() - 1);
         let ino = numbers.show(parts[lowest].dir.stat.identity());
@@ -193,18 +197,6 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
     let name = options.upper.display().to_string();
     let maps = Arc::new(BlockStore::make_dir(&work).map_err(in_work)?);
     let usage = Usage::open(options.limit, &upper, &work).map_err(in_work)?;
-    let incompat = staging.create_dir_all("incompat", 0o700).map_err(in_work)?;
-    incompat
-        .create_dir_all(INCOMPAT_OPEN, 0o700)
-        .map_err(in_work)?;
-    if options.durability == Durability::Volatile {
-        let volatile = incompat.create_dir_all(INCOMPAT_VOLATILE, 0o700);
-        let volatile = volatile.map_err(in_work)?;
-        // The one thing a volatile union syncs: that it is one.
-        volatile.create_dir_all("dirty", 0o700).map_err(in_work)?;
-        volatile.sync().map_err(in_work)?;
-        incompat.sync().map_err(in_work)?;
-    }
     let durable = options.durability == Durability::Full;
     let of_maps = Arc::clone(&maps);
     let blocks = BlockStore::open(work, of_maps, name.clone(), options.prefix, durable, below)?;
@@ -228,6 +220,20 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
         kernel_kept_out: AtomicBool::new(kernel_kept_out),
         _locks: [upper_lock, work_lock],
     })
+}
+
+/// Says in the work directory that it is in use. To be called when nothing speaks against it any more.
+fn enter(upper: &Upper) -> vellum_sys::Result<()> {
+    let incompat = upper.staging.dir().create_dir_all("incompat", 0o700)?;
+    incompat.create_dir_all(INCOMPAT_OPEN, 0o700)?;
+    if upper.options.durability == Durability::Volatile {
+        let volatile = incompat.create_dir_all(INCOMPAT_VOLATILE, 0o700)?;
+        // The one thing a volatile union syncs: that it is one.
+        volatile.create_dir_all("dirty", 0o700)?;
+        volatile.sync()?;
+        incompat.sync()?;
+    }
+    Ok(())
 }
 
 /// Refuses directories of which one is in the other: copies would be staged in plain view.

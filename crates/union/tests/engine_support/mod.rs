@@ -16,7 +16,7 @@ use vellum_union::engine::{
     Attr, Caller, Durability, Engine, EngineOptions, Entry, IdRules, Limit, NewNode, NodeId,
     RenameMode, SetAttr, UpperOptions,
 };
-use vellum_union::{Dialect, DirLayer, Error, Layer, Records, Result};
+use vellum_union::{Dialect, DirLayer, Error, Layer, Records, Result, WhNames};
 
 pub const ROOT: Caller = Caller {
     uid: 0,
@@ -134,6 +134,7 @@ pub fn options(lowers: &[PathBuf], upper: &Path, work: &Path) -> EngineOptions {
             work: work.to_owned(),
             prefix: Prefix::Trusted,
             records: Records::None,
+            wh_names: WhNames::Plain,
             durability: Durability::Volatile,
             redirect_dir: true,
             metacopy: true,
