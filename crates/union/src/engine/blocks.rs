@@ -483,7 +483,9 @@ fn copy_all(store: &BlockStore, open: &OpenBlocks, start: u64, end: u64) -> Resu
             continue;
         }
         let stop = data::seek_hole(&open.lower, at).map_err(io)?;
-        let stop = stop.unwrap_or(end).min(end).min(at + buffer.len() as u64);
+        // Some file systems name as a hole what they have just named as data.
+        let stop = stop.unwrap_or(end).max(at + 1).min(end);
+        let stop = stop.min(at + buffer.len() as u64);
         let part = &mut buffer[..(stop - at) as usize];
         read_lower(&open.lower, part, at)
             .and_then(|()| data::write_at(&open.upper, part, at))

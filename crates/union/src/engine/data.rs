@@ -204,7 +204,8 @@ impl Engine {
                 other => other?,
             };
             done += wrote;
-            if wrote < count {
+            // A short read was the end, even if writing has moved it meanwhile.
+            if wrote < count || count < part {
                 break;
             }
         }

@@ -1,0 +1,330 @@
+//! The bytes of files in a live union, held against bytes in memory: files that are copied whole, shared, and copied up
+//! block by block, on several file systems, with the engine opened anew and files settled in between.
+
+mod engine_support;
+
+use std::ffi::OsStr;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use engine_support::Rig;
+use vellum_testkit::FsKind;
+use vellum_testkit::rng::Rng;
+use vellum_union::engine::{Caller, Durability, Engine, EngineOptions, NodeId, SetAttr, Whence};
+use vellum_union::{Error, Refusal};
+
+const ROOT: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    umask: 0o022,
+};
+const KEEP_SIZE: u32 = 1;
+const PUNCH: u32 = 2 | KEEP_SIZE;
+const ZERO: u32 = 16;
+const LARGEST: usize = 400_000;
+
+/// One file: what the engine should show of it.
+struct Model {
+    name: &'static str,
+    bytes: Vec<u8>,
+}
+
+fn options(rig: &Rig, blocks: Option<u64>, durability: Durability) -> EngineOptions {
+    let mut options = rig.options();
+    let upper = options.upper.as_mut().unwrap();
+    upper.blocks_from_bytes = blocks;
+    upper.durability = durability;
+    options
+}
+
+fn find(engine: &Engine, name: &str) -> NodeId {
+    let entry = engine.lookup(NodeId::ROOT, OsStr::new(name)).unwrap();
+    entry.expect("it is there").node
+}
+
+fn resize(engine: &Engine, node: NodeId, size: u64) {
+    let change = SetAttr {
+        size_bytes: Some(size),
+        ..SetAttr::default()
+    };
+    let attr = engine.set_attr(node, &change, &ROOT).unwrap();
+    assert_eq!(attr.size_bytes, size);
+}
+
+fn is_unsupported(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Refused {
+            refusal: Refusal::Unsupported
+        }
+    )
+}
+
+/// A lower file: data, holes, and an odd end.
+fn lower_bytes(rng: &mut Rng, path: &Path, size: usize) -> Vec<u8> {
+    let file = std::fs::File::create_new(path).unwrap();
+    file.set_len(size as u64).unwrap();
+    let mut bytes = vec![0; size];
+    for _ in 0..6 {
+        let at = rng.below(size);
+        let length = rng.below(60_000).min(size - at);
+        bytes[at..at + length].fill(1 + rng.below(255) as u8);
+        file.write_all_at(&bytes[at..at + length], at as u64)
+            .unwrap();
+    }
+    bytes
+}
+
+struct Run<'a> {
+    rng: &'a mut Rng,
+    log: Vec<String>,
+}
+
+impl Run<'_> {
+    fn range(&mut self, size: usize) -> (usize, usize) {
+        let at = match self.rng.chance(30) {
+            // Often at the border of a block, where mistakes live.
+            true => (self.rng.below(LARGEST) & !4095)
+                .saturating_add_signed(self.rng.below(3) as isize - 1),
+            false => self.rng.below(size.max(1) + 5000),
+        };
+        let length = match self.rng.chance(60) {
+            true => 1 + self.rng.below(5000),
+            false => 1 + self.rng.below(60_000),
+        };
+        (at, length.min(LARGEST - at.min(LARGEST - 1)))
+    }
+
+    fn step(&mut self, engine: &Engine, files: &mut [Model]) {
+        let which = self.rng.below(files.len());
+        let node = find(engine, files[which].name);
+        let size = files[which].bytes.len();
+        let (at, length) = self.range(size);
+        let op = self.rng.below(100);
+        self.log.push(format!(
+            "{} op {op} at {at} length {length} size {size}",
+            files[which].name
+        ));
+        match op {
+            0..35 => {
+                let value = 1 + self.rng.below(255) as u8;
+                let data: Vec<u8> = (0..length)
+                    .map(|i| value.wrapping_add((i / 7) as u8))
+                    .collect();
+                let wrote = engine.write(node, at as u64, &data, false).unwrap();
+                assert_eq!(wrote, length);
+                let bytes = &mut files[which].bytes;
+                bytes.resize(bytes.len().max(at + length), 0);
+                bytes[at..at + length].copy_from_slice(&data);
+            }
+            35..45 => {
+                let size = match self.rng.chance(15) {
+                    true => 0,
+                    false => at,
+                };
+                resize(engine, node, size as u64);
+                files[which].bytes.resize(size, 0);
+            }
+            45..60 => {
+                let mode = [PUNCH, ZERO, ZERO | KEEP_SIZE, 0, KEEP_SIZE][self.rng.below(5)];
+                match engine.fallocate(node, mode, at as u64, length as u64) {
+                    Err(error) if is_unsupported(&error) => {}
+                    other => {
+                        other.unwrap();
+                        let bytes = &mut files[which].bytes;
+                        if mode & KEEP_SIZE == 0 {
+                            bytes.resize(bytes.len().max(at + length), 0);
+                        }
+                        if mode & (2 | ZERO) != 0 {
+                            let end = (at + length).min(bytes.len());
+                            if at < end {
+                                bytes[at..end].fill(0);
+                            }
+                        }
+                    }
+                }
+            }
+            60..70 => {
+                let source = self.rng.below(files.len());
+                let from = self.rng.below(files[source].bytes.len() + 1);
+                let from_node = find(engine, files[source].name);
+                if source == which && from < at + length && at < from + length {
+                    engine.forget(from_node, 1);
+                    engine.forget(node, 1);
+                    return;
+                }
+                let available = files[source].bytes.len() - from;
+                let copied = engine
+                    .copy_range(from_node, from as u64, node, at as u64, length as u64)
+                    .unwrap() as usize;
+                assert!(copied <= length.min(available));
+                assert!(copied > 0 || available == 0, "nothing was copied");
+                let data = files[source].bytes[from..from + copied].to_vec();
+                let bytes = &mut files[which].bytes;
+                if copied > 0 {
+                    bytes.resize(bytes.len().max(at + copied), 0);
+                    bytes[at..at + copied].copy_from_slice(&data);
+                }
+                engine.forget(from_node, 1);
+            }
+            70..85 => self.check_part(engine, node, &files[which], at, length),
+            85..92 => check_holes(engine, node, &files[which]),
+            _ => engine.sync(node, self.rng.chance(50)).unwrap(),
+        }
+        let attr = engine.attr(node).unwrap();
+        assert_eq!(attr.size_bytes, files[which].bytes.len() as u64);
+        // Sometimes it stays known, sometimes it is looked up anew.
+        if self.rng.chance(70) {
+            engine.forget(node, u64::MAX);
+        }
+    }
+
+    fn check_part(&self, engine: &Engine, node: NodeId, file: &Model, at: usize, length: usize) {
+        let mut got = vec![0xee; length];
+        let count = engine.read(node, at as u64, &mut got).unwrap();
+        let end = (at + length).min(file.bytes.len());
+        let want = file.bytes.get(at..end).unwrap_or(&[]);
+        assert_eq!(count, want.len());
+        if let Some(bad) = (0..count).find(|&i| got[i] != want[i]) {
+            panic!(
+                "{}: byte {} is {}, should be {}",
+                file.name,
+                at + bad,
+                got[bad],
+                want[bad]
+            );
+        }
+    }
+}
+
+/// Nothing but zeros is in holes, and data and holes follow each other up to the end.
+fn check_holes(engine: &Engine, node: NodeId, file: &Model) {
+    let size = file.bytes.len() as u64;
+    let mut at = 0;
+    while at < size {
+        let data = match engine.seek(node, Whence::Data, at) {
+            Ok(data) => data,
+            Err(Error::Refused {
+                refusal: Refusal::NoData,
+            }) => size,
+            Err(error) => panic!("{error:?}"),
+        };
+        assert!((at..=size).contains(&data));
+        let hole = &file.bytes[at as usize..data as usize];
+        assert!(
+            hole.iter().all(|&byte| byte == 0),
+            "data in a hole behind {at}"
+        );
+        if data == size {
+            break;
+        }
+        let hole = engine.seek(node, Whence::Hole, data).unwrap();
+        assert!((data..=size).contains(&hole), "{data} {hole} {size}");
+        // ext4 itself names as a hole what it has just named as data, if that is allocated and not yet written.
+        at = hole.max(data + 1);
+    }
+    assert!(engine.seek(node, Whence::Data, size).is_err());
+    assert!(engine.seek(node, Whence::Hole, size).is_err());
+}
+
+fn check_all(engine: &Engine, files: &[Model]) {
+    for file in files {
+        let node = find(engine, file.name);
+        let mut got = vec![0; file.bytes.len() + 1];
+        let count = engine.read(node, 0, &mut got).unwrap();
+        assert_eq!(count, file.bytes.len(), "{}", file.name);
+        got.truncate(count);
+        if got != file.bytes {
+            let bad = (0..count).find(|&i| got[i] != file.bytes[i]).unwrap();
+            panic!(
+                "{}: byte {bad} is {}, should be {}",
+                file.name, got[bad], file.bytes[bad]
+            );
+        }
+        engine.forget(node, 1);
+    }
+}
+
+fn exercise(kind: FsKind, blocks: Option<u64>, durability: Durability, steps: usize) {
+    let Some(rig) = Rig::on(kind, 2) else { return };
+    let name = format!("data on {kind:?}, blocks {blocks:?}, {durability:?}");
+    let mut rng = Rng::for_test(&name);
+    let mut files = Vec::new();
+    for (layer, name, size) in [(0, "a", 300_001), (1, "b", 123_456), (1, "c", 40_960)] {
+        let bytes = lower_bytes(&mut rng, &rig.lowers[layer].join(name), size);
+        files.push(Model { name, bytes });
+    }
+    std::fs::write(rig.upper.join("plain"), "plain").unwrap();
+    files.push(Model {
+        name: "plain",
+        bytes: b"plain".to_vec(),
+    });
+    let originals: Vec<_> = [(0, "a"), (1, "b"), (1, "c")]
+        .map(|(layer, name)| std::fs::read(rig.lowers[layer].join(name)).unwrap())
+        .into();
+    let mut engine = Engine::open(options(&rig, blocks, durability)).unwrap();
+    let mut run = Run {
+        rng: &mut rng,
+        log: Vec::new(),
+    };
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for step in 0..steps {
+            run.step(&engine, &mut files);
+            if step % 97 == 96 {
+                check_all(&engine, &files);
+            }
+            if step % 241 == 240 {
+                match run.rng.chance(50) {
+                    true => engine = reopened(engine, &rig, blocks, durability),
+                    // As if killed: nothing is said to be durable.
+                    false => {
+                        drop(engine);
+                        engine = Engine::open(options(&rig, blocks, durability)).unwrap();
+                    }
+                }
+                check_all(&engine, &files);
+            }
+        }
+        check_all(&engine, &files);
+    }));
+    if let Err(panic) = done {
+        for line in run.log.iter().rev().take(40).rev() {
+            eprintln!("{line}");
+        }
+        std::panic::resume_unwind(panic);
+    }
+    for ((layer, name), original) in [(0, "a"), (1, "b"), (1, "c")].into_iter().zip(&originals) {
+        let now = std::fs::read(rig.lowers[layer].join(name)).unwrap();
+        assert!(now == *original, "a lower file was written to");
+    }
+}
+
+fn reopened(engine: Engine, rig: &Rig, blocks: Option<u64>, durability: Durability) -> Engine {
+    engine.close().unwrap();
+    Engine::open(options(rig, blocks, durability)).unwrap()
+}
+
+#[test]
+fn files_copied_whole_hold_what_was_written() {
+    exercise(FsKind::Ext4, None, Durability::Full, 1500);
+}
+
+#[test]
+fn files_copied_by_blocks_hold_what_was_written() {
+    exercise(FsKind::Ext4, Some(4096), Durability::Full, 3000);
+}
+
+#[test]
+fn volatile_files_copied_by_blocks_hold_what_was_written() {
+    exercise(FsKind::Ext4, Some(4096), Durability::Volatile, 3000);
+}
+
+#[test]
+fn files_copied_by_blocks_on_tmpfs_hold_what_was_written() {
+    exercise(FsKind::Tmpfs, Some(4096), Durability::Full, 3000);
+}
+
+#[test]
+fn shared_files_hold_what_was_written() {
+    exercise(FsKind::Xfs, Some(4096), Durability::Full, 1500);
+}
