@@ -17,7 +17,7 @@ use vellum_sys::xattr::SetMode;
 use crate::dir_layer::DirHandle;
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
-use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, State};
+use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, State, UpperFile};
 use crate::engine::{Engine, Upper};
 use crate::{Error, Layer, Refusal, Result};
 
@@ -119,7 +119,10 @@ impl Engine {
 
     /// Removes a file from the index if it has lost its last name.
     pub(crate) fn after_links_change(&self, node: &LiveNode) -> Result<()> {
-        let state = node.state();
+        if node.is_dir() {
+            return Ok(());
+        }
+        let mut state = node.state_mut();
         let Some((upper, at, stored)) = self.counted(node, &state)? else {
             return Ok(());
         };
@@ -140,6 +143,13 @@ impl Engine {
         let (Ok(name), index) = (handle.index_name(), index.dir()) else {
             return Ok(());
         };
+        if let At::Name(dir, name) = &at {
+            // The entry may be what it is reached by.
+            let fd = dir.open_path(name).map_err(|error| upper.io(error))?;
+            if let Body::File(file) = &mut state.body {
+                file.upper = Some(UpperFile::Pinned(Arc::new(fd)));
+            }
+        }
         match index.and_then(|index| index.unlink(&name)) {
             Err(error) if !error.is_not_found() => Err(upper.io(error)),
             _ => Ok(()),
