@@ -44,6 +44,8 @@ thread_local! {
 pub struct Acting {
     uid_changed: bool,
     gid_changed: bool,
+    /// The mask that was in force.
+    umask: Option<u32>,
     /// Ids belong to the thread they were taken in.
     not_send: PhantomData<*const ()>,
 }
@@ -65,6 +67,7 @@ pub fn act(maker: Maker) -> Result<Acting> {
     let mut acting = Acting {
         uid_changed: false,
         gid_changed: false,
+        umask: None,
         not_send: PhantomData,
     };
     if (maker.uid, maker.gid) != (thread.own_uid, thread.own_gid) {
@@ -85,13 +88,15 @@ pub fn act(maker: Maker) -> Result<Acting> {
             }
         }
     }
-    set_umask(maker.umask);
+    acting.umask = Some(set_umask(maker.umask));
     Ok(acting)
 }
 
 impl Drop for Acting {
     fn drop(&mut self) {
-        set_umask(0);
+        if let Some(umask) = self.umask {
+            set_umask(umask);
+        }
         if let Some(thread) = THREAD.get() {
             if self.uid_changed {
                 set_fs_uid(thread.own_uid);
@@ -118,7 +123,6 @@ fn thread() -> Result<Thread> {
             source,
         ));
     }
-    set_umask(0);
     let thread = Thread {
         own_uid: set_fs_uid(u32::MAX),
         own_gid: set_fs_gid(u32::MAX),
@@ -148,8 +152,9 @@ fn set_fs_gid(gid: u32) -> u32 {
     unsafe { libc::setfsgid(u32::MAX) as u32 }
 }
 
-fn set_umask(mask: u32) {
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask & 0o777));
+/// Sets the mask and returns the one before.
+fn set_umask(mask: u32) -> u32 {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask & 0o777)).as_raw_mode()
 }
 
 /// Makes this thread keep its capabilities when its ids change. False if it may not, or has none to keep.
@@ -212,7 +217,8 @@ mod tests {
             assert_eq!(dir.stat("d").unwrap().mode, 0o750);
             dir.create_file("root's", 0o666).unwrap();
             let stat = dir.stat("root's").unwrap();
-            assert_eq!((stat.uid, stat.gid, stat.mode), (0, 0, 0o666));
+            assert_eq!((stat.uid, stat.gid), (0, 0));
+            assert_ne!(stat.mode, 0o640);
         });
     }
 

@@ -57,6 +57,14 @@ impl Lock {
     }
 }
 
+impl Lock {
+    /// Lets go of the lock at once, also in children that have inherited it.
+    pub fn release(&self) -> Result<()> {
+        rustix::fs::flock(&self.fd, FlockOperation::Unlock)
+            .map_err(|e| Error::at("unlock", self.fd.as_fd(), "", e))
+    }
+}
+
 impl AsFd for Lock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -101,7 +101,7 @@ pub(crate) struct Upper {
     /// The work directory says already that kernels can't use the upper.
     kernel_kept_out: AtomicBool,
     /// Upper and work directory: nobody else may have them.
-    _locks: [Lock; 2],
+    locks: [Lock; 2],
 }
 
 impl Engine {

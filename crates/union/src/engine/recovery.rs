@@ -119,7 +119,7 @@ impl Engine {
         upper.usage.close().map_err(|e| upper.io(e))?;
         let staging = upper.staging.dir();
         let Ok(incompat) = staging.open_dir("incompat") else {
-            return Ok(());
+            return upper.unlock();
         };
         let removed = match incompat.rmdir(INCOMPAT_OPEN) {
             Err(error) if error.is_not_found() => Ok(()),
@@ -133,11 +133,17 @@ impl Engine {
         }
         // Not empty if something else still keeps kernels away.
         let _ = staging.rmdir("incompat");
-        Ok(())
+        upper.unlock()
     }
 }
 
 impl Upper {
+    /// Lets go of the locks at once: a child just being started has them for a moment, too.
+    fn unlock(&self) -> Result<()> {
+        let mut locks = self.locks.iter();
+        locks.try_for_each(|lock| lock.release().map_err(|e| self.io(e)))
+    }
+
     /// Says that a mark is about to be written that kernels refuse or pass over in a plain user's upper.
     ///
     /// From then on they are kept from mounting its work directory.
@@ -218,7 +224,7 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
         options,
         unnamed,
         kernel_kept_out: AtomicBool::new(kernel_kept_out),
-        _locks: [upper_lock, work_lock],
+        locks: [upper_lock, work_lock],
     })
 }
 

@@ -1,0 +1,314 @@
+//! Random operations, each done by the engine and by the kernel's overlayfs on the same lower layers: the same answers, the same
+//! tree after each round, live, after a remount, and when the kernel mounts what the engine wrote.
+
+mod engine_support;
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use engine_support::{Rig, User, options, user, view};
+use rustix::io::Errno;
+use vellum_testkit::tree::Ignore;
+use vellum_testkit::{Rng, Tree};
+use vellum_union::engine::{Engine, NewNode, RenameMode, SetAttr};
+use vellum_union::{Error, Refusal};
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+#[derive(Debug, Clone)]
+enum Op {
+    File(PathBuf, String),
+    Mkdir(PathBuf),
+    Symlink(PathBuf),
+    Unlink(PathBuf),
+    Rmdir(PathBuf),
+    Rename(PathBuf, PathBuf, RenameMode),
+    Link(PathBuf, PathBuf),
+    Chmod(PathBuf, u32),
+    Chown(PathBuf, u32),
+    Xattr(PathBuf, &'static str, u8),
+    Truncate(PathBuf, u64),
+    Append(PathBuf, u8),
+}
+
+fn path(rng: &mut Rng) -> PathBuf {
+    let depth = 1 + rng.below(3);
+    (0..depth).map(|_| *rng.pick(&NAMES)).collect()
+}
+
+fn op(rng: &mut Rng, links: bool) -> Op {
+    match rng.below(26) {
+        0..=3 => Op::File(path(rng), format!("content {}", rng.below(1000))),
+        4..=6 => Op::Mkdir(path(rng)),
+        7 => Op::Symlink(path(rng)),
+        8..=10 => Op::Unlink(path(rng)),
+        11..=12 => Op::Rmdir(path(rng)),
+        13..=17 => Op::Rename(path(rng), path(rng), RenameMode::Replace),
+        18 => Op::Rename(path(rng), path(rng), RenameMode::Exchange),
+        19 => Op::Rename(path(rng), path(rng), RenameMode::NoReplace),
+        20 if links => Op::Link(path(rng), path(rng)),
+        20 | 21 => Op::Chmod(path(rng), rng.below(0o10000) as u32),
+        22 => Op::Chown(path(rng), rng.below(3) as u32),
+        23 => {
+            let names = [
+                "user.x",
+                "trusted.overlay.opaque",
+                "user.overlay.x",
+                "security.y",
+            ];
+            let at = rng.below(names.len());
+            Op::Xattr(path(rng), names[at], rng.below(200) as u8)
+        }
+        24 => Op::Truncate(path(rng), rng.below(20) as u64),
+        _ => Op::Append(path(rng), rng.below(200) as u8),
+    }
+}
+
+fn errno(error: &Error) -> i32 {
+    let errno = match error {
+        Error::Io { source, .. } => return source.errno().unwrap_or(0),
+        Error::Refused { refusal } => match refusal {
+            Refusal::NotFound => Errno::NOENT,
+            Refusal::Exists => Errno::EXIST,
+            Refusal::NotADirectory => Errno::NOTDIR,
+            Refusal::IsADirectory => Errno::ISDIR,
+            Refusal::NotEmpty => Errno::NOTEMPTY,
+            Refusal::NotPermitted => Errno::PERM,
+            Refusal::CrossDevice => Errno::XDEV,
+            Refusal::Invalid => Errno::INVAL,
+            other => panic!("{other}"),
+        },
+        other => panic!("{other}: {:?}", std::error::Error::source(other)),
+    };
+    errno.raw_os_error()
+}
+
+fn by_engine(user: &User<'_>, op: &Op) -> Result<(), Error> {
+    match op {
+        Op::File(path, content) => {
+            let held = user.make(path, NewNode::File, 0o644)?;
+            user.engine.write(held.node, 0, content.as_bytes(), false)?;
+            Ok(())
+        }
+        Op::Mkdir(path) => user.mkdir(path),
+        Op::Symlink(path) => user
+            .make(path, NewNode::Symlink("target".into()), 0o777)
+            .map(drop),
+        Op::Unlink(path) => user.unlink(path),
+        Op::Rmdir(path) => user.rmdir(path),
+        Op::Rename(from, to, mode) => user.rename_as(from, to, *mode),
+        Op::Link(from, to) => user.link(from, to),
+        Op::Chmod(path, mode) => user.chmod(path, *mode).map(drop),
+        Op::Chown(path, id) => {
+            let change = SetAttr {
+                uid: Some(*id),
+                gid: Some(id + 1),
+                ..SetAttr::default()
+            };
+            user.set(path, change).map(drop)
+        }
+        Op::Xattr(path, name, value) => {
+            let held = user.find(path)?;
+            let any = vellum_sys::xattr::SetMode::Any;
+            user.engine
+                .set_xattr(held.node, name.as_ref(), &[*value], any)
+        }
+        Op::Truncate(path, size) => {
+            let held = user.find(path)?;
+            let change = SetAttr {
+                size_bytes: Some(*size),
+                ..SetAttr::default()
+            };
+            user.engine
+                .set_attr(held.node, &change, &user.caller)
+                .map(drop)
+        }
+        Op::Append(path, byte) => {
+            let held = user.find(path)?;
+            let size = user.engine.attr(held.node)?.size_bytes;
+            user.engine
+                .write(held.node, size, &[*byte], false)
+                .map(drop)
+        }
+    }
+}
+
+fn by_kernel(root: &Path, op: &Op) -> std::io::Result<()> {
+    use std::fs;
+    let at = |path: &PathBuf| root.join(path);
+    match op {
+        Op::File(path, content) => {
+            use std::io::Write;
+            let mut file = fs::File::create_new(at(path))?;
+            file.write_all(content.as_bytes())
+        }
+        Op::Mkdir(path) => fs::create_dir(at(path)),
+        Op::Symlink(path) => std::os::unix::fs::symlink("target", at(path)),
+        Op::Unlink(path) => fs::remove_file(at(path)),
+        Op::Rmdir(path) => fs::remove_dir(at(path)),
+        Op::Rename(from, to, mode) => {
+            use rustix::fs::RenameFlags;
+            let flags = match mode {
+                RenameMode::Replace => RenameFlags::empty(),
+                RenameMode::NoReplace => RenameFlags::NOREPLACE,
+                RenameMode::Exchange => RenameFlags::EXCHANGE,
+                RenameMode::Whiteout => RenameFlags::WHITEOUT,
+            };
+            let cwd = rustix::fs::CWD;
+            Ok(rustix::fs::renameat_with(
+                cwd,
+                at(from),
+                cwd,
+                at(to),
+                flags,
+            )?)
+        }
+        Op::Link(from, to) => fs::hard_link(at(from), at(to)),
+        Op::Chmod(path, _) if at(path).is_symlink() => Err(Errno::OPNOTSUPP.into()),
+        Op::Chmod(path, mode) => fs::set_permissions(at(path), fs::Permissions::from_mode(*mode)),
+        Op::Chown(path, id) => std::os::unix::fs::lchown(at(path), Some(*id), Some(id + 1)),
+        Op::Xattr(path, name, value) => {
+            let path = CString::new(at(path).as_os_str().as_bytes()).unwrap();
+            let flags = rustix::fs::XattrFlags::empty();
+            Ok(rustix::fs::lsetxattr(&path, *name, &[*value], flags)?)
+        }
+        Op::Truncate(path, size) => {
+            // Not followed, and no fifo waited for.
+            check_regular(&at(path))?;
+            fs::OpenOptions::new()
+                .write(true)
+                .open(at(path))?
+                .set_len(*size)
+        }
+        Op::Append(path, byte) => {
+            use std::io::Write;
+            check_regular(&at(path))?;
+            let mut file = fs::OpenOptions::new().append(true).open(at(path))?;
+            file.write_all(&[*byte])
+        }
+    }
+}
+
+fn check_regular(path: &Path) -> std::io::Result<()> {
+    let kind = path.symlink_metadata()?.file_type();
+    match (kind.is_file(), kind.is_dir()) {
+        (true, _) => Ok(()),
+        (_, true) => Err(Errno::ISDIR.into()),
+        _ => Err(Errno::INVAL.into()),
+    }
+}
+
+/// Where the two may differ and both be right.
+fn alike(op: &Op, engine: i32, kernel: i32) -> bool {
+    let one_of = |errno: Errno, others: &[Errno]| {
+        engine == errno.raw_os_error() && others.iter().any(|other| other.raw_os_error() == kernel)
+    };
+    engine == kernel
+        // The VFS looks at the way to the second name before it looks for the first, and the like.
+        || one_of(Errno::NOENT, &[Errno::NOTDIR, Errno::XDEV, Errno::LOOP])
+        || one_of(Errno::NOTDIR, &[Errno::NOENT, Errno::LOOP])
+        || matches!(op, Op::Rename(..) | Op::Link(..)) && engine != 0 && kernel != 0
+        // Writing to what is no file: the engine is asked by node, the kernel opens first.
+        || matches!(op, Op::Append(..) | Op::Truncate(..)) && engine != 0 && kernel != 0
+        // Symbolic links have no user xattrs, which is said in two ways.
+        || matches!(op, Op::Xattr(..)) && engine != 0 && kernel != 0
+}
+
+fn layer(rng: &mut Rng, dir: &Path, depth: usize) {
+    for name in NAMES {
+        let at = dir.join(name);
+        match rng.below(10) {
+            0..=3 if depth > 0 => {
+                std::fs::create_dir(&at).unwrap();
+                layer(rng, &at, depth - 1);
+            }
+            4..=6 => std::fs::write(&at, format!("lower {}", rng.below(1000))).unwrap(),
+            7 => std::os::unix::fs::symlink("nowhere", &at).unwrap(),
+            _ => {}
+        }
+    }
+}
+
+fn ignore() -> Ignore {
+    Ignore {
+        // The two are not changed in one moment.
+        mtimes: true,
+        ..Ignore::default()
+    }
+}
+
+fn round(rng: &mut Rng, links: bool, count: usize) {
+    let Some(rig) = Rig::new(2) else { return };
+    for lower in &rig.lowers {
+        layer(rng, lower, 2);
+    }
+    let (judge_upper, judge_work) = (rig.scratch.dir("fs/ju"), rig.scratch.dir("fs/jw"));
+    let merged = rig.mount_kernel(&judge_upper, &judge_work);
+    let open = || Engine::open(options(&rig.lowers, &rig.upper, &rig.work)).unwrap();
+    let mut engine = open();
+    let mut done = Vec::new();
+    for step in 0..count {
+        let op = op(rng, links);
+        let ours = by_engine(&user(&engine), &op);
+        let theirs = by_kernel(&merged, &op);
+        let ours = ours.as_ref().map_or_else(errno, |()| 0);
+        let theirs = theirs.map_or_else(|error| error.raw_os_error().unwrap(), |()| 0);
+        done.push(op.clone());
+        assert!(
+            alike(&op, ours, theirs),
+            "step {step}: engine {ours}, kernel {theirs}: {done:#?}"
+        );
+        if step % 20 == 19 {
+            let kernel = Tree::read(&merged).unwrap();
+            let differ = view(&engine).differences(&kernel, ignore());
+            assert!(differ.is_empty(), "step {step}: {differ:#?}\n{done:#?}");
+        }
+        if rng.chance(3) {
+            engine.close().unwrap();
+            engine = open();
+        }
+    }
+    let live = view(&engine);
+    let numbers: Vec<_> = live.entries.values().map(|entry| entry.identity).collect();
+    engine.close().unwrap();
+    let kernel = Tree::read(&merged).unwrap();
+    rig.scratch.unmount(&merged);
+    live.assert_same(&kernel, ignore());
+    let engine = open();
+    let again = view(&engine);
+    again.assert_same(&live, Ignore::default());
+    let after: Vec<_> = again.entries.values().map(|entry| entry.identity).collect();
+    assert_eq!(numbers, after, "inode numbers after a remount");
+    engine.close().unwrap();
+    let differ = rig.kernel().differences(&live, Ignore::default());
+    assert!(
+        differ.is_empty(),
+        "mounted by the kernel: {differ:#?}\n{done:#?}"
+    );
+}
+
+/// How many rounds: few as a rule, more on request.
+fn rounds() -> usize {
+    let asked = std::env::var("VELLUM_ROUNDS").ok();
+    asked.map_or(12, |asked| {
+        asked.parse().expect("VELLUM_ROUNDS is a number")
+    })
+}
+
+#[test]
+fn the_engine_does_what_the_kernel_does() {
+    let mut rng = Rng::for_test("engine against kernel");
+    for _ in 0..rounds() {
+        round(&mut rng, false, 120);
+    }
+}
+
+#[test]
+fn the_engine_does_what_the_kernel_does_with_hard_links() {
+    let mut rng = Rng::for_test("engine against kernel, links");
+    for _ in 0..rounds() {
+        round(&mut rng, true, 120);
+    }
+}

@@ -1,0 +1,207 @@
+//! Names that come, go and move, on ext4, with the kernel's overlayfs as the judge of what is on disk afterwards.
+
+mod engine_support;
+
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use engine_support::{Rig, User, refusal, user};
+use vellum_sys::xattr::SetMode;
+use vellum_testkit::Tree;
+use vellum_union::Refusal;
+use vellum_union::engine::{Caller, NewNode, SetAttr};
+
+#[test]
+fn what_is_new_is_there_for_everybody() {
+    let Some(rig) = Rig::new(1) else { return };
+    let engine = rig.open();
+    let user = user(&engine);
+    user.mkdir("d").unwrap();
+    user.make("d/f", NewNode::File, 0o4666).unwrap();
+    user.make("d/l", NewNode::Symlink("f".into()), 0).unwrap();
+    user.make("d/p", NewNode::Fifo, 0o600).unwrap();
+    user.make("d/s", NewNode::Socket, 0o600).unwrap();
+    user.make("d/null", NewNode::Char(1, 3), 0o666).unwrap();
+    assert_eq!(
+        refusal(user.make("w", NewNode::Char(0, 0), 0)),
+        Refusal::NotPermitted
+    );
+    assert_eq!(refusal(user.mkdir("d")), Refusal::Exists);
+    assert_eq!(user.attr("d/f").unwrap().mode, 0o4644);
+    user.rename("d/f", "d/g").unwrap();
+    user.rename("d", "e").unwrap();
+    user.link("e/g", "h").unwrap();
+    assert_eq!(user.attr("h").unwrap().nlink, 2);
+    user.unlink("e/g").unwrap();
+    assert_eq!(refusal(user.rmdir("e")), Refusal::NotEmpty);
+    rig.agree(engine);
+    assert_eq!(std::fs::metadata(rig.upper.join("h")).unwrap().nlink(), 1);
+}
+
+#[test]
+fn what_goes_leaves_nothing_where_nothing_is_below() {
+    let Some(rig) = Rig::new(1) else { return };
+    let engine = rig.open();
+    let user = user(&engine);
+    user.file("f", "").unwrap();
+    user.mkdir("d").unwrap();
+    user.mkdir("d/e").unwrap();
+    let held = user.find("d/e").unwrap();
+    user.unlink("f").unwrap();
+    user.rmdir("d/e").unwrap();
+    assert_eq!(engine.attr(held.node).unwrap().nlink, 0);
+    let inside = engine.create(
+        held.node,
+        "x".as_ref(),
+        &NewNode::File,
+        0o644,
+        &engine_support::ROOT,
+    );
+    assert_eq!(refusal(inside), Refusal::NotFound);
+    assert_eq!(engine_support::names(&engine, held.node).unwrap().len(), 0);
+    drop(held);
+    user.rmdir("d").unwrap();
+    assert_eq!(refusal(user.unlink("d")), Refusal::NotFound);
+    assert_eq!(std::fs::read_dir(&rig.upper).unwrap().count(), 0);
+    rig.agree(engine);
+}
+
+#[test]
+fn removed_from_below_stays_removed_and_made_again_is_empty() {
+    let Some(rig) = Rig::new(2) else { return };
+    rig.scratch.file("fs/l1/d/f", "");
+    rig.scratch.file("fs/l1/d/g", "");
+    rig.scratch.file("fs/l0/d/h", "");
+    rig.scratch.file("fs/l1/f", "");
+    let engine = rig.open();
+    let user = user(&engine);
+    user.unlink("f").unwrap();
+    assert!(!user.exists("f"));
+    user.file("f", "").unwrap();
+    user.unlink("f").unwrap();
+    assert!(std::fs::symlink_metadata(rig.upper.join("f")).is_ok());
+    let tree = rig.agree(engine);
+    assert!(!tree.entries.contains_key(std::path::Path::new("f")));
+}
+
+/// The same things made in a directory with a default ACL and setgid, in place and over whiteouts: as ext4 makes them.
+#[test]
+fn what_is_new_is_as_the_directory_says() {
+    let Some(rig) = Rig::new(1) else { return };
+    for name in ["w/f", "w/d/x", "w/l", "w/p"] {
+        rig.scratch.file(format!("fs/l0/{name}"), "");
+    }
+    rig.scratch.dir("fs/u/w/d");
+    let judge = rig.scratch.dir("fs/judge");
+    let acl = [
+        &[2, 0, 0, 0][..],
+        &[1, 0, 7, 0, 255, 255, 255, 255],
+        &[2, 0, 7, 0, 0xe8, 3, 0, 0],
+        &[4, 0, 5, 0, 255, 255, 255, 255],
+        &[16, 0, 7, 0, 255, 255, 255, 255],
+        &[32, 0, 5, 0, 255, 255, 255, 255],
+    ]
+    .concat();
+    let default = OsStr::new("system.posix_acl_default");
+    let engine = rig.open();
+    let user = User {
+        engine: &engine,
+        caller: Caller {
+            uid: 61_000,
+            gid: 61_001,
+            umask: 0o077,
+        },
+    };
+    for name in ["w/f", "w/d/x", "w/l", "w/p"] {
+        user.unlink(name).unwrap();
+    }
+    user.rmdir("w/d").unwrap();
+    user.make("in-place", NewNode::Dir, 0o755).unwrap();
+    for (round, with_acl) in [(0, false), (1, true)] {
+        for place in ["in-place", "w"] {
+            let dir = user.find(place).unwrap();
+            let change = SetAttr {
+                gid: Some(62_000),
+                mode: Some(0o2777),
+                ..SetAttr::default()
+            };
+            engine.set_attr(dir.node, &change, &user.caller).unwrap();
+            if with_acl {
+                engine
+                    .set_xattr(dir.node, default, &acl, SetMode::Any)
+                    .unwrap();
+            }
+            let at = Path::new(place);
+            if round == 1 {
+                for name in ["f", "l", "p"] {
+                    user.unlink(at.join(name)).unwrap();
+                }
+                user.rmdir(at.join("d")).unwrap();
+            }
+            user.make(at.join("f"), NewNode::File, 0o666).unwrap();
+            user.make(at.join("d"), NewNode::Dir, 0o777).unwrap();
+            user.make(at.join("l"), NewNode::Symlink("x".into()), 0o777)
+                .unwrap();
+            user.make(at.join("p"), NewNode::Fifo, 0o666).unwrap();
+        }
+        let made = |path: &Path| {
+            let tree = Tree::read(path).unwrap();
+            let of = |entry: &vellum_testkit::tree::Entry| {
+                (
+                    entry.kind,
+                    entry.mode,
+                    entry.uid,
+                    entry.gid,
+                    entry.xattrs.clone(),
+                )
+            };
+            let mut made: Vec<_> = tree
+                .entries
+                .iter()
+                .filter(|(path, _)| !path.as_os_str().is_empty())
+                .map(|(path, entry)| (path.clone(), of(entry)))
+                .collect();
+            for (_, (.., xattrs)) in &mut made {
+                xattrs.retain(|name, _| !name.to_string_lossy().starts_with("trusted.overlay."));
+            }
+            made
+        };
+        let judged = judge_of(
+            &judge.join(round.to_string()),
+            with_acl.then_some((default, &acl)),
+        );
+        assert_eq!(
+            made(&judged),
+            made(&rig.upper.join("in-place")),
+            "in place, round {round}"
+        );
+        assert_eq!(
+            made(&judged),
+            made(&rig.upper.join("w")),
+            "over whiteouts, round {round}"
+        );
+    }
+    rig.agree(engine);
+}
+
+/// What ext4 makes of the same.
+fn judge_of(dir: &Path, acl: Option<(&OsStr, &Vec<u8>)>) -> std::path::PathBuf {
+    std::fs::create_dir(dir).unwrap();
+    let at = vellum_sys::Dir::open(dir).unwrap();
+    vellum_sys::rooted::change_owner_fd(&at, None, Some(62_000)).unwrap();
+    vellum_sys::rooted::set_mode_fd(&at, 0o2777).unwrap();
+    if let Some((name, value)) = acl {
+        vellum_sys::xattr::set_fd(&at, name, value, SetMode::Any).unwrap();
+    }
+    let script = "umask 077; cd \"$1\"; : > f; mkdir d; ln -s x l; mkfifo p";
+    let made = std::process::Command::new("setpriv")
+        .args(["--reuid", "61000", "--regid", "61001", "--clear-groups"])
+        .args(["--inh-caps=+dac_override", "--ambient-caps=+dac_override"])
+        .args(["sh", "-c", script, "sh"])
+        .arg(dir)
+        .status()
+        .unwrap();
+    assert!(made.success());
+    dir.to_owned()
+}
