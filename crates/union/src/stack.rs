@@ -202,6 +202,16 @@ impl Stack {
     /// Holds all names of that one directory. A name may be listed and yet have nothing under it, if the layers
     /// changed since or hide it in a way only a lookup sees; [`Stack::list`] leaves such out.
     pub fn names(&self, dir: &Node) -> Result<Vec<OsString>> {
+        Ok(self
+            .names_and_whiteouts(dir)?
+            .into_iter()
+            .filter(|(_, hidden)| !hidden)
+            .map(|(name, _)| name)
+            .collect())
+    }
+
+    /// As [`Stack::names`], with the names that the topmost layer to speak of them hides: those are `true`.
+    pub(crate) fn names_and_whiteouts(&self, dir: &Node) -> Result<Vec<(OsString, bool)>> {
         if !dir.is_dir() {
             return Err(Error::NotADirectory {
                 path: dir.path().to_owned(),
@@ -216,11 +226,7 @@ impl Stack {
                 hidden.entry(name).or_insert(hides);
             }
         }
-        Ok(hidden
-            .into_iter()
-            .filter(|(_, hides)| !hides)
-            .map(|(name, _)| name)
-            .collect())
+        Ok(hidden.into_iter().collect())
     }
 
     /// Returns what is in the directory at `path`, sorted by name. Errors if there is no directory.
