@@ -133,6 +133,10 @@ pub enum Error {
     #[error(transparent)]
     Union(#[from] vellum_union::Error),
 
+    /// The mount by our own engine failed, or ended badly.
+    #[error(transparent)]
+    Fuse(#[from] vellum_fuse::Error),
+
     /// An image's bytes could not be read or written.
     #[error(transparent)]
     Image(#[from] vellum_image::Error),
@@ -330,6 +334,7 @@ impl Error {
             | Self::Sys(_)
             | Self::Mount(_)
             | Self::Union(_)
+            | Self::Fuse(_)
             | Self::Image(_)
             | Self::Cancelled => None,
         }

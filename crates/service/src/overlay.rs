@@ -1,9 +1,13 @@
 //! `overlay`: a union mounted by Vellum's own engine, of layers that are named one by one.
 //!
-//! * [`options`]: what can be asked for; [`parse`]: how it is spelled in `-o` strings.
+//! * [`options`]: what can be asked for; [`parse`]: how it is spelled in `-o` strings;
+//! * [`layers`]: from directories to layers with dialects: whose marks are followed;
+//! * [`daemon`]: the process that serves; [`serve`]: what it does.
 //!
 //! The command line's names (`vellum overlay`, `mount.fuse.vellum`, `fuse-overlayfs`) and the store's own mounts both end here.
 
+pub mod daemon;
 pub mod layers;
 pub mod options;
 pub mod parse;
+pub mod serve;

@@ -13,13 +13,14 @@ use vellum_format::{OVERRIDE_STAT_NAMES, Prefix};
 use vellum_sys::rooted::Dir;
 use vellum_sys::{publish, userns, xattr};
 use vellum_union::engine::{Durability, EngineOptions, UpperOptions};
-use vellum_union::{Dialect, DirLayer, Layer, LayerTrust, Records, Stack, WhNames};
+use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Stack, WhNames};
 
 use crate::error::{Error, Result};
 use crate::overlay::options::{MountOptions, Redirects, Trust, WhFiles};
 
-/// The name of a [`LayerRecord`] in a work directory.
-pub const RECORD_NAME: &str = "vellum-layer";
+/// Where a [`LayerRecord`] is, in a work directory.
+const RECORD_DIR: &str = "vellum";
+const RECORD_NAME: &str = "layer";
 
 /// What the work directory says of the upper it goes with. JSON; fields are only added.
 ///
@@ -49,7 +50,11 @@ fn record_beside(layer: &Path) -> Option<LayerRecord> {
 fn read_record(work: &Dir) -> Option<LayerRecord> {
     use std::io::Read;
     let mut text = Vec::new();
-    let file = work.open_file(RECORD_NAME).ok()?;
+    let file = work
+        .open_dir(RECORD_DIR)
+        .ok()?
+        .open_file(RECORD_NAME)
+        .ok()?;
     file.take(4096).read_to_end(&mut text).ok()?;
     let record: LayerRecord = serde_json::from_slice(&text).ok()?;
     (record.version == RECORD_VERSION).then_some(record)
@@ -146,7 +151,12 @@ pub fn stack(options: &MountOptions) -> Result<Stack> {
             records: records(options, &dir)?,
             trust: LayerTrust::Engine,
         };
-        let layer = DirLayer::new(dir, upper.display().to_string(), dialect);
+        let maps = match &options.work {
+            Some(work) => BlockMaps::open(work)?,
+            None => None,
+        };
+        let layer = DirLayer::new(dir, upper.display().to_string(), dialect)
+            .with_block_maps(maps.map(Arc::new));
         layers.insert(0, Arc::new(layer));
     }
     Ok(Stack::with_data_layers(layers, data)?)
@@ -249,8 +259,9 @@ fn upper_options(
     };
     if read_record(&work_dir).as_ref() != Some(&record) {
         let text = serde_json::to_vec(&record)
-            .map_err(|e| Error::io("write", work.join(RECORD_NAME))(e.into()))?;
-        publish::write_file_atomic(&work_dir, OsStr::new(RECORD_NAME), &text, 0o600)?;
+            .map_err(|e| Error::io("write", work.join(RECORD_DIR))(e.into()))?;
+        let own = work_dir.create_dir_all(RECORD_DIR, 0o700)?;
+        publish::write_file_atomic(&own, OsStr::new(RECORD_NAME), &text, 0o600)?;
     }
     Ok(UpperOptions {
         upper: upper.to_owned(),

@@ -212,7 +212,7 @@ impl MountOptions {
             trust: Trust::ByRecord,
             wh_files: WhFiles::Auto,
             cache_for: CACHE_FOR,
-            writeback: true,
+            writeback: false,
             data: DataMode::Coherent,
             open: OpenMode::Deferred,
             limit: Limit::default(),

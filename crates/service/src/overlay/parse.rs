@@ -16,7 +16,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-use crate::config::{Toggle, parse_size};
+use crate::config::parse_size;
 use crate::overlay::options::{
     Access, CACHE_FOR, DataMode, Manners, MountOptions, OpenMode, Redirects, Settle, Trust, WhFiles,
 };
@@ -78,6 +78,7 @@ pub fn parse(manners: Manners, texts: &[OsString]) -> Result<Parsed, BadOption> 
         options: MountOptions::new(manners),
         unknown: Vec::new(),
         squash_root: false,
+        tolerant: manners == Manners::FuseOverlayfs,
         follows_named: false,
     };
     for text in texts {
@@ -94,6 +95,8 @@ struct Reading {
     options: MountOptions,
     unknown: Vec<OsString>,
     squash_root: bool,
+    /// What isn't understood is told and left out.
+    tolerant: bool,
     /// Somebody asked by name for marks of lower layers to be followed.
     follows_named: bool,
 }
@@ -120,9 +123,9 @@ impl Reading {
             return Ok(());
         }
         let shown = OsStr::from_bytes(option);
-        match self.manners {
-            Manners::FuseOverlayfs => self.unknown.push(shown.to_owned()),
-            Manners::Own => {
+        match self.tolerant {
+            true => self.unknown.push(shown.to_owned()),
+            false => {
                 return Err(BadOption::hinting(
                     format!("there is no mount option `{}`", shown.display()),
                     match nearest(name) {
@@ -399,6 +402,8 @@ impl Reading {
             ("diratime", "") => flags.no_dir_atime = false,
             ("async", "") => flags.synchronous = false,
             ("dirsync", "") => flags.synchronous = true,
+            // As mount(8) says it with -s: from here on.
+            ("sloppy", "") => self.tolerant = true,
             ("allow_other", "") => options.access = Some(Access::All),
             ("allow_root", "") => options.access = Some(Access::Root),
             // How libfuse moves bytes, or holds what is this engine's own choice.

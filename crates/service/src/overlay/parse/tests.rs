@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use vellum_union::engine::{IdRules, IdRun, Limit};
 
+use crate::config::Toggle;
+
 fn parsed(manners: Manners, text: &str) -> Result<Parsed, BadOption> {
     parse(manners, &[OsString::from(text)])
 }
@@ -14,6 +16,10 @@ fn own(text: &str) -> MountOptions {
     parsed(Manners::Own, &format!("lowerdir=/l,{text}"))
         .unwrap_or_else(|bad| panic!("{text}: {bad}"))
         .options
+}
+
+fn parsed_own(text: &str) -> Parsed {
+    parsed(Manners::Own, &format!("lowerdir=/l,{text}")).unwrap()
 }
 
 #[track_caller]
@@ -215,7 +221,8 @@ fn each_option_does_one_thing() {
         ("sync=0", |o| o.is_volatile = true),
         ("sync", |o| o.flags.synchronous = true),
         ("volatile", |o| o.is_volatile = true),
-        ("writeback=0", |o| o.writeback = false),
+        ("writeback=0", |_| {}),
+        ("writeback=1", |o| o.writeback = true),
         ("fast_ino=1", |_| {}),
         ("fast_ino_check=1", |_| {}),
         ("plugins=/a.so:/b.so", |_| {}),
@@ -352,6 +359,8 @@ fn unknown_options_are_tolerated_for_fuse_overlayfs_only() {
         );
     }
     // What an fstab line holds for mount(8) is no mistake.
+    let parsed = parsed_own("sloppy,shiny=1");
+    assert_eq!(parsed.unknown, ["shiny=1"]);
     own("defaults,noauto,nofail,_netdev,users,x-systemd.automount");
 }
 

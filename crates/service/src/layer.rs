@@ -1,0 +1,411 @@
+//! `layer merge`, `squash` and `convert`: layers made into other layers, with everything a user can see kept.
+//!
+//! All three write a new tree beside its final place and publish it in one step, so after a crash there is the old layer or the new one, and a
+//! staged tree that the next run removes. The new layer holds whiteouts and opaque directories only: whatever was renamed or had its
+//! data elsewhere is written out, so every reader of its dialect understands it.
+//!
+//! A layer that is mounted anywhere, by the kernel or by us, is refused: its users would see half of each.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use vellum_format::{Mark, Prefix, wh, workdir};
+use vellum_image::apply::{ApplyTarget, Privilege, TargetMarks, apply};
+use vellum_image::{LayerStream, Limits};
+use vellum_sys::lock::{Lock, Sharing};
+use vellum_sys::rooted::{self, RenameFlags};
+use vellum_sys::{Cancel, Dir, FileKind, mountinfo, publish, xattr};
+use vellum_union::{
+    BlockMaps, Change, Dialect, DirLayer, Form, Layer, LayerTrust, Records, Stack, WhNames,
+    changes, folded,
+};
+
+use crate::error::{Error, Result};
+use crate::layer_tar;
+
+/// How marks are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marks {
+    /// The kernel's: devices 0:0, and xattrs with this prefix.
+    Kernel(Prefix),
+    /// `.wh.` files.
+    WhNames,
+    /// None: nothing lies below, so nothing has to be hidden.
+    Whole,
+}
+
+/// How layers are read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct How {
+    /// The prefix of the marks that are read.
+    pub read: Prefix,
+    /// How the result's are written.
+    pub write: Marks,
+}
+
+impl How {
+    /// Returns what suits whoever asks: marks as his mounts read and write them.
+    pub fn usual() -> How {
+        let prefix = crate::container::prefix();
+        How {
+            read: prefix,
+            write: Marks::Kernel(prefix),
+        }
+    }
+}
+
+/// What was made. The JSON field names are stable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Made {
+    /// The new layer.
+    #[serde(serialize_with = "crate::json::path")]
+    pub layer: PathBuf,
+    /// Names in it, hidden ones counted too.
+    pub entries: u64,
+    /// Sockets, which a layer can't hold.
+    #[serde(serialize_with = "crate::json::paths")]
+    pub left_out: Vec<PathBuf>,
+}
+
+/// An upper directory, and the work directory that knows more of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// The layer.
+    pub dir: PathBuf,
+    /// Its work directory, if it was an upper and has one.
+    pub work: Option<PathBuf>,
+}
+
+/// Folds `upper` into `lower`: afterwards `lower` shows what both together showed, and `upper` is no longer needed.
+///
+/// `lower` is replaced in one step. Errors: [`Error::InUse`] if one of them is mounted.
+pub fn merge(upper: &Input, lower: &Path, how: How, cancel: &Cancel) -> Result<Made> {
+    let lower = real(lower)?;
+    let layers = [
+        upper.clone(),
+        Input {
+            dir: lower.clone(),
+            work: None,
+        },
+    ];
+    let _locks = lock(&layers)?;
+    let union = open(&layers, how)?;
+    write(&union, Content::Folded, &lower, Place::Replace, how, cancel)
+}
+
+/// Makes `output` of `layers`, top first: one layer that shows what they show. They stay as they are.
+pub fn squash(layers: &[Input], output: &Path, how: How, cancel: &Cancel) -> Result<Made> {
+    let _locks = lock(layers)?;
+    let union = open(layers, how)?;
+    write(&union, Content::Folded, output, Place::New, how, cancel)
+}
+
+/// Writes `layer` anew with other marks: to `output`, or in its own place. What is renamed or has its data elsewhere is looked for in `below`.
+pub fn convert(
+    layer: &Input,
+    below: &[PathBuf],
+    output: Option<&Path>,
+    how: How,
+    cancel: &Cancel,
+) -> Result<Made> {
+    let below = below.iter().map(|dir| Input {
+        dir: dir.clone(),
+        work: None,
+    });
+    let layers: Vec<Input> = std::iter::once(layer.clone()).chain(below).collect();
+    let _locks = lock(&layers[..1])?;
+    let union = open(&layers, how)?;
+    let content = match layers.len() {
+        1 => Content::Folded,
+        _ => Content::TopLayer,
+    };
+    match output {
+        Some(output) => write(&union, content, output, Place::New, how, cancel),
+        None => {
+            let place = real(&layer.dir)?;
+            // What the work directory says is about the old tree: nobody may mount in between.
+            let work = layer.work.as_deref().map(Dir::open).transpose()?;
+            if let Some(work) = &work {
+                work.create_dir_all(Path::new(workdir::INCOMPAT).join(CONVERTING), 0o700)?;
+            }
+            let made = write(&union, content, &place, Place::Replace, how, cancel)?;
+            if let Some(work) = &work {
+                forget_upper(work)?;
+            }
+            Ok(made)
+        }
+    }
+}
+
+/// Keeps mounts away from a work directory while its upper is being replaced.
+const CONVERTING: &str = "vellum-converting";
+
+/// Removes what a work directory knows of an upper that is gone: the index of hard links, the maps of partly copied files, marks that keep
+/// the kernel out.
+fn forget_upper(work: &Dir) -> Result<()> {
+    for name in [workdir::INDEX, "vellum"] {
+        if work.stat_opt(name)?.is_some() {
+            work.remove_tree(name)?;
+        }
+    }
+    if let Ok(staging) = work.open_dir(workdir::STAGING)
+        && staging.stat_opt("incompat")?.is_some()
+    {
+        staging.remove_tree("incompat")?;
+    }
+    Ok(publish::sync_fs(work)?)
+}
+
+fn real(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path).map_err(Error::io("find", path))
+}
+
+/// Holds the layers for this process alone. Errors with who has one.
+fn lock(layers: &[Input]) -> Result<Vec<Lock>> {
+    layers
+        .iter()
+        .map(|input| {
+            let path = real(&input.dir)?;
+            let in_use = |by: String| Error::Unsupported {
+                what: format!("the layer {} is mounted: {by}", path.display()),
+                hint: "unmount it first: those who use it would see parts of the old and of the new layer".into(),
+            };
+            let names = |m: &mountinfo::Mount| {
+                let dirs = ["upperdir", "lowerdir", "lowerdir+", "datadir+"];
+                m.fs_type == "overlay"
+                    && dirs.iter().flat_map(|name| m.super_options_named(name)).any(|value| {
+                        value.as_bytes().split(|&b| b == b':').any(|one| one == path.as_os_str().as_bytes())
+                    })
+            };
+            if let Some(holder) = mountinfo::find_holders(names)?.first() {
+                return Err(in_use(holder.to_string()));
+            }
+            let dir = Dir::open(&path)?;
+            match Lock::try_now(dir.dup()?, Sharing::Exclusive)? {
+                Some(lock) => Ok(lock),
+                None => Err(in_use("by Vellum".into())),
+            }
+        })
+        .collect()
+}
+
+fn open(layers: &[Input], how: How) -> Result<Stack> {
+    let layers = layers
+        .iter()
+        .map(|input| -> Result<Arc<dyn Layer>> {
+            let dialect = Dialect {
+                prefix: Some(how.read),
+                wh_names: WhNames::Whiteouts,
+                records: match how.read {
+                    Prefix::Trusted => Records::None,
+                    Prefix::User => Records::Read,
+                },
+                // Whoever names a layer here has it under his hands.
+                trust: LayerTrust::Engine,
+            };
+            let maps = input
+                .work
+                .as_deref()
+                .map(BlockMaps::open)
+                .transpose()?
+                .flatten();
+            let layer = DirLayer::open(&input.dir, dialect)?.with_block_maps(maps.map(Arc::new));
+            Ok(Arc::new(layer))
+        })
+        .collect::<Result<_>>()?;
+    Ok(Stack::new(layers)?)
+}
+
+/// What is written out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// All layers, as one.
+    Folded,
+    /// The top layer; the others are only looked into.
+    TopLayer,
+}
+
+/// Where the new layer goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// There is nothing there.
+    New,
+    /// It takes the place of the layer there.
+    Replace,
+}
+
+fn write(
+    union: &Stack,
+    content: Content,
+    target: &Path,
+    place: Place,
+    how: How,
+    cancel: &Cancel,
+) -> Result<Made> {
+    let invalid = |what: String| Error::Invalid { what, hint: None };
+    let (Some(above), Some(name)) = (target.parent(), target.file_name()) else {
+        return Err(invalid(format!("{} can't be replaced", target.display())));
+    };
+    let above = Dir::open(if above.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        above
+    })?;
+    if place == Place::New && above.stat_opt(name)?.is_some() {
+        return Err(invalid(format!("{} is there already", target.display())));
+    }
+    let mut staged = OsString::from(".vellum-staged.");
+    staged.push(name);
+    // Left by a run that died: two at a time are kept apart by the lock of the layer, or by the name being taken.
+    if above.stat_opt(&staged)?.is_some() {
+        above.remove_tree(&staged)?;
+    }
+    above.mkdir(&staged, 0o700)?;
+    let root = above.open_dir(&staged)?;
+    let done = fill(union, content, &root, target, how, cancel).and_then(|(entries, left_out)| {
+        publish::sync_fs(&root)?;
+        match place {
+            Place::New => above.rename(&staged, &above, name, RenameFlags::NOREPLACE)?,
+            Place::Replace => above.rename(&staged, &above, name, RenameFlags::EXCHANGE)?,
+        }
+        publish::sync_dir(&above)?;
+        Ok(Made {
+            layer: target.to_owned(),
+            entries,
+            left_out,
+        })
+    });
+    // The old layer, or what was begun; what can't be removed is in nobody's way, and the next run tries again.
+    if above.stat_opt(&staged).is_ok_and(|found| found.is_some())
+        && let Err(error) = above.remove_tree(&staged)
+    {
+        tracing::warn!(%error, "a staged layer stays");
+    }
+    done
+}
+
+/// Writes the content into the empty tree `root`. Returns how many entries there are, and what could not be written.
+fn fill(
+    union: &Stack,
+    content: Content,
+    root: &Dir,
+    target: &Path,
+    how: How,
+    cancel: &Cancel,
+) -> Result<(u64, Vec<PathBuf>)> {
+    let prefix = match how.write {
+        Marks::Kernel(prefix) => prefix,
+        Marks::WhNames | Marks::Whole => how.read,
+    };
+    let seen: Arc<Mutex<(u64, Vec<PathBuf>)>> = Arc::default();
+    let entries: Box<dyn Iterator<Item = vellum_union::Result<Change>> + Send> = match content {
+        Content::Folded => Box::new(folded(union)),
+        Content::TopLayer => Box::new(changes(union, Form::Layer)?),
+    };
+    let counted = {
+        let seen = Arc::clone(&seen);
+        let whole = how.write == Marks::Whole;
+        entries
+            .inspect(move |change| {
+                let Ok(change) = change else { return };
+                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                match &change.node {
+                    Some(node) if node.kind() == FileKind::Socket => {
+                        seen.1.push(change.path.clone())
+                    }
+                    _ => seen.0 += 1,
+                }
+            })
+            .filter(move |change| {
+                !(whole && change.as_ref().is_ok_and(|change| change.node.is_none()))
+            })
+            .map(move |change| {
+                change.map(|change| Change {
+                    opaque: change.opaque && !whole,
+                    ..change
+                })
+            })
+    };
+    let stop = cancel.clone();
+    let tar = layer_tar::piped(move |out| layer_tar::write_changes(counted, out, &stop).map(drop))?;
+    let limits = Limits::default();
+    let stream = LayerStream::open(Box::new(tar), &limits, cancel)?;
+    let privilege = match crate::container::prefix() {
+        Prefix::Trusted => Privilege::Full,
+        Prefix::User => Privilege::Recorded,
+    };
+    let apply_to = ApplyTarget {
+        root: root.dup()?,
+        marks: match how.write {
+            Marks::Whole => TargetMarks::Whole(prefix),
+            Marks::Kernel(_) | Marks::WhNames => TargetMarks::Overlay(prefix),
+        },
+        privilege,
+    };
+    apply(stream, &apply_to, None, &limits, cancel)?;
+    dress(root, union)?;
+    if how.write == Marks::WhNames {
+        spell_by_names(root, prefix).map_err(|e| match e.is_exists() {
+            true => Error::Invalid {
+                what: format!(
+                    "{} holds names that begin with .wh., which would be marks",
+                    target.display()
+                ),
+                hint: Some("rename those, or choose other marks".into()),
+            },
+            false => e.into(),
+        })?;
+    }
+    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(seen.clone())
+}
+
+/// Gives the new root the owner, mode, xattrs and times of the old one.
+fn dress(root: &Dir, union: &Stack) -> Result<()> {
+    let (stat, xattrs) = union.root()?.stored()?;
+    for (name, value) in xattrs {
+        xattr::set_fd(root, &name, &value, xattr::SetMode::Any)?;
+    }
+    let now = root.stat_self()?;
+    if (now.uid, now.gid) != (stat.uid, stat.gid) {
+        rooted::set_owner_fd(root, stat.uid, stat.gid)?;
+    }
+    rooted::set_mode_fd(root, stat.mode)?;
+    rooted::set_times_fd(root, None, Some(stat.mtime))?;
+    Ok(())
+}
+
+/// Replaces the kernel's marks in a tree by names: `.wh.x` for a device 0:0 called x, `.wh..wh..opq` in an opaque directory.
+fn spell_by_names(root: &Dir, prefix: Prefix) -> vellum_sys::Result<()> {
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(path) = waiting.pop() {
+        let dir = match path.as_os_str().is_empty() {
+            true => root.dup()?,
+            false => root.open_dir(&path)?,
+        };
+        let mtime = dir.stat_self()?.mtime;
+        let opaque = prefix.xattr(Mark::Opaque);
+        if xattr::get_fd(&dir, opaque)?.is_some() {
+            dir.create_file(OsStr::new(wh::OPAQUE), 0o600)?;
+            xattr::remove_fd(&dir, opaque)?;
+        }
+        let entries = dir.entries()?.collect::<vellum_sys::Result<Vec<_>>>()?;
+        for entry in entries {
+            match entry.kind {
+                FileKind::Dir => waiting.push(path.join(&entry.name)),
+                FileKind::Char if dir.stat(&entry.name)?.is_null_device() => {
+                    if let Some(hiding) = wh::whiteout(&entry.name) {
+                        dir.create_file(&hiding, 0o600)?;
+                        dir.unlink(&entry.name)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        rooted::set_times_fd(&dir, None, Some(mtime))?;
+    }
+    Ok(())
+}
