@@ -16,10 +16,12 @@ use vellum_service::config::{Driver, MountMethod, parse_size};
 
 mod container;
 mod image;
+mod overlay;
 mod store;
 
 pub use container::*;
 pub use image::*;
+pub use overlay::*;
 pub use store::*;
 
 /// Layered storage for containers: images in, writable root file systems out.
@@ -129,6 +131,16 @@ pub enum Command {
     /// Directories that outlive containers
     #[command(subcommand)]
     Volume(Volume),
+
+    /// Mount a union of directories with Vellum's own engine
+    Overlay(Overlay),
+    /// Print a file of a tree, without mounting it
+    Cat(Cat),
+    /// Say which layer a path, its attributes and its data come from, and why others are hidden
+    Explain(Explain),
+    /// Make layers of layers: merge, squash, convert
+    #[command(subcommand)]
+    Layer(Layer),
 
     /// Show driver, file system, kernel features, limits and settings
     Info(Info),

@@ -8,9 +8,11 @@ use crate::exit_code::{DONE, Failure};
 pub mod config;
 pub mod container;
 pub mod image;
+pub mod overlay;
 pub mod run;
 pub mod shell;
 pub mod store;
+pub mod union;
 pub mod volume;
 
 /// What a verb gives back to the shell.
@@ -37,6 +39,9 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Rmi(a) => image::rmi(ctx, a, quiet),
         Command::Run(a) => run::run(ctx, a),
         Command::Bundle(a) => run::bundle(ctx, a),
+        Command::Cat(a) => union::cat(ctx, a),
+        Command::Explain(a) => union::explain(ctx, a),
+        Command::Layer(a) => union::layer(ctx, a),
         Command::Commit(a) => container::commit(ctx, a, quiet),
         Command::Cp(a) => container::cp(ctx, a),
         Command::Inspect(a) => store::inspect(ctx, a),
@@ -48,7 +53,9 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Why(a) => store::why(ctx, a),
         Command::Config(a) => config::config(ctx, a),
         // Handled at the start, before there is a context.
-        Command::Unshare(_) | Command::Completions(_) | Command::Man(_) => Ok(DONE),
+        Command::Unshare(_) | Command::Overlay(_) | Command::Completions(_) | Command::Man(_) => {
+            Ok(DONE)
+        }
     }
 }
 

@@ -22,6 +22,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "bundle", "volume",
         ],
     ),
+    ("Unions", &["overlay", "cat", "explain", "layer"]),
     (
         "Store",
         &[
@@ -132,7 +133,9 @@ const EXAMPLES: &[(&str, &str)] = &[
     (
         "ls",
         "  vellum ls
-  vellum ls --size --json",
+  vellum ls --size --json
+  vellum ls box:/etc --size
+  vellum ls -o lowerdir=/layers/top:/layers/base /etc",
     ),
     (
         "run",
@@ -154,6 +157,53 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("volume create", "  vellum volume create cache"),
     ("volume ls", "  vellum volume ls --json"),
     ("volume rm", "  vellum volume rm cache"),
+    (
+        "overlay",
+        "  vellum overlay -o lowerdir=/layers/top:/layers/base,upperdir=/up,workdir=/work /merged
+  vellum overlay -o lowerdir=/layers/a:/layers/b /merged                 read-only
+  vellum overlay -o lowerdir=/a,upperdir=/u,workdir=/w,size=2G,settle=unmount /merged
+  umount /merged                                   a plain user: fusermount3 -u /merged
+
+All options of fuse-overlayfs and of the kernel's overlay are understood; docs/overlay.md explains each.
+  layers    lowerdir upperdir workdir lowerdir+ datadir+ trust=auto|engine|archive wh=auto|plain|whiteouts
+  marks     redirect_dir=on|off|follow|nofollow metacopy=on|off index=on|off xino=on|off|auto userxattr
+  owners    uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid xattr_permissions noacl noxattrs
+  data      blocks=SIZE|off settle=manual|unmount size=SIZE inodes=N fsync=1|0 volatile
+  speed     passthrough open=deferred|checked writeback=1|0 timeout=SECONDS threads=N static_nlink ino32_t
+  mount     ro nosuid nodev noexec noatime allow_other allow_root context fsname",
+    ),
+    (
+        "cat",
+        "  vellum cat box:/etc/passwd
+  vellum cat --image debian:12 /etc/os-release
+  vellum cat -o lowerdir=/layers/top:/layers/base /etc/passwd",
+    ),
+    (
+        "explain",
+        "  vellum explain box:/etc/passwd
+  vellum explain -o lowerdir=/layers/top:/layers/base,upperdir=/up,workdir=/work /etc/passwd",
+    ),
+    (
+        "layer",
+        "  vellum layer merge ./upper ./lower
+  vellum layer squash ./top ./next ./base --output ./one
+  vellum layer convert ./upper --below ./lower --marks wh --output ./plain",
+    ),
+    (
+        "layer merge",
+        "  vellum layer merge ./upper ./lower --work ./work",
+    ),
+    (
+        "layer squash",
+        "  vellum layer squash ./top ./next --output ./both
+  vellum layer squash ./top ./next ./base --whole --output ./tree",
+    ),
+    (
+        "layer convert",
+        "  vellum layer convert ./upper --marks user
+  vellum layer convert ./upper --work ./work --below ./lower --plain
+  vellum layer convert ./layer --marks wh --output ./for-aufs",
+    ),
     (
         "info",
         "  vellum info

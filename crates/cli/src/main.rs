@@ -12,6 +12,7 @@ mod bars;
 mod commands;
 mod exit_code;
 mod help;
+mod mount_names;
 mod out;
 mod report;
 mod start;

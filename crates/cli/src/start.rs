@@ -8,17 +8,20 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, FromArgMatches};
 use vellum_service::config::{self, Config, MountPartial, Partial, Size, Surroundings};
+use vellum_service::overlay::daemon;
 use vellum_service::progress::{Progress, Silent};
 use vellum_service::{Cancel, Context, rootless};
 
 use crate::args::{Cli, Command, Global};
 use crate::bars::Bars;
+use crate::commands::overlay::Started;
 use crate::exit_code::{self, Failure};
+use crate::mount_names::Name;
 use crate::{commands, help, report};
 
 /// Runs the command line of this process and returns its exit code.
 pub fn run() -> i32 {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
     if arguments
         .get(1)
         .is_some_and(|a| a == rootless::HOLD_ARGUMENT)
@@ -26,11 +29,27 @@ pub fn run() -> i32 {
         report::line(&rootless::hold().to_string());
         return exit_code::FAILED;
     }
-    let cli = match parse(arguments) {
+    let called_as = arguments.first().cloned().unwrap_or_default();
+    let serves = arguments
+        .get(1)
+        .is_some_and(|a| a == daemon::SERVE_ARGUMENT);
+    if serves {
+        arguments.remove(1);
+    }
+    let behind = arguments.get(1..).unwrap_or_default();
+    let started = Started {
+        called_as: &called_as,
+        arguments: behind,
+        serves,
+    };
+    if let Some(name) = Name::of(&called_as) {
+        return commands::overlay::by_name(name, started);
+    }
+    let cli = match parse(arguments.clone()) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    match verb(cli) {
+    match verb(cli, started) {
         Ok(code) => code,
         Err(failure) => {
             report::failure(&failure);
@@ -60,13 +79,14 @@ fn parse(arguments: Vec<OsString>) -> Result<Cli, i32> {
     })
 }
 
-fn verb(cli: Cli) -> Result<i32, Failure> {
+fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
     // These need neither store nor settings.
-    match &cli.command {
-        Command::Completions(c) => return commands::shell::completions(c),
-        Command::Man(m) => return commands::shell::man(m),
-        _ => {}
-    }
+    let cli = match cli.command {
+        Command::Completions(c) => return commands::shell::completions(&c),
+        Command::Man(m) => return commands::shell::man(&m),
+        Command::Overlay(o) => return commands::overlay::overlay(o, started),
+        command => Cli { command, ..cli },
+    };
     let identity = rootless::identity();
     let around = Surroundings {
         rootless: identity.rootless,
@@ -82,7 +102,7 @@ fn verb(cli: Cli) -> Result<i32, Failure> {
     if let Command::Unshare(u) = &cli.command {
         return commands::shell::unshare(u, &config);
     }
-    logging();
+    logging("warn");
     let cancel = signals(&cli.command)?;
     let progress: Arc<dyn Progress> = if cli.global.quiet {
         Arc::new(Silent)
@@ -153,10 +173,10 @@ fn absolute(path: &std::path::Path) -> Result<PathBuf, Failure> {
         .map_err(|e| Failure::other(format!("cannot find {}: {e}", path.display())))
 }
 
-/// `VELLUM_LOG=debug` tells more, on stderr.
-fn logging() {
+/// `VELLUM_LOG=debug` tells more, on stderr. Without it, as much as `usual` says.
+pub fn logging(usual: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
     // Set once in a process; there is no other subscriber to lose to.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

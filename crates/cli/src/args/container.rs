@@ -145,15 +145,19 @@ pub struct Rm {
 /// `ls`
 #[derive(Debug, Args)]
 pub struct Ls {
-    /// Only those whose name holds this
-    pub filter: Option<String>,
+    /// Only those whose name holds this; CONTAINER:PATH lists a directory in one, as does any path with --image or -o
+    #[arg(value_name = "FILTER")]
+    pub filter: Option<OsString>,
+    #[command(flatten)]
+    /// Another tree than a container's
+    pub tree: super::Tree,
     /// Print ids only, one a line
     #[arg(long, conflicts_with = "json")]
     pub ids: bool,
     /// Print full ids
     #[arg(long)]
     pub no_trunc: bool,
-    /// Measure what each container holds of its own
+    /// Measure what each container holds of its own; of paths, tell layer, mode, owner and size
     #[arg(long, short)]
     pub size: bool,
     #[command(flatten)]

@@ -221,7 +221,18 @@ pub fn rm(ctx: &Context, args: args::Rm) -> Outcome {
 
 /// `ls`
 pub fn ls(ctx: &Context, args: args::Ls) -> Outcome {
-    let all = containers::list(ctx, args.filter.as_deref(), args.size)?;
+    let path = args.filter.as_deref().unwrap_or_default();
+    if args.tree.is_named() || path.as_bytes().contains(&b':') {
+        return super::union::ls(ctx, path, &args);
+    }
+    let Some(filter) = args
+        .filter
+        .as_deref()
+        .map_or(Some(None), |f| f.to_str().map(Some))
+    else {
+        return Err(Failure::misused("a container's name is text"));
+    };
+    let all = containers::list(ctx, filter, args.size)?;
     let mut out = stdout();
     if args.output.json {
         out.json(&all)?;
