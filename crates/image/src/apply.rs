@@ -295,7 +295,11 @@ impl<'a, 'w> Applier<'a, 'w> {
                     })?;
                     self.leave_to(depth)?;
                 }
-                part => self.step(OsStr::from_bytes(part), entry, links)?,
+                part => {
+                    self.step(OsStr::from_bytes(part), entry, links)?;
+                    // In an overlay's layer the directory now exists, even if the link goes on to somewhere else.
+                    self.note_directories();
+                }
             }
         }
         Ok(())
