@@ -166,6 +166,9 @@ impl Engine {
             let Some(from) = state.at().map_err(|error| upper.io(error))? else {
                 return Err(Refusal::Stale.into());
             };
+            if self.has_origin(&state)? {
+                self.make_impure(&dir)?;
+            }
             let linked = link_from(&from, upper, &at, name, over);
             linked.map_err(|error| match error.is_not_found() {
                 true => Refusal::NotFound.into(),
@@ -179,15 +182,11 @@ impl Engine {
                 let (dir, name) = (Arc::clone(&handle), name.to_owned());
                 file.upper = Some(UpperFile::Named { dir, name });
             }
-            let has_origin = self.has_origin(&state)?;
             drop(state);
             self.table.link_inode(&node, stored.identity());
             let held = self.table.hold(&node);
             self.table.add_name(&node, (&dir, &mut names, name));
             dir.changed();
-            if has_origin {
-                self.make_impure(&dir)?;
-            }
             return self.entry(held);
         }
     }

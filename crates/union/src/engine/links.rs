@@ -90,6 +90,7 @@ impl Engine {
             if let Some(lower) = lower {
                 upper.set_nlink(&from, NlinkBase::Lower, count, lower)?;
             }
+            self.mark_impure(upper, dir, &at)?;
             let times = at.stat_self().map_err(|error| upper.io(error))?;
             match &from {
                 At::Name(dir, from) => at.link(dir, from, name),
@@ -99,7 +100,6 @@ impl Engine {
             .map_err(|error| upper.io(error))?;
             // Counted from above again: the lower inode may be out of reach when the union is opened next.
             upper.set_nlink(&from, NlinkBase::Upper, count, stored.nlink + 1)?;
-            self.mark_impure(upper, dir, &at)?;
             // Nothing has changed for whoever looks at the directory.
             vellum_sys::rooted::set_times_fd(&*at, Some(times.atime), Some(times.mtime))
                 .map_err(|error| upper.io(error))?;
