@@ -140,8 +140,18 @@ impl World {
         let mut server = self.server.take().expect("it is mounted");
         signal(server.id(), rustix::process::Signal::TERM);
         let (mut out, mut err) = (String::new(), String::new());
-        server.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-        server.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        server
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut out)
+            .unwrap();
+        server
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut err)
+            .unwrap();
         let status = server.wait().unwrap();
         assert!(status.success(), "the server failed: {status} {err}");
         self.last_words = format!("{out}{err}");
@@ -301,8 +311,8 @@ pub fn as_user(name: &str) {
     let output = user
         .command("timeout")
         .args(["-k", "5", "120", "unshare", "--user", "--mount"])
-        .args(["--map-users", &format!("1,{},60000", user.first_subid)])
-        .args(["--map-groups", &format!("1,{},60000", user.first_subid)])
+        .args(["--map-users", &format!("{},1,60000", user.first_subid)])
+        .args(["--map-groups", &format!("{},1,60000", user.first_subid)])
         .args(["--map-root-user", "--setgroups=allow"])
         .arg("env")
         .arg(format!("{INNER}={}", place.display()))
