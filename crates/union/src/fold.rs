@@ -6,10 +6,10 @@
 
 use std::ffi::OsString;
 
+use crate::Result;
 use crate::changes::{Change, ChangeKind};
 use crate::node::Node;
 use crate::stack::{OPEN_LEVELS, Stack};
-use crate::Result;
 
 /// Returns the content of the one layer that stands for all of `layers`, in path order, without the root.
 pub fn folded(layers: &Stack) -> Folded {

@@ -115,7 +115,11 @@ fn choose(rng: &mut Rng, plain: &Path, paths: &[PathBuf], held: usize) -> Op {
         10 => Op::Truncate(any, *rng.pick(&[0, 1, 4096, 5000, 50_000])),
         11..=12 => Op::Chmod(any, rng.below(0o10000) as u32),
         13 => Op::Chown(any, rng.below(3) as u32, rng.below(3) as u32),
-        14 => Op::Utimes(any, rng.below(1 << 30) as i64, rng.below(1_000_000_000) as u32),
+        14 => Op::Utimes(
+            any,
+            rng.below(1 << 30) as i64,
+            rng.below(1_000_000_000) as u32,
+        ),
         15..=16 => Op::SetXattr(any, XATTRS[rng.below(XATTRS.len())], rng.bytes(40)),
         17 => Op::RemoveXattr(any, XATTRS[rng.below(XATTRS.len())]),
         18..=19 => Op::Unlink(any),
@@ -164,9 +168,7 @@ impl Plain {
                     .open(at(path))?;
                 file.write_all_at(content, 0)
             }
-            Op::Mkdir(path, mode) => {
-                Ok(rustix::fs::mkdir(at(path), Mode::from_raw_mode(*mode))?)
-            }
+            Op::Mkdir(path, mode) => Ok(rustix::fs::mkdir(at(path), Mode::from_raw_mode(*mode))?),
             Op::Symlink(path, to) => symlink(to, at(path)),
             Op::Node(path, what) => {
                 let (kind, dev) = match what {
@@ -179,9 +181,7 @@ impl Plain {
                         let is_dir = parent.transpose()?.is_some_and(|meta| meta.is_dir());
                         return Err(io::Error::from_raw_os_error(if is_dir { 1 } else { 20 }));
                     }
-                    NewNode::Char(a, b) => {
-                        (FileType::CharacterDevice, rustix::fs::makedev(*a, *b))
-                    }
+                    NewNode::Char(a, b) => (FileType::CharacterDevice, rustix::fs::makedev(*a, *b)),
                     NewNode::Block(a, b) => (FileType::BlockDevice, rustix::fs::makedev(*a, *b)),
                     _ => unreachable!("not chosen"),
                 };
@@ -235,11 +235,21 @@ impl Plain {
                     RenameMode::Exchange => RenameFlags::EXCHANGE,
                     _ => RenameFlags::empty(),
                 };
-                Ok(rustix::fs::renameat_with(CWD, at(from), CWD, at(to), flags)?)
+                Ok(rustix::fs::renameat_with(
+                    CWD,
+                    at(from),
+                    CWD,
+                    at(to),
+                    flags,
+                )?)
             }
-            Op::Link(from, to) => {
-                Ok(rustix::fs::linkat(CWD, at(from), CWD, at(to), AtFlags::empty())?)
-            }
+            Op::Link(from, to) => Ok(rustix::fs::linkat(
+                CWD,
+                at(from),
+                CWD,
+                at(to),
+                AtFlags::empty(),
+            )?),
             Op::Hold(path) => {
                 let path = self.regular(path)?;
                 let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
@@ -459,8 +469,16 @@ fn pairs(plain: &Path, ours: &Tree) -> Pairs {
         .unwrap();
         let key = (stat.stx_ino, stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec);
         let ino = entry.identity.1;
-        assert_eq!(*pairs.entry(key).or_insert(ino), ino, "{path:?}: two numbers for one file");
-        assert_eq!(*back.entry(ino).or_insert(key), key, "{path:?}: one number for two files");
+        assert_eq!(
+            *pairs.entry(key).or_insert(ino),
+            ino,
+            "{path:?}: two numbers for one file"
+        );
+        assert_eq!(
+            *back.entry(ino).or_insert(key),
+            key,
+            "{path:?}: one number for two files"
+        );
         let nlink = fs::symlink_metadata(plain.join(path)).unwrap().nlink();
         if entry.kind != Kind::Directory {
             assert!(nlink >= 1);
@@ -489,7 +507,10 @@ fn compare(ours: &Ours, plain: &Plain, known: &mut Pairs) {
     for (file, node) in plain.held.iter().zip(&ours.held) {
         let mut expected = vec![0; file.metadata().unwrap().len() as usize];
         file.read_exact_at(&mut expected, 0).unwrap();
-        assert!(read_all(&ours.engine, *node).unwrap() == expected, "an open file differs");
+        assert!(
+            read_all(&ours.engine, *node).unwrap() == expected,
+            "an open file differs"
+        );
         let (meta, attr) = (file.metadata().unwrap(), ours.engine.attr(*node).unwrap());
         assert_eq!(
             (attr.mode, attr.size_bytes),
@@ -553,7 +574,11 @@ fn prepare(rng: &mut Rng, rig: &mut Rig, middle: bool) -> Plain {
         .mount(&rig.scratch, &target)
         .unwrap();
     let root = rig.scratch.join("fs/plain");
-    let copied = Command::new("cp").arg("-a").arg(&target).arg(&root).status();
+    let copied = Command::new("cp")
+        .arg("-a")
+        .arg(&target)
+        .arg(&root)
+        .status();
     assert!(copied.unwrap().success());
     rig.scratch.unmount(&target);
     Plain {
@@ -584,7 +609,11 @@ fn storm(name: &str, middle: bool, change: impl Fn(&mut vellum_union::engine::Up
     compare(&ours, &plain, &mut known);
     let mut last = Vec::new();
     for step in 0..count() {
-        let mut paths: Vec<_> = Tree::read(&plain.root).unwrap().entries.into_keys().collect();
+        let mut paths: Vec<_> = Tree::read(&plain.root)
+            .unwrap()
+            .entries
+            .into_keys()
+            .collect();
         // The root itself can't be made, moved or removed through a mount.
         paths.retain(|path| !path.as_os_str().is_empty());
         if paths.is_empty() {
@@ -645,7 +674,11 @@ fn a_union_on_an_upper_of_the_kernels_is_like_any_directory() {
 
 #[test]
 fn a_union_without_metacopy_is_like_any_directory() {
-    storm("a_union_without_metacopy_is_like_any_directory", true, |upper| {
-        upper.metacopy = false;
-    });
+    storm(
+        "a_union_without_metacopy_is_like_any_directory",
+        true,
+        |upper| {
+            upper.metacopy = false;
+        },
+    );
 }

@@ -144,7 +144,10 @@ impl Engine {
         let Some(to_handle) = to.upper_dir() else {
             return Ok(Before::ToUpper(Arc::clone(to), What::Names));
         };
-        let from_handle = from.upper_dir().ok_or(Refusal::Stale)?;
+        // A file found through the index is in the upper layer before its directory is.
+        let Some(from_handle) = from.upper_dir() else {
+            return Ok(Before::ToUpper(Arc::clone(from), What::Names));
+        };
         if self.needs_alias(&moved, &from_handle, name)? {
             return Ok(Before::Alias(Arc::clone(&moved), from, name));
         }
