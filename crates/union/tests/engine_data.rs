@@ -274,9 +274,9 @@ fn exercise(kind: FsKind, blocks: Option<u64>, durability: Durability, steps: us
                 check_all(&engine, &files);
             }
             if step % 241 == 240 {
-                match run.rng.chance(50) {
+                match run.rng.chance(50) || durability == Durability::Volatile {
                     true => engine = reopened(engine, &rig, blocks, durability),
-                    // As if killed: nothing is said to be durable.
+                    // As if killed: nothing is said to be durable. (After that, a volatile upper is refused.)
                     false => {
                         drop(engine);
                         engine = Engine::open(options(&rig, blocks, durability)).unwrap();

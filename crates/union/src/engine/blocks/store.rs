@@ -380,8 +380,8 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Says in every map written to that its data is durable. The caller has synced the file system, if the store is
-    /// durable, and nobody writes any more.
+    /// Says in every map written to that its data is durable. The caller has synced the file system, and
+    /// nobody writes any more.
     pub fn close(&self) -> Result<()> {
         let names: Vec<_> = self.prepared().iter().cloned().collect();
         for name in names {
@@ -394,10 +394,8 @@ impl BlockStore {
             let mut state = BlockState::new(map, u64::MAX);
             let barrier = [false, true].map(|second| BlockRecord::Barrier { second });
             self.append(&name, &mut state, &barrier)?;
-            if self.durable {
-                let map = self.maps.dir().open_file(&*name).map_err(|e| self.io(e))?;
-                data::sync_data(&map).map_err(|e| self.io(e))?;
-            }
+            let map = self.maps.dir().open_file(&*name).map_err(|e| self.io(e))?;
+            data::sync_data(&map).map_err(|e| self.io(e))?;
         }
         Ok(())
     }
