@@ -42,6 +42,7 @@ mod recovery;
 mod rename;
 pub mod request;
 mod set_attr;
+pub mod settle;
 mod shown;
 pub(crate) mod staging;
 
@@ -65,6 +66,7 @@ pub use options::{Durability, EngineOptions, IdRules, IdRun, Limit, UpperOptions
 pub use request::{
     Attr, Caller, Entry, Listing, NewNode, NodeId, RenameMode, Room, SetAttr, SetTime, Whence,
 };
+pub use settle::{SettleOptions, SettleProgress, Settled, settle};
 
 /// A union open for use. One value serves any number of threads.
 #[derive(Debug)]

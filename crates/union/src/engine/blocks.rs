@@ -129,11 +129,27 @@ impl BlockFile {
         match &*state {
             Some(known) => store.reopen(&self.map, &known.map, upper),
             None => {
-                let (loaded, open) = store.load(&self.map, upper)?;
+                let (mut loaded, open) = store.load(&self.map, upper)?;
+                // A settling was not finished: whatever is changed from here on counts, not what it would give back.
+                store.forget_kept(&self.map, &mut loaded, &open)?;
                 *state = Some(loaded);
                 Ok(open)
             }
         }
+    }
+
+    /// Opens it as [`BlockFile::open`] does, to go on where a settling was stopped.
+    pub fn open_to_settle(&self, store: &BlockStore, upper: File) -> Result<OpenBlocks> {
+        let (loaded, open) = store.load(&self.map, upper)?;
+        *self.guard_mut() = Some(loaded);
+        Ok(open)
+    }
+
+    /// Returns how many bytes are still below, in whole blocks.
+    pub fn bytes_below(&self) -> Result<u64> {
+        let guard = self.guard();
+        let state = loaded(&guard)?;
+        Ok(state.map.blocks_below() * state.block_bytes())
     }
 
     fn guard(&self) -> RwLockReadGuard<'_, Option<BlockState>> {
@@ -433,6 +449,15 @@ impl BlockFile {
         store.prepare(&self.map, state, open)?;
         store.append(&self.map, state, &[BlockRecord::Kept(kept)])?;
         store.barrier(&self.map, state, open)
+    }
+
+    /// Gives the upper inode back now what settling changes; the next one goes on all the same.
+    pub fn pause_settling(&self, store: &BlockStore, open: &OpenBlocks) -> Result<()> {
+        let guard = self.guard();
+        match &loaded(&guard)?.map.kept {
+            Some(kept) => store::give_back(&open.upper, kept).map_err(|error| store.io(error)),
+            None => Ok(()),
+        }
     }
 
     /// Says that the file's last name is gone: its map goes, and what is written from now on is not recorded.

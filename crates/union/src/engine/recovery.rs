@@ -164,6 +164,17 @@ impl Upper {
     }
 }
 
+/// Opens an upper or a work directory so that nobody else can.
+pub(crate) fn lock(path: &Path) -> Result<(Dir, Lock)> {
+    let dir = Dir::open(path).map_err(|error| bad(path, reason(&error)))?;
+    let dup = dir.dup().map_err(|error| bad(path, reason(&error)))?;
+    match Lock::try_now(dup, Sharing::Exclusive) {
+        Ok(Some(lock)) => Ok((dir, lock)),
+        Ok(None) => Err(bad(path, "another union has it; unmount that first")),
+        Err(error) => Err(bad(path, reason(&error))),
+    }
+}
+
 fn bad(path: &Path, why: impl Into<String>) -> Error {
     Error::BadUpper {
         path: path.to_owned(),
@@ -173,17 +184,8 @@ fn bad(path: &Path, why: impl Into<String>) -> Error {
 
 fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper> {
     apart(&options.upper, &options.work)?;
-    let open = |path: &Path| {
-        let dir = Dir::open(path).map_err(|error| bad(path, reason(&error)))?;
-        let dup = dir.dup().map_err(|error| bad(path, reason(&error)))?;
-        match Lock::try_now(dup, Sharing::Exclusive) {
-            Ok(Some(lock)) => Ok((dir, lock)),
-            Ok(None) => Err(bad(path, "another union has it; unmount that first")),
-            Err(error) => Err(bad(path, reason(&error))),
-        }
-    };
-    let (upper, upper_lock) = open(&options.upper)?;
-    let (work, work_lock) = open(&options.work)?;
+    let (upper, upper_lock) = lock(&options.upper)?;
+    let (work, work_lock) = lock(&options.work)?;
     let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
     let dev = |dir: &Dir| dir.stat_self().map(|stat| stat.dev).map_err(in_work);
     if dev(&upper)? != dev(&work)? {

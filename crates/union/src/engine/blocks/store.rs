@@ -95,10 +95,6 @@ impl BlockStore {
         }
     }
 
-    pub fn durable(&self) -> bool {
-        self.durable
-    }
-
     pub fn prefix(&self) -> Prefix {
         self.prefix
     }
@@ -201,6 +197,19 @@ impl BlockStore {
             lower: lower.map_err(|why| self.fail(name, why))?,
             upper,
         })
+    }
+
+    /// Gives an inode back what an unfinished settling has kept of it, and forgets that in the map.
+    pub fn forget_kept(&self, name: &str, state: &mut BlockState, open: &OpenBlocks) -> Result<()> {
+        let Some(kept) = state.map.kept.take() else {
+            return Ok(());
+        };
+        give_back(&open.upper, &kept).map_err(|error| self.io(error))?;
+        self.sync_file(&open.upper)?;
+        self.write_map(&state.map)?;
+        state.rewritten();
+        self.prepared().insert(name.into());
+        Ok(())
     }
 
     /// Makes sure that records can be appended to a map in this epoch. What is pending in it must be valid in it.
@@ -413,16 +422,6 @@ impl BlockStore {
             false => Ok(()),
         }
     }
-
-    /// Returns the name of the map that an inode's mark gives, if it is unsettled.
-    pub fn map_of(&self, upper: &File) -> Result<Option<Box<str>>> {
-        let get = |mark: &OsStr| xattr::get_fd(upper, mark).map_err(|error| self.io(error));
-        match get(self.prefix.xattr(Mark::Metacopy))? {
-            Some(value) if Metacopy::parse(&value) == Ok(Metacopy::Unsettled) => {}
-            _ => return Ok(None),
-        }
-        Ok(get(map_mark(self.prefix))?.and_then(|value| parse_map_name(&value)))
-    }
 }
 
 const CAPABILITY: &str = "security.capability";
@@ -439,7 +438,7 @@ pub(super) fn keep(upper: &File) -> vellum_sys::Result<KeptAttributes> {
 }
 
 /// Gives an inode back what copying data into it took away.
-fn give_back(upper: &File, kept: &KeptAttributes) -> vellum_sys::Result<()> {
+pub(super) fn give_back(upper: &File, kept: &KeptAttributes) -> vellum_sys::Result<()> {
     let mode = u32::from(kept.mode);
     if vellum_sys::stat::stat_fd(upper)?.mode != mode {
         vellum_sys::rooted::set_mode_fd(upper, mode)?;

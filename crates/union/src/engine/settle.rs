@@ -1,0 +1,274 @@
+//! Making an upper layer plain: what is still read from lower files is copied, until no file has a block map any more.
+//!
+//! Afterwards the kernel, and everybody else, can mount the upper or read it as a layer. It can be stopped at any time,
+//! by a kill too: what is copied is durable and recorded before more is copied, and the next settling goes on there. A
+//! file is whole before its marks go. Owner, mode, times, xattrs and holes are what they were.
+//!
+//! Upper and work directory are locked meanwhile, as by an engine.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vellum_format::{Mark, Metacopy, Prefix, workdir};
+use vellum_sys::rooted::Access;
+use vellum_sys::{Cancel, Dir, FileKind, xattr};
+
+use crate::blocks::BlockMaps;
+use crate::blocks::maps::{map_mark, parse_map_name};
+use crate::engine::Engine;
+use crate::engine::blocks::{BlockFile, BlockStore};
+use crate::engine::recovery::lock;
+use crate::layer::Layer;
+use crate::{Error, Result};
+
+/// What is to be settled.
+#[derive(Debug, Clone)]
+pub struct SettleOptions {
+    /// The upper directory.
+    pub upper: PathBuf,
+    /// Its work directory.
+    pub work: PathBuf,
+    /// The namespace of its marks.
+    pub prefix: Prefix,
+    /// The lower layers it was used with, the top one first.
+    pub lowers: Vec<Arc<dyn Layer>>,
+    /// The data-only layers below them.
+    pub data_lowers: Vec<Arc<dyn Layer>>,
+}
+
+/// How far a settling is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SettleProgress {
+    /// Files made plain.
+    pub files: u64,
+    /// Files that were unsettled.
+    pub files_total: u64,
+    /// Bytes copied (or found to be holes).
+    pub bytes: u64,
+    /// Bytes that were still below.
+    pub bytes_total: u64,
+}
+
+/// What a settling did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    /// In figures.
+    pub done: SettleProgress,
+    /// Nothing unsettled is left: false if it was asked to stop.
+    pub complete: bool,
+}
+
+/// Makes an upper layer plain. Durable on return.
+///
+/// Errors: [`Error::BadUpper`] if a union has the upper or the work directory open; [`Error::Blocks`] names a file whose
+/// map or lower file can't be used (the others are settled all the same); `Io`, for want of room too. What was done
+/// stays done.
+pub fn settle(
+    options: &SettleOptions,
+    progress: &mut dyn FnMut(SettleProgress),
+    cancel: &Cancel,
+) -> Result<Settled> {
+    let (upper, _upper_lock) = lock(&options.upper)?;
+    let (work, _work_lock) = lock(&options.work)?;
+    let name = options.upper.display().to_string();
+    let io = |source| Error::Io {
+        layer: name.clone(),
+        source,
+    };
+    if vellum_sys::mount::overlay_holds(&upper).unwrap_or(false) {
+        return Err(Error::BadUpper {
+            path: options.upper.clone(),
+            why: "the kernel has it mounted as an overlay's upper; unmount that first".to_owned(),
+        });
+    }
+    let Some(maps) = BlockMaps::within(&work).map_err(io)? else {
+        return Ok(Settled {
+            done: SettleProgress::default(),
+            complete: true,
+        });
+    };
+    let index = match work.open_dir(workdir::INDEX) {
+        Ok(index) => Some(index),
+        Err(error) if error.is_not_found() => None,
+        Err(error) => return Err(io(error)),
+    };
+    let lowers = options.data_lowers.iter().rev();
+    let lowers = lowers.chain(options.lowers.iter().rev()).cloned().collect();
+    let (maps, prefix) = (Arc::new(maps), options.prefix);
+    let store = BlockStore::open(work, maps, name.clone(), prefix, true, lowers)?;
+    Run::new(&store, name, progress, cancel)?.all(&upper, index.as_ref())
+}
+
+impl Engine {
+    /// Closes the engine as [`Engine::close`] does, and makes its upper layer plain before anybody else can have it.
+    pub fn close_settled(
+        self,
+        progress: &mut dyn FnMut(SettleProgress),
+        cancel: &Cancel,
+    ) -> Result<Option<Settled>> {
+        let settled = match &self.upper {
+            None => None,
+            Some(upper) => {
+                let name = upper.layer.name();
+                let root = upper.root.dir().map_err(|e| upper.io(e))?;
+                let index = upper.index.as_ref().map(|index| index.dir()).transpose();
+                let index = index.map_err(|e| upper.io(e))?;
+                let run = Run::new(&upper.blocks, name, progress, cancel)?;
+                Some(run.all(&root, index.as_deref())?)
+            }
+        };
+        self.close()?;
+        Ok(settled)
+    }
+}
+
+/// One settling.
+struct Run<'a> {
+    store: &'a BlockStore,
+    name: String,
+    progress: &'a mut dyn FnMut(SettleProgress),
+    cancel: &'a Cancel,
+    done: SettleProgress,
+    /// Maps no file was found for yet.
+    left: BTreeSet<Box<str>>,
+    failed: Option<Error>,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        store: &'a BlockStore,
+        name: String,
+        progress: &'a mut dyn FnMut(SettleProgress),
+        cancel: &'a Cancel,
+    ) -> Result<Run<'a>> {
+        let mut run = Run {
+            store,
+            name,
+            progress,
+            cancel,
+            done: SettleProgress::default(),
+            left: BTreeSet::new(),
+            failed: None,
+        };
+        for entry in store.maps().dir().entries().map_err(|e| store.io(e))? {
+            let entry = entry.map_err(|e| store.io(e))?;
+            let Some(map) = parse_map_name(entry.name.as_encoded_bytes()) else {
+                continue;
+            };
+            run.done.files_total += 1;
+            // One that can't be read is told when its file is met.
+            if let Ok(map) = store.maps().read(&map) {
+                run.done.bytes_total += map.blocks_below() * u64::from(map.header.block_bytes);
+            }
+            run.left.insert(map);
+        }
+        Ok(run)
+    }
+
+    /// Settles everything in the upper layer, and what has a name in the index alone.
+    fn all(mut self, upper: &Dir, index: Option<&Dir>) -> Result<Settled> {
+        (self.progress)(self.done);
+        let mut complete = self.left.is_empty() || self.tree(upper)?;
+        if let (true, false, Some(index)) = (complete, self.left.is_empty(), index) {
+            complete = self.tree(index)?;
+        }
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        if complete {
+            // Nothing names them: a crash came before the mark, or behind its removal.
+            for map in std::mem::take(&mut self.left) {
+                self.store.remove_map(&map)?;
+            }
+        }
+        Ok(Settled {
+            done: self.done,
+            complete,
+        })
+    }
+
+    /// Walks a tree until no map is left. False if it was asked to stop.
+    fn tree(&mut self, root: &Dir) -> Result<bool> {
+        let mut pending = vec![PathBuf::new()];
+        while let Some(path) = pending.pop() {
+            let dir = root.open_dir(&path).map_err(|e| self.store.io(e))?;
+            for entry in dir.entries().map_err(|e| self.store.io(e))? {
+                if self.left.is_empty() {
+                    return Ok(true);
+                }
+                if self.cancel.is_cancelled() {
+                    return Ok(false);
+                }
+                let entry = entry.map_err(|e| self.store.io(e))?;
+                match entry.kind {
+                    FileKind::Dir => pending.push(path.join(&entry.name)),
+                    FileKind::File => {
+                        let at = path.join(&entry.name);
+                        match self.file(&dir, &entry.name, &at) {
+                            Ok(true) => {}
+                            Ok(false) => return Ok(false),
+                            Err(error) => {
+                                self.failed.get_or_insert(error);
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Settles one file, if it is unsettled. False if it was asked to stop.
+    fn file(&mut self, dir: &Dir, name: &OsStr, path: &Path) -> Result<bool> {
+        let store = self.store;
+        let io = |error| store.io(error);
+        let get = |mark: &OsStr| xattr::get(dir, name, mark).map_err(io);
+        match get(store.prefix().xattr(Mark::Metacopy))? {
+            Some(value) if Metacopy::parse(&value) == Ok(Metacopy::Unsettled) => {}
+            _ => return Ok(true),
+        }
+        let fail = |why: &str| Error::Blocks {
+            layer: self.name.clone(),
+            path: path.to_owned(),
+            why: why.to_owned(),
+        };
+        let map = get(map_mark(store.prefix()))?;
+        let map = map.ok_or_else(|| fail("nothing names its map"))?;
+        let map =
+            parse_map_name(&map).ok_or_else(|| fail("the mark that names its map is damaged"))?;
+        let upper = dir.open_file_for(name, Access::ReadWrite).map_err(io)?;
+        let blocks = BlockFile::named(map.clone());
+        let open = blocks
+            .open_to_settle(store, upper)
+            .map_err(|error| match error {
+                Error::Blocks { layer, why, .. } => Error::Blocks {
+                    layer,
+                    path: path.to_owned(),
+                    why,
+                },
+                other => other,
+            })?;
+        let mut left = blocks.bytes_below()?;
+        if left > 0 {
+            blocks.begin_settling(store, &open)?;
+        }
+        while left > 0 {
+            if self.cancel.is_cancelled() {
+                blocks.pause_settling(store, &open)?;
+                return Ok(false);
+            }
+            let now = blocks.settle_step(store, &open)?;
+            self.done.bytes += left.saturating_sub(now);
+            left = now;
+            (self.progress)(self.done);
+        }
+        blocks.finish(store, &open)?;
+        self.left.remove(&map);
+        self.done.files += 1;
+        (self.progress)(self.done);
+        Ok(true)
+    }
+}
