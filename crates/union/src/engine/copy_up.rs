@@ -139,7 +139,9 @@ impl Engine {
                 let source = Arc::clone(source);
                 drop(state);
                 drop(shared);
-                let done = self.data_up(upper, node, (at, source), what == What::Truncated);
+                let taken = self.reserve_data(upper, &source, what, 0)?;
+                let done = self.data_up(upper, node, (at.clone(), source), what == What::Truncated);
+                taken.result(&done, || at.stat());
                 drop(gate);
                 return done.map(|()| true);
             }
@@ -154,7 +156,21 @@ impl Engine {
             self.begin(upper, node, &state, target, what)?
         };
         drop(shared);
+        let taken = match &copying.lower {
+            Some((_, data)) if copying.node.kind == FileKind::File => {
+                self.reserve_data(upper, data, what, 1)?
+            }
+            _ => upper.usage.reserve(0, 1)?,
+        };
         let done = self.copy(&copying);
+        taken.result(&done, || match node.state().at()? {
+            Some(at) => at.stat(),
+            None => Err(vellum_sys::Error::new(
+                "look at",
+                "",
+                rustix::io::Errno::NOENT,
+            )),
+        });
         drop(gate);
         done.map(|()| true)
     }

@@ -60,9 +60,11 @@ impl Engine {
         check_name(upper, name)?;
         let new = self.new_thing(what, mode, caller)?;
         let dir = self.dir_node(parent)?;
+        let taken = upper.usage.reserve(0, 1)?;
         let done = self.in_dir(&dir, |handle, names| {
             let at = handle.dir().map_err(|error| upper.io(error))?;
             let stored = self.make(upper, &dir, names, &at, name, &new)?;
+            taken.made(&stored);
             let kind = kind_of(what);
             let node = self.add_new((&dir, names, name), &stored, kind)?;
             self.entry_made(node, stored)
@@ -82,7 +84,9 @@ impl Engine {
         }
         let new = self.new_thing(&NewNode::File, mode, caller)?;
         let dir = self.dir_node(parent)?;
+        let taken = upper.usage.reserve(0, 1)?;
         let done = self.in_dir(&dir, |handle, _| {
+            taken.keep();
             let at = handle.dir().map_err(|error| upper.io(error))?;
             let file = match direct(upper, &new)? {
                 true => {

@@ -151,12 +151,16 @@ impl Engine {
         if let Some(own) = &body.upper {
             own.pin().map_err(|error| upper.io(error))?;
         }
+        let took = upper.usage.of_dir(body.upper.as_deref());
         let removed = self.remove_dir_on_disk(upper, &at, name, body, below);
         if let Err(error) = removed {
             if let Some(own) = &body.upper {
                 own.unpin();
             }
             return Err(error);
+        }
+        if let Some(bytes) = took {
+            upper.usage.give_back(bytes, 1);
         }
         drop((state, inside));
         self.table.drop_name((dir, names, name));

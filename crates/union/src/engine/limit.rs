@@ -9,13 +9,21 @@
 //!
 //! Locks: one of a few by inode while a file's blocks change, so that each block is counted once; inside, the figures.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use vellum_sys::rooted::Access;
 use vellum_sys::{Dir, FileKind, Stat, publish};
 
+use crate::dir_layer::DirHandle;
+use crate::engine::copy_up::What;
+use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, UpperFile};
 use crate::engine::options::Limit;
+use crate::engine::request::Room;
+use crate::engine::{Engine, Upper};
+use crate::layer::LayerDir;
 use crate::{Refusal, Result};
 
 const USAGE_DIR: &str = "vellum";
@@ -102,10 +110,6 @@ impl Usage {
         self.work.is_some()
     }
 
-    pub fn limit(&self) -> Limit {
-        self.limit
-    }
-
     pub fn used(&self) -> MutexGuard<'_, Used> {
         // Two numbers, each replaced whole.
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
@@ -139,12 +143,24 @@ impl Usage {
         }
     }
 
-    /// Notes what something new really takes, of which `bytes` were taken before.
-    pub fn correct(&self, bytes: u64, really: u64) {
-        if self.is_limited() {
-            let mut used = self.used();
-            used.bytes = (used.bytes + really).saturating_sub(bytes);
-        }
+    /// Takes room for something that is about to be made; what becomes of it is said to the value returned. Errors: as
+    /// [`Usage::take`].
+    pub fn reserve(&self, bytes: u64, inodes: u64) -> Result<Reserved<'_>> {
+        self.take(bytes, inodes)?;
+        Ok(Reserved {
+            usage: self,
+            bytes,
+            inodes,
+            made: Cell::new(false),
+        })
+    }
+
+    /// Returns what a directory takes that may be about to go, if that is counted.
+    pub fn of_dir(&self, dir: Option<&DirHandle>) -> Option<u64> {
+        let dir = dir.filter(|_| self.is_limited())?;
+        // One that can't be asked takes nothing: that corrects itself with the next count.
+        let stat = dir.stat(None).ok().flatten();
+        Some(stat.map_or(0, |stat| size_of(&stat)))
     }
 
     /// Takes the room that changing `start..end` of a file, in units of `unit_bytes`, can need at most.
@@ -179,6 +195,141 @@ impl Usage {
             reserved,
             _stripe: stripe,
         })))
+    }
+}
+
+/// Room taken for something new. Given back unless it is made.
+#[must_use]
+pub(crate) struct Reserved<'a> {
+    usage: &'a Usage,
+    bytes: u64,
+    inodes: u64,
+    made: Cell<bool>,
+}
+
+impl Reserved<'_> {
+    /// It was made, and takes what was reserved.
+    pub fn keep(&self) {
+        self.made.set(true);
+    }
+
+    /// It was made, and is this.
+    pub fn made(&self, stat: &Stat) {
+        self.made.set(true);
+        if self.usage.is_limited() {
+            let mut used = self.usage.used();
+            used.bytes = (used.bytes + size_of(stat)).saturating_sub(self.bytes);
+        }
+    }
+
+    /// It was made, and is what `stat` says; or it was not, and everything is given back.
+    pub fn result<T>(self, done: &Result<T>, stat: impl FnOnce() -> vellum_sys::Result<Stat>) {
+        if done.is_ok() {
+            self.made.set(true);
+            if self.usage.is_limited()
+                && let Ok(stat) = stat()
+            {
+                self.made(&stat);
+            }
+        }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.made.get() {
+            self.usage.give_back(self.bytes, self.inodes);
+        }
+    }
+}
+
+impl Engine {
+    /// Reserves what copying up a file, or its data, can take.
+    pub(crate) fn reserve_data<'a>(
+        &self,
+        upper: &'a Upper,
+        from: &LowerFile,
+        what: What,
+        inodes: u64,
+    ) -> Result<Reserved<'a>> {
+        let bytes = match what {
+            What::Data if upper.usage.is_limited() => {
+                let stat = from
+                    .dir
+                    .stat(Some(&from.name))
+                    .map_err(self.io(from.layer))?;
+                let stat = stat.ok_or(Refusal::Stale)?;
+                let by_blocks = upper.options.blocks_from_bytes;
+                match by_blocks.is_some_and(|least| stat.size_bytes >= least) {
+                    true => 0,
+                    // Holes stay holes.
+                    false => size_of(&stat).min(stat.size_bytes.next_multiple_of(BLOCK_BYTES)),
+                }
+            }
+            _ => 0,
+        };
+        upper.usage.reserve(bytes, inodes)
+    }
+
+    /// Gives back what a file or directory took that has lost its last name: its room, and its block map. To be called
+    /// when it is gone on disk.
+    pub(crate) fn name_gone(&self, node: &LiveNode) -> Result<()> {
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        let state = node.state();
+        let file = match &state.body {
+            Body::Dir(dir) => {
+                if let Some(bytes) = upper.usage.of_dir(dir.upper.as_deref()) {
+                    upper.usage.give_back(bytes, 1);
+                }
+                return Ok(());
+            }
+            Body::File(file) => file,
+        };
+        let Some(UpperFile::Pinned(fd)) = &file.upper else {
+            return Ok(());
+        };
+        let by_blocks = matches!(file.data, DataAt::Blocks(_));
+        if !by_blocks && !upper.usage.is_limited() {
+            return Ok(());
+        }
+        let stat = vellum_sys::stat::stat_fd(fd).map_err(|e| upper.io(e))?;
+        if stat.nlink > 0 {
+            return Ok(());
+        }
+        upper.usage.give_back(size_of(&stat), 1);
+        if let DataAt::Blocks(blocks) = &file.data {
+            // Whoever still has it open reads on: the map is in memory then, and the lower file stays where it is. The
+            // name is gone whatever becomes of the map; one that can't be read is litter for the next settling.
+            let opened = vellum_sys::rooted::reopen_for(fd, Access::ReadWrite);
+            if let Ok(inode) = opened
+                && blocks.open(&upper.blocks, inode).is_ok()
+            {
+                blocks.orphan(&upper.blocks)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the room to show, no more than the limit leaves.
+    pub(crate) fn within_limit(&self, mut room: Room) -> Room {
+        let Some(upper) = self.upper.as_ref().filter(|upper| upper.usage.is_limited()) else {
+            return room;
+        };
+        let used = *upper.usage.used();
+        let block_bytes = u64::from(room.block_bytes.max(1));
+        if let Some(size_bytes) = upper.usage.limit.size_bytes {
+            let free = size_bytes.saturating_sub(used.bytes) / block_bytes;
+            room.blocks = size_bytes / block_bytes;
+            room.blocks_free = room.blocks_free.min(free);
+            room.blocks_available = room.blocks_available.min(free);
+        }
+        if let Some(inodes) = upper.usage.limit.inodes {
+            room.inodes = inodes;
+            room.inodes_free = room.inodes_free.min(inodes.saturating_sub(used.inodes));
+        }
+        room
     }
 }
 

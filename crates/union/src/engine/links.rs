@@ -117,11 +117,15 @@ impl Engine {
         upper.set_nlink(&at, NlinkBase::Upper, count, stored.nlink)
     }
 
-    /// Removes a file from the index if it has lost its last name.
+    /// Removes a file from the index if it has lost its last name, and gives back what then nobody needs.
     pub(crate) fn after_links_change(&self, node: &LiveNode) -> Result<()> {
-        if node.is_dir() {
-            return Ok(());
+        if !node.is_dir() {
+            self.drop_from_index(node)?;
         }
+        self.name_gone(node)
+    }
+
+    fn drop_from_index(&self, node: &LiveNode) -> Result<()> {
         let mut state = node.state_mut();
         let Some((upper, at, stored)) = self.counted(node, &state)? else {
             return Ok(());

@@ -244,6 +244,27 @@ fn enter(upper: &Upper) -> vellum_sys::Result<()> {
     Ok(())
 }
 
+/// Removes what an engine that was killed left in `work` to keep kernels away. The caller has the directory locked.
+pub(crate) fn forget_open(work: &Path) -> vellum_sys::Result<()> {
+    let staging = match Dir::open(work)?.open_dir(workdir::STAGING) {
+        Ok(staging) => staging,
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let incompat = match staging.open_dir("incompat") {
+        Ok(incompat) => incompat,
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    match incompat.rmdir(INCOMPAT_OPEN) {
+        Err(error) if !error.is_not_found() => return Err(error),
+        _ => {}
+    }
+    // Not empty if something else still keeps kernels away.
+    let _ = staging.rmdir("incompat");
+    Ok(())
+}
+
 /// Refuses directories of which one is in the other: copies would be staged in plain view.
 fn apart(upper: &Path, work: &Path) -> Result<()> {
     let full = |path: &Path| std::fs::canonicalize(path).map_err(|e| bad(path, e.to_string()));

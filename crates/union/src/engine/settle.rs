@@ -19,7 +19,7 @@ use crate::blocks::BlockMaps;
 use crate::blocks::maps::{map_mark, parse_map_name};
 use crate::engine::Engine;
 use crate::engine::blocks::{BlockFile, BlockStore};
-use crate::engine::recovery::lock;
+use crate::engine::recovery::{forget_open, lock};
 use crate::layer::Layer;
 use crate::{Error, Result};
 
@@ -98,7 +98,12 @@ pub fn settle(
     let lowers = lowers.chain(options.lowers.iter().rev()).cloned().collect();
     let (maps, prefix) = (Arc::new(maps), options.prefix);
     let store = BlockStore::open(work, maps, name.clone(), prefix, true, lowers)?;
-    Run::new(&store, name, progress, cancel)?.all(&upper, index.as_ref())
+    let settled = Run::new(&store, name.clone(), progress, cancel)?.all(&upper, index.as_ref())?;
+    if settled.complete {
+        // An engine that was killed left it; nobody has the directory now, and nothing in it is Vellum's alone.
+        forget_open(&options.work).map_err(io)?;
+    }
+    Ok(settled)
 }
 
 impl Engine {

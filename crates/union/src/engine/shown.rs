@@ -190,7 +190,7 @@ impl Engine {
             None => self.stack.roots()[0].dir.dir.room(),
         };
         let room = room.map_err(self.io(0))?;
-        Ok(Room {
+        Ok(self.within_limit(Room {
             block_bytes: room.block_bytes,
             blocks: room.blocks,
             blocks_free: room.blocks_free,
@@ -198,7 +198,7 @@ impl Engine {
             inodes: room.inodes,
             inodes_free: room.inodes_free,
             name_max_bytes: room.name_max_bytes,
-        })
+        }))
     }
 }
 
