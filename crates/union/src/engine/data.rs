@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use vellum_sys::data::{self, AllocateFlags};
+use vellum_sys::flags::IMMUTABLE;
 use vellum_sys::rooted::{self, Access};
 use vellum_sys::{FileKind, publish};
 
@@ -16,6 +17,7 @@ use crate::blocks::view::Piece;
 use crate::engine::blocks::{BlockFile, OpenBlocks};
 use crate::engine::copy_up::What;
 use crate::engine::files::Opened;
+use crate::engine::flags;
 use crate::engine::limit::Charge;
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, LowerFile, State, UpperFile};
 use crate::engine::options::Durability;
@@ -30,6 +32,8 @@ const COPY_STEP_BYTES: usize = 4 << 20;
 enum Bytes {
     Lower(Arc<File>, usize),
     Upper(Arc<File>),
+    /// As `Upper`, of a file that only grows.
+    AppendOnly(Arc<File>),
     Blocks(Arc<BlockFile>, Arc<OpenBlocks>),
 }
 
@@ -43,7 +47,9 @@ impl Engine {
             Bytes::Lower(file, layer) => {
                 data::read_at(&*file, buffer, offset).map_err(self.io(layer))
             }
-            Bytes::Upper(file) => data::read_at(&*file, buffer, offset).map_err(self.io(0)),
+            Bytes::Upper(file) | Bytes::AppendOnly(file) => {
+                data::read_at(&*file, buffer, offset).map_err(self.io(0))
+            }
             Bytes::Blocks(blocks, open) => {
                 blocks.read(&self.upper()?.blocks, &open, buffer, offset)
             }
@@ -68,7 +74,10 @@ impl Engine {
         let count = self.change(&node, What::Data, |upper, place| {
             let charge = self.charge(upper, place, offset, end)?;
             let wrote = match place {
-                Bytes::Upper(file) => {
+                Bytes::AppendOnly(file) if !is_end(upper, file, offset)? => {
+                    Err(Refusal::NotPermitted.into())
+                }
+                Bytes::Upper(file) | Bytes::AppendOnly(file) => {
                     data::write_some_at(&**file, bytes, offset).map_err(|e| upper.io(e))
                 }
                 Bytes::Blocks(blocks, open) => blocks.write(&upper.blocks, open, bytes, offset),
@@ -99,6 +108,7 @@ impl Engine {
             let set = match place {
                 Bytes::Upper(file) => data::truncate(&**file, size_bytes).map_err(|e| upper.io(e)),
                 Bytes::Blocks(blocks, open) => blocks.truncate(&upper.blocks, open, size_bytes),
+                Bytes::AppendOnly(_) => Err(Refusal::NotPermitted.into()),
                 Bytes::Lower(..) => Err(Refusal::Stale.into()),
             };
             charge.settle();
@@ -138,6 +148,7 @@ impl Engine {
                         }
                         other => other,
                     }),
+                Bytes::AppendOnly(_) => Err(Refusal::NotPermitted.into()),
                 Bytes::Lower(..) => Err(Refusal::Stale.into()),
             };
             charge.settle();
@@ -156,7 +167,7 @@ impl Engine {
         };
         let found = match self.bytes(&node, false)?.1 {
             Bytes::Lower(file, layer) => in_file(&file).map_err(self.io(layer))?,
-            Bytes::Upper(file) => in_file(&file).map_err(self.io(0))?,
+            Bytes::Upper(file) | Bytes::AppendOnly(file) => in_file(&file).map_err(self.io(0))?,
             Bytes::Blocks(blocks, open) => {
                 let piece = match whence {
                     Whence::Data => Piece::Data,
@@ -221,7 +232,7 @@ impl Engine {
     ) -> Result<Option<usize>> {
         let source = self.file_node(from)?;
         let source = match self.bytes(&source, false)?.1 {
-            Bytes::Lower(file, _) | Bytes::Upper(file) => file,
+            Bytes::Lower(file, _) | Bytes::Upper(file) | Bytes::AppendOnly(file) => file,
             Bytes::Blocks(..) => return Ok(None),
         };
         let target = self.file_node(to)?;
@@ -277,8 +288,12 @@ impl Engine {
             return Ok(());
         }
         match self.bytes(&node, false)?.1 {
-            Bytes::Upper(file) if data_only => data::sync_data(&*file).map_err(|e| upper.io(e)),
-            Bytes::Upper(file) => publish::sync_file(&*file).map_err(|e| upper.io(e)),
+            Bytes::Upper(file) | Bytes::AppendOnly(file) if data_only => {
+                data::sync_data(&*file).map_err(|e| upper.io(e))
+            }
+            Bytes::Upper(file) | Bytes::AppendOnly(file) => {
+                publish::sync_file(&*file).map_err(|e| upper.io(e))
+            }
             Bytes::Blocks(blocks, open) => blocks.sync(&upper.blocks, &open, data_only),
             // Attributes alone were copied up.
             Bytes::Lower(..) => self.sync_inode(upper, &node),
@@ -314,7 +329,8 @@ impl Engine {
         }
         Ok(match self.bytes(&node, write)?.1 {
             Bytes::Lower(file, _) | Bytes::Upper(file) => Some(file),
-            Bytes::Blocks(..) => None,
+            Bytes::AppendOnly(file) if !write => Some(file),
+            Bytes::AppendOnly(_) | Bytes::Blocks(..) => None,
         })
     }
 
@@ -355,6 +371,9 @@ impl Engine {
         mut act: impl FnMut(&Upper, &Bytes) -> Result<T>,
     ) -> Result<T> {
         let upper = self.upper()?;
+        if !node.in_upper() && self.is_immutable(node)? {
+            return Err(Refusal::NotPermitted.into());
+        }
         loop {
             self.to_upper(node, what)?;
             let (done, complete) = {
@@ -434,11 +453,35 @@ impl Engine {
                 Opened::Blocks(Arc::new(blocks.open(&upper.blocks, inode)?))
             }
         };
+        if let Some(protected) = self.protected(&opened)? {
+            // Not kept: each call looks again.
+            return match (write, protected & IMMUTABLE, &opened) {
+                (false, _, _) => bytes_of(&file.data, &opened, false),
+                (true, 0, Opened::Upper(file)) => Some(Bytes::AppendOnly(Arc::clone(file))),
+                (true, _, _) => return Err(Refusal::NotPermitted.into()),
+            }
+            .map(|bytes| (state, bytes))
+            .ok_or_else(|| Refusal::Stale.into());
+        }
         self.files.put(node.id, opened.clone());
         match bytes_of(&file.data, &opened, write) {
             Some(bytes) => Ok((state, bytes)),
             None => Err(Refusal::Stale.into()),
         }
+    }
+
+    /// Returns the flags that protect an opened upper inode, if it has any.
+    fn protected(&self, opened: &Opened) -> Result<Option<u32>> {
+        let Some(upper) = &self.upper else {
+            return Ok(None);
+        };
+        let flags = match opened {
+            Opened::Upper(file) => flags::marked(upper, file),
+            Opened::Blocks(open) => flags::marked(upper, &open.upper),
+            Opened::Lower(_) | Opened::UpperToRead(_) => return Ok(None),
+        };
+        let flags = flags.map_err(|e| upper.io(e))?;
+        Ok((flags != 0).then_some(flags))
     }
 
     fn bytes_kept(&self, node: &LiveNode, state: &State, write: bool) -> Result<Option<Bytes>> {
@@ -526,7 +569,7 @@ impl Engine {
         end: u64,
     ) -> Result<Charge<'a>> {
         match place {
-            Bytes::Upper(file) => upper.usage.charge(file, start, end, 0),
+            Bytes::Upper(file) | Bytes::AppendOnly(file) => upper.usage.charge(file, start, end, 0),
             // The rest of the first and the last block is copied.
             Bytes::Blocks(_, open) => {
                 let unit = u64::from(vellum_format::block_map::BLOCK_MAX_BYTES);
@@ -563,6 +606,11 @@ fn open_upper(place: &UpperFile, access: Access) -> vellum_sys::Result<File> {
         UpperFile::Named { dir, name } => dir.dir()?.open_file_for(name, access),
         UpperFile::Pinned(fd) => rooted::reopen_for(fd, access),
     }
+}
+
+fn is_end(upper: &Upper, file: &File, offset: u64) -> Result<bool> {
+    let stat = vellum_sys::stat::stat_fd(file).map_err(|e| upper.io(e))?;
+    Ok(offset == stat.size_bytes)
 }
 
 fn unsupported_or(
