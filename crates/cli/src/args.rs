@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use vellum_service::config::{Driver, MountMethod, parse_size};
+use vellum_service::config::{Driver, Engine, MountMethod, parse_size};
 
 mod container;
 mod image;
@@ -59,6 +59,9 @@ pub struct Global {
     /// Driver of new layers and containers: overlay2, overlay or native
     #[arg(long, global = true, value_name = "NAME", value_parser = parse::<Driver>)]
     pub storage_driver: Option<Driver>,
+    /// Who mounts: auto (the kernel where it can), kernel or vellum
+    #[arg(long, global = true, value_name = "NAME", value_parser = parse::<Engine>)]
+    pub engine: Option<Engine>,
     /// Leave off the kernel marks that Docker's and containerd's own diff would misread
     #[arg(long, global = true)]
     pub docker_compatible: bool,

@@ -120,6 +120,7 @@ fn settings(around: &Surroundings, cli: &Cli) -> Result<Config, Failure> {
         run_dir,
         config,
         storage_driver,
+        engine,
         docker_compatible,
         mount_method,
         mount_options,
@@ -138,6 +139,7 @@ fn settings(around: &Surroundings, cli: &Cli) -> Result<Config, Failure> {
         root: root.as_deref().map(absolute).transpose()?,
         run_dir: run_dir.as_deref().map(absolute).transpose()?,
         storage_driver: *storage_driver,
+        engine: *engine,
         docker_compatible: docker_compatible.then_some(true),
         mount,
         ..Partial::default()

@@ -62,6 +62,42 @@ impl fmt::Display for MountMethod {
     }
 }
 
+/// Who mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// The kernel where it can, else Vellum's own.
+    Auto,
+    /// The kernel's overlay, or nobody.
+    Kernel,
+    /// Vellum's own engine, through FUSE.
+    Vellum,
+}
+
+impl FromStr for Engine {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kernel" => Ok(Self::Kernel),
+            "vellum" => Ok(Self::Vellum),
+            other => Err(format!(
+                "`{other}` is no engine; there are auto, kernel and vellum"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Kernel => "kernel",
+            Self::Vellum => "vellum",
+        })
+    }
+}
+
 /// Whether a kernel feature is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -150,6 +186,8 @@ pub struct Config {
     pub run_dir: Setting<PathBuf>,
     /// The driver of new layers and containers.
     pub storage_driver: Setting<Driver>,
+    /// Who mounts containers and images.
+    pub engine: Setting<Engine>,
     /// Leave off every mark that Docker's and containerd's own diff would misread.
     pub docker_compatible: Setting<bool>,
     /// How layers are handed to the kernel.
@@ -404,6 +442,13 @@ fn merge(
             "--storage-driver",
             |p| p.storage_driver,
             || Driver::Overlay2,
+        ),
+        engine: pick(
+            layers,
+            "VELLUM_ENGINE",
+            "--engine",
+            |p| p.engine,
+            || Engine::Auto,
         ),
         docker_compatible: pick(
             layers,

@@ -10,7 +10,7 @@ use vellum_format::Prefix;
 use vellum_store::{ContainerRecord, Labels, LayerDir, Shape, TreeParts};
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, rooted};
-use vellum_union::{Dialect, DirLayer, Layer, Stack};
+use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, Stack};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -135,7 +135,14 @@ pub fn stack(parts: &TreeParts) -> Result<Stack> {
         .layers()
         .iter()
         .enumerate()
-        .map(|(at, layer)| open(layer, has_upper && at == 0))
+        .map(|(at, layer)| {
+            let top = has_upper && at == 0;
+            let work = match &parts.shape {
+                Shape::Overlay(overlay) if top => overlay.work.as_deref(),
+                _ => None,
+            };
+            open(layer, top, work)
+        })
         .collect::<Result<Vec<_>>>()?;
     Ok(Stack::new(layers)?)
 }
@@ -145,6 +152,7 @@ pub fn plain_stack(dir: &Path) -> Result<Stack> {
     Ok(Stack::new(vec![layer(
         dir,
         in_privilege(Dialect::plain()),
+        None,
     )?])?)
 }
 
@@ -193,16 +201,18 @@ pub(crate) fn adopt_root(parts: &TreeParts, from: Option<&Path>) -> Result<()> {
 
 /// Returns one layer as a union of its own.
 pub fn layer_stack(layer: &LayerDir) -> Result<Stack> {
-    Ok(Stack::new(vec![open(layer, false)?])?)
+    Ok(Stack::new(vec![open(layer, false, None)?])?)
 }
 
-fn open(layer: &LayerDir, engine: bool) -> Result<Arc<dyn Layer>> {
+/// `work` knows which parts of the layer's files are elsewhere, where it is an upper that our engine wrote to.
+fn open(layer: &LayerDir, engine: bool, work: Option<&Path>) -> Result<Arc<dyn Layer>> {
     let dialect = dialect(engine || layer.features.is_some());
-    self::layer(&layer.dir, dialect)
+    let maps = work.filter(|work| work.exists()).map(BlockMaps::open);
+    self::layer(&layer.dir, dialect, maps.transpose()?.flatten())
 }
 
 /// Opens a directory as a layer, the way a mount would see it: what is mounted somewhere inside is no part of it.
-fn layer(path: &Path, dialect: Dialect) -> Result<Arc<dyn Layer>> {
+fn layer(path: &Path, dialect: Dialect, maps: Option<BlockMaps>) -> Result<Arc<dyn Layer>> {
     let dir = Dir::open(path)?;
     let dir = match vellum_sys::mount::without_submounts(&dir) {
         Ok(alone) => alone,
@@ -210,11 +220,8 @@ fn layer(path: &Path, dialect: Dialect) -> Result<Arc<dyn Layer>> {
         Err(e) if e.is_denied() || e.is_unsupported() => dir,
         Err(e) => return Err(e.into()),
     };
-    Ok(Arc::new(DirLayer::new(
-        dir,
-        path.display().to_string(),
-        dialect,
-    )))
+    let layer = DirLayer::new(dir, path.display().to_string(), dialect);
+    Ok(Arc::new(layer.with_block_maps(maps.map(Arc::new))))
 }
 
 fn dialect(engine: bool) -> Dialect {

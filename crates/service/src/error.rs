@@ -137,6 +137,13 @@ pub enum Error {
     #[error(transparent)]
     Fuse(#[from] vellum_fuse::Error),
 
+    /// The process that was to serve a mount of a container could not.
+    #[error("Vellum's engine could not mount it: {said}")]
+    Engine {
+        /// What it said.
+        said: String,
+    },
+
     /// An image's bytes could not be read or written.
     #[error(transparent)]
     Image(#[from] vellum_image::Error),
@@ -335,6 +342,7 @@ impl Error {
             | Self::Mount(_)
             | Self::Union(_)
             | Self::Fuse(_)
+            | Self::Engine { .. }
             | Self::Image(_)
             | Self::Cancelled => None,
         }

@@ -72,6 +72,12 @@ pub fn probe_now(ctx: &Context) -> Result<Facts> {
         xino: dir.overlay.xino,
         d_type: dir.d_type,
         fs_name: dir.fs_name,
+        root: kernel.may_mount && !kernel.in_user_namespace,
+        fuse: fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .is_ok(),
     })
 }
 

@@ -239,6 +239,11 @@ pub fn settings(config: &Config) -> Vec<SettingLine> {
         &config.docker_compatible.source,
     );
     add(
+        "engine",
+        config.engine.value.to_string(),
+        &config.engine.source,
+    );
+    add(
         "size",
         config
             .size_bytes

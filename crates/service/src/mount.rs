@@ -5,21 +5,25 @@
 //! bind mounts of that one, because two overlays of one upper would corrupt it. All calls are idempotent and hold the container's lock.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vellum_store::{ContainerRecord, DriverKind, Shape, TreeParts};
+use vellum_sys::Dir;
+use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::mount::{self, BindOptions, Detach, MountError};
 use vellum_sys::mountinfo::{self, Table};
 
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::place::{self, Shows};
-use crate::plan::{Plan, Wishes, method_name, plan};
+use crate::overlay::daemon;
+use crate::place::{self, ENGINE_TYPE, Shows};
+use crate::plan::{EngineMount, Plan, Wishes, method_name, plan};
 use crate::{container, facts, names, run_dir};
 
 /// A mount that is there.
@@ -159,6 +163,10 @@ fn mount_at(
     if let Plan::Overlay {
         features: Some(features),
         ..
+    }
+    | Plan::Engine {
+        features: Some(features),
+        ..
     } = &planned
     {
         if parts.features.is_none() {
@@ -167,7 +175,10 @@ fn mount_at(
         // Before the mount: from then on the upper may carry the marks.
         ctx.store()?.record_features(&record.snapshot, *features)?;
     }
-    let done = execute(&planned, target).map_err(|e| explain(e, parts, &record.name));
+    let done = match execute(ctx, &planned, target) {
+        Err(Error::Mount(error)) => Err(explain(error, parts, &record.name)),
+        done => done,
+    };
     if done.is_err() && parts.driver == DriverKind::Overlay2 {
         // The first error is the one to tell; an empty directory does no harm.
         let _ = fs::remove_dir(target);
@@ -176,7 +187,7 @@ fn mount_at(
 }
 
 /// Does what is planned, and returns the method's name.
-fn execute(planned: &Plan, target: &Path) -> std::result::Result<&'static str, MountError> {
+fn execute(ctx: &Context, planned: &Plan, target: &Path) -> Result<&'static str> {
     match planned {
         Plan::Bind { source, read_only } => {
             let options = BindOptions {
@@ -197,7 +208,42 @@ fn execute(planned: &Plan, target: &Path) -> std::result::Result<&'static str, M
             }
             Ok(method_name(method))
         }
+        Plan::Engine { mount, .. } => {
+            // The source tells mounts of this store from others' in the mount table.
+            let arguments = engine_arguments(mount, ctx.store()?.root(), target);
+            daemon::start_overlay(&arguments)?;
+            Ok("engine")
+        }
     }
+}
+
+/// Returns the arguments of `vellum overlay` for a mount. Each layer is an argument of its own: there is a limit for one.
+fn engine_arguments(mount: &EngineMount, source: &Path, target: &Path) -> Vec<OsString> {
+    let mut arguments = Vec::new();
+    let mut add = |name: &str, value: &OsStr| {
+        let mut text = name.as_bytes().to_vec();
+        for &byte in value.as_bytes() {
+            if matches!(byte, b'\\' | b',' | b':' | b'"') {
+                text.push(b'\\');
+            }
+            text.push(byte);
+        }
+        arguments.push(OsString::from("-o"));
+        arguments.push(OsString::from_vec(text));
+    };
+    for lower in &mount.lowers {
+        add("lowerdir+=", lower.as_os_str());
+    }
+    for (name, dir) in [("upperdir=", &mount.upper), ("workdir=", &mount.work)] {
+        if let Some(dir) = dir {
+            add(name, dir.as_os_str());
+        }
+    }
+    arguments.push("-o".into());
+    arguments.push(mount.options().join(",").into());
+    arguments.push(source.into());
+    arguments.push(target.into());
+    arguments
 }
 
 /// Adds who is in the way.
@@ -232,7 +278,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
     };
     let parts = ctx.store()?.tree(top)?;
     let planned = plan_parts(ctx, &parts, true)?;
-    let method = execute(&planned, &target)?;
+    let method = execute(ctx, &planned, &target)?;
     Ok(Mounted {
         id: None,
         name: name.to_owned(),
@@ -272,8 +318,10 @@ pub fn places(parts: &TreeParts, table: &Table) -> Vec<PathBuf> {
     let mut found = Vec::new();
     match &parts.shape {
         Shape::Overlay(overlay) => {
-            let at =
-                |m: &&mountinfo::Mount| m.mount_point == overlay.merged && m.fs_type == "overlay";
+            let at = |m: &&mountinfo::Mount| {
+                m.mount_point == overlay.merged
+                    && (m.fs_type == "overlay" || m.fs_type == ENGINE_TYPE)
+            };
             let Some(own) = table.mounts().iter().rev().find(at) else {
                 return found;
             };
@@ -346,6 +394,13 @@ pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Re
     for place in places.iter().rev() {
         take_away(place, force, &record.name)?;
     }
+    if let Shape::Overlay(overlay) = &parts.shape
+        && let Some(upper) = &overlay.upper
+        && !places.is_empty()
+        && !force
+    {
+        wait_for_engine(&upper.dir);
+    }
     // Docker's overlay2 has the directory only while mounted, its overlay always.
     if let (Shape::Overlay(overlay), DriverKind::Overlay2) = (&parts.shape, parts.driver) {
         match fs::remove_dir(&overlay.merged) {
@@ -356,6 +411,20 @@ pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Re
         }
     }
     Ok(places)
+}
+
+/// Waits until the process that served the mount has written everything and let go of the upper: the next mount would find it taken.
+fn wait_for_engine(upper: &Path) {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        let free = Dir::open(upper).and_then(|dir| Lock::try_now(dir, Sharing::Shared));
+        match free {
+            Ok(Some(_)) | Err(_) => return,
+            Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    tracing::warn!(upper = %upper.display(), "the engine is still writing");
 }
 
 fn take_away(place: &Path, force: bool, name: &str) -> Result<()> {
@@ -496,7 +565,8 @@ fn images_mounted(ctx: &Context) -> Result<Vec<PathBuf>> {
                     .unwrap_or_default();
                 is_layer(first) || is_layer(l.as_bytes())
             });
-        overlay || (m.is_read_only() && shows_tree(&m.root))
+        let engine = m.fs_type == ENGINE_TYPE && Path::new(&m.source) == root;
+        overlay || engine || (m.is_read_only() && shows_tree(&m.root))
     };
     let inside = |m: &&mountinfo::Mount| m.mount_point.starts_with(&root);
     Ok(table

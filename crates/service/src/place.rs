@@ -13,6 +13,9 @@ use vellum_sys::mountinfo::{self, Mount, Table};
 use crate::error::{Error, Result};
 use crate::home::Cover;
 
+/// The type of a mount by Vellum's own engine, as the mount table has it.
+pub(crate) const ENGINE_TYPE: &str = "fuse.vellum";
+
 /// What shows at the place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shows {
@@ -68,7 +71,9 @@ fn judge(home: &Path, merged: &Path, table: &Table) -> Result<Shows> {
     // A view of a single layer is a bind mount of the store's own file system.
     let is_ours = |m: &Mount| {
         m.mount_point == merged
-            && (m.fs_type == "overlay" || m.dev == base.dev && m.root != Path::new("/"))
+            && (m.fs_type == "overlay"
+                || m.fs_type == ENGINE_TYPE
+                || m.dev == base.dev && m.root != Path::new("/"))
     };
     match over.as_slice() {
         [] => return Ok(Shows::Nothing),

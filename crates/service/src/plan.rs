@@ -20,7 +20,7 @@ use vellum_sys::mount::{
     KERNEL_LAYER_LIMIT, Method, OverlayMount, OverlayOptions, RedirectDir, Xino, option_page_bytes,
 };
 
-use crate::config::{Config, MountMethod, Toggle};
+use crate::config::{Config, Engine, MountMethod, Toggle};
 
 /// Bytes of options that mount(2) passes: a page of 4096 without the closing NUL.
 pub const OPTION_PAGE_BYTES: usize = 4095;
@@ -52,11 +52,17 @@ pub struct Facts {
     pub d_type: bool,
     /// The file system's name.
     pub fs_name: String,
+    /// Root in no user namespace asks: marks are `trusted.overlay.*`.
+    pub root: bool,
+    /// FUSE can be used.
+    pub fuse: bool,
 }
 
 /// What is configured, as far as mounting depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wishes {
+    /// Who mounts.
+    pub engine: Engine,
     /// How layers are handed over.
     pub method: MountMethod,
     /// Directories of lower layers can be renamed.
@@ -77,6 +83,7 @@ impl Wishes {
     /// Returns what `config` says, for a writable mount.
     pub fn of(config: &Config) -> Self {
         Self {
+            engine: config.engine.value,
             method: config.mount_method.value,
             redirect_dir: config.redirect_dir.value,
             metacopy: config.metacopy.value,
@@ -107,6 +114,38 @@ pub enum Plan {
         /// What the upper is mounted with, to be recorded before the first time. `None` without an upper.
         features: Option<MountFeatures>,
     },
+    /// A union by Vellum's own engine, served by a process of its own.
+    Engine {
+        /// What is mounted.
+        mount: EngineMount,
+        /// What the upper is mounted with, to be recorded before the first time. `None` without an upper.
+        features: Option<MountFeatures>,
+        /// Why not by the kernel.
+        because: String,
+    },
+}
+
+/// What Vellum's engine mounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineMount {
+    /// Read-only directories, top first.
+    pub lowers: Vec<PathBuf>,
+    /// The numbers of those that an engine made, whose marks are followed.
+    pub trusted: Vec<usize>,
+    /// The writable directory.
+    pub upper: Option<PathBuf>,
+    /// The work directory that goes with it.
+    pub work: Option<PathBuf>,
+    /// Marks are `user.overlay.*`, and what a plain user may not make is recorded.
+    pub userxattr: bool,
+    /// Directories of lower layers can be renamed.
+    pub redirect_dir: bool,
+    /// Attributes change without copying data.
+    pub metacopy: bool,
+    /// No syncs.
+    pub volatile: bool,
+    /// Refuse writing.
+    pub read_only: bool,
 }
 
 /// Why there is no plan.
@@ -157,6 +196,19 @@ pub enum Refusal {
         /// The file system.
         fs_name: String,
     },
+    /// Vellum's engine was chosen, or was needed, and there is no FUSE.
+    #[error(
+        "Vellum's own engine needs FUSE, and /dev/fuse can't be used; it was to mount because {because}"
+    )]
+    NoFuse {
+        /// Why the engine.
+        because: String,
+    },
+    /// The kernel is asked for, and the upper was written to by Vellum's engine.
+    #[error(
+        "this container was mounted by Vellum's own engine, which may have left files the kernel can't read"
+    )]
+    EngineMade,
     /// A feature is required that can't be had.
     #[error("{feature}=on is asked for, and {why}")]
     NoFeature {
@@ -196,6 +248,23 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Tells whether another engine than the kernel's could do it.
+    fn is_the_kernels(&self) -> bool {
+        match self {
+            Self::TooDeep { .. }
+            | Self::PageFull { .. }
+            | Self::NoOverlay { .. }
+            | Self::NoDType { .. }
+            | Self::NoFeature { .. }
+            | Self::UpperNeeds { .. }
+            | Self::LayerNeeds { .. } => true,
+            Self::NoMethod { .. }
+            | Self::NoFuse { .. }
+            | Self::EngineMade
+            | Self::Prefix { .. } => false,
+        }
+    }
+
     /// What the user could do.
     pub fn hint(&self) -> String {
         match self {
@@ -213,6 +282,8 @@ impl Refusal {
                 "give --root a directory on ext4, xfs, btrfs or tmpfs, load the kernel's `overlay` module, or use --storage-driver native".into()
             }
             Self::NoDType { .. } => "xfs needs ftype=1, ext4 the filetype feature; reformat, or use --storage-driver native".into(),
+            Self::NoFuse { .. } => "load the kernel's `fuse` module, or pass /dev/fuse into this container".into(),
+            Self::EngineMade => "leave engine at auto or vellum, or commit it and create a new container from the image".into(),
             Self::NoFeature { feature, .. } => format!("set {feature} to auto or off"),
             Self::UpperNeeds { .. } => {
                 "mount it where it was made, or commit it there and create a new container from the image".into()
@@ -239,8 +310,85 @@ pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, R
             source: root.clone(),
             read_only: *read_only || wishes.read_only,
         }),
-        Shape::Overlay(overlay) => plan_overlay(overlay, parts, facts, wishes),
+        Shape::Overlay(overlay) => {
+            let made = overlay.upper.is_some() && parts.features.is_some_and(|f| f.engine);
+            match wishes.engine {
+                Engine::Vellum => {
+                    plan_engine(overlay, parts, facts, wishes, "engine = vellum".into())
+                }
+                Engine::Kernel if made => Err(Refusal::EngineMade),
+                Engine::Kernel => plan_overlay(overlay, parts, facts, wishes),
+                Engine::Auto if made => {
+                    let because = "it was mounted by Vellum's engine before".into();
+                    plan_engine(overlay, parts, facts, wishes, because)
+                }
+                Engine::Auto => match plan_overlay(overlay, parts, facts, wishes) {
+                    Err(refusal) if refusal.is_the_kernels() && facts.fuse => {
+                        plan_engine(overlay, parts, facts, wishes, refusal.to_string())
+                    }
+                    planned => planned,
+                },
+            }
+        }
     }
+}
+
+/// Decides how Vellum's engine shows it.
+fn plan_engine(
+    overlay: &Overlay,
+    parts: &TreeParts,
+    facts: &Facts,
+    wishes: &Wishes,
+    because: String,
+) -> Result<Plan, Refusal> {
+    if !facts.fuse {
+        return Err(Refusal::NoFuse { because });
+    }
+    let userxattr = !facts.root;
+    for layer in &overlay.lowers {
+        if let Some(marks) = layer.features
+            && marks.userxattr != userxattr
+        {
+            return Err(prefix(format!("layer {}", layer.tree), marks.userxattr));
+        }
+    }
+    let wanted = |wish: Toggle| wish != Toggle::Off && !wishes.docker_compatible;
+    let features = match parts.features {
+        Some(recorded) if recorded.userxattr != userxattr => {
+            return Err(prefix(
+                "the container's own layer".into(),
+                recorded.userxattr,
+            ));
+        }
+        Some(recorded) => MountFeatures {
+            engine: true,
+            ..recorded
+        },
+        None => MountFeatures {
+            userxattr,
+            redirect_dir: wanted(wishes.redirect_dir),
+            metacopy: wanted(wishes.metacopy),
+            index: false,
+            xino: true,
+            engine: true,
+        },
+    };
+    let trusted = (0..overlay.lowers.len()).filter(|&at| overlay.lowers[at].features.is_some());
+    Ok(Plan::Engine {
+        mount: EngineMount {
+            lowers: overlay.lowers.iter().map(|l| l.dir.clone()).collect(),
+            trusted: trusted.collect(),
+            upper: overlay.upper.as_ref().map(|upper| upper.dir.clone()),
+            work: overlay.work.clone().filter(|_| overlay.upper.is_some()),
+            userxattr,
+            redirect_dir: features.redirect_dir,
+            metacopy: features.metacopy,
+            volatile: wishes.volatile,
+            read_only: wishes.read_only || overlay.upper.is_none(),
+        },
+        features: overlay.upper.as_ref().map(|_| features),
+        because,
+    })
 }
 
 fn plan_overlay(
@@ -397,6 +545,7 @@ fn policy_features(
         // Off until everything that reads layers keeps hard links together; see docs/semantics.md.
         index: false,
         xino,
+        engine: false,
     })
 }
 
@@ -480,8 +629,11 @@ fn options(features: MountFeatures, overlay: &Overlay, wishes: &Wishes) -> Overl
 /// A plan in a form that scripts can rely on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Printed {
-    /// `overlay` or `bind`.
+    /// `overlay`, `engine` or `bind`.
     pub kind: &'static str,
+    /// Why it is Vellum's engine; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
     /// How layers are handed over; absent for a bind.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<&'static str>,
@@ -521,6 +673,7 @@ impl Plan {
         match self {
             Self::Bind { source, read_only } => Printed {
                 kind: "bind",
+                because: None,
                 method: None,
                 lowers: vec![source.clone()],
                 upper: None,
@@ -530,6 +683,7 @@ impl Plan {
             },
             Self::Overlay { method, mount, .. } => Printed {
                 kind: "overlay",
+                because: None,
                 method: Some(method_name(method)),
                 lowers: mount.lowers.clone(),
                 upper: mount.upper.clone(),
@@ -545,7 +699,46 @@ impl Plan {
                     .collect(),
                 read_only: mount.read_only,
             },
+            Self::Engine { mount, because, .. } => Printed {
+                kind: "engine",
+                because: Some(because.clone()),
+                method: Some("fuse"),
+                lowers: mount.lowers.clone(),
+                upper: mount.upper.clone(),
+                work: mount.work.clone(),
+                options: mount.options(),
+                read_only: mount.read_only,
+            },
         }
+    }
+}
+
+impl EngineMount {
+    /// Returns its options as `vellum overlay` takes them, layers left out.
+    pub fn options(&self) -> Vec<String> {
+        let on = |on: bool| if on { "on" } else { "off" };
+        let mut options = vec![
+            format!("redirect_dir={}", on(self.redirect_dir)),
+            format!("metacopy={}", on(self.metacopy)),
+            "index=off".to_owned(),
+            "wh=plain".to_owned(),
+            "trust=archive".to_owned(),
+        ];
+        if !self.trusted.is_empty() {
+            let numbers: Vec<_> = self.trusted.iter().map(ToString::to_string).collect();
+            options.push(format!("trusted={}", numbers.join(":")));
+        }
+        if self.userxattr {
+            options.push("userxattr".to_owned());
+            options.push("xattr_permissions=2".to_owned());
+        }
+        if self.volatile && self.upper.is_some() {
+            options.push("volatile".to_owned());
+        }
+        if self.read_only {
+            options.push("ro".to_owned());
+        }
+        options
     }
 }
 
@@ -554,6 +747,9 @@ impl fmt::Display for Printed {
         match self.method {
             Some(method) => writeln!(f, "{} by {method}", self.kind)?,
             None => writeln!(f, "{}", self.kind)?,
+        }
+        if let Some(because) = &self.because {
+            writeln!(f, "because {because}")?;
         }
         if self.read_only {
             writeln!(f, "read-only")?;

@@ -184,6 +184,13 @@ pub struct MountFeatures {
     pub index: bool,
     /// Inode numbers are made unique across layers.
     pub xino: bool,
+    /// Vellum's own engine wrote to it: there may be files that only this engine reads.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub engine: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// All that is recorded about one snapshot.

@@ -516,18 +516,21 @@ impl Store {
 
     /// Records what the upper of `key` is about to be mounted with for the first time, and returns what holds.
     ///
-    /// If something is recorded already, that is returned and nothing changes: a changed default applies to new trees only.
+    /// If something is recorded already, that is returned and nothing changes: a changed default applies to new trees only. Except that
+    /// the engine, once it has mounted an upper, is recorded for good.
     /// Durable on return. Errors: `NotFound`.
     pub fn record_features(
         &self,
         key: &SnapshotKey,
         features: MountFeatures,
     ) -> Result<MountFeatures> {
-        if let Some(known) = self.stat(key)?.features {
+        if let Some(known) = self.stat(key)?.features
+            && (known.engine || !features.engine)
+        {
             return Ok(known);
         }
         let info = self.change(key, |record| {
-            record.features.get_or_insert(features);
+            record.features.get_or_insert(features).engine |= features.engine;
             Ok(())
         })?;
         Ok(info.features.unwrap_or(features))

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{ConfigError, Driver, MountMethod, RegistrySettings, Toggle};
+use super::{ConfigError, Driver, Engine, MountMethod, RegistrySettings, Toggle};
 
 /// What one place (a file, the environment, the flags) says. Absent means: says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,9 @@ pub struct Partial {
     /// Driver of new layers and containers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_driver: Option<Driver>,
+    /// Who mounts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
     /// Leave off what Docker's diff misreads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_compatible: Option<bool>,
@@ -238,6 +241,7 @@ pub(super) fn from_environment<'a>(
         root: path("VELLUM_ROOT"),
         run_dir: path("VELLUM_RUN_DIR"),
         storage_driver: value("VELLUM_STORAGE_DRIVER", text("VELLUM_STORAGE_DRIVER")?)?,
+        engine: value("VELLUM_ENGINE", text("VELLUM_ENGINE")?)?,
         docker_compatible: boolean(
             "VELLUM_DOCKER_COMPATIBLE",
             text("VELLUM_DOCKER_COMPATIBLE")?,

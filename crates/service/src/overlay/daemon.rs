@@ -25,6 +25,26 @@ const READY: &[u8] = b"ready\n";
 ///
 /// `called_as` is what it is to see (and `ps` to show) as its own name; `arguments` come behind [`SERVE_ARGUMENT`].
 pub fn start(called_as: &OsStr, arguments: &[OsString]) -> Result<i32> {
+    start_with(called_as, arguments, Stdio::inherit()).map(|(code, _)| code)
+}
+
+/// As [`start`] of `vellum overlay` with these arguments; what goes wrong is returned and not printed.
+pub fn start_overlay(arguments: &[OsString]) -> Result<()> {
+    let mut all = vec![OsString::from("overlay")];
+    all.extend_from_slice(arguments);
+    let (code, said) = start_with(OsStr::new("vellum"), &all, Stdio::piped())?;
+    match code {
+        0 => Ok(()),
+        _ => Err(Error::Engine {
+            said: String::from_utf8_lossy(&said)
+                .trim()
+                .replacen("error: ", "", 1),
+        }),
+    }
+}
+
+/// Returns the exit code, and what it said on a piped standard error if it failed.
+fn start_with(called_as: &OsStr, arguments: &[OsString], errors: Stdio) -> Result<(i32, Vec<u8>)> {
     let program = Path::new("/proc/self/exe");
     let failed = |source| Error::Program {
         program: program.into(),
@@ -36,6 +56,7 @@ pub fn start(called_as: &OsStr, arguments: &[OsString]) -> Result<i32> {
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(errors)
         .spawn()
         .map_err(failed)?;
     let mut said = Vec::new();
@@ -44,15 +65,20 @@ pub fn start(called_as: &OsStr, arguments: &[OsString]) -> Result<i32> {
         pipe.read_to_end(&mut said).map_err(failed)?;
     }
     if said == READY {
-        return Ok(0);
+        return Ok((0, Vec::new()));
+    }
+    let mut complaint = Vec::new();
+    if let Some(mut pipe) = child.stderr.take() {
+        pipe.read_to_end(&mut complaint).map_err(failed)?;
     }
     let status = child.wait().map_err(failed)?;
-    Ok(match status.code() {
+    let code = match status.code() {
         // It ended well without ever being ready: the mount was gone before it answered.
         Some(0) => 1,
         Some(code) => code,
         None => 128 + status.signal().unwrap_or(0),
-    })
+    };
+    Ok((code, complaint))
 }
 
 /// Becomes a daemon as far as can be before the mount is there: leads a session of its own.

@@ -81,10 +81,11 @@ pub fn lowers(options: &MountOptions) -> Result<(Vec<Arc<dyn Layer>>, Vec<Arc<dy
         Trust::ByRecord if !options.data_lowers.is_empty() => Trust::Engine,
         asked => asked,
     };
-    let open = |path: &PathBuf| -> Result<Arc<dyn Layer>> {
+    let open = |path: &PathBuf, named: bool| -> Result<Arc<dyn Layer>> {
         let dir = open_dir(path)?;
         let record = record_beside(path);
         let trust = match (trust, &record) {
+            _ if named => LayerTrust::Engine,
             (Trust::Engine, _) | (Trust::ByRecord, Some(_)) => LayerTrust::Engine,
             (Trust::Archive, _) | (Trust::ByRecord, None) => LayerTrust::Archive,
         };
@@ -105,12 +106,11 @@ pub fn lowers(options: &MountOptions) -> Result<(Vec<Arc<dyn Layer>>, Vec<Arc<dy
             dialect,
         )))
     };
-    let ordinary = options.lowers.iter().map(open).collect::<Result<_>>()?;
-    let data = options
-        .data_lowers
-        .iter()
-        .map(open)
-        .collect::<Result<_>>()?;
+    let ordinary = options.lowers.iter().enumerate();
+    let ordinary = ordinary.map(|(at, path)| open(path, options.trusted.contains(&at)));
+    let ordinary = ordinary.collect::<Result<_>>()?;
+    let data = options.data_lowers.iter().map(|path| open(path, false));
+    let data = data.collect::<Result<_>>()?;
     Ok((ordinary, data))
 }
 

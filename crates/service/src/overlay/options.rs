@@ -156,6 +156,8 @@ pub struct MountOptions {
     pub user_xattr: Option<bool>,
     /// Whose marks are followed in lower layers.
     pub trust: Trust,
+    /// Besides those, the marks of these layers are followed: numbers of `lowers`, from 0.
+    pub trusted: Vec<usize>,
     /// What `.wh.` names are.
     pub wh_files: WhFiles,
     /// How long the kernel remembers names and attributes.
@@ -210,6 +212,7 @@ impl MountOptions {
             xino: Toggle::Auto,
             user_xattr: None,
             trust: Trust::ByRecord,
+            trusted: Vec::new(),
             wh_files: WhFiles::Auto,
             cache_for: CACHE_FOR,
             writeback: false,

@@ -233,6 +233,12 @@ impl Reading {
                     }
                 };
             }
+            "trusted" => {
+                options.trusted = value
+                    .split(':')
+                    .map(|part| number(name, part))
+                    .collect::<Result<_, _>>()?;
+            }
             "wh" => {
                 options.wh_files = match value {
                     "auto" => WhFiles::Auto,
@@ -433,6 +439,16 @@ impl Reading {
         if self.squash_root {
             options.ids.squash_uid.get_or_insert(0);
             options.ids.squash_gid.get_or_insert(0);
+        }
+        if let Some(at) = options
+            .trusted
+            .iter()
+            .find(|&&at| at >= options.lowers.len())
+        {
+            return Err(BadOption::hinting(
+                format!("trusted={at}: there is no such layer"),
+                "lowerdir's first is 0",
+            ));
         }
         // As with the kernel: who asks for marks of lower layers by name has said that he trusts them.
         if self.follows_named && options.trust == Trust::ByRecord {

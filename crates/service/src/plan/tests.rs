@@ -18,12 +18,15 @@ fn facts() -> Facts {
         xino: true,
         d_type: true,
         fs_name: "extfs".into(),
+        root: true,
+        fuse: true,
     }
 }
 
 fn plain_user() -> Facts {
     Facts {
         trusted: false,
+        root: false,
         redirect_dir: false,
         metacopy: false,
         index: false,
@@ -33,6 +36,7 @@ fn plain_user() -> Facts {
 
 fn wishes() -> Wishes {
     Wishes {
+        engine: Engine::Kernel,
         method: MountMethod::Auto,
         redirect_dir: Toggle::Auto,
         metacopy: Toggle::Auto,
@@ -419,4 +423,87 @@ fn a_plan_prints_all_it_would_do() {
             0, 1, 2
         )
     );
+}
+
+#[test]
+fn the_engine_mounts_what_the_kernel_can_not() {
+    let auto = Wishes {
+        engine: Engine::Auto,
+        ..wishes()
+    };
+    let deep = parts(501);
+    let no_overlay = Facts {
+        trusted: false,
+        userxattr: false,
+        refusal: "no".into(),
+        ..facts()
+    };
+    let no_d_type = Facts {
+        d_type: false,
+        ..facts()
+    };
+    for (parts, facts, because) in [
+        (&deep, facts(), "501 layers"),
+        (&parts(2), no_overlay, "no overlay"),
+        (&parts(2), no_d_type, "d_type"),
+    ] {
+        match plan(parts, &facts, &auto) {
+            Ok(Plan::Engine {
+                because: why,
+                mount,
+                ..
+            }) => {
+                assert!(why.contains(because), "{why}");
+                assert!(!mount.userxattr, "root's marks stay root's");
+            }
+            other => panic!("{because}: {other:?}"),
+        }
+        // Who asks for the kernel, or has no FUSE, is told what the kernel says.
+        assert!(plan(parts, &facts, &wishes()).is_err());
+        let no_fuse = Facts {
+            fuse: false,
+            ..facts
+        };
+        assert!(plan(parts, &no_fuse, &auto).is_err());
+    }
+    assert!(matches!(
+        plan(&parts(2), &facts(), &auto),
+        Ok(Plan::Overlay { .. })
+    ));
+}
+
+#[test]
+fn an_upper_that_the_engine_wrote_to_is_kept_from_the_kernel() {
+    let mut made = parts(2);
+    made.features = Some(MountFeatures {
+        engine: true,
+        redirect_dir: true,
+        ..MountFeatures::default()
+    });
+    assert_eq!(plan(&made, &facts(), &wishes()), Err(Refusal::EngineMade));
+    for engine in [Engine::Auto, Engine::Vellum] {
+        let wishes = Wishes { engine, ..wishes() };
+        match plan(&made, &facts(), &wishes) {
+            Ok(Plan::Engine {
+                features: Some(features),
+                mount,
+                ..
+            }) => {
+                assert!(features.engine && mount.redirect_dir && !mount.metacopy);
+            }
+            other => panic!("{other:?}"),
+        }
+        let no_fuse = Facts {
+            fuse: false,
+            ..facts()
+        };
+        assert!(matches!(
+            plan(&made, &no_fuse, &wishes),
+            Err(Refusal::NoFuse { .. })
+        ));
+        assert!(matches!(
+            plan(&made, &plain_user(), &wishes),
+            Err(Refusal::Prefix { .. })
+        ));
+    }
 }
