@@ -268,11 +268,11 @@ impl Engine {
     pub(crate) fn make_impure(&self, dir: &LiveNode) -> Result<()> {
         let upper = self.upper()?;
         match dir.upper_dir() {
-            Some(handle) if !upper.by_name() => {
+            Some(handle) => {
                 let open = handle.dir().map_err(|error| upper.io(error))?;
                 self.mark_impure(upper, dir, &open)
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 }

@@ -229,7 +229,7 @@ impl Engine {
             (
                 at.ok_or(Refusal::Stale)?,
                 merged,
-                !upper.by_name() && self.has_origin(&state)?,
+                self.has_origin(&state)?,
             )
         };
         if merged {

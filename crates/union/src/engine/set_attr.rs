@@ -134,8 +134,11 @@ impl Engine {
                 (Ok(()), None) => return Ok(()),
                 (Ok(()), Some(record)) => {
                     // One that was refused before, and recorded, would hide this.
-                    let removed = at.remove_xattr(record);
-                    return removed.map(drop).map_err(|error| upper.io(error));
+                    return match at.remove_xattr(record) {
+                        // A symbolic link can't have one.
+                        Err(error) if error.is_denied() => Ok(()),
+                        removed => removed.map(drop).map_err(|error| upper.io(error)),
+                    };
                 }
                 (Err(error), Some(_)) if error.is_denied() || error.is_unsupported() => {}
                 (Err(error), _) => return Err(upper.io(error)),
