@@ -6,6 +6,7 @@
 //! opaque before it is seen.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::acl::{self, Acl};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
+use crate::engine::files::Opened;
 use crate::engine::hide::Above;
 use crate::engine::nodes::{Body, DataAt, FileBody, Held, LiveNode, Names, UpperFile};
 use crate::engine::records;
@@ -63,10 +65,14 @@ impl Engine {
         let taken = upper.usage.reserve(0, 1)?;
         let done = self.in_dir(&dir, |handle, names| {
             let at = handle.dir().map_err(|error| upper.io(error))?;
-            let stored = self.make(upper, &dir, names, &at, name, &new)?;
+            let (stored, file) = self.make(upper, &dir, names, &at, name, &new)?;
             taken.made(&stored);
             let kind = kind_of(what);
             let node = self.add_new((&dir, names, name), &stored, kind)?;
+            if let Some(file) = file {
+                // It is about to be written to.
+                self.files.put(node.id, Opened::Upper(Arc::new(file)));
+            }
             self.entry_made(node, stored)
         });
         self.table.sweep();
@@ -244,7 +250,7 @@ impl Engine {
         if names.get(name).is_some() {
             return Ok(Free::No);
         }
-        let below = self.below(dir, name)?.is_some();
+        let below = !names.is_absent_below(name) && self.below(dir, name)?.is_some();
         if !below && !ask && !upper.by_name() {
             return Ok(Free::Yes(Above::Nothing));
         }
@@ -264,7 +270,7 @@ impl Engine {
         at: &Dir,
         name: &OsStr,
         new: &New<'_>,
-    ) -> Result<Stat> {
+    ) -> Result<(Stat, Option<File>)> {
         let direct = direct(upper, new)?;
         let mut over = match self.is_free(upper, dir, names, at, name, !direct)? {
             Free::Yes(over) => over,
@@ -276,9 +282,10 @@ impl Engine {
             drop(acting);
             match made {
                 Ok(Some(file)) => {
-                    return vellum_sys::stat::stat_fd(&file).map_err(|error| upper.io(error));
+                    let stored = vellum_sys::stat::stat_fd(&file);
+                    return Ok((stored.map_err(|error| upper.io(error))?, Some(file)));
                 }
-                Ok(None) => return at.stat(name).map_err(|error| upper.io(error)),
+                Ok(None) => return Ok((at.stat(name).map_err(|error| upper.io(error))?, None)),
                 Err(error) if !error.is_exists() => return Err(upper.io(error)),
                 Err(_) => {}
             }
@@ -302,7 +309,7 @@ impl Engine {
         match published {
             Ok(stored) => {
                 upper.unhide_name(at, name)?;
-                Ok(stored)
+                Ok((stored, None))
             }
             Err(error) => {
                 match is_dir {
@@ -451,7 +458,7 @@ fn make_plain(
     name: &OsStr,
     what: &NewNode,
     mode: u32,
-) -> vellum_sys::Result<Option<std::fs::File>> {
+) -> vellum_sys::Result<Option<File>> {
     let (kind, rdev) = match what {
         NewNode::File => return dir.create_file(name, mode).map(Some),
         NewNode::Dir => return dir.mkdir(name, mode).map(|()| None),

@@ -427,8 +427,8 @@ pub(crate) fn pin(
         None => {}
     }
     let fd = at.open_path(name)?;
-    let inode = vellum_sys::stat::stat_fd(&fd)?;
-    if inode.nlink > 1 {
+    if state.places().nth(1).is_some() {
+        let inode = vellum_sys::stat::stat_fd(&fd)?;
         for place in state.places() {
             let Some(dir) = place.parent.upper_dir() else {
                 continue;

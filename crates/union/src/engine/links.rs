@@ -307,12 +307,11 @@ impl Upper {
     }
 }
 
-/// Returns whether a file's bytes, all or some, are in a lower layer while its inode is in the upper.
+/// Returns whether a file's bytes are in a lower layer, found by name or redirect, while its inode is in the upper. (The
+/// map of a file copied up block by block names the lower file by itself.)
 pub(crate) fn has_data_below(state: &State) -> bool {
     match &state.body {
-        Body::File(file) => {
-            file.upper.is_some() && matches!(file.data, DataAt::Lower(_) | DataAt::Blocks(_))
-        }
+        Body::File(file) => file.upper.is_some() && matches!(file.data, DataAt::Lower(_)),
         Body::Dir(_) => false,
     }
 }

@@ -104,7 +104,12 @@ impl Engine {
             self.stack.merge_parts(&ask, &dir.parts, name, path)?
         };
         match merged {
-            Merged::Absent(_) => Ok(None),
+            Merged::Absent(why) => {
+                if why.is_none() {
+                    names.note_absent(name);
+                }
+                Ok(None)
+            }
             Merged::Dir { parts, .. } => {
                 let (ino, seen, body) = self.dir_body(parent, name, parts);
                 let at = (parent, names, name);

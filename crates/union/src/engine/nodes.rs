@@ -57,6 +57,9 @@ pub(crate) struct LiveNode {
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     live: HashMap<OsString, Weak<LiveNode>>,
+    /// The last name that was looked up and of which no layer has anything, not even a whiteout. Lower layers never get
+    /// it, so for them this stays true; whoever makes something finds the name in the upper layer or not.
+    absent: Option<Box<OsStr>>,
 }
 
 /// Where a node is.
@@ -283,6 +286,18 @@ impl Names {
     /// Returns the live node of this name.
     pub fn get(&self, name: &OsStr) -> Option<Arc<LiveNode>> {
         self.live.get(name)?.upgrade()
+    }
+
+    /// Notes that no layer has anything of this name.
+    pub fn note_absent(&mut self, name: &OsStr) {
+        if self.absent.as_deref() != Some(name) {
+            self.absent = Some(name.into());
+        }
+    }
+
+    /// Returns whether it is known that no lower layer has anything of this name.
+    pub fn is_absent_below(&self, name: &OsStr) -> bool {
+        self.absent.as_deref() == Some(name)
     }
 
     /// Lists a node. Its places are the caller's.

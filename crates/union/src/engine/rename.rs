@@ -219,6 +219,7 @@ impl Engine {
 
     /// Writes the marks that something needs at another place. They change nothing where it is.
     fn mark_for(&self, upper: &Upper, node: &LiveNode, from: &End<'_>, to: &End<'_>) -> Result<()> {
+        let comes = !Arc::ptr_eq(from.dir, to.dir) && !self.is_impure(to.dir)?;
         let (at, merged, has_origin) = {
             let state = node.state();
             let at = state.at().map_err(|error| upper.io(error))?;
@@ -229,7 +230,7 @@ impl Engine {
             (
                 at.ok_or(Refusal::Stale)?,
                 merged,
-                self.has_origin(&state)?,
+                comes && self.has_origin(&state)?,
             )
         };
         if merged {
@@ -242,7 +243,7 @@ impl Engine {
                 .make_opaque(&from.at, from.name)
                 .map_err(|error| upper.io(error))?;
         }
-        if has_origin && !Arc::ptr_eq(from.dir, to.dir) {
+        if has_origin {
             self.make_impure(to.dir)?;
         }
         Ok(())
