@@ -8,11 +8,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use engine_support::{Rig, User, options, user, view};
+use engine_support::{Rig, User, user, view};
 use rustix::io::Errno;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{Rng, Tree};
-use vellum_union::engine::{Engine, NewNode, RenameMode, SetAttr};
+use vellum_union::engine::{NewNode, RenameMode, SetAttr};
 use vellum_union::{Error, Refusal};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -246,7 +246,7 @@ fn round(rng: &mut Rng, links: bool, count: usize) {
     }
     let (judge_upper, judge_work) = (rig.scratch.dir("fs/ju"), rig.scratch.dir("fs/jw"));
     let merged = rig.mount_kernel(&judge_upper, &judge_work);
-    let open = || Engine::open(options(&rig.lowers, &rig.upper, &rig.work)).unwrap();
+    let open = || rig.open();
     let mut engine = open();
     let mut done = Vec::new();
     for step in 0..count {

@@ -69,7 +69,15 @@ impl Rig {
     }
 
     pub fn open(&self) -> Engine {
-        Engine::open(self.options()).unwrap()
+        // The kernel lets go of an upper some time after the unmounting, when another process is just being started.
+        for _ in 0..500 {
+            match Engine::open(self.options()) {
+                Err(Error::BadUpper { why, .. }) if why.contains("the kernel") => {}
+                other => return other.unwrap(),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        panic!("the kernel keeps the upper");
     }
 
     /// The layers as the kernel shows them, with all features on.
