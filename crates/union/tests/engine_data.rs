@@ -5,13 +5,18 @@ mod engine_support;
 
 use std::ffi::OsStr;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engine_support::Rig;
+use vellum_format::Prefix;
+use vellum_sys::Cancel;
 use vellum_testkit::FsKind;
 use vellum_testkit::rng::Rng;
-use vellum_union::engine::{Caller, Durability, Engine, EngineOptions, NodeId, SetAttr, Whence};
-use vellum_union::{Error, Refusal};
+use vellum_union::engine::{
+    Caller, Durability, Engine, EngineOptions, NodeId, SetAttr, SettleOptions, Whence, settle,
+};
+use vellum_union::{Dialect, DirLayer, Error, Layer, Refusal};
 
 const ROOT: Caller = Caller {
     uid: 0,
@@ -284,6 +289,12 @@ fn exercise(kind: FsKind, blocks: Option<u64>, durability: Durability, steps: us
                 }
                 check_all(&engine, &files);
             }
+            if step % 601 == 600 {
+                engine.close().unwrap();
+                settle_all(&rig, &files);
+                engine = Engine::open(options(&rig, blocks, durability)).unwrap();
+                check_all(&engine, &files);
+            }
         }
         check_all(&engine, &files);
     }));
@@ -296,6 +307,28 @@ fn exercise(kind: FsKind, blocks: Option<u64>, durability: Durability, steps: us
     for ((layer, name), original) in [(0, "a"), (1, "b"), (1, "c")].into_iter().zip(&originals) {
         let now = std::fs::read(rig.lowers[layer].join(name)).unwrap();
         assert!(now == *original, "a lower file was written to");
+    }
+}
+
+/// Settles the upper, and demands that its files are what they should be without any union.
+fn settle_all(rig: &Rig, files: &[Model]) {
+    let layer = |path: &PathBuf| -> Arc<dyn Layer> {
+        Arc::new(DirLayer::open(path, Dialect::kernel(Prefix::Trusted)).unwrap())
+    };
+    let options = SettleOptions {
+        upper: rig.upper.clone(),
+        work: rig.work.clone(),
+        prefix: Prefix::Trusted,
+        lowers: rig.lowers.iter().map(layer).collect(),
+        data_lowers: Vec::new(),
+    };
+    let settled = settle(&options, &mut |_| {}, &Cancel::new()).unwrap();
+    assert!(settled.complete);
+    for file in files {
+        // Not copied up yet, if it is not there.
+        if let Ok(bytes) = std::fs::read(rig.upper.join(file.name)) {
+            assert!(bytes == file.bytes, "{} as settled", file.name);
+        }
     }
 }
 
