@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, RenameFlags, Timespec, Timestamps
 use vellum_sys::xattr::SetMode;
 use vellum_testkit::churn::{Churn, grow};
 use vellum_testkit::tree::{Ignore, Kind};
-use vellum_testkit::{Rng, Tree};
+use vellum_testkit::{FsKind, Rng, Tree};
 use vellum_union::engine::{Engine, NewNode, NodeId, RenameMode, SetAttr, SetTime};
 use vellum_union::{Error, Refusal};
 
@@ -532,6 +532,11 @@ fn count() -> usize {
 
 /// Two layers, the upper one made by the kernel with all its marks; and the same as an ordinary directory.
 fn prepare(rng: &mut Rng, rig: &mut Rig, storm: Storm) -> Plain {
+    if storm.apart {
+        let other = rig.scratch.file_system("other", FsKind::Xfs, 300);
+        let other = other.or_else(|_| rig.scratch.file_system("memory", FsKind::Tmpfs, 64));
+        rig.lowers[1] = other.expect("a second file system");
+    }
     let bottom = rig.lowers[1].clone();
     grow(rng, &bottom, 25);
     Churn {
@@ -678,6 +683,8 @@ struct Storm {
     links: bool,
     /// The kernel shows the same.
     kernel: bool,
+    /// The layers are on several file systems.
+    apart: bool,
 }
 
 impl Storm {
@@ -685,6 +692,7 @@ impl Storm {
         middle: true,
         links: true,
         kernel: true,
+        apart: false,
     };
     const OURS: Storm = Storm {
         kernel: false,
@@ -705,6 +713,17 @@ fn a_union_is_like_any_directory() {
 fn a_union_on_an_upper_of_the_kernels_is_like_any_directory() {
     let name = "a_union_on_an_upper_of_the_kernels_is_like_any_directory";
     storm(name, Storm::ALL, |_| {});
+}
+
+#[test]
+fn a_union_of_two_file_systems_is_like_any_directory() {
+    let name = "a_union_of_two_file_systems_is_like_any_directory";
+    let weather = Storm {
+        middle: false,
+        apart: true,
+        ..Storm::ALL
+    };
+    storm(name, weather, |_| {});
 }
 
 #[test]
