@@ -1,0 +1,444 @@
+//! What POSIX asks of any file system: privileges, modes, ACLs, flags, room.
+
+mod support;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::Path;
+use std::process::Command;
+
+use rustix::fs::{FallocateFlags, IFlags, XattrFlags};
+use support::*;
+use vellum_testkit::untested;
+
+const TXTBSY: i32 = 26;
+const PERM: i32 = 1;
+
+fn mode(path: impl AsRef<Path>) -> u32 {
+    fs::metadata(path).unwrap().mode() & 0o7777
+}
+
+fn set_mode(path: impl AsRef<Path>, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Runs a shell script in the mount as another user of the namespace.
+fn as_other(world: &World, script: &str) -> bool {
+    Command::new("setpriv")
+        .args([
+            "--reuid",
+            "1000",
+            "--regid",
+            "1000",
+            "--clear-groups",
+            "sh",
+            "-euc",
+            script,
+        ])
+        .current_dir(world.at(""))
+        .status()
+        .unwrap()
+        .success()
+}
+
+/// Opens the directories above for others. The mount is for others too.
+fn for_others(world: &mut World) {
+    world.option("allow_other");
+    let mut dir = world.beside("");
+    while dir.pop() && fs::metadata(&dir).unwrap().mode() & 1 == 0 {
+        if fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).is_err() {
+            break;
+        }
+    }
+    set_mode(world.beside(""), 0o711);
+}
+
+#[test]
+fn setuid_and_setgid_are_cleared_as_posix_asks() {
+    everywhere("setuid_and_setgid_are_cleared_as_posix_asks", |world| {
+        for_others(world);
+        for name in ["written", "cut", "by-root", "not-executable", "given"] {
+            let path = world.put(name, "content");
+            set_mode(&path, 0o6777);
+        }
+        set_mode(world.lower("not-executable"), 0o2767);
+        set_mode(world.lower(""), 0o777);
+        world.mount();
+        assert!(as_other(world, "printf x >> written"));
+        assert_eq!(mode(world.at("written")), 0o777);
+        assert!(as_other(world, "truncate -s 3 cut"));
+        assert_eq!(mode(world.at("cut")), 0o777);
+        assert!(as_other(world, "printf x >> not-executable"));
+        assert_eq!(mode(world.at("not-executable")), 0o2767);
+        chown(world.at("given"), Some(3), Some(3)).unwrap();
+        assert_eq!(mode(world.at("given")), 0o777);
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(world.at("by-root"))
+            .unwrap();
+        file.write_all(b"x").unwrap();
+        drop(file);
+        // Root may keep them; who is root in a user namespace only may not on any file system of the machine's.
+        let kept = match world.is_user {
+            true => 0o777,
+            false => 0o6777,
+        };
+        assert_eq!(mode(world.at("by-root")), kept);
+        world.remount();
+        assert_eq!(mode(world.at("written")), 0o777);
+        assert_eq!(mode(world.at("by-root")), kept);
+    });
+}
+
+#[test]
+fn what_is_new_has_the_right_owner_and_mode() {
+    everywhere("what_is_new_has_the_right_owner_and_mode", |world| {
+        for_others(world);
+        fs::create_dir(world.lower("shared")).unwrap();
+        chown(world.lower("shared"), Some(0), Some(77)).unwrap();
+        set_mode(world.lower("shared"), 0o3777);
+        world.mount();
+        let script = "umask 027; cd shared; touch file; mkdir dir; mkfifo pipe; ln -s x link";
+        assert!(as_other(world, script));
+        for _ in 0..2 {
+            for (name, wanted) in [("file", 0o640), ("dir", 0o2750), ("pipe", 0o640)] {
+                let stat = fs::metadata(world.at("shared").join(name)).unwrap();
+                assert_eq!((stat.uid(), stat.gid()), (1000, 77), "{name}");
+                assert_eq!(stat.mode() & 0o7777, wanted, "{name}");
+            }
+            let stat = fs::symlink_metadata(world.at("shared/link")).unwrap();
+            assert_eq!((stat.uid(), stat.gid()), (1000, 77));
+            world.remount();
+        }
+        // The sticky bit: a stranger may not remove what is another's.
+        fs::write(world.at("shared/roots"), "x").unwrap();
+        assert!(!as_other(world, "rm -f shared/roots 2>/dev/null"));
+        assert!(as_other(world, "rm shared/file"));
+    });
+}
+
+#[test]
+fn supplementary_groups_count() {
+    everywhere("supplementary_groups_count", |world| {
+        for_others(world);
+        world.put("theirs", "group's");
+        chown(world.lower("theirs"), Some(0), Some(88)).unwrap();
+        set_mode(world.lower("theirs"), 0o060);
+        world.mount();
+        let run = |groups: &str| {
+            Command::new("setpriv")
+                .args(["--reuid", "1000", "--regid", "1000", "--groups", groups])
+                .args(["sh", "-c", "printf x 2>/dev/null >> theirs"])
+                .current_dir(world.at(""))
+                .stderr(std::process::Stdio::null())
+                .status()
+                .unwrap()
+                .success()
+        };
+        assert!(!run("87"));
+        assert!(run("87,88"));
+        assert_eq!(fs::read(world.at("theirs")).unwrap(), b"group'sx");
+    });
+}
+
+#[test]
+fn acls_count_are_inherited_and_survive_a_copy_up() {
+    everywhere("acls_count_are_inherited_and_survive_a_copy_up", |world| {
+        for tool in ["setfacl", "getfacl"] {
+            if Command::new(tool).arg("--version").output().is_err() {
+                untested("ACLs", format!("{tool} is not installed"));
+                return;
+            }
+        }
+        for_others(world);
+        world.put("file", "x");
+        fs::create_dir(world.lower("dir")).unwrap();
+        set_mode(world.lower("file"), 0o600);
+        let set = |acl: &str, path: &Path| {
+            let ran = Command::new("setfacl")
+                .args(["-m", acl])
+                .arg(path)
+                .status()
+                .unwrap();
+            assert!(ran.success());
+        };
+        set("u:1000:rw", &world.lower("file"));
+        set("d:u:1000:rwx,d:g::r-x,d:o::---", &world.lower("dir"));
+        world.mount();
+        assert!(as_other(world, "cat file >/dev/null"));
+        set_mode(world.at("file"), 0o640);
+        assert!(
+            !as_other(world, "printf y 2>/dev/null >> file"),
+            "the mask is r"
+        );
+        set("u:1000:rw", &world.at("file"));
+        assert!(as_other(world, "printf y >> file"));
+        // Inherited, and the umask has no part in it.
+        let made = Command::new("sh")
+            .args(["-euc", "umask 077; mkdir dir/sub; echo x > dir/new"])
+            .current_dir(world.at(""))
+            .status()
+            .unwrap();
+        assert!(made.success());
+        for _ in 0..2 {
+            assert_eq!(mode(world.at("dir/new")), 0o660);
+            assert!(as_other(world, "echo z >> dir/new"));
+            assert!(as_other(world, "echo z > dir/sub/by-other"));
+            world.remount();
+        }
+    });
+}
+
+#[test]
+fn a_running_program_is_not_written_to() {
+    everywhere("a_running_program_is_not_written_to", |world| {
+        fs::copy("/bin/sleep", world.lower("program")).unwrap();
+        world.mount();
+        let mut running = Command::new(world.at("program"))
+            .arg("100")
+            .spawn()
+            .unwrap();
+        let refused = OpenOptions::new().write(true).open(world.at("program"));
+        let refused = errno(refused);
+        running.kill().unwrap();
+        running.wait().unwrap();
+        assert_eq!(refused, TXTBSY);
+    });
+}
+
+#[test]
+fn flags_of_chattr_are_kept_and_obeyed() {
+    as_root(|world| {
+        world.put("file", "content");
+        world.mount();
+        let file = File::open(world.at("file")).unwrap();
+        rustix::fs::ioctl_setflags(&file, IFlags::IMMUTABLE | IFlags::NOATIME).unwrap();
+        drop(file);
+        for _ in 0..2 {
+            let file = File::open(world.at("file")).unwrap();
+            let flags = rustix::fs::ioctl_getflags(&file).unwrap();
+            assert!(flags.contains(IFlags::IMMUTABLE), "{flags:?}");
+            drop(file);
+            assert_eq!(errno(fs::remove_file(world.at("file"))), PERM);
+            assert_eq!(errno(fs::rename(world.at("file"), world.at("other"))), PERM);
+            let refused = fs::set_permissions(world.at("file"), fs::Permissions::from_mode(0o600));
+            assert_eq!(errno(refused), PERM);
+            world.remount();
+        }
+        let file = File::open(world.at("file")).unwrap();
+        rustix::fs::ioctl_setflags(&file, IFlags::empty()).unwrap();
+        drop(file);
+        fs::remove_file(world.at("file")).unwrap();
+    });
+}
+
+#[test]
+fn with_free_opens_an_immutable_file_refuses_the_first_write() {
+    as_root(|world| {
+        world.put("file", "content");
+        world.mount();
+        let immutable = |world: &World, flags| {
+            let file = File::open(world.at("file")).unwrap();
+            rustix::fs::ioctl_setflags(&file, flags).unwrap();
+        };
+        immutable(world, IFlags::IMMUTABLE);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .open(world.at("file"))
+            .unwrap();
+        assert_eq!(errno(file.write_all(b"x")), PERM);
+        assert_eq!(errno(file.set_len(0)), PERM);
+        drop(file);
+        assert_eq!(fs::read(world.at("file")).unwrap(), b"content");
+        world.unmount();
+        world.option("checked");
+        world.mount();
+        let refused = OpenOptions::new().write(true).open(world.at("file"));
+        assert_eq!(errno(refused), PERM, "a checked open refuses at once");
+        immutable(world, IFlags::empty());
+        OpenOptions::new()
+            .write(true)
+            .open(world.at("file"))
+            .unwrap();
+    });
+}
+
+#[test]
+fn direct_reads_and_writes_work() {
+    everywhere("direct_reads_and_writes_work", |world| {
+        world.put("file", vec![b'a'; 1 << 20]);
+        world.mount();
+        let copied = Command::new("dd")
+            .args(["bs=64k", "iflag=direct", "oflag=direct", "status=none"])
+            .arg(format!("if={}", world.at("file").display()))
+            .arg(format!("of={}", world.at("copy").display()))
+            .status()
+            .unwrap();
+        assert!(copied.success());
+        assert!(fs::read(world.at("copy")).unwrap() == vec![b'a'; 1 << 20]);
+        let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(direct)
+            .open(world.at("file"));
+        drop(file.unwrap());
+        let written = Command::new("dd")
+            .args([
+                "bs=4k",
+                "count=1",
+                "seek=3",
+                "conv=notrunc",
+                "oflag=direct",
+                "status=none",
+            ])
+            .args(["if=/dev/zero"])
+            .arg(format!("of={}", world.at("file").display()))
+            .status()
+            .unwrap();
+        assert!(written.success());
+        let mut wanted = vec![b'a'; 1 << 20];
+        wanted[12288..16384].fill(0);
+        assert!(fs::read(world.at("file")).unwrap() == wanted);
+    });
+}
+
+#[test]
+fn holes_are_made_found_and_kept() {
+    everywhere("holes_are_made_found_and_kept", |world| {
+        let lower = File::create(world.lower("sparse")).unwrap();
+        lower.set_len(8 << 20).unwrap();
+        lower.write_all_at(b"data", 4 << 20).unwrap();
+        world.put("dense", vec![1; 1 << 20]);
+        world.mount();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(world.at("sparse"))
+            .unwrap();
+        file.write_all_at(b"x", 0).unwrap();
+        assert!(file.metadata().unwrap().blocks() < 200, "holes were filled");
+        let data = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(100_000)).unwrap();
+        assert_eq!(data, 4 << 20);
+        let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(data)).unwrap();
+        assert!(hole > data && hole <= (4 << 20) + 65536);
+        drop(file);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(world.at("dense"))
+            .unwrap();
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, punch, 65536, 65536).unwrap();
+        let mut wanted = vec![1; 1 << 20];
+        wanted[65536..131072].fill(0);
+        drop(file);
+        for _ in 0..2 {
+            assert!(fs::read(world.at("dense")).unwrap() == wanted);
+            world.remount();
+        }
+    });
+}
+
+#[test]
+fn parts_of_files_are_copied() {
+    everywhere("parts_of_files_are_copied", |world| {
+        world.put(
+            "from",
+            (0..100_000u32)
+                .flat_map(u32::to_ne_bytes)
+                .collect::<Vec<_>>(),
+        );
+        world.put("to", vec![9; 1000]);
+        world.mount();
+        let from = File::open(world.at("from")).unwrap();
+        let to = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(world.at("to"))
+            .unwrap();
+        let (mut at, mut into) = (400, 500);
+        let mut left = 300_000;
+        while left > 0 {
+            let copied =
+                rustix::fs::copy_file_range(&from, Some(&mut at), &to, Some(&mut into), left)
+                    .unwrap();
+            assert!(copied > 0);
+            left -= copied;
+        }
+        let source = fs::read(world.lower("from")).unwrap();
+        let mut wanted = vec![9; 500];
+        wanted.extend(&source[400..300_400]);
+        assert!(fs::read(world.at("to")).unwrap() == wanted);
+        assert!(fs::read(world.lower("to")).unwrap() == vec![9; 1000]);
+    });
+}
+
+#[test]
+fn attributes_are_set_listed_and_removed() {
+    everywhere("attributes_are_set_listed_and_removed", |world| {
+        world.put("file", "x");
+        let flags = XattrFlags::empty();
+        rustix::fs::setxattr(world.lower("file"), "user.below", b"1", flags).unwrap();
+        world.mount();
+        let file = world.at("file");
+        rustix::fs::setxattr(&file, "user.above", b"22", flags).unwrap();
+        let refused = rustix::fs::setxattr(&file, "user.above", b"3", XattrFlags::CREATE);
+        assert_eq!(refused.unwrap_err().raw_os_error(), 17);
+        let refused = rustix::fs::setxattr(&file, "user.none", b"3", XattrFlags::REPLACE);
+        assert_eq!(refused.unwrap_err().raw_os_error(), 61);
+        rustix::fs::removexattr(&file, "user.below").unwrap();
+        let gone = rustix::fs::removexattr(&file, "user.below");
+        assert_eq!(gone.unwrap_err().raw_os_error(), 61);
+        for _ in 0..2 {
+            let mut list = [0; 256];
+            let length = rustix::fs::listxattr(&file, &mut list[..]).unwrap();
+            assert_eq!(&list[..length], b"user.above\0");
+            let mut small = [0; 1];
+            let short = rustix::fs::getxattr(&file, "user.above", &mut small[..]);
+            assert_eq!(short.unwrap_err().raw_os_error(), 34);
+            world.remount();
+        }
+    });
+}
+
+#[test]
+fn the_room_is_the_upper_s() {
+    everywhere("the_room_is_the_upper_s", |world| {
+        world.mount();
+        let here = rustix::fs::statfs(world.at("")).unwrap();
+        let upper = rustix::fs::statfs(world.upper("")).unwrap();
+        assert_eq!(here.f_blocks, upper.f_blocks);
+        assert_eq!(here.f_bsize, upper.f_bsize);
+        assert_eq!(here.f_files, upper.f_files);
+        assert_eq!(here.f_namelen, 255);
+    });
+}
+
+#[test]
+fn appending_processes_lose_nothing() {
+    everywhere("appending_processes_lose_nothing", |world| {
+        world.put("log", "begin\n");
+        world.mount();
+        let script = "for i in $(seq 200); do echo line-$0-$i >> log; done";
+        let children: Vec<_> = (0..8)
+            .map(|n| {
+                let mut command = Command::new("sh");
+                command
+                    .args(["-c", script, &n.to_string()])
+                    .current_dir(world.at(""));
+                command.spawn().unwrap()
+            })
+            .collect();
+        for mut child in children {
+            assert!(child.wait().unwrap().success());
+        }
+        world.remount();
+        let text = fs::read_to_string(world.at("log")).unwrap();
+        let mut lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 1601);
+        lines.sort_unstable();
+        lines.dedup();
+        assert_eq!(lines.len(), 1601);
+    });
+}
