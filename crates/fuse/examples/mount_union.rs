@@ -100,7 +100,8 @@ fn run() -> Result<(), Failure> {
             }
         }
     }
-    let session = vellum_fuse::mount(Engine::open(engine)?, Path::new(target), &mount)?;
+    let mut session = vellum_fuse::mount(Engine::open(engine)?, Path::new(target), &mount)?;
+    session.take_signals()?;
     println!("mounted");
     let counters = session.counters();
     let ended = session.run();

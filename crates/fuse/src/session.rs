@@ -4,7 +4,8 @@
 //! taken away by its number, never by its place alone: what somebody mounts there later is not ours. When the last user
 //! is gone the kernel ends the connection, the workers leave, and the engine is closed, which syncs the upper.
 //!
-//! It must not know what is mounted. Signals are taken only by [`Session::run`]; a program with its own handling calls [`Session::wait`].
+//! It must not know what is mounted. Signals are taken only by
+//! [`Session::take_signals`]; a program with its own handling calls [`Session::wait`] alone.
 
 mod fusermount;
 mod place;
@@ -24,6 +25,7 @@ use crate::wire::{Dialect, Op, Reply, Request};
 use crate::workers::Workers;
 use crate::{Error, Result};
 use place::Connected;
+use signals::Listener;
 
 pub use place::Unmounter;
 
@@ -40,6 +42,7 @@ pub struct Session {
     counters: Arc<Counters>,
     unmounter: Unmounter,
     agreed: Agreed,
+    listener: Option<Listener>,
 }
 
 /// Mounts `engine` on the directory `target`.
@@ -71,6 +74,7 @@ pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Se
             counters,
             unmounter,
             agreed,
+            listener: None,
         }),
         Err(error) => {
             // The mount is gone, and with it the connection.
@@ -106,26 +110,40 @@ impl Session {
         self.unmounter.target().to_owned()
     }
 
+    /// Takes signals from now on: SIGTERM, SIGINT and SIGHUP unmount, and a second one cuts the connection; SIGUSR1 prints the counts to
+    /// standard error. To be called before anybody is told that the mount is there.
+    ///
+    /// A process that does this is the mount's own: the kernel is asked to end it last when memory runs out, since others
+    /// would wait for it.
+    pub fn take_signals(&mut self) -> Result<()> {
+        if self.listener.is_none() {
+            self.listener = Some(signals::listen(self.unmounter(), self.counters())?);
+            signals::outlive_others();
+        }
+        Ok(())
+    }
+
     /// Waits until it was unmounted by somebody and nobody uses it any more; then closes the engine.
     pub fn wait(self) -> Result<()> {
         self.workers.wait();
-        match Arc::try_unwrap(self.ops) {
+        let closed = match Arc::try_unwrap(self.ops) {
             Ok(ops) => ops
                 .into_engine()
                 .close()
                 .map_err(|source| Error::Close { source }),
             // Only workers have others, and they have ended.
             Err(_) => unreachable!("a worker outlived its end"),
+        };
+        if let Some(listener) = self.listener {
+            listener.stop();
         }
+        closed
     }
 
-    /// As [`Session::wait`], and SIGTERM, SIGINT and SIGHUP unmount; a second one cuts the connection. SIGUSR1 prints the
-    /// counts to standard error.
-    pub fn run(self) -> Result<()> {
-        let signals = signals::listen(self.unmounter(), self.counters())?;
-        let ended = self.wait();
-        signals.stop();
-        ended
+    /// Takes signals, if that was not done before, and waits.
+    pub fn run(mut self) -> Result<()> {
+        self.take_signals()?;
+        self.wait()
     }
 
     /// Unmounts, and waits until nobody uses it any more.

@@ -49,6 +49,13 @@ pub(super) fn listen(unmounter: Unmounter, counters: Arc<Counters>) -> Result<Li
     Ok(Listener { handle, thread })
 }
 
+/// Asks the kernel to end other processes before this one when memory runs out. Without the privilege that stays as it is.
+pub(super) fn outlive_others() {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-900") {
+        tracing::debug!(%error, "when memory runs out this process counts as any other");
+    }
+}
+
 impl Listener {
     pub fn stop(self) {
         self.handle.close();

@@ -35,7 +35,9 @@ pub fn serve(
         warn(warning);
     }
     let engine = Engine::open(opened.engine)?;
-    let session = vellum_fuse::mount(engine, &request.target, &fuse)?;
+    let mut session = vellum_fuse::mount(engine, &request.target, &fuse)?;
+    // Before anybody is told: a signal that came earlier would leave a dead mount.
+    session.take_signals()?;
     if let Err(error) = ready() {
         // Nobody was told of it; whoever found it all the same keeps it until he lets go.
         if let Err(error) = session.unmounter().unmount() {
