@@ -1,0 +1,361 @@
+//! Files copied up block by block, and settlings of them, with the process killed, or a system call failing, at every
+//! call that changes something, and at random moments: afterwards there are the bytes from before or those wanted, for a
+//! fresh engine, and for everybody once the upper is settled.
+//!
+//! The changes are made by this very program, started again as the test `child`.
+
+mod engine_support;
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine_support::{Rig, options};
+use vellum_format::Prefix;
+use vellum_sys::Cancel;
+use vellum_testkit::fault::{self, Effect};
+use vellum_testkit::rng::Rng;
+use vellum_testkit::{FsKind, untested};
+use vellum_union::engine::{
+    Caller, Durability, Engine, EngineOptions, NodeId, SetAttr, SettleOptions, Settled, settle,
+};
+use vellum_union::{Dialect, DirLayer, Layer, Result};
+
+const ROOT: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    umask: 0o022,
+};
+const SIZE: usize = 200_001;
+const PUNCH: u32 = 3;
+
+/// The calls that change what is on disk.
+const CHANGING: &[&str] = &[
+    "pwrite64",
+    "write",
+    "ftruncate",
+    "fallocate",
+    "fsync",
+    "fdatasync",
+    "setxattr,lsetxattr,fsetxattr",
+    "removexattr,lremovexattr,fremovexattr",
+    "renameat,renameat2",
+    "linkat",
+    "unlinkat",
+    "mkdirat",
+];
+
+/// One change of the file `f`.
+#[derive(Clone, Copy)]
+enum Step {
+    Write(u64, usize),
+    Resize(u64),
+    Punch(u64, u64),
+    Sync,
+}
+
+const STEPS: &[Step] = &[
+    Step::Write(70_000, 10),
+    Step::Sync,
+    Step::Write(12_000, 30_000),
+    Step::Punch(20_000, 25_000),
+    Step::Resize(150_001),
+    Step::Resize(180_000),
+    Step::Sync,
+    Step::Write(149_990, 30),
+    Step::Resize(100_000),
+    Step::Write(120_000, 5000),
+];
+
+impl Step {
+    fn apply(self, number: usize, bytes: &mut Vec<u8>) {
+        match self {
+            Step::Write(at, length) => {
+                let end = at as usize + length;
+                bytes.resize(bytes.len().max(end), 0);
+                bytes[at as usize..end].fill(0xf0 + number as u8);
+            }
+            Step::Resize(size) => bytes.resize(size as usize, 0),
+            Step::Punch(at, length) => bytes[at as usize..(at + length) as usize].fill(0),
+            Step::Sync => {}
+        }
+    }
+
+    fn perform(self, number: usize, engine: &Engine, node: NodeId) -> Result<()> {
+        match self {
+            Step::Write(at, length) => {
+                let data = vec![0xf0 + number as u8; length];
+                let count = engine.write(node, at, &data, false)?;
+                // The file system was full in the middle: the rest says so.
+                match count == length {
+                    true => Ok(()),
+                    false => engine
+                        .write(node, at + count as u64, &data[count..], false)
+                        .map(drop),
+                }
+            }
+            Step::Resize(size) => {
+                let change = SetAttr {
+                    size_bytes: Some(size),
+                    ..SetAttr::default()
+                };
+                engine.set_attr(node, &change, &ROOT).map(drop)
+            }
+            Step::Punch(at, length) => engine.fallocate(node, PUNCH, at, length),
+            Step::Sync => engine.sync(node, true),
+        }
+    }
+}
+
+fn lower_bytes() -> Vec<u8> {
+    (0..SIZE).map(|i| (i / 7 % 199) as u8 + 1).collect()
+}
+
+/// What the file is after each number of steps.
+fn states() -> Vec<Vec<u8>> {
+    let mut bytes = lower_bytes();
+    let mut states = vec![bytes.clone()];
+    for (number, step) in STEPS.iter().enumerate() {
+        step.apply(number, &mut bytes);
+        states.push(bytes.clone());
+    }
+    states
+}
+
+fn engine_options(lower: &Path, place: &Path) -> EngineOptions {
+    let mut options = options(&[lower.to_owned()], &place.join("u"), &place.join("w"));
+    let upper = options.upper.as_mut().unwrap();
+    upper.blocks_from_bytes = Some(4096);
+    upper.durability = Durability::Full;
+    options
+}
+
+fn settle_place(lower: &Path, place: &Path) -> Result<Settled> {
+    let lower = DirLayer::open(lower, Dialect::kernel(Prefix::Trusted)).unwrap();
+    let lower: Arc<dyn Layer> = Arc::new(lower);
+    let options = SettleOptions {
+        upper: place.join("u"),
+        work: place.join("w"),
+        prefix: Prefix::Trusted,
+        lowers: vec![lower],
+        data_lowers: Vec::new(),
+    };
+    settle(&options, &mut |_| {}, &Cancel::new())
+}
+
+fn find(engine: &Engine) -> Result<NodeId> {
+    let entry = engine.lookup(NodeId::ROOT, OsStr::new("f"))?;
+    Ok(entry.expect("it is there").node)
+}
+
+/// Does what its environment says. How many steps are done is in the size of the file `done`.
+#[test]
+fn child() {
+    let Some(place) = std::env::var_os("VELLUM_TEST_BLOCKS_AT") else {
+        return;
+    };
+    let place = PathBuf::from(place);
+    let lower = place.parent().unwrap().join("l0");
+    if std::env::var_os("VELLUM_TEST_BLOCKS_SETTLE").is_some() {
+        drop(settle_place(&lower, &place));
+        return;
+    }
+    let Ok(engine) = Engine::open(engine_options(&lower, &place)) else {
+        return;
+    };
+    let Ok(node) = find(&engine) else { return };
+    for (number, step) in STEPS.iter().enumerate() {
+        if step.perform(number, &engine, node).is_err() {
+            break;
+        }
+        // Not by a call that is counted.
+        std::os::unix::fs::symlink("x", place.join(format!("done{number}"))).unwrap();
+    }
+    // A failure here is a crash's.
+    drop(engine.close());
+}
+
+struct Bench {
+    rig: Rig,
+    lower: PathBuf,
+    place: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Option<Bench> {
+        let rig = Rig::on(FsKind::Ext4, 1)?;
+        let lower = rig.lowers[0].clone();
+        std::fs::write(lower.join("f"), lower_bytes()).unwrap();
+        let place = rig.base.join("place");
+        Some(Bench { rig, lower, place })
+    }
+
+    fn fresh(&self) {
+        // What was there is of the run before.
+        let _ = std::fs::remove_dir_all(&self.place);
+        self.rig.scratch.dir("fs/place/u");
+        self.rig.scratch.dir("fs/place/w");
+    }
+
+    fn done(&self) -> usize {
+        (0..STEPS.len())
+            .take_while(|number| self.place.join(format!("done{number}")).is_symlink())
+            .count()
+    }
+
+    /// What a fresh engine reads.
+    fn content(&self) -> Vec<u8> {
+        let engine = Engine::open(engine_options(&self.lower, &self.place)).unwrap();
+        let node = find(&engine).unwrap();
+        let mut bytes = vec![0; SIZE + 1000];
+        let count = engine.read(node, 0, &mut bytes).unwrap();
+        bytes.truncate(count);
+        let size_bytes = engine.attr(node).unwrap().size_bytes;
+        assert_eq!(size_bytes, count as u64);
+        engine.close().unwrap();
+        bytes
+    }
+
+    /// Old or new, byte by byte; the same again, and once settled.
+    #[track_caller]
+    fn check(&self, states: &[Vec<u8>], what: &str) {
+        let done = self.done();
+        let (old, new) = (&states[done], &states[(done + 1).min(STEPS.len())]);
+        let got = self.content();
+        assert!(
+            got.len() == old.len() || got.len() == new.len() || {
+                // A write that got half-way.
+                (old.len()..new.len()).contains(&got.len())
+            },
+            "{what}: {} bytes after {done} steps",
+            got.len()
+        );
+        for (at, byte) in got.iter().enumerate() {
+            let is = |state: &Vec<u8>| state.get(at) == Some(byte);
+            assert!(
+                is(old) || is(new),
+                "{what}: byte {at} is {byte} after {done} steps"
+            );
+        }
+        assert!(self.content() == got, "{what}: it changed by being opened");
+        assert!(
+            settle_place(&self.lower, &self.place).unwrap().complete,
+            "{what}"
+        );
+        match std::fs::read(self.place.join("u/f")) {
+            Ok(settled) => assert!(settled == got, "{what}: settled"),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{what}"),
+        }
+        let maps = self.place.join("w/vellum/blocks");
+        let left = std::fs::read_dir(maps).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "{what}: maps are left");
+        let incompat = self.place.join("w/work/incompat");
+        assert!(!incompat.exists(), "{what}: kernels are kept away");
+    }
+
+    fn run(&self, calls: &str, effect: Effect, n: u32, settles: bool) -> fault::Run {
+        let at = self.place.as_os_str();
+        let mut environment = vec![("VELLUM_TEST_BLOCKS_AT", at)];
+        if settles {
+            environment.push(("VELLUM_TEST_BLOCKS_SETTLE", OsStr::new("1")));
+        }
+        let program = std::env::current_exe().unwrap();
+        fault::run(
+            &program,
+            &["--exact", "child"],
+            &environment,
+            calls,
+            effect,
+            n,
+        )
+    }
+
+    /// Makes all changes, undisturbed.
+    fn all_steps(&self) {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child"])
+            .env("VELLUM_TEST_BLOCKS_AT", &self.place)
+            .output()
+            .unwrap()
+            .status;
+        assert!(status.success());
+        assert_eq!(self.done(), STEPS.len());
+    }
+}
+
+#[test]
+fn a_kill_at_any_call_leaves_old_or_new() {
+    at_every_call(Effect::Kill, false);
+}
+
+#[test]
+fn a_failure_of_any_call_leaves_old_or_new() {
+    at_every_call(Effect::Fail("EIO"), false);
+    at_every_call(Effect::FailFrom("ENOSPC"), false);
+}
+
+#[test]
+fn a_settling_killed_or_failing_at_any_call_goes_on() {
+    at_every_call(Effect::Kill, true);
+    at_every_call(Effect::Fail("EIO"), true);
+}
+
+fn at_every_call(effect: Effect, settles: bool) {
+    if !fault::available() {
+        return;
+    }
+    let Some(bench) = Bench::new() else { return };
+    let states = states();
+    let mut total = 0;
+    for calls in CHANGING {
+        let known = Command::new("strace")
+            .args(["-qq", "-e", &format!("trace={calls}"), "true"])
+            .output();
+        if !known.is_ok_and(|output| output.status.success()) {
+            untested(&format!("{calls} killed"), "strace does not know it");
+            continue;
+        }
+        let hits = fault::each(300, |n| {
+            bench.fresh();
+            if settles {
+                bench.all_steps();
+            }
+            let run = bench.run(calls, effect, n, settles);
+            bench.check(&states, &format!("{effect:?} at {calls} {n}"));
+            run
+        });
+        eprintln!("{calls}: {effect:?} at {hits} calls");
+        total += hits;
+    }
+    assert!(total > 20, "only {total} calls were hit");
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_old_or_new() {
+    let Some(bench) = Bench::new() else { return };
+    let states = states();
+    let mut rng = Rng::for_test("kills at random moments");
+    for run in 0..60 {
+        let settles = run % 3 == 0;
+        bench.fresh();
+        if settles {
+            bench.all_steps();
+        }
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "child"])
+            .stdout(std::process::Stdio::null())
+            .env("VELLUM_TEST_BLOCKS_AT", &bench.place);
+        if settles {
+            command.env("VELLUM_TEST_BLOCKS_SETTLE", "1");
+        }
+        let mut child = command.spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(rng.below(60_000) as u64));
+        // It may have ended already.
+        let _ = child.kill();
+        child.wait().unwrap();
+        bench.check(&states, &format!("run {run}"));
+    }
+}
