@@ -137,6 +137,8 @@ pub enum Command {
 
     /// Mount a union of directories with Vellum's own engine
     Overlay(Overlay),
+    /// Make an upper plain: copy into it what its files still have in lower layers
+    Settle(Settle),
     /// Print a file of a tree, without mounting it
     Cat(Cat),
     /// Say which layer a path, its attributes and its data come from, and why others are hidden

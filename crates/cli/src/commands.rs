@@ -42,6 +42,7 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Cat(a) => union::cat(ctx, a),
         Command::Explain(a) => union::explain(ctx, a),
         Command::Layer(a) => union::layer(ctx, a),
+        Command::Settle(a) => union::settle(ctx, a),
         Command::Commit(a) => container::commit(ctx, a, quiet),
         Command::Cp(a) => container::cp(ctx, a),
         Command::Inspect(a) => store::inspect(ctx, a),

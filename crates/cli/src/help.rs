@@ -22,7 +22,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "bundle", "volume",
         ],
     ),
-    ("Unions", &["overlay", "cat", "explain", "layer"]),
+    ("Unions", &["overlay", "settle", "cat", "explain", "layer"]),
     (
         "Store",
         &[
@@ -171,6 +171,11 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
   data      blocks=SIZE|off settle=manual|unmount size=SIZE inodes=N fsync=1|0 volatile
   speed     passthrough open=deferred|checked writeback=1|0 timeout=SECONDS threads=N static_nlink ino32_t
   mount     ro nosuid nodev noexec noatime allow_other allow_root context fsname",
+    ),
+    (
+        "settle",
+        "  vellum settle /up /work
+  vellum settle /up /work -o lowerdir=/layers/top:/layers/base        when the layers were moved",
     ),
     (
         "cat",

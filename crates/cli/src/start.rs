@@ -95,7 +95,13 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
         system_file: PathBuf::from(Surroundings::SYSTEM_FILE),
     };
     let config = settings(&around, &cli)?;
-    let needs_store = !matches!(&cli.command, Command::Config(_));
+    let needs_store = match &cli.command {
+        Command::Config(_) | Command::Settle(_) | Command::Layer(_) => false,
+        Command::Cat(c) => c.look.tree.options.is_empty(),
+        Command::Explain(e) => e.look.tree.options.is_empty(),
+        Command::Ls(l) => l.tree.options.is_empty(),
+        _ => true,
+    };
     if identity.needs_namespace && needs_store {
         rootless::enter(&config.run_dir.value)?;
     }

@@ -2,7 +2,8 @@
 //!
 //! * [`options`]: what can be asked for; [`parse`]: how it is spelled in `-o` strings;
 //! * [`layers`]: from directories to layers with dialects: whose marks are followed;
-//! * [`daemon`]: the process that serves; [`serve`]: what it does.
+//! * [`daemon`]: the process that serves; [`serve`]: what it does;
+//! * [`settle`]: files that are partly in lower layers are made whole.
 //!
 //! The command line's names (`vellum overlay`, `mount.fuse.vellum`, `fuse-overlayfs`) and the store's own mounts both end here.
 
@@ -11,3 +12,4 @@ pub mod layers;
 pub mod options;
 pub mod parse;
 pub mod serve;
+pub mod settle;

@@ -8,7 +8,7 @@ use vellum_format::Prefix;
 use vellum_service::layer::{self, How, Input, Made, Marks};
 use vellum_service::look::{self, Tree};
 use vellum_service::overlay::options::Manners;
-use vellum_service::overlay::parse;
+use vellum_service::overlay::{parse, settle};
 use vellum_service::{Context, Error};
 
 use super::Outcome;
@@ -112,6 +112,33 @@ pub fn explain(ctx: &Context, args: args::Explain) -> Outcome {
             said.says
         ))?;
     }
+    out.done()?;
+    Ok(DONE)
+}
+
+/// `settle`
+pub fn settle(ctx: &Context, args: args::Settle) -> Outcome {
+    let here = std::env::current_dir().map_err(Error::io("find", "."))?;
+    let options = match args.options.is_empty() {
+        true => None,
+        false => {
+            let parsed = parse::parse(Manners::Own, &args.options).map_err(Error::from)?;
+            Some(parsed.options.made_absolute(&here))
+        }
+    };
+    let done = settle::settle(
+        &args.upper,
+        &args.work,
+        options.as_ref(),
+        &mut |_| {},
+        &ctx.cancel,
+    )?;
+    let mut out = stdout();
+    out.line(format!(
+        "settled {} files, copied {}",
+        done.done.files,
+        out::bytes(done.done.bytes)
+    ))?;
     out.done()?;
     Ok(DONE)
 }

@@ -10,13 +10,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vellum_format::{OVERRIDE_STAT_NAMES, Prefix};
+use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::Dir;
 use vellum_sys::{publish, userns, xattr};
 use vellum_union::engine::{Durability, EngineOptions, UpperOptions};
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Stack, WhNames};
 
+use crate::container::BytesPath;
 use crate::error::{Error, Result};
-use crate::overlay::options::{MountOptions, Redirects, Trust, WhFiles};
+use crate::overlay::options::{Manners, MountOptions, Redirects, Trust, WhFiles};
 
 /// Where a [`LayerRecord`] is, in a work directory.
 const RECORD_DIR: &str = "vellum";
@@ -34,9 +36,41 @@ pub struct LayerRecord {
     /// Whether names in it that begin with `.wh.` may be marks.
     #[serde(default)]
     wh_whiteouts: bool,
+    /// Whether its marks are `user.overlay.*`.
+    #[serde(default)]
+    userxattr: bool,
+    /// What it was last mounted on, top first.
+    #[serde(default)]
+    lowers: Vec<BytesPath>,
+    /// And for data only.
+    #[serde(default)]
+    data_lowers: Vec<BytesPath>,
+}
+
+/// Returns the options with which an upper was last mounted, as far as they say what its marks are and what lies below it.
+///
+/// `None` if the work directory does not know this upper.
+pub fn last_mounted(upper: &Path, work: &Path) -> Result<Option<MountOptions>> {
+    let ino = open_dir(upper)?.stat_self()?.ino;
+    let Some(record) = read_record(&open_dir(work)?).filter(|record| record.upper_ino == ino)
+    else {
+        return Ok(None);
+    };
+    let paths = |all: Vec<BytesPath>| all.into_iter().map(|path| path.0).collect();
+    Ok(Some(MountOptions {
+        lowers: paths(record.lowers),
+        data_lowers: paths(record.data_lowers),
+        upper: Some(upper.to_owned()),
+        work: Some(work.to_owned()),
+        user_xattr: Some(record.userxattr),
+        ..MountOptions::new(Manners::Own)
+    }))
 }
 
 const RECORD_VERSION: u32 = 1;
+
+/// More than thousands of layers take.
+const RECORD_MAX_BYTES: u64 = 16 << 20;
 
 /// Where `layer` would have its record if it was made as container stores make them: in the directory `work` beside it.
 fn record_beside(layer: &Path) -> Option<LayerRecord> {
@@ -55,7 +89,7 @@ fn read_record(work: &Dir) -> Option<LayerRecord> {
         .ok()?
         .open_file(RECORD_NAME)
         .ok()?;
-    file.take(4096).read_to_end(&mut text).ok()?;
+    file.take(RECORD_MAX_BYTES).read_to_end(&mut text).ok()?;
     let record: LayerRecord = serde_json::from_slice(&text).ok()?;
     (record.version == RECORD_VERSION).then_some(record)
 }
@@ -204,6 +238,29 @@ pub struct Opened {
     pub engine: EngineOptions,
     /// What will not be as usual, one line each.
     pub warnings: Vec<String>,
+    /// Held as long as the mount lives: who wants to change a lower layer finds it taken.
+    pub locks: Vec<Lock>,
+}
+
+/// Takes each lower layer together with everybody else who only reads it. Where that can't be (somebody has it as his upper, a file system
+/// without locks) the mount goes on, as the kernel's would.
+fn hold(options: &MountOptions) -> Vec<Lock> {
+    let all = options.lowers.iter().chain(&options.data_lowers);
+    all.filter_map(|path| {
+        let held = Dir::open(path).and_then(|dir| Lock::try_now(dir, Sharing::Shared));
+        match held {
+            Ok(Some(lock)) => Some(lock),
+            Ok(None) => {
+                tracing::warn!(layer = %path.display(), "somebody is writing to this lower layer");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(layer = %path.display(), %error, "not locked");
+                None
+            }
+        }
+    })
+    .collect()
 }
 
 /// Opens the layers of a mount and decides how each is read. Writes nothing but the upper's [`LayerRecord`].
@@ -232,6 +289,7 @@ pub fn open(options: &MountOptions) -> Result<Opened> {
             no_xattrs: options.no_xattrs,
         },
         warnings,
+        locks: hold(options),
     })
 }
 
@@ -256,6 +314,9 @@ fn upper_options(
         version: RECORD_VERSION,
         upper_ino: dir.stat_self()?.ino,
         wh_whiteouts: wh_names == WhNames::Whiteouts,
+        userxattr: prefix == Prefix::User,
+        lowers: options.lowers.iter().cloned().map(BytesPath).collect(),
+        data_lowers: options.data_lowers.iter().cloned().map(BytesPath).collect(),
     };
     if read_record(&work_dir).as_ref() != Some(&record) {
         let text = serde_json::to_vec(&record)

@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use vellum_sys::Cancel;
 use vellum_union::engine::Engine;
 
-use crate::error::Result;
-use crate::overlay::layers;
+use crate::error::{Error, Result};
 use crate::overlay::options::{Access, DataMode, Manners, MountOptions, OpenMode, Settle};
+use crate::overlay::{layers, settle};
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +35,7 @@ pub fn serve(
     for warning in &opened.warnings {
         warn(warning);
     }
+    let _held = opened.locks;
     let engine = Engine::open(opened.engine)?;
     let mut session = vellum_fuse::mount(engine, &request.target, &fuse)?;
     // Before anybody is told: a signal that came earlier would leave a dead mount.
@@ -49,14 +51,24 @@ pub fn serve(
     tracing::info!(target = %request.target.display(), "mounted");
     session.run()?;
     if request.options.settle == Settle::Unmount {
-        settle(&request.options)?;
+        settle_after(&request.options)?;
     }
     Ok(())
 }
 
-/// Makes every file of the upper whole.
-fn settle(_options: &MountOptions) -> Result<()> {
-    Ok(())
+/// Makes every file of the upper whole, unless somebody has it again, or it is gone.
+fn settle_after(options: &MountOptions) -> Result<()> {
+    let (Some(upper), Some(work)) = (&options.upper, &options.work) else {
+        return Ok(());
+    };
+    if options.flags.read_only || !(upper.exists() && work.exists()) {
+        return Ok(());
+    }
+    match settle::settle(upper, work, Some(options), &mut |_| {}, &Cancel::new()) {
+        Err(Error::Union(vellum_union::Error::BadUpper { .. })) => Ok(()),
+        Err(_) if !upper.exists() => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 /// Translates what concerns the mount and not the layers.

@@ -1,0 +1,713 @@
+//! Mounts of Vellum's own engine through every name and by every kind of user, and layers without a mount.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use support::{Said, said};
+use vellum_testkit::clients::{Home, available, small_image};
+use vellum_testkit::kernel::Overlay;
+use vellum_testkit::tree::Ignore;
+use vellum_testkit::{PlainUser, Scratch, Tree, needs_root, untested};
+
+const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
+
+/// Two layers, an upper, a work directory and a place to mount on.
+struct World {
+    scratch: Scratch,
+}
+
+impl World {
+    fn new() -> Option<World> {
+        if !needs_root("mounting") {
+            return None;
+        }
+        let world = World {
+            scratch: Scratch::new(),
+        };
+        world.fill();
+        Some(world)
+    }
+
+    fn fill(&self) {
+        for dir in ["upper", "work", "merged", "top", "base/dir/inner"] {
+            self.scratch.dir(dir);
+        }
+        self.scratch.file("top/both", "from the top\n");
+        self.scratch.file("base/both", "from the base\n");
+        self.scratch.file("base/dir/inner/file", "deep\n");
+        self.scratch.file("base/gone", "soon\n");
+    }
+
+    fn at(&self, below: &str) -> PathBuf {
+        self.scratch.join(below)
+    }
+
+    /// `lowerdir=...,upperdir=...,workdir=...`
+    fn options(&self) -> String {
+        let at = |below: &str| self.at(below).display().to_string();
+        format!(
+            "lowerdir={}:{},upperdir={},workdir={}",
+            at("top"),
+            at("base"),
+            at("upper"),
+            at("work")
+        )
+    }
+
+    fn vellum(&self, args: &[&str]) -> Said {
+        said(command(VELLUM, args).output().unwrap())
+    }
+
+    /// Mounts with these options besides the layers, and unmounts at the end of the test.
+    fn mount(&self, options: &str) -> PathBuf {
+        let merged = self.at("merged");
+        let all = format!("{},{options}", self.options());
+        let done = self.vellum(&["overlay", "-o", &all, merged.to_str().unwrap()]);
+        assert_eq!((done.code, done.err.as_str()), (0, ""), "{}", done.out);
+        self.scratch.adopt_mount(&merged);
+        merged
+    }
+
+    /// Unmounts, and waits until the upper is free: then all is written.
+    fn unmount(&self) {
+        self.scratch.unmount(&self.at("merged"));
+        wait_free(&self.at("upper"));
+    }
+}
+
+fn command(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(program).args(args);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn wait_free(upper: &Path) {
+    let mut wait = command("flock", &["--exclusive", upper.to_str().unwrap(), "true"]);
+    assert!(
+        wait.status().unwrap().success(),
+        "the engine did not let go"
+    );
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[test]
+fn a_mount_answers_when_the_command_returns() {
+    let Some(world) = World::new() else { return };
+    let merged = world.mount("");
+    assert_eq!(read(&merged.join("both")), "from the top\n");
+    fs::write(merged.join("new"), "written\n").unwrap();
+    fs::rename(merged.join("dir"), merged.join("moved")).unwrap();
+    fs::remove_file(merged.join("gone")).unwrap();
+    world.unmount();
+    assert_eq!(read(&world.at("upper/new")), "written\n");
+    let merged = world.mount("");
+    assert_eq!(read(&merged.join("moved/inner/file")), "deep\n");
+    assert!(!merged.join("gone").exists() && !merged.join("dir").exists());
+}
+
+#[test]
+fn a_mount_that_fails_says_why_and_leaves_nothing() {
+    let Some(world) = World::new() else { return };
+    let merged = world.at("merged");
+    let merged = merged.to_str().unwrap();
+    for (options, code, says) in [
+        (
+            "lowerdir=/nowhere-at-all".to_owned(),
+            2,
+            "there is no layer /nowhere-at-all",
+        ),
+        (
+            format!("{},shiny=1", world.options()),
+            2,
+            "no mount option `shiny=1`",
+        ),
+        (format!("{},nfs_export=on", world.options()), 2, "NFS"),
+        ("upperdir=/a,workdir=/b".to_owned(), 2, "no lower layer"),
+        (format!("lowerdir=//p/x//{merged}"), 2, "plugin"),
+    ] {
+        let done = world.vellum(&["overlay", "-o", &options, merged]);
+        assert_eq!(done.code, code, "{options}: {}", done.err);
+        assert!(done.err.contains(says), "{options}: {}", done.err);
+        assert!(done.err.contains("hint: "), "{options}: {}", done.err);
+    }
+    world.mount("");
+    let other = world.scratch.dir("other");
+    let done = world.vellum(&["overlay", "-o", &world.options(), other.to_str().unwrap()]);
+    assert_eq!(done.code, 1, "{}", done.err);
+    assert!(done.err.contains("another union has it"), "{}", done.err);
+    let table = read(Path::new("/proc/self/mountinfo"));
+    assert!(!table.contains(other.to_str().unwrap()));
+}
+
+#[test]
+fn in_the_foreground_it_serves_until_it_is_told_to_end() {
+    let Some(world) = World::new() else { return };
+    let merged = world.at("merged");
+    let mut serving = Command::new(VELLUM)
+        .args(["overlay", "--foreground", "-o", &world.options()])
+        .arg(&merged)
+        .spawn()
+        .unwrap();
+    while !merged.join("both").exists() {
+        assert!(serving.try_wait().unwrap().is_none(), "it ended");
+        std::thread::yield_now();
+    }
+    world.scratch.adopt_mount(&merged);
+    fs::write(merged.join("new"), "x").unwrap();
+    let pid = rustix::process::Pid::from_child(&serving);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(serving.wait().unwrap().success());
+    assert!(!merged.join("both").exists());
+    assert_eq!(read(&world.at("upper/new")), "x");
+}
+
+/// Runs a script where the other names of the program are installed, for this script alone.
+fn with_names(world: &World, script: &str) -> Said {
+    let names = world.scratch.dir("names");
+    for name in ["mount.fuse.vellum", "fuse-overlayfs"] {
+        let link = names.join(name);
+        if !link.exists() {
+            symlink(VELLUM, link).unwrap();
+        }
+    }
+    const BEGIN: &str =
+        "set -eu; mount -t overlay overlay -o lowerdir=\"$1\":/usr/sbin /usr/sbin; cd \"$2\"; ";
+    let script = format!("{BEGIN}{script}");
+    let mut run = command(
+        "unshare",
+        &[
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            &script,
+            "sh",
+        ],
+    );
+    said(run.arg(&names).arg(world.scratch.path()).output().unwrap())
+}
+
+#[test]
+fn mount_8_and_fstab_know_the_type_fuse_vellum() {
+    let Some(world) = World::new() else { return };
+    let options = world.options();
+    let merged = world.at("merged").display().to_string();
+    let done = with_names(
+        &world,
+        &format!(
+            "mount -t fuse.vellum layers {merged} -o {options},nosuid; cat merged/both; grep {merged} /proc/mounts; umount {merged}"
+        ),
+    );
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.out.starts_with("from the top\n"), "{}", done.out);
+    assert!(
+        done.out
+            .contains(&format!("layers {merged} fuse.vellum rw,nosuid")),
+        "{}",
+        done.out
+    );
+    wait_free(&world.at("upper"));
+    world.scratch.file(
+        "fstab",
+        format!("layers {merged} fuse.vellum {options},noauto,nofail,x-mine=1 0 0\n"),
+    );
+    let done = with_names(
+        &world,
+        &format!(
+            "mount --fstab fstab {merged}; cat merged/dir/inner/file; umount {merged}; mount -f -t fuse.vellum layers {merged} -o lowerdir=/none"
+        ),
+    );
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(done.out, "deep\n");
+    wait_free(&world.at("upper"));
+}
+
+#[test]
+fn as_fuse_overlayfs_it_is_called_as_its_callers_do() {
+    let Some(world) = World::new() else { return };
+    // containers/storage: relative layers, an empty option, options nobody knows; containerd, through mount.fuse3: with a source.
+    for call in [
+        "names/fuse-overlayfs -o lowerdir=top:base,upperdir=upper,workdir=work,,volatile,lazytime,shiny=1 merged",
+        "names/fuse-overlayfs overlay merged -o lowerdir=top:base,upperdir=upper,workdir=work,rw,dev,suid",
+        "names/fuse-overlayfs -s -o lowerdir=top:base merged",
+    ] {
+        let done = with_names(
+            &world,
+            &format!("{call}; cat merged/both; stat -f -c %t merged; umount merged"),
+        );
+        assert_eq!(done.code, 0, "{call}: {}", done.err);
+        assert_eq!(done.out, "from the top\n65735546\n", "{call}");
+        let told = done.err.lines().count();
+        assert_eq!(
+            told,
+            usize::from(call.contains("shiny") || call.contains("-s")),
+            "{}",
+            done.err
+        );
+        wait_free(&world.at("upper"));
+    }
+    for (argument, says) in [
+        ("--version", "fuse-overlayfs: version"),
+        ("--help", "usage: fuse-overlayfs"),
+    ] {
+        let done = with_names(&world, &format!("names/fuse-overlayfs {argument}"));
+        assert_eq!(done.code, 0);
+        assert!(done.out.starts_with(says), "{}", done.out);
+    }
+}
+
+/// Lets the plain user have the layers, and returns a script's result as him.
+fn as_user(user: &PlainUser, world: &World, script: &str) -> Said {
+    let dirs = ["top", "base", "upper", "work", "merged"].map(|dir| world.at(dir));
+    let mut give = Command::new("chown");
+    give.arg("-R").arg(format!("{0}:{0}", user.id)).args(dirs);
+    assert!(give.status().unwrap().success());
+    let vellum = user.borrow_program(Path::new(VELLUM));
+    let mut run = user.command("sh");
+    run.arg("-c")
+        .arg(format!("set -eu; cd \"$2\"; {script}"))
+        .arg("sh")
+        .arg(vellum)
+        .arg(world.scratch.path());
+    said(run.output().unwrap())
+}
+
+const DEVICE: &str = "use of /dev/fuse by plain users";
+
+fn open_to_all() -> bool {
+    fs::metadata("/dev/fuse").is_ok_and(|found| found.mode() & 0o006 == 0o006)
+}
+
+#[test]
+fn a_plain_user_mounts_through_fusermount3() {
+    let Some(world) = World::new() else { return };
+    let Some(user) = PlainUser::new(&world.scratch) else {
+        return;
+    };
+    if !open_to_all() {
+        return untested(DEVICE, "its mode keeps them out");
+    }
+    let options = "lowerdir=top:base,upperdir=upper,workdir=work";
+    let done = as_user(
+        &user,
+        &world,
+        &format!(
+            "timeout 60 \"$1\" overlay -o {options} merged; cat merged/both; echo new > merged/new; rm merged/gone; mv merged/dir merged/moved; \
+             cat merged/moved/inner/file; fusermount3 -u merged; flock upper true; \
+             timeout 60 \"$1\" overlay -o {options} merged; ls merged; cat merged/moved/inner/file; fusermount3 -u merged; flock upper true"
+        ),
+    );
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(
+        done.out, "from the top\ndeep\nboth\nmoved\nnew\ndeep\n",
+        "{}",
+        done.err
+    );
+}
+
+#[test]
+fn a_user_in_a_namespace_of_his_own_mounts_himself() {
+    let Some(world) = World::new() else { return };
+    let Some(user) = PlainUser::new(&world.scratch) else {
+        return;
+    };
+    if !open_to_all() {
+        return untested(DEVICE, "its mode keeps them out");
+    }
+    let inside = "timeout 60 $0 overlay -o lowerdir=top:base,upperdir=upper,workdir=work merged; \
+        rm merged/gone; mv merged/dir merged/moved; chown 7:7 merged/both; stat -c %u merged/both; cat merged/both; umount merged; flock upper true";
+    let script =
+        format!("unshare --user --map-auto --map-root-user --mount sh -euc '{inside}' \"$1\"");
+    let done = as_user(&user, &world, &script);
+    if done.err.contains("map-auto") {
+        return untested("ids of plain users", "unshare(1) has no --map-auto");
+    }
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(done.out, "7\nfrom the top\n", "{}", done.err);
+    assert_eq!(
+        fs::metadata(world.at("upper/both")).unwrap().uid(),
+        user.first_subid + 6
+    );
+}
+
+#[test]
+fn a_partly_copied_file_is_settled_for_every_reader() {
+    let Some(world) = World::new() else { return };
+    let big = world.scratch.file("base/big", vec![7; 64 << 20]);
+    let merged = world.mount("");
+    let mut file = fs::File::options()
+        .write(true)
+        .open(merged.join("big"))
+        .unwrap();
+    file.write_all(b"x").unwrap();
+    drop(file);
+    world.unmount();
+    let upper = world.at("upper/big");
+    let held = fs::metadata(&upper).unwrap().blocks() * 512;
+    if held >= 64 << 20 {
+        return untested(
+            "block copy-up",
+            "the file system below shares blocks or has no xattrs",
+        );
+    }
+    assert!(held <= 1 << 20, "{held} bytes for one");
+    let at = |below: &str| world.at(below).display().to_string();
+    let done = world.vellum(&["settle", &at("upper"), &at("work")]);
+    assert_eq!(
+        (done.code, done.out.starts_with("settled 1 files")),
+        (0, true),
+        "{}{}",
+        done.out,
+        done.err
+    );
+    let target = world.scratch.dir("kernel");
+    Overlay {
+        lowers: vec![world.at("top"), world.at("base")],
+        upper: Some((world.at("upper"), world.scratch.dir("kernel-work"))),
+        ..Overlay::default()
+    }
+    .mount(&world.scratch, &target)
+    .unwrap();
+    let now = fs::read(target.join("big")).unwrap();
+    let mut expect = fs::read(big).unwrap();
+    expect[0] = b'x';
+    assert!(now == expect, "the kernel reads something else");
+}
+
+/// Everything a layer may hold, made through the kernel's overlay with all its marks.
+fn changed(world: &World) -> PathBuf {
+    let target = world.scratch.dir("made");
+    Overlay {
+        lowers: vec![world.at("top"), world.at("base")],
+        upper: Some((world.at("upper"), world.at("work"))),
+        ..Overlay::default()
+    }
+    .option("redirect_dir", "on")
+    .option("metacopy", "on")
+    .mount(&world.scratch, &target)
+    .unwrap();
+    fs::write(target.join("new"), "new\n").unwrap();
+    fs::hard_link(target.join("new"), target.join("linked")).unwrap();
+    fs::rename(target.join("dir"), target.join("moved")).unwrap();
+    fs::set_permissions(target.join("both"), fs::Permissions::from_mode(0o4700)).unwrap();
+    fs::remove_file(target.join("gone")).unwrap();
+    fs::create_dir(target.join("gone")).unwrap();
+    fs::write(target.join("gone/in"), "a directory now\n").unwrap();
+    symlink("new", target.join("link")).unwrap();
+    target
+}
+
+const ALL: Ignore = Ignore {
+    root: false,
+    directory_mtimes: false,
+    mtimes: false,
+    nanoseconds: false,
+    hard_links: false,
+    owners: false,
+    xattrs: false,
+};
+
+/// Mounts layers by the kernel, read-only and with every mark off, and takes a picture.
+fn kernel_shows(world: &World, name: &str, layers: &[&Path]) -> Tree {
+    let target = world.scratch.dir(name);
+    let empty = world.scratch.dir("empty");
+    let lowers = layers
+        .iter()
+        .map(|l| l.to_path_buf())
+        .chain([empty])
+        .collect();
+    Overlay {
+        lowers,
+        ..Overlay::default()
+    }
+    .option("metacopy", "off")
+    .option("redirect_dir", "nofollow")
+    .mount(&world.scratch, &target)
+    .unwrap();
+    let tree = Tree::read(&target).unwrap();
+    world.scratch.unmount(&target);
+    tree
+}
+
+#[test]
+fn layers_are_squashed_converted_and_merged_into_what_they_showed() {
+    let Some(world) = World::new() else { return };
+    let target = changed(&world);
+    let expect = Tree::read(&target).unwrap();
+    let at = |below: &str| world.at(below).display().to_string();
+    let (upper, top, base) = (at("upper"), at("top"), at("base"));
+
+    // Mounted layers are left alone.
+    let done = world.vellum(&["layer", "merge", &upper, &top]);
+    assert_eq!(done.code, 1, "{}", done.out);
+    assert!(done.err.contains("is mounted"), "{}", done.err);
+    world.scratch.unmount(&target);
+
+    let ok = |args: &[&str]| {
+        let done = world.vellum(args);
+        assert_eq!(done.code, 0, "{args:?}: {}", done.err);
+    };
+    ok(&[
+        "layer",
+        "squash",
+        &upper,
+        &top,
+        &base,
+        "--whole",
+        "--output",
+        &at("whole"),
+    ]);
+    Tree::read(&world.at("whole"))
+        .unwrap()
+        .assert_same(&expect, ALL);
+
+    ok(&[
+        "layer",
+        "convert",
+        &upper,
+        "--below",
+        &top,
+        "--below",
+        &base,
+        "--output",
+        &at("plain"),
+    ]);
+    kernel_shows(
+        &world,
+        "k1",
+        &[&world.at("plain"), &world.at("top"), &world.at("base")],
+    )
+    .assert_same(&expect, ALL);
+
+    // Back and forth between dialects nothing is lost.
+    ok(&[
+        "layer",
+        "convert",
+        &at("plain"),
+        "--marks",
+        "wh",
+        "--output",
+        &at("wh"),
+    ]);
+    assert!(world.at("wh/.wh.dir").exists(), "removed names are files");
+    ok(&["layer", "convert", &at("wh"), "--output", &at("again")]);
+    kernel_shows(
+        &world,
+        "k2",
+        &[&world.at("again"), &world.at("top"), &world.at("base")],
+    )
+    .assert_same(&expect, ALL);
+
+    // What points out of the layers that are given is named, and nothing is left behind.
+    let done = world.vellum(&["layer", "squash", &upper, &top, "--output", &at("half")]);
+    assert_eq!(done.code, 1);
+    assert!(
+        done.err.contains("redirect") || done.err.contains("metacopy"),
+        "{}",
+        done.err
+    );
+    assert!(!world.at("half").exists() && !world.at(".vellum-staged.half").exists());
+
+    ok(&[
+        "layer",
+        "squash",
+        &at("plain"),
+        &top,
+        "--output",
+        &at("both"),
+    ]);
+    kernel_shows(&world, "k3", &[&world.at("both"), &world.at("base")]).assert_same(&expect, ALL);
+
+    // Mounted by our engine a layer is left alone too, also as a lower one.
+    let merged = at("merged");
+    let lower = format!("lowerdir={top}:{base}");
+    ok(&["overlay", "-o", &lower, &merged]);
+    world.scratch.adopt_mount(&world.at("merged"));
+    let done = world.vellum(&["layer", "merge", &at("plain"), &top]);
+    assert_eq!(done.code, 1);
+    assert!(done.err.contains("is mounted: by Vellum"), "{}", done.err);
+    world.scratch.unmount(&world.at("merged"));
+    wait_free(&world.at("top"));
+
+    ok(&["layer", "merge", &at("plain"), &top]);
+    kernel_shows(&world, "k4", &[&world.at("top"), &world.at("base")]).assert_same(&expect, ALL);
+}
+
+#[test]
+fn layers_are_looked_at_without_a_mount() {
+    let Some(world) = World::new() else { return };
+    let target = changed(&world);
+    world.scratch.unmount(&target);
+    let options = world.options();
+    let ok = |args: &[&str]| {
+        let done = world.vellum(args);
+        assert_eq!(done.code, 0, "{args:?}: {}", done.err);
+        done.out
+    };
+    assert_eq!(
+        ok(&["ls", "-o", &options, "/"]),
+        "both\ngone\nlink\nlinked\nmoved\nnew\n"
+    );
+    assert_eq!(ok(&["cat", "-o", &options, "/moved/inner/file"]), "deep\n");
+    assert_eq!(ok(&["cat", "-o", &options, "both"]), "from the top\n");
+    let why = ok(&["explain", "-o", &options, "/both"]);
+    let (upper, top) = (world.at("upper"), world.at("top"));
+    assert!(
+        why.contains(&format!("attributes: {}", upper.display())),
+        "{why}"
+    );
+    assert!(
+        why.contains(&format!("content:    {}", top.display())),
+        "{why}"
+    );
+    assert!(
+        why.contains("a file, hidden by layer 1 (not asked)"),
+        "{why}"
+    );
+    let why = ok(&["explain", "-o", &options, "/dir/inner"]);
+    assert!(
+        why.starts_with("/dir: nothing\n") && why.contains("whiteout"),
+        "{why}"
+    );
+}
+
+#[test]
+fn marks_of_strangers_are_not_followed() {
+    let Some(world) = World::new() else { return };
+    let target = changed(&world);
+    world.scratch.unmount(&target);
+    let at = |below: &str| world.at(below).display().to_string();
+    let lowers = format!("lowerdir={}:{}:{}", at("upper"), at("top"), at("base"));
+    let merged = at("merged");
+    // Nobody said that an engine made the top one: it may be from an archive.
+    let done = world.vellum(&["overlay", "-o", &lowers, &merged]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    world.scratch.adopt_mount(&world.at("merged"));
+    assert!(fs::read(world.at("merged/both")).is_err());
+    assert!(fs::read_dir(world.at("merged/moved")).is_err());
+    world.scratch.unmount(&world.at("merged"));
+    let trusting = format!("{lowers},trust=engine");
+    let done = world.vellum(&["overlay", "-o", &trusting, &merged]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    world.scratch.adopt_mount(&world.at("merged"));
+    assert_eq!(read(&world.at("merged/both")), "from the top\n");
+    assert_eq!(read(&world.at("merged/moved/inner/file")), "deep\n");
+}
+
+#[test]
+fn podman_uses_it_as_mount_program_and_the_kernel_mounts_the_upper_afterwards() {
+    if !needs_root("podman") || !available(&["podman", "runc", "python3", "busybox"]) {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let program = home.join("fuse-overlayfs");
+    symlink(VELLUM, &program).unwrap();
+    let archive = small_image(&home).unwrap();
+    let podman = |args: &[&str]| -> String {
+        let mut run = Command::new("timeout");
+        run.arg("120").arg("podman");
+        run.arg("--root")
+            .arg(home.join("podman"))
+            .arg("--runroot")
+            .arg(home.join("podman-run"));
+        run.args([
+            "--storage-driver",
+            "overlay",
+            "--runtime",
+            "runc",
+            "--cgroup-manager",
+            "cgroupfs",
+        ]);
+        run.args(["--events-backend", "file", "--storage-opt"]);
+        run.arg(format!("overlay.mount_program={}", program.display()));
+        let done = said(run.args(args).output().unwrap());
+        assert_eq!(done.code, 0, "podman {args:?}: {}", done.err);
+        done.out
+    };
+    let limits = [
+        "--network",
+        "none",
+        "--ulimit",
+        "nofile=20000:20000",
+        "--ulimit",
+        "nproc=10000:10000",
+    ];
+    let run = |first: &[&str], last: &[&str]| podman(&[&["run"], first, &limits, last].concat());
+    podman(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+    // For a mount program Podman unpacks whiteouts as .wh. files, which the kernel does not know: an image without any.
+    let layered = podman(&["images", "--quiet"]).trim().to_owned();
+    let flat = home.join("flat.tar").display().to_string();
+    podman(&["create", "--name", "layered", &layered]);
+    podman(&["export", "--output", &flat, "layered"]);
+    podman(&["rm", "layered"]);
+    podman(&["import", "--quiet", &flat, "flat:1"]);
+    let image = "flat:1";
+    let script = "mount | grep -c 'on / type fuse.fuse-overlayfs'; echo changed > /etc/new; mv /usr/share/vellum /usr/share/moved; \
+        rm -r /srv; mkdir /srv; echo x > /srv/x; chmod 600 /etc/passwd; echo done";
+    assert_eq!(
+        run(&["--name", "box"], &[image, "sh", "-c", script]),
+        "1\ndone\n"
+    );
+    podman(&["commit", "--quiet", "box", "mine:1"]);
+    let check = [
+        "sh",
+        "-c",
+        "cat /etc/new /srv/x; ls -d /usr/share/moved; stat -c %a /etc/passwd",
+    ];
+    let committed = run(&["--rm"], &[&["mine:1"], &check[..]].concat());
+    assert_eq!(committed, "changed\nx\n/usr/share/moved\n600\n");
+    // Once more: the same upper is mounted again.
+    let mounted = podman(&["mount", "box"]);
+    let expect = Tree::read(Path::new(mounted.trim())).unwrap();
+    podman(&["umount", "box"]);
+
+    let overlay = home.join("podman/overlay");
+    let upper = fs::read_dir(&overlay)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("diff"))
+        .find(|diff| {
+            diff.join("etc/new").exists()
+                && diff.parent().unwrap().join("lower").exists()
+                && has_redirect(diff)
+        })
+        .expect("the container's upper");
+    wait_free(&upper);
+    let lowers = read(&upper.parent().unwrap().join("lower"));
+    let scratch = Scratch::new();
+    let target = scratch.dir("kernel");
+    Overlay {
+        lowers: lowers
+            .trim()
+            .split(':')
+            .map(|l| fs::canonicalize(overlay.join(l)).unwrap())
+            .collect(),
+        upper: Some((upper.clone(), upper.with_file_name("work"))),
+        ..Overlay::default()
+    }
+    .option("redirect_dir", "on")
+    .mount(&scratch, &target)
+    .unwrap();
+    Tree::read(&target).unwrap().assert_same(&expect, ALL);
+    scratch.unmount(&target);
+    podman(&["rm", "--force", "box"]);
+    podman(&["rmi", "--all", "--force"]);
+    assert!(!upper.exists());
+}
+
+fn has_redirect(diff: &Path) -> bool {
+    let out = Command::new("getfattr")
+        .args(["--absolute-names", "-n", "trusted.overlay.redirect"])
+        .arg(diff.join("usr/share/moved"))
+        .output();
+    out.is_ok_and(|out| out.status.success())
+}
