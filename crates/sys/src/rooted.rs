@@ -155,6 +155,26 @@ impl Dir {
         Ok(File::from(fd))
     }
 
+    /// Opens `name`, of which the caller knows that it is a regular file, in one step.
+    ///
+    /// Errors: ELOOP for a symbolic link, EINVAL for what turns out to be something else. That was opened then, without waiting;
+    /// so where anybody may have put a device there meanwhile, [`Dir::open_file_for`] is the one to use.
+    pub fn open_known_file(&self, name: impl AsRef<OsStr>, access: Access) -> Result<File> {
+        let name = self.checked(name.as_ref())?;
+        let how = match access {
+            Access::Read => OFlags::RDONLY,
+            Access::Write => OFlags::WRONLY,
+            Access::ReadWrite => OFlags::RDWR,
+        };
+        let flags = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())
+            .map_err(|e| self.fail("open", name, e))?;
+        match crate::stat::stat_fd(&fd)?.is_file() {
+            true => Ok(File::from(fd)),
+            false => Err(self.fail("open as a regular file", name, Errno::INVAL)),
+        }
+    }
+
     /// Opens whatever `path` names beneath this directory without using it (`O_PATH`): a symbolic link itself, a device
     /// without waking it. Good for [`crate::stat::stat_fd`], the `_fd` functions here and in [`crate::xattr`], and mounting.
     pub fn open_path(&self, path: impl AsRef<Path>) -> Result<OwnedFd> {

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use vellum_sys::room::Room;
+use vellum_sys::rooted::Access;
 use vellum_sys::{Dir, Result, Stat, xattr};
 
 use crate::blocks::BlockMaps;
@@ -304,7 +305,8 @@ impl LayerDir for DirHandle {
     }
 
     fn open_file(&self, name: &OsStr) -> Result<File> {
-        self.0.dir()?.open_file(name)
+        // A layer does not change, and who opens has looked at the name.
+        self.0.dir()?.open_known_file(name, Access::Read)
     }
 
     fn open_path(&self, name: Option<&OsStr>) -> Result<OwnedFd> {

@@ -61,9 +61,7 @@ fn threads_do_everything_at_once() {
                         8 => who.chmod(&a, 0o700 | rng.below(64) as u32).map(drop),
                         9 => who.names(&a).map(drop),
                         10 => who.read(&a).map(drop),
-                        _ => who
-                            .make(&a, NewNode::Symlink("x".into()), 0o777)
-                            .map(drop),
+                        _ => who.make(&a, NewNode::Symlink("x".into()), 0o777).map(drop),
                     };
                 }
             });

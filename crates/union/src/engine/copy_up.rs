@@ -457,7 +457,7 @@ impl Engine {
         truncated: bool,
     ) -> Result<()> {
         let file = match &at {
-            At::Name(dir, name) => dir.open_file_for(name, Access::ReadWrite),
+            At::Name(dir, name) => dir.open_known_file(name, Access::ReadWrite),
             At::Fd(fd) => vellum_sys::rooted::reopen_for(fd, Access::ReadWrite),
             At::Dir(_) => return Err(Refusal::IsADirectory.into()),
         };

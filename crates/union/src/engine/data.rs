@@ -603,7 +603,7 @@ fn open_lower(file: &LowerFile) -> vellum_sys::Result<File> {
 
 fn open_upper(place: &UpperFile, access: Access) -> vellum_sys::Result<File> {
     match place {
-        UpperFile::Named { dir, name } => dir.dir()?.open_file_for(name, access),
+        UpperFile::Named { dir, name } => dir.dir()?.open_known_file(name, access),
         UpperFile::Pinned(fd) => rooted::reopen_for(fd, access),
     }
 }
