@@ -14,3 +14,7 @@ pub const INCOMPAT: &str = "work/incompat";
 
 /// The entry of [`INCOMPAT`] left by a volatile mount that was not unmounted cleanly: the upper can't be trusted.
 pub const INCOMPAT_VOLATILE_DIRTY: &str = "work/incompat/volatile/dirty";
+
+/// The maps of files copied up block by block ([`crate::block_map`]), one file each. As long as there is one, the upper
+/// layer is unsettled: nobody without this directory can read all of it.
+pub const BLOCK_MAPS: &str = "vellum/blocks";

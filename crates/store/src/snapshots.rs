@@ -4,14 +4,14 @@
 //! tree is touched, so that a refusal costs nothing, and once inside the transaction that records, because another process
 //! may have come between. No tree is touched, walked or synced while the database is locked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Transaction;
-use vellum_format::Prefix;
+use vellum_format::{Prefix, workdir};
 
 use crate::{
     driver::{self, Driver, DriverKind, LinkId, NewTree, Shape, TreeId, TreeParts, TreeRef},
-    error::{DbContext, Result, StoreError, Subject},
+    error::{DbContext, IoContext, Result, StoreError, Subject},
     filter::Filter,
     lease::LeaseId,
     record::{Identity, TreeRecord},
@@ -297,6 +297,16 @@ impl Store {
         let tree = row.tree_ref();
         let shape = driver.shape(self.layout(), &tree, &parents);
         let features = layer_features(row.record.features, &shape)?;
+        if let Shape::Overlay(overlay) = &shape
+            && let Some(work) = &overlay.work
+            && is_unsettled(work)?
+        {
+            return Err(StoreError::Unsupported {
+                what: format!("committing {key}"),
+                why: "some of its files are copied up only in part; `vellum settle` makes it whole"
+                    .to_owned(),
+            });
+        }
         driver.seal(self.layout(), &dir, &tree, &parents)?;
         let mut record = row.record.clone();
         record.features = features;
@@ -662,4 +672,14 @@ fn layer_features(
         metacopy: found.metacopies,
         ..features
     }))
+}
+
+/// Returns whether files of the upper layer with this work directory are copied up only in part: no layer may be.
+fn is_unsettled(work: &Path) -> Result<bool> {
+    let maps = work.join(workdir::BLOCK_MAPS);
+    match std::fs::read_dir(&maps) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).on("list", maps),
+    }
 }

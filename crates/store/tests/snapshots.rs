@@ -263,3 +263,28 @@ fn gc_takes_what_nobody_needs_and_says_why() {
     assert_eq!(store.gc(false).unwrap().len(), 2);
     assert!(store.gc(false).unwrap().is_empty());
 }
+
+#[test]
+fn an_unsettled_upper_becomes_no_layer() {
+    for driver in [DriverKind::Overlay2, DriverKind::Overlay] {
+        let scratch = Scratch::new();
+        let store = open(&scratch, driver);
+        store.prepare(&key("first"), &on(None)).unwrap();
+        store
+            .commit(&key("base"), &key("first"), BTreeMap::new(), None)
+            .unwrap();
+        let parts = store.prepare(&key("top"), &on(Some("base"))).unwrap();
+        let Shape::Overlay(overlay) = &parts.shape else {
+            panic!("{parts:?}")
+        };
+        let maps = overlay.work.as_ref().unwrap().join("vellum/blocks");
+        fs::create_dir_all(&maps).unwrap();
+        fs::write(maps.join("0123"), "a map").unwrap();
+        let commit = || store.commit(&key("layer"), &key("top"), BTreeMap::new(), None);
+        let refused = commit().unwrap_err();
+        assert!(refused.to_string().contains("committing"), "{refused}");
+        assert_eq!(store.stat(&key("top")).unwrap().kind, Kind::Active);
+        fs::remove_file(maps.join("0123")).unwrap();
+        commit().unwrap();
+    }
+}

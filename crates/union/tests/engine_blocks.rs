@@ -232,6 +232,62 @@ fn what_was_cut_never_comes_back() {
     }
 }
 
+/// Makes a map look as if its last writer ran before the machine was last started.
+fn as_of_another_boot(map: &Path) {
+    use vellum_format::block_map::{BlockMapHeader, BlockRecord, Epoch, RECORD_BYTES};
+    let mut bytes = std::fs::read(map).unwrap();
+    let (header, length) = BlockMapHeader::parse(&bytes).unwrap();
+    for (number, record) in bytes[length..].chunks_exact_mut(RECORD_BYTES).enumerate() {
+        let number = number as u64;
+        if let Some(BlockRecord::Opened(_)) = BlockRecord::parse(record, &header.id, number) {
+            let before = BlockRecord::Opened(Epoch {
+                boot: [1; 16],
+                mount: 1,
+            });
+            record.copy_from_slice(&before.encode(&header.id, number));
+        }
+    }
+    std::fs::write(map, bytes).unwrap();
+}
+
+#[test]
+fn what_was_not_synced_before_a_power_cut_is_old() {
+    let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
+        return;
+    };
+    let mut bytes = lower(&rig, "f", 200_000);
+    let engine = open(&rig);
+    let node = find(&engine, "f");
+    engine.write(node, 10, b"synced", false).unwrap();
+    engine.sync(node, true).unwrap();
+    engine.write(node, 100_000, b"not synced", false).unwrap();
+    drop(engine);
+    // The power goes: the record is on disk, the data is not.
+    let upper = std::fs::File::options()
+        .write(true)
+        .open(rig.upper.join("f"))
+        .unwrap();
+    upper.write_all_at(&[0; 8192], 98_304).unwrap();
+    as_of_another_boot(&maps(&rig).pop().unwrap());
+    bytes[10..16].copy_from_slice(b"synced");
+    for write in [false, true, false] {
+        let engine = open(&rig);
+        let node = find(&engine, "f");
+        assert!(read(&engine, node, 0, 300_000) == bytes);
+        if write {
+            // The rest of the block comes from below, not from what lies in the upper inode.
+            engine.write(node, 100_000, b"again", false).unwrap();
+            bytes[100_000..100_005].copy_from_slice(b"again");
+            assert!(read(&engine, node, 0, 300_000) == bytes);
+        }
+        engine.close().unwrap();
+    }
+    // Once closed, it was all synced.
+    as_of_another_boot(&maps(&rig).pop().unwrap());
+    assert!(settle_now(&rig).unwrap().complete);
+    assert!(std::fs::read(rig.upper.join("f")).unwrap() == bytes);
+}
+
 #[test]
 fn an_unlinked_file_stays_usable() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {

@@ -14,7 +14,7 @@ use super::told;
 use crate::layer::{Layer, LayerDir};
 
 /// Where maps are, in the work directory.
-pub(crate) const MAPS_DIR: &str = "vellum/blocks";
+pub(crate) const MAPS_DIR: &str = vellum_format::workdir::BLOCK_MAPS;
 
 /// More than any map can be: one of a file of 2^62 bytes would be.
 const MAP_MAX_BYTES: u64 = 1 << 30;
