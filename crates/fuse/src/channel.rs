@@ -3,7 +3,7 @@
 //! Each worker has a descriptor of its own, cloned from the session's, so that the kernel keeps the requests it handed out apart; and
 //! buffers of its own. No message is copied in this process and no lock is taken here.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -42,6 +42,11 @@ impl Channel {
     /// Returns a new descriptor of the same connection.
     pub fn another(&self) -> vellum_sys::Result<Channel> {
         vellum_sys::fuse_dev::clone_of(&self.device).map(Channel::new)
+    }
+
+    /// Returns the descriptor.
+    pub fn device(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
     }
 
     /// Waits for a request.

@@ -19,6 +19,7 @@ mod error;
 pub mod negotiate;
 mod ops;
 mod options;
+mod passthrough;
 mod session;
 pub mod wire;
 mod workers;

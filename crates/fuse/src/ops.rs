@@ -12,15 +12,18 @@ mod data;
 mod list;
 mod names;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use vellum_sys::FileKind;
-use vellum_union::engine::{self, Caller, Engine, NodeId};
+use vellum_union::engine::{self, Caller, Engine};
 
+use crate::channel::Channel;
 use crate::errno::{errno, is_everyday};
 use crate::negotiate::Agreed;
 use crate::options::MountOptions;
+use crate::passthrough::{Passthrough, node_of};
 use crate::wire::flags::open;
 use crate::wire::reply::{self, Reply};
 use crate::wire::{Header, Op, Request};
@@ -34,6 +37,7 @@ pub(crate) struct Ops {
     /// How long names and attributes may be believed.
     timeout: Duration,
     no_fsync: bool,
+    passthrough: Option<Passthrough>,
 }
 
 /// Why a request is answered with an error.
@@ -60,8 +64,16 @@ impl From<Errno> for Failure {
 type Answer<T = ()> = Result<T, Failure>;
 
 impl Ops {
-    pub fn new(engine: Engine, agreed: Agreed, options: &MountOptions) -> Ops {
+    /// `device` is where backing files are registered.
+    pub fn new(
+        engine: Engine,
+        agreed: Agreed,
+        options: &MountOptions,
+        device: &Arc<Channel>,
+    ) -> Ops {
+        let through = agreed.passthrough;
         Ops {
+            passthrough: through.then(|| Passthrough::new(Arc::clone(device))),
             engine,
             agreed,
             timeout: options.timeout,
@@ -76,7 +88,7 @@ impl Ops {
 
     fn answer(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Answer {
         let header = &request.header;
-        let node = NodeId(header.node);
+        let node = node_of(header.node);
         match request.op {
             Op::Lookup { name } => self.lookup(node, name, reply),
             Op::GetAttr => self.get_attr(node, reply),
@@ -97,9 +109,9 @@ impl Ops {
                 new_parent,
                 new_name,
                 flags,
-            } => self.rename((node, name), (NodeId(new_parent), new_name), flags),
+            } => self.rename((node, name), (node_of(new_parent), new_name), flags),
             Op::Link { node: old, name } => {
-                let entry = self.engine.link(NodeId(old), node, name)?;
+                let entry = self.engine.link(node_of(old), node, name)?;
                 self.put_entry(entry, reply);
                 Ok(())
             }
@@ -107,7 +119,7 @@ impl Ops {
                 name, mode, umask, ..
             } => self.create(header, name, mode, umask, reply),
             Op::TmpFile { mode, umask, .. } => self.tmpfile(header, mode, umask, reply),
-            Op::Open { flags } => self.open(node, flags, reply),
+            Op::Open { flags } => self.open(header, flags, reply),
             Op::OpenDir { .. } => match self.agreed.no_opendir {
                 true => Err(Errno::NOSYS.into()),
                 false => {
@@ -125,7 +137,13 @@ impl Ops {
             Op::ReadDir(range) => self.read_dir(node, range, reply),
             Op::ReadDirPlus(range) => self.read_dir_plus(node, range, reply),
             Op::StatFs => self.stat_fs(reply),
-            Op::Release { .. } | Op::ReleaseDir { .. } | Op::Destroy => Ok(()),
+            Op::Release { handle } => {
+                if let Some(passthrough) = &self.passthrough {
+                    passthrough.release(header.node, handle);
+                }
+                Ok(())
+            }
+            Op::ReleaseDir { .. } | Op::Destroy => Ok(()),
             Op::FSync { data_only } | Op::FSyncDir { data_only } => match self.no_fsync {
                 true => Err(Errno::NOSYS.into()),
                 false => Ok(self.engine.sync(node, data_only)?),
@@ -167,7 +185,10 @@ impl Ops {
 
     fn entry(&self, entry: &engine::Entry) -> reply::Entry {
         reply::Entry {
-            node: entry.node.0,
+            node: match &self.passthrough {
+                Some(passthrough) => passthrough.wire(entry.node),
+                None => entry.node.0,
+            },
             generation: entry.generation,
             entry_valid: self.timeout,
             attr_valid: self.timeout,
@@ -195,10 +216,10 @@ impl Serve for Ops {
 
     fn note(&self, request: &Request<'_>) {
         match request.op {
-            Op::Forget { count } => self.engine.forget(NodeId(request.header.node), count),
+            Op::Forget { count } => self.engine.forget(node_of(request.header.node), count),
             Op::BatchForget(forgets) => {
                 for (node, count) in forgets {
-                    self.engine.forget(NodeId(node), count);
+                    self.engine.forget(node_of(node), count);
                 }
             }
             _ => {}

@@ -57,7 +57,7 @@ pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Se
     let channel = Arc::new(Channel::new(device));
     let agreed = handshake(&channel, Wishes::of(options, engine.is_limited()))?;
     tracing::debug!(%agreed, "connected");
-    let ops = Arc::new(Ops::new(engine, agreed, options));
+    let ops = Arc::new(Ops::new(engine, agreed, options, &channel));
     let counters = Arc::new(Counters::default());
     let cpus = std::thread::available_parallelism().map_or(FEWEST_WORKERS, usize::from);
     let workers = Workers::start(

@@ -9,6 +9,7 @@ use vellum_sys::xattr::SetMode;
 use vellum_union::engine::{Caller, NodeId, SetAttr, SetTime};
 
 use super::{Answer, Ops, attr, caller};
+use crate::passthrough::node_of;
 use crate::wire::Header;
 use crate::wire::flags::setattr;
 use crate::wire::reply::{self, Reply};
@@ -59,7 +60,7 @@ impl Ops {
         flags: u32,
         acl_kills_setgid: bool,
     ) -> Answer {
-        let node = NodeId(header.node);
+        let node = node_of(header.node);
         let mode = match flags {
             0 => SetMode::Any,
             XATTR_CREATE => SetMode::Create,

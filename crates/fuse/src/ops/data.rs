@@ -4,6 +4,7 @@ use rustix::io::Errno;
 use vellum_union::engine::{NodeId, Whence};
 
 use super::{Answer, Ops};
+use crate::passthrough::{Refused, node_of};
 use crate::wire::flags::{WRITE_KILL_SUIDGID, open};
 use crate::wire::reply::Reply;
 use crate::wire::request::{CopyRange, Range};
@@ -15,12 +16,22 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
 impl Ops {
-    pub(super) fn open(&self, node: NodeId, flags: u32, reply: &mut Reply<'_>) -> Answer {
+    pub(super) fn open(&self, header: &Header, flags: u32, reply: &mut Reply<'_>) -> Answer {
         if self.agreed.no_open {
             return Err(Errno::NOSYS.into());
         }
-        self.engine
-            .open_check(node, flags & ACCESS_MODE != READ_ONLY)?;
+        let write = flags & ACCESS_MODE != READ_ONLY;
+        if let Some(passthrough) = &self.passthrough {
+            return match passthrough.open(&self.engine, header.node, header.pid, write) {
+                Ok(opened) => {
+                    reply.open(opened.handle, opened.flags, opened.backing);
+                    Ok(())
+                }
+                Err(Refused::LookAgain) => Err(Errno::STALE.into()),
+                Err(Refused::Engine(error)) => Err(error.into()),
+            };
+        }
+        self.engine.open_check(node_of(header.node), write)?;
         reply.open(0, open::KEEP_CACHE | open::NOFLUSH, 0);
         Ok(())
     }
@@ -74,9 +85,9 @@ impl Ops {
         // The older reply counts in 32 bits.
         let length = copy.length_bytes.min(1 << 30);
         let copied = self.engine.copy_range(
-            NodeId(header.node),
+            node_of(header.node),
             copy.from_offset,
-            NodeId(copy.to),
+            node_of(copy.to),
             copy.to_offset,
             length,
         )?;

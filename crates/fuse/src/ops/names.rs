@@ -8,6 +8,7 @@ use vellum_sys::FileKind;
 use vellum_union::engine::{NewNode, NodeId, RenameMode};
 
 use super::{Answer, Ops, caller, unpack_device};
+use crate::passthrough::{self, node_of};
 use crate::wire::Header;
 use crate::wire::flags::open;
 use crate::wire::reply::{self, Reply};
@@ -49,7 +50,7 @@ impl Ops {
         reply: &mut Reply<'_>,
     ) -> Answer {
         let new = NewNode::Symlink(OsString::from(target));
-        self.make(header, name, (&new, 0o777), 0, reply)
+        self.make(header, name, (&new, 0o777), 0, reply).map(drop)
     }
 
     pub(super) fn mkdir(
@@ -61,6 +62,7 @@ impl Ops {
         reply: &mut Reply<'_>,
     ) -> Answer {
         self.make(header, name, (&NewNode::Dir, mode), umask, reply)
+            .map(drop)
     }
 
     pub(super) fn mknod(
@@ -81,6 +83,7 @@ impl Ops {
             Some(FileKind::Dir | FileKind::Symlink) | None => return Err(Errno::INVAL.into()),
         };
         self.make(header, name, (&new, mode), umask, reply)
+            .map(drop)
     }
 
     pub(super) fn create(
@@ -91,8 +94,8 @@ impl Ops {
         umask: u32,
         reply: &mut Reply<'_>,
     ) -> Answer {
-        self.make(header, name, (&NewNode::File, mode), umask, reply)?;
-        reply.open(0, MADE, 0);
+        let node = self.make(header, name, (&NewNode::File, mode), umask, reply)?;
+        self.made_open(node, reply);
         Ok(())
     }
 
@@ -106,10 +109,21 @@ impl Ops {
         let caller = caller(header, umask);
         let entry = self
             .engine
-            .tmpfile(NodeId(header.node), mode & 0o7777, &caller)?;
+            .tmpfile(node_of(header.node), mode & 0o7777, &caller)?;
+        let node = entry.node;
         self.put_entry(entry, reply);
-        reply.open(0, MADE, 0);
+        self.made_open(node, reply);
         Ok(())
+    }
+
+    /// Answers the open of a file that was just made.
+    fn made_open(&self, node: NodeId, reply: &mut Reply<'_>) {
+        let mut handle = 0;
+        if let Some(passthrough) = &self.passthrough {
+            passthrough.created(node);
+            handle = passthrough::CACHED;
+        }
+        reply.open(handle, MADE, 0);
     }
 
     fn make(
@@ -119,13 +133,14 @@ impl Ops {
         (new, mode): (&NewNode, u32),
         umask: u32,
         reply: &mut Reply<'_>,
-    ) -> Answer {
+    ) -> Answer<NodeId> {
         let caller = caller(header, umask);
         let entry = self
             .engine
-            .create(NodeId(header.node), name, new, mode & 0o7777, &caller)?;
+            .create(node_of(header.node), name, new, mode & 0o7777, &caller)?;
+        let node = entry.node;
         self.put_entry(entry, reply);
-        Ok(())
+        Ok(node)
     }
 
     pub(super) fn rename(

@@ -201,17 +201,18 @@ impl Drop for World {
     fn drop(&mut self) {
         if let Some(mut server) = self.server.take() {
             signal(server.id(), rustix::process::Signal::TERM);
-            for _ in 0..200 {
-                if server.try_wait().ok().flatten().is_some() {
-                    return;
-                }
+            let ended = (0..200).any(|_| {
                 std::thread::sleep(std::time::Duration::from_millis(10));
+                server.try_wait().ok().flatten().is_some()
+            });
+            if !ended {
+                // It is in use, or it hangs: the second signal cuts the connection.
+                signal(server.id(), rustix::process::Signal::TERM);
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                let _ = server.kill();
+                let _ = server.wait();
             }
-            // It is in use, or it hangs: the second signal cuts the connection.
-            signal(server.id(), rustix::process::Signal::TERM);
-            std::thread::sleep(std::time::Duration::from_millis(300));
-            let _ = server.kill();
-            let _ = server.wait();
+            // What a server that was killed left.
             let flags = rustix::mount::UnmountFlags::DETACH;
             let _ = rustix::mount::unmount(self.base.join("merged"), flags);
         }

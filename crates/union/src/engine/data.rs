@@ -334,6 +334,12 @@ impl Engine {
         })
     }
 
+    /// Returns whether all bytes of this file are in its own file in the upper layer.
+    pub fn has_data_above(&self, id: NodeId) -> Result<bool> {
+        let node = self.file_node(id)?;
+        Ok(matches!(self.bytes(&node, false)?.1, Bytes::Upper(_)))
+    }
+
     /// Says what opening this file for reading or writing would be refused with by its own file system: what is
     /// immutable or append-only, or can't be opened. Copies nothing.
     pub fn open_check(&self, id: NodeId, write: bool) -> Result<()> {
