@@ -43,7 +43,9 @@ impl Engine {
         };
         let shown = self.shown_in(state, &stored)?;
         let mut blocks_512 = shown.blocks_512;
+        let gone = node.id != NodeId::ROOT && state.place.is_none();
         let nlink = match &state.body {
+            Body::Dir(_) if gone => 0,
             Body::Dir(dir) if self.static_nlink || dir.parts.len() > 1 => 1,
             Body::Dir(_) => shown.nlink,
             Body::File(file) => {
@@ -54,7 +56,11 @@ impl Engine {
                     // What is below counts too; where its holes are is not worth asking for.
                     blocks_512 = blocks_512.max(shown.size_bytes.div_ceil(512));
                 }
-                self.nlink(state, &stored)?
+                // The lower inode never loses a name.
+                match gone && file.upper.is_none() {
+                    true => 0,
+                    false => self.nlink(state, &stored)?,
+                }
             }
         };
         Ok(Attr {

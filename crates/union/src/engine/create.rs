@@ -21,7 +21,7 @@ use crate::engine::at::At;
 use crate::engine::copy_up::What;
 use crate::engine::files::Opened;
 use crate::engine::hide::Above;
-use crate::engine::nodes::{Body, DataAt, FileBody, Held, LiveNode, Names, UpperFile};
+use crate::engine::nodes::{Body, DataAt, FileBody, Held, LiveNode, Names, State, UpperFile};
 use crate::engine::records;
 use crate::engine::request::{Caller, Entry, NewNode, NodeId};
 use crate::engine::{Engine, Upper};
@@ -147,6 +147,14 @@ impl Engine {
             return Err(Refusal::NotPermitted.into());
         }
         loop {
+            // What was removed stays removed, also where a copy without a name could be given one.
+            let from_below = |state: &State| match &state.body {
+                Body::File(file) => file.lower.is_some(),
+                Body::Dir(_) => false,
+            };
+            if node.is_gone() && from_below(&node.state()) {
+                return Err(Refusal::NotFound.into());
+            }
             let what = match upper.options.metacopy && upper.options.redirect_dir {
                 true => What::Meta,
                 // Data below is found by the name: only a redirect lets a file have two.
