@@ -598,11 +598,11 @@ fn storm(name: &str, storm: Storm, change: impl Fn(&mut vellum_union::engine::Up
     let mut rng = Rng::for_test(name);
     let mut plain = prepare(&mut rng, &mut rig, storm);
     let open = |rig: &Rig| {
-        let mut options = rig.options();
-        if let Some(upper) = &mut options.upper {
-            change(upper);
-        }
-        Engine::open(options).unwrap()
+        engine_support::open(|| {
+            let mut options = rig.options();
+            options.upper.iter_mut().for_each(&change);
+            options
+        })
     };
     let mut ours = Ours {
         engine: open(&rig),

@@ -174,7 +174,11 @@ impl Engine {
         let at = at.ok_or(Refusal::Stale)?;
         let mut removed = false;
         if let Some(record) = &kept.record {
-            removed = at.remove_xattr(record).map_err(|error| upper.io(error))?;
+            removed = match at.remove_xattr(record) {
+                // A symbolic link has none.
+                Err(error) if error.is_denied() => false,
+                removed => removed.map_err(|error| upper.io(error))?,
+            };
         }
         match at.remove_xattr(&kept.name) {
             Ok(also) => removed |= also,

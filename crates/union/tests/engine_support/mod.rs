@@ -157,6 +157,18 @@ pub fn options(lowers: &[PathBuf], upper: &Path, work: &Path) -> EngineOptions {
     }
 }
 
+/// Opens an engine; waits as long as somebody's copy of a mount of the kernel's keeps the upper busy.
+pub fn open(options: impl Fn() -> EngineOptions) -> Engine {
+    for _ in 0..200 {
+        match Engine::open(options()) {
+            Err(Error::BadUpper { why, .. }) if why.contains("the kernel has it") => {}
+            other => return other.unwrap(),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("the upper stays busy");
+}
+
 /// An engine used by paths, as a program uses a mount. Every node it meets is forgotten again.
 pub struct User<'a> {
     pub engine: &'a Engine,
