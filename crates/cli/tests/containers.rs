@@ -5,7 +5,7 @@ mod support;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use support::{World, archive, layer, small, with_shell};
@@ -277,7 +277,7 @@ fn a_store_lies_anywhere_whatever_its_path_is_made_of() {
 }
 
 #[test]
-fn more_layers_than_the_kernel_takes_are_refused_by_name() {
+fn more_layers_than_the_kernel_takes_are_mounted_by_vellums_engine() {
     let Some(world) = World::new() else { return };
     let layers: Vec<Vec<u8>> = (0..501)
         .map(|n| layer().file(&format!("f{n}"), "").done())
@@ -287,11 +287,94 @@ fn more_layers_than_the_kernel_takes_are_refused_by_name() {
         text(&archive(&world.scratch, "deep:501", &layers, json!({}))),
     ]);
     world.ok(&["create", "--name", "box", "deep:501"]);
-    let err = world.fails(1, &["mount", "box"]);
+    let err = world.fails(1, &["--engine", "kernel", "mount", "box"]);
     assert!(
         err.starts_with("error: 501 layers are more than the 500 the kernel mounts\nhint: "),
         "{err}"
     );
+    let plan = world.ok(&["mount", "box", "--dry-run"]);
+    assert!(
+        plan.starts_with("engine by fuse\nbecause 501 layers are more than"),
+        "{plan}"
+    );
+    let tree = world.mounted("box");
+    assert_eq!(std::fs::read_dir(&tree).unwrap().count(), 501);
+    std::fs::remove_file(tree.join("f7")).unwrap();
+    assert_eq!(world.ok(&["diff", "box"]), "D /f7");
+    world.ok(&["umount", "box"]);
+    assert!(!world.mounted("box").join("f7").exists());
+}
+
+/// Every verb does with a mount of the engine what it does with one of the kernel.
+#[test]
+fn a_container_lives_on_vellums_engine_as_on_the_kernels() {
+    let Some(world) = World::new() else { return };
+    world.ok(&["load", text(&small(&world.scratch))]);
+    world.ok(&["create", "--name", "box", "small:1"]);
+    let tree = PathBuf::from(world.ok(&["--engine", "vellum", "mount", "box"]));
+    let source = |at: &Path| {
+        let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let line = table.lines().find(|l| l.contains(text(at)));
+        line.map(|l| l.split(' ').nth(2).unwrap().to_owned())
+    };
+    assert_eq!(source(&tree).as_deref(), Some("fuse.vellum"));
+    std::fs::write(tree.join("etc/new"), "new\n").unwrap();
+    std::fs::rename(tree.join("etc"), tree.join("moved")).unwrap();
+    // Idempotent, whatever engine is named now: it is mounted.
+    assert_eq!(world.ok(&["mount", "box"]), text(&tree));
+    let diff = world.ok(&["diff", "box"]);
+    assert!(
+        diff.contains("D /etc\n") && diff.contains("A /moved/new"),
+        "{diff}"
+    );
+    assert!(world.ok(&["ls"]).contains("mounted"));
+    let at = world.scratch.dir("at");
+    world.ok(&["mount", "box", text(&at)]);
+    let user = std::fs::File::open(at.join("moved/new")).unwrap();
+    let busy = world.fails(1, &["umount", "box"]);
+    assert!(busy.contains("in use: process"), "{busy}");
+    let busy = world.fails(1, &["rm", "box"]);
+    assert!(busy.contains("in use"), "{busy}");
+    drop(user);
+    world.ok(&["commit", "box", "mine:1"]);
+    world.ok(&["umount", "box"]);
+    assert_eq!(source(&tree), None);
+    // Who wants the kernel is told why not; who leaves the choice gets the engine that can read it.
+    let err = world.fails(1, &["--engine", "kernel", "mount", "box"]);
+    assert!(err.contains("Vellum's own engine"), "{err}");
+    assert!(
+        world
+            .ok(&["mount", "box", "--dry-run"])
+            .starts_with("engine by fuse")
+    );
+    world.ok(&[
+        "--engine",
+        "vellum",
+        "mount",
+        "--image",
+        "mine:1",
+        "--at",
+        text(&at),
+    ]);
+    assert_eq!(
+        std::fs::read_to_string(at.join("moved/new")).unwrap(),
+        "new\n"
+    );
+    assert!(
+        std::fs::write(at.join("x"), "x").is_err(),
+        "an image is read-only"
+    );
+    world.ok(&["umount", text(&at)]);
+    world.ok(&["mount", "box"]);
+    world.ok(&["rm", "--force", "box"]);
+    assert_eq!(source(&tree), None);
+    world.ok(&["check"]);
+    // The committed image is plain: the kernel shows it.
+    world.ok(&["create", "--name", "next", "mine:1"]);
+    let plan = world.ok(&["mount", "next", "--dry-run"]);
+    assert!(plan.starts_with("overlay by"), "{plan}");
+    let info = world.ok(&["--engine", "vellum", "info"]);
+    assert!(info.contains("engine = vellum (flag --engine)"), "{info}");
 }
 
 #[test]

@@ -404,6 +404,43 @@ fn a_plain_users_containers_mount_again_when_the_holder_is_gone() {
     world.ok(&["rm", "--force", "box"]);
 }
 
+/// The kernel refuses a plain user's mounts redirects and metacopies; the engine doesn't, and keeps what they write from the kernel.
+#[test]
+fn a_plain_users_containers_rename_directories_on_vellums_engine() {
+    let Some(world) = World::new() else { return };
+    let device = std::fs::metadata("/dev/fuse");
+    if !device.is_ok_and(|found| found.mode() & 0o006 == 0o006) {
+        return vellum_testkit::untested("use of /dev/fuse by plain users", "its mode");
+    }
+    let (archive, _) = archive(&world);
+    world.ok(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+    world.ok(&["create", "--quiet", "odd:1", "--name", "box"]);
+    let merged = world.ok(&["--engine", "vellum", "mount", "box"]);
+    let script = format!(
+        "cd {merged}; mv home moved; cat moved/ann; stat -c '%F' dev/null; chmod 600 moved/ann"
+    );
+    assert_eq!(world.inside(&script), "ann's\ncharacter special file");
+    let diff = world.ok(&["diff", "box"]);
+    assert!(
+        diff.contains("D /home") && diff.contains("A /moved/ann"),
+        "{diff}"
+    );
+    world.ok(&["umount", "box"]);
+    let refused = world.run(&["--engine", "kernel", "mount", "box"]);
+    assert_eq!(refused.status.code(), Some(1));
+    world.ok(&["commit", "--quiet", "box", "mine:1"]);
+    assert_eq!(world.ok(&["mount", "box"]), merged);
+    assert_eq!(
+        world.inside(&format!("stat -c %a {merged}/moved/ann")),
+        "600"
+    );
+    world.ok(&["rm", "--force", "box"]);
+    world.ok(&["create", "--quiet", "mine:1", "--name", "next"]);
+    let plan = world.ok(&["mount", "next", "--dry-run"]);
+    assert!(plan.starts_with("overlay by"), "{plan}");
+    world.ok(&["rm", "--force", "next"]);
+}
+
 #[test]
 fn two_first_commands_at_once_make_one_world() {
     let Some(world) = World::new() else { return };

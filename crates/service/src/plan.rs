@@ -323,7 +323,12 @@ pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, R
                     plan_engine(overlay, parts, facts, wishes, because)
                 }
                 Engine::Auto => match plan_overlay(overlay, parts, facts, wishes) {
-                    Err(refusal) if refusal.is_the_kernels() && facts.fuse => {
+                    // Who names a way of mounting gets that or nothing.
+                    Err(refusal)
+                        if refusal.is_the_kernels()
+                            && facts.fuse
+                            && wishes.method == MountMethod::Auto =>
+                    {
                         plan_engine(overlay, parts, facts, wishes, refusal.to_string())
                     }
                     planned => planned,
