@@ -326,7 +326,7 @@ impl Engine {
                 data::truncate(&file, shown.size_bytes).map_err(|e| upper.io(e))?;
                 DataAt::Lower(Arc::clone(source))
             } else {
-                self.take_bytes(upper, source, &file)?
+                self.take_bytes(upper, source, &file, true)?
             };
             let at = match &staged {
                 Staged::Unnamed(fd) => At::Fd(Arc::clone(fd)),
@@ -469,7 +469,7 @@ impl Engine {
             data::truncate(&file, 0).map_err(|e| upper.io(e))?;
         } else {
             let privileges = at.xattr(OsStr::new(CAPABILITY)).map_err(|e| upper.io(e))?;
-            data_at = self.take_bytes(upper, &source, &file)?;
+            data_at = self.take_bytes(upper, &source, &file, false)?;
             // The metacopy may be of another size: it was not, or the mark would be gone.
             data::truncate(&file, before.size_bytes).map_err(|e| upper.io(e))?;
             // Writing took away what must stay: nobody but us has written.

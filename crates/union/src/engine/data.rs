@@ -526,13 +526,14 @@ impl Engine {
         self.set_attr(node.id, &change, &nobody).map(drop)
     }
 
-    /// Gives an inode being made in the upper layer the bytes of a lower file: shared with it where the file system can;
-    /// block by block if the file is that big; else copied. Returns where they are then.
+    /// Gives an inode in the upper layer the bytes of a lower file: shared with it where the file system can; block by
+    /// block if the file is that big; else copied. Returns where they are then. What is `staged` the caller syncs.
     pub(crate) fn take_bytes(
         &self,
         upper: &Upper,
         from: &Arc<LowerFile>,
         to: &File,
+        staged: bool,
     ) -> Result<DataAt> {
         let source = open_lower(from).map_err(self.io(from.layer))?;
         if data::clone(&source, to) {
@@ -547,10 +548,13 @@ impl Engine {
             .is_some_and(|least| size_bytes >= least.max(1))
         {
             let path = from.dir.path().join(&from.name);
-            let map = upper
-                .blocks
-                .begin(to, &source, (self.from_bottom(from.layer), &path))?;
-            return Ok(DataAt::Blocks(Arc::new(BlockFile::named(map))));
+            let place = (self.from_bottom(from.layer), &*path);
+            match upper.blocks.begin(to, &source, place, staged) {
+                Ok(map) => return Ok(DataAt::Blocks(Arc::new(BlockFile::named(map)))),
+                // A file system without the xattrs it takes.
+                Err(Error::Io { source, .. }) if source.is_unsupported() => {}
+                Err(error) => return Err(error),
+            }
         }
         vellum_sys::copy::copy_data(&source, to).map_err(|e| upper.io(e))?;
         Ok(DataAt::Upper)

@@ -124,12 +124,13 @@ impl BlockStore {
     /// file at `path` in the layer `layer`, counted from the bottom. Returns its map's name.
     ///
     /// Nothing is copied. Afterwards `upper` has the lower file's size (unless it had one of its own) and the marks.
-    /// Its content is durable if the store is; a new inode's name is the caller's.
+    /// Durable if the store is, but for what is `staged`, which nobody can see: that is the caller's to sync.
     pub fn begin(
         &self,
         upper: &File,
         lower: &File,
         (layer, path): (u32, &Path),
+        staged: bool,
     ) -> Result<Box<str>> {
         let io = |error| self.io(error);
         let identity = maps::identify(layer, path, lower).map_err(io)?;
@@ -151,7 +152,7 @@ impl BlockStore {
                 self.refuse_kernels()?;
                 *refusing = true;
             }
-            self.write_map(&map)?;
+            self.write_new_map(&map)?;
         }
         let made = (|| {
             if stat.size_bytes != size_bytes {
@@ -166,7 +167,11 @@ impl BlockStore {
                 self.prefix.xattr(Mark::Metacopy),
                 &Metacopy::Unsettled.encode(),
             )?;
-            self.sync_file(upper)
+            // What is staged is synced before it is published.
+            match staged {
+                true => Ok(()),
+                false => self.sync_file(upper),
+            }
         })();
         if let Err(error) = made {
             // A map that nothing names is litter; the first error is the one worth telling.
@@ -284,9 +289,31 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Writes a map as a whole and puts it in the place of what has its name. Its data is durable.
-    fn write_map(&self, map: &BlockMap) -> Result<()> {
+    /// Writes the map of a file that nothing names yet. Under its own name at once: the one sync of the file then makes
+    /// the name durable too, on most file systems, and that of the directory finds nothing left to do.
+    fn write_new_map(&self, map: &BlockMap) -> Result<()> {
         let io = |error| self.io(error);
+        let bytes = self.whole(map)?;
+        let dir = self.maps.dir();
+        let name = map.header.name();
+        let written = (|| {
+            let file = dir.create_file(&name, 0o600).map_err(io)?;
+            data::write_at(&file, &bytes, 0).map_err(io)?;
+            self.sync_file(&file)?;
+            match self.durable {
+                true => dir.sync().map_err(io),
+                false => Ok(()),
+            }
+        })();
+        if written.is_err() {
+            // Litter, if this fails too; the first error is the one worth telling.
+            let _ = dir.unlink(&name);
+        }
+        written
+    }
+
+    /// Returns a map's bytes, written anew in this epoch.
+    fn whole(&self, map: &BlockMap) -> Result<Vec<u8>> {
         let mut bytes = map
             .header
             .encode()
@@ -297,6 +324,13 @@ impl BlockStore {
         for (record, number) in records.zip(0..) {
             bytes.extend_from_slice(&record.encode(&map.header.id, number));
         }
+        Ok(bytes)
+    }
+
+    /// Writes a map as a whole and puts it in the place of what has its name. Its data is durable.
+    fn write_map(&self, map: &BlockMap) -> Result<()> {
+        let io = |error| self.io(error);
+        let bytes = self.whole(map)?;
         let temp = format!("{}{}", publish::TEMP_PREFIX, random::hex(16));
         let dir = self.maps.dir();
         let written = (|| {
