@@ -3,7 +3,7 @@
 //! `name_to_handle_at` needs no privilege; opening by handle does. A handle is compared, stored and
 //! printed, never looked into.
 
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -112,7 +112,38 @@ pub fn file_system_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
     };
     // SAFETY: the request writes one struct fsuuid2, which `answer` is and which lives through the call.
     let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_GETFSUUID, &raw mut answer) };
-    (done == 0 && answer.len == 16).then_some(answer.uuid)
+    match done == 0 && answer.len == 16 {
+        true => Some(answer.uuid),
+        false => btrfs_uuid(fd.as_fd()),
+    }
+}
+
+/// btrfs has one, but tells it by a request of its own only.
+fn btrfs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
+    /// `_IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)`.
+    const BTRFS_IOC_FS_INFO: libc::Ioctl = 0x8400_941f_u32 as libc::Ioctl;
+    const BTRFS_MAGIC: u64 = 0x9123_683e;
+    #[repr(C)]
+    struct FsInfo {
+        max_id: u64,
+        num_devices: u64,
+        fsid: [u8; 16],
+        rest: [u8; 992],
+    }
+    let kind = rustix::fs::fstatfs(fd).ok()?.f_type;
+    if kind as u64 != BTRFS_MAGIC {
+        return None;
+    }
+    let mut answer = FsInfo {
+        max_id: 0,
+        num_devices: 0,
+        fsid: [0; 16],
+        rest: [0; 992],
+    };
+    // SAFETY: the file system is btrfs, so the request is its own; it writes one struct of 1024 bytes, which `answer` is and which
+    // lives through the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), BTRFS_IOC_FS_INFO, &raw mut answer) };
+    (done == 0).then_some(answer.fsid)
 }
 
 #[cfg(test)]

@@ -7,13 +7,15 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use engine_support::{Rig, User, user, view};
+use engine_support::{Rig, User, options, user, view};
 use rustix::io::Errno;
+use vellum_format::Prefix;
 use vellum_testkit::tree::Ignore;
-use vellum_testkit::{Rng, Tree};
-use vellum_union::engine::{NewNode, RenameMode, SetAttr};
-use vellum_union::{Error, Refusal};
+use vellum_testkit::{FsKind, PlainUser, Rng, Scratch, Tree};
+use vellum_union::engine::{Caller, Engine, NewNode, RenameMode, SetAttr};
+use vellum_union::{Dialect, DirLayer, Error, Refusal};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -239,8 +241,8 @@ fn ignore() -> Ignore {
     }
 }
 
-fn round(rng: &mut Rng, links: bool, count: usize) {
-    let Some(rig) = Rig::new(2) else { return };
+fn round(rng: &mut Rng, kind: FsKind, links: bool, count: usize) {
+    let Some(rig) = Rig::on(kind, 2) else { return };
     for lower in &rig.lowers {
         layer(rng, lower, 2);
     }
@@ -301,7 +303,7 @@ fn rounds() -> usize {
 fn the_engine_does_what_the_kernel_does() {
     let mut rng = Rng::for_test("engine against kernel");
     for _ in 0..rounds() {
-        round(&mut rng, false, 120);
+        round(&mut rng, FsKind::Ext4, false, 120);
     }
 }
 
@@ -309,6 +311,124 @@ fn the_engine_does_what_the_kernel_does() {
 fn the_engine_does_what_the_kernel_does_with_hard_links() {
     let mut rng = Rng::for_test("engine against kernel, links");
     for _ in 0..rounds() {
-        round(&mut rng, true, 120);
+        round(&mut rng, FsKind::Ext4, true, 120);
     }
+}
+
+#[test]
+fn the_engine_does_what_the_kernel_does_on_other_file_systems() {
+    let mut rng = Rng::for_test("engine against kernel, elsewhere");
+    for kind in [FsKind::Tmpfs, FsKind::Xfs, FsKind::Btrfs] {
+        for _ in 0..rounds().div_ceil(6) {
+            round(&mut rng, kind, true, 120);
+        }
+    }
+}
+
+/// The test below as its user sees it: this very program, run as him.
+#[test]
+fn as_a_plain_user() {
+    let Some(place) = std::env::var_os("VELLUM_TEST_AS_USER") else {
+        return;
+    };
+    assert_ne!(rustix::process::geteuid().as_raw(), 0);
+    let place = PathBuf::from(place);
+    let at = |name: &str| place.join(name);
+    for name in ["l", "u", "w", "plain"] {
+        std::fs::create_dir(at(name)).unwrap();
+    }
+    let mut rng = Rng::for_test("engine of a plain user");
+    layer(&mut rng, &at("l"), 2);
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(at("l").join("."))
+        .arg(at("plain"))
+        .status();
+    assert!(copied.unwrap().success());
+    let open = || {
+        let mut options = options(&[at("l")], &at("u"), &at("w"));
+        if let Some(upper) = &mut options.upper {
+            upper.prefix = Prefix::User;
+        }
+        let kernel = Dialect::kernel(Prefix::User);
+        options.lowers = vec![Arc::new(DirLayer::open(&at("l"), kernel).unwrap())];
+        Engine::open(options).unwrap()
+    };
+    let mut engine = open();
+    let caller = Caller {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        umask: 0o022,
+    };
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let mut done = Vec::new();
+    for step in 0..1500 {
+        let op = match op(&mut rng, true) {
+            // A directory he may not look into is one the engine may not look into for him.
+            Op::Chmod(path, mode) => Op::Chmod(path, mode | 0o700),
+            op => op,
+        };
+        let user = User {
+            engine: &engine,
+            caller,
+        };
+        let ours = by_engine(&user, &op);
+        let theirs = by_kernel(&at("plain"), &op);
+        let ours = ours.as_ref().map_or_else(errno, |()| 0);
+        let theirs = theirs.map_or_else(|error| error.raw_os_error().unwrap(), |()| 0);
+        done.push(op.clone());
+        if done.len() > 30 {
+            done.remove(0);
+        }
+        assert!(
+            alike(&op, ours, theirs),
+            "step {step}: engine {ours}, plain {theirs}: {done:#?}"
+        );
+        if step % 20 == 19 {
+            let plain = Tree::read(&at("plain")).unwrap();
+            let differ = view(&engine).differences(&plain, ignore());
+            assert!(differ.is_empty(), "step {step}: {differ:#?}\n{done:#?}");
+        }
+        if rng.chance(2) {
+            engine.close().unwrap();
+            engine = open();
+        }
+    }
+    engine.close().unwrap();
+}
+
+#[test]
+fn a_plain_users_union_is_like_any_directory() {
+    let scratch = Scratch::new();
+    let Some(user) = PlainUser::with_one_id(&scratch) else {
+        return;
+    };
+    let place = user.home().join("layers");
+    std::fs::create_dir(&place).unwrap();
+    std::os::unix::fs::chown(&place, Some(user.id), Some(user.id)).unwrap();
+    let program = user.borrow_program(&std::env::current_exe().unwrap());
+    let mut at = std::ffi::OsString::from("VELLUM_TEST_AS_USER=");
+    at.push(&place);
+    let seed =
+        std::env::var("VELLUM_SEED").map_or(String::new(), |seed| format!("VELLUM_SEED={seed}"));
+    let run = user
+        .command("env")
+        .arg(at)
+        .args((!seed.is_empty()).then_some(seed))
+        .arg(program)
+        .args(["--exact", "as_a_plain_user", "--nocapture"])
+        .output()
+        .unwrap();
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        run.status.success(),
+        "{}\n{}",
+        said(&run.stdout),
+        said(&run.stderr)
+    );
+    assert!(
+        said(&run.stdout).contains("1 passed"),
+        "{}",
+        said(&run.stdout)
+    );
 }
