@@ -21,6 +21,7 @@ pub mod fuse_dev;
 pub mod handle;
 pub mod in_root;
 pub mod lock;
+pub mod memory;
 pub mod mount;
 pub mod mountinfo;
 pub mod probe;

@@ -384,3 +384,62 @@ fn a_directory_of_a_million_names() {
     assert_eq!(found, count);
     engine.close().unwrap();
 }
+
+/// In pages of 4 KiB.
+fn resident_kib() -> u64 {
+    let text = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages = text.split(' ').nth(1).unwrap().parse::<u64>().unwrap();
+    pages * 4
+}
+
+#[test]
+fn memory_is_given_back() {
+    let Some(rig) = Rig::new(1) else { return };
+    let (dirs, files) = match std::env::var("VELLUM_LARGE") {
+        Ok(_) => (1000, 1000),
+        Err(_) => (100, 1000),
+    };
+    let Ok(big) = rig
+        .scratch
+        .file_system("big", vellum_testkit::FsKind::Tmpfs, 1500)
+    else {
+        return;
+    };
+    let lower = big.join("lower");
+    for dir in 0..dirs {
+        let dir = lower.join(format!("d{dir}"));
+        fs::create_dir_all(&dir).unwrap();
+        for index in 0..files {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            let kind = rustix::fs::FileType::RegularFile;
+            let name = dir.join(format!("file{index}"));
+            rustix::fs::mknodat(rustix::fs::CWD, name, kind, mode, 0).unwrap();
+        }
+    }
+    let engine = Engine::open(options(&[lower], &rig.upper, &rig.work)).unwrap();
+    let before = resident_kib();
+    let mut held = Vec::with_capacity(dirs * files);
+    for dir in names(&engine, NodeId::ROOT).unwrap() {
+        let dir = engine.lookup(NodeId::ROOT, &dir).unwrap().unwrap().node;
+        for name in names(&engine, dir).unwrap() {
+            held.push(engine.lookup(dir, &name).unwrap().unwrap().node);
+        }
+        held.push(dir);
+    }
+    let full = resident_kib();
+    let count = held.len() as u64;
+    for node in held {
+        engine.forget(node, 1);
+    }
+    let after = resident_kib();
+    eprintln!(
+        "{count} nodes: {before} KiB, {full} KiB ({} bytes each), {after} KiB",
+        (full - before) * 1024 / count
+    );
+    assert_eq!(engine.live_nodes(), 1);
+    assert!(
+        after < before + 32 * 1024,
+        "{before} KiB before, {after} KiB after"
+    );
+    engine.close().unwrap();
+}

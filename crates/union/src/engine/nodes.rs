@@ -308,16 +308,27 @@ impl Names {
     /// Takes a name out of the list. The node's places are the caller's.
     pub fn remove(&mut self, name: &OsStr) {
         self.live.remove(name);
-        // A directory that once had a million names live should not keep the room for them.
-        if self.live.capacity() > 64 && self.live.len() < self.live.capacity() / 8 {
-            self.live.shrink_to(self.live.len() * 2);
-        }
+        give_back(&mut self.live);
     }
 
     fn is_empty(&self) -> bool {
         self.live.is_empty()
     }
 }
+
+/// Gives memory back that a map needed when it was eight times as large: what once held a million does not go on doing so.
+/// Returns whether it was much.
+fn give_back<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) -> bool {
+    let capacity = map.capacity();
+    if capacity <= 64 || map.len() >= capacity / 8 {
+        return false;
+    }
+    map.shrink_to(map.len() * 2);
+    capacity > MANY
+}
+
+/// So many nodes are worth telling the system that their memory is free.
+const MANY: usize = 16 * 1024;
 
 /// All live nodes.
 #[derive(Debug)]
@@ -333,6 +344,8 @@ struct Table {
     by_inode: HashMap<(u64, u64), Weak<LiveNode>>,
     /// Nobody counts on these any more: their names are to be taken out of their parents' lists.
     left: Vec<Arc<LiveNode>>,
+    /// Far fewer are left than there were.
+    many_gone: bool,
 }
 
 /// A node that can't be forgotten as long as this value lives.
@@ -530,22 +543,28 @@ impl NodeTable {
             && let Some(node) = table.by_id.remove(&node.id)
         {
             table.left.push(node);
+            table.many_gone |= give_back(&mut table.by_id);
         }
     }
 
     /// Takes names out of the lists that nobody counts on any more. The caller holds no lock.
     pub fn sweep(&self) {
+        let mut many_gone = false;
         loop {
             let left = {
                 let mut table = self.lock();
+                many_gone |= std::mem::take(&mut table.many_gone);
                 match table.left.is_empty() {
-                    true => return,
+                    true => break,
                     false => std::mem::take(&mut table.left),
                 }
             };
             for node in left {
                 self.unlist(node);
             }
+        }
+        if many_gone {
+            vellum_sys::memory::give_back();
         }
     }
 
@@ -590,6 +609,7 @@ impl NodeTable {
                     for inode in inodes {
                         table.by_inode.remove(&inode);
                     }
+                    give_back(&mut table.by_inode);
                 }
             }
         }
