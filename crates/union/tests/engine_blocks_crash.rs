@@ -251,7 +251,7 @@ impl Bench {
         let maps = self.place.join("w/vellum/blocks");
         let left = std::fs::read_dir(maps).map_or(0, Iterator::count);
         assert_eq!(left, 0, "{what}: maps are left");
-        let incompat = self.place.join("w/work/incompat");
+        let incompat = self.place.join("w").join("work/incompat");
         assert!(!incompat.exists(), "{what}: kernels are kept away");
     }
 
