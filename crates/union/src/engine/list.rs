@@ -119,8 +119,9 @@ impl Engine {
         take: &mut dyn FnMut(Listing) -> ControlFlow<()>,
     ) -> Result<()> {
         let dir = self.dir_node(id)?;
-        let mut slot = dir.listings.lock().unwrap_or_else(PoisonError::into_inner);
-        let changes = dir.changes.load(Ordering::Acquire);
+        let side = dir.dir();
+        let mut slot = side.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = side.changes.load(Ordering::Acquire);
         match &mut *slot {
             Some(listings) if cookie != 0 || listings.changes == changes => {}
             Some(listings) => listings.renew(self.read_names(&dir)?, changes),
@@ -132,11 +133,11 @@ impl Engine {
                     places: found.into_iter().map(Some).collect(),
                     empty: 0,
                 };
-                *slot = Some(Box::new(Listings {
+                *slot = Some(Listings {
                     now,
                     before: None,
                     changes,
-                }));
+                });
             }
         }
         let Some(listings) = &*slot else {

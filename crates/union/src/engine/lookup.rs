@@ -300,7 +300,6 @@ impl LowerFile {
             layer,
             dir: file.dir,
             name: file.name,
-            identity: file.stat.identity(),
             nlink: file.stat.nlink,
         }
     }

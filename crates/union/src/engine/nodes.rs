@@ -44,13 +44,20 @@ pub(crate) struct LiveNode {
     /// Where it is. Who uses the place of a file in the upper layer holds this for reading meanwhile; who changes it on
     /// disk, for writing.
     state: RwLock<State>,
-    /// For directories: the names in it that have live nodes. The lock is "a directory's names" of the lock order: who
-    /// adds, removes or looks up a name holds it.
+    /// What only directories have; beside the node, since most nodes are files.
+    dir: Option<Box<DirSide>>,
+}
+
+/// What only directories have.
+#[derive(Debug, Default)]
+pub(crate) struct DirSide {
+    /// The names in it that have live nodes. The lock is "a directory's names" of the lock order: who adds, removes or
+    /// looks up a name holds it.
     names: Mutex<Names>,
-    /// For directories: how often a name in it was made, removed or moved.
+    /// How often a name in it was made, removed or moved.
     pub changes: AtomicU64,
-    /// For directories: what was listed.
-    pub listings: Mutex<Option<Box<Listings>>>,
+    /// What was listed.
+    pub listings: Mutex<Option<Listings>>,
 }
 
 /// The names in a directory that have live nodes.
@@ -138,8 +145,6 @@ pub(crate) struct LowerFile {
     pub layer: usize,
     pub dir: Arc<dyn LayerDir>,
     pub name: OsString,
-    /// Device and inode when it was looked up.
-    pub identity: (u64, u64),
     /// Hard links when it was looked up.
     pub nlink: u32,
 }
@@ -158,7 +163,7 @@ pub(crate) enum DataAt {
 impl LiveNode {
     /// Says that a name in this directory was made, removed or moved: it is listed anew.
     pub fn changed(&self) {
-        self.changes.fetch_add(1, Ordering::Release);
+        self.dir().changes.fetch_add(1, Ordering::Release);
     }
 
     pub fn is_dir(&self) -> bool {
@@ -191,7 +196,21 @@ impl LiveNode {
 
     /// Takes the lock of the names in this directory.
     pub fn names(&self) -> MutexGuard<'_, Names> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+        let names = self.dir().names.lock();
+        names.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what only directories have. To be asked of directories alone.
+    pub fn dir(&self) -> &DirSide {
+        match &self.dir {
+            Some(dir) => dir,
+            None => unreachable!("who asks for names has looked at the kind, which never changes"),
+        }
+    }
+
+    /// Returns whether something in it is listed.
+    fn lists_something(&self) -> bool {
+        self.dir.is_some() && !self.names().is_empty()
     }
 
     /// Returns the directory's share in the upper layer, if it has one.
@@ -416,9 +435,7 @@ impl NodeTable {
             lookups: AtomicU64::new(0),
             gate: Mutex::default(),
             state: RwLock::new(state),
-            names: Mutex::default(),
-            changes: AtomicU64::new(0),
-            listings: Mutex::default(),
+            dir: (kind == FileKind::Dir).then(Box::default),
         })
     }
 
@@ -589,7 +606,7 @@ impl NodeTable {
             for Place { parent, name } in places {
                 let mut names = parent.names();
                 let listed = names.get(&name).is_some_and(|at| Arc::ptr_eq(&at, &node));
-                if listed && node.names().is_empty() && unused() {
+                if listed && !node.lists_something() && unused() {
                     names.remove(&name);
                     // The place stays with the node: it may be that it is still found by its inode.
                     let mut state = node.state_mut();
