@@ -282,20 +282,14 @@ fn as_user(user: &PlainUser, world: &World, script: &str) -> Said {
     said(run.output().unwrap())
 }
 
-const DEVICE: &str = "use of /dev/fuse by plain users";
-
-fn open_to_all() -> bool {
-    fs::metadata("/dev/fuse").is_ok_and(|found| found.mode() & 0o006 == 0o006)
-}
-
 #[test]
 fn a_plain_user_mounts_through_fusermount3() {
     let Some(world) = World::new() else { return };
     let Some(user) = PlainUser::new(&world.scratch) else {
         return;
     };
-    if !open_to_all() {
-        return untested(DEVICE, "its mode keeps them out");
+    if !user.give_fuse() {
+        return untested("FUSE for plain users", "there is no /dev/fuse");
     }
     let options = "lowerdir=top:base,upperdir=upper,workdir=work";
     let done = as_user(
@@ -321,8 +315,8 @@ fn a_user_in_a_namespace_of_his_own_mounts_himself() {
     let Some(user) = PlainUser::new(&world.scratch) else {
         return;
     };
-    if !open_to_all() {
-        return untested(DEVICE, "its mode keeps them out");
+    if !user.give_fuse() {
+        return untested("FUSE for plain users", "there is no /dev/fuse");
     }
     let inside = "timeout 60 $0 overlay -o lowerdir=top:base,upperdir=upper,workdir=work merged; \
         rm merged/gone; mv merged/dir merged/moved; chown 7:7 merged/both; stat -c %u merged/both; cat merged/both; umount merged; flock upper true";
