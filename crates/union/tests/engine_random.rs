@@ -682,6 +682,25 @@ fn storm(name: &str, storm: Storm, change: impl Fn(&mut vellum_union::engine::Up
             if storm.kernel {
                 rig.kernel().assert_same(&live, Ignore::default());
             }
+            if storm.turns {
+                let seed = rng.next();
+                let target = rig.mount_kernel(&rig.upper, &rig.work);
+                for root in [&target, &plain.root] {
+                    Churn::ALL.run(&mut Rng::seeded(seed), root, 40);
+                }
+                let kernel = Tree::read(&target).unwrap();
+                rig.scratch.unmount(&target);
+                let mut expected = Tree::read(&plain.root).unwrap();
+                expected.group_links();
+                let ignore = Ignore {
+                    mtimes: true,
+                    ..Ignore::default()
+                };
+                kernel.assert_same(&expected, ignore);
+                ours.engine = open(&rig);
+                compare(&ours, &plain, &mut known);
+                continue;
+            }
             ours.engine = open(&rig);
             view(&ours.engine).assert_same(&live, Ignore::default());
             compare(&ours, &plain, &mut known);
@@ -705,6 +724,8 @@ struct Storm {
     on: FsKind,
     /// How many operations, unless the environment says.
     count: usize,
+    /// Whenever the engine is closed, the kernel goes on with its upper.
+    turns: bool,
     /// The upper's file system has xattrs: else there is nothing to remember a number by.
     xattrs: bool,
 }
@@ -717,6 +738,7 @@ impl Storm {
         apart: false,
         on: FsKind::Ext4,
         count: 1500,
+        turns: false,
         xattrs: true,
     };
     const OURS: Storm = Storm {
@@ -749,6 +771,16 @@ fn a_union_of_two_file_systems_is_like_any_directory() {
         ..Storm::ALL
     };
     storm(name, weather, |_| {});
+}
+
+#[test]
+fn the_kernel_and_the_engine_take_turns() {
+    let weather = Storm {
+        middle: false,
+        turns: true,
+        ..Storm::ALL
+    };
+    storm("the_kernel_and_the_engine_take_turns", weather, |_| {});
 }
 
 /// Moves the upper, and the ordinary directory, to a file system without xattrs.
