@@ -49,6 +49,8 @@ lint: ## Format, clippy and documents only
 
 install: build ## Install the command, man pages and completions under PREFIX
 	install -D -m 0755 $(TARGET)/release/vellum $(DESTDIR)$(PREFIX)/bin/vellum
+	install -d $(DESTDIR)$(PREFIX)/sbin
+	ln -sf ../bin/vellum $(DESTDIR)$(PREFIX)/sbin/mount.fuse.vellum
 	$(TARGET)/release/vellum man $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 	$(TARGET)/release/vellum completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vellum

@@ -140,8 +140,8 @@ pub fn convert(
     }
 }
 
-/// Keeps mounts away from a work directory while its upper is being replaced.
-const CONVERTING: &str = "vellum-converting";
+/// Keeps all mounts, the kernel's and ours, away from a work directory while its upper is being replaced.
+const CONVERTING: &str = "layer-convert";
 
 /// Removes what a work directory knows of an upper that is gone: the index of hard links, the maps of partly copied files, marks that keep
 /// the kernel out.
