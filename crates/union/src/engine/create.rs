@@ -21,6 +21,7 @@ use crate::engine::at::At;
 use crate::engine::copy_up::What;
 use crate::engine::files::Opened;
 use crate::engine::hide::Above;
+use crate::engine::links::is_merged;
 use crate::engine::nodes::{Body, DataAt, FileBody, Held, LiveNode, Names, State, UpperFile};
 use crate::engine::records;
 use crate::engine::request::{Caller, Entry, NewNode, NodeId};
@@ -258,13 +259,12 @@ impl Engine {
         if names.get(name).is_some() {
             return Ok(Free::No);
         }
-        let below = !names.is_absent_below(name) && self.below(dir, name)?.is_some();
-        if !below && !ask && !upper.by_name() {
+        if names.is_absent(name) || !ask && !self.is_merged(dir) && !upper.by_name() {
             return Ok(Free::Yes(Above::Nothing));
         }
         Ok(match upper.above(at, name).map_err(|e| upper.io(e))? {
             Above::Entry(_) => Free::No,
-            Above::Nothing if below => Free::No,
+            Above::Nothing if self.below(dir, name)?.is_some() => Free::No,
             above => Free::Yes(above),
         })
     }
@@ -305,19 +305,19 @@ impl Engine {
         }
         let temp = upper.staging.name();
         let is_dir = matches!(new.what, NewNode::Dir);
-        let published = self.stage(upper, dir, &temp, new, over).and_then(|stored| {
+        let published = self.stage(upper, dir, &temp, new, over).and_then(|made| {
             let published = upper.publish(&temp, at, name, is_dir, over);
             published
-                .map(|()| stored)
+                .map(|()| made)
                 .map_err(|error| match error.is_exists() {
                     true => Refusal::Exists.into(),
                     false => upper.io(error),
                 })
         });
         match published {
-            Ok(stored) => {
+            Ok(made) => {
                 upper.unhide_name(at, name)?;
-                Ok((stored, None))
+                Ok(made)
             }
             Err(error) => {
                 match is_dir {
@@ -337,35 +337,49 @@ impl Engine {
         temp: &OsStr,
         new: &New<'_>,
         over: Above,
-    ) -> Result<Stat> {
+    ) -> Result<(Stat, Option<File>)> {
+        let io = |error| upper.io(error);
         let got = self.inherited(dir, new)?;
         let staging = upper.staging.dir();
         let at = At::Name(Arc::clone(staging), temp.to_owned());
-        let foreign = !acting::possible(new.maker.uid, new.maker.gid).map_err(|e| upper.io(e))?;
+        let foreign = !acting::possible(new.maker.uid, got.gid).map_err(io)?;
         let recorded = upper.options.records == Records::Read
             // A link of another owner's becomes a file that says so; one's own is what it is.
             && (foreign || !matches!(new.what, NewNode::Symlink(_)));
         let made = match (recorded, new.what) {
-            (true, NewNode::Dir) => staging.mkdir(temp, records::BACKING_DIR_MODE),
+            (true, NewNode::Dir) => staging
+                .mkdir(temp, records::BACKING_DIR_MODE)
+                .map(|()| None),
             (true, NewNode::Symlink(target)) => {
                 let file = staging.create_file(temp, records::BACKING_FILE_MODE);
                 file.and_then(|mut file| {
                     file.write_all(target.as_encoded_bytes())
-                        .map_err(|e| vellum_sys::Error::new("write", temp, e))
+                        .map_err(|e| vellum_sys::Error::new("write", temp, e))?;
+                    Ok(None)
                 })
             }
             (true, _) => staging
                 .create_file(temp, records::BACKING_FILE_MODE)
-                .map(drop),
-            (false, what) => make_plain(staging, temp, what, 0o600 | new.mode & 0o100).map(drop),
+                .map(Some),
+            (false, what) if foreign => make_plain(staging, temp, what, 0o600),
+            (false, what) => {
+                let maker = Maker {
+                    gid: got.gid,
+                    umask: 0,
+                    ..new.maker
+                };
+                let acting = acting::act(maker).map_err(io)?;
+                let made = make_plain(staging, temp, what, got.mode);
+                drop(acting);
+                made
+            }
         };
-        made.map_err(|error| upper.io(error))?;
-        got.dress(upper, &at, new, recorded)?;
+        let file = made.map_err(io)?;
+        let stored = got.dress(upper, &at, new, recorded)?;
         if over == Above::Whiteout && matches!(new.what, NewNode::Dir) {
-            let opaque = upper.make_opaque(staging, temp);
-            opaque.map_err(|error| upper.io(error))?;
+            upper.make_opaque(staging, temp).map_err(io)?;
         }
-        at.stat().map_err(|error| upper.io(error))
+        Ok((stored, file))
     }
 
     /// Returns what a directory gives to what is made in it, as the file system would.
@@ -373,8 +387,7 @@ impl Engine {
         let state = dir.state();
         let stored = self.stat_in(&state)?;
         let shown = self.shown_in(&state, &stored)?;
-        let default = self.xattr_in(&state, OsStr::new(acl::DEFAULT))?;
-        let default = default.map(|value| Acl::parse(&value)).transpose()?;
+        let default = self.stored_acl(&state, OsStr::new(acl::DEFAULT))?;
         let is_dir = matches!(new.what, NewNode::Dir);
         let (mut mode, mut access) = (new.mode, None);
         match (&default, new.what) {
@@ -401,6 +414,28 @@ impl Engine {
         })
     }
 
+    /// Returns an ACL of something in the upper layer, ids as stored.
+    fn stored_acl(&self, state: &State, name: &OsStr) -> Result<Option<Acl>> {
+        let upper = self.upper()?;
+        let Some(at) = state.at().map_err(|error| upper.io(error))? else {
+            return Ok(None);
+        };
+        let value = match records::kept(&upper.layer.dialect(), name)?.record {
+            Some(record) => at.xattr(&record),
+            None => at.xattr(name),
+        };
+        let value = value.map_err(|error| upper.io(error))?;
+        value.map(|value| Acl::parse(&value)).transpose()
+    }
+
+    /// Returns whether anything of a directory is in lower layers.
+    fn is_merged(&self, dir: &LiveNode) -> bool {
+        match &dir.state().body {
+            Body::Dir(body) => is_merged(body),
+            Body::File(_) => false,
+        }
+    }
+
     /// Returns the entry of something that was just made.
     fn entry_made(&self, node: Held<'_>, stored: Stat) -> Result<Entry> {
         let attr = self.attr_in(&node, &node.state(), Some(stored))?;
@@ -422,8 +457,8 @@ struct Got {
 }
 
 impl Got {
-    /// Gives it to a staged inode.
-    fn dress(&self, upper: &Upper, at: &At, new: &New<'_>, recorded: bool) -> Result<()> {
+    /// Gives a staged inode what it has not got yet, and returns what it has then, as stored.
+    fn dress(&self, upper: &Upper, at: &At, new: &New<'_>, recorded: bool) -> Result<Stat> {
         let io = |error| upper.io(error);
         let acls = [(acl::ACCESS, &self.access), (acl::DEFAULT, &self.default)];
         let acls = acls
@@ -439,19 +474,24 @@ impl Got {
                     .ok_or(Refusal::Unsupported)?;
                 at.set_xattr(&name, &value, SetMode::Any).map_err(io)?;
             }
-            return Ok(());
+            return at.stat().map_err(io);
         }
-        let stat = at.stat().map_err(io)?;
+        let mut stat = at.stat().map_err(io)?;
         if (stat.uid, stat.gid) != (self.uid, self.gid) {
             at.set_owner(Some(self.uid), Some(self.gid)).map_err(io)?;
+            stat = at.stat().map_err(io)?;
         }
         if !matches!(new.what, NewNode::Symlink(_)) {
             for (name, value) in acls {
                 at.set_xattr(name, &value, SetMode::Any).map_err(io)?;
+                stat = at.stat().map_err(io)?;
             }
-            at.set_mode(self.mode).map_err(io)?;
+            if stat.mode != self.mode {
+                at.set_mode(self.mode).map_err(io)?;
+                stat = at.stat().map_err(io)?;
+            }
         }
-        Ok(())
+        Ok(stat)
     }
 }
 

@@ -70,7 +70,8 @@ impl Engine {
                 (false, true) => return Err(Refusal::NotADirectory.into()),
                 _ => {}
             }
-            let below = self.below(&dir, name)?.is_some();
+            // What is not in the upper layer shows from below.
+            let below = !node.in_upper() || self.below(&dir, name)?.is_some();
             let Some(handle) = dir.upper_dir() else {
                 drop((names, shared));
                 self.to_upper(&dir, What::Names)?;

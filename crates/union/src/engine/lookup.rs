@@ -91,7 +91,7 @@ impl Engine {
         if let Some(node) = names.get(name) {
             return Ok(Some((self.table.hold(&node), None)));
         }
-        if parent.is_gone() {
+        if parent.is_gone() || names.is_absent(name) {
             return Ok(None);
         }
         let merged = {

@@ -64,8 +64,8 @@ pub(crate) struct DirSide {
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     live: HashMap<OsString, Weak<LiveNode>>,
-    /// The last name that was looked up and of which no layer has anything, not even a whiteout. Lower layers never get
-    /// it, so for them this stays true; whoever makes something finds the name in the upper layer or not.
+    /// The last name that was looked up and of which no layer has anything, not even a whiteout: who looks a name up
+    /// often makes it next. Until then it stays true.
     absent: Option<Box<OsStr>>,
 }
 
@@ -314,13 +314,16 @@ impl Names {
         }
     }
 
-    /// Returns whether it is known that no lower layer has anything of this name.
-    pub fn is_absent_below(&self, name: &OsStr) -> bool {
+    /// Returns whether it is known that no layer has anything of this name.
+    pub fn is_absent(&self, name: &OsStr) -> bool {
         self.absent.as_deref() == Some(name)
     }
 
     /// Lists a node. Its places are the caller's.
     pub fn insert(&mut self, name: &OsStr, node: &Arc<LiveNode>) {
+        if self.is_absent(name) {
+            self.absent = None;
+        }
         self.live.insert(name.to_owned(), Arc::downgrade(node));
     }
 
