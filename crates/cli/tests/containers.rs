@@ -175,14 +175,7 @@ fn each_mount_method_shows_one_to_five_hundred_layers() {
         for method in ["layer-fds", "lowerdir-plus", "option-page"] {
             let name = format!("box-{count}-{method}");
             world.ok(&["create", "--name", &name, &tag]);
-            let args = [
-                "--engine",
-                "kernel",
-                "--mount-method",
-                method,
-                "mount",
-                &name,
-            ];
+            let args = ["--mount-method", method, "mount", &name];
             let said = world.run(&args);
             if said.code != 0 && said.err.contains("needs Linux") {
                 untested(method, said.err);
