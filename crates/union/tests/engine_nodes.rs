@@ -255,3 +255,22 @@ fn an_upper_without_room_for_a_redirect_says_that_it_would_be_another_device() {
     }
     engine.close().unwrap();
 }
+
+/// The kernel writes 256 bytes at most, unless told otherwise, but reads more.
+#[test]
+fn redirects_longer_than_the_kernel_writes_are_read_by_it() {
+    let Some(rig) = Rig::new(1) else { return };
+    let above = deep(10);
+    rig.scratch
+        .file(Path::new("fs/l0").join(&above).join("d/f"), "f");
+    rig.scratch
+        .file(Path::new("fs/l0").join(&above).join("g"), "g");
+    let engine = rig.open();
+    let u = user(&engine);
+    u.rename(above.join("d"), "d").unwrap();
+    u.rename(above.join("g"), "g").unwrap();
+    u.rename(above.iter().next().unwrap(), "top").unwrap();
+    assert_eq!(u.read("d/f").unwrap(), b"f");
+    let tree = rig.agree(engine);
+    assert!(tree.entries.contains_key(Path::new("d/f")));
+}
