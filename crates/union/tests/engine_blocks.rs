@@ -289,6 +289,35 @@ fn what_was_not_synced_before_a_power_cut_is_old() {
 }
 
 #[test]
+fn a_hard_link_of_a_file_copied_by_blocks_is_one_file() {
+    let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
+        return;
+    };
+    let mut bytes = lower(&rig, "a", 200_000);
+    std::fs::hard_link(rig.lowers[0].join("a"), rig.lowers[0].join("b")).unwrap();
+    let engine = open(&rig);
+    engine.write(find(&engine, "a"), 70_000, b"new", false).unwrap();
+    bytes[70_000..70_003].copy_from_slice(b"new");
+    assert!(read(&engine, find(&engine, "b"), 0, 300_000) == bytes);
+    engine.close().unwrap();
+    let engine = open(&rig);
+    let node = find(&engine, "b");
+    assert!(read(&engine, node, 0, 300_000) == bytes);
+    engine.write(node, 100_000, b"more", false).unwrap();
+    bytes[100_000..100_004].copy_from_slice(b"more");
+    assert!(read(&engine, find(&engine, "a"), 0, 300_000) == bytes);
+    engine.unlink(NodeId::ROOT, OsStr::new("a")).unwrap();
+    assert!(read(&engine, node, 0, 300_000) == bytes);
+    engine.close().unwrap();
+    assert!(settle_now(&rig).unwrap().complete);
+    assert!(maps(&rig).is_empty());
+    let target = rig.mount_kernel(&rig.upper, &rig.work);
+    assert!(content(&target.join("b")).unwrap() == bytes);
+    assert!(!target.join("a").exists());
+    rig.scratch.unmount(&target);
+}
+
+#[test]
 fn an_unlinked_file_stays_usable() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
