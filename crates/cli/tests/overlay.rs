@@ -698,6 +698,79 @@ fn podman_uses_it_as_mount_program_and_the_kernel_mounts_the_upper_afterwards() 
     assert!(!upper.exists());
 }
 
+#[test]
+fn a_plain_users_podman_uses_it_as_mount_program() {
+    let Some(world) = World::new() else { return };
+    let Some(user) = PlainUser::new(&world.scratch) else {
+        return;
+    };
+    if !available(&["podman", "runc", "busybox"]) {
+        return;
+    }
+    if !user.give_fuse() {
+        return untested("FUSE for plain users", "there is no /dev/fuse");
+    }
+    // An image of busybox and a directory to rename.
+    for dir in ["fs/bin", "fs/etc", "fs/usr/share/vellum"] {
+        world.scratch.dir(dir);
+    }
+    let busybox = said(
+        Command::new("sh")
+            .args(["-c", "command -v busybox"])
+            .output()
+            .unwrap(),
+    )
+    .out;
+    fs::copy(busybox.trim(), world.at("fs/bin/busybox")).unwrap();
+    for applet in ["sh", "mount", "grep", "mv", "chmod", "cat", "ls", "stat"] {
+        symlink("busybox", world.at("fs/bin").join(applet)).unwrap();
+    }
+    world.scratch.file("fs/usr/share/vellum/file", "below\n");
+    world
+        .scratch
+        .file("fs/etc/passwd", "root:x:0:0::/:/bin/sh\n");
+    let script = r#"
+        export HOME; tar -C fs -cf image.tar .; cd "$HOME"; image=$2/image.tar run=$2/r
+        ln -s "$1" fuse-overlayfs
+        podman() {
+            timeout 120 podman --root "$HOME/store" --runroot "$run" --storage-driver overlay \
+                --storage-opt overlay.mount_program="$HOME/fuse-overlayfs" --runtime runc --cgroup-manager cgroupfs \
+                --events-backend file "$@"
+        }
+        limits="--network none --ulimit nofile=1000:1000 --ulimit nproc=1000:1000"
+        podman import -q "$image" localhost/base:1 >&2
+        podman run $limits --name box localhost/base:1 sh -c "mount | grep -c 'on / type fuse.fuse-overlayfs'; echo changed > /etc/new
+            mv /usr/share/vellum /usr/share/moved; chmod 600 /etc/passwd; echo ok"
+        podman commit -q box localhost/mine:1 >&2
+        podman run --rm $limits localhost/mine:1 sh -c "cat /etc/new /usr/share/moved/file; stat -c %a /etc/passwd"
+        podman rm -f box >&2; podman rmi -af >&2
+        podman system migrate >&2
+    "#;
+    let give = Command::new("chown")
+        .args(["-R", &format!("{0}:{0}", user.id)])
+        .arg(world.at("fs"))
+        // Podman takes no longer path for it than 50 letters.
+        .arg(world.scratch.dir("r"))
+        .status();
+    assert!(give.unwrap().success());
+    fs::set_permissions(world.scratch.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let done = as_user(&user, &world, script);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(done.out, "1\nok\nchanged\nbelow\n600\n", "{}", done.err);
+}
+
+#[test]
+fn containerds_mount_fuse3_finds_it() {
+    let Some(world) = World::new() else { return };
+    if !available(&["mount.fuse3"]) {
+        return;
+    }
+    let call = "PATH=$PWD/names:$PATH mount.fuse3 overlay merged -o lowerdir=top:base,upperdir=upper,workdir=work,rw -t fuse-overlayfs";
+    let done = with_names(&world, &format!("{call}; cat merged/both; umount merged"));
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(done.out, "from the top\n", "{}", done.err);
+}
+
 fn has_redirect(diff: &Path) -> bool {
     let out = Command::new("getfattr")
         .args(["--absolute-names", "-n", "trusted.overlay.redirect"])
