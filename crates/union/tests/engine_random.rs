@@ -737,7 +737,7 @@ impl Storm {
         kernel: true,
         apart: false,
         on: FsKind::Ext4,
-        count: 1500,
+        count: 700,
         turns: false,
         xattrs: true,
     };

@@ -276,7 +276,11 @@ impl Engine {
             }),
         };
         parent.changed();
-        Ok(self.table.add((parent, names, name), ino, kind, body))
+        let node = self.table.add((parent, names, name), ino, kind, body);
+        if kind == FileKind::Dir {
+            node.names().begin_empty();
+        }
+        Ok(node)
     }
 
     fn new_dir_body(&self, above: &Arc<DirHandle>, name: &OsStr, stored: &Stat) -> DirBody {

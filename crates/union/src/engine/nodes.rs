@@ -8,7 +8,7 @@
 //! alive is found under its name, there are never two nodes for one thing, and memory is bounded by what the front
 //! remembers. Lock order: see `engine.rs`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
@@ -67,7 +67,13 @@ pub(crate) struct Names {
     /// The last name that was looked up and of which no layer has anything, not even a whiteout: who looks a name up
     /// often makes it next. Until then it stays true.
     absent: Option<Box<OsStr>>,
+    /// Every name there is, live or not, of a directory that was made by this engine and is not too large: what is not
+    /// among them need not be looked for on disk.
+    all: Option<HashSet<Box<OsStr>>>,
 }
+
+/// A directory with more names is looked up on disk.
+const ALL_MAX: usize = 4096;
 
 /// Where a node is.
 #[derive(Debug)]
@@ -316,19 +322,39 @@ impl Names {
 
     /// Returns whether it is known that no layer has anything of this name.
     pub fn is_absent(&self, name: &OsStr) -> bool {
-        self.absent.as_deref() == Some(name)
+        let lacks = |all: &HashSet<Box<OsStr>>| !all.contains(name);
+        self.absent.as_deref() == Some(name) || self.all.as_ref().is_some_and(lacks)
     }
 
     /// Lists a node. Its places are the caller's.
     pub fn insert(&mut self, name: &OsStr, node: &Arc<LiveNode>) {
-        if self.is_absent(name) {
+        if self.absent.as_deref() == Some(name) {
             self.absent = None;
         }
         self.live.insert(name.to_owned(), Arc::downgrade(node));
+        if let Some(all) = &mut self.all {
+            all.insert(name.into());
+            if all.len() > ALL_MAX {
+                self.all = None;
+            }
+        }
     }
 
-    /// Takes a name out of the list. The node's places are the caller's.
+    /// Says that there is no name yet in the directory: from here on, all are known.
+    pub fn begin_empty(&mut self) {
+        self.all = Some(HashSet::new());
+    }
+
+    /// Takes a name that is gone out of the list. The node's places are the caller's.
     pub fn remove(&mut self, name: &OsStr) {
+        self.unlist(name);
+        if let Some(all) = &mut self.all {
+            all.remove(name);
+        }
+    }
+
+    /// Takes a name out of the list that nobody counts on.
+    fn unlist(&mut self, name: &OsStr) {
         self.live.remove(name);
         give_back(&mut self.live);
     }
@@ -610,7 +636,7 @@ impl NodeTable {
                 let mut names = parent.names();
                 let listed = names.get(&name).is_some_and(|at| Arc::ptr_eq(&at, &node));
                 if listed && !node.lists_something() && unused() {
-                    names.remove(&name);
+                    names.unlist(&name);
                     // The place stays with the node: it may be that it is still found by its inode.
                     let mut state = node.state_mut();
                     if state.links.is_some() {
