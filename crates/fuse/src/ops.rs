@@ -13,6 +13,7 @@ mod list;
 mod names;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -38,7 +39,12 @@ pub(crate) struct Ops {
     timeout: Duration,
     no_fsync: bool,
     passthrough: Option<Passthrough>,
+    /// Nodes the kernel gave back since memory was given back to the machine.
+    forgotten: AtomicU64,
 }
+
+/// After so many nodes memory is given back: less than 32 MiB of it is waiting then.
+const FORGOTTEN_MAX: u64 = 1 << 14;
 
 /// Why a request is answered with an error.
 #[derive(Debug)]
@@ -78,6 +84,7 @@ impl Ops {
             agreed,
             timeout: options.timeout,
             no_fsync: options.no_fsync,
+            forgotten: AtomicU64::new(0),
         }
     }
 
@@ -215,14 +222,20 @@ impl Serve for Ops {
     }
 
     fn note(&self, request: &Request<'_>) {
+        let mut nodes = 0;
+        let mut forget = |node, count| {
+            self.engine.forget(node_of(node), count);
+            nodes += 1;
+        };
         match request.op {
-            Op::Forget { count } => self.engine.forget(node_of(request.header.node), count),
-            Op::BatchForget(forgets) => {
-                for (node, count) in forgets {
-                    self.engine.forget(node_of(node), count);
-                }
-            }
+            Op::Forget { count } => forget(request.header.node, count),
+            Op::BatchForget(forgets) => forgets.for_each(|(node, count)| forget(node, count)),
             _ => {}
+        }
+        let before = self.forgotten.fetch_add(nodes, Ordering::Relaxed);
+        if before + nodes >= FORGOTTEN_MAX {
+            self.forgotten.store(0, Ordering::Relaxed);
+            vellum_sys::fuse_dev::give_memory_back();
         }
     }
 }

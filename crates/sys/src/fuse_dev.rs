@@ -1,4 +1,4 @@
-//! The FUSE device's own calls, and the two things a process that serves a file system asks for itself.
+//! The FUSE device's own calls, and what a process that serves a file system does about its own memory.
 //!
 //! What travels over the device is not known here. Numbers from the kernel's `include/uapi/linux/fuse.h`; they are ABI.
 
@@ -93,6 +93,15 @@ pub fn serve_writeback() -> Result<()> {
     match done {
         0 => Ok(()),
         _ => Err(last("become a flusher of", "the page cache")),
+    }
+}
+
+/// Gives memory that was freed back to the machine, as far as the allocator can. Takes milliseconds.
+pub fn give_memory_back() {
+    // SAFETY: malloc_trim takes a number and may be called at any time; what it releases is not in use.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

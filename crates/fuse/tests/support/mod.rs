@@ -25,6 +25,8 @@ pub struct World {
     pub is_user: bool,
     /// What `mount_union` is told besides.
     pub options: Vec<String>,
+    /// The most descriptors the server may have.
+    pub descriptors: Option<u32>,
     server: Option<Child>,
     program: PathBuf,
     /// What the last server printed at its end.
@@ -44,6 +46,7 @@ impl World {
                 true => vec![String::from("userxattr")],
                 false => Vec::new(),
             },
+            descriptors: None,
             server: None,
             program,
             last_words: String::new(),
@@ -92,7 +95,17 @@ impl World {
             lowers.push(":");
             lowers.push(lower);
         }
-        let mut command = Command::new(&self.program);
+        let mut command = match self.descriptors {
+            Some(most) => {
+                let mut command = Command::new("prlimit");
+                command
+                    .arg(format!("--nofile={most}"))
+                    .arg("--")
+                    .arg(&self.program);
+                command
+            }
+            None => Command::new(&self.program),
+        };
         command.arg(lowers);
         match self.options.iter().any(|option| option == "no-upper") {
             true => command.args(["-", "-"]),
@@ -292,8 +305,38 @@ pub fn everywhere(name: &str, check: impl FnOnce(&mut World)) {
     as_root(check);
 }
 
-/// Runs the test `name` of this program as a plain user.
+/// Runs the test `name` of this program as a plain user, who is root in a user namespace.
 pub fn as_user(name: &str) {
+    let ids = |first: u32| format!("{first},1,60000");
+    run_as_user(name, |user| {
+        let mut words = vec![
+            "unshare",
+            "--user",
+            "--mount",
+            "--map-root-user",
+            "--setgroups=allow",
+        ];
+        words.push("--map-users");
+        let mut words: Vec<_> = words.into_iter().map(String::from).collect();
+        words.push(ids(user.first_subid));
+        words.extend([String::from("--map-groups"), ids(user.first_subid)]);
+        words
+    });
+}
+
+/// As [`as_user`], but he is himself, in no namespace of his own.
+pub fn as_himself(name: &str, check: impl FnOnce(&mut World)) {
+    if let Some(place) = std::env::var_os(INNER) {
+        let place = PathBuf::from(place);
+        let mut world = World::new(&place, place.join("mount_union"), true);
+        world.option("fusermount");
+        check(&mut world);
+    } else if needs_root("mounting") {
+        run_as_user(name, |_| Vec::new());
+    }
+}
+
+fn run_as_user(name: &str, wrap: impl FnOnce(&PlainUser) -> Vec<String>) {
     let scratch = Scratch::new();
     let Some(user) = PlainUser::new(&scratch) else {
         return;
@@ -311,10 +354,8 @@ pub fn as_user(name: &str) {
     fs::set_permissions(&test, fs::Permissions::from_mode(0o755)).unwrap();
     let output = user
         .command("timeout")
-        .args(["-k", "5", "120", "unshare", "--user", "--mount"])
-        .args(["--map-users", &format!("{},1,60000", user.first_subid)])
-        .args(["--map-groups", &format!("{},1,60000", user.first_subid)])
-        .args(["--map-root-user", "--setgroups=allow"])
+        .args(["-k", "5", "120"])
+        .args(wrap(&user))
         .arg("env")
         .arg(format!("{INNER}={}", place.display()))
         .arg(&test)

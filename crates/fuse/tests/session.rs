@@ -1,0 +1,394 @@
+//! From mount to unmount: readiness, ends, limits of the server itself.
+
+mod support;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::Signal;
+use support::*;
+use vellum_testkit::untested;
+
+#[test]
+fn a_mount_answers_when_it_is_reported() {
+    everywhere("a_mount_answers_when_it_is_reported", |world| {
+        world.put("file", "content");
+        for _ in 0..5 {
+            world.mount();
+            let above = fs::metadata(world.beside("")).unwrap();
+            assert_ne!(fs::metadata(world.at("")).unwrap().dev(), above.dev());
+            assert_eq!(fs::read(world.at("file")).unwrap(), b"content");
+            world.unmount();
+            let below = fs::metadata(world.at("")).unwrap();
+            assert_eq!(below.dev(), above.dev());
+        }
+    });
+}
+
+#[test]
+fn a_mount_that_can_t_be_made_says_why() {
+    everywhere("a_mount_that_can_t_be_made_says_why", |world| {
+        fs::remove_dir(world.at("")).unwrap();
+        let said = world.try_mount().unwrap_err();
+        assert!(said.contains("merged"), "{said}");
+        fs::write(world.at(""), "no directory").unwrap_err();
+        fs::write(world.beside("merged"), "no directory").unwrap();
+        let said = world.try_mount().unwrap_err();
+        assert!(said.contains("merged"), "{said}");
+        fs::remove_file(world.beside("merged")).unwrap();
+        fs::create_dir(world.at("")).unwrap();
+        world.mount();
+    });
+}
+
+#[test]
+fn unmounting_never_touches_a_later_mount() {
+    everywhere("unmounting_never_touches_a_later_mount", |world| {
+        world.put("file", "of the union");
+        world.mount();
+        let server = world.server_pid();
+        let later = || {
+            rustix::mount::mount("later", world.at(""), "tmpfs", MountFlags::empty(), None)
+                .unwrap();
+            fs::write(world.at("later"), "x").unwrap();
+        };
+        later();
+        signal(server, Signal::TERM);
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(
+            names(world.at("")),
+            ["later"],
+            "the later mount was taken away"
+        );
+        rustix::mount::unmount(world.at(""), UnmountFlags::empty()).unwrap();
+        assert_eq!(names(world.at("")), ["file"], "ours goes on");
+        // Gone from its place while it is in use, and something else is there now.
+        let open = File::open(world.at("file")).unwrap();
+        rustix::mount::unmount(world.at(""), UnmountFlags::DETACH).unwrap();
+        later();
+        signal(server, Signal::TERM);
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(names(world.at("")), ["later"]);
+        drop(open);
+        rustix::mount::unmount(world.at(""), UnmountFlags::empty()).unwrap();
+    });
+}
+
+#[test]
+fn unmounting_waits_for_who_uses_the_union() {
+    everywhere("unmounting_waits_for_who_uses_the_union", |world| {
+        world.put("file", "content");
+        world.mount();
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(world.at("file"))
+            .unwrap();
+        let server = world.server_pid();
+        signal(server, Signal::TERM);
+        while fs::metadata(world.at("file")).is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        file.write_all(b" and more").unwrap();
+        file.sync_all().unwrap();
+        drop(file);
+        world.unmount();
+        assert_eq!(fs::read(world.upper("file")).unwrap(), b"content and more");
+    });
+}
+
+#[test]
+fn a_second_signal_cuts_the_connection() {
+    as_root(|world| {
+        world.put("file", "content");
+        world.mount();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(world.at("file"))
+            .unwrap();
+        signal(world.server_pid(), Signal::TERM);
+        while fs::metadata(world.at("file")).is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut connections = fs::read_dir("/sys/fs/fuse/connections").unwrap();
+        if connections.next().is_none() {
+            untested("cutting a connection", "fusectl is not mounted");
+            drop(file);
+            world.unmount();
+            return;
+        }
+        world.unmount();
+        assert!(file.write_all_at(b"x", 0).is_err());
+    });
+}
+
+#[test]
+fn a_killed_server_leaves_what_was_synced() {
+    everywhere("a_killed_server_leaves_what_was_synced", |world| {
+        world.put("file", "old");
+        world.mount();
+        fs::write(world.at("file"), "new").unwrap();
+        fs::create_dir(world.at("dir")).unwrap();
+        fs::write(world.at("dir/made"), "made").unwrap();
+        world.crash();
+        world.mount();
+        assert_eq!(fs::read(world.at("file")).unwrap(), b"new");
+        assert_eq!(fs::read(world.at("dir/made")).unwrap(), b"made");
+        fs::write(world.at("file"), "newer").unwrap();
+    });
+}
+
+#[test]
+fn a_plain_user_mounts_through_fusermount() {
+    as_himself("a_plain_user_mounts_through_fusermount", |world| {
+        if Command::new("fusermount3").arg("-V").output().is_err() {
+            untested("mounting through fusermount3", "it is not installed");
+            return;
+        }
+        world.put("dir/file", "old");
+        world.mount();
+        fs::write(world.at("dir/file"), "new").unwrap();
+        fs::rename(world.at("dir"), world.at("moved")).unwrap();
+        assert_eq!(fs::read(world.at("moved/file")).unwrap(), b"new");
+        world.remount();
+        assert_eq!(names(world.at("")), ["moved"]);
+        assert_eq!(fs::read(world.at("moved/file")).unwrap(), b"new");
+        world.unmount();
+        assert_eq!(
+            fs::metadata(world.at("")).unwrap().dev(),
+            fs::metadata(world.beside("")).unwrap().dev()
+        );
+    });
+}
+
+#[test]
+fn memory_returns_when_the_kernel_forgets() {
+    as_root(|world| {
+        let slow = std::env::var_os("VELLUM_SLOW").is_some();
+        let dirs = if slow { 1000 } else { 60 };
+        for dir in 0..dirs {
+            fs::create_dir(world.lower(format!("{dir}"))).unwrap();
+            for file in 0..1000 {
+                File::create(world.lower(format!("{dir}/{file}"))).unwrap();
+            }
+        }
+        world.mount();
+        let pid = world.server_pid();
+        let resident_kib = || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let line = status
+                .lines()
+                .find(|line| line.starts_with("VmRSS"))
+                .unwrap();
+            line.split_whitespace()
+                .nth(1)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
+        let before = resident_kib();
+        let found = Command::new("find")
+            .arg(world.at(""))
+            .args(["-printf", "%s\n"])
+            .output()
+            .unwrap();
+        let lines = found.stdout.iter().filter(|&&byte| byte == b'\n').count();
+        assert_eq!(lines, dirs * 1001 + 1);
+        let between = resident_kib();
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        // FORGETs come one after the other.
+        let deadline = Instant::now() + Duration::from_secs(15);
+        let mut after = resident_kib();
+        while after > before + (32 << 10) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+            fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            after = resident_kib();
+        }
+        eprintln!(
+            "{} files: {before} KiB, {between} KiB, {after} KiB",
+            dirs * 1001
+        );
+        assert!(
+            after <= before + (32 << 10),
+            "{before} KiB, {between} KiB, {after} KiB"
+        );
+    });
+}
+
+#[test]
+fn long_copy_ups_stop_nobody_else() {
+    as_root(|world| {
+        // More of them than there are threads at first.
+        let writers = std::thread::available_parallelism().unwrap().get().max(2) + 2;
+        for i in 0..writers {
+            let path = world.put(&format!("big-{i}"), "");
+            let file = OpenOptions::new().write(true).open(path).unwrap();
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 200 << 20)
+                .unwrap();
+            // Written extents: nothing can be skipped as a hole.
+            let block = vec![1; 1 << 20];
+            for at in 0..200 {
+                file.write_all_at(&block, at << 20).unwrap();
+            }
+        }
+        for i in 0..2000 {
+            world.put(&format!("many/{i}"), "");
+        }
+        world.mount();
+        let running = AtomicBool::new(true);
+        let at = |name: String| world.at(name);
+        let mut times = Vec::new();
+        std::thread::scope(|scope| {
+            let copies: Vec<_> = (0..writers)
+                .map(|i| {
+                    let path = at(format!("big-{i}"));
+                    scope.spawn(move || {
+                        let file = OpenOptions::new().write(true).open(path).unwrap();
+                        file.write_all_at(b"x", 0).unwrap();
+                    })
+                })
+                .collect();
+            let running = &running;
+            let stats = scope.spawn(move || {
+                let mut times = Vec::new();
+                for i in 0..2000 {
+                    if !running.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let begun = Instant::now();
+                    fs::metadata(at(format!("many/{i}"))).unwrap();
+                    times.push(begun.elapsed());
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                times
+            });
+            for copy in copies {
+                copy.join().unwrap();
+            }
+            running.store(false, Ordering::Relaxed);
+            times = stats.join().unwrap();
+        });
+        times.sort();
+        let answered = times.len();
+        if let Some(p99) = times.get(answered * 99 / 100) {
+            eprintln!("{answered} names looked up during {writers} copies, p99 {p99:?}");
+        }
+        // With every thread in a copy, next to none would have been answered before the copies ended.
+        assert!(
+            answered > 20,
+            "only {answered} lookups were answered during the copies"
+        );
+    });
+}
+
+#[test]
+fn a_few_descriptors_are_enough() {
+    as_root(|world| {
+        world.descriptors = Some(1024);
+        for i in 0..3000 {
+            world.put(&format!("dir-{}/{i}", i % 100), "x");
+        }
+        world.mount();
+        let script = r#"
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
+os.chdir(sys.argv[1])
+fds = [os.open("dir-%d/%d" % (i % 100, i), os.O_RDWR) for i in range(3000)]
+for fd in fds: os.pwrite(fd, b"y", 0)
+dirs = [os.open("dir-%d" % i, os.O_RDONLY) for i in range(100)]
+for i in range(500): os.unlink("dir-%d/%d" % (i % 100, i))
+for fd in fds:
+    assert os.pread(fd, 10, 0) == b"y"
+    os.fstat(fd)
+for d in dirs: os.listdir(d)
+made = [os.open("made-%d" % i, os.O_RDWR | os.O_CREAT) for i in range(2000)]
+for fd in made: os.write(fd, b"z")
+"#;
+        let ran = Command::new("python3")
+            .args(["-c", script])
+            .arg(world.at(""))
+            .status()
+            .unwrap();
+        assert!(ran.success());
+        world.remount();
+        assert_eq!(names(world.at("")).len(), 100 + 2000);
+    });
+}
+
+#[test]
+fn mapped_writes_beyond_a_limit_fail_at_msync() {
+    everywhere("mapped_writes_beyond_a_limit_fail_at_msync", |world| {
+        world.option("size=4194304");
+        world.mount();
+        let script = r#"
+import mmap, os, sys
+path = sys.argv[1]
+fd = os.open(path, os.O_RDWR | os.O_CREAT)
+os.pwrite(fd, b"first", 0)
+os.ftruncate(fd, 32 << 20)
+m = mmap.mmap(fd, 32 << 20)
+for at in range(1 << 20, 32 << 20, 4096): m[at] = 1
+try:
+    m.flush()
+    os.fsync(fd)
+except OSError as error:
+    assert error.errno == 28, error
+else:
+    raise SystemExit("nothing was said")
+assert os.pread(fd, 5, 0) == b"first"
+"#;
+        let ran = Command::new("python3")
+            .args(["-c", script])
+            .arg(world.at("file"))
+            .status()
+            .unwrap();
+        assert!(ran.success());
+        fs::remove_file(world.at("file")).unwrap();
+        fs::write(world.at("after"), vec![1; 1 << 20]).unwrap();
+        world.remount();
+        assert_eq!(names(world.at("")), ["after"]);
+    });
+}
+
+#[test]
+fn warm_files_need_no_requests() {
+    everywhere("warm_files_need_no_requests", |world| {
+        for i in 0..100 {
+            world.put(&format!("dir/{i}"), "content");
+        }
+        world.mount();
+        let walk = |world: &World| {
+            for name in names(world.at("dir")) {
+                let path = world.at("dir").join(name);
+                fs::metadata(&path).unwrap();
+                assert_eq!(fs::read(&path).unwrap(), b"content");
+                fs::metadata(world.at("dir/none")).unwrap_err();
+            }
+        };
+        walk(world);
+        walk(world);
+        let (_, requests) = world.requests(walk);
+        // What was read has another access time by now; nothing else is asked again.
+        let others = requests.total() - requests.of("GetAttr") - requests.of("Statx");
+        assert_eq!(others, 0, "{requests:?}");
+    });
+}
+
+#[test]
+fn a_read_only_union_takes_no_changes() {
+    everywhere("a_read_only_union_takes_no_changes", |world| {
+        world.put("dir/file", "content");
+        world.option("no-upper");
+        world.mount();
+        assert_eq!(fs::read(world.at("dir/file")).unwrap(), b"content");
+        assert_eq!(errno(fs::write(world.at("new"), "")), 30);
+        assert_eq!(errno(fs::remove_file(world.at("dir/file"))), 30);
+        assert_eq!(errno(fs::create_dir(world.at("dir/sub"))), 30);
+        assert_eq!(errno(fs::rename(world.at("dir"), world.at("other"))), 30);
+    });
+}
