@@ -7,7 +7,7 @@
 //! Where things are:
 //!
 //! * `request.rs`: what is asked and answered; `options.rs`: what an engine is made of;
-//! * `nodes.rs`: the live nodes and their table; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
+//! * `nodes.rs`, `table.rs`: the live nodes and their table; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
 //! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names;
 //! * `data.rs`, `blocks.rs`: bytes, and files whose bytes are partly above and partly below; `limit.rs`: how many;
 //! * `identity.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening, locks, what a crash left.
@@ -45,6 +45,7 @@ mod set_attr;
 pub mod settle;
 mod shown;
 pub(crate) mod staging;
+pub(crate) mod table;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -57,8 +58,9 @@ use crate::engine::blocks::BlockStore;
 use crate::engine::files::FileCache;
 use crate::engine::identity::Numbers;
 use crate::engine::limit::Usage;
-use crate::engine::nodes::{Body, LiveNode, NodeTable, State, UpperFile};
+use crate::engine::nodes::{Body, LiveNode, State, UpperFile};
 use crate::engine::staging::Staging;
+use crate::engine::table::NodeTable;
 use crate::stack::Stack;
 use crate::{Error, Layer, Refusal, Result};
 

@@ -296,7 +296,9 @@ fn a_hard_link_of_a_file_copied_by_blocks_is_one_file() {
     let mut bytes = lower(&rig, "a", 200_000);
     std::fs::hard_link(rig.lowers[0].join("a"), rig.lowers[0].join("b")).unwrap();
     let engine = open(&rig);
-    engine.write(find(&engine, "a"), 70_000, b"new", false).unwrap();
+    engine
+        .write(find(&engine, "a"), 70_000, b"new", false)
+        .unwrap();
     bytes[70_000..70_003].copy_from_slice(b"new");
     assert!(read(&engine, find(&engine, "b"), 0, 300_000) == bytes);
     engine.close().unwrap();

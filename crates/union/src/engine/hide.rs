@@ -17,8 +17,9 @@ use vellum_sys::{Dir, FileKind, RenameFlags};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::copy_up::What;
-use crate::engine::nodes::{Body, DirBody, Held, LiveNode, Names, State, UpperFile};
+use crate::engine::nodes::{Body, DirBody, LiveNode, Names, State, UpperFile};
 use crate::engine::request::NodeId;
+use crate::engine::table::Held;
 use crate::engine::{Engine, Upper};
 use crate::layer::{Layer, WhNames};
 use crate::marks::{DirAt, Reader};

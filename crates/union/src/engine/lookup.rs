@@ -9,9 +9,10 @@ use crate::dir_layer::DirHandle;
 use crate::engine::Engine;
 use crate::engine::blocks::BlockFile;
 use crate::engine::nodes::{
-    Body, DataAt, DirBody, FileBody, Held, LiveNode, LowerFile, Names, UpperFile,
+    Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, Names, UpperFile,
 };
 use crate::engine::request::{Entry, NodeId};
+use crate::engine::table::Held;
 use crate::marks::{DirAt, FileAt};
 use crate::resolve::{Merged, Part};
 use crate::stack::Layers;

@@ -10,7 +10,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
@@ -26,7 +25,6 @@ use crate::engine::request::NodeId;
 use crate::layer::LayerDir;
 use crate::marks::DirAt;
 use crate::resolve::Part;
-use crate::{Refusal, Result};
 
 /// One file or directory of a writable union, known by number.
 #[derive(Debug)]
@@ -38,7 +36,7 @@ pub(crate) struct LiveNode {
     pub kind: FileKind,
     /// How often the front was told of it and has not forgotten, and operations that hold it. Changed under the table's
     /// lock or by who holds it already.
-    lookups: AtomicU64,
+    pub(super) lookups: AtomicU64,
     /// Held by whoever copies it up, changes where its data is, or moves or removes its name.
     gate: Mutex<()>,
     /// Where it is. Who uses the place of a file in the upper layer holds this for reading meanwhile; who changes it on
@@ -167,6 +165,30 @@ pub(crate) enum DataAt {
 }
 
 impl LiveNode {
+    /// Makes a node that is in no table yet.
+    pub(super) fn new(
+        id: NodeId,
+        ino: u64,
+        kind: FileKind,
+        place: Option<Place>,
+        body: Body,
+    ) -> Arc<LiveNode> {
+        let state = State {
+            place,
+            links: None,
+            body,
+        };
+        Arc::new(LiveNode {
+            id,
+            ino,
+            kind,
+            lookups: AtomicU64::new(0),
+            gate: Mutex::default(),
+            state: RwLock::new(state),
+            dir: (kind == FileKind::Dir).then(Box::default),
+        })
+    }
+
     /// Says that a name in this directory was made, removed or moved: it is listed anew.
     pub fn changed(&self) {
         self.dir().changes.fetch_add(1, Ordering::Release);
@@ -215,7 +237,7 @@ impl LiveNode {
     }
 
     /// Returns whether something in it is listed.
-    fn lists_something(&self) -> bool {
+    pub(super) fn lists_something(&self) -> bool {
         self.dir.is_some() && !self.names().is_empty()
     }
 
@@ -252,7 +274,7 @@ impl State {
         self.place.iter().chain(more)
     }
 
-    fn add_place(&mut self, place: Place) {
+    pub(super) fn add_place(&mut self, place: Place) {
         match &mut self.place {
             none @ None => *none = Some(place),
             Some(_) => self.links.get_or_insert_default().places.push(place),
@@ -354,19 +376,19 @@ impl Names {
     }
 
     /// Takes a name out of the list that nobody counts on.
-    fn unlist(&mut self, name: &OsStr) {
+    pub(super) fn unlist(&mut self, name: &OsStr) {
         self.live.remove(name);
         give_back(&mut self.live);
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.live.is_empty()
     }
 }
 
 /// Gives memory back that a map needed when it was eight times as large: what once held a million does not go on doing so.
 /// Returns whether it was much.
-fn give_back<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) -> bool {
+pub(super) fn give_back<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) -> bool {
     let capacity = map.capacity();
     if capacity <= 64 || map.len() >= capacity / 8 {
         return false;
@@ -377,287 +399,3 @@ fn give_back<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) -> bool {
 
 /// So many nodes are worth telling the system that their memory is free.
 const MANY: usize = 16 * 1024;
-
-/// All live nodes.
-#[derive(Debug)]
-pub(crate) struct NodeTable {
-    inner: Mutex<Table>,
-    next: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    by_id: HashMap<NodeId, Arc<LiveNode>>,
-    /// Files that have, or had, several names, by device and inode in the upper and in the lower layer.
-    by_inode: HashMap<(u64, u64), Weak<LiveNode>>,
-    /// Nobody counts on these any more: their names are to be taken out of their parents' lists.
-    left: Vec<Arc<LiveNode>>,
-    /// Far fewer are left than there were.
-    many_gone: bool,
-}
-
-/// A node that can't be forgotten as long as this value lives.
-///
-/// It counts as one lookup. To hand that to the front, make an entry of it; dropped, it is given back.
-#[derive(Debug)]
-pub(crate) struct Held<'a> {
-    table: &'a NodeTable,
-    node: Arc<LiveNode>,
-}
-
-impl Deref for Held<'_> {
-    type Target = Arc<LiveNode>;
-
-    fn deref(&self) -> &Arc<LiveNode> {
-        &self.node
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.table.release(&self.node, 1);
-    }
-}
-
-impl Held<'_> {
-    /// Leaves the count to the front, which will forget the node.
-    pub fn keep(self) -> Arc<LiveNode> {
-        let node = Arc::clone(&self.node);
-        let table = self.table.lock();
-        node.lookups.fetch_add(1, Ordering::Relaxed);
-        // Before the lock is taken again by giving back the count that this value stands for.
-        drop(table);
-        node
-    }
-}
-
-impl NodeTable {
-    /// Makes a table of a root alone, which is never forgotten.
-    pub fn new(ino: u64, body: DirBody) -> (NodeTable, Arc<LiveNode>) {
-        let table = NodeTable {
-            inner: Mutex::default(),
-            next: AtomicU64::new(NodeId::ROOT.0),
-        };
-        let body = Body::Dir(body);
-        let root = table.node(ino, FileKind::Dir, None, body);
-        root.lookups.store(1, Ordering::Relaxed);
-        table.lock().by_id.insert(root.id, Arc::clone(&root));
-        (table, root)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        // Every change to it is one insertion or removal, so it is good even if another thread panicked with it.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn node(&self, ino: u64, kind: FileKind, place: Option<Place>, body: Body) -> Arc<LiveNode> {
-        let id = NodeId(self.next.fetch_add(1, Ordering::Relaxed));
-        let state = State {
-            place,
-            links: None,
-            body,
-        };
-        Arc::new(LiveNode {
-            id,
-            ino,
-            kind,
-            lookups: AtomicU64::new(0),
-            gate: Mutex::default(),
-            state: RwLock::new(state),
-            dir: (kind == FileKind::Dir).then(Box::default),
-        })
-    }
-
-    /// Returns a node by its number. Errors: [`Refusal::Stale`].
-    pub fn get(&self, id: NodeId) -> Result<Arc<LiveNode>> {
-        let node = self.lock().by_id.get(&id).cloned();
-        node.ok_or_else(|| Refusal::Stale.into())
-    }
-
-    /// Returns how many nodes are counted on, for tests and figures.
-    pub fn len(&self) -> usize {
-        self.lock().by_id.len()
-    }
-
-    /// Holds a node that was found under its name or by its inode. The caller holds the lock under which he found it.
-    pub fn hold(&self, node: &Arc<LiveNode>) -> Held<'_> {
-        let mut table = self.lock();
-        node.lookups.fetch_add(1, Ordering::Relaxed);
-        table
-            .by_id
-            .entry(node.id)
-            .or_insert_with(|| Arc::clone(node));
-        Held {
-            table: self,
-            node: Arc::clone(node),
-        }
-    }
-
-    /// Adds a node for something that has none, under its name. Whoever made the thing calls
-    /// [`LiveNode::changed`] on the directory.
-    pub fn add(
-        &self,
-        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
-        ino: u64,
-        kind: FileKind,
-        body: Body,
-    ) -> Held<'_> {
-        let place = Place {
-            parent: Arc::clone(parent),
-            name: name.to_owned(),
-        };
-        let node = self.node(ino, kind, Some(place), body);
-        names.insert(name, &node);
-        self.hold(&node)
-    }
-
-    /// Adds a node for a file without a name.
-    pub fn add_nameless(&self, ino: u64, kind: FileKind, body: Body) -> Held<'_> {
-        let node = self.node(ino, kind, None, body);
-        self.hold(&node)
-    }
-
-    /// Notes that a live node also has this name.
-    pub fn add_name(
-        &self,
-        node: &Arc<LiveNode>,
-        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
-    ) {
-        parent.changed();
-        names.insert(name, node);
-        let place = Place {
-            parent: Arc::clone(parent),
-            name: name.to_owned(),
-        };
-        node.state_mut().add_place(place);
-    }
-
-    /// Notes that a name is gone. What it was the last name of lives on until it is forgotten.
-    pub fn drop_name(&self, (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr)) {
-        parent.changed();
-        let node = names.get(name);
-        names.remove(name);
-        if let Some(node) = node {
-            node.state_mut().remove_place(parent, name);
-        }
-    }
-
-    /// Makes the node findable by an inode that may have other names.
-    pub fn link_inode(&self, node: &Arc<LiveNode>, inode: (u64, u64)) {
-        {
-            let mut state = node.state_mut();
-            let inodes = &mut state.links.get_or_insert_default().inodes;
-            if inodes.contains(&inode) {
-                return;
-            }
-            inodes.push(inode);
-        }
-        let mut table = self.lock();
-        table.by_inode.insert(inode, Arc::downgrade(node));
-    }
-
-    /// Holds the node that has this inode, if there is one.
-    pub fn hold_inode(&self, inode: (u64, u64)) -> Option<Held<'_>> {
-        let mut table = self.lock();
-        let node = table.by_inode.get(&inode)?.upgrade()?;
-        node.lookups.fetch_add(1, Ordering::Relaxed);
-        table
-            .by_id
-            .entry(node.id)
-            .or_insert_with(|| Arc::clone(&node));
-        Some(Held { table: self, node })
-    }
-
-    /// Takes back `count` lookups by the front. [`NodeTable::sweep`] does the rest.
-    pub fn forget(&self, id: NodeId, count: u64) {
-        if id == NodeId::ROOT {
-            return;
-        }
-        let node = self.lock().by_id.get(&id).cloned();
-        if let Some(node) = node {
-            self.release(&node, count);
-        }
-    }
-
-    fn release(&self, node: &Arc<LiveNode>, count: u64) {
-        let mut table = self.lock();
-        let before = node.lookups.load(Ordering::Relaxed);
-        // A front that forgets more often than it was told is wrong, but no reason to wrap around.
-        let after = before.saturating_sub(count);
-        node.lookups.store(after, Ordering::Relaxed);
-        if after == 0
-            && let Some(node) = table.by_id.remove(&node.id)
-        {
-            table.left.push(node);
-            table.many_gone |= give_back(&mut table.by_id);
-        }
-    }
-
-    /// Takes names out of the lists that nobody counts on any more. The caller holds no lock.
-    pub fn sweep(&self) {
-        let mut many_gone = false;
-        loop {
-            let left = {
-                let mut table = self.lock();
-                many_gone |= std::mem::take(&mut table.many_gone);
-                match table.left.is_empty() {
-                    true => break,
-                    false => std::mem::take(&mut table.left),
-                }
-            };
-            for node in left {
-                self.unlist(node);
-            }
-        }
-        if many_gone {
-            vellum_sys::memory::give_back();
-        }
-    }
-
-    /// Takes a node out of its parents' lists unless it came back, or something in it is listed; then the parents, if it was
-    /// the last in them.
-    fn unlist(&self, node: Arc<LiveNode>) {
-        let mut pending = vec![node];
-        while let Some(node) = pending.pop() {
-            let unused = || node.lookups.load(Ordering::Relaxed) == 0;
-            let (places, inodes) = {
-                let state = node.state();
-                let places: Vec<_> = state.places().cloned().collect();
-                let inodes = state
-                    .links
-                    .as_ref()
-                    .map_or(Vec::new(), |l| l.inodes.clone());
-                (places, inodes)
-            };
-            if node.id == NodeId::ROOT {
-                continue;
-            }
-            for Place { parent, name } in places {
-                let mut names = parent.names();
-                let listed = names.get(&name).is_some_and(|at| Arc::ptr_eq(&at, &node));
-                if listed && !node.lists_something() && unused() {
-                    names.unlist(&name);
-                    // The place stays with the node: it may be that it is still found by its inode.
-                    let mut state = node.state_mut();
-                    if state.links.is_some() {
-                        state.remove_place(&parent, &name);
-                    }
-                }
-                let last = names.is_empty();
-                drop(names);
-                if last && parent.lookups.load(Ordering::Relaxed) == 0 {
-                    pending.push(parent);
-                }
-            }
-            if !inodes.is_empty() {
-                let mut table = self.lock();
-                if unused() {
-                    for inode in inodes {
-                        table.by_inode.remove(&inode);
-                    }
-                    give_back(&mut table.by_inode);
-                }
-            }
-        }
-    }
-}

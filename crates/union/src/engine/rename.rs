@@ -22,8 +22,9 @@ use crate::engine::copy_up::What;
 use crate::engine::create::check_name;
 use crate::engine::hide::{Above, is_own, pin};
 use crate::engine::links::{has_data_below, is_merged};
-use crate::engine::nodes::{Body, Held, LiveNode, Names, Place, State, UpperFile};
+use crate::engine::nodes::{Body, LiveNode, Names, Place, State, UpperFile};
 use crate::engine::request::{NodeId, RenameMode};
+use crate::engine::table::Held;
 use crate::engine::{Engine, Upper};
 use crate::{Refusal, Result};
 
