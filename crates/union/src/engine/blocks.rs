@@ -221,7 +221,7 @@ impl BlockFile {
             }
             Err(error) => {
                 // What was written behind the old end is nobody's; if this fails too, it is what a short write leaves.
-                if end > old_size && data::truncate(&open.upper, old_size).is_err() {
+                if end > old_size && !state.gone && data::truncate(&open.upper, old_size).is_err() {
                     state.size_bytes = size_of(&open.upper).unwrap_or(old_size);
                 }
                 Err(error)

@@ -1,13 +1,15 @@
 //! The bytes of regular files: reading, writing, sizes, holes, room, and making them durable.
 //!
 //! Opening copies nothing, and so there is no opening: a file is copied up by the first call that changes its bytes. A new
-//! size of 0 copies none. Where a node's bytes are is in its state, which is held for reading as long as a call uses the
-//! place it names; so no write ever goes to what was copied up meanwhile.
+//! size of 0 copies none. Where a node's bytes are is in its state. It is asked at the beginning of each call and not held
+//! while bytes move, which may take long: they only ever move up, and an inode in the upper layer stays the file's for
+//! good. So a change never goes to what was left behind, and a reading that began before a copy-up reads what was there.
 
 use std::fs::File;
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use vellum_format::OverrideStat;
 use vellum_sys::data::{self, AllocateFlags};
 use vellum_sys::flags::IMMUTABLE;
 use vellum_sys::rooted::{self, Access};
@@ -21,8 +23,11 @@ use crate::engine::flags;
 use crate::engine::limit::Charge;
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, LowerFile, State, UpperFile};
 use crate::engine::options::Durability;
+use crate::engine::records;
 use crate::engine::request::{Caller, NodeId, SetAttr, Whence};
+use crate::engine::set_attr::without_privileges;
 use crate::engine::{Engine, Upper};
+use crate::layer::Records;
 use crate::{Error, Refusal, Result};
 
 /// The most one call of [`Engine::copy_range`] moves through memory; the caller asks again for the rest.
@@ -43,7 +48,7 @@ impl Engine {
     /// Errors: [`Refusal::IsADirectory`], [`Refusal::Invalid`] for what has no bytes, [`Error::Blocks`], `Io`.
     pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let node = self.file_node(id)?;
-        match self.bytes(&node, false)?.1 {
+        match self.place(&node, false)? {
             Bytes::Lower(file, layer) => {
                 data::read_at(&*file, buffer, offset).map_err(self.io(layer))
             }
@@ -71,8 +76,10 @@ impl Engine {
         let end = offset
             .checked_add(bytes.len() as u64)
             .ok_or(Refusal::Invalid)?;
+        let mut clears = false;
         let count = self.change(&node, What::Data, |upper, place| {
             let charge = self.charge(upper, place, offset, end)?;
+            clears = clear_privileges && has_privileges(upper, place)?;
             let wrote = match place {
                 Bytes::AppendOnly(file) if !is_end(upper, file, offset)? => {
                     Err(Refusal::NotPermitted.into())
@@ -86,7 +93,7 @@ impl Engine {
             charge.settle();
             wrote
         })?;
-        if clear_privileges {
+        if clears {
             self.clear_privileges(&node)?;
         }
         Ok(count)
@@ -165,7 +172,7 @@ impl Engine {
             Whence::Data => data::seek_data(file, offset),
             Whence::Hole => data::seek_hole(file, offset),
         };
-        let found = match self.bytes(&node, false)?.1 {
+        let found = match self.place(&node, false)? {
             Bytes::Lower(file, layer) => in_file(&file).map_err(self.io(layer))?,
             Bytes::Upper(file) | Bytes::AppendOnly(file) => in_file(&file).map_err(self.io(0))?,
             Bytes::Blocks(blocks, open) => {
@@ -231,7 +238,7 @@ impl Engine {
         length: usize,
     ) -> Result<Option<usize>> {
         let source = self.file_node(from)?;
-        let source = match self.bytes(&source, false)?.1 {
+        let source = match self.place(&source, false)? {
             Bytes::Lower(file, _) | Bytes::Upper(file) | Bytes::AppendOnly(file) => file,
             Bytes::Blocks(..) => return Ok(None),
         };
@@ -287,7 +294,7 @@ impl Engine {
         if node.kind != FileKind::File {
             return Ok(());
         }
-        match self.bytes(&node, false)?.1 {
+        match self.place(&node, false)? {
             Bytes::Upper(file) | Bytes::AppendOnly(file) if data_only => {
                 data::sync_data(&*file).map_err(|e| upper.io(e))
             }
@@ -327,7 +334,7 @@ impl Engine {
             }
             self.to_upper(&node, What::Data)?;
         }
-        Ok(match self.bytes(&node, write)?.1 {
+        Ok(match self.place(&node, write)? {
             Bytes::Lower(file, _) | Bytes::Upper(file) => Some(file),
             Bytes::AppendOnly(file) if !write => Some(file),
             Bytes::AppendOnly(_) | Bytes::Blocks(..) => None,
@@ -337,7 +344,7 @@ impl Engine {
     /// Returns whether all bytes of this file are in its own file in the upper layer.
     pub fn has_data_above(&self, id: NodeId) -> Result<bool> {
         let node = self.file_node(id)?;
-        Ok(matches!(self.bytes(&node, false)?.1, Bytes::Upper(_)))
+        Ok(matches!(self.place(&node, false)?, Bytes::Upper(_)))
     }
 
     /// Says what opening this file for reading or writing would be refused with by its own file system: what is
@@ -354,7 +361,7 @@ impl Engine {
             }
         }
         match node.kind {
-            FileKind::File => self.bytes(&node, false).map(drop),
+            FileKind::File => self.place(&node, false).map(drop),
             _ => Ok(()),
         }
     }
@@ -382,19 +389,14 @@ impl Engine {
         }
         loop {
             self.to_upper(node, what)?;
-            let (done, complete) = {
-                // The state is held: where the bytes are does not change meanwhile.
-                let (state, place) = self.bytes(node, true)?;
-                if let Bytes::Lower(..) = place {
-                    drop(state);
-                    continue;
-                }
-                let done = act(upper, &place);
-                let complete = match place {
-                    Bytes::Blocks(blocks, open) if blocks.is_complete() => Some((blocks, open)),
-                    _ => None,
-                };
-                (done, complete)
+            let place = self.place(node, true)?;
+            if let Bytes::Lower(..) = place {
+                continue;
+            }
+            let done = act(upper, &place);
+            let complete = match place {
+                Bytes::Blocks(blocks, open) if blocks.is_complete() => Some((blocks, open)),
+                _ => None,
             };
             if let Some((blocks, open)) = complete {
                 self.settled(upper, node, &blocks, &open)?;
@@ -425,23 +427,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns where the bytes are, open, with the state that says so.
-    fn bytes<'a>(
-        &self,
-        node: &'a LiveNode,
-        write: bool,
-    ) -> Result<(std::sync::RwLockReadGuard<'a, State>, Bytes)> {
-        {
-            let state = node.state();
-            if let Some(bytes) = self.bytes_kept(node, &state, write)? {
-                return Ok((state, bytes));
-            }
+    /// Returns where the bytes are, open.
+    fn place(&self, node: &LiveNode, write: bool) -> Result<Bytes> {
+        if let Some(bytes) = self.bytes_kept(node, &node.state(), write)? {
+            return Ok(bytes);
         }
         // The gate comes before the state; with it, the place of the file stays what it is while it is opened.
         let _shared = self.shared();
         let state = node.state();
         if let Some(bytes) = self.bytes_kept(node, &state, write)? {
-            return Ok((state, bytes));
+            return Ok(bytes);
         }
         let Body::File(file) = &state.body else {
             return Err(Refusal::IsADirectory.into());
@@ -466,14 +461,10 @@ impl Engine {
                 (true, 0, Opened::Upper(file)) => Some(Bytes::AppendOnly(Arc::clone(file))),
                 (true, _, _) => return Err(Refusal::NotPermitted.into()),
             }
-            .map(|bytes| (state, bytes))
             .ok_or_else(|| Refusal::Stale.into());
         }
         self.files.put(node.id, opened.clone());
-        match bytes_of(&file.data, &opened, write) {
-            Some(bytes) => Ok((state, bytes)),
-            None => Err(Refusal::Stale.into()),
-        }
+        bytes_of(&file.data, &opened, write).ok_or_else(|| Refusal::Stale.into())
     }
 
     /// Returns the flags that protect an opened upper inode, if it has any.
@@ -616,6 +607,34 @@ fn open_upper(place: &UpperFile, access: Access) -> vellum_sys::Result<File> {
         UpperFile::Named { dir, name } => dir.dir()?.open_known_file(name, access),
         UpperFile::Pinned(fd) => rooted::reopen_for(fd, access),
     }
+}
+
+/// Returns whether the mode has a bit that a write by one without privilege takes away.
+fn has_privileges(upper: &Upper, place: &Bytes) -> Result<bool> {
+    let file = match place {
+        Bytes::Upper(file) | Bytes::AppendOnly(file) | Bytes::Lower(file, _) => file,
+        Bytes::Blocks(_, open) => &open.upper,
+    };
+    let mode = match upper.options.records {
+        Records::None => {
+            vellum_sys::stat::stat_fd(file)
+                .map_err(|e| upper.io(e))?
+                .mode
+        }
+        Records::Read => {
+            let record = vellum_sys::xattr::get_fd(file, records::stat_name());
+            match record.map_err(|e| upper.io(e))? {
+                // One that can't be read is looked at, and told, by who clears it.
+                Some(value) => OverrideStat::parse(&value).map_or(0o7777, |record| record.mode),
+                None => {
+                    vellum_sys::stat::stat_fd(file)
+                        .map_err(|e| upper.io(e))?
+                        .mode
+                }
+            }
+        }
+    };
+    Ok(without_privileges(mode) != mode)
 }
 
 fn is_end(upper: &Upper, file: &File, offset: u64) -> Result<bool> {
