@@ -9,7 +9,7 @@
 //! * `request.rs`: what is asked and answered; `options.rs`: what an engine is made of;
 //! * `nodes.rs`, `table.rs`: the live nodes and their table; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
 //! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names;
-//! * `data.rs`, `blocks.rs`: bytes, and files whose bytes are partly above and partly below; `limit.rs`: how many;
+//! * `data.rs`, `place.rs`, `blocks.rs`: bytes, and files whose bytes are partly above and partly below; `limit.rs`: how many;
 //! * `identity.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening, locks, what a crash left.
 //!
 //! Lock order, outermost first: rename gate (shared by everything that uses names, alone for moving directories) >
@@ -37,6 +37,7 @@ mod list;
 mod lookup;
 pub(crate) mod nodes;
 pub mod options;
+mod place;
 pub(crate) mod records;
 mod recovery;
 mod rename;

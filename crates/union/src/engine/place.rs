@@ -1,0 +1,178 @@
+//! Where a regular file's bytes are, open; and where they begin when they come up.
+//!
+//! The one place where descriptors of data are opened: from the cache if what is kept there is what the node's state asks
+//! for, else from the layer. What is protected by a mark is not kept, so that each call looks again.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use vellum_sys::data;
+use vellum_sys::flags::IMMUTABLE;
+use vellum_sys::rooted::{self, Access};
+
+use crate::engine::blocks::{BlockFile, OpenBlocks};
+use crate::engine::files::Opened;
+use crate::engine::flags;
+use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, LowerFile, State, UpperFile};
+use crate::engine::{Engine, Upper};
+use crate::{Error, Refusal, Result};
+
+/// Where a file's bytes are, open.
+pub(crate) enum Bytes {
+    Lower(Arc<File>, usize),
+    Upper(Arc<File>),
+    /// As `Upper`, of a file that only grows.
+    AppendOnly(Arc<File>),
+    Blocks(Arc<BlockFile>, Arc<OpenBlocks>),
+}
+
+impl Engine {
+    /// Returns where the bytes are, open.
+    pub(crate) fn place(&self, node: &LiveNode, write: bool) -> Result<Bytes> {
+        if let Some(bytes) = self.bytes_kept(node, &node.state(), write)? {
+            return Ok(bytes);
+        }
+        // The gate comes before the state; with it, the place of the file stays what it is while it is opened.
+        let _shared = self.shared();
+        let state = node.state();
+        if let Some(bytes) = self.bytes_kept(node, &state, write)? {
+            return Ok(bytes);
+        }
+        let Body::File(file) = &state.body else {
+            return Err(Refusal::IsADirectory.into());
+        };
+        let opened = match &file.data {
+            DataAt::Lower(lower) => {
+                let file = open_lower(lower).map_err(self.io(lower.layer))?;
+                Opened::Lower(Arc::new(file))
+            }
+            DataAt::Upper => self.open_upper(file, write)?,
+            DataAt::Blocks(blocks) => {
+                let upper = self.upper()?;
+                let place = file.upper.as_ref().ok_or(Refusal::Stale)?;
+                let inode = open_upper(place, Access::ReadWrite).map_err(|e| upper.io(e))?;
+                Opened::Blocks(Arc::new(blocks.open(&upper.blocks, inode)?))
+            }
+        };
+        if let Some(protected) = self.protected(&opened)? {
+            // Not kept: each call looks again.
+            return match (write, protected & IMMUTABLE, &opened) {
+                (false, _, _) => bytes_of(&file.data, &opened, false),
+                (true, 0, Opened::Upper(file)) => Some(Bytes::AppendOnly(Arc::clone(file))),
+                (true, _, _) => return Err(Refusal::NotPermitted.into()),
+            }
+            .ok_or_else(|| Refusal::Stale.into());
+        }
+        self.files.put(node.id, opened.clone());
+        bytes_of(&file.data, &opened, write).ok_or_else(|| Refusal::Stale.into())
+    }
+
+    /// Returns the flags that protect an opened upper inode, if it has any.
+    fn protected(&self, opened: &Opened) -> Result<Option<u32>> {
+        let Some(upper) = &self.upper else {
+            return Ok(None);
+        };
+        let flags = match opened {
+            Opened::Upper(file) => flags::marked(upper, file),
+            Opened::Blocks(open) => flags::marked(upper, &open.upper),
+            Opened::Lower(_) | Opened::UpperToRead(_) => return Ok(None),
+        };
+        let flags = flags.map_err(|e| upper.io(e))?;
+        Ok((flags != 0).then_some(flags))
+    }
+
+    fn bytes_kept(&self, node: &LiveNode, state: &State, write: bool) -> Result<Option<Bytes>> {
+        let Body::File(file) = &state.body else {
+            return Err(Refusal::IsADirectory.into());
+        };
+        let kept = self.files.get(node.id);
+        Ok(kept.and_then(|opened| bytes_of(&file.data, &opened, write)))
+    }
+
+    fn open_upper(&self, file: &FileBody, write: bool) -> Result<Opened> {
+        let io = self.io(0);
+        let place = file.upper.as_ref().ok_or(Refusal::Stale)?;
+        match open_upper(place, Access::ReadWrite) {
+            Ok(file) => Ok(Opened::Upper(Arc::new(file))),
+            // A plain user's own file may be read-only even to himself, or the file system may be.
+            Err(error) if !write && (error.is_denied() || error.is(Errno::ROFS)) => {
+                let file = open_upper(place, Access::Read).map_err(io)?;
+                Ok(Opened::UpperToRead(Arc::new(file)))
+            }
+            Err(error) => Err(io(error)),
+        }
+    }
+
+    /// Gives an inode in the upper layer the bytes of a lower file: shared with it where the file system can; block by
+    /// block if the file is that big; else copied. Returns where they are then. What is `staged` the caller syncs.
+    pub(crate) fn take_bytes(
+        &self,
+        upper: &Upper,
+        from: &Arc<LowerFile>,
+        to: &File,
+        staged: bool,
+    ) -> Result<DataAt> {
+        let source = open_lower(from).map_err(self.io(from.layer))?;
+        if data::clone(&source, to) {
+            return Ok(DataAt::Upper);
+        }
+        let size_bytes = vellum_sys::stat::stat_fd(&source)
+            .map_err(self.io(from.layer))?
+            .size_bytes;
+        if upper
+            .options
+            .blocks_from_bytes
+            .is_some_and(|least| size_bytes >= least.max(1))
+        {
+            let path = from.dir.path().join(&from.name);
+            let place = (self.from_bottom(from.layer), &*path);
+            match upper.blocks.begin(to, &source, place, staged) {
+                Ok(map) => return Ok(DataAt::Blocks(Arc::new(BlockFile::named(map)))),
+                // A file system without the xattrs it takes.
+                Err(Error::Io { source, .. }) if source.is_unsupported() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        vellum_sys::copy::copy_data(&source, to).map_err(|e| upper.io(e))?;
+        Ok(DataAt::Upper)
+    }
+
+    /// Returns a layer's number counted from the bottom, data-only layers first.
+    fn from_bottom(&self, layer: usize) -> u32 {
+        let (layers, data) = (self.stack.layers().len(), self.stack.data_layers().len());
+        let number = match layer.checked_sub(layers) {
+            Some(data_layer) => data - 1 - data_layer,
+            None => data + layers - 1 - layer,
+        };
+        number as u32
+    }
+}
+
+/// Returns what is open, if it is what the state asks for.
+fn bytes_of(at: &DataAt, opened: &Opened, write: bool) -> Option<Bytes> {
+    match (at, opened) {
+        (DataAt::Lower(lower), Opened::Lower(file)) => {
+            Some(Bytes::Lower(Arc::clone(file), lower.layer))
+        }
+        (DataAt::Upper, Opened::Upper(file)) => Some(Bytes::Upper(Arc::clone(file))),
+        (DataAt::Upper, Opened::UpperToRead(file)) if !write => {
+            Some(Bytes::Upper(Arc::clone(file)))
+        }
+        (DataAt::Blocks(blocks), Opened::Blocks(open)) => {
+            Some(Bytes::Blocks(Arc::clone(blocks), Arc::clone(open)))
+        }
+        _ => None,
+    }
+}
+
+fn open_lower(file: &LowerFile) -> vellum_sys::Result<File> {
+    file.dir.open_file(&file.name)
+}
+
+pub(crate) fn open_upper(place: &UpperFile, access: Access) -> vellum_sys::Result<File> {
+    match place {
+        UpperFile::Named { dir, name } => dir.dir()?.open_known_file(name, access),
+        UpperFile::Pinned(fd) => rooted::reopen_for(fd, access),
+    }
+}
