@@ -443,3 +443,42 @@ fn memory_is_given_back() {
     );
     engine.close().unwrap();
 }
+
+#[test]
+fn a_copied_upper_takes_no_numbers_of_the_place_it_came_from() {
+    let Some(rig) = Rig::new(1) else { return };
+    fs::write(rig.lowers[0].join("f"), "x").unwrap();
+    let engine = rig.open();
+    user(&engine).chmod("f", 0o600).unwrap();
+    let before = user(&engine).attr("f").unwrap().ino;
+    assert_eq!(before, fs::metadata(rig.lowers[0].join("f")).unwrap().ino());
+    engine.close().unwrap();
+    let other = rig
+        .scratch
+        .file_system("elsewhere", vellum_testkit::FsKind::Ext4, 32)
+        .unwrap();
+    let copy = |from: &std::path::Path, to: &str| {
+        let to = other.join(to);
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .args([from, &to])
+            .status();
+        assert!(copied.unwrap().success());
+        to
+    };
+    // Things in between, so that the numbers are others there.
+    for index in 0..20 {
+        fs::write(other.join(format!("between{index}")), "").unwrap();
+    }
+    let lower = copy(&rig.lowers[0], "lower");
+    let upper = copy(&rig.upper, "upper");
+    let work = other.join("work");
+    fs::create_dir(&work).unwrap();
+    // The kernel's check would refuse it, and so would ours: the copy forgets its index.
+    let removed = rustix::fs::lremovexattr(&upper, "trusted.overlay.origin");
+    removed.unwrap();
+    let engine = Engine::open(options(&[lower], &upper, &work)).unwrap();
+    let own = fs::metadata(upper.join("f")).unwrap().ino();
+    assert_eq!(user(&engine).attr("f").unwrap().ino, own);
+    engine.close().unwrap();
+}

@@ -21,8 +21,9 @@ use crate::marks::{DirAt, FileAt};
 use crate::resolve::Part;
 use crate::{Error, Result};
 
-/// The mark that holds the inode number shown: eight bytes, the least significant first. Changing it changes the inode
-/// numbers of what was copied up.
+/// The mark that holds the inode number shown: eight bytes, the least significant first, and the UUID of the file system
+/// that has that number. Without that file system among the layers' it means nothing: the upper was copied elsewhere, where
+/// the number may be another file's. Changing the mark changes the inode numbers of what was copied up.
 pub(crate) const fn number_mark(prefix: Prefix) -> &'static str {
     match prefix {
         Prefix::Trusted => "trusted.overlay.vellum.ino",
@@ -35,8 +36,8 @@ pub(crate) const fn number_mark(prefix: Prefix) -> &'static str {
 pub(crate) struct Origin {
     /// The value of the origin mark: a handle, or nothing if there is none.
     handle: Vec<u8>,
-    /// The inode number shown, if it is to be remembered.
-    number: Option<u64>,
+    /// The inode number shown, if it is to be remembered, and the UUID of its file system.
+    number: Option<(u64, [u8; 16])>,
     /// If other names of the lower inode are to lead to the same copy.
     pub index: Option<Indexed>,
 }
@@ -166,13 +167,20 @@ impl Engine {
             source,
         };
         if let Some(value) = read(OsStr::new(number_mark(prefix)))? {
-            let number: [u8; 8] = value.as_slice().try_into().map_err(|_| {
+            let parts = value.split_first_chunk::<8>();
+            let parts = parts.filter(|(_, uuid)| uuid.len() == 16).ok_or_else(|| {
                 bad(MarkError {
                     mark: "vellum.ino",
-                    reason: format!("{} bytes, it has 8", value.len()),
+                    reason: format!("{} bytes, it has 24", value.len()),
                 })
-            })?;
-            return Ok(u64::from_le_bytes(number));
+            });
+            let (number, uuid) = parts?;
+            let known = self.numbers.uuids.iter().any(|known| known == uuid);
+            return Ok(if known {
+                u64::from_le_bytes(*number)
+            } else {
+                own
+            });
         }
         let Some(value) = read(prefix.xattr(Mark::Origin))? else {
             return Ok(own);
@@ -216,7 +224,8 @@ impl Engine {
         Ok(Origin {
             handle: value.unwrap_or_default(),
             // Names of one lower inode that become several files can't all keep its number.
-            number: (!linked || index.is_some()).then_some(node.ino),
+            number: (!linked || index.is_some())
+                .then(|| (node.ino, self.numbers.uuid(source.layer))),
             index,
         })
     }
@@ -229,7 +238,7 @@ impl Engine {
         name: Option<&OsStr>,
     ) -> Result<Option<Handle>> {
         let fd = dir.open_path(name).map_err(self.io(layer))?;
-        let uuid = self.numbers.uuids.get(layer).copied().unwrap_or([0; 16]);
+        let uuid = self.numbers.uuid(layer);
         stored_handle(&fd, uuid, false).map_err(self.io(layer))
     }
 
@@ -243,8 +252,9 @@ impl Engine {
             other => other.map_err(|e| upper.io(e)),
         };
         set(prefix.xattr(Mark::Origin), &origin.handle)?;
-        if let Some(number) = origin.number {
-            set(OsStr::new(number_mark(prefix)), &number.to_le_bytes())?;
+        if let Some((number, uuid)) = origin.number {
+            let value = [&number.to_le_bytes()[..], &uuid].concat();
+            set(OsStr::new(number_mark(prefix)), &value)?;
         }
         if let Some(indexed) = &origin.index {
             // The one name of the copy is that in the index, and counts as none.

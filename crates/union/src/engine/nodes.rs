@@ -3,8 +3,8 @@
 //! A node is its places (parent and name, more than one for a hard link), what backs it in the layers, and an inode
 //! number that never changes. It holds handles, not descriptors; only a node without a name pins one.
 //!
-//! A node is in the table while somebody counts on it: the front, which looked it up, or an operation, which [`Held`]s
-//! it. Its parent lists it under its name as long as that is so, or as long as something in it is listed. So whatever is
+//! A node is in the table while somebody counts on it: the front, which looked it up, or an operation, which holds it
+//! (`table.rs`). Its parent lists it under its name as long as that is so, or as long as something in it is listed. So whatever is
 //! alive is found under its name, there are never two nodes for one thing, and memory is bounded by what the front
 //! remembers. Lock order: see `engine.rs`.
 
