@@ -15,7 +15,9 @@ use engine_support::{Rig, User, options, user, view};
 use vellum_testkit::Tree;
 use vellum_testkit::fault::{self, Effect};
 use vellum_testkit::tree::Ignore;
-use vellum_union::engine::{Durability, Engine, EngineOptions, NewNode, RenameMode, SetAttr};
+use vellum_union::engine::{
+    Durability, Engine, EngineOptions, NewNode, NodeId, RenameMode, SetAttr,
+};
 use vellum_union::{Error, Result};
 
 /// What is done beforehand, undisturbed, and what is done then.
@@ -116,6 +118,39 @@ const CASES: &[Case] = &[
         },
         |u| u.rename("n", "a"),
     ),
+    ("make a link", nothing, |u| {
+        u.make("a/l", NewNode::Symlink("x".into()), 0o777).map(drop)
+    }),
+    (
+        "make a device over a whiteout",
+        |u| u.unlink("f"),
+        |u| u.make("f", NewNode::Char(1, 3), 0o600).map(drop),
+    ),
+    (
+        "link a file without a name",
+        |u| u.unlink("c/w"),
+        |u| {
+            let dir = u.find("c")?;
+            let made = u.hold(u.engine.tmpfile(dir.node, 0o644, &u.caller)?);
+            let entry = u.engine.link(made.node, dir.node, OsStr::new("w"))?;
+            u.hold(entry);
+            Ok(())
+        },
+    ),
+    ("set an xattr", nothing, |u| {
+        let held = u.find("c/w")?;
+        let any = vellum_sys::xattr::SetMode::Any;
+        u.engine
+            .set_xattr(held.node, OsStr::new("user.x"), b"1", any)
+    }),
+    (
+        "rmdir of a lower directory",
+        |u| u.unlink("c/w"),
+        |u| u.rmdir("c"),
+    ),
+    ("exchange a file and a directory", nothing, |u| {
+        u.rename_as("f", "a/b", RenameMode::Exchange)
+    }),
     ("exchange", nothing, |u| {
         u.rename_as("a", "c", RenameMode::Exchange)
     }),
@@ -213,6 +248,7 @@ fn child() {
     let lowers = [base.join("l0"), base.join("l1")];
     let engine = Engine::open(full(&lowers, &place)).unwrap();
     let user = user(&engine);
+    hold_all(&engine, NodeId::ROOT);
     let _ = std::fs::symlink_metadata(BEGIN);
     let done = case.2(&user);
     let _ = std::fs::symlink_metadata(END);
@@ -229,6 +265,16 @@ fn child() {
         );
     }
     after.unwrap();
+}
+
+/// Looks everything up for good, as a kernel with much memory does.
+fn hold_all(engine: &Engine, dir: NodeId) {
+    for name in engine_support::names(engine, dir).unwrap() {
+        let entry = engine.lookup(dir, &name).unwrap().unwrap();
+        if entry.attr.kind == vellum_sys::FileKind::Dir {
+            hold_all(engine, entry.node);
+        }
+    }
 }
 
 struct Bench {

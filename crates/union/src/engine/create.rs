@@ -67,7 +67,12 @@ impl Engine {
         let taken = upper.usage.reserve(0, 1)?;
         let done = self.in_dir(&dir, |handle, names| {
             let at = handle.dir().map_err(|error| upper.io(error))?;
-            let (stored, file) = self.make(upper, &dir, names, &at, name, &new)?;
+            let made = self.make(upper, &dir, names, &at, name, &new);
+            let (stored, file) = made.inspect_err(|_| {
+                // It may be there all the same, if it was made and could not be looked at.
+                names.forget_absent();
+                dir.changed();
+            })?;
             taken.made(&stored);
             let kind = kind_of(what);
             let node = self.add_new((&dir, names, name), &stored, kind)?;
@@ -189,12 +194,15 @@ impl Engine {
             if self.has_origin(&state)? {
                 self.make_impure(&dir)?;
             }
+            // It may be there all the same if what follows fails.
+            names.forget_absent();
+            dir.changed();
             let linked = link_from(&from, upper, &at, name, over);
             linked.map_err(|error| match error.is_not_found() {
                 true => Refusal::NotFound.into(),
                 false => upper.io(error),
             })?;
-            upper.unhide_name(&at, name)?;
+            upper.unhide_name(&at, name);
             let stored = at.stat(name).map_err(|error| upper.io(error))?;
             if let Body::File(file) = &mut state.body
                 && let Some(UpperFile::Pinned(_)) = file.upper
@@ -317,7 +325,7 @@ impl Engine {
         });
         match published {
             Ok(made) => {
-                upper.unhide_name(at, name)?;
+                upper.unhide_name(at, name);
                 Ok(made)
             }
             Err(error) => {

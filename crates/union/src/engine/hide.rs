@@ -146,8 +146,8 @@ impl Engine {
         // Nothing is made in it any more from here on.
         let inside = node.names();
         let at = handle.dir().map_err(|error| upper.io(error))?;
-        let state = node.state_mut();
-        let Body::Dir(body) = &state.body else {
+        let mut state = node.state_mut();
+        let Body::Dir(body) = &mut state.body else {
             return Err(Refusal::NotADirectory.into());
         };
         if let Some(own) = &body.upper {
@@ -175,7 +175,7 @@ impl Engine {
         upper: &Upper,
         at: &Dir,
         name: &OsStr,
-        body: &DirBody,
+        body: &mut DirBody,
         below: bool,
     ) -> Result<()> {
         if body.upper.is_none() {
@@ -186,7 +186,10 @@ impl Engine {
         }
         if body.parts.len() == 1 && !below {
             match at.rmdir(name) {
-                Ok(()) => return upper.unhide_name(at, name),
+                Ok(()) => {
+                    upper.unhide_name(at, name);
+                    return Ok(());
+                }
                 Err(error) if is_not_empty(&error) => {}
                 Err(error) => return Err(upper.io(error)),
             }
@@ -208,7 +211,7 @@ impl Engine {
         upper: &Upper,
         at: &Dir,
         name: &OsStr,
-        body: &DirBody,
+        body: &mut DirBody,
     ) -> Result<()> {
         if !self.is_empty(&body.parts)? {
             return Err(Refusal::NotEmpty.into());
@@ -217,6 +220,8 @@ impl Engine {
             upper
                 .make_opaque(at, name)
                 .map_err(|error| upper.io(error))?;
+            // Whatever becomes of the removal, what is below has no part in it any more.
+            body.parts.truncate(1);
         }
         let inside = at.open_dir(name).map_err(|error| upper.io(error))?;
         let left = inside.entries().and_then(|entries| {
@@ -342,14 +347,11 @@ impl Upper {
         }
     }
 
-    /// Takes away the whiteout file of a name that is there, or hidden by nothing below. Nothing to do in other dialects.
-    pub(crate) fn unhide_name(&self, at: &Dir, name: &OsStr) -> Result<()> {
-        if !self.by_name() {
-            return Ok(());
-        }
-        match wh::whiteout(name).map_or(Ok(()), |hiding| at.unlink(hiding)) {
-            Err(error) if !error.is_not_found() => Err(self.io(error)),
-            _ => Ok(()),
+    /// Takes away the whiteout file of a name that is there, or that nothing below has. Nothing to do in other dialects.
+    pub(crate) fn unhide_name(&self, at: &Dir, name: &OsStr) {
+        if let (true, Some(hiding)) = (self.by_name(), wh::whiteout(name)) {
+            // Beside a name it hides nothing, and what it hides below stays hidden anyway: it may as well stay.
+            let _ = at.unlink(hiding);
         }
     }
 

@@ -342,6 +342,11 @@ impl Names {
         }
     }
 
+    /// Forgets what was absent: something may have been made and not be known.
+    pub fn forget_absent(&mut self) {
+        self.absent = None;
+    }
+
     /// Returns whether it is known that no layer has anything of this name.
     pub fn is_absent(&self, name: &OsStr) -> bool {
         let lacks = |all: &HashSet<Box<OsStr>>| !all.contains(name);

@@ -289,8 +289,8 @@ impl Engine {
         };
         let mut over_state = over.state_mut();
         let mut left = None;
-        match &over_state.body {
-            Body::Dir(body) => match &body.upper {
+        match &mut over_state.body {
+            Body::Dir(body) => match body.upper.clone() {
                 Some(own) => {
                     own.pin().map_err(|error| upper.io(error))?;
                     let emptied = self.make_empty(upper, &target.at, target.name, body);
@@ -442,7 +442,8 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
             .at
             .rename(source.name, &target.at, target.name, flags);
         done.map_err(io)?;
-        return upper.unhide_name(&target.at, target.name);
+        upper.unhide_name(&target.at, target.name);
+        return Ok(());
     }
     let whiteout_there =
         is_dir && upper.above(&target.at, target.name).map_err(io)? == Above::Whiteout;
@@ -453,10 +454,11 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
             .at
             .rename(source.name, &target.at, target.name, flags);
         done.map_err(io)?;
-        return match hide {
-            true => Ok(()),
-            false => source.at.unlink(source.name).map_err(io),
-        };
+        if !hide {
+            // If it stays, it hides nothing.
+            let _ = source.at.unlink(source.name);
+        }
+        return Ok(());
     }
     let flags = match hide {
         true => RenameFlags::WHITEOUT,
@@ -472,8 +474,16 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
                 .at
                 .rename(source.name, &target.at, target.name, flags);
             // A file system that can't do both in one step: a crash in between lets the lower file show again.
-            done.and_then(|()| upper.hide(&source.at, source.name))
-                .map_err(io)
+            done.and_then(|()| {
+                let hidden = upper.hide(&source.at, source.name);
+                hidden.inspect_err(|_| {
+                    // Back to where everybody believes it is; what was replaced stays lost.
+                    let _ = target
+                        .at
+                        .rename(target.name, &source.at, source.name, flags);
+                })
+            })
+            .map_err(io)
         }
         other => other.map_err(io),
     }
