@@ -482,3 +482,32 @@ fn a_copied_upper_takes_no_numbers_of_the_place_it_came_from() {
     assert_eq!(user(&engine).attr("f").unwrap().ino, own);
     engine.close().unwrap();
 }
+
+#[test]
+fn a_nosuid_layer_is_copied_as_it_is() {
+    let Some(rig) = Rig::new(1) else { return };
+    let other = rig
+        .scratch
+        .file_system("nosuid", vellum_testkit::FsKind::Tmpfs, 1)
+        .unwrap();
+    let lower = other.join("lower");
+    fs::create_dir(&lower).unwrap();
+    fs::write(lower.join("f"), "x").unwrap();
+    fs::set_permissions(lower.join("f"), fs::Permissions::from_mode(0o4755)).unwrap();
+    let remounted = std::process::Command::new("mount")
+        .args(["-o", "remount,nosuid"])
+        .arg(&other)
+        .status();
+    assert!(remounted.unwrap().success());
+    let engine = Engine::open(options(&[lower], &rig.upper, &rig.work)).unwrap();
+    let who = user(&engine);
+    let time = vellum_union::engine::SetTime::Now;
+    let touch = SetAttr {
+        mtime: Some(time),
+        ..SetAttr::default()
+    };
+    assert_eq!(who.set("f", touch).unwrap().mode, 0o4755);
+    engine.close().unwrap();
+    let mode = fs::metadata(rig.upper.join("f")).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o4755);
+}
