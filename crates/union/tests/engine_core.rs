@@ -511,3 +511,38 @@ fn a_nosuid_layer_is_copied_as_it_is() {
     let mode = fs::metadata(rig.upper.join("f")).unwrap().mode();
     assert_eq!(mode & 0o7777, 0o4755);
 }
+
+#[test]
+fn a_copied_link_of_a_plain_user_keeps_its_number_until_the_union_is_closed() {
+    let Some(rig) = Rig::new(1) else { return };
+    symlink("nowhere", rig.lowers[0].join("link")).unwrap();
+    fs::write(rig.lowers[0].join("file"), "x").unwrap();
+    let open = || {
+        let mut options = rig.options();
+        for upper in &mut options.upper {
+            upper.prefix = vellum_format::Prefix::User;
+        }
+        Engine::open(options).unwrap()
+    };
+    let engine = open();
+    let who = user(&engine);
+    let number = |path: &str| {
+        fs::symlink_metadata(rig.lowers[0].join(path))
+            .unwrap()
+            .ino()
+    };
+    let touch = SetAttr {
+        mtime: Some(vellum_union::engine::SetTime::Now),
+        ..SetAttr::default()
+    };
+    for path in ["link", "file"] {
+        assert_eq!(who.set(path, touch.clone()).unwrap().ino, number(path));
+    }
+    engine.close().unwrap();
+    let engine = open();
+    assert_eq!(user(&engine).attr("file").unwrap().ino, number("file"));
+    // Links take no `user.` xattrs, so nothing remembers it.
+    let own = fs::symlink_metadata(rig.upper.join("link")).unwrap().ino();
+    assert_eq!(user(&engine).attr("link").unwrap().ino, own);
+    engine.close().unwrap();
+}

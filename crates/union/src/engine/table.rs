@@ -278,7 +278,10 @@ impl NodeTable {
                 let mut table = self.lock();
                 if unused() {
                     for inode in inodes {
-                        table.by_inode.remove(&inode);
+                        let found = table.by_inode.get(&inode);
+                        if found.is_some_and(|found| found.as_ptr() == Arc::as_ptr(&node)) {
+                            table.by_inode.remove(&inode);
+                        }
                     }
                     give_back(&mut table.by_inode);
                 }
