@@ -226,9 +226,11 @@ impl BlockMap {
             .map(|(number, bytes)| BlockRecord::parse(bytes, &header.id, number as u64))
             .collect();
         let is_barrier = |at: usize, second: bool| matches!(read.get(at), Some(Some(BlockRecord::Barrier { second: which })) if *which == second);
-        let barriers = (0..read.len()).filter(|&at| is_barrier(at, false) || is_barrier(at, true));
+        let mut barriers = (0..read.len())
+            .rev()
+            .filter(|&at| is_barrier(at, false) || is_barrier(at, true));
         // Behind the last barrier, and its second writing.
-        let mut durable = match barriers.last() {
+        let mut durable = match barriers.next() {
             None => 0,
             Some(last) if is_barrier(last, true) => last + 1,
             Some(last) => last + 2,

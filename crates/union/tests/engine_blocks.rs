@@ -462,7 +462,7 @@ fn no_kernel_mount_serves_an_unsettled_file() {
             let other = rig.scratch.dir("fs/other");
             let fresh = rig.scratch.dir("fs/fresh");
             let mut as_lower = overlay(&fresh);
-            as_lower.lowers = [&[rig.upper.clone()], &rig.lowers[..]].concat();
+            as_lower.lowers = [std::slice::from_ref(&rig.upper), &rig.lowers[..]].concat();
             as_lower.upper = Some((other.clone(), fresh.clone()));
             with(as_lower.clone(), set)
                 .mount(&rig.scratch, &target)

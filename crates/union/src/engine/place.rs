@@ -126,7 +126,7 @@ impl Engine {
             .is_some_and(|least| size_bytes >= least.max(1))
         {
             let path = from.dir.path().join(&from.name);
-            let place = (self.from_bottom(from.layer), &*path);
+            let place = (self.layer_from_bottom(from.layer), &*path);
             match upper.blocks.begin(to, &source, place, staged) {
                 Ok(map) => return Ok(DataAt::Blocks(Arc::new(BlockFile::named(map)))),
                 // A file system without the xattrs it takes.
@@ -139,7 +139,7 @@ impl Engine {
     }
 
     /// Returns a layer's number counted from the bottom, data-only layers first.
-    fn from_bottom(&self, layer: usize) -> u32 {
+    fn layer_from_bottom(&self, layer: usize) -> u32 {
         let (layers, data) = (self.stack.layers().len(), self.stack.data_layers().len());
         let number = match layer.checked_sub(layers) {
             Some(data_layer) => data - 1 - data_layer,
