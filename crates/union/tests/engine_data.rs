@@ -360,4 +360,5 @@ fn files_copied_by_blocks_on_tmpfs_hold_what_was_written() {
 #[test]
 fn shared_files_hold_what_was_written() {
     exercise(FsKind::Xfs, Some(4096), Durability::Full, 1500);
+    exercise(FsKind::Btrfs, Some(4096), Durability::Full, 700);
 }

@@ -427,6 +427,7 @@ impl BlockStore {
     /// nobody writes any more.
     pub fn close(&self) -> Result<()> {
         let names: Vec<_> = self.prepared().iter().cloned().collect();
+        let mut appended = false;
         for name in names {
             let map = match self.maps.read(&name) {
                 Ok(map) if map.pending => map,
@@ -437,10 +438,13 @@ impl BlockStore {
             let mut state = BlockState::new(map, u64::MAX);
             let barrier = [false, true].map(|second| BlockRecord::Barrier { second });
             self.append(&name, &mut state, &barrier)?;
-            let map = self.maps.dir().open_file(&*name).map_err(|e| self.io(e))?;
-            data::sync_data(&map).map_err(|e| self.io(e))?;
+            appended = true;
         }
-        Ok(())
+        match appended {
+            // Once for all of them, however many.
+            true => publish::sync_fs(self.maps.dir()).map_err(|e| self.io(e)),
+            false => Ok(()),
+        }
     }
 
     pub fn sync_file(&self, file: &File) -> Result<()> {
