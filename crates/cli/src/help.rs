@@ -200,7 +200,7 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
     ),
     (
         "layer squash",
-        "  vellum layer squash ./top ./next --output ./both
+        "  vellum layer squash ./top ./next --below ./base --output ./both
   vellum layer squash ./top ./next ./base --whole --output ./tree",
     ),
     (

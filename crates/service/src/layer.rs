@@ -81,8 +81,14 @@ pub struct Input {
 
 /// Folds `upper` into `lower`: afterwards `lower` shows what both together showed, and `upper` is no longer needed.
 ///
-/// `lower` is replaced in one step. Errors: [`Error::InUse`] if one of them is mounted.
-pub fn merge(upper: &Input, lower: &Path, how: How, cancel: &Cancel) -> Result<Made> {
+/// `below` lies under `lower`, top first; if it is named, whiteouts of what isn't there are left out. `lower` is replaced in one step. Errors: [`Error::InUse`] if one of them is mounted.
+pub fn merge(
+    upper: &Input,
+    lower: &Path,
+    below: &[PathBuf],
+    how: How,
+    cancel: &Cancel,
+) -> Result<Made> {
     let lower = real(lower)?;
     let layers = [
         upper.clone(),
@@ -93,14 +99,34 @@ pub fn merge(upper: &Input, lower: &Path, how: How, cancel: &Cancel) -> Result<M
     ];
     let _locks = lock(&layers)?;
     let union = open(&layers, how)?;
-    write(&union, Content::Folded, &lower, Place::Replace, how, cancel)
+    write(
+        &union,
+        Content::Folded(below_stack(below, how)?),
+        &lower,
+        Place::Replace,
+        how,
+        cancel,
+    )
 }
 
-/// Makes `output` of `layers`, top first: one layer that shows what they show. They stay as they are.
-pub fn squash(layers: &[Input], output: &Path, how: How, cancel: &Cancel) -> Result<Made> {
+/// Makes `output` of `layers`, top first: one layer that shows what they show. They stay as they are. `below` as for [`merge`].
+pub fn squash(
+    layers: &[Input],
+    below: &[PathBuf],
+    output: &Path,
+    how: How,
+    cancel: &Cancel,
+) -> Result<Made> {
     let _locks = lock(layers)?;
     let union = open(layers, how)?;
-    write(&union, Content::Folded, output, Place::New, how, cancel)
+    write(
+        &union,
+        Content::Folded(below_stack(below, how)?),
+        output,
+        Place::New,
+        how,
+        cancel,
+    )
 }
 
 /// Writes `layer` anew with other marks: to `output`, or in its own place. What is renamed or has its data elsewhere is looked for in `below`.
@@ -119,7 +145,7 @@ pub fn convert(
     let _locks = lock(&layers[..1])?;
     let union = open(&layers, how)?;
     let content = match layers.len() {
-        1 => Content::Folded,
+        1 => Content::Folded(None),
         _ => Content::TopLayer,
     };
     match output {
@@ -192,6 +218,21 @@ fn lock(layers: &[Input]) -> Result<Vec<Lock>> {
         .collect()
 }
 
+/// The layers that lie below, as one; `None` if none is named.
+fn below_stack(below: &[PathBuf], how: How) -> Result<Option<Stack>> {
+    let layers: Vec<Input> = below
+        .iter()
+        .map(|dir| Input {
+            dir: dir.clone(),
+            work: None,
+        })
+        .collect();
+    match layers.is_empty() {
+        true => Ok(None),
+        false => open(&layers, how).map(Some),
+    }
+}
+
 fn open(layers: &[Input], how: How) -> Result<Stack> {
     let layers = layers
         .iter()
@@ -220,10 +261,9 @@ fn open(layers: &[Input], how: How) -> Result<Stack> {
 }
 
 /// What is written out.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Content {
-    /// All layers, as one.
-    Folded,
+    /// All layers, as one. What lies below them, if that is known: only what is there has to be hidden.
+    Folded(Option<Stack>),
     /// The top layer; the others are only looked into.
     TopLayer,
 }
@@ -302,7 +342,17 @@ fn fill(
     };
     let seen: Arc<Mutex<(u64, Vec<PathBuf>)>> = Arc::default();
     let entries: Box<dyn Iterator<Item = vellum_union::Result<Change>> + Send> = match content {
-        Content::Folded => Box::new(folded(union)),
+        Content::Folded(None) => Box::new(folded(union)),
+        Content::Folded(Some(below)) => {
+            Box::new(folded(union).filter_map(move |change| match change {
+                Ok(change) if change.node.is_none() => match below.lookup(&change.path) {
+                    Ok(None) => None,
+                    Ok(Some(_)) => Some(Ok(change)),
+                    Err(error) => Some(Err(error)),
+                },
+                change => Some(change),
+            }))
+        }
         Content::TopLayer => Box::new(changes(union, Form::Layer)?),
     };
     let counted = {

@@ -157,9 +157,6 @@ pub struct LayerConvert {
     /// The new layer; there must be nothing yet
     #[arg(short = 'O', long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub output: Option<PathBuf>,
-    /// Layers below it, top first: where renamed directories and files without data have their content
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub below: Vec<PathBuf>,
     #[command(flatten)]
     /// How layers are read and written
     pub how: LayerHow,
@@ -171,6 +168,9 @@ pub struct LayerHow {
     /// How the result's marks are written [default: as this user's mounts write them]
     #[arg(long, value_name = "DIALECT")]
     pub marks: Option<Marks>,
+    /// A layer below those; again for the next. To convert: where renamed directories and files without data have their content. Else: what need not be hidden
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub below: Vec<PathBuf>,
     /// Leave only marks that every reader understands; this is always so
     #[arg(long)]
     pub plain: bool,

@@ -151,7 +151,13 @@ pub fn layer(ctx: &Context, args: args::Layer) -> Outcome {
                 dir: a.upper,
                 work: a.how.work.clone(),
             };
-            layer::merge(&upper, &a.lower, how(&a.how, false), &ctx.cancel)?
+            layer::merge(
+                &upper,
+                &a.lower,
+                &a.how.below,
+                how(&a.how, false),
+                &ctx.cancel,
+            )?
         }
         args::Layer::Squash(a) => {
             let mut layers: Vec<Input> = a
@@ -162,7 +168,13 @@ pub fn layer(ctx: &Context, args: args::Layer) -> Outcome {
             if let Some(top) = layers.first_mut() {
                 top.work = a.how.work.clone();
             }
-            layer::squash(&layers, &a.output, how(&a.how, a.whole), &ctx.cancel)?
+            layer::squash(
+                &layers,
+                &a.how.below,
+                &a.output,
+                how(&a.how, a.whole),
+                &ctx.cancel,
+            )?
         }
         args::Layer::Convert(a) => {
             let input = Input {
@@ -171,7 +183,7 @@ pub fn layer(ctx: &Context, args: args::Layer) -> Outcome {
             };
             layer::convert(
                 &input,
-                &a.below,
+                &a.how.below,
                 a.output.as_deref(),
                 how(&a.how, false),
                 &ctx.cancel,

@@ -1,6 +1,8 @@
 //! A store of its own for each test, driven through the real command, and archives made on the spot.
 #![allow(dead_code)] // each test program uses a part of it
 
+pub mod layered;
+
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};

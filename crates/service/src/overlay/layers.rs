@@ -107,8 +107,11 @@ pub fn prefix(options: &MountOptions) -> Result<Prefix> {
     }
 }
 
-/// Opens the lower layers as `options` say they are to be read, top first; then those for data only.
-pub fn lowers(options: &MountOptions) -> Result<(Vec<Arc<dyn Layer>>, Vec<Arc<dyn Layer>>)> {
+/// Open layers, top first.
+pub type Layers = Vec<Arc<dyn Layer>>;
+
+/// Opens the lower layers as `options` say they are to be read; then those for data only.
+pub fn lowers(options: &MountOptions) -> Result<(Layers, Layers)> {
     let prefix = prefix(options)?;
     // Files of data-only layers can be reached by metacopies and in no other way.
     let trust = match options.trust {
