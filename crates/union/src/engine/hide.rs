@@ -1,8 +1,9 @@
 //! Taking names away: unlink, rmdir, and the whiteouts that keep lower layers from showing through.
 //!
 //! A whiteout is made only where a lower layer has the name, and in the same step in which the name goes: there is no
-//! moment at which the lower file shows again. A directory that looks empty may hold whiteouts; before it goes it is made
-//! opaque, so that they can be removed one by one and it looks empty at every moment.
+//! moment at which the lower file shows again. A directory that looks empty may hold whiteouts: it leaves with them for the
+//! staging directory, or, where it can't, is made opaque first, so that they can be removed one by one and it looks empty
+//! at every moment.
 //!
 //! What is removed but still known is pinned by a descriptor first: it stays usable until it is forgotten.
 
@@ -194,6 +195,15 @@ impl Engine {
                 Err(error) => return Err(upper.io(error)),
             }
         }
+        if below && !upper.by_name() {
+            // It leaves with all its whiteouts, in one step.
+            return match self.is_empty(&body.parts)? {
+                true => upper
+                    .hide_over(at, name, true)
+                    .map_err(|error| upper.io(error)),
+                false => Err(Refusal::NotEmpty.into()),
+            };
+        }
         self.make_empty(upper, at, name, body)?;
         match below {
             true => upper
@@ -320,7 +330,7 @@ impl Upper {
         }
     }
 
-    /// Puts a whiteout in the place of a name of the upper layer. A directory is empty.
+    /// Puts a whiteout in the place of a name of the upper layer. A directory is empty, or holds whiteouts that go with it.
     pub(crate) fn hide_over(&self, at: &Dir, name: &OsStr, is_dir: bool) -> vellum_sys::Result<()> {
         if self.by_name() {
             // Beside the name it hides nothing of a file, and makes an (empty) directory opaque.

@@ -54,6 +54,22 @@ impl IdRules {
     }
 }
 
+/// The xattr with what a program may do beyond its user.
+pub(crate) const CAPABILITY: &str = "security.capability";
+
+/// Returns a capability xattr with the user in it mapped for whom it counts as root. Only version 3 names one.
+pub(crate) fn map_capability(value: &[u8], map: impl Fn(u32) -> Result<u32>) -> Result<Vec<u8>> {
+    let mut mapped = value.to_vec();
+    // Magic and version, two pairs of bit sets, then the user; all numbers least significant byte first.
+    if let Ok(parts) = <&mut [u8; 24]>::try_from(&mut mapped[..])
+        && parts[3] == 3
+    {
+        let [.., a, b, c, d] = *parts;
+        parts[20..].copy_from_slice(&map(u32::from_le_bytes([a, b, c, d]))?.to_le_bytes());
+    }
+    Ok(mapped)
+}
+
 fn shown(runs: &[IdRun], squash: Option<u32>, id: u32) -> Result<u32> {
     match squash {
         Some(squash) => Ok(squash),
@@ -120,6 +136,20 @@ mod tests {
             assert_eq!(rules.uid_stored(inside).unwrap(), outside);
             assert_eq!(rules.gid_shown(outside).unwrap(), inside);
         }
+    }
+
+    #[test]
+    fn capabilities_of_a_namespace_name_its_root() {
+        let mut version_3 = vec![1, 0, 0, 3];
+        version_3.resize(24, 0);
+        let stored = map_capability(&version_3, |id| rules().uid_stored(id)).unwrap();
+        assert_eq!(stored[20..], 1000u32.to_le_bytes());
+        let shown = map_capability(&stored, |id| rules().uid_shown(id)).unwrap();
+        assert_eq!(shown, version_3);
+        assert!(map_capability(&version_3, |id| rules().uid_shown(id)).is_err());
+        let version_2 = [&[1, 0, 0, 2][..], &[0; 16]].concat();
+        let same = map_capability(&version_2, |_| unreachable!("names nobody"));
+        assert_eq!(same.unwrap(), version_2);
     }
 
     #[test]

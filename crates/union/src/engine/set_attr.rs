@@ -13,6 +13,7 @@ use vellum_sys::xattr::SetMode;
 use crate::engine::acl::{self, Acl};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
+use crate::engine::ids::{CAPABILITY, map_capability};
 use crate::engine::nodes::{LiveNode, State};
 use crate::engine::records::{self, Kept};
 use crate::engine::request::{Attr, Caller, NodeId, SetAttr, SetTime};
@@ -198,8 +199,11 @@ impl Engine {
         }
     }
 
-    /// Maps the ids in an ACL.
+    /// Maps the ids in an ACL, and the one in a capability.
     fn value_stored(&self, name: &OsStr, value: &[u8]) -> Result<Vec<u8>> {
+        if name == CAPABILITY && !self.ids.are_plain() {
+            return map_capability(value, |id| self.ids.acl_uid_stored(id));
+        }
         let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
         if !is_acl || self.ids.are_plain() {
             return Ok(value.to_vec());

@@ -13,6 +13,7 @@ use vellum_sys::{FileKind, Stat};
 use crate::engine::Engine;
 use crate::engine::acl::{self, Acl};
 use crate::engine::at::At;
+use crate::engine::ids::{CAPABILITY, map_capability};
 use crate::engine::nodes::{Body, State};
 use crate::engine::request::{NodeId, Room};
 use crate::layer::{Dialect, LayerDir, Records};
@@ -151,8 +152,11 @@ impl Engine {
         value.map(|value| self.value_shown(name, value)).transpose()
     }
 
-    /// Maps the ids in an ACL.
+    /// Maps the ids in an ACL, and the one in a capability.
     fn value_shown(&self, name: &OsStr, value: Vec<u8>) -> Result<Vec<u8>> {
+        if name == CAPABILITY && !self.ids.are_plain() {
+            return map_capability(&value, |id| self.ids.acl_uid_shown(id));
+        }
         let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
         if !is_acl || self.ids.are_plain() {
             return Ok(value);
