@@ -2,6 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use vellum_format::block_map::{BlockMap, BlockRecord, Epoch};
 use vellum_format::{Handle, Metacopy, Nlink, Opaque, OverrideStat, Protattr, Redirect};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -29,6 +30,14 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(opaque) = Opaque::parse(bytes) {
         assert_eq!(opaque.encode(), bytes);
+    }
+    let now = Epoch {
+        boot: [1; 16],
+        mount: 1,
+    };
+    let _ = BlockMap::parse(bytes, now);
+    if let Some(record) = BlockRecord::parse(bytes, &[7; 16], 3) {
+        assert_eq!(BlockRecord::parse(&record.encode(&[7; 16], 3), &[7; 16], 3), Some(record));
     }
     let _ = (vellum_format::impure(bytes), vellum_format::uuid(bytes));
 });

@@ -37,6 +37,14 @@ pub const BLOCK_MIN_BYTES: u32 = 4096;
 /// The largest block, in bytes.
 pub const BLOCK_MAX_BYTES: u32 = 64 * 1024;
 
+/// The most blocks of one file: 16 TiB of the largest, for which a set of blocks takes 32 MiB.
+const BLOCKS_MAX: u64 = 1 << 28;
+
+/// Returns whether a lower file of `size_bytes` can have a map. A larger one, as sparse files can be, is copied whole.
+pub fn fits(size_bytes: u64) -> bool {
+    size_bytes.div_ceil(block_bytes_for(size_bytes).into()) <= BLOCKS_MAX
+}
+
 /// Returns the block size for a lower file of `size_bytes`: as small as keeps it to a million blocks, within limits.
 pub fn block_bytes_for(size_bytes: u64) -> u32 {
     let wanted = (size_bytes >> 20).next_power_of_two();
@@ -157,8 +165,9 @@ impl BlockMapHeader {
         if rest.len() < handle_bytes + path_length
             || !range.contains(&block_bytes)
             || !block_bytes.is_power_of_two()
+            || size_bytes.div_ceil(block_bytes.into()) > BLOCKS_MAX
         {
-            return Err(malformed("lengths in the header disagree"));
+            return Err(malformed("numbers in the header can't be true"));
         }
         let path = rest[handle_bytes..handle_bytes + path_length].to_vec();
         let header = BlockMapHeader {

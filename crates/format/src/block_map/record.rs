@@ -145,7 +145,9 @@ impl BlockRecord {
                     u32::from_le_bytes([bytes[16], bytes[17], bytes[18], bytes[19]]),
                 ),
                 mode: u16::from_le_bytes([bytes[2], bytes[3]]),
-                capability: bytes.get(20..20 + usize::from(bytes[1]))?.to_vec(),
+                capability: bytes[20..20 + CAPABILITY_MAX_BYTES]
+                    .get(..usize::from(bytes[1]))?
+                    .to_vec(),
             })),
             _ => None,
         }

@@ -154,4 +154,15 @@ fn blocks_are_small_for_small_files() {
     assert_eq!(block_bytes_for(10 << 30), 16384);
     assert_eq!(block_bytes_for(1 << 40), 65536);
     assert_eq!(block_bytes_for(u64::MAX), 65536);
+    assert!(fits(0) && fits(10 << 30) && fits(16 << 40));
+    assert!(!fits((16 << 40) + 1) && !fits(u64::MAX));
+    // Nor is room made for what a damaged header says.
+    let huge = BlockMapHeader {
+        lower: LowerIdentity {
+            size_bytes: u64::MAX,
+            ..header().lower
+        },
+        ..header()
+    };
+    assert!(BlockMapHeader::parse(&huge.encode().unwrap()).is_err());
 }

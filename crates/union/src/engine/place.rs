@@ -7,6 +7,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use vellum_format::block_map;
 use vellum_sys::data;
 use vellum_sys::flags::IMMUTABLE;
 use vellum_sys::rooted::{self, Access};
@@ -123,7 +124,7 @@ impl Engine {
         if upper
             .options
             .blocks_from_bytes
-            .is_some_and(|least| size_bytes >= least.max(1))
+            .is_some_and(|least| size_bytes >= least.max(1) && block_map::fits(size_bytes))
         {
             let path = from.dir.path().join(&from.name);
             let place = (self.layer_from_bottom(from.layer), &*path);
