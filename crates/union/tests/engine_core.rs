@@ -265,6 +265,31 @@ fn hard_links_of_a_lower_file_stay_one_file() {
 }
 
 #[test]
+fn an_index_entry_without_a_name_goes() {
+    let Some(rig) = Rig::new(1) else { return };
+    fs::write(rig.lowers[0].join("a"), "x").unwrap();
+    fs::hard_link(rig.lowers[0].join("a"), rig.lowers[0].join("b")).unwrap();
+    let engine = rig.open();
+    user(&engine).chmod("a", 0o600).unwrap();
+    user(&engine).unlink("b").unwrap();
+    engine.close().unwrap();
+    let index = || fs::read_dir(rig.work.join("index")).unwrap();
+    let entry = index().next().unwrap().unwrap().path();
+    let engine = rig.open();
+    user(&engine).unlink("a").unwrap();
+    engine.close().unwrap();
+    assert_eq!(index().count(), 0);
+    // As if it had been killed before the entry went, and after the count was written.
+    fs::write(&entry, "x").unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::lsetxattr(&entry, "trusted.overlay.nlink", b"U-1", flags).unwrap();
+    let engine = rig.open();
+    assert_eq!(index().count(), 0);
+    assert!(names(&engine, NodeId::ROOT).unwrap().is_empty());
+    engine.close().unwrap();
+}
+
+#[test]
 fn listings_survive_what_happens_meanwhile() {
     let Some(rig) = Rig::new(1) else { return };
     for index in 0..2000 {

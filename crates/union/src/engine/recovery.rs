@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vellum_format::{Handle, Mark, Prefix, workdir};
+use vellum_format::{Handle, Mark, Nlink, NlinkBase, Prefix, workdir};
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, mount};
@@ -317,8 +317,11 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
 fn open_index(work: &Dir, options: &UpperOptions) -> Result<Option<Dir>> {
     let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
     if options.index {
-        let index = work.create_dir_all(workdir::INDEX, 0o700);
-        return index.map(Some).map_err(in_work);
+        let index = work
+            .create_dir_all(workdir::INDEX, 0o700)
+            .map_err(in_work)?;
+        drop_orphans(&index, options.prefix).map_err(in_work)?;
+        return Ok(Some(index));
     }
     match work.open_dir(workdir::INDEX) {
         Ok(index) => match index.entries().map_err(in_work)?.next() {
@@ -331,6 +334,34 @@ fn open_index(work: &Dir, options: &UpperOptions) -> Result<Option<Dir>> {
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(in_work(error)),
     }
+}
+
+/// Removes entries of files that have no name left: a crash came between the last name and the entry.
+fn drop_orphans(index: &Dir, prefix: Prefix) -> vellum_sys::Result<()> {
+    let names: Vec<OsString> = index
+        .entries()?
+        .map(|entry| entry.map(|entry| entry.name))
+        .collect::<vellum_sys::Result<_>>()?;
+    for name in names {
+        let Some(stat) = index.stat_opt(&name)? else {
+            continue;
+        };
+        // With a second link it has a name in the upper layer.
+        if stat.is_dir() || stat.nlink > 1 {
+            continue;
+        }
+        let mark = xattr::get(index, &name, prefix.xattr(Mark::Nlink))?;
+        // What counts from the lower inode, or can't be read, is left to who looks it up.
+        let count = mark.and_then(|value| Nlink::parse(&value).ok());
+        let orphan = Nlink {
+            base: NlinkBase::Upper,
+            delta: -1,
+        };
+        if count == Some(orphan) {
+            index.unlink(&name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes sure that the index belongs to this upper, and to this top lower layer; as the kernel does with `index=on`.
