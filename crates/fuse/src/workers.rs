@@ -293,3 +293,96 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> vellum_sys::Result
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+    use super::*;
+    use crate::wire::Opcode;
+
+    /// Panics when asked for a name.
+    #[derive(Debug, Default)]
+    struct Fragile {
+        served: AtomicU32,
+    }
+
+    impl Serve for Fragile {
+        fn serve(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
+            self.served.fetch_add(1, Ordering::Relaxed);
+            if let Op::Lookup { .. } = request.op {
+                reply.u64(1);
+                std::panic::panic_any("a bug");
+            }
+            reply.u32(7);
+            Ok(())
+        }
+
+        fn note(&self, _: &Request<'_>) {
+            std::panic::panic_any("a bug");
+        }
+    }
+
+    fn request(opcode: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 40];
+        bytes[4..8].copy_from_slice(&opcode.to_ne_bytes());
+        bytes[8] = 9;
+        bytes.extend(body);
+        let length = (bytes.len() as u32).to_ne_bytes();
+        bytes[..4].copy_from_slice(&length);
+        bytes
+    }
+
+    #[test]
+    fn a_panic_is_one_request_s_error() {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .unwrap();
+        let channel = Channel::new(ours);
+        let shared = Shared {
+            serve: Arc::new(Fragile::default()),
+            session: Arc::new(Channel::new(rustix::io::dup(&theirs).unwrap())),
+            dialect: Dialect::default(),
+            counters: Arc::default(),
+            usual: 2,
+            free: AtomicUsize::new(0),
+            all: AtomicUsize::new(0),
+            finished: AtomicU64::new(0),
+            watching: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            asleep: Mutex::new(()),
+            wake: Condvar::new(),
+            threads: Mutex::new(Vec::new()),
+        };
+        let mut answer = vec![0; 4096];
+        let mut ask = |bytes: &[u8]| {
+            shared.answer(&channel, bytes, &mut answer);
+            let mut got = [0; 64];
+            match rustix::io::read(&theirs, &mut got) {
+                Ok(length) => Some((length, i32::from_ne_bytes(got[4..8].try_into().unwrap()))),
+                Err(_) => None,
+            }
+        };
+        assert_eq!(
+            ask(&request(Opcode::Lookup as u32, b"name\0")),
+            Some((16, -5))
+        );
+        assert_eq!(ask(&request(Opcode::GetAttr as u32, &[])), Some((20, 0)));
+        // What takes no reply gets none, whatever happens.
+        assert_eq!(ask(&request(Opcode::Forget as u32, &[0; 8])), None);
+        // What makes no sense is an error to who asked, if it says who that is.
+        assert_eq!(
+            ask(&request(Opcode::Lookup as u32, b"no end")),
+            Some((16, -5))
+        );
+        assert_eq!(ask(&[1; 39]), None);
+        assert_eq!(shared.serve.served.load(Ordering::Relaxed), 2);
+        assert_eq!(shared.counters.now().errors, 2);
+    }
+}
