@@ -320,6 +320,62 @@ fn a_hard_link_of_a_file_copied_by_blocks_is_one_file() {
 }
 
 #[test]
+fn threads_share_a_file_copied_by_blocks() {
+    let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
+        return;
+    };
+    const PART: usize = 300_000;
+    const THREADS: usize = 4;
+    let bytes = lower(&rig, "f", PART * THREADS);
+    let engine = open(&rig);
+    let node = find(&engine, "f");
+    let seed = Rng::for_test("threads on one file").seed();
+    let expected: Vec<u8> = std::thread::scope(|scope| {
+        let work = |thread: usize| {
+            let (engine, mut own) = (&engine, bytes[thread * PART..][..PART].to_vec());
+            let mut rng = Rng::seeded(seed + thread as u64);
+            move || {
+                for _ in 0..300 {
+                    let at = rng.below(PART);
+                    let length = (1 + rng.below(9000)).min(PART - at);
+                    let offset = (thread * PART + at) as u64;
+                    match rng.below(8) {
+                        0 => {
+                            engine.fallocate(node, 3, offset, length as u64).unwrap();
+                            own[at..at + length].fill(0);
+                        }
+                        1 => engine.sync(node, true).unwrap(),
+                        2 => assert!(read(engine, node, offset, length) == own[at..at + length]),
+                        3 => {
+                            engine.attr(node).unwrap();
+                            assert!(engine.seek(node, Whence::Hole, offset).is_ok());
+                        }
+                        _ => {
+                            let data = vec![rng.next() as u8; length];
+                            engine.write(node, offset, &data, false).unwrap();
+                            own[at..at + length].copy_from_slice(&data);
+                        }
+                    }
+                }
+                own
+            }
+        };
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| scope.spawn(work(thread)))
+            .collect();
+        let parts = threads.into_iter().map(|thread| thread.join().unwrap());
+        parts.flatten().collect()
+    });
+    assert!(read(&engine, node, 0, PART * THREADS + 1) == expected);
+    engine.close().unwrap();
+    let engine = open(&rig);
+    assert!(read(&engine, find(&engine, "f"), 0, PART * THREADS + 1) == expected);
+    engine.close().unwrap();
+    assert!(settle_now(&rig).unwrap().complete);
+    assert!(std::fs::read(rig.upper.join("f")).unwrap() == expected);
+}
+
+#[test]
 fn an_unlinked_file_stays_usable() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;

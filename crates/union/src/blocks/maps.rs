@@ -76,6 +76,19 @@ impl BlockMaps {
 
     /// Returns the map called `name`. Errors say why it can't be used, as a clause.
     pub(crate) fn read(&self, name: &str) -> Result<BlockMap, String> {
+        // An engine may be appending a record this very moment: what looks damaged then is whole a moment later.
+        let tries = (0..3).map(|_| self.read_once(name));
+        let mut last = Err(String::new());
+        for read in tries {
+            last = read;
+            if last.is_ok() {
+                break;
+            }
+        }
+        last
+    }
+
+    fn read_once(&self, name: &str) -> Result<BlockMap, String> {
         let file = match self.dir.open_file(name) {
             Ok(file) => file,
             Err(error) if error.is_not_found() => {
