@@ -1,9 +1,9 @@
 //! Making things as somebody else, from the first moment.
 //!
-//! What is created belongs to the thread's file system ids, so a thread that takes a caller's ids before it makes a file
-//! needs no second step, and a crash never leaves a file with the wrong owner. The capabilities stay: a securebit keeps
-//! the kernel from dropping them when the id is not root's, so the thread may still write where the caller may not;
-//! whether the caller may was decided elsewhere. The file creation mask is the thread's own, too.
+//! What is created belongs to the thread's file system ids, so a thread that takes a caller's ids before it makes a
+//! file needs no second step, and a crash never leaves a file with the wrong owner. The capabilities stay: a securebit
+//! keeps the kernel from dropping them when the id is not root's, so the thread may still write where the caller may
+//! not; whether the caller may was decided elsewhere. The file creation mask is the thread's own, too.
 //!
 //! All of this is per thread. A thread that was ever here has a working directory and a mask of its own
 //! (`unshare(CLONE_FS)`), and the securebit `NO_SETUID_FIXUP`; its children inherit that.
@@ -59,8 +59,8 @@ pub fn possible(uid: u32, gid: u32) -> Result<bool> {
 
 /// Lets this thread make things as `maker` until the value is dropped.
 ///
-/// Errors: EPERM without CAP_SETUID, CAP_SETGID or CAP_SETPCAP in this user namespace, or if an id means nothing in it; then nothing
-/// has changed.
+/// Errors: EPERM without CAP_SETUID, CAP_SETGID or CAP_SETPCAP in this user namespace, or if an id means nothing in it;
+/// then nothing has changed.
 pub fn act(maker: Maker) -> Result<Acting> {
     let thread = thread()?;
     let refused = || Error::new("act as another user in", "this thread", Errno::PERM);
@@ -138,7 +138,8 @@ fn set_fs_uid(uid: u32) -> u32 {
         // SAFETY: takes a number and changes the calling thread's credentials only (glibc does not spread this one).
         unsafe { libc::setfsuid(uid) };
     }
-    // SAFETY: as above; an id that is none changes nothing and returns what is in force. The call has no other way to fail.
+    // SAFETY: as above; an id that is none changes nothing and returns what is in force. The call has no other way to
+    // fail.
     unsafe { libc::setfsuid(u32::MAX) as u32 }
 }
 
@@ -148,7 +149,8 @@ fn set_fs_gid(gid: u32) -> u32 {
         // SAFETY: takes a number and changes the calling thread's credentials only (glibc does not spread this one).
         unsafe { libc::setfsgid(gid) };
     }
-    // SAFETY: as above; an id that is none changes nothing and returns what is in force. The call has no other way to fail.
+    // SAFETY: as above; an id that is none changes nothing and returns what is in force. The call has no other way to
+    // fail.
     unsafe { libc::setfsgid(u32::MAX) as u32 }
 }
 

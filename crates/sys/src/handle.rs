@@ -96,8 +96,8 @@ pub fn open(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Returns the UUID of the file system that holds an open file, or `None` if it has none or the kernel (before 6.9) does
-/// not tell.
+/// Returns the UUID of the file system that holds an open file, or `None` if it has none or the kernel (before 6.9)
+/// does not tell.
 pub fn file_system_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
     /// `_IOR(0x15, 0, struct fsuuid2)`.
     const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
@@ -140,8 +140,8 @@ fn btrfs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
         fsid: [0; 16],
         rest: [0; 992],
     };
-    // SAFETY: the file system is btrfs, so the request is its own; it writes one struct of 1024 bytes, which `answer` is and which
-    // lives through the call.
+    // SAFETY: the file system is btrfs, so the request is its own; it writes one struct of 1024 bytes, which `answer`
+    // is and which lives through the call.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), BTRFS_IOC_FS_INFO, &raw mut answer) };
     (done == 0).then_some(answer.fsid)
 }

@@ -8,7 +8,10 @@
 //!
 //! * `request.rs`: what is asked and answered; `options.rs`: what an engine is made of;
 //! * `nodes.rs`, `table.rs`: the live nodes and their table; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
-//! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names;
+//! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names, and what goes with them
+//!   in `links.rs`; `staging.rs`: where things are made before they have a place;
+//! * `set_attr.rs`: attributes and xattrs; `acl.rs`, `ids.rs`, `records.rs`: how they are kept; `at.rs`: one inode as a
+//!   target;
 //! * `data.rs`, `place.rs`, `blocks.rs`: bytes, and files whose bytes are partly above and partly below; `limit.rs`: how many;
 //! * `identity.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening, locks, what a crash left.
 //!

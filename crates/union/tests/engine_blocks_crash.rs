@@ -1,6 +1,6 @@
 //! Files copied up block by block, and settlings of them, with the process killed, or a system call failing, at every
-//! call that changes something, and at random moments: afterwards there are the bytes from before or those wanted, for a
-//! fresh engine, and for everybody once the upper is settled.
+//! call that changes something, and at random moments: afterwards there are the bytes from before or those wanted, for
+//! a fresh engine, and for everybody once the upper is settled.
 //!
 //! The changes are made by this very program, started again as the test `child`.
 

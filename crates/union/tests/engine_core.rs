@@ -1,5 +1,5 @@
-//! The engine's foundations: live nodes, copying up, identity, opening and closing; against the kernel's overlayfs on the
-//! same layers.
+//! The engine's foundations: live nodes, copying up, identity, opening and closing; against the kernel's overlayfs on
+//! the same layers.
 
 mod engine_support;
 

@@ -1,5 +1,6 @@
-//! Each kind of change, with the process killed, or a system call failing, at every call it makes: afterwards there is what was
-//! before or what was wanted, for a fresh engine and for the kernel, and nothing is left in the staging directory.
+//! Each kind of change, with the process killed, or a system call failing, at every call it makes: afterwards there is
+//! what was before or what was wanted, for a fresh engine and for the kernel, and nothing is left in the staging
+//! directory.
 //!
 //! The change is made by this very program, started again under strace as the test `child`.
 

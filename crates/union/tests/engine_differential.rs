@@ -1,5 +1,5 @@
-//! Random operations, each done by the engine and by the kernel's overlayfs on the same lower layers: the same answers, the same
-//! tree after each round, live, after a remount, and when the kernel mounts what the engine wrote.
+//! Random operations, each done by the engine and by the kernel's overlayfs on the same lower layers: the same answers,
+//! the same tree after each round, live, after a remount, and when the kernel mounts what the engine wrote.
 
 mod engine_support;
 

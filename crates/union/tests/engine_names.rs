@@ -82,7 +82,7 @@ fn removed_from_below_stays_removed_and_made_again_is_empty() {
     user.unlink("f").unwrap();
     assert!(std::fs::symlink_metadata(rig.upper.join("f")).is_ok());
     let tree = rig.agree(engine);
-    assert!(!tree.entries.contains_key(std::path::Path::new("f")));
+    assert!(!tree.entries.contains_key(Path::new("f")));
 }
 
 /// The same things made in a directory with a default ACL and setgid, in place and over whiteouts: as ext4 makes them.

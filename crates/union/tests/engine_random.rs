@@ -1,6 +1,7 @@
-//! Random operations on an engine and, by plain system calls, on an ordinary directory that began with the same content.
-//! Each has to end the same way on both, both have to look the same all the time, and every file has to keep its inode
-//! number; also when the engine is closed and opened in between, and when the kernel's overlayfs looks at its layers.
+//! Random operations on an engine and, by plain system calls, on an ordinary directory that began with the same
+//! content. Each has to end the same way on both, both have to look the same all the time, and every file has to keep
+//! its inode number; also when the engine is closed and opened in between, and when the kernel's overlayfs looks at its
+//! layers.
 
 mod engine_support;
 

@@ -122,7 +122,8 @@ impl Acl {
         self.0.iter().map(map).collect::<Result<_>>().map(Acl)
     }
 
-    /// Returns what a file that is made with `mode` in a directory with this default ACL gets. The umask has no part in it.
+    /// Returns what a file that is made with `mode` in a directory with this default ACL gets. The umask has no part in
+    /// it.
     pub fn inherit(&self, mode: u32) -> Inherited {
         let has_mask = self.0.iter().any(|entry| entry.who == Who::Mask);
         let mut shown = mode & 0o777;

@@ -1,9 +1,9 @@
 //! New names: files, directories, symbolic links, pipes, sockets, devices; files without a name; hard links.
 //!
-//! What is new has the right owner, mode and ACL from the first moment at which anybody can see it. Where the name is free
-//! in the upper layer it is made there in one system call, by a thread that takes the caller's ids for it ([`vellum_sys::acting`]).
-//! Over a whiteout, and where owners are recorded, it is staged and moved into place. A directory over a whiteout is
-//! opaque before it is seen.
+//! What is new has the right owner, mode and ACL from the first moment at which anybody can see it. Where the name is
+//! free in the upper layer it is made there in one system call, by a thread that takes the caller's ids for it
+//! ([`vellum_sys::acting`]). Over a whiteout, and where owners are recorded, it is staged and moved into place. A
+//! directory over a whiteout is opaque before it is seen.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -50,8 +50,9 @@ enum Free {
 impl Engine {
     /// Makes something new under a name. The entry is owed a forget.
     ///
-    /// One step on disk. Errors: [`Refusal::Exists`], [`Refusal::NotFound`] if the directory is removed, [`Refusal::NotPermitted`] for
-    /// a device 0:0, [`Refusal::UnmappedId`], [`Refusal::NameTooLong`], [`Refusal::ReadOnly`], `Io`.
+    /// One step on disk. Errors: [`Refusal::Exists`], [`Refusal::NotFound`] if the directory is removed,
+    /// [`Refusal::NotPermitted`] for a device 0:0, [`Refusal::UnmappedId`], [`Refusal::NameTooLong`],
+    /// [`Refusal::ReadOnly`], `Io`.
     pub fn create(
         &self,
         parent: NodeId,
@@ -88,8 +89,8 @@ impl Engine {
 
     /// Makes a regular file without a name, to be linked later or never. The entry is owed a forget.
     ///
-    /// `parent` gives what it gives to files made in it. Errors: as [`Engine::create`], [`Refusal::Unsupported`] if the upper layer's file
-    /// system can't.
+    /// `parent` gives what it gives to files made in it. Errors: as [`Engine::create`], [`Refusal::Unsupported`] if the
+    /// upper layer's file system can't.
     pub fn tmpfile(&self, parent: NodeId, mode: u32, caller: &Caller) -> Result<Entry> {
         let upper = self.upper()?;
         if !upper.unnamed {
@@ -137,8 +138,8 @@ impl Engine {
 
     /// Gives a file a further name. The entry (the file's) is owed a forget.
     ///
-    /// One step on disk. Errors: as [`Engine::create`]; [`Refusal::NotPermitted`] for a directory, [`Refusal::NotFound`] if the
-    /// file has lost its last name, `Io` (EMLINK).
+    /// One step on disk. Errors: as [`Engine::create`]; [`Refusal::NotPermitted`] for a directory,
+    /// [`Refusal::NotFound`] if the file has lost its last name, `Io` (EMLINK).
     pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
         let done = self.link_in(node, parent, name);
         self.table.sweep();
@@ -253,8 +254,8 @@ impl Engine {
         })
     }
 
-    /// Returns whether `name` can be given to something new. With `ask`, the upper layer is asked even where a system call that makes
-    /// the name would find out by itself.
+    /// Returns whether `name` can be given to something new. With `ask`, the upper layer is asked even where a system
+    /// call that makes the name would find out by itself.
     fn is_free(
         &self,
         upper: &Upper,

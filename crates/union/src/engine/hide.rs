@@ -1,9 +1,9 @@
 //! Taking names away: unlink, rmdir, and the whiteouts that keep lower layers from showing through.
 //!
 //! A whiteout is made only where a lower layer has the name, and in the same step in which the name goes: there is no
-//! moment at which the lower file shows again. A directory that looks empty may hold whiteouts: it leaves with them for the
-//! staging directory, or, where it can't, is made opaque first, so that they can be removed one by one and it looks empty
-//! at every moment.
+//! moment at which the lower file shows again. A directory that looks empty may hold whiteouts: it leaves with them for
+//! the staging directory, or, where it can't, is made opaque first, so that they can be removed one by one and it looks
+//! empty at every moment.
 //!
 //! What is removed but still known is pinned by a descriptor first: it stays usable until it is forgotten.
 
@@ -330,7 +330,8 @@ impl Upper {
         }
     }
 
-    /// Puts a whiteout in the place of a name of the upper layer. A directory is empty, or holds whiteouts that go with it.
+    /// Puts a whiteout in the place of a name of the upper layer. A directory is empty, or holds whiteouts that go with
+    /// it.
     pub(crate) fn hide_over(&self, at: &Dir, name: &OsStr, is_dir: bool) -> vellum_sys::Result<()> {
         if self.by_name() {
             // Beside the name it hides nothing of a file, and makes an (empty) directory opaque.
@@ -357,7 +358,8 @@ impl Upper {
         }
     }
 
-    /// Takes away the whiteout file of a name that is there, or that nothing below has. Nothing to do in other dialects.
+    /// Takes away the whiteout file of a name that is there, or that nothing below has. Nothing to do in other
+    /// dialects.
     pub(crate) fn unhide_name(&self, at: &Dir, name: &OsStr) {
         if let (true, Some(hiding)) = (self.by_name(), wh::whiteout(name)) {
             // Beside a name it hides nothing, and what it hides below stays hidden anyway: it may as well stay.

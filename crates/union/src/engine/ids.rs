@@ -1,8 +1,8 @@
 //! Owners inside the union and outside, on disk. Pure.
 //!
-//! A mapping is total: an id has its counterpart, or the request fails with [`Refusal::UnmappedId`]. Nobody ever becomes
-//! the daemon's own id, or "nobody", on the way. Squashing comes last on the way in (whatever is on disk, one owner is shown) and
-//! decides alone on the way out (what is made belongs to that owner).
+//! A mapping is total: an id has its counterpart, or the request fails with [`Refusal::UnmappedId`]. Nobody ever
+//! becomes the daemon's own id, or "nobody", on the way. Squashing comes last on the way in (whatever is on disk, one
+//! owner is shown) and decides alone on the way out (what is made belongs to that owner).
 
 use crate::engine::options::{IdRules, IdRun};
 use crate::{Refusal, Result};

@@ -1,10 +1,11 @@
-//! What a name carries along when it changes: the count of a file's names, where its lower data is found, and the mark of
-//! directories that hold things from elsewhere.
+//! What a name carries along when it changes: the count of a file's names, where its lower data is found, and the mark
+//! of directories that hold things from elsewhere.
 //!
-//! The rules are the kernel's (`fs/overlayfs/util.c`, `ovl_nlink_start` and `ovl_set_redirect`). A lower file with several names that was copied up
-//! has one inode in the upper layer, kept alive by its entry in the index; names of it that were not touched stay in the lower
-//! layers only. So the count of names can't be read off any inode: a mark on the upper one gives the difference. It is written before
-//! a name comes or goes, relative to what changes with it, and so is right at every moment.
+//! The rules are the kernel's (`fs/overlayfs/util.c`, `ovl_nlink_start` and `ovl_set_redirect`). A lower file with
+//! several names that was copied up has one inode in the upper layer, kept alive by its entry in the index; names of it
+//! that were not touched stay in the lower layers only. So the count of names can't be read off any inode: a mark on
+//! the upper one gives the difference. It is written before a name comes or goes, relative to what changes with it, and
+//! so is right at every moment.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -107,8 +108,8 @@ impl Engine {
         }
     }
 
-    /// Writes down how many names a file has, relative to the upper inode's own count, so that the number is right before and after
-    /// a name of that inode comes or goes. Nothing to do for files whose count is not kept.
+    /// Writes down how many names a file has, relative to the upper inode's own count, so that the number is right
+    /// before and after a name of that inode comes or goes. Nothing to do for files whose count is not kept.
     pub(crate) fn before_links_change(&self, node: &LiveNode, state: &State) -> Result<()> {
         let Some((upper, at, stored)) = self.counted(node, state)? else {
             return Ok(());
@@ -189,8 +190,9 @@ impl Engine {
         }
     }
 
-    /// Marks what is at `at`, and called `name` in `parent` by now, with where the layers below have it. With `absolute`, the mark is good
-    /// wherever it is moved; else only within its directory. A mark that is good enough stays.
+    /// Marks what is at `at`, and called `name` in `parent` by now, with where the layers below have it. With
+    /// `absolute`, the mark is good wherever it is moved; else only within its directory. A mark that is good enough
+    /// stays.
     ///
     /// Errors: [`Refusal::CrossDevice`] if the mark would be too long, or the file system has no room for it.
     pub(crate) fn set_redirect(
@@ -263,8 +265,8 @@ impl Engine {
         Ok(origin.map_err(|error| upper.io(error))?.is_some())
     }
 
-    /// Marks a directory as holding something that was copied up elsewhere, so that other engines look for its number when
-    /// they list it.
+    /// Marks a directory as holding something that was copied up elsewhere, so that other engines look for its number
+    /// when they list it.
     pub(crate) fn make_impure(&self, dir: &LiveNode) -> Result<()> {
         let upper = self.upper()?;
         match dir.upper_dir() {
@@ -307,8 +309,8 @@ impl Upper {
     }
 }
 
-/// Returns whether a file's bytes are in a lower layer, found by name or redirect, while its inode is in the upper. (The
-/// map of a file copied up block by block names the lower file by itself.)
+/// Returns whether a file's bytes are in a lower layer, found by name or redirect, while its inode is in the upper.
+/// (The map of a file copied up block by block names the lower file by itself.)
 pub(crate) fn has_data_below(state: &State) -> bool {
     match &state.body {
         Body::File(file) => file.upper.is_some() && matches!(file.data, DataAt::Lower(_)),

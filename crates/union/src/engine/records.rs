@@ -1,9 +1,10 @@
-//! What an upper is told in xattrs because its file system may not be told directly: owners, modes, kinds, and xattrs that
-//! only the privileged may set.
+//! What an upper is told in xattrs because its file system may not be told directly: owners, modes, kinds, and xattrs
+//! that only the privileged may set.
 //!
-//! Where a union keeps records ([`crate::Records::Read`]), the record is what counts: the inode behind it belongs to the daemon and
-//! has just enough permission to be used by it. Records are on regular files and directories, since nothing else takes
-//! `user.*` xattrs: a device, and a symbolic link of another owner, is a regular file; the link's target is its content.
+//! Where a union keeps records ([`crate::Records::Read`]), the record is what counts: the inode behind it belongs to
+//! the daemon and has just enough permission to be used by it. Records are on regular files and directories, since
+//! nothing else takes `user.*` xattrs: a device, and a symbolic link of another owner, is a regular file; the link's
+//! target is its content.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;

@@ -57,11 +57,11 @@ enum Before<'a> {
 impl Engine {
     /// Moves what is called `name` in `parent` to `new_name` in `new_parent`.
     ///
-    /// One step on disk. Two names of one file are left as they are. Errors: [`Refusal::NotFound`]; [`Refusal::Exists`] and
-    /// [`Refusal::NotFound`] as the mode says; [`Refusal::NotADirectory`], [`Refusal::IsADirectory`], [`Refusal::NotEmpty`] about what is
-    /// to be replaced; [`Refusal::Invalid`] for a directory into itself, and for whiteouts; [`Refusal::CrossDevice`] for a directory with
-    /// something in lower layers where no redirects are written, or where the redirect would be over 4096 bytes or finds no room;
-    /// `Io`.
+    /// One step on disk. Two names of one file are left as they are. Errors: [`Refusal::NotFound`]; [`Refusal::Exists`]
+    /// and [`Refusal::NotFound`] as the mode says; [`Refusal::NotADirectory`], [`Refusal::IsADirectory`],
+    /// [`Refusal::NotEmpty`] about what is to be replaced; [`Refusal::Invalid`] for a directory into itself, and for
+    /// whiteouts; [`Refusal::CrossDevice`] for a directory with something in lower layers where no redirects are
+    /// written, or where the redirect would be over 4096 bytes or finds no room; `Io`.
     pub fn rename(
         &self,
         parent: NodeId,

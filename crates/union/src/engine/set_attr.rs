@@ -1,7 +1,7 @@
 //! Changing attributes and xattrs. Only metadata is copied up for it; a new size is the business of `data.rs`.
 //!
-//! What POSIX clears when an owner changes, the upper layer's file system clears. Where owners and modes are recorded, the record is
-//! changed and the inode behind it stays as it is, and what the file system would clear is cleared here.
+//! What POSIX clears when an owner changes, the upper layer's file system clears. Where owners and modes are recorded,
+//! the record is changed and the inode behind it stays as it is, and what the file system would clear is cleared here.
 
 use std::ffi::OsStr;
 
@@ -28,8 +28,9 @@ const GROUP_EXECUTES: u32 = 0o010;
 impl Engine {
     /// Changes attributes, and returns them all.
     ///
-    /// The order is size, owner, mode, times, so that none undoes another. Errors: [`Refusal::UnmappedId`], [`Refusal::IsADirectory`] and
-    /// [`Refusal::Invalid`] for a size of what has none, [`Refusal::ReadOnly`], `Io`; a part may have been changed then.
+    /// The order is size, owner, mode, times, so that none undoes another. Errors: [`Refusal::UnmappedId`],
+    /// [`Refusal::IsADirectory`] and [`Refusal::Invalid`] for a size of what has none, [`Refusal::ReadOnly`], `Io`; a
+    /// part may have been changed then.
     pub fn set_attr(&self, id: NodeId, change: &SetAttr, caller: &Caller) -> Result<Attr> {
         let upper = self.upper()?;
         let node = self.node(id)?;
@@ -117,9 +118,10 @@ impl Engine {
 
     /// Sets an xattr.
     ///
-    /// Overlay marks are stored escaped, so that a union on top of this one can have its own. Errors: [`Refusal::Unsupported`] if the union
-    /// has none, [`Refusal::NotPermitted`] for names that are records here, [`Refusal::UnmappedId`] and [`Refusal::Invalid`] for ACLs,
-    /// `Io` as the file system says (EEXIST, ENODATA, ENOSPC, ERANGE).
+    /// Overlay marks are stored escaped, so that a union on top of this one can have its own. Errors:
+    /// [`Refusal::Unsupported`] if the union has none, [`Refusal::NotPermitted`] for names that are records here,
+    /// [`Refusal::UnmappedId`] and [`Refusal::Invalid`] for ACLs, `Io` as the file system says (EEXIST, ENODATA,
+    /// ENOSPC, ERANGE).
     pub fn set_xattr(&self, id: NodeId, name: &OsStr, value: &[u8], mode: SetMode) -> Result<()> {
         let upper = self.upper()?;
         let kept = self.kept(upper, name)?;

@@ -1,7 +1,7 @@
 //! The staging directory, `work/work`: where things are made before they have a place, and go before they are deleted.
 //!
-//! Names in it are random, so nobody can prepare them, and whatever a crash leaves is swept at the next opening. What is
-//! here is in nobody's view: it may be half made.
+//! Names in it are random, so nobody can prepare them, and whatever a crash leaves is swept at the next opening. What
+//! is here is in nobody's view: it may be half made.
 //!
 //! Whiteouts are hard links of one device 0:0 kept here, as the kernel does it: millions of them cost one inode.
 
@@ -79,8 +79,8 @@ impl Staging {
         self.whiteout.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a whiteout in the place of `name` in `dir`, in one step; what was there is in the staging directory afterwards
-    /// if it was a directory, under the name returned, and gone otherwise.
+    /// Puts a whiteout in the place of `name` in `dir`, in one step; what was there is in the staging directory
+    /// afterwards if it was a directory, under the name returned, and gone otherwise.
     pub fn whiteout_over(&self, dir: &Dir, name: &OsStr, is_dir: bool) -> Result<Option<OsString>> {
         let temp = self.name();
         self.make_whiteout(&self.dir, &temp)?;

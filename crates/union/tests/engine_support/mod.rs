@@ -1,5 +1,5 @@
-//! What the tests of the engine share: layers on ext4, an engine on them, the kernel's overlayfs on the same layers, and
-//! both seen as one kind of picture.
+//! What the tests of the engine share: layers on ext4, an engine on them, the kernel's overlayfs on the same layers,
+//! and both seen as one kind of picture.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::ffi::{OsStr, OsString};
@@ -101,8 +101,8 @@ impl Rig {
         .option("metacopy", "on")
         .option("index", "on")
         .option("xino", "on");
-        // Whoever made a mount namespace meanwhile has a copy of the mount before this one, and the kernel then calls the
-        // upper busy.
+        // Whoever made a mount namespace meanwhile has a copy of the mount before this one, and the kernel then calls
+        // the upper busy.
         for _ in 0..200 {
             match overlay.mount(&self.scratch, &target) {
                 Err(error) if error.contains("os error 16") => {}
