@@ -175,6 +175,7 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
     (
         "settle",
         "  vellum settle /up /work
+  vellum settle box
   vellum settle /up /work -o lowerdir=/layers/top:/layers/base        when the layers were moved",
     ),
     (

@@ -96,7 +96,8 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
     };
     let config = settings(&around, &cli)?;
     let needs_store = match &cli.command {
-        Command::Config(_) | Command::Settle(_) | Command::Layer(_) => false,
+        Command::Config(_) | Command::Layer(_) => false,
+        Command::Settle(s) => s.work.is_none(),
         Command::Cat(c) => c.look.tree.options.is_empty(),
         Command::Explain(e) => e.look.tree.options.is_empty(),
         Command::Ls(l) => l.tree.options.is_empty(),

@@ -337,7 +337,9 @@ fn a_container_lives_on_vellums_engine_as_on_the_kernels() {
     assert!(busy.contains("in use"), "{busy}");
     drop(user);
     world.ok(&["commit", "box", "mine:1"]);
+    world.fails(1, &["settle", "box"]);
     world.ok(&["umount", "box"]);
+    assert!(world.ok(&["settle", "box"]).starts_with("settled 0 files"));
     assert_eq!(source(&tree), None);
     // Who wants the kernel is told why not; who leaves the choice gets the engine that can read it.
     let err = world.fails(1, &["--engine", "kernel", "mount", "box"]);

@@ -32,14 +32,19 @@ pub struct Overlay {
 /// `settle`
 #[derive(Debug, Args)]
 pub struct Settle {
-    /// The upper directory of a union that is not mounted
+    /// The upper directory of a union that is not mounted; or, without WORK, a container
     #[arg(value_hint = ValueHint::DirPath)]
     pub upper: PathBuf,
     /// Its work directory
     #[arg(value_hint = ValueHint::DirPath)]
-    pub work: PathBuf,
+    pub work: Option<PathBuf>,
     /// The mount options it was used with: lowerdir= and userxattr count
-    #[arg(short = 'o', long = "options", value_name = "NAME=VALUE,...")]
+    #[arg(
+        short = 'o',
+        long = "options",
+        value_name = "NAME=VALUE,...",
+        requires = "work"
+    )]
     pub options: Vec<OsString>,
 }
 

@@ -126,13 +126,21 @@ pub fn settle(ctx: &Context, args: args::Settle) -> Outcome {
             Some(parsed.options.made_absolute(&here))
         }
     };
-    let done = settle::settle(
-        &args.upper,
-        &args.work,
-        options.as_ref(),
-        &mut |_| {},
-        &ctx.cancel,
-    )?;
+    let done = match &args.work {
+        Some(work) => settle::settle(
+            &args.upper,
+            work,
+            options.as_ref(),
+            &mut |_| {},
+            &ctx.cancel,
+        )?,
+        None => {
+            let Some(name) = args.upper.to_str() else {
+                return Err(Failure::misused("a container's name is text"));
+            };
+            settle::settle_container(ctx, name, &mut |_| {})?
+        }
+    };
     let mut out = stdout();
     out.line(format!(
         "settled {} files, copied {}",
