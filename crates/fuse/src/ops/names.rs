@@ -94,6 +94,10 @@ impl Ops {
         umask: u32,
         reply: &mut Reply<'_>,
     ) -> Answer {
+        // Where opens are never sent, the kernel sends MKNOD from then on, and no RELEASE for each new file.
+        if self.agreed.no_open {
+            return Err(Errno::NOSYS.into());
+        }
         let node = self.make(header, name, (&NewNode::File, mode), umask, reply)?;
         self.made_open(node, reply);
         Ok(())
