@@ -266,6 +266,9 @@ impl Engine {
                     let link = self.read_link_of(&copying.source)?;
                     let bytes = std::os::unix::ffi::OsStrExt::as_bytes(link.as_os_str());
                     data::write_at(&file, bytes, 0).map_err(|e| upper.io(e))?;
+                    if upper.options.durability == Durability::Full {
+                        publish::sync_file(&file).map_err(|e| upper.io(e))?;
+                    }
                 }
             } else if shown.kind == FileKind::Symlink {
                 let link = self.read_link_of(&copying.source)?;
@@ -336,7 +339,8 @@ impl Engine {
                 self.mark_metacopy(copying, &at)?;
             }
             self.attributes(copying, &at)?;
-            if !below && upper.options.durability == Durability::Full {
+            let has_data = !below && copying.what != What::Truncated && shown.size_bytes > 0;
+            if has_data && upper.options.durability == Durability::Full {
                 publish::sync_file(&file).map_err(|e| upper.io(e))?;
             }
             Ok((self.publish(copying, staged)?, data))

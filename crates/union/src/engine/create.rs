@@ -23,6 +23,7 @@ use crate::engine::files::Opened;
 use crate::engine::hide::Above;
 use crate::engine::links::is_merged;
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, Names, State, UpperFile};
+use crate::engine::options::Durability;
 use crate::engine::records;
 use crate::engine::request::{Caller, Entry, NewNode, NodeId};
 use crate::engine::table::Held;
@@ -365,6 +366,10 @@ impl Engine {
                 file.and_then(|mut file| {
                     file.write_all(target.as_encoded_bytes())
                         .map_err(|e| vellum_sys::Error::new("write", temp, e))?;
+                    // A link is never half there, and this one is bytes of a file.
+                    if upper.options.durability == Durability::Full {
+                        vellum_sys::publish::sync_file(&file)?;
+                    }
                     Ok(None)
                 })
             }
