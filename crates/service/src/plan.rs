@@ -11,7 +11,6 @@
 //!
 //! It must not touch files, and knows no container and no image.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +20,12 @@ use vellum_sys::mount::{
 };
 
 use crate::config::{Config, Engine, MountMethod, Toggle};
+
+mod printed;
+mod refusal;
+
+pub use printed::Printed;
+pub use refusal::Refusal;
 
 /// Bytes of options that mount(2) passes: a page of 4096 without the closing NUL.
 pub const OPTION_PAGE_BYTES: usize = 4095;
@@ -146,154 +151,6 @@ pub struct EngineMount {
     pub volatile: bool,
     /// Refuse writing.
     pub read_only: bool,
-}
-
-/// Why there is no plan.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// More layers than any kernel takes.
-    #[error("{layers} layers are more than the {limit} the kernel mounts")]
-    TooDeep {
-        /// Lower layers.
-        layers: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// The layers don't fit one page of options.
-    #[error(
-        "the options for {layers} layers take {bytes} bytes and mount(2) passes {OPTION_PAGE_BYTES}"
-    )]
-    PageFull {
-        /// Lower layers.
-        layers: usize,
-        /// Bytes they would take.
-        bytes: usize,
-    },
-    /// A method was forced that this kernel doesn't have.
-    #[error("the mount method {method} needs Linux {needs}, and this is {release}")]
-    NoMethod {
-        /// The method.
-        method: MountMethod,
-        /// The first kernel that has it.
-        needs: &'static str,
-        /// This kernel.
-        release: String,
-    },
-    /// The kernel mounts no overlay there at all.
-    #[error("the kernel mounts no overlay in the store, which is on {fs_name}: {said}")]
-    NoOverlay {
-        /// The file system.
-        fs_name: String,
-        /// What the kernel said.
-        said: String,
-    },
-    /// Listings without kinds: whiteouts would show.
-    #[error(
-        "the store's file system ({fs_name}) does not say in listings what each entry is (d_type)"
-    )]
-    NoDType {
-        /// The file system.
-        fs_name: String,
-    },
-    /// Vellum's engine was chosen, or was needed, and there is no FUSE.
-    #[error(
-        "Vellum's own engine needs FUSE, and /dev/fuse can't be used; it was to mount because {because}"
-    )]
-    NoFuse {
-        /// Why the engine.
-        because: String,
-    },
-    /// The kernel is asked for, and the upper was written to by Vellum's engine.
-    #[error(
-        "this container was mounted by Vellum's own engine, which may have left files the kernel can't read"
-    )]
-    EngineMade,
-    /// A feature is required that can't be had.
-    #[error("{feature}=on is asked for, and {why}")]
-    NoFeature {
-        /// The feature.
-        feature: &'static str,
-        /// Why it can't be had.
-        why: &'static str,
-    },
-    /// The upper was first mounted with a feature that can't be had now.
-    #[error("this container was first mounted with {feature}, and {why}")]
-    UpperNeeds {
-        /// The feature.
-        feature: &'static str,
-        /// Why it can't be had.
-        why: &'static str,
-    },
-    /// A lower layer carries marks that the mount wouldn't follow.
-    #[error("layer {layer} carries {mark} marks, and {why}")]
-    LayerNeeds {
-        /// The layer's tree.
-        layer: String,
-        /// The mark.
-        mark: &'static str,
-        /// Why the mount doesn't follow it.
-        why: &'static str,
-    },
-    /// Marks of the other kind of user.
-    #[error("the marks in {what} were written {written}, and this mount reads {reads}")]
-    Prefix {
-        /// The layer's tree, or "the container's own layer".
-        what: String,
-        /// Who wrote them.
-        written: &'static str,
-        /// What the mount reads.
-        reads: &'static str,
-    },
-}
-
-impl Refusal {
-    /// Tells whether another engine than the kernel's could do it.
-    fn is_the_kernels(&self) -> bool {
-        match self {
-            Self::TooDeep { .. }
-            | Self::PageFull { .. }
-            | Self::NoOverlay { .. }
-            | Self::NoDType { .. }
-            | Self::NoFeature { .. }
-            | Self::UpperNeeds { .. }
-            | Self::LayerNeeds { .. } => true,
-            Self::NoMethod { .. }
-            | Self::NoFuse { .. }
-            | Self::EngineMade
-            | Self::Prefix { .. } => false,
-        }
-    }
-
-    /// What the user could do.
-    pub fn hint(&self) -> String {
-        match self {
-            Self::TooDeep { .. } => {
-                "make an image of fewer layers: mount the one below and `vellum import` its tree".into()
-            }
-            Self::PageFull { .. } => {
-                "use --mount-method auto on Linux 6.8 or newer, a store with a shorter path, or fewer layers".into()
-            }
-            Self::NoMethod { .. } => "--mount-method auto takes the best one there is".into(),
-            Self::NoOverlay { fs_name, .. } if fs_name == "overlayfs" => {
-                "the store lies on an overlay already: give --root a directory on a real file system or a volume, or use --storage-driver native".into()
-            }
-            Self::NoOverlay { .. } => {
-                "give --root a directory on ext4, xfs, btrfs or tmpfs, load the kernel's `overlay` module, or use --storage-driver native".into()
-            }
-            Self::NoDType { .. } => "xfs needs ftype=1, ext4 the filetype feature; reformat, or use --storage-driver native".into(),
-            Self::NoFuse { .. } => "load the kernel's `fuse` module, or pass /dev/fuse into this container".into(),
-            Self::EngineMade => "leave engine at auto or vellum, or commit it and create a new container from the image".into(),
-            Self::NoFeature { feature, .. } => format!("set {feature} to auto or off"),
-            Self::UpperNeeds { .. } => {
-                "mount it where it was made, or commit it there and create a new container from the image".into()
-            }
-            Self::LayerNeeds { .. } => {
-                "mount without docker-compatible, or commit a container of it there: that writes plain layers".into()
-            }
-            Self::Prefix { .. } => "a store belongs to root or to one plain user; save the image and load it in the other's store".into(),
-        }
-    }
 }
 
 const IN_USERNS: &str =
@@ -631,155 +488,12 @@ fn options(features: MountFeatures, overlay: &Overlay, wishes: &Wishes) -> Overl
     options
 }
 
-/// A plan in a form that scripts can rely on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Printed {
-    /// `overlay`, `engine` or `bind`.
-    pub kind: &'static str,
-    /// Why it is Vellum's engine; absent otherwise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub because: Option<String>,
-    /// How layers are handed over; absent for a bind.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub method: Option<&'static str>,
-    /// Read-only directories, top first.
-    #[serde(serialize_with = "crate::json::paths")]
-    pub lowers: Vec<PathBuf>,
-    /// The writable directory.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "crate::json::some_path"
-    )]
-    pub upper: Option<PathBuf>,
-    /// The kernel's work directory.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "crate::json::some_path"
-    )]
-    pub work: Option<PathBuf>,
-    /// The mount options.
-    pub options: Vec<String>,
-    /// Whether writing is refused.
-    pub read_only: bool,
-}
-
 /// Returns the name of a method as settings spell it.
 pub fn method_name(method: &Method) -> &'static str {
     match method {
         Method::LayerFds => "layer-fds",
         Method::LowerdirPaths => "lowerdir-plus",
         Method::OptionPage { .. } => "option-page",
-    }
-}
-
-impl Plan {
-    /// Returns the plan for printing.
-    pub fn printed(&self) -> Printed {
-        match self {
-            Self::Bind { source, read_only } => Printed {
-                kind: "bind",
-                because: None,
-                method: None,
-                lowers: vec![source.clone()],
-                upper: None,
-                work: None,
-                options: Vec::new(),
-                read_only: *read_only,
-            },
-            Self::Overlay { method, mount, .. } => Printed {
-                kind: "overlay",
-                because: None,
-                method: Some(method_name(method)),
-                lowers: mount.lowers.clone(),
-                upper: mount.upper.clone(),
-                work: mount.work.clone(),
-                options: mount
-                    .options
-                    .pairs()
-                    .into_iter()
-                    .map(|(name, value)| match value {
-                        Some(value) => format!("{name}={value}"),
-                        None => name,
-                    })
-                    .collect(),
-                read_only: mount.read_only,
-            },
-            Self::Engine { mount, because, .. } => Printed {
-                kind: "engine",
-                because: Some(because.clone()),
-                method: Some("fuse"),
-                lowers: mount.lowers.clone(),
-                upper: mount.upper.clone(),
-                work: mount.work.clone(),
-                options: mount.options(),
-                read_only: mount.read_only,
-            },
-        }
-    }
-}
-
-impl EngineMount {
-    /// Returns its options as `vellum overlay` takes them, layers left out.
-    pub fn options(&self) -> Vec<String> {
-        let on = |on: bool| if on { "on" } else { "off" };
-        let mut options = vec![
-            format!("redirect_dir={}", on(self.redirect_dir)),
-            format!("metacopy={}", on(self.metacopy)),
-            "index=off".to_owned(),
-            "wh=plain".to_owned(),
-            "trust=archive".to_owned(),
-        ];
-        if !self.trusted.is_empty() {
-            let numbers: Vec<_> = self.trusted.iter().map(ToString::to_string).collect();
-            options.push(format!("trusted={}", numbers.join(":")));
-        }
-        if self.userxattr {
-            options.push("userxattr".to_owned());
-            options.push("xattr_permissions=2".to_owned());
-        }
-        if self.volatile && self.upper.is_some() {
-            options.push("volatile".to_owned());
-        }
-        if self.read_only {
-            options.push("ro".to_owned());
-        }
-        options
-    }
-}
-
-impl fmt::Display for Printed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.method {
-            Some(method) => writeln!(f, "{} by {method}", self.kind)?,
-            None => writeln!(f, "{}", self.kind)?,
-        }
-        if let Some(because) = &self.because {
-            writeln!(f, "because {because}")?;
-        }
-        if self.read_only {
-            writeln!(f, "read-only")?;
-        }
-        if !self.options.is_empty() {
-            writeln!(f, "options  {}", self.options.join(","))?;
-        }
-        if let Some(upper) = &self.upper {
-            writeln!(f, "upper    {}", upper.display())?;
-        }
-        if let Some(work) = &self.work {
-            writeln!(f, "work     {}", work.display())?;
-        }
-        for (at, lower) in self.lowers.iter().enumerate() {
-            let word = if self.kind == "bind" {
-                "source "
-            } else {
-                "lower  "
-            };
-            writeln!(f, "{word}  {}", lower.display())?;
-            if at == 0 && self.kind == "bind" {
-                break;
-            }
-        }
-        Ok(())
     }
 }
 
