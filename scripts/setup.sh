@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 packages_build="gcc libc6-dev make ca-certificates"
 packages_demo="python3 runc uidmap acl attr"
-packages_test="git openssl libarchive-tools python3 runc crun uidmap acl attr strace busybox-static e2fsprogs
+packages_test="git openssl libarchive-tools python3 runc crun uidmap acl attr strace busybox-static e2fsprogs fuse3
   xfsprogs btrfs-progs docker-registry containerd docker.io podman buildah skopeo umoci"
 packages_slow="debootstrap"
 packages_bench="python3"
@@ -80,4 +80,20 @@ case "$groups" in
       die "rustup could not install Rust $channel"
   fi
   ;;
+esac
+
+# ---- what the slow tests and the benchmark compare with, from crates.io --------
+# Without one of them the tests say what they did not try, and the benchmark leaves the contender out.
+from_crates() {
+  local program="$1" version="$2"
+  command -v "$program" >/dev/null && return
+  say "installing $program $version from crates.io"
+  cargo install --quiet --locked "$program" --version "$version" || say "$program can't be had"
+}
+
+case "$groups" in
+*" slow "*) from_crates pjdfstest 0.2.2 ;;
+esac
+case "$groups" in
+*" bench "*) from_crates fuse-overlayfs 2.0.0 ;;
 esac

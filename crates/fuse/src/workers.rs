@@ -268,10 +268,11 @@ impl<S: Serve> Shared<S> {
                 calm = if busy { 0 } else { calm + 1 };
                 let over = self.over.load(Ordering::SeqCst);
                 let stuck = !over && busy && before == self.finished.load(Ordering::Relaxed);
-                if stuck && self.all.load(Ordering::SeqCst) < MOST {
-                    if let Err(error) = self.add_one() {
-                        tracing::warn!(%error, "all workers are busy and there can't be one more");
-                    }
+                if stuck
+                    && self.all.load(Ordering::SeqCst) < MOST
+                    && let Err(error) = self.add_one()
+                {
+                    tracing::warn!(%error, "all workers are busy and there can't be one more");
                 }
             }
             self.watching.store(false, Ordering::SeqCst);

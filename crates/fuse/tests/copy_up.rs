@@ -119,7 +119,7 @@ fn locks_survive_a_copy_up() {
         let (holder, other) = (open(), open());
         rustix::fs::flock(&holder, FlockOperation::LockExclusive).unwrap();
         other.write_all_at(b"C", 0).unwrap();
-        let refused = rustix::fs::flock(&open(), FlockOperation::NonBlockingLockExclusive);
+        let refused = rustix::fs::flock(open(), FlockOperation::NonBlockingLockExclusive);
         assert_eq!(refused, Err(rustix::io::Errno::AGAIN));
         rustix::fs::flock(&holder, FlockOperation::Unlock).unwrap();
         rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
@@ -162,7 +162,7 @@ fn watches_survive_a_copy_up() {
             let flags = WatchFlags::MODIFY | WatchFlags::ATTRIB | WatchFlags::CREATE;
             inotify::add_watch(&watcher, world.at(path), flags).unwrap();
         }
-        let mut seen = || {
+        let seen = || {
             let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
             let mut reader = inotify::Reader::new(&watcher, &mut buffer);
             let mut all = ReadFlags::empty();
