@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Statx, StatxAttributes, StatxFlags};
 
 /// The kind of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -114,6 +114,10 @@ pub struct Stat {
     pub atime: Timespec,
     /// Last change of content or attributes; set by the kernel alone.
     pub ctime: Timespec,
+    /// Nobody may change, move or remove it (`chattr +i`), as far as the file system tells without opening it.
+    pub immutable: bool,
+    /// It may only be appended to (`chattr +a`).
+    pub append_only: bool,
     /// The mount it was seen through, as in mountinfo; 0 before Linux 5.8.
     pub mnt_id: u64,
 }
@@ -168,6 +172,8 @@ impl Stat {
             mtime: time(&x.stx_mtime),
             atime: time(&x.stx_atime),
             ctime: time(&x.stx_ctime),
+            immutable: x.stx_attributes.contains(StatxAttributes::IMMUTABLE),
+            append_only: x.stx_attributes.contains(StatxAttributes::APPEND),
             mnt_id: x.stx_mnt_id,
         })
     }

@@ -347,3 +347,83 @@ fn chmod_chown_and_times_copy_no_data() {
     }
     rig.agree(engine);
 }
+
+/// The flags of `chattr +i` and `+a`.
+const IMMUTABLE: u32 = 0x10;
+const APPEND_ONLY: u32 = 0x20;
+
+#[test]
+fn what_is_immutable_or_append_only_keeps_its_names_and_attributes() {
+    let Some(rig) = Rig::new(1) else { return };
+    for name in ["lower", "meta", "d/f", "e/f"] {
+        rig.scratch.file(format!("fs/l0/{name}"), "x");
+    }
+    // One that is immutable in the lower layer.
+    let lower = std::fs::File::open(rig.base.join("l0/lower")).unwrap();
+    vellum_sys::flags::set(&lower, IMMUTABLE).unwrap();
+    let check = |u: &User<'_>, path: &str| {
+        let np = Refusal::NotPermitted;
+        assert_eq!(refusal(u.unlink(path)), np, "{path}");
+        assert_eq!(refusal(u.rename(path, "other")), np, "{path}");
+        assert_eq!(refusal(u.rename("victim", path)), np, "{path}");
+        assert_eq!(refusal(u.link(path, "other")), np, "{path}");
+        assert_eq!(refusal(u.chmod(path, 0o600)), np, "{path}");
+        let chown = SetAttr {
+            uid: Some(1),
+            ..SetAttr::default()
+        };
+        assert_eq!(refusal(u.set(path, chown)), np, "{path}");
+        assert_eq!(
+            refusal(set(u.engine, u, path, "user.x", b"1")),
+            np,
+            "{path}"
+        );
+    };
+    let flag = |u: &User<'_>, path: &str, flags: u32| {
+        let held = u.find(path).unwrap();
+        u.engine.set_flags(held.node, flags).unwrap();
+    };
+    let engine = rig.open();
+    let u = user(&engine);
+    u.file("victim", "").unwrap();
+    u.file("new", "").unwrap();
+    u.chmod("meta", 0o640).unwrap();
+    for (path, flags) in [
+        ("new", IMMUTABLE),
+        ("meta", APPEND_ONLY),
+        ("d", IMMUTABLE),
+        ("e", APPEND_ONLY),
+    ] {
+        flag(&u, path, flags);
+    }
+    for _ in 0..2 {
+        let engine = &engine;
+        let u = user(engine);
+        for path in ["lower", "new", "meta"] {
+            check(&u, path);
+        }
+        for dir in ["d", "e"] {
+            let np = Refusal::NotPermitted;
+            assert_eq!(refusal(u.unlink(format!("{dir}/f"))), np);
+            assert_eq!(refusal(u.rename(format!("{dir}/f"), "other")), np);
+            assert_eq!(refusal(u.rename(dir, "other")), np);
+            assert_eq!(refusal(u.rmdir(dir)), Refusal::NotPermitted);
+        }
+        assert_eq!(refusal(u.mkdir("d/n")), Refusal::NotPermitted);
+        assert_eq!(refusal(u.link("victim", "d/l")), Refusal::NotPermitted);
+        let name = format!("e/{}", u.names("e").unwrap().len());
+        u.file(name, "").unwrap();
+        let now = SetAttr {
+            mtime: Some(SetTime::Now),
+            ..SetAttr::default()
+        };
+        u.set("meta", now.clone()).unwrap();
+        assert_eq!(refusal(u.set("new", now)), Refusal::NotPermitted);
+    }
+    for path in ["new", "meta", "d", "e", "lower"] {
+        flag(&u, path, 0);
+        u.rename(path, format!("{path}-moved")).unwrap();
+    }
+    engine.close().unwrap();
+    vellum_sys::flags::set(&lower, 0).unwrap();
+}

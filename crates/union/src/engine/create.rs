@@ -9,6 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vellum_format::OverrideStat;
 use vellum_sys::acting::{self, Maker};
@@ -20,6 +21,7 @@ use crate::engine::acl::{self, Acl};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
 use crate::engine::files::Opened;
+use crate::engine::flags;
 use crate::engine::hide::Above;
 use crate::engine::links::is_merged;
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, Names, State, UpperFile};
@@ -78,6 +80,7 @@ impl Engine {
             taken.made(&stored);
             let kind = kind_of(what);
             let node = self.add_new((&dir, names, name), &stored, kind)?;
+            node.protection.store(flags::KNOWN, Ordering::Relaxed);
             if let Some(file) = file {
                 // It is about to be written to.
                 self.files.put(node.id, Opened::Upper(Arc::new(file)));
@@ -164,6 +167,11 @@ impl Engine {
             if node.is_gone() && from_below(&node.state()) {
                 return Err(Refusal::NotFound.into());
             }
+            {
+                let _shared = self.shared();
+                self.may_change(&node)?;
+                self.may_add_to(&dir)?;
+            }
             let what = match upper.options.metacopy && upper.options.redirect_dir {
                 true => What::Meta,
                 // Data below is found by the name: only a redirect lets a file have two.
@@ -231,10 +239,15 @@ impl Engine {
             if let Some(handle) = dir.upper_dir() {
                 let _shared = self.shared();
                 let mut names = dir.names();
-                return match dir.is_gone() {
-                    true => Err(Refusal::NotFound.into()),
-                    false => make(&handle, &mut names),
-                };
+                if dir.is_gone() {
+                    return Err(Refusal::NotFound.into());
+                }
+                self.may_add_to(dir)?;
+                return make(&handle, &mut names);
+            }
+            {
+                let _shared = self.shared();
+                self.may_add_to(dir)?;
             }
             self.to_upper(dir, What::Names)?;
         }

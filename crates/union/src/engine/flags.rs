@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vellum_format::{Mark, Protattr};
 use vellum_sys::flags::{self, APPEND_ONLY, IMMUTABLE};
@@ -21,6 +22,12 @@ use crate::engine::{Engine, Upper};
 use crate::{Error, Refusal, Result};
 
 const PROTECTED: u32 = IMMUTABLE | APPEND_ONLY;
+
+/// The values of a node's `protection`.
+const UNKNOWN: u8 = 0;
+pub(crate) const KNOWN: u8 = 1;
+const IS_IMMUTABLE: u8 = 2;
+const IS_APPEND_ONLY: u8 = 4;
 
 /// A descriptor flags can be asked of.
 enum Open {
@@ -69,6 +76,7 @@ impl Engine {
             Some(value) => at.set_xattr(mark, value, SetMode::Any),
             None => at.remove_xattr(mark).map(drop),
         };
+        node.protection.store(UNKNOWN, Ordering::Relaxed);
         set.map_err(|e| upper.io(e))?;
         self.files.forget(node.id);
         Ok(())
@@ -95,6 +103,57 @@ impl Engine {
             other => other?,
         };
         Ok(flags & IMMUTABLE != 0)
+    }
+
+    /// Refuses to change, move, remove or link what is immutable or append-only, as it is for every program.
+    pub(crate) fn may_change(&self, node: &LiveNode) -> Result<()> {
+        match self.protection(node)? & (IS_IMMUTABLE | IS_APPEND_ONLY) {
+            0 => Ok(()),
+            _ => Err(Refusal::NotPermitted.into()),
+        }
+    }
+
+    /// Refuses to add names to an immutable directory.
+    pub(crate) fn may_add_to(&self, dir: &LiveNode) -> Result<()> {
+        match self.protection(dir)? & IS_IMMUTABLE {
+            0 => Ok(()),
+            _ => Err(Refusal::NotPermitted.into()),
+        }
+    }
+
+    /// Returns how a node is protected, asking once. The caller holds the rename gate, and not the node's state.
+    fn protection(&self, node: &LiveNode) -> Result<u8> {
+        if !matches!(node.kind, FileKind::File | FileKind::Dir) {
+            return Ok(KNOWN);
+        }
+        match node.protection.load(Ordering::Relaxed) {
+            UNKNOWN => {}
+            known => return Ok(known),
+        }
+        let state = node.state();
+        let bits = |immutable: bool, append_only: bool| {
+            let immutable = if immutable { IS_IMMUTABLE } else { 0 };
+            KNOWN | immutable | if append_only { IS_APPEND_ONLY } else { 0 }
+        };
+        let found = match (state.at().map_err(self.io(0))?, &self.upper, &state.body) {
+            (Some(at), Some(upper), _) => {
+                let value = at.xattr(upper.options.prefix.xattr(Mark::Protattr));
+                let value = value.map_err(|e| upper.io(e))?;
+                let flags = value.map_or(0, |value| protected(&value));
+                bits(flags & IMMUTABLE != 0, flags & APPEND_ONLY != 0)
+            }
+            (_, _, Body::Dir(dir)) => {
+                let stat = &dir.parts.first().ok_or(Refusal::Stale)?.dir.stat;
+                bits(stat.immutable, stat.append_only)
+            }
+            (_, _, Body::File(file)) => {
+                let stat = self.stat_lower(file.lower.as_ref().ok_or(Refusal::Stale)?)?;
+                bits(stat.immutable, stat.append_only)
+            }
+        };
+        // Stored while the state is held: who sets flags holds it for writing.
+        node.protection.store(found, Ordering::Relaxed);
+        Ok(found)
     }
 
     fn flags_in(&self, state: &State) -> Result<u32> {

@@ -72,6 +72,8 @@ impl Engine {
                 (false, true) => return Err(Refusal::NotADirectory.into()),
                 _ => {}
             }
+            self.may_change(&dir)?;
+            self.may_change(&node)?;
             // What is not in the upper layer shows from below.
             let below = !node.in_upper() || self.below(&dir, name)?.is_some();
             let Some(handle) = dir.upper_dir() else {

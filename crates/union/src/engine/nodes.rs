@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
@@ -29,6 +29,8 @@ use crate::resolve::Part;
 /// One file or directory of a writable union, known by number.
 #[derive(Debug)]
 pub(crate) struct LiveNode {
+    /// What is known of `chattr +i` and `+a`; see `flags.rs`.
+    pub protection: AtomicU8,
     pub id: NodeId,
     /// The inode number shown.
     pub ino: u64,
@@ -186,6 +188,7 @@ impl LiveNode {
             gate: Mutex::default(),
             state: RwLock::new(state),
             dir: (kind == FileKind::Dir).then(Box::default),
+            protection: AtomicU8::new(0),
         })
     }
 

@@ -132,6 +132,15 @@ impl Engine {
         if allowed(&moved, over.as_ref(), from, to, mode)? == Allowed::AlreadySo {
             return Ok(Before::Nothing);
         }
+        self.may_change(&moved)?;
+        self.may_change(from)?;
+        match &over {
+            Some(over) => {
+                self.may_change(over)?;
+                self.may_change(to)?;
+            }
+            None => self.may_add_to(to)?,
+        }
         let exchange = mode == RenameMode::Exchange;
         let over_moves = over.as_ref().filter(|_| exchange);
         if !alone && (moved.is_dir() || over_moves.is_some_and(|over| over.is_dir())) {

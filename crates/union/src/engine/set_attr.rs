@@ -49,6 +49,15 @@ impl Engine {
         let of_owner = uid.is_some() || gid.is_some() || change.mode.is_some();
         let clear = change.clear_privileges && change.mode.is_none();
         if of_owner || clear || times != (NewTime::Keep, NewTime::Keep) {
+            let now = |time| matches!(time, NewTime::Keep | NewTime::Now);
+            let only_now = !of_owner && now(times.0) && now(times.1);
+            let _shared = self.shared();
+            match only_now {
+                true => self.may_add_to(&node)?,
+                false => self.may_change(&node)?,
+            }
+        }
+        if of_owner || clear || times != (NewTime::Keep, NewTime::Keep) {
             self.to_upper(&node, What::Meta)?;
         }
         let _shared = self.shared();
@@ -127,6 +136,10 @@ impl Engine {
         let kept = self.kept(upper, name)?;
         let node = self.node(id)?;
         let value = self.value_stored(name, value)?;
+        {
+            let _shared = self.shared();
+            self.may_change(&node)?;
+        }
         self.to_upper(&node, What::Meta)?;
         let _shared = self.shared();
         let state = node.state();
@@ -169,6 +182,7 @@ impl Engine {
             if self.xattr_in(&node.state(), name)?.is_none() {
                 return Err(Refusal::NoAttribute.into());
             }
+            self.may_change(&node)?;
         }
         self.to_upper(&node, What::Meta)?;
         let _shared = self.shared();
