@@ -354,6 +354,10 @@ fn as_a_plain_user() {
         options.lowers = vec![Arc::new(DirLayer::open(&at("l"), kernel).unwrap())];
         Engine::open(options).unwrap()
     };
+    // As the kernel leaves it: nobody may do anything with it, though it is his.
+    std::fs::create_dir(at("w").join("work")).unwrap();
+    let nothing = std::os::unix::fs::PermissionsExt::from_mode(0);
+    std::fs::set_permissions(at("w").join("work"), nothing).unwrap();
     let mut engine = open();
     let caller = Caller {
         uid: rustix::process::geteuid().as_raw(),

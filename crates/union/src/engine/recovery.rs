@@ -198,8 +198,7 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
         let why = "the kernel has it mounted as an overlay's upper; unmount that first";
         return Err(bad(&options.upper, why));
     }
-    let make = |name: &str| work.create_dir_all(name, 0o700).map_err(in_work);
-    let staging = make(workdir::STAGING)?;
+    let staging = own_dir(&work, workdir::STAGING).map_err(in_work)?;
     let kernel_kept_out = sweep(&staging, &options)?;
     let index = open_index(&work, &options)?;
     let unnamed = staging.create_unnamed(0o600).is_ok();
@@ -229,6 +228,18 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
         kernel_kept_out: AtomicBool::new(kernel_kept_out),
         locks: [upper_lock, work_lock],
     })
+}
+
+/// Opens a directory in the work directory, and makes it if there is none.
+fn own_dir(work: &Dir, name: &str) -> vellum_sys::Result<Dir> {
+    match work.create_dir_all(name, 0o700) {
+        // The kernel's have no permissions at all, which stops a plain user, though they are his.
+        Err(error) if error.is_denied() => {
+            work.set_mode(name, 0o700)?;
+            work.open_dir(name)
+        }
+        other => other,
+    }
 }
 
 /// Says in the work directory that it is in use. To be called when nothing speaks against it any more.
@@ -317,9 +328,7 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
 fn open_index(work: &Dir, options: &UpperOptions) -> Result<Option<Dir>> {
     let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
     if options.index {
-        let index = work
-            .create_dir_all(workdir::INDEX, 0o700)
-            .map_err(in_work)?;
+        let index = own_dir(&work, workdir::INDEX).map_err(in_work)?;
         drop_orphans(&index, options.prefix).map_err(in_work)?;
         return Ok(Some(index));
     }
