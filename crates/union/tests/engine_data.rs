@@ -14,9 +14,10 @@ use vellum_sys::Cancel;
 use vellum_testkit::FsKind;
 use vellum_testkit::rng::Rng;
 use vellum_union::engine::{
-    Caller, Durability, Engine, EngineOptions, NodeId, SetAttr, SettleOptions, Whence, settle,
+    Caller, Durability, Engine, EngineOptions, Limit, NodeId, SetAttr, SettleOptions, Whence,
+    settle,
 };
-use vellum_union::{Dialect, DirLayer, Error, Layer, Refusal};
+use vellum_union::{Dialect, DirLayer, Error, Layer, Records, Refusal};
 
 const ROOT: Caller = Caller {
     uid: 0,
@@ -34,11 +35,40 @@ struct Model {
     bytes: Vec<u8>,
 }
 
-fn options(rig: &Rig, blocks: Option<u64>, durability: Durability) -> EngineOptions {
+/// What a run is on.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    kind: FsKind,
+    blocks: Option<u64>,
+    durability: Durability,
+    /// With it, owners and modes are recorded too, as in a plain user's union.
+    prefix: Prefix,
+    limit: Limit,
+    steps: usize,
+}
+
+const CASE: Case = Case {
+    kind: FsKind::Ext4,
+    blocks: Some(4096),
+    durability: Durability::Full,
+    prefix: Prefix::Trusted,
+    limit: Limit {
+        size_bytes: None,
+        inodes: None,
+    },
+    steps: 3000,
+};
+
+fn options(rig: &Rig, case: Case) -> EngineOptions {
     let mut options = rig.options();
     let upper = options.upper.as_mut().unwrap();
-    upper.blocks_from_bytes = blocks;
-    upper.durability = durability;
+    upper.blocks_from_bytes = case.blocks;
+    upper.durability = case.durability;
+    upper.prefix = case.prefix;
+    upper.limit = case.limit;
+    if case.prefix == Prefix::User {
+        upper.records = Records::Read;
+    }
     options
 }
 
@@ -250,9 +280,11 @@ fn check_all(engine: &Engine, files: &[Model]) {
     }
 }
 
-fn exercise(kind: FsKind, blocks: Option<u64>, durability: Durability, steps: usize) {
-    let Some(rig) = Rig::on(kind, 2) else { return };
-    let name = format!("data on {kind:?}, blocks {blocks:?}, {durability:?}");
+fn exercise(case: Case) {
+    let Some(rig) = Rig::on(case.kind, 2) else {
+        return;
+    };
+    let name = format!("data in {case:?}");
     let mut rng = Rng::for_test(&name);
     let mut files = Vec::new();
     for (layer, name, size) in [(0, "a", 300_001), (1, "b", 123_456), (1, "c", 40_960)] {
@@ -267,36 +299,39 @@ fn exercise(kind: FsKind, blocks: Option<u64>, durability: Durability, steps: us
     let originals: Vec<_> = [(0, "a"), (1, "b"), (1, "c")]
         .map(|(layer, name)| std::fs::read(rig.lowers[layer].join(name)).unwrap())
         .into();
-    let mut engine = Engine::open(options(&rig, blocks, durability)).unwrap();
+    let mut engine = Engine::open(options(&rig, case)).unwrap();
     let mut run = Run {
         rng: &mut rng,
         log: Vec::new(),
     };
     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        for step in 0..steps {
+        for step in 0..case.steps {
             run.step(&engine, &mut files);
             if step % 97 == 96 {
                 check_all(&engine, &files);
             }
             if step % 241 == 240 {
-                match run.rng.chance(50) || durability == Durability::Volatile {
-                    true => engine = reopened(engine, &rig, blocks, durability),
+                match run.rng.chance(50) || case.durability == Durability::Volatile {
+                    true => engine = reopened(engine, &rig, case),
                     // As if killed: nothing is said to be durable. (After that, a volatile upper is refused.)
                     false => {
                         drop(engine);
-                        engine = Engine::open(options(&rig, blocks, durability)).unwrap();
+                        engine = Engine::open(options(&rig, case)).unwrap();
                     }
                 }
                 check_all(&engine, &files);
             }
             if step % 601 == 600 {
                 engine.close().unwrap();
-                settle_all(&rig, &files);
-                engine = Engine::open(options(&rig, blocks, durability)).unwrap();
+                settle_all(&rig, case.prefix, &files);
+                engine = Engine::open(options(&rig, case)).unwrap();
                 check_all(&engine, &files);
             }
         }
         check_all(&engine, &files);
+        if case.limit.size_bytes.is_some() {
+            check_counted(engine, &rig, case);
+        }
     }));
     if let Err(panic) = done {
         for line in run.log.iter().rev().take(40).rev() {
@@ -311,14 +346,14 @@ fn exercise(kind: FsKind, blocks: Option<u64>, durability: Durability, steps: us
 }
 
 /// Settles the upper, and demands that its files are what they should be without any union.
-fn settle_all(rig: &Rig, files: &[Model]) {
+fn settle_all(rig: &Rig, prefix: Prefix, files: &[Model]) {
     let layer = |path: &PathBuf| -> Arc<dyn Layer> {
         Arc::new(DirLayer::open(path, Dialect::kernel(Prefix::Trusted)).unwrap())
     };
     let options = SettleOptions {
         upper: rig.upper.clone(),
         work: rig.work.clone(),
-        prefix: Prefix::Trusted,
+        prefix,
         lowers: rig.lowers.iter().map(layer).collect(),
         data_lowers: Vec::new(),
     };
@@ -332,33 +367,87 @@ fn settle_all(rig: &Rig, files: &[Model]) {
     }
 }
 
-fn reopened(engine: Engine, rig: &Rig, blocks: Option<u64>, durability: Durability) -> Engine {
+/// Holds the figures that were kept up to date against those counted anew.
+fn check_counted(engine: Engine, rig: &Rig, case: Case) {
+    let kept = engine.statfs().unwrap();
+    // As if killed: everything is counted.
+    drop(engine);
+    let engine = Engine::open(options(rig, case)).unwrap();
+    let counted = engine.statfs().unwrap();
+    let difference = kept.blocks_free.abs_diff(counted.blocks_free);
+    assert!(
+        difference * u64::from(kept.block_bytes) <= 64 << 10,
+        "{kept:?} {counted:?}"
+    );
+    assert_eq!(kept.inodes_free, counted.inodes_free);
+}
+
+fn reopened(engine: Engine, rig: &Rig, case: Case) -> Engine {
     engine.close().unwrap();
-    Engine::open(options(rig, blocks, durability)).unwrap()
+    Engine::open(options(rig, case)).unwrap()
 }
 
 #[test]
 fn files_copied_whole_hold_what_was_written() {
-    exercise(FsKind::Ext4, None, Durability::Full, 1500);
+    exercise(Case {
+        blocks: None,
+        steps: 1500,
+        ..CASE
+    });
 }
 
 #[test]
 fn files_copied_by_blocks_hold_what_was_written() {
-    exercise(FsKind::Ext4, Some(4096), Durability::Full, 3000);
+    exercise(CASE);
 }
 
 #[test]
 fn volatile_files_copied_by_blocks_hold_what_was_written() {
-    exercise(FsKind::Ext4, Some(4096), Durability::Volatile, 3000);
+    exercise(Case {
+        durability: Durability::Volatile,
+        ..CASE
+    });
 }
 
 #[test]
 fn files_copied_by_blocks_on_tmpfs_hold_what_was_written() {
-    exercise(FsKind::Tmpfs, Some(4096), Durability::Full, 3000);
+    exercise(Case {
+        kind: FsKind::Tmpfs,
+        ..CASE
+    });
+}
+
+#[test]
+fn files_with_marks_in_user_xattrs_hold_what_was_written() {
+    exercise(Case {
+        prefix: Prefix::User,
+        steps: 1500,
+        ..CASE
+    });
+}
+
+#[test]
+fn files_of_a_limited_union_hold_what_was_written() {
+    for blocks in [None, Some(4096)] {
+        exercise(Case {
+            blocks,
+            limit: Limit {
+                size_bytes: Some(48 << 20),
+                inodes: Some(100),
+            },
+            steps: 1000,
+            ..CASE
+        });
+    }
 }
 
 #[test]
 fn shared_files_hold_what_was_written() {
-    exercise(FsKind::Xfs, Some(4096), Durability::Full, 1500);
-    exercise(FsKind::Btrfs, Some(4096), Durability::Full, 700);
+    for (kind, steps) in [(FsKind::Xfs, 1500), (FsKind::Btrfs, 700)] {
+        exercise(Case {
+            kind,
+            steps,
+            ..CASE
+        });
+    }
 }

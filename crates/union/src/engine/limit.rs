@@ -12,6 +12,7 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vellum_sys::rooted::Access;
@@ -49,6 +50,8 @@ pub(crate) struct Usage {
     stripes: [Mutex<()>; STRIPES],
     /// Where the figures are kept.
     work: Option<Dir>,
+    /// They are not right any more, and not worth keeping.
+    stale: AtomicBool,
 }
 
 /// Room reserved for one change of one file's blocks. Settled when it is done.
@@ -78,6 +81,7 @@ impl Usage {
                     used: Mutex::default(),
                     stripes: Default::default(),
                     work: None,
+                    stale: AtomicBool::new(false),
                 });
             }
             _ => match kept(work)? {
@@ -92,17 +96,27 @@ impl Usage {
             used: Mutex::new(used),
             stripes: Default::default(),
             work: Some(dir),
+            stale: AtomicBool::new(false),
         })
     }
 
     /// Keeps the figures. The caller has synced what they are about.
     pub fn close(&self) -> vellum_sys::Result<()> {
-        let Some(dir) = &self.work else {
+        let Some(dir) = self
+            .work
+            .as_ref()
+            .filter(|_| !self.stale.load(Ordering::Relaxed))
+        else {
             return Ok(());
         };
         let Used { bytes, inodes } = *self.used();
         let text = format!("{bytes} {inodes}\n");
         publish::write_file_atomic(dir, USAGE.as_ref(), text.as_bytes(), 0o600)
+    }
+
+    /// Says that something was copied that was not counted: the next opening counts anew.
+    pub fn miscounts(&self) {
+        self.stale.store(true, Ordering::Relaxed);
     }
 
     /// Returns whether there is any limit.
@@ -385,7 +399,8 @@ fn kept(work: &Dir) -> vellum_sys::Result<Option<Used>> {
     })
 }
 
-fn forget(work: &Dir) -> vellum_sys::Result<()> {
+/// Removes the figures: the next union with a limit counts anew.
+pub(crate) fn forget(work: &Dir) -> vellum_sys::Result<()> {
     let dir = match work.open_dir(USAGE_DIR) {
         Ok(dir) => dir,
         Err(error) if error.is_not_found() => return Ok(()),

@@ -19,6 +19,7 @@ use crate::blocks::BlockMaps;
 use crate::blocks::maps::{map_mark, parse_map_name};
 use crate::engine::Engine;
 use crate::engine::blocks::{BlockFile, BlockStore};
+use crate::engine::limit;
 use crate::engine::recovery::{forget_open, lock};
 use crate::layer::Layer;
 use crate::{Error, Result};
@@ -83,6 +84,8 @@ pub fn settle(
             why: "the kernel has it mounted as an overlay's upper; unmount that first".to_owned(),
         });
     }
+    // What is copied here counts against a limit, and nobody counts it now.
+    limit::forget(&work).map_err(io)?;
     let Some(maps) = BlockMaps::within(&work).map_err(io)? else {
         return Ok(Settled {
             done: SettleProgress::default(),
@@ -121,6 +124,7 @@ impl Engine {
                 let index = upper.index.as_ref().map(|index| index.dir()).transpose();
                 let index = index.map_err(|e| upper.io(e))?;
                 let run = Run::new(&upper.blocks, name, progress, cancel)?;
+                upper.usage.miscounts();
                 Some(run.all(&root, index.as_deref())?)
             }
         };
