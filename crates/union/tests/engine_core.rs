@@ -544,7 +544,7 @@ fn a_copied_link_of_a_plain_user_keeps_its_number_until_the_union_is_closed() {
     fs::write(rig.lowers[0].join("file"), "x").unwrap();
     let open = || {
         let mut options = rig.options();
-        for upper in &mut options.upper {
+        if let Some(upper) = &mut options.upper {
             upper.prefix = vellum_format::Prefix::User;
         }
         Engine::open(options).unwrap()

@@ -356,7 +356,7 @@ fn as_a_plain_user() {
     };
     // As the kernel leaves it: nobody may do anything with it, though it is his.
     std::fs::create_dir(at("w").join("work")).unwrap();
-    let nothing = std::os::unix::fs::PermissionsExt::from_mode(0);
+    let nothing = PermissionsExt::from_mode(0o000);
     std::fs::set_permissions(at("w").join("work"), nothing).unwrap();
     let mut engine = open();
     let caller = Caller {

@@ -328,7 +328,7 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
 fn open_index(work: &Dir, options: &UpperOptions) -> Result<Option<Dir>> {
     let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
     if options.index {
-        let index = own_dir(&work, workdir::INDEX).map_err(in_work)?;
+        let index = own_dir(work, workdir::INDEX).map_err(in_work)?;
         drop_orphans(&index, options.prefix).map_err(in_work)?;
         return Ok(Some(index));
     }
