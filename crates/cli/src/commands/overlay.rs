@@ -142,7 +142,14 @@ fn logging(options: &MountOptions) {
 
 /// Where to mount, without links: what is mounted there is later found by that path.
 fn place(target: &Path) -> Result<PathBuf, Failure> {
-    let found = std::fs::canonicalize(target).map_err(Error::io("find", target))?;
+    let found = std::fs::metadata(target).and_then(|_| std::fs::canonicalize(target));
+    let found = found.map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOTCONN) => Error::Unsupported {
+            what: format!("{} is a mount whose server has died", target.display()),
+            hint: format!("umount --lazy {} takes it away", target.display()),
+        },
+        _ => Error::io("find", target)(e),
+    })?;
     match found.is_dir() {
         true => Ok(found),
         false => Err(Error::Invalid {

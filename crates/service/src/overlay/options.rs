@@ -58,7 +58,7 @@ pub enum WhFiles {
     Auto,
     /// Nowhere: they are names like any other.
     Plain,
-    /// In every layer, and the upper's whiteouts are written so.
+    /// In every layer.
     Whiteouts,
 }
 

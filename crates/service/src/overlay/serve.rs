@@ -1,10 +1,13 @@
 //! From what is asked for to a mount that answers, and on to its end.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use vellum_sys::Cancel;
-use vellum_union::engine::Engine;
+use vellum_sys::lock::{Lock, Sharing};
+use vellum_sys::{Cancel, Dir, mountinfo};
+use vellum_union::engine::{Engine, EngineOptions};
 
 use crate::error::{Error, Result};
 use crate::overlay::options::{Access, DataMode, Manners, MountOptions, OpenMode, Settle};
@@ -36,8 +39,9 @@ pub fn serve(
         warn(warning);
     }
     let _held = opened.locks;
-    let engine = Engine::open(opened.engine)?;
+    let engine = open_engine(opened.engine, &request.options)?;
     let mut session = vellum_fuse::mount(engine, &request.target, &fuse)?;
+    note_mount(request);
     // Before anybody is told: a signal that came earlier would leave a dead mount.
     session.take_signals()?;
     if let Err(error) = ready() {
@@ -54,6 +58,69 @@ pub fn serve(
         settle_after(&request.options)?;
     }
     Ok(())
+}
+
+/// Where a work directory says which mount its upper is shown by.
+const MOUNTED: &str = "vellum/mounted";
+
+/// How long an unmounted union may take to write what it has.
+const CLOSING: Duration = Duration::from_secs(20);
+
+/// Opens the engine. Who unmounts gets his prompt back before the old mount's server has synced and let go of the upper, and may mount again at
+/// once: that is waited for. An upper that is still shown is refused at once.
+fn open_engine(engine: EngineOptions, options: &MountOptions) -> Result<Engine> {
+    let until = Instant::now() + CLOSING;
+    loop {
+        match Engine::open(engine.clone()) {
+            Err(vellum_union::Error::BadUpper { .. })
+                if is_taken(options) && !is_shown(options) && Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return Ok(done?),
+        }
+    }
+}
+
+/// Tells whether somebody has the upper or the work directory.
+fn is_taken(options: &MountOptions) -> bool {
+    let both = [&options.upper, &options.work];
+    both.into_iter().flatten().any(|path| {
+        let free = Dir::open(path).and_then(|dir| Lock::try_now(dir, Sharing::Shared));
+        matches!(free, Ok(None))
+    })
+}
+
+/// Tells whether the mount that has the upper is in the mount table. What can't be told counts as shown.
+fn is_shown(options: &MountOptions) -> bool {
+    let noted = options.work.as_ref().and_then(|work| {
+        let text = std::fs::read_to_string(work.join(MOUNTED)).ok()?;
+        let (major, minor) = text.trim().split_once(':')?;
+        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+    });
+    match (noted, mountinfo::read()) {
+        (Some(dev), Ok(table)) => table
+            .mounts()
+            .iter()
+            .any(|m| m.dev == dev && m.fs_type.as_bytes().starts_with(b"fuse")),
+        _ => true,
+    }
+}
+
+/// Notes the mount in the work directory. Without the note the next mount only waits for nothing.
+fn note_mount(request: &Request) {
+    use std::os::unix::fs::MetadataExt;
+    let (Some(work), false) = (&request.options.work, request.options.flags.read_only) else {
+        return;
+    };
+    let noted = std::fs::metadata(&request.target).and_then(|found| {
+        let dev = found.dev();
+        let text = format!("{}:{}\n", rustix::fs::major(dev), rustix::fs::minor(dev));
+        std::fs::write(work.join(MOUNTED), text)
+    });
+    if let Err(error) = noted {
+        tracing::debug!(%error, "the mount is not noted");
+    }
 }
 
 /// Makes every file of the upper whole, unless somebody has it again, or it is gone.
