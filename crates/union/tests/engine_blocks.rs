@@ -674,6 +674,42 @@ fn a_settling_that_is_stopped_goes_on_later() {
 }
 
 #[test]
+fn depth_is_no_obstacle_to_a_settling() {
+    let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
+        return;
+    };
+    let mut bytes = lower(&rig, "f", 200_000);
+    let engine = open(&rig);
+    let file = find(&engine, "f");
+    engine.write(file, 9, b"new", false).unwrap();
+    bytes[9..12].copy_from_slice(b"new");
+    // Longer than the 4096 bytes that the kernel takes.
+    let name = "n".repeat(200);
+    let mut dir = NodeId::ROOT;
+    for _ in 0..30 {
+        let what = vellum_union::engine::NewNode::Dir;
+        let made = engine.create(dir, OsStr::new(&name), &what, 0o755, &ROOT);
+        dir = made.unwrap().node;
+    }
+    let replace = vellum_union::engine::RenameMode::Replace;
+    engine
+        .rename(NodeId::ROOT, OsStr::new("f"), dir, OsStr::new("f"), replace)
+        .unwrap();
+    engine.close().unwrap();
+    let settled = settle_now(&rig).unwrap();
+    assert!(settled.complete);
+    assert_eq!(settled.done.files, 1);
+    let engine = open(&rig);
+    let mut dir = NodeId::ROOT;
+    for _ in 0..30 {
+        let entry = engine.lookup(dir, OsStr::new(&name)).unwrap().unwrap();
+        dir = entry.node;
+    }
+    let entry = engine.lookup(dir, OsStr::new("f")).unwrap().unwrap();
+    assert!(read(&engine, entry.node, 0, 300_000) == bytes);
+}
+
+#[test]
 fn closing_can_settle() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;

@@ -18,13 +18,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use vellum_sys::rooted::Access;
 use vellum_sys::{Dir, FileKind, Stat, publish};
 
-use crate::dir_layer::DirHandle;
+use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::copy_up::What;
 use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, UpperFile};
 use crate::engine::options::Limit;
 use crate::engine::request::Room;
 use crate::engine::{Engine, Upper};
-use crate::layer::LayerDir;
+use crate::layer::{Dialect, LayerDir};
 use crate::{Refusal, Result};
 
 const USAGE_DIR: &str = "vellum";
@@ -416,9 +416,11 @@ pub(crate) fn forget(work: &Dir) -> vellum_sys::Result<()> {
 fn count(upper: &Dir) -> vellum_sys::Result<Used> {
     let mut used = Used::default();
     let mut linked = HashSet::new();
-    let mut pending = vec![std::path::PathBuf::new()];
-    while let Some(path) = pending.pop() {
-        let dir = upper.open_dir(&path)?;
+    // Handles, since a path may be longer than the kernel takes.
+    let root = DirLayer::new(upper.dup()?, "upper", Dialect::plain());
+    let mut pending = vec![root.root_handle()];
+    while let Some(handle) = pending.pop() {
+        let dir = handle.dir()?;
         for entry in dir.entries()? {
             let entry = entry?;
             let Some(stat) = dir.stat_opt(&entry.name)? else {
@@ -430,7 +432,7 @@ fn count(upper: &Dir) -> vellum_sys::Result<Used> {
             used.bytes += size_of(&stat);
             used.inodes += 1;
             if entry.kind == FileKind::Dir {
-                pending.push(path.join(&entry.name));
+                pending.push(handle.sub(&entry.name));
             }
         }
     }

@@ -17,11 +17,12 @@ use vellum_sys::{Cancel, Dir, FileKind, xattr};
 
 use crate::blocks::BlockMaps;
 use crate::blocks::maps::{map_mark, parse_map_name};
+use crate::dir_layer::DirLayer;
 use crate::engine::Engine;
 use crate::engine::blocks::{BlockFile, BlockStore};
 use crate::engine::limit;
 use crate::engine::recovery::{forget_open, lock};
-use crate::layer::Layer;
+use crate::layer::{Dialect, Layer, LayerDir};
 use crate::{Error, Result};
 
 /// What is to be settled.
@@ -200,9 +201,12 @@ impl<'a> Run<'a> {
 
     /// Walks a tree until no map is left. False if it was asked to stop.
     fn tree(&mut self, root: &Dir) -> Result<bool> {
-        let mut pending = vec![PathBuf::new()];
-        while let Some(path) = pending.pop() {
-            let dir = root.open_dir(&path).map_err(|e| self.store.io(e))?;
+        // Handles, since a path may be longer than the kernel takes.
+        let root = root.dup().map_err(|e| self.store.io(e))?;
+        let root = DirLayer::new(root, self.name.clone(), Dialect::plain());
+        let mut pending = vec![root.root_handle()];
+        while let Some(handle) = pending.pop() {
+            let dir = handle.dir().map_err(|e| self.store.io(e))?;
             for entry in dir.entries().map_err(|e| self.store.io(e))? {
                 if self.left.is_empty() {
                     return Ok(true);
@@ -212,9 +216,9 @@ impl<'a> Run<'a> {
                 }
                 let entry = entry.map_err(|e| self.store.io(e))?;
                 match entry.kind {
-                    FileKind::Dir => pending.push(path.join(&entry.name)),
+                    FileKind::Dir => pending.push(handle.sub(&entry.name)),
                     FileKind::File => {
-                        let at = path.join(&entry.name);
+                        let at = handle.path().join(&entry.name);
                         match self.file(&dir, &entry.name, &at) {
                             Ok(true) => {}
                             Ok(false) => return Ok(false),
