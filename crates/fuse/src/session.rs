@@ -110,7 +110,8 @@ impl Session {
         self.unmounter.target().to_owned()
     }
 
-    /// Takes signals from now on: SIGTERM, SIGINT and SIGHUP unmount, and a second one cuts the connection; SIGUSR1 prints the counts to
+    /// Takes signals from now on: SIGTERM, SIGINT and SIGHUP unmount, and a second one cuts the connection (where
+    /// fusectl is not mounted, by ending the process); SIGUSR1 prints the counts to
     /// standard error. To be called before anybody is told that the mount is there.
     ///
     /// A process that does this is the mount's own: the kernel is asked to end it last when memory runs out, since others

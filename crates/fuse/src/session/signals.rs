@@ -31,7 +31,10 @@ pub(super) fn listen(unmounter: Unmounter, counters: Arc<Counters>) -> Result<Li
                     SIGUSR1 => eprintln!("{}", counters.now()),
                     _ if asked => {
                         if let Err(error) = unmounter.abort() {
-                            tracing::error!(%error, "the connection can't be cut");
+                            // Without fusectl the connection can only be cut by who has it: the next mount of the upper finds it
+                            // as after a crash.
+                            tracing::error!(%error, "the connection is cut by ending at once");
+                            std::process::exit(1);
                         }
                     }
                     _ => {

@@ -175,6 +175,13 @@ impl World {
         self.mount();
     }
 
+    /// Tells the server to end, and returns how it did.
+    pub fn end(&mut self) -> std::process::ExitStatus {
+        let mut server = self.server.take().expect("it is mounted");
+        signal(server.id(), rustix::process::Signal::TERM);
+        server.wait().unwrap()
+    }
+
     /// Kills the server and takes the dead mount away.
     pub fn crash(&mut self) {
         let mut server = self.server.take().expect("it is mounted");
