@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vellum_sys::lock::{Lock, Sharing};
-use vellum_sys::{Cancel, Dir, mountinfo};
+use vellum_sys::{Cancel, Dir, mountinfo, userns};
 use vellum_union::engine::{Engine, EngineOptions};
 
 use crate::error::{Error, Result};
@@ -177,8 +177,14 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
         acl: !options.no_acl && !options.no_xattrs,
         timeout: options.cache_for,
         data: match options.data {
+            DataMode::Passthrough if is_root && userns::is_initial() => {
+                vellum_fuse::DataMode::Passthrough
+            }
+            DataMode::Passthrough => {
+                warn("passthrough is left out: only root outside user namespaces may have it");
+                vellum_fuse::DataMode::Coherent
+            }
             DataMode::Coherent => vellum_fuse::DataMode::Coherent,
-            DataMode::Passthrough => vellum_fuse::DataMode::Passthrough,
         },
         open: match options.open {
             OpenMode::Deferred => vellum_fuse::OpenMode::Free,
