@@ -283,7 +283,7 @@ struct Ours {
 impl Ours {
     fn run(&mut self, op: &Op) -> Result<(), Error> {
         let mut who = user(&self.engine);
-        who.caller.umask = 0;
+        who.caller.umask = umask();
         let refuse = |refusal: Refusal| Err(Error::from(refusal));
         let regular = |path: &PathBuf| {
             let held = who.find(path)?;
@@ -407,6 +407,13 @@ impl Ours {
             }
         }
     }
+}
+
+/// The mask that the plain calls are subject to.
+fn umask() -> u32 {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    u32::from_str_radix(mask.unwrap().trim(), 8).unwrap()
 }
 
 /// What the kernel refuses without asking: `user.` on what is neither file nor directory.
@@ -623,8 +630,6 @@ fn storm(name: &str, storm: Storm, change: impl Fn(&mut vellum_union::engine::Up
         links_are_whole: !storm.middle && storm.xattrs,
         numbers_stay: storm.xattrs,
     };
-    // The engine takes the mask away from threads that make things.
-    rustix::process::umask(Mode::empty());
     let mut known = Pairs::new();
     compare(&ours, &plain, &mut known);
     let mut last = Vec::new();
