@@ -211,7 +211,11 @@ impl Engine {
             true => upper
                 .hide_over(at, name, true)
                 .map_err(|error| upper.io(error)),
-            false => at.rmdir(name).map_err(|error| upper.io(error)),
+            false => {
+                at.rmdir(name).map_err(|error| upper.io(error))?;
+                upper.unhide_name(at, name);
+                Ok(())
+            }
         }
     }
 
@@ -228,25 +232,23 @@ impl Engine {
         if !self.is_empty(&body.parts)? {
             return Err(Refusal::NotEmpty.into());
         }
-        if body.parts.len() > 1 {
-            upper
-                .make_opaque(at, name)
-                .map_err(|error| upper.io(error))?;
-            // Whatever becomes of the removal, what is below has no part in it any more.
-            body.parts.truncate(1);
+        if upper.by_name() {
+            // Beside it, where it stays when what is inside goes, the sentinel included.
+            let hidden = upper.hide_by_name(at, name);
+            hidden.map_err(|error| upper.io(error))?;
+        } else if body.parts.len() > 1 {
+            let opaque = upper.make_opaque(at, name);
+            opaque.map_err(|error| upper.io(error))?;
         }
+        // Whatever becomes of the removal, what is below has no part in it any more.
+        body.parts.truncate(1);
         let inside = at.open_dir(name).map_err(|error| upper.io(error))?;
         let left = inside.entries().and_then(|entries| {
             entries
                 .map(|entry| entry.map(|entry| entry.name))
                 .collect::<vellum_sys::Result<Vec<_>>>()
         });
-        // By name, the sentinel says that it is opaque: it goes last.
-        let (marks, rest): (Vec<_>, Vec<_>) = left
-            .map_err(|error| upper.io(error))?
-            .into_iter()
-            .partition(|name| name == wh::OPAQUE);
-        for name in rest.into_iter().chain(marks) {
+        for name in left.map_err(|error| upper.io(error))? {
             inside.unlink(&name).map_err(|error| upper.io(error))?;
         }
         Ok(())
