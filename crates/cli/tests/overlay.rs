@@ -298,6 +298,40 @@ fn a_partly_copied_file_is_settled_for_every_reader() {
     assert!(now == expect, "the kernel reads something else");
 }
 
+/// Its callers hand the upper to other programs: after the unmount everybody can read it.
+#[test]
+fn as_fuse_overlayfs_partly_copied_files_are_whole_after_the_unmount() {
+    let Some(world) = World::new() else { return };
+    world.scratch.file("base/big", vec![7; 64 << 20]);
+    let call = "names/fuse-overlayfs -o lowerdir=top:base,upperdir=upper,workdir=work merged";
+    let change = "printf x | dd of=merged/big bs=1 conv=notrunc status=none; chmod 600 merged/both";
+    let done = with_names(&world, &format!("{call}; {change}; umount merged"));
+    assert_eq!(done.code, 0, "{}", done.err);
+    let upper = world.at("upper/big");
+    let is_whole = || fs::metadata(&upper).unwrap().blocks() * 512 >= 64 << 20;
+    for _ in 0..600 {
+        wait_free(&world.at("upper"));
+        if is_whole() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    wait_free(&world.at("upper"));
+    // By the kernel with every option off.
+    let target = world.scratch.dir("kernel");
+    Overlay {
+        lowers: vec![world.at("top"), world.at("base")],
+        upper: Some((world.at("upper"), world.at("work"))),
+        ..Overlay::default()
+    }
+    .option("metacopy", "off")
+    .mount(&world.scratch, &target)
+    .unwrap();
+    let big = fs::read(target.join("big")).unwrap();
+    assert!(big[0] == b'x' && big[1..].iter().all(|&byte| byte == 7));
+    assert_eq!(read(&target.join("both")), "from the top\n");
+}
+
 #[test]
 fn marks_of_strangers_are_not_followed() {
     let Some(world) = World::new() else { return };
