@@ -45,10 +45,21 @@ fn a_killed_engine_keeps_the_kernel_away_and_leaves_nothing_half_made() {
     let Some(rig) = Rig::new(1) else { return };
     drop(rig.open());
     assert!(rig.work.join("work/incompat/vellum-open").is_dir());
-    // Without close: as after a kill, but that this process lives on. It was volatile, so nothing can be trusted.
+    // Without close: as after a kill, but that this process lives on. The machine does, too, so nothing was lost.
+    drop(rig.open());
+    // After a crash of the machine, nothing in a volatile upper can be trusted.
+    let volatile = rig.work.join("work/incompat/volatile");
+    let boots = || fs::read_dir(&volatile).unwrap().flatten();
+    let boot = boots().find(|entry| {
+        entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with("vellum-boot-")
+    });
+    fs::rename(boot.unwrap().path(), volatile.join("vellum-boot-another")).unwrap();
     let refused = Engine::open(rig.options());
     assert!(matches!(&refused, Err(Error::BadUpper { why, .. }) if why.contains("volatile")));
-    fs::remove_dir_all(rig.work.join("work/incompat/volatile")).unwrap();
+    fs::remove_dir_all(volatile).unwrap();
     fs::write(rig.work.join("work/#half"), "made").unwrap();
     fs::create_dir_all(rig.work.join("work/#tree/deep/er")).unwrap();
     rig.open().close().unwrap();

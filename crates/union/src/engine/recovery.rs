@@ -250,6 +250,7 @@ fn enter(upper: &Upper) -> vellum_sys::Result<()> {
         let volatile = incompat.create_dir_all(INCOMPAT_VOLATILE, 0o700)?;
         // The one thing a volatile union syncs: that it is one.
         volatile.create_dir_all("dirty", 0o700)?;
+        volatile.create_dir_all(boot_entry()?, 0o700)?;
         volatile.sync()?;
         incompat.sync()?;
     }
@@ -300,6 +301,9 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
             for entry in incompat.entries().map_err(in_work)? {
                 let name = entry.map_err(in_work)?.name;
                 if name == INCOMPAT_VOLATILE {
+                    if same_boot(&incompat).map_err(in_work)? {
+                        continue;
+                    }
                     let why = "a volatile union was not closed, so what is in the upper can't be trusted; remove both, or \
                         work/incompat/volatile if the machine has not crashed since";
                     return Err(bad(&options.work, why));
@@ -322,6 +326,20 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
         staging.remove_tree(name).map_err(in_work)?;
     }
     Ok(marks)
+}
+
+/// Returns whether a volatile union was left behind by a process that was killed, the machine having run ever since: then
+/// nothing was lost, whatever was not synced.
+fn same_boot(incompat: &Dir) -> vellum_sys::Result<bool> {
+    let volatile = incompat.open_dir(INCOMPAT_VOLATILE)?;
+    Ok(volatile.stat_opt(boot_entry()?)?.is_some())
+}
+
+/// The name beside `dirty` that says when the machine was started that a volatile union was opened on.
+fn boot_entry() -> vellum_sys::Result<OsString> {
+    let id = vellum_sys::epoch::boot_id()?;
+    let digits: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(OsString::from(format!("vellum-boot-{digits}")))
 }
 
 /// Opens the index of hard links, if the union keeps one.
