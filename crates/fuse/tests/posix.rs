@@ -222,6 +222,14 @@ fn flags_of_chattr_are_kept_and_obeyed() {
             drop(file);
             let file = OpenOptions::new().write(true).open(world.at("file"));
             assert_eq!(errno(file.unwrap().write_all(b"x")), PERM);
+            assert_eq!(errno(fs::remove_file(world.at("file"))), PERM);
+            assert_eq!(errno(fs::rename(world.at("file"), world.at("other"))), PERM);
+            assert_eq!(
+                errno(fs::hard_link(world.at("file"), world.at("other"))),
+                PERM
+            );
+            let refused = fs::set_permissions(world.at("file"), fs::Permissions::from_mode(0o600));
+            assert_eq!(errno(refused), PERM);
             assert_eq!(fs::read(world.at("file")).unwrap(), b"content");
             world.remount();
         }

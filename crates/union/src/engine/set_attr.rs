@@ -47,7 +47,8 @@ impl Engine {
         let _ = caller;
         let times = (new_time(change.atime), new_time(change.mtime));
         let of_owner = uid.is_some() || gid.is_some() || change.mode.is_some();
-        let clear = change.clear_privileges && change.mode.is_none();
+        // On a directory the bits are no privileges.
+        let clear = change.clear_privileges && change.mode.is_none() && node.kind != FileKind::Dir;
         if of_owner || clear || times != (NewTime::Keep, NewTime::Keep) {
             let now = |time| matches!(time, NewTime::Keep | NewTime::Now);
             let only_now = !of_owner && now(times.0) && now(times.1);
@@ -63,7 +64,7 @@ impl Engine {
         let _shared = self.shared();
         let state = node.state();
         if let Some(at) = state.at().map_err(|error| upper.io(error))? {
-            if of_owner || clear && node.kind == FileKind::File {
+            if of_owner || clear {
                 match upper.options.records {
                     Records::Read => {
                         self.change_record(
