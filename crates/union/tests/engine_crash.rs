@@ -13,13 +13,14 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use engine_support::{Rig, User, options, user, view};
+use vellum_format::Prefix;
 use vellum_testkit::Tree;
 use vellum_testkit::fault::{self, Effect};
 use vellum_testkit::tree::Ignore;
 use vellum_union::engine::{
     Durability, Engine, EngineOptions, NewNode, NodeId, RenameMode, SetAttr,
 };
-use vellum_union::{Error, Refusal, Result, WhNames};
+use vellum_union::{Error, Records, Refusal, Result, WhNames};
 
 /// What is done beforehand, undisturbed, and what is done then.
 type Case = (
@@ -230,17 +231,21 @@ const BEGIN: &str = "/vellum-test-the-change-begins";
 const END: &str = "/vellum-test-the-change-ends";
 
 /// What the directories begin with in which whiteouts are names.
-const BY_NAME: &[u8] = b"by-name-";
+const BY_NAME: &str = "names";
+/// The same, where owners and modes are recorded.
+const RECORDED: &str = "records";
+/// The kernel's own.
+const PLAIN: &str = "plain";
 
 fn full(rig_lowers: &[PathBuf], at: &Path) -> EngineOptions {
     let mut options = options(rig_lowers, &at.join("u"), &at.join("w"));
     if let Some(upper) = &mut options.upper {
         upper.durability = Durability::Full;
-        if at
-            .file_name()
-            .is_some_and(|name| name.as_encoded_bytes().starts_with(BY_NAME))
-        {
-            upper.wh_names = WhNames::Whiteouts;
+        let name = at.file_name().unwrap().to_str().unwrap();
+        match name.split_once('-') {
+            Some((BY_NAME, _)) => upper.wh_names = WhNames::Whiteouts,
+            Some((RECORDED, _)) => (upper.records, upper.prefix) = (Records::Read, Prefix::User),
+            _ => {}
         }
     }
     options
@@ -290,11 +295,11 @@ fn hold_all(engine: &Engine, dir: NodeId) {
 struct Bench {
     rig: Rig,
     runs: usize,
-    by_name: bool,
+    dialect: &'static str,
 }
 
 impl Bench {
-    fn new(by_name: bool) -> Option<Bench> {
+    fn new(dialect: &'static str) -> Option<Bench> {
         if !fault::available() {
             return None;
         }
@@ -310,18 +315,17 @@ impl Bench {
         Some(Bench {
             rig,
             runs: 0,
-            by_name,
+            dialect,
         })
     }
 
     /// A new upper, with what the case wants done beforehand.
     fn prepare(&mut self, case: &Case) -> PathBuf {
         self.runs += 1;
-        let place = self.rig.scratch.dir(format!(
-            "fs/{}{}",
-            if self.by_name { "by-name-" } else { "" },
-            self.runs
-        ));
+        let place = self
+            .rig
+            .scratch
+            .dir(format!("fs/{}-{}", self.dialect, self.runs));
         std::fs::create_dir(place.join("u")).unwrap();
         std::fs::create_dir(place.join("w")).unwrap();
         let engine = Engine::open(full(&self.rig.lowers, &place)).unwrap();
@@ -336,7 +340,7 @@ impl Bench {
     fn both(&mut self, case: &Case) -> Option<[Tree; 2]> {
         let moves = case.0.starts_with("exchange")
             || case.0.starts_with("rename a directory over a whiteout");
-        if self.by_name && moves {
+        if self.dialect == BY_NAME && moves {
             return None;
         }
         let place = self.prepare(case);
@@ -345,7 +349,7 @@ impl Bench {
         match case.2(&user(&engine)) {
             Err(Error::Refused {
                 refusal: Refusal::CrossDevice,
-            }) if self.by_name => return None,
+            }) if self.dialect == BY_NAME => return None,
             other => other.unwrap(),
         }
         let new = view(&engine);
@@ -457,7 +461,7 @@ impl Bench {
                 "{what}: live, and opened again"
             );
         }
-        if !self.by_name {
+        if self.dialect == PLAIN {
             let merged = self.rig.mount_kernel(&place.join("u"), &place.join("w"));
             let kernel = without_after(Tree::read(&merged).unwrap());
             self.rig.scratch.unmount(&merged);
@@ -493,8 +497,8 @@ fn ignore() -> Ignore {
     }
 }
 
-fn every_call(by_name: bool, effects: &[Effect], kinds: &[&str]) {
-    let Some(mut bench) = Bench::new(by_name) else {
+fn every_call(dialect: &'static str, effects: &[Effect], kinds: &[&str]) {
+    let Some(mut bench) = Bench::new(dialect) else {
         return;
     };
     let only = std::env::var("VELLUM_TEST_CASE").ok();
@@ -526,16 +530,22 @@ fn every_call(by_name: bool, effects: &[Effect], kinds: &[&str]) {
 
 #[test]
 fn killed_at_every_call_there_is_the_old_or_the_new() {
-    every_call(false, &[Effect::Kill], CHANGING);
+    every_call(PLAIN, &[Effect::Kill], CHANGING);
 }
 
 /// The kernel does not read these, so here the engine is alone.
 #[test]
 fn killed_where_whiteouts_are_names_there_is_the_old_or_the_new() {
-    every_call(true, &[Effect::Kill], CHANGING);
+    every_call(BY_NAME, &[Effect::Kill], CHANGING);
+}
+
+/// Nor does it read these.
+#[test]
+fn killed_where_owners_are_recorded_there_is_the_old_or_the_new() {
+    every_call(RECORDED, &[Effect::Kill], CHANGING);
 }
 
 #[test]
 fn failing_at_every_call_there_is_the_old_or_the_new() {
-    every_call(false, &[Effect::Fail("EIO")], &[CHANGING, READING].concat());
+    every_call(PLAIN, &[Effect::Fail("EIO")], &[CHANGING, READING].concat());
 }
