@@ -477,12 +477,16 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
         .at
         .rename(source.name, &target.at, target.name, flags)
     {
-        Err(error) if hide && (error.is(Errno::INVAL) || error.is_unsupported()) => {
+        Err(error)
+            if hide
+                && (error.is(Errno::INVAL) || error.is(Errno::PERM) || error.is_unsupported()) =>
+        {
             let flags = RenameFlags::empty();
             let done = source
                 .at
                 .rename(source.name, &target.at, target.name, flags);
-            // A file system that can't do both in one step: a crash in between lets the lower file show again.
+            // A file system that can't do both in one step, or a kernel (before 5.8) where a plain user may not: a crash
+            // in between lets the lower file show again.
             done.and_then(|()| {
                 let hidden = upper.hide(&source.at, source.name);
                 hidden.inspect_err(|_| {
