@@ -96,7 +96,7 @@ fn unmounting_waits_for_who_uses_the_union() {
         file.write_all(b" and more").unwrap();
         file.sync_all().unwrap();
         drop(file);
-        world.unmount();
+        assert!(world.ended().success());
         assert_eq!(fs::read(world.upper("file")).unwrap(), b"content and more");
     });
 }

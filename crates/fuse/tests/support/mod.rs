@@ -182,6 +182,12 @@ impl World {
         server.wait().unwrap()
     }
 
+    /// Waits until the server ends by itself, and returns how it did.
+    pub fn ended(&mut self) -> std::process::ExitStatus {
+        let mut server = self.server.take().expect("it is mounted");
+        server.wait().unwrap()
+    }
+
     /// Kills the server and takes the dead mount away.
     pub fn crash(&mut self) {
         let mut server = self.server.take().expect("it is mounted");
