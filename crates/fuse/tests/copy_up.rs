@@ -311,7 +311,9 @@ fn numbers_never_change() {
         assert!(before.iter().all(|identity| identity.0 == dev));
         let check = |world: &World, names: [&str; 6], when: &str| {
             for (name, before) in names.iter().zip(before) {
-                let (_, ino, _) = identity(world.at(name));
+                let (dev, ino, _) = identity(world.at(name));
+                let one = identity(world.at("")).0;
+                assert_eq!(dev, one, "{name} {when}: one device for all");
                 // No user.* xattr can be set on a symbolic link, so a plain user's has nowhere to keep its number.
                 let forgets = world.is_user && *name == "link2" && when.contains("remount");
                 if !forgets {
