@@ -73,7 +73,8 @@ fn in_the_foreground_it_serves_until_it_is_told_to_end() {
     let Some(world) = World::new() else { return };
     let merged = world.at("merged");
     let mut serving = Command::new(VELLUM)
-        .args(["overlay", "--foreground", "-o", &world.options()])
+        .args(["overlay", "--foreground", "-o"])
+        .arg(world.options() + ",threads=5")
         .arg(&merged)
         .spawn()
         .unwrap();
@@ -83,6 +84,11 @@ fn in_the_foreground_it_serves_until_it_is_told_to_end() {
     }
     world.scratch.adopt_mount(&merged);
     fs::write(merged.join("new"), "x").unwrap();
+    let workers = fs::read_dir(format!("/proc/{}/task", serving.id())).unwrap();
+    let workers = workers
+        .map(|task| read(&task.unwrap().path().join("comm")))
+        .filter(|name| name == "vellum-worker\n");
+    assert_eq!(workers.count(), 5);
     let pid = rustix::process::Pid::from_child(&serving);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(serving.wait().unwrap().success());

@@ -69,6 +69,8 @@ pub struct MountOptions {
     pub writeback: bool,
     /// fsync(2) syncs nothing.
     pub no_fsync: bool,
+    /// How many threads answer as a rule; more are started while all of them wait. `None`: as many as suit the machine.
+    pub workers: Option<usize>,
     /// Flags of the mount.
     pub flags: MountFlags,
     /// Other options of the kernel, as `name` or `name=value`: `context` and its kin.
@@ -91,6 +93,7 @@ impl Default for MountOptions {
             open: OpenMode::Free,
             writeback: false,
             no_fsync: false,
+            workers: None,
             flags: MountFlags::default(),
             extra: Vec::new(),
             mounter: Mounter::Any,

@@ -59,13 +59,18 @@ pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Se
     tracing::debug!(%agreed, "connected");
     let ops = Arc::new(Ops::new(engine, agreed, options, &channel));
     let counters = Arc::new(Counters::default());
-    let cpus = std::thread::available_parallelism().map_or(FEWEST_WORKERS, usize::from);
+    let usual = match options.workers {
+        Some(wished) => wished.clamp(1, MOST_USUAL_WORKERS),
+        None => std::thread::available_parallelism()
+            .map_or(FEWEST_WORKERS, usize::from)
+            .clamp(FEWEST_WORKERS, MOST_USUAL_WORKERS),
+    };
     let workers = Workers::start(
         Arc::clone(&ops),
         channel,
         agreed.dialect,
         Arc::clone(&counters),
-        cpus.clamp(FEWEST_WORKERS, MOST_USUAL_WORKERS),
+        usual,
     )?;
     match mount.attach(&target) {
         Ok(unmounter) => Ok(Session {
