@@ -122,8 +122,8 @@ fn a_second_signal_cuts_the_connection() {
 }
 
 #[test]
-fn a_killed_server_leaves_what_was_synced() {
-    everywhere("a_killed_server_leaves_what_was_synced", |world| {
+fn a_killed_server_leaves_what_was_written() {
+    everywhere("a_killed_server_leaves_what_was_written", |world| {
         world.put("file", "old");
         world.mount();
         fs::write(world.at("file"), "new").unwrap();
