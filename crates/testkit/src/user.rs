@@ -102,7 +102,14 @@ impl PlainUser {
         let device = self.etc.join("fuse-device");
         let mode = Mode::from_raw_mode(0o666);
         let made = Path::new("/dev/fuse").exists()
-            && mknodat(CWD, &device, FileType::CharacterDevice, mode, makedev(10, 229)).is_ok();
+            && mknodat(
+                CWD,
+                &device,
+                FileType::CharacterDevice,
+                mode,
+                makedev(10, 229),
+            )
+            .is_ok();
         if made {
             let open = std::fs::Permissions::from_mode(0o666);
             std::fs::set_permissions(&device, open).expect("the device's mode");
