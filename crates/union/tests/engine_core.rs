@@ -382,7 +382,7 @@ fn nodes_are_gone_when_forgotten() {
 #[test]
 fn a_directory_of_a_million_names() {
     let Some(rig) = Rig::new(1) else { return };
-    let count = match std::env::var("VELLUM_LARGE") {
+    let count = match std::env::var("VELLUM_SLOW") {
         Ok(_) => 1_000_000,
         Err(_) => 30_000,
     };
@@ -431,7 +431,7 @@ fn resident_kib() -> u64 {
 #[test]
 fn memory_is_given_back() {
     let Some(rig) = Rig::new(1) else { return };
-    let (dirs, files) = match std::env::var("VELLUM_LARGE") {
+    let (dirs, files) = match std::env::var("VELLUM_SLOW") {
         Ok(_) => (1000, 1000),
         Err(_) => (100, 1000),
     };
