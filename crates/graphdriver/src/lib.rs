@@ -1,0 +1,1 @@
+//! Docker's graph driver plugin protocol: HTTP in, verbs of `service` out. It translates and never decides.
