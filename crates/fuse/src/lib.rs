@@ -21,6 +21,7 @@ mod ops;
 mod options;
 mod passthrough;
 mod session;
+mod tidy;
 pub mod wire;
 mod workers;
 

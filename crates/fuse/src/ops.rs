@@ -13,7 +13,6 @@ mod list;
 mod names;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -25,6 +24,7 @@ use crate::errno::{errno, is_everyday};
 use crate::negotiate::Agreed;
 use crate::options::MountOptions;
 use crate::passthrough::{Passthrough, node_of};
+use crate::tidy::Tidy;
 use crate::wire::flags::open;
 use crate::wire::reply::{self, Reply};
 use crate::wire::{Header, Op, Request};
@@ -39,12 +39,8 @@ pub(crate) struct Ops {
     timeout: Duration,
     no_fsync: bool,
     passthrough: Option<Passthrough>,
-    /// Nodes the kernel gave back since memory was given back to the machine.
-    forgotten: AtomicU64,
+    tidy: Tidy,
 }
-
-/// After so many nodes memory is given back: less than 32 MiB of it is waiting then.
-const FORGOTTEN_MAX: u64 = 1 << 14;
 
 /// Why a request is answered with an error.
 #[derive(Debug)]
@@ -70,22 +66,22 @@ impl From<Errno> for Failure {
 type Answer<T = ()> = Result<T, Failure>;
 
 impl Ops {
-    /// `device` is where backing files are registered.
+    /// `device` is where backing files are registered. Errors: there can't be a thread more.
     pub fn new(
         engine: Engine,
         agreed: Agreed,
         options: &MountOptions,
         device: &Arc<Channel>,
-    ) -> Ops {
+    ) -> vellum_sys::Result<Ops> {
         let through = agreed.passthrough;
-        Ops {
+        Ok(Ops {
             passthrough: through.then(|| Passthrough::new(Arc::clone(device))),
             engine,
             agreed,
             timeout: options.timeout,
             no_fsync: options.no_fsync,
-            forgotten: AtomicU64::new(0),
-        }
+            tidy: Tidy::start(vellum_sys::memory::give_back)?,
+        })
     }
 
     /// Gives the engine back, to be closed.
@@ -99,7 +95,7 @@ impl Ops {
         match request.op {
             Op::Lookup { name } => self.lookup(node, name, reply),
             Op::GetAttr => self.get_attr(node, reply),
-            Op::SetAttr(set) => self.set_attr(node, &set, caller(header, 0), reply),
+            Op::SetAttr(set) => self.set_attr(node, &set, reply),
             Op::ReadLink => self.read_link(node, reply),
             Op::Symlink { name, target } => self.symlink(header, name, target, reply),
             Op::MkNod {
@@ -232,11 +228,7 @@ impl Serve for Ops {
             Op::BatchForget(forgets) => forgets.for_each(|(node, count)| forget(node, count)),
             _ => {}
         }
-        let before = self.forgotten.fetch_add(nodes, Ordering::Relaxed);
-        if before + nodes >= FORGOTTEN_MAX {
-            self.forgotten.store(0, Ordering::Relaxed);
-            vellum_sys::fuse_dev::give_memory_back();
-        }
+        self.tidy.freed(nodes);
     }
 }
 

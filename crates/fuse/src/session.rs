@@ -57,7 +57,7 @@ pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Se
     let channel = Arc::new(Channel::new(device));
     let agreed = handshake(&channel, Wishes::of(options, engine.is_limited()))?;
     tracing::debug!(%agreed, "connected");
-    let ops = Arc::new(Ops::new(engine, agreed, options, &channel));
+    let ops = Arc::new(Ops::new(engine, agreed, options, &channel)?);
     let counters = Arc::new(Counters::default());
     let usual = match options.workers {
         Some(wished) => wished.clamp(1, MOST_USUAL_WORKERS),

@@ -3,9 +3,9 @@
 mod support;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -166,18 +166,23 @@ fn memory_returns_when_the_kernel_forgets() {
         let slow = std::env::var_os("VELLUM_SLOW").is_some();
         let dirs = if slow { 1000 } else { 60 };
         for dir in 0..dirs {
-            fs::create_dir(world.lower(format!("{dir}"))).unwrap();
+            let path = world.lower(format!("{dir}"));
+            fs::create_dir(&path).unwrap();
+            let dir = File::open(path).unwrap();
             for file in 0..1000 {
-                File::create(world.lower(format!("{dir}/{file}"))).unwrap();
+                let kind = rustix::fs::FileType::RegularFile;
+                let mode = rustix::fs::Mode::from_raw_mode(0o644);
+                rustix::fs::mknodat(&dir, format!("{file}"), kind, mode, 0).unwrap();
             }
         }
         world.mount();
         let pid = world.server_pid();
-        let resident_kib = || {
+        // Its own memory: the program's text is the page cache's, and in a debug build large.
+        let own_kib = || {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
             let line = status
                 .lines()
-                .find(|line| line.starts_with("VmRSS"))
+                .find(|line| line.starts_with("RssAnon"))
                 .unwrap();
             line.split_whitespace()
                 .nth(1)
@@ -185,30 +190,33 @@ fn memory_returns_when_the_kernel_forgets() {
                 .parse::<u64>()
                 .unwrap()
         };
-        let before = resident_kib();
-        let found = Command::new("find")
+        let before = own_kib();
+        let mut found = Command::new("find")
             .arg(world.at(""))
             .args(["-printf", "%s\n"])
-            .output()
+            .stdout(Stdio::piped())
+            .spawn()
             .unwrap();
-        let lines = found.stdout.iter().filter(|&&byte| byte == b'\n').count();
-        assert_eq!(lines, dirs * 1001 + 1);
-        let between = resident_kib();
-        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-        // FORGETs come one after the other.
-        let deadline = Instant::now() + Duration::from_secs(15);
-        let mut after = resident_kib();
-        while after > before + (32 << 10) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(50));
+        let lines = BufReader::new(found.stdout.take().unwrap()).lines();
+        assert_eq!(lines.count(), dirs * 1001 + 1);
+        assert!(found.wait().unwrap().success());
+        let between = own_kib();
+        assert!(between > before + (dirs as u64 * 1000 * 128 >> 10));
+        // The kernel forgets file by file, a directory after what is in it, and the server hears of it one by one: how long that takes is
+        // no matter, where it ends is. Half of what is promised, so that the test is not decided by a page.
+        let deadline = Instant::now() + Duration::from_secs(600);
+        let mut after = between;
+        while after > before + (16 << 10) && Instant::now() < deadline {
             fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
-            after = resident_kib();
+            std::thread::sleep(Duration::from_millis(300));
+            after = own_kib();
         }
         eprintln!(
             "{} files: {before} KiB, {between} KiB, {after} KiB",
             dirs * 1001
         );
         assert!(
-            after <= before + (32 << 10),
+            after <= before + (16 << 10),
             "{before} KiB, {between} KiB, {after} KiB"
         );
     });

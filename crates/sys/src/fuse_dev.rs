@@ -96,15 +96,6 @@ pub fn serve_writeback() -> Result<()> {
     }
 }
 
-/// Gives memory that was freed back to the machine, as far as the allocator can. Takes milliseconds.
-pub fn give_memory_back() {
-    // SAFETY: malloc_trim takes a number and may be called at any time; what it releases is not in use.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 fn last(op: &'static str, path: impl AsRef<Path>) -> Error {
     Error::new(op, path.as_ref(), std::io::Error::last_os_error())
 }

@@ -63,7 +63,7 @@ fn resize(engine: &Engine, node: NodeId, size: u64) {
         size_bytes: Some(size),
         ..SetAttr::default()
     };
-    engine.set_attr(node, &change, &ROOT).unwrap();
+    engine.set_attr(node, &change).unwrap();
 }
 
 /// A lower file of `size` bytes, none of them zero.
@@ -896,7 +896,7 @@ fn a_renamed_or_changed_file_keeps_its_blocks() {
         mode: Some(0o600),
         ..SetAttr::default()
     };
-    engine.set_attr(node, &change, &ROOT).unwrap();
+    engine.set_attr(node, &change).unwrap();
     engine.write(node, 150_000, b"new", false).unwrap();
     bytes[150_000..150_003].copy_from_slice(b"new");
     assert!(is_unsettled(&rig.upper.join("dir/f")));

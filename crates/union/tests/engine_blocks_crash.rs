@@ -19,15 +19,10 @@ use vellum_testkit::fault::{self, Effect};
 use vellum_testkit::rng::Rng;
 use vellum_testkit::{FsKind, untested};
 use vellum_union::engine::{
-    Caller, Durability, Engine, EngineOptions, NodeId, SetAttr, SettleOptions, Settled, settle,
+    Durability, Engine, EngineOptions, NodeId, SetAttr, SettleOptions, Settled, settle,
 };
 use vellum_union::{Dialect, DirLayer, Layer, Result};
 
-const ROOT: Caller = Caller {
-    uid: 0,
-    gid: 0,
-    umask: 0o022,
-};
 const SIZE: usize = 200_001;
 const PUNCH: u32 = 3;
 
@@ -101,7 +96,7 @@ impl Step {
                     size_bytes: Some(size),
                     ..SetAttr::default()
                 };
-                engine.set_attr(node, &change, &ROOT).map(drop)
+                engine.set_attr(node, &change).map(drop)
             }
             Step::Punch(at, length) => engine.fallocate(node, PUNCH, at, length),
             Step::Sync => engine.sync(node, true),

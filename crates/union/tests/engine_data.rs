@@ -14,16 +14,10 @@ use vellum_sys::Cancel;
 use vellum_testkit::FsKind;
 use vellum_testkit::rng::Rng;
 use vellum_union::engine::{
-    Caller, Durability, Engine, EngineOptions, Limit, NodeId, SetAttr, SettleOptions, Whence,
-    settle,
+    Durability, Engine, EngineOptions, Limit, NodeId, SetAttr, SettleOptions, Whence, settle,
 };
 use vellum_union::{Dialect, DirLayer, Error, Layer, Records, Refusal};
 
-const ROOT: Caller = Caller {
-    uid: 0,
-    gid: 0,
-    umask: 0o022,
-};
 const KEEP_SIZE: u32 = 1;
 const PUNCH: u32 = 2 | KEEP_SIZE;
 const ZERO: u32 = 16;
@@ -82,7 +76,7 @@ fn resize(engine: &Engine, node: NodeId, size: u64) {
         size_bytes: Some(size),
         ..SetAttr::default()
     };
-    let attr = engine.set_attr(node, &change, &ROOT).unwrap();
+    let attr = engine.set_attr(node, &change).unwrap();
     assert_eq!(attr.size_bytes, size);
 }
 

@@ -123,9 +123,7 @@ fn by_engine(user: &User<'_>, op: &Op) -> Result<(), Error> {
                 size_bytes: Some(*size),
                 ..SetAttr::default()
             };
-            user.engine
-                .set_attr(held.node, &change, &user.caller)
-                .map(drop)
+            user.engine.set_attr(held.node, &change).map(drop)
         }
         Op::Append(path, byte) => {
             let held = user.find(path)?;

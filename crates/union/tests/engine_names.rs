@@ -126,7 +126,7 @@ fn what_is_new_is_as_the_directory_says() {
                 mode: Some(0o2777),
                 ..SetAttr::default()
             };
-            engine.set_attr(dir.node, &change, &user.caller).unwrap();
+            engine.set_attr(dir.node, &change).unwrap();
             if with_acl {
                 engine
                     .set_xattr(dir.node, default, &acl, SetMode::Any)

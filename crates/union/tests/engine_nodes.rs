@@ -23,7 +23,7 @@ fn use_without_a_name(u: &User<'_>, path: &str) {
     let attr = engine.attr(held.node).unwrap();
     assert_eq!((attr.ino, attr.nlink), (before.ino, 0), "{path}");
     assert_eq!(read_all(engine, held.node).unwrap(), content, "{path}");
-    let set = |change: SetAttr| engine.set_attr(held.node, &change, &ROOT).unwrap();
+    let set = |change: SetAttr| engine.set_attr(held.node, &change).unwrap();
     let mode = Some(0o640);
     assert_eq!(
         set(SetAttr {

@@ -398,7 +398,7 @@ impl Ours {
                     ..SetAttr::default()
                 };
                 let node = self.held[*index];
-                self.engine.set_attr(node, &change, &who.caller).map(drop)
+                self.engine.set_attr(node, &change).map(drop)
             }
             Op::DropHeld(index) => {
                 let node = self.held.swap_remove(*index);
@@ -440,7 +440,7 @@ fn truncate(who: &User<'_>, node: NodeId, size: u64) -> Result<(), Error> {
         size_bytes: Some(size),
         ..SetAttr::default()
     };
-    who.engine.set_attr(node, &change, &who.caller).map(drop)
+    who.engine.set_attr(node, &change).map(drop)
 }
 
 /// As `rm -r` does it.

@@ -159,8 +159,6 @@ fn a_big_copy_holds_up_nobody() {
         mode: Some(0o711),
         ..SetAttr::default()
     };
-    engine
-        .set_attr(NodeId::ROOT, &root, &user(&engine).caller)
-        .unwrap();
+    engine.set_attr(NodeId::ROOT, &root).unwrap();
     rig.agree(engine);
 }

@@ -6,9 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::io::Errno;
 use vellum_sys::Timespec;
 use vellum_sys::xattr::SetMode;
-use vellum_union::engine::{Caller, NodeId, SetAttr, SetTime};
+use vellum_union::engine::{NodeId, SetAttr, SetTime};
 
-use super::{Answer, Ops, attr, caller};
+use super::{Answer, Ops, attr};
 use crate::passthrough::node_of;
 use crate::wire::Header;
 use crate::wire::flags::setattr;
@@ -30,10 +30,9 @@ impl Ops {
         &self,
         node: NodeId,
         set: &request::SetAttr,
-        caller: Caller,
         reply: &mut Reply<'_>,
     ) -> Answer {
-        let now = self.engine.set_attr(node, &wanted(set), &caller)?;
+        let now = self.engine.set_attr(node, &wanted(set))?;
         reply.attr_for(self.timeout, &attr(&now));
         Ok(())
     }
@@ -75,7 +74,7 @@ impl Ops {
                     mode: Some(mode & !SETGID),
                     ..SetAttr::default()
                 };
-                self.engine.set_attr(node, &set, &caller(header, 0))?;
+                self.engine.set_attr(node, &set)?;
             }
         }
         Ok(self.engine.set_xattr(node, name, value, mode)?)

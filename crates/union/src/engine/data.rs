@@ -22,7 +22,7 @@ use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode};
 use crate::engine::options::Durability;
 use crate::engine::place::{Bytes, open_upper};
 use crate::engine::records;
-use crate::engine::request::{Caller, NodeId, SetAttr, Whence};
+use crate::engine::request::{NodeId, SetAttr, Whence};
 use crate::engine::set_attr::without_privileges;
 use crate::engine::{Engine, Upper};
 use crate::layer::Records;
@@ -422,12 +422,7 @@ impl Engine {
             clear_privileges: true,
             ..SetAttr::default()
         };
-        let nobody = Caller {
-            uid: 0,
-            gid: 0,
-            umask: 0,
-        };
-        self.set_attr(node.id, &change, &nobody).map(drop)
+        self.set_attr(node.id, &change).map(drop)
     }
 
     /// Reserves room for what changing `start..end` of a file can allocate.

@@ -16,7 +16,7 @@ use crate::engine::copy_up::What;
 use crate::engine::ids::{CAPABILITY, map_capability};
 use crate::engine::nodes::{LiveNode, State};
 use crate::engine::records::{self, Kept};
-use crate::engine::request::{Attr, Caller, NodeId, SetAttr, SetTime};
+use crate::engine::request::{Attr, NodeId, SetAttr, SetTime};
 use crate::engine::{Engine, Upper};
 use crate::layer::{Layer, Records};
 use crate::{Refusal, Result};
@@ -31,7 +31,7 @@ impl Engine {
     /// The order is size, owner, mode, times, so that none undoes another. Errors: [`Refusal::UnmappedId`],
     /// [`Refusal::IsADirectory`] and [`Refusal::Invalid`] for a size of what has none, [`Refusal::ReadOnly`], `Io`; a
     /// part may have been changed then.
-    pub fn set_attr(&self, id: NodeId, change: &SetAttr, caller: &Caller) -> Result<Attr> {
+    pub fn set_attr(&self, id: NodeId, change: &SetAttr) -> Result<Attr> {
         let upper = self.upper()?;
         let node = self.node(id)?;
         let uid = change.uid.map(|id| self.ids.uid_stored(id)).transpose()?;
@@ -43,8 +43,6 @@ impl Engine {
                 _ => return Err(Refusal::Invalid.into()),
             }
         }
-        // Who may is decided; only what is new belongs to the caller.
-        let _ = caller;
         let times = (new_time(change.atime), new_time(change.mtime));
         let of_owner = uid.is_some() || gid.is_some() || change.mode.is_some();
         // On a directory the bits are no privileges.

@@ -247,7 +247,7 @@ impl<'a> User<'a> {
             size_bytes: Some(0),
             ..SetAttr::default()
         };
-        self.engine.set_attr(held.node, &truncated, &self.caller)?;
+        self.engine.set_attr(held.node, &truncated)?;
         if !content.is_empty() {
             self.engine.write(held.node, 0, content.as_bytes(), false)?;
         }
@@ -294,7 +294,7 @@ impl<'a> User<'a> {
 
     pub fn set(&self, path: impl AsRef<Path>, change: SetAttr) -> Result<Attr> {
         let held = self.find(path)?;
-        self.engine.set_attr(held.node, &change, &self.caller)
+        self.engine.set_attr(held.node, &change)
     }
 
     pub fn chmod(&self, path: impl AsRef<Path>, mode: u32) -> Result<Attr> {

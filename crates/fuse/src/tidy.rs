@@ -1,0 +1,133 @@
+//! Memory goes back to the machine once the kernel has forgotten many files.
+//!
+//! Freed memory stays with the allocator, and a page goes back only when nothing on it is in use. While nodes are being
+//! forgotten, those that are left lie scattered over nearly all pages; so what counts is to give back once more when it
+//! is over. A thread of its own waits for that: it sleeps until enough was forgotten to be worth it, then until
+//! nothing more comes, or very much has come. No request waits for it.
+//!
+//! It must not know what was forgotten. Lock: its own, never held while memory is given back.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Fewer nodes than this are not worth the work: at worst each of them keeps one page, 4 MiB in all.
+const WORTH: u64 = 1 << 10;
+/// After so many it is done although more are coming.
+const MANY: u64 = 1 << 16;
+/// Nothing forgotten for so long: it is over.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// The thread that gives memory back.
+#[derive(Debug)]
+pub(crate) struct Tidy {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Nodes forgotten since memory was given back.
+    freed: AtomicU64,
+    over: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Tidy {
+    /// Starts the thread; `give_back` is what it calls. Errors: there can't be a thread.
+    pub fn start(give_back: fn()) -> vellum_sys::Result<Tidy> {
+        let shared = Arc::new(Shared::default());
+        let own = Arc::clone(&shared);
+        let name = "vellum-tidy";
+        let thread = std::thread::Builder::new()
+            .name(String::from(name))
+            .spawn(move || own.work(give_back))
+            .map_err(|error| vellum_sys::Error::new("start the thread", name, error))?;
+        Ok(Tidy {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Notes that `nodes` were forgotten.
+    pub fn freed(&self, nodes: u64) {
+        let before = self.shared.freed.fetch_add(nodes, Ordering::Relaxed);
+        if before < WORTH && before + nodes >= WORTH {
+            let _held = self.shared.lock();
+            self.shared.wake.notify_one();
+        }
+    }
+}
+
+impl Drop for Tidy {
+    fn drop(&mut self) {
+        *self.shared.lock() = true;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // It has no result, and a panic in it was told already.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self, give_back: fn()) {
+        let mut pause = QUIET;
+        let mut over = self.lock();
+        while !*over {
+            let before = self.freed.load(Ordering::Relaxed);
+            if before < WORTH {
+                over = self.wake.wait(over).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let waited = self.wake.wait_timeout(over, pause);
+            over = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let now = self.freed.load(Ordering::Relaxed);
+            if *over || now != before && now < MANY {
+                continue;
+            }
+            drop(over);
+            self.freed.fetch_sub(now, Ordering::Relaxed);
+            let begun = Instant::now();
+            give_back();
+            // However large the heap is, most of the time goes to requests.
+            pause = QUIET.max(begun.elapsed() * 4);
+            over = self.lock();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static GIVEN: AtomicU64 = AtomicU64::new(0);
+
+    #[test]
+    fn memory_is_given_back_when_it_is_over() {
+        let tidy = Tidy::start(|| {
+            GIVEN.fetch_add(1, Ordering::SeqCst);
+        })
+        .unwrap();
+        let wait_for = |count| {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while GIVEN.load(Ordering::SeqCst) < count && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(GIVEN.load(Ordering::SeqCst), count);
+        };
+        tidy.freed(WORTH - 1);
+        std::thread::sleep(QUIET * 3);
+        wait_for(0);
+        tidy.freed(1);
+        wait_for(1);
+        tidy.freed(WORTH);
+        wait_for(2);
+        drop(tidy);
+    }
+}
