@@ -17,11 +17,13 @@ use vellum_service::config::{Driver, Engine, MountMethod, parse_size};
 mod container;
 mod image;
 mod overlay;
+mod serve;
 mod store;
 
 pub use container::*;
 pub use image::*;
 pub use overlay::*;
+pub use serve::*;
 pub use store::*;
 
 /// Layered storage for containers: images in, writable root file systems out.
@@ -146,6 +148,10 @@ pub enum Command {
     /// Make layers of layers: merge, squash, convert
     #[command(subcommand)]
     Layer(Layer),
+
+    /// Serve other programs: Docker
+    #[command(subcommand)]
+    Serve(Serve),
 
     /// Show driver, file system, kernel features, limits and settings
     Info(Info),

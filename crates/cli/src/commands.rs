@@ -10,6 +10,7 @@ pub mod container;
 pub mod image;
 pub mod overlay;
 pub mod run;
+pub mod serve;
 pub mod shell;
 pub mod store;
 pub mod union;
@@ -54,9 +55,11 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Why(a) => store::why(ctx, a),
         Command::Config(a) => config::config(ctx, a),
         // Handled at the start, before there is a context.
-        Command::Unshare(_) | Command::Overlay(_) | Command::Completions(_) | Command::Man(_) => {
-            Ok(DONE)
-        }
+        Command::Serve(_)
+        | Command::Unshare(_)
+        | Command::Overlay(_)
+        | Command::Completions(_)
+        | Command::Man(_) => Ok(DONE),
     }
 }
 

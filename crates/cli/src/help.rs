@@ -22,6 +22,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "bundle", "volume",
         ],
     ),
+    ("Other programs", &["serve"]),
     ("Unions", &["overlay", "settle", "cat", "explain", "layer"]),
     (
         "Store",
@@ -252,6 +253,17 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
         "completions",
         "  vellum completions bash > /etc/bash_completion.d/vellum
   vellum completions fish > ~/.config/fish/completions/vellum.fish",
+    ),
+    (
+        "serve",
+        "  vellum serve docker
+  vellum serve docker --root /data/vellum",
+    ),
+    (
+        "serve docker",
+        "  vellum serve docker                     then: dockerd --experimental --storage-driver=vellum
+  vellum serve docker --root /data/vellum --storage-driver native
+  vellum serve docker --socket /run/docker/plugins/fast.sock --engine vellum",
     ),
     ("man", "  vellum man /usr/local/share/man/man1"),
 ];

@@ -12,7 +12,7 @@ use vellum_service::overlay::daemon;
 use vellum_service::progress::{Progress, Silent};
 use vellum_service::{Cancel, Context, rootless};
 
-use crate::args::{Cli, Command, Global};
+use crate::args::{Cli, Command, Global, Serve};
 use crate::bars::Bars;
 use crate::commands::overlay::Started;
 use crate::exit_code::{self, Failure};
@@ -109,6 +109,17 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
     if let Command::Unshare(u) = &cli.command {
         return commands::shell::unshare(u, &config);
     }
+    let cli = match cli.command {
+        // Servers end by their own rules and take the context with them.
+        Command::Serve(serve) => {
+            logging("info");
+            let ctx = Context::new(config, Cancel::new(), Arc::new(Silent));
+            return match serve {
+                Serve::Docker(docker) => commands::serve::docker(ctx, docker),
+            };
+        }
+        command => Cli { command, ..cli },
+    };
     logging("warn");
     let cancel = signals(&cli.command)?;
     let progress: Arc<dyn Progress> = if cli.global.quiet {

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vellum_store::{ContainerRecord, Shape};
+use vellum_store::{ContainerRecord, Shape, TreeParts};
 use vellum_union::{Changes, Form};
 
 use crate::context::Context;
@@ -42,7 +42,11 @@ pub fn diff(ctx: &Context, name: &str, mut line: impl FnMut(Line) -> Result<()>)
 
 /// Returns the changes of a container against what it stands on.
 pub fn changes(ctx: &Context, record: &ContainerRecord, form: Form) -> Result<Changes> {
-    let parts = container::parts(ctx, record)?;
+    of_parts(&container::parts(ctx, record)?, form)
+}
+
+/// Returns the changes of a tree against what it stands on.
+pub(crate) fn of_parts(parts: &TreeParts, form: Form) -> Result<Changes> {
     Ok(match &parts.shape {
         Shape::Plain {
             root,
@@ -55,6 +59,6 @@ pub fn changes(ctx: &Context, record: &ContainerRecord, form: Form) -> Result<Ch
         Shape::Plain {
             root, base: None, ..
         } => vellum_union::changes(&container::plain_stack(root)?, form)?,
-        Shape::Overlay(_) => vellum_union::changes(&container::stack(&parts)?, form)?,
+        Shape::Overlay(_) => vellum_union::changes(&container::stack(parts)?, form)?,
     })
 }

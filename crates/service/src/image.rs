@@ -12,6 +12,7 @@ use vellum_image::{Digest, Reference};
 
 mod change;
 mod commit;
+mod fill;
 mod history;
 mod import;
 mod inspect;
@@ -29,6 +30,7 @@ mod unpack;
 
 pub use change::apply_changes;
 pub use commit::{CommitRequest, commit, tar as changes_tar};
+pub(crate) use fill::fill_on;
 pub use history::{HistoryEntry, history};
 pub use import::{ImportRequest, ImportSource, import};
 pub use inspect::inspect_image;
@@ -78,7 +80,7 @@ fn platform(text: Option<&str>) -> Result<vellum_image::Platform> {
 }
 
 /// The image room's digest as the store's. Both are parsed types of the same text.
-fn to_store(digest: &Digest) -> vellum_store::Digest {
+pub(crate) fn to_store(digest: &Digest) -> vellum_store::Digest {
     digest
         .to_string()
         .parse()

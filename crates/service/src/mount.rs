@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vellum_store::{ContainerRecord, DriverKind, Shape, TreeParts};
+use vellum_store::{ContainerRecord, DriverKind, Shape, SnapshotKey, TreeParts};
 use vellum_sys::Dir;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::mount::{self, BindOptions, Detach, MountError};
@@ -87,9 +87,9 @@ pub fn mount_locked(
             } else {
                 make_merged(&merged)?;
                 // Where the target gets it read-only, the mount itself stays writable.
-                Some(mount_at(
+                Some(mount_tree(
                     ctx,
-                    record,
+                    (&record.snapshot, &record.name),
                     &parts,
                     &merged,
                     read_only && target.is_none(),
@@ -144,7 +144,7 @@ fn is_read_only(place: &Path) -> Result<bool> {
         .is_some_and(|m| m.mount_point == place && m.is_read_only()))
 }
 
-fn make_merged(merged: &Path) -> Result<()> {
+pub(crate) fn make_merged(merged: &Path) -> Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(merged) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
@@ -152,9 +152,12 @@ fn make_merged(merged: &Path) -> Result<()> {
     }
 }
 
-fn mount_at(
+/// Mounts the tree of a snapshot at `target`, a directory. The name is for messages.
+///
+/// The caller holds the lock of whatever the snapshot belongs to, and has seen that it is not mounted there.
+pub(crate) fn mount_tree(
     ctx: &Context,
-    record: &ContainerRecord,
+    (snapshot, name): (&SnapshotKey, &str),
     parts: &TreeParts,
     target: &Path,
     read_only: bool,
@@ -173,10 +176,10 @@ fn mount_at(
             container::adopt_root(parts, None)?;
         }
         // Before the mount: from then on the upper may carry the marks.
-        ctx.store()?.record_features(&record.snapshot, *features)?;
+        ctx.store()?.record_features(snapshot, *features)?;
     }
     let done = match execute(ctx, &planned, target) {
-        Err(Error::Mount(error)) => Err(explain(error, parts, &record.name)),
+        Err(Error::Mount(error)) => Err(explain(error, parts, name)),
         done => done,
     };
     if done.is_err() && parts.driver == DriverKind::Overlay2 {
@@ -414,7 +417,7 @@ pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Re
 }
 
 /// Waits until the process that served the mount has written everything and let go of the upper: the next mount would find it taken.
-fn wait_for_engine(upper: &Path) {
+pub(crate) fn wait_for_engine(upper: &Path) {
     const PATIENCE: Duration = Duration::from_secs(30);
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
@@ -453,7 +456,7 @@ fn take_away(place: &Path, force: bool, name: &str) -> Result<()> {
 }
 
 /// Names some processes whose working directory, root or open files are on the mount at `place`.
-fn users(place: &Path) -> String {
+pub(crate) fn users(place: &Path) -> String {
     let mut found = BTreeSet::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = process

@@ -402,6 +402,14 @@ impl Store {
         self.read(|tx| Ok(rows::find(tx, key)?.is_some()))
     }
 
+    /// Returns one of the snapshots that stand on `key`, if any does. Errors: `NotFound`.
+    pub fn child(&self, key: &SnapshotKey) -> Result<Option<SnapshotKey>> {
+        self.read(|tx| {
+            let row = rows::get(tx, key)?;
+            Ok(rows::children(tx, row.id)?.1)
+        })
+    }
+
     /// Changes labels; `updated` becomes now. Durable on return. Errors: `NotFound`.
     pub fn update(&self, key: &SnapshotKey, changes: &[LabelChange]) -> Result<Info> {
         self.change(key, |record| {

@@ -11,6 +11,7 @@
 //! * an error carries the operation and the path it was about; outcomes a caller expects are values.
 
 pub mod acting;
+pub mod activation;
 pub mod cancel;
 pub mod copy;
 pub mod data;

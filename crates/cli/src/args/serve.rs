@@ -1,0 +1,20 @@
+//! Arguments of `serve`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueHint};
+
+/// `serve`
+#[derive(Debug, Subcommand)]
+pub enum Serve {
+    /// Be the graph driver plugin of a Docker daemon, up to Docker 27
+    Docker(ServeDocker),
+}
+
+/// `serve docker`
+#[derive(Debug, Args)]
+pub struct ServeDocker {
+    /// The socket; its name without .sock is the driver's. Not used if systemd hands one over
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/docker/plugins/vellum.sock")]
+    pub socket: PathBuf,
+}

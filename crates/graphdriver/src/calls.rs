@@ -1,0 +1,259 @@
+//! One handler per call. Work that touches the disk runs on threads of its own, so that no call waits for another's.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use vellum_service::Error;
+use vellum_service::graph::Graph;
+use vellum_sys::Cancel;
+
+use crate::bodies;
+use crate::wire::{Activation, CONTENT_TYPE, Capabilities, Init, Reply, Request, text_of};
+
+/// What every call is handed.
+#[derive(Clone)]
+pub struct Shared {
+    /// The driver.
+    pub graph: Arc<Graph>,
+    /// Set when the server must end before its calls do.
+    pub cancel: Cancel,
+}
+
+/// Returns the plugin's calls.
+pub fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/Plugin.Activate", post(activate))
+        .route("/GraphDriver.Init", post(init))
+        .route("/GraphDriver.Capabilities", post(capabilities))
+        .route("/GraphDriver.Create", post(create))
+        .route("/GraphDriver.CreateReadWrite", post(create_read_write))
+        .route("/GraphDriver.Remove", post(remove))
+        .route("/GraphDriver.Get", post(get))
+        .route("/GraphDriver.Put", post(put))
+        .route("/GraphDriver.Exists", post(exists))
+        .route("/GraphDriver.Status", post(status))
+        .route("/GraphDriver.GetMetadata", post(metadata))
+        .route("/GraphDriver.Cleanup", post(cleanup))
+        .route("/GraphDriver.Changes", post(changes))
+        .route("/GraphDriver.DiffSize", post(diff_size))
+        .route("/GraphDriver.Diff", post(bodies::diff))
+        .route(
+            "/GraphDriver.ApplyDiff",
+            post(bodies::apply_diff).layer(DefaultBodyLimit::disable()),
+        )
+        .with_state(shared)
+}
+
+async fn activate() -> Response {
+    json(
+        StatusCode::OK,
+        &Activation {
+            implements: &["GraphDriver"],
+        },
+    )
+}
+
+async fn capabilities() -> Response {
+    let capabilities = Some(Capabilities {
+        reproduces_exact_diffs: true,
+    });
+    json(
+        StatusCode::OK,
+        &Reply {
+            capabilities,
+            ..Reply::default()
+        },
+    )
+}
+
+async fn init(shared: State<Shared>, body: Bytes) -> Response {
+    call(shared, "Init", body, |graph, init: Init| {
+        let options = init.opts.clone().unwrap_or_default();
+        graph.init(&init.home, &options, &init.ranges())?;
+        tracing::info!(home = %init.home.display(), ?options, "a daemon has started");
+        Ok(Reply::default())
+    })
+    .await
+}
+
+async fn create(shared: State<Shared>, body: Bytes) -> Response {
+    call(shared, "Create", body, |graph, request: Request| {
+        graph.create(&request.id, &request.parent, &request.creation(false))?;
+        Ok(Reply::default())
+    })
+    .await
+}
+
+async fn create_read_write(shared: State<Shared>, body: Bytes) -> Response {
+    call(
+        shared,
+        "CreateReadWrite",
+        body,
+        |graph, request: Request| {
+            graph.create(&request.id, &request.parent, &request.creation(true))?;
+            Ok(Reply::default())
+        },
+    )
+    .await
+}
+
+async fn remove(shared: State<Shared>, body: Bytes) -> Response {
+    call(shared, "Remove", body, |graph, request: Request| {
+        graph.remove(&request.id)?;
+        Ok(Reply::default())
+    })
+    .await
+}
+
+async fn get(shared: State<Shared>, body: Bytes) -> Response {
+    call(shared, "Get", body, |graph, request: Request| {
+        let dir: PathBuf = graph.get(&request.id, &request.mount_label)?;
+        Ok(Reply {
+            dir: Some(dir),
+            ..Reply::default()
+        })
+    })
+    .await
+}
+
+async fn put(shared: State<Shared>, body: Bytes) -> Response {
+    call(shared, "Put", body, |graph, request: Request| {
+        graph.put(&request.id)?;
+        Ok(Reply::default())
+    })
+    .await
+}
+
+async fn exists(shared: State<Shared>, body: Bytes) -> Response {
+    call(shared, "Exists", body, |graph, request: Request| {
+        Ok(Reply {
+            exists: Some(graph.exists(&request.id)?),
+            ..Reply::default()
+        })
+    })
+    .await
+}
+
+async fn status(shared: State<Shared>) -> Response {
+    call(shared, "Status", Bytes::new(), |graph, _: Request| {
+        Ok(Reply {
+            status: Some(graph.status()?),
+            ..Reply::default()
+        })
+    })
+    .await
+}
+
+async fn metadata(shared: State<Shared>, body: Bytes) -> Response {
+    call(shared, "GetMetadata", body, |graph, request: Request| {
+        Ok(Reply {
+            metadata: Some(graph.metadata(&request.id)?),
+            ..Reply::default()
+        })
+    })
+    .await
+}
+
+async fn cleanup(shared: State<Shared>) -> Response {
+    call(shared, "Cleanup", Bytes::new(), |graph, _: Request| {
+        graph.cleanup()?;
+        tracing::info!("the daemon has ended");
+        Ok(Reply::default())
+    })
+    .await
+}
+
+async fn changes(shared: State<Shared>, body: Bytes) -> Response {
+    call(shared, "Changes", body, |graph, request: Request| {
+        let changes = graph.changes(&request.id, &request.parent)?;
+        Ok(Reply {
+            changes: Some(changes.into_iter().map(Into::into).collect()),
+            ..Reply::default()
+        })
+    })
+    .await
+}
+
+async fn diff_size(shared: State<Shared>, body: Bytes) -> Response {
+    call(shared, "DiffSize", body, |graph, request: Request| {
+        Ok(Reply {
+            size: Some(graph.diff_size(&request.id, &request.parent)?),
+            ..Reply::default()
+        })
+    })
+    .await
+}
+
+/// Does one call on a thread of its own and logs it. It is finished also if the daemon does not wait for the answer.
+async fn call<Q: DeserializeOwned + Default + Send + 'static>(
+    State(shared): State<Shared>,
+    name: &'static str,
+    body: Bytes,
+    work: impl FnOnce(&Graph, Q) -> Result<Reply, Error> + Send + 'static,
+) -> Response {
+    let question = match parse(&body) {
+        Ok(question) => question,
+        Err(error) => {
+            return refused(
+                name,
+                &format!("what was asked is no JSON of that call: {error}"),
+            );
+        }
+    };
+    let begun = Instant::now();
+    let done = tokio::task::spawn_blocking(move || work(&shared.graph, question)).await;
+    let took_ms = begun.elapsed().as_millis() as u64;
+    match done {
+        Ok(Ok(reply)) => {
+            tracing::debug!(call = name, took_ms, "done");
+            json(StatusCode::OK, &reply)
+        }
+        Ok(Err(error)) => refused(name, &text_of(&error)),
+        Err(_) => refused(name, "the thread that did it died"),
+    }
+}
+
+/// No body at all asks nothing in particular.
+fn parse<Q: DeserializeOwned + Default>(body: &[u8]) -> serde_json::Result<Q> {
+    match body.trim_ascii() {
+        [] => Ok(Q::default()),
+        text => serde_json::from_slice(text),
+    }
+}
+
+/// The answer to a call that failed. Never status 200; see the crate's own page. The one place where errors are logged.
+pub fn refused(name: &'static str, text: &str) -> Response {
+    tracing::warn!(call = name, error = text, "failed");
+    let reply = Reply {
+        err: text.to_owned(),
+        ..Reply::default()
+    };
+    json(StatusCode::INTERNAL_SERVER_ERROR, &reply)
+}
+
+/// A JSON answer.
+pub fn json(status: StatusCode, reply: &impl Serialize) -> Response {
+    match serde_json::to_vec(reply) {
+        Ok(text) => (
+            status,
+            [(header::CONTENT_TYPE, CONTENT_TYPE)],
+            Body::from(text),
+        )
+            .into_response(),
+        // A path that is no text, in a store whose own path is none.
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the answer can't be put into JSON: {error}"),
+        )
+            .into_response(),
+    }
+}

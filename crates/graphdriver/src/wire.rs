@@ -1,0 +1,226 @@
+//! The shapes of questions and answers, as Go's JSON writes and reads them: absent means empty, and so does null.
+
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vellum_service::Error;
+use vellum_service::graph::{Creation, GraphChange, IdRange};
+
+/// The type of every JSON answer.
+pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
+
+/// Most of the calls.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Request {
+    /// The layer.
+    #[serde(rename = "ID")]
+    pub id: String,
+    /// What it stands on, or is compared with.
+    pub parent: String,
+    /// SELinux label.
+    pub mount_label: String,
+    /// Storage options.
+    pub storage_opt: Option<BTreeMap<String, String>>,
+}
+
+impl Request {
+    /// Returns how the layer is to be made.
+    pub fn creation(&self, read_write: bool) -> Creation {
+        Creation {
+            read_write,
+            mount_label: self.mount_label.clone(),
+            storage: self.storage_opt.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// What the daemon says at its start.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Init {
+    /// The driver's directory in its data root.
+    pub home: PathBuf,
+    /// Storage options, `name=value`.
+    pub opts: Option<Vec<String>>,
+    /// The user namespace's users.
+    #[serde(rename = "UIDMaps")]
+    pub uid_maps: Option<Vec<IdMap>>,
+    /// Its groups.
+    #[serde(rename = "GIDMaps")]
+    pub gid_maps: Option<Vec<IdMap>>,
+}
+
+/// One range of ids.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct IdMap {
+    container_id: u64,
+    host_id: u64,
+    size: u64,
+}
+
+impl Init {
+    /// Returns all ranges of ids, users' and groups'.
+    pub fn ranges(&self) -> Vec<IdRange> {
+        let users = self.uid_maps.iter().flatten();
+        let all = users.chain(self.gid_maps.iter().flatten());
+        all.map(|map| IdRange {
+            inside: map.container_id,
+            outside: map.host_id,
+            count: map.size,
+        })
+        .collect()
+    }
+}
+
+/// Any answer: what a call doesn't give is left out.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Reply {
+    /// What went wrong; empty: nothing.
+    pub err: String,
+    /// Where a tree is mounted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// Whether there is such a layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exists: Option<bool>,
+    /// What `docker info` shows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<Vec<(String, String)>>,
+    /// What `docker inspect` shows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// A list of changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Vec<Change>>,
+    /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// What the driver can do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+}
+
+/// What the driver can do.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Capabilities {
+    /// A layer's diff is the tar that it was made of, to the bit: the daemon need not keep a record of its own.
+    pub reproduces_exact_diffs: bool,
+}
+
+/// One change.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Change {
+    /// With a leading slash. JSON has no bytes: what is not UTF-8 is replaced, as Docker's own drivers do.
+    pub path: String,
+    /// 0 modified, 1 added, 2 deleted.
+    pub kind: u8,
+}
+
+impl From<GraphChange> for Change {
+    fn from(change: GraphChange) -> Self {
+        Self {
+            path: change.path.to_string_lossy().into_owned(),
+            kind: match change.kind.letter() {
+                'A' => 1,
+                'D' => 2,
+                _ => 0,
+            },
+        }
+    }
+}
+
+/// What the plugin is.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Activation {
+    /// The kinds of plugin in it.
+    pub implements: &'static [&'static str],
+}
+
+/// Returns an error with its causes and what to do about it, in one line: the daemon passes on one.
+pub fn text_of(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut said = text.clone();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        // A transparent error shows its cause's words as its own.
+        if !said.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        said = words;
+        source = cause.source();
+    }
+    if let Some(hint) = error.hint() {
+        text.push_str(&format!(" (hint: {hint})"));
+    }
+    text
+}
+
+/// Takes the ids out of the query of an `ApplyDiff`. Nothing is unescaped, because nothing was escaped.
+pub fn ids_of(query: &str) -> (String, String) {
+    let value = |name: &str| {
+        query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    (value("id"), value("parent"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_and_null_are_empty() {
+        let request: Request = serde_json::from_str("{}").unwrap();
+        assert_eq!(request.id, "");
+        let request: Request =
+            serde_json::from_str(r#"{"ID":"a","Parent":"b","StorageOpt":null,"Other":1}"#).unwrap();
+        assert_eq!((request.id.as_str(), request.parent.as_str()), ("a", "b"));
+        assert!(request.creation(true).storage.is_empty());
+        let init: Init =
+            serde_json::from_str(r#"{"Home":"/x","Opts":null,"UIDMaps":[{"container_id":0,"host_id":5,"size":9}],"GIDMaps":null}"#)
+                .unwrap();
+        let range = IdRange {
+            inside: 0,
+            outside: 5,
+            count: 9,
+        };
+        assert_eq!(init.ranges(), [range]);
+    }
+
+    #[test]
+    fn ids_in_an_address_are_taken_as_they_are() {
+        let check = |query: &str, id: &str, parent: &str| {
+            assert_eq!(ids_of(query), (id.to_owned(), parent.to_owned()), "{query}");
+        };
+        check("id=a&parent=b", "a", "b");
+        check("id=a%2fb+c&parent=", "a%2fb+c", "");
+        check("", "", "");
+    }
+
+    #[test]
+    fn answers_leave_out_what_they_do_not_give() {
+        let text = serde_json::to_string(&Reply::default()).unwrap();
+        assert_eq!(text, r#"{"Err":""}"#);
+        let reply = Reply {
+            changes: Some(vec![Change {
+                path: "/a".into(),
+                kind: 2,
+            }]),
+            ..Reply::default()
+        };
+        let text = serde_json::to_string(&reply).unwrap();
+        assert_eq!(text, r#"{"Err":"","Changes":[{"Path":"/a","Kind":2}]}"#);
+    }
+}

@@ -1,0 +1,208 @@
+//! Counted mounts: the first `get` mounts, the last `put` takes away.
+//!
+//! Whether a layer is mounted is read from the kernel's mount table, never remembered. How often it was gotten stands in the run directory, written
+//! before the caller is answered, so that a server started anew goes on counting. A count without a mount is void; a mount without a count was gotten once.
+//! Mounts belong to nobody's process: they stay when the server ends, and so do the containers in them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vellum_store::{DriverKind, Info, Overlay, Shape};
+use vellum_sys::Dir;
+use vellum_sys::lock::{Lock, Sharing};
+use vellum_sys::mount::{self, Detach};
+use vellum_sys::mountinfo;
+
+use super::{Graph, check_id, check_label, id_of, lock_name};
+use crate::error::{Error, Kind, Result};
+use crate::mount::{make_merged, mount_tree, users, wait_for_engine};
+use crate::place::{self, Shows};
+use crate::run_dir;
+
+/// The directory of the counts in the run directory.
+const COUNTS: &str = "docker-counts";
+
+impl Graph {
+    /// Shows the tree of `id`, once more, and returns where.
+    ///
+    /// A tree that is a directory of its own is shown as it is, uncounted. Errors: `NotFound`, and all that mounting can meet.
+    pub fn get(&self, id: &str, mount_label: &str) -> Result<PathBuf> {
+        check_id(id)?;
+        check_label(id, mount_label)?;
+        let _lock = self.lock(id)?;
+        let found = self.get_info(id)?;
+        let parts = self.parts(&found)?;
+        let overlay = match &parts.shape {
+            Shape::Plain { root, .. } => return Ok(root.clone()),
+            Shape::Overlay(overlay) => overlay,
+        };
+        let mounted = place::look(overlay)? == Shows::Container;
+        let count = match mounted {
+            true => self.count(id).max(1),
+            false => 0,
+        };
+        // Before the mount: without one it is void.
+        self.set_count(id, count + 1)?;
+        if !mounted {
+            make_merged(&overlay.merged)?;
+            wait_until_free(overlay);
+            mount_tree(&self.ctx, (&found.key, id), &parts, &overlay.merged, false)?;
+        }
+        Ok(overlay.merged.clone())
+    }
+
+    /// Takes back one `get`. With the last the mount goes out of sight; who is still in it may stay.
+    pub fn put(&self, id: &str) -> Result<()> {
+        check_id(id)?;
+        let _lock = self.lock(id)?;
+        let Some(found) = self.find(id)? else {
+            return Ok(());
+        };
+        match self.count(id) {
+            0 | 1 => self.detach(id, &found),
+            more => self.set_count(id, more - 1),
+        }
+    }
+
+    /// Takes every mount of every layer away: the daemon ends.
+    pub fn cleanup(&self) -> Result<()> {
+        let table = mountinfo::read()?;
+        let store = self.store()?;
+        let mut failed = None;
+        store.walk(&[], |info| {
+            let merged = store
+                .driver_home(info.driver)
+                .join(info.tree.as_str())
+                .join("merged");
+            let mounted = table.mounts().iter().any(|m| m.mount_point == merged);
+            if let (true, Some(id)) = (mounted, id_of(&info.key)) {
+                let _lock = self.lock(&id)?;
+                if let Err(error) = self.detach(&id, &info) {
+                    failed.get_or_insert(error);
+                }
+            }
+            Ok::<_, Error>(())
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Takes the mount of a layer away, whoever uses it. The caller holds the lock.
+    pub(super) fn detach(&self, id: &str, found: &Info) -> Result<()> {
+        let Some(overlay) = self.overlay(found)? else {
+            return Ok(());
+        };
+        let unused = match place::look(&overlay)? {
+            Shows::Nothing => true,
+            Shows::Container => match mount::unmount(&overlay.merged, Detach::No) {
+                Ok(_) => true,
+                Err(e) if e.is_busy() => {
+                    mount::unmount(&overlay.merged, Detach::Yes)?;
+                    false
+                }
+                Err(e) => return Err(e.into()),
+            },
+        };
+        self.forget_count(id);
+        self.tidy(found, &overlay, unused);
+        Ok(())
+    }
+
+    /// Takes the mount of a layer away unless somebody uses it. The caller holds the lock.
+    ///
+    /// Errors: `InUse`.
+    pub(super) fn release(&self, id: &str, found: &Info) -> Result<()> {
+        let Some(overlay) = self.overlay(found)? else {
+            return Ok(());
+        };
+        if place::look(&overlay)? == Shows::Container {
+            match mount::unmount(&overlay.merged, Detach::No) {
+                Ok(_) => {}
+                Err(e) if e.is_busy() => {
+                    return Err(Error::InUse {
+                        kind: Kind::Layer,
+                        name: id.to_owned(),
+                        by: users(&overlay.merged),
+                        hint:
+                            "what others are to stand on must not change any more: end them first"
+                                .into(),
+                    });
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.forget_count(id);
+        self.tidy(found, &overlay, true);
+        Ok(())
+    }
+
+    /// Docker's overlay2 has the directory only while mounted, its overlay always. Removing it ends what other mount namespaces still have of the mount.
+    fn tidy(&self, found: &Info, overlay: &Overlay, unused: bool) {
+        if found.driver == DriverKind::Overlay2
+            && let Err(error) = fs::remove_dir(&overlay.merged)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            // An old one does no harm.
+            tracing::debug!(%error, "the mount point stays");
+        }
+        if let (true, Some(upper)) = (unused, &overlay.upper) {
+            wait_for_engine(&upper.dir);
+        }
+    }
+
+    /// Returns the layers of a tree that is mounted to be seen.
+    fn overlay(&self, found: &Info) -> Result<Option<Overlay>> {
+        Ok(match self.parts(found)?.shape {
+            Shape::Overlay(overlay) => Some(overlay),
+            Shape::Plain { .. } => None,
+        })
+    }
+
+    /// Returns how often a layer was gotten, as far as is known.
+    fn count(&self, id: &str) -> u64 {
+        fs::read_to_string(self.count_file(id))
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    fn set_count(&self, id: &str, count: u64) -> Result<()> {
+        run_dir::make(&self.ctx, COUNTS)?;
+        let path = self.count_file(id);
+        fs::write(&path, count.to_string()).map_err(Error::io("write", path))
+    }
+
+    fn forget_count(&self, id: &str) {
+        // Void from now on anyway, since nothing is mounted.
+        let _ = fs::remove_file(self.count_file(id));
+    }
+
+    /// Forgets every count: what is mounted counts as gotten once.
+    pub(super) fn forget_counts(&self) {
+        let dir = self.ctx.run_dir().join(COUNTS);
+        if let Err(error) = fs::remove_dir_all(&dir)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, dir = %dir.display(), "old counts stay; some layers may stay mounted until they are removed");
+        }
+    }
+
+    fn count_file(&self, id: &str) -> PathBuf {
+        self.ctx.run_dir().join(COUNTS).join(lock_name(id))
+    }
+}
+
+/// Waits a while for the engine that served the last mount and is still writing what it was given.
+fn wait_until_free(overlay: &Overlay) {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let Some(upper) = &overlay.upper else { return };
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until && is_taken(&upper.dir) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn is_taken(upper: &Path) -> bool {
+    let lock = Dir::open(upper).and_then(|dir| Lock::try_now(dir, Sharing::Shared));
+    matches!(lock, Ok(None))
+}

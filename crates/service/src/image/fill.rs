@@ -1,0 +1,67 @@
+//! One layer's tar into a staged tree whose parent is known: what a client hands over that brings layers one by one.
+//!
+//! As [`super::unpack`], for a single layer and without an image around it: nothing is compared with what an image promised.
+
+use std::io::{BufWriter, Read, Write};
+
+use vellum_image::apply::apply;
+use vellum_image::{Applied, LayerStream, Limits};
+use vellum_store::{SnapshotKey, StagedFile, StagedLayer, Store};
+use vellum_sys::{Cancel, Dir};
+
+use super::unpack::{drop_idle_whiteouts, implied, lend_attributes, target};
+use crate::container;
+use crate::error::{Error, Result};
+
+/// A layer that has been applied and not yet committed. Dropped, it is taken away.
+pub(crate) struct FilledLayer {
+    /// The tree.
+    pub(crate) staged: StagedLayer,
+    /// What makes the same tar of it again.
+    pub(crate) recipe: StagedFile,
+    /// Digests, sizes and what was noticed on the way.
+    pub(crate) applied: Applied,
+}
+
+/// Stages a layer on `parent` and applies `tar`, which is read to its end, to it.
+pub(crate) fn fill_on(
+    store: &Store,
+    parent: Option<&SnapshotKey>,
+    tar: Box<dyn Read + Send>,
+    cancel: &Cancel,
+) -> Result<FilledLayer> {
+    let staged = store.stage_layer_on(parent)?;
+    let mut recipe = store.stage_file()?;
+    let limits = Limits::default();
+    let stream = LayerStream::open(tar, &limits, cancel)?;
+    let applied = {
+        let mut recipe = BufWriter::new(&mut recipe);
+        let applied = apply(
+            stream,
+            &target(&staged)?,
+            Some(&mut recipe),
+            &limits,
+            cancel,
+        )?;
+        recipe
+            .flush()
+            .map_err(Error::io("write a recipe below", store.root()))?;
+        applied
+    };
+    if !target(&staged)?.marks.is_whole() {
+        let below = match parent {
+            Some(parent) => container::stack(&store.tree(parent)?)?.layers().to_vec(),
+            None => Vec::new(),
+        };
+        let layer = Dir::open(staged.root())?;
+        if !below.is_empty() {
+            lend_attributes(&layer, implied(&applied), &below)?;
+        }
+        drop_idle_whiteouts(&layer, &applied.whiteout_dirs, &below)?;
+    }
+    Ok(FilledLayer {
+        staged,
+        recipe,
+        applied,
+    })
+}
