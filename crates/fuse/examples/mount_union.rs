@@ -8,13 +8,17 @@
 //! Prints `mounted` when the mount answers, and at the end how often each request came. Options: `userxattr`, `passthrough`, `checked`,
 //! `noacl`, `writeback`, `volatile`, `allow_other`, `ro`, `noindex`, `noredirect`, `nometacopy`, `timeout=SECONDS`, `blocks=BYTES`,
 //! `size=BYTES`, `inodes=COUNT`, `fusermount`, `data=LOWER`. SIGUSR1 prints the counts so far.
+//!
+//! `hand-over=SOCKET` hands the mount over to the first that connects there, instead of serving it until it is unmounted; `take-over=SOCKET` is
+//! that one.
 
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use vellum_format::Prefix;
-use vellum_fuse::{DataMode, MountOptions, Mounter, OpenMode};
+use vellum_fuse::{DataMode, Handover, MountOptions, Mounter, OpenMode};
 use vellum_union::engine::{Durability, Engine, EngineOptions, IdRules, Limit, UpperOptions};
 use vellum_union::{Dialect, DirLayer, Layer, Records, WhNames};
 
@@ -69,10 +73,13 @@ fn run() -> Result<(), Failure> {
         no_xattrs: false,
     };
     let mut mount = MountOptions::default();
+    let (mut hand_over, mut take_over) = (None, None);
     for option in options {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         match name {
             "userxattr" => {}
+            "hand-over" => hand_over = Some(PathBuf::from(value)),
+            "take-over" => take_over = Some(PathBuf::from(value)),
             "passthrough" => mount.data = DataMode::Passthrough,
             "checked" => mount.open = OpenMode::Checked,
             "noacl" => mount.acl = false,
@@ -100,8 +107,21 @@ fn run() -> Result<(), Failure> {
             }
         }
     }
-    let mut session = vellum_fuse::mount(Engine::open(engine)?, Path::new(target), &mount)?;
+    let mut session = match take_over {
+        Some(socket) => {
+            let handover = Handover::receive(UnixStream::connect(socket)?)?;
+            vellum_fuse::take_over(engine, handover, &mount)?
+        }
+        None => vellum_fuse::mount(Engine::open(engine)?, Path::new(target), &mount)?,
+    };
     session.take_signals()?;
+    if let Some(socket) = hand_over {
+        let listener = UnixListener::bind(socket)?;
+        println!("mounted");
+        let (successor, _) = listener.accept()?;
+        let handover = session.hand_over().map_err(|(error, _)| error)?;
+        return Ok(handover.send(successor)?);
+    }
     println!("mounted");
     let counters = session.counters();
     let ended = session.run();

@@ -44,6 +44,11 @@ impl Channel {
         vellum_sys::fuse_dev::clone_of(&self.device).map(Channel::new)
     }
 
+    /// Gives the descriptor back.
+    pub fn into_device(self) -> OwnedFd {
+        self.device
+    }
+
     /// Returns the descriptor.
     pub fn device(&self) -> BorrowedFd<'_> {
         self.device.as_fd()

@@ -20,7 +20,7 @@ pub fn errno(error: &Error) -> Errno {
         Error::NotADirectory { .. } => Errno::NOTDIR,
         Error::WrongKind { .. } | Error::BadPath { .. } | Error::NoLayers => Errno::INVAL,
         Error::TooDeep { .. } => Errno::NAMETOOLONG,
-        Error::BadUpper { .. } => Errno::IO,
+        Error::BadUpper { .. } | Error::Successor { .. } => Errno::IO,
         Error::Refused { refusal } => of_refusal(*refusal),
     }
 }

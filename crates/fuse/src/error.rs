@@ -50,6 +50,19 @@ pub enum Error {
         #[source]
         source: vellum_sys::Error,
     },
+    /// A mount can't go from one server to the next.
+    #[error("the mount can't be handed over: {why}")]
+    Handover {
+        /// Why, as a clause.
+        why: String,
+    },
+    /// The engine can't be handed over, or not taken over.
+    #[error("the union can't be handed over")]
+    Successor {
+        /// Why.
+        #[source]
+        source: vellum_union::Error,
+    },
     /// What was written could not be brought to disk at the end.
     #[error("the union could not be closed")]
     Close {

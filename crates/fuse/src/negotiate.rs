@@ -130,29 +130,37 @@ pub fn negotiate(offer: &request::Init, wishes: Wishes) -> Result<Agreed, Refuse
     }
     let flags = want & offer.flags;
     let has = |flag: u64| flags & flag != 0;
-    Ok(Agreed {
-        reply: reply::Init {
-            minor: offer.minor.min(wire::MINOR),
-            max_readahead_bytes: offer.max_readahead_bytes.max(128 << 10),
-            flags,
-            max_background: MAX_BACKGROUND,
-            congestion_threshold: MAX_BACKGROUND / 4 * 3,
-            max_write_bytes: match has(init::MAX_PAGES) {
-                true => MAX_TRANSFER_BYTES,
-                false => 32 * PAGE_BYTES,
+    Ok(Agreed::of(reply::Init {
+        minor: offer.minor.min(wire::MINOR),
+        max_readahead_bytes: offer.max_readahead_bytes.max(128 << 10),
+        flags,
+        max_background: MAX_BACKGROUND,
+        congestion_threshold: MAX_BACKGROUND / 4 * 3,
+        max_write_bytes: match has(init::MAX_PAGES) {
+            true => MAX_TRANSFER_BYTES,
+            false => 32 * PAGE_BYTES,
+        },
+        time_granularity_ns: 1,
+        max_pages: (MAX_TRANSFER_BYTES / PAGE_BYTES) as u16,
+        max_stack_depth: u32::from(has(init::PASSTHROUGH)),
+    }))
+}
+
+impl Agreed {
+    /// Returns what this reply to INIT means: all that was agreed follows from it.
+    pub fn of(reply: reply::Init) -> Agreed {
+        let has = |flag: u64| reply.flags & flag != 0;
+        Agreed {
+            reply,
+            dialect: Dialect {
+                setxattr_ext: has(init::SETXATTR_EXT),
             },
-            time_granularity_ns: 1,
-            max_pages: (MAX_TRANSFER_BYTES / PAGE_BYTES) as u16,
-            max_stack_depth: u32::from(has(init::PASSTHROUGH)),
-        },
-        dialect: Dialect {
-            setxattr_ext: has(init::SETXATTR_EXT),
-        },
-        no_open: has(init::NO_OPEN_SUPPORT),
-        no_opendir: has(init::NO_OPENDIR_SUPPORT),
-        passthrough: has(init::PASSTHROUGH),
-        kill_privileges: has(init::HANDLE_KILLPRIV_V2),
-    })
+            no_open: has(init::NO_OPEN_SUPPORT),
+            no_opendir: has(init::NO_OPENDIR_SUPPORT),
+            passthrough: has(init::PASSTHROUGH),
+            kill_privileges: has(init::HANDLE_KILLPRIV_V2),
+        }
+    }
 }
 
 impl fmt::Display for Agreed {

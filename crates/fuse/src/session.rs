@@ -8,13 +8,14 @@
 //! [`Session::take_signals`]; a program with its own handling calls [`Session::wait`] alone.
 
 mod fusermount;
+mod handover;
 mod place;
 mod signals;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vellum_union::engine::Engine;
+use vellum_union::engine::{Engine, EngineOptions};
 
 use crate::channel::{Buffer, Channel, Received};
 use crate::counters::{Counters, Counts};
@@ -27,6 +28,7 @@ use crate::{Error, Result};
 use place::Connected;
 use signals::Listener;
 
+pub use handover::Handover;
 pub use place::Unmounter;
 
 /// The fewest threads, however few processors there are: one that waits for a disk must not stop the rest.
@@ -59,19 +61,7 @@ pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Se
     tracing::debug!(%agreed, "connected");
     let ops = Arc::new(Ops::new(engine, agreed, options, &channel)?);
     let counters = Arc::new(Counters::default());
-    let usual = match options.workers {
-        Some(wished) => wished.clamp(1, MOST_USUAL_WORKERS),
-        None => std::thread::available_parallelism()
-            .map_or(FEWEST_WORKERS, usize::from)
-            .clamp(FEWEST_WORKERS, MOST_USUAL_WORKERS),
-    };
-    let workers = Workers::start(
-        Arc::clone(&ops),
-        channel,
-        agreed.dialect,
-        Arc::clone(&counters),
-        usual,
-    )?;
+    let workers = start(&ops, channel, agreed, &counters, options)?;
     match mount.attach(&target) {
         Ok(unmounter) => Ok(Session {
             ops,
@@ -89,7 +79,104 @@ pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Se
     }
 }
 
+fn start(
+    ops: &Arc<Ops>,
+    channel: Arc<Channel>,
+    agreed: Agreed,
+    counters: &Arc<Counters>,
+    options: &MountOptions,
+) -> Result<Workers<Ops>> {
+    let usual = match options.workers {
+        Some(wished) => wished.clamp(1, MOST_USUAL_WORKERS),
+        None => std::thread::available_parallelism()
+            .map_or(FEWEST_WORKERS, usize::from)
+            .clamp(FEWEST_WORKERS, MOST_USUAL_WORKERS),
+    };
+    let (ops, counters) = (Arc::clone(ops), Arc::clone(counters));
+    Ok(Workers::start(
+        ops,
+        channel,
+        agreed.dialect,
+        counters,
+        usual,
+    )?)
+}
+
+/// Serves on a mount that another process has served until now. `engine` is what the union's engine is made of, the same as
+/// there; `options` what the mount was made with.
+///
+/// Returns when the mount answers. After an error the mount has no server and ends.
+pub fn take_over(
+    engine: EngineOptions,
+    handover: Handover,
+    options: &MountOptions,
+) -> Result<Session> {
+    let Handover {
+        device,
+        agreed,
+        left,
+        legacy,
+    } = handover;
+    let engine = Engine::inherit(engine, legacy).map_err(|source| Error::Successor { source })?;
+    let channel = Arc::new(Channel::new(device));
+    let ops = Arc::new(Ops::new(engine, agreed, options, &channel)?);
+    let counters = Arc::new(Counters::default());
+    let workers = start(&ops, channel, agreed, &counters, options)?;
+    Ok(Session {
+        ops,
+        workers,
+        counters,
+        unmounter: Unmounter::of(left),
+        agreed,
+        listener: None,
+    })
+}
+
 impl Session {
+    /// Stops serving between two requests, without ending the mount: whoever uses it waits until [`take_over`] serves it.
+    ///
+    /// Errors: in passthrough mode ([`Error::Handover`]), or if the mount does not show at its place, the session is given back
+    /// and goes on. Later ones end the mount.
+    pub fn hand_over(self) -> std::result::Result<Handover, (Error, Option<Session>)> {
+        if self.agreed.passthrough {
+            // The backing files' numbers belong to this process's table.
+            let why = String::from("it is in passthrough mode");
+            return Err((Error::Handover { why }, Some(self)));
+        }
+        let root = match self.unmounter.root() {
+            Ok(root) => root,
+            Err(error) => return Err((error, Some(self))),
+        };
+        if let Some(listener) = self.listener {
+            listener.stop();
+        }
+        let channel = self.workers.stop(move || {
+            // Only that somebody had to answer it counts.
+            let _ = rustix::fs::fstatfs(&root);
+        });
+        let handed = (|| {
+            let ops = Arc::try_unwrap(self.ops);
+            let Ok(ops) = ops else {
+                // Only workers have others, and they have ended.
+                unreachable!("a worker outlived its end");
+            };
+            let engine = ops.into_engine();
+            let failed = |source| Error::Successor { source };
+            let legacy = engine.hand_over().map_err(failed)?;
+            engine.let_go().map_err(failed)?;
+            let Some(channel) = Arc::into_inner(channel) else {
+                unreachable!("a worker outlived its end");
+            };
+            Ok(Handover {
+                device: channel.into_device(),
+                agreed: self.agreed,
+                left: self.unmounter.leave(),
+                legacy,
+            })
+        })();
+        handed.map_err(|error| (error, None))
+    }
+
     /// Returns what takes the mount away: from any thread, any time.
     pub fn unmounter(&self) -> Unmounter {
         self.unmounter.clone()
@@ -120,11 +207,12 @@ impl Session {
     /// standard error. To be called before anybody is told that the mount is there.
     ///
     /// A process that does this is the mount's own: the kernel is asked to end it last when memory runs out, since others
-    /// would wait for it.
+    /// would wait for it. And it keeps little memory that it does not need.
     pub fn take_signals(&mut self) -> Result<()> {
         if self.listener.is_none() {
             self.listener = Some(signals::listen(self.unmounter(), self.counters())?);
             signals::outlive_others();
+            vellum_sys::memory::keep_little();
         }
         Ok(())
     }

@@ -113,6 +113,38 @@ impl<S: Serve> Workers<S> {
     }
 }
 
+impl<S: Serve> Workers<S> {
+    /// Ends every thread, each after the request it is at, and returns the session's descriptor, with whatever comes next still
+    /// unread. `nudge` causes one request and returns when it was answered: it wakes a thread that waits for one.
+    ///
+    /// The last nudge may find nobody; it is answered by whoever serves next.
+    pub fn stop(self, nudge: impl Fn() + Send + Sync + 'static) -> Arc<Channel> {
+        let Workers { shared, watch } = self;
+        shared.over.store(true, Ordering::SeqCst);
+        shared.wake_watch();
+        // A worker's panics are caught where it answers; nothing else in these threads has a result.
+        drop(watch.join());
+        let (nudge, nudging) = (Arc::new(nudge), Arc::new(AtomicBool::new(false)));
+        while shared.all.load(Ordering::SeqCst) > 0 {
+            if !nudging.swap(true, Ordering::SeqCst) {
+                let (nudge, own) = (Arc::clone(&nudge), Arc::clone(&nudging));
+                let started = thread("vellum-nudge", move || {
+                    nudge();
+                    own.store(false, Ordering::SeqCst);
+                });
+                if let Err(error) = started {
+                    // Requests of others do as well.
+                    tracing::warn!(%error, "workers end with the next requests only");
+                    nudging.store(false, Ordering::SeqCst);
+                }
+            }
+            std::thread::sleep(PATIENCE);
+        }
+        shared.join_all();
+        Arc::clone(&shared.session)
+    }
+}
+
 impl<S: Serve> Shared<S> {
     fn join_all(&self) {
         loop {
@@ -168,6 +200,10 @@ impl<S: Serve> Shared<S> {
             }
             self.answer(channel, buffer.first(length), &mut answer);
             self.finished.fetch_add(1, Ordering::Relaxed);
+            if self.over.load(Ordering::Relaxed) {
+                self.all.fetch_sub(1, Ordering::SeqCst);
+                return;
+            }
             if self.free.fetch_add(1, Ordering::SeqCst) >= self.usual && self.leave() {
                 return;
             }

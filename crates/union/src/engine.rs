@@ -13,7 +13,8 @@
 //! * `set_attr.rs`: attributes and xattrs; `acl.rs`, `ids.rs`, `records.rs`: how they are kept; `at.rs`: one inode as a
 //!   target;
 //! * `data.rs`, `place.rs`, `blocks.rs`: bytes, and files whose bytes are partly above and partly below; `limit.rs`: how many;
-//! * `identity.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening, locks, what a crash left.
+//! * `identity.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening, locks, what a crash left;
+//!   `successor.rs`: what another process needs to go on.
 //!
 //! Lock order, outermost first: rename gate (shared by everything that uses names, alone for moving directories) >
 //! a directory's names, parent before child > a node's gate (copying up, changing where its data is) > a node's state >
@@ -49,6 +50,7 @@ mod set_attr;
 pub mod settle;
 mod shown;
 pub(crate) mod staging;
+mod successor;
 pub(crate) mod table;
 
 use std::sync::atomic::AtomicBool;
@@ -73,6 +75,7 @@ pub use request::{
     Attr, Caller, Entry, Listing, NewNode, NodeId, RenameMode, Room, SetAttr, SetTime, Whence,
 };
 pub use settle::{SettleOptions, SettleProgress, Settled, settle};
+pub use successor::Legacy;
 
 /// A union open for use. One value serves any number of threads.
 #[derive(Debug)]

@@ -115,6 +115,12 @@ pub enum Error {
         /// The rule.
         refusal: Refusal,
     },
+    /// An engine can't go on where another stopped.
+    #[error("what the engine before left can't be taken over: {why}")]
+    Successor {
+        /// Why, as a clause.
+        why: String,
+    },
     /// The upper or the work directory can't be used.
     #[error("{path:?} can't be used: {why}")]
     BadUpper {

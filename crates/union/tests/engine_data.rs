@@ -4,11 +4,12 @@
 mod engine_support;
 
 use std::ffi::OsStr;
+use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine_support::Rig;
+use engine_support::{Rig, read_all};
 use vellum_format::Prefix;
 use vellum_sys::Cancel;
 use vellum_testkit::FsKind;
@@ -18,6 +19,10 @@ use vellum_union::engine::{
 };
 use vellum_union::{Dialect, DirLayer, Error, Layer, Records, Refusal};
 
+const COLLAPSE: u32 = 8;
+const INSERT: u32 = 32;
+/// What they take.
+const BLOCK: usize = 4096;
 const KEEP_SIZE: u32 = 1;
 const PUNCH: u32 = 2 | KEEP_SIZE;
 const ZERO: u32 = 16;
@@ -91,7 +96,7 @@ fn is_unsupported(error: &Error) -> bool {
 
 /// A lower file: data, holes, and an odd end.
 fn lower_bytes(rng: &mut Rng, path: &Path, size: usize) -> Vec<u8> {
-    let file = std::fs::File::create_new(path).unwrap();
+    let file = fs::File::create_new(path).unwrap();
     file.set_len(size as u64).unwrap();
     let mut bytes = vec![0; size];
     for _ in 0..6 {
@@ -198,6 +203,7 @@ impl Run<'_> {
             }
             70..85 => self.check_part(engine, node, &files[which], at, length),
             85..92 => check_holes(engine, node, &files[which]),
+            92..96 => self.move_room(engine, node, &mut files[which]),
             _ => engine.sync(node, self.rng.chance(50)).unwrap(),
         }
         let attr = engine.attr(node).unwrap();
@@ -205,6 +211,31 @@ impl Run<'_> {
         // Sometimes it stays known, sometimes it is looked up anew.
         if self.rng.chance(70) {
             engine.forget(node, u64::MAX);
+        }
+    }
+
+    /// Takes blocks out of the middle of a file, or puts some in.
+    fn move_room(&mut self, engine: &Engine, node: NodeId, file: &mut Model) {
+        let blocks = file.bytes.len() / BLOCK;
+        if blocks < 3 {
+            return;
+        }
+        let at = self.rng.below(blocks - 2) * BLOCK;
+        let length = (1 + self.rng.below(3)) * BLOCK;
+        let out = self.rng.chance(50) || file.bytes.len() + length > LARGEST;
+        if out && at + length >= file.bytes.len() {
+            return;
+        }
+        let mode = if out { COLLAPSE } else { INSERT };
+        match engine.fallocate(node, mode, at as u64, length as u64) {
+            Err(error) if is_unsupported(&error) => {}
+            other => {
+                other.unwrap();
+                match out {
+                    true => drop(file.bytes.drain(at..at + length)),
+                    false => drop(file.bytes.splice(at..at, vec![0; length])),
+                }
+            }
         }
     }
 
@@ -285,13 +316,13 @@ fn exercise(case: Case) {
         let bytes = lower_bytes(&mut rng, &rig.lowers[layer].join(name), size);
         files.push(Model { name, bytes });
     }
-    std::fs::write(rig.upper.join("plain"), "plain").unwrap();
+    fs::write(rig.upper.join("plain"), "plain").unwrap();
     files.push(Model {
         name: "plain",
         bytes: b"plain".to_vec(),
     });
     let originals: Vec<_> = [(0, "a"), (1, "b"), (1, "c")]
-        .map(|(layer, name)| std::fs::read(rig.lowers[layer].join(name)).unwrap())
+        .map(|(layer, name)| fs::read(rig.lowers[layer].join(name)).unwrap())
         .into();
     let mut engine = Engine::open(options(&rig, case)).unwrap();
     let mut run = Run {
@@ -334,7 +365,7 @@ fn exercise(case: Case) {
         std::panic::resume_unwind(panic);
     }
     for ((layer, name), original) in [(0, "a"), (1, "b"), (1, "c")].into_iter().zip(&originals) {
-        let now = std::fs::read(rig.lowers[layer].join(name)).unwrap();
+        let now = fs::read(rig.lowers[layer].join(name)).unwrap();
         assert!(now == *original, "a lower file was written to");
     }
 }
@@ -355,7 +386,7 @@ fn settle_all(rig: &Rig, prefix: Prefix, files: &[Model]) {
     assert!(settled.complete);
     for file in files {
         // Not copied up yet, if it is not there.
-        if let Ok(bytes) = std::fs::read(rig.upper.join(file.name)) {
+        if let Ok(bytes) = fs::read(rig.upper.join(file.name)) {
             assert!(bytes == file.bytes, "{} as settled", file.name);
         }
     }
@@ -444,4 +475,35 @@ fn shared_files_hold_what_was_written() {
             ..CASE
         });
     }
+}
+
+#[test]
+fn room_is_moved_in_a_file_copied_by_blocks() {
+    let Some(rig) = Rig::new(1) else { return };
+    let mut bytes: Vec<u8> = (0..40 * BLOCK).map(|at| (at / BLOCK) as u8 + 1).collect();
+    fs::write(rig.lowers[0].join("f"), &bytes).unwrap();
+    let mut options = rig.options();
+    if let Some(upper) = &mut options.upper {
+        upper.blocks_from_bytes = Some(1);
+    }
+    let engine = Engine::open(options).unwrap();
+    let node = find(&engine, "f");
+    engine.write(node, 5 * BLOCK as u64, b"new", false).unwrap();
+    bytes[5 * BLOCK..5 * BLOCK + 3].copy_from_slice(b"new");
+    engine
+        .fallocate(node, COLLAPSE, BLOCK as u64, 2 * BLOCK as u64)
+        .unwrap();
+    bytes.drain(BLOCK..3 * BLOCK);
+    engine
+        .fallocate(node, INSERT, 20 * BLOCK as u64, BLOCK as u64)
+        .unwrap();
+    bytes.splice(20 * BLOCK..20 * BLOCK, vec![0; BLOCK]);
+    assert!(read_all(&engine, node).unwrap() == bytes);
+    engine.write(node, 0, b"x", false).unwrap();
+    bytes[0] = b'x';
+    engine.close().unwrap();
+    // It is plain: the kernel shows it.
+    let target = rig.mount_kernel(&rig.upper, &rig.work);
+    assert!(fs::read(target.join("f")).unwrap() == bytes);
+    rig.scratch.unmount(&target);
 }

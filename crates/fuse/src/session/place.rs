@@ -176,6 +176,15 @@ struct Place {
     made_by: MadeBy,
 }
 
+/// A place as it is told to a successor.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub target: PathBuf,
+    pub mount_id: u64,
+    pub connection: u64,
+    pub by_fusermount: bool,
+}
+
 /// Takes one mount away, and never another.
 #[derive(Debug, Clone)]
 pub struct Unmounter {
@@ -183,6 +192,45 @@ pub struct Unmounter {
 }
 
 impl Unmounter {
+    /// Takes over a place.
+    pub(super) fn of(left: Left) -> Unmounter {
+        Unmounter {
+            place: Arc::new(Place {
+                target: left.target,
+                id: left.mount_id,
+                connection: left.connection,
+                made_by: match left.by_fusermount {
+                    true => MadeBy::Fusermount,
+                    false => MadeBy::Us,
+                },
+            }),
+        }
+    }
+
+    pub(super) fn leave(&self) -> Left {
+        let place = &*self.place;
+        Left {
+            target: place.target.clone(),
+            mount_id: place.id,
+            connection: place.connection,
+            by_fusermount: place.made_by == MadeBy::Fusermount,
+        }
+    }
+
+    /// Opens the mount's root, if it is what shows at its place.
+    pub(super) fn root(&self) -> Result<OwnedFd> {
+        let place = &*self.place;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&place.target, flags, Mode::empty())
+            .map_err(|e| vellum_sys::Error::new("open", &place.target, e))?;
+        match vellum_sys::stat::stat_fd(&fd)?.mnt_id == place.id {
+            true => Ok(fd),
+            false => Err(Error::Handover {
+                why: format!("it does not show at {}", place.target.display()),
+            }),
+        }
+    }
+
     /// Takes the mount out of sight, if it is what shows at its place; false if it is not: it is gone already, or something else was
     /// mounted over it. Those who use it go on using it.
     pub fn unmount(&self) -> Result<bool> {

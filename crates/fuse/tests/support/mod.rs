@@ -139,6 +139,29 @@ impl World {
         Ok(())
     }
 
+    /// Lets the server hand over to the `number`th successor.
+    pub fn will_hand_over(&mut self, number: u32) {
+        let socket = self.base.join(format!("socket-{number}"));
+        self.option(&format!("hand-over={}", socket.display()));
+    }
+
+    /// Has a new server take over as the `number`th successor.
+    pub fn succeed(&mut self, number: u32) {
+        let mut before = self.server.take().expect("it is mounted");
+        let old = format!("hand-over={}/socket-{number}", self.base.display());
+        let take = format!("take-over={}/socket-{number}", self.base.display());
+        self.options.retain(|option| *option != old);
+        self.option(&take);
+        let after = self.try_mount();
+        self.options.retain(|option| *option != take);
+        let mut said = String::new();
+        let mut err = before.stderr.take().unwrap();
+        err.read_to_string(&mut said).unwrap();
+        let status = before.wait().unwrap();
+        assert!(status.success(), "the server before: {status} {said}");
+        after.expect("the successor serves");
+    }
+
     pub fn mount(&mut self) {
         self.try_mount().expect("the union is mounted");
     }

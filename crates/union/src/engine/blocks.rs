@@ -348,7 +348,7 @@ impl BlockFile {
 
     /// Allocates room, punches a hole or makes zeros, as fallocate(2) does with these flags.
     ///
-    /// Errors: [`Refusal::Unsupported`] for what moves bytes about.
+    /// Errors: [`Refusal::Unsupported`] for what moves bytes about: for that a file is made whole before.
     pub fn allocate(
         &self,
         store: &BlockStore,
@@ -458,6 +458,20 @@ impl BlockFile {
             Some(kept) => store::give_back(&open.upper, kept).map_err(|error| store.io(error)),
             None => Ok(()),
         }
+    }
+
+    /// Copies everything that is still below, while the file is in use. What copying changes about the inode it gets back.
+    pub fn copy_all_up(&self, store: &BlockStore, open: &OpenBlocks) -> Result<()> {
+        let kept = store::keep(&open.upper).map_err(|error| store.io(error))?;
+        let copied = loop {
+            match self.settle_step(store, open) {
+                Ok(0) => break Ok(()),
+                Ok(_) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        let given_back = store::give_back(&open.upper, &kept).map_err(|error| store.io(error));
+        copied.and(given_back)
     }
 
     /// Says that the file's last name is gone: its map goes, and what is written from now on is not recorded.

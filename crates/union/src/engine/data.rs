@@ -129,6 +129,12 @@ impl Engine {
         let frees = flags.intersects(
             AllocateFlags::PUNCH_HOLE | AllocateFlags::COLLAPSE_RANGE | AllocateFlags::INSERT_RANGE,
         );
+        let moves = AllocateFlags::COLLAPSE_RANGE | AllocateFlags::INSERT_RANGE;
+        if flags.intersects(moves) {
+            // Where bytes are is not where a map says any more: it has to be plain.
+            self.change(&node, What::Data, |_, _| Ok(()))?;
+            self.make_whole(&node)?;
+        }
         self.change(&node, What::Data, |upper, place| {
             // What only frees room may still have to copy two blocks.
             let charged = if frees { offset } else { end };
@@ -392,6 +398,30 @@ impl Engine {
             }
             return done;
         }
+    }
+
+    /// Gives a file that is copied up block by block all its bytes in the upper layer, while it is in use. Nothing that shows
+    /// changes.
+    ///
+    /// Not to be called with a lock held. Errors: `Io`, for want of room too, [`Refusal::LimitReached`]; the file is then what it was.
+    pub(crate) fn make_whole(&self, node: &Arc<LiveNode>) -> Result<()> {
+        let is_blocks = |node: &LiveNode| matches!(&node.state().body, Body::File(file) if matches!(file.data, DataAt::Blocks(_)));
+        if !is_blocks(node) {
+            return Ok(());
+        }
+        let upper = self.upper()?;
+        let Bytes::Blocks(blocks, open) = self.place(node, false)? else {
+            return Ok(());
+        };
+        let io = |error| upper.io(error);
+        let size_bytes = vellum_sys::stat::stat_fd(&open.upper)
+            .map_err(io)?
+            .size_bytes;
+        let charge = upper.usage.charge(&open.upper, 0, size_bytes, 0)?;
+        let copied = blocks.copy_all_up(&upper.blocks, &open);
+        charge.settle();
+        copied?;
+        self.settled(upper, node, &blocks, &open)
     }
 
     /// Makes a file plain that has got all its bytes into the upper layer.

@@ -30,27 +30,27 @@ use crate::{Refusal, Result, node};
 #[derive(Debug)]
 pub(crate) struct Listings {
     /// The order in use.
-    now: Order,
+    pub(super) now: Order,
     /// The one before, for readers who are still in it.
-    before: Option<Order>,
+    pub(super) before: Option<Order>,
     /// How often the directory had changed when it was read.
-    changes: u64,
+    pub(super) changes: u64,
 }
 
 /// Names in the order they are given.
 #[derive(Debug, Default)]
-struct Order {
+pub(super) struct Order {
     /// The cookie of the first place.
-    base: u64,
-    places: Vec<Option<Listed>>,
-    empty: usize,
+    pub base: u64,
+    pub places: Vec<Option<Listed>>,
+    pub empty: usize,
 }
 
 #[derive(Debug)]
-struct Listed {
-    name: Box<OsStr>,
-    ino: u64,
-    kind: FileKind,
+pub(super) struct Listed {
+    pub name: Box<OsStr>,
+    pub ino: u64,
+    pub kind: FileKind,
 }
 
 /// So many places may be empty beyond those that are not.

@@ -140,7 +140,7 @@ impl Engine {
 
 impl Upper {
     /// Lets go of the locks at once: a child just being started has them for a moment, too.
-    fn unlock(&self) -> Result<()> {
+    pub(crate) fn unlock(&self) -> Result<()> {
         let mut locks = self.locks.iter();
         locks.try_for_each(|lock| lock.release().map_err(|e| self.io(e)))
     }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vellum_sys::FileKind;
@@ -21,6 +21,9 @@ use crate::{Refusal, Result};
 pub(crate) struct NodeTable {
     inner: Mutex<Table>,
     next: AtomicU64,
+    /// Numbers that a predecessor gave, for the node that is made next; nobody else makes one meanwhile.
+    expected: Mutex<Option<(NodeId, u64)>>,
+    expecting: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +78,8 @@ impl NodeTable {
         let table = NodeTable {
             inner: Mutex::default(),
             next: AtomicU64::new(NodeId::ROOT.0),
+            expected: Mutex::default(),
+            expecting: AtomicBool::new(false),
         };
         let body = Body::Dir(body);
         let root = table.node(ino, FileKind::Dir, None, body);
@@ -89,8 +94,43 @@ impl NodeTable {
     }
 
     fn node(&self, ino: u64, kind: FileKind, place: Option<Place>, body: Body) -> Arc<LiveNode> {
+        if self.expecting.load(Ordering::Relaxed) {
+            let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((id, ino)) = expected.take() {
+                return LiveNode::new(id, ino, kind, place, body);
+            }
+        }
         let id = NodeId(self.next.fetch_add(1, Ordering::Relaxed));
         LiveNode::new(id, ino, kind, place, body)
+    }
+
+    /// Gives the node that is made next these numbers.
+    pub fn expect(&self, id: NodeId, ino: u64) {
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        *expected = Some((id, ino));
+        self.expecting.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes [`NodeTable::expect`] back, if no node was made.
+    pub fn expect_nothing(&self) {
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        *expected = None;
+        self.expecting.store(false, Ordering::Relaxed);
+    }
+
+    /// Returns the number of the node that would be made next.
+    pub fn next_id(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Goes on numbering from here.
+    pub fn go_on_with(&self, next: u64) {
+        self.next.fetch_max(next, Ordering::Relaxed);
+    }
+
+    /// Returns all nodes that are counted on.
+    pub fn all(&self) -> Vec<Arc<LiveNode>> {
+        self.lock().by_id.values().cloned().collect()
     }
 
     /// Returns a node by its number. Errors: [`Refusal::Stale`].
