@@ -124,7 +124,7 @@ fn run() -> Result<(), Failure> {
     }
     println!("mounted");
     let counters = session.counters();
-    let ended = session.run();
+    let engine = session.run()?;
     println!("{}", counters.now());
-    Ok(ended?)
+    Ok(engine.close()?)
 }

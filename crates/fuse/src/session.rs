@@ -219,25 +219,28 @@ impl Session {
 
     /// Waits until it was unmounted by somebody and nobody uses it any more; then closes the engine.
     pub fn wait(self) -> Result<()> {
+        self.outlast()
+            .close()
+            .map_err(|source| Error::Close { source })
+    }
+
+    /// Takes signals, if that was not done before, waits as [`Session::wait`] does, and leaves the engine to the caller, who closes it.
+    pub fn run(mut self) -> Result<Engine> {
+        self.take_signals()?;
+        Ok(self.outlast())
+    }
+
+    /// Waits for the end, and gives the engine back.
+    fn outlast(self) -> Engine {
         self.workers.wait();
-        let closed = match Arc::try_unwrap(self.ops) {
-            Ok(ops) => ops
-                .into_engine()
-                .close()
-                .map_err(|source| Error::Close { source }),
-            // Only workers have others, and they have ended.
-            Err(_) => unreachable!("a worker outlived its end"),
+        // Only workers have others, and they have ended.
+        let Some(ops) = Arc::into_inner(self.ops) else {
+            unreachable!("a worker outlived its end")
         };
         if let Some(listener) = self.listener {
             listener.stop();
         }
-        closed
-    }
-
-    /// Takes signals, if that was not done before, and waits.
-    pub fn run(mut self) -> Result<()> {
-        self.take_signals()?;
-        self.wait()
+        ops.into_engine()
     }
 
     /// Unmounts, and waits until nobody uses it any more.

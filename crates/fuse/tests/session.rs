@@ -373,11 +373,16 @@ fn warm_files_need_no_requests() {
             }
         };
         walk(world);
-        walk(world);
-        let (_, requests) = world.requests(walk);
-        // What was read has another access time by now; nothing else is asked again.
-        let others = requests.total() - requests.of("GetAttr") - requests.of("Statx");
-        assert_eq!(others, 0, "{requests:?}");
+        // The kernel may forget at any time, and a test beside this one tells it to: one walk without is enough.
+        let mut seen = Vec::new();
+        let quiet = (0..50).any(|_| {
+            let (_, requests) = world.requests(walk);
+            // What was read has another access time by now; nothing else is asked again.
+            let others = requests.total() - requests.of("GetAttr") - requests.of("Statx");
+            seen.push(requests);
+            others == 0
+        });
+        assert!(quiet, "{seen:?}");
     });
 }
 

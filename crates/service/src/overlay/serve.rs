@@ -9,9 +9,9 @@ use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::{Cancel, Dir, mountinfo, userns};
 use vellum_union::engine::{Engine, EngineOptions};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::overlay::layers;
 use crate::overlay::options::{Access, DataMode, Manners, MountOptions, OpenMode, Settle};
-use crate::overlay::{layers, settle};
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,11 +53,7 @@ pub fn serve(
         return Err(error);
     }
     tracing::info!(target = %request.target.display(), "mounted");
-    session.run()?;
-    if request.options.settle == Settle::Unmount {
-        settle_after(&request.options)?;
-    }
-    Ok(())
+    close(session.run()?, &request.options)
 }
 
 /// Where a work directory says which mount its upper is shown by.
@@ -123,18 +119,15 @@ fn note_mount(request: &Request) {
     }
 }
 
-/// Makes every file of the upper whole, unless somebody has it again, or it is gone.
-fn settle_after(options: &MountOptions) -> Result<()> {
-    let (Some(upper), Some(work)) = (&options.upper, &options.work) else {
-        return Ok(());
-    };
-    if options.flags.read_only || !(upper.exists() && work.exists()) {
-        return Ok(());
+/// Closes the engine, and makes every file of the upper whole first if that is asked for. Nobody can have the upper between the two.
+fn close(engine: Engine, options: &MountOptions) -> Result<()> {
+    if options.settle != Settle::Unmount || options.flags.read_only {
+        return Ok(engine.close()?);
     }
-    match settle::settle(upper, work, Some(options), &mut |_| {}, &Cancel::new()) {
-        Err(Error::Union(vellum_union::Error::BadUpper { .. })) => Ok(()),
-        Err(_) if !upper.exists() => Ok(()),
-        other => other.map(drop),
+    match engine.close_settled(&mut |_| {}, &Cancel::new()) {
+        // Whoever unmounted has thrown it away meanwhile, as `podman rm` does.
+        Err(_) if options.upper.as_ref().is_some_and(|upper| !upper.exists()) => Ok(()),
+        settled => Ok(settled.map(drop)?),
     }
 }
 

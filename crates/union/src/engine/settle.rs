@@ -18,10 +18,10 @@ use vellum_sys::{Cancel, Dir, FileKind, xattr};
 use crate::blocks::BlockMaps;
 use crate::blocks::maps::{map_mark, parse_map_name};
 use crate::dir_layer::DirLayer;
-use crate::engine::Engine;
 use crate::engine::blocks::{BlockFile, BlockStore};
 use crate::engine::limit;
 use crate::engine::recovery::{forget_open, lock};
+use crate::engine::{Engine, Upper};
 use crate::layer::{Dialect, Layer, LayerDir};
 use crate::{Error, Result};
 
@@ -111,27 +111,35 @@ pub fn settle(
 }
 
 impl Engine {
-    /// Closes the engine as [`Engine::close`] does, and makes its upper layer plain before anybody else can have it.
+    /// Closes the engine as [`Engine::close`] does, and before it lets go of its upper layer makes that plain.
+    ///
+    /// `None` if there is no upper layer. After an error the engine is closed too; what was settled by then stays so.
     pub fn close_settled(
         self,
         progress: &mut dyn FnMut(SettleProgress),
         cancel: &Cancel,
     ) -> Result<Option<Settled>> {
-        let settled = match &self.upper {
-            None => None,
-            Some(upper) => {
-                let name = upper.layer.name();
-                let root = upper.root.dir().map_err(|e| upper.io(e))?;
-                let index = upper.index.as_ref().map(|index| index.dir()).transpose();
-                let index = index.map_err(|e| upper.io(e))?;
-                let run = Run::new(&upper.blocks, name, progress, cancel)?;
-                upper.usage.miscounts();
-                Some(run.all(&root, index.as_deref())?)
-            }
-        };
-        self.close()?;
-        Ok(settled)
+        let upper = self.upper.as_ref();
+        let settled = upper.map(|upper| settle_open(upper, progress, cancel));
+        let closed = self.close();
+        let settled = settled.transpose()?;
+        closed.map(|()| settled)
     }
+}
+
+/// Settles the upper layer of an engine that nobody uses any more.
+fn settle_open(
+    upper: &Upper,
+    progress: &mut dyn FnMut(SettleProgress),
+    cancel: &Cancel,
+) -> Result<Settled> {
+    let name = upper.layer.name();
+    let root = upper.root.dir().map_err(|e| upper.io(e))?;
+    let index = upper.index.as_ref().map(|index| index.dir()).transpose();
+    let index = index.map_err(|e| upper.io(e))?;
+    // What is copied counts against a limit, and nobody counts it now.
+    upper.usage.miscounts();
+    Run::new(&upper.blocks, name, progress, cancel)?.all(&root, index.as_deref())
 }
 
 /// One settling.
