@@ -149,7 +149,7 @@ pub enum Command {
     #[command(subcommand)]
     Layer(Layer),
 
-    /// Serve other programs: Docker
+    /// Serve other programs: containerd, Docker
     #[command(subcommand)]
     Serve(Serve),
 

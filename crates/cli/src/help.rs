@@ -256,8 +256,20 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
     ),
     (
         "serve",
-        "  vellum serve docker
+        "  vellum serve containerd
+  vellum serve docker
   vellum serve docker --root /data/vellum",
+    ),
+    (
+        "serve containerd",
+        "  vellum serve containerd                 and in /etc/containerd/config.toml:
+
+      [proxy_plugins.vellum]
+        type = \"snapshot\"
+        address = \"/run/vellum/containerd.sock\"
+
+  vellum serve containerd --root /data/vellum --engine vellum
+  VELLUM_LOG=debug vellum serve containerd --socket /tmp/v.sock",
     ),
     (
         "serve docker",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, FromArgMatches};
-use vellum_service::config::{self, Config, MountPartial, Partial, Size, Surroundings};
+use vellum_service::config::{self, MountPartial, Partial, Size, Surroundings};
 use vellum_service::overlay::daemon;
 use vellum_service::progress::{Progress, Silent};
 use vellum_service::{Cancel, Context, rootless};
@@ -94,7 +94,10 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
         environment: std::env::vars_os().collect::<BTreeMap<_, _>>(),
         system_file: PathBuf::from(Surroundings::SYSTEM_FILE),
     };
-    let config = settings(&around, &cli)?;
+    let flags = flags(&cli)?;
+    let file = cli.global.config.clone();
+    let config = config::resolve(&around, file.as_deref(), flags.clone())
+        .map_err(|e| Failure::from(vellum_service::Error::from(e)))?;
     let needs_store = match &cli.command {
         Command::Config(_) | Command::Layer(_) => false,
         Command::Settle(s) => s.work.is_none(),
@@ -115,6 +118,10 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
             logging("info");
             let ctx = Context::new(config, Cancel::new(), Arc::new(Silent));
             return match serve {
+                Serve::Containerd(containerd) => {
+                    let reload = move || config::resolve(&around, file.as_deref(), flags.clone());
+                    commands::serve::containerd(ctx, containerd, Box::new(reload))
+                }
                 Serve::Docker(docker) => commands::serve::docker(ctx, docker),
             };
         }
@@ -131,12 +138,11 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
     commands::run(&ctx, cli.command, cli.global.quiet)
 }
 
-/// Resolves the settings; the flags of the verb count as flags too.
-fn settings(around: &Surroundings, cli: &Cli) -> Result<Config, Failure> {
+/// Returns what the flags say about settings; those of the verb count, too.
+fn flags(cli: &Cli) -> Result<Partial, Failure> {
     let Global {
         root,
         run_dir,
-        config,
         storage_driver,
         engine,
         docker_compatible,
@@ -180,8 +186,7 @@ fn settings(around: &Surroundings, cli: &Cli) -> Result<Config, Failure> {
         Command::Create(c) => flags.size = c.size.map(size),
         _ => {}
     }
-    config::resolve(around, config.as_deref(), flags)
-        .map_err(|e| Failure::from(vellum_service::Error::from(e)))
+    Ok(flags)
 }
 
 fn size(bytes: u64) -> Size {

@@ -38,6 +38,7 @@ pub mod release;
 pub mod rootless;
 pub mod run;
 pub mod run_dir;
+pub mod snapshots;
 pub mod volumes;
 
 pub use context::Context;

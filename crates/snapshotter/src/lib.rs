@@ -1,1 +1,29 @@
 //! containerd's snapshotter and differ: gRPC in, verbs of `service` out. It translates and never decides.
+//!
+//! [`server`] listens and ends; [`snapshots`] has the calls of the snapshotter; [`convert`] turns messages into values and back, [`status`] is the
+//! one match from errors to gRPC codes. Blocking work (files, database) runs on threads of its own and never on those that speak gRPC.
+#![forbid(unsafe_code)]
+
+pub mod convert;
+pub mod server;
+pub mod snapshots;
+pub mod status;
+
+/// The messages of the contract, made from `proto/`.
+#[allow(missing_docs, clippy::all, unused_qualifications)]
+pub mod api {
+    /// What containerd's services have in common.
+    pub mod types {
+        tonic::include_proto!("containerd.types");
+    }
+    /// containerd.services
+    pub mod services {
+        /// containerd.services.snapshots
+        pub mod snapshots {
+            /// containerd.services.snapshots.v1
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.snapshots.v1");
+            }
+        }
+    }
+}

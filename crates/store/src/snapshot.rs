@@ -30,6 +30,11 @@ impl SnapshotKey {
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
+
+    /// Returns the text it was made of. Bytes that are no text are replaced; nothing is escaped, unlike printing.
+    pub fn to_text(&self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
 }
 
 impl From<&str> for SnapshotKey {

@@ -449,17 +449,30 @@ impl Store {
         filters: &[Filter],
         mut each: impl FnMut(Info) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
+        self.walk_prefix(b"", |info| match Filter::any(filters, &info) {
+            true => each(info),
+            false => Ok(()),
+        })
+    }
+
+    /// Calls `each` for every snapshot whose key begins with `prefix`, in key order; otherwise as [`Store::walk`].
+    pub fn walk_prefix<E: From<StoreError>>(
+        &self,
+        prefix: &[u8],
+        mut each: impl FnMut(Info) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         const PAGE: i64 = 256;
-        let mut after: Option<SnapshotKey> = None;
+        // The prefix itself is the least key that has it.
+        let mut after = (!prefix.is_empty()).then(|| SnapshotKey::new(prefix));
         loop {
             let page = self.read(|tx| rows::page(tx, after.as_ref(), PAGE))?;
             let full = page.len() as i64 == PAGE;
             after = page.last().map(|row| row.record.key.clone());
             for row in page {
-                let info = row.info();
-                if Filter::any(filters, &info) {
-                    each(info)?;
+                if !row.record.key.as_bytes().starts_with(prefix) {
+                    return Ok(());
                 }
+                each(row.info())?;
             }
             if !full {
                 return Ok(());

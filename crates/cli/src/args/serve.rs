@@ -7,8 +7,18 @@ use clap::{Args, Subcommand, ValueHint};
 /// `serve`
 #[derive(Debug, Subcommand)]
 pub enum Serve {
+    /// Be containerd's snapshotter: a proxy plugin of type `snapshot`
+    Containerd(ServeContainerd),
     /// Be the graph driver plugin of a Docker daemon, up to Docker 27
     Docker(ServeDocker),
+}
+
+/// `serve containerd`
+#[derive(Debug, Args)]
+pub struct ServeContainerd {
+    /// The socket, at most 107 bytes. Not used if systemd hands one over
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/vellum/containerd.sock")]
+    pub socket: PathBuf,
 }
 
 /// `serve docker`

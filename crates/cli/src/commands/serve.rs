@@ -2,22 +2,39 @@
 
 use vellum_graphdriver::ServeError;
 use vellum_service::Context;
+use vellum_snapshotter::server::{self, Reload, ServeOptions};
 
 use super::Outcome;
 use crate::args;
 use crate::exit_code::{DONE, Failure};
+
+/// `serve containerd`. `reload` resolves the settings of this command line anew.
+pub fn containerd(ctx: Context, args: args::ServeContainerd, reload: Reload) -> Outcome {
+    let options = ServeOptions {
+        socket: args.socket,
+        reload,
+    };
+    match server::serve(ctx, options) {
+        Ok(()) => Ok(DONE),
+        Err(server::ServeError::Verb(error)) => Err(error.into()),
+        Err(error) => Err(Failure::other(said(&error))),
+    }
+}
+
+/// An error with its causes, in one line.
+fn said(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
 
 /// `serve docker`
 pub fn docker(ctx: Context, args: args::ServeDocker) -> Outcome {
     match vellum_graphdriver::serve(ctx, &args.socket) {
         Ok(()) => Ok(DONE),
         Err(ServeError::Verb(error)) => Err(error.into()),
-        Err(error @ ServeError::Io { .. }) => {
-            let mut text = error.to_string();
-            if let Some(cause) = std::error::Error::source(&error) {
-                text.push_str(&format!(": {cause}"));
-            }
-            Err(Failure::other(text))
-        }
+        Err(error @ ServeError::Io { .. }) => Err(Failure::other(said(&error))),
     }
 }

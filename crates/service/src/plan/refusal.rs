@@ -104,7 +104,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Tells whether another engine than the kernel's could do it.
-    pub(super) fn is_the_kernels(&self) -> bool {
+    pub(crate) fn is_the_kernels(&self) -> bool {
         match self {
             Self::TooDeep { .. }
             | Self::PageFull { .. }

@@ -1,0 +1,11 @@
+//! Makes Rust of the messages in `proto/`. The parser is a library: nobody needs a `protoc`.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let files = protox::compile(["snapshots.proto"], ["proto"])?;
+    // The client side is for the tests.
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .compile_fds(files)?;
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! The server's life: listen, answer, read its settings anew, end.
+//!
+//! It listens on a unix socket that only root may use (whoever may connect can mount and remove everything), or on one that systemd hands over.
+//! Ready is said when the store is open and the socket listens. SIGHUP reads the settings anew: calls under way keep those they began with. The
+//! end waits for calls under way; mounts are the kernel's, or of processes of their own, and stay.
+//!
+//! [`Shared`] is what all calls work on; verbs run on a bounded number of threads, each of which may hold a connection to the database.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::Status;
+use tonic::transport::Server;
+use vellum_service::config::{Config, ConfigError};
+use vellum_service::listen::listen;
+use vellum_service::{Context, Error};
+
+use crate::api::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use crate::snapshots::{Snapshots, refused};
+
+/// The longest message either side sends, as containerd has it.
+const MESSAGE_BYTES: usize = 16 << 20;
+
+/// Threads for blocking work. Each may hold a connection to the database and its cache.
+const BLOCKING_THREADS: usize = 16;
+
+/// Threads that pass bytes; those that work are others.
+const WORKERS: usize = 2;
+
+/// How long calls under way are waited for at the end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is to be served, and how.
+pub struct ServeOptions {
+    /// Where the socket is made, unless systemd hands one over.
+    pub socket: PathBuf,
+    /// Resolves the settings anew.
+    pub reload: Reload,
+}
+
+/// Resolves the settings anew.
+pub type Reload = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+
+/// Why there is no server, or none any more.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The store or the socket can't be had.
+    #[error(transparent)]
+    Verb(#[from] Error),
+    /// The process lacks something.
+    #[error("cannot {action}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection layer failed.
+    #[error("serving failed")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+fn io(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |source| ServeError::Io { action, source }
+}
+
+/// What all calls work on.
+pub struct Shared {
+    context: RwLock<Arc<Context>>,
+}
+
+impl Shared {
+    /// Wraps a context whose store is open.
+    pub fn new(context: Context) -> Self {
+        Self {
+            context: RwLock::new(Arc::new(context)),
+        }
+    }
+
+    /// Returns the context that holds now. A call keeps the one it began with.
+    pub fn context(&self) -> Arc<Context> {
+        // A panic elsewhere leaves a pointer behind that is whole.
+        let held = self.context.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&held)
+    }
+
+    /// Runs a verb where it may block, and turns its error into a status. `call` and `key` are for the log.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        key: &str,
+        verb: impl FnOnce(&Context) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        let context = self.context();
+        let begun = Instant::now();
+        let done = tokio::task::spawn_blocking(move || verb(&context)).await;
+        let took_us = begun.elapsed().as_micros() as u64;
+        match done {
+            Ok(Ok(value)) => {
+                tracing::debug!(call, key, took_us, "done");
+                Ok(value)
+            }
+            Ok(Err(error)) => Err(refused(call, key, &error)),
+            Err(panic) => {
+                tracing::error!(call, key, %panic, "a call panicked");
+                Err(Status::internal(format!("{call} panicked: {panic}")))
+            }
+        }
+    }
+
+    /// Works with `config` from now on.
+    ///
+    /// Errors: `Invalid` if it names another store: that takes another server.
+    fn renew(&self, config: Config) -> Result<(), Error> {
+        let old = self.context();
+        if (config.root.value.as_path(), config.run_dir.value.as_path())
+            != (old.root(), old.run_dir())
+        {
+            return Err(Error::Invalid {
+                what: "the settings name another store or run directory".into(),
+                hint: Some("start the server anew for that".into()),
+            });
+        }
+        let fresh = Context::new(config, old.cancel.clone(), Arc::clone(&old.progress));
+        fresh.store()?;
+        *self.context.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        Ok(())
+    }
+}
+
+/// Serves until told to end (SIGTERM, SIGINT). Opens the store, making it if there is none.
+///
+/// Errors: nothing listens any more.
+pub fn serve(context: Context, options: ServeOptions) -> Result<(), ServeError> {
+    vellum_service::snapshots::check_root(&context)?;
+    // A store that can't be opened is told now, not at the first call.
+    context.store()?;
+    let listening = listen(&options.socket)?;
+    let socket = listening.listener()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("containerd")
+        .enable_all()
+        .build()
+        .map_err(io("start threads"))?;
+    let shared = Arc::new(Shared::new(context));
+    let served = runtime.block_on(async {
+        socket.set_nonblocking(true).map_err(io("listen"))?;
+        run(
+            &shared,
+            UnixListener::from_std(socket).map_err(io("listen"))?,
+            &options,
+        )
+        .await
+    });
+    // What still runs has had its time; what it leaves is litter for gc.
+    runtime.shutdown_timeout(Duration::ZERO);
+    served
+}
+
+async fn run(
+    shared: &Arc<Shared>,
+    listener: UnixListener,
+    options: &ServeOptions,
+) -> Result<(), ServeError> {
+    let watch = |kind| signal(kind).map_err(io("watch for signals"));
+    let mut terminate = watch(SignalKind::terminate())?;
+    let mut interrupt = watch(SignalKind::interrupt())?;
+    let mut hangup = watch(SignalKind::hangup())?;
+    let snapshots = SnapshotsServer::new(Snapshots::new(Arc::clone(shared)))
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    health_reporter
+        .set_serving::<SnapshotsServer<Snapshots>>()
+        .await;
+    let (end, mut ending) = tokio::sync::watch::channel(false);
+    let served = Server::builder()
+        .add_service(health)
+        .add_service(snapshots)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            // An error means that the other end is gone, and then it is time, too.
+            let _ = ending.wait_for(|end| *end).await;
+        });
+    let mut served = tokio::spawn(served);
+    let root = shared.context().root().display().to_string();
+    tracing::info!(socket = %options.socket.display(), root, "serving");
+    notify(&[
+        NotifyState::Ready,
+        NotifyState::Status("serving containerd"),
+    ]);
+    loop {
+        tokio::select! {
+            done = &mut served => return finished(done),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(shared, options).await,
+        }
+    }
+    tracing::info!("ending: calls under way are finished; mounts stay");
+    notify(&[NotifyState::Stopping]);
+    // The receiver lives in the server, which has not ended.
+    let _ = end.send(true);
+    match tokio::time::timeout(PATIENCE, &mut served).await {
+        Ok(done) => finished(done),
+        Err(_) => {
+            tracing::warn!("calls are still under way and are given up");
+            served.abort();
+            Ok(())
+        }
+    }
+}
+
+fn finished(
+    done: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>,
+) -> Result<(), ServeError> {
+    match done {
+        Ok(served) => Ok(served?),
+        Err(error) => Err(io("serve")(io::Error::other(error))),
+    }
+}
+
+/// Reads the settings anew. Where that fails the old ones hold, and the log says why.
+async fn reload(shared: &Arc<Shared>, options: &ServeOptions) {
+    let now = NotifyState::monotonic_usec_now();
+    notify(&[NotifyState::Reloading]);
+    if let Ok(now) = now {
+        notify(&[now]);
+    }
+    let renewed = match (options.reload)() {
+        Ok(config) => {
+            let shared = Arc::clone(shared);
+            // Opening the store reads files.
+            match tokio::task::spawn_blocking(move || shared.renew(config)).await {
+                Ok(done) => done.map_err(|e| e.to_string()),
+                Err(panic) => Err(panic.to_string()),
+            }
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    match renewed {
+        Ok(()) => tracing::info!("settings were read anew"),
+        Err(error) => tracing::error!(error, "the old settings hold"),
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells systemd, if it asked to be told.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd is not told");
+    }
+}

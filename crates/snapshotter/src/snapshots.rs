@@ -1,0 +1,225 @@
+//! The ten calls of the snapshotter.
+//!
+//! Each takes a request apart, runs one verb on a thread for blocking work, and puts the answer together. The client holds locks of its own
+//! meanwhile (its metadata transaction over Commit, all of the snapshotter over List and Remove), so what can wait is left to Cleanup or to
+//! the background. List sends while the store is walked page by page: nothing is locked, and a client may ask other things between two messages.
+
+use std::sync::Arc;
+
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use vellum_service::Context;
+use vellum_service::snapshots::{self as verbs, Prepared};
+
+use crate::api::services::snapshots::v1 as wire;
+use crate::convert;
+use crate::server::Shared;
+use crate::status;
+
+/// How many snapshots one message of a list carries.
+const LIST_CHUNK: usize = 100;
+
+/// Messages of a list that wait for the client.
+const LIST_AHEAD: usize = 4;
+
+/// The snapshotter, as a gRPC service.
+#[derive(Clone)]
+pub struct Snapshots {
+    shared: Arc<Shared>,
+}
+
+impl Snapshots {
+    /// Answers from what `shared` holds.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Runs a verb where it may block.
+    async fn verb<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        key: &str,
+        verb: impl FnOnce(&Context) -> Result<T, vellum_service::Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        self.shared.run(call, key, verb).await
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl wire::snapshots_server::Snapshots for Snapshots {
+    async fn prepare(
+        &self,
+        request: Request<wire::PrepareSnapshotRequest>,
+    ) -> Answer<wire::PrepareSnapshotResponse> {
+        let asked = request.into_inner();
+        let new = convert::new_snapshot(asked.key.clone(), asked.parent, asked.labels);
+        let prepared = self
+            .verb("Prepare", &asked.key, move |ctx| verbs::prepare(ctx, &new))
+            .await?;
+        match prepared {
+            Prepared::New(entries) => Ok(Response::new(wire::PrepareSnapshotResponse {
+                mounts: convert::mounts(entries),
+            })),
+            Prepared::Known { chain } => Err(Status::already_exists(format!(
+                "the layer {chain} is there already"
+            ))),
+        }
+    }
+
+    async fn view(
+        &self,
+        request: Request<wire::ViewSnapshotRequest>,
+    ) -> Answer<wire::ViewSnapshotResponse> {
+        let asked = request.into_inner();
+        let new = convert::new_snapshot(asked.key.clone(), asked.parent, asked.labels);
+        let entries = self
+            .verb("View", &asked.key, move |ctx| verbs::view(ctx, &new))
+            .await?;
+        Ok(Response::new(wire::ViewSnapshotResponse {
+            mounts: convert::mounts(entries),
+        }))
+    }
+
+    async fn mounts(&self, request: Request<wire::MountsRequest>) -> Answer<wire::MountsResponse> {
+        let key = request.into_inner().key;
+        let name = key.clone();
+        let entries = self
+            .verb("Mounts", &key, move |ctx| verbs::mounts(ctx, &name))
+            .await?;
+        Ok(Response::new(wire::MountsResponse {
+            mounts: convert::mounts(entries),
+        }))
+    }
+
+    async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Answer<()> {
+        let asked = request.into_inner();
+        let key = asked.key.clone();
+        self.verb("Commit", &key, move |ctx| {
+            let parent = convert::some(asked.parent);
+            verbs::commit(
+                ctx,
+                &asked.name,
+                &asked.key,
+                asked.labels,
+                parent.as_deref(),
+            )
+        })
+        .await?;
+        Ok(Response::new(()))
+    }
+
+    async fn remove(&self, request: Request<wire::RemoveSnapshotRequest>) -> Answer<()> {
+        let key = request.into_inner().key;
+        let name = key.clone();
+        self.verb("Remove", &key, move |ctx| verbs::remove(ctx, &name))
+            .await?;
+        Ok(Response::new(()))
+    }
+
+    async fn stat(
+        &self,
+        request: Request<wire::StatSnapshotRequest>,
+    ) -> Answer<wire::StatSnapshotResponse> {
+        let key = request.into_inner().key;
+        let name = key.clone();
+        let info = self
+            .verb("Stat", &key, move |ctx| verbs::stat(ctx, &name))
+            .await?;
+        Ok(Response::new(wire::StatSnapshotResponse {
+            info: Some(convert::info(info)),
+        }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<wire::UpdateSnapshotRequest>,
+    ) -> Answer<wire::UpdateSnapshotResponse> {
+        let asked = request.into_inner();
+        let given = asked
+            .info
+            .ok_or_else(|| Status::invalid_argument("an update without info"))?;
+        let mask = asked.update_mask.unwrap_or_default().paths;
+        let changes = convert::changes(given.labels, &mask)?;
+        let key = given.name.clone();
+        let info = self
+            .verb("Update", &key, move |ctx| {
+                verbs::update(ctx, &given.name, &changes)
+            })
+            .await?;
+        Ok(Response::new(wire::UpdateSnapshotResponse {
+            info: Some(convert::info(info)),
+        }))
+    }
+
+    type ListStream = ReceiverStream<Result<wire::ListSnapshotsResponse, Status>>;
+
+    async fn list(&self, request: Request<wire::ListSnapshotsRequest>) -> Answer<Self::ListStream> {
+        let filters = request.into_inner().filters;
+        let (sender, receiver) = tokio::sync::mpsc::channel(LIST_AHEAD);
+        let this = self.clone();
+        tokio::spawn(async move {
+            let messages = sender.clone();
+            let listed = this
+                .verb("List", "", move |ctx| {
+                    let mut chunk = Vec::with_capacity(LIST_CHUNK);
+                    verbs::walk(ctx, &filters, |info| {
+                        chunk.push(convert::info(info));
+                        if chunk.len() < LIST_CHUNK {
+                            return Ok(());
+                        }
+                        let info = std::mem::replace(&mut chunk, Vec::with_capacity(LIST_CHUNK));
+                        // Nobody listens any more: nothing needs to be said.
+                        messages
+                            .blocking_send(Ok(wire::ListSnapshotsResponse { info }))
+                            .map_err(|_| vellum_service::Error::Cancelled)
+                    })?;
+                    if !chunk.is_empty() {
+                        let last = wire::ListSnapshotsResponse { info: chunk };
+                        messages
+                            .blocking_send(Ok(last))
+                            .map_err(|_| vellum_service::Error::Cancelled)?;
+                    }
+                    Ok(())
+                })
+                .await;
+            if let Err(status) = listed {
+                // As above: whoever went away misses nothing.
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn usage(&self, request: Request<wire::UsageRequest>) -> Answer<wire::UsageResponse> {
+        let key = request.into_inner().key;
+        let name = key.clone();
+        let usage = self
+            .verb("Usage", &key, move |ctx| verbs::usage(ctx, &name))
+            .await?;
+        Ok(Response::new(wire::UsageResponse {
+            size: usage.bytes as i64,
+            inodes: usage.inodes as i64,
+        }))
+    }
+
+    async fn cleanup(&self, _: Request<wire::CleanupRequest>) -> Answer<()> {
+        self.verb("Cleanup", "", verbs::cleanup).await?;
+        Ok(Response::new(()))
+    }
+}
+
+/// Returns the status of a verb that failed, having said so in the log.
+pub(crate) fn refused(call: &'static str, key: &str, error: &vellum_service::Error) -> Status {
+    let status = status::of(error);
+    use tonic::Code::{AlreadyExists, FailedPrecondition, InvalidArgument, NotFound};
+    match status.code() {
+        // What clients ask just to know.
+        AlreadyExists | NotFound | FailedPrecondition | InvalidArgument => {
+            tracing::debug!(call, key, code = ?status.code(), error = status.message(), "refused");
+        }
+        code => tracing::error!(call, key, ?code, error = status.message(), "failed"),
+    }
+    status
+}

@@ -1,0 +1,69 @@
+//! Errors as gRPC codes: the one place where they are chosen.
+//!
+//! containerd turns codes back into its own errors, and its decisions hang on them: a removal that fails otherwise than by FAILED_PRECONDITION
+//! ends its whole garbage collection, and NOT_FOUND makes it try something else. The text carries all causes, and the hint on a line of its own.
+
+use tonic::{Code, Status};
+use vellum_service::Error;
+use vellum_store::{Class, StoreError};
+
+use crate::convert::Unchangeable;
+
+/// Returns the status for a verb's error.
+pub fn of(error: &Error) -> Status {
+    Status::new(code(error), text(error))
+}
+
+fn code(error: &Error) -> Code {
+    match error {
+        Error::Store(error) => store_code(error),
+        Error::NotFound { .. } => Code::NotFound,
+        Error::NameTaken { .. } => Code::AlreadyExists,
+        Error::Ambiguous { .. } | Error::Invalid { .. } | Error::Config(_) => Code::InvalidArgument,
+        Error::InUse { .. }
+        | Error::Plan(_)
+        | Error::Unsupported { .. }
+        | Error::Covered { .. }
+        | Error::Unmounted { .. } => Code::FailedPrecondition,
+        Error::Sys(error) if error.is_no_space() => Code::ResourceExhausted,
+        Error::Damaged { .. } => Code::DataLoss,
+        Error::Cancelled => Code::Aborted,
+        _ => Code::Unknown,
+    }
+}
+
+fn store_code(error: &StoreError) -> Code {
+    match error.class() {
+        Class::NotFound => Code::NotFound,
+        Class::AlreadyExists => Code::AlreadyExists,
+        Class::FailedPrecondition => Code::FailedPrecondition,
+        Class::InvalidArgument => Code::InvalidArgument,
+        // Not UNIMPLEMENTED, which says that there is no such call at all.
+        Class::Unsupported => Code::FailedPrecondition,
+        Class::Busy => Code::Unavailable,
+        Class::NoSpace => Code::ResourceExhausted,
+        Class::Damaged => Code::DataLoss,
+        Class::Internal => Code::Unknown,
+    }
+}
+
+fn text(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    if let Some(hint) = error.hint() {
+        text.push_str("\nhint: ");
+        text.push_str(&hint);
+    }
+    text
+}
+
+impl From<Unchangeable> for Status {
+    fn from(error: Unchangeable) -> Self {
+        Status::invalid_argument(error.to_string())
+    }
+}
