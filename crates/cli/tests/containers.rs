@@ -980,6 +980,62 @@ fn a_size_limit_stops_writing_where_project_quotas_are_kept() {
 }
 
 #[test]
+fn a_file_system_that_takes_no_overlay_is_mounted_by_vellums_engine() {
+    let Some(world) = World::new() else { return };
+    let disk = match world
+        .scratch
+        .file_system("disk", FsKind::Ext4NoFiletype, 64)
+    {
+        Ok(disk) => disk,
+        Err(why) => return untested("stores on ext4 without file types", why),
+    };
+    if !Path::new("/dev/fuse").exists() {
+        return untested("stores on ext4 without file types", "there is no /dev/fuse");
+    }
+    let root = disk.join("root");
+    let archive = small(&world.scratch);
+    for driver in ["overlay2", "overlay"] {
+        let with = |args: &[&str]| {
+            let args = [&["--storage-driver", driver], args].concat();
+            let said = support::said(world.command_at(&root, &args).output().unwrap());
+            assert_eq!(said.code, 0, "{driver} {args:?}: {said:?}");
+            said.out
+        };
+        let name = format!("box-{driver}");
+        let made = format!("made-{driver}:1");
+        if driver == "overlay2" {
+            with(&["load", text(&archive)]);
+        }
+        with(&["create", "--name", &name, "small:1"]);
+        let plan = with(&["mount", &name, "--dry-run"]);
+        assert!(plan.contains("d_type"), "{plan}");
+        let tree = with(&["mount", &name]);
+        let tree = Path::new(tree.trim_end());
+        assert_eq!(
+            std::fs::read_to_string(tree.join("etc/top")).unwrap(),
+            "top\n"
+        );
+        std::fs::remove_file(tree.join("etc/top")).unwrap();
+        std::fs::create_dir(tree.join("new")).unwrap();
+        std::fs::write(tree.join("new/file"), "new").unwrap();
+        let diff = with(&["diff", &name]);
+        assert!(diff.contains("D /etc/top") && diff.contains("A /new/file"), "{diff}");
+        with(&["umount", &name]);
+        with(&["commit", &name, &made]);
+        let next = format!("next-{driver}");
+        with(&["create", "--name", &next, &made]);
+        let tree = with(&["mount", &next]);
+        let tree = Path::new(tree.trim_end());
+        assert_eq!(std::fs::read_to_string(tree.join("new/file")).unwrap(), "new");
+        assert!(!tree.join("etc/top").exists());
+        with(&["rm", "--force", &name]);
+        with(&["rm", "--force", &next]);
+    }
+    let said = support::said(world.command_at(&root, &["check"]).output().unwrap());
+    assert_eq!(said.code, 0, "{said:?}");
+}
+
+#[test]
 fn a_file_system_that_takes_no_overlay_is_named_with_a_way_out() {
     let Some(world) = World::new() else { return };
     let disk = match world
@@ -991,7 +1047,7 @@ fn a_file_system_that_takes_no_overlay_is_named_with_a_way_out() {
     };
     let root = disk.join("root");
     let with = |driver: &str, args: &[&str]| {
-        let args = [&["--storage-driver", driver], args].concat();
+        let args = [&["--engine", "kernel", "--storage-driver", driver], args].concat();
         support::said(world.command_at(&root, &args).output().unwrap())
     };
     let archive = small(&world.scratch);

@@ -9,10 +9,10 @@ use std::sync::{Arc, OnceLock};
 use vellum_store::{Store, StoreOptions};
 use vellum_sys::Cancel;
 
-use crate::config::Config;
+use crate::config::{Config, Engine};
 use crate::error::{Error, Result};
-use crate::home;
 use crate::progress::Progress;
+use crate::{facts, home};
 
 /// The surroundings of a verb.
 pub struct Context {
@@ -41,14 +41,20 @@ impl Context {
         if let Some(store) = self.store.get() {
             return Ok(store);
         }
-        let options = StoreOptions {
-            driver: self.config.storage_driver.value,
-            ..StoreOptions::new(self.root())
-        };
+        let options = self.store_options();
         home::verify(self.root(), self.run_dir())?;
         let opened = Store::open(&options)?;
         home::note(self.root(), self.run_dir(), &opened.uuid()?)?;
         Ok(self.store.get_or_init(|| opened))
+    }
+
+    /// How the store is opened. Where Vellum's own engine can mount its layers they may be on any file system.
+    pub(crate) fn store_options(&self) -> StoreOptions {
+        StoreOptions {
+            driver: self.config.storage_driver.value,
+            any_file_system: self.config.engine.value != Engine::Kernel && facts::has_fuse(),
+            ..StoreOptions::new(self.root())
+        }
     }
 
     /// The store's directory.

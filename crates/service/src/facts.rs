@@ -73,12 +73,17 @@ pub fn probe_now(ctx: &Context) -> Result<Facts> {
         d_type: dir.d_type,
         fs_name: dir.fs_name,
         root: kernel.may_mount && !kernel.in_user_namespace,
-        fuse: fs::File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .is_ok(),
+        fuse: has_fuse(),
     })
+}
+
+/// Returns whether the FUSE device can be opened.
+pub(crate) fn has_fuse() -> bool {
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .is_ok()
 }
 
 fn cache_path(ctx: &Context) -> PathBuf {

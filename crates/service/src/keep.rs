@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use vellum_store::{
-    CheckOptions, DiskUse, Fate, Finding, Garbage, Reason, Store, StoreOptions, Thing, Usage,
-};
+use vellum_store::{CheckOptions, DiskUse, Fate, Finding, Garbage, Reason, Store, Thing, Usage};
 
 use crate::context::Context;
 use crate::error::Result;
@@ -236,11 +234,7 @@ pub struct Rebuilt {
 
 /// Makes the database anew from what lies beside it. The old one is kept under another name.
 pub fn rebuild(ctx: &Context) -> Result<Rebuilt> {
-    let options = StoreOptions {
-        driver: ctx.config.storage_driver.value,
-        ..StoreOptions::new(ctx.root())
-    };
-    let (_, rebuilt) = Store::rebuild(&options)?;
+    let (_, rebuilt) = Store::rebuild(&ctx.store_options())?;
     Ok(Rebuilt {
         snapshots: rebuilt.snapshots,
         images: rebuilt.images,

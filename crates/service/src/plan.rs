@@ -272,15 +272,16 @@ fn plan_overlay(
             read_only: true,
         });
     }
+    // Before what the kernel said when it was tried: that says less.
+    if !facts.d_type {
+        return Err(Refusal::NoDType {
+            fs_name: facts.fs_name.clone(),
+        });
+    }
     if !facts.trusted && !facts.userxattr {
         return Err(Refusal::NoOverlay {
             fs_name: facts.fs_name.clone(),
             said: facts.refusal.clone(),
-        });
-    }
-    if !facts.d_type {
-        return Err(Refusal::NoDType {
-            fs_name: facts.fs_name.clone(),
         });
     }
     let features = policy_features(parts.features, facts, wishes)?;

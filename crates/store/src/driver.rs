@@ -284,8 +284,9 @@ pub(crate) struct NewTree<'a> {
 
 /// What a driver does. `dir` is the tree's directory wherever it lies now: staged or in place.
 pub(crate) trait Driver: Send + Sync {
-    /// Makes the driver's own directory and tries whether the file system can carry it.
-    fn create_home(&self, layout: &Layout) -> Result<()>;
+    /// Makes the driver's own directory and tries whether the file system can carry it; see
+    /// [`crate::StoreOptions::any_file_system`].
+    fn create_home(&self, layout: &Layout, any_file_system: bool) -> Result<()>;
 
     /// True if a layer holds only its own changes, so that it can be filled before its parent is known.
     fn stacks(&self) -> bool;
@@ -383,10 +384,13 @@ pub(crate) fn driver(kind: DriverKind) -> &'static dyn Driver {
     }
 }
 
-/// Makes the directory of a driver that stacks, unless the file system can't say in listings what each entry is: whiteouts
-/// and directories could not be told apart then, and the kernel refuses such layers.
-pub(crate) fn make_stacking_home(home: &Path, mode: u32) -> Result<()> {
+/// Makes the directory of a driver that stacks, unless the file system can't say in listings what each entry is: the
+/// kernel refuses such layers, and unless somebody else stacks them they would be of no use.
+pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) -> Result<()> {
     make_dir(home, mode)?;
+    if any_file_system {
+        return Ok(());
+    }
     let facts = vellum_sys::probe::directory(home)?;
     if facts.d_type {
         return Ok(());
@@ -402,7 +406,7 @@ pub(crate) fn make_stacking_home(home: &Path, mode: u32) -> Result<()> {
         what: format!("storage driver at {}", home.display()),
         why: format!(
             "the backing {} file system is formatted without d_type support, which leads to incorrect behavior. {cure}, \
-             or use the storage driver native. Backing file systems without d_type support are not supported",
+             use the storage driver native, or engine = auto with /dev/fuse: Vellum's own engine needs no d_type, the kernel's overlay does",
             facts.fs_name
         ),
     })

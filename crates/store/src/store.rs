@@ -22,6 +22,9 @@ pub struct StoreOptions {
     pub create: bool,
     /// How long a call waits while other processes write, in milliseconds, before it fails with `Busy`.
     pub busy_timeout_ms: u64,
+    /// Layers are put together by somebody who can do it on any file system. Off, drivers whose layers the kernel stacks are
+    /// refused on one that does not say in listings what each entry is (d_type): its overlay takes none of those.
+    pub any_file_system: bool,
 }
 
 impl StoreOptions {
@@ -32,6 +35,7 @@ impl StoreOptions {
             driver: DriverKind::default(),
             create: true,
             busy_timeout_ms: 30_000,
+            any_file_system: false,
         }
     }
 }
@@ -49,6 +53,7 @@ pub(crate) struct Inner {
     pub layout: Layout,
     pub database: Database,
     pub driver: DriverKind,
+    pub any_file_system: bool,
     pub journal: Journal,
     pub reserve: Reserve,
 }
@@ -85,6 +90,7 @@ impl Store {
                 layout,
                 database,
                 driver: options.driver,
+                any_file_system: options.any_file_system,
                 journal,
                 reserve,
             }),
@@ -158,7 +164,7 @@ impl Store {
         if layout::exists(&last)? {
             return Ok(());
         }
-        driver::driver(driver).create_home(&self.inner.layout)?;
+        driver::driver(driver).create_home(&self.inner.layout, self.inner.any_file_system)?;
         layout::sync_dir(self.root())
     }
 

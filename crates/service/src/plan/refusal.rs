@@ -136,7 +136,7 @@ impl Refusal {
             Self::NoOverlay { .. } => {
                 "give --root a directory on ext4, xfs, btrfs or tmpfs, load the kernel's `overlay` module, or use --storage-driver native".into()
             }
-            Self::NoDType { .. } => "xfs needs ftype=1, ext4 the filetype feature; reformat, or use --storage-driver native".into(),
+            Self::NoDType { .. } => "xfs needs ftype=1, ext4 the filetype feature; reformat, use --storage-driver native, or leave engine at auto".into(),
             Self::NoFuse { .. } => "load the kernel's `fuse` module, or pass /dev/fuse into this container".into(),
             Self::EngineMade => "leave engine at auto or vellum, or commit it and create a new container from the image".into(),
             Self::NoFeature { feature, .. } => format!("set {feature} to auto or off"),

@@ -26,7 +26,7 @@ fn root_of(layout: &Layout, tree: &TreeRef) -> PathBuf {
 }
 
 impl super::Driver for Native {
-    fn create_home(&self, layout: &Layout) -> Result<()> {
+    fn create_home(&self, layout: &Layout, _: bool) -> Result<()> {
         make_dir(&layout.driver(DriverKind::Native), 0o700)
     }
 

@@ -48,8 +48,9 @@ fn root_of(layout: &Layout, tree: &TreeRef) -> PathBuf {
 const WRITABLE: [&str; 4] = ["upper", "work", "merged", "lower-id"];
 
 impl super::Driver for Overlay1 {
-    fn create_home(&self, layout: &Layout) -> Result<()> {
-        super::make_stacking_home(&layout.driver(DriverKind::Overlay), 0o700)
+    fn create_home(&self, layout: &Layout, any_file_system: bool) -> Result<()> {
+        let home = layout.driver(DriverKind::Overlay);
+        super::make_stacking_home(&home, 0o700, any_file_system)
     }
 
     fn stacks(&self) -> bool {

@@ -93,8 +93,8 @@ pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
 }
 
 impl super::Driver for Overlay2 {
-    fn create_home(&self, layout: &Layout) -> Result<()> {
-        make_stacking_home(&home(layout), 0o710)?;
+    fn create_home(&self, layout: &Layout, any_file_system: bool) -> Result<()> {
+        make_stacking_home(&home(layout), 0o710, any_file_system)?;
         make_dir(&home(layout).join("l"), 0o700)
     }
 
