@@ -168,9 +168,9 @@ const EXAMPLES: &[(&str, &str)] = &[
 All options of fuse-overlayfs and of the kernel's overlay are understood; docs/overlay.md explains each.
   layers    lowerdir upperdir workdir lowerdir+ datadir+ trust=auto|engine|archive wh=auto|plain|whiteouts
   marks     redirect_dir=on|off|follow|nofollow metacopy=on|off index=on|off xino=on|off|auto userxattr
-  owners    uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid xattr_permissions noacl noxattrs
+  owners    uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid xattr_permissions noacl noxattrs ino32_t
   data      blocks=SIZE|off settle=manual|unmount size=SIZE inodes=N fsync=1|0 volatile
-  speed     passthrough open=deferred|checked writeback=1|0 timeout=SECONDS static_nlink ino32_t
+  speed     passthrough open=deferred|checked writeback=1|0 io_uring=auto|off timeout=SECONDS threads=N static_nlink
   mount     ro nosuid nodev noexec noatime allow_other allow_root context fsname",
     ),
     (

@@ -7,7 +7,7 @@
 //!
 //! Prints `mounted` when the mount answers, and at the end how often each request came. Options: `userxattr`, `passthrough`, `checked`,
 //! `noacl`, `writeback`, `volatile`, `allow_other`, `ro`, `noindex`, `noredirect`, `nometacopy`, `timeout=SECONDS`, `blocks=BYTES`,
-//! `size=BYTES`, `inodes=COUNT`, `fusermount`, `data=LOWER`. SIGUSR1 prints the counts so far.
+//! `size=BYTES`, `inodes=COUNT`, `fusermount`, `nouring`, `data=LOWER`. SIGUSR1 prints the counts so far.
 //!
 //! `hand-over=SOCKET` hands the mount over to the first that connects there, instead of serving it until it is unmounted; `take-over=SOCKET` is
 //! that one.
@@ -84,6 +84,7 @@ fn run() -> Result<(), Failure> {
             "checked" => mount.open = OpenMode::Checked,
             "noacl" => mount.acl = false,
             "writeback" => mount.writeback = true,
+            "nouring" => mount.io_uring = false,
             "allow_other" => mount.allow_other = true,
             "ro" => mount.flags.read_only = true,
             "fusermount" => mount.mounter = Mounter::Fusermount,

@@ -29,17 +29,20 @@ pub struct Wishes {
     pub writeback: bool,
     /// The upper may hold only so much.
     pub limited: bool,
+    /// Requests may come over io_uring: rings can be had here.
+    pub rings: bool,
 }
 
 impl Wishes {
-    /// Returns what `options` ask for, on an upper that is `limited` or not.
-    pub fn of(options: &MountOptions, limited: bool) -> Wishes {
+    /// Returns what `options` ask for, on an upper that is `limited` or not, where there can be `rings` or not.
+    pub fn of(options: &MountOptions, limited: bool, rings: bool) -> Wishes {
         Wishes {
             acl: options.acl,
             data: options.data,
             open: options.open,
             writeback: options.writeback,
             limited,
+            rings,
         }
     }
 }
@@ -59,6 +62,8 @@ pub struct Agreed {
     pub passthrough: bool,
     /// Removing setuid, setgid and capabilities is left to us.
     pub kill_privileges: bool,
+    /// Requests come over io_uring, but for those that take no reply.
+    pub rings: bool,
 }
 
 /// Why there can be no connection.
@@ -128,6 +133,10 @@ pub fn negotiate(offer: &request::Init, wishes: Wishes) -> Result<Agreed, Refuse
     if wishes.writeback && !wishes.limited && !passthrough {
         want |= init::WRITEBACK_CACHE;
     }
+    // The kernel offers it only where its administrator allows it (module parameter enable_uring).
+    if wishes.rings {
+        want |= init::OVER_IO_URING;
+    }
     let flags = want & offer.flags;
     let has = |flag: u64| flags & flag != 0;
     Ok(Agreed::of(reply::Init {
@@ -159,6 +168,7 @@ impl Agreed {
             no_opendir: has(init::NO_OPENDIR_SUPPORT),
             passthrough: has(init::PASSTHROUGH),
             kill_privileges: has(init::HANDLE_KILLPRIV_V2),
+            rings: has(init::OVER_IO_URING),
         }
     }
 }
@@ -193,6 +203,7 @@ mod tests {
             open: OpenMode::Free,
             writeback: false,
             limited: false,
+            rings: true,
         }
     }
 
@@ -200,13 +211,14 @@ mod tests {
         let mut all = Vec::new();
         for data in [DataMode::Coherent, DataMode::Passthrough] {
             for open in [OpenMode::Free, OpenMode::Checked] {
-                for bits in 0..8 {
+                for bits in 0..16 {
                     all.push(Wishes {
                         acl: bits & 1 != 0,
                         data,
                         open,
                         writeback: bits & 2 != 0,
                         limited: bits & 4 != 0,
+                        rings: bits & 8 != 0,
                     });
                 }
             }

@@ -71,6 +71,8 @@ pub struct MountOptions {
     pub no_fsync: bool,
     /// How many threads answer as a rule; more are started while all of them wait. `None`: as many as suit the machine.
     pub workers: Option<usize>,
+    /// Take requests over io_uring where the kernel offers it.
+    pub io_uring: bool,
     /// Flags of the mount.
     pub flags: MountFlags,
     /// Other options of the kernel, as `name` or `name=value`: `context` and its kin.
@@ -94,6 +96,7 @@ impl Default for MountOptions {
             writeback: false,
             no_fsync: false,
             workers: None,
+            io_uring: true,
             flags: MountFlags::default(),
             extra: Vec::new(),
             mounter: Mounter::Any,

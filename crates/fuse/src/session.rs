@@ -15,6 +15,7 @@ mod signals;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use vellum_sys::fuse_ring;
 use vellum_union::engine::{Engine, EngineOptions};
 
 use crate::channel::{Buffer, Channel, Received};
@@ -35,6 +36,9 @@ pub use place::Unmounter;
 const FEWEST_WORKERS: usize = 2;
 /// More than so many only get in each other's way, until they have to wait.
 const MOST_USUAL_WORKERS: usize = 8;
+
+/// With more queues than this the device is read: a machine of that size has many threads already.
+const MOST_QUEUES: u16 = 64;
 
 /// A mounted union.
 #[derive(Debug)]
@@ -57,11 +61,17 @@ pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Se
         .map_err(|error| vellum_sys::Error::new("find", target, error))?;
     let Connected { device, mount } = place::connect(&target, options)?;
     let channel = Arc::new(Channel::new(device));
-    let agreed = handshake(&channel, Wishes::of(options, engine.is_limited()))?;
+    let queues = queues(options);
+    let wishes = Wishes::of(options, engine.is_limited(), queues.is_some());
+    let agreed = handshake(&channel, wishes)?;
     tracing::debug!(%agreed, "connected");
     let ops = Arc::new(Ops::new(engine, agreed, options, &channel)?);
     let counters = Arc::new(Counters::default());
-    let workers = start(&ops, channel, agreed, &counters, options)?;
+    let queues = match agreed.rings {
+        true => queues.unwrap_or_default(),
+        false => 0,
+    };
+    let workers = start(&ops, channel, agreed, &counters, (options, queues))?;
     match mount.attach(&target) {
         Ok(unmounter) => Ok(Session {
             ops,
@@ -84,7 +94,7 @@ fn start(
     channel: Arc<Channel>,
     agreed: Agreed,
     counters: &Arc<Counters>,
-    options: &MountOptions,
+    (options, queues): (&MountOptions, u16),
 ) -> Result<Workers<Ops>> {
     let usual = match options.workers {
         Some(wished) => wished.clamp(1, MOST_USUAL_WORKERS),
@@ -99,6 +109,7 @@ fn start(
         agreed.dialect,
         counters,
         usual,
+        queues,
     )?)
 }
 
@@ -121,7 +132,7 @@ pub fn take_over(
     let channel = Arc::new(Channel::new(device));
     let ops = Arc::new(Ops::new(engine, agreed, options, &channel)?);
     let counters = Arc::new(Counters::default());
-    let workers = start(&ops, channel, agreed, &counters, options)?;
+    let workers = start(&ops, channel, agreed, &counters, (options, 0))?;
     Ok(Session {
         ops,
         workers,
@@ -135,12 +146,17 @@ pub fn take_over(
 impl Session {
     /// Stops serving between two requests, without ending the mount: whoever uses it waits until [`take_over`] serves it.
     ///
-    /// Errors: in passthrough mode ([`Error::Handover`]), or if the mount does not show at its place, the session is given back
+    /// Errors: in passthrough mode or over io_uring ([`Error::Handover`]), or if the mount does not show at its place, the session is given back
     /// and goes on. Later ones end the mount.
     pub fn hand_over(self) -> std::result::Result<Handover, (Error, Option<Session>)> {
         if self.agreed.passthrough {
             // The backing files' numbers belong to this process's table.
             let why = String::from("it is in passthrough mode");
+            return Err((Error::Handover { why }, Some(self)));
+        }
+        if self.agreed.rings {
+            // The kernel lets a process that serves rings go, not the requests it has given them.
+            let why = String::from("its requests come over io_uring; mount it with io_uring=off");
             return Err((Error::Handover { why }, Some(self)));
         }
         let root = match self.unmounter.root() {
@@ -248,6 +264,16 @@ impl Session {
         self.unmounter.unmount()?;
         self.wait()
     }
+}
+
+/// Returns how many queues there would be over io_uring, or `None` if it is not to be used.
+fn queues(options: &MountOptions) -> Option<u16> {
+    if !options.io_uring || !fuse_ring::is_possible() {
+        return None;
+    }
+    // Each needs its threads, also those of processors that are not there.
+    let count = fuse_ring::queue_count().ok()?;
+    (count <= MOST_QUEUES).then_some(count)
 }
 
 /// Answers INIT.

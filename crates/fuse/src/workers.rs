@@ -1,8 +1,11 @@
 //! The threads that answer: a few as a rule, more while all of them are busy.
 //!
-//! A request is read, answered and forgotten by one thread. One that takes long (copying a big file up) would in time
-//! hold every thread, so a watch adds one as soon as all were busy for a millisecond without finishing anything; a
-//! thread that is too many leaves after the request that shows it. The watch sleeps as long as somebody is free.
+//! A request is read, answered and forgotten by one thread. Threads stand in crews: one reads the device; over io_uring there is one
+//! more for each of the kernel's queues, on that queue's processor, since then a request and its reply are two
+//! switches on one processor and wake no other. One request that takes long (copying a big file up) would in time
+//! hold every thread of a crew, so a watch adds one as soon as all were busy for a millisecond without finishing anything; a
+//! thread of the device that is too many leaves after the request that shows it, one of a queue stays (the kernel would give it
+//! requests still). The watch sleeps as long as somebody is free in each crew.
 //!
 //! A panic while answering is an EIO to whoever asked and an error in the log, and nothing to anybody else. Invariant: every request
 //! that wants a reply gets exactly one. Locks: the list of threads only; never held while a request is answered.
@@ -14,13 +17,24 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use vellum_sys::fuse_ring::{Arrived, FuseRing, Post};
 
 use crate::channel::{Buffer, Channel, Received, reply_buffer};
 use crate::counters::Counters;
+use crate::negotiate::MAX_TRANSFER_BYTES;
+use crate::wire::reply::HEADER_BYTES;
 use crate::wire::{Dialect, Op, Reply, Request};
 
-/// The most threads there are at a time.
+/// The most threads a crew has at a time.
 const MOST: usize = 16;
+/// How many threads each queue has as a rule: one that waits for a disk must not stop the rest.
+const USUAL_OF_QUEUE: usize = 2;
+/// How often a thread asks for a ring before it gives up.
+const RINGS_TRIED: usize = 3;
+/// A request that moves so much lets its thread run on any processor.
+const MUCH_BYTES: usize = 64 << 10;
+/// So many requests that move less bring it back.
+const SMALL_ONES: u32 = 8;
 /// How long nothing may be finished, with all busy, before there is one more.
 const PATIENCE: Duration = Duration::from_millis(1);
 /// After so many looks at a time when somebody was free, the watch goes to sleep.
@@ -47,18 +61,11 @@ pub struct Workers<S> {
 #[derive(Debug)]
 struct Shared<S> {
     serve: Arc<S>,
-    /// The session's first descriptor; each worker has a clone.
+    /// The session's first descriptor; each worker of the device has a clone.
     session: Arc<Channel>,
     dialect: Dialect,
     counters: Arc<Counters>,
-    /// How many stay.
-    usual: usize,
-    /// How many wait for a request.
-    free: AtomicUsize,
-    /// How many there are.
-    all: AtomicUsize,
-    /// Replies sent.
-    finished: AtomicU64,
+    crews: Vec<Crew>,
     /// The watch looks.
     watching: AtomicBool,
     /// The connection is gone: no more threads.
@@ -68,32 +75,87 @@ struct Shared<S> {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// Threads that take requests from one place.
+#[derive(Debug)]
+struct Crew {
+    /// The kernel's queue over io_uring; `None` for the device.
+    queue: Option<u16>,
+    /// How many stay.
+    usual: usize,
+    /// How many wait for a request.
+    free: AtomicUsize,
+    /// How many there are.
+    all: AtomicUsize,
+    /// Replies sent.
+    finished: AtomicU64,
+}
+
+impl Crew {
+    fn new(queue: Option<u16>, usual: usize) -> Crew {
+        Crew {
+            queue,
+            usual,
+            free: AtomicUsize::new(0),
+            all: AtomicUsize::new(0),
+            finished: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a thread that waits; true if it may stay.
+    fn rest(&self) -> bool {
+        self.finished.fetch_add(1, Ordering::Relaxed);
+        let free = self.free.fetch_add(1, Ordering::SeqCst);
+        free < self.usual || self.queue.is_some() || !self.leave()
+    }
+
+    /// Counts this thread out if it is one too many.
+    fn leave(&self) -> bool {
+        let left = self
+            .all
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |all| {
+                (all > self.usual).then(|| all - 1)
+            });
+        if left.is_ok() {
+            self.free.fetch_sub(1, Ordering::SeqCst);
+        }
+        left.is_ok()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.free.load(Ordering::SeqCst) == 0
+    }
+}
+
 impl<S: Serve> Workers<S> {
-    /// Starts `usual` threads. Errors: a descriptor or thread could not be had; those that were started end with the connection.
+    /// Starts `usual` threads at the device, and those of `queues` queues if requests come over io_uring (else 0).
+    ///
+    /// Errors: a descriptor, a ring or a thread could not be had; those that were started end with the connection.
     pub fn start(
         serve: Arc<S>,
         session: Arc<Channel>,
         dialect: Dialect,
         counters: Arc<Counters>,
         usual: usize,
+        queues: u16,
     ) -> vellum_sys::Result<Workers<S>> {
+        let device = Crew::new(None, usual);
+        let queues = (0..queues).map(|queue| Crew::new(Some(queue), USUAL_OF_QUEUE));
         let shared = Arc::new(Shared {
             serve,
             session,
             dialect,
             counters,
-            usual,
-            free: AtomicUsize::new(0),
-            all: AtomicUsize::new(0),
-            finished: AtomicU64::new(0),
+            crews: std::iter::once(device).chain(queues).collect(),
             watching: AtomicBool::new(false),
             over: AtomicBool::new(false),
             asleep: Mutex::new(()),
             wake: Condvar::new(),
             threads: Mutex::new(Vec::new()),
         });
-        for _ in 0..usual {
-            shared.add_one()?;
+        for (number, crew) in shared.crews.iter().enumerate() {
+            for _ in 0..crew.usual {
+                shared.add_one(number)?;
+            }
         }
         let watched = Arc::clone(&shared);
         let watch = thread("vellum-watch", move || watched.watch())?;
@@ -117,7 +179,7 @@ impl<S: Serve> Workers<S> {
     /// Ends every thread, each after the request it is at, and returns the session's descriptor, with whatever comes next still
     /// unread. `nudge` causes one request and returns when it was answered: it wakes a thread that waits for one.
     ///
-    /// The last nudge may find nobody; it is answered by whoever serves next.
+    /// The last nudge may find nobody; it is answered by whoever serves next. Not for sessions with queues: their threads stay.
     pub fn stop(self, nudge: impl Fn() + Send + Sync + 'static) -> Arc<Channel> {
         let Workers { shared, watch } = self;
         shared.over.store(true, Ordering::SeqCst);
@@ -125,7 +187,11 @@ impl<S: Serve> Workers<S> {
         // A worker's panics are caught where it answers; nothing else in these threads has a result.
         drop(watch.join());
         let (nudge, nudging) = (Arc::new(nudge), Arc::new(AtomicBool::new(false)));
-        while shared.all.load(Ordering::SeqCst) > 0 {
+        while shared
+            .crews
+            .iter()
+            .any(|crew| crew.all.load(Ordering::SeqCst) > 0)
+        {
             if !nudging.swap(true, Ordering::SeqCst) {
                 let (nudge, own) = (Arc::clone(&nudge), Arc::clone(&nudging));
                 let started = thread("vellum-nudge", move || {
@@ -157,12 +223,20 @@ impl<S: Serve> Shared<S> {
         }
     }
 
-    fn add_one(self: &Arc<Self>) -> vellum_sys::Result<()> {
-        let channel = self.session.another()?;
-        let shared = Arc::clone(self);
-        self.all.fetch_add(1, Ordering::SeqCst);
-        self.free.fetch_add(1, Ordering::SeqCst);
-        let started = thread("vellum-worker", move || shared.work(&channel));
+    fn add_one(self: &Arc<Self>, number: usize) -> vellum_sys::Result<()> {
+        let crew = &self.crews[number];
+        crew.all.fetch_add(1, Ordering::SeqCst);
+        crew.free.fetch_add(1, Ordering::SeqCst);
+        let started = match crew.queue {
+            None => self.session.another().and_then(|channel| {
+                let shared = Arc::clone(self);
+                thread("vellum-worker", move || shared.work(number, &channel))
+            }),
+            Some(queue) => {
+                let shared = Arc::clone(self);
+                thread("vellum-ring", move || shared.work_at_ring(number, queue))
+            }
+        };
         match started {
             Ok(started) => {
                 let mut threads = lock(&self.threads);
@@ -172,17 +246,16 @@ impl<S: Serve> Shared<S> {
                 Ok(())
             }
             Err(error) => {
-                self.all.fetch_sub(1, Ordering::SeqCst);
-                self.free.fetch_sub(1, Ordering::SeqCst);
+                crew.all.fetch_sub(1, Ordering::SeqCst);
+                crew.free.fetch_sub(1, Ordering::SeqCst);
                 Err(error)
             }
         }
     }
 
-    fn work(&self, channel: &Channel) {
-        if let Err(error) = vellum_sys::fuse_dev::serve_writeback() {
-            tracing::debug!(%error, "a worker's memory may wait for its own writes");
-        }
+    fn work(&self, number: usize, channel: &Channel) {
+        let crew = &self.crews[number];
+        prepare();
         let mut buffer = Buffer::new();
         let mut answer = reply_buffer();
         loop {
@@ -195,38 +268,108 @@ impl<S: Serve> Shared<S> {
                     break;
                 }
             };
-            if self.free.fetch_sub(1, Ordering::SeqCst) == 1 {
-                self.all_busy();
-            }
-            self.answer(channel, buffer.first(length), &mut answer);
-            self.finished.fetch_add(1, Ordering::Relaxed);
+            self.take(crew);
+            self.answer_over(channel, buffer.first(length), &mut answer);
             if self.over.load(Ordering::Relaxed) {
-                self.all.fetch_sub(1, Ordering::SeqCst);
+                crew.all.fetch_sub(1, Ordering::SeqCst);
                 return;
             }
-            if self.free.fetch_add(1, Ordering::SeqCst) >= self.usual && self.leave() {
+            if !crew.rest() {
                 return;
             }
         }
+        self.end(crew);
+    }
+
+    fn work_at_ring(&self, number: usize, queue: u16) {
+        let crew = &self.crews[number];
+        prepare();
+        let mut post = Post::on(queue);
+        if let Err(error) = &post {
+            tracing::debug!(%error, queue, "requests may wake another processor");
+        }
+        for _ in 0..RINGS_TRIED {
+            let ring = FuseRing::new(self.session.device(), queue, MAX_TRANSFER_BYTES as usize);
+            let ended = ring.and_then(|mut ring| self.serve_ring(crew, &mut ring, &mut post));
+            match ended {
+                Ok(()) => break,
+                Err(error) => tracing::error!(%error, queue, "no requests over io_uring"),
+            }
+        }
+        self.end(crew);
+    }
+
+    /// Answers until the connection is gone.
+    fn serve_ring(
+        &self,
+        crew: &Crew,
+        ring: &mut FuseRing,
+        post: &mut vellum_sys::Result<Post>,
+    ) -> vellum_sys::Result<()> {
+        let mut answer = reply_buffer();
+        let mut small = SMALL_ONES;
+        while ring.next()? == Arrived::Request {
+            self.take(crew);
+            let moved = match ring.parts() {
+                (request, Some(place)) => {
+                    let length = self.answer(request, place).unwrap_or(HEADER_BYTES);
+                    ring.reply_in_place(length);
+                    length
+                }
+                (request, None) => {
+                    let moved = request.len();
+                    let length = self.answer(request, &mut answer).unwrap_or(HEADER_BYTES);
+                    ring.reply(&answer[..length]);
+                    moved.max(length)
+                }
+            };
+            // Two processors copy more than one; for small things it is quicker to stay where the asker is.
+            small = if moved < MUCH_BYTES {
+                small.saturating_add(1)
+            } else {
+                0
+            };
+            if let Ok(post) = post
+                && let Err(error) = post.stay(small >= SMALL_ONES)
+            {
+                tracing::debug!(%error, "a worker stays where it is");
+            }
+            crew.rest();
+        }
+        Ok(())
+    }
+
+    /// Counts a request that arrived.
+    fn take(&self, crew: &Crew) {
+        if crew.free.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.all_busy();
+        }
+    }
+
+    /// Counts out a thread whose connection is gone.
+    fn end(&self, crew: &Crew) {
         self.over.store(true, Ordering::SeqCst);
-        self.free.fetch_sub(1, Ordering::SeqCst);
-        self.all.fetch_sub(1, Ordering::SeqCst);
+        crew.free.fetch_sub(1, Ordering::SeqCst);
+        crew.all.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Counts this thread out if it is one too many.
-    fn leave(&self) -> bool {
-        let left = self
-            .all
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |all| {
-                (all > self.usual).then(|| all - 1)
-            });
-        if left.is_ok() {
-            self.free.fetch_sub(1, Ordering::SeqCst);
+    fn answer_over(&self, channel: &Channel, bytes: &[u8], answer: &mut [u8]) {
+        let Some(length) = self.answer(bytes, answer) else {
+            return;
+        };
+        if let Err(error) = channel.send(&answer[..length]) {
+            tracing::error!(%error, "a reply was refused");
+            // The one who asked must not wait for ever.
+            let unique = answer[8..16].try_into().map_or(0, u64::from_ne_bytes);
+            let mut reply = Reply::new(answer);
+            if let Err(error) = channel.send(reply.finish(unique, Errno::IO.raw_os_error())) {
+                tracing::error!(%error, "an error was refused as a reply, too");
+            }
         }
-        left.is_ok()
     }
 
-    fn answer(&self, channel: &Channel, bytes: &[u8], answer: &mut [u8]) {
+    /// Answers a request: puts the reply into `answer` and returns its length, or `None` if there is to be none.
+    fn answer(&self, bytes: &[u8], answer: &mut [u8]) -> Option<usize> {
         let mut reply = Reply::new(answer);
         let (unique, errno) = match Request::parse(bytes, self.dialect) {
             Ok(request) => {
@@ -242,36 +385,27 @@ impl<S: Serve> Shared<S> {
                 match caught {
                     Ok(Some(Ok(()))) => (header.unique, 0),
                     Ok(Some(Err(errno))) => (header.unique, errno.raw_os_error()),
-                    Ok(None) => return,
+                    Ok(None) => return None,
                     Err(_) => {
                         let (opcode, node) = (header.opcode, header.node);
                         tracing::error!(opcode, node, "a bug: answering a request panicked");
                         if matches!(request.op, Op::Forget { .. } | Op::BatchForget(_)) {
-                            return;
+                            return None;
                         }
                         (header.unique, Errno::IO.raw_os_error())
                     }
                 }
             }
-            Err(error) => match Request::header(bytes) {
-                Ok(header) => {
-                    tracing::error!(opcode = header.opcode, %error, "a request makes no sense");
-                    (header.unique, Errno::IO.raw_os_error())
-                }
-                Err(_) => return,
-            },
+            Err(error) => {
+                let header = Request::header(bytes).ok()?;
+                tracing::error!(opcode = header.opcode, %error, "a request makes no sense");
+                (header.unique, Errno::IO.raw_os_error())
+            }
         };
         if errno != 0 && errno != Errno::NOENT.raw_os_error() {
             self.counters.count_error();
         }
-        if let Err(error) = channel.send(reply.finish(unique, errno)) {
-            tracing::error!(%error, "a reply was refused");
-            // The one who asked must not wait for ever.
-            reply.clear();
-            if let Err(error) = channel.send(reply.finish(unique, Errno::IO.raw_os_error())) {
-                tracing::error!(%error, "an error was refused as a reply, too");
-            }
-        }
+        Some(reply.finish(unique, errno).len())
     }
 
     fn all_busy(&self) {
@@ -286,6 +420,7 @@ impl<S: Serve> Shared<S> {
     }
 
     fn watch(self: Arc<Self>) {
+        let mut before = vec![0; self.crews.len()];
         loop {
             {
                 let mut held = lock(&self.asleep);
@@ -298,25 +433,40 @@ impl<S: Serve> Shared<S> {
                 if self.over.load(Ordering::SeqCst) {
                     return;
                 }
-                let before = self.finished.load(Ordering::Relaxed);
+                for (crew, before) in self.crews.iter().zip(&mut before) {
+                    *before = crew.finished.load(Ordering::Relaxed);
+                }
                 std::thread::sleep(PATIENCE);
-                let busy = self.free.load(Ordering::SeqCst) == 0;
-                calm = if busy { 0 } else { calm + 1 };
-                let over = self.over.load(Ordering::SeqCst);
-                let stuck = !over && busy && before == self.finished.load(Ordering::Relaxed);
-                if stuck
-                    && self.all.load(Ordering::SeqCst) < MOST
-                    && let Err(error) = self.add_one()
-                {
-                    tracing::warn!(%error, "all workers are busy and there can't be one more");
+                calm += 1;
+                for (number, crew) in self.crews.iter().enumerate() {
+                    let busy = crew.is_busy();
+                    if busy {
+                        calm = 0;
+                    }
+                    let over = self.over.load(Ordering::SeqCst);
+                    let finished = crew.finished.load(Ordering::Relaxed);
+                    let stuck = !over && busy && before[number] == finished;
+                    if stuck
+                        && crew.all.load(Ordering::SeqCst) < MOST
+                        && let Err(error) = self.add_one(number)
+                    {
+                        tracing::warn!(%error, "all workers are busy and there can't be one more");
+                    }
                 }
             }
             self.watching.store(false, Ordering::SeqCst);
             // Whoever became busy between the last look and the line above did not wake anybody.
-            if self.free.load(Ordering::SeqCst) == 0 {
+            if self.crews.iter().any(Crew::is_busy) {
                 self.watching.store(true, Ordering::SeqCst);
             }
         }
+    }
+}
+
+/// Makes a thread one that the page cache may depend on.
+fn prepare() {
+    if let Err(error) = vellum_sys::fuse_dev::serve_writeback() {
+        tracing::debug!(%error, "a worker's memory may wait for its own writes");
     }
 }
 
@@ -387,10 +537,7 @@ mod tests {
             session: Arc::new(Channel::new(rustix::io::dup(&theirs).unwrap())),
             dialect: Dialect::default(),
             counters: Arc::default(),
-            usual: 2,
-            free: AtomicUsize::new(0),
-            all: AtomicUsize::new(0),
-            finished: AtomicU64::new(0),
+            crews: vec![Crew::new(None, 2)],
             watching: AtomicBool::new(false),
             over: AtomicBool::new(false),
             asleep: Mutex::new(()),
@@ -399,7 +546,7 @@ mod tests {
         };
         let mut answer = vec![0; 4096];
         let mut ask = |bytes: &[u8]| {
-            shared.answer(&channel, bytes, &mut answer);
+            shared.answer_over(&channel, bytes, &mut answer);
             let mut got = [0; 64];
             match rustix::io::read(&theirs, &mut got) {
                 Ok(length) => Some((length, i32::from_ne_bytes(got[4..8].try_into().unwrap()))),

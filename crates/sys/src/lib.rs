@@ -19,6 +19,7 @@ pub mod epoch;
 pub mod error;
 pub mod flags;
 pub mod fuse_dev;
+pub mod fuse_ring;
 pub mod handle;
 pub mod in_root;
 pub mod lock;

@@ -143,6 +143,8 @@ impl World {
     pub fn will_hand_over(&mut self, number: u32) {
         let socket = self.base.join(format!("socket-{number}"));
         self.option(&format!("hand-over={}", socket.display()));
+        // What the kernel has given to a ring can't be handed over.
+        self.option("nouring");
     }
 
     /// Has a new server take over as the `number`th successor.

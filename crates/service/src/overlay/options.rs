@@ -180,6 +180,8 @@ pub struct MountOptions {
     pub access: Option<Access>,
     /// How many threads serve. `None`: as many as suit the machine.
     pub threads: Option<usize>,
+    /// Requests come over io_uring where the kernel offers it.
+    pub io_uring: bool,
     /// The most bytes of one write request.
     pub max_write_bytes: Option<u32>,
     /// The SELinux label of the whole mount.
@@ -232,6 +234,7 @@ impl MountOptions {
             },
             access: None,
             threads: None,
+            io_uring: true,
             max_write_bytes: None,
             context: None,
             source: None,

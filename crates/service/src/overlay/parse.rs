@@ -299,6 +299,15 @@ impl Reading {
             "sync" if value.is_empty() => options.flags.synchronous = true,
             "sync" => options.is_volatile = !on_off(name, value)?,
             "writeback" => options.writeback = on_off(name, value)?,
+            "io_uring" => {
+                options.io_uring = match value {
+                    "auto" => true,
+                    "off" => false,
+                    _ => {
+                        return Err(BadOption::new(format!("{name}={value}: write auto or off")));
+                    }
+                };
+            }
             "passthrough" => {
                 options.data = match on_off(name, value)? {
                     true => DataMode::Passthrough,

@@ -186,6 +186,7 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
         writeback: options.writeback,
         no_fsync: options.is_volatile,
         workers: options.threads,
+        io_uring: options.io_uring,
         flags: vellum_fuse::MountFlags {
             read_only: flags.read_only,
             nosuid: flags.no_suid,

@@ -223,6 +223,8 @@ fn each_option_does_one_thing() {
         ("volatile", |o| o.is_volatile = true),
         ("writeback=0", |_| {}),
         ("writeback=1", |o| o.writeback = true),
+        ("io_uring=auto", |_| {}),
+        ("io_uring=off", |o| o.io_uring = false),
         ("fast_ino=1", |_| {}),
         ("fast_ino_check=1", |_| {}),
         ("plugins=/a.so:/b.so", |_| {}),

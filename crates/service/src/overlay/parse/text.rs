@@ -186,7 +186,7 @@ pub(super) fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T,
 }
 
 /// The options people mean to write.
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 31] = [
     "lowerdir",
     "upperdir",
     "workdir",
@@ -205,6 +205,7 @@ const NAMES: [&str; 30] = [
     "fsync",
     "timeout",
     "writeback",
+    "io_uring",
     "passthrough",
     "open",
     "size",
