@@ -267,6 +267,9 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
       [proxy_plugins.vellum]
         type = \"snapshot\"
         address = \"/run/vellum/containerd.sock\"
+      [proxy_plugins.vellum-diff]             containerd 2 and late 1.7
+        type = \"diff\"
+        address = \"/run/vellum/containerd.sock\"
 
   vellum serve containerd --root /data/vellum --engine vellum
   VELLUM_LOG=debug vellum serve containerd --socket /tmp/v.sock",

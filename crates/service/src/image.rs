@@ -40,6 +40,7 @@ pub use names::{Removed, rmi, tag};
 pub use pull::{PullRequest, pull};
 pub use push::{PushRequest, PushedImage, push};
 pub use record::BroughtIn;
+pub(crate) use unpack::{drop_idle_whiteouts, implied, lend_attributes};
 pub use save::{SaveFormat, SaveRequest, SaveTarget, SavedImage, save};
 
 /// Whatever failed after the user asked to stop failed because of that.

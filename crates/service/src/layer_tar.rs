@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 
 use vellum_image::{LayerWriter, TarEntry, TarKind};
-use vellum_sys::{Cancel, FileKind};
+use vellum_sys::{Cancel, FileKind, Timespec};
 use vellum_union::{Change, ChangeKind, Node, Stack};
 
 use crate::error::{Error, Result};
@@ -19,6 +19,8 @@ pub struct NodeWriter<W: Write> {
     writer: LayerWriter<W>,
     /// The first name of each inode that has several.
     links: HashMap<(u64, u64), PathBuf>,
+    /// Later times are written as this one.
+    newest: Option<Timespec>,
 }
 
 impl<W: Write> NodeWriter<W> {
@@ -27,6 +29,15 @@ impl<W: Write> NodeWriter<W> {
         Self {
             writer: LayerWriter::new(out),
             links: HashMap::new(),
+            newest: None,
+        }
+    }
+
+    /// Writes times of modification after `newest` as `newest`, so that the same build gives the same bytes.
+    pub fn not_after(self, newest: Timespec) -> Self {
+        Self {
+            newest: Some(newest),
+            ..self
         }
     }
 
@@ -59,8 +70,10 @@ impl<W: Write> NodeWriter<W> {
                 let kind = TarKind::HardLink {
                     target: first.clone(),
                 };
-                self.writer
-                    .append(&entry(node, path, kind, Vec::new()), &mut io::empty())?;
+                self.writer.append(
+                    &self.entry(node, path, kind, Vec::new()),
+                    &mut io::empty(),
+                )?;
                 return Ok(true);
             }
             self.links.insert(node.identity(), path.to_owned());
@@ -81,7 +94,7 @@ impl<W: Write> NodeWriter<W> {
         };
         let is_file = stat.kind == FileKind::File;
         let xattrs = node.xattrs()?.into_iter().collect();
-        let entry = entry(node, path, kind, xattrs);
+        let entry = self.entry(node, path, kind, xattrs);
         if is_file {
             self.writer.append(&entry, &mut node.open_data()?)?;
         } else {
@@ -94,23 +107,27 @@ impl<W: Write> NodeWriter<W> {
     pub fn finish(self) -> Result<W> {
         Ok(self.writer.finish()?)
     }
-}
 
-fn entry(
-    node: &Node,
-    path: &Path,
-    kind: TarKind,
-    xattrs: Vec<(std::ffi::OsString, Vec<u8>)>,
-) -> TarEntry {
-    let stat = node.stat();
-    TarEntry {
-        path: path.to_owned(),
-        kind,
-        mode: stat.mode,
-        uid: stat.uid,
-        gid: stat.gid,
-        mtime: stat.mtime,
-        xattrs,
+    fn entry(
+        &self,
+        node: &Node,
+        path: &Path,
+        kind: TarKind,
+        xattrs: Vec<(std::ffi::OsString, Vec<u8>)>,
+    ) -> TarEntry {
+        let stat = node.stat();
+        TarEntry {
+            path: path.to_owned(),
+            kind,
+            mode: stat.mode,
+            uid: stat.uid,
+            gid: stat.gid,
+            mtime: match self.newest {
+                Some(newest) => stat.mtime.min(newest),
+                None => stat.mtime,
+            },
+            xattrs,
+        }
     }
 }
 

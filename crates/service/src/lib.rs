@@ -15,6 +15,7 @@ pub mod context;
 pub mod cp;
 pub mod create;
 pub mod diff;
+pub mod differ;
 pub mod error;
 pub mod facts;
 pub mod graph;

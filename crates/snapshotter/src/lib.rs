@@ -4,7 +4,9 @@
 //! one match from errors to gRPC codes. Blocking work (files, database) runs on threads of its own and never on those that speak gRPC.
 #![forbid(unsafe_code)]
 
+pub mod content;
 pub mod convert;
+pub mod differ;
 pub mod server;
 pub mod snapshots;
 pub mod status;
@@ -18,6 +20,41 @@ pub mod api {
     }
     /// containerd.services
     pub mod services {
+        /// containerd.services.content
+        pub mod content {
+            /// containerd.services.content.v1
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.content.v1");
+            }
+        }
+        /// containerd.services.diff
+        pub mod diff {
+            /// containerd.services.diff.v1
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.diff.v1");
+            }
+        }
+        /// containerd.services.introspection
+        pub mod introspection {
+            /// containerd.services.introspection.v1
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.introspection.v1");
+            }
+        }
+        /// containerd.services.leases
+        pub mod leases {
+            /// containerd.services.leases.v1
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.leases.v1");
+            }
+        }
+        /// containerd.services.namespaces
+        pub mod namespaces {
+            /// containerd.services.namespaces.v1
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.namespaces.v1");
+            }
+        }
         /// containerd.services.snapshots
         pub mod snapshots {
             /// containerd.services.snapshots.v1

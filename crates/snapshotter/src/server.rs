@@ -21,7 +21,10 @@ use vellum_service::config::{Config, ConfigError};
 use vellum_service::listen::listen;
 use vellum_service::{Context, Error};
 
+use crate::api::services::diff::v1::diff_server::DiffServer;
 use crate::api::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use crate::content::Containerd;
+use crate::differ::Differ;
 use crate::snapshots::{Snapshots, refused};
 
 /// The longest message either side sends, as containerd has it.
@@ -40,6 +43,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct ServeOptions {
     /// Where the socket is made, unless systemd hands one over.
     pub socket: PathBuf,
+    /// containerd's own socket: the differ fetches layers there, and brings new ones.
+    pub containerd: PathBuf,
     /// Resolves the settings anew.
     pub reload: Reload,
 }
@@ -178,14 +183,20 @@ async fn run(
     let snapshots = SnapshotsServer::new(Snapshots::new(Arc::clone(shared)))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
+    let differ = Differ::new(Arc::clone(shared), Containerd::at(&options.containerd)?);
+    let differ = DiffServer::new(differ)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
     let (health_reporter, health) = tonic_health::server::health_reporter();
     health_reporter
         .set_serving::<SnapshotsServer<Snapshots>>()
         .await;
+    health_reporter.set_serving::<DiffServer<Differ>>().await;
     let (end, mut ending) = tokio::sync::watch::channel(false);
     let served = Server::builder()
         .add_service(health)
         .add_service(snapshots)
+        .add_service(differ)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             // An error means that the other end is gone, and then it is time, too.
             let _ = ending.wait_for(|end| *end).await;

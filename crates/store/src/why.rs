@@ -157,8 +157,25 @@ impl Store {
         }
     }
 
-    fn why_tree(&self, tree: &TreeId) -> Result<Why> {
-        let row = self.read(|tx| {
+    /// Returns the snapshot whose tree `path` (absolute, without symbolic links) lies in, if it lies in one.
+    pub fn snapshot_at(&self, path: &Path) -> Result<Option<SnapshotKey>> {
+        let tree = path.strip_prefix(self.root()).ok().and_then(|relative| {
+            let mut names = relative.iter();
+            let driver = names.next()?.to_str()?;
+            let id = names.next()?;
+            ["overlay2", "overlay", "native"]
+                .contains(&driver)
+                .then(|| tree_of(Path::new(id)))
+                .flatten()
+        });
+        match tree {
+            None => Ok(None),
+            Some(tree) => Ok(self.row_of_tree(&tree)?.map(|row| row.record.key)),
+        }
+    }
+
+    fn row_of_tree(&self, tree: &TreeId) -> Result<Option<rows::SnapshotRow>> {
+        self.read(|tx| {
             use rusqlite::OptionalExtension;
             let id: Option<i64> = tx
                 .query_row(
@@ -169,8 +186,11 @@ impl Store {
                 .optional()
                 .db("look a tree up")?;
             id.map(|id| rows::by_id(tx, id)).transpose()
-        })?;
-        let Some(row) = row else {
+        })
+    }
+
+    fn why_tree(&self, tree: &TreeId) -> Result<Why> {
+        let Some(row) = self.row_of_tree(tree)? else {
             return Ok(litter("a tree without a record"));
         };
         let reasons = self.reasons_of(&row.record.key)?;

@@ -8,6 +8,7 @@
 //! A tool that is not installed is `None`: the caller says so through
 //! [`crate::untested()`]. A tool that is there and fails is an error.
 
+mod containerd;
 mod dockerd;
 mod home;
 mod image;
@@ -15,6 +16,7 @@ mod registry;
 mod storage;
 mod vellum;
 
+pub use containerd::{Containerd, Daemon, SNAPSHOTTER, SnapshotServer};
 pub use dockerd::Dockerd;
 pub use home::Home;
 pub use image::small_image;

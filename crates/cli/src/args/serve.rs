@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueHint};
 /// `serve`
 #[derive(Debug, Subcommand)]
 pub enum Serve {
-    /// Be containerd's snapshotter: a proxy plugin of type `snapshot`
+    /// Be containerd's snapshotter and differ: proxy plugins of type `snapshot` and `diff`
     Containerd(ServeContainerd),
     /// Be the graph driver plugin of a Docker daemon, up to Docker 27
     Docker(ServeDocker),
@@ -19,6 +19,10 @@ pub struct ServeContainerd {
     /// The socket, at most 107 bytes. Not used if systemd hands one over
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/vellum/containerd.sock")]
     pub socket: PathBuf,
+
+    /// containerd's own socket: the differ fetches layers there, and brings new ones
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/containerd/containerd.sock")]
+    pub containerd: PathBuf,
 }
 
 /// `serve docker`

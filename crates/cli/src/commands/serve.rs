@@ -12,6 +12,7 @@ use crate::exit_code::{DONE, Failure};
 pub fn containerd(ctx: Context, args: args::ServeContainerd, reload: Reload) -> Outcome {
     let options = ServeOptions {
         socket: args.socket,
+        containerd: args.containerd,
         reload,
     };
     match server::serve(ctx, options) {

@@ -469,14 +469,14 @@ pub(super) fn unpack_single(
 }
 
 /// The directories that the layer needs and does not list, the root included; shallowest first.
-pub(super) fn implied(applied: &Applied) -> impl Iterator<Item = &Path> {
+pub(crate) fn implied(applied: &Applied) -> impl Iterator<Item = &Path> {
     let root = (!applied.root_listed).then_some(Path::new(""));
     root.into_iter()
         .chain(applied.implied_dirs.iter().map(PathBuf::as_path))
 }
 
 /// Gives each of `paths` in `layer` the owner, mode, times and attributes of the same directory in `below`, where there is one.
-pub(super) fn lend_attributes<'a>(
+pub(crate) fn lend_attributes<'a>(
     layer: &Dir,
     paths: impl Iterator<Item = &'a Path>,
     below: &[Arc<dyn Layer>],
@@ -516,7 +516,7 @@ pub(super) fn lend_attributes<'a>(
 
 /// Takes whiteouts out of directories that the layers below do not have. They hide nothing there, and in a directory that it need not merge
 /// the kernel lists them as names that can't be looked up.
-pub(super) fn drop_idle_whiteouts(
+pub(crate) fn drop_idle_whiteouts(
     layer: &Dir,
     paths: &[PathBuf],
     below: &[Arc<dyn Layer>],

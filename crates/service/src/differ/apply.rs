@@ -1,0 +1,193 @@
+//! Unpacking one layer into the tree that mounts show: inflated, hashed and written at once, never through a mount.
+//!
+//! An overlay's upper takes the layer as marks, as it would come out of [`crate::image`]: directories that the layer does not list look as below, and
+//! whiteouts stay only where they hide something. A whole tree (a bind mount) takes deletions as deletions; only the first layer of a chain, and
+//! drivers that copy, are mounted so.
+//!
+//! Nothing is synced unless asked: the commit of the snapshot is what makes it last.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vellum_format::Prefix;
+use vellum_image::apply::apply as unpack;
+use vellum_image::{ApplyTarget, Digest, LayerStream, Limits, Privilege, TargetMarks};
+use vellum_store::{DriverKind, LayerDir, Shape};
+use vellum_sys::{Cancel, Dir, publish};
+use vellum_union::{Dialect, DirLayer, Layer};
+
+use super::tree::{self, Ours, Shown};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::image::{drop_idle_whiteouts, implied, lend_attributes};
+use crate::snapshots::MountEntry;
+
+/// A layer to be unpacked.
+#[derive(Clone, Debug)]
+pub struct ApplyRequest {
+    /// How the tree is mounted; it need not be.
+    pub mounts: Vec<MountEntry>,
+    /// What the blob must be.
+    pub digest: Digest,
+    /// Its size, if that is known.
+    pub size_bytes: Option<u64>,
+    /// Wait until all is on disk.
+    pub sync: bool,
+}
+
+/// What the blob turned out to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// Digest of the uncompressed tar.
+    pub diff_id: Digest,
+    /// Its size.
+    pub tar_bytes: u64,
+}
+
+/// Unpacks `blob`, whatever its compression, into the tree.
+///
+/// After an error the tree holds part of the layer and is good for nothing but removal. Errors: `Unsupported` for mounts that are more than
+/// directories, [`vellum_image::Error::DigestMismatch`] and the like for a blob that is not what was asked for.
+pub fn apply(
+    ctx: &Context,
+    request: &ApplyRequest,
+    blob: Box<dyn Read + Send>,
+    cancel: &Cancel,
+) -> Result<Done> {
+    let place = place(ctx, &tree::shown(&request.mounts)?)?;
+    let limits = Limits::default();
+    let stream = LayerStream::open(blob, &limits, cancel)?;
+    let target = ApplyTarget {
+        root: Dir::open(&place.dir)?,
+        marks: place.marks,
+        privilege: privilege(),
+    };
+    let applied = unpack(stream, &target, None, &limits, cancel)?;
+    let facts = &applied.blob;
+    if facts.blob_digest != request.digest
+        || request
+            .size_bytes
+            .is_some_and(|size| size != facts.blob_bytes)
+    {
+        return Err(Error::Invalid {
+            what: format!(
+                "the blob is {} ({} bytes) instead of {}{}",
+                facts.blob_digest,
+                facts.blob_bytes,
+                request.digest,
+                request
+                    .size_bytes
+                    .map_or_else(String::new, |size| format!(" ({size} bytes)")),
+            ),
+            hint: Some(
+                "the content store holds a damaged blob: remove the image and pull it again".into(),
+            ),
+        });
+    }
+    if let TargetMarks::Overlay(_) = place.marks {
+        if !place.below.is_empty() {
+            lend_attributes(&target.root, implied(&applied), &place.below)?;
+        }
+        drop_idle_whiteouts(&target.root, &applied.whiteout_dirs, &place.below)?;
+    }
+    if request.sync {
+        publish::sync_fs(&target.root)?;
+    }
+    Ok(Done {
+        diff_id: facts.diff_id,
+        tar_bytes: facts.tar_bytes,
+    })
+}
+
+/// Where a layer is written, and what lies below, top first.
+struct Place {
+    dir: PathBuf,
+    marks: TargetMarks,
+    below: Vec<Arc<dyn Layer>>,
+}
+
+fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
+    let (dir, lowers, prefix) = match shown {
+        Shown::Layers {
+            upper: Some(upper),
+            lowers,
+            prefix,
+        } => (upper, Some(lowers), *prefix),
+        Shown::Directory {
+            dir,
+            read_only: false,
+        } => (dir, None, crate::container::prefix()),
+        Shown::Empty | Shown::Layers { upper: None, .. } | Shown::Directory { .. } => {
+            return Err(Error::Invalid {
+                what: "a layer can't be unpacked into a tree that is mounted read-only".into(),
+                hint: None,
+            });
+        }
+    };
+    match tree::ours(ctx, dir)? {
+        Some(ours) => in_store(&ours, dir),
+        None => Ok(Place {
+            dir: dir.clone(),
+            marks: match lowers {
+                Some(_) => TargetMarks::Overlay(prefix),
+                None => TargetMarks::Whole(prefix),
+            },
+            below: open(
+                lowers.into_iter().flatten().map(PathBuf::as_path),
+                Dialect::archive(prefix),
+            )?,
+        }),
+    }
+}
+
+fn in_store(ours: &Ours, dir: &Path) -> Result<Place> {
+    tree::writable(ours)?;
+    let prefix = crate::container::prefix();
+    let stacks = ours.parts.driver == DriverKind::Overlay2;
+    let (own, below): (&Path, Vec<&LayerDir>) = match &ours.parts.shape {
+        Shape::Overlay(overlay) => match &overlay.upper {
+            Some(upper) => (&upper.dir, overlay.lowers.iter().collect()),
+            None => (dir, Vec::new()),
+        },
+        Shape::Plain { root, .. } => (root, Vec::new()),
+    };
+    if std::fs::canonicalize(own).map_err(Error::io("find", own))? != dir {
+        return Err(tree::unsupported(format!(
+            "{}, which is only a part of snapshot {}",
+            dir.display(),
+            ours.key
+        )));
+    }
+    let marks = match &ours.parts.shape {
+        Shape::Overlay(_) => TargetMarks::Overlay(prefix),
+        // The first layer of a chain: its deletions hide nothing, and overlays will stand on it.
+        Shape::Plain { .. } if stacks => TargetMarks::Overlay(prefix),
+        Shape::Plain { .. } if ours.parts.driver == DriverKind::Overlay => {
+            TargetMarks::Whole(prefix)
+        }
+        Shape::Plain { .. } => TargetMarks::Plain,
+    };
+    let dialect = match prefix {
+        Prefix::Trusted => Dialect::archive(prefix),
+        Prefix::User => Dialect::archive(prefix).with_records(),
+    };
+    Ok(Place {
+        dir: dir.to_path_buf(),
+        marks,
+        below: open(below.into_iter().map(|layer| layer.dir.as_path()), dialect)?,
+    })
+}
+
+fn open<'a>(dirs: impl Iterator<Item = &'a Path>, dialect: Dialect) -> Result<Vec<Arc<dyn Layer>>> {
+    dirs.map(|dir| -> Result<Arc<dyn Layer>> { Ok(Arc::new(DirLayer::open(dir, dialect)?)) })
+        .collect()
+}
+
+fn privilege() -> Privilege {
+    if vellum_sys::userns::is_initial() {
+        Privilege::Full
+    } else {
+        Privilege::Recorded
+    }
+}

@@ -1,0 +1,215 @@
+//! The diff service: two calls, each of which is a verb of [`vellum_service::differ`] with blobs fetched from and brought to containerd.
+//!
+//! The work runs on a thread of its own and stops when the caller goes away. What the verbs can't do is UNIMPLEMENTED, which is how containerd is told
+//! to ask its next differ.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use vellum_image::{Compression, Digest};
+use vellum_service::differ::{self, ApplyRequest, DiffRequest, Written};
+use vellum_service::snapshots::MountEntry;
+use vellum_service::{Cancel, Error};
+use vellum_sys::Timespec;
+
+use crate::api::services::diff::v1 as diff;
+use crate::api::types;
+use crate::content::{Caller, Containerd, Expected, UNCOMPRESSED, Writing};
+use crate::server::Shared;
+
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+/// What layers are called, before the word that says how they are compressed.
+const LAYERS: [&str; 4] = [
+    LAYER,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+];
+
+/// Serves containerd's differ.
+pub struct Differ {
+    shared: Arc<Shared>,
+    containerd: Containerd,
+}
+
+impl Differ {
+    /// Returns a differ that fetches blobs from `containerd`.
+    pub fn new(shared: Arc<Shared>, containerd: Containerd) -> Self {
+        Self { shared, containerd }
+    }
+}
+
+#[tonic::async_trait]
+impl diff::diff_server::Diff for Differ {
+    async fn apply(
+        &self,
+        request: Request<diff::ApplyRequest>,
+    ) -> Result<Response<diff::ApplyResponse>, Status> {
+        let caller = Caller::of(request.metadata());
+        let request = request.into_inner();
+        let blob = request
+            .diff
+            .ok_or_else(|| Status::invalid_argument("no layer is named"))?;
+        if !is_layer(&blob.media_type) {
+            return Err(Status::unimplemented(format!(
+                "this differ does not unpack {}",
+                blob.media_type
+            )));
+        }
+        let digest: Digest = blob
+            .digest
+            .parse()
+            .map_err(|error| Status::unimplemented(format!("{error}")))?;
+        let found = self.containerd.find(&caller, &blob.digest).await?;
+        let apply = ApplyRequest {
+            mounts: entries(request.mounts),
+            digest,
+            size_bytes: u64::try_from(found.info.size).ok(),
+            sync: request.sync_fs,
+        };
+        let bytes = self.containerd.open(&found).await?;
+        let ctx = self.shared.context();
+        let done = blocking(move |cancel| differ::apply(&ctx, &apply, bytes, cancel)).await?;
+        Ok(Response::new(diff::ApplyResponse {
+            applied: Some(descriptor(LAYER, &done.diff_id, done.tar_bytes)?),
+        }))
+    }
+
+    async fn diff(
+        &self,
+        request: Request<diff::DiffRequest>,
+    ) -> Result<Response<diff::DiffResponse>, Status> {
+        let caller = Caller::of(request.metadata());
+        let request = request.into_inner();
+        let media_type = match request.media_type.as_str() {
+            "" => LAYER_GZIP,
+            other => other,
+        };
+        let compression = match media_type {
+            LAYER => Compression::None,
+            LAYER_GZIP => Compression::Gzip,
+            LAYER_ZSTD => Compression::Zstd,
+            other => {
+                return Err(Status::unimplemented(format!(
+                    "this differ does not write {other}"
+                )));
+            }
+        };
+        let wanted = DiffRequest {
+            left: entries(request.left),
+            right: entries(request.right),
+            compression,
+            newest: request
+                .source_date_epoch
+                .map(|time| Timespec::new(time.seconds, u32::try_from(time.nanos).unwrap_or(0))),
+        };
+        let mut writing = self.containerd.write(&caller, &request.r#ref).await?;
+        let ctx = self.shared.context();
+        let out = writing.writer();
+        let made = blocking(move |cancel| differ::diff(&ctx, &wanted, out, cancel));
+        let written = match writing.drive(made).await {
+            Ok(written) => written,
+            Err(status) => {
+                writing.abort().await;
+                return Err(status);
+            }
+        };
+        let mut labels = request.labels;
+        labels.insert(UNCOMPRESSED.to_owned(), written.diff_id.to_string());
+        let diff = descriptor(media_type, &written.blob_digest, written.blob_bytes)?;
+        finish(writing, &written, diff.size, labels).await?;
+        Ok(Response::new(diff::DiffResponse { diff: Some(diff) }))
+    }
+}
+
+async fn finish(
+    writing: Writing,
+    written: &Written,
+    bytes: i64,
+    labels: std::collections::BTreeMap<String, String>,
+) -> Result<(), Status> {
+    let expected = Expected {
+        digest: written.blob_digest.to_string(),
+        bytes,
+        labels,
+    };
+    writing.commit(expected).await
+}
+
+fn is_layer(media_type: &str) -> bool {
+    LAYERS.iter().any(|layer| {
+        media_type
+            .strip_prefix(layer)
+            .is_some_and(|rest| matches!(rest, "" | ".gzip" | "+gzip" | ".zstd" | "+zstd"))
+    })
+}
+
+fn descriptor(media_type: &str, digest: &Digest, bytes: u64) -> Result<types::Descriptor, Status> {
+    Ok(types::Descriptor {
+        media_type: media_type.to_owned(),
+        digest: digest.to_string(),
+        size: i64::try_from(bytes).map_err(|_| Status::out_of_range("a layer of 2^63 bytes"))?,
+        ..types::Descriptor::default()
+    })
+}
+
+fn entries(mounts: Vec<types::Mount>) -> Vec<MountEntry> {
+    let entry = |mount: types::Mount| MountEntry {
+        kind: mount.r#type,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    };
+    mounts.into_iter().map(entry).collect()
+}
+
+/// Runs a verb on a thread that may block, and stops it when nobody waits any more.
+async fn blocking<T: Send + 'static>(
+    verb: impl FnOnce(&Cancel) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Status> {
+    struct StopOnDrop(Cancel);
+    impl Drop for StopOnDrop {
+        fn drop(&mut self) {
+            self.0.cancel();
+        }
+    }
+    let cancel = Cancel::new();
+    let _stop = StopOnDrop(cancel.clone());
+    match tokio::task::spawn_blocking(move || verb(&cancel)).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error @ Error::Unsupported { .. })) => {
+            Err(Status::unimplemented(crate::status::of(&error).message()))
+        }
+        Ok(Err(error)) => Err(crate::status::of(&error)),
+        Err(error) => Err(Status::internal(format!("a worker died: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_known_by_their_media_type() {
+        for layer in [
+            LAYER,
+            LAYER_GZIP,
+            LAYER_ZSTD,
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "application/vnd.docker.image.rootfs.diff.tar",
+        ] {
+            assert!(is_layer(layer), "{layer}");
+        }
+        for other in [
+            "",
+            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+            "application/vnd.oci.image.config.v1+json",
+            "application/vnd.erofs.layer.v1",
+        ] {
+            assert!(!is_layer(other), "{other}");
+        }
+    }
+}
