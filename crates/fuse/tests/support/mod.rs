@@ -390,12 +390,16 @@ fn run_as_user(name: &str, wrap: impl FnOnce(&PlainUser) -> Vec<String>) {
     let test = place.join("test");
     fs::copy(std::env::current_exe().unwrap(), &test).unwrap();
     fs::set_permissions(&test, fs::Permissions::from_mode(0o755)).unwrap();
+    let asked = ["VELLUM_SEED", "VELLUM_ROUND", "VELLUM_SLOW"]
+        .into_iter()
+        .filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)));
     let output = user
         .command("timeout")
-        .args(["-k", "5", "120"])
+        .args(["-k", "5", "600"])
         .args(wrap(&user))
         .arg("env")
         .arg(format!("{INNER}={}", place.display()))
+        .args(asked)
         .arg(&test)
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .output()
