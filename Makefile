@@ -3,6 +3,8 @@
 
 CARGO  ?= cargo
 PREFIX ?= /usr/local
+# Where systemd looks for units; /usr/local/lib/systemd/system is one such place.
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # An archive (docker-archive, OCI layout) or a registry reference for `make demo`.
 IMAGE  ?=
@@ -47,7 +49,7 @@ lint: ## Format, clippy and documents only
 	@scripts/setup.sh build
 	@scripts/test.sh fmt clippy docs
 
-install: build ## Install the command, man pages and completions under PREFIX
+install: build ## Install the command, man pages, completions and systemd units under PREFIX
 	install -D -m 0755 $(TARGET)/release/vellum $(DESTDIR)$(PREFIX)/bin/vellum
 	install -d $(DESTDIR)$(PREFIX)/sbin
 	ln -sf ../bin/vellum $(DESTDIR)$(PREFIX)/sbin/mount.fuse.vellum
@@ -55,6 +57,12 @@ install: build ## Install the command, man pages and completions under PREFIX
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 	$(TARGET)/release/vellum completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vellum
 	$(TARGET)/release/vellum completions zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vellum
+	install -d $(DESTDIR)$(UNITDIR)
+	for unit in contrib/systemd/*; do \
+	  sed 's|/usr/local/bin/vellum|$(PREFIX)/bin/vellum|' "$$unit" >$(DESTDIR)$(UNITDIR)/$${unit##*/} || exit; \
+	done
+	install -d $(DESTDIR)$(PREFIX)/share/vellum
+	cp -r contrib/containerd contrib/docker $(DESTDIR)$(PREFIX)/share/vellum
 
 clean: ## Remove what was built (the cached demo image too)
 	$(CARGO) clean
