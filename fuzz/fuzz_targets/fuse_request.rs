@@ -4,8 +4,12 @@
 use libfuzzer_sys::fuzz_target;
 use vellum_fuse::wire::{Dialect, Op, Request};
 
-fuzz_target!(|input: (bool, Vec<u8>)| {
-    let (setxattr_ext, mut bytes) = input;
+fuzz_target!(|input: &[u8]| {
+    // Not by `Arbitrary`: it takes a length from the end, and mutations then seldom reach the body.
+    let Some((dialect, bytes)) = input.split_first() else {
+        return;
+    };
+    let (setxattr_ext, mut bytes) = (dialect & 1 != 0, bytes.to_vec());
     // A right length gets the rest looked at more often than a random one.
     let length = (bytes.len() as u32).to_ne_bytes();
     if let Some(said) = bytes.first_chunk_mut() {
