@@ -1019,14 +1019,20 @@ fn a_file_system_that_takes_no_overlay_is_mounted_by_vellums_engine() {
         std::fs::create_dir(tree.join("new")).unwrap();
         std::fs::write(tree.join("new/file"), "new").unwrap();
         let diff = with(&["diff", &name]);
-        assert!(diff.contains("D /etc/top") && diff.contains("A /new/file"), "{diff}");
+        assert!(
+            diff.contains("D /etc/top") && diff.contains("A /new/file"),
+            "{diff}"
+        );
         with(&["umount", &name]);
         with(&["commit", &name, &made]);
         let next = format!("next-{driver}");
         with(&["create", "--name", &next, &made]);
         let tree = with(&["mount", &next]);
         let tree = Path::new(tree.trim_end());
-        assert_eq!(std::fs::read_to_string(tree.join("new/file")).unwrap(), "new");
+        assert_eq!(
+            std::fs::read_to_string(tree.join("new/file")).unwrap(),
+            "new"
+        );
         assert!(!tree.join("etc/top").exists());
         with(&["rm", "--force", &name]);
         with(&["rm", "--force", &next]);

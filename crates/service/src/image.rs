@@ -40,8 +40,8 @@ pub use names::{Removed, rmi, tag};
 pub use pull::{PullRequest, pull};
 pub use push::{PushRequest, PushedImage, push};
 pub use record::BroughtIn;
-pub(crate) use unpack::{drop_idle_whiteouts, implied, lend_attributes};
 pub use save::{SaveFormat, SaveRequest, SaveTarget, SavedImage, save};
+pub(crate) use unpack::{drop_idle_whiteouts, implied, lend_attributes};
 
 /// Whatever failed after the user asked to stop failed because of that.
 fn or_cancelled<T>(context: &Context, outcome: Result<T>) -> Result<T> {

@@ -70,10 +70,8 @@ impl<W: Write> NodeWriter<W> {
                 let kind = TarKind::HardLink {
                     target: first.clone(),
                 };
-                self.writer.append(
-                    &self.entry(node, path, kind, Vec::new()),
-                    &mut io::empty(),
-                )?;
+                self.writer
+                    .append(&self.entry(node, path, kind, Vec::new()), &mut io::empty())?;
                 return Ok(true);
             }
             self.links.insert(node.identity(), path.to_owned());

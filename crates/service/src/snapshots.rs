@@ -9,14 +9,15 @@
 //! The order of errors follows containerd's metadata store, since clients tell cases apart by them.
 
 use vellum_store::{
-    Filter, Info, Keep, Kind, LabelChange, Labels, PrepareOptions, SnapshotKey, StoreError, Sweep,
-    TreeParts, Usage,
+    Commit, Count, Filter, Info, Keep, Kind, LabelChange, Labels, PrepareOptions, SnapshotKey,
+    StoreError, Sweep, TreeParts, Usage,
 };
 
 use crate::context::Context;
 use crate::error::{Error, Result};
 
 pub mod mounts;
+mod writeback;
 
 pub use mounts::MountEntry;
 
@@ -25,6 +26,32 @@ const OWNER: &str = "containerd/";
 
 /// The label with the chain id that an extraction is for, and that a layer has.
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+
+/// On an extraction that gets its parent at the commit: what that will be.
+pub const PARENT_CHAIN: &str = "containerd.io/snapshot/parent-chain-id";
+
+/// The ids that the tree's owners are to be shown as: `container:host:count`, several separated by commas.
+pub const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
+
+/// As [`UID_MAPPING`], for groups.
+pub const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
+
+/// How much may be written, in bytes.
+pub const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
+
+/// Where the upper directory of a snapshot is; put into answers, never stored.
+pub const UPPER_DIR: &str = "containerd.io/snapshot/overlay.upperdir";
+
+/// What the client's configuration says about this server, which it tells nobody: both must agree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Answers carry the label [`UPPER_DIR`].
+    pub upperdir_label: bool,
+    /// Mounts may ask for id mapping (the capability `remap-ids`).
+    pub remap_ids: bool,
+    /// A removal deletes before it returns.
+    pub sync_remove: bool,
+}
 
 /// A snapshot to be made.
 #[derive(Clone, Debug, Default)]
@@ -52,21 +79,49 @@ pub enum Prepared {
 /// Makes a writable snapshot. Durable on return.
 ///
 /// Errors: as [`vellum_store::Store::prepare`], and what stands in the way of mounting it.
-pub fn prepare(ctx: &Context, new: &NewSnapshot) -> Result<Prepared> {
+pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepared> {
     let store = ctx.store()?;
-    let parts = store.prepare(&key(&new.key), &options(new))?;
-    shown(ctx, new, &parts).map(Prepared::New)
+    let options = options(ctx, new)?;
+    if let Some(chain) = new.labels.get(SNAPSHOT_REF)
+        && !store.exists(&key(&new.key))?
+        && let Some(known) = store.find_layer(
+            options.parent.as_ref(),
+            (SNAPSHOT_REF, chain),
+            OWNER.as_bytes(),
+        )?
+    {
+        tracing::debug!(chain, layer = %known.key, "known");
+        return Ok(Prepared::Known {
+            chain: chain.clone(),
+        });
+    }
+    let parts = store.prepare(&key(&new.key), &options)?;
+    let entries = shown(ctx, terms, new, &parts)?;
+    if new.labels.contains_key(SNAPSHOT_REF) {
+        writeback::follow(store, &key(&new.key), &parts);
+    }
+    Ok(Prepared::New(entries))
 }
 
 /// Makes a read-only snapshot. As [`prepare`] otherwise.
-pub fn view(ctx: &Context, new: &NewSnapshot) -> Result<Vec<MountEntry>> {
-    let parts = ctx.store()?.view(&key(&new.key), &options(new))?;
-    shown(ctx, new, &parts)
+pub fn view(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Vec<MountEntry>> {
+    let options = PrepareOptions {
+        size_limit_bytes: None,
+        ..options(ctx, new)?
+    };
+    let parts = ctx.store()?.view(&key(&new.key), &options)?;
+    shown(ctx, terms, new, &parts)
 }
 
 /// Returns the mounts of a new snapshot, which goes again if there are none to be had.
-fn shown(ctx: &Context, new: &NewSnapshot, parts: &TreeParts) -> Result<Vec<MountEntry>> {
-    let shown = mounts::entries(ctx, &key(&new.key), parts, &new.labels);
+fn shown(
+    ctx: &Context,
+    terms: Terms,
+    new: &NewSnapshot,
+    parts: &TreeParts,
+) -> Result<Vec<MountEntry>> {
+    let shown = mounts::prepare(ctx, terms, parts, &new.labels)
+        .and_then(|()| mounts::entries(ctx, terms, &key(&new.key), parts, &new.labels));
     if shown.is_err()
         && let Err(error) = ctx.store()?.remove(&key(&new.key), Sweep::Later)
     {
@@ -78,7 +133,7 @@ fn shown(ctx: &Context, new: &NewSnapshot, parts: &TreeParts) -> Result<Vec<Moun
 /// Returns how a writable snapshot or a view is mounted, after putting right what is only derived from its record.
 ///
 /// Errors: `NotFound`, `Committed`, `Damaged`.
-pub fn mounts(ctx: &Context, name: &str) -> Result<Vec<MountEntry>> {
+pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>> {
     let store = ctx.store()?;
     let key = key(name);
     let info = store.stat(&key)?;
@@ -86,10 +141,12 @@ pub fn mounts(ctx: &Context, name: &str) -> Result<Vec<MountEntry>> {
         return Err(StoreError::Committed { key: visible(&key) }.into());
     }
     let parts = store.tree(&key)?;
-    mounts::entries(ctx, &key, &parts, &info.labels)
+    mounts::entries(ctx, terms, &key, &parts, &info.labels)
 }
 
 /// Turns the writable snapshot `name_now` into the layer `name`. Durable on return; see [`vellum_store::Store::commit`].
+///
+/// The client holds a transaction of its own meanwhile: what the layer takes is counted afterwards ([`count`]).
 pub fn commit(
     ctx: &Context,
     name: &str,
@@ -97,47 +154,60 @@ pub fn commit(
     labels: Labels,
     parent: Option<&str>,
 ) -> Result<()> {
-    let parent = parent.map(key);
-    ctx.store()?
-        .commit(&key(name), &key(name_now), labels, parent.as_ref())?;
+    let commit = Commit {
+        labels,
+        parent: parent.map(key),
+        count: Count::Later,
+    };
+    ctx.store()?.commit_as(&key(name), &key(name_now), commit)?;
     Ok(())
+}
+
+/// Counts what a new layer takes. A layer that is gone by then is no error.
+pub fn count(ctx: &Context, name: &str) -> Result<()> {
+    match ctx.store()?.count(&key(name)) {
+        Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Removes a snapshot. Its space comes back with [`cleanup`].
-pub fn remove(ctx: &Context, name: &str) -> Result<()> {
-    Ok(ctx.store()?.remove(&key(name), Sweep::Later)?)
+pub fn remove(ctx: &Context, terms: Terms, name: &str) -> Result<()> {
+    let sweep = match terms.sync_remove {
+        true => Sweep::Now,
+        false => Sweep::Later,
+    };
+    Ok(ctx.store()?.remove(&key(name), sweep)?)
 }
 
-/// Deletes what removed snapshots left behind.
-pub fn cleanup(ctx: &Context) -> Result<()> {
-    ctx.store()?.sweep()?;
-    Ok(())
+/// Deletes what removed snapshots left behind. Returns how many trees that were.
+pub fn cleanup(ctx: &Context) -> Result<usize> {
+    Ok(ctx.store()?.sweep()?.len())
 }
 
 /// Returns what is recorded about a snapshot.
-pub fn stat(ctx: &Context, name: &str) -> Result<Info> {
-    let mut info = ctx.store()?.stat(&key(name))?;
-    make_visible(&mut info);
-    Ok(info)
+pub fn stat(ctx: &Context, terms: Terms, name: &str) -> Result<Info> {
+    let info = ctx.store()?.stat(&key(name))?;
+    Ok(made_visible(ctx, terms, info))
 }
 
 /// Changes labels and returns what is recorded then.
-pub fn update(ctx: &Context, name: &str, changes: &[LabelChange]) -> Result<Info> {
-    let mut info = ctx.store()?.update(&key(name), changes)?;
-    make_visible(&mut info);
-    Ok(info)
+pub fn update(ctx: &Context, terms: Terms, name: &str, changes: &[LabelChange]) -> Result<Info> {
+    let info = ctx.store()?.update(&key(name), changes)?;
+    Ok(made_visible(ctx, terms, info))
 }
 
 /// Calls `each` for all snapshots that pass one of the filters (all, if there are none). Nothing is locked meanwhile.
 pub fn walk(
     ctx: &Context,
+    terms: Terms,
     filters: &[String],
     mut each: impl FnMut(Info) -> Result<()>,
 ) -> Result<()> {
     let filters = Filter::parse_all(filters)?;
     ctx.store()?
-        .walk_prefix(OWNER.as_bytes(), |mut info| -> Result<()> {
-            make_visible(&mut info);
+        .walk_prefix(OWNER.as_bytes(), |info| -> Result<()> {
+            let info = made_visible(ctx, terms, info);
             match Filter::any(&filters, &info) {
                 true => each(info),
                 false => Ok(()),
@@ -147,16 +217,17 @@ pub fn walk(
 
 /// Returns what a snapshot takes by itself.
 pub fn usage(ctx: &Context, name: &str) -> Result<Usage> {
-    Ok(ctx.store()?.usage(&key(name))?)
+    Ok(ctx.store()?.count(&key(name))?)
 }
 
-fn options(new: &NewSnapshot) -> PrepareOptions {
-    PrepareOptions {
+fn options(ctx: &Context, new: &NewSnapshot) -> Result<PrepareOptions> {
+    Ok(PrepareOptions {
         parent: new.parent.as_deref().map(key),
         labels: new.labels.clone(),
         keep: Keep::UntilRemoved,
+        size_limit_bytes: mounts::quota_bytes(ctx, new)?,
         ..PrepareOptions::default()
-    }
+    })
 }
 
 /// The client's key as the store has it. The empty one stays empty, and is refused there.
@@ -173,9 +244,16 @@ fn visible(key: &SnapshotKey) -> SnapshotKey {
     SnapshotKey::new(bytes.strip_prefix(OWNER.as_bytes()).unwrap_or(bytes))
 }
 
-fn make_visible(info: &mut Info) {
+fn made_visible(ctx: &Context, terms: Terms, mut info: Info) -> Info {
+    if terms.upperdir_label
+        && info.kind != Kind::View
+        && let Some(upper) = mounts::upper_dir(ctx, &info.key)
+    {
+        info.labels.insert(UPPER_DIR.into(), upper);
+    }
     info.key = visible(&info.key);
     info.parent = info.parent.as_ref().map(visible);
+    info
 }
 
 /// Refuses a store whose paths can't be written into mount options that every client reads alike.

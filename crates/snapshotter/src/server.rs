@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Status;
 use tonic::transport::Server;
 use vellum_service::config::{Config, ConfigError};
 use vellum_service::listen::listen;
+use vellum_service::snapshots::{self as verbs, Terms};
 use vellum_service::{Context, Error};
 
 use crate::api::services::diff::v1::diff_server::DiffServer;
@@ -45,6 +46,8 @@ pub struct ServeOptions {
     pub socket: PathBuf,
     /// containerd's own socket: the differ fetches layers there, and brings new ones.
     pub containerd: PathBuf,
+    /// What containerd's configuration says about this server.
+    pub terms: Terms,
     /// Resolves the settings anew.
     pub reload: Reload,
 }
@@ -79,13 +82,15 @@ fn io(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 /// What all calls work on.
 pub struct Shared {
     context: RwLock<Arc<Context>>,
+    terms: Terms,
 }
 
 impl Shared {
     /// Wraps a context whose store is open.
-    pub fn new(context: Context) -> Self {
+    pub fn new(context: Context, terms: Terms) -> Self {
         Self {
             context: RwLock::new(Arc::new(context)),
+            terms,
         }
     }
 
@@ -101,11 +106,11 @@ impl Shared {
         &self,
         call: &'static str,
         key: &str,
-        verb: impl FnOnce(&Context) -> Result<T, Error> + Send + 'static,
+        verb: impl FnOnce(&Context, Terms) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
-        let context = self.context();
+        let (context, terms) = (self.context(), self.terms);
         let begun = Instant::now();
-        let done = tokio::task::spawn_blocking(move || verb(&context)).await;
+        let done = tokio::task::spawn_blocking(move || verb(&context, terms)).await;
         let took_us = begun.elapsed().as_micros() as u64;
         match done {
             Ok(Ok(value)) => {
@@ -118,6 +123,23 @@ impl Shared {
                 Err(Status::internal(format!("{call} panicked: {panic}")))
             }
         }
+    }
+
+    /// Deletes what removed snapshots left behind.
+    pub async fn clean(&self) -> Result<usize, Status> {
+        self.run("Cleanup", "", |ctx, _| verbs::cleanup(ctx)).await
+    }
+
+    /// Counts what a new layer takes, in the background.
+    pub fn count_later(self: &Arc<Self>, name: String) {
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            let layer = name.clone();
+            // What went wrong is in the log; whoever asks for the usage has it counted then.
+            let _ = shared
+                .run("count", &name, move |ctx, _| verbs::count(ctx, &layer))
+                .await;
+        });
     }
 
     /// Works with `config` from now on.
@@ -147,8 +169,6 @@ pub fn serve(context: Context, options: ServeOptions) -> Result<(), ServeError> 
     vellum_service::snapshots::check_root(&context)?;
     // A store that can't be opened is told now, not at the first call.
     context.store()?;
-    let listening = listen(&options.socket)?;
-    let socket = listening.listener()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -156,30 +176,45 @@ pub fn serve(context: Context, options: ServeOptions) -> Result<(), ServeError> 
         .enable_all()
         .build()
         .map_err(io("start threads"))?;
-    let shared = Arc::new(Shared::new(context));
+    let shared = Arc::new(Shared::new(context, options.terms));
     let served = runtime.block_on(async {
+        // Whoever can connect may also end this.
+        let signals = Signals::watch()?;
+        let listening = listen(&options.socket)?;
+        let socket = listening.listener()?;
         socket.set_nonblocking(true).map_err(io("listen"))?;
-        run(
-            &shared,
-            UnixListener::from_std(socket).map_err(io("listen"))?,
-            &options,
-        )
-        .await
+        let listener = UnixListener::from_std(socket).map_err(io("listen"))?;
+        run(&shared, signals, listener, &options).await
     });
     // What still runs has had its time; what it leaves is litter for gc.
     runtime.shutdown_timeout(Duration::ZERO);
     served
 }
 
+/// The signals that mean something here.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn watch() -> Result<Self, ServeError> {
+        let watch = |kind| signal(kind).map_err(io("watch for signals"));
+        Ok(Self {
+            terminate: watch(SignalKind::terminate())?,
+            interrupt: watch(SignalKind::interrupt())?,
+            hangup: watch(SignalKind::hangup())?,
+        })
+    }
+}
+
 async fn run(
     shared: &Arc<Shared>,
+    mut signals: Signals,
     listener: UnixListener,
     options: &ServeOptions,
 ) -> Result<(), ServeError> {
-    let watch = |kind| signal(kind).map_err(io("watch for signals"));
-    let mut terminate = watch(SignalKind::terminate())?;
-    let mut interrupt = watch(SignalKind::interrupt())?;
-    let mut hangup = watch(SignalKind::hangup())?;
     let snapshots = SnapshotsServer::new(Snapshots::new(Arc::clone(shared)))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
@@ -208,12 +243,17 @@ async fn run(
         NotifyState::Ready,
         NotifyState::Status("serving containerd"),
     ]);
+    // What an earlier server left in the trash. What goes wrong is in the log, and Cleanup tries again.
+    let at_start = Arc::clone(shared);
+    tokio::spawn(async move {
+        let _ = at_start.clean().await;
+    });
     loop {
         tokio::select! {
             done = &mut served => return finished(done),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload(shared, options).await,
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            _ = signals.hangup.recv() => reload(shared, options).await,
         }
     }
     tracing::info!("ending: calls under way are finished; mounts stay");

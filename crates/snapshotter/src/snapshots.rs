@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use vellum_service::Context;
-use vellum_service::snapshots::{self as verbs, Prepared};
+use vellum_service::snapshots::{self as verbs, Prepared, Terms};
 
 use crate::api::services::snapshots::v1 as wire;
 use crate::convert;
@@ -39,7 +39,7 @@ impl Snapshots {
         &self,
         call: &'static str,
         key: &str,
-        verb: impl FnOnce(&Context) -> Result<T, vellum_service::Error> + Send + 'static,
+        verb: impl FnOnce(&Context, Terms) -> Result<T, vellum_service::Error> + Send + 'static,
     ) -> Result<T, Status> {
         self.shared.run(call, key, verb).await
     }
@@ -56,7 +56,9 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let asked = request.into_inner();
         let new = convert::new_snapshot(asked.key.clone(), asked.parent, asked.labels);
         let prepared = self
-            .verb("Prepare", &asked.key, move |ctx| verbs::prepare(ctx, &new))
+            .verb("Prepare", &asked.key, move |ctx, terms| {
+                verbs::prepare(ctx, terms, &new)
+            })
             .await?;
         match prepared {
             Prepared::New(entries) => Ok(Response::new(wire::PrepareSnapshotResponse {
@@ -75,7 +77,9 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let asked = request.into_inner();
         let new = convert::new_snapshot(asked.key.clone(), asked.parent, asked.labels);
         let entries = self
-            .verb("View", &asked.key, move |ctx| verbs::view(ctx, &new))
+            .verb("View", &asked.key, move |ctx, terms| {
+                verbs::view(ctx, terms, &new)
+            })
             .await?;
         Ok(Response::new(wire::ViewSnapshotResponse {
             mounts: convert::mounts(entries),
@@ -86,7 +90,9 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let key = request.into_inner().key;
         let name = key.clone();
         let entries = self
-            .verb("Mounts", &key, move |ctx| verbs::mounts(ctx, &name))
+            .verb("Mounts", &key, move |ctx, terms| {
+                verbs::mounts(ctx, terms, &name)
+            })
             .await?;
         Ok(Response::new(wire::MountsResponse {
             mounts: convert::mounts(entries),
@@ -95,8 +101,8 @@ impl wire::snapshots_server::Snapshots for Snapshots {
 
     async fn commit(&self, request: Request<wire::CommitSnapshotRequest>) -> Answer<()> {
         let asked = request.into_inner();
-        let key = asked.key.clone();
-        self.verb("Commit", &key, move |ctx| {
+        let (key, name) = (asked.key.clone(), asked.name.clone());
+        self.verb("Commit", &key, move |ctx, _| {
             let parent = convert::some(asked.parent);
             verbs::commit(
                 ctx,
@@ -107,14 +113,17 @@ impl wire::snapshots_server::Snapshots for Snapshots {
             )
         })
         .await?;
+        self.shared.count_later(name);
         Ok(Response::new(()))
     }
 
     async fn remove(&self, request: Request<wire::RemoveSnapshotRequest>) -> Answer<()> {
         let key = request.into_inner().key;
         let name = key.clone();
-        self.verb("Remove", &key, move |ctx| verbs::remove(ctx, &name))
-            .await?;
+        self.verb("Remove", &key, move |ctx, terms| {
+            verbs::remove(ctx, terms, &name)
+        })
+        .await?;
         Ok(Response::new(()))
     }
 
@@ -125,7 +134,9 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let key = request.into_inner().key;
         let name = key.clone();
         let info = self
-            .verb("Stat", &key, move |ctx| verbs::stat(ctx, &name))
+            .verb("Stat", &key, move |ctx, terms| {
+                verbs::stat(ctx, terms, &name)
+            })
             .await?;
         Ok(Response::new(wire::StatSnapshotResponse {
             info: Some(convert::info(info)),
@@ -144,8 +155,8 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let changes = convert::changes(given.labels, &mask)?;
         let key = given.name.clone();
         let info = self
-            .verb("Update", &key, move |ctx| {
-                verbs::update(ctx, &given.name, &changes)
+            .verb("Update", &key, move |ctx, terms| {
+                verbs::update(ctx, terms, &given.name, &changes)
             })
             .await?;
         Ok(Response::new(wire::UpdateSnapshotResponse {
@@ -162,9 +173,9 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         tokio::spawn(async move {
             let messages = sender.clone();
             let listed = this
-                .verb("List", "", move |ctx| {
+                .verb("List", "", move |ctx, terms| {
                     let mut chunk = Vec::with_capacity(LIST_CHUNK);
-                    verbs::walk(ctx, &filters, |info| {
+                    verbs::walk(ctx, terms, &filters, |info| {
                         chunk.push(convert::info(info));
                         if chunk.len() < LIST_CHUNK {
                             return Ok(());
@@ -196,7 +207,7 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let key = request.into_inner().key;
         let name = key.clone();
         let usage = self
-            .verb("Usage", &key, move |ctx| verbs::usage(ctx, &name))
+            .verb("Usage", &key, move |ctx, _| verbs::usage(ctx, &name))
             .await?;
         Ok(Response::new(wire::UsageResponse {
             size: usage.bytes as i64,
@@ -205,7 +216,7 @@ impl wire::snapshots_server::Snapshots for Snapshots {
     }
 
     async fn cleanup(&self, _: Request<wire::CleanupRequest>) -> Answer<()> {
-        self.verb("Cleanup", "", verbs::cleanup).await?;
+        self.shared.clean().await?;
         Ok(Response::new(()))
     }
 }

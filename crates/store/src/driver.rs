@@ -7,7 +7,7 @@
 
 mod native;
 mod overlay;
-mod overlay2;
+pub(crate) mod overlay2;
 
 use std::{
     fmt,
@@ -319,6 +319,17 @@ pub(crate) trait Driver: Send + Sync {
 
     /// Puts a parentless tree on `parents`.
     fn rebase(&self, dir: &Path, parents: &[TreeRef]) -> Result<()>;
+
+    /// Gives directories that a tree only passes through, filled since `since_ns` without its parents, the attributes they have there.
+    fn imply(
+        &self,
+        _layout: &Layout,
+        _dir: &Path,
+        _parents: &[TreeRef],
+        _since_ns: i64,
+    ) -> Result<()> {
+        Ok(())
+    }
 
     /// Returns what the tree takes by itself.
     fn usage(

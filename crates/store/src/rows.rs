@@ -205,6 +205,23 @@ pub(crate) fn page(
     rows.map(|row| row.db("list snapshots")?).collect()
 }
 
+/// Returns the layers on row `parent` (on nothing, if `None`) whose labels hold `text` somewhere.
+pub(crate) fn layers_with_text(
+    tx: &Transaction<'_>,
+    parent: Option<i64>,
+    text: &str,
+) -> Result<Vec<SnapshotRow>> {
+    let mut statement = tx
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS} {FROM} WHERE s.parent IS ?1 AND s.kind = 3 AND instr(s.labels, ?2) > 0"
+        ))
+        .db("look for a layer")?;
+    let rows = statement
+        .query_map(params![parent, text], snapshot)
+        .db("look for a layer")?;
+    rows.map(|row| row.db("look for a layer")?).collect()
+}
+
 /// Returns the ancestors of row `id`, nearest first.
 pub(crate) fn ancestors(tx: &Transaction<'_>, id: i64) -> Result<Vec<TreeRef>> {
     let mut statement = tx

@@ -42,6 +42,27 @@ pub struct PrepareOptions {
     pub size_limit_bytes: Option<u64>,
 }
 
+/// How a writable snapshot becomes a layer.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// The layer's labels; they replace the old ones.
+    pub labels: Labels,
+    /// The parent it has, or, where it has none, the layer to put it on.
+    pub parent: Option<SnapshotKey>,
+    /// When it is counted what the layer takes.
+    pub count: Count,
+}
+
+/// When it is counted what a new layer takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Count {
+    /// Before the call returns.
+    #[default]
+    Now,
+    /// By [`Store::count`], or whenever somebody asks: the commit costs the same whatever the tree's size.
+    Later,
+}
+
 /// When the tree of a removed snapshot is deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sweep {
@@ -271,6 +292,22 @@ impl Store {
         labels: Labels,
         parent: Option<&SnapshotKey>,
     ) -> Result<Info> {
+        let commit = Commit {
+            labels,
+            parent: parent.cloned(),
+            count: Count::Now,
+        };
+        self.commit_as(name, key, commit)
+    }
+
+    /// As [`Store::commit`], with a say in what is left for later.
+    pub fn commit_as(&self, name: &SnapshotKey, key: &SnapshotKey, commit: Commit) -> Result<Info> {
+        let Commit {
+            labels,
+            parent,
+            count,
+        } = commit;
+        let parent = parent.as_ref();
         let (row, parents, rebased) = self.read(|tx| {
             let (row, onto) = check_commit(tx, name, key, parent)?;
             match onto {
@@ -293,6 +330,7 @@ impl Store {
         let dir = self.layout().tree(row.driver(), &row.record.tree);
         if rebased {
             driver.rebase(&dir, &parents)?;
+            driver.imply(self.layout(), &dir, &parents, row.record.created_ns)?;
         }
         let tree = row.tree_ref();
         let shape = driver.shape(self.layout(), &tree, &parents);
@@ -316,7 +354,10 @@ impl Store {
         record.parent = parents.first().map(|parent| parent.id.clone());
         record.created_ns = rows::now_ns();
         record.updated_ns = record.created_ns;
-        record.usage = Some(driver.usage(self.layout(), &dir, &own(&record), &parents)?);
+        record.usage = match count {
+            Count::Now => Some(driver.usage(self.layout(), &dir, &own(&record), &parents)?),
+            Count::Later => None,
+        };
         let file = record.replace(self.layout(), false)?;
         vellum_sys::publish::sync_fs(&file)?;
         let committed = self.write(|tx| {
@@ -495,6 +536,49 @@ impl Store {
                 driver::driver(row.driver()).usage(self.layout(), &dir, &row.tree_ref(), &parents)
             }
         }
+    }
+
+    /// Counts what a layer takes, if its commit left that for later, and records it. Other snapshots are left alone.
+    ///
+    /// A layer never changes, so that the count is what it would have been. Errors: `NotFound`.
+    pub fn count(&self, key: &SnapshotKey) -> Result<Usage> {
+        let usage = self.usage(key)?;
+        let info = self.stat(key)?;
+        if info.kind == Kind::Committed && info.usage.is_none() {
+            self.change(key, |record| {
+                if record.kind == Kind::Committed && record.tree == info.tree {
+                    record.usage = Some(usage);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(usage)
+    }
+
+    /// Returns a layer that stands on `parent` (nothing, if `None`), has the label `label` with this value, and a key that begins with `prefix`.
+    pub fn find_layer(
+        &self,
+        parent: Option<&SnapshotKey>,
+        label: (&str, &str),
+        prefix: &[u8],
+    ) -> Result<Option<Info>> {
+        self.read(|tx| {
+            let on = match parent {
+                None => None,
+                Some(parent) => match rows::find(tx, parent)? {
+                    None => return Ok(None),
+                    Some(row) => Some(row.id),
+                },
+            };
+            let found = rows::layers_with_text(tx, on, label.1)?;
+            Ok(found.into_iter().map(SnapshotRow::info).find(|info| {
+                info.key.as_bytes().starts_with(prefix)
+                    && info
+                        .labels
+                        .get(label.0)
+                        .is_some_and(|value| value == label.1)
+            }))
+        })
     }
 
     /// Returns the parts of the snapshot's tree, after putting right what is only derived from the record.

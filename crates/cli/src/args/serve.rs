@@ -23,6 +23,15 @@ pub struct ServeContainerd {
     /// containerd's own socket: the differ fetches layers there, and brings new ones
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/containerd/containerd.sock")]
     pub containerd: PathBuf,
+    /// Map ids of user namespaces by the kernel's id-mapped mounts; goes with capabilities = ["remap-ids"]
+    #[arg(long)]
+    pub remap_ids: bool,
+    /// Tell with every snapshot where its own files are, in the label containerd.io/snapshot/overlay.upperdir
+    #[arg(long)]
+    pub upperdir_label: bool,
+    /// Delete removed snapshots before answering, not when containerd asks for a cleanup
+    #[arg(long)]
+    pub sync_remove: bool,
 }
 
 /// `serve docker`

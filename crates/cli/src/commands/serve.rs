@@ -2,6 +2,7 @@
 
 use vellum_graphdriver::ServeError;
 use vellum_service::Context;
+use vellum_service::snapshots::Terms;
 use vellum_snapshotter::server::{self, Reload, ServeOptions};
 
 use super::Outcome;
@@ -11,6 +12,11 @@ use crate::exit_code::{DONE, Failure};
 /// `serve containerd`. `reload` resolves the settings of this command line anew.
 pub fn containerd(ctx: Context, args: args::ServeContainerd, reload: Reload) -> Outcome {
     let options = ServeOptions {
+        terms: Terms {
+            upperdir_label: args.upperdir_label,
+            remap_ids: args.remap_ids,
+            sync_remove: args.sync_remove,
+        },
         socket: args.socket,
         containerd: args.containerd,
         reload,

@@ -7,18 +7,21 @@
 //! A single bind or overlay is what clients know how to take shortcuts with: one overlay with an upper is unpacked straight into the upper. The
 //! parent's short names (`l/XXXX`) keep the options of deep chains within the page that mount(2) takes.
 
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
-use vellum_store::{Labels, SnapshotKey, TreeParts};
-use vellum_sys::mount::OverlayMount;
+use vellum_store::{DriverKind, Labels, Overlay, Shape, SnapshotKey, TreeParts};
+use vellum_sys::mount::{OverlayMount, OverlayOptions, RedirectDir};
+use vellum_sys::quota::ProjectQuota;
+use vellum_sys::{Dir, rooted};
 
 use crate::config::{Engine, MountMethod, Toggle};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::facts;
-use crate::plan::{self, EngineMount, Facts, Plan, Wishes};
+use crate::plan::{self, EngineMount, Facts, OPTION_PAGE_BYTES, Plan, Refusal, Wishes};
 
-use super::SNAPSHOT_REF;
+use super::{GID_MAPPING, MAX_SIZE, NewSnapshot, PARENT_CHAIN, SNAPSHOT_REF, Terms, UID_MAPPING};
 
 /// The type of mounts by Vellum's own engine: containerd has `mount.fuse3` call `vellum overlay` for it.
 pub const ENGINE_TYPE: &str = "fuse3.vellum";
@@ -36,15 +39,173 @@ pub struct MountEntry {
     pub options: Vec<String>,
 }
 
+/// Returns the limit that the file system is to keep, if one is asked for and it keeps any. Else the engine keeps it, where there is one.
+///
+/// Errors: `Invalid` if the label is no number.
+pub(super) fn quota_bytes(ctx: &Context, new: &NewSnapshot) -> Result<Option<u64>> {
+    let Some(bytes) = limit(&new.labels)? else {
+        return Ok(None);
+    };
+    let state = vellum_sys::quota::state(Dir::open(ctx.root())?)?;
+    Ok((state == ProjectQuota::Enforced).then_some(bytes))
+}
+
+/// Returns the size limit that the labels ask for. What is unpacked has none.
+fn limit(labels: &Labels) -> Result<Option<u64>> {
+    match labels.get(MAX_SIZE) {
+        None => Ok(None),
+        Some(_) if labels.contains_key(SNAPSHOT_REF) => Ok(None),
+        Some(text) => match text.parse::<u64>() {
+            Ok(0) => Ok(None),
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(_) => Err(Error::Invalid {
+                what: format!("the label {MAX_SIZE} is {text:?}, which is no number of bytes"),
+                hint: None,
+            }),
+        },
+    }
+}
+
+/// Lays out what a new tree needs to be mounted, beyond what the store has laid out.
+pub(super) fn prepare(
+    ctx: &Context,
+    terms: Terms,
+    parts: &TreeParts,
+    labels: &Labels,
+) -> Result<()> {
+    if let Some(rebased) = rebased(parts, labels)? {
+        rebased.make()?;
+    }
+    if maps_by_kernel(ctx, terms, parts, labels)
+        && let Shape::Overlay(overlay) = &parts.shape
+        && let Some(upper) = &overlay.upper
+    {
+        // Lower layers are mapped by the mount, the upper holds what it holds.
+        let dir = Dir::open(&upper.dir)?;
+        let now = dir.stat_self()?;
+        let (uid, gid) = (
+            mapped(labels, UID_MAPPING, now.uid)?,
+            mapped(labels, GID_MAPPING, now.gid)?,
+        );
+        rooted::set_owner_fd(&dir, uid, gid)?;
+        rooted::set_mode_fd(&dir, now.mode)?;
+    }
+    Ok(())
+}
+
+/// Whether ids are mapped by the kernel's own id-mapped mounts, which the client makes; else the engine maps them.
+fn maps_by_kernel(ctx: &Context, terms: Terms, parts: &TreeParts, labels: &Labels) -> bool {
+    terms.remap_ids
+        && labels.contains_key(UID_MAPPING)
+        && ctx.config.engine.value != Engine::Vellum
+        && !parts.features.is_some_and(|features| features.engine)
+}
+
+/// Returns what `id` is on the host.
+fn mapped(labels: &Labels, label: &str, id: u32) -> Result<u32> {
+    let text = labels.get(label).map(String::as_str).unwrap_or_default();
+    let wrong = || Error::Invalid {
+        what: format!("the label {label} is {text:?}, and not container:host:count for id {id}"),
+        hint: None,
+    };
+    for run in text.split(',') {
+        let numbers: Vec<u32> = run
+            .split(':')
+            .map(|n| n.parse().map_err(|_| wrong()))
+            .collect::<Result<_>>()?;
+        let [inside, outside, count] = numbers[..] else {
+            return Err(wrong());
+        };
+        if let Some(at) = id.checked_sub(inside)
+            && at < count
+        {
+            return outside.checked_add(at).ok_or_else(wrong);
+        }
+    }
+    Err(wrong())
+}
+
+/// A tree without a parent yet, that is shown as an overlay on nothing: an unpacker then writes marks for what the layer hides, which a plain
+/// directory would make it forget.
+struct Rebased {
+    upper: PathBuf,
+    work: PathBuf,
+    empty: PathBuf,
+}
+
+impl Rebased {
+    fn make(&self) -> Result<()> {
+        for (dir, mode) in [(&self.work, 0o700), (&self.empty, 0o755)] {
+            match std::fs::DirBuilder::new().mode(mode).create(dir) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io("create", dir)(e)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the parts of a tree that gets its parent at its commit; `None` for all others.
+///
+/// Errors: `Unsupported` if its driver keeps whole trees, which can't be put on a parent afterwards.
+fn rebased(parts: &TreeParts, labels: &Labels) -> Result<Option<Rebased>> {
+    let Shape::Plain {
+        root,
+        read_only: false,
+        base: None,
+    } = &parts.shape
+    else {
+        return Ok(None);
+    };
+    if !labels.contains_key(SNAPSHOT_REF) || labels.get(PARENT_CHAIN).is_none_or(String::is_empty) {
+        return Ok(None);
+    }
+    let dir = root
+        .parent()
+        .filter(|_| parts.driver == DriverKind::Overlay2);
+    let Some(dir) = dir else {
+        return Err(Error::Unsupported {
+            what: format!("layers of the driver {} can't be unpacked before their parent", parts.driver),
+            hint: "take `rebase` out of the capabilities in containerd's configuration, or use --storage-driver overlay2".into(),
+        });
+    };
+    Ok(Some(Rebased {
+        upper: root.clone(),
+        work: dir.join("work"),
+        empty: dir.join("empty"),
+    }))
+}
+
+/// Returns the directory that a snapshot's own files are in.
+pub(super) fn upper_dir(ctx: &Context, key: &SnapshotKey) -> Option<String> {
+    // Asked for a label only: what can't be told is left out.
+    let parts = ctx.store().ok()?.tree(key).ok()?;
+    let top = parts.layers().into_iter().next()?;
+    text(&top.dir).ok()
+}
+
 /// Returns the mounts of a tree, and records what its upper is mounted with if that may leave marks.
 pub(super) fn entries(
     ctx: &Context,
+    terms: Terms,
     key: &SnapshotKey,
     parts: &TreeParts,
     labels: &Labels,
 ) -> Result<Vec<MountEntry>> {
     let facts = facts::facts(ctx)?;
-    let planned = planned(ctx, &facts, parts, labels)?;
+    if let Some(rebased) = rebased(parts, labels)? {
+        rebased.make()?;
+        return Ok(vec![on_nothing(&rebased, &facts)?]);
+    }
+    let by_kernel = maps_by_kernel(ctx, terms, parts, labels);
+    let by_engine = labels.contains_key(UID_MAPPING) && !by_kernel;
+    let size = match parts.size_limit_bytes {
+        None => limit(labels)?,
+        Some(_) => None,
+    };
+    let engine_needed = matches!(&parts.shape, Shape::Overlay(overlay) if by_engine || size.is_some() && overlay.upper.is_some());
+    let planned = planned(ctx, &facts, parts, labels, engine_needed)?;
     if let Plan::Overlay {
         features: Some(features),
         ..
@@ -57,19 +218,93 @@ pub(super) fn entries(
     {
         ctx.store()?.record_features(key, *features)?;
     }
-    Ok(vec![match &planned {
-        Plan::Bind { source, read_only } => MountEntry {
-            kind: "bind".into(),
-            source: text(source)?,
-            options: vec![if *read_only { "ro" } else { "rw" }.into(), "rbind".into()],
-            ..MountEntry::default()
-        },
+    let mut entry = match &planned {
+        Plan::Bind { source, read_only } => {
+            if size.is_some() && !read_only {
+                tracing::warn!(%key, "a tree without a parent gets no size limit: the file system keeps no project quotas");
+            }
+            MountEntry {
+                kind: "bind".into(),
+                source: text(source)?,
+                options: vec![if *read_only { "ro" } else { "rw" }.into(), "rbind".into()],
+                ..MountEntry::default()
+            }
+        }
         Plan::Overlay { mount, .. } => overlay(mount, &facts)?,
         Plan::Engine { mount, .. } => engine(mount)?,
-    }])
+    };
+    let mappings = [(UID_MAPPING, "uid"), (GID_MAPPING, "gid")];
+    let mappings = mappings.iter().filter_map(|(label, id)| {
+        let runs = labels.get(*label)?;
+        Some((id, runs))
+    });
+    match &planned {
+        Plan::Engine { mount, .. } => {
+            for (id, runs) in mappings {
+                entry
+                    .options
+                    .push(format!("{id}mapping={}", runs.replace(',', ":")));
+            }
+            if let (Some(bytes), true) = (size, mount.upper.is_some()) {
+                entry.options.push(format!("size={bytes}"));
+            }
+        }
+        Plan::Overlay { .. }
+        | Plan::Bind {
+            read_only: true, ..
+        } if by_kernel => {
+            entry
+                .options
+                .extend(mappings.map(|(id, runs)| format!("{id}map={runs}")));
+        }
+        _ => {}
+    }
+    if by_kernel && let Shape::Overlay(overlay) = &parts.shape {
+        with_real_paths(&mut entry, overlay)?;
+    }
+    Ok(vec![entry])
 }
 
-fn planned(ctx: &Context, facts: &Facts, parts: &TreeParts, labels: &Labels) -> Result<Plan> {
+/// Names layers by their directories: short names lead out of the one directory that the client maps.
+fn with_real_paths(entry: &mut MountEntry, overlay: &Overlay) -> Result<()> {
+    let lowers: Vec<_> = overlay
+        .lowers
+        .iter()
+        .map(|layer| text(&layer.dir))
+        .collect::<Result<_>>()?;
+    for option in &mut entry.options {
+        if option.starts_with("lowerdir=") {
+            *option = format!("lowerdir={}", lowers.join(":"));
+        }
+    }
+    Ok(())
+}
+
+fn on_nothing(tree: &Rebased, facts: &Facts) -> Result<MountEntry> {
+    let mount = OverlayMount {
+        lowers: vec![tree.empty.clone()],
+        data_lowers: Vec::new(),
+        upper: Some(tree.upper.clone()),
+        work: Some(tree.work.clone()),
+        options: OverlayOptions {
+            index: Some(false),
+            metacopy: Some(false),
+            redirect_dir: Some(RedirectDir::NoFollow),
+            userxattr: !facts.trusted,
+            ..OverlayOptions::default()
+        },
+        read_only: false,
+    };
+    overlay(&mount, facts)
+}
+
+fn planned(
+    ctx: &Context,
+    facts: &Facts,
+    parts: &TreeParts,
+    labels: &Labels,
+    engine_needed: bool,
+) -> Result<Plan> {
     let redirects = ctx.config.redirect_dir.value == Toggle::On;
     let mut wishes = Wishes {
         method: MountMethod::OptionPage,
@@ -81,20 +316,45 @@ fn planned(ctx: &Context, facts: &Facts, parts: &TreeParts, labels: &Labels) -> 
         docker_compatible: !redirects,
         ..Wishes::of(&ctx.config)
     };
-    // Unpackers fill the upper of an overlay without mounting it: nobody gains by another engine's mount.
-    if labels.contains_key(SNAPSHOT_REF) && facts.trusted && parts.features.is_none() {
+    if engine_needed {
+        wishes.engine = Engine::Vellum;
+    } else if labels.contains_key(SNAPSHOT_REF) && facts.trusted && parts.features.is_none() {
+        // Unpackers fill the upper of an overlay without mounting it: nobody gains by another engine's mount.
         wishes.engine = Engine::Auto;
         wishes.redirect_dir = Toggle::Off;
         wishes.docker_compatible = true;
     }
-    match plan::plan(parts, facts, &wishes) {
-        // The plan itself gives way to the other engine only where no way of mounting was named.
-        Err(refusal) if wishes.engine == Engine::Auto && refusal.is_the_kernels() && facts.fuse => {
-            wishes.engine = Engine::Vellum;
-            Ok(plan::plan(parts, facts, &wishes)?)
+    let refusal = match plan::plan(parts, facts, &wishes) {
+        Ok(Plan::Overlay { mount, .. }) if page_bytes(&mount) > OPTION_PAGE_BYTES => {
+            Refusal::PageFull {
+                layers: mount.lowers.len(),
+                bytes: page_bytes(&mount),
+            }
         }
-        planned => Ok(planned?),
+        Ok(planned) => return Ok(planned),
+        Err(refusal) => refusal,
+    };
+    // The plan itself gives way to the other engine only where no way of mounting was named.
+    if wishes.engine == Engine::Auto && refusal.is_the_kernels() && facts.fuse {
+        wishes.engine = Engine::Vellum;
+        return Ok(plan::plan(parts, facts, &wishes)?);
     }
+    Err(refusal.into())
+}
+
+/// How long the options get when the client shortens them as it does: layers relative to the directory they have in common.
+fn page_bytes(mount: &OverlayMount) -> usize {
+    // Names and values of the features that are switched off.
+    const FEATURES: usize = 64;
+    let name = |dir: &Path| dir.file_name().map_or(0, |name| name.len());
+    let lowers: usize = mount.lowers.iter().map(|dir| name(dir) + 1).sum();
+    let whole = [&mount.upper, &mount.work];
+    let whole: usize = whole
+        .iter()
+        .filter_map(|dir| dir.as_ref())
+        .map(|dir| dir.as_os_str().len() + 10)
+        .sum();
+    lowers + whole + FEATURES
 }
 
 fn overlay(mount: &OverlayMount, facts: &Facts) -> Result<MountEntry> {

@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     error::{IoContext, Result, StoreError},
+    implied,
     layout::{Layout, make_dir, set_mode},
     snapshot::{Kind, Usage},
     walk,
@@ -76,19 +77,23 @@ pub(super) fn write_small(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 
 /// Gives `dir` what `model`'s root directory has, marks aside: owner, xattrs, mode, time. The merged root shows the upper's.
 pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
-    let (model, dir) = (Dir::open(model)?, Dir::open(dir)?);
+    copy_attributes(&Dir::open(model)?, &Dir::open(dir)?)
+}
+
+/// As [`copy_root_attributes`], for any directory.
+pub(crate) fn copy_attributes(model: &Dir, dir: &Dir) -> Result<()> {
     let facts = model.stat_self()?;
-    rooted::set_owner_fd(&dir, facts.uid, facts.gid)?;
-    for name in xattr::list_fd(&model)? {
+    rooted::set_owner_fd(dir, facts.uid, facts.gid)?;
+    for name in xattr::list_fd(model)? {
         if Prefix::ALL.iter().any(|prefix| prefix.is_control(&name)) {
             continue;
         }
-        if let Some(value) = xattr::get_fd(&model, &name)? {
-            xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
+        if let Some(value) = xattr::get_fd(model, &name)? {
+            xattr::set_fd(dir, &name, &value, SetMode::Any)?;
         }
     }
-    rooted::set_mode_fd(&dir, facts.mode)?;
-    rooted::set_times_fd(&dir, None, Some(facts.mtime))?;
+    rooted::set_mode_fd(dir, facts.mode)?;
+    rooted::set_times_fd(dir, None, Some(facts.mtime))?;
     Ok(())
 }
 
@@ -177,6 +182,14 @@ impl super::Driver for Overlay2 {
     fn rebase(&self, dir: &Path, parents: &[TreeRef]) -> Result<()> {
         make_dir(&dir.join("work"), 0o700)?;
         write_small(&dir.join("lower"), lower_line(parents)?.as_bytes(), 0o644)
+    }
+
+    fn imply(&self, layout: &Layout, dir: &Path, parents: &[TreeRef], since_ns: i64) -> Result<()> {
+        let parents: Vec<PathBuf> = parents
+            .iter()
+            .map(|parent| layout.tree(DriverKind::Overlay2, &parent.id).join("diff"))
+            .collect();
+        implied::merge(&dir.join("diff"), &parents, since_ns)
     }
 
     fn usage(

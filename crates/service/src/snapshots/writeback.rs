@@ -1,0 +1,130 @@
+//! Sends what is unpacked into a snapshot to disk while it is unpacked.
+//!
+//! The client commits a layer inside a transaction of its own, and has written its files without a sync: the commit's sync then would wait for all of
+//! them while everybody else waits for the client. So from Prepare on, new files are handed to the disk as they come. Nothing here promises
+//! anything, and nobody waits for it; durable is what the commit's own sync says.
+//!
+//! One thread an extraction, as many as [`THREADS`]; it looks at the directories again and again, each time after a pause in proportion to what
+//! the look cost, and ends when the snapshot is no longer writable or nothing comes any more.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use vellum_store::{DriverKind, Kind, SnapshotKey, Store, TreeParts};
+use vellum_sys::{Dir, FileKind, publish};
+
+/// Extractions that are followed at once; others are left to the sync.
+const THREADS: usize = 8;
+
+/// The shortest pause between two looks.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest.
+const LONG_PAUSE: Duration = Duration::from_secs(2);
+
+/// Time without anything new after which nobody is expected any more.
+const QUIET: Duration = Duration::from_secs(120);
+
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts itself out when the thread ends, however that is.
+struct Running;
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Follows the unpacking of a layer until it is committed or removed. Returns at once.
+pub(super) fn follow(store: &Store, key: &SnapshotKey, parts: &TreeParts) {
+    // A whole copy of the parent is on disk already, and looking at all of it costs more than it saves.
+    let stacks = parts.driver != DriverKind::Native;
+    let Some(top) = parts.layers().into_iter().next().filter(|_| stacks) else {
+        return;
+    };
+    if RUNNING.fetch_add(1, Ordering::Relaxed) >= THREADS {
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let running = Running;
+    let (store, key) = (store.clone(), key.clone());
+    let started = std::thread::Builder::new()
+        .name("writeback".into())
+        .spawn(move || {
+            let _running = running;
+            run(&store, &key, &top.dir);
+        });
+    if let Err(error) = started {
+        tracing::debug!(%error, "the commit's sync takes everything");
+    }
+}
+
+fn run(store: &Store, key: &SnapshotKey, root: &Path) {
+    // Files changed since then are new. A second back: the kernel's clock for files is coarse.
+    let mut since = now() - 1;
+    let mut last_new = Instant::now();
+    loop {
+        let begun = Instant::now();
+        let next = now() - 1;
+        match look(root, since) {
+            Ok(0) => {}
+            Ok(_) => last_new = begun,
+            // Removed or committed meanwhile, or out of descriptors: the sync takes it.
+            Err(error) => {
+                tracing::debug!(%error, "no longer followed");
+                return;
+            }
+        }
+        since = next;
+        let pause = (begun.elapsed() * 8).clamp(PAUSE, LONG_PAUSE);
+        std::thread::sleep(pause);
+        let is_open = store.stat(key).is_ok_and(|info| info.kind == Kind::Active);
+        if !is_open || last_new.elapsed() > QUIET {
+            return;
+        }
+    }
+}
+
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// Hands every file beneath `root` that changed since then to the disk; returns how many.
+fn look(root: &Path, since: i64) -> Result<usize, vellum_sys::Error> {
+    let mut found = 0;
+    let root = Dir::open(root)?;
+    let mut todo = vec![PathBuf::new()];
+    while let Some(path) = todo.pop() {
+        let dir = match path.as_os_str().is_empty() {
+            true => root.dup()?,
+            false => match root.open_dir(&path) {
+                Ok(dir) => dir,
+                Err(error) if error.is_not_found() => continue,
+                Err(error) => return Err(error),
+            },
+        };
+        for entry in dir.entries()? {
+            let name = entry?.name;
+            let Some(stat) = dir.stat_opt(&name)? else {
+                continue;
+            };
+            match stat.kind {
+                FileKind::Dir => todo.push(path.join(&name)),
+                FileKind::File if stat.ctime.sec >= since && stat.size_bytes > 0 => {
+                    // Replaced meanwhile: then it is for the next look.
+                    if let Ok(file) = dir.open_file(&name)
+                        && file.metadata().is_ok_and(|found| found.ino() == stat.ino)
+                    {
+                        publish::start_writeback(&file, 0, 0);
+                        found += 1;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(found)
+}
