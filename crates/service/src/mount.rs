@@ -430,26 +430,37 @@ pub(crate) fn wait_for_engine(upper: &Path) {
     tracing::warn!(upper = %upper.display(), "the engine is still writing");
 }
 
-/// Unmounts `place`. A user that is just leaving is waited for: a program between its last read and its exit, or
-/// a child of one that has not executed yet and still holds what its parent had open.
+/// Unmounts `place`.
 fn take_away(place: &Path, force: bool, name: &str) -> Result<()> {
+    if force {
+        mount::unmount(place, Detach::Yes)?;
+        return Ok(());
+    }
+    if unmount_unused(place)? {
+        return Ok(());
+    }
+    Err(Error::InUse {
+        kind: Kind::Container,
+        name: name.to_owned(),
+        by: users(place),
+        hint:
+            "end them, or use --force: the mount goes out of sight now and ends with its last user"
+                .into(),
+    })
+}
+
+/// Unmounts `place` unless somebody uses it; false if somebody does. A user that is just leaving is waited for: a program between its last read
+/// and its exit, or a child of one that has not executed yet and still holds what its parent had open.
+pub(crate) fn unmount_unused(place: &Path) -> Result<bool> {
     const PATIENCE: Duration = Duration::from_secs(1);
-    let detach = if force { Detach::Yes } else { Detach::No };
     let until = Instant::now() + PATIENCE;
     loop {
-        match mount::unmount(place, detach) {
-            Ok(_) => return Ok(()),
+        match mount::unmount(place, Detach::No) {
+            Ok(_) => return Ok(true),
             Err(e) if e.is_busy() && Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            Err(e) if e.is_busy() => {
-                return Err(Error::InUse {
-                    kind: Kind::Container,
-                    name: name.to_owned(),
-                    by: users(place),
-                    hint: "end them, or use --force: the mount goes out of sight now and ends with its last user".into(),
-                });
-            }
+            Err(e) if e.is_busy() => return Ok(false),
             Err(e) => return Err(e.into()),
         }
     }

@@ -16,7 +16,7 @@ use vellum_sys::mountinfo;
 
 use super::{Graph, check_id, check_label, id_of, lock_name};
 use crate::error::{Error, Kind, Result};
-use crate::mount::{make_merged, mount_tree, users, wait_for_engine};
+use crate::mount::{make_merged, mount_tree, unmount_unused, users, wait_for_engine};
 use crate::place::{self, Shows};
 use crate::run_dir;
 
@@ -115,21 +115,13 @@ impl Graph {
         let Some(overlay) = self.overlay(found)? else {
             return Ok(());
         };
-        if place::look(&overlay)? == Shows::Container {
-            match mount::unmount(&overlay.merged, Detach::No) {
-                Ok(_) => {}
-                Err(e) if e.is_busy() => {
-                    return Err(Error::InUse {
-                        kind: Kind::Layer,
-                        name: id.to_owned(),
-                        by: users(&overlay.merged),
-                        hint:
-                            "what others are to stand on must not change any more: end them first"
-                                .into(),
-                    });
-                }
-                Err(e) => return Err(e.into()),
-            }
+        if place::look(&overlay)? == Shows::Container && !unmount_unused(&overlay.merged)? {
+            return Err(Error::InUse {
+                kind: Kind::Layer,
+                name: id.to_owned(),
+                by: users(&overlay.merged),
+                hint: "what others are to stand on must not change any more: end them first".into(),
+            });
         }
         self.forget_count(id);
         self.tidy(found, &overlay, true);
