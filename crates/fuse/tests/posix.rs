@@ -241,6 +241,58 @@ fn flags_of_chattr_are_kept_and_obeyed() {
 }
 
 #[test]
+fn project_numbers_are_kept_and_copied_up() {
+    // It keeps them without quotas, too.
+    as_root_on(vellum_testkit::FsKind::Xfs, |world| {
+        let script = r#"
+import fcntl, os, struct, sys
+GET, SET = 0x801c581f, 0x401c5820
+def get(path):
+    fd = os.open(path, os.O_RDONLY)
+    got = struct.unpack("IIIII8x", fcntl.ioctl(fd, GET, bytes(28)))
+    os.close(fd)
+    return got
+def give(path, project):
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.ioctl(fd, SET, struct.pack("IIIII8x", get(path)[0], 0, 0, project, 0))
+    os.close(fd)
+step, root = sys.argv[1:]
+file, other, directory = (f"{root}/{name}" for name in ("file", "other", "dir"))
+if step == "below":
+    give(file, 7)
+elif step == "change":
+    assert get(file)[3] == 7 and get(directory)[3] == 0
+    os.chmod(file, 0o600)
+    assert get(file)[3] == 7, "after a copy-up"
+    give(other, 8)
+    give(directory, 9)
+    try: fcntl.ioctl(os.open(other, os.O_RDONLY), SET, struct.pack("IIIII8x", 0, 4096, 0, 8, 0))
+    except OSError as error: assert error.errno in (22, 95), error
+    else: raise SystemExit("an extent size was taken")
+if step != "below":
+    assert [get(path)[3] for path in (file, other, directory)] == [7, 8, 9]
+"#;
+        let run = |step: &str, root: std::path::PathBuf| {
+            let ran = Command::new("python3")
+                .args(["-c", script, step])
+                .arg(root)
+                .status();
+            assert!(ran.unwrap().success(), "{step}");
+        };
+        world.put("file", "content");
+        world.put("other", "content");
+        world.put("dir/file", "content");
+        run("below", world.lower(""));
+        world.mount();
+        run("change", world.at(""));
+        world.remount();
+        run("again", world.at(""));
+        assert_eq!(fs::read(world.at("other")).unwrap(), b"content");
+        run("again", world.at(""));
+    });
+}
+
+#[test]
 fn with_free_opens_an_immutable_file_refuses_the_first_write() {
     as_root(|world| {
         world.put("file", "content");

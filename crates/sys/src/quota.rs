@@ -129,6 +129,21 @@ pub fn carry_project(from: impl AsFd, to: impl AsFd) -> Result<()> {
     carry().map_err(|e| Error::at("set the project of", to, "", e))
 }
 
+/// Gives an open file or directory the project number `id`; what is made in it is as it was before.
+///
+/// Errors: EPERM outside the initial user namespace; ENOTTY, EOPNOTSUPP where there are no projects.
+pub fn give_project(fd: impl AsFd, id: u32) -> Result<()> {
+    let fd = fd.as_fd();
+    let give = || {
+        let mut attr = get_fsxattr(fd)?;
+        attr.projid = id;
+        // SAFETY: FS_IOC_FSSETXATTR reads one struct fsxattr, which `attr` is and which lives through the call.
+        let done = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attr) };
+        result(done.into())
+    };
+    give().map_err(|e| Error::at("set the project of", fd, "", e))
+}
+
 /// Gives an open directory the project number `id`, which everything made in it from now on inherits.
 pub fn set_project(fd: impl AsFd, id: u32) -> Result<()> {
     let fd = fd.as_fd();

@@ -121,19 +121,24 @@ impl Ops {
             GET_FSX => {
                 asked(FSX_BYTES)?;
                 let flags = self.engine.flags(node)?;
+                let project = self.engine.project(node)?;
                 reply.ioctl(0);
                 reply.u32(fsx_of(flags));
-                reply.bytes(&[0; FSX_BYTES - 4]);
+                reply.bytes(&[0; FSX_PROJECT - 4]);
+                reply.u32(project);
+                reply.bytes(&[0; FSX_BYTES - FSX_PROJECT - 4]);
             }
             SET_FSX => {
                 // Bits that only the other form has stay as they are.
                 let now = self.engine.flags(node)?;
                 let known = FSX_BITS.iter().fold(0, |all, (flag, _)| all | flag);
                 let wanted = flags_of(first_u32(ioctl.data)?);
-                // Extent sizes and projects belong to the file system underneath.
-                if ioctl.data.iter().skip(4).any(|&byte| byte != 0) {
+                // Extent sizes belong to the file system underneath. The number of extents is only told.
+                if fsx_field(ioctl.data, 4)? != 0 || fsx_field(ioctl.data, FSX_PROJECT + 4)? != 0 {
                     return Err(Errno::OPNOTSUPP.into());
                 }
+                self.engine
+                    .set_project(node, fsx_field(ioctl.data, FSX_PROJECT)?)?;
                 self.engine.set_flags(node, (now & !known) | wanted)?;
                 reply.ioctl(0);
             }
@@ -149,6 +154,8 @@ const GET_FSX: u32 = 0x801c_581f;
 const SET_FSX: u32 = 0x401c_5820;
 /// Length of struct fsxattr.
 const FSX_BYTES: usize = 28;
+/// Where the project number is in it.
+const FSX_PROJECT: usize = 12;
 /// The bits that both ioctls have: as FS_IOC_GETFLAGS says them, and as FS_IOC_FSGETXATTR does.
 const FSX_BITS: [(u32, u32); 6] = [
     (0x10, 0x8),                // immutable
@@ -167,6 +174,10 @@ fn fsx_of(flags: u32) -> u32 {
 fn flags_of(fsx: u32) -> u32 {
     let set = FSX_BITS.iter().filter(|(_, bit)| fsx & bit != 0);
     set.fold(0, |all, (flag, _)| all | flag)
+}
+
+fn fsx_field(data: &[u8], at: usize) -> Result<u32, Errno> {
+    first_u32(data.get(at..).ok_or(Errno::INVAL)?)
 }
 
 fn first_u32(data: &[u8]) -> Result<u32, Errno> {

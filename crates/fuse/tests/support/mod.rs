@@ -328,6 +328,18 @@ pub fn as_root(check: impl FnOnce(&mut World)) {
     check(&mut world);
 }
 
+/// Runs `check` in a world as root, all of it on a file system of this kind.
+pub fn as_root_on(kind: vellum_testkit::FsKind, check: impl FnOnce(&mut World)) {
+    if std::env::var_os(INNER).is_some() || !needs_root("mounting") {
+        return;
+    }
+    let scratch = Scratch::new();
+    match scratch.file_system("fs", kind, 64) {
+        Ok(base) => check(&mut World::new(&base, program(), false)),
+        Err(why) => untested(&format!("a mount of layers on {kind:?}"), why),
+    }
+}
+
 /// Runs `check`, the body of the test `name`, in a world as root, then in one as a plain user.
 pub fn everywhere(name: &str, check: impl FnOnce(&mut World)) {
     if let Some(place) = std::env::var_os(INNER) {

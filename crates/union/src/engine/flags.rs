@@ -8,11 +8,12 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rustix::io::Errno;
 use vellum_format::{Mark, Protattr};
 use vellum_sys::flags::{self, APPEND_ONLY, IMMUTABLE};
 use vellum_sys::rooted::Access;
 use vellum_sys::xattr::{self, SetMode};
-use vellum_sys::{Dir, FileKind};
+use vellum_sys::{Dir, FileKind, quota};
 
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
@@ -80,6 +81,57 @@ impl Engine {
         set.map_err(|e| upper.io(e))?;
         self.files.forget(node.id);
         Ok(())
+    }
+
+    /// Returns the project number of a regular file or directory: 0 is the default, and what is said where there are none.
+    ///
+    /// Errors: [`Refusal::Unsupported`] for anything else.
+    pub fn project(&self, id: NodeId) -> Result<u32> {
+        let node = self.flagged(id)?;
+        let _shared = self.shared();
+        let state = node.state();
+        let asked = match (state.at().map_err(self.io(0))?, &state.body) {
+            (Some(at), _) => open(&at).and_then(|open| match &open {
+                Open::File(file) => quota::project(file),
+                Open::Dir(dir) => quota::project(&**dir),
+            }),
+            (None, Body::Dir(dir)) => {
+                let top = dir.parts.first().ok_or(Refusal::Stale)?;
+                top.dir.dir.open_path(None).and_then(quota::project)
+            }
+            (None, Body::File(file)) => {
+                let lower = file.lower.as_ref().ok_or(Refusal::Stale)?;
+                lower.dir.open_file(&lower.name).and_then(quota::project)
+            }
+        };
+        match asked {
+            Err(error) if error.is_unsupported() || error.is(Errno::NOTTY) => Ok(0),
+            other => other.map_err(self.io(0)),
+        }
+    }
+
+    /// Gives a regular file or directory a project number, on the upper layer's file system.
+    ///
+    /// Copies attributes up, not data. Errors: as [`Engine::flags`].
+    pub fn set_project(&self, id: NodeId, project: u32) -> Result<()> {
+        if self.project(id)? == project {
+            return Ok(());
+        }
+        let upper = self.upper()?;
+        let node = self.flagged(id)?;
+        self.may_change(&node)?;
+        self.to_upper(&node, What::Meta)?;
+        let _shared = self.shared();
+        let state = node.state_mut();
+        let at = state.at().map_err(|e| upper.io(e))?.ok_or(Refusal::Stale)?;
+        let given = open(&at).and_then(|open| match &open {
+            Open::File(file) => quota::give_project(file, project),
+            Open::Dir(dir) => quota::give_project(&**dir, project),
+        });
+        given.map_err(|error| match error.is(Errno::NOTTY) {
+            true => Refusal::Unsupported.into(),
+            false => unsupported_or(upper, error),
+        })
     }
 
     fn flagged(&self, id: NodeId) -> Result<Arc<LiveNode>> {
