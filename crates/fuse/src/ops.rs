@@ -38,6 +38,8 @@ pub(crate) struct Ops {
     /// How long names and attributes may be believed.
     timeout: Duration,
     no_fsync: bool,
+    /// Nobody but this user and root is answered.
+    only: Option<u32>,
     passthrough: Option<Passthrough>,
     tidy: Tidy,
 }
@@ -78,8 +80,13 @@ impl Ops {
             passthrough: through.then(|| Passthrough::new(Arc::clone(device))),
             engine,
             agreed,
-            timeout: options.timeout,
+            // The kernel asks whoever comes only if what others were told does not count.
+            timeout: match options.only {
+                Some(_) => Duration::ZERO,
+                None => options.timeout,
+            },
             no_fsync: options.no_fsync,
+            only: options.only,
             tidy: Tidy::start(vellum_sys::memory::give_back)?,
         })
     }
@@ -92,6 +99,13 @@ impl Ops {
     fn answer(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Answer {
         let header = &request.header;
         let node = node_of(header.node);
+        // What the kernel sends on its own account (write-back, RELEASE) comes as root.
+        if self
+            .only
+            .is_some_and(|only| header.uid != only && header.uid != 0)
+        {
+            return Err(Errno::ACCESS.into());
+        }
         match request.op {
             Op::Lookup { name } => self.lookup(node, name, reply),
             Op::GetAttr => self.get_attr(node, reply),

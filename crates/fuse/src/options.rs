@@ -55,6 +55,9 @@ pub struct MountOptions {
     pub subtype: Option<String>,
     /// Others than who mounts may use it.
     pub allow_other: bool,
+    /// Of those who may use it, all but this user and root are refused by the server (`allow_root`). For that it has to be asked each
+    /// time: nothing is believed longer than a moment, whatever `timeout` says.
+    pub only: Option<u32>,
     /// The kernel checks permissions by mode, owner and ACL. Without it nobody does: only for a mount of one's own.
     pub default_permissions: bool,
     /// ACLs count.
@@ -88,6 +91,7 @@ impl Default for MountOptions {
             source: OsString::from("vellum"),
             subtype: Some(String::from("vellum")),
             allow_other: false,
+            only: None,
             default_permissions: true,
             acl: true,
             timeout: Duration::from_secs(1_000_000_000),

@@ -241,6 +241,110 @@ fn flags_of_chattr_are_kept_and_obeyed() {
 }
 
 #[test]
+fn setgid_of_what_is_made_follows_supplementary_groups() {
+    as_root(|world| {
+        fs::create_dir(world.lower("shared")).unwrap();
+        chown(world.lower("shared"), None, Some(2000)).unwrap();
+        fs::set_permissions(world.lower("shared"), PermissionsExt::from_mode(0o2777)).unwrap();
+        fs::set_permissions(world.beside(""), PermissionsExt::from_mode(0o755)).unwrap();
+        let script = r#"
+import os, sys
+os.setgroups([2000] if sys.argv[2] == "member" else []); os.setgid(1000); os.setuid(1000); os.umask(0)
+os.close(os.open(sys.argv[1] + "/file", os.O_CREAT | os.O_WRONLY, 0o2775))
+os.mkdir(sys.argv[1] + "/dir", 0o775)
+for name in ("file", "dir"):
+    at = os.stat(f"{sys.argv[1]}/{name}")
+    print(oct(at.st_mode), at.st_uid, at.st_gid)
+"#;
+        let make = |at: std::path::PathBuf, who: &str| {
+            let ran = Command::new("python3")
+                .args(["-c", script])
+                .arg(at)
+                .arg(who)
+                .output();
+            let ran = ran.unwrap();
+            assert!(ran.status.success(), "{ran:?}");
+            String::from_utf8(ran.stdout).unwrap()
+        };
+        world.option("allow_other");
+        for who in ["member", "stranger"] {
+            let bare = world.beside(format!("bare-{who}"));
+            fs::create_dir(&bare).unwrap();
+            chown(&bare, None, Some(2000)).unwrap();
+            fs::set_permissions(&bare, PermissionsExt::from_mode(0o2777)).unwrap();
+            let wanted = make(bare, who);
+            assert_eq!(wanted.contains("0o102775"), who == "member", "{wanted}");
+            world.mount();
+            assert_eq!(make(world.at("shared"), who), wanted, "{who}");
+            fs::remove_file(world.at("shared/file")).unwrap();
+            fs::remove_dir(world.at("shared/dir")).unwrap();
+            world.unmount();
+        }
+    });
+}
+
+/// What docs/decisions/0033 rests on. If the kernel begins to ask, the answer has to be more than "no such call".
+#[test]
+fn syncfs_sends_no_request() {
+    as_root(|world| {
+        world.mount();
+        fs::write(world.at("file"), "content").unwrap();
+        let (_, requests) = world.requests(|world| {
+            let file = File::open(world.at("file")).unwrap();
+            rustix::fs::syncfs(&file).unwrap();
+        });
+        assert_eq!(requests.of("SyncFs"), 0, "{requests:?}");
+    });
+}
+
+#[test]
+fn with_allow_root_others_are_refused() {
+    as_root(|world| {
+        world.put("dir/file", "content");
+        for dir in [world.beside(""), world.lower("dir")] {
+            fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let script = r#"
+import os, sys
+os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
+root, refused = sys.argv[1], 0
+def look(what):
+    global refused
+    try: what()
+    except PermissionError: refused += 1
+for _ in range(3):
+    look(lambda: os.stat(root))
+    look(lambda: os.listdir(root))
+    look(lambda: os.stat(root + "/dir/file"))
+    look(lambda: open(root + "/dir/file").read())
+    look(lambda: os.stat(root + "/none") if os.path.lexists(root + "/none") else os.listdir(root + "/dir"))
+print(refused)
+"#;
+        let refused = |world: &World, uid: u32| {
+            let ran = Command::new("python3")
+                .args(["-c", script])
+                .arg(world.at(""))
+                .arg(uid.to_string())
+                .output()
+                .unwrap();
+            assert!(ran.status.success(), "{ran:?}");
+            String::from_utf8(ran.stdout)
+                .unwrap()
+                .trim()
+                .parse::<u32>()
+                .unwrap()
+        };
+        world.option("allow_other");
+        world.option("only=1000");
+        world.mount();
+        // The owner and root have looked at everything before the stranger comes.
+        for (uid, wanted) in [(1000, 0), (0, 0), (1001, 15), (1000, 0), (1001, 15)] {
+            assert_eq!(refused(world, uid), wanted, "user {uid}");
+        }
+    });
+}
+
+#[test]
 fn project_numbers_are_kept_and_copied_up() {
     // It keeps them without quotas, too.
     as_root_on(vellum_testkit::FsKind::Xfs, |world| {

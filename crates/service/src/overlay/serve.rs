@@ -139,17 +139,18 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
         Manners::FuseOverlayfs => "fuse-overlayfs",
     };
     let is_root = rustix::process::geteuid().is_root();
+    let mut only = None;
     let allow_other = match options.access {
         None => is_root,
         Some(Access::All) => true,
         Some(Access::Owner) => false,
+        // Nobody else than the owner, who it is.
+        Some(Access::Root) if is_root => false,
+        // The kernel lets in all or nobody, so the server has to tell them apart.
         Some(Access::Root) => {
-            if !is_root {
-                warn(
-                    "allow_root is left out: who mounts without being root may let everybody in (allow_other) or nobody else",
-                );
-            }
-            false
+            warn("allow_root makes everything slower: every name and attribute is asked for each time");
+            only = Some(rustix::process::geteuid().as_raw());
+            true
         }
     };
     let flags = options.flags;
@@ -166,6 +167,7 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
         source: options.source.clone().unwrap_or_else(|| name.into()),
         subtype: Some(name.to_owned()),
         allow_other,
+        only,
         default_permissions: true,
         acl: !options.no_acl && !options.no_xattrs,
         timeout: options.cache_for,
