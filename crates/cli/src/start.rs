@@ -12,7 +12,7 @@ use vellum_service::overlay::daemon;
 use vellum_service::progress::{Progress, Silent};
 use vellum_service::{Cancel, Context, rootless};
 
-use crate::args::{Cli, Command, Global, Serve};
+use crate::args::{Cli, Command, Global, LogFormat, Serve};
 use crate::bars::Bars;
 use crate::commands::overlay::Started;
 use crate::exit_code::{self, Failure};
@@ -115,7 +115,12 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
     let cli = match cli.command {
         // Servers end by their own rules and take the context with them.
         Command::Serve(serve) => {
-            logging("info");
+            match &serve {
+                Serve::Containerd(args) if args.log_format == LogFormat::Json => {
+                    logging_json("info");
+                }
+                _ => logging("info"),
+            }
             let ctx = Context::new(config, Cancel::new(), Arc::new(Silent));
             return match serve {
                 Serve::Containerd(containerd) => {
@@ -208,6 +213,20 @@ pub fn logging(usual: &str) {
         .with_writer(std::io::stderr)
         .with_ansi(report::colours())
         .without_time()
+        .with_target(false)
+        .try_init();
+}
+
+/// As [`logging`], for programs that read it.
+fn logging_json(usual: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
+    // As above.
+    let _ = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
         .with_target(false)
         .try_init();
 }

@@ -50,6 +50,11 @@ pub fn listen(path: &Path) -> Result<Listening> {
             ours: None,
         });
     }
+    listen_at(path)
+}
+
+/// Makes a socket at `path`, with its directory if need be, whatever systemd hands over. As [`listen`] otherwise.
+pub fn listen_at(path: &Path) -> Result<Listening> {
     make_room(path)?;
     let listener = UnixListener::bind(path).map_err(Error::io("listen on", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))

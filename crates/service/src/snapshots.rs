@@ -220,6 +220,24 @@ pub fn usage(ctx: &Context, name: &str) -> Result<Usage> {
     Ok(ctx.store()?.count(&key(name))?)
 }
 
+/// What the client's snapshots of one kind are altogether.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Their kind.
+    pub kind: Kind,
+    /// How many there are.
+    pub count: u64,
+    /// What layers take, as far as it is counted.
+    pub usage: Usage,
+}
+
+/// Returns how much there is, kind by kind.
+pub fn held(ctx: &Context) -> Result<Vec<Held>> {
+    let totals = ctx.store()?.totals(OWNER.as_bytes())?;
+    let held = |(kind, count, usage)| Held { kind, count, usage };
+    Ok(totals.into_iter().map(held).collect())
+}
+
 fn options(ctx: &Context, new: &NewSnapshot) -> Result<PrepareOptions> {
     Ok(PrepareOptions {
         parent: new.parent.as_deref().map(key),

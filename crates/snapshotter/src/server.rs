@@ -26,6 +26,7 @@ use crate::api::services::diff::v1::diff_server::DiffServer;
 use crate::api::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use crate::content::Containerd;
 use crate::differ::Differ;
+use crate::metrics::{self, Address, Metrics};
 use crate::snapshots::{Snapshots, refused};
 
 /// The longest message either side sends, as containerd has it.
@@ -48,6 +49,8 @@ pub struct ServeOptions {
     pub containerd: PathBuf,
     /// What containerd's configuration says about this server.
     pub terms: Terms,
+    /// Where numbers can be read, if anywhere.
+    pub metrics: Option<Address>,
     /// Resolves the settings anew.
     pub reload: Reload,
 }
@@ -75,7 +78,7 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-fn io(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError::Io { action, source }
 }
 
@@ -83,6 +86,7 @@ fn io(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 pub struct Shared {
     context: RwLock<Arc<Context>>,
     terms: Terms,
+    metrics: Metrics,
 }
 
 impl Shared {
@@ -91,6 +95,7 @@ impl Shared {
         Self {
             context: RwLock::new(Arc::new(context)),
             terms,
+            metrics: Metrics::default(),
         }
     }
 
@@ -111,10 +116,10 @@ impl Shared {
         let (context, terms) = (self.context(), self.terms);
         let begun = Instant::now();
         let done = tokio::task::spawn_blocking(move || verb(&context, terms)).await;
-        let took_us = begun.elapsed().as_micros() as u64;
-        match done {
+        let took = begun.elapsed();
+        let done = match done {
             Ok(Ok(value)) => {
-                tracing::debug!(call, key, took_us, "done");
+                tracing::debug!(call, key, took_us = took.as_micros() as u64, "done");
                 Ok(value)
             }
             Ok(Err(error)) => Err(refused(call, key, &error)),
@@ -122,12 +127,36 @@ impl Shared {
                 tracing::error!(call, key, %panic, "a call panicked");
                 Err(Status::internal(format!("{call} panicked: {panic}")))
             }
+        };
+        let code = done.as_ref().err().map_or(tonic::Code::Ok, Status::code);
+        self.metrics.ended(call, code, took);
+        done
+    }
+
+    /// As [`Shared::run`], for what is no call: nothing is counted.
+    pub(crate) async fn quietly<T: Send + 'static>(
+        &self,
+        verb: impl FnOnce(&Context) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Status> {
+        let context = self.context();
+        match tokio::task::spawn_blocking(move || verb(&context)).await {
+            Ok(done) => done.map_err(|error| crate::status::of(&error)),
+            Err(panic) => Err(Status::internal(panic.to_string())),
         }
+    }
+
+    /// Returns what is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Deletes what removed snapshots left behind.
     pub async fn clean(&self) -> Result<usize, Status> {
-        self.run("Cleanup", "", |ctx, _| verbs::cleanup(ctx)).await
+        let swept = self
+            .run("Cleanup", "", |ctx, _| verbs::cleanup(ctx))
+            .await?;
+        self.metrics.swept(swept);
+        Ok(swept)
     }
 
     /// Counts what a new layer takes, in the background.
@@ -237,6 +266,10 @@ async fn run(
             let _ = ending.wait_for(|end| *end).await;
         });
     let mut served = tokio::spawn(served);
+    if let Some(address) = &options.metrics {
+        metrics::serve(Arc::clone(shared), address).await?;
+        tracing::info!(%address, "numbers can be read");
+    }
     let root = shared.context().root().display().to_string();
     tracing::info!(socket = %options.socket.display(), root, "serving");
     notify(&[

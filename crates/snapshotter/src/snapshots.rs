@@ -64,9 +64,12 @@ impl wire::snapshots_server::Snapshots for Snapshots {
             Prepared::New(entries) => Ok(Response::new(wire::PrepareSnapshotResponse {
                 mounts: convert::mounts(entries),
             })),
-            Prepared::Known { chain } => Err(Status::already_exists(format!(
-                "the layer {chain} is there already"
-            ))),
+            Prepared::Known { chain } => {
+                self.shared.metrics().adopted();
+                Err(Status::already_exists(format!(
+                    "the layer {chain} is there already"
+                )))
+            }
         }
     }
 

@@ -205,6 +205,23 @@ pub(crate) fn page(
     rows.map(|row| row.db("list snapshots")?).collect()
 }
 
+/// Counts the snapshots of one kind whose key begins with `prefix`, and what they take as far as it is recorded.
+pub(crate) fn total(tx: &Transaction<'_>, kind: Kind, prefix: &[u8]) -> Result<(u64, Usage)> {
+    tx.prepare_cached(
+        "SELECT count(*), total(usage_bytes), total(usage_inodes) FROM snapshots \
+         WHERE kind = ?1 AND substr(key, 1, length(?2)) = ?2",
+    )
+    .db("count snapshots")?
+    .query_row(params![kind as i64, prefix], |row| {
+        let usage = Usage {
+            bytes: row.get::<_, f64>(1)? as u64,
+            inodes: row.get::<_, f64>(2)? as u64,
+        };
+        Ok((row.get::<_, i64>(0)? as u64, usage))
+    })
+    .db("count snapshots")
+}
+
 /// Returns the layers on row `parent` (on nothing, if `None`) whose labels hold `text` somewhere.
 pub(crate) fn layers_with_text(
     tx: &Transaction<'_>,

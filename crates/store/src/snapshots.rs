@@ -555,6 +555,19 @@ impl Store {
         Ok(usage)
     }
 
+    /// Counts the snapshots whose key begins with `prefix`, by kind, with what layers take as far as it is recorded. Kinds that have none come, too.
+    pub fn totals(&self, prefix: &[u8]) -> Result<Vec<(Kind, u64, Usage)>> {
+        self.read(|tx| {
+            [Kind::View, Kind::Active, Kind::Committed]
+                .into_iter()
+                .map(|kind| {
+                    let (count, usage) = rows::total(tx, kind, prefix)?;
+                    Ok((kind, count, usage))
+                })
+                .collect()
+        })
+    }
+
     /// Returns a layer that stands on `parent` (nothing, if `None`), has the label `label` with this value, and a key that begins with `prefix`.
     pub fn find_layer(
         &self,

@@ -186,7 +186,9 @@ fn links_in(text: &str) -> Vec<String> {
 
 /// Paths of the tree in backticks: they begin with a top directory and hold nothing but a path.
 fn paths_in(text: &str) -> Vec<String> {
-    const TOP: [&str; 6] = ["contrib/", "crates/", "docs/", "scripts/", "bench/", "demo/"];
+    const TOP: [&str; 6] = [
+        "contrib/", "crates/", "docs/", "scripts/", "bench/", "demo/",
+    ];
     text.lines()
         .flat_map(|line| line.split('`').skip(1).step_by(2))
         .filter(|code| TOP.iter().any(|top| code.starts_with(top)))

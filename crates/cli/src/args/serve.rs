@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueHint};
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use vellum_snapshotter::metrics::Address;
+
+use super::parse;
 
 /// `serve`
 #[derive(Debug, Subcommand)]
@@ -11,6 +14,15 @@ pub enum Serve {
     Containerd(ServeContainerd),
     /// Be the graph driver plugin of a Docker daemon, up to Docker 27
     Docker(ServeDocker),
+}
+
+/// How a server writes its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line each: level, message, key=value
+    Text,
+    /// A JSON object each, with its time
+    Json,
 }
 
 /// `serve containerd`
@@ -23,6 +35,12 @@ pub struct ServeContainerd {
     /// containerd's own socket: the differ fetches layers there, and brings new ones
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/containerd/containerd.sock")]
     pub containerd: PathBuf,
+    /// Tell numbers in Prometheus's form: at a unix socket or a loopback port
+    #[arg(long, value_name = "unix:PATH|127.0.0.1:PORT", value_parser = parse::<Address>)]
+    pub metrics: Option<Address>,
+    /// How the log on stderr is written
+    #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
+    pub log_format: LogFormat,
     /// Map ids of user namespaces by the kernel's id-mapped mounts; goes with capabilities = ["remap-ids"]
     #[arg(long)]
     pub remap_ids: bool,

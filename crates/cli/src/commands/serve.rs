@@ -17,6 +17,7 @@ pub fn containerd(ctx: Context, args: args::ServeContainerd, reload: Reload) -> 
             remap_ids: args.remap_ids,
             sync_remove: args.sync_remove,
         },
+        metrics: args.metrics,
         socket: args.socket,
         containerd: args.containerd,
         reload,

@@ -1,0 +1,302 @@
+//! What the server counts, in the text form that Prometheus reads, on a unix socket or a loopback port.
+//!
+//! Calls and their times are counted as they end; what the store holds is asked for when somebody reads. Labels are words of ours only (calls, codes,
+//! kinds): no key of a client's becomes a label. The listener speaks as much HTTP as a scraper needs: one request, one answer, closed.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener};
+use vellum_service::snapshots as verbs;
+
+use crate::server::{ServeError, Shared, io};
+
+/// The longest request that is read: a scraper's is short.
+const REQUEST_BYTES: usize = 8192;
+
+/// How long a reader may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where numbers can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A port that only this machine reaches.
+    Loopback(SocketAddr),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(given: &str) -> Result<Self, String> {
+        if let Some(path) = given.strip_prefix("unix:") {
+            return match path {
+                "" => Err("no path follows unix:".into()),
+                path => Ok(Self::Unix(path.into())),
+            };
+        }
+        match given.parse::<SocketAddr>() {
+            Ok(at) if at.ip().is_loopback() => Ok(Self::Loopback(at)),
+            Ok(_) => Err(format!(
+                "{given} can be reached from elsewhere, and whoever reads is not asked who he is: write 127.0.0.1:PORT, [::1]:PORT or unix:PATH"
+            )),
+            Err(_) => Err(format!("{given:?} is neither unix:PATH nor 127.0.0.1:PORT")),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Loopback(at) => at.fmt(f),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Ended {
+    call: &'static str,
+    code: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Call {
+    call: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Of {
+    kind: &'static str,
+}
+
+/// All numbers. Cheap to count in from any thread.
+pub struct Metrics {
+    registry: Registry,
+    calls: Family<Ended, Counter>,
+    took: Family<Call, Histogram, fn() -> Histogram>,
+    adopted: Counter,
+    swept: Counter,
+    snapshots: Family<Of, Gauge>,
+    bytes: Gauge<f64, AtomicU64>,
+    inodes: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // 100 us to 26 s.
+        let histogram: fn() -> Histogram = || Histogram::new(exponential_buckets(0.0001, 4.0, 10));
+        let mut metrics = Self {
+            registry: Registry::with_prefix("vellum_containerd"),
+            calls: Family::default(),
+            took: Family::new_with_constructor(histogram),
+            adopted: Counter::default(),
+            swept: Counter::default(),
+            snapshots: Family::default(),
+            bytes: Gauge::default(),
+            inodes: Gauge::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register(
+            "calls",
+            "Calls that ended, by gRPC code",
+            metrics.calls.clone(),
+        );
+        registry.register_with_unit(
+            "call_duration",
+            "Time from a call's start to its answer",
+            Unit::Seconds,
+            metrics.took.clone(),
+        );
+        registry.register(
+            "layers_adopted",
+            "Layers that were there and were not unpacked again",
+            metrics.adopted.clone(),
+        );
+        registry.register(
+            "gc_trees_deleted",
+            "Trees of removed snapshots whose space came back",
+            metrics.swept.clone(),
+        );
+        registry.register(
+            "snapshots",
+            "Snapshots in the store, by kind",
+            metrics.snapshots.clone(),
+        );
+        registry.register_with_unit(
+            "layers",
+            "Space that committed layers take, as counted after their commit",
+            Unit::Bytes,
+            metrics.bytes.clone(),
+        );
+        registry.register(
+            "layers_inodes",
+            "Inodes that committed layers take",
+            metrics.inodes.clone(),
+        );
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Counts a call that ended.
+    pub fn ended(&self, call: &'static str, code: tonic::Code, took: Duration) {
+        let code = format!("{code:?}");
+        self.calls.get_or_create(&Ended { call, code }).inc();
+        self.took
+            .get_or_create(&Call { call })
+            .observe(took.as_secs_f64());
+    }
+
+    /// Counts a layer that was not unpacked again.
+    pub fn adopted(&self) {
+        self.adopted.inc();
+    }
+
+    /// Counts deleted trees.
+    pub fn swept(&self, trees: usize) {
+        self.swept.inc_by(trees as u64);
+    }
+
+    /// Returns everything as text, the store's numbers as given.
+    fn text(&self, held: &[verbs::Held]) -> Result<String, fmt::Error> {
+        let mut sum = (0, 0);
+        for one in held {
+            let kind = one.kind.as_str();
+            self.snapshots
+                .get_or_create(&Of { kind })
+                .set(one.count as i64);
+            sum.0 += one.usage.bytes;
+            sum.1 += one.usage.inodes;
+        }
+        self.bytes.set(sum.0 as f64);
+        self.inodes.set(sum.1 as i64);
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}
+
+/// Listens at `address` and answers every request with the numbers, for as long as the runtime lives.
+pub async fn serve(shared: Arc<Shared>, address: &Address) -> Result<(), ServeError> {
+    match address {
+        Address::Unix(path) => {
+            let listening = vellum_service::listen::listen_at(path)?;
+            let socket = listening.listener()?;
+            socket
+                .set_nonblocking(true)
+                .map_err(io("listen for readers of metrics"))?;
+            let listener =
+                UnixListener::from_std(socket).map_err(io("listen for readers of metrics"))?;
+            tokio::spawn(async move {
+                // Its end takes the socket away.
+                let _listening = listening;
+                loop {
+                    if let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(answer(Arc::clone(&shared), stream));
+                    }
+                }
+            });
+        }
+        Address::Loopback(at) => {
+            let listener = TcpListener::bind(at)
+                .await
+                .map_err(io("listen for readers of metrics"))?;
+            tokio::spawn(async move {
+                loop {
+                    if let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(answer(Arc::clone(&shared), stream));
+                    }
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Answers one request. A reader that goes away, or says nothing, has no answer.
+async fn answer(shared: Arc<Shared>, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let _ = tokio::time::timeout(PATIENCE, async {
+        let mut request = Vec::new();
+        let mut piece = [0; 1024];
+        while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < REQUEST_BYTES {
+            match stream.read(&mut piece).await {
+                Ok(0) | Err(_) => return,
+                Ok(count) => request.extend_from_slice(&piece[..count]),
+            }
+        }
+        let is_known =
+            request.starts_with(b"GET /metrics ") || request.starts_with(b"GET / ");
+        let (status, body) = match is_known {
+            false => ("404 Not Found", "see /metrics\n".to_owned()),
+            true => match text_now(&shared).await {
+                Ok(body) => ("200 OK", body),
+                Err(why) => ("500 Internal Server Error", format!("{why}\n")),
+            },
+        };
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        // Nobody is left to be told.
+        let _ = stream.write_all(head.as_bytes()).await;
+        let _ = stream.write_all(body.as_bytes()).await;
+        let _ = stream.shutdown().await;
+    })
+    .await;
+}
+
+async fn text_now(shared: &Shared) -> Result<String, String> {
+    let held = shared
+        .quietly(|ctx| verbs::held(ctx))
+        .await
+        .map_err(|status| status.message().to_owned())?;
+    shared
+        .metrics()
+        .text(&held)
+        .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_can_read() {
+        let parse = |text: &str| text.parse::<Address>();
+        assert_eq!(parse("unix:/run/v"), Ok(Address::Unix("/run/v".into())));
+        assert!(matches!(parse("127.0.0.1:9"), Ok(Address::Loopback(_))));
+        assert!(matches!(parse("[::1]:9"), Ok(Address::Loopback(_))));
+        assert!(parse("0.0.0.0:9").unwrap_err().contains("elsewhere"));
+        assert!(parse("[::]:9").is_err());
+        assert!(parse("unix:").is_err());
+        assert!(parse("9090").is_err());
+    }
+
+    #[test]
+    fn calls_are_told_by_name_and_code() {
+        let metrics = Metrics::default();
+        metrics.ended("Stat", tonic::Code::NotFound, Duration::from_millis(1));
+        let said = metrics.text(&[]).unwrap();
+        let line = "vellum_containerd_calls_total{call=\"Stat\",code=\"NotFound\"} 1";
+        assert!(said.contains(line), "{said}");
+        assert!(
+            said.contains("vellum_containerd_call_duration_seconds_bucket"),
+            "{said}"
+        );
+    }
+}
