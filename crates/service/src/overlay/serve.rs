@@ -148,7 +148,9 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
         Some(Access::Root) if is_root => false,
         // The kernel lets in all or nobody, so the server has to tell them apart.
         Some(Access::Root) => {
-            warn("allow_root makes everything slower: every name and attribute is asked for each time");
+            warn(
+                "allow_root makes everything slower: every name and attribute is asked for each time",
+            );
             only = Some(rustix::process::geteuid().as_raw());
             true
         }

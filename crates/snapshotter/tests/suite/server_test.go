@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -47,7 +48,17 @@ func serve(root string) (string, func() error, error) {
 	server := exec.Command(os.Getenv("VELLUM"), arguments...)
 	server.Stderr = log
 	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := server.Start(); err != nil {
+	started, ended := make(chan error), make(chan error, 1)
+	go func() {
+		// The signal comes with the end of the thread that started it: this one stays.
+		runtime.LockOSThread()
+		err := server.Start()
+		started <- err
+		if err == nil {
+			ended <- server.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return "", nil, err
 	}
 	stopped := false
@@ -59,7 +70,7 @@ func serve(root string) (string, func() error, error) {
 		if err := server.Process.Signal(syscall.SIGTERM); err != nil {
 			return err
 		}
-		err := server.Wait()
+		err := <-ended
 		said, _ := os.ReadFile(log.Name())
 		os.RemoveAll(run)
 		if err != nil {
