@@ -16,12 +16,14 @@ use vellum_service::config::{Driver, Engine, MountMethod, parse_size};
 
 mod container;
 mod image;
+mod node;
 mod overlay;
 mod serve;
 mod store;
 
 pub use container::*;
 pub use image::*;
+pub use node::*;
 pub use overlay::*;
 pub use serve::*;
 pub use store::*;
@@ -152,6 +154,9 @@ pub enum Command {
     /// Serve other programs: containerd, Docker
     #[command(subcommand)]
     Serve(Serve),
+    /// Put Vellum on a node of a fleet, or take it off
+    #[command(subcommand)]
+    Node(Node),
 
     /// Show driver, file system, kernel features, limits and settings
     Info(Info),

@@ -8,6 +8,7 @@ use crate::exit_code::{DONE, Failure};
 pub mod config;
 pub mod container;
 pub mod image;
+pub mod node;
 pub mod overlay;
 pub mod run;
 pub mod serve;
@@ -56,6 +57,7 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Config(a) => config::config(ctx, a),
         // Handled at the start, before there is a context.
         Command::Serve(_)
+        | Command::Node(_)
         | Command::Unshare(_)
         | Command::Overlay(_)
         | Command::Completions(_)

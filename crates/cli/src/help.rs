@@ -22,7 +22,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "bundle", "volume",
         ],
     ),
-    ("Other programs", &["serve"]),
+    ("Other programs", &["serve", "node"]),
     ("Unions", &["overlay", "settle", "cat", "explain", "layer"]),
     (
         "Store",
@@ -281,6 +281,30 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
   vellum serve docker --socket /run/docker/plugins/fast.sock --engine vellum",
     ),
     ("man", "  vellum man /usr/local/share/man/man1"),
+    (
+        "node",
+        "  vellum node install --dry-run
+  vellum node install --activate
+  vellum node status
+  vellum node uninstall --activate",
+    ),
+    (
+        "node install",
+        "  vellum node install --dry-run           what would change, line by line
+  vellum node install --activate
+  vellum node install --host-root /host --activate
+  vellum node install --no-cri --bin-dir /opt/bin",
+    ),
+    (
+        "node uninstall",
+        "  vellum node uninstall --dry-run
+  vellum node uninstall --host-root /host --activate",
+    ),
+    (
+        "node status",
+        "  vellum node status
+  vellum node status --host-root /host --json",
+    ),
 ];
 
 const CODES: &str = "Exit codes: 0 done, 1 failed, 2 misused; `vellum run` gives its command's own.

@@ -84,6 +84,7 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
     let cli = match cli.command {
         Command::Completions(c) => return commands::shell::completions(&c),
         Command::Man(m) => return commands::shell::man(&m),
+        Command::Node(n) => return commands::node::node(n),
         Command::Overlay(o) => return commands::overlay::overlay(o, started),
         command => Cli { command, ..cli },
     };

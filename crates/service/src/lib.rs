@@ -31,6 +31,7 @@ pub mod listen;
 pub mod look;
 pub mod mount;
 pub mod names;
+pub mod node;
 pub mod overlay;
 pub mod place;
 pub mod plan;
