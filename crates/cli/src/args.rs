@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use vellum_service::config::{Driver, Engine, MountMethod, parse_size};
 
+mod adopt;
 mod container;
 mod image;
 mod node;
@@ -21,6 +22,7 @@ mod overlay;
 mod serve;
 mod store;
 
+pub use adopt::*;
 pub use container::*;
 pub use image::*;
 pub use node::*;
@@ -101,6 +103,8 @@ pub enum Command {
     Push(Push),
     /// Make an image of one layer from a directory or tar
     Import(Import),
+    /// Take over the images of a Docker data root
+    Adopt(Adopt),
     /// Give an image another name
     Tag(Tag),
     /// List images

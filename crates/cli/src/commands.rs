@@ -5,6 +5,7 @@ use vellum_service::Context;
 use crate::args::Command;
 use crate::exit_code::{DONE, Failure};
 
+pub mod adopt;
 pub mod config;
 pub mod container;
 pub mod image;
@@ -36,6 +37,7 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Push(a) => image::push(ctx, a, quiet),
         Command::Import(a) => image::import(ctx, a, quiet),
         Command::Tag(a) => image::tag(ctx, a),
+        Command::Adopt(a) => adopt::adopt(ctx, a, quiet),
         Command::Images(a) => image::images(ctx, a),
         Command::History(a) => image::history(ctx, a),
         Command::Rmi(a) => image::rmi(ctx, a, quiet),

@@ -12,7 +12,8 @@ const GROUPS: &[(&str, &[&str])] = &[
     (
         "Images",
         &[
-            "load", "save", "pull", "push", "import", "tag", "images", "inspect", "history", "rmi",
+            "load", "save", "pull", "push", "import", "adopt", "tag", "images", "inspect",
+            "history", "rmi",
         ],
     ),
     (
@@ -279,6 +280,13 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
         "  vellum serve docker                     then: dockerd --experimental --storage-driver=vellum
   vellum serve docker --root /data/vellum --storage-driver native
   vellum serve docker --socket /run/docker/plugins/fast.sock --engine vellum",
+    ),
+    (
+        "adopt",
+        "  vellum adopt /var/lib/docker --dry-run      what is there, and what is orphaned
+  vellum adopt /var/lib/docker
+  vellum adopt /data/docker debian:12 --json
+  vellum adopt /var/lib/docker --all --in-place",
     ),
     ("man", "  vellum man /usr/local/share/man/man1"),
     (

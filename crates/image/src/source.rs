@@ -18,6 +18,7 @@ use crate::stream::BlobFacts;
 
 mod archive;
 pub mod docker_archive;
+pub mod docker_root;
 pub mod oci_layout;
 mod spool;
 

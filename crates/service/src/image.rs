@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use vellum_image::{Digest, Reference};
 
+mod adopt;
 mod change;
 mod commit;
 mod fill;
@@ -28,6 +29,10 @@ mod stored;
 mod supply;
 mod unpack;
 
+pub use adopt::{
+    AdoptHow, AdoptRequest, Adopted, AdoptedImage, Outcome as AdoptedOutcome, SeenContainer,
+    SeenOrphan, adopt,
+};
 pub use change::apply_changes;
 pub use commit::{CommitRequest, commit, tar as changes_tar};
 pub(crate) use fill::fill_on;

@@ -1,0 +1,310 @@
+//! `adopt`: the images of a Docker data root, read where they lie.
+//!
+//! Each layer is made into the tar that it once came as and goes the way of a load: its digest is compared with the image's before anything is recorded. So what
+//! somebody changed in the data root behind Docker's back never becomes a layer here, and the data root is never written to.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use vellum_image::source::docker_root::DockerRoot;
+use vellum_image::source::{ImageSource, SourceImage};
+use vellum_image::{LayerStream, Limits, Platform, Reference};
+
+use super::record::bring_in;
+use super::{parse_name, to_store};
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::progress::Unit;
+
+/// What to adopt.
+#[derive(Clone, Debug)]
+pub struct AdoptRequest {
+    /// The data root, such as `/var/lib/docker`.
+    pub root: PathBuf,
+    /// The images, by name or id; none: those with names.
+    pub images: Vec<String>,
+    /// Images without a name too, such as the steps of a build.
+    pub all: bool,
+    /// What is done with them.
+    pub how: AdoptHow,
+}
+
+/// What is done with the images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdoptHow {
+    /// They are stored.
+    Store,
+    /// Their layers are read and compared with their digests; nothing is stored.
+    InPlace,
+    /// They are listed.
+    List,
+}
+
+/// What was found, and what became of it. The JSON field names are stable.
+#[derive(Clone, Debug, Serialize)]
+pub struct Adopted {
+    /// The data root.
+    #[serde(serialize_with = "crate::json::path")]
+    pub root: PathBuf,
+    /// The daemon that runs on it, by its process.
+    pub daemon: Option<u32>,
+    /// The images that were asked for.
+    pub images: Vec<AdoptedImage>,
+    /// How many images without a name were left out.
+    pub unnamed: usize,
+    /// The containers, none of which is taken.
+    pub containers: Vec<SeenContainer>,
+    /// What nobody needs.
+    pub orphans: Vec<SeenOrphan>,
+}
+
+/// One image.
+#[derive(Clone, Debug, Serialize)]
+pub struct AdoptedImage {
+    /// Its id; for one that can't be read at all, what it is called.
+    pub id: String,
+    /// Its names, in their short form.
+    pub names: Vec<String>,
+    /// How many layers it has.
+    pub layers: usize,
+    /// Of those, how many are new in the store.
+    pub new_layers: usize,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why it was not taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// What became of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It is in the store.
+    Adopted,
+    /// Every layer has the digest that the image promises.
+    Whole,
+    /// It would be adopted.
+    Planned,
+    /// It can't be had.
+    Damaged,
+}
+
+/// One container.
+#[derive(Clone, Debug, Serialize)]
+pub struct SeenContainer {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its image's id.
+    pub image: String,
+}
+
+/// One orphan.
+#[derive(Clone, Debug, Serialize)]
+pub struct SeenOrphan {
+    /// Where it is in the data root.
+    #[serde(serialize_with = "crate::json::path")]
+    pub path: PathBuf,
+    /// Why it counts as one.
+    pub why: String,
+}
+
+/// Takes over the images of a data root.
+///
+/// An image that can't be had is told in the answer and does not keep the others from being adopted. Durable on return.
+/// Errors: no data root of overlay2; an image that is not there; whatever the store meets; `Cancelled`, and then the image in work has left nothing.
+pub fn adopt(context: &Context, request: &AdoptRequest) -> Result<Adopted> {
+    super::or_cancelled(context, run(context, request))
+}
+
+fn run(context: &Context, request: &AdoptRequest) -> Result<Adopted> {
+    let path = fs::canonicalize(&request.root).map_err(Error::io("find", &request.root))?;
+    let source = DockerRoot::open(&path)?;
+    let daemon = daemon_on(&path);
+    if let Some(pid) = daemon {
+        context.progress.warn(&format!(
+            "dockerd (process {pid}) runs on {}: what it removes or makes meanwhile may be told wrongly; every layer is verified all the same",
+            path.display()
+        ));
+    }
+    let wanted = choose(&source, request)?;
+    let mut images = Vec::new();
+    for at in wanted.images {
+        context.go_on()?;
+        images.push(one(context, &source, at, request.how)?);
+    }
+    for (called, why) in wanted.broken {
+        images.push(AdoptedImage {
+            id: called,
+            names: Vec::new(),
+            layers: 0,
+            new_layers: 0,
+            outcome: Outcome::Damaged,
+            why: Some(why),
+        });
+    }
+    let containers = source.containers().into_iter().map(|c| SeenContainer {
+        id: c.id,
+        name: c.name,
+        image: c.image,
+    });
+    let orphans = source.orphans().into_iter().map(|o| SeenOrphan {
+        path: o.path,
+        why: o.why,
+    });
+    Ok(Adopted {
+        daemon,
+        images,
+        unnamed: wanted.unnamed,
+        containers: containers.collect(),
+        orphans: orphans.collect(),
+        root: path,
+    })
+}
+
+struct Wanted {
+    images: Vec<usize>,
+    broken: Vec<(String, String)>,
+    unnamed: usize,
+}
+
+/// Finds the images that were asked for.
+fn choose(source: &DockerRoot, request: &AdoptRequest) -> Result<Wanted> {
+    let all = source.images();
+    if request.images.is_empty() {
+        let named = |at: &usize| request.all || !all[*at].names.is_empty();
+        let images: Vec<usize> = (0..all.len()).filter(named).collect();
+        return Ok(Wanted {
+            unnamed: all.len() - images.len(),
+            broken: source.broken().to_vec(),
+            images,
+        });
+    }
+    let mut images = BTreeSet::new();
+    let mut broken = Vec::new();
+    for text in &request.images {
+        let name = parse_name(text);
+        let fits = |image: &SourceImage| {
+            let id = image.config.id.to_string();
+            let digits = id.strip_prefix("sha256:").unwrap_or(&id);
+            name.as_ref().is_some_and(|name| image.names.contains(name))
+                || text == &id
+                || (text.len() >= 12 && digits.starts_with(text.as_str()))
+        };
+        let found: Vec<usize> = (0..all.len()).filter(|at| fits(&all[*at])).collect();
+        let familiar = name.as_ref().map(Reference::familiar);
+        let damaged = source
+            .broken()
+            .iter()
+            .find(|(called, _)| called == text || Some(called) == familiar.as_ref());
+        match (found.is_empty(), damaged) {
+            (false, _) => images.extend(found),
+            (true, Some(damaged)) => broken.push(damaged.clone()),
+            (true, None) => {
+                return Err(Error::NotFound {
+                    kind: Kind::Image,
+                    name: format!("{text} in {}", request.root.display()),
+                });
+            }
+        }
+    }
+    Ok(Wanted {
+        images: images.into_iter().collect(),
+        broken,
+        unnamed: 0,
+    })
+}
+
+fn one(context: &Context, source: &DockerRoot, at: usize, how: AdoptHow) -> Result<AdoptedImage> {
+    let image = &source.images()[at];
+    let mut told = AdoptedImage {
+        id: image.config.id.to_string(),
+        names: image.names.iter().map(Reference::familiar).collect(),
+        layers: image.layers.len(),
+        new_layers: 0,
+        outcome: Outcome::Planned,
+        why: None,
+    };
+    let done = match how {
+        AdoptHow::List => return Ok(told),
+        AdoptHow::InPlace => verify(context, source, at).map(|()| (Outcome::Whole, 0)),
+        AdoptHow::Store => bring_in(context, source, at, &image.names, &Platform::host())
+            .map(|brought| (Outcome::Adopted, brought.new_layers)),
+    };
+    match done {
+        Ok((outcome, new_layers)) => {
+            told.outcome = outcome;
+            told.new_layers = new_layers;
+        }
+        // What the data root is to blame for is told; what the store or the user is ends it.
+        Err(error @ (Error::Image(_) | Error::Source(_))) if !context.cancel.is_cancelled() => {
+            told.outcome = Outcome::Damaged;
+            told.why = Some(with_causes(&error));
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(told)
+}
+
+/// Reads every layer of an image and compares it with its digest.
+fn verify(context: &Context, source: &DockerRoot, at: usize) -> Result<()> {
+    let layers = &source.images()[at].layers;
+    for (layer, wanted) in layers.iter().enumerate() {
+        context.go_on()?;
+        let short = crate::names::short(&to_store(&wanted.diff_id).to_string()).to_owned();
+        let what = format!("layer {}/{} {short}", layer + 1, layers.len());
+        let meter = context.progress.meter(&what, Unit::Bytes, None);
+        let tar = source.open_layer(at, layer)?;
+        let mut stream = LayerStream::open(tar, &Limits::default(), &context.cancel)?;
+        io::copy(&mut stream, &mut io::sink())
+            .map_err(|e| Error::Image(vellum_image::Error::Read(e)))?;
+        let found = stream.finish()?;
+        wanted.check(&found)?;
+        meter.advance(found.tar_bytes);
+        meter.finish("whole");
+    }
+    Ok(())
+}
+
+fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Returns the process of a dockerd that has files of the data root open.
+fn daemon_on(root: &Path) -> Option<u32> {
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()) else {
+            continue;
+        };
+        let base = process.path();
+        if fs::read_to_string(base.join("comm")).is_ok_and(|comm| comm.trim() == "dockerd") {
+            let files = fs::read_dir(base.join("fd"))
+                .into_iter()
+                .flatten()
+                .flatten();
+            if files
+                .filter_map(|file| fs::read_link(file.path()).ok())
+                .any(|open| open.starts_with(root))
+            {
+                return Some(pid);
+            }
+        }
+    }
+    None
+}
