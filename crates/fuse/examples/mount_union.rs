@@ -7,7 +7,7 @@
 //!
 //! Prints `mounted` when the mount answers, and at the end how often each request came. Options: `userxattr`, `passthrough`, `checked`,
 //! `noacl`, `writeback`, `volatile`, `allow_other`, `ro`, `noindex`, `noredirect`, `nometacopy`, `timeout=SECONDS`, `blocks=BYTES`,
-//! `only=UID`, `size=BYTES`, `inodes=COUNT`, `fusermount`, `nouring`, `data=LOWER`. SIGUSR1 prints the counts so far.
+//! `only=UID`, `size=BYTES`, `inodes=COUNT`, `fusermount`, `nouring`, `strict`, `data=LOWER`. SIGUSR1 prints the counts so far.
 //!
 //! `hand-over=SOCKET` hands the mount over to the first that connects there, instead of serving it until it is unmounted; `take-over=SOCKET` is
 //! that one.
@@ -60,7 +60,7 @@ fn run() -> Result<(), Failure> {
             prefix,
             records: Records::None,
             wh_names: WhNames::Plain,
-            durability: Durability::Full,
+            durability: Durability::Ordered,
             redirect_dir: true,
             metacopy: true,
             index: true,
@@ -98,6 +98,7 @@ fn run() -> Result<(), Failure> {
                         upper.durability = Durability::Volatile;
                         mount.no_fsync = true;
                     }
+                    "strict" => upper.durability = Durability::Full,
                     "noindex" => upper.index = false,
                     "noredirect" => upper.redirect_dir = false,
                     "nometacopy" => upper.metacopy = false,

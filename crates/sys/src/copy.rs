@@ -52,8 +52,17 @@ pub fn copy_data(src: impl AsFd, dst: impl AsFd) -> Result<Copied> {
             bytes: 0,
         });
     }
+    copy_apart(src, dst, size_bytes)
+}
+
+/// As [`copy_data`], for who has found out already that blocks can't be shared. `size_bytes` is the size of `src`.
+pub fn copy_apart(src: impl AsFd, dst: impl AsFd, size_bytes: u64) -> Result<Copied> {
+    let (src, dst) = (src.as_fd(), dst.as_fd());
     copy_ranges(src, dst, size_bytes).map_err(|e| Error::at("copy data into", dst, "", e))
 }
+
+/// Smaller files are copied as one run.
+const ONE_BLOCK_BYTES: u64 = 4096;
 
 fn copy_ranges(
     src: BorrowedFd<'_>,
@@ -65,6 +74,14 @@ fn copy_ranges(
         size_bytes,
         bytes: 0,
     };
+    // What fits one block of most file systems has no hole worth asking for: it would be a file of nothing else.
+    if size_bytes <= ONE_BLOCK_BYTES {
+        copy_run(src, dst, 0, size_bytes, &mut copied)?;
+        if copied.bytes < size_bytes {
+            rustix::fs::ftruncate(dst, size_bytes)?;
+        }
+        return Ok(copied);
+    }
     let mut at = 0;
     while at < size_bytes {
         let start = match rustix::fs::seek(src, SeekFrom::Data(at)) {

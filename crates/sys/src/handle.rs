@@ -3,10 +3,13 @@
 //! `name_to_handle_at` needs no privilege; opening by handle does. A handle is compared, stored and
 //! printed, never looked into.
 
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::io::Errno;
 
+use crate::rooted::{Dir, check_name};
 use crate::{Error, Result};
 
 /// A handle as the file system gives it.
@@ -30,22 +33,33 @@ struct Buffer {
 /// Returns the handle of an open file or directory (an `O_PATH` descriptor will do), or `None` if its file system has
 /// none that fits 128 bytes.
 pub fn of(fd: impl AsFd) -> Result<Option<FileHandle>> {
-    let fd = fd.as_fd();
+    ask(fd.as_fd(), c"", libc::AT_EMPTY_PATH)
+}
+
+/// Returns the handle of `name` in `dir`, not followed; as [`of`] without opening it.
+pub fn at(dir: &Dir, name: &OsStr) -> Result<Option<FileHandle>> {
+    check_name(dir.as_fd(), name)?;
+    let path = CString::new(name.as_bytes())
+        .map_err(|_| Error::at("ask for the handle of", dir.as_fd(), name, Errno::INVAL))?;
+    ask(dir.as_fd(), &path, 0)
+}
+
+fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>> {
     let mut buffer = Buffer {
         handle_bytes: MAX_BYTES as u32,
         handle_type: 0,
         bytes: [0; MAX_BYTES],
     };
     let mut mount = 0;
-    // SAFETY: the empty path is a NUL-terminated literal; `buffer` begins with the two fields of struct file_handle and
+    // SAFETY: the path is NUL-terminated; `buffer` begins with the two fields of struct file_handle and
     // has behind them as many bytes as `handle_bytes` says; the kernel writes no further. All live through the call.
     let done = unsafe {
         libc::name_to_handle_at(
             fd.as_raw_fd(),
-            c"".as_ptr(),
+            path.as_ptr(),
             (&raw mut buffer).cast(),
             &raw mut mount,
-            libc::AT_EMPTY_PATH,
+            flags,
         )
     };
     if done == 0 {
@@ -61,7 +75,7 @@ pub fn of(fd: impl AsFd) -> Result<Option<FileHandle>> {
         errno => Err(Error::at(
             "ask for the handle of",
             fd,
-            "",
+            OsStr::from_bytes(path.to_bytes()),
             errno.unwrap_or(Errno::IO),
         )),
     }

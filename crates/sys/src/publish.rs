@@ -6,6 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use crate::rooted::{Dir, RenameFlags};
 use crate::{Error, Result};
@@ -38,6 +39,75 @@ pub fn write_file_atomic(dir: &Dir, name: &OsStr, bytes: &[u8], mode: u32) -> Re
 pub fn sync_file(file: impl AsFd) -> Result<()> {
     let fd = file.as_fd();
     rustix::fs::fsync(fd).map_err(|e| Error::at("sync", fd, "", e))
+}
+
+/// What it takes that a file's bytes are on disk before anything that is done to its inode or names afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataOrder {
+    /// Nothing: the file system is in memory.
+    InMemory,
+    /// The bytes written out: their extents and the size are in the journal then, before what comes later.
+    WrittenOut,
+    /// An fsync.
+    Synced,
+}
+
+/// Returns what it takes on the file system that holds `fd`; an fsync where that is not known.
+///
+/// Written out is enough on ext4 with a journal and on xfs: both report the end of writing only when size and extents have
+/// joined the journal, and flush the disk's own cache before a later entry counts.
+pub fn data_order(fd: impl AsFd) -> Result<DataOrder> {
+    const EXT4: u64 = 0xef53;
+    const XFS: u64 = 0x5846_5342;
+    const TMPFS: u64 = 0x0102_1994;
+    let fd = fd.as_fd();
+    let found = rustix::fs::fstatfs(fd)
+        .map_err(|e| Error::at("ask for the kind of the file system of", fd, "", e))?;
+    Ok(match found.f_type as u64 & 0xffff_ffff {
+        TMPFS => DataOrder::InMemory,
+        XFS => DataOrder::WrittenOut,
+        EXT4 if has_journal(crate::stat::stat_fd(fd)?.dev) => DataOrder::WrittenOut,
+        _ => DataOrder::Synced,
+    })
+}
+
+/// Returns whether the ext4 on this device is known to have a journal.
+fn has_journal(dev: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let device = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"));
+    let Some(name) = device
+        .ok()
+        .and_then(|path| path.file_name().map(OsString::from))
+    else {
+        return false;
+    };
+    let task = Path::new("/sys/fs/ext4").join(name).join("journal_task");
+    // The number of the journal's thread, or a word that there is none.
+    std::fs::read_to_string(task).is_ok_and(|task| task.trim().parse::<u32>().is_ok())
+}
+
+/// Makes sure that a crash of the machine never shows a later change of this file's names or xattrs without the bytes it has now.
+///
+/// Not durable on return, but for [`DataOrder::Synced`]: a crash may undo both.
+pub fn order_data(file: impl AsFd, order: DataOrder) -> Result<()> {
+    let fd = file.as_fd();
+    match order {
+        DataOrder::InMemory => Ok(()),
+        DataOrder::Synced => sync_file(fd),
+        DataOrder::WrittenOut => {
+            let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+                | libc::SYNC_FILE_RANGE_WRITE
+                | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+            // SAFETY: the call takes a descriptor, which `file` keeps open for its length, and numbers; no memory is shared.
+            match unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, flags) } {
+                0 => Ok(()),
+                _ => {
+                    let error = std::io::Error::last_os_error();
+                    Err(Error::at("write out", fd, "", error))
+                }
+            }
+        }
+    }
 }
 
 /// Makes the names in a directory durable (fsync).
@@ -87,6 +157,32 @@ mod tests {
         assert_eq!(std::fs::read(tmp.path().join("record")).unwrap(), b"two");
         assert_eq!(dir.stat(name).unwrap().mode, 0o666);
         assert_eq!(dir.entries().unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_keeps_data_first_depends_on_the_file_system() {
+        if !vellum_testkit::needs_root("mounting file systems") {
+            return;
+        }
+        let scratch = vellum_testkit::Scratch::new();
+        for (kind, expected) in [
+            (vellum_testkit::FsKind::Ext4, DataOrder::WrittenOut),
+            (vellum_testkit::FsKind::Xfs, DataOrder::WrittenOut),
+            (vellum_testkit::FsKind::Btrfs, DataOrder::Synced),
+            (vellum_testkit::FsKind::Tmpfs, DataOrder::InMemory),
+        ] {
+            match scratch.file_system(format!("{kind:?}"), kind, 16) {
+                Ok(place) => {
+                    let dir = Dir::open(&place).unwrap();
+                    let order = data_order(&dir).unwrap();
+                    assert_eq!(order, expected, "{kind:?}");
+                    let mut file = dir.create_file("f", 0o600).unwrap();
+                    file.write_all(&[1; 5000]).unwrap();
+                    order_data(&file, order).unwrap();
+                }
+                Err(why) => vellum_testkit::untested(&format!("{kind:?}"), &why),
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use vellum_sys::handle::{self, FileHandle};
 use vellum_sys::room::Room;
 use vellum_sys::rooted::Access;
 use vellum_sys::{Dir, Result, Stat, xattr};
@@ -314,6 +315,14 @@ impl LayerDir for DirHandle {
         match name {
             Some(name) => dir.open_path(name),
             None => dir.dup().map(OwnedFd::from),
+        }
+    }
+
+    fn handle(&self, name: Option<&OsStr>) -> Result<Option<FileHandle>> {
+        let dir = self.0.dir()?;
+        match name {
+            Some(name) => handle::at(&dir, name),
+            None => handle::of(&*dir),
         }
     }
 

@@ -53,10 +53,12 @@ pub(crate) mod staging;
 mod successor;
 pub(crate) mod table;
 
+use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vellum_sys::lock::Lock;
+use vellum_sys::publish::{self, DataOrder};
 
 use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::at::At;
@@ -106,6 +108,8 @@ pub(crate) struct Upper {
     /// The maps of files copied up block by block.
     pub blocks: BlockStore,
     pub usage: Usage,
+    /// What keeps data before names on its file system.
+    pub data_order: DataOrder,
     pub options: UpperOptions,
     /// Files can be made without a name.
     pub unnamed: bool,
@@ -198,6 +202,15 @@ impl Engine {
 }
 
 impl Upper {
+    /// Sees to it that a staged file's bytes come to disk before the name, or the loss of a mark, that shows them.
+    pub fn settle_data(&self, file: impl AsFd) -> vellum_sys::Result<()> {
+        match self.options.durability {
+            Durability::Full => publish::sync_file(file),
+            Durability::Ordered => publish::order_data(file, self.data_order),
+            Durability::Volatile => Ok(()),
+        }
+    }
+
     /// Turns a failure of a system call on the upper or the work directory into an error.
     pub fn io(&self, source: vellum_sys::Error) -> Error {
         Error::Io {

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use vellum_format::Prefix;
+use vellum_sys::handle::FileHandle;
 use vellum_sys::room::Room;
 use vellum_sys::{FileKind, Result, Stat};
 
@@ -151,6 +152,8 @@ pub trait LayerDir: Debug + Send + Sync {
     fn open_file(&self, name: &OsStr) -> Result<File>;
     /// Opens what `name` is without using it (`O_PATH`), or the directory itself.
     fn open_path(&self, name: Option<&OsStr>) -> Result<OwnedFd>;
+    /// Returns what its file system calls an inode for good, or `None` if it has no such handles.
+    fn handle(&self, name: Option<&OsStr>) -> Result<Option<FileHandle>>;
     /// Returns the room on the file system it is on.
     fn room(&self) -> Result<Room>;
     /// Returns the directory's `FS_*_FL` flags.

@@ -53,6 +53,11 @@ impl World {
         }
     }
 
+    /// Directories below `base`, for root.
+    pub fn at_place(base: &Path) -> World {
+        World::new(base, program(), false)
+    }
+
     /// A path beside the union.
     pub fn beside(&self, name: impl AsRef<Path>) -> PathBuf {
         self.base.join(name)

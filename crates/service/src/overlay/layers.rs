@@ -333,9 +333,10 @@ fn upper_options(
         prefix,
         records: records(options, &dir)?,
         wh_names,
-        durability: match options.is_volatile {
-            true => Durability::Volatile,
-            false => Durability::Full,
+        durability: match (options.is_volatile, options.sync_copies) {
+            (true, _) => Durability::Volatile,
+            (false, true) => Durability::Full,
+            (false, false) => Durability::Ordered,
         },
         redirect_dir: options.redirects == Redirects::On,
         metacopy: options.metacopy,

@@ -144,6 +144,8 @@ pub struct MountOptions {
     pub records: bool,
     /// Nothing is synced.
     pub is_volatile: bool,
+    /// A copy is durable before it shows, and not only in order.
+    pub sync_copies: bool,
     /// Directories of lower layers.
     pub redirects: Redirects,
     /// Attributes change without a copy of the data.
@@ -208,6 +210,7 @@ impl MountOptions {
             no_acl: false,
             records: false,
             is_volatile: false,
+            sync_copies: false,
             redirects: Redirects::On,
             metacopy: own,
             index: true,

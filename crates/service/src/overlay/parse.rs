@@ -289,6 +289,7 @@ impl Reading {
             },
             "volatile" => options.is_volatile = on_off(name, value)?,
             "fsync" => {
+                options.sync_copies = value == "strict";
                 options.is_volatile = match value {
                     "auto" | "strict" => false,
                     "volatile" => true,

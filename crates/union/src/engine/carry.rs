@@ -4,6 +4,7 @@
 //! clears set-uid, set-gid and capabilities, so it is first, and times come last.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -26,8 +27,15 @@ use crate::{Layer, Result};
 const CARRIED_FLAGS: u32 = flags::SYNC | flags::NO_ATIME;
 
 impl Engine {
-    /// Gives the staged inode `to` all attributes of `from`, which `shown` are, records applied.
-    pub(super) fn carry(&self, upper: &Upper, from: &Source, shown: &Stat, to: &At) -> Result<()> {
+    /// Gives the staged inode `to` all attributes of `from`, which `shown` are, records applied. `open` is the file itself, if it is
+    /// open anyhow.
+    pub(super) fn carry(
+        &self,
+        upper: &Upper,
+        (from, open): (&Source, Option<&File>),
+        shown: &Stat,
+        to: &At,
+    ) -> Result<()> {
         // Who has no owner in the union gets no copy: it would be somebody else's.
         self.ids.uid_shown(shown.uid)?;
         self.ids.gid_shown(shown.gid)?;
@@ -47,7 +55,7 @@ impl Engine {
             to.set_mode(shown.mode).map_err(|e| upper.io(e))?;
         }
         if matches!(staged.kind, FileKind::File | FileKind::Dir) {
-            self.carry_flags(upper, from, to)?;
+            self.carry_flags(upper, (from, open), to)?;
         }
         let (atime, mtime) = (NewTime::To(shown.atime), NewTime::To(shown.mtime));
         to.set_times(atime, mtime).map_err(|e| upper.io(e))
@@ -95,15 +103,28 @@ impl Engine {
     }
 
     /// Carries `chattr` flags and the project number, as far as both file systems have them.
-    fn carry_flags(&self, upper: &Upper, from: &Source, to: &At) -> Result<()> {
-        let Some(source) = open_source(from) else {
-            return Ok(());
+    fn carry_flags(
+        &self,
+        upper: &Upper,
+        (from, open): (&Source, Option<&File>),
+        to: &At,
+    ) -> Result<()> {
+        let opened;
+        let source = match open {
+            Some(file) => file.as_fd(),
+            None => {
+                opened = open_source(from);
+                let Some(opened) = &opened else {
+                    return Ok(());
+                };
+                opened.as_fd()
+            }
         };
-        let Ok(found) = flags::get(&source) else {
+        let Ok(found) = flags::get(source) else {
             // A file system without flags.
             return Ok(());
         };
-        let project = quota::project(&source).unwrap_or(0);
+        let project = quota::project(source).unwrap_or(0);
         let protected = Protattr {
             append_only: found & flags::APPEND_ONLY != 0,
             immutable: found & flags::IMMUTABLE != 0,
@@ -126,7 +147,7 @@ impl Engine {
                 other => other.map_err(|e| upper.io(e))?,
             }
         }
-        match quota::carry_project(&source, &target) {
+        match quota::carry_project(source, &target) {
             // No projects there, or none that a user may give: what they count is the administrator's affair.
             Err(error) if error.is_unsupported() || error.is_denied() => Ok(()),
             Err(error) if error.is(Errno::INVAL) => Ok(()),

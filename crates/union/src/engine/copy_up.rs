@@ -4,13 +4,14 @@
 //! and times, is synced, and is published by a link or a rename; then the node switches. Its inode number does not change,
 //! nor do the times of its parent.
 //!
-//! What has data in it is synced before it shows. What has none (directories, links, attributes alone) is not: inode and
-//! name are in one journal, or in an order that keeps the name from coming first.
+//! What has data in it has it on disk before it can show there (`Durability`). What has none (directories, links, attributes alone) is
+//! published as it is: inode and name are in one journal, or in an order that keeps the name from coming first.
 //!
 //! Locks: called with none. The node's gate is held all the way, so nobody moves or removes its names meanwhile; the
 //! rename gate only while the place is looked up, so a long copy delays nobody else.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -21,9 +22,11 @@ use vellum_sys::{Dir, FileKind, RenameFlags, Stat, data, publish};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::at::At;
+use crate::engine::files::Opened;
 use crate::engine::identity::Origin;
 use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, Place, State, UpperFile};
 use crate::engine::options::Durability;
+use crate::engine::place::open_lower;
 use crate::engine::shown::Source;
 use crate::engine::{Engine, Upper, records};
 use crate::layer::Records;
@@ -226,7 +229,7 @@ impl Engine {
                 .mkdir(&temp, records::BACKING_DIR_MODE)
                 .map_err(|e| upper.io(e))?;
             let at = At::Name(Arc::clone(staging), temp.clone());
-            self.attributes(copying, &at)?;
+            self.attributes(copying, None, &at)?;
             let stat = at.stat().map_err(|e| upper.io(e))?;
             self.publish_name(copying, target, &temp)?;
             Ok(stat)
@@ -266,9 +269,7 @@ impl Engine {
                     let link = self.read_link_of(&copying.source)?;
                     let bytes = std::os::unix::ffi::OsStrExt::as_bytes(link.as_os_str());
                     data::write_at(&file, bytes, 0).map_err(|e| upper.io(e))?;
-                    if upper.options.durability == Durability::Full {
-                        publish::sync_file(&file).map_err(|e| upper.io(e))?;
-                    }
+                    upper.settle_data(&file).map_err(|e| upper.io(e))?;
                 }
             } else if shown.kind == FileKind::Symlink {
                 let link = self.read_link_of(&copying.source)?;
@@ -279,12 +280,12 @@ impl Engine {
                     .map_err(|e| upper.io(e))?;
             }
             let at = At::Name(Arc::clone(staging), temp.clone());
-            self.attributes(copying, &at)?;
+            self.attributes(copying, None, &at)?;
             self.publish(copying, Staged::Named(temp.clone()))
         })();
         match made {
             Ok(place) => {
-                self.switch(copying, place, DataAt::Upper);
+                self.switch(copying, place, DataAt::Upper, None);
                 Ok(())
             }
             Err(error) => {
@@ -296,7 +297,7 @@ impl Engine {
 
     fn copy_regular(&self, copying: &Copying<'_>) -> Result<()> {
         let Copying { upper, shown, .. } = copying;
-        let (_, source) = copying.lower.as_ref().ok_or(Refusal::Stale)?;
+        let (lower, source) = copying.lower.as_ref().ok_or(Refusal::Stale)?;
         let staging = upper.staging.dir();
         let below = match copying.what {
             What::Names | What::Meta => upper.options.metacopy && shown.size_bytes > 0,
@@ -322,6 +323,7 @@ impl Engine {
             Staged::Unnamed(_) => None,
         };
         let made = (|| {
+            let mut open = None;
             let data = if copying.what == What::Truncated {
                 // It begins empty.
                 DataAt::Upper
@@ -329,7 +331,8 @@ impl Engine {
                 data::truncate(&file, shown.size_bytes).map_err(|e| upper.io(e))?;
                 DataAt::Lower(Arc::clone(source))
             } else {
-                self.take_bytes(upper, source, &file, true)?
+                let from = open.insert(open_lower(source).map_err(self.io(source.layer))?);
+                self.take_bytes(upper, (source, from), &file, true)?
             };
             let at = match &staged {
                 Staged::Unnamed(fd) => At::Fd(Arc::clone(fd)),
@@ -338,16 +341,20 @@ impl Engine {
             if below {
                 self.mark_metacopy(copying, &at)?;
             }
-            self.attributes(copying, &at)?;
+            // The lower file that is shown and the one that has the data are the same as a rule.
+            let same = Arc::ptr_eq(lower, source);
+            self.attributes(copying, open.as_ref().filter(|_| same), &at)?;
             let has_data = !below && copying.what != What::Truncated && shown.size_bytes > 0;
-            if has_data && upper.options.durability == Durability::Full {
-                publish::sync_file(&file).map_err(|e| upper.io(e))?;
+            if has_data {
+                settle(upper, &file, &data)?;
             }
             Ok((self.publish(copying, staged)?, data))
         })();
         match made {
             Ok((place, data)) => {
-                self.switch(copying, place, data);
+                // It is about to be written to, unless a mark says that it is not to be.
+                let keep = matches!(data, DataAt::Upper) && !shown.immutable && !shown.append_only;
+                self.switch(copying, place, data, keep.then_some(file));
                 Ok(())
             }
             Err(error) => {
@@ -378,10 +385,10 @@ impl Engine {
     }
 
     /// Gives a staged inode what it has besides data, and the marks of a copy.
-    fn attributes(&self, copying: &Copying<'_>, at: &At) -> Result<()> {
+    fn attributes(&self, copying: &Copying<'_>, open: Option<&File>, at: &At) -> Result<()> {
         let Copying { upper, .. } = copying;
         self.mark_origin(upper, &copying.origin, at)?;
-        self.carry(upper, &copying.source, &copying.shown, at)
+        self.carry(upper, (&copying.source, open), &copying.shown, at)
     }
 
     /// Makes a staged inode visible, or keeps it without a name.
@@ -443,9 +450,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Says that the node is in the upper layer now.
-    fn switch(&self, copying: &Copying<'_>, place: UpperFile, data: DataAt) {
+    /// Says that the node is in the upper layer now; `open` is kept for whoever reads or writes it next.
+    fn switch(&self, copying: &Copying<'_>, place: UpperFile, data: DataAt, open: Option<File>) {
         let mut state = copying.node.state_mut();
+        if let Some(file) = open {
+            let opened = Opened::Upper(Arc::new(file));
+            self.files.put(copying.node.id, opened);
+        }
         if let Body::File(file) = &mut state.body {
             file.upper = Some(place);
             file.data = data;
@@ -473,7 +484,8 @@ impl Engine {
             data::truncate(&file, 0).map_err(|e| upper.io(e))?;
         } else {
             let privileges = at.xattr(OsStr::new(CAPABILITY)).map_err(|e| upper.io(e))?;
-            data_at = self.take_bytes(upper, &source, &file, false)?;
+            let from = open_lower(&source).map_err(self.io(source.layer))?;
+            data_at = self.take_bytes(upper, (&source, &from), &file, false)?;
             // The metacopy may be of another size: it was not, or the mark would be gone.
             data::truncate(&file, before.size_bytes).map_err(|e| upper.io(e))?;
             // Writing took away what must stay: nobody but us has written.
@@ -486,9 +498,7 @@ impl Engine {
             }
             let (atime, mtime) = (NewTime::To(before.atime), NewTime::To(before.mtime));
             at.set_times(atime, mtime).map_err(|e| upper.io(e))?;
-            if upper.options.durability == Durability::Full {
-                publish::sync_file(&file).map_err(|e| upper.io(e))?;
-            }
+            settle(upper, &file, &data_at)?;
         }
         if let DataAt::Blocks(_) = data_at {
             // It has its marks already, in the place of the metacopy's.
@@ -526,6 +536,17 @@ fn target(upper: &Upper, place: &Place) -> Result<Option<Target>> {
         parent: Arc::clone(&place.parent),
         name: place.name.clone(),
     }))
+}
+
+/// Sees to it that what was copied into `file` comes to disk before it shows.
+fn settle(upper: &Upper, file: &File, data: &DataAt) -> Result<()> {
+    let done = match (data, upper.options.durability) {
+        (_, Durability::Volatile) => Ok(()),
+        // The map that says where its bytes are is another file.
+        (DataAt::Blocks(_), _) => publish::sync_file(file),
+        _ => upper.settle_data(file),
+    };
+    done.map_err(|e| upper.io(e))
 }
 
 /// Sets the times of a directory back after a copy was put into it: to its users nothing has changed.

@@ -25,7 +25,6 @@ use crate::engine::flags;
 use crate::engine::hide::Above;
 use crate::engine::links::is_merged;
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, Names, State, UpperFile};
-use crate::engine::options::Durability;
 use crate::engine::records;
 use crate::engine::request::{Caller, Entry, NewNode, NodeId};
 use crate::engine::table::Held;
@@ -380,9 +379,7 @@ impl Engine {
                     file.write_all(target.as_encoded_bytes())
                         .map_err(|e| vellum_sys::Error::new("write", temp, e))?;
                     // A link is never half there, and this one is bytes of a file.
-                    if upper.options.durability == Durability::Full {
-                        vellum_sys::publish::sync_file(&file)?;
-                    }
+                    upper.settle_data(&file)?;
                     Ok(None)
                 })
             }

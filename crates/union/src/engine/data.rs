@@ -379,7 +379,7 @@ impl Engine {
         mut act: impl FnMut(&Upper, &Bytes) -> Result<T>,
     ) -> Result<T> {
         let upper = self.upper()?;
-        if !node.in_upper() && self.is_immutable(node)? {
+        if !node.in_upper() && self.is_protected_below(node)? {
             return Err(Refusal::NotPermitted.into());
         }
         loop {

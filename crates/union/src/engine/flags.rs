@@ -173,6 +173,12 @@ impl Engine {
         }
     }
 
+    /// Returns whether a file that is still below may not be changed at all, without opening it.
+    pub(crate) fn is_protected_below(&self, node: &LiveNode) -> Result<bool> {
+        let _shared = self.shared();
+        Ok(self.protection(node)? & IS_IMMUTABLE != 0)
+    }
+
     /// Returns how a node is protected, asking once. The caller holds the rename gate, and not the node's state.
     fn protection(&self, node: &LiveNode) -> Result<u8> {
         if !matches!(node.kind, FileKind::File | FileKind::Dir) {

@@ -237,9 +237,8 @@ impl Engine {
         dir: &dyn LayerDir,
         name: Option<&OsStr>,
     ) -> Result<Option<Handle>> {
-        let fd = dir.open_path(name).map_err(self.io(layer))?;
-        let uuid = self.numbers.uuid(layer);
-        stored_handle(&fd, uuid, false).map_err(self.io(layer))
+        let found = dir.handle(name).map_err(self.io(layer))?;
+        Ok(found.and_then(|found| stored(found, self.numbers.uuid(layer), false)))
     }
 
     /// Writes the marks of a copy on its staged inode, where the file system can take them.
@@ -316,23 +315,22 @@ pub(super) fn stored_handle(
     uuid: [u8; 16],
     path_upper: bool,
 ) -> vellum_sys::Result<Option<Handle>> {
-    let Some(found) = handle::of(fd)? else {
-        return Ok(None);
-    };
-    let Ok(kind) = u8::try_from(found.kind) else {
-        return Ok(None);
-    };
+    Ok(handle::of(fd)?.and_then(|found| stored(found, uuid, path_upper)))
+}
+
+fn stored(found: handle::FileHandle, uuid: [u8; 16], path_upper: bool) -> Option<Handle> {
+    let kind = u8::try_from(found.kind).ok()?;
     let flags = HandleFlags {
         big_endian: cfg!(target_endian = "big"),
         any_endian: false,
         path_upper,
     };
-    Ok(Some(Handle {
+    Some(Handle {
         flags,
         kind,
         uuid,
         bytes: found.bytes,
-    }))
+    })
 }
 
 /// Spreads a number over all its bits (the finalizer of SplitMix64). Changing it changes the numbers shown of files that

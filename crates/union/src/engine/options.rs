@@ -59,6 +59,9 @@ pub struct UpperOptions {
 pub enum Durability {
     /// A copy is on disk before it shows; fsync syncs.
     Full,
+    /// A copy's bytes are on disk before the copy can be: after a crash of the machine there is all of it, or still what it was
+    /// made of. fsync syncs.
+    Ordered,
     /// Nothing is synced; after a crash of the machine the upper is worth nothing.
     Volatile,
 }

@@ -105,20 +105,19 @@ impl Engine {
         }
     }
 
-    /// Gives an inode in the upper layer the bytes of a lower file: shared with it where the file system can; block by
+    /// Gives an inode in the upper layer the bytes of a lower file, which is open: shared with it where the file system can; block by
     /// block if the file is that big; else copied. Returns where they are then. What is `staged` the caller syncs.
     pub(crate) fn take_bytes(
         &self,
         upper: &Upper,
-        from: &Arc<LowerFile>,
+        (from, source): (&Arc<LowerFile>, &File),
         to: &File,
         staged: bool,
     ) -> Result<DataAt> {
-        let source = open_lower(from).map_err(self.io(from.layer))?;
-        if data::clone(&source, to) {
+        if data::clone(source, to) {
             return Ok(DataAt::Upper);
         }
-        let size_bytes = vellum_sys::stat::stat_fd(&source)
+        let size_bytes = vellum_sys::stat::stat_fd(source)
             .map_err(self.io(from.layer))?
             .size_bytes;
         if upper
@@ -128,14 +127,14 @@ impl Engine {
         {
             let path = from.dir.path().join(&from.name);
             let place = (self.layer_from_bottom(from.layer), &*path);
-            match upper.blocks.begin(to, &source, place, staged) {
+            match upper.blocks.begin(to, source, place, staged) {
                 Ok(map) => return Ok(DataAt::Blocks(Arc::new(BlockFile::named(map)))),
                 // A file system without the xattrs it takes.
                 Err(Error::Io { source, .. }) if source.is_unsupported() => {}
                 Err(error) => return Err(error),
             }
         }
-        vellum_sys::copy::copy_data(&source, to).map_err(|e| upper.io(e))?;
+        vellum_sys::copy::copy_apart(source, to, size_bytes).map_err(|e| upper.io(e))?;
         Ok(DataAt::Upper)
     }
 
@@ -167,7 +166,7 @@ fn bytes_of(at: &DataAt, opened: &Opened, write: bool) -> Option<Bytes> {
     }
 }
 
-fn open_lower(file: &LowerFile) -> vellum_sys::Result<File> {
+pub(crate) fn open_lower(file: &LowerFile) -> vellum_sys::Result<File> {
     file.dir.open_file(&file.name)
 }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vellum_format::{Handle, Mark, Nlink, NlinkBase, Prefix, workdir};
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::xattr::{self, SetMode};
-use vellum_sys::{Dir, mount};
+use vellum_sys::{Dir, mount, publish};
 
 use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::blocks::BlockStore;
@@ -115,7 +115,7 @@ impl Engine {
         };
         // Of a volatile union too: its mark goes, so from here on a crash is no excuse for what is lost.
         let dir = upper.root.dir().map_err(|e| upper.io(e))?;
-        vellum_sys::publish::sync_fs(&*dir).map_err(|e| upper.io(e))?;
+        publish::sync_fs(&*dir).map_err(|e| upper.io(e))?;
         upper.blocks.close()?;
         upper.usage.close().map_err(|e| upper.io(e))?;
         let staging = upper.staging.dir();
@@ -205,7 +205,11 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
     let name = options.upper.display().to_string();
     let maps = Arc::new(BlockStore::make_dir(&work).map_err(in_work)?);
     let usage = Usage::open(options.limit, &upper, &work).map_err(in_work)?;
-    let durable = options.durability == Durability::Full;
+    let durable = options.durability != Durability::Volatile;
+    let data_order = publish::data_order(&upper).map_err(|e| Error::Io {
+        layer: options.upper.display().to_string(),
+        source: e,
+    })?;
     let of_maps = Arc::clone(&maps);
     let blocks = BlockStore::open(work, of_maps, name.clone(), options.prefix, durable, below)?;
     let mut dialect = Dialect::kernel(options.prefix);
@@ -223,6 +227,7 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
         index: index.map(|index| DirHandle::pinned(Arc::new(index))),
         blocks,
         usage,
+        data_order,
         options,
         unnamed,
         kernel_kept_out: AtomicBool::new(kernel_kept_out),

@@ -216,7 +216,7 @@ fn each_option_does_one_thing() {
         ("fsync=0", |o| o.is_volatile = true),
         ("fsync=1", |_| {}),
         ("fsync=auto", |_| {}),
-        ("fsync=strict", |_| {}),
+        ("fsync=strict", |o| o.sync_copies = true),
         ("fsync=volatile", |o| o.is_volatile = true),
         ("sync=0", |o| o.is_volatile = true),
         ("sync", |o| o.flags.synchronous = true),
