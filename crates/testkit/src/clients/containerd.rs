@@ -201,10 +201,8 @@ impl Containerd {
     /// Starts containerd in `home` and waits until it answers. `snapshotter` is the proxy's socket.
     pub fn start(home: &Home, snapshotter: &Path) -> anyhow::Result<Self> {
         let dir = home.dir("ctd")?;
-        let program = find("containerd").context("containerd is not installed")?;
         let socket = Self::socket_in(home);
         let root = dir.join("root");
-        let config = dir.join("config.toml");
         let text = format!(
             r#"version = 2
 root = "{root}"
@@ -221,7 +219,18 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
             socket = socket.display(),
             proxy = snapshotter.display(),
         );
-        std::fs::write(&config, text)?;
+        Self::start_with(home, &text)
+    }
+
+    /// Starts containerd in `home` with a configuration of the caller's, which has it listen at [`Containerd::socket_in`] and keep its data in `ctd/root`
+    /// and `ctd/state`.
+    pub fn start_with(home: &Home, config_text: &str) -> anyhow::Result<Self> {
+        let dir = home.dir("ctd")?;
+        let program = find("containerd").context("containerd is not installed")?;
+        let socket = Self::socket_in(home);
+        let root = dir.join("root");
+        let config = dir.join("config.toml");
+        std::fs::write(&config, config_text)?;
         let arguments = vec!["--config".into(), config.display().to_string()];
         let mut containerd = Self {
             daemon: Daemon::new(&program, arguments, dir.join("log")),
