@@ -284,7 +284,7 @@ fn pause_archive(home: &Home, program: &str) -> PathBuf {
     std::fs::copy("/bin/busybox", tree.join("busybox")).unwrap();
     let archive = home.join("pause.tar");
     let store = home.join("pause-store");
-    let mut vellum = |arguments: &[&str]| {
+    let vellum = |arguments: &[&str]| {
         let mut command = Command::new(program);
         command.args(["--root"]).arg(&store).arg("--run-dir");
         run(command.arg(home.join("pause-run")).args(arguments)).unwrap()
@@ -321,6 +321,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "example.org/pause:1"
   disable_apparmor = true
+  restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{dir}/cni-bin"
     conf_dir = "{dir}/cni"

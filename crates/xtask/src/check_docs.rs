@@ -5,6 +5,7 @@
 //! * Every relative link of every Markdown file leads to a file.
 //! * Every path in backticks that begins in one of the tree's top directories is there (`*` at its end: something
 //!   that begins so is).
+//! * Every error of the rooms has a row in `docs/errors.md`, and every row is an error's ([`crate::errors`]).
 //! * No file names a place outside the repository.
 //!
 //! Texts are compared as text: a test is `fn NAME(` somewhere under `crates/`, with `#[test]` (or a
@@ -74,6 +75,7 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
             }
         }
     }
+    wrong.extend(crate::errors::check(root, &files)?);
     for line in &wrong {
         eprintln!("{line}");
     }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod check_docs;
+mod errors;
 
 use anyhow::{Context, bail};
 use std::path::Path;
