@@ -893,6 +893,41 @@ fn a_mount_over_a_layer_is_named_and_left_alone() {
 }
 
 #[test]
+fn a_size_limit_holds_or_is_refused() {
+    every_way(|driver| {
+        driver.create("base", "");
+        driver.with("base", |dir| fs::write(dir.join("f"), "x").unwrap());
+        let body = json!({ "ID": "box", "Parent": "base", "StorageOpt": { "size": "5M" } });
+        let (status, answer) = driver.ask("CreateReadWrite", body);
+        if status != 200 {
+            // Neither project quotas nor Vellum's engine.
+            assert!(answer.to_string().contains("project quotas"), "{answer}");
+            assert!(!driver.exists("box"));
+            assert!(
+                driver.way == "native" || driver.way == "overlay2",
+                "{answer}"
+            );
+            return;
+        }
+        let error = driver.with("box", |dir| {
+            fs::write(dir.join("fits"), vec![1; 2 << 20]).unwrap();
+            fs::write(dir.join("too much"), vec![1; 20 << 20]).unwrap_err()
+        });
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        assert!(
+            matches!(error.kind(), QuotaExceeded | StorageFull),
+            "{error}"
+        );
+        driver.with("box", |dir| {
+            // What was written counts in the next mount, too.
+            fs::remove_file(dir.join("too much")).unwrap();
+            assert!(fs::write(dir.join("still too much"), vec![1; 4 << 20]).is_err());
+            assert_eq!(fs::metadata(dir.join("fits")).unwrap().len(), 2 << 20);
+        });
+    });
+}
+
+#[test]
 fn two_servers_do_not_share_a_socket() {
     every_way(|driver| {
         let second = driver

@@ -15,13 +15,14 @@ use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use vellum_store::{
-    Info, Keep, Kind as SnapshotKind, Labels, PrepareOptions, Shape, SnapshotKey, Store,
-    StoreError, Sweep, TreeParts,
+    DriverKind, Info, Keep, Kind as SnapshotKind, Labels, PrepareOptions, Shape, SnapshotKey,
+    Store, StoreError, Sweep, TreeParts,
 };
 use vellum_sys::lock::Lock;
+use vellum_sys::quota::ProjectQuota;
 use vellum_sys::{Dir, publish};
 
-use crate::config::parse_size;
+use crate::config::{Engine, parse_size};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::{place, run_dir};
@@ -43,6 +44,9 @@ const WRITABLE: &str = "docker-rw/";
 
 /// Label of what was made to be written to, not to be filled with one diff.
 const READ_WRITE: &str = "vellum.docker/read-write";
+
+/// Label of what has a size limit that Vellum's engine keeps, in bytes.
+const SIZE: &str = "vellum.docker/size";
 
 /// Longest id: the lock's file is named after it.
 const MAX_ID_BYTES: usize = 200;
@@ -187,11 +191,19 @@ impl Graph {
         if creation.read_write {
             labels.insert(READ_WRITE.to_owned(), "true".to_owned());
         }
+        let mut size_limit_bytes = size_bytes;
+        if let Some(bytes) = size_bytes
+            && let Some(parent) = &parent_key
+            && self.engine_keeps_limits(parent)?
+        {
+            labels.insert(SIZE.to_owned(), bytes.to_string());
+            size_limit_bytes = None;
+        }
         let options = PrepareOptions {
             parent: parent_key,
             labels,
             keep: Keep::UntilRemoved,
-            size_limit_bytes: size_bytes,
+            size_limit_bytes,
             ..PrepareOptions::default()
         };
         self.store()?.prepare(&writable_key(id), &options)?;
@@ -307,6 +319,18 @@ impl Graph {
             (None, true, Some(session)) => default_size(&session.options),
             _ => Ok(None),
         }
+    }
+
+    /// Tells whether a limit of a tree on `parent` is for Vellum's engine to keep: the file system doesn't, and there is an overlay to be mounted.
+    ///
+    /// Otherwise the store keeps it, or says what the file system lacks.
+    fn engine_keeps_limits(&self, parent: &SnapshotKey) -> Result<bool> {
+        let store = self.store()?;
+        let state = vellum_sys::quota::state(Dir::open(store.root())?)?;
+        Ok(state != ProjectQuota::Enforced
+            && store.layer_driver(Some(parent))? != DriverKind::Native
+            && self.ctx.config.engine.value != Engine::Kernel
+            && crate::facts::facts(&self.ctx)?.fuse)
     }
 
     fn lock(&self, id: &str) -> Result<Lock> {
@@ -440,6 +464,11 @@ fn check_label(id: &str, label: &str) -> Result<()> {
         ),
         hint: "start dockerd without --selinux-enabled".into(),
     })
+}
+
+/// Returns the limit that Vellum's engine is to keep of a tree, in bytes.
+fn kept_by_engine(info: &Info) -> Option<u64> {
+    info.labels.get(SIZE)?.parse().ok()
 }
 
 fn has_child(id: &str, child: &SnapshotKey) -> Error {

@@ -46,12 +46,33 @@ pub struct Mounted {
 pub fn plan_container(ctx: &Context, name: &str, read_only: bool) -> Result<Plan> {
     let record = names::container(ctx, name)?;
     let parts = container::parts(ctx, &record)?;
-    plan_parts(ctx, &parts, read_only)
+    let terms = Terms {
+        read_only,
+        ..Terms::default()
+    };
+    plan_parts(ctx, &parts, terms)
 }
 
-fn plan_parts(ctx: &Context, parts: &TreeParts, read_only: bool) -> Result<Plan> {
+/// How a tree is mounted, besides what is configured.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Terms {
+    /// Refuse writing.
+    pub(crate) read_only: bool,
+    /// Limit of what is written, in bytes, where the file system does not keep it.
+    pub(crate) size_bytes: Option<u64>,
+}
+
+impl Terms {
+    const READ_ONLY: Self = Self {
+        read_only: true,
+        size_bytes: None,
+    };
+}
+
+fn plan_parts(ctx: &Context, parts: &TreeParts, terms: Terms) -> Result<Plan> {
     let wishes = Wishes {
-        read_only,
+        read_only: terms.read_only,
+        size_bytes: terms.size_bytes,
         ..Wishes::of(&ctx.config)
     };
     Ok(plan(parts, &facts::facts(ctx)?, &wishes)?)
@@ -92,7 +113,10 @@ pub fn mount_locked(
                     (&record.snapshot, &record.name),
                     &parts,
                     &merged,
-                    read_only && target.is_none(),
+                    Terms {
+                        read_only: read_only && target.is_none(),
+                        size_bytes: None,
+                    },
                 )?)
             };
             (merged, method)
@@ -160,9 +184,9 @@ pub(crate) fn mount_tree(
     (snapshot, name): (&SnapshotKey, &str),
     parts: &TreeParts,
     target: &Path,
-    read_only: bool,
+    terms: Terms,
 ) -> Result<&'static str> {
-    let planned = plan_parts(ctx, parts, read_only)?;
+    let planned = plan_parts(ctx, parts, terms)?;
     if let Plan::Overlay {
         features: Some(features),
         ..
@@ -280,7 +304,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
         });
     };
     let parts = ctx.store()?.tree(top)?;
-    let planned = plan_parts(ctx, &parts, true)?;
+    let planned = plan_parts(ctx, &parts, Terms::READ_ONLY)?;
     let method = execute(ctx, &planned, &target)?;
     Ok(Mounted {
         id: None,
@@ -299,7 +323,7 @@ pub fn plan_image(ctx: &Context, name: &str) -> Result<Plan> {
             hint: None,
         });
     };
-    plan_parts(ctx, &ctx.store()?.tree(top)?, true)
+    plan_parts(ctx, &ctx.store()?.tree(top)?, Terms::READ_ONLY)
 }
 
 fn existing_directory(path: &Path) -> Result<PathBuf> {

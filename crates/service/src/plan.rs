@@ -82,6 +82,8 @@ pub struct Wishes {
     pub volatile: bool,
     /// Refuse writing.
     pub read_only: bool,
+    /// Limit of what is written, in bytes, where the file system does not keep it.
+    pub size_bytes: Option<u64>,
 }
 
 impl Wishes {
@@ -96,6 +98,7 @@ impl Wishes {
             docker_compatible: config.docker_compatible.value,
             volatile: config.volatile.value,
             read_only: false,
+            size_bytes: None,
         }
     }
 }
@@ -151,6 +154,8 @@ pub struct EngineMount {
     pub volatile: bool,
     /// Refuse writing.
     pub read_only: bool,
+    /// Limit of what is written, in bytes.
+    pub size_bytes: Option<u64>,
 }
 
 const IN_USERNS: &str =
@@ -169,6 +174,10 @@ pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, R
         }),
         Shape::Overlay(overlay) => {
             let made = overlay.upper.is_some() && parts.features.is_some_and(|f| f.engine);
+            if wishes.size_bytes.is_some() && overlay.upper.is_some() {
+                let because = "of its size limit, which the file system does not keep".into();
+                return plan_engine(overlay, parts, facts, wishes, because);
+            }
             match wishes.engine {
                 Engine::Vellum => {
                     plan_engine(overlay, parts, facts, wishes, "engine = vellum".into())
@@ -247,6 +256,7 @@ fn plan_engine(
             metacopy: features.metacopy,
             volatile: wishes.volatile,
             read_only: wishes.read_only || overlay.upper.is_none(),
+            size_bytes: wishes.size_bytes.filter(|_| overlay.upper.is_some()),
         },
         features: overlay.upper.as_ref().map(|_| features),
         because,

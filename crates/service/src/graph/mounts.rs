@@ -14,9 +14,9 @@ use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::mount::{self, Detach};
 use vellum_sys::mountinfo;
 
-use super::{Graph, check_id, check_label, id_of, lock_name};
+use super::{Graph, check_id, check_label, id_of, kept_by_engine, lock_name};
 use crate::error::{Error, Kind, Result};
-use crate::mount::{make_merged, mount_tree, unmount_unused, users, wait_for_engine};
+use crate::mount::{Terms, make_merged, mount_tree, unmount_unused, users, wait_for_engine};
 use crate::place::{self, Shows};
 use crate::run_dir;
 
@@ -47,7 +47,11 @@ impl Graph {
         if !mounted {
             make_merged(&overlay.merged)?;
             wait_until_free(overlay);
-            mount_tree(&self.ctx, (&found.key, id), &parts, &overlay.merged, false)?;
+            let terms = Terms {
+                read_only: false,
+                size_bytes: kept_by_engine(&found),
+            };
+            mount_tree(&self.ctx, (&found.key, id), &parts, &overlay.merged, terms)?;
         }
         Ok(overlay.merged.clone())
     }

@@ -110,6 +110,9 @@ impl EngineMount {
         if self.read_only {
             options.push("ro".to_owned());
         }
+        if let Some(bytes) = self.size_bytes {
+            options.push(format!("size={bytes}"));
+        }
         options
     }
 }
