@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Prints `mounted` when the mount answers, and at the end how often each request came. Options: `userxattr`, `passthrough`, `checked`,
-//! `noacl`, `writeback`, `volatile`, `allow_other`, `ro`, `noindex`, `noredirect`, `nometacopy`, `timeout=SECONDS`, `blocks=BYTES`,
+//! `noacl`, `writeback`, `volatile`, `allow_other`, `ro`, `wh`, `noindex`, `noredirect`, `nometacopy`, `timeout=SECONDS`, `blocks=BYTES`,
 //! `only=UID`, `size=BYTES`, `inodes=COUNT`, `fusermount`, `nouring`, `strict`, `data=LOWER`. SIGUSR1 prints the counts so far.
 //!
 //! `hand-over=SOCKET` hands the mount over to the first that connects there, instead of serving it until it is unmounted; `take-over=SOCKET` is
@@ -99,6 +99,7 @@ fn run() -> Result<(), Failure> {
                         mount.no_fsync = true;
                     }
                     "strict" => upper.durability = Durability::Full,
+                    "wh" => upper.wh_names = WhNames::Whiteouts,
                     "noindex" => upper.index = false,
                     "noredirect" => upper.redirect_dir = false,
                     "nometacopy" => upper.metacopy = false,

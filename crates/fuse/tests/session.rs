@@ -387,6 +387,50 @@ fn warm_files_need_no_requests() {
 }
 
 #[test]
+fn a_file_handle_never_leads_to_another_file() {
+    as_root(|world| {
+        for name in ["a", "b", "c"] {
+            world.put(name, name);
+        }
+        let script = r#"
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+class Handle(ctypes.Structure):
+    _fields_ = [("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("handle", ctypes.c_ubyte * 128)]
+step, root, kept = sys.argv[1:]
+handle, mount = Handle(128), ctypes.c_int()
+if step == "keep":
+    for name in ("a", "b"): os.stat(f"{root}/{name}")
+    done = libc.name_to_handle_at(-100, f"{root}/b".encode(), ctypes.byref(handle), ctypes.byref(mount), 0)
+    assert done == 0, os.strerror(ctypes.get_errno())
+    open(kept, "wb").write(bytes(handle))
+else:
+    # In another order than before, so that the numbers are other files'.
+    for name in ("c", "b", "a"): os.stat(f"{root}/{name}")
+    handle = Handle.from_buffer_copy(open(kept, "rb").read())
+fd = libc.open_by_handle_at(os.open(root, os.O_RDONLY), ctypes.byref(handle), os.O_RDONLY)
+if fd < 0: assert ctypes.get_errno() == 116 and step != "keep", os.strerror(ctypes.get_errno())
+else: assert os.read(fd, 9) == b"b"
+"#;
+        let kept = world.beside("handle");
+        let run = |world: &World, step: &str| {
+            let ran = Command::new("python3")
+                .args(["-c", script, step])
+                .args([world.at(""), kept.clone()])
+                .status();
+            assert!(ran.unwrap().success(), "{step}");
+        };
+        world.mount();
+        run(world, "keep");
+        world.remount();
+        run(world, "later");
+        world.crash();
+        world.mount();
+        run(world, "later");
+    });
+}
+
+#[test]
 fn a_read_only_union_takes_no_changes() {
     everywhere("a_read_only_union_takes_no_changes", |world| {
         world.put("dir/file", "content");

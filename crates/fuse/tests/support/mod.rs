@@ -58,6 +58,11 @@ impl World {
         World::new(base, program(), false)
     }
 
+    /// Makes a union in the new directory `base`, which may be in this one.
+    pub fn inside(&self, base: &Path) -> World {
+        World::new(base, self.program.clone(), self.is_user)
+    }
+
     /// A path beside the union.
     pub fn beside(&self, name: impl AsRef<Path>) -> PathBuf {
         self.base.join(name)

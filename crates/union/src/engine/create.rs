@@ -466,7 +466,7 @@ impl Engine {
         let attr = self.attr_in(&node, &node.state(), Some(stored))?;
         Ok(Entry {
             node: node.keep().id,
-            generation: 0,
+            generation: self.table.generation(),
             attr,
         })
     }

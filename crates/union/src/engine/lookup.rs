@@ -74,7 +74,7 @@ impl Engine {
         let node = node.keep();
         Ok(Entry {
             node: node.id,
-            generation: 0,
+            generation: self.table.generation(),
             attr,
         })
     }

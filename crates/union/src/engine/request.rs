@@ -60,7 +60,7 @@ pub struct Attr {
 pub struct Entry {
     /// The node.
     pub node: NodeId,
-    /// Tells apart two nodes that had one [`NodeId`]; 0 as long as ids are never used twice.
+    /// Tells apart two nodes that had one [`NodeId`], in this opening of the union or another.
     pub generation: u64,
     /// Its attributes now.
     pub attr: Attr,

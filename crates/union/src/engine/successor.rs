@@ -75,6 +75,7 @@ impl Engine {
             giver.out.u64(identity.1);
         }
         let nodes = in_order(self.table.all());
+        giver.out.u32(self.table.generation() as u32);
         giver.out.u64(self.table.next_id());
         giver.out.count(nodes.len());
         for node in &nodes {
@@ -119,6 +120,7 @@ impl Engine {
                 }));
             }
         }
+        engine.table.go_on_in(record.u32()?);
         let next = record.u64()?;
         for _ in 0..record.count()? {
             taker.node(&mut record)?;

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vellum_sys::FileKind;
@@ -21,6 +21,8 @@ use crate::{Refusal, Result};
 pub(crate) struct NodeTable {
     inner: Mutex<Table>,
     next: AtomicU64,
+    /// What tells the numbers given here from those of another opening.
+    generation: AtomicU32,
     /// Numbers that a predecessor gave, for the node that is made next; nobody else makes one meanwhile.
     expected: Mutex<Option<(NodeId, u64)>>,
     expecting: AtomicBool,
@@ -78,6 +80,7 @@ impl NodeTable {
         let table = NodeTable {
             inner: Mutex::default(),
             next: AtomicU64::new(NodeId::ROOT.0),
+            generation: AtomicU32::new(random_generation()),
             expected: Mutex::default(),
             expecting: AtomicBool::new(false),
         };
@@ -126,6 +129,17 @@ impl NodeTable {
     /// Goes on numbering from here.
     pub fn go_on_with(&self, next: u64) {
         self.next.fetch_max(next, Ordering::Relaxed);
+    }
+
+    /// Returns the generation of every number given here: file handles that programs keep (`name_to_handle_at`, the origins of a kernel
+    /// overlay on top) hold number and generation, and must not lead to another file after the next opening.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed).into()
+    }
+
+    /// Goes on with a predecessor's generation.
+    pub fn go_on_in(&self, generation: u32) {
+        self.generation.store(generation, Ordering::Relaxed);
     }
 
     /// Returns all nodes that are counted on.
@@ -328,4 +342,13 @@ impl NodeTable {
             }
         }
     }
+}
+
+/// The kernel keeps 32 bits of a generation; 0 is what others give.
+fn random_generation() -> u32 {
+    let bytes = vellum_sys::random::bytes(4);
+    let number = bytes
+        .first_chunk()
+        .map_or(1, |bytes| u32::from_ne_bytes(*bytes));
+    number.max(1)
 }
