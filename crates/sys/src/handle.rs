@@ -31,7 +31,7 @@ struct Buffer {
 }
 
 /// Returns the handle of an open file or directory (an `O_PATH` descriptor will do), or `None` if its file system has
-/// none that fits 128 bytes.
+/// none that fits 128 bytes, or none that lasts: a FUSE file system numbers its files anew at each mount.
 pub fn of(fd: impl AsFd) -> Result<Option<FileHandle>> {
     ask(fd.as_fd(), c"", libc::AT_EMPTY_PATH)
 }
@@ -63,6 +63,11 @@ fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>
         )
     };
     if done == 0 {
+        const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+        let fs = rustix::fs::fstatfs(fd).map_err(|e| Error::at("ask about", fd, "", e))?;
+        if fs.f_type as i64 == FUSE_SUPER_MAGIC {
+            return Ok(None);
+        }
         let length = (buffer.handle_bytes as usize).min(MAX_BYTES);
         return Ok(Some(FileHandle {
             kind: buffer.handle_type,
