@@ -54,7 +54,11 @@ inside() {
     mkdir -p "$root/exchange"
     mount --bind "$exchange" "$root/exchange"
     [ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf "$root/etc/resolv.conf"
-    exec chroot "$root" "$@"' sh "$root" "${EXCHANGE:-$root/var/tmp}" "$@"
+    # Not chroot: a process that later joins a mount namespace made in there would find itself in the machine'"'"'s root.
+    cd "$root"
+    pivot_root . mnt
+    umount -l mnt
+    exec "$@"' sh "$root" "${EXCHANGE:-$root/var/tmp}" "$@"
 }
 
 case "${1:-}" in

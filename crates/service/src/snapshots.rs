@@ -103,6 +103,11 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
     Ok(Prepared::New(entries))
 }
 
+/// Says that this process unpacks the store's snapshot `key` itself, and needs nobody to send its files to disk.
+pub(crate) fn unpacks_itself(key: &SnapshotKey) {
+    writeback::leave(key);
+}
+
 /// Makes a read-only snapshot. As [`prepare`] otherwise.
 pub fn view(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Vec<MountEntry>> {
     let options = PrepareOptions {

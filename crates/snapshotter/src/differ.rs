@@ -4,8 +4,9 @@
 //! to ask its next differ.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use vellum_image::{Compression, Digest};
 use vellum_service::differ::{self, ApplyRequest, DiffRequest, Written};
 use vellum_service::snapshots::MountEntry;
@@ -72,7 +73,8 @@ impl diff::diff_server::Diff for Differ {
         };
         let bytes = self.containerd.open(&found).await?;
         let ctx = self.shared.context();
-        let done = blocking(move |cancel| differ::apply(&ctx, &apply, bytes, cancel)).await?;
+        let work = move |cancel: &Cancel| differ::apply(&ctx, &apply, bytes, cancel);
+        let done = blocking(&self.shared, "Apply", &blob.digest, work).await?;
         Ok(Response::new(diff::ApplyResponse {
             applied: Some(descriptor(LAYER, &done.diff_id, done.tar_bytes)?),
         }))
@@ -109,7 +111,8 @@ impl diff::diff_server::Diff for Differ {
         let mut writing = self.containerd.write(&caller, &request.r#ref).await?;
         let ctx = self.shared.context();
         let out = writing.writer();
-        let made = blocking(move |cancel| differ::diff(&ctx, &wanted, out, cancel));
+        let work = move |cancel: &Cancel| differ::diff(&ctx, &wanted, out, cancel);
+        let made = blocking(&self.shared, "Diff", &request.r#ref, work);
         let written = match writing.drive(made).await {
             Ok(written) => written,
             Err(status) => {
@@ -166,8 +169,11 @@ fn entries(mounts: Vec<types::Mount>) -> Vec<MountEntry> {
     mounts.into_iter().map(entry).collect()
 }
 
-/// Runs a verb on a thread that may block, and stops it when nobody waits any more.
+/// Runs a verb on a thread that may block, and stops it when nobody waits any more. `call` and `key` are for the log.
 async fn blocking<T: Send + 'static>(
+    shared: &Shared,
+    call: &'static str,
+    key: &str,
     verb: impl FnOnce(&Cancel) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Status> {
     struct StopOnDrop(Cancel);
@@ -178,14 +184,26 @@ async fn blocking<T: Send + 'static>(
     }
     let cancel = Cancel::new();
     let _stop = StopOnDrop(cancel.clone());
-    match tokio::task::spawn_blocking(move || verb(&cancel)).await {
+    let begun = Instant::now();
+    let done = match tokio::task::spawn_blocking(move || verb(&cancel)).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error @ Error::Unsupported { .. })) => {
+            tracing::info!(call, key, %error, "left to the next differ");
             Err(Status::unimplemented(crate::status::of(&error).message()))
         }
-        Ok(Err(error)) => Err(crate::status::of(&error)),
-        Err(error) => Err(Status::internal(format!("a worker died: {error}"))),
+        Ok(Err(error)) => Err(crate::snapshots::refused(call, key, &error)),
+        Err(panic) => {
+            tracing::error!(call, key, %panic, "a call panicked");
+            Err(Status::internal(format!("{call} panicked: {panic}")))
+        }
+    };
+    let took = begun.elapsed();
+    let code = done.as_ref().map_or_else(Status::code, |_| Code::Ok);
+    shared.metrics().ended(call, code, took);
+    if done.is_ok() {
+        tracing::debug!(call, key, took_us = took.as_micros() as u64, "done");
     }
+    done
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use vellum_format::Prefix;
 use vellum_image::apply::apply as unpack;
 use vellum_image::{ApplyTarget, Digest, LayerStream, Limits, Privilege, TargetMarks};
-use vellum_store::{DriverKind, LayerDir, Shape};
-use vellum_sys::{Cancel, Dir, publish};
+use vellum_store::{DriverKind, Shape};
+use vellum_sys::{Cancel, Dir, Timespec, publish, rooted};
 use vellum_union::{Dialect, DirLayer, Layer};
 
 use super::tree::{self, Ours, Shown};
@@ -85,11 +85,15 @@ pub fn apply(
             ),
         });
     }
-    if let TargetMarks::Overlay(_) = place.marks {
-        if !place.below.is_empty() {
-            lend_attributes(&target.root, implied(&applied), &place.below)?;
+    match &place.below {
+        Below::These(below) => {
+            if !below.is_empty() {
+                lend_attributes(&target.root, implied(&applied), below)?;
+            }
+            drop_idle_whiteouts(&target.root, &applied.whiteout_dirs, below)?;
         }
-        drop_idle_whiteouts(&target.root, &applied.whiteout_dirs, &place.below)?;
+        Below::ToldLater => mark_made_up(&target.root, implied(&applied))?,
+        Below::Shown => {}
     }
     if request.sync {
         publish::sync_fs(&target.root)?;
@@ -100,11 +104,33 @@ pub fn apply(
     })
 }
 
-/// Where a layer is written, and what lies below, top first.
+/// Gives directories that the layer does not list the present time: by that the commit, which is told the parent, knows them.
+fn mark_made_up<'a>(root: &Dir, paths: impl Iterator<Item = &'a Path>) -> Result<()> {
+    for path in paths {
+        let dir = match path.as_os_str().is_empty() {
+            true => root.dup()?,
+            false => root.open_dir(path)?,
+        };
+        rooted::set_times_fd(&dir, None, Some(Timespec::now()))?;
+    }
+    Ok(())
+}
+
+/// Where a layer is written.
 struct Place {
     dir: PathBuf,
     marks: TargetMarks,
-    below: Vec<Arc<dyn Layer>>,
+    below: Below,
+}
+
+/// What a layer will lie on.
+enum Below {
+    /// These layers, top first.
+    These(Vec<Arc<dyn Layer>>),
+    /// The commit will say.
+    ToldLater,
+    /// It is in the same tree.
+    Shown,
 }
 
 fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
@@ -126,56 +152,67 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
         }
     };
     match tree::ours(ctx, dir)? {
-        Some(ours) => in_store(&ours, dir),
-        None => Ok(Place {
-            dir: dir.clone(),
-            marks: match lowers {
-                Some(_) => TargetMarks::Overlay(prefix),
-                None => TargetMarks::Whole(prefix),
+        Some(ours) => {
+            let place = in_store(&ours, dir, lowers.is_some())?;
+            crate::snapshots::unpacks_itself(&ours.key);
+            Ok(place)
+        }
+        None => Ok(match lowers {
+            Some(lowers) => Place {
+                dir: dir.clone(),
+                marks: TargetMarks::Overlay(prefix),
+                below: Below::These(open(
+                    lowers.iter().map(PathBuf::as_path),
+                    Dialect::archive(prefix),
+                )?),
             },
-            below: open(
-                lowers.into_iter().flatten().map(PathBuf::as_path),
-                Dialect::archive(prefix),
-            )?,
+            None => Place {
+                dir: dir.clone(),
+                marks: TargetMarks::Whole(prefix),
+                below: Below::Shown,
+            },
         }),
     }
 }
 
-fn in_store(ours: &Ours, dir: &Path) -> Result<Place> {
+/// `stacked`: it is mounted as an overlay.
+fn in_store(ours: &Ours, dir: &Path, stacked: bool) -> Result<Place> {
     tree::writable(ours)?;
     let prefix = crate::container::prefix();
-    let stacks = ours.parts.driver == DriverKind::Overlay2;
-    let (own, below): (&Path, Vec<&LayerDir>) = match &ours.parts.shape {
-        Shape::Overlay(overlay) => match &overlay.upper {
-            Some(upper) => (&upper.dir, overlay.lowers.iter().collect()),
-            None => (dir, Vec::new()),
-        },
-        Shape::Plain { root, .. } => (root, Vec::new()),
+    let own = match &ours.parts.shape {
+        Shape::Overlay(overlay) => overlay.upper.as_ref().map(|upper| upper.dir.as_path()),
+        Shape::Plain { root, .. } => Some(root.as_path()),
     };
-    if std::fs::canonicalize(own).map_err(Error::io("find", own))? != dir {
+    let own = own.map(|own| std::fs::canonicalize(own).map_err(Error::io("find", own)));
+    if own.transpose()?.as_deref() != Some(dir) {
         return Err(tree::unsupported(format!(
             "{}, which is only a part of snapshot {}",
             dir.display(),
             ours.key
         )));
     }
-    let marks = match &ours.parts.shape {
-        Shape::Overlay(_) => TargetMarks::Overlay(prefix),
-        // The first layer of a chain: its deletions hide nothing, and overlays will stand on it.
-        Shape::Plain { .. } if stacks => TargetMarks::Overlay(prefix),
-        Shape::Plain { .. } if ours.parts.driver == DriverKind::Overlay => {
-            TargetMarks::Whole(prefix)
+    let overlay = TargetMarks::Overlay(prefix);
+    let (marks, below) = match (&ours.parts.shape, ours.parts.driver) {
+        (Shape::Overlay(parts), _) => {
+            let dialect = match prefix {
+                Prefix::Trusted => Dialect::archive(prefix),
+                Prefix::User => Dialect::archive(prefix).with_records(),
+            };
+            let lowers = parts.lowers.iter().map(|layer| layer.dir.as_path());
+            (overlay, Below::These(open(lowers, dialect)?))
         }
-        Shape::Plain { .. } => TargetMarks::Plain,
-    };
-    let dialect = match prefix {
-        Prefix::Trusted => Dialect::archive(prefix),
-        Prefix::User => Dialect::archive(prefix).with_records(),
+        // Shown as an overlay on nothing, so that whiteouts are kept for a parent that only the commit tells.
+        (Shape::Plain { .. }, DriverKind::Overlay2) if stacked => (overlay, Below::ToldLater),
+        // The first layer of a chain: its deletions hide nothing.
+        (Shape::Plain { .. }, DriverKind::Overlay2) => (overlay, Below::These(Vec::new())),
+        // Overlays will be mounted on it.
+        (Shape::Plain { .. }, DriverKind::Overlay) => (TargetMarks::Whole(prefix), Below::Shown),
+        (Shape::Plain { .. }, _) => (TargetMarks::Plain, Below::Shown),
     };
     Ok(Place {
         dir: dir.to_path_buf(),
         marks,
-        below: open(below.into_iter().map(|layer| layer.dir.as_path()), dialect)?,
+        below,
     })
 }
 

@@ -7,9 +7,11 @@
 //! One thread an extraction, as many as [`THREADS`]; it looks at the directories again and again, each time after a pause in proportion to what
 //! the look cost, and ends when the snapshot is no longer writable or nothing comes any more.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vellum_store::{DriverKind, Kind, SnapshotKey, Store, TreeParts};
@@ -29,13 +31,27 @@ const QUIET: Duration = Duration::from_secs(120);
 
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
+/// The snapshots that are followed.
+static FOLLOWED: Mutex<BTreeSet<SnapshotKey>> = Mutex::new(BTreeSet::new());
+
+fn followed() -> MutexGuard<'static, BTreeSet<SnapshotKey>> {
+    // A panic elsewhere leaves a set behind that is whole.
+    FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Counts itself out when the thread ends, however that is.
-struct Running;
+struct Running(SnapshotKey);
 
 impl Drop for Running {
     fn drop(&mut self) {
+        leave(&self.0);
         RUNNING.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Lets go of a snapshot: who unpacks it sends files to disk himself.
+pub(super) fn leave(key: &SnapshotKey) {
+    followed().remove(key);
 }
 
 /// Follows the unpacking of a layer until it is committed or removed. Returns at once.
@@ -49,7 +65,8 @@ pub(super) fn follow(store: &Store, key: &SnapshotKey, parts: &TreeParts) {
         RUNNING.fetch_sub(1, Ordering::Relaxed);
         return;
     }
-    let running = Running;
+    followed().insert(key.clone());
+    let running = Running(key.clone());
     let (store, key) = (store.clone(), key.clone());
     let started = std::thread::Builder::new()
         .name("writeback".into())
@@ -67,6 +84,9 @@ fn run(store: &Store, key: &SnapshotKey, root: &Path) {
     let mut since = now() - 1;
     let mut last_new = Instant::now();
     loop {
+        if !followed().contains(key) {
+            return;
+        }
         let begun = Instant::now();
         let next = now() - 1;
         match look(root, since) {

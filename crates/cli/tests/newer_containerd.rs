@@ -1,0 +1,98 @@
+//! The slow tier: containerd 2 with Vellum's snapshotter and differ, and dockerd 28 on them, in a root file system of their own.
+//! `make test-slow` runs it. What happens inside is in `support/*.sh`.
+
+use std::path::Path;
+use std::process::Command;
+
+use vellum_testkit::clients::{Access, Home, Registry, Skopeo, available, run, small_image};
+use vellum_testkit::untested;
+
+const HELLO: &str = "hello from version 2, 13 entries at the root";
+
+/// Runs a scenario inside and compares what it reports.
+fn scenario(name: &str, script: &str, expected: &[&str]) {
+    if std::env::var_os("VELLUM_SLOW").is_none() {
+        untested(name, "only in the slow tier: make test-slow");
+        return;
+    }
+    let programs = [
+        "debootstrap",
+        "python3",
+        "busybox",
+        "unshare",
+        "docker-registry",
+        "skopeo",
+    ];
+    if !available(&programs) {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let registry = Registry::start(&home, "registry", Access::Open).unwrap();
+    let archive = small_image(&home).unwrap();
+    Skopeo::new(&home)
+        .unwrap()
+        .copy_with(
+            &format!("docker-archive:{}", archive.display()),
+            &format!("docker://{}/demo:small", registry.host()),
+            &["--dest-tls-verify=false"],
+        )
+        .unwrap();
+    let exchange = home.dir("exchange").unwrap();
+    std::fs::rename(&archive, exchange.join("small.tar")).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_vellum"), exchange.join("vellum")).unwrap();
+    let script = format!("{}\n{script}", include_str!("support/containerd_2.sh"));
+    let forky = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/forky-root.sh");
+    let said = run(Command::new(forky)
+        .args(["run", "bash", "-c", &script, "bash", name])
+        .env("EXCHANGE", &exchange)
+        .env("REGISTRY", registry.host()))
+    .unwrap();
+    let said: Vec<&str> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("ok: "))
+        .map(str::trim_end)
+        .collect();
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn containerd_2_works_with_snapshotter_and_differ() {
+    let hello = |what: &str| format!("{what}: {HELLO}");
+    scenario(
+        "ctd2",
+        include_str!("support/containerd_2_scenario.sh"),
+        &[
+            &hello("import"),
+            "ten layers went through the differ",
+            "the trees are the same",
+            &hello("pull"),
+            &hello("the container went on"),
+            "diff: app/ app/version begun made/ odd/ odd/.wh.links",
+            "zstd:  28 b5 2f fd",
+            "nothing is left",
+            "ended",
+        ],
+    );
+}
+
+#[test]
+fn docker_28_keeps_its_images_in_vellum() {
+    let hello = |what: &str| format!("{what}: {HELLO}");
+    scenario(
+        "d28",
+        include_str!("support/docker_28_scenario.sh"),
+        &[
+            "driver: vellum",
+            &hello("load"),
+            &hello("pull"),
+            "diff: A /odd/new C /app C /app/version C /odd",
+            "commit: version 7",
+            "build: version 8 copied ls: /odd/links: No such file or directory",
+            "cp: version 7",
+            "restart: alone",
+            "load again: version 8",
+            "nothing is left",
+            "ended",
+        ],
+    );
+}

@@ -1,0 +1,94 @@
+# Runs in the root of Debian's next release (scripts/forky-root.sh), with bash: a containerd 2 on Vellum's snapshotter and differ.
+# /exchange has vellum, small.tar and the tests' results; $REGISTRY is a registry on loopback that has the same image as demo:small.
+# "ok: ..." lines are what the test compares; anything that fails ends the script.
+set -eu
+dir=/exchange/$1
+run=/run/$1
+mkdir -p "$dir" "$run"
+vellum_pid=
+containerd_pid=
+
+start_vellum() {
+  VELLUM_LOG=vellum_snapshotter=debug /exchange/vellum --root "$dir/v" --run-dir "$run/v" --config /dev/null \
+    serve containerd --socket "$run/vs" --containerd "$run/sock" >> "$dir/vellum.log" 2>&1 &
+  vellum_pid=$!
+  wait_for test -S "$run/vs"
+}
+
+start_containerd() {
+  containerd --config "$dir/config.toml" >> "$dir/containerd.log" 2>&1 &
+  containerd_pid=$!
+  wait_for c version
+}
+
+c() { ctr --address "$run/sock" "$@"; }
+
+wait_for() {
+  for _ in $(seq 600); do
+    if "$@" > /dev/null 2>&1; then return 0; fi
+    sleep 0.1
+  done
+  echo "waited in vain for: $*" >&2
+  tail -n 20 "$dir/vellum.log" "$dir/containerd.log" >&2
+  return 1
+}
+
+crash() { # the pid: nothing of its own runs
+  kill -9 "$1"
+  wait "$1" || true
+}
+
+write_config() {
+  cat > "$dir/config.toml" << EOF
+version = 3
+root = "$dir/c"
+state = "$run/c"
+disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.nri.v1.nri"]
+[grpc]
+  address = "$run/sock"
+[debug]
+  level = "debug"
+[proxy_plugins.vellum]
+  type = "snapshot"
+  address = "$run/vs"
+[proxy_plugins.vellum-diff]
+  type = "diff"
+  address = "$run/vs"
+[plugins."io.containerd.service.v1.diff-service"]
+  default = ["vellum-diff", "walking"]
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "vellum"
+  differ = "vellum-diff"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "overlayfs"
+  differ = "walking"
+EOF
+}
+
+# A tree as text: all that find can say of each name. A directory's size is the file system's own business.
+tree() {
+  (cd "$1" && find . -mindepth 1 \( -type d -printf '%P %y %m %U %G - %T@ - %l\n' -o -printf '%P %y %m %U %G %s %T@ %n %l\n' \) | sort)
+}
+
+# Writes the tree of the image's top layer, as a snapshotter shows it.
+shown() { # SNAPSHOTTER TOP FILE
+  mkdir -p "$run/look"
+  c snapshots --snapshotter "$1" view --target "$run/look" look "$2" > "$run/mount.sh"
+  # mount(8) since 2.39 goes by fsconfig(2), which takes values of 255 bytes at most; mount(2) takes a page.
+  LIBMOUNT_FORCE_MOUNT2=always sh -e "$run/mount.sh"
+  tree "$run/look" > "$3"
+  umount "$run/look"
+  c snapshots --snapshotter "$1" rm look
+}
+
+remove_everything() { # NAMESPACE...
+  for namespace; do
+    for image in $(c -n "$namespace" image ls --quiet); do
+      c -n "$namespace" image rm --sync "$image" > /dev/null
+    done
+    test -z "$(c -n "$namespace" snapshots --snapshotter vellum ls | sed 1d)"
+  done
+  wait_for sh -c "test \"\$(ls '$dir/v/overlay2')\" = l"
+}
