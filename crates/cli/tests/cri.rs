@@ -349,6 +349,30 @@ fn installed(home: &Home, program: &str, config: &str, socket: &Path) -> String 
     text.replace("/run/vellum/containerd.sock", &socket.display().to_string())
 }
 
+/// A program that is `vellum` with the capabilities that its unit leaves it, and no way to more.
+fn under_the_units_limits(home: &Home, program: &str) -> String {
+    let unit = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../contrib/systemd/vellum-containerd.service"
+    );
+    let unit = std::fs::read_to_string(unit).unwrap();
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let names = line
+        .unwrap()
+        .split(' ')
+        .map(|name| name.trim_start_matches("CAP_").to_lowercase());
+    let set = names.fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
+    let path = home.join("confined");
+    // The last process is the server itself, so that what ends it ends that.
+    let script =
+        format!("#!/bin/sh\nexec setpriv --no-new-privs --bounding-set {set} {program} \"$@\"\n");
+    std::fs::write(&path, script).unwrap();
+    run(Command::new("chmod").arg("755").arg(&path)).unwrap();
+    path.display().to_string()
+}
+
 #[test]
 fn pods_run_on_a_node_that_was_installed() {
     let programs = [
@@ -378,7 +402,8 @@ fn pods_run_on_a_node_that_was_installed() {
         )
         .unwrap();
     let socket = Containerd::socket_in(&home);
-    let mut server = SnapshotServer::start(program, &home, "v", &socket, &[]).unwrap();
+    let confined = under_the_units_limits(&home, program);
+    let mut server = SnapshotServer::start(&confined, &home, "v", &socket, &[]).unwrap();
     let config = installed(&home, program, &node_config(&home), server.socket());
     let containerd = Containerd::start_with(&home, &config).unwrap();
     let plugins = containerd.ctr(&["plugins", "ls"]).unwrap();
