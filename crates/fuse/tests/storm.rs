@@ -89,7 +89,7 @@ fn eight_processes_lose_nothing() {
     everywhere(name, |world| {
         let seed = Rng::for_test(name).next() % 1_000_000_007;
         let slow = std::env::var_os("VELLUM_SLOW").is_some();
-        let rounds: u32 = if slow { 2000 } else { 100 };
+        let rounds: u32 = if slow { 2000 } else { 60 };
         world.put("counter", "0");
         world.put("slots", vec![0xff; 4096 * 64]);
         world.put("linked", "linked");
@@ -169,9 +169,9 @@ assert len(names) == len(set(names)) == count, (len(names), count)
 for at in sorted(places, key=lambda at: at * 7919 % count):
     libc.seekdir(dir, places[at])
     for name in names[at:at + 5]: assert read(dir) == name, at
-# Another reader removes every third; the places stay, and what is left comes once.
-for name in names[::3]: os.unlink(os.path.join(path, name))
-gone = set(names[::3])
+# Another reader removes some; the places stay, and what is left comes once.
+gone = set(names[::max(3, count // 20000)])
+for name in gone: os.unlink(os.path.join(path, name))
 for at in places:
     libc.seekdir(dir, places[at])
     left = [name for name in names[at:at + 30] if name not in gone]
@@ -189,7 +189,7 @@ assert sorted(again) == sorted(set(names) - gone | {b".", b".."}), len(again)
 fn very_many_names_have_stable_places() {
     everywhere("very_many_names_have_stable_places", |world| {
         let slow = std::env::var_os("VELLUM_SLOW").is_some();
-        let count = if slow { 1_000_000 } else { 20_000 };
+        let count = if slow { 1_000_000 } else { 8_000 };
         let dir = world.lower("many");
         fs::create_dir(&dir).unwrap();
         let dir = fs::File::open(dir).unwrap();
