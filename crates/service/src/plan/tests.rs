@@ -44,6 +44,7 @@ fn wishes() -> Wishes {
         docker_compatible: false,
         volatile: false,
         read_only: false,
+        size_bytes: None,
     }
 }
 
@@ -470,6 +471,21 @@ fn the_engine_mounts_what_the_kernel_can_not() {
         plan(&parts(2), &facts(), &auto),
         Ok(Plan::Overlay { .. })
     ));
+}
+
+#[test]
+fn a_size_limit_is_the_engine_s_to_keep_where_something_is_written() {
+    let limited = Wishes {
+        size_bytes: Some(5 << 20),
+        ..wishes()
+    };
+    match plan(&parts(2), &facts(), &limited) {
+        Ok(Plan::Engine { mount, because, .. }) => {
+            assert!(mount.options().contains(&"size=5242880".to_owned()));
+            assert!(because.contains("size limit"), "{because}");
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
