@@ -123,7 +123,7 @@ fn run() -> Result<(), Failure> {
         let listener = UnixListener::bind(socket)?;
         println!("mounted");
         let (successor, _) = listener.accept()?;
-        let handover = session.hand_over().map_err(|(error, _)| error)?;
+        let handover = session.hand_over().map_err(|not| not.error)?;
         return Ok(handover.send(successor)?);
     }
     println!("mounted");

@@ -51,6 +51,15 @@ pub struct Session {
     listener: Option<Listener>,
 }
 
+/// Why a session was not handed over, and the session, if it goes on.
+#[derive(Debug)]
+pub struct NotHandedOver {
+    /// Why.
+    pub error: Error,
+    /// The session as it was. Without one the mount has no server and ends.
+    pub session: Option<Session>,
+}
+
 /// Mounts `engine` on the directory `target`.
 ///
 /// Returns when the mount answers. After an error nothing is mounted and the engine is gone.
@@ -148,20 +157,24 @@ impl Session {
     ///
     /// Errors: in passthrough mode or over io_uring ([`Error::Handover`]), or if the mount does not show at its place, the session is given back
     /// and goes on. Later ones end the mount.
-    pub fn hand_over(self) -> std::result::Result<Handover, (Error, Option<Session>)> {
+    pub fn hand_over(self) -> std::result::Result<Handover, Box<NotHandedOver>> {
+        let kept = |error, session| {
+            let session = Some(session);
+            Err(Box::new(NotHandedOver { error, session }))
+        };
         if self.agreed.passthrough {
             // The backing files' numbers belong to this process's table.
             let why = String::from("it is in passthrough mode");
-            return Err((Error::Handover { why }, Some(self)));
+            return kept(Error::Handover { why }, self);
         }
         if self.agreed.rings {
             // The kernel lets a process that serves rings go, not the requests it has given them.
             let why = String::from("its requests come over io_uring; mount it with io_uring=off");
-            return Err((Error::Handover { why }, Some(self)));
+            return kept(Error::Handover { why }, self);
         }
         let root = match self.unmounter.root() {
             Ok(root) => root,
-            Err(error) => return Err((error, Some(self))),
+            Err(error) => return kept(error, self),
         };
         if let Some(listener) = self.listener {
             listener.stop();
@@ -190,7 +203,12 @@ impl Session {
                 legacy,
             })
         })();
-        handed.map_err(|error| (error, None))
+        handed.map_err(|error| {
+            Box::new(NotHandedOver {
+                error,
+                session: None,
+            })
+        })
     }
 
     /// Returns what takes the mount away: from any thread, any time.

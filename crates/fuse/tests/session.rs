@@ -201,7 +201,7 @@ fn memory_returns_when_the_kernel_forgets() {
         assert_eq!(lines.count(), dirs * 1001 + 1);
         assert!(found.wait().unwrap().success());
         let between = own_kib();
-        assert!(between > before + (dirs as u64 * 1000 * 128 >> 10));
+        assert!(between > before + ((dirs as u64 * 1000 * 128) >> 10));
         // The kernel forgets file by file, a directory after what is in it, and the server hears of it one by one: how long that takes is
         // no matter, where it ends is. Half of what is promised, so that the test is not decided by a page.
         let deadline = Instant::now() + Duration::from_secs(600);
