@@ -1,19 +1,25 @@
 #!/usr/bin/env python3
 """Compares ways to have a union of directories: a bare directory, the kernel's overlay, Vellum's engine, fuse-overlayfs.
 
-    bench/union.py [ROW...] [--rounds N] [--disk DIR] [--output FILE] [--vellum PROGRAM] [--fuse-overlayfs PROGRAM]
+    bench/union.py [ROW...] [--only NAME,NAME] [--io-uring] [--rounds N] [--disk DIR] [--output FILE] [--vellum PROGRAM]
+                   [--fuse-overlayfs PROGRAM]
     bench/union.py --list
 
 Needs root. Without --disk everything lies on an ext4 in memory (a loop device on /dev/shm); with it, on that directory's file system.
 In each round every contender gets a fresh upper on the same lower layer, and each row is taken by all of them before
 the next begins, in an order that rotates. A figure is the median of the rounds; a ratio is the median of the rounds' ratios
-to the kernel's overlay, all features on: below 1 is faster. Behind the table stand the requests that each row cost Vellum's
-coherent mount, by type.
+to the kernel's overlay, all features on: below 1 is faster. A second table says how many times longer fuse-overlayfs took than
+each of Vellum's mounts. Behind the tables stand the requests that each row cost Vellum's mounts, by type.
+
+`vellum` reads requests from the device, `vellum-ring` takes them over io_uring: it is there where the host offers that, or with
+--io-uring, which turns the host's setting on for the time of the run. `vellum-checked` has open=checked and is there if named
+by --only.
 
 fuse-overlayfs 2.0 is `cargo install fuse-overlayfs`; it is looked for in PATH unless named.
 """
 
 import argparse
+import atexit
 import mmap
 import multiprocessing
 import os
@@ -33,7 +39,13 @@ SMALL = 4096
 BIG = 1 << 30
 WALK_FILES = 100_000
 TREE_FILES = 20_000
+# What each of several processes unpacks.
+PART_FILES = 2_500
 OPS = 2_000
+APPENDS = 500
+# Rows with several processes: so many at a time.
+PROCESSES = (2, 4, 8)
+OFFERED = "/sys/module/fuse/parameters/enable_uring"
 
 
 def say(text):
@@ -110,7 +122,7 @@ class Contender:
             return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1)) / 1024
 
 
-def contenders(vellum, fuse_overlayfs):
+def contenders(vellum, fuse_overlayfs, only):
     def bare(self, lower):
         # One copy serves all rounds: what rows destroy, each has under the round's number.
         run("mount", "--bind", self.copy, self.at)
@@ -129,13 +141,35 @@ def contenders(vellum, fuse_overlayfs):
     def theirs(self, lower):
         run(fuse_overlayfs, "-o", f"lowerdir={lower},upperdir={self.upper},workdir={self.work}", self.at)
 
-    found = [Contender("bare", bare), Contender("kernel", kernel), Contender("vellum", ours(""))]
+    found = [Contender("bare", bare), Contender("kernel", kernel), Contender("vellum", ours(",io_uring=off"))]
+    if offers_io_uring():
+        found.append(Contender("vellum-ring", ours("")))
+    elif "vellum-ring" in only:
+        sys.exit("union: the host does not offer FUSE over io_uring: --io-uring turns it on for this run")
     found.append(Contender("vellum-passthrough", ours(",passthrough")))
+    if "vellum-checked" in only:
+        found.append(Contender("vellum-checked", ours(",io_uring=off,open=checked")))
     if fuse_overlayfs:
         found.append(Contender("fuse-overlayfs", theirs))
     else:
         say("no fuse-overlayfs in PATH: left out")
-    return found
+    unknown = set(only) - {contender.name for contender in found}
+    if unknown:
+        sys.exit(f"union: no such contender: {', '.join(sorted(unknown))}")
+    return [contender for contender in found if not only or contender.name in only]
+
+
+def offers_io_uring():
+    try:
+        with open(OFFERED) as file:
+            return file.read().strip() == "Y"
+    except OSError:
+        return False
+
+
+def offer_io_uring(value):
+    with open(OFFERED, "w") as file:
+        file.write(value)
 
 
 # What is measured. Each takes the merged directory, the contender and the round, and returns how many operations it timed, or
@@ -174,6 +208,15 @@ def read_random(at, *_):
         os.pread(fd, SMALL, chance.randrange(BIG // SMALL) * SMALL)
     os.close(fd)
     return 20_000
+
+
+def read_random_cold(at, *_):
+    chance = random.Random(2)
+    fd = os.open(f"{at}/big", os.O_RDONLY)
+    for _ in range(2_000):
+        os.pread(fd, SMALL, chance.randrange(BIG // SMALL) * SMALL)
+    os.close(fd)
+    return 2_000
 
 
 def read_mapped(at, *_):
@@ -225,11 +268,11 @@ def chmod_lower(at, _contender, number):
 
 
 def append_lower(at, *_):
-    for i in range(500):
+    for i in range(APPENDS):
         fd = os.open(f"{at}/append/{i}", os.O_WRONLY | os.O_APPEND)
         os.write(fd, b"y")
         os.close(fd)
-    return 500
+    return APPENDS
 
 
 def first_write(at, *_):
@@ -266,28 +309,60 @@ def build(at, _contender, number):
 
 
 def parallel(action, processes):
-    """The same done by several processes at once, each in names of its own where it makes any."""
+    """The same done by several processes at once, each in names of its own where it changes any."""
+
+    def one(who, at, contender, number):
+        if action is create:
+            create(at, contender, number, prefix=f"p{processes}-{who}")
+        elif action is rename_unlink:
+            where = f"{at}/made-p{processes}-{who}-{number}"
+            for i in range(OPS):
+                os.rename(f"{where}/{i}", f"{where}/r{i}")
+            for i in range(OPS):
+                os.unlink(f"{where}/r{i}")
+        elif action is mkdir_rmdir:
+            for i in range(OPS):
+                os.mkdir(f"{at}/d{processes}-{who}-{i}")
+            for i in range(OPS):
+                os.rmdir(f"{at}/d{processes}-{who}-{i}")
+        elif action is append_lower:
+            for i in range(who, APPENDS, processes):
+                fd = os.open(f"{at}/append-{processes}/{i}", os.O_WRONLY | os.O_APPEND)
+                os.write(fd, b"y")
+                os.close(fd)
+        elif action is read_big:
+            # Each begins elsewhere.
+            fd = os.open(f"{at}/big", os.O_RDONLY)
+            for step in range(BIG >> 20):
+                os.pread(fd, 1 << 20, ((step + who * (BIG >> 20) // processes) << 20) % BIG)
+            os.close(fd)
+        elif action is untar:
+            where = f"{at}/untar-p{processes}-{who}-{number}"
+            os.mkdir(where)
+            run("tar", "-C", where, "-xf", untar.part)
+        else:
+            action(at, contender, number)
+
+    operations = {walk: WALK_FILES, read_small: OPS, create: OPS, rename_unlink: 2 * OPS, mkdir_rmdir: 2 * OPS}
 
     def measured(at, contender, number):
-        def one(who):
-            if action is create:
-                create(at, contender, number, prefix=f"p{processes}-{who}")
-            else:
-                action(at, contender, number)
-
-        workers = [multiprocessing.Process(target=one, args=(who,)) for who in range(processes)]
+        workers = [multiprocessing.Process(target=one, args=(who, at, contender, number)) for who in range(processes)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
             if worker.exitcode:
                 raise RuntimeError("a process failed")
-        return processes * (WALK_FILES if action is walk else OPS)
+        return APPENDS if action is append_lower else processes * operations.get(action, 1)
 
     return measured
 
 
-# Row: (key, what it says, what is measured, cold?, repetitions of which the last counts)
+def rename_unlink(*_):
+    raise NotImplementedError("only by several processes")
+
+
+# Row: (key, what it says, what is measured, cold?)
 ROWS = [
     ("walk", "walk + stat of 100,000 files, cold", walk, True),
     ("walk", "walk + stat of 100,000 files, warm", walk, False),
@@ -295,6 +370,7 @@ ROWS = [
     ("small", "open+read+close, 4 KiB, cold", read_small, True),
     ("small", "open+read+close, 4 KiB, warm", read_small, False),
     ("big", "1 GiB sequential read, cold", read_big, True),
+    ("big", "4 KiB random reads of 1 GiB, cold", read_random_cold, True),
     ("big", "1 GiB sequential read, warm", read_big, False),
     ("big", "4 KiB random reads of 1 GiB, warm", read_random, False),
     ("big", "1 GiB mapped read, warm", read_mapped, False),
@@ -308,15 +384,35 @@ ROWS = [
     ("trees", "rm -rf of 20,000 lower files", remove_tree, False),
     ("work", "git status, warm", git_status, False),
     ("work", "build of a C library, 2 processes", build, False),
-    ("parallel", "walk + stat, warm, 2 processes", parallel(walk, 2), False),
-    ("parallel", "walk + stat, warm, 8 processes", parallel(walk, 8), False),
-    ("parallel", "open+read+close, warm, 8 processes", parallel(read_small, 8), False),
-    ("parallel", "create + 4 KiB, 2 processes", parallel(create, 2), False),
-    ("parallel", "create + 4 KiB, 8 processes", parallel(create, 8), False),
     ("first-write", "one byte of a 1 GiB lower file", first_write, False),
 ]
+for _processes in PROCESSES:
+    for _key, _title, _action in [
+        ("parallel-read", "walk + stat, warm", walk),
+        ("parallel-read", "open+read+close, warm", read_small),
+        ("parallel-names", "create + 4 KiB", create),
+        ("parallel-names", "rename, unlink", rename_unlink),
+        ("parallel-names", "mkdir, rmdir", mkdir_rmdir),
+        ("parallel-copy-up", "append to a lower file", append_lower),
+        ("parallel-big", "1 GiB sequential read, warm", read_big),
+        ("parallel-trees", "untar of 2,500 files each", untar),
+    ]:
+        ROWS.append((_key, f"{_title}, {_processes} processes", parallel(_action, _processes), False))
 # Done once, untimed, before what is to be warm.
 WARM = {walk, names, read_small, read_big, read_random, read_mapped, git_status}
+
+
+# What is read by several processes at once is warmed by one.
+WARMED_BY = {title: action for title, action in [("walk", walk), ("open", read_small), ("1 GiB", read_big)]}
+
+
+def warm_by(action):
+    if action in WARM:
+        return action
+    for key, title, other, _ in ROWS:
+        if other is action and key in ("parallel-read", "parallel-big"):
+            return next(warm for start, warm in WARMED_BY.items() if title.startswith(start))
+    return None
 
 
 def c_sources():
@@ -339,16 +435,26 @@ def make_lower(lower, rounds, keys):
 
     os.makedirs(lower)
     content = os.urandom(SMALL)
-    files(f"{lower}/walk", WALK_FILES, b"")
-    files(f"{lower}/small", OPS, content, None)
-    files(f"{lower}/chmod", OPS, content, None)
-    files(f"{lower}/append", 500, content, None)
+    if keys & {"walk", "parallel-read"}:
+        files(f"{lower}/walk", WALK_FILES, b"")
+    if keys & {"small", "parallel-read"}:
+        files(f"{lower}/small", OPS, content, None)
+    if "copy-up" in keys:
+        files(f"{lower}/chmod", OPS, content, None)
+        files(f"{lower}/append", APPENDS, content, None)
+    if "parallel-copy-up" in keys:
+        for processes in PROCESSES:
+            files(f"{lower}/append-{processes}", APPENDS, content, None)
+    if "parallel-trees" in keys:
+        untar.part = os.path.join(os.path.dirname(lower), "part.tar")
+        files(f"{lower}/part", PART_FILES, content[:512], 100)
+        run("tar", "-C", f"{lower}/part", "-cf", untar.part, ".")
     if "trees" in keys:
         for number in range(rounds):
             files(f"{lower}/tree-{number}", TREE_FILES, content[:512], 100)
         untar.archive = os.path.join(os.path.dirname(lower), "tree.tar")
         run("tar", "-C", f"{lower}/tree-0", "-cf", untar.archive, ".")
-    if keys & {"big", "first-write", "cache"}:
+    if keys & {"big", "parallel-big", "first-write", "cache"}:
         with open(f"{lower}/big", "wb") as file:
             for _ in range(BIG >> 20):
                 file.write(os.urandom(1 << 20))
@@ -377,8 +483,8 @@ def measure(rows, everybody, place, lower, rounds):
         for index, (_, title, action, cold) in enumerate(rows):
             shift = (number + index) % len(everybody)
             for contender in everybody[shift:] + everybody[:shift]:
-                if action in WARM and not cold:
-                    action(contender.at, contender, number)
+                if warm_by(action) and not cold:
+                    warm_by(action)(contender.at, contender, number)
                 if cold:
                     drop_caches()
                 else:
@@ -443,6 +549,18 @@ def page_cache(everybody, place, lower):
     return grown
 
 
+def against(times, rows, everybody, out):
+    """How many times longer fuse-overlayfs took than each of ours."""
+    ours = [c.name for c in everybody if c.name.startswith("vellum")]
+    if "fuse-overlayfs" not in [c.name for c in everybody] or not ours:
+        return
+    out.write("\nfuse-overlayfs took so many times longer than\n\n| what | " + " | ".join(ours) + " |\n|---|" + "---:|" * len(ours) + "\n")
+    for _, title, _, _ in rows:
+        theirs = times[title]["fuse-overlayfs"]
+        cells = [f"{statistics.median(b / a for a, b in zip(times[title][name], theirs)):.2f}" for name in ours]
+        out.write(f"| {title} | " + " | ".join(cells) + " |\n")
+
+
 def table(times, counts, memory, grown, cache, rows, everybody, out):
     who = [c.name for c in everybody]
     out.write("| what | " + " | ".join(who) + " |\n|---|" + "---:|" * len(who) + "\n")
@@ -468,6 +586,7 @@ def table(times, counts, memory, grown, cache, rows, everybody, out):
     if cache:
         cells = [f"{cache[name]:.0f} MiB" if name in cache else "-" for name in who]
         out.write("| page cache for ten mounts reading 100 MiB | " + " | ".join(cells) + " |\n")
+    against(times, rows, everybody, out)
     for name in who:
         if not any(name in counts.get(title, {}) for title in counts):
             continue
@@ -485,8 +604,11 @@ def table(times, counts, memory, grown, cache, rows, everybody, out):
 
 def main():
     keys = list(dict.fromkeys(row[0] for row in ROWS)) + ["cache"]
+    parallel_keys = [key for key in keys if key.startswith("parallel-")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=" ".join(keys))
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=" ".join(keys) + "; without any, all that are not parallel")
+    parser.add_argument("--only", default="", help="contenders, by name, with commas")
+    parser.add_argument("--io-uring", action="store_true", help="have the host offer FUSE over io_uring meanwhile")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--disk", help="measure below this directory instead of in memory")
     parser.add_argument("--gib", type=int, default=7, help="size of the ext4 in memory")
@@ -497,14 +619,17 @@ def main():
     chosen = parser.parse_args()
     if chosen.list:
         for key, title, _, _ in ROWS:
-            print(f"{key:12} {title}")
+            print(f"{key:17} {title}")
         return
     unknown = set(chosen.rows) - set(keys)
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {' '.join(keys)}")
-    wanted = set(chosen.rows or keys)
+    wanted = set(chosen.rows or keys) - (set() if chosen.rows else set(parallel_keys))
+    if chosen.io_uring and not offers_io_uring():
+        offer_io_uring("Y")
+        atexit.register(offer_io_uring, "N")
     rows = [row for row in ROWS if row[0] in wanted]
-    everybody = contenders(chosen.vellum, chosen.fuse_overlayfs)
+    everybody = contenders(chosen.vellum, chosen.fuse_overlayfs, [name for name in chosen.only.split(",") if name])
     place = tempfile.mkdtemp(prefix="vellum-union-", dir=chosen.disk)
     image = None
     try:
@@ -517,8 +642,9 @@ def main():
         lower = os.path.join(place, "lower")
         say("making the lower layer")
         make_lower(lower, chosen.rounds, wanted)
-        everybody[0].copy = os.path.join(place, "copy")
-        run("cp", "-a", lower, everybody[0].copy)
+        if everybody[0].name == "bare":
+            everybody[0].copy = os.path.join(place, "copy")
+            run("cp", "-a", lower, everybody[0].copy)
         os.sync()
         results = measure(rows, everybody, place, lower, chosen.rounds)
         cache = page_cache(everybody, place, lower) if "cache" in wanted else {}
