@@ -225,7 +225,8 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
     (
         "gc",
         "  vellum gc --dry-run
-  vellum gc",
+  vellum gc
+  vellum gc --rebuilt                     after check --rebuild, when you have looked",
     ),
     (
         "check",

@@ -147,6 +147,11 @@ pub struct Collected {
     pub cause: Option<String>,
 }
 
+/// Lets go of what a rebuild of the database found and holds, so that the next collection takes what nothing else needs. Returns whether something was held.
+pub fn let_go_of_rebuilt(ctx: &Context) -> Result<bool> {
+    Ok(ctx.store()?.end_rebuilt_lease()?)
+}
+
 /// Removes what nothing needs; with `dry_run` only tells.
 pub fn gc(ctx: &Context, dry_run: bool) -> Result<Vec<Collected>> {
     Ok(ctx

@@ -31,6 +31,9 @@ pub struct Gc {
     /// Say what would go and why, and remove nothing
     #[arg(long, short = 'n')]
     pub dry_run: bool,
+    /// Also what `check --rebuild` found and holds until somebody has looked
+    #[arg(long, conflicts_with = "dry_run")]
+    pub rebuilt: bool,
     #[command(flatten)]
     /// How results are printed
     pub output: Output,

@@ -202,6 +202,10 @@ pub fn df(ctx: &Context, args: args::Df) -> Outcome {
 
 /// `gc`
 pub fn gc(ctx: &Context, args: args::Gc, quiet: bool) -> Outcome {
+    if args.rebuilt {
+        // Nothing held is as good.
+        let _ = keep::let_go_of_rebuilt(ctx)?;
+    }
     let all = keep::gc(ctx, args.dry_run)?;
     let mut out = stdout();
     if args.output.json {
@@ -285,6 +289,10 @@ fn rebuild(ctx: &Context, args: &args::Check, quiet: bool) -> Outcome {
     if let (false, Some(old)) = (quiet, &rebuilt.old_database) {
         ctx.progress
             .say(&format!("the old database is {}", old.display()));
+    }
+    if !quiet {
+        ctx.progress
+            .say("everything found is held: when you have looked, `vellum gc --rebuilt` takes what nothing needs");
     }
     Ok(if rebuilt.lost.is_empty() {
         DONE
