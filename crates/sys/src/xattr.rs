@@ -1,8 +1,8 @@
 //! Extended attributes of an open file, or of a name in a directory without following it.
 //!
-//! There is no `getxattrat` before Linux 6.13, so a name is reached as `/proc/self/fd/<dir>/<name>` with the
-//! `l`-calls: the kernel jumps to the directory we hold, and the one component behind it is not followed. Names are
-//! checked to be one component. Values are bytes and never interpreted here.
+//! From Linux 6.13 on names are listed and read with `listxattrat` and `getxattrat`; before, and for changes, a name is reached as
+//! `/proc/self/fd/<dir>/<name>` with the `l`-calls: the kernel jumps to the directory we hold, and the one component
+//! behind it is not followed. Names are checked to be one component. Values are bytes and never interpreted here.
 //!
 //! A file system without extended attributes reads as having none; writing to it is an error.
 
@@ -41,16 +41,28 @@ impl SetMode {
 ///
 /// Attributes the caller may not see (`trusted.*` without privilege) are not listed.
 pub fn list(dir: &Dir, name: &OsStr) -> Result<Vec<OsString>> {
-    let path = proc_path(dir, name)?;
-    read_list(|buf| rustix::fs::llistxattr(&path, buf))
-        .map_err(|e| Error::at("list extended attributes of", dir.as_fd(), name, e))
+    check_name(dir.as_fd(), name)?;
+    let listed = match at::list(dir.as_fd(), name) {
+        Some(listed) => listed,
+        None => {
+            let path = proc_path(dir, name)?;
+            read_list(|buf| rustix::fs::llistxattr(&path, buf))
+        }
+    };
+    listed.map_err(|e| Error::at("list extended attributes of", dir.as_fd(), name, e))
 }
 
 /// Returns the value of attribute `attr` of `name` in `dir`, or `None` if it has none.
 pub fn get(dir: &Dir, name: &OsStr, attr: &OsStr) -> Result<Option<Vec<u8>>> {
-    let path = proc_path(dir, name)?;
-    read_value(|buf| rustix::fs::lgetxattr(&path, attr, buf))
-        .map_err(|e| Error::at("read an extended attribute of", dir.as_fd(), name, e))
+    check_name(dir.as_fd(), name)?;
+    let value = match at::get(dir.as_fd(), name, attr) {
+        Some(value) => value,
+        None => {
+            let path = proc_path(dir, name)?;
+            read_value(|buf| rustix::fs::lgetxattr(&path, attr, buf))
+        }
+    };
+    value.map_err(|e| Error::at("read an extended attribute of", dir.as_fd(), name, e))
 }
 
 /// Sets attribute `attr` of `name` in `dir`.
@@ -116,6 +128,117 @@ fn proc_path(dir: &Dir, name: &OsStr) -> Result<Vec<u8>> {
     let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
     path.extend_from_slice(name.as_bytes());
     Ok(path)
+}
+
+/// The calls that take a directory and a name (Linux 6.13).
+mod at {
+    use std::ffi::{CString, OsStr, OsString};
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    use std::os::unix::ffi::OsStrExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::io::Errno;
+
+    use super::{read_list, read_value};
+
+    const GETXATTRAT: libc::c_long = 464;
+    const LISTXATTRAT: libc::c_long = 465;
+
+    /// `struct xattr_args`.
+    #[repr(C)]
+    struct Args {
+        value: u64,
+        size: u32,
+        flags: u32,
+    }
+
+    /// The kernel has refused such a call: it does not know it, or a filter of system calls doesn't.
+    static UNKNOWN: AtomicBool = AtomicBool::new(cfg!(not(target_os = "linux")));
+
+    fn words(name: &OsStr) -> rustix::io::Result<CString> {
+        CString::new(name.as_bytes()).map_err(|_| Errno::INVAL)
+    }
+
+    fn done(returned: libc::c_long) -> rustix::io::Result<usize> {
+        match usize::try_from(returned) {
+            Ok(length) => Ok(length),
+            Err(_) => {
+                let error = std::io::Error::last_os_error();
+                Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            }
+        }
+    }
+
+    /// Notes a refusal of the call itself; `None` then.
+    fn known<T>(result: rustix::io::Result<T>) -> Option<rustix::io::Result<T>> {
+        match result {
+            Err(Errno::NOSYS) => {
+                UNKNOWN.store(true, Ordering::Relaxed);
+                None
+            }
+            // A filter says no, or the file system does: the other call tells.
+            Err(Errno::PERM) => None,
+            other => Some(other),
+        }
+    }
+
+    pub fn list(dir: BorrowedFd<'_>, name: &OsStr) -> Option<rustix::io::Result<Vec<OsString>>> {
+        if UNKNOWN.load(Ordering::Relaxed) {
+            return None;
+        }
+        let path = match words(name) {
+            Ok(path) => path,
+            Err(errno) => return Some(Err(errno)),
+        };
+        known(read_list(|buffer| {
+            // SAFETY: listxattrat reads a NUL-terminated path and writes at most `buffer.len()` bytes to the buffer; both live through
+            // the call.
+            done(unsafe {
+                libc::syscall(
+                    LISTXATTRAT,
+                    dir.as_raw_fd(),
+                    path.as_ptr(),
+                    libc::AT_SYMLINK_NOFOLLOW,
+                    buffer.as_mut_ptr(),
+                    buffer.len(),
+                )
+            })
+        }))
+    }
+
+    pub fn get(
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        attr: &OsStr,
+    ) -> Option<rustix::io::Result<Option<Vec<u8>>>> {
+        if UNKNOWN.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (path, attr) = match (words(name), words(attr)) {
+            (Ok(path), Ok(attr)) => (path, attr),
+            (Err(errno), _) | (_, Err(errno)) => return Some(Err(errno)),
+        };
+        known(read_value(|buffer| {
+            let args = Args {
+                value: buffer.as_mut_ptr().expose_provenance() as u64,
+                size: buffer.len() as u32,
+                flags: 0,
+            };
+            // SAFETY: getxattrat reads two NUL-terminated strings and the arguments, and writes at most `size` bytes to the buffer that
+            // they name; all live through the call.
+            done(unsafe {
+                libc::syscall(
+                    GETXATTRAT,
+                    dir.as_raw_fd(),
+                    path.as_ptr(),
+                    libc::AT_SYMLINK_NOFOLLOW,
+                    attr.as_ptr(),
+                    &raw const args,
+                    size_of::<Args>(),
+                )
+            })
+        }))
+    }
 }
 
 fn gone(result: rustix::io::Result<()>) -> rustix::io::Result<bool> {

@@ -91,6 +91,27 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Returns which xattrs a name has, so that only marks that are there are asked for: most names have none, and one question is
+    /// less than one for each mark. `None` if there are more than can be listed.
+    fn listed(&self, dir: &dyn LayerDir, name: &OsStr) -> Result<Option<Vec<OsString>>> {
+        if self.dialect.prefix.is_none() {
+            return Ok(Some(Vec::new()));
+        }
+        match dir.xattr_names(Some(name)) {
+            Err(error) if error.is(rustix::io::Errno::TOOBIG) => Ok(None),
+            other => other.map(Some).map_err(|error| self.io(error)),
+        }
+    }
+
+    /// Returns whether a mark may be among what was listed.
+    fn may_have(&self, listed: &Option<Vec<OsString>>, mark: Mark) -> bool {
+        match (self.dialect.prefix, listed) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(prefix), Some(listed)) => listed.iter().any(|name| name == prefix.xattr(mark)),
+        }
+    }
+
     /// Returns the parsed value of a mark, or `None` if it is not there.
     fn parsed<T>(
         &self,
@@ -198,12 +219,16 @@ impl<'a> Reader<'a> {
         name: &OsStr,
         stat: Stat,
     ) -> Result<Answer<DirAt, FileAt>> {
-        let mark = self.parsed((&**above, Some(name)), Mark::Opaque, Opaque::parse)?;
+        let listed = self.listed(&**above, name)?;
+        let mark = match self.may_have(&listed, Mark::Opaque) {
+            true => self.parsed((&**above, Some(name)), Mark::Opaque, Opaque::parse)?,
+            false => None,
+        };
         let dir = above.subdir(name);
         let opaque = mark == Some(Opaque::Opaque) || self.opaque_by_name(above, name, &*dir)?;
-        let redirect = match opaque {
-            true => None,
-            false => self.redirect(above, name)?,
+        let redirect = match !opaque && self.may_have(&listed, Mark::Redirect) {
+            true => self.redirect(above, name)?,
+            false => None,
         };
         let xattr_whiteouts = mark == Some(Opaque::XattrWhiteouts);
         Ok(Answer::Dir {
@@ -254,11 +279,19 @@ impl<'a> Reader<'a> {
         stat: Stat,
     ) -> Result<Answer<DirAt, FileAt>> {
         // The kernel's lookup takes such a file for a whiteout whether or not its directory says `opaque=x`.
-        if stat.size_bytes == 0 && self.mark(&**dir, Some(name), Mark::Whiteout)?.is_some() {
+        let listed = self.listed(&**dir, name)?;
+        if stat.size_bytes == 0
+            && self.may_have(&listed, Mark::Whiteout)
+            && self.mark(&**dir, Some(name), Mark::Whiteout)?.is_some()
+        {
             return Ok(Answer::Hidden(Whiteout::Xattr));
         }
         let mut blocks = None;
-        let data = match self.parsed((&**dir, Some(name)), Mark::Metacopy, Metacopy::parse)? {
+        let metacopy = match self.may_have(&listed, Mark::Metacopy) {
+            true => self.parsed((&**dir, Some(name)), Mark::Metacopy, Metacopy::parse)?,
+            false => None,
+        };
+        let data = match metacopy {
             None => Data::Here,
             Some(Metacopy::Unsettled) => {
                 blocks = Some(self.block_map(dir, name)?);
