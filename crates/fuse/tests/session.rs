@@ -164,7 +164,7 @@ fn a_plain_user_mounts_through_fusermount() {
 fn memory_returns_when_the_kernel_forgets() {
     as_root(|world| {
         let slow = std::env::var_os("VELLUM_SLOW").is_some();
-        let dirs = if slow { 1000 } else { 60 };
+        let dirs = if slow { 1000 } else { 30 };
         for dir in 0..dirs {
             let path = world.lower(format!("{dir}"));
             fs::create_dir(&path).unwrap();
