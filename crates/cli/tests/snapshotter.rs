@@ -74,7 +74,7 @@ fn labels_change_and_times_keep_their_nanoseconds() {
     let made = c.stat("k").unwrap();
     assert_eq!(made.labels, given);
     assert_eq!(made.created_at, made.updated_at);
-    assert_eq!(c.list(&[]).unwrap(), [made.clone()]);
+    assert_eq!(c.list(&[]).unwrap(), std::slice::from_ref(&made));
     // As clients ask: zero times of year one, kind committed, and an empty mask.
     let zero = prost_types::Timestamp {
         seconds: -62_135_596_800,

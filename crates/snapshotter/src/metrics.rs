@@ -262,7 +262,7 @@ async fn answer(shared: Arc<Shared>, mut stream: impl AsyncRead + AsyncWrite + U
 
 async fn text_now(shared: &Shared) -> Result<String, String> {
     let held = shared
-        .quietly(|ctx| verbs::held(ctx))
+        .quietly(verbs::held)
         .await
         .map_err(|status| status.message().to_owned())?;
     shared
