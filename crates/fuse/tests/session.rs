@@ -165,6 +165,8 @@ fn memory_returns_when_the_kernel_forgets() {
     as_root(|world| {
         let slow = std::env::var_os("VELLUM_SLOW").is_some();
         let dirs = if slow { 1000 } else { 30 };
+        // Half of what is promised at most, so that the test is not decided by a page.
+        let allowed_kib = if slow { 16 << 10 } else { 8 << 10 };
         for dir in 0..dirs {
             let path = world.lower(format!("{dir}"));
             fs::create_dir(&path).unwrap();
@@ -203,10 +205,10 @@ fn memory_returns_when_the_kernel_forgets() {
         let between = own_kib();
         assert!(between > before + ((dirs as u64 * 1000 * 128) >> 10));
         // The kernel forgets file by file, a directory after what is in it, and the server hears of it one by one: how long that takes is
-        // no matter, where it ends is. Half of what is promised, so that the test is not decided by a page.
+        // no matter, where it ends is.
         let deadline = Instant::now() + Duration::from_secs(600);
         let mut after = between;
-        while after > before + (16 << 10) && Instant::now() < deadline {
+        while after > before + allowed_kib && Instant::now() < deadline {
             fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
             std::thread::sleep(Duration::from_millis(300));
             after = own_kib();
@@ -216,7 +218,7 @@ fn memory_returns_when_the_kernel_forgets() {
             dirs * 1001
         );
         assert!(
-            after <= before + (16 << 10),
+            after <= before + allowed_kib,
             "{before} KiB, {between} KiB, {after} KiB"
         );
     });
