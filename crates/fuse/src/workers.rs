@@ -308,7 +308,7 @@ impl<S: Serve> Shared<S> {
     ) -> vellum_sys::Result<()> {
         let mut answer = reply_buffer();
         let mut small = SMALL_ONES;
-        while ring.next()? == Arrived::Request {
+        while ring.exchange()? == Arrived::Request {
             self.take(crew);
             let moved = match ring.parts() {
                 (request, Some(place)) => {

@@ -1,7 +1,7 @@
 //! Requests of the FUSE device over io_uring: one place for one request at a time, filled and emptied by one system call.
 //!
 //! A [`FuseRing`] registers itself with one of the kernel's queues (there is one for each processor); from then on each
-//! [`FuseRing::next`] hands over the reply to the last request and sleeps until there is another. A request arrives in pieces
+//! [`FuseRing::exchange`] hands over the reply to the last request and sleeps until there is another. A request arrives in pieces
 //! (header, fixed part, names and data); here they are laid one behind the other, as a read of the device gives them, so
 //! that whoever reads them need not know how they came. What travels is not known here. Layouts and numbers from the kernel's
 //! `include/uapi/linux/fuse.h` and `io_uring.h`; they are ABI.
@@ -166,7 +166,7 @@ fn io(op: &'static str) -> impl Fn(Errno) -> Error {
 impl FuseRing {
     /// Makes a place for requests of `queue` on a mounted connection. `payload_bytes` is the most data of one request or reply, as INIT said.
     ///
-    /// Nothing arrives before the first [`FuseRing::next`].
+    /// Nothing arrives before the first [`FuseRing::exchange`].
     pub fn new(device: impl AsFd, queue: u16, payload_bytes: usize) -> Result<FuseRing> {
         let (ring, params) = setup()?;
         let device = rustix::io::fcntl_dupfd_cloexec(device, 3)
@@ -221,7 +221,7 @@ impl FuseRing {
     /// Hands over the reply to the request that is here, if there is one, and waits for the next.
     ///
     /// The reply is what [`FuseRing::reply`] or [`FuseRing::reply_in_place`] put.
-    pub fn next(&mut self) -> Result<Arrived> {
+    pub fn exchange(&mut self) -> Result<Arrived> {
         let (command, commit_id) = match self.current.take() {
             None => (REGISTER, 0),
             Some(id) => (COMMIT_AND_FETCH, id),
@@ -444,6 +444,6 @@ mod tests {
         }
         let file = tempfile::tempfile().unwrap();
         let mut ring = FuseRing::new(&file, 0, 8192).unwrap();
-        assert!(ring.next().is_err());
+        assert!(ring.exchange().is_err());
     }
 }
