@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vellum_testkit::clients::{Access, CuttingProxy, Home, Registry, available, run, small_image};
 use vellum_testkit::fault::{self, CHANGES, Effect};

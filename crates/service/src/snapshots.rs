@@ -1,7 +1,7 @@
 //! Snapshots whose accounts somebody else keeps: containerd, over the socket.
 //!
 //! The client names them, labels them, asks for mounts and makes those itself, in a mount namespace of its own choice; so what is answered is text
-//! that is good on the whole host ([`mounts`]), and nothing here mounts anything. Their keys lie in the store behind a prefix of their own: the
+//! that is good on the whole host ([`mod@mounts`]), and nothing here mounts anything. Their keys lie in the store behind a prefix of their own: the
 //! client's garbage collection removes whatever is listed that it does not know, and must never see Vellum's own images and containers.
 //!
 //! The calls are the store's; what is decided here is what its words can't say: which chains are known already, how a tree is shown to a program
