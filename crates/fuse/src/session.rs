@@ -37,8 +37,8 @@ const FEWEST_WORKERS: usize = 2;
 /// More than so many only get in each other's way, until they have to wait.
 const MOST_USUAL_WORKERS: usize = 8;
 
-/// With more queues than this the device is read: a machine of that size has many threads already.
-const MOST_QUEUES: u16 = 64;
+/// With more queues than this the device is read: each takes two threads and four descriptors at least, and descriptors are few.
+const MOST_QUEUES: u16 = 16;
 
 /// A mounted union.
 #[derive(Debug)]

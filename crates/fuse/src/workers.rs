@@ -29,8 +29,8 @@ use crate::wire::{Dialect, Op, Reply, Request};
 const MOST: usize = 16;
 /// How many threads each queue has as a rule: one that waits for a disk must not stop the rest.
 const USUAL_OF_QUEUE: usize = 2;
-/// How often a thread asks for a ring before it gives up.
-const RINGS_TRIED: usize = 3;
+/// How long a thread that could not have a ring waits before it asks again.
+const BEFORE_ANOTHER_RING: Duration = Duration::from_millis(100);
 /// A request that moves so much lets its thread run on any processor.
 const MUCH_BYTES: usize = 64 << 10;
 /// So many requests that move less bring it back.
@@ -288,13 +288,15 @@ impl<S: Serve> Shared<S> {
         if let Err(error) = &post {
             tracing::debug!(%error, queue, "requests may wake another processor");
         }
-        for _ in 0..RINGS_TRIED {
+        // Until the connection is gone, since requests of this queue go nowhere else; descriptors that are lacking come back.
+        while !self.over.load(Ordering::SeqCst) {
             let ring = FuseRing::new(self.session.device(), queue, MAX_TRANSFER_BYTES as usize);
             let ended = ring.and_then(|mut ring| self.serve_ring(crew, &mut ring, &mut post));
             match ended {
                 Ok(()) => break,
                 Err(error) => tracing::error!(%error, queue, "no requests over io_uring"),
             }
+            std::thread::sleep(BEFORE_ANOTHER_RING);
         }
         self.end(crew);
     }
