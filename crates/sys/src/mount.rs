@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
@@ -256,7 +256,11 @@ pub fn unmount_id(target: &Path, id: u64) -> Result<bool> {
         Err(Errno::NOENT) => return Ok(false),
         Err(e) => return Err(Error::new("open", target, e)),
     };
-    if crate::stat::stat_fd(&fd)?.mnt_id != id {
+    // Without asking the file system, which may be one that no longer answers.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let seen = rustix::fs::statx(&fd, "", flags, StatxFlags::MNT_ID)
+        .map_err(|e| Error::new("look at", target, e))?;
+    if seen.stx_mnt_id != id {
         return Ok(false);
     }
     match rustix::mount::unmount(

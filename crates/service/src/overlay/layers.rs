@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use vellum_format::{OVERRIDE_STAT_NAMES, Prefix};
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::Dir;
-use vellum_sys::{publish, userns, xattr};
+use vellum_sys::{mountinfo, publish, userns, xattr};
 use vellum_union::engine::{Durability, EngineOptions, UpperOptions};
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Stack, WhNames};
 
@@ -149,6 +149,57 @@ pub fn lowers(options: &MountOptions) -> Result<(Layers, Layers)> {
     let data = options.data_lowers.iter().map(|path| open(path, false));
     let data = data.collect::<Result<_>>()?;
     Ok((ordinary, data))
+}
+
+/// Replaces lower layers that are shown by an id-mapped mount by what that mount shows, if this mount maps owners itself.
+///
+/// Podman 4 does both at once, and owners that were mapped twice belong to nobody. A layer that can be reached in no other way stays as it is.
+pub fn beneath_id_maps(options: &mut MountOptions) -> Result<()> {
+    if options.ids.are_plain() {
+        return Ok(());
+    }
+    let table = mountinfo::read()?;
+    let all = options.lowers.iter_mut().chain(&mut options.data_lowers);
+    for path in all {
+        if let Some(plain) = beneath_id_map(path, &table) {
+            tracing::debug!(layer = %path.display(), taken = %plain.display(), "id-mapped");
+            *path = plain;
+        }
+    }
+    Ok(())
+}
+
+/// Where the same directory is without the mapping.
+fn beneath_id_map(path: &Path, table: &mountinfo::Table) -> Option<PathBuf> {
+    let is_mapped = |mount: &mountinfo::Mount| {
+        let mut options = mount.options.as_encoded_bytes().split(|&byte| byte == b',');
+        options.any(|option| option == b"idmapped")
+    };
+    let real = std::fs::canonicalize(path).ok()?;
+    let mount = *table.chain(&real).last()?;
+    if !is_mapped(mount) {
+        return None;
+    }
+    let inner = mount.root.join(real.strip_prefix(&mount.mount_point).ok()?);
+    let identity = |path: &Path| {
+        let stat = Dir::open(path).ok()?.stat_self().ok()?;
+        Some((stat.dev, stat.ino))
+    };
+    let wanted = identity(&real)?;
+    let others = table.mounts().iter().filter(|other| other.dev == mount.dev);
+    let mut plain = others
+        .filter(|other| !is_mapped(other))
+        .filter_map(|other| {
+            let found = other
+                .mount_point
+                .join(inner.strip_prefix(&other.root).ok()?);
+            let shows = table
+                .chain(&found)
+                .last()
+                .is_some_and(|top| top.id == other.id);
+            (shows && identity(&found)? == wanted).then_some(found)
+        });
+    plain.next()
 }
 
 fn open_dir(path: &Path) -> Result<Dir> {

@@ -89,6 +89,9 @@ pub fn parse(manners: Manners, texts: &[OsString]) -> Result<Parsed, BadOption> 
     reading.finish()
 }
 
+/// Who owns what somebody unknown makes, as everywhere (`/proc/sys/kernel/overflowuid`).
+const NOBODY: u32 = 65_534;
+
 /// Options on their way.
 struct Reading {
     manners: Manners,
@@ -449,6 +452,10 @@ impl Reading {
         if self.squash_root {
             options.ids.squash_uid.get_or_insert(0);
             options.ids.squash_gid.get_or_insert(0);
+        }
+        if self.manners == Manners::FuseOverlayfs && !options.ids.are_plain() {
+            // Podman makes files in a container's tree before it hands them to the container's users.
+            options.ids.strangers = Some(NOBODY);
         }
         if let Some(at) = options
             .trusted

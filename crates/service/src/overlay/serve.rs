@@ -33,6 +33,9 @@ pub fn serve(
     mut warn: impl FnMut(&str),
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
+    let mut request = request.clone();
+    layers::beneath_id_maps(&mut request.options)?;
+    let request = &request;
     let opened = layers::open(&request.options)?;
     let fuse = fuse_options(request, &mut warn);
     for warning in &opened.warnings {

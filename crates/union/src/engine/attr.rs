@@ -63,13 +63,20 @@ impl Engine {
                 }
             }
         };
+        let (uid, gid) = match node.id {
+            NodeId::ROOT => self.ids.root_shown(shown.uid, shown.gid)?,
+            _ => (
+                self.ids.uid_shown(shown.uid)?,
+                self.ids.gid_shown(shown.gid)?,
+            ),
+        };
         Ok(Attr {
             ino: node.ino,
             kind: node.kind,
             mode: shown.mode,
             nlink,
-            uid: self.ids.uid_shown(shown.uid)?,
-            gid: self.ids.gid_shown(shown.gid)?,
+            uid,
+            gid,
             rdev: shown.rdev,
             size_bytes: match node.kind {
                 FileKind::Dir | FileKind::File | FileKind::Symlink => shown.size_bytes,

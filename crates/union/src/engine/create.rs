@@ -256,12 +256,13 @@ impl Engine {
         if let NewNode::Char(0, 0) = what {
             return Err(Refusal::NotPermitted.into());
         }
+        let (uid, gid) = self.ids.maker_stored(caller.uid, caller.gid)?;
         Ok(New {
             what,
             mode: mode & 0o7777,
             maker: Maker {
-                uid: self.ids.uid_stored(caller.uid)?,
-                gid: self.ids.gid_stored(caller.gid)?,
+                uid,
+                gid,
                 umask: caller.umask,
             },
         })

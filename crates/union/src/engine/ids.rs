@@ -23,6 +23,20 @@ impl IdRules {
         shown(&self.gids, self.squash_gid, stored)
     }
 
+    /// Returns user and group to show for the union's root directory. Only there an id without a counterpart shows as it is,
+    /// if it is one that others show as: Podman makes the upper directory as the user it is for, not as the one on disk,
+    /// and changes its owner through the mount afterwards.
+    pub fn root_shown(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
+        let or_itself = |shown: Result<u32>, runs: &[IdRun], id| match shown {
+            Err(_) if stored(runs, None, id).is_ok() => Ok(id),
+            shown => shown,
+        };
+        Ok((
+            or_itself(self.uid_shown(uid), &self.uids, uid)?,
+            or_itself(self.gid_shown(gid), &self.gids, gid)?,
+        ))
+    }
+
     /// Returns the user to store for one that a user of the union names.
     pub fn uid_stored(&self, inside: u32) -> Result<u32> {
         stored(&self.uids, self.squash_uid, inside)
@@ -31,6 +45,18 @@ impl IdRules {
     /// Returns the group to store for one that a user of the union names.
     pub fn gid_stored(&self, inside: u32) -> Result<u32> {
         stored(&self.gids, self.squash_gid, inside)
+    }
+
+    /// Returns user and group to store for what these make, who may be strangers: see [`IdRules::strangers`].
+    pub fn maker_stored(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
+        let or_nobody = |own: Result<u32>, runs: &[IdRun]| match (own, self.strangers) {
+            (Err(_), Some(nobody)) if shown(runs, None, nobody).is_ok() => Ok(nobody),
+            (own, _) => own,
+        };
+        Ok((
+            or_nobody(self.uid_stored(uid), &self.uids)?,
+            or_nobody(self.gid_stored(gid), &self.gids)?,
+        ))
     }
 
     /// Returns the user to store for one in an ACL: squashing has no part in it.
@@ -178,6 +204,28 @@ mod tests {
         assert_eq!(far.uid_stored(5).unwrap(), u32::MAX - 1);
         assert!(unmapped(far.uid_stored(6)));
         assert!(unmapped(far.uid_stored(7)));
+    }
+
+    #[test]
+    fn the_root_may_belong_to_who_it_is_for() {
+        // On disk 1000 and 100,000 onwards; shown 0 onwards.
+        assert_eq!(rules().root_shown(1000, 100_000).unwrap(), (0, 1));
+        assert_eq!(rules().root_shown(0, 5).unwrap(), (0, 5));
+        assert!(rules().root_shown(70_000, 0).is_err());
+        assert!(rules().root_shown(0, u32::MAX).is_err());
+    }
+
+    #[test]
+    fn strangers_make_what_belongs_to_nobody_where_the_rules_say_so() {
+        assert!(rules().maker_stored(70_000, 0).is_err());
+        let mut rules = rules();
+        rules.strangers = Some(165_533);
+        assert_eq!(rules.maker_stored(70_000, 1).unwrap(), (165_533, 100_000));
+        rules.strangers = Some(65_534);
+        assert!(
+            rules.maker_stored(70_000, 1).is_err(),
+            "not shown as anybody"
+        );
     }
 
     #[test]

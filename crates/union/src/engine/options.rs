@@ -97,4 +97,6 @@ pub struct IdRules {
     pub squash_uid: Option<u32>,
     /// Show every file as this group's.
     pub squash_gid: Option<u32>,
+    /// Who on disk owns what somebody without a counterpart makes; none: he makes nothing. It needs a counterpart itself.
+    pub strangers: Option<u32>,
 }
