@@ -97,6 +97,9 @@ pub enum Command {
     Load(Load),
     /// Write images to an archive or OCI layout
     Save(Save),
+    /// Let Podman, Buildah and CRI-O use images where they are
+    #[command(subcommand)]
+    Export(Export),
     /// Fetch an image from a registry
     Pull(Pull),
     /// Send an image to a registry

@@ -8,6 +8,7 @@ use crate::exit_code::{DONE, Failure};
 pub mod adopt;
 pub mod config;
 pub mod container;
+pub mod export;
 pub mod image;
 pub mod node;
 pub mod overlay;
@@ -33,6 +34,7 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Ls(a) => container::ls(ctx, a),
         Command::Load(a) => image::load(ctx, a, quiet),
         Command::Save(a) => image::save(ctx, a, quiet),
+        Command::Export(a) => export::export(ctx, a, quiet),
         Command::Pull(a) => image::pull(ctx, a, quiet),
         Command::Push(a) => image::push(ctx, a, quiet),
         Command::Import(a) => image::import(ctx, a, quiet),

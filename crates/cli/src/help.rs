@@ -23,7 +23,7 @@ const GROUPS: &[(&str, &[&str])] = &[
             "bundle", "volume",
         ],
     ),
-    ("Other programs", &["serve", "node"]),
+    ("Other programs", &["serve", "export", "node"]),
     ("Unions", &["overlay", "settle", "cat", "explain", "layer"]),
     (
         "Store",
@@ -64,6 +64,17 @@ const EXAMPLES: &[(&str, &str)] = &[
         "  vellum save debian:12 -o debian.tar
   vellum save debian:12 | docker load
   vellum save debian:12 mine:1 --format oci-dir --compress zstd -o ./layout",
+    ),
+    (
+        "export",
+        "  vellum export containers-storage /var/lib/vellum-images
+  podman --storage-opt additionalimagestore=/var/lib/vellum-images run debian:12
+  vellum export containers-storage /var/lib/vellum-images --remove",
+    ),
+    (
+        "export containers-storage",
+        "  vellum export containers-storage /var/lib/vellum-images
+  vellum export containers-storage /var/lib/vellum-images debian:12 mine:1 --dry-run",
     ),
     (
         "pull",

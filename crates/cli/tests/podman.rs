@@ -9,7 +9,8 @@ use std::process::Command;
 
 use serde_json::json;
 use support::{Said, archive, layer, said};
-use vellum_testkit::clients::{Home, available, find, small_image};
+use vellum_testkit::clients::{Home, Vellum, available, find, small_image};
+use vellum_testkit::tree::Ignore;
 use vellum_testkit::{PlainUser, Scratch, untested};
 
 const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
@@ -187,4 +188,283 @@ fn newer_podman_and_buildah_get_the_same_from_vellum_as_from_the_kernel() {
         run
     });
     assert_same(&kernel, &vellum);
+}
+
+/// podman on a store of its own below `home`, with Vellum as mount program.
+fn podman(home: &Home, store: &str, options: &[&str], args: &[&str]) -> String {
+    let program = home.join("fuse-overlayfs");
+    if !program.exists() {
+        symlink(VELLUM, &program).unwrap();
+    }
+    let program = format!("overlay.mount_program={}", program.display());
+    let options = [&["--storage-opt", &program], options].concat();
+    done_in_the_end(args, || call(home, store, &options, args))
+}
+
+/// One call of podman.
+fn call(home: &Home, store: &str, options: &[&str], args: &[&str]) -> Said {
+    let mut run = Command::new("timeout");
+    run.args(["-k", "5", "120", "podman", "--root"])
+        .arg(home.join(store));
+    run.arg("--runroot").arg(home.join(&format!("{store}-run")));
+    run.arg("--tmpdir").arg(home.join(&format!("{store}-tmp")));
+    run.args(["--storage-driver", "overlay", "--runtime", "runc"]);
+    run.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+    said(run.args(options).args(args).output().unwrap())
+}
+
+/// What podman says once it succeeds. A removal is tried again: podman's own clean-up behind an ended container may be at it.
+fn done_in_the_end(args: &[&str], call: impl Fn() -> Said) -> String {
+    let mut done = call();
+    for _ in 0..30 {
+        if done.code == 0 || !args[0].starts_with("rm") {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        done = call();
+    }
+    assert_eq!(done.code, 0, "podman {args:?}: {}", done.err);
+    done.out
+}
+
+const LIMITS: [&str; 6] = [
+    "--network",
+    "none",
+    "--ulimit",
+    "nofile=1000:1000",
+    "--ulimit",
+    "nproc=1000:1000",
+];
+
+#[test]
+fn containers_with_ids_of_their_own_see_their_own_ids() {
+    if !available(&["podman", "runc", "busybox"]) {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let scratch = Scratch::new();
+    let archive = plain_image(&scratch);
+    let podman = |args: &[&str]| podman(&home, "s", &[], args);
+    podman(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+    let script = "stat -c '%u %g' /bin/busybox; echo x > /new; chown 3:4 /new; chmod 4755 /new; rm -r /srv; stat -c '%a %u %g' /new; ls -d /srv || echo gone";
+    let mapped = [
+        "--uidmap",
+        "0:100000:65536",
+        "--gidmap",
+        "0:100000:65536",
+        "--name",
+        "box",
+        "localhost/plain:1",
+        "sh",
+        "-c",
+        script,
+    ];
+    assert_eq!(
+        podman(&[&["run"], &LIMITS[..], &mapped].concat()),
+        "0 0\n4755 3 4\ngone\n"
+    );
+    // On disk they are what an image can hold, and nothing was copied for the other ids.
+    podman(&["commit", "--quiet", "box", "localhost/mine:1"]);
+    let plain = [
+        "--rm",
+        "localhost/mine:1",
+        "stat",
+        "-c",
+        "%a %u %g",
+        "/new",
+        "/bin/busybox",
+    ];
+    assert_eq!(
+        podman(&[&["run"], &LIMITS[..], &plain].concat()),
+        "4755 3 4\n755 0 0\n"
+    );
+    let changed = podman(&["diff", "box"]);
+    assert!(
+        changed.contains("A /new") && changed.contains("D /srv") && !changed.contains("/bin"),
+        "{changed}"
+    );
+    podman(&["rm", "--all", "--force"]);
+    podman(&["rmi", "--all", "--force"]);
+}
+
+#[test]
+fn with_force_mask_images_are_readable_on_disk_and_themselves_in_the_container() {
+    if !available(&["podman", "runc", "busybox"]) {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let scratch = Scratch::new();
+    let archive = plain_image(&scratch);
+    let podman = |args: &[&str]| {
+        podman(
+            &home,
+            "s",
+            &["--storage-opt", "overlay.force_mask=shared"],
+            args,
+        )
+    };
+    podman(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+    let script = "chmod 600 /etc/passwd; chown 5:6 /etc/passwd; echo x > /new; chmod 711 /new; stat -c '%a %u %g' /etc/passwd /new /bin/busybox";
+    let made = podman(
+        &[
+            &["run"],
+            &LIMITS[..],
+            &["--name", "box", "localhost/plain:1", "sh", "-c", script],
+        ]
+        .concat(),
+    );
+    assert_eq!(made, "600 5 6\n711 0 0\n755 0 0\n");
+    podman(&["commit", "--quiet", "box", "localhost/mine:1"]);
+    let again = [
+        "--rm",
+        "localhost/mine:1",
+        "stat",
+        "-c",
+        "%a %u %g",
+        "/etc/passwd",
+        "/new",
+    ];
+    assert_eq!(
+        podman(&[&["run"], &LIMITS[..], &again].concat()),
+        "600 5 6\n711 0 0\n"
+    );
+    let overlay = fs::read_dir(home.join("s/overlay")).unwrap();
+    let news = overlay.map(|entry| entry.unwrap().path().join("diff/new"));
+    let modes = news.filter_map(|new| Some(fs::metadata(new).ok()?.permissions().mode() & 0o777));
+    // The image's has the mask; the container's own is its user's until it is committed.
+    let mut modes: Vec<u32> = modes.collect();
+    modes.sort_unstable();
+    assert_eq!(modes, [0o600, 0o755]);
+    podman(&["rm", "--all", "--force"]);
+    podman(&["rmi", "--all", "--force"]);
+}
+
+#[test]
+fn images_of_an_additional_store_run_read_only() {
+    if !available(&["podman", "runc", "busybox"]) {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let scratch = Scratch::new();
+    let archive = plain_image(&scratch);
+    podman(
+        &home,
+        "shared",
+        &[],
+        &["load", "--quiet", "--input", archive.to_str().unwrap()],
+    );
+    let shared = format!("overlay.imagestore={}", home.join("shared").display());
+    let podman = |args: &[&str]| podman(&home, "own", &["--storage-opt", &shared], args);
+    let listed = podman(&["images", "--format", "{{.Repository}} {{.ReadOnly}}"]);
+    assert_eq!(listed, "localhost/plain true\n");
+    let script = "echo y > /etc/new; cat /etc/new /odd/links/first";
+    let said = podman(
+        &[
+            &["run"],
+            &LIMITS[..],
+            &["--rm", "localhost/plain:1", "sh", "-c", script],
+        ]
+        .concat(),
+    );
+    assert_eq!(said, "y\n1\n");
+}
+
+#[test]
+fn podman_reads_exported_images_in_place() {
+    if !available(&["podman", "runc", "busybox", "python3"]) {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let vellum = Vellum::new(VELLUM, &home, "vellum").unwrap();
+    vellum
+        .load_as(&small_image(&home).unwrap(), "localhost/demo:1")
+        .unwrap();
+    let shared = home.join("shared");
+    let dir = shared.to_str().unwrap();
+    let export = ["export", "containers-storage", dir];
+    let planned = vellum
+        .run(&[&export[..], &["--dry-run", "--json"]].concat())
+        .unwrap();
+    assert!(planned.contains("\"layers\": 10"), "{planned}");
+    assert!(!shared.exists());
+    vellum.run(&export).unwrap();
+
+    // The kernel mounts.
+    let store = format!("overlay.imagestore={dir}");
+    let options = ["--storage-opt", &store];
+    let podman = |args: &[&str]| done_in_the_end(args, || call(&home, "reader", &options, args));
+    let listed = podman(&[
+        "images",
+        "--format",
+        "{{.Repository}}:{{.Tag}} {{.ReadOnly}}",
+    ]);
+    assert_eq!(listed, "localhost/demo:1 true\n");
+    let script = "cat /app/version; ls /odd/links; echo new > /etc/new; rm /etc/app.conf";
+    let run = [
+        &["run", "--name", "box"],
+        &LIMITS[..],
+        &["localhost/demo:1", "sh", "-c", script],
+    ]
+    .concat();
+    assert_eq!(podman(&run), "version 2\ndeep\nfirst\nloop\n");
+    // Nothing was unpacked, and what stands on it is Podman's own.
+    let own = podman(&["commit", "--quiet", "box", "localhost/mine:1"]);
+    let again = [
+        &["run", "--rm"],
+        &LIMITS[..],
+        &["localhost/mine:1", "cat", "/etc/new"],
+    ]
+    .concat();
+    assert_eq!(podman(&again), "new\n", "{own}");
+
+    // Podman compares what it sends with the digests; Vellum compares what comes back with the diff ids.
+    let saved = home.join("saved.tar");
+    podman(&[
+        "save",
+        "--quiet",
+        "--format",
+        "docker-archive",
+        "--output",
+        saved.to_str().unwrap(),
+        "localhost/demo:1",
+    ]);
+    vellum.load_as(&saved, "localhost/demo:back").unwrap();
+    let ids = |name: &str| {
+        vellum
+            .run(&["inspect", name])
+            .unwrap()
+            .matches("sha256:")
+            .count()
+    };
+    assert_eq!(ids("localhost/demo:1"), ids("localhost/demo:back"));
+    let before = vellum.image_tree("localhost/demo:1", &home).unwrap();
+    before.assert_same(
+        &vellum.image_tree("localhost/demo:back", &home).unwrap(),
+        Ignore {
+            root: true,
+            ..Ignore::default()
+        },
+    );
+
+    // The layers stay while the export does, and an export takes the place of the one before.
+    vellum
+        .run(&["rmi", "localhost/demo:1", "localhost/demo:back"])
+        .unwrap();
+    vellum.run(&["gc"]).unwrap();
+    assert_eq!(podman(&again), "new\n");
+    podman(&["rm", "--all", "--force"]);
+    podman(&["rmi", "--force", "localhost/mine:1"]);
+    vellum.run(&export).unwrap();
+    assert_eq!(podman(&["images", "--format", "{{.Repository}}"]), "");
+    vellum.run(&[&export[..], &["--remove"]].concat()).unwrap();
+    assert!(!shared.exists());
+    vellum.run(&["gc"]).unwrap();
+    assert!(vellum.run(&["check"]).is_ok());
+
+    // What is somebody else's stays.
+    fs::create_dir_all(shared.join("overlay")).unwrap();
+    assert!(
+        vellum.run(&export).is_err() && vellum.run(&[&export[..], &["--remove"]].concat()).is_err()
+    );
+    assert!(shared.join("overlay").exists());
 }

@@ -9,6 +9,8 @@
 //! | what do a tar's headers say | `tar/reader.rs` |
 //! | how does a layer come out again byte for byte | `recipe.rs` |
 //! | how is a new layer's tar written | `writer.rs` |
+//! | what are the records of Podman's stores | `containers_storage.rs` |
+//! | how does Podman keep what a tree can't say about its tar | `tar_split.rs` |
 //! | what is an image called | `reference.rs` |
 //! | what is an image made of, and what is its identity | `manifest.rs`, `config.rs` |
 //! | which image of an index runs here | `platform.rs` |
@@ -22,6 +24,7 @@
 pub mod apply;
 pub mod compression;
 pub mod config;
+pub mod containers_storage;
 pub mod digest;
 mod error;
 pub mod limits;
@@ -34,6 +37,7 @@ pub mod sink;
 pub mod source;
 pub mod stream;
 pub mod tar;
+pub mod tar_split;
 pub mod writer;
 
 pub use apply::{Applied, ApplyTarget, Privilege, TargetMarks, apply};

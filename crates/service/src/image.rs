@@ -13,6 +13,7 @@ use vellum_image::{Digest, Reference};
 mod adopt;
 mod change;
 mod commit;
+pub(crate) mod exported;
 mod fill;
 mod history;
 mod import;
@@ -99,6 +100,6 @@ fn to_image(digest: &vellum_store::Digest) -> Result<Digest> {
 }
 
 /// The snapshot of a chain.
-fn key(chain_id: &vellum_image::ChainId) -> vellum_store::SnapshotKey {
+pub(crate) fn key(chain_id: &vellum_image::ChainId) -> vellum_store::SnapshotKey {
     vellum_store::SnapshotKey::from(chain_id.to_string())
 }

@@ -17,6 +17,7 @@ pub mod create;
 pub mod diff;
 pub mod differ;
 pub mod error;
+pub mod export;
 pub mod facts;
 pub mod graph;
 pub mod home;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::{Compression, Output};
 
@@ -63,6 +63,32 @@ pub struct Save {
     /// How layers are compressed [default: none for docker-archive, gzip for OCI]
     #[arg(long, value_name = "HOW", value_enum)]
     pub compress: Option<Compression>,
+}
+
+/// `export`
+#[derive(Debug, Subcommand)]
+pub enum Export {
+    /// Make a directory that Podman, Buildah and CRI-O read as an additional image store; its layers are the store's own
+    #[command(name = "containers-storage")]
+    ContainersStorage(ContainersStorage),
+}
+
+/// `export containers-storage`
+#[derive(Debug, Args)]
+pub struct ContainersStorage {
+    /// The directory; made, or replaced if it is such an export already
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub dir: PathBuf,
+    /// The images [default: all that have a name]
+    pub images: Vec<String>,
+    /// Say what would be written
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take the export away again
+    #[arg(long, conflicts_with_all = ["images", "dry_run", "json"])]
+    pub remove: bool,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `pull`

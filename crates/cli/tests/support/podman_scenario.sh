@@ -24,6 +24,15 @@ buildah() { timeout 120 buildah $(storage) "$@"; }
 export PODMAN_IGNORE_CGROUPSV1_WARNING=1
 ulimits="--ulimit nofile=1000:1000 --ulimit nproc=1000:1000"
 limits="--network none $ulimits"
+# Podman's own clean-up behind an ended container may still be at it.
+surely() {
+    for try in $(seq 30); do
+        ! "$@" > /dev/null 2> "$dir/complaint" || return 0
+        sleep 1
+    done
+    cat "$dir/complaint" >&2
+    return 1
+}
 step() { printf '== %s\n' "$1"; }
 # What a tar holds: names, modes, owners, sizes and links, no times; and one sum over the content of its files. Without what runtimes
 # put there for themselves.
@@ -56,7 +65,7 @@ cat "$dir/copied"
 podman exec live sh -c 'ls -d /odd 2> /dev/null || echo gone'
 podman diff live | sort
 podman kill live > /dev/null
-podman rm --force live > /dev/null
+surely podman rm --force live
 step diff
 podman diff box | sort
 step commit
@@ -80,7 +89,7 @@ for blob in "$dir"/saved/blobs/sha256/*; do
     gzip -dcf "$blob" > "$dir/layer.tar"
     picture "$dir/layer.tar"
 done
-podman rm --force box again > /dev/null
+surely podman rm --force box again
 
 # The layers of an image above its base's: what is in them. (The ids of those that RUN made depend on more than what was changed: see docs/overlay.md.)
 new_layers() {
@@ -124,10 +133,10 @@ buildah config --cmd 'cat /made/file' "$working"
 buildah commit --quiet --signature-policy "$dir/policy.json" --timestamp 0 "$working" localhost/worked:1 > /dev/null
 new_layers localhost/worked:1 2
 podman run --rm $limits localhost/worked:1
-buildah rm "$working" > /dev/null
+surely buildah rm "$working"
 step rm
-podman rm --all --force > /dev/null
-podman rmi --all --force > /dev/null
+surely podman rm --all --force
+surely podman rmi --all --force
 ls "$dir/store/overlay" | grep -v -x -e l -e '\.has-mount-program' || echo "no tree is left"
 grep "$dir" /proc/self/mounts | grep -v "$dir/store/overlay " || echo "no mount is left"
 [ "$(id -u)" = 0 ] || podman system migrate

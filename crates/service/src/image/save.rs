@@ -151,7 +151,7 @@ fn run(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
 }
 
 /// Finds the images; the same image asked for under several names is written once with all of them.
-fn collect(context: &Context, wanted: &[String]) -> Result<Vec<OutImage>> {
+pub(super) fn collect(context: &Context, wanted: &[String]) -> Result<Vec<OutImage>> {
     let store = context.store()?;
     let mut images: Vec<OutImage> = Vec::new();
     for text in wanted {
