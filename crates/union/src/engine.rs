@@ -148,6 +148,15 @@ impl Engine {
         self.names.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes names out of the lists that nobody counts on any more. The caller holds no lock.
+    ///
+    /// With the rename gate shared: a directory's names are locked after its parent's, and who moves between two directories,
+    /// neither perhaps above the other, counts on it that nobody else holds any.
+    pub(crate) fn sweep(&self) {
+        let _shared = self.shared();
+        self.table.sweep();
+    }
+
     /// Keeps everybody else from using names: for moving directories.
     pub(crate) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
         self.names.write().unwrap_or_else(PoisonError::into_inner)

@@ -86,7 +86,7 @@ impl Engine {
             }
             self.entry_made(node, stored)
         });
-        self.table.sweep();
+        self.sweep();
         done
     }
 
@@ -135,7 +135,7 @@ impl Engine {
                 .add_nameless(ino, FileKind::File, Body::File(body));
             self.entry_made(node, stored)
         });
-        self.table.sweep();
+        self.sweep();
         done
     }
 
@@ -145,7 +145,7 @@ impl Engine {
     /// [`Refusal::NotFound`] if the file has lost its last name, `Io` (EMLINK).
     pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
         let done = self.link_in(node, parent, name);
-        self.table.sweep();
+        self.sweep();
         done
     }
 

@@ -46,7 +46,7 @@ impl Engine {
     /// [`Refusal::IsADirectory`], [`Refusal::ReadOnly`], `Io`.
     pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         let done = self.remove(parent, name, FileKind::File);
-        self.table.sweep();
+        self.sweep();
         done
     }
 
@@ -54,7 +54,7 @@ impl Engine {
     /// [`Refusal::NotEmpty`].
     pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         let done = self.remove(parent, name, FileKind::Dir);
-        self.table.sweep();
+        self.sweep();
         done
     }
 

@@ -24,7 +24,7 @@ const NAME_MAX_BYTES: usize = vellum_format::NAME_MAX_BYTES;
 impl Engine {
     /// Returns what is called `name` in a directory, or `None`. Each entry returned is owed a [`Engine::forget`].
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
-        self.table.sweep();
+        self.sweep();
         let parent = self.dir_node(parent)?;
         let _shared = self.shared();
         let mut names = parent.names();
@@ -47,7 +47,7 @@ impl Engine {
     /// Takes back `count` lookups of a node. The root is never forgotten.
     pub fn forget(&self, node: NodeId, count: u64) {
         self.table.forget(node, count);
-        self.table.sweep();
+        self.sweep();
         if self.table.get(node).is_err() {
             self.files.forget(node);
         }

@@ -71,7 +71,7 @@ impl Engine {
         mode: RenameMode,
     ) -> Result<()> {
         let done = self.rename_between(parent, name, new_parent, new_name, mode);
-        self.table.sweep();
+        self.sweep();
         done
     }
 

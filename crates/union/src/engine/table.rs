@@ -272,7 +272,8 @@ impl NodeTable {
         }
     }
 
-    /// Takes names out of the lists that nobody counts on any more. The caller holds no lock.
+    /// Takes names out of the lists that nobody counts on any more. The caller holds the rename gate, shared, or is alone with the table, and no
+    /// other lock.
     pub fn sweep(&self) {
         let mut many_gone = false;
         loop {
