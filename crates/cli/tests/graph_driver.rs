@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -257,6 +258,31 @@ fn docker_is_told_what_the_plugin_is() {
             );
         }
     });
+}
+
+#[test]
+fn a_body_that_comes_late_is_waited_for_whatever_was_called() {
+    if !is_root() {
+        return untested("the graph driver", "the test does not run as root");
+    }
+    let driver = Driver::start(WAYS[0].0, WAYS[0].1);
+    for (call, wanted) in [
+        ("Plugin.Activate", 200),
+        ("GraphDriver.Capabilities", 200),
+        ("GraphDriver.Status", 200),
+        ("GraphDriver.Cleanup", 200),
+        ("GraphDriver.Nothing", 404),
+    ] {
+        let head = format!(
+            "POST /{call} HTTP/1.1\r\nHost: plugin\r\nConnection: close\r\nContent-Length: 2\r\n\r\n"
+        );
+        let pause = Duration::from_millis(200);
+        let (status, _) = driver
+            .plugin
+            .exchange_slowly(&[head.as_bytes(), b"{}"], pause)
+            .unwrap_or_else(|e| panic!("{call}: {e}"));
+        assert_eq!(status, wanted, "{call}");
+    }
 }
 
 #[test]
@@ -854,7 +880,7 @@ fn a_parent_that_is_written_to_takes_no_child() {
         assert!(!driver.exists("child"));
         drop(file);
         // A process that another test is just starting may have the file open, too.
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let until = std::time::Instant::now() + Duration::from_secs(60);
         let child = json!({ "ID": "child", "Parent": "box" });
         while driver.ask("Create", child.clone()).0 != 200 {
             assert!(std::time::Instant::now() < until);

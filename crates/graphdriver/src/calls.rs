@@ -7,7 +7,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use serde::Serialize;
@@ -27,6 +27,9 @@ pub struct Shared {
     /// Set when the server must end before its calls do.
     pub cancel: Cancel,
 }
+
+/// The body of a call that asks nothing. It is read all the same: a connection closed on bytes that nobody took is reset, and the answer may be lost with it.
+type Unused = Bytes;
 
 /// Returns the plugin's calls.
 pub fn router(shared: Shared) -> Router {
@@ -50,10 +53,20 @@ pub fn router(shared: Shared) -> Router {
             "/GraphDriver.ApplyDiff",
             post(bodies::apply_diff).layer(DefaultBodyLimit::disable()),
         )
+        .fallback(unknown)
         .with_state(shared)
 }
 
-async fn activate() -> Response {
+/// A call of a newer Docker, or no call at all.
+async fn unknown(uri: Uri, _: Unused) -> Response {
+    let reply = Reply {
+        err: format!("{} is no call of this plugin", uri.path()),
+        ..Reply::default()
+    };
+    json(StatusCode::NOT_FOUND, &reply)
+}
+
+async fn activate(_: Unused) -> Response {
     json(
         StatusCode::OK,
         &Activation {
@@ -62,7 +75,7 @@ async fn activate() -> Response {
     )
 }
 
-async fn capabilities() -> Response {
+async fn capabilities(_: Unused) -> Response {
     let capabilities = Some(Capabilities {
         reproduces_exact_diffs: true,
     });
@@ -143,7 +156,7 @@ async fn exists(shared: State<Shared>, body: Bytes) -> Response {
     .await
 }
 
-async fn status(shared: State<Shared>) -> Response {
+async fn status(shared: State<Shared>, _: Unused) -> Response {
     call(shared, "Status", Bytes::new(), |graph, _: Request| {
         Ok(Reply {
             status: Some(graph.status()?),
@@ -163,7 +176,7 @@ async fn metadata(shared: State<Shared>, body: Bytes) -> Response {
     .await
 }
 
-async fn cleanup(shared: State<Shared>) -> Response {
+async fn cleanup(shared: State<Shared>, _: Unused) -> Response {
     call(shared, "Cleanup", Bytes::new(), |graph, _: Request| {
         graph.cleanup()?;
         tracing::info!("the daemon has ended");

@@ -153,9 +153,21 @@ impl Plugin {
 
     /// Sends the pieces as they are and reads one answer.
     pub fn exchange(&self, pieces: &[&[u8]]) -> anyhow::Result<(u16, Vec<u8>)> {
+        self.exchange_slowly(pieces, Duration::ZERO)
+    }
+
+    /// As [`Plugin::exchange`], with a pause before each piece but the first.
+    pub fn exchange_slowly(
+        &self,
+        pieces: &[&[u8]],
+        pause: Duration,
+    ) -> anyhow::Result<(u16, Vec<u8>)> {
         let mut stream = UnixStream::connect(self.socket())?;
         stream.set_read_timeout(Some(Duration::from_secs(120)))?;
-        for piece in pieces {
+        for (n, piece) in pieces.iter().enumerate() {
+            if n > 0 {
+                std::thread::sleep(pause);
+            }
             stream.write_all(piece)?;
         }
         let mut answer = Vec::new();
