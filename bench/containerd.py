@@ -4,9 +4,13 @@
     bench/containerd.py --vellum target/release/vellum              containerd 2 (made by scripts/forky-root.sh) and the machine's 1.6
     bench/containerd.py --vellum ... --only 2 --rounds 5 import pull
 
-Contenders share one daemon and take turns in an order that rotates; the disk is synced before each, nothing else is running. What
-is imported is the demo image (ten layers, 560 MB of tar, gzip), from a page cache that has it. Medians; ratios are to overlayfs, above 1 is slower
-and stands in bold. "then sync" is what syncing the file system takes after overlayfs has answered: Vellum has done that by then.
+Contenders take turns in an order that rotates; the disk is synced before each, nothing else is running. What is imported is the
+demo image (ten layers, 560 MB of tar, gzip), from a page cache that has it. Medians; ratios are to overlayfs, above 1 is slower and
+stands in bold. "then sync" is what syncing takes after overlayfs has answered: Vellum has done that by then.
+
+Each import and pull has daemons of its own on an ext4 of its own, in a file below --disk: for minutes after many files were removed, ext4 takes half
+a millisecond to make one (it passes over each inode that was freed a moment ago), and whoever comes second would be measured by what
+the first one left. Starts share their daemons.
 
     overlayfs     containerd's own snapshotter and differ
     vellum        Vellum's snapshotter, containerd's differ
@@ -14,10 +18,12 @@ and stands in bold. "then sync" is what syncing the file system takes after over
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -104,23 +110,29 @@ class Machine:
             self.holder.wait()
 
 
+def contenders(forky):
+    """The snapshotter of each; containerd 1.6 knows no proxy differ."""
+    both = {"overlayfs": "overlayfs", "vellum": "vellum"}
+    return both | {"vellum+diff": "vellum-plus"} if forky else both
+
+
 class Pair:
     """A containerd and Vellum's server, with what both of them made."""
 
-    def __init__(self, vellum, forky):
-        self.home = tempfile.mkdtemp(prefix="bc", dir="/var/tmp")
+    def __init__(self, vellum, forky, disk):
+        self.home = tempfile.mkdtemp(prefix="bc", dir=disk)
+        self.image = self.home + ".ext4"
+        with open(self.image, "wb") as file:
+            file.truncate(8 << 30)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-N", "1000000", self.image], check=True)
+        subprocess.run(["mount", "-o", "loop", self.image, self.home], check=True)
         self.machine = Machine(self.home, forky)
         inside = self.machine.inside
         self.run_dir = f"{inside}/r"
         os.makedirs(f"{self.home}/r")
         shutil.copy2(vellum, f"{self.home}/vellum")
         for path in (real_image(), small_image()):
-            os.link(path, f"{self.home}/{os.path.basename(path)}") if os.stat(path).st_dev == os.stat(
-                self.home
-            ).st_dev else shutil.copy(path, self.home)
-        self.contenders = {"overlayfs": "overlayfs", "vellum": "vellum"}
-        if forky:
-            self.contenders["vellum+diff"] = "vellum-plus"
+            shutil.copy(path, self.home)
         with open(f"{self.home}/config.toml", "w", encoding="utf-8") as file:
             file.write(self.config(forky))
         with open(f"{self.home}/vellum.toml", "w", encoding="utf-8"):
@@ -203,9 +215,10 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
         self.machine.close()
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             points = [line.split()[4] for line in file]
-        for point in reversed([p for p in points if p.startswith(self.home + "/")]):
+        for point in reversed([p for p in points if p == self.home or p.startswith(self.home + "/")]):
             subprocess.run(["umount", "-l", point], stderr=subprocess.DEVNULL, check=False)
-        shutil.rmtree(self.home, ignore_errors=True)
+        os.rmdir(self.home)
+        os.remove(self.image)
 
 
 def timed(action):
@@ -240,10 +253,10 @@ class Rows:
             print(f"| {row} | " + " | ".join(cells) + " |")
 
 
-def registry(home):
-    """Starts a registry with the image in it. Returns its process and host."""
-    import socket
-
+@contextlib.contextmanager
+def registry(disk):
+    """Starts a registry with the image in it. Yields its host."""
+    home = tempfile.mkdtemp(prefix="bcr", dir=disk)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -256,22 +269,26 @@ def registry(home):
     process = subprocess.Popen(
         ["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    host = f"127.0.0.1:{port}"
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            if time.monotonic() > deadline:
-                process.kill()
-                raise
-            time.sleep(0.1)
-    subprocess.run(
-        ["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", f"oci-archive:{real_image()}", f"docker://{host}/bench:full"],
-        check=True,
-    )
-    return process, host
+    try:
+        host = f"127.0.0.1:{port}"
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        subprocess.run(
+            ["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", f"oci-archive:{real_image()}", f"docker://{host}/bench:full"],
+            check=True,
+        )
+        yield host
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(home)
 
 
 def turns(contenders, number):
@@ -302,54 +319,83 @@ def starts(pair, snapshotter, count, tag):
     return times
 
 
-def measure(pair, rows, rounds, title):
-    table, contenders = Rows(), pair.contenders
-    inside = pair.machine.inside
-    if "import" in rows:
-        for number in range(rounds):
-            for name in turns(contenders, number):
-                snapshotter = contenders[name]
-                table.add("import", name, timed(lambda: pair.ctr("image", "import", "--snapshotter", snapshotter, f"{inside}/demo-full.oci.tar")))
-                table.add("  then sync", name, timed_sync())
-                table.add("remove (image rm --sync)", name, timed(lambda: pair.ctr("image", "rm", "--sync", IMAGE)))
-    if "pull" in rows:
-        process, host = registry(pair.home)
+class Bench:
+    """The rows of one containerd."""
+
+    def __init__(self, args, forky):
+        self.args, self.forky = args, forky
+        self.rounds = args.rounds if forky else min(args.rounds, 2)
+        self.contenders = contenders(forky)
+        self.rows, self.peaks, self.title = Rows(), {}, None
+
+    @contextlib.contextmanager
+    def daemons(self):
+        """A pair on an empty file system; what memory it took is kept."""
+        pair = Pair(self.args.vellum, self.forky, self.args.disk)
         try:
-            image = f"{host}/bench:full"
-            for number in range(rounds):
-                for name in turns(contenders, number):
-                    snapshotter = contenders[name]
-                    table.add("pull", name, timed(lambda: pair.ctr("image", "pull", "--plain-http", "--snapshotter", snapshotter, image)))
-                    table.add("  then sync ", name, timed_sync())
-                    pair.ctr("image", "rm", "--sync", image)
+            if not self.title:
+                version = subprocess.run(pair.machine.argv("containerd", "--version"), stdout=subprocess.PIPE, check=True)
+                self.title = version.stdout.decode().strip().replace("github.com/containerd/", "")
+            yield pair
+            for name, (now, peak) in pair.memory().items():
+                self.peaks[name] = max(self.peaks.get(name, (0, 0)), (peak, now))
         finally:
-            process.kill()
-            process.wait()
-    counts = [int(row.partition("-")[2] or 1) for row in rows if row.startswith("start")]
-    if counts:
+            pair.close()
+
+    def each_turn(self):
+        """Yields a contender's name, the daemons and the arguments that choose it, in turns."""
+        for number in range(self.rounds):
+            for name in turns(self.contenders, number):
+                with self.daemons() as pair:
+                    yield name, pair, ("--snapshotter", self.contenders[name])
+
+    def imports(self):
+        for name, pair, how in self.each_turn():
+            archive = f"{pair.machine.inside}/demo-full.oci.tar"
+            self.rows.add("import", name, timed(lambda: pair.ctr("image", "import", *how, archive)))
+            self.rows.add("  then sync", name, timed_sync(pair.home))
+            self.rows.add("remove (image rm --sync)", name, timed(lambda: pair.ctr("image", "rm", "--sync", IMAGE)))
+
+    def pulls(self):
+        with registry(self.args.disk) as host:
+            for name, pair, how in self.each_turn():
+                image = f"{host}/bench:full"
+                self.rows.add("pull", name, timed(lambda: pair.ctr("image", "pull", "--plain-http", *how, image)))
+                self.rows.add("  then sync ", name, timed_sync(pair.home))
+
+    def starts(self, counts):
         # The differ has no part in it.
-        two = {name: contenders[name] for name in ("overlayfs", "vellum")}
-        for snapshotter in two.values():
-            pair.ctr("image", "import", "--snapshotter", snapshotter, f"{inside}/demo-small.tar")
-            starts(pair, snapshotter, 1, "warm-up")
-        for count in counts:
-            for number in range({1: 10, 10: max(rounds, 3), 100: 1}.get(count, 1)):
-                for name in turns(two, number):
-                    os.sync()
-                    times = starts(pair, two[name], count, f"s{count}-{number}")
-                    label = "start, median of each container" if count > 1 else "start and end of one container"
-                    table.add(f"{label} ({count} at once)" if count > 1 else label, name, statistics.median(times))
-                    if count > 1:
-                        table.add(f"  until all {count} had ended", name, max(times))
-    table.show(title, list(contenders))
-    for name, (now, peak) in pair.memory().items():
-        print(f"\n{name}: {now:.0f} MiB resident at the end, {peak:.0f} MiB at most")
-    return table.times
+        two = {name: self.contenders[name] for name in ("overlayfs", "vellum")}
+        with self.daemons() as pair:
+            for snapshotter in two.values():
+                pair.ctr("image", "import", "--snapshotter", snapshotter, f"{pair.machine.inside}/demo-small.tar")
+                starts(pair, snapshotter, 1, "warm-up")
+            for count in counts:
+                for number in range({1: 10, 10: max(self.rounds, 3), 100: 1}.get(count, 1)):
+                    for name in turns(two, number):
+                        os.sync()
+                        times = starts(pair, two[name], count, f"s{count}-{number}")
+                        label = "start, median of each container" if count > 1 else "start and end of one container"
+                        self.rows.add(f"{label} ({count} at once)" if count > 1 else label, name, statistics.median(times))
+                        if count > 1:
+                            self.rows.add(f"  until all {count} had ended", name, max(times))
+
+    def run(self, rows):
+        if "import" in rows:
+            self.imports()
+        if "pull" in rows:
+            self.pulls()
+        if counts := [int(row.partition("-")[2] or 1) for row in rows if row.startswith("start")]:
+            self.starts(counts)
+        self.rows.show(self.title, list(self.contenders))
+        for name, (peak, now) in self.peaks.items():
+            print(f"\n{name}: {peak:.0f} MiB resident at most, {now:.0f} MiB then at the end")
+        return self.rows.times
 
 
-def timed_sync():
+def timed_sync(home):
     begun = time.perf_counter()
-    os.sync()
+    subprocess.run(["sync", "--file-system", home], check=True)
     return time.perf_counter() - begun
 
 
@@ -358,6 +404,7 @@ def main():
     parser.add_argument("--vellum", default=os.path.join(ROOT, "target", "release", "vellum"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("1.6", "2"), help="one containerd instead of both")
+    parser.add_argument("--disk", default="/var/tmp", metavar="DIR", help="where the file systems lie (default: /var/tmp; /dev/shm leaves the disk out)")
     parser.add_argument("--json", help="write all times to this file")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; all, if none is named")
     args = parser.parse_args()
@@ -370,17 +417,12 @@ def main():
     for version, forky in (("2", True), ("1.6", False)):
         if args.only not in (None, version):
             continue
-        pair = Pair(args.vellum, forky)
+        # The old one only shows that nothing is lost there.
+        some = rows if forky else [row for row in rows if row in ("import", "start")]
         try:
-            printed = subprocess.run(pair.machine.argv("containerd", "--version"), stdout=subprocess.PIPE, check=True).stdout
-            # The old one only shows that nothing is lost there.
-            some = rows if forky else [row for row in rows if row in ("import", "start")]
-            title = printed.decode().strip().replace("github.com/containerd/", "")
-            everything[version] = measure(pair, some, args.rounds if forky else min(args.rounds, 2), title)
+            everything[version] = Bench(args, forky).run(some)
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"{error}\n{(error.stderr or b'').decode(errors='replace')}") from None
-        finally:
-            pair.close()
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(everything, file, indent=1)
