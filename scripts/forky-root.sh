@@ -34,8 +34,7 @@ make_root() {
   FORKY_ROOT=$root EXCHANGE=$root/var/tmp inside sh -ec 'export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends containerd docker.io docker-cli podman buildah \
-      skopeo umoci runc crun iptables ca-certificates \
-      golang-go golang-github-containerd-containerd-dev
+      skopeo umoci runc crun iptables ca-certificates
     apt-get clean' >&2
   touch "$root/.complete"
 }
