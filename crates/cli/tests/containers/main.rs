@@ -1,0 +1,11 @@
+//! Containers through the real command: from archive to archive, every method and driver, many layers, copies, runs.
+
+mod changes;
+mod copies;
+mod engine;
+mod images;
+mod limits;
+mod mounts;
+mod runs;
+#[path = "../support/mod.rs"]
+mod support;
