@@ -15,6 +15,7 @@ use vellum_testkit::{PlainUser, Scratch, untested};
 
 const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
 const SCENARIO: &str = include_str!("support/podman_scenario.sh");
+const AS_PLAIN_USER: &str = include_str!("support/as_plain_user.sh");
 
 /// Both reports, or the lines that differ.
 fn assert_same(kernel: &Said, vellum: &Said) {
@@ -162,23 +163,38 @@ fn a_plain_user_gets_the_same_from_vellum_as_from_the_kernel() {
     assert_same(&kernel, &vellum);
 }
 
-#[test]
-fn newer_podman_and_buildah_get_the_same_from_vellum_as_from_the_kernel() {
+/// Where the newer programs meet Vellum: a home, and in it the directory that they see as `/exchange`, with Vellum's program in it.
+fn newer() -> Option<(Home, PathBuf)> {
     if std::env::var_os("VELLUM_SLOW").is_none() {
-        return untested("newer podman", "only in the slow tier: make test-slow");
+        untested("newer podman", "only in the slow tier: make test-slow");
+        return None;
     }
     if !available(&["debootstrap", "python3", "busybox", "unshare"]) {
-        return;
+        return None;
     }
     let home = Home::new().unwrap();
     let exchange = home.dir("exchange").unwrap();
-    fs::rename(small_image(&home).unwrap(), exchange.join("small.tar")).unwrap();
     fs::copy(VELLUM, exchange.join("fuse-overlayfs")).unwrap();
+    Some((home, exchange))
+}
+
+/// A command in the newer programs' root.
+fn in_newer(exchange: &Path) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/forky-root.sh");
+    let mut run = Command::new(script);
+    run.env("EXCHANGE", exchange).arg("run");
+    run
+}
+
+#[test]
+fn newer_podman_and_buildah_get_the_same_from_vellum_as_from_the_kernel() {
+    let Some((home, exchange)) = newer() else {
+        return;
+    };
+    fs::rename(small_image(&home).unwrap(), exchange.join("small.tar")).unwrap();
     let (kernel, vellum) = both(|name| {
-        let mut run = Command::new(&script);
-        run.env("EXCHANGE", &exchange)
-            .args(["run", "sh", "-c", SCENARIO, "sh"]);
+        let mut run = in_newer(&exchange);
+        run.args(["sh", "-c", SCENARIO, "sh"]);
         run.arg(format!("/exchange/{name}"))
             .arg(format!("/run/{}", &name[..1]))
             .arg("/exchange/small.tar");
@@ -187,6 +203,35 @@ fn newer_podman_and_buildah_get_the_same_from_vellum_as_from_the_kernel() {
         }
         run
     });
+    assert_same(&kernel, &vellum);
+}
+
+#[test]
+fn a_plain_user_of_newer_podman_and_buildah_gets_the_same_from_vellum_as_from_the_kernel() {
+    let Some((home, exchange)) = newer() else {
+        return;
+    };
+    if !Path::new("/dev/fuse").exists() {
+        return untested("FUSE for plain users", "there is no /dev/fuse");
+    }
+    let scratch = Scratch::new();
+    let archive = plain_image(&scratch);
+    fs::copy(archive, exchange.join("plain.tar")).unwrap();
+    fs::write(exchange.join("as_plain_user.sh"), AS_PLAIN_USER).unwrap();
+    let (kernel, vellum) = both(|name| {
+        let mut run = in_newer(&exchange);
+        run.args(["sh", "/exchange/as_plain_user.sh"])
+            .arg(format!("/exchange/{name}"))
+            .args(["env", "RUNTIME=crun", "sh", "-c", SCENARIO, "sh"])
+            .arg(format!("/exchange/{name}/all"))
+            .arg(format!("/run/user/61234/{}", &name[..1]))
+            .arg("/exchange/plain.tar");
+        if name == "vellum" {
+            run.arg("/exchange/fuse-overlayfs");
+        }
+        run
+    });
+    drop(home);
     assert_same(&kernel, &vellum);
 }
 

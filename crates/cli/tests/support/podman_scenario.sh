@@ -3,7 +3,7 @@
 #   podman_scenario.sh DIR RUN ARCHIVE [MOUNT-PROGRAM]
 #
 # DIR: where the store goes. RUN: a short directory for sockets and state. ARCHIVE: the small image.
-# Without a mount program the kernel's overlay mounts. Times in layers are pinned where diff ids are printed.
+# RUNTIME runs the containers (runc). Without a mount program the kernel's overlay mounts. Times in layers are pinned where diff ids are printed.
 set -eu
 export LC_ALL=C.UTF-8
 dir=$1 run=$2 archive=$3 program=${4:-}
@@ -17,7 +17,7 @@ storage() {
 }
 # shellcheck disable=SC2046 # words are meant
 podman() {
-    timeout 120 podman $(storage) --tmpdir "$run/t" --runtime runc --cgroup-manager cgroupfs --events-backend file "$@"
+    timeout 120 podman $(storage) --tmpdir "$run/t" --runtime "${RUNTIME:-runc}" --cgroup-manager cgroupfs --events-backend file "$@"
 }
 # shellcheck disable=SC2046
 buildah() { timeout 120 buildah $(storage) "$@"; }
