@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use vellum_testkit::Tree;
-use vellum_testkit::clients::{Dockerd, Home, Vellum, available, run, small_image};
+use vellum_testkit::clients::{Dockerd, Home, Vellum, available, small_image};
 use vellum_testkit::tree::Ignore;
 
 const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
@@ -59,7 +59,7 @@ fn data_root(home: &Home) -> Root {
     let at = home.join("dockers-tree");
     daemon.mount_image("mine:1", &at).unwrap();
     let tree = Tree::read(&at).unwrap();
-    run(std::process::Command::new("umount").arg(&at)).unwrap();
+    vellum_testkit::scratch::unmount(&at).unwrap();
     Root {
         path: daemon.data_root().to_owned(),
         layers,

@@ -1,7 +1,6 @@
 //! Images with the real command: pipes, signals, crashes, full disks, registries with their logins and settings.
 
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -378,13 +377,10 @@ fn logins_are_found_where_docker_and_podman_keep_them() {
     let plain = world.scratch.file("auth.json", &login);
     // A credential helper, as Docker Desktop and clouds have them.
     let helpers = world.scratch.dir("bin");
-    let helper = helpers.join("docker-credential-test");
-    std::fs::write(
-        &helper,
+    world.scratch.script(
+        "bin/docker-credential-test",
         "#!/bin/sh\nread server\nprintf '{\"ServerURL\":\"%s\",\"Username\":\"vellum\",\"Secret\":\"secret\"}' \"$server\"\n",
-    )
-    .unwrap();
-    std::fs::set_permissions(&helper, PermissionsExt::from_mode(0o755)).unwrap();
+    );
     let with_helper = world.scratch.dir("with-helper");
     let config = format!(r#"{{"credHelpers":{{"{}":"test"}}}}"#, registry.host());
     std::fs::write(with_helper.join("config.json"), config).unwrap();

@@ -27,9 +27,10 @@ fn a_server_killed_at_any_point_loses_nothing_it_answered() {
         let stop = AtomicBool::new(false);
         let under_way = AtomicUsize::new(0);
         let (tx, rx) = std::sync::mpsc::channel();
+        let (begun, first) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             for task in 0..3 {
-                let (c, tx) = (server.client(), tx.clone());
+                let (c, tx, begun) = (server.client(), tx.clone(), begun.clone());
                 let (stop, under_way) = (&stop, &under_way);
                 scope.spawn(move || {
                     for n in 0.. {
@@ -45,6 +46,8 @@ fn a_server_killed_at_any_point_loses_nothing_it_answered() {
                                 _ => {
                                     c.commit(&name, &key).ok()?;
                                     tx.send(name.clone()).unwrap();
+                                    // Nobody waits for any but the first.
+                                    let _ = begun.send(());
                                 }
                             }
                             c.cleanup().ok()
@@ -58,6 +61,10 @@ fn a_server_killed_at_any_point_loses_nothing_it_answered() {
             }
             // Another moment in each round, and never an idle one.
             std::thread::sleep(Duration::from_millis(60 + 35 * round));
+            if round == 0 {
+                // On a slow disk nothing may be done by then.
+                first.recv_timeout(PATIENCE).unwrap();
+            }
             wait_for("requests under way", || {
                 under_way.load(Ordering::SeqCst) > 0
             });
@@ -265,7 +272,13 @@ fn numbers_health_and_logs_tell_what_the_server_does() {
     c.remove("w").unwrap();
     c.cleanup().unwrap();
     let ask = |request: &str| {
-        let mut stream = UnixStream::connect(&at).unwrap();
+        // It listens for calls before it listens for this.
+        let mut connected = None;
+        wait_for("the socket of the numbers", || {
+            connected = UnixStream::connect(&at).ok();
+            connected.is_some()
+        });
+        let mut stream = connected.unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();

@@ -4,8 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use vellum_sys::mount::{self, BindOptions, Detach};
+use vellum_sys::mount::{self, BindOptions};
 use vellum_sys::mountinfo;
+use vellum_testkit::scratch::unmount;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{FsKind, Scratch, Tree, needs_root, untested};
 
@@ -246,7 +247,7 @@ fn a_covered_store_is_named_and_comes_back_without_a_restart() {
         );
         // The way back, as the error says it.
         for cover in covers.iter().rev() {
-            mount::unmount(cover, Detach::No).unwrap();
+            unmount(cover).unwrap();
         }
         assert!(world.ok(&["ls"]).contains("box"));
     }
@@ -272,7 +273,7 @@ fn mounted_containers_tell_of_a_covered_store_when_the_run_directory_is_lost() {
         "{complaint}"
     );
     assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
-    mount::unmount(&world.root, Detach::No).unwrap();
+    unmount(&world.root).unwrap();
     assert!(world.ok(&["ls"]).contains("box"));
 }
 
@@ -289,7 +290,7 @@ fn a_store_whose_disk_is_gone_is_not_made_anew() {
     let merged = world.mounted("box");
     std::fs::write(merged.join("own"), "x").unwrap();
     world.ok(&["umount", "box"]);
-    mount::unmount(&disk, Detach::No).unwrap();
+    unmount(&disk).unwrap();
     for verb in [&["ls"][..], &["create", "--from", "/etc"]] {
         let complaint = world.fails(verb);
         assert!(
@@ -324,7 +325,7 @@ fn a_covered_driver_directory_is_named() {
     mount::bind(&empty, &world.root.join("overlay2"), BindOptions::default()).unwrap();
     let complaint = world.fails(&["rm", "-f", "box"]);
     assert!(complaint.contains("overlay2 is covered"), "{complaint}");
-    mount::unmount(&world.root.join("overlay2"), Detach::No).unwrap();
+    unmount(&world.root.join("overlay2")).unwrap();
     world.ok(&["rm", "-f", "box"]);
     gone(&world, "box");
 }
@@ -417,7 +418,7 @@ fn a_foreign_mount_over_a_container_is_neither_taken_for_it_nor_taken_away() {
             "the foreign mount stays"
         );
         assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 0);
-        mount::unmount(cover, Detach::No).unwrap();
+        unmount(cover).unwrap();
         assert_eq!(std::fs::read_to_string(merged.join("own")).unwrap(), "own");
     }
     world.ok(&["umount", "box"]);

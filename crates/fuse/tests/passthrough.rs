@@ -30,6 +30,20 @@ fn write_open(path: impl AsRef<Path>) -> File {
     OpenOptions::new().write(true).open(path).unwrap()
 }
 
+/// Tries until it succeeds: the kernel says a little later that a file was closed, and a process that another test is just starting may still have
+/// it open.
+#[track_caller]
+fn soon<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        if let Some(done) = attempt() {
+            return done;
+        }
+        assert!(std::time::Instant::now() < until, "it never succeeds");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 #[track_caller]
 fn assert_begins(path: impl AsRef<Path>, with: &[u8]) {
     let content = fs::read(path).unwrap();
@@ -163,7 +177,7 @@ fn opens_without_a_name_are_served_without_passthrough() {
         assert_eq!(refused, rustix::io::Errno::STALE);
         drop(old);
         let new = OwnedFd::from(File::open(world.at("proc")).unwrap());
-        let writer = by_number(&new, OFlags::RDWR).unwrap();
+        let writer = soon(|| by_number(&new, OFlags::RDWR).ok());
         writer.write_all_at(b"w", 3).unwrap();
         begins(&writer, b"NEWw");
         assert_begins(world.at("proc"), b"NEWw");
@@ -182,12 +196,7 @@ fn opens_without_a_name_are_served_without_passthrough() {
             write_open(world.at("bound")).write_all(b"NEW")?;
             begins(&File::open(&target)?, b"NEWa");
             drop(reader);
-            // The kernel says a little later that a file was closed.
-            let opened = (0..500).find_map(|_| {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-                OpenOptions::new().write(true).open(&target).ok()
-            });
-            let opened = opened.expect("it can be opened for writing");
+            let opened = soon(|| OpenOptions::new().write(true).open(&target).ok());
             opened.write_all_at(b"w", 3)
         })();
         rustix::mount::unmount(&target, rustix::mount::UnmountFlags::DETACH).unwrap();

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 use support::*;
+use vellum_testkit::scratch::unmount;
 use vellum_testkit::untested;
 
 #[test]
@@ -65,7 +66,7 @@ fn unmounting_never_touches_a_later_mount() {
             ["later"],
             "the later mount was taken away"
         );
-        rustix::mount::unmount(world.at(""), UnmountFlags::empty()).unwrap();
+        unmount(&world.at("")).unwrap();
         assert_eq!(names(world.at("")), ["file"], "ours goes on");
         // Gone from its place while it is in use, and something else is there now.
         let open = File::open(world.at("file")).unwrap();
@@ -75,7 +76,7 @@ fn unmounting_never_touches_a_later_mount() {
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(names(world.at("")), ["later"]);
         drop(open);
-        rustix::mount::unmount(world.at(""), UnmountFlags::empty()).unwrap();
+        unmount(&world.at("")).unwrap();
     });
 }
 
@@ -200,9 +201,19 @@ fn memory_returns_when_the_kernel_forgets() {
             .spawn()
             .unwrap();
         let lines = BufReader::new(found.stdout.take().unwrap()).lines();
-        assert_eq!(lines.count(), dirs * 1001 + 1);
+        // The most it ever was: the kernel may forget already.
+        let mut between = 0;
+        let count = lines
+            .enumerate()
+            .map(|(at, _)| {
+                if at % 1000 == 0 {
+                    between = between.max(own_kib());
+                }
+            })
+            .count();
+        assert_eq!(count, dirs * 1001 + 1);
         assert!(found.wait().unwrap().success());
-        let between = own_kib();
+        between = between.max(own_kib());
         assert!(between > before + ((dirs as u64 * 1000 * 128) >> 10));
         // The kernel forgets file by file, a directory after what is in it, and the server hears of it one by one: how long that takes is
         // no matter, where it ends is.

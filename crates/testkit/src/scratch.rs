@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// The file systems that can be made for a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +161,23 @@ impl Scratch {
             .rposition(|mount| mount == target)
             .expect("a mount of this scratch place");
         mounts.remove(at);
-        unmount(target).expect("the mount goes");
+        unmount_at_last(target, Duration::from_secs(30)).expect("the mount goes");
+    }
+
+    /// Makes an executable script below, with its parents, and returns its path. It can be run at once.
+    ///
+    /// Another process writes it: a child that a test beside this one starts at that moment would inherit a descriptor
+    /// open for writing, and until it executes its own program nobody can execute this one (`ETXTBSY`).
+    pub fn script(&self, below: impl AsRef<Path>, text: &str) -> PathBuf {
+        let path = self.join(below);
+        std::fs::create_dir_all(path.parent().expect("a file has a parent"))
+            .expect("the script's parents");
+        run(Command::new("sh")
+            .args(["-c", r#"printf %s "$2" > "$1" && chmod 755 "$1""#, "sh"])
+            .arg(&path)
+            .arg(text))
+        .expect("a script in the scratch place");
+        path
     }
 }
 
@@ -171,7 +188,8 @@ impl Drop for Scratch {
             Err(poisoned) => poisoned.into_inner(),
         };
         for target in mounts.drain(..).rev() {
-            if let Err(error) = unmount(&target) {
+            // Nobody is left who could mind that it lives on, out of sight, with its last user.
+            if let Err(error) = unmount_at_last(&target, Duration::ZERO) {
                 eprintln!("scratch: {} stays mounted: {error}", target.display());
             }
         }
@@ -181,17 +199,55 @@ impl Drop for Scratch {
     }
 }
 
-fn unmount(target: &Path) -> io::Result<()> {
-    use rustix::mount::{UnmountFlags, unmount};
-    match unmount(target, UnmountFlags::NOFOLLOW) {
-        // Something still holds it: a killed child on its way out. Detaching frees it when that is gone.
-        Err(rustix::io::Errno::BUSY) => Ok(unmount(
-            target,
-            UnmountFlags::DETACH | UnmountFlags::NOFOLLOW,
-        )?),
-        // The test, or the code under test, unmounted it itself.
+/// Unmounts `target`, and waits for users that are just leaving.
+///
+/// A process that a test beside this one starts has copies of all descriptors of this process until it executes its own
+/// program; one that was killed has its own until it is gone. Errors: `EBUSY` if the mount is in use for half a minute;
+/// what umount2(2) says else.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    Ok(unmount_within(target, Duration::from_secs(30))?)
+}
+
+fn unmount_within(target: &Path, patience: Duration) -> Result<(), rustix::io::Errno> {
+    use rustix::mount::UnmountFlags;
+    let until = Instant::now() + patience;
+    loop {
+        match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {
+            Err(rustix::io::Errno::BUSY) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// The same, but one that is in use even then goes out of sight at least, and one that the test, or the code under test,
+/// unmounted itself is as good.
+fn unmount_at_last(target: &Path, patience: Duration) -> io::Result<()> {
+    use rustix::mount::UnmountFlags;
+    match unmount_within(target, patience) {
+        Err(rustix::io::Errno::BUSY) => {
+            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            Ok(rustix::mount::unmount(target, flags)?)
+        }
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
         other => Ok(other?),
+    }
+}
+
+/// Copies a program, so that everybody can run the copy at once: see [`Scratch::script`]. A second name is as good as a copy.
+///
+/// Panics if neither can be made.
+pub fn copy_program(from: &Path, to: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(from).map(|found| found.permissions().mode());
+    let for_everybody = mode.is_ok_and(|mode| mode & 0o555 == 0o555);
+    if !for_everybody || std::fs::hard_link(from, to).is_err() {
+        run(Command::new("install")
+            .args(["-m", "755", "--"])
+            .arg(from)
+            .arg(to))
+        .expect("a copy of the program");
     }
 }
 

@@ -9,6 +9,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::scratch::copy_program;
 use crate::{Scratch, needs_root, untested};
 
 /// The user's name.
@@ -23,6 +24,7 @@ pub struct PlainUser {
     pub first_subid: u32,
     etc: PathBuf,
     home: PathBuf,
+    scratch: PathBuf,
 }
 
 impl PlainUser {
@@ -58,6 +60,7 @@ impl PlainUser {
             first_subid: 1_234_000_000,
             etc: scratch.dir("etc-of-the-plain-user"),
             home: scratch.dir("home-of-the-plain-user"),
+            scratch: scratch.path().to_owned(),
         };
         let open = std::fs::Permissions::from_mode(0o711);
         std::fs::set_permissions(scratch.path(), open).expect("the scratch directory's mode");
@@ -132,8 +135,8 @@ impl PlainUser {
         let copy = self
             .etc
             .join(program.file_name().expect("a program has a name"));
-        if !copy.exists() && std::fs::hard_link(program, &copy).is_err() {
-            std::fs::copy(program, &copy).expect("a copy of the program");
+        if !copy.exists() {
+            copy_program(program, &copy);
         }
         copy
     }
@@ -142,8 +145,19 @@ impl PlainUser {
     ///
     /// Add arguments with `arg`; `env` and `current_dir` would act on the wrapper: say `env NAME=VALUE` in the program.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        // The new namespace has copies of what the tests beside this one have mounted, and would hold them for as long as it lives.
         const SCRIPT: &str = r#"
-            etc=$1 id=$2 home=$3 run=$4; shift 4
+            etc=$1 id=$2 home=$3 run=$4 scratch=$5; shift 5
+            others=
+            while read -r _ _ _ _ at _; do
+                case "$at" in
+                    "$scratch"/*) ;;
+                    */vellum-test-??????/*|/tmp/vt??????/*) others="$others $at" ;;
+                esac
+            done < /proc/self/mountinfo
+            # Names in the table have no blanks; what is in another mount goes with that one.
+            set -f; [ -z "$others" ] || umount --lazy --internal-only --no-canonicalize $others 2> /dev/null || :
+            set +f
             for file in passwd group subuid subgid; do
                 [ -e /etc/$file ] || : > /etc/$file
                 mount --bind "$etc/$file" /etc/$file || exit 125
@@ -170,7 +184,8 @@ impl PlainUser {
             .arg(&self.etc)
             .arg(self.id.to_string())
             .arg(&self.home)
-            .arg(self.run_dir());
+            .arg(self.run_dir())
+            .arg(&self.scratch);
         command.arg(program.as_ref());
         command
     }

@@ -6,6 +6,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::json;
 use vellum_testkit::clients::{find, run};
+use vellum_testkit::scratch::unmount;
 
 use super::driver::{every_way, every_way_mut, names};
 
@@ -130,7 +131,7 @@ fn a_mount_over_a_layer_is_named_and_left_alone() {
         let said = driver.fails("Get", json!({ "ID": "box" }));
         assert!(said.contains("covered") && said.contains("tmpfs"), "{said}");
         assert!(driver.is_mounted(&tree));
-        run(Command::new("umount").arg(&tree)).unwrap();
+        unmount(&tree).unwrap();
         driver.with("box", |dir| assert!(names(dir).is_empty()));
     });
 }

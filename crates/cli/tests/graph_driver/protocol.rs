@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use vellum_testkit::{is_root, untested};
@@ -93,12 +93,16 @@ fn a_call_that_comes_twice_is_done_once() {
 fn what_a_daemon_said_is_kept_and_another_daemon_is_refused() {
     every_way_mut(|driver| {
         driver.plugin.kill_and_restart().unwrap();
-        assert!(
-            driver
-                .plugin
-                .log()
-                .contains("serving a daemon that is known")
-        );
+        // The socket listens before the server says so.
+        let until = Instant::now() + Duration::from_secs(60);
+        while !driver
+            .plugin
+            .log()
+            .contains("serving a daemon that is known")
+        {
+            assert!(Instant::now() < until, "{}", driver.plugin.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
         driver.create("layer", "");
         let other = driver.home.join("other/x");
         let body = json!({ "Home": other, "Opts": [] });

@@ -64,7 +64,7 @@ impl World {
     /// may hold a copy of the mount for a while.
     #[track_caller]
     pub fn on_free_layers(&self, args: &[&str]) {
-        for _ in 0..300 {
+        for _ in 0..1200 {
             let done = self.vellum(args);
             if done.code == 0 {
                 return;
@@ -94,7 +94,7 @@ impl World {
 
 pub fn command(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Command {
     let mut command = Command::new("timeout");
-    command.arg("60").arg(program).args(args);
+    command.arg("300").arg(program).args(args);
     command.stdin(Stdio::null());
     command
 }

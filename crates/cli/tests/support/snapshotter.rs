@@ -427,7 +427,7 @@ pub fn mount_at(mounts: &[Mount], at: &Path) {
 
 #[track_caller]
 pub fn unmount(at: &Path) {
-    vellum_testkit::clients::run(Command::new("umount").arg(at)).unwrap();
+    vellum_testkit::scratch::unmount(at).unwrap();
 }
 
 #[track_caller]

@@ -7,10 +7,11 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use vellum_testkit::scratch::copy_program;
 use vellum_testkit::{PlainUser, Scratch, needs_root, untested};
 
 /// Tells the inner process where its place is.
@@ -407,11 +408,10 @@ fn run_as_user(name: &str, wrap: impl FnOnce(&PlainUser) -> Vec<String>) {
     }
     let place = user.home().join("place");
     fs::create_dir(&place).unwrap();
-    fs::copy(program(), place.join("mount_union")).unwrap();
+    copy_program(&program(), &place.join("mount_union"));
     chown(&place, Some(user.id), Some(user.id)).unwrap();
     let test = place.join("test");
-    fs::copy(std::env::current_exe().unwrap(), &test).unwrap();
-    fs::set_permissions(&test, fs::Permissions::from_mode(0o755)).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &test);
     let asked = ["VELLUM_SEED", "VELLUM_ROUND", "VELLUM_SLOW"]
         .into_iter()
         .filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)));

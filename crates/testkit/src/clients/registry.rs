@@ -2,6 +2,7 @@
 
 use super::{Home, find, run};
 use anyhow::{Context, bail};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -34,66 +35,57 @@ impl Registry {
     /// Starts a registry in directory `name` of `home` and waits until it answers.
     pub fn start(home: &Home, name: &str, access: Access) -> anyhow::Result<Self> {
         let dir = home.dir(name)?;
-        let storage = home.dir(&format!("{name}/data"))?;
-        let port = free_port()?;
         let program = find("docker-registry").context("docker-registry is not installed")?;
-        let mut config = format!(
-            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
-            storage.display()
-        );
-        let authority = dir.join("ca.pem");
-        match access {
-            Access::Open => {}
-            Access::Password => {
-                let users = dir.join("htpasswd");
-                // bcrypt of "secret"
-                std::fs::write(
-                    &users,
-                    "vellum:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n",
-                )?;
-                config += &format!(
-                    "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
-                    users.display()
-                );
-            }
-            Access::Tls => {
-                make_certificates(&dir)?;
-                config += &format!(
-                    "  tls:\n    certificate: {0}/server.pem\n    key: {0}/server.key\n",
-                    dir.display()
-                );
-            }
+        if access == Access::Tls {
+            make_certificates(&dir)?;
         }
         let config_path = dir.join("config.yml");
-        std::fs::write(&config_path, config)?;
         let log_path = dir.join("log");
-        let log = std::fs::File::create(&log_path)?;
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL"])
-            .arg(program)
-            .arg("serve")
-            .arg(config_path)
-            .env_remove("OTEL_TRACES_EXPORTER")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("cannot start docker-registry")?;
-        let mut registry = Self {
-            child,
-            port,
-            storage,
-            authority,
-        };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if registry.child.try_wait()?.is_some() || Instant::now() > deadline {
-                let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            let port = free_port()?;
+            std::fs::write(&config_path, config(&dir, access, port)?)?;
+            let log = std::fs::File::create(&log_path)?;
+            let child = Command::new("setpriv")
+                .args(["--pdeathsig", "KILL"])
+                .arg(&program)
+                .arg("serve")
+                .arg(&config_path)
+                .env_remove("OTEL_TRACES_EXPORTER")
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                .spawn()
+                .context("cannot start docker-registry")?;
+            let mut registry = Self {
+                child,
+                port,
+                storage: dir.join("data"),
+                authority: dir.join("ca.pem"),
+            };
+            if registry.comes_up(deadline)? {
+                return Ok(registry);
+            }
+            let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+            // Somebody else was quicker: another port.
+            if !log.contains("address already in use") || Instant::now() > deadline {
                 bail!("docker-registry did not come up:\n{log}");
+            }
+        }
+    }
+
+    /// Waits until it answers; false if it ended, or does not begin in time.
+    fn comes_up(&mut self, deadline: Instant) -> anyhow::Result<bool> {
+        loop {
+            let answers = TcpStream::connect(("127.0.0.1", self.port)).is_ok();
+            if self.child.try_wait()?.is_some() || Instant::now() > deadline {
+                return Ok(false);
+            }
+            if answers {
+                return Ok(true);
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(registry)
     }
 
     /// `127.0.0.1:PORT`, as it stands in image names.
@@ -120,6 +112,34 @@ impl Drop for Registry {
         let _ = self.child.kill(); // no effect on one that has ended
         let _ = self.child.wait();
     }
+}
+
+/// The configuration of a registry that keeps everything in `dir`.
+fn config(dir: &Path, access: Access, port: u16) -> anyhow::Result<String> {
+    let config = format!(
+        "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+        dir.join("data").display()
+    );
+    let more = match access {
+        Access::Open => String::new(),
+        Access::Password => {
+            let users = dir.join("htpasswd");
+            // bcrypt of "secret"
+            std::fs::write(
+                &users,
+                "vellum:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n",
+            )?;
+            format!(
+                "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+                users.display()
+            )
+        }
+        Access::Tls => format!(
+            "  tls:\n    certificate: {0}/server.pem\n    key: {0}/server.key\n",
+            dir.display()
+        ),
+    };
+    Ok(config + &more)
 }
 
 /// An authority (`ca.pem`) and a server certificate for 127.0.0.1 and localhost signed by it.
@@ -185,9 +205,16 @@ fn make_certificates(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns a port that was free a moment ago; docker-registry can't be handed a socket.
+///
+/// Not one of those that the kernel gives to whoever asks for any: one of them may be another test's a moment later, and a connection to it while
+/// nobody listens can even meet itself.
 fn free_port() -> anyhow::Result<u16> {
-    // Free a moment ago; docker-registry can't be handed a socket.
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    let mut rng = crate::Rng::seeded(RandomState::new().build_hasher().finish());
+    (0..1000)
+        .map(|_| 15_000 + rng.below(15_000) as u16)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .context("no port is free")
 }
 
 /// A proxy on loopback that cuts connections in the middle of answers.
@@ -397,8 +424,22 @@ impl Drop for TokenGate {
     }
 }
 
-/// Serves one request and closes the connection.
+/// Serves one request and closes the connection, once the client has said all it had to say: a connection closed on bytes that nobody took is
+/// reset, and the answer may be lost with it.
 fn gate(
+    client: &TcpStream,
+    server: &str,
+    port: u16,
+    scopes: &Mutex<Vec<String>>,
+) -> anyhow::Result<()> {
+    let answered = answer(client, server, port, scopes);
+    client.shutdown(Shutdown::Write)?;
+    client.set_read_timeout(Some(Duration::from_secs(60)))?;
+    std::io::copy(&mut client.try_clone()?, &mut std::io::sink())?;
+    answered
+}
+
+fn answer(
     client: &TcpStream,
     server: &str,
     port: u16,
@@ -503,8 +544,8 @@ fn gate(
         })
         .collect();
     registry.write_all(format!("{}\r\nConnection: close\r\n\r\n", kept.join("\r\n")).as_bytes())?;
-    std::io::copy(&mut from.take(length), &mut registry)?;
+    // A registry that has heard enough says so in its answer.
+    let _ = std::io::copy(&mut from.take(length), &mut registry);
     std::io::copy(&mut registry, &mut to)?;
-    let _ = client.shutdown(Shutdown::Both);
     Ok(())
 }

@@ -62,7 +62,7 @@ impl Rig {
         };
         // Whoever made a mount namespace meanwhile (another test's container) has a copy of the mount before this one,
         // and with index=on the kernel then calls the upper busy.
-        for _ in 0..200 {
+        for _ in 0..1200 {
             match overlay.mount(&self.scratch, &self.merged) {
                 Err(error) if error.contains("os error 16") => {}
                 other => return other.unwrap(),

@@ -70,7 +70,7 @@ impl Rig {
 
     pub fn open(&self) -> Engine {
         // The kernel lets go of an upper some time after the unmounting, when another process is just being started.
-        for _ in 0..500 {
+        for _ in 0..3000 {
             match Engine::open(self.options()) {
                 Err(Error::BadUpper { why, .. }) if why.contains("the kernel") => {}
                 other => return other.unwrap(),
@@ -103,7 +103,7 @@ impl Rig {
         .option("xino", "on");
         // Whoever made a mount namespace meanwhile has a copy of the mount before this one, and the kernel then calls
         // the upper busy.
-        for _ in 0..200 {
+        for _ in 0..1200 {
             match overlay.mount(&self.scratch, &target) {
                 Err(error) if error.contains("os error 16") => {}
                 other => {
@@ -159,7 +159,7 @@ pub fn options(lowers: &[PathBuf], upper: &Path, work: &Path) -> EngineOptions {
 
 /// Opens an engine; waits as long as somebody's copy of a mount of the kernel's keeps the upper busy.
 pub fn open(options: impl Fn() -> EngineOptions) -> Engine {
-    for _ in 0..200 {
+    for _ in 0..1200 {
         match Engine::open(options()) {
             Err(Error::BadUpper { why, .. }) if why.contains("the kernel has it") => {}
             other => return other.unwrap(),
