@@ -4,18 +4,16 @@ mod support;
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use serde_json::json;
-use support::{Said, archive, layer, said};
-use vellum_testkit::clients::{Home, Vellum, available, find, small_image};
-use vellum_testkit::tree::Ignore;
+use support::podman::{AS_PLAIN_USER, LIMITS, VELLUM, in_newer, newer, plain_image, podman};
+use support::{Said, said};
+use vellum_testkit::clients::{Home, available, small_image};
 use vellum_testkit::{PlainUser, Scratch, untested};
 
-const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
+const NEWER_SCENARIO: &str = include_str!("support/podman_5_scenario.sh");
 const SCENARIO: &str = include_str!("support/podman_scenario.sh");
-const AS_PLAIN_USER: &str = include_str!("support/as_plain_user.sh");
 
 /// Both reports, or the lines that differ.
 fn assert_same(kernel: &Said, vellum: &Said) {
@@ -76,53 +74,6 @@ fn podman_and_buildah_get_the_same_from_vellum_as_from_the_kernel() {
     assert_same(&kernel, &vellum);
 }
 
-/// What a plain user can unpack: no devices, and no owner beyond his range.
-fn plain_image(scratch: &Scratch) -> PathBuf {
-    let busybox = fs::read(find("busybox").unwrap()).unwrap();
-    let mut base = layer().dir("bin").program("bin/busybox", &busybox);
-    for applet in [
-        "cat", "chmod", "chown", "dd", "echo", "ln", "ls", "mkdir", "mkfifo", "mv", "rm", "sh",
-        "sleep", "stat", "tail",
-    ] {
-        base = base.symlink(&format!("bin/{applet}"), "busybox");
-    }
-    let base = base
-        .dir("etc")
-        .file("etc/group", "root:x:0:\n")
-        .file("etc/passwd", "root:x:0:0::/:/bin/sh\n")
-        .done();
-    let files = layer()
-        .dir("odd")
-        .file("odd/gone", "x")
-        .dir("odd/links")
-        .file("odd/links/first", "1\n")
-        .symlink("odd/links/loop", "loop")
-        .dir("srv")
-        .file("srv/large.bin", vec![7; 3 << 20])
-        .dir("tmp")
-        .dir("usr")
-        .dir("usr/share")
-        .dir("usr/share/doc")
-        .file("usr/share/doc/old", "old\n")
-        .dir("usr/share/vellum")
-        .dir("usr/share/vellum/libs-0")
-        .file("usr/share/vellum/libs-0/text", "libs 0\n")
-        .done();
-    let changes = layer()
-        .dir("odd")
-        .whiteout("odd/gone")
-        .dir("usr/share/doc")
-        .file("usr/share/doc/README", "new\n")
-        .whiteout("usr/share/doc/old")
-        .done();
-    archive(
-        scratch,
-        "localhost/plain:1",
-        &[base, files, changes],
-        json!({ "Env": ["PATH=/bin"] }),
-    )
-}
-
 #[test]
 fn a_plain_user_gets_the_same_from_vellum_as_from_the_kernel() {
     if !available(&["podman", "buildah", "runc", "busybox"]) {
@@ -163,29 +114,6 @@ fn a_plain_user_gets_the_same_from_vellum_as_from_the_kernel() {
     assert_same(&kernel, &vellum);
 }
 
-/// Where the newer programs meet Vellum: a home, and in it the directory that they see as `/exchange`, with Vellum's program in it.
-fn newer() -> Option<(Home, PathBuf)> {
-    if std::env::var_os("VELLUM_SLOW").is_none() {
-        untested("newer podman", "only in the slow tier: make test-slow");
-        return None;
-    }
-    if !available(&["debootstrap", "python3", "busybox", "unshare"]) {
-        return None;
-    }
-    let home = Home::new().unwrap();
-    let exchange = home.dir("exchange").unwrap();
-    fs::copy(VELLUM, exchange.join("fuse-overlayfs")).unwrap();
-    Some((home, exchange))
-}
-
-/// A command in the newer programs' root.
-fn in_newer(exchange: &Path) -> Command {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/forky-root.sh");
-    let mut run = Command::new(script);
-    run.env("EXCHANGE", exchange).arg("run");
-    run
-}
-
 #[test]
 fn newer_podman_and_buildah_get_the_same_from_vellum_as_from_the_kernel() {
     let Some((home, exchange)) = newer() else {
@@ -204,6 +132,34 @@ fn newer_podman_and_buildah_get_the_same_from_vellum_as_from_the_kernel() {
         run
     });
     assert_same(&kernel, &vellum);
+}
+
+#[test]
+fn newer_podman_maps_ids_and_reads_other_stores() {
+    let Some((home, exchange)) = newer() else {
+        return;
+    };
+    let scratch = Scratch::new();
+    fs::copy(plain_image(&scratch), exchange.join("plain.tar")).unwrap();
+    symlink("fuse-overlayfs", exchange.join("vellum")).unwrap();
+    let mut run = in_newer(&exchange);
+    let done = said(run.args(["bash", "-c", NEWER_SCENARIO]).output().unwrap());
+    drop(home);
+    assert_eq!(done.code, 0, "{}\n{}", tail(&done.out), done.err);
+    let mapped =
+        "0 0\n4755 3 4\ngone\nmapped\nA /new\nD /srv\n4755 3 4\n755 0 0\n4755 3 4\n755 0 0\n0 0\n";
+    let read = "localhost/plain true\ny\n1\n";
+    let exported = "localhost/plain:1 true\n/odd:\nlinks\n\n/usr/share/doc:\nREADME\nA /etc/new\nD /etc/group\nnew\ngone\n";
+    let drivers = ["overlay2", "overlay", "native"]
+        .map(|driver| format!("== exported, {driver}\n{exported}"))
+        .concat();
+    assert_eq!(
+        done.out,
+        format!(
+            "== --uidmap 0:100000:65536 --gidmap 0:100000:65536\n{mapped}== --userns=auto\n{mapped}\
+             == idmap\n5 6\n5 6\n== additional store\n{read}{read}{drivers}no mount is left\n"
+        )
+    );
 }
 
 #[test]
@@ -234,52 +190,6 @@ fn a_plain_user_of_newer_podman_and_buildah_gets_the_same_from_vellum_as_from_th
     drop(home);
     assert_same(&kernel, &vellum);
 }
-
-/// podman on a store of its own below `home`, with Vellum as mount program.
-fn podman(home: &Home, store: &str, options: &[&str], args: &[&str]) -> String {
-    let program = home.join("fuse-overlayfs");
-    if !program.exists() {
-        symlink(VELLUM, &program).unwrap();
-    }
-    let program = format!("overlay.mount_program={}", program.display());
-    let options = [&["--storage-opt", &program], options].concat();
-    done_in_the_end(args, || call(home, store, &options, args))
-}
-
-/// One call of podman.
-fn call(home: &Home, store: &str, options: &[&str], args: &[&str]) -> Said {
-    let mut run = Command::new("timeout");
-    run.args(["-k", "5", "120", "podman", "--root"])
-        .arg(home.join(store));
-    run.arg("--runroot").arg(home.join(&format!("{store}-run")));
-    run.arg("--tmpdir").arg(home.join(&format!("{store}-tmp")));
-    run.args(["--storage-driver", "overlay", "--runtime", "runc"]);
-    run.args(["--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
-    said(run.args(options).args(args).output().unwrap())
-}
-
-/// What podman says once it succeeds. A removal is tried again: podman's own clean-up behind an ended container may be at it.
-fn done_in_the_end(args: &[&str], call: impl Fn() -> Said) -> String {
-    let mut done = call();
-    for _ in 0..30 {
-        if done.code == 0 || !args[0].starts_with("rm") {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_secs(1));
-        done = call();
-    }
-    assert_eq!(done.code, 0, "podman {args:?}: {}", done.err);
-    done.out
-}
-
-const LIMITS: [&str; 6] = [
-    "--network",
-    "none",
-    "--ulimit",
-    "nofile=1000:1000",
-    "--ulimit",
-    "nproc=1000:1000",
-];
 
 #[test]
 fn containers_with_ids_of_their_own_see_their_own_ids() {
@@ -412,104 +322,4 @@ fn images_of_an_additional_store_run_read_only() {
         .concat(),
     );
     assert_eq!(said, "y\n1\n");
-}
-
-#[test]
-fn podman_reads_exported_images_in_place() {
-    if !available(&["podman", "runc", "busybox", "python3"]) {
-        return;
-    }
-    let home = Home::new().unwrap();
-    let vellum = Vellum::new(VELLUM, &home, "vellum").unwrap();
-    vellum
-        .load_as(&small_image(&home).unwrap(), "localhost/demo:1")
-        .unwrap();
-    let shared = home.join("shared");
-    let dir = shared.to_str().unwrap();
-    let export = ["export", "containers-storage", dir];
-    let planned = vellum
-        .run(&[&export[..], &["--dry-run", "--json"]].concat())
-        .unwrap();
-    assert!(planned.contains("\"layers\": 10"), "{planned}");
-    assert!(!shared.exists());
-    vellum.run(&export).unwrap();
-
-    // The kernel mounts.
-    let store = format!("overlay.imagestore={dir}");
-    let options = ["--storage-opt", &store];
-    let podman = |args: &[&str]| done_in_the_end(args, || call(&home, "reader", &options, args));
-    let listed = podman(&[
-        "images",
-        "--format",
-        "{{.Repository}}:{{.Tag}} {{.ReadOnly}}",
-    ]);
-    assert_eq!(listed, "localhost/demo:1 true\n");
-    let script = "cat /app/version; ls /odd/links; echo new > /etc/new; rm /etc/app.conf";
-    let run = [
-        &["run", "--name", "box"],
-        &LIMITS[..],
-        &["localhost/demo:1", "sh", "-c", script],
-    ]
-    .concat();
-    assert_eq!(podman(&run), "version 2\ndeep\nfirst\nloop\n");
-    // Nothing was unpacked, and what stands on it is Podman's own.
-    let own = podman(&["commit", "--quiet", "box", "localhost/mine:1"]);
-    let again = [
-        &["run", "--rm"],
-        &LIMITS[..],
-        &["localhost/mine:1", "cat", "/etc/new"],
-    ]
-    .concat();
-    assert_eq!(podman(&again), "new\n", "{own}");
-
-    // Podman compares what it sends with the digests; Vellum compares what comes back with the diff ids.
-    let saved = home.join("saved.tar");
-    podman(&[
-        "save",
-        "--quiet",
-        "--format",
-        "docker-archive",
-        "--output",
-        saved.to_str().unwrap(),
-        "localhost/demo:1",
-    ]);
-    vellum.load_as(&saved, "localhost/demo:back").unwrap();
-    let ids = |name: &str| {
-        vellum
-            .run(&["inspect", name])
-            .unwrap()
-            .matches("sha256:")
-            .count()
-    };
-    assert_eq!(ids("localhost/demo:1"), ids("localhost/demo:back"));
-    let before = vellum.image_tree("localhost/demo:1", &home).unwrap();
-    before.assert_same(
-        &vellum.image_tree("localhost/demo:back", &home).unwrap(),
-        Ignore {
-            root: true,
-            ..Ignore::default()
-        },
-    );
-
-    // The layers stay while the export does, and an export takes the place of the one before.
-    vellum
-        .run(&["rmi", "localhost/demo:1", "localhost/demo:back"])
-        .unwrap();
-    vellum.run(&["gc"]).unwrap();
-    assert_eq!(podman(&again), "new\n");
-    podman(&["rm", "--all", "--force"]);
-    podman(&["rmi", "--force", "localhost/mine:1"]);
-    vellum.run(&export).unwrap();
-    assert_eq!(podman(&["images", "--format", "{{.Repository}}"]), "");
-    vellum.run(&[&export[..], &["--remove"]].concat()).unwrap();
-    assert!(!shared.exists());
-    vellum.run(&["gc"]).unwrap();
-    assert!(vellum.run(&["check"]).is_ok());
-
-    // What is somebody else's stays.
-    fs::create_dir_all(shared.join("overlay")).unwrap();
-    assert!(
-        vellum.run(&export).is_err() && vellum.run(&[&export[..], &["--remove"]].concat()).is_err()
-    );
-    assert!(shared.join("overlay").exists());
 }

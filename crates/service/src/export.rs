@@ -1,34 +1,32 @@
 //! `export containers-storage`: images of the store as an additional image store that Podman, Buildah and CRI-O read in place.
 //!
-//! Nothing is unpacked or copied: the layers there are symbolic links to the trees of the store's `overlay2` driver, which have the form that those
-//! programs expect, beside records and tar-splits of their own making. A lease without end keeps the layers meanwhile; it ends with the export.
-//! Why links: docs/decisions/0029-exported-stores.md.
+//! Nothing is unpacked or copied: the layers there are symbolic links to the trees of the store, beside records and tar-splits of their own making.
+//! A lease without end keeps the layers meanwhile; it ends with the export. Why links: docs/decisions/0029-exported-stores.md.
 //!
-//! Order on disk: lease; everything into a staged directory beside the target; sync; exchanged with what was there; the old one's lease ended, its tree
-//! removed. A crash leaves a staged directory, which the next export removes, and perhaps a lease too many, which keeps some layers too long.
+//! Order on disk: a staged directory beside the target, in it a note with the lease's name; the lease; everything else; sync; exchanged with
+//! what was there; the old one's lease ended, its tree removed. A crash leaves the target as it was or as it is to be, and perhaps a staged directory,
+//! whose note tells the next export or removal which lease to end. [`target`] has these steps, [`layers`] what is linked to.
+
+mod layers;
+mod target;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use vellum_image::containers_storage::{ImageEntry, LayerEntry, LayerId, layers_json};
-use vellum_image::manifest::LayerBlob;
-use vellum_image::sink::{LayerSupply, OutImage, OutLayer};
+use vellum_image::sink::{LayerSupply, OutImage};
 use vellum_image::tar_split::TarSplit;
-use vellum_image::{Compression, Digest, Manifest, Reference};
-use vellum_store::{DriverKind, Held, LeaseId, Life, Store};
+use vellum_image::{Digest, Reference};
+use vellum_store::{Held, LeaseId, Store};
 use vellum_sys::rooted::Dir;
-use vellum_sys::{publish, userns};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::exported;
-
-/// Says in an exported directory whose it is. JSON; fields are only added.
-const NOTE: &str = "vellum.json";
-const NOTE_VERSION: u32 = 1;
+use layers::{Linked, choose, in_order, layer_ids, no_records, privileged};
+use target::Target;
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -63,92 +61,45 @@ pub struct ExportedImage {
     pub manifest: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Note {
-    version: u32,
-    /// The store that it shows.
-    store: String,
-    /// What keeps its layers.
-    lease: String,
-}
-
-/// One layer to be linked to.
-struct Linked {
-    entry: LayerEntry,
-    /// The layers below, nearest first, as their links.
-    below: Vec<String>,
-    source: OutLayer,
-    tree: PathBuf,
-}
-
 /// Writes the export, or replaces it. Durable on return; what was there before is there until then.
 pub fn containers_storage(context: &Context, request: &ExportRequest) -> Result<Exported> {
     let store = context.store()?;
-    possible()?;
-    let lease = match request.dry_run {
-        true => None,
-        false => Some(store.begin_lease(
-            &format!("exported to {}", request.dir.display()),
-            Life::Forever,
-        )?),
-    };
-    let done = export(context, store, request, lease.as_ref());
-    if let (Err(_), Some(lease)) = (&done, &lease) {
-        store.end_lease(lease)?;
-    }
-    done
-}
-
-/// Takes an export away. What Podman runs from it goes on, since mounts keep what they show.
-pub fn remove(context: &Context, dir: &Path) -> Result<()> {
-    let store = context.store()?;
-    let (above, name) = place(dir)?;
-    let note = read_note(&above, &name)?.ok_or_else(|| Error::Invalid {
-        what: format!("{} is no export of this program", dir.display()),
-        hint: Some("if it is a store of Podman's, `podman system reset` removes it".into()),
-    })?;
-    whose(&note, store, dir)?;
-    let mut staged = OsString::from(".vellum-staged.");
-    staged.push(&name);
-    if above.stat_opt(&staged)?.is_some() {
-        above.remove_tree(&staged)?;
-    }
-    // Out of sight at once; then the layers may go.
-    above.rename(&name, &above, &staged, rustix::fs::RenameFlags::NOREPLACE)?;
-    publish::sync_dir(&above)?;
-    store.end_lease(&LeaseId::new(note.lease))?;
-    above.remove_tree(&staged)?;
-    Ok(())
-}
-
-/// Podman mounts layers with marks of root's kind and without our records.
-fn possible() -> Result<()> {
-    if rustix::process::geteuid().is_root() && userns::is_initial() {
-        return Ok(());
-    }
-    Err(Error::Unsupported {
-        what: "the layers of a plain user's store can't be shown to Podman in place: what he can't make is kept in records that it does not know".into(),
-        hint: "`vellum save IMAGE | podman load` copies an image".into(),
-    })
-}
-
-fn export(
-    context: &Context,
-    store: &Store,
-    request: &ExportRequest,
-    lease: Option<&LeaseId>,
-) -> Result<Exported> {
+    let target = Target::open(context, &request.dir)?;
     let mut images = exported::collect(context, &request.images)?;
-    let mut layers: BTreeMap<LayerId, Linked> = BTreeMap::new();
-    for image in &mut images {
-        if let Some(lease) = lease {
-            hold(store, lease, image)?;
-        }
-        let manifest = manifest(image, &layers)?;
-        add_layers(store, image, &manifest, &mut layers)?;
-        image.manifest = Some(manifest);
+    if request.dry_run {
+        let layers = choose(store, &mut images)?;
+        target.check(store)?;
+        return Ok(told(request, &images, &layers));
     }
-    let told = Exported {
+    let staged = target.stage(store)?;
+    let done = hold(store, &staged.lease, &images)
+        .and_then(|()| choose(store, &mut images))
+        .and_then(|layers| {
+            write(context, &staged.root, &images, &layers)?;
+            Ok(told(request, &images, &layers))
+        });
+    match done {
+        Ok(done) => target.publish(store, staged).map(|()| done),
+        Err(error) => {
+            if let Err(error) = target.clear(store) {
+                tracing::warn!(%error, "what was staged stays; the next export removes it");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Takes an export away, and what a killed one left. What Podman runs from it goes on, since mounts keep what they show.
+pub fn remove(context: &Context, dir: &Path) -> Result<()> {
+    Target::open(context, dir)?.remove(context.store()?)
+}
+
+fn told(
+    request: &ExportRequest,
+    images: &[OutImage],
+    layers: &BTreeMap<LayerId, Linked>,
+) -> Exported {
+    Exported {
         dir: request.dir.display().to_string(),
         images: images
             .iter()
@@ -163,161 +114,13 @@ fn export(
             })
             .collect(),
         layers: layers.len(),
-    };
-    let (above, name) = place(&request.dir)?;
-    let old = read_note(&above, &name)?;
-    match &old {
-        Some(note) => whose(note, store, &request.dir)?,
-        None if is_used(&above, &name)? => {
-            return Err(Error::Invalid {
-                what: format!(
-                    "{} is there and no export of this program",
-                    request.dir.display()
-                ),
-                hint: Some("name a directory that is not there yet".into()),
-            });
-        }
-        None => {}
     }
-    let Some(lease) = lease else { return Ok(told) };
-
-    let mut staged = OsString::from(".vellum-staged.");
-    staged.push(&name);
-    if above.stat_opt(&staged)?.is_some() {
-        above.remove_tree(&staged)?;
-    }
-    above.mkdir(&staged, 0o700)?;
-    let root = above.open_dir(&staged)?;
-    let written = write(
-        context,
-        &root,
-        &images,
-        &layers,
-        &Note {
-            version: NOTE_VERSION,
-            store: store.uuid()?,
-            lease: lease.as_str().to_owned(),
-        },
-    )
-    .and_then(|()| {
-        publish::sync_fs(&root)?;
-        let flags = match above.stat_opt(&name)? {
-            Some(_) => rustix::fs::RenameFlags::EXCHANGE,
-            None => rustix::fs::RenameFlags::NOREPLACE,
-        };
-        above.rename(&staged, &above, &name, flags)?;
-        Ok(publish::sync_dir(&above)?)
-    });
-    if above.stat_opt(&staged)?.is_some()
-        && let Err(error) = above.remove_tree(&staged)
-    {
-        tracing::warn!(%error, "what was staged stays; the next export removes it");
-    }
-    written?;
-    if let Some(old) = old {
-        store.end_lease(&LeaseId::new(old.lease))?;
-    }
-    Ok(told)
 }
 
-fn hold(store: &Store, lease: &LeaseId, image: &OutImage) -> Result<()> {
-    for layer in &image.layers {
+fn hold(store: &Store, lease: &LeaseId, images: &[OutImage]) -> Result<()> {
+    for layer in images.iter().flat_map(|image| &image.layers) {
         store.hold(lease, &Held::Snapshot(exported::key(&layer.chain_id)))?;
         store.hold(lease, &Held::Recipe(exported::to_store(&layer.diff_id)))?;
-    }
-    Ok(())
-}
-
-/// The manifest to show. A layer has one blob there: an image that names a shared layer by another one gets a manifest of plain layers, as has
-/// one without.
-fn manifest(image: &OutImage, known: &BTreeMap<LayerId, Linked>) -> Result<Manifest> {
-    let ids = layer_ids(image);
-    if let Some(own) = &image.manifest
-        && own.layers.len() == ids.len()
-        && own.layers.iter().zip(&ids).all(|(blob, id)| {
-            known
-                .get(id)
-                .is_none_or(|known| known.entry.blob.blob.digest == blob.blob.digest)
-        })
-    {
-        return Ok(own.clone());
-    }
-    let plain: Vec<LayerBlob> = image
-        .layers
-        .iter()
-        .map(|layer| LayerBlob::compose(layer.diff_id, layer.tar_bytes, Compression::None))
-        .collect();
-    Ok(Manifest::compose(
-        &image.config.id,
-        image.config.raw.len() as u64,
-        &plain,
-    ))
-}
-
-fn layer_ids(image: &OutImage) -> Vec<LayerId> {
-    let mut ids: Vec<LayerId> = Vec::with_capacity(image.layers.len());
-    for layer in &image.layers {
-        ids.push(LayerId::of(ids.last(), &layer.diff_id));
-    }
-    ids
-}
-
-fn add_layers(
-    store: &Store,
-    image: &OutImage,
-    manifest: &Manifest,
-    all: &mut BTreeMap<LayerId, Linked>,
-) -> Result<()> {
-    let ids = layer_ids(image);
-    for (at, (id, layer)) in ids.iter().zip(&image.layers).enumerate() {
-        if all.contains_key(id) {
-            continue;
-        }
-        let parts = store.tree(&exported::key(&layer.chain_id))?;
-        let dirs = parts.layers();
-        let top = dirs.first().ok_or_else(|| Error::Damaged {
-            what: format!("layer {}", layer.chain_id),
-            why: "it has no tree".into(),
-        })?;
-        if parts.driver != DriverKind::Overlay2 || top.features.is_some() {
-            return Err(Error::Unsupported {
-                what: match parts.driver {
-                    DriverKind::Overlay2 => format!(
-                        "layer {} has marks that other programs don't follow",
-                        layer.chain_id
-                    ),
-                    driver => format!(
-                        "layer {} is kept by the driver {driver}, in a form that Podman does not read",
-                        layer.chain_id
-                    ),
-                },
-                hint: "`vellum save IMAGE | podman load` copies an image".into(),
-            });
-        }
-        let below = ids[..at]
-            .iter()
-            .rev()
-            .map(|id| format!("l/{}", id.link()))
-            .collect();
-        let blob = manifest.layers.get(at).cloned().unwrap_or_else(|| {
-            LayerBlob::compose(layer.diff_id, layer.tar_bytes, Compression::None)
-        });
-        let entry = LayerEntry {
-            id: id.clone(),
-            parent: at.checked_sub(1).map(|below| ids[below].clone()),
-            diff_id: layer.diff_id,
-            tar_bytes: layer.tar_bytes,
-            blob,
-        };
-        all.insert(
-            id.clone(),
-            Linked {
-                entry,
-                below,
-                source: layer.clone(),
-                tree: top.dir.clone(),
-            },
-        );
     }
     Ok(())
 }
@@ -327,7 +130,6 @@ fn write(
     root: &Dir,
     images: &[OutImage],
     layers: &BTreeMap<LayerId, Linked>,
-    note: &Note,
 ) -> Result<()> {
     let supply = exported::supply(context, context.store()?, images)?;
     let trees = root.create_dir_all("overlay", 0o700)?;
@@ -340,6 +142,9 @@ fn write(
         text(&own, "link", id.link().as_bytes())?;
         if !layer.below.is_empty() {
             text(&own, "lower", layer.below.join(":").as_bytes())?;
+        }
+        if !privileged() {
+            no_records(&layer.tree)?;
         }
         links.symlink(format!("../{}/diff", id.as_str()), id.link())?;
         let file = records.create_file(format!("{}.tar-split.gz", id.as_str()), 0o600)?;
@@ -378,15 +183,7 @@ fn write(
     text(&records, "images.lock", b"")?;
     // Podman asks for it although it runs no container from here.
     root.create_dir_all("overlay-containers", 0o700)?;
-    text(root, "storage.lock", b"")?;
-    json(root, NOTE, note)
-}
-
-/// Parents first: readers of the file expect it so.
-fn in_order(layers: &BTreeMap<LayerId, Linked>) -> Vec<LayerEntry> {
-    let mut all: Vec<&Linked> = layers.values().collect();
-    all.sort_by_key(|layer| layer.below.len());
-    all.into_iter().map(|layer| layer.entry.clone()).collect()
+    text(root, "storage.lock", b"")
 }
 
 /// Compares what passes with a diff ID.
@@ -438,64 +235,4 @@ fn text(dir: &Dir, name: &str, content: &[u8]) -> Result<()> {
 fn json(dir: &Dir, name: &str, value: &impl Serialize) -> Result<()> {
     let content = serde_json::to_vec(value).map_err(|e| Error::io("write", name)(e.into()))?;
     text(dir, name, &content)
-}
-
-/// The directory above, and the name in it.
-fn place(dir: &Path) -> Result<(Dir, OsString)> {
-    let (Some(above), Some(name)) = (dir.parent(), dir.file_name()) else {
-        return Err(Error::Invalid {
-            what: format!("nothing can be exported to {}", dir.display()),
-            hint: None,
-        });
-    };
-    let above = match above.as_os_str().is_empty() {
-        true => Path::new("."),
-        false => above,
-    };
-    Ok((Dir::open(above)?, name.to_owned()))
-}
-
-/// Whether there is something that is not ours.
-fn is_used(above: &Dir, name: &OsString) -> Result<bool> {
-    match above.stat_opt(name)? {
-        None => Ok(false),
-        Some(found) if found.kind != vellum_sys::FileKind::Dir => Ok(true),
-        Some(_) => Ok(above.open_dir(name)?.entries()?.next().is_some()),
-    }
-}
-
-fn read_note(above: &Dir, name: &OsString) -> Result<Option<Note>> {
-    use std::io::Read;
-    if above
-        .stat_opt(name)?
-        .is_none_or(|found| found.kind != vellum_sys::FileKind::Dir)
-    {
-        return Ok(None);
-    }
-    let dir = above.open_dir(name)?;
-    if dir.stat_opt(NOTE)?.is_none() {
-        return Ok(None);
-    }
-    let mut content = Vec::new();
-    dir.open_file(NOTE)?
-        .take(1 << 16)
-        .read_to_end(&mut content)
-        .map_err(Error::io("read", NOTE))?;
-    match serde_json::from_slice::<Note>(&content) {
-        Ok(note) if note.version == NOTE_VERSION => Ok(Some(note)),
-        _ => Err(Error::Damaged {
-            what: format!("the note {NOTE} in it"),
-            why: "it is none, or of a newer version".into(),
-        }),
-    }
-}
-
-fn whose(note: &Note, store: &Store, dir: &Path) -> Result<()> {
-    if note.store == store.uuid()? {
-        return Ok(());
-    }
-    Err(Error::Invalid {
-        what: format!("{} is an export of another store", dir.display()),
-        hint: Some("name another directory, or the other store with --root".into()),
-    })
 }

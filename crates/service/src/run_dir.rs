@@ -55,6 +55,14 @@ pub fn lock_container(ctx: &Context, id: &str) -> Result<Lock> {
     )?)
 }
 
+/// Waits for the lock of exports and returns it; dropped, it is free again.
+pub fn lock_exports(ctx: &Context) -> Result<Lock> {
+    Ok(Lock::wait(
+        open_lock(ctx, "locks", "exports")?,
+        Sharing::Exclusive,
+    )?)
+}
+
 /// Marks container `id` as running until the returned lock is dropped or this process ends. `None` if it runs already.
 pub fn claim_run(ctx: &Context, id: &str) -> Result<Option<Lock>> {
     Ok(Lock::try_now(

@@ -26,6 +26,11 @@ impl LeaseId {
         Self(id.into())
     }
 
+    /// Returns a name that no lease has.
+    pub fn unused() -> Self {
+        Self(random::hex(24))
+    }
+
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -100,7 +105,14 @@ impl Store {
 
     /// Begins a lease of any life. Durable on return.
     pub fn begin_lease(&self, purpose: &str, life: Life) -> Result<LeaseId> {
-        let id = LeaseId(random::hex(24));
+        let id = LeaseId::unused();
+        self.begin_lease_as(&id, purpose, life)?;
+        Ok(id)
+    }
+
+    /// As [`Store::begin_lease`], under a name that the caller has noted before, so that a crash in between leaves no lease
+    /// that nobody knows of.
+    pub fn begin_lease_as(&self, id: &LeaseId, purpose: &str, life: Life) -> Result<()> {
         let (expires, process) = match life {
             Life::Process => (None, Some(Process::this()?)),
             Life::Until(when) => (
@@ -123,9 +135,9 @@ impl Store {
                     process.as_ref().map(|process| &process.boot),
                 ],
             )
+            .map(drop)
             .db("begin a lease")
-        })?;
-        Ok(id)
+        })
     }
 
     /// Ends a lease; one that is not there is no error. Durable on return.

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test program uses a part of it
 
 pub mod layered;
+pub mod podman;
 
 use std::ffi::OsStr;
 use std::io::Write;
