@@ -286,8 +286,10 @@ fn numbers_health_and_logs_tell_what_the_server_does() {
         answer
     };
     let metrics = || ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
-    wait_for("the layer to be counted", || {
-        metrics().contains("vellum_containerd_layers_inodes 1")
+    wait_for("the layer to be counted, and what was removed", || {
+        let said = metrics();
+        said.contains("vellum_containerd_layers_inodes 1")
+            && said.contains("vellum_containerd_gc_trees_deleted_total 1")
     });
     let said = metrics();
     for line in [

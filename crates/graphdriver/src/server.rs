@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use vellum_service::graph::Graph;
 use vellum_service::listen::{Listening, listen};
 use vellum_service::{Cancel, Context, Error};
@@ -49,7 +49,6 @@ fn io(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 /// Calls under way are waited for. Mounts stay: containers go on, and the next server finds them.
 pub fn serve(ctx: Context, path: &Path) -> Result<(), ServeError> {
     let graph = Arc::new(Graph::open(ctx)?);
-    let listening = listen(path)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("docker")
@@ -60,20 +59,45 @@ pub fn serve(ctx: Context, path: &Path) -> Result<(), ServeError> {
         graph,
         cancel: Cancel::new(),
     };
-    let served = runtime.block_on(run(shared, &listening, path));
+    let served = runtime.block_on(async {
+        // Whoever can connect may also end this.
+        let signals = Signals::watch()?;
+        let listening = listen(path)?;
+        run(shared, signals, &listening, path).await
+    });
     // Whatever still runs was told to stop and has had its time; what it leaves is litter for gc.
     runtime.shutdown_timeout(Duration::ZERO);
     served
 }
 
-async fn run(shared: Shared, listening: &Listening, path: &Path) -> Result<(), ServeError> {
+/// The signals that mean something here.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn watch() -> Result<Self, ServeError> {
+        let watch = |kind| signal(kind).map_err(io("watch for signals"));
+        Ok(Self {
+            terminate: watch(SignalKind::terminate())?,
+            interrupt: watch(SignalKind::interrupt())?,
+            // There is nothing to read anew, and no reason to end.
+            hangup: watch(SignalKind::hangup())?,
+        })
+    }
+}
+
+async fn run(
+    shared: Shared,
+    mut signals: Signals,
+    listening: &Listening,
+    path: &Path,
+) -> Result<(), ServeError> {
     let socket = listening.listener()?;
     socket.set_nonblocking(true).map_err(io("listen"))?;
     let listener = UnixListener::from_std(socket).map_err(io("listen"))?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(io("watch for signals"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(io("watch for signals"))?;
-    // There is nothing to read anew, and no reason to end.
-    let mut hangup = signal(SignalKind::hangup()).map_err(io("watch for signals"))?;
     let (end, ending) = tokio::sync::watch::channel(false);
     let home = shared.graph.home();
     let cancel = shared.cancel.clone();
@@ -95,9 +119,9 @@ async fn run(shared: Shared, listening: &Listening, path: &Path) -> Result<(), S
     loop {
         tokio::select! {
             done = &mut server => return finished(done),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => tracing::info!("nothing to reload"),
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            _ = signals.hangup.recv() => tracing::info!("nothing to reload"),
         }
     }
     tracing::info!("ending; mounts stay");

@@ -476,7 +476,7 @@ fn take_away(place: &Path, force: bool, name: &str) -> Result<()> {
 /// Unmounts `place` unless somebody uses it; false if somebody does. A user that is just leaving is waited for: a program between its last read
 /// and its exit, or a child of one that has not executed yet and still holds what its parent had open.
 pub(crate) fn unmount_unused(place: &Path) -> Result<bool> {
-    const PATIENCE: Duration = Duration::from_secs(1);
+    const PATIENCE: Duration = Duration::from_secs(3);
     let until = Instant::now() + PATIENCE;
     loop {
         match mount::unmount(place, Detach::No) {

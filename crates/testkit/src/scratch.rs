@@ -70,7 +70,10 @@ impl Default for Scratch {
 
 impl Scratch {
     /// Makes a new, empty directory, mode 0700.
+    ///
+    /// From now on what this process makes can be read by others: tests count on the usual umask, whatever the caller's is.
     pub fn new() -> Scratch {
+        usual_umask();
         let base =
             std::env::var_os("VELLUM_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let dir = tempfile::Builder::new()
@@ -197,6 +200,11 @@ impl Drop for Scratch {
             eprintln!("scratch: {} stays: {error}", self.dir.display());
         }
     }
+}
+
+/// Sets the umask that most people have. It is the process's, and the same whichever test sets it.
+pub(crate) fn usual_umask() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 }
 
 /// Unmounts `target`, and waits for users that are just leaving.

@@ -190,7 +190,7 @@ impl Graph {
 
 /// Waits a while for the engine that served the last mount and is still writing what it was given.
 fn wait_until_free(overlay: &Overlay) {
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(30);
     let Some(upper) = &overlay.upper else { return };
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until && is_taken(&upper.dir) {

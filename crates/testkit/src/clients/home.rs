@@ -16,8 +16,9 @@ pub struct Home {
 }
 
 impl Home {
-    /// Makes an empty directory, mode 0755: tools that drop privileges must reach what is inside.
+    /// Makes an empty directory, mode 0755: tools that drop privileges must reach what is inside. The umask is the usual one from now on.
     pub fn new() -> anyhow::Result<Self> {
+        crate::scratch::usual_umask();
         let dir = tempfile::Builder::new()
             .prefix("vt")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use vellum_format::{Handle, Mark, Nlink, NlinkBase, Prefix, workdir};
 use vellum_sys::lock::{Lock, Sharing};
@@ -165,14 +166,22 @@ impl Upper {
     }
 }
 
+/// How long a directory in use is waited for: a child of the process that had it, which has not executed its own program yet, still holds
+/// copies of the descriptors.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Opens an upper or a work directory so that nobody else can.
 pub(crate) fn lock(path: &Path) -> Result<(Dir, Lock)> {
     let dir = Dir::open(path).map_err(|error| bad(path, reason(&error)))?;
-    let dup = dir.dup().map_err(|error| bad(path, reason(&error)))?;
-    match Lock::try_now(dup, Sharing::Exclusive) {
-        Ok(Some(lock)) => Ok((dir, lock)),
-        Ok(None) => Err(bad(path, "another union has it; unmount that first")),
-        Err(error) => Err(bad(path, reason(&error))),
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let dup = dir.dup().map_err(|error| bad(path, reason(&error)))?;
+        match Lock::try_now(dup, Sharing::Exclusive) {
+            Ok(Some(lock)) => return Ok((dir, lock)),
+            Ok(None) if Instant::now() < until => std::thread::sleep(PATIENCE / 100),
+            Ok(None) => return Err(bad(path, "another union has it; unmount that first")),
+            Err(error) => return Err(bad(path, reason(&error))),
+        }
     }
 }
 
