@@ -41,13 +41,20 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
     };
     // A damaged tree must not keep its record alive.
     if let Ok(parts) = parts {
-        let places = mount::places(&parts, &mountinfo::read()?);
+        let table = mountinfo::read()?;
+        let places = mount::places(&parts, &table);
         if !places.is_empty() {
             if !force {
                 return Err(Error::InUse {
                     kind: Kind::Container,
                     name: record.name,
-                    by: format!("it is mounted at {}", places[0].display()),
+                    by: match mount::is_dead(&parts, &table) {
+                        false => format!("it is mounted at {}", places[0].display()),
+                        true => format!(
+                            "it is mounted at {} by a process that has ended",
+                            places[0].display()
+                        ),
+                    },
                     hint: "`vellum umount` it first, or use --force".into(),
                 });
             }
@@ -106,7 +113,7 @@ pub struct Listed {
     pub from: Option<PathBuf>,
     /// When it was made.
     pub created: Timestamp,
-    /// `created`, `mounted` or `running`.
+    /// `created`, `mounted`, `running`, or `dead`: mounted by a process that has ended.
     pub state: &'static str,
     /// Where it shows.
     #[serde(serialize_with = "crate::json::paths")]
@@ -136,8 +143,13 @@ pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<Li
         let settings = Settings::of(&record)?;
         let info = store.stat(&record.snapshot)?;
         // One damaged tree must not hide the others; `check` tells about it.
-        let mounts = container::parts(ctx, &record)
-            .map(|parts| mount::places(&parts, &table))
+        let (mounts, dead) = container::parts(ctx, &record)
+            .map(|parts| {
+                (
+                    mount::places(&parts, &table),
+                    mount::is_dead(&parts, &table),
+                )
+            })
             .unwrap_or_default();
         let running = run_dir::is_running(ctx, &record.id)?;
         let usage = if measure {
@@ -147,6 +159,7 @@ pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<Li
         };
         all.push(Listed {
             state: match (running, mounts.is_empty()) {
+                (_, false) if dead => "dead",
                 (true, _) => "running",
                 (false, false) => "mounted",
                 (false, true) => "created",

@@ -15,7 +15,8 @@ pub fn inspect_container(ctx: &Context, name: &str) -> Result<Value> {
     let settings = Settings::of(&record)?;
     let info = ctx.store()?.stat(&record.snapshot)?;
     let parts = container::parts(ctx, &record)?;
-    let places = mount::places(&parts, &mountinfo::read()?);
+    let table = mountinfo::read()?;
+    let places = mount::places(&parts, &table);
     let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
     let tree = match &parts.shape {
         Shape::Plain { root, base, .. } => json!({
@@ -48,6 +49,7 @@ pub fn inspect_container(ctx: &Context, name: &str) -> Result<Value> {
             "index": f.index,
             "xino": f.xino,
         })),
+        "dead": mount::is_dead(&parts, &table),
         "running": run_dir::is_running(ctx, &record.id)?,
         "mounts": places.iter().map(|p| text(p)).collect::<Vec<_>>(),
         "tree": tree,

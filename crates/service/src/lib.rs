@@ -14,6 +14,7 @@ pub mod containers;
 pub mod context;
 pub mod cp;
 pub mod create;
+mod dead;
 pub mod diff;
 pub mod differ;
 pub mod error;

@@ -24,7 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::overlay::daemon;
 use crate::place::{self, ENGINE_TYPE, Shows};
 use crate::plan::{EngineMount, Plan, Wishes, method_name, plan};
-use crate::{container, facts, names, run_dir};
+use crate::{container, dead, facts, names, run_dir};
 
 /// A mount that is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -40,6 +40,9 @@ pub struct Mounted {
     /// How it was made; absent if it was there before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<&'static str>,
+    /// The process that served it has ended: it has to be mounted anew.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dead: bool,
 }
 
 /// Decides how a container would be mounted, and mounts nothing.
@@ -97,13 +100,19 @@ pub fn mount_locked(
     target: Option<&Path>,
     read_only: bool,
 ) -> Result<Mounted> {
-    let target = target.map(existing_directory).transpose()?;
+    let target = target.map(directory_or_dead).transpose()?;
     let parts = container::parts(ctx, record)?;
+    // A dead mount's other places, which get the new one.
+    let mut copies = Vec::new();
     let (place, method) = match &parts.shape {
         Shape::Plain { root, .. } => (root.clone(), None),
         Shape::Overlay(overlay) => {
             let merged = overlay.merged.clone();
-            let method = if place::look(overlay)? == Shows::Container {
+            let shows = place::look(overlay)?;
+            if shows == Shows::Dead {
+                copies = dead::bury(ctx, &merged, &record.name)?;
+            }
+            let method = if shows == Shows::Container {
                 None
             } else {
                 make_merged(&merged)?;
@@ -119,6 +128,7 @@ pub fn mount_locked(
                     },
                 )?)
             };
+            dead::restore(&merged, &copies)?;
             (merged, method)
         }
     };
@@ -133,7 +143,9 @@ pub fn mount_locked(
             });
         }
         None => place,
+        Some(target) if copies.iter().any(|copy| copy.is(&target, read_only)) => target,
         Some(target) => {
+            let target = existing_directory(&target)?;
             let options = BindOptions {
                 read_only,
                 ..BindOptions::default()
@@ -147,14 +159,16 @@ pub fn mount_locked(
         name: record.name.clone(),
         path,
         method,
+        dead: false,
     })
 }
 
-/// Tells whether a container's tree can be walked now without mounting anything.
+/// Tells whether a container is mounted: who mounts it for a while leaves it so.
 pub(crate) fn is_shown(ctx: &Context, record: &ContainerRecord) -> Result<bool> {
     match container::parts(ctx, record)?.shape {
         Shape::Overlay(overlay) => {
-            Ok(overlay.merged.exists() && mount::is_mount_point(&overlay.merged)?)
+            // A dead one is mounted anew and then stays, as it was meant to.
+            Ok(place::look(&overlay)? != Shows::Nothing)
         }
         Shape::Plain { .. } => Ok(true),
     }
@@ -296,6 +310,9 @@ fn explain(error: MountError, parts: &TreeParts, name: &str) -> Error {
 /// Mounts an image itself, read-only, at `target`.
 pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> {
     let image = names::image(ctx, name)?;
+    if dead::is_dead_of(ctx.store()?.root(), target)? {
+        dead::bury(ctx, target, name)?;
+    }
     let target = existing_directory(target)?;
     let Some(top) = image.top() else {
         return Err(Error::Invalid {
@@ -311,6 +328,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
         name: name.to_owned(),
         path: target,
         method: Some(method),
+        dead: false,
     })
 }
 
@@ -324,6 +342,18 @@ pub fn plan_image(ctx: &Context, name: &str) -> Result<Plan> {
         });
     };
     plan_parts(ctx, &ctx.store()?.tree(top)?, Terms::READ_ONLY)
+}
+
+/// As [`existing_directory`], or what would be one if its server lived: if the container's own dead mount is there, it is about to go.
+fn directory_or_dead(path: &Path) -> Result<PathBuf> {
+    match existing_directory(path) {
+        Err(Error::Io { source, .. })
+            if source.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) =>
+        {
+            fs::canonicalize(path).map_err(Error::io("find", path))
+        }
+        found => found,
+    }
 }
 
 fn existing_directory(path: &Path) -> Result<PathBuf> {
@@ -378,18 +408,28 @@ pub fn places(parts: &TreeParts, table: &Table) -> Vec<PathBuf> {
     found
 }
 
+/// Tells whether a container is mounted by a process that has ended.
+pub(crate) fn is_dead(parts: &TreeParts, table: &Table) -> bool {
+    match &parts.shape {
+        Shape::Overlay(overlay) => dead::is_dead(overlay, table),
+        Shape::Plain { .. } => false,
+    }
+}
+
 /// Returns every mount of this store's containers, by container.
 pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
     let table = mountinfo::read()?;
     let mut all = Vec::new();
     for record in ctx.store()?.containers()? {
         let parts = container::parts(ctx, &record)?;
+        let dead = is_dead(&parts, &table);
         for path in places(&parts, &table) {
             all.push(Mounted {
                 id: Some(record.id.clone()),
                 name: record.name.clone(),
                 path,
                 method: None,
+                dead,
             });
         }
     }
@@ -398,7 +438,7 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
 
 /// Takes a container's mounts away, all of them, and returns where they were.
 ///
-/// Without `force`, errors with [`Error::InUse`] while somebody uses one; then its own place is still mounted.
+/// Without `force`, errors with [`Error::InUse`] while somebody uses one; then its own place is still mounted. A dead mount goes whoever is in it.
 pub fn umount_container(
     ctx: &Context,
     record: &ContainerRecord,
@@ -412,9 +452,10 @@ pub fn umount_container(
 pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Result<Vec<PathBuf>> {
     let parts = container::parts(ctx, record)?;
     let table = mountinfo::read()?;
+    let mut force = force;
     if let Shape::Overlay(overlay) = &parts.shape {
         // Else somebody else's mount would be taken away in its stead.
-        place::look(overlay)?;
+        force |= place::look(overlay)? == Shows::Dead;
     }
     let places = places(&parts, &table);
     // The container's own place last: while it is there, the others can be found.
@@ -466,7 +507,7 @@ fn take_away(place: &Path, force: bool, name: &str) -> Result<()> {
     Err(Error::InUse {
         kind: Kind::Container,
         name: name.to_owned(),
-        by: users(place),
+        by: users(place).unwrap_or_else(|| format!("somebody uses {}", place.display())),
         hint:
             "end them, or use --force: the mount goes out of sight now and ends with its last user"
                 .into(),
@@ -491,7 +532,7 @@ pub(crate) fn unmount_unused(place: &Path) -> Result<bool> {
 }
 
 /// Names some processes whose working directory, root or open files are on the mount at `place`.
-pub(crate) fn users(place: &Path) -> String {
+pub(crate) fn users(place: &Path) -> Option<String> {
     let mut found = BTreeSet::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = process
@@ -521,14 +562,10 @@ pub(crate) fn users(place: &Path) -> String {
             break;
         }
     }
-    match found.is_empty() {
-        true => format!("somebody uses {}", place.display()),
-        false => format!(
-            "{} in {}",
-            found.into_iter().collect::<Vec<_>>().join(", "),
-            place.display()
-        ),
-    }
+    (!found.is_empty()).then(|| {
+        let all: Vec<_> = found.into_iter().collect();
+        format!("{} in {}", all.join(", "), place.display())
+    })
 }
 
 /// Takes away what is mounted at `path`, if it is a container's or an image's of this store.
@@ -546,7 +583,7 @@ pub fn umount_path(ctx: &Context, path: &Path, force: bool) -> Result<Vec<PathBu
         return match &parts.shape {
             Shape::Overlay(overlay) if overlay.merged == path => umount_locked(ctx, &record, force),
             _ => {
-                take_away(&path, force, &record.name)?;
+                take_away(&path, force || mounted.dead, &record.name)?;
                 Ok(vec![path])
             }
         };

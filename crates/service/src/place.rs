@@ -10,6 +10,7 @@ use vellum_store::Overlay;
 use vellum_sys::Dir;
 use vellum_sys::mountinfo::{self, Mount, Table};
 
+use crate::dead;
 use crate::error::{Error, Result};
 use crate::home::Cover;
 
@@ -23,11 +24,25 @@ pub enum Shows {
     Nothing,
     /// The container.
     Container,
+    /// What is left of its mount by Vellum's engine whose process has ended: every access gives ENOTCONN. See [`crate::dead`].
+    Dead,
 }
 
 /// Tells what shows at `overlay.merged`. Errors: [`Error::Covered`] if something foreign does.
 pub fn look(overlay: &Overlay) -> Result<Shows> {
-    judge(&overlay.home, &overlay.merged, &mountinfo::read()?)
+    let table = mountinfo::read()?;
+    match judge(&overlay.home, &overlay.merged, &table)? {
+        Shows::Container if dead::is_dead(overlay, &table) => Ok(Shows::Dead),
+        shows => Ok(shows),
+    }
+}
+
+/// Tells whether the mount at `overlay.merged` is one of Vellum's own engine.
+pub(crate) fn is_engines(overlay: &Overlay) -> Result<bool> {
+    let table = mountinfo::read()?;
+    let mut latest = table.mounts().iter().rev();
+    let found = latest.find(|m| m.mount_point == overlay.merged);
+    Ok(found.is_some_and(|m| m.fs_type == ENGINE_TYPE))
 }
 
 /// Errors with [`Error::Covered`] if something is mounted over `tree`, a directory in the driver's directory `home`.

@@ -312,6 +312,19 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
     Ok(above.mnt_id != here.mnt_id || above.identity() == here.identity())
 }
 
+/// False if what is mounted at `path` was served by a process (FUSE) that has ended: every question is answered with ENOTCONN.
+///
+/// Waits as long as a living server takes to answer. Errors: all else that keeps the question from being put.
+pub fn is_served(path: &Path) -> Result<bool> {
+    // The one question that is never answered out of what the kernel remembers.
+    match rustix::fs::statfs(path) {
+        Ok(_) => Ok(true),
+        // Of the two, the second goes to who asked while the server was ending.
+        Err(Errno::NOTCONN | Errno::CONNABORTED) => Ok(false),
+        Err(e) => Err(Error::new("ask", path, e)),
+    }
+}
+
 /// Returns whether a kernel overlay of this machine has `dir` for its upper directory.
 ///
 /// Asks by beginning an overlay that can't come to be: its work directory is elsewhere, which the kernel notices only after

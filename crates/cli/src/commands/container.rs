@@ -78,7 +78,10 @@ pub fn mount(ctx: &Context, args: args::Mount, quiet: bool) -> Outcome {
             } else {
                 let rows: Vec<_> = all
                     .iter()
-                    .map(|m| vec![m.name.clone(), m.path.display().to_string()])
+                    .map(|m| {
+                        let state = if m.dead { " (dead)" } else { "" };
+                        vec![m.name.clone(), format!("{}{state}", m.path.display())]
+                    })
                     .collect();
                 out.table(&["CONTAINER", "MOUNTED AT"], &rows)?;
             }

@@ -18,7 +18,7 @@ use super::{Graph, check_id, check_label, id_of, kept_by_engine, lock_name};
 use crate::error::{Error, Kind, Result};
 use crate::mount::{Terms, make_merged, mount_tree, unmount_unused, users, wait_for_engine};
 use crate::place::{self, Shows};
-use crate::run_dir;
+use crate::{dead, run_dir};
 
 /// The directory of the counts in the run directory.
 const COUNTS: &str = "docker-counts";
@@ -37,14 +37,18 @@ impl Graph {
             Shape::Plain { root, .. } => return Ok(root.clone()),
             Shape::Overlay(overlay) => overlay,
         };
-        let mounted = place::look(overlay)? == Shows::Container;
-        let count = match mounted {
-            true => self.count(id).max(1),
-            false => 0,
+        let shows = place::look(overlay)?;
+        let count = match shows {
+            // Those who got a mount that died meanwhile give it back all the same.
+            Shows::Container | Shows::Dead => self.count(id).unwrap_or(1),
+            Shows::Nothing => 0,
         };
         // Before the mount: without one it is void.
         self.set_count(id, count + 1)?;
-        if !mounted {
+        if shows == Shows::Dead {
+            dead::bury(&self.ctx, &overlay.merged, id)?;
+        }
+        if shows != Shows::Container {
             make_merged(&overlay.merged)?;
             wait_until_free(overlay);
             let terms = Terms {
@@ -57,16 +61,30 @@ impl Graph {
     }
 
     /// Takes back one `get`. With the last the mount goes out of sight; who is still in it may stay.
+    ///
+    /// A mount of Vellum's engine that somebody is in stays where it is, gotten no more: its process has the upper for as long as anybody is in it, and
+    /// the next `get` could not have it. The next last `put` tries again, as do all that need it gone.
     pub fn put(&self, id: &str) -> Result<()> {
         check_id(id)?;
         let _lock = self.lock(id)?;
         let Some(found) = self.find(id)? else {
             return Ok(());
         };
-        match self.count(id) {
+        match self.count(id).unwrap_or(1) {
+            0 | 1 if self.is_needed(&found)? => self.set_count(id, 0),
             0 | 1 => self.detach(id, &found),
             more => self.set_count(id, more - 1),
         }
+    }
+
+    /// Tells whether the engine's mount of a layer can't be taken away because of who is in it. If it can, it is.
+    fn is_needed(&self, found: &Info) -> Result<bool> {
+        let Some(overlay) = self.overlay(found)? else {
+            return Ok(false);
+        };
+        Ok(place::look(&overlay)? == Shows::Container
+            && place::is_engines(&overlay)?
+            && !unmount_unused(&overlay.merged)?)
     }
 
     /// Takes every mount of every layer away: the daemon ends.
@@ -98,7 +116,7 @@ impl Graph {
         };
         let unused = match place::look(&overlay)? {
             Shows::Nothing => true,
-            Shows::Container => match mount::unmount(&overlay.merged, Detach::No) {
+            Shows::Container | Shows::Dead => match mount::unmount(&overlay.merged, Detach::No) {
                 Ok(_) => true,
                 Err(e) if e.is_busy() => {
                     mount::unmount(&overlay.merged, Detach::Yes)?;
@@ -119,11 +137,15 @@ impl Graph {
         let Some(overlay) = self.overlay(found)? else {
             return Ok(());
         };
-        if place::look(&overlay)? == Shows::Container && !unmount_unused(&overlay.merged)? {
+        let shows = place::look(&overlay)?;
+        if shows == Shows::Dead {
+            dead::bury(&self.ctx, &overlay.merged, id)?;
+        }
+        if shows == Shows::Container && !unmount_unused(&overlay.merged)? {
             return Err(Error::InUse {
                 kind: Kind::Layer,
                 name: id.to_owned(),
-                by: users(&overlay.merged),
+                by: users(&overlay.merged).unwrap_or_else(|| "somebody unseen".to_owned()),
                 hint: "what others are to stand on must not change any more: end them first".into(),
             });
         }
@@ -154,12 +176,10 @@ impl Graph {
         })
     }
 
-    /// Returns how often a layer was gotten, as far as is known.
-    fn count(&self, id: &str) -> u64 {
-        fs::read_to_string(self.count_file(id))
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(0)
+    /// Returns how often a layer was gotten; `None` if that is not known.
+    fn count(&self, id: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.count_file(id)).ok()?;
+        text.trim().parse().ok()
     }
 
     fn set_count(&self, id: &str, count: u64) -> Result<()> {
