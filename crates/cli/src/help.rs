@@ -428,6 +428,48 @@ mod tests {
         });
     }
 
+    /// clap takes a verb's argument for a global flag of the same id: `vellum --root A verb B` would then act on the store B.
+    #[test]
+    fn no_verb_overrides_a_global_flag() {
+        let command = command();
+        let globals: Vec<_> = command
+            .get_arguments()
+            .filter(|arg| arg.is_global_set())
+            .collect();
+        let ids: Vec<&str> = globals.iter().map(|arg| arg.get_id().as_str()).collect();
+        for id in ["root", "run_dir", "config", "engine", "quiet"] {
+            assert!(ids.contains(&id), "{id} is no global flag any more");
+        }
+        let mut seen = 0;
+        each(&command, "", &mut |path, verb| {
+            let own = |arg: &&clap::Arg| !arg.is_global_set();
+            for arg in verb.get_arguments().filter(own) {
+                seen += 1;
+                assert!(
+                    !ids.contains(&arg.get_id().as_str()),
+                    "`{path}`: {}",
+                    arg.get_id()
+                );
+                for global in &globals {
+                    let both = |a: Option<String>, b: Option<String>| a.is_some() && a == b;
+                    assert!(
+                        !both(
+                            arg.get_long().map(str::to_owned),
+                            global.get_long().map(str::to_owned)
+                        ) && !both(
+                            arg.get_short().map(String::from),
+                            global.get_short().map(String::from)
+                        ),
+                        "`{path}`: {} is spelled like {}",
+                        arg.get_id(),
+                        global.get_id()
+                    );
+                }
+            }
+        });
+        assert!(seen > 50, "only {seen} arguments were looked at");
+    }
+
     /// Every example is a command line that is understood: shown words are never wrong.
     #[test]
     fn examples_are_understood() {
