@@ -12,7 +12,6 @@ use support::{Said, said};
 use vellum_testkit::clients::{Home, available, small_image};
 use vellum_testkit::{PlainUser, Scratch, untested};
 
-const NEWER_SCENARIO: &str = include_str!("support/podman_5_scenario.sh");
 const SCENARIO: &str = include_str!("support/podman_scenario.sh");
 
 /// Both reports, or the lines that differ.
@@ -132,34 +131,6 @@ fn newer_podman_and_buildah_get_the_same_from_vellum_as_from_the_kernel() {
         run
     });
     assert_same(&kernel, &vellum);
-}
-
-#[test]
-fn newer_podman_maps_ids_and_reads_other_stores() {
-    let Some((home, exchange)) = newer() else {
-        return;
-    };
-    let scratch = Scratch::new();
-    fs::copy(plain_image(&scratch), exchange.join("plain.tar")).unwrap();
-    symlink("fuse-overlayfs", exchange.join("vellum")).unwrap();
-    let mut run = in_newer(&exchange);
-    let done = said(run.args(["bash", "-c", NEWER_SCENARIO]).output().unwrap());
-    drop(home);
-    assert_eq!(done.code, 0, "{}\n{}", tail(&done.out), done.err);
-    let mapped =
-        "0 0\n4755 3 4\ngone\nmapped\nA /new\nD /srv\n4755 3 4\n755 0 0\n4755 3 4\n755 0 0\n0 0\n";
-    let read = "localhost/plain true\ny\n1\n";
-    let exported = "localhost/plain:1 true\n/odd:\nlinks\n\n/usr/share/doc:\nREADME\nA /etc/new\nD /etc/group\nnew\ngone\n";
-    let drivers = ["overlay2", "overlay", "native"]
-        .map(|driver| format!("== exported, {driver}\n{exported}"))
-        .concat();
-    assert_eq!(
-        done.out,
-        format!(
-            "== --uidmap 0:100000:65536 --gidmap 0:100000:65536\n{mapped}== --userns=auto\n{mapped}\
-             == idmap\n5 6\n5 6\n== additional store\n{read}{read}{drivers}no mount is left\n"
-        )
-    );
 }
 
 #[test]
