@@ -87,6 +87,8 @@ pub struct Shared {
     context: RwLock<Arc<Context>>,
     terms: Terms,
     metrics: Metrics,
+    /// One deletion of what was removed at a time: two would both count what they meet.
+    cleaning: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
@@ -96,6 +98,7 @@ impl Shared {
             context: RwLock::new(Arc::new(context)),
             terms,
             metrics: Metrics::default(),
+            cleaning: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -152,6 +155,7 @@ impl Shared {
 
     /// Deletes what removed snapshots left behind.
     pub async fn clean(&self) -> Result<usize, Status> {
+        let _alone = self.cleaning.lock().await;
         let swept = self
             .run("Cleanup", "", |ctx, _| verbs::cleanup(ctx))
             .await?;
