@@ -7,7 +7,8 @@
 //!
 //! Prints `mounted` when the mount answers, and at the end how often each request came. Options: `userxattr`, `passthrough`, `checked`,
 //! `noacl`, `writeback`, `volatile`, `allow_other`, `ro`, `wh`, `noindex`, `noredirect`, `nometacopy`, `timeout=SECONDS`, `blocks=BYTES`,
-//! `only=UID`, `size=BYTES`, `inodes=COUNT`, `fusermount`, `nouring`, `strict`, `data=LOWER`. SIGUSR1 prints the counts so far.
+//! `only=UID`, `size=BYTES`, `inodes=COUNT`, `fusermount`, `nouring`, `strict`,
+//! `workers=COUNT`, `data=LOWER`. SIGUSR1 prints the counts so far.
 //!
 //! `hand-over=SOCKET` hands the mount over to the first that connects there, instead of serving it until it is unmounted; `take-over=SOCKET` is
 //! that one.
@@ -86,6 +87,7 @@ fn run() -> Result<(), Failure> {
             "writeback" => mount.writeback = true,
             "nouring" => mount.io_uring = false,
             "allow_other" => mount.allow_other = true,
+            "workers" => mount.workers = Some(value.parse()?),
             "only" => mount.only = Some(value.parse()?),
             "ro" => mount.flags.read_only = true,
             "fusermount" => mount.mounter = Mounter::Fusermount,

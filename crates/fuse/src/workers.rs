@@ -101,6 +101,12 @@ impl Crew {
         }
     }
 
+    /// Counts a thread in that is about to wait. By the thread itself: whoever counts on it must not be mistaken.
+    fn join(&self) {
+        self.all.fetch_add(1, Ordering::SeqCst);
+        self.free.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Counts a thread that waits; true if it may stay.
     fn rest(&self) -> bool {
         self.finished.fetch_add(1, Ordering::Relaxed);
@@ -224,33 +230,21 @@ impl<S: Serve> Shared<S> {
     }
 
     fn add_one(self: &Arc<Self>, number: usize) -> vellum_sys::Result<()> {
-        let crew = &self.crews[number];
-        crew.all.fetch_add(1, Ordering::SeqCst);
-        crew.free.fetch_add(1, Ordering::SeqCst);
-        let started = match crew.queue {
-            None => self.session.another().and_then(|channel| {
-                let shared = Arc::clone(self);
+        // Held until the new one is in the list: as soon as it runs, another may leave, and were that the last one in the list, all would
+        // seem to have ended.
+        let mut threads = lock(&self.threads);
+        let shared = Arc::clone(self);
+        let started = match self.crews[number].queue {
+            None => {
+                let channel = self.session.another()?;
                 thread("vellum-worker", move || shared.work(number, &channel))
-            }),
-            Some(queue) => {
-                let shared = Arc::clone(self);
-                thread("vellum-ring", move || shared.work_at_ring(number, queue))
             }
+            Some(queue) => thread("vellum-ring", move || shared.work_at_ring(number, queue)),
         };
-        match started {
-            Ok(started) => {
-                let mut threads = lock(&self.threads);
-                // Handles of those who left would pile up.
-                threads.retain(|thread| !thread.is_finished());
-                threads.push(started);
-                Ok(())
-            }
-            Err(error) => {
-                crew.all.fetch_sub(1, Ordering::SeqCst);
-                crew.free.fetch_sub(1, Ordering::SeqCst);
-                Err(error)
-            }
-        }
+        // Handles of those who left would pile up.
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(started?);
+        Ok(())
     }
 
     fn work(&self, number: usize, channel: &Channel) {
@@ -258,7 +252,9 @@ impl<S: Serve> Shared<S> {
         prepare();
         let mut buffer = Buffer::new();
         let mut answer = reply_buffer();
-        loop {
+        crew.join();
+        // All may have been told to end before this one was counted.
+        while !self.over.load(Ordering::SeqCst) {
             let length = match channel.receive(&mut buffer) {
                 Ok(Received::Request(length)) => length,
                 Ok(Received::Nothing) => continue,
@@ -270,10 +266,6 @@ impl<S: Serve> Shared<S> {
             };
             self.take(crew);
             self.answer_over(channel, buffer.first(length), &mut answer);
-            if self.over.load(Ordering::Relaxed) {
-                crew.all.fetch_sub(1, Ordering::SeqCst);
-                return;
-            }
             if !crew.rest() {
                 return;
             }
@@ -284,6 +276,7 @@ impl<S: Serve> Shared<S> {
     fn work_at_ring(&self, number: usize, queue: u16) {
         let crew = &self.crews[number];
         prepare();
+        crew.join();
         let mut post = Post::on(queue);
         if let Err(error) = &post {
             tracing::debug!(%error, queue, "requests may wake another processor");

@@ -302,6 +302,23 @@ fn long_copy_ups_stop_nobody_else() {
 }
 
 #[test]
+fn a_mount_outlives_each_of_its_workers() {
+    as_root(|world| {
+        world.put("file", "old");
+        world.option("workers=1");
+        world.option("nouring");
+        world.mount();
+        // Each of these takes its worker a while, so there comes another, and one of the two leaves.
+        for round in 0..1500 {
+            let file = File::create(world.at("file")).unwrap();
+            (&file).write_all(format!("{round}").as_bytes()).unwrap();
+            file.sync_all().unwrap();
+        }
+        assert_eq!(fs::read_to_string(world.at("file")).unwrap(), "1499");
+    });
+}
+
+#[test]
 fn a_few_descriptors_are_enough() {
     as_root(|world| {
         world.descriptors = Some(1024);

@@ -154,7 +154,7 @@ impl Engine {
     /// neither perhaps above the other, counts on it that nobody else holds any.
     pub(crate) fn sweep(&self) {
         let _shared = self.shared();
-        self.table.sweep();
+        self.table.sweep(|node| self.file_gone(node));
     }
 
     /// Keeps everybody else from using names: for moving directories.

@@ -9,13 +9,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine_support::{Rig, read_all};
+use engine_support::{ROOT, Rig, read_all};
 use vellum_format::Prefix;
 use vellum_sys::Cancel;
 use vellum_testkit::FsKind;
 use vellum_testkit::rng::Rng;
 use vellum_union::engine::{
-    Durability, Engine, EngineOptions, Limit, NodeId, SetAttr, SettleOptions, Whence, settle,
+    Durability, Engine, EngineOptions, Limit, NewNode, NodeId, SetAttr, SettleOptions, Whence,
+    settle,
 };
 use vellum_union::{Dialect, DirLayer, Error, Layer, Records, Refusal};
 
@@ -506,4 +507,61 @@ fn room_is_moved_in_a_file_copied_by_blocks() {
     let target = rig.mount_kernel(&rig.upper, &rig.work);
     assert!(fs::read(target.join("f")).unwrap() == bytes);
     rig.scratch.unmount(&target);
+}
+
+fn create(engine: &Engine, name: &str) -> NodeId {
+    let made = engine.create(NodeId::ROOT, name.as_ref(), &NewNode::File, 0o600, &ROOT);
+    made.unwrap().node
+}
+
+#[test]
+fn files_without_a_name_count_until_nobody_uses_them() {
+    const MIB: usize = 1 << 20;
+    let case = Case {
+        blocks: None,
+        limit: Limit {
+            size_bytes: Some(8 * MIB as u64),
+            inodes: Some(10),
+        },
+        ..CASE
+    };
+    let Some(rig) = Rig::new(1) else { return };
+    let mut engine = Engine::open(options(&rig, case)).unwrap();
+    let bytes = vec![1; MIB];
+    for round in 0..30 {
+        let made = create(&engine, "f");
+        engine.unlink(NodeId::ROOT, "f".as_ref()).unwrap();
+        // It grows on, within the limit, and what it has is nobody else's.
+        let fitted = (0..20).take_while(|n| {
+            let wrote = engine.write(made, (n * MIB) as u64, &bytes, false);
+            match wrote {
+                Err(Error::Refused {
+                    refusal: Refusal::LimitReached,
+                    ..
+                }) => false,
+                other => other.unwrap() == MIB,
+            }
+        });
+        assert!((6..=8).contains(&fitted.count()), "round {round}");
+        if round % 10 == 9 {
+            // Nor does a union that closes keep it.
+            engine = reopened(engine, &rig, case);
+        } else {
+            engine.forget(made, 1);
+        }
+        let unnamed: Vec<_> = (0..9)
+            .map(|_| engine.tmpfile(NodeId::ROOT, 0o600, &ROOT).unwrap().node)
+            .collect();
+        for node in unnamed {
+            engine.forget(node, 1);
+        }
+    }
+    let last = create(&engine, "f");
+    engine.write(last, 0, &bytes, false).unwrap();
+    engine.unlink(NodeId::ROOT, "f".as_ref()).unwrap();
+    engine.forget(last, 1);
+    let room = engine.statfs().unwrap();
+    assert_eq!(room.inodes_free, 10);
+    assert_eq!(room.blocks_free * u64::from(room.block_bytes), 8 << 20);
+    check_counted(engine, &rig, case);
 }

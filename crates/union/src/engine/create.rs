@@ -103,7 +103,6 @@ impl Engine {
         let dir = self.dir_node(parent)?;
         let taken = upper.usage.reserve(0, 1)?;
         let done = self.in_dir(&dir, |handle, _| {
-            taken.keep();
             let at = handle.dir().map_err(|error| upper.io(error))?;
             let file = match direct(upper, &new)? {
                 true => {
@@ -124,6 +123,7 @@ impl Engine {
                 }
             };
             let stored = vellum_sys::stat::stat_fd(&file).map_err(|error| upper.io(error))?;
+            taken.made(&stored);
             let body = FileBody {
                 upper: Some(UpperFile::Pinned(Arc::new(file.into()))),
                 lower: None,

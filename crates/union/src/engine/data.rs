@@ -107,7 +107,7 @@ impl Engine {
                 Bytes::AppendOnly(_) => Err(Refusal::NotPermitted.into()),
                 Bytes::Lower(..) => Err(Refusal::Stale.into()),
             };
-            charge.settle();
+            charge.settle_freed();
             set
         })?;
         match clear_privileges {
@@ -153,7 +153,10 @@ impl Engine {
                 Bytes::AppendOnly(_) => Err(Refusal::NotPermitted.into()),
                 Bytes::Lower(..) => Err(Refusal::Stale.into()),
             };
-            charge.settle();
+            match frees {
+                true => charge.settle_freed(),
+                false => charge.settle(),
+            }
             done
         })
     }

@@ -1,19 +1,24 @@
 //! How much an upper layer holds, and the most it may hold, on any file system.
 //!
 //! Room is reserved before it is allocated: what would pass the limit is refused ([`Refusal::LimitReached`]) before
-//! anything is written. Afterwards the file system is asked what it really took. Between mounts the figures are kept in
+//! anything is written. Afterwards the file system is asked what it really took; its answer is not always true at that
+//! moment, so what was counted for a file is remembered and made good by the next answer. Between mounts the figures are kept in
 //! `vellum/usage` of the work directory; while a union is open that file says so, and what finds it like that counts
 //! again. Without a limit nothing is counted and nothing of this costs anything.
 //!
-//! Counted are the inodes of the upper layer, each once, with the blocks they have; not the work directory.
+//! Counted are the inodes of the upper layer, each once, with the blocks they have; not the work directory. A file without
+//! a name counts until nobody uses it any more. A kernel says that a moment after the name is gone, so whoever finds no
+//! room waits that moment, if there is such a file.
 //!
-//! Locks: one of a few by inode while a file's blocks change, so that each block is counted once; inside, the figures.
+//! Locks: inside a node's state one of a few by inode, held while a file's blocks change, so that each block is counted
+//! once; inside that, the figures.
 
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use vellum_sys::rooted::Access;
 use vellum_sys::{Dir, FileKind, Stat, publish};
@@ -34,6 +39,11 @@ const OPEN: &[u8] = b"open\n";
 /// The unit that file systems allocate in, as a rule.
 const BLOCK_BYTES: u64 = 4096;
 const STRIPES: usize = 32;
+/// Files of a stripe that are remembered: some kilobytes. Of those that are forgotten the file system's word is taken again.
+const REMEMBERED: usize = 256;
+/// How often, and how far apart, room is asked for again that files without a name may still have.
+const LOOKS: u32 = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// What is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,11 +57,13 @@ pub(crate) struct Used {
 pub(crate) struct Usage {
     limit: Limit,
     used: Mutex<Used>,
-    stripes: [Mutex<()>; STRIPES],
+    stripes: [Mutex<Counted>; STRIPES],
     /// Where the figures are kept.
     work: Option<Dir>,
     /// They are not right any more, and not worth keeping.
     stale: AtomicBool,
+    /// Files that have lost their last name and are still used.
+    unnamed: AtomicUsize,
 }
 
 /// Room reserved for one change of one file's blocks. Settled when it is done.
@@ -61,9 +73,37 @@ pub(crate) struct Charge<'a>(Option<Charged<'a>>);
 struct Charged<'a> {
     usage: &'a Usage,
     file: File,
+    ino: u64,
     before: u64,
     reserved: u64,
-    _stripe: MutexGuard<'a, ()>,
+    counted: MutexGuard<'a, Counted>,
+}
+
+/// The bytes that were counted for files, by inode number.
+///
+/// For an instant a file system may show fewer blocks than a file has: ext4 takes what it reserved for delayed allocation
+/// off one figure before it adds it to the other. Were only differences counted, that would be lost for good.
+#[derive(Debug, Default)]
+struct Counted(HashMap<u64, u64>);
+
+impl Counted {
+    /// Returns what was counted for a file; what it shows, if that is not remembered.
+    fn before(&self, ino: u64, shown: u64) -> u64 {
+        self.0.get(&ino).copied().unwrap_or(shown)
+    }
+
+    /// Returns what to count for a file that has changed and shows `shown`; `may_free` says that it could have lost blocks.
+    fn after(&mut self, ino: u64, before: u64, shown: u64, may_free: bool) -> u64 {
+        let after = match may_free {
+            true => shown,
+            false => shown.max(before),
+        };
+        if self.0.len() >= REMEMBERED {
+            self.0.clear();
+        }
+        self.0.insert(ino, after);
+        after
+    }
 }
 
 impl Usage {
@@ -82,6 +122,7 @@ impl Usage {
                     stripes: Default::default(),
                     work: None,
                     stale: AtomicBool::new(false),
+                    unnamed: AtomicUsize::new(0),
                 });
             }
             _ => match kept(work)? {
@@ -97,6 +138,7 @@ impl Usage {
             stripes: Default::default(),
             work: Some(dir),
             stale: AtomicBool::new(false),
+            unnamed: AtomicUsize::new(0),
         })
     }
 
@@ -131,6 +173,18 @@ impl Usage {
 
     /// Takes room for something new. Errors: [`Refusal::LimitReached`]; then nothing was taken.
     pub fn take(&self, bytes: u64, inodes: u64) -> Result<()> {
+        let mut taken = self.take_now(bytes, inodes);
+        for _ in 0..LOOKS {
+            if taken.is_ok() || self.unnamed.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+            taken = self.take_now(bytes, inodes);
+        }
+        taken
+    }
+
+    fn take_now(&self, bytes: u64, inodes: u64) -> Result<()> {
         if !self.is_limited() {
             return Ok(());
         }
@@ -190,25 +244,44 @@ impl Usage {
         let Ok(clone) = clone else {
             return Err(Refusal::LimitReached.into());
         };
-        let stripe = self.stripes[ino as usize % STRIPES]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let counted = self.counted(ino);
         let unit = unit_bytes.max(BLOCK_BYTES);
         let start = start - start % unit;
         let end = end.next_multiple_of(unit);
         let mut reserved = end.saturating_sub(start);
-        if self.take(reserved, 0).is_err() {
+        if self.take_now(reserved, 0).is_err() {
             // Perhaps most of it is there already.
             reserved = holes(&clone, start, end);
             self.take(reserved, 0)?;
         }
         Ok(Charge(Some(Charged {
             usage: self,
-            before: blocks_bytes(&clone),
+            ino,
+            before: counted.before(ino, blocks_bytes(&clone)),
             file: clone,
             reserved,
-            _stripe: stripe,
+            counted,
         })))
+    }
+
+    /// Gives back what a file took that is gone.
+    fn file_gone(&self, stat: &Stat) {
+        if self.is_limited() {
+            // One that never had a name was not counted here.
+            let less = |count: usize| count.checked_sub(1);
+            let _ = self
+                .unnamed
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+            let counted = self.counted(stat.ino).0.remove(&stat.ino);
+            self.give_back(counted.unwrap_or_else(|| size_of(stat)), 1);
+        }
+    }
+
+    fn counted(&self, ino: u64) -> MutexGuard<'_, Counted> {
+        // One entry of a map at a time.
+        self.stripes[ino as usize % STRIPES]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -222,15 +295,12 @@ pub(crate) struct Reserved<'a> {
 }
 
 impl Reserved<'_> {
-    /// It was made, and takes what was reserved.
-    pub fn keep(&self) {
-        self.made.set(true);
-    }
-
     /// It was made, and is this.
     pub fn made(&self, stat: &Stat) {
         self.made.set(true);
         if self.usage.is_limited() {
+            // What had this number before is no more.
+            self.usage.counted(stat.ino).0.remove(&stat.ino);
             let mut used = self.usage.used();
             used.bytes = (used.bytes + size_of(stat)).saturating_sub(self.bytes);
         }
@@ -285,8 +355,8 @@ impl Engine {
         upper.usage.reserve(bytes, inodes)
     }
 
-    /// Gives back what a file or directory took that has lost its last name: its room, and its block map. To be called
-    /// when it is gone on disk.
+    /// Gives back what a directory took that is gone on disk, and the block map of a file that has lost its last name. The
+    /// file's room is given back by [`Engine::file_gone`].
     pub(crate) fn name_gone(&self, node: &LiveNode) -> Result<()> {
         let Some(upper) = &self.upper else {
             return Ok(());
@@ -304,26 +374,56 @@ impl Engine {
         let Some(UpperFile::Pinned(fd)) = &file.upper else {
             return Ok(());
         };
-        let by_blocks = matches!(file.data, DataAt::Blocks(_));
-        if !by_blocks && !upper.usage.is_limited() {
+        if !matches!(file.data, DataAt::Blocks(_)) && !upper.usage.is_limited() {
             return Ok(());
         }
         let stat = vellum_sys::stat::stat_fd(fd).map_err(|e| upper.io(e))?;
         if stat.nlink > 0 {
             return Ok(());
         }
-        upper.usage.give_back(size_of(&stat), 1);
-        if let DataAt::Blocks(blocks) = &file.data {
-            // Whoever still has it open reads on: the map is in memory then, and the lower file stays where it is. The
-            // name is gone whatever becomes of the map; one that can't be read is litter for the next settling.
-            let opened = vellum_sys::rooted::reopen_for(fd, Access::ReadWrite);
-            if let Ok(inode) = opened
-                && blocks.open(&upper.blocks, inode).is_ok()
-            {
-                blocks.orphan(&upper.blocks)?;
-            }
+        upper.usage.unnamed.fetch_add(1, Ordering::Relaxed);
+        let DataAt::Blocks(blocks) = &file.data else {
+            return Ok(());
+        };
+        // Whoever still has it open reads on: the map is in memory then, and the lower file stays where it is. The
+        // name is gone whatever becomes of the map; one that can't be read is litter for the next settling.
+        let opened = vellum_sys::rooted::reopen_for(fd, Access::ReadWrite);
+        if let Ok(inode) = opened
+            && blocks.open(&upper.blocks, inode).is_ok()
+        {
+            blocks.orphan(&upper.blocks)?;
         }
         Ok(())
+    }
+
+    /// Gives back the room of a file that has no name and that nobody counts on any more. As long as somebody does, the
+    /// file system keeps it, and it may grow.
+    pub(crate) fn file_gone(&self, node: &LiveNode) {
+        let Some(upper) = self.upper.as_ref().filter(|upper| upper.usage.is_limited()) else {
+            return;
+        };
+        let fd = match &node.state().body {
+            Body::File(file) => match &file.upper {
+                Some(UpperFile::Pinned(fd)) => Arc::clone(fd),
+                _ => return,
+            },
+            Body::Dir(_) => return,
+        };
+        // One that can't be asked stays counted until everything is counted anew.
+        if let Ok(stat) = vellum_sys::stat::stat_fd(&fd)
+            && stat.nlink == 0
+        {
+            upper.usage.file_gone(&stat);
+        }
+    }
+
+    /// Gives back the room of all files without a name: the union closes, and with it they are gone.
+    pub(crate) fn all_gone(&self) {
+        for node in self.table.all() {
+            if node.state().places().next().is_none() {
+                self.file_gone(&node);
+            }
+        }
     }
 
     /// Returns the room to show, no more than the limit leaves.
@@ -348,12 +448,23 @@ impl Engine {
 }
 
 impl Charge<'_> {
-    /// Puts in the place of what was reserved what was really taken, or freed.
+    /// Puts in the place of what was reserved what a change really took that frees nothing.
     pub fn settle(self) {
-        if let Some(charged) = self.0 {
-            let after = blocks_bytes(&charged.file);
+        self.settle_as(false);
+    }
+
+    /// Puts in the place of what was reserved what a change took, or freed.
+    pub fn settle_freed(self) {
+        self.settle_as(true);
+    }
+
+    fn settle_as(self, may_free: bool) {
+        if let Some(mut charged) = self.0 {
+            let shown = blocks_bytes(&charged.file);
+            let before = charged.before;
+            let after = charged.counted.after(charged.ino, before, shown, may_free);
             let mut used = charged.usage.used();
-            used.bytes = (used.bytes + after).saturating_sub(charged.before + charged.reserved);
+            used.bytes = (used.bytes + after).saturating_sub(before + charged.reserved);
         }
     }
 }
@@ -442,4 +553,42 @@ fn count(upper: &Dir) -> vellum_sys::Result<Used> {
 /// Returns what an inode takes.
 pub(crate) fn size_of(stat: &Stat) -> u64 {
     stat.blocks_512 * 512
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a file shows, one change after the other, and what is counted for it.
+    fn counted(shown: &[(u64, bool)]) -> Vec<u64> {
+        let mut counted = Counted::default();
+        let mut all = Vec::new();
+        for &(shown, may_free) in shown {
+            let before = counted.before(7, 0);
+            all.push(counted.after(7, before, shown, may_free));
+        }
+        all
+    }
+
+    #[test]
+    fn a_file_that_shows_too_few_blocks_for_an_instant_is_counted_in_full() {
+        let grows = |bytes| (bytes, false);
+        assert_eq!(
+            counted(&[grows(64), grows(16), grows(192), grows(192)]),
+            [64, 64, 192, 192]
+        );
+        let freed = [grows(64), (8, true), grows(128)];
+        assert_eq!(counted(&freed), [64, 8, 128]);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_forgotten_with_the_file() {
+        let mut counted = Counted::default();
+        for ino in 0..10_000 {
+            counted.after(ino, 0, 1, false);
+            assert!(counted.0.len() <= REMEMBERED);
+        }
+        assert_eq!(counted.before(9_999, 5), 1);
+        assert_eq!(counted.before(0, 5), 5);
+    }
 }

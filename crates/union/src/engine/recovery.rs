@@ -118,6 +118,7 @@ impl Engine {
         let dir = upper.root.dir().map_err(|e| upper.io(e))?;
         publish::sync_fs(&*dir).map_err(|e| upper.io(e))?;
         upper.blocks.close()?;
+        self.all_gone();
         upper.usage.close().map_err(|e| upper.io(e))?;
         let staging = upper.staging.dir();
         let Ok(incompat) = staging.open_dir("incompat") else {

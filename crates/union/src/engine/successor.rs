@@ -63,7 +63,7 @@ impl Engine {
     ///
     /// Errors: `Io`; what was copied until then stays copied. The engine can be used on after an error.
     pub fn hand_over(&self) -> Result<Legacy> {
-        self.table.sweep();
+        self.sweep();
         let mut giver = Giver {
             engine: self,
             out: Writer::default(),
@@ -128,7 +128,7 @@ impl Engine {
         // Nothing is dropped that only something further down counts on, before all is there.
         drop(taker);
         engine.table.go_on_with(next);
-        engine.table.sweep();
+        engine.sweep();
         Ok(engine)
     }
 

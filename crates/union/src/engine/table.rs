@@ -272,9 +272,9 @@ impl NodeTable {
         }
     }
 
-    /// Takes names out of the lists that nobody counts on any more. The caller holds the rename gate, shared, or is alone with the table, and no
-    /// other lock.
-    pub fn sweep(&self) {
+    /// Takes names out of the lists that nobody counts on any more, and shows `nameless` each node that ends without one. The caller holds the
+    /// rename gate, shared, or is alone with the table, and no other lock.
+    pub fn sweep(&self, nameless: impl Fn(&LiveNode)) {
         let mut many_gone = false;
         loop {
             let left = {
@@ -286,7 +286,7 @@ impl NodeTable {
                 }
             };
             for node in left {
-                self.unlist(node);
+                self.unlist(node, &nameless);
             }
         }
         if many_gone {
@@ -296,7 +296,7 @@ impl NodeTable {
 
     /// Takes a node out of its parents' lists unless it came back, or something in it is listed; then the parents, if it was
     /// the last in them.
-    fn unlist(&self, node: Arc<LiveNode>) {
+    fn unlist(&self, node: Arc<LiveNode>, nameless: &impl Fn(&LiveNode)) {
         let mut pending = vec![node];
         while let Some(node) = pending.pop() {
             let unused = || node.lookups.load(Ordering::Relaxed) == 0;
@@ -311,6 +311,9 @@ impl NodeTable {
             };
             if node.id == NodeId::ROOT {
                 continue;
+            }
+            if places.is_empty() && unused() {
+                nameless(&node);
             }
             for Place { parent, name } in places {
                 let mut names = parent.names();

@@ -1,6 +1,7 @@
 //! What else such an engine keeps: limits, flags, few descriptors.
 
 use std::ffi::OsStr;
+use std::time::{Duration, Instant};
 
 use vellum_testkit::FsKind;
 use vellum_union::engine::{Engine, NodeId};
@@ -58,19 +59,25 @@ fn a_file_of_a_limit_is_refused_what_does_not_fit() {
     engine.write(entry.node, 0, &[2; 50_000], false).unwrap();
     resize(&engine, entry.node, 1000);
     engine.write(small, 0, b"x", false).unwrap();
-    for name in ["b", "c", "d"] {
-        engine
-            .create(NodeId::ROOT, OsStr::new(name), &new, 0o644, &ROOT)
-            .unwrap();
-    }
+    let made = ["b", "c", "d"].map(|name| {
+        let made = engine.create(NodeId::ROOT, OsStr::new(name), &new, 0o644, &ROOT);
+        made.unwrap().node
+    });
     let error = engine
         .create(NodeId::ROOT, OsStr::new("e"), &new, 0o644, &ROOT)
         .unwrap_err();
     assert!(is_limit(error));
     engine.unlink(NodeId::ROOT, OsStr::new("b")).unwrap();
-    engine
-        .create(NodeId::ROOT, OsStr::new("e"), &new, 0o644, &ROOT)
-        .unwrap();
+    // As long as it is used it is there; who comes a moment too early waits for its end.
+    let create = || engine.create(NodeId::ROOT, OsStr::new("e"), &new, 0o644, &ROOT);
+    assert!(is_limit(create().unwrap_err()));
+    std::thread::scope(|scope| {
+        scope.spawn(|| engine.forget(made[0], 1));
+        let until = Instant::now() + Duration::from_secs(30);
+        while let Err(error) = create() {
+            assert!(is_limit(error) && Instant::now() < until);
+        }
+    });
     let free = engine.statfs().unwrap();
     engine.close().unwrap();
     // Kept figures, and figures counted after a crash, are the same.
