@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 root: Dir::open(Path::new(tree))?,
                 marks: TargetMarks::Overlay(Prefix::Trusted),
                 privilege: Privilege::Full,
+                donor: None,
             };
             let mut recipe = rest.first().map(File::create).transpose()?;
             let stream = LayerStream::open(Box::new(File::open(layer)?), &limits, &cancel)?;

@@ -34,7 +34,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use vellum_sys::{Cancel, FileKind, Timespec};
+use vellum_sys::{Cancel, Dir, FileKind, Timespec};
 
 pub use hide::drop_whiteouts;
 pub use target::{Applied, ApplyTarget, Privilege, TargetMarks};
@@ -93,6 +93,8 @@ struct Applier<'a, 'w> {
     rules: Rules,
     stack: Stack,
     recipe: Option<RecipeWriter<'w>>,
+    /// See [`ApplyTarget::donor`]; none any more once blocks couldn't be shared.
+    donor: Option<Dir>,
     /// What this layer made, by hash of its path: 0, or the payload's ordinal plus one. A keyed hash of 64 bits keeps this small;
     /// two paths that share one are not to be expected in the lifetime of the program.
     made: HashMap<u64, u32>,
@@ -136,6 +138,12 @@ impl<'a, 'w> Applier<'a, 'w> {
             },
             stack,
             recipe: recipe.map(RecipeWriter::new).transpose()?,
+            donor: target
+                .donor
+                .as_ref()
+                .map(Dir::dup)
+                .transpose()
+                .map_err(failed)?,
             made: HashMap::new(),
             hasher: RandomState::new(),
             implied: BTreeSet::new(),

@@ -10,6 +10,8 @@
 use std::fs::File;
 use std::io::{self, Read};
 
+use vellum_sys::Dir;
+
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::manifest::{LayerBlob, Manifest, ManifestError};
@@ -128,6 +130,11 @@ pub trait ImageSource: Send + Sync {
     /// [`SourceLayer::check`]. `image` and `layer` are positions in [`ImageSource::images`] and
     /// [`SourceImage::layers`].
     fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError>;
+
+    /// Returns a tree that may have the layer's files, for sharing their blocks; it promises nothing about them.
+    fn layer_tree(&self, _image: usize, _layer: usize) -> Option<Dir> {
+        None
+    }
 }
 
 /// Why an image can't be read from a source or written to a sink.

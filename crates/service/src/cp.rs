@@ -483,6 +483,7 @@ fn read_tar(ctx: &Context, to: &Side, input: impl Read + Send + 'static) -> Resu
         root,
         marks: TargetMarks::Plain,
         privilege: Privilege::Full,
+        donor: None,
     };
     apply(stream, &target, None, &limits, &ctx.cancel)?;
     Ok(())

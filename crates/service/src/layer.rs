@@ -394,6 +394,7 @@ fn fill(
             Marks::Kernel(_) | Marks::WhNames => TargetMarks::Overlay(prefix),
         },
         privilege,
+        donor: None,
     };
     apply(stream, &apply_to, None, &limits, cancel)?;
     dress(root, union)?;

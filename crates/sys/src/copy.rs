@@ -55,6 +55,20 @@ pub fn copy_data(src: impl AsFd, dst: impl AsFd) -> Result<Copied> {
     copy_apart(src, dst, size_bytes)
 }
 
+/// Makes `dst`, an empty file open for writing, share the blocks of `src` until one of the two is written to.
+///
+/// False if this file can't be had so; `dst` is still empty then. Errors: no file can, in this place.
+pub fn share_blocks(src: impl AsFd, dst: impl AsFd) -> Result<bool> {
+    match rustix::fs::ioctl_ficlone(&dst, &src) {
+        Ok(()) => Ok(true),
+        Err(e @ (Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::INVAL)) => {
+            Err(Error::at("share blocks with", dst.as_fd(), "", e))
+        }
+        // It is locked, swap, or too much for the disk: whoever writes it apart is told.
+        Err(_) => Ok(false),
+    }
+}
+
 /// As [`copy_data`], for who has found out already that blocks can't be shared. `size_bytes` is the size of `src`.
 pub fn copy_apart(src: impl AsFd, dst: impl AsFd, size_bytes: u64) -> Result<Copied> {
     let (src, dst) = (src.as_fd(), dst.as_fd());

@@ -11,7 +11,9 @@ use flate2::Crc;
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use vellum_format::OverrideKind;
-use vellum_sys::{Dir, FileKind, Stat, publish};
+use vellum_sys::in_root::{self, Last};
+use vellum_sys::stat::stat_fd;
+use vellum_sys::{Dir, FileKind, Stat, publish, rooted};
 
 use super::attributes::{DEFAULT_ACL, Object, Situation};
 use super::{Applier, MAX_LINKS, Privilege, is_whiteout, names};
@@ -139,9 +141,18 @@ impl Applier<'_, '_> {
         reader: &mut TarReader<LayerStream>,
     ) -> Result<()> {
         let create_mode = self.create_mode(entry);
-        let file =
-            self.again_if_there(name, |dir| create(dir, name, create_mode.unwrap_or(0o600)))?;
-        let (crc, refused) = write_content(&file, entry, reader)?;
+        let donor = self.donor_of(entry);
+        let access = match donor {
+            Some(_) => OFlags::RDWR,
+            None => OFlags::WRONLY,
+        };
+        let mode = create_mode.unwrap_or(0o600);
+        let file = self.again_if_there(name, |dir| create(dir, name, mode, access))?;
+        let shared = donor.is_some_and(|donor| self.share(&donor, &file));
+        let (crc, refused) = match shared {
+            true => compare_content(&file, reader)?,
+            false => write_content(&file, entry, reader)?,
+        };
         if let Some(source) = refused {
             return Err(Error::Apply {
                 action: "write",
@@ -171,6 +182,32 @@ impl Applier<'_, '_> {
             self.writeback.take(file, entry.size_bytes);
         }
         Ok(())
+    }
+
+    /// Returns the file that may have the entry's content already, if there is one of its size and sharing it spares anything.
+    fn donor_of(&self, entry: &Entry) -> Option<File> {
+        let tree = self.donor.as_ref()?;
+        if entry.ranges.is_some() || entry.payload_bytes < SHARE_FROM_BYTES {
+            return None;
+        }
+        // Whatever is wrong with it: the content comes with the archive anyway.
+        let found = in_root::find(tree, entry.path(), Last::Keep).ok()??;
+        let stat = stat_fd(&found).ok()?;
+        let same = stat.kind == FileKind::File && stat.size_bytes == entry.payload_bytes;
+        same.then(|| rooted::reopen(&found).ok()).flatten()
+    }
+
+    /// Makes the empty `file` share the blocks of `donor`, of which nothing is believed yet; false if it is still empty.
+    fn share(&mut self, donor: &File, file: &File) -> bool {
+        match vellum_sys::copy::share_blocks(donor, file) {
+            Ok(shared) => shared,
+            Err(error) => {
+                // It can't here, or between the two: nobody need ask again for this layer.
+                tracing::debug!(%error, "no blocks are shared");
+                self.donor = None;
+                false
+            }
+        }
     }
 
     fn symlink(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
@@ -385,8 +422,8 @@ impl Applier<'_, '_> {
     }
 }
 
-fn create(dir: &Dir, name: &OsStr, mode: u32) -> vellum_sys::Result<File> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+fn create(dir: &Dir, name: &OsStr, mode: u32, access: OFlags) -> vellum_sys::Result<File> {
+    let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::from_raw_mode(mode))
         .map(File::from)
         .map_err(|errno| vellum_sys::Error::new("create", Path::new(name), errno))
@@ -450,6 +487,40 @@ fn write_content(
         }
     }
     Ok((crc.sum(), None))
+}
+
+/// Smaller files take one block at most: sharing it costs more than it spares.
+const SHARE_FROM_BYTES: u64 = 16 << 10;
+
+/// Reads an entry's content and compares it with what `file` has got from elsewhere; what differs is written. Returns as [`write_content`] does.
+fn compare_content(
+    file: &File,
+    reader: &mut TarReader<LayerStream>,
+) -> Result<(u32, Option<std::io::Error>)> {
+    let mut crc = Crc::new();
+    let mut offset = 0;
+    let mut there = Vec::new();
+    loop {
+        let piece = reader.payload()?;
+        let n = piece.len();
+        if n == 0 {
+            // The donor may have grown between the look at its size and the sharing.
+            let sized = match file.metadata() {
+                Ok(found) if found.len() == offset => Ok(()),
+                Ok(_) => file.set_len(offset),
+                Err(error) => Err(error),
+            };
+            return Ok((crc.sum(), sized.err()));
+        }
+        crc.update(piece);
+        there.resize(n, 0);
+        let same = file.read_exact_at(&mut there, offset).is_ok() && there == piece;
+        if !same && let Err(error) = file.write_all_at(piece, offset) {
+            return Ok((0, Some(error)));
+        }
+        offset += n as u64;
+        reader.advance(n);
+    }
 }
 
 /// Content goes to disk in steps of this many bytes while the layer is still being read, so that whoever commits it waits for the rest

@@ -16,6 +16,9 @@ pub struct ApplyTarget {
     pub marks: TargetMarks,
     /// What to do where the process may not make what the archive says.
     pub privilege: Privilege,
+    /// A tree that may hold the same files under the same names: where the file system can, new files share its blocks. It is trusted
+    /// with nothing: every byte is compared with the archive's, which is what the file has in the end.
+    pub donor: Option<Dir>,
 }
 
 /// What a deletion in a layer becomes in the tree.

@@ -31,6 +31,7 @@ impl Place {
             root: Dir::open(&self.root).unwrap(),
             marks,
             privilege: Privilege::Full,
+            donor: None,
         }
     }
 

@@ -31,6 +31,7 @@ fn layer() -> Layer {
         root: Dir::open(&scratch.dir("tree")).unwrap(),
         marks: TargetMarks::Plain,
         privilege: Privilege::Full,
+        donor: None,
     };
     let mut recipe = Vec::new();
     let (limits, cancel) = (Limits::default(), Cancel::new());

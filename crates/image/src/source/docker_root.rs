@@ -309,6 +309,12 @@ impl ImageSource for DockerRoot {
         let tree = self.dir.open_dir(&tree).map_err(|_| missing(&tree))?;
         Ok(Box::new(TarSplit::new(recipe, tree)))
     }
+
+    fn layer_tree(&self, image: usize, layer: usize) -> Option<Dir> {
+        let chain = self.images[image].config.chain_ids();
+        let entry = self.layers.get(&hex_of(chain[layer].digest()))?;
+        self.dir.open_dir(tree_of(entry)).ok()
+    }
 }
 
 fn tree_of(layer: &LayerEntry) -> PathBuf {

@@ -17,6 +17,7 @@ pub fn apply_to(layer: &Path, tree: &Path, marks: TargetMarks) -> (Applied, Vec<
         root: Dir::open(tree).unwrap(),
         marks,
         privilege: Privilege::Full,
+        donor: None,
     };
     let (limits, cancel) = (Limits::default(), Cancel::new());
     let mut recipe = Vec::new();

@@ -82,6 +82,7 @@ fn child_that_applies_a_large_layer() {
         root: Dir::open(Path::new(dir)).unwrap(),
         marks: TargetMarks::Plain,
         privilege: Privilege::Full,
+        donor: None,
     };
     let (limits, cancel) = (Limits::default(), Cancel::new());
     let stream =

@@ -62,6 +62,7 @@ pub fn apply(
         root: Dir::open(&place.dir)?,
         marks: place.marks,
         privilege: privilege(),
+        donor: None,
     };
     let applied = unpack(stream, &target, None, &limits, cancel)?;
     let facts = &applied.blob;

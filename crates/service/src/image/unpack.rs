@@ -315,7 +315,10 @@ impl Unpacking<'_> {
                 copy: kept,
             });
         }
-        let target = target(staged)?;
+        let target = ApplyTarget {
+            donor: self.source.layer_tree(self.image, at),
+            ..target(staged)?
+        };
         let limits = Limits::default();
         let stream = LayerStream::open_with_progress(blob, &limits, &self.stop, progress.clone())?;
         let mut recipe = BufWriter::new(recipe);
@@ -417,6 +420,7 @@ pub(super) fn target(staged: &StagedLayer) -> Result<ApplyTarget> {
             LayerMarks::Plain => TargetMarks::Plain,
         },
         privilege,
+        donor: None,
     })
 }
 
