@@ -1,12 +1,16 @@
 //! `vellum adopt` on data roots that Docker's daemon really wrote.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use vellum_testkit::Tree;
 use vellum_testkit::clients::{Dockerd, Home, Vellum, available, small_image};
+use vellum_testkit::fault::{self, Effect};
 use vellum_testkit::tree::Ignore;
 
 const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
@@ -74,6 +78,143 @@ fn ready() -> bool {
 /// A picture of names, sizes and contents: whether anything was changed.
 fn picture(path: &Path) -> Tree {
     Tree::read(path).unwrap()
+}
+
+/// Calls `after` with a store in which an adoption was killed at a call of each of these kinds, at the first and then in growing steps.
+fn killed(
+    home: &Home,
+    root: &Path,
+    kinds: &[&str],
+    after: impl Fn(&Vellum, &Path, &fault::Run),
+) -> u32 {
+    let mut hits = 0;
+    for (kind, calls) in kinds.iter().enumerate() {
+        let mut n = 1;
+        loop {
+            let name = format!("killed-{kind}-{n}");
+            let vellum = Vellum::new(VELLUM, home, &name).unwrap();
+            // Laid out: what is under test is the adoption.
+            vellum.run(&["images"]).unwrap();
+            let command = vellum.command();
+            let mut arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+            arguments.extend(["adopt".into(), root.as_os_str().to_owned()]);
+            let run = fault::run(Path::new(VELLUM), &arguments, &[], calls, Effect::Kill, n);
+            if !run.hit {
+                assert!(run.status.success(), "{}", run.stderr);
+                break;
+            }
+            hits += 1;
+            after(&vellum, &home.join(&name).join("root"), &run);
+            // Whatever there is has the digests that it should have, and the rest can be had now.
+            vellum.run(&["adopt", root.to_str().unwrap()]).unwrap();
+            assert_eq!(images(&vellum), 2);
+            vellum.run(&["check"]).unwrap();
+            fs::remove_dir_all(home.join(&name)).unwrap();
+            n = 5 * n + 2;
+        }
+    }
+    hits
+}
+
+fn litter(store: &Path) -> usize {
+    let count = |dir: &str| fs::read_dir(store.join(dir)).map_or(0, Iterator::count);
+    count("staging") + count("trash")
+}
+
+#[test]
+fn ctrl_c_in_an_adoption_leaves_nothing_of_the_image_in_work() {
+    if !ready() {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let root = {
+        let archive = small_image(&home).unwrap();
+        let daemon = Dockerd::start(&home, &[]).unwrap();
+        daemon.load(&archive).unwrap();
+        // Long enough to be met in the middle.
+        let change = "head -c 100000000 /dev/urandom > /big";
+        let line = ["run", "--name", "box", "--network", "none", IMAGE];
+        daemon
+            .docker(&[&line[..], &["sh", "-c", change]].concat())
+            .unwrap();
+        daemon.docker(&["commit", "box", "big:1"]).unwrap();
+        daemon.docker(&["rm", "box"]).unwrap();
+        daemon.data_root().to_owned()
+    };
+    let mut stopped = 0;
+    for round in 0..10 {
+        let name = format!("store-{round}");
+        let vellum = Vellum::new(VELLUM, &home, &name).unwrap();
+        let store = home.join(&name).join("root");
+        let mut adopt = vellum.command();
+        adopt.arg("adopt").arg(&root).arg("big:1");
+        adopt.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = adopt.spawn().unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        // Something of a layer is there; each round a little later.
+        while litter(&store) == 0 && child.try_wait().unwrap().is_none() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(5 * round));
+        // One that has ended is waited for, and its number may be another's.
+        if child.try_wait().unwrap().is_none() {
+            let pid = Pid::from_raw(child.id() as i32).unwrap();
+            kill_process(pid, Signal::INT).unwrap();
+        }
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        match ended.status.code() {
+            // It came too late to stop anything.
+            Some(0) => assert_eq!(images(&vellum), 1),
+            code => {
+                assert_eq!((code, images(&vellum)), (Some(130), 0), "{said}");
+                stopped += 1;
+            }
+        }
+        assert_eq!(litter(&store), 0, "{said}");
+        let would_go = vellum.run(&["gc", "--dry-run", "--json"]).unwrap();
+        assert_eq!(would_go.trim(), "[]");
+        vellum.run(&["check"]).unwrap();
+        fs::remove_dir_all(home.join(&name)).unwrap();
+        if stopped == 3 {
+            break;
+        }
+    }
+    assert!(stopped > 0, "every signal came too late");
+    let vellum = Vellum::new(VELLUM, &home, "last").unwrap();
+    let (fine, said) = adopt(&vellum, &root, &[]);
+    assert!(fine, "{said}");
+}
+
+#[test]
+fn an_adoption_killed_anywhere_leaves_a_sound_store() {
+    if !ready() || !fault::available() {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let root = data_root(&home);
+    let before = picture(&root.path);
+    // Each attempt takes some ten commands.
+    let few = ["mkdir,mkdirat", "write", "fsync,fdatasync,syncfs"];
+    let kinds = match std::env::var_os("VELLUM_SLOW") {
+        Some(_) => &fault::CHANGES[..],
+        None => &few[..],
+    };
+    let hits = killed(&home, &root.path, kinds, |vellum, store, run| {
+        // An image's record beside the database is written last; it is derived, and healed.
+        vellum.run(&["check", "--heal"]).unwrap();
+        vellum.run(&["check"]).unwrap();
+        vellum.run(&["gc"]).unwrap();
+        assert_eq!(litter(store), 0, "{}", run.stderr);
+        let saved = store.join("../saved.tar");
+        for image in vellum.run(&["images", "--ids"]).unwrap().lines() {
+            vellum
+                .run(&["save", image, "--output", saved.to_str().unwrap()])
+                .unwrap();
+        }
+    });
+    assert!(hits > 5, "only {hits} kills");
+    picture(&root.path).assert_same(&before, EXACT);
 }
 
 const EXACT: Ignore = Ignore {
@@ -175,6 +316,44 @@ fn a_data_root_is_adopted_and_nothing_in_it_changes() {
         .unwrap();
     assert!(!missing.status.success());
     picture(&root.path).assert_same(&before, EXACT);
+}
+
+/// A digest speaks of contents and headers; the headers come from Docker's record of the tar, and so does what is made of them.
+#[test]
+fn what_no_digest_speaks_of_is_not_taken_from_a_data_root() {
+    if !ready() {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let root = data_root(&home);
+    let mut touched = 0;
+    for tree in fs::read_dir(root.path.join("overlay2")).unwrap() {
+        let diff = tree.unwrap().path().join("diff");
+        let file = diff.join("app/version");
+        if file.exists() {
+            fs::write(diff.join("app/stray"), "nobody's").unwrap();
+            fs::set_permissions(&file, PermissionsExt::from_mode(0o777)).unwrap();
+            chown(&file, Some(7), Some(7)).unwrap();
+            touched += 1;
+        }
+        // What the layer deletes is there again.
+        let gone = diff.join("odd/replaced");
+        if fs::symlink_metadata(&gone).is_ok_and(|found| found.file_type().is_char_device()) {
+            fs::remove_file(&gone).unwrap();
+            touched += 1;
+        }
+    }
+    assert!(touched >= 2, "{touched}");
+    let vellum = Vellum::new(VELLUM, &home, "vellum").unwrap();
+    let (fine, said) = adopt(&vellum, &root.path, &[]);
+    assert!(fine, "{said}");
+    vellum.image_tree("mine:1", &home).unwrap().assert_same(
+        &root.tree,
+        Ignore {
+            root: true,
+            ..EXACT
+        },
+    );
 }
 
 #[test]

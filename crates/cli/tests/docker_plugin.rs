@@ -304,3 +304,41 @@ fn dockerd_on_the_plugin_with_the_native_driver_gives_what_its_overlay2_gives() 
     }
     compare(&["--storage-driver", "native"]);
 }
+
+/// The daemon itself says only that the driver is not supported; its log has the plugin's reason.
+#[test]
+fn a_daemon_that_remaps_users_is_refused_with_the_reason() {
+    if !ready() || !available(&["unshare", "timeout"]) {
+        return;
+    }
+    let places = ["/etc/subuid", "/etc/subgid"];
+    if !places.iter().all(|place| Path::new(place).exists()) {
+        return untested("--userns-remap", "there is no /etc/subuid to put one over");
+    }
+    let home = Home::new().unwrap();
+    let plugin = Plugin::start(VELLUM, &home, &[]).unwrap();
+    let at = home.dir("remapped").unwrap();
+    fs::write(at.join("ids"), "nobody:200000:65536\n").unwrap();
+    fs::write(at.join("daemon.json"), "{}").unwrap();
+    // In a mount namespace of its own, so that the machine's users keep what they have.
+    let script = "mount --bind $0/ids /etc/subuid && mount --bind $0/ids /etc/subgid && exec \
+        timeout 120 dockerd --experimental --storage-driver $1 --userns-remap nobody:nogroup --data-root $0/data \
+        --exec-root $0/exec --pidfile $0/pid --host unix://$0/sock --config-file $0/daemon.json \
+        --iptables=false --ip6tables=false --bridge=none --ip-forward=false --ip-masq=false";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+    let ended = command.arg(&at).arg(plugin.name()).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("userns-remap") && said.contains("use its own overlay2 driver"),
+        "{said}"
+    );
+    // Nothing is left that a daemon without remapping would stumble over.
+    let daemon = Dockerd::start(
+        &home,
+        &["--experimental", "--storage-driver", plugin.name()],
+    )
+    .unwrap();
+    daemon.docker(&["info"]).unwrap();
+}
