@@ -10,14 +10,34 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 root=${FORKY_ROOT:-$here/.cache/forky}
+packages="containerd docker.io docker-cli docker-buildx podman buildah skopeo umoci runc crun iptables ca-certificates"
 say() { printf 'forky: %s\n' "$*" >&2; }
 
 mirror() { # the machine's own mirror
   apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep -v security | head -n 1
 }
 
+has_all() {
+  local package
+  for package in $packages; do
+    compgen -G "$root/var/lib/dpkg/info/$package[.:]*list" >/dev/null || return 1
+  done
+}
+
+install_all() {
+  # shellcheck disable=SC2016
+  FORKY_ROOT=$root EXCHANGE=$root/var/tmp inside sh -ec 'export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends $1
+    apt-get clean' sh "$packages" >&2
+}
+
 make_root() {
-  [ ! -e "$root/.complete" ] || return 0
+  if [ -e "$root/.complete" ]; then
+    # An older one may lack a program; several tests may find that at once.
+    has_all || (flock 9 && has_all || install_all) 9<"$root/.complete"
+    return 0
+  fi
   [ "$(id -u)" = 0 ] || { say "needs root"; exit 1; }
   command -v debootstrap >/dev/null || { say "needs debootstrap"; exit 1; }
   local url
@@ -31,11 +51,7 @@ make_root() {
   echo 'Acquire::Check-Valid-Until "false";' >"$root/etc/apt/apt.conf.d/90dated-mirror"
   printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
   chmod 755 "$root/usr/sbin/policy-rc.d"
-  FORKY_ROOT=$root EXCHANGE=$root/var/tmp inside sh -ec 'export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends containerd docker.io docker-cli podman buildah \
-      skopeo umoci runc crun iptables ca-certificates
-    apt-get clean' >&2
+  install_all
   touch "$root/.complete"
 }
 

@@ -77,20 +77,14 @@ fn containerd_2_works_with_snapshotter_and_differ() {
 
 #[test]
 fn docker_28_keeps_its_images_in_vellum() {
-    let hello = |what: &str| format!("{what}: {HELLO}");
     scenario(
         "d28",
         include_str!("support/docker_28_scenario.sh"),
         &[
             "driver: vellum",
-            &hello("load"),
-            &hello("pull"),
-            "diff: A /odd/new C /app C /app/version C /odd",
-            "commit: version 7",
-            "build: version 8 copied ls: /odd/links: No such file or directory",
-            "cp: version 7",
+            "every step gave what it gives on overlayfs",
+            "built: version 8 copied new /odd/setuid",
             "restart: alone",
-            "load again: version 8",
             "nothing is left",
             "ended",
         ],
