@@ -1,8 +1,8 @@
 //! Docker's graph driver plugin protocol: HTTP in, verbs of `service` out. It translates and never decides.
 //!
 //! The daemon finds the plugin by its socket, asks what it implements, says once where its data lies and from then on calls the driver by the ids of layers.
-//! [`wire`] has the shapes of questions and answers, [`calls`] one function per call, [`bodies`] the two that carry tars, [`server`] life and
-//! death of the process. What a call means is told at [`vellum_service::graph::Graph`].
+//! [`wire`] has the shapes of questions and answers, [`calls`] one function per call, [`bodies`] the two that carry tars, [`server`] what is
+//! listened on. What a call means is told at [`vellum_service::graph::Graph`].
 //!
 //! What is peculiar to this protocol, and holds here:
 //! * The daemon says `Init` to the plugin it finds when it starts, and never again: a plugin started anew goes on from what was kept.
@@ -17,4 +17,4 @@ mod calls;
 mod server;
 mod wire;
 
-pub use server::{ServeError, serve};
+pub use server::serve;

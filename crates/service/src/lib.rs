@@ -1,7 +1,7 @@
 //! The verbs of Vellum: each composes the rooms below into one thing a user asks for, and owns no format of its own.
 //!
 //! One file per verb (`create.rs`, `commit.rs`, ...). [`plan`] holds the decisions of mounting as a pure function; [`config`] says what is
-//! configured and by whom; [`context`] is what every verb is handed. The fronts (command line, later sockets) translate arguments into the
+//! configured and by whom; [`context`] is what every verb is handed; [`serve`] is the life of a server. The fronts (command line, sockets) translate arguments into the
 //! request types here and results back, and decide nothing.
 //!
 //! This room must not know byte formats of layers or wire types of the fronts, and prints nothing: it talks through [`progress::Progress`].
@@ -42,6 +42,7 @@ pub mod release;
 pub mod rootless;
 pub mod run;
 pub mod run_dir;
+pub mod serve;
 pub mod snapshots;
 pub mod volumes;
 

@@ -18,10 +18,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
+use vellum_service::listen::listen_at;
+use vellum_service::serve::{self, ServeError};
 use vellum_service::snapshots as verbs;
 
-use crate::server::{ServeError, Shared, io};
+use crate::server::Shared;
 
 /// The longest request that is read: a scraper's is short.
 const REQUEST_BYTES: usize = 8192;
@@ -191,21 +193,16 @@ impl Metrics {
 }
 
 /// Listens at `address` and answers every request with the numbers, for as long as the runtime lives.
-pub async fn serve(shared: Arc<Shared>, address: &Address) -> Result<(), ServeError> {
+pub(crate) async fn serve(shared: Arc<Shared>, address: &Address) -> Result<(), ServeError> {
     match address {
         Address::Unix(path) => {
-            let listening = vellum_service::listen::listen_at(path)?;
-            let socket = listening.listener()?;
-            socket
-                .set_nonblocking(true)
-                .map_err(io("listen for readers of metrics"))?;
-            let listener =
-                UnixListener::from_std(socket).map_err(io("listen for readers of metrics"))?;
+            let listening = listen_at(path)?;
+            let listener = serve::listener(&listening)?;
             tokio::spawn(async move {
                 // Its end takes the socket away.
                 let _listening = listening;
                 loop {
-                    if let Ok((stream, _)) = listener.accept().await {
+                    if let Some((stream, _)) = serve::connection(listener.accept().await).await {
                         tokio::spawn(answer(Arc::clone(&shared), stream));
                     }
                 }
@@ -214,10 +211,10 @@ pub async fn serve(shared: Arc<Shared>, address: &Address) -> Result<(), ServeEr
         Address::Loopback(at) => {
             let listener = TcpListener::bind(at)
                 .await
-                .map_err(io("listen for readers of metrics"))?;
+                .map_err(ServeError::io("listen for readers of metrics"))?;
             tokio::spawn(async move {
                 loop {
-                    if let Ok((stream, _)) = listener.accept().await {
+                    if let Some((stream, _)) = serve::connection(listener.accept().await).await {
                         tokio::spawn(answer(Arc::clone(&shared), stream));
                     }
                 }

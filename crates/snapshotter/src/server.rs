@@ -1,24 +1,20 @@
-//! The server's life: listen, answer, read its settings anew, end.
+//! The server: what it answers on its socket, and settings that are read anew. How it lives and ends is told at [`vellum_service::serve`].
 //!
 //! It listens on a unix socket that only root may use (whoever may connect can mount and remove everything), or on one that systemd hands over.
-//! Ready is said when the store is open and the socket listens. SIGHUP reads the settings anew: calls under way keep those they began with. The
-//! end waits for calls under way; mounts are the kernel's, or of processes of their own, and stay.
+//! Ready is said when the store is open and the socket listens. SIGHUP reads the settings anew: calls under way keep those they began with.
 //!
 //! [`Shared`] is what all calls work on; verbs run on a bounded number of threads, each of which may hold a connection to the database.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use sd_notify::NotifyState;
-use tokio::net::UnixListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::Status;
 use tonic::transport::Server;
 use vellum_service::config::{Config, ConfigError};
 use vellum_service::listen::listen;
+use vellum_service::serve::{self, Life, ServeError};
 use vellum_service::snapshots::{self as verbs, Terms};
 use vellum_service::{Context, Error};
 
@@ -34,12 +30,6 @@ const MESSAGE_BYTES: usize = 16 << 20;
 
 /// Threads for blocking work. Each may hold a connection to the database and its cache.
 const BLOCKING_THREADS: usize = 16;
-
-/// Threads that pass bytes; those that work are others.
-const WORKERS: usize = 2;
-
-/// How long calls under way are waited for at the end.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to be served, and how.
 pub struct ServeOptions {
@@ -57,30 +47,6 @@ pub struct ServeOptions {
 
 /// Resolves the settings anew.
 pub type Reload = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
-
-/// Why there is no server, or none any more.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The store or the socket can't be had.
-    #[error(transparent)]
-    Verb(#[from] Error),
-    /// The process lacks something.
-    #[error("cannot {action}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
-    /// The connection layer failed.
-    #[error("serving failed")]
-    Transport(#[from] tonic::transport::Error),
-}
-
-pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
-    move |source| ServeError::Io { action, source }
-}
 
 /// What all calls work on.
 pub struct Shared {
@@ -202,56 +168,20 @@ pub fn serve(context: Context, options: ServeOptions) -> Result<(), ServeError> 
     vellum_service::snapshots::check_root(&context)?;
     // A store that can't be opened is told now, not at the first call.
     context.store()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name("containerd")
-        .enable_all()
-        .build()
-        .map_err(io("start threads"))?;
     let shared = Arc::new(Shared::new(context, options.terms));
-    let served = runtime.block_on(async {
-        // Whoever can connect may also end this.
-        let signals = Signals::watch()?;
-        let listening = listen(&options.socket)?;
-        let socket = listening.listener()?;
-        socket.set_nonblocking(true).map_err(io("listen"))?;
-        let listener = UnixListener::from_std(socket).map_err(io("listen"))?;
-        run(&shared, signals, listener, &options).await
-    });
-    // What still runs has had its time; what it leaves is litter for gc.
-    runtime.shutdown_timeout(Duration::ZERO);
-    served
+    serve::run("containerd", BLOCKING_THREADS, async |life| {
+        run(life, &shared, &options).await
+    })
 }
 
-/// The signals that mean something here.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn watch() -> Result<Self, ServeError> {
-        let watch = |kind| signal(kind).map_err(io("watch for signals"));
-        Ok(Self {
-            terminate: watch(SignalKind::terminate())?,
-            interrupt: watch(SignalKind::interrupt())?,
-            hangup: watch(SignalKind::hangup())?,
-        })
-    }
-}
-
-async fn run(
-    shared: &Arc<Shared>,
-    mut signals: Signals,
-    listener: UnixListener,
-    options: &ServeOptions,
-) -> Result<(), ServeError> {
+async fn run(life: Life, shared: &Arc<Shared>, options: &ServeOptions) -> Result<(), ServeError> {
+    let listening = listen(&options.socket)?;
+    let listener = serve::listener(&listening)?;
     let snapshots = SnapshotsServer::new(Snapshots::new(Arc::clone(shared)))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let differ = Differ::new(Arc::clone(shared), Containerd::at(&options.containerd)?);
+    let containerd = Containerd::at(&options.containerd).map_err(ServeError::failed)?;
+    let differ = Differ::new(Arc::clone(shared), containerd);
     let differ = DiffServer::new(differ)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
@@ -260,69 +190,30 @@ async fn run(
         .set_serving::<SnapshotsServer<Snapshots>>()
         .await;
     health_reporter.set_serving::<DiffServer<Differ>>().await;
-    let (end, mut ending) = tokio::sync::watch::channel(false);
-    let served = Server::builder()
+    let server = Server::builder()
         .add_service(health)
         .add_service(snapshots)
         .add_service(differ)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
-            // An error means that the other end is gone, and then it is time, too.
-            let _ = ending.wait_for(|end| *end).await;
-        });
-    let mut served = tokio::spawn(served);
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), life.ending());
     if let Some(address) = &options.metrics {
         metrics::serve(Arc::clone(shared), address).await?;
         tracing::info!(%address, "numbers can be read");
     }
     let root = shared.context().root().display().to_string();
     tracing::info!(socket = %options.socket.display(), root, "serving");
-    notify(&[
-        NotifyState::Ready,
-        NotifyState::Status("serving containerd"),
-    ]);
+    life.ready("serving containerd");
     // What an earlier server left in the trash. What goes wrong is in the log, and Cleanup tries again.
     let at_start = Arc::clone(shared);
     tokio::spawn(async move {
         let _ = at_start.clean().await;
     });
-    loop {
-        tokio::select! {
-            done = &mut served => return finished(done),
-            _ = signals.terminate.recv() => break,
-            _ = signals.interrupt.recv() => break,
-            _ = signals.hangup.recv() => reload(shared, options).await,
-        }
-    }
-    tracing::info!("ending: calls under way are finished; mounts stay");
-    notify(&[NotifyState::Stopping]);
-    // The receiver lives in the server, which has not ended.
-    let _ = end.send(true);
-    match tokio::time::timeout(PATIENCE, &mut served).await {
-        Ok(done) => finished(done),
-        Err(_) => {
-            tracing::warn!("calls are still under way and are given up");
-            served.abort();
-            Ok(())
-        }
-    }
-}
-
-fn finished(
-    done: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>,
-) -> Result<(), ServeError> {
-    match done {
-        Ok(served) => Ok(served?),
-        Err(error) => Err(io("serve")(io::Error::other(error))),
-    }
+    let cancel = shared.context().cancel.clone();
+    let hangup = async || serve::reloading(reload(shared, options)).await;
+    life.last(server, hangup, &cancel).await
 }
 
 /// Reads the settings anew. Where that fails the old ones hold, and the log says why.
 async fn reload(shared: &Arc<Shared>, options: &ServeOptions) {
-    let now = NotifyState::monotonic_usec_now();
-    notify(&[NotifyState::Reloading]);
-    if let Ok(now) = now {
-        notify(&[now]);
-    }
     let renewed = match (options.reload)() {
         Ok(config) => {
             let shared = Arc::clone(shared);
@@ -337,13 +228,5 @@ async fn reload(shared: &Arc<Shared>, options: &ServeOptions) {
     match renewed {
         Ok(()) => tracing::info!("settings were read anew"),
         Err(error) => tracing::error!(error, "the old settings hold"),
-    }
-    notify(&[NotifyState::Ready]);
-}
-
-/// Tells systemd, if it asked to be told.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd is not told");
     }
 }

@@ -1,7 +1,7 @@
 //! `serve`: what goes on until it is told to end. Everything it says is a log, on stderr.
 
-use vellum_graphdriver::ServeError;
 use vellum_service::Context;
+use vellum_service::serve::ServeError;
 use vellum_service::snapshots::Terms;
 use vellum_snapshotter::server::{self, Reload, ServeOptions};
 
@@ -22,9 +22,18 @@ pub fn containerd(ctx: Context, args: args::ServeContainerd, reload: Reload) -> 
         containerd: args.containerd,
         reload,
     };
-    match server::serve(ctx, options) {
+    ended(server::serve(ctx, options))
+}
+
+/// `serve docker`
+pub fn docker(ctx: Context, args: args::ServeDocker) -> Outcome {
+    ended(vellum_graphdriver::serve(ctx, &args.socket))
+}
+
+fn ended(served: Result<(), ServeError>) -> Outcome {
+    match served {
         Ok(()) => Ok(DONE),
-        Err(server::ServeError::Verb(error)) => Err(error.into()),
+        Err(ServeError::Verb(error)) => Err(error.into()),
         Err(error) => Err(Failure::other(said(&error))),
     }
 }
@@ -36,13 +45,4 @@ fn said(error: &dyn std::error::Error) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(": ")
-}
-
-/// `serve docker`
-pub fn docker(ctx: Context, args: args::ServeDocker) -> Outcome {
-    match vellum_graphdriver::serve(ctx, &args.socket) {
-        Ok(()) => Ok(DONE),
-        Err(ServeError::Verb(error)) => Err(error.into()),
-        Err(error @ ServeError::Io { .. }) => Err(Failure::other(said(&error))),
-    }
 }
