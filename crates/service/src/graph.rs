@@ -15,8 +15,8 @@ use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use vellum_store::{
-    DriverKind, Info, Keep, Kind as SnapshotKind, Labels, PrepareOptions, Shape, SnapshotKey,
-    Store, StoreError, Sweep, TreeParts,
+    Commit, DriverKind, Info, Keep, Kind as SnapshotKind, Labels, PrepareOptions, Shape,
+    SnapshotKey, Store, StoreError, Sweep, TreeParts,
 };
 use vellum_sys::lock::Lock;
 use vellum_sys::quota::ProjectQuota;
@@ -374,8 +374,11 @@ impl Graph {
             return Ok(());
         }
         self.release(id, &found)?;
-        self.store()?
-            .commit(&layer_key(id), &found.key, found.labels.clone(), None)?;
+        let commit = Commit {
+            labels: found.labels.clone(),
+            ..Commit::default()
+        };
+        self.store()?.commit(&layer_key(id), &found.key, commit)?;
         Ok(())
     }
 

@@ -164,7 +164,7 @@ pub fn commit(
         parent: parent.map(key),
         count: Count::Later,
     };
-    ctx.store()?.commit_as(&key(name), &key(name_now), commit)?;
+    ctx.store()?.commit(&key(name), &key(name_now), commit)?;
     Ok(())
 }
 

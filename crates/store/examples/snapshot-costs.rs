@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vellum_store::{Labels, PrepareOptions, Result, SnapshotKey, Store, StoreOptions, Sweep};
+use vellum_store::{Commit, PrepareOptions, Result, SnapshotKey, Store, StoreOptions, Sweep};
 
 fn line(name: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
@@ -41,9 +41,7 @@ fn rounds(store: &Store, label: &str, parent: &SnapshotKey, count: usize) -> Res
         timed(&mut stat, || store.stat(&key))?;
         if i % 4 == 0 {
             let name = SnapshotKey::from(format!("{} layer {i}", std::process::id()));
-            timed(&mut commit, || {
-                store.commit(&name, &key, Labels::new(), None)
-            })?;
+            timed(&mut commit, || store.commit(&name, &key, Commit::default()))?;
             store.remove(&name, Sweep::Now)?;
         } else {
             timed(&mut remove, || store.remove(&key, Sweep::Now))?;
@@ -75,7 +73,7 @@ fn chain(store: &Store, depth: usize) -> Result<SnapshotKey> {
                 ..PrepareOptions::default()
             },
         )?;
-        store.commit(&name, &key, Labels::new(), None)?;
+        store.commit(&name, &key, Commit::default())?;
         parent = Some(name);
     }
     Ok(parent.unwrap_or_else(|| SnapshotKey::from("none")))

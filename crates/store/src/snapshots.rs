@@ -281,27 +281,10 @@ impl Store {
 
     /// Turns the writable snapshot `key` into the layer `name`; `key` is gone then.
     ///
-    /// `labels` replace the old ones. `parent` may name the parent it already has, or, where it has none, the layer to
-    /// put it on. Durable on return: the tree's data first, then the record. The caller sees to it that nobody writes to
+    /// Durable on return: the tree's data first, then the record. The caller sees to it that nobody writes to
     /// the tree any more. Errors: `AlreadyExists` (name, checked first), `NotFound`, `NotActive`, `ParentMismatch`,
     /// `ParentNotCommitted`, `Io`; the snapshot then stays as it was.
-    pub fn commit(
-        &self,
-        name: &SnapshotKey,
-        key: &SnapshotKey,
-        labels: Labels,
-        parent: Option<&SnapshotKey>,
-    ) -> Result<Info> {
-        let commit = Commit {
-            labels,
-            parent: parent.cloned(),
-            count: Count::Now,
-        };
-        self.commit_as(name, key, commit)
-    }
-
-    /// As [`Store::commit`], with a say in what is left for later.
-    pub fn commit_as(&self, name: &SnapshotKey, key: &SnapshotKey, commit: Commit) -> Result<Info> {
+    pub fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, commit: Commit) -> Result<Info> {
         let Commit {
             labels,
             parent,

@@ -46,7 +46,7 @@ fn step(name: &str, store: &Store) -> Outcome {
         "prepare" => store.prepare(&key("new"), &kept(Some("base"))).map(drop),
         "view" => store.view(&key("look"), &kept(Some("base"))).map(drop),
         "commit" => store
-            .commit(&key("layer"), &key("work"), Labels::new(), None)
+            .commit(&key("layer"), &key("work"), Commit::default())
             .map(drop),
         "remove" => store.remove(&key("work"), Sweep::Now),
         "import" => import(store),
@@ -133,12 +133,7 @@ fn hammer(store: &Store) -> Outcome {
         let k = key(&format!("{me}/{round}"));
         store.prepare(&k, &kept(Some("base")))?;
         if round % 3 == 0 {
-            store.commit(
-                &key(&format!("{me} layer {round}")),
-                &k,
-                Labels::new(),
-                None,
-            )?;
+            store.commit(&key(&format!("{me} layer {round}")), &k, Commit::default())?;
             continue;
         }
         store.update(&k, &[LabelChange::Set("round".into(), round.to_string())])?;
@@ -192,7 +187,7 @@ fn pattern(root: &Path, driver: DriverKind) {
     };
     write_content(&at(store.prepare(&key("b"), &kept(None)).unwrap()).join("base"));
     store
-        .commit(&key("base"), &key("b"), Labels::new(), None)
+        .commit(&key("base"), &key("b"), Commit::default())
         .unwrap();
     write_content(&at(store.prepare(&key("work"), &kept(Some("base"))).unwrap()).join("work"));
     store.prepare(&key("garbage"), &on(Some("base"))).unwrap();
@@ -448,12 +443,7 @@ fn a_full_disk_loses_nothing_and_work_goes_on_after_a_gc() {
             })
         });
         match filled.and_then(|()| {
-            store.commit(
-                &key(&format!("full {}", made.len())),
-                &k,
-                Labels::new(),
-                None,
-            )
+            store.commit(&key(&format!("full {}", made.len())), &k, Commit::default())
         }) {
             Ok(info) => made.push(info.key),
             Err(error) => break error,

@@ -5,7 +5,6 @@
 mod common;
 
 use std::{
-    collections::BTreeMap,
     fs::{self, Permissions},
     os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::Path,
@@ -129,7 +128,7 @@ fn random_changes_look_the_same_after_a_commit() {
             hide(scratch, &parts, &at);
             let before = picture(scratch, store, &active);
             store
-                .commit(&key(&name), &key(&active), Labels::new(), None)
+                .commit(&key(&name), &key(&active), Commit::default())
                 .unwrap();
             store.view(&key("look"), &on(Some(&name))).unwrap();
             let ignore = Ignore {
@@ -227,7 +226,7 @@ fn writing_a_child_never_changes_its_parent() {
         fs::remove_file(root.join("s")).unwrap();
         hide(scratch, &parts, &root);
         store
-            .commit(&key("top"), &key("child"), Labels::new(), None)
+            .commit(&key("top"), &key("child"), Commit::default())
             .unwrap();
         before.assert_same(&picture(scratch, store, "base"), Ignore::default());
     });
@@ -258,7 +257,7 @@ fn deep_chains_read_through() {
             )
             .unwrap();
             store
-                .commit(&key(&name), &active, Labels::new(), None)
+                .commit(&key(&name), &active, Commit::default())
                 .unwrap();
             parent = Some(name);
         }
@@ -309,7 +308,7 @@ fn many_threads_make_and_remove_at_once() {
                         assert_eq!(parts, store.tree(&k).unwrap());
                         if i % 2 == 0 {
                             store
-                                .commit(&key(&format!("{t}/{i} layer")), &k, BTreeMap::new(), None)
+                                .commit(&key(&format!("{t}/{i} layer")), &k, Commit::default())
                                 .unwrap();
                         } else {
                             store.remove(&k, Sweep::Now).unwrap();
@@ -411,7 +410,7 @@ fn a_layer_records_the_marks_its_tree_has() {
         store.prepare(&key("a"), &on(Some("base"))).unwrap();
         store.record_features(&key("a"), mounted_with).unwrap();
         made(&upper(&store, "a"));
-        store.commit(&key(name), &key("a"), Labels::default(), None)
+        store.commit(&key(name), &key("a"), Commit::default())
     };
     let mark = |dir: &Path, name: &str, mark: Mark, value: &[u8]| {
         let dir = Dir::open(dir).unwrap();

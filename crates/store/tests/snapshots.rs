@@ -6,12 +6,21 @@ use std::{collections::BTreeMap, fs};
 
 use common::*;
 use vellum_store::{
-    Class, DriverKind, Filter, Info, Keep, Kind, LabelChange, Shape, SnapshotKey, StoreError, Sweep,
+    Class, Commit, DriverKind, Filter, Info, Keep, Kind, LabelChange, Shape, SnapshotKey,
+    StoreError, Sweep,
 };
 use vellum_testkit::{Scratch, needs_root};
 
 fn class<T: std::fmt::Debug>(result: Result<T, StoreError>) -> Class {
     result.expect_err("this must fail").class()
+}
+
+/// A commit that names the parent.
+fn onto(parent: &str) -> Commit {
+    Commit {
+        parent: Some(key(parent)),
+        ..Commit::default()
+    }
 }
 
 #[test]
@@ -32,9 +41,7 @@ fn prepare_commit_remove_tree() {
         };
         fs::write(root.join("f"), b"x").unwrap();
         assert_eq!(class(store.prepare(&odd, &on(None))), Class::AlreadyExists);
-        let info = store
-            .commit(&key("base"), &odd, BTreeMap::new(), None)
-            .unwrap();
+        let info = store.commit(&key("base"), &odd, Commit::default()).unwrap();
         assert_eq!(
             (info.kind, &info.key, info.usage.unwrap().inodes),
             (Kind::Committed, &key("base"), 2)
@@ -86,41 +93,39 @@ fn errors_follow_the_contract() {
         Class::InvalidArgument
     );
     store
-        .commit(&key("A"), &key("a"), BTreeMap::new(), None)
+        .commit(&key("A"), &key("a"), Commit::default())
         .unwrap();
     assert_eq!(
-        class(store.commit(&key("A"), &key("none"), BTreeMap::new(), None)),
+        class(store.commit(&key("A"), &key("none"), Commit::default())),
         Class::AlreadyExists
     );
     assert_eq!(
-        class(store.commit(&key("B"), &key("none"), BTreeMap::new(), None)),
+        class(store.commit(&key("B"), &key("none"), Commit::default())),
         Class::NotFound
     );
     assert_eq!(
-        class(store.commit(&key("B"), &key("A"), BTreeMap::new(), None)),
+        class(store.commit(&key("B"), &key("A"), Commit::default())),
         Class::FailedPrecondition
     );
     store.view(&key("v"), &on(Some("A"))).unwrap();
     assert_eq!(
-        class(store.commit(&key("B"), &key("v"), BTreeMap::new(), None)),
+        class(store.commit(&key("B"), &key("v"), Commit::default())),
         Class::FailedPrecondition
     );
     store.prepare(&key("c"), &on(Some("A"))).unwrap();
     store.prepare(&key("d"), &on(None)).unwrap();
     assert_eq!(
-        class(store.commit(&key("D"), &key("d"), BTreeMap::new(), Some(&key("none")))),
+        class(store.commit(&key("D"), &key("d"), onto("none"))),
         Class::NotFound
     );
     assert_eq!(
-        class(store.commit(&key("D"), &key("d"), BTreeMap::new(), Some(&key("v")))),
+        class(store.commit(&key("D"), &key("d"), onto("v"))),
         Class::FailedPrecondition
     );
-    store
-        .commit(&key("D"), &key("d"), BTreeMap::new(), Some(&key("A")))
-        .unwrap();
+    store.commit(&key("D"), &key("d"), onto("A")).unwrap();
     assert_eq!(store.stat(&key("D")).unwrap().parent, Some(key("A")));
     assert_eq!(
-        class(store.commit(&key("C"), &key("c"), BTreeMap::new(), Some(&key("D")))),
+        class(store.commit(&key("C"), &key("c"), onto("D"))),
         Class::InvalidArgument
     );
     for missing in [
@@ -155,7 +160,14 @@ fn times_and_labels_follow_the_contract() {
     assert_eq!(store.stat(&key("a")).unwrap(), second);
     let labels: BTreeMap<String, String> = [("x".to_owned(), "y".to_owned())].into();
     let committed = store
-        .commit(&key("A"), &key("a"), labels.clone(), None)
+        .commit(
+            &key("A"),
+            &key("a"),
+            Commit {
+                labels: labels.clone(),
+                ..Commit::default()
+            },
+        )
         .unwrap();
     assert_eq!(
         committed.labels, labels,
@@ -228,7 +240,7 @@ fn gc_takes_what_nobody_needs_and_says_why() {
     let store = open(&scratch, DriverKind::Overlay2);
     store.prepare(&key("x"), &on(None)).unwrap();
     store
-        .commit(&key("X"), &key("x"), BTreeMap::new(), None)
+        .commit(&key("X"), &key("x"), Commit::default())
         .unwrap();
     let lease = store.lease("test").unwrap();
     let mut held = on(Some("X"));
@@ -271,7 +283,7 @@ fn an_unsettled_upper_becomes_no_layer() {
         let store = open(&scratch, driver);
         store.prepare(&key("first"), &on(None)).unwrap();
         store
-            .commit(&key("base"), &key("first"), BTreeMap::new(), None)
+            .commit(&key("base"), &key("first"), Commit::default())
             .unwrap();
         let parts = store.prepare(&key("top"), &on(Some("base"))).unwrap();
         let Shape::Overlay(overlay) = &parts.shape else {
@@ -280,7 +292,7 @@ fn an_unsettled_upper_becomes_no_layer() {
         let maps = overlay.work.as_ref().unwrap().join("vellum/blocks");
         fs::create_dir_all(&maps).unwrap();
         fs::write(maps.join("0123"), "a map").unwrap();
-        let commit = || store.commit(&key("layer"), &key("top"), BTreeMap::new(), None);
+        let commit = || store.commit(&key("layer"), &key("top"), Commit::default());
         let refused = commit().unwrap_err();
         assert!(refused.to_string().contains("committing"), "{refused}");
         assert_eq!(store.stat(&key("top")).unwrap().kind, Kind::Active);

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use vellum_store::{
-    DriverKind, PrepareOptions, Shape, SnapshotKey, Store, StoreOptions, TreeParts,
+    Commit, DriverKind, PrepareOptions, Shape, SnapshotKey, Store, StoreOptions, TreeParts,
 };
 use vellum_testkit::{Scratch, kernel};
 
@@ -82,6 +82,6 @@ pub fn layer(
     fill(&at);
     hide(scratch, &parts, &at);
     store
-        .commit(&key(name), &k, Default::default(), None)
+        .commit(&key(name), &k, Commit::default())
         .expect("commit");
 }
