@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use vellum_format::Prefix;
 use vellum_fuse::{DataMode, Handover, MountOptions, Mounter, OpenMode};
-use vellum_union::engine::{Durability, Engine, EngineOptions, IdRules, Limit, UpperOptions};
-use vellum_union::{Dialect, DirLayer, Layer, Records, WhNames};
+use vellum_union::engine::{Durability, Engine, EngineOptions, UpperOptions};
+use vellum_union::{Dialect, DirLayer, Layer, WhNames};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -52,27 +52,11 @@ fn run() -> Result<(), Failure> {
         let layer = DirLayer::open(Path::new(path), Dialect::kernel(prefix))?;
         Ok(Arc::new(layer))
     };
-    let mut engine = EngineOptions {
-        lowers: lowers.split(':').map(open).collect::<Result<_, _>>()?,
-        data_lowers: Vec::new(),
-        upper: (upper != "-").then(|| UpperOptions {
-            upper: PathBuf::from(upper),
-            work: PathBuf::from(work),
-            prefix,
-            records: Records::None,
-            wh_names: WhNames::Plain,
-            durability: Durability::Ordered,
-            redirect_dir: true,
-            metacopy: true,
-            index: true,
-            blocks_from_bytes: None,
-            limit: Limit::default(),
-        }),
-        ids: IdRules::default(),
-        static_nlink: false,
-        ino_32_bits: false,
-        no_xattrs: false,
-    };
+    let lowers: Vec<_> = lowers.split(':').map(open).collect::<Result<_, _>>()?;
+    let mut engine = EngineOptions::new(lowers);
+    if upper != "-" {
+        engine.upper = Some(UpperOptions::new(upper.into(), work.into(), prefix));
+    }
     let mut mount = MountOptions::default();
     let (mut hand_over, mut take_over) = (None, None);
     for option in options {

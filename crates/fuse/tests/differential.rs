@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, XattrFlags};
 use support::*;
 use vellum_testkit::kernel::Overlay;
-use vellum_testkit::tree::{Ignore, Tree};
+use vellum_testkit::tree::Tree;
 use vellum_testkit::{Rng, Scratch};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -344,16 +344,6 @@ fn layer(rng: &mut Rng, dir: &Path, depth: usize, link: bool, links: &mut Vec<Pa
         }
     }
 }
-
-const IGNORE: Ignore = Ignore {
-    directory_mtimes: true,
-    mtimes: true,
-    nanoseconds: true,
-    root: true,
-    hard_links: false,
-    owners: false,
-    xattrs: false,
-};
 
 fn kernel(world: &World, (upper, work): (&str, &str), target: &Path, scratch: &Scratch) {
     let overlay = Overlay {

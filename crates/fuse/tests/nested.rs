@@ -7,18 +7,8 @@ use std::fs;
 use support::*;
 use vellum_testkit::churn::{Churn, grow};
 use vellum_testkit::kernel::Overlay;
-use vellum_testkit::tree::{Ignore, Tree};
+use vellum_testkit::tree::Tree;
 use vellum_testkit::{Rng, Scratch};
-
-const IGNORE: Ignore = Ignore {
-    directory_mtimes: true,
-    mtimes: true,
-    nanoseconds: true,
-    root: true,
-    hard_links: false,
-    owners: false,
-    xattrs: false,
-};
 
 #[test]
 fn a_union_stands_on_a_union() {

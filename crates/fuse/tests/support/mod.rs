@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use vellum_testkit::scratch::copy_program;
+use vellum_testkit::tree::Ignore;
 use vellum_testkit::{PlainUser, Scratch, needs_root, untested};
 
 /// Tells the inner process where its place is.
@@ -460,3 +461,14 @@ pub fn names(dir: impl AsRef<Path>) -> Vec<String> {
 pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.unwrap_err().raw_os_error().expect("an errno")
 }
+
+/// What two trees differ in that were made by the same changes at different times.
+pub const IGNORE: Ignore = Ignore {
+    directory_mtimes: true,
+    mtimes: true,
+    nanoseconds: true,
+    root: true,
+    hard_links: false,
+    owners: false,
+    xattrs: false,
+};

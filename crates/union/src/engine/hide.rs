@@ -39,6 +39,19 @@ pub(crate) enum Above {
     Entry(FileKind),
 }
 
+/// A name that is taken away, with its node's gate held.
+#[derive(Clone, Copy)]
+struct Removal<'a> {
+    upper: &'a Upper,
+    /// The directory that has the name, and where it is in the upper layer.
+    dir: &'a Arc<LiveNode>,
+    handle: &'a Arc<DirHandle>,
+    name: &'a OsStr,
+    node: &'a Held<'a>,
+    /// Whether a lower layer shows the name once the upper's is gone.
+    below: bool,
+}
+
 impl Engine {
     /// Removes a name that is no directory.
     ///
@@ -91,26 +104,30 @@ impl Engine {
                 drop(node.gate());
                 continue;
             };
+            let removal = Removal {
+                upper,
+                dir: &dir,
+                handle: &handle,
+                name,
+                node: &node,
+                below,
+            };
             return match kind {
-                FileKind::Dir => {
-                    self.remove_dir(upper, &dir, &mut names, &handle, name, &node, below)
-                }
-                _ => self.remove_file(upper, &dir, &mut names, &handle, name, &node, below),
+                FileKind::Dir => self.remove_dir(&removal, &mut names),
+                _ => self.remove_file(&removal, &mut names),
             };
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of one operation")]
-    fn remove_file(
-        &self,
-        upper: &Upper,
-        dir: &Arc<LiveNode>,
-        names: &mut Names,
-        handle: &Arc<DirHandle>,
-        name: &OsStr,
-        node: &Held<'_>,
-        below: bool,
-    ) -> Result<()> {
+    fn remove_file(&self, removal: &Removal<'_>, names: &mut Names) -> Result<()> {
+        let Removal {
+            upper,
+            dir,
+            handle,
+            name,
+            node,
+            below,
+        } = *removal;
         let at = handle.dir().map_err(|error| upper.io(error))?;
         let mut state = node.state_mut();
         let own = is_own(&state, &at, handle, name).map_err(|error| upper.io(error))?;
@@ -135,17 +152,15 @@ impl Engine {
         self.after_links_change(node)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of one operation")]
-    fn remove_dir(
-        &self,
-        upper: &Upper,
-        dir: &Arc<LiveNode>,
-        names: &mut Names,
-        handle: &Arc<DirHandle>,
-        name: &OsStr,
-        node: &Held<'_>,
-        below: bool,
-    ) -> Result<()> {
+    fn remove_dir(&self, removal: &Removal<'_>, names: &mut Names) -> Result<()> {
+        let Removal {
+            upper,
+            dir,
+            handle,
+            name,
+            node,
+            below,
+        } = *removal;
         // Nothing is made in it any more from here on.
         let inside = node.names();
         let at = handle.dir().map_err(|error| upper.io(error))?;

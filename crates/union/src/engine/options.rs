@@ -26,6 +26,21 @@ pub struct EngineOptions {
     pub no_xattrs: bool,
 }
 
+impl EngineOptions {
+    /// Returns a union of `lowers`, the top one first, that shows them as they are and takes no changes.
+    pub fn new(lowers: Vec<Arc<dyn Layer>>) -> Self {
+        Self {
+            lowers,
+            data_lowers: Vec::new(),
+            upper: None,
+            ids: IdRules::default(),
+            static_nlink: false,
+            ino_32_bits: false,
+            no_xattrs: false,
+        }
+    }
+}
+
 /// The writable part of a union.
 #[derive(Debug, Clone)]
 pub struct UpperOptions {
@@ -52,6 +67,25 @@ pub struct UpperOptions {
     pub blocks_from_bytes: Option<u64>,
     /// The most bytes and inodes the upper may hold.
     pub limit: Limit,
+}
+
+impl UpperOptions {
+    /// Returns an upper that copies files whole, keeps all that the kernel's overlay keeps with every feature on, and has no limit.
+    pub fn new(upper: PathBuf, work: PathBuf, prefix: Prefix) -> Self {
+        Self {
+            upper,
+            work,
+            prefix,
+            records: Records::None,
+            wh_names: WhNames::Plain,
+            durability: Durability::Ordered,
+            redirect_dir: true,
+            metacopy: true,
+            index: true,
+            blocks_from_bytes: None,
+            limit: Limit::default(),
+        }
+    }
 }
 
 /// What is synced before it counts.

@@ -13,10 +13,10 @@ use vellum_testkit::tree::Ignore;
 use vellum_testkit::tree::{Entry as Seen, Kind, hash};
 use vellum_testkit::{FsKind, Scratch, Tree, needs_root};
 use vellum_union::engine::{
-    Attr, Caller, Durability, Engine, EngineOptions, Entry, IdRules, Limit, NewNode, NodeId,
-    RenameMode, SetAttr, UpperOptions,
+    Attr, Caller, Durability, Engine, EngineOptions, Entry, NewNode, NodeId, RenameMode, SetAttr,
+    UpperOptions,
 };
-use vellum_union::{Dialect, DirLayer, Error, Layer, Records, Result, WhNames};
+use vellum_union::{Dialect, DirLayer, Error, Layer, Result};
 
 pub const ROOT: Caller = Caller {
     uid: 0,
@@ -135,25 +135,11 @@ pub fn options(lowers: &[PathBuf], upper: &Path, work: &Path) -> EngineOptions {
         Arc::new(DirLayer::open(path, Dialect::kernel(Prefix::Trusted)).unwrap())
     };
     EngineOptions {
-        lowers: lowers.iter().map(layer).collect(),
-        data_lowers: Vec::new(),
         upper: Some(UpperOptions {
-            upper: upper.to_owned(),
-            work: work.to_owned(),
-            prefix: Prefix::Trusted,
-            records: Records::None,
-            wh_names: WhNames::Plain,
             durability: Durability::Volatile,
-            redirect_dir: true,
-            metacopy: true,
-            index: true,
-            blocks_from_bytes: None,
-            limit: Limit::default(),
+            ..UpperOptions::new(upper.to_owned(), work.to_owned(), Prefix::Trusted)
         }),
-        ids: IdRules::default(),
-        static_nlink: false,
-        ino_32_bits: false,
-        no_xattrs: false,
+        ..EngineOptions::new(lowers.iter().map(layer).collect())
     }
 }
 
