@@ -295,7 +295,8 @@ def remove_tree(at, _contender, number):
 
 
 def git_status(at, *_):
-    run("git", "-c", "safe.directory=*", "-C", f"{at}/repository", "status", "--porcelain")
+    # Several at once would take the index's lock from each other.
+    run("git", "--no-optional-locks", "-c", "safe.directory=*", "-C", f"{at}/repository", "status", "--porcelain")
     return 1
 
 
@@ -330,6 +331,16 @@ def parallel(action, processes):
                 fd = os.open(f"{at}/append-{processes}/{i}", os.O_WRONLY | os.O_APPEND)
                 os.write(fd, b"y")
                 os.close(fd)
+        elif action is chmod_lower:
+            for i in range(who, OPS, processes):
+                os.chmod(f"{at}/chmod-{processes}/{i}", 0o600 + number % 8)
+        elif action is walk_shares:
+            run("find", *(f"{at}/walk/{i}" for i in range(who, WALK_FILES // 1000, processes)), "-newermt", "2100-01-01")
+        elif action is read_small_shares:
+            for i in range(who, OPS, processes):
+                fd = os.open(f"{at}/small/{i}", os.O_RDONLY)
+                os.read(fd, 2 * SMALL)
+                os.close(fd)
         elif action is read_big:
             # Each begins elsewhere.
             fd = os.open(f"{at}/big", os.O_RDONLY)
@@ -340,10 +351,13 @@ def parallel(action, processes):
             where = f"{at}/untar-p{processes}-{who}-{number}"
             os.mkdir(where)
             run("tar", "-C", where, "-xf", untar.part)
+        elif action is remove_tree:
+            run("rm", "-rf", f"{at}/part-{processes}-{who}-{number}")
         else:
             action(at, contender, number)
 
-    operations = {walk: WALK_FILES, read_small: OPS, create: OPS, rename_unlink: 2 * OPS, mkdir_rmdir: 2 * OPS}
+    each = {walk: WALK_FILES, read_small: OPS, read_random: 20_000, create: OPS, rename_unlink: 2 * OPS, mkdir_rmdir: 2 * OPS}
+    together = {append_lower: APPENDS, chmod_lower: OPS, walk_shares: WALK_FILES, read_small_shares: OPS}
 
     def measured(at, contender, number):
         workers = [multiprocessing.Process(target=one, args=(who, at, contender, number)) for who in range(processes)]
@@ -353,12 +367,20 @@ def parallel(action, processes):
             worker.join()
             if worker.exitcode:
                 raise RuntimeError("a process failed")
-        return APPENDS if action is append_lower else processes * operations.get(action, 1)
+        return together.get(action) or processes * each.get(action, 1)
 
     return measured
 
 
 def rename_unlink(*_):
+    raise NotImplementedError("only by several processes")
+
+
+def walk_shares(*_):
+    raise NotImplementedError("only by several processes")
+
+
+def read_small_shares(*_):
     raise NotImplementedError("only by several processes")
 
 
@@ -388,29 +410,46 @@ ROWS = [
 ]
 for _processes in PROCESSES:
     for _key, _title, _action in [
+        ("parallel-cold", "walk + stat of 100,000 files, cold", walk_shares),
+        ("parallel-cold", "open+read+close, 4 KiB, cold", read_small_shares),
         ("parallel-read", "walk + stat, warm", walk),
         ("parallel-read", "open+read+close, warm", read_small),
         ("parallel-names", "create + 4 KiB", create),
         ("parallel-names", "rename, unlink", rename_unlink),
         ("parallel-names", "mkdir, rmdir", mkdir_rmdir),
+        ("parallel-copy-up", "chmod of a lower file", chmod_lower),
         ("parallel-copy-up", "append to a lower file", append_lower),
         ("parallel-big", "1 GiB sequential read, warm", read_big),
+        ("parallel-big", "4 KiB random reads of 1 GiB, warm", read_random),
+        ("parallel-big", "1 GiB mapped read, warm", read_mapped),
         ("parallel-trees", "untar of 2,500 files each", untar),
+        ("parallel-trees", "rm -rf of 2,500 lower files each", remove_tree),
+        ("parallel-work", "git status, warm", git_status),
     ]:
-        ROWS.append((_key, f"{_title}, {_processes} processes", parallel(_action, _processes), False))
+        ROWS.append((_key, f"{_title}, {_processes} processes", parallel(_action, _processes), _key == "parallel-cold"))
 # Done once, untimed, before what is to be warm.
 WARM = {walk, names, read_small, read_big, read_random, read_mapped, git_status}
 
 
 # What is read by several processes at once is warmed by one.
-WARMED_BY = {title: action for title, action in [("walk", walk), ("open", read_small), ("1 GiB", read_big)]}
+WARMED_BY = {
+    title: action
+    for title, action in [
+        ("walk", walk),
+        ("open", read_small),
+        ("1 GiB sequential", read_big),
+        ("4 KiB random", read_random),
+        ("1 GiB mapped", read_mapped),
+        ("git", git_status),
+    ]
+}
 
 
 def warm_by(action):
     if action in WARM:
         return action
     for key, title, other, _ in ROWS:
-        if other is action and key in ("parallel-read", "parallel-big"):
+        if other is action and key in ("parallel-read", "parallel-big", "parallel-work"):
             return next(warm for start, warm in WARMED_BY.items() if title.startswith(start))
     return None
 
@@ -435,20 +474,25 @@ def make_lower(lower, rounds, keys):
 
     os.makedirs(lower)
     content = os.urandom(SMALL)
-    if keys & {"walk", "parallel-read"}:
+    if keys & {"walk", "parallel-cold", "parallel-read"}:
         files(f"{lower}/walk", WALK_FILES, b"")
-    if keys & {"small", "parallel-read"}:
+    if keys & {"small", "parallel-cold", "parallel-read"}:
         files(f"{lower}/small", OPS, content, None)
     if "copy-up" in keys:
         files(f"{lower}/chmod", OPS, content, None)
         files(f"{lower}/append", APPENDS, content, None)
     if "parallel-copy-up" in keys:
         for processes in PROCESSES:
+            files(f"{lower}/chmod-{processes}", OPS, content, None)
             files(f"{lower}/append-{processes}", APPENDS, content, None)
     if "parallel-trees" in keys:
         untar.part = os.path.join(os.path.dirname(lower), "part.tar")
         files(f"{lower}/part", PART_FILES, content[:512], 100)
         run("tar", "-C", f"{lower}/part", "-cf", untar.part, ".")
+        for number in range(rounds):
+            for processes in PROCESSES:
+                for who in range(processes):
+                    files(f"{lower}/part-{processes}-{who}-{number}", PART_FILES, content[:512], 100)
     if "trees" in keys:
         for number in range(rounds):
             files(f"{lower}/tree-{number}", TREE_FILES, content[:512], 100)
@@ -458,8 +502,9 @@ def make_lower(lower, rounds, keys):
         with open(f"{lower}/big", "wb") as file:
             for _ in range(BIG >> 20):
                 file.write(os.urandom(1 << 20))
-    if "work" in keys:
+    if keys & {"work", "parallel-work"}:
         run("git", "clone", "-q", "--no-hardlinks", ROOT, f"{lower}/repository")
+    if "work" in keys:
         sources = c_sources()
         os.makedirs(f"{lower}/sources")
         if sources:
