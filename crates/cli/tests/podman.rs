@@ -12,6 +12,7 @@ use support::{Said, said};
 use vellum_testkit::clients::{Home, available, small_image};
 use vellum_testkit::{PlainUser, Scratch, untested};
 
+const NEWER_SCENARIO: &str = include_str!("support/podman_5_scenario.sh");
 const SCENARIO: &str = include_str!("support/podman_scenario.sh");
 
 /// Both reports, or the lines that differ.
@@ -134,6 +135,35 @@ fn newer_podman_and_buildah_get_the_same_from_vellum_as_from_the_kernel() {
 }
 
 #[test]
+fn newer_podman_maps_ids_as_with_the_kernel_and_reads_other_stores() {
+    let Some((home, exchange)) = newer() else {
+        return;
+    };
+    let scratch = Scratch::new();
+    fs::copy(plain_image(&scratch), exchange.join("plain.tar")).unwrap();
+    symlink("fuse-overlayfs", exchange.join("vellum")).unwrap();
+    let (mut kernel, mut vellum) = both(|name| {
+        let mut run = in_newer(&exchange);
+        run.args(["bash", "-c", NEWER_SCENARIO, "bash"]);
+        run.arg(format!("by-{name}"));
+        if name == "vellum" {
+            run.arg("/exchange/fuse-overlayfs");
+        }
+        run
+    });
+    drop(home);
+    // Podman loses what such a container removed where the kernel mounts.
+    kernel.out = kernel.out.replace("\nnot removed\n", "\nremoved\n");
+    let exported = "localhost/plain:1 true\n/odd:\nlinks\n\n/usr/share/doc:\nREADME\nA /etc/new\nD /etc/group\nnew\ngone\n";
+    for driver in ["overlay2", "overlay", "native"] {
+        let said = format!("== exported, {driver}\n{exported}");
+        assert!(vellum.out.contains(&said), "{}\n{}", vellum.out, vellum.err);
+        vellum.out = vellum.out.replace(&said, "");
+    }
+    assert_same(&kernel, &vellum);
+}
+
+#[test]
 fn a_plain_user_of_newer_podman_and_buildah_gets_the_same_from_vellum_as_from_the_kernel() {
     let Some((home, exchange)) = newer() else {
         return;
@@ -160,6 +190,47 @@ fn a_plain_user_of_newer_podman_and_buildah_gets_the_same_from_vellum_as_from_th
     });
     drop(home);
     assert_same(&kernel, &vellum);
+}
+
+/// Three mappings: one with ids that may be either side's, one apart from those on disk, and one that Podman chooses.
+const PLAIN_IDS: &str = r#"
+set -eu
+podman() {
+    timeout 120 podman --root "$HOME/store" --runroot "$XDG_RUNTIME_DIR/s" --tmpdir "$XDG_RUNTIME_DIR/t" --storage-driver overlay --storage-opt overlay.mount_program=/exchange/fuse-overlayfs \
+        --runtime crun --cgroup-manager cgroupfs --events-backend file "$@"
+}
+limits="--network none --ulimit nofile=1000:1000 --ulimit nproc=1000:1000"
+podman load --quiet --input /exchange/plain.tar > /dev/null
+for ids in --userns=keep-id "--uidmap 0:1000:5000 --gidmap 0:1000:5000" --userns=auto; do
+    podman run $limits $ids --user 0 --name box localhost/plain:1 sh -c 'echo x > /new; chown 3:4 /new; mkdir /inner; rm -r /srv; echo more >> /etc/passwd'
+    podman commit --quiet box localhost/mine:1 > /dev/null
+    podman run --rm $limits localhost/mine:1 sh -c 'stat -c "%n %u %g" /new /inner /etc/passwd; [ -e /srv ] || echo removed'
+    podman rm --all --force > /dev/null
+    podman rmi --force localhost/mine:1 > /dev/null
+done
+podman rmi --all --force > /dev/null
+podman system migrate
+"#;
+
+#[test]
+fn a_plain_user_of_newer_podman_commits_containers_with_ids_of_their_own_whole() {
+    let Some((home, exchange)) = newer() else {
+        return;
+    };
+    if !Path::new("/dev/fuse").exists() {
+        return untested("FUSE for plain users", "there is no /dev/fuse");
+    }
+    let scratch = Scratch::new();
+    fs::copy(plain_image(&scratch), exchange.join("plain.tar")).unwrap();
+    fs::write(exchange.join("as_plain_user.sh"), AS_PLAIN_USER).unwrap();
+    let mut run = in_newer(&exchange);
+    run.args(["sh", "/exchange/as_plain_user.sh", "/exchange/home"])
+        .args(["sh", "-c", PLAIN_IDS]);
+    let done = said(run.output().unwrap());
+    drop(home);
+    assert_eq!(done.code, 0, "{}\n{}", done.out, done.err);
+    let whole = "/new 3 4\n/inner 0 0\n/etc/passwd 0 0\nremoved\n";
+    assert_eq!(done.out, whole.repeat(3), "{}", done.err);
 }
 
 #[test]

@@ -10,6 +10,7 @@
 pub mod daemon;
 pub mod layers;
 pub mod options;
+mod owners;
 pub mod parse;
 pub mod serve;
 pub mod settle;

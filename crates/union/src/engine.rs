@@ -86,6 +86,8 @@ pub struct Engine {
     pub(crate) stack: Stack,
     pub(crate) upper: Option<Upper>,
     pub(crate) ids: IdRules,
+    /// For the top layer of a union without an upper one.
+    pub(crate) top_ids: Option<IdRules>,
     static_nlink: bool,
     pub(crate) no_xattrs: bool,
     pub(crate) numbers: Numbers,

@@ -115,6 +115,54 @@ fn mapped_owners_are_right_on_both_sides_and_unmapped_ones_refused() {
 }
 
 #[test]
+fn owners_of_the_top_layer_can_be_shown_otherwise_than_those_below() {
+    let Some(rig) = Rig::new(2) else { return };
+    for (path, owner) in [
+        ("l1/below", 3),
+        ("l1/dir/file", 3),
+        ("l0/top", 3),
+        ("l0/host", 100_004),
+        ("l0/alien", 2000),
+        ("l0/dir/other", 5),
+    ] {
+        let file = rig.scratch.file(format!("fs/{path}"), "f");
+        std::os::unix::fs::chown(&file, Some(owner), Some(owner)).unwrap();
+    }
+    std::os::unix::fs::chown(rig.lowers[0].join("dir"), Some(6), Some(6)).unwrap();
+    let run = IdRun {
+        inside: 100_000,
+        outside: 0,
+        count: 1000,
+    };
+    let mut options = rig.options();
+    options.top_ids = Some(IdRules {
+        uids: vec![run],
+        gids: vec![run],
+        ..IdRules::default()
+    });
+    // With an upper layer it has no meaning.
+    let engine = Engine::open(options.clone()).unwrap();
+    assert_eq!(user(&engine).attr("top").unwrap().uid, 3);
+    engine.close().unwrap();
+    options.upper = None;
+    let engine = Engine::open(options).unwrap();
+    let u = user(&engine);
+    for (path, owner) in [
+        ("below", 3),
+        ("dir/file", 3),
+        ("top", 100_003),
+        ("host", 100_004),
+        ("dir/other", 100_005),
+        ("dir", 100_006),
+    ] {
+        let attr = u.attr(path).unwrap();
+        assert_eq!((attr.uid, attr.gid), (owner, owner), "{path}");
+    }
+    assert_eq!(refusal(u.attr("alien")), Refusal::UnmappedId);
+    engine.close().unwrap();
+}
+
+#[test]
 fn squashed_owners_are_one_for_all() {
     let Some(rig) = Rig::new(1) else { return };
     let lower = rig.scratch.file("fs/l0/f", "f");

@@ -13,12 +13,13 @@ use vellum_format::{OVERRIDE_STAT_NAMES, Prefix};
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::Dir;
 use vellum_sys::{mountinfo, publish, userns, xattr};
-use vellum_union::engine::{Durability, EngineOptions, UpperOptions};
+use vellum_union::engine::{Durability, EngineOptions, IdRules, IdRun, UpperOptions};
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Stack, WhNames};
 
 use crate::container::BytesPath;
 use crate::error::{Error, Result};
 use crate::overlay::options::{Manners, MountOptions, Redirects, Trust, WhFiles};
+use crate::overlay::owners;
 
 /// Where a [`LayerRecord`] is, in a work directory.
 const RECORD_DIR: &str = "vellum";
@@ -45,6 +46,34 @@ pub struct LayerRecord {
     /// And for data only.
     #[serde(default)]
     data_lowers: Vec<BytesPath>,
+    /// The mapping that it was last mounted with, if ever: what its ids are.
+    #[serde(default)]
+    ids: Option<Recorded>,
+}
+
+/// A mapping: the first id on disk, the first shown, how many.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Recorded {
+    uids: Vec<(u32, u32, u32)>,
+    gids: Vec<(u32, u32, u32)>,
+}
+
+impl Recorded {
+    pub(crate) fn of(ids: &IdRules) -> Recorded {
+        let runs = |runs: &[IdRun]| {
+            let three = |run: &IdRun| (run.outside, run.inside, run.count);
+            runs.iter().map(three).collect()
+        };
+        Recorded {
+            uids: runs(&ids.uids),
+            gids: runs(&ids.gids),
+        }
+    }
+}
+
+/// Returns with which mapping a layer was written, if its work directory says so.
+pub(crate) fn recorded_ids(layer: &Path) -> Option<Recorded> {
+    record_beside(layer)?.ids
 }
 
 /// Returns the options with which an upper was last mounted, as far as they say what its marks are and what lies below it.
@@ -338,6 +367,7 @@ pub fn open(options: &MountOptions) -> Result<Opened> {
             data_lowers,
             upper,
             ids: options.ids.clone(),
+            top_ids: owners::of_top(options),
             static_nlink: options.static_nlink,
             ino_32_bits: options.ino_32_bits,
             no_xattrs: options.no_xattrs,
@@ -364,15 +394,23 @@ fn upper_options(
         ));
     }
     let wh_names = upper_wh_names(options, &dir)?;
+    let upper_ino = dir.stat_self()?.ino;
+    let earlier = read_record(&work_dir).filter(|earlier| earlier.upper_ino == upper_ino);
+    let ids = match options.ids.uids.is_empty() && options.ids.gids.is_empty() {
+        false => Some(Recorded::of(&options.ids)),
+        // Mounted as it is on disk, which changes nothing about what that is.
+        true => earlier.as_ref().and_then(|earlier| earlier.ids.clone()),
+    };
     let record = LayerRecord {
         version: RECORD_VERSION,
-        upper_ino: dir.stat_self()?.ino,
+        upper_ino,
         wh_whiteouts: wh_names == WhNames::Whiteouts,
         userxattr: prefix == Prefix::User,
         lowers: options.lowers.iter().cloned().map(BytesPath).collect(),
         data_lowers: options.data_lowers.iter().cloned().map(BytesPath).collect(),
+        ids,
     };
-    if read_record(&work_dir).as_ref() != Some(&record) {
+    if earlier.as_ref() != Some(&record) {
         let text = serde_json::to_vec(&record)
             .map_err(|e| Error::io("write", work.join(RECORD_DIR))(e.into()))?;
         let own = work_dir.create_dir_all(RECORD_DIR, 0o700)?;

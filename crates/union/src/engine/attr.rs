@@ -63,8 +63,9 @@ impl Engine {
                 }
             }
         };
-        let (uid, gid) = match node.id {
-            NodeId::ROOT => self.ids.root_shown(shown.uid, shown.gid)?,
+        let (uid, gid) = match (&self.top_ids, node.id) {
+            (Some(ids), _) if state.is_of_top() => ids.shown_or_itself(shown.uid, shown.gid)?,
+            (_, NodeId::ROOT) => self.ids.shown_or_itself(shown.uid, shown.gid)?,
             _ => (
                 self.ids.uid_shown(shown.uid)?,
                 self.ids.gid_shown(shown.gid)?,

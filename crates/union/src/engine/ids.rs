@@ -23,10 +23,10 @@ impl IdRules {
         shown(&self.gids, self.squash_gid, stored)
     }
 
-    /// Returns user and group to show for the union's root directory. Only there an id without a counterpart shows as it is,
-    /// if it is one that others show as: Podman makes the upper directory as the user it is for, not as the one on disk,
-    /// and changes its owner through the mount afterwards.
-    pub fn root_shown(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
+    /// Returns user and group to show where an id without a counterpart shows as it is, if it is one that others show as. So it is
+    /// for the union's root directory, since Podman makes the upper directory as the user it is for, not as the one on disk, and changes its
+    /// owner through the mount afterwards.
+    pub fn shown_or_itself(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
         let or_itself = |shown: Result<u32>, runs: &[IdRun], id| match shown {
             Err(_) if stored(runs, None, id).is_ok() => Ok(id),
             shown => shown,
@@ -50,7 +50,10 @@ impl IdRules {
     /// Returns user and group to store for what these make, who may be strangers: see [`IdRules::strangers`].
     pub fn maker_stored(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
         let or_nobody = |own: Result<u32>, runs: &[IdRun]| match (own, self.strangers) {
-            (Err(_), Some(nobody)) if shown(runs, None, nobody).is_ok() => Ok(nobody),
+            (Err(error), Some(nobody)) => match shown(runs, None, nobody) {
+                Ok(_) => Ok(nobody),
+                Err(_) => last_stored(runs).ok_or(error),
+            },
             (own, _) => own,
         };
         Ok((
@@ -108,6 +111,14 @@ fn stored(runs: &[IdRun], squash: Option<u32>, id: u32) -> Result<u32> {
         Some(squash) => Ok(squash),
         None => map(runs, id, |run| (run.inside, run.outside)),
     }
+}
+
+/// Returns the last id on disk that is shown as any.
+fn last_stored(runs: &[IdRun]) -> Option<u32> {
+    let ends = runs
+        .iter()
+        .filter_map(|run| run.outside.checked_add(run.count.saturating_sub(1)));
+    ends.filter(|&id| shown(runs, None, id).is_ok()).max()
 }
 
 /// Maps by the first run that has the id. `sides` says where a run begins, and where it leads.
@@ -209,10 +220,10 @@ mod tests {
     #[test]
     fn the_root_may_belong_to_who_it_is_for() {
         // On disk 1000 and 100,000 onwards; shown 0 onwards.
-        assert_eq!(rules().root_shown(1000, 100_000).unwrap(), (0, 1));
-        assert_eq!(rules().root_shown(0, 5).unwrap(), (0, 5));
-        assert!(rules().root_shown(70_000, 0).is_err());
-        assert!(rules().root_shown(0, u32::MAX).is_err());
+        assert_eq!(rules().shown_or_itself(1000, 100_000).unwrap(), (0, 1));
+        assert_eq!(rules().shown_or_itself(0, 5).unwrap(), (0, 5));
+        assert!(rules().shown_or_itself(70_000, 0).is_err());
+        assert!(rules().shown_or_itself(0, u32::MAX).is_err());
     }
 
     #[test]
@@ -221,11 +232,9 @@ mod tests {
         let mut rules = rules();
         rules.strangers = Some(165_533);
         assert_eq!(rules.maker_stored(70_000, 1).unwrap(), (165_533, 100_000));
+        // Who is not shown as anybody can't be nobody: the last who is shown is.
         rules.strangers = Some(65_534);
-        assert!(
-            rules.maker_stored(70_000, 1).is_err(),
-            "not shown as anybody"
-        );
+        assert_eq!(rules.maker_stored(70_000, 1).unwrap(), (165_534, 100_000));
     }
 
     #[test]

@@ -271,6 +271,16 @@ impl State {
         }
     }
 
+    /// Tells whether its attributes are those of an inode of the top layer.
+    pub fn is_of_top(&self) -> bool {
+        match &self.body {
+            Body::Dir(dir) => dir.parts.first().is_some_and(|part| part.layer == 0),
+            Body::File(file) => {
+                file.upper.is_some() || file.lower.as_ref().is_some_and(|lower| lower.layer == 0)
+            }
+        }
+    }
+
     /// Returns every known name.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
         let more = self.links.as_deref().map_or(&[][..], |links| &links.places);

@@ -18,6 +18,9 @@ pub struct EngineOptions {
     pub upper: Option<UpperOptions>,
     /// Owners inside and outside.
     pub ids: IdRules,
+    /// Owners in the top layer, where they are not kept as in those below it. It counts only without an upper layer. An id without a
+    /// counterpart shows as it is if it is one that others show as.
+    pub top_ids: Option<IdRules>,
     /// Show 1 as the link count of every directory.
     pub static_nlink: bool,
     /// Cut inode numbers to 32 bits.
@@ -34,6 +37,7 @@ impl EngineOptions {
             data_lowers: Vec::new(),
             upper: None,
             ids: IdRules::default(),
+            top_ids: None,
             static_nlink: false,
             ino_32_bits: false,
             no_xattrs: false,
@@ -131,6 +135,7 @@ pub struct IdRules {
     pub squash_uid: Option<u32>,
     /// Show every file as this group's.
     pub squash_gid: Option<u32>,
-    /// Who on disk owns what somebody without a counterpart makes; none: he makes nothing. It needs a counterpart itself.
+    /// Who on disk owns what somebody without a counterpart makes; none: he makes nothing. If this one has no counterpart itself, it is the
+    /// last on disk who has one.
     pub strangers: Option<u32>,
 }

@@ -56,6 +56,7 @@ impl Engine {
             data_lowers,
             upper,
             ids,
+            top_ids,
             static_nlink,
             ino_32_bits,
             no_xattrs,
@@ -98,6 +99,7 @@ impl Engine {
         let (table, root) = NodeTable::new(ino, body);
         Ok(Engine {
             stack,
+            top_ids: top_ids.filter(|_| upper.is_none()),
             upper,
             ids,
             static_nlink,

@@ -1,0 +1,204 @@
+//! Whose ids a container's layer holds when containers/storage (Podman, Buildah) mounts it for reading.
+//!
+//! A mount with `uidmapping=` keeps on disk what an image holds, the container's ids, as fuse-overlayfs does. To find out what a container changed,
+//! Podman mounts its layer once more, read-only and without any mapping. Podman 5.4 takes what
+//! it finds for the container's ids. Podman 5.8 expects what the kernel would have written, the host's: it takes each back to the container's, and
+//! leaves out of the image what has none. Which of both it expects stands in its list of layers: a layer with `uidmap` has the host's ids. So
+//! the top layer of a mount without an upper and without a mapping of its own is shown with the ids that this list promises.
+//!
+//! Only the list says so, never the tree; a list that neither root nor who mounts owns is not believed.
+
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::Deserialize;
+use vellum_sys::rooted::Dir;
+use vellum_union::engine::{IdRules, IdRun};
+
+use crate::overlay::layers::Recorded;
+use crate::overlay::options::MountOptions;
+
+/// More than a store of many thousand layers takes.
+const LIST_MAX_BYTES: u64 = 256 << 20;
+
+/// Where the list of layers is, beside the driver's own directory; the second has those of containers with `--rm`.
+const LISTS: [&str; 2] = ["layers.json", "volatile-layers.json"];
+
+#[derive(Deserialize)]
+struct Listed {
+    id: String,
+    #[serde(default)]
+    uidmap: Vec<Mapped>,
+    #[serde(default)]
+    gidmap: Vec<Mapped>,
+}
+
+#[derive(Deserialize)]
+struct Mapped {
+    container_id: u32,
+    host_id: u32,
+    size: u32,
+}
+
+/// Returns how owners in the top lower layer are shown, if otherwise than those of the layers below.
+pub fn of_top(options: &MountOptions) -> Option<IdRules> {
+    if options.upper.is_some() || !options.ids.are_plain() {
+        return None;
+    }
+    let top = std::fs::canonicalize(options.lowers.first()?).ok()?;
+    let promised = promised(&top)?;
+    let known = crate::overlay::layers::recorded_ids(&top);
+    let holds_the_containers = known == Some(Recorded::of(&promised));
+    // Without a record of how it was written, only ids that can't be the other side's are changed.
+    let unmistakable = apart(&promised.uids) && apart(&promised.gids);
+    (holds_the_containers || unmistakable).then_some(promised)
+}
+
+/// What the list of layers promises for the layer `diff`, which is `DRIVER/ID/diff`.
+fn promised(diff: &Path) -> Option<IdRules> {
+    let layer = diff
+        .parent()
+        .filter(|_| diff.file_name() == Some("diff".as_ref()))?;
+    let driver = layer.parent()?;
+    let mut lists = driver.file_name()?.to_owned();
+    lists.push("-layers");
+    let lists = Dir::open(&driver.with_file_name(lists)).ok()?;
+    let id = layer.file_name()?.to_str()?;
+    let listed = LISTS.iter().find_map(|name| listed(&lists, name, id))?;
+    let runs = |all: &[Mapped]| -> Vec<IdRun> {
+        let run = |one: &Mapped| IdRun {
+            inside: one.host_id,
+            outside: one.container_id,
+            count: one.size,
+        };
+        all.iter().map(run).collect()
+    };
+    let rules = IdRules {
+        uids: runs(&listed.uidmap),
+        gids: runs(&listed.gidmap),
+        ..IdRules::default()
+    };
+    (!rules.are_plain()).then_some(rules)
+}
+
+fn listed(lists: &Dir, name: &str, id: &str) -> Option<Listed> {
+    let file = lists.open_file(name).ok()?;
+    let owner = file.metadata().ok()?.uid();
+    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        return None;
+    }
+    let mut text = Vec::new();
+    file.take(LIST_MAX_BYTES).read_to_end(&mut text).ok()?;
+    // A list that we can't read, or of a later form, promises nothing.
+    let all: Vec<Listed> = serde_json::from_slice(&text).ok()?;
+    all.into_iter().find(|layer| layer.id == id)
+}
+
+/// Tells whether no id is on both sides.
+fn apart(runs: &[IdRun]) -> bool {
+    let end = |first: u32, count: u32| u64::from(first) + u64::from(count);
+    runs.iter().all(|a| {
+        runs.iter().all(|b| {
+            end(a.inside, a.count) <= u64::from(b.outside)
+                || end(b.outside, b.count) <= u64::from(a.inside)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::chown;
+    use std::path::PathBuf;
+
+    use serde_json::json;
+    use vellum_testkit::Scratch;
+
+    use super::*;
+    use crate::overlay::options::Manners;
+
+    /// A store as containers/storage makes it, with one layer, listed with a mapping; then how a mount of it shows its owners.
+    fn shown(
+        list: &str,
+        runs: serde_json::Value,
+        change: impl Fn(&Scratch, &mut MountOptions),
+    ) -> Option<IdRules> {
+        let scratch = Scratch::new();
+        let layer = scratch.dir("overlay/own/diff");
+        scratch.dir("overlay/own/work");
+        let listed = json!([
+            { "id": "image" },
+            { "id": "own", "parent": "image", "uidmap": runs, "gidmap": runs },
+        ]);
+        scratch.file(format!("overlay-layers/{list}"), listed.to_string());
+        let mut options = MountOptions::new(Manners::FuseOverlayfs);
+        options.lowers = vec![layer, PathBuf::from("/")];
+        change(&scratch, &mut options);
+        of_top(&options)
+    }
+
+    fn run(container_id: u32, host_id: u32, size: u32) -> serde_json::Value {
+        json!({ "container_id": container_id, "host_id": host_id, "size": size })
+    }
+
+    #[test]
+    fn a_layer_shows_the_ids_that_its_list_promises() {
+        let far = json!([run(0, 100_000, 65_536)]);
+        for list in LISTS {
+            let ids = shown(list, far.clone(), |_, _| ()).unwrap();
+            assert_eq!(ids.shown_or_itself(3, 65_535).unwrap(), (100_003, 165_535));
+            // What the kernel wrote before shows as it is.
+            assert_eq!(ids.shown_or_itself(100_003, 0).unwrap(), (100_003, 100_000));
+            assert!(ids.shown_or_itself(70_000, 0).is_err());
+        }
+        assert_eq!(shown("layers.json", json!([]), |_, _| ()), None);
+        assert_eq!(shown("others.json", far.clone(), |_, _| ()), None);
+        let with_upper = |scratch: &Scratch, options: &mut MountOptions| {
+            options.upper = Some(scratch.dir("upper"));
+        };
+        assert_eq!(shown("layers.json", far.clone(), with_upper), None);
+        let mapped = |_: &Scratch, options: &mut MountOptions| {
+            options.ids.squash_uid = Some(0);
+        };
+        assert_eq!(shown("layers.json", far.clone(), mapped), None);
+        let below = |_: &Scratch, options: &mut MountOptions| options.lowers.swap(0, 1);
+        assert_eq!(shown("layers.json", far, below), None);
+    }
+
+    #[test]
+    fn ids_that_may_be_either_sides_are_changed_only_if_it_is_known_who_wrote_them() {
+        let near = json!([run(0, 1000, 1), run(1, 100, 65_536)]);
+        assert_eq!(shown("layers.json", near.clone(), |_, _| ()), None);
+        let record = |scratch: &Scratch, first: u32| {
+            let layer = fs::metadata(scratch.join("overlay/own/diff")).unwrap();
+            let ino = layer.ino();
+            let runs = json!([[0, first, 1], [1, 100, 65_536]]);
+            let record =
+                json!({ "version": 1, "upper_ino": ino, "ids": { "uids": runs, "gids": runs } });
+            scratch.file(
+                Path::new("overlay/own/work").join("vellum/layer"),
+                record.to_string(),
+            );
+        };
+        let ids = shown("layers.json", near.clone(), |scratch, _| {
+            record(scratch, 1000)
+        });
+        assert_eq!(ids.unwrap().uid_shown(1).unwrap(), 100);
+        // With another mapping than the list has.
+        let other = shown("layers.json", near, |scratch, _| record(scratch, 1001));
+        assert_eq!(other, None);
+    }
+
+    #[test]
+    fn a_strangers_list_is_not_believed() {
+        if !rustix::process::geteuid().is_root() {
+            return vellum_testkit::untested("somebody else's list", "needs root");
+        }
+        let far = json!([run(0, 100_000, 65_536)]);
+        let given_away = |scratch: &Scratch, _: &mut MountOptions| {
+            chown(scratch.join("overlay-layers/layers.json"), Some(7), None).unwrap();
+        };
+        assert_eq!(shown("layers.json", far, given_away), None);
+    }
+}
