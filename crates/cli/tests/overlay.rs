@@ -3,10 +3,10 @@
 mod support;
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::layered::{ALL, VELLUM, World, changed, command, read, wait_free};
@@ -103,6 +103,61 @@ fn in_the_foreground_it_serves_until_it_is_told_to_end() {
     assert!(serving.wait().unwrap().success());
     assert!(!merged.join("both").exists());
     assert_eq!(read(&world.at("upper/new")), "x");
+}
+
+/// How many WRITE requests one write(2) of 1 MiB took.
+fn writes_of_a_mebibyte(options: &str) -> Option<u64> {
+    let world = World::new()?;
+    let merged = world.at("merged");
+    let mut serving = Command::new(VELLUM)
+        .args(["overlay", "--foreground", "-o"])
+        .arg(world.options() + options)
+        .arg(&merged)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It takes signals a moment after the mount can be seen.
+    let status = format!("/proc/{}/status", serving.id());
+    let takes_signals = || {
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.unwrap_or("0").trim(), 16).unwrap();
+        caught & 1 << (rustix::process::Signal::USR1.as_raw() - 1) != 0
+    };
+    while !merged.join("both").exists() || !takes_signals() {
+        assert!(serving.try_wait().unwrap().is_none(), "it ended");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    world.scratch.adopt_mount(&merged);
+    let bytes: Vec<u8> = (0..1 << 20).map(|at: u32| (at >> 9) as u8).collect();
+    let mut file = fs::File::create(merged.join("new")).unwrap();
+    assert_eq!(file.write(&bytes).unwrap(), bytes.len());
+    drop(file);
+    let pid = rustix::process::Pid::from_child(&serving);
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    let told = BufReader::new(serving.stderr.take().unwrap()).lines();
+    let counts = told
+        .map(|line| line.unwrap())
+        .find(|line| line.contains("errors="));
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(serving.wait().unwrap().success());
+    assert!(fs::read(world.at("upper/new")).unwrap() == bytes);
+    let counts = counts.expect("the server tells what was asked");
+    let mut counts = counts.split_whitespace();
+    let writes = counts.find_map(|count| count.strip_prefix("Write="));
+    Some(writes.expect("something was written").parse().unwrap())
+}
+
+#[test]
+fn no_write_request_is_larger_than_max_write() {
+    for (options, least) in [(",max_write=65536", 16), (",max_write=1", 256)] {
+        let Some(writes) = writes_of_a_mebibyte(options) else {
+            return;
+        };
+        assert!(writes >= least, "{options}: {writes}");
+    }
+    let writes = writes_of_a_mebibyte("").unwrap();
+    assert!(writes < 16, "{writes}");
 }
 
 /// Runs a script where the other names of the program are installed, for this script alone.

@@ -27,6 +27,8 @@ pub struct Wishes {
     pub open: OpenMode,
     /// Keep what is written in the kernel for a while.
     pub writeback: bool,
+    /// The most bytes of one WRITE; see [`MountOptions::max_write_bytes`].
+    pub max_write_bytes: Option<u32>,
     /// The upper may hold only so much.
     pub limited: bool,
     /// Requests may come over io_uring: rings can be had here.
@@ -41,6 +43,7 @@ impl Wishes {
             data: options.data,
             open: options.open,
             writeback: options.writeback,
+            max_write_bytes: options.max_write_bytes,
             limited,
             rings,
         }
@@ -145,14 +148,21 @@ pub fn negotiate(offer: &request::Init, wishes: Wishes) -> Result<Agreed, Refuse
         flags,
         max_background: MAX_BACKGROUND,
         congestion_threshold: MAX_BACKGROUND / 4 * 3,
-        max_write_bytes: match has(init::MAX_PAGES) {
-            true => MAX_TRANSFER_BYTES,
-            false => 32 * PAGE_BYTES,
-        },
+        max_write_bytes: max_write(wishes, has(init::MAX_PAGES)),
         time_granularity_ns: 1,
         max_pages: (MAX_TRANSFER_BYTES / PAGE_BYTES) as u16,
         max_stack_depth: u32::from(has(init::PASSTHROUGH)),
     }))
+}
+
+/// Returns the most bytes of one WRITE. The kernel that can't be told a number of pages takes 32 of them.
+fn max_write(wishes: Wishes, many_pages: bool) -> u32 {
+    let most = match many_pages {
+        true => MAX_TRANSFER_BYTES,
+        false => 32 * PAGE_BYTES,
+    };
+    let wished = wishes.max_write_bytes.unwrap_or(most);
+    (wished / PAGE_BYTES * PAGE_BYTES).clamp(PAGE_BYTES, most)
 }
 
 impl Agreed {
@@ -202,6 +212,7 @@ mod tests {
             data: DataMode::Coherent,
             open: OpenMode::Free,
             writeback: false,
+            max_write_bytes: None,
             limited: false,
             rings: true,
         }
@@ -217,6 +228,7 @@ mod tests {
                         data,
                         open,
                         writeback: bits & 2 != 0,
+                        max_write_bytes: None,
                         limited: bits & 4 != 0,
                         rings: bits & 8 != 0,
                     });
@@ -287,6 +299,31 @@ mod tests {
         };
         let agreed = negotiate(&EVERYTHING, noacl).unwrap();
         assert_eq!(agreed.reply.flags & init::POSIX_ACL, 0);
+    }
+
+    #[test]
+    fn a_write_is_as_large_as_wished_within_what_can_be() {
+        let few_pages = request::Init {
+            flags: !init::MAX_PAGES,
+            ..EVERYTHING
+        };
+        for (wished, agreed, with_few) in [
+            (None, 1 << 20, 128 << 10),
+            (Some(0), 4096, 4096),
+            (Some(4095), 4096, 4096),
+            (Some(10_000), 8192, 8192),
+            (Some(65_536), 65_536, 65_536),
+            (Some(u32::MAX), 1 << 20, 128 << 10),
+        ] {
+            let wishes = Wishes {
+                max_write_bytes: wished,
+                ..wishes()
+            };
+            for (offer, bytes) in [(&EVERYTHING, agreed), (&few_pages, with_few)] {
+                let reply = negotiate(offer, wishes).unwrap().reply;
+                assert_eq!(reply.max_write_bytes, bytes, "{wished:?}");
+            }
+        }
     }
 
     #[test]

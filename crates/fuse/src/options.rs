@@ -70,6 +70,8 @@ pub struct MountOptions {
     pub open: OpenMode,
     /// Let the kernel keep what is written for a while. Ignored with a size limit.
     pub writeback: bool,
+    /// The most bytes of one WRITE, from a page to 1 MiB; others are made the nearest that can be, in whole pages. `None`: 1 MiB.
+    pub max_write_bytes: Option<u32>,
     /// fsync(2) syncs nothing.
     pub no_fsync: bool,
     /// How many threads answer as a rule; more are started while all of them wait. `None`: as many as suit the machine.
@@ -98,6 +100,7 @@ impl Default for MountOptions {
             data: DataMode::Coherent,
             open: OpenMode::Free,
             writeback: false,
+            max_write_bytes: None,
             no_fsync: false,
             workers: None,
             io_uring: true,

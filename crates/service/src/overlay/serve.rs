@@ -191,6 +191,7 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
             OpenMode::Checked => vellum_fuse::OpenMode::Checked,
         },
         writeback: options.writeback,
+        max_write_bytes: options.max_write_bytes,
         no_fsync: options.is_volatile,
         workers: options.threads,
         io_uring: options.io_uring,
