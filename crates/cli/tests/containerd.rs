@@ -1,148 +1,14 @@
 //! The containerd of this machine on Vellum's snapshotter: images come, containers run, everything goes again, and a crash of either side
 //! costs nothing. What newer containerds can do besides is in `newer_containerd.rs`.
 
-use std::time::{Duration, Instant};
+#[path = "support/containerd.rs"]
+mod pair;
 
-use vellum_testkit::clients::{
-    Access, Containerd, Home, Registry, SNAPSHOTTER, Skopeo, SnapshotServer, available, run,
-    small_image,
-};
+use std::time::Duration;
 
-const HELLO: &str = "hello from version 2, 13 entries at the root";
-const IMAGE: &str = "docker.io/library/vellum-demo-small:latest";
-
-/// A server and a containerd that know each other.
-struct Pair {
-    // Dropped in this order: containerd would wait for a server that is gone.
-    containerd: Containerd,
-    server: SnapshotServer,
-    home: Home,
-}
-
-impl Pair {
-    fn start() -> Self {
-        let home = Home::new().unwrap();
-        let socket = Containerd::socket_in(&home);
-        let program = env!("CARGO_BIN_EXE_vellum");
-        let server = SnapshotServer::start(program, &home, "v", &socket, &[]).unwrap();
-        let containerd = Containerd::start(&home, server.socket()).unwrap();
-        Self {
-            containerd,
-            server,
-            home,
-        }
-    }
-
-    fn import(&self) {
-        let archive = small_image(&self.home).unwrap();
-        let archive = archive.to_str().unwrap();
-        self.containerd
-            .ctr(&["image", "import", "--snapshotter", SNAPSHOTTER, archive])
-            .unwrap();
-    }
-
-    /// Starts a container that stays until it is killed.
-    fn start_box(&self, id: &str) {
-        let loop_forever = "echo begun > /begun; while :; do sleep 1; done";
-        let mut command = self.containerd.run_command("default");
-        command.args(["--detach", IMAGE, id, "/bin/sh", "-c", loop_forever]);
-        run(&mut command).unwrap();
-        wait("the container to begin", || {
-            self.inside(id, "grep -qx begun /begun").is_ok()
-        });
-    }
-
-    /// Runs the image's own command in a container of a moment.
-    fn hello(&self, namespace: &str, image: &str, id: &str) -> anyhow::Result<String> {
-        run(self
-            .containerd
-            .run_command(namespace)
-            .args(["--rm", image, id]))
-    }
-
-    /// Runs a line of shell in a container that runs. Only its exit status counts: what it prints can get lost on the way when containerd
-    /// has just been started again.
-    fn inside(&self, id: &str, line: &str) -> anyhow::Result<()> {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let exec = format!("exec-{next}");
-        let arguments = [
-            "task",
-            "exec",
-            "--exec-id",
-            &exec,
-            id,
-            "/bin/sh",
-            "-c",
-            line,
-        ];
-        self.containerd.ctr(&arguments).map(drop)
-    }
-
-    fn end_box(&self, id: &str) {
-        let ctr = |arguments: &[&str]| self.containerd.ctr_patiently(arguments);
-        // Ended by itself is as good.
-        let _ = self
-            .containerd
-            .ctr(&["task", "kill", "--signal", "SIGKILL", id]);
-        wait("the container to end", || {
-            self.containerd
-                .ctr(&["task", "ls"])
-                .is_ok_and(|list| !list.contains("RUNNING"))
-        });
-        ctr(&["task", "rm", id]).unwrap();
-        ctr(&["container", "rm", id]).unwrap();
-    }
-
-    /// Removes the images of a namespace and collects garbage.
-    fn remove_images(&self, namespace: &str) {
-        let list = run(self
-            .containerd
-            .command(namespace)
-            .args(["image", "ls", "--quiet"]));
-        for image in list.unwrap().lines() {
-            let mut command = self.containerd.command(namespace);
-            run(command.args(["image", "rm", "--sync", image])).unwrap();
-        }
-    }
-
-    /// Waits until neither containerd nor the store nor the disk has a snapshot. What was in use when garbage was collected goes the next time.
-    #[track_caller]
-    fn assert_nothing_left(&self) {
-        let left = || -> anyhow::Result<(Vec<String>, Vec<String>)> {
-            Ok((self.containerd.snapshots("default")?, self.server.trees()?))
-        };
-        let deadline = Instant::now() + Duration::from_secs(120);
-        loop {
-            let now = left();
-            if matches!(&now, Ok((snapshots, trees)) if snapshots.is_empty() && trees.is_empty()) {
-                return;
-            }
-            if Instant::now() > deadline {
-                panic!("left behind: {now:?}\n{}", self.server.daemon.said());
-            }
-            for namespace in ["default", "other"] {
-                let mut collect = self.containerd.command(namespace);
-                // If it fails, the next look tells.
-                let _ = run(collect.args(["content", "prune", "references"]));
-            }
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-}
-
-#[track_caller]
-fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn programs() -> bool {
-    available(&["containerd", "ctr", "runc", "python3", "busybox", "setpriv"])
-}
+use pair::{HELLO, IMAGE, Pair, programs, wait};
+use vellum_testkit::clients::{SNAPSHOTTER, available, run, small_image};
+use vellum_testkit::scratch::mount_table;
 
 #[test]
 fn containerd_imports_runs_commits_and_leaves_nothing() {
@@ -255,32 +121,9 @@ fn namespaces_pull_the_same_image_and_remove_it_alone() {
         return;
     }
     let pair = Pair::start();
-    let registry = Registry::start(&pair.home, "registry", Access::Open).unwrap();
-    let archive = small_image(&pair.home).unwrap();
-    let image = format!("{}/demo:small", registry.host());
-    let skopeo = Skopeo::new(&pair.home).unwrap();
-    skopeo
-        .copy_with(
-            &format!("docker-archive:{}", archive.display()),
-            &format!("docker://{image}"),
-            &["--dest-tls-verify=false"],
-        )
-        .unwrap();
-    let ctr = |namespace: &str, arguments: &[&str]| {
-        run(pair.containerd.command(namespace).args(arguments)).unwrap()
-    };
+    let (_registry, image) = pair.registry();
     for namespace in ["default", "other"] {
-        ctr(
-            namespace,
-            &[
-                "image",
-                "pull",
-                "--plain-http",
-                "--snapshotter",
-                SNAPSHOTTER,
-                &image,
-            ],
-        );
+        run(&mut pair.pull_command(namespace, &image)).unwrap();
         assert_eq!(pair.hello(namespace, &image, "hello").unwrap(), HELLO);
     }
     pair.remove_images("default");
@@ -372,5 +215,44 @@ fn a_server_killed_amid_an_import_loses_and_leaks_nothing() {
         .unwrap();
     assert_eq!(pair.hello("default", IMAGE, "hello").unwrap(), HELLO);
     pair.remove_images("default");
+    pair.collect_litter();
     pair.assert_nothing_left();
+}
+
+#[test]
+fn containers_run_on_vellum_s_engine() {
+    if !programs() || !available(&["mount.fuse3"]) {
+        return;
+    }
+    let mut pair = Pair::with(&["--engine", "vellum"]);
+    pair.import();
+    assert_eq!(pair.hello("default", IMAGE, "hello").unwrap(), HELLO);
+    pair.start_box("box");
+    let mounted = |kind: &str| {
+        let table = mount_table();
+        let ours = format!(" {}/ctd/", pair.home.path().display());
+        let is = |line: &&str| line.contains(&ours) && line.contains(kind);
+        table.lines().filter(is).count()
+    };
+    wait("the engine to have the one tree", || {
+        (mounted(" - fuse.vellum "), mounted(" - overlay ")) == (1, 0)
+    });
+    let change = "echo \"version 9\" > /app/version && rm -r /odd/links && mkdir /made && ln /app/version /made/again && mv /app /moved";
+    pair.inside("box", change).unwrap();
+
+    // The server is not in the way of its data, and the engine is nobody's child that could take it along.
+    pair.server.daemon.kill();
+    pair.inside("box", "grep -qx 'version 9' /moved/version")
+        .unwrap();
+    pair.containerd.daemon.kill();
+    pair.server.start_again().unwrap();
+    pair.containerd.start_again().unwrap();
+    pair.inside("box", "grep -qx 'version 9' /made/again")
+        .unwrap();
+    pair.end_box("box");
+    pair.remove_images("default");
+    pair.assert_nothing_left();
+    wait("the engine to end", || {
+        !mount_table().contains(&format!(" {}/ctd/", pair.home.path().display()))
+    });
 }

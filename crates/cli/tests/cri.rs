@@ -502,3 +502,95 @@ fn pods_run_on_a_node_that_was_installed() {
         std::thread::sleep(Duration::from_millis(300));
     }
 }
+
+#[test]
+fn a_pull_for_pods_adopts_what_vellum_loaded() {
+    let programs = [
+        "containerd",
+        "ctr",
+        "runc",
+        "python3",
+        "busybox",
+        "setpriv",
+        "docker-registry",
+        "skopeo",
+    ];
+    if !available(&programs) {
+        return;
+    }
+    let home = Home::new().unwrap();
+    let program = env!("CARGO_BIN_EXE_vellum");
+    let registry = Registry::start(&home, "registry", Access::Open).unwrap();
+    let image = format!("{}/demo:small", registry.host());
+    let archive = small_image(&home).unwrap();
+    Skopeo::new(&home)
+        .unwrap()
+        .copy_with(
+            &format!("docker-archive:{}", archive.display()),
+            &format!("docker://{image}"),
+            &["--dest-tls-verify=false"],
+        )
+        .unwrap();
+    let socket = Containerd::socket_in(&home);
+    let server = SnapshotServer::start(program, &home, "v", &socket, &[]).unwrap();
+    let vellum = |arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.env_remove("VELLUM_ROOT");
+        command.arg("--root").arg(server.root());
+        command.arg("--run-dir").arg(home.join("v/run"));
+        command.arg("--config").arg(home.join("v/vellum.toml"));
+        run(command.args(arguments)).unwrap()
+    };
+    vellum(&["--quiet", "load", archive.to_str().unwrap()]);
+    let trees = server.trees().unwrap().len();
+    let config = installed(&home, program, &node_config(&home), server.socket());
+    let containerd = Containerd::start_with(&home, &config).unwrap();
+    let kubelet = Kubelet::of(&socket);
+    let pull = || -> Result<api::Id, _> {
+        kubelet.call("ImageService", "PullImage", kubelet.image(&image))
+    };
+    kubelet.patiently("pull", pull);
+    // Ten layers came, and none of them was unpacked: what is new in the store has nothing in it.
+    assert_eq!(containerd.snapshots("k8s.io").unwrap().len(), trees);
+    assert_eq!(server.trees().unwrap().len(), 2 * trees);
+    let filled = std::fs::read_dir(server.root().join("overlay2"))
+        .unwrap()
+        .filter_map(|tree| {
+            let diff = tree.unwrap().path().join("diff");
+            std::fs::read_dir(diff).ok()?.next()
+        });
+    assert_eq!(filled.count(), trees);
+
+    // Vellum lets go of its image, and what containerd has of it works.
+    vellum(&["rmi", "vellum-demo-small:latest"]);
+    vellum(&["gc", "--quiet"]);
+    let mut command = containerd.run_command("k8s.io");
+    let hello = run(command.args(["--rm", &image, "hello"])).unwrap();
+    assert_eq!(hello, "hello from version 2, 13 entries at the root");
+    vellum(&["check"]);
+    let mut remove = containerd.command("k8s.io");
+    run(remove.args(["image", "rm", "--sync", &image])).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(90);
+    loop {
+        // The plugin keeps the image under a second name, its configuration's digest.
+        let mut images = containerd.command("k8s.io");
+        for name in run(images.args(["image", "ls", "--quiet"]))
+            .unwrap()
+            .lines()
+        {
+            let mut remove = containerd.command("k8s.io");
+            // Gone by the plugin's own doing, perhaps.
+            let _ = run(remove.args(["image", "rm", "--sync", name]));
+        }
+        vellum(&["gc", "--quiet"]);
+        let left = (
+            containerd.snapshots("k8s.io").unwrap(),
+            server.trees().unwrap(),
+        );
+        if left.0.is_empty() && left.1.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "left behind: {left:?}");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}

@@ -10,12 +10,13 @@
 
 use vellum_store::{
     Commit, Count, Filter, Info, Keep, Kind, LabelChange, Labels, PrepareOptions, SnapshotKey,
-    StoreError, Sweep, TreeParts, Usage,
+    Store, StoreError, Sweep, TreeParts, Usage,
 };
 
 use crate::context::Context;
 use crate::error::{Error, Result};
 
+mod adopt;
 pub mod mounts;
 mod writeback;
 
@@ -84,13 +85,9 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
     let options = options(ctx, new)?;
     if let Some(chain) = new.labels.get(SNAPSHOT_REF)
         && !store.exists(&key(&new.key))?
-        && let Some(known) = store.find_layer(
-            options.parent.as_ref(),
-            (SNAPSHOT_REF, chain),
-            OWNER.as_bytes(),
-        )?
+        && let Some(layer) = known(store, new, chain)?
     {
-        tracing::debug!(chain, layer = %known.key, "known");
+        tracing::debug!(chain, %layer, "known");
         return Ok(Prepared::Known {
             chain: chain.clone(),
         });
@@ -101,6 +98,15 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
         writeback::follow(store, &key(&new.key), &parts);
     }
     Ok(Prepared::New(entries))
+}
+
+/// Returns the client's layer of a chain: unpacked before, in whatever namespace, or adopted from Vellum's own.
+fn known(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Option<SnapshotKey>> {
+    let parent = new.parent.as_deref().map(key);
+    match store.find_layer(parent.as_ref(), (SNAPSHOT_REF, chain), OWNER.as_bytes())? {
+        Some(layer) => Ok(Some(layer.key)),
+        None => adopt::adopt(store, new, chain),
+    }
 }
 
 /// Says that this process unpacks the store's snapshot `key` itself, and needs nobody to send its files to disk.
@@ -160,7 +166,7 @@ pub fn commit(
     parent: Option<&str>,
 ) -> Result<()> {
     let commit = Commit {
-        labels,
+        labels: adopt::strip(labels),
         parent: parent.map(key),
         count: Count::Later,
     };
@@ -182,7 +188,9 @@ pub fn remove(ctx: &Context, terms: Terms, name: &str) -> Result<()> {
         true => Sweep::Now,
         false => Sweep::Later,
     };
-    Ok(ctx.store()?.remove(&key(name), sweep)?)
+    let store = ctx.store()?;
+    adopt::check_childless(store, name)?;
+    Ok(store.remove(&key(name), sweep)?)
 }
 
 /// Deletes what removed snapshots left behind. Returns how many trees that were.
@@ -198,7 +206,9 @@ pub fn stat(ctx: &Context, terms: Terms, name: &str) -> Result<Info> {
 
 /// Changes labels and returns what is recorded then.
 pub fn update(ctx: &Context, terms: Terms, name: &str, changes: &[LabelChange]) -> Result<Info> {
-    let info = ctx.store()?.update(&key(name), changes)?;
+    let store = ctx.store()?;
+    let changes = adopt::protect(changes, &store.stat(&key(name))?);
+    let info = store.update(&key(name), &changes)?;
     Ok(made_visible(ctx, terms, info))
 }
 
@@ -222,7 +232,9 @@ pub fn walk(
 
 /// Returns what a snapshot takes by itself.
 pub fn usage(ctx: &Context, name: &str) -> Result<Usage> {
-    Ok(ctx.store()?.count(&key(name))?)
+    let store = ctx.store()?;
+    let info = store.stat(&key(name))?;
+    Ok(store.count(adopt::shows(&info).unwrap_or(&info.key))?)
 }
 
 /// What the client's snapshots of one kind are altogether.
@@ -246,7 +258,7 @@ pub fn held(ctx: &Context) -> Result<Vec<Held>> {
 fn options(ctx: &Context, new: &NewSnapshot) -> Result<PrepareOptions> {
     Ok(PrepareOptions {
         parent: new.parent.as_deref().map(key),
-        labels: new.labels.clone(),
+        labels: adopt::strip(new.labels.clone()),
         keep: Keep::UntilRemoved,
         size_limit_bytes: mounts::quota_bytes(ctx, new)?,
         ..PrepareOptions::default()
@@ -270,10 +282,11 @@ fn visible(key: &SnapshotKey) -> SnapshotKey {
 fn made_visible(ctx: &Context, terms: Terms, mut info: Info) -> Info {
     if terms.upperdir_label
         && info.kind != Kind::View
-        && let Some(upper) = mounts::upper_dir(ctx, &info.key)
+        && let Some(upper) = mounts::upper_dir(ctx, adopt::shows(&info).unwrap_or(&info.key))
     {
         info.labels.insert(UPPER_DIR.into(), upper);
     }
+    adopt::make_visible(&mut info);
     info.key = visible(&info.key);
     info.parent = info.parent.as_ref().map(visible);
     info

@@ -207,6 +207,14 @@ pub(crate) fn usual_umask() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 }
 
+/// Returns the mounts that this process sees, as in `/proc/self/mountinfo`.
+///
+/// Tests beside the calling one mount at names that are no text: what is none in them is shown as U+FFFD.
+pub fn mount_table() -> String {
+    let table = std::fs::read("/proc/self/mountinfo").expect("/proc is mounted");
+    String::from_utf8_lossy(&table).into_owned()
+}
+
 /// Unmounts `target`, and waits for users that are just leaving.
 ///
 /// A process that a test beside this one starts has copies of all descriptors of this process until it executes its own

@@ -19,6 +19,8 @@ pub struct Daemon {
     arguments: Vec<String>,
     log: PathBuf,
     child: Option<Child>,
+    /// A directory that comes first on its search path.
+    finds: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -29,7 +31,21 @@ impl Daemon {
             arguments,
             log,
             child: None,
+            finds: None,
         }
+    }
+
+    /// Has it, and what it starts, look for programs in `dir` first.
+    pub fn finding(mut self, dir: &Path) -> Self {
+        self.finds = Some(dir.into());
+        self
+    }
+
+    /// `PATH`, if it is another than this process's.
+    fn search_path(&self) -> Option<(&'static str, std::ffi::OsString)> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs = std::iter::once(self.finds.clone()?).chain(std::env::split_paths(&path));
+        Some(("PATH", std::env::join_paths(dirs).ok()?))
     }
 
     /// Starts it and waits until `answers`. Told to end when the calling thread does.
@@ -38,7 +54,9 @@ impl Daemon {
             .create(true)
             .append(true)
             .open(&self.log)?;
-        let child = Command::new("setpriv")
+        let mut command = Command::new("setpriv");
+        command.envs(self.search_path());
+        let child = command
             .args(["--pdeathsig", "KILL"])
             .arg(&self.program)
             .args(&self.arguments)
@@ -200,10 +218,20 @@ impl Containerd {
 
     /// Starts containerd in `home` and waits until it answers. `snapshotter` is the proxy's socket.
     pub fn start(home: &Home, snapshotter: &Path) -> anyhow::Result<Self> {
+        Self::begin(home, &Self::usual(home, snapshotter)?, None)
+    }
+
+    /// As [`Containerd::start`]; it and its shims look for programs in `dir` first.
+    pub fn start_finding(home: &Home, snapshotter: &Path, dir: &Path) -> anyhow::Result<Self> {
+        Self::begin(home, &Self::usual(home, snapshotter)?, Some(dir))
+    }
+
+    /// The configuration of a containerd in `home`.
+    fn usual(home: &Home, snapshotter: &Path) -> anyhow::Result<String> {
         let dir = home.dir("ctd")?;
         let socket = Self::socket_in(home);
         let root = dir.join("root");
-        let text = format!(
+        Ok(format!(
             r#"version = 2
 root = "{root}"
 state = "{state}"
@@ -218,13 +246,16 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
             state = dir.join("state").display(),
             socket = socket.display(),
             proxy = snapshotter.display(),
-        );
-        Self::start_with(home, &text)
+        ))
     }
 
     /// Starts containerd in `home` with a configuration of the caller's, which has it listen at [`Containerd::socket_in`] and keep its data in `ctd/root`
     /// and `ctd/state`.
     pub fn start_with(home: &Home, config_text: &str) -> anyhow::Result<Self> {
+        Self::begin(home, config_text, None)
+    }
+
+    fn begin(home: &Home, config_text: &str, finds: Option<&Path>) -> anyhow::Result<Self> {
         let dir = home.dir("ctd")?;
         let program = find("containerd").context("containerd is not installed")?;
         let socket = Self::socket_in(home);
@@ -232,8 +263,12 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         let config = dir.join("config.toml");
         std::fs::write(&config, config_text)?;
         let arguments = vec!["--config".into(), config.display().to_string()];
+        let daemon = Daemon::new(&program, arguments, dir.join("log"));
         let mut containerd = Self {
-            daemon: Daemon::new(&program, arguments, dir.join("log")),
+            daemon: match finds {
+                None => daemon,
+                Some(finds) => daemon.finding(finds),
+            },
             socket,
             root,
         };
@@ -260,7 +295,10 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
 
     /// A `ctr` command in `namespace`.
     pub fn command(&self, namespace: &str) -> Command {
-        ctr(&self.socket, namespace)
+        let mut command = ctr(&self.socket, namespace);
+        // `ctr run` mounts the tree itself, too, to look for users in it.
+        command.envs(self.daemon.search_path());
+        command
     }
 
     /// Runs `ctr` in the namespace `default` and returns what it prints.

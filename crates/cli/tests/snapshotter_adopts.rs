@@ -1,0 +1,177 @@
+//! Layers of Vellum's own images under a client of the snapshotter: it is told that they are there and unpacks nothing, and neither side loses
+//! what the other one removes.
+
+#[path = "support/snapshotter.rs"]
+mod server;
+
+use std::fs;
+use std::path::Path;
+
+use server::{Client, Labels, Server, labels, mount_at, refused, unmount, value};
+use tonic::Code;
+use vellum_testkit::clients::run;
+
+/// An image of two layers, `own:2`, and the chains of both.
+fn two_layers(server: &Server) -> [String; 2] {
+    let source = server.home.dir("source").unwrap();
+    fs::create_dir(source.join("dir")).unwrap();
+    fs::write(source.join("dir/kept"), "kept").unwrap();
+    fs::write(source.join("dir/gone"), "gone").unwrap();
+    let vellum = |arguments: &[&str]| run(server.vellum().arg("--quiet").args(arguments)).unwrap();
+    vellum(&["import", source.to_str().unwrap(), "own:1"]);
+    vellum(&["create", "--name", "box", "own:1"]);
+    let tree = vellum(&["mount", "box"]);
+    let tree = Path::new(tree.lines().last().unwrap());
+    fs::remove_file(tree.join("dir/gone")).unwrap();
+    fs::write(tree.join("dir/new"), "new").unwrap();
+    vellum(&["umount", "box"]);
+    vellum(&["commit", "box", "own:2"]);
+    vellum(&["rm", "box"]);
+    let said = vellum(&["inspect", "own:2"]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    [0, 1].map(|at| said[0]["layers"][at]["chain_id"].as_str().unwrap().into())
+}
+
+fn target(chain: &str) -> Labels {
+    labels(&[("containerd.io/snapshot.ref", chain)])
+}
+
+/// Asks for an extraction of `chain` as containerd does, and returns the layer that is found then.
+fn adopt(c: &Client, namespace: &str, chain: &str, parent: &str) -> String {
+    let key = format!("{namespace}/extract {chain}");
+    let answer = c.prepare_with(&key, parent, target(chain));
+    refused(answer, Code::AlreadyExists, chain);
+    refused(c.stat(&key), Code::NotFound, "extract");
+    let filter = format!("labels.\"containerd.io/snapshot.ref\"=={chain},parent==\"{parent}\"");
+    let [found] = c.names(&[&filter]).try_into().unwrap();
+    found
+}
+
+#[test]
+fn layers_of_vellum_s_own_images_are_adopted() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    let c = server.client();
+    let [below, above] = two_layers(&server);
+    let one = adopt(&c, "one", &below, "");
+    let two = adopt(&c, "one", &above, &one);
+    // Asked for again, and in another namespace, it is the same layer.
+    assert_eq!(adopt(&c, "two", &below, ""), one);
+    assert_eq!(adopt(&c, "two", &above, &one), two);
+    let mut names = c.names(&[]);
+    names.sort();
+    let mut both = vec![one.clone(), two.clone()];
+    both.sort();
+    assert_eq!(names, both);
+    let info = c.stat(&two).unwrap();
+    assert_eq!(
+        (info.parent.as_str(), &info.labels),
+        (one.as_str(), &target(&above))
+    );
+    // What it takes is what Vellum's layer takes.
+    assert!(c.usage(&one).unwrap().1 >= 4);
+
+    // Labels may be changed as ever, and say nothing about who else has the layer.
+    let mut changed = info.clone();
+    changed.labels = labels(&[
+        ("containerd.io/snapshot.ref", &above),
+        ("vellum.containerd/stands-on", "x"),
+    ]);
+    c.update(changed.clone(), None).unwrap();
+    changed
+        .labels
+        .insert("vellum.containerd/stands-on".into(), String::new());
+    c.update(changed, Some(&["labels.vellum.containerd/stands-on"]))
+        .unwrap();
+    let info = c.stat(&two).unwrap();
+    assert_eq!(
+        (info.parent.as_str(), &info.labels),
+        (one.as_str(), &target(&above))
+    );
+
+    // The trees are those of the image; a container on them writes to a layer of its own.
+    let at = server.home.dir("at").unwrap();
+    let shows = |mounts: &[_], entries: &[&str]| {
+        mount_at(mounts, &at);
+        let mut names: Vec<_> = fs::read_dir(at.join("dir"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        unmount(&at);
+        assert_eq!(names, entries);
+    };
+    shows(&c.view("look", &one).unwrap(), &["gone", "kept"]);
+    let mounts = c.prepare("box", &two).unwrap();
+    shows(&mounts, &["kept", "new"]);
+    // However many layers were adopted, there is one more.
+    assert_eq!(value(&mounts[0], "lowerdir").split(':').count(), 3);
+
+    // A parent stays as long as somebody stands on it, also where only the client sees it so.
+    refused(c.remove(&two), Code::FailedPrecondition, "remove");
+    refused(c.remove(&one), Code::FailedPrecondition, "remove");
+    c.remove("look").unwrap();
+    refused(c.remove(&one), Code::FailedPrecondition, "remove");
+
+    // Vellum's image goes, its layers stay while they are needed.
+    run(server.vellum().args(["rmi", "own:2", "own:1"])).unwrap();
+    run(server.vellum().args(["gc", "--quiet"])).unwrap();
+    shows(&c.mounts("box").unwrap(), &["kept", "new"]);
+    server.assert_sound();
+    for key in ["box", &two, &one] {
+        c.remove(key).unwrap();
+    }
+    run(server.vellum().args(["gc", "--quiet"])).unwrap();
+    let left: Vec<_> = fs::read_dir(server.root().join("overlay2"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["l"]);
+    server.assert_sound();
+}
+
+#[test]
+fn only_the_same_chain_on_the_same_chain_is_adopted() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    let c = server.client();
+    let [below, above] = two_layers(&server);
+    // On nothing, on a layer that says nothing, and on another chain the same changes are another layer.
+    c.prepare_with("a", "", target(&above)).unwrap();
+    c.layer("silent", "");
+    c.prepare_with("b", "silent", target(&above)).unwrap();
+    c.prepare_with("other", "", target(&above)).unwrap();
+    c.commit_on("another", "other", target("sha256:another"), "")
+        .unwrap();
+    c.prepare_with("c", "another", target(&above)).unwrap();
+    // A key that is no chain is no layer of an image, and not everything that is a chain is there.
+    c.prepare_with("d", "", target("containerd/silent"))
+        .unwrap();
+    c.prepare_with("e", "", target(&format!("sha256:{}", "0".repeat(64))))
+        .unwrap();
+    // A container is not prepared in vain.
+    c.prepare("f", "").unwrap();
+
+    // The chain below may as well have been unpacked by the client.
+    c.prepare_with("g", "silent", target(&below)).unwrap();
+    c.commit_on("theirs", "g", target(&below), "").unwrap();
+    let two = adopt(&c, "one", &above, "theirs");
+    assert_eq!(c.stat(&two).unwrap().parent, "theirs");
+    refused(c.remove("theirs"), Code::FailedPrecondition, "remove");
+    c.remove(&two).unwrap();
+    c.remove("theirs").unwrap();
+    server.assert_sound();
+}
+
+#[test]
+fn where_layers_are_copies_they_are_not_adopted() {
+    let Some(server) = Server::start(&["--storage-driver", "native"], &[]) else {
+        return;
+    };
+    let c = server.client();
+    let [below, _] = two_layers(&server);
+    c.prepare_with("a", "", target(&below)).unwrap();
+    server.assert_sound();
+}

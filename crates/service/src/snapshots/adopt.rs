@@ -1,0 +1,154 @@
+//! Layers that are in the store already, as somebody else's: those of Vellum's own images.
+//!
+//! A client that is about to unpack a chain is told that it is there, and finds a layer of its own then, which stands on Vellum's and has nothing in
+//! it: what it shows is Vellum's layer. So no record has two owners. The client's collection removes its layer, Vellum's gc keeps the one below
+//! as long as somebody stands on it, and a tree has one layer more than its chain, however many of the chain were adopted.
+//!
+//! The client's layer has another parent than the client thinks: in the store it stands on Vellum's layer, to the client on its own layer of the chain
+//! below. That one's key is kept in a label, [`STANDS_ON`], that no client sees or changes, and a digest of it begins the layer's own key, by which the
+//! layers that stand on a key are found. See `docs/decisions/0039-layers-lent-to-containerd.md`.
+
+use vellum_image::Digest;
+use vellum_store::{
+    DriverKind, Info, Keep, Kind, LabelChange, Labels, LayerCommit, Registered, SnapshotKey, Store,
+    StoreError,
+};
+
+use super::{NewSnapshot, OWNER, SNAPSHOT_REF, key};
+use crate::error::{Error, Result};
+
+/// The label with the key of the parent that the client is told, or [`NOTHING`]. On disk.
+const STANDS_ON: &str = "vellum.containerd/stands-on";
+
+/// What the label has where there is no parent: the store drops empty labels.
+const NOTHING: &str = "-";
+
+/// What the client's keys of adopted layers begin with: no namespace begins with a dot. On disk.
+const ADOPTED: &str = ".vellum";
+
+/// Returns the key of the client's layer for `chain` on the parent that `new` names, made now if Vellum has the chain and the client has not.
+pub(super) fn adopt(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Option<SnapshotKey>> {
+    // Keys of Vellum's own that are no chains are no layers of images.
+    if chain.parse::<Digest>().is_err() {
+        return Ok(None);
+    }
+    let parent = new.parent.as_deref().unwrap_or_default();
+    let name = SnapshotKey::new([children_of(parent).as_slice(), chain.as_bytes()].concat());
+    if store.exists(&name)? {
+        return Ok(Some(name));
+    }
+    let own = SnapshotKey::from(chain);
+    let info = match store.stat(&own) {
+        Ok(info) => info,
+        Err(StoreError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    // With other drivers a layer on a layer is a copy of it. Marks of engines can't be read by the client's own differ.
+    let fits = info.kind == Kind::Committed
+        && info.driver == DriverKind::Overlay2
+        && info.features.is_none()
+        && stands_alike(store, new.parent.as_deref(), &info)?;
+    if !fits {
+        return Ok(None);
+    }
+    let stands_on = match parent {
+        "" => NOTHING,
+        parent => parent,
+    };
+    let labels = [(SNAPSHOT_REF, chain), (STANDS_ON, stands_on)];
+    let commit = LayerCommit {
+        labels: labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        keep: Keep::UntilRemoved,
+        ..LayerCommit::new(name.clone(), Some(own.clone()))
+    };
+    let made = store
+        .stage_layer_on(Some(&own))
+        .and_then(|staged| store.commit_layer(staged, commit));
+    match made {
+        Ok(Registered::New(_) | Registered::Existing(_)) => Ok(Some(name)),
+        // Vellum's layer was removed in this moment: then it is unpacked.
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tells whether the parent that the client names is of the chain that Vellum's layer `own` stands on.
+fn stands_alike(store: &Store, parent: Option<&str>, own: &Info) -> Result<bool> {
+    let Some(parent) = parent else {
+        return Ok(own.parent.is_none());
+    };
+    let Some(below) = &own.parent else {
+        return Ok(false);
+    };
+    match store.stat(&key(parent)) {
+        Ok(info) => Ok(info
+            .labels
+            .get(SNAPSHOT_REF)
+            .is_some_and(|chain| chain.as_bytes() == below.as_bytes())),
+        // Said by who prepares on it.
+        Err(StoreError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What the store's keys of all adopted layers begin with that stand on `parent`, to the client.
+fn children_of(parent: &str) -> Vec<u8> {
+    let digest = Digest::of(parent.as_bytes()).hex();
+    format!("{OWNER}{ADOPTED}/{}/", &digest[..32]).into_bytes()
+}
+
+/// Returns Vellum's layer that an adopted one shows.
+pub(super) fn shows(info: &Info) -> Option<&SnapshotKey> {
+    let adopted = info.labels.contains_key(STANDS_ON);
+    info.parent.as_ref().filter(|_| adopted)
+}
+
+/// Has the record of an adopted layer say what the client is to see. The keys stay the store's.
+pub(super) fn make_visible(info: &mut Info) {
+    if let Some(parent) = info.labels.remove(STANDS_ON) {
+        info.parent = match parent.as_str() {
+            NOTHING => None,
+            parent => Some(key(parent)),
+        };
+    }
+}
+
+/// Returns the changes such that the layer stays adopted, or not. The label is nobody's to change.
+pub(super) fn protect(changes: &[LabelChange], now: &Info) -> Vec<LabelChange> {
+    let ours = now.labels.get(STANDS_ON);
+    let mut changes: Vec<LabelChange> = changes
+        .iter()
+        .filter_map(|change| match change {
+            LabelChange::Replace(labels) => Some(LabelChange::Replace(strip(labels.clone()))),
+            LabelChange::Set(name, _) if name == STANDS_ON => None,
+            LabelChange::Set(..) => Some(change.clone()),
+        })
+        .collect();
+    if let Some(ours) = ours {
+        changes.push(LabelChange::Set(STANDS_ON.into(), ours.clone()));
+    }
+    changes
+}
+
+/// Returns a client's labels without what is nobody's to set.
+pub(super) fn strip(mut labels: Labels) -> Labels {
+    labels.remove(STANDS_ON);
+    labels
+}
+
+/// Refuses the removal of a snapshot that adopted layers stand on, to the client.
+pub(super) fn check_childless(store: &Store, name: &str) -> Result<()> {
+    let mut children = Vec::new();
+    store.walk_prefix(&children_of(name), |info| -> Result<()> {
+        children.push(info.key);
+        Ok(())
+    })?;
+    match children.first() {
+        None => Ok(()),
+        Some(child) => Err(Error::Store(StoreError::HasChildren {
+            key: super::visible(&key(name)),
+            children: children.len() as u64,
+            child: super::visible(child),
+        })),
+    }
+}
