@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use vellum_testkit::scratch::mount_table;
 use vellum_testkit::untested;
 
 use support::{World, small};
@@ -62,9 +63,9 @@ fn dead(world: &World, name: &str) -> PathBuf {
 }
 
 fn is_mounted(place: &Path) -> bool {
-    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let table = mount_table();
     let mut lines = table.lines();
-    lines.any(|line| line.split(' ').nth(1) == Some(text(place)))
+    lines.any(|line| line.split(' ').nth(4) == Some(text(place)))
 }
 
 /// A process whose working directory is `place`.
@@ -120,8 +121,8 @@ fn a_dead_mount_is_mounted_anew_where_it_was() {
     // One of its other places is asked for: it is there once, and the container shows at its own place, too.
     world.ok(&["mount", "box", text(&at)]);
     assert_eq!(fs::read_to_string(at.join("more")).unwrap(), "more\n");
-    let table = fs::read_to_string("/proc/self/mounts").unwrap();
-    let here = |line: &&str| line.split(' ').nth(1) == Some(text(&at));
+    let table = mount_table();
+    let here = |line: &&str| line.split(' ').nth(4) == Some(text(&at));
     assert_eq!(table.lines().filter(here).count(), 1);
     drop(sitter);
     world.ok(&["umount", "box"]);

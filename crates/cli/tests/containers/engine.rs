@@ -16,9 +16,10 @@ fn a_container_lives_on_vellums_engine_as_on_the_kernels() {
     world.ok(&["create", "--name", "box", "small:1"]);
     let tree = PathBuf::from(world.ok(&["--engine", "vellum", "mount", "box"]));
     let source = |at: &Path| {
-        let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        let line = table.lines().find(|l| l.contains(text(at)));
-        line.map(|l| l.split(' ').nth(2).unwrap().to_owned())
+        let table = vellum_testkit::scratch::mount_table();
+        let line = table.lines().find(|l| l.contains(text(at)))?;
+        let (_, kind) = line.split_once(" - ")?;
+        kind.split(' ').next().map(str::to_owned)
     };
     assert_eq!(source(&tree).as_deref(), Some("fuse.vellum"));
     std::fs::write(tree.join("etc/new"), "new\n").unwrap();
