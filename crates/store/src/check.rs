@@ -3,6 +3,9 @@
 //! `check` reads every record and looks for its tree, its record file, its blobs. What can be computed from the database
 //! (short names, lists of lowers, record files) is healed on request; what holds data is only reported. `rebuild` goes the
 //! other way, for a database that is lost: it reads the record files.
+//!
+//! Others may be at work meanwhile, and what they are in the middle of differs for a moment. So whatever looks wrong is looked at again, in the
+//! turn of whoever might be changing it (`turn.rs`) and against the database as it is by then, before it is reported or healed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,20 +14,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::params;
+use rusqlite::{Transaction, params};
 
 use crate::{
+    containers::find_container,
     digest::{Algorithm, Digest, Hasher},
-    driver::{self, Finding, TreeId},
+    driver::{self, Finding, TreeId, TreeRef},
     error::{DbContext, IoContext, Result, StoreError, chain},
-    images::NewImage,
+    gc::{has_recipe, has_volume},
+    images::{self, NewImage},
     layout::{self, Layout},
     lease::{LeaseId, Life, hold_snapshot},
     record::TreeRecord,
     rows::{self, SnapshotRow, now_ns, to_json},
     sidecar::{self, ContainerFile, ImageFile, Sidecar},
     snapshot::SnapshotKey,
+    snapshots::Sweep,
     store::{Store, StoreOptions},
+    turn::Turn,
     tx,
 };
 
@@ -67,7 +74,7 @@ fn finding(what: impl std::fmt::Display, why: impl Into<String>, healed: bool) -
 impl Store {
     /// Compares every record with what is on disk. Returns what is wrong; empty: all is well.
     ///
-    /// Runs beside other commands; what they remove meanwhile is not reported. Errors: `Database`, `Io`.
+    /// Runs beside other commands; what they change or remove meanwhile is not reported, and not undone. Errors: `Database`, `Io`.
     pub fn check(&self, options: CheckOptions) -> Result<Vec<Finding>> {
         let mut found = self.check_database()?;
         let mut after: Option<SnapshotKey> = None;
@@ -84,17 +91,8 @@ impl Store {
             let Some((last, _)) = page.last() else { break };
             after = Some(last.record.key.clone());
             for (row, parents) in page {
-                let mut one = driver::driver(row.driver()).check(
-                    self.layout(),
-                    &row.tree_ref(),
-                    &parents,
-                    options.heal,
-                )?;
-                one.extend(self.check_record(&row, options.heal)?);
-                let gone =
-                    !one.is_empty() && self.read(|tx| rows::find(tx, &row.record.key))?.is_none();
-                if !gone {
-                    found.extend(one);
+                if !self.check_tree(&row, &parents, false)?.is_empty() {
+                    found.extend(self.check_tree_again(&row, options.heal)?);
                 }
             }
         }
@@ -122,6 +120,46 @@ impl Store {
         })
     }
 
+    fn check_tree(
+        &self,
+        row: &SnapshotRow,
+        parents: &[TreeRef],
+        heal: bool,
+    ) -> Result<Vec<Finding>> {
+        let driver = driver::driver(row.driver());
+        let mut found = driver.check(self.layout(), &row.tree_ref(), parents, heal)?;
+        found.extend(self.check_record(row, heal)?);
+        Ok(found)
+    }
+
+    /// The same while nobody changes the tree's record, and by what the database says then. A tree that is removed is none of ours.
+    fn check_tree_again(&self, seen: &SnapshotRow, heal: bool) -> Result<Vec<Finding>> {
+        let _turn = Turn::at_tree(self.layout(), &seen.record.tree)?;
+        let same = |tx: &Transaction<'_>| {
+            let row = rows::find_id(tx, seen.id)?;
+            Ok(row.filter(|row| row.record.tree == seen.record.tree))
+        };
+        let now = self.read(|tx| match same(tx)? {
+            Some(row) => {
+                let parents = rows::ancestors(tx, row.id)?;
+                Ok(Some((row, parents)))
+            }
+            None => Ok(None),
+        })?;
+        let Some((row, parents)) = now else {
+            return Ok(Vec::new());
+        };
+        let found = self.check_tree(&row, &parents, heal)?;
+        if self.read(same)?.is_some() {
+            return Ok(found);
+        }
+        if heal {
+            // What was put back of it after it went.
+            self.discard_or_leave(&row.record, Sweep::Later);
+        }
+        Ok(Vec::new())
+    }
+
     fn check_record(&self, row: &SnapshotRow, heal: bool) -> Result<Vec<Finding>> {
         let path = self.layout().record(&row.record.tree);
         let why = match TreeRecord::read(&path) {
@@ -140,29 +178,45 @@ impl Store {
 
     fn check_sidecars(&self, heal: bool, found: &mut Vec<Finding>) -> Result<()> {
         for image in self.images()? {
-            self.check_sidecar(&ImageFile::from(&image), heal, found)?;
+            let now = || {
+                Ok(self
+                    .read(|tx| images::load(tx, &image.id))?
+                    .as_ref()
+                    .map(ImageFile::from))
+            };
+            self.check_sidecar(&ImageFile::from(&image), now, heal, found)?;
         }
         for container in self.containers()? {
-            self.check_sidecar(&ContainerFile::from(&container), heal, found)?;
+            let now = || {
+                let container = self.read(|tx| find_container(tx, &container.id))?;
+                Ok(container.as_ref().map(ContainerFile::from))
+            };
+            self.check_sidecar(&ContainerFile::from(&container), now, heal, found)?;
         }
         Ok(())
     }
 
+    /// Compares a record file with what the database said, and before anything is done about it with what it says `now`.
     fn check_sidecar<T: Sidecar>(
         &self,
-        expect: &T,
+        seen: &T,
+        now: impl Fn() -> Result<Option<T>>,
         heal: bool,
         found: &mut Vec<Finding>,
     ) -> Result<()> {
-        let path = self.layout().records().join(expect.name());
-        let why = match sidecar::read::<T>(&path) {
-            Ok(Some(got)) if got == *expect => return Ok(()),
-            Ok(Some(_)) => "not what the database says".to_owned(),
-            Ok(None) => "missing".to_owned(),
-            Err(e) => chain(&e),
+        let path = self.layout().records().join(seen.name());
+        if wrong_sidecar(&path, seen).is_none() {
+            return Ok(());
+        }
+        let _turn = Turn::at_sidecars(self.layout())?;
+        let Some(expect) = now()? else {
+            return Ok(());
+        };
+        let Some(why) = wrong_sidecar(&path, &expect) else {
+            return Ok(());
         };
         if heal {
-            sidecar::write(self.layout(), expect)?;
+            sidecar::write(self.layout(), &expect)?;
         }
         found.push(finding(path.display(), why, heal));
         Ok(())
@@ -174,29 +228,19 @@ impl Store {
         for (digest, size) in blobs {
             let digest: Digest = rows::parse(&digest)?;
             let path = self.layout().blob(&digest);
-            let why = match fs::symlink_metadata(&path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    Some("missing; load or pull its image again".into())
-                }
-                Err(e) => Some(e.to_string()),
-                Ok(facts) if facts.len() != size as u64 => {
-                    Some(format!("has {} bytes, should have {size}", facts.len()))
-                }
-                Ok(_) if deep => hash_file(&path, digest.algorithm())
-                    .map(|actual| (actual != digest).then(|| format!("holds {actual}")))?,
-                Ok(_) => None,
-            };
-            if let Some(why) = why
-                && self.blob(&digest)?.is_some()
-            {
+            let look = || wrong_blob(&path, &digest, size as u64, deep);
+            if let Some(why) = lasting(look, || Ok(self.blob(&digest)?.is_some()))? {
                 found.push(finding(path.display(), why, false));
             }
         }
         let recipes: Vec<(String, i64)> =
             self.pairs("SELECT diff_id, size FROM recipes ORDER BY diff_id")?;
         for (diff_id, _) in recipes {
-            let path = self.layout().recipe(&rows::parse(&diff_id)?);
-            if !layout::exists(&path)? {
+            let diff_id: Digest = rows::parse(&diff_id)?;
+            let path = self.layout().recipe(&diff_id);
+            let look = || Ok((!layout::exists(&path)?).then_some(()));
+            let known = || self.read(|tx| has_recipe(tx, diff_id.hex()));
+            if lasting(look, known)?.is_some() {
                 found.push(finding(
                     path.display(),
                     "missing; the layer is written anew when saved, with another digest",
@@ -205,7 +249,9 @@ impl Store {
             }
         }
         for volume in self.volumes()? {
-            if !volume.path.is_dir() {
+            let look = || Ok((!volume.path.is_dir()).then_some(()));
+            let known = || self.read(|tx| has_volume(tx, &volume.name));
+            if lasting(look, known)?.is_some() {
                 found.push(finding(
                     volume.path.display(),
                     "the volume's data is missing",
@@ -469,6 +515,51 @@ impl Store {
             self.end_lease(&LeaseId::new(id.clone()))?;
         }
         Ok(!ids.is_empty())
+    }
+}
+
+/// Says what is wrong with a record file, if anything is.
+fn wrong_sidecar<T: Sidecar>(path: &PathBuf, expect: &T) -> Option<String> {
+    match sidecar::read::<T>(path) {
+        Ok(Some(got)) if got == *expect => None,
+        Ok(Some(_)) => Some("not what the database says".to_owned()),
+        Ok(None) => Some("missing".to_owned()),
+        Err(e) => Some(chain(&e)),
+    }
+}
+
+/// Says what is wrong with a blob, if anything is.
+fn wrong_blob(path: &Path, digest: &Digest, size_bytes: u64, deep: bool) -> Result<Option<String>> {
+    const MISSING: &str = "missing; load or pull its image again";
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(MISSING.to_owned())),
+        Err(e) => Ok(Some(e.to_string())),
+        Ok(facts) if facts.len() != size_bytes => Ok(Some(format!(
+            "has {} bytes, should have {size_bytes}",
+            facts.len()
+        ))),
+        Ok(_) if deep => match hash_file(path, digest.algorithm()) {
+            Ok(actual) => Ok((actual != *digest).then(|| format!("holds {actual}"))),
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Some(MISSING.to_owned()))
+            }
+            Err(e) => Err(e),
+        },
+        Ok(_) => Ok(None),
+    }
+}
+
+/// Returns what is wrong with a file of the store that never changes, unless its record went meanwhile, or went and came back.
+fn lasting<T>(
+    look: impl Fn() -> Result<Option<T>>,
+    known: impl Fn() -> Result<bool>,
+) -> Result<Option<T>> {
+    if look()?.is_none() || !known()? {
+        return Ok(None);
+    }
+    match look()? {
+        Some(wrong) if known()? => Ok(Some(wrong)),
+        _ => Ok(None),
     }
 }
 

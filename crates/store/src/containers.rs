@@ -15,6 +15,7 @@ use crate::{
     snapshot::{Kind, Labels, SnapshotKey},
     snapshots::{PrepareOptions, Sweep, delete_row},
     store::Store,
+    turn::Turn,
     tx::{self, Staged},
 };
 
@@ -117,7 +118,7 @@ fn cook(tx: &Transaction<'_>, raw: Raw) -> Result<ContainerRecord> {
     })
 }
 
-fn find_container(tx: &Transaction<'_>, id: &str) -> Result<Option<ContainerRecord>> {
+pub(crate) fn find_container(tx: &Transaction<'_>, id: &str) -> Result<Option<ContainerRecord>> {
     let found = tx
         .query_row(&format!("{COLUMNS} WHERE c.id = ?1"), [id], raw)
         .optional()
@@ -201,6 +202,7 @@ impl Store {
         }
         self.read(|tx| check_new(self, tx, container))?;
         let (placed, parents) = self.place(key, Kind::Active, options)?;
+        let _turn = Turn::at_sidecars(self.layout())?;
         let recorded = self.write(|tx| {
             check_new(self, tx, container)?;
             let snapshot = self.record_placed(tx, &placed.record, options)?;
@@ -263,6 +265,7 @@ impl Store {
 
     /// Gives a container another name. Durable on return. Errors: `NotFound`, `AlreadyExists`.
     pub fn rename_container(&self, id: &str, name: &str) -> Result<()> {
+        let _turn = Turn::at_sidecars(self.layout())?;
         self.write(|tx| {
             let container = get_container(tx, id)?;
             if container.name == name {
@@ -283,6 +286,7 @@ impl Store {
 
     /// Replaces the caller's JSON. Durable on return. Errors: `NotFound`.
     pub fn set_container_config(&self, id: &str, config: &str) -> Result<()> {
+        let _turn = Turn::at_sidecars(self.layout())?;
         self.write(|tx| {
             get_container(tx, id)?;
             tx.execute(
@@ -307,6 +311,7 @@ impl Store {
     ///
     /// Durable on return; see [`Store::remove`] for what is swept when. Errors: `NotFound`, `HasChildren`.
     pub fn remove_container(&self, id: &str, sweep: Sweep) -> Result<ContainerRecord> {
+        let turn = Turn::at_sidecars(self.layout())?;
         let (container, row) = self.write_freeing(|tx| {
             let container = get_container(tx, id)?;
             let row = rows::get(tx, &container.snapshot)?;
@@ -318,6 +323,7 @@ impl Store {
             Ok((container, row))
         })?;
         sidecar::remove(self.layout(), &sidecar::container_name(id))?;
+        drop(turn);
         self.discard_or_leave(&row.record, sweep);
         Ok(container)
     }

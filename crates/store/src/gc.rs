@@ -440,7 +440,7 @@ pub(crate) fn has_blob(tx: &Transaction<'_>, digest: &Digest) -> Result<bool> {
     )
 }
 
-fn has_recipe(tx: &Transaction<'_>, hex: &str) -> Result<bool> {
+pub(crate) fn has_recipe(tx: &Transaction<'_>, hex: &str) -> Result<bool> {
     has(
         tx,
         "SELECT EXISTS (SELECT 1 FROM recipes WHERE substr(diff_id, instr(diff_id, ':') + 1) = ?1)",

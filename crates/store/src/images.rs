@@ -11,6 +11,7 @@ use crate::{
     sidecar::{self, ImageFile},
     snapshot::SnapshotKey,
     store::Store,
+    turn::Turn,
 };
 
 /// The blob that a layer came as or was written as.
@@ -90,6 +91,7 @@ impl Store {
     /// blobs need no lease any more then. Errors: `NotFound` if a layer or blob is not there, `ParentNotCommitted` if a
     /// layer is not committed.
     pub fn put_image(&self, image: &NewImage) -> Result<Vec<MovedTag>> {
+        let _turn = Turn::at_sidecars(self.layout())?;
         let moved = self.write(|tx| put(tx, image))?;
         self.images_changed(image, &moved)?;
         Ok(moved)
@@ -97,6 +99,7 @@ impl Store {
 
     /// Records an image and ends `lease`, all in one transaction. As [`Store::put_image`] otherwise.
     pub fn put_image_and_end(&self, image: &NewImage, lease: &LeaseId) -> Result<Vec<MovedTag>> {
+        let _turn = Turn::at_sidecars(self.layout())?;
         let moved = self.write(|tx| {
             let moved = put(tx, image)?;
             lease::end(tx, lease)?;
@@ -113,7 +116,7 @@ impl Store {
             .try_for_each(|moved| self.image_changed(&moved.from))
     }
 
-    /// Writes the image's record file after its records, or takes it away with them.
+    /// Writes the image's record file after its records, or takes it away with them. The caller has had the turn since before he changed them.
     pub(crate) fn image_changed(&self, id: &Digest) -> Result<()> {
         match self.read(|tx| load(tx, id))? {
             Some(image) => {
@@ -188,6 +191,7 @@ impl Store {
 
     /// Gives `image` the name `tag` and returns the image that had it before. Durable on return. Errors: `NotFound`.
     pub fn tag(&self, tag: &str, image: &Digest) -> Result<Option<Digest>> {
+        let _turn = Turn::at_sidecars(self.layout())?;
         let before = self.write(|tx| {
             let before = holder(tx, tag)?;
             if load(tx, image)?.is_none() {
@@ -205,6 +209,7 @@ impl Store {
 
     /// Takes a name away and returns the image that had it. The image stays. Errors: `NotFound`.
     pub fn untag(&self, tag: &str) -> Result<Digest> {
+        let _turn = Turn::at_sidecars(self.layout())?;
         let image = self.write_freeing(|tx| {
             let image = holder(tx, tag)?.ok_or_else(|| StoreError::not_found(Subject::Tag, tag))?;
             tx.execute("DELETE FROM tags WHERE name = ?1", [tag])
@@ -219,6 +224,7 @@ impl Store {
     ///
     /// Errors: `NotFound`; `InUse` while a container was made from it.
     pub fn remove_image(&self, id: &Digest) -> Result<ImageRecord> {
+        let _turn = Turn::at_sidecars(self.layout())?;
         let image = self.write_freeing(|tx| {
             let image = load(tx, id)?.ok_or_else(|| StoreError::not_found(Subject::Image, id))?;
             let users = strings(
@@ -331,7 +337,7 @@ fn put(tx: &Transaction<'_>, image: &NewImage) -> Result<Vec<MovedTag>> {
     Ok(moved)
 }
 
-fn load(tx: &Transaction<'_>, id: &Digest) -> Result<Option<ImageRecord>> {
+pub(crate) fn load(tx: &Transaction<'_>, id: &Digest) -> Result<Option<ImageRecord>> {
     let text = id.to_string();
     let head: Option<(String, String, i64)> = tx
         .query_row(

@@ -22,6 +22,7 @@ use crate::{
     snapshot::{Info, Keep, Kind, Labels, MountFeatures, SnapshotKey},
     snapshots::{Placed, chain, check_create, own, parent_row},
     store::Store,
+    turn::Turn,
     tx::Staged,
 };
 
@@ -263,6 +264,11 @@ impl Store {
         vellum_sys::publish::sync_fs(
             File::open(first.placed.staged.path()).on("open", first.placed.staged.path())?,
         )?;
+        // A parent found in place of the batch's own comes to the files later. Nobody else knows these trees yet, so nobody waits.
+        let _turns = ready
+            .iter()
+            .map(|one| Turn::at_tree(self.layout(), &one.placed.record.tree))
+            .collect::<Result<Vec<_>>>()?;
         let done = self.write(|tx| {
             ready
                 .iter()
@@ -295,7 +301,7 @@ impl Store {
             })?;
             if row.record.parent != record.parent {
                 record.parent = row.record.parent.clone();
-                record.replace(self.layout(), false)?;
+                let _file = record.replace(self.layout(), false)?;
                 driver::driver(record.driver).check(
                     self.layout(),
                     &row.tree_ref(),

@@ -32,6 +32,7 @@ mod sidecar;
 pub mod snapshot;
 mod snapshots;
 mod store;
+mod turn;
 mod tx;
 mod walk;
 mod why;

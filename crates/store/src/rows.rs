@@ -188,6 +188,16 @@ pub(crate) fn by_id(tx: &Transaction<'_>, id: i64) -> Result<SnapshotRow> {
         .db("look a snapshot up")?
 }
 
+/// Finds a snapshot by row number, if it is still there.
+pub(crate) fn find_id(tx: &Transaction<'_>, id: i64) -> Result<Option<SnapshotRow>> {
+    tx.prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.id = ?1"))
+        .db("look a snapshot up")?
+        .query_row([id], snapshot)
+        .optional()
+        .db("look a snapshot up")?
+        .transpose()
+}
+
 /// Returns up to `limit` snapshots with keys above `after`, in key order.
 pub(crate) fn page(
     tx: &Transaction<'_>,

@@ -21,6 +21,7 @@ use crate::{
         apply_labels, policy_commit, policy_create, policy_remove,
     },
     store::Store,
+    turn::Turn,
     tx::{self, Staged},
     walk,
 };
@@ -291,6 +292,8 @@ impl Store {
             count,
         } = commit;
         let parent = parent.as_ref();
+        let (now, _) = self.read(|tx| check_commit(tx, name, key, parent))?;
+        let _turn = Turn::at_tree(self.layout(), &now.record.tree)?;
         let (row, parents, rebased) = self.read(|tx| {
             let (row, onto) = check_commit(tx, name, key, parent)?;
             match onto {
@@ -309,6 +312,10 @@ impl Store {
                 }
             }
         })?;
+        if row.record.tree != now.record.tree {
+            // Removed and made anew under the same key meanwhile.
+            return Err(StoreError::not_found(Subject::Snapshot, key));
+        }
         let driver = driver::driver(row.driver());
         let dir = self.layout().tree(row.driver(), &row.record.tree);
         if rebased {
@@ -448,8 +455,14 @@ impl Store {
         key: &SnapshotKey,
         change: impl FnOnce(&mut TreeRecord) -> Result<()>,
     ) -> Result<Info> {
+        let tree = self.read(|tx| Ok(rows::get(tx, key)?.record.tree))?;
+        let _turn = Turn::at_tree(self.layout(), &tree)?;
         let row = self.write(|tx| {
             let mut row = rows::get(tx, key)?;
+            if row.record.tree != tree {
+                // Removed and made anew under the same key meanwhile.
+                return Err(StoreError::not_found(Subject::Snapshot, key));
+            }
             change(&mut row.record)?;
             let parent = row.parent.as_ref().map(|(id, _)| *id);
             rows::update(tx, row.id, &row.record, parent)?;

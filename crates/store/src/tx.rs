@@ -148,7 +148,8 @@ impl Drop for Staged {
     }
 }
 
-fn same_file(file: &File, path: &Path) -> Result<bool> {
+/// Tells whether `path` is still the name of this open file.
+pub(crate) fn same_file(file: &File, path: &Path) -> Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let ours = file.metadata().on("look at", path)?;
     match fs::symlink_metadata(path) {

@@ -1,0 +1,158 @@
+//! Checks beside a store at work: what somebody is in the middle of is neither a finding nor undone.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use common::*;
+use vellum_store::check::CheckOptions;
+use vellum_store::*;
+use vellum_testkit::Scratch;
+
+const ROUNDS: usize = 12;
+
+/// One layer with a file, then all that is changed in a layer's record.
+fn layers(store: &Store, worker: usize, round: usize) {
+    let base = key(&format!("layer {worker}"));
+    let (active, name) = (
+        key(&format!("active {worker} {round}")),
+        key(&format!("layer {worker} {round}")),
+    );
+    let parent = (round > 0).then_some(base.clone());
+    let parts = store
+        .prepare(
+            &active,
+            &PrepareOptions {
+                parent,
+                keep: Keep::UntilRemoved,
+                ..PrepareOptions::default()
+            },
+        )
+        .unwrap();
+    let root = match &parts.shape {
+        Shape::Plain { root, .. } => root.clone(),
+        Shape::Overlay(overlay) => overlay.upper.as_ref().unwrap().dir.clone(),
+    };
+    fs::write(root.join("file"), vec![b'x'; 5000]).unwrap();
+    let label = |value: usize| [LabelChange::Set("round".into(), value.to_string())];
+    store.update(&active, &label(round)).unwrap();
+    if round == 0 {
+        store.commit(&base, &active, Commit::default()).unwrap();
+        return;
+    }
+    let commit = Commit {
+        count: Count::Later,
+        ..Commit::default()
+    };
+    store.commit(&name, &active, commit).unwrap();
+    store.count(&name).unwrap();
+    store.update(&base, &label(round)).unwrap();
+    if round.is_multiple_of(2) {
+        store.remove(&name, Sweep::Later).unwrap();
+    }
+}
+
+/// Names, containers, and the records of both.
+fn images(store: &Store, image: &Digest, worker: usize, round: usize) {
+    let tag = format!("name-{}:{worker}", round % 3);
+    store.tag(&tag, image).unwrap();
+    let new = NewContainer {
+        id: format!("id-{worker}-{round}"),
+        name: format!("box-{worker}-{round}"),
+        image: Some(image.clone()),
+        image_name: None,
+        config: "{}".into(),
+        volumes: vec![],
+    };
+    let snapshot = key(&format!("container {worker} {round}"));
+    store
+        .create_container(&new, &snapshot, &PrepareOptions::default())
+        .unwrap();
+    store
+        .rename_container(&new.id, &format!("renamed-{worker}-{round}"))
+        .unwrap();
+    store.set_container_config(&new.id, "[1]").unwrap();
+    store.untag(&tag).unwrap();
+    if round.is_multiple_of(2) {
+        store.remove_container(&new.id, Sweep::Now).unwrap();
+    }
+}
+
+fn at_work(root: &Path, driver: DriverKind) {
+    let store = open_at(root, driver);
+    let blob = store.put_blob(b"configuration", None).unwrap();
+    let image = NewImage {
+        id: blob.clone(),
+        manifest: blob.clone(),
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        layers: vec![],
+        tags: vec!["image:1".into()],
+    };
+    store.put_image(&image).unwrap();
+    let left = AtomicUsize::new(4);
+    let healing = AtomicBool::new(true);
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            let (left, blob) = (&left, &blob);
+            scope.spawn(move || {
+                // As another process would: with connections and locks of its own.
+                let store = open_at(root, driver);
+                struct Done<'a>(&'a AtomicUsize);
+                impl Drop for Done<'_> {
+                    fn drop(&mut self) {
+                        self.0.fetch_sub(1, Ordering::SeqCst);
+                    }
+                }
+                let _done = Done(left);
+                for round in 0..ROUNDS {
+                    match worker {
+                        0 | 1 => layers(&store, worker, round),
+                        _ => images(&store, blob, worker, round),
+                    }
+                }
+            });
+        }
+        while left.load(Ordering::SeqCst) > 0 {
+            let options = CheckOptions {
+                heal: healing.fetch_xor(true, Ordering::SeqCst),
+                deep: true,
+            };
+            let found = store.check(options).unwrap();
+            assert_eq!(found, [], "{driver}, {options:?}");
+        }
+    });
+    let found = store.check(CheckOptions::default()).unwrap();
+    assert_eq!(found, [], "{driver}, afterwards");
+    for worker in [0, 1] {
+        let base = store.stat(&key(&format!("layer {worker}"))).unwrap();
+        assert_eq!(base.labels["round"], (ROUNDS - 1).to_string());
+        for round in (1..ROUNDS).step_by(2) {
+            let name = key(&format!("layer {worker} {round}"));
+            assert!(store.stat(&name).unwrap().usage.is_some());
+        }
+    }
+    assert_eq!(store.containers().unwrap().len(), ROUNDS);
+    assert!(
+        store
+            .containers()
+            .unwrap()
+            .iter()
+            .all(|one| one.name.starts_with("renamed-") && one.config == "[1]")
+    );
+    assert_eq!(store.image(&blob).unwrap().tags, ["image:1"]);
+    // Nothing was put back of what went.
+    store.gc(false).unwrap();
+    let left: Vec<_> = store.gc(true).unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_check_beside_a_store_at_work_finds_nothing_and_undoes_nothing() {
+    for driver in DriverKind::ALL {
+        let scratch = Scratch::new();
+        at_work(&scratch.join("store"), driver);
+    }
+}
