@@ -345,6 +345,9 @@ fn what_no_digest_speaks_of_is_not_taken_from_a_data_root() {
     }
     assert!(touched >= 2, "{touched}");
     let vellum = Vellum::new(VELLUM, &home, "vellum").unwrap();
+    // Nor does a comparison in place speak of it: that the contents are whole is all it says.
+    let (fine, said) = adopt(&vellum, &root.path, &["--in-place", "mine:1"]);
+    assert!(fine && said["images"][0]["outcome"] == "whole", "{said}");
     let (fine, said) = adopt(&vellum, &root.path, &[]);
     assert!(fine, "{said}");
     vellum.image_tree("mine:1", &home).unwrap().assert_same(

@@ -18,7 +18,8 @@ pub struct Adopt {
     /// Images without a name too
     #[arg(long, conflicts_with = "images")]
     pub all: bool,
-    /// Read every layer where it lies, compare it with its digest, and store nothing
+    /// Read every layer where it lies, compare it with its digest, and store nothing. `whole` speaks of contents: owners, modes, xattrs
+    /// and further names in the tree are not looked at
     #[arg(long)]
     pub in_place: bool,
     /// Say what would be adopted, and what is orphaned, without reading layers
