@@ -99,7 +99,7 @@ fn key(ctx: &Context) -> Option<Key> {
             .trim()
             .to_owned(),
         user_namespace: fs::metadata("/proc/self/ns/user").ok()?.ino(),
-        privileged: probe::kernel().may_mount,
+        privileged: probe::may_mount(),
         store: (store.dev(), store.ino()),
         program: env!("CARGO_PKG_VERSION").to_owned(),
     })

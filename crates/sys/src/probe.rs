@@ -96,6 +96,14 @@ impl OverlayFacts {
     }
 }
 
+/// Returns whether this process has CAP_SYS_ADMIN in its user namespace.
+pub fn may_mount() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| {
+        sets.effective
+            .contains(rustix::thread::CapabilitySet::SYS_ADMIN)
+    })
+}
+
 /// Finds out what the kernel can do. Takes well under a millisecond; can't fail: what can't be had is false.
 pub fn kernel() -> KernelFacts {
     let parameter = |name: &str| {
@@ -108,10 +116,7 @@ pub fn kernel() -> KernelFacts {
             .to_string_lossy()
             .into_owned(),
         in_user_namespace: !crate::userns::is_initial(),
-        may_mount: rustix::thread::capabilities(None).is_ok_and(|sets| {
-            sets.effective
-                .contains(rustix::thread::CapabilitySet::SYS_ADMIN)
-        }),
+        may_mount: may_mount(),
         ..KernelFacts::default()
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -119,10 +124,11 @@ pub fn kernel() -> KernelFacts {
         && let Ok(root) = rustix::fs::open("/", flags, Mode::empty())
     {
         facts.has_overlay = true;
-        let takes =
-            |path: &str| rustix::mount::fsconfig_set_string(&context, "lowerdir+", path).is_ok();
-        // Before Linux 6.5 overlayfs has no options of its own here: anything is taken, and refused at the mount only.
-        facts.has_lowerdir_plus = takes("/") && !takes("/no such directory for sure");
+        // Before Linux 6.5 overlayfs has no options of its own here: anything is taken, and refused at the mount only. Since then a layer without
+        // a path is refused at once, and that is told to who asks alone, not to the kernel's log.
+        facts.has_lowerdir_plus = rustix::mount::fsconfig_set_string(&context, "lowerdir+", "/")
+            .is_ok()
+            && rustix::mount::fsconfig_set_flag(&context, "lowerdir+").is_err();
         facts.has_layer_fds = rustix::mount::fsconfig_set_fd(&context, "lowerdir+", &root).is_ok();
     }
     // The module may only have been loaded by the line above.
