@@ -173,6 +173,18 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// A server's socket could not be made.
+    #[error("cannot {action} {}", path.display())]
+    Socket {
+        /// What was tried, as a verb ("listen on", "create").
+        action: &'static str,
+        /// The socket, or its directory.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+
     /// Something is mounted over the store or a part of it.
     #[error("{} is covered by another mount: {}", path.display(), listed(covers))]
     Covered {
@@ -242,6 +254,16 @@ fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
         e.downcast_ref::<std::io::Error>()
             .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
     })
+}
+
+/// What could be done about a socket that can't be made.
+fn socket_hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::InvalidFilename => {
+            "the path of a socket has 107 bytes at most: choose a shorter one"
+        }
+        _ => "choose another path for the socket, in a directory that can be written",
+    }
 }
 
 /// What could be done about an image that can't be read or sent.
@@ -335,6 +357,7 @@ impl Error {
             Self::Invalid { hint, .. } => hint.clone(),
             e if lacks_space(e) => Some(NO_SPACE.into()),
             Self::Source(e) => source_hint(e),
+            Self::Socket { source, .. } => Some(socket_hint(source).into()),
             Self::Io { .. }
             | Self::Program { .. }
             | Self::Several { .. }

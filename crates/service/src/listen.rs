@@ -1,9 +1,10 @@
 //! The socket that a server listens on: one that systemd hands over, or one of our own making.
 //!
-//! Ours is for root alone. One that nobody answers is a dead server's, and is replaced; where somebody answers, nothing is touched.
+//! Ours is for root alone, from its first moment on. One that nobody answers is a dead server's, and is replaced; where somebody answers, nothing is touched.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ impl Listening {
         let path = self.ours.clone().unwrap_or_default();
         self.listener
             .try_clone()
-            .map_err(Error::io("listen on", path))
+            .map_err(failed("listen on", &path))
     }
 
     /// Returns whether systemd handed it over.
@@ -56,23 +57,37 @@ pub fn listen(path: &Path) -> Result<Listening> {
 /// Makes a socket at `path`, with its directory if need be, whatever systemd hands over. As [`listen`] otherwise.
 pub fn listen_at(path: &Path) -> Result<Listening> {
     make_room(path)?;
-    let listener = UnixListener::bind(path).map_err(Error::io("listen on", path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-        .map_err(Error::io("protect", path))?;
+    let listener = vellum_sys::socket::listen_private(path).map_err(|error| Error::Socket {
+        action: error.op,
+        path: error.path,
+        source: error.source,
+    })?;
     Ok(Listening {
         listener,
         ours: Some(path.to_path_buf()),
     })
 }
 
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |source| Error::Socket {
+        action,
+        path,
+        source,
+    }
+}
+
 fn make_room(path: &Path) -> Result<()> {
     if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        // Not for anybody to put another socket in, whatever the umask is.
+        let mut made = fs::DirBuilder::new();
+        made.recursive(true).mode(0o755);
+        made.create(dir).map_err(failed("create", dir))?;
     }
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io("look at", path)(e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed("look at", path)(e)),
     };
     if !found.file_type().is_socket() {
         return Err(Error::Invalid {
@@ -85,13 +100,31 @@ fn make_room(path: &Path) -> Result<()> {
             what: format!("somebody serves {} already", path.display()),
             hint: Some("end that server, or name another socket with --socket".into()),
         }),
-        Err(_) => fs::remove_file(path).map_err(Error::io("remove", path)),
+        Err(_) => fs::remove_file(path).map_err(failed("remove", path)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn what_stands_in_the_way_of_a_socket_is_told_with_a_hint() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = dir.path().join("s".repeat(120));
+        let error = listen_at(&long).unwrap_err();
+        assert!(
+            error.to_string().starts_with("cannot listen on "),
+            "{error}"
+        );
+        assert!(error.hint().unwrap().contains("107 bytes"), "{error:?}");
+        fs::write(dir.path().join("file"), "x").unwrap();
+        let error = listen_at(&dir.path().join("file/sub/s")).unwrap_err();
+        assert!(error.to_string().starts_with("cannot create "), "{error}");
+        assert!(error.hint().unwrap().contains("another path"), "{error:?}");
+    }
 
     #[test]
     fn a_dead_socket_is_replaced_and_a_living_one_is_not() {

@@ -32,6 +32,7 @@ pub mod quota;
 pub mod random;
 pub mod room;
 pub mod rooted;
+pub mod socket;
 pub mod stat;
 #[cfg(test)]
 mod testing;
