@@ -76,6 +76,21 @@ fn containerd_2_works_with_snapshotter_and_differ() {
 }
 
 #[test]
+fn either_side_of_containerd_2_killed_amid_pulls_loses_and_leaks_nothing() {
+    scenario(
+        "kills",
+        include_str!("support/containerd_2_crashes.sh"),
+        &[
+            "nothing leaked",
+            &format!("pulled: {HELLO}"),
+            "the container went on",
+            "nothing is left",
+            "ended",
+        ],
+    );
+}
+
+#[test]
 fn docker_28_keeps_its_images_in_vellum() {
     scenario(
         "d28",

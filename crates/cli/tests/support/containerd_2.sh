@@ -5,6 +5,8 @@ set -eu
 dir=/exchange/$1
 run=/run/$1
 mkdir -p "$dir" "$run"
+# A name for a container that no other on this machine has: its control groups are called so.
+box=$1-$(cat /proc/sys/kernel/random/uuid)
 vellum_pid=
 containerd_pid=
 
@@ -84,7 +86,11 @@ shown() { # SNAPSHOTTER TOP FILE
   c snapshots --snapshotter "$1" rm look 2> /dev/null || true
 }
 
+# What a server that was killed can leave behind: trees whose record it was about to write.
+collect_litter() { /exchange/vellum --root "$dir/v" --run-dir "$run/v" --config /dev/null gc --quiet; }
+
 remove_everything() { # NAMESPACE...
+  collect_litter
   for namespace; do
     for image in $(c -n "$namespace" image ls --quiet); do
       c -n "$namespace" image rm --sync "$image" > /dev/null

@@ -33,8 +33,8 @@ wait_for pulled
 echo "ok: pull: $(hello other "$REGISTRY/demo:small" two)"
 
 # A container that outlives both.
-c run --detach --snapshotter vellum $image box /bin/sh -c 'echo begun > /begun; while :; do sleep 1; done'
-inside() { c task exec --exec-id "x$(date +%N)" box /bin/sh -c "$1"; }
+c run --detach --snapshotter vellum $image "$box" /bin/sh -c 'echo begun > /begun; while :; do sleep 1; done'
+inside() { c task exec --exec-id "x$(date +%N)" "$box" /bin/sh -c "$1"; }
 wait_for inside 'grep -qx begun /begun'
 crash $vellum_pid
 inside 'echo "version 9" > /app/version; rm -r /odd/links; mkdir /made'
@@ -45,16 +45,16 @@ inside 'grep -qx "version 9" /app/version'
 echo "ok: the container went on: $(hello default $image three)"
 
 # Diff and commit: O(changes), in the namespace of the caller.
-c snapshots --snapshotter vellum diff --keep box > "$dir/diff.tar.gz"
+c snapshots --snapshotter vellum diff --keep "$box" > "$dir/diff.tar.gz"
 tar -tzf "$dir/diff.tar.gz" | sort | tr '\n' ' ' | sed 's/^/ok: diff: /'
 echo
-c snapshots --snapshotter vellum diff --media-type application/vnd.oci.image.layer.v1.tar+zstd box > "$dir/diff.tar.zst"
+c snapshots --snapshotter vellum diff --media-type application/vnd.oci.image.layer.v1.tar+zstd "$box" > "$dir/diff.tar.zst"
 echo "ok: zstd: $(head -c 4 "$dir/diff.tar.zst" | od -An -tx1)"
 test "$(grep -c 'call="Diff"' "$dir/vellum.log")" = 2
-c task kill --signal SIGKILL box
+c task kill --signal SIGKILL "$box"
 wait_for sh -c "! ctr --address '$run/sock' task ls | grep -q RUNNING"
-c task rm box > /dev/null 2>&1 || true
-c container rm box
+c task rm "$box" > /dev/null 2>&1 || true
+wait_for c container rm "$box"
 
 remove_everything default other
 echo "ok: nothing is left"
