@@ -40,6 +40,7 @@ fn units_work_under_a_live_systemd() {
         "a reload keeps the process",
         "eight crashes in a row, and containerd noticed none",
         "neither a restart nor a stop",
+        "a server that can't begin tries again, and not at once",
         "a container on the engine outlives the server, containerd, both, and an upgrade",
         "nothing is left",
         "uninstalled: 0 0",

@@ -86,6 +86,8 @@ struct Crew {
     free: AtomicUsize,
     /// How many there are.
     all: AtomicUsize,
+    /// How many more were started and have not counted themselves yet.
+    starting: AtomicUsize,
     /// Replies sent.
     finished: AtomicU64,
 }
@@ -97,6 +99,7 @@ impl Crew {
             usual,
             free: AtomicUsize::new(0),
             all: AtomicUsize::new(0),
+            starting: AtomicUsize::new(0),
             finished: AtomicU64::new(0),
         }
     }
@@ -105,6 +108,12 @@ impl Crew {
     fn join(&self) {
         self.all.fetch_add(1, Ordering::SeqCst);
         self.free.fetch_add(1, Ordering::SeqCst);
+        self.starting.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Returns whether there are as many as there may be.
+    fn is_full(&self) -> bool {
+        self.all.load(Ordering::SeqCst) + self.starting.load(Ordering::SeqCst) >= MOST
     }
 
     /// Counts a thread that waits; true if it may stay.
@@ -234,16 +243,25 @@ impl<S: Serve> Shared<S> {
         // seem to have ended.
         let mut threads = lock(&self.threads);
         let shared = Arc::clone(self);
-        let started = match self.crews[number].queue {
+        let crew = &self.crews[number];
+        let (name, work): (_, Box<dyn FnOnce() + Send>) = match crew.queue {
             None => {
                 let channel = self.session.another()?;
-                thread("vellum-worker", move || shared.work(number, &channel))
+                let work = move || shared.work(number, &channel);
+                ("vellum-worker", Box::new(work))
             }
-            Some(queue) => thread("vellum-ring", move || shared.work_at_ring(number, queue)),
+            Some(queue) => {
+                let work = move || shared.work_at_ring(number, queue);
+                ("vellum-ring", Box::new(work))
+            }
         };
+        crew.starting.fetch_add(1, Ordering::SeqCst);
+        let started = thread(name, work).inspect_err(|_| {
+            crew.starting.fetch_sub(1, Ordering::SeqCst);
+        })?;
         // Handles of those who left would pile up.
         threads.retain(|thread| !thread.is_finished());
-        threads.push(started?);
+        threads.push(started);
         Ok(())
     }
 
@@ -442,7 +460,7 @@ impl<S: Serve> Shared<S> {
                     let finished = crew.finished.load(Ordering::Relaxed);
                     let stuck = !over && busy && before[number] == finished;
                     if stuck
-                        && crew.all.load(Ordering::SeqCst) < MOST
+                        && !crew.is_full()
                         && let Err(error) = self.add_one(number)
                     {
                         tracing::warn!(%error, "all workers are busy and there can't be one more");

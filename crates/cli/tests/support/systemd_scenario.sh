@@ -58,8 +58,18 @@ systemctl stop $unit 2> /dev/null
 test "$(snapshots)" = "$layers"
 echo "ok: neither a restart nor a stop"
 
+echo 'engine = 7' > /etc/vellum/vellum.toml
+restarts() { systemctl show -P NRestarts $unit; }
+if systemctl restart $unit 2> /dev/null; then exit 1; fi
+before=$(restarts)
+sleep 3
+test "$(restarts)" -le $((before + 1))
 echo 'engine = "vellum"' > /etc/vellum/vellum.toml
-systemctl reload $unit
+wait_for runs
+test "$(restarts)" -gt "$before"
+# containerd asks again after a while of its own.
+wait_for ctr snapshots --snapshotter vellum ls
+echo "ok: a server that can't begin tries again, and not at once"
 ctr run -d --snapshotter vellum "$image" two /bin/sleep 1000
 engine
 says() { ctr task exec --exec-id "$1" two /bin/sh -c 'echo written > /file && cat /file'; }

@@ -8,17 +8,18 @@
 //!
 //! Counted are the inodes of the upper layer, each once, with the blocks they have; not the work directory. A file without
 //! a name counts until nobody uses it any more. A kernel says that a moment after the name is gone, so whoever finds no
-//! room waits that moment, if there is such a file.
+//! room just then waits that moment, and holds no lock of this account meanwhile.
 //!
-//! Locks: inside a node's state one of a few by inode, held while a file's blocks change, so that each block is counted
-//! once; inside that, the figures.
+//! Locks: one of a few by inode while a file's blocks change, so that each block is counted once; inside, what was
+//! counted, then the figures, each for a few instructions and inside any other lock of the engine.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vellum_sys::rooted::Access;
 use vellum_sys::{Dir, FileKind, Stat, publish};
@@ -39,10 +40,10 @@ const OPEN: &[u8] = b"open\n";
 /// The unit that file systems allocate in, as a rule.
 const BLOCK_BYTES: u64 = 4096;
 const STRIPES: usize = 32;
-/// Files of a stripe that are remembered: some kilobytes. Of those that are forgotten the file system's word is taken again.
-const REMEMBERED: usize = 256;
-/// How often, and how far apart, room is asked for again that files without a name may still have.
-const LOOKS: u32 = 20;
+/// Files that are remembered: a few hundred kilobytes. Of those that are forgotten the file system's word is taken again.
+const REMEMBERED: usize = 8192;
+/// How long after a file lost its name its room is waited for, and how often it is asked for.
+const PATIENCE: Duration = Duration::from_millis(20);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// What is in use.
@@ -57,13 +58,14 @@ pub(crate) struct Used {
 pub(crate) struct Usage {
     limit: Limit,
     used: Mutex<Used>,
-    stripes: [Mutex<Counted>; STRIPES],
+    stripes: [Mutex<()>; STRIPES],
+    counted: Mutex<Counted>,
     /// Where the figures are kept.
     work: Option<Dir>,
     /// They are not right any more, and not worth keeping.
     stale: AtomicBool,
-    /// Files that have lost their last name and are still used.
-    unnamed: AtomicUsize,
+    /// When a file lost its last name most recently.
+    unnamed: Mutex<Option<Instant>>,
 }
 
 /// Room reserved for one change of one file's blocks. Settled when it is done.
@@ -72,11 +74,11 @@ pub(crate) struct Charge<'a>(Option<Charged<'a>>);
 
 struct Charged<'a> {
     usage: &'a Usage,
-    file: File,
+    file: Arc<File>,
     ino: u64,
     before: u64,
     reserved: u64,
-    counted: MutexGuard<'a, Counted>,
+    _stripe: MutexGuard<'a, ()>,
 }
 
 /// The bytes that were counted for files, by inode number.
@@ -120,9 +122,10 @@ impl Usage {
                     limit,
                     used: Mutex::default(),
                     stripes: Default::default(),
+                    counted: Mutex::default(),
                     work: None,
                     stale: AtomicBool::new(false),
-                    unnamed: AtomicUsize::new(0),
+                    unnamed: Mutex::default(),
                 });
             }
             _ => match kept(work)? {
@@ -136,9 +139,10 @@ impl Usage {
             limit,
             used: Mutex::new(used),
             stripes: Default::default(),
+            counted: Mutex::default(),
             work: Some(dir),
             stale: AtomicBool::new(false),
-            unnamed: AtomicUsize::new(0),
+            unnamed: Mutex::default(),
         })
     }
 
@@ -167,21 +171,25 @@ impl Usage {
     }
 
     pub fn used(&self) -> MutexGuard<'_, Used> {
-        // Two numbers, each replaced whole.
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.used)
     }
 
     /// Takes room for something new. Errors: [`Refusal::LimitReached`]; then nothing was taken.
     pub fn take(&self, bytes: u64, inodes: u64) -> Result<()> {
-        let mut taken = self.take_now(bytes, inodes);
-        for _ in 0..LOOKS {
-            if taken.is_ok() || self.unnamed.load(Ordering::Relaxed) == 0 {
-                break;
+        self.patiently(|| self.take_now(bytes, inodes))
+    }
+
+    /// Does `take` again as long as there may be room in a moment.
+    fn patiently<T>(&self, take: impl Fn() -> Result<T>) -> Result<T> {
+        loop {
+            // Before the attempt: what is given back afterwards is for the next one.
+            let lost = *lock(&self.unnamed);
+            let taken = take();
+            if taken.is_ok() || lost.is_none_or(|lost| lost.elapsed() > PATIENCE) {
+                return taken;
             }
             std::thread::sleep(BETWEEN_LOOKS);
-            taken = self.take_now(bytes, inodes);
         }
-        taken
     }
 
     fn take_now(&self, bytes: u64, inodes: u64) -> Result<()> {
@@ -241,47 +249,45 @@ impl Usage {
             layer: "upper".to_owned(),
             source,
         })?;
-        let Ok(clone) = clone else {
+        let Ok(clone) = clone.map(Arc::new) else {
             return Err(Refusal::LimitReached.into());
         };
-        let counted = self.counted(ino);
+        self.patiently(|| self.charge_now(&clone, ino, start..end, unit_bytes))
+    }
+
+    fn charge_now(
+        &self,
+        file: &Arc<File>,
+        ino: u64,
+        Range { start, end }: Range<u64>,
+        unit_bytes: u64,
+    ) -> Result<Charge<'_>> {
+        let stripe = lock(&self.stripes[ino as usize % STRIPES]);
         let unit = unit_bytes.max(BLOCK_BYTES);
         let start = start - start % unit;
         let end = end.next_multiple_of(unit);
         let mut reserved = end.saturating_sub(start);
         if self.take_now(reserved, 0).is_err() {
             // Perhaps most of it is there already.
-            reserved = holes(&clone, start, end);
-            self.take(reserved, 0)?;
+            reserved = holes(file, start, end);
+            self.take_now(reserved, 0)?;
         }
         Ok(Charge(Some(Charged {
             usage: self,
             ino,
-            before: counted.before(ino, blocks_bytes(&clone)),
-            file: clone,
+            before: lock(&self.counted).before(ino, blocks_bytes(file)),
+            file: Arc::clone(file),
             reserved,
-            counted,
+            _stripe: stripe,
         })))
     }
 
     /// Gives back what a file took that is gone.
     fn file_gone(&self, stat: &Stat) {
         if self.is_limited() {
-            // One that never had a name was not counted here.
-            let less = |count: usize| count.checked_sub(1);
-            let _ = self
-                .unnamed
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-            let counted = self.counted(stat.ino).0.remove(&stat.ino);
+            let counted = lock(&self.counted).0.remove(&stat.ino);
             self.give_back(counted.unwrap_or_else(|| size_of(stat)), 1);
         }
-    }
-
-    fn counted(&self, ino: u64) -> MutexGuard<'_, Counted> {
-        // One entry of a map at a time.
-        self.stripes[ino as usize % STRIPES]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -300,7 +306,7 @@ impl Reserved<'_> {
         self.made.set(true);
         if self.usage.is_limited() {
             // What had this number before is no more.
-            self.usage.counted(stat.ino).0.remove(&stat.ino);
+            lock(&self.usage.counted).0.remove(&stat.ino);
             let mut used = self.usage.used();
             used.bytes = (used.bytes + size_of(stat)).saturating_sub(self.bytes);
         }
@@ -381,7 +387,7 @@ impl Engine {
         if stat.nlink > 0 {
             return Ok(());
         }
-        upper.usage.unnamed.fetch_add(1, Ordering::Relaxed);
+        *lock(&upper.usage.unnamed) = Some(Instant::now());
         let DataAt::Blocks(blocks) = &file.data else {
             return Ok(());
         };
@@ -459,14 +465,19 @@ impl Charge<'_> {
     }
 
     fn settle_as(self, may_free: bool) {
-        if let Some(mut charged) = self.0 {
+        if let Some(charged) = self.0 {
             let shown = blocks_bytes(&charged.file);
             let before = charged.before;
-            let after = charged.counted.after(charged.ino, before, shown, may_free);
+            let after = lock(&charged.usage.counted).after(charged.ino, before, shown, may_free);
             let mut used = charged.usage.used();
             used.bytes = (used.bytes + after).saturating_sub(before + charged.reserved);
         }
     }
+}
+
+/// What is under these locks is replaced whole, or an entry at a time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The bytes of a file's blocks; of one that can't be asked, none: that corrects itself with the next count.
