@@ -90,6 +90,21 @@ fn layers_of_vellum_s_own_images_are_adopted() {
         (one.as_str(), &target(&above))
     );
 
+    // Nor is the chain theirs to change, by which it is found.
+    let mut changed = info.clone();
+    changed.labels = labels(&[("mine", "x")]);
+    c.update(changed.clone(), None).unwrap();
+    let chain = "containerd.io/snapshot.ref";
+    changed.labels = labels(&[(chain, "sha256:other")]);
+    c.update(changed, Some(&["labels.containerd.io/snapshot.ref"]))
+        .unwrap();
+    assert_eq!(
+        c.stat(&two).unwrap().labels,
+        labels(&[(chain, &above), ("mine", "x")])
+    );
+    assert_eq!(adopt(&c, "three", &above, &one), two);
+    c.update(info, None).unwrap();
+
     // The trees are those of the image; a container on them writes to a layer of its own.
     let at = server.home.dir("at").unwrap();
     let shows = |mounts: &[_], entries: &[&str]| {
@@ -162,6 +177,11 @@ fn only_the_same_chain_on_the_same_chain_is_adopted() {
     refused(c.remove("theirs"), Code::FailedPrecondition, "remove");
     c.remove(&two).unwrap();
     c.remove("theirs").unwrap();
+
+    // While it is being unpacked it is none to stand on.
+    c.prepare_with("h", "silent", target(&below)).unwrap();
+    let answer = c.prepare_with("i", "h", target(&above));
+    refused(answer, Code::InvalidArgument, "only a committed snapshot");
     server.assert_sound();
 }
 

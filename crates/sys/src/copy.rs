@@ -55,18 +55,32 @@ pub fn copy_data(src: impl AsFd, dst: impl AsFd) -> Result<Copied> {
     copy_apart(src, dst, size_bytes)
 }
 
+/// What became of blocks that were to be shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shared {
+    /// The whole content is.
+    Yes,
+    /// This file can't be had so; the copy is empty.
+    NotThis,
+    /// No file can, in this place; the copy is empty.
+    NotHere,
+}
+
 /// Makes `dst`, an empty file open for writing, share the blocks of `src` until one of the two is written to.
 ///
-/// False if this file can't be had so; `dst` is still empty then. Errors: no file can, in this place.
-pub fn share_blocks(src: impl AsFd, dst: impl AsFd) -> Result<bool> {
-    match rustix::fs::ioctl_ficlone(&dst, &src) {
-        Ok(()) => Ok(true),
-        Err(e @ (Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::INVAL)) => {
-            Err(Error::at("share blocks with", dst.as_fd(), "", e))
+/// File systems share run by run and may fail midway; what came over until then is cut off again.
+/// Errors: that was not possible, and `dst` holds part of `src`.
+pub fn share_blocks(src: impl AsFd, dst: impl AsFd) -> Result<Shared> {
+    let refused = match rustix::fs::ioctl_ficlone(&dst, &src) {
+        Ok(()) => return Ok(Shared::Yes),
+        Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::INVAL) => {
+            Shared::NotHere
         }
         // It is locked, swap, or too much for the disk: whoever writes it apart is told.
-        Err(_) => Ok(false),
-    }
+        Err(_) => Shared::NotThis,
+    };
+    rustix::fs::ftruncate(&dst, 0).map_err(|e| Error::at("empty", dst.as_fd(), "", e))?;
+    Ok(refused)
 }
 
 /// As [`copy_data`], for who has found out already that blocks can't be shared. `size_bytes` is the size of `src`.
@@ -218,6 +232,27 @@ mod tests {
         dst.rewind().unwrap();
         dst.read_to_end(&mut got).unwrap();
         assert!(got == vec![5; 700_000]);
+    }
+
+    #[test]
+    fn what_was_shared_before_a_failure_is_cut_off() {
+        let tmp = tempfile::tempdir().unwrap();
+        // As a file system leaves it that fails midway.
+        let halfway = || {
+            let mut dst = tempfile::tempfile_in(tmp.path()).unwrap();
+            dst.write_all(b"half of it").unwrap();
+            dst
+        };
+        let dst = halfway();
+        let directory = File::open(tmp.path()).unwrap();
+        assert_eq!(share_blocks(directory, &dst).unwrap(), Shared::NotThis);
+        assert_eq!(dst.metadata().unwrap().len(), 0);
+        let Ok(src) = tempfile::tempfile_in("/dev/shm") else {
+            return;
+        };
+        let dst = halfway();
+        assert_eq!(share_blocks(src, &dst).unwrap(), Shared::NotHere);
+        assert_eq!(dst.metadata().unwrap().len(), 0);
     }
 
     #[test]

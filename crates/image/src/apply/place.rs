@@ -11,6 +11,7 @@ use flate2::Crc;
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use vellum_format::OverrideKind;
+use vellum_sys::copy::{Shared, share_blocks};
 use vellum_sys::in_root::{self, Last};
 use vellum_sys::stat::stat_fd;
 use vellum_sys::{Dir, FileKind, Stat, publish, rooted};
@@ -148,10 +149,14 @@ impl Applier<'_, '_> {
         };
         let mode = create_mode.unwrap_or(0o600);
         let file = self.again_if_there(name, |dir| create(dir, name, mode, access))?;
-        let shared = donor.is_some_and(|donor| self.share(&donor, &file));
+        let shared = match donor {
+            Some(donor) => self.share(&donor, &file),
+            None => Ok(false),
+        };
         let (crc, refused) = match shared {
-            true => compare_content(&file, reader)?,
-            false => write_content(&file, entry, reader)?,
+            Ok(true) => compare_content(&file, reader)?,
+            Ok(false) => write_content(&file, entry, reader)?,
+            Err(error) => (0, Some(error)),
         };
         if let Some(source) = refused {
             return Err(Error::Apply {
@@ -197,15 +202,16 @@ impl Applier<'_, '_> {
         same.then(|| rooted::reopen(&found).ok()).flatten()
     }
 
-    /// Makes the empty `file` share the blocks of `donor`, of which nothing is believed yet; false if it is still empty.
-    fn share(&mut self, donor: &File, file: &File) -> bool {
-        match vellum_sys::copy::share_blocks(donor, file) {
-            Ok(shared) => shared,
-            Err(error) => {
-                // It can't here, or between the two: nobody need ask again for this layer.
-                tracing::debug!(%error, "no blocks are shared");
+    /// Makes the empty `file` share the blocks of `donor`, of which nothing is believed yet; false if it is empty afterwards.
+    fn share(&mut self, donor: &File, file: &File) -> std::io::Result<bool> {
+        match share_blocks(donor, file).map_err(|error| error.source)? {
+            Shared::Yes => Ok(true),
+            Shared::NotThis => Ok(false),
+            Shared::NotHere => {
+                // Nobody need ask again for this layer.
+                tracing::debug!("no blocks can be shared");
                 self.donor = None;
-                false
+                Ok(false)
             }
         }
     }

@@ -71,9 +71,9 @@ impl Recorded {
     }
 }
 
-/// Returns with which mapping a layer was written, if its work directory says so.
-pub(crate) fn recorded_ids(layer: &Path) -> Option<Recorded> {
-    record_beside(layer)?.ids
+/// Returns with which mapping a layer was written, if its work directory says so in a record whose owner is `believed`.
+pub(crate) fn recorded_ids(layer: &Path, believed: impl Fn(u32) -> bool) -> Option<Recorded> {
+    record_beside(layer, believed)?.ids
 }
 
 /// Returns the options with which an upper was last mounted, as far as they say what its marks are and what lies below it.
@@ -102,22 +102,30 @@ const RECORD_VERSION: u32 = 1;
 const RECORD_MAX_BYTES: u64 = 16 << 20;
 
 /// Where `layer` would have its record if it was made as container stores make them: in the directory `work` beside it.
-fn record_beside(layer: &Path) -> Option<LayerRecord> {
+fn record_beside(layer: &Path, believed: impl Fn(u32) -> bool) -> Option<LayerRecord> {
     let real = std::fs::canonicalize(layer).ok()?;
     let work = Dir::open(&real.parent()?.join("work")).ok()?;
-    let record = read_record(&work)?;
+    let record = read_record_of(&work, believed)?;
     let ino = Dir::open(&real).ok()?.stat_self().ok()?.ino;
     (record.upper_ino == ino).then_some(record)
 }
 
 fn read_record(work: &Dir) -> Option<LayerRecord> {
+    read_record_of(work, |_| true)
+}
+
+fn read_record_of(work: &Dir, believed: impl Fn(u32) -> bool) -> Option<LayerRecord> {
     use std::io::Read;
+    use std::os::unix::fs::MetadataExt;
     let mut text = Vec::new();
     let file = work
         .open_dir(RECORD_DIR)
         .ok()?
         .open_file(RECORD_NAME)
         .ok()?;
+    if !believed(file.metadata().ok()?.uid()) {
+        return None;
+    }
     file.take(RECORD_MAX_BYTES).read_to_end(&mut text).ok()?;
     let record: LayerRecord = serde_json::from_slice(&text).ok()?;
     (record.version == RECORD_VERSION).then_some(record)
@@ -149,7 +157,7 @@ pub fn lowers(options: &MountOptions) -> Result<(Layers, Layers)> {
     };
     let open = |path: &PathBuf, named: bool| -> Result<Arc<dyn Layer>> {
         let dir = open_dir(path)?;
-        let record = record_beside(path);
+        let record = record_beside(path, |_| true);
         let trust = match (trust, &record) {
             _ if named => LayerTrust::Engine,
             (Trust::Engine, _) | (Trust::ByRecord, Some(_)) => LayerTrust::Engine,

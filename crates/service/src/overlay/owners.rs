@@ -6,7 +6,8 @@
 //! leaves out of the image what has none. Which of both it expects stands in its list of layers: a layer with `uidmap` has the host's ids. So
 //! the top layer of a mount without an upper and without a mapping of its own is shown with the ids that this list promises.
 //!
-//! Only the list says so, never the tree; a list that neither root nor who mounts owns is not believed.
+//! Only the list says so, never the tree; neither the list, its directory nor the layer's record is believed that
+//! neither root nor who mounts owns, and the directory is no link.
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -48,7 +49,7 @@ pub fn of_top(options: &MountOptions) -> Option<IdRules> {
     }
     let top = std::fs::canonicalize(options.lowers.first()?).ok()?;
     let promised = promised(&top)?;
-    let known = crate::overlay::layers::recorded_ids(&top);
+    let known = crate::overlay::layers::recorded_ids(&top, believed);
     let holds_the_containers = known == Some(Recorded::of(&promised));
     // Without a record of how it was written, only ids that can't be the other side's are changed.
     let unmistakable = apart(&promised.uids) && apart(&promised.gids);
@@ -63,7 +64,11 @@ fn promised(diff: &Path) -> Option<IdRules> {
     let driver = layer.parent()?;
     let mut lists = driver.file_name()?.to_owned();
     lists.push("-layers");
-    let lists = Dir::open(&driver.with_file_name(lists)).ok()?;
+    let lists = Dir::open(driver.parent()?).ok()?.open_dir(lists).ok()?;
+    if !believed(lists.stat_self().ok()?.uid) {
+        tracing::debug!(layer = %layer.display(), "a stranger's lists of layers are not believed");
+        return None;
+    }
     let id = layer.file_name()?.to_str()?;
     let listed = LISTS.iter().find_map(|name| listed(&lists, name, id))?;
     let runs = |all: &[Mapped]| -> Vec<IdRun> {
@@ -84,15 +89,22 @@ fn promised(diff: &Path) -> Option<IdRules> {
 
 fn listed(lists: &Dir, name: &str, id: &str) -> Option<Listed> {
     let file = lists.open_file(name).ok()?;
-    let owner = file.metadata().ok()?.uid();
-    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+    if !believed(file.metadata().ok()?.uid()) {
+        tracing::debug!(name, "a stranger's list of layers is not believed");
         return None;
     }
     let mut text = Vec::new();
     file.take(LIST_MAX_BYTES).read_to_end(&mut text).ok()?;
     // A list that we can't read, or of a later form, promises nothing.
-    let all: Vec<Listed> = serde_json::from_slice(&text).ok()?;
+    let all: Vec<Listed> = serde_json::from_slice(&text)
+        .inspect_err(|error| tracing::debug!(name, %error, "a list of layers is not understood"))
+        .ok()?;
     all.into_iter().find(|layer| layer.id == id)
+}
+
+/// Tells whether what `owner` says counts.
+fn believed(owner: u32) -> bool {
+    owner == 0 || owner == rustix::process::geteuid().as_raw()
 }
 
 /// Tells whether no id is on both sides.
@@ -142,6 +154,19 @@ mod tests {
         json!({ "container_id": container_id, "host_id": host_id, "size": size })
     }
 
+    /// Has the layer's record say that container id 0 was written as `first`, and the others from 100 on.
+    fn record(scratch: &Scratch, first: u32) {
+        let layer = fs::metadata(scratch.join("overlay/own/diff")).unwrap();
+        let ino = layer.ino();
+        let runs = json!([[0, first, 1], [1, 100, 65_536]]);
+        let record =
+            json!({ "version": 1, "upper_ino": ino, "ids": { "uids": runs, "gids": runs } });
+        scratch.file(
+            Path::new("overlay/own/work").join("vellum/layer"),
+            record.to_string(),
+        );
+    }
+
     #[test]
     fn a_layer_shows_the_ids_that_its_list_promises() {
         let far = json!([run(0, 100_000, 65_536)]);
@@ -170,17 +195,6 @@ mod tests {
     fn ids_that_may_be_either_sides_are_changed_only_if_it_is_known_who_wrote_them() {
         let near = json!([run(0, 1000, 1), run(1, 100, 65_536)]);
         assert_eq!(shown("layers.json", near.clone(), |_, _| ()), None);
-        let record = |scratch: &Scratch, first: u32| {
-            let layer = fs::metadata(scratch.join("overlay/own/diff")).unwrap();
-            let ino = layer.ino();
-            let runs = json!([[0, first, 1], [1, 100, 65_536]]);
-            let record =
-                json!({ "version": 1, "upper_ino": ino, "ids": { "uids": runs, "gids": runs } });
-            scratch.file(
-                Path::new("overlay/own/work").join("vellum/layer"),
-                record.to_string(),
-            );
-        };
         let ids = shown("layers.json", near.clone(), |scratch, _| {
             record(scratch, 1000)
         });
@@ -196,9 +210,33 @@ mod tests {
             return vellum_testkit::untested("somebody else's list", "needs root");
         }
         let far = json!([run(0, 100_000, 65_536)]);
-        let given_away = |scratch: &Scratch, _: &mut MountOptions| {
-            chown(scratch.join("overlay-layers/layers.json"), Some(7), None).unwrap();
+        for name in ["overlay-layers/layers.json", "overlay-layers"] {
+            let given_away = |scratch: &Scratch, _: &mut MountOptions| {
+                chown(scratch.join(name), Some(7), None).unwrap();
+            };
+            assert_eq!(shown("layers.json", far.clone(), given_away), None);
+        }
+        // Nor a stranger's record of who wrote the layer.
+        let near = json!([run(0, 1000, 1), run(1, 100, 65_536)]);
+        for owner in [0, 7] {
+            let recorded = |scratch: &Scratch, _: &mut MountOptions| {
+                record(scratch, 1000);
+                let record = scratch.join("overlay/own/work").join("vellum/layer");
+                chown(record, Some(owner), None).unwrap();
+            };
+            let ids = shown("layers.json", near.clone(), recorded);
+            assert_eq!(ids.is_some(), owner == 0);
+        }
+    }
+
+    #[test]
+    fn lists_elsewhere_are_not_believed() {
+        let far = json!([run(0, 100_000, 65_536)]);
+        let linked = |scratch: &Scratch, _: &mut MountOptions| {
+            let lists = scratch.join("overlay-layers");
+            fs::rename(&lists, scratch.join("elsewhere")).unwrap();
+            std::os::unix::fs::symlink("elsewhere", lists).unwrap();
         };
-        assert_eq!(shown("layers.json", far, given_away), None);
+        assert_eq!(shown("layers.json", far, linked), None);
     }
 }

@@ -10,8 +10,8 @@
 
 use vellum_image::Digest;
 use vellum_store::{
-    DriverKind, Info, Keep, Kind, LabelChange, Labels, LayerCommit, Registered, SnapshotKey, Store,
-    StoreError,
+    Class, DriverKind, Info, Keep, Kind, LabelChange, Labels, LayerCommit, Registered, SnapshotKey,
+    Store, StoreError,
 };
 
 use super::{NewSnapshot, OWNER, SNAPSHOT_REF, key};
@@ -66,13 +66,21 @@ pub(super) fn adopt(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Opt
         .and_then(|staged| store.commit_layer(staged, commit));
     match made {
         Ok(Registered::New(_) | Registered::Existing(_)) => Ok(Some(name)),
-        // Vellum's layer was removed in this moment: then it is unpacked.
-        Err(StoreError::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(
+            error @ (StoreError::Io { .. }
+            | StoreError::Sys(_)
+            | StoreError::Database { .. }
+            | StoreError::Uncertain { .. }),
+        ) if error.class() != Class::NotFound => Err(error.into()),
+        // Vellum's layer was removed in this moment, or is another one since: then it is unpacked.
+        Err(error) => {
+            tracing::debug!(chain, %error, "not adopted");
+            Ok(None)
+        }
     }
 }
 
-/// Tells whether the parent that the client names is of the chain that Vellum's layer `own` stands on.
+/// Tells whether the parent that the client names is a layer of the chain that Vellum's layer `own` stands on.
 fn stands_alike(store: &Store, parent: Option<&str>, own: &Info) -> Result<bool> {
     let Some(parent) = parent else {
         return Ok(own.parent.is_none());
@@ -81,10 +89,11 @@ fn stands_alike(store: &Store, parent: Option<&str>, own: &Info) -> Result<bool>
         return Ok(false);
     };
     match store.stat(&key(parent)) {
-        Ok(info) => Ok(info
-            .labels
-            .get(SNAPSHOT_REF)
-            .is_some_and(|chain| chain.as_bytes() == below.as_bytes())),
+        Ok(info) => Ok(info.kind == Kind::Committed
+            && info
+                .labels
+                .get(SNAPSHOT_REF)
+                .is_some_and(|chain| chain.as_bytes() == below.as_bytes())),
         // Said by who prepares on it.
         Err(StoreError::NotFound { .. }) => Ok(false),
         Err(error) => Err(error.into()),
@@ -113,9 +122,9 @@ pub(super) fn make_visible(info: &mut Info) {
     }
 }
 
-/// Returns the changes such that the layer stays adopted, or not. The label is nobody's to change.
+/// Returns the changes such that the layer stays adopted, or not. That label is nobody's to change; nor is an adopted layer's chain, by which
+/// the client finds it: who asks for the chain again would be told of a layer that is not found.
 pub(super) fn protect(changes: &[LabelChange], now: &Info) -> Vec<LabelChange> {
-    let ours = now.labels.get(STANDS_ON);
     let mut changes: Vec<LabelChange> = changes
         .iter()
         .filter_map(|change| match change {
@@ -124,8 +133,12 @@ pub(super) fn protect(changes: &[LabelChange], now: &Info) -> Vec<LabelChange> {
             LabelChange::Set(..) => Some(change.clone()),
         })
         .collect();
-    if let Some(ours) = ours {
-        changes.push(LabelChange::Set(STANDS_ON.into(), ours.clone()));
+    if now.labels.contains_key(STANDS_ON) {
+        for name in [STANDS_ON, SNAPSHOT_REF] {
+            if let Some(ours) = now.labels.get(name) {
+                changes.push(LabelChange::Set(name.into(), ours.clone()));
+            }
+        }
     }
     changes
 }
