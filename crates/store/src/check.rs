@@ -134,7 +134,7 @@ impl Store {
 
     /// The same while nobody changes the tree's record, and by what the database says then. A tree that is removed is none of ours.
     fn check_tree_again(&self, seen: &SnapshotRow, heal: bool) -> Result<Vec<Finding>> {
-        let _turn = Turn::at_tree(self.layout(), &seen.record.tree)?;
+        let _turn = Turn::at_tree(self, &seen.record.tree)?;
         let same = |tx: &Transaction<'_>| {
             let row = rows::find_id(tx, seen.id)?;
             Ok(row.filter(|row| row.record.tree == seen.record.tree))
@@ -208,7 +208,7 @@ impl Store {
         if wrong_sidecar(&path, seen).is_none() {
             return Ok(());
         }
-        let _turn = Turn::at_sidecars(self.layout())?;
+        let _turn = Turn::at_sidecars(self)?;
         let Some(expect) = now()? else {
             return Ok(());
         };

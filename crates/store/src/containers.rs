@@ -202,7 +202,7 @@ impl Store {
         }
         self.read(|tx| check_new(self, tx, container))?;
         let (placed, parents) = self.place(key, Kind::Active, options)?;
-        let _turn = Turn::at_sidecars(self.layout())?;
+        let _turn = Turn::at_sidecars(self)?;
         let recorded = self.write(|tx| {
             check_new(self, tx, container)?;
             let snapshot = self.record_placed(tx, &placed.record, options)?;
@@ -265,7 +265,7 @@ impl Store {
 
     /// Gives a container another name. Durable on return. Errors: `NotFound`, `AlreadyExists`.
     pub fn rename_container(&self, id: &str, name: &str) -> Result<()> {
-        let _turn = Turn::at_sidecars(self.layout())?;
+        let _turn = Turn::at_sidecars(self)?;
         self.write(|tx| {
             let container = get_container(tx, id)?;
             if container.name == name {
@@ -286,7 +286,7 @@ impl Store {
 
     /// Replaces the caller's JSON. Durable on return. Errors: `NotFound`.
     pub fn set_container_config(&self, id: &str, config: &str) -> Result<()> {
-        let _turn = Turn::at_sidecars(self.layout())?;
+        let _turn = Turn::at_sidecars(self)?;
         self.write(|tx| {
             get_container(tx, id)?;
             tx.execute(
@@ -311,7 +311,7 @@ impl Store {
     ///
     /// Durable on return; see [`Store::remove`] for what is swept when. Errors: `NotFound`, `HasChildren`.
     pub fn remove_container(&self, id: &str, sweep: Sweep) -> Result<ContainerRecord> {
-        let turn = Turn::at_sidecars(self.layout())?;
+        let turn = Turn::at_sidecars(self)?;
         let (container, row) = self.write_freeing(|tx| {
             let container = get_container(tx, id)?;
             let row = rows::get(tx, &container.snapshot)?;

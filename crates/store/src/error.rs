@@ -198,12 +198,12 @@ pub enum StoreError {
         /// Why not, and what to do.
         why: String,
     },
-    /// Another process kept the database locked for longer than the busy timeout.
+    /// Another process kept the database, or a turn at record files, locked for longer than a call waits.
     #[error("the store {path} stayed locked by another process for {waited_ms} ms")]
     Busy {
-        /// The database.
+        /// What is locked: the database, a record file or the directory of them.
         path: PathBuf,
-        /// The timeout in milliseconds.
+        /// How long the call waited, in milliseconds.
         waited_ms: u64,
     },
     /// What is on disk contradicts the record.

@@ -18,12 +18,14 @@ use crate::{
     digest::{Algorithm, Digest},
     driver::{DriverKind, TreeId},
     error::{DbContext, Result},
+    layout,
     lease::Process,
     rows::{self, now_ns, parse},
     sidecar,
     snapshot::{SnapshotKey, Usage},
     snapshots::Sweep,
     store::Store,
+    turn::Turn,
     tx::{self, Fate, Litter},
 };
 
@@ -262,7 +264,12 @@ impl Store {
             if let Some(name) = path.file_name().and_then(|name| name.to_str())
                 && (name.starts_with("image-") || name.starts_with("container-"))
             {
-                if !self.read(|tx| has_sidecar(tx, name))? {
+                if self.read(|tx| has_sidecar(tx, name))? {
+                    continue;
+                }
+                // Somebody may just be putting it back, row and file.
+                let _turn = Turn::at_sidecars(self)?;
+                if layout::exists(&path)? && !self.read(|tx| has_sidecar(tx, name))? {
                     found.push(tx::take_away(
                         layout,
                         path,

@@ -91,7 +91,7 @@ impl Store {
     /// blobs need no lease any more then. Errors: `NotFound` if a layer or blob is not there, `ParentNotCommitted` if a
     /// layer is not committed.
     pub fn put_image(&self, image: &NewImage) -> Result<Vec<MovedTag>> {
-        let _turn = Turn::at_sidecars(self.layout())?;
+        let _turn = Turn::at_sidecars(self)?;
         let moved = self.write(|tx| put(tx, image))?;
         self.images_changed(image, &moved)?;
         Ok(moved)
@@ -99,7 +99,7 @@ impl Store {
 
     /// Records an image and ends `lease`, all in one transaction. As [`Store::put_image`] otherwise.
     pub fn put_image_and_end(&self, image: &NewImage, lease: &LeaseId) -> Result<Vec<MovedTag>> {
-        let _turn = Turn::at_sidecars(self.layout())?;
+        let _turn = Turn::at_sidecars(self)?;
         let moved = self.write(|tx| {
             let moved = put(tx, image)?;
             lease::end(tx, lease)?;
@@ -191,7 +191,7 @@ impl Store {
 
     /// Gives `image` the name `tag` and returns the image that had it before. Durable on return. Errors: `NotFound`.
     pub fn tag(&self, tag: &str, image: &Digest) -> Result<Option<Digest>> {
-        let _turn = Turn::at_sidecars(self.layout())?;
+        let _turn = Turn::at_sidecars(self)?;
         let before = self.write(|tx| {
             let before = holder(tx, tag)?;
             if load(tx, image)?.is_none() {
@@ -209,7 +209,7 @@ impl Store {
 
     /// Takes a name away and returns the image that had it. The image stays. Errors: `NotFound`.
     pub fn untag(&self, tag: &str) -> Result<Digest> {
-        let _turn = Turn::at_sidecars(self.layout())?;
+        let _turn = Turn::at_sidecars(self)?;
         let image = self.write_freeing(|tx| {
             let image = holder(tx, tag)?.ok_or_else(|| StoreError::not_found(Subject::Tag, tag))?;
             tx.execute("DELETE FROM tags WHERE name = ?1", [tag])
@@ -224,7 +224,7 @@ impl Store {
     ///
     /// Errors: `NotFound`; `InUse` while a container was made from it.
     pub fn remove_image(&self, id: &Digest) -> Result<ImageRecord> {
-        let _turn = Turn::at_sidecars(self.layout())?;
+        let _turn = Turn::at_sidecars(self)?;
         let image = self.write_freeing(|tx| {
             let image = load(tx, id)?.ok_or_else(|| StoreError::not_found(Subject::Image, id))?;
             let users = strings(

@@ -236,6 +236,8 @@ impl Store {
     ) -> Result<Vec<Registered>> {
         let mut batch: HashMap<SnapshotKey, (DriverKind, Vec<TreeRef>)> = HashMap::new();
         let mut ready = Vec::with_capacity(layers.len());
+        // A parent found in place of the batch's own comes to the files later. Nobody else knows these trees yet, so nobody waits.
+        let mut turns = Vec::with_capacity(layers.len());
         for (layer, commit) in layers {
             let (driver_kind, parents) = match &commit.parent {
                 None => (layer.record.driver, Vec::new()),
@@ -252,7 +254,8 @@ impl Store {
                     })?,
                 },
             };
-            let one = self.make_ready(layer, commit, driver_kind, parents.clone())?;
+            let (one, turn) = self.make_ready(layer, commit, driver_kind, parents.clone())?;
+            turns.push(turn);
             let mut chain = vec![own(&one.placed.record)];
             chain.extend(parents);
             batch.insert(one.commit.name.clone(), (driver_kind, chain));
@@ -264,11 +267,6 @@ impl Store {
         vellum_sys::publish::sync_fs(
             File::open(first.placed.staged.path()).on("open", first.placed.staged.path())?,
         )?;
-        // A parent found in place of the batch's own comes to the files later. Nobody else knows these trees yet, so nobody waits.
-        let _turns = ready
-            .iter()
-            .map(|one| Turn::at_tree(self.layout(), &one.placed.record.tree))
-            .collect::<Result<Vec<_>>>()?;
         let done = self.write(|tx| {
             ready
                 .iter()
@@ -310,6 +308,7 @@ impl Store {
                 )?;
             }
         }
+        drop(turns);
         Ok(done)
     }
 
@@ -319,7 +318,7 @@ impl Store {
         mut commit: LayerCommit,
         driver_kind: DriverKind,
         parents: Vec<TreeRef>,
-    ) -> Result<Ready> {
+    ) -> Result<(Ready, Turn<'static>)> {
         let StagedLayer {
             mut staged,
             mut record,
@@ -363,7 +362,7 @@ impl Store {
         };
         staged.publish(&self.layout().tree(record.driver, &record.tree))?;
         driver.link(self.layout(), &new)?;
-        record.create(self.layout())?;
+        let turn = Turn::of_new(record.create(self.layout())?)?;
         let recipe_bytes = match (&mut commit.recipe, &commit.diff_id) {
             (None, _) => None,
             (Some(_), None) => {
@@ -384,11 +383,12 @@ impl Store {
                 Some(bytes)
             }
         };
-        Ok(Ready {
+        let ready = Ready {
             placed: Placed::new(staged, record, undo),
             commit,
             recipe_bytes,
-        })
+        };
+        Ok((ready, turn))
     }
 
     fn record_layer(&self, tx: &rusqlite::Transaction<'_>, one: &Ready) -> Result<Registered> {

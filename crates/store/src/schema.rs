@@ -42,12 +42,17 @@ pub(crate) struct Database {
     writer: Mutex<()>,
 }
 
-fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves a list of connections or nothing at all behind: both are whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Database {
+    /// How long a call waits for other processes.
+    pub fn patience(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.busy_timeout_ms)
+    }
+
     /// Opens the database of `layout`, making or migrating it if need be.
     ///
     /// Errors: `NotAStore`, `NewerStore`, `Busy`, `NotFound` as an `Io` if `create` is false and there is none.

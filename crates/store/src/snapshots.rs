@@ -293,7 +293,7 @@ impl Store {
         } = commit;
         let parent = parent.as_ref();
         let (now, _) = self.read(|tx| check_commit(tx, name, key, parent))?;
-        let _turn = Turn::at_tree(self.layout(), &now.record.tree)?;
+        let _turn = Turn::at_tree(self, &now.record.tree)?;
         let (row, parents, rebased) = self.read(|tx| {
             let (row, onto) = check_commit(tx, name, key, parent)?;
             match onto {
@@ -456,7 +456,7 @@ impl Store {
         change: impl FnOnce(&mut TreeRecord) -> Result<()>,
     ) -> Result<Info> {
         let tree = self.read(|tx| Ok(rows::get(tx, key)?.record.tree))?;
-        let _turn = Turn::at_tree(self.layout(), &tree)?;
+        let _turn = Turn::at_tree(self, &tree)?;
         let row = self.write(|tx| {
             let mut row = rows::get(tx, key)?;
             if row.record.tree != tree {

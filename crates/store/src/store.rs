@@ -1,6 +1,9 @@
 //! The store as callers see it: opening, and what belongs to all of it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use crate::{
     driver::{self, DriverKind},
@@ -20,7 +23,8 @@ pub struct StoreOptions {
     /// Make the store if there is none. Off, opening a missing one is an error: what a caller wants that expects a store
     /// and may find the bare mount point of a disk that is not mounted.
     pub create: bool,
-    /// How long a call waits while other processes write, in milliseconds, before it fails with `Busy`.
+    /// How long a call waits while other processes write, in milliseconds, before it fails with `Busy`. For the record of a tree that
+    /// somebody is committing it waits ten times as long.
     pub busy_timeout_ms: u64,
     /// Layers are put together by somebody who can do it on any file system. Off, drivers whose layers the kernel stacks are
     /// refused on one that does not say in listings what each entry is (d_type): its overlay takes none of those.
@@ -56,6 +60,8 @@ pub(crate) struct Inner {
     pub any_file_system: bool,
     pub journal: Journal,
     pub reserve: Reserve,
+    /// Threads of this process queue here for the turn at images and containers, instead of polling its lock.
+    pub sidecars: Mutex<()>,
 }
 
 impl Store {
@@ -93,6 +99,7 @@ impl Store {
                 any_file_system: options.any_file_system,
                 journal,
                 reserve,
+                sidecars: Mutex::default(),
             }),
         };
         if !layout::exists(&store.layout().driver(options.driver))? {

@@ -5,38 +5,52 @@
 //! Changes of one record also come to the file in the order in which they came to the database.
 //!
 //! A turn is an flock and ends with its value, or its process. Order: a turn before the database's write transaction, and never two turns at
-//! once, except of trees that nobody else has heard of yet.
+//! once, except of trees that nobody else has heard of yet. Nobody waits for ever: a process that is stopped in its turn makes others `Busy`.
+//! On a network file system turns hold among the processes of one machine only.
 
-use std::{fs::File, io};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    sync::MutexGuard,
+    time::Duration,
+};
 
 use vellum_sys::lock::{Lock, Sharing};
 
 use crate::{
     driver::TreeId,
-    error::{IoContext, Result},
-    layout::{self, Layout},
+    error::{IoContext, Result, StoreError},
+    layout,
+    schema::unpoisoned,
+    store::Store,
     tx,
 };
+
+/// How many times longer than for the database one waits for the turn at one tree: a commit has it while the disk takes in the tree's data.
+const COMMITS_ARE_SLOW: u32 = 10;
 
 /// A turn; it ends when dropped.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Turn {
+pub(crate) struct Turn<'store> {
     lock: Lock,
+    _queue: Option<MutexGuard<'store, ()>>,
 }
 
-impl Turn {
-    /// Waits for the turn at one tree's record file.
+impl<'store> Turn<'store> {
+    /// Waits for the turn at one tree's record file. Errors: `Busy`.
     ///
     /// The file itself is locked; one that replaces it is locked before it has the name, and for as long as its writer keeps it open. Without
     /// a file, it is the turn at all of them.
-    pub fn at_tree(layout: &Layout, tree: &TreeId) -> Result<Self> {
-        let path = layout.record(tree);
+    pub fn at_tree(store: &'store Store, tree: &TreeId) -> Result<Self> {
+        let path = store.layout().record(tree);
+        let patience = store.inner.database.patience() * COMMITS_ARE_SLOW;
         loop {
-            let file = match File::open(&path) {
+            let file = match open(&path) {
                 Ok(file) => file,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    let all = Self::at_sidecars(layout)?;
+                    let all = Self::at_sidecars(store)?;
                     if layout::exists(&path)? {
                         continue;
                     }
@@ -45,24 +59,58 @@ impl Turn {
                 Err(e) => return Err(e).on("open", path),
             };
             let again = file.try_clone().on("open", &path)?;
-            let lock = Lock::wait(file, Sharing::Exclusive)?;
+            let lock = wait(file, &path, patience)?;
             // It may have been replaced meanwhile.
             if tx::same_file(&again, &path)? {
-                return Ok(Self { lock });
+                return Ok(Self { lock, _queue: None });
             }
         }
     }
 
-    /// Waits for the turn at the record files of images and containers.
-    pub fn at_sidecars(layout: &Layout) -> Result<Self> {
-        let path = layout.records();
+    /// Waits for the turn at the record files of images and containers. Errors: `Busy`.
+    pub fn at_sidecars(store: &'store Store) -> Result<Self> {
+        let queue = unpoisoned(&store.inner.sidecars);
+        let path = store.layout().records();
         let dir = File::open(&path).on("open", &path)?;
-        let lock = Lock::wait(dir, Sharing::Exclusive)?;
-        Ok(Self { lock })
+        let lock = wait(dir, &path, store.inner.database.patience())?;
+        Ok(Self {
+            lock,
+            _queue: Some(queue),
+        })
     }
 }
 
-impl Drop for Turn {
+impl Turn<'static> {
+    /// The turn at a tree that nobody else has heard of yet, whose record file was just made.
+    pub fn of_new(file: File) -> Result<Self> {
+        let lock = Lock::wait(file, Sharing::Exclusive)?;
+        Ok(Self { lock, _queue: None })
+    }
+}
+
+/// Opens a record file to be locked: for writing, since NFS gives no exclusive lock otherwise, unless only reading is allowed.
+fn open(path: &Path) -> io::Result<File> {
+    match fs::OpenOptions::new().read(true).write(true).open(path) {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            File::open(path)
+        }
+        other => other,
+    }
+}
+
+fn wait(file: File, path: &Path, patience: Duration) -> Result<Lock> {
+    Lock::wait_at_most(file, Sharing::Exclusive, patience)?.ok_or_else(|| StoreError::Busy {
+        path: path.to_owned(),
+        waited_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
         // Not only closed: a process that another thread is just starting has a copy until it runs its own program. It can't fail on an open file.
         let _ = self.lock.release();

@@ -156,3 +156,69 @@ fn a_check_beside_a_store_at_work_finds_nothing_and_undoes_nothing() {
         at_work(&scratch.join("store"), driver);
     }
 }
+
+/// Somebody else has the turn at `path`, and does not end it.
+fn held(path: &Path) -> fs::File {
+    let file = fs::File::open(path).unwrap();
+    file.lock().unwrap();
+    file
+}
+
+#[test]
+fn nobody_waits_for_ever_for_a_turn() {
+    let scratch = Scratch::new();
+    let root = scratch.join("store");
+    let store = Store::open(&StoreOptions {
+        driver: DriverKind::Native,
+        busy_timeout_ms: 50,
+        ..StoreOptions::new(&root)
+    })
+    .unwrap();
+    let records = root.join("records");
+    store.prepare(&key("tree"), &on(None)).unwrap();
+    let record = fs::read_dir(&records).unwrap().next().unwrap();
+    let record = record.unwrap().path();
+    let label = [LabelChange::Set("a".into(), "b".into())];
+
+    let turn = held(&record);
+    let refused = store.update(&key("tree"), &label).unwrap_err();
+    assert_eq!(refused.class(), Class::Busy, "{refused}");
+    turn.unlock().unwrap();
+    store.update(&key("tree"), &label).unwrap();
+
+    let blob = store.put_blob(b"configuration", None).unwrap();
+    let image = NewImage {
+        id: blob.clone(),
+        manifest: blob.clone(),
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        layers: vec![],
+        tags: vec![],
+    };
+    let turn = held(&records);
+    let refused = store.put_image(&image).unwrap_err();
+    assert_eq!(refused.class(), Class::Busy, "{refused}");
+    turn.unlock().unwrap();
+    store.put_image(&image).unwrap();
+    assert_eq!(store.check(CheckOptions::default()).unwrap(), []);
+}
+
+#[test]
+fn gc_takes_no_record_file_that_may_just_be_coming_back() {
+    let scratch = Scratch::new();
+    let root = scratch.join("store");
+    let store = Store::open(&StoreOptions {
+        busy_timeout_ms: 50,
+        ..StoreOptions::new(&root)
+    })
+    .unwrap();
+    let records = root.join("records");
+    let left = records.join(format!("image-{}.json", Digest::of(b"gone").hex()));
+    fs::write(&left, b"{}").unwrap();
+    let turn = held(&records);
+    let refused = store.gc(false).unwrap_err();
+    assert_eq!(refused.class(), Class::Busy, "{refused}");
+    assert!(left.exists());
+    turn.unlock().unwrap();
+    store.gc(false).unwrap();
+    assert!(!left.exists());
+}

@@ -4,6 +4,7 @@
 //! the last copy is closed, so a killed process never leaves one behind. Never lock a file SQLite has open.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -42,16 +43,43 @@ impl Lock {
         }
     }
 
+    /// Waits at most `patience`; `None` if somebody else had it all that time. Asks every few milliseconds, so waiters have no order.
+    pub fn wait_at_most(
+        fd: impl Into<OwnedFd>,
+        sharing: Sharing,
+        patience: Duration,
+    ) -> Result<Option<Lock>> {
+        const LONGEST: Duration = Duration::from_millis(20);
+        let fd = fd.into();
+        let until = Instant::now() + patience;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            if Self::try_fd(&fd, sharing)? {
+                return Ok(Some(Lock { fd }));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            std::thread::sleep(pause.min(left));
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+
     /// Takes the lock if nobody else has it; `None` if somebody has.
     pub fn try_now(fd: impl Into<OwnedFd>, sharing: Sharing) -> Result<Option<Lock>> {
         let fd = fd.into();
+        Ok(Self::try_fd(&fd, sharing)?.then_some(Lock { fd }))
+    }
+
+    fn try_fd(fd: &OwnedFd, sharing: Sharing) -> Result<bool> {
         let op = match sharing {
             Sharing::Shared => FlockOperation::NonBlockingLockShared,
             Sharing::Exclusive => FlockOperation::NonBlockingLockExclusive,
         };
-        match rustix::fs::flock(&fd, op) {
-            Ok(()) => Ok(Some(Lock { fd })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
+        match rustix::fs::flock(fd, op) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
             Err(e) => Err(Error::at("lock", fd.as_fd(), "", e)),
         }
     }
@@ -89,7 +117,13 @@ mod tests {
         };
         let held = Lock::wait(open(), Sharing::Exclusive).unwrap();
         assert!(Lock::try_now(open(), Sharing::Shared).unwrap().is_none());
+        let soon = Duration::from_millis(5);
+        let waited = Lock::wait_at_most(open(), Sharing::Exclusive, soon).unwrap();
+        assert!(waited.is_none());
         drop(held);
+        let later = Lock::wait_at_most(open(), Sharing::Exclusive, soon).unwrap();
+        assert!(later.is_some());
+        drop(later);
         let a = Lock::try_now(open(), Sharing::Shared).unwrap().unwrap();
         let b = Lock::try_now(open(), Sharing::Shared).unwrap().unwrap();
         assert!(Lock::try_now(open(), Sharing::Exclusive).unwrap().is_none());
