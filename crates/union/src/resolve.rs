@@ -412,11 +412,10 @@ impl<A: Ask> Search<'_, A> {
                 needs_data: true,
                 ..
             } => {
-                let data = match (&self.place, stop) {
-                    (Place::FromRoot(path), None) => {
-                        self.ask.ask_data(path).map_err(MergeError::Ask)?
-                    }
-                    _ => None,
+                // Data-only layers have no part in the merging: what ended the search in the others is nothing to them.
+                let data = match &self.place {
+                    Place::FromRoot(path) => self.ask.ask_data(path).map_err(MergeError::Ask)?,
+                    Place::Sibling(_) => None,
                 };
                 match data {
                     Some(_) => Ok(Merged::File { layer, file, data }),

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use common::{Rig, entry, picture, set_xattr};
+use common::{Rig, entry, picture, set_xattr, whiteout};
 use vellum_format::{Mark, Metacopy, Redirect};
 use vellum_testkit::churn::{Churn, grow};
 use vellum_testkit::kernel::Overlay;
@@ -272,6 +272,8 @@ fn data_only_layers() {
     let options = &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off")];
     run("data_only_layers", options, Churn::ALL, 3, |rng, rig| {
         let data = [rig.scratch.dir("data0"), rig.scratch.dir("data1")];
+        // No name that a tree may have: a directory of it in a layer that merges makes the kernel give the file up.
+        let beside = Path::new("of data only/files");
         let prefix = rig.prefix();
         let xattr = |path: &Path, mark, value: &[u8]| {
             set_xattr(path, prefix.xattr(mark).to_str().unwrap(), value)
@@ -282,19 +284,62 @@ fn data_only_layers() {
                     continue;
                 }
                 let file = lower.join(&path.0);
-                let home = rng.pick(&data).join("x/y");
+                let home = rng.pick(&data).join(beside);
                 fs::create_dir_all(&home).unwrap();
                 let name = format!("{}-{index}", lower.file_name().unwrap().display());
                 fs::copy(&file, home.join(&name)).unwrap();
                 let size = fs::metadata(&file).unwrap().len();
                 fs::File::create(&file).unwrap().set_len(size).unwrap();
                 xattr(&file, Mark::Metacopy, &Metacopy::DataBelow(None).encode());
-                let redirect = Redirect::from_root(&Path::new("x/y").join(name)).unwrap();
+                let redirect = Redirect::from_root(&beside.join(name)).unwrap();
                 xattr(&file, Mark::Redirect, &redirect.encode());
             }
         }
         rig.data_lowers = data.to_vec();
     });
+}
+
+/// A whiteout, a directory or something else where a redirect leads ends the search in the layers that merge, not in those that
+/// give data only.
+#[test]
+fn nothing_is_in_the_way_of_data_only_layers() {
+    let obstacles: [fn(&Path); 4] = [
+        whiteout,
+        |path| fs::create_dir(path).unwrap(),
+        |path| std::os::unix::fs::symlink("nowhere", path).unwrap(),
+        |path| {
+            fs::create_dir(path).unwrap();
+            set_xattr(path, "trusted.overlay.opaque", b"y");
+        },
+    ];
+    for (which, obstacle) in obstacles.iter().enumerate() {
+        let Some(mut rig) = Rig::new(2, common::ALL_ON) else {
+            return;
+        };
+        let data = rig.scratch.dir("data");
+        rig.scratch.file("data/d", "what is given");
+        let file = rig.scratch.file("l0/f", "");
+        fs::File::options()
+            .write(true)
+            .open(&file)
+            .unwrap()
+            .set_len(13)
+            .unwrap();
+        let mark = |mark, value: &[u8]| {
+            set_xattr(&file, rig.prefix().xattr(mark).to_str().unwrap(), value);
+        };
+        mark(Mark::Metacopy, &Metacopy::DataBelow(None).encode());
+        let redirect = Redirect::from_root(Path::new("d")).unwrap();
+        mark(Mark::Redirect, &redirect.encode());
+        obstacle(&rig.lowers[1].join("d"));
+        rig.data_lowers = vec![data];
+        rig.mount();
+        let read = fs::read_to_string(rig.path("f")).unwrap();
+        assert_eq!(read, "what is given", "obstacle {which}");
+        let shown = Tree::read(&rig.merged).unwrap();
+        rig.unmount();
+        picture(&rig.stack()).assert_same(&shown, Ignore::default());
+    }
 }
 
 /// The mark of a file that only its own engine may read keeps every kernel mount from reading it as what it is not.
