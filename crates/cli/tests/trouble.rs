@@ -199,6 +199,38 @@ fn rm_removes_a_container_with_something_mounted_in_and_over_it() {
 }
 
 #[test]
+fn a_store_behind_a_symbolic_link_knows_what_is_mounted() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    world.scratch.dir("disk");
+    let link = world.scratch.join("link");
+    std::os::unix::fs::symlink("disk", &link).unwrap();
+    let real = std::mem::replace(&mut world.root, link.join("root"));
+    let merged = world.mounted("box");
+    std::fs::write(merged.join("own"), "x").unwrap();
+    // By either name, and it is one mount.
+    for root in [&real, &world.root] {
+        let said = world.command(root, &["mount"]).output().unwrap();
+        assert!(String::from_utf8(said.stdout).unwrap().contains("box"));
+        let refused = world.command(root, &["rm", "box"]).output().unwrap();
+        let why = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            !refused.status.success() && why.contains("mounted"),
+            "{why}"
+        );
+        assert!(merged.join("own").exists());
+    }
+    world.ok(&["umount", "box"]);
+    assert!(!merged.join("own").exists());
+    let merged = PathBuf::from(world.ok(&["mount", "box"]));
+    assert!(merged.join("own").exists());
+    world.ok(&["rm", "--force", "box"]);
+    gone(&world, "box");
+    assert!(mountinfo::read().unwrap().beneath(&real).is_empty());
+}
+
+#[test]
 fn a_covered_store_is_named_and_comes_back_without_a_restart() {
     let Some(world) = World::new() else { return };
     let merged = world.mounted("box");

@@ -27,7 +27,9 @@ pub struct Context {
 
 impl Context {
     /// Returns a context without touching the disk.
-    pub fn new(config: Config, cancel: Cancel, progress: Arc<dyn Progress>) -> Self {
+    pub fn new(mut config: Config, cancel: Cancel, progress: Arc<dyn Progress>) -> Self {
+        // What is mounted is looked up by paths below it.
+        config.root.value = home::resolved(&config.root.value);
         Self {
             config,
             cancel,

@@ -297,7 +297,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// The mount table knows no symbolic links, so `root` is given without, as far as it exists.
-fn resolved(root: &Path) -> PathBuf {
+pub(crate) fn resolved(root: &Path) -> PathBuf {
     for ancestor in root.ancestors() {
         if let Ok(real) = std::fs::canonicalize(ancestor) {
             let rest = root.strip_prefix(ancestor).unwrap_or(Path::new(""));

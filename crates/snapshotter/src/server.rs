@@ -146,15 +146,13 @@ impl Shared {
     /// Errors: `Invalid` if it names another store: that takes another server.
     fn renew(&self, config: Config) -> Result<(), Error> {
         let old = self.context();
-        if (config.root.value.as_path(), config.run_dir.value.as_path())
-            != (old.root(), old.run_dir())
-        {
+        let fresh = Context::new(config, old.cancel.clone(), Arc::clone(&old.progress));
+        if (fresh.root(), fresh.run_dir()) != (old.root(), old.run_dir()) {
             return Err(Error::Invalid {
                 what: "the settings name another store or run directory".into(),
                 hint: Some("start the server anew for that".into()),
             });
         }
-        let fresh = Context::new(config, old.cancel.clone(), Arc::clone(&old.progress));
         fresh.store()?;
         *self.context.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
         Ok(())

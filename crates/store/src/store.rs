@@ -88,6 +88,12 @@ impl Store {
         if options.create && !layout::exists(&layout.database())? {
             layout::make_dir(layout.root(), 0o700)?;
         }
+        // The mount table, which says what is in use, knows no symbolic links.
+        let layout = match std::fs::canonicalize(layout.root()) {
+            Ok(real) => Layout::new(real),
+            // The database tells what is wrong with it.
+            Err(_) => layout,
+        };
         let database = Database::open(&layout, options.create, options.busy_timeout_ms)?;
         let journal = Journal::of(layout.root());
         let reserve = Reserve::new(layout.reserve());
