@@ -204,11 +204,9 @@ fn systemd_is_told_and_settings_are_read_anew() {
     // What was the kernel's stays readable; what can't be understood changes nothing.
     reload("no such setting = 1\n");
     assert!(c.mounts("before").is_ok());
-    assert!(
-        server.log().contains("the old settings hold"),
-        "{}",
-        server.log()
-    );
+    let log = server.log();
+    assert!(log.contains("the old settings hold"), "{log}");
+    assert!(log.contains("no such setting"), "the reason is told: {log}");
     let pid = server.pid();
     server.end();
     assert!(told(&manager).contains("STOPPING=1"));
@@ -249,6 +247,91 @@ fn a_socket_that_systemd_hands_over_is_served() {
         server.socket().exists(),
         "a socket of systemd's is not ours to remove"
     );
+}
+
+/// What gRPC health says of a service.
+fn serves(server: &Server, service: &str) -> bool {
+    let status = server.runtime.block_on(async {
+        let endpoint = Endpoint::from_shared(format!("unix://{}", server.socket().display()));
+        let channel = endpoint.unwrap().connect().await.unwrap();
+        let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+        let service = service.into();
+        let request = tonic_health::pb::HealthCheckRequest { service };
+        health.check(request).await.unwrap().into_inner().status
+    });
+    assert!(matches!(status, 1 | 2), "neither serving nor not: {status}");
+    status == 1
+}
+
+#[test]
+fn a_server_whose_store_is_covered_touches_nothing_and_goes_on_when_it_is_back() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    let c = server.client();
+    c.layer("base", "");
+    c.prepare("w", "base").unwrap();
+    c.prepare("litter", "base").unwrap();
+    c.remove("litter").unwrap();
+    // Another store, made and closed before: what an old disk at the same place would be.
+    let other = server.home.join("other");
+    let mut make = Command::new(env!("CARGO_BIN_EXE_vellum"));
+    make.arg("--root").arg(&other).arg("--run-dir");
+    run(make.arg(server.home.join("r2")).arg("ls")).unwrap();
+    let empty = server.home.dir("empty").unwrap();
+    for (cover, at, says) in [
+        (&empty, server.root(), "covered by"),
+        (&empty, server.root().join("staging"), "covered by"),
+        (&empty, server.root().join("overlay2"), "covered by"),
+        (&other, server.root(), "not the store any more"),
+    ] {
+        let before = names_below(cover);
+        let told = server.log().len();
+        run(Command::new("mount").arg("--bind").arg(cover).arg(&at)).unwrap();
+        for refused in [
+            c.prepare("new", "base").map(drop),
+            c.prepare("new", "").map(drop),
+            c.mounts("w").map(drop),
+            c.commit("done", "w"),
+            c.remove("w"),
+            c.cleanup(),
+            c.list(&[]).map(drop),
+        ] {
+            let status = refused.unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            assert!(status.message().contains(says), "{status}");
+            assert!(status.message().contains("hint: "), "{status}");
+        }
+        if at == server.root() && cover == &empty {
+            wait_for("health to tell", || !serves(&server, ""));
+        }
+        let said = server.log()[told..].to_owned();
+        assert!(said.contains("ERROR") && said.contains(says), "{said}");
+        assert_eq!(names_below(cover), before, "something was made in {at:?}");
+        run(Command::new("umount").arg(&at)).unwrap();
+        assert!(upper(&c.mounts("w").unwrap()).exists());
+    }
+    wait_for("health to be back", || serves(&server, ""));
+    c.prepare("new", "base").unwrap();
+    c.commit("done", "w").unwrap();
+    c.cleanup().unwrap();
+    server.assert_sound();
+}
+
+/// All names below a directory, the database's own files left out: it may be looked at.
+fn names_below(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            names.extend(names_below(&entry.path()));
+        }
+        if !entry.file_name().to_string_lossy().contains(".db-") {
+            names.push(entry.path());
+        }
+    }
+    names.sort();
+    names
 }
 
 #[test]
@@ -308,16 +391,13 @@ fn numbers_health_and_logs_tell_what_the_server_does() {
     elsewhere.args(["--metrics", "0.0.0.0:0"]);
     assert_eq!(elsewhere.output().unwrap().status.code(), Some(2));
 
-    let answer = server.runtime.block_on(async {
-        let endpoint = Endpoint::from_shared(format!("unix://{}", server.socket().display()));
-        let channel = endpoint.unwrap().connect().await.unwrap();
-        let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
-        let request = tonic_health::pb::HealthCheckRequest {
-            service: "containerd.services.snapshots.v1.Snapshots".into(),
-        };
-        health.check(request).await.unwrap().into_inner().status
-    });
-    assert_eq!(answer, 1, "serving");
+    for service in [
+        "",
+        "containerd.services.snapshots.v1.Snapshots",
+        "containerd.services.diff.v1.Diff",
+    ] {
+        assert!(serves(&server, service), "{service}");
+    }
     server.end();
     let log = server.log();
     let first = log.lines().find(|line| line.contains("serving")).unwrap();

@@ -1,7 +1,9 @@
 //! What every verb is handed: settings, the store, where to work until the next boot, whether to stop, and who listens.
 //!
 //! A context belongs to one command (or one daemon); it is shared by reference between its threads. The store is opened at the first
-//! [`Context::store`], so that verbs that need none (`config show`) neither make nor migrate one.
+//! [`Context::store`], so that verbs that need none (`config show`) neither make nor migrate one. Each later call looks again whether its
+//! directories are where they were: a daemon lives long enough for somebody to mount something over them, and its open database would then tell of
+//! trees that are made in, or deleted from, what lies there now.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -22,7 +24,13 @@ pub struct Context {
     pub cancel: Cancel,
     /// Who is told what happens.
     pub progress: Arc<dyn Progress>,
-    store: OnceLock<Store>,
+    store: OnceLock<Opened>,
+}
+
+/// The store, and where its directories were when it was opened.
+struct Opened {
+    store: Store,
+    seen: home::Seen,
 }
 
 impl Context {
@@ -38,16 +46,20 @@ impl Context {
         }
     }
 
-    /// Returns the store, opening it (and making it, if there is none) the first time.
+    /// Returns the store, opening it (and making it, if there is none) the first time. Some ten stat(2) otherwise.
+    ///
+    /// Errors: [`Error::Covered`], [`Error::Unmounted`] and [`Error::Replaced`] as long as its directories can't be seen.
     pub fn store(&self) -> Result<&Store> {
-        if let Some(store) = self.store.get() {
-            return Ok(store);
+        if let Some(opened) = self.store.get() {
+            opened.seen.again(self.run_dir())?;
+            return Ok(&opened.store);
         }
         let options = self.store_options();
         home::verify(self.root(), self.run_dir())?;
-        let opened = Store::open(&options)?;
-        home::note(self.root(), self.run_dir(), &opened.uuid()?)?;
-        Ok(self.store.get_or_init(|| opened))
+        let store = Store::open(&options)?;
+        home::note(self.root(), self.run_dir(), &store.uuid()?)?;
+        let seen = home::Seen::now(self.root());
+        Ok(&self.store.get_or_init(|| Opened { store, seen }).store)
     }
 
     /// How the store is opened. Where Vellum's own engine can mount its layers they may be on any file system.

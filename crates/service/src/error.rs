@@ -207,6 +207,13 @@ pub enum Error {
         note: PathBuf,
     },
 
+    /// Another directory lies where the store was that this process has open.
+    #[error("{} is not the store any more that was opened there", path.display())]
+    Replaced {
+        /// The store's directory.
+        path: PathBuf,
+    },
+
     /// The user's namespaces can't be set up.
     #[error("cannot set up the user namespace that working without root takes")]
     Namespace(#[source] vellum_sys::Error),
@@ -348,6 +355,9 @@ impl Error {
                 was.mount_point.display(),
                 note.display()
             )),
+            Self::Replaced { .. } => Some(
+                "put the old directory back, or start the server (or the command) anew: it then uses what is there now".into(),
+            ),
             Self::Namespace(_) => Some(
                 "newuidmap and newgidmap (Debian: uidmap) and a range for the user in /etc/subuid and /etc/subgid are needed; \
                  some systems forbid it: see `sysctl kernel.unprivileged_userns_clone user.max_user_namespaces`"

@@ -100,6 +100,37 @@ enum Verdict {
     Unmounted { path: PathBuf, was: Cover },
 }
 
+/// Where a store's directories were when it was opened, for whoever keeps it open.
+#[derive(Debug)]
+pub(crate) struct Seen(Vec<(PathBuf, (u64, u64))>);
+
+impl Seen {
+    /// Looks at the store at `root`, which has no symbolic link in it.
+    pub(crate) fn now(root: &Path) -> Self {
+        let seen = |path: PathBuf| identity(&path).map(|id| (path, id));
+        Self(present(root).into_iter().filter_map(seen).collect())
+    }
+
+    /// Looks again. Errors as [`verify`] does, and with [`Error::Replaced`] if another root is there and nothing speaks against that one.
+    pub(crate) fn again(&self, run_dir: &Path) -> Result<()> {
+        let is_there = |(path, id): &(PathBuf, (u64, u64))| identity(path) == Some(*id);
+        if self.0.iter().all(is_there) {
+            return Ok(());
+        }
+        let Some(root) = self.0.first() else {
+            return Ok(());
+        };
+        verify(&root.0, run_dir)?;
+        // A directory in it that somebody put in the place of another is used, by commands too.
+        match is_there(root) {
+            true => Ok(()),
+            false => Err(Error::Replaced {
+                path: root.0.clone(),
+            }),
+        }
+    }
+}
+
 /// Stops with [`Error::Covered`] or [`Error::Unmounted`] if the store at `root` is not the one noted in `run_dir`.
 ///
 /// To be called before the store is opened; reads only.

@@ -7,6 +7,7 @@
 pub mod content;
 pub mod convert;
 pub mod differ;
+pub mod health;
 pub mod metrics;
 pub mod server;
 pub mod snapshots;

@@ -22,8 +22,10 @@ use crate::api::services::diff::v1::diff_server::DiffServer;
 use crate::api::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use crate::content::Containerd;
 use crate::differ::Differ;
+use crate::health;
 use crate::metrics::{self, Address, Metrics};
 use crate::snapshots::{Snapshots, refused};
+use crate::status;
 
 /// The longest message either side sends, as containerd has it.
 const MESSAGE_BYTES: usize = 16 << 20;
@@ -109,7 +111,7 @@ impl Shared {
     ) -> Result<T, Status> {
         let context = self.context();
         match tokio::task::spawn_blocking(move || verb(&context)).await {
-            Ok(done) => done.map_err(|error| crate::status::of(&error)),
+            Ok(done) => done.map_err(|error| status::of(&error)),
             Err(panic) => Err(Status::internal(panic.to_string())),
         }
     }
@@ -183,13 +185,8 @@ async fn run(life: Life, shared: &Arc<Shared>, options: &ServeOptions) -> Result
     let differ = DiffServer::new(differ)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
-    let (health_reporter, health) = tonic_health::server::health_reporter();
-    health_reporter
-        .set_serving::<SnapshotsServer<Snapshots>>()
-        .await;
-    health_reporter.set_serving::<DiffServer<Differ>>().await;
     let server = Server::builder()
-        .add_service(health)
+        .add_service(health::serve(Arc::clone(shared)).await)
         .add_service(snapshots)
         .add_service(differ)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), life.ending());
@@ -217,11 +214,11 @@ async fn reload(shared: &Arc<Shared>, options: &ServeOptions) {
             let shared = Arc::clone(shared);
             // Opening the store reads files.
             match tokio::task::spawn_blocking(move || shared.renew(config)).await {
-                Ok(done) => done.map_err(|e| e.to_string()),
+                Ok(done) => done.map_err(|error| status::told(&error, error.hint())),
                 Err(panic) => Err(panic.to_string()),
             }
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(status::told(&error, error.hint())),
     };
     match renewed {
         Ok(()) => tracing::info!("settings were read anew"),

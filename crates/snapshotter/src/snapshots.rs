@@ -227,13 +227,11 @@ impl wire::snapshots_server::Snapshots for Snapshots {
 /// Returns the status of a verb that failed, having said so in the log.
 pub(crate) fn refused(call: &'static str, key: &str, error: &vellum_service::Error) -> Status {
     let status = status::of(error);
-    use tonic::Code::{AlreadyExists, FailedPrecondition, InvalidArgument, NotFound};
-    match status.code() {
-        // What clients ask just to know.
-        AlreadyExists | NotFound | FailedPrecondition | InvalidArgument => {
-            tracing::debug!(call, key, code = ?status.code(), error = status.message(), "refused");
-        }
-        code => tracing::error!(call, key, ?code, error = status.message(), "failed"),
+    if status::is_trouble(error) {
+        tracing::error!(call, key, code = ?status.code(), error = status.message(), "failed");
+    } else {
+        // What clients ask just to know, and what they do wrong.
+        tracing::debug!(call, key, code = ?status.code(), error = status.message(), "refused");
     }
     status
 }

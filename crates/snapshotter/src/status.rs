@@ -1,7 +1,8 @@
 //! Errors as gRPC codes: the one place where they are chosen.
 //!
 //! containerd turns codes back into its own errors, and its decisions hang on them: a removal that fails otherwise than by FAILED_PRECONDITION
-//! ends its whole garbage collection, and NOT_FOUND makes it try something else. The text carries all causes, and the hint on a line of its own.
+//! ends its whole garbage collection, and NOT_FOUND makes it try something else. A store that can't be seen is UNAVAILABLE: nothing is decided on what it
+//! would have said, and who tries again finds it once it is back. The text carries all causes, and the hint on a line of its own.
 
 use tonic::{Code, Status};
 use vellum_service::Error;
@@ -23,8 +24,9 @@ fn code(error: &Error) -> Code {
         Error::InUse { .. }
         | Error::Plan(_)
         | Error::Unsupported { .. }
-        | Error::Covered { .. }
-        | Error::Unmounted { .. } => Code::FailedPrecondition,
+        // Something lies over one tree; see below for the whole store.
+        | Error::Covered { note: None, .. } => Code::FailedPrecondition,
+        Error::Covered { .. } | Error::Unmounted { .. } | Error::Replaced { .. } => Code::Unavailable,
         Error::Sys(error) if error.is_no_space() => Code::ResourceExhausted,
         Error::Damaged { .. } => Code::DataLoss,
         Error::Cancelled => Code::Aborted,
@@ -47,15 +49,35 @@ fn store_code(error: &StoreError) -> Code {
     }
 }
 
+/// Whether somebody has to do something on this machine, where most refusals are a client's mistake or answer its question.
+pub fn is_trouble(error: &Error) -> bool {
+    match error {
+        Error::Plan(_) | Error::Unsupported { .. } | Error::Covered { .. } => true,
+        Error::Store(error) if error.class() == Class::Unsupported => true,
+        other => {
+            use Code::{AlreadyExists, FailedPrecondition, InvalidArgument, NotFound};
+            !matches!(
+                code(other),
+                AlreadyExists | NotFound | FailedPrecondition | InvalidArgument
+            )
+        }
+    }
+}
+
 fn text(error: &Error) -> String {
+    told(error, error.hint())
+}
+
+/// An error with its causes and, on a line of its own, what to do.
+pub fn told(error: &dyn std::error::Error, hint: Option<String>) -> String {
     let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
+    let mut next = error.source();
     while let Some(cause) = next {
         text.push_str(": ");
         text.push_str(&cause.to_string());
         next = cause.source();
     }
-    if let Some(hint) = error.hint() {
+    if let Some(hint) = hint {
         text.push_str("\nhint: ");
         text.push_str(&hint);
     }

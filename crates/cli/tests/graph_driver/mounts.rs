@@ -212,3 +212,33 @@ fn a_mount_over_a_layer_is_named_and_left_alone() {
         driver.with("box", |dir| assert!(names(dir).is_empty()));
     });
 }
+
+#[test]
+fn a_covered_store_is_named_and_comes_back_without_a_restart_of_the_plugin() {
+    every_way(|driver| {
+        driver.create("base", "");
+        driver.create_read_write("box", "base");
+        let root = driver.plugin.root();
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "cover"])
+            .arg(&root))
+        .unwrap();
+        for (call, body) in [
+            ("Create", json!({ "ID": "new", "Parent": "base" })),
+            ("Get", json!({ "ID": "box" })),
+            // Not "no": the daemon would believe it.
+            ("Exists", json!({ "ID": "box" })),
+            ("Remove", json!({ "ID": "box" })),
+        ] {
+            let said = driver.fails(call, body);
+            assert!(
+                said.contains("covered by") && said.contains("umount"),
+                "{said}"
+            );
+        }
+        assert!(names(&root).is_empty(), "{:?}", names(&root));
+        unmount(&root).unwrap();
+        driver.with("box", |dir| assert!(names(dir).is_empty()));
+        driver.create("new", "base");
+    });
+}
