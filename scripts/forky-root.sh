@@ -10,7 +10,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 root=${FORKY_ROOT:-$here/.cache/forky}
-packages="containerd docker.io docker-cli docker-buildx podman buildah skopeo umoci runc crun iptables ca-certificates"
+packages="containerd docker.io docker-cli docker-buildx podman buildah skopeo umoci runc crun fuse3 iptables ca-certificates"
 say() { printf 'forky: %s\n' "$*" >&2; }
 
 mirror() { # the machine's own mirror
@@ -55,10 +55,10 @@ make_root() {
   touch "$root/.complete"
 }
 
-inside() {
+inside() { # COMMAND...: with how=exec it takes the place of this process, and all that runs inside ends with it
   # containerd refuses to load without a mount entry for its root: the root is bound onto itself.
   # shellcheck disable=SC2016
-  unshare --mount --pid --fork --propagation private sh -ec '
+  ${how:-} unshare --mount --pid --fork --kill-child --propagation private sh -ec '
     root=$1 exchange=$2
     shift 2
     mount --bind "$root" "$root"
@@ -81,7 +81,7 @@ make) make_root && echo "$root" ;;
 run)
   shift
   make_root
-  inside "$@"
+  how=exec inside "$@"
   ;;
 *)
   sed -n '2,10s/^# \{0,1\}//p' "$0"

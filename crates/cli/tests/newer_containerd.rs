@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use vellum_testkit::clients::{Access, Home, Registry, Skopeo, available, run, small_image};
+use vellum_testkit::clients::{Home, Registry, available, run, small_image};
 use vellum_testkit::untested;
 
 const HELLO: &str = "hello from version 2, 13 entries at the root";
@@ -27,16 +27,8 @@ fn scenario(name: &str, script: &str, expected: &[&str]) {
         return;
     }
     let home = Home::new().unwrap();
-    let registry = Registry::start(&home, "registry", Access::Open).unwrap();
+    let (registry, _image) = Registry::with_small_image(&home).unwrap();
     let archive = small_image(&home).unwrap();
-    Skopeo::new(&home)
-        .unwrap()
-        .copy_with(
-            &format!("docker-archive:{}", archive.display()),
-            &format!("docker://{}/demo:small", registry.host()),
-            &["--dest-tls-verify=false"],
-        )
-        .unwrap();
     let exchange = home.dir("exchange").unwrap();
     std::fs::rename(&archive, exchange.join("small.tar")).unwrap();
     std::fs::copy(env!("CARGO_BIN_EXE_vellum"), exchange.join("vellum")).unwrap();

@@ -232,6 +232,8 @@ pub struct Surroundings {
 impl Surroundings {
     /// Where the system's file is.
     pub const SYSTEM_FILE: &'static str = "/etc/vellum/vellum.toml";
+    /// Where root's store is, unless a setting says otherwise.
+    pub const SYSTEM_ROOT: &'static str = "/var/lib/vellum";
 
     fn get(&self, name: &str) -> Option<&OsStr> {
         self.environment
@@ -264,7 +266,7 @@ impl Surroundings {
                 .unwrap_or_else(|| self.home().join(".local/share"))
                 .join("vellum")
         } else {
-            PathBuf::from("/var/lib/vellum")
+            PathBuf::from(Self::SYSTEM_ROOT)
         }
     }
 

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::config::{Partial, Surroundings};
 use crate::error::{Error, Result};
 use containerd::Wanted;
 use record::Record;
@@ -147,7 +148,11 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
     };
     let mut restart = false;
     if let Some(path) = &options.config {
-        let edit = record::plan_edit(&tree, path, &options.wanted, old.as_ref())?;
+        let wanted = Wanted {
+            root: Some(store_root(&tree)?),
+            ..options.wanted.clone()
+        };
+        let edit = record::plan_edit(&tree, path, &wanted, old.as_ref())?;
         let step = text_step(&tree, &edit.file, edit.written.clone().into_bytes())?;
         restart = step.action != Action::Keep;
         if edit.disables_cri && options.wanted.cri {
@@ -183,6 +188,38 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
         commands,
         notes,
     )
+}
+
+/// Returns where the node's store is: what the unit's environment or its settings say, else the usual place.
+///
+/// Errors: `Invalid` if the settings can't be understood; the server would not start with them.
+fn store_root(tree: &Tree) -> Result<String> {
+    let text = |path: &Path| -> Result<String> {
+        let bytes = tree.read(path)?.unwrap_or_default();
+        String::from_utf8(bytes).map_err(|_| unreadable(path, &"it is not UTF-8"))
+    };
+    let environment = text(Path::new(systemd::ENVIRONMENT_FILE))?;
+    let named = environment
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("VELLUM_ROOT="))
+        .next_back();
+    if let Some(root) = named {
+        return Ok(root.trim_matches(['"', '\'']).into());
+    }
+    let path = Path::new(Surroundings::SYSTEM_FILE);
+    let settings: Partial = toml::from_str(&text(path)?).map_err(|e| unreadable(path, &e))?;
+    let root = settings.root.unwrap_or(Surroundings::SYSTEM_ROOT.into());
+    match root.to_str() {
+        Some(text) => Ok(text.into()),
+        None => Err(unreadable(path, &"the store's path is not UTF-8")),
+    }
+}
+
+fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> Error {
+    Error::Invalid {
+        what: format!("{} of the node: {why}", path.display()),
+        hint: Some("the server would not start with it: repair it first".into()),
+    }
 }
 
 /// Takes off a node what [`install`] put there. Images and layers in the store stay.

@@ -30,6 +30,7 @@ root = "/data/containerd" # a disk of its own
 fn wanted() -> Wanted {
     Wanted {
         socket: "/run/vellum/containerd.sock".into(),
+        root: Some("/var/lib/vellum".into()),
         cri: true,
         differ: None,
         replace: false,
@@ -70,6 +71,10 @@ fn a_version_3_configuration_gets_snapshotter_differ_and_transfer() {
     let doc: toml::Value = toml::from_str(&text).unwrap();
     let at = |keys: &[&str]| value(&doc, keys).clone();
     assert_eq!(at(&["proxy_plugins", "vellum", "type"]), "snapshot".into());
+    assert_eq!(
+        at(&["proxy_plugins", "vellum", "exports", "root"]),
+        "/var/lib/vellum".into()
+    );
     assert_eq!(at(&["proxy_plugins", "vellum-diff", "type"]), "diff".into());
     let images = ["plugins", "io.containerd.cri.v1.images"];
     assert_eq!(at(&[images[0], images[1], "snapshotter"]), "vellum".into());
@@ -115,7 +120,7 @@ fn the_edit_of_a_default_configuration_is_small_and_is_taken_back() {
     let changes = node::compare::changes(&text, &new);
     let lines = |sign: char| changes.lines().filter(|l| l.starts_with(sign)).count();
     let (gone, come) = (lines('-'), lines('+'));
-    assert!(gone <= 3 && come <= 24, "{changes}");
+    assert!(gone <= 3 && come <= 27, "{changes}");
     assert_eq!(revert(&new, &text, config(), &wanted()).unwrap(), text);
 }
 
@@ -330,6 +335,34 @@ fn an_upgrade_leads_back_to_the_beginning_and_leaves_running_programs_alone() {
     assert_eq!(node.read(path).unwrap(), expected);
     node.write(path, SMALL_THREE);
     assert_eq!(node.files(), before);
+}
+
+#[test]
+fn containerd_is_told_where_the_store_is() {
+    let root = |node: &Node| {
+        node::install(&node.options()).unwrap();
+        let text = node.read("etc/containerd/config.toml").unwrap();
+        let text: toml::Value = toml::from_str(&text).unwrap();
+        value(&text, &["proxy_plugins", "vellum", "exports", "root"]).clone()
+    };
+    let node = Node::with(Some(SMALL_THREE));
+    assert_eq!(root(&node), "/var/lib/vellum".into());
+    node.write("etc/vellum/vellum.toml", "root = \"/data/vellum\"\n");
+    assert_eq!(root(&node), "/data/vellum".into());
+    node.write(
+        "etc/default/vellum",
+        "# Ours.\nVELLUM_ROOT=\"/disk/vellum\"\n",
+    );
+    assert_eq!(root(&node), "/disk/vellum".into());
+    node::uninstall(node.dir.path(), false, false).unwrap();
+    assert_eq!(
+        node.read("etc/containerd/config.toml").unwrap(),
+        SMALL_THREE
+    );
+    node.write("etc/default/vellum", "");
+    node.write("etc/vellum/vellum.toml", "root = 7\n");
+    let error = node::install(&node.options()).unwrap_err();
+    assert!(error.to_string().contains("vellum.toml"), "{error}");
 }
 
 #[test]

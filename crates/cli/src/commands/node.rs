@@ -47,6 +47,7 @@ fn options(place: args::NodePlace, files: args::NodeFiles) -> Result<InstallOpti
         config,
         wanted: Wanted {
             socket: SOCKET.into(),
+            root: None,
             cri: true,
             differ: None,
             replace: false,

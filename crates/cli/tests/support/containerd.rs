@@ -6,8 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vellum_testkit::clients::{
-    Access, Containerd, Home, Registry, SNAPSHOTTER, Skopeo, SnapshotServer, available, run,
-    small_image,
+    Containerd, Home, Registry, SNAPSHOTTER, SnapshotServer, available, run, small_image,
 };
 
 pub const HELLO: &str = "hello from version 2, 13 entries at the root";
@@ -52,18 +51,7 @@ impl Pair {
 
     /// Starts a registry that has the small image, and returns its name there.
     pub fn registry(&self) -> (Registry, String) {
-        let registry = Registry::start(&self.home, "registry", Access::Open).unwrap();
-        let archive = small_image(&self.home).unwrap();
-        let image = format!("{}/demo:small", registry.host());
-        Skopeo::new(&self.home)
-            .unwrap()
-            .copy_with(
-                &format!("docker-archive:{}", archive.display()),
-                &format!("docker://{image}"),
-                &["--dest-tls-verify=false"],
-            )
-            .unwrap();
-        (registry, image)
+        Registry::with_small_image(&self.home).unwrap()
     }
 
     /// A pull of an image in a namespace.

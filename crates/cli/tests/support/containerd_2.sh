@@ -11,8 +11,8 @@ vellum_pid=
 containerd_pid=
 
 start_vellum() {
-  VELLUM_LOG=vellum_snapshotter=debug /exchange/vellum --root "$dir/v" --run-dir "$run/v" --config /dev/null \
-    serve containerd --socket "$run/vs" --containerd "$run/sock" >> "$dir/vellum.log" 2>&1 &
+  VELLUM_LOG=vellum_snapshotter=debug /exchange/vellum --root "$dir/v" --run-dir "$run/v" --config /dev/null ${vellum_flags:-} \
+    serve containerd ${server_flags:-} --socket "$run/vs" --containerd "$run/sock" >> "$dir/vellum.log" 2>&1 &
   vellum_pid=$!
   wait_for test -S "$run/vs"
 }

@@ -47,6 +47,9 @@ pub enum Version {
 pub struct Wanted {
     /// Where the server listens.
     pub socket: String,
+    /// The store's directory, which containerd tells the kubelet to watch the space of. `None`: nothing is said about it.
+    #[serde(default)]
+    pub root: Option<String>,
     /// Whether the kubelet's images and containers come to it.
     pub cri: bool,
     /// Whether Vellum unpacks and diffs, too. `None`: where the configuration's version says that containerd can.
@@ -226,6 +229,13 @@ fn settings(version: Version, wanted: &Wanted) -> Vec<(Vec<&'static str>, String
             socket.clone(),
         ),
     ];
+    if let Some(root) = &wanted.root {
+        // containerd 1.6 doesn't know it, and does not mind.
+        all.push((
+            vec!["proxy_plugins", SNAPSHOTTER, "exports", "root"],
+            root.clone(),
+        ));
+    }
     if uses_differ(version, wanted) {
         all.push((vec!["proxy_plugins", DIFFER, "type"], "diff".to_owned()));
         all.push((vec!["proxy_plugins", DIFFER, "address"], socket));

@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 
 const PROGRAM: &str = "/usr/local/bin/vellum";
 
+/// What the units read variables from.
+pub const ENVIRONMENT_FILE: &str = "/etc/default/vellum";
+
 const UNITS: [(&str, &str); 2] = [
     (
         "vellum-containerd.socket",

@@ -1,6 +1,6 @@
 //! A docker-registry of the test's own on loopback, and a proxy before it that misbehaves.
 
-use super::{Home, find, run};
+use super::{Home, Skopeo, find, run, small_image};
 use anyhow::{Context, bail};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read, Write};
@@ -72,6 +72,18 @@ impl Registry {
                 bail!("docker-registry did not come up:\n{log}");
             }
         }
+    }
+
+    /// Starts an open registry in directory `registry` of `home` that has the small image; returns it with the image's name there.
+    pub fn with_small_image(home: &Home) -> anyhow::Result<(Self, String)> {
+        let registry = Self::start(home, "registry", Access::Open)?;
+        let image = format!("{}/demo:small", registry.host());
+        Skopeo::new(home)?.copy_with(
+            &format!("docker-archive:{}", small_image(home)?.display()),
+            &format!("docker://{image}"),
+            &["--dest-tls-verify=false"],
+        )?;
+        Ok((registry, image))
     }
 
     /// Waits until it answers; false if it ended, or does not begin in time.
