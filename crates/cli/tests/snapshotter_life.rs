@@ -435,5 +435,20 @@ fn containerd_never_sees_what_is_vellum_s_own_and_the_other_way_round() {
     assert!(c.mounts("active").is_ok());
     c.commit_on("more", "active", Labels::new(), "").unwrap();
     run(server.vellum().args(["rm", "box"])).unwrap();
+    // What uses the disk is told by containerd's own keys, and nothing of it as what a collection would free.
+    let text = run(server.vellum().args(["df", "--verbose"])).unwrap();
+    assert!(
+        text.contains("containerd/theirs") && text.contains("containerd/more"),
+        "{text}"
+    );
+    let disk = run(server.vellum().args(["df", "--json"])).unwrap();
+    let disk: serde_json::Value = serde_json::from_str(&disk).unwrap();
+    assert_eq!(disk["unused_layers"]["inodes"], 0, "{disk}");
+    let items = disk["items"].as_array().unwrap();
+    let theirs = items
+        .iter()
+        .find(|i| i["id"] == "containerd/theirs")
+        .unwrap();
+    assert_eq!(theirs["users"], 1, "{disk}");
     server.assert_sound();
 }

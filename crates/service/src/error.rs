@@ -242,8 +242,7 @@ pub enum Error {
     Cancelled,
 }
 
-const NO_SPACE: &str =
-    "the disk is full: `vellum gc --dry-run` shows what could go, `vellum df` what uses it";
+const NO_SPACE: &str = "the disk is full, or its inodes are used up (`df -i`): `vellum gc --dry-run` shows what could go, `vellum df` what uses it";
 
 fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
     use vellum_store::Class;

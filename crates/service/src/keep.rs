@@ -40,7 +40,7 @@ pub struct Used {
     pub exclusive: Size,
     /// What others have too.
     pub shared: Size,
-    /// How many use it: containers of an image, images of a layer.
+    /// How many use it: containers of an image, images of a layer, or snapshots on it if it is no image's.
     pub users: u64,
 }
 
@@ -53,7 +53,7 @@ pub struct Disk {
     pub content: Size,
     /// What is kept so that layers come out byte for byte.
     pub recipes: Size,
-    /// Layers that no image has and nothing stands on.
+    /// Layers that no image has, nothing stands on, and whose accounts nobody else keeps.
     pub unused_layers: Size,
     /// Everything, each thing once.
     pub total: Size,
@@ -86,7 +86,10 @@ pub fn df(ctx: &Context) -> Result<Disk> {
             names: Vec::new(),
             exclusive,
             shared,
-            users: layer.images,
+            users: match layer.images {
+                0 => layer.children,
+                images => images,
+            },
         });
     }
     for container in &used.containers {

@@ -17,6 +17,25 @@ pub fn short(id: &str) -> &str {
     hex.get(..SHORT_ID).unwrap_or(hex)
 }
 
+/// Returns a snapshot's key as listings show it: ids shortened, other programs' own keys whole but for the digests in them.
+pub fn short_key(key: &str) -> String {
+    if !key.contains(['/', ' ']) {
+        return short(key).to_owned();
+    }
+    let mut shown = String::new();
+    for part in key.split_inclusive("sha256:") {
+        let digits = part.bytes().take_while(u8::is_ascii_hexdigit).count();
+        match digits {
+            64 => {
+                shown.push_str(&part[..SHORT_ID]);
+                shown.push_str(&part[digits..]);
+            }
+            _ => shown.push_str(part),
+        }
+    }
+    shown
+}
+
 /// Returns a stored image name as people write it.
 pub fn familiar(name: &str) -> String {
     Reference::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.familiar())
@@ -131,5 +150,22 @@ mod tests {
     fn short_ids_lose_the_algorithm() {
         assert_eq!(short("sha256:0123456789abcdef"), "0123456789ab");
         assert_eq!(short("abc"), "abc");
+    }
+
+    #[test]
+    fn keys_of_other_programs_stay_apart() {
+        let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+        assert_eq!(short_key(&digest), "0123456789ab");
+        assert_eq!(
+            short_key("containerd/default/69/c5"),
+            "containerd/default/69/c5"
+        );
+        let key = format!("containerd/two/1/extract-5-W2ka {digest} x");
+        let shown = "containerd/two/1/extract-5-W2ka sha256:0123456789ab x";
+        assert_eq!(short_key(&key), shown);
+        assert_eq!(
+            short_key("containerd/a/sha256:12é"),
+            "containerd/a/sha256:12é"
+        );
     }
 }

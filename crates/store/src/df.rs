@@ -9,7 +9,7 @@ use crate::{
     digest::Digest,
     error::{Class, DbContext, Result},
     images::ImageRecord,
-    snapshot::{Info, Kind, SnapshotKey, Usage},
+    snapshot::{Info, Keep, Kind, SnapshotKey, Usage},
     store::Store,
 };
 
@@ -58,6 +58,8 @@ pub struct LayerUse {
     pub images: u64,
     /// Snapshots that stand right on it.
     pub children: u64,
+    /// A collection would leave it, whoever uses it: its front's client keeps the accounts.
+    pub kept: bool,
 }
 
 /// What one container takes.
@@ -90,12 +92,12 @@ impl DiskUse {
         total
     }
 
-    /// Returns the layers that no image has and nothing stands on: what gc would free at least, leases aside.
+    /// Returns the layers that no image has, nothing stands on and nobody else keeps accounts of: what gc would free at least, leases aside.
     pub fn unused_layers(&self) -> Usage {
         let mut unused = Usage::default();
         self.layers
             .iter()
-            .filter(|layer| layer.images == 0 && layer.children == 0)
+            .filter(|layer| layer.images == 0 && layer.children == 0 && !layer.kept)
             .for_each(|layer| unused += layer.usage);
         unused
     }
@@ -179,6 +181,7 @@ impl Store {
                     usage: own(&info.key),
                     images: of_image.get(&info.key).copied().unwrap_or_default(),
                     children: children.get(&info.key).copied().unwrap_or_default(),
+                    kept: info.keep == Keep::UntilRemoved,
                 }),
                 Kind::Active if !owned.contains(&info.key) => {
                     if let Some(usage) = self.usage_now(&info.key)? {

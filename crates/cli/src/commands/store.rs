@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use vellum_service::error::Kind;
 use vellum_service::keep::{self, Size};
-use vellum_service::names::short;
+use vellum_service::names::short_key;
 use vellum_service::{Context, Error, image, info as infos, inspect as inspects, volumes};
 
 use super::Outcome;
@@ -137,7 +137,7 @@ pub fn df(ctx: &Context, args: args::Df) -> Outcome {
                 let name = match item.names.first() {
                     Some(name) if item.kind == "image" => vellum_service::names::familiar(name),
                     Some(name) => name.clone(),
-                    None => short(&item.id).to_owned(),
+                    None => short_key(&item.id),
                 };
                 let mut row = vec![item.kind.to_owned(), name];
                 row.extend(size(&item.exclusive));
