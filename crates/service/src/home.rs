@@ -133,10 +133,9 @@ impl Seen {
 
 /// Stops with [`Error::Covered`] or [`Error::Unmounted`] if the store at `root` is not the one noted in `run_dir`.
 ///
-/// To be called before the store is opened; reads only.
+/// To be called before the store is opened; reads only. `root` has no symbolic links, as [`resolved`] gives it.
 pub fn verify(root: &Path, run_dir: &Path) -> Result<()> {
-    let root = resolved(root);
-    let file = note_file(&root, run_dir);
+    let file = note_file(root, run_dir);
     let note = read_note(&file).filter(|note| note.boot == boot_id());
     // The usual case costs no look at the mount table: everything is where it was.
     if let Some(note) = &note
@@ -149,7 +148,7 @@ pub fn verify(root: &Path, run_dir: &Path) -> Result<()> {
     }
     let table = mountinfo::read()?;
     let has_store = root.join("vellum.db").exists();
-    match judge(&root, note.as_ref(), &table, has_store, &identity) {
+    match judge(root, note.as_ref(), &table, has_store, &identity) {
         Verdict::GoOn => Ok(()),
         Verdict::Covered { path, covers } => Err(Error::Covered {
             path,
@@ -164,17 +163,16 @@ pub fn verify(root: &Path, run_dir: &Path) -> Result<()> {
     }
 }
 
-/// Notes where the store at `root`, which has just been opened, lies; does nothing if that is known.
+/// Notes where the store at `root` (without symbolic links), which has just been opened, lies; does nothing if that is known.
 ///
 /// The run directory is made if it is missing. Not durable, on purpose: it must not outlive the mounts.
 pub fn note(root: &Path, run_dir: &Path, store: &str) -> Result<()> {
-    let root = resolved(root);
-    let file = note_file(&root, run_dir);
+    let file = note_file(root, run_dir);
     let old = read_note(&file);
     let boot = boot_id();
     if let Some(old) = &old
         && (old.boot.as_str(), old.store.as_str()) == (boot.as_str(), store)
-        && present(&root)
+        && present(root)
             == old
                 .places
                 .iter()
@@ -189,7 +187,7 @@ pub fn note(root: &Path, run_dir: &Path, store: &str) -> Result<()> {
     }
     let table = mountinfo::read()?;
     let mut places = Vec::new();
-    for path in present(&root) {
+    for path in present(root) {
         let stat = Dir::open(&path)?.stat_self()?;
         let mount = table.by_id(stat.mnt_id);
         places.push(Place {

@@ -25,6 +25,9 @@ pub use mounts::MountEntry;
 /// What the keys of such snapshots begin with in the store. On disk: another one loses them all.
 const OWNER: &str = "containerd/";
 
+/// What the client's keys of snapshots begin with that a layer is unpacked into.
+const EXTRACTION: &str = "extract-";
+
 /// The label with the chain id that an extraction is for, and that a layer has.
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 
@@ -65,6 +68,17 @@ pub struct NewSnapshot {
     pub labels: Labels,
 }
 
+impl NewSnapshot {
+    /// Returns whether a layer is going to be unpacked into it. A client that wants to know whether the layer is there
+    /// already says so with a label; one that does not, only with the key that it chose.
+    fn is_extraction(&self) -> bool {
+        // Namespace and number come first.
+        let of_client = self.key.splitn(3, '/').last();
+        self.labels.contains_key(SNAPSHOT_REF)
+            || of_client.is_some_and(|key| key.starts_with(EXTRACTION))
+    }
+}
+
 /// What became of a writable snapshot that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prepared {
@@ -94,7 +108,7 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
     }
     let parts = store.prepare(&key(&new.key), &options)?;
     let entries = shown(ctx, terms, new, &parts)?;
-    if new.labels.contains_key(SNAPSHOT_REF) {
+    if new.is_extraction() {
         writeback::follow(store, &key(&new.key), &parts);
     }
     Ok(Prepared::New(entries))
@@ -312,5 +326,32 @@ pub fn check_root(ctx: &Context) -> Result<()> {
             None => Ok(()),
             Some(c) => refuse(format!("the store's path {text} has {c:?} in it")),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extraction_is_known_by_its_label_or_its_key() {
+        let new = |key: &str, labels: &[(&str, &str)]| NewSnapshot {
+            key: key.into(),
+            parent: None,
+            labels: labels
+                .iter()
+                .map(|&(name, value)| (name.into(), value.into()))
+                .collect(),
+        };
+        for (key, expected) in [
+            ("default/7/extract-12-Ab/c sha256:00", true),
+            ("extract-12-Abc sha256:00", true),
+            ("extract-/7/box", false),
+            ("default/7/box", false),
+            ("default/7/box/extract-1", false),
+        ] {
+            assert_eq!(new(key, &[]).is_extraction(), expected, "{key}");
+        }
+        assert!(new("default/7/box", &[(SNAPSHOT_REF, "sha256:00")]).is_extraction());
     }
 }

@@ -17,7 +17,7 @@ use vellum_sys::{FileKind, publish};
 use crate::blocks::view::Piece;
 use crate::engine::blocks::{BlockFile, OpenBlocks};
 use crate::engine::copy_up::What;
-use crate::engine::limit::Charge;
+use crate::engine::limit::{Change, Charge};
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode};
 use crate::engine::options::Durability;
 use crate::engine::place::{Bytes, open_upper};
@@ -79,7 +79,7 @@ impl Engine {
                 Bytes::Blocks(blocks, open) => blocks.write(&upper.blocks, open, bytes, offset),
                 Bytes::Lower(..) => Err(Refusal::Stale.into()),
             };
-            charge.settle();
+            charge.settle(Change::Grows);
             wrote
         })?;
         if clears {
@@ -107,7 +107,7 @@ impl Engine {
                 Bytes::AppendOnly(_) => Err(Refusal::NotPermitted.into()),
                 Bytes::Lower(..) => Err(Refusal::Stale.into()),
             };
-            charge.settle_freed();
+            charge.settle(Change::MayFree);
             set
         })?;
         match clear_privileges {
@@ -153,10 +153,10 @@ impl Engine {
                 Bytes::AppendOnly(_) => Err(Refusal::NotPermitted.into()),
                 Bytes::Lower(..) => Err(Refusal::Stale.into()),
             };
-            match frees {
-                true => charge.settle_freed(),
-                false => charge.settle(),
-            }
+            charge.settle(match frees {
+                true => Change::MayFree,
+                false => Change::Grows,
+            });
             done
         })
     }
@@ -254,7 +254,7 @@ impl Engine {
             };
             let charge = self.charge(upper, place, to_offset, to_offset + length as u64)?;
             let copied = data::copy_range(&*source, from_offset, &**file, to_offset, length);
-            charge.settle();
+            charge.settle(Change::Grows);
             match copied {
                 Ok(count) => Ok(Some(count)),
                 Err(error)
@@ -422,7 +422,7 @@ impl Engine {
             .size_bytes;
         let charge = upper.usage.charge(&open.upper, 0, size_bytes, 0)?;
         let copied = blocks.copy_all_up(&upper.blocks, &open);
-        charge.settle();
+        charge.settle(Change::Grows);
         copied?;
         self.settled(upper, node, &blocks, &open)
     }

@@ -81,6 +81,15 @@ struct Charged<'a> {
     _stripe: MutexGuard<'a, ()>,
 }
 
+/// What a change can do to the blocks that a file has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It takes none away, whatever the file system shows just now.
+    Grows,
+    /// It may take some away: truncated, or a hole made.
+    MayFree,
+}
+
 /// The bytes that were counted for files, by inode number.
 ///
 /// For an instant a file system may show fewer blocks than a file has: ext4 takes what it reserved for delayed allocation
@@ -94,11 +103,11 @@ impl Counted {
         self.0.get(&ino).copied().unwrap_or(shown)
     }
 
-    /// Returns what to count for a file that has changed and shows `shown`; `may_free` says that it could have lost blocks.
-    fn after(&mut self, ino: u64, before: u64, shown: u64, may_free: bool) -> u64 {
-        let after = match may_free {
-            true => shown,
-            false => shown.max(before),
+    /// Returns what to count for a file that has changed and shows `shown`.
+    fn after(&mut self, ino: u64, before: u64, shown: u64, change: Change) -> u64 {
+        let after = match change {
+            Change::Grows => shown.max(before),
+            Change::MayFree => shown,
         };
         if self.0.len() >= REMEMBERED {
             self.0.clear();
@@ -454,21 +463,12 @@ impl Engine {
 }
 
 impl Charge<'_> {
-    /// Puts in the place of what was reserved what a change really took that frees nothing.
-    pub fn settle(self) {
-        self.settle_as(false);
-    }
-
-    /// Puts in the place of what was reserved what a change took, or freed.
-    pub fn settle_freed(self) {
-        self.settle_as(true);
-    }
-
-    fn settle_as(self, may_free: bool) {
+    /// Puts what a change really took, or freed, in the place of what was reserved.
+    pub fn settle(self, change: Change) {
         if let Some(charged) = self.0 {
             let shown = blocks_bytes(&charged.file);
             let before = charged.before;
-            let after = lock(&charged.usage.counted).after(charged.ino, before, shown, may_free);
+            let after = lock(&charged.usage.counted).after(charged.ino, before, shown, change);
             let mut used = charged.usage.used();
             used.bytes = (used.bytes + after).saturating_sub(before + charged.reserved);
         }
@@ -571,24 +571,24 @@ mod tests {
     use super::*;
 
     /// What a file shows, one change after the other, and what is counted for it.
-    fn counted(shown: &[(u64, bool)]) -> Vec<u64> {
+    fn counted(shown: &[(u64, Change)]) -> Vec<u64> {
         let mut counted = Counted::default();
         let mut all = Vec::new();
-        for &(shown, may_free) in shown {
+        for &(shown, change) in shown {
             let before = counted.before(7, 0);
-            all.push(counted.after(7, before, shown, may_free));
+            all.push(counted.after(7, before, shown, change));
         }
         all
     }
 
     #[test]
     fn a_file_that_shows_too_few_blocks_for_an_instant_is_counted_in_full() {
-        let grows = |bytes| (bytes, false);
+        let grows = |bytes| (bytes, Change::Grows);
         assert_eq!(
             counted(&[grows(64), grows(16), grows(192), grows(192)]),
             [64, 64, 192, 192]
         );
-        let freed = [grows(64), (8, true), grows(128)];
+        let freed = [grows(64), (8, Change::MayFree), grows(128)];
         assert_eq!(counted(&freed), [64, 8, 128]);
     }
 
@@ -596,7 +596,7 @@ mod tests {
     fn what_is_remembered_is_bounded_and_forgotten_with_the_file() {
         let mut counted = Counted::default();
         for ino in 0..10_000 {
-            counted.after(ino, 0, 1, false);
+            counted.after(ino, 0, 1, Change::Grows);
             assert!(counted.0.len() <= REMEMBERED);
         }
         assert_eq!(counted.before(9_999, 5), 1);

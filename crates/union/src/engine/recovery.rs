@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vellum_format::{Handle, Mark, Nlink, NlinkBase, Prefix, workdir};
 use vellum_sys::lock::{Lock, Sharing};
@@ -175,17 +175,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Opens an upper or a work directory so that nobody else can.
 pub(crate) fn lock(path: &Path) -> Result<(Dir, Lock)> {
-    let dir = Dir::open(path).map_err(|error| bad(path, reason(&error)))?;
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let dup = dir.dup().map_err(|error| bad(path, reason(&error)))?;
-        match Lock::try_now(dup, Sharing::Exclusive) {
-            Ok(Some(lock)) => return Ok((dir, lock)),
-            Ok(None) if Instant::now() < until => std::thread::sleep(PATIENCE / 100),
-            Ok(None) => return Err(bad(path, "another union has it; unmount that first")),
-            Err(error) => return Err(bad(path, reason(&error))),
-        }
-    }
+    let failed = |error| bad(path, reason(&error));
+    let dir = Dir::open(path).map_err(failed)?;
+    let dup = dir.dup().map_err(failed)?;
+    let lock = Lock::wait_at_most(dup, Sharing::Exclusive, PATIENCE).map_err(failed)?;
+    let lock = lock.ok_or_else(|| bad(path, "another union has it; unmount that first"))?;
+    Ok((dir, lock))
 }
 
 fn bad(path: &Path, why: impl Into<String>) -> Error {
