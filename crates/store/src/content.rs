@@ -16,6 +16,7 @@ use crate::{
     digest::{Algorithm, Digest, Hasher},
     driver::TreeId,
     error::{DbContext, IoContext, Result, StoreError, Subject},
+    gc,
     layout::{self, sync_dir},
     lease::{self, LeaseId},
     rows,
@@ -114,7 +115,29 @@ pub(crate) fn record_recipe(
     Ok(())
 }
 
+/// Takes the record of a recipe away if no snapshot has its layer any more and no lease holds it. Returns whether there was one: then
+/// [`Store::discard_recipe_or_leave`] is to follow.
+pub(crate) fn release_recipe(tx: &Transaction<'_>, diff_id: &Digest) -> Result<bool> {
+    let gone = tx
+        .execute(
+            "DELETE FROM recipes WHERE diff_id = ?1 \
+                 AND NOT EXISTS (SELECT 1 FROM snapshots WHERE diff_id = ?1) \
+                 AND NOT EXISTS (SELECT 1 FROM lease_digests WHERE digest = ?1)",
+            params![diff_id.to_string()],
+        )
+        .db("forget a recipe")?;
+    Ok(gone > 0)
+}
+
 impl Store {
+    /// Takes the file of a recipe away that has no record any more, unless somebody records it anew meanwhile. What goes wrong is left to gc.
+    pub(crate) fn discard_recipe_or_leave(&self, diff_id: &Digest) {
+        let path = self.layout().recipe(diff_id);
+        if let Err(error) = self.discard_named(&path, |tx| gc::has_recipe(tx, diff_id.hex())) {
+            tracing::warn!(recipe = %diff_id, error = crate::error::chain(&error), "left for the next gc");
+        }
+    }
+
     /// Begins a blob. With `expected`, committing anything else fails; the algorithm is `expected`'s, else SHA-256.
     pub fn blob_writer(&self, expected: Option<&Digest>) -> Result<BlobWriter> {
         let (staged, file) = Staged::file(self.layout(), TreeId::random().as_str())?;

@@ -201,7 +201,7 @@ impl Store {
 
     /// Removes a file or directory whose name may come again, unless its maker lives or a record of it has appeared:
     /// then `None`. Else true if it is gone, false if part of it is mounted over.
-    fn discard_named(
+    pub(crate) fn discard_named(
         &self,
         path: &Path,
         recorded: impl FnOnce(&Transaction<'_>) -> Result<bool>,

@@ -10,6 +10,7 @@ use rusqlite::Transaction;
 use vellum_format::{Prefix, workdir};
 
 use crate::{
+    content,
     driver::{self, Driver, DriverKind, LinkId, NewTree, Shape, TreeId, TreeParts, TreeRef},
     error::{DbContext, IoContext, Result, StoreError, Subject},
     filter::Filter,
@@ -381,7 +382,7 @@ impl Store {
     /// rest waits in the trash for a later sweep, and the call succeeds. Errors: `NotFound`, `HasChildren`, `InUse` (an
     /// image or a container needs it).
     pub fn remove(&self, key: &SnapshotKey, sweep: Sweep) -> Result<()> {
-        let row = self.write_freeing(|tx| {
+        let (row, recipe) = self.write_freeing(|tx| {
             let row = rows::get(tx, key)?;
             let (count, child) = rows::children(tx, row.id)?;
             policy_remove(key, count, child)?;
@@ -393,9 +394,16 @@ impl Store {
                 });
             }
             delete_row(tx, row.id)?;
-            Ok(row)
+            let recipe = match row.record.diff_id.clone() {
+                Some(diff_id) if content::release_recipe(tx, &diff_id)? => Some(diff_id),
+                _ => None,
+            };
+            Ok((row, recipe))
         })?;
         self.discard_or_leave(&row.record, sweep);
+        if let Some(diff_id) = recipe {
+            self.discard_recipe_or_leave(&diff_id);
+        }
         Ok(())
     }
 

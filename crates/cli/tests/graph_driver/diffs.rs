@@ -252,3 +252,31 @@ fn a_diff_against_any_other_layer_leads_from_that_to_this() {
         assert!(driver.changes("top", "").iter().all(|(_, kind)| *kind == 1));
     });
 }
+
+#[test]
+fn a_removed_layer_leaves_nothing_to_collect() {
+    every_way(|driver| {
+        let tree = driver.home.dir("tree").unwrap();
+        fs::write(tree.join("file"), "x").unwrap();
+        let tar = pack(&tree);
+        driver.create("base", "");
+        driver.with("base", |dir| fs::write(dir.join("below"), "x").unwrap());
+        // The same layer twice, on different ones.
+        for (id, parent) in [("one", ""), ("two", "base")] {
+            driver.create(id, parent);
+            driver.apply(id, parent, &tar, true);
+        }
+        let recipes = driver.plugin.root().join("recipes");
+        assert_eq!(names(&recipes).len(), 1, "{}", driver.way);
+        driver.remove("one");
+        assert_eq!(names(&recipes).len(), 1, "{}", driver.way);
+        assert_eq!(driver.diff("two", "base"), tar, "byte for byte");
+        for id in ["two", "base"] {
+            driver.remove(id);
+        }
+        assert!(names(&recipes).is_empty(), "{:?}", names(&recipes));
+        let mut gc = driver.plugin.command();
+        let said = run(gc.args(["gc", "--dry-run", "--json"])).unwrap();
+        assert_eq!(said.trim(), "[]", "{}", driver.way);
+    });
+}
