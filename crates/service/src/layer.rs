@@ -199,10 +199,10 @@ fn lock(layers: &[Input]) -> Result<Vec<Lock>> {
                 what: format!("the layer {} is mounted: {by}", path.display()),
                 hint: "unmount it first: those who use it would see parts of the old and of the new layer".into(),
             };
-            let names = |m: &mountinfo::Mount| {
+            let names = |m: &mountinfo::Mount, options: &mountinfo::FsOptions| {
                 let dirs = ["upperdir", "lowerdir", "lowerdir+", "datadir+"];
                 m.fs_type == "overlay"
-                    && dirs.iter().flat_map(|name| m.super_options_named(name)).any(|value| {
+                    && dirs.iter().flat_map(|name| options.all(name)).any(|value| {
                         value.as_bytes().split(|&b| b == b':').any(|one| one == path.as_os_str().as_bytes())
                     })
             };

@@ -17,7 +17,7 @@ use vellum_store::{ContainerRecord, DriverKind, Shape, SnapshotKey, TreeParts};
 use vellum_sys::Dir;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::mount::{self, BindOptions, Detach, MountError};
-use vellum_sys::mountinfo::{self, Table};
+use vellum_sys::mountinfo::{self, FsOptions, Table};
 
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -455,7 +455,7 @@ pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Re
     let mut force = force;
     if let Shape::Overlay(overlay) = &parts.shape {
         // Else somebody else's mount would be taken away in its stead.
-        force |= place::look(overlay)? == Shows::Dead;
+        force |= place::look_in(overlay, &table)? == Shows::Dead;
     }
     let places = places(&parts, &table);
     // The container's own place last: while it is there, the others can be found.
@@ -637,12 +637,11 @@ fn images_mounted(ctx: &Context) -> Result<Vec<PathBuf>> {
         path.starts_with(&root)
             || (path.is_relative() && fs::symlink_metadata(home.join(path)).is_ok())
     };
-    let of_ours = |m: &&mountinfo::Mount| {
+    let has_layers = |options: &FsOptions| {
         let mut layers = ["lowerdir+", "lowerdir"]
             .into_iter()
-            .flat_map(|name| m.super_options_named(name));
-        let overlay = m.fs_type == "overlay"
-            && m.super_option("upperdir").is_none()
+            .flat_map(|name| options.all(name));
+        options.get("upperdir").is_none()
             && layers.any(|l| {
                 let first = l
                     .as_bytes()
@@ -650,16 +649,21 @@ fn images_mounted(ctx: &Context) -> Result<Vec<PathBuf>> {
                     .next()
                     .unwrap_or_default();
                 is_layer(first) || is_layer(l.as_bytes())
-            });
+            })
+    };
+    let of_ours = |m: &&mountinfo::Mount| {
+        // One that is gone meanwhile is nobody's.
+        let overlay = m.fs_type == "overlay" && m.fs_options().is_ok_and(|o| has_layers(&o));
         let engine = m.fs_type == ENGINE_TYPE && Path::new(&m.source) == root;
         overlay || engine || (m.is_read_only() && shows_tree(&m.root))
     };
     let inside = |m: &&mountinfo::Mount| m.mount_point.starts_with(&root);
+    // Those inside, the containers' own, first: it is the options of the others alone that are asked for.
     Ok(table
         .mounts()
         .iter()
-        .filter(of_ours)
         .filter(|m| !inside(m))
+        .filter(of_ours)
         .map(|m| m.mount_point.clone())
         .collect())
 }

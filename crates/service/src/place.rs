@@ -30,19 +30,22 @@ pub enum Shows {
 
 /// Tells what shows at `overlay.merged`. Errors: [`Error::Covered`] if something foreign does.
 pub fn look(overlay: &Overlay) -> Result<Shows> {
-    let table = mountinfo::read()?;
-    match judge(&overlay.home, &overlay.merged, &table)? {
-        Shows::Container if dead::is_dead(overlay, &table) => Ok(Shows::Dead),
+    look_in(overlay, &mountinfo::read()?)
+}
+
+/// As [`look`], for a caller that has just read the mount table.
+pub(crate) fn look_in(overlay: &Overlay, table: &Table) -> Result<Shows> {
+    match judge(&overlay.home, &overlay.merged, table)? {
+        Shows::Container if dead::is_dead(overlay, table) => Ok(Shows::Dead),
         shows => Ok(shows),
     }
 }
 
 /// Tells whether the mount at `overlay.merged` is one of Vellum's own engine.
-pub(crate) fn is_engines(overlay: &Overlay) -> Result<bool> {
-    let table = mountinfo::read()?;
+pub(crate) fn is_engines(overlay: &Overlay, table: &Table) -> bool {
     let mut latest = table.mounts().iter().rev();
     let found = latest.find(|m| m.mount_point == overlay.merged);
-    Ok(found.is_some_and(|m| m.fs_type == ENGINE_TYPE))
+    found.is_some_and(|m| m.fs_type == ENGINE_TYPE)
 }
 
 /// Errors with [`Error::Covered`] if something is mounted over `tree`, a directory in the driver's directory `home`.

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
@@ -256,11 +256,8 @@ pub fn unmount_id(target: &Path, id: u64) -> Result<bool> {
         Err(Errno::NOENT) => return Ok(false),
         Err(e) => return Err(Error::new("open", target, e)),
     };
-    // Without asking the file system, which may be one that no longer answers.
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let seen = rustix::fs::statx(&fd, "", flags, StatxFlags::MNT_ID)
-        .map_err(|e| Error::new("look at", target, e))?;
-    if seen.stx_mnt_id != id {
+    let seen = crate::stat::mount_id(&fd).map_err(|e| Error::new("look at", target, e))?;
+    if seen != id {
         return Ok(false);
     }
     match rustix::mount::unmount(
@@ -302,10 +299,7 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
         rustix::fs::open(path, flags, Mode::empty()).map_err(|e| Error::new("open", path, e))?;
     let here = crate::stat::stat_fd(&fd)?;
     if !here.is_dir() {
-        let table = crate::mountinfo::read()?;
-        return Ok(table
-            .by_id(here.mnt_id)
-            .is_some_and(|m| m.mount_point == path));
+        return Ok(crate::mountinfo::of(&fd)?.is_some_and(|m| m.mount_point == path));
     }
     let above = crate::stat::Stat::at(&fd, Path::new(".."), AtFlags::empty())
         .map_err(|e| Error::new("look above", path, e))?;

@@ -179,6 +179,14 @@ impl Stat {
     }
 }
 
+/// Returns the number, as in mountinfo, of the mount that `fd` lies on; 0 before Linux 5.8.
+///
+/// The file system, which may be one that no longer answers, is not asked.
+pub(crate) fn mount_id<Fd: AsFd>(fd: Fd) -> rustix::io::Result<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    Ok(rustix::fs::statx(fd, "", flags, StatxFlags::MNT_ID)?.stx_mnt_id)
+}
+
 /// Returns the attributes of what `fd` refers to (an `O_PATH` descriptor will do).
 pub fn stat_fd<Fd: AsFd>(fd: Fd) -> crate::Result<Stat> {
     let fd = fd.as_fd();

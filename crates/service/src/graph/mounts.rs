@@ -82,8 +82,9 @@ impl Graph {
         let Some(overlay) = self.overlay(found)? else {
             return Ok(false);
         };
-        Ok(place::look(&overlay)? == Shows::Container
-            && place::is_engines(&overlay)?
+        let table = mountinfo::read()?;
+        Ok(place::look_in(&overlay, &table)? == Shows::Container
+            && place::is_engines(&overlay, &table)
             && !unmount_unused(&overlay.merged)?)
     }
 

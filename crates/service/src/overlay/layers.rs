@@ -208,13 +208,9 @@ pub fn beneath_id_maps(options: &mut MountOptions) -> Result<()> {
 
 /// Where the same directory is without the mapping.
 fn beneath_id_map(path: &Path, table: &mountinfo::Table) -> Option<PathBuf> {
-    let is_mapped = |mount: &mountinfo::Mount| {
-        let mut options = mount.options.as_encoded_bytes().split(|&byte| byte == b',');
-        options.any(|option| option == b"idmapped")
-    };
     let real = std::fs::canonicalize(path).ok()?;
     let mount = *table.chain(&real).last()?;
-    if !is_mapped(mount) {
+    if !mount.is_id_mapped() {
         return None;
     }
     let inner = mount.root.join(real.strip_prefix(&mount.mount_point).ok()?);
@@ -225,7 +221,7 @@ fn beneath_id_map(path: &Path, table: &mountinfo::Table) -> Option<PathBuf> {
     let wanted = identity(&real)?;
     let others = table.mounts().iter().filter(|other| other.dev == mount.dev);
     let mut plain = others
-        .filter(|other| !is_mapped(other))
+        .filter(|other| !other.is_id_mapped())
         .filter_map(|other| {
             let found = other
                 .mount_point

@@ -20,7 +20,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags};
 
 use super::{BindOptions, Detach, MountError};
 use crate::Error;
-use crate::mountinfo::{self, Mount};
+use crate::mountinfo::{self, FsOptions};
 
 /// Lower layers the kernel takes at most (`OVL_MAX_STACK`).
 pub const KERNEL_LAYER_LIMIT: usize = 500;
@@ -215,26 +215,26 @@ pub struct EffectiveOptions {
 
 impl EffectiveOptions {
     /// Reads the options of a mounted overlay.
-    pub fn of(mount: &Mount) -> Self {
-        let is_on = |name: &str| match mount.super_option(name) {
+    pub fn of(options: &FsOptions) -> Self {
+        let is_on = |name: &str| match options.get(name) {
             Some(value) => value == "on",
             None => module_default(name),
         };
         EffectiveOptions {
             index: is_on("index"),
-            redirect_dir: match mount.super_option("redirect_dir") {
+            redirect_dir: match options.get("redirect_dir") {
                 Some(value) => value.to_string_lossy().into_owned(),
                 None if module_default("redirect_dir") => "on".into(),
                 None => "off".into(),
             },
             metacopy: is_on("metacopy"),
-            xino: mount
-                .super_option("xino")
+            xino: options
+                .get("xino")
                 .map(|v| v.to_string_lossy().into_owned()),
             nfs_export: is_on("nfs_export"),
-            userxattr: mount.super_option("userxattr").is_some(),
-            is_volatile: mount.super_option("volatile").is_some()
-                || mount.super_option("fsync").is_some_and(|v| v == "volatile"),
+            userxattr: options.get("userxattr").is_some(),
+            is_volatile: options.get("volatile").is_some()
+                || options.get("fsync").is_some_and(|v| v == "volatile"),
         }
     }
 
@@ -355,7 +355,7 @@ fn bind_single(mount: &OverlayMount, target: &Path) -> Result<MountedFacts, Moun
         nodev: mount.options.nodev,
     };
     super::bind(&mount.lowers[0], target, options)?;
-    let stat = stat_target(target)?;
+    let stat = crate::stat::stat_fd(open_target(target)?)?;
     Ok(MountedFacts {
         mnt_id: stat.mnt_id,
         dev: (rustix::fs::major(stat.dev), rustix::fs::minor(stat.dev)),
@@ -365,17 +365,14 @@ fn bind_single(mount: &OverlayMount, target: &Path) -> Result<MountedFacts, Moun
     })
 }
 
-fn stat_target(target: &Path) -> Result<crate::Stat, Error> {
+fn open_target(target: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(target, flags, Mode::empty())
-        .map_err(|e| Error::new("open", target, e))?;
-    crate::stat::stat_fd(fd)
+    rustix::fs::open(target, flags, Mode::empty()).map_err(|e| Error::new("open", target, e))
 }
 
 fn facts(target: &Path, log: Vec<String>) -> Result<MountedFacts, MountError> {
-    let id = stat_target(target)?.mnt_id;
-    let table = mountinfo::read()?;
-    let Some(mount) = table.by_id(id).filter(|m| m.fs_type == "overlay") else {
+    let mount = mountinfo::of(open_target(target)?)?.filter(|m| m.fs_type == "overlay");
+    let Some(mount) = mount else {
         let gone = io::Error::new(
             io::ErrorKind::NotFound,
             "the new mount is not in the mount table",
@@ -383,10 +380,10 @@ fn facts(target: &Path, log: Vec<String>) -> Result<MountedFacts, MountError> {
         return Err(Error::new("read back the mount at", target, gone).into());
     };
     Ok(MountedFacts {
-        mnt_id: id,
+        mnt_id: mount.id,
         dev: mount.dev,
         is_bind: false,
-        effective: EffectiveOptions::of(mount),
+        effective: EffectiveOptions::of(&mount.fs_options()?),
         log,
     })
 }
