@@ -423,6 +423,46 @@ fn marks_of_strangers_are_not_followed() {
     assert_eq!(read(&world.at("merged/moved/inner/file")), "deep\n");
 }
 
+/// Our engine's record stands beside the layer, so somebody who can write there could claim to be it.
+#[test]
+fn a_strangers_record_of_a_layer_is_not_believed() {
+    let Some(world) = World::new() else { return };
+    if !needs_root("files of a stranger") {
+        return;
+    }
+    let at = |below: &str| world.at(below).display().to_string();
+    let merged = at("merged");
+    let mount = |options: &str| {
+        let done = world.vellum(&["overlay", "-o", options, &merged]);
+        assert_eq!(done.code, 0, "{}", done.err);
+        world.scratch.adopt_mount(&world.at("merged"));
+    };
+    let lowers = format!("lowerdir={}:{}", at("top"), at("base"));
+    mount(&format!(
+        "{lowers},upperdir={},workdir={}",
+        at("upper"),
+        at("work")
+    ));
+    fs::rename(world.at("merged/dir"), world.at("merged/moved")).unwrap();
+    world.scratch.unmount(&world.at("merged"));
+    wait_free(&world.at("upper"));
+    let follows = || {
+        mount(&lowers.replace("lowerdir=", &format!("lowerdir={}:", at("upper"))));
+        let read = fs::read(world.at("merged/moved/inner/file"));
+        world.scratch.unmount(&world.at("merged"));
+        read.is_ok()
+    };
+    assert!(follows());
+    fs::rename(world.at("work"), world.at("elsewhere")).unwrap();
+    symlink("elsewhere", world.at("work")).unwrap();
+    assert!(!follows());
+    fs::remove_file(world.at("work")).unwrap();
+    fs::rename(world.at("elsewhere"), world.at("work")).unwrap();
+    assert!(follows());
+    std::os::unix::fs::chown(world.at("work/vellum/layer"), Some(12345), None).unwrap();
+    assert!(!follows());
+}
+
 #[test]
 fn podman_uses_it_as_mount_program_and_the_kernel_mounts_the_upper_afterwards() {
     if !needs_root("podman") || !available(&["podman", "runc", "python3", "busybox"]) {

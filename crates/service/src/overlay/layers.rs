@@ -71,9 +71,14 @@ impl Recorded {
     }
 }
 
-/// Returns with which mapping a layer was written, if its work directory says so in a record whose owner is `believed`.
-pub(crate) fn recorded_ids(layer: &Path, believed: impl Fn(u32) -> bool) -> Option<Recorded> {
-    record_beside(layer, believed)?.ids
+/// Returns with which mapping a layer was written, if its work directory says so in a record that can be believed.
+pub(crate) fn recorded_ids(layer: &Path) -> Option<Recorded> {
+    record_beside(layer)?.ids
+}
+
+/// Tells whether what `owner` says beside a layer counts: root and whoever mounts.
+pub(crate) fn believed(owner: u32) -> bool {
+    owner == 0 || owner == rustix::process::geteuid().as_raw()
 }
 
 /// Returns the options with which an upper was last mounted, as far as they say what its marks are and what lies below it.
@@ -101,20 +106,25 @@ const RECORD_VERSION: u32 = 1;
 /// More than thousands of layers take.
 const RECORD_MAX_BYTES: u64 = 16 << 20;
 
-/// Where `layer` would have its record if it was made as container stores make them: in the directory `work` beside it.
-fn record_beside(layer: &Path, believed: impl Fn(u32) -> bool) -> Option<LayerRecord> {
+/// The record of a lower layer if it was made as container stores make them: in the directory `work` beside it, and by
+/// somebody who is [`believed`].
+fn record_beside(layer: &Path) -> Option<LayerRecord> {
     let real = std::fs::canonicalize(layer).ok()?;
-    let work = Dir::open(&real.parent()?.join("work")).ok()?;
-    let record = read_record_of(&work, believed)?;
+    let work = Dir::open(real.parent()?).ok()?.open_dir("work").ok()?;
+    let (record, owner) = read_record_and_owner(&work)?;
+    if !believed(owner) {
+        tracing::debug!(layer = %layer.display(), "a stranger's record of a layer is not believed");
+        return None;
+    }
     let ino = Dir::open(&real).ok()?.stat_self().ok()?.ino;
     (record.upper_ino == ino).then_some(record)
 }
 
 fn read_record(work: &Dir) -> Option<LayerRecord> {
-    read_record_of(work, |_| true)
+    Some(read_record_and_owner(work)?.0)
 }
 
-fn read_record_of(work: &Dir, believed: impl Fn(u32) -> bool) -> Option<LayerRecord> {
+fn read_record_and_owner(work: &Dir) -> Option<(LayerRecord, u32)> {
     use std::io::Read;
     use std::os::unix::fs::MetadataExt;
     let mut text = Vec::new();
@@ -123,12 +133,10 @@ fn read_record_of(work: &Dir, believed: impl Fn(u32) -> bool) -> Option<LayerRec
         .ok()?
         .open_file(RECORD_NAME)
         .ok()?;
-    if !believed(file.metadata().ok()?.uid()) {
-        return None;
-    }
+    let owner = file.metadata().ok()?.uid();
     file.take(RECORD_MAX_BYTES).read_to_end(&mut text).ok()?;
     let record: LayerRecord = serde_json::from_slice(&text).ok()?;
-    (record.version == RECORD_VERSION).then_some(record)
+    (record.version == RECORD_VERSION).then_some((record, owner))
 }
 
 /// Returns the namespace of the marks of a mount: `trusted.*` for root outside any user namespace, who alone sees those.
@@ -157,7 +165,7 @@ pub fn lowers(options: &MountOptions) -> Result<(Layers, Layers)> {
     };
     let open = |path: &PathBuf, named: bool| -> Result<Arc<dyn Layer>> {
         let dir = open_dir(path)?;
-        let record = record_beside(path, |_| true);
+        let record = record_beside(path);
         let trust = match (trust, &record) {
             _ if named => LayerTrust::Engine,
             (Trust::Engine, _) | (Trust::ByRecord, Some(_)) => LayerTrust::Engine,

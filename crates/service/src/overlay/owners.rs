@@ -17,7 +17,7 @@ use serde::Deserialize;
 use vellum_sys::rooted::Dir;
 use vellum_union::engine::{IdRules, IdRun};
 
-use crate::overlay::layers::Recorded;
+use crate::overlay::layers::{Recorded, believed, recorded_ids};
 use crate::overlay::options::MountOptions;
 
 /// More than a store of many thousand layers takes.
@@ -49,7 +49,7 @@ pub fn of_top(options: &MountOptions) -> Option<IdRules> {
     }
     let top = std::fs::canonicalize(options.lowers.first()?).ok()?;
     let promised = promised(&top)?;
-    let known = crate::overlay::layers::recorded_ids(&top, believed);
+    let known = recorded_ids(&top);
     let holds_the_containers = known == Some(Recorded::of(&promised));
     // Without a record of how it was written, only ids that can't be the other side's are changed.
     let unmistakable = apart(&promised.uids) && apart(&promised.gids);
@@ -100,11 +100,6 @@ fn listed(lists: &Dir, name: &str, id: &str) -> Option<Listed> {
         .inspect_err(|error| tracing::debug!(name, %error, "a list of layers is not understood"))
         .ok()?;
     all.into_iter().find(|layer| layer.id == id)
-}
-
-/// Tells whether what `owner` says counts.
-fn believed(owner: u32) -> bool {
-    owner == 0 || owner == rustix::process::geteuid().as_raw()
 }
 
 /// Tells whether no id is on both sides.
