@@ -469,7 +469,12 @@ fn a_data_root_that_lies_gives_no_layer() {
     // No data root at all, and one of another driver.
     let empty = home.dir("empty").unwrap();
     let said = other.command().arg("adopt").arg(&empty).output().unwrap();
-    assert!(String::from_utf8_lossy(&said.stderr).contains("no Docker data root"));
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(
+        said.contains("no Docker data root") && said.contains("docker save"),
+        "{said}"
+    );
+    assert!(!said.contains("docker-archive"), "{said}");
     fs::create_dir_all(empty.join("image/vfs")).unwrap();
     let said = other.command().arg("adopt").arg(&empty).output().unwrap();
     assert!(String::from_utf8_lossy(&said.stderr).contains("vfs"));

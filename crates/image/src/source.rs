@@ -155,6 +155,14 @@ pub enum SourceError {
     /// Neither an image archive nor a layout.
     #[error("{0} is neither a docker-archive nor an OCI layout")]
     NotAnImage(String),
+    /// A directory that is to be adopted and is nothing of Docker's, or was kept by another of its drivers.
+    #[error("{path} can't be adopted: {why}")]
+    NotADataRoot {
+        /// The directory.
+        path: String,
+        /// What it is instead.
+        why: String,
+    },
     /// A file that the source's own index names is not there.
     #[error("{path} is missing in {source_name}")]
     Missing {

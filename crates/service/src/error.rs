@@ -281,6 +281,11 @@ fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
         SourceError::NotAnImage(_) => {
             Some("`vellum import` makes an image of a plain tar or directory".into())
         }
+        SourceError::NotADataRoot { .. } => Some(
+            "`docker info` calls it Docker Root Dir; images of other drivers, and those Docker keeps in containerd, come across by \
+             `docker save IMAGE | vellum load`"
+                .into(),
+        ),
         SourceError::NoPlatform { .. } => Some("choose one of them with --platform".into()),
         SourceError::Registry(RegistryError::Denied { registry, .. }) => Some(format!(
             "`docker login {registry}` or `podman login {registry}` stores a login that Vellum uses"

@@ -69,7 +69,7 @@ struct Repositories {
 impl DockerRoot {
     /// Reads what the data root at `path` has. Layers are not read yet.
     ///
-    /// Errors: `NotAnImage` if the overlay2 driver has kept no images here.
+    /// Errors: `NotADataRoot` if the overlay2 driver has kept no images here.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let dir =
             Dir::open(path).map_err(|e| SourceError::io(path.display().to_string(), e.source))?;
@@ -84,15 +84,15 @@ impl DockerRoot {
         };
         let drivers = root.names_in(Path::new("image"));
         if !drivers.iter().any(|driver| driver == "overlay2") {
-            let what = match drivers.is_empty() {
-                true => format!("{} is no Docker data root, so it", path.display()),
+            let why = match drivers.is_empty() {
+                true => "it is no Docker data root (no image/overlay2 in it)".to_owned(),
                 false => format!(
-                    "{} was kept by the driver {} and not by overlay2, and",
-                    path.display(),
+                    "it was kept by the driver {} and not by overlay2",
                     drivers.join(", ")
                 ),
             };
-            return Err(SourceError::NotAnImage(what));
+            let path = path.display().to_string();
+            return Err(SourceError::NotADataRoot { path, why });
         }
         root.read_layers();
         root.read_images()?;
