@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vellum_testkit::clients::{available, find, run};
+use vellum_testkit::clients::{Home, available, find, run};
 use vellum_testkit::untested;
 
 const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
@@ -131,6 +131,49 @@ fn snippets_say_what_an_install_sets() {
     for file in ["docker/daemon-plugin.json", "docker/daemon-containerd.json"] {
         let daemon: serde_json::Value = serde_json::from_str(&read(file)).unwrap();
         assert_eq!(daemon["storage-driver"], "vellum");
+    }
+}
+
+#[test]
+fn the_storage_snippet_is_a_whole_configuration() {
+    if !vellum_testkit::needs_root("the system's storage.conf") || !available(&["buildah"]) {
+        return;
+    }
+    let home = Home::new().unwrap();
+    symlink(VELLUM, home.join("fuse-overlayfs")).unwrap();
+    // Every line that is offered as a comment is tried, too.
+    let mut text = String::new();
+    for line in read("containers/storage.conf").lines() {
+        let offered = ["# additionalimagestores", "# mountopt", "# force_mask"];
+        let line = match offered.iter().any(|start| line.starts_with(start)) {
+            true => &line[2..],
+            false => line,
+        };
+        text += line;
+        text += "\n";
+    }
+    for (theirs, ours) in [
+        ("/run/containers/storage", "run"),
+        ("/var/lib/containers/storage", "graph"),
+        ("/var/lib/vellum-images", "images"),
+        ("/usr/local/bin/fuse-overlayfs", "fuse-overlayfs"),
+    ] {
+        assert!(text.contains(theirs), "{theirs} is not in the snippet");
+        text = text.replace(theirs, home.join(ours).to_str().unwrap());
+    }
+    home.dir("images").unwrap();
+    let config = home.join("storage.conf");
+    fs::write(&config, text).unwrap();
+    let said = run(Command::new("buildah")
+        .arg("info")
+        .env("CONTAINERS_STORAGE_CONF", &config))
+    .unwrap();
+    let info: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let store = &info["store"];
+    assert_eq!(store["GraphRoot"], home.join("graph").to_str().unwrap());
+    let options = store["GraphOptions"].to_string();
+    for option in ["mount_program", "mountopt", "force_mask"] {
+        assert!(options.contains(option), "{options}");
     }
 }
 
