@@ -199,6 +199,37 @@ fn rm_removes_a_container_with_something_mounted_in_and_over_it() {
 }
 
 #[test]
+fn who_waits_for_another_command_is_told_and_can_stop() {
+    let Some(world) = World::new() else { return };
+    world.mounted("held");
+    let [record] = &serde_json::from_str::<Vec<serde_json::Value>>(&world.ok(&["inspect", "held"]))
+        .unwrap()[..]
+    else {
+        panic!("not one record");
+    };
+    let locks = world.scratch.join("run/locks");
+    let lock = std::fs::File::open(locks.join(record["id"].as_str().unwrap())).unwrap();
+    lock.lock().unwrap();
+    let mut waiting = world
+        .command(&world.root, &["umount", "held"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(waiting.stderr.take().unwrap());
+    let mut line = String::new();
+    told.read_line(&mut line).unwrap();
+    assert!(
+        line.contains("waiting for another vellum") && line.contains("container"),
+        "{line}"
+    );
+    let pid = rustix::process::Pid::from_raw(waiting.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(130));
+    drop(lock);
+    world.ok(&["umount", "held"]);
+}
+
+#[test]
 fn a_store_behind_a_symbolic_link_knows_what_is_mounted() {
     let Some(mut world) = World::new() else {
         return;

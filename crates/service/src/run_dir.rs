@@ -6,11 +6,18 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use vellum_sys::lock::{Lock, Sharing};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+
+/// How long somebody else may be at work before the user is told that he waits.
+const TELL_AFTER: Duration = Duration::from_millis(500);
+
+/// How often a wait looks whether it is to stop.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// Makes the run directory (0700) with `sub` below it, and returns the path of `sub`.
 ///
@@ -47,20 +54,39 @@ fn make_private(path: &Path) -> Result<()> {
 
 /// Waits for the lock of container `id` and returns it; dropped, it is free again.
 ///
-/// Held while a container's mounts or its record change, never while something of the user's runs.
+/// Held while a container's mounts or its record change, never while something of the user's runs. Errors: [`Error::Cancelled`].
 pub fn lock_container(ctx: &Context, id: &str) -> Result<Lock> {
-    Ok(Lock::wait(
+    wait(
+        ctx,
         open_lock(ctx, "locks", id)?,
-        Sharing::Exclusive,
-    )?)
+        &format!("container {id}"),
+    )
 }
 
-/// Waits for the lock of exports and returns it; dropped, it is free again.
+/// Waits for the lock of exports and returns it; dropped, it is free again. Errors: [`Error::Cancelled`].
 pub fn lock_exports(ctx: &Context) -> Result<Lock> {
-    Ok(Lock::wait(
-        open_lock(ctx, "locks", "exports")?,
-        Sharing::Exclusive,
-    )?)
+    wait(ctx, open_lock(ctx, "locks", "exports")?, "exports")
+}
+
+/// Waits as long as it takes, since settling big files does take long; says so, and can be stopped.
+fn wait(ctx: &Context, file: OwnedFd, of: &str) -> Result<Lock> {
+    let file = File::from(file);
+    let mut patience = TELL_AFTER;
+    loop {
+        let copy = file
+            .try_clone()
+            .map_err(Error::io("open a lock in", ctx.run_dir()))?;
+        if let Some(lock) = Lock::wait_at_most(copy, Sharing::Exclusive, patience)? {
+            return Ok(lock);
+        }
+        ctx.go_on()?;
+        if patience == TELL_AFTER {
+            ctx.progress.say(&format!(
+                "waiting for another vellum that is at work on {of}"
+            ));
+        }
+        patience = BETWEEN_LOOKS;
+    }
 }
 
 /// Marks container `id` as running until the returned lock is dropped or this process ends. `None` if it runs already.

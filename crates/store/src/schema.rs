@@ -18,6 +18,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, config::
 use crate::{
     error::{DbContext, IoContext, Result, StoreError},
     layout::Layout,
+    turn,
 };
 
 /// Bytes 68..72 of the database: "VLM1". Changing it makes every existing store a stranger.
@@ -46,6 +47,9 @@ pub(crate) fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves a list of connections or nothing at all behind: both are whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// How many times longer than for a transaction one waits for another process that makes or migrates the database.
+const OTHERS_MIGRATE: u32 = 10;
 
 impl Database {
     /// How long a call waits for other processes.
@@ -78,7 +82,8 @@ impl Database {
         }
         // Making or migrating: one process at a time, on the root directory's own lock.
         let root = fs::File::open(layout.root()).on("open", layout.root())?;
-        root.lock().on("lock", layout.root())?;
+        let again = root.try_clone().on("open", layout.root())?;
+        let _only_one = turn::wait(again, layout.root(), database.patience() * OTHERS_MIGRATE)?;
         if !database.path.exists() {
             layout.create()?;
             let mut options = fs::OpenOptions::new();
@@ -328,6 +333,21 @@ mod tests {
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .unwrap();
         assert_eq!(version, VERSION);
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_for_another_process_that_makes_the_store() {
+        let tmp = tempfile::tempdir().unwrap();
+        let maker = fs::File::open(tmp.path()).unwrap();
+        maker.lock().unwrap();
+        let impatient = StoreOptions {
+            busy_timeout_ms: 10,
+            ..options(tmp.path())
+        };
+        let refused = Store::open(&impatient).unwrap_err();
+        assert_eq!(refused.class(), Class::Busy, "{refused}");
+        maker.unlock().unwrap();
+        Store::open(&impatient).unwrap();
     }
 
     #[test]

@@ -103,7 +103,8 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-fn wait(file: File, path: &Path, patience: Duration) -> Result<Lock> {
+/// Waits for an exclusive lock. Errors: `Busy`, with `path`.
+pub(crate) fn wait(file: File, path: &Path, patience: Duration) -> Result<Lock> {
     Lock::wait_at_most(file, Sharing::Exclusive, patience)?.ok_or_else(|| StoreError::Busy {
         path: path.to_owned(),
         waited_ms: u64::try_from(patience.as_millis()).unwrap_or(u64::MAX),
