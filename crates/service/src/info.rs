@@ -195,6 +195,13 @@ fn limits(facts: &Facts, rootless: bool, quota: &str) -> Vec<Limit> {
             "need project quotas: xfs or ext4 mounted with prjquota, and root",
         );
     }
+    if probe::is_network(&facts.fs_name) {
+        let why = format!(
+            "{} is a network file system: locks hold among the processes of one machine, so no other one may use the store meanwhile",
+            facts.fs_name
+        );
+        add("several machines", &why);
+    }
     if !facts.layer_fds && !facts.lowerdir_plus {
         add(
             "layers",
@@ -303,4 +310,23 @@ pub fn settings(config: &Config) -> Vec<SettingLine> {
         &config.registries.source,
     );
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_file_system_is_named_as_a_limit() {
+        let named = |fs_name: &str| {
+            let facts = Facts {
+                fs_name: fs_name.into(),
+                ..crate::plan::tests::facts()
+            };
+            let limits = limits(&facts, false, "enforced");
+            limits.into_iter().find(|l| l.what == "several machines")
+        };
+        assert!(named("nfs").unwrap().why.contains("one machine"));
+        assert_eq!(named("extfs"), None);
+    }
 }

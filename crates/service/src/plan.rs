@@ -509,4 +509,4 @@ pub fn method_name(method: &Method) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

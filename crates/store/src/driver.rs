@@ -395,37 +395,63 @@ pub(crate) fn driver(kind: DriverKind) -> &'static dyn Driver {
     }
 }
 
-/// Makes the directory of a driver that stacks, unless the file system can't say in listings what each entry is: the
-/// kernel refuses such layers, and unless somebody else stacks them they would be of no use.
+/// Makes the directory of a driver that stacks, unless the kernel would refuse to on its file system (see [`unfit`]): unless
+/// somebody else stacks the layers they would be of no use.
 pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) -> Result<()> {
     make_dir(home, mode)?;
     if any_file_system {
         return Ok(());
     }
     let facts = vellum_sys::probe::directory(home)?;
-    if facts.d_type {
+    let Some(why) = unfit(&facts.fs_name, facts.d_type) else {
         return Ok(());
-    }
+    };
     // Nothing is in it yet; left behind, it would count as tried.
     std::fs::remove_dir(home).on("remove", home)?;
-    let cure = match facts.fs_name.as_str() {
+    Err(StoreError::Unsupported {
+        what: format!("storage driver at {}", home.display()),
+        why,
+    })
+}
+
+/// Says why the kernel's overlay can't have its upper directories on a file system, and what to do; `None` if nothing speaks against it.
+fn unfit(fs_name: &str, d_type: bool) -> Option<String> {
+    if vellum_sys::probe::is_network(fs_name) {
+        return Some(format!(
+            "the backing file system is {fs_name}, a network file system, on which the kernel's overlay has no writable layers. \
+             Put the store on a local one (--root), use the storage driver native, or engine = auto with /dev/fuse: Vellum's own engine \
+             may serve; locks hold on one machine only, so that no other one may use the store meanwhile"
+        ));
+    }
+    if d_type {
+        return None;
+    }
+    let cure = match fs_name {
         "xfs" => "Reformat the file system with ftype=1 to enable d_type support",
         "extfs" => "Enable it with `tune2fs -O filetype` and `e2fsck -fD`, unmounted",
         _ => "Put the store on a file system that has it",
     };
-    Err(StoreError::Unsupported {
-        what: format!("storage driver at {}", home.display()),
-        why: format!(
-            "the backing {} file system is formatted without d_type support, which leads to incorrect behavior. {cure}, \
-             use the storage driver native, or engine = auto with /dev/fuse: Vellum's own engine needs no d_type, the kernel's overlay does",
-            facts.fs_name
-        ),
-    })
+    Some(format!(
+        "the backing {fs_name} file system is formatted without d_type support, which leads to incorrect behavior. {cure}, \
+         use the storage driver native, or engine = auto with /dev/fuse: Vellum's own engine needs no d_type, the kernel's overlay does"
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_file_system_is_refused_with_what_works() {
+        for network in ["nfs", "cifs", "smb2", "ceph", "v9fs", "afs"] {
+            let why = unfit(network, true).unwrap();
+            assert!(why.contains(network) && why.contains("native"), "{why}");
+        }
+        for local in ["extfs", "xfs", "btrfs", "tmpfs", "fuse"] {
+            assert_eq!(unfit(local, true), None);
+        }
+        assert!(unfit("xfs", false).unwrap().contains("ftype=1"));
+    }
 
     #[test]
     fn names_on_disk_are_parsed_strictly() {

@@ -14,6 +14,7 @@ use std::{
 };
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, config::DbConfig};
+use vellum_sys::probe;
 
 use crate::{
     error::{DbContext, IoContext, Result, StoreError},
@@ -278,16 +279,7 @@ pub(crate) fn write_mark(tx: &Transaction<'_>) -> rusqlite::Result<()> {
 
 /// True on file systems where several machines may open the same file: no shared memory, locks of doubtful worth.
 fn is_network(path: &Path) -> bool {
-    const NFS: i64 = 0x6969;
-    const SMB: i64 = 0x517b;
-    const CIFS: i64 = 0xff53_4d42;
-    const SMB2: i64 = 0xfe53_4d42;
-    const CEPH: i64 = 0x00c3_6400;
-    const P9: i64 = 0x0102_1997;
-    const AFS: i64 = 0x6b41_4653;
-    rustix::fs::statfs(path).is_ok_and(|facts| {
-        [NFS, SMB, CIFS, SMB2, CEPH, P9, AFS].contains(&(facts.f_type & 0xffff_ffff))
-    })
+    probe::fs_name_of(path).is_ok_and(|name| probe::is_network(&name))
 }
 
 #[cfg(test)]

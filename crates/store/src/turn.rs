@@ -8,13 +8,7 @@
 //! once, except of trees that nobody else has heard of yet. Nobody waits for ever: a process that is stopped in its turn makes others `Busy`.
 //! On a network file system turns hold among the processes of one machine only.
 
-use std::{
-    fs::{self, File},
-    io,
-    path::Path,
-    sync::MutexGuard,
-    time::Duration,
-};
+use std::{fs::File, io, path::Path, sync::MutexGuard, time::Duration};
 
 use vellum_sys::lock::{Lock, Sharing};
 
@@ -47,7 +41,7 @@ impl<'store> Turn<'store> {
         let path = store.layout().record(tree);
         let patience = store.inner.database.patience() * COMMITS_ARE_SLOW;
         loop {
-            let file = match open(&path) {
+            let file = match tx::open_to_lock(&path) {
                 Ok(file) => file,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     let all = Self::at_sidecars(store)?;
@@ -85,21 +79,6 @@ impl Turn<'static> {
     pub fn of_new(file: File) -> Result<Self> {
         let lock = Lock::wait(file, Sharing::Exclusive)?;
         Ok(Self { lock, _queue: None })
-    }
-}
-
-/// Opens a record file to be locked: for writing, since NFS gives no exclusive lock otherwise, unless only reading is allowed.
-fn open(path: &Path) -> io::Result<File> {
-    match fs::OpenOptions::new().read(true).write(true).open(path) {
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-            ) =>
-        {
-            File::open(path)
-        }
-        other => other,
     }
 }
 

@@ -271,12 +271,7 @@ pub(crate) fn take_away(
 
 /// Takes the lock of a staged or published entry; `None` if its maker lives, or it has gone meanwhile.
 pub(crate) fn try_own(path: &Path) -> Result<Option<File>> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let file = match fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
-    {
+    let file = match open_to_lock(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).on("open", path),
@@ -285,6 +280,23 @@ pub(crate) fn try_own(path: &Path) -> Result<Option<File>> {
         Ok(()) => Ok(same_file(&file, path)?.then_some(file)),
         Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(e)) => Err(e).on("lock", path),
+    }
+}
+
+/// Opens a file or directory to be locked, not what a link leads to: for writing where that is possible, since NFS gives no exclusive
+/// lock of a file otherwise (EBADF). A directory's lock it leaves to this machine.
+pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let open = |write: bool| {
+        fs::OpenOptions::new()
+            .read(true)
+            .write(write)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+    };
+    match open(true) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => open(false),
+        other => other,
     }
 }
 

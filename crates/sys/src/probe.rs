@@ -352,8 +352,16 @@ pub fn fs_name_of(path: &Path) -> Result<String> {
     Ok(fs_name(statfs.f_type as u64 & 0xffff_ffff))
 }
 
+/// True if several machines may have a file system of that name, as [`fs_name_of`] gives it, mounted at once.
+///
+/// There locks hold among the processes of one machine at best, memory is not shared, and the kernel's overlay takes no upper
+/// directory, because nothing can be renamed and leave a whiteout (RENAME_WHITEOUT) in one step.
+pub fn is_network(fs_name: &str) -> bool {
+    ["nfs", "smb", "cifs", "smb2", "ceph", "v9fs", "afs"].contains(&fs_name)
+}
+
 fn fs_name(magic: u64) -> String {
-    const NAMES: [(u64, &str); 29] = [
+    const NAMES: [(u64, &str); 30] = [
         (0xef53, "extfs"),
         (0x5846_5342, "xfs"),
         (0x9123_683e, "btrfs"),
@@ -371,6 +379,7 @@ fn fs_name(magic: u64) -> String {
         (0x517b, "smb"),
         (0x00c3_6400, "ceph"),
         (0x0102_1997, "v9fs"),
+        (0x6b41_4653, "afs"),
         (0x0116_1970, "gfs2"),
         (0x7461_636f, "ocfs2"),
         (0x4750_4653, "gpfs"),

@@ -133,6 +133,9 @@ impl Refusal {
             Self::NoOverlay { fs_name, .. } if fs_name == "overlayfs" => {
                 "the store lies on an overlay already: give --root a directory on a real file system or a volume, or use --storage-driver native".into()
             }
+            Self::NoOverlay { fs_name, .. } if vellum_sys::probe::is_network(fs_name) => {
+                "give --root a directory on a local file system, use --storage-driver native, or leave engine at auto with /dev/fuse there: the kernel's overlay has no writable layers on a network file system".into()
+            }
             Self::NoOverlay { .. } => {
                 "give --root a directory on ext4, xfs, btrfs or tmpfs, load the kernel's `overlay` module, or use --storage-driver native".into()
             }

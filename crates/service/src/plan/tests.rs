@@ -4,7 +4,8 @@ use vellum_store::{DriverKind, Kind, LayerDir, TreeId};
 
 use super::*;
 
-fn facts() -> Facts {
+/// A machine that can do everything.
+pub(crate) fn facts() -> Facts {
     Facts {
         release: "6.18.0".into(),
         layer_fds: true,
@@ -248,6 +249,19 @@ fn what_is_required_and_cannot_be_had_is_refused() {
         ..facts()
     };
     check(&none, &wishes(), "overlayfs: EINVAL");
+    let network = Facts {
+        fs_name: "nfs".into(),
+        ..none
+    };
+    check(&network, &wishes(), "on nfs");
+    let refusal = plan(&parts(2), &network, &wishes()).unwrap_err();
+    assert!(refusal.hint().contains("a local file system"), "{refusal}");
+    let auto = Wishes {
+        engine: Engine::Auto,
+        ..wishes()
+    };
+    let planned = plan(&parts(2), &network, &auto).unwrap();
+    assert!(matches!(planned, Plan::Engine { .. }), "{planned:?}");
     check(
         &Facts {
             d_type: false,
