@@ -23,20 +23,10 @@ fn containerd_imports_runs_commits_and_leaves_nothing() {
     pair.start_box("box");
     let change = "echo changed > /app/version && rm -r /odd/links && mkdir /made && ln /app/version /made/again";
     pair.inside("box", change).unwrap();
-    let diff = pair.home.join("diff.tar.gz");
-    let mut command = pair.containerd.command("default");
-    command.args(["snapshots", "--snapshotter", SNAPSHOTTER, "diff", "box"]);
-    let bytes = command.output().unwrap();
-    assert!(bytes.status.success(), "{bytes:?}");
-    std::fs::write(&diff, bytes.stdout).unwrap();
-    let names = run(std::process::Command::new("tar").arg("-tzf").arg(&diff)).unwrap();
-    let names: Vec<&str> = names
-        .lines()
-        .map(|name| name.trim_start_matches('/'))
-        .collect();
+    let names = pair.changed_names("box");
     for expected in ["app/version", "odd/.wh.links", "made/again", "begun"] {
         assert!(
-            names.contains(&expected),
+            names.iter().any(|name| name == expected),
             "{expected} is missing in {names:?}"
         );
     }
@@ -220,6 +210,39 @@ fn a_server_killed_amid_an_import_loses_and_leaks_nothing() {
 }
 
 #[test]
+fn containers_have_ids_of_their_own() {
+    if !programs() || !available(&["mount.fuse3"]) {
+        return;
+    }
+    let pair = Pair::start();
+    pair.import();
+    let line =
+        "stat -c %u:%g / /app/version /odd/far-owner; echo mine > /mine; echo more >> /app/version
+                stat -c %u:%g /mine /app/version; cut -c1-40 /proc/self/uid_map";
+    // A copy with other owners, made by containerd; and labels, on which Vellum's engine maps them.
+    for (id, remap) in [("copied", None), ("labels", Some("--remap-labels"))] {
+        let mut command = pair.containerd.run_command("default");
+        command.args(["--rm", "--uidmap", "0:100000:6000000"]);
+        command.args(["--gidmap", "0:7000000:6000000"]).args(remap);
+        let said = run(command.args([IMAGE, id, "/bin/sh", "-ec", line])).unwrap();
+        let said: Vec<&str> = said.split_whitespace().collect();
+        let expected = [
+            "0:0",
+            "1000:1000",
+            "3000000:4000000",
+            "0:0",
+            "1000:1000",
+            "0",
+            "100000",
+            "6000000",
+        ];
+        assert_eq!(said, expected, "{id}");
+    }
+    pair.remove_images("default");
+    pair.assert_nothing_left();
+}
+
+#[test]
 fn containers_run_on_vellum_s_engine() {
     if !programs() || !available(&["mount.fuse3"]) {
         return;
@@ -239,6 +262,23 @@ fn containers_run_on_vellum_s_engine() {
     });
     let change = "echo \"version 9\" > /app/version && rm -r /odd/links && mkdir /made && ln /app/version /made/again && mv /app /moved";
     pair.inside("box", change).unwrap();
+    // A second mount, read-only, beside the container's.
+    let mut names = pair.changed_names("box");
+    names.sort();
+    let expected = [
+        ".wh.app",
+        "begun",
+        "made/",
+        "made/again",
+        "moved/",
+        "moved/hello",
+        "moved/version",
+        "odd/",
+        "odd/.wh.links",
+    ];
+    assert_eq!(names, expected);
+    pair.inside("box", "grep -qx 'version 9' /moved/version")
+        .unwrap();
 
     // The server is not in the way of its data, and the engine is nobody's child that could take it along.
     pair.server.daemon.kill();

@@ -97,3 +97,47 @@ fn docker_28_keeps_its_images_in_vellum() {
         ],
     );
 }
+
+#[test]
+fn containers_of_containerd_2_have_ids_of_their_own() {
+    let said = "/ 0:0 /app/version 1000:1000 /odd/far-owner 3000000:4000000 \
+                /fresh 0:0 /app/version 1000:1000 /made 1000:7 0 100000 6000000";
+    let ways = [
+        "copied",
+        "copied-and-told",
+        "kernel",
+        "engine",
+        "copied-engine",
+        "overlay",
+        "native",
+    ];
+    let mut expected = ways.map(|way| format!("{way}: {said}")).to_vec();
+    expected.push("ended".into());
+    let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+    let script = include_str!("support/containerd_2_ids_scenario.sh");
+    scenario("ids2", script, &expected);
+}
+
+#[test]
+fn the_changes_of_a_container_that_runs_are_the_same_whoever_mounts_and_maps() {
+    scenario(
+        "diff2",
+        include_str!("support/containerd_2_diff_scenario.sh"),
+        &[
+            "-rw-r--r-- 0/0 begun",
+            "-rw-r--r-- 1000/1000 app/version",
+            "-rw-r--r-- 7/8 odd/empty",
+            "drwxr-x--- 0/0 odd/empty-directory/",
+            "drwxr-xr-x 0/0 app/",
+            "drwxr-xr-x 0/0 made/",
+            "drwxr-xr-x 0/0 odd/",
+            "hrw-r--r-- 1000/1000 made/again link to app/version",
+            "whiteout odd/.wh.links",
+            "the same: mapped-by-the-kernel",
+            "the same: engine",
+            "the same: mapped-by-the-engine",
+            "the same: walked",
+            "ended",
+        ],
+    );
+}

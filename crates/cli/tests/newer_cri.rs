@@ -7,7 +7,7 @@ mod kubelet;
 
 use std::path::PathBuf;
 
-use kubelet::{Kubelet, PAUSE, installed, pause_archive, pod};
+use kubelet::{Kubelet, PAUSE, installed, pause_archive, pod, pod_with_ids};
 use vellum_testkit::clients::{Home, Newer, Registry, available};
 use vellum_testkit::untested;
 
@@ -35,8 +35,9 @@ struct Node {
 }
 
 impl Node {
-    /// Installs Vellum on a node whose containerd has its own default configuration, and starts both with the two images there.
-    fn start(name: &str, server_flags: &str) -> Option<Self> {
+    /// Installs Vellum on a node whose containerd has its own default configuration, and starts both with the two images there. With `remap_ids` both are
+    /// told that ids are mapped by the kernel.
+    fn start(name: &str, remap_ids: bool) -> Option<Self> {
         if std::env::var_os("VELLUM_SLOW").is_none() {
             untested(name, "only in the slow tier: make test-slow");
             return None;
@@ -70,6 +71,10 @@ impl Node {
             &inside.join("v"),
             &inside.join("run/vs"),
         );
+        let (config, server_flags) = match remap_ids {
+            false => (config, ""),
+            true => (with_capability(&config), "--remap-ids"),
+        };
         std::fs::write(exchange.join(name).join("config.toml"), config).unwrap();
         newer
             .run(&format!(
@@ -85,6 +90,15 @@ impl Node {
             _home: home,
         })
     }
+}
+
+/// The configuration with what an administrator adds for ids that the kernel maps.
+fn with_capability(config: &str) -> String {
+    let mut document: toml::Table = config.parse().unwrap();
+    let vellum = &mut document["proxy_plugins"]["vellum"];
+    let vellum = vellum.as_table_mut().unwrap();
+    vellum.insert("capabilities".into(), vec!["remap-ids"].into());
+    document.to_string()
 }
 
 /// containerd's default configuration with its places moved into `dir`, and without what a test can't have.
@@ -167,7 +181,7 @@ const WAIT: &str = "echo begun; while :; do sleep 1; done";
 
 #[test]
 fn pods_run_on_containerd_2_as_it_was_installed() {
-    let Some(mut node) = Node::start("cri2", "") else {
+    let Some(mut node) = Node::start("cri2", false) else {
         return;
     };
     let plugins = node.inside("c plugins ls");
@@ -242,4 +256,58 @@ fn pods_run_on_containerd_2_as_it_was_installed() {
 
     node.kubelet.end_pod(&begun);
     node.leave_nothing();
+}
+
+/// Pods with ids of their own, which are mapped by `kernel` or by containerd's copies.
+fn pods_have_ids_of_their_own(name: &str, by_the_kernel: bool) {
+    let Some(mut node) = Node::start(name, by_the_kernel) else {
+        return;
+    };
+    let image = node.image.clone();
+    node.kubelet.pull(&image);
+    // As many as the image's odd owners need.
+    let config = pod_with_ids("own", 100_000, 6_000_000);
+    let begun = node.kubelet.begin_pod(&config);
+    let first = node.kubelet.begin(&begun, &config, "first", &image, WAIT);
+    let shell = |node: &Node, line: &str| node.kubelet.shell(&first, line);
+    let map = shell(&node, "cat /proc/self/uid_map");
+    let map: Vec<&str> = map.split_whitespace().collect();
+    assert_eq!(map, ["0", "100000", "6000000"]);
+    let owners = "stat -c '%n %u:%g' / /app/version /odd/far-owner";
+    let expected = "/ 0:0\n/app/version 1000:1000\n/odd/far-owner 3000000:4000000\n";
+    assert_eq!(shell(&node, owners), expected);
+    shell(
+        &node,
+        "echo new > /fresh; echo more >> /app/version; mkdir /made; chown 1000:7 /made",
+    );
+    let now = "stat -c '%n %u:%g' /fresh /app/version /made";
+    let expected = "/fresh 0:0\n/app/version 1000:1000\n/made 1000:7\n";
+    assert_eq!(shell(&node, now), expected);
+    let mounted = shell(&node, "grep ' / ' /proc/mounts");
+    let mapped = mounted.contains("ovl-idmapped");
+    assert_eq!(mapped, by_the_kernel, "{mounted}");
+    // To the node they are the host's.
+    let host = node.inside(r#"find "$dir/v/overlay2" -name fresh -printf '%U:%G\n'; find "$dir/v/overlay2" -name made -printf '%U:%G\n'"#);
+    assert_eq!(host, "100000:100000\n101000:100007");
+
+    // The server is exchanged: who maps stays, and another container comes to the same image.
+    node.inside("crash $vellum_pid; start_vellum");
+    let second = node.kubelet.begin(&begun, &config, "second", &image, WAIT);
+    assert_eq!(
+        node.kubelet.shell(&second, "stat -c %u:%g /app/version"),
+        "1000:1000\n"
+    );
+    assert_eq!(shell(&node, now), expected);
+    node.kubelet.end_pod(&begun);
+    node.leave_nothing();
+}
+
+#[test]
+fn pods_with_ids_of_their_own_see_the_images_owners() {
+    pods_have_ids_of_their_own("ids", false);
+}
+
+#[test]
+fn pods_with_ids_of_their_own_are_mapped_by_the_kernel_where_containerd_is_told() {
+    pods_have_ids_of_their_own("idk", true);
 }

@@ -220,15 +220,16 @@ fn libc_enospc() -> i32 {
     rustix::io::Errno::NOSPC.raw_os_error()
 }
 
+const UIDS: &str = "containerd.io/snapshot/uidmapping";
+const GIDS: &str = "containerd.io/snapshot/gidmapping";
+const MAP: &str = "0:100000:65536";
+
+fn mapping() -> Labels {
+    labels(&[(UIDS, MAP), (GIDS, MAP)])
+}
+
 #[test]
 fn owners_are_shown_as_the_labels_map_them() {
-    const MAP: &str = "0:100000:65536";
-    let map = || {
-        labels(&[
-            ("containerd.io/snapshot/uidmapping", MAP),
-            ("containerd.io/snapshot/gidmapping", MAP),
-        ])
-    };
     // Without the capability the client mounts as ever, and the engine maps.
     let Some(server) = Server::start(&[], &[]) else {
         return;
@@ -236,7 +237,7 @@ fn owners_are_shown_as_the_labels_map_them() {
     let c = server.client();
     c.layer("base", "");
     c.layer("on", "base");
-    let mounts = c.prepare_with("k", "on", map()).unwrap();
+    let mounts = c.prepare_with("k", "on", mapping()).unwrap();
     if available(&["mount.fuse3"]) {
         let at = server.home.join("mnt");
         mount_at(&mounts, &at);
@@ -251,7 +252,7 @@ fn owners_are_shown_as_the_labels_map_them() {
     let c = server.client();
     c.layer("base", "");
     c.layer("on", "base");
-    let mounts = c.prepare_with("k", "on", map()).unwrap();
+    let mounts = c.prepare_with("k", "on", mapping()).unwrap();
     assert_eq!(mounts[0].r#type, "overlay");
     assert_eq!(value(&mounts[0], "uidmap="), MAP);
     assert_eq!(value(&mounts[0], "gidmap="), MAP);
@@ -261,9 +262,122 @@ fn owners_are_shown_as_the_labels_map_them() {
         let found = fs::symlink_metadata(lower).unwrap();
         assert!(found.is_dir(), "{lower} is no directory of its own");
     }
-    let bad = labels(&[("containerd.io/snapshot/uidmapping", "5:1:1")]);
-    let answer = c.prepare_with("bad", "on", bad);
-    refused(answer, Code::InvalidArgument, "uidmapping");
+    for (uids, gids, named) in [
+        ("5:1:1", MAP, "uidmapping"),
+        (MAP, "0:1", "gidmapping"),
+        ("", MAP, "uidmapping"),
+    ] {
+        let bad = labels(&[(UIDS, uids), (GIDS, gids)]);
+        let answer = c.prepare_with("bad", "on", bad);
+        refused(answer, Code::InvalidArgument, named);
+        refused(c.stat("bad"), Code::NotFound, "bad");
+    }
+}
+
+#[test]
+fn owners_that_a_client_mapped_itself_are_not_mapped_again() {
+    for (flags, serve_flags) in [
+        (&[][..], &[][..]),
+        (&["--engine", "vellum"], &[]),
+        (&["--storage-driver", "overlay"], &[]),
+        (&["--storage-driver", "native"], &[]),
+        (&[], &["--remap-ids"]),
+        (&["--engine", "vellum"], &["--remap-ids"]),
+    ] {
+        let Some(server) = Server::start(flags, serve_flags) else {
+            return;
+        };
+        if flags.contains(&"--engine") && !available(&["mount.fuse3"]) {
+            continue;
+        }
+        let c = server.client();
+        c.layer("base", "");
+        let at = server.home.join("mnt");
+        // What containerd does where it was told of no `remap-ids`: a copy with other owners, and the labels all the same.
+        mount_at(&c.prepare("copy-remap", "base").unwrap(), &at);
+        run(Command::new("chown")
+            .args(["-hR", "100000:100000"])
+            .arg(&at))
+        .unwrap();
+        unmount(&at);
+        c.commit("copy", "copy-remap").unwrap();
+        let mounts = c.prepare_with("k", "copy", mapping()).unwrap();
+        let told = mounts[0].options.iter().filter(|o| o.contains("map"));
+        assert_eq!(told.count(), 0, "{flags:?} {mounts:?}");
+        mount_at(&mounts, &at);
+        let seen = [".", "base"].map(|name| fs::metadata(at.join(name)).unwrap().uid());
+        // A container's root may give its root directory away.
+        std::os::unix::fs::chown(&at, Some(100_007), Some(100_007)).unwrap();
+        unmount(&at);
+        assert_eq!(seen, [100_000; 2], "{flags:?}");
+        assert_eq!(c.mounts("k").unwrap(), mounts);
+        let ours = |label: &String| label.starts_with("vellum");
+        let shown = c.stat("k").unwrap().labels;
+        assert!(!shown.keys().any(ours), "{shown:?}");
+        server.assert_sound();
+    }
+}
+
+#[test]
+fn a_tree_that_is_one_directory_is_mapped_by_the_kernel_or_refused() {
+    let native = ["--storage-driver", "native"];
+    let Some(server) = Server::start(&native, &[]) else {
+        return;
+    };
+    let c = server.client();
+    c.layer("base", "");
+    let answer = c.prepare_with("k", "base", mapping());
+    refused(answer, Code::FailedPrecondition, "remap-ids");
+    refused(c.stat("k"), Code::NotFound, "k");
+    let Some(server) = Server::start(&native, &["--remap-ids"]) else {
+        return;
+    };
+    let c = server.client();
+    c.layer("base", "");
+    let mounts = c.prepare_with("k", "base", mapping()).unwrap();
+    assert_eq!(mounts[0].r#type, "bind");
+    assert_eq!(value(&mounts[0], "uidmap="), MAP);
+    assert_eq!(value(&mounts[0], "gidmap="), MAP);
+    let own = fs::metadata(&mounts[0].source).unwrap();
+    assert_eq!(own.uid(), 0, "the mount maps the root directory, too");
+}
+
+#[test]
+fn who_maps_ids_stays_whatever_settings_become_and_deep_chains_are_the_engine_s() {
+    let Some(mut server) = Server::start(&[], &["--remap-ids"]) else {
+        return;
+    };
+    let c = server.client();
+    c.layer("base", "");
+    let by_kernel = c.prepare_with("kernel", "base", mapping()).unwrap();
+    assert_eq!(by_kernel[0].r#type, "overlay");
+    let mut top = "base".to_owned();
+    for n in 0..60 {
+        let name = format!("l{n}");
+        c.layer(&name, &top);
+        top = name;
+    }
+    // Layers by their real names are too many for mount(2)'s page.
+    let by_engine = c.prepare_with("deep", &top, mapping()).unwrap();
+    assert_eq!(by_engine[0].r#type, "fuse3.vellum");
+    assert_eq!(value(&by_engine[0], "uidmapping="), MAP);
+    assert_eq!(fs::metadata(upper(&by_engine)).unwrap().uid(), 0);
+    if available(&["mount.fuse3"]) {
+        let at = server.home.join("mnt");
+        mount_at(&by_engine, &at);
+        let seen = [".", "base", "l59"].map(|name| fs::metadata(at.join(name)).unwrap().uid());
+        unmount(&at);
+        assert_eq!(seen, [100_000; 3]);
+    }
+    drop(c);
+    server.end();
+    fs::write(server.home.join("vellum.toml"), "engine = \"vellum\"\n").unwrap();
+    server.spawn();
+    let c = server.client();
+    assert_eq!(c.mounts("kernel").unwrap(), by_kernel);
+    assert_eq!(c.mounts("deep").unwrap(), by_engine);
+    let later = c.prepare_with("later", "base", mapping()).unwrap();
+    assert_eq!(later[0].r#type, "fuse3.vellum");
 }
 
 #[test]

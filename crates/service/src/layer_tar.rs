@@ -21,7 +21,11 @@ pub struct NodeWriter<W: Write> {
     links: HashMap<(u64, u64), PathBuf>,
     /// Later times are written as this one.
     newest: Option<Timespec>,
+    /// Makes of a node's owner and group those that are written.
+    owners: Option<Box<Owners>>,
 }
+
+type Owners = dyn Fn(u32, u32) -> (u32, u32) + Send;
 
 impl<W: Write> NodeWriter<W> {
     /// Starts a layer in `out`.
@@ -30,6 +34,15 @@ impl<W: Write> NodeWriter<W> {
             writer: LayerWriter::new(out),
             links: HashMap::new(),
             newest: None,
+            owners: None,
+        }
+    }
+
+    /// Writes what `owners` makes of each owner and group.
+    pub fn owned_by(self, owners: impl Fn(u32, u32) -> (u32, u32) + Send + 'static) -> Self {
+        Self {
+            owners: Some(Box::new(owners)),
+            ..self
         }
     }
 
@@ -114,12 +127,16 @@ impl<W: Write> NodeWriter<W> {
         xattrs: Vec<(std::ffi::OsString, Vec<u8>)>,
     ) -> TarEntry {
         let stat = node.stat();
+        let (uid, gid) = match &self.owners {
+            None => (stat.uid, stat.gid),
+            Some(owners) => owners(stat.uid, stat.gid),
+        };
         TarEntry {
             path: path.to_owned(),
             kind,
             mode: stat.mode,
-            uid: stat.uid,
-            gid: stat.gid,
+            uid,
+            gid,
             mtime: match self.newest {
                 Some(newest) => stat.mtime.min(newest),
                 None => stat.mtime,

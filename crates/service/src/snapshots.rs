@@ -15,11 +15,16 @@ use vellum_store::{
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::facts;
+use ids::Mapper;
 
 mod adopt;
+mod ids;
 pub mod mounts;
+mod own_labels;
 mod writeback;
 
+pub(crate) use ids::IdRuns;
 pub use mounts::MountEntry;
 
 /// What the keys of such snapshots begin with in the store. On disk: another one loses them all.
@@ -145,14 +150,31 @@ fn shown(
     new: &NewSnapshot,
     parts: &TreeParts,
 ) -> Result<Vec<MountEntry>> {
-    let shown = mounts::prepare(ctx, terms, parts, &new.labels)
-        .and_then(|()| mounts::entries(ctx, terms, &key(&new.key), parts, &new.labels));
+    let shown = mappable(ctx, terms, new, parts)
+        .and_then(|labels| mounts::entries(ctx, terms, &key(&new.key), parts, &labels));
     if shown.is_err()
         && let Err(error) = ctx.store()?.remove(&key(&new.key), Sweep::Later)
     {
         tracing::warn!(key = new.key, %error, "a snapshot without mounts stays");
     }
     shown
+}
+
+/// Lays out what a new tree needs to be mounted, beyond what the store has laid out, and returns its labels, our own included.
+fn mappable(ctx: &Context, terms: Terms, new: &NewSnapshot, parts: &TreeParts) -> Result<Labels> {
+    let mut labels = own_labels::strip(new.labels.clone());
+    mounts::prepare(parts, &labels)?;
+    let mapper = ids::decide(ctx, &facts::facts(ctx)?, terms, parts, &labels)?;
+    if mapper != Mapper::Nobody {
+        ids::prepare(parts, &labels, mapper)?;
+    }
+    if ids::Mapping::of(&labels)?.is_some() {
+        let (label, name) = (ids::MAPPED_BY.to_owned(), mapper.name().to_owned());
+        let change = LabelChange::Set(label.clone(), name.clone());
+        ctx.store()?.update(&key(&new.key), &[change])?;
+        labels.insert(label, name);
+    }
+    Ok(labels)
 }
 
 /// Returns how a writable snapshot or a view is mounted, after putting right what is only derived from its record.
@@ -180,7 +202,7 @@ pub fn commit(
     parent: Option<&str>,
 ) -> Result<()> {
     let commit = Commit {
-        labels: adopt::strip(labels),
+        labels: own_labels::strip(labels),
         parent: parent.map(key),
         count: Count::Later,
     };
@@ -272,7 +294,7 @@ pub fn held(ctx: &Context) -> Result<Vec<Held>> {
 fn options(ctx: &Context, new: &NewSnapshot) -> Result<PrepareOptions> {
     Ok(PrepareOptions {
         parent: new.parent.as_deref().map(key),
-        labels: adopt::strip(new.labels.clone()),
+        labels: own_labels::strip(new.labels.clone()),
         keep: Keep::UntilRemoved,
         size_limit_bytes: mounts::quota_bytes(ctx, new)?,
         ..PrepareOptions::default()

@@ -411,19 +411,23 @@ async fn what_the_differ_can_not_do_is_left_to_the_next() {
     }
 }
 
-/// The names in a layer, with their times.
-fn listed(blob: &[u8]) -> Vec<(String, u64)> {
+/// What Python's reader says about each entry `m` of a layer, a line each.
+fn told(blob: &[u8], what: &str) -> String {
     let scratch = Scratch::new();
     let path = scratch.file("layer", blob);
-    let script =
-        "import sys, tarfile\nfor m in tarfile.open(sys.argv[1]): print(int(m.mtime), m.name)";
+    let script = format!("import sys, tarfile\nfor m in tarfile.open(sys.argv[1]): print({what})");
     let out = std::process::Command::new("python3")
-        .args(["-c", script])
+        .args(["-c", &script])
         .arg(path)
         .output()
         .unwrap();
     assert!(out.status.success(), "{out:?}");
-    let text = String::from_utf8(out.stdout).unwrap();
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// The names in a layer, with their times.
+fn listed(blob: &[u8]) -> Vec<(String, u64)> {
+    let text = told(blob, "int(m.mtime), m.name");
     text.lines()
         .map(|line| {
             let (time, name) = line.split_once(' ').unwrap();
@@ -506,6 +510,58 @@ async fn a_diff_is_the_layer_that_was_written_and_is_held_by_a_lease() {
         .map(|(name, _)| name)
         .collect();
     assert_eq!(names, ["var", "var/v"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_has_the_container_s_own_ids_whoever_maps_them() {
+    let Some(world) = world(true) else { return };
+    if vellum_testkit::clients::find("python3").is_none() {
+        untested("differ", "python3 is not installed");
+        return;
+    }
+    if !Path::new("/dev/fuse").exists() {
+        untested("differ", "no FUSE");
+        return;
+    }
+    world.image(&[base()]).await;
+    let mapping = |label: &str| (label.to_owned(), "0:100000:65536".to_owned());
+    // What is not the container's is the host's, and stays so under the kernel.
+    let kernel = [("mine", 100_007), ("roots", 100_000), ("hosts", 3)];
+    let engine = [("mine", 7), ("roots", 0), ("hosts", 3)];
+    for (key, remap_ids, owners) in [("k", true, kernel), ("e", false, engine)] {
+        let new = NewSnapshot {
+            key: key.into(),
+            parent: Some("1".into()),
+            labels: [snapshots::UID_MAPPING, snapshots::GID_MAPPING]
+                .map(mapping)
+                .into(),
+        };
+        let terms = Terms {
+            remap_ids,
+            ..Terms::default()
+        };
+        let Prepared::New(mounts) = snapshots::prepare(&world.context, terms, &new).unwrap() else {
+            panic!("nothing is unpacked");
+        };
+        let by_kernel = mounts[0].kind == "overlay";
+        assert_eq!(by_kernel, remap_ids, "{mounts:?}");
+        let dir = upper(&mounts);
+        for (name, id) in owners {
+            std::fs::write(dir.join(name), name).unwrap();
+            std::os::unix::fs::chown(dir.join(name), Some(id), Some(id)).unwrap();
+        }
+        let request = wire::DiffRequest {
+            left: wired(&world.view(&format!("{key}-left"), "1")),
+            right: wired(&mounts),
+            ..wire::DiffRequest::default()
+        };
+        let answer = world.differ.diff(called(request)).await.unwrap();
+        let blob = answer.into_inner().diff.unwrap();
+        let state = world.containerd.state.lock().unwrap();
+        let entries = told(&state.blobs[&blob.digest], "m.name, m.uid, m.gid");
+        let entries: Vec<&str> = entries.lines().collect();
+        assert_eq!(entries, ["hosts 3 3", "mine 7 7", "roots 0 0"], "{key}");
+    }
 }
 
 /// Trees that are not one layer apart are compared as wholes.

@@ -122,6 +122,19 @@ impl Pair {
         self.containerd.ctr(&arguments).map(drop)
     }
 
+    /// The names of what a container has changed, as containerd's differ finds them, without a leading slash.
+    pub fn changed_names(&self, id: &str) -> Vec<String> {
+        let diff = self.home.join("diff.tar.gz");
+        let mut command = self.containerd.command("default");
+        command.args(["snapshots", "--snapshotter", SNAPSHOTTER, "diff", id]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        std::fs::write(&diff, output.stdout).unwrap();
+        let names = run(Command::new("tar").arg("-tzf").arg(&diff)).unwrap();
+        let bare = |name: &str| name.trim_start_matches('/').to_owned();
+        names.lines().map(bare).collect()
+    }
+
     pub fn end_box(&self, id: &str) {
         let ctr = |arguments: &[&str]| self.containerd.ctr_patiently(arguments);
         // Ended by itself is as good.

@@ -140,11 +140,18 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
             upper: Some(upper),
             lowers,
             prefix,
+            ids: None,
         } => (upper, Some(lowers), *prefix),
         Shown::Directory {
             dir,
             read_only: false,
         } => (dir, None, crate::container::prefix()),
+        Shown::Layers { ids: Some(_), .. } => {
+            return Err(tree::unsupported("an overlay with mapped ids".into()));
+        }
+        Shown::Engine { .. } => {
+            return Err(tree::unsupported("a mount by Vellum's own engine".into()));
+        }
         Shown::Empty | Shown::Layers { upper: None, .. } | Shown::Directory { .. } => {
             return Err(Error::Invalid {
                 what: "a layer can't be unpacked into a tree that is mounted read-only".into(),

@@ -2,7 +2,7 @@
 //!
 //! Where the right tree is the left one and a layer more (what clients nearly always ask), only that layer is read: the cost is that of the
 //! changes. Otherwise both trees are compared as wholes. Either way they are read as directories, by the rules of whoever wrote them, and
-//! may be in use meanwhile.
+//! may be in use meanwhile. A layer has the container's ids, whoever maps them.
 
 use std::io::{self, Write};
 
@@ -59,6 +59,15 @@ pub fn diff(
     if let Some(newest) = request.newest {
         writer = writer.not_after(newest);
     }
+    if let Some(ids) = right.ids.clone() {
+        // What no container of that mapping made is the host's, and stays so.
+        writer = writer.owned_by(move |uid, gid| {
+            (
+                ids.uids.inside(uid).unwrap_or(uid),
+                ids.gids.inside(gid).unwrap_or(gid),
+            )
+        });
+    }
     if let Some(changes) = changes(&left, &right)? {
         for change in changes {
             if cancel.is_cancelled() {
@@ -92,6 +101,11 @@ fn changes(left: &Readable, right: &Readable) -> Result<Option<Changes>> {
             Some(vellum_union::changes(new, Form::Layer)?)
         }
         (None, Some(new)) => Some(vellum_union::changes(new, Form::Layer)?),
+        _ if left.ids.is_some() || right.ids.is_some() => {
+            return Err(tree::unsupported(
+                "trees that are further apart, with mapped ids".into(),
+            ));
+        }
         (Some(old), Some(new)) => Some(vellum_union::compare(old, new)?),
         (Some(_), None) => {
             return Err(tree::unsupported("the absence of a tree".into()));

@@ -1,7 +1,8 @@
 //! Mounts read as the directories that they are made of.
 //!
-//! An overlay is its upper and its lowers, a bind mount is its source; options that only say how the kernel shows them change nothing. What changes
-//! ids or keeps data elsewhere is refused, since a directory alone is not the whole truth then. Paths are resolved once, here: the short names
+//! An overlay is its upper and its lowers, a bind mount is its source; options that only say how the kernel shows them change nothing. A mount by our own
+//! engine is its layers, too, if they are the store's, which knows how to read them. Ids that the kernel maps are the host's in the upper and
+//! nowhere else. What keeps data elsewhere is refused, since a directory alone is not the whole truth then. Paths are resolved once, here: the short names
 //! that a mount is given are symbolic links, and two trees are the same only by their real names.
 
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use vellum_union::{Dialect, DirLayer, Layer, Stack};
 use crate::container;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::snapshots::MountEntry;
+use crate::snapshots::{IdRuns, MountEntry, mounts::ENGINE_TYPE};
 
 /// What mounts are made of. All paths are absolute and without symbolic links.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,13 @@ pub(super) enum Shown {
         lowers: Vec<PathBuf>,
         /// The namespace of their marks.
         prefix: Prefix,
+        /// What the kernel maps.
+        ids: Option<MappedIds>,
+    },
+    /// Layers under our own engine, top first; read like an overlay, by the store's knowledge of them.
+    Engine {
+        /// The directories.
+        dirs: Vec<PathBuf>,
     },
     /// One directory, shown as it is.
     Directory {
@@ -37,6 +45,13 @@ pub(super) enum Shown {
         /// It must not be written.
         read_only: bool,
     },
+}
+
+/// Ids that the kernel maps between the layers and who looks at the mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MappedIds {
+    pub uids: IdRuns,
+    pub gids: IdRuns,
 }
 
 /// Reads mounts. Errors: [`Error::Unsupported`] for what is more than directories.
@@ -54,6 +69,7 @@ pub(super) fn shown(mounts: &[MountEntry]) -> Result<Shown> {
     let has = |option: &str| mount.options.iter().any(|o| o == option);
     match mount.kind.as_str() {
         "overlay" => overlay(mount),
+        ENGINE_TYPE => engine(mount),
         "bind" => directory(&mount.source, has("ro")),
         "" | "none" if has("bind") || has("rbind") => directory(&mount.source, has("ro")),
         other => Err(unsupported(format!("a mount of type `{other}`"))),
@@ -67,7 +83,24 @@ fn directory(source: &str, read_only: bool) -> Result<Shown> {
     })
 }
 
+/// What the options say about ids changes nothing: on disk they are the container's.
+fn engine(mount: &MountEntry) -> Result<Shown> {
+    let named = |name: &'static str| {
+        let options = mount.options.iter();
+        options.filter_map(move |option| option.strip_prefix(name)?.strip_prefix('='))
+    };
+    let dirs: Vec<PathBuf> = named("upperdir")
+        .chain(named("lowerdir+"))
+        .map(real)
+        .collect::<Result<_>>()?;
+    match dirs.is_empty() {
+        true => Err(unsupported("a mount of no layers".into())),
+        false => Ok(Shown::Engine { dirs }),
+    }
+}
+
 fn overlay(mount: &MountEntry) -> Result<Shown> {
+    let mut mapped = [None, None];
     let mut upper = None;
     let mut lowers = Vec::new();
     let mut prefix = Prefix::Trusted;
@@ -85,19 +118,31 @@ fn overlay(mount: &MountEntry) -> Result<Shown> {
                 }
             }
             "userxattr" => prefix = Prefix::User,
-            "uidmap" | "gidmap" | "datadir+" => {
+            "uidmap" => mapped[0] = IdRuns::parse(value),
+            "gidmap" => mapped[1] = IdRuns::parse(value),
+            "datadir+" => {
                 return Err(unsupported(format!("an overlay with the option `{name}`")));
             }
             // How the kernel shows the layers; what they hold stays the same.
             _ => {}
         }
     }
+    let is_mapped =
+        |option: &String| option.starts_with("uidmap=") || option.starts_with("gidmap=");
+    let ids = match mapped {
+        [Some(uids), Some(gids)] => Some(MappedIds { uids, gids }),
+        _ if mount.options.iter().any(is_mapped) => {
+            return Err(unsupported("an overlay with half a mapping of ids".into()));
+        }
+        _ => None,
+    };
     match (&upper, lowers.as_slice()) {
         (None, []) => Err(unsupported("an overlay of no layers".into())),
         _ => Ok(Shown::Layers {
             upper,
             lowers,
             prefix,
+            ids,
         }),
     }
 }
@@ -150,6 +195,8 @@ pub(super) struct Readable {
     pub stack: Option<Stack>,
     /// The top directory is the whole tree, a copy of what it stands on.
     pub whole: bool,
+    /// The top directory, and no other, has the host's ids for these.
+    pub ids: Option<MappedIds>,
 }
 
 /// Opens what mounts show for reading.
@@ -160,6 +207,7 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
                 dirs: Vec::new(),
                 stack: None,
                 whole: false,
+                ids: None,
             });
         }
         Shown::Directory { dir, .. } => (vec![dir.clone()], false, container::prefix()),
@@ -167,11 +215,21 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
             upper,
             lowers,
             prefix,
+            ..
         } => (
             upper.iter().chain(lowers).cloned().collect(),
             upper.is_some(),
             *prefix,
         ),
+        Shown::Engine { dirs } => (dirs.clone(), false, container::prefix()),
+    };
+    let ids = match shown {
+        Shown::Layers {
+            upper: Some(_),
+            ids,
+            ..
+        } => ids.clone(),
+        _ => None,
     };
     if let Some(ours) = ours(ctx, &dirs[0])? {
         let known = ours.parts.layers();
@@ -186,8 +244,14 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
                 dirs,
                 stack: Some(container::stack(&ours.parts)?),
                 whole,
+                ids,
             });
         }
+    }
+    if let Shown::Engine { .. } = shown {
+        return Err(unsupported(
+            "layers under an engine that are not the store's".into(),
+        ));
     }
     let mut layers: Vec<Arc<dyn Layer>> = Vec::with_capacity(dirs.len());
     for (at, dir) in dirs.iter().enumerate() {
@@ -203,6 +267,7 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
         stack: Some(Stack::new(layers)?),
         whole: matches!(shown, Shown::Directory { .. }),
         dirs,
+        ids,
     })
 }
 
@@ -250,6 +315,23 @@ mod tests {
                 upper: Some(at.join("up")),
                 lowers: vec![at.join("a"), at.join("b")],
                 prefix: Prefix::Trusted,
+                ids: None,
+            }
+        );
+        let mapped = &["uidmap=0:1:2", &upper, &lower, "gidmap=0:3:4,4:9:1"];
+        let Shown::Layers { ids: Some(ids), .. } = shown(&[mount("overlay", "", mapped)]).unwrap()
+        else {
+            panic!("ids are mapped");
+        };
+        let inside = [2, 1].map(|id| ids.uids.inside(id));
+        assert_eq!((inside, ids.gids.inside(9)), ([Some(1), Some(0)], Some(4)));
+        assert_eq!(ids.uids.inside(3), None);
+        let lowers = [format!("lowerdir+={}", text("short")), "wh=plain".into()];
+        let ours = [&lowers[0], &upper, &lowers[1]].map(String::as_str);
+        assert_eq!(
+            shown(&[mount("fuse3.vellum", "overlay", &ours)]).unwrap(),
+            Shown::Engine {
+                dirs: vec![at.join("up"), at.join("b")]
             }
         );
         assert_eq!(
@@ -261,7 +343,8 @@ mod tests {
         );
         assert_eq!(shown(&[]).unwrap(), Shown::Empty);
         let refused = [
-            vec![mount("fuse3.vellum", "overlay", &[&upper, &lower])],
+            vec![mount("fuse3.vellum", "overlay", &["wh=plain"])],
+            vec![mount("fuse3.fuse-overlayfs", "overlay", &[&upper, &lower])],
             vec![mount("overlay", "overlay", &["uidmap=0:1:2", &lower])],
             vec![mount("overlay", "overlay", &["lowerdir=relative"])],
             vec![mount("overlay", "overlay", &[])],

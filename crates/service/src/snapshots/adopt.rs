@@ -10,15 +10,15 @@
 
 use vellum_image::Digest;
 use vellum_store::{
-    Class, DriverKind, Info, Keep, Kind, LabelChange, Labels, LayerCommit, Registered, SnapshotKey,
-    Store, StoreError,
+    Class, DriverKind, Info, Keep, Kind, LabelChange, LayerCommit, Registered, SnapshotKey, Store,
+    StoreError,
 };
 
-use super::{NewSnapshot, OWNER, SNAPSHOT_REF, key};
+use super::{NewSnapshot, OWNER, SNAPSHOT_REF, key, own_labels};
 use crate::error::{Error, Result};
 
 /// The label with the key of the parent that the client is told, or [`NOTHING`]. On disk.
-const STANDS_ON: &str = "vellum.containerd/stands-on";
+const STANDS_ON: &str = concat!(own_labels::prefix!(), "stands-on");
 
 /// What the label has where there is no parent: the store drops empty labels.
 const NOTHING: &str = "-";
@@ -114,39 +114,25 @@ pub(super) fn shows(info: &Info) -> Option<&SnapshotKey> {
 
 /// Has the record of an adopted layer say what the client is to see. The keys stay the store's.
 pub(super) fn make_visible(info: &mut Info) {
-    if let Some(parent) = info.labels.remove(STANDS_ON) {
+    if let Some(parent) = info.labels.get(STANDS_ON) {
         info.parent = match parent.as_str() {
             NOTHING => None,
             parent => Some(key(parent)),
         };
     }
+    own_labels::hide(info);
 }
 
-/// Returns the changes such that the layer stays adopted, or not. That label is nobody's to change; nor is an adopted layer's chain, by which
+/// Returns the changes such that the layer stays adopted, or not. Our labels are nobody's to change; nor is an adopted layer's chain, by which
 /// the client finds it: who asks for the chain again would be told of a layer that is not found.
 pub(super) fn protect(changes: &[LabelChange], now: &Info) -> Vec<LabelChange> {
-    let mut changes: Vec<LabelChange> = changes
-        .iter()
-        .filter_map(|change| match change {
-            LabelChange::Replace(labels) => Some(LabelChange::Replace(strip(labels.clone()))),
-            LabelChange::Set(name, _) if name == STANDS_ON => None,
-            LabelChange::Set(..) => Some(change.clone()),
-        })
-        .collect();
-    if now.labels.contains_key(STANDS_ON) {
-        for name in [STANDS_ON, SNAPSHOT_REF] {
-            if let Some(ours) = now.labels.get(name) {
-                changes.push(LabelChange::Set(name.into(), ours.clone()));
-            }
-        }
+    let mut changes = own_labels::protect(changes, now);
+    if now.labels.contains_key(STANDS_ON)
+        && let Some(chain) = now.labels.get(SNAPSHOT_REF)
+    {
+        changes.push(LabelChange::Set(SNAPSHOT_REF.into(), chain.clone()));
     }
     changes
-}
-
-/// Returns a client's labels without what is nobody's to set.
-pub(super) fn strip(mut labels: Labels) -> Labels {
-    labels.remove(STANDS_ON);
-    labels
 }
 
 /// Refuses the removal of a snapshot that adopted layers stand on, to the client.

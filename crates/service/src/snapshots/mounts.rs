@@ -11,9 +11,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use vellum_store::{DriverKind, Labels, Overlay, Shape, SnapshotKey, TreeParts};
+use vellum_sys::Dir;
 use vellum_sys::mount::{OverlayMount, OverlayOptions, RedirectDir};
 use vellum_sys::quota::ProjectQuota;
-use vellum_sys::{Dir, rooted};
 
 use crate::config::{Engine, MountMethod, Toggle};
 use crate::context::Context;
@@ -21,7 +21,8 @@ use crate::error::{Error, Result};
 use crate::facts;
 use crate::plan::{self, EngineMount, Facts, OPTION_PAGE_BYTES, Plan, Refusal, Wishes};
 
-use super::{GID_MAPPING, MAX_SIZE, NewSnapshot, PARENT_CHAIN, SNAPSHOT_REF, Terms, UID_MAPPING};
+use super::ids::{self, Mapper, Mapping};
+use super::{MAX_SIZE, NewSnapshot, PARENT_CHAIN, SNAPSHOT_REF, Terms};
 
 /// The type of mounts by Vellum's own engine: containerd has `mount.fuse3` call `vellum overlay` for it.
 pub const ENGINE_TYPE: &str = "fuse3.vellum";
@@ -67,62 +68,19 @@ fn limit(labels: &Labels) -> Result<Option<u64>> {
 }
 
 /// Lays out what a new tree needs to be mounted, beyond what the store has laid out.
-pub(super) fn prepare(
-    ctx: &Context,
-    terms: Terms,
-    parts: &TreeParts,
-    labels: &Labels,
-) -> Result<()> {
-    if let Some(rebased) = rebased(parts, labels)? {
-        rebased.make()?;
+pub(super) fn prepare(parts: &TreeParts, labels: &Labels) -> Result<()> {
+    match rebased(parts, labels)? {
+        Some(rebased) => rebased.make(),
+        None => Ok(()),
     }
-    if maps_by_kernel(ctx, terms, parts, labels)
-        && let Shape::Overlay(overlay) = &parts.shape
-        && let Some(upper) = &overlay.upper
-    {
-        // Lower layers are mapped by the mount, the upper holds what it holds.
-        let dir = Dir::open(&upper.dir)?;
-        let now = dir.stat_self()?;
-        let (uid, gid) = (
-            mapped(labels, UID_MAPPING, now.uid)?,
-            mapped(labels, GID_MAPPING, now.gid)?,
-        );
-        rooted::set_owner_fd(&dir, uid, gid)?;
-        rooted::set_mode_fd(&dir, now.mode)?;
-    }
-    Ok(())
 }
 
-/// Whether ids are mapped by the kernel's own id-mapped mounts, which the client makes; else the engine maps them.
-fn maps_by_kernel(ctx: &Context, terms: Terms, parts: &TreeParts, labels: &Labels) -> bool {
-    terms.remap_ids
-        && labels.contains_key(UID_MAPPING)
-        && ctx.config.engine.value != Engine::Vellum
-        && !parts.features.is_some_and(|features| features.engine)
-}
-
-/// Returns what `id` is on the host.
-fn mapped(labels: &Labels, label: &str, id: u32) -> Result<u32> {
-    let text = labels.get(label).map(String::as_str).unwrap_or_default();
-    let wrong = || Error::Invalid {
-        what: format!("the label {label} is {text:?}, and not container:host:count for id {id}"),
-        hint: None,
-    };
-    for run in text.split(',') {
-        let numbers: Vec<u32> = run
-            .split(':')
-            .map(|n| n.parse().map_err(|_| wrong()))
-            .collect::<Result<_>>()?;
-        let [inside, outside, count] = numbers[..] else {
-            return Err(wrong());
-        };
-        if let Some(at) = id.checked_sub(inside)
-            && at < count
-        {
-            return outside.checked_add(at).ok_or_else(wrong);
-        }
-    }
-    Err(wrong())
+/// Whether the tree's size limit is the engine's to keep.
+///
+/// Errors: `Invalid` if the label is no number.
+pub(super) fn engine_keeps_limit(parts: &TreeParts, labels: &Labels) -> Result<bool> {
+    let writable = matches!(&parts.shape, Shape::Overlay(overlay) if overlay.upper.is_some());
+    Ok(writable && parts.size_limit_bytes.is_none() && limit(labels)?.is_some())
 }
 
 /// A tree without a parent yet, that is shown as an overlay on nothing: an unpacker then writes marks for what the layer hides, which a plain
@@ -198,14 +156,22 @@ pub(super) fn entries(
         rebased.make()?;
         return Ok(vec![on_nothing(&rebased, &facts)?]);
     }
-    let by_kernel = maps_by_kernel(ctx, terms, parts, labels);
-    let by_engine = labels.contains_key(UID_MAPPING) && !by_kernel;
+    let mapper = match Mapper::recorded(labels) {
+        Some(mapper) => mapper,
+        None => ids::decide(ctx, &facts, terms, parts, labels)?,
+    };
+    let mapping = Mapping::of(labels)?.filter(|_| mapper != Mapper::Nobody);
     let size = match parts.size_limit_bytes {
         None => limit(labels)?,
         Some(_) => None,
     };
-    let engine_needed = matches!(&parts.shape, Shape::Overlay(overlay) if by_engine || size.is_some() && overlay.upper.is_some());
-    let planned = planned(ctx, &facts, parts, labels, engine_needed)?;
+    let who = match mapper {
+        // What the upper holds is right under one of them only, whatever the settings are by now.
+        Mapper::Kernel => Some(Engine::Kernel),
+        Mapper::Engine => Some(Engine::Vellum),
+        Mapper::Nobody => engine_keeps_limit(parts, labels)?.then_some(Engine::Vellum),
+    };
+    let planned = planned(ctx, &facts, parts, labels, who)?;
     if let Plan::Overlay {
         features: Some(features),
         ..
@@ -233,14 +199,10 @@ pub(super) fn entries(
         Plan::Overlay { mount, .. } => overlay(mount, &facts)?,
         Plan::Engine { mount, .. } => engine(mount)?,
     };
-    let mappings = [(UID_MAPPING, "uid"), (GID_MAPPING, "gid")];
-    let mappings = mappings.iter().filter_map(|(label, id)| {
-        let runs = labels.get(*label)?;
-        Some((id, runs))
-    });
+    let texts = mapping.iter().flat_map(Mapping::texts);
     match &planned {
         Plan::Engine { mount, .. } => {
-            for (id, runs) in mappings {
+            for (id, runs) in texts {
                 entry
                     .options
                     .push(format!("{id}mapping={}", runs.replace(',', ":")));
@@ -249,28 +211,25 @@ pub(super) fn entries(
                 entry.options.push(format!("size={bytes}"));
             }
         }
-        Plan::Overlay { .. }
-        | Plan::Bind {
-            read_only: true, ..
-        } if by_kernel => {
+        Plan::Overlay { .. } | Plan::Bind { .. } => {
             entry
                 .options
-                .extend(mappings.map(|(id, runs)| format!("{id}map={runs}")));
+                .extend(texts.map(|(id, runs)| format!("{id}map={runs}")));
         }
-        _ => {}
     }
-    if by_kernel && let Shape::Overlay(overlay) = &parts.shape {
+    if mapper == Mapper::Kernel
+        && let Shape::Overlay(overlay) = &parts.shape
+    {
         with_real_paths(&mut entry, overlay)?;
     }
     Ok(vec![entry])
 }
 
-/// Names layers by their directories: short names lead out of the one directory that the client maps.
+/// Names layers by their directories.
 fn with_real_paths(entry: &mut MountEntry, overlay: &Overlay) -> Result<()> {
-    let lowers: Vec<_> = overlay
-        .lowers
+    let lowers: Vec<_> = ids::real_layers(overlay)
         .iter()
-        .map(|layer| text(&layer.dir))
+        .map(|dir| text(dir))
         .collect::<Result<_>>()?;
     for option in &mut entry.options {
         if option.starts_with("lowerdir=") {
@@ -298,12 +257,15 @@ fn on_nothing(tree: &Rebased, facts: &Facts) -> Result<MountEntry> {
     overlay(&mount, facts)
 }
 
-fn planned(
+/// Decides how a tree is mounted; `engine` is who must do it, if it is not for the settings to say.
+///
+/// Errors: [`Error::Plan`] if that can't be.
+pub(super) fn planned(
     ctx: &Context,
     facts: &Facts,
     parts: &TreeParts,
     labels: &Labels,
-    engine_needed: bool,
+    engine: Option<Engine>,
 ) -> Result<Plan> {
     let redirects = ctx.config.redirect_dir.value == Toggle::On;
     let mut wishes = Wishes {
@@ -316,8 +278,8 @@ fn planned(
         docker_compatible: !redirects,
         ..Wishes::of(&ctx.config)
     };
-    if engine_needed {
-        wishes.engine = Engine::Vellum;
+    if let Some(engine) = engine {
+        wishes.engine = engine;
     } else if labels.contains_key(SNAPSHOT_REF) && facts.trusted && parts.features.is_none() {
         // Unpackers fill the upper of an overlay without mounting it: nobody gains by another engine's mount.
         wishes.engine = Engine::Auto;
