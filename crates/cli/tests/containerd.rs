@@ -216,27 +216,29 @@ fn containers_have_ids_of_their_own() {
     }
     let pair = Pair::start();
     pair.import();
-    let line =
-        "stat -c %u:%g / /app/version /odd/far-owner; echo mine > /mine; echo more >> /app/version
-                stat -c %u:%g /mine /app/version; cut -c1-40 /proc/self/uid_map";
+    let map = [
+        "--uidmap",
+        "0:100000:6000000",
+        "--gidmap",
+        "0:7000000:6000000",
+    ];
+    let owners = |files: &str, expected: &str| {
+        format!("test \"$(stat -c %u:%g {files} | tr '\\n' ' ')\" = '{expected} '")
+    };
     // A copy with other owners, made by containerd; and labels, on which Vellum's engine maps them.
-    for (id, remap) in [("copied", None), ("labels", Some("--remap-labels"))] {
-        let mut command = pair.containerd.run_command("default");
-        command.args(["--rm", "--uidmap", "0:100000:6000000"]);
-        command.args(["--gidmap", "0:7000000:6000000"]).args(remap);
-        let said = run(command.args([IMAGE, id, "/bin/sh", "-ec", line])).unwrap();
-        let said: Vec<&str> = said.split_whitespace().collect();
-        let expected = [
-            "0:0",
-            "1000:1000",
-            "3000000:4000000",
-            "0:0",
-            "1000:1000",
-            "0",
-            "100000",
-            "6000000",
-        ];
-        assert_eq!(said, expected, "{id}");
+    for (id, remap) in [("copied", &[][..]), ("labels", &["--remap-labels"])] {
+        pair.start_box_with(&[&map, remap].concat(), IMAGE, id);
+        for line in [
+            "grep -qE '^ *0 +100000 +6000000$' /proc/self/uid_map",
+            &owners("/ /app/version", "0:0 1000:1000"),
+            &owners("/odd/far-owner", "3000000:4000000"),
+            "echo mine > /mine; echo more >> /app/version; chown 7:8 /odd/empty",
+            &owners("/mine /app/version /odd/empty", "0:0 1000:1000 7:8"),
+        ] {
+            let done = pair.inside(id, line);
+            assert!(done.is_ok(), "{id}: {done:?}");
+        }
+        pair.end_box(id);
     }
     pair.remove_images("default");
     pair.assert_nothing_left();

@@ -86,9 +86,15 @@ impl Pair {
 
     /// As [`Pair::start_box`], on an image of the caller's.
     pub fn start_box_of(&self, image: &str, id: &str) {
+        self.start_box_with(&[], image, id);
+    }
+
+    /// As [`Pair::start_box_of`], with options of the caller's.
+    pub fn start_box_with(&self, options: &[&str], image: &str, id: &str) {
         let loop_forever = "echo begun > /begun; while :; do sleep 1; done";
         let mut command = self.containerd.run_command("default");
-        command.args(["--detach", image, id, "/bin/sh", "-c", loop_forever]);
+        command.arg("--detach").args(options);
+        command.args([image, id, "/bin/sh", "-c", loop_forever]);
         run(&mut command).unwrap();
         wait("the container to begin", || {
             self.inside(id, "grep -qx begun /begun").is_ok()

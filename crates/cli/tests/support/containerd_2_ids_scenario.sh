@@ -1,8 +1,9 @@
 # After containerd_2.sh: containers with ids of their own, mapped by containerd's copies, by the kernel and by Vellum's engine, with every driver.
 image=docker.io/library/vellum-demo-small:latest
 top=$dir
-show='stat -c "%n %u:%g" / /app/version /odd/far-owner
-  echo fresh > /fresh; echo more >> /app/version; mkdir /made; chown 1000:7 /made; stat -c "%n %u:%g" /fresh /app/version /made; cat /proc/self/uid_map'
+# In one write: what comes late can get lost where nobody stays.
+show='echo $(stat -c "%n %u:%g" / /app/version /odd/far-owner
+  echo fresh > /fresh; echo more >> /app/version; mkdir /made; chown 1000:7 /made; stat -c "%n %u:%g" /fresh /app/version /made; cat /proc/self/uid_map)'
 # As many ids as the image's odd owners need.
 map="--uidmap 0:100000:6000000 --gidmap 0:7000000:6000000"
 
@@ -21,7 +22,7 @@ mapped() { # NAME LABELS VELLUM-FLAGS SERVER-FLAGS
   start_containerd
   c image import --snapshotter vellum /exchange/small.tar > /dev/null
   c run --rm --snapshotter vellum $map $2 $image "$box-$1" /bin/sh -ec "$show" > "$dir/said" 2> "$dir/errors" || cat "$dir/errors" > "$dir/said"
-  echo "ok: $1: $(tr '\n' ' ' < "$dir/said" | tr -s ' ')"
+  echo "ok: $1: $(cat "$dir/said")"
   remove_everything default
   kill $containerd_pid
   wait $containerd_pid || true
