@@ -82,6 +82,90 @@ fn a_full_disk_leaves_nothing_half_made_and_more_room_is_enough() {
     save(&vellum, &home).unwrap();
 }
 
+#[test]
+fn used_up_inodes_are_named_and_more_of_them_are_enough() {
+    let Some((home, vellum, archive)) = world() else {
+        return;
+    };
+    let disk = home.dir("v/root").unwrap();
+    let mount = |options: &str| {
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "few"])
+            .arg(&disk))
+    };
+    mount("size=64m,nr_inodes=150").unwrap();
+    let full = vellum.load_as(&archive, IMAGE).unwrap_err().to_string();
+    assert!(full.contains("inodes") && full.contains("df -i"), "{full}");
+    vellum.run(&["gc"]).unwrap();
+    vellum.run(&["check"]).unwrap();
+    mount("remount,size=64m,nr_inodes=5000").unwrap();
+    vellum.load_as(&archive, IMAGE).unwrap();
+    save(&vellum, &home).unwrap();
+
+    mount("remount,ro").unwrap();
+    for verb in [&["create", IMAGE][..], &["rmi", IMAGE]] {
+        let refused = vellum.run(verb).unwrap_err().to_string();
+        assert!(
+            refused.contains("read-only") && refused.contains("dmesg"),
+            "{refused}"
+        );
+    }
+    mount("remount,rw").unwrap();
+    vellum.run(&["rmi", IMAGE]).unwrap();
+    vellum.run(&["check"]).unwrap();
+}
+
+#[test]
+fn whatever_became_of_the_database_the_hint_brings_it_back() {
+    let Some((home, vellum, archive)) = world() else {
+        return;
+    };
+    vellum.load_as(&archive, IMAGE).unwrap();
+    vellum.run(&["create", "--name", "box", IMAGE]).unwrap();
+    let database = home.join("v/root/vellum.db");
+    let aside = |end: &str| database.with_file_name(format!("vellum.db{end}"));
+    let forget_log = || {
+        for end in ["-wal", "-shm"] {
+            let _ = fs::remove_file(aside(end)); // not there if the last one closed it well
+        }
+    };
+    type Harm<'a> = (&'a str, &'a dyn Fn());
+    let harms: [Harm<'_>; 4] = [
+        ("is missing", &|| {
+            forget_log();
+            fs::remove_file(&database).unwrap();
+        }),
+        ("no SQLite database", &|| {
+            forget_log();
+            fs::write(&database, "no database, and none of another program").unwrap();
+        }),
+        ("database", &|| {
+            // Its pages are gone, its head is whole.
+            forget_log();
+            let mut bytes = fs::read(&database).unwrap();
+            bytes[100..].fill(0xa5);
+            fs::write(&database, bytes).unwrap();
+        }),
+        ("made by a newer vellum", &|| {
+            let newer = "import sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.execute('pragma user_version=99'); c.commit()";
+            run(Command::new("python3").args(["-c", newer]).arg(&database)).unwrap();
+        }),
+    ];
+    for (says, harm) in harms {
+        harm();
+        for verb in [&["ls"][..], &["create", IMAGE], &["check"]] {
+            let told = vellum.run(verb).unwrap_err().to_string();
+            assert!(told.contains(says), "{says}: {told}");
+            assert!(told.contains("`vellum check --rebuild`"), "{says}: {told}");
+        }
+        vellum.run(&["check", "--rebuild", "--force"]).unwrap();
+        save(&vellum, &home).unwrap();
+        assert!(vellum.run(&["ls"]).unwrap().contains("box"));
+        vellum.run(&["gc", "--rebuilt"]).unwrap();
+        vellum.run(&["check"]).unwrap();
+    }
+}
+
 /// The process that serves the engine's mounts of a store.
 fn server_of(home: &Home) -> Option<i32> {
     let marker = home.path().as_os_str().as_encoded_bytes();

@@ -244,11 +244,25 @@ pub enum Error {
 
 const NO_SPACE: &str = "the disk is full, or its inodes are used up (`df -i`): `vellum gc --dry-run` shows what could go, `vellum df` what uses it";
 
+const REBUILD: &str =
+    "`vellum check --rebuild` makes the database anew from the records beside the trees";
+
+const READ_ONLY: &str =
+    "its file system is read-only, perhaps since an error: `dmesg` tells; mount it writable again";
+
 fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
-    use vellum_store::Class;
+    use vellum_store::{Class, StoreError};
     match error.class() {
         Class::NoSpace => Some(NO_SPACE.into()),
         Class::Busy => Some("another vellum is writing; try again in a moment".into()),
+        _ if error.lost_its_database() => Some(format!("put it back, or: {REBUILD}")),
+        _ if matches!(error, StoreError::NewerStore { .. }) => Some(format!(
+            "to stay with this vellum, end its servers; then {REBUILD}"
+        )),
+        _ if matches!(error, StoreError::NotAStore { .. }) => Some(format!(
+            "--root names another directory; if there is a store in this one, {REBUILD}"
+        )),
+        _ if error.is_read_only() => Some(READ_ONLY.into()),
         Class::Damaged => Some("`vellum check` tells what else is wrong".into()),
         _ => None,
     }

@@ -286,5 +286,6 @@ fn reason(reason: &Reason) -> String {
         Reason::Kept(key) => format!("snapshot {key}, which only an explicit removal ends"),
         Reason::Volume(name) => format!("volume {name}"),
         Reason::Store => "the store itself".to_owned(),
+        Reason::Stranger => "whoever made it: Vellum leaves it alone".to_owned(),
     }
 }

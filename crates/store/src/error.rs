@@ -214,6 +214,12 @@ pub enum StoreError {
         /// What is wrong, and the way back.
         why: String,
     },
+    /// There are trees with their records, and the database is gone.
+    #[error("{path} is missing, but there are trees", path = path.display())]
+    NoDatabase {
+        /// Where it was.
+        path: PathBuf,
+    },
     /// The operating system said no.
     #[error("{op} {path}", path = path.display())]
     Io {
@@ -274,7 +280,9 @@ impl StoreError {
                 Class::Unsupported
             }
             Self::Busy { .. } => Class::Busy,
-            Self::Damaged { .. } | Self::DigestMismatch { .. } => Class::Damaged,
+            Self::Damaged { .. } | Self::DigestMismatch { .. } | Self::NoDatabase { .. } => {
+                Class::Damaged
+            }
             Self::Io { source, .. } => class_of(source),
             Self::Sys(error) => class_of(&error.source),
             Self::Database { source, .. } | Self::Uncertain { source } => {
@@ -289,6 +297,27 @@ impl StoreError {
                     _ => Class::Internal,
                 }
             }
+        }
+    }
+
+    /// True if it is the database itself that can't be read, whatever the trees beside it are like.
+    pub fn lost_its_database(&self) -> bool {
+        match self {
+            Self::NoDatabase { .. } => true,
+            Self::Database { .. } => self.class() == Class::Damaged,
+            _ => false,
+        }
+    }
+
+    /// True if the file system is mounted read-only, or was made so after an error.
+    pub fn is_read_only(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::ReadOnlyFilesystem,
+            Self::Sys(error) => error.source.kind() == io::ErrorKind::ReadOnlyFilesystem,
+            Self::Database { source, .. } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::ReadOnly)
+            }
+            _ => false,
         }
     }
 

@@ -464,7 +464,7 @@ pub(crate) fn has_volume(tx: &Transaction<'_>, name: &str) -> Result<bool> {
 }
 
 /// Tells whether the image or container of this record file is there.
-fn has_sidecar(tx: &Transaction<'_>, name: &str) -> Result<bool> {
+pub(crate) fn has_sidecar(tx: &Transaction<'_>, name: &str) -> Result<bool> {
     if let Some(hex) = name
         .strip_prefix("image-")
         .and_then(|rest| rest.strip_suffix(".json"))

@@ -67,15 +67,14 @@ pub(crate) struct Inner {
 impl Store {
     /// Opens the store, making or migrating it if need be.
     ///
-    /// Errors: `NotAStore`, `NewerStore`, `Busy`; `Damaged` if the database is gone but trees are there; `Io` with `NotFound` if there is none and it is not to be made;
+    /// Errors: `NotAStore`, `NewerStore`, `Busy`; `NoDatabase` if it is gone but trees are there; `Io` with `NotFound` if there is none and it is not to be made;
     /// `Unsupported` if the driver's own directory can't carry it.
     pub fn open(options: &StoreOptions) -> Result<Self> {
         let root = std::path::absolute(&options.root).on("find", &options.root)?;
         let layout = Layout::new(root);
         if !layout::exists(&layout.database())? && has_records(&layout)? {
-            return Err(StoreError::Damaged {
-                what: layout.database().display().to_string(),
-                why: "it is missing, but there are trees; rebuild it from their records, or put the file back".into(),
+            return Err(StoreError::NoDatabase {
+                path: layout.database(),
             });
         }
         Self::open_new(options)

@@ -11,7 +11,7 @@ use crate::{
     digest::Digest,
     driver::TreeId,
     error::{DbContext, Result, StoreError},
-    gc::{has_blob, has_volume, tree_of},
+    gc::{has_blob, has_sidecar, has_volume, tree_of},
     rows::{self, parse},
     snapshot::{Keep, SnapshotKey},
     store::Store,
@@ -47,6 +47,8 @@ pub enum Reason {
     Volume(String),
     /// It belongs to the store itself.
     Store,
+    /// Vellum makes nothing of that name, and leaves it alone.
+    Stranger,
 }
 
 /// What is known about a path in the store.
@@ -112,8 +114,12 @@ impl Store {
             "overlay2" | "overlay" | "native" | "records" => match tree_of(Path::new(stem)) {
                 Some(tree) => self.why_tree(&tree),
                 None if stem.is_empty() => Ok(own("trees")),
-                None => Ok(litter("nothing of the store's making")),
+                None if first == "records" && is_sidecar(second) => {
+                    self.why_sidecar(second.unwrap_or_default())
+                }
+                None => Ok(stranger()),
             },
+            "staging" | "trash" if stem.is_empty() => Ok(own("the store itself")),
             "staging" => Ok(litter(
                 "staged by a running command, or left by one that died",
             )),
@@ -138,7 +144,9 @@ impl Store {
                 None => Ok(own("blobs")),
             },
             "recipes" if !stem.is_empty() => {
-                let digest: Digest = format!("sha256:{stem}").parse()?;
+                let Ok(digest) = format!("sha256:{stem}").parse::<Digest>() else {
+                    return Ok(litter("a recipe without a record"));
+                };
                 let keys = self.read(|tx| keys_with_diff_id(tx, &digest))?;
                 let mut reasons = Vec::new();
                 for key in &keys {
@@ -153,7 +161,11 @@ impl Store {
             "" | "vellum.db" | "vellum.db-wal" | "vellum.db-shm" | "recipes" | "volumes" => {
                 Ok(own("the store itself"))
             }
-            _ => Ok(litter("nothing of the store's making")),
+            "reserve" => Ok(own("space kept back, so that a full disk can be cleared")),
+            name if name.starts_with("vellum.db.") => Ok(own(
+                "a database of before: remove it by hand when nobody wants it back",
+            )),
+            _ => Ok(stranger()),
         }
     }
 
@@ -187,6 +199,17 @@ impl Store {
                 .db("look a tree up")?;
             id.map(|id| rows::by_id(tx, id)).transpose()
         })
+    }
+
+    fn why_sidecar(&self, name: &str) -> Result<Why> {
+        match self.read(|tx| has_sidecar(tx, name))? {
+            true => Ok(Why {
+                what: "the record file of an image or container, which a lost database is made anew from".into(),
+                snapshot: None,
+                reasons: vec![Reason::Store],
+            }),
+            false => Ok(litter("the record file of something that is gone")),
+        }
     }
 
     fn why_tree(&self, tree: &TreeId) -> Result<Why> {
@@ -257,6 +280,18 @@ impl Store {
             }
             Ok(reasons)
         })
+    }
+}
+
+fn is_sidecar(name: Option<&str>) -> bool {
+    name.is_some_and(|name| name.starts_with("image-") || name.starts_with("container-"))
+}
+
+fn stranger() -> Why {
+    Why {
+        what: "nothing of the store's making".into(),
+        snapshot: None,
+        reasons: vec![Reason::Stranger],
     }
 }
 
