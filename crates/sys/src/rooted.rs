@@ -9,6 +9,7 @@
 //! fails with EINVAL before the kernel sees it. Modes given when something is made are subject to the umask;
 //! `set_mode` is not. Nothing here is durable before [`Dir::sync`] (or a sync of the file system).
 
+mod attributes;
 mod remove;
 
 use std::ffi::{OsStr, OsString};
@@ -17,13 +18,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timestamps, Uid};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+pub use attributes::{
+    NewTime, change_owner_fd, change_times_fd, set_mode_fd, set_owner_fd, set_times_fd,
+};
 pub use remove::Removal;
 pub use rustix::fs::RenameFlags;
 
-use crate::stat::{FileKind, Stat, Timespec};
+use crate::stat::{FileKind, Stat};
 use crate::{Error, Result};
 
 const DIR_FLAGS: OFlags = OFlags::RDONLY
@@ -43,17 +47,6 @@ pub enum Access {
     Write,
     /// Both.
     ReadWrite,
-}
-
-/// What becomes of a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NewTime {
-    /// It stays.
-    Keep,
-    /// The file system's present time.
-    Now,
-    /// This time.
-    To(Timespec),
 }
 
 /// An open directory.
@@ -355,66 +348,6 @@ impl Dir {
         remove::remove_tree(self, name.as_os_str())
     }
 
-    /// Sets owner and group of `name` itself. Clears set-uid, set-gid and capabilities: do this before the mode.
-    pub fn set_owner(&self, name: impl AsRef<OsStr>, uid: u32, gid: u32) -> Result<()> {
-        let name = self.checked(name.as_ref())?;
-        let (uid, gid) =
-            owner_ids(uid, gid).map_err(|e| self.fail("change the owner of", name, e))?;
-        rustix::fs::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|e| self.fail("change the owner of", name, e))
-    }
-
-    /// Sets the owner, the group or both of `name` itself, in one call; `None` leaves one as it is. See [`Dir::set_owner`].
-    pub fn change_owner(
-        &self,
-        name: impl AsRef<OsStr>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-    ) -> Result<()> {
-        let name = self.checked(name.as_ref())?;
-        let ids = some_owner_ids(uid, gid);
-        ids.and_then(|(uid, gid)| {
-            rustix::fs::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-        })
-        .map_err(|e| self.fail("change the owner of", name, e))
-    }
-
-    /// Sets the times of `name` itself.
-    pub fn change_times(
-        &self,
-        name: impl AsRef<OsStr>,
-        atime: NewTime,
-        mtime: NewTime,
-    ) -> Result<()> {
-        let name = self.checked(name.as_ref())?;
-        let times = changed_times(atime, mtime);
-        rustix::fs::utimensat(&self.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|e| self.fail("set the times of", name, e))
-    }
-
-    /// Sets the twelve permission bits of `name` itself. Errors: EOPNOTSUPP for a symbolic link, which has none.
-    pub fn set_mode(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
-        let name = self.checked(name.as_ref())?;
-        chmod_nofollow(self, name, mode).map_err(|e| self.fail("change the mode of", name, e))
-    }
-
-    /// Sets the times of `name` itself; `None` leaves one as it is.
-    pub fn set_times(
-        &self,
-        name: impl AsRef<OsStr>,
-        atime: Option<Timespec>,
-        mtime: Option<Timespec>,
-    ) -> Result<()> {
-        let name = self.checked(name.as_ref())?;
-        rustix::fs::utimensat(
-            &self.fd,
-            name,
-            &timestamps(atime, mtime),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_err(|e| self.fail("set the times of", name, e))
-    }
-
     /// Opens the directory `path`, beneath this one, making what is missing with `mode`.
     ///
     /// For trees that are our own: existing components are accepted with whatever mode they have. Symbolic links and `..`
@@ -522,55 +455,6 @@ impl Entries {
     }
 }
 
-/// Sets owner and group of an open file; an `O_PATH` descriptor will do. See [`Dir::set_owner`].
-pub fn set_owner_fd(fd: impl AsFd, uid: u32, gid: u32) -> Result<()> {
-    let fd = fd.as_fd();
-    owner_ids(uid, gid)
-        .and_then(|(uid, gid)| rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH))
-        .map_err(|e| Error::at("change the owner of", fd, "", e))
-}
-
-/// Sets the twelve permission bits of an open file; an `O_PATH` descriptor will do.
-pub fn set_mode_fd(fd: impl AsFd, mode: u32) -> Result<()> {
-    let fd = fd.as_fd();
-    let mode = Mode::from_raw_mode(mode & 0o7777);
-    match rustix::fs::fchmod(fd, mode) {
-        Err(Errno::BADF) => rustix::fs::chmod(format!("/proc/self/fd/{}", fd.as_raw_fd()), mode),
-        other => other,
-    }
-    .map_err(|e| Error::at("change the mode of", fd, "", e))
-}
-
-/// Sets the times of an open file; `None` leaves one as it is; an `O_PATH` descriptor will do.
-pub fn set_times_fd(fd: impl AsFd, atime: Option<Timespec>, mtime: Option<Timespec>) -> Result<()> {
-    let fd = fd.as_fd();
-    let times = timestamps(atime, mtime);
-    match rustix::fs::futimens(fd, &times) {
-        Err(Errno::BADF) => rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH),
-        other => other,
-    }
-    .map_err(|e| Error::at("set the times of", fd, "", e))
-}
-
-/// Sets the owner, the group or both of an open file; `None` leaves one as it is; an `O_PATH` descriptor will do.
-pub fn change_owner_fd(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
-    let fd = fd.as_fd();
-    some_owner_ids(uid, gid)
-        .and_then(|(uid, gid)| rustix::fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH))
-        .map_err(|e| Error::at("change the owner of", fd, "", e))
-}
-
-/// Sets the times of an open file; an `O_PATH` descriptor will do.
-pub fn change_times_fd(fd: impl AsFd, atime: NewTime, mtime: NewTime) -> Result<()> {
-    let fd = fd.as_fd();
-    let times = changed_times(atime, mtime);
-    match rustix::fs::futimens(fd, &times) {
-        Err(Errno::BADF) => rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH),
-        other => other,
-    }
-    .map_err(|e| Error::at("set the times of", fd, "", e))
-}
-
 /// Returns the target of a symbolic link opened with `O_PATH`. Errors: ENOENT if it is no link.
 pub fn read_link_fd(fd: impl AsFd) -> Result<OsString> {
     let fd = fd.as_fd();
@@ -615,102 +499,6 @@ fn check_component(name: &OsStr) -> bool {
         && bytes != b"."
         && bytes != b".."
         && !bytes.iter().any(|&b| b == b'/' || b == 0)
-}
-
-fn owner_ids(uid: u32, gid: u32) -> rustix::io::Result<(Option<Uid>, Option<Gid>)> {
-    // The all-ones id means "leave alone" to the kernel, so nobody can own anything by it.
-    if uid == u32::MAX || gid == u32::MAX {
-        return Err(Errno::INVAL);
-    }
-    Ok((Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))))
-}
-
-fn some_owner_ids(
-    uid: Option<u32>,
-    gid: Option<u32>,
-) -> rustix::io::Result<(Option<Uid>, Option<Gid>)> {
-    if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
-        return Err(Errno::INVAL);
-    }
-    Ok((uid.map(Uid::from_raw), gid.map(Gid::from_raw)))
-}
-
-fn changed_times(atime: NewTime, mtime: NewTime) -> Timestamps {
-    let one = |time| match time {
-        NewTime::To(t) => rustix::fs::Timespec {
-            tv_sec: t.sec,
-            tv_nsec: t.nsec.into(),
-        },
-        NewTime::Now => rustix::fs::Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_NOW,
-        },
-        NewTime::Keep => rustix::fs::Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_OMIT,
-        },
-    };
-    Timestamps {
-        last_access: one(atime),
-        last_modification: one(mtime),
-    }
-}
-
-fn timestamps(atime: Option<Timespec>, mtime: Option<Timespec>) -> Timestamps {
-    let one = |t: Option<Timespec>| match t {
-        Some(t) => rustix::fs::Timespec {
-            tv_sec: t.sec,
-            tv_nsec: t.nsec.into(),
-        },
-        None => rustix::fs::Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_OMIT,
-        },
-    };
-    Timestamps {
-        last_access: one(atime),
-        last_modification: one(mtime),
-    }
-}
-
-/// Changes a mode without following: `fchmodat2` since Linux 6.6, through an `O_PATH` descriptor before.
-fn chmod_nofollow(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
-    let mode = mode & 0o7777;
-    match fchmodat2(dir, name, mode) {
-        Err(Errno::NOSYS) => {}
-        other => return other,
-    }
-    chmod_through_path(dir, name, mode)
-}
-
-/// Changes a mode through an `O_PATH` descriptor; some old kernels would change that of a symbolic link, which we refuse.
-fn chmod_through_path(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    if Stat::at(&fd, Path::new(""), AtFlags::EMPTY_PATH)?.kind == FileKind::Symlink {
-        return Err(Errno::OPNOTSUPP);
-    }
-    let magic = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    rustix::fs::chmod(magic, Mode::from_raw_mode(mode))
-}
-
-fn fchmodat2(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
-    let name = std::ffi::CString::new(name.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
-    // SAFETY: fchmodat2 reads the NUL-terminated name, which lives until the call returns, and writes no memory of ours;
-    // the descriptor is open as long as `dir` is borrowed.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_fchmodat2,
-            dir.as_fd().as_raw_fd(),
-            name.as_ptr(),
-            mode as libc::mode_t,
-            libc::AT_SYMLINK_NOFOLLOW,
-        )
-    };
-    match done {
-        0 => Ok(()),
-        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
-    }
 }
 
 #[cfg(test)]

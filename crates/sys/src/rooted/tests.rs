@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use super::attributes::chmod_through_path;
 use super::*;
+use crate::Timespec;
 
 fn temp() -> (tempfile::TempDir, Dir) {
     let tmp = tempfile::tempdir().unwrap();
