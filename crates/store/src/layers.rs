@@ -20,7 +20,7 @@ use crate::{
     record::TreeRecord,
     rows,
     snapshot::{Info, Keep, Kind, Labels, MountFeatures, SnapshotKey},
-    snapshots::{Placed, chain, check_create, own, parent_row},
+    snapshots::{Placed, Undo, chain, check_create, own, parent_row},
     store::Store,
     turn::Turn,
     tx::Staged,
@@ -353,7 +353,7 @@ impl Store {
         record.features = commit.features;
         driver.seal(self.layout(), staged.path(), &own(&record), &parents)?;
         record.usage = Some(driver.usage(self.layout(), staged.path(), &own(&record), &parents)?);
-        let undo = crate::snapshots::Undo::new(self, &record);
+        let undo = Undo::new(self, &record);
         let new = NewTree {
             id: &record.tree,
             kind: Kind::Committed,

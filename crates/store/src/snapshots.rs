@@ -1,31 +1,34 @@
-//! The calls on snapshots: prepare, view, commit, remove, and asking.
+//! The calls on snapshots: prepare, view, commit, remove. Questions are in `ask`, a new tree's way to its place in `placed`.
 //!
 //! Each is the pure decision of `snapshot.rs` around the order of `tx.rs`. The decision is made twice: once before any
 //! tree is touched, so that a refusal costs nothing, and once inside the transaction that records, because another process
 //! may have come between. No tree is touched, walked or synced while the database is locked.
 
-use std::path::{Path, PathBuf};
+mod ask;
+mod placed;
+
+use std::path::Path;
 
 use rusqlite::Transaction;
 use vellum_format::{Prefix, workdir};
 
 use crate::{
     content,
-    driver::{self, Driver, DriverKind, LinkId, NewTree, Shape, TreeId, TreeParts, TreeRef},
+    driver::{self, DriverKind, Shape, TreeParts, TreeRef},
     error::{DbContext, IoContext, Result, StoreError, Subject},
-    filter::Filter,
     lease::LeaseId,
-    record::{Identity, TreeRecord},
+    record::TreeRecord,
     rows::{self, SnapshotRow},
     snapshot::{
-        Info, Keep, Kind, LabelChange, Labels, MountFeatures, Seen, SnapshotKey, Usage,
-        apply_labels, policy_commit, policy_create, policy_remove,
+        Info, Keep, Kind, LabelChange, Labels, MountFeatures, Seen, SnapshotKey, apply_labels,
+        policy_commit, policy_create, policy_remove,
     },
     store::Store,
     turn::Turn,
-    tx::{self, Staged},
-    walk,
+    tx, walk,
 };
+
+pub(crate) use placed::{Placed, Undo};
 
 /// What a new writable snapshot or view is to be.
 #[derive(Clone, Debug, Default)]
@@ -75,72 +78,6 @@ pub enum Sweep {
     Later,
 }
 
-/// A tree laid out and in place, waiting to be recorded.
-pub(crate) struct Placed {
-    pub staged: Staged,
-    pub record: TreeRecord,
-    undo: Undo,
-}
-
-/// Takes back what a tree has outside its own directory, unless it is recorded.
-pub(crate) struct Undo {
-    store: Store,
-    tree: TreeId,
-    driver: DriverKind,
-    link: Option<LinkId>,
-    armed: bool,
-}
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        if self.armed {
-            // Litter at worst: what stays behind is found by the next gc.
-            let _ = driver::driver(self.driver).unlink(self.store.layout(), self.link.as_ref());
-            let _ = std::fs::remove_file(self.store.layout().record(&self.tree));
-        }
-    }
-}
-
-impl Undo {
-    pub fn new(store: &Store, record: &TreeRecord) -> Self {
-        Self {
-            store: store.clone(),
-            tree: record.tree.clone(),
-            driver: record.driver,
-            link: record.link.clone(),
-            armed: true,
-        }
-    }
-
-    pub fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Placed {
-    pub fn new(staged: Staged, record: TreeRecord, undo: Undo) -> Self {
-        Self {
-            staged,
-            record,
-            undo,
-        }
-    }
-
-    /// Keeps the tree if it is recorded, or may be, and takes it away if it is not.
-    pub fn settle<T>(self, recorded: Result<T>) -> Result<T> {
-        if matches!(recorded, Ok(_) | Err(StoreError::Uncertain { .. })) {
-            self.keep();
-        }
-        recorded
-    }
-
-    /// The record is in the database: everything stays.
-    pub fn keep(self) {
-        self.undo.disarm();
-        self.staged.keep();
-    }
-}
-
 impl Store {
     /// Makes the writable snapshot `key`.
     ///
@@ -161,124 +98,6 @@ impl Store {
         let parts = self.placed_parts(&placed, &parents);
         placed.settle(recorded)?;
         Ok(parts)
-    }
-
-    pub(crate) fn placed_parts(&self, placed: &Placed, parents: &[TreeRef]) -> TreeParts {
-        let record = &placed.record;
-        self.parts(&own(record), record.driver, record, parents)
-    }
-
-    /// Stages and publishes the tree of a snapshot that is not recorded yet.
-    pub(crate) fn place(
-        &self,
-        key: &SnapshotKey,
-        kind: Kind,
-        options: &PrepareOptions,
-    ) -> Result<(Placed, Vec<TreeRef>)> {
-        let (driver_kind, parents) = self.read(|tx| {
-            let parent = parent_row(tx, options.parent.as_ref())?;
-            check_create(tx, key, options.parent.as_ref(), parent.as_ref())?;
-            match &parent {
-                None => Ok((options.driver.unwrap_or(self.inner.driver), Vec::new())),
-                Some(row) => Ok((row.driver(), chain(tx, row)?)),
-            }
-        })?;
-        let driver = driver::driver(driver_kind);
-        self.ensure_home(driver_kind)?;
-        let (mut staged, mut record) = self.stage(driver, driver_kind, key, kind, &parents)?;
-        record.labels = options.labels.clone();
-        record.keep = options.keep;
-        record.size_limit_bytes = options.size_limit_bytes;
-        let new = NewTree {
-            id: &record.tree,
-            kind,
-            link: record.link.as_ref(),
-            parents: &parents,
-        };
-        if let Some(bytes) = options.size_limit_bytes {
-            // Before anything is made in it: only what is made later inherits the project.
-            crate::quota::limit(&self.layout().driver(driver_kind), staged.path(), bytes)?;
-        }
-        let copied = driver.stage(self.layout(), staged.path(), &new)?;
-        let undo = self.publish(driver, &mut staged, &record, &parents, copied)?;
-        Ok((Placed::new(staged, record, undo), parents))
-    }
-
-    /// Makes the empty staging directory of a new tree, and its record.
-    pub(crate) fn stage(
-        &self,
-        driver: &dyn Driver,
-        driver_kind: DriverKind,
-        key: &SnapshotKey,
-        kind: Kind,
-        parents: &[TreeRef],
-    ) -> Result<(Staged, TreeRecord)> {
-        let tree = TreeId::random();
-        let staged = Staged::dir(self.layout(), tree.as_str())?;
-        let record = TreeRecord::new(Identity {
-            tree,
-            driver: driver_kind,
-            kind,
-            key: key.clone(),
-            parent: parents.first().map(|parent| parent.id.clone()),
-            link: driver.has_links().then(LinkId::random),
-            created_ns: rows::now_ns(),
-        });
-        Ok((staged, record))
-    }
-
-    /// Renames a staged tree into place, writes its record file and makes both durable.
-    pub(crate) fn publish(
-        &self,
-        driver: &dyn Driver,
-        staged: &mut Staged,
-        record: &TreeRecord,
-        parents: &[TreeRef],
-        copied: bool,
-    ) -> Result<Undo> {
-        let layout = self.layout();
-        let undo = Undo::new(self, record);
-        let new = NewTree {
-            id: &record.tree,
-            kind: record.kind,
-            link: record.link.as_ref(),
-            parents,
-        };
-        staged.publish(&layout.tree(record.driver, &record.tree))?;
-        driver.link(layout, &new)?;
-        let file = record.create(layout)?;
-        if copied {
-            vellum_sys::publish::sync_fs(&file)?;
-        } else {
-            let mut dirs: Vec<PathBuf> = vec![layout.driver(record.driver), layout.records()];
-            if driver.has_links() {
-                dirs.push(layout.driver(record.driver).join("l"));
-            }
-            tx::sync_small(
-                self.inner.journal,
-                staged.path(),
-                &driver.staged_parts(&new),
-                &file,
-                &dirs,
-            )?;
-        }
-        Ok(undo)
-    }
-
-    /// Inserts the row of a placed tree, with the rules checked once more; returns its number.
-    pub(crate) fn record_placed(
-        &self,
-        tx: &Transaction<'_>,
-        record: &TreeRecord,
-        options: &PrepareOptions,
-    ) -> Result<i64> {
-        let parent = parent_row(tx, options.parent.as_ref())?;
-        check_create(tx, &record.key, options.parent.as_ref(), parent.as_ref())?;
-        let id = rows::insert(tx, record, parent.map(|row| row.id))?;
-        if let Some(lease) = &options.lease {
-            crate::lease::hold_snapshot(tx, lease, id)?;
-        }
-        Ok(id)
     }
 
     /// Turns the writable snapshot `key` into the layer `name`; `key` is gone then.
@@ -431,24 +250,6 @@ impl Store {
         Ok(())
     }
 
-    /// Returns all that is recorded about `key`. Errors: `NotFound`.
-    pub fn stat(&self, key: &SnapshotKey) -> Result<Info> {
-        self.read(|tx| Ok(rows::get(tx, key)?.info()))
-    }
-
-    /// Tells whether `key` is there.
-    pub fn exists(&self, key: &SnapshotKey) -> Result<bool> {
-        self.read(|tx| Ok(rows::find(tx, key)?.is_some()))
-    }
-
-    /// Returns one of the snapshots that stand on `key`, if any does. Errors: `NotFound`.
-    pub fn child(&self, key: &SnapshotKey) -> Result<Option<SnapshotKey>> {
-        self.read(|tx| {
-            let row = rows::get(tx, key)?;
-            Ok(rows::children(tx, row.id)?.1)
-        })
-    }
-
     /// Changes labels; `updated` becomes now. Durable on return. Errors: `NotFound`.
     pub fn update(&self, key: &SnapshotKey, changes: &[LabelChange]) -> Result<Info> {
         self.change(key, |record| {
@@ -483,167 +284,6 @@ impl Store {
             );
         }
         Ok(row.info())
-    }
-
-    /// Calls `each` for every snapshot that passes one of `filters` (all, if there are none), in key order.
-    ///
-    /// `each` may call the store: nothing is locked meanwhile, and snapshots made or removed by then may or may not come.
-    /// An error of `each` ends the walk and is returned.
-    pub fn walk<E: From<StoreError>>(
-        &self,
-        filters: &[Filter],
-        mut each: impl FnMut(Info) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        self.walk_prefix(b"", |info| match Filter::any(filters, &info) {
-            true => each(info),
-            false => Ok(()),
-        })
-    }
-
-    /// Calls `each` for every snapshot whose key begins with `prefix`, in key order; otherwise as [`Store::walk`].
-    pub fn walk_prefix<E: From<StoreError>>(
-        &self,
-        prefix: &[u8],
-        mut each: impl FnMut(Info) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        const PAGE: i64 = 256;
-        // The prefix itself is the least key that has it.
-        let mut after = (!prefix.is_empty()).then(|| SnapshotKey::new(prefix));
-        loop {
-            let page = self.read(|tx| rows::page(tx, after.as_ref(), PAGE))?;
-            let full = page.len() as i64 == PAGE;
-            after = page.last().map(|row| row.record.key.clone());
-            for row in page {
-                if !row.record.key.as_bytes().starts_with(prefix) {
-                    return Ok(());
-                }
-                each(row.info())?;
-            }
-            if !full {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Returns what the snapshot takes by itself: as fixed at commit, counted now if active, nothing for a view.
-    pub fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
-        let (row, parents) = self.read(|tx| {
-            let row = rows::get(tx, key)?;
-            let parents = rows::ancestors(tx, row.id)?;
-            Ok((row, parents))
-        })?;
-        match (row.record.kind, row.record.usage) {
-            (Kind::View, _) => Ok(Usage::default()),
-            (Kind::Committed, Some(usage)) => Ok(usage),
-            _ => {
-                let dir = self.layout().tree(row.driver(), &row.record.tree);
-                driver::driver(row.driver()).usage(self.layout(), &dir, &row.tree_ref(), &parents)
-            }
-        }
-    }
-
-    /// Counts what a layer takes, if its commit left that for later, and records it. Other snapshots are left alone.
-    ///
-    /// A layer never changes, so that the count is what it would have been. Errors: `NotFound`.
-    pub fn count(&self, key: &SnapshotKey) -> Result<Usage> {
-        let usage = self.usage(key)?;
-        let info = self.stat(key)?;
-        if info.kind == Kind::Committed && info.usage.is_none() {
-            self.change(key, |record| {
-                if record.kind == Kind::Committed && record.tree == info.tree {
-                    record.usage = Some(usage);
-                }
-                Ok(())
-            })?;
-        }
-        Ok(usage)
-    }
-
-    /// Counts the snapshots whose key begins with `prefix`, by kind, with what layers take as far as it is recorded. Kinds that have none come, too.
-    pub fn totals(&self, prefix: &[u8]) -> Result<Vec<(Kind, u64, Usage)>> {
-        self.read(|tx| {
-            [Kind::View, Kind::Active, Kind::Committed]
-                .into_iter()
-                .map(|kind| {
-                    let (count, usage) = rows::total(tx, kind, prefix)?;
-                    Ok((kind, count, usage))
-                })
-                .collect()
-        })
-    }
-
-    /// Returns a layer that stands on `parent` (nothing, if `None`), has the label `label` with this value, and a key that begins with `prefix`.
-    pub fn find_layer(
-        &self,
-        parent: Option<&SnapshotKey>,
-        label: (&str, &str),
-        prefix: &[u8],
-    ) -> Result<Option<Info>> {
-        self.read(|tx| {
-            let on = match parent {
-                None => None,
-                Some(parent) => match rows::find(tx, parent)? {
-                    None => return Ok(None),
-                    Some(row) => Some(row.id),
-                },
-            };
-            let found = rows::layers_with_text(tx, on, label.1)?;
-            Ok(found.into_iter().map(SnapshotRow::info).find(|info| {
-                info.key.as_bytes().starts_with(prefix)
-                    && info
-                        .labels
-                        .get(label.0)
-                        .is_some_and(|value| value == label.1)
-            }))
-        })
-    }
-
-    /// Returns the parts of the snapshot's tree, after putting right what is only derived from the record.
-    ///
-    /// Works for any kind; a committed one comes read-only. Errors: `NotFound`, `Damaged` if a directory of the tree or of
-    /// a layer under it is missing.
-    pub fn tree(&self, key: &SnapshotKey) -> Result<TreeParts> {
-        let (row, parents) = self.read(|tx| {
-            let row = rows::get(tx, key)?;
-            let parents = rows::ancestors(tx, row.id)?;
-            Ok((row, parents))
-        })?;
-        let driver = driver::driver(row.driver());
-        let mut findings = driver.check(self.layout(), &row.tree_ref(), &parents, true)?;
-        for parent in &parents {
-            findings.extend(driver.ready(self.layout(), parent)?);
-        }
-        for finding in findings {
-            if !finding.healed {
-                return Err(StoreError::Damaged {
-                    what: finding.what,
-                    why: finding.why,
-                });
-            }
-            tracing::warn!(
-                what = finding.what,
-                why = finding.why,
-                "put right from the record"
-            );
-        }
-        Ok(self.parts(&row.tree_ref(), row.driver(), &row.record, &parents))
-    }
-
-    fn parts(
-        &self,
-        tree: &TreeRef,
-        driver: DriverKind,
-        record: &TreeRecord,
-        parents: &[TreeRef],
-    ) -> TreeParts {
-        TreeParts {
-            tree: tree.id.clone(),
-            driver,
-            kind: tree.kind,
-            shape: driver::driver(driver).shape(self.layout(), tree, parents),
-            features: record.features,
-            size_limit_bytes: record.size_limit_bytes,
-        }
     }
 
     /// Records what the upper of `key` is about to be mounted with for the first time, and returns what holds.

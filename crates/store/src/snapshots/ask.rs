@@ -1,0 +1,194 @@
+//! Questions about snapshots: what is recorded, what they take, of what parts a tree is.
+//!
+//! Nothing is locked while an answer is used: what was asked may have changed by then.
+
+use crate::{
+    driver::{self, DriverKind, TreeParts, TreeRef},
+    error::{Result, StoreError},
+    filter::Filter,
+    record::TreeRecord,
+    rows::{self, SnapshotRow},
+    snapshot::{Info, Kind, SnapshotKey, Usage},
+    store::Store,
+};
+
+impl Store {
+    /// Returns all that is recorded about `key`. Errors: `NotFound`.
+    pub fn stat(&self, key: &SnapshotKey) -> Result<Info> {
+        self.read(|tx| Ok(rows::get(tx, key)?.info()))
+    }
+
+    /// Tells whether `key` is there.
+    pub fn exists(&self, key: &SnapshotKey) -> Result<bool> {
+        self.read(|tx| Ok(rows::find(tx, key)?.is_some()))
+    }
+
+    /// Returns one of the snapshots that stand on `key`, if any does. Errors: `NotFound`.
+    pub fn child(&self, key: &SnapshotKey) -> Result<Option<SnapshotKey>> {
+        self.read(|tx| {
+            let row = rows::get(tx, key)?;
+            Ok(rows::children(tx, row.id)?.1)
+        })
+    }
+
+    /// Calls `each` for every snapshot that passes one of `filters` (all, if there are none), in key order.
+    ///
+    /// `each` may call the store: nothing is locked meanwhile, and snapshots made or removed by then may or may not come.
+    /// An error of `each` ends the walk and is returned.
+    pub fn walk<E: From<StoreError>>(
+        &self,
+        filters: &[Filter],
+        mut each: impl FnMut(Info) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        self.walk_prefix(b"", |info| match Filter::any(filters, &info) {
+            true => each(info),
+            false => Ok(()),
+        })
+    }
+
+    /// Calls `each` for every snapshot whose key begins with `prefix`, in key order; otherwise as [`Store::walk`].
+    pub fn walk_prefix<E: From<StoreError>>(
+        &self,
+        prefix: &[u8],
+        mut each: impl FnMut(Info) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        const PAGE: i64 = 256;
+        // The prefix itself is the least key that has it.
+        let mut after = (!prefix.is_empty()).then(|| SnapshotKey::new(prefix));
+        loop {
+            let page = self.read(|tx| rows::page(tx, after.as_ref(), PAGE))?;
+            let full = page.len() as i64 == PAGE;
+            after = page.last().map(|row| row.record.key.clone());
+            for row in page {
+                if !row.record.key.as_bytes().starts_with(prefix) {
+                    return Ok(());
+                }
+                each(row.info())?;
+            }
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns what the snapshot takes by itself: as fixed at commit, counted now if active, nothing for a view.
+    pub fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
+        let (row, parents) = self.read(|tx| {
+            let row = rows::get(tx, key)?;
+            let parents = rows::ancestors(tx, row.id)?;
+            Ok((row, parents))
+        })?;
+        match (row.record.kind, row.record.usage) {
+            (Kind::View, _) => Ok(Usage::default()),
+            (Kind::Committed, Some(usage)) => Ok(usage),
+            _ => {
+                let dir = self.layout().tree(row.driver(), &row.record.tree);
+                driver::driver(row.driver()).usage(self.layout(), &dir, &row.tree_ref(), &parents)
+            }
+        }
+    }
+
+    /// Counts what a layer takes, if its commit left that for later, and records it. Other snapshots are left alone.
+    ///
+    /// A layer never changes, so that the count is what it would have been. Errors: `NotFound`.
+    pub fn count(&self, key: &SnapshotKey) -> Result<Usage> {
+        let usage = self.usage(key)?;
+        let info = self.stat(key)?;
+        if info.kind == Kind::Committed && info.usage.is_none() {
+            self.change(key, |record| {
+                if record.kind == Kind::Committed && record.tree == info.tree {
+                    record.usage = Some(usage);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(usage)
+    }
+
+    /// Counts the snapshots whose key begins with `prefix`, by kind, with what layers take as far as it is recorded. Kinds that have none come, too.
+    pub fn totals(&self, prefix: &[u8]) -> Result<Vec<(Kind, u64, Usage)>> {
+        self.read(|tx| {
+            [Kind::View, Kind::Active, Kind::Committed]
+                .into_iter()
+                .map(|kind| {
+                    let (count, usage) = rows::total(tx, kind, prefix)?;
+                    Ok((kind, count, usage))
+                })
+                .collect()
+        })
+    }
+
+    /// Returns a layer that stands on `parent` (nothing, if `None`), has the label `label` with this value, and a key that begins with `prefix`.
+    pub fn find_layer(
+        &self,
+        parent: Option<&SnapshotKey>,
+        label: (&str, &str),
+        prefix: &[u8],
+    ) -> Result<Option<Info>> {
+        self.read(|tx| {
+            let on = match parent {
+                None => None,
+                Some(parent) => match rows::find(tx, parent)? {
+                    None => return Ok(None),
+                    Some(row) => Some(row.id),
+                },
+            };
+            let found = rows::layers_with_text(tx, on, label.1)?;
+            Ok(found.into_iter().map(SnapshotRow::info).find(|info| {
+                info.key.as_bytes().starts_with(prefix)
+                    && info
+                        .labels
+                        .get(label.0)
+                        .is_some_and(|value| value == label.1)
+            }))
+        })
+    }
+
+    /// Returns the parts of the snapshot's tree, after putting right what is only derived from the record.
+    ///
+    /// Works for any kind; a committed one comes read-only. Errors: `NotFound`, `Damaged` if a directory of the tree or of
+    /// a layer under it is missing.
+    pub fn tree(&self, key: &SnapshotKey) -> Result<TreeParts> {
+        let (row, parents) = self.read(|tx| {
+            let row = rows::get(tx, key)?;
+            let parents = rows::ancestors(tx, row.id)?;
+            Ok((row, parents))
+        })?;
+        let driver = driver::driver(row.driver());
+        let mut findings = driver.check(self.layout(), &row.tree_ref(), &parents, true)?;
+        for parent in &parents {
+            findings.extend(driver.ready(self.layout(), parent)?);
+        }
+        for finding in findings {
+            if !finding.healed {
+                return Err(StoreError::Damaged {
+                    what: finding.what,
+                    why: finding.why,
+                });
+            }
+            tracing::warn!(
+                what = finding.what,
+                why = finding.why,
+                "put right from the record"
+            );
+        }
+        Ok(self.parts(&row.tree_ref(), row.driver(), &row.record, &parents))
+    }
+
+    pub(super) fn parts(
+        &self,
+        tree: &TreeRef,
+        driver: DriverKind,
+        record: &TreeRecord,
+        parents: &[TreeRef],
+    ) -> TreeParts {
+        TreeParts {
+            tree: tree.id.clone(),
+            driver,
+            kind: tree.kind,
+            shape: driver::driver(driver).shape(self.layout(), tree, parents),
+            features: record.features,
+            size_limit_bytes: record.size_limit_bytes,
+        }
+    }
+}
