@@ -12,7 +12,7 @@ use crate::container::Settings;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::release::release;
-use crate::{container, mount, names, run_dir};
+use crate::{container, mounted, names, run_dir};
 
 /// Removes a container and what it changed. Durable on return.
 ///
@@ -42,13 +42,13 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
     // A damaged tree must not keep its record alive.
     if let Ok(parts) = parts {
         let table = mountinfo::read()?;
-        let places = mount::places(&parts, &table);
+        let places = mounted::places(&parts, &table);
         if !places.is_empty() {
             if !force {
                 return Err(Error::InUse {
                     kind: Kind::Container,
                     name: record.name,
-                    by: match mount::is_dead(&parts, &table) {
+                    by: match mounted::is_dead(&parts, &table) {
                         false => format!("it is mounted at {}", places[0].display()),
                         true => format!(
                             "it is mounted at {} by a process that has ended",
@@ -146,8 +146,8 @@ pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<Li
         let (mounts, dead) = container::parts(ctx, &record)
             .map(|parts| {
                 (
-                    mount::places(&parts, &table),
-                    mount::is_dead(&parts, &table),
+                    mounted::places(&parts, &table),
+                    mounted::is_dead(&parts, &table),
                 )
             })
             .unwrap_or_default();

@@ -22,7 +22,7 @@ use vellum_sys::{Dir, FileKind, Stat, error::fd_path, rooted};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer_tar::NodeWriter;
-use crate::{container, mount, names, run_dir};
+use crate::{container, mount, mounted, names, run_dir, umount};
 
 /// One side of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ fn with<T>(ctx: &Context, end: &End, work: impl FnOnce(&Side) -> Result<T>) -> R
     let Side { root, mounted, .. } = side;
     drop(root);
     if let Some(record) = mounted {
-        let left = mount::umount_container(ctx, &record, true);
+        let left = umount::umount_container(ctx, &record, true);
         // The copy's own failure is the one to tell.
         if done.is_ok() {
             left?;
@@ -142,7 +142,7 @@ fn open(ctx: &Context, end: &End) -> Result<Side> {
         End::Container { name, path } => {
             let record = names::container(ctx, name)?;
             let _lock = run_dir::lock_container(ctx, &record.id)?;
-            let shown = mount::is_shown(ctx, &record)?;
+            let shown = mounted::is_shown(ctx, &record)?;
             let mounted = mount::mount_locked(ctx, &record, None, false)?;
             let top =
                 std::fs::canonicalize(&mounted.path).map_err(Error::io("find", &mounted.path))?;

@@ -15,8 +15,8 @@ use vellum_sys::mountinfo::{self, Mount, Table};
 
 use crate::context::Context;
 use crate::error::Result;
-use crate::mount::users;
 use crate::place::ENGINE_TYPE;
+use crate::umount::users;
 
 /// Tells whether the mount at `overlay.merged` is one of the engine's whose process has ended. What can't be told counts as alive.
 pub(crate) fn is_dead(overlay: &Overlay, table: &Table) -> bool {
@@ -98,7 +98,8 @@ fn own<'t>(place: &Path, table: &'t Table) -> Option<&'t Mount> {
     latest.find(|m| m.mount_point == place && m.fs_type == ENGINE_TYPE)
 }
 
-fn is_held(upper: &Path) -> bool {
+/// Tells whether an engine has the upper directory `upper`, or is still writing to it.
+pub(crate) fn is_held(upper: &Path) -> bool {
     let lock = Dir::open(upper).and_then(|dir| Lock::try_now(dir, Sharing::Shared));
     matches!(lock, Ok(None))
 }

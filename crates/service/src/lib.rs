@@ -32,6 +32,7 @@ pub mod layer_tar;
 pub mod listen;
 pub mod look;
 pub mod mount;
+pub mod mounted;
 pub mod names;
 pub mod node;
 pub mod overlay;
@@ -44,6 +45,7 @@ pub mod run;
 pub mod run_dir;
 pub mod serve;
 pub mod snapshots;
+pub mod umount;
 pub mod volumes;
 
 pub use context::Context;

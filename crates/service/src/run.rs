@@ -17,7 +17,7 @@ use vellum_store::ContainerRecord;
 use crate::bundle::{ProcessRequest, compose};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::{mount, names, run_dir};
+use crate::{mount, mounted, names, run_dir, umount};
 
 /// What to run, and in which container.
 #[derive(Clone, Debug)]
@@ -46,12 +46,12 @@ pub fn run(ctx: &Context, request: &RunRequest) -> Result<i32> {
     };
     let runtime = runtime(ctx)?;
     let lock = run_dir::lock_container(ctx, &record.id)?;
-    let before = mount::is_shown(ctx, &record)?;
+    let before = mounted::is_shown(ctx, &record)?;
     let mounted = mount::mount_locked(ctx, &record, None, false)?;
     drop(lock);
     let outcome = run_mounted(ctx, &record, &runtime, &mounted.path, request);
     if !before {
-        let left = mount::umount_container(ctx, &record, true);
+        let left = umount::umount_container(ctx, &record, true);
         // The command's own failure is the one to tell.
         if outcome.is_ok() {
             left?;

@@ -6,7 +6,8 @@ use std::path::Path;
 use vellum_service::create::{CreateRequest, Origin, create as make};
 use vellum_service::error::Kind;
 use vellum_service::image::CommitRequest;
-use vellum_service::{Context, Error, containers, mount as mounts, names};
+use vellum_service::mounted::{self, Mounted};
+use vellum_service::{Context, Error, containers, mount as mounts, names, umount};
 
 use super::{Outcome, for_all};
 use crate::args;
@@ -64,7 +65,7 @@ pub fn create(ctx: &Context, args: args::Create) -> Outcome {
 struct CreatedAndMounted<'a, C> {
     #[serde(flatten)]
     created: C,
-    mounted: &'a mounts::Mounted,
+    mounted: &'a Mounted,
 }
 
 /// `mount`
@@ -72,7 +73,7 @@ pub fn mount(ctx: &Context, args: args::Mount, quiet: bool) -> Outcome {
     let mut out = stdout();
     let name = match (&args.container, &args.image) {
         (None, None) => {
-            let all = mounts::list(ctx)?;
+            let all = mounted::list(ctx)?;
             if args.output.json {
                 out.json(&all)?;
             } else {
@@ -132,13 +133,13 @@ pub fn umount(ctx: &Context, args: args::Umount, quiet: bool) -> Outcome {
         }
     };
     if args.all {
-        tell(mounts::umount_all(ctx, args.force)?);
+        tell(umount::umount_all(ctx, args.force)?);
         return Ok(DONE);
     }
     for_all(&args.names, |name| {
         let record = name.to_str().map(|text| names::container(ctx, text));
         let places = match record {
-            Some(Ok(record)) => mounts::umount_container(ctx, &record, args.force)?,
+            Some(Ok(record)) => umount::umount_container(ctx, &record, args.force)?,
             // What is no container may be a place.
             Some(Err(
                 missing @ Error::NotFound {
@@ -150,10 +151,10 @@ pub fn umount(ctx: &Context, args: args::Umount, quiet: bool) -> Outcome {
                 if path.components().count() < 2 && !path.exists() {
                     return Err(missing.into());
                 }
-                mounts::umount_path(ctx, path, args.force)?
+                umount::umount_path(ctx, path, args.force)?
             }
             Some(Err(e)) => return Err(e.into()),
-            None => mounts::umount_path(ctx, Path::new(name), args.force)?,
+            None => umount::umount_path(ctx, Path::new(name), args.force)?,
         };
         tell(places);
         Ok(())

@@ -5,19 +5,17 @@
 //! Mounts belong to nobody's process: they stay when the server ends, and so do the containers in them.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
 use vellum_store::{DriverKind, Info, Overlay, Shape};
-use vellum_sys::Dir;
-use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::mount::{self, Detach};
 use vellum_sys::mountinfo;
 
 use super::{Graph, check_id, check_label, id_of, kept_by_engine, lock_name};
 use crate::error::{Error, Kind, Result};
-use crate::mount::{Terms, make_merged, mount_tree, unmount_unused, users, wait_for_engine};
+use crate::mount::{Terms, make_merged, mount_tree};
 use crate::place::{self, Shows};
+use crate::umount::{unmount_unused, users, wait_for_engine};
 use crate::{dead, run_dir};
 
 /// The directory of the counts in the run directory.
@@ -50,7 +48,10 @@ impl Graph {
         }
         if shows != Shows::Container {
             make_merged(&overlay.merged)?;
-            wait_until_free(overlay);
+            // The one that served the last mount.
+            if let Some(upper) = &overlay.upper {
+                wait_for_engine(&upper.dir);
+            }
             let terms = Terms {
                 read_only: false,
                 size_bytes: kept_by_engine(&found),
@@ -207,19 +208,4 @@ impl Graph {
     fn count_file(&self, id: &str) -> PathBuf {
         self.ctx.run_dir().join(COUNTS).join(lock_name(id))
     }
-}
-
-/// Waits a while for the engine that served the last mount and is still writing what it was given.
-fn wait_until_free(overlay: &Overlay) {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    let Some(upper) = &overlay.upper else { return };
-    let until = Instant::now() + PATIENCE;
-    while Instant::now() < until && is_taken(&upper.dir) {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn is_taken(upper: &Path) -> bool {
-    let lock = Dir::open(upper).and_then(|dir| Lock::try_now(dir, Sharing::Shared));
-    matches!(lock, Ok(None))
 }
