@@ -7,13 +7,15 @@ mod kubelet;
 
 use std::path::PathBuf;
 
-use kubelet::{Kubelet, PAUSE, installed, pause_archive, pod, pod_with_ids};
+use kubelet::{Kubelet, PAUSE, installed, pause_archive, pod, pod_with_ids, volume_of};
 use vellum_testkit::clients::{Home, Newer, Registry, available};
 use vellum_testkit::untested;
 
 /// After containerd_2.sh: what the kubelet's part needs besides.
 const PRELUDE: &str = r#"
 run=$dir/run
+# mount.fuse3 finds the engine there.
+PATH=/exchange:$PATH
 mkdir -p "$run" "$dir/cni-bin" "$dir/cni"
 # A network of nothing: what a plugin has to answer, and a name for it.
 cat > "$dir/cni-bin/nothing" << 'EOF'
@@ -36,8 +38,8 @@ struct Node {
 
 impl Node {
     /// Installs Vellum on a node whose containerd has its own default configuration, and starts both with the two images there. With `remap_ids` both are
-    /// told that ids are mapped by the kernel.
-    fn start(name: &str, remap_ids: bool) -> Option<Self> {
+    /// told that ids are mapped by the kernel; `vellum_flags` go before the verb.
+    fn start(name: &str, vellum_flags: &str, remap_ids: bool) -> Option<Self> {
         if std::env::var_os("VELLUM_SLOW").is_none() {
             untested(name, "only in the slow tier: make test-slow");
             return None;
@@ -78,7 +80,7 @@ impl Node {
         std::fs::write(exchange.join(name).join("config.toml"), config).unwrap();
         newer
             .run(&format!(
-                "server_flags='{server_flags}'; start_vellum; start_containerd; c -n k8s.io image import --no-unpack /exchange/pause.tar"
+                "vellum_flags='{vellum_flags}'; server_flags='{server_flags}'; start_vellum; start_containerd; c -n k8s.io image import --no-unpack /exchange/pause.tar"
             ))
             .unwrap();
         let kubelet = Kubelet::of(&exchange.join(name).join("run/sock"));
@@ -181,7 +183,17 @@ const WAIT: &str = "echo begun; while :; do sleep 1; done";
 
 #[test]
 fn pods_run_on_containerd_2_as_it_was_installed() {
-    let Some(mut node) = Node::start("cri2", false) else {
+    pods_run("cri2", "", "overlay");
+}
+
+#[test]
+fn pods_of_containerd_2_run_on_vellum_s_engine() {
+    pods_run("crie", "--engine vellum", "fuse.vellum");
+}
+
+/// The life of a pod whose containers' trees are of the type `mounted`.
+fn pods_run(name: &str, vellum_flags: &str, mounted: &str) {
+    let Some(mut node) = Node::start(name, vellum_flags, false) else {
         return;
     };
     let plugins = node.inside("c plugins ls");
@@ -211,7 +223,7 @@ fn pods_run_on_containerd_2_as_it_was_installed() {
     let first = node.kubelet.begin(&begun, &config, "first", &image, WAIT);
     let shell = |node: &Node, line: &str| node.kubelet.shell(&first, line);
     assert_eq!(shell(&node, "cat /app/version"), "version 2\n");
-    shell(&node, "grep ' / overlay ' /proc/mounts");
+    shell(&node, &format!("grep ' / {mounted} ' /proc/mounts"));
     shell(
         &node,
         "head -c 3000000 /dev/zero > /big; echo mine > /app/version",
@@ -227,7 +239,7 @@ fn pods_run_on_containerd_2_as_it_was_installed() {
     let used = node.kubelet.image_file_systems();
     assert_eq!(used.len(), 1, "{used:?}");
     let place = used[0].place.as_ref().unwrap();
-    assert_eq!(place.path, "/exchange/cri2/v");
+    assert_eq!(place.path, format!("/exchange/{name}/v"));
     assert!(
         used[0]
             .bytes
@@ -248,10 +260,14 @@ fn pods_run_on_containerd_2_as_it_was_installed() {
     node.inside("crash $containerd_pid; start_containerd");
     node.kubelet.pull(&image);
     assert_eq!(shell(&node, "cat /app/version"), "mine\n");
-    let third = node.kubelet.begin(&begun, &config, "third", &image, WAIT);
+    let volume = vec![volume_of(&image, &config)];
+    let third = node
+        .kubelet
+        .begin_with(&begun, &config, "third", &image, WAIT, volume);
     assert_eq!(
-        node.kubelet.shell(&third, "cat /app/version"),
-        "version 2\n"
+        node.kubelet
+            .shell(&third, "cat /app/version /volume/app/version"),
+        "version 2\nversion 2\n"
     );
 
     node.kubelet.end_pod(&begun);
@@ -260,7 +276,7 @@ fn pods_run_on_containerd_2_as_it_was_installed() {
 
 /// Pods with ids of their own, which are mapped by `kernel` or by containerd's copies.
 fn pods_have_ids_of_their_own(name: &str, by_the_kernel: bool) {
-    let Some(mut node) = Node::start(name, by_the_kernel) else {
+    let Some(mut node) = Node::start(name, "", by_the_kernel) else {
         return;
     };
     let image = node.image.clone();
@@ -298,6 +314,17 @@ fn pods_have_ids_of_their_own(name: &str, by_the_kernel: bool) {
         "1000:1000\n"
     );
     assert_eq!(shell(&node, now), expected);
+
+    // An image as a volume comes with the labels, and without a copy.
+    let volume = vec![volume_of(&image, &config)];
+    let third = node
+        .kubelet
+        .begin_with(&begun, &config, "third", &image, WAIT, volume);
+    let shown = node.kubelet.shell(
+        &third,
+        "cat /volume/app/version; stat -c %u:%g /volume /volume/app/version; ! touch /volume/new 2> /dev/null",
+    );
+    assert_eq!(shown, "version 2\n0:0\n1000:1000\n");
     node.kubelet.end_pod(&begun);
     node.leave_nothing();
 }

@@ -115,6 +115,19 @@ impl Kubelet {
         image: &str,
         line: &str,
     ) -> String {
+        self.begin_with(pod, config, name, image, line, Vec::new())
+    }
+
+    /// As [`Kubelet::begin`], with volumes.
+    pub fn begin_with(
+        &self,
+        pod: &str,
+        config: &api::PodConfig,
+        name: &str,
+        image: &str,
+        line: &str,
+        mounts: Vec<api::Mount>,
+    ) -> String {
         let image = Some(api::ImageSpec {
             image: image.into(),
         });
@@ -122,6 +135,7 @@ impl Kubelet {
             metadata: Some(api::ContainerMetadata { name: name.into() }),
             image,
             command: ["/bin/sh", "-c", line].map(str::to_owned).to_vec(),
+            mounts,
             // Without a directory it would be relative to containerd's own.
             log_path: match config.log_directory.as_str() {
                 "" => String::new(),
@@ -184,6 +198,21 @@ impl Kubelet {
     pub fn end_pod(&self, id: &str) {
         self.told("StopPodSandbox", id).unwrap();
         self.told("RemovePodSandbox", id).unwrap();
+    }
+}
+
+/// An image as a volume at `/volume` of a container in a pod with `config`, whose ids it is to have.
+pub fn volume_of(image: &str, config: &api::PodConfig) -> api::Mount {
+    let user = namespaces(config).and_then(|namespaces| namespaces.user.clone());
+    let user = user.unwrap_or_default();
+    api::Mount {
+        container_path: "/volume".into(),
+        readonly: true,
+        uids: user.uids,
+        gids: user.gids,
+        image: Some(api::ImageSpec {
+            image: image.into(),
+        }),
     }
 }
 

@@ -129,6 +129,21 @@ pub struct ContainerSecurity {
     pub namespaces: Option<NamespaceOption>,
 }
 
+/// An image as a volume, read-only.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Mount {
+    #[prost(string, tag = "1")]
+    pub container_path: String,
+    #[prost(bool, tag = "3")]
+    pub readonly: bool,
+    #[prost(message, repeated, tag = "6")]
+    pub uids: Vec<IdMapping>,
+    #[prost(message, repeated, tag = "7")]
+    pub gids: Vec<IdMapping>,
+    #[prost(message, optional, tag = "9")]
+    pub image: Option<ImageSpec>,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ContainerConfig {
     #[prost(message, optional, tag = "1")]
@@ -137,6 +152,8 @@ pub struct ContainerConfig {
     pub image: Option<ImageSpec>,
     #[prost(string, repeated, tag = "3")]
     pub command: Vec<String>,
+    #[prost(message, repeated, tag = "7")]
+    pub mounts: Vec<Mount>,
     #[prost(string, tag = "11")]
     pub log_path: String,
     #[prost(message, optional, tag = "15")]

@@ -187,7 +187,11 @@ pub(super) fn decide(
     };
     match &parts.shape {
         _ if terms.remap_ids && !engine => Ok(Mapper::Kernel),
-        Shape::Overlay(_) => Ok(Mapper::Engine),
+        Shape::Overlay(_) if facts.fuse => Ok(Mapper::Engine),
+        Shape::Overlay(_) => Err(Error::Unsupported {
+            what: "mapped ids need Vellum's engine here, and there is no FUSE".into(),
+            hint: "load the kernel's module fuse; or use --remap-ids with capabilities = [\"remap-ids\"] in containerd's configuration".into(),
+        }),
         Shape::Plain { .. } => Err(Error::Unsupported {
             what: format!("a tree of the driver {} that is one directory can't be shown with mapped ids", parts.driver),
             hint: "use --remap-ids with capabilities = [\"remap-ids\"] in containerd's configuration, where the kernel maps; or --storage-driver overlay2".into(),
