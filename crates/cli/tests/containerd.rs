@@ -298,3 +298,51 @@ fn containers_run_on_vellum_s_engine() {
         !mount_table().contains(&format!(" {}/ctd/", pair.home.path().display()))
     });
 }
+
+#[test]
+fn a_label_of_the_client_s_limits_what_its_container_writes() {
+    if !programs() || !available(&["mount.fuse3"]) {
+        return;
+    }
+    let mut pair = Pair::start();
+    pair.import();
+    let label = "containerd.io/snapshot/max-size=8388608";
+    pair.start_box_with(&["--snapshotter-label", label], IMAGE, "small");
+    // Eight of twenty MiB fit; what is removed is room again.
+    let fill = "said=$(dd if=/dev/zero of=/big bs=4k count=5120 2>&1) && exit 1; \
+                case $said in *'No space left'*) ;; *) exit 2 ;; esac; \
+                size=$(stat -c %s /big); test $size -ge 4194304 && test $size -le 8388608 || exit 3";
+    pair.inside("small", fill).unwrap();
+    pair.inside("small", "echo x > /another").unwrap_err();
+    let wrong = pair
+        .containerd
+        .run_command("default")
+        .args([
+            "--snapshotter-label",
+            "containerd.io/snapshot/max-size=8m",
+            IMAGE,
+            "wrong",
+        ])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&wrong.stderr);
+    assert!(
+        !wrong.status.success() && said.contains("no number of bytes"),
+        "{said}"
+    );
+    // containerd made its record of the container before it asked for the snapshot.
+    let _ = pair.containerd.ctr(&["container", "rm", "wrong"]);
+    // Whoever keeps the limit is not the server.
+    pair.server.daemon.kill();
+    pair.inside("small", "echo x >> /big").unwrap_err();
+    pair.server.start_again().unwrap();
+    let room = "rm /big && dd if=/dev/zero of=/half bs=1M count=4 && rm /half";
+    pair.inside("small", room).unwrap();
+    pair.inside("small", fill).unwrap();
+    pair.end_box("small");
+    wait("containerd to find the server again", || {
+        pair.containerd.snapshots("default").is_ok()
+    });
+    pair.remove_images("default");
+    pair.assert_nothing_left();
+}
