@@ -62,7 +62,7 @@ install: build ## Install the command, man pages, completions and systemd units 
 	  sed 's|/usr/local/bin/vellum|$(PREFIX)/bin/vellum|' "$$unit" >$(DESTDIR)$(UNITDIR)/$${unit##*/} || exit; \
 	done
 	install -d $(DESTDIR)$(PREFIX)/share/vellum
-	cp -r contrib/containerd contrib/docker $(DESTDIR)$(PREFIX)/share/vellum
+	cp -r contrib/containerd contrib/containers contrib/docker contrib/kubernetes contrib/prometheus $(DESTDIR)$(PREFIX)/share/vellum
 
 clean: ## Remove what was built (the cached demo image too)
 	$(CARGO) clean

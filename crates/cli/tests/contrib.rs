@@ -267,13 +267,25 @@ fn an_activated_install_tells_the_nodes_systemd() {
     fs::write(at("bin/systemctl"), systemctl).unwrap();
     run(Command::new("chmod").arg("755").arg(at("bin/systemctl"))).unwrap();
     fs::write(at("etc/containerd/config.toml"), "version = 2\n").unwrap();
+    // As in the installer's image, where nothing else is found, and with systemctl where nodes have it.
+    fs::create_dir_all(at("usr")).unwrap();
+    fs::rename(at("bin"), at("usr/bin")).unwrap();
+    symlink("usr/bin", at("bin")).unwrap();
+    let chroot = tempfile::tempdir().unwrap();
+    symlink(find("chroot").unwrap(), chroot.path().join("chroot")).unwrap();
     let vellum = |verb: &str| {
         let mut command = Command::new(VELLUM);
         command
+            .env("PATH", chroot.path())
             .args(["node", verb, "--activate", "--host-root"])
             .arg(node.path());
         run(&mut command)
     };
+    // What could not be told is told by the next install, though no file is left to be changed.
+    fs::write(at("etc/refuse"), "").unwrap();
+    let refused = vellum("install").unwrap_err().to_string();
+    assert!(refused.contains("the same command again"), "{refused}");
+    fs::remove_file(at("etc/refuse")).unwrap();
     vellum("install").unwrap();
     vellum("install").unwrap();
     let told = || fs::read_to_string(at("told")).unwrap();

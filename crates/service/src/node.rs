@@ -145,7 +145,10 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
         program,
         unit_dir: options.unit_dir.clone(),
         config: None,
+        pending: Vec::new(),
     };
+    // An install that could not or was not to tell systemd is no reason never to do it.
+    let untold = old.as_ref().map_or(Vec::new(), |old| old.pending.clone());
     let mut restart = false;
     if let Some(path) = &options.config {
         let wanted = Wanted {
@@ -170,24 +173,34 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
         notes
             .push("containers that are there keep their snapshotter; new ones get Vellum's".into());
     }
+    let changed = steps.iter().any(|step| step.action != Action::Keep);
+    record.pending = match changed || !untold.is_empty() {
+        true => systemd::after_install(restart || systemd::restarts_containerd(&untold)),
+        false => Vec::new(),
+    };
+    // Whoever was told before what to do by hand is not told again.
+    let commands = match changed || options.activate {
+        true => record.pending.clone(),
+        false => Vec::new(),
+    };
     if !options.dry_run {
         // What undoes the edit is there before the edit.
         record.write(&tree)?;
         perform(&tree, &steps)?;
     }
-    let changed = steps.iter().any(|step| step.action != Action::Keep);
-    let commands = match changed {
-        true => systemd::after_install(restart),
-        false => Vec::new(),
-    };
-    finish(
+    let report = finish(
         options.activate,
         options.dry_run,
         &tree,
         steps,
         commands,
         notes,
-    )
+    )?;
+    if report.activated && !record.pending.is_empty() {
+        record.pending.clear();
+        record.write(&tree)?;
+    }
+    Ok(report)
 }
 
 /// Returns where the node's store is: what the unit's environment or its settings say, else the usual place.

@@ -299,6 +299,7 @@ fn a_node_is_as_it_was_after_install_and_uninstall() {
         assert_eq!(node.files(), installed);
         node::uninstall(node.dir.path(), false, false).unwrap();
         assert_eq!(node.files(), before);
+        assert!(!node.dir.path().join("etc/vellum").exists());
     }
 }
 

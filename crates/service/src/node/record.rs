@@ -21,6 +21,9 @@ pub struct Record {
     pub unit_dir: PathBuf,
     /// The edit of containerd's configuration.
     pub config: Option<Edit>,
+    /// What systemd is to be told of it and was not told yet, by us at least.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<String>,
 }
 
 /// An edit of one file.
@@ -96,7 +99,11 @@ impl Record {
         for name in ["node.json", "config.written", "config.before"] {
             tree.remove(&place(name))?;
         }
-        tree.remove_empty_dir(Path::new(RECORD_DIR))
+        // Settings of the administrator's may be in the second.
+        for dir in Path::new(RECORD_DIR).ancestors().take(2) {
+            tree.remove_empty_dir(dir)?;
+        }
+        Ok(())
     }
 }
 

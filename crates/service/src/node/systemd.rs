@@ -9,6 +9,11 @@ use std::process::{Command, Stdio};
 use super::tree::Tree;
 use crate::error::{Error, Result};
 
+const RESTART_CONTAINERD: &str = "systemctl try-restart containerd.service";
+
+/// Where programs of a node are, and `chroot` of an image that has little else: whoever made the image may have said less.
+const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 const PROGRAM: &str = "/usr/local/bin/vellum";
 
 /// What the units read variables from.
@@ -42,9 +47,14 @@ pub fn after_install(restart_containerd: bool) -> Vec<String> {
         "systemctl restart vellum-containerd.service".to_owned(),
     ];
     if restart_containerd {
-        commands.push("systemctl try-restart containerd.service".to_owned());
+        commands.push(RESTART_CONTAINERD.to_owned());
     }
     commands
+}
+
+/// Whether these commands restart containerd.
+pub fn restarts_containerd(commands: &[String]) -> bool {
+    commands.iter().any(|command| command == RESTART_CONTAINERD)
 }
 
 /// What systemd is to be told before files go (the first), and after.
@@ -54,7 +64,7 @@ pub fn around_uninstall(restart_containerd: bool) -> Vec<String> {
         "systemctl daemon-reload".to_owned(),
     ];
     if restart_containerd {
-        commands.push("systemctl try-restart containerd.service".to_owned());
+        commands.push(RESTART_CONTAINERD.to_owned());
     }
     commands
 }
@@ -70,7 +80,7 @@ pub fn run(tree: &Tree, commands: &[String]) -> Result<Vec<String>> {
             Command::new(name)
         } else {
             let mut chroot = Command::new("chroot");
-            chroot.arg(tree.root()).arg(name);
+            chroot.env("PATH", SEARCH_PATH).arg(tree.root()).arg(name);
             chroot
         };
         let output = process
