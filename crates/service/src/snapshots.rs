@@ -150,30 +150,37 @@ fn shown(
     new: &NewSnapshot,
     parts: &TreeParts,
 ) -> Result<Vec<MountEntry>> {
-    let shown = mappable(ctx, terms, new, parts)
-        .and_then(|labels| mounts::entries(ctx, terms, &key(&new.key), parts, &labels));
+    let key = key(&new.key);
+    let labels = own_labels::strip(new.labels.clone());
+    let shown = mounts::prepare(parts, &labels)
+        .and_then(|()| mapped(ctx, terms, &key, parts, labels))
+        .and_then(|labels| mounts::entries(ctx, &key, parts, &labels));
     if shown.is_err()
-        && let Err(error) = ctx.store()?.remove(&key(&new.key), Sweep::Later)
+        && let Err(error) = ctx.store()?.remove(&key, Sweep::Later)
     {
         tracing::warn!(key = new.key, %error, "a snapshot without mounts stays");
     }
     shown
 }
 
-/// Lays out what a new tree needs to be mounted, beyond what the store has laid out, and returns its labels, our own included.
-fn mappable(ctx: &Context, terms: Terms, new: &NewSnapshot, parts: &TreeParts) -> Result<Labels> {
-    let mut labels = own_labels::strip(new.labels.clone());
-    mounts::prepare(parts, &labels)?;
+/// Lays out what a tree needs so that its ids can be mapped as its labels ask, records who does it, and returns the labels with that. Nothing is done
+/// twice: a server that was killed may have left it half done.
+fn mapped(
+    ctx: &Context,
+    terms: Terms,
+    key: &SnapshotKey,
+    parts: &TreeParts,
+    mut labels: Labels,
+) -> Result<Labels> {
+    if Mapper::recorded(&labels).is_some() || ids::Mapping::of(&labels)?.is_none() {
+        return Ok(labels);
+    }
     let mapper = ids::decide(ctx, &facts::facts(ctx)?, terms, parts, &labels)?;
-    if mapper != Mapper::Nobody {
-        ids::prepare(parts, &labels, mapper)?;
-    }
-    if ids::Mapping::of(&labels)?.is_some() {
-        let (label, name) = (ids::MAPPED_BY.to_owned(), mapper.name().to_owned());
-        let change = LabelChange::Set(label.clone(), name.clone());
-        ctx.store()?.update(&key(&new.key), &[change])?;
-        labels.insert(label, name);
-    }
+    ids::prepare(parts, &labels, mapper)?;
+    let (label, name) = (ids::MAPPED_BY.to_owned(), mapper.name().to_owned());
+    let change = LabelChange::Set(label.clone(), name.clone());
+    ctx.store()?.update(key, &[change])?;
+    labels.insert(label, name);
     Ok(labels)
 }
 
@@ -188,7 +195,8 @@ pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>
         return Err(StoreError::Committed { key: visible(&key) }.into());
     }
     let parts = store.tree(&key)?;
-    mounts::entries(ctx, terms, &key, &parts, &info.labels)
+    let labels = mapped(ctx, terms, &key, &parts, info.labels)?;
+    mounts::entries(ctx, &key, &parts, &labels)
 }
 
 /// Turns the writable snapshot `name_now` into the layer `name`. Durable on return; see [`vellum_store::Store::commit`].

@@ -199,7 +199,7 @@ pub(super) fn decide(
     }
 }
 
-/// Lays out what a new tree needs so that `mapper` can do it.
+/// Lays out what a tree needs, durably, so that `mapper` can do it.
 pub(super) fn prepare(parts: &TreeParts, labels: &Labels, mapper: Mapper) -> Result<()> {
     let Some(mapping) = Mapping::of(labels)?.filter(|_| mapper == Mapper::Kernel) else {
         return Ok(());
@@ -218,6 +218,7 @@ pub(super) fn prepare(parts: &TreeParts, labels: &Labels, mapper: Mapper) -> Res
         let now = dir.stat_self()?;
         rooted::set_owner_fd(&dir, uid, gid)?;
         rooted::set_mode_fd(&dir, now.mode)?;
+        dir.sync()?;
     }
     Ok(())
 }

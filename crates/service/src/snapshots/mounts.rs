@@ -22,7 +22,7 @@ use crate::facts;
 use crate::plan::{self, EngineMount, Facts, OPTION_PAGE_BYTES, Plan, Refusal, Wishes};
 
 use super::ids::{self, Mapper, Mapping};
-use super::{MAX_SIZE, NewSnapshot, PARENT_CHAIN, SNAPSHOT_REF, Terms};
+use super::{MAX_SIZE, NewSnapshot, PARENT_CHAIN, SNAPSHOT_REF};
 
 /// The type of mounts by Vellum's own engine: containerd has `mount.fuse3` call `vellum overlay` for it.
 pub const ENGINE_TYPE: &str = "fuse3.vellum";
@@ -143,10 +143,9 @@ pub(super) fn upper_dir(ctx: &Context, key: &SnapshotKey) -> Option<String> {
     text(&top.dir).ok()
 }
 
-/// Returns the mounts of a tree, and records what its upper is mounted with if that may leave marks.
+/// Returns the mounts of a tree whose labels tell who maps its ids, if anybody does, and records what its upper is mounted with if that may leave marks.
 pub(super) fn entries(
     ctx: &Context,
-    terms: Terms,
     key: &SnapshotKey,
     parts: &TreeParts,
     labels: &Labels,
@@ -156,10 +155,7 @@ pub(super) fn entries(
         rebased.make()?;
         return Ok(vec![on_nothing(&rebased, &facts)?]);
     }
-    let mapper = match Mapper::recorded(labels) {
-        Some(mapper) => mapper,
-        None => ids::decide(ctx, &facts, terms, parts, labels)?,
-    };
+    let mapper = Mapper::recorded(labels).unwrap_or(Mapper::Nobody);
     let mapping = Mapping::of(labels)?.filter(|_| mapper != Mapper::Nobody);
     let size = match parts.size_limit_bytes {
         None => limit(labels)?,
