@@ -10,7 +10,7 @@
 //! | how does a layer come out again byte for byte | `recipe.rs` |
 //! | how is a new layer's tar written | `writer.rs` |
 //! | what are the records of Podman's stores | `containers_storage.rs` |
-//! | how does Podman keep what a tree can't say about its tar | `tar_split.rs` |
+//! | how do Docker and Podman keep what a tree can't say about its tar | `tar_split.rs` |
 //! | what is an image called | `reference.rs` |
 //! | what is an image made of, and what is its identity | `manifest.rs`, `config.rs` |
 //! | which image of an index runs here | `platform.rs` |

@@ -37,6 +37,13 @@ pub struct SourceLayer {
 }
 
 impl SourceLayer {
+    /// Returns the blob. Errors: `Malformed` where the source doesn't name it.
+    pub(crate) fn described(&self) -> Result<&LayerBlob, SourceError> {
+        self.blob.as_ref().ok_or_else(|| {
+            SourceError::Malformed(format!("layer {} has no descriptor", self.diff_id))
+        })
+    }
+
     /// Errors unless what was read is what the image promised: blob digest, blob size, diff ID.
     pub fn check(&self, found: &BlobFacts) -> Result<(), crate::Error> {
         if let Some(LayerBlob { blob, .. }) = &self.blob {

@@ -8,7 +8,7 @@
 //! overlay2/<cache-id>/diff                         a layer's tree; l/<short name> -> ../<cache-id>/diff
 //! ```
 //!
-//! A layer comes out as the tar it once came as, from [`tar_split`]. Whoever unpacks it compares the digest, so a tree that was changed behind the daemon's back is
+//! A layer comes out as the tar it once came as, from [`crate::tar_split`]. Whoever unpacks it compares the digest, so a tree that was changed behind the daemon's back is
 //! found out. Everything here is a name or number from files that anybody with the data root may have written: names are checked before they are
 //! part of a path, paths are resolved beneath the root without following links, sizes are limited. [`orphans`] says what nobody needs.
 
@@ -21,7 +21,6 @@ use serde::Deserialize;
 use vellum_sys::{Dir, FileKind};
 
 mod orphans;
-mod tar_split;
 
 pub use orphans::{DockerContainer, Orphan};
 
@@ -30,7 +29,7 @@ use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::manifest::MAX_CONFIG_BYTES;
 use crate::reference::Reference;
-use tar_split::TarSplit;
+use crate::tar_split::Joined;
 
 /// Largest file of the layer database that is read whole, and of the names.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -307,7 +306,7 @@ impl ImageSource for DockerRoot {
         let recipe = self.open_file(&record).map_err(|_| missing(&record))?;
         let tree = tree_of(entry);
         let tree = self.dir.open_dir(&tree).map_err(|_| missing(&tree))?;
-        Ok(Box::new(TarSplit::new(recipe, tree)))
+        Ok(Box::new(Joined::new(recipe, tree)))
     }
 
     fn layer_tree(&self, image: usize, layer: usize) -> Option<Dir> {

@@ -105,9 +105,7 @@ impl ImageSource for OciLayout {
 
     fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError> {
         let layer = &self.images[image].layers[layer];
-        let blob = layer.blob.as_ref().ok_or_else(|| {
-            SourceError::Malformed(format!("layer {} has no descriptor", layer.diff_id))
-        })?;
+        let blob = layer.described()?;
         self.files.open_blob(&blob.blob.digest)
     }
 }

@@ -1,8 +1,7 @@
 //! A layer's tar out of Docker's own record of it (`tar-split.json.gz`) and the layer's tree.
 //!
-//! The record is a stream of JSON objects: pieces of the tar as they were, and the names of the files whose content goes between them. It comes out of
-//! a data root that anybody may have changed, so nothing in it is trusted: lines and sizes are limited, names are resolved inside the tree, and whoever reads the
-//! tar compares its digest. The format is github.com/vbatts/tar-split's.
+//! The record comes out of a data root that anybody may have changed, so nothing in it is trusted: lines and sizes are limited, names are resolved inside the
+//! tree, and whoever reads the tar compares its digest.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,11 +16,10 @@ use vellum_sys::in_root::{self, Last};
 use vellum_sys::stat::{FileKind, stat_fd};
 use vellum_sys::{Dir, rooted};
 
+use super::{FILE, PIECE};
+
 /// Longest line of a record: a piece between two files' contents, in base64. Headers are limited to a fraction of it.
 const MAX_LINE_BYTES: u64 = 32 << 20;
-
-const FILE: u32 = 1;
-const PIECE: u32 = 2;
 
 #[derive(Deserialize)]
 struct Line {
@@ -39,7 +37,7 @@ struct Line {
 }
 
 /// The tar, as a reader. Ends well only if the record did.
-pub(super) struct TarSplit {
+pub(crate) struct Joined {
     lines: BufReader<flate2::read::MultiGzDecoder<File>>,
     tree: Dir,
     now: Now,
@@ -58,9 +56,9 @@ struct Content {
     name: PathBuf,
 }
 
-impl TarSplit {
+impl Joined {
     /// Reads the record `recipe` and takes contents from `tree`.
-    pub(super) fn new(recipe: File, tree: Dir) -> Self {
+    pub(crate) fn new(recipe: File, tree: Dir) -> Self {
         Self {
             lines: BufReader::new(flate2::read::MultiGzDecoder::new(recipe)),
             tree,
@@ -129,7 +127,7 @@ impl TarSplit {
     }
 }
 
-impl Read for TarSplit {
+impl Read for Joined {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if buf.is_empty() {
             return Ok(0);
@@ -173,7 +171,7 @@ mod tests {
         file.write_all(&packed.finish()?)?;
         io::Seek::rewind(&mut file)?;
         let mut all = Vec::new();
-        TarSplit::new(file, Dir::open(tree).unwrap()).read_to_end(&mut all)?;
+        Joined::new(file, Dir::open(tree).unwrap()).read_to_end(&mut all)?;
         Ok(all)
     }
 
