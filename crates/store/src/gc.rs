@@ -311,37 +311,19 @@ impl Store {
                 }
             }
         }
-        for path in tx::entries(&layout.recipes())? {
-            let Some(hex) = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .map(str::to_owned)
-            else {
-                continue;
-            };
-            self.litter_file(
-                &mut found,
-                path,
-                "a recipe without a record",
-                dry_run,
-                |tx| has_recipe(tx, &hex),
-            )?;
-        }
-        for path in tx::entries(&layout.volumes())? {
-            let Some(name) = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .map(str::to_owned)
-            else {
-                continue;
-            };
-            self.litter_file(
-                &mut found,
-                path,
-                "a volume without a record",
-                dry_run,
-                |tx| has_volume(tx, &name),
-            )?;
+        type Has = fn(&Transaction<'_>, &str) -> Result<bool>;
+        let named: [(PathBuf, &str, Has); 2] = [
+            (layout.recipes(), "a recipe without a record", has_recipe),
+            (layout.volumes(), "a volume without a record", has_volume),
+        ];
+        for (dir, why, has) in named {
+            for path in tx::entries(&dir)? {
+                let name = path.file_name().and_then(|name| name.to_str());
+                let Some(name) = name.map(str::to_owned) else {
+                    continue;
+                };
+                self.litter_file(&mut found, path, why, dry_run, |tx| has(tx, &name))?;
+            }
         }
         found.extend(tx::sweep(layout, dry_run)?);
         Ok(found.into_iter().map(Garbage::from).collect())

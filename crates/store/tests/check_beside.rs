@@ -81,16 +81,20 @@ fn images(store: &Store, image: &Digest, worker: usize, round: usize) {
     }
 }
 
-fn at_work(root: &Path, driver: DriverKind) {
-    let store = open_at(root, driver);
-    let blob = store.put_blob(b"configuration", None).unwrap();
-    let image = NewImage {
+fn image_without_layers(blob: &Digest, tags: &[&str]) -> NewImage {
+    NewImage {
         id: blob.clone(),
         manifest: blob.clone(),
         media_type: "application/vnd.oci.image.manifest.v1+json".into(),
         layers: vec![],
-        tags: vec!["image:1".into()],
-    };
+        tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+    }
+}
+
+fn at_work(root: &Path, driver: DriverKind) {
+    let store = open_at(root, driver);
+    let blob = store.put_blob(b"configuration", None).unwrap();
+    let image = image_without_layers(&blob, &["image:1"]);
     store.put_image(&image).unwrap();
     let left = AtomicUsize::new(4);
     let healing = AtomicBool::new(true);
@@ -187,13 +191,7 @@ fn nobody_waits_for_ever_for_a_turn() {
     store.update(&key("tree"), &label).unwrap();
 
     let blob = store.put_blob(b"configuration", None).unwrap();
-    let image = NewImage {
-        id: blob.clone(),
-        manifest: blob.clone(),
-        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
-        layers: vec![],
-        tags: vec![],
-    };
+    let image = image_without_layers(&blob, &[]);
     let turn = held(&records);
     let refused = store.put_image(&image).unwrap_err();
     assert_eq!(refused.class(), Class::Busy, "{refused}");
