@@ -32,17 +32,24 @@ pub enum Mounter {
     Fusermount,
 }
 
-/// Flags of the mount itself, as in mount(8).
+/// Flags of the mount itself, as in mount(8); the kernel looks after them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[allow(missing_docs)]
 pub struct MountFlags {
+    /// Refuse writing.
     pub read_only: bool,
+    /// Ignore setuid and setgid bits.
     pub nosuid: bool,
+    /// Devices can't be opened.
     pub nodev: bool,
+    /// Nothing can be executed.
     pub noexec: bool,
+    /// Reading leaves the access time alone.
     pub noatime: bool,
+    /// The same for directories only.
     pub nodiratime: bool,
+    /// Every change is written at once.
     pub sync: bool,
+    /// The same for changes of directories only.
     pub dirsync: bool,
 }
 

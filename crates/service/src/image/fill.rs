@@ -31,23 +31,7 @@ pub(crate) fn fill_on(
     cancel: &Cancel,
 ) -> Result<FilledLayer> {
     let staged = store.stage_layer_on(parent)?;
-    let mut recipe = store.stage_file()?;
-    let limits = Limits::default();
-    let stream = LayerStream::open(tar, &limits, cancel)?;
-    let applied = {
-        let mut recipe = BufWriter::new(&mut recipe);
-        let applied = apply(
-            stream,
-            &target(&staged)?,
-            Some(&mut recipe),
-            &limits,
-            cancel,
-        )?;
-        recipe
-            .flush()
-            .map_err(Error::io("write a recipe below", store.root()))?;
-        applied
-    };
+    let (recipe, applied) = apply_to(store, &staged, tar, cancel)?;
     if !target(&staged)?.marks.is_whole() {
         let below = match parent {
             Some(parent) => container::stack(&store.tree(parent)?)?.layers().to_vec(),
@@ -64,4 +48,22 @@ pub(crate) fn fill_on(
         recipe,
         applied,
     })
+}
+
+/// Applies `tar`, which is read to its end, to a staged layer, and keeps what makes the same tar of it again.
+pub(super) fn apply_to(
+    store: &Store,
+    staged: &StagedLayer,
+    tar: Box<dyn Read + Send>,
+    cancel: &Cancel,
+) -> Result<(StagedFile, Applied)> {
+    let mut recipe = store.stage_file()?;
+    let limits = Limits::default();
+    let stream = LayerStream::open(tar, &limits, cancel)?;
+    let mut out = BufWriter::new(&mut recipe);
+    let applied = apply(stream, &target(staged)?, Some(&mut out), &limits, cancel)?;
+    out.flush()
+        .map_err(Error::io("write a recipe below", store.root()))?;
+    drop(out);
+    Ok((recipe, applied))
 }

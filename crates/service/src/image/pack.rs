@@ -4,57 +4,25 @@
 //! pipe while the other end is unpacked, so nothing is stored in between. Sockets can't be in a tar and are left out.
 
 use std::collections::HashMap;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, BufWriter, PipeWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::thread::{Builder, JoinHandle};
 
 use vellum_image::{LayerWriter, TarEntry, TarKind};
 use vellum_sys::{Dir, FileKind, Stat, xattr};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::layer_tar;
 
 /// Returns the tree below `path` as a tar being written, and a name for it.
 pub(super) fn directory(path: &Path) -> Result<(Box<dyn Read + Send>, String)> {
     let root = Dir::open(path)?;
-    let (reader, writer) = io::pipe().map_err(Error::io("read", path))?;
-    let thread = Builder::new()
-        .name("pack".to_owned())
-        .spawn(move || pack(&root, writer))
-        .map_err(Error::io("read", path))?;
-    let packed = Packed {
-        reader,
-        thread: Some(thread),
-    };
+    let packed = layer_tar::piped(move |out| pack(&root, out))?;
     Ok((Box::new(packed), path.display().to_string()))
 }
 
-/// The reading end: when the tar ends, it ends well only if the thread did.
-struct Packed {
-    reader: PipeReader,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-impl Read for Packed {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let got = self.reader.read(buf)?;
-        if got == 0
-            && !buf.is_empty()
-            && let Some(thread) = self.thread.take()
-        {
-            match thread.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => return Err(io::Error::other(e)),
-                Err(_) => return Err(io::Error::other("the thread that reads the directory died")),
-            }
-        }
-        Ok(got)
-    }
-}
-
-fn pack(root: &Dir, out: PipeWriter) -> Result<()> {
-    let buffered = io::BufWriter::with_capacity(256 << 10, out);
+fn pack(root: &Dir, out: BufWriter<PipeWriter>) -> Result<()> {
     let mut packing = Packing {
-        writer: LayerWriter::new(buffered),
+        writer: LayerWriter::new(out),
         links: HashMap::new(),
     };
     packing.below(root, Path::new(""))?;

@@ -30,6 +30,7 @@ use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Cancel, Dir, rooted};
 use vellum_union::{DirLayer, Layer, Stack};
 
+use super::fill::apply_to;
 use super::{key, to_store};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -434,23 +435,7 @@ pub(super) fn unpack_single(
 ) -> Result<Unpacked> {
     let below = parent.map(key);
     let staged = store.stage_layer_on(below.as_ref())?;
-    let mut recipe = store.stage_file()?;
-    let limits = Limits::default();
-    let stream = LayerStream::open(tar, &limits, &context.cancel)?;
-    let applied = {
-        let mut recipe = BufWriter::new(&mut recipe);
-        let applied = apply(
-            stream,
-            &target(&staged)?,
-            Some(&mut recipe),
-            &limits,
-            &context.cancel,
-        )?;
-        recipe
-            .flush()
-            .map_err(Error::io("write a recipe below", store.root()))?;
-        applied
-    };
+    let (recipe, applied) = apply_to(store, &staged, tar, &context.cancel)?;
     context.go_on()?;
     if parent.is_none() {
         drop_idle_whiteouts(&Dir::open(staged.root())?, &applied.whiteout_dirs, &[])?;

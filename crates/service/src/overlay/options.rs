@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use vellum_fuse::{DataMode, MountFlags, OpenMode};
 use vellum_union::engine::{IdRules, Limit};
 
 use crate::config::Toggle;
@@ -62,24 +63,6 @@ pub enum WhFiles {
     Whiteouts,
 }
 
-/// How programs' reads and writes reach the files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DataMode {
-    /// Through the engine; every descriptor and mapping of a file sees what is written by any other.
-    Coherent,
-    /// Directly by the kernel where it can be had: as fast as the file system below; descriptors from before a copy-up keep the old data.
-    Passthrough,
-}
-
-/// When opening a file reports what stands in the way of writing to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OpenMode {
-    /// At the first write. Opening costs no message.
-    Deferred,
-    /// At the open.
-    Checked,
-}
-
 /// When files that are partly in lower layers are made whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settle {
@@ -98,25 +81,6 @@ pub enum Access {
     Root,
     /// Everybody, as permissions say.
     All,
-}
-
-/// The flags of a mount that the kernel looks after.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MountFlags {
-    /// Refuse writing.
-    pub read_only: bool,
-    /// Ignore setuid and setgid bits.
-    pub no_suid: bool,
-    /// Devices can't be opened.
-    pub no_dev: bool,
-    /// Nothing can be executed.
-    pub no_exec: bool,
-    /// Reading leaves the access time alone.
-    pub no_atime: bool,
-    /// The same for directories only.
-    pub no_dir_atime: bool,
-    /// Every change is written at once.
-    pub synchronous: bool,
 }
 
 /// One mount of the engine. Paths are as given: see [`MountOptions::made_absolute`].
@@ -222,18 +186,13 @@ impl MountOptions {
             cache_for: CACHE_FOR,
             writeback: false,
             data: DataMode::Coherent,
-            open: OpenMode::Deferred,
+            open: OpenMode::Free,
             limit: Limit::default(),
             settle: if own { Settle::Manual } else { Settle::Unmount },
             blocks_from_bytes: Some(BLOCKS_FROM_BYTES),
             flags: MountFlags {
-                read_only: false,
-                no_suid: false,
-                no_dev: false,
-                no_exec: false,
-                no_atime: true,
-                no_dir_atime: false,
-                synchronous: false,
+                noatime: true,
+                ..MountFlags::default()
             },
             access: None,
             threads: None,

@@ -300,7 +300,7 @@ impl Reading {
                 };
             }
             // mount(8) knows a flag of that name; fuse-overlayfs means its own by `sync=0`.
-            "sync" if value.is_empty() => options.flags.synchronous = true,
+            "sync" if value.is_empty() => options.flags.sync = true,
             "sync" => options.is_volatile = !on_off(name, value)?,
             "writeback" => options.writeback = on_off(name, value)?,
             "io_uring" => {
@@ -321,7 +321,7 @@ impl Reading {
             "open" => {
                 options.open = match value {
                     "checked" => OpenMode::Checked,
-                    "deferred" => OpenMode::Deferred,
+                    "deferred" => OpenMode::Free,
                     _ => {
                         return Err(BadOption::new(format!(
                             "{name}={value}: write deferred or checked"
@@ -409,18 +409,18 @@ impl Reading {
         match (name, value) {
             ("ro", "") => flags.read_only = true,
             ("rw", "") => flags.read_only = false,
-            ("suid", "") => flags.no_suid = false,
-            ("nosuid", "") => flags.no_suid = true,
-            ("dev", "") => flags.no_dev = false,
-            ("nodev", "") => flags.no_dev = true,
-            ("exec", "") => flags.no_exec = false,
-            ("noexec", "") => flags.no_exec = true,
-            ("noatime", "") => flags.no_atime = true,
-            ("atime" | "relatime" | "strictatime", "") => flags.no_atime = false,
-            ("nodiratime", "") => flags.no_dir_atime = true,
-            ("diratime", "") => flags.no_dir_atime = false,
-            ("async", "") => flags.synchronous = false,
-            ("dirsync", "") => flags.synchronous = true,
+            ("suid", "") => flags.nosuid = false,
+            ("nosuid", "") => flags.nosuid = true,
+            ("dev", "") => flags.nodev = false,
+            ("nodev", "") => flags.nodev = true,
+            ("exec", "") => flags.noexec = false,
+            ("noexec", "") => flags.noexec = true,
+            ("noatime", "") => flags.noatime = true,
+            ("atime" | "relatime" | "strictatime", "") => flags.noatime = false,
+            ("nodiratime", "") => flags.nodiratime = true,
+            ("diratime", "") => flags.nodiratime = false,
+            ("async", "") => flags.sync = false,
+            ("dirsync", "") => flags.sync = true,
             // As mount(8) says it with -s: from here on.
             ("sloppy", "") => self.tolerant = true,
             ("allow_other", "") => options.access = Some(Access::All),

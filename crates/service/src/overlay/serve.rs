@@ -11,7 +11,7 @@ use vellum_union::engine::{Engine, EngineOptions};
 
 use crate::error::Result;
 use crate::overlay::layers;
-use crate::overlay::options::{Access, DataMode, Manners, MountOptions, OpenMode, Settle};
+use crate::overlay::options::{Access, DataMode, Manners, MountOptions, Settle};
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq)]
@@ -158,7 +158,6 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
             true
         }
     };
-    let flags = options.flags;
     let mut extra = Vec::new();
     // Without SELinux the kernel refuses to hear of labels.
     if let Some(label) = &options.context
@@ -177,34 +176,19 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
         acl: !options.no_acl && !options.no_xattrs,
         timeout: options.cache_for,
         data: match options.data {
-            DataMode::Passthrough if is_root && userns::is_initial() => {
-                vellum_fuse::DataMode::Passthrough
-            }
-            DataMode::Passthrough => {
+            DataMode::Passthrough if !(is_root && userns::is_initial()) => {
                 warn("passthrough is left out: only root outside user namespaces may have it");
-                vellum_fuse::DataMode::Coherent
+                DataMode::Coherent
             }
-            DataMode::Coherent => vellum_fuse::DataMode::Coherent,
+            wanted => wanted,
         },
-        open: match options.open {
-            OpenMode::Deferred => vellum_fuse::OpenMode::Free,
-            OpenMode::Checked => vellum_fuse::OpenMode::Checked,
-        },
+        open: options.open,
         writeback: options.writeback,
         max_write_bytes: options.max_write_bytes,
         no_fsync: options.is_volatile,
         workers: options.threads,
         io_uring: options.io_uring,
-        flags: vellum_fuse::MountFlags {
-            read_only: flags.read_only,
-            nosuid: flags.no_suid,
-            nodev: flags.no_dev,
-            noexec: flags.no_exec,
-            noatime: flags.no_atime,
-            nodiratime: flags.no_dir_atime,
-            sync: flags.synchronous,
-            dirsync: false,
-        },
+        flags: options.flags,
         extra,
         mounter: vellum_fuse::Mounter::Any,
     }
