@@ -489,6 +489,25 @@ fn a_run_directory_of_somebody_else_is_refused() {
 }
 
 #[test]
+fn a_plain_user_is_told_what_is_root_s() {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(world) = World::new() else { return };
+    let theirs = world.scratch.dir("theirs");
+    std::fs::set_permissions(&theirs, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let theirs = theirs.to_str().unwrap();
+    let inside = format!("{theirs}/x");
+    for verb in [
+        &["adopt", theirs][..],
+        &["--root", &inside, "images"],
+        &["node", "status", "--host-root", theirs],
+    ] {
+        let said = world.run(verb);
+        let said = String::from_utf8_lossy(&said.stderr);
+        assert!(said.contains("hint: root is needed"), "{verb:?}: {said}");
+    }
+}
+
+#[test]
 fn info_names_what_a_plain_user_does_without() {
     let Some(world) = World::new() else { return };
     let info = world.ok(&["info"]);

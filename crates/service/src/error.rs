@@ -263,16 +263,33 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
             "--root names another directory; if there is a store in this one, {REBUILD}"
         )),
         _ if error.is_read_only() => Some(READ_ONLY.into()),
+        _ if is_denied_to_a_user(error) => Some(DENIED.into()),
         Class::Damaged => Some("`vellum check` tells what else is wrong".into()),
         _ => None,
     }
 }
 
+const DENIED: &str = "root is needed for what is the system's; a plain user has a store of his own under ~/.local/share/vellum";
+
 /// Whether somewhere below the error a disk was full.
 fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
+    comes_from(error, std::io::ErrorKind::StorageFull)
+}
+
+/// Whether somewhere below the error a permission was missing that root would have.
+fn is_denied_to_a_user(error: &(dyn std::error::Error + 'static)) -> bool {
+    is_plain_user() && comes_from(error, std::io::ErrorKind::PermissionDenied)
+}
+
+/// Whoever is root in a namespace of his own only is none here.
+fn is_plain_user() -> bool {
+    !rustix::process::geteuid().is_root() || !vellum_sys::userns::is_initial()
+}
+
+fn comes_from(error: &(dyn std::error::Error + 'static), kind: std::io::ErrorKind) -> bool {
     std::iter::successors(Some(error), |e| e.source()).any(|e| {
         e.downcast_ref::<std::io::Error>()
-            .is_some_and(|e| e.kind() == std::io::ErrorKind::StorageFull)
+            .is_some_and(|e| e.kind() == kind)
     })
 }
 
@@ -341,9 +358,7 @@ impl Error {
             Self::Damaged { .. } => Some("`vellum check` tells what else is wrong".into()),
             Self::Store(e) => store_hint(e),
             Self::Sys(e) if e.is_no_space() => Some(NO_SPACE.into()),
-            Self::Sys(e) if e.is_denied() && !rustix::process::geteuid().is_root() => {
-                Some("root is needed for the system's store; a plain user has his own under ~/.local/share/vellum".into())
-            }
+            Self::Sys(e) if e.is_denied() && is_plain_user() => Some(DENIED.into()),
             Self::NotFound { kind, .. } => Some(
                 match kind {
                     Kind::Image => "`vellum images` lists them; `vellum pull` or `vellum load` brings one in",
@@ -384,6 +399,7 @@ impl Error {
             Self::InUse { hint, .. } | Self::Unsupported { hint, .. } => Some(hint.clone()),
             Self::Invalid { hint, .. } => hint.clone(),
             e if lacks_space(e) => Some(NO_SPACE.into()),
+            Self::Io { .. } | Self::Source(_) if is_denied_to_a_user(self) => Some(DENIED.into()),
             Self::Source(e) => source_hint(e),
             Self::Socket { source, .. } => Some(socket_hint(source).into()),
             Self::Io { .. }
