@@ -8,7 +8,7 @@ mod kubelet;
 use std::path::PathBuf;
 
 use kubelet::{Kubelet, PAUSE, installed, pause_archive, pod, pod_with_ids, volume_of};
-use vellum_testkit::clients::{Home, Newer, Registry, available};
+use vellum_testkit::clients::{Home, Newer, Registry, available, small_image};
 use vellum_testkit::untested;
 
 /// After containerd_2.sh: what the kubelet's part needs besides.
@@ -60,6 +60,7 @@ impl Node {
         let (registry, image) = Registry::with_small_image(&home).unwrap();
         let exchange = home.dir("exchange").unwrap();
         std::fs::copy(program, exchange.join("vellum")).unwrap();
+        std::fs::rename(small_image(&home).unwrap(), exchange.join("small.tar")).unwrap();
         std::fs::rename(pause_archive(&home, program), exchange.join("pause.tar")).unwrap();
         let prelude = format!("{}\n{PRELUDE}", include_str!("support/containerd_2.sh"));
         let mut newer = Newer::start(&home, &prelude, name).unwrap();
@@ -167,6 +168,8 @@ impl Node {
             nothing_left() {
               c -n k8s.io content prune references || true
               test -z "$(c -n k8s.io snapshots --snapshotter vellum ls | sed 1d)"
+              # What stood below adopted layers is Vellum's own to collect.
+              /exchange/vellum --root "$dir/v" --run-dir "$run/v" --config /dev/null --quiet gc
               test "$(ls "$dir/v/overlay2")" = l
             }
             collected() { (set -e; nothing_left); }
@@ -337,4 +340,37 @@ fn pods_with_ids_of_their_own_see_the_images_owners() {
 #[test]
 fn pods_with_ids_of_their_own_are_mapped_by_the_kernel_where_containerd_is_told() {
     pods_have_ids_of_their_own("idk", true);
+}
+
+#[test]
+fn a_pull_for_pods_of_containerd_2_adopts_what_vellum_loaded() {
+    let Some(mut node) = Node::start("adopt", "", false) else {
+        return;
+    };
+    node.inside(
+        r#"
+        vellum() { /exchange/vellum --root "$dir/v" --run-dir "$run/v" --config /dev/null --quiet "$@"; }
+        filled() { find "$dir"/v/overlay2/*/diff -maxdepth 0 -not -empty | wc -l; }
+        vellum load /exchange/small.tar > /dev/null
+        layers=$(filled)
+        test "$layers" -gt 1"#,
+    );
+    let image = node.image.clone();
+    node.kubelet.pull(&image);
+    // Every layer has a snapshot, which has nothing in it, and none was unpacked.
+    node.inside(
+        r#"
+        test "$(c -n k8s.io snapshots --snapshotter vellum ls | sed 1d | wc -l)" = "$layers"
+        test "$(filled)" = "$layers"
+        ! grep 'call="Apply"' "$dir/vellum.log" || false
+        vellum rmi vellum-demo-small:latest > /dev/null
+        vellum gc"#,
+    );
+    let config = pod("web");
+    let begun = node.kubelet.begin_pod(&config);
+    let first = node.kubelet.begin(&begun, &config, "first", &image, WAIT);
+    let version = node.kubelet.shell(&first, "cat /app/version");
+    assert_eq!(version, "version 2\n");
+    node.kubelet.end_pod(&begun);
+    node.leave_nothing();
 }
