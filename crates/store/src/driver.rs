@@ -291,8 +291,10 @@ pub(crate) trait Driver: Send + Sync {
     /// True if a layer holds only its own changes, so that it can be filled before its parent is known.
     fn stacks(&self) -> bool;
 
-    /// True if trees of this driver have a short name.
-    fn has_links(&self) -> bool;
+    /// True if trees of this driver have a short name, outside their own directory: then [`Driver::link`] and [`Driver::unlink`] do something.
+    fn has_links(&self) -> bool {
+        false
+    }
 
     /// Lays out `new` in the empty directory `dir`. Nothing outside `dir` is touched but read.
     ///
@@ -303,10 +305,14 @@ pub(crate) trait Driver: Send + Sync {
     fn staged_parts(&self, new: &NewTree<'_>) -> Vec<&'static str>;
 
     /// Does what the tree needs outside its own directory, after it was renamed into place.
-    fn link(&self, layout: &Layout, new: &NewTree<'_>) -> Result<()>;
+    fn link(&self, _layout: &Layout, _new: &NewTree<'_>) -> Result<()> {
+        Ok(())
+    }
 
     /// Undoes [`Driver::link`]. What is not there is no error.
-    fn unlink(&self, layout: &Layout, link: Option<&LinkId>) -> Result<()>;
+    fn unlink(&self, _layout: &Layout, _link: Option<&LinkId>) -> Result<()> {
+        Ok(())
+    }
 
     /// Returns where a layer's tar is applied to, and how.
     fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks);

@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{DriverKind, Finding, LayerMarks, LinkId, NewTree, Shape, TreeRef};
+use super::{DriverKind, Finding, LayerMarks, NewTree, Shape, TreeRef};
 use crate::{
     clone::{Files, clone_tree},
     error::{Result, StoreError},
@@ -34,10 +34,6 @@ impl super::Driver for Native {
         false
     }
 
-    fn has_links(&self) -> bool {
-        false
-    }
-
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
         let root = dir.join("root");
         match (new.parents.first(), new.kind) {
@@ -57,14 +53,6 @@ impl super::Driver for Native {
         } else {
             vec!["root"]
         }
-    }
-
-    fn link(&self, _: &Layout, _: &NewTree<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn unlink(&self, _: &Layout, _: Option<&LinkId>) -> Result<()> {
-        Ok(())
     }
 
     fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks) {

@@ -23,7 +23,7 @@ use vellum_format::Prefix;
 use vellum_sys::Dir;
 
 use super::{
-    DriverKind, Finding, LayerDir, LayerMarks, LinkId, NewTree, Overlay, Shape, TreeRef,
+    DriverKind, Finding, LayerDir, LayerMarks, NewTree, Overlay, Shape, TreeRef,
     overlay2::{copy_root_attributes, write_small},
 };
 use crate::{
@@ -57,10 +57,6 @@ impl super::Driver for Overlay1 {
         false
     }
 
-    fn has_links(&self) -> bool {
-        false
-    }
-
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
         match (new.parents.first(), new.kind) {
             (None, _) => make_dir(&dir.join("root"), 0o755).map(|()| false),
@@ -87,14 +83,6 @@ impl super::Driver for Overlay1 {
             (_, Kind::View) => vec![],
             (_, Kind::Active) => WRITABLE.to_vec(),
         }
-    }
-
-    fn link(&self, _: &Layout, _: &NewTree<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    fn unlink(&self, _: &Layout, _: Option<&LinkId>) -> Result<()> {
-        Ok(())
     }
 
     fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks) {
