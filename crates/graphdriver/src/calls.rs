@@ -28,6 +28,9 @@ pub struct Shared {
     pub cancel: Cancel,
 }
 
+/// What a call that asks nothing is taken to have asked.
+const NOTHING: Bytes = Bytes::from_static(b"{}");
+
 /// The body of a call that asks nothing. It is read all the same: a connection closed on bytes that nobody took is reset, and the answer may be lost with it.
 type Unused = Bytes;
 
@@ -157,7 +160,7 @@ async fn exists(shared: State<Shared>, body: Bytes) -> Response {
 }
 
 async fn status(shared: State<Shared>, _: Unused) -> Response {
-    call(shared, "Status", Bytes::new(), |graph, _: Request| {
+    call(shared, "Status", NOTHING, |graph, _: Request| {
         Ok(Reply {
             status: Some(graph.status()?),
             ..Reply::default()
@@ -177,7 +180,7 @@ async fn metadata(shared: State<Shared>, body: Bytes) -> Response {
 }
 
 async fn cleanup(shared: State<Shared>, _: Unused) -> Response {
-    call(shared, "Cleanup", Bytes::new(), |graph, _: Request| {
+    call(shared, "Cleanup", NOTHING, |graph, _: Request| {
         graph.cleanup()?;
         tracing::info!("the daemon has ended");
         Ok(Reply::default())
@@ -207,13 +210,19 @@ async fn diff_size(shared: State<Shared>, body: Bytes) -> Response {
 }
 
 /// Does one call on a thread of its own and logs it. It is finished also if the daemon does not wait for the answer.
-async fn call<Q: DeserializeOwned + Default + Send + 'static>(
+async fn call<Q: DeserializeOwned + Send + 'static>(
     State(shared): State<Shared>,
     name: &'static str,
     body: Bytes,
     work: impl FnOnce(&Graph, Q) -> Result<Reply, Error> + Send + 'static,
 ) -> Response {
-    let question = match parse(&body) {
+    if body.trim_ascii().is_empty() {
+        return refused(
+            name,
+            "the call has come without its body: the server was killed in the middle of it, and Docker sends it again without. Do again what failed",
+        );
+    }
+    let question = match serde_json::from_slice(&body) {
         Ok(question) => question,
         Err(error) => {
             return refused(
@@ -232,14 +241,6 @@ async fn call<Q: DeserializeOwned + Default + Send + 'static>(
         }
         Ok(Err(error)) => refused(name, &text_of(&error)),
         Err(_) => refused(name, "the thread that did it died"),
-    }
-}
-
-/// No body at all asks nothing in particular.
-fn parse<Q: DeserializeOwned + Default>(body: &[u8]) -> serde_json::Result<Q> {
-    match body.trim_ascii() {
-        [] => Ok(Q::default()),
-        text => serde_json::from_slice(text),
     }
 }
 

@@ -62,6 +62,43 @@ fn a_body_that_comes_late_is_waited_for_whatever_was_called() {
 }
 
 #[test]
+fn a_call_whose_body_was_lost_with_a_killed_server_is_told_as_that() {
+    if !is_root() {
+        return untested("the graph driver", "the test does not run as root");
+    }
+    let driver = Driver::start(WAYS[0].0, WAYS[0].1);
+    driver.create("base", "");
+    for call in [
+        "Init",
+        "Create",
+        "CreateReadWrite",
+        "Get",
+        "Put",
+        "Exists",
+        "Remove",
+        "DiffSize",
+        "Changes",
+        "GetMetadata",
+    ] {
+        let (status, answer) = driver
+            .plugin
+            .post(&format!("GraphDriver.{call}"), b"")
+            .unwrap();
+        let said = String::from_utf8_lossy(&answer).into_owned();
+        assert_ne!(status, 200, "{call}: {said}");
+        assert!(said.contains("without its body"), "{call}: {said}");
+    }
+    assert!(driver.exists("base"));
+    for call in ["Status", "Cleanup", "Capabilities"] {
+        let (status, _) = driver
+            .plugin
+            .post(&format!("GraphDriver.{call}"), b"")
+            .unwrap();
+        assert_eq!(status, 200, "{call}");
+    }
+}
+
+#[test]
 fn a_call_that_comes_twice_is_done_once() {
     every_way(|driver| {
         driver.create("base", "");
