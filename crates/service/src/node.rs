@@ -164,6 +164,12 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
                 path.display()
             ));
         }
+        if edit.may_be_overruled {
+            notes.push(format!(
+                "{} imports other files, and containerd 1.x takes a plugin's whole section from the last: `containerd config dump` shows what holds",
+                path.display()
+            ));
+        }
         steps.push(step);
         record.config = Some(edit);
     } else {

@@ -412,6 +412,29 @@ fn a_configuration_that_imports_a_directory_gets_a_file_there() {
 }
 
 #[test]
+fn imports_that_may_overrule_an_install_are_told() {
+    for (text, told) in [
+        (
+            "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n",
+            true,
+        ),
+        ("version = 2\nimports = []\n", false),
+        (
+            "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n",
+            false,
+        ),
+    ] {
+        let node = Node::with(Some(text));
+        let report = node::install(&node.options()).unwrap();
+        let is_told = report
+            .notes
+            .iter()
+            .any(|note| note.contains("containerd config dump"));
+        assert_eq!(is_told, told, "{text}: {:?}", report.notes);
+    }
+}
+
+#[test]
 fn refused_installs_touch_nothing_and_nothing_is_uninstalled_twice() {
     let node = Node::with(Some("disabled_plugins = ['cri']\n"));
     let before = node.files();

@@ -67,6 +67,12 @@ pub struct Found {
 }
 
 impl Found {
+    /// Whether it imports files that replace whole sections of it, ours too, without a word: containerd 1.x does so.
+    pub fn may_be_overruled(&self) -> bool {
+        let imports = self.document.get("imports").and_then(Item::as_array);
+        self.version == Version::Two && imports.is_some_and(|list| !list.is_empty())
+    }
+
     /// Whether the kubelet's interface is switched off, as Docker's packages of containerd have it.
     pub fn disables_cri(&self) -> bool {
         let disabled = self

@@ -44,6 +44,9 @@ pub struct Edit {
     /// Whether the configuration switches the kubelet's interface off.
     #[serde(skip)]
     pub disables_cri: bool,
+    /// Whether a file that it imports may replace what is set.
+    #[serde(skip)]
+    pub may_be_overruled: bool,
 }
 
 fn place(name: &str) -> PathBuf {
@@ -131,6 +134,7 @@ pub fn plan_edit(
     let main_text = main.clone().unwrap_or_default();
     let parsed = containerd::parse(&main_text, config)?;
     let disables_cri = parsed.disables_cri();
+    let may_be_overruled = parsed.may_be_overruled();
     let edit = |file: PathBuf, before: Option<String>, written: String| Edit {
         config: config.into(),
         file,
@@ -138,6 +142,7 @@ pub fn plan_edit(
         before,
         written,
         disables_cri,
+        may_be_overruled,
     };
     if let Some(dir) = containerd::imported_dir(&parsed) {
         let file = dir.join(DROP_IN);
