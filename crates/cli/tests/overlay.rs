@@ -105,6 +105,65 @@ fn in_the_foreground_it_serves_until_it_is_told_to_end() {
     assert_eq!(read(&world.at("upper/new")), "x");
 }
 
+/// A process that is killed while it waits for an answer of its own never ends.
+#[test]
+fn who_serves_asks_his_own_mount_nothing() {
+    let Some(world) = World::new() else { return };
+    let merged = world.at("merged");
+    let mut serving = Command::new(VELLUM)
+        .args(["overlay", "--foreground", "-o"])
+        .arg(world.options())
+        .arg(&merged)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let shows = || {
+        let table = vellum_sys::mountinfo::read().unwrap();
+        !table.beneath(&merged).is_empty()
+    };
+    while !shows() {
+        assert!(serving.try_wait().unwrap().is_none(), "it ended");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    world.scratch.adopt_mount(&merged);
+    // From the moment on that it shows, a signal is not lost and ends nothing by force.
+    let pid = rustix::process::Pid::from_child(&serving);
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    let mut told = BufReader::new(serving.stderr.take().unwrap()).lines();
+    let counts = told
+        .find_map(|line| Some(line.unwrap()).filter(|line| line.contains("errors=")))
+        .expect("the server tells what was asked");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(serving.wait().unwrap().success());
+    assert!(!shows());
+    assert_eq!(counts, "errors=0");
+}
+
+#[test]
+fn whoever_serves_can_be_killed_at_any_moment() {
+    let Some(world) = World::new() else { return };
+    let merged = world.at("merged");
+    for round in 0..40 {
+        let mut serving = Command::new(VELLUM)
+            .args(["overlay", "--foreground", "-o"])
+            .arg(world.options())
+            .arg(&merged)
+            .spawn()
+            .unwrap();
+        while !merged.join("both").exists() {
+            assert!(serving.try_wait().unwrap().is_none(), "it ended");
+        }
+        world.scratch.adopt_mount(&merged);
+        serving.kill().unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        while serving.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < until, "it does not end, round {round}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        world.scratch.unmount(&merged);
+    }
+}
+
 /// How many WRITE requests one write(2) of 1 MiB took.
 fn writes_of_a_mebibyte(options: &str) -> Option<u64> {
     let world = World::new()?;

@@ -5,7 +5,7 @@
 //! mount_union LOWER[:LOWER...] - - TARGET [OPTION...]          (read-only)
 //! ```
 //!
-//! Prints `mounted` when the mount answers, and at the end how often each request came. Options: `userxattr`, `passthrough`, `checked`,
+//! Prints `mounted` when the mount is served, and at the end how often each request came. Options: `userxattr`, `passthrough`, `checked`,
 //! `noacl`, `writeback`, `volatile`, `allow_other`, `ro`, `wh`, `noindex`, `noredirect`, `nometacopy`, `timeout=SECONDS`, `blocks=BYTES`,
 //! `only=UID`, `size=BYTES`, `inodes=COUNT`, `fusermount`, `nouring`, `strict`,
 //! `workers=COUNT`, `data=LOWER`. SIGUSR1 prints the counts so far.
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vellum_format::Prefix;
-use vellum_fuse::{DataMode, Handover, MountOptions, Mounter, OpenMode};
+use vellum_fuse::{Caught, DataMode, Handover, MountOptions, Mounter, OpenMode};
 use vellum_union::engine::{Durability, Engine, EngineOptions, UpperOptions};
 use vellum_union::{Dialect, DirLayer, Layer, WhNames};
 
@@ -97,6 +97,7 @@ fn run() -> Result<(), Failure> {
             }
         }
     }
+    let caught = Caught::new()?;
     let mut session = match take_over {
         Some(socket) => {
             let handover = Handover::receive(UnixStream::connect(socket)?)?;
@@ -104,7 +105,7 @@ fn run() -> Result<(), Failure> {
         }
         None => vellum_fuse::mount(Engine::open(engine)?, Path::new(target), &mount)?,
     };
-    session.take_signals()?;
+    session.take_signals(caught)?;
     if let Some(socket) = hand_over {
         let listener = UnixListener::bind(socket)?;
         println!("mounted");
@@ -114,7 +115,7 @@ fn run() -> Result<(), Failure> {
     }
     println!("mounted");
     let counters = session.counters();
-    let engine = session.run()?;
+    let engine = session.outlast();
     println!("{}", counters.now());
     Ok(engine.close()?)
 }

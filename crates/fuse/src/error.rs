@@ -41,15 +41,6 @@ pub enum Error {
         /// What it said.
         said: String,
     },
-    /// The mount was made, but does not answer. It was taken away again.
-    #[error("the mount on {} does not answer", target.display())]
-    Silent {
-        /// Where.
-        target: PathBuf,
-        /// What asking it gave.
-        #[source]
-        source: vellum_sys::Error,
-    },
     /// A mount can't go from one server to the next.
     #[error("the mount can't be handed over: {why}")]
     Handover {

@@ -28,4 +28,4 @@ mod workers;
 pub use error::{Error, Result};
 pub use negotiate::Agreed;
 pub use options::{DataMode, MountFlags, MountOptions, Mounter, OpenMode};
-pub use session::{Handover, NotHandedOver, Session, Unmounter, mount, take_over};
+pub use session::{Caught, Handover, NotHandedOver, Session, Unmounter, mount, take_over};

@@ -1,7 +1,7 @@
 //! From mount to unmount.
 //!
-//! [`mount`] makes the connection, answers INIT, starts the workers, puts the mount in its place and returns when it answers. The mount is
-//! taken away by its number, never by its place alone: what somebody mounts there later is not ours. When the last user
+//! [`mount`] makes the connection, answers INIT, starts the workers, puts the mount in its place and returns. It asks the mount nothing: that is for
+//! other processes. The mount is taken away by its number, never by its place alone: what somebody mounts there later is not ours. When the last user
 //! is gone the kernel ends the connection, the workers leave, and the engine is closed, which syncs the upper.
 //!
 //! It must not know what is mounted. Signals are taken only by
@@ -31,6 +31,7 @@ use signals::Listener;
 
 pub use handover::Handover;
 pub use place::Unmounter;
+pub use signals::Caught;
 
 /// The fewest threads, however few processors there are: one that waits for a disk must not stop the rest.
 const FEWEST_WORKERS: usize = 2;
@@ -62,7 +63,7 @@ pub struct NotHandedOver {
 
 /// Mounts `engine` on the directory `target`.
 ///
-/// Returns when the mount answers. After an error nothing is mounted and the engine is gone.
+/// On return the mount is in its place and served. After an error nothing is mounted and the engine is gone.
 pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Session> {
     // The place must mean the same when the working directory is another.
     let target = target
@@ -236,18 +237,17 @@ impl Session {
         self.unmounter.target().to_owned()
     }
 
-    /// Takes signals from now on: SIGTERM, SIGINT and SIGHUP unmount, and a second one cuts the connection (where
-    /// fusectl is not mounted, by ending the process); SIGUSR1 prints the counts to
-    /// standard error. To be called before anybody is told that the mount is there.
+    /// Takes the signals that were caught, and further ones: SIGTERM, SIGINT and SIGHUP unmount, and a second one cuts the connection
+    /// (where fusectl is not mounted, by ending the process); SIGUSR1 prints the counts to standard error. One that is not
+    /// caught before the mount is made may leave a dead one.
     ///
     /// A process that does this is the mount's own: the kernel is asked to end it last when memory runs out, since others
     /// would wait for it. And it keeps little memory that it does not need.
-    pub fn take_signals(&mut self) -> Result<()> {
-        if self.listener.is_none() {
-            self.listener = Some(signals::listen(self.unmounter(), self.counters())?);
-            signals::outlive_others();
-            vellum_sys::memory::keep_little();
-        }
+    pub fn take_signals(&mut self, caught: Caught) -> Result<()> {
+        let listener = signals::listen(caught, self.unmounter(), self.counters())?;
+        self.listener = Some(listener);
+        signals::outlive_others();
+        vellum_sys::memory::keep_little();
         Ok(())
     }
 
@@ -258,14 +258,8 @@ impl Session {
             .map_err(|source| Error::Close { source })
     }
 
-    /// Takes signals, if that was not done before, waits as [`Session::wait`] does, and leaves the engine to the caller, who closes it.
-    pub fn run(mut self) -> Result<Engine> {
-        self.take_signals()?;
-        Ok(self.outlast())
-    }
-
-    /// Waits for the end, and gives the engine back.
-    fn outlast(self) -> Engine {
+    /// Waits as [`Session::wait`] does, and leaves the engine to the caller, who closes it.
+    pub fn outlast(self) -> Engine {
         self.workers.wait();
         // Only workers have others, and they have ended.
         let Some(ops) = Arc::into_inner(self.ops) else {

@@ -144,6 +144,16 @@ pub enum Error {
         said: String,
     },
 
+    /// A mount was made, but does not answer. Its process is told to take it away.
+    #[error("the mount on {} does not answer", target.display())]
+    Silent {
+        /// Where.
+        target: PathBuf,
+        /// What asking it gave.
+        #[source]
+        source: std::io::Error,
+    },
+
     /// An image's bytes could not be read or written.
     #[error(transparent)]
     Image(#[from] vellum_image::Error),
@@ -410,6 +420,7 @@ impl Error {
             | Self::Union(_)
             | Self::Fuse(_)
             | Self::Engine { .. }
+            | Self::Silent { .. }
             | Self::Image(_)
             | Self::Cancelled => None,
         }

@@ -218,7 +218,7 @@ fn execute(ctx: &Context, planned: &Plan, target: &Path) -> Result<&'static str>
         Plan::Engine { mount, .. } => {
             // The source tells mounts of this store from others' in the mount table.
             let arguments = engine_arguments(mount, ctx.store()?.root(), target);
-            daemon::start_overlay(&arguments)?;
+            daemon::start_overlay(&arguments, target)?;
             Ok("engine")
         }
     }

@@ -256,8 +256,8 @@ pub fn unmount_id(target: &Path, id: u64) -> Result<bool> {
         Err(Errno::NOENT) => return Ok(false),
         Err(e) => return Err(Error::new("open", target, e)),
     };
-    let seen = crate::stat::mount_id(&fd).map_err(|e| Error::new("look at", target, e))?;
-    if seen != id {
+    let seen = crate::stat::whereabouts(&fd).map_err(|e| Error::new("look at", target, e))?;
+    if seen.mnt_id != id {
         return Ok(false);
     }
     match rustix::mount::unmount(

@@ -179,12 +179,25 @@ impl Stat {
     }
 }
 
-/// Returns the number, as in mountinfo, of the mount that `fd` lies on; 0 before Linux 5.8.
+/// Where something lies, as far as the kernel knows without asking the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The number of the mount, as in mountinfo; 0 before Linux 5.8.
+    pub mnt_id: u64,
+    /// The file system's device, as in `st_dev`.
+    pub dev: u64,
+}
+
+/// Returns where `fd` (an `O_PATH` descriptor will do) lies.
 ///
-/// The file system, which may be one that no longer answers, is not asked.
-pub(crate) fn mount_id<Fd: AsFd>(fd: Fd) -> rustix::io::Result<u64> {
+/// The file system is not asked: it may be one that no longer answers, or that is to be answered by who asks.
+pub fn whereabouts<Fd: AsFd>(fd: Fd) -> rustix::io::Result<Whereabouts> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    Ok(rustix::fs::statx(fd, "", flags, StatxFlags::MNT_ID)?.stx_mnt_id)
+    let seen = rustix::fs::statx(fd, "", flags, StatxFlags::MNT_ID)?;
+    Ok(Whereabouts {
+        mnt_id: seen.stx_mnt_id,
+        dev: rustix::fs::makedev(seen.stx_dev_major, seen.stx_dev_minor),
+    })
 }
 
 /// Returns the attributes of what `fd` refers to (an `O_PATH` descriptor will do).

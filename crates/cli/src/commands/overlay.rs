@@ -102,7 +102,11 @@ fn mount(manners: Manners, name: &str, call: Call, started: Started<'_>) -> Outc
     let target = place(&call.target)?;
     let foreground = call.foreground || options.debug;
     if !foreground && !started.serves {
-        return Ok(daemon::start(started.called_as, started.arguments)?);
+        return Ok(daemon::start(
+            started.called_as,
+            started.arguments,
+            &target,
+        )?);
     }
     if started.serves {
         daemon::begin();

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
+use vellum_sys::fuse_dev;
 use vellum_sys::mount::{Detached, FuseMount, fuse_detached, unmount_id};
-use vellum_sys::{Stat, fuse_dev};
+use vellum_sys::stat::{Whereabouts, whereabouts};
 
 use super::fusermount;
 use crate::options::{MountOptions, Mounter};
@@ -113,17 +114,20 @@ fn wanted(options: &MountOptions) -> FuseMount {
 }
 
 impl Mount {
-    /// Puts the mount in its place. Then asks it for its attributes: workers must be there. If it does not answer, it goes again.
+    /// Puts the mount in its place. After an error it is gone.
+    ///
+    /// The mount is asked nothing, neither here nor later: a process that is killed while it waits for an answer of its own never
+    /// ends, and nobody can answer those who wait for it.
     pub fn attach(self, target: &Path) -> Result<Unmounter> {
-        let made_by = match &self {
-            Mount::Detached(_) => MadeBy::Us,
+        let mut id = None;
+        let made_by = match self {
+            Mount::Detached(mount) => {
+                id = Some(mount.id);
+                mount.attach(target)?;
+                MadeBy::Us
+            }
             Mount::ByFusermount => MadeBy::Fusermount,
         };
-        let mut id = None;
-        if let Mount::Detached(mount) = self {
-            id = Some(mount.id);
-            mount.attach(target)?;
-        }
         let place = |id, connection| Unmounter {
             place: Arc::new(Place {
                 target: target.to_owned(),
@@ -132,34 +136,39 @@ impl Mount {
                 made_by,
             }),
         };
-        match stat(target) {
-            Ok(stat) => {
+        match look(target) {
+            Ok(seen) => {
                 // A device number of no device: the minor part is all of it.
-                let connection = u64::from(rustix::fs::minor(stat.dev));
-                Ok(place(id.unwrap_or(stat.mnt_id), connection))
+                let connection = u64::from(rustix::fs::minor(seen.dev));
+                Ok(place(id.unwrap_or(seen.mnt_id), connection))
             }
-            Err(source) => {
+            Err(error) => {
                 if let Some(id) = id {
                     // The first error is the one to tell.
                     let _ = place(id, 0).unmount();
                 } else {
-                    // As above; there is no number to go by, and nobody can have mounted over what does not answer.
+                    // As above; there is no number to go by.
                     let _ = fusermount::unmount(target);
                 }
-                Err(Error::Silent {
-                    target: target.to_owned(),
-                    source,
-                })
+                Err(error.into())
             }
         }
     }
 }
 
-fn stat(target: &Path) -> vellum_sys::Result<Stat> {
+/// Looks what shows at a place, without asking it.
+fn look(target: &Path) -> vellum_sys::Result<Whereabouts> {
+    look_at(&open(target)?, target)
+}
+
+fn look_at(fd: &OwnedFd, target: &Path) -> vellum_sys::Result<Whereabouts> {
+    whereabouts(fd).map_err(|e| vellum_sys::Error::new("look at", target, e))
+}
+
+fn open(target: &Path) -> vellum_sys::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(target, flags, Mode::empty())
-        .map_err(|e| vellum_sys::Error::new("open", target, e))?;
-    vellum_sys::stat::stat_fd(&fd)
+    rustix::fs::open(target, flags, Mode::empty())
+        .map_err(|e| vellum_sys::Error::new("open", target, e))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,10 +229,8 @@ impl Unmounter {
     /// Opens the mount's root, if it is what shows at its place.
     pub(super) fn root(&self) -> Result<OwnedFd> {
         let place = &*self.place;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(&place.target, flags, Mode::empty())
-            .map_err(|e| vellum_sys::Error::new("open", &place.target, e))?;
-        match vellum_sys::stat::stat_fd(&fd)?.mnt_id == place.id {
+        let fd = open(&place.target)?;
+        match look_at(&fd, &place.target)?.mnt_id == place.id {
             true => Ok(fd),
             false => Err(Error::Handover {
                 why: format!("it does not show at {}", place.target.display()),
@@ -237,8 +244,8 @@ impl Unmounter {
         let place = &*self.place;
         match place.made_by {
             MadeBy::Us => Ok(unmount_id(&place.target, place.id)?),
-            MadeBy::Fusermount => match stat(&place.target) {
-                Ok(stat) if stat.mnt_id == place.id => {
+            MadeBy::Fusermount => match look(&place.target) {
+                Ok(seen) if seen.mnt_id == place.id => {
                     fusermount::unmount(&place.target)?;
                     Ok(true)
                 }
@@ -254,6 +261,11 @@ impl Unmounter {
         let path = format!("/sys/fs/fuse/connections/{}/abort", self.place.connection);
         std::fs::write(&path, "1").map_err(|e| vellum_sys::Error::new("write", &path, e))?;
         Ok(())
+    }
+
+    /// Returns the number of the connection, which is the minor part of `st_dev` of everything in the mount (the major part is 0).
+    pub fn connection(&self) -> u64 {
+        self.place.connection
     }
 
     /// Returns the mount's place.

@@ -17,10 +17,28 @@ pub(super) struct Listener {
     thread: JoinHandle<()>,
 }
 
+/// Signals that are kept for [`Session::take_signals`](super::Session::take_signals), and do nothing until then.
+#[derive(Debug)]
+pub struct Caught(Signals);
+
+impl Caught {
+    /// Catches from now on what a daemon listens to: SIGTERM, SIGINT, SIGHUP and SIGUSR1.
+    pub fn new() -> Result<Caught> {
+        let caught = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]);
+        Ok(Caught(caught.map_err(failed)?))
+    }
+}
+
+fn failed(error: std::io::Error) -> vellum_sys::Error {
+    vellum_sys::Error::new("listen to", "signals", error)
+}
+
 /// Begins to listen.
-pub(super) fn listen(unmounter: Unmounter, counters: Arc<Counters>) -> Result<Listener> {
-    let failed = |error| vellum_sys::Error::new("listen to", "signals", error);
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).map_err(failed)?;
+pub(super) fn listen(
+    Caught(mut signals): Caught,
+    unmounter: Unmounter,
+    counters: Arc<Counters>,
+) -> Result<Listener> {
     let handle = signals.handle();
     let thread = std::thread::Builder::new()
         .name(String::from("vellum-signals"))

@@ -2,7 +2,7 @@
 //!
 //! A program with threads can't fork, and a forked one keeps what it was handed. So the same program is started again, with the same
 //! arguments behind [`SERVE_ARGUMENT`], in a session of its own; its standard output is a pipe to the one who started it. When the mount
-//! answers it writes one word there and then closes all three standard descriptors: a caller that waits for the end of a pipe (containers/storage
+//! is served it writes one word there and then closes all three standard descriptors: a caller that waits for the end of a pipe (containers/storage
 //! does) goes on. If it ends before, it has said why on the standard error it was given, and its exit code is passed on.
 //!
 //! It must not know what is mounted.
@@ -14,6 +14,8 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::error::{Error, Result};
 
 /// The first argument of a program that is to serve at once. Not for users.
@@ -23,16 +25,17 @@ const READY: &[u8] = b"ready\n";
 
 /// Starts this program again as a daemon and waits until it is ready. Returns the exit code for the caller: 0 if it serves.
 ///
-/// `called_as` is what it is to see (and `ps` to show) as its own name; `arguments` come behind [`SERVE_ARGUMENT`].
-pub fn start(called_as: &OsStr, arguments: &[OsString]) -> Result<i32> {
-    start_with(called_as, arguments, Stdio::inherit()).map(|(code, _)| code)
+/// `called_as` is what it is to see (and `ps` to show) as its own name; `arguments` come behind [`SERVE_ARGUMENT`], and have it mount on
+/// `target`.
+pub fn start(called_as: &OsStr, arguments: &[OsString], target: &Path) -> Result<i32> {
+    start_with(called_as, arguments, target, Stdio::inherit()).map(|(code, _)| code)
 }
 
 /// As [`start`] of `vellum overlay` with these arguments; what goes wrong is returned and not printed.
-pub fn start_overlay(arguments: &[OsString]) -> Result<()> {
+pub fn start_overlay(arguments: &[OsString], target: &Path) -> Result<()> {
     let mut all = vec![OsString::from("overlay")];
     all.extend_from_slice(arguments);
-    let (code, said) = start_with(OsStr::new("vellum"), &all, Stdio::piped())?;
+    let (code, said) = start_with(OsStr::new("vellum"), &all, target, Stdio::piped())?;
     match code {
         0 => Ok(()),
         _ => Err(Error::Engine {
@@ -44,7 +47,12 @@ pub fn start_overlay(arguments: &[OsString]) -> Result<()> {
 }
 
 /// Returns the exit code, and what it said on a piped standard error if it failed.
-fn start_with(called_as: &OsStr, arguments: &[OsString], errors: Stdio) -> Result<(i32, Vec<u8>)> {
+fn start_with(
+    called_as: &OsStr,
+    arguments: &[OsString],
+    target: &Path,
+    errors: Stdio,
+) -> Result<(i32, Vec<u8>)> {
     let program = Path::new("/proc/self/exe");
     let failed = |source| Error::Program {
         program: program.into(),
@@ -65,7 +73,18 @@ fn start_with(called_as: &OsStr, arguments: &[OsString], errors: Stdio) -> Resul
         pipe.read_to_end(&mut said).map_err(failed)?;
     }
     if said == READY {
-        return Ok((0, Vec::new()));
+        // Who serves may not ask this himself: see `vellum_fuse::mount`.
+        return match std::fs::metadata(target) {
+            Ok(_) => Ok((0, Vec::new())),
+            Err(source) => {
+                // If it has ended meanwhile, there is nobody to be told.
+                let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+                Err(Error::Silent {
+                    target: target.to_owned(),
+                    source,
+                })
+            }
+        };
     }
     let mut complaint = Vec::new();
     if let Some(mut pipe) = child.stderr.take() {

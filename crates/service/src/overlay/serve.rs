@@ -26,7 +26,7 @@ pub struct Request {
 
 /// Mounts, and serves until somebody unmounts it or this process is told to end (SIGTERM, SIGINT).
 ///
-/// `warn` hears what will not be as usual, `ready` is called once, when the mount answers; if that fails, the mount is taken away again.
+/// `warn` hears what will not be as usual, `ready` is called once, when the mount is served; if that fails, the mount is taken away again.
 /// On return the upper is synced, unless it is volatile. Errors: nothing is mounted any more.
 pub fn serve(
     request: &Request,
@@ -43,10 +43,11 @@ pub fn serve(
     }
     let _held = opened.locks;
     let engine = open_engine(opened.engine, &request.options)?;
+    // Before it can be seen: a signal would leave a dead mount.
+    let caught = vellum_fuse::Caught::new()?;
     let mut session = vellum_fuse::mount(engine, &request.target, &fuse)?;
-    note_mount(request);
-    // Before anybody is told: a signal that came earlier would leave a dead mount.
-    session.take_signals()?;
+    session.take_signals(caught)?;
+    note_mount(request, session.unmounter().connection());
     if let Err(error) = ready() {
         // Nobody was told of it; whoever found it all the same keeps it until he lets go.
         if let Err(error) = session.unmounter().unmount() {
@@ -56,7 +57,7 @@ pub fn serve(
         return Err(error);
     }
     tracing::info!(target = %request.target.display(), "mounted");
-    close(session.run()?, &request.options)
+    close(session.outlast(), &request.options)
 }
 
 /// Where a work directory says which mount its upper is shown by.
@@ -107,16 +108,11 @@ fn is_shown(options: &MountOptions) -> bool {
 }
 
 /// Notes the mount in the work directory. Without the note the next mount only waits for nothing.
-fn note_mount(request: &Request) {
-    use std::os::unix::fs::MetadataExt;
+fn note_mount(request: &Request, connection: u64) {
     let (Some(work), false) = (&request.options.work, request.options.flags.read_only) else {
         return;
     };
-    let noted = std::fs::metadata(&request.target).and_then(|found| {
-        let dev = found.dev();
-        let text = format!("{}:{}\n", rustix::fs::major(dev), rustix::fs::minor(dev));
-        std::fs::write(work.join(MOUNTED), text)
-    });
+    let noted = std::fs::write(work.join(MOUNTED), format!("0:{connection}\n"));
     if let Err(error) = noted {
         tracing::debug!(%error, "the mount is not noted");
     }

@@ -15,8 +15,8 @@ pub(super) fn read() -> Result<Table> {
 
 /// Returns the mount that `fd` lies on; `None` if it is not in the table.
 pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Option<Mount>> {
-    let id = crate::stat::mount_id(fd).map_err(|e| Error::at("look at", fd, "", e))?;
-    Ok(read()?.by_id(id).cloned())
+    let seen = crate::stat::whereabouts(fd).map_err(|e| Error::at("look at", fd, "", e))?;
+    Ok(read()?.by_id(seen.mnt_id).cloned())
 }
 
 /// Reads the mounts another process sees.
