@@ -208,8 +208,7 @@ fn a_pull_for_pods_adopts_what_vellum_loaded() {
     // Vellum lets go of its image, and what containerd has of it works.
     vellum(&["rmi", "vellum-demo-small:latest"]);
     vellum(&["gc", "--quiet"]);
-    let mut command = containerd.run_command("k8s.io");
-    let hello = run(command.args(["--rm", &image, "hello"])).unwrap();
+    let hello = containerd.run_once("k8s.io", &image, "hello").unwrap();
     assert_eq!(hello, "hello from version 2, 13 entries at the root");
     vellum(&["check"]);
     let mut remove = containerd.command("k8s.io");

@@ -103,10 +103,7 @@ impl Pair {
 
     /// Runs the image's own command in a container of a moment.
     pub fn hello(&self, namespace: &str, image: &str, id: &str) -> anyhow::Result<String> {
-        run(self
-            .containerd
-            .run_command(namespace)
-            .args(["--rm", image, id]))
+        self.containerd.run_once(namespace, image, id)
     }
 
     /// Runs a line of shell in a container that runs. Only its exit status counts: what it prints can get lost on the way when containerd

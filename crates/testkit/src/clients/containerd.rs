@@ -330,6 +330,20 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         command
     }
 
+    /// Runs an image's own command, which prints something, in a container of a moment; returns what it printed.
+    ///
+    /// `ctr` can lose that: at the container's end it lets go of the pipes, read or not. Then the container is run again.
+    pub fn run_once(&self, namespace: &str, image: &str, id: &str) -> anyhow::Result<String> {
+        for _ in 0..5 {
+            let mut command = self.run_command(namespace);
+            let said = run(command.args(["--rm", image, id]))?;
+            if !said.is_empty() {
+                return Ok(said);
+            }
+        }
+        Ok(String::new())
+    }
+
     /// The keys of the snapshots in `namespace`.
     pub fn snapshots(&self, namespace: &str) -> anyhow::Result<Vec<String>> {
         let text =
