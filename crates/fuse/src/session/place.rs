@@ -116,8 +116,8 @@ fn wanted(options: &MountOptions) -> FuseMount {
 impl Mount {
     /// Puts the mount in its place. After an error it is gone.
     ///
-    /// The mount is asked nothing, neither here nor later: a process that is killed while it waits for an answer of its own never
-    /// ends, and nobody can answer those who wait for it.
+    /// The mount is asked nothing, neither here nor later (but to wake the workers for a handover): a process that is killed while it
+    /// waits for an answer of its own never ends, and nobody can answer those who wait for it.
     pub fn attach(self, target: &Path) -> Result<Unmounter> {
         let mut id = None;
         let made_by = match self {

@@ -330,18 +330,18 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         command
     }
 
-    /// Runs an image's own command, which prints something, in a container of a moment; returns what it printed.
+    /// Runs an image's own command in a container of a moment; returns what it printed, without the last newline.
     ///
-    /// `ctr` can lose that: at the container's end it lets go of the pipes, read or not. Then the container is run again.
+    /// containerd writes that into a file: `ctr` lets go of its pipes at the container's end, read or not.
     pub fn run_once(&self, namespace: &str, image: &str, id: &str) -> anyhow::Result<String> {
-        for _ in 0..5 {
-            let mut command = self.run_command(namespace);
-            let said = run(command.args(["--rm", image, id]))?;
-            if !said.is_empty() {
-                return Ok(said);
-            }
-        }
-        Ok(String::new())
+        let said = self.root.with_file_name(format!("{namespace}-{id}.log"));
+        let mut command = self.run_command(namespace);
+        command.arg("--log-uri");
+        command.arg(format!("file://{}", said.display()));
+        run(command.args(["--rm", image, id]))?;
+        let text = std::fs::read_to_string(&said)?;
+        std::fs::remove_file(&said)?;
+        Ok(text.trim_end().to_owned())
     }
 
     /// The keys of the snapshots in `namespace`.
