@@ -264,7 +264,13 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
     use vellum_store::{Class, StoreError};
     match error.class() {
         Class::NoSpace => Some(NO_SPACE.into()),
-        Class::Busy => Some("another vellum is writing; try again in a moment".into()),
+        Class::Busy => Some(
+            "another vellum is writing: try again in a moment; a server of an older vellum keeps its store until it is stopped"
+                .into(),
+        ),
+        _ if matches!(error, StoreError::RolledBack { .. }) => Some(format!(
+            "if there is a newer copy of it, put that back; else {REBUILD}"
+        )),
         _ if error.lost_its_database() => Some(format!("put it back, or: {REBUILD}")),
         _ if matches!(error, StoreError::NewerStore { .. }) => Some(format!(
             "to stay with this vellum, end its servers; then {REBUILD}"

@@ -9,9 +9,12 @@ use crate::{
     digest::Digest,
     driver::TreeParts,
     error::{DbContext, IoContext, Result, StoreError, Subject},
-    layout::{make_dir, sync_dir},
+    following::{self, Follower},
+    generation,
+    layout::{Layout, make_dir, sync_dir},
+    records,
     rows::{self, now_ns, parse, time, to_json},
-    sidecar::{self, ContainerFile},
+    sidecar::{self, ContainerFile, Sidecar},
     snapshot::{Kind, Labels, SnapshotKey},
     snapshots::{PrepareOptions, Sweep, delete_row},
     store::Store,
@@ -126,6 +129,52 @@ pub(crate) fn find_container(tx: &Transaction<'_>, id: &str) -> Result<Option<Co
     found.map(|found| cook(tx, found)).transpose()
 }
 
+/// Returns all containers, newest first.
+pub(crate) fn all(tx: &Transaction<'_>) -> Result<Vec<ContainerRecord>> {
+    let mut statement = tx
+        .prepare_cached(&format!("{COLUMNS} ORDER BY c.created_ns DESC, c.id"))
+        .db("list containers")?;
+    let rows = statement.query_map([], raw).db("list containers")?;
+    rows.map(|row| cook(tx, row.db("list containers")?))
+        .collect()
+}
+
+/// Finds the container whose record file has this name.
+pub(crate) fn by_record_name(tx: &Transaction<'_>, name: &str) -> Result<Option<String>> {
+    if !name.starts_with(ContainerFile::PREFIX) {
+        return Ok(None);
+    }
+    let mut statement = tx
+        .prepare_cached("SELECT id FROM containers")
+        .db("look a container up")?;
+    let ids = statement
+        .query_map([], |row| row.get::<_, String>(0))
+        .db("look a container up")?;
+    for id in ids {
+        let id = id.db("look a container up")?;
+        if sidecar::container_name(&id) == name {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+/// Records a container whose snapshot is there already: for rebuilding.
+pub(crate) fn put_back(layout: &Layout, tx: &Transaction<'_>, file: &ContainerFile) -> Result<()> {
+    let container = NewContainer {
+        id: file.id.clone(),
+        name: file.name.clone(),
+        image: file.image.clone(),
+        image_name: file.image_name.clone(),
+        config: file.config.clone(),
+        volumes: file.volumes.clone(),
+    };
+    check_new(layout, tx, &container)?;
+    let snapshot = rows::get(tx, &file.snapshot)?.id;
+    let created_ns = i64::try_from(file.created.as_nanosecond()).unwrap_or(i64::MAX);
+    insert(tx, &container, snapshot, created_ns)
+}
+
 fn get_container(tx: &Transaction<'_>, id: &str) -> Result<ContainerRecord> {
     find_container(tx, id)?.ok_or_else(|| StoreError::not_found(Subject::Container, id))
 }
@@ -139,11 +188,11 @@ fn name_taken(tx: &Transaction<'_>, name: &str) -> Result<bool> {
     .db("look a name up")
 }
 
-fn volume_path(store: &Store, name: &str) -> PathBuf {
-    store.layout().volumes().join(name).join("_data")
+fn volume_path(layout: &Layout, name: &str) -> PathBuf {
+    layout.volumes().join(name).join("_data")
 }
 
-fn find_volume(store: &Store, tx: &Transaction<'_>, name: &str) -> Result<Option<VolumeRecord>> {
+fn find_volume(layout: &Layout, tx: &Transaction<'_>, name: &str) -> Result<Option<VolumeRecord>> {
     let found: Option<(i64, String)> = tx
         .query_row(
             "SELECT created_ns, labels FROM volumes WHERE name = ?1",
@@ -153,17 +202,17 @@ fn find_volume(store: &Store, tx: &Transaction<'_>, name: &str) -> Result<Option
         .optional()
         .db("look a volume up")?;
     found
-        .map(|(created_ns, labels)| volume(store, name.to_owned(), created_ns, &labels))
+        .map(|(created_ns, labels)| volume(layout, name.to_owned(), created_ns, &labels))
         .transpose()
 }
 
-fn volume(store: &Store, name: String, created_ns: i64, labels: &str) -> Result<VolumeRecord> {
+fn volume(layout: &Layout, name: String, created_ns: i64, labels: &str) -> Result<VolumeRecord> {
     let labels = serde_json::from_str(labels).map_err(|e| StoreError::Damaged {
         what: format!("the labels of volume {name}"),
         why: e.to_string(),
     })?;
     Ok(VolumeRecord {
-        path: volume_path(store, &name),
+        path: volume_path(layout, &name),
         name,
         created: time(created_ns),
         labels,
@@ -200,37 +249,41 @@ impl Store {
                 "a container needs an id and a name".into(),
             ));
         }
-        self.read(|tx| check_new(self, tx, container))?;
+        self.inner.database.refuse_if_rolled_back()?;
+        let stamp = self.read(|tx| {
+            check_new(self.layout(), tx, container)?;
+            generation::stamp(tx)
+        })?;
+        // Its record file comes before the sync of the tree's, which makes both durable. It is locked until the row is there.
+        let created_ns = now_ns();
+        let file = ContainerFile::of_new(container, key, time(created_ns));
+        let path = sidecar::path(self.layout(), &file);
+        let _lock = records::replace(self.layout(), &path, &file, &stamp.next())?;
+        let made = self.place_container(container, key, options, created_ns);
+        if let Err(error) = &made
+            && !matches!(error, StoreError::Uncertain { .. })
+        {
+            self.follow(&[Follower::Container(container.id.clone())]);
+        }
+        made
+    }
+
+    fn place_container(
+        &self,
+        container: &NewContainer,
+        key: &SnapshotKey,
+        options: &PrepareOptions,
+        created_ns: i64,
+    ) -> Result<(ContainerRecord, TreeParts)> {
         let (placed, parents) = self.place(key, Kind::Active, options)?;
-        let _turn = Turn::at_sidecars(self)?;
         let recorded = self.write(|tx| {
-            check_new(self, tx, container)?;
+            check_new(self.layout(), tx, container)?;
             let snapshot = self.record_placed(tx, &placed.record, options)?;
-            insert(tx, container, snapshot, now_ns())?;
+            insert(tx, container, snapshot, created_ns)?;
             get_container(tx, &container.id)
         });
         let parts = self.placed_parts(&placed, &parents);
-        let record = placed.settle(recorded)?;
-        sidecar::follow(self.layout(), &ContainerFile::from(&record));
-        Ok((record, parts))
-    }
-
-    /// Records a container whose snapshot is there already: for rebuilding.
-    pub(crate) fn put_container(&self, file: &ContainerFile) -> Result<()> {
-        let container = NewContainer {
-            id: file.id.clone(),
-            name: file.name.clone(),
-            image: file.image.clone(),
-            image_name: file.image_name.clone(),
-            config: file.config.clone(),
-            volumes: file.volumes.clone(),
-        };
-        self.write(|tx| {
-            check_new(self, tx, &container)?;
-            let snapshot = rows::get(tx, &file.snapshot)?.id;
-            let created_ns = i64::try_from(file.created.as_nanosecond()).unwrap_or(i64::MAX);
-            insert(tx, &container, snapshot, created_ns)
-        })
+        Ok((placed.settle(recorded)?, parts))
     }
 
     /// Returns the container with exactly this name or id. Errors: `NotFound`.
@@ -253,14 +306,7 @@ impl Store {
 
     /// Returns all containers, newest first.
     pub fn containers(&self) -> Result<Vec<ContainerRecord>> {
-        self.read(|tx| {
-            let mut statement = tx
-                .prepare_cached(&format!("{COLUMNS} ORDER BY c.created_ns DESC, c.id"))
-                .db("list containers")?;
-            let rows = statement.query_map([], raw).db("list containers")?;
-            rows.map(|row| cook(tx, row.db("list containers")?))
-                .collect()
-        })
+        self.read(all)
     }
 
     /// Gives a container another name. Durable on return. Errors: `NotFound`, `AlreadyExists`.
@@ -279,9 +325,10 @@ impl Store {
             }
             tx.execute("UPDATE containers SET name = ?2 WHERE id = ?1", [id, name])
                 .db("rename a container")?;
-            Ok(())
+            following::due(tx, &Follower::Container(id.to_owned()))
         })?;
-        self.container_changed(id)
+        self.follow(&[Follower::Container(id.to_owned())]);
+        Ok(())
     }
 
     /// Replaces the caller's JSON. Durable on return. Errors: `NotFound`.
@@ -294,16 +341,9 @@ impl Store {
                 [id, config],
             )
             .db("update a container")?;
-            Ok(())
+            following::due(tx, &Follower::Container(id.to_owned()))
         })?;
-        self.container_changed(id)
-    }
-
-    fn container_changed(&self, id: &str) -> Result<()> {
-        // None: removed meanwhile.
-        if let Some(container) = self.read(|tx| find_container(tx, id))? {
-            sidecar::follow(self.layout(), &ContainerFile::from(&container));
-        }
+        self.follow(&[Follower::Container(id.to_owned())]);
         Ok(())
     }
 
@@ -322,7 +362,7 @@ impl Store {
             delete_row(tx, row.id)?;
             Ok((container, row))
         })?;
-        sidecar::remove(self.layout(), &sidecar::container_name(id))?;
+        records::remove(&self.layout().records().join(sidecar::container_name(id)))?;
         drop(turn);
         self.discard_or_leave(&row.record, sweep);
         Ok(container)
@@ -331,7 +371,7 @@ impl Store {
     /// Makes a volume, or returns the one there is. Durable on return. Errors: `Invalid` (name).
     pub fn create_volume(&self, name: &str, labels: &Labels) -> Result<VolumeRecord> {
         check_volume_name(name)?;
-        if let Some(known) = self.read(|tx| find_volume(self, tx, name))? {
+        if let Some(known) = self.read(|tx| find_volume(self.layout(), tx, name))? {
             return Ok(known);
         }
         let mut staged = Staged::dir(self.layout(), crate::TreeId::random().as_str())?;
@@ -341,7 +381,7 @@ impl Store {
         let target = self.layout().volumes().join(name);
         // The name is the user's and may come again at once, so publishing happens under the database's lock.
         self.write(|tx| {
-            if let Some(known) = find_volume(self, tx, name)? {
+            if let Some(known) = find_volume(self.layout(), tx, name)? {
                 return Ok(known);
             }
             tx::to_trash(&self.layout().trash(), &target)?;
@@ -352,7 +392,7 @@ impl Store {
                 params![name, now_ns(), to_json(labels)?],
             )
             .db("record a volume")?;
-            let record = find_volume(self, tx, name)?;
+            let record = find_volume(self.layout(), tx, name)?;
             record.ok_or_else(|| StoreError::not_found(Subject::Volume, name))
         })
     }
@@ -360,7 +400,8 @@ impl Store {
     /// Returns a volume. Errors: `NotFound`.
     pub fn volume(&self, name: &str) -> Result<VolumeRecord> {
         self.read(|tx| {
-            find_volume(self, tx, name)?.ok_or_else(|| StoreError::not_found(Subject::Volume, name))
+            find_volume(self.layout(), tx, name)?
+                .ok_or_else(|| StoreError::not_found(Subject::Volume, name))
         })
     }
 
@@ -381,7 +422,7 @@ impl Store {
                 .db("list volumes")?;
             rows.map(|row| {
                 let (name, created_ns, labels) = row.db("list volumes")?;
-                volume(self, name, created_ns, &labels)
+                volume(self.layout(), name, created_ns, &labels)
             })
             .collect()
         })
@@ -391,7 +432,7 @@ impl Store {
     pub fn remove_volume(&self, name: &str) -> Result<()> {
         check_volume_name(name)?;
         self.write_freeing(|tx| {
-            find_volume(self, tx, name)?.ok_or_else(|| StoreError::not_found(Subject::Volume, name))?;
+            find_volume(self.layout(), tx, name)?.ok_or_else(|| StoreError::not_found(Subject::Volume, name))?;
             let user: Option<String> = tx
                 .query_row(
                     "SELECT c.name FROM container_volumes v JOIN containers c ON c.id = v.container WHERE v.volume = ?1",
@@ -411,7 +452,7 @@ impl Store {
             Ok(())
         })?;
         let trashed = self.write(|tx| {
-            if find_volume(self, tx, name)?.is_some() {
+            if find_volume(self.layout(), tx, name)?.is_some() {
                 return Ok(None); // made anew meanwhile
             }
             tx::to_trash(&self.layout().trash(), &self.layout().volumes().join(name))
@@ -462,7 +503,7 @@ fn insert(
     Ok(())
 }
 
-fn check_new(store: &Store, tx: &Transaction<'_>, container: &NewContainer) -> Result<()> {
+fn check_new(layout: &Layout, tx: &Transaction<'_>, container: &NewContainer) -> Result<()> {
     if name_taken(tx, &container.name)? {
         return Err(StoreError::exists(Subject::Container, &container.name));
     }
@@ -482,7 +523,7 @@ fn check_new(store: &Store, tx: &Transaction<'_>, container: &NewContainer) -> R
         }
     }
     for name in &container.volumes {
-        find_volume(store, tx, name)?
+        find_volume(layout, tx, name)?
             .ok_or_else(|| StoreError::not_found(Subject::Volume, name))?;
     }
     Ok(())

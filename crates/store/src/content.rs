@@ -140,6 +140,7 @@ impl Store {
 
     /// Begins a blob. With `expected`, committing anything else fails; the algorithm is `expected`'s, else SHA-256.
     pub fn blob_writer(&self, expected: Option<&Digest>) -> Result<BlobWriter> {
+        self.inner.database.refuse_if_rolled_back()?;
         let (staged, file) = Staged::file(self.layout(), TreeId::random().as_str())?;
         let algorithm = expected.map_or(Algorithm::Sha256, Digest::algorithm);
         Ok(BlobWriter {

@@ -214,11 +214,23 @@ pub enum StoreError {
         /// What is wrong, and the way back.
         why: String,
     },
-    /// There are trees with their records, and the database is gone.
-    #[error("{path} is missing, but there are trees", path = path.display())]
+    /// The store has been used, and its database is gone or empty.
+    #[error("{path} is {state}, but {evidence}", path = path.display())]
     NoDatabase {
-        /// Where it was.
+        /// Where it was, or is.
         path: PathBuf,
+        /// What became of it: missing or empty.
+        state: &'static str,
+        /// How one can tell that there was more.
+        evidence: &'static str,
+    },
+    /// The database is older than what lies beside it, or another store's: nothing may be changed.
+    #[error("{path} has gone back in time, so nothing in the store is changed: {why}", path = path.display())]
+    RolledBack {
+        /// The database.
+        path: PathBuf,
+        /// What proves it.
+        why: String,
     },
     /// The operating system said no.
     #[error("{op} {path}", path = path.display())]
@@ -280,9 +292,10 @@ impl StoreError {
                 Class::Unsupported
             }
             Self::Busy { .. } => Class::Busy,
-            Self::Damaged { .. } | Self::DigestMismatch { .. } | Self::NoDatabase { .. } => {
-                Class::Damaged
-            }
+            Self::Damaged { .. }
+            | Self::DigestMismatch { .. }
+            | Self::NoDatabase { .. }
+            | Self::RolledBack { .. } => Class::Damaged,
             Self::Io { source, .. } => class_of(source),
             Self::Sys(error) => class_of(&error.source),
             Self::Database { source, .. } | Self::Uncertain { source } => {
@@ -303,7 +316,7 @@ impl StoreError {
     /// True if it is the database itself that can't be read, whatever the trees beside it are like.
     pub fn lost_its_database(&self) -> bool {
         match self {
-            Self::NoDatabase { .. } => true,
+            Self::NoDatabase { .. } | Self::RolledBack { .. } => true,
             Self::Database { .. } => self.class() == Class::Damaged,
             _ => false,
         }
@@ -319,6 +332,14 @@ impl StoreError {
             }
             _ => false,
         }
+    }
+
+    /// True if the store can be read and not changed: its file system is read-only or full, or its database has gone back
+    /// in time.
+    pub fn leaves_only_reading(&self) -> bool {
+        self.is_read_only()
+            || self.class() == Class::NoSpace
+            || matches!(self, Self::RolledBack { .. })
     }
 
     pub(crate) fn not_found(subject: Subject, name: impl fmt::Display) -> Self {

@@ -15,13 +15,15 @@ use std::{
 use rusqlite::{Transaction, params};
 
 use crate::{
+    containers,
     digest::{Algorithm, Digest},
     driver::{DriverKind, TreeId},
-    error::{DbContext, Result},
-    layout,
+    error::{DbContext, Result, StoreError},
+    generation, images,
     lease::Process,
+    rebuild::rebuilt_leases,
+    records,
     rows::{self, now_ns, parse},
-    sidecar,
     snapshot::{SnapshotKey, Usage},
     snapshots::Sweep,
     store::Store,
@@ -83,12 +85,20 @@ impl Store {
     /// Safe beside running commands of any number of processes. Errors: `Io`, `Database`; what could not be removed for a
     /// reason of its own is reported as stuck, not as an error.
     pub fn gc(&self, dry_run: bool) -> Result<Vec<Garbage>> {
+        if let Some(why) = self.look_for_rollback()? {
+            return Err(self.inner.database.has_rolled_back(why));
+        }
+        // A database that contradicts itself may have lost what says that something is needed.
+        if let Some(wrong) = self.check_database()?.into_iter().next() {
+            return Err(StoreError::Damaged {
+                what: wrong.what,
+                why: wrong.why,
+            });
+        }
         let doomed = if dry_run {
             self.read(find_doomed)?
         } else {
             self.write_freeing(|tx| {
-                // Always something: whatever an interrupted commit left in the log is settled before litter is judged.
-                crate::schema::write_mark(tx).db("collect")?;
                 let doomed = find_doomed(tx)?;
                 bury(tx, &doomed)?;
                 Ok(doomed)
@@ -158,9 +168,36 @@ impl Store {
         garbage.extend(files(doomed.recipes, false));
         garbage.extend(self.collect_litter(dry_run)?);
         if !dry_run {
-            self.inner.reserve.fill();
+            self.fill_reserve();
         }
         Ok(garbage)
+    }
+
+    /// Looks for record files without a row that prove that the database has gone back in time. Returns the proof.
+    ///
+    /// The mark was looked at when the store was opened; this is for what it can't tell after a power loss.
+    pub(crate) fn look_for_rollback(&self) -> Result<Option<String>> {
+        if let Some(why) = self.inner.database.rolled_back() {
+            return Ok(Some(why.to_owned()));
+        }
+        for path in records::files(self.layout())? {
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            if self.read(|tx| is_recorded(tx, name))? {
+                continue;
+            }
+            // One that can't be read proves nothing.
+            let Ok(Some(stamp)) = records::read_stamp(&path) else {
+                continue;
+            };
+            let now = self.read(generation::stamp)?;
+            if let Some(why) = generation::contradiction(&now, &stamp, 1) {
+                return Ok(Some(format!("{}: {why}", path.display())));
+            }
+        }
+        Ok(None)
     }
 
     /// Discards the trees of removed records, several at once: the time goes into the kernel's unlinking, one directory at
@@ -193,6 +230,7 @@ impl Store {
 
     /// Deletes what earlier removals left in the trash, and what dead processes left staged. Cheap if there is nothing.
     pub fn sweep(&self) -> Result<Vec<Garbage>> {
+        self.inner.database.refuse_if_rolled_back()?;
         Ok(tx::sweep(self.layout(), false)?
             .into_iter()
             .map(Garbage::from)
@@ -224,6 +262,11 @@ impl Store {
 
     fn collect_litter(&self, dry_run: bool) -> Result<Vec<Garbage>> {
         let layout = self.layout();
+        if !self.read(rebuilt_leases)?.is_empty() {
+            // What a rebuild could not put back is kept until an operator has looked.
+            let swept = tx::sweep(layout, dry_run)?;
+            return Ok(swept.into_iter().map(Garbage::from).collect());
+        }
         let mut found: Vec<Litter> = Vec::new();
         for kind in DriverKind::ALL {
             let home = layout.driver(kind);
@@ -267,9 +310,12 @@ impl Store {
                 if self.read(|tx| has_sidecar(tx, name))? {
                     continue;
                 }
-                // Somebody may just be putting it back, row and file.
+                // Another process may just be writing it, before its row or after.
                 let _turn = Turn::at_sidecars(self)?;
-                if layout::exists(&path)? && !self.read(|tx| has_sidecar(tx, name))? {
+                let Some(_lock) = tx::try_own(&path)? else {
+                    continue;
+                };
+                if !self.read(|tx| has_sidecar(tx, name))? {
                     found.push(tx::take_away(
                         layout,
                         path,
@@ -445,30 +491,21 @@ pub(crate) fn has_volume(tx: &Transaction<'_>, name: &str) -> Result<bool> {
     )
 }
 
+/// Tells whether what a record file of this name is of has a row.
+fn is_recorded(tx: &Transaction<'_>, name: &str) -> Result<bool> {
+    match name
+        .strip_suffix(".json")
+        .and_then(|stem| tree_of(Path::new(stem)))
+    {
+        Some(tree) => Ok(rows::by_tree(tx, &tree)?.is_some()),
+        None => has_sidecar(tx, name),
+    }
+}
+
 /// Tells whether the image or container of this record file is there.
 pub(crate) fn has_sidecar(tx: &Transaction<'_>, name: &str) -> Result<bool> {
-    if let Some(hex) = name
-        .strip_prefix("image-")
-        .and_then(|rest| rest.strip_suffix(".json"))
-    {
-        return has(
-            tx,
-            "SELECT EXISTS (SELECT 1 FROM images WHERE substr(id, instr(id, ':') + 1) = ?1)",
-            hex,
-        );
-    }
-    let mut statement = tx
-        .prepare_cached("SELECT id FROM containers")
-        .db("look up")?;
-    let ids = statement
-        .query_map([], |row| row.get::<_, String>(0))
-        .db("look up")?;
-    for id in ids {
-        if sidecar::container_name(&id.db("look up")?) == name {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Ok(images::by_record_name(tx, name)?.is_some()
+        || containers::by_record_name(tx, name)?.is_some())
 }
 
 /// Returns the leases whose process is gone or whose time is over: id and purpose.

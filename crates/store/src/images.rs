@@ -1,14 +1,18 @@
 //! Images and their names: records only. What a manifest or a configuration says is none of this room's business.
 
+use std::iter;
+
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use crate::{
     digest::Digest,
     error::{DbContext, Result, StoreError, Subject},
+    following::{self, Follower},
     lease::{self, LeaseId},
+    records,
     rows::{self, now_ns, parse, time},
-    sidecar::{self, ImageFile},
+    sidecar,
     snapshot::SnapshotKey,
     store::Store,
     turn::Turn,
@@ -93,7 +97,7 @@ impl Store {
     pub fn put_image(&self, image: &NewImage) -> Result<Vec<MovedTag>> {
         let _turn = Turn::at_sidecars(self)?;
         let moved = self.write(|tx| put(tx, image))?;
-        self.images_changed(image, &moved)?;
+        self.follow_images(image, &moved);
         Ok(moved)
     }
 
@@ -105,26 +109,13 @@ impl Store {
             lease::end(tx, lease)?;
             Ok(moved)
         })?;
-        self.images_changed(image, &moved)?;
+        self.follow_images(image, &moved);
         Ok(moved)
     }
 
-    fn images_changed(&self, image: &NewImage, moved: &[MovedTag]) -> Result<()> {
-        self.image_changed(&image.id)?;
-        moved
-            .iter()
-            .try_for_each(|moved| self.image_changed(&moved.from))
-    }
-
-    /// Writes the image's record file after its records, or takes it away with them. The caller has had the turn since before he changed them.
-    pub(crate) fn image_changed(&self, id: &Digest) -> Result<()> {
-        match self.read(|tx| load(tx, id))? {
-            Some(image) => {
-                sidecar::follow(self.layout(), &ImageFile::from(&image));
-                Ok(())
-            }
-            None => sidecar::remove(self.layout(), &sidecar::image_name(id)),
-        }
+    fn follow_images(&self, image: &NewImage, moved: &[MovedTag]) {
+        let ids = iter::once(&image.id).chain(moved.iter().map(|moved| &moved.from));
+        self.follow(&ids.cloned().map(Follower::Image).collect::<Vec<_>>());
     }
 
     /// Returns an image by id. Errors: `NotFound`.
@@ -134,12 +125,7 @@ impl Store {
 
     /// Returns all images, newest first.
     pub fn images(&self) -> Result<Vec<ImageRecord>> {
-        self.read(|tx| {
-            let ids = strings(tx, "SELECT id FROM images ORDER BY created_ns DESC, id", [])?;
-            ids.iter()
-                .filter_map(|id| parse(id).and_then(|id| load(tx, &id)).transpose())
-                .collect()
-        })
+        self.read(all)
     }
 
     /// Returns the ids that begin with these hexadecimal digits (of SHA-256, without the colon), sorted.
@@ -198,12 +184,14 @@ impl Store {
                 return Err(StoreError::not_found(Subject::Image, image));
             }
             set_tag(tx, tag, image)?;
+            before
+                .iter()
+                .chain([image])
+                .try_for_each(|id| is_due(tx, id))?;
             Ok(before)
         })?;
-        before
-            .iter()
-            .chain([image])
-            .try_for_each(|id| self.image_changed(id))?;
+        let ids = before.iter().chain([image]);
+        self.follow(&ids.cloned().map(Follower::Image).collect::<Vec<_>>());
         Ok(before)
     }
 
@@ -214,9 +202,10 @@ impl Store {
             let image = holder(tx, tag)?.ok_or_else(|| StoreError::not_found(Subject::Tag, tag))?;
             tx.execute("DELETE FROM tags WHERE name = ?1", [tag])
                 .db("remove a name")?;
+            is_due(tx, &image)?;
             Ok(image)
         })?;
-        self.image_changed(&image)?;
+        self.follow(&[Follower::Image(image.clone())]);
         Ok(image)
     }
 
@@ -243,9 +232,37 @@ impl Store {
                 .db("remove an image")?;
             Ok(image)
         })?;
-        self.image_changed(id)?;
+        records::remove(&self.layout().records().join(sidecar::image_name(id)))?;
         Ok(image)
     }
+}
+
+fn is_due(tx: &Transaction<'_>, id: &Digest) -> Result<()> {
+    following::due(tx, &Follower::Image(id.clone()))
+}
+
+/// Returns all images, newest first.
+pub(crate) fn all(tx: &Transaction<'_>) -> Result<Vec<ImageRecord>> {
+    let ids = strings(tx, "SELECT id FROM images ORDER BY created_ns DESC, id", [])?;
+    ids.iter()
+        .filter_map(|id| parse(id).and_then(|id| load(tx, &id)).transpose())
+        .collect()
+}
+
+/// Finds the image whose record file has this name.
+pub(crate) fn by_record_name(tx: &Transaction<'_>, name: &str) -> Result<Option<Digest>> {
+    let Some(hex) = name
+        .strip_prefix("image-")
+        .and_then(|rest| rest.strip_suffix(".json"))
+    else {
+        return Ok(None);
+    };
+    let ids = strings(
+        tx,
+        "SELECT id FROM images WHERE substr(id, instr(id, ':') + 1) = ?1",
+        [hex],
+    )?;
+    ids.first().map(|id| parse(id)).transpose()
 }
 
 fn strings<P: rusqlite::Params>(tx: &Transaction<'_>, sql: &str, params: P) -> Result<Vec<String>> {
@@ -278,7 +295,7 @@ fn set_tag(tx: &Transaction<'_>, tag: &str, image: &Digest) -> Result<()> {
     Ok(())
 }
 
-fn put(tx: &Transaction<'_>, image: &NewImage) -> Result<Vec<MovedTag>> {
+pub(crate) fn put(tx: &Transaction<'_>, image: &NewImage) -> Result<Vec<MovedTag>> {
     for blob in [&image.id, &image.manifest] {
         let there: bool = tx
             .query_row(
@@ -334,6 +351,8 @@ fn put(tx: &Transaction<'_>, image: &NewImage) -> Result<Vec<MovedTag>> {
         }
         set_tag(tx, tag, &image.id)?;
     }
+    is_due(tx, &image.id)?;
+    moved.iter().try_for_each(|moved| is_due(tx, &moved.from))?;
     Ok(moved)
 }
 

@@ -11,11 +11,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use vellum_sys::publish::{data_order, order_data};
+
 use crate::{
     content,
     digest::Digest,
     driver::{self, DriverKind, LayerMarks, NewTree, TreeId, TreeRef},
     error::{IoContext, Result, StoreError, Subject},
+    following::{self, Follower},
     lease::{self, LeaseId},
     record::TreeRecord,
     rows,
@@ -153,6 +156,7 @@ impl Store {
 
     /// Makes an empty staged file, for a recipe.
     pub fn stage_file(&self) -> Result<StagedFile> {
+        self.inner.database.refuse_if_rolled_back()?;
         let (staged, file) = Staged::file(self.layout(), TreeId::random().as_str())?;
         Ok(StagedFile { staged, file })
     }
@@ -299,7 +303,7 @@ impl Store {
             })?;
             if row.record.parent != record.parent {
                 record.parent = row.record.parent.clone();
-                let _file = record.replace(self.layout(), false)?;
+                self.follow(&[Follower::Tree(record.tree.clone())]);
                 driver::driver(record.driver).check(
                     self.layout(),
                     &row.tree_ref(),
@@ -362,7 +366,7 @@ impl Store {
         };
         staged.publish(&self.layout().tree(record.driver, &record.tree))?;
         driver.link(self.layout(), &new)?;
-        let turn = Turn::of_new(record.create(self.layout())?)?;
+        let turn = Turn::of_new(record.create(self.layout(), &self.next_stamp()?)?)?;
         let recipe_bytes = match (&mut commit.recipe, &commit.diff_id) {
             (None, _) => None,
             (Some(_), None) => {
@@ -377,6 +381,8 @@ impl Store {
                     .metadata()
                     .on("look at", recipe.staged.path())?
                     .len();
+                // It may take the place of one that is in use, which a power loss must not leave empty.
+                order_data(&recipe.file, data_order(&recipe.file)?)?;
                 recipe
                     .staged
                     .publish_shared(&self.layout().recipe(diff_id))?;
@@ -403,7 +409,11 @@ impl Store {
         }
         let parent = parent_row(tx, one.commit.parent.as_ref())?;
         check_create(tx, &record.key, one.commit.parent.as_ref(), parent.as_ref())?;
+        let other_parent = parent.as_ref().map(|row| &row.record.tree) != record.parent.as_ref();
         let id = rows::insert(tx, record, parent.map(|row| row.id))?;
+        if other_parent {
+            following::due(tx, &Follower::Tree(record.tree.clone()))?;
+        }
         if let Some(lease) = &one.commit.lease {
             lease::hold_snapshot(tx, lease, id)?;
         }

@@ -51,6 +51,10 @@ impl Layout {
         self.root.join("records")
     }
 
+    pub fn generation(&self) -> PathBuf {
+        self.root.join("generation")
+    }
+
     pub fn record(&self, tree: &TreeId) -> PathBuf {
         self.records().join(format!("{tree}.json"))
     }

@@ -121,23 +121,7 @@ impl Store {
             ),
             Life::Forever => (Some(i64::MAX), None),
         };
-        self.write(|tx| {
-            tx.execute(
-                "INSERT INTO leases (id, purpose, created_ns, expires_ns, pid, pid_start, boot_id) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                params![
-                    id.0,
-                    purpose,
-                    rows::now_ns(),
-                    expires,
-                    process.as_ref().map(|process| process.pid),
-                    process.as_ref().map(|process| process.start),
-                    process.as_ref().map(|process| &process.boot),
-                ],
-            )
-            .map(drop)
-            .db("begin a lease")
-        })
+        self.write(|tx| insert(tx, id, purpose, expires, process.as_ref()))
     }
 
     /// Ends a lease; one that is not there is no error. Durable on return.
@@ -159,6 +143,31 @@ impl Store {
             }
         })
     }
+}
+
+/// Records a lease that ends at a time, or with a process.
+pub(crate) fn insert(
+    tx: &Transaction<'_>,
+    id: &LeaseId,
+    purpose: &str,
+    expires_ns: Option<i64>,
+    process: Option<&Process>,
+) -> Result<()> {
+    tx.execute(
+        "INSERT INTO leases (id, purpose, created_ns, expires_ns, pid, pid_start, boot_id) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![
+            id.0,
+            purpose,
+            rows::now_ns(),
+            expires_ns,
+            process.map(|process| process.pid),
+            process.map(|process| process.start),
+            process.map(|process| &process.boot),
+        ],
+    )
+    .map(drop)
+    .db("begin a lease")
 }
 
 fn exists(tx: &Transaction<'_>, lease: &LeaseId) -> Result<()> {

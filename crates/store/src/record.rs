@@ -1,24 +1,21 @@
 //! Each tree's own record, `records/<tree>.json`: enough to build the database anew from the trees alone.
 //!
-//! The database is the authority; these files follow it and are read only by `rebuild` and `check`. A file is written
-//! before the database says so, and synced together with the tree, so a recorded tree always has one; after a crash
-//! between the two it may be one step ahead, which `check` puts right.
+//! The database is the authority; these files follow it and are read only by `rebuild`, `check` and what judges a tree without a row. The file of a new tree is written before the database says so, and synced together with the tree, so a
+//! recorded tree always has one; a changed one is written after its row. See `records.rs`.
 
-use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::Digest,
     driver::{DriverKind, LinkId, TreeId},
-    error::{IoContext, Result, StoreError},
+    error::Result,
+    generation::Stamp,
     layout::Layout,
+    records::{self, VERSION},
     snapshot::{Keep, Kind, Labels, MountFeatures, SnapshotKey, Usage},
-    tx::Staged,
 };
-
-/// Version of the file's form. An older program refuses a newer one.
-const VERSION: u32 = 1;
 
 /// The record of one tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,53 +81,19 @@ impl TreeRecord {
         }
     }
 
-    fn to_bytes(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec_pretty(self)
-            .map_err(|e| StoreError::Invalid(format!("record of tree {}: {e}", self.tree)))
-    }
-
     /// Writes the record of a tree that has none yet; not synced. Returns the open file.
-    pub fn create(&self, layout: &Layout) -> Result<fs::File> {
-        let path = layout.record(&self.tree);
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .on("create", &path)?;
-        file.write_all(&self.to_bytes()?).on("write", &path)?;
-        Ok(file)
+    pub fn create(&self, layout: &Layout, stamp: &Stamp) -> Result<fs::File> {
+        records::create(&layout.record(&self.tree), self, stamp)
     }
 
-    /// Replaces the record atomically; synced only if `sync`. Returns the open new file.
-    pub fn replace(&self, layout: &Layout, sync: bool) -> Result<fs::File> {
-        let path = layout.record(&self.tree);
-        // Staged under a lock like everything else: a sweep by another process must not take it.
-        let (mut staged, mut file) = Staged::file(layout, &format!("record-{}", TreeId::random()))?;
-        file.write_all(&self.to_bytes()?)
-            .on("write", staged.path())?;
-        if sync {
-            file.sync_all().on("sync", staged.path())?;
-        }
-        staged.publish_shared(&path)?;
-        Ok(file)
+    /// Replaces the record; durable after [`records::sync`]. Returns the open new file, which is locked.
+    pub fn replace(&self, layout: &Layout, stamp: &Stamp) -> Result<fs::File> {
+        records::replace(layout, &layout.record(&self.tree), self, stamp)
     }
 
-    /// Reads a record.
-    pub fn read(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).on("read", path)?;
-        let damaged = |why: String| StoreError::Damaged {
-            what: path.display().to_string(),
-            why,
-        };
-        let record: Self = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-        if record.version > VERSION {
-            return Err(damaged(format!(
-                "written by a newer vellum (form {}, known is {VERSION})",
-                record.version
-            )));
-        }
-        Ok(record)
+    /// Reads a record and what it was written for; `None` if there is none.
+    pub fn read(path: &Path) -> Result<Option<(Self, Option<Stamp>)>> {
+        records::read(path)
     }
 }
 
@@ -189,8 +152,15 @@ mod tests {
                 link: Some(LinkId::random()),
                 created_ns: 1,
             });
-            let back: TreeRecord = serde_json::from_slice(&record.to_bytes().unwrap()).unwrap();
-            assert_eq!(back, record);
+            let tmp = tempfile::tempdir().unwrap();
+            let path = tmp.path().join("record.json");
+            let stamp = Stamp {
+                store: "a".repeat(32),
+                generation: 7,
+            };
+            records::create(&path, &record, &stamp).unwrap();
+            let back = TreeRecord::read(&path).unwrap();
+            assert_eq!(back, Some((record, Some(stamp))));
         }
     }
 }

@@ -198,6 +198,16 @@ pub(crate) fn find_id(tx: &Transaction<'_>, id: i64) -> Result<Option<SnapshotRo
         .transpose()
 }
 
+/// Finds the snapshot that a tree is of.
+pub(crate) fn by_tree(tx: &Transaction<'_>, tree: &TreeId) -> Result<Option<SnapshotRow>> {
+    tx.prepare_cached(&format!("SELECT {COLUMNS} {FROM} WHERE s.tree = ?1"))
+        .db("look a tree up")?
+        .query_row([tree.as_str()], snapshot)
+        .optional()
+        .db("look a tree up")?
+        .transpose()
+}
+
 /// Returns up to `limit` snapshots with keys above `after`, in key order.
 pub(crate) fn page(
     tx: &Transaction<'_>,

@@ -1,291 +1,165 @@
-//! The database: how it is opened, what is in it, how it grows.
+//! What is in the database, and how it grows: schema and migrations.
 //!
-//! SQLite in WAL mode with `synchronous=FULL`: a committed transaction survives power loss, readers never wait for the
-//! writer. The file carries an `application_id` (so that nobody takes another program's database for a store) and a
-//! `user_version`, the schema: older ones are migrated step by step inside one transaction, newer ones are refused by
-//! name. Every writer begins IMMEDIATE, because a transaction that reads first and then wants to write can't wait its turn.
-//! Nothing but SQLite ever opens `vellum.db`: closing any other descriptor on it would drop SQLite's locks. On a network
-//! file system, where WAL's shared memory can't work, the rollback journal is used.
+//! The file carries an `application_id` (so that another program's database is not taken for a store) and a `user_version`,
+//! the schema: older ones are migrated step by step inside one transaction, newer ones are refused by name. How it is opened
+//! and used is `database.rs`.
 
 use std::{
-    fs,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, config::DbConfig};
-use vellum_sys::probe;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::{
     error::{DbContext, IoContext, Result, StoreError},
+    generation::{self, Mark, Stamp},
     layout::Layout,
-    turn,
+    rebuild,
 };
 
 /// Bytes 68..72 of the database: "VLM1". Changing it makes every existing store a stranger.
 pub(crate) const APPLICATION_ID: i64 = 0x564c_4d31;
 
 /// What each version added. A step, once released, is never edited: stores out there have run it.
-const MIGRATIONS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema/1.sql"),
+    include_str!("schema/2.sql"),
+    include_str!("schema/3.sql"),
+];
 
 /// The schema that this program writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
-
-/// Pages in the WAL before it is folded back: small, since every process that opens the store reads it once.
-const CHECKPOINT_PAGES: i64 = 256;
-
-/// The store's connections: one per caller at a time, kept for the next.
-pub(crate) struct Database {
-    path: std::path::PathBuf,
-    busy_timeout_ms: u64,
-    rollback_journal: bool,
-    idle: Mutex<Vec<Connection>>,
-    /// Writers of this process queue here instead of polling SQLite's lock.
-    writer: Mutex<()>,
-}
 
 pub(crate) fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere leaves a list of connections or nothing at all behind: both are whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many times longer than for a transaction one waits for another process that makes or migrates the database.
-const OTHERS_MIGRATE: u32 = 10;
-
-impl Database {
-    /// How long a call waits for other processes.
-    pub fn patience(&self) -> std::time::Duration {
-        std::time::Duration::from_millis(self.busy_timeout_ms)
-    }
-
-    /// Opens the database of `layout`, making or migrating it if need be.
-    ///
-    /// Errors: `NotAStore`, `NewerStore`, `Busy`, `NotFound` as an `Io` if `create` is false and there is none.
-    pub fn open(layout: &Layout, create: bool, busy_timeout_ms: u64) -> Result<Self> {
-        let path = layout.database();
-        let database = Self {
-            rollback_journal: is_network(layout.root()),
-            path,
-            busy_timeout_ms,
-            idle: Mutex::default(),
-            writer: Mutex::default(),
+/// Returns the schema of an open database; 0 of one with nothing in it. Errors: `NotAStore`, `NewerStore`.
+pub(crate) fn version(
+    connection: &Connection,
+    path: &Path,
+    explain: impl Fn(rusqlite::Error) -> StoreError,
+) -> Result<i64> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let application = pragma("application_id").map_err(&explain)?;
+    let version = pragma("user_version").map_err(&explain)?;
+    let stranger = |why: String| StoreError::NotAStore {
+        path: path.to_owned(),
+        why,
+    };
+    if version == 0 && application == 0 {
+        let tables: i64 = connection
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+            .map_err(&explain)?;
+        return match tables {
+            0 => Ok(0),
+            _ => Err(stranger("its tables are another program's".into())),
         };
-        if !database.path.exists() && !create {
-            return Err(std::io::Error::from(std::io::ErrorKind::NotFound))
-                .on("open the store", layout.root());
-        }
-        if database.path.exists() {
-            let connection = database.connect()?;
-            if database.version(&connection)? == VERSION {
-                database.give_back(connection);
-                return Ok(database);
-            }
-        }
-        // Making or migrating: one process at a time, on the root directory's own lock.
-        let root = fs::File::open(layout.root()).on("open", layout.root())?;
-        let again = root.try_clone().on("open", layout.root())?;
-        let _only_one = turn::wait(again, layout.root(), database.patience() * OTHERS_MIGRATE)?;
-        if !database.path.exists() {
-            layout.create()?;
-            let mut options = fs::OpenOptions::new();
-            std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
-            // Closed at once, before SQLite has any lock on it.
-            drop(options.open(&database.path).on("create", &database.path)?);
-            root.sync_all().on("sync", layout.root())?;
-        }
-        let mut connection = database.connect()?;
-        database.migrate(&mut connection)?;
-        database.give_back(connection);
-        Ok(database)
     }
-
-    fn connect(&self) -> Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection =
-            Connection::open_with_flags(&self.path, flags).map_err(|e| self.explain(e))?;
-        connection
-            .busy_timeout(std::time::Duration::from_millis(self.busy_timeout_ms))
-            .map_err(|e| self.explain(e))?;
-        connection.set_prepared_statement_cache_capacity(64);
-        connection
-            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-            .map_err(|e| self.explain(e))?;
-        connection
-            .pragma_update(None, "foreign_keys", true)
-            .map_err(|e| self.explain(e))?;
-        connection
-            .pragma_update(None, "synchronous", "FULL")
-            .map_err(|e| self.explain(e))?;
-        connection
-            .pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)
-            .map_err(|e| self.explain(e))?;
-        Ok(connection)
+    if application != APPLICATION_ID {
+        return Err(stranger(format!(
+            "the database's application id is {application:#x}"
+        )));
     }
-
-    fn version(&self, connection: &Connection) -> Result<i64> {
-        let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        let application = pragma("application_id").map_err(|e| self.explain(e))?;
-        let version = pragma("user_version").map_err(|e| self.explain(e))?;
-        if version == 0 && application == 0 {
-            return Ok(0);
-        }
-        if application != APPLICATION_ID {
-            return Err(StoreError::NotAStore {
-                path: self.path.clone(),
-                why: format!("the database's application id is {application:#x}"),
-            });
-        }
-        if version > VERSION {
-            return Err(StoreError::NewerStore {
-                path: self.path.clone(),
-                found: version,
-                known: VERSION,
-            });
-        }
-        Ok(version)
+    if version > VERSION {
+        return Err(StoreError::NewerStore {
+            path: path.to_owned(),
+            found: version,
+            known: VERSION,
+        });
     }
-
-    fn explain(&self, source: rusqlite::Error) -> StoreError {
-        match source.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::NotADatabase) => StoreError::NotAStore {
-                path: self.path.clone(),
-                why: "the file is no SQLite database".into(),
-            },
-            Some(rusqlite::ErrorCode::DatabaseBusy) => StoreError::Busy {
-                path: self.path.clone(),
-                waited_ms: self.busy_timeout_ms,
-            },
-            _ => StoreError::Database { op: "read", source },
-        }
-    }
-
-    fn migrate(&self, connection: &mut Connection) -> Result<()> {
-        let journal = if self.rollback_journal {
-            "DELETE"
-        } else {
-            "WAL"
-        };
-        let version = self.version(connection)?;
-        connection
-            .pragma_update(None, "journal_mode", journal)
-            .map_err(|e| self.explain(e))?;
-        if version == VERSION {
-            return Ok(());
-        }
-        let tx = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(|e| self.explain(e))?;
-        for (step, sql) in MIGRATIONS.iter().enumerate().skip(version as usize) {
-            tx.execute_batch(sql).db("migrate")?;
-            tx.pragma_update(None, "user_version", step as i64 + 1)
-                .db("migrate")?;
-        }
-        if version == 0 {
-            tx.pragma_update(None, "application_id", APPLICATION_ID)
-                .db("create")?;
-            tx.execute(
-                "INSERT INTO store (name, value) VALUES ('uuid', ?1)",
-                [hex::encode(rand::random::<[u8; 16]>())],
-            )
-            .db("create")?;
-        }
-        tx.commit().db("migrate")?;
-        tracing::info!(from = version, to = VERSION, "store schema");
-        Ok(())
-    }
-
-    fn take(&self) -> Result<Connection> {
-        let idle = unpoisoned(&self.idle).pop();
-        match idle {
-            Some(connection) => Ok(connection),
-            None => self.connect(),
-        }
-    }
-
-    fn give_back(&self, connection: Connection) {
-        unpoisoned(&self.idle).push(connection);
-    }
-
-    /// Runs `read` inside one read transaction: it sees one state of the store, and blocks nobody.
-    pub fn read<T>(&self, read: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
-        let mut connection = self.take()?;
-        let result = (|| {
-            let tx = connection.transaction().map_err(|e| self.explain(e))?;
-            let value = read(&tx)?;
-            tx.finish().db("read")?;
-            Ok(value)
-        })();
-        self.give_back(connection);
-        result
-    }
-
-    /// Runs `write` inside one write transaction and commits it: durable on return. An error undoes everything.
-    ///
-    /// Except `Uncertain`: then the commit failed half-way, and so did the attempt to settle it. A transaction whose last
-    /// sync failed may still lie whole in the log, and would count if the log were read anew; only a later transaction
-    /// overwrites it. So after a failed commit another one is written at once, and what can't be settled is said to be so,
-    /// for the caller must not take away a tree whose record may yet turn up.
-    pub fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
-        let mut connection = self.take()?;
-        let queue = unpoisoned(&self.writer);
-        let result = self.write_on(&mut connection, write);
-        drop(queue);
-        self.give_back(connection);
-        result
-    }
-
-    fn write_on<T>(
-        &self,
-        connection: &mut Connection,
-        write: impl FnOnce(&Transaction<'_>) -> Result<T>,
-    ) -> Result<T> {
-        let tx = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(|e| self.explain(e))?;
-        let value = write(&tx)?;
-        let Err(source) = tx.commit() else {
-            return Ok(value);
-        };
-        // A write that found no room never got to the frame that would make the transaction count.
-        let full = source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
-        if !full && settle(connection).is_err() {
-            return Err(StoreError::Uncertain { source });
-        }
-        Err(match self.explain(source) {
-            StoreError::Database { source, .. } => StoreError::Database {
-                op: "commit",
-                source,
-            },
-            other => other,
-        })
-    }
+    Ok(version)
 }
 
-/// Writes a transaction of no meaning over whatever a failed one left in the log.
-fn settle(connection: &mut Connection) -> rusqlite::Result<()> {
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    write_mark(&tx)?;
-    tx.commit()
-}
-
-/// Makes sure that a transaction writes something.
-pub(crate) fn write_mark(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+/// Fills an empty database, in one transaction.
+pub(crate) fn create(connection: &mut Connection, at: &Stamp) -> Result<()> {
+    let tx = connection
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .db("create")?;
+    run_steps(&tx, 0)?;
+    tx.pragma_update(None, "application_id", APPLICATION_ID)
+        .db("create")?;
     tx.execute(
-        "INSERT OR REPLACE INTO store (name, value) VALUES ('settled', ?1)",
-        [crate::rows::now_ns().to_string()],
+        "INSERT INTO store (name, value) VALUES ('uuid', ?1)",
+        [&at.store],
     )
-    .map(drop)
+    .db("create")?;
+    generation::set(&tx, at.generation)?;
+    tx.commit().db("create")
 }
 
-/// True on file systems where several machines may open the same file: no shared memory, locks of doubtful worth.
-fn is_network(path: &Path) -> bool {
-    probe::fs_name_of(path).is_ok_and(|name| probe::is_network(&name))
+/// Brings the database of an older store up to date, in one transaction; nobody else has it open.
+///
+/// Before it, every record file is written from its row and stamped, so that a kill in the middle leaves an older store that
+/// is migrated once more. Trees that have a record and no row are put back and held, as by a rebuild: whether a crash left
+/// them or the older database lost their rows, nobody can tell. Errors: `RolledBack` if a newer program has used the store
+/// since, and this database knows nothing of it.
+pub(crate) fn migrate(
+    connection: &mut Connection,
+    layout: &Layout,
+    path: &Path,
+    mark: &Mark,
+) -> Result<()> {
+    let (from, at) = {
+        let tx = connection.transaction().db("migrate")?;
+        let from = tx
+            .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
+            .db("migrate")?;
+        let at = Stamp {
+            store: generation::store_id(&tx)?,
+            generation: 1,
+        };
+        if let Some(why) = rebuild::unknown_to(&tx, layout)? {
+            return Err(StoreError::RolledBack {
+                path: path.to_owned(),
+                why,
+            });
+        }
+        rebuild::write_all_records(&tx, layout, &at)?;
+        (from, at)
+    };
+    mark.reset(&Stamp {
+        generation: 0,
+        ..at.clone()
+    })?;
+    let root = std::fs::File::open(layout.root()).on("open", layout.root())?;
+    vellum_sys::publish::sync_fs(&root)?;
+    let found = rebuild::Found::without_rows(connection, layout)?;
+    let tx = connection
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .db("migrate")?;
+    run_steps(&tx, from as usize)?;
+    generation::set(&tx, at.generation)?;
+    let mut rebuilt = rebuild::Rebuilt::default();
+    found.put_back(&tx, layout, &mut rebuilt)?;
+    tx.commit().db("migrate")?;
+    tracing::info!(from, to = VERSION, "store schema");
+    if rebuilt.snapshots > 0 {
+        tracing::warn!(
+            trees = rebuilt.snapshots,
+            "trees without a row are put back; `vellum gc --rebuilt` takes what nothing needs"
+        );
+    }
+    Ok(())
+}
+
+fn run_steps(tx: &Transaction<'_>, done: usize) -> Result<()> {
+    for (step, sql) in MIGRATIONS.iter().enumerate().skip(done) {
+        tx.execute_batch(sql).db("migrate")?;
+        tx.pragma_update(None, "user_version", step as i64 + 1)
+            .db("migrate")?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::{Class, DriverKind, SnapshotKey, Store, StoreOptions};
+    use crate::{Class, DriverKind, SnapshotKey, Store, StoreOptions, database::Database};
 
     fn options(root: &Path) -> StoreOptions {
         StoreOptions::new(root)
@@ -396,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_database_is_durable_and_in_wal_mode() {
+    fn the_database_is_durable_and_keeps_its_journal() {
         let tmp = tempfile::tempdir().unwrap();
         let layout = Layout::new(tmp.path().to_owned());
         let database = Database::open(&layout, true, 1000).unwrap();
@@ -410,7 +284,9 @@ mod tests {
                 ))
             })
             .unwrap();
-        assert_eq!((journal.as_str(), synchronous), ("wal", 2));
+        assert_eq!((journal.as_str(), synchronous), ("persist", 2));
+        let journal = fs::metadata(tmp.path().join("vellum.db-journal")).unwrap();
+        assert!(journal.len() >= 1 << 20, "{}", journal.len());
     }
 
     #[test]

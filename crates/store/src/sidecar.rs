@@ -1,29 +1,20 @@
 //! Record files of images and containers, beside those of trees: with them a lost database comes back whole.
 //!
-//! They follow the database: written right after its transaction, durable with the next sync of anything. `check`
-//! compares, `rebuild` reads.
+//! What is in them; how they are written and read is `records.rs`, and when, `following.rs`.
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    containers::ContainerRecord,
+    containers::{ContainerRecord, NewContainer},
     digest::Digest,
-    driver::TreeId,
-    error::{IoContext, Result, StoreError},
     images::{ImageLayer, ImageRecord, LayerBlob},
     layout::Layout,
+    records::VERSION,
     snapshot::SnapshotKey,
-    tx::Staged,
 };
-
-/// Version of both forms.
-const VERSION: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageFile {
@@ -33,7 +24,7 @@ pub(crate) struct ImageFile {
     pub media_type: String,
     pub layers: Vec<LayerFile>,
     pub tags: Vec<String>,
-    pub added: jiff::Timestamp,
+    pub added: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +49,7 @@ pub(crate) struct ContainerFile {
     pub snapshot: SnapshotKey,
     pub image: Option<Digest>,
     pub image_name: Option<String>,
-    pub created: jiff::Timestamp,
+    pub created: Timestamp,
     pub config: String,
     pub volumes: Vec<String>,
 }
@@ -126,20 +117,43 @@ impl From<&ContainerRecord> for ContainerFile {
     }
 }
 
+impl ContainerFile {
+    /// The file of a container that is about to be recorded.
+    pub fn of_new(container: &NewContainer, snapshot: &SnapshotKey, created: Timestamp) -> Self {
+        let NewContainer {
+            id,
+            name,
+            image,
+            image_name,
+            config,
+            volumes,
+        } = container.clone();
+        let volumes: BTreeSet<String> = volumes.into_iter().collect();
+        Self {
+            version: VERSION,
+            id,
+            name,
+            snapshot: snapshot.clone(),
+            image,
+            image_name,
+            created,
+            config,
+            // As the database gives them: sorted, each once.
+            volumes: volumes.into_iter().collect(),
+        }
+    }
+}
+
 /// A kind of record file.
 pub(crate) trait Sidecar: Serialize + serde::de::DeserializeOwned + PartialEq {
     /// What its file name begins with.
     const PREFIX: &'static str;
-    fn version(&self) -> u32;
     /// What makes its file name unique and harmless.
     fn name(&self) -> String;
 }
 
 impl Sidecar for ImageFile {
     const PREFIX: &'static str = "image-";
-    fn version(&self) -> u32 {
-        self.version
-    }
     fn name(&self) -> String {
         image_name(&self.id)
     }
@@ -147,9 +161,6 @@ impl Sidecar for ImageFile {
 
 impl Sidecar for ContainerFile {
     const PREFIX: &'static str = "container-";
-    fn version(&self) -> u32 {
-        self.version
-    }
     fn name(&self) -> String {
         container_name(&self.id)
     }
@@ -164,51 +175,7 @@ pub(crate) fn container_name(id: &str) -> String {
     format!("container-{}.json", Digest::of(id.as_bytes()).hex())
 }
 
-/// Writes a record file after the records it follows have changed. Failing is no failure of the change: `check` mends it.
-pub(crate) fn follow<T: Sidecar>(layout: &Layout, value: &T) {
-    if let Err(error) = write(layout, value) {
-        tracing::warn!(
-            error = crate::error::chain(&error),
-            "record file not written; check puts it right"
-        );
-    }
-}
-
-/// Writes a record file, replacing what is there. Not synced.
-pub(crate) fn write<T: Sidecar>(layout: &Layout, value: &T) -> Result<()> {
-    let path = layout.records().join(value.name());
-    let bytes = serde_json::to_vec_pretty(value).map_err(|e| StoreError::Invalid(e.to_string()))?;
-    let (mut staged, mut file) = Staged::file(layout, &format!("record-{}", TreeId::random()))?;
-    file.write_all(&bytes).on("write", staged.path())?;
-    staged.publish_shared(&path)
-}
-
-/// Removes a record file; one that is not there is no error.
-pub(crate) fn remove(layout: &Layout, name: &str) -> Result<()> {
-    let path = layout.records().join(name);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.on("remove", path),
-    }
-}
-
-/// Reads a record file; `None` if there is none.
-pub(crate) fn read<T: Sidecar>(path: &PathBuf) -> Result<Option<T>> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).on("read", path),
-    };
-    let damaged = |why: String| StoreError::Damaged {
-        what: path.display().to_string(),
-        why,
-    };
-    let value: T = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-    if value.version() > VERSION {
-        return Err(damaged(format!(
-            "written by a newer vellum (form {})",
-            value.version()
-        )));
-    }
-    Ok(Some(value))
+/// Returns the path of a record file.
+pub(crate) fn path<T: Sidecar>(layout: &Layout, value: &T) -> PathBuf {
+    layout.records().join(value.name())
 }

@@ -15,7 +15,8 @@ use vellum_format::{Prefix, workdir};
 use crate::{
     content,
     driver::{self, DriverKind, Shape, TreeParts, TreeRef},
-    error::{DbContext, IoContext, Result, StoreError, Subject},
+    error::{Class, DbContext, IoContext, Result, StoreError, Subject},
+    following::{self, Follower},
     lease::LeaseId,
     record::TreeRecord,
     rows::{self, SnapshotRow},
@@ -112,6 +113,7 @@ impl Store {
             count,
         } = commit;
         let parent = parent.as_ref();
+        self.inner.database.refuse_if_rolled_back()?;
         let (now, _) = self.read(|tx| check_commit(tx, name, key, parent))?;
         let _turn = Turn::at_tree(self, &now.record.tree)?;
         let (row, parents, rebased) = self.read(|tx| {
@@ -168,7 +170,8 @@ impl Store {
             Count::Now => Some(driver.usage(self.layout(), &dir, &own(&record), &parents)?),
             Count::Later => None,
         };
-        let file = record.replace(self.layout(), false)?;
+        let stamp = self.next_stamp()?;
+        let file = record.replace(self.layout(), &stamp)?;
         vellum_sys::publish::sync_fs(&file)?;
         let committed = self.write(|tx| {
             let (now, onto) = check_commit(tx, name, key, parent)?;
@@ -185,7 +188,7 @@ impl Store {
             Err(error @ StoreError::Uncertain { .. }) => return Err(error),
             Err(error) => {
                 // The record file is one step ahead; check would put it right, and so do we.
-                if let Err(e) = row.record.replace(self.layout(), false) {
+                if let Err(e) = row.record.replace(self.layout(), &stamp) {
                     tracing::debug!(error = %e, "record file left for check");
                 }
                 return Err(error);
@@ -241,7 +244,14 @@ impl Store {
         if record.size_limit_bytes.is_some() {
             crate::quota::lift(&path);
         }
-        let trashed = tx::to_trash(&layout.trash(), &path)?;
+        let trashed = match tx::to_trash(&layout.trash(), &path) {
+            // A new name in the trash may need a block that there is not: it is deleted where it lies, now.
+            Err(error) if error.class() == Class::NoSpace => {
+                tx::remove_in_place(&path)?;
+                None
+            }
+            other => other?,
+        };
         // Gone already if an earlier removal was cut short, and then nothing is to be done.
         let _ = std::fs::remove_file(layout.record(&record.tree));
         if let (Sweep::Now, Some(trashed)) = (sweep, trashed) {
@@ -275,14 +285,10 @@ impl Store {
             change(&mut row.record)?;
             let parent = row.parent.as_ref().map(|(id, _)| *id);
             rows::update(tx, row.id, &row.record, parent)?;
+            following::due(tx, &Follower::Tree(tree.clone()))?;
             Ok(row)
         })?;
-        if let Err(error) = row.record.replace(self.layout(), false) {
-            tracing::warn!(
-                error = crate::error::chain(&error),
-                "record file not written; check puts it right"
-            );
-        }
+        self.follow(&[Follower::Tree(tree)]);
         Ok(row.info())
     }
 

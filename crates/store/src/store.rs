@@ -1,16 +1,18 @@
 //! The store as callers see it: opening, and what belongs to all of it.
 
 use std::{
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::PathBuf,
     sync::{Arc, Mutex},
 };
 
 use crate::{
+    database::Database,
     driver::{self, DriverKind},
-    error::{Class, DbContext, IoContext, Result, StoreError},
+    error::{Class, DbContext, IoContext, Result},
+    generation::{self, Stamp},
     layout::{self, Layout},
-    schema::Database,
-    tx::{self, Journal},
+    tx::Journal,
 };
 
 /// How a store is opened.
@@ -67,51 +69,60 @@ pub(crate) struct Inner {
 impl Store {
     /// Opens the store, making or migrating it if need be.
     ///
-    /// Errors: `NotAStore`, `NewerStore`, `Busy`; `NoDatabase` if it is gone but trees are there; `Io` with `NotFound` if there is none and it is not to be made;
+    /// One whose database has gone back in time opens, too, for reading: see [`Store::rolled_back`]. Errors: `NotAStore`,
+    /// `NewerStore`, `Busy`; `NoDatabase` if it is gone or empty and the store has been used; `Io` with `NotFound` if there is none and it is not to be made;
     /// `Unsupported` if the driver's own directory can't carry it.
     pub fn open(options: &StoreOptions) -> Result<Self> {
         let root = std::path::absolute(&options.root).on("find", &options.root)?;
-        let layout = Layout::new(root);
-        if !layout::exists(&layout.database())? && has_records(&layout)? {
-            return Err(StoreError::NoDatabase {
-                path: layout.database(),
-            });
-        }
-        Self::open_new(options)
-    }
-
-    /// Opens the store without asking whether a missing database ought to be there.
-    pub(crate) fn open_new(options: &StoreOptions) -> Result<Self> {
-        let root = std::path::absolute(&options.root).on("find", &options.root)?;
-        let layout = Layout::new(root);
+        let mut layout = Layout::new(root);
         if options.create && !layout::exists(&layout.database())? {
             layout::make_dir(layout.root(), 0o700)?;
         }
         // The mount table, which says what is in use, knows no symbolic links.
-        let layout = match std::fs::canonicalize(layout.root()) {
-            Ok(real) => Layout::new(real),
-            // The database tells what is wrong with it.
-            Err(_) => layout,
-        };
+        if let Ok(real) = std::fs::canonicalize(layout.root()) {
+            layout = Layout::new(real);
+        } // else the database tells what is wrong with it
         let database = Database::open(&layout, options.create, options.busy_timeout_ms)?;
-        let journal = Journal::of(layout.root());
-        let reserve = Reserve::new(layout.reserve());
-        let store = Self {
+        let store = Self::on(layout, database, options);
+        if store.inner.database.rolled_back().is_none() {
+            store.catch_up();
+            if !layout::exists(&store.layout().driver(options.driver))? {
+                store.fill_reserve();
+            }
+            store.ensure_home(options.driver)?;
+        }
+        Ok(store)
+    }
+
+    /// Returns the store on an open database.
+    pub(crate) fn on(layout: Layout, database: Database, options: &StoreOptions) -> Self {
+        Self {
             inner: Arc::new(Inner {
+                journal: Journal::of(layout.root()),
+                reserve: Reserve::new(layout.reserve()),
                 layout,
                 database,
                 driver: options.driver,
                 any_file_system: options.any_file_system,
-                journal,
-                reserve,
                 sidecars: Mutex::default(),
             }),
-        };
-        if !layout::exists(&store.layout().driver(options.driver))? {
-            store.inner.reserve.fill();
         }
-        store.ensure_home(options.driver)?;
-        Ok(store)
+    }
+
+    /// Keeps back as much room as a rebuild of the database takes, and a little.
+    pub(crate) fn fill_reserve(&self) {
+        let database = std::fs::metadata(self.layout().database()).map_or(0, |facts| facts.len());
+        self.inner.reserve.fill(database);
+    }
+
+    /// Says why the database can only be read, if it has gone back in time: nothing is changed in such a store.
+    pub fn rolled_back(&self) -> Option<&str> {
+        self.inner.database.rolled_back()
+    }
+
+    /// Returns what a record file is to carry that is written before its row.
+    pub(crate) fn next_stamp(&self) -> Result<Stamp> {
+        Ok(self.read(generation::stamp)?.next())
     }
 
     /// Returns the store's directory, absolute.
@@ -131,12 +142,7 @@ impl Store {
 
     /// Returns the random id that the store got when it was made: 32 hexadecimal digits.
     pub fn uuid(&self) -> Result<String> {
-        self.read(|tx| {
-            tx.query_row("SELECT value FROM store WHERE name = 'uuid'", [], |row| {
-                row.get(0)
-            })
-            .db("read the store's id")
-        })
+        self.read(generation::store_id)
     }
 
     /// Returns the schema version of the database.
@@ -195,6 +201,7 @@ impl Store {
         &self,
         write: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
+        self.inner.database.settled.sync(self.layout())?;
         self.inner.database.write(write)
     }
 }
@@ -212,12 +219,11 @@ impl Reserve {
         Self { path }
     }
 
-    /// Takes the space, if it is not taken. A disk without room for it is no error.
-    pub fn fill(&self) {
-        use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-        if std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|facts| facts.blocks() * 512 >= Self::BYTES)
-        {
+    /// Takes the space, if it is not taken: enough for another database of `database_bytes`. A disk without room for it is
+    /// no error.
+    pub fn fill(&self, database_bytes: u64) {
+        let bytes = Self::BYTES + database_bytes;
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|facts| facts.blocks() * 512 >= bytes) {
             return;
         }
         let filled = std::fs::OpenOptions::new()
@@ -231,7 +237,7 @@ impl Reserve {
                     &file,
                     rustix::fs::FallocateFlags::empty(),
                     0,
-                    Self::BYTES,
+                    bytes,
                 )?)
             });
         if let Err(error) = filled {
@@ -240,21 +246,23 @@ impl Reserve {
         }
     }
 
-    /// Gives the space up. Returns false if there was none.
+    /// Gives the space up, and the inode. Returns false if there was none.
     pub fn spend(&self) -> bool {
-        let Ok(file) = std::fs::OpenOptions::new().write(true).open(&self.path) else {
+        let Ok(file) = std::fs::OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&self.path)
+        else {
             return false;
         };
-        let had = file.metadata().is_ok_and(|facts| facts.len() > 0);
-        // Synced, since some file systems give freed blocks out only then.
-        had && file.set_len(0).is_ok() && file.sync_all().is_ok()
+        let had = file
+            .metadata()
+            .is_ok_and(|facts| facts.is_file() && facts.len() > 0);
+        // Synced, since some file systems give freed blocks out only then; a quota of btrfs counts when its transaction ends.
+        had && file.set_len(0).is_ok()
+            && std::fs::remove_file(&self.path).is_ok()
+            && vellum_sys::publish::sync_fs(&file).is_ok()
     }
-}
-
-fn has_records(layout: &Layout) -> Result<bool> {
-    Ok(tx::entries(&layout.records())?
-        .iter()
-        .any(|path| path.extension().is_some_and(|end| end == "json")))
 }
 
 impl Store {

@@ -74,6 +74,35 @@ impl<'store> Turn<'store> {
     }
 }
 
+impl<'store> Turn<'store> {
+    /// Has the turn at one tree's record file if nobody else has; `None` if it is another's, or there is no file.
+    pub fn try_at_tree(store: &'store Store, tree: &TreeId) -> Result<Option<Self>> {
+        let path = store.layout().record(tree);
+        match tx::open_to_lock(&path) {
+            Ok(file) => {
+                let lock = Lock::try_now(file, Sharing::Exclusive)?;
+                Ok(lock.map(|lock| Self { lock, _queue: None }))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Self::try_at_sidecars(store),
+            Err(e) => Err(e).on("open", path),
+        }
+    }
+
+    /// Has the turn at the record files of images and containers if nobody else has.
+    pub fn try_at_sidecars(store: &'store Store) -> Result<Option<Self>> {
+        let Ok(queue) = store.inner.sidecars.try_lock() else {
+            return Ok(None);
+        };
+        let path = store.layout().records();
+        let dir = File::open(&path).on("open", &path)?;
+        let lock = Lock::try_now(dir, Sharing::Exclusive)?;
+        Ok(lock.map(|lock| Self {
+            lock,
+            _queue: Some(queue),
+        }))
+    }
+}
+
 impl Turn<'static> {
     /// The turn at a tree that nobody else has heard of yet, whose record file was just made.
     pub fn of_new(file: File) -> Result<Self> {

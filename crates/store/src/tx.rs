@@ -19,7 +19,7 @@ use vellum_sys::{Dir, rooted::Removal};
 
 use crate::{
     driver::TreeId,
-    error::{IoContext, Result},
+    error::{Class, IoContext, Result},
     layout::{Layout, sync_dir},
 };
 
@@ -171,9 +171,12 @@ pub(crate) fn to_trash(trash: &Path, path: &Path) -> Result<Option<PathBuf>> {
 
 /// Moves `path` to the trash and removes it there. Returns false if part of it had to stay (something is mounted in it).
 pub(crate) fn discard(trash: &Path, path: &Path) -> Result<bool> {
-    match to_trash(trash, path)? {
-        None => Ok(true),
-        Some(trashed) => remove(trash, &trashed),
+    match to_trash(trash, path) {
+        Ok(None) => Ok(true),
+        Ok(Some(trashed)) => remove(trash, &trashed),
+        // A new name in the trash may need a block that there is not.
+        Err(error) if error.class() == Class::NoSpace => remove_in_place(path),
+        Err(error) => Err(error),
     }
 }
 
@@ -182,11 +185,19 @@ pub(crate) fn remove_trashed(layout: &Layout, trashed: &Path) -> Result<bool> {
     remove(&layout.trash(), trashed)
 }
 
-fn remove(trash: &Path, trashed: &Path) -> Result<bool> {
-    let Some(name) = trashed.file_name() else {
+/// Removes `path` where it lies: for a disk without room for another name. False if part of it is mounted over.
+pub(crate) fn remove_in_place(path: &Path) -> Result<bool> {
+    match path.parent() {
+        Some(dir) => remove(dir, path),
+        None => Ok(true),
+    }
+}
+
+fn remove(dir: &Path, path: &Path) -> Result<bool> {
+    let Some(name) = path.file_name() else {
         return Ok(true);
     };
-    match Dir::open(trash)?.remove_tree(name)? {
+    match Dir::open(dir)?.remove_tree(name)? {
         Removal::Gone => Ok(true),
         Removal::Mounted(places) => {
             tracing::warn!(?places, "something is still mounted in removed trees");

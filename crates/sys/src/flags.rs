@@ -15,6 +15,8 @@ pub const APPEND_ONLY: u32 = IFlags::APPEND.bits();
 pub const NO_DUMP: u32 = IFlags::NODUMP.bits();
 /// `FS_NOATIME_FL`: reading leaves no trace.
 pub const NO_ATIME: u32 = IFlags::NOATIME.bits();
+/// `FS_NOCOW_FL`: written in place where the file system copies on write. Only an empty file takes it.
+pub const NO_COPY: u32 = 0x0080_0000;
 /// `FS_SYNC_FL`: written through.
 pub const SYNC: u32 = 0x8;
 

@@ -132,6 +132,7 @@ impl Store {
         kind: Kind,
         parents: &[TreeRef],
     ) -> Result<(Staged, TreeRecord)> {
+        self.inner.database.refuse_if_rolled_back()?;
         let tree = TreeId::random();
         let staged = Staged::dir(self.layout(), tree.as_str())?;
         let record = TreeRecord::new(Identity {
@@ -165,7 +166,7 @@ impl Store {
         };
         staged.publish(&layout.tree(record.driver, &record.tree))?;
         driver.link(layout, &new)?;
-        let file = record.create(layout)?;
+        let file = record.create(layout, &self.next_stamp()?)?;
         if copied {
             vellum_sys::publish::sync_fs(&file)?;
         } else {

@@ -1,0 +1,639 @@
+//! The database: its connections, its transactions, and what is tried so that it works on a disk without room.
+//!
+//! SQLite with a rollback journal and `synchronous=FULL`: a committed transaction survives power loss. There is no shared
+//! memory, which a full disk turns into SIGBUS. The journal is never deleted (PERSIST) and is grown beforehand to hold every
+//! page of the database, so that a transaction that only removes needs no room at all: it writes over blocks that are there.
+//! On a file system that copies on write (btrfs) both files are exempt from that. Temporary tables are in memory.
+//!
+//! Readers and one writer go side by side until the writer commits; then each waits for the others, for as long as a commit
+//! takes. So no transaction is kept open over anything slow, and none is begun inside another. Every writer begins
+//! IMMEDIATE, because a transaction that reads first and then wants to write can't wait its turn.
+//!
+//! Nothing but SQLite ever opens `vellum.db`: closing any other descriptor on it would drop SQLite's locks.
+
+use std::{
+    fs,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use tempfile::TempDir;
+use vellum_sys::probe;
+
+use crate::{
+    driver::{DriverKind, TreeId},
+    error::{DbContext, IoContext, Result, StoreError},
+    following::Settled,
+    gc::tree_of,
+    generation::{self, Mark, Stamp},
+    layout::{self, Layout},
+    records,
+    schema::{self, VERSION, unpoisoned},
+    turn,
+    tx::{self, Staged},
+};
+
+/// The least that the journal holds. Enough for any removal from a small store.
+const JOURNAL_BYTES: u64 = 1 << 20;
+
+/// How many times longer than for a transaction one waits for another process that makes or migrates the database.
+const OTHERS_MIGRATE: u32 = 10;
+
+/// What every connection is told first.
+///
+/// A transaction's changes stay in memory until its commit (`cache_spill`), so that readers wait for the commit alone.
+const SETTINGS: &str = "PRAGMA journal_mode=PERSIST; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; \
+     PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY; PRAGMA cache_spill=OFF;";
+
+/// The store's connections: one per caller at a time, kept for the next.
+pub(crate) struct Database {
+    path: PathBuf,
+    busy_timeout_ms: u64,
+    idle: Mutex<Vec<Connection>>,
+    /// Writers of this process queue here instead of polling SQLite's lock.
+    writer: Mutex<()>,
+    mark: Mark,
+    /// The store's id.
+    id: OnceLock<String>,
+    /// The furthest generation that this process has seen committed.
+    seen: AtomicU64,
+    /// Why nothing may be changed, if the database has gone back in time.
+    rolled_back: OnceLock<String>,
+    /// Where the database is read from, if it can't be where it lies: a copy, on which a transaction that was cut short is
+    /// taken back.
+    copy: Option<TempDir>,
+    /// Record files that need not be on the list of those to be written any more.
+    pub settled: Settled,
+}
+
+/// How a connection locks the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Locking {
+    /// For each transaction.
+    Shared,
+    /// From the first one on. The database of an older store then needs no shared memory for its log.
+    Alone,
+}
+
+impl Database {
+    /// How long a call waits for other processes.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.busy_timeout_ms)
+    }
+
+    fn at(path: &Path, mark: Mark, busy_timeout_ms: u64) -> Self {
+        Self {
+            path: path.to_owned(),
+            busy_timeout_ms,
+            idle: Mutex::default(),
+            writer: Mutex::default(),
+            mark,
+            id: OnceLock::new(),
+            seen: AtomicU64::new(0),
+            rolled_back: OnceLock::new(),
+            copy: None,
+            settled: Settled::default(),
+        }
+    }
+
+    /// Opens the database of `layout`, making or migrating it if need be.
+    ///
+    /// One that has gone back in time opens, too: it can be read, see [`Database::rolled_back`]. Errors: `NoDatabase` if it
+    /// is missing or empty and the store has been used; `NotAStore`, `NewerStore`, `Busy`; `NotFound` as an `Io` if `create`
+    /// is false and there is none.
+    pub fn open(layout: &Layout, create: bool, busy_timeout_ms: u64) -> Result<Self> {
+        let mut database = Self::at(&layout.database(), Mark::new(layout), busy_timeout_ms);
+        // Before the database is read: what others commit meanwhile is no contradiction then.
+        let mark = database.mark.read()?;
+        let is_made = database.is_made()?;
+        if !is_made {
+            database.refuse_if_used(layout, mark.as_ref())?;
+            if !create {
+                return Err(std::io::Error::from(std::io::ErrorKind::NotFound))
+                    .on("open the store", layout.root());
+            }
+        }
+        let opens = match is_made {
+            true => match database.opens_as_it_is() {
+                Err(error) if needs_recovery(&error) => {
+                    database.copy_to_read()?;
+                    database.opens_as_it_is()?
+                }
+                other => other?,
+            },
+            false => false,
+        };
+        if !opens {
+            database.make_or_migrate(layout)?;
+        }
+        let now = database.read(generation::stamp)?;
+        if let Some(why) = generation::witness_against(layout, mark.as_ref(), &now)? {
+            let _ = database.rolled_back.set(why); // nobody else has the value yet
+        } else if mark.is_none() {
+            database.mark.advance(&now);
+        }
+        database.seen.store(now.generation, Ordering::Relaxed);
+        let _ = database.id.set(now.store); // as above
+        Ok(database)
+    }
+
+    /// Makes a database in the empty file `path`, that goes on from `at`: for this process alone, and for the caller to sync.
+    ///
+    /// Its journal is in memory, since it is worth nothing before it is whole: so it takes one inode.
+    pub fn make(path: &Path, at: Stamp, busy_timeout_ms: u64) -> Result<Self> {
+        let database = Self::at(path, Mark::none(), busy_timeout_ms);
+        let mut connection = database.connect(Locking::Alone)?;
+        connection
+            .execute_batch("PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF")
+            .map_err(|e| database.explain(e))?;
+        schema::create(&mut connection, &at)?;
+        database.give_back(connection);
+        database.seen.store(at.generation, Ordering::Relaxed);
+        let _ = database.id.set(at.store); // nobody else has the value yet
+        Ok(database)
+    }
+
+    /// Refuses to begin anew in a store that has been used. Errors: `NoDatabase`.
+    fn refuse_if_used(&self, layout: &Layout, mark: Option<&Stamp>) -> Result<()> {
+        let has_trees = || -> Result<bool> {
+            for driver in DriverKind::ALL {
+                if tx::entries(&layout.driver(driver))?
+                    .iter()
+                    .any(|path| tree_of(path).is_some())
+                {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        let evidence = if !records::files(layout)?.is_empty() || has_trees()? {
+            "there are trees"
+        } else if mark.is_some_and(|mark| mark.generation > Stamp::of_new_store().generation) {
+            "the store has been used"
+        } else {
+            return Ok(());
+        };
+        Err(StoreError::NoDatabase {
+            path: self.path.clone(),
+            state: match layout::exists(&self.path)? {
+                true => "empty",
+                false => "missing",
+            },
+            evidence,
+        })
+    }
+
+    /// Returns whether there is a database, of whatever kind. An empty file is none: SQLite makes one before it fills it.
+    fn is_made(&self) -> Result<bool> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(facts) if !facts.is_file() => Err(StoreError::NotAStore {
+                path: self.path.clone(),
+                why: "it is not a regular file".into(),
+            }),
+            Ok(facts) => Ok(facts.len() > 0),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e).on("look at", &self.path),
+        }
+    }
+
+    /// Copies the database of a read-only disk to where a transaction that was cut short can be taken back, and reads there.
+    ///
+    /// Nothing can change the original meanwhile, so that opening it here takes no lock from anything.
+    fn copy_to_read(&mut self) -> Result<()> {
+        let places = [
+            PathBuf::from("/run"),
+            PathBuf::from("/dev/shm"),
+            std::env::temp_dir(),
+        ];
+        let made = places.iter().find_map(|place| {
+            tempfile::Builder::new()
+                .prefix("vellum-")
+                .tempdir_in(place)
+                .ok()
+        });
+        let Some(dir) = made else {
+            return Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem))
+                .on("copy, to take back what was cut short in it,", &self.path);
+        };
+        let copy = dir.path().join("vellum.db");
+        fs::copy(&self.path, &copy).on("copy", &self.path)?;
+        let journal = journal_of(&self.path);
+        fs::copy(&journal, journal_of(&copy)).on("copy", journal)?;
+        Connection::open(&copy)
+            .and_then(|connection| {
+                connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
+            })
+            .db("take back what was cut short")?;
+        self.path = copy;
+        self.copy = Some(dir);
+        Ok(())
+    }
+
+    /// Opens a database that is there; false if it is of an older schema. The connection is kept for the first caller.
+    fn opens_as_it_is(&self) -> Result<bool> {
+        let connection = self.connect(Locking::Alone)?;
+        if self.version(&connection)? != VERSION {
+            return Ok(false);
+        }
+        connection
+            .pragma_update(None, "locking_mode", "NORMAL")
+            .map_err(|e| self.explain(e))?;
+        self.grow_journal(&connection);
+        self.give_back(connection);
+        Ok(true)
+    }
+
+    /// Makes the database, or migrates it, one process at a time, on the root directory's own lock.
+    fn make_or_migrate(&self, layout: &Layout) -> Result<()> {
+        let root = fs::File::open(layout.root()).on("open", layout.root())?;
+        let again = root.try_clone().on("open", layout.root())?;
+        let _only_one = turn::wait(again, layout.root(), self.patience() * OTHERS_MIGRATE)?;
+        layout.create()?;
+        if !layout::exists(&self.path)? {
+            create_without_copies(&self.path)?;
+        }
+        let journal = journal_of(&self.path);
+        if !layout::exists(&journal)? {
+            create_without_copies(&journal)?;
+        }
+        root.sync_all().on("sync", layout.root())?;
+        let mut connection = self.connect(Locking::Alone)?;
+        let version = self.version(&connection)?;
+        if version == 0 {
+            // Not only where the file was empty: an older store's may hold nothing once its log is lost.
+            self.refuse_if_used(layout, self.mark.read()?.as_ref())?;
+            schema::create(&mut connection, &Stamp::of_new_store())?;
+        } else if version < VERSION {
+            if copies_on_write(layout.root())? {
+                self.rewrite_in_place(connection, layout)?;
+                connection = self.connect(Locking::Alone)?;
+            }
+            // An older program's shared memory. Nothing has it mapped: the lock says so.
+            records::remove(&suffixed(&self.path, "-shm"))?;
+            schema::migrate(&mut connection, layout, &self.path, &self.mark)?;
+        }
+        connection
+            .pragma_update(None, "locking_mode", "NORMAL")
+            .map_err(|e| self.explain(e))?;
+        self.grow_journal(&connection);
+        self.give_back(connection);
+        Ok(())
+    }
+
+    /// Gives an older store's database, which is copied on each write, to a file that is not. Nobody else has it open.
+    fn rewrite_in_place(&self, connection: Connection, layout: &Layout) -> Result<()> {
+        let staged = Staged::dir(layout, TreeId::random().as_str())?;
+        let path = staged.path().join("vellum.db");
+        create_without_copies(&path)?;
+        connection
+            .execute(
+                "VACUUM INTO ?1",
+                [path.to_str().ok_or_else(|| {
+                    StoreError::Invalid(format!("{} is not UTF-8", path.display()))
+                })?],
+            )
+            .db("copy the database")?;
+        fs::File::open(&path)
+            .and_then(|file| file.sync_all())
+            .on("sync", &path)?;
+        fs::rename(&path, &self.path).on("publish", &self.path)?;
+        layout::sync_dir(layout.root())
+    }
+
+    fn connect(&self, locking: Locking) -> Result<Connection> {
+        let access = match self.copy {
+            Some(_) => OpenFlags::SQLITE_OPEN_READ_ONLY,
+            None => OpenFlags::SQLITE_OPEN_READ_WRITE,
+        };
+        let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection =
+            Connection::open_with_flags(&self.path, flags).map_err(|e| self.explain(e))?;
+        connection
+            .busy_timeout(self.patience())
+            .map_err(|e| self.explain(e))?;
+        connection.set_prepared_statement_cache_capacity(64);
+        if locking == Locking::Alone {
+            connection
+                .pragma_update(None, "locking_mode", "EXCLUSIVE")
+                .map_err(|e| self.explain(e))?;
+            // Refused before anything is changed: a newer program's database may be kept otherwise.
+            self.version(&connection)?;
+        }
+        connection
+            .execute_batch(SETTINGS)
+            .map_err(|e| self.explain(e))?;
+        Ok(connection)
+    }
+
+    fn version(&self, connection: &Connection) -> Result<i64> {
+        schema::version(connection, &self.path, |e| self.explain(e))
+    }
+
+    /// Puts SQLite's first error on a database into words.
+    fn explain(&self, source: rusqlite::Error) -> StoreError {
+        match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase) => StoreError::NotAStore {
+                path: self.path.clone(),
+                why: "the file is not an SQLite database".into(),
+            },
+            Some(rusqlite::ErrorCode::DatabaseBusy) => StoreError::Busy {
+                path: self.path.clone(),
+                waited_ms: self.busy_timeout_ms,
+            },
+            _ => StoreError::Database { op: "read", source },
+        }
+    }
+
+    fn take(&self) -> Result<Connection> {
+        let idle = unpoisoned(&self.idle).pop();
+        match idle {
+            Some(connection) => Ok(connection),
+            None => self.connect(Locking::Shared),
+        }
+    }
+
+    fn give_back(&self, connection: Connection) {
+        unpoisoned(&self.idle).push(connection);
+    }
+
+    /// Returns the store's id and the furthest generation that this process knows to be committed.
+    pub fn stamp(&self) -> Stamp {
+        Stamp {
+            store: self.id.get().cloned().unwrap_or_default(),
+            generation: self.seen.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Says why nothing may be changed, if the database has gone back in time.
+    pub fn rolled_back(&self) -> Option<&str> {
+        self.rolled_back.get().map(String::as_str)
+    }
+
+    /// Refuses if the database has gone back in time: what it does not know may be all that there is. Errors: `RolledBack`.
+    pub fn refuse_if_rolled_back(&self) -> Result<()> {
+        match self.rolled_back() {
+            Some(why) => Err(StoreError::RolledBack {
+                path: self.path.clone(),
+                why: why.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that the database has gone back in time, and returns the error that says so.
+    pub fn has_rolled_back(&self, why: String) -> StoreError {
+        let why = self.rolled_back.get_or_init(|| why).clone();
+        StoreError::RolledBack {
+            path: self.path.clone(),
+            why,
+        }
+    }
+
+    /// Runs `read` inside one read transaction: it sees one state of the store. A writer's commit waits for its end.
+    pub fn read<T>(&self, read: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut connection = self.take()?;
+        let result = (|| {
+            let tx = connection.transaction().map_err(|e| self.explain(e))?;
+            let value = read(&tx)?;
+            tx.finish().db("read")?;
+            Ok(value)
+        })();
+        self.give_back(connection);
+        result
+    }
+
+    /// Runs `write` inside one write transaction and commits it: durable on return. An error undoes everything.
+    ///
+    /// Except `Uncertain`: then the commit failed half-way, and so did the attempt to find out what became of it. The caller
+    /// must not take away a tree whose record may yet turn up. Errors: `RolledBack`, `Busy`, `Database`.
+    pub fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        self.refuse_if_rolled_back()?;
+        let mut connection = self.take()?;
+        let queue = unpoisoned(&self.writer);
+        let result = self.write_on(&mut connection, write);
+        drop(queue);
+        self.give_back(connection);
+        result.map_err(|error| self.without_room(error))
+    }
+
+    /// Says what stood in the way if SQLite only knows that it could not write: a quota (EDQUOT) is an I/O error to it.
+    fn without_room(&self, error: StoreError) -> StoreError {
+        let StoreError::Database {
+            source: rusqlite::Error::SqliteFailure(code, _),
+            ..
+        } = &error
+        else {
+            return error;
+        };
+        if code.code != rusqlite::ErrorCode::SystemIoFailure {
+            return error;
+        }
+        let dir = self.path.parent().unwrap_or(&self.path);
+        match try_room(dir) {
+            Err(source) if lacks_room(&source) => StoreError::Io {
+                op: "write to",
+                path: self.path.clone(),
+                source,
+            },
+            // There is room, or this says no more than SQLite does.
+            _ => error,
+        }
+    }
+
+    fn write_on<T>(
+        &self,
+        connection: &mut Connection,
+        write: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let tx = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|e| self.explain(e))?;
+        let before = tx.total_changes();
+        let value = write(&tx)?;
+        if tx.total_changes() == before {
+            tx.commit().db("end a transaction without changes")?;
+            return Ok(value);
+        }
+        self.settled.forget(&tx)?;
+        let raised = generation::raise(&tx)?;
+        let seen = self.seen.load(Ordering::Relaxed);
+        if raised.generation <= seen {
+            return Err(self.has_rolled_back(format!(
+                "this process saw generation {seen}, and the database is at {}",
+                raised.generation - 1
+            )));
+        }
+        if let Err(source) = tx.commit() {
+            // A write that found no room never got as far as to make the transaction count.
+            let full = source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
+            match !full
+                && counts(connection, &raised).map_err(|source| StoreError::Uncertain { source })?
+            {
+                true => {}
+                false => {
+                    return Err(match self.explain(source) {
+                        StoreError::Database { source, .. } => StoreError::Database {
+                            op: "commit",
+                            source,
+                        },
+                        other => other,
+                    });
+                }
+            }
+        }
+        self.seen.fetch_max(raised.generation, Ordering::Relaxed);
+        self.mark.advance(&Stamp {
+            store: self.stamp().store,
+            generation: raised.generation,
+        });
+        Ok(value)
+    }
+
+    /// Grows the journal to hold every page of the database, so that no later removal needs room for it.
+    ///
+    /// Without room the journal stays as it is: the next command tries again, and a removal that lacks room spends the reserve.
+    fn grow_journal(&self, connection: &Connection) {
+        let grown = (|| -> Result<()> {
+            let journal = journal_of(&self.path);
+            let database = fs::metadata(&self.path).on("look at", &self.path)?.len();
+            let has = fs::symlink_metadata(&journal).map_or(0, |facts| facts.len());
+            // A record of the journal is a page and eight bytes.
+            let needs = (database + database / 256)
+                .next_power_of_two()
+                .max(JOURNAL_BYTES);
+            if has >= needs {
+                return Ok(());
+            }
+            // With this lock nobody else writes to the journal, and what lies behind its records is never read.
+            let tx = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
+                .db("lock the database")?;
+            append_zeros(&journal, needs)?;
+            tx.finish().db("unlock the database")
+        })();
+        if let Err(error) = grown {
+            tracing::debug!(
+                error = crate::error::chain(&error),
+                "the database's journal is not grown beforehand"
+            );
+        }
+    }
+}
+
+/// Tells whether a database can't be read before a transaction that was cut short is taken back, and can't be written to.
+fn needs_recovery(error: &StoreError) -> bool {
+    let StoreError::Database { source, .. } = error else {
+        return false;
+    };
+    matches!(source, rusqlite::Error::SqliteFailure(code, _)
+        if code.extended_code == rusqlite::ffi::SQLITE_READONLY_ROLLBACK)
+}
+
+/// Returns whether the transaction whose commit failed counts all the same, after SQLite has settled it.
+///
+/// Opening another transaction plays back what a failed one left. A change of no meaning is committed, so that the answer
+/// is on disk before it is given.
+fn counts(connection: &mut Connection, raised: &generation::Raised) -> rusqlite::Result<bool> {
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let is_last = match generation::is_last(&tx, raised) {
+        Ok(is_last) => is_last,
+        Err(StoreError::Database { source, .. }) => return Err(source),
+        // The row can't be read as what it is: no transaction of ours wrote it.
+        Err(_) => false,
+    };
+    tx.execute(
+        "INSERT OR REPLACE INTO store (name, value) VALUES ('settled', ?1)",
+        [crate::rows::now_ns().to_string()],
+    )?;
+    tx.commit()?;
+    Ok(is_last)
+}
+
+/// Tells whether what is written over goes to another place on disk, so that a full disk has no room for it.
+fn copies_on_write(path: &Path) -> Result<bool> {
+    Ok(probe::fs_name_of(path)? == "btrfs")
+}
+
+/// Writes a block to a file without a name. Errors: what the file system says.
+fn try_room(dir: &Path) -> std::io::Result<()> {
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_TMPFILE)
+        .open(dir)?;
+    file.write_all_at(&[1; 4096], 0)?;
+    file.sync_all()
+}
+
+fn lacks_room(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Returns where SQLite keeps the journal of the database at `path`.
+pub(crate) fn journal_of(path: &Path) -> PathBuf {
+    suffixed(path, "-journal")
+}
+
+/// Returns the path of one of a database's companions.
+pub(crate) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut companion = path.as_os_str().to_owned();
+    companion.push(suffix);
+    companion.into()
+}
+
+/// Makes an empty file, 0600, that is written in place even where the file system copies on write.
+pub(crate) fn create_without_copies(path: &Path) -> Result<()> {
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .on("create", path)?;
+    write_without_copies(&file);
+    Ok(())
+}
+
+/// Has an empty file written in place even where the file system copies on write; others know no such flag.
+pub(crate) fn write_without_copies(file: &fs::File) {
+    if let Ok(flags) = vellum_sys::flags::get(file)
+        && let Err(error) = vellum_sys::flags::set(file, flags | vellum_sys::flags::NO_COPY)
+    {
+        tracing::debug!(%error, "no such flag here");
+    }
+}
+
+/// Writes zeros behind the end of a file until it has `length_bytes`, and syncs it: its blocks are there then, not only promised.
+fn append_zeros(path: &Path, length_bytes: u64) -> Result<()> {
+    static CHUNK: [u8; 1 << 16] = [0; 1 << 16];
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .on("open", path)?;
+    let begin = file.metadata().on("look at", path)?.len();
+    let grow = || -> std::io::Result<()> {
+        let mut at = begin;
+        while at < length_bytes {
+            let n = (length_bytes - at).min(CHUNK.len() as u64);
+            file.write_all_at(&CHUNK[..n as usize], at)?;
+            at += n;
+        }
+        file.sync_all()
+    };
+    let grown = grow();
+    if grown.is_err()
+        && let Err(error) = file.set_len(begin)
+    {
+        // It was to be given back: on a full disk every block may be the one that another needs.
+        tracing::debug!(%error, "the journal keeps what it got");
+    }
+    grown.on("grow", path)
+}

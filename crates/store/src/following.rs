@@ -1,0 +1,266 @@
+//! Record files that follow their rows: written right after the transaction, and never left behind for long.
+//!
+//! A transaction that changes what a record file says puts the file's name on a list in the database (`records_due`). The
+//! file is written next, and synced before the command returns. The name leaves the list with a later transaction, so that
+//! keeping the list costs no sync of its own. A command that dies in between leaves a name whose file may be stale: the next
+//! one to open the store looks at it, and writes it anew if it has to. So nobody has to run `check --heal` after a crash.
+
+use std::{
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rusqlite::{Transaction, params};
+
+use crate::{
+    containers::{self, find_container},
+    digest::Digest,
+    driver::TreeId,
+    error::{DbContext, Result, chain},
+    generation::{self, Stamp},
+    images,
+    layout::Layout,
+    record::TreeRecord,
+    records, rows,
+    schema::unpoisoned,
+    sidecar::{self, ContainerFile, ImageFile},
+    store::Store,
+    turn::Turn,
+};
+
+/// Which record file it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Follower {
+    /// Of a tree.
+    Tree(TreeId),
+    /// Of an image.
+    Image(Digest),
+    /// Of a container, by id.
+    Container(String),
+}
+
+impl Follower {
+    fn name(&self) -> String {
+        match self {
+            Self::Tree(tree) => format!("{tree}.json"),
+            Self::Image(id) => sidecar::image_name(id),
+            Self::Container(id) => sidecar::container_name(id),
+        }
+    }
+}
+
+/// Notes in the transaction that changes a record that its file is to be written. Call it once the change is made.
+pub(crate) fn due(tx: &Transaction<'_>, follower: &Follower) -> Result<()> {
+    let next = generation::stamp(tx)?.generation + 1;
+    tx.prepare_cached(
+        "INSERT INTO records_due (name, generation) VALUES (?1, ?2) \
+         ON CONFLICT (name) DO UPDATE SET generation = ?2",
+    )
+    .db("note a record file")?
+    .execute(params![follower.name(), next as i64])
+    .map(drop)
+    .db("note a record file")
+}
+
+/// Returns the names on the list, with the generations that they are due for.
+pub(crate) fn all_due(tx: &Transaction<'_>) -> Result<Vec<(String, u64)>> {
+    let mut statement = tx
+        .prepare_cached("SELECT name, generation FROM records_due ORDER BY name")
+        .db("list record files")?;
+    let rows = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))
+        .db("list record files")?;
+    rows.map(|row| row.db("list record files")).collect()
+}
+
+/// Files of the list that say what the database says.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    /// Their names, with the generations that they are right for.
+    files: Mutex<Vec<(String, u64)>>,
+    /// Not known to be durable: their writer may have died before its sync.
+    unsynced: AtomicBool,
+}
+
+impl Settled {
+    fn add(&self, name: String, generation: u64, is_durable: bool) {
+        unpoisoned(&self.files).push((name, generation));
+        if !is_durable {
+            self.unsynced.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes them durable before a transaction takes them off the list.
+    pub fn sync(&self, layout: &Layout) -> Result<()> {
+        match self.unsynced.swap(false, Ordering::Relaxed) {
+            true => records::sync(layout),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes them off the list, inside a transaction that changes something anyway. What became due again stays on it.
+    pub fn forget(&self, tx: &Transaction<'_>) -> Result<()> {
+        // Should the transaction fail, the next command to open the store looks at them once more.
+        for (name, generation) in unpoisoned(&self.files).drain(..) {
+            tx.prepare_cached("DELETE FROM records_due WHERE name = ?1 AND generation <= ?2")
+                .db("forget a record file")?
+                .execute(params![name, generation as i64])
+                .db("forget a record file")?;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Writes these record files from the database, or takes them away with what they were of. Durable on return.
+    ///
+    /// The caller has had the turn since before the change. Failing is no failure of the change, which is durable: the next
+    /// command puts the file right.
+    pub(crate) fn follow(&self, followers: &[Follower]) {
+        if let Err(error) = self.try_follow(followers) {
+            tracing::warn!(
+                error = chain(&error),
+                "a record file is not written; the next command puts it right"
+            );
+        }
+    }
+
+    fn try_follow(&self, followers: &[Follower]) -> Result<()> {
+        let written = followers
+            .iter()
+            .map(|follower| {
+                self.write_follower(follower)
+                    .map(|at| (follower.name(), at))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        records::sync(self.layout())?;
+        for (name, generation) in written {
+            self.inner.database.settled.add(name, generation, true);
+        }
+        Ok(())
+    }
+
+    /// Writes one record file from what the database says, and returns the generation that it is right for. Not synced.
+    fn write_follower(&self, follower: &Follower) -> Result<u64> {
+        let path = self.layout().records().join(follower.name());
+        let (content, stamp) =
+            self.read(|tx| Ok((content(tx, follower)?, generation::stamp(tx)?)))?;
+        match content {
+            Some(content) => content.replace(self.layout(), &path, &stamp)?,
+            None => records::remove(&path)?,
+        }
+        Ok(stamp.generation)
+    }
+
+    /// Looks at the record files on the list, and writes those anew that are stale: what a command that died has left.
+    ///
+    /// Called when the store is opened. One whose writer still lives is passed over, and so is everything where nothing can
+    /// be written: the list stays.
+    pub(crate) fn catch_up(&self) {
+        let caught = (|| -> Result<()> {
+            let due = self.read(all_due)?;
+            for (name, generation) in due {
+                if self.catch_up_with(&name)? {
+                    self.inner.database.settled.add(name, generation, false);
+                }
+            }
+            Ok(())
+        })();
+        if let Err(error) = caught {
+            tracing::debug!(
+                error = chain(&error),
+                "stale record files are left for later"
+            );
+        }
+    }
+
+    /// Puts one record file right if it is stale. Returns whether it is right now.
+    fn catch_up_with(&self, name: &str) -> Result<bool> {
+        let Some(follower) = self.read(|tx| follower_of(tx, name))? else {
+            // What it was of is gone; so is the file, or gc takes it.
+            return Ok(true);
+        };
+        let turn = match &follower {
+            Follower::Tree(tree) => Turn::try_at_tree(self, tree)?,
+            Follower::Image(_) | Follower::Container(_) => Turn::try_at_sidecars(self)?,
+        };
+        let Some(_turn) = turn else {
+            return Ok(false);
+        };
+        if self.is_stale(&follower)? {
+            self.write_follower(&follower)?;
+            tracing::info!(
+                name,
+                "a record file that a crash left stale is written anew"
+            );
+        }
+        Ok(true)
+    }
+
+    fn is_stale(&self, follower: &Follower) -> Result<bool> {
+        let path = self.layout().records().join(follower.name());
+        let content = self.read(|tx| content(tx, follower))?;
+        Ok(content.is_some_and(|content| content.differs(&path).is_some()))
+    }
+}
+
+/// What a record file is to say.
+enum Content {
+    Tree(Box<TreeRecord>),
+    Image(ImageFile),
+    Container(ContainerFile),
+}
+
+impl Content {
+    fn replace(&self, layout: &Layout, path: &Path, stamp: &Stamp) -> Result<()> {
+        match self {
+            Self::Tree(record) => records::replace(layout, path, record.as_ref(), stamp),
+            Self::Image(file) => records::replace(layout, path, file, stamp),
+            Self::Container(file) => records::replace(layout, path, file, stamp),
+        }
+        .map(drop)
+    }
+
+    fn differs(&self, path: &Path) -> Option<String> {
+        match self {
+            Self::Tree(record) => records::differs(path, record.as_ref()),
+            Self::Image(file) => records::differs(path, file),
+            Self::Container(file) => records::differs(path, file),
+        }
+    }
+}
+
+/// Returns what the database says about it; `None` if it is gone.
+fn content(tx: &Transaction<'_>, follower: &Follower) -> Result<Option<Content>> {
+    Ok(match follower {
+        Follower::Tree(tree) => {
+            rows::by_tree(tx, tree)?.map(|row| Content::Tree(Box::new(row.record)))
+        }
+        Follower::Image(id) => {
+            images::load(tx, id)?.map(|image| Content::Image(ImageFile::from(&image)))
+        }
+        Follower::Container(id) => {
+            find_container(tx, id)?.map(|found| Content::Container(ContainerFile::from(&found)))
+        }
+    })
+}
+
+/// Finds out what a record file of this name is of; `None` if that is gone.
+fn follower_of(tx: &Transaction<'_>, name: &str) -> Result<Option<Follower>> {
+    if let Some(image) = images::by_record_name(tx, name)? {
+        return Ok(Some(Follower::Image(image)));
+    }
+    if let Some(container) = containers::by_record_name(tx, name)? {
+        return Ok(Some(Follower::Container(container)));
+    }
+    let tree = name
+        .strip_suffix(".json")
+        .and_then(|tree| TreeId::try_from(tree.to_owned()).ok());
+    match tree {
+        Some(tree) => Ok(rows::by_tree(tx, &tree)?.map(|_| Follower::Tree(tree))),
+        None => Ok(None),
+    }
+}

@@ -1,0 +1,355 @@
+//! How far the store has come, and how a database that has gone back in time is told from one that has not.
+//!
+//! Each transaction that changes something raises the *generation*, a number in the database. Two things beside the
+//! database follow it. Every record file carries the store's id and the generation it was written for: that of the last
+//! transaction, or the next one, since the record of a new tree comes before its row. And the *mark*, the name of an empty
+//! file in `generation/`, says how far the store had come when it was last changed: it is renamed after each commit.
+//!
+//! Neither can be ahead of the database, but for one step in a record file: the database is synced when the mark moves. So
+//! a mark ahead of the database, a record file more than one step ahead, or either of another store, proves that the
+//! database was put back, replaced or damaged since. What it doesn't know may be all that there is: everything but reading
+//! is refused then, and `check --rebuild` is the way back.
+//!
+//! The mark costs one rename and no sync: after a power loss it may be behind, and then the record files, which are synced,
+//! still say the same to the collector and to `check`. Without a mark (a copy that left it out) the record files are read.
+
+use std::{
+    ffi::OsStr,
+    fmt, io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use rusqlite::Transaction;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{DbContext, IoContext, Result, StoreError},
+    layout::{self, Layout},
+    records,
+    schema::unpoisoned,
+    tx,
+};
+
+/// A point in a store's life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stamp {
+    /// The store's id: 32 hexadecimal digits.
+    pub store: String,
+    /// How many transactions had changed it.
+    pub generation: u64,
+}
+
+impl Stamp {
+    /// Where a store begins: under an id that no other has.
+    pub fn of_new_store() -> Self {
+        Self {
+            store: hex::encode(rand::random::<[u8; 16]>()),
+            generation: 1,
+        }
+    }
+
+    /// The point after the next transaction, if nothing comes in between.
+    pub fn next(mut self) -> Self {
+        self.generation += 1;
+        self
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:016x}", self.store, self.generation)
+    }
+}
+
+/// Says why a database at `now` can't be the one that `witness` was written for, if it can't.
+///
+/// `ahead` is how far ahead of the database a witness of its kind may be: 1 for a record file, 0 for the mark.
+pub(crate) fn contradiction(now: &Stamp, witness: &Stamp, ahead: u64) -> Option<String> {
+    if witness.store != now.store {
+        return Some(format!(
+            "it belongs to store {}, the database to store {}",
+            witness.store, now.store
+        ));
+    }
+    (witness.generation > now.generation.saturating_add(ahead)).then(|| {
+        format!(
+            "it was written for generation {}, and the database is at {}",
+            witness.generation, now.generation
+        )
+    })
+}
+
+/// The row of the table `store` that holds the generation: 16 hexadecimal digits, `-`, and as many random ones.
+///
+/// The random half tells whose transaction it was that made the number. The length never changes, so that raising it
+/// needs no room.
+const ROW: &str = "generation";
+
+/// A transaction's own value of the row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Raised {
+    pub generation: u64,
+    text: String,
+}
+
+/// Raises the generation inside a transaction that has changed something.
+pub(crate) fn raise(tx: &Transaction<'_>) -> Result<Raised> {
+    let generation = current(tx)? + 1;
+    let text = format!("{generation:016x}-{:016x}", rand::random::<u64>());
+    write(tx, &text)?;
+    Ok(Raised { generation, text })
+}
+
+/// Returns whether the last transaction that counts is this one.
+pub(crate) fn is_last(tx: &Transaction<'_>, raised: &Raised) -> Result<bool> {
+    Ok(text(tx)?.as_deref() == Some(raised.text.as_str()))
+}
+
+/// Sets the generation of a database that is being made.
+pub(crate) fn set(tx: &Transaction<'_>, generation: u64) -> Result<()> {
+    write(tx, &format!("{generation:016x}-{:016x}", 0))
+}
+
+fn write(tx: &Transaction<'_>, text: &str) -> Result<()> {
+    tx.prepare_cached("INSERT OR REPLACE INTO store (name, value) VALUES (?1, ?2)")
+        .db("raise the generation")?
+        .execute([ROW, text])
+        .map(drop)
+        .db("raise the generation")
+}
+
+fn text(tx: &Transaction<'_>) -> Result<Option<String>> {
+    use rusqlite::OptionalExtension;
+    tx.prepare_cached("SELECT value FROM store WHERE name = ?1")
+        .db("read the generation")?
+        .query_row([ROW], |row| row.get(0))
+        .optional()
+        .db("read the generation")
+}
+
+fn current(tx: &Transaction<'_>) -> Result<u64> {
+    let text = text(tx)?.unwrap_or_default();
+    let number = text.split('-').next().unwrap_or_default();
+    u64::from_str_radix(number, 16).map_err(|e| StoreError::Damaged {
+        what: "the database, the store's generation".into(),
+        why: format!("{text:?}: {e}"),
+    })
+}
+
+/// Returns where the database is.
+pub(crate) fn stamp(tx: &Transaction<'_>) -> Result<Stamp> {
+    Ok(Stamp {
+        store: store_id(tx)?,
+        generation: current(tx)?,
+    })
+}
+
+/// Returns the store's id.
+pub(crate) fn store_id(tx: &Transaction<'_>) -> Result<String> {
+    tx.prepare_cached("SELECT value FROM store WHERE name = 'uuid'")
+        .db("read the store's id")?
+        .query_row([], |row| row.get(0))
+        .db("read the store's id")
+}
+
+/// The mark: how far the store had come when a process last changed it.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    dir: PathBuf,
+    /// The name it was last seen under.
+    seen: Mutex<Option<Stamp>>,
+}
+
+impl Mark {
+    pub fn new(layout: &Layout) -> Self {
+        Self {
+            dir: layout.generation(),
+            seen: Mutex::default(),
+        }
+    }
+
+    /// No mark, and none is made: of a database that is not in its place yet.
+    pub fn none() -> Self {
+        Self {
+            dir: PathBuf::new(),
+            seen: Mutex::default(),
+        }
+    }
+
+    /// Returns what the mark says; `None` without one. Of several (two processes made one at once) the furthest counts.
+    pub fn read(&self) -> Result<Option<Stamp>> {
+        let found = furthest(&tx::entries(&self.dir)?);
+        *unpoisoned(&self.seen) = found.clone();
+        Ok(found)
+    }
+
+    /// Moves the mark forward to `to`. Failing leaves it behind, which proves less and is no lie.
+    pub fn advance(&self, to: &Stamp) {
+        if let Err(error) = self.try_advance(to) {
+            tracing::debug!(
+                error = crate::error::chain(&error),
+                "the generation's mark stays behind"
+            );
+        }
+    }
+
+    fn try_advance(&self, to: &Stamp) -> Result<()> {
+        if self.dir.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let mut seen = unpoisoned(&self.seen);
+        // Another process may have moved it since: then it is looked for once more.
+        for _ in 0..8 {
+            match &*seen {
+                Some(at) if at.store == to.store && at.generation >= to.generation => return Ok(()),
+                Some(at) => {
+                    let (from, target) = (self.path(at), self.path(to));
+                    match std::fs::rename(&from, &target) {
+                        Ok(()) => {
+                            *seen = Some(to.clone());
+                            return Ok(());
+                        }
+                        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                        Err(e) => return Err(e).on("rename", from),
+                    }
+                }
+                None => {
+                    self.make(to)?;
+                }
+            }
+            *seen = furthest(&tx::entries(&self.dir)?);
+        }
+        Ok(())
+    }
+
+    /// Sets the mark to `to`, whatever it said before: for a database that was made anew or migrated.
+    ///
+    /// One that is there is renamed, which needs neither room nor an inode.
+    pub fn reset(&self, to: &Stamp) -> Result<()> {
+        let path = self.path(to);
+        let mut is_set = false;
+        for other in tx::entries(&self.dir)? {
+            if parse(&other).is_none() {
+                continue;
+            }
+            match is_set {
+                false => std::fs::rename(&other, &path).on("rename", &other)?,
+                true if other != path => std::fs::remove_file(&other).on("remove", &other)?,
+                true => {}
+            }
+            is_set = true;
+        }
+        if !is_set {
+            self.make(to)?;
+        }
+        *unpoisoned(&self.seen) = Some(to.clone());
+        Ok(())
+    }
+
+    fn make(&self, stamp: &Stamp) -> Result<PathBuf> {
+        layout::make_dir(&self.dir, 0o700)?;
+        let path = self.path(stamp);
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        options.open(&path).on("create", &path)?;
+        Ok(path)
+    }
+
+    fn path(&self, stamp: &Stamp) -> PathBuf {
+        self.dir.join(stamp.to_string())
+    }
+}
+
+fn furthest(paths: &[PathBuf]) -> Option<Stamp> {
+    paths
+        .iter()
+        .filter_map(|path| parse(path))
+        .max_by_key(|stamp| stamp.generation)
+}
+
+fn parse(path: &Path) -> Option<Stamp> {
+    let (store, number) = path.file_name().and_then(OsStr::to_str)?.split_once('-')?;
+    let is_id = store.len() == 32 && store.bytes().all(|b| b.is_ascii_hexdigit());
+    (is_id && number.len() == 16).then_some(())?;
+    Some(Stamp {
+        store: store.to_owned(),
+        generation: u64::from_str_radix(number, 16).ok()?,
+    })
+}
+
+/// Looks for a witness against the database at `now`: the mark, or the record files where there is none.
+///
+/// `mark` is what [`Mark::read`] said *before* `now` was read from the database, so that what others commit in between is
+/// no contradiction.
+pub(crate) fn witness_against(
+    layout: &Layout,
+    mark: Option<&Stamp>,
+    now: &Stamp,
+) -> Result<Option<String>> {
+    match mark {
+        Some(mark) => Ok(contradiction(now, mark, 0).map(|why| {
+            let path = layout.generation().join(mark.to_string());
+            format!("{}: {why}", path.display())
+        })),
+        None => {
+            for path in records::files(layout)? {
+                // One that can't be read says nothing; `check` says so.
+                if let Ok(Some(stamp)) = records::read_stamp(&path)
+                    && let Some(why) = contradiction(now, &stamp, 1)
+                {
+                    return Ok(Some(format!("{}: {why}", path.display())));
+                }
+            }
+            Ok(None)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(store: &str, generation: u64) -> Stamp {
+        Stamp {
+            store: store.repeat(32),
+            generation,
+        }
+    }
+
+    #[test]
+    fn only_what_is_ahead_or_of_another_store_contradicts() {
+        #[track_caller]
+        fn check(now: u64, witness: Stamp, ahead: u64, expect: bool) {
+            let found = contradiction(&at("a", now), &witness, ahead);
+            assert_eq!(found.is_some(), expect, "{found:?}");
+        }
+        check(5, at("a", 5), 0, false);
+        check(5, at("a", 1), 0, false);
+        check(5, at("a", 6), 0, true);
+        check(5, at("a", 6), 1, false);
+        check(5, at("a", 7), 1, true);
+        check(5, at("b", 5), 1, true);
+        check(u64::MAX, at("a", u64::MAX), 1, false);
+    }
+
+    #[test]
+    fn the_mark_never_goes_back_whoever_moves_it() {
+        let tmp = tempfile::tempdir().unwrap();
+        let layout = Layout::new(tmp.path().to_owned());
+        let (one, two) = (Mark::new(&layout), Mark::new(&layout));
+        assert_eq!(one.read().unwrap(), None);
+        one.advance(&at("a", 3));
+        assert_eq!(two.read().unwrap(), Some(at("a", 3)));
+        two.advance(&at("a", 9));
+        one.advance(&at("a", 5));
+        assert_eq!(one.read().unwrap(), Some(at("a", 9)));
+        one.advance(&at("a", 10));
+        two.advance(&at("a", 11));
+        assert_eq!(two.read().unwrap(), Some(at("a", 11)));
+        assert_eq!(tx::entries(&layout.generation()).unwrap().len(), 1);
+        two.reset(&at("b", 1)).unwrap();
+        assert_eq!(one.read().unwrap(), Some(at("b", 1)));
+    }
+}

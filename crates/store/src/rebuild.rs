@@ -1,0 +1,546 @@
+//! Making a lost database anew from the record files beside the trees.
+//!
+//! What lies on disk is looked at first and put into the new database in one transaction; the database is filled under
+//! `staging/` and takes the place of the old one as a whole, so that a kill leaves the store without a database, or with the
+//! old one, and never with half of one. The same putting back serves a migration, for trees that an older database knows
+//! nothing of. Whatever comes back is held by a lease called `rebuilt`, and as long as there is that lease gc takes nothing
+//! that has no row: what could not be put back is not deleted before an operator has looked.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs, io,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, Transaction, params};
+
+use crate::{
+    check::{finding, hash_file},
+    containers,
+    database::{self, Database, suffixed},
+    digest::{Algorithm, Digest},
+    driver::{Finding, TreeId},
+    error::{Class, DbContext, IoContext, Result, chain},
+    gc::{has_blob, has_recipe, has_volume},
+    generation::{Mark, Stamp},
+    images::{self, NewImage},
+    layout::{self, Layout},
+    lease::{self, LeaseId, hold_snapshot},
+    record::TreeRecord,
+    records,
+    rows::{self, now_ns, to_json},
+    sidecar::{ContainerFile, ImageFile, LayerFile, Sidecar},
+    store::{Reserve, Store, StoreOptions},
+    tx::{self, Staged},
+};
+
+/// What the lease is called that holds what a rebuild put back.
+pub(crate) const PURPOSE: &str = "rebuilt";
+
+/// What a rebuild brought back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Images, with their names.
+    pub images: u64,
+    /// Containers.
+    pub containers: u64,
+    /// Blobs.
+    pub blobs: u64,
+    /// Volumes.
+    pub volumes: u64,
+    /// Where the old database was put, if there was one.
+    pub old_database: Option<PathBuf>,
+    /// What could not be brought back, and why.
+    pub lost: Vec<Finding>,
+}
+
+impl Store {
+    /// Makes the database anew from the trees' own records, after moving what is left of the old one aside.
+    ///
+    /// For a database that is lost, broken or older than its trees; nothing else may use the store meanwhile. Snapshots,
+    /// images, names, containers, blobs, recipes and volumes come back; leases do not. Trees and blobs that turn out damaged
+    /// are left where they are and reported. The store keeps its id. On a full disk the room comes from the reserve.
+    /// Errors: `Busy`, `Io`, `Database`; the old database is then where it was.
+    pub fn rebuild(options: &StoreOptions) -> Result<(Self, Rebuilt)> {
+        let root = std::path::absolute(&options.root).on("find", &options.root)?;
+        let layout = Layout::new(root);
+        let rebuilt = match rebuild(&layout, options) {
+            Err(error)
+                if error.class() == Class::NoSpace && Reserve::new(layout.reserve()).spend() =>
+            {
+                rebuild(&layout, options)?
+            }
+            other => other?,
+        };
+        Ok((Self::open(options)?, rebuilt))
+    }
+
+    /// Ends the lease that [`Store::rebuild`] left, so that gc may take what nothing else needs. False: there is none.
+    pub fn end_rebuilt_lease(&self) -> Result<bool> {
+        let ids = self.read(rebuilt_leases)?;
+        for id in &ids {
+            self.end_lease(id)?;
+        }
+        Ok(!ids.is_empty())
+    }
+}
+
+/// Returns the leases of rebuilds that nobody has looked at yet.
+pub(crate) fn rebuilt_leases(tx: &Transaction<'_>) -> Result<Vec<LeaseId>> {
+    let mut statement = tx
+        .prepare_cached("SELECT id FROM leases WHERE purpose = ?1")
+        .db("list leases")?;
+    let rows = statement
+        .query_map([PURPOSE], |row| row.get::<_, String>(0))
+        .db("list leases")?;
+    rows.map(|row| Ok(LeaseId::new(row.db("list leases")?)))
+        .collect()
+}
+
+fn rebuild(layout: &Layout, options: &StoreOptions) -> Result<Rebuilt> {
+    layout.create()?;
+    let root = fs::File::open(layout.root()).on("open", layout.root())?;
+    let again = root.try_clone().on("open", layout.root())?;
+    let patience = std::time::Duration::from_millis(options.busy_timeout_ms);
+    let _only_one = crate::turn::wait(again, layout.root(), patience)?;
+
+    let mark = Mark::new(layout);
+    let at = where_to_go_on(layout, &mark)?;
+    let found = Found::all(layout)?;
+    let (mut staged, file) = Staged::file(layout, TreeId::random().as_str())?;
+    database::write_without_copies(&file);
+    let mut rebuilt = Rebuilt::default();
+    {
+        let database = Database::make(staged.path(), at.clone(), options.busy_timeout_ms)?;
+        database.write(|tx| found.put_back(tx, layout, &mut rebuilt))?;
+    }
+    file.sync_all().on("sync", staged.path())?;
+    // No file is left to speak against the new database: neither of another store nor of a later generation.
+    for path in records::files(layout)? {
+        let stamp = records::read_stamp(&path).ok().flatten();
+        if stamp.is_none_or(|stamp| stamp.store != at.store) {
+            records::restamp(layout, &path, &at)?;
+        }
+    }
+    mark.reset(&at)?;
+    records::sync(layout)?;
+    layout::sync_dir(&layout.generation())?;
+    rebuilt.old_database = swap_in(layout, &mut staged)?;
+    Ok(rebuilt)
+}
+
+/// Returns the store's id and a generation that nothing on disk is ahead of.
+fn where_to_go_on(layout: &Layout, mark: &Mark) -> Result<Stamp> {
+    let mut stamps: Vec<Stamp> = mark.read()?.into_iter().collect();
+    for path in records::files(layout)? {
+        // One that can't be read is reported with what it was of.
+        stamps.extend(records::read_stamp(&path).ok().flatten());
+    }
+    let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
+    for stamp in &stamps {
+        *votes.entry(&stamp.store).or_default() += 1;
+    }
+    let Some(store) = votes
+        .iter()
+        .max_by_key(|(_, votes)| **votes)
+        .map(|(store, _)| store.to_string())
+    else {
+        return Ok(Stamp::of_new_store());
+    };
+    let furthest = stamps
+        .iter()
+        .filter(|stamp| stamp.store == store)
+        .map(|stamp| stamp.generation)
+        .max()
+        .unwrap_or_default();
+    Ok(Stamp {
+        store,
+        generation: furthest.saturating_add(1),
+    })
+}
+
+/// Puts the new database in the old one's place. Returns the old one's new name, if there was one.
+fn swap_in(layout: &Layout, new: &mut Staged) -> Result<Option<PathBuf>> {
+    let database = layout.database();
+    let companion = |suffix: &str| suffixed(&database, suffix);
+    let now = now_ns();
+    let mut old = None;
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let from = companion(suffix);
+        if suffix == "-journal" && !is_hot(&from) {
+            // Nothing in it belongs to the old database, and its room serves the new one.
+            continue;
+        }
+        let to = companion(&format!(".{now}{suffix}"));
+        match fs::rename(&from, &to) {
+            Ok(()) if suffix.is_empty() => old = Some(to),
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).on("set aside", from),
+        }
+    }
+    layout::sync_dir(layout.root())?;
+    new.publish_shared(&database)?;
+    layout::sync_dir(layout.root())?;
+    Ok(old)
+}
+
+/// Tells whether a journal may hold what a transaction that was cut short has to take back.
+fn is_hot(journal: &Path) -> bool {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut first = [0];
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(journal)
+        .and_then(|mut file| file.read_exact(&mut first))
+        .is_ok_and(|()| first != [0])
+}
+
+/// What record files and directories say is there, looked at before any transaction.
+#[derive(Default)]
+pub(crate) struct Found {
+    trees: BTreeMap<TreeId, TreeRecord>,
+    images: Vec<ImageFile>,
+    containers: Vec<ContainerFile>,
+    blobs: Vec<(Digest, u64)>,
+    recipes: Vec<(Digest, u64)>,
+    volumes: Vec<String>,
+    lost: Vec<Finding>,
+}
+
+impl Found {
+    /// Everything there is.
+    fn all(layout: &Layout) -> Result<Self> {
+        let mut found = Self::default();
+        found.trees(layout)?;
+        found.images = found.sidecars(layout)?;
+        found.containers = found.sidecars(layout)?;
+        found.blobs(layout, |_| Ok(true))?;
+        for path in tx::entries(&layout.recipes())? {
+            if let Ok(digest) = format!("sha256:{}", name_of(&path)).parse::<Digest>() {
+                let bytes = fs::symlink_metadata(&path).on("look at", &path)?.len();
+                found.recipes.push((digest, bytes));
+            }
+        }
+        for path in tx::entries(&layout.volumes())? {
+            if path.join("_data").is_dir() {
+                found.volumes.push(name_of(&path).to_owned());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Trees that have a record file and no row in this older database, and what goes with them; nothing if there is none.
+    pub fn without_rows(connection: &mut Connection, layout: &Layout) -> Result<Self> {
+        let tx = connection.transaction().db("look for rows")?;
+        let mut found = Self::default();
+        found.trees(layout)?;
+        let mut unknown = BTreeMap::new();
+        for (tree, record) in std::mem::take(&mut found.trees) {
+            if rows::by_tree(&tx, &tree)?.is_none() {
+                unknown.insert(tree, record);
+            }
+        }
+        // What is only damaged is `check`'s to tell.
+        found.lost.clear();
+        if unknown.is_empty() {
+            return Ok(found);
+        }
+        found.trees = unknown;
+        for image in found.sidecars::<ImageFile>(layout)? {
+            if images::load(&tx, &image.id)?.is_none() {
+                found.images.push(image);
+            }
+        }
+        for container in found.sidecars::<ContainerFile>(layout)? {
+            if containers::find_container(&tx, &container.id)?.is_none() {
+                found.containers.push(container);
+            }
+        }
+        found.blobs(layout, |digest| Ok(!has_blob(&tx, digest)?))?;
+        for path in tx::entries(&layout.recipes())? {
+            if let Ok(digest) = format!("sha256:{}", name_of(&path)).parse::<Digest>()
+                && !has_recipe(&tx, digest.hex())?
+            {
+                let bytes = fs::symlink_metadata(&path).on("look at", &path)?.len();
+                found.recipes.push((digest, bytes));
+            }
+        }
+        for path in tx::entries(&layout.volumes())? {
+            if path.join("_data").is_dir() && !has_volume(&tx, name_of(&path))? {
+                found.volumes.push(name_of(&path).to_owned());
+            }
+        }
+        found.lost.clear();
+        Ok(found)
+    }
+
+    fn trees(&mut self, layout: &Layout) -> Result<()> {
+        for path in records::files(layout)? {
+            if name_of(&path).len() != 64 + ".json".len() {
+                continue;
+            }
+            match TreeRecord::read(&path) {
+                Ok(Some((record, _))) if layout.tree(record.driver, &record.tree).is_dir() => {
+                    self.trees.insert(record.tree.clone(), record);
+                }
+                Ok(Some((record, _))) => {
+                    self.lost
+                        .push(finding(&record.key, "its tree is missing", false));
+                }
+                Ok(None) => {}
+                Err(e) => self.lost.push(finding(path.display(), chain(&e), false)),
+            }
+        }
+        Ok(())
+    }
+
+    fn sidecars<T: Sidecar>(&mut self, layout: &Layout) -> Result<Vec<T>> {
+        let mut files = Vec::new();
+        for path in records::files(layout)? {
+            if !name_of(&path).starts_with(T::PREFIX) {
+                continue;
+            }
+            match records::read::<T>(&path) {
+                Ok(file) => files.extend(file.map(|(file, _)| file)),
+                Err(e) => self.lost.push(finding(path.display(), chain(&e), false)),
+            }
+        }
+        Ok(files)
+    }
+
+    fn blobs(&mut self, layout: &Layout, wanted: impl Fn(&Digest) -> Result<bool>) -> Result<()> {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            for path in tx::entries(&layout.root().join("content").join(algorithm.as_str()))? {
+                let text = format!("{}:{}", algorithm.as_str(), name_of(&path));
+                let Ok(digest) = text.parse::<Digest>() else {
+                    continue;
+                };
+                if !wanted(&digest)? {
+                    continue;
+                }
+                match hash_file(&path, algorithm) {
+                    Ok(actual) if actual == digest => {
+                        let bytes = fs::symlink_metadata(&path).on("look at", &path)?.len();
+                        self.blobs.push((digest, bytes));
+                    }
+                    Ok(actual) => {
+                        self.lost
+                            .push(finding(path.display(), format!("holds {actual}"), false))
+                    }
+                    Err(e) => self.lost.push(finding(path.display(), chain(&e), false)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts all of it into the database, held by a lease. What does not fit is added to what is lost.
+    pub fn put_back(
+        mut self,
+        tx: &Transaction<'_>,
+        layout: &Layout,
+        rebuilt: &mut Rebuilt,
+    ) -> Result<()> {
+        rebuilt.lost.append(&mut self.lost);
+        let is_empty = self.trees.is_empty() && self.images.is_empty() && rebuilt.lost.is_empty();
+        if !is_empty || !self.blobs.is_empty() {
+            let lease = LeaseId::unused();
+            lease::insert(tx, &lease, PURPOSE, Some(i64::MAX), None)?;
+            self.put_back_trees(tx, &lease, rebuilt)?;
+        }
+        for (digest, bytes) in &self.blobs {
+            tx.execute(
+                "INSERT OR IGNORE INTO blobs (digest, size, created_ns) VALUES (?1, ?2, ?3)",
+                params![digest.to_string(), *bytes as i64, now_ns()],
+            )
+            .db("rebuild")?;
+        }
+        for (diff_id, bytes) in &self.recipes {
+            tx.execute(
+                "INSERT OR IGNORE INTO recipes (diff_id, size, created_ns) VALUES (?1, ?2, ?3)",
+                params![diff_id.to_string(), *bytes as i64, now_ns()],
+            )
+            .db("rebuild")?;
+        }
+        for name in &self.volumes {
+            tx.execute(
+                "INSERT OR IGNORE INTO volumes (name, created_ns, labels) VALUES (?1, ?2, ?3)",
+                params![name, now_ns(), to_json(&crate::Labels::new())?],
+            )
+            .db("rebuild")?;
+        }
+        rebuilt.blobs = self.blobs.len() as u64;
+        rebuilt.volumes = self.volumes.len() as u64;
+        for file in self.images {
+            let id = file.id.clone();
+            match each_by_itself(tx, |tx| put_back_image(tx, file))? {
+                Ok(()) => rebuilt.images += 1,
+                Err(why) => rebuilt
+                    .lost
+                    .push(finding(format!("image {id}"), why, false)),
+            }
+        }
+        for file in &self.containers {
+            match each_by_itself(tx, |tx| containers::put_back(layout, tx, file))? {
+                Ok(()) => rebuilt.containers += 1,
+                Err(why) => {
+                    let what = format!("container {}", file.name);
+                    rebuilt.lost.push(finding(what, why, false));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Parents before their children.
+    fn put_back_trees(
+        &mut self,
+        tx: &Transaction<'_>,
+        lease: &LeaseId,
+        rebuilt: &mut Rebuilt,
+    ) -> Result<()> {
+        let mut ids: HashMap<TreeId, i64> = HashMap::new();
+        loop {
+            let mut ready = Vec::new();
+            for record in self.trees.values() {
+                let parent = match &record.parent {
+                    None => None,
+                    Some(parent) => match ids.get(parent) {
+                        Some(id) => Some(*id),
+                        // Known before, where this is a migration.
+                        None => match rows::by_tree(tx, parent)? {
+                            Some(row) => Some(row.id),
+                            None => continue,
+                        },
+                    },
+                };
+                ready.push((record.tree.clone(), parent));
+            }
+            if ready.is_empty() {
+                break;
+            }
+            for (tree, parent) in ready {
+                let Some(record) = self.trees.remove(&tree) else {
+                    continue;
+                };
+                if rows::find(tx, &record.key)?.is_some() {
+                    rebuilt.lost.push(finding(
+                        &record.key,
+                        format!("a second tree, {tree}, has this key"),
+                        false,
+                    ));
+                    continue;
+                }
+                let id = rows::insert(tx, &record, parent)?;
+                hold_snapshot(tx, lease, id)?;
+                ids.insert(tree, id);
+                rebuilt.snapshots += 1;
+            }
+        }
+        for record in self.trees.values() {
+            rebuilt
+                .lost
+                .push(finding(&record.key, "what it stands on is missing", false));
+        }
+        Ok(())
+    }
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+}
+
+/// Runs `step` so that its failure undoes it alone. The outer error is the database's.
+fn each_by_itself(
+    tx: &Transaction<'_>,
+    step: impl FnOnce(&Transaction<'_>) -> Result<()>,
+) -> Result<std::result::Result<(), String>> {
+    tx.execute_batch("SAVEPOINT step").db("rebuild")?;
+    let done = step(tx);
+    let end = match &done {
+        Ok(()) => "RELEASE step",
+        Err(_) => "ROLLBACK TO step; RELEASE step",
+    };
+    tx.execute_batch(end).db("rebuild")?;
+    match done {
+        Ok(()) => Ok(Ok(())),
+        // Want of room is no property of the thing.
+        Err(error) if error.class() == Class::NoSpace => Err(error),
+        Err(error) => Ok(Err(chain(&error))),
+    }
+}
+
+fn put_back_image(tx: &Transaction<'_>, file: ImageFile) -> Result<()> {
+    let added = i64::try_from(file.added.as_nanosecond()).unwrap_or(i64::MAX);
+    let image = NewImage {
+        id: file.id,
+        manifest: file.manifest,
+        media_type: file.media_type,
+        layers: file.layers.into_iter().map(LayerFile::layer).collect(),
+        tags: file.tags,
+    };
+    images::put(tx, &image)?;
+    tx.execute(
+        "UPDATE images SET created_ns = ?2 WHERE id = ?1",
+        params![image.id.to_string(), added],
+    )
+    .map(drop)
+    .db("rebuild")
+}
+
+/// Says what an older database does not know that a newer program has recorded, if there is anything: then it was put back.
+///
+/// A program of before generations leaves records without a stamp, and takes over the others' as they are.
+pub(crate) fn unknown_to(tx: &Transaction<'_>, layout: &Layout) -> Result<Option<String>> {
+    for path in records::files(layout)? {
+        if name_of(&path).len() != 64 + ".json".len() {
+            continue;
+        }
+        // One that can't be read proves nothing.
+        let Ok(Some((record, Some(stamp)))) = TreeRecord::read(&path) else {
+            continue;
+        };
+        if !layout.tree(record.driver, &record.tree).is_dir() {
+            continue;
+        }
+        let is_known = rows::by_tree(tx, &record.tree)?
+            .is_some_and(|row| row.record.key == record.key && row.record.kind == record.kind);
+        if !is_known {
+            return Ok(Some(format!(
+                "{}: it was written at generation {} by a newer vellum, and the database does not know it so",
+                path.display(),
+                stamp.generation
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// Writes every record file from its row. Not synced.
+pub(crate) fn write_all_records(tx: &Transaction<'_>, layout: &Layout, at: &Stamp) -> Result<()> {
+    let mut after = None;
+    loop {
+        let page = rows::page(tx, after.as_ref(), 256)?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.record.key.clone());
+        for row in &page {
+            row.record.replace(layout, at)?;
+        }
+    }
+    for image in images::all(tx)? {
+        let file = ImageFile::from(&image);
+        records::replace(layout, &crate::sidecar::path(layout, &file), &file, at)?;
+    }
+    for container in containers::all(tx)? {
+        let file = ContainerFile::from(&container);
+        records::replace(layout, &crate::sidecar::path(layout, &file), &file, at)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Record files: what the database says about one tree, image or container, beside the trees, in `records/`.
+//!
+//! With them a database that is lost comes back whole ([`crate::record`] is a tree's, [`crate::sidecar`] has those of images
+//! and containers). Here is how any of them is written and read. A file is replaced by a rename, and its bytes are on their
+//! way to the disk before it has the name: after a power loss there is the old file or the new one, never an empty one. The
+//! names are durable after [`sync`], once for all that a command has written.
+//!
+//! Each file carries a [`Stamp`], which tells when it was written; see `generation.rs`. Programs that know no stamps pass
+//! over it, so that going back to one of them stays possible: its own rebuild reads these files.
+
+use std::{
+    fs, io,
+    io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use vellum_sys::publish::{data_order, order_data};
+
+use crate::{
+    driver::TreeId,
+    error::{IoContext, Result, StoreError, chain},
+    generation::Stamp,
+    layout::{Layout, sync_dir},
+    tx::{self, Staged},
+};
+
+/// The form of every record file. An older program refuses a newer one; fields that it may pass over don't raise it.
+pub(crate) const VERSION: u32 = 1;
+
+/// More than a record file ever has: labels are the longest part, and containerd limits those.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// A record as it stands in its file.
+#[derive(Serialize, Deserialize)]
+struct Stamped<T> {
+    #[serde(flatten)]
+    record: T,
+    /// Absent in files of programs that knew no generations.
+    #[serde(flatten)]
+    stamp: Option<Stamp>,
+}
+
+/// Returns the paths of all record files, sorted.
+pub(crate) fn files(layout: &Layout) -> Result<Vec<PathBuf>> {
+    let mut paths = tx::entries(&layout.records())?;
+    paths.retain(|path| path.extension().is_some_and(|end| end == "json"));
+    Ok(paths)
+}
+
+/// Writes the record file of something that has none yet, and orders its bytes before its name; [`sync`] makes it durable, or a
+/// sync of the open file, which is returned.
+pub(crate) fn create<T: Serialize>(path: &Path, record: &T, stamp: &Stamp) -> Result<fs::File> {
+    let bytes = to_bytes(record, stamp)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .on("create", path)?;
+    file.write_all(&bytes).on("write", path)?;
+    Ok(file)
+}
+
+/// Replaces a record file, or makes it: after a crash there is the old one or the new one. Durable after [`sync`].
+///
+/// The new file is locked until the returned value is dropped, and was before it had the name.
+pub(crate) fn replace<T: Serialize>(
+    layout: &Layout,
+    path: &Path,
+    record: &T,
+    stamp: &Stamp,
+) -> Result<fs::File> {
+    let bytes = to_bytes(record, stamp)?;
+    // Staged under a lock like everything else: a sweep by another process must not take it.
+    let (mut staged, mut file) = Staged::file(layout, &format!("record-{}", TreeId::random()))?;
+    file.write_all(&bytes).on("write", staged.path())?;
+    order_data(&file, data_order(&file)?)?;
+    staged.publish_shared(path)?;
+    Ok(file)
+}
+
+/// Makes the names of all record files durable, and with [`replace`] what they lead to.
+pub(crate) fn sync(layout: &Layout) -> Result<()> {
+    sync_dir(&layout.records())
+}
+
+/// Removes a record file; one that is not there is no error.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.on("remove", path),
+    }
+}
+
+/// Reads a record file and what it was written for; `None` if there is none. Errors: `Damaged`.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<(T, Option<Stamp>)>> {
+    let Some(bytes) = read_bytes(path)? else {
+        return Ok(None);
+    };
+    let damaged = |why: String| StoreError::Damaged {
+        what: path.display().to_string(),
+        why,
+    };
+    let version: Version = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    if version.version > VERSION {
+        return Err(damaged(format!(
+            "written by a newer vellum (form {}, known is {VERSION})",
+            version.version
+        )));
+    }
+    let found: Stamped<T> = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    Ok(Some((found.record, found.stamp)))
+}
+
+/// Says how a record file differs from what it is to say, if it does.
+pub(crate) fn differs<T: DeserializeOwned + PartialEq>(path: &Path, expect: &T) -> Option<String> {
+    match read::<T>(path) {
+        Ok(Some((found, _))) if found == *expect => None,
+        Ok(Some(_)) => Some("not what the database says".to_owned()),
+        Ok(None) => Some("missing".to_owned()),
+        Err(e) => Some(chain(&e)),
+    }
+}
+
+/// Writes a record file anew as it is, with another stamp. One that can't be read stays, for `check` to tell.
+pub(crate) fn restamp(layout: &Layout, path: &Path, stamp: &Stamp) -> Result<()> {
+    type Fields = serde_json::Map<String, serde_json::Value>;
+    match read::<Fields>(path) {
+        Ok(Some((mut fields, _))) => {
+            fields.remove("store");
+            fields.remove("generation");
+            replace(layout, path, &fields, stamp).map(drop)
+        }
+        Ok(None) | Err(StoreError::Damaged { .. }) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Reads what a record file was written for; `None` if it does not say, or is not there. Errors: `Damaged`.
+pub(crate) fn read_stamp(path: &Path) -> Result<Option<Stamp>> {
+    #[derive(Deserialize)]
+    struct Nothing {}
+    Ok(read::<Nothing>(path)?.and_then(|(Nothing {}, stamp)| stamp))
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+/// Reads a whole record file without following a link or waiting for what is no file.
+fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
+    let opened = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).on("read", path),
+    };
+    let damaged = |why: String| StoreError::Damaged {
+        what: path.display().to_string(),
+        why,
+    };
+    let facts = file.metadata().on("look at", path)?;
+    if !facts.is_file() {
+        return Err(damaged("not a regular file".into()));
+    }
+    if facts.len() > MAX_BYTES {
+        return Err(damaged(format!("{} bytes long", facts.len())));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES)
+        .read_to_end(&mut bytes)
+        .on("read", path)?;
+    Ok(Some(bytes))
+}
+
+fn to_bytes<T: Serialize>(record: &T, stamp: &Stamp) -> Result<Vec<u8>> {
+    let stamped = Stamped {
+        record,
+        stamp: Some(stamp.clone()),
+    };
+    serde_json::to_vec_pretty(&stamped).map_err(|e| StoreError::Invalid(format!("a record: {e}")))
+}
