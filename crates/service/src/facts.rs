@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vellum_sys::probe;
+use vellum_sys::probe::{self, DirFacts};
 
 use crate::context::Context;
 use crate::error::Result;
@@ -33,18 +33,13 @@ struct Cached {
 
 /// Returns the facts for the store's directory, which must be there.
 pub fn facts(ctx: &Context) -> Result<Facts> {
-    let key = key(ctx);
-    let path = cache_path(ctx);
-    if let (Some(key), Ok(bytes)) = (&key, fs::read(&path))
-        && let Ok(cached) = serde_json::from_slice::<Cached>(&bytes)
-        && cached.key == *key
-    {
-        return Ok(cached.facts);
+    if let Some(facts) = remembered(ctx) {
+        return Ok(facts);
     }
-    let facts = probe_now(ctx)?;
-    if let Some(key) = key {
+    let (facts, _) = probe_now(ctx)?;
+    if let Some(key) = key(ctx) {
         remember(
-            &path,
+            &cache_path(ctx),
             &Cached {
                 key,
                 facts: facts.clone(),
@@ -54,27 +49,50 @@ pub fn facts(ctx: &Context) -> Result<Facts> {
     Ok(facts)
 }
 
+fn remembered(ctx: &Context) -> Option<Facts> {
+    let key = key(ctx)?;
+    // A cache: one that can't be read or understood is as none.
+    let bytes = fs::read(cache_path(ctx)).ok()?;
+    let cached: Cached = serde_json::from_slice(&bytes).ok()?;
+    (cached.key == key).then_some(cached.facts)
+}
+
 /// Tries everything out, whatever is remembered.
-pub fn probe_now(ctx: &Context) -> Result<Facts> {
-    let kernel = probe::kernel();
+pub fn probe_now(ctx: &Context) -> Result<(Facts, DirFacts)> {
     let dir = probe::directory(ctx.root())?;
-    Ok(Facts {
+    Ok((from(&dir), dir))
+}
+
+/// Like [`probe_now`], and on a disk where nothing can be made what is remembered, or can be seen.
+pub fn probe_or_look(ctx: &Context) -> Result<(Facts, DirFacts)> {
+    match probe::directory(ctx.root()) {
+        Err(why) if why.is_no_space() || why.is_read_only() => {
+            let dir = probe::directory_untried(ctx.root(), &why)?;
+            Ok((remembered(ctx).unwrap_or_else(|| from(&dir)), dir))
+        }
+        tried => tried.map(|dir| (from(&dir), dir)).map_err(Into::into),
+    }
+}
+
+fn from(dir: &DirFacts) -> Facts {
+    let kernel = probe::kernel();
+    Facts {
         release: kernel.release,
         layer_fds: kernel.has_layer_fds,
         lowerdir_plus: kernel.has_lowerdir_plus,
         // In a namespace of one's own `trusted.*` can't be set, and a mount that leaves no marks is none.
         trusted: dir.overlay.trusted && !kernel.in_user_namespace,
         userxattr: dir.overlay.userxattr,
-        refusal: dir.overlay.refusal,
+        refusal: dir.overlay.refusal.clone(),
         redirect_dir: dir.overlay.redirect_dir,
         metacopy: dir.overlay.metacopy,
         index: dir.overlay.index,
         xino: dir.overlay.xino,
         d_type: dir.d_type,
-        fs_name: dir.fs_name,
+        fs_name: dir.fs_name.clone(),
         root: kernel.may_mount && !kernel.in_user_namespace,
         fuse: has_fuse(),
-    })
+    }
 }
 
 /// Returns whether the FUSE device can be opened.

@@ -85,8 +85,7 @@ pub struct Info {
 /// Collects it.
 pub fn info(ctx: &Context) -> Result<Info> {
     let store = ctx.store()?;
-    let facts = facts::probe_now(ctx)?;
-    let dir = probe::directory(ctx.root())?;
+    let (facts, dir) = facts::probe_or_look(ctx)?;
     let rootless = !userns::is_initial();
     let quota = match dir.project_quota {
         ProjectQuota::Enforced => "enforced",

@@ -75,7 +75,9 @@ impl Store {
             }
             other => other?,
         };
-        Ok((Self::open(options)?, rebuilt))
+        let store = Self::open(options)?;
+        store.fill_reserve();
+        Ok((store, rebuilt))
     }
 
     /// Ends the lease that [`Store::rebuild`] left, so that gc may take what nothing else needs. False: there is none.

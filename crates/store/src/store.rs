@@ -248,20 +248,15 @@ impl Reserve {
 
     /// Gives the space up, and the inode. Returns false if there was none.
     pub fn spend(&self) -> bool {
-        let Ok(file) = std::fs::OpenOptions::new()
-            .write(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(&self.path)
-        else {
-            return false;
-        };
-        let had = file
-            .metadata()
+        let had = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|facts| facts.is_file() && facts.len() > 0);
-        // Synced, since some file systems give freed blocks out only then; a quota of btrfs counts when its transaction ends.
-        had && file.set_len(0).is_ok()
-            && std::fs::remove_file(&self.path).is_ok()
-            && vellum_sys::publish::sync_fs(&file).is_ok()
+        // Removed, not cut: at the end of a quota btrfs has no room left for a truncation.
+        if !had || std::fs::remove_file(&self.path).is_err() {
+            return false;
+        }
+        // Some file systems give freed blocks out only when a transaction has ended.
+        let dir = self.path.parent().unwrap_or(&self.path);
+        std::fs::File::open(dir).is_ok_and(|dir| vellum_sys::publish::sync_fs(&dir).is_ok())
     }
 }
 
@@ -273,7 +268,10 @@ impl Store {
     ) -> Result<T> {
         match self.write(&write) {
             Err(error) if error.class() == Class::NoSpace && self.inner.reserve.spend() => {
-                self.write(&write)
+                let freed = self.write(&write)?;
+                // Before others take it: the next removal may need it as much.
+                self.fill_reserve();
+                Ok(freed)
             }
             other => other,
         }

@@ -82,6 +82,11 @@ impl Error {
         self.is(rustix::io::Errno::NOSPC) || self.is(rustix::io::Errno::DQUOT)
     }
 
+    /// True if the file system is read-only (EROFS).
+    pub fn is_read_only(&self) -> bool {
+        self.is(rustix::io::Errno::ROFS)
+    }
+
     /// True if the directory is not empty (ENOTEMPTY; some file systems say EEXIST).
     pub fn is_not_empty(&self) -> bool {
         self.is(rustix::io::Errno::NOTEMPTY)

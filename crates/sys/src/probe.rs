@@ -153,6 +153,44 @@ pub fn directory(path: &Path) -> Result<DirFacts> {
     Ok(facts)
 }
 
+/// Says of the directory `path` what can be seen without making anything in it: for a disk that is full or read-only.
+///
+/// What could only be tried counts as not to be had, and `why` says so in the overlay's refusal.
+pub fn directory_untried(path: &Path, why: &Error) -> Result<DirFacts> {
+    let dir = Dir::open(path)?;
+    let statfs =
+        rustix::fs::fstatfs(&dir).map_err(|e| dir.fail("ask about the file system of", "", e))?;
+    let fs_magic = statfs.f_type as u64 & 0xffff_ffff;
+    Ok(DirFacts {
+        fs_name: fs_name(fs_magic),
+        fs_magic,
+        d_type: first_kind(&dir)? != FileType::Unknown,
+        user_xattrs: false,
+        trusted_xattrs: false,
+        whiteouts: false,
+        reflink: false,
+        unnamed_files: false,
+        project_quota: crate::quota::state(&dir).unwrap_or(ProjectQuota::Off),
+        overlay: OverlayFacts {
+            refusal: format!("nothing can be tried out here: {}", why.source),
+            is_nested: fs_magic == OVERLAYFS_MAGIC,
+            ..OverlayFacts::default()
+        },
+    })
+}
+
+/// Returns what a listing says of the first entry that is not the directory itself or its parent.
+fn first_kind(dir: &Dir) -> Result<FileType> {
+    let entries = rustix::fs::Dir::read_from(dir).map_err(|e| dir.fail("list", "", e))?;
+    for entry in entries {
+        let entry = entry.map_err(|e| dir.fail("list", "", e))?;
+        if ![&b"."[..], b".."].contains(&entry.file_name().to_bytes()) {
+            return Ok(entry.file_type());
+        }
+    }
+    Ok(FileType::Unknown)
+}
+
 fn try_out(probe: &Dir) -> Result<DirFacts> {
     let statfs = rustix::fs::fstatfs(probe)
         .map_err(|e| probe.fail("ask about the file system of", "", e))?;

@@ -22,24 +22,20 @@ use crate::progress::{Meter, Unit};
 pub(super) struct StoreSupply<'a> {
     pub(super) context: &'a Context,
     pub(super) store: &'a Store,
-    /// Keeps what is being written from a gc meanwhile.
-    _lease: Lease,
+    /// Keeps what is being written from a gc meanwhile. `None` where the store can't be changed: there no gc runs either.
+    _lease: Option<Lease>,
 }
 
 impl<'a> StoreSupply<'a> {
     /// Returns the supply for `images`, whose layers and blobs stay in the store as long as it lives.
     pub(super) fn new(context: &'a Context, store: &'a Store, images: &[OutImage]) -> Result<Self> {
-        let lease = store.lease("writing images")?;
-        for image in images {
-            if let Some(top) = image.layers.last() {
-                lease.hold(&Held::Snapshot(key(&top.chain_id)))?;
-            }
-            for layer in image.manifest.iter().flat_map(|m| &m.layers) {
-                lease.hold(&Held::Blob(to_store(&layer.blob.digest)))?;
-            }
-            for layer in &image.layers {
-                lease.hold(&Held::Recipe(to_store(&layer.diff_id)))?;
-            }
+        let lease = match store.lease("writing images") {
+            Ok(lease) => Some(lease),
+            Err(error) if error.leaves_only_reading() => None,
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(lease) = &lease {
+            hold(lease, images)?;
         }
         Ok(Self {
             context,
@@ -47,6 +43,21 @@ impl<'a> StoreSupply<'a> {
             _lease: lease,
         })
     }
+}
+
+fn hold(lease: &Lease, images: &[OutImage]) -> Result<()> {
+    for image in images {
+        if let Some(top) = image.layers.last() {
+            lease.hold(&Held::Snapshot(key(&top.chain_id)))?;
+        }
+        for layer in image.manifest.iter().flat_map(|m| &m.layers) {
+            lease.hold(&Held::Blob(to_store(&layer.blob.digest)))?;
+        }
+        for layer in &image.layers {
+            lease.hold(&Held::Recipe(to_store(&layer.diff_id)))?;
+        }
+    }
+    Ok(())
 }
 
 impl LayerSupply for StoreSupply<'_> {
