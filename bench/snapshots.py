@@ -4,17 +4,22 @@
     cargo build --release -p vellum-cli -p vellum-snapshotter --examples
     bench/snapshots.py --vellum target/release/vellum --count 10000
 
-The client is crates/snapshotter/examples/calls.rs; this starts the server, reads its memory, and runs the client alone and beside a process that
-fills the page cache of the same disk.
+The client is crates/snapshotter/examples/calls.rs; this starts the server, reads its memory, and runs the client alone, beside a process that
+fills the page cache of the same disk, and beside one that loads images into the same store.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import verbs  # noqa: E402
 
 WRITER = """
 import os, sys
@@ -35,6 +40,30 @@ def memory_mib(pid):
             if name in ("VmRSS", "VmHWM"):
                 found[name] = int(rest.split()[0]) / 1024
     return found["VmRSS"], found["VmHWM"]
+
+
+@contextlib.contextmanager
+def loading(vellum, root):
+    """Another process loads images into the same store, one after the other, and removes them."""
+    base = [vellum, "--root", root + "/v", "--run-dir", root + "/r", "-q"]
+    done = threading.Event()
+
+    def load():
+        n = 0
+        while not done.is_set():
+            n += 1
+            archive = f"{root}/{n % 2}.tar"
+            verbs.archive(archive, [verbs.layer(300, 4000, f"{n}-{i}") for i in range(3)], f"load:{n}")
+            for command in (["load", "-i", archive], ["rmi", f"load:{n}"], ["gc"]):
+                subprocess.run(base + command, check=True, stdout=subprocess.DEVNULL)
+
+    worker = threading.Thread(target=load)
+    worker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        worker.join()
 
 
 def main():
@@ -65,6 +94,8 @@ def main():
             writer.kill()
             writer.wait()
         os.unlink(os.path.join(root, "noise"))
+        with loading(args.vellum, root):
+            subprocess.run([client, socket, "calls", str(args.rounds), "beside loads"], check=True)
         subprocess.run([client, socket, "many", str(args.count)], check=True)
         now, most = memory_mib(server.pid)
         print(f"\nserver memory with {args.count} snapshots: {now:.1f} MiB, at most {most:.1f} MiB", flush=True)
