@@ -178,8 +178,13 @@ impl Disk {
 
     /// Runs a command on the full disk. It may fail, and must not die.
     #[track_caller]
+    ///
+    /// At a quota of btrfs each change asks for some hundred KiB that it doesn't use, so that there the reserve serves one
+    /// removal: that one's room serves the next, unless others have taken it meanwhile, as this test does elsewhere.
     fn full(&mut self, args: &[&str]) -> Said {
-        self.fill();
+        if self.lack != Lack::Quota || self.filled == 0 {
+            self.fill();
+        }
         let said = self.run(args);
         assert!(said.code >= 0, "{}: {args:?} died: {said:?}", self.name);
         said
@@ -250,7 +255,6 @@ fn a_lost_database_is_rebuilt_on_a_full_disk() {
         let length = fs::metadata(&database).unwrap().len();
         fs::write(&database, vec![0xa5; length as usize]).unwrap();
         disk.full_ok(&["check", "--rebuild", "--force"]);
-        disk.fill();
         assert_eq!(disk.names(), containers, "{}", disk.name);
         assert_eq!(disk.ok(&["images", "--json"]), images, "{}", disk.name);
         disk.full_ok(&["rm", "--force", "box3"]);
