@@ -75,6 +75,16 @@ impl Channel {
             }
         }
     }
+
+    /// Sends a message that the kernel did not ask for.
+    pub fn notify(&self, message: &[u8]) -> rustix::io::Result<()> {
+        loop {
+            match rustix::io::write(&self.device, message) {
+                Err(Errno::INTR) => {}
+                other => return other.map(drop),
+            }
+        }
+    }
 }
 
 /// Where a worker's requests arrive. Placed so that the data of a WRITE begins at a page.

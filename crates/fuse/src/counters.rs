@@ -12,6 +12,7 @@ const SLOTS: usize = 64;
 pub struct Counters {
     requests: [AtomicU64; SLOTS],
     errors: AtomicU64,
+    notifications: AtomicU64,
 }
 
 /// Counts at one time.
@@ -20,6 +21,8 @@ pub struct Counts {
     requests: [u64; SLOTS],
     /// Replies that were errors other than "no such name".
     pub errors: u64,
+    /// Messages to the kernel that attributes changed.
+    pub notifications: u64,
 }
 
 impl Default for Counters {
@@ -27,6 +30,7 @@ impl Default for Counters {
         Counters {
             requests: [const { AtomicU64::new(0) }; SLOTS],
             errors: AtomicU64::new(0),
+            notifications: AtomicU64::new(0),
         }
     }
 }
@@ -41,11 +45,16 @@ impl Counters {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn count_notification(&self) {
+        self.notifications.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Returns the counts now.
     pub fn now(&self) -> Counts {
         Counts {
             requests: std::array::from_fn(|slot| self.requests[slot].load(Ordering::Relaxed)),
             errors: self.errors.load(Ordering::Relaxed),
+            notifications: self.notifications.load(Ordering::Relaxed),
         }
     }
 }
@@ -63,6 +72,7 @@ impl Counts {
                 self.requests[slot].wrapping_sub(earlier.requests[slot])
             }),
             errors: self.errors.wrapping_sub(earlier.errors),
+            notifications: self.notifications.wrapping_sub(earlier.notifications),
         }
     }
 
@@ -73,7 +83,7 @@ impl Counts {
 }
 
 impl fmt::Display for Counts {
-    /// One line, the operations that were asked for, by name: `Lookup=3 Read=1 errors=0`.
+    /// One line, the operations that were asked for, by name: `Lookup=3 Read=1 notified=0 errors=0`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for &opcode in Opcode::ALL {
             match self.of(opcode) {
@@ -81,6 +91,6 @@ impl fmt::Display for Counts {
                 count => write!(f, "{}={count} ", opcode.name())?,
             }
         }
-        write!(f, "errors={}", self.errors)
+        write!(f, "notified={} errors={}", self.notifications, self.errors)
     }
 }

@@ -5,11 +5,11 @@
 //!
 //! * [`wire`]: the protocol's bytes, pure; `channel.rs`: the device; `workers.rs`: the threads;
 //! * [`negotiate`]: what a connection will be like, pure;
-//! * `ops.rs`: each request; `errno.rs`: each error;
+//! * `ops.rs`: each request; `errno.rs`: each error; `notify.rs`: what the kernel is told unasked;
 //! * `session.rs`: from mount to unmount; [`counters`]: what was asked how often.
 //!
 //! Invariants: hostile bytes from the device are errors, never panics; a panic while answering is one EIO; nothing is held while a
-//! reply is written; what the kernel may cache was true when it was said and stays true, since only this process changes the tree.
+//! reply is written; what the kernel may cache was true when it was said, and it is told when that changes (`ops/known.rs`); only this process changes the tree.
 #![forbid(unsafe_code)]
 
 mod channel;
@@ -17,6 +17,7 @@ pub mod counters;
 mod errno;
 mod error;
 pub mod negotiate;
+mod notify;
 mod ops;
 mod options;
 mod passthrough;

@@ -65,6 +65,10 @@ pub struct Agreed {
     pub passthrough: bool,
     /// Removing setuid, setgid and capabilities is left to us.
     pub kill_privileges: bool,
+    /// ACLs are enforced by the kernel.
+    pub acl: bool,
+    /// The kernel keeps what is written for a while.
+    pub writeback: bool,
     /// Requests come over io_uring, but for those that take no reply.
     pub rings: bool,
 }
@@ -178,6 +182,8 @@ impl Agreed {
             no_opendir: has(init::NO_OPENDIR_SUPPORT),
             passthrough: has(init::PASSTHROUGH),
             kill_privileges: has(init::HANDLE_KILLPRIV_V2),
+            acl: has(init::POSIX_ACL),
+            writeback: has(init::WRITEBACK_CACHE),
             rings: has(init::OVER_IO_URING),
         }
     }

@@ -9,6 +9,7 @@
 
 mod attributes;
 mod data;
+mod known;
 mod list;
 mod names;
 
@@ -17,11 +18,13 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use vellum_sys::FileKind;
-use vellum_union::engine::{self, Caller, Engine};
+use vellum_union::engine::{self, Caller, Engine, NodeId};
 
 use crate::channel::Channel;
+use crate::counters::Counters;
 use crate::errno::{errno, is_everyday};
 use crate::negotiate::Agreed;
+use crate::notify::Notifier;
 use crate::options::MountOptions;
 use crate::passthrough::{Passthrough, node_of};
 use crate::tidy::Tidy;
@@ -29,6 +32,7 @@ use crate::wire::flags::open;
 use crate::wire::reply::{self, Reply};
 use crate::wire::{Header, Op, Request};
 use crate::workers::Serve;
+use known::Call;
 
 /// Answers the requests of one session.
 #[derive(Debug)]
@@ -41,6 +45,7 @@ pub(crate) struct Ops {
     /// Nobody but this user and root is answered.
     only: Option<u32>,
     passthrough: Option<Passthrough>,
+    notifier: Notifier,
     tidy: Tidy,
 }
 
@@ -68,16 +73,18 @@ impl From<Errno> for Failure {
 type Answer<T = ()> = Result<T, Failure>;
 
 impl Ops {
-    /// `device` is where backing files are registered. Errors: there can't be a thread more.
+    /// `device` is where backing files are registered, and notifications go. Errors: there can't be a thread more.
     pub fn new(
         engine: Engine,
         agreed: Agreed,
         options: &MountOptions,
         device: &Arc<Channel>,
+        counters: &Arc<Counters>,
     ) -> vellum_sys::Result<Ops> {
         let through = agreed.passthrough;
         Ok(Ops {
             passthrough: through.then(|| Passthrough::new(Arc::clone(device))),
+            notifier: Notifier::new(Arc::clone(device), Arc::clone(counters)),
             engine,
             agreed,
             // The kernel asks whoever comes only if what others were told does not count.
@@ -106,36 +113,37 @@ impl Ops {
         {
             return Err(Errno::ACCESS.into());
         }
+        let call = Call::new(self, request);
         match request.op {
             Op::Lookup { name } => self.lookup(node, name, reply),
             Op::GetAttr => self.get_attr(node, reply),
-            Op::SetAttr(set) => self.set_attr(node, &set, reply),
+            Op::SetAttr(set) => self.set_attr(&call, &set, reply),
             Op::ReadLink => self.read_link(node, reply),
-            Op::Symlink { name, target } => self.symlink(header, name, target, reply),
+            Op::Symlink { name, target } => self.symlink(&call, name, target, reply),
             Op::MkNod {
                 name,
                 mode,
                 rdev,
                 umask,
-            } => self.mknod(header, name, (mode, rdev), umask, reply),
-            Op::MkDir { name, mode, umask } => self.mkdir(header, name, mode, umask, reply),
-            Op::Unlink { name } => Ok(self.engine.unlink(node, name)?),
-            Op::RmDir { name } => Ok(self.engine.rmdir(node, name)?),
+            } => self.mknod(&call, name, (mode, rdev), umask, reply),
+            Op::MkDir { name, mode, umask } => self.mkdir(&call, name, mode, umask, reply),
+            Op::Unlink { name } => call.act(|to| to.unlink(node, name)),
+            Op::RmDir { name } => call.act(|to| to.rmdir(node, name)),
             Op::Rename {
                 name,
                 new_parent,
                 new_name,
                 flags,
-            } => self.rename((node, name), (node_of(new_parent), new_name), flags),
+            } => self.rename(&call, (node, name), (node_of(new_parent), new_name), flags),
             Op::Link { node: old, name } => {
-                let entry = self.engine.link(node_of(old), node, name)?;
+                let entry = call.act(|to| to.link(node_of(old), node, name))?;
                 self.put_entry(entry, reply);
                 Ok(())
             }
             Op::Create {
                 name, mode, umask, ..
-            } => self.create(header, name, mode, umask, reply),
-            Op::TmpFile { mode, umask, .. } => self.tmpfile(header, mode, umask, reply),
+            } => self.create(&call, name, mode, umask, reply),
+            Op::TmpFile { mode, umask, .. } => self.tmpfile(&call, mode, umask, reply),
             Op::Open { flags } => self.open(header, flags, reply),
             Op::OpenDir { .. } => match self.agreed.no_opendir {
                 true => Err(Errno::NOSYS.into()),
@@ -150,7 +158,7 @@ impl Ops {
                 data,
                 flags,
                 ..
-            } => self.write(node, offset, data, flags, reply),
+            } => self.write(&call, offset, data, flags, reply),
             Op::ReadDir(range) => self.read_dir(node, range, reply),
             Op::ReadDirPlus(range) => self.read_dir_plus(node, range, reply),
             Op::StatFs => self.stat_fs(reply),
@@ -170,18 +178,18 @@ impl Ops {
                 value,
                 flags,
                 acl_kills_setgid,
-            } => self.set_xattr(header, name, value, flags, acl_kills_setgid),
+            } => self.set_xattr(&call, name, value, flags, acl_kills_setgid),
             Op::GetXattr { name, room } => self.get_xattr(node, name, room, reply),
             Op::ListXattr { room } => self.list_xattr(node, room, reply),
-            Op::RemoveXattr { name } => Ok(self.engine.remove_xattr(node, name)?),
-            Op::Ioctl(ioctl) => self.ioctl(node, &ioctl, reply),
+            Op::RemoveXattr { name } => call.act(|to| to.remove_xattr(node, name)),
+            Op::Ioctl(ioctl) => self.ioctl(&call, &ioctl, reply),
             Op::FAllocate {
                 offset,
                 length,
                 mode,
-            } => Ok(self.engine.fallocate(node, mode, offset, length)?),
+            } => call.act(|to| to.fallocate(node, mode, offset, length)),
             Op::LSeek { offset, whence } => self.seek(node, offset, whence, reply),
-            Op::CopyRange(copy) => self.copy_range(header, &copy, reply),
+            Op::CopyRange(copy) => self.copy_range(&call, &copy, reply),
             // Not to be sent again: the kernel does without, or does it itself.
             Op::Flush
             | Op::Access
@@ -193,6 +201,14 @@ impl Ops {
             Op::Init(_) => Err(Errno::IO.into()),
             // These take no reply and never come here.
             Op::Forget { .. } | Op::BatchForget(_) => Ok(()),
+        }
+    }
+
+    /// Returns how long a node's attributes may be believed.
+    fn attr_valid(&self, node: NodeId) -> Duration {
+        match &self.passthrough {
+            Some(passthrough) if passthrough.is_written(node) => Duration::ZERO,
+            _ => self.timeout,
         }
     }
 
@@ -208,7 +224,7 @@ impl Ops {
             },
             generation: entry.generation,
             entry_valid: self.timeout,
-            attr_valid: self.timeout,
+            attr_valid: self.attr_valid(entry.node),
             attr: attr(&entry.attr),
         }
     }
@@ -234,7 +250,12 @@ impl Serve for Ops {
     fn note(&self, request: &Request<'_>) {
         let mut nodes = 0;
         let mut forget = |node, count| {
-            self.engine.forget(node_of(node), count);
+            let node = node_of(node);
+            if self.engine.forget(node, count)
+                && let Some(passthrough) = &self.passthrough
+            {
+                passthrough.forgotten(node);
+            }
             nodes += 1;
         };
         match request.op {

@@ -66,6 +66,9 @@ struct Table {
     open: HashMap<u64, Use>,
     /// Numbers whose cached pages may be older than what was written through.
     outdated: HashSet<u64>,
+    /// Nodes that were open for writing through the kernel: what it writes, and what is stored through a mapping that outlives the open,
+    /// changes attributes of which nobody hears.
+    written: HashSet<NodeId>,
     /// Who was told to look a node up again and has not done so.
     sent_back: HashMap<NodeId, HashSet<u32>>,
 }
@@ -112,6 +115,22 @@ impl Passthrough {
         let mut table = self.lock();
         table.sent_back.remove(&node);
         table.wire(node)
+    }
+
+    /// Returns every number by which the kernel may know a node: those before stay in use as long as somebody has the file open.
+    pub fn wires(&self, node: NodeId) -> impl Iterator<Item = u64> {
+        let times = self.lock().renumbered.get(&node).copied().unwrap_or(0);
+        (0..=times).map(move |times| node.0 | times << NODE_BITS)
+    }
+
+    /// Returns whether a node's attributes may change without a request, as long as the kernel knows it.
+    pub fn is_written(&self, node: NodeId) -> bool {
+        self.lock().written.contains(&node)
+    }
+
+    /// Notes that the kernel has forgotten a node.
+    pub fn forgotten(&self, node: NodeId) {
+        self.lock().written.remove(&node);
     }
 
     /// Notes that a file was made and opened.
@@ -162,6 +181,7 @@ impl Passthrough {
         };
         if write {
             table.outdated.insert(wire);
+            table.written.insert(node);
         }
         Ok(Opened {
             handle: THROUGH,

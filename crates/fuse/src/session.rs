@@ -75,8 +75,8 @@ pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Se
     let wishes = Wishes::of(options, engine.is_limited(), queues.is_some());
     let agreed = handshake(&channel, wishes)?;
     tracing::debug!(%agreed, "connected");
-    let ops = Arc::new(Ops::new(engine, agreed, options, &channel)?);
     let counters = Arc::new(Counters::default());
+    let ops = Arc::new(Ops::new(engine, agreed, options, &channel, &counters)?);
     let queues = match agreed.rings {
         true => queues.unwrap_or_default(),
         false => 0,
@@ -140,8 +140,8 @@ pub fn take_over(
     } = handover;
     let engine = Engine::inherit(engine, legacy).map_err(|source| Error::Successor { source })?;
     let channel = Arc::new(Channel::new(device));
-    let ops = Arc::new(Ops::new(engine, agreed, options, &channel)?);
     let counters = Arc::new(Counters::default());
+    let ops = Arc::new(Ops::new(engine, agreed, options, &channel, &counters)?);
     let workers = start(&ops, channel, agreed, &counters, (options, 0))?;
     Ok(Session {
         ops,

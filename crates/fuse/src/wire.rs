@@ -8,6 +8,7 @@
 //! The layouts are the kernel's ABI (`include/uapi/linux/fuse.h`), in the machine's byte order.
 
 pub mod flags;
+pub mod notify;
 mod read;
 pub mod reply;
 pub mod request;

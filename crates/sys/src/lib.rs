@@ -14,6 +14,7 @@ pub mod acting;
 pub mod activation;
 pub mod cancel;
 pub mod copy;
+pub mod credentials;
 pub mod data;
 pub mod epoch;
 pub mod error;

@@ -4,6 +4,7 @@
 //!   test, also after a panic.
 //! * [`tree`]: a picture of a directory tree with everything a user can see of it, and a comparison entry by entry.
 //! * [`kernel`]: overlay mounts by the kernel, made without Vellum's own mount code, to compare with.
+//! * [`caching`]: every operation beside every attribute, for mounts that are cached.
 //! * [`clients`]: real container tools (dockerd, podman, buildah, skopeo, umoci) with stores of their own.
 //! * [`model`]: the merge of layers, written a second time, in memory and without looking at the first.
 //! * [`churn`]: random trees, and random changes of every kind.
@@ -14,6 +15,7 @@
 //! Nothing in a product may depend on this crate. It may panic: a test that can't be set up has failed.
 #![forbid(unsafe_code)]
 
+pub mod caching;
 pub mod churn;
 pub mod clients;
 pub mod fault;

@@ -6,7 +6,8 @@
 //!
 //! Where things are:
 //!
-//! * `request.rs`: what is asked and answered; `options.rs`: what an engine is made of;
+//! * `request.rs`: what is asked and answered; `action.rs`: what changes something, and what it leaves to be told;
+//!   `options.rs`: what an engine is made of;
 //! * `nodes.rs`, `table.rs`: the live nodes and their table; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
 //! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names, and what goes with them
 //!   in `links.rs`; `staging.rs`: where things are made before they have a place;
@@ -22,6 +23,7 @@
 //! only those who want that file.
 
 pub(crate) mod acl;
+pub mod action;
 pub(crate) mod at;
 mod attr;
 pub(crate) mod blocks;
@@ -72,6 +74,7 @@ use crate::engine::table::NodeTable;
 use crate::stack::Stack;
 use crate::{Error, Layer, Refusal, Result};
 
+pub use action::{Action, Asker, Attrs};
 pub use options::{Durability, EngineOptions, IdRules, IdRun, Limit, UpperOptions};
 pub use request::{
     Attr, Caller, Entry, Listing, NewNode, NodeId, RenameMode, Room, SetAttr, SetTime, Whence,
@@ -115,6 +118,8 @@ pub(crate) struct Upper {
     pub options: UpperOptions,
     /// Files can be made without a name.
     pub unnamed: bool,
+    /// The file system takes setuid and setgid from whatever this process writes to.
+    pub strips: bool,
     /// The work directory says already that kernels can't use the upper.
     kernel_kept_out: AtomicBool,
     /// Upper and work directory: nobody else may have them.

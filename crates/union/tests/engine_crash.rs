@@ -133,8 +133,11 @@ const CASES: &[Case] = &[
         |u| u.unlink("c/w"),
         |u| {
             let dir = u.find("c")?;
-            let made = u.hold(u.engine.tmpfile(dir.node, 0o644, &u.caller)?);
-            let entry = u.engine.link(made.node, dir.node, OsStr::new("w"))?;
+            let made = u.hold(u.engine.privileged().tmpfile(dir.node, 0o644, &u.caller)?);
+            let entry = u
+                .engine
+                .privileged()
+                .link(made.node, dir.node, OsStr::new("w"))?;
             u.hold(entry);
             Ok(())
         },
@@ -143,6 +146,7 @@ const CASES: &[Case] = &[
         let held = u.find("c/w")?;
         let any = vellum_sys::xattr::SetMode::Any;
         u.engine
+            .privileged()
             .set_xattr(held.node, OsStr::new("user.x"), b"1", any)
     }),
     (

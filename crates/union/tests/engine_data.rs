@@ -82,7 +82,7 @@ fn resize(engine: &Engine, node: NodeId, size: u64) {
         size_bytes: Some(size),
         ..SetAttr::default()
     };
-    let attr = engine.set_attr(node, &change).unwrap();
+    let attr = engine.privileged().set_attr(node, &change).unwrap();
     assert_eq!(attr.size_bytes, size);
 }
 
@@ -146,7 +146,10 @@ impl Run<'_> {
                 let data: Vec<u8> = (0..length)
                     .map(|i| value.wrapping_add((i / 7) as u8))
                     .collect();
-                let wrote = engine.write(node, at as u64, &data, false).unwrap();
+                let wrote = engine
+                    .privileged()
+                    .write(node, at as u64, &data, false)
+                    .unwrap();
                 assert_eq!(wrote, length);
                 let bytes = &mut files[which].bytes;
                 bytes.resize(bytes.len().max(at + length), 0);
@@ -162,7 +165,10 @@ impl Run<'_> {
             }
             45..60 => {
                 let mode = [PUNCH, ZERO, ZERO | KEEP_SIZE, 0, KEEP_SIZE][self.rng.below(5)];
-                match engine.fallocate(node, mode, at as u64, length as u64) {
+                match engine
+                    .privileged()
+                    .fallocate(node, mode, at as u64, length as u64)
+                {
                     Err(error) if is_unsupported(&error) => {}
                     other => {
                         other.unwrap();
@@ -190,6 +196,7 @@ impl Run<'_> {
                 }
                 let available = files[source].bytes.len() - from;
                 let copied = engine
+                    .privileged()
                     .copy_range(from_node, from as u64, node, at as u64, length as u64)
                     .unwrap() as usize;
                 assert!(copied <= length.min(available));
@@ -228,7 +235,10 @@ impl Run<'_> {
             return;
         }
         let mode = if out { COLLAPSE } else { INSERT };
-        match engine.fallocate(node, mode, at as u64, length as u64) {
+        match engine
+            .privileged()
+            .fallocate(node, mode, at as u64, length as u64)
+        {
             Err(error) if is_unsupported(&error) => {}
             other => {
                 other.unwrap();
@@ -489,18 +499,23 @@ fn room_is_moved_in_a_file_copied_by_blocks() {
     }
     let engine = Engine::open(options).unwrap();
     let node = find(&engine, "f");
-    engine.write(node, 5 * BLOCK as u64, b"new", false).unwrap();
+    engine
+        .privileged()
+        .write(node, 5 * BLOCK as u64, b"new", false)
+        .unwrap();
     bytes[5 * BLOCK..5 * BLOCK + 3].copy_from_slice(b"new");
     engine
+        .privileged()
         .fallocate(node, COLLAPSE, BLOCK as u64, 2 * BLOCK as u64)
         .unwrap();
     bytes.drain(BLOCK..3 * BLOCK);
     engine
+        .privileged()
         .fallocate(node, INSERT, 20 * BLOCK as u64, BLOCK as u64)
         .unwrap();
     bytes.splice(20 * BLOCK..20 * BLOCK, vec![0; BLOCK]);
     assert!(read_all(&engine, node).unwrap() == bytes);
-    engine.write(node, 0, b"x", false).unwrap();
+    engine.privileged().write(node, 0, b"x", false).unwrap();
     bytes[0] = b'x';
     engine.close().unwrap();
     // It is plain: the kernel shows it.
@@ -510,7 +525,10 @@ fn room_is_moved_in_a_file_copied_by_blocks() {
 }
 
 fn create(engine: &Engine, name: &str) -> NodeId {
-    let made = engine.create(NodeId::ROOT, name.as_ref(), &NewNode::File, 0o600, &ROOT);
+    let made =
+        engine
+            .privileged()
+            .create(NodeId::ROOT, name.as_ref(), &NewNode::File, 0o600, &ROOT);
     made.unwrap().node
 }
 
@@ -530,10 +548,15 @@ fn files_without_a_name_count_until_nobody_uses_them() {
     let bytes = vec![1; MIB];
     for round in 0..30 {
         let made = create(&engine, "f");
-        engine.unlink(NodeId::ROOT, "f".as_ref()).unwrap();
+        engine
+            .privileged()
+            .unlink(NodeId::ROOT, "f".as_ref())
+            .unwrap();
         // It grows on, within the limit, and what it has is nobody else's.
         let fitted = (0..20).take_while(|n| {
-            let wrote = engine.write(made, (n * MIB) as u64, &bytes, false);
+            let wrote = engine
+                .privileged()
+                .write(made, (n * MIB) as u64, &bytes, false);
             match wrote {
                 Err(Error::Refused {
                     refusal: Refusal::LimitReached,
@@ -550,15 +573,24 @@ fn files_without_a_name_count_until_nobody_uses_them() {
             engine.forget(made, 1);
         }
         let unnamed: Vec<_> = (0..9)
-            .map(|_| engine.tmpfile(NodeId::ROOT, 0o600, &ROOT).unwrap().node)
+            .map(|_| {
+                engine
+                    .privileged()
+                    .tmpfile(NodeId::ROOT, 0o600, &ROOT)
+                    .unwrap()
+                    .node
+            })
             .collect();
         for node in unnamed {
             engine.forget(node, 1);
         }
     }
     let last = create(&engine, "f");
-    engine.write(last, 0, &bytes, false).unwrap();
-    engine.unlink(NodeId::ROOT, "f".as_ref()).unwrap();
+    engine.privileged().write(last, 0, &bytes, false).unwrap();
+    engine
+        .privileged()
+        .unlink(NodeId::ROOT, "f".as_ref())
+        .unwrap();
     engine.forget(last, 1);
     let room = engine.statfs().unwrap();
     assert_eq!(room.inodes_free, 10);

@@ -91,7 +91,9 @@ fn by_engine(user: &User<'_>, op: &Op) -> Result<(), Error> {
     match op {
         Op::File(path, content) => {
             let held = user.make(path, NewNode::File, 0o644)?;
-            user.engine.write(held.node, 0, content.as_bytes(), false)?;
+            user.engine
+                .privileged()
+                .write(held.node, 0, content.as_bytes(), false)?;
             Ok(())
         }
         Op::Mkdir(path) => user.mkdir(path),
@@ -115,6 +117,7 @@ fn by_engine(user: &User<'_>, op: &Op) -> Result<(), Error> {
             let held = user.find(path)?;
             let any = vellum_sys::xattr::SetMode::Any;
             user.engine
+                .privileged()
                 .set_xattr(held.node, name.as_ref(), &[*value], any)
         }
         Op::Truncate(path, size) => {
@@ -123,12 +126,16 @@ fn by_engine(user: &User<'_>, op: &Op) -> Result<(), Error> {
                 size_bytes: Some(*size),
                 ..SetAttr::default()
             };
-            user.engine.set_attr(held.node, &change).map(drop)
+            user.engine
+                .privileged()
+                .set_attr(held.node, &change)
+                .map(drop)
         }
         Op::Append(path, byte) => {
             let held = user.find(path)?;
             let size = user.engine.attr(held.node)?.size_bytes;
             user.engine
+                .privileged()
                 .write(held.node, size, &[*byte], false)
                 .map(drop)
         }

@@ -51,7 +51,7 @@ fn what_goes_leaves_nothing_where_nothing_is_below() {
     user.unlink("f").unwrap();
     user.rmdir("d/e").unwrap();
     assert_eq!(engine.attr(held.node).unwrap().nlink, 0);
-    let inside = engine.create(
+    let inside = engine.privileged().create(
         held.node,
         "x".as_ref(),
         &NewNode::File,
@@ -126,9 +126,10 @@ fn what_is_new_is_as_the_directory_says() {
                 mode: Some(0o2777),
                 ..SetAttr::default()
             };
-            engine.set_attr(dir.node, &change).unwrap();
+            engine.privileged().set_attr(dir.node, &change).unwrap();
             if with_acl {
                 engine
+                    .privileged()
                     .set_xattr(dir.node, default, &acl, SetMode::Any)
                     .unwrap();
             }

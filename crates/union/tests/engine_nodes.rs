@@ -23,7 +23,7 @@ fn use_without_a_name(u: &User<'_>, path: &str) {
     let attr = engine.attr(held.node).unwrap();
     assert_eq!((attr.ino, attr.nlink), (before.ino, 0), "{path}");
     assert_eq!(read_all(engine, held.node).unwrap(), content, "{path}");
-    let set = |change: SetAttr| engine.set_attr(held.node, &change).unwrap();
+    let set = |change: SetAttr| engine.privileged().set_attr(held.node, &change).unwrap();
     let mode = Some(0o640);
     assert_eq!(
         set(SetAttr {
@@ -51,6 +51,7 @@ fn use_without_a_name(u: &User<'_>, path: &str) {
     );
     let name = OsStr::new("user.x");
     engine
+        .privileged()
         .set_xattr(held.node, name, b"1", SetMode::Create)
         .unwrap();
     assert_eq!(engine.xattr(held.node, name).unwrap().unwrap(), b"1");
@@ -61,8 +62,11 @@ fn use_without_a_name(u: &User<'_>, path: &str) {
             .iter()
             .any(|at| at == name)
     );
-    engine.remove_xattr(held.node, name).unwrap();
-    engine.write(held.node, 1, b"new", false).unwrap();
+    engine.privileged().remove_xattr(held.node, name).unwrap();
+    engine
+        .privileged()
+        .write(held.node, 1, b"new", false)
+        .unwrap();
     let size_bytes = Some(3);
     assert_eq!(
         set(SetAttr {
@@ -76,7 +80,7 @@ fn use_without_a_name(u: &User<'_>, path: &str) {
     engine.sync(held.node, false).unwrap();
     let root = vellum_union::engine::NodeId::ROOT;
     assert_eq!(
-        refusal(engine.link(held.node, root, "again".as_ref())),
+        refusal(engine.privileged().link(held.node, root, "again".as_ref())),
         Refusal::NotFound
     );
     assert_eq!(engine.attr(held.node).unwrap().ino, before.ino);
@@ -103,7 +107,10 @@ fn what_has_lost_its_name_stays_usable_in_every_call() {
     u.file("d/by", "other").unwrap();
     u.rename("d/by", "d/replaced").unwrap();
     assert_eq!(read_all(&engine, held.node).unwrap(), b"content");
-    engine.write(held.node, 0, b"C", false).unwrap();
+    engine
+        .privileged()
+        .write(held.node, 0, b"C", false)
+        .unwrap();
     assert_eq!(u.read("d/replaced").unwrap(), b"other");
     assert_eq!(read_all(&engine, held.node).unwrap(), b"Content");
     drop(held);
@@ -117,9 +124,11 @@ fn what_has_lost_its_name_stays_usable_in_every_call() {
         assert_eq!(engine.attr(held.node).unwrap().kind, FileKind::Dir);
         assert!(names(&engine, held.node).unwrap().is_empty());
         assert!(engine.lookup(held.node, "x".as_ref()).unwrap().is_none());
-        let make = engine.create(held.node, "x".as_ref(), &NewNode::Dir, 0o755, &ROOT);
+        let make = engine
+            .privileged()
+            .create(held.node, "x".as_ref(), &NewNode::Dir, 0o755, &ROOT);
         assert_eq!(refusal(make), Refusal::NotFound);
-        let rename = engine.rename(
+        let rename = engine.privileged().rename(
             vellum_union::engine::NodeId::ROOT,
             dir.as_ref(),
             held.node,
@@ -140,10 +149,21 @@ fn a_file_made_without_a_name_gets_one_later_or_never() {
     let d = u.find("d").unwrap();
     u.unlink("d/f").unwrap();
     for name in ["new", "f"] {
-        let made = u.hold(engine.tmpfile(d.node, 0o666, &u.caller).unwrap());
+        let made = u.hold(
+            engine
+                .privileged()
+                .tmpfile(d.node, 0o666, &u.caller)
+                .unwrap(),
+        );
         assert_eq!(made.attr.as_ref().unwrap().nlink, 0);
-        engine.write(made.node, 0, name.as_bytes(), false).unwrap();
-        let entry = engine.link(made.node, d.node, name.as_ref()).unwrap();
+        engine
+            .privileged()
+            .write(made.node, 0, name.as_bytes(), false)
+            .unwrap();
+        let entry = engine
+            .privileged()
+            .link(made.node, d.node, name.as_ref())
+            .unwrap();
         assert_eq!(
             (entry.node, entry.attr.nlink, entry.attr.mode),
             (made.node, 1, 0o644)
@@ -155,7 +175,12 @@ fn a_file_made_without_a_name_gets_one_later_or_never() {
         );
         assert_eq!(u.read(Path::new("d").join(name)).unwrap(), name.as_bytes());
     }
-    u.hold(engine.tmpfile(d.node, 0o600, &u.caller).unwrap());
+    u.hold(
+        engine
+            .privileged()
+            .tmpfile(d.node, 0o600, &u.caller)
+            .unwrap(),
+    );
     drop(d);
     rig.agree(engine);
 }

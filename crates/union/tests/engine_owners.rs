@@ -36,7 +36,9 @@ fn set(
     value: &[u8],
 ) -> vellum_union::Result<()> {
     let held = user.find(path)?;
-    engine.set_xattr(held.node, OsStr::new(name), value, SetMode::Any)
+    engine
+        .privileged()
+        .set_xattr(held.node, OsStr::new(name), value, SetMode::Any)
 }
 
 #[test]
@@ -215,6 +217,7 @@ fn recorded_owners_modes_and_kinds_come_back() {
     u.make("p", NewNode::Fifo, 0o600).unwrap();
     u.make("x", NewNode::File, 0o4755).unwrap();
     engine
+        .privileged()
         .write(u.find("x").unwrap().node, 0, b"content", false)
         .unwrap();
     let chown = SetAttr {
@@ -323,7 +326,11 @@ fn overlay_marks_set_through_the_union_belong_to_an_inner_one() {
     }
     assert_eq!(u.names("d").unwrap(), ["f"]);
     let held = u.find("d").unwrap();
-    let remove = |name: &str| engine.remove_xattr(held.node, OsStr::new(name));
+    let remove = |name: &str| {
+        engine
+            .privileged()
+            .remove_xattr(held.node, OsStr::new(name))
+    };
     assert_eq!(
         refusal(remove("trusted.overlay.redirect")),
         Refusal::NoAttribute
@@ -345,7 +352,11 @@ fn removing_what_is_not_there_copies_nothing_up() {
     let u = user(&engine);
     let held = u.find("f").unwrap();
     assert_eq!(
-        refusal(engine.remove_xattr(held.node, "user.x".as_ref())),
+        refusal(
+            engine
+                .privileged()
+                .remove_xattr(held.node, "user.x".as_ref())
+        ),
         Refusal::NoAttribute
     );
     assert_eq!(std::fs::read_dir(&rig.upper).unwrap().count(), 0);
@@ -429,7 +440,7 @@ fn what_is_immutable_or_append_only_keeps_its_names_and_attributes() {
     };
     let flag = |u: &User<'_>, path: &str, flags: u32| {
         let held = u.find(path).unwrap();
-        u.engine.set_flags(held.node, flags).unwrap();
+        u.engine.privileged().set_flags(held.node, flags).unwrap();
     };
     let engine = rig.open();
     let u = user(&engine);

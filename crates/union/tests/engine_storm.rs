@@ -31,7 +31,10 @@ fn work(engine: &Engine, thread: usize, mut rng: Rng) -> Vec<(OsString, String)>
         match rng.below(12) {
             0..=3 => {
                 if let Ok(held) = u.make(one.join(&name), NewNode::File, 0o644) {
-                    engine.write(held.node, 0, name.as_bytes(), false).unwrap();
+                    engine
+                        .privileged()
+                        .write(held.node, 0, name.as_bytes(), false)
+                        .unwrap();
                     made.push((name.clone().into(), name));
                 }
             }

@@ -62,12 +62,21 @@ fn a_successor_takes_what_was_left_or_says_why_not() {
     let seven = lookup(&engine, dir.node, "7");
     // Twice: it has to be forgotten twice.
     lookup(&engine, dir.node, "7");
-    engine.write(big_node.node, 100_000, b"new", false).unwrap();
+    engine
+        .privileged()
+        .write(big_node.node, 100_000, b"new", false)
+        .unwrap();
     for name in ["gone", "big"] {
         user(&engine).unlink(name).unwrap();
     }
-    let unnamed = engine.tmpfile(root, 0o600, &engine_support::ROOT).unwrap();
-    engine.write(unnamed.node, 0, b"unnamed", false).unwrap();
+    let unnamed = engine
+        .privileged()
+        .tmpfile(root, 0o600, &engine_support::ROOT)
+        .unwrap();
+    engine
+        .privileged()
+        .write(unnamed.node, 0, b"unnamed", false)
+        .unwrap();
     let (mut seen, mut place) = some(&engine, dir.node, 0, 20);
     user(&engine).unlink("dir/30").unwrap();
     user(&engine).file("dir/later", "").unwrap();
@@ -113,6 +122,7 @@ fn a_successor_takes_what_was_left_or_says_why_not() {
     engine.forget(seven.node, 1);
     engine.attr(seven.node).unwrap_err();
     engine
+        .privileged()
         .link(unnamed.node, root, OsStr::new("named"))
         .unwrap();
     engine.close().unwrap();

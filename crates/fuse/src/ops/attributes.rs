@@ -8,9 +8,9 @@ use vellum_sys::Timespec;
 use vellum_sys::xattr::SetMode;
 use vellum_union::engine::{NodeId, SetAttr, SetTime};
 
+use super::known::Call;
 use super::{Answer, Ops, attr};
 use crate::passthrough::node_of;
-use crate::wire::Header;
 use crate::wire::flags::setattr;
 use crate::wire::reply::{self, Reply};
 use crate::wire::request::{self, Ioctl};
@@ -22,18 +22,24 @@ const XATTR_REPLACE: u32 = 2;
 impl Ops {
     pub(super) fn get_attr(&self, node: NodeId, reply: &mut Reply<'_>) -> Answer {
         let now = self.engine.attr(node)?;
-        reply.attr_for(self.timeout, &attr(&now));
+        reply.attr_for(self.attr_valid(node), &attr(&now));
         Ok(())
     }
 
     pub(super) fn set_attr(
         &self,
-        node: NodeId,
+        call: &Call<'_>,
         set: &request::SetAttr,
         reply: &mut Reply<'_>,
     ) -> Answer {
-        let now = self.engine.set_attr(node, &wanted(set))?;
-        reply.attr_for(self.timeout, &attr(&now));
+        let node = node_of(call.header.node);
+        let now = match set.valid & setattr::FIELDS {
+            // So the kernel says, before a change of bytes, that privileges go. A chown(2) that names no owner looks the same: by
+            // one that may leave them there it takes nothing.
+            0 => call.act(|to| to.drop_privileges(node))?,
+            _ => call.act(|to| to.set_attr(node, &wanted(set)))?,
+        };
+        reply.attr_for(self.attr_valid(node), &attr(&now));
         Ok(())
     }
 
@@ -53,31 +59,33 @@ impl Ops {
 
     pub(super) fn set_xattr(
         &self,
-        header: &Header,
+        call: &Call<'_>,
         name: &OsStr,
         value: &[u8],
         flags: u32,
         acl_kills_setgid: bool,
     ) -> Answer {
-        let node = node_of(header.node);
+        let node = node_of(call.header.node);
         let mode = match flags {
             0 => SetMode::Any,
             XATTR_CREATE => SetMode::Create,
             XATTR_REPLACE => SetMode::Replace,
             _ => return Err(Errno::INVAL.into()),
         };
-        if acl_kills_setgid {
-            // First: a crash in between must not leave the bit to those the ACL lets in.
-            let mode = self.engine.attr(node)?.mode;
-            if mode & SETGID != 0 {
-                let set = SetAttr {
-                    mode: Some(mode & !SETGID),
-                    ..SetAttr::default()
-                };
-                self.engine.set_attr(node, &set)?;
+        call.act(|to| {
+            if acl_kills_setgid {
+                // First: a crash in between must not leave the bit to those the ACL lets in.
+                let mode = to.attr(node)?.mode;
+                if mode & SETGID != 0 {
+                    let set = SetAttr {
+                        mode: Some(mode & !SETGID),
+                        ..SetAttr::default()
+                    };
+                    to.set_attr(node, &set)?;
+                }
             }
-        }
-        Ok(self.engine.set_xattr(node, name, value, mode)?)
+            to.set_xattr(node, name, value, mode)
+        })
     }
 
     pub(super) fn get_xattr(
@@ -102,7 +110,13 @@ impl Ops {
         put_sized(&names, room, reply)
     }
 
-    pub(super) fn ioctl(&self, node: NodeId, ioctl: &Ioctl<'_>, reply: &mut Reply<'_>) -> Answer {
+    pub(super) fn ioctl(
+        &self,
+        call: &Call<'_>,
+        ioctl: &Ioctl<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Answer {
+        let node = node_of(call.header.node);
         let asked = |bytes: usize| match ioctl.out_size_bytes as usize >= bytes {
             true => Ok(()),
             false => Err(Errno::INVAL),
@@ -115,7 +129,8 @@ impl Ops {
                 reply.u32(flags);
             }
             SET_FLAGS => {
-                self.engine.set_flags(node, first_u32(ioctl.data)?)?;
+                let wanted = first_u32(ioctl.data)?;
+                call.act(|to| to.set_flags(node, wanted))?;
                 reply.ioctl(0);
             }
             GET_FSX => {
@@ -137,9 +152,11 @@ impl Ops {
                 if fsx_field(ioctl.data, 4)? != 0 || fsx_field(ioctl.data, FSX_PROJECT + 4)? != 0 {
                     return Err(Errno::OPNOTSUPP.into());
                 }
-                self.engine
-                    .set_project(node, fsx_field(ioctl.data, FSX_PROJECT)?)?;
-                self.engine.set_flags(node, (now & !known) | wanted)?;
+                let project = fsx_field(ioctl.data, FSX_PROJECT)?;
+                call.act(|to| {
+                    to.set_project(node, project)?;
+                    to.set_flags(node, (now & !known) | wanted)
+                })?;
                 reply.ioctl(0);
             }
             _ => return Err(Errno::NOTTY.into()),

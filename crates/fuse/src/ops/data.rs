@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 use vellum_union::engine::{NodeId, Whence};
 
+use super::known::Call;
 use super::{Answer, Ops};
 use crate::passthrough::{Refused, node_of};
 use crate::wire::flags::{WRITE_KILL_SUIDGID, open};
@@ -22,8 +23,14 @@ impl Ops {
         }
         let write = flags & ACCESS_MODE != READ_ONLY;
         if let Some(passthrough) = &self.passthrough {
+            let node = node_of(header.node);
+            let known = !write || passthrough.is_written(node);
             return match passthrough.open(&self.engine, header.node, header.pid, write) {
                 Ok(opened) => {
+                    if !known && passthrough.is_written(node) {
+                        // From here on it asks each time.
+                        self.tell(node);
+                    }
                     reply.open(opened.handle, opened.flags, opened.backing);
                     Ok(())
                 }
@@ -45,14 +52,15 @@ impl Ops {
 
     pub(super) fn write(
         &self,
-        node: NodeId,
+        call: &Call<'_>,
         offset: u64,
         data: &[u8],
         flags: u32,
         reply: &mut Reply<'_>,
     ) -> Answer {
+        let node = node_of(call.header.node);
         let clear = flags & WRITE_KILL_SUIDGID != 0;
-        let length = self.engine.write(node, offset, data, clear)?;
+        let length = call.act(|to| to.write(node, offset, data, clear))?;
         reply.count(length as u32);
         Ok(())
     }
@@ -75,7 +83,7 @@ impl Ops {
 
     pub(super) fn copy_range(
         &self,
-        header: &Header,
+        call: &Call<'_>,
         copy: &CopyRange,
         reply: &mut Reply<'_>,
     ) -> Answer {
@@ -84,14 +92,10 @@ impl Ops {
         }
         // The older reply counts in 32 bits.
         let length = copy.length_bytes.min(1 << 30);
-        let copied = self.engine.copy_range(
-            node_of(header.node),
-            copy.from_offset,
-            node_of(copy.to),
-            copy.to_offset,
-            length,
-        )?;
-        match header.opcode == Opcode::CopyFileRange64 as u32 {
+        let from = (node_of(call.header.node), copy.from_offset);
+        let to = (node_of(copy.to), copy.to_offset);
+        let copied = call.act(|act| act.copy_range(from.0, from.1, to.0, to.1, length))?;
+        match call.header.opcode == Opcode::CopyFileRange64 as u32 {
             true => reply.u64(copied),
             false => reply.count(copied as u32),
         }

@@ -7,9 +7,9 @@ use rustix::io::Errno;
 use vellum_sys::FileKind;
 use vellum_union::engine::{NewNode, NodeId, RenameMode};
 
+use super::known::Call;
 use super::{Answer, Ops, caller, unpack_device};
 use crate::passthrough::{self, node_of};
-use crate::wire::Header;
 use crate::wire::flags::open;
 use crate::wire::reply::{self, Reply};
 
@@ -44,30 +44,30 @@ impl Ops {
 
     pub(super) fn symlink(
         &self,
-        header: &Header,
+        call: &Call<'_>,
         name: &OsStr,
         target: &OsStr,
         reply: &mut Reply<'_>,
     ) -> Answer {
         let new = NewNode::Symlink(OsString::from(target));
-        self.make(header, name, (&new, 0o777), 0, reply).map(drop)
+        self.make(call, name, (&new, 0o777), 0, reply).map(drop)
     }
 
     pub(super) fn mkdir(
         &self,
-        header: &Header,
+        call: &Call<'_>,
         name: &OsStr,
         mode: u32,
         umask: u32,
         reply: &mut Reply<'_>,
     ) -> Answer {
-        self.make(header, name, (&NewNode::Dir, mode), umask, reply)
+        self.make(call, name, (&NewNode::Dir, mode), umask, reply)
             .map(drop)
     }
 
     pub(super) fn mknod(
         &self,
-        header: &Header,
+        call: &Call<'_>,
         name: &OsStr,
         (mode, rdev): (u32, u32),
         umask: u32,
@@ -82,13 +82,12 @@ impl Ops {
             Some(FileKind::Block) => NewNode::Block(major, minor),
             Some(FileKind::Dir | FileKind::Symlink) | None => return Err(Errno::INVAL.into()),
         };
-        self.make(header, name, (&new, mode), umask, reply)
-            .map(drop)
+        self.make(call, name, (&new, mode), umask, reply).map(drop)
     }
 
     pub(super) fn create(
         &self,
-        header: &Header,
+        call: &Call<'_>,
         name: &OsStr,
         mode: u32,
         umask: u32,
@@ -98,22 +97,21 @@ impl Ops {
         if self.agreed.no_open {
             return Err(Errno::NOSYS.into());
         }
-        let node = self.make(header, name, (&NewNode::File, mode), umask, reply)?;
+        let node = self.make(call, name, (&NewNode::File, mode), umask, reply)?;
         self.made_open(node, reply);
         Ok(())
     }
 
     pub(super) fn tmpfile(
         &self,
-        header: &Header,
+        call: &Call<'_>,
         mode: u32,
         umask: u32,
         reply: &mut Reply<'_>,
     ) -> Answer {
-        let caller = caller(header, umask);
-        let entry = self
-            .engine
-            .tmpfile(node_of(header.node), mode & 0o7777, &caller)?;
+        let caller = caller(call.header, umask);
+        let dir = node_of(call.header.node);
+        let entry = call.act(|to| to.tmpfile(dir, mode & 0o7777, &caller))?;
         let node = entry.node;
         self.put_entry(entry, reply);
         self.made_open(node, reply);
@@ -132,16 +130,15 @@ impl Ops {
 
     fn make(
         &self,
-        header: &Header,
+        call: &Call<'_>,
         name: &OsStr,
         (new, mode): (&NewNode, u32),
         umask: u32,
         reply: &mut Reply<'_>,
     ) -> Answer<NodeId> {
-        let caller = caller(header, umask);
-        let entry = self
-            .engine
-            .create(node_of(header.node), name, new, mode & 0o7777, &caller)?;
+        let caller = caller(call.header, umask);
+        let dir = node_of(call.header.node);
+        let entry = call.act(|to| to.create(dir, name, new, mode & 0o7777, &caller))?;
         let node = entry.node;
         self.put_entry(entry, reply);
         Ok(node)
@@ -149,6 +146,7 @@ impl Ops {
 
     pub(super) fn rename(
         &self,
+        call: &Call<'_>,
         (parent, name): (NodeId, &OsStr),
         (new_parent, new_name): (NodeId, &OsStr),
         flags: u32,
@@ -160,8 +158,6 @@ impl Ops {
             WHITEOUT => RenameMode::Whiteout,
             _ => return Err(Errno::INVAL.into()),
         };
-        Ok(self
-            .engine
-            .rename(parent, name, new_parent, new_name, mode)?)
+        call.act(|to| to.rename(parent, name, new_parent, new_name, mode))
     }
 }

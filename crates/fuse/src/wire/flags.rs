@@ -67,6 +67,8 @@ pub mod setattr {
     pub const MTIME_NOW: u32 = 1 << 8;
     pub const CTIME: u32 = 1 << 10;
     pub const KILL_SUIDGID: u32 = 1 << 11;
+    /// Those that say something is to change.
+    pub const FIELDS: u32 = MODE | UID | GID | SIZE | ATIME | MTIME | ATIME_NOW | MTIME_NOW | CTIME;
 }
 
 /// The writer may not keep setuid and setgid.

@@ -21,12 +21,14 @@ use vellum_sys::xattr::SetMode;
 use vellum_sys::{Dir, FileKind, RenameFlags, Stat, data, publish};
 
 use crate::dir_layer::DirHandle;
+use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::files::Opened;
 use crate::engine::identity::Origin;
 use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, Place, State, UpperFile};
 use crate::engine::options::Durability;
 use crate::engine::place::open_lower;
+use crate::engine::request::NodeId;
 use crate::engine::shown::Source;
 use crate::engine::{Engine, Upper, records};
 use crate::layer::Records;
@@ -72,6 +74,30 @@ struct Copying<'a> {
     /// The lower file, and where its bytes are.
     lower: Option<(Arc<LowerFile>, Arc<LowerFile>)>,
     origin: Origin,
+    /// Names of the lower inode.
+    stored_nlink: u32,
+}
+
+impl Copying<'_> {
+    /// Returns what the copy changes of the node's attributes; the rest is carried.
+    fn changes(&self) -> Attrs {
+        let more = match self.node.kind {
+            // It has another inode's size, and counts its subdirectories no more.
+            FileKind::Dir => Attrs::SIZE | Attrs::NLINK,
+            // Without an index, the copy is alone with its name.
+            _ if self.origin.index.is_none() && self.stored_nlink > 1 => Attrs::NLINK,
+            _ => Attrs::NONE,
+        };
+        Attrs::BLOCKS | Attrs::CTIME | more
+    }
+
+    /// Returns the directory that the copy gets its name in. In the index, it gets none of its own.
+    fn goes_into(&self) -> Option<NodeId> {
+        match (&self.target, &self.origin.index) {
+            (Some(target), None) => Some(target.parent.id),
+            _ => None,
+        }
+    }
 }
 
 /// The directory in the upper layer, and the name in it.
@@ -91,7 +117,7 @@ enum Staged {
     Named(OsString),
 }
 
-impl Engine {
+impl Action<'_> {
     /// Makes sure that `what` of a node is in the upper layer. Does nothing if it is.
     ///
     /// To be called with no lock held. What is once in the upper layer stays there (until its last name is removed), so the
@@ -143,6 +169,7 @@ impl Engine {
                 drop(state);
                 drop(shared);
                 let taken = self.reserve_data(upper, &source, what, 0)?;
+                self.touch(node.id, Attrs::BLOCKS | Attrs::CTIME);
                 let done = self.data_up(upper, node, (at.clone(), source), what == What::Truncated);
                 taken.result(&done, || at.stat());
                 drop(gate);
@@ -165,6 +192,10 @@ impl Engine {
             }
             _ => upper.usage.reserve(0, 1)?,
         };
+        self.touch(node.id, copying.changes());
+        if let Some(dir) = copying.goes_into() {
+            self.touch_copied_into(dir);
+        }
         let done = self.copy(&copying);
         taken.result(&done, || match node.state().at()? {
             Some(at) => at.stat(),
@@ -177,7 +208,9 @@ impl Engine {
         drop(gate);
         done.map(|()| true)
     }
+}
 
+impl Engine {
     fn begin<'a>(
         &self,
         upper: &'a Upper,
@@ -208,6 +241,7 @@ impl Engine {
             shown,
             lower,
             origin,
+            stored_nlink: stored.nlink,
         })
     }
 

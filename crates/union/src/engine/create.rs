@@ -18,6 +18,7 @@ use vellum_sys::{Dir, FileKind, Stat};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::acl::{self, Acl};
+use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
 use crate::engine::files::Opened;
@@ -49,7 +50,7 @@ enum Free {
     No,
 }
 
-impl Engine {
+impl Action<'_> {
     /// Makes something new under a name. The entry is owed a forget.
     ///
     /// One step on disk. Errors: [`Refusal::Exists`], [`Refusal::NotFound`] if the directory is removed,
@@ -70,6 +71,7 @@ impl Engine {
         let taken = upper.usage.reserve(0, 1)?;
         let done = self.in_dir(&dir, |handle, names| {
             let at = handle.dir().map_err(|error| upper.io(error))?;
+            self.touch(dir.id, Attrs::NAMES);
             let made = self.make(upper, &dir, names, &at, name, &new);
             let (stored, file) = made.inspect_err(|_| {
                 // It may be there all the same, if it was made and could not be looked at.
@@ -206,6 +208,8 @@ impl Engine {
             // It may be there all the same if what follows fails.
             names.forget_absent();
             dir.changed();
+            self.touch(dir.id, Attrs::NAMES);
+            self.touch(node.id, Attrs::NAME);
             let linked = link_from(&from, upper, &at, name, over);
             linked.map_err(|error| match error.is_not_found() {
                 true => Refusal::NotFound.into(),
@@ -251,7 +255,9 @@ impl Engine {
             self.to_upper(dir, What::Names)?;
         }
     }
+}
 
+impl Engine {
     fn new_thing<'a>(&self, what: &'a NewNode, mode: u32, caller: &Caller) -> Result<New<'a>> {
         if let NewNode::Char(0, 0) = what {
             return Err(Refusal::NotPermitted.into());

@@ -5,31 +5,34 @@
 //! while bytes move, which may take long: they only ever move up, and an inode in the upper layer stays the file's for
 //! good. So a change never goes to what was left behind, and a reading that began before a copy-up reads what was there.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use vellum_format::OverrideStat;
+use vellum_format::{OverrideStat, record};
 use vellum_sys::data::{self, AllocateFlags};
 use vellum_sys::rooted::Access;
 use vellum_sys::{FileKind, publish};
 
 use crate::blocks::view::Piece;
+use crate::engine::action::{Action, Attrs};
 use crate::engine::blocks::{BlockFile, OpenBlocks};
 use crate::engine::copy_up::What;
+use crate::engine::ids::CAPABILITY;
 use crate::engine::limit::{Change, Charge};
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode};
 use crate::engine::options::Durability;
 use crate::engine::place::{Bytes, open_upper};
 use crate::engine::records;
-use crate::engine::request::{NodeId, SetAttr, Whence};
-use crate::engine::set_attr::without_privileges;
+use crate::engine::request::{NodeId, Whence};
 use crate::engine::{Engine, Upper};
 use crate::layer::Records;
 use crate::{Error, Refusal, Result};
 
 /// The most one call of [`Engine::copy_range`] moves through memory; the caller asks again for the rest.
 const COPY_STEP_BYTES: usize = 4 << 20;
+const SETUID_SETGID: u32 = 0o6000;
 
 impl Engine {
     /// Reads from `offset` on; a shorter count than `buffer` has room for is the end of the file.
@@ -49,7 +52,9 @@ impl Engine {
             }
         }
     }
+}
 
+impl Action<'_> {
     /// Writes at `offset`; returns how many bytes, fewer than given only if there is no room for more.
     ///
     /// `clear_privileges` says that the writer may not keep setuid, setgid and capabilities. Errors: as
@@ -61,14 +66,17 @@ impl Engine {
         bytes: &[u8],
         clear_privileges: bool,
     ) -> Result<usize> {
+        self.write_by(id, offset, bytes, Keeps::Known(!clear_privileges))
+    }
+
+    fn write_by(&self, id: NodeId, offset: u64, bytes: &[u8], keeps: Keeps) -> Result<usize> {
         let node = self.file_node(id)?;
         let end = offset
             .checked_add(bytes.len() as u64)
             .ok_or(Refusal::Invalid)?;
-        let mut clears = false;
-        let count = self.change(&node, What::Data, |upper, place| {
+        self.change(&node, What::Data, |upper, place| {
+            self.before_bytes(upper, &node, place, keeps)?;
             let charge = self.charge(upper, place, offset, end)?;
-            clears = clear_privileges && has_privileges(upper, place)?;
             let wrote = match place {
                 Bytes::AppendOnly(file) if !is_end(upper, file, offset)? => {
                     Err(Refusal::NotPermitted.into())
@@ -81,11 +89,7 @@ impl Engine {
             };
             charge.settle(Change::Grows);
             wrote
-        })?;
-        if clears {
-            self.clear_privileges(&node)?;
-        }
-        Ok(count)
+        })
     }
 
     /// Gives a file another size. 0 copies nothing of a lower file.
@@ -100,6 +104,7 @@ impl Engine {
             _ => What::Data,
         };
         self.change(node, what, |upper, place| {
+            self.before_bytes(upper, node, place, Keeps::Known(!clear_privileges))?;
             let charge = self.charge(upper, place, size_bytes, size_bytes)?;
             let set = match place {
                 Bytes::Upper(file) => data::truncate(&**file, size_bytes).map_err(|e| upper.io(e)),
@@ -109,11 +114,7 @@ impl Engine {
             };
             charge.settle(Change::MayFree);
             set
-        })?;
-        match clear_privileges {
-            true => self.clear_privileges(node),
-            false => Ok(()),
-        }
+        })
     }
 
     /// Allocates room, punches holes, makes zeros, and takes out or puts in room, as fallocate(2) with these mode bits.
@@ -136,6 +137,7 @@ impl Engine {
             self.make_whole(&node)?;
         }
         self.change(&node, What::Data, |upper, place| {
+            self.before_bytes(upper, &node, place, Keeps::Ask)?;
             // What only frees room may still have to copy two blocks.
             let charged = if frees { offset } else { end };
             let charge = self.charge(upper, place, offset, charged)?;
@@ -160,7 +162,9 @@ impl Engine {
             done
         })
     }
+}
 
+impl Engine {
     /// Returns where data, or a hole, begins at or behind `offset`; the end of the file is a hole.
     ///
     /// Errors: [`Refusal::NoData`] if `offset` is not before the end, or no data is behind it.
@@ -183,7 +187,9 @@ impl Engine {
         };
         found.ok_or_else(|| Refusal::NoData.into())
     }
+}
 
+impl Action<'_> {
     /// Copies up to `length` bytes from one file into another (or another part of the same); returns how many.
     ///
     /// Fewer than asked for is the end of the source, or as much as is done at once; 0 is the end alone. Errors:
@@ -201,6 +207,17 @@ impl Engine {
         if from == to && overlaps {
             return Err(Refusal::Invalid.into());
         }
+        self.read_by(from, || {
+            self.copy_step((from, from_offset), (to, to_offset), length)
+        })
+    }
+
+    fn copy_step(
+        &self,
+        (from, from_offset): (NodeId, u64),
+        (to, to_offset): (NodeId, u64),
+        length: u64,
+    ) -> Result<u64> {
         let step = usize::try_from(length)
             .unwrap_or(usize::MAX)
             .min(COPY_STEP_BYTES);
@@ -215,7 +232,8 @@ impl Engine {
             if count == 0 {
                 break;
             }
-            let wrote = match self.write(to, to_offset + done as u64, &buffer[..count], false) {
+            let at = to_offset + done as u64;
+            let wrote = match self.write_by(to, at, &buffer[..count], Keeps::Ask) {
                 Err(_) if done > 0 => break,
                 other => other?,
             };
@@ -226,6 +244,17 @@ impl Engine {
             }
         }
         Ok(done as u64)
+    }
+
+    /// Calls `read`, which reads bytes of a file for a program that did not ask for them here, and notes whether its access time
+    /// changed.
+    fn read_by<T>(&self, id: NodeId, read: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.attr(id)?.atime;
+        let done = read();
+        if self.attr(id)?.atime != before {
+            self.touch(id, Attrs::ATIME);
+        }
+        done
     }
 
     /// Copies between two files that are whole, if their file systems can; `None` if not.
@@ -252,6 +281,7 @@ impl Engine {
             let Bytes::Upper(file) = place else {
                 return Ok(None);
             };
+            self.before_bytes(upper, &target, place, Keeps::Ask)?;
             let charge = self.charge(upper, place, to_offset, to_offset + length as u64)?;
             let copied = data::copy_range(&*source, from_offset, &**file, to_offset, length);
             charge.settle(Change::Grows);
@@ -269,7 +299,9 @@ impl Engine {
             }
         })
     }
+}
 
+impl Engine {
     /// Makes what was written to a file durable, and its attributes unless `data_only`. For a directory, its names.
     ///
     /// Nothing is synced of a union that is volatile, nor of what lies in a lower layer.
@@ -322,15 +354,12 @@ impl Engine {
     /// Returns a descriptor whose bytes are exactly this file's, now and until it is next copied up, for handing to the
     /// kernel; `None` if there is no such file (then requests have to come here).
     ///
-    /// With `write`, the file is copied up first. Whoever has a descriptor for reading has to be told of a copy-up: what
-    /// is written afterwards is not in it.
+    /// With `write`, `None` too of a file whose bytes are not all in the upper layer, and of all where a limit counts what is written.
+    /// Whoever has a descriptor for reading has to be told of a copy-up: what is written afterwards is not in it.
     pub fn backing(&self, id: NodeId, write: bool) -> Result<Option<Arc<File>>> {
         let node = self.file_node(id)?;
-        if write {
-            if self.is_limited() {
-                return Ok(None);
-            }
-            self.to_upper(&node, What::Data)?;
+        if write && (self.is_limited() || !matches!(self.place(&node, false)?, Bytes::Upper(_))) {
+            return Ok(None);
         }
         Ok(match self.place(&node, write)? {
             Bytes::Lower(file, _) | Bytes::Upper(file) => Some(file),
@@ -372,7 +401,9 @@ impl Engine {
             _ => Err(Refusal::Invalid.into()),
         }
     }
+}
 
+impl Action<'_> {
     /// Copies the file up as far as `what` needs, and does something with its bytes in the upper layer. What becomes
     /// whole by that becomes plain.
     fn change<T>(
@@ -387,6 +418,7 @@ impl Engine {
         }
         loop {
             self.to_upper(node, what)?;
+            self.touch(node.id, Attrs::CONTENT);
             let place = self.place(node, true)?;
             if let Bytes::Lower(..) = place {
                 continue;
@@ -403,6 +435,28 @@ impl Engine {
         }
     }
 
+    /// Takes privileges away, if there are any, before bytes of a file change.
+    fn before_bytes(
+        &self,
+        upper: &Upper,
+        node: &LiveNode,
+        place: &Bytes,
+        keeps: Keeps,
+    ) -> Result<()> {
+        let records = upper.options.records == Records::Read;
+        let kept = keeps == Keeps::Known(true) && !records && !upper.strips;
+        if kept || !has_privileges(upper, place)? {
+            return Ok(());
+        }
+        self.take_privileges(upper, node, || match keeps {
+            _ if upper.strips && !records => false,
+            Keeps::Known(keeps) => keeps,
+            Keeps::Ask => self.asker.keeps_privileges(),
+        })
+    }
+}
+
+impl Engine {
     /// Gives a file that is copied up block by block all its bytes in the upper layer, while it is in use. Nothing that shows
     /// changes.
     ///
@@ -449,15 +503,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes setuid, setgid and capabilities away, as the file system does when one without privilege writes.
-    fn clear_privileges(&self, node: &Arc<LiveNode>) -> Result<()> {
-        let change = SetAttr {
-            clear_privileges: true,
-            ..SetAttr::default()
-        };
-        self.set_attr(node.id, &change).map(drop)
-    }
-
     /// Reserves room for what changing `start..end` of a file can allocate.
     fn charge<'a>(
         &'a self,
@@ -478,32 +523,37 @@ impl Engine {
     }
 }
 
-/// Returns whether the mode has a bit that a write by one without privilege takes away.
+/// Whether who changes bytes may leave privileges to the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    /// This is known.
+    Known(bool),
+    /// Nobody said: the asker is to be looked at.
+    Ask,
+}
+
+/// Returns whether the file has something that a change of its bytes may take away, but for a capability that the file system keeps.
 fn has_privileges(upper: &Upper, place: &Bytes) -> Result<bool> {
     let file = match place {
         Bytes::Upper(file) | Bytes::AppendOnly(file) | Bytes::Lower(file, _) => file,
         Bytes::Blocks(_, open) => &open.upper,
     };
-    let mode = match upper.options.records {
-        Records::None => {
-            vellum_sys::stat::stat_fd(file)
-                .map_err(|e| upper.io(e))?
-                .mode
+    let has = |name: &OsStr| vellum_sys::xattr::get_fd(file, name).map_err(|e| upper.io(e));
+    if upper.options.records == Records::Read {
+        if let Some(capability) = record::recorded(OsStr::new(CAPABILITY))
+            && has(&capability)?.is_some()
+        {
+            return Ok(true);
         }
-        Records::Read => {
-            let record = vellum_sys::xattr::get_fd(file, records::stat_name());
-            match record.map_err(|e| upper.io(e))? {
-                // One that can't be read is looked at, and told, by who clears it.
-                Some(value) => OverrideStat::parse(&value).map_or(0o7777, |record| record.mode),
-                None => {
-                    vellum_sys::stat::stat_fd(file)
-                        .map_err(|e| upper.io(e))?
-                        .mode
-                }
-            }
+        if let Some(value) = has(records::stat_name())? {
+            // One that can't be read is looked at, and told, by who clears it.
+            return Ok(
+                OverrideStat::parse(&value).map_or(true, |record| record.mode & SETUID_SETGID != 0)
+            );
         }
-    };
-    Ok(without_privileges(mode) != mode)
+    }
+    let stat = vellum_sys::stat::stat_fd(file).map_err(|e| upper.io(e))?;
+    Ok(stat.mode & SETUID_SETGID != 0)
 }
 
 fn is_end(upper: &Upper, file: &File, offset: u64) -> Result<bool> {

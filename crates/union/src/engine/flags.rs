@@ -15,6 +15,7 @@ use vellum_sys::rooted::Access;
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, FileKind, quota};
 
+use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
 use crate::engine::nodes::{Body, LiveNode, State};
@@ -46,7 +47,9 @@ impl Engine {
         let state = node.state();
         self.flags_in(&state)
     }
+}
 
+impl Action<'_> {
     /// Sets the flags of a regular file or directory; those not given are cleared.
     ///
     /// Copies attributes up, not data. Whether the caller may was decided before. Errors: as [`Engine::flags`].
@@ -54,6 +57,7 @@ impl Engine {
         let upper = self.upper()?;
         let node = self.flagged(id)?;
         self.to_upper(&node, What::Meta)?;
+        self.touch(node.id, Attrs::CTIME);
         let _shared = self.shared();
         // For writing: what is decided by the flags is not decided meanwhile.
         let state = node.state_mut();
@@ -61,11 +65,12 @@ impl Engine {
         let open = open(&at).map_err(|e| upper.io(e))?;
         let own = own_flags(&open).map_err(|error| unsupported_or(upper, error))?;
         let wanted = flags & !PROTECTED;
+        let set = match &open {
+            Open::File(file) => flags::set(file, wanted),
+            Open::Dir(dir) => flags::set(&**dir, wanted),
+        };
+        // Also if they are what they were: the ctime changes all the same. But then a refusal says nothing.
         if own & !PROTECTED != wanted {
-            let set = match &open {
-                Open::File(file) => flags::set(file, wanted),
-                Open::Dir(dir) => flags::set(&**dir, wanted),
-            };
             set.map_err(|error| unsupported_or(upper, error))?;
         }
         let mark = upper.options.prefix.xattr(Mark::Protattr);
@@ -82,7 +87,9 @@ impl Engine {
         self.files.forget(node.id);
         Ok(())
     }
+}
 
+impl Engine {
     /// Returns the project number of a regular file or directory: 0 is the default, and what is said where there are none.
     ///
     /// Errors: [`Refusal::Unsupported`] for anything else.
@@ -109,7 +116,9 @@ impl Engine {
             other => other.map_err(self.io(0)),
         }
     }
+}
 
+impl Action<'_> {
     /// Gives a regular file or directory a project number, on the upper layer's file system.
     ///
     /// Copies attributes up, not data. Errors: as [`Engine::flags`].
@@ -121,6 +130,7 @@ impl Engine {
         let node = self.flagged(id)?;
         self.may_change(&node)?;
         self.to_upper(&node, What::Meta)?;
+        self.touch(node.id, Attrs::CTIME);
         let _shared = self.shared();
         let state = node.state_mut();
         let at = state.at().map_err(|e| upper.io(e))?.ok_or(Refusal::Stale)?;
@@ -133,7 +143,9 @@ impl Engine {
             false => unsupported_or(upper, error),
         })
     }
+}
 
+impl Engine {
     fn flagged(&self, id: NodeId) -> Result<Arc<LiveNode>> {
         let node = self.node(id)?;
         match node.kind {

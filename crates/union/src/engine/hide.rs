@@ -17,8 +17,9 @@ use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, FileKind, RenameFlags};
 
 use crate::dir_layer::DirHandle;
+use crate::engine::action::{Action, Attrs};
 use crate::engine::copy_up::What;
-use crate::engine::nodes::{Body, DirBody, LiveNode, Names, State, UpperFile};
+use crate::engine::nodes::{Body, DirBody, FileBody, LiveNode, Names, State, UpperFile};
 use crate::engine::request::NodeId;
 use crate::engine::table::Held;
 use crate::engine::{Engine, Upper};
@@ -52,7 +53,7 @@ struct Removal<'a> {
     below: bool,
 }
 
-impl Engine {
+impl Action<'_> {
     /// Removes a name that is no directory.
     ///
     /// One step on disk: afterwards the name is gone, or nothing has changed. Errors: [`Refusal::NotFound`],
@@ -90,6 +91,13 @@ impl Engine {
             // What is not in the upper layer shows from below.
             let below = !node.in_upper() || self.below(&dir, name)?.is_some();
             let Some(handle) = dir.upper_dir() else {
+                if let Body::Dir(body) = &node.state().body
+                    && !self.is_empty(&body.parts)?
+                {
+                    // Nothing is copied up for what is refused.
+                    self.touch(node.id, Attrs::ATIME);
+                    return Err(Refusal::NotEmpty.into());
+                }
                 drop((names, shared));
                 self.to_upper(&dir, What::Names)?;
                 continue;
@@ -146,10 +154,30 @@ impl Engine {
         if let (Some(pinned), Body::File(file)) = (pinned, &mut state.body) {
             file.upper = Some(pinned);
         }
+        self.touch_unnamed(node, &state);
+        self.touch(dir.id, Attrs::NAMES);
         drop(state);
         self.table.drop_name((dir, names, name));
         dir.changed();
         self.after_links_change(node)
+    }
+
+    /// Notes that a file has lost a name.
+    pub(crate) fn touch_unnamed(&self, node: &LiveNode, state: &State) {
+        // What is in a lower layer alone counts the names there until it has none here.
+        let below = |file: &FileBody| {
+            let lower = file.lower.as_ref();
+            file.upper.is_none() && lower.is_some_and(|lower| lower.nlink > 1)
+        };
+        self.touch(
+            node.id,
+            match &state.body {
+                Body::File(file) if below(file) => Attrs::NAME | Attrs::NLINK,
+                // What is gone has no size on some file systems.
+                Body::Dir(_) => Attrs::NAME | Attrs::SIZE | Attrs::BLOCKS,
+                Body::File(_) => Attrs::NAME,
+            },
+        );
     }
 
     fn remove_dir(&self, removal: &Removal<'_>, names: &mut Names) -> Result<()> {
@@ -172,6 +200,8 @@ impl Engine {
             own.pin().map_err(|error| upper.io(error))?;
         }
         let took = upper.usage.of_dir(body.upper.as_deref());
+        // Looking whether something shows in it reads it.
+        self.touch(node.id, Attrs::ATIME);
         let removed = self.remove_dir_on_disk(upper, &at, name, body, below);
         if let Err(error) = removed {
             if let Some(own) = &body.upper {
@@ -182,12 +212,16 @@ impl Engine {
         if let Some(bytes) = took {
             upper.usage.give_back(bytes, 1);
         }
+        self.touch_unnamed(node, &state);
         drop((state, inside));
+        self.touch(dir.id, Attrs::NAMES);
         self.table.drop_name((dir, names, name));
         dir.changed();
         Ok(())
     }
+}
 
+impl Engine {
     fn remove_dir_on_disk(
         &self,
         upper: &Upper,

@@ -16,6 +16,7 @@ use vellum_sys::Stat;
 use vellum_sys::xattr::SetMode;
 
 use crate::dir_layer::DirHandle;
+use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
 use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, State, UpperFile};
@@ -47,7 +48,9 @@ impl Engine {
         let own = crate::engine::hide::is_own(&state, &at, handle, name);
         own.map(|own| !own).map_err(|error| upper.io(error))
     }
+}
 
+impl Action<'_> {
     /// Copies a file up and gives it this name of it in the upper layer. To be called with no lock held.
     pub(crate) fn to_upper_as(
         &self,
@@ -91,6 +94,8 @@ impl Engine {
             if let Some(lower) = lower {
                 upper.set_nlink(&from, NlinkBase::Lower, count, lower)?;
             }
+            self.touch(node.id, Attrs::CTIME);
+            self.touch_copied_into(dir.id);
             self.mark_impure(upper, dir, &at)?;
             let times = at.stat_self().map_err(|error| upper.io(error))?;
             match &from {
@@ -107,7 +112,9 @@ impl Engine {
             return Ok(());
         }
     }
+}
 
+impl Engine {
     /// Writes down how many names a file has, relative to the upper inode's own count, so that the number is right
     /// before and after a name of that inode comes or goes. Nothing to do for files whose count is not kept.
     pub(crate) fn before_links_change(&self, node: &LiveNode, state: &State) -> Result<()> {

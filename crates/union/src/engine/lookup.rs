@@ -44,13 +44,15 @@ impl Engine {
         })
     }
 
-    /// Takes back `count` lookups of a node. The root is never forgotten.
-    pub fn forget(&self, node: NodeId, count: u64) {
+    /// Takes back `count` lookups of a node; true if nobody counts on it any more. The root is never forgotten.
+    pub fn forget(&self, node: NodeId, count: u64) -> bool {
         self.table.forget(node, count);
         self.sweep();
-        if self.table.get(node).is_err() {
+        let gone = node != NodeId::ROOT && self.table.get(node).is_err();
+        if gone {
             self.files.forget(node);
         }
+        gone
     }
 
     /// Returns what is called `name`, held. The caller holds the rename gate and the names of `parent`.

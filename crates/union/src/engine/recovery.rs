@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use vellum_format::{Handle, Mark, Nlink, NlinkBase, Prefix, workdir};
+use vellum_sys::credentials::Credentials;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, mount, publish};
@@ -209,6 +210,8 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
     let kernel_kept_out = sweep(&staging, &options)?;
     let index = open_index(&work, &options)?;
     let unnamed = staging.create_unnamed(0o600).is_ok();
+    // Without a /proc to say so, it is taken to have no such right.
+    let strips = !Credentials::own().is_some_and(|own| own.keeps_privileges());
     let name = options.upper.display().to_string();
     let maps = Arc::new(BlockStore::make_dir(&work).map_err(in_work)?);
     let usage = Usage::open(options.limit, &upper, &work).map_err(in_work)?;
@@ -237,6 +240,7 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
         data_order,
         options,
         unnamed,
+        strips,
         kernel_kept_out: AtomicBool::new(kernel_kept_out),
         locks: [upper_lock, work_lock],
     })

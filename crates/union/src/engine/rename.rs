@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use vellum_sys::{Dir, FileKind, RenameFlags};
 
 use crate::dir_layer::DirHandle;
+use crate::engine::action::{Action, Attrs};
 use crate::engine::copy_up::What;
 use crate::engine::create::check_name;
 use crate::engine::hide::{Above, is_own, pin};
@@ -54,7 +55,7 @@ enum Before<'a> {
     Wait(Arc<LiveNode>),
 }
 
-impl Engine {
+impl Action<'_> {
     /// Moves what is called `name` in `parent` to `new_name` in `new_parent`.
     ///
     /// One step on disk. Two names of one file are left as they are. Errors: [`Refusal::NotFound`]; [`Refusal::Exists`]
@@ -191,10 +192,16 @@ impl Engine {
             from: from_names,
             to: to_names,
         };
+        if let Some(over) = over.as_ref().filter(|over| over.is_dir() && !exchange) {
+            // Looking whether something shows in it reads it.
+            self.touch(over.id, Attrs::ATIME);
+        }
         match (&over, exchange) {
             (Some(over), true) => self.exchange(upper, &source, &target, &moved, over)?,
             _ => self.replace(upper, &source, &target, &moved, over.as_ref())?,
         }
+        let replaced = over.as_ref().map(|over| &***over);
+        self.touch_moved((&source, &target), &moved, replaced, exchange);
         self.note_moves(
             &mut lists,
             &source,
@@ -209,6 +216,26 @@ impl Engine {
         Ok(Before::Nothing)
     }
 
+    /// Notes what a rename changed.
+    fn touch_moved(
+        &self,
+        (source, target): (&End<'_>, &End<'_>),
+        moved: &LiveNode,
+        over: Option<&LiveNode>,
+        exchange: bool,
+    ) {
+        self.touch(source.dir.id, Attrs::NAMES);
+        self.touch(target.dir.id, Attrs::NAMES);
+        self.touch(moved.id, Attrs::NAME);
+        match over {
+            Some(over) if exchange => self.touch(over.id, Attrs::NAME),
+            Some(over) => self.touch_unnamed(over, &over.state()),
+            None => {}
+        }
+    }
+}
+
+impl Engine {
     /// Returns what has to be copied up of something that moves.
     fn missing(&self, upper: &Upper, node: &LiveNode) -> Result<Option<What>> {
         let state = node.state();

@@ -1,7 +1,8 @@
 //! Changing attributes and xattrs. Only metadata is copied up for it; a new size is the business of `data.rs`.
 //!
-//! What POSIX clears when an owner changes, the upper layer's file system clears. Where owners and modes are recorded,
-//! the record is changed and the inode behind it stays as it is, and what the file system would clear is cleared here.
+//! What a change of owner or content takes away (setuid, setgid, capabilities) is taken away here, before the change: the file system
+//! below would go by this process's rights, not by the asker's. Where owners and modes are recorded, the record is changed and the
+//! inode behind it stays as it is.
 
 use std::ffi::OsStr;
 
@@ -10,14 +11,15 @@ use vellum_sys::FileKind;
 use vellum_sys::rooted::NewTime;
 use vellum_sys::xattr::SetMode;
 
+use crate::engine::Upper;
 use crate::engine::acl::{self, Acl};
+use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
 use crate::engine::ids::{CAPABILITY, map_capability};
 use crate::engine::nodes::{LiveNode, State};
 use crate::engine::records::{self, Kept};
 use crate::engine::request::{Attr, NodeId, SetAttr, SetTime};
-use crate::engine::{Engine, Upper};
 use crate::layer::{Layer, Records};
 use crate::{Refusal, Result};
 
@@ -25,7 +27,7 @@ const SETUID: u32 = 0o4000;
 const SETGID: u32 = 0o2000;
 const GROUP_EXECUTES: u32 = 0o010;
 
-impl Engine {
+impl Action<'_> {
     /// Changes attributes, and returns them all.
     ///
     /// The order is size, owner, mode, times, so that none undoes another. Errors: [`Refusal::UnmappedId`],
@@ -59,22 +61,15 @@ impl Engine {
         if of_owner || clear || times != (NewTime::Keep, NewTime::Keep) {
             self.to_upper(&node, What::Meta)?;
         }
+        self.touch(node.id, Attrs::ALL);
         let _shared = self.shared();
         let state = node.state();
         if let Some(at) = state.at().map_err(|error| upper.io(error))? {
             if of_owner || clear {
+                let new = (uid, gid, change.mode);
                 match upper.options.records {
-                    Records::Read => {
-                        self.change_record(
-                            upper,
-                            &node,
-                            &state,
-                            &at,
-                            (uid, gid, change.mode),
-                            clear,
-                        )?;
-                    }
-                    Records::None => change_inode(upper, &at, (uid, gid, change.mode), clear)?,
+                    Records::Read => self.change_record(upper, &node, (&state, &at), new, clear)?,
+                    Records::None => self.change_inode(upper, &at, new, clear)?,
                 }
             }
             if times != (NewTime::Keep, NewTime::Keep) {
@@ -89,8 +84,7 @@ impl Engine {
         &self,
         upper: &Upper,
         node: &LiveNode,
-        state: &State,
-        at: &At,
+        (state, at): (&State, &At),
         (uid, gid, mode): (Option<u32>, Option<u32>, Option<u32>),
         clear: bool,
     ) -> Result<()> {
@@ -103,11 +97,12 @@ impl Engine {
         }
         let mut shown = self.shown_in(state, &at.stat().map_err(|error| upper.io(error))?)?;
         if uid.is_some() || gid.is_some() || clear {
+            if !shown.is_dir() {
+                shown.mode = self.without_privileges(shown.mode, shown.gid);
+                remove_capability_record(upper, at)?;
+            }
             shown.uid = uid.unwrap_or(shown.uid);
             shown.gid = gid.unwrap_or(shown.gid);
-            if !shown.is_dir() {
-                shown.mode = without_privileges(shown.mode);
-            }
         }
         shown.mode = mode.map_or(shown.mode, |mode| mode & 0o7777);
         let record: OverrideStat = records::of_stat(&shown);
@@ -140,6 +135,14 @@ impl Engine {
             self.may_change(&node)?;
         }
         self.to_upper(&node, What::Meta)?;
+        // An ACL says who may, and the mode says the same in short.
+        self.touch(
+            node.id,
+            match name == acl::ACCESS {
+                true => Attrs::CTIME | Attrs::MODE,
+                false => Attrs::CTIME,
+            },
+        );
         let _shared = self.shared();
         let state = node.state();
         let at = state.at().map_err(|error| upper.io(error))?;
@@ -164,7 +167,7 @@ impl Engine {
             let shown = Acl::parse(&value)?.shown_mode();
             let stat = at.stat().map_err(|error| upper.io(error))?;
             let mode = self.shown_in(&state, &stat)?.mode & !0o777 | shown;
-            self.change_record(upper, &node, &state, &at, (None, None, Some(mode)), false)?;
+            self.change_record(upper, &node, (&state, &at), (None, None, Some(mode)), false)?;
         }
         at.set_xattr(&record, &value, mode)
             .map_err(|error| upper.io(error))
@@ -184,6 +187,7 @@ impl Engine {
             self.may_change(&node)?;
         }
         self.to_upper(&node, What::Meta)?;
+        self.touch(node.id, Attrs::CTIME);
         let _shared = self.shared();
         let state = node.state();
         let at = state.at().map_err(|error| upper.io(error))?;
@@ -204,6 +208,108 @@ impl Engine {
         match removed {
             true => Ok(()),
             false => Err(Refusal::NoAttribute.into()),
+        }
+    }
+
+    /// Takes privileges from a file whose bytes are about to change, if the asker may not leave them to it, and returns its attributes.
+    ///
+    /// Errors: as [`Action::set_attr`].
+    pub fn drop_privileges(&self, id: NodeId) -> Result<Attr> {
+        let upper = self.upper()?;
+        let node = self.node(id)?;
+        let now = self.attr(id)?;
+        if node.is_dir() || now.mode & (SETUID | SETGID) == 0 || self.asker.keeps_privileges() {
+            return Ok(now);
+        }
+        {
+            let _shared = self.shared();
+            self.may_add_to(&node)?;
+        }
+        self.to_upper(&node, What::Meta)?;
+        self.take_privileges(upper, &node, || false)?;
+        self.attr(id)
+    }
+
+    /// Takes away what a change of a file's bytes takes away, before it is made: setuid, setgid, the capability. `keeps` is asked only
+    /// if there is something that the asker might keep.
+    ///
+    /// The file is in the upper layer. No lock is held. A capability that is no record goes with the change itself: no file system
+    /// keeps it, whoever writes.
+    pub(crate) fn take_privileges(
+        &self,
+        upper: &Upper,
+        node: &LiveNode,
+        keeps: impl FnOnce() -> bool,
+    ) -> Result<()> {
+        let records = upper.options.records == Records::Read;
+        let _shared = self.shared();
+        let state = node.state();
+        let Some(at) = state.at().map_err(|error| upper.io(error))? else {
+            return Ok(());
+        };
+        if records && remove_capability_record(upper, &at)? {
+            self.touch(node.id, Attrs::CTIME);
+        }
+        let stored = at.stat().map_err(|error| upper.io(error))?;
+        let shown = self.shown_in(&state, &stored)?;
+        if shown.mode & (SETUID | SETGID) == 0 || keeps() {
+            return Ok(());
+        }
+        let left = self.without_privileges(shown.mode, shown.gid);
+        if left == shown.mode {
+            return Ok(());
+        }
+        self.touch(node.id, Attrs::MODE | Attrs::CTIME);
+        match records {
+            true => self.change_record(upper, node, (&state, &at), (None, None, Some(left)), false),
+            false => at.set_mode(left).map_err(|error| upper.io(error)),
+        }
+    }
+
+    fn change_inode(
+        &self,
+        upper: &Upper,
+        at: &At,
+        (uid, gid, mode): (Option<u32>, Option<u32>, Option<u32>),
+        clear: bool,
+    ) -> Result<()> {
+        let io = |error| upper.io(error);
+        let left = match clear {
+            true => {
+                let before = at.stat().map_err(io)?;
+                self.without_privileges(before.mode, before.gid)
+            }
+            false => 0o7777,
+        };
+        if uid.is_some() || gid.is_some() {
+            at.set_owner(uid, gid).map_err(io)?;
+        }
+        if let Some(mode) = mode {
+            return at.set_mode(mode).map_err(io);
+        }
+        if clear {
+            let now = at.stat().map_err(io)?.mode;
+            if now & left != now {
+                at.set_mode(now & left).map_err(io)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns what a change by this asker leaves of the mode of a file, which belongs to the group `gid` (as stored): setgid stays only
+    /// where it gives no group's rights (it means locking there), and for members of the group.
+    fn without_privileges(&self, mode: u32, gid: u32) -> u32 {
+        let left = mode & !SETUID;
+        if mode & SETGID == 0 {
+            return left;
+        }
+        let is_in_group = || {
+            let shown = self.ids.gid_shown(gid);
+            shown.is_ok_and(|gid| self.asker.is_in_group(gid))
+        };
+        match mode & GROUP_EXECUTES == 0 && is_in_group() {
+            true => left,
+            false => left & !SETGID,
         }
     }
 
@@ -229,32 +335,15 @@ impl Engine {
     }
 }
 
-fn change_inode(
-    upper: &Upper,
-    at: &At,
-    (uid, gid, mode): (Option<u32>, Option<u32>, Option<u32>),
-    clear: bool,
-) -> Result<()> {
-    let io = |error| upper.io(error);
-    if uid.is_some() || gid.is_some() {
-        at.set_owner(uid, gid).map_err(io)?;
-    }
-    if let Some(mode) = mode {
-        at.set_mode(mode).map_err(io)?;
-    } else if clear {
-        let mode = at.stat().map_err(io)?.mode;
-        if without_privileges(mode) != mode {
-            at.set_mode(without_privileges(mode)).map_err(io)?;
-        }
-    }
-    Ok(())
-}
-
-/// Returns a mode without setuid, and without setgid where that gives a group's rights (elsewhere it means locking).
-pub(crate) fn without_privileges(mode: u32) -> u32 {
-    match mode & GROUP_EXECUTES {
-        0 => mode & !SETUID,
-        _ => mode & !(SETUID | SETGID),
+/// Removes the record of a capability; returns whether there was one.
+fn remove_capability_record(upper: &Upper, at: &At) -> Result<bool> {
+    let Some(name) = record::recorded(OsStr::new(CAPABILITY)) else {
+        return Ok(false);
+    };
+    match at.remove_xattr(&name) {
+        // A symbolic link has none, and some file systems have none at all.
+        Err(error) if error.is_denied() || error.is_unsupported() => Ok(false),
+        removed => removed.map_err(|error| upper.io(error)),
     }
 }
 

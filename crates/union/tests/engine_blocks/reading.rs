@@ -28,7 +28,10 @@ fn no_kernel_mount_serves_an_unsettled_file() {
         options.upper.as_mut().unwrap().prefix = prefix;
         let engine = Engine::open(options).unwrap();
         let node = find(&engine, "f");
-        engine.write(node, 70_000, b"new", false).unwrap();
+        engine
+            .privileged()
+            .write(node, 70_000, b"new", false)
+            .unwrap();
         engine.close().unwrap();
         let target = rig.scratch.dir("kernel");
         let overlay = |work: &Path| Overlay {
@@ -119,7 +122,10 @@ fn another_lower_file_is_an_error_and_never_read() {
     };
     let bytes = lower(&rig, "f", 200_000);
     let engine = open(&rig);
-    engine.write(find(&engine, "f"), 0, b"new", false).unwrap();
+    engine
+        .privileged()
+        .write(find(&engine, "f"), 0, b"new", false)
+        .unwrap();
     engine.close().unwrap();
     let path = rig.lowers[0].join("f");
     let aside = rig.lowers[0].join("aside");
@@ -132,7 +138,10 @@ fn another_lower_file_is_an_error_and_never_read() {
             matches!(error, Error::Blocks { .. }) && text.contains(why),
             "{text}"
         );
-        let error = engine.write(node, 100_000, b"x", false).unwrap_err();
+        let error = engine
+            .privileged()
+            .write(node, 100_000, b"x", false)
+            .unwrap_err();
         assert!(matches!(error, Error::Blocks { .. }), "{error:?}");
         engine.close().unwrap();
         assert!(matches!(
@@ -182,7 +191,7 @@ fn a_damaged_map_is_an_error_or_makes_no_difference() {
     let engine = open(&rig);
     let node = find(&engine, "f");
     for at in [0, 50_000, 120_000] {
-        engine.write(node, at, b"new", false).unwrap();
+        engine.privileged().write(node, at, b"new", false).unwrap();
         bytes[at as usize..at as usize + 3].copy_from_slice(b"new");
         engine.sync(node, true).unwrap();
     }
@@ -231,6 +240,7 @@ fn changes_are_read_through_the_map() {
     let mut bytes = lower(&rig, "f", 200_000);
     let engine = open(&rig);
     engine
+        .privileged()
         .write(find(&engine, "f"), 100, b"new", false)
         .unwrap();
     bytes[100..103].copy_from_slice(b"new");

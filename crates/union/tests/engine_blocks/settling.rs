@@ -30,12 +30,17 @@ fn a_settled_upper_is_the_kernels() {
     let engine = open(&rig);
     for name in ["f", "sparse"] {
         let node = find(&engine, name);
-        engine.write(node, 70_000, b"new", false).unwrap();
         engine
+            .privileged()
+            .write(node, 70_000, b"new", false)
+            .unwrap();
+        engine
+            .privileged()
             .link(node, NodeId::ROOT, OsStr::new(&format!("{name}-link")))
             .unwrap();
     }
     let sub = engine
+        .privileged()
         .create(
             NodeId::ROOT,
             OsStr::new("dir"),
@@ -45,6 +50,7 @@ fn a_settled_upper_is_the_kernels() {
         )
         .unwrap();
     engine
+        .privileged()
         .rename(
             NodeId::ROOT,
             OsStr::new("f"),
@@ -102,7 +108,7 @@ fn a_settling_that_is_stopped_goes_on_later() {
     }
     let engine = open(&rig);
     let node = find(&engine, "f");
-    engine.write(node, 5, b"new", false).unwrap();
+    engine.privileged().write(node, 5, b"new", false).unwrap();
     let times = engine.attr(node).unwrap().mtime;
     engine.close().unwrap();
     let cancel = Cancel::new();
@@ -124,7 +130,10 @@ fn a_settling_that_is_stopped_goes_on_later() {
     let engine = open(&rig);
     let node = find(&engine, "f");
     assert_eq!(engine.attr(node).unwrap().mtime, times);
-    engine.write(node, 39 * MIB, b"more", false).unwrap();
+    engine
+        .privileged()
+        .write(node, 39 * MIB, b"more", false)
+        .unwrap();
     let times = engine.attr(node).unwrap().mtime;
     engine.close().unwrap();
     assert!(settle_now(&rig).unwrap().complete);
@@ -144,18 +153,21 @@ fn depth_is_no_obstacle_to_a_settling() {
     let mut bytes = lower(&rig, "f", 200_000);
     let engine = open(&rig);
     let file = find(&engine, "f");
-    engine.write(file, 9, b"new", false).unwrap();
+    engine.privileged().write(file, 9, b"new", false).unwrap();
     bytes[9..12].copy_from_slice(b"new");
     // Longer than the 4096 bytes that the kernel takes.
     let name = "n".repeat(200);
     let mut dir = NodeId::ROOT;
     for _ in 0..30 {
         let what = vellum_union::engine::NewNode::Dir;
-        let made = engine.create(dir, OsStr::new(&name), &what, 0o755, &ROOT);
+        let made = engine
+            .privileged()
+            .create(dir, OsStr::new(&name), &what, 0o755, &ROOT);
         dir = made.unwrap().node;
     }
     let replace = vellum_union::engine::RenameMode::Replace;
     engine
+        .privileged()
         .rename(NodeId::ROOT, OsStr::new("f"), dir, OsStr::new("f"), replace)
         .unwrap();
     engine.close().unwrap();
@@ -179,7 +191,10 @@ fn closing_can_settle() {
     };
     let mut bytes = lower(&rig, "f", 300_000);
     let engine = open(&rig);
-    engine.write(find(&engine, "f"), 9, b"new", false).unwrap();
+    engine
+        .privileged()
+        .write(find(&engine, "f"), 9, b"new", false)
+        .unwrap();
     let settled = engine.close_settled(&mut |_| {}, &Cancel::new()).unwrap();
     assert!(settled.unwrap().complete);
     bytes[9..12].copy_from_slice(b"new");

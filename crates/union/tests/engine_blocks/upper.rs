@@ -35,41 +35,70 @@ fn a_file_of_a_limit_is_refused_what_does_not_fit() {
     let new = vellum_union::engine::NewNode::File;
     let engine = limited(Some(MIB), Some(5));
     let entry = engine
+        .privileged()
         .create(NodeId::ROOT, OsStr::new("a"), &new, 0o644, &ROOT)
         .unwrap();
     let mut at = 0;
-    while engine.write(entry.node, at, &[1; 50_000], false).is_ok() {
+    while engine
+        .privileged()
+        .write(entry.node, at, &[1; 50_000], false)
+        .is_ok()
+    {
         at += 50_000;
         assert!(at < 2 * MIB);
     }
     assert!(at > MIB - 200_000, "{at}");
     // Copying up does not fit either, and leaves nothing.
     let before: Vec<_> = std::fs::read_dir(&rig.upper).unwrap().collect();
-    engine.write(entry.node, at, &[1; 4096], false).ok();
-    engine.write(entry.node, at + 4096, &[1; 4096], false).ok();
+    engine
+        .privileged()
+        .write(entry.node, at, &[1; 4096], false)
+        .ok();
+    engine
+        .privileged()
+        .write(entry.node, at + 4096, &[1; 4096], false)
+        .ok();
     let small = find(&engine, "small");
     let room = engine.statfs().unwrap();
     assert_eq!(room.blocks * u64::from(room.block_bytes), MIB);
     assert!(room.blocks_free * u64::from(room.block_bytes) < 100_000);
     if room.blocks_free * u64::from(room.block_bytes) < 30_000 {
-        assert!(is_limit(engine.write(small, 0, b"x", false).unwrap_err()));
+        assert!(is_limit(
+            engine
+                .privileged()
+                .write(small, 0, b"x", false)
+                .unwrap_err()
+        ));
         assert_eq!(std::fs::read_dir(&rig.upper).unwrap().count(), before.len());
     }
     // Overwriting needs nothing, and room given back can be used.
-    engine.write(entry.node, 0, &[2; 50_000], false).unwrap();
+    engine
+        .privileged()
+        .write(entry.node, 0, &[2; 50_000], false)
+        .unwrap();
     resize(&engine, entry.node, 1000);
-    engine.write(small, 0, b"x", false).unwrap();
+    engine.privileged().write(small, 0, b"x", false).unwrap();
     let made = ["b", "c", "d"].map(|name| {
-        let made = engine.create(NodeId::ROOT, OsStr::new(name), &new, 0o644, &ROOT);
+        let made = engine
+            .privileged()
+            .create(NodeId::ROOT, OsStr::new(name), &new, 0o644, &ROOT);
         made.unwrap().node
     });
     let error = engine
+        .privileged()
         .create(NodeId::ROOT, OsStr::new("e"), &new, 0o644, &ROOT)
         .unwrap_err();
     assert!(is_limit(error));
-    engine.unlink(NodeId::ROOT, OsStr::new("b")).unwrap();
+    engine
+        .privileged()
+        .unlink(NodeId::ROOT, OsStr::new("b"))
+        .unwrap();
     // As long as it is used it is there; who comes a moment too early waits for its end.
-    let create = || engine.create(NodeId::ROOT, OsStr::new("e"), &new, 0o644, &ROOT);
+    let create = || {
+        engine
+            .privileged()
+            .create(NodeId::ROOT, OsStr::new("e"), &new, 0o644, &ROOT)
+    };
     assert!(is_limit(create().unwrap_err()));
     std::thread::scope(|scope| {
         scope.spawn(|| engine.forget(made[0], 1));
@@ -107,6 +136,7 @@ fn flags_are_kept_in_marks() {
     let node = find(&engine, "f");
     let before = engine.flags(node).unwrap();
     engine
+        .privileged()
         .set_flags(node, before | IMMUTABLE | NO_DUMP)
         .unwrap();
     assert_eq!(engine.flags(node).unwrap() & 0x70, IMMUTABLE | NO_DUMP);
@@ -118,19 +148,26 @@ fn flags_are_kept_in_marks() {
             }
         )
     };
-    assert!(denied(engine.write(node, 0, b"x", false).unwrap_err()));
+    assert!(denied(
+        engine.privileged().write(node, 0, b"x", false).unwrap_err()
+    ));
     assert_eq!(read(&engine, node, 0, 9), b"lower");
-    engine.set_flags(node, before | APPEND).unwrap();
-    assert!(denied(engine.write(node, 0, b"x", false).unwrap_err()));
-    engine.write(node, 5, b"+", false).unwrap();
+    engine
+        .privileged()
+        .set_flags(node, before | APPEND)
+        .unwrap();
+    assert!(denied(
+        engine.privileged().write(node, 0, b"x", false).unwrap_err()
+    ));
+    engine.privileged().write(node, 5, b"+", false).unwrap();
     engine.close().unwrap();
     let value = mark(&rig.upper.join("f"), "trusted.overlay.protattr");
     assert_eq!(value.as_deref(), Some(&b"a"[..]));
     let engine = open(&rig);
     let node = find(&engine, "f");
     assert_eq!(engine.flags(node).unwrap() & 0x70, APPEND);
-    engine.set_flags(node, before).unwrap();
-    engine.write(node, 0, b"L", false).unwrap();
+    engine.privileged().set_flags(node, before).unwrap();
+    engine.privileged().write(node, 0, b"L", false).unwrap();
     assert_eq!(read(&engine, node, 0, 9), b"Lower+");
     engine.close().unwrap();
 }
@@ -150,7 +187,7 @@ fn descriptors_stay_few() {
         .collect();
     for node in &nodes {
         assert_eq!(read(&engine, *node, 0, 200).len(), 100);
-        engine.write(*node, 50, b"x", false).unwrap();
+        engine.privileged().write(*node, 50, b"x", false).unwrap();
     }
     let after = std::fs::read_dir("/proc/self/fd").unwrap().count();
     // Other tests open files at the same time.

@@ -41,7 +41,7 @@ fn one_byte_of_ten_gib_costs_less_than_a_mib() {
     let engine = open(&rig);
     let node = find(&engine, "big");
     let before = usage(&rig.upper) + usage(&rig.work);
-    assert_eq!(engine.write(node, at, b"!", false).unwrap(), 1);
+    assert_eq!(engine.privileged().write(node, at, b"!", false).unwrap(), 1);
     engine.sync(node, false).unwrap();
     let after = usage(&rig.upper) + usage(&rig.work);
     assert!(after - before < MIB, "{}", after - before);
@@ -80,6 +80,7 @@ fn a_file_written_whole_is_plain_by_itself() {
     for part in 0..20 {
         assert!(part == 0 || is_unsettled(&rig.upper.join("f")));
         engine
+            .privileged()
             .write(node, part * 10_000, &[9; 10_000], false)
             .unwrap();
     }
@@ -91,7 +92,7 @@ fn a_file_written_whole_is_plain_by_itself() {
         vec![9; 200_000]
     );
     // Descriptors and later writes go on.
-    engine.write(node, 5, b"later", false).unwrap();
+    engine.privileged().write(node, 5, b"later", false).unwrap();
     assert_eq!(read(&engine, node, 4, 7), b"\x09later\x09");
     engine.close().unwrap();
 }
@@ -105,7 +106,7 @@ fn what_was_cut_never_comes_back() {
     for reopen in [false, true] {
         let mut engine = open(&rig);
         let mut node = find(&engine, "f");
-        engine.write(node, 0, b"x", false).unwrap();
+        engine.privileged().write(node, 0, b"x", false).unwrap();
         resize(&engine, node, 100_001);
         if reopen {
             // Killed before anything was said about the cut.
@@ -119,7 +120,10 @@ fn what_was_cut_never_comes_back() {
             engine = open(&rig);
             node = find(&engine, "f");
         }
-        engine.write(node, 160_000, b"end", false).unwrap();
+        engine
+            .privileged()
+            .write(node, 160_000, b"end", false)
+            .unwrap();
         let mut expected = bytes[..100_001].to_vec();
         expected[0] = b'x';
         expected.resize(160_000, 0);
@@ -129,7 +133,10 @@ fn what_was_cut_never_comes_back() {
         let engine = open(&rig);
         let node = find(&engine, "f");
         assert!(read(&engine, node, 0, 300_000) == expected);
-        engine.unlink(NodeId::ROOT, OsStr::new("f")).unwrap();
+        engine
+            .privileged()
+            .unlink(NodeId::ROOT, OsStr::new("f"))
+            .unwrap();
         engine.close().unwrap();
         assert!(maps(&rig).is_empty(), "the map goes with the last name");
         std::fs::remove_file(rig.upper.join("f")).unwrap();
@@ -162,9 +169,15 @@ fn what_was_not_synced_before_a_power_cut_is_old() {
     let mut bytes = lower(&rig, "f", 200_000);
     let engine = open(&rig);
     let node = find(&engine, "f");
-    engine.write(node, 10, b"synced", false).unwrap();
+    engine
+        .privileged()
+        .write(node, 10, b"synced", false)
+        .unwrap();
     engine.sync(node, true).unwrap();
-    engine.write(node, 100_000, b"not synced", false).unwrap();
+    engine
+        .privileged()
+        .write(node, 100_000, b"not synced", false)
+        .unwrap();
     drop(engine);
     // The power goes: the record is on disk, the data is not.
     let upper = std::fs::File::options()
@@ -180,7 +193,10 @@ fn what_was_not_synced_before_a_power_cut_is_old() {
         assert!(read(&engine, node, 0, 300_000) == bytes);
         if write {
             // The rest of the block comes from below, not from what lies in the upper inode.
-            engine.write(node, 100_000, b"again", false).unwrap();
+            engine
+                .privileged()
+                .write(node, 100_000, b"again", false)
+                .unwrap();
             bytes[100_000..100_005].copy_from_slice(b"again");
             assert!(read(&engine, node, 0, 300_000) == bytes);
         }
@@ -201,6 +217,7 @@ fn a_hard_link_of_a_file_copied_by_blocks_is_one_file() {
     std::fs::hard_link(rig.lowers[0].join("a"), rig.lowers[0].join("b")).unwrap();
     let engine = open(&rig);
     engine
+        .privileged()
         .write(find(&engine, "a"), 70_000, b"new", false)
         .unwrap();
     bytes[70_000..70_003].copy_from_slice(b"new");
@@ -209,10 +226,16 @@ fn a_hard_link_of_a_file_copied_by_blocks_is_one_file() {
     let engine = open(&rig);
     let node = find(&engine, "b");
     assert!(read(&engine, node, 0, 300_000) == bytes);
-    engine.write(node, 100_000, b"more", false).unwrap();
+    engine
+        .privileged()
+        .write(node, 100_000, b"more", false)
+        .unwrap();
     bytes[100_000..100_004].copy_from_slice(b"more");
     assert!(read(&engine, find(&engine, "a"), 0, 300_000) == bytes);
-    engine.unlink(NodeId::ROOT, OsStr::new("a")).unwrap();
+    engine
+        .privileged()
+        .unlink(NodeId::ROOT, OsStr::new("a"))
+        .unwrap();
     assert!(read(&engine, node, 0, 300_000) == bytes);
     engine.close().unwrap();
     assert!(settle_now(&rig).unwrap().complete);
@@ -245,7 +268,10 @@ fn threads_share_a_file_copied_by_blocks() {
                     let offset = (thread * PART + at) as u64;
                     match rng.below(8) {
                         0 => {
-                            engine.fallocate(node, 3, offset, length as u64).unwrap();
+                            engine
+                                .privileged()
+                                .fallocate(node, 3, offset, length as u64)
+                                .unwrap();
                             own[at..at + length].fill(0);
                         }
                         1 => engine.sync(node, true).unwrap(),
@@ -256,7 +282,10 @@ fn threads_share_a_file_copied_by_blocks() {
                         }
                         _ => {
                             let data = vec![rng.next() as u8; length];
-                            engine.write(node, offset, &data, false).unwrap();
+                            engine
+                                .privileged()
+                                .write(node, offset, &data, false)
+                                .unwrap();
                             own[at..at + length].copy_from_slice(&data);
                         }
                     }
@@ -287,9 +316,15 @@ fn an_unlinked_file_stays_usable() {
     let mut bytes = lower(&rig, "f", 200_000);
     let engine = open(&rig);
     let node = find(&engine, "f");
-    engine.write(node, 10, b"one", false).unwrap();
-    engine.unlink(NodeId::ROOT, OsStr::new("f")).unwrap();
-    engine.write(node, 100_000, b"two", false).unwrap();
+    engine.privileged().write(node, 10, b"one", false).unwrap();
+    engine
+        .privileged()
+        .unlink(NodeId::ROOT, OsStr::new("f"))
+        .unwrap();
+    engine
+        .privileged()
+        .write(node, 100_000, b"two", false)
+        .unwrap();
     bytes[10..13].copy_from_slice(b"one");
     bytes[100_000..100_003].copy_from_slice(b"two");
     assert!(read(&engine, node, 0, 300_000) == bytes);
@@ -324,7 +359,7 @@ fn a_full_file_system_leaves_old_or_new() {
     let mut wrote_to = 0;
     let data = vec![0xff; 100_000];
     let full = loop {
-        match engine.write(node, wrote_to, &data, false) {
+        match engine.privileged().write(node, wrote_to, &data, false) {
             Ok(count) => wrote_to += count as u64,
             Err(error) => break error,
         }
@@ -367,12 +402,16 @@ fn a_renamed_or_changed_file_keeps_its_blocks() {
         mode: Some(0o600),
         ..SetAttr::default()
     };
-    engine.set_attr(node, &change).unwrap();
-    engine.write(node, 150_000, b"new", false).unwrap();
+    engine.privileged().set_attr(node, &change).unwrap();
+    engine
+        .privileged()
+        .write(node, 150_000, b"new", false)
+        .unwrap();
     bytes[150_000..150_003].copy_from_slice(b"new");
     assert!(is_unsettled(&rig.upper.join("dir/f")));
     let replace = vellum_union::engine::RenameMode::Replace;
     engine
+        .privileged()
         .rename(
             NodeId::ROOT,
             OsStr::new("dir"),
@@ -382,6 +421,7 @@ fn a_renamed_or_changed_file_keeps_its_blocks() {
         )
         .unwrap();
     engine
+        .privileged()
         .rename(dir, OsStr::new("f"), dir, OsStr::new("g"), replace)
         .unwrap();
     assert!(read(&engine, node, 0, 300_000) == bytes);

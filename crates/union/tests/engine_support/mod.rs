@@ -220,6 +220,7 @@ impl<'a> User<'a> {
         let (dir, name) = self.above(path.as_ref())?;
         let entry = self
             .engine
+            .privileged()
             .create(dir.node, name, &what, mode, &self.caller)?;
         Ok(self.hold(entry))
     }
@@ -233,9 +234,11 @@ impl<'a> User<'a> {
             size_bytes: Some(0),
             ..SetAttr::default()
         };
-        self.engine.set_attr(held.node, &truncated)?;
+        self.engine.privileged().set_attr(held.node, &truncated)?;
         if !content.is_empty() {
-            self.engine.write(held.node, 0, content.as_bytes(), false)?;
+            self.engine
+                .privileged()
+                .write(held.node, 0, content.as_bytes(), false)?;
         }
         Ok(())
     }
@@ -246,12 +249,12 @@ impl<'a> User<'a> {
 
     pub fn unlink(&self, path: impl AsRef<Path>) -> Result<()> {
         let (dir, name) = self.above(path.as_ref())?;
-        self.engine.unlink(dir.node, name)
+        self.engine.privileged().unlink(dir.node, name)
     }
 
     pub fn rmdir(&self, path: impl AsRef<Path>) -> Result<()> {
         let (dir, name) = self.above(path.as_ref())?;
-        self.engine.rmdir(dir.node, name)
+        self.engine.privileged().rmdir(dir.node, name)
     }
 
     pub fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
@@ -267,20 +270,21 @@ impl<'a> User<'a> {
         let (from_dir, from) = self.above(from.as_ref())?;
         let (to_dir, to) = self.above(to.as_ref())?;
         self.engine
+            .privileged()
             .rename(from_dir.node, from, to_dir.node, to, mode)
     }
 
     pub fn link(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
         let held = self.find(from)?;
         let (dir, name) = self.above(to.as_ref())?;
-        let entry = self.engine.link(held.node, dir.node, name)?;
+        let entry = self.engine.privileged().link(held.node, dir.node, name)?;
         self.hold(entry);
         Ok(())
     }
 
     pub fn set(&self, path: impl AsRef<Path>, change: SetAttr) -> Result<Attr> {
         let held = self.find(path)?;
-        self.engine.set_attr(held.node, &change)
+        self.engine.privileged().set_attr(held.node, &change)
     }
 
     pub fn chmod(&self, path: impl AsRef<Path>, mode: u32) -> Result<Attr> {
