@@ -320,6 +320,39 @@ fn a_capability_goes_with_the_bytes_it_was_given_to() {
 }
 
 #[test]
+fn rights_given_while_a_user_writes_through_the_kernel_go_with_its_next_write() {
+    as_root(|world| {
+        for_others(world);
+        world.option("passthrough");
+        world.mount();
+        fs::write(world.at("f"), vec![1; 200_000]).unwrap();
+        set_mode(world.at("f"), 0o666).unwrap();
+        // It opens the file while it may, and writes when it has another's rights.
+        let script = "exec 3<>f; echo open; read go || true; printf new >&3; stat -c %a f";
+        let mut child = Command::new("setpriv")
+            .args(["--reuid", "1000", "--regid", "1000", "--clear-groups"])
+            .args(["sh", "-euc", script])
+            .current_dir(world.at(""))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let mut said = [0; 5];
+        std::io::Read::read_exact(&mut out, &mut said).unwrap();
+        set_mode(world.at("f"), 0o6755).unwrap();
+        assert_eq!(mode(world.at("f")), 0o6755);
+        drop(child.stdin.take());
+        let said = child.wait_with_output().unwrap();
+        drop(said);
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut out, &mut rest).unwrap();
+        assert_eq!(mode(world.at("f")), 0o755, "{rest}");
+        assert_eq!(mode(world.upper("f")), 0o755);
+    });
+}
+
+#[test]
 fn nothing_is_notified_where_nothing_changed_that_the_kernel_does_not_know() {
     as_root(|world| {
         for_others(world);
