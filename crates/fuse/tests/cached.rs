@@ -486,3 +486,25 @@ fn a_mount_that_is_taken_away_is_told_nothing_more() {
         }
     });
 }
+
+#[test]
+fn reading_leaves_no_trace_in_lower_layers() {
+    everywhere("reading_leaves_no_trace_in_lower_layers", |world| {
+        let path = world.put("f", vec![1; 100_000]);
+        let long_ago = fs::FileTimes::new().set_accessed(std::time::SystemTime::UNIX_EPOCH);
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_times(long_ago)
+            .unwrap();
+        world.mount();
+        assert_eq!(fs::read(world.at("f")).unwrap().len(), 100_000);
+        assert_eq!(fs::metadata(&path).unwrap().atime(), 0);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).open(world.at("f")).unwrap();
+        file.write_all_at(b"new", 0).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().atime(), 0);
+        assert_eq!(fs::metadata(world.at("f")).unwrap().atime(), 0);
+    });
+}

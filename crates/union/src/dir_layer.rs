@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use vellum_sys::handle::{self, FileHandle};
 use vellum_sys::room::Room;
-use vellum_sys::rooted::Access;
 use vellum_sys::{Dir, Result, Stat, xattr};
 
 use crate::blocks::BlockMaps;
@@ -306,8 +305,8 @@ impl LayerDir for DirHandle {
     }
 
     fn open_file(&self, name: &OsStr) -> Result<File> {
-        // A layer does not change, and who opens has looked at the name.
-        self.0.dir()?.open_known_file(name, Access::Read)
+        // A layer does not change, not even when it was last read; and who opens has looked at the name.
+        self.0.dir()?.open_known_file_quietly(name)
     }
 
     fn open_path(&self, name: Option<&OsStr>) -> Result<OwnedFd> {
