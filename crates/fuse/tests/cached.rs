@@ -488,6 +488,34 @@ fn a_mount_that_is_taken_away_is_told_nothing_more() {
 }
 
 #[test]
+fn bytes_written_past_the_cache_and_not_waited_for_are_read_through_it() {
+    for options in [&["nouring"][..], &[], &["checked"], &["passthrough"]] {
+        as_root(|world| {
+            options.iter().for_each(|option| world.option(option));
+            match options.is_empty() {
+                true => drop(mount_with_rings(world)),
+                false => world.mount(),
+            }
+            for how in ["libaio", "io_uring"] {
+                let output = Command::new("python3")
+                    .args(["-c", include_str!("direct.py"), how])
+                    .arg(world.at(how))
+                    .arg("60")
+                    .output()
+                    .unwrap();
+                let said = String::from_utf8_lossy(&output.stdout);
+                let err = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{how} {options:?}: {err}");
+                match said.strip_prefix("untried") {
+                    Some(why) => untested(&format!("writes by {how}"), why),
+                    None => assert_eq!(said, "", "{how} {options:?}"),
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn reading_leaves_no_trace_in_lower_layers() {
     everywhere("reading_leaves_no_trace_in_lower_layers", |world| {
         let path = world.put("f", vec![1; 100_000]);

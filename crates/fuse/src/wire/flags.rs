@@ -20,7 +20,7 @@ pub mod init {
     pub const DO_READDIRPLUS: u64 = 1 << 13;
     /// READDIRPLUS only where it seems useful.
     pub const READDIRPLUS_AUTO: u64 = 1 << 14;
-    /// Several direct transfers at a time.
+    /// Several direct transfers at a time, of which the kernel does not look after the cache.
     pub const ASYNC_DIO: u64 = 1 << 15;
     /// The kernel keeps what is written and sends it later.
     pub const WRITEBACK_CACHE: u64 = 1 << 16;
