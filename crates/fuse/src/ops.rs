@@ -32,6 +32,7 @@ use crate::wire::flags::open;
 use crate::wire::reply::{self, Reply};
 use crate::wire::{Header, Op, Request};
 use crate::workers::Serve;
+use data::Written;
 use known::Call;
 
 /// Answers the requests of one session.
@@ -81,10 +82,11 @@ impl Ops {
         device: &Arc<Channel>,
         counters: &Arc<Counters>,
     ) -> vellum_sys::Result<Ops> {
+        let notifier = || Notifier::new(Arc::clone(device), Arc::clone(counters));
         let through = agreed.passthrough;
         Ok(Ops {
-            passthrough: through.then(|| Passthrough::new(Arc::clone(device))),
-            notifier: Notifier::new(Arc::clone(device), Arc::clone(counters)),
+            passthrough: through.then(|| Passthrough::new(Arc::clone(device), notifier())),
+            notifier: notifier(),
             engine,
             agreed,
             // The kernel asks whoever comes only if what others were told does not count.
@@ -115,7 +117,7 @@ impl Ops {
         }
         let call = Call::new(self, request);
         match request.op {
-            Op::Lookup { name } => self.lookup(node, name, reply),
+            Op::Lookup { name } => self.lookup(header, name, reply),
             Op::GetAttr => self.get_attr(node, reply),
             Op::SetAttr(set) => self.set_attr(&call, &set, reply),
             Op::ReadLink => self.read_link(node, reply),
@@ -144,7 +146,7 @@ impl Ops {
                 name, mode, umask, ..
             } => self.create(&call, name, mode, umask, reply),
             Op::TmpFile { mode, umask, .. } => self.tmpfile(&call, mode, umask, reply),
-            Op::Open { flags } => self.open(header, flags, reply),
+            Op::Open { flags } => self.open(&call, flags, reply),
             Op::OpenDir { .. } => match self.agreed.no_opendir {
                 true => Err(Errno::NOSYS.into()),
                 false => {
@@ -157,8 +159,17 @@ impl Ops {
                 offset,
                 data,
                 flags,
+                append,
                 ..
-            } => self.write(&call, offset, data, flags, reply),
+            } => {
+                let written = Written {
+                    offset,
+                    data,
+                    flags,
+                    append,
+                };
+                self.write(&call, &written, reply)
+            }
             Op::ReadDir(range) => self.read_dir(node, range, reply),
             Op::ReadDirPlus(range) => self.read_dir_plus(node, range, reply),
             Op::StatFs => self.stat_fs(reply),
@@ -204,10 +215,10 @@ impl Ops {
         }
     }
 
-    /// Returns how long a node's attributes may be believed.
+    /// Returns how long the kernel may believe attributes of a node.
     fn attr_valid(&self, node: NodeId) -> Duration {
         match &self.passthrough {
-            Some(passthrough) if passthrough.is_written(node) => Duration::ZERO,
+            Some(passthrough) if !passthrough.may_keep_attributes(node) => Duration::ZERO,
             _ => self.timeout,
         }
     }
@@ -254,7 +265,7 @@ impl Serve for Ops {
             if self.engine.forget(node, count)
                 && let Some(passthrough) = &self.passthrough
             {
-                passthrough.forgotten(node);
+                passthrough.forget(node);
             }
             nodes += 1;
         };

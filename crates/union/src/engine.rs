@@ -77,7 +77,8 @@ use crate::{Error, Layer, Refusal, Result};
 pub use action::{Action, Asker, Attrs};
 pub use options::{Durability, EngineOptions, IdRules, IdRun, Limit, UpperOptions};
 pub use request::{
-    Attr, Caller, Entry, Listing, NewNode, NodeId, RenameMode, Room, SetAttr, SetTime, Whence,
+    Attr, Backing, Caller, Entry, Listing, NewNode, NodeId, RenameMode, Room, SetAttr, SetTime,
+    Whence,
 };
 pub use settle::{SettleOptions, SettleProgress, Settled, settle};
 pub use successor::Legacy;

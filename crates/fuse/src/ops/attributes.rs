@@ -11,11 +11,14 @@ use vellum_union::engine::{NodeId, SetAttr, SetTime};
 use super::known::Call;
 use super::{Answer, Ops, attr};
 use crate::passthrough::node_of;
+use crate::wire::Header;
 use crate::wire::flags::setattr;
 use crate::wire::reply::{self, Reply};
 use crate::wire::request::{self, Ioctl};
 
 const SETGID: u32 = 0o2000;
+const SETUID_SETGID: u32 = 0o6000;
+const CAPABILITY: &str = "security.capability";
 const XATTR_CREATE: u32 = 1;
 const XATTR_REPLACE: u32 = 2;
 
@@ -33,14 +36,27 @@ impl Ops {
         reply: &mut Reply<'_>,
     ) -> Answer {
         let node = node_of(call.header.node);
+        let wanted = wanted(set);
+        if wanted.mode.is_some_and(|mode| mode & SETUID_SETGID != 0) {
+            self.may_give_privileges(call.header)?;
+        }
         let now = match set.valid & setattr::FIELDS {
             // So the kernel says, before a change of bytes, that privileges go. A chown(2) that names no owner looks the same: by
             // one that may leave them there it takes nothing.
             0 => call.act(|to| to.drop_privileges(node))?,
-            _ => call.act(|to| to.set_attr(node, &wanted(set)))?,
+            _ => call.act(|to| to.set_attr(node, &wanted))?,
         };
         reply.attr_for(self.attr_valid(node), &attr(&now));
         Ok(())
+    }
+
+    /// Refuses to give a file privileges by a number that is not in use any more: whoever writes through the kernel by the other number
+    /// has them taken away only if the kernel knows of them there. By name, the kernel comes again with that number.
+    fn may_give_privileges(&self, header: &Header) -> Answer {
+        match &self.passthrough {
+            Some(passthrough) if passthrough.is_old(header.node) => Err(Errno::STALE.into()),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn stat_fs(&self, reply: &mut Reply<'_>) -> Answer {
@@ -72,6 +88,9 @@ impl Ops {
             XATTR_REPLACE => SetMode::Replace,
             _ => return Err(Errno::INVAL.into()),
         };
+        if name == CAPABILITY {
+            self.may_give_privileges(call.header)?;
+        }
         call.act(|to| {
             if acl_kills_setgid {
                 // First: a crash in between must not leave the bit to those the ACL lets in.
@@ -230,7 +249,9 @@ fn wanted(set: &request::SetAttr) -> SetAttr {
         size_bytes: has(setattr::SIZE).then_some(set.size_bytes),
         atime: time(setattr::ATIME, setattr::ATIME_NOW, set.atime),
         mtime: time(setattr::MTIME, setattr::MTIME_NOW, set.mtime),
-        clear_privileges: owner || has(setattr::KILL_SUIDGID),
+        // Asked for nothing, it is asked to take privileges away: what the kernel sends before it writes through a backing file, allocates
+        // or copies a range for one who may not keep them (`file_remove_privs`, with HANDLE_KILLPRIV_V2).
+        clear_privileges: owner || has(setattr::KILL_SUIDGID) || set.valid == 0,
     }
 }
 
@@ -263,6 +284,8 @@ mod tests {
         set.valid = setattr::SIZE;
         assert!(!wanted(&set).clear_privileges);
         set.valid = setattr::SIZE | setattr::KILL_SUIDGID;
+        assert!(wanted(&set).clear_privileges);
+        set.valid = 0;
         assert!(wanted(&set).clear_privileges);
         set.valid = setattr::ATIME | setattr::ATIME_NOW;
         assert_eq!(wanted(&set).atime, Some(SetTime::Now));

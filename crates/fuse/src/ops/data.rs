@@ -5,42 +5,49 @@ use vellum_union::engine::{NodeId, Whence};
 
 use super::known::Call;
 use super::{Answer, Ops};
-use crate::passthrough::{Refused, node_of};
+use crate::passthrough::{Open, Refused, node_of};
+use crate::wire::Opcode;
 use crate::wire::flags::{WRITE_KILL_SUIDGID, open};
 use crate::wire::reply::Reply;
 use crate::wire::request::{CopyRange, Range};
-use crate::wire::{Header, Opcode};
 
 const ACCESS_MODE: u32 = 3;
 const READ_ONLY: u32 = 0;
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
+/// What a WRITE asks for.
+pub(super) struct Written<'a> {
+    pub offset: u64,
+    pub data: &'a [u8],
+    pub flags: u32,
+    pub append: bool,
+}
+
 impl Ops {
-    pub(super) fn open(&self, header: &Header, flags: u32, reply: &mut Reply<'_>) -> Answer {
+    pub(super) fn open(&self, call: &Call<'_>, flags: u32, reply: &mut Reply<'_>) -> Answer {
         if self.agreed.no_open {
             return Err(Errno::NOSYS.into());
         }
         let write = flags & ACCESS_MODE != READ_ONLY;
-        if let Some(passthrough) = &self.passthrough {
-            let node = node_of(header.node);
-            let known = !write || passthrough.is_written(node);
-            return match passthrough.open(&self.engine, header.node, header.pid, write) {
-                Ok(opened) => {
-                    if !known && passthrough.is_written(node) {
-                        // From here on it asks each time.
-                        self.tell(node);
-                    }
+        let (wire, pid) = (call.header.node, call.header.pid);
+        let node = node_of(wire);
+        self.engine.open_check(node, write)?;
+        let Some(passthrough) = &self.passthrough else {
+            reply.open(0, open::KEEP_CACHE | open::NOFLUSH, 0);
+            return Ok(());
+        };
+        loop {
+            match passthrough.open(&self.engine, wire, pid, write) {
+                Ok(Open::Answered(opened)) => {
                     reply.open(opened.handle, opened.flags, opened.backing);
-                    Ok(())
+                    return Ok(());
                 }
-                Err(Refused::LookAgain) => Err(Errno::STALE.into()),
-                Err(Refused::Engine(error)) => Err(error.into()),
-            };
+                Ok(Open::CopyUpFirst) => call.act(|to| to.copy_data_up(node))?,
+                Err(Refused::LookAgain) => return Err(Errno::STALE.into()),
+                Err(Refused::Engine(error)) => return Err(error.into()),
+            }
         }
-        self.engine.open_check(node_of(header.node), write)?;
-        reply.open(0, open::KEEP_CACHE | open::NOFLUSH, 0);
-        Ok(())
     }
 
     pub(super) fn read(&self, node: NodeId, range: Range, reply: &mut Reply<'_>) -> Answer {
@@ -53,14 +60,19 @@ impl Ops {
     pub(super) fn write(
         &self,
         call: &Call<'_>,
-        offset: u64,
-        data: &[u8],
-        flags: u32,
+        written: &Written<'_>,
         reply: &mut Reply<'_>,
     ) -> Answer {
         let node = node_of(call.header.node);
-        let clear = flags & WRITE_KILL_SUIDGID != 0;
-        let length = call.act(|to| to.write(node, offset, data, clear))?;
+        let clear = written.flags & WRITE_KILL_SUIDGID != 0;
+        let at = |offset| call.act(|to| to.write(node, offset, written.data, clear));
+        let appended = match &self.passthrough {
+            Some(passthrough) if written.append => {
+                passthrough.append(node, || at(self.engine.attr(node)?.size_bytes))
+            }
+            _ => None,
+        };
+        let length = appended.unwrap_or_else(|| at(written.offset))?;
         reply.count(length as u32);
         Ok(())
     }

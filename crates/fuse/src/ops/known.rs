@@ -251,6 +251,7 @@ mod tests {
             offset: 0,
             data: &[],
             flags: 0,
+            append: false,
         };
         let xattr = |name| Op::SetXattr {
             name: OsStr::new(name),

@@ -10,6 +10,7 @@ use vellum_union::engine::{NewNode, NodeId, RenameMode};
 use super::known::Call;
 use super::{Answer, Ops, caller, unpack_device};
 use crate::passthrough::{self, node_of};
+use crate::wire::Header;
 use crate::wire::flags::open;
 use crate::wire::reply::{self, Reply};
 
@@ -20,9 +21,14 @@ const WHITEOUT: u32 = 4;
 const MADE: u32 = open::KEEP_CACHE | open::NOFLUSH;
 
 impl Ops {
-    pub(super) fn lookup(&self, parent: NodeId, name: &OsStr, reply: &mut Reply<'_>) -> Answer {
-        match self.engine.lookup(parent, name)? {
-            Some(entry) => self.put_entry(entry, reply),
+    pub(super) fn lookup(&self, header: &Header, name: &OsStr, reply: &mut Reply<'_>) -> Answer {
+        match self.engine.lookup(node_of(header.node), name)? {
+            Some(entry) => {
+                if let Some(passthrough) = &self.passthrough {
+                    passthrough.looked_up(entry.node, header.pid);
+                }
+                self.put_entry(entry, reply);
+            }
             // That there is no such name may be believed, too.
             None if self.timeout > Duration::ZERO => reply.entry(&reply::Entry {
                 node: 0,
@@ -123,7 +129,7 @@ impl Ops {
         let mut handle = 0;
         if let Some(passthrough) = &self.passthrough {
             passthrough.created(node);
-            handle = passthrough::CACHED;
+            handle = passthrough::COUNTED;
         }
         reply.open(handle, MADE, 0);
     }

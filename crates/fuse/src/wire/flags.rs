@@ -73,6 +73,8 @@ pub mod setattr {
 
 /// The writer may not keep setuid and setgid.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// Open flag of the writer (O_APPEND): it writes at the end.
+pub const OPENED_TO_APPEND: u32 = 0o2000;
 /// Only the data is to be synced.
 pub const FSYNC_DATA_ONLY: u32 = 1 << 0;
 /// Setting this ACL clears setgid.

@@ -168,6 +168,8 @@ pub enum Op<'a> {
         offset: u64,
         data: &'a [u8],
         flags: u32,
+        /// The descriptor was opened with O_APPEND: `offset` is the end as the kernel knows it.
+        append: bool,
     },
     StatFs,
     Release {
@@ -409,12 +411,15 @@ fn parse_op(opcode: Opcode, mut b: Bytes<'_>, dialect: Dialect) -> Result<Op<'_>
         Opcode::Write => {
             let (handle, offset) = (b.u64()?, b.u64()?);
             let (size, flags) = (b.u32()?, b.u32()?);
-            b.skip(16)?;
+            b.skip(8)?;
+            let append = b.u32()? & super::flags::OPENED_TO_APPEND != 0;
+            b.skip(4)?;
             Op::Write {
                 handle,
                 offset,
                 data: b.take(size as usize)?,
                 flags,
+                append,
             }
         }
         Opcode::StatFs => Op::StatFs,

@@ -80,19 +80,22 @@ fn a_write_has_its_data() {
         .u32(3)
         .u32(flags::WRITE_KILL_SUIDGID)
         .u64(0)
-        .u64(0)
+        .u32(flags::OPENED_TO_APPEND | 1)
+        .u32(0)
         .bytes(b"abc")
         .done();
     let Op::Write {
         offset,
         data,
         flags,
+        append,
         ..
     } = parse(&bytes).unwrap().op
     else {
         panic!()
     };
     assert_eq!((offset, data, flags), (4096, &b"abc"[..], 4));
+    assert!(append);
 }
 
 #[test]

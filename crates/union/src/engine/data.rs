@@ -25,7 +25,7 @@ use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode};
 use crate::engine::options::Durability;
 use crate::engine::place::{Bytes, open_upper};
 use crate::engine::records;
-use crate::engine::request::{NodeId, Whence};
+use crate::engine::request::{Backing, NodeId, Whence};
 use crate::engine::{Engine, Upper};
 use crate::layer::Records;
 use crate::{Error, Refusal, Result};
@@ -351,27 +351,18 @@ impl Engine {
         }
     }
 
-    /// Returns a descriptor whose bytes are exactly this file's, now and until it is next copied up, for handing to the
-    /// kernel; `None` if there is no such file (then requests have to come here).
+    /// Returns the one file that has the bytes of this file now, for handing to the kernel. Copies nothing.
     ///
-    /// With `write`, `None` too of a file whose bytes are not all in the upper layer, and of all where a limit counts what is written.
-    /// Whoever has a descriptor for reading has to be told of a copy-up: what is written afterwards is not in it.
-    pub fn backing(&self, id: NodeId, write: bool) -> Result<Option<Arc<File>>> {
+    /// `write` says that the bytes may be changed in it, without a request that could be refused or counted.
+    pub fn backing(&self, id: NodeId, write: bool) -> Result<Backing> {
         let node = self.file_node(id)?;
-        if write && (self.is_limited() || !matches!(self.place(&node, false)?, Bytes::Upper(_))) {
-            return Ok(None);
-        }
         Ok(match self.place(&node, write)? {
-            Bytes::Lower(file, _) | Bytes::Upper(file) => Some(file),
-            Bytes::AppendOnly(file) if !write => Some(file),
-            Bytes::AppendOnly(_) | Bytes::Blocks(..) => None,
+            Bytes::Lower(file, _) => Backing::Lower(file),
+            // A mapping or a write by the kernel would not be counted.
+            Bytes::Upper(_) if self.is_limited() => Backing::None,
+            Bytes::Upper(file) => Backing::Upper(file),
+            Bytes::AppendOnly(_) | Bytes::Blocks(..) => Backing::None,
         })
-    }
-
-    /// Returns whether all bytes of this file are in its own file in the upper layer.
-    pub fn has_data_above(&self, id: NodeId) -> Result<bool> {
-        let node = self.file_node(id)?;
-        Ok(matches!(self.place(&node, false)?, Bytes::Upper(_)))
     }
 
     /// Says what opening this file for reading or writing would be refused with by its own file system: what is
@@ -404,6 +395,12 @@ impl Engine {
 }
 
 impl Action<'_> {
+    /// Copies the bytes of a file up, as a first write would. Does nothing if they are in the upper layer.
+    pub fn copy_data_up(&self, id: NodeId) -> Result<()> {
+        let node = self.file_node(id)?;
+        self.change(&node, What::Data, |_, _| Ok(()))
+    }
+
     /// Copies the file up as far as `what` needs, and does something with its bytes in the upper layer. What becomes
     /// whole by that becomes plain.
     fn change<T>(

@@ -1,6 +1,8 @@
 //! What an engine is asked, and what it answers: plain values.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::sync::Arc;
 
 use vellum_sys::{FileKind, Timespec};
 
@@ -11,6 +13,17 @@ pub struct NodeId(pub u64);
 impl NodeId {
     /// The root directory. Never forgotten.
     pub const ROOT: NodeId = NodeId(1);
+}
+
+/// The one file that has the bytes of another at the moment.
+#[derive(Debug, Clone)]
+pub enum Backing {
+    /// A lower layer's, to be read only. It has them until the file is copied up; what is written afterwards is not in it.
+    Lower(Arc<File>),
+    /// The file's own in the upper layer, which stays so.
+    Upper(Arc<File>),
+    /// None: they are in more than one file, or whatever is done to them has to be asked for.
+    None,
 }
 
 /// On whose behalf something is done. Whether he may was decided before (by the kernel): this says who owns what is new.

@@ -1,0 +1,242 @@
+//! Which numbers a file has, how each of them is open, and what follows for the next open. No files, no device.
+//!
+//! The kernel refuses (EIO) an open without a backing file of an inode that is open with one, a second backing file, and a
+//! backing file for an inode that is open through the page cache. [`plan`] keeps these rules, and the one that matters
+//! more: a file is one inode to the kernel. It gets a second one for a single reason, which only [`Moved`] can state: its bytes
+//! moved to the upper layer while its lower file is open through the kernel. Bytes never move back, so there are two numbers at
+//! most.
+
+use std::collections::{HashMap, HashSet};
+
+use vellum_union::engine::NodeId;
+
+pub(super) use moved::Moved;
+
+/// So many bits of a number on the wire are the engine's.
+const NODE_BITS: u32 = 40;
+/// Says that a number is the second one of its node.
+const SECOND: u64 = 1 << NODE_BITS;
+
+/// Returns the engine's number of a node on the wire.
+pub(super) fn node_of(wire: u64) -> NodeId {
+    NodeId(wire & (SECOND - 1))
+}
+
+/// Whose file the kernel was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// A lower layer's: for reading, and as long as nothing was written to the file.
+    Lower,
+    /// The upper layer's: the file's own for as long as it lives.
+    Upper,
+}
+
+/// A file the kernel was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Backing {
+    pub id: i32,
+    pub side: Side,
+}
+
+/// How a number is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// By requests, through the page cache.
+    Cached,
+    /// By the kernel.
+    Through(Backing),
+}
+
+/// Where the bytes of a file are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bytes {
+    /// All in one file of a lower layer.
+    Lower,
+    /// All in the file's own in the upper layer, and the kernel may have that.
+    Upper,
+    /// In the upper layer, but only requests may come at them: they are in more than one file, count against a limit, or may only
+    /// grow.
+    Requests,
+}
+
+/// What an open asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub write: bool,
+    /// A backing file is worth its registration, if it is open for nothing else yet.
+    pub worth_it: bool,
+}
+
+/// How an open is to be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// By requests, through the page cache.
+    Cached,
+    /// By the kernel, with a file that is registered for it; by requests if that fails.
+    Register(Side),
+    /// By the kernel, with the file that it has already.
+    Share(Backing),
+    /// By requests, past the page cache; mappings are of the file that the kernel has already.
+    ByRequests(Backing),
+    /// Not before the bytes are in the upper layer: then it is asked once more.
+    CopyUpFirst,
+    /// The node gets its second number, and the kernel looks it up again.
+    Renumber(Moved),
+}
+
+/// Decides how an open of the number in use is answered.
+pub(super) fn plan(open: Option<How>, bytes: Bytes, asked: Asked) -> Plan {
+    if let Some(moved) = Moved::seen(open, bytes) {
+        return Plan::Renumber(moved);
+    }
+    match (open, bytes) {
+        (Some(How::Cached), _) => Plan::Cached,
+        (None, Bytes::Lower) if !asked.write && asked.worth_it => Plan::Register(Side::Lower),
+        (None, Bytes::Upper) if asked.write || asked.worth_it => Plan::Register(Side::Upper),
+        (None, _) => Plan::Cached,
+        // The only way to write would be a way into the lower layer.
+        (Some(How::Through(_)), Bytes::Lower) if asked.write => Plan::CopyUpFirst,
+        (Some(How::Through(backing)), Bytes::Requests) => Plan::ByRequests(backing),
+        (Some(How::Through(backing)), _) => Plan::Share(backing),
+    }
+}
+
+mod moved {
+    use super::{Backing, Bytes, How, Side};
+
+    /// That a node's bytes moved up while its lower file is open through the kernel. Nothing else can make one.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) struct Moved(());
+
+    impl Moved {
+        /// Returns whether it is so, given how the node's number is open and where its bytes are.
+        pub fn seen(open: Option<How>, bytes: Bytes) -> Option<Moved> {
+            match (open, bytes) {
+                (
+                    Some(How::Through(Backing {
+                        side: Side::Lower, ..
+                    })),
+                    Bytes::Upper | Bytes::Requests,
+                ) => Some(Moved(())),
+                _ => None,
+            }
+        }
+    }
+}
+
+/// What is known of the numbers in use. In memory it is bounded by what the kernel has not forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    /// Nodes that have a second number.
+    renumbered: HashSet<NodeId>,
+    /// How each number is open, and how often.
+    open: HashMap<u64, (How, u64)>,
+    /// Numbers that were written through: what the page cache has of them may be old, and a mapping that outlives its
+    /// descriptor may make more of it so at any time. They are opened through from then on.
+    written: HashSet<u64>,
+    /// Threads that were told to look a node up again and have not done so.
+    sent_back: HashMap<NodeId, HashSet<u32>>,
+}
+
+impl Table {
+    /// Returns the number by which the kernel is to know a node from now on.
+    pub fn wire(&self, node: NodeId) -> u64 {
+        match self.renumbered.contains(&node) {
+            true => node.0 | SECOND,
+            false => node.0,
+        }
+    }
+
+    /// Returns whether this number is the one in use.
+    pub fn is_current(&self, wire: u64) -> bool {
+        wire == self.wire(node_of(wire))
+    }
+
+    /// Returns whether a node has two numbers.
+    pub fn is_renumbered(&self, node: NodeId) -> bool {
+        self.renumbered.contains(&node)
+    }
+
+    /// Returns whether a node has two numbers, or may get the second at any moment.
+    pub fn is_ambiguous(&self, node: NodeId) -> bool {
+        let lower = |how| matches!(how, Some(How::Through(backing)) if backing.side == Side::Lower);
+        self.is_renumbered(node) || lower(self.how(self.wire(node)))
+    }
+
+    pub fn how(&self, wire: u64) -> Option<How> {
+        self.open.get(&wire).map(|(how, _)| *how)
+    }
+
+    pub fn was_written_through(&self, wire: u64) -> bool {
+        self.written.contains(&wire)
+    }
+
+    /// Counts an open. How a number is open does not change as long as it is.
+    pub fn add(&mut self, wire: u64, how: How, write: bool) {
+        if write && matches!(how, How::Through(_)) {
+            self.written.insert(wire);
+        }
+        let (before, count) = self.open.entry(wire).or_insert((how, 0));
+        debug_assert_eq!(*before, how);
+        *count += 1;
+    }
+
+    /// Counts an open less. Returns the file that the kernel needs no more.
+    pub fn release(&mut self, wire: u64) -> Option<Backing> {
+        let (how, count) = self.open.get_mut(&wire)?;
+        *count -= 1;
+        if *count > 0 {
+            return None;
+        }
+        let how = *how;
+        self.open.remove(&wire);
+        match how {
+            How::Through(backing) => Some(backing),
+            How::Cached => None,
+        }
+    }
+
+    /// Gives a node its second number. `_moved` is why.
+    pub fn renumber(&mut self, node: NodeId, _moved: Moved) {
+        self.renumbered.insert(node);
+    }
+
+    /// Notes that a thread is told to look a node up again; false if it was told before and has not done so: what it opens has no
+    /// name.
+    pub fn send_back(&mut self, node: NodeId, pid: u32) -> bool {
+        let told = self.sent_back.entry(node).or_default();
+        let first = told.insert(pid);
+        if !first {
+            self.came_back(node, pid);
+        }
+        first
+    }
+
+    /// Notes that a thread has looked a node up.
+    pub fn came_back(&mut self, node: NodeId, pid: u32) {
+        if let Some(told) = self.sent_back.get_mut(&node) {
+            told.remove(&pid);
+            if told.is_empty() {
+                self.sent_back.remove(&node);
+            }
+        }
+    }
+
+    /// Drops what is known of a node that the kernel knows by no number any more.
+    pub fn forget(&mut self, node: NodeId) {
+        self.renumbered.remove(&node);
+        self.sent_back.remove(&node);
+        for wire in [node.0, node.0 | SECOND] {
+            self.written.remove(&wire);
+        }
+    }
+
+    /// Returns how many entries there are.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.renumbered.len() + self.open.len() + self.written.len() + self.sent_back.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;
