@@ -6,7 +6,8 @@
 //! they have moved while others have the old ones open, the node gets a second number: the open is answered ESTALE,
 //! the kernel looks the name up again, and what it finds is another inode to it, with the same `st_ino`. A descriptor
 //! from before keeps the old bytes, but not old attributes: those of a node with two numbers are asked for each time
-//! (see docs/semantics.md). Nothing else gives a node a second number; `table.rs` sees to that.
+//! (see docs/semantics.md). Nothing else gives a node a second number; `table.rs` sees to that. Nor does the kernel keep attributes of
+//! a file that was ever open for writing through it: stores by a mapping move its times and are not told.
 //!
 //! What has no name to look up (`/proc/self/fd/N`, a bind-mounted file) comes back with the old number at once; such an open
 //! is served past the cache, by requests; if it is for writing and the lower file is still read through the kernel, it stays
@@ -111,10 +112,9 @@ impl Passthrough {
         std::iter::once(node.0).chain((second != node.0).then_some(second))
     }
 
-    /// Returns whether the kernel may keep attributes of a node: not if it has, or may get, two numbers, since what is changed by one
-    /// would not show by the other.
+    /// Returns whether the kernel may keep attributes of a node.
     pub fn may_keep_attributes(&self, node: NodeId) -> bool {
-        !self.lock().is_ambiguous(node)
+        self.lock().is_steady(node)
     }
 
     /// Returns whether a number was the node's before it got its second.
@@ -163,7 +163,9 @@ impl Passthrough {
             },
             (Plan::Cached | Plan::Register(_), _) => (How::Cached, open::NOFLUSH),
         };
-        table.add(wire, how, write);
+        if table.add(wire, how, write) {
+            self.notifier.attributes(wire);
+        }
         Ok(Open::Answered(match how {
             How::Through(backing) => Opened {
                 handle: COUNTED,

@@ -364,6 +364,42 @@ for pause in (0, 0.3):
 }
 
 #[test]
+fn a_store_by_a_mapping_moves_the_times_that_show() {
+    through(
+        |world| {
+            // In the upper layer already, so that it is open through the kernel at once.
+            fs::write(world.upper("above"), big(b'a')).unwrap();
+        },
+        |world| {
+            let script = r#"
+import mmap, os, sys, time
+path = sys.argv[1]
+old = 1000000
+os.utime(path, (old, old))
+assert os.stat(path).st_mtime == old
+changed = os.stat(path).st_ctime_ns
+time.sleep(0.05)
+fd = os.open(path, os.O_RDWR)
+m = mmap.mmap(fd, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+assert os.stat(path).st_mtime == old, "a mapping alone changes nothing"
+m[0:1] = b"b"
+m.flush()
+for stat in (os.stat(path), os.fstat(fd)):
+    assert stat.st_mtime > old and stat.st_ctime_ns > changed, stat
+# Once more, with the descriptor closed.
+os.close(fd)
+os.utime(path, (old, old))
+time.sleep(0.05)
+m[1:2] = b"b"
+m.flush()
+assert os.stat(path).st_mtime > old, os.stat(path)
+"#;
+            python(script, &[&world.at("above")]);
+        },
+    );
+}
+
+#[test]
 fn a_program_is_run_or_written_to_and_not_both_at_once() {
     let put = |world: &mut World| {
         let program = fs::read("/bin/sleep").unwrap();

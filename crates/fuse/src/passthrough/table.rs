@@ -157,10 +157,13 @@ impl Table {
         self.renumbered.contains(&node)
     }
 
-    /// Returns whether a node has two numbers, or may get the second at any moment.
-    pub fn is_ambiguous(&self, node: NodeId) -> bool {
+    /// Returns whether attributes of a node stay as they are as long as nothing is asked for: not if it has two numbers, or may get the
+    /// second at any moment, since what is changed by one does not show by the other; nor if it was written through, since a
+    /// store by a mapping moves its times and is not told.
+    pub fn is_steady(&self, node: NodeId) -> bool {
+        let wire = self.wire(node);
         let lower = |how| matches!(how, Some(How::Through(backing)) if backing.side == Side::Lower);
-        self.is_renumbered(node) || lower(self.how(self.wire(node)))
+        !(self.is_renumbered(node) || lower(self.how(wire)) || self.was_written_through(wire))
     }
 
     pub fn how(&self, wire: u64) -> Option<How> {
@@ -171,14 +174,12 @@ impl Table {
         self.written.contains(&wire)
     }
 
-    /// Counts an open. How a number is open does not change as long as it is.
-    pub fn add(&mut self, wire: u64, how: How, write: bool) {
-        if write && matches!(how, How::Through(_)) {
-            self.written.insert(wire);
-        }
+    /// Counts an open; true if it is the first that writes through. How a number is open does not change as long as it is.
+    pub fn add(&mut self, wire: u64, how: How, write: bool) -> bool {
         let (before, count) = self.open.entry(wire).or_insert((how, 0));
         debug_assert_eq!(*before, how);
         *count += 1;
+        write && matches!(how, How::Through(_)) && self.written.insert(wire)
     }
 
     /// Counts an open less. Returns the file that the kernel needs no more.
