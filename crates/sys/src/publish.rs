@@ -41,14 +41,16 @@ pub fn sync_file(file: impl AsFd) -> Result<()> {
     rustix::fs::fsync(fd).map_err(|e| Error::at("sync", fd, "", e))
 }
 
-/// What it takes that a file's bytes are on disk before anything that is done to its inode or names afterwards.
+/// What it takes that a file's bytes are on disk before anything that is done to its inode or names afterwards; with it, whether
+/// inodes and names come to disk in the order in which they were changed. The only place that knows this of file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataOrder {
     /// Nothing: the file system is in memory.
     InMemory,
-    /// The bytes written out: their extents and the size are in the journal then, before what comes later.
+    /// The bytes written out: their extents and the size are in the journal then, before what comes later. Names and inodes are in that
+    /// journal, too, in the order of their changes.
     WrittenOut,
-    /// An fsync.
+    /// An fsync, and one for each inode and directory.
     Synced,
 }
 
@@ -107,6 +109,18 @@ pub fn order_data(file: impl AsFd, order: DataOrder) -> Result<()> {
                 }
             }
         }
+    }
+}
+
+/// Makes sure that a crash of the machine never shows a later change of names without this inode as it is now: its attributes, xattrs
+/// and size, and a directory's own names.
+///
+/// An fsync where no order is known, and nothing elsewhere: what keeps bytes in order ([`DataOrder`]) has inodes and names in one
+/// log. btrfs has not: a directory's fsync brings its new names to disk, and of the files they lead to neither bytes nor size.
+pub fn order_inode(file: impl AsFd, order: DataOrder) -> Result<()> {
+    match order {
+        DataOrder::InMemory | DataOrder::WrittenOut => Ok(()),
+        DataOrder::Synced => sync_file(file),
     }
 }
 

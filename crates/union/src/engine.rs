@@ -228,6 +228,32 @@ impl Upper {
         }
     }
 
+    /// Sees to it that an inode as it is now, with its marks, comes to disk before a name that shows it, or shows it elsewhere.
+    ///
+    /// Does nothing where the file system keeps that order. Symbolic links, pipes, sockets and devices can't be synced, and are
+    /// left as they are.
+    pub fn settle_inode(&self, at: &At) -> vellum_sys::Result<()> {
+        let volatile = self.options.durability == Durability::Volatile;
+        if volatile || self.data_order != DataOrder::Synced {
+            return Ok(());
+        }
+        match at.open_to_sync() {
+            Ok(Some(inode)) => self.settle_open(inode),
+            Ok(None) => Ok(()),
+            // A plain user's own, of a mode that keeps even its owner from opening it.
+            Err(error) if error.is_denied() => publish::sync_fs(&**self.staging.dir()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Upper::settle_inode`], of a file or directory that is open.
+    pub fn settle_open(&self, inode: impl AsFd) -> vellum_sys::Result<()> {
+        match self.options.durability {
+            Durability::Full | Durability::Ordered => publish::order_inode(inode, self.data_order),
+            Durability::Volatile => Ok(()),
+        }
+    }
+
     /// Turns a failure of a system call on the upper or the work directory into an error.
     pub fn io(&self, source: vellum_sys::Error) -> Error {
         Error::Io {

@@ -7,9 +7,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vellum_sys::rooted::{self, NewTime};
+use vellum_sys::rooted::{self, Access, NewTime};
 use vellum_sys::xattr::{self, SetMode};
-use vellum_sys::{Dir, Result, Stat};
+use vellum_sys::{Dir, FileKind, Result, Stat};
 
 /// How the inode is reached.
 #[derive(Debug, Clone)]
@@ -23,6 +23,19 @@ pub(crate) enum At {
 }
 
 impl At {
+    /// Opens the inode so that it can be synced; `None` if it is one that can't be: a symbolic link, a pipe, a socket, a device.
+    pub fn open_to_sync(&self) -> Result<Option<OwnedFd>> {
+        Ok(match (self, self.stat()?.kind) {
+            (At::Dir(dir), _) => Some(dir.dup()?.into()),
+            (At::Name(dir, name), FileKind::Dir) => Some(dir.open_dir(name)?.into()),
+            (At::Name(dir, name), FileKind::File) => {
+                Some(dir.open_known_file(name, Access::Read)?.into())
+            }
+            (At::Fd(fd), FileKind::File) => Some(rooted::reopen(fd)?.into()),
+            _ => None,
+        })
+    }
+
     pub fn stat(&self) -> Result<Stat> {
         match self {
             At::Dir(dir) => dir.stat_self(),

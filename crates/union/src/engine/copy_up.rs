@@ -5,7 +5,8 @@
 //! nor do the times of its parent.
 //!
 //! What has data in it has it on disk before it can show there (`Durability`). What has none (directories, links, attributes alone) is
-//! published as it is: inode and name are in one journal, or in an order that keeps the name from coming first.
+//! published as it is where inode and name are in one journal, so that the name can't come first; where no such order is
+//! known, it is synced too (decision 0017).
 //!
 //! Locks: called with none. The node's gate is held all the way, so nobody moves or removes its names meanwhile; the
 //! rename gate only while the place is looked up, so a long copy delays nobody else.
@@ -264,6 +265,7 @@ impl Engine {
                 .map_err(|e| upper.io(e))?;
             let at = At::Name(Arc::clone(staging), temp.clone());
             self.attributes(copying, None, &at)?;
+            upper.settle_inode(&at).map_err(|e| upper.io(e))?;
             let stat = at.stat().map_err(|e| upper.io(e))?;
             self.publish_name(copying, target, &temp)?;
             Ok(stat)
@@ -315,6 +317,7 @@ impl Engine {
             }
             let at = At::Name(Arc::clone(staging), temp.clone());
             self.attributes(copying, None, &at)?;
+            upper.settle_inode(&at).map_err(|e| upper.io(e))?;
             self.publish(copying, Staged::Named(temp.clone()))
         })();
         match made {
@@ -379,8 +382,10 @@ impl Engine {
             let same = Arc::ptr_eq(lower, source);
             self.attributes(copying, open.as_ref().filter(|_| same), &at)?;
             let has_data = !below && copying.what != What::Truncated && shown.size_bytes > 0;
-            if has_data {
-                settle(upper, &file, &data)?;
+            match has_data {
+                true => settle(upper, &file, &data)?,
+                // A name that is on disk before its inode would lead to an empty file.
+                false => upper.settle_open(&file).map_err(|e| upper.io(e))?,
             }
             Ok((self.publish(copying, staged)?, data))
         })();
@@ -516,6 +521,7 @@ impl Engine {
         if truncated {
             // First the size: with the mark still there, the file has no bytes wherever they are looked for.
             data::truncate(&file, 0).map_err(|e| upper.io(e))?;
+            upper.settle_open(&file).map_err(|e| upper.io(e))?;
         } else {
             let privileges = at.xattr(OsStr::new(CAPABILITY)).map_err(|e| upper.io(e))?;
             let from = open_lower(&source).map_err(self.io(source.layer))?;

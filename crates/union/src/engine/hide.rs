@@ -18,6 +18,7 @@ use vellum_sys::{Dir, FileKind, RenameFlags};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
+use crate::engine::at::At;
 use crate::engine::copy_up::What;
 use crate::engine::nodes::{Body, DirBody, FileBody, LiveNode, Names, State, UpperFile};
 use crate::engine::request::NodeId;
@@ -225,7 +226,7 @@ impl Engine {
     fn remove_dir_on_disk(
         &self,
         upper: &Upper,
-        at: &Dir,
+        at: &Arc<Dir>,
         name: &OsStr,
         body: &mut DirBody,
         below: bool,
@@ -274,7 +275,7 @@ impl Engine {
     pub(crate) fn make_empty(
         &self,
         upper: &Upper,
-        at: &Dir,
+        at: &Arc<Dir>,
         name: &OsStr,
         body: &mut DirBody,
     ) -> Result<()> {
@@ -420,17 +421,19 @@ impl Upper {
         }
     }
 
-    /// Marks the directory `name` opaque.
-    pub(crate) fn make_opaque(&self, at: &Dir, name: &OsStr) -> vellum_sys::Result<()> {
+    /// Marks the directory `name` opaque, before it gets another name or loses its whiteouts.
+    pub(crate) fn make_opaque(&self, at: &Arc<Dir>, name: &OsStr) -> vellum_sys::Result<()> {
         if self.by_name() {
             let inside = at.open_dir(name)?;
-            return match inside.mknod(wh::OPAQUE, FileKind::File, 0o600, (0, 0)) {
-                Err(error) if error.is_exists() => Ok(()),
-                other => other,
-            };
+            match inside.mknod(wh::OPAQUE, FileKind::File, 0o600, (0, 0)) {
+                Err(error) if error.is_exists() => {}
+                other => other?,
+            }
+        } else {
+            let mark = self.options.prefix.xattr(Mark::Opaque);
+            xattr::set(at, name, mark, Opaque::Opaque.encode(), SetMode::Any)?;
         }
-        let mark = self.options.prefix.xattr(Mark::Opaque);
-        xattr::set(at, name, mark, Opaque::Opaque.encode(), SetMode::Any)
+        self.settle_inode(&At::Name(Arc::clone(at), name.to_owned()))
     }
 
     /// Moves what is staged as `temp` to a name that is free or hidden, in one step.

@@ -228,7 +228,9 @@ impl Engine {
             Err(error) if error.is_no_space() || error.is(rustix::io::Errno::RANGE) => {
                 Err(Refusal::CrossDevice.into())
             }
-            other => other.map_err(|error| upper.io(error)),
+            other => other
+                .and_then(|()| upper.settle_inode(at))
+                .map_err(|error| upper.io(error)),
         }
     }
 
@@ -293,6 +295,7 @@ impl Upper {
         let mark = self.options.prefix.xattr(Mark::Nlink);
         let value = Nlink { base, delta }.encode();
         at.set_xattr(mark, &value, SetMode::Any)
+            .and_then(|()| self.settle_inode(at))
             .map_err(|error| self.io(error))
     }
 
