@@ -15,7 +15,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use vellum_sys::{Dir, rooted::Removal};
+use vellum_sys::{
+    Dir,
+    publish::{self, DataOrder},
+    rooted::Removal,
+};
 
 use crate::{
     driver::TreeId,
@@ -26,20 +30,20 @@ use crate::{
 /// How far one sync of a directory reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Journal {
-    /// Changes of names are durable in the order they were made (ext4 and XFS: one log): syncing the last one syncs
-    /// all before it.
+    /// Changes of names are durable in the order they were made (XFS, ext4 with a journal): syncing the last one syncs all
+    /// before it.
     Ordered,
     /// Nothing is known: each directory and file is synced by itself.
     Unordered,
 }
 
 impl Journal {
+    /// What can't be asked is taken for the worse.
     pub fn of(path: &Path) -> Self {
-        const EXT4: i64 = 0xef53;
-        const XFS: i64 = 0x5846_5342;
-        match rustix::fs::statfs(path) {
-            Ok(facts) if [EXT4, XFS].contains(&facts.f_type) => Self::Ordered,
-            _ => Self::Unordered,
+        match Dir::open(path).and_then(publish::data_order) {
+            // What orders bytes orders names, by the same journal.
+            Ok(DataOrder::WrittenOut) => Self::Ordered,
+            Ok(DataOrder::InMemory | DataOrder::Synced) | Err(_) => Self::Unordered,
         }
     }
 }

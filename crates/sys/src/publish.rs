@@ -200,6 +200,34 @@ mod tests {
     }
 
     #[test]
+    fn ext4_without_a_journal_keeps_no_order() {
+        if !vellum_testkit::needs_root("mounting file systems") {
+            return;
+        }
+        let scratch = vellum_testkit::Scratch::new();
+        let place = match scratch.file_system("fs", vellum_testkit::FsKind::Ext4, 16) {
+            Ok(place) => place,
+            Err(why) => return vellum_testkit::untested("ext4", &why),
+        };
+        scratch.unmount(&place);
+        let image = scratch.join("fs.img");
+        let run = |program: &str, words: &[&OsStr]| {
+            let done = std::process::Command::new(program).args(words).output();
+            let done = done.unwrap();
+            let said = String::from_utf8_lossy(&done.stderr);
+            assert!(done.status.success(), "{program}: {said}");
+        };
+        let words = ["-O", "^has_journal"].map(OsStr::new);
+        run("tune2fs", &[words[0], words[1], image.as_os_str()]);
+        let words = ["-o", "loop"].map(OsStr::new);
+        let (from, to) = (image.as_os_str(), place.as_os_str());
+        run("mount", &[words[0], words[1], from, to]);
+        scratch.adopt_mount(&place);
+        let dir = Dir::open(&place).unwrap();
+        assert_eq!(data_order(&dir).unwrap(), DataOrder::Synced);
+    }
+
+    #[test]
     fn a_failed_replacement_leaves_the_old_file() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = Dir::open(tmp.path()).unwrap();
