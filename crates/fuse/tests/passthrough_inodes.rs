@@ -261,6 +261,26 @@ fn a_write_through_the_kernel_takes_privileges_that_were_given_after_the_open() 
 }
 
 #[test]
+fn a_write_through_the_kernel_by_root_leaves_privileges() {
+    through(
+        |world| {
+            fs::write(world.upper("file"), big(b'a')).unwrap();
+            chmod(world.upper("file"), 0o6755);
+        },
+        |world| {
+            let (_, requests) = world.requests(|world| {
+                open_to_write(world.at("file"))
+                    .write_all_at(b"x", 0)
+                    .unwrap();
+            });
+            assert_eq!(requests.of("Write"), 0, "{requests:?}");
+            assert_eq!(mode(world.at("file")), 0o6755);
+            assert_eq!(mode(world.upper("file")), 0o6755);
+        },
+    );
+}
+
+#[test]
 fn privileges_are_not_given_by_an_old_descriptor() {
     let put = |world: &mut World| {
         world.put("a", big(b'a'));

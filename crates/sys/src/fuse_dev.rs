@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use crate::{Error, Result};
 
@@ -46,8 +45,7 @@ pub fn clone_of(session: impl AsFd) -> Result<OwnedFd> {
 
 /// Registers `file` as something opens on the connection may be answered with, and returns its number.
 ///
-/// The kernel keeps its own reference: `file` may be closed. It writes to the file with this thread's rights, whoever asks it to, but
-/// without CAP_FSETID: so the file system takes setuid and setgid away, of which the server would not hear. Errors: EPERM without CAP_SYS_ADMIN in the first user namespace; ELOOP
+/// The kernel keeps its own reference: `file` may be closed. Errors: EPERM without CAP_SYS_ADMIN in the first user namespace; ELOOP
 /// if the file's own file system is stacked too deep.
 pub fn open_backing(session: impl AsFd, file: &File) -> Result<i32> {
     let map = BackingMap {
@@ -55,11 +53,6 @@ pub fn open_backing(session: impl AsFd, file: &File) -> Result<i32> {
         flags: 0,
         padding: 0,
     };
-    let fail = |errno| Error::new("give rights to", DEVICE, errno);
-    let own = capabilities(None).map_err(fail)?;
-    let mut fewer = own;
-    fewer.effective.remove(CapabilitySet::FSETID);
-    set_capabilities(None, fewer).map_err(fail)?;
     // SAFETY: FUSE_DEV_IOC_BACKING_OPEN reads a struct fuse_backing_map from the pointer, which lives through the call.
     let id = unsafe {
         libc::ioctl(
@@ -68,12 +61,10 @@ pub fn open_backing(session: impl AsFd, file: &File) -> Result<i32> {
             &raw const map,
         )
     };
-    let done = match id {
+    match id {
         id if id > 0 => Ok(id),
         _ => Err(last("register a backing file at", DEVICE)),
-    };
-    set_capabilities(None, own).map_err(fail)?;
-    done
+    }
 }
 
 /// Forgets a number that [`open_backing`] returned. Files opened with it go on working.
