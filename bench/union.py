@@ -2,7 +2,7 @@
 """Compares ways to have a union of directories: a bare directory, the kernel's overlay, Vellum's engine, fuse-overlayfs.
 
     bench/union.py [ROW...] [--only NAME,NAME] [--io-uring] [--rounds N] [--disk DIR] [--output FILE] [--vellum PROGRAM]
-                   [--fuse-overlayfs PROGRAM]
+                   [--before PROGRAM] [--fuse-overlayfs PROGRAM]
     bench/union.py --list
 
 Needs root. Without --disk everything lies on an ext4 in memory (a loop device on /dev/shm); with it, on that directory's file system.
@@ -122,7 +122,7 @@ class Contender:
             return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1)) / 1024
 
 
-def contenders(vellum, fuse_overlayfs, only):
+def contenders(vellum, before, fuse_overlayfs, only):
     def bare(self, lower):
         # One copy serves all rounds: what rows destroy, each has under the round's number.
         run("mount", "--bind", self.copy, self.at)
@@ -131,7 +131,7 @@ def contenders(vellum, fuse_overlayfs, only):
         options = f"lowerdir={lower},upperdir={self.upper},workdir={self.work},index=on,redirect_dir=on,metacopy=on,xino=on"
         run("mount", "-t", "overlay", "overlay", "-o", options, self.at)
 
-    def ours(more):
+    def ours(more, vellum=vellum):
         def mount(self, lower):
             options = f"lowerdir={lower},upperdir={self.upper},workdir={self.work}{more}"
             run(vellum, "overlay", "-o", options, self.at, env={**os.environ, "VELLUM_LOG_FILE": self.log})
@@ -147,6 +147,8 @@ def contenders(vellum, fuse_overlayfs, only):
     elif "vellum-ring" in only:
         sys.exit("union: the host does not offer FUSE over io_uring: --io-uring turns it on for this run")
     found.append(Contender("vellum-passthrough", ours(",passthrough")))
+    if before:
+        found.append(Contender("vellum-before", ours(",io_uring=off", before)))
     if "vellum-checked" in only:
         found.append(Contender("vellum-checked", ours(",io_uring=off,open=checked")))
     if fuse_overlayfs:
@@ -235,6 +237,25 @@ def create(at, _contender, number, prefix="c"):
         fd = os.open(f"{where}/{i}", os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o644)
         os.write(fd, content)
         os.close(fd)
+    return OPS
+
+
+def write(at, _contender, number):
+    where = f"{at}/made-c-{number}"
+    content = b"y" * SMALL
+    fds = [os.open(f"{where}/{i}", os.O_WRONLY) for i in range(OPS // 4)]
+    for _ in range(4):
+        for fd in fds:
+            os.pwrite(fd, content, 0)
+    for fd in fds:
+        os.close(fd)
+    return OPS // 4 * 4
+
+
+def chmod(at, _contender, number):
+    where = f"{at}/made-c-{number}"
+    for i in range(OPS):
+        os.chmod(f"{where}/{i}", 0o600)
     return OPS
 
 
@@ -397,6 +418,8 @@ ROWS = [
     ("big", "4 KiB random reads of 1 GiB, warm", read_random, False),
     ("big", "1 GiB mapped read, warm", read_mapped, False),
     ("names", "create + 4 KiB", create, False),
+    ("names", "4 KiB write", write, False),
+    ("names", "chmod", chmod, False),
     ("names", "rename", rename, False),
     ("names", "unlink", unlink, False),
     ("names", "mkdir, rmdir", mkdir_rmdir, False),
@@ -659,6 +682,7 @@ def main():
     parser.add_argument("--gib", type=int, default=7, help="size of the ext4 in memory")
     parser.add_argument("--output")
     parser.add_argument("--vellum", default=os.path.join(ROOT, "target/release/vellum"))
+    parser.add_argument("--before", help="another build of Vellum to compare with: the contender vellum-before")
     parser.add_argument("--fuse-overlayfs", default=shutil.which("fuse-overlayfs"))
     parser.add_argument("--list", action="store_true")
     chosen = parser.parse_args()
@@ -674,7 +698,7 @@ def main():
         offer_io_uring("Y")
         atexit.register(offer_io_uring, "N")
     rows = [row for row in ROWS if row[0] in wanted]
-    everybody = contenders(chosen.vellum, chosen.fuse_overlayfs, [name for name in chosen.only.split(",") if name])
+    everybody = contenders(chosen.vellum, chosen.before, chosen.fuse_overlayfs, [name for name in chosen.only.split(",") if name])
     place = tempfile.mkdtemp(prefix="vellum-union-", dir=chosen.disk)
     image = None
     try:

@@ -83,7 +83,8 @@ impl Counts {
 }
 
 impl fmt::Display for Counts {
-    /// One line, the operations that were asked for, by name: `Lookup=3 Read=1 notified=0 errors=0`.
+    /// One line, the operations that were asked for, by name: `Lookup=3 Read=1 notified=0
+    /// errors=0`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for &opcode in Opcode::ALL {
             match self.of(opcode) {

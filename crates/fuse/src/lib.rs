@@ -9,7 +9,8 @@
 //! * `session.rs`: from mount to unmount; [`counters`]: what was asked how often.
 //!
 //! Invariants: hostile bytes from the device are errors, never panics; a panic while answering is one EIO; nothing is held while a
-//! reply is written; what the kernel may cache was true when it was said, and it is told when that changes (`ops/known.rs`); only this process changes the tree.
+//! reply is written; what the kernel may cache was true when it was said, and it is told when that
+//! changes (`ops/known.rs`); only this process changes the tree.
 #![forbid(unsafe_code)]
 
 mod channel;

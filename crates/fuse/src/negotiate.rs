@@ -105,9 +105,11 @@ pub fn negotiate(offer: &request::Init, wishes: Wishes) -> Result<Agreed, Refuse
     if passthrough && offer.flags & init::PASSTHROUGH == 0 {
         return Err(Refused::NoPassthrough);
     }
-    // Not ASYNC_DIO: the kernel drops no cached page when an asynchronous direct write has ended, nor the times it keeps, and whoever reads
-    // through the cache meanwhile leaves old bytes in it for ever. To drop them from here, before the reply, takes a thread that may wait for
-    // READs, and a reply that is not its thread's; over io_uring there is no such reply. What this costs: docs/overlay.md.
+    // Not ASYNC_DIO: the kernel drops no cached page when an asynchronous direct write has ended,
+    // nor the times it keeps, and whoever reads through the cache meanwhile leaves old bytes in it
+    // for ever. To drop them from here, before the reply, takes a thread that may wait for READs,
+    // and a reply that is not its thread's; over io_uring there is no such reply. What this costs:
+    // docs/overlay.md.
     let mut want = init::ASYNC_READ
         | init::BIG_WRITES
         | init::MAX_PAGES

@@ -74,7 +74,8 @@ impl From<Errno> for Failure {
 type Answer<T = ()> = Result<T, Failure>;
 
 impl Ops {
-    /// `device` is where backing files are registered, and notifications go. Errors: there can't be a thread more.
+    /// `device` is where backing files are registered, and notifications go. Errors: there can't be
+    /// a thread more.
     pub fn new(
         engine: Engine,
         agreed: Agreed,

@@ -18,7 +18,8 @@
 //! it: a SETATTR of nothing (`ops/attributes.rs`). It asks by what it knows of the mode, and of two numbers of a node it may
 //! know different things; so privileges are never given by an old number ([`Passthrough::is_old`]).
 //!
-//! One lock, taken before any of the engine's; the engine copies nothing up while it is held.
+//! The lock of the table is taken before any of the engine's; the engine copies nothing up while it is held. The one of those who
+//! append is never held together with it.
 
 mod table;
 

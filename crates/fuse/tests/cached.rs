@@ -1,8 +1,9 @@
-//! What the kernel keeps is true: every operation beside every attribute, by each way requests and bytes travel; and nothing is notified
-//! where nothing changed that the kernel does not know.
+//! What the kernel keeps is true: every operation beside every attribute, by each way requests and
+//! bytes travel; and nothing is notified where nothing changed that the kernel does not know.
 //!
-//! Whether an answer is true is asked of the server itself, past the kernel's cache. Which attributes an operation should change is asked of
-//! an ordinary directory, and of the kernel's overlay for files of lower layers.
+//! Whether an answer is true is asked of the server itself, past the kernel's cache. Which
+//! attributes an operation should change is asked of an ordinary directory, and of the kernel's
+//! overlay for files of lower layers.
 
 mod support;
 
@@ -16,9 +17,10 @@ use vellum_testkit::caching::{Extent, Seen, Ways};
 use vellum_testkit::kernel::Overlay;
 use vellum_testkit::{Scratch, untested};
 
-/// Operations that open a file of a lower layer for writing and write nothing: the kernel's overlay copies it up then.
-/// The others change a file by one of two names: there the kernel copies the directory up by whose name it was changed, a server hears of no
-/// name. Of what was removed in a lower layer alone, the kernel goes on counting a link.
+/// Operations that open a file of a lower layer for writing and write nothing: the kernel's overlay
+/// copies it up then. The others change a file by one of two names: there the kernel copies the
+/// directory up by whose name it was changed, a server hears of no name. Of what was removed in a
+/// lower layer alone, the kernel goes on counting a link.
 const UNLIKE_THE_KERNEL: [&str; 8] = [
     "rename_over",
     "rename_dir_over_empty",
@@ -61,7 +63,8 @@ fn mode(path: impl AsRef<Path>) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-/// Tries all operations on files of the lower layer and on such that were made in the mount; returns what was seen of both.
+/// Tries all operations on files of the lower layer and on such that were made in the mount;
+/// returns what was seen of both.
 #[track_caller]
 fn tried(world: &mut World, extent: Extent<'_>, mount: impl FnOnce(&mut World)) -> [Seen; 2] {
     for_others(world);
@@ -310,7 +313,8 @@ fn a_capability_goes_with_the_bytes_it_was_given_to() {
                 let got = rustix::fs::getxattr(world.at(name), NAME, &mut value);
                 assert_eq!(got, Err(rustix::io::Errno::NODATA), "{name}");
             }
-            // Who may keep setuid keeps it, capability or not: root, but not one of a user namespace only.
+            // Who may keep setuid keeps it, capability or not: root, but not one of a user
+            // namespace only.
             let kept = if world.is_user { 0o755 } else { 0o4755 };
             for name in ["written", "cut", "room"] {
                 assert_eq!(mode(world.at(name)), kept, "{name}");
@@ -399,13 +403,15 @@ fn nothing_is_notified_where_nothing_changed_that_the_kernel_does_not_know() {
         set_mode(world.at("dir/user"), 0o4777).unwrap();
         let (_, asked) = world.requests(|world| as_other(world, "printf x >> dir/user"));
         assert!(asked.of("notified") <= 1, "{asked:?}");
-        // The first write below tells of the directories that were copied up, and of that in which the topmost was; the next of none.
+        // The first write below tells of the directories that were copied up, and of that in which
+        // the topmost was; the next of none.
         let write = |world: &World| file(world, "a/b/written").write_all_at(b"x", 5).unwrap();
         let (_, asked) = world.requests(write);
         assert_eq!(asked.of("notified"), 3, "{asked:?}");
         let (_, asked) = world.requests(write);
         assert_eq!(asked.of("notified"), 0, "{asked:?}");
-        // The reply to a change of mode has the file's own attributes; its directory's ctime is another.
+        // The reply to a change of mode has the file's own attributes; its directory's ctime is
+        // another.
         let chmod = |world: &World| set_mode(world.at("a/b/mode"), 0o600).unwrap();
         let (_, asked) = world.requests(chmod);
         assert_eq!(asked.of("notified"), 1, "{asked:?}");

@@ -1,7 +1,7 @@
 //! The rights of a thread that asks for something, as /proc tells them.
 //!
-//! For rare questions only: each reads files of /proc. Sound as long as the thread waits for the answer, since then it keeps its
-//! number and its rights.
+//! For rare questions only: each reads files of /proc. Sound as long as the thread waits for the
+//! answer, since then it keeps its number and its rights.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -22,7 +22,8 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Returns those of the thread `tid`, as this process numbers threads; `None` if it can't be asked about.
+    /// Returns those of the thread `tid`, as this process numbers threads; `None` if it can't be
+    /// asked about.
     pub fn of_thread(tid: u32) -> Option<Credentials> {
         match tid {
             0 => None,
@@ -61,12 +62,14 @@ impl Credentials {
         })
     }
 
-    /// Returns whether what it changes keeps setuid and setgid: it has CAP_FSETID, which counts in the first user namespace alone.
+    /// Returns whether what it changes keeps setuid and setgid: it has CAP_FSETID, which counts in
+    /// the first user namespace alone.
     pub fn keeps_privileges(&self) -> bool {
         self.in_first_namespace && self.capabilities & FSETID != 0
     }
 
-    /// Returns whether it may leave setgid to a file of this group that the group may not execute: as a member, or by CAP_FSETID.
+    /// Returns whether it may leave setgid to a file of this group that the group may not execute:
+    /// as a member, or by CAP_FSETID.
     pub fn is_in_group(&self, gid: u32) -> bool {
         self.capabilities & FSETID != 0 || self.groups.contains(&gid)
     }

@@ -163,8 +163,8 @@ impl Dir {
         )
     }
 
-    /// Opens a regular file as [`Dir::open_known_file`] does, to read it without leaving a trace: its access time stays, unless it is another
-    /// user's and this process may not ask for that.
+    /// Opens a regular file as [`Dir::open_known_file`] does, to read it without leaving a trace:
+    /// its access time stays, unless it is another user's and this process may not ask for that.
     pub fn open_known_file_quietly(&self, name: impl AsRef<OsStr>) -> Result<File> {
         let name = name.as_ref();
         match self.open_known(name, OFlags::RDONLY | OFlags::NOATIME) {

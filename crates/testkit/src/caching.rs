@@ -1,7 +1,9 @@
-//! Every operation beside every attribute: whether a mount goes on showing what is not true any more, and what each operation changed.
+//! Every operation beside every attribute: whether a mount goes on showing what is not true any
+//! more, and what each operation changed.
 //!
-//! The operations, and the ways to ask, are in `caching/matrix.py`, a program since many of them take another user's rights in the
-//! middle. An operation is tried anew for each way of asking, since one answer may refresh what the next is asked from.
+//! The operations, and the ways to ask, are in `caching/matrix.py`, a program since many of them
+//! take another user's rights in the middle. An operation is tried anew for each way of asking,
+//! since one answer may refresh what the next is asked from.
 
 use std::path::Path;
 use std::process::Command;
@@ -88,7 +90,8 @@ impl Extent<'_> {
 }
 
 impl Seen {
-    /// Returns what changed otherwise than in `other`, by operation and node, without the operations in `but`.
+    /// Returns what changed otherwise than in `other`, by operation and node, without the
+    /// operations in `but`.
     pub fn differs(&self, other: &Seen, but: &[&str]) -> Vec<String> {
         let counts = |line: &&String| {
             let operation = line.split(' ').next().unwrap_or_default();

@@ -305,7 +305,8 @@ impl LayerDir for DirHandle {
     }
 
     fn open_file(&self, name: &OsStr) -> Result<File> {
-        // A layer does not change, not even when it was last read; and who opens has looked at the name.
+        // A layer does not change, not even when it was last read; and who opens has looked at the
+        // name.
         self.0.dir()?.open_known_file_quietly(name)
     }
 

@@ -3,13 +3,14 @@
 mod engine_support;
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use engine_support::{ROOT, Rig, User, names, read_all, refusal, user};
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{FileKind, Timespec};
-use vellum_union::engine::{Engine, NewNode, RenameMode, SetAttr, SetTime};
+use vellum_union::engine::{Action, Attrs, Engine, NewNode, NodeId, RenameMode, SetAttr, SetTime};
 use vellum_union::{Error, Refusal};
 
 /// Every call on a file whose last name is gone.
@@ -78,7 +79,7 @@ fn use_without_a_name(u: &User<'_>, path: &str) {
     );
     assert_eq!(&read_all(engine, held.node).unwrap()[1..], b"ne", "{path}");
     engine.sync(held.node, false).unwrap();
-    let root = vellum_union::engine::NodeId::ROOT;
+    let root = NodeId::ROOT;
     assert_eq!(
         refusal(engine.privileged().link(held.node, root, "again".as_ref())),
         Refusal::NotFound
@@ -92,7 +93,7 @@ fn what_has_lost_its_name_stays_usable_in_every_call() {
     for name in ["lower", "meta", "whole", "linked", "replaced"] {
         rig.scratch.file(format!("fs/l0/d/{name}"), "content");
     }
-    std::fs::hard_link(rig.base.join("l0/d/linked"), rig.base.join("l0/linked")).unwrap();
+    fs::hard_link(rig.base.join("l0/d/linked"), rig.base.join("l0/linked")).unwrap();
     let engine = rig.open();
     let u = user(&engine);
     u.file("d/new", "content").unwrap();
@@ -129,7 +130,7 @@ fn what_has_lost_its_name_stays_usable_in_every_call() {
             .create(held.node, "x".as_ref(), &NewNode::Dir, 0o755, &ROOT);
         assert_eq!(refusal(make), Refusal::NotFound);
         let rename = engine.privileged().rename(
-            vellum_union::engine::NodeId::ROOT,
+            NodeId::ROOT,
             dir.as_ref(),
             held.node,
             "x".as_ref(),
@@ -298,4 +299,61 @@ fn redirects_longer_than_the_kernel_writes_are_read_by_it() {
     assert_eq!(u.read("d/f").unwrap(), b"f");
     let tree = rig.agree(engine);
     assert!(tree.entries.contains_key(Path::new("d/f")));
+}
+
+#[test]
+fn a_call_says_which_attributes_it_changed_besides() {
+    let Some(rig) = Rig::new(1) else {
+        return;
+    };
+    fs::create_dir_all(rig.lowers[0].join("a/b")).unwrap();
+    fs::write(rig.lowers[0].join("a/b/f"), "below").unwrap();
+    let engine = rig.open();
+    let user = user(&engine);
+    let ids: Vec<NodeId> = ["a", "a/b", "a/b/f"]
+        .iter()
+        .map(|path| {
+            let held = user.find(path).unwrap();
+            let node = held.node;
+            // The test goes on holding it.
+            std::mem::forget(held);
+            node
+        })
+        .collect();
+    let [a, b, f] = ids[..] else { unreachable!() };
+    let touched = |act: &dyn Fn(&Action<'_>)| {
+        let action = engine.privileged();
+        act(&action);
+        let mut touched = action.touched();
+        touched.sort_by_key(|(node, _)| *node);
+        touched
+    };
+    // The first write changes the directories above, the next only the file.
+    let write = |act: &Action<'_>| assert_eq!(act.write(f, 0, b"x", false).unwrap(), 1);
+    let first = touched(&write);
+    let nodes: Vec<_> = first.iter().map(|(node, _)| *node).collect();
+    assert_eq!(nodes, [NodeId::ROOT, a, b, f]);
+    assert!(first.iter().all(|(_, attrs)| attrs.contains(Attrs::CTIME)));
+    assert!(!first[2].1.contains(Attrs::MTIME));
+    assert_eq!(touched(&write), [(f, Attrs::CONTENT)]);
+    // Privileges go with a write by one that may not keep them, and only if there are any.
+    let suid = SetAttr {
+        mode: Some(0o6755),
+        ..SetAttr::default()
+    };
+    engine.privileged().set_attr(f, &suid).unwrap();
+    let by_user = |act: &Action<'_>| assert_eq!(act.write(f, 0, b"y", true).unwrap(), 1);
+    let [(_, attrs)] = touched(&by_user)[..] else {
+        unreachable!()
+    };
+    assert!(attrs.contains(Attrs::MODE | Attrs::CONTENT));
+    assert_eq!(engine.attr(f).unwrap().mode, 0o755);
+    assert_eq!(touched(&by_user), [(f, Attrs::CONTENT)]);
+    // What fails says it, too.
+    let refused = touched(&|act| drop(act.rmdir(NodeId::ROOT, OsStr::new("a")).unwrap_err()));
+    assert_eq!(refused, [(a, Attrs::ATIME)]);
+    for node in [a, b, f] {
+        engine.forget(node, 1);
+    }
+    engine.close().unwrap();
 }

@@ -41,8 +41,8 @@ impl Ops {
             self.may_give_privileges(call.header)?;
         }
         let now = match set.valid & setattr::FIELDS {
-            // So the kernel says, before a change of bytes, that privileges go. A chown(2) that names no owner looks the same: by
-            // one that may leave them there it takes nothing.
+            // So the kernel says, before a change of bytes, that privileges go. A chown(2) that
+            // names no owner looks the same: by one that may leave them there it takes nothing.
             0 => call.act(|to| to.drop_privileges(node))?,
             _ => call.act(|to| to.set_attr(node, &wanted))?,
         };

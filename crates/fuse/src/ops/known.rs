@@ -1,8 +1,10 @@
 //! Requests that change something: on whose behalf, and what of it the kernel has to be told.
 //!
-//! The engine says which attributes of which nodes a call changed ([`Action::touched`]); [`known`] says which of them the kernel
-//! learns without being told, by the reply or because it expects them. The rest is notified before the reply. This is the only way from
-//! a request to an [`Action`], so that a new operation has a line in the table, or everything it changes is notified.
+//! The engine says which attributes of which nodes a call changed ([`Action::touched`]); [`known`]
+//! says which of them the kernel learns without being told, by the reply or because it expects
+//! them. The rest is notified before the reply. This is the only way from a request to an
+//! [`Action`], so that a new operation has a line in the table, or everything it changes is
+//! notified.
 
 use std::cell::OnceCell;
 use std::ffi::OsStr;
@@ -22,9 +24,11 @@ const NOTHING: (NodeId, Attrs) = (NodeId(0), Attrs::NONE);
 /// The xattrs that the kernel sets as ACLs, if it was agreed that it knows about them.
 const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
-/// Returns what the kernel learns without being told when a request succeeds, besides [`Attrs::NAME`] of whatever has another name then.
+/// Returns what the kernel learns without being told when a request succeeds, besides
+/// [`Attrs::NAME`] of whatever has another name then.
 ///
-/// As Linux 6.18 does (`fs/fuse/dir.c`, `file.c`, `acl.c`); docs/overlay.md has the same as a table.
+/// As Linux 6.18 does (`fs/fuse/dir.c`, `file.c`, `acl.c`); docs/overlay.md has the same as a
+/// table.
 pub(super) fn known(request: &Request<'_>, agreed: &Agreed) -> Known {
     let node = node_of(request.header.node);
     let acl = |name: &OsStr| agreed.acl && ACLS.iter().any(|acl| name == *acl);
@@ -56,7 +60,8 @@ pub(super) fn known(request: &Request<'_>, agreed: &Agreed) -> Known {
         },
         // It does not look into these.
         Op::Ioctl(_) => [NOTHING; 2],
-        // These change nothing, but for access times, which it forgets whenever it asks for bytes, names or a link's target.
+        // These change nothing, but for access times, which it forgets whenever it asks for bytes,
+        // names or a link's target.
         Op::Lookup { .. }
         | Op::Forget { .. }
         | Op::BatchForget(_)

@@ -1,10 +1,12 @@
-//! One call that may change something: what it is done through, and what it leaves for the front to tell.
+//! One call that may change something: what it is done through, and what it leaves for the front to
+//! tell.
 //!
-//! A front that lets its users cache attributes (the kernel does so for ever) has to hear of every attribute that a call
-//! changed, also of nodes the call did not name: a copy-up changes the directory it happens in, and all directories that
-//! are copied up for it; a write takes setuid away. So everything that changes the union is a method of [`Action`], and
-//! what reaches the upper layer on the way is noted there. Nothing that copies up can be reached without one, which
-//! is what keeps a new operation from forgetting it.
+//! A front that lets its users cache attributes (the kernel does so for ever) has to hear of every
+//! attribute that a call changed, also of nodes the call did not name: a copy-up changes the
+//! directory it happens in, and all directories that are copied up for it; a write takes setuid
+//! away. So everything that changes the union is a method of [`Action`], and what reaches the upper
+//! layer on the way is noted there. Nothing that copies up can be reached without one, which is
+//! what keeps a new operation from forgetting it.
 //!
 //! It must not know what a front tells its users by itself: it notes all that changed.
 
@@ -25,7 +27,8 @@ impl Attrs {
     pub const MODE: Attrs = Attrs(1 << 0);
     /// User and group.
     pub const OWNER: Attrs = Attrs(1 << 1);
-    /// The number of hard links, where it changed by more than a name that the call itself made or took away.
+    /// The number of hard links, where it changed by more than a name that the call itself made or
+    /// took away.
     pub const NLINK: Attrs = Attrs(1 << 2);
     /// The size in bytes.
     pub const SIZE: Attrs = Attrs(1 << 3);
@@ -37,7 +40,8 @@ impl Attrs {
     pub const MTIME: Attrs = Attrs(1 << 6);
     /// The time of the last change of anything.
     pub const CTIME: Attrs = Attrs(1 << 7);
-    /// What follows for a file from the name the call made, moved or took away: its ctime, and one link more or less.
+    /// What follows for a file from the name the call made, moved or took away: its ctime, and one
+    /// link more or less.
     pub const NAME: Attrs = Attrs(1 << 8);
     /// All of them.
     pub const ALL: Attrs = Attrs((1 << 9) - 1);
@@ -46,7 +50,8 @@ impl Attrs {
     pub const CONTENT: Attrs = Attrs(Self::SIZE.0 | Self::BLOCKS.0 | Self::MTIME.0 | Self::CTIME.0);
     /// What changes of a directory when a name in it is made, moved or taken away.
     pub const NAMES: Attrs = Attrs(Self::CONTENT.0 | Self::NLINK.0);
-    /// What changes of a directory when something in it gets a name in the upper layer that it had before.
+    /// What changes of a directory when something in it gets a name in the upper layer that it had
+    /// before.
     const COPIED_INTO: Attrs = Attrs(Self::SIZE.0 | Self::BLOCKS.0 | Self::CTIME.0);
 
     /// Returns the set without those in `other`.
@@ -74,7 +79,8 @@ impl BitOr for Attrs {
     }
 }
 
-/// The process on whose behalf something is changed. Asked only where the answer matters, which is rare.
+/// The process on whose behalf something is changed. Asked only where the answer matters, which is
+/// rare.
 pub trait Asker {
     /// Returns whether its changes of a file leave setuid and setgid where they are (CAP_FSETID).
     fn keeps_privileges(&self) -> bool;
@@ -104,8 +110,8 @@ pub struct Action<'e> {
 }
 
 impl Engine {
-    /// Begins something that changes the union. Whoever lets attributes be cached asks for [`Action::touched`] afterwards, also
-    /// after an error: what was copied up before it stays so.
+    /// Begins something that changes the union. A front that lets attributes be cached takes
+    /// [`Action::touched`] afterwards, also after an error: what was copied up by then stays so.
     pub fn action<'e>(&'e self, asker: &'e dyn Asker) -> Action<'e> {
         Action {
             engine: self,
@@ -114,7 +120,7 @@ impl Engine {
         }
     }
 
-    /// Begins something on behalf of nobody who would have to be asked: a tool, a test.
+    /// Begins something that no process asked for: by a tool, or a test.
     pub fn privileged(&self) -> Action<'_> {
         self.action(&Privileged)
     }

@@ -246,8 +246,8 @@ impl Action<'_> {
         Ok(done as u64)
     }
 
-    /// Calls `read`, which reads bytes of a file for a program that did not ask for them here, and notes whether its access time
-    /// changed.
+    /// Calls `read`, which reads bytes of a file for a program that did not ask for them here, and
+    /// notes whether its access time changed.
     fn read_by<T>(&self, id: NodeId, read: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = self.attr(id)?.atime;
         let done = read();
@@ -525,11 +525,12 @@ impl Engine {
 enum Keeps {
     /// This is known.
     Known(bool),
-    /// Nobody said: the asker is to be looked at.
+    /// Not known: the asker has to be looked at.
     Ask,
 }
 
-/// Returns whether the file has something that a change of its bytes may take away, but for a capability that the file system keeps.
+/// Returns whether the file has something that a change of its bytes may take away, but for a
+/// capability that the file system keeps.
 fn has_privileges(upper: &Upper, place: &Bytes) -> Result<bool> {
     let file = match place {
         Bytes::Upper(file) | Bytes::AppendOnly(file) | Bytes::Lower(file, _) => file,

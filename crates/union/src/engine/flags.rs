@@ -69,7 +69,8 @@ impl Action<'_> {
             Open::File(file) => flags::set(file, wanted),
             Open::Dir(dir) => flags::set(&**dir, wanted),
         };
-        // Also if they are what they were: the ctime changes all the same. But then a refusal says nothing.
+        // Also if they are what they were: the ctime changes all the same. But then a refusal says
+        // nothing.
         if own & !PROTECTED != wanted {
             set.map_err(|error| unsupported_or(upper, error))?;
         }

@@ -44,7 +44,8 @@ impl Engine {
         })
     }
 
-    /// Takes back `count` lookups of a node; true if nobody counts on it any more. The root is never forgotten.
+    /// Takes back `count` lookups of a node; true if nobody counts on it any more. The root is
+    /// never forgotten.
     pub fn forget(&self, node: NodeId, count: u64) -> bool {
         self.table.forget(node, count);
         self.sweep();

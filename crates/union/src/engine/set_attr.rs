@@ -1,8 +1,9 @@
 //! Changing attributes and xattrs. Only metadata is copied up for it; a new size is the business of `data.rs`.
 //!
-//! What a change of owner or content takes away (setuid, setgid, capabilities) is taken away here, before the change: the file system
-//! below would go by this process's rights, not by the asker's. Where owners and modes are recorded, the record is changed and the
-//! inode behind it stays as it is.
+//! What a change of owner or content takes away (setuid, setgid, capabilities) is taken away here,
+//! before the change: the file system below would go by this process's rights, not by the asker's.
+//! Where owners and modes are recorded, the record is changed and the inode behind it stays as it
+//! is.
 
 use std::ffi::OsStr;
 
@@ -211,7 +212,8 @@ impl Action<'_> {
         }
     }
 
-    /// Takes privileges from a file whose bytes are about to change, if the asker may not leave them to it, and returns its attributes.
+    /// Takes privileges from a file whose bytes are about to change, if the asker may not leave
+    /// them to it, and returns its attributes.
     ///
     /// Errors: as [`Action::set_attr`].
     pub fn drop_privileges(&self, id: NodeId) -> Result<Attr> {
@@ -230,11 +232,11 @@ impl Action<'_> {
         self.attr(id)
     }
 
-    /// Takes away what a change of a file's bytes takes away, before it is made: setuid, setgid, the capability. `keeps` is asked only
-    /// if there is something that the asker might keep.
+    /// Takes away what a change of a file's bytes takes away, before it is made: setuid, setgid,
+    /// the capability. `keeps` is asked only if there is something that the asker might keep.
     ///
-    /// The file is in the upper layer. No lock is held. A capability that is no record goes with the change itself: no file system
-    /// keeps it, whoever writes.
+    /// The file is in the upper layer. No lock is held. A capability that is no record goes with
+    /// the change itself: no file system keeps it, not even for root.
     pub(crate) fn take_privileges(
         &self,
         upper: &Upper,
@@ -296,8 +298,9 @@ impl Action<'_> {
         Ok(())
     }
 
-    /// Returns what a change by this asker leaves of the mode of a file, which belongs to the group `gid` (as stored): setgid stays only
-    /// where it gives no group's rights (it means locking there), and for members of the group.
+    /// Returns what a change by this asker leaves of the mode of a file, which belongs to the group
+    /// `gid` (as stored): setgid stays only where it gives no group's rights (it means locking
+    /// there), and for members of the group.
     fn without_privileges(&self, mode: u32, gid: u32) -> u32 {
         let left = mode & !SETUID;
         if mode & SETGID == 0 {
