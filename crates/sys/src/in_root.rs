@@ -1,22 +1,29 @@
-//! Paths inside a tree somebody else filled, resolved as a process with that tree as its root would resolve them.
+//! Paths inside a tree somebody else filled, resolved as a process with that tree as its root would
+//! resolve them.
 //!
-//! Where [`crate::rooted`] refuses symbolic links, this follows them, but an absolute link or any number of `..` ends at the tree's root and
-//! never outside (`openat2` with `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS`). Meant for what a user names: the target of a copy, a container's
-//! `/etc/passwd`. What is found is opened `O_PATH` first, so that neither a fifo blocks nor a device is woken.
+//! Where [`crate::rooted`] refuses symbolic links, this follows them, but an absolute link or any
+//! number of `..` ends at the tree's root and never outside (`openat2` with `RESOLVE_IN_ROOT |
+//! RESOLVE_NO_MAGICLINKS`). Meant for what a user names: the target of a copy, a container's
+//! `/etc/passwd`. What is found is opened `O_PATH` first, so that neither a fifo blocks nor a
+//! device is woken.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::rooted::Dir;
+use crate::rooted::{Dir, read_link_fd};
 use crate::stat::{FileKind, stat_fd};
 use crate::{Error, Result};
 
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// As many links as the kernel follows in one path.
+const MAX_LINKS: usize = 40;
 
 /// What happens to a symbolic link that is the path's last component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +36,8 @@ pub enum Last {
 
 /// Opens what is at `path` as a handle (`O_PATH`); `None` if there is nothing.
 ///
-/// A leading slash makes no difference. Errors: ELOOP for too many links, ENOTDIR never (it counts as nothing).
+/// A leading slash makes no difference. Errors: ELOOP for too many links, ENOTDIR never (it counts
+/// as nothing).
 pub fn find(root: &Dir, path: &Path, last: Last) -> Result<Option<OwnedFd>> {
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
     if last == Last::Keep {
@@ -38,17 +46,67 @@ pub fn find(root: &Dir, path: &Path, last: Last) -> Result<Option<OwnedFd>> {
     open(root, path, flags)
 }
 
-/// Opens the directory at `path`, links followed; `None` if there is none. Errors: ENOTDIR if it is something else.
+/// Opens the directory at `path`, links followed; `None` if there is none. Errors: ENOTDIR if it is
+/// something else.
 pub fn dir(root: &Dir, path: &Path) -> Result<Option<Dir>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    // Found first: a missing component is nothing, but a file in the place of the directory is an error.
+    // Found first: a missing component is nothing, but a file in the place of the directory is an
+    // error.
     if find(root, path, Last::Follow)?.is_none() {
         return Ok(None);
     }
     open(root, path, flags)?.map(Dir::from_fd).transpose()
 }
 
-/// Returns the content of the regular file at `path`, links followed; `None` if there is no such file.
+/// Returns where `path` ends, links followed: a path below the root without links, `.` and `..`.
+///
+/// What is not there counts as a name, so that a path can be resolved before it is made; the target
+/// of a dangling link, for one. Empty for the root itself. Errors: ELOOP for too many links; as
+/// [`find`].
+pub fn resolve(root: &Dir, path: &Path) -> Result<PathBuf> {
+    let mut rest: Vec<OsString> = names(path);
+    let mut done = PathBuf::new();
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        if name == ".." {
+            done.pop();
+            continue;
+        }
+        let next = done.join(&name);
+        let link = match find(root, &next, Last::Keep)? {
+            Some(handle) if stat_fd(&handle)?.kind == FileKind::Symlink => read_link_fd(&handle)?,
+            _ => {
+                done = next;
+                continue;
+            }
+        };
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(Error::new("find inside the root", path, Errno::LOOP));
+        }
+        let target = Path::new(&link);
+        if target.is_absolute() {
+            done.clear();
+        }
+        rest.extend(names(target));
+    }
+    Ok(done)
+}
+
+/// The names in a path, last one first, `..` among them.
+fn names(path: &Path) -> Vec<OsString> {
+    path.components()
+        .rev()
+        .filter_map(|component| match component {
+            Component::Normal(name) => Some(name.to_owned()),
+            Component::ParentDir => Some("..".into()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => None,
+        })
+        .collect()
+}
+
+/// Returns the content of the regular file at `path`, links followed; `None` if there is no such
+/// file.
 ///
 /// Errors: EFBIG if it is longer than `limit_bytes`.
 pub fn read_file(root: &Dir, path: &Path, limit_bytes: u64) -> Result<Option<Vec<u8>>> {
@@ -130,6 +188,44 @@ mod tests {
         assert!(dir(&root, Path::new("etc/passwd")).is_err());
         assert!(dir(&root, Path::new("none")).unwrap().is_none());
         assert!(dir(&root, Path::new("")).unwrap().is_some());
+    }
+
+    #[test]
+    fn paths_resolve_before_anything_is_made() {
+        let scratch = tempfile::tempdir().unwrap();
+        let top = scratch.path().join("root");
+        std::fs::create_dir_all(top.join("d/sub")).unwrap();
+        std::fs::write(top.join("file"), "").unwrap();
+        for (target, name) in [
+            ("/d/sub", "absolute"),
+            ("../../../../tmp", "out"),
+            ("/made/by/link", "dangling"),
+            ("../nowhere", "d/up"),
+            ("loop", "loop"),
+            ("dangling/x", "chain"),
+        ] {
+            symlink(target, top.join(name)).unwrap();
+        }
+        let root = Dir::open(&top).unwrap();
+        for (path, expect) in [
+            ("", ""),
+            ("/", ""),
+            ("..", ""),
+            ("/d/./sub//", "d/sub"),
+            ("/new/deep", "new/deep"),
+            ("absolute/new", "d/sub/new"),
+            ("absolute/..", "d"),
+            ("out/x", "tmp/x"),
+            ("dangling", "made/by/link"),
+            ("chain/y", "made/by/link/x/y"),
+            ("d/up", "nowhere"),
+            ("file/x", "file/x"),
+            ("new/../d", "d"),
+        ] {
+            let found = resolve(&root, Path::new(path)).unwrap();
+            assert_eq!(found, Path::new(expect), "{path}");
+        }
+        assert!(resolve(&root, Path::new("loop/x")).is_err());
     }
 
     #[test]
