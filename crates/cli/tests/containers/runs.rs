@@ -41,7 +41,7 @@ fn run_passes_on_code_input_environment_and_volumes() {
     );
     assert_eq!(
         world.ok(&["run", "--rm", "-u", "app", "shell:1", "id"]),
-        "uid=1000(app) gid=1000(app) groups=50(team)"
+        "uid=1000(app) gid=1000(app) groups=50(team),1000(app)"
     );
     assert_eq!(
         world

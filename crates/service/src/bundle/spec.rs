@@ -245,7 +245,8 @@ fn environment(
         .clone()
         .unwrap_or_else(|| crate::names::short(id).to_owned());
     let mut defaults = vec![PATH.to_owned(), format!("HOSTNAME={hostname}")];
-    defaults.push(format!("HOME={}", user.home.as_deref().unwrap_or("/")));
+    let home = String::from_utf8_lossy(user.home.as_deref().unwrap_or(b"/"));
+    defaults.push(format!("HOME={home}"));
     if request.tty {
         defaults.push("TERM=xterm".to_owned());
     }

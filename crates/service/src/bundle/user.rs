@@ -1,84 +1,169 @@
 //! From `USER[:GROUP]` and a tree's `passwd` and `group` files to numbers. Pure.
 //!
-//! As Docker does it: names are looked up, numbers stand for themselves and need no entry; the groups that list the user's name are added,
-//! unless a group is given.
+//! As Docker does it: a number is an id and never a name, whatever `passwd` calls its users
+//! (CVE-2016-3697); a name is looked up; the groups that list the user are added, unless a group is
+//! given; and the primary group is one of the supplementary ones, so that a file that its group may
+//! *not* read stays closed (CVE-2022-36109).
+//!
+//! Where Docker takes a malformed number in `passwd` or `group` for 0, which is root, such a line
+//! counts for nothing here.
+
+use std::collections::BTreeSet;
 
 /// Who a process runs as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct User {
     pub uid: u32,
     pub gid: u32,
+    /// Sorted, without doubles.
     pub additional_gids: Vec<u32>,
-    /// Home directory, if the tree knows the user.
-    pub home: Option<String>,
+    /// Home directory as bytes, if the tree knows the user; may be empty.
+    pub home: Option<Vec<u8>>,
+}
+
+/// The largest id that Docker, containerd and runc take; beyond it, programs disagree on the sign.
+const MAX_ID: u32 = i32::MAX as u32;
+/// No honest user is in more. Old runtimes compare each of them with each line of `group`.
+const MAX_GROUPS: usize = 4096;
+
+/// A user or group as it was asked for.
+enum Wanted<'a> {
+    Id(u32),
+    Name(&'a [u8]),
+}
+
+impl<'a> Wanted<'a> {
+    /// What looks like a number is one, or an error: it is never looked up as a name.
+    fn parse(text: &'a str) -> Result<Option<Self>, String> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Ok(Some(Self::Name(text.as_bytes())));
+        }
+        match text.parse::<i64>().map(u32::try_from) {
+            Ok(Ok(id)) if id <= MAX_ID => Ok(Some(Self::Id(id))),
+            _ => Err(format!(
+                "`{text}` is not a user or group id: they go from 0 to {MAX_ID}"
+            )),
+        }
+    }
 }
 
 struct Entry<'a> {
-    name: &'a str,
+    name: &'a [u8],
     uid: u32,
     gid: u32,
-    home: &'a str,
+    home: &'a [u8],
 }
 
-/// Errors with one line if a name is in neither file.
+struct Group<'a> {
+    name: &'a [u8],
+    gid: u32,
+    members: &'a [u8],
+}
+
+/// Errors with one line: a number that is not an id, a name that is in neither file, too many
+/// groups.
+///
+/// What comes after a second colon is ignored, as everywhere.
 pub(crate) fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
-    let passwd = String::from_utf8_lossy(passwd);
-    let group = String::from_utf8_lossy(group);
-    let (user, wanted_group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group).filter(|g| !g.is_empty())),
-        None => (text, None),
+    let mut words = text.split(':');
+    let wanted_user = Wanted::parse(words.next().unwrap_or_default())?;
+    let wanted_group = Wanted::parse(words.next().unwrap_or_default())?;
+    let entry = match &wanted_user {
+        None => users(passwd).find(|e| e.uid == 0),
+        Some(Wanted::Id(id)) => users(passwd).find(|e| e.uid == *id),
+        Some(Wanted::Name(name)) => {
+            let found = users(passwd).find(|e| e.name == *name);
+            Some(found.ok_or_else(|| missing("user", name, "/etc/passwd"))?)
+        }
     };
-    let user = if user.is_empty() { "0" } else { user };
-    let number = user.parse::<u32>().ok();
-    let entry = users(&passwd)
-        .find(|e| e.name == user)
-        .or_else(|| users(&passwd).find(|e| Some(e.uid) == number));
-    let mut found = match (&entry, number) {
+    let mut found = match (&entry, &wanted_user) {
         (Some(entry), _) => User {
             uid: entry.uid,
             gid: entry.gid,
-            home: (!entry.home.is_empty()).then(|| entry.home.to_owned()),
+            home: Some(entry.home.to_vec()),
             additional_gids: Vec::new(),
         },
-        (None, Some(uid)) => User {
-            uid,
+        (None, Some(Wanted::Id(uid))) => User {
+            uid: *uid,
             ..User::default()
         },
-        (None, None) => {
-            return Err(format!(
-                "there is no user `{user}` in the container's /etc/passwd"
-            ));
-        }
+        (None, _) => User::default(),
     };
-    match wanted_group {
-        Some(name) => {
-            found.gid = groups(&group)
-                .find(|(group, ..)| *group == name)
-                .map(|(_, gid, _)| gid)
-                .or_else(|| name.parse().ok())
-                .ok_or_else(|| {
-                    format!("there is no group `{name}` in the container's /etc/group")
-                })?;
+    let mut gids = BTreeSet::new();
+    match (&wanted_group, &entry) {
+        (Some(Wanted::Id(id)), _) => found.gid = *id,
+        (Some(Wanted::Name(name)), _) => {
+            found.gid = groups(group)
+                .find(|g| g.name == *name)
+                .ok_or_else(|| missing("group", name, "/etc/group"))?
+                .gid;
         }
-        None => {
-            if let Some(entry) = entry {
-                found.additional_gids = groups(&group)
-                    .filter(|(_, gid, members)| {
-                        *gid != found.gid && members.split(',').any(|m| m == entry.name)
-                    })
-                    .map(|(_, gid, _)| gid)
-                    .collect();
-            }
+        (None, Some(entry)) if !entry.name.is_empty() => {
+            gids.extend(
+                groups(group)
+                    .filter(|g| g.members.split(|b| *b == b',').any(|m| m == entry.name))
+                    .map(|g| g.gid),
+            );
         }
+        (None, _) => {}
     }
+    gids.insert(found.gid);
+    if gids.len() > MAX_GROUPS {
+        return Err(format!(
+            "the user `{text}` is in {} groups of the container's /etc/group; {MAX_GROUPS} are the most",
+            gids.len()
+        ));
+    }
+    leave_out_named(&mut gids, group);
+    found.additional_gids = gids.into_iter().collect();
     Ok(found)
 }
 
-fn users(text: &str) -> impl Iterator<Item = Entry<'_>> {
-    text.lines().filter_map(|line| {
-        let mut fields = line.split(':');
+/// Leaves out the numbers that some group with another id has for a *name*.
+///
+/// runc before 1.3 looks each supplementary number up in the container's `group`, by name too: a
+/// group called `500` with the id 0 would put root's group in the place of 500.
+fn leave_out_named(gids: &mut BTreeSet<u32>, group: &[u8]) {
+    for entry in groups(group) {
+        let number = std::str::from_utf8(entry.name).ok().and_then(|name| {
+            let id = name.parse::<u32>().ok()?;
+            (id.to_string() == name).then_some(id)
+        });
+        if number.is_some_and(|id| id != entry.gid) {
+            gids.retain(|gid| Some(*gid) != number);
+        }
+    }
+}
+
+fn missing(kind: &str, name: &[u8], file: &str) -> String {
+    let name = String::from_utf8_lossy(name);
+    let name = name.escape_debug();
+    format!("there is no {kind} `{name}` in the container's {file}")
+}
+
+/// The lines that say something, without the blanks around them; a `\r` at the end is one.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|b| *b == b'\n')
+        .map(|line| line.trim_ascii())
+        .filter(|line| !line.is_empty() && line[0] != b'#')
+}
+
+/// A number as it stands in a file; also one too large to be asked for, but not -1, which means
+/// "unchanged".
+fn id(field: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(field).ok()?;
+    text.parse().ok().filter(|id| *id != u32::MAX)
+}
+
+fn users(text: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+    lines(text).filter_map(|line| {
+        let mut fields = line.split(|b| *b == b':');
         let name = fields.next()?;
-        let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        let (uid, gid) = (id(fields.nth(1)?)?, id(fields.next()?)?);
         Some(Entry {
             name,
             uid,
@@ -88,52 +173,18 @@ fn users(text: &str) -> impl Iterator<Item = Entry<'_>> {
     })
 }
 
-fn groups(text: &str) -> impl Iterator<Item = (&str, u32, &str)> {
-    text.lines().filter_map(|line| {
-        let mut fields = line.split(':');
+fn groups(text: &[u8]) -> impl Iterator<Item = Group<'_>> {
+    lines(text).filter_map(|line| {
+        let mut fields = line.split(|b| *b == b':');
         let name = fields.next()?;
-        let gid = fields.nth(1)?.parse().ok()?;
-        Some((name, gid, fields.next().unwrap_or_default()))
+        let gid = id(fields.nth(1)?)?;
+        Some(Group {
+            name,
+            gid,
+            members: fields.next().unwrap_or_default(),
+        })
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:,,,:/srv/app:/bin/sh\nbroken\n7:x:8:8::/seven:\n\xff:x:1:1::/:\n";
-    const GROUP: &[u8] =
-        b"root:x:0:\nteam:x:50:app,other\nextra:x:60:other,app\napp:x:1001:app\nodd:x:70:xapp\n";
-
-    #[track_caller]
-    fn check(text: &str, expect: (u32, u32, &[u32], Option<&str>)) {
-        let user = resolve(text, PASSWD, GROUP).unwrap();
-        assert_eq!(
-            (
-                user.uid,
-                user.gid,
-                &user.additional_gids[..],
-                user.home.as_deref()
-            ),
-            expect,
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn names_and_numbers() {
-        check("", (0, 0, &[], Some("/root")));
-        check("app", (1000, 1001, &[50, 60], Some("/srv/app")));
-        check("1000", (1000, 1001, &[50, 60], Some("/srv/app")));
-        check("app:", (1000, 1001, &[50, 60], Some("/srv/app")));
-        check("app:team", (1000, 50, &[], Some("/srv/app")));
-        check("1000:12", (1000, 12, &[], Some("/srv/app")));
-        check("4242", (4242, 0, &[], None));
-        check("4242:4243", (4242, 4243, &[], None));
-        // A name made of digits is a name first.
-        check("7", (8, 8, &[], Some("/seven")));
-        assert!(resolve("nobody", PASSWD, GROUP).is_err());
-        assert!(resolve("app:nogroup", PASSWD, GROUP).is_err());
-        assert_eq!(resolve("5", b"", b"").unwrap().uid, 5);
-    }
-}
+mod tests;
