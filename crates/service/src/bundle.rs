@@ -52,6 +52,8 @@ pub struct ProcessRequest {
 
 /// The name of the configuration in a bundle, fixed by the runtime specification.
 const CONFIG: &str = "config.json";
+/// Where Linux keeps what it knows of each processor.
+const CPUS: &str = "/sys/devices/system/cpu";
 /// No passwd file of an honest image is longer.
 const PASSWD_LIMIT_BYTES: u64 = 16 << 20;
 
@@ -110,6 +112,7 @@ pub(crate) fn compose(
         id: record.id.clone(),
         root: root.to_path_buf(),
         in_user_namespace: !vellum_sys::userns::is_initial(),
+        thermal: thermal(Path::new(CPUS)),
     };
     let spec = spec::spec(
         &around,
@@ -121,6 +124,18 @@ pub(crate) fn compose(
         what: "the runtime configuration".into(),
         why: e.to_string(),
     })
+}
+
+/// The directories that tell how often each processor was too hot, which tells of its load.
+fn thermal(cpus: &Path) -> Vec<PathBuf> {
+    // Where there is no such directory there is nothing to hide.
+    let entries = fs::read_dir(cpus).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries
+        .map(|entry| entry.path().join("thermal_throttle"))
+        .filter(|path| path.is_dir())
+        .collect();
+    found.sort();
+    found
 }
 
 /// Returns the configuration of the image that a container was made from.
@@ -151,4 +166,21 @@ pub fn bind(ctx: &Context, text: &std::ffi::OsStr) -> Result<Bind> {
         None => fs::canonicalize(&parsed.source).map_err(Error::io("find", &parsed.source))?,
     };
     Ok(Bind { source, ..parsed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_processor_that_counts_its_heat_is_found() {
+        let cpus = tempfile::tempdir().unwrap();
+        for dir in ["cpu0/thermal_throttle", "cpu1", "cpu10/thermal_throttle"] {
+            fs::create_dir_all(cpus.path().join(dir)).unwrap();
+        }
+        fs::write(cpus.path().join("online"), "0-10").unwrap();
+        let expect = ["cpu0", "cpu10"].map(|cpu| cpus.path().join(cpu).join("thermal_throttle"));
+        assert_eq!(thermal(cpus.path()), expect);
+        assert!(thermal(Path::new("/no/such/directory")).is_empty());
+    }
 }

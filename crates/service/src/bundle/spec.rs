@@ -47,6 +47,8 @@ pub(crate) struct Around {
     pub id: String,
     pub root: PathBuf,
     pub in_user_namespace: bool,
+    /// Files of the machine that tell about its load, beside those of [`MASKED`].
+    pub thermal: Vec<PathBuf>,
 }
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -69,15 +71,21 @@ const CAPABILITIES: [Capability; 14] = [
     Capability::SysChroot,
 ];
 
-const MASKED: [&str; 9] = [
+/// Today's list of Docker, which is that of runc and containerd and `interrupts`. The one in the
+/// `oci_spec` library is older: it leaves `interrupts` and `powercap` open, which tell a container
+/// what others on the machine type and compute (GHSA-6fw5-f8r9-fgfm, GHSA-jq35-85cj-fj4p).
+const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
     "/proc/timer_list",
     "/proc/timer_stats",
-    "/proc/sched_debug",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 
@@ -110,7 +118,13 @@ pub(crate) fn spec(
             cwd.display()
         )));
     }
-    let capabilities = capabilities(request)?;
+    let bounding = capabilities(request)?;
+    // What execve(2) leaves to other users: nothing. With root's they would open the program, and
+    // stand in the directory.
+    let own = match user.uid {
+        0 => bounding.clone(),
+        _ => Capabilities::new(),
+    };
     let process = ProcessBuilder::default()
         .terminal(request.tty)
         .user(
@@ -125,9 +139,9 @@ pub(crate) fn spec(
         .cwd(cwd)
         .capabilities(
             LinuxCapabilitiesBuilder::default()
-                .bounding(capabilities.clone())
-                .effective(capabilities.clone())
-                .permitted(capabilities)
+                .bounding(bounding)
+                .effective(own.clone())
+                .permitted(own)
                 .inheritable(Capabilities::new())
                 .ambient(Capabilities::new())
                 .build()?,
@@ -135,9 +149,11 @@ pub(crate) fn spec(
         .rlimits(Vec::new())
         .no_new_privileges(false)
         .build()?;
+    let thermal = around.thermal.iter().map(|path| text(path.as_os_str()));
+    let masked = MASKED.map(|path| Ok(path.to_owned())).into_iter();
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(request.network)?)
-        .masked_paths(MASKED.map(str::to_owned).to_vec())
+        .masked_paths(masked.chain(thermal).collect::<Result<Vec<_>>>()?)
         .readonly_paths(READ_ONLY.map(str::to_owned).to_vec());
     if !around.in_user_namespace {
         let none = LinuxDeviceCgroupBuilder::default()

@@ -9,6 +9,7 @@ fn around() -> Around {
         id: "0123456789abcdef".into(),
         root: "/tree".into(),
         in_user_namespace: false,
+        thermal: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".into()],
     }
 }
 
@@ -99,6 +100,58 @@ fn capabilities_are_added_and_dropped() {
     );
     assert_eq!(all_capabilities().len(), 41);
     assert!(set(&["FLY"], &[]).is_err());
+}
+
+#[test]
+fn what_tells_of_the_machine_is_hidden() {
+    let request = ProcessRequest {
+        command: words(&["sh"]),
+        ..ProcessRequest::default()
+    };
+    let spec = spec(&around(), Some(&image()), &User::default(), &request).unwrap();
+    let linux = spec.linux().as_ref().unwrap();
+    let masked = linux.masked_paths().as_ref().unwrap();
+    for path in MASKED {
+        assert!(masked.contains(&path.to_owned()), "{path}");
+    }
+    // What the library knows is not lost by a list of our own.
+    for path in oci_spec::runtime::get_default_maskedpaths() {
+        assert!(masked.contains(&path), "{path}");
+    }
+    for path in oci_spec::runtime::get_default_readonly_paths() {
+        assert!(
+            linux.readonly_paths().as_ref().unwrap().contains(&path),
+            "{path}"
+        );
+    }
+    assert!(masked.contains(&"/sys/devices/system/cpu/cpu0/thermal_throttle".to_owned()));
+}
+
+#[test]
+fn only_root_has_capabilities_before_the_command_runs() {
+    let request = ProcessRequest {
+        command: words(&["sh"]),
+        cap_add: vec!["SYS_ADMIN".to_owned()],
+        ..ProcessRequest::default()
+    };
+    for uid in [0, 1, 1000] {
+        let user = User {
+            uid,
+            ..User::default()
+        };
+        let made = spec(&around(), Some(&image()), &user, &request).unwrap();
+        let process = made.process().as_ref().unwrap();
+        let sets = process.capabilities().as_ref().unwrap();
+        let count = |set: &Option<Capabilities>| set.as_ref().map_or(0, |set| set.len());
+        let expect = if uid == 0 { 15 } else { 0 };
+        assert_eq!(count(sets.bounding()), 15);
+        assert_eq!(
+            (count(sets.effective()), count(sets.permitted())),
+            (expect, expect),
+            "{uid}"
+        );
+        assert_eq!((count(sets.inheritable()), count(sets.ambient())), (0, 0));
+    }
 }
 
 #[test]
