@@ -6,6 +6,7 @@
 //!
 //! This module must not read from anywhere, and knows nothing of what running means.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -14,6 +15,7 @@ use oci_spec::image as oci;
 use crate::digest::Digest;
 use crate::manifest::{MAX_CONFIG_BYTES, MAX_LAYERS, ManifestError, check_size, parse_digest};
 use crate::platform::Platform;
+use crate::run_config::RunConfig;
 
 /// The name of a layer on top of particular other layers.
 ///
@@ -65,14 +67,19 @@ pub struct ImageConfig {
     pub id: Digest,
     /// The diff IDs of the layers, bottom first; may be empty.
     pub diff_ids: Vec<Digest>,
-    /// The fields.
+    /// The fields, but for those of `run`.
     pub parsed: oci::ImageConfiguration,
+    /// How it runs.
+    pub run: RunConfig,
 }
 
 impl ImageConfig {
     /// Returns the configuration that `raw` is.
     ///
-    /// Errors if the JSON isn't one, a diff ID isn't a digest, or there are absurdly many layers.
+    /// Bytes that are not UTF-8 are read as U+FFFD, as Docker does; `raw` keeps them.
+    ///
+    /// Errors if the JSON isn't one, a field has the wrong shape, a diff ID isn't a digest, or
+    /// there are absurdly many layers.
     pub fn parse(raw: Vec<u8>) -> Result<Self, ManifestError> {
         check_size(
             "the image configuration",
@@ -83,7 +90,9 @@ impl ImageConfig {
             what: "the image configuration",
             source,
         };
-        let parsed: oci::ImageConfiguration = serde_json::from_slice(&raw).map_err(json)?;
+        let mut fields = serde_json::from_str(&String::from_utf8_lossy(&raw)).map_err(json)?;
+        let run = RunConfig::take(&mut fields)?;
+        let parsed: oci::ImageConfiguration = serde_json::from_value(fields).map_err(json)?;
         let diff_ids = parsed.rootfs().diff_ids();
         if diff_ids.len() > MAX_LAYERS {
             return Err(ManifestError::TooManyLayers(diff_ids.len()));
@@ -97,7 +106,13 @@ impl ImageConfig {
             raw,
             diff_ids,
             parsed,
+            run,
         })
+    }
+
+    /// Returns the JSON; bytes that are not UTF-8 are U+FFFD in it, as Docker reads them.
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.raw)
     }
 
     /// Returns the chain IDs of the layers, bottom first.

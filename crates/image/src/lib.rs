@@ -13,6 +13,7 @@
 //! | how do Docker and Podman keep what a tree can't say about its tar | `tar_split.rs` |
 //! | what is an image called | `reference.rs` |
 //! | what is an image made of, and what is its identity | `manifest.rs`, `config.rs` |
+//! | how does an image run | `run_config.rs` |
 //! | which image of an index runs here | `platform.rs` |
 //! | where do images come from | `source.rs` (archives, layouts), `registry.rs` |
 //! | where do images go | `sink.rs` (archives, layouts), `registry.rs` |
@@ -33,6 +34,7 @@ pub mod platform;
 pub mod recipe;
 pub mod reference;
 pub mod registry;
+pub mod run_config;
 pub mod sink;
 pub mod source;
 pub mod stream;
@@ -49,6 +51,7 @@ pub use limits::Limits;
 pub use manifest::Manifest;
 pub use platform::Platform;
 pub use reference::Reference;
+pub use run_config::RunConfig;
 pub use stream::{BlobFacts, LayerStream, Progress};
 pub use vellum_sys::Cancel;
 pub use writer::{LayerWriter, TarEntry, TarKind};

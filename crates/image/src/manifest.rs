@@ -52,6 +52,14 @@ pub enum ManifestError {
         #[source]
         source: serde_json::Error,
     },
+    /// A field of the image configuration has another shape than it must have.
+    #[error("the image configuration's {field} is not {expected}")]
+    Field {
+        /// Which field.
+        field: &'static str,
+        /// What it should be.
+        expected: &'static str,
+    },
     /// The document is larger than Vellum reads.
     #[error("{what} of {size_bytes} bytes is larger than the {limit_bytes} that are allowed")]
     TooLarge {

@@ -1,23 +1,27 @@
-//! `bundle`: a container as an OCI runtime bundle, for runc, crun and whatever else reads `config.json`.
+//! `bundle`: a container as an OCI runtime bundle, for runc, crun and whatever else reads
+//! `config.json`.
 //!
-//! [`spec`](mod@spec) is pure: image configuration, request and the user's numbers in, the runtime configuration out. What has to be looked up inside
-//! the tree (`/etc/passwd`, `/etc/group`) is resolved inside the tree only.
+//! [`spec`](mod@spec) is pure: image configuration, request and the user's numbers in, the runtime
+//! configuration out. What has to be looked up inside the tree (`/etc/passwd`, `/etc/group`) is
+//! resolved inside the tree only. The directory to start in is made beforehand ([`workdir`]).
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vellum_image::ImageConfig;
+use vellum_image::{ImageConfig, RunConfig};
 use vellum_store::ContainerRecord;
+use vellum_sys::Dir;
 use vellum_sys::mount::{self as mounts, BindOptions};
-use vellum_sys::{Dir, in_root};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::{mount, names, run_dir};
 
+mod accounts;
 pub mod spec;
 mod user;
+mod workdir;
 
 pub use spec::{Bind, Network};
 
@@ -28,11 +32,11 @@ pub struct ProcessRequest {
     pub command: Vec<OsString>,
     /// Instead of the image's entrypoint; `Some("")` drops it.
     pub entrypoint: Option<OsString>,
-    /// Variables: `NAME=VALUE`.
+    /// Variables: `NAME=VALUE`; a bare `NAME` takes away the image's or a default.
     pub env: Vec<OsString>,
-    /// Directory it starts in.
+    /// Directory it starts in; an empty one is the image's.
     pub workdir: Option<PathBuf>,
-    /// `USER[:GROUP]`.
+    /// `USER[:GROUP]`; an empty one is the image's.
     pub user: Option<String>,
     /// Directories and volumes bound into it, sources resolved.
     pub binds: Vec<Bind>,
@@ -54,10 +58,9 @@ pub struct ProcessRequest {
 const CONFIG: &str = "config.json";
 /// Where Linux keeps what it knows of each processor.
 const CPUS: &str = "/sys/devices/system/cpu";
-/// No passwd file of an honest image is longer.
-const PASSWD_LIMIT_BYTES: u64 = 16 << 20;
 
-/// Makes `dir` a bundle of the container: mounts it at `dir/rootfs` and writes `dir/config.json`. Returns the path of the latter.
+/// Makes `dir` a bundle of the container: mounts it at `dir/rootfs` and writes `dir/config.json`.
+/// Returns the path of the latter.
 pub fn bundle(ctx: &Context, name: &str, dir: &Path, request: &ProcessRequest) -> Result<PathBuf> {
     let record = names::container(ctx, name)?;
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
@@ -79,7 +82,10 @@ pub fn bundle(ctx: &Context, name: &str, dir: &Path, request: &ProcessRequest) -
     Ok(config)
 }
 
-/// Returns the text of `config.json` for a container mounted at `tree`; `root` is how the configuration names it.
+/// Returns the text of `config.json` for a container mounted at `tree`; `root` is how the
+/// configuration names it.
+///
+/// Makes the working directory in the tree.
 pub(crate) fn compose(
     ctx: &Context,
     record: &ContainerRecord,
@@ -87,22 +93,14 @@ pub(crate) fn compose(
     root: &Path,
     request: &ProcessRequest,
 ) -> Result<Vec<u8>> {
-    let image = image_config(ctx, record)?;
+    let image = image_config(ctx, record)?.map_or_else(RunConfig::default, |image| image.run);
     let root_dir = Dir::open(tree)?;
-    let read = |path: &str| in_root::read_file(&root_dir, Path::new(path), PASSWD_LIMIT_BYTES);
-    let wanted = request
-        .user
-        .clone()
-        .or_else(|| {
-            image
-                .as_ref()
-                .and_then(|i| i.parsed.config().as_ref()?.user().clone())
-        })
-        .unwrap_or_default();
+    // As with the working directory, an empty word asks for nothing.
+    let asked = request.user.as_deref().filter(|user| !user.is_empty());
     let user = user::resolve(
-        &wanted,
-        &read("etc/passwd")?.unwrap_or_default(),
-        &read("etc/group")?.unwrap_or_default(),
+        asked.unwrap_or(&image.user),
+        &accounts::read(&root_dir, "etc/passwd")?,
+        &accounts::read(&root_dir, "etc/group")?,
     )
     .map_err(|what| Error::Invalid {
         what,
@@ -114,12 +112,8 @@ pub(crate) fn compose(
         in_user_namespace: !vellum_sys::userns::is_initial(),
         thermal: thermal(Path::new(CPUS)),
     };
-    let spec = spec::spec(
-        &around,
-        image.as_ref().and_then(|i| i.parsed.config().as_ref()),
-        &user,
-        request,
-    )?;
+    workdir::make(&root_dir, &spec::workdir(&image, request)?, &request.binds)?;
+    let spec = spec::spec(&around, &image, &user, request, &[])?;
     serde_json::to_vec_pretty(&spec).map_err(|e| Error::Damaged {
         what: "the runtime configuration".into(),
         why: e.to_string(),
@@ -153,7 +147,8 @@ pub(crate) fn image_config(ctx: &Context, record: &ContainerRecord) -> Result<Op
     Ok(Some(config))
 }
 
-/// Takes `SOURCE:PATH[:ro]` apart: a source with a slash is a directory or file of the host, another one a named volume.
+/// Takes `SOURCE:PATH[:ro]` apart: a source with a slash is a directory or file of the host,
+/// another one a named volume.
 ///
 /// Volumes that are not there are made. Errors: `Invalid`.
 pub fn bind(ctx: &Context, text: &std::ffi::OsStr) -> Result<Bind> {

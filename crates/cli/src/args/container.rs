@@ -177,16 +177,16 @@ pub enum Network {
 /// What `run` and `bundle` have in common.
 #[derive(Debug, Args)]
 pub struct Process {
-    /// Set a variable; a bare NAME takes the value from here
+    /// Set a variable; a bare NAME takes the value from here, or the variable away
     #[arg(long, short, value_name = "NAME=VALUE")]
     pub env: Vec<OsString>,
     /// Bind a directory or named volume: SOURCE:PATH[:ro]
     #[arg(long, short, value_name = "SOURCE:PATH")]
     pub volume: Vec<OsString>,
-    /// Directory the command starts in
+    /// Directory the command starts in; made if it isn't there
     #[arg(long, short, value_name = "DIR")]
-    pub workdir: Option<PathBuf>,
-    /// Run as USER[:GROUP], names or numbers
+    pub workdir: Option<OsString>,
+    /// Run as USER[:GROUP], names or numbers; a number is always an id
     #[arg(long, short, value_name = "USER")]
     pub user: Option<String>,
     /// Use this instead of the image's entrypoint; an empty one drops it

@@ -14,26 +14,29 @@ use crate::args;
 use crate::exit_code::{DONE, Failure};
 use crate::out::stdout;
 
-/// Resolves what the arguments say about the process. A bare `-e NAME` takes the value from here, and nothing if there is none.
+/// Resolves what the arguments say about the process. A bare `-e NAME` takes the value from here;
+/// if there is none, the container has no such variable either.
 fn process(
     ctx: &Context,
     args: args::Process,
     command: Vec<OsString>,
 ) -> Result<ProcessRequest, Failure> {
-    let env = args
-        .env
-        .into_iter()
-        .filter_map(|variable| {
-            if variable.as_bytes().contains(&b'=') {
-                return Some(variable);
-            }
-            let value = std::env::var_os(&variable)?;
-            let mut pair = variable;
+    let env = args.env.into_iter().map(|variable| {
+        if variable.is_empty() {
+            return Err(Failure::misused("--env wants NAME=VALUE, or a NAME"));
+        }
+        let value = match variable.as_bytes().contains(&b'=') {
+            true => None,
+            false => std::env::var_os(&variable),
+        };
+        let mut pair = variable;
+        if let Some(value) = value {
             pair.push("=");
             pair.push(value);
-            Some(pair)
-        })
-        .collect();
+        }
+        Ok(pair)
+    });
+    let env = env.collect::<Result<_, _>>()?;
     let binds = args
         .volume
         .iter()
@@ -43,7 +46,7 @@ fn process(
         command,
         entrypoint: args.entrypoint,
         env,
-        workdir: args.workdir,
+        workdir: args.workdir.map(Into::into),
         user: args.user,
         binds,
         hostname: args.hostname,

@@ -1,18 +1,21 @@
 //! The runtime configuration: pure.
 //!
-//! Namespaces, capabilities, masked paths and mounts are those that Docker gives an unprivileged container. In a plain user's namespace
-//! what the kernel refuses there (a new sysfs for the host's network, cgroups, device rules) is left out or bound from the host.
+//! Namespaces, capabilities, masked paths and mounts are those that Docker gives an unprivileged
+//! container, and an image's variables, command and directories mean what they mean to Docker. In a
+//! plain user's namespace what the kernel refuses there (a new sysfs for the host's network,
+//! cgroups, device rules) is left out or bound from the host.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use oci_spec::image::Config as ImageRun;
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder,
     LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, Mount,
     MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
+
+use vellum_image::RunConfig;
 
 use super::ProcessRequest;
 use super::user::User;
@@ -97,27 +100,51 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-/// Returns the runtime configuration. Errors: `Invalid` where the request makes none.
-pub(crate) fn spec(
-    around: &Around,
-    image: Option<&ImageRun>,
-    user: &User,
-    request: &ProcessRequest,
-) -> Result<Spec> {
-    let cwd = match (
-        &request.workdir,
-        image.and_then(|i| i.working_dir().clone()),
-    ) {
-        (Some(dir), _) => dir.clone(),
-        (None, Some(dir)) if !dir.is_empty() => PathBuf::from(dir),
-        (None, _) => PathBuf::from("/"),
-    };
-    if !cwd.is_absolute() {
+/// Takes `.`, `..` and doubled slashes out of a path by its text alone, as Docker does with paths
+/// in a configuration. A relative path counts from the root.
+pub(super) fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => drop(clean.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}
+
+/// Returns the directory that the command starts in: absolute and clean. Errors: `Invalid` if it is
+/// relative.
+pub(super) fn workdir(image: &RunConfig, request: &ProcessRequest) -> Result<PathBuf> {
+    let asked = request.workdir.as_deref();
+    let dir = asked
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new(&image.working_dir));
+    if dir.as_os_str().is_empty() {
+        return Ok("/".into());
+    }
+    if !dir.is_absolute() {
         return Err(invalid(format!(
             "the working directory {} is not absolute",
-            cwd.display()
+            dir.display()
         )));
     }
+    text(dir.as_os_str())?;
+    Ok(clean(dir))
+}
+
+/// Returns the runtime configuration; `volumes` are those that the image declares.
+///
+/// Errors: `Invalid` where image and request make none.
+pub(crate) fn spec(
+    around: &Around,
+    image: &RunConfig,
+    user: &User,
+    request: &ProcessRequest,
+    volumes: &[Bind],
+) -> Result<Spec> {
+    let cwd = workdir(image, request)?;
     let bounding = capabilities(request)?;
     // What execve(2) leaves to other users: nothing. With root's they would open the program, and
     // stand in the directory.
@@ -167,7 +194,8 @@ pub(crate) fn spec(
         );
     }
     let mut linux = linux.build()?;
-    // The library puts devices and id maps of its own there; runtimes make the usual devices by themselves.
+    // The library puts devices and id maps of its own there; runtimes make the usual devices by
+    // themselves.
     linux
         .set_uid_mappings(None)
         .set_gid_mappings(None)
@@ -176,15 +204,7 @@ pub(crate) fn spec(
         linux.set_resources(None);
     }
     let mut mounts = mounts(around, request)?;
-    for bind in &request.binds {
-        let mode = if bind.read_only { "ro" } else { "rw" };
-        mounts.push(mount(
-            &bind.destination,
-            "bind",
-            &bind.source,
-            &["rbind", "rprivate", mode],
-        )?);
-    }
+    mounts.extend(binds(request, volumes)?);
     let mut spec = SpecBuilder::default()
         .version("1.0.2")
         .root(
@@ -194,12 +214,7 @@ pub(crate) fn spec(
                 .build()?,
         )
         .process(process)
-        .hostname(
-            request
-                .hostname
-                .clone()
-                .unwrap_or_else(|| crate::names::short(&around.id).to_owned()),
-        )
+        .hostname(hostname(request, &around.id))
         .mounts(mounts)
         .linux(linux)
         .build()?;
@@ -220,22 +235,21 @@ impl From<oci_spec::OciSpecError> for Error {
     }
 }
 
-/// Docker's rule: an entrypoint of the user's drops the image's command too.
-fn arguments(image: Option<&ImageRun>, request: &ProcessRequest) -> Result<Vec<String>> {
-    let of_image = |get: fn(&ImageRun) -> &Option<Vec<String>>| {
-        image.and_then(|i| get(i).clone()).unwrap_or_default()
+/// Docker's rule: an entrypoint of the user's drops the image's command too, and one of a single
+/// empty word is none.
+fn arguments(image: &RunConfig, request: &ProcessRequest) -> Result<Vec<String>> {
+    let (mut arguments, command) = match &request.entrypoint {
+        None => (image.entrypoint.clone(), &image.cmd[..]),
+        Some(own) => (vec![text(own)?], &[][..]),
     };
-    let mut arguments = match &request.entrypoint {
-        None => of_image(ImageRun::entrypoint),
-        Some(own) if own.is_empty() => Vec::new(),
-        Some(own) => vec![text(own)?],
-    };
-    if !request.command.is_empty() {
-        for word in &request.command {
-            arguments.push(text(word)?);
-        }
-    } else if request.entrypoint.is_none() {
-        arguments.extend(of_image(ImageRun::cmd));
+    if arguments == [""] {
+        arguments.clear();
+    }
+    if request.command.is_empty() {
+        arguments.extend_from_slice(command);
+    }
+    for word in &request.command {
+        arguments.push(text(word)?);
     }
     if arguments.is_empty() {
         return Err(Error::Invalid {
@@ -243,47 +257,94 @@ fn arguments(image: Option<&ImageRun>, request: &ProcessRequest) -> Result<Vec<S
             hint: Some("write it at the end: vellum run IMAGE COMMAND".into()),
         });
     }
+    if let Some(word) = arguments.iter().find(|word| word.contains('\0')) {
+        return Err(invalid(format!(
+            "`{}` can't be part of a command: it holds a NUL byte",
+            word.escape_debug()
+        )));
+    }
     Ok(arguments)
 }
 
+/// A set of variables in the order in which they came.
+struct Environment(Vec<(String, String)>);
+
+impl Environment {
+    fn set(&mut self, name: &str, value: &str) {
+        match self.0.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => *known = value.to_owned(),
+            None => self.0.push((name.to_owned(), value.to_owned())),
+        }
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.0.retain(|(known, _)| known != name);
+    }
+}
+
+/// Docker's rules: the user's word counts before the image's, the image's before the defaults; of
+/// two with one name the last; a bare name takes a default away (and the user's bare name the
+/// image's variable too); without a home, or with an empty one, it is the user's own.
 fn environment(
-    image: Option<&ImageRun>,
+    image: &RunConfig,
     user: &User,
     request: &ProcessRequest,
     id: &str,
 ) -> Result<Vec<String>> {
-    let mut all: Vec<String> = image.and_then(|i| i.env().clone()).unwrap_or_default();
-    for variable in &request.env {
-        set(&mut all, text(variable)?);
-    }
-    let hostname = request
-        .hostname
-        .clone()
-        .unwrap_or_else(|| crate::names::short(id).to_owned());
-    let mut defaults = vec![PATH.to_owned(), format!("HOSTNAME={hostname}")];
-    let home = String::from_utf8_lossy(user.home.as_deref().unwrap_or(b"/"));
-    defaults.push(format!("HOME={home}"));
+    let own = request
+        .env
+        .iter()
+        .map(|variable| text(variable))
+        .collect::<Result<Vec<_>>>()?;
+    let of_image = |variable: &&String| !own.iter().any(|o| name_of(o) == name_of(variable));
+    let (path_name, path) = PATH.split_once('=').unwrap_or_default();
+    let mut defaults = vec![
+        (path_name, path.to_owned()),
+        ("HOSTNAME", hostname(request, id)),
+    ];
     if request.tty {
-        defaults.push("TERM=xterm".to_owned());
+        defaults.push(("TERM", "xterm".to_owned()));
     }
-    for default in defaults {
-        let name = name_of(&default).to_owned();
-        if !all.iter().any(|v| name_of(v) == name) {
-            all.push(default);
+    let mut all = Environment(Vec::new());
+    for (name, value) in &defaults {
+        all.set(name, value);
+    }
+    for variable in image.env.iter().filter(of_image).chain(&own) {
+        match variable.split_once('=') {
+            Some(("", _)) => {
+                return Err(invalid(format!("the variable `{variable}` has no name")));
+            }
+            _ if variable.contains('\0') => {
+                let shown = variable.escape_debug();
+                return Err(invalid(format!("the variable `{shown}` holds a NUL byte")));
+            }
+            Some((name, value)) => all.set(name, value),
+            None if defaults.iter().any(|(name, _)| name == variable) => all.remove(variable),
+            None => {}
         }
     }
-    Ok(all)
+    let home = all.0.iter().find(|(name, _)| name == "HOME");
+    if home.is_none_or(|(_, value)| value.is_empty()) {
+        match std::str::from_utf8(user.home.as_deref().unwrap_or(b"/")) {
+            Ok(home) => all.set("HOME", home),
+            // Runtimes look it up by themselves, and their configuration is JSON, which can't hold
+            // it.
+            Err(_) => all.remove("HOME"),
+        }
+    }
+    let pairs = all.0.into_iter();
+    Ok(pairs
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect())
 }
 
 fn name_of(variable: &str) -> &str {
     variable.split('=').next().unwrap_or(variable)
 }
 
-fn set(all: &mut Vec<String>, variable: String) {
-    match all.iter_mut().find(|v| name_of(v) == name_of(&variable)) {
-        Some(known) => *known = variable,
-        None => all.push(variable),
-    }
+fn hostname(request: &ProcessRequest, id: &str) -> String {
+    let asked = request.hostname.clone();
+    asked.unwrap_or_else(|| crate::names::short(id).to_owned())
 }
 
 fn text(word: &OsStr) -> Result<String> {
@@ -431,7 +492,8 @@ fn mounts(around: &Around, request: &ProcessRequest) -> Result<Vec<Mount>> {
             &["nosuid", "noexec", "nodev"],
         )?,
     ];
-    // sysfs belongs to a network namespace; without one of its own a plain user may only bind the host's.
+    // sysfs belongs to a network namespace; without one of its own a plain user may only bind the
+    // host's.
     if around.in_user_namespace && request.network == Network::Host {
         all.push(mount(
             "/sys",
@@ -455,11 +517,24 @@ fn mounts(around: &Around, request: &ProcessRequest) -> Result<Vec<Mount>> {
             &["nosuid", "noexec", "nodev", "relatime", "ro"],
         )?);
     }
+    Ok(all)
+}
+
+/// What of the host is shown in the container: outer places first, so that none hides another. Of
+/// two for one place the later one shows: what the user binds, after an image's volume.
+fn binds(request: &ProcessRequest, volumes: &[Bind]) -> Result<Vec<Mount>> {
+    let mut all = Vec::new();
     if request.network == Network::Host {
         for file in ["/etc/resolv.conf", "/etc/hosts"] {
             all.push(mount(file, "bind", file, &["rbind", "ro"])?);
         }
     }
+    for bind in volumes.iter().chain(&request.binds) {
+        let mode = if bind.read_only { "ro" } else { "rw" };
+        let options = ["rbind", "rprivate", mode];
+        all.push(mount(&bind.destination, "bind", &bind.source, &options)?);
+    }
+    all.sort_by_key(|mount| clean(mount.destination()).components().count());
     Ok(all)
 }
 

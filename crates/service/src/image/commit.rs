@@ -129,7 +129,7 @@ fn parents(ctx: &Context, record: &ContainerRecord) -> Result<Vec<Parent>> {
 /// Returns the configuration to begin with: the image's, as it is, or a bare one for this machine.
 fn configuration(base: Option<&ImageConfig>) -> Result<Value> {
     if let Some(base) = base {
-        return serde_json::from_slice(&base.raw).map_err(|e| Error::Damaged {
+        return serde_json::from_str(&base.text()).map_err(|e| Error::Damaged {
             what: format!("image {}", base.id),
             why: e.to_string(),
         });

@@ -34,7 +34,7 @@ pub fn inspect_image(context: &Context, image: &str) -> Result<Value> {
             })),
         }));
     }
-    let raw: Value = serde_json::from_slice(&config.raw).map_err(|source| {
+    let raw: Value = serde_json::from_str(&config.text()).map_err(|source| {
         Error::from(vellum_image::manifest::ManifestError::Json {
             what: "the image configuration",
             source,

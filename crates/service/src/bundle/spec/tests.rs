@@ -1,7 +1,5 @@
 //! The rules of the runtime configuration, as rows.
 
-use oci_spec::image::ConfigBuilder;
-
 use super::*;
 
 fn around() -> Around {
@@ -13,65 +11,277 @@ fn around() -> Around {
     }
 }
 
-fn image() -> ImageRun {
-    ConfigBuilder::default()
-        .entrypoint(vec!["/entry".to_owned()])
-        .cmd(vec!["a".to_owned(), "b".to_owned()])
-        .env(vec!["PATH=/own".to_owned(), "X=1".to_owned()])
-        .working_dir("/work".to_owned())
-        .build()
-        .unwrap()
+fn image() -> RunConfig {
+    RunConfig {
+        entrypoint: own(&["/entry"]),
+        cmd: own(&["a", "b"]),
+        env: own(&["PATH=/own", "X=1"]),
+        working_dir: "/work".into(),
+        ..RunConfig::default()
+    }
+}
+
+fn own(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 fn words(words: &[&str]) -> Vec<OsString> {
     words.iter().map(OsString::from).collect()
 }
 
+/// The image's entrypoint and command, the user's entrypoint and command, and what runs; `None`:
+/// nothing to run.
+type Words<'a> = (
+    &'a [&'a str],
+    &'a [&'a str],
+    Option<&'a str>,
+    &'a [&'a str],
+    Option<&'a [&'a str]>,
+);
+
 #[test]
 fn entrypoint_and_command_follow_dockers_rule() {
-    #[track_caller]
-    fn check(entrypoint: Option<&str>, command: &[&str], expect: &[&str]) {
+    let rows: [Words; 22] = [
+        (&["/e"], &["a", "b"], None, &[], Some(&["/e", "a", "b"])),
+        (&["/e"], &["a", "b"], None, &["c"], Some(&["/e", "c"])),
+        (
+            &["/e"],
+            &["a"],
+            Some("/mine"),
+            &["c"],
+            Some(&["/mine", "c"]),
+        ),
+        (&["/e"], &["a"], Some("/mine"), &[], Some(&["/mine"])),
+        (&["/e"], &["a"], Some(""), &["sh"], Some(&["sh"])),
+        (&["/e"], &["a"], Some(""), &[], None),
+        (&[], &["a"], Some(""), &[], None),
+        (&[], &["a"], Some("/mine"), &[], Some(&["/mine"])),
+        (&[], &[], None, &[], None),
+        (&[], &[], None, &["c"], Some(&["c"])),
+        (&[], &["a"], None, &[], Some(&["a"])),
+        (&["/e"], &[], None, &[], Some(&["/e"])),
+        (&[""], &["a"], None, &[], Some(&["a"])),
+        (&[""], &["a"], None, &["c"], Some(&["c"])),
+        (&[""], &[], None, &[], None),
+        (&["", "x"], &["a"], None, &[], Some(&["", "x", "a"])),
+        (&["", ""], &["a"], None, &[], Some(&["", "", "a"])),
+        (&[], &[""], None, &[], Some(&[""])),
+        (&["/e"], &[""], None, &[], Some(&["/e", ""])),
+        (&[" "], &["a"], None, &[], Some(&[" ", "a"])),
+        (&["/e x"], &["a\nb"], None, &[], Some(&["/e x", "a\nb"])),
+        (&["/e"], &["a\0b"], None, &[], None),
+    ];
+    for (entrypoint, cmd, asked, command, expect) in rows {
+        let image = RunConfig {
+            entrypoint: own(entrypoint),
+            cmd: own(cmd),
+            ..RunConfig::default()
+        };
         let request = ProcessRequest {
-            entrypoint: entrypoint.map(OsString::from),
+            entrypoint: asked.map(OsString::from),
             command: words(command),
             ..ProcessRequest::default()
         };
-        assert_eq!(arguments(Some(&image()), &request).unwrap(), expect);
+        let got = arguments(&image, &request).ok();
+        assert_eq!(
+            got,
+            expect.map(own),
+            "{entrypoint:?} {cmd:?} {asked:?} {command:?}"
+        );
     }
-    check(None, &[], &["/entry", "a", "b"]);
-    check(None, &["c"], &["/entry", "c"]);
-    check(Some("/mine"), &["c"], &["/mine", "c"]);
-    check(Some("/mine"), &[], &["/mine"]);
-    check(Some(""), &["sh"], &["sh"]);
-    let nothing = ProcessRequest {
-        entrypoint: Some(OsString::new()),
-        ..ProcessRequest::default()
-    };
-    assert!(arguments(Some(&image()), &nothing).is_err());
-    assert!(arguments(None, &ProcessRequest::default()).is_err());
 }
 
 #[test]
-fn the_environment_has_defaults_and_the_users_word_counts() {
+fn the_environment_has_defaults_and_the_last_word_counts() {
+    const DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let make = |image: &[&str], asked: &[&str], tty: bool, home: Option<&[u8]>| {
+        let image = RunConfig {
+            env: own(image),
+            ..RunConfig::default()
+        };
+        let request = ProcessRequest {
+            env: words(asked),
+            tty,
+            ..ProcessRequest::default()
+        };
+        let user = User {
+            home: home.map(<[u8]>::to_vec),
+            ..User::default()
+        };
+        environment(&image, &user, &request, "0123456789abcdef")
+    };
+    // What is there beside PATH, HOSTNAME and HOME as they are by default, in any order.
+    let check = |image: &[&str], asked: &[&str], expect: &[&str]| {
+        let mut got = make(image, asked, false, Some(b"/root")).unwrap();
+        let mut expect = own(expect);
+        got.sort();
+        expect.sort();
+        let usual = [DEFAULT, "HOSTNAME=0123456789ab", "HOME=/root"];
+        let names: Vec<&str> = got.iter().map(|v| name_of(v)).collect();
+        let mut unique = names.clone();
+        unique.dedup();
+        assert_eq!(names, unique, "no name comes twice");
+        for gone in usual
+            .iter()
+            .filter(|usual| !got.iter().any(|v| v == *usual))
+        {
+            let said =
+                |v: &String| v == &format!("-{}", name_of(gone)) || name_of(v) == name_of(gone);
+            assert!(expect.iter().any(said), "{gone} is missing from {got:?}");
+        }
+        expect.retain(|v| !v.starts_with('-'));
+        got.retain(|v| !usual.contains(&v.as_str()));
+        assert_eq!(got, expect, "{image:?} {asked:?}");
+    };
+    check(&[], &[], &[]);
+    check(&["A=1"], &[], &["A=1"]);
+    check(&["A=1", "A=2"], &[], &["A=2"]);
+    check(&["A=1", "B=2", "A=3"], &[], &["A=3", "B=2"]);
+    check(&["A"], &[], &[]);
+    check(&["A=1", "A"], &[], &["A=1"]);
+    check(&["A", "A=1"], &[], &["A=1"]);
+    check(&[""], &[], &[]);
+    check(&["A="], &[], &["A="]);
+    check(&["A=b=c"], &[], &["A=b=c"]);
+    check(
+        &["A=a\nb", " B = 1 ", "Ä=ö", "1=3", "a-b.c=d"],
+        &[],
+        &["A=a\nb", " B = 1 ", "Ä=ö", "1=3", "a-b.c=d"],
+    );
+    check(&["A=$PATH"], &[], &["A=$PATH"]);
+    check(&["PATH=/own"], &[], &["PATH=/own"]);
+    check(&["PATH=/x", "PATH=/y"], &[], &["PATH=/y"]);
+    check(&["PATH="], &[], &["PATH="]);
+    check(&["path=/x"], &[], &["path=/x"]);
+    check(&["PATH"], &[], &["-PATH"]);
+    check(&["HOSTNAME"], &[], &["-HOSTNAME"]);
+    check(&["HOSTNAME=other"], &[], &["HOSTNAME=other"]);
+    check(&["HOME=/h"], &[], &["HOME=/h"]);
+    check(&["HOME="], &[], &[]);
+    check(&["HOME"], &[], &[]);
+    check(&["TERM=foo"], &[], &["TERM=foo"]);
+    check(&["X=1"], &["X=2", "Y=3"], &["X=2", "Y=3"]);
+    check(&["X=1"], &["X="], &["X="]);
+    check(&["X=1"], &["X"], &[]);
+    check(&["X=1", "X=2"], &["X=3"], &["X=3"]);
+    check(&[], &["X=1", "X=2"], &["X=2"]);
+    check(&["PATH=/own"], &["PATH"], &["-PATH"]);
+    for refused in ["=x", "=", "A=a\0b", "A\0=b"] {
+        assert!(
+            make(&[refused], &[], false, None).is_err(),
+            "{refused:?} of the image"
+        );
+        assert!(
+            make(&[], &[refused], false, None).is_err(),
+            "{refused:?} of the user"
+        );
+    }
+    let with = |tty, home| make(&[], &[], tty, home).unwrap();
+    assert!(with(true, None).contains(&"TERM=xterm".to_owned()));
+    assert!(with(false, None).contains(&"HOME=/".to_owned()));
+    assert!(with(false, Some(b"")).contains(&"HOME=".to_owned()));
+    let odd = with(false, Some(b"/h\xff"));
+    assert!(
+        !odd.iter().any(|v| name_of(v) == "HOME"),
+        "the runtime sets it: {odd:?}"
+    );
+}
+
+#[test]
+fn the_working_directory_is_absolute_and_clean() {
+    let check = |image: &str, asked: Option<&str>, expect: Option<&str>| {
+        let image = RunConfig {
+            working_dir: image.into(),
+            ..RunConfig::default()
+        };
+        let request = ProcessRequest {
+            workdir: asked.map(PathBuf::from),
+            ..ProcessRequest::default()
+        };
+        let got = workdir(&image, &request).ok();
+        // As text: paths compare without regard to doubled slashes.
+        assert_eq!(
+            got.as_deref().and_then(Path::to_str),
+            expect,
+            "{image:?} {asked:?}"
+        );
+    };
+    check("", None, Some("/"));
+    check("/", None, Some("/"));
+    check("/d", None, Some("/d"));
+    check("/d/", None, Some("/d"));
+    check("//d//sub/.", None, Some("/d/sub"));
+    check("/..", None, Some("/"));
+    check("/no/../d", None, Some("/d"));
+    check("/...", None, Some("/..."));
+    check("/ a\nb", None, Some("/ a\nb"));
+    check("/d", Some("/own/"), Some("/own"));
+    check("/d", Some(""), Some("/d"));
+    check("d", Some("/own"), Some("/own"));
+    for relative in ["d", ".", "..", "./d", " ", " /d", "C:\\x"] {
+        check(relative, None, None);
+        check("/d", Some(relative), None);
+    }
+}
+
+#[test]
+fn what_tells_of_the_machine_is_hidden() {
     let request = ProcessRequest {
-        env: words(&["X=2", "Y=3"]),
-        tty: true,
+        command: words(&["sh"]),
         ..ProcessRequest::default()
     };
-    let user = User {
-        home: Some("/home/a".into()),
-        ..User::default()
+    let spec = spec(&around(), &image(), &User::default(), &request, &[]).unwrap();
+    let linux = spec.linux().as_ref().unwrap();
+    let masked = linux.masked_paths().as_ref().unwrap();
+    for path in MASKED {
+        assert!(masked.contains(&path.to_owned()), "{path}");
+    }
+    // What the library knows is not lost by a list of our own.
+    for path in oci_spec::runtime::get_default_maskedpaths() {
+        assert!(masked.contains(&path), "{path}");
+    }
+    for path in oci_spec::runtime::get_default_readonly_paths() {
+        assert!(
+            linux.readonly_paths().as_ref().unwrap().contains(&path),
+            "{path}"
+        );
+    }
+    assert!(masked.contains(&"/sys/devices/system/cpu/cpu0/thermal_throttle".to_owned()));
+}
+
+#[test]
+fn no_bind_hides_another_and_the_users_hides_the_images() {
+    let bind = |source: &str, destination: &str| Bind {
+        source: source.into(),
+        destination: destination.into(),
+        read_only: false,
+        volume: None,
     };
-    let all = environment(Some(&image()), &user, &request, "0123456789abcdef").unwrap();
+    let request = ProcessRequest {
+        network: Network::Host,
+        binds: vec![
+            bind("u1", "/data/in/deep"),
+            bind("u2", "/data"),
+            bind("u3", "/etc/../etc/hosts"),
+        ],
+        ..ProcessRequest::default()
+    };
+    let volumes = [bind("v1", "/data/in"), bind("v2", "/data")];
+    let made = binds(&request, &volumes).unwrap();
+    let sources: Vec<_> = made
+        .iter()
+        .map(|m| m.source().as_ref().unwrap().display().to_string())
+        .collect();
     assert_eq!(
-        all,
+        sources,
         [
-            "PATH=/own",
-            "X=2",
-            "Y=3",
-            "HOSTNAME=0123456789ab",
-            "HOME=/home/a",
-            "TERM=xterm"
+            "v2",
+            "u2",
+            "/etc/resolv.conf",
+            "/etc/hosts",
+            "v1",
+            "u3",
+            "u1"
         ]
     );
 }
@@ -103,35 +313,10 @@ fn capabilities_are_added_and_dropped() {
 }
 
 #[test]
-fn what_tells_of_the_machine_is_hidden() {
-    let request = ProcessRequest {
-        command: words(&["sh"]),
-        ..ProcessRequest::default()
-    };
-    let spec = spec(&around(), Some(&image()), &User::default(), &request).unwrap();
-    let linux = spec.linux().as_ref().unwrap();
-    let masked = linux.masked_paths().as_ref().unwrap();
-    for path in MASKED {
-        assert!(masked.contains(&path.to_owned()), "{path}");
-    }
-    // What the library knows is not lost by a list of our own.
-    for path in oci_spec::runtime::get_default_maskedpaths() {
-        assert!(masked.contains(&path), "{path}");
-    }
-    for path in oci_spec::runtime::get_default_readonly_paths() {
-        assert!(
-            linux.readonly_paths().as_ref().unwrap().contains(&path),
-            "{path}"
-        );
-    }
-    assert!(masked.contains(&"/sys/devices/system/cpu/cpu0/thermal_throttle".to_owned()));
-}
-
-#[test]
 fn only_root_has_capabilities_before_the_command_runs() {
     let request = ProcessRequest {
         command: words(&["sh"]),
-        cap_add: vec!["SYS_ADMIN".to_owned()],
+        cap_add: own(&["SYS_ADMIN"]),
         ..ProcessRequest::default()
     };
     for uid in [0, 1, 1000] {
@@ -139,7 +324,7 @@ fn only_root_has_capabilities_before_the_command_runs() {
             uid,
             ..User::default()
         };
-        let made = spec(&around(), Some(&image()), &user, &request).unwrap();
+        let made = spec(&around(), &image(), &user, &request, &[]).unwrap();
         let process = made.process().as_ref().unwrap();
         let sets = process.capabilities().as_ref().unwrap();
         let count = |set: &Option<Capabilities>| set.as_ref().map_or(0, |set| set.len());
@@ -196,7 +381,7 @@ fn a_plain_users_container_leaves_out_what_the_kernel_refuses() {
             network,
             ..request.clone()
         };
-        spec(&around, Some(&image()), &User::default(), &request).unwrap()
+        spec(&around, &image(), &User::default(), &request, &[]).unwrap()
     };
     let has = |spec: &Spec, path: &str, kind: &str| {
         spec.mounts()
