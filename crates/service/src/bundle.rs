@@ -3,7 +3,8 @@
 //!
 //! [`spec`](mod@spec) is pure: image configuration, request and the user's numbers in, the runtime
 //! configuration out. What has to be looked up inside the tree (`/etc/passwd`, `/etc/group`) is
-//! resolved inside the tree only. The directory to start in is made beforehand ([`workdir`]).
+//! resolved inside the tree only. What the configuration needs to be there is made beforehand: the
+//! directory to start in ([`workdir`]) and the volumes that the image declares ([`declared`]).
 
 use std::ffi::OsString;
 use std::fs;
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::{mount, names, run_dir};
 
 mod accounts;
+pub(crate) mod declared;
 pub mod spec;
 mod user;
 mod workdir;
@@ -85,7 +87,7 @@ pub fn bundle(ctx: &Context, name: &str, dir: &Path, request: &ProcessRequest) -
 /// Returns the text of `config.json` for a container mounted at `tree`; `root` is how the
 /// configuration names it.
 ///
-/// Makes the working directory in the tree.
+/// Makes in the tree what the command needs: its working directory, and the volumes of the image.
 pub(crate) fn compose(
     ctx: &Context,
     record: &ContainerRecord,
@@ -112,8 +114,11 @@ pub(crate) fn compose(
         in_user_namespace: !vellum_sys::userns::is_initial(),
         thermal: thermal(Path::new(CPUS)),
     };
+    // Once without volumes: what can't be run makes none.
+    spec::spec(&around, &image, &user, request, &[])?;
     workdir::make(&root_dir, &spec::workdir(&image, request)?, &request.binds)?;
-    let spec = spec::spec(&around, &image, &user, request, &[])?;
+    let volumes = declared::volumes(ctx, record, &root_dir, &image, &request.binds)?;
+    let spec = spec::spec(&around, &image, &user, request, &volumes)?;
     serde_json::to_vec_pretty(&spec).map_err(|e| Error::Damaged {
         what: "the runtime configuration".into(),
         why: e.to_string(),

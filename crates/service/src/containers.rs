@@ -8,13 +8,16 @@ use vellum_store::{ContainerRecord, Labels, Sweep};
 use vellum_sys::mount::Detach;
 use vellum_sys::mountinfo;
 
+use crate::bundle::declared;
 use crate::container::Settings;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::release::release;
 use crate::{container, mounted, names, run_dir};
 
-/// Removes a container and what it changed. Durable on return.
+/// Removes a container, what it changed, and the volumes that its image declares. Durable on return.
+///
+/// A crash in between may leave such a volume; `volume ls` shows it, without a container.
 ///
 /// Without `force`, errors with [`Error::InUse`] while it is mounted or runs.
 pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord> {
@@ -72,6 +75,7 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
     }
     let removed = ctx.store()?.remove_container(&record.id, Sweep::Now)?;
     run_dir::forget(ctx, &record.id);
+    declared::remove(ctx, &record.id)?;
     Ok(removed)
 }
 

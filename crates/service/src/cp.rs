@@ -306,6 +306,17 @@ fn copy_between(ctx: &Context, from: &Side, to: &Side, options: Options) -> Resu
     }
 }
 
+/// Copies what is in `from` to `to`, and its attributes, all as it is. Neither directory is left.
+pub(crate) fn tree(ctx: &Context, from: &Dir, to: &Dir) -> Result<()> {
+    let mut copying = Copying {
+        ctx,
+        archive: true,
+        links: HashMap::new(),
+    };
+    copying.content(from, to)?;
+    copying.directory(from, &from.stat_self()?, to)
+}
+
 /// One copy under way.
 struct Copying<'a> {
     ctx: &'a Context,
@@ -347,13 +358,7 @@ impl Copying<'_> {
             }
             let (below, into) = (from.open_dir()?, to.open_dir(to_name)?);
             self.content(&below, &into)?;
-            self.xattrs(&below, &into)?;
-            if self.archive {
-                rooted::set_owner_fd(&into, stat.uid, stat.gid)?;
-            }
-            rooted::set_mode_fd(&into, stat.mode)?;
-            rooted::set_times_fd(&into, Some(stat.atime), Some(stat.mtime))?;
-            return Ok(());
+            return self.directory(&below, stat, &into);
         }
         let Some(name) = &from.name else {
             return Err(invalid("the root is no file"));
@@ -376,6 +381,10 @@ impl Copying<'_> {
                 let source = from.dir.open_file(name)?;
                 let target = to.create_file(to_name, 0o600)?;
                 copy_data(&source, &target)?;
+                // The owner first: to change it takes capabilities away.
+                if self.archive {
+                    rooted::set_owner_fd(&target, stat.uid, stat.gid)?;
+                }
                 self.xattrs(&source, &target)?;
             }
             FileKind::Symlink => to.symlink(from.dir.read_link(name)?, to_name)?,
@@ -390,7 +399,7 @@ impl Copying<'_> {
                 return Ok(());
             }
         }
-        if self.archive {
+        if self.archive && stat.kind != FileKind::File {
             to.set_owner(to_name, stat.uid, stat.gid)?;
         }
         if stat.kind != FileKind::Symlink {
@@ -403,6 +412,17 @@ impl Copying<'_> {
             self.links
                 .insert(stat.identity(), (dir, to_name.to_owned()));
         }
+        Ok(())
+    }
+
+    /// Gives a directory that is filled the attributes of `from`, whose `stat` is known.
+    fn directory(&self, from: &Dir, stat: &Stat, to: &Dir) -> Result<()> {
+        if self.archive {
+            rooted::set_owner_fd(to, stat.uid, stat.gid)?;
+        }
+        self.xattrs(from, to)?;
+        rooted::set_mode_fd(to, stat.mode)?;
+        rooted::set_times_fd(to, Some(stat.atime), Some(stat.mtime))?;
         Ok(())
     }
 

@@ -1,11 +1,13 @@
 //! Named volumes: directories that bypass the driver, are shared between containers and outlive them.
+//! The volumes that images declare are listed beside them, and belong to one container each.
 
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use vellum_store::{Labels, StoreError, Subject, VolumeRecord};
+use vellum_store::{ContainerRecord, Labels, StoreError, Subject, VolumeRecord};
 
+use crate::bundle::declared;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 
@@ -21,7 +23,7 @@ pub struct Volume {
     pub created: Timestamp,
     /// Labels.
     pub labels: Labels,
-    /// Containers that were made with it.
+    /// Containers that were made with it; of a declared one, the container that has it.
     pub containers: Vec<String>,
 }
 
@@ -57,7 +59,7 @@ pub fn list(ctx: &Context) -> Result<Vec<Volume>> {
     let of = |name: &str| {
         containers
             .iter()
-            .filter(|c| c.volumes.iter().any(|v| v == name))
+            .filter(|c| uses(c, name))
             .map(|c| c.name.clone())
             .collect()
     };
@@ -91,9 +93,13 @@ fn users(ctx: &Context, name: &str) -> Result<Vec<String>> {
     let containers = ctx.store()?.containers()?;
     Ok(containers
         .into_iter()
-        .filter(|c| c.volumes.iter().any(|v| v == name))
+        .filter(|c| uses(c, name))
         .map(|c| c.name)
         .collect())
+}
+
+fn uses(container: &ContainerRecord, volume: &str) -> bool {
+    container.volumes.iter().any(|v| v == volume) || declared::owner(volume) == Some(&container.id)
 }
 
 /// Removes a volume and what is in it. Errors: `InUse` while a container was made with it.

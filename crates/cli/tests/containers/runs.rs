@@ -5,7 +5,10 @@ use std::path::Path;
 use serde_json::json;
 
 use super::changes::text;
-use crate::support::{World, with_shell};
+use crate::support::{World, archive, layer, with_shell};
+
+/// The flags that a command in a new container has in these tests.
+const RUN: [&str; 4] = ["run", "--rm", "--network", "none"];
 
 #[test]
 fn run_passes_on_code_input_environment_and_volumes() {
@@ -177,4 +180,176 @@ fn a_bundle_runs_by_itself() {
     assert_eq!(String::from_utf8_lossy(&out.stdout), "bundled\n", "{out:?}");
     let err = world.fails(2, &["bundle", "box", text(&dir)]);
     assert!(err.contains("holds a bundle already"), "{err}");
+}
+
+#[test]
+fn what_tells_of_the_machine_is_hidden_in_containers() {
+    let Some(world) = World::new() else { return };
+    let Some(image) = with_shell(&world.scratch) else {
+        return;
+    };
+    if !vellum_testkit::clients::available(&["runc"]) {
+        return;
+    }
+    world.ok(&["load", text(&image)]);
+    let mut hidden: Vec<String> = [
+        "acpi",
+        "asound",
+        "interrupts",
+        "kcore",
+        "keys",
+        "latency_stats",
+        "sched_debug",
+        "scsi",
+        "timer_list",
+        "timer_stats",
+    ]
+    .map(|name| format!("/proc/{name}"))
+    .into();
+    hidden.extend(["/sys/devices/virtual/powercap", "/sys/firmware"].map(str::to_owned));
+    for cpu in std::fs::read_dir("/sys/devices/system/cpu").unwrap() {
+        hidden.push(
+            cpu.unwrap()
+                .path()
+                .join("thermal_throttle")
+                .display()
+                .to_string(),
+        );
+    }
+    // Of each that is there, what can be read or listed.
+    let script = "for p in \"$@\"; do [ ! -e $p ] || { [ -d $p ] && ls $p || cat $p; }; done";
+    let mut command = [&RUN[..], &["shell:1", "sh", "-c", script, "sh"]].concat();
+    command.extend(hidden.iter().map(String::as_str));
+    assert_eq!(world.ok(&command), "");
+    let there = hidden
+        .iter()
+        .filter(|path| Path::new(path).exists())
+        .count();
+    assert!(there > 0, "the machine has none of them");
+}
+
+#[test]
+fn the_volumes_of_an_image_are_its_containers_own() {
+    let Some(world) = World::new() else { return };
+    let Some(shell) = with_shell(&world.scratch) else {
+        return;
+    };
+    if !vellum_testkit::clients::available(&["runc"]) {
+        return;
+    }
+    world.ok(&["load", text(&shell)]);
+    let busybox = std::fs::read("/usr/bin/busybox")
+        .or_else(|_| std::fs::read("/bin/busybox"))
+        .unwrap();
+    let mut tar = layer().dir("bin").program("bin/busybox", &busybox);
+    for name in ["cat", "ls", "sh", "stat"] {
+        tar = tar.symlink(&format!("bin/{name}"), "busybox");
+    }
+    let tar = tar.dir("data").file("data/f", "of the image\n").done();
+    let config = json!({ "Volumes": { "/data": {}, "/new/deep": {} }, "Cmd": ["/bin/sh"] });
+    world.ok(&[
+        "load",
+        text(&archive(&world.scratch, "vol:1", &[tar], config)),
+    ]);
+    let volumes = || {
+        world
+            .json(&["volume", "ls", "--json"])
+            .as_array()
+            .unwrap()
+            .clone()
+    };
+
+    // A volume begins with what its container has at the place, capabilities of files included.
+    world.ok(&["create", "--name", "box", "vol:1"]);
+    let mounted = world.mounted("box");
+    let file = std::fs::File::open(mounted.join("data/f")).unwrap();
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let name = std::ffi::OsStr::new("security.capability");
+    vellum_sys::xattr::set_fd(&file, name, &capability, vellum_sys::xattr::SetMode::Any).unwrap();
+    drop(file);
+    std::os::unix::fs::chown(mounted.join("data"), Some(7), Some(8)).unwrap();
+    world.ok(&["umount", "box"]);
+    let run = |script: &str| world.ok(&["run", "--container", "box", "sh", "-c", script]);
+    assert_eq!(
+        run(
+            "cat /data/f; stat -c '%u %g' /data; ls /new/deep; echo mine >/data/own; echo deep >/new/deep/x; echo layer >/layer"
+        ),
+        "of the image\n7 8"
+    );
+    let all = volumes();
+    assert_eq!(all.len(), 2, "{all:?}");
+    assert!(
+        all.iter()
+            .all(|volume| volume["containers"] == json!(["box"])),
+        "{all:?}"
+    );
+    let of_data = all
+        .iter()
+        .map(|volume| Path::new(volume["path"].as_str().unwrap()).join("f"))
+        .find(|path| path.exists())
+        .unwrap();
+    let file = std::fs::File::open(&of_data).unwrap();
+    let kept = vellum_sys::xattr::get_fd(&file, name).unwrap();
+    assert_eq!(kept.as_deref(), Some(&capability[..]));
+
+    // It is past the layers, and stays with the container, also when it is emptied.
+    let changes = world.ok(&["diff", "box"]);
+    assert!(
+        changes.contains("/layer") && !changes.contains("own") && !changes.contains("deep/x"),
+        "{changes}"
+    );
+    assert_eq!(
+        run("cat /data/own /new/deep/x; cd /data; for f in *; do busybox rm $f; done"),
+        "mine\ndeep"
+    );
+    assert_eq!(run("ls /data"), "");
+    let err = world.fails(
+        1,
+        &["volume", "rm", "--force", all[0]["name"].as_str().unwrap()],
+    );
+    assert!(err.contains("container box"), "{err}");
+    // Another container has its own, and takes it along.
+    assert_eq!(
+        world.ok(&[&RUN[..], &["vol:1", "cat", "/data/f"]].concat()),
+        "of the image"
+    );
+    assert_eq!(volumes().len(), 2);
+    world.ok(&["volume", "create", "cache"]);
+    world.ok(&["rm", "--force", "box"]);
+    let left = volumes();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(left[0]["name"], "cache");
+}
+
+#[test]
+fn a_copy_of_a_volume_that_was_cut_short_begins_anew() {
+    let Some(world) = World::new() else { return };
+    let Some(image) = with_shell(&world.scratch) else {
+        return;
+    };
+    if !vellum_testkit::clients::available(&["runc"]) {
+        return;
+    }
+    world.ok(&["load", text(&image)]);
+    world.ok(&["create", "--name", "box", "shell:1"]);
+    world.ok(&["commit", "--change", "VOLUME /etc", "box", "vol:1"]);
+    world.ok(&["create", "--name", "cut", "vol:1"]);
+    let run = || world.ok(&["run", "--container", "cut", "cat", "/etc/group"]);
+    let content = run();
+    let data = world.json(&["volume", "ls", "--json"])[0]["path"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let (data, home) = (Path::new(&data), Path::new(&data).parent().unwrap());
+    // Killed while it copied: a part of the copy, an empty volume, no mark.
+    std::fs::remove_file(home.join("_filled")).unwrap();
+    std::fs::remove_dir_all(data).unwrap();
+    std::fs::create_dir(data).unwrap();
+    std::fs::create_dir(home.join("_filling")).unwrap();
+    std::fs::write(home.join("_filling/group"), "half").unwrap();
+    assert_eq!(run(), content);
+    // Killed before the mark.
+    std::fs::remove_file(home.join("_filled")).unwrap();
+    assert_eq!(run(), content);
+    assert!(home.join("_filled").exists() && !home.join("_filling").exists());
 }
