@@ -10,6 +10,9 @@ pub const DONE: i32 = 0;
 pub const FAILED: i32 = 1;
 /// Not understood.
 pub const MISUSED: i32 = 2;
+/// `run` failed before its command did anything, which is told apart from what the command may end
+/// with. For a command that is not there or can't be executed, `run` itself returns 127 or 126.
+pub const NOT_RUN: i32 = 125;
 /// Stopped by Ctrl-C, as shells count it.
 pub const INTERRUPTED: i32 = 130;
 
@@ -61,6 +64,14 @@ impl Failure {
 impl<E: Into<vellum_service::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Verb(Box::new(error.into()))
+    }
+}
+
+/// Returns the exit code of a failure of `run`.
+pub fn of_run(failure: &Failure) -> i32 {
+    match of(failure) {
+        FAILED | MISUSED => NOT_RUN,
+        other => other,
     }
 }
 

@@ -327,8 +327,12 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
     ),
 ];
 
-const CODES: &str = "Exit codes: 0 done, 1 failed, 2 misused; `vellum run` gives its command's own.
+const CODES: &str = "Exit codes: 0 done, 1 failed, 2 misused; `vellum run` gives its command's own, 125 if it fails before.
 Settings come from flags, VELLUM_* variables, your own file and the system's: see `vellum config show`.";
+
+/// Those of `run`, which are Docker's.
+const RUN_CODES: &str = "Exit codes: the command's own; 127 if it isn't there, 126 if it can't be executed, 125 if vellum or the
+runtime fails before it.";
 
 /// Returns the whole command tree with its help texts.
 pub fn command() -> Command {
@@ -368,13 +372,18 @@ fn dress(mut command: Command, path: &str, form: Form) -> Command {
     } else {
         "{all-args}".to_owned()
     };
-    let tail = if path.is_empty() {
-        format!("\n\n{CODES}")
-    } else {
-        String::new()
+    let tail = match path {
+        "" => format!("\n\n{CODES}"),
+        "run" => format!("\n\n{RUN_CODES}"),
+        _ => String::new(),
     };
     if form == Form::Man {
-        command = command.after_long_help(format!("Examples:\n\n{examples}"));
+        let codes = if path == "run" { RUN_CODES } else { "" };
+        command = command.after_long_help(
+            format!("Examples:\n\n{examples}\n\n{codes}")
+                .trim_end()
+                .to_owned(),
+        );
     }
     command
         .help_template(format!(

@@ -49,11 +49,15 @@ pub fn run() -> i32 {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    let code_of = match &cli.command {
+        Command::Run(_) => exit_code::of_run,
+        _ => exit_code::of,
+    };
     match verb(cli, started) {
         Ok(code) => code,
         Err(failure) => {
             report::failure(&failure);
-            exit_code::of(&failure)
+            code_of(&failure)
         }
     }
 }
@@ -62,21 +66,31 @@ fn parse(arguments: Vec<OsString>) -> Result<Cli, i32> {
     // Texts for people (help, errors) come from the dressed command. Without them it parses the same and is built in
     // a third of the time, which shows in verbs that take a millisecond.
     let matches = Cli::command()
-        .try_get_matches_from(arguments.clone())
-        .or_else(|_| help::command().try_get_matches_from(arguments))
+        .try_get_matches_from(&arguments)
+        .or_else(|_| help::command().try_get_matches_from(&arguments))
         .map_err(|e| {
             // Help and version are results; a closed pipe is nobody's fault.
             let _ = e.print();
             if e.use_stderr() {
-                exit_code::MISUSED
+                misused(&arguments)
             } else {
                 exit_code::DONE
             }
         })?;
     Cli::from_arg_matches(&matches).map_err(|e| {
         let _ = e.print();
-        exit_code::MISUSED
+        misused(&arguments)
     })
+}
+
+/// Returns the exit code of arguments that can't be understood; those of `run` have their own.
+fn misused(arguments: &[OsString]) -> i32 {
+    let lenient = Cli::command().ignore_errors(true);
+    let verb = lenient.try_get_matches_from(arguments).ok();
+    match verb.as_ref().and_then(|matches| matches.subcommand_name()) {
+        Some("run") => exit_code::NOT_RUN,
+        _ => exit_code::MISUSED,
+    }
 }
 
 fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {

@@ -1,11 +1,13 @@
 //! `run`: a command in a container, through runc, crun or whatever speaks their language.
 //!
-//! In the foreground: the runtime has this process's input, output and terminal, its exit code is the answer. The container's tree is mounted
-//! for the run and unmounted after it, unless it was mounted before. While it runs, a lock says so; it ends with this process, so a crash leaves
-//! no container that looks running.
+//! In the foreground: the runtime has this process's input, output and terminal, its exit code is
+//! the answer; where it never came as far as to start the command, [`failure`] makes one of its
+//! words. The container's tree is mounted for the run and unmounted after it, unless it was mounted
+//! before. While it runs, a lock says so; it ends with this process, so a crash leaves no container
+//! that looks running.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -13,11 +15,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 use rustix::process::{Pid, Signal};
 use vellum_store::ContainerRecord;
+use vellum_sys::lock::Lock;
 
 use crate::bundle::{ProcessRequest, compose};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::{mount, mounted, names, run_dir, umount};
+
+mod failure;
 
 /// What to run, and in which container.
 #[derive(Clone, Debug)]
@@ -33,7 +38,12 @@ pub struct RunRequest {
 /// How long a container gets to end after the user asked to stop.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Runs the request's command to its end and returns its exit code: 128 and the signal's number if one ended it.
+/// A runtime that fails says so in a few lines.
+const LOG_LIMIT_BYTES: u64 = 1 << 20;
+
+/// Runs the request's command to its end and returns its exit code: 128 and the signal's number if
+/// one ended it; 127 if the command is not there, 126 if it can't be executed, 125 if the runtime
+/// failed before. In these three cases the runtime has told on stderr what is wrong.
 pub fn run(ctx: &Context, request: &RunRequest) -> Result<i32> {
     let record = names::container(ctx, &request.container)?;
     let Some(_running) = run_dir::claim_run(ctx, &record.id)? else {
@@ -48,13 +58,14 @@ pub fn run(ctx: &Context, request: &RunRequest) -> Result<i32> {
     let lock = run_dir::lock_container(ctx, &record.id)?;
     let before = mounted::is_shown(ctx, &record)?;
     let mounted = mount::mount_locked(ctx, &record, None, false)?;
-    drop(lock);
-    let outcome = run_mounted(ctx, &record, &runtime, &mounted.path, request);
+    let outcome = run_mounted(ctx, &record, &runtime, &mounted.path, request, lock);
     if !before {
         let left = umount::umount_container(ctx, &record, true);
-        // The command's own failure is the one to tell.
-        if outcome.is_ok() {
-            left?;
+        match (&outcome, left) {
+            (Ok(0), left) => drop(left?),
+            // What the command ended with comes first.
+            (Ok(_), Err(e)) => ctx.progress.warn(&format!("it stays mounted: {e}")),
+            (Ok(_), Ok(_)) | (Err(_), _) => {}
         }
     }
     outcome
@@ -66,19 +77,35 @@ fn run_mounted(
     runtime: &Path,
     tree: &Path,
     request: &RunRequest,
+    lock: Lock,
 ) -> Result<i32> {
     let bundle = run_dir::make(ctx, "bundles")?.join(&record.id);
+    // What a run that was killed may have left; a runtime's old words must not be taken for new
+    // ones.
+    match fs::remove_dir_all(&bundle) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::io("remove", &bundle)(e));
+        }
+        _ => {}
+    }
     fs::create_dir_all(&bundle).map_err(Error::io("create", &bundle))?;
     let text = compose(ctx, record, tree, tree, &request.process)?;
+    // Never held while something of the user's runs.
+    drop(lock);
     let config = bundle.join("config.json");
     fs::write(&config, text).map_err(Error::io("write", &config))?;
     let state = run_dir::make(ctx, "runtime")?;
     let id = names::short(&record.id);
+    let (log, started) = (bundle.join("log"), bundle.join("pid"));
     let mut command = Command::new(runtime);
     command
         .arg("--root")
         .arg(&state)
-        .args(["run", "--bundle"])
+        .arg("--log")
+        .arg(&log)
+        .args(["--log-format", "json", "run", "--pid-file"])
+        .arg(&started)
+        .arg("--bundle")
         .arg(&bundle)
         .arg(id);
     if !request.interactive && !request.process.tty {
@@ -98,10 +125,23 @@ fn run_mounted(
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
+    let started = started.exists();
+    let said = read_log(&log);
     // Nobody but this run knows of it; it goes with the next boot at the latest.
     let _ = fs::remove_dir_all(&bundle);
     let status = ended.map_err(Error::io("wait for", runtime))?;
-    Ok(code(status))
+    if started || status.success() || ctx.cancel.is_cancelled() {
+        return Ok(code(status));
+    }
+    Ok(failure::code(&said))
+}
+
+/// What the runtime wrote into its log; nothing, if it wrote none.
+fn read_log(path: &Path) -> String {
+    let mut text = Vec::new();
+    // It only makes the exit code more exact.
+    let _ = fs::File::open(path).and_then(|file| file.take(LOG_LIMIT_BYTES).read_to_end(&mut text));
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 fn code(status: ExitStatus) -> i32 {

@@ -10,9 +10,9 @@ use vellum_service::run::{RunRequest, run as start};
 use vellum_service::{Context, containers};
 
 use super::Outcome;
-use crate::args;
 use crate::exit_code::{DONE, Failure};
 use crate::out::stdout;
+use crate::{args, report};
 
 /// Resolves what the arguments say about the process. A bare `-e NAME` takes the value from here;
 /// if there is none, the container has no such variable either.
@@ -106,10 +106,12 @@ pub fn run(ctx: &Context, args: args::Run) -> Outcome {
         },
     );
     if args.rm && (fresh || outcome.is_ok()) {
-        let removed = containers::remove(ctx, &name, true);
-        // What the command said comes first.
-        if outcome.is_ok() {
-            removed?;
+        match (&outcome, containers::remove(ctx, &name, true)) {
+            // What the command ended with comes first.
+            (Ok(code), Err(e)) if *code != DONE => report::failure(&e.into()),
+            (Ok(_), removed) => drop(removed?),
+            // The failure that is told already comes first.
+            (Err(_), _) => {}
         }
     }
     Ok(outcome?)

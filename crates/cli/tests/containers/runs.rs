@@ -98,7 +98,7 @@ fn run_passes_on_code_input_environment_and_volumes() {
     assert_eq!(world.json(&["ls", "--json"]).as_array().unwrap().len(), 1);
     let said = world.run(&["run", "--rm", "--runtime", "/no/such/runtime", "shell:1"]);
     assert!(
-        said.code == 1 && said.err.contains("there is no runtime") && said.err.contains("hint:"),
+        said.code == 125 && said.err.contains("there is no runtime") && said.err.contains("hint:"),
         "{said:?}"
     );
     assert_eq!(
@@ -134,7 +134,7 @@ fn a_running_container_is_not_removed_and_gets_the_signals() {
     }
     let err = world.fails(1, &["rm", "--force", "box"]);
     assert!(err.contains("`vellum run`"), "{err}");
-    let err = world.fails(1, &["run", "--container", "box", "sh"]);
+    let err = world.fails(125, &["run", "--container", "box", "sh"]);
     assert!(err.contains("under way"), "{err}");
     assert_eq!(world.json(&["ls", "--json"])[0]["state"], "running");
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
@@ -180,6 +180,70 @@ fn a_bundle_runs_by_itself() {
     assert_eq!(String::from_utf8_lossy(&out.stdout), "bundled\n", "{out:?}");
     let err = world.fails(2, &["bundle", "box", text(&dir)]);
     assert!(err.contains("holds a bundle already"), "{err}");
+}
+
+#[test]
+fn run_tells_its_failures_from_those_of_the_command() {
+    let Some(world) = World::new() else { return };
+    let Some(image) = with_shell(&world.scratch) else {
+        return;
+    };
+    if !vellum_testkit::clients::available(&["runc"]) {
+        return;
+    }
+    world.ok(&["load", text(&image)]);
+    let code = |words: &[&str]| {
+        let said = world.run(&[&RUN[..], words].concat());
+        assert_eq!(said.out, "", "{words:?}");
+        assert_eq!(said.err.is_empty(), said.code < 125, "{words:?}: {said:?}");
+        said.code
+    };
+    assert_eq!(code(&["shell:1", "sh", "-c", "exit 1"]), 1);
+    assert_eq!(code(&["shell:1", "nosuch"]), 127);
+    assert_eq!(code(&["shell:1", "/bin/nosuch"]), 127);
+    assert_eq!(code(&["shell:1", "/etc/passwd"]), 126);
+    assert_eq!(code(&["shell:1", "/etc"]), 126);
+    for before in [
+        &["nosuch:1", "sh"][..],
+        &["--user", "nobody", "shell:1", "sh"],
+        &["--workdir", "relative", "shell:1", "sh"],
+        &["--volume", "/nosuch/source:/x", "shell:1", "sh"],
+        &["--env", "=x", "shell:1", "sh"],
+        &["--entrypoint", "", "shell:1"],
+        &["--runtime", "/no/such/runtime", "shell:1", "sh"],
+        &["--nosuch-flag", "shell:1", "sh"],
+        &["--network", "nosuch", "shell:1", "sh"],
+        &[],
+    ] {
+        assert_eq!(code(before), 125, "{before:?}");
+    }
+    // Other verbs keep their codes.
+    assert_eq!(world.run(&["ls", "--nosuch-flag"]).code, 2);
+    assert_eq!(world.run(&["create", "nosuch:1"]).code, 1);
+    // A runtime that speaks as crun does, and one that fails for another reason.
+    for (words, expect) in [
+        (
+            "executable file `x` not found in $PATH: No such file or directory",
+            127,
+        ),
+        ("the path `/x` exists but it is not executable", 126),
+        ("mount `x` to `y`: Permission denied", 125),
+    ] {
+        let script = format!(
+            "#!/bin/sh\n[ \"$3\" = --log ] || exit 0\necho '{{\"level\": \"error\", \"msg\": \"{words}\"}}' >\"$4\"\necho failed >&2\nexit 1\n"
+        );
+        let runtime = world.scratch.file("runtime.sh", script);
+        std::fs::set_permissions(
+            &runtime,
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        assert_eq!(
+            code(&["--runtime", text(&runtime), "shell:1", "x"]),
+            expect,
+            "{words}"
+        );
+    }
 }
 
 #[test]
