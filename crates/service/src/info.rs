@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
+use vellum_store::Store;
 use vellum_sys::mount::KERNEL_LAYER_LIMIT;
 use vellum_sys::quota::ProjectQuota;
 use vellum_sys::{probe, userns};
@@ -109,7 +110,7 @@ pub fn info(ctx: &Context) -> Result<Info> {
         userxattr: !facts.trusted && facts.userxattr,
         project_quota: quota,
         reflink: dir.reflink,
-        schema: vellum_store::Store::schema_version(),
+        schema: Store::schema_version(),
         images: store.images()?.len(),
         containers: store.containers()?.len(),
         volumes: store.volumes()?.len(),
@@ -119,10 +120,21 @@ pub fn info(ctx: &Context) -> Result<Info> {
             (false, false) => "option-page",
         },
         max_layers: KERNEL_LAYER_LIMIT,
-        limits: limits(&facts, rootless, quota),
+        limits: rolled_back(store)
+            .into_iter()
+            .chain(limits(&facts, rootless, quota))
+            .collect(),
         kernel: facts,
         rootless,
         settings: settings(&ctx.config),
+    })
+}
+
+/// Says that nothing can be changed, if the database has gone back in time.
+fn rolled_back(store: &Store) -> Option<Limit> {
+    store.rolled_back().map(|why| Limit {
+        what: "changes",
+        why: format!("the database has gone back in time ({why}): `vellum check --rebuild`"),
     })
 }
 
