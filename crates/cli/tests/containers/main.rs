@@ -1,5 +1,6 @@
 //! Containers through the real command: from archive to archive, every method and driver, many layers, copies, runs.
 
+mod beside_docker;
 mod changes;
 mod copies;
 mod engine;

@@ -157,13 +157,24 @@ pub fn layer() -> LayerTar {
 }
 
 impl LayerTar {
-    fn entry(mut self, path: &str, kind: TarKind, mode: u32, mut data: &[u8]) -> Self {
+    fn entry(self, path: &str, kind: TarKind, mode: u32, data: &[u8]) -> Self {
+        self.owned(path, kind, (mode, 0, 0), data)
+    }
+
+    /// Anything, with its mode, uid and gid.
+    pub fn owned(
+        mut self,
+        path: &str,
+        kind: TarKind,
+        (mode, uid, gid): (u32, u32, u32),
+        mut data: &[u8],
+    ) -> Self {
         let entry = TarEntry {
             path: path.into(),
             kind,
             mode,
-            uid: 0,
-            gid: 0,
+            uid,
+            gid,
             mtime: Timespec::new(1_600_000_000, 0),
             xattrs: Vec::new(),
         };
@@ -217,6 +228,42 @@ impl LayerTar {
     pub fn done(self) -> Vec<u8> {
         self.0.finish().unwrap()
     }
+}
+
+/// Writes a docker-archive of many images, each with its tag, layers and the `config` section of its
+/// configuration. A layer that several have is written once.
+pub fn archive_of_many(at: &Path, images: &[(String, Vec<&[u8]>, Value)]) {
+    let platform = Platform::host();
+    let mut files = std::collections::BTreeMap::new();
+    let mut manifest = Vec::new();
+    for (tag, layers, config) in images {
+        let diff_ids: Vec<String> = layers.iter().map(|l| Digest::of(l).to_string()).collect();
+        let names: Vec<String> = diff_ids
+            .iter()
+            .map(|id| format!("{}.tar", &id[7..]))
+            .collect();
+        for (name, bytes) in names.iter().zip(layers) {
+            files.entry(name.clone()).or_insert_with(|| bytes.to_vec());
+        }
+        let config = json!({
+            "architecture": platform.architecture,
+            "os": platform.os,
+            "config": config,
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        let config = config.to_string();
+        let name = format!("{}.json", &Digest::of(config.as_bytes()).to_string()[7..]);
+        manifest.push(json!({ "Config": name, "RepoTags": [tag], "Layers": names }));
+        files.insert(name, config.into_bytes());
+    }
+    let mut outer = layer();
+    for (name, bytes) in &files {
+        outer = outer.file(name, bytes);
+    }
+    let bytes = outer
+        .file("manifest.json", Value::from(manifest).to_string())
+        .done();
+    std::fs::write(at, bytes).unwrap();
 }
 
 /// Writes a docker-archive of one image and returns its path.
