@@ -209,12 +209,12 @@ fn errors_say_what_and_why_and_what_to_do() {
             "error: unrecognized subcommand 'frobnicate'",
         ),
         (
-            2,
+            125,
             &["run", "-v", "nocolon", "small:1"],
             "error: `nocolon` is no volume to bind: it has no colon\nhint: write SOURCE:PATH",
         ),
         (
-            2,
+            125,
             &["run", "--cap-add", "FLY", "small:1"],
             "error: `FLY` is no capability\n",
         ),

@@ -125,9 +125,7 @@ fn whatever_became_of_the_database_the_hint_brings_it_back() {
     let database = home.join("v/root/vellum.db");
     let aside = |end: &str| database.with_file_name(format!("vellum.db{end}"));
     let forget_log = || {
-        for end in ["-wal", "-shm"] {
-            let _ = fs::remove_file(aside(end)); // not there if the last one closed it well
-        }
+        let _ = fs::remove_file(aside("-journal")); // there unless another program wrote last
     };
     type Harm<'a> = (&'a str, &'a dyn Fn());
     let harms: [Harm<'_>; 4] = [
@@ -135,7 +133,7 @@ fn whatever_became_of_the_database_the_hint_brings_it_back() {
             forget_log();
             fs::remove_file(&database).unwrap();
         }),
-        ("no SQLite database", &|| {
+        ("not an SQLite database", &|| {
             forget_log();
             fs::write(&database, "no database, and none of another program").unwrap();
         }),
