@@ -21,7 +21,7 @@
 mod read;
 mod write;
 
-pub use read::{Replayed, replay};
+pub use read::{Replayed, replay, verify};
 pub use write::RecipeWriter;
 
 /// "VLMRCP", a zero, and the version. A reader refuses every other version.

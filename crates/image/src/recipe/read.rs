@@ -92,47 +92,85 @@ struct Kept {
 
 impl Kept {
     fn collect(recipe: &mut (impl Read + Seek)) -> Result<Self> {
-        let mut segments = Segments::open(recipe)?;
         let mut kept = Kept {
             spool: tempfile::tempfile().map_err(Error::Write)?,
             files: HashMap::new(),
         };
         let mut base = 0u64;
-        let mut payloads = 0u64;
-        loop {
-            match segments.next()? {
-                Segment::Raw(_) => {}
-                Segment::Payload { .. } => payloads += 1,
-                Segment::Kept { ordinal, size } => {
-                    if u64::from(ordinal) >= payloads {
-                        return Err(bad("it keeps content of a file that it has not named"));
-                    }
-                    kept.files.insert(ordinal, base);
-                    let spool = &kept.spool;
-                    segments.read_kept(|offset, bytes| {
-                        if offset.saturating_add(bytes.len() as u64) > size {
-                            return Err(bad("kept content goes beyond its file's end"));
-                        }
-                        spool
-                            .write_all_at(bytes, base + offset)
-                            .map_err(Error::Write)
-                    })?;
-                    base = base
-                        .checked_add(size)
-                        .ok_or_else(|| bad("kept content of an impossible size"))?;
-                    // Holes at the end are there to be read.
-                    kept.spool.set_len(base).map_err(Error::Write)?;
+        scan(recipe, |part| match part {
+            Part::Begin { ordinal } => {
+                kept.files.insert(ordinal, base);
+                Ok(())
+            }
+            Part::Bytes { offset, bytes } => {
+                let at = base
+                    .checked_add(offset)
+                    .ok_or_else(|| bad("kept content of an impossible size"))?;
+                kept.spool.write_all_at(bytes, at).map_err(Error::Write)
+            }
+            Part::End { size } => {
+                base = base
+                    .checked_add(size)
+                    .ok_or_else(|| bad("kept content of an impossible size"))?;
+                // Holes at the end are there to be read.
+                kept.spool.set_len(base).map_err(Error::Write)
+            }
+        })?;
+        Ok(kept)
+    }
+}
+
+/// A part of the content that a recipe keeps itself.
+enum Part<'b> {
+    Begin { ordinal: u32 },
+    Bytes { offset: u64, bytes: &'b [u8] },
+    End { size: u64 },
+}
+
+/// Reads a recipe through, checks it as a whole, and returns the diff ID that it was made with.
+fn scan(
+    recipe: &mut (impl Read + Seek),
+    mut kept: impl FnMut(Part<'_>) -> Result<()>,
+) -> Result<Digest> {
+    let mut segments = Segments::open(recipe)?;
+    let mut payloads = 0u64;
+    loop {
+        match segments.next()? {
+            Segment::Raw(_) => {}
+            Segment::Payload { .. } => payloads += 1,
+            Segment::Kept { ordinal, size } => {
+                if u64::from(ordinal) >= payloads {
+                    return Err(bad("it keeps content of a file that it has not named"));
                 }
-                Segment::End { payloads: said, .. } => {
-                    if said != payloads {
-                        return Err(bad("it names another number of files than it says"));
+                kept(Part::Begin { ordinal })?;
+                segments.read_kept(|offset, bytes| {
+                    if offset.saturating_add(bytes.len() as u64) > size {
+                        return Err(bad("kept content goes beyond its file's end"));
                     }
-                    segments.end()?;
-                    return Ok(kept);
+                    kept(Part::Bytes { offset, bytes })
+                })?;
+                kept(Part::End { size })?;
+            }
+            Segment::End {
+                payloads: said,
+                diff_id,
+                ..
+            } => {
+                if said != payloads {
+                    return Err(bad("it names another number of files than it says"));
                 }
+                segments.end()?;
+                return Ok(diff_id);
             }
         }
     }
+}
+
+/// Checks a recipe as far as that can be done without its tree, and returns the diff ID that it was made with.
+///
+/// A flipped bit or a missing end is found, whatever it is in. Errors: `BadRecipe`, `Read`.
+pub fn verify(recipe: &mut (impl Read + Seek)) -> Result<Digest> {
+    scan(recipe, |_| Ok(()))
 }
 
 struct Copy<'a> {

@@ -134,3 +134,46 @@ fn another_version_is_refused_by_number() {
     assert!(error.to_string().contains("version 2"), "{error}");
     assert!(layer.replay(b"no recipe at all").is_err());
 }
+
+#[test]
+fn a_recipe_is_verified_without_its_tree() {
+    let layer = layer();
+    let good = verify(&mut Cursor::new(&layer.recipe)).unwrap();
+    assert_eq!(good, crate::Digest::of(&layer.tar));
+    for cut in 0..layer.recipe.len() {
+        let left = &layer.recipe[..cut];
+        assert!(verify(&mut Cursor::new(left)).is_err(), "cut to {cut}");
+    }
+    let mut unseen = 0;
+    for at in 0..layer.recipe.len() {
+        let mut bytes = layer.recipe.clone();
+        bytes[at] ^= 0xff;
+        assert!(
+            verify(&mut Cursor::new(&bytes)).is_err(),
+            "byte {at} flipped"
+        );
+        for bit in 0..8 {
+            let mut bytes = layer.recipe.clone();
+            bytes[at] ^= 1 << bit;
+            // zstd does not read every bit of a frame; then the recipe says what it said.
+            match verify(&mut Cursor::new(&bytes)) {
+                Ok(same) => {
+                    assert_eq!(same, good);
+                    assert_eq!(
+                        layer.replay(&bytes).unwrap(),
+                        layer.tar,
+                        "bit {bit} of {at}"
+                    );
+                    unseen += 1;
+                }
+                Err(Error::BadRecipe { .. } | Error::Read(_)) => {}
+                Err(other) => panic!("bit {bit} of {at}: {other}"),
+            }
+        }
+    }
+    assert!(
+        unseen * 50 < layer.recipe.len() * 8,
+        "{unseen} bits are not read"
+    );
+    assert!(verify(&mut Cursor::new(layer.recipe.repeat(2))).is_err());
+}
