@@ -64,24 +64,27 @@ const CPUS: &str = "/sys/devices/system/cpu";
 /// Makes `dir` a bundle of the container: mounts it at `dir/rootfs` and writes `dir/config.json`.
 /// Returns the path of the latter.
 pub fn bundle(ctx: &Context, name: &str, dir: &Path, request: &ProcessRequest) -> Result<PathBuf> {
-    let record = names::container(ctx, name)?;
-    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    let dir = fs::canonicalize(dir).map_err(Error::io("find", dir))?;
-    let config = dir.join(CONFIG);
-    let rootfs = dir.join("rootfs");
-    if config.exists() || fs::read_dir(&rootfs).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(Error::Invalid {
-            what: format!("{} holds a bundle already", dir.display()),
-            hint: Some("name an empty directory".into()),
-        });
-    }
-    fs::create_dir_all(&rootfs).map_err(Error::io("create", &rootfs))?;
-    let _lock = run_dir::lock_container(ctx, &record.id)?;
-    let mounted = mount::mount_locked(ctx, &record, None, false)?;
-    let text = compose(ctx, &record, &mounted.path, Path::new("rootfs"), request)?;
-    mounts::bind(&mounted.path, &rootfs, BindOptions::default())?;
-    fs::write(&config, text).map_err(Error::io("write", &config))?;
-    Ok(config)
+    names::with_container(ctx, name, |record| {
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let dir = fs::canonicalize(dir).map_err(Error::io("find", dir))?;
+        let config = dir.join(CONFIG);
+        let rootfs = dir.join("rootfs");
+        if config.exists()
+            || fs::read_dir(&rootfs).is_ok_and(|mut entries| entries.next().is_some())
+        {
+            return Err(Error::Invalid {
+                what: format!("{} holds a bundle already", dir.display()),
+                hint: Some("name an empty directory".into()),
+            });
+        }
+        fs::create_dir_all(&rootfs).map_err(Error::io("create", &rootfs))?;
+        let _lock = run_dir::lock_container(ctx, &record.id)?;
+        let mounted = mount::mount_locked(ctx, record, None, false)?;
+        let text = compose(ctx, record, &mounted.path, Path::new("rootfs"), request)?;
+        mounts::bind(&mounted.path, &rootfs, BindOptions::default())?;
+        fs::write(&config, text).map_err(Error::io("write", &config))?;
+        Ok(config)
+    })
 }
 
 /// Returns the text of `config.json` for a container mounted at `tree`; `root` is how the

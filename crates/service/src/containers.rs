@@ -21,79 +21,81 @@ use crate::{container, mounted, names, run_dir};
 ///
 /// Without `force`, errors with [`Error::InUse`] while it is mounted or runs.
 pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord> {
-    let record = names::container(ctx, name)?;
-    let _lock = run_dir::lock_container(ctx, &record.id)?;
-    if run_dir::is_running(ctx, &record.id)? {
-        return Err(Error::InUse {
-            kind: Kind::Container,
-            name: record.name,
-            by: "a `vellum run` of it is under way".into(),
-            hint: "end that first".into(),
-        });
-    }
-    let mut elsewhere = Vec::new();
-    let parts = match container::parts(ctx, &record) {
-        Err(Error::Covered { covers, .. }) if force => {
-            for cover in &covers {
-                vellum_sys::mount::unmount(&cover.mount_point, Detach::Yes)?;
-            }
-            container::parts(ctx, &record)
+    names::with_container(ctx, name, |record| {
+        let _lock = run_dir::lock_container(ctx, &record.id)?;
+        if run_dir::is_running(ctx, &record.id)? {
+            return Err(Error::InUse {
+                kind: Kind::Container,
+                name: record.name.clone(),
+                by: "a `vellum run` of it is under way".into(),
+                hint: "end that first".into(),
+            });
         }
-        Err(covered @ Error::Covered { .. }) => return Err(covered),
-        found => found,
-    };
-    // A damaged tree must not keep its record alive.
-    if let Ok(parts) = parts {
-        let table = mountinfo::read()?;
-        let places = mounted::places(&parts, &table);
-        if !places.is_empty() {
-            if !force {
-                return Err(Error::InUse {
-                    kind: Kind::Container,
-                    name: record.name,
-                    by: match mounted::is_dead(&parts, &table) {
-                        false => format!("it is mounted at {}", places[0].display()),
-                        true => format!(
-                            "it is mounted at {} by a process that has ended",
-                            places[0].display()
-                        ),
-                    },
-                    hint: "`vellum umount` it first, or use --force".into(),
-                });
+        let mut elsewhere = Vec::new();
+        let parts = match container::parts(ctx, record) {
+            Err(Error::Covered { covers, .. }) if force => {
+                for cover in &covers {
+                    vellum_sys::mount::unmount(&cover.mount_point, Detach::Yes)?;
+                }
+                container::parts(ctx, record)
             }
-            elsewhere = places;
+            Err(covered @ Error::Covered { .. }) => return Err(covered),
+            found => found,
+        };
+        // A damaged tree must not keep its record alive.
+        if let Ok(parts) = parts {
+            let table = mountinfo::read()?;
+            let places = mounted::places(&parts, &table);
+            if !places.is_empty() {
+                if !force {
+                    return Err(Error::InUse {
+                        kind: Kind::Container,
+                        name: record.name.clone(),
+                        by: match mounted::is_dead(&parts, &table) {
+                            false => format!("it is mounted at {}", places[0].display()),
+                            true => format!(
+                                "it is mounted at {} by a process that has ended",
+                                places[0].display()
+                            ),
+                        },
+                        hint: "`vellum umount` it first, or use --force".into(),
+                    });
+                }
+                elsewhere = places;
+            }
         }
-    }
-    let info = ctx.store()?.stat(&record.snapshot)?;
-    let dir = ctx
-        .store()?
-        .driver_home(info.driver)
-        .join(info.tree.as_str());
-    release(&dir)?;
-    for place in elsewhere.iter().filter(|place| !place.starts_with(&dir)) {
-        vellum_sys::mount::unmount(place, Detach::Yes)?;
-    }
-    let removed = ctx.store()?.remove_container(&record.id, Sweep::Now)?;
-    run_dir::forget(ctx, &record.id);
-    declared::remove(ctx, &record.id)?;
-    Ok(removed)
+        let info = ctx.store()?.stat(&record.snapshot)?;
+        let dir = ctx
+            .store()?
+            .driver_home(info.driver)
+            .join(info.tree.as_str());
+        release(&dir)?;
+        for place in elsewhere.iter().filter(|place| !place.starts_with(&dir)) {
+            vellum_sys::mount::unmount(place, Detach::Yes)?;
+        }
+        let removed = ctx.store()?.remove_container(&record.id, Sweep::Now)?;
+        run_dir::forget(ctx, &record.id);
+        declared::remove(ctx, &record.id)?;
+        Ok(removed)
+    })
 }
 
 /// Gives a container another name. Durable on return.
 pub fn rename(ctx: &Context, name: &str, new_name: &str) -> Result<ContainerRecord> {
     names::check_container_name(new_name)?;
-    let record = names::container(ctx, name)?;
-    match ctx.store()?.rename_container(&record.id, new_name) {
-        Ok(()) => Ok(ContainerRecord {
-            name: new_name.to_owned(),
-            ..record
-        }),
-        Err(vellum_store::StoreError::AlreadyExists { .. }) => Err(Error::NameTaken {
-            kind: Kind::Container,
-            name: new_name.to_owned(),
-        }),
-        Err(e) => Err(e.into()),
-    }
+    names::with_container(ctx, name, |record| {
+        match ctx.store()?.rename_container(&record.id, new_name) {
+            Ok(()) => Ok(ContainerRecord {
+                name: new_name.to_owned(),
+                ..record.clone()
+            }),
+            Err(vellum_store::StoreError::AlreadyExists { .. }) => Err(Error::NameTaken {
+                kind: Kind::Container,
+                name: new_name.to_owned(),
+            }),
+            Err(e) => Err(e.into()),
+        }
+    })
 }
 
 /// One container in a listing. The JSON field names are stable.
@@ -144,42 +146,58 @@ pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<Li
             continue;
         }
         ctx.go_on()?;
-        let settings = Settings::of(&record)?;
-        let info = store.stat(&record.snapshot)?;
-        // One damaged tree must not hide the others; `check` tells about it.
-        let (mounts, dead) = container::parts(ctx, &record)
-            .map(|parts| {
-                (
-                    mounted::places(&parts, &table),
-                    mounted::is_dead(&parts, &table),
-                )
-            })
-            .unwrap_or_default();
-        let running = run_dir::is_running(ctx, &record.id)?;
-        let usage = if measure {
-            Some(store.usage(&record.snapshot)?)
-        } else {
-            None
-        };
-        all.push(Listed {
-            state: match (running, mounts.is_empty()) {
-                (_, false) if dead => "dead",
-                (true, _) => "running",
-                (false, false) => "mounted",
-                (false, true) => "created",
-            },
-            id: record.id,
-            name: record.name,
-            image: record.image_name,
-            image_id: record.image.map(|id| id.to_string()),
-            from: settings.from.map(|path| path.0),
-            created: record.created,
-            mounts,
-            driver: info.driver.to_string(),
-            labels: settings.labels,
-            size_bytes: usage.map(|u| u.bytes),
-            size_inodes: usage.map(|u| u.inodes),
-        });
+        match listed(ctx, &record, &table, measure) {
+            Ok(listed) => all.push(listed),
+            // Removed since the list was read.
+            Err(_) if names::is_gone(ctx, &record) => {}
+            Err(e) => return Err(e),
+        }
     }
     Ok(all)
+}
+
+fn listed(
+    ctx: &Context,
+    record: &ContainerRecord,
+    table: &mountinfo::Table,
+    measure: bool,
+) -> Result<Listed> {
+    let store = ctx.store()?;
+    let settings = Settings::of(record)?;
+    let info = store.stat(&record.snapshot)?;
+    // One damaged tree must not hide the others; `check` tells about it.
+    let (mounts, dead) = container::parts(ctx, record)
+        .map(|parts| {
+            (
+                mounted::places(&parts, table),
+                mounted::is_dead(&parts, table),
+            )
+        })
+        .unwrap_or_default();
+    let running = run_dir::is_running(ctx, &record.id)?;
+    let usage = if measure {
+        Some(store.usage(&record.snapshot)?)
+    } else {
+        None
+    };
+    let record = record.clone();
+    Ok(Listed {
+        state: match (running, mounts.is_empty()) {
+            (_, false) if dead => "dead",
+            (true, _) => "running",
+            (false, false) => "mounted",
+            (false, true) => "created",
+        },
+        id: record.id,
+        name: record.name,
+        image: record.image_name,
+        image_id: record.image.map(|id| id.to_string()),
+        from: settings.from.map(|path| path.0),
+        created: record.created,
+        mounts,
+        driver: info.driver.to_string(),
+        labels: settings.labels,
+        size_bytes: usage.map(|u| u.bytes),
+        size_inodes: usage.map(|u| u.inodes),
+    })
 }

@@ -139,20 +139,19 @@ fn open(ctx: &Context, end: &End) -> Result<Side> {
                 mounted: None,
             })
         }
-        End::Container { name, path } => {
-            let record = names::container(ctx, name)?;
+        End::Container { name, path } => names::with_container(ctx, name, |record| {
             let _lock = run_dir::lock_container(ctx, &record.id)?;
-            let shown = mounted::is_shown(ctx, &record)?;
-            let mounted = mount::mount_locked(ctx, &record, None, false)?;
+            let shown = mounted::is_shown(ctx, record)?;
+            let mounted = mount::mount_locked(ctx, record, None, false)?;
             let top =
                 std::fs::canonicalize(&mounted.path).map_err(Error::io("find", &mounted.path))?;
             Ok(Side {
                 root: Dir::open(&top)?,
                 path: Path::new("/").join(path),
                 top,
-                mounted: (!shown).then_some(record),
+                mounted: (!shown).then(|| record.clone()),
             })
-        }
+        }),
         End::Pipe => Err(invalid("a tar has no path")),
     }
 }

@@ -65,14 +65,15 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         size_limit_bytes: request.size_bytes.unwrap_or(ctx.config.size_bytes.value),
         ..PrepareOptions::default()
     };
-    let (mut image, mut image_name) = (None, None);
+    let (mut image, mut image_name, mut origin) = (None, None, None);
     // An image is kept by its own record; the empty layer is held until the container's record keeps it.
     let mut lease = None;
     let stem = match &request.origin {
         Origin::Image(text) => {
             let record = names::image(ctx, text)?;
             options.parent = record.top().cloned();
-            image = Some(record.id);
+            image = Some(record.id.clone());
+            origin = Some((text.as_str(), record));
             image_name = Some(text.clone());
             stem_of_image(text)
         }
@@ -118,7 +119,12 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
                     name,
                 });
             }
-            Err(e) => return Err(e.into()),
+            Err(e) => {
+                return Err(match &origin {
+                    Some((text, record)) => names::unless_image_gone(ctx, record, text, e.into()),
+                    None => e.into(),
+                });
+            }
         }
     }
     Err(Error::NameTaken {

@@ -25,19 +25,20 @@ pub struct Line {
 
 /// Calls `line` for every change of the container, sorted by path, until there is no more or it errors.
 pub fn diff(ctx: &Context, name: &str, mut line: impl FnMut(Line) -> Result<()>) -> Result<()> {
-    let record = names::container(ctx, name)?;
-    for change in changes(ctx, &record, Form::Listing)? {
-        ctx.go_on()?;
-        let change = change?;
-        if change.path.as_os_str().is_empty() {
-            continue;
+    names::with_container(ctx, name, |record| {
+        for change in changes(ctx, record, Form::Listing)? {
+            ctx.go_on()?;
+            let change = change?;
+            if change.path.as_os_str().is_empty() {
+                continue;
+            }
+            line(Line {
+                kind: change.kind.letter(),
+                path: PathBuf::from("/").join(change.path),
+            })?;
         }
-        line(Line {
-            kind: change.kind.letter(),
-            path: PathBuf::from("/").join(change.path),
-        })?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Returns the changes of a container against what it stands on.

@@ -257,6 +257,8 @@ const NO_SPACE: &str = "the disk is full, or its inodes are used up (`df -i`): `
 const REBUILD: &str =
     "`vellum check --rebuild` makes the database anew from the records beside the trees";
 
+const DIVERTED: &str = "nothing was changed; put the store's own directory back (docs/security.md), and `vellum check` tells what else is wrong";
+
 const READ_ONLY: &str =
     "its file system is read-only, perhaps since an error: `dmesg` tells; mount it writable again";
 
@@ -271,6 +273,8 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
         _ if matches!(error, StoreError::RolledBack { .. }) => Some(format!(
             "if there is a newer copy of it, put that back; else {REBUILD}"
         )),
+        _ if matches!(error, StoreError::BrokenParents { .. }) => Some(REBUILD.into()),
+        _ if matches!(error, StoreError::Diverted { .. }) => Some(DIVERTED.into()),
         _ if error.lost_its_database() => Some(format!("put it back, or: {REBUILD}")),
         _ if matches!(error, StoreError::NewerStore { .. }) => Some(format!(
             "to stay with this vellum, end its servers; then {REBUILD}"

@@ -9,11 +9,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use vellum_sys::plain::{self, Links};
 use vellum_sys::probe::{self, DirFacts};
 
 use crate::context::Context;
 use crate::error::Result;
 use crate::plan::Facts;
+
+/// Far more than facts take.
+const CACHE_MAX_BYTES: u64 = 1 << 20;
 
 /// What the facts were found out for.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +56,7 @@ pub fn facts(ctx: &Context) -> Result<Facts> {
 fn remembered(ctx: &Context) -> Option<Facts> {
     let key = key(ctx)?;
     // A cache: one that can't be read or understood is as none.
-    let bytes = fs::read(cache_path(ctx)).ok()?;
+    let bytes = plain::read(&cache_path(ctx), CACHE_MAX_BYTES, Links::InParents).ok()?;
     let cached: Cached = serde_json::from_slice(&bytes).ok()?;
     (cached.key == key).then_some(cached.facts)
 }

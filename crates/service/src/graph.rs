@@ -19,6 +19,7 @@ use vellum_store::{
     SnapshotKey, Store, StoreError, Sweep, TreeParts,
 };
 use vellum_sys::lock::Lock;
+use vellum_sys::plain::{self, Links};
 use vellum_sys::quota::ProjectQuota;
 use vellum_sys::{Dir, publish};
 
@@ -393,13 +394,16 @@ impl Graph {
     }
 }
 
+/// Far more than a daemon's options take.
+const SESSION_MAX_BYTES: u64 = 1 << 20;
+
 /// Reads what the daemon once said.
 fn read_session(root: &Path) -> Result<Option<Session>> {
     let path = root.join(SESSION_FILE);
-    let bytes = match std::fs::read(&path) {
+    let bytes = match plain::read(&path, SESSION_MAX_BYTES, Links::InParents) {
         Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("read", path)(e)),
+        Err(e) if e.is_not_found() => return Ok(None),
+        Err(e) => return Err(e.into()),
     };
     let damaged = |why: String| Error::Damaged {
         what: path.display().to_string(),

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vellum_sys::mountinfo::{self, Mount, Table};
+use vellum_sys::plain::{self, Links};
 use vellum_sys::{Dir, publish};
 
 use crate::error::{Error, Result};
@@ -27,6 +28,9 @@ const PARTS: [&str; 9] = [
 
 /// The version of the note. An unknown one counts as no note at all.
 const VERSION: u32 = 1;
+
+/// Far more than a note of some ten directories takes.
+const NOTE_MAX_BYTES: u64 = 1 << 20;
 
 /// One mount that lies over the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -348,7 +352,8 @@ fn note_file(root: &Path, run_dir: &Path) -> PathBuf {
 }
 
 fn read_note(file: &Path) -> Option<Note> {
-    let note: Note = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+    let note = plain::read(file, NOTE_MAX_BYTES, Links::InParents).ok()?;
+    let note: Note = serde_json::from_slice(&note).ok()?;
     (note.version == VERSION).then_some(note)
 }
 

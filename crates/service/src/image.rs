@@ -95,7 +95,7 @@ pub(crate) fn to_store(digest: &Digest) -> vellum_store::Digest {
 }
 
 /// The store's digest as the image room's, which knows sha256 only.
-fn to_image(digest: &vellum_store::Digest) -> Result<Digest> {
+pub(crate) fn to_image(digest: &vellum_store::Digest) -> Result<Digest> {
     Ok(digest.to_string().parse::<Digest>()?)
 }
 

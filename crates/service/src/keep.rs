@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use vellum_store::{CheckOptions, DiskUse, Fate, Finding, Garbage, Reason, Store, Thing, Usage};
+use vellum_store::{DiskUse, Fate, Finding, Garbage, Reason, Store, Thing, Usage};
 
 use crate::context::Context;
 use crate::error::Result;
@@ -207,16 +207,6 @@ impl From<Finding> for Wrong {
             healed: finding.healed,
         }
     }
-}
-
-/// Compares records and trees. Empty: all is well.
-pub fn check(ctx: &Context, heal: bool, deep: bool) -> Result<Vec<Wrong>> {
-    Ok(ctx
-        .store()?
-        .check(CheckOptions { heal, deep })?
-        .into_iter()
-        .map(Wrong::from)
-        .collect())
 }
 
 /// What a rebuild brought back. The JSON field names are stable.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bundle;
+pub mod check;
 pub mod config;
 pub mod container;
 pub mod containers;

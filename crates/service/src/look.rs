@@ -29,17 +29,16 @@ pub enum Tree {
 pub fn stack(ctx: &Context, tree: &Tree) -> Result<Stack> {
     let parts = match tree {
         Tree::Layers(options) => return layers::stack(options),
-        Tree::Container(name) => container::parts(ctx, &names::container(ctx, name)?)?,
-        Tree::Image(name) => {
-            let image = names::image(ctx, name)?;
-            let Some(top) = image.top() else {
-                return Err(Error::Invalid {
-                    what: format!("image `{name}` has no layers to look at"),
-                    hint: None,
-                });
-            };
-            ctx.store()?.tree(top)?
+        Tree::Container(name) => {
+            names::with_container(ctx, name, |record| container::parts(ctx, record))?
         }
+        Tree::Image(name) => names::with_image(ctx, name, |image| match image.top() {
+            Some(top) => Ok(ctx.store()?.tree(top)?),
+            None => Err(Error::Invalid {
+                what: format!("image `{name}` has no layers to look at"),
+                hint: None,
+            }),
+        })?,
     };
     match &parts.shape {
         Shape::Plain { root, .. } => container::plain_stack(root),

@@ -24,13 +24,14 @@ use crate::{container, dead, facts, names, run_dir};
 
 /// Decides how a container would be mounted, and mounts nothing.
 pub fn plan_container(ctx: &Context, name: &str, read_only: bool) -> Result<Plan> {
-    let record = names::container(ctx, name)?;
-    let parts = container::parts(ctx, &record)?;
-    let terms = Terms {
-        read_only,
-        ..Terms::default()
-    };
-    plan_parts(ctx, &parts, terms)
+    names::with_container(ctx, name, |record| {
+        let parts = container::parts(ctx, record)?;
+        let terms = Terms {
+            read_only,
+            ..Terms::default()
+        };
+        plan_parts(ctx, &parts, terms)
+    })
 }
 
 /// How a tree is mounted, besides what is configured.
@@ -65,9 +66,10 @@ pub fn mount_container(
     target: Option<&Path>,
     read_only: bool,
 ) -> Result<Mounted> {
-    let record = names::container(ctx, name)?;
-    let _lock = run_dir::lock_container(ctx, &record.id)?;
-    mount_locked(ctx, &record, target, read_only)
+    names::with_container(ctx, name, |record| {
+        let _lock = run_dir::lock_container(ctx, &record.id)?;
+        mount_locked(ctx, record, target, read_only)
+    })
 }
 
 /// As [`mount_container`], for a caller that holds the container's lock.
@@ -275,39 +277,41 @@ fn explain(error: MountError, parts: &TreeParts, name: &str) -> Error {
 
 /// Mounts an image itself, read-only, at `target`.
 pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> {
-    let image = names::image(ctx, name)?;
-    if dead::is_dead_of(ctx.store()?.root(), target)? {
-        dead::bury(ctx, target, name)?;
-    }
-    let target = existing_directory(target)?;
-    let Some(top) = image.top() else {
-        return Err(Error::Invalid {
-            what: format!("image `{name}` has no layers to show"),
-            hint: None,
-        });
-    };
-    let parts = ctx.store()?.tree(top)?;
-    let planned = plan_parts(ctx, &parts, Terms::READ_ONLY)?;
-    let method = execute(ctx, &planned, &target)?;
-    Ok(Mounted {
-        id: None,
-        name: name.to_owned(),
-        path: target,
-        method: Some(method),
-        dead: false,
+    names::with_image(ctx, name, |image| {
+        if dead::is_dead_of(ctx.store()?.root(), target)? {
+            dead::bury(ctx, target, name)?;
+        }
+        let target = existing_directory(target)?;
+        let Some(top) = image.top() else {
+            return Err(Error::Invalid {
+                what: format!("image `{name}` has no layers to show"),
+                hint: None,
+            });
+        };
+        let parts = ctx.store()?.tree(top)?;
+        let planned = plan_parts(ctx, &parts, Terms::READ_ONLY)?;
+        let method = execute(ctx, &planned, &target)?;
+        Ok(Mounted {
+            id: None,
+            name: name.to_owned(),
+            path: target,
+            method: Some(method),
+            dead: false,
+        })
     })
 }
 
 /// Decides how an image would be mounted.
 pub fn plan_image(ctx: &Context, name: &str) -> Result<Plan> {
-    let image = names::image(ctx, name)?;
-    let Some(top) = image.top() else {
-        return Err(Error::Invalid {
-            what: format!("image `{name}` has no layers to show"),
-            hint: None,
-        });
-    };
-    plan_parts(ctx, &ctx.store()?.tree(top)?, Terms::READ_ONLY)
+    names::with_image(ctx, name, |image| {
+        let Some(top) = image.top() else {
+            return Err(Error::Invalid {
+                what: format!("image `{name}` has no layers to show"),
+                hint: None,
+            });
+        };
+        plan_parts(ctx, &ctx.store()?.tree(top)?, Terms::READ_ONLY)
+    })
 }
 
 /// As [`existing_directory`], or what would be one if its server lived: if the container's own dead mount is there, it is about to go.

@@ -13,7 +13,7 @@ use vellum_sys::mountinfo::{self, FsOptions, Table};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::place::{self, ENGINE_TYPE, Shows};
-use crate::{container, dead};
+use crate::{container, dead, names};
 
 /// A mount that is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -87,7 +87,11 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
     let table = mountinfo::read()?;
     let mut all = Vec::new();
     for record in ctx.store()?.containers()? {
-        let parts = container::parts(ctx, &record)?;
+        let parts = match container::parts(ctx, &record) {
+            // Removed since the list was read.
+            Err(_) if names::is_gone(ctx, &record) => continue,
+            found => found?,
+        };
         let dead = is_dead(&parts, &table);
         for path in places(&parts, &table) {
             all.push(Mounted {

@@ -47,14 +47,14 @@ pub fn image(ctx: &Context, text: &str) -> Result<ImageRecord> {
     if let Ok(reference) = Reference::parse(text) {
         for name in [reference.to_string(), reference.familiar()] {
             if let Some(id) = store.resolve_tag(&name)? {
-                return Ok(store.image(&id)?);
+                return found(store.image(&id), text);
             }
         }
     }
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
     let mut ids = store.images_by_prefix(hex)?;
     match ids.len() {
-        1 => Ok(store.image(&ids.remove(0))?),
+        1 => found(store.image(&ids.remove(0)), text),
         0 => Err(Error::NotFound {
             kind: Kind::Image,
             name: text.to_owned(),
@@ -102,6 +102,85 @@ pub fn container(ctx: &Context, text: &str) -> Result<ContainerRecord> {
             text,
             fits.iter().map(|c| c.name.clone()),
         )),
+    }
+}
+
+/// An image whose name or id was found a moment ago.
+fn found(image: vellum_store::Result<ImageRecord>, text: &str) -> Result<ImageRecord> {
+    match image {
+        Err(StoreError::NotFound { .. }) => Err(Error::NotFound {
+            kind: Kind::Image,
+            name: text.to_owned(),
+        }),
+        other => Ok(other?),
+    }
+}
+
+/// Does `work` with the container that `text` names.
+///
+/// Another command may remove it meanwhile, and then `work` fails by whatever it misses first: a record, a tree, a file. So after a
+/// failure it is looked whether the container is still there, and if not, that is the error: `NotFound`. Nothing is damaged.
+pub fn with_container<T>(
+    ctx: &Context,
+    text: &str,
+    work: impl FnOnce(&ContainerRecord) -> Result<T>,
+) -> Result<T> {
+    let record = container(ctx, text)?;
+    work(&record).map_err(|error| unless_gone(ctx, &record, text, error))
+}
+
+/// The error to tell of a container that was called `text`: `error`, unless the container is gone.
+pub fn unless_gone(ctx: &Context, record: &ContainerRecord, text: &str, error: Error) -> Error {
+    match is_gone(ctx, record) {
+        true => not_there(error, Kind::Container, text),
+        false => error,
+    }
+}
+
+/// Tells whether a container was removed since `record` was read. What can't be told counts as there.
+pub fn is_gone(ctx: &Context, record: &ContainerRecord) -> bool {
+    let now = ctx.store().map(|store| store.container(&record.id));
+    matches!(now, Ok(Err(StoreError::NotFound { .. })))
+}
+
+/// As [`with_container`], for an image: also one that is there again counts as gone, since its layers were made anew.
+pub fn with_image<T>(
+    ctx: &Context,
+    text: &str,
+    work: impl FnOnce(&ImageRecord) -> Result<T>,
+) -> Result<T> {
+    let record = image(ctx, text)?;
+    work(&record).map_err(|error| unless_image_gone(ctx, &record, text, error))
+}
+
+/// As [`unless_gone`], for an image.
+pub fn unless_image_gone(ctx: &Context, record: &ImageRecord, text: &str, error: Error) -> Error {
+    match is_image_gone(ctx, record) {
+        true => not_there(error, Kind::Image, text),
+        false => error,
+    }
+}
+
+/// As [`is_gone`], for an image.
+pub fn is_image_gone(ctx: &Context, record: &ImageRecord) -> bool {
+    match ctx.store().map(|store| store.image(&record.id)) {
+        Ok(Ok(now)) => now.added != record.added,
+        Ok(Err(StoreError::NotFound { .. })) => true,
+        _ => false,
+    }
+}
+
+fn not_there(error: Error, kind: Kind, text: &str) -> Error {
+    match error {
+        // Nothing that its absence brought about.
+        Error::Cancelled => error,
+        other => {
+            tracing::debug!(error = %other, "{kind} {text} was removed meanwhile");
+            Error::NotFound {
+                kind,
+                name: text.to_owned(),
+            }
+        }
     }
 }
 

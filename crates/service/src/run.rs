@@ -45,30 +45,31 @@ const LOG_LIMIT_BYTES: u64 = 1 << 20;
 /// one ended it; 127 if the command is not there, 126 if it can't be executed, 125 if the runtime
 /// failed before. In these three cases the runtime has told on stderr what is wrong.
 pub fn run(ctx: &Context, request: &RunRequest) -> Result<i32> {
-    let record = names::container(ctx, &request.container)?;
-    let Some(_running) = run_dir::claim_run(ctx, &record.id)? else {
-        return Err(Error::InUse {
-            kind: Kind::Container,
-            name: record.name,
-            by: "a `vellum run` of it is under way".into(),
-            hint: "wait for its end, or run the command in a container of its own".into(),
-        });
-    };
-    let runtime = runtime(ctx)?;
-    let lock = run_dir::lock_container(ctx, &record.id)?;
-    let before = mounted::is_shown(ctx, &record)?;
-    let mounted = mount::mount_locked(ctx, &record, None, false)?;
-    let outcome = run_mounted(ctx, &record, &runtime, &mounted.path, request, lock);
-    if !before {
-        let left = umount::umount_container(ctx, &record, true);
-        match (&outcome, left) {
-            (Ok(0), left) => drop(left?),
-            // What the command ended with comes first.
-            (Ok(_), Err(e)) => ctx.progress.warn(&format!("it stays mounted: {e}")),
-            (Ok(_), Ok(_)) | (Err(_), _) => {}
+    names::with_container(ctx, &request.container, |record| {
+        let Some(_running) = run_dir::claim_run(ctx, &record.id)? else {
+            return Err(Error::InUse {
+                kind: Kind::Container,
+                name: record.name.clone(),
+                by: "a `vellum run` of it is under way".into(),
+                hint: "wait for its end, or run the command in a container of its own".into(),
+            });
+        };
+        let runtime = runtime(ctx)?;
+        let lock = run_dir::lock_container(ctx, &record.id)?;
+        let before = mounted::is_shown(ctx, record)?;
+        let mounted = mount::mount_locked(ctx, record, None, false)?;
+        let outcome = run_mounted(ctx, record, &runtime, &mounted.path, request, lock);
+        if !before {
+            let left = umount::umount_container(ctx, record, true);
+            match (&outcome, left) {
+                (Ok(0), left) => drop(left?),
+                // What the command ended with comes first.
+                (Ok(_), Err(e)) => ctx.progress.warn(&format!("it stays mounted: {e}")),
+                (Ok(_), Ok(_)) | (Err(_), _) => {}
+            }
         }
-    }
-    outcome
+        outcome
+    })
 }
 
 fn run_mounted(

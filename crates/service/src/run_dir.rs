@@ -4,11 +4,13 @@
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vellum_sys::lock::{Lock, Sharing};
+use vellum_sys::plain::{self, Links};
+use vellum_sys::rooted::Access;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -41,6 +43,8 @@ pub fn make(ctx: &Context, sub: &str) -> Result<PathBuf> {
     }
     let path = top.join(sub);
     make_private(&path)?;
+    // A link here would lead the locks of one store to those of another.
+    plain::dir(&path, Links::InParents)?;
     Ok(path)
 }
 
@@ -100,10 +104,10 @@ pub fn claim_run(ctx: &Context, id: &str) -> Result<Option<Lock>> {
 /// Tells whether a `vellum run` of container `id` is under way.
 pub fn is_running(ctx: &Context, id: &str) -> Result<bool> {
     let path = ctx.run_dir().join("running").join(id);
-    match File::open(&path) {
+    match plain::open(&path, Access::Read, Links::InParents) {
         Ok(file) => Ok(Lock::try_now(OwnedFd::from(file), Sharing::Shared)?.is_none()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(Error::io("open", path)(e)),
+        Err(e) if e.is_not_found() => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -117,13 +121,5 @@ pub fn forget(ctx: &Context, id: &str) {
 
 fn open_lock(ctx: &Context, sub: &str, id: &str) -> Result<OwnedFd> {
     let path = make(ctx, sub)?.join(id);
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(Error::io("open", path))?;
-    Ok(file.into())
+    Ok(plain::open_or_create(&path, 0o600, Links::InParents)?.into())
 }

@@ -181,7 +181,11 @@ pub fn umount_path(ctx: &Context, path: &Path, force: bool) -> Result<Vec<PathBu
 pub fn umount_all(ctx: &Context, force: bool) -> Result<Vec<PathBuf>> {
     let mut gone = Vec::new();
     for record in ctx.store()?.containers()? {
-        gone.extend(umount_container(ctx, &record, force)?);
+        match umount_container(ctx, &record, force) {
+            // Removed since the list was read.
+            Err(_) if names::is_gone(ctx, &record) => {}
+            places => gone.extend(places?),
+        }
     }
     for path in mounted::images(ctx)? {
         take_away(&path, force, "image")?;

@@ -19,6 +19,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
+use vellum_sys::plain::{self, Links};
+use vellum_sys::rooted::Access;
 
 use crate::api::services::content::v1::content_client::ContentClient;
 use crate::api::services::content::v1::{
@@ -196,8 +198,9 @@ impl Containerd {
         if !plain(algorithm) || !plain(hex) {
             return None;
         }
-        let file = File::open(root.join("blobs").join(algorithm).join(hex)).ok()?;
-        let length = file.metadata().ok().filter(|meta| meta.is_file())?.len();
+        let path = root.join("blobs").join(algorithm).join(hex);
+        let file = plain::open(&path, Access::Read, Links::InParents).ok()?;
+        let length = file.metadata().ok()?.len();
         (i64::try_from(length) == Ok(info.size)).then_some(file)
     }
 

@@ -7,22 +7,22 @@
 //! Others may be at work meanwhile, and what they are in the middle of differs for a moment. So whatever looks wrong is looked at again, in the
 //! turn of whoever might be changing it (`turn.rs`) and against the database as it is by then, before it is reported or healed.
 
-use std::{
-    fs,
-    io::{self, Read},
-    path::Path,
-};
+use std::{collections::HashSet, path::Path};
 
 use rusqlite::Transaction;
+use vellum_sys::{FileKind, plain};
 
 use crate::{
     containers::find_container,
-    digest::{Algorithm, Digest, Hasher},
+    content,
+    digest::{Algorithm, Digest},
     driver::{self, Finding, TreeRef},
-    error::{DbContext, IoContext, Result, StoreError},
+    error::{DbContext, IoContext, Result, StoreError, chain},
     following,
     gc::{has_recipe, has_volume},
-    generation, images, layout, records,
+    generation, hands, images, layout,
+    parents::Parents,
+    records,
     rows::{self, SnapshotRow},
     sidecar::{ContainerFile, ImageFile, Sidecar},
     snapshot::SnapshotKey,
@@ -36,7 +36,7 @@ use crate::{
 pub struct CheckOptions {
     /// Put right what is derived from the database.
     pub heal: bool,
-    /// Read every blob and compare its digest.
+    /// Read every blob and recipe, and compare their digests.
     pub deep: bool,
 }
 
@@ -60,7 +60,12 @@ impl Store {
         if options.heal {
             self.inner.database.refuse_if_rolled_back()?;
         }
-        let mut found = self.check_database()?;
+        let mut found = hands::check(self.layout(), options.heal)?;
+        found.extend(self.check_database()?);
+        if hands::own(self.layout()).is_err() {
+            // What else differs, differs for that; and some of it could not be looked at.
+            return Ok(found);
+        }
         if let Some(why) = self.look_for_rollback()? {
             // What else differs, differs for that.
             found.push(finding(
@@ -70,27 +75,41 @@ impl Store {
             ));
             return Ok(found);
         }
+        let parents = self.read(Parents::of)?;
+        found.extend(parents.errors().map(|error| {
+            let why = format!("{error}; `vellum check --rebuild` makes the database anew from the records beside the trees");
+            finding("the database", why, false)
+        }));
         let mut after: Option<SnapshotKey> = None;
         loop {
             let page = self.read(|tx| {
                 rows::page(tx, after.as_ref(), 64)?
                     .into_iter()
                     .map(|row| {
-                        let parents = rows::ancestors(tx, row.id)?;
-                        Ok((row, parents))
+                        // What stands on something that can't be told was told of above.
+                        let below = match parents.is_broken(row.id) {
+                            true => None,
+                            false => rows::ancestors(tx, row.id).map(Some)?,
+                        };
+                        Ok((row, below))
                     })
                     .collect::<Result<Vec<_>>>()
             })?;
             let Some((last, _)) = page.last() else { break };
             after = Some(last.record.key.clone());
-            for (row, parents) in page {
-                if !self.check_tree(&row, &parents, false)?.is_empty() {
-                    found.extend(self.check_tree_again(&row, options.heal)?);
+            for (row, below) in page {
+                let Some(below) = below else { continue };
+                if !self.check_tree(&row, &below, false)?.is_empty() {
+                    let tree = self.layout().tree(row.driver(), &row.record.tree);
+                    found.extend(told(&tree, self.check_tree_again(&row, options.heal))?);
                 }
             }
         }
         self.check_sidecars(options.heal, &mut found)?;
-        self.check_files(options.deep, &mut found)?;
+        self.check_files(options, &mut found)?;
+        // What many things met is told once.
+        let mut told = HashSet::new();
+        found.retain(|finding| told.insert((finding.what.clone(), finding.why.clone())));
         Ok(found)
     }
 
@@ -121,8 +140,11 @@ impl Store {
         heal: bool,
     ) -> Result<Vec<Finding>> {
         let driver = driver::driver(row.driver());
-        let mut found = driver.check(self.layout(), &row.tree_ref(), parents, heal)?;
-        found.extend(self.check_record(row, heal)?);
+        let tree = self.layout().tree(row.driver(), &row.record.tree);
+        let looked = driver.check(self.layout(), &row.tree_ref(), parents, heal);
+        let mut found = told(&tree, looked)?;
+        found.extend(told(&tree, hands::check_inner(self.layout(), &tree, heal))?);
+        found.extend(told(&tree, self.check_record(row, heal))?);
         Ok(found)
     }
 
@@ -171,6 +193,7 @@ impl Store {
     }
 
     fn check_sidecars(&self, heal: bool, found: &mut Vec<Finding>) -> Result<()> {
+        let records = self.layout().records();
         for image in self.images()? {
             let now = || {
                 Ok(self
@@ -178,14 +201,16 @@ impl Store {
                     .as_ref()
                     .map(ImageFile::from))
             };
-            self.check_sidecar(&ImageFile::from(&image), now, heal, found)?;
+            let file = ImageFile::from(&image);
+            found.extend(told(&records, self.check_sidecar(&file, now, heal))?);
         }
         for container in self.containers()? {
             let now = || {
                 let container = self.read(|tx| find_container(tx, &container.id))?;
                 Ok(container.as_ref().map(ContainerFile::from))
             };
-            self.check_sidecar(&ContainerFile::from(&container), now, heal, found)?;
+            let file = ContainerFile::from(&container);
+            found.extend(told(&records, self.check_sidecar(&file, now, heal))?);
         }
         Ok(())
     }
@@ -196,29 +221,27 @@ impl Store {
         seen: &T,
         now: impl Fn() -> Result<Option<T>>,
         heal: bool,
-        found: &mut Vec<Finding>,
-    ) -> Result<()> {
+    ) -> Result<Option<Finding>> {
         let path = self.layout().records().join(seen.name());
         if records::differs(&path, seen).is_none() {
-            return Ok(());
+            return Ok(None);
         }
         let _turn = Turn::at_sidecars(self)?;
         let Some(expect) = now()? else {
-            return Ok(());
+            return Ok(None);
         };
         let Some(why) = records::differs(&path, &expect) else {
-            return Ok(());
+            return Ok(None);
         };
         if !heal && self.is_due(&path)? {
-            return Ok(());
+            return Ok(None);
         }
         if heal {
             let stamp = self.read(generation::stamp)?;
             records::replace(self.layout(), &path, &expect, &stamp)?;
             records::sync(self.layout())?;
         }
-        found.push(finding(path.display(), why, heal));
-        Ok(())
+        Ok(Some(finding(path.display(), why, heal)))
     }
 
     /// Tells whether a record file is known to be behind, for want of room, say: the next command that can puts it right.
@@ -229,44 +252,71 @@ impl Store {
             .any(|(name, _)| path.file_name().is_some_and(|file| file == name.as_str())))
     }
 
-    fn check_files(&self, deep: bool, found: &mut Vec<Finding>) -> Result<()> {
+    fn check_files(&self, options: CheckOptions, found: &mut Vec<Finding>) -> Result<()> {
+        let reserve = self.layout().reserve();
+        if let Some(there) = plain::stat(&reserve)?
+            && !there.is_file()
+        {
+            let error = plain::wrong_kind("open", &reserve, there.kind, FileKind::File);
+            let why = format!("{}; remove it", error.source);
+            found.push(finding(reserve.display(), why, false));
+        }
         let blobs: Vec<(String, i64)> =
             self.pairs("SELECT digest, size FROM blobs ORDER BY digest")?;
         for (digest, size) in blobs {
             let digest: Digest = rows::parse(&digest)?;
             let path = self.layout().blob(&digest);
-            let look = || wrong_blob(&path, &digest, size as u64, deep);
+            let expect = options.deep.then_some(&digest);
+            let look = || wrong_file(&path, expect, size as u64, BLOB_REMEDY);
             if let Some(why) = lasting(look, || Ok(self.blob(&digest)?.is_some()))? {
                 found.push(finding(path.display(), why, false));
             }
         }
-        let recipes: Vec<(String, i64)> =
-            self.pairs("SELECT diff_id, size FROM recipes ORDER BY diff_id")?;
-        for (diff_id, _) in recipes {
-            let diff_id: Digest = rows::parse(&diff_id)?;
+        for (diff_id, size, digest) in self.recorded_recipes()? {
             let path = self.layout().recipe(&diff_id);
-            let look = || Ok((!layout::exists(&path)?).then_some(()));
+            let digest = digest.filter(|_| options.deep);
+            let look = || wrong_file(&path, digest.as_ref(), size, RECIPE_REMEDY);
             let known = || self.read(|tx| has_recipe(tx, diff_id.hex()));
-            if lasting(look, known)?.is_some() {
-                found.push(finding(
-                    path.display(),
-                    "missing; the layer is written anew when saved, with another digest",
-                    false,
-                ));
+            if let Some(why) = lasting(look, known)? {
+                found.push(finding(path.display(), why, false));
             }
         }
         for volume in self.volumes()? {
-            let look = || Ok((!volume.path.is_dir()).then_some(()));
+            let look = || {
+                let mut wrong = told(&volume.path, Finding::unless_there(&volume.path))?;
+                if let Some(own) = volume.path.parent() {
+                    let exposed = hands::check_inner(self.layout(), own, options.heal);
+                    wrong.extend(told(own, exposed)?);
+                }
+                Ok((!wrong.is_empty()).then_some(wrong))
+            };
             let known = || self.read(|tx| has_volume(tx, &volume.name));
-            if lasting(look, known)?.is_some() {
-                found.push(finding(
-                    volume.path.display(),
-                    "the volume's data is missing",
-                    false,
-                ));
-            }
+            found.extend(lasting(look, known)?.unwrap_or_default());
         }
         Ok(())
+    }
+
+    fn recorded_recipes(&self) -> Result<Vec<(Digest, u64, Option<Digest>)>> {
+        self.read(|tx| {
+            let mut statement = tx
+                .prepare("SELECT diff_id, size, digest FROM recipes ORDER BY diff_id")
+                .db("check")?;
+            let rows = statement
+                .query_map([], |row| {
+                    Ok((
+                        row.get::<_, String>(0)?,
+                        row.get::<_, i64>(1)?,
+                        row.get::<_, Option<String>>(2)?,
+                    ))
+                })
+                .db("check")?;
+            rows.map(|row| {
+                let (diff_id, size, digest) = row.db("check")?;
+                let digest = digest.as_deref().map(rows::parse).transpose()?;
+                Ok((rows::parse(&diff_id)?, size as u64, digest))
+            })
+            .collect()
+        })
     }
 
     fn pairs(&self, sql: &str) -> Result<Vec<(String, i64)>> {
@@ -280,24 +330,60 @@ impl Store {
     }
 }
 
-/// Says what is wrong with a blob, if anything is.
-fn wrong_blob(path: &Path, digest: &Digest, size_bytes: u64, deep: bool) -> Result<Option<String>> {
-    const MISSING: &str = "missing; load or pull its image again";
-    match fs::symlink_metadata(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(MISSING.to_owned())),
-        Err(e) => Ok(Some(e.to_string())),
-        Ok(facts) if facts.len() != size_bytes => Ok(Some(format!(
-            "has {} bytes, should have {size_bytes}",
-            facts.len()
-        ))),
-        Ok(_) if deep => match hash_file(path, digest.algorithm()) {
-            Ok(actual) => Ok((actual != *digest).then(|| format!("holds {actual}"))),
-            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(Some(MISSING.to_owned()))
-            }
-            Err(e) => Err(e),
-        },
-        Ok(_) => Ok(None),
+/// What can be done about a recipe.
+const RECIPE_REMEDY: &str =
+    "load or pull its image again, which puts it right; until then the layer can't be saved";
+
+/// Says what is wrong with a file by its length, if anything is.
+fn wrong_size(path: &Path, size_bytes: u64, remedy: &str) -> Option<String> {
+    match plain::stat(path) {
+        Err(e) => Some(chain(&layout::damaged(e))),
+        Ok(None) => Some(format!("missing; {remedy}")),
+        Ok(Some(found)) if !found.is_file() => {
+            let error = plain::wrong_kind("open", path, found.kind, FileKind::File);
+            Some(format!("{}; {remedy}", error.source))
+        }
+        Ok(Some(found)) if found.size_bytes != size_bytes => Some(format!(
+            "has {} bytes, should have {size_bytes}; {remedy}",
+            found.size_bytes
+        )),
+        Ok(Some(_)) => None,
+    }
+}
+
+/// What can be done about a blob.
+const BLOB_REMEDY: &str = "load or pull its image again";
+
+/// Says what is wrong with a file by its length and, if one is given, its digest.
+fn wrong_file(
+    path: &Path,
+    digest: Option<&Digest>,
+    size_bytes: u64,
+    remedy: &str,
+) -> Result<Option<String>> {
+    if let Some(why) = wrong_size(path, size_bytes, remedy) {
+        return Ok(Some(why));
+    }
+    let Some(digest) = digest else {
+        return Ok(None);
+    };
+    Ok(match hash_file(path, digest.algorithm()) {
+        Ok(Some((actual, _))) if actual == *digest => None,
+        Ok(Some((actual, _))) => Some(format!("holds {actual}; {remedy}")),
+        Ok(None) => Some(format!("missing; {remedy}")),
+        Err(e) => Some(chain(&e)),
+    })
+}
+
+/// Makes findings of what kept one thing from being looked at, so that the rest is looked at, too.
+fn told(path: &Path, looked: Result<impl IntoIterator<Item = Finding>>) -> Result<Vec<Finding>> {
+    match looked {
+        Ok(found) => Ok(found.into_iter().collect()),
+        Err(StoreError::Damaged { what, why }) => Ok(vec![finding(what, why, false)]),
+        Err(error @ (StoreError::Io { .. } | StoreError::Sys(_))) => {
+            Ok(vec![finding(path.display(), chain(&error), false)])
+        }
+        Err(other) => Err(other),
     }
 }
 
@@ -315,15 +401,12 @@ fn lasting<T>(
     }
 }
 
-pub(crate) fn hash_file(path: &Path, algorithm: Algorithm) -> Result<Digest> {
-    let mut file = fs::File::open(path).on("open", path)?;
-    let mut hasher = Hasher::new(algorithm);
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let n = file.read(&mut buffer).on("read", path)?;
-        if n == 0 {
-            return Ok(hasher.finish());
-        }
-        hasher.update(&buffer[..n]);
+/// Returns digest and length of a file; `None` if there is none.
+pub(crate) fn hash_file(path: &Path, algorithm: Algorithm) -> Result<Option<(Digest, u64)>> {
+    match layout::open(path)? {
+        Some(mut file) => content::hash(&mut file, algorithm)
+            .map(Some)
+            .on("read", path),
+        None => Ok(None),
     }
 }

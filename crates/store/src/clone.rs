@@ -16,6 +16,7 @@ use vellum_sys::{Dir, FileKind, Stat, copy, rooted, xattr};
 
 use crate::{
     error::{Result, StoreError},
+    layout,
     walk::{self, Spine, Visitor},
 };
 
@@ -54,9 +55,9 @@ pub(crate) fn lay_upper(source: &Path, target: &Path, prefix: Prefix) -> Result<
 }
 
 fn run(source: &Path, target: &Path, files: Files, marks: Option<Prefix>) -> Result<()> {
-    let source = Dir::open(source)?;
+    let source = layout::dir(source)?;
     let root = source.stat_self()?;
-    let target_root = Dir::open(target)?;
+    let target_root = layout::dir(target)?;
     let mut cloner = Cloner {
         files,
         target: Spine::new(target_root.dup()?)?,
@@ -289,7 +290,7 @@ mod tests {
             xattr::SetMode::Any,
         )
         .unwrap();
-        crate::layout::set_mode(&a.join("d"), 0o2750).unwrap();
+        layout::set_mode(&a.join("d"), 0o2750).unwrap();
         clone_tree(&a, &b, Files::Copy).unwrap();
         let meta = |path: PathBuf| fs::symlink_metadata(path).unwrap();
         assert_eq!(meta(b.join("d/f")).ino(), meta(b.join("g")).ino());

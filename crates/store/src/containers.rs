@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 use crate::{
     digest::Digest,
     driver::TreeParts,
-    error::{DbContext, IoContext, Result, StoreError, Subject},
+    error::{DbContext, Result, StoreError, Subject},
     following::{self, Follower},
     generation,
     layout::{Layout, make_dir, sync_dir},
@@ -384,7 +384,7 @@ impl Store {
             if let Some(known) = find_volume(self.layout(), tx, name)? {
                 return Ok(known);
             }
-            tx::to_trash(&self.layout().trash(), &target)?;
+            tx::to_trash(self.layout(), &target)?;
             staged.publish_shared(&target)?;
             sync_dir(&self.layout().volumes())?;
             tx.execute(
@@ -455,7 +455,7 @@ impl Store {
             if find_volume(self.layout(), tx, name)?.is_some() {
                 return Ok(None); // made anew meanwhile
             }
-            tx::to_trash(&self.layout().trash(), &self.layout().volumes().join(name))
+            tx::to_trash(self.layout(), &self.layout().volumes().join(name))
         })?;
         if let Some(trashed) = trashed {
             tx::remove_trashed(self.layout(), &trashed)?;
@@ -466,10 +466,7 @@ impl Store {
     /// Returns the size of a volume's data on disk.
     pub fn volume_usage(&self, name: &str) -> Result<crate::Usage> {
         let record = self.volume(name)?;
-        match record.path.symlink_metadata() {
-            Ok(_) => crate::walk::usage(&record.path, None),
-            Err(e) => Err(e).on("look at", record.path),
-        }
+        crate::walk::usage(&record.path, None)
     }
 }
 

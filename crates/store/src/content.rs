@@ -6,8 +6,8 @@
 //! transaction looks whether the file is still there.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read, Write},
+    fs::File,
+    io::{self, Read, Seek, Write},
 };
 
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -17,6 +17,7 @@ use crate::{
     driver::TreeId,
     error::{DbContext, IoContext, Result, StoreError, Subject},
     gc,
+    layers::StagedFile,
     layout::{self, sync_dir},
     lease::{self, LeaseId},
     rows,
@@ -98,18 +99,60 @@ impl BlobWriter {
     }
 }
 
+/// What is recorded of a recipe's file.
+#[derive(Clone, Debug)]
+pub(crate) struct RecipeFacts {
+    bytes: u64,
+    digest: Digest,
+}
+
+impl RecipeFacts {
+    /// Reads a recipe that was just written, from its beginning.
+    pub fn of(recipe: &mut StagedFile) -> Result<Self> {
+        let path = recipe.staged.path().to_owned();
+        let file = recipe.file();
+        let (digest, bytes) = file
+            .flush()
+            .and_then(|()| file.rewind())
+            .and_then(|()| hash(file, Algorithm::Sha256))
+            .on("read", path)?;
+        Ok(Self { bytes, digest })
+    }
+}
+
+/// Hashes what is left of a file. Returns the digest and the length.
+pub(crate) fn hash(file: &mut File, algorithm: Algorithm) -> io::Result<(Digest, u64)> {
+    let mut hasher = Hasher::new(algorithm);
+    let mut buffer = vec![0; 1 << 16];
+    let mut bytes = 0;
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok((hasher.finish(), bytes)),
+            n => {
+                hasher.update(&buffer[..n]);
+                bytes += n as u64;
+            }
+        }
+    }
+}
+
 pub(crate) fn record_recipe(
     store: &Store,
     tx: &Transaction<'_>,
     diff_id: &Digest,
-    bytes: u64,
+    facts: &RecipeFacts,
 ) -> Result<()> {
     if !layout::exists(&store.layout().recipe(diff_id))? {
         return Err(StoreError::not_found(Subject::Recipe, diff_id));
     }
     tx.execute(
-        "INSERT OR REPLACE INTO recipes (diff_id, size, created_ns) VALUES (?1, ?2, ?3)",
-        params![diff_id.to_string(), bytes as i64, rows::now_ns()],
+        "INSERT OR REPLACE INTO recipes (diff_id, size, created_ns, digest) VALUES (?1, ?2, ?3, ?4)",
+        params![
+            diff_id.to_string(),
+            facts.bytes as i64,
+            rows::now_ns(),
+            facts.digest.to_string()
+        ],
     )
     .db("record a recipe")?;
     Ok(())
@@ -189,9 +232,9 @@ impl Store {
     /// Opens a blob for reading. Errors: `NotFound`; `Damaged` if it is recorded but gone.
     pub fn open_blob(&self, digest: &Digest) -> Result<File> {
         let path = self.layout().blob(digest);
-        match File::open(&path) {
-            Ok(file) => Ok(file),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => match self.blob(digest)? {
+        match layout::open(&path)? {
+            Some(file) => Ok(file),
+            None => match self.blob(digest)? {
                 None => Err(StoreError::not_found(Subject::Blob, digest)),
                 Some(_) => Err(StoreError::Damaged {
                     what: format!("blob {digest}"),
@@ -201,7 +244,6 @@ impl Store {
                     ),
                 }),
             },
-            Err(e) => Err(e).on("open", path),
         }
     }
 
@@ -234,27 +276,17 @@ impl Store {
 
     /// Opens the recipe of the layer with this diff id, or `None`: the layer is then only known as a tree.
     pub fn open_recipe(&self, diff_id: &Digest) -> Result<Option<File>> {
-        let path = self.layout().recipe(diff_id);
-        match File::open(&path) {
-            Ok(file) => Ok(Some(file)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).on("open", path),
-        }
+        layout::open(&self.layout().recipe(diff_id))
     }
 
-    /// Stores a recipe for a layer that has none yet. Durable on return.
-    pub fn put_recipe(&self, diff_id: &Digest, mut recipe: crate::StagedFile) -> Result<()> {
-        recipe
-            .flush()
-            .on("write", recipe.staged.path().to_owned())?;
-        let bytes = fs::metadata(recipe.staged.path())
-            .on("look at", recipe.staged.path().to_owned())?
-            .len();
+    /// Stores a recipe for a layer that has none yet, or in the place of a damaged one. Durable on return.
+    pub fn put_recipe(&self, diff_id: &Digest, mut recipe: StagedFile) -> Result<()> {
+        let facts = RecipeFacts::of(&mut recipe)?;
         recipe.staged.sync()?;
         recipe
             .staged
             .publish_shared(&self.layout().recipe(diff_id))?;
         sync_dir(&self.layout().recipes())?;
-        self.write(|tx| record_recipe(self, tx, diff_id, bytes))
+        self.write(|tx| record_recipe(self, tx, diff_id, &facts))
     }
 }

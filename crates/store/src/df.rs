@@ -7,8 +7,10 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     digest::Digest,
+    driver::TreeRef,
     error::{Class, DbContext, Result},
     images::ImageRecord,
+    rows,
     snapshot::{Info, Keep, Kind, SnapshotKey, Usage},
     store::Store,
 };
@@ -129,6 +131,10 @@ impl Store {
                 .and_then(|info| info.usage)
                 .unwrap_or_default()
         };
+        let of_tree: HashMap<_, _> = infos
+            .values()
+            .map(|info| (&info.tree, info.usage.unwrap_or_default()))
+            .collect();
 
         let mut use_ = DiskUse::default();
         for image in &images {
@@ -158,12 +164,8 @@ impl Store {
                 continue;
             };
             let mut shared = Usage::default();
-            let mut at = infos
-                .get(&container.snapshot)
-                .and_then(|info| info.parent.as_ref());
-            while let Some(key) = at {
-                shared += own(key);
-                at = infos.get(key).and_then(|info| info.parent.as_ref());
+            for tree in self.ancestors_now(&container.snapshot)? {
+                shared += of_tree.get(&tree.id).copied().unwrap_or_default();
             }
             use_.containers.push(ContainerUse {
                 id: container.id.clone(),
@@ -216,6 +218,14 @@ impl Store {
         use_.content = sum("blobs")?;
         use_.recipes = sum("recipes")?;
         Ok(use_)
+    }
+
+    /// What a snapshot stands on that may be gone by now.
+    fn ancestors_now(&self, key: &SnapshotKey) -> Result<Vec<TreeRef>> {
+        self.read(|tx| match rows::find(tx, key)? {
+            Some(row) => rows::ancestors(tx, row.id),
+            None => Ok(Vec::new()),
+        })
     }
 
     /// Counts a snapshot that may be gone by now.

@@ -17,11 +17,12 @@ use std::{
 
 use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
+use vellum_sys::plain;
 
 use crate::{
     digest::Digest,
     error::{IoContext, Result, StoreError},
-    layout::{Layout, make_dir},
+    layout::{self, Layout, make_dir},
     snapshot::{Kind, MountFeatures, Usage},
 };
 
@@ -349,8 +350,8 @@ pub(crate) trait Driver: Send + Sync {
     /// Returns the tree's parts.
     fn shape(&self, layout: &Layout, tree: &TreeRef, parents: &[TreeRef]) -> Shape;
 
-    /// Puts right what a mount of this tree would read through its `parent`. Cheap: a call or two of the system.
-    fn ready(&self, layout: &Layout, parent: &TreeRef) -> Result<Vec<Finding>>;
+    /// Compares what a mount of a tree reads through its `parent`; with `heal` it is put right. Cheap: a few calls of the system.
+    fn ready(&self, layout: &Layout, parent: &TreeRef, heal: bool) -> Result<Vec<Finding>>;
 
     /// Compares the tree with its record and returns what is wrong. With `heal`, what is only derived from the record
     /// (short names, lists of lowers) is put right; each finding says whether it was.
@@ -384,12 +385,37 @@ impl Finding {
         }
     }
 
-    /// What there is to say about a directory that holds data: nothing, or that it is lost.
-    pub(crate) fn unless_there(path: &Path) -> Vec<Self> {
-        match path.is_dir() {
-            true => Vec::new(),
-            false => vec![Self::lost(path)],
+    /// What there is to say about a directory that holds data: nothing, that it is lost, or that something else stands there.
+    pub(crate) fn unless_there(path: &Path) -> Result<Vec<Self>> {
+        match layout::dir(path) {
+            Ok(_) => Ok(Vec::new()),
+            Err(StoreError::Sys(e)) if e.is_not_found() => Ok(vec![Self::lost(path)]),
+            Err(StoreError::Damaged { what, why }) => Ok(vec![Self {
+                what,
+                why: format!("{why}; what was in it is lost, unless it is put back"),
+                healed: false,
+            }]),
+            Err(e) => Err(e),
         }
+    }
+
+    /// What there is to say about a directory that holds nothing lasting and can be made anew; with `heal` it is.
+    pub(crate) fn unless_made(path: &Path, mode: u32, heal: bool) -> Result<Vec<Self>> {
+        let why = match layout::dir(path) {
+            Ok(_) => return Ok(Vec::new()),
+            Err(StoreError::Sys(e)) if e.is_not_found() => "missing".to_owned(),
+            Err(StoreError::Damaged { why, .. }) => why,
+            Err(e) => return Err(e),
+        };
+        if heal {
+            plain::unlink(path).map_err(layout::damaged)?;
+            make_dir(path, mode)?;
+        }
+        Ok(vec![Self {
+            what: path.display().to_string(),
+            why,
+            healed: heal,
+        }])
     }
 }
 

@@ -214,6 +214,22 @@ pub enum StoreError {
         /// What is wrong, and the way back.
         why: String,
     },
+    /// What a snapshot stands on can't be told: the database is damaged.
+    #[error("what snapshot {key} stands on can't be told: {why}")]
+    BrokenParents {
+        /// The snapshot.
+        key: SnapshotKey,
+        /// A ring, named; a missing snapshot; or too many.
+        why: String,
+    },
+    /// Something else is in the place of one of the store's own directories: what is deleted or made there would not be the store's.
+    #[error("{path} is not the store's own directory: {why}", path = path.display())]
+    Diverted {
+        /// The directory.
+        path: PathBuf,
+        /// What is there.
+        why: String,
+    },
     /// The store has been used, and its database is gone or empty.
     #[error("{path} is {state}, but {evidence}", path = path.display())]
     NoDatabase {
@@ -293,6 +309,8 @@ impl StoreError {
             }
             Self::Busy { .. } => Class::Busy,
             Self::Damaged { .. }
+            | Self::BrokenParents { .. }
+            | Self::Diverted { .. }
             | Self::DigestMismatch { .. }
             | Self::NoDatabase { .. }
             | Self::RolledBack { .. } => Class::Damaged,
@@ -316,7 +334,7 @@ impl StoreError {
     /// True if it is the database itself that can't be read, whatever the trees beside it are like.
     pub fn lost_its_database(&self) -> bool {
         match self {
-            Self::NoDatabase { .. } | Self::RolledBack { .. } => true,
+            Self::NoDatabase { .. } | Self::RolledBack { .. } | Self::BrokenParents { .. } => true,
             Self::Database { .. } => self.class() == Class::Damaged,
             _ => false,
         }

@@ -17,10 +17,12 @@ use rusqlite::{Transaction, params};
 use crate::{
     containers,
     digest::{Algorithm, Digest},
-    driver::{DriverKind, TreeId},
+    driver::{DriverKind, LinkId, TreeId},
     error::{DbContext, Result, StoreError},
     generation, images,
+    layout::{self, Layout},
     lease::Process,
+    parents::Parents,
     rebuild::rebuilt_leases,
     records,
     rows::{self, now_ns, parse},
@@ -88,6 +90,7 @@ impl Store {
         if let Some(why) = self.look_for_rollback()? {
             return Err(self.inner.database.has_rolled_back(why));
         }
+        self.read(Parents::all_sound)?;
         // A database that contradicts itself may have lost what says that something is needed.
         if let Some(wrong) = self.check_database()?.into_iter().next() {
             return Err(StoreError::Damaged {
@@ -251,7 +254,7 @@ impl Store {
             if recorded(tx)? {
                 Ok(None)
             } else {
-                tx::to_trash(&self.layout().trash(), path)
+                tx::to_trash(self.layout(), path)
             }
         })?;
         match trashed {
@@ -277,24 +280,19 @@ impl Store {
                 if known.contains(&tree) {
                     continue;
                 }
-                let Some(_lock) = tx::try_own(&path)? else {
-                    continue;
-                };
-                // Its maker may have recorded it and let go between the list and the lock.
-                if self.known_tree(&tree)? {
-                    continue;
+                const WHY: &str = "a tree without a record";
+                match tx::try_own(&path) {
+                    Ok(None) => {}
+                    // Its maker may have recorded it and let go between the list and the lock.
+                    Ok(Some(_)) if self.known_tree(&tree)? => {}
+                    Ok(Some(_lock)) => found.push(tx::take_away(layout, path, WHY, dry_run)),
+                    Err(error) => found.push(Litter::stuck(path, WHY, error)),
                 }
-                found.push(tx::take_away(
-                    layout,
-                    path,
-                    "a tree without a record",
-                    dry_run,
-                ));
             }
         }
         let known = self.known_trees()?;
         for path in tx::entries(&layout.driver(DriverKind::Overlay2).join("l"))? {
-            if !path.exists() && !self.known_link(&path)? {
+            if leads_nowhere(layout, &path) && !self.known_link(&path)? {
                 found.push(tx::take_away(
                     layout,
                     path,
@@ -330,7 +328,7 @@ impl Store {
             };
             let there = DriverKind::ALL
                 .iter()
-                .any(|kind| layout.tree(*kind, &tree).exists());
+                .any(|kind| layout::exists(&layout.tree(*kind, &tree)).unwrap_or(true));
             if !there && !known.contains(&tree) && !self.known_tree(&tree)? {
                 found.push(tx::take_away(
                     layout,
@@ -387,13 +385,12 @@ impl Store {
             return Ok(());
         }
         let fate = if dry_run {
-            let Some(_lock) = tx::try_own(&path)? else {
-                return Ok(());
-            };
-            if self.read(&recorded)? {
-                return Ok(());
+            match tx::try_own(&path) {
+                Ok(None) => return Ok(()),
+                Ok(Some(_)) if self.read(&recorded)? => return Ok(()),
+                Ok(Some(_lock)) => Fate::Would,
+                Err(e) => Fate::of(Err(e)),
             }
-            Fate::Would
         } else {
             match self.discard_named(&path, recorded) {
                 Ok(None) => return Ok(()),
@@ -442,6 +439,29 @@ impl Store {
             )
             .db("look a link up")
         })
+    }
+}
+
+/// True for a short name of `overlay2` whose tree is not there, and for what has such a name and is no link to a tree.
+fn leads_nowhere(layout: &Layout, path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    if name.is_none_or(|name| LinkId::try_from(name.to_owned()).is_err()) {
+        return false;
+    }
+    // The text is read and nothing followed: it may say anything.
+    let target = std::fs::read_link(path).unwrap_or_default();
+    let mut parts = target.iter();
+    match (
+        parts.next(),
+        parts.next().map(Path::new),
+        parts.next(),
+        parts.next(),
+    ) {
+        (Some(up), Some(tree), Some(diff), None) if up == ".." && diff == "diff" => tree_of(tree)
+            .is_none_or(|tree| {
+                layout::exists(&layout.tree(DriverKind::Overlay2, &tree)).is_ok_and(|there| !there)
+            }),
+        _ => true,
     }
 }
 
@@ -550,6 +570,7 @@ fn dead_leases(tx: &Transaction<'_>) -> Result<Vec<(String, String)>> {
 }
 
 fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
+    Parents::all_sound(tx)?;
     let leases = dead_leases(tx)?;
     tx.execute_batch("CREATE TEMP TABLE IF NOT EXISTS dead_leases (id TEXT PRIMARY KEY); DELETE FROM temp.dead_leases")
         .db("collect")?;

@@ -16,7 +16,6 @@
 use std::{
     ffi::OsStr,
     fmt, io,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -31,6 +30,7 @@ use crate::{
     schema::unpoisoned,
     tx,
 };
+use vellum_sys::plain::{self, Links};
 
 /// A point in a store's life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,9 +251,7 @@ impl Mark {
     fn make(&self, stamp: &Stamp) -> Result<PathBuf> {
         layout::make_dir(&self.dir, 0o700)?;
         let path = self.path(stamp);
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        options.open(&path).on("create", &path)?;
+        plain::open_or_create(&path, 0o600, Links::Nowhere).map_err(layout::damaged)?;
         Ok(path)
     }
 

@@ -17,6 +17,7 @@ use vellum_sys::{Dir, FileKind, Stat, xattr};
 use crate::{
     driver::overlay2::copy_attributes,
     error::Result,
+    layout,
     walk::{self, Visitor},
 };
 
@@ -24,11 +25,11 @@ use crate::{
 ///
 /// Reads every entry of the tree's directories. Can be repeated after a crash: what has got its attributes looks made up no more, or is the same again.
 pub(crate) fn merge(root: &Path, parents: &[PathBuf], since_ns: i64) -> Result<()> {
-    let top = Dir::open(root)?;
+    let top = layout::dir(root)?;
     let lowers: Vec<Dir> = parents
         .iter()
-        .map(|dir| Dir::open(dir))
-        .collect::<std::result::Result<_, _>>()?;
+        .map(|dir| layout::dir(dir))
+        .collect::<Result<_>>()?;
     let mut found = Found {
         since_ns,
         below: PathBuf::new(),

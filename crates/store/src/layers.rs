@@ -14,11 +14,12 @@ use std::{
 use vellum_sys::publish::{data_order, order_data};
 
 use crate::{
-    content,
+    content::{self, RecipeFacts},
     digest::Digest,
     driver::{self, DriverKind, LayerMarks, NewTree, TreeId, TreeRef},
-    error::{IoContext, Result, StoreError, Subject},
+    error::{Result, StoreError, Subject},
     following::{self, Follower},
+    layout,
     lease::{self, LeaseId},
     record::TreeRecord,
     rows,
@@ -142,7 +143,7 @@ impl Registered {
 struct Ready {
     commit: LayerCommit,
     placed: Placed,
-    recipe_bytes: Option<u64>,
+    recipe_facts: Option<RecipeFacts>,
 }
 
 impl Store {
@@ -268,9 +269,7 @@ impl Store {
         let Some(first) = ready.first() else {
             return Ok(Vec::new());
         };
-        vellum_sys::publish::sync_fs(
-            File::open(first.placed.staged.path()).on("open", first.placed.staged.path())?,
-        )?;
+        vellum_sys::publish::sync_fs(layout::dir(first.placed.staged.path())?)?;
         let done = self.write(|tx| {
             ready
                 .iter()
@@ -367,7 +366,7 @@ impl Store {
         staged.publish(&self.layout().tree(record.driver, &record.tree))?;
         driver.link(self.layout(), &new)?;
         let turn = Turn::of_new(record.create(self.layout(), &self.next_stamp()?)?)?;
-        let recipe_bytes = match (&mut commit.recipe, &commit.diff_id) {
+        let recipe_facts = match (&mut commit.recipe, &commit.diff_id) {
             (None, _) => None,
             (Some(_), None) => {
                 return Err(StoreError::Invalid(
@@ -375,24 +374,19 @@ impl Store {
                 ));
             }
             (Some(recipe), Some(diff_id)) => {
-                recipe.file.flush().on("write", recipe.staged.path())?;
-                let bytes = recipe
-                    .file
-                    .metadata()
-                    .on("look at", recipe.staged.path())?
-                    .len();
+                let facts = RecipeFacts::of(recipe)?;
                 // It may take the place of one that is in use, which a power loss must not leave empty.
                 order_data(&recipe.file, data_order(&recipe.file)?)?;
                 recipe
                     .staged
                     .publish_shared(&self.layout().recipe(diff_id))?;
-                Some(bytes)
+                Some(facts)
             }
         };
         let ready = Ready {
             placed: Placed::new(staged, record, undo),
             commit,
-            recipe_bytes,
+            recipe_facts,
         };
         Ok((ready, turn))
     }
@@ -417,8 +411,8 @@ impl Store {
         if let Some(lease) = &one.commit.lease {
             lease::hold_snapshot(tx, lease, id)?;
         }
-        if let (Some(bytes), Some(diff_id)) = (one.recipe_bytes, &record.diff_id) {
-            content::record_recipe(self, tx, diff_id, bytes)?;
+        if let (Some(facts), Some(diff_id)) = (&one.recipe_facts, &record.diff_id) {
+            content::record_recipe(self, tx, diff_id, facts)?;
         }
         Ok(Registered::New(rows::by_id(tx, id)?.info()))
     }

@@ -1,19 +1,27 @@
 //! Where things lie under the store's root: every path the room uses is made here.
 //!
-//! The root is 0700 and belongs to the store alone, so its own names are trusted and plain paths serve. What lies
-//! *inside* a tree is not: that is only ever entered through a directory descriptor (see `walk.rs`). The names are part of
-//! the on-disk format (`docs/format.md`): changing one orphans what older programs wrote.
+//! The root is 0700 and belongs to the store alone, so whole paths serve; but whatever stands in the place of a file or directory
+//! of the store is opened only if it is one (`vellum_sys::plain`), by the functions here: no link is followed, no pipe waited for.
+//! What lies *inside* a tree is entered through a directory descriptor (see `walk.rs`). The names are part of the on-disk format
+//! (`docs/format.md`): changing one orphans what older programs wrote.
 
 use std::{
-    fs,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    fs::{self, File},
+    os::fd::OwnedFd,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+};
+
+use vellum_sys::{
+    Dir, FileKind,
+    plain::{self, Links},
+    rooted::{self, Access},
 };
 
 use crate::{
     digest::Digest,
     driver::{DriverKind, TreeId},
-    error::{IoContext, Result},
+    error::{IoContext, Result, StoreError},
 };
 
 /// The paths of one store.
@@ -27,12 +35,43 @@ impl Layout {
         Self { root }
     }
 
+    /// The layout of the store at `root`, which need not be there; the links that lead to it are resolved now, so that none is followed later.
+    pub fn find(root: &Path) -> Result<Self> {
+        let root = std::path::absolute(root).on("find", root)?;
+        for there in root.ancestors() {
+            if let (Ok(real), Ok(rest)) = (fs::canonicalize(there), root.strip_prefix(there)) {
+                return Ok(Self::new(match rest.as_os_str().is_empty() {
+                    true => real,
+                    false => real.join(rest),
+                }));
+            }
+        }
+        Ok(Self::new(root))
+    }
+
     pub fn root(&self) -> &Path {
         &self.root
     }
 
     pub fn database(&self) -> PathBuf {
         self.root.join("vellum.db")
+    }
+
+    /// Refuses a database, or a companion of it, that is no regular file: SQLite would follow a link and wait for a pipe.
+    pub fn check_database(&self) -> Result<()> {
+        for suffix in ["", "-journal", "-wal", "-shm"] {
+            let mut path = self.database().into_os_string();
+            path.push(suffix);
+            let path = PathBuf::from(path);
+            // Looked at only: an open of ours that is closed again would let go of SQLite's locks.
+            if let Some(found) = plain::stat(&path).map_err(damaged)?
+                && !found.is_file()
+            {
+                let error = plain::wrong_kind("open", &path, found.kind, FileKind::File);
+                return Err(damaged(error));
+            }
+        }
+        Ok(())
     }
 
     pub fn reserve(&self) -> PathBuf {
@@ -100,36 +139,45 @@ impl Layout {
     }
 }
 
-/// Makes a directory of exactly `mode`, whatever the umask, unless it is there.
+/// Makes a directory of exactly `mode`, whatever the umask, unless it is there. Errors: `Damaged` if something else is.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => set_mode(path, mode),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+    let (parent, name) = match plain::place("make", path, Links::Nowhere) {
+        Err(e) if e.is_not_found() => {
             fs::DirBuilder::new()
                 .mode(0o755)
                 .recursive(true)
                 .create(path.parent().unwrap_or(path))
                 .on("make", path)?;
-            fs::DirBuilder::new()
-                .mode(0o700)
-                .create(path)
-                .on("make", path)?;
-            set_mode(path, mode)
+            plain::place("make", path, Links::Nowhere)
         }
-        Err(e) => Err(e).on("make", path),
+        found => found,
+    }
+    .map_err(damaged)?;
+    match parent.mkdir(name, 0o700) {
+        Ok(()) => set_mode(path, mode),
+        Err(e) if e.is_exists() => dir(path).map(drop),
+        Err(e) => Err(e.into()),
     }
 }
 
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).on("set the mode of", path)
+    Ok(rooted::set_mode_fd(dir(path)?, mode)?)
 }
 
 /// Flushes a directory: names made, renamed or removed in it are durable on return.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
-    fs::File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .on("sync", path)
+    Ok(dir(path)?.sync()?)
+}
+
+/// Flushes a directory or a regular file.
+pub(crate) fn sync_any(path: &Path) -> Result<()> {
+    match is_dir(path)? {
+        true => sync_dir(path),
+        false => plain::open(path, Access::Read, Links::Nowhere)
+            .map_err(damaged)?
+            .sync_all()
+            .on("sync", path),
+    }
 }
 
 /// True if something (anything, a dangling link too) has this name.
@@ -138,5 +186,72 @@ pub(crate) fn exists(path: &Path) -> Result<bool> {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e).on("look at", path),
+    }
+}
+
+/// True if a directory has this name. Errors: `Damaged` if a directory on the way is none.
+pub(crate) fn is_dir(path: &Path) -> Result<bool> {
+    let found = plain::stat(path).map_err(damaged)?;
+    Ok(found.is_some_and(|found| found.is_dir()))
+}
+
+/// Opens a directory of the store. Errors: `Damaged` if it is something else; `Sys` with ENOENT.
+pub(crate) fn dir(path: &Path) -> Result<Dir> {
+    plain::dir(path, Links::Nowhere).map_err(damaged)
+}
+
+/// Opens a regular file of the store for reading; `None` if there is none. Errors: `Damaged` if it is something else.
+pub(crate) fn open(path: &Path) -> Result<Option<File>> {
+    match plain::open(path, Access::Read, Links::Nowhere) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(damaged(e)),
+    }
+}
+
+/// More than the record of any tree, image or container takes.
+const SMALL_BYTES: u64 = 64 << 20;
+
+/// Returns the whole of a small file of the store; `None` if there is none. Errors: `Damaged` if it is no regular file, or a huge one.
+pub(crate) fn read_small(path: &Path) -> Result<Option<Vec<u8>>> {
+    match plain::read(path, SMALL_BYTES, Links::Nowhere) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(damaged(e)),
+    }
+}
+
+/// Opens a file or directory to be locked: a file for writing where that is possible, since NFS gives no exclusive lock of one
+/// otherwise (EBADF). A directory's lock it leaves to this machine. `None` if it is neither: nobody of ours has a lock of such.
+pub(crate) fn open_to_lock(path: &Path) -> Result<Option<File>> {
+    let missing = || StoreError::Io {
+        op: "open",
+        path: path.to_owned(),
+        source: std::io::ErrorKind::NotFound.into(),
+    };
+    let found = plain::stat(path).map_err(damaged)?.ok_or_else(missing)?;
+    let opened = match (found.is_dir(), found.is_file()) {
+        (true, _) => plain::dir(path, Links::Nowhere).map(|dir| File::from(OwnedFd::from(dir))),
+        (_, true) => match plain::open(path, Access::ReadWrite, Links::Nowhere) {
+            Err(e) if !e.is_not_found() => plain::open(path, Access::Read, Links::Nowhere),
+            other => other,
+        },
+        (false, false) => return Ok(None),
+    };
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.is_not_found() => Err(missing()),
+        Err(e) => Err(damaged(e)),
+    }
+}
+
+/// Turns "it is a named pipe, not a regular file" into damage; other errors stay what they are.
+pub(crate) fn damaged(error: vellum_sys::Error) -> StoreError {
+    match plain::is_wrong_kind(&error) {
+        true => StoreError::Damaged {
+            what: error.path.display().to_string(),
+            why: crate::error::chain(&error.source),
+        },
+        false => error.into(),
     }
 }

@@ -11,7 +11,10 @@ use vellum_sys::{
     quota::{self, ProjectQuota},
 };
 
-use crate::error::{Result, StoreError};
+use crate::{
+    error::{Result, StoreError},
+    layout,
+};
 
 /// Projects are drawn from here upwards.
 const FIRST: u32 = 1 << 24;
@@ -20,7 +23,7 @@ const FIRST: u32 = 1 << 24;
 ///
 /// Errors: `Unsupported`, with what the file system of `home` lacks.
 pub(crate) fn limit(home: &Path, tree: &Path, bytes: u64) -> Result<()> {
-    let dir = Dir::open(tree)?;
+    let dir = layout::dir(tree)?;
     let lacking = match quota::state(&dir)? {
         ProjectQuota::Enforced => {
             let project = free_project(&dir)?;
@@ -43,9 +46,9 @@ pub(crate) fn limit(home: &Path, tree: &Path, bytes: u64) -> Result<()> {
 
 /// Lifts the limit of a tree that is about to be removed, so that its number counts as free again.
 pub(crate) fn lift(tree: &Path) {
-    let lifted = Dir::open(tree).and_then(|dir| match quota::project(&dir)? {
+    let lifted = layout::dir(tree).and_then(|dir| match quota::project(&dir)? {
         0 => Ok(()),
-        project => quota::set_limit(&dir, project, 0, 0),
+        project => Ok(quota::set_limit(&dir, project, 0, 0)?),
     });
     if let Err(error) = lifted {
         tracing::debug!(%error, "the limit stays with an unused project number");

@@ -14,6 +14,7 @@ use std::{
 };
 
 use rusqlite::{Connection, Transaction, params};
+use vellum_sys::plain;
 
 use crate::{
     check::{finding, hash_file},
@@ -24,9 +25,11 @@ use crate::{
     error::{Class, DbContext, IoContext, Result, chain},
     gc::{has_blob, has_recipe, has_volume},
     generation::{Mark, Stamp},
+    hands,
     images::{self, NewImage},
     layout::{self, Layout},
     lease::{self, LeaseId, hold_snapshot},
+    parents,
     record::TreeRecord,
     records,
     rows::{self, now_ns, to_json},
@@ -65,8 +68,8 @@ impl Store {
     /// are left where they are and reported. The store keeps its id. On a full disk the room comes from the reserve.
     /// Errors: `Busy`, `Io`, `Database`; the old database is then where it was.
     pub fn rebuild(options: &StoreOptions) -> Result<(Self, Rebuilt)> {
-        let root = std::path::absolute(&options.root).on("find", &options.root)?;
-        let layout = Layout::new(root);
+        let layout = Layout::find(&options.root)?;
+        hands::own(&layout)?;
         let rebuilt = match rebuild(&layout, options) {
             Err(error)
                 if error.class() == Class::NoSpace && Reserve::new(layout.reserve()).spend() =>
@@ -224,12 +227,11 @@ impl Found {
         found.blobs(layout, |_| Ok(true))?;
         for path in tx::entries(&layout.recipes())? {
             if let Ok(digest) = format!("sha256:{}", name_of(&path)).parse::<Digest>() {
-                let bytes = fs::symlink_metadata(&path).on("look at", &path)?.len();
-                found.recipes.push((digest, bytes));
+                found.recipe(&path, digest)?;
             }
         }
         for path in tx::entries(&layout.volumes())? {
-            if path.join("_data").is_dir() {
+            if layout::is_dir(&path.join("_data")).unwrap_or(false) {
                 found.volumes.push(name_of(&path).to_owned());
             }
         }
@@ -268,17 +270,30 @@ impl Found {
             if let Ok(digest) = format!("sha256:{}", name_of(&path)).parse::<Digest>()
                 && !has_recipe(&tx, digest.hex())?
             {
-                let bytes = fs::symlink_metadata(&path).on("look at", &path)?.len();
-                found.recipes.push((digest, bytes));
+                found.recipe(&path, digest)?;
             }
         }
         for path in tx::entries(&layout.volumes())? {
-            if path.join("_data").is_dir() && !has_volume(&tx, name_of(&path))? {
+            if layout::is_dir(&path.join("_data")).unwrap_or(false)
+                && !has_volume(&tx, name_of(&path))?
+            {
                 found.volumes.push(name_of(&path).to_owned());
             }
         }
         found.lost.clear();
         Ok(found)
+    }
+
+    fn recipe(&mut self, path: &Path, diff_id: Digest) -> Result<()> {
+        match plain::stat(path).map_err(layout::damaged)? {
+            Some(there) if there.is_file() => self.recipes.push((diff_id, there.size_bytes)),
+            Some(_) => {
+                let why = "not a regular file";
+                self.lost.push(finding(path.display(), why, false));
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     fn trees(&mut self, layout: &Layout) -> Result<()> {
@@ -287,7 +302,10 @@ impl Found {
                 continue;
             }
             match TreeRecord::read(&path) {
-                Ok(Some((record, _))) if layout.tree(record.driver, &record.tree).is_dir() => {
+                Ok(Some((record, _)))
+                    if layout::is_dir(&layout.tree(record.driver, &record.tree))
+                        .unwrap_or(false) =>
+                {
                     self.trees.insert(record.tree.clone(), record);
                 }
                 Ok(Some((record, _))) => {
@@ -325,12 +343,17 @@ impl Found {
                 if !wanted(&digest)? {
                     continue;
                 }
+                if is_absurd(&path)? {
+                    let why = "longer than its file system";
+                    self.lost.push(finding(path.display(), why, false));
+                    continue;
+                }
                 match hash_file(&path, algorithm) {
-                    Ok(actual) if actual == digest => {
-                        let bytes = fs::symlink_metadata(&path).on("look at", &path)?.len();
+                    Ok(Some((actual, bytes))) if actual == digest => {
                         self.blobs.push((digest, bytes));
                     }
-                    Ok(actual) => {
+                    Ok(None) => {}
+                    Ok(Some((actual, _))) => {
                         self.lost
                             .push(finding(path.display(), format!("holds {actual}"), false))
                     }
@@ -399,58 +422,86 @@ impl Found {
         Ok(())
     }
 
-    /// Parents before their children.
+    /// Parents before their children. What stands on itself, by whatever detour, or on something that is missing is lost.
     fn put_back_trees(
         &mut self,
         tx: &Transaction<'_>,
         lease: &LeaseId,
         rebuilt: &mut Rebuilt,
     ) -> Result<()> {
-        let mut ids: HashMap<TreeId, i64> = HashMap::new();
-        loop {
-            let mut ready = Vec::new();
-            for record in self.trees.values() {
-                let parent = match &record.parent {
-                    None => None,
-                    Some(parent) => match ids.get(parent) {
-                        Some(id) => Some(*id),
-                        // Known before, where this is a migration.
-                        None => match rows::by_tree(tx, parent)? {
-                            Some(row) => Some(row.id),
-                            None => continue,
-                        },
-                    },
-                };
-                ready.push((record.tree.clone(), parent));
-            }
-            if ready.is_empty() {
-                break;
-            }
-            for (tree, parent) in ready {
-                let Some(record) = self.trees.remove(&tree) else {
-                    continue;
-                };
-                if rows::find(tx, &record.key)?.is_some() {
-                    rebuilt.lost.push(finding(
-                        &record.key,
-                        format!("a second tree, {tree}, has this key"),
-                        false,
-                    ));
-                    continue;
-                }
-                let id = rows::insert(tx, &record, parent)?;
-                hold_snapshot(tx, lease, id)?;
-                ids.insert(tree, id);
-                rebuilt.snapshots += 1;
-            }
+        let trees: Vec<TreeRecord> = std::mem::take(&mut self.trees).into_values().collect();
+        let numbers: HashMap<&TreeId, usize> = trees
+            .iter()
+            .enumerate()
+            .map(|(at, record)| (&record.tree, at))
+            .collect();
+        let mut ids: HashMap<&TreeId, i64> = HashMap::new();
+        let mut stands_on = HashMap::new();
+        for (at, record) in trees.iter().enumerate() {
+            let below = match &record.parent {
+                None => None,
+                Some(parent) => match (numbers.get(parent), rows::by_tree(tx, parent)?) {
+                    (Some(below), _) => Some(*below),
+                    // Known before, where this is a migration.
+                    (None, Some(row)) => {
+                        ids.insert(parent, row.id);
+                        None
+                    }
+                    (None, None) => Some(usize::MAX),
+                },
+            };
+            stands_on.insert(at, below);
         }
-        for record in self.trees.values() {
-            rebuilt
-                .lost
-                .push(finding(&record.key, "what it stands on is missing", false));
+        let survey = parents::survey(&stands_on);
+        let name = |at: &usize| match trees.get(*at) {
+            Some(record) => record.key.to_string(),
+            None => "a tree".to_owned(),
+        };
+        for fault in &survey.faults {
+            let what = fault.subject().map_or_else(String::new, name);
+            rebuilt.lost.push(finding(what, fault.words(name), false));
+        }
+        let mut order: Vec<(Option<usize>, usize)> = (0..trees.len())
+            .map(|at| (survey.depths.get(&at).copied(), at))
+            .collect();
+        order.sort_unstable();
+        for (depth, at) in order {
+            let record = &trees[at];
+            let parent = match &record.parent {
+                _ if depth.is_none() => Err(()),
+                None => Ok(None),
+                Some(parent) => ids.get(parent).copied().map(Some).ok_or(()),
+            };
+            let Ok(parent) = parent else {
+                let why = "what it stands on is missing, or can't be told";
+                rebuilt.lost.push(finding(&record.key, why, false));
+                continue;
+            };
+            if rows::find(tx, &record.key)?.is_some() {
+                rebuilt.lost.push(finding(
+                    &record.key,
+                    format!("a second tree, {}, has this key", record.tree),
+                    false,
+                ));
+                continue;
+            }
+            let id = rows::insert(tx, record, parent)?;
+            hold_snapshot(tx, lease, id)?;
+            ids.insert(&record.tree, id);
+            rebuilt.snapshots += 1;
         }
         Ok(())
     }
+}
+
+/// True for a file that claims to be longer than all of its file system: reading its holes would take days.
+fn is_absurd(path: &Path) -> Result<bool> {
+    let Some(found) = plain::stat(path).map_err(layout::damaged)? else {
+        return Ok(false);
+    };
+    let facts = rustix::fs::statfs(path.parent().unwrap_or(path)).on("look at", path)?;
+    let whole = facts.f_blocks.saturating_mul(facts.f_bsize as u64);
+    Ok(found.is_file() && found.size_bytes > whole)
 }
 
 fn name_of(path: &Path) -> &str {
@@ -509,7 +560,7 @@ pub(crate) fn unknown_to(tx: &Transaction<'_>, layout: &Layout) -> Result<Option
         let Ok(Some((record, Some(stamp)))) = TreeRecord::read(&path) else {
             continue;
         };
-        if !layout.tree(record.driver, &record.tree).is_dir() {
+        if !layout::is_dir(&layout.tree(record.driver, &record.tree)).unwrap_or(false) {
             continue;
         }
         let is_known = rows::by_tree(tx, &record.tree)?

@@ -9,28 +9,27 @@
 //! over it, so that going back to one of them stays possible: its own rebuild reads these files.
 
 use std::{
-    fs, io,
-    io::{Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use vellum_sys::publish::{data_order, order_data};
+use vellum_sys::{
+    plain::{self, Links},
+    publish::{data_order, order_data},
+};
 
 use crate::{
     driver::TreeId,
     error::{IoContext, Result, StoreError, chain},
     generation::Stamp,
-    layout::{Layout, sync_dir},
+    layout::{self, Layout, sync_dir},
     tx::{self, Staged},
 };
 
 /// The form of every record file. An older program refuses a newer one; fields that it may pass over don't raise it.
 pub(crate) const VERSION: u32 = 1;
-
-/// More than a record file ever has: labels are the longest part, and containerd limits those.
-const MAX_BYTES: u64 = 64 << 20;
 
 /// A record as it stands in its file.
 #[derive(Serialize, Deserialize)]
@@ -53,12 +52,7 @@ pub(crate) fn files(layout: &Layout) -> Result<Vec<PathBuf>> {
 /// sync of the open file, which is returned.
 pub(crate) fn create<T: Serialize>(path: &Path, record: &T, stamp: &Stamp) -> Result<fs::File> {
     let bytes = to_bytes(record, stamp)?;
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .on("create", path)?;
+    let mut file = plain::create(path, 0o600, Links::Nowhere).map_err(layout::damaged)?;
     file.write_all(&bytes).on("write", path)?;
     Ok(file)
 }
@@ -88,15 +82,12 @@ pub(crate) fn sync(layout: &Layout) -> Result<()> {
 
 /// Removes a record file; one that is not there is no error.
 pub(crate) fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.on("remove", path),
-    }
+    plain::unlink(path).map(drop).map_err(layout::damaged)
 }
 
 /// Reads a record file and what it was written for; `None` if there is none. Errors: `Damaged`.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<(T, Option<Stamp>)>> {
-    let Some(bytes) = read_bytes(path)? else {
+    let Some(bytes) = layout::read_small(path)? else {
         return Ok(None);
     };
     let damaged = |why: String| StoreError::Damaged {
@@ -148,35 +139,6 @@ pub(crate) fn read_stamp(path: &Path) -> Result<Option<Stamp>> {
 #[derive(Deserialize)]
 struct Version {
     version: u32,
-}
-
-/// Reads a whole record file without following a link or waiting for what is no file.
-fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
-    let opened = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).on("read", path),
-    };
-    let damaged = |why: String| StoreError::Damaged {
-        what: path.display().to_string(),
-        why,
-    };
-    let facts = file.metadata().on("look at", path)?;
-    if !facts.is_file() {
-        return Err(damaged("not a regular file".into()));
-    }
-    if facts.len() > MAX_BYTES {
-        return Err(damaged(format!("{} bytes long", facts.len())));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES)
-        .read_to_end(&mut bytes)
-        .on("read", path)?;
-    Ok(Some(bytes))
 }
 
 fn to_bytes<T: Serialize>(record: &T, stamp: &Stamp) -> Result<Vec<u8>> {

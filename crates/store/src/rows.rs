@@ -1,6 +1,6 @@
 //! Rows of the database as values and back: the only place that knows the columns of `snapshots`.
 
-use std::str::FromStr;
+use std::{collections::HashSet, str::FromStr};
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -9,6 +9,7 @@ use crate::{
     digest::Digest,
     driver::{DriverKind, LinkId, TreeId, TreeRef},
     error::{DbContext, Result, StoreError, Subject},
+    parents,
     record::{Identity, TreeRecord},
     snapshot::{Info, Keep, Kind, SnapshotKey, Usage},
 };
@@ -259,31 +260,41 @@ pub(crate) fn layers_with_text(
     rows.map(|row| row.db("look for a layer")?).collect()
 }
 
-/// Returns the ancestors of row `id`, nearest first.
+/// Returns the ancestors of row `id`, nearest first: the one place that goes from a snapshot to what it stands on.
+///
+/// Errors: `BrokenParents` if they form a ring, end at a snapshot that is missing, or are more than [`parents::MOST`].
 pub(crate) fn ancestors(tx: &Transaction<'_>, id: i64) -> Result<Vec<TreeRef>> {
     let mut statement = tx
         .prepare_cached(
             "WITH RECURSIVE up (id, depth) AS ( \
                  SELECT parent, 1 FROM snapshots WHERE id = ?1 \
                  UNION ALL \
-                 SELECT s.parent, depth + 1 FROM up JOIN snapshots s ON s.id = up.id) \
-             SELECT s.tree, s.kind, s.link, s.diff_id, s.features FROM up JOIN snapshots s ON s.id = up.id \
-             ORDER BY depth",
+                 SELECT s.parent, depth + 1 FROM up JOIN snapshots s ON s.id = up.id WHERE depth <= ?2) \
+             SELECT s.tree, s.kind, s.link, s.diff_id, s.features, up.id FROM up LEFT JOIN snapshots s ON s.id = up.id \
+             WHERE up.id IS NOT NULL ORDER BY depth",
         )
         .db("follow parents")?;
     let rows = statement
-        .query_map([id], |row| {
+        .query_map([id, parents::MOST as i64], |row| {
             Ok((
-                row.get::<_, String>(0)?,
-                row.get::<_, i64>(1)?,
+                row.get::<_, Option<String>>(0)?,
+                row.get::<_, Option<i64>>(1)?,
                 row.get::<_, Option<String>>(2)?,
                 row.get::<_, Option<String>>(3)?,
                 row.get::<_, Option<String>>(4)?,
+                row.get::<_, i64>(5)?,
             ))
         })
         .db("follow parents")?;
+    let mut seen = HashSet::from([id]);
     rows.map(|row| {
-        let (tree, kind, link, diff_id, features) = row.db("follow parents")?;
+        let (tree, kind, link, diff_id, features, at) = row.db("follow parents")?;
+        let (true, Some(tree), Some(kind)) = (seen.insert(at), tree, kind) else {
+            return Err(parents::fault_of(tx, id)?);
+        };
+        if seen.len() > parents::MOST + 1 {
+            return Err(parents::fault_of(tx, id)?);
+        }
         Ok(TreeRef {
             id: TreeId::try_from(tree)?,
             kind: Kind::from_disk(kind)?,

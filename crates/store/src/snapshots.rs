@@ -11,13 +11,16 @@ use std::path::Path;
 
 use rusqlite::Transaction;
 use vellum_format::{Prefix, workdir};
+use vellum_sys::plain;
 
 use crate::{
     content,
     driver::{self, DriverKind, Shape, TreeParts, TreeRef},
-    error::{Class, DbContext, IoContext, Result, StoreError, Subject},
+    error::{Class, DbContext, Result, StoreError, Subject},
     following::{self, Follower},
+    layout,
     lease::LeaseId,
+    parents,
     record::TreeRecord,
     rows::{self, SnapshotRow},
     snapshot::{
@@ -244,7 +247,7 @@ impl Store {
         if record.size_limit_bytes.is_some() {
             crate::quota::lift(&path);
         }
-        let trashed = match tx::to_trash(&layout.trash(), &path) {
+        let trashed = match tx::to_trash(layout, &path) {
             // A new name in the trash may need a block that there is not: it is deleted where it lies, now.
             Err(error) if error.class() == Class::NoSpace => {
                 tx::remove_in_place(&path)?;
@@ -253,7 +256,7 @@ impl Store {
             other => other?,
         };
         // Gone already if an earlier removal was cut short, and then nothing is to be done.
-        let _ = std::fs::remove_file(layout.record(&record.tree));
+        let _ = plain::unlink(&layout.record(&record.tree));
         if let (Sweep::Now, Some(trashed)) = (sweep, trashed) {
             tx::remove_trashed(layout, &trashed)?;
         }
@@ -330,7 +333,13 @@ pub(crate) fn own(record: &TreeRecord) -> TreeRef {
 pub(crate) fn chain(tx: &Transaction<'_>, row: &SnapshotRow) -> Result<Vec<TreeRef>> {
     let mut parents = vec![row.tree_ref()];
     parents.extend(rows::ancestors(tx, row.id)?);
-    Ok(parents)
+    match parents.len() <= parents::MOST {
+        true => Ok(parents),
+        false => Err(StoreError::Unsupported {
+            what: format!("standing on {}", row.record.key),
+            why: format!("a snapshot can stand on {} others at most", parents::MOST),
+        }),
+    }
 }
 
 pub(crate) fn parent_row(
@@ -445,9 +454,9 @@ fn layer_features(
 /// Returns whether files of the upper layer with this work directory are copied up only in part: no layer may be.
 fn is_unsettled(work: &Path) -> Result<bool> {
     let maps = work.join(workdir::BLOCK_MAPS);
-    match std::fs::read_dir(&maps) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).on("list", maps),
+    match layout::dir(&maps) {
+        Ok(dir) => Ok(dir.entries()?.next().is_some()),
+        Err(StoreError::Sys(error)) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
     }
 }

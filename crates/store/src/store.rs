@@ -1,16 +1,19 @@
 //! The store as callers see it: opening, and what belongs to all of it.
 
 use std::{
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::{Arc, Mutex},
 };
 
+use vellum_sys::plain::{self, Links};
+
 use crate::{
     database::Database,
     driver::{self, DriverKind},
-    error::{Class, DbContext, IoContext, Result},
+    error::{Class, DbContext, Result},
     generation::{self, Stamp},
+    hands,
     layout::{self, Layout},
     tx::Journal,
 };
@@ -73,18 +76,17 @@ impl Store {
     /// `NewerStore`, `Busy`; `NoDatabase` if it is gone or empty and the store has been used; `Io` with `NotFound` if there is none and it is not to be made;
     /// `Unsupported` if the driver's own directory can't carry it.
     pub fn open(options: &StoreOptions) -> Result<Self> {
-        let root = std::path::absolute(&options.root).on("find", &options.root)?;
-        let mut layout = Layout::new(root);
+        // Without symbolic links: the mount table, which says what is in use, knows none, and none is to be followed later.
+        let layout = Layout::find(&options.root)?;
         if options.create && !layout::exists(&layout.database())? {
             layout::make_dir(layout.root(), 0o700)?;
+            hands::close_new_root(layout.root())?;
         }
-        // The mount table, which says what is in use, knows no symbolic links.
-        if let Ok(real) = std::fs::canonicalize(layout.root()) {
-            layout = Layout::new(real);
-        } // else the database tells what is wrong with it
+        layout.check_database()?;
         let database = Database::open(&layout, options.create, options.busy_timeout_ms)?;
         let store = Self::on(layout, database, options);
-        if store.inner.database.rolled_back().is_none() {
+        // What is not the store's own is neither used nor mended: `check` tells about it, and every change is refused.
+        if hands::warn(store.layout()) && store.inner.database.rolled_back().is_none() {
             store.catch_up();
             if !layout::exists(&store.layout().driver(options.driver))? {
                 store.fill_reserve();
@@ -226,13 +228,10 @@ impl Reserve {
         if std::fs::symlink_metadata(&self.path).is_ok_and(|facts| facts.blocks() * 512 >= bytes) {
             return;
         }
-        let filled = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&self.path)
+        let filled = plain::open_or_create(&self.path, 0o600, Links::Nowhere)
+            .map_err(std::io::Error::other)
             .and_then(|file| {
+                file.set_len(0)?;
                 Ok(rustix::fs::fallocate(
                     &file,
                     rustix::fs::FallocateFlags::empty(),
@@ -242,7 +241,7 @@ impl Reserve {
             });
         if let Err(error) = filled {
             tracing::debug!(%error, "no space is kept back");
-            let _ = std::fs::remove_file(&self.path); // half of it would only look like all of it
+            let _ = plain::unlink(&self.path); // half of it would only look like all of it
         }
     }
 
@@ -251,12 +250,12 @@ impl Reserve {
         let had = std::fs::symlink_metadata(&self.path)
             .is_ok_and(|facts| facts.is_file() && facts.len() > 0);
         // Removed, not cut: at the end of a quota btrfs has no room left for a truncation.
-        if !had || std::fs::remove_file(&self.path).is_err() {
+        if !had || !plain::unlink(&self.path).is_ok_and(|was| was) {
             return false;
         }
         // Some file systems give freed blocks out only when a transaction has ended.
         let dir = self.path.parent().unwrap_or(&self.path);
-        std::fs::File::open(dir).is_ok_and(|dir| vellum_sys::publish::sync_fs(&dir).is_ok())
+        layout::dir(dir).is_ok_and(|dir| vellum_sys::publish::sync_fs(&dir).is_ok())
     }
 }
 
@@ -266,6 +265,7 @@ impl Store {
         &self,
         write: impl Fn(&rusqlite::Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
+        hands::own(self.layout())?;
         match self.write(&write) {
             Err(error) if error.class() == Class::NoSpace && self.inner.reserve.spend() => {
                 let freed = self.write(&write)?;

@@ -8,7 +8,7 @@
 //! once, except of trees that nobody else has heard of yet. Nobody waits for ever: a process that is stopped in its turn makes others `Busy`.
 //! On a network file system turns hold among the processes of one machine only.
 
-use std::{fs::File, io, path::Path, sync::MutexGuard, time::Duration};
+use std::{fs::File, io, os::fd::OwnedFd, path::Path, sync::MutexGuard, time::Duration};
 
 use vellum_sys::lock::{Lock, Sharing};
 
@@ -41,16 +41,18 @@ impl<'store> Turn<'store> {
         let path = store.layout().record(tree);
         let patience = store.inner.database.patience() * COMMITS_ARE_SLOW;
         loop {
-            let file = match tx::open_to_lock(&path) {
-                Ok(file) => file,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let file = match layout::open_to_lock(&path) {
+                Ok(Some(file)) => file,
+                // Something else in its place: nobody locks that.
+                Ok(None) => return Self::at_sidecars(store),
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                     let all = Self::at_sidecars(store)?;
                     if layout::exists(&path)? {
                         continue;
                     }
                     return Ok(all);
                 }
-                Err(e) => return Err(e).on("open", path),
+                Err(e) => return Err(e),
             };
             let again = file.try_clone().on("open", &path)?;
             let lock = wait(file, &path, patience)?;
@@ -65,7 +67,7 @@ impl<'store> Turn<'store> {
     pub fn at_sidecars(store: &'store Store) -> Result<Self> {
         let queue = unpoisoned(&store.inner.sidecars);
         let path = store.layout().records();
-        let dir = File::open(&path).on("open", &path)?;
+        let dir = File::from(OwnedFd::from(layout::dir(&path)?));
         let lock = wait(dir, &path, store.inner.database.patience())?;
         Ok(Self {
             lock,
@@ -78,13 +80,16 @@ impl<'store> Turn<'store> {
     /// Has the turn at one tree's record file if nobody else has; `None` if it is another's, or there is no file.
     pub fn try_at_tree(store: &'store Store, tree: &TreeId) -> Result<Option<Self>> {
         let path = store.layout().record(tree);
-        match tx::open_to_lock(&path) {
-            Ok(file) => {
+        match layout::open_to_lock(&path) {
+            Ok(Some(file)) => {
                 let lock = Lock::try_now(file, Sharing::Exclusive)?;
                 Ok(lock.map(|lock| Self { lock, _queue: None }))
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Self::try_at_sidecars(store),
-            Err(e) => Err(e).on("open", path),
+            Ok(None) => Self::try_at_sidecars(store),
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Self::try_at_sidecars(store)
+            }
+            Err(e) => Err(e),
         }
     }
 
@@ -94,7 +99,7 @@ impl<'store> Turn<'store> {
             return Ok(None);
         };
         let path = store.layout().records();
-        let dir = File::open(&path).on("open", &path)?;
+        let dir = File::from(OwnedFd::from(layout::dir(&path)?));
         let lock = Lock::try_now(dir, Sharing::Exclusive)?;
         Ok(lock.map(|lock| Self {
             lock,

@@ -10,21 +10,24 @@
 //! asks the database once more. The lock goes with the process, so a dead maker never keeps anything.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
 };
 
 use vellum_sys::{
-    Dir,
+    Dir, RenameFlags,
+    plain::{self, Links},
     publish::{self, DataOrder},
     rooted::Removal,
 };
 
 use crate::{
     driver::TreeId,
-    error::{Class, IoContext, Result},
-    layout::{Layout, sync_dir},
+    error::{Class, IoContext, Result, StoreError},
+    hands,
+    layout::{self, Layout, damaged, open_to_lock, sync_dir},
 };
 
 /// How far one sync of a directory reaches.
@@ -52,7 +55,7 @@ impl Journal {
 #[derive(Debug)]
 pub(crate) struct Staged {
     path: PathBuf,
-    trash: PathBuf,
+    layout: Layout,
     /// Holds the lock that tells sweepers its maker lives.
     lock: File,
     kept: bool,
@@ -61,26 +64,20 @@ pub(crate) struct Staged {
 impl Staged {
     /// Makes an empty directory under `staging/`.
     pub fn dir(layout: &Layout, name: &str) -> Result<Self> {
-        Self::make(layout, name, |path| {
-            std::os::unix::fs::DirBuilderExt::mode(&mut fs::DirBuilder::new(), 0o700)
-                .create(path)?;
-            match File::open(path) {
+        Self::make(layout, name, |staging, name| {
+            staging.mkdir(name, 0o700)?;
+            match staging.open_dir(name) {
                 // A sweeper found it before it could be locked.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                opened => opened.map(Some),
+                Err(e) if e.is_not_found() => Ok(None),
+                opened => Ok(Some(File::from(std::os::fd::OwnedFd::from(opened?)))),
             }
         })
     }
 
     /// Makes an empty file under `staging/`; the returned handle reads and writes it.
     pub fn file(layout: &Layout, name: &str) -> Result<(Self, File)> {
-        let staged = Self::make(layout, name, |path| {
-            let mut options = fs::OpenOptions::new();
-            std::os::unix::fs::OpenOptionsExt::mode(
-                options.read(true).write(true).create_new(true),
-                0o600,
-            );
-            options.open(path).map(Some)
+        let staged = Self::make(layout, name, |staging, name| {
+            staging.create_file(name, 0o600).map(Some)
         })?;
         let file = staged.lock.try_clone().on("open", &staged.path)?;
         Ok((staged, file))
@@ -89,11 +86,13 @@ impl Staged {
     fn make(
         layout: &Layout,
         name: &str,
-        make: impl Fn(&Path) -> io::Result<Option<File>>,
+        make: impl Fn(&Dir, &str) -> vellum_sys::Result<Option<File>>,
     ) -> Result<Self> {
+        hands::own(layout)?;
+        let staging = own_dir(layout, "staging")?;
         let path = layout.staging().join(name);
         loop {
-            let Some(lock) = make(&path).on("make", &path)? else {
+            let Some(lock) = make(&staging, name)? else {
                 continue;
             };
             lock.lock().on("lock", &path)?;
@@ -101,7 +100,7 @@ impl Staged {
             if same_file(&lock, &path)? {
                 return Ok(Self {
                     path,
-                    trash: layout.trash(),
+                    layout: layout.clone(),
                     lock,
                     kept: false,
                 });
@@ -116,7 +115,7 @@ impl Staged {
 
     /// Renames it to `target`, still locked and still to be taken away.
     pub fn publish(&mut self, target: &Path) -> Result<()> {
-        fs::rename(&self.path, target).on("publish", target)?;
+        plain::rename(&self.path, target).map_err(damaged)?;
         self.path = target.to_owned();
         Ok(())
     }
@@ -146,7 +145,7 @@ impl Drop for Staged {
             return;
         }
         // What can't be taken away now is litter that the next sweep finds.
-        if let Err(error) = discard(&self.trash, &self.path) {
+        if let Err(error) = discard(&self.layout, &self.path) {
             tracing::debug!(path = %self.path.display(), %error, "left for the next sweep");
         }
     }
@@ -163,21 +162,34 @@ pub(crate) fn same_file(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
-/// Renames `path` into `trash` under a fresh name, which is returned; `None` if nothing was there.
-pub(crate) fn to_trash(trash: &Path, path: &Path) -> Result<Option<PathBuf>> {
-    let target = trash.join(TreeId::random().as_str());
-    match fs::rename(path, &target) {
-        Ok(()) => Ok(Some(target)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).on("move to trash", path),
+/// Opens a directory right under the root that things are made in or deleted from, if it is the store's own.
+fn own_dir(layout: &Layout, name: &str) -> Result<Dir> {
+    let root = layout::dir(layout.root())?;
+    let path = layout.root().join(name);
+    let dir = layout::dir(&path)?;
+    hands::on_the_store(&path, &root.stat_self()?, &dir.stat_self()?)?;
+    Ok(dir)
+}
+
+/// Renames `path` into the trash under a fresh name, which is returned; `None` if nothing was there.
+pub(crate) fn to_trash(layout: &Layout, path: &Path) -> Result<Option<PathBuf>> {
+    let name = TreeId::random();
+    let trash = own_dir(layout, "trash")?;
+    let moved = plain::place("move to trash", path, Links::Nowhere)
+        .and_then(|(from, old)| from.rename(old, &trash, name.as_str(), RenameFlags::empty()));
+    match moved {
+        Ok(()) => Ok(Some(layout.trash().join(name.as_str()))),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) if plain::is_wrong_kind(&e) => Err(damaged(e)),
+        Err(e) => Err(e.source).on("move to trash", path),
     }
 }
 
 /// Moves `path` to the trash and removes it there. Returns false if part of it had to stay (something is mounted in it).
-pub(crate) fn discard(trash: &Path, path: &Path) -> Result<bool> {
-    match to_trash(trash, path) {
+pub(crate) fn discard(layout: &Layout, path: &Path) -> Result<bool> {
+    match to_trash(layout, path) {
         Ok(None) => Ok(true),
-        Ok(Some(trashed)) => remove(trash, &trashed),
+        Ok(Some(trashed)) => remove_trashed(layout, &trashed),
         // A new name in the trash may need a block that there is not.
         Err(error) if error.class() == Class::NoSpace => remove_in_place(path),
         Err(error) => Err(error),
@@ -186,22 +198,22 @@ pub(crate) fn discard(trash: &Path, path: &Path) -> Result<bool> {
 
 /// Removes what [`to_trash`] put into the trash; what is mounted in it stays for a later sweep.
 pub(crate) fn remove_trashed(layout: &Layout, trashed: &Path) -> Result<bool> {
-    remove(&layout.trash(), trashed)
-}
-
-/// Removes `path` where it lies: for a disk without room for another name. False if part of it is mounted over.
-pub(crate) fn remove_in_place(path: &Path) -> Result<bool> {
-    match path.parent() {
-        Some(dir) => remove(dir, path),
+    match trashed.file_name() {
+        Some(name) => remove(&own_dir(layout, "trash")?, name),
         None => Ok(true),
     }
 }
 
-fn remove(dir: &Path, path: &Path) -> Result<bool> {
-    let Some(name) = path.file_name() else {
-        return Ok(true);
-    };
-    match Dir::open(dir)?.remove_tree(name)? {
+/// Removes `path` where it lies: for a disk without room for another name. False if part of it is mounted over.
+pub(crate) fn remove_in_place(path: &Path) -> Result<bool> {
+    match (path.parent(), path.file_name()) {
+        (Some(dir), Some(name)) => remove(&layout::dir(dir)?, name),
+        _ => Ok(true),
+    }
+}
+
+fn remove(dir: &Dir, name: &OsStr) -> Result<bool> {
+    match dir.remove_tree(name)? {
         Removal::Gone => Ok(true),
         Removal::Mounted(places) => {
             tracing::warn!(?places, "something is still mounted in removed trees");
@@ -216,6 +228,14 @@ pub(crate) struct Litter {
     pub path: PathBuf,
     pub why: &'static str,
     pub fate: Fate,
+}
+
+impl Litter {
+    /// Something that can't even be looked at closely.
+    pub fn stuck(path: PathBuf, why: &'static str, error: StoreError) -> Self {
+        let fate = Fate::of(Err(error));
+        Self { path, why, fate }
+    }
 }
 
 /// What became of something that was to go.
@@ -242,23 +262,21 @@ impl Fate {
 
 /// Takes away what dead makers left in `staging/` and all of `trash/`; with `dry_run` only tells.
 pub(crate) fn sweep(layout: &Layout, dry_run: bool) -> Result<Vec<Litter>> {
+    const DEAD: &str = "staged by a process that has died";
     let mut found = Vec::new();
+    hands::own(layout)?;
     for path in entries(&layout.staging())? {
-        let Some(_lock) = try_own(&path)? else {
-            continue;
-        };
-        found.push(take_away(
-            layout,
-            path,
-            "staged by a process that has died",
-            dry_run,
-        ));
+        match try_own(&path) {
+            Ok(None) => {}
+            Ok(Some(_lock)) => found.push(take_away(layout, path, DEAD, dry_run)),
+            Err(error) => found.push(Litter::stuck(path, DEAD, error)),
+        }
     }
     for path in entries(&layout.trash())? {
         let gone = if dry_run {
             Fate::Would
         } else {
-            Fate::of(remove(&layout.trash(), &path))
+            Fate::of(remove_trashed(layout, &path))
         };
         found.push(Litter {
             path,
@@ -279,53 +297,47 @@ pub(crate) fn take_away(
     let fate = if dry_run {
         Fate::Would
     } else {
-        Fate::of(discard(&layout.trash(), &path))
+        Fate::of(discard(layout, &path))
     };
     Litter { path, why, fate }
 }
 
+/// What keeps an entry for whoever takes it away: its lock, where it can have one.
+#[must_use]
+pub(crate) struct Owned {
+    _lock: Option<File>,
+}
+
 /// Takes the lock of a staged or published entry; `None` if its maker lives, or it has gone meanwhile.
-pub(crate) fn try_own(path: &Path) -> Result<Option<File>> {
+///
+/// What is neither file nor directory was made by nobody of ours: it is free for the taking.
+pub(crate) fn try_own(path: &Path) -> Result<Option<Owned>> {
     let file = match open_to_lock(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).on("open", path),
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(Some(Owned { _lock: None })),
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
     };
     match file.try_lock() {
-        Ok(()) => Ok(same_file(&file, path)?.then_some(file)),
+        Ok(()) => Ok(same_file(&file, path)?.then_some(Owned { _lock: Some(file) })),
         Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(e)) => Err(e).on("lock", path),
     }
 }
 
-/// Opens a file or directory to be locked, not what a link leads to: for writing where that is possible, since NFS gives no exclusive
-/// lock of a file otherwise (EBADF). A directory's lock it leaves to this machine.
-pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let open = |write: bool| {
-        fs::OpenOptions::new()
-            .read(true)
-            .write(write)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)
-    };
-    match open(true) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => open(false),
-        other => other,
-    }
-}
-
-/// Returns the paths of a directory's entries; none if it is not there.
+/// Returns the paths of a directory's entries; none if it is not there. Errors: `Damaged` if it is no directory but a link, say.
 pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let list = match fs::read_dir(dir) {
+    let list = match layout::dir(dir) {
         Ok(list) => list,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e).on("list", dir),
+        Err(StoreError::Sys(e)) if e.is_not_found() => return Ok(Vec::new()),
+        Err(e) => return Err(e),
     };
     let mut paths = list
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<io::Result<Vec<_>>>()
-        .on("list", dir)?;
+        .entries()?
+        .map(|entry| Ok(dir.join(entry?.name)))
+        .collect::<Result<Vec<_>>>()?;
     paths.sort_unstable();
     Ok(paths)
 }
@@ -341,7 +353,7 @@ pub(crate) fn sync_small(
 ) -> Result<()> {
     if journal == Journal::Unordered {
         for part in parts {
-            sync_dir(&tree.join(part))?;
+            layout::sync_any(&tree.join(part))?;
         }
         sync_dir(tree)?;
         for dir in dirs {

@@ -17,6 +17,7 @@ use vellum_sys::{Dir, Stat, stat::stat_fd, xattr};
 
 use crate::{
     error::{Result, StoreError},
+    layout,
     snapshot::Usage,
 };
 
@@ -194,7 +195,7 @@ impl Visitor for Counter<'_> {
 
 /// Counts what the tree at `root` takes, itself included, each inode once; inodes in `except` belong to somebody else.
 pub(crate) fn usage(root: &Path, except: Option<&Inodes>) -> Result<Usage> {
-    let root = Dir::open(root)?;
+    let root = layout::dir(root)?;
     let mut counter = Counter {
         usage: Usage::default(),
         seen: Inodes::new(),
@@ -217,7 +218,7 @@ pub(crate) fn shared_inodes(root: &Path) -> Result<Inodes> {
         }
     }
     let mut collect = Collect(Inodes::new());
-    walk(Dir::open(root)?, &mut collect)?;
+    walk(layout::dir(root)?, &mut collect)?;
     Ok(collect.0)
 }
 
@@ -262,7 +263,7 @@ pub(crate) fn marks(root: &Path, prefix: Prefix) -> Result<MarksFound> {
         }
     }
     let mut look = Look(prefix, MarksFound::default());
-    walk(Dir::open(root)?, &mut look)?;
+    walk(layout::dir(root)?, &mut look)?;
     Ok(look.1)
 }
 

@@ -45,7 +45,7 @@ pub struct Check {
     /// Put right what follows from the records: short names, lists of lower layers
     #[arg(long)]
     pub heal: bool,
-    /// Read every blob and compare its digest
+    /// Read every blob and layer, and compare their digests
     #[arg(long)]
     pub deep: bool,
     /// Make the database anew from what lies beside it; the old one is kept

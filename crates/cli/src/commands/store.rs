@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 use vellum_service::error::Kind;
 use vellum_service::keep::{self, Size};
 use vellum_service::names::short_key;
-use vellum_service::{Context, Error, image, info as infos, inspect as inspects, volumes};
+use vellum_service::{
+    Context, Error, check as checks, image, info as infos, inspect as inspects, volumes,
+};
 
 use super::Outcome;
 use crate::args;
@@ -237,7 +239,7 @@ pub fn check(ctx: &Context, args: args::Check, quiet: bool) -> Outcome {
     if args.rebuild {
         return rebuild(ctx, &args, quiet);
     }
-    let wrong = keep::check(ctx, args.heal, args.deep)?;
+    let wrong = checks::check(ctx, args.heal, args.deep)?;
     let mut out = stdout();
     if args.output.json {
         out.json(&wrong)?;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use vellum_store::{DriverKind, Info, Overlay, Shape};
 use vellum_sys::mount::{self, Detach};
 use vellum_sys::mountinfo;
+use vellum_sys::plain::{self, Links};
 
 use super::{Graph, check_id, check_label, id_of, kept_by_engine, lock_name};
 use crate::error::{Error, Kind, Result};
@@ -180,14 +181,19 @@ impl Graph {
 
     /// Returns how often a layer was gotten; `None` if that is not known.
     fn count(&self, id: &str) -> Option<u64> {
-        let text = fs::read_to_string(self.count_file(id)).ok()?;
-        text.trim().parse().ok()
+        let text = plain::read(&self.count_file(id), 64, Links::InParents).ok()?;
+        std::str::from_utf8(&text).ok()?.trim().parse().ok()
     }
 
     fn set_count(&self, id: &str, count: u64) -> Result<()> {
         run_dir::make(&self.ctx, COUNTS)?;
         let path = self.count_file(id);
-        fs::write(&path, count.to_string()).map_err(Error::io("write", path))
+        Ok(plain::overwrite(
+            &path,
+            count.to_string().as_bytes(),
+            0o600,
+            Links::InParents,
+        )?)
     }
 
     fn forget_count(&self, id: &str) {

@@ -41,37 +41,38 @@ pub fn commit(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
 }
 
 fn run(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
-    let record = names::container(ctx, &request.container)?;
-    let name = request.name.as_deref().map(reference).transpose()?;
-    let base = bundle::image_config(ctx, &record)?;
-    // Before anything is read: a mistake in an instruction should not cost the reading.
-    let mut configuration = configuration(base.as_ref())?;
-    apply_changes(&mut configuration, &request.changes)?;
-    let store = ctx.store()?;
-    let lease = store.lease(&format!("committing container {}", record.name))?;
-    let parents = parents(ctx, &record)?;
-    let tar = tar(ctx, &record)?;
-    let parent = parents.last().map(|p| &p.layer.chain_id);
-    let layer = unpack_single(ctx, store, &lease, parent, Box::new(tar))?;
-    finish(
-        &mut configuration,
-        &record,
-        request,
-        &layer.diff_id,
-        &parents,
-    )?;
-    let config = ImageConfig::parse(configuration.to_string().into_bytes())?;
-    let mut blobs: Vec<LayerBlob> = parents.iter().map(|p| p.blob.clone()).collect();
-    blobs.push(LayerBlob::compose(
-        layer.diff_id,
-        layer.tar_bytes,
-        Compression::None,
-    ));
-    let manifest = Manifest::compose(&config.id, config.raw.len() as u64, &blobs);
-    let mut layers: Vec<_> = parents.into_iter().map(|p| p.layer).collect();
-    layers.push(layer);
-    ctx.go_on()?;
-    record_image(store, lease, &config, &manifest, &layers, name.as_slice())
+    names::with_container(ctx, &request.container, |record| {
+        let name = request.name.as_deref().map(reference).transpose()?;
+        let base = bundle::image_config(ctx, record)?;
+        // Before anything is read: a mistake in an instruction should not cost the reading.
+        let mut configuration = configuration(base.as_ref())?;
+        apply_changes(&mut configuration, &request.changes)?;
+        let store = ctx.store()?;
+        let lease = store.lease(&format!("committing container {}", record.name))?;
+        let parents = parents(ctx, record)?;
+        let tar = tar(ctx, record)?;
+        let parent = parents.last().map(|p| &p.layer.chain_id);
+        let layer = unpack_single(ctx, store, &lease, parent, Box::new(tar))?;
+        finish(
+            &mut configuration,
+            record,
+            request,
+            &layer.diff_id,
+            &parents,
+        )?;
+        let config = ImageConfig::parse(configuration.to_string().into_bytes())?;
+        let mut blobs: Vec<LayerBlob> = parents.iter().map(|p| p.blob.clone()).collect();
+        blobs.push(LayerBlob::compose(
+            layer.diff_id,
+            layer.tar_bytes,
+            Compression::None,
+        ));
+        let manifest = Manifest::compose(&config.id, config.raw.len() as u64, &blobs);
+        let mut layers: Vec<_> = parents.into_iter().map(|p| p.layer).collect();
+        layers.push(layer);
+        ctx.go_on()?;
+        record_image(store, lease, &config, &manifest, &layers, name.as_slice())
+    })
 }
 
 /// Returns the changes of a container as a layer's tar, or its whole tree where there is no image below.

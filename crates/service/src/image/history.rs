@@ -22,34 +22,35 @@ pub struct HistoryEntry {
 /// Returns the history, newest step first. Layers that the history doesn't mention are listed all the same.
 pub fn history(context: &Context, image: &str) -> Result<Vec<HistoryEntry>> {
     let store = context.store()?;
-    let record = crate::names::image(context, image)?;
-    let config = stored::config(store, &record)?;
-    let mut layers = record.layers.iter();
-    let mut entries = Vec::new();
-    for step in config.parsed.history().iter().flatten() {
-        let layer = if step.empty_layer().unwrap_or(false) {
-            None
-        } else {
-            layers.next()
-        };
-        entries.push(HistoryEntry {
-            created: step.created().clone(),
-            created_by: step.created_by().clone(),
-            comment: step.comment().clone(),
-            diff_id: layer.map(|l| l.diff_id.to_string()),
-            size_bytes: match layer {
-                Some(layer) => store.usage(&layer.snapshot)?.bytes,
-                None => 0,
-            },
-        });
-    }
-    for layer in layers {
-        entries.push(HistoryEntry {
-            diff_id: Some(layer.diff_id.to_string()),
-            size_bytes: store.usage(&layer.snapshot)?.bytes,
-            ..HistoryEntry::default()
-        });
-    }
-    entries.reverse();
-    Ok(entries)
+    crate::names::with_image(context, image, |record| {
+        let config = stored::config(store, record)?;
+        let mut layers = record.layers.iter();
+        let mut entries = Vec::new();
+        for step in config.parsed.history().iter().flatten() {
+            let layer = if step.empty_layer().unwrap_or(false) {
+                None
+            } else {
+                layers.next()
+            };
+            entries.push(HistoryEntry {
+                created: step.created().clone(),
+                created_by: step.created_by().clone(),
+                comment: step.comment().clone(),
+                diff_id: layer.map(|l| l.diff_id.to_string()),
+                size_bytes: match layer {
+                    Some(layer) => store.usage(&layer.snapshot)?.bytes,
+                    None => 0,
+                },
+            });
+        }
+        for layer in layers {
+            entries.push(HistoryEntry {
+                diff_id: Some(layer.diff_id.to_string()),
+                size_bytes: store.usage(&layer.snapshot)?.bytes,
+                ..HistoryEntry::default()
+            });
+        }
+        entries.reverse();
+        Ok(entries)
+    })
 }

@@ -9,48 +9,49 @@ use crate::error::{Error, Result};
 /// Returns all that the store knows of an image. The configuration is given as it is, fields unknown to Vellum included.
 pub fn inspect_image(context: &Context, image: &str) -> Result<Value> {
     let store = context.store()?;
-    let record = crate::names::image(context, image)?;
-    let config = stored::config(store, &record)?;
-    let manifest = stored::manifest(store, &record)?;
-    let mut layers = Vec::with_capacity(record.layers.len());
-    for layer in &record.layers {
-        let info = store.stat(&layer.snapshot)?;
-        let blob = layer.blob.as_ref();
-        let kept = match blob {
-            Some(blob) => store.blob(&blob.digest)?.is_some(),
-            None => false,
-        };
-        layers.push(json!({
-            "chain_id": layer.snapshot.to_string(),
-            "diff_id": layer.diff_id.to_string(),
-            "tar_bytes": info.tar_bytes,
-            "size_bytes": store.usage(&layer.snapshot)?.bytes,
-            "driver": info.driver.to_string(),
-            "blob": blob.map(|b| json!({
-                "digest": b.digest.to_string(),
-                "media_type": b.media_type,
-                "size_bytes": b.size_bytes,
-                "kept": kept,
-            })),
-        }));
-    }
-    let raw: Value = serde_json::from_str(&config.text()).map_err(|source| {
-        Error::from(vellum_image::manifest::ManifestError::Json {
-            what: "the image configuration",
-            source,
-        })
-    })?;
-    Ok(json!({
-        "kind": "image",
-        "id": record.id.to_string(),
-        "names": record.tags.iter().map(|t| familiar(t)).collect::<Vec<_>>(),
-        "manifest": manifest.digest.to_string(),
-        "media_type": record.media_type,
-        "created": config.parsed.created(),
-        "added": record.added.to_string(),
-        "platform": config.platform().to_string(),
-        "size_bytes": list::size_bytes(store, &record)?,
-        "layers": layers,
-        "config": raw,
-    }))
+    crate::names::with_image(context, image, |record| {
+        let config = stored::config(store, record)?;
+        let manifest = stored::manifest(store, record)?;
+        let mut layers = Vec::with_capacity(record.layers.len());
+        for layer in &record.layers {
+            let info = store.stat(&layer.snapshot)?;
+            let blob = layer.blob.as_ref();
+            let kept = match blob {
+                Some(blob) => store.blob(&blob.digest)?.is_some(),
+                None => false,
+            };
+            layers.push(json!({
+                "chain_id": layer.snapshot.to_string(),
+                "diff_id": layer.diff_id.to_string(),
+                "tar_bytes": info.tar_bytes,
+                "size_bytes": store.usage(&layer.snapshot)?.bytes,
+                "driver": info.driver.to_string(),
+                "blob": blob.map(|b| json!({
+                    "digest": b.digest.to_string(),
+                    "media_type": b.media_type,
+                    "size_bytes": b.size_bytes,
+                    "kept": kept,
+                })),
+            }));
+        }
+        let raw: Value = serde_json::from_str(&config.text()).map_err(|source| {
+            Error::from(vellum_image::manifest::ManifestError::Json {
+                what: "the image configuration",
+                source,
+            })
+        })?;
+        Ok(json!({
+            "kind": "image",
+            "id": record.id.to_string(),
+            "names": record.tags.iter().map(|t| familiar(t)).collect::<Vec<_>>(),
+            "manifest": manifest.digest.to_string(),
+            "media_type": record.media_type,
+            "created": config.parsed.created(),
+            "added": record.added.to_string(),
+            "platform": config.platform().to_string(),
+            "size_bytes": list::size_bytes(store, record)?,
+            "layers": layers,
+            "config": raw,
+        }))
+    })
 }

@@ -36,19 +36,28 @@ pub fn images(context: &Context, filter: Option<&str>) -> Result<Vec<ImageSummar
         if filter.is_some_and(|f| !names.iter().any(|n| n.contains(f))) {
             continue;
         }
-        let config = stored::config(store, &record)?;
-        found.push(ImageSummary {
-            id: record.id.to_string(),
-            names,
-            manifest: record.manifest.to_string(),
-            created: config.parsed.created().clone(),
-            added: record.added.to_string(),
-            platform: config.platform().to_string(),
-            layers: record.layers.len(),
-            size_bytes: size_bytes(store, &record)?,
-        });
+        match summary(store, &record, names) {
+            Ok(summary) => found.push(summary),
+            // Removed since the list was read.
+            Err(_) if crate::names::is_image_gone(context, &record) => {}
+            Err(e) => return Err(e),
+        }
     }
     Ok(found)
+}
+
+fn summary(store: &Store, record: &ImageRecord, names: Vec<String>) -> Result<ImageSummary> {
+    let config = stored::config(store, record)?;
+    Ok(ImageSummary {
+        id: record.id.to_string(),
+        names,
+        manifest: record.manifest.to_string(),
+        created: config.parsed.created().clone(),
+        added: record.added.to_string(),
+        platform: config.platform().to_string(),
+        layers: record.layers.len(),
+        size_bytes: size_bytes(store, record)?,
+    })
 }
 
 /// What the layers of an image take on disk.

@@ -16,18 +16,19 @@ pub(super) fn familiar(name: &str) -> String {
 /// Gives an image one more name. Returns the short id of the image that had it before, if another one had.
 pub fn tag(context: &Context, image: &str, name: &str) -> Result<Option<String>> {
     let store = context.store()?;
-    let record = crate::names::image(context, image)?;
-    let name = reference(name)?;
-    if name.digest().is_some() {
-        return Err(Error::Invalid {
-            what: format!("{name} names an image by its digest, which can't be given"),
-            hint: Some("write NAME[:TAG]".to_owned()),
-        });
-    }
-    let before = store.tag(&name.to_string(), &record.id)?;
-    Ok(before
-        .filter(|id| *id != record.id)
-        .map(|id| short(&id.to_string()).to_owned()))
+    crate::names::with_image(context, image, |record| {
+        let name = reference(name)?;
+        if name.digest().is_some() {
+            return Err(Error::Invalid {
+                what: format!("{name} names an image by its digest, which can't be given"),
+                hint: Some("write NAME[:TAG]".to_owned()),
+            });
+        }
+        let before = store.tag(&name.to_string(), &record.id)?;
+        Ok(before
+            .filter(|id| *id != record.id)
+            .map(|id| short(&id.to_string()).to_owned()))
+    })
 }
 
 /// What [`rmi`] took away.
@@ -46,50 +47,51 @@ pub struct Removed {
 /// at the next `gc`; the command runs one at once.
 pub fn rmi(context: &Context, image: &str, force: bool) -> Result<Removed> {
     let store = context.store()?;
-    let record = crate::names::image(context, image)?;
-    let by_name = parse_name(image)
-        .map(|n| n.to_string())
-        .filter(|n| record.tags.contains(n));
-    if let Some(name) = &by_name
-        && record.tags.len() > 1
-        && !force
-    {
-        store.untag(name)?;
-        return Ok(Removed {
-            names: vec![familiar(name)],
-            image: None,
-        });
-    }
-    if by_name.is_none() && record.tags.len() > 1 && !force {
-        return Err(Error::InUse {
-            kind: Kind::Image,
-            name: image.to_owned(),
-            by: format!(
-                "it has the names {}",
-                record
-                    .tags
-                    .iter()
-                    .map(|t| familiar(t))
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            ),
-            hint: "remove one of the names, or all of them with --force".to_owned(),
-        });
-    }
-    match store.remove_image(&record.id) {
-        Ok(_) => {}
-        Err(StoreError::InUse { by, .. }) => {
+    crate::names::with_image(context, image, |record| {
+        let by_name = parse_name(image)
+            .map(|n| n.to_string())
+            .filter(|n| record.tags.contains(n));
+        if let Some(name) = &by_name
+            && record.tags.len() > 1
+            && !force
+        {
+            store.untag(name)?;
+            return Ok(Removed {
+                names: vec![familiar(name)],
+                image: None,
+            });
+        }
+        if by_name.is_none() && record.tags.len() > 1 && !force {
             return Err(Error::InUse {
                 kind: Kind::Image,
                 name: image.to_owned(),
-                by,
-                hint: "remove the container first (`vellum rm`)".to_owned(),
+                by: format!(
+                    "it has the names {}",
+                    record
+                        .tags
+                        .iter()
+                        .map(|t| familiar(t))
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ),
+                hint: "remove one of the names, or all of them with --force".to_owned(),
             });
         }
-        Err(e) => return Err(e.into()),
-    }
-    Ok(Removed {
-        names: record.tags.iter().map(|t| familiar(t)).collect(),
-        image: Some(record.id.to_string()),
+        match store.remove_image(&record.id) {
+            Ok(_) => {}
+            Err(StoreError::InUse { by, .. }) => {
+                return Err(Error::InUse {
+                    kind: Kind::Image,
+                    name: image.to_owned(),
+                    by,
+                    hint: "remove the container first (`vellum rm`)".to_owned(),
+                });
+            }
+            Err(e) => return Err(e.into()),
+        }
+        Ok(Removed {
+            names: record.tags.iter().map(|t| familiar(t)).collect(),
+            image: Some(record.id.to_string()),
+        })
     })
 }

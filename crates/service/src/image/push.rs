@@ -52,54 +52,55 @@ pub fn push(context: &Context, request: &PushRequest) -> Result<PushedImage> {
 
 fn run(context: &Context, request: &PushRequest) -> Result<PushedImage> {
     let store = context.store()?;
-    let record = crate::names::image(context, &request.image)?;
-    let to = destination(request, &record)?;
-    let names = record
-        .tags
-        .iter()
-        .filter_map(|tag| Reference::parse(tag).ok())
-        .collect();
-    let mut image = out_image(store, &record, names)?;
-    // Plain layers come from archives; a registry is given compressed ones.
-    image.manifest = image.manifest.filter(|m| {
-        request.compression == Compression::None
-            || m.layers.iter().all(|l| l.compression != Compression::None)
-    });
-    let options = registry_options(
-        context,
-        to.registry(),
-        request.insecure,
-        request.auth_file.clone(),
-    );
-    let sink = SinkOptions {
-        compression: request.compression,
-        spool_dir: store.root().join("staging"),
-        jobs: context.config.jobs.value,
-    };
-    let supply = StoreSupply::new(context, store, std::slice::from_ref(&image))?;
-    let total = image.layers.len();
-    let meter = context.progress.meter(
-        &format!("pushing {}", to.familiar()),
-        Unit::Items,
-        Some(total as u64),
-    );
-    let pushed = registry::push(
-        &image,
-        &to,
-        &supply,
-        &options,
-        &sink,
-        &context.cancel,
-        &|_, _| meter.advance(1),
-    )?;
-    meter.finish("done");
-    remember(store, &record, &pushed.manifest)?;
-    Ok(PushedImage {
-        id: record.id.to_string(),
-        name: to.familiar(),
-        manifest: pushed.manifest.digest.to_string(),
-        sent_layers: pushed.sent,
-        present_layers: pushed.present,
+    crate::names::with_image(context, &request.image, |record| {
+        let to = destination(request, record)?;
+        let names = record
+            .tags
+            .iter()
+            .filter_map(|tag| Reference::parse(tag).ok())
+            .collect();
+        let mut image = out_image(store, record, names)?;
+        // Plain layers come from archives; a registry is given compressed ones.
+        image.manifest = image.manifest.filter(|m| {
+            request.compression == Compression::None
+                || m.layers.iter().all(|l| l.compression != Compression::None)
+        });
+        let options = registry_options(
+            context,
+            to.registry(),
+            request.insecure,
+            request.auth_file.clone(),
+        );
+        let sink = SinkOptions {
+            compression: request.compression,
+            spool_dir: store.root().join("staging"),
+            jobs: context.config.jobs.value,
+        };
+        let supply = StoreSupply::new(context, store, std::slice::from_ref(&image))?;
+        let total = image.layers.len();
+        let meter = context.progress.meter(
+            &format!("pushing {}", to.familiar()),
+            Unit::Items,
+            Some(total as u64),
+        );
+        let pushed = registry::push(
+            &image,
+            &to,
+            &supply,
+            &options,
+            &sink,
+            &context.cancel,
+            &|_, _| meter.advance(1),
+        )?;
+        meter.finish("done");
+        remember(store, record, &pushed.manifest)?;
+        Ok(PushedImage {
+            id: record.id.to_string(),
+            name: to.familiar(),
+            manifest: pushed.manifest.digest.to_string(),
+            sent_layers: pushed.sent,
+            present_layers: pushed.present,
+        })
     })
 }
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 use vellum_format::Prefix;
 use vellum_image::apply::{apply, drop_whiteouts};
 use vellum_image::config::{ChainId, chain_ids};
+use vellum_image::recipe;
 use vellum_image::source::{ImageSource, SourceLayer};
 use vellum_image::{
     Applied, ApplyTarget, Digest, LayerStream, Limits, Privilege, Progress as StreamProgress,
@@ -25,6 +26,7 @@ use vellum_image::{
 };
 use vellum_store::{
     BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, StagedFile, StagedLayer, Store,
+    StoreError,
 };
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Cancel, Dir, rooted};
@@ -101,6 +103,7 @@ impl Unpacking<'_> {
                 tar_bytes: self.known_tar_bytes(at, &chain[at])?,
                 present: true,
             });
+            self.mend_recipe_of_present(at, &chain)?;
             self.keep_blob_of_present(at)?;
             let meter = self.meter(at, &layers[at]);
             meter.finish("already there");
@@ -154,6 +157,41 @@ impl Unpacking<'_> {
         let facts = stream.finish()?;
         self.layer(at).check(&facts)?;
         Ok(facts.tar_bytes)
+    }
+
+    /// Makes the recipe of a present layer anew if it is missing or damaged: the layer is unpacked once more and thrown away again.
+    ///
+    /// What was not made from this very tar never had one.
+    fn mend_recipe_of_present(&self, at: usize, chain: &[ChainId]) -> Result<()> {
+        let info = self.store.stat(&key(&chain[at]))?;
+        let diff_id = to_store(&self.layer(at).diff_id);
+        if info.diff_id.as_ref() != Some(&diff_id) || info.tar_bytes.is_none() {
+            return Ok(());
+        }
+        self.lease.hold(&Held::Recipe(diff_id.clone()))?;
+        let sound = match self.store.open_recipe(&diff_id) {
+            Ok(Some(mut file)) => {
+                recipe::verify(&mut file).is_ok_and(|of| of == self.layer(at).diff_id)
+            }
+            Ok(None) | Err(StoreError::Damaged { .. }) => false,
+            Err(e) => return Err(e.into()),
+        };
+        if sound {
+            return Ok(());
+        }
+        self.context.progress.say(&format!(
+            "the recipe of layer {} is missing or damaged: it is made anew",
+            crate::names::short(&diff_id.to_string())
+        ));
+        let staged = match info.driver {
+            DriverKind::Overlay2 => self.store.stage_layer(Some(info.driver))?,
+            _ => {
+                let parent = at.checked_sub(1).map(|below| key(&chain[below]));
+                self.store.stage_layer_on(parent.as_ref())?
+            }
+        };
+        let filled = self.fill(at, staged)?;
+        Ok(self.store.put_recipe(&diff_id, filled.recipe)?)
     }
 
     /// Stores the blob of a layer that needs no unpacking, if blobs are wanted and it isn't there.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vellum_sys::lock::{Lock, Sharing};
+use vellum_sys::plain::{self, Links};
 use vellum_sys::{Cancel, Dir, mountinfo, userns};
 use vellum_union::engine::{Engine, EngineOptions};
 
@@ -94,7 +95,8 @@ fn is_taken(options: &MountOptions) -> bool {
 /// Tells whether the mount that has the upper is in the mount table. What can't be told counts as shown.
 fn is_shown(options: &MountOptions) -> bool {
     let noted = options.work.as_ref().and_then(|work| {
-        let text = std::fs::read_to_string(work.join(MOUNTED)).ok()?;
+        let text = plain::read(&work.join(MOUNTED), 64, Links::InParents).ok()?;
+        let text = String::from_utf8(text).ok()?;
         let (major, minor) = text.trim().split_once(':')?;
         Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
     });
@@ -112,7 +114,13 @@ fn note_mount(request: &Request, connection: u64) {
     let (Some(work), false) = (&request.options.work, request.options.flags.read_only) else {
         return;
     };
-    let noted = std::fs::write(work.join(MOUNTED), format!("0:{connection}\n"));
+    let text = format!("0:{connection}\n");
+    let noted = plain::overwrite(
+        &work.join(MOUNTED),
+        text.as_bytes(),
+        0o644,
+        Links::InParents,
+    );
     if let Err(error) = noted {
         tracing::debug!(%error, "the mount is not noted");
     }

@@ -19,22 +19,23 @@ pub fn settle_container(
     name: &str,
     progress: &mut dyn FnMut(SettleProgress),
 ) -> Result<Settled> {
-    let record = names::container(ctx, name)?;
-    let _lock = run_dir::lock_container(ctx, &record.id)?;
-    let whole = Settled {
-        done: SettleProgress::default(),
-        complete: true,
-    };
-    match container::parts(ctx, &record)?.shape {
-        Shape::Overlay(overlay) => match (&overlay.upper, &overlay.work) {
-            // What the engine never mounted has nothing to settle.
-            (Some(upper), Some(work)) if layers::last_mounted(&upper.dir, work)?.is_some() => {
-                settle(&upper.dir, work, None, progress, &ctx.cancel)
-            }
-            _ => Ok(whole),
-        },
-        Shape::Plain { .. } => Ok(whole),
-    }
+    names::with_container(ctx, name, |record| {
+        let _lock = run_dir::lock_container(ctx, &record.id)?;
+        let whole = Settled {
+            done: SettleProgress::default(),
+            complete: true,
+        };
+        match container::parts(ctx, record)?.shape {
+            Shape::Overlay(overlay) => match (&overlay.upper, &overlay.work) {
+                // What the engine never mounted has nothing to settle.
+                (Some(upper), Some(work)) if layers::last_mounted(&upper.dir, work)?.is_some() => {
+                    settle(&upper.dir, work, None, progress, &ctx.cancel)
+                }
+                _ => Ok(whole),
+            },
+            Shape::Plain { .. } => Ok(whole),
+        }
+    })
 }
 
 /// Copies into `upper` what its files still read from lower layers. Durable on return; what was done before an error stays done.

@@ -94,8 +94,8 @@ impl super::Driver for Native {
         }
     }
 
-    fn ready(&self, layout: &Layout, parent: &TreeRef) -> Result<Vec<Finding>> {
-        Ok(Finding::unless_there(&root_of(layout, parent)))
+    fn ready(&self, layout: &Layout, parent: &TreeRef, _: bool) -> Result<Vec<Finding>> {
+        Finding::unless_there(&root_of(layout, parent))
     }
 
     fn check(
@@ -106,9 +106,9 @@ impl super::Driver for Native {
         _: bool,
     ) -> Result<Vec<Finding>> {
         let root = root_of(layout, tree);
-        if (tree.kind == Kind::View && !parents.is_empty()) || root.is_dir() {
-            return Ok(Vec::new());
+        match tree.kind == Kind::View && !parents.is_empty() {
+            true => Ok(Vec::new()),
+            false => Finding::unless_there(&root),
         }
-        Ok(vec![Finding::lost(&root)])
     }
 }

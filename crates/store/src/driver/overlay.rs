@@ -14,22 +14,19 @@
 //! other than whiteouts and opaque directories can't be kept in plain trees, so such trees are mounted without
 //! redirect_dir and metacopy.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use vellum_format::Prefix;
-use vellum_sys::Dir;
+use vellum_sys::plain;
 
 use super::{
     DriverKind, Finding, LayerDir, LayerMarks, NewTree, Overlay, Shape, TreeRef,
-    overlay2::{copy_root_attributes, write_small},
+    overlay2::{check_small, copy_root_attributes, write_small},
 };
 use crate::{
     clone::{Files, clone_tree, lay_upper},
-    error::{IoContext, Result, StoreError},
-    layout::{Layout, exists, make_dir},
+    error::{Result, StoreError},
+    layout::{self, Layout, damaged, exists, make_dir},
     snapshot::{Kind, Usage},
     walk,
 };
@@ -97,7 +94,7 @@ impl super::Driver for Overlay1 {
         if tree.kind != Kind::Active || !exists(&upper)? {
             return Ok(());
         }
-        let home = Dir::open(dir)?;
+        let home = layout::dir(dir)?;
         // A commit that was cut short may have left either: both are older than the upper.
         home.remove_tree("tmproot")?;
         home.remove_tree("root")?;
@@ -110,11 +107,11 @@ impl super::Driver for Overlay1 {
         };
         clone_tree(&root_of(layout, parent), &fresh, Files::Link)?;
         lay_upper(&upper, &fresh, prefix)?;
-        fs::rename(&fresh, dir.join("root")).on("publish", dir.join("root"))
+        plain::rename(&fresh, &dir.join("root")).map_err(damaged)
     }
 
     fn settle(&self, dir: &Path) -> Result<()> {
-        let home = Dir::open(dir)?;
+        let home = layout::dir(dir)?;
         for name in WRITABLE {
             home.remove_tree(name)?;
         }
@@ -175,8 +172,8 @@ impl super::Driver for Overlay1 {
         }
     }
 
-    fn ready(&self, layout: &Layout, parent: &TreeRef) -> Result<Vec<Finding>> {
-        Ok(Finding::unless_there(&root_of(layout, parent)))
+    fn ready(&self, layout: &Layout, parent: &TreeRef, _: bool) -> Result<Vec<Finding>> {
+        Finding::unless_there(&root_of(layout, parent))
     }
 
     fn check(
@@ -195,14 +192,12 @@ impl super::Driver for Overlay1 {
             (Kind::View, false) => (&[], &[]),
         };
         for name in needed {
-            if !dir.join(name).is_dir() {
-                found.push(Finding::lost(&dir.join(name)));
-            }
+            found.extend(Finding::unless_there(&dir.join(name))?);
         }
         for name in others {
             if exists(&dir.join(name))? {
                 if heal {
-                    Dir::open(&dir)?.remove_tree(name)?;
+                    layout::dir(&dir)?.remove_tree(name)?;
                 }
                 found.push(Finding {
                     what: dir.join(name).display().to_string(),
@@ -213,33 +208,9 @@ impl super::Driver for Overlay1 {
         }
         if let (Kind::Active, Some(parent)) = (tree.kind, parents.first()) {
             // `merged` comes and goes with the mount.
-            let work = dir.join("work");
-            if !work.is_dir() {
-                if heal {
-                    make_dir(&work, 0o700)?;
-                }
-                found.push(Finding {
-                    what: work.display().to_string(),
-                    why: "missing".into(),
-                    healed: heal,
-                });
-            }
+            found.extend(Finding::unless_made(&dir.join("work"), 0o700, heal)?);
             let path = dir.join("lower-id");
-            let got = match fs::read(&path) {
-                Ok(bytes) => Some(bytes),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                Err(e) => return Err(e).on("read", path),
-            };
-            if got.as_deref() != Some(parent.id.as_str().as_bytes()) {
-                if heal {
-                    write_small(&path, parent.id.as_str().as_bytes(), 0o600)?;
-                }
-                found.push(Finding {
-                    what: path.display().to_string(),
-                    why: "not what the record says".into(),
-                    healed: heal,
-                });
-            }
+            found.extend(check_small(&path, parent.id.as_str(), 0o600, heal)?);
         }
         Ok(found)
     }

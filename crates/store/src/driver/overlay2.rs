@@ -16,14 +16,15 @@
 //! `link` (what a power loss leaves) never makes `l/` itself a layer.
 
 use std::{
-    fs, io,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
+    io::Write,
     path::{Path, PathBuf},
 };
 
 use vellum_format::Prefix;
 use vellum_sys::{
-    Dir, rooted,
+    Dir,
+    plain::{self, Links},
+    rooted,
     xattr::{self, SetMode},
 };
 
@@ -32,9 +33,9 @@ use super::{
     make_stacking_home,
 };
 use crate::{
-    error::{IoContext, Result, StoreError},
+    error::{IoContext, Result, StoreError, chain},
     implied,
-    layout::{Layout, make_dir, set_mode},
+    layout::{self, Layout, damaged, make_dir, set_mode},
     snapshot::{Kind, Usage},
     walk,
 };
@@ -60,24 +61,49 @@ fn lower_line(parents: &[TreeRef]) -> Result<String> {
     Ok(links.join(":"))
 }
 
-/// Writes a small file of the derived view in one go, whatever was there.
+/// Writes a small file of the derived view, in the place of whatever was there: nothing is opened but what is made here.
 pub(super) fn write_small(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .custom_flags(libc::O_NOFOLLOW);
-    let file = options.open(path).on("write", path)?;
-    file.set_permissions(fs::Permissions::from_mode(mode))
-        .on("write", path)?;
-    io::Write::write_all(&mut &file, bytes).on("write", path)
+    let (dir, name) = plain::place("write", path, Links::Nowhere).map_err(damaged)?;
+    let mut file = match dir.create_file(name, 0o600) {
+        Err(e) if e.is_exists() => {
+            dir.unlink(name)?;
+            dir.create_file(name, 0o600)?
+        }
+        made => made?,
+    };
+    rooted::set_mode_fd(&file, mode)?;
+    file.write_all(bytes).on("write", path)
+}
+
+/// Compares a small file with what follows from the record.
+pub(super) fn check_small(
+    path: &Path,
+    expect: &str,
+    mode: u32,
+    heal: bool,
+) -> Result<Option<Finding>> {
+    let why = match layout::read_small(path) {
+        Ok(Some(bytes)) if bytes == expect.as_bytes() => return Ok(None),
+        Ok(None) => "missing".to_owned(),
+        Ok(Some(bytes)) if bytes.is_empty() => "empty".to_owned(),
+        Ok(Some(_)) => "not what the record says".to_owned(),
+        Err(StoreError::Damaged { why, .. }) => why,
+        // It says nothing that the record doesn't.
+        Err(e) => chain(&e),
+    };
+    if heal {
+        replace_small(path, expect.as_bytes(), mode)?;
+    }
+    Ok(Some(Finding {
+        what: path.display().to_string(),
+        why,
+        healed: heal,
+    }))
 }
 
 /// Gives `dir` what `model`'s root directory has, marks aside: owner, xattrs, mode, time. The merged root shows the upper's.
 pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
-    copy_attributes(&Dir::open(model)?, &Dir::open(dir)?)
+    copy_attributes(&layout::dir(model)?, &layout::dir(dir)?)
 }
 
 /// As [`copy_root_attributes`], for any directory.
@@ -149,16 +175,13 @@ impl super::Driver for Overlay2 {
     fn link(&self, layout: &Layout, new: &NewTree<'_>) -> Result<()> {
         let Some(link) = new.link else { return Ok(()) };
         let at = home(layout).join("l").join(link.as_str());
-        symlink(format!("../{}/diff", new.id), &at).on("link", at)
+        make_link(&at, &format!("../{}/diff", new.id))
     }
 
     fn unlink(&self, layout: &Layout, link: Option<&LinkId>) -> Result<()> {
         let Some(link) = link else { return Ok(()) };
         let at = home(layout).join("l").join(link.as_str());
-        match fs::remove_file(&at) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.on("remove", at),
-        }
+        plain::unlink(&at).map(drop).map_err(damaged)
     }
 
     fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks) {
@@ -241,12 +264,12 @@ impl super::Driver for Overlay2 {
         }
     }
 
-    fn ready(&self, layout: &Layout, parent: &TreeRef) -> Result<Vec<Finding>> {
+    fn ready(&self, layout: &Layout, parent: &TreeRef, heal: bool) -> Result<Vec<Finding>> {
         let diff = layout.tree(DriverKind::Overlay2, &parent.id).join("diff");
-        if !diff.is_dir() {
-            return Ok(vec![Finding::lost(&diff)]);
+        match Finding::unless_there(&diff)? {
+            found if found.is_empty() => check_link(layout, parent, heal),
+            found => Ok(found),
         }
-        check_link(layout, parent, true)
     }
 
     fn check(
@@ -257,56 +280,33 @@ impl super::Driver for Overlay2 {
         heal: bool,
     ) -> Result<Vec<Finding>> {
         let dir = layout.tree(DriverKind::Overlay2, &tree.id);
-        let mut found = Vec::new();
-        if !dir.join("diff").is_dir() {
-            found.push(Finding::lost(&dir.join("diff")));
+        let mut found = Finding::unless_there(&dir.join("diff"))?;
+        if !found.is_empty() {
             return Ok(found);
         }
-        let link = link_of(tree)?;
-        let mut derived = |path: PathBuf, expect: &str, mode| -> Result<()> {
-            let got = match fs::read(&path) {
-                Ok(bytes) => Some(bytes),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                Err(e) => return Err(e).on("read", path),
-            };
-            if got.as_deref() == Some(expect.as_bytes()) {
-                return Ok(());
-            }
-            if heal {
-                replace_small(&path, expect.as_bytes(), mode)?;
-            }
-            let why = match got {
-                None => "missing",
-                Some(bytes) if bytes.is_empty() => "empty",
-                Some(_) => "not what the record says",
-            };
-            found.push(Finding {
-                what: path.display().to_string(),
-                why: why.into(),
-                healed: heal,
-            });
+        let mut small = |name, expect: &str, mode| -> Result<()> {
+            found.extend(check_small(&dir.join(name), expect, mode, heal)?);
             Ok(())
         };
-        derived(dir.join("link"), link.as_str(), 0o644)?;
+        small("link", link_of(tree)?.as_str(), 0o644)?;
         if !parents.is_empty() {
-            derived(dir.join("lower"), &lower_line(parents)?, 0o644)?;
+            small("lower", &lower_line(parents)?, 0o644)?;
         }
         if tree.kind == Kind::Committed {
-            derived(dir.join("committed"), "", 0o600)?;
+            small("committed", "", 0o600)?;
         }
         found.extend(check_link(layout, tree, heal)?);
-        if tree.kind == Kind::Active && !parents.is_empty() && !dir.join("work").is_dir() {
-            if heal {
-                make_dir(&dir.join("work"), 0o700)?;
-            }
-            found.push(Finding {
-                what: dir.join("work").display().to_string(),
-                why: "missing".into(),
-                healed: heal,
-            });
+        if tree.kind == Kind::Active && !parents.is_empty() {
+            found.extend(Finding::unless_made(&dir.join("work"), 0o700, heal)?);
         }
         Ok(found)
     }
+}
+
+/// Makes a symbolic link in a directory of the store.
+fn make_link(at: &Path, target: &str) -> Result<()> {
+    let (dir, name) = plain::place("link", at, Links::Nowhere).map_err(damaged)?;
+    Ok(dir.symlink(target, name)?)
 }
 
 /// Compares the short name of a tree with its record.
@@ -314,23 +314,23 @@ fn check_link(layout: &Layout, tree: &TreeRef, heal: bool) -> Result<Vec<Finding
     let link = link_of(tree)?;
     let links = home(layout).join("l");
     let at = links.join(link.as_str());
-    let target = PathBuf::from(format!("../{}/diff", tree.id));
-    let why = match fs::read_link(&at) {
-        Ok(got) if got == target => return Ok(Vec::new()),
-        Ok(_) => "points elsewhere",
-        Err(e) if e.kind() == io::ErrorKind::NotFound => "missing",
-        Err(_) => "not a link",
+    let target = format!("../{}/diff", tree.id);
+    let found = layout::dir(&links).map(|dir| dir.read_link(link.as_str()));
+    let why = match found {
+        Ok(Ok(got)) if got == *target => return Ok(Vec::new()),
+        Ok(Ok(_)) => "points elsewhere",
+        Ok(Err(e)) if e.is_not_found() => "missing",
+        Ok(Err(_)) => "not a link",
+        Err(StoreError::Sys(e)) if e.is_not_found() => "missing",
+        Err(e) => return Err(e),
     };
     if heal {
         make_dir(&links, 0o700)?;
         // Not atomic, but what is replaced is wrong, and whoever comes between does the same.
-        match fs::remove_file(&at) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).on("remove", at),
-            _ => {}
-        }
-        match symlink(&target, &at) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e).on("link", at),
-            _ => {}
+        plain::unlink(&at).map_err(damaged)?;
+        match make_link(&at, &target) {
+            Err(StoreError::Sys(e)) if e.is_exists() => {}
+            made => made?,
         }
     }
     Ok(vec![Finding {
@@ -346,8 +346,8 @@ fn replace_small(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     fresh.push(".new");
     let fresh = PathBuf::from(fresh);
     write_small(&fresh, bytes, mode)?;
-    fs::File::open(&fresh)
-        .and_then(|file| file.sync_all())
-        .on("sync", &fresh)?;
-    fs::rename(&fresh, path).on("replace", path)
+    if let Some(file) = layout::open(&fresh)? {
+        file.sync_all().on("sync", &fresh)?;
+    }
+    plain::rename(&fresh, path).map_err(damaged)
 }

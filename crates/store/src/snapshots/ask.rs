@@ -3,13 +3,15 @@
 //! Nothing is locked while an answer is used: what was asked may have changed by then.
 
 use crate::{
-    driver::{self, DriverKind, TreeParts, TreeRef},
-    error::{Result, StoreError},
+    driver::{self, DriverKind, Finding, TreeParts, TreeRef},
+    error::{Result, StoreError, Subject},
     filter::Filter,
     record::TreeRecord,
     rows::{self, SnapshotRow},
     snapshot::{Info, Kind, SnapshotKey, Usage},
+    snapshots::Sweep,
     store::Store,
+    turn::Turn,
 };
 
 impl Store {
@@ -73,19 +75,24 @@ impl Store {
 
     /// Returns what the snapshot takes by itself: as fixed at commit, counted now if active, nothing for a view.
     pub fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
+        let known = |row: &SnapshotRow| match (row.record.kind, row.record.usage) {
+            (Kind::View, _) => Some(Usage::default()),
+            (Kind::Committed, usage) => usage,
+            (Kind::Active, _) => None,
+        };
         let (row, parents) = self.read(|tx| {
             let row = rows::get(tx, key)?;
-            let parents = rows::ancestors(tx, row.id)?;
+            let parents = match known(&row) {
+                Some(_) => Vec::new(),
+                None => rows::ancestors(tx, row.id)?,
+            };
             Ok((row, parents))
         })?;
-        match (row.record.kind, row.record.usage) {
-            (Kind::View, _) => Ok(Usage::default()),
-            (Kind::Committed, Some(usage)) => Ok(usage),
-            _ => {
-                let dir = self.layout().tree(row.driver(), &row.record.tree);
-                driver::driver(row.driver()).usage(self.layout(), &dir, &row.tree_ref(), &parents)
-            }
+        if let Some(usage) = known(&row) {
+            return Ok(usage);
         }
+        let dir = self.layout().tree(row.driver(), &row.record.tree);
+        driver::driver(row.driver()).usage(self.layout(), &dir, &row.tree_ref(), &parents)
     }
 
     /// Counts what a layer takes, if its commit left that for later, and records it. Other snapshots are left alone.
@@ -146,20 +153,51 @@ impl Store {
 
     /// Returns the parts of the snapshot's tree, after putting right what is only derived from the record.
     ///
-    /// Works for any kind; a committed one comes read-only. Errors: `NotFound`, `Damaged` if a directory of the tree or of
-    /// a layer under it is missing.
+    /// Works for any kind; a committed one comes read-only. Errors: `NotFound`, also if it is removed meanwhile; `Damaged` if a directory of
+    /// the tree or of a layer under it is missing; `BrokenParents`.
     pub fn tree(&self, key: &SnapshotKey) -> Result<TreeParts> {
-        let (row, parents) = self.read(|tx| {
+        let (row, parents) = self.with_parents(key)?;
+        if !self
+            .is_ready(&row, &parents, false)
+            .is_ok_and(|found| found.is_empty())
+        {
+            self.mend_tree(key, &row)?;
+        }
+        Ok(self.parts(&row.tree_ref(), row.driver(), &row.record, &parents))
+    }
+
+    fn with_parents(&self, key: &SnapshotKey) -> Result<(SnapshotRow, Vec<TreeRef>)> {
+        self.read(|tx| {
             let row = rows::get(tx, key)?;
             let parents = rows::ancestors(tx, row.id)?;
             Ok((row, parents))
-        })?;
+        })
+    }
+
+    fn is_ready(&self, row: &SnapshotRow, parents: &[TreeRef], heal: bool) -> Result<Vec<Finding>> {
         let driver = driver::driver(row.driver());
-        let mut findings = driver.check(self.layout(), &row.tree_ref(), &parents, true)?;
-        for parent in &parents {
-            findings.extend(driver.ready(self.layout(), parent)?);
+        let mut found = driver.check(self.layout(), &row.tree_ref(), parents, heal)?;
+        for parent in parents {
+            found.extend(driver.ready(self.layout(), parent, heal)?);
         }
-        for finding in findings {
+        Ok(found)
+    }
+
+    /// Puts right what a look at the tree `seen` found wrong, unless it was only on its way out: a tree goes after its record.
+    fn mend_tree(&self, key: &SnapshotKey, seen: &SnapshotRow) -> Result<()> {
+        let _turn = Turn::at_tree(self, &seen.record.tree)?;
+        let gone = || StoreError::not_found(Subject::Snapshot, key);
+        let (row, parents) = self.with_parents(key)?;
+        if row.record.tree != seen.record.tree {
+            return Err(gone());
+        }
+        let found = self.is_ready(&row, &parents, true);
+        if !self.exists(key)? {
+            // What was put back of it after it went.
+            self.discard_or_leave(&row.record, Sweep::Later);
+            return Err(gone());
+        }
+        for finding in found? {
             if !finding.healed {
                 return Err(StoreError::Damaged {
                     what: finding.what,
@@ -172,7 +210,7 @@ impl Store {
                 "put right from the record"
             );
         }
-        Ok(self.parts(&row.tree_ref(), row.driver(), &row.record, &parents))
+        Ok(())
     }
 
     pub(super) fn parts(

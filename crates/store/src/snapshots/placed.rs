@@ -36,7 +36,7 @@ impl Drop for Undo {
         if self.armed {
             // Litter at worst: what stays behind is found by the next gc.
             let _ = driver::driver(self.driver).unlink(self.store.layout(), self.link.as_ref());
-            let _ = std::fs::remove_file(self.store.layout().record(&self.tree));
+            let _ = vellum_sys::plain::unlink(&self.store.layout().record(&self.tree));
         }
     }
 }

@@ -1,0 +1,235 @@
+//! Who else may reach into the store, and whether its directories are its own.
+//!
+//! The root is 0700 and all in it belongs to one user. Where a restored backup, a `chmod -R` or an attacker made it otherwise, others can
+//! change what containers run, or lead a deletion astray by a link. Two grades: a directory of the store that is a link, a file or another
+//! file system *diverts*, and every change of the store is refused by name before it begins ([`own`]); one that others may write is
+//! *exposed*, which is said when the store is opened and by `check`, and mended by `check --heal`. Deleting itself goes through
+//! descriptors that follow nothing (`tx.rs`), so that what changes after the look gains nothing.
+//!
+//! The looks are cheap: one statx(2) for each of the store's own few directories, none for its trees. Access control lists need no look of
+//! their own: what one grants to anybody is no more than the group bits of the mode say.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
+
+use vellum_sys::{FileKind, Stat, plain, rooted, xattr};
+
+use crate::{
+    driver::Finding,
+    error::{Result, StoreError},
+    layout::{self, Layout},
+};
+
+/// The directories that every change goes through, or deletes in.
+const OWN: [&str; 10] = [
+    "generation",
+    "staging",
+    "trash",
+    "records",
+    "content",
+    "recipes",
+    "volumes",
+    "overlay2",
+    "overlay",
+    "native",
+];
+
+/// Those below them that are the store's own, too.
+const DEEPER: [(&str, &[&str]); 2] = [("content", &["sha256", "sha512"]), ("overlay2", &["l"])];
+
+/// Those that must lie on the mount of the root itself.
+const MADE_AND_DELETED_IN: [&str; 2] = ["staging", "trash"];
+
+/// The directories of a store that are there, as a look at each from the open root gives them.
+struct Places {
+    root: Stat,
+    /// Below the root, with what is there: not always a directory.
+    below: Vec<(PathBuf, Stat)>,
+}
+
+impl Places {
+    fn of(layout: &Layout) -> Result<Self> {
+        let root = layout::dir(layout.root())?;
+        let mut below = Vec::with_capacity(OWN.len() + DEEPER.len());
+        for name in OWN {
+            let found = root.stat_opt(name)?;
+            below.extend(found.map(|found| (layout.root().join(name), found)));
+        }
+        for (name, inner) in DEEPER {
+            let dir = match root.open_dir(name) {
+                Ok(dir) => dir,
+                // Missing, or told of by itself.
+                Err(e) if e.is_not_found() || plain::is_wrong_kind(&e) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            for inner in inner {
+                let found = dir.stat_opt(inner)?;
+                below.extend(found.map(|found| (layout.root().join(name).join(inner), found)));
+            }
+        }
+        Ok(Self {
+            root: root.stat_self()?,
+            below,
+        })
+    }
+
+    /// Errors with `Diverted` for the first that is not the store's own.
+    fn all_own(&self) -> Result<()> {
+        for (path, found) in &self.below {
+            is_directory(path, found)?;
+            if MADE_AND_DELETED_IN.iter().any(|name| path.ends_with(name)) {
+                on_the_store(path, &self.root, found)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Errors with `Diverted` if a directory of the store is something else, or another file system is mounted where things are deleted.
+///
+/// To be asked before anything is changed.
+pub(crate) fn own(layout: &Layout) -> Result<()> {
+    Places::of(layout)?.all_own()
+}
+
+fn is_directory(path: &Path, found: &Stat) -> Result<()> {
+    if found.is_dir() {
+        return Ok(());
+    }
+    let error = plain::wrong_kind("open the directory", path, found.kind, FileKind::Dir);
+    Err(StoreError::Diverted {
+        path: path.to_owned(),
+        why: error.source.to_string(),
+    })
+}
+
+/// Errors with `Diverted` if `found` was reached through another mount than the store's root.
+pub(crate) fn on_the_store(path: &Path, root: &Stat, found: &Stat) -> Result<()> {
+    if (found.mnt_id, found.mnt_id == 0 && found.dev != root.dev) == (root.mnt_id, false) {
+        return Ok(());
+    }
+    Err(StoreError::Diverted {
+        path: path.to_owned(),
+        why: "something else is mounted on it".into(),
+    })
+}
+
+/// Who may own what is in a store besides root.
+struct Owners {
+    me: u32,
+    /// The owner of the store's root.
+    store: Option<u32>,
+}
+
+impl Owners {
+    fn new(store: Option<u32>) -> Self {
+        let me = rustix::process::geteuid().as_raw();
+        Self { me, store }
+    }
+
+    /// Says in what way others may write to a directory.
+    fn exposed(&self, path: &Path, found: &Stat, acl: impl Fn() -> bool) -> Option<String> {
+        let uid = found.uid;
+        if uid != 0 && uid != self.me && Some(uid) != self.store {
+            return Some(format!(
+                "it belongs to uid {uid}, so that others may write to it: look at what is in it, then `chown {} {}`",
+                self.me,
+                path.display()
+            ));
+        }
+        if found.mode & 0o022 == 0 {
+            return None;
+        }
+        let by = match found.mode & 0o002 == 0 && acl() {
+            true => ", by its access control list",
+            false => "",
+        };
+        Some(format!(
+            "others may write to it (mode {:04o}{by}): look at what is in it; `vellum check --heal` closes it",
+            found.mode
+        ))
+    }
+}
+
+/// Returns which of the store's own directories others may write, or are not its own. With `heal`, modes are put right.
+pub(crate) fn check(layout: &Layout, heal: bool) -> Result<Vec<Finding>> {
+    let places = Places::of(layout)?;
+    let root = exposure(&Owners::new(None), layout.root(), &places.root, heal)?;
+    let mut found = Vec::from_iter(root);
+    if let Err(StoreError::Diverted { path, why }) = places.all_own() {
+        found.push(Finding {
+            what: path.display().to_string(),
+            why: format!(
+                "{why}; put the store's own directory back: nothing is changed until then"
+            ),
+            healed: false,
+        });
+    }
+    let owners = Owners::new(Some(places.root.uid));
+    for (path, stat) in places.below.iter().filter(|(_, stat)| stat.is_dir()) {
+        found.extend(exposure(&owners, path, stat, heal)?);
+    }
+    Ok(found)
+}
+
+/// Whether others may write to a directory of the store that is none of the few of its own: of a tree, of a volume.
+pub(crate) fn check_inner(layout: &Layout, path: &Path, heal: bool) -> Result<Option<Finding>> {
+    match plain::stat(path).map_err(layout::damaged)? {
+        Some(found) if found.is_dir() => {
+            let store = layout::dir(layout.root())?.stat_self()?.uid;
+            exposure(&Owners::new(Some(store)), path, &found, heal)
+        }
+        // Told of by whoever needs it.
+        _ => Ok(None),
+    }
+}
+
+fn exposure(owners: &Owners, path: &Path, found: &Stat, heal: bool) -> Result<Option<Finding>> {
+    let acl = || {
+        let name = OsStr::new("system.posix_acl_access");
+        layout::dir(path).is_ok_and(|dir| matches!(xattr::get_fd(&dir, name), Ok(Some(_))))
+    };
+    let Some(why) = owners.exposed(path, found, acl) else {
+        return Ok(None);
+    };
+    let open = found.mode & 0o022 != 0;
+    let foreign = found.uid != 0 && found.uid != owners.me;
+    let healed = heal && open && !foreign;
+    if healed {
+        // With a list, the group bits are its mask: without them nobody it names may write either.
+        rooted::set_mode_fd(layout::dir(path)?, found.mode & !0o022)?;
+    }
+    Ok(Some(Finding {
+        what: path.display().to_string(),
+        why,
+        healed,
+    }))
+}
+
+/// Says of each directory of the store that others may write to it, or that it is not the store's own, in the log of whoever opens the
+/// store. Returns whether all are its own.
+pub(crate) fn warn(layout: &Layout) -> bool {
+    match check(layout, false) {
+        Ok(found) => found.iter().for_each(|finding| {
+            tracing::warn!("the store is not safe: {}: {}", finding.what, finding.why);
+        }),
+        Err(error) => tracing::debug!(%error, "not looked at"),
+    }
+    own(layout).is_ok()
+}
+
+/// Takes away what lets others write to a directory that is to become a store's root, if it is ours: the store's own mode is 0700, and a
+/// directory that a plain user made has whatever the umask left.
+pub(crate) fn close_new_root(root: &Path) -> Result<()> {
+    const STICKY: u32 = 0o1000;
+    let dir = layout::dir(root)?;
+    let found = dir.stat_self()?;
+    // A directory like /tmp, with others' things in it, stays as it is; a new tmpfs has the same mode and nothing in it.
+    let shared = found.mode & STICKY != 0 && dir.entries()?.next().is_some();
+    if found.uid == rustix::process::geteuid().as_raw() && found.mode & 0o022 != 0 && !shared {
+        rooted::set_mode_fd(&dir, found.mode & !0o022)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! What snapshots stand on, looked at as a whole: rings, missing parents, chains of absurd length.
+//!
+//! A database that went bad may say that a snapshot stands on itself, by whatever detour. Following parents one by one would then never
+//! end. `rows::ancestors` is the one place that follows them, and it stops with what is said here; `check` and a rebuild look at all of
+//! them at once, in time that grows with their number alone. [`survey`] is pure and knows neither database nor files.
+
+use std::{collections::HashMap, hash::Hash};
+
+use rusqlite::Transaction;
+
+use crate::{
+    error::{DbContext, Result, StoreError},
+    snapshot::SnapshotKey,
+};
+
+/// The most snapshots that one may stand on. Docker allows 125 layers and a kernel mount 500; only a damaged record says more.
+pub(crate) const MOST: usize = 4096;
+
+/// One thing that is wrong with parents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault<K> {
+    /// Each stands on the next, and the last on the first.
+    Ring(Vec<K>),
+    /// `child` stands on `parent`, which is not there.
+    Missing { child: K, parent: K },
+    /// The first of a chain that stands on more than [`MOST`].
+    Deep(K),
+}
+
+/// What a look at all parents gave.
+pub(crate) struct Survey<K> {
+    /// How many snapshots each one stands on, if that can be told.
+    pub depths: HashMap<K, usize>,
+    /// What is wrong. What has no depth stands on one of these.
+    pub faults: Vec<Fault<K>>,
+}
+
+/// Looks at everything in `parents`, which maps each to what it stands on.
+pub(crate) fn survey<K: Copy + Eq + Hash + Ord>(parents: &HashMap<K, Option<K>>) -> Survey<K> {
+    enum Mark {
+        /// On the way that is being followed, at this place.
+        Here(usize),
+        Sound(usize),
+        Broken,
+    }
+    let mut marks: HashMap<K, Mark> = HashMap::with_capacity(parents.len());
+    let mut faults = Vec::new();
+    let mut all: Vec<K> = parents.keys().copied().collect();
+    all.sort_unstable();
+    let mut way: Vec<K> = Vec::new();
+    for start in all {
+        let mut at = start;
+        // Down to something known, to the ground, or to where it goes wrong; `below` is the depth that the last of the way gets.
+        let mut below = loop {
+            match marks.get(&at) {
+                Some(Mark::Sound(depth)) => break Some(depth + 1),
+                Some(Mark::Broken) => break None,
+                Some(Mark::Here(from)) => {
+                    faults.push(Fault::Ring(way[*from..].to_vec()));
+                    break None;
+                }
+                None => {}
+            }
+            marks.insert(at, Mark::Here(way.len()));
+            way.push(at);
+            match parents.get(&at) {
+                Some(None) => break Some(0),
+                Some(Some(parent)) if parents.contains_key(parent) => at = *parent,
+                Some(Some(parent)) => {
+                    let (child, parent) = (at, *parent);
+                    faults.push(Fault::Missing { child, parent });
+                    break None;
+                }
+                // Only what is in the map is followed.
+                None => break None,
+            }
+        };
+        for at in way.drain(..).rev() {
+            if below == Some(MOST + 1) {
+                faults.push(Fault::Deep(at));
+                below = None;
+            }
+            marks.insert(at, below.map_or(Mark::Broken, Mark::Sound));
+            below = below.map(|depth| depth + 1);
+        }
+    }
+    let sound = |(key, mark)| match mark {
+        Mark::Sound(depth) => Some((key, depth)),
+        Mark::Here(_) | Mark::Broken => None,
+    };
+    Survey {
+        depths: marks.into_iter().filter_map(sound).collect(),
+        faults,
+    }
+}
+
+impl<K> Fault<K> {
+    /// Says what is wrong, each thing called by `name`.
+    pub fn words(&self, name: impl Fn(&K) -> String) -> String {
+        match self {
+            Self::Ring(ring) => {
+                const SHOWN: usize = 4;
+                let mut words: Vec<String> = ring.iter().take(SHOWN).map(&name).collect();
+                if ring.len() > SHOWN {
+                    words.push(format!("{} others", ring.len() - SHOWN));
+                }
+                words.extend(ring.first().map(&name));
+                format!("they stand on each other in a ring: {}", words.join(" on "))
+            }
+            Self::Missing { child, parent } => {
+                format!(
+                    "{} stands on {}, which is missing",
+                    name(child),
+                    name(parent)
+                )
+            }
+            Self::Deep(first) => format!("{} stands on more than {MOST} snapshots", name(first)),
+        }
+    }
+
+    /// One that it is about.
+    pub fn subject(&self) -> Option<&K> {
+        match self {
+            Self::Ring(ring) => ring.first(),
+            Self::Missing { child, .. } => Some(child),
+            Self::Deep(first) => Some(first),
+        }
+    }
+}
+
+/// The parents of all snapshots of a database.
+pub(crate) struct Parents {
+    keys: HashMap<i64, SnapshotKey>,
+    pub survey: Survey<i64>,
+}
+
+impl Parents {
+    /// Reads and surveys them.
+    pub fn of(tx: &Transaction<'_>) -> Result<Self> {
+        let mut statement = tx
+            .prepare_cached("SELECT id, parent, key FROM snapshots")
+            .db("look at parents")?;
+        let rows = statement
+            .query_map([], |row| {
+                let (id, parent, key): (i64, Option<i64>, Vec<u8>) =
+                    (row.get(0)?, row.get(1)?, row.get(2)?);
+                Ok((id, parent, SnapshotKey::new(key)))
+            })
+            .db("look at parents")?;
+        let (mut parents, mut keys) = (HashMap::new(), HashMap::new());
+        for row in rows {
+            let (id, parent, key) = row.db("look at parents")?;
+            parents.insert(id, parent);
+            keys.insert(id, key);
+        }
+        Ok(Self {
+            survey: survey(&parents),
+            keys,
+        })
+    }
+
+    /// True for a snapshot whose parents could not be told when they were read.
+    pub fn is_broken(&self, id: i64) -> bool {
+        self.keys.contains_key(&id) && !self.survey.depths.contains_key(&id)
+    }
+
+    /// What is wrong, as errors: each names a snapshot and says why.
+    pub fn errors(&self) -> impl Iterator<Item = StoreError> {
+        self.survey.faults.iter().map(|fault| self.error(fault))
+    }
+
+    fn error(&self, fault: &Fault<i64>) -> StoreError {
+        let name = |id: &i64| match self.keys.get(id) {
+            Some(key) => key.to_string(),
+            None => format!("row {id}"),
+        };
+        let key = fault.subject().and_then(|id| self.keys.get(id)).cloned();
+        StoreError::BrokenParents {
+            key: key.unwrap_or_else(|| SnapshotKey::from("?")),
+            why: fault.words(name),
+        }
+    }
+
+    /// Nothing may be judged to be unneeded while it can't be told what stands on it. Errors: `BrokenParents`.
+    pub fn all_sound(tx: &Transaction<'_>) -> Result<()> {
+        Self::of(tx)?.errors().next().map_or(Ok(()), Err)
+    }
+}
+
+/// Returns why the ancestors of row `id` can't be told, which `rows::ancestors` has just met.
+pub(crate) fn fault_of(tx: &Transaction<'_>, id: i64) -> Result<StoreError> {
+    let all = Parents::of(tx)?;
+    let key = all.keys.get(&id).cloned();
+    let first = all.errors().next();
+    Ok(StoreError::BrokenParents {
+        key: key.unwrap_or_else(|| SnapshotKey::from("?")),
+        why: match first {
+            Some(StoreError::BrokenParents { why, .. }) => why,
+            _ => format!("it stands on more than {MOST} snapshots"),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(pairs: &[(u32, Option<u32>)]) -> Survey<u32> {
+        survey(&pairs.iter().copied().collect())
+    }
+
+    #[test]
+    fn depths_are_counted_from_the_ground() {
+        let found = of(&[
+            (1, None),
+            (2, Some(1)),
+            (3, Some(2)),
+            (4, Some(2)),
+            (9, None),
+        ]);
+        assert!(found.faults.is_empty());
+        let expect = HashMap::from([(1, 0), (2, 1), (3, 2), (4, 2), (9, 0)]);
+        assert_eq!(found.depths, expect);
+    }
+
+    #[test]
+    fn every_ring_is_named_once_and_what_stands_on_it_has_no_depth() {
+        for length in [1, 2, 3, 1000, 100_000u32] {
+            let mut pairs: Vec<_> = (0..length)
+                .map(|at| (at, Some((at + 1) % length)))
+                .collect();
+            // A tail on the ring, a sound one beside it, and a second ring.
+            pairs.extend([(200_000, Some(0)), (200_001, Some(200_000))]);
+            pairs.extend([(300_000, None), (300_001, Some(300_000))]);
+            pairs.extend([(400_000, Some(400_001)), (400_001, Some(400_000))]);
+            let found = of(&pairs);
+            assert_eq!(found.faults.len(), 2, "{length}");
+            let Fault::Ring(ring) = &found.faults[0] else {
+                panic!("{:?}", found.faults[0]);
+            };
+            assert_eq!(ring.len(), length as usize);
+            assert_eq!(found.depths, HashMap::from([(300_000, 0), (300_001, 1)]));
+        }
+    }
+
+    #[test]
+    fn a_missing_parent_is_named_with_its_child() {
+        let found = of(&[(1, None), (2, Some(7)), (3, Some(2))]);
+        let missing = Fault::Missing {
+            child: 2,
+            parent: 7,
+        };
+        assert_eq!(found.faults, [missing]);
+        assert_eq!(found.depths, HashMap::from([(1, 0)]));
+    }
+
+    #[test]
+    fn a_chain_may_be_as_long_as_the_most_and_no_longer() {
+        let chain =
+            |length: u32| -> Vec<_> { (0..length).map(|at| (at, at.checked_sub(1))).collect() };
+        let most = u32::try_from(MOST).unwrap();
+        assert!(of(&chain(most + 1)).faults.is_empty());
+        for longer in [most + 2, most + 3, 200_000] {
+            let found = of(&chain(longer));
+            assert_eq!(found.faults, [Fault::Deep(most + 1)], "{longer}");
+            assert_eq!(found.depths.len(), MOST + 1);
+        }
+    }
+
+    #[test]
+    fn a_ring_is_told_in_words_of_bounded_length() {
+        let name = |id: &u32| format!("s{id}");
+        let words = |fault: &Fault<u32>| fault.words(name);
+        assert_eq!(
+            words(&Fault::Ring(vec![5])),
+            "they stand on each other in a ring: s5 on s5"
+        );
+        assert_eq!(
+            words(&Fault::Ring((0..100).collect())),
+            "they stand on each other in a ring: s0 on s1 on s2 on s3 on 96 others on s0"
+        );
+    }
+}
