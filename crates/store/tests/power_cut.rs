@@ -58,7 +58,7 @@ impl<'a> Disk<'a> {
             .image
             .with_file_name(format!("picture-{}", self.pictures));
         let image = fs::File::open(&self.image).unwrap();
-        rustix::fs::ioctl_ficlone(&fs::File::create(&picture).unwrap(), &image).unwrap();
+        rustix::fs::ioctl_ficlone(fs::File::create(&picture).unwrap(), &image).unwrap();
         picture
     }
 
