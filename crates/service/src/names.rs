@@ -153,6 +153,23 @@ pub fn with_image<T>(
     work(&record).map_err(|error| unless_image_gone(ctx, &record, text, error))
 }
 
+/// As [`with_image`], for several images and work that looks them up by itself.
+pub fn with_images<T>(
+    ctx: &Context,
+    texts: &[String],
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let found = texts
+        .iter()
+        .map(|text| Ok((text, image(ctx, text)?)))
+        .collect::<Result<Vec<_>>>()?;
+    work().map_err(|error| {
+        found.iter().fold(error, |error, (text, record)| {
+            unless_image_gone(ctx, record, text, error)
+        })
+    })
+}
+
 /// As [`unless_gone`], for an image.
 pub fn unless_image_gone(ctx: &Context, record: &ImageRecord, text: &str, error: Error) -> Error {
     match is_image_gone(ctx, record) {

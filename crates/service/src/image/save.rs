@@ -63,7 +63,8 @@ pub struct SavedImage {
 ///
 /// A file appears whole under its name or not at all; on standard output, an error leaves a part of an archive.
 pub fn save(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
-    super::or_cancelled(context, run(context, request))
+    let saved = crate::names::with_images(context, &request.images, || run(context, request));
+    super::or_cancelled(context, saved)
 }
 
 fn run(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
