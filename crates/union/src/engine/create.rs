@@ -94,7 +94,7 @@ impl Action<'_> {
 
     /// Makes a regular file without a name, to be linked later or never. The entry is owed a forget.
     ///
-    /// `parent` gives what it gives to files made in it. Errors: as [`Engine::create`], [`Refusal::Unsupported`] if the
+    /// `parent` gives what it gives to files made in it. Errors: as `Action::create`, [`Refusal::Unsupported`] if the
     /// upper layer's file system can't.
     pub fn tmpfile(&self, parent: NodeId, mode: u32, caller: &Caller) -> Result<Entry> {
         let upper = self.upper()?;
@@ -143,7 +143,7 @@ impl Action<'_> {
 
     /// Gives a file a further name. The entry (the file's) is owed a forget.
     ///
-    /// One step on disk. Errors: as [`Engine::create`]; [`Refusal::NotPermitted`] for a directory,
+    /// One step on disk. Errors: as `Action::create`; [`Refusal::NotPermitted`] for a directory,
     /// [`Refusal::NotFound`] if the file has lost its last name, `Io` (EMLINK).
     pub fn link(&self, node: NodeId, parent: NodeId, name: &OsStr) -> Result<Entry> {
         let done = self.link_in(node, parent, name);

@@ -30,7 +30,7 @@ use crate::engine::{Engine, Upper};
 use crate::layer::Records;
 use crate::{Error, Refusal, Result};
 
-/// The most one call of [`Engine::copy_range`] moves through memory; the caller asks again for the rest.
+/// The most one call of `Action::copy_range` moves through memory; the caller asks again for the rest.
 const COPY_STEP_BYTES: usize = 4 << 20;
 const SETUID_SETGID: u32 = 0o6000;
 

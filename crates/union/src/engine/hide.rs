@@ -65,7 +65,7 @@ impl Action<'_> {
         done
     }
 
-    /// Removes a directory in which nothing shows. Errors: as [`Engine::unlink`], [`Refusal::NotADirectory`] and
+    /// Removes a directory in which nothing shows. Errors: as `Action::unlink`, [`Refusal::NotADirectory`] and
     /// [`Refusal::NotEmpty`].
     pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         let done = self.remove(parent, name, FileKind::Dir);

@@ -174,7 +174,7 @@ impl Action<'_> {
             .map_err(|error| upper.io(error))
     }
 
-    /// Removes an xattr. Errors: as [`Engine::set_xattr`], and [`Refusal::NoAttribute`].
+    /// Removes an xattr. Errors: as `Action::set_xattr`, and [`Refusal::NoAttribute`].
     pub fn remove_xattr(&self, id: NodeId, name: &OsStr) -> Result<()> {
         let upper = self.upper()?;
         let kept = self.kept(upper, name)?;
