@@ -13,6 +13,7 @@
 
 use std::{
     fs,
+    os::fd::{AsFd, AsRawFd},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -72,15 +73,6 @@ pub(crate) struct Database {
     pub settled: Settled,
 }
 
-/// How a connection locks the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Locking {
-    /// For each transaction.
-    Shared,
-    /// From the first one on. The database of an older store then needs no shared memory for its log.
-    Alone,
-}
-
 impl Database {
     /// How long a call waits for other processes.
     pub fn patience(&self) -> Duration {
@@ -110,7 +102,7 @@ impl Database {
     pub fn open(layout: &Layout, create: bool, busy_timeout_ms: u64) -> Result<Self> {
         let mut database = Self::at(&layout.database(), Mark::new(layout), busy_timeout_ms);
         // Before the database is read: what others commit meanwhile is no contradiction then.
-        let mark = database.mark.read()?;
+        let mut mark = database.mark.read()?;
         let is_made = database.is_made()?;
         if !is_made {
             database.refuse_if_used(layout, mark.as_ref())?;
@@ -131,6 +123,8 @@ impl Database {
         };
         if !opens {
             database.make_or_migrate(layout)?;
+            // A migration has set it anew: an older program may have given the store another id meanwhile.
+            mark = database.mark.read()?;
         }
         let now = database.read(generation::stamp)?;
         if let Some(why) = generation::witness_against(layout, mark.as_ref(), &now)? {
@@ -148,7 +142,7 @@ impl Database {
     /// Its journal is in memory, since it is worth nothing before it is whole: so it takes one inode.
     pub fn make(path: &Path, at: Stamp, busy_timeout_ms: u64) -> Result<Self> {
         let database = Self::at(path, Mark::none(), busy_timeout_ms);
-        let mut connection = database.connect(Locking::Alone)?;
+        let (mut connection, _) = database.connect_alone()?;
         connection
             .execute_batch("PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF")
             .map_err(|e| database.explain(e))?;
@@ -237,8 +231,8 @@ impl Database {
 
     /// Opens a database that is there; false if it is of an older schema. The connection is kept for the first caller.
     fn opens_as_it_is(&self) -> Result<bool> {
-        let connection = self.connect(Locking::Alone)?;
-        if self.version(&connection)? != VERSION {
+        let (connection, version) = self.connect_alone()?;
+        if version != VERSION {
             return Ok(false);
         }
         connection
@@ -263,8 +257,7 @@ impl Database {
             create_without_copies(&journal)?;
         }
         root.sync_all().on("sync", layout.root())?;
-        let mut connection = self.connect(Locking::Alone)?;
-        let version = self.version(&connection)?;
+        let (mut connection, version) = self.connect_alone()?;
         if version == 0 {
             // Not only where the file was empty: an older store's may hold nothing once its log is lost.
             self.refuse_if_used(layout, self.mark.read()?.as_ref())?;
@@ -272,7 +265,7 @@ impl Database {
         } else if version < VERSION {
             if copies_on_write(layout.root())? {
                 self.rewrite_in_place(connection, layout)?;
-                connection = self.connect(Locking::Alone)?;
+                (connection, _) = self.connect_alone()?;
             }
             // An older program's shared memory. Nothing has it mapped: the lock says so.
             records::remove(&suffixed(&self.path, "-shm"))?;
@@ -291,22 +284,44 @@ impl Database {
         let staged = Staged::dir(layout, TreeId::random().as_str())?;
         let path = staged.path().join("vellum.db");
         create_without_copies(&path)?;
+        // By the directory's descriptor: the statement takes text, and the path may be none.
+        let dir = layout::dir(staged.path())?;
+        let target = format!("/proc/self/fd/{}/vellum.db", dir.as_fd().as_raw_fd());
         connection
-            .execute(
-                "VACUUM INTO ?1",
-                [path.to_str().ok_or_else(|| {
-                    StoreError::Invalid(format!("{} is not UTF-8", path.display()))
-                })?],
-            )
+            .execute("VACUUM INTO ?1", [target])
             .db("copy the database")?;
         fs::File::open(&path)
             .and_then(|file| file.sync_all())
             .on("sync", &path)?;
         fs::rename(&path, &self.path).on("publish", &self.path)?;
+        // The journal, too, is SQLite's by now. It is of a database that is no more.
+        drop(connection);
+        let journal = journal_of(&self.path);
+        records::remove(&journal)?;
+        create_without_copies(&journal)?;
         layout::sync_dir(layout.root())
     }
 
-    fn connect(&self, locking: Locking) -> Result<Connection> {
+    /// Connects with a lock that is taken with the first transaction and kept until locking is `NORMAL` again, and says what
+    /// the schema is. The database of an older store needs no shared memory for its log then.
+    fn connect_alone(&self) -> Result<(Connection, i64)> {
+        let connection = self.open_file()?;
+        connection
+            .pragma_update(None, "locking_mode", "EXCLUSIVE")
+            .map_err(|e| self.explain(e))?;
+        // Refused before anything is changed: a newer program's database may be kept otherwise.
+        let version = self.version(&connection)?;
+        self.set_up(&connection)?;
+        Ok((connection, version))
+    }
+
+    fn connect(&self) -> Result<Connection> {
+        let connection = self.open_file()?;
+        self.set_up(&connection)?;
+        Ok(connection)
+    }
+
+    fn open_file(&self) -> Result<Connection> {
         let access = match self.copy {
             Some(_) => OpenFlags::SQLITE_OPEN_READ_ONLY,
             None => OpenFlags::SQLITE_OPEN_READ_WRITE,
@@ -318,17 +333,13 @@ impl Database {
             .busy_timeout(self.patience())
             .map_err(|e| self.explain(e))?;
         connection.set_prepared_statement_cache_capacity(64);
-        if locking == Locking::Alone {
-            connection
-                .pragma_update(None, "locking_mode", "EXCLUSIVE")
-                .map_err(|e| self.explain(e))?;
-            // Refused before anything is changed: a newer program's database may be kept otherwise.
-            self.version(&connection)?;
-        }
+        Ok(connection)
+    }
+
+    fn set_up(&self, connection: &Connection) -> Result<()> {
         connection
             .execute_batch(SETTINGS)
-            .map_err(|e| self.explain(e))?;
-        Ok(connection)
+            .map_err(|e| self.explain(e))
     }
 
     fn version(&self, connection: &Connection) -> Result<i64> {
@@ -354,7 +365,7 @@ impl Database {
         let idle = unpoisoned(&self.idle).pop();
         match idle {
             Some(connection) => Ok(connection),
-            None => self.connect(Locking::Shared),
+            None => self.connect(),
         }
     }
 
@@ -513,6 +524,10 @@ impl Database {
             // With this lock nobody else writes to the journal, and what lies behind its records is never read.
             let tx = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
                 .db("lock the database")?;
+            if has == 0 && !layout::exists(&journal)? {
+                // Another program has written, and deletes its journals.
+                create_without_copies(&journal)?;
+            }
             append_zeros(&journal, needs)?;
             tx.finish().db("unlock the database")
         })();

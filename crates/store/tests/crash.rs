@@ -571,10 +571,7 @@ fn main() {
         }
         return;
     }
-    let filter = std::env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with('-'));
-    let tests: [(&str, fn()); 4] = [
+    run_named(&[
         ("many_processes_share_a_store", many_processes_share_a_store),
         (
             "a_full_disk_loses_nothing_and_work_goes_on_after_a_gc",
@@ -588,18 +585,5 @@ fn main() {
             "failing_calls_leave_the_store_whole",
             failing_calls_leave_the_store_whole,
         ),
-    ];
-    for (name, test) in tests {
-        if filter
-            .as_ref()
-            .is_none_or(|filter| name.contains(filter.as_str()))
-        {
-            let begun = std::time::Instant::now();
-            test();
-            println!(
-                "test {name} ... ok ({:.1} s)",
-                begun.elapsed().as_secs_f64()
-            );
-        }
-    }
+    ]);
 }

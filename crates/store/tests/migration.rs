@@ -10,6 +10,7 @@ use std::{
     collections::BTreeSet,
     ffi::OsStr,
     fs,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -17,9 +18,9 @@ use std::{
 use common::*;
 use vellum_store::*;
 use vellum_testkit::{
-    Scratch,
+    FsKind, Scratch,
     fault::{self, Effect},
-    untested,
+    needs_root, untested,
 };
 
 const STEP: &str = "VELLUM_MIGRATION_STEP";
@@ -321,6 +322,28 @@ fn an_older_program_refuses_the_store_by_name_and_its_rebuild_has_it_all() {
     assert_eq!(store.gc(false).unwrap(), []);
 }
 
+/// As after the documented way back: the older program's database knows every tree, and has another id than the mark.
+fn a_store_that_an_older_program_has_taken_over_is_migrated_again() {
+    let scratch = Scratch::new();
+    let root = schema_2(&scratch);
+    let old = scratch.join("old");
+    copy(&root, &old);
+    assert_migrated(&root, "once");
+    for name in ["vellum.db", "vellum.db-wal"] {
+        fs::copy(old.join(name), root.join(name)).unwrap();
+    }
+    let marks = root.join("generation");
+    let mark = fs::read_dir(&marks)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let other = format!("{}-{:016x}", "5".repeat(32), 9);
+    fs::rename(mark, marks.join(other)).unwrap();
+    assert_migrated(&root, "again");
+}
+
 fn an_older_database_put_back_after_the_migration_is_noticed() {
     let scratch = Scratch::new();
     let root = schema_2(&scratch);
@@ -349,6 +372,25 @@ fn an_older_database_put_back_after_the_migration_is_noticed() {
     assert!(store.exists(&key("later")).unwrap());
 }
 
+/// Its file was made without the flag and gives way to one that has it; in a directory whose name is not text, too.
+fn an_older_database_on_btrfs_is_written_in_place_from_then_on() {
+    if !needs_root("a file system that copies on write") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let disk = match scratch.file_system("disk", FsKind::Btrfs, 128) {
+        Ok(disk) => disk,
+        Err(why) => return untested("btrfs", why),
+    };
+    let root = disk.join(OsStr::from_bytes(b"st\xffre"));
+    copy(&schema_2(&scratch), &root);
+    assert_migrated(&root, "on btrfs");
+    for name in ["vellum.db", "vellum.db-journal"] {
+        let flags = vellum_sys::flags::get(fs::File::open(root.join(name)).unwrap()).unwrap();
+        assert_ne!(flags & vellum_sys::flags::NO_COPY, 0, "{name}: {flags:#x}");
+    }
+}
+
 fn main() {
     if let (Some(step), Some(root)) = (std::env::var_os(STEP), std::env::var_os(STORE)) {
         let options = StoreOptions::new(root);
@@ -362,10 +404,7 @@ fn main() {
         }
         return;
     }
-    let filter = std::env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with('-'));
-    let tests: [(&str, fn()); 6] = [
+    run_named(&[
         (
             "an_older_store_opens_with_everything_in_it",
             an_older_store_opens_with_everything_in_it,
@@ -387,21 +426,16 @@ fn main() {
             an_older_program_refuses_the_store_by_name_and_its_rebuild_has_it_all,
         ),
         (
+            "an_older_database_on_btrfs_is_written_in_place_from_then_on",
+            an_older_database_on_btrfs_is_written_in_place_from_then_on,
+        ),
+        (
+            "a_store_that_an_older_program_has_taken_over_is_migrated_again",
+            a_store_that_an_older_program_has_taken_over_is_migrated_again,
+        ),
+        (
             "an_older_database_put_back_after_the_migration_is_noticed",
             an_older_database_put_back_after_the_migration_is_noticed,
         ),
-    ];
-    for (name, test) in tests {
-        if filter
-            .as_ref()
-            .is_none_or(|filter| name.contains(filter.as_str()))
-        {
-            let begun = std::time::Instant::now();
-            test();
-            println!(
-                "test {name} ... ok ({:.1} s)",
-                begun.elapsed().as_secs_f64()
-            );
-        }
-    }
+    ]);
 }

@@ -85,3 +85,21 @@ pub fn layer(
         .commit(&key(name), &k, Commit::default())
         .expect("commit");
 }
+
+/// Runs the named tests of a program that has a `main` of its own: all, or those whose name has the first argument in it.
+pub fn run_named(tests: &[(&str, fn())]) {
+    let filter = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'));
+    for (name, test) in tests {
+        if filter
+            .as_ref()
+            .is_none_or(|filter| name.contains(filter.as_str()))
+        {
+            let begun = std::time::Instant::now();
+            test();
+            let seconds = begun.elapsed().as_secs_f64();
+            println!("test {name} ... ok ({seconds:.1} s)");
+        }
+    }
+}
