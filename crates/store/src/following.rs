@@ -6,6 +6,7 @@
 //! one to open the store looks at it, and writes it anew if it has to. So nobody has to run `check --heal` after a crash.
 
 use std::{
+    collections::HashSet,
     path::Path,
     sync::{
         Mutex,
@@ -76,6 +77,33 @@ pub(crate) fn all_due(tx: &Transaction<'_>) -> Result<Vec<(String, u64)>> {
     rows.map(|row| row.db("list record files")).collect()
 }
 
+/// Returns the names of all record files that there are to be.
+pub(crate) fn all_names(tx: &Transaction<'_>) -> Result<HashSet<String>> {
+    type Name = fn(String) -> Result<String>;
+    let columns: [(&str, Name); 3] = [
+        ("SELECT tree FROM snapshots", |tree| {
+            Ok(Follower::Tree(TreeId::try_from(tree)?).name())
+        }),
+        ("SELECT id FROM images", |id| {
+            Ok(Follower::Image(rows::parse(&id)?).name())
+        }),
+        ("SELECT id FROM containers", |id| {
+            Ok(Follower::Container(id).name())
+        }),
+    ];
+    let mut names = HashSet::new();
+    for (sql, name) in columns {
+        let mut statement = tx.prepare_cached(sql).db("list record files")?;
+        let found = statement
+            .query_map([], |row| row.get(0))
+            .db("list record files")?;
+        for value in found {
+            names.insert(name(value.db("list record files")?)?);
+        }
+    }
+    Ok(names)
+}
+
 /// Files of the list that say what the database says.
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
@@ -93,11 +121,16 @@ impl Settled {
         }
     }
 
-    /// Makes them durable before a transaction takes them off the list.
-    pub fn sync(&self, layout: &Layout) -> Result<()> {
-        match self.unsynced.swap(false, Ordering::Relaxed) {
-            true => records::sync(layout),
-            false => Ok(()),
+    /// Makes them durable before a transaction takes them off the list. What can't be stays on it.
+    pub fn sync(&self, layout: &Layout) {
+        if self.unsynced.swap(false, Ordering::Relaxed)
+            && let Err(error) = records::sync(layout)
+        {
+            tracing::debug!(
+                error = chain(&error),
+                "record files are looked at again later"
+            );
+            unpoisoned(&self.files).clear();
         }
     }
 

@@ -19,7 +19,7 @@ use crate::{
     digest::{Algorithm, Digest},
     driver::{DriverKind, LinkId, TreeId},
     error::{DbContext, Result, StoreError},
-    generation, images,
+    following, generation, images,
     layout::{self, Layout},
     lease::Process,
     parents::Parents,
@@ -183,12 +183,11 @@ impl Store {
         if let Some(why) = self.inner.database.rolled_back() {
             return Ok(Some(why.to_owned()));
         }
-        for path in records::files(self.layout())? {
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
-            if self.read(|tx| is_recorded(tx, name))? {
+        let files = records::files(self.layout())?;
+        let known = self.read(following::all_names)?;
+        for path in files {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| known.contains(name)) {
                 continue;
             }
             // One that can't be read proves nothing.
@@ -301,11 +300,13 @@ impl Store {
                 ));
             }
         }
-        for path in tx::entries(&layout.records())? {
+        let files = tx::entries(&layout.records())?;
+        let names = self.read(following::all_names)?;
+        for path in files {
             if let Some(name) = path.file_name().and_then(|name| name.to_str())
                 && (name.starts_with("image-") || name.starts_with("container-"))
             {
-                if self.read(|tx| has_sidecar(tx, name))? {
+                if names.contains(name) {
                     continue;
                 }
                 // Another process may just be writing it, before its row or after.
@@ -509,17 +510,6 @@ pub(crate) fn has_volume(tx: &Transaction<'_>, name: &str) -> Result<bool> {
         "SELECT EXISTS (SELECT 1 FROM volumes WHERE name = ?1)",
         name,
     )
-}
-
-/// Tells whether what a record file of this name is of has a row.
-fn is_recorded(tx: &Transaction<'_>, name: &str) -> Result<bool> {
-    match name
-        .strip_suffix(".json")
-        .and_then(|stem| tree_of(Path::new(stem)))
-    {
-        Some(tree) => Ok(rows::by_tree(tx, &tree)?.is_some()),
-        None => has_sidecar(tx, name),
-    }
 }
 
 /// Tells whether the image or container of this record file is there.

@@ -203,7 +203,7 @@ impl Store {
         &self,
         write: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T>,
     ) -> Result<T> {
-        self.inner.database.settled.sync(self.layout())?;
+        self.inner.database.settled.sync(self.layout());
         self.inner.database.write(write)
     }
 }
@@ -224,24 +224,23 @@ impl Reserve {
     /// Takes the space, if it is not taken: enough for another database of `database_bytes`. A disk without room for it is
     /// no error.
     pub fn fill(&self, database_bytes: u64) {
-        let bytes = Self::BYTES + database_bytes;
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|facts| facts.blocks() * 512 >= bytes) {
+        let bytes = (Self::BYTES + database_bytes).next_multiple_of(Self::BYTES);
+        let had = std::fs::symlink_metadata(&self.path).map_or(0, |facts| facts.blocks() * 512);
+        if had >= bytes {
             return;
         }
+        // Extended, never cut first: on a full disk others would take what was given up.
         let filled = plain::open_or_create(&self.path, 0o600, Links::Nowhere)
             .map_err(std::io::Error::other)
             .and_then(|file| {
-                file.set_len(0)?;
-                Ok(rustix::fs::fallocate(
-                    &file,
-                    rustix::fs::FallocateFlags::empty(),
-                    0,
-                    bytes,
-                )?)
+                let whole = rustix::fs::FallocateFlags::empty();
+                Ok(rustix::fs::fallocate(&file, whole, 0, bytes)?)
             });
         if let Err(error) = filled {
-            tracing::debug!(%error, "no space is kept back");
-            let _ = plain::unlink(&self.path); // half of it would only look like all of it
+            tracing::debug!(%error, "no more space is kept back");
+            if had == 0 {
+                let _ = plain::unlink(&self.path); // what is empty would only look like a reserve
+            }
         }
     }
 
@@ -284,5 +283,33 @@ impl std::fmt::Debug for Store {
             .field("root", &self.root())
             .field("driver", &self.inner.driver)
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reserve_that_can_not_grow_stays_as_it_is() {
+        if !vellum_testkit::needs_root("a small file system") {
+            return;
+        }
+        let scratch = vellum_testkit::Scratch::new();
+        let disk = match scratch.file_system("disk", vellum_testkit::FsKind::Tmpfs, 4) {
+            Ok(disk) => disk,
+            Err(why) => return vellum_testkit::untested("a small file system", why),
+        };
+        let reserve = Reserve::new(disk.join("reserve"));
+        let taken =
+            || std::fs::metadata(disk.join("reserve")).map_or(0, |facts| facts.blocks() * 512);
+        reserve.fill(0);
+        assert_eq!(taken(), Reserve::BYTES);
+        reserve.fill(Reserve::BYTES / 2);
+        assert_eq!(taken(), 2 * Reserve::BYTES);
+        reserve.fill(64 * Reserve::BYTES);
+        assert!(taken() >= 2 * Reserve::BYTES, "{}", taken());
+        assert!(reserve.spend());
+        assert!(!reserve.spend());
     }
 }

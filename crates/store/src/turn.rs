@@ -82,8 +82,12 @@ impl<'store> Turn<'store> {
         let path = store.layout().record(tree);
         match layout::open_to_lock(&path) {
             Ok(Some(file)) => {
-                let lock = Lock::try_now(file, Sharing::Exclusive)?;
-                Ok(lock.map(|lock| Self { lock, _queue: None }))
+                let again = file.try_clone().on("open", &path)?;
+                let Some(lock) = Lock::try_now(file, Sharing::Exclusive)? else {
+                    return Ok(None);
+                };
+                // Replaced meanwhile: the turn is at the new file.
+                Ok(tx::same_file(&again, &path)?.then_some(Self { lock, _queue: None }))
             }
             Ok(None) => Self::try_at_sidecars(store),
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
