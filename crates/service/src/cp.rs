@@ -79,8 +79,8 @@ struct Side {
     path: PathBuf,
     /// The tree's own path on the host, for taking descriptors' paths apart.
     top: PathBuf,
-    /// To be unmounted when done.
-    mounted: Option<vellum_store::ContainerRecord>,
+    /// Whose tree it is, and whether it was mounted for the copy alone: then it is unmounted when that is done.
+    container: Option<(vellum_store::ContainerRecord, bool)>,
 }
 
 /// Copies. `input` and `output` are the tars' other ends.
@@ -116,9 +116,18 @@ fn invalid(what: &str) -> Error {
 fn with<T>(ctx: &Context, end: &End, work: impl FnOnce(&Side) -> Result<T>) -> Result<T> {
     let side = open(ctx, end)?;
     let done = work(&side);
-    let Side { root, mounted, .. } = side;
+    let Side {
+        root, container, ..
+    } = side;
     drop(root);
-    if let Some(record) = mounted {
+    let (Some((record, for_this)), End::Container { name, .. }) = (container, end) else {
+        return done;
+    };
+    let done = match done {
+        Ok(done) => names::still_there(ctx, &record, name).map(|()| done),
+        Err(error) => Err(names::unless_gone(ctx, &record, name, error)),
+    };
+    if for_this {
         let left = umount::umount_container(ctx, &record, true);
         // The copy's own failure is the one to tell.
         if done.is_ok() {
@@ -136,7 +145,7 @@ fn open(ctx: &Context, end: &End) -> Result<Side> {
                 root: Dir::open(Path::new("/"))?,
                 path,
                 top: "/".into(),
-                mounted: None,
+                container: None,
             })
         }
         End::Container { name, path } => names::with_container(ctx, name, |record| {
@@ -149,7 +158,7 @@ fn open(ctx: &Context, end: &End) -> Result<Side> {
                 root: Dir::open(&top)?,
                 path: Path::new("/").join(path),
                 top,
-                mounted: (!shown).then(|| record.clone()),
+                container: Some((record.clone(), !shown)),
             })
         }),
         End::Pipe => Err(invalid("a tar has no path")),

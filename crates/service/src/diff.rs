@@ -37,7 +37,8 @@ pub fn diff(ctx: &Context, name: &str, mut line: impl FnMut(Line) -> Result<()>)
                 path: PathBuf::from("/").join(change.path),
             })?;
         }
-        Ok(())
+        // What was listed of a tree that was on its way out is not all of it.
+        names::still_there(ctx, record, name)
     })
 }
 

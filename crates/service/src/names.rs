@@ -137,6 +137,19 @@ pub fn unless_gone(ctx: &Context, record: &ContainerRecord, text: &str, error: E
     }
 }
 
+/// Errors with `NotFound` if a container that was called `text` is gone: what was read of its tree meanwhile may be a part of it.
+///
+/// To be asked after reading and before what was read is believed.
+pub fn still_there(ctx: &Context, record: &ContainerRecord, text: &str) -> Result<()> {
+    match is_gone(ctx, record) {
+        false => Ok(()),
+        true => Err(Error::NotFound {
+            kind: Kind::Container,
+            name: text.to_owned(),
+        }),
+    }
+}
+
 /// Tells whether a container was removed since `record` was read. What can't be told counts as there.
 pub fn is_gone(ctx: &Context, record: &ContainerRecord) -> bool {
     let now = ctx.store().map(|store| store.container(&record.id));

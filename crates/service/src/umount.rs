@@ -16,7 +16,7 @@ use crate::error::{Error, Kind, Result};
 use crate::place::{self, Shows};
 use crate::{container, dead, mounted, names, run_dir};
 
-/// Takes a container's mounts away, all of them, and returns where they were.
+/// Takes a container's mounts away, all of them, and returns where they were; one that was removed meanwhile has none.
 ///
 /// Without `force`, errors with [`Error::InUse`] while somebody uses one; then its own place is still mounted. A dead mount goes whoever is in it.
 pub fn umount_container(
@@ -25,7 +25,11 @@ pub fn umount_container(
     force: bool,
 ) -> Result<Vec<PathBuf>> {
     let _lock = run_dir::lock_container(ctx, &record.id)?;
-    umount_locked(ctx, record, force)
+    match umount_locked(ctx, record, force) {
+        // Removed meanwhile, and its mounts with it.
+        Err(_) if names::is_gone(ctx, record) => Ok(Vec::new()),
+        places => places,
+    }
 }
 
 /// As [`umount_container`], for a caller that holds the container's lock.
@@ -181,11 +185,7 @@ pub fn umount_path(ctx: &Context, path: &Path, force: bool) -> Result<Vec<PathBu
 pub fn umount_all(ctx: &Context, force: bool) -> Result<Vec<PathBuf>> {
     let mut gone = Vec::new();
     for record in ctx.store()?.containers()? {
-        match umount_container(ctx, &record, force) {
-            // Removed since the list was read.
-            Err(_) if names::is_gone(ctx, &record) => {}
-            places => gone.extend(places?),
-        }
+        gone.extend(umount_container(ctx, &record, force)?);
     }
     for path in mounted::images(ctx)? {
         take_away(&path, force, "image")?;

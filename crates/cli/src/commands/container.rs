@@ -166,8 +166,11 @@ pub fn diff(ctx: &Context, args: args::Diff) -> Outcome {
     if args.tar {
         out::refuse_terminal("a tar")?;
         let record = names::container(ctx, &args.container)?;
-        let mut tar = vellum_service::image::changes_tar(ctx, &record)?;
-        return copy_out(&mut tar);
+        let mut tar = vellum_service::image::changes_tar(ctx, &record)
+            .map_err(|error| names::unless_gone(ctx, &record, &args.container, error))?;
+        let copied = copy_out(&mut tar);
+        names::still_there(ctx, &record, &args.container)?;
+        return copied;
     }
     let mut out = stdout();
     if args.output.json {

@@ -53,6 +53,8 @@ fn run(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
         let tar = tar(ctx, record)?;
         let parent = parents.last().map(|p| &p.layer.chain_id);
         let layer = unpack_single(ctx, store, &lease, parent, Box::new(tar))?;
+        // An image of half a tree would be worse than none.
+        names::still_there(ctx, record, &request.container)?;
         finish(
             &mut configuration,
             record,
