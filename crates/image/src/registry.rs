@@ -1,27 +1,32 @@
 //! Registries: images fetched from and pushed to a server that speaks the OCI distribution protocol.
 //!
-//! The protocol itself (tokens, URLs, upload sessions) is the crate `oci-client`'s. On top of it stand
-//! here: which servers to ask in which order ([`endpoint`]), with which login ([`credentials`]), a
-//! size limit on manifests ([`fetch`]), and blobs as plain readers that survive a broken connection by
-//! asking for the missing range ([`download`]). All of it runs on one thread with its own runtime
-//! ([`runtime`]); the rest of Vellum stays free of async.
+//! From the bottom up: one request and its answer, within bounds ([`exchange`]); what a server wants to
+//! know about us and what it is told ([`challenge`], [`login`], [`credentials`]); which servers to ask in
+//! which order ([`endpoint`]); manifests ([`fetch`]); blobs as plain readers that survive a broken
+//! connection by asking for the missing range ([`download`]); and images sent ([`push`]). All of it runs
+//! on one thread with its own runtime ([`runtime`]); the rest of Vellum stays free of async.
 //!
-//! Secrets never reach an error, a log or a redirect to another host. This module must not know where
-//! layers go. The protocol is the distribution specification, version 1.1.
+//! Secrets never reach an error, a log or a server that they are not for. This module must not know where
+//! layers go. The protocol is the distribution specification, version 1.1, read as loosely as servers
+//! write it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod challenge;
 mod credentials;
 mod download;
 mod endpoint;
 mod error;
+mod exchange;
 mod fetch;
+mod login;
 mod push;
 mod runtime;
 
 pub use error::RegistryError;
+pub use exchange::{ExchangeError, Refusal};
 pub use fetch::RegistrySource;
 pub use push::{Pushed, push};
 
@@ -56,7 +61,7 @@ pub struct Retry {
     pub first_pause: Duration,
     /// The longest pause.
     pub longest_pause: Duration,
-    /// How long a connection may be silent.
+    /// How long a connection may be silent, or as good as silent.
     pub silence: Duration,
 }
 
@@ -71,8 +76,23 @@ impl Default for Retry {
     }
 }
 
+/// The longest pause that a server can ask for; one that asks for more is given up.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 impl Retry {
-    /// Returns the pause after `failures` failures in a row, or `None` to give up.
+    /// Returns the pause after `failures` failures in a row, the last one being `error`, or `None` to give up.
+    fn pause_after(&self, failures: u32, error: &RegistryError) -> Option<Duration> {
+        if !error.is_passing() {
+            return None;
+        }
+        let pause = self.pause(failures)?;
+        match error.wait() {
+            Some(asked) if asked > LONGEST_WAIT => None,
+            Some(asked) => Some(pause.max(asked)),
+            None => Some(pause),
+        }
+    }
+
     fn pause(&self, failures: u32) -> Option<Duration> {
         if failures >= self.attempts {
             return None;

@@ -341,6 +341,9 @@ fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
         SourceError::Registry(RegistryError::Denied { registry, .. }) => Some(format!(
             "`docker login {registry}` or `podman login {registry}` stores a login that Vellum uses"
         )),
+        SourceError::Registry(RegistryError::Unresolved { .. }) => Some(
+            "check the name; if it is right, DNS fails here, or a proxy is needed (HTTPS_PROXY)".into(),
+        ),
         SourceError::Registry(
             RegistryError::Failed { registry, .. } | RegistryError::Unreachable { registry, .. },
         ) => Some(format!(

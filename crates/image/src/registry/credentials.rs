@@ -6,14 +6,14 @@
 //! crate `docker_credential` runs them. A file that is named and can't be read is an error, and so is a
 //! helper that fails: silently going on without a login would end in a misleading refusal.
 //!
-//! Secrets stay inside [`RegistryAuth`], whose `Debug` hides them.
+//! An empty field means what an absent one means. Secrets stay inside [`Login`], whose `Debug` hides them.
 
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
-use oci_client::secrets::RegistryAuth;
+use serde_json::Value;
 
 /// The key that `docker login` without argument writes.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -41,16 +41,32 @@ pub enum CredentialError {
         #[source]
         source: CredentialRetrievalError,
     },
-    /// A kind of login that Vellum can't use yet.
-    #[error(
-        "login file {path} has an identity token for {registry}, which Vellum can't use: log in with a password or an access token"
-    )]
-    IdentityToken {
-        /// The file.
-        path: String,
-        /// The registry.
-        registry: String,
+}
+
+/// Who we are to a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Login {
+    /// Nobody in particular.
+    None,
+    /// A name and a password, or an access token in its place.
+    Password {
+        /// Who.
+        user: String,
+        /// Their secret.
+        password: String,
     },
+    /// What a login left behind in place of a password; a token service changes it for a token.
+    IdentityToken(String),
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::Password { .. } => "Password(hidden)",
+            Self::IdentityToken(_) => "IdentityToken(hidden)",
+        })
+    }
 }
 
 /// Returns the login for `repository` at `registry`, anonymous if no file has one.
@@ -58,19 +74,19 @@ pub(super) fn find(
     configured: Option<&Path>,
     registry: &str,
     repository: &str,
-) -> Result<RegistryAuth, CredentialError> {
+) -> Result<Login, CredentialError> {
     let explicit = configured
         .map(Path::to_owned)
         .or_else(|| path_from("REGISTRY_AUTH_FILE"));
     if let Some(path) = explicit {
-        return Ok(read(&path, true, registry, repository)?.unwrap_or(RegistryAuth::Anonymous));
+        return Ok(read(&path, true, registry, repository)?.unwrap_or(Login::None));
     }
     for path in usual_places() {
         if let Some(auth) = read(&path, false, registry, repository)? {
             return Ok(auth);
         }
     }
-    Ok(RegistryAuth::Anonymous)
+    Ok(Login::None)
 }
 
 fn path_from(variable: &str) -> Option<PathBuf> {
@@ -100,9 +116,9 @@ fn read(
     must_exist: bool,
     registry: &str,
     repository: &str,
-) -> Result<Option<RegistryAuth>, CredentialError> {
+) -> Result<Option<Login>, CredentialError> {
     let shown = || path.display().to_string();
-    let mut file = match File::open(path) {
+    let file = match File::open(path) {
         Ok(file) => file,
         Err(e)
             if !must_exist
@@ -120,38 +136,55 @@ fn read(
             });
         }
     };
+    let unusable = |source| CredentialError::Unusable {
+        path: shown(),
+        registry: registry.to_owned(),
+        source,
+    };
+    let said: Value = serde_json::from_reader(BufReader::new(file))
+        .map_err(|_| unusable(CredentialRetrievalError::ConfigReadError))?;
+    let said = serde_json::to_vec(&without_empty(said))
+        .map_err(|_| unusable(CredentialRetrievalError::ConfigReadError))?;
     for key in keys(registry, repository) {
-        use std::io::Seek;
-        file.rewind().map_err(|source| CredentialError::Open {
-            path: shown(),
-            source,
-        })?;
-        match docker_credential::get_credential_from_reader(BufReader::new(&file), &key) {
+        match docker_credential::get_credential_from_reader(said.as_slice(), &key) {
             Ok(DockerCredential::UsernamePassword(user, password)) => {
-                return Ok(Some(RegistryAuth::Basic(user, password)));
+                return Ok(Some(Login::Password { user, password }));
             }
-            Ok(DockerCredential::IdentityToken(_)) => {
-                let registry = registry.to_owned();
-                return Err(CredentialError::IdentityToken {
-                    path: shown(),
-                    registry,
-                });
+            Ok(DockerCredential::IdentityToken(token)) => {
+                return Ok(Some(Login::IdentityToken(token)));
             }
             Err(CredentialRetrievalError::NoCredentialConfigured) => {}
             // The helper runs and has no login for this registry: that is no failure.
             Err(CredentialRetrievalError::HelperFailure { stdout, .. })
                 if stdout.contains("credentials not found") => {}
-            Err(source) => {
-                let registry = registry.to_owned();
-                return Err(CredentialError::Unusable {
-                    path: shown(),
-                    registry,
-                    source,
-                });
-            }
+            Err(source) => return Err(unusable(source)),
         }
     }
     Ok(None)
+}
+
+/// The document without what is empty: strings, nulls, and whatever holds nothing else.
+///
+/// Where `auth` says who logs in, a name and a password beside it count for nothing.
+fn without_empty(value: Value) -> Value {
+    let Value::Object(fields) = value else {
+        return value;
+    };
+    let has_auth = fields
+        .get("auth")
+        .and_then(Value::as_str)
+        .is_some_and(|auth| !auth.is_empty());
+    let kept = fields
+        .into_iter()
+        .filter(|(name, _)| !(has_auth && matches!(name.as_str(), "username" | "password")))
+        .map(|(name, value)| (name, without_empty(value)))
+        .filter(|(_, value)| match value {
+            Value::Null => false,
+            Value::String(text) => !text.is_empty(),
+            Value::Object(fields) => !fields.is_empty(),
+            _ => true,
+        });
+    Value::Object(kept.collect())
 }
 
 /// The keys under which a login may be kept, the most specific first.
@@ -177,12 +210,15 @@ fn keys(registry: &str, repository: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn basic(user: &str, password: &str) -> RegistryAuth {
-        RegistryAuth::Basic(user.to_owned(), password.to_owned())
+    fn basic(user: &str, password: &str) -> Login {
+        Login::Password {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        }
     }
 
     #[track_caller]
-    fn check(json: &str, registry: &str, repository: &str, expect: Option<RegistryAuth>) {
+    fn check(json: &str, registry: &str, repository: &str, expect: Option<Login>) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("auth.json");
         std::fs::write(&path, json).unwrap();
@@ -201,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_or_a_token_is_said_aloud() {
+    fn a_broken_login_file_is_said_aloud() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("auth.json");
         assert!(matches!(
@@ -214,10 +250,39 @@ mod tests {
             read(&path, false, "x", "y"),
             Err(CredentialError::Unusable { .. })
         ));
-        std::fs::write(&path, r#"{"auths":{"x":{"identitytoken":"t"}}}"#).unwrap();
-        assert!(matches!(
-            read(&path, false, "x", "y"),
-            Err(CredentialError::IdentityToken { .. })
-        ));
+    }
+
+    #[test]
+    fn an_empty_field_of_a_login_file_is_an_absent_one() {
+        for json in [
+            r#"{"auths":{"r":{"auth":"dTpw"}},"credsStore":""}"#,
+            r#"{"auths":{"r":{"auth":"dTpw"}},"credsStore":null,"credHelpers":{"r":""}}"#,
+            r#"{"auths":{"r":{"auth":"dTpw","identitytoken":"","username":"","password":null}}}"#,
+            r#"{"auths":{"r":{"auth":"dTpw","username":"someone","password":"else"}}}"#,
+            r#"{"auths":{"r":{"auth":"","username":"u","password":"p"}}}"#,
+        ] {
+            check(json, "r", "a", Some(basic("u", "p")));
+        }
+        for json in [
+            "{}",
+            r#"{"auths":null}"#,
+            r#"{"auths":{}}"#,
+            r#"{"auths":{"r":{}}}"#,
+            r#"{"auths":{"r":{"auth":""}}}"#,
+        ] {
+            check(json, "r", "a", None);
+        }
+    }
+
+    #[test]
+    fn an_identity_token_is_a_login_and_stays_hidden() {
+        let token = Login::IdentityToken("secret".into());
+        assert!(!format!("{token:?} {:?}", basic("u", "secret")).contains("secret"));
+        check(
+            r#"{"auths":{"x":{"identitytoken":"secret"}}}"#,
+            "x",
+            "y",
+            Some(token),
+        );
     }
 }

@@ -1,10 +1,10 @@
 //! A blob of a registry as a reader that doesn't mind a broken connection.
 //!
 //! A task on the client's thread fetches the blob and passes chunks through a bounded channel, so a
-//! slow reader slows the transfer instead of filling memory. When the connection breaks or ends early,
-//! the task asks for the missing range again, with growing pauses, and after too many failures without
-//! progress asks the next endpoint, still from where it stands. A server that ignores ranges is read
-//! from the start and the known part is dropped.
+//! slow reader slows the transfer instead of filling memory. When the connection breaks, ends early or
+//! brings too little, the task asks for the missing range, with growing pauses, and after too many
+//! failures without progress asks the next endpoint, still from where it stands. A server that ignores
+//! ranges, or refuses them, is read from the start and the known part is dropped.
 //!
 //! The reader delivers exactly the promised number of bytes or an error; whether they are the right
 //! ones is checked by whoever hashes them.
@@ -12,17 +12,17 @@
 use std::io::{self, Read};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use oci_client::RegistryOperation;
-use oci_client::client::BlobResponse;
+use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
+use reqwest::{Method, StatusCode};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use vellum_sys::Cancel;
 
 use super::RegistryError;
 use super::endpoint::Endpoint;
-use super::runtime::{LOOK, Runtime};
+use super::exchange::{Answer, ExchangeError, Pace};
+use super::login::Operation;
+use super::runtime::{Runtime, unless_cancelled};
 use crate::digest::Digest;
-use crate::error::Error;
 use crate::manifest::Descriptor;
 use crate::source::SourceError;
 
@@ -46,6 +46,7 @@ impl BlobReader {
             digest: blob.digest,
             size_bytes: blob.size_bytes,
             offset: 0,
+            ranges: true,
             out,
             cancel: runtime.cancel().clone(),
         };
@@ -98,6 +99,8 @@ struct Transfer {
     size_bytes: u64,
     /// How many bytes have been passed on.
     offset: u64,
+    /// Whether the server asked may understand ranges.
+    ranges: bool,
     out: Sender<Result<Bytes, RegistryError>>,
     cancel: Cancel,
 }
@@ -109,6 +112,7 @@ impl Transfer {
     async fn run(mut self) {
         let mut last_error = RegistryError::Stopped;
         for endpoint in std::mem::take(&mut self.endpoints) {
+            self.ranges = true;
             match self.from(&endpoint).await {
                 Ok(Ok(())) | Err(Unwanted) => return,
                 Ok(Err(e)) => {
@@ -129,20 +133,21 @@ impl Transfer {
         let mut failures = 0;
         while self.offset < self.size_bytes {
             let before = self.offset;
-            let error = match self.attempt(endpoint).await? {
-                Ok(()) => continue,
-                Err(e) => e,
+            let cancel = self.cancel.clone();
+            let error = match unless_cancelled(&cancel, self.attempt(endpoint)).await {
+                None => return Ok(Err(RegistryError::Stopped)),
+                Some(attempt) => match attempt? {
+                    Ok(()) => continue,
+                    Err(e) => endpoint.failed(format!("give blob {}", self.digest), e),
+                },
             };
-            failures = if self.offset > before {
+            // A connection that trickles would otherwise go on for ever.
+            failures = if Pace::is_progress(self.offset - before) {
                 1
             } else {
                 failures + 1
             };
-            let Some(pause) = endpoint
-                .retry
-                .pause(failures)
-                .filter(|_| error.is_passing())
-            else {
+            let Some(pause) = endpoint.retry.pause_after(failures, &error) else {
                 return Ok(Err(error));
             };
             tracing::debug!(
@@ -151,8 +156,10 @@ impl Transfer {
                 error = %error,
                 "the transfer broke, going on after a pause"
             );
-            tokio::time::sleep(pause).await;
-            if self.cancel.is_cancelled() {
+            if unless_cancelled(&cancel, tokio::time::sleep(pause))
+                .await
+                .is_none()
+            {
                 return Ok(Err(RegistryError::Stopped));
             }
         }
@@ -163,37 +170,20 @@ impl Transfer {
     async fn attempt(
         &mut self,
         endpoint: &Endpoint,
-    ) -> Result<Result<(), RegistryError>, Unwanted> {
-        let action = format!("give blob {}", self.digest);
-        if let Err(e) = endpoint.log_in(RegistryOperation::Pull).await {
-            return Ok(Err(e));
-        }
-        let wanted = self.digest.to_string();
-        let response = endpoint
-            .client
-            .pull_blob_stream_partial(&endpoint.address, wanted.as_str(), self.offset, None)
-            .await;
-        let (stream, mut to_skip) = match response {
-            Ok(BlobResponse::Partial(stream)) => (stream, 0),
-            Ok(BlobResponse::Full(stream)) => (stream, self.offset),
-            Err(e) => return Ok(Err(endpoint.failed(action, e))),
+    ) -> Result<Result<(), ExchangeError>, Unwanted> {
+        let (answer, start) = match self.ask(endpoint).await {
+            Ok(found) => found,
+            Err(e) => return Ok(Err(e)),
         };
-        let mut stream = stream.stream;
+        let mut to_skip = self.offset - start;
+        let mut response = answer.response;
+        let mut pace = Pace::new(endpoint.http().silence());
         loop {
-            let next = match tokio::time::timeout(LOOK, stream.next()).await {
-                Ok(next) => next,
-                Err(_) if self.cancel.is_cancelled() => return Ok(Err(RegistryError::Stopped)),
-                Err(_) => continue,
-            };
-            let mut chunk = match next {
-                Some(Ok(chunk)) => chunk,
-                Some(Err(e)) => return Ok(Err(endpoint.failed(action, e.into()))),
-                None if self.offset == self.size_bytes => return Ok(Ok(())),
-                None => {
-                    let short =
-                        io::Error::new(io::ErrorKind::UnexpectedEof, "the blob ended early");
-                    return Ok(Err(endpoint.failed(action, short.into())));
-                }
+            let mut chunk = match pace.next(&mut response).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) if self.offset == self.size_bytes => return Ok(Ok(())),
+                Ok(None) => return Ok(Err(ExchangeError::Short)),
+                Err(e) => return Ok(Err(e)),
             };
             let skipped = to_skip.min(chunk.len() as u64);
             to_skip -= skipped;
@@ -202,22 +192,83 @@ impl Transfer {
                 continue;
             }
             if chunk.len() as u64 > self.size_bytes - self.offset {
-                let too_long = Error::SizeMismatch {
-                    what: format!("blob {} from {}", self.digest, endpoint.name()),
-                    expected: self.size_bytes,
-                    found: self.offset + chunk.len() as u64,
-                };
-                let registry = endpoint.name().to_owned();
-                return Ok(Err(RegistryError::Failed {
-                    registry,
-                    action,
-                    source: Box::new(too_long),
-                }));
+                return Ok(Err(ExchangeError::TooLong(self.size_bytes)));
             }
             self.offset += chunk.len() as u64;
             if self.out.send(Ok(chunk)).await.is_err() {
                 return Err(Unwanted);
             }
+        }
+    }
+
+    /// Asks for what is missing. Returns the answer and the position of its first byte in the blob, which is not after the first missing one.
+    async fn ask(&mut self, endpoint: &Endpoint) -> Result<(Answer, u64), ExchangeError> {
+        let path = format!("blobs/{}", self.digest);
+        let silence = endpoint.http().silence();
+        loop {
+            let range = (self.ranges && self.offset > 0)
+                .then(|| HeaderValue::try_from(format!("bytes={}-", self.offset)))
+                .transpose()
+                .map_err(|e| ExchangeError::odd(e.to_string()))?;
+            let ranged = range.is_some();
+            let answer = endpoint
+                .ask(
+                    Operation::Pull,
+                    Method::GET,
+                    &path,
+                    |request| match &range {
+                        Some(range) => request.header(RANGE, range.clone()),
+                        None => request,
+                    },
+                )
+                .await?;
+            let status = answer.status();
+            if status == StatusCode::PARTIAL_CONTENT {
+                // Without a word about it, the answer is taken for what was asked.
+                let start = answer
+                    .header(CONTENT_RANGE)
+                    .map_or(Some(self.offset), range_start);
+                match start {
+                    Some(start) if start <= self.offset => return Ok((answer, start)),
+                    _ if !ranged => {
+                        return Err(ExchangeError::odd("a part that was not asked for"));
+                    }
+                    _ => self.ranges = false,
+                }
+            } else if status.is_success() {
+                return Ok((answer, 0));
+            } else if ranged && !matches!(status.as_u16(), 401 | 403 | 404 | 408 | 429 | 503) {
+                // 400, 416, 501 and others: it may be the range that is refused.
+                self.ranges = false;
+            } else {
+                return Err(answer.refusal(silence).await.into());
+            }
+        }
+    }
+}
+
+/// Where a part begins, by its `Content-Range`.
+fn range_start(header: &str) -> Option<u64> {
+    let span = header.trim().strip_prefix("bytes")?.trim_start();
+    span.split_once('-')?.0.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_says_where_it_begins() {
+        for (header, start) in [
+            ("bytes 7-9/10", Some(7)),
+            ("bytes 0-9/*", Some(0)),
+            (" bytes  7 - 9/10", Some(7)),
+            ("bytes */10", None),
+            ("items 7-9/10", None),
+            ("bytes -9/10", None),
+            ("", None),
+        ] {
+            assert_eq!(range_start(header), start, "{header:?}");
         }
     }
 }

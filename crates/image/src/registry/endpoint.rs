@@ -9,28 +9,31 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference as Address, RegistryOperation};
+use reqwest::{Method, StatusCode, Url};
 
+use super::exchange::{Answer, ExchangeError, Http, Request};
+use super::login::{Access, Operation};
 use super::runtime::Runtime;
 use super::{HostOptions, RegistryError, RegistryOptions, Retry, credentials};
 use crate::digest::Digest;
-use crate::reference::Reference;
+use crate::reference::{DEFAULT_REGISTRY, Reference};
 
-const USER_AGENT: &str = concat!("vellum/", env!("CARGO_PKG_VERSION"));
+/// The server behind the name `docker.io`.
+const DOCKER_HUB_SERVER: &str = "registry-1.docker.io";
 const CERTIFICATE_DIRECTORIES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
-/// One server, logged in to.
+/// One server that may have an image, or take one.
 #[derive(Clone)]
 pub(super) struct Endpoint {
-    pub(super) client: Client,
-    /// For the one request that `oci-client` can't make within bounds.
-    pub(super) http: reqwest::Client,
-    pub(super) scheme: &'static str,
-    /// The image's address at this server.
-    pub(super) address: Address,
-    pub(super) auth: RegistryAuth,
+    http: Http,
+    access: Access,
+    /// What errors call this server.
+    name: String,
+    /// Where its repository is: the address ends in `/`, and names are added to it.
+    base: Url,
+    repository: String,
+    /// The tag or digest of the image there.
+    what: String,
     pub(super) retry: Retry,
 }
 
@@ -39,6 +42,8 @@ struct Place {
     host: String,
     prefix: String,
     scheme: Scheme,
+    /// Whether a login may go there over plain HTTP.
+    login_in_clear: bool,
     ca_file: Option<PathBuf>,
 }
 
@@ -94,6 +99,7 @@ fn registry(name: &str, options: Option<&HostOptions>) -> Place {
         host: name.to_owned(),
         prefix: String::new(),
         scheme,
+        login_in_clear: scheme != Scheme::Https,
         ca_file: options.and_then(|o| o.ca_file.clone()),
     }
 }
@@ -115,11 +121,13 @@ fn mirror(url: &str, options: &RegistryOptions) -> Result<Place, RegistryError> 
     if prefix.contains(['?', '#', ' ', '@']) {
         return Err(bad());
     }
+    let said = options.hosts.get(host);
     Ok(Place {
         host: host.to_owned(),
         prefix,
         scheme,
-        ca_file: options.hosts.get(host).and_then(|o| o.ca_file.clone()),
+        login_in_clear: said.is_some_and(|o| o.insecure) || is_loopback(host),
+        ca_file: said.and_then(|o| o.ca_file.clone()),
     })
 }
 
@@ -140,58 +148,52 @@ fn open(
     options: &RegistryOptions,
     runtime: &Runtime,
 ) -> Result<Endpoint, RegistryError> {
-    let certificates = certificates(&place)?;
-    let http = http_client(&place.host, &certificates, options.retry)?;
+    let failed = |action: &str, source: ExchangeError| {
+        RegistryError::from_exchange(
+            &place.host,
+            reference.repository(),
+            action.to_owned(),
+            source,
+        )
+    };
+    let http = certificates(&place).and_then(|roots| {
+        Http::new(roots, options.retry.silence).map_err(|e| failed("set up TLS", e.into()))
+    })?;
     let scheme = match place.scheme {
         Scheme::Http => "http",
         Scheme::Https => "https",
         Scheme::Either => runtime.run(probe(http.clone(), place.host.clone()))?,
     };
-    let config = ClientConfig {
-        protocol: if scheme == "http" {
-            ClientProtocol::Http
-        } else {
-            ClientProtocol::Https
-        },
-        extra_root_certificates: certificates
-            .into_iter()
-            .map(|data| Certificate {
-                encoding: CertificateEncoding::Pem,
-                data,
-            })
-            .collect(),
-        use_monolithic_push: true,
-        platform_resolver: None,
-        read_timeout: Some(options.retry.silence),
-        connect_timeout: Some(options.retry.silence),
-        user_agent: USER_AGENT,
-        ..ClientConfig::default()
-    };
-    let client = Client::try_from(config).map_err(|e| {
-        RegistryError::from_client(
-            &place.host,
-            reference.repository(),
-            "set up TLS".to_owned(),
-            e,
-        )
-    })?;
     let repository = if place.prefix.is_empty() {
         reference.repository().to_owned()
     } else {
         format!("{}/{}", place.prefix, reference.repository())
     };
-    let auth = credentials::find(options.auth_file.as_deref(), &place.host, &repository)?;
-    let address = match (reference.digest(), reference.tag()) {
-        (Some(digest), _) => Address::with_digest(place.host, repository, digest.to_string()),
-        (None, Some(tag)) => Address::with_tag(place.host, repository, tag.to_owned()),
+    let login = credentials::find(options.auth_file.as_deref(), &place.host, &repository)?;
+    let server = if place.host == DEFAULT_REGISTRY {
+        DOCKER_HUB_SERVER
+    } else {
+        &place.host
+    };
+    let base = Url::parse(&format!("{scheme}://{server}/v2/{repository}/"))
+        .map_err(|e| failed("be reached", ExchangeError::odd(e.to_string())))?;
+    let what = match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => digest.to_string(),
+        (None, Some(tag)) => tag.to_owned(),
         (None, None) => return Err(RegistryError::NoTag(reference.to_string())),
     };
     Ok(Endpoint {
-        client,
+        access: Access::new(
+            login,
+            place.login_in_clear,
+            base.clone(),
+            repository.clone(),
+        ),
         http,
-        scheme,
-        address,
-        auth,
+        name: place.host,
+        base,
+        repository,
+        what,
         retry: options.retry,
     })
 }
@@ -199,63 +201,96 @@ fn open(
 impl Endpoint {
     /// What errors call this server.
     pub(super) fn name(&self) -> &str {
-        self.address.registry()
+        &self.name
     }
 
-    /// Logs in for `operation`. Needed once before anything else; tokens are renewed by the client.
-    pub(super) async fn log_in(
+    /// The name of the repository at this server.
+    pub(super) fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// The tag or digest of the image.
+    pub(super) fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// The rules under which requests are made.
+    pub(super) fn http(&self) -> &Http {
+        &self.http
+    }
+
+    /// What the server is shown of us.
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// The address of `path` in the repository.
+    pub(super) fn url(&self, path: &str) -> Result<Url, ExchangeError> {
+        self.base
+            .join(path)
+            .map_err(|e| ExchangeError::odd(e.to_string()))
+    }
+
+    /// Asks for `path` in the repository, and returns whatever is answered.
+    pub(super) async fn ask(
         &self,
-        operation: RegistryOperation,
-    ) -> Result<Option<String>, RegistryError> {
-        self.client
-            .auth(&self.address, &self.auth, operation)
-            .await
-            .map_err(|e| self.failed("log in", e))
+        operation: Operation,
+        method: Method,
+        path: &str,
+        dress: impl Fn(Request) -> Request,
+    ) -> Result<Answer, ExchangeError> {
+        let url = self.url(path)?;
+        let request = || dress(Request::new(method.clone(), url.clone()));
+        self.access.send(&self.http, operation, request).await
+    }
+
+    /// Lets a push mount blobs from other repositories of this server.
+    pub(super) fn mounting_from(&mut self, repositories: Vec<String>) {
+        self.access.mounting_from(repositories);
     }
 
     /// The same repository, but the manifest or index of this digest.
     pub(super) fn at_digest(&self, digest: &Digest) -> Self {
         Self {
-            address: self.address.clone_with_digest(digest.to_string()),
+            what: digest.to_string(),
             ..self.clone()
         }
     }
 
-    pub(super) fn failed(
-        &self,
-        action: impl Into<String>,
-        source: oci_client::errors::OciDistributionError,
-    ) -> RegistryError {
-        RegistryError::from_client(
-            self.name(),
-            self.address.repository(),
-            action.into(),
-            source,
-        )
+    pub(super) fn failed(&self, action: impl Into<String>, source: ExchangeError) -> RegistryError {
+        RegistryError::from_exchange(&self.name, &self.repository, action.into(), source)
     }
 }
 
 /// Finds out whether a loopback registry speaks HTTPS.
-async fn probe(http: reqwest::Client, host: String) -> Result<&'static str, RegistryError> {
-    match http.get(format!("https://{host}/v2/")).send().await {
-        Ok(_) => Ok("https"),
-        Err(secure) => match http.get(format!("http://{host}/v2/")).send().await {
-            // What the server says when TLS was expected must not pass for an answer.
-            Ok(answer) if answer.status() != reqwest::StatusCode::BAD_REQUEST => Ok("http"),
-            _ => Err(RegistryError::Unreachable {
-                registry: host,
-                source: Box::new(secure),
-            }),
-        },
+async fn probe(http: Http, host: String) -> Result<&'static str, RegistryError> {
+    let unreachable = |source: ExchangeError| {
+        RegistryError::from_exchange(&host, "", "be reached".to_owned(), source)
+    };
+    let root = |scheme: &str| {
+        Url::parse(&format!("{scheme}://{host}/v2/"))
+            .map(|url| Request::new(Method::GET, url))
+            .map_err(|e| unreachable(ExchangeError::odd(e.to_string())))
+    };
+    let secure = match http.send(root("https")?, None).await {
+        Ok(_) => return Ok("https"),
+        Err(e) => e,
+    };
+    match http.send(root("http")?, None).await {
+        // What the server says when TLS was expected must not pass for an answer.
+        Ok(answer) if answer.status() != StatusCode::BAD_REQUEST => Ok("http"),
+        _ => Err(unreachable(secure)),
     }
 }
 
-fn certificates(place: &Place) -> Result<Vec<Vec<u8>>, RegistryError> {
+fn certificates(place: &Place) -> Result<Vec<reqwest::Certificate>, RegistryError> {
     let read = |path: &Path| {
-        std::fs::read(path).map_err(|source| RegistryError::Certificate {
+        let unusable = |source| RegistryError::Certificate {
             path: path.display().to_string(),
             source,
-        })
+        };
+        let pem = std::fs::read(path).map_err(unusable)?;
+        reqwest::Certificate::from_pem(&pem).map_err(|e| unusable(std::io::Error::other(e)))
     };
     let mut found = Vec::new();
     if let Some(path) = &place.ca_file {
@@ -273,30 +308,6 @@ fn certificates(place: &Place) -> Result<Vec<Vec<u8>>, RegistryError> {
         }
     }
     Ok(found)
-}
-
-fn http_client(
-    host: &str,
-    certificates: &[Vec<u8>],
-    retry: Retry,
-) -> Result<reqwest::Client, RegistryError> {
-    let failed = |e: reqwest::Error| RegistryError::Failed {
-        registry: host.to_owned(),
-        action: "set up TLS".to_owned(),
-        source: Box::new(e),
-    };
-    let roots = certificates
-        .iter()
-        .map(|pem| reqwest::Certificate::from_pem(pem))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(failed)?;
-    reqwest::Client::builder()
-        .user_agent(USER_AGENT)
-        .read_timeout(retry.silence)
-        .connect_timeout(retry.silence)
-        .tls_certs_merge(roots)
-        .build()
-        .map_err(failed)
 }
 
 /// Returns whether two references are in the same registry.

@@ -1,8 +1,9 @@
 //! What can go wrong with a registry, in words that say who refused what.
 
-use oci_client::errors::{OciDistributionError, OciErrorCode};
+use std::time::Duration;
 
 use super::credentials::CredentialError;
+use super::exchange::{ExchangeError, Refusal};
 
 /// Why a registry didn't give or take something.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +20,7 @@ pub enum RegistryError {
         repository: String,
         /// What it said.
         #[source]
-        source: Option<Box<OciDistributionError>>,
+        source: Option<Refusal>,
     },
     /// No such image or blob.
     #[error("{registry} has no {what}")]
@@ -30,10 +31,12 @@ pub enum RegistryError {
         what: String,
     },
     /// The registry is asked too often.
-    #[error("{registry} allows no more requests for now")]
+    #[error("{registry} allows no more requests for now{}", again_in(.wait.as_ref()))]
     RateLimited {
         /// Who refused.
         registry: String,
+        /// How long it asks to wait.
+        wait: Option<Duration>,
     },
     /// Nobody answers there.
     #[error("{registry} can't be reached")]
@@ -42,7 +45,16 @@ pub enum RegistryError {
         registry: String,
         /// Why not.
         #[source]
-        source: Box<reqwest::Error>,
+        source: ExchangeError,
+    },
+    /// There is no such server.
+    #[error("{registry} can't be reached: its name can't be resolved")]
+    Unresolved {
+        /// Who was to be asked.
+        registry: String,
+        /// Why not.
+        #[source]
+        source: ExchangeError,
     },
     /// Any other refusal or failure.
     #[error("{registry} failed to {action}")]
@@ -88,30 +100,42 @@ pub enum RegistryError {
 
 impl RegistryError {
     /// Returns the error for `source`, which happened while `registry` was asked to `action`.
-    pub(super) fn from_client(
+    pub(super) fn from_exchange(
         registry: &str,
         repository: &str,
         action: String,
-        source: OciDistributionError,
+        source: ExchangeError,
     ) -> Self {
         let registry = registry.to_owned();
-        match kind(&source) {
-            Kind::Denied => Self::Denied {
-                registry,
-                repository: repository.to_owned(),
-                source: Some(Box::new(source)),
-            },
-            Kind::NotFound => {
-                let what = action
-                    .split_once(' ')
-                    .map_or(action.as_str(), |(_, what)| what);
-                Self::NotFound {
+        match source {
+            ExchangeError::Refused(refusal) => match refusal.status.as_u16() {
+                401 | 403 => Self::Denied {
                     registry,
-                    what: what.to_owned(),
+                    repository: repository.to_owned(),
+                    source: Some(refusal),
+                },
+                404 => {
+                    let what = action
+                        .split_once(' ')
+                        .map_or(action.as_str(), |(_, what)| what);
+                    Self::NotFound {
+                        registry,
+                        what: what.to_owned(),
+                    }
                 }
-            }
-            Kind::RateLimited => Self::RateLimited { registry },
-            Kind::Other => Self::Failed {
+                429 => Self::RateLimited {
+                    registry,
+                    wait: refusal.wait,
+                },
+                _ => Self::Failed {
+                    registry,
+                    action,
+                    source: Box::new(ExchangeError::Refused(refusal)),
+                },
+            },
+            source @ ExchangeError::Unresolved(_) => Self::Unresolved { registry, source },
+            source @ ExchangeError::Connect(_) => Self::Unreachable { registry, source },
+            source => Self::Failed {
                 registry,
                 action,
                 source: Box::new(source),
@@ -119,60 +143,36 @@ impl RegistryError {
         }
     }
 
+    /// What the server or the network did, if this error is about that.
+    fn exchange(&self) -> Option<&ExchangeError> {
+        match self {
+            Self::Unreachable { source, .. } | Self::Unresolved { source, .. } => Some(source),
+            Self::Failed { source, .. } => source.downcast_ref(),
+            _ => None,
+        }
+    }
+
     /// Returns whether asking again, or asking someone else, could help.
     pub(super) fn is_passing(&self) -> bool {
-        match self {
-            Self::RateLimited { .. } | Self::Unreachable { .. } => true,
-            Self::Failed { source, .. } => match source.downcast_ref::<OciDistributionError>() {
-                Some(OciDistributionError::RequestError(_) | OciDistributionError::IoError(_)) => {
-                    true
-                }
-                Some(OciDistributionError::ServerError { code, .. }) => {
-                    *code >= 500 || *code == 408
-                }
-                Some(_) => false,
-                None => source.downcast_ref::<reqwest::Error>().is_some(),
-            },
-            _ => false,
+        matches!(self, Self::RateLimited { .. })
+            || self.exchange().is_some_and(ExchangeError::is_passing)
+    }
+
+    /// How long the server asks to wait before the next request.
+    pub(super) fn wait(&self) -> Option<Duration> {
+        match (self, self.exchange()) {
+            (Self::RateLimited { wait, .. }, _) => *wait,
+            (_, Some(ExchangeError::Refused(refusal))) => refusal.wait,
+            _ => None,
         }
     }
 }
 
-enum Kind {
-    Denied,
-    NotFound,
-    RateLimited,
-    Other,
-}
-
-fn kind(error: &OciDistributionError) -> Kind {
-    let by_status = |status: u16| match status {
-        401 | 403 => Kind::Denied,
-        404 => Kind::NotFound,
-        429 => Kind::RateLimited,
-        _ => Kind::Other,
-    };
-    match error {
-        OciDistributionError::UnauthorizedError { .. }
-        | OciDistributionError::AuthenticationFailure(_) => Kind::Denied,
-        OciDistributionError::ImageManifestNotFoundError(_) => Kind::NotFound,
-        OciDistributionError::ServerError { code, .. } => by_status(*code),
-        OciDistributionError::RequestError(request) => request
-            .status()
-            .map_or(Kind::Other, |status| by_status(status.as_u16())),
-        OciDistributionError::RegistryError { envelope, .. } => {
-            match envelope.errors.first().map(|e| &e.code) {
-                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => Kind::Denied,
-                Some(
-                    OciErrorCode::ManifestUnknown
-                    | OciErrorCode::NameUnknown
-                    | OciErrorCode::BlobUnknown
-                    | OciErrorCode::NotFound,
-                ) => Kind::NotFound,
-                Some(OciErrorCode::Toomanyrequests) => Kind::RateLimited,
-                _ => Kind::Other,
-            }
-        }
-        _ => Kind::Other,
+/// The end of a sentence that says how long to wait.
+fn again_in(wait: Option<&Duration>) -> String {
+    match wait.map(Duration::as_secs) {
+        None | Some(0) => String::new(),
+        Some(seconds) if seconds < 120 => format!(": try again in {seconds} seconds"),
+        Some(seconds) => format!(": try again in {} minutes", seconds.div_ceil(60)),
     }
 }

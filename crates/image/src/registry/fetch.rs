@@ -7,11 +7,14 @@
 
 use std::io::Read;
 
-use oci_client::RegistryOperation;
+use reqwest::Method;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use vellum_sys::Cancel;
 
 use super::download::BlobReader;
 use super::endpoint::{self, Endpoint};
+use super::exchange::ExchangeError;
+use super::login::Operation;
 use super::runtime::Runtime;
 use super::{RegistryError, RegistryOptions};
 use crate::config::ImageConfig;
@@ -174,46 +177,31 @@ fn fetch_document(
     Ok(Document::parse(raw, announced.or(media_type.as_deref()))?)
 }
 
-/// Gets a manifest or index; returns at most one byte more than [`MAX_MANIFEST_BYTES`].
-///
-/// `oci-client` reads manifests of any size into memory, so this one request is made here.
+/// Asks for the manifest or index that the endpoint names, and returns it with the kind that the server gives it.
 async fn get_manifest(endpoint: &Endpoint) -> Result<(Vec<u8>, Option<String>), RegistryError> {
-    let token = endpoint.log_in(RegistryOperation::Pull).await?;
-    let address = &endpoint.address;
-    let what = address.digest().or(address.tag()).unwrap_or("latest");
-    let action = format!("give image {}:{what}", address.repository());
-    let url = format!(
-        "{}://{}/v2/{}/manifests/{what}",
-        endpoint.scheme,
-        address.resolve_registry(),
-        address.repository()
-    );
-    let mut request = endpoint.http.get(url).header("Accept", ACCEPTED.join(", "));
-    request = match (token, &endpoint.auth) {
-        (Some(token), _) => request.bearer_auth(token),
-        (None, oci_client::secrets::RegistryAuth::Basic(user, password)) => {
-            request.basic_auth(user, Some(password))
-        }
-        (None, _) => request,
-    };
-    let failed = |e: reqwest::Error| endpoint.failed(action.clone(), e.into());
-    let mut response = request
-        .send()
+    let what = endpoint.what();
+    let action = format!("give image {}:{what}", endpoint.repository());
+    let failed = |e| endpoint.failed(action.clone(), e);
+    let accepted = HeaderValue::try_from(ACCEPTED.join(", "))
+        .map_err(|e| failed(ExchangeError::odd(e.to_string())))?;
+    let path = format!("manifests/{what}");
+    let silence = endpoint.http().silence();
+    let answer = endpoint
+        .ask(Operation::Pull, Method::GET, &path, |r| {
+            r.header(ACCEPT, accepted.clone())
+        })
         .await
-        .and_then(reqwest::Response::error_for_status)
+        .map_err(failed)?
+        .accepted(silence)
+        .await
         .map_err(failed)?;
-    let media_type = response
-        .headers()
-        .get("Content-Type")
-        .and_then(|v| v.to_str().ok())
+    let media_type = answer
+        .header(CONTENT_TYPE)
         .map(|v| v.split(';').next().unwrap_or_default().trim().to_owned());
-    let mut raw = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(failed)? {
-        raw.extend_from_slice(&chunk);
-        if raw.len() as u64 > MAX_MANIFEST_BYTES {
-            break;
-        }
-    }
+    let raw = answer
+        .whole(MAX_MANIFEST_BYTES, silence)
+        .await
+        .map_err(failed)?;
     Ok((raw, media_type))
 }
 

@@ -7,10 +7,14 @@
 use std::io::Read;
 
 use bytes::Bytes;
-use oci_client::{Reference as Address, RegistryOperation};
+use futures_util::Stream;
+use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::{Method, StatusCode, Url};
 use vellum_sys::Cancel;
 
 use super::endpoint::{self, Endpoint};
+use super::exchange::{Answer, Body, ExchangeError, Request, SupplyError, Upload};
+use super::login::Operation;
 use super::runtime::Runtime;
 use super::{RegistryError, RegistryOptions};
 use crate::digest::Digest;
@@ -49,21 +53,15 @@ pub fn push(
         return Err(RegistryError::NoTag(to.to_string()).into());
     }
     let runtime = Runtime::start(cancel.clone())?;
-    let endpoint = endpoint::for_push(to, registry, &runtime)?;
-    runtime.run_patiently(endpoint.retry, || {
-        let endpoint = endpoint.clone();
-        async move { endpoint.log_in(RegistryOperation::Push).await.map(drop) }
-    })?;
+    let mut endpoint = endpoint::for_push(to, registry, &runtime)?;
     // Repositories of the same registry that should have the blobs, since the image has a name there.
-    let relatives: Vec<Address> = image
+    let relatives: Vec<String> = image
         .names
         .iter()
         .filter(|name| endpoint::same_registry(name, to) && name.repository() != to.repository())
-        .map(|name| {
-            let registry = endpoint.address.registry().to_owned();
-            Address::with_tag(registry, name.repository().to_owned(), "latest".to_owned())
-        })
+        .map(|name| name.repository().to_owned())
         .collect();
+    endpoint.mounting_from(relatives.clone());
     let mut layers: Vec<Option<LayerBlob>> = vec![None; image.layers.len()];
     let mut missing = Vec::new();
     for (at, slot) in layers.iter_mut().enumerate() {
@@ -125,35 +123,52 @@ pub fn push(
 fn is_present(
     endpoint: &Endpoint,
     digest: &Digest,
-    relatives: &[Address],
+    relatives: &[String],
     runtime: &Runtime,
 ) -> Result<bool, RegistryError> {
     runtime.run_patiently(endpoint.retry, || {
         let endpoint = endpoint.clone();
-        let digest = digest.to_string();
+        let digest = *digest;
         let relatives = relatives.to_vec();
         async move {
-            let there = endpoint
-                .client
-                .blob_exists(&endpoint.address, &digest)
-                .await
-                .map_err(|e| endpoint.failed(format!("look for blob {digest}"), e))?;
-            if there {
+            let failed = |e| endpoint.failed(format!("look for blob {digest}"), e);
+            if has_blob(&endpoint, &digest).await.map_err(failed)? {
                 return Ok(true);
             }
             for relative in &relatives {
-                // A registry that can't or won't mount answers with an upload session instead, which
-                // the client takes for an error; the blob is then sent the ordinary way.
-                let mounted = endpoint
-                    .client
-                    .mount_blob(&endpoint.address, relative, &digest);
-                if mounted.await.is_ok() {
+                // A registry that can't or won't mount opens an upload session instead, which is left to expire: the blob is then sent the
+                // ordinary way, and so it is if mounting fails.
+                if mount(&endpoint, &digest, relative)
+                    .await
+                    .is_ok_and(|mounted| mounted)
+                {
                     return Ok(true);
                 }
             }
             Ok(false)
         }
     })
+}
+
+async fn has_blob(endpoint: &Endpoint, digest: &Digest) -> Result<bool, ExchangeError> {
+    let path = format!("blobs/{digest}");
+    let answer = endpoint
+        .ask(Operation::Push, Method::HEAD, &path, |r| r)
+        .await?;
+    match answer.status() {
+        status if status.is_success() => Ok(true),
+        // Sending it will tell why, in words: an answer to HEAD has none.
+        status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => Ok(false),
+        _ => Err(answer.refusal(endpoint.http().silence()).await.into()),
+    }
+}
+
+async fn mount(endpoint: &Endpoint, digest: &Digest, from: &str) -> Result<bool, ExchangeError> {
+    let path = format!("blobs/uploads/?mount={digest}&from={from}");
+    let answer = endpoint
+        .ask(Operation::Push, Method::POST, &path, |r| r)
+        .await?;
+    Ok(answer.status() == StatusCode::CREATED)
 }
 
 /// Sends a blob, from the start again if the connection breaks.
@@ -171,11 +186,7 @@ fn send_patiently(
             Err(e) => e,
         };
         failures += 1;
-        let Some(pause) = endpoint
-            .retry
-            .pause(failures)
-            .filter(|_| error.is_passing())
-        else {
+        let Some(pause) = endpoint.retry.pause_after(failures, &error) else {
             return Err(error.into());
         };
         runtime.run(async move {
@@ -193,9 +204,75 @@ fn send(
     runtime: &Runtime,
 ) -> Result<(), RegistryError> {
     let endpoint = endpoint.clone();
-    let digest = digest.to_string();
-    // Reading a spool file on the client's thread is a copy from the page cache.
-    let chunks = futures_util::stream::unfold(Some(reader), |reader| async {
+    let digest = *digest;
+    runtime.run(async move {
+        upload(&endpoint, &digest, size_bytes, reader)
+            .await
+            .map_err(|e| endpoint.failed(format!("take blob {digest}"), e))
+    })
+}
+
+/// Opens an upload session and sends the blob in one piece.
+async fn upload(
+    endpoint: &Endpoint,
+    digest: &Digest,
+    size_bytes: u64,
+    reader: Box<dyn Read + Send>,
+) -> Result<(), ExchangeError> {
+    let silence = endpoint.http().silence();
+    let session = endpoint
+        .ask(Operation::Push, Method::POST, "blobs/uploads/", |r| r)
+        .await?
+        .accepted(silence)
+        .await?;
+    let mut address = session_address(endpoint, &session)?;
+    address
+        .query_pairs_mut()
+        .append_pair("digest", &digest.to_string());
+    let request = Request::new(Method::PUT, address)
+        .header(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        )
+        .body(Body::Stream(Upload::new(chunks(reader), size_bytes)));
+    let access = endpoint.access();
+    let answer = access
+        .send_once(endpoint.http(), Operation::Push, request)
+        .await?;
+    // A token may end while something big is sent.
+    if answer.status() == StatusCode::UNAUTHORIZED
+        && access
+            .satisfy(endpoint.http(), Operation::Push, &answer)
+            .await?
+    {
+        return Err(ExchangeError::Outdated);
+    }
+    // The answer counts, not which of the good ones it is; some leave out where the blob is now.
+    answer.accepted(silence).await.map(drop)
+}
+
+/// Where the session takes its bytes.
+fn session_address(endpoint: &Endpoint, session: &Answer) -> Result<Url, ExchangeError> {
+    const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+    let mut address = match (session.location()?, session.header(UPLOAD_ID)) {
+        (Some(address), _) => address,
+        (None, Some(id)) => endpoint.url(&format!("blobs/uploads/{id}"))?,
+        (None, None) => return Err(ExchangeError::odd("an upload session without a place")),
+    };
+    // Behind a proxy that speaks TLS for it, a registry may think that it is asked over plain HTTP.
+    if session.url.scheme() == "https"
+        && address.scheme() == "http"
+        && address.host() == session.url.host()
+        && address.set_scheme("https").is_err()
+    {
+        return Err(ExchangeError::odd("an upload session over plain HTTP"));
+    }
+    Ok(address)
+}
+
+/// The reader's bytes as a stream. Reading a spool file on the client's thread is a copy from the page cache.
+fn chunks(reader: Box<dyn Read + Send>) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
+    futures_util::stream::unfold(Some(reader), |reader| async {
         let mut reader = reader?;
         let mut chunk = vec![0u8; CHUNK_BYTES];
         match reader.read(&mut chunk) {
@@ -204,16 +281,8 @@ fn send(
                 chunk.truncate(got);
                 Some((Ok(Bytes::from(chunk)), Some(reader)))
             }
-            Err(e) => Some((Err(e.into()), None)),
+            Err(e) => Some((Err(std::io::Error::new(e.kind(), SupplyError(e))), None)),
         }
-    });
-    runtime.run(async move {
-        endpoint
-            .client
-            .push_blob_stream(&endpoint.address, chunks, &digest, Some(size_bytes))
-            .await
-            .map(drop)
-            .map_err(|e| endpoint.failed(format!("take blob {digest}"), e))
     })
 }
 
@@ -224,20 +293,28 @@ fn put_manifest(
 ) -> Result<(), RegistryError> {
     runtime.run_patiently(endpoint.retry, || {
         let endpoint = endpoint.clone();
-        let raw = manifest.raw.clone();
+        let raw = Bytes::from(manifest.raw.clone());
         let media_type = manifest.media_type.clone();
         async move {
-            let content_type = media_type.parse().map_err(|e| RegistryError::Failed {
-                registry: endpoint.name().to_owned(),
-                action: format!("take a manifest of kind {media_type:?}"),
-                source: Box::new(e),
+            let failed = |e| endpoint.failed("take the manifest", e);
+            let media_type = HeaderValue::try_from(media_type).map_err(|_| {
+                failed(ExchangeError::odd(
+                    "a kind of manifest that no header can carry",
+                ))
             })?;
+            let path = format!("manifests/{}", endpoint.what());
             endpoint
-                .client
-                .push_manifest_raw(&endpoint.address, raw, content_type)
+                .ask(Operation::Push, Method::PUT, &path, |request| {
+                    request
+                        .header(CONTENT_TYPE, media_type.clone())
+                        .body(Body::Bytes(raw.clone()))
+                })
+                .await
+                .map_err(failed)?
+                .accepted(endpoint.http().silence())
                 .await
                 .map(drop)
-                .map_err(|e| endpoint.failed("take the manifest", e))
+                .map_err(failed)
         }
     })
 }

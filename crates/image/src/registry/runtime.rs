@@ -16,7 +16,22 @@ use vellum_sys::Cancel;
 use super::{RegistryError, Retry};
 
 /// How often someone who waits looks whether to stop.
-pub(super) const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Runs `future` to its end; `None` as soon as the user wants to stop.
+pub(super) async fn unless_cancelled<T>(
+    cancel: &Cancel,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::pin!(future);
+    loop {
+        match tokio::time::timeout(LOOK, &mut future).await {
+            Ok(done) => return Some(done),
+            Err(_) if cancel.is_cancelled() => return None,
+            Err(_) => {}
+        }
+    }
+}
 
 /// The thread and the way to it.
 #[derive(Debug)]
@@ -106,7 +121,7 @@ impl Runtime {
                 Err(e) => e,
             };
             failures += 1;
-            let Some(pause) = retry.pause(failures).filter(|_| error.is_passing()) else {
+            let Some(pause) = retry.pause_after(failures, &error) else {
                 return Err(error);
             };
             tracing::debug!(%error, "trying again after a pause");

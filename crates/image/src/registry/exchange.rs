@@ -1,0 +1,608 @@
+//! One request to a server and its answer, within bounds.
+//!
+//! Everything that is asked of a registry, a mirror or a token service goes through here, so what
+//! holds for one request holds for all of them:
+//!
+//! * Redirects are followed by hand. What proves who we are goes to the server that was asked and to
+//!   no other, and never from HTTPS to HTTP.
+//! * An answer that is no blob is read up to a limit.
+//! * A server that sends too little for too long is given up, whether it is silent or trickles
+//!   ([`Pace`]); so is one that takes no more of an upload.
+//! * Addresses stay out of errors: those of redirects and upload sessions may carry secrets.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+};
+use reqwest::{Method, StatusCode, Url};
+use tokio::time::Instant;
+
+/// How often a request may be sent elsewhere.
+const MAX_REDIRECTS: usize = 10;
+/// Bytes that have to come or go within the time that a connection may be silent.
+const LEAST_PROGRESS_BYTES: u64 = 4 << 10;
+/// The longest explanation of a refusal that is read, and the longest that is told.
+const MAX_REFUSAL_BYTES: u64 = 64 << 10;
+const MAX_TOLD_CHARS: usize = 300;
+/// How many times the usual silence a registry may think about an upload that it has taken whole.
+const SILENCES_TO_DIGEST: u32 = 10;
+
+/// What went wrong between us and a server.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExchangeError {
+    /// The server said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The name of the server has no address.
+    #[error("its name can't be resolved")]
+    Unresolved(#[source] reqwest::Error),
+    /// Nobody there, or nobody that is trusted.
+    #[error("no connection")]
+    Connect(#[source] reqwest::Error),
+    /// The connection broke.
+    #[error("the connection broke")]
+    Broken(#[source] reqwest::Error),
+    /// The body ended before the promised size.
+    #[error("the answer ended early")]
+    Short,
+    /// Too little came, or was taken, for too long.
+    #[error("less than 4 KiB in {0:?}")]
+    TooSlow(Duration),
+    /// An answer that should be small is not.
+    #[error("the answer is longer than {0} bytes")]
+    TooLong(u64),
+    /// What should be sent can't be read.
+    #[error("what should be sent can't be read")]
+    Supply(#[source] std::io::Error),
+    /// What was shown to the server counts no more, and there is something newer.
+    #[error("it wants to know again who asks")]
+    Outdated,
+    /// A login would have to go over a connection that anyone can read.
+    #[error("{0} wants a login over plain HTTP: that needs `insecure` for the registry")]
+    LoginInClear(String),
+    /// An answer that no protocol has.
+    #[error("an answer that can't be understood: {0}")]
+    Odd(String),
+}
+
+impl ExchangeError {
+    pub(super) fn odd(what: impl Into<String>) -> Self {
+        Self::Odd(what.into())
+    }
+
+    /// Returns whether the same request might succeed later.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => matches!(refusal.status.as_u16(), 408 | 429 | 500..),
+            // A name that does not exist will not exist in a second; a resolver may recover.
+            Self::Unresolved(error) => chain(error).any(|e| e.to_string().contains("emporary")),
+            Self::Connect(_)
+            | Self::Broken(_)
+            | Self::Short
+            | Self::TooSlow(_)
+            | Self::Outdated => true,
+            Self::TooLong(_) | Self::Supply(_) | Self::LoginInClear(_) | Self::Odd(_) => false,
+        }
+    }
+}
+
+impl From<reqwest::Error> for ExchangeError {
+    fn from(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        if chain(&error).any(|e| e.is::<Unresolvable>()) {
+            Self::Unresolved(error)
+        } else if error.is_connect() {
+            Self::Connect(error)
+        } else {
+            Self::Broken(error)
+        }
+    }
+}
+
+/// The error and its causes.
+fn chain<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |e| e.source())
+}
+
+/// A name that has no address, told apart from everything else that can go wrong with a connection.
+#[derive(Debug, thiserror::Error)]
+#[error("{name} has no address")]
+struct Unresolvable {
+    name: String,
+    #[source]
+    source: std::io::Error,
+}
+
+/// The system's resolver, with errors that can be recognised.
+struct SystemResolver;
+
+impl reqwest::dns::Resolve for SystemResolver {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        Box::pin(async move {
+            let name = name.as_str().to_owned();
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+            let found: Result<Vec<_>, _> = found.map(Iterator::collect);
+            match found {
+                Ok(found) => Ok(Box::new(found.into_iter()) as reqwest::dns::Addrs),
+                Err(source) => Err(Unresolvable { name, source }.into()),
+            }
+        })
+    }
+}
+
+/// An answer that says no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its status.
+    pub status: StatusCode,
+    /// What the server said about it, made fit to be shown; often nothing.
+    pub text: String,
+    /// How long it asks to wait.
+    pub wait: Option<Duration>,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.status)?;
+        if !self.text.is_empty() {
+            write!(f, ": {}", self.text)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Measures whether enough comes: at least 4 KiB in the time that a connection may be silent.
+///
+/// Only time spent waiting for the network counts, so a slow disk doesn't end a transfer.
+pub(super) struct Pace {
+    limit: Duration,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            waited: Duration::ZERO,
+            bytes: 0,
+        }
+    }
+
+    /// Waits for the next piece of a body. `None` is its end.
+    pub(super) async fn next(
+        &mut self,
+        answer: &mut reqwest::Response,
+    ) -> Result<Option<Bytes>, ExchangeError> {
+        let start = Instant::now();
+        let left = self.limit.saturating_sub(self.waited);
+        let Ok(chunk) = tokio::time::timeout(left, answer.chunk()).await else {
+            return Err(ExchangeError::TooSlow(self.limit));
+        };
+        let chunk = chunk?;
+        self.waited += start.elapsed();
+        self.bytes += chunk.as_ref().map_or(0, |c| c.len() as u64);
+        if self.bytes >= LEAST_PROGRESS_BYTES {
+            (self.waited, self.bytes) = (Duration::ZERO, 0);
+        }
+        Ok(chunk)
+    }
+
+    /// Returns whether this many bytes count as progress.
+    pub(super) fn is_progress(bytes: u64) -> bool {
+        bytes >= LEAST_PROGRESS_BYTES
+    }
+}
+
+/// What a request carries.
+pub(super) enum Body {
+    Nothing,
+    Bytes(Bytes),
+    Stream(Upload),
+}
+
+/// A body that is read while it is sent, once.
+pub(super) struct Upload {
+    pub(super) body: reqwest::Body,
+    pub(super) size_bytes: u64,
+    sent: Arc<AtomicU64>,
+}
+
+impl Upload {
+    /// The bytes of `chunks`, `size_bytes` in all.
+    pub(super) fn new(
+        chunks: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+        size_bytes: u64,
+    ) -> Self {
+        use futures_util::StreamExt;
+
+        let sent = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&sent);
+        let counted = chunks.inspect(move |chunk| {
+            if let Ok(chunk) = chunk {
+                counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
+        });
+        Self {
+            body: reqwest::Body::wrap_stream(counted),
+            size_bytes,
+            sent,
+        }
+    }
+}
+
+/// A request that has not been sent.
+pub(super) struct Request {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Body,
+}
+
+impl Request {
+    pub(super) fn new(method: Method, url: Url) -> Self {
+        Self {
+            method,
+            url,
+            headers: HeaderMap::new(),
+            body: Body::Nothing,
+        }
+    }
+
+    /// With a header more. The value is our own or has been checked.
+    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    pub(super) fn body(mut self, body: Body) -> Self {
+        self.body = body;
+        self
+    }
+}
+
+/// The HTTP client with its rules.
+#[derive(Clone, Debug)]
+pub(super) struct Http {
+    client: reqwest::Client,
+    silence: Duration,
+}
+
+impl Http {
+    /// A client that trusts the authorities in `roots`, besides the system's.
+    pub(super) fn new(
+        roots: Vec<reqwest::Certificate>,
+        silence: Duration,
+    ) -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .user_agent(concat!("vellum/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(silence)
+            .redirect(reqwest::redirect::Policy::none())
+            .dns_resolver(SystemResolver)
+            .tls_certs_merge(roots)
+            .build()?;
+        Ok(Self { client, silence })
+    }
+
+    /// How long a server may send too little.
+    pub(super) fn silence(&self) -> Duration {
+        self.silence
+    }
+
+    /// Sends a request and follows where it is sent. `proof` goes only to the server first asked.
+    ///
+    /// Returns whatever was answered, refusals too. A streamed body can't be sent a second time: a redirect of one is returned as it is.
+    pub(super) async fn send(
+        &self,
+        request: Request,
+        proof: Option<&HeaderValue>,
+    ) -> Result<Answer, ExchangeError> {
+        let Request {
+            mut method,
+            mut url,
+            headers,
+            mut body,
+        } = request;
+        let asked = url.origin();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut headers = headers.clone();
+            if let Some(proof) = proof.filter(|_| url.origin() == asked) {
+                headers.insert(AUTHORIZATION, proof.clone());
+            }
+            let (kept, streamed) = match &body {
+                Body::Nothing => (Body::Nothing, false),
+                Body::Bytes(bytes) => (Body::Bytes(bytes.clone()), false),
+                Body::Stream(_) => (Body::Nothing, true),
+            };
+            let response = self
+                .exchange(method.clone(), url.clone(), headers, body)
+                .await?;
+            let status = response.status();
+            if !is_redirect(status) || streamed {
+                return Ok(Answer {
+                    at_asked: url.origin() == asked,
+                    url,
+                    response,
+                });
+            }
+            let next = location(&response, &url)?
+                .ok_or_else(|| ExchangeError::odd(format!("{status} without a place to go to")))?;
+            if url.scheme() == "https" && next.scheme() != "https" {
+                return Err(ExchangeError::odd("a redirect from HTTPS to plain HTTP"));
+            }
+            body = kept;
+            // What a browser does, and everyone after it: the answer to what was sent is fetched elsewhere.
+            if matches!(status.as_u16(), 301..=303) && method != Method::HEAD {
+                method = Method::GET;
+                body = Body::Nothing;
+            }
+            url = next;
+        }
+        Err(ExchangeError::odd("it redirects without end"))
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+        body: Body,
+    ) -> Result<reqwest::Response, ExchangeError> {
+        let mut request = self.client.request(method, url).headers(headers);
+        let mut upload = None;
+        match body {
+            Body::Nothing => {}
+            Body::Bytes(bytes) => request = request.body(bytes),
+            Body::Stream(stream) => {
+                upload = Some((stream.sent, stream.size_bytes));
+                request = request
+                    .header(CONTENT_LENGTH, stream.size_bytes)
+                    .body(stream.body);
+            }
+        }
+        let call = request.send();
+        tokio::pin!(call);
+        let (mut before, mut thinking) = (0, 0);
+        loop {
+            if let Ok(answer) = tokio::time::timeout(self.silence, &mut call).await {
+                return answer.map_err(supply_or_network);
+            }
+            let sent = upload
+                .as_ref()
+                .map_or(0, |(sent, _)| sent.load(Ordering::Relaxed));
+            let taken_whole = upload.as_ref().is_some_and(|(_, size)| sent == *size);
+            if sent - before >= LEAST_PROGRESS_BYTES {
+                before = sent;
+            } else if taken_whole && thinking < SILENCES_TO_DIGEST {
+                thinking += 1;
+            } else {
+                return Err(ExchangeError::TooSlow(self.silence));
+            }
+        }
+    }
+}
+
+/// Tells an upload whose source can't be read from one that the network broke.
+fn supply_or_network(error: reqwest::Error) -> ExchangeError {
+    let supply = chain(&error)
+        .filter_map(|e| e.downcast_ref::<SupplyError>())
+        .map(|e| std::io::Error::new(e.0.kind(), e.0.to_string()))
+        .next();
+    match supply {
+        Some(source) => ExchangeError::Supply(source),
+        None => error.into(),
+    }
+}
+
+/// Marks an error of the source of an upload, on its way through the HTTP client.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct SupplyError(pub(super) std::io::Error);
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// Where the answer says to go on, taken relative to where it came from.
+fn location(response: &reqwest::Response, from: &Url) -> Result<Option<Url>, ExchangeError> {
+    let Some(value) = response.headers().get(LOCATION) else {
+        return Ok(None);
+    };
+    let next = std::str::from_utf8(value.as_bytes())
+        .ok()
+        .and_then(|text| from.join(text).ok());
+    match next {
+        Some(next) if matches!(next.scheme(), "http" | "https") => Ok(Some(next)),
+        _ => Err(ExchangeError::odd("a Location that is not an address")),
+    }
+}
+
+/// What a server answered.
+pub(super) struct Answer {
+    pub(super) response: reqwest::Response,
+    /// Where it came from, after redirects.
+    pub(super) url: Url,
+    /// Whether that is the server which was asked, not one to which it sent us.
+    pub(super) at_asked: bool,
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    /// The text of a header, if it has one that is text.
+    pub(super) fn header(&self, name: HeaderName) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    /// Where the answer says to go on.
+    pub(super) fn location(&self) -> Result<Option<Url>, ExchangeError> {
+        location(&self.response, &self.url)
+    }
+
+    /// Returns the answer if it says yes, the refusal as an error if not.
+    pub(super) async fn accepted(self, silence: Duration) -> Result<Self, ExchangeError> {
+        if self.status().is_success() {
+            return Ok(self);
+        }
+        Err(self.refusal(silence).await.into())
+    }
+
+    /// Reads why the server said no. What can't be read of that is left out: the status is enough.
+    pub(super) async fn refusal(self, silence: Duration) -> Refusal {
+        let status = self.status();
+        let wait = self
+            .header(RETRY_AFTER)
+            .and_then(|text| retry_after(text, SystemTime::now()));
+        let json = self
+            .header(reqwest::header::CONTENT_TYPE)
+            .is_none_or(|kind| kind.contains("json"));
+        let body = self.start(MAX_REFUSAL_BYTES, silence).await;
+        let text = if json {
+            explanation(&body)
+        } else {
+            String::new()
+        };
+        Refusal { status, text, wait }
+    }
+
+    /// Reads the whole answer, which must not be longer than `limit_bytes`.
+    pub(super) async fn whole(
+        self,
+        limit_bytes: u64,
+        silence: Duration,
+    ) -> Result<Vec<u8>, ExchangeError> {
+        let mut bytes = Vec::new();
+        let mut response = self.response;
+        let mut pace = Pace::new(silence);
+        while let Some(chunk) = pace.next(&mut response).await? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() as u64 > limit_bytes {
+                return Err(ExchangeError::TooLong(limit_bytes));
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Reads at most `limit_bytes`, or what comes before something goes wrong.
+    async fn start(self, limit_bytes: u64, silence: Duration) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut response = self.response;
+        let mut pace = Pace::new(silence);
+        while let Ok(Some(chunk)) = pace.next(&mut response).await {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() as u64 >= limit_bytes {
+                bytes.truncate(usize::try_from(limit_bytes).unwrap_or(usize::MAX));
+                break;
+            }
+        }
+        bytes
+    }
+}
+
+/// The first explanation in a registry's errors, fit to be shown: short, on one line, without control characters.
+fn explanation(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Errors {
+        #[serde(default)]
+        errors: Vec<Explained>,
+        /// Token services say it this way, each in its own place.
+        details: Option<String>,
+        error_description: Option<String>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Explained {
+        code: Option<serde_json::Value>,
+        message: Option<String>,
+    }
+    // Anything else is not for people: a page of HTML, or nothing.
+    let Ok(errors) = serde_json::from_slice::<Errors>(body) else {
+        return String::new();
+    };
+    let told = match errors.errors.into_iter().next() {
+        Some(first) => {
+            let code = first.code.and_then(|c| c.as_str().map(str::to_owned));
+            [code, first.message]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join(": ")
+        }
+        None => errors
+            .details
+            .or(errors.error_description)
+            .unwrap_or_default(),
+    };
+    told.chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_TOLD_CHARS)
+        .collect()
+}
+
+/// Reads `Retry-After`: seconds, or a date.
+fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let then = httpdate::parse_http_date(text).ok()?;
+    Some(then.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_to_wait_is_read_in_seconds_or_as_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let read = |text| retry_after(text, now);
+        assert_eq!(read("120"), Some(Duration::from_secs(120)));
+        assert_eq!(read(" 0 "), Some(Duration::ZERO));
+        assert_eq!(
+            read("Sun, 06 Nov 1994 08:50:07 GMT"),
+            Some(Duration::from_secs(30))
+        );
+        assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
+        for nothing in ["", "soon", "-1", "1.5"] {
+            assert_eq!(read(nothing), None, "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_server_says_is_made_fit_to_be_shown() {
+        let long = format!(
+            r#"{{"errors":[{{"code":"X","message":"{}"}}]}}"#,
+            "y".repeat(5000)
+        );
+        assert_eq!(explanation(long.as_bytes()).len(), MAX_TOLD_CHARS);
+        for (body, told) in [
+            (
+                r#"{"errors":[{"code":"DENIED","message":"no\u001b[31m!\n"},{"code":"Z"}]}"#,
+                "DENIED: no[31m!",
+            ),
+            (r#"{"errors":[{"code":7,"message":"no"}]}"#, "no"),
+            (r#"{"errors":[{"code":"DENIED"}]}"#, "DENIED"),
+            (r#"{"errors":[]}"#, ""),
+            (
+                r#"{"details":"incorrect username or password"}"#,
+                "incorrect username or password",
+            ),
+            ("<html>", ""),
+            ("", ""),
+        ] {
+            assert_eq!(explanation(body.as_bytes()), told, "{body}");
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! Showing a server who asks: as little as it wants, and to no one else.
+//!
+//! Nothing is shown before a server asks for it, except that one for which there is a login is asked
+//! first what it wants, since some hide what they have from strangers. A challenge may come at any
+//! request: a registry that is open at its root may want a login for one repository. What was found
+//! out is kept for the requests that follow, for pulls and pushes apart.
+//!
+//! A login goes to the server that it is for, and to the token service that this server itself names.
+//! A challenge that came after a redirect is not answered. Over plain HTTP a login goes only to a
+//! registry for which the user allowed that, or on the loopback.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::{Method, StatusCode, Url};
+use tokio::time::Instant;
+
+use super::challenge::{self, Challenge};
+use super::credentials::Login;
+use super::exchange::{Answer, Body, ExchangeError, Http, Request};
+
+/// The longest answer of a token service.
+const MAX_TOKEN_ANSWER_BYTES: u64 = 1 << 20;
+/// How long a token is good that doesn't say so, and how long before its end it is not used any more.
+const USUAL_TOKEN_LIFE: Duration = Duration::from_secs(60);
+const TOKEN_MARGIN: Duration = Duration::from_secs(5);
+
+/// What is to be done with a repository: a token is for one or the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Operation {
+    Pull,
+    Push,
+}
+
+/// What a server accepted as proof of who asks.
+#[derive(Clone)]
+struct Proof {
+    header: HeaderValue,
+    until: Option<Instant>,
+}
+
+/// One server's wishes and our answers to them.
+#[derive(Clone)]
+pub(super) struct Access {
+    login: Login,
+    /// Whether a login may be sent to this server over plain HTTP.
+    in_clear: bool,
+    server: Url,
+    repository: String,
+    /// Other repositories of this server from which a push may mount blobs.
+    relatives: Vec<String>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    proofs: HashMap<Operation, Proof>,
+    /// Whether the server was asked at its root what it wants.
+    asked: bool,
+}
+
+impl Access {
+    /// What may be shown to `server` about `repository`.
+    pub(super) fn new(login: Login, in_clear: bool, server: Url, repository: String) -> Self {
+        Self {
+            login,
+            in_clear,
+            server,
+            repository,
+            relatives: Vec::new(),
+            state: Arc::default(),
+        }
+    }
+
+    /// Lets tokens for pushes cover mounts from `repositories`.
+    pub(super) fn mounting_from(&mut self, repositories: Vec<String>) {
+        self.relatives = repositories;
+    }
+
+    /// Sends a request that can be made again, and answers what the server wants to know about us.
+    pub(super) async fn send(
+        &self,
+        http: &Http,
+        operation: Operation,
+        request: impl Fn() -> Request,
+    ) -> Result<Answer, ExchangeError> {
+        self.introduce(http, operation).await?;
+        let answer = self.send_once(http, operation, request()).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED
+            || !self.satisfy(http, operation, &answer).await?
+        {
+            return Ok(answer);
+        }
+        self.send_once(http, operation, request()).await
+    }
+
+    /// Sends a request once: one whose body can't be sent again. [`Access::satisfy`] helps when it is turned away.
+    pub(super) async fn send_once(
+        &self,
+        http: &Http,
+        operation: Operation,
+        request: Request,
+    ) -> Result<Answer, ExchangeError> {
+        let proof = self.proof(operation);
+        // An upload session may be at another server, which gets nothing of ours.
+        let here = request.url.origin() == self.server.origin();
+        http.send(request, proof.as_ref().filter(|_| here)).await
+    }
+
+    fn proof(&self, operation: Operation) -> Option<HeaderValue> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let proof = state.proofs.get(&operation)?;
+        let good = proof.until.is_none_or(|until| Instant::now() < until);
+        good.then(|| proof.header.clone())
+    }
+
+    fn keep(&self, operation: Operation, proof: Proof) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.proofs.insert(operation, proof);
+    }
+
+    /// Asks a server for which there is a login what it wants, before the first request.
+    async fn introduce(&self, http: &Http, operation: Operation) -> Result<(), ExchangeError> {
+        let first = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            !std::mem::replace(&mut state.asked, true)
+        };
+        if !first || matches!(self.login, Login::None) {
+            return Ok(());
+        }
+        let root = self
+            .server
+            .join("/v2/")
+            .map_err(|e| ExchangeError::odd(e.to_string()))?;
+        let answer = http.send(Request::new(Method::GET, root), None).await?;
+        // Whatever else it says: the requests themselves will tell.
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            self.satisfy(http, operation, &answer).await?;
+        }
+        Ok(())
+    }
+
+    /// Finds out what the refusal asks for. Returns whether there is something new to show.
+    pub(super) async fn satisfy(
+        &self,
+        http: &Http,
+        operation: Operation,
+        refusal: &Answer,
+    ) -> Result<bool, ExchangeError> {
+        if !refusal.at_asked || refusal.url.origin() != self.server.origin() {
+            return Ok(false);
+        }
+        let challenges: Vec<Challenge> = refusal
+            .response
+            .headers()
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| std::str::from_utf8(value.as_bytes()).ok())
+            .flat_map(challenge::parse)
+            .collect();
+        let bearer = challenges
+            .iter()
+            .find(|c| c.scheme == "bearer" && c.get("realm").is_some());
+        if let Some(bearer) = bearer {
+            let proof = self.token(http, operation, bearer).await?;
+            self.keep(operation, proof);
+            return Ok(true);
+        }
+        if challenges.iter().any(|c| c.scheme == "basic")
+            && let Some(header) = self.login_for(&self.server)?
+        {
+            let known = self.proof(operation).is_some_and(|known| known == header);
+            self.keep(
+                operation,
+                Proof {
+                    header,
+                    until: None,
+                },
+            );
+            return Ok(!known);
+        }
+        Ok(false)
+    }
+
+    /// The login as a header for `to`; `None` if there is none with a password.
+    fn login_for(&self, to: &Url) -> Result<Option<HeaderValue>, ExchangeError> {
+        let Login::Password { user, password } = &self.login else {
+            return Ok(None);
+        };
+        self.may_go_to(to)?;
+        basic(user, password).map(Some)
+    }
+
+    fn may_go_to(&self, to: &Url) -> Result<(), ExchangeError> {
+        if to.scheme() == "https" || self.in_clear {
+            return Ok(());
+        }
+        Err(ExchangeError::LoginInClear(
+            to.host_str().unwrap_or_default().to_owned(),
+        ))
+    }
+
+    /// Gets a token from the service that the challenge names.
+    async fn token(
+        &self,
+        http: &Http,
+        operation: Operation,
+        challenge: &Challenge,
+    ) -> Result<Proof, ExchangeError> {
+        let realm = challenge.get("realm").unwrap_or_default();
+        let realm = self
+            .server
+            .join(realm)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https"))
+            .ok_or_else(|| ExchangeError::odd("a token service that is not an address"))?;
+        let scopes = self.scopes(operation, challenge.get("scope"));
+        let service = challenge.get("service");
+        let (request, proof) = match &self.login {
+            Login::IdentityToken(token) => {
+                self.may_go_to(&realm)?;
+                (with_identity(realm, service, &scopes, token), None)
+            }
+            login => {
+                let proof = self.login_for(&realm)?;
+                let user = match login {
+                    Login::Password { user, .. } => Some(user.as_str()),
+                    _ => None,
+                };
+                (with_password(realm, service, &scopes, user), proof)
+            }
+        };
+        let asked = Instant::now();
+        let answer = http.send(request, proof.as_ref()).await?;
+        let answer = answer.accepted(http.silence()).await?;
+        let body = answer.whole(MAX_TOKEN_ANSWER_BYTES, http.silence()).await?;
+        read_token(&body, asked)
+    }
+
+    /// What the token is to be good for: what is going to be done, and whatever else the server names.
+    fn scopes(&self, operation: Operation, wanted: Option<&str>) -> Vec<String> {
+        let repository = &self.repository;
+        let mut scopes = match operation {
+            Operation::Pull => vec![format!("repository:{repository}:pull")],
+            Operation::Push => vec![format!("repository:{repository}:pull,push")],
+        };
+        let own = format!("repository:{repository}:");
+        let others = wanted.unwrap_or_default().split_ascii_whitespace();
+        scopes.extend(
+            others
+                .filter(|scope| !scope.starts_with(&own))
+                .map(str::to_owned),
+        );
+        if operation == Operation::Push {
+            let mounts = self
+                .relatives
+                .iter()
+                .map(|name| format!("repository:{name}:pull"));
+            scopes.extend(mounts);
+        }
+        scopes
+    }
+}
+
+fn with_password(
+    mut realm: Url,
+    service: Option<&str>,
+    scopes: &[String],
+    user: Option<&str>,
+) -> Request {
+    {
+        let mut query = realm.query_pairs_mut();
+        let named = [("account", user), ("service", service)];
+        query.extend_pairs(
+            named
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        query.extend_pairs(scopes.iter().map(|scope| ("scope", scope)));
+    }
+    Request::new(Method::GET, realm)
+}
+
+/// The token service changes an identity token, which a login left behind, for one that is good here.
+fn with_identity(realm: Url, service: Option<&str>, scopes: &[String], token: &str) -> Request {
+    // The form is written as a query is, so an address does the writing.
+    let mut form = realm.clone();
+    form.set_query(None);
+    form.query_pairs_mut()
+        .append_pair("grant_type", "refresh_token")
+        .append_pair("client_id", "vellum")
+        .append_pair("service", service.unwrap_or_default())
+        .append_pair("scope", &scopes.join(" "))
+        .append_pair("refresh_token", token);
+    let form = form.query().unwrap_or_default().to_owned();
+    Request::new(Method::POST, realm)
+        .header(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/x-www-form-urlencoded"),
+        )
+        .body(Body::Bytes(Bytes::from(form)))
+}
+
+fn read_token(body: &[u8], asked: Instant) -> Result<Proof, ExchangeError> {
+    #[derive(serde::Deserialize)]
+    struct Token {
+        token: Option<String>,
+        access_token: Option<String>,
+        expires_in: Option<f64>,
+    }
+    let odd = || ExchangeError::odd("the token service gave no token");
+    // What it gave instead may be a secret all the same.
+    let answer: Token = serde_json::from_slice(body).map_err(|_| odd())?;
+    let token = [answer.token, answer.access_token]
+        .into_iter()
+        .flatten()
+        .find(|token| !token.is_empty())
+        .ok_or_else(odd)?;
+    let mut header = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| odd())?;
+    header.set_sensitive(true);
+    let life = answer
+        .expires_in
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .map_or(USUAL_TOKEN_LIFE, |life| life.max(USUAL_TOKEN_LIFE));
+    Ok(Proof {
+        header,
+        until: asked.checked_add(life - TOKEN_MARGIN),
+    })
+}
+
+fn basic(user: &str, password: &str) -> Result<HeaderValue, ExchangeError> {
+    use base64::Engine;
+
+    let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    let mut header = HeaderValue::try_from(format!("Basic {encoded}"))
+        .map_err(|_| ExchangeError::odd("a login that no header can carry"))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(body: &str) -> Option<String> {
+        let proof = read_token(body.as_bytes(), Instant::now()).ok()?;
+        Some(proof.header.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn a_token_is_taken_from_the_field_that_has_one() {
+        for body in [
+            r#"{"token":"T"}"#,
+            r#"{"access_token":"T"}"#,
+            r#"{"token":"","access_token":"T"}"#,
+            r#"{"token":null,"access_token":"T","expires_in":null}"#,
+            r#"{"token":"T","access_token":"U","expires_in":300,"issued_at":"x","more":{}}"#,
+            r#"{"token":"T","expires_in":1e300}"#,
+            r#"{"token":"T","expires_in":-5}"#,
+        ] {
+            assert_eq!(token(body).as_deref(), Some("Bearer T"), "{body}");
+        }
+        for body in [
+            "",
+            "{}",
+            "[]",
+            r#"{"token":""}"#,
+            r#"{"token":null}"#,
+            "{\"token\":\"a\\nb\"}",
+        ] {
+            assert_eq!(token(body), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_asked_for_what_is_done_and_for_what_the_server_names() {
+        let server = Url::parse("https://r.example").unwrap();
+        let mut access = Access::new(Login::None, false, server, "a/b".into());
+        assert_eq!(
+            access.scopes(Operation::Pull, None),
+            ["repository:a/b:pull"]
+        );
+        access.mounting_from(vec!["c".into()]);
+        assert_eq!(
+            access.scopes(
+                Operation::Push,
+                Some("repository:a/b:pull registry:catalog:*")
+            ),
+            [
+                "repository:a/b:pull,push",
+                "registry:catalog:*",
+                "repository:c:pull"
+            ]
+        );
+        let realm = Url::parse("https://t.example/token?x=1").unwrap();
+        let scopes = access.scopes(Operation::Pull, None);
+        let request = with_password(realm, Some("s"), &scopes, Some("me"));
+        assert_eq!(
+            request.url.as_str(),
+            "https://t.example/token?x=1&account=me&service=s&scope=repository%3Aa%2Fb%3Apull"
+        );
+    }
+
+    #[test]
+    fn a_login_goes_over_plain_http_only_where_the_user_allowed_that() {
+        let login = Login::Password {
+            user: "u".into(),
+            password: "p".into(),
+        };
+        let access = |in_clear, server: &str| {
+            Access::new(
+                login.clone(),
+                in_clear,
+                Url::parse(server).unwrap(),
+                "a".into(),
+            )
+        };
+        let clear = Url::parse("http://t.example/token").unwrap();
+        let secure = Url::parse("https://t.example/token").unwrap();
+        let careful = access(false, "https://r.example");
+        assert!(careful.login_for(&secure).unwrap().is_some());
+        let refused = careful.login_for(&clear).unwrap_err();
+        assert!(
+            matches!(&refused, ExchangeError::LoginInClear(host) if host == "t.example"),
+            "{refused:?}"
+        );
+        assert!(
+            access(true, "http://r.example")
+                .login_for(&clear)
+                .unwrap()
+                .is_some()
+        );
+    }
+}

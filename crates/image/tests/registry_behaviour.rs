@@ -1,0 +1,1134 @@
+//! Registries as they are: a matrix of odd behaviours, each pulled from or pushed to, and judged by skopeo too.
+//!
+//! Each row is a small server that is odd in one way, what Vellum makes of it, and what Debian's skopeo 1.9 does, which runs beside it where it is
+//! installed. Rows that end in a refusal are here as much as those that end well: an answer must never fill the memory or hold a command for ever.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use support::{Layers, random_image, read_layer, reference};
+use vellum_image::registry::{
+    ExchangeError, HostOptions, RegistryError, RegistryOptions, RegistrySource, Retry, push,
+};
+use vellum_image::sink::{OutImage, SinkOptions};
+use vellum_image::source::{ImageSource, SourceError};
+use vellum_image::{Cancel, Compression, Platform};
+use vellum_testkit::Rng;
+use vellum_testkit::clients::{Body, Call, Home, Hook, OddRegistry, Reply, Skopeo, available};
+
+/// "u:p" in base64.
+const LOGIN: &str = "dTpw";
+const SIZE: usize = 300_000;
+
+/// What comes of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Done,
+    Denied,
+    NotFound,
+    RateLimited,
+    /// Refused or broken in another way.
+    Failed,
+}
+use End::{Denied, Done, Failed, NotFound, RateLimited};
+
+/// What skopeo does with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Skopeo19 {
+    Takes,
+    Refuses,
+    /// It would take too long or for ever.
+    NotAsked,
+}
+use Skopeo19::{NotAsked, Refuses, Takes};
+
+struct Row {
+    name: &'static str,
+    push: bool,
+    login: bool,
+    hook: Hook,
+    end: End,
+    skopeo: Skopeo19,
+}
+
+fn pull(name: &'static str, end: End, skopeo: Skopeo19, hook: Hook) -> Row {
+    Row {
+        name,
+        push: false,
+        login: false,
+        hook,
+        end,
+        skopeo,
+    }
+}
+
+fn pushed(name: &'static str, end: End, skopeo: Skopeo19, hook: Hook) -> Row {
+    Row {
+        push: true,
+        ..pull(name, end, skopeo, hook)
+    }
+}
+
+fn with_login(row: Row) -> Row {
+    Row { login: true, ..row }
+}
+
+fn hook(f: impl Fn(&OddRegistry, &Call) -> Option<Reply> + Send + Sync + 'static) -> Hook {
+    Box::new(f)
+}
+
+fn is_layer(call: &Call) -> bool {
+    call.method == "GET" && call.path.contains("/blobs/") && !call.path.contains("uploads")
+}
+
+/// Counts how often it was asked.
+#[derive(Clone, Default)]
+struct Count(Arc<AtomicUsize>);
+
+impl Count {
+    fn next(&self) -> usize {
+        self.0.fetch_add(1, Ordering::SeqCst)
+    }
+}
+
+/// Cuts the first answer with a whole layer after 100,000 bytes; what comes then is the row's business.
+fn cut_first(
+    then: impl Fn(&OddRegistry, &Call, &Reply) -> Option<Reply> + Send + Sync + 'static,
+) -> Hook {
+    let count = Count::default();
+    hook(move |registry, call| {
+        if !is_layer(call) {
+            return None;
+        }
+        let whole = registry.blob(call.path.rsplit('/').next()?)?;
+        if whole.len() < SIZE {
+            return None;
+        }
+        let whole = Reply::new(200, whole);
+        if count.next() == 0 {
+            let Body::Whole(bytes) = whole.body else {
+                return None;
+            };
+            return Some(Reply::new(200, "").with(Body::Cut(bytes, 100_000)));
+        }
+        then(registry, call, &whole)
+    })
+}
+
+fn bytes(reply: &Reply) -> Vec<u8> {
+    match &reply.body {
+        Body::Whole(bytes) => bytes.clone(),
+        _ => Vec::new(),
+    }
+}
+
+fn start_of(call: &Call) -> Option<usize> {
+    call.header("range")
+        .strip_prefix("bytes=")?
+        .trim_end_matches('-')
+        .parse()
+        .ok()
+}
+
+/// A part of a layer that begins at `start`, said or unsaid.
+fn part(whole: &Reply, start: usize, said: bool) -> Reply {
+    let bytes = bytes(whole);
+    let reply = Reply::new(206, bytes[start..].to_vec());
+    if said {
+        let (last, all) = (bytes.len() - 1, bytes.len());
+        reply.header("Content-Range", format!("bytes {start}-{last}/{all}"))
+    } else {
+        reply
+    }
+}
+
+/// A token service and a registry that wants its tokens.
+fn token(
+    answer: &'static str,
+    challenge: impl Fn(&OddRegistry) -> Vec<String> + Send + Sync + 'static,
+    root_is_open: bool,
+) -> Hook {
+    hook(move |registry, call| {
+        if call.path == "/token" {
+            let known = call.header("authorization") == format!("Basic {LOGIN}");
+            return Some(if known {
+                Reply::new(200, answer).header("Content-Type", "application/json")
+            } else {
+                Reply::new(401, r#"{"details":"who are you"}"#)
+                    .header("Content-Type", "application/json")
+            });
+        }
+        if (root_is_open && call.path == "/v2/") || call.header("authorization") == "Bearer T" {
+            return None;
+        }
+        let refusal = Reply::new(401, "{}");
+        Some(
+            challenge(registry)
+                .into_iter()
+                .fold(refusal, |reply, challenge| {
+                    reply.header("WWW-Authenticate", challenge)
+                }),
+        )
+    })
+}
+
+fn usual(registry: &OddRegistry) -> Vec<String> {
+    vec![format!(
+        r#"Bearer realm="http://{}/token",service="reg",scope="repository:t:pull""#,
+        registry.host()
+    )]
+}
+
+const TOKEN: &str = r#"{"token":"T"}"#;
+
+fn basic(root_is_open: bool) -> Hook {
+    hook(move |_, call| {
+        if (root_is_open && call.path == "/v2/")
+            || call.header("authorization") == format!("Basic {LOGIN}")
+        {
+            return None;
+        }
+        Some(Reply::new(401, "{}").header("WWW-Authenticate", "Basic realm=\"x\""))
+    })
+}
+
+/// Answers layers with a redirect of this status to a place that has them.
+fn redirect(
+    status: u16,
+    to: impl Fn(&OddRegistry, &str) -> String + Send + Sync + 'static,
+) -> Hook {
+    hook(move |registry, call| {
+        if let Some(digest) = call.path.strip_prefix("/elsewhere/") {
+            return Some(Reply::new(200, registry.blob(digest)?));
+        }
+        if !is_layer(call) {
+            return None;
+        }
+        let digest = call.path.rsplit('/').next()?;
+        Some(Reply::new(status, "").header("Location", to(registry, digest)))
+    })
+}
+
+/// Answers the first request for a manifest with `reply`.
+fn manifest_first(reply: Reply) -> Hook {
+    let count = Count::default();
+    hook(move |_, call| {
+        (call.path.contains("/manifests/") && count.next() == 0).then(|| reply.clone())
+    })
+}
+
+/// Answers every request of this method, for a path with this in it, in this way.
+fn always(method: &'static str, part: &'static str, reply: Reply) -> Hook {
+    hook(move |_, call| (call.method == method && call.path.contains(part)).then(|| reply.clone()))
+}
+
+/// Lets the registry do its work, and answers with another status.
+fn status(method: &'static str, part: &'static str, status: u16, location: bool) -> Hook {
+    hook(move |registry, call| {
+        if call.method != method || !call.path.contains(part) {
+            return None;
+        }
+        let mut reply = registry.plainly(call);
+        if reply.status < 300 {
+            reply.status = status;
+            if !location {
+                reply.headers.retain(|(name, _)| name != "Location");
+            }
+        }
+        Some(reply)
+    })
+}
+
+/// Gives upload sessions another place.
+fn session(
+    location: impl Fn(&OddRegistry, &str) -> Option<String> + Send + Sync + 'static,
+) -> Hook {
+    hook(move |registry, call| {
+        if call.method != "POST" {
+            return None;
+        }
+        let mut reply = registry.plainly(call);
+        let id = reply
+            .headers
+            .iter()
+            .find(|(name, _)| name == "Docker-Upload-UUID")
+            .map(|(_, id)| id.clone())?;
+        reply.headers.retain(|(name, _)| name != "Location");
+        if let Some(place) = location(registry, &id) {
+            reply.headers.push(("Location".into(), place));
+        }
+        Some(reply)
+    })
+}
+
+/// A token is good for one upload, and then for nothing.
+fn tokens_end_early() -> Hook {
+    let count = Count::default();
+    hook(move |registry, call| {
+        if call.path == "/token" {
+            return Some(Reply::new(200, TOKEN));
+        }
+        let late =
+            call.method == "PUT" && call.path.contains("/blobs/uploads/") && count.next() == 0;
+        if late || call.header("authorization") != "Bearer T" {
+            return Some(
+                Reply::new(401, "").header("WWW-Authenticate", usual(registry)[0].clone()),
+            );
+        }
+        None
+    })
+}
+
+fn rows() -> Vec<Row> {
+    let nothing = || hook(|_, _| None);
+    let mut rows = vec![
+        pull("a plain registry", Done, Takes, nothing()),
+        // Ranges. Skopeo doesn't go on with a broken transfer at all.
+        pull("a cut transfer", Done, Refuses, cut_first(|_, _, _| None)),
+        pull(
+            "a cut transfer, ranges ignored",
+            Done,
+            Refuses,
+            cut_first(|_, _, whole| Some(whole.clone())),
+        ),
+        pull(
+            "a part that begins earlier than asked",
+            Done,
+            Refuses,
+            cut_first(|_, call, whole| Some(part(whole, start_of(call)? & !0xffff, true))),
+        ),
+        pull(
+            "a part that begins later than asked",
+            Done,
+            Refuses,
+            cut_first(|_, call, whole| match start_of(call) {
+                Some(start) => Some(part(whole, start + 512, true)),
+                None => Some(whole.clone()),
+            }),
+        ),
+        pull(
+            "a part that doesn't say where it begins",
+            Done,
+            Refuses,
+            cut_first(|_, call, whole| Some(part(whole, start_of(call)?, false))),
+        ),
+        pull(
+            "a part with a Content-Range that nobody understands",
+            Done,
+            Refuses,
+            cut_first(|_, call, whole| match start_of(call) {
+                Some(start) => Some(part(whole, start, false).header("Content-Range", "some")),
+                None => Some(whole.clone()),
+            }),
+        ),
+        // Redirects.
+        pull(
+            "a redirect to another path",
+            Done,
+            Takes,
+            redirect(307, |_, digest| format!("/elsewhere/{digest}")),
+        ),
+        pull(
+            "a redirect to another name of the server",
+            Done,
+            Takes,
+            redirect(302, |registry, digest| {
+                let host = registry.host().replace("127.0.0.1", "localhost");
+                format!("http://{host}/elsewhere/{digest}?X-Signature=secret")
+            }),
+        ),
+        pull(
+            "a redirect in a circle",
+            Failed,
+            Refuses,
+            redirect(307, |_, digest| format!("/v2/t/blobs/{digest}")),
+        ),
+        pull(
+            "a redirect to something that is not HTTP",
+            Failed,
+            Refuses,
+            redirect(307, |_, _| "file:///etc/passwd".into()),
+        ),
+        pull(
+            "a redirect without a place",
+            Failed,
+            Refuses,
+            hook(|_, call| is_layer(call).then(|| Reply::new(307, ""))),
+        ),
+        // Manifests.
+        pull(
+            "a manifest without a content type",
+            Done,
+            Refuses,
+            hook(|registry, call| {
+                let name = call.path.strip_prefix("/v2/t/manifests/")?;
+                Some(Reply::new(200, registry.manifest(name)?))
+            }),
+        ),
+        pull(
+            "a manifest with a parameter in its content type",
+            Done,
+            Takes,
+            hook(|registry, call| {
+                let name = call.path.strip_prefix("/v2/t/manifests/")?;
+                let kind = "application/vnd.oci.image.manifest.v1+json; charset=utf-8";
+                Some(Reply::new(200, registry.manifest(name)?).header("Content-Type", kind))
+            }),
+        ),
+        pull(
+            "a page in place of a manifest",
+            NotFound,
+            Refuses,
+            always(
+                "GET",
+                "/manifests/",
+                Reply::new(404, "<html>not here</html>"),
+            ),
+        ),
+        pull(
+            "a manifest without end",
+            Failed,
+            NotAsked,
+            always(
+                "GET",
+                "/manifests/",
+                Reply::new(200, "").with(Body::Endless),
+            ),
+        ),
+        pull(
+            "a refusal without end",
+            Failed,
+            NotAsked,
+            always(
+                "GET",
+                "/manifests/",
+                Reply::new(500, "").with(Body::Endless),
+            ),
+        ),
+        pull(
+            "a manifest that trickles",
+            Failed,
+            NotAsked,
+            always(
+                "GET",
+                "/manifests/",
+                Reply::new(200, "").with(Body::Trickle(vec![b' '; 1000])),
+            ),
+        ),
+        pull(
+            "a layer that trickles",
+            Failed,
+            NotAsked,
+            hook(|registry, call| {
+                let blob = registry
+                    .blob(call.path.rsplit('/').next()?)
+                    .filter(|_| is_layer(call))?;
+                (blob.len() >= SIZE).then(|| Reply::new(200, "").with(Body::Trickle(blob)))
+            }),
+        ),
+        // Too many requests.
+        pull(
+            "asked to wait a second",
+            Done,
+            Takes,
+            manifest_first(Reply::new(429, "").header("Retry-After", "1")),
+        ),
+        pull(
+            "asked to wait until a moment that has passed",
+            Done,
+            Takes,
+            manifest_first(
+                Reply::new(429, "").header("Retry-After", "Sun, 06 Nov 1994 08:49:37 GMT"),
+            ),
+        ),
+        pull(
+            "busy once",
+            Done,
+            Refuses,
+            manifest_first(Reply::new(503, "").header("Retry-After", "0")),
+        ),
+        pull(
+            "broken once",
+            Done,
+            Refuses,
+            manifest_first(Reply::new(502, "<html>")),
+        ),
+        pull(
+            "asked to wait an hour",
+            RateLimited,
+            NotAsked,
+            always(
+                "GET",
+                "/manifests/",
+                Reply::new(429, "").header("Retry-After", "3600"),
+            ),
+        ),
+        // Logins.
+        with_login(pull("a password", Done, Takes, basic(false))),
+        pull(
+            "a password that we don't have",
+            Denied,
+            Refuses,
+            basic(false),
+        ),
+        with_login(pull(
+            "a password, asked for late",
+            Done,
+            Refuses,
+            basic(true),
+        )),
+        with_login(pull("a token", Done, Takes, token(TOKEN, usual, false))),
+        pull(
+            "a token for which there is no login",
+            Denied,
+            Refuses,
+            token(TOKEN, usual, false),
+        ),
+        with_login(pull(
+            "a token, asked for late",
+            Done,
+            Refuses,
+            token(TOKEN, usual, true),
+        )),
+        with_login(pull(
+            "a wrong password",
+            Denied,
+            Refuses,
+            hook(|_, _| Some(Reply::new(401, "").header("WWW-Authenticate", "Basic realm=\"x\""))),
+        )),
+        with_login(pull(
+            "a token that never satisfies",
+            Denied,
+            Refuses,
+            token(r#"{"token":"wrong"}"#, usual, false),
+        )),
+        with_login(pull(
+            "a refusal that asks for nothing",
+            Denied,
+            Refuses,
+            hook(|_, call| (call.path != "/v2/").then(|| Reply::new(401, ""))),
+        )),
+        with_login(pull(
+            "a refusal that asks for something unknown",
+            Denied,
+            Refuses,
+            hook(|_, _| Some(Reply::new(401, "").header("WWW-Authenticate", "Negotiate"))),
+        )),
+        with_login(pull(
+            "a root that is missing",
+            Done,
+            Refuses,
+            hook(|_, call| (call.path == "/v2/").then(|| Reply::new(404, ""))),
+        )),
+    ];
+    for (name, answer) in [
+        (
+            "an empty token and an access token",
+            r#"{"token":"","access_token":"T"}"#,
+        ),
+        (
+            "no token and an access token",
+            r#"{"token":null,"access_token":"T"}"#,
+        ),
+        (
+            "a token with a life of no length",
+            r#"{"token":"T","expires_in":0}"#,
+        ),
+        (
+            "a token that has ended already",
+            r#"{"token":"T","expires_in":-1,"issued_at":"2001-01-01T00:00:00Z"}"#,
+        ),
+    ] {
+        rows.push(with_login(pull(
+            name,
+            Done,
+            Takes,
+            token(answer, usual, false),
+        )));
+    }
+    for (name, answer) in [
+        ("a token of nothing", r#"{"token":""}"#),
+        ("a token answer that is a page", "<html>"),
+        ("a token with a line break", "{\"token\":\"T\\r\\nX: y\"}"),
+    ] {
+        rows.push(with_login(pull(
+            name,
+            Failed,
+            Refuses,
+            token(answer, usual, false),
+        )));
+    }
+    for (name, skopeo, challenge) in [
+        (
+            "a challenge without a service",
+            Takes,
+            r#"Bearer realm="http://HOST/token""#,
+        ),
+        (
+            "a challenge with a query",
+            Takes,
+            r#"Bearer realm="http://HOST/token?a=b",service="s""#,
+        ),
+        (
+            "a challenge in small letters",
+            Takes,
+            r#"bearer realm="http://HOST/token",service="s""#,
+        ),
+        (
+            "a challenge without quotes",
+            Refuses,
+            "Bearer realm=http://HOST/token,service=s",
+        ),
+        (
+            "a challenge with a relative realm",
+            Refuses,
+            r#"Bearer realm="/token",service="s""#,
+        ),
+        (
+            "two challenges in one header",
+            Takes,
+            r#"Bearer realm="http://HOST/token",Basic realm="x""#,
+        ),
+        (
+            "two challenges the other way round",
+            Refuses,
+            r#"Basic realm="x",Bearer realm="http://HOST/token""#,
+        ),
+    ] {
+        let challenge =
+            move |registry: &OddRegistry| vec![challenge.replace("HOST", &registry.host())];
+        rows.push(with_login(pull(
+            name,
+            Done,
+            skopeo,
+            token(TOKEN, challenge, false),
+        )));
+    }
+    let two_headers = |registry: &OddRegistry| {
+        let mut challenges = vec!["Negotiate".to_owned(), "Basic realm=\"x\"".to_owned()];
+        challenges.extend(usual(registry));
+        challenges
+    };
+    rows.push(with_login(pull(
+        "challenges in several headers",
+        Done,
+        Refuses,
+        token(TOKEN, two_headers, false),
+    )));
+    for (status, name) in [
+        (301, "a redirect 301"),
+        (303, "a redirect 303"),
+        (308, "a redirect 308"),
+    ] {
+        let to = |_: &OddRegistry, digest: &str| format!("/elsewhere/{digest}");
+        rows.push(pull(name, Done, Takes, redirect(status, to)));
+    }
+    for (code, name) in [
+        (400, "ranges refused with 400"),
+        (405, "ranges refused with 405"),
+        (416, "ranges refused with 416"),
+        (500, "ranges refused with 500"),
+        (501, "ranges refused with 501"),
+    ] {
+        let refuse = move |_: &OddRegistry, call: &Call, whole: &Reply| {
+            Some(match start_of(call) {
+                Some(_) => Reply::new(code, ""),
+                None => whole.clone(),
+            })
+        };
+        rows.push(pull(name, Done, Refuses, cut_first(refuse)));
+    }
+    rows.extend(push_rows());
+    rows
+}
+
+fn push_rows() -> Vec<Row> {
+    let mut rows = vec![
+        pushed("a plain registry", Done, Takes, hook(|_, _| None)),
+        pushed(
+            "a blob that nowhere is",
+            Done,
+            Takes,
+            status("PUT", "/blobs/uploads/", 201, false),
+        ),
+        pushed(
+            "an upload with a relative place",
+            Done,
+            Takes,
+            session(|_, id| Some(format!("{id}?_state=secret"))),
+        ),
+        pushed(
+            "an upload with a whole address",
+            Done,
+            Takes,
+            session(|registry, id| {
+                Some(format!(
+                    "http://{}/v2/t/blobs/uploads/{id}",
+                    registry.host()
+                ))
+            }),
+        ),
+        pushed(
+            "an upload with an id for a place",
+            Done,
+            Refuses,
+            session(|_, _| None),
+        ),
+        pushed(
+            "an upload that must not be opened",
+            Denied,
+            Refuses,
+            always(
+                "POST",
+                "/blobs/uploads/",
+                Reply::new(403, r#"{"errors":[{"code":"DENIED"}]}"#),
+            ),
+        ),
+        pushed(
+            "a blob that can't be looked for",
+            Done,
+            Refuses,
+            always("HEAD", "/blobs/", Reply::new(405, "")),
+        ),
+        pushed(
+            "a blob that must not be looked for",
+            Done,
+            Refuses,
+            always("HEAD", "/blobs/", Reply::new(403, "")),
+        ),
+        pushed(
+            "a manifest that is refused",
+            Failed,
+            Refuses,
+            always("PUT", "/manifests/", Reply::new(400, "no")),
+        ),
+        pushed("a token that ends early", Done, Refuses, tokens_end_early()),
+        with_login(pushed("a password", Done, Takes, basic(false))),
+        with_login(pushed(
+            "a password, asked for late",
+            Done,
+            Refuses,
+            basic(true),
+        )),
+        with_login(pushed("a token", Done, Takes, token(TOKEN, usual, false))),
+        with_login(pushed(
+            "a token, asked for late",
+            Done,
+            Refuses,
+            token(TOKEN, usual, true),
+        )),
+    ];
+    for (name, method, part, code) in [
+        ("a manifest answered with 200", "PUT", "/manifests/", 200),
+        ("a manifest answered with 202", "PUT", "/manifests/", 202),
+        ("a manifest answered with 204", "PUT", "/manifests/", 204),
+        ("a blob answered with 200", "PUT", "/blobs/uploads/", 200),
+        ("a blob answered with 202", "PUT", "/blobs/uploads/", 202),
+        ("a blob answered with 204", "PUT", "/blobs/uploads/", 204),
+        (
+            "a session answered with 200",
+            "POST",
+            "/blobs/uploads/",
+            200,
+        ),
+        (
+            "a session answered with 201",
+            "POST",
+            "/blobs/uploads/",
+            201,
+        ),
+    ] {
+        let skopeo = if part == "/manifests/" {
+            Takes
+        } else {
+            Refuses
+        };
+        rows.push(pushed(name, Done, skopeo, status(method, part, code, true)));
+    }
+    rows
+}
+
+fn options(home: &Home, registry: &OddRegistry, login: bool) -> RegistryOptions {
+    let path = home.join("auth.json");
+    let logins = if login {
+        serde_json::json!({"auths": {registry.host(): {"auth": LOGIN}}})
+    } else {
+        serde_json::json!({})
+    };
+    std::fs::write(&path, logins.to_string()).unwrap();
+    RegistryOptions {
+        auth_file: Some(path),
+        retry: Retry {
+            attempts: 3,
+            first_pause: Duration::from_millis(10),
+            silence: Duration::from_secs(1),
+            ..Retry::default()
+        },
+        ..RegistryOptions::default()
+    }
+}
+
+/// Pulls `name` and returns its layers, checked against what the image promises.
+fn pull_from(name: &str, options: &RegistryOptions) -> Result<Vec<Vec<u8>>, SourceError> {
+    let source = RegistrySource::open(
+        &reference(name),
+        &Platform::host(),
+        options,
+        &Cancel::default(),
+    )?;
+    let layers = 0..source.images()[0].layers.len();
+    let read = |at| read_layer(&source, 0, at).map(|(tar, _)| tar);
+    Ok(layers.map(read).collect::<Result<_, _>>()?)
+}
+
+fn push_to(
+    home: &Home,
+    registry: &OddRegistry,
+    image: &(OutImage, Layers),
+    options: &RegistryOptions,
+) -> Result<(), SourceError> {
+    let sink = SinkOptions {
+        compression: Compression::None,
+        spool_dir: home.path().to_owned(),
+        jobs: 2,
+    };
+    let to = reference(&format!("{}/t:1", registry.host()));
+    push(
+        &image.0,
+        &to,
+        &image.1,
+        options,
+        &sink,
+        &Cancel::default(),
+        &|_, _| {},
+    )
+    .map(drop)
+}
+
+fn end_of<T>(outcome: &Result<T, SourceError>) -> End {
+    match outcome {
+        Ok(_) => Done,
+        Err(SourceError::Registry(RegistryError::Denied { .. })) => Denied,
+        Err(SourceError::Registry(RegistryError::NotFound { .. })) => NotFound,
+        Err(SourceError::Registry(RegistryError::RateLimited { .. })) => RateLimited,
+        Err(_) => Failed,
+    }
+}
+
+/// Lets skopeo pull or push; returns what it said if it refused.
+fn ask_skopeo(
+    skopeo: &Skopeo,
+    home: &Home,
+    push: bool,
+    host: &str,
+    layout: &str,
+) -> Result<(), String> {
+    let auth = home.join("auth.json").display().to_string();
+    let into = home.join("taken").display().to_string();
+    let done = if push {
+        let to = format!("docker://{host}/t:1");
+        skopeo.copy_with(
+            layout,
+            &to,
+            &["--dest-tls-verify=false", "--dest-authfile", &auth],
+        )
+    } else {
+        let from = format!("docker://{host}/t:1");
+        let to = format!("dir:{into}");
+        skopeo.copy_with(
+            &from,
+            &to,
+            &["--src-tls-verify=false", "--src-authfile", &auth],
+        )
+    };
+    done.map_err(|e| format!("{e:#}"))
+}
+
+#[test]
+fn odd_registries_are_pulled_from_and_pushed_to() {
+    let home = Home::new().unwrap();
+    let mut rng = Rng::for_test("odd registries");
+    let image = random_image(&mut rng, "x/t", &[SIZE, 700]);
+    let plain = OddRegistry::start(hook(|_, _| None)).unwrap();
+    push_to(&home, &plain, &image, &options(&home, &plain, false)).unwrap();
+    let skopeo = available(&["skopeo"]).then(|| Skopeo::new(&home).unwrap());
+    let layout = format!("oci:{}:x", home.join("layout").display());
+    if let Some(skopeo) = &skopeo {
+        let from = format!("docker://{}/t:1", plain.host());
+        skopeo
+            .copy_with(&from, &layout, &["--src-tls-verify=false"])
+            .unwrap();
+    }
+    let mut wrong = Vec::new();
+    let count = rows().len();
+    // Each client has a server of its own, since some are odd only once.
+    for (row, theirs) in rows().into_iter().zip(rows()) {
+        let what = if row.push { "push" } else { "pull" };
+        let start = |hook: Hook| {
+            let registry = OddRegistry::start(hook).unwrap();
+            if !row.push {
+                registry.copy_from(&plain);
+            }
+            registry
+        };
+        let registry = start(row.hook);
+        let chosen = options(&home, &registry, row.login);
+        let outcome = if row.push {
+            push_to(&home, &registry, &image, &chosen)
+        } else {
+            pull_from(&format!("{}/t:1", registry.host()), &chosen).map(|layers| {
+                let promised = image.0.layers.iter().map(|l| &image.1.0[&l.diff_id]);
+                assert!(layers.iter().eq(promised), "{}: other bytes", row.name);
+            })
+        };
+        let end = end_of(&outcome);
+        if end != row.end || (row.push && end == Done && registry.manifest("1").is_none()) {
+            wrong.push(format!(
+                "{what}: {}: {end:?}, not {:?}: {outcome:?}",
+                row.name, row.end
+            ));
+        }
+        let told = format!("{outcome:?}");
+        assert!(
+            !told.contains("secret") && !told.contains(LOGIN),
+            "{}: {told}",
+            row.name
+        );
+        let Some(skopeo) = skopeo.as_ref().filter(|_| theirs.skopeo != NotAsked) else {
+            continue;
+        };
+        let registry = start(theirs.hook);
+        options(&home, &registry, row.login);
+        let verdict = ask_skopeo(skopeo, &home, row.push, &registry.host(), &layout);
+        if verdict.is_ok() != (theirs.skopeo == Takes) {
+            wrong.push(format!("skopeo, {what}: {}: {verdict:?}", row.name));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {count} rows:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+/// Whether any request to the server carried something that proves who asks.
+fn was_shown_anything(registry: &OddRegistry) -> bool {
+    registry.calls().iter().any(|call| {
+        !call.header("authorization").is_empty()
+            || call.query.contains("account=")
+            || !call.body.is_empty()
+    })
+}
+
+#[test]
+fn a_login_goes_to_its_registry_and_to_nobody_else() {
+    let home = Home::new().unwrap();
+    let mut rng = Rng::for_test("logins that travel");
+    let image = random_image(&mut rng, "x/t", &[5000]);
+    let plain = OddRegistry::start(hook(|_, _| None)).unwrap();
+    push_to(&home, &plain, &image, &options(&home, &plain, false)).unwrap();
+
+    // A place to which the registry redirects: it gets the request, and nothing that proves who asks, whatever it demands.
+    for challenge in [
+        "",
+        "Basic realm=\"x\"",
+        "Bearer realm=\"http://HOST/token\"",
+    ] {
+        let other = OddRegistry::start(hook(move |registry, call| {
+            let asks = challenge.replace("HOST", &registry.host());
+            if !asks.is_empty() && call.path != "/token" {
+                return Some(Reply::new(401, "").header("WWW-Authenticate", asks));
+            }
+            (call.path == "/token").then(|| Reply::new(200, TOKEN))
+        }))
+        .unwrap();
+        other.copy_from(&plain);
+        let to = other.host();
+        let known = basic(false);
+        let registry = OddRegistry::start(hook(move |registry, call| {
+            known(registry, call).or_else(|| {
+                is_layer(call).then(|| {
+                    Reply::new(307, "").header("Location", format!("http://{to}{}", call.path))
+                })
+            })
+        }))
+        .unwrap();
+        registry.copy_from(&plain);
+        let outcome = pull_from(
+            &format!("{}/t:1", registry.host()),
+            &options(&home, &registry, true),
+        );
+        assert_eq!(
+            end_of(&outcome) == Done,
+            challenge.is_empty(),
+            "{challenge}: {outcome:?}"
+        );
+        assert!(
+            !other.calls().is_empty() && !was_shown_anything(&other),
+            "{challenge}: {:?}",
+            other.calls()
+        );
+    }
+
+    // A mirror, and a token service that a mirror names: the registry's login is not theirs.
+    let service = OddRegistry::start(hook(|_, _| Some(Reply::new(200, TOKEN)))).unwrap();
+    for challenge in ["Basic realm=\"x\"", "Bearer realm=\"http://HOST/token\""] {
+        let asks = challenge.replace("HOST", &service.host());
+        let mirror = OddRegistry::start(hook(move |_, _| {
+            Some(Reply::new(401, "").header("WWW-Authenticate", asks.clone()))
+        }))
+        .unwrap();
+        let registry = OddRegistry::start(basic(false)).unwrap();
+        registry.copy_from(&plain);
+        let mut chosen = options(&home, &registry, true);
+        let host = HostOptions {
+            mirrors: vec![format!("http://{}", mirror.host())],
+            insecure: true,
+            ..HostOptions::default()
+        };
+        chosen.hosts.insert(registry.host(), host);
+        let outcome = pull_from(&format!("{}/t:1", registry.host()), &chosen);
+        assert_eq!(end_of(&outcome), Done, "{outcome:?}");
+        assert!(!mirror.calls().is_empty());
+        assert!(
+            !mirror
+                .calls()
+                .iter()
+                .any(|call| call.header("authorization").contains(LOGIN))
+        );
+        assert!(!was_shown_anything(&service), "{:?}", service.calls());
+    }
+
+    // An upload session at another server.
+    let other = OddRegistry::start(hook(|_, call| {
+        (call.method == "PUT").then(|| Reply::new(201, ""))
+    }))
+    .unwrap();
+    let to = other.host();
+    let known = basic(false);
+    let registry = OddRegistry::start(hook(move |registry, call| {
+        known(registry, call).or_else(|| {
+            (call.method == "POST")
+                .then(|| Reply::new(202, "").header("Location", format!("http://{to}/up")))
+        })
+    }))
+    .unwrap();
+    push_to(&home, &registry, &image, &options(&home, &registry, true)).unwrap();
+    assert!(!other.calls().is_empty());
+    assert!(
+        other
+            .calls()
+            .iter()
+            .all(|call| call.header("authorization").is_empty())
+    );
+}
+
+#[test]
+fn an_identity_token_is_changed_for_a_token() {
+    let home = Home::new().unwrap();
+    let mut rng = Rng::for_test("identity token");
+    let image = random_image(&mut rng, "x/t", &[5000]);
+    let registry = OddRegistry::start(hook(|registry, call| {
+        if call.path == "/token" {
+            let form = String::from_utf8_lossy(&call.body);
+            let good = call.method == "POST"
+                && form.contains("grant_type=refresh_token")
+                && form.contains("refresh_token=kept%2Ftoken")
+                && form.contains("scope=repository%3At%3A");
+            return Some(if good {
+                Reply::new(200, r#"{"access_token":"T"}"#)
+            } else {
+                Reply::new(400, "")
+            });
+        }
+        (call.header("authorization") != "Bearer T")
+            .then(|| Reply::new(401, "").header("WWW-Authenticate", usual(registry)[0].clone()))
+    }))
+    .unwrap();
+    let chosen = options(&home, &registry, false);
+    let logins = serde_json::json!({"auths": {registry.host(): {"auth": "", "identitytoken": "kept/token"}}});
+    std::fs::write(home.join("auth.json"), logins.to_string()).unwrap();
+    push_to(&home, &registry, &image, &chosen).unwrap();
+    let layers = pull_from(&format!("{}/t:1", registry.host()), &chosen).unwrap();
+    assert_eq!(layers.len(), 1);
+}
+
+#[test]
+fn a_server_that_asks_to_wait_is_not_asked_before() {
+    let home = Home::new().unwrap();
+    let mut rng = Rng::for_test("waiting");
+    let image = random_image(&mut rng, "x/t", &[500]);
+    let registry = OddRegistry::start(manifest_first(
+        Reply::new(429, "").header("Retry-After", "1"),
+    ))
+    .unwrap();
+    let plain = OddRegistry::start(hook(|_, _| None)).unwrap();
+    push_to(&home, &plain, &image, &options(&home, &plain, false)).unwrap();
+    registry.copy_from(&plain);
+    let start = Instant::now();
+    pull_from(
+        &format!("{}/t:1", registry.host()),
+        &options(&home, &registry, false),
+    )
+    .unwrap();
+    assert!(
+        start.elapsed() >= Duration::from_secs(1),
+        "it asked for a second"
+    );
+
+    // One that asks for an hour is given up, and says so.
+    let registry = OddRegistry::start(always(
+        "GET",
+        "/manifests/",
+        Reply::new(429, "").header("Retry-After", "3600"),
+    ))
+    .unwrap();
+    let error = pull_from(
+        &format!("{}/t:1", registry.host()),
+        &options(&home, &registry, false),
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "{} allows no more requests for now: try again in 60 minutes",
+            registry.host()
+        )
+    );
+    let asked = registry
+        .calls()
+        .iter()
+        .filter(|call| call.path.contains("/manifests/"))
+        .count();
+    assert_eq!(asked, 1);
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_told_as_that() {
+    let chosen = RegistryOptions {
+        retry: Retry {
+            first_pause: Duration::from_millis(1),
+            ..Retry::default()
+        },
+        ..RegistryOptions::default()
+    };
+    let error = pull_from("no-such-host.invalid/x:1", &chosen).unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            SourceError::Registry(RegistryError::Unresolved {
+                source: ExchangeError::Unresolved(_),
+                ..
+            })
+        ),
+        "{error:?}"
+    );
+    assert_eq!(
+        error.to_string(),
+        "no-such-host.invalid can't be reached: its name can't be resolved"
+    );
+}
