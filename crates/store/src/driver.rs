@@ -401,12 +401,21 @@ impl Finding {
 
     /// What there is to say about a directory that holds nothing lasting and can be made anew; with `heal` it is.
     pub(crate) fn unless_made(path: &Path, mode: u32, heal: bool) -> Result<Vec<Self>> {
-        let why = match layout::dir(path) {
-            Ok(_) => return Ok(Vec::new()),
-            Err(StoreError::Sys(e)) if e.is_not_found() => "missing".to_owned(),
-            Err(StoreError::Damaged { why, .. }) => why,
-            Err(e) => return Err(e),
-        };
+        match not_a_directory(path)? {
+            Some(why) => Self::made_anew(path, mode, why, heal),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The same of a directory that is of no use any more and may be missing. Anything else in its place doesn't belong there.
+    pub(crate) fn unless_made_or_missing(path: &Path, mode: u32, heal: bool) -> Result<Vec<Self>> {
+        match not_a_directory(path)? {
+            Some(why) if why != MISSING => Self::made_anew(path, mode, why, heal),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn made_anew(path: &Path, mode: u32, why: String, heal: bool) -> Result<Vec<Self>> {
         if heal {
             plain::unlink(path).map_err(layout::damaged)?;
             make_dir(path, mode)?;
@@ -416,6 +425,18 @@ impl Finding {
             why,
             healed: heal,
         }])
+    }
+}
+
+const MISSING: &str = "missing";
+
+/// Says why a path is not a directory; `None` if it is one.
+fn not_a_directory(path: &Path) -> Result<Option<String>> {
+    match layout::dir(path) {
+        Ok(_) => Ok(None),
+        Err(StoreError::Sys(e)) if e.is_not_found() => Ok(Some(MISSING.to_owned())),
+        Err(StoreError::Damaged { why, .. }) => Ok(Some(why)),
+        Err(e) => Err(e),
     }
 }
 

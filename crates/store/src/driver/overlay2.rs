@@ -296,9 +296,12 @@ impl super::Driver for Overlay2 {
             small("committed", "", 0o600)?;
         }
         found.extend(check_link(layout, tree, heal)?);
-        if tree.kind == Kind::Active && !parents.is_empty() {
-            found.extend(Finding::unless_made(&dir.join("work"), 0o700, heal)?);
-        }
+        let work = dir.join("work");
+        found.extend(match tree.kind {
+            Kind::Active if !parents.is_empty() => Finding::unless_made(&work, 0o700, heal)?,
+            // Nothing uses it any more; a link there is still a way out of the store.
+            _ => Finding::unless_made_or_missing(&work, 0o700, heal)?,
+        });
         Ok(found)
     }
 }
