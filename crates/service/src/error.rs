@@ -344,9 +344,7 @@ fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
         SourceError::Registry(RegistryError::Unresolved { .. }) => Some(
             "check the name; if it is right, DNS fails here, or a proxy is needed (HTTPS_PROXY)".into(),
         ),
-        SourceError::Registry(
-            RegistryError::Failed { registry, .. } | RegistryError::Unreachable { registry, .. },
-        ) => Some(format!(
+        SourceError::Registry(RegistryError::Unreachable { registry, .. }) => Some(format!(
             "if {registry} speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/registries.md)"
         )),
         _ => None,
