@@ -48,6 +48,13 @@ pub enum Asked {
     Nothing,
     /// A mount.
     Mount(Call),
+    /// Other flags for a mount that is there, by mount(8)'s names.
+    Remount {
+        /// Where it is.
+        target: PathBuf,
+        /// All options, of which those that are no flags stay as they are.
+        options: Vec<String>,
+    },
 }
 
 /// A mount as it was asked for, options not understood yet.
@@ -109,6 +116,23 @@ pub fn read(name: Name, arguments: &[OsString]) -> Result<Asked, String> {
         (_, _) => return Err("there are more arguments than a source and a directory".into()),
     }
     call.target = places.pop().unwrap_or_default();
+    // Paths may have commas with a backslash before them in them, and none of the words that count here.
+    let mut words = call
+        .options
+        .iter()
+        .flat_map(|text| text.as_bytes().split(|&b| b == b','));
+    if name == Name::MountHelper && !nothing && words.any(|word| word == b"remount") {
+        let words = call
+            .options
+            .iter()
+            .flat_map(|text| text.as_bytes().split(|&b| b == b','));
+        return Ok(Asked::Remount {
+            target: call.target.clone(),
+            options: words
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect(),
+        });
+    }
     if let (Some(source), Name::MountHelper) = (places.pop(), name) {
         // First, so that an option of that name wins.
         let mut text = OsString::from("fsname=");
@@ -223,6 +247,18 @@ mod tests {
         assert_eq!(
             call(Name::MountHelper, &["none", "/m", "-f"]),
             Ok(Asked::Nothing)
+        );
+        assert_eq!(
+            call(
+                Name::MountHelper,
+                &["none", "/m", "-o", "rw,lowerdir=/a", "-o", "remount,ro"]
+            ),
+            Ok(Asked::Remount {
+                target: "/m".into(),
+                options: ["rw", "lowerdir=/a", "remount", "ro"]
+                    .map(String::from)
+                    .to_vec(),
+            })
         );
         for name in [Name::MountHelper, Name::FuseOverlayfs] {
             assert_eq!(call(name, &["--version"]), Ok(Asked::Version));

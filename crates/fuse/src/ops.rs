@@ -192,7 +192,7 @@ impl Ops {
                 acl_kills_setgid,
             } => self.set_xattr(&call, name, value, flags, acl_kills_setgid),
             Op::GetXattr { name, room } => self.get_xattr(node, name, room, reply),
-            Op::ListXattr { room } => self.list_xattr(node, room, reply),
+            Op::ListXattr { room } => self.list_xattr(&call, room, reply),
             Op::RemoveXattr { name } => call.act(|to| to.remove_xattr(node, name)),
             Op::Ioctl(ioctl) => self.ioctl(&call, &ioctl, reply),
             Op::FAllocate {

@@ -6,6 +6,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+/// CAP_SYS_ADMIN.
+const SYS_ADMIN: u64 = 1 << 21;
 /// CAP_FSETID: what it changes keeps setuid and setgid.
 const FSETID: u64 = 1 << 4;
 /// The number of the first user namespace, the same on every Linux (`PROC_USER_INIT_INO`).
@@ -68,6 +70,11 @@ impl Credentials {
         self.in_first_namespace && self.capabilities & FSETID != 0
     }
 
+    /// Returns whether it sees `trusted.*` attributes: it has CAP_SYS_ADMIN in the first user namespace.
+    pub fn sees_trusted(&self) -> bool {
+        self.in_first_namespace && self.capabilities & SYS_ADMIN != 0
+    }
+
     /// Returns whether it may leave setgid to a file of this group that the group may not execute:
     /// as a member, or by CAP_FSETID.
     pub fn is_in_group(&self, gid: u32) -> bool {
@@ -91,7 +98,12 @@ mod tests {
         let mut root = Credentials::parse(&root).unwrap();
         assert!(root.is_in_group(2) && !root.keeps_privileges());
         root.in_first_namespace = true;
-        assert!(root.keeps_privileges());
+        assert!(root.keeps_privileges() && !root.sees_trusted());
+        let admin = STATUS.replace("0000000000000000\n", "0000000000200000\n");
+        let mut admin = Credentials::parse(&admin).unwrap();
+        assert!(!admin.sees_trusted());
+        admin.in_first_namespace = true;
+        assert!(admin.sees_trusted());
         assert_eq!(Credentials::parse("Gid:\t1\n"), None);
     }
 

@@ -359,6 +359,39 @@ pub fn filesystem(fs: &str, source: &Path, target: &Path, options: &CStr) -> Res
     .map_err(|e| Error::new("mount on", target, e))
 }
 
+/// Gives a mount the flags that `options` name, as mount(8) spells them, the last word counting; whatever is no flag stays as it is.
+pub fn remount<'a>(target: &Path, options: impl Iterator<Item = &'a str>) -> Result<()> {
+    use rustix::mount::MountFlags;
+
+    let mut flags = MountFlags::empty();
+    for option in options {
+        let (flag, on) = match option {
+            "ro" => (MountFlags::RDONLY, true),
+            "rw" => (MountFlags::RDONLY, false),
+            "nosuid" => (MountFlags::NOSUID, true),
+            "suid" => (MountFlags::NOSUID, false),
+            "nodev" => (MountFlags::NODEV, true),
+            "dev" => (MountFlags::NODEV, false),
+            "noexec" => (MountFlags::NOEXEC, true),
+            "exec" => (MountFlags::NOEXEC, false),
+            "noatime" => (MountFlags::NOATIME, true),
+            "atime" => (MountFlags::NOATIME, false),
+            "nodiratime" => (MountFlags::NODIRATIME, true),
+            "diratime" => (MountFlags::NODIRATIME, false),
+            "relatime" => (MountFlags::RELATIME, true),
+            "norelatime" => (MountFlags::RELATIME, false),
+            "strictatime" => (MountFlags::STRICTATIME, true),
+            "nostrictatime" => (MountFlags::STRICTATIME, false),
+            "sync" => (MountFlags::SYNCHRONOUS, true),
+            "async" => (MountFlags::SYNCHRONOUS, false),
+            "dirsync" => (MountFlags::DIRSYNC, true),
+            _ => continue,
+        };
+        flags.set(flag, on);
+    }
+    rustix::mount::mount_remount(target, flags, c"").map_err(|e| Error::new("remount", target, e))
+}
+
 #[repr(C)]
 struct MountAttr {
     attr_set: u64,

@@ -1,10 +1,11 @@
 //! Requests about attributes: stat, chmod and its kin, xattrs, flags of chattr(1), the room of the file system.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::io::Errno;
 use vellum_sys::Timespec;
+use vellum_sys::credentials::Credentials;
 use vellum_sys::xattr::SetMode;
 use vellum_union::engine::{NodeId, SetAttr, SetTime};
 
@@ -120,9 +121,14 @@ impl Ops {
         }
     }
 
-    pub(super) fn list_xattr(&self, node: NodeId, room: u32, reply: &mut Reply<'_>) -> Answer {
+    /// Those that begin with `trusted.` are for the administrator's eyes, as everywhere; the kernel keeps nobody from listing them here.
+    pub(super) fn list_xattr(&self, call: &Call<'_>, room: u32, reply: &mut Reply<'_>) -> Answer {
+        let own = self.engine.xattr_names(node_of(call.header.node))?;
+        let is_trusted = |name: &OsString| name.as_bytes().starts_with(b"trusted.");
+        let hide = own.iter().any(is_trusted)
+            && !Credentials::of_thread(call.header.pid).is_some_and(|caller| caller.sees_trusted());
         let mut names = Vec::new();
-        for name in self.engine.xattr_names(node)? {
+        for name in own.iter().filter(|name| !(hide && is_trusted(name))) {
             names.extend_from_slice(name.as_bytes());
             names.push(0);
         }
