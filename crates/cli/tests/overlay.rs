@@ -282,6 +282,125 @@ fn mount_8_and_fstab_know_the_type_fuse_vellum() {
 }
 
 #[test]
+fn mount_8_gives_a_mounted_union_other_flags() {
+    let Some(world) = World::new() else { return };
+    let options = world.options();
+    let merged = world.at("merged").display().to_string();
+    let script = format!(
+        "mount -t fuse.vellum layers {merged} -o {options}; cp /bin/true merged/true
+         flags() {{ grep {merged} /proc/mounts | cut -d' ' -f4 | tr , '\\n' | grep -x 'r[ow]\\|noexec\\|nosuid' | paste -sd, ; }}
+         mount -o remount,ro {merged}; flags; touch merged/no && echo written; chmod 600 merged/both && echo changed
+         mount -o remount,rw,noexec,nosuid {merged}; flags; touch merged/yes; merged/true && echo executed
+         mount -o remount,exec,suid {merged}; flags; merged/true; umount {merged}"
+    );
+    // What must fail is asked for: no `set -e` for those.
+    let done = with_names(&world, &format!("set +e; {script}"));
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(done.out, "ro\nrw,nosuid,noexec\nrw\n", "{}", done.err);
+    wait_free(&world.at("upper"));
+    assert!(world.at("upper/yes").exists() && !world.at("upper/no").exists());
+}
+
+#[test]
+fn names_of_trusted_attributes_are_for_the_administrator() {
+    let Some(world) = World::new() else { return };
+    let file = world.at("base/both");
+    fs::remove_file(world.at("top/both")).unwrap();
+    for (name, value) in [("trusted.t", "1"), ("user.u", "2")] {
+        let set = command(
+            "setfattr",
+            &["-n", name, "-v", value, file.to_str().unwrap()],
+        )
+        .status();
+        assert!(set.unwrap().success());
+    }
+    let merged = world.mount("allow_other");
+    fs::set_permissions(world.scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let shown = merged.join("both");
+    for (who, sees) in [
+        (&["--inh-caps=-all"][..], true),
+        (&["--bounding-set=-sys_admin", "--inh-caps=-all"], false),
+        (&["--reuid=65534", "--regid=65534", "--clear-groups"], false),
+    ] {
+        let mut words = who.to_vec();
+        words.extend([
+            "getfattr",
+            "--absolute-names",
+            "-m",
+            "-",
+            shown.to_str().unwrap(),
+        ]);
+        let said = said(command("setpriv", &words).output().unwrap());
+        assert_eq!(said.code, 0, "{who:?}: {}", said.err);
+        assert!(said.out.contains("user.u"), "{who:?}: {}", said.out);
+        assert_eq!(
+            said.out.contains("trusted.t"),
+            sees,
+            "{who:?}: {}",
+            said.out
+        );
+    }
+    world.unmount();
+}
+
+#[test]
+fn a_layer_that_holds_the_mount_point_shows_it_as_an_empty_directory() {
+    let Some(world) = World::new() else { return };
+    let all = world.scratch.path();
+    for dir in ["own-upper", "own-work", "place"] {
+        world.scratch.dir(dir);
+    }
+    let place = world.at("place");
+    let other = world.scratch.dir("other");
+    let bind = command(
+        "mount",
+        &[
+            "--bind",
+            world.at("top").to_str().unwrap(),
+            other.to_str().unwrap(),
+        ],
+    );
+    assert!({ bind }.status().unwrap().success());
+    world.scratch.adopt_mount(&other);
+    let options = format!("lowerdir={}", all.display());
+    let done = world.vellum(&["overlay", "-o", &options, place.to_str().unwrap()]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    world.scratch.adopt_mount(&place);
+    // From outside, with an end: what asks a mount that waits for itself can't be killed.
+    let list = |what: &str| {
+        let at = place.join(what);
+        let done = said(
+            command("ls", &["-lR", at.to_str().unwrap()])
+                .output()
+                .unwrap(),
+        );
+        assert_eq!(done.code, 0, "{what}: {}", done.err);
+        done.out
+    };
+    assert!(list("").contains("own-upper"));
+    for empty in ["place", "other"] {
+        assert_eq!(list(empty).lines().count(), 2, "{empty}: {}", list(empty));
+    }
+    world.scratch.unmount(&place);
+
+    // A plain user may not have such a view, and is told where the mount can't be.
+    let Some(user) = PlainUser::new(&world.scratch) else {
+        return;
+    };
+    if !user.give_fuse() {
+        return untested("FUSE for plain users", "there is no /dev/fuse");
+    }
+    let done = as_user(
+        &user,
+        &world,
+        "timeout 60 \"$1\" overlay -o lowerdir=top merged && fusermount3 -u merged; mkdir top/in; \
+         timeout 60 \"$1\" overlay -o lowerdir=top top/in",
+    );
+    assert_eq!(done.code, 1, "{}", done.err);
+    assert!(done.err.contains("lies in the lower layer"), "{}", done.err);
+}
+
+#[test]
 fn as_fuse_overlayfs_it_is_called_as_its_callers_do() {
     let Some(world) = World::new() else { return };
     // containers/storage: relative layers, an empty option, options nobody knows; containerd, through mount.fuse3: with a source.

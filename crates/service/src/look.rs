@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use vellum_store::Shape;
 use vellum_sys::FileKind;
-use vellum_union::{Node, Stack};
+use vellum_union::{Node, Stack, WhNames};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -139,6 +139,9 @@ pub struct Explained {
     pub data_from: Vec<String>,
     /// What each layer says, top first.
     pub layers: Vec<Said>,
+    /// How a union's upper hides what lies below, if one was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upper_hides_with: Option<&'static str>,
 }
 
 /// What one layer says.
@@ -158,7 +161,14 @@ pub struct Said {
 }
 
 /// Says which layer gives a path, its attributes and its data, and why other layers' are hidden.
-pub fn explain(union: &Stack, path: &Path) -> Result<Explained> {
+pub fn explain(ctx: &Context, tree: &Tree, path: &Path) -> Result<Explained> {
+    let union = &stack(ctx, tree)?;
+    let has_upper = matches!(tree, Tree::Layers(options) if options.upper.is_some());
+    let upper = union.layers().first().filter(|_| has_upper);
+    let upper_hides_with = upper.map(|upper| match upper.dialect().wh_names {
+        WhNames::Plain => "devices 0:0",
+        WhNames::Whiteouts => ".wh. files",
+    });
     let explanation = union.explain(path)?;
     let mut layers: Vec<Said> = explanation
         .statements
@@ -224,5 +234,6 @@ pub fn explain(union: &Stack, path: &Path) -> Result<Explained> {
         attributes_from: node.as_ref().map(Node::layer_name),
         data_from,
         layers,
+        upper_hides_with,
     })
 }

@@ -57,7 +57,7 @@ pub(crate) mod table;
 
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vellum_sys::lock::Lock;
 use vellum_sys::publish::{self, DataOrder};
@@ -123,6 +123,8 @@ pub(crate) struct Upper {
     pub strips: bool,
     /// The work directory says already that kernels can't use the upper.
     kernel_kept_out: AtomicBool,
+    /// What the root has to say before the index gets its first entry: for which lower layer it is.
+    unclaimed: Mutex<Option<Vec<u8>>>,
     /// Upper and work directory: nobody else may have them.
     locks: [Lock; 2],
 }

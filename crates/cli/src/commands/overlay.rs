@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use vellum_service::Error;
 use vellum_service::overlay::options::{Manners, MountOptions};
-use vellum_service::overlay::{daemon, parse, serve};
+use vellum_service::overlay::{daemon, layers, parse, serve};
 
 use super::Outcome;
 use crate::args;
@@ -63,6 +63,17 @@ pub fn by_name(name: Name, started: Started<'_>) -> i32 {
         }
         Ok(Asked::Nothing) => return DONE,
         Ok(Asked::Mount(call)) => call,
+        Ok(Asked::Remount { target, options }) => {
+            let done = vellum_sys::mount::remount(&target, options.iter().map(String::as_str));
+            return match done.map_err(Error::from) {
+                Ok(()) => DONE,
+                Err(error) => {
+                    let failure = Failure::from(error);
+                    report::failure(&failure);
+                    exit_code::of(&failure)
+                }
+            };
+        }
         Err(why) => {
             report::failure(&Failure::misused(why));
             report::line(&format!("hint: {}", usage(name)));
@@ -100,6 +111,7 @@ fn mount(manners: Manners, name: &str, call: Call, started: Started<'_>) -> Outc
     let here = std::env::current_dir().map_err(Error::io("find", "."))?;
     let options = parsed.options.made_absolute(&here);
     let target = place(&call.target)?;
+    layers::apart_from(&target, &options)?;
     let foreground = call.foreground || options.debug;
     if !foreground && !started.serves {
         return Ok(daemon::start(

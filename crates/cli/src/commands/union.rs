@@ -85,7 +85,7 @@ pub fn cat(ctx: &Context, args: args::Cat) -> Outcome {
 /// `explain`
 pub fn explain(ctx: &Context, args: args::Explain) -> Outcome {
     let (tree, path) = find(&args.look.path, &args.look.tree)?;
-    let explained = look::explain(&look::stack(ctx, &tree)?, &path)?;
+    let explained = look::explain(ctx, &tree, &path)?;
     let mut out = stdout();
     if args.output.json {
         out.json(&explained)?;
@@ -111,6 +111,9 @@ pub fn explain(ctx: &Context, args: args::Explain) -> Outcome {
             Path::new(&said.name).join(&said.path).display(),
             said.says
         ))?;
+    }
+    if let Some(form) = explained.upper_hides_with {
+        out.line(format!("the upper hides names with {form}"))?;
     }
     out.done()?;
     Ok(DONE)

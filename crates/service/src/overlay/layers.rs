@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 use vellum_format::{OVERRIDE_STAT_NAMES, Prefix};
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::Dir;
-use vellum_sys::{mountinfo, publish, userns, xattr};
+use vellum_sys::{mount, mountinfo, publish, userns, xattr};
 use vellum_union::engine::{Durability, EngineOptions, IdRules, IdRun, UpperOptions};
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Stack, WhNames};
 
 use crate::container::BytesPath;
 use crate::error::{Error, Result};
 use crate::overlay::options::{Manners, MountOptions, Redirects, Trust, WhFiles};
-use crate::overlay::owners;
+use crate::overlay::{dialect, owners};
 
 /// Where a [`LayerRecord`] is, in a work directory.
 const RECORD_DIR: &str = "vellum";
@@ -120,6 +120,12 @@ fn record_beside(layer: &Path) -> Option<LayerRecord> {
     (record.upper_ino == ino).then_some(record)
 }
 
+/// What the work directory says of `.wh.` names in this upper, if it knows the upper.
+pub(super) fn recorded_wh_whiteouts(work: &Dir, upper: &Dir) -> Option<bool> {
+    let record = read_record(work)?;
+    (record.upper_ino == upper.stat_self().ok()?.ino).then_some(record.wh_whiteouts)
+}
+
 fn read_record(work: &Dir) -> Option<LayerRecord> {
     Some(read_record_and_owner(work)?.0)
 }
@@ -164,7 +170,7 @@ pub fn lowers(options: &MountOptions) -> Result<(Layers, Layers)> {
         asked => asked,
     };
     let open = |path: &PathBuf, named: bool| -> Result<Arc<dyn Layer>> {
-        let dir = open_dir(path)?;
+        let dir = lower_dir(path)?;
         let record = record_beside(path);
         let trust = match (trust, &record) {
             _ if named => LayerTrust::Engine,
@@ -253,6 +259,42 @@ fn open_dir(path: &Path) -> Result<Dir> {
     })
 }
 
+/// Opens a lower layer as its own file system has it, as the kernel's overlay sees its layers: without what is mounted in it, the union
+/// itself first of all, and without moving access times. Who may not have such a view gets the directory as it is.
+fn lower_dir(path: &Path) -> Result<Dir> {
+    let dir = open_dir(path)?;
+    match mount::without_submounts(&dir) {
+        Ok(view) => Ok(view),
+        Err(error) => {
+            tracing::debug!(layer = %path.display(), %error, "seen with what is mounted in it");
+            Ok(dir)
+        }
+    }
+}
+
+/// Refuses a lower layer that holds the place of the mount, where it can't be seen without that: looking into it would wait for the union
+/// itself.
+pub fn apart_from(target: &Path, options: &MountOptions) -> Result<()> {
+    let real = std::fs::canonicalize(target).map_err(Error::io("find", target))?;
+    for lower in options.lowers.iter().chain(&options.data_lowers) {
+        let Ok(place) = std::fs::canonicalize(lower) else {
+            // Opening it will say what is wrong.
+            continue;
+        };
+        if real.starts_with(&place) && mount::without_submounts(&open_dir(lower)?).is_err() {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "the mount point {} lies in the lower layer {}",
+                    target.display(),
+                    lower.display()
+                ),
+                hint: "mount somewhere else: a layer that holds its own union needs privilege over mounts".into(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Records are read where the caller says so, and where the layer's own root has one.
 fn records(options: &MountOptions, root: &Dir) -> Result<Records> {
     if options.records {
@@ -276,7 +318,7 @@ pub fn stack(options: &MountOptions) -> Result<Stack> {
         let dir = open_dir(upper)?;
         let dialect = Dialect {
             prefix: Some(prefix(options)?),
-            wh_names: upper_wh_names(options, &dir)?,
+            wh_names: dialect::of_upper(options, &dir)?.wh_names(),
             records: records(options, &dir)?,
             trust: LayerTrust::Engine,
         };
@@ -289,41 +331,6 @@ pub fn stack(options: &MountOptions) -> Result<Stack> {
         layers.insert(0, Arc::new(layer));
     }
     Ok(Stack::with_data_layers(layers, data)?)
-}
-
-/// What `.wh.` names in the upper are where nobody says: what the record says; without one they may be marks, unless there is nothing yet.
-fn upper_wh_names(options: &MountOptions, upper: &Dir) -> Result<WhNames> {
-    let recorded = || -> Option<bool> {
-        let work = Dir::open(options.work.as_deref()?).ok()?;
-        let record = read_record(&work)?;
-        (record.upper_ino == upper.stat_self().ok()?.ino).then_some(record.wh_whiteouts)
-    };
-    let whiteouts = match options.wh_files {
-        WhFiles::Plain => false,
-        WhFiles::Whiteouts => true,
-        WhFiles::Auto => match recorded() {
-            Some(whiteouts) => whiteouts,
-            None => upper.entries()?.next().is_some() || !takes_marks(upper, prefix(options)?)?,
-        },
-    };
-    Ok(match whiteouts {
-        true => WhNames::Whiteouts,
-        false => WhNames::Plain,
-    })
-}
-
-/// Tells whether marks can be xattrs there. Tried with one that means nothing, which is taken away again.
-fn takes_marks(upper: &Dir, prefix: Prefix) -> Result<bool> {
-    let name = format!("{}vellum.probe", prefix.as_str());
-    let name = OsStr::new(&name);
-    match xattr::set_fd(upper, name, b"", xattr::SetMode::Any) {
-        Ok(()) => {
-            xattr::remove_fd(upper, name)?;
-            Ok(true)
-        }
-        Err(error) if error.is_unsupported() || error.is_denied() => Ok(false),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// What an engine is opened with, and what its user should hear of.
@@ -398,14 +405,9 @@ fn upper_options(
     let prefix = prefix(options)?;
     let dir = open_dir(upper)?;
     let work_dir = open_dir(work)?;
-    if !takes_marks(&dir, prefix)? {
-        warnings.push(format!(
-            "the file system of {} takes no xattrs: removed names become .wh. files, and renamed directories, links of lower files and \
-             inode numbers last only until the unmount",
-            upper.display()
-        ));
-    }
-    let wh_names = upper_wh_names(options, &dir)?;
+    let chosen = dialect::for_changes(options, &dir, &work_dir)?;
+    warnings.extend(chosen.told(upper));
+    let wh_names = chosen.wh_names();
     let upper_ino = dir.stat_self()?.ino;
     let earlier = read_record(&work_dir).filter(|earlier| earlier.upper_ino == upper_ino);
     let ids = match options.ids.uids.is_empty() && options.ids.gids.is_empty() {

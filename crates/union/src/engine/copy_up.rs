@@ -187,6 +187,9 @@ impl Action<'_> {
             self.begin(upper, node, &state, target, what)?
         };
         drop(shared);
+        if copying.origin.index.is_some() && upper.claim_index()? {
+            self.touch(NodeId::ROOT, Attrs::CTIME);
+        }
         let taken = match &copying.lower {
             Some((_, data)) if copying.node.kind == FileKind::File => {
                 self.reserve_data(upper, data, what, 1)?

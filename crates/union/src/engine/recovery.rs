@@ -8,8 +8,8 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use vellum_format::{Handle, Mark, Nlink, NlinkBase, Prefix, workdir};
@@ -42,6 +42,9 @@ const INCOMPAT_OPEN: &str = "vellum-open";
 
 /// The entry of a plain user's upper with marks that the kernel refuses, or passes over, in `user.overlay.*`.
 const INCOMPAT_MARKS: &str = "vellum-marks";
+
+/// Stands there once the upper has hidden names with `.wh.` files.
+const INCOMPAT_NAMES: &str = "vellum-names";
 
 /// The entry of a volatile union.
 const INCOMPAT_VOLATILE: &str = "volatile";
@@ -150,6 +153,24 @@ impl Upper {
         locks.try_for_each(|lock| lock.release().map_err(|e| self.io(e)))
     }
 
+    /// Says on the upper's root for which lower layer the index is, before the first entry comes into it. Returns whether that was new.
+    pub(crate) fn claim_index(&self) -> Result<bool> {
+        let mut unclaimed = self
+            .unclaimed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(origin) = &*unclaimed else {
+            return Ok(false);
+        };
+        let root = self.root.dir().map_err(|e| self.io(e))?;
+        let mark = self.options.prefix.xattr(Mark::Origin);
+        match xattr::set_fd(&root, mark, origin, SetMode::Any) {
+            Err(error) if !error.is_unsupported() => return Err(self.io(error)),
+            _ => *unclaimed = None,
+        }
+        Ok(true)
+    }
+
     /// Says that a mark is about to be written that kernels refuse or pass over in a plain user's upper.
     ///
     /// From then on they are kept from mounting its work directory.
@@ -242,6 +263,7 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
         unnamed,
         strips,
         kernel_kept_out: AtomicBool::new(kernel_kept_out),
+        unclaimed: Mutex::default(),
         locks: [upper_lock, work_lock],
     })
 }
@@ -262,6 +284,10 @@ fn own_dir(work: &Dir, name: &str) -> vellum_sys::Result<Dir> {
 fn enter(upper: &Upper) -> vellum_sys::Result<()> {
     let incompat = upper.staging.dir().create_dir_all("incompat", 0o700)?;
     incompat.create_dir_all(INCOMPAT_OPEN, 0o700)?;
+    if upper.by_name() {
+        // The kernel's overlay would show what `.wh.` names hide. Stays as long as the work directory does.
+        incompat.create_dir_all(INCOMPAT_NAMES, 0o700)?;
+    }
     if upper.options.durability == Durability::Volatile {
         let volatile = incompat.create_dir_all(INCOMPAT_VOLATILE, 0o700)?;
         // The one thing a volatile union syncs: that it is one.
@@ -419,7 +445,18 @@ fn check_origin(upper: &Upper, numbers: &Numbers, lower: &dyn LayerDir) -> Resul
     let own = stored_handle(&*root, numbers.uuid(0), true).map_err(|e| upper.io(e))?;
     let index = index.dir().map_err(|e| upper.io(e))?;
     let names_origin = prefix.xattr(Mark::Origin);
-    if !belongs(&root, names_origin, origin).map_err(|e| upper.io(e))? {
+    let unused = index.entries().map_err(|e| upper.io(e))?.next().is_none();
+    let unclaimed = xattr::get_fd(&root, names_origin)
+        .map_err(|e| upper.io(e))?
+        .is_none();
+    if unused && unclaimed {
+        // Nothing needs it yet, and fuse-overlayfs 1.10 shows nothing of the layers below a root that has it.
+        let origin = origin.and_then(|handle| handle.encode().ok());
+        *upper
+            .unclaimed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = origin;
+    } else if !belongs(&root, names_origin, origin).map_err(|e| upper.io(e))? {
         let why = "its index of hard links was made for another lower layer (or that was copied or replaced since)";
         return Err(bad(&upper.options.upper, why));
     }

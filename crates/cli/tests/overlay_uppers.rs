@@ -1,0 +1,432 @@
+//! Uppers that others began: an upper goes on in the dialect of its own marks, and whoever has it next sees what was done.
+
+mod support;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use support::layered::{World, command, read, wait_free};
+use support::{Said, said};
+use vellum_testkit::clients::available;
+use vellum_testkit::kernel::Overlay;
+use vellum_testkit::tree::Ignore;
+use vellum_testkit::{Tree, untested};
+
+/// What an upper is like before Vellum has it for the first time.
+struct Begun {
+    name: &'static str,
+    make: fn(&World),
+    /// Whether names go on to be hidden by `.wh.` files.
+    by_name: bool,
+}
+
+fn kernel(world: &World, options: &[(&str, &str)], change: impl Fn(&Path)) {
+    let target = world.scratch.dir("kernel");
+    let overlay = Overlay {
+        lowers: vec![world.at("top"), world.at("base")],
+        upper: Some((world.at("upper"), world.at("work"))),
+        ..Overlay::default()
+    };
+    let overlay = options
+        .iter()
+        .fold(overlay, |all, (key, value)| all.option(key, value));
+    overlay.mount(&world.scratch, &target).unwrap();
+    change(&target);
+    world.scratch.unmount(&target);
+}
+
+fn fuse_overlayfs(world: &World, change: impl Fn(&Path)) {
+    let target = world.scratch.dir("theirs");
+    let text = target.to_str().unwrap();
+    let done = said(
+        command("fuse-overlayfs", &["-o", &world.options(), text])
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(done.code, 0, "{}", done.err);
+    world.scratch.adopt_mount(&target);
+    change(&target);
+    world.scratch.unmount(&target);
+}
+
+const BEGUN: &[Begun] = &[
+    Begun {
+        name: "empty",
+        make: |_| {},
+        by_name: false,
+    },
+    Begun {
+        name: "a plain file",
+        make: |world| {
+            fs::write(world.at("upper/plain"), "x").unwrap();
+        },
+        by_name: false,
+    },
+    Begun {
+        name: "plain files, deep",
+        make: |world| {
+            fs::create_dir_all(world.at("upper/a/b/c")).unwrap();
+            fs::write(world.at("upper/a/b/c/wh.x"), "x").unwrap();
+        },
+        by_name: false,
+    },
+    Begun {
+        name: "the kernel's, with a new file",
+        make: |world| kernel(world, &[], |at| fs::write(at.join("new"), "x").unwrap()),
+        by_name: false,
+    },
+    Begun {
+        name: "the kernel's, with redirects and an index",
+        make: |world| {
+            kernel(world, &[("redirect_dir", "on"), ("index", "on")], |at| {
+                fs::write(at.join("new"), "x").unwrap();
+            });
+        },
+        by_name: false,
+    },
+    Begun {
+        name: "the kernel's, with a name that looks like a mark",
+        make: |world| {
+            kernel(world, &[], |at| {
+                fs::write(at.join(".wh.only-a-name"), "x").unwrap()
+            })
+        },
+        by_name: false,
+    },
+    Begun {
+        name: "the kernel's, without its root's attributes",
+        make: |world| {
+            kernel(world, &[], |at| {
+                fs::remove_file(at.join("both")).unwrap();
+                fs::write(at.join(".wh.only-a-name"), "x").unwrap();
+            });
+            for name in [
+                "trusted.overlay.origin",
+                "trusted.overlay.impure",
+                "trusted.overlay.uuid",
+            ] {
+                let status = command(
+                    "setfattr",
+                    &["-x", name, world.at("upper").to_str().unwrap()],
+                );
+                // Not every kernel writes every one of them.
+                let _ = { status }.stderr(Stdio::null()).status().unwrap();
+            }
+            fs::remove_dir_all(world.at("work/work")).unwrap();
+        },
+        by_name: false,
+    },
+    Begun {
+        name: "the kernel's, with userxattr",
+        make: |world| {
+            kernel(world, &[("userxattr", "")], |at| {
+                fs::remove_file(at.join("both")).unwrap()
+            });
+            fs::write(world.at("upper/.wh.x"), "").unwrap();
+        },
+        by_name: false,
+    },
+    Begun {
+        name: "a .wh. file",
+        make: |world| {
+            fs::write(world.at("upper/.wh.nothing"), "").unwrap();
+        },
+        by_name: true,
+    },
+    Begun {
+        name: "a .wh. file, deep",
+        make: |world| {
+            fs::create_dir_all(world.at("upper/a/b")).unwrap();
+            fs::write(world.at("upper/a/b/.wh.x"), "").unwrap();
+        },
+        by_name: true,
+    },
+    Begun {
+        name: "an opaque directory of an archive, beside a device 0:0",
+        make: |world| {
+            fs::create_dir(world.at("upper/a")).unwrap();
+            fs::write(world.at("upper/a/.wh..wh..opq"), "").unwrap();
+            let at = world.at("upper/w");
+            let made = command("mknod", &[at.to_str().unwrap(), "c", "0", "0"])
+                .status()
+                .unwrap();
+            assert!(made.success());
+        },
+        by_name: true,
+    },
+];
+
+/// Mounts, and returns what the command said on standard error.
+fn mount(world: &World) -> (PathBuf, String) {
+    let merged = world.at("merged");
+    let text = merged.to_str().unwrap();
+    let done = world.vellum(&["overlay", "-o", &world.options(), text]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    world.scratch.adopt_mount(&merged);
+    (merged, done.err)
+}
+
+fn explained(world: &World) -> Said {
+    world.vellum(&["explain", "-o", &world.options(), "/"])
+}
+
+#[test]
+fn an_upper_goes_on_in_the_dialect_of_its_own_marks() {
+    for begun in BEGUN {
+        let Some(world) = World::new() else { return };
+        let name = begun.name;
+        (begun.make)(&world);
+        let form = if begun.by_name {
+            ".wh. files"
+        } else {
+            "devices 0:0"
+        };
+        let line = format!("the upper hides names with {form}\n");
+        let said = explained(&world);
+        assert!(
+            said.out.ends_with(&line),
+            "{name}: {} {}",
+            said.out,
+            said.err
+        );
+        let (merged, told) = mount(&world);
+        assert_eq!(
+            told.contains("goes on with them"),
+            begun.by_name,
+            "{name}: {told}"
+        );
+        fs::remove_file(merged.join("gone")).unwrap();
+        let moved = fs::rename(merged.join("dir"), merged.join("moved"));
+        let expect = if begun.by_name {
+            Err(ErrorKind::CrossesDevices)
+        } else {
+            Ok(())
+        };
+        assert_eq!(moved.map_err(|e| e.kind()), expect, "{name}");
+        fs::remove_dir_all(merged.join(if begun.by_name { "dir" } else { "moved" })).unwrap();
+        fs::create_dir(merged.join("dir")).unwrap();
+        let live = Tree::read(&merged).unwrap();
+        world.unmount();
+        assert_eq!(world.at("upper/.wh.gone").exists(), begun.by_name, "{name}");
+
+        // The same again, and nothing is said twice.
+        let (merged, told) = mount(&world);
+        assert_eq!(told, "", "{name}");
+        live.assert_same(&Tree::read(&merged).unwrap(), Ignore::default());
+        world.unmount();
+        assert!(explained(&world).out.ends_with(&line), "{name}");
+
+        // The kernel shows what is true, or refuses.
+        let target = world.scratch.dir("kernel");
+        let overlay = Overlay {
+            lowers: vec![world.at("top"), world.at("base")],
+            upper: Some((world.at("upper"), world.at("work"))),
+            ..Overlay::default()
+        };
+        let overlay = overlay.option("redirect_dir", "on").option("index", "on");
+        let overlay = match name.contains("userxattr") {
+            // Its marks are in the other namespace, where root's Vellum neither reads nor writes any.
+            true => continue,
+            false => overlay,
+        };
+        let mounted = overlay.mount(&world.scratch, &target);
+        assert_eq!(mounted.is_ok(), !begun.by_name, "{name}: {mounted:?}");
+        if mounted.is_ok() {
+            assert!(
+                !target.join("gone").exists() && !target.join("dir/inner").exists(),
+                "{name}"
+            );
+            world.scratch.unmount(&target);
+        }
+    }
+}
+
+#[test]
+fn an_upper_of_fuse_overlayfs_goes_on_with_its_marks() {
+    let Some(world) = World::new() else { return };
+    if !available(&["fuse-overlayfs"]) {
+        return;
+    }
+    fuse_overlayfs(&world, |at| {
+        fs::remove_file(at.join("both")).unwrap();
+        fs::remove_dir_all(at.join("dir")).unwrap();
+    });
+    let (merged, _) = mount(&world);
+    assert!(!merged.join("both").exists() && !merged.join("dir").exists());
+    fs::remove_file(merged.join("gone")).unwrap();
+    world.unmount();
+    fuse_overlayfs(&world, |at| {
+        for name in ["both", "gone", "dir"] {
+            assert!(!at.join(name).exists(), "{name}");
+        }
+    });
+}
+
+#[test]
+fn fuse_overlayfs_sees_what_is_below_an_upper_of_ours() {
+    let Some(world) = World::new() else { return };
+    if !available(&["fuse-overlayfs"]) {
+        return;
+    }
+    let (merged, _) = mount(&world);
+    fs::write(merged.join("new"), "x").unwrap();
+    fs::remove_file(merged.join("gone")).unwrap();
+    world.unmount();
+    fuse_overlayfs(&world, |at| {
+        assert_eq!(read(&at.join("dir/inner/file")), "deep\n");
+        assert!(at.join("new").exists() && !at.join("gone").exists());
+    });
+}
+
+/// A directory on the kernel's overlay, as a container's file system is, with two layers, an upper and a work directory in it.
+fn in_a_container(world: &World) -> (PathBuf, String) {
+    for dir in ["c/lower", "c/upper", "c/work", "c/merged"] {
+        world.scratch.dir(dir);
+    }
+    let outer = Overlay {
+        lowers: vec![world.at("c/lower")],
+        upper: Some((world.at("c/upper"), world.at("c/work"))),
+        ..Overlay::default()
+    };
+    outer.mount(&world.scratch, &world.at("c/merged")).unwrap();
+    for dir in ["low/dir/inner", "up", "work", "merged"] {
+        fs::create_dir_all(world.at("c/merged").join(dir)).unwrap();
+    }
+    let at = |below: &str| world.at("c/merged").join(below);
+    fs::write(at("low/dir/inner/file"), "deep\n").unwrap();
+    fs::write(at("low/gone"), "soon\n").unwrap();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        at("low").display(),
+        at("up").display(),
+        at("work").display()
+    );
+    (at("merged"), options)
+}
+
+#[test]
+fn where_no_device_0_0_can_be_made_names_are_hidden_by_files() {
+    let Some(world) = World::new() else { return };
+    let (merged, options) = in_a_container(&world);
+    let text = merged.to_str().unwrap();
+    let probe = world.at("c/merged/probe");
+    let made = command("mknod", &[probe.to_str().unwrap(), "c", "0", "0"])
+        .stderr(Stdio::null())
+        .status();
+    if made.unwrap().success() {
+        untested(
+            "an upper without whiteouts",
+            "this kernel's overlay takes devices 0:0",
+        );
+        return;
+    }
+    let done = world.vellum(&["overlay", "-o", &options, text]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("takes no devices 0:0"), "{}", done.err);
+    world.scratch.adopt_mount(&merged);
+    fs::remove_file(merged.join("gone")).unwrap();
+    let moved = command(
+        "mv",
+        &[
+            merged.join("dir").to_str().unwrap(),
+            merged.join("moved").to_str().unwrap(),
+        ],
+    );
+    assert!({ moved }.status().unwrap().success());
+    let long = "n".repeat(252);
+    fs::write(merged.join(&long), "new names of any length come and go").unwrap();
+    fs::remove_file(merged.join(&long)).unwrap();
+    let names = |at: &Path| {
+        let mut names: Vec<_> = fs::read_dir(at)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&merged), ["moved"]);
+    assert_eq!(read(&merged.join("moved/inner/file")), "deep\n");
+    world.scratch.unmount(&merged);
+    wait_free(&world.at("c/merged/up"));
+
+    // Told once, and the same union afterwards.
+    let done = world.vellum(&["overlay", "-o", &options, text]);
+    assert_eq!((done.code, done.err.as_str()), (0, ""));
+    world.scratch.adopt_mount(&merged);
+    assert_eq!(names(&merged), ["moved"]);
+    world.scratch.unmount(&merged);
+    wait_free(&world.at("c/merged/up"));
+
+    // The kernel's overlay on the same directories, were it to mount there, must not show what was removed.
+    let overlay = Overlay {
+        lowers: vec![world.at("c/merged/low")],
+        upper: Some((world.at("c/merged/up"), world.at("c/merged/work"))),
+        ..Overlay::default()
+    };
+    assert!(overlay.mount(&world.scratch, &merged).is_err());
+}
+
+#[test]
+fn a_union_on_a_union_needs_no_options() {
+    let Some(world) = World::new() else { return };
+    let (outer, _) = mount(&world);
+    for dir in ["in/low/dir", "in/up", "in/work", "in/merged"] {
+        fs::create_dir_all(outer.join(dir)).unwrap();
+    }
+    let low = outer.join("in/low");
+    for name in ["gone", "changed", "dir/moved", "linked"] {
+        fs::write(low.join(name), name).unwrap();
+    }
+    fs::hard_link(low.join("linked"), low.join("dir/link")).unwrap();
+    let options = format!(
+        "lowerdir={0}/low,upperdir={0}/up,workdir={0}/work",
+        outer.join("in").display()
+    );
+    let merged = outer.join("in/merged");
+    let inner = |told: bool| {
+        let done = world.vellum(&["overlay", "-o", &options, merged.to_str().unwrap()]);
+        assert_eq!(
+            (done.code, done.err.contains("no devices 0:0")),
+            (0, told),
+            "{}",
+            done.err
+        );
+        world.scratch.adopt_mount(&merged);
+    };
+    inner(true);
+    fs::remove_file(merged.join("gone")).unwrap();
+    fs::write(merged.join("changed"), "new").unwrap();
+    fs::write(merged.join("linked"), "new").unwrap();
+    let moved = [merged.join("dir"), merged.join("other")].map(|at| at.display().to_string());
+    assert!(
+        command("mv", &[&moved[0], &moved[1]])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let check = || {
+        let mut names: Vec<_> = fs::read_dir(&merged)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["changed", "linked", "other"]);
+        assert_eq!(read(&merged.join("changed")), "new");
+        assert_eq!(read(&merged.join("other/moved")), "dir/moved");
+    };
+    check();
+    for outer_too in [false, true] {
+        world.scratch.unmount(&merged);
+        wait_free(&outer.join("in/up"));
+        if outer_too {
+            world.unmount();
+            mount(&world);
+        }
+        inner(false);
+        check();
+    }
+    world.scratch.unmount(&merged);
+    wait_free(&outer.join("in/up"));
+}

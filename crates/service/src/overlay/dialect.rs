@@ -1,0 +1,216 @@
+//! In which dialect an upper goes on: with the kernel's marks, or with `.wh.` names.
+//!
+//! Deletions are written in one of two forms, and a reader of the other form shows what was deleted. So an
+//! upper goes on in the form that it was begun in: as the work directory's record says, and where there is
+//! none, as the upper's own marks say ([`Sign`]). One without marks is the kernel's. Where the file system
+//! takes the kernel's marks in no form, there are only names; that is tried, not guessed.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use vellum_format::wh;
+use vellum_sys::rooted::Dir;
+use vellum_sys::{FileKind, xattr};
+use vellum_union::WhNames;
+
+use crate::error::Result;
+use crate::overlay::layers::{self, prefix};
+use crate::overlay::options::{MountOptions, WhFiles};
+
+/// Where the directory is tried for what it takes, in the work directory.
+const PROBE: &str = "vellum-probe";
+
+/// Why an upper's deletions are written as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chosen {
+    /// The mount options or the record of an earlier mount say so.
+    Known(WhNames),
+    /// The upper has marks of its own that say so, or is not empty and has none.
+    Seen(WhNames),
+    /// Nothing was there yet.
+    Empty,
+    /// The file system takes no extended attributes for marks.
+    NoXattrs,
+    /// The file system takes no devices 0:0: it is an overlay itself, for one.
+    NoDevices,
+}
+
+impl Chosen {
+    pub(super) fn wh_names(self) -> WhNames {
+        match self {
+            Self::Known(names) | Self::Seen(names) => names,
+            Self::Empty => WhNames::Plain,
+            Self::NoXattrs | Self::NoDevices => WhNames::Whiteouts,
+        }
+    }
+
+    /// What the user should hear of it, once: an earlier mount's choice is known already.
+    pub(super) fn told(self, upper: &Path) -> Option<String> {
+        let upper = upper.display();
+        match self {
+            Self::Known(_) | Self::Empty | Self::Seen(WhNames::Plain) => None,
+            Self::Seen(WhNames::Whiteouts) => Some(format!(
+                "{upper} has .wh. files for removed names and goes on with them; the kernel's overlay would show what they hide \
+                 (`vellum layer convert --marks` changes that)"
+            )),
+            Self::NoXattrs => Some(format!(
+                "the file system of {upper} takes no xattrs: removed names become .wh. files, and renamed directories, links of lower \
+                 files and inode numbers last only until the unmount"
+            )),
+            Self::NoDevices => Some(format!(
+                "the file system of {upper} takes no devices 0:0, so removed names become .wh. files there: names of more than 251 bytes \
+                 can't be removed, directories from below can't be renamed, and the kernel's overlay can't read it \
+                 (`vellum layer convert --marks` changes that)"
+            )),
+        }
+    }
+}
+
+/// What is known of an upper that is only read.
+pub(super) fn of_upper(options: &MountOptions, upper: &Dir) -> Result<Chosen> {
+    let work = options
+        .work
+        .as_deref()
+        .and_then(|work| Dir::open(work).ok());
+    known_or_seen(options, upper, work.as_ref())
+}
+
+/// Chooses for an upper that is going to be changed; tries what its file system takes.
+pub(super) fn for_changes(options: &MountOptions, upper: &Dir, work: &Dir) -> Result<Chosen> {
+    let chosen = known_or_seen(options, upper, Some(work))?;
+    let forced = options.wh_files == WhFiles::Plain;
+    if !forced && chosen.wh_names() == WhNames::Plain {
+        if !takes_xattrs(options, upper)? {
+            return Ok(Chosen::NoXattrs);
+        }
+        if !takes_devices(work)? {
+            return Ok(Chosen::NoDevices);
+        }
+    }
+    Ok(chosen)
+}
+
+fn known_or_seen(options: &MountOptions, upper: &Dir, work: Option<&Dir>) -> Result<Chosen> {
+    let names = |whiteouts| match whiteouts {
+        true => WhNames::Whiteouts,
+        false => WhNames::Plain,
+    };
+    Ok(match options.wh_files {
+        WhFiles::Plain => Chosen::Known(WhNames::Plain),
+        WhFiles::Whiteouts => Chosen::Known(WhNames::Whiteouts),
+        WhFiles::Auto => match work.and_then(|work| layers::recorded_wh_whiteouts(work, upper)) {
+            Some(whiteouts) => Chosen::Known(names(whiteouts)),
+            None if upper.entries()?.next().is_none() => Chosen::Empty,
+            None => {
+                let sign = sign_of(upper, work)?;
+                tracing::info!(?sign, "an upper without a record");
+                Chosen::Seen(names(sign == Sign::Names))
+            }
+        },
+    })
+}
+
+/// What an upper shows of who wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sign {
+    /// An overlay that marks with devices 0:0 and `overlay.*` attributes.
+    Kernel,
+    /// Somebody who hides names with `.wh.` files: fuse-overlayfs without privilege, an unpacker of archives.
+    Names,
+    /// Nothing.
+    None,
+}
+
+/// Looks for the marks of either dialect.
+///
+/// fuse-overlayfs may write both, so its own marks come first; a `.wh.` name beside marks of the kernel is a name like any other.
+fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
+    let on_root = match xattr::list_fd(upper) {
+        Ok(names) => names,
+        // Then it has none that count.
+        Err(error) if error.is_unsupported() || error.is_denied() => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let any = |prefix: &str| {
+        on_root
+            .iter()
+            .any(|name| name.as_bytes().starts_with(prefix.as_bytes()))
+    };
+    if any("user.fuseoverlayfs.") {
+        return Ok(Sign::Names);
+    }
+    let mut kernel =
+        any("trusted.overlay.") || any("user.overlay.") || work.is_some_and(is_kernels_work);
+    let mut names = false;
+    // Opened one by one: a wide tree would take all descriptors.
+    let mut left = vec![(Arc::new(upper.dup()?), None::<OsString>)];
+    while let Some((above, name)) = left.pop() {
+        let dir = match name.as_deref().map(|name| above.open_dir(name)) {
+            None => above,
+            Some(Ok(dir)) => Arc::new(dir),
+            // A directory without permissions has nothing in it that a plain user could have marked.
+            Some(Err(error)) if error.is_denied() => continue,
+            Some(Err(error)) => return Err(error.into()),
+        };
+        for entry in dir.entries()? {
+            let entry = entry?;
+            let name = entry.name.as_os_str();
+            if name == wh::OPAQUE {
+                return Ok(Sign::Names);
+            }
+            names |= name.as_bytes().starts_with(wh::PREFIX.as_bytes());
+            match entry.kind {
+                FileKind::Char => kernel |= dir.stat(name)?.is_null_device(),
+                FileKind::Dir => left.push((Arc::clone(&dir), Some(entry.name))),
+                _ => {}
+            }
+        }
+    }
+    Ok(match (kernel, names) {
+        (true, _) => Sign::Kernel,
+        (false, true) => Sign::Names,
+        (false, false) => Sign::None,
+    })
+}
+
+/// Whether the kernel's overlay had the work directory: it makes directories in it that others don't, or with no permissions at all.
+fn is_kernels_work(work: &Dir) -> bool {
+    let has_index = work.stat("index").is_ok_and(|stat| stat.is_dir());
+    let shut = work
+        .stat("work")
+        .is_ok_and(|stat| stat.is_dir() && stat.mode & 0o7777 == 0);
+    has_index || shut
+}
+
+/// Tells whether marks can be xattrs there. Tried with one that means nothing, which is taken away again.
+fn takes_xattrs(options: &MountOptions, upper: &Dir) -> Result<bool> {
+    let name = format!("{}vellum.probe", prefix(options)?.as_str());
+    let name = OsStr::new(&name);
+    match xattr::set_fd(upper, name, b"", xattr::SetMode::Any) {
+        Ok(()) => {
+            xattr::remove_fd(upper, name)?;
+            Ok(true)
+        }
+        Err(error) if error.is_unsupported() || error.is_denied() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tells whether whiteouts can be devices 0:0 there. Tried, and taken away again.
+fn takes_devices(work: &Dir) -> Result<bool> {
+    match work.mknod(PROBE, FileKind::Char, 0o600, (0, 0)) {
+        Ok(()) => {
+            work.unlink(PROBE)?;
+            Ok(true)
+        }
+        // An earlier mount was killed in between.
+        Err(error) if error.is_exists() => {
+            work.unlink(PROBE)?;
+            Ok(true)
+        }
+        Err(error) if error.is_unsupported() || error.is_denied() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
