@@ -6,16 +6,18 @@
 //!
 //! This module must not read from anywhere, and knows nothing of what running means.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use oci_spec::image as oci;
+use serde_json::{Map, Value};
 
 use crate::digest::Digest;
-use crate::manifest::{MAX_CONFIG_BYTES, MAX_LAYERS, ManifestError, check_size, parse_digest};
+use crate::json::{self, List};
+use crate::manifest::{
+    MAX_CONFIG_BYTES, MAX_LAYERS, ManifestError, check_size, parse_digest, read,
+};
 use crate::platform::Platform;
-use crate::run_config::RunConfig;
+use crate::run_config::{RunConfig, RunFields};
 
 /// The name of a layer on top of particular other layers.
 ///
@@ -59,6 +61,8 @@ pub fn chain_ids(diff_ids: &[Digest]) -> Vec<ChainId> {
 }
 
 /// The configuration of an image, with the bytes it was read from.
+///
+/// Texts may be empty, which is the same as absent: Go's reader knows no difference.
 #[derive(Clone, Debug)]
 pub struct ImageConfig {
     /// The bytes as they came.
@@ -67,33 +71,75 @@ pub struct ImageConfig {
     pub id: Digest,
     /// The diff IDs of the layers, bottom first; may be empty.
     pub diff_ids: Vec<Digest>,
-    /// The fields, but for those of `run`.
-    pub parsed: oci::ImageConfiguration,
+    /// When it was built (RFC 3339), if it says so.
+    pub created: Option<String>,
+    /// How it was built, first step first; may say too little or too much.
+    pub history: Vec<Step>,
     /// How it runs.
     pub run: RunConfig,
+    os: String,
+    architecture: String,
+    variant: String,
 }
 
+/// A step of an image's history.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// When (RFC 3339), if it says so.
+    pub created: Option<String>,
+    /// The command or instruction.
+    pub created_by: String,
+    /// A remark.
+    pub comment: String,
+    /// Whether it made no layer.
+    pub empty_layer: bool,
+}
+
+json::fields!(Step {
+    "created" => created,
+    "created_by" => created_by,
+    "comment" => comment,
+    "empty_layer" => empty_layer,
+});
+
+#[derive(Default)]
+struct Fields {
+    created: Option<String>,
+    os: String,
+    architecture: String,
+    variant: String,
+    config: Option<RunFields>,
+    rootfs: Option<RootFs>,
+    history: List<Step>,
+}
+
+json::fields!(Fields {
+    "created" => created,
+    "os" => os,
+    "architecture" => architecture,
+    "variant" => variant,
+    "config" => config,
+    "rootfs" => rootfs,
+    "history" => history,
+});
+
+#[derive(Default)]
+struct RootFs {
+    diff_ids: List<String>,
+}
+
+json::fields!(RootFs { "diff_ids" => diff_ids });
+
 impl ImageConfig {
-    /// Returns the configuration that `raw` is.
+    /// Returns the configuration that `raw` is, read as [`crate::json`] says; `raw` stays as it is.
     ///
-    /// Bytes that are not UTF-8 are read as U+FFFD, as Docker does; `raw` keeps them.
-    ///
-    /// Errors if the JSON isn't one, a field has the wrong shape, a diff ID isn't a digest, or
-    /// there are absurdly many layers.
+    /// Without a root file system, or diff IDs in it, the image has no layers. Errors if it isn't JSON, a field has the wrong shape, a diff ID isn't a
+    /// digest, or there are absurdly many layers.
     pub fn parse(raw: Vec<u8>) -> Result<Self, ManifestError> {
-        check_size(
-            "the image configuration",
-            raw.len() as u64,
-            MAX_CONFIG_BYTES,
-        )?;
-        let json = |source| ManifestError::Json {
-            what: "the image configuration",
-            source,
-        };
-        let mut fields = serde_json::from_str(&String::from_utf8_lossy(&raw)).map_err(json)?;
-        let run = RunConfig::take(&mut fields)?;
-        let parsed: oci::ImageConfiguration = serde_json::from_value(fields).map_err(json)?;
-        let diff_ids = parsed.rootfs().diff_ids();
+        const WHAT: &str = "the image configuration";
+        check_size(WHAT, raw.len() as u64, MAX_CONFIG_BYTES)?;
+        let fields: Fields = read(WHAT, &raw)?;
+        let diff_ids = fields.rootfs.unwrap_or_default().diff_ids.into_vec();
         if diff_ids.len() > MAX_LAYERS {
             return Err(ManifestError::TooManyLayers(diff_ids.len()));
         }
@@ -105,14 +151,35 @@ impl ImageConfig {
             id: Digest::of(&raw),
             raw,
             diff_ids,
-            parsed,
-            run,
+            created: fields.created,
+            history: fields.history.into_vec(),
+            run: fields.config.unwrap_or_default().into(),
+            os: fields.os,
+            architecture: fields.architecture,
+            variant: fields.variant,
         })
     }
 
-    /// Returns the JSON; bytes that are not UTF-8 are U+FFFD in it, as Docker reads them.
-    pub fn text(&self) -> Cow<'_, str> {
-        String::from_utf8_lossy(&self.raw)
+    /// Returns the whole configuration, fields unknown to Vellum included.
+    pub fn value(&self) -> Result<Value, ManifestError> {
+        read("the image configuration", &self.raw)
+    }
+
+    /// Returns the whole configuration with its fields under their usual names, for changing it.
+    ///
+    /// In the document a name may be spelt differently or occur twice: a field added under the usual one would then be one of several.
+    pub fn tidy_value(&self) -> Result<Map<String, Value>, ManifestError> {
+        let Value::Object(mut all) = self.value()? else {
+            return Ok(Map::new());
+        };
+        json::usual_names(&mut all, Fields::NAMES);
+        let mut section = match all.remove("config") {
+            Some(Value::Object(section)) => section,
+            _ => Map::new(),
+        };
+        self.run.tidy(&mut section);
+        all.insert("config".to_owned(), section.into());
+        Ok(all)
     }
 
     /// Returns the chain IDs of the layers, bottom first.
@@ -120,12 +187,49 @@ impl ImageConfig {
         chain_ids(&self.diff_ids)
     }
 
-    /// Returns the platform the image was built for.
+    /// Returns the platform the image was built for; where it doesn't say, it is this machine's, as for Docker.
     pub fn platform(&self) -> Platform {
+        let host = Platform::host();
+        let or = |said: &String, host: String| match said.is_empty() {
+            true => host,
+            false => said.clone(),
+        };
         Platform {
-            os: self.parsed.os().to_string(),
-            architecture: self.parsed.architecture().to_string(),
-            variant: self.parsed.variant().clone(),
+            os: or(&self.os, host.os),
+            architecture: or(&self.architecture, host.architecture),
+            variant: Some(self.variant.clone()).filter(|variant| !variant.is_empty()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_spelt_oddly_are_changed_and_not_doubled() {
+        let raw = r#"{"OS": "linux", "CONFIG": {"ENV": ["A=1"], "cmd": "x", "Healthcheck": {"Test": ["NONE"]}, "User": "a"}, "config": {"User": "b"},
+            "History": [{"created_by": "y"}], "Rootfs": {"diff_ids": []}, "x": [1e400]}"#;
+        let config = ImageConfig::parse(raw.into()).unwrap();
+        let expect = json::read::<Value>(
+            br#"{"os": "linux", "config": {"Env": ["A=1"], "Cmd": ["x"], "Healthcheck": {"Test": ["NONE"]}, "User": "b"},
+            "history": [{"created_by": "y"}], "rootfs": {"diff_ids": []}, "x": ["1e400"]}"#,
+        );
+        assert_eq!(Value::Object(config.tidy_value().unwrap()), expect.unwrap());
+        let null = ImageConfig::parse(r#"{"config": null}"#.into()).unwrap();
+        assert_eq!(null.tidy_value().unwrap()["config"], serde_json::json!({}));
+    }
+
+    #[test]
+    fn a_platform_that_is_not_said_is_this_machines() {
+        let host = Platform::host();
+        for raw in [r#"{}"#, r#"{"os": null, "architecture": ""}"#] {
+            let found = ImageConfig::parse(raw.into()).unwrap().platform();
+            let host = (&host.os, &host.architecture);
+            assert_eq!((&found.os, &found.architecture), host, "{raw}");
+        }
+        let other = r#"{"os": "plan9", "architecture": "mips", "variant": "v1"}"#;
+        let other = ImageConfig::parse(other.into()).unwrap().platform();
+        assert_eq!(other.to_string(), "plan9/mips/v1");
     }
 }

@@ -112,6 +112,9 @@ impl ImageEntry<'_> {
         let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
         let (of_config, of_manifest) = (self.config.raw.len(), self.manifest.raw.len());
         let by_digest = by_digest(&self.manifest.digest);
+        // Podman reads no store in which one image's is anything else.
+        let created = self.config.created.as_deref();
+        let created = created.and_then(|at| at.parse::<jiff::Timestamp>().ok());
         let mut entry = json!({
             "id": id,
             "digest": manifest,
@@ -120,7 +123,7 @@ impl ImageEntry<'_> {
             "big-data-names": [config, by_digest, "manifest"],
             "big-data-sizes": { config.clone(): of_config, by_digest.clone(): of_manifest, "manifest": of_manifest },
             "big-data-digests": { config.clone(): config, by_digest: manifest, "manifest": manifest },
-            "created": self.config.parsed.created().as_deref().unwrap_or(EPOCH),
+            "created": created.map_or_else(|| EPOCH.to_owned(), |at| at.to_string()),
         });
         if let Some(top) = self.top {
             entry["layer"] = json!(top.as_str());

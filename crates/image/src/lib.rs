@@ -14,6 +14,7 @@
 //! | what is an image called | `reference.rs` |
 //! | what is an image made of, and what is its identity | `manifest.rs`, `config.rs` |
 //! | how does an image run | `run_config.rs` |
+//! | how is an image's JSON read | `json.rs` |
 //! | which image of an index runs here | `platform.rs` |
 //! | where do images come from | `source.rs` (archives, layouts), `registry.rs` |
 //! | where do images go | `sink.rs` (archives, layouts), `registry.rs` |
@@ -28,6 +29,7 @@ pub mod config;
 pub mod containers_storage;
 pub mod digest;
 mod error;
+pub mod json;
 pub mod limits;
 pub mod manifest;
 pub mod platform;

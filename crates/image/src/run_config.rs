@@ -1,18 +1,18 @@
 //! The part of an image's configuration that says how it runs: user, variables, command,
 //! directories.
 //!
-//! Read as Docker reads it, which is as Go's JSON does: names of fields are compared without case,
-//! null is the same as absent, of two fields with one name the last counts, and a list of words may
-//! be a single text. The image's author tested it with that reader. A field that Docker's reader
-//! refuses is refused here, by its name; fields that mean nothing to a run (health checks, build
-//! triggers) are not looked at and stay in the raw bytes as they are.
+//! Read as Docker reads it ([`crate::json`]); the image's author tested it with that reader. A field
+//! that Docker's reader refuses is refused here, by its name; fields that mean nothing to a run (health
+//! checks, build triggers) are not looked at and stay in the raw bytes as they are.
 //!
 //! This module knows shapes alone: whether a user or directory makes sense is decided where the
 //! tree is at hand.
 
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
-use crate::manifest::ManifestError;
+use serde_json::{Map, Value, json};
+
+use crate::json::{self, Empty, List, Words};
 
 /// How an image runs, as far as it says so. Everything may be empty; nothing is checked beyond its
 /// shape.
@@ -30,147 +30,98 @@ pub struct RunConfig {
     pub working_dir: String,
     /// Directories whose content is not part of what the container changes. Sorted.
     pub volumes: Vec<String>,
+    /// Ports that the program listens on, as in `80/tcp`. Of no use to a run. Sorted.
+    pub exposed_ports: Vec<String>,
+    /// Labels. Of no use to a run.
+    pub labels: BTreeMap<String, String>,
+    /// The signal that asks the program to end. Of no use to a run.
+    pub stop_signal: String,
+}
+
+/// The section as it is read.
+#[derive(Debug, Default)]
+pub(crate) struct RunFields {
+    user: String,
+    env: List<String>,
+    entrypoint: Words,
+    cmd: Words,
+    working_dir: String,
+    volumes: BTreeMap<String, Empty>,
+    exposed_ports: BTreeMap<String, Empty>,
+    labels: BTreeMap<String, String>,
+    stop_signal: String,
+}
+
+json::fields!(RunFields {
+    "User" => user,
+    "Env" => env,
+    "Entrypoint" => entrypoint,
+    "Cmd" => cmd,
+    "WorkingDir" => working_dir,
+    "Volumes" => volumes,
+    "ExposedPorts" => exposed_ports,
+    "Labels" => labels,
+    "StopSignal" => stop_signal,
+});
+
+impl From<RunFields> for RunConfig {
+    fn from(fields: RunFields) -> Self {
+        Self {
+            user: fields.user,
+            env: fields.env.into_vec(),
+            entrypoint: fields.entrypoint.0,
+            cmd: fields.cmd.0,
+            working_dir: fields.working_dir,
+            volumes: fields.volumes.into_keys().collect(),
+            exposed_ports: fields.exposed_ports.into_keys().collect(),
+            labels: fields.labels,
+            stop_signal: fields.stop_signal,
+        }
+    }
 }
 
 impl RunConfig {
-    /// Takes the `config` object out of an image configuration, and reads it. None, or null: all
-    /// empty.
-    ///
-    /// Errors: [`ManifestError::Field`].
-    pub(crate) fn take(configuration: &mut Value) -> Result<Self, ManifestError> {
-        let mut section = None;
-        if let Value::Object(fields) = configuration {
-            // The exact name last, so that it wins.
-            let mut names: Vec<String> = fields
-                .keys()
-                .filter(|name| name.eq_ignore_ascii_case("config"))
-                .cloned()
-                .collect();
-            names.sort_by_key(|name| name == "config");
-            for name in names {
-                section = fields
-                    .remove(&name)
-                    .filter(|value| !value.is_null())
-                    .or(section);
+    /// Puts the fields into `section`, whose values of them, however spelt, go.
+    pub(crate) fn tidy(&self, section: &mut Map<String, Value>) {
+        let set = |keys: &[String]| -> Value {
+            let entries = keys.iter().map(|key| (key.clone(), json!({})));
+            Value::Object(entries.collect())
+        };
+        section.retain(|name, _| json::choose(RunFields::NAMES, name).is_none());
+        let fields = [
+            ("User", json!(self.user)),
+            ("Env", json!(self.env)),
+            ("Entrypoint", json!(self.entrypoint)),
+            ("Cmd", json!(self.cmd)),
+            ("WorkingDir", json!(self.working_dir)),
+            ("Volumes", set(&self.volumes)),
+            ("ExposedPorts", set(&self.exposed_ports)),
+            ("Labels", json!(self.labels)),
+            ("StopSignal", json!(self.stop_signal)),
+        ];
+        for (name, value) in fields {
+            let empty = [json!(""), json!([]), json!({})].contains(&value);
+            if !empty {
+                section.insert(name.to_owned(), value);
             }
         }
-        match section {
-            None => Ok(Self::default()),
-            Some(Value::Object(fields)) => Self::read(&fields),
-            Some(_) => Err(wrong("config", "an object")),
-        }
-    }
-
-    fn read(fields: &Map<String, Value>) -> Result<Self, ManifestError> {
-        // Of no use to a run, but Docker loads no image where they have another shape, and neither
-        // did Vellum ever.
-        keys(fields, "ExposedPorts")?;
-        texts(fields, "Labels")?;
-        text(fields, "StopSignal")?;
-        Ok(Self {
-            user: text(fields, "User")?,
-            env: list(fields, "Env")?,
-            entrypoint: words(fields, "Entrypoint")?,
-            cmd: words(fields, "Cmd")?,
-            working_dir: text(fields, "WorkingDir")?,
-            volumes: keys(fields, "Volumes")?,
-        })
     }
 }
-
-fn wrong(field: &'static str, expected: &'static str) -> ManifestError {
-    ManifestError::Field { field, expected }
-}
-
-/// The value of a field, if it has one; the exact name before one in another case.
-fn value<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
-    fields
-        .get(name)
-        .or_else(|| {
-            let other = fields
-                .iter()
-                .find(|(key, _)| key.eq_ignore_ascii_case(name));
-            other.map(|(_, value)| value)
-        })
-        .filter(|value| !value.is_null())
-}
-
-fn text(fields: &Map<String, Value>, name: &'static str) -> Result<String, ManifestError> {
-    match value(fields, name) {
-        None => Ok(String::new()),
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(_) => Err(wrong(name, "a string")),
-    }
-}
-
-/// Strings, null among them being an empty one.
-fn strings(
-    items: &[Value],
-    name: &'static str,
-    expected: &'static str,
-) -> Result<Vec<String>, ManifestError> {
-    items
-        .iter()
-        .map(|item| match item {
-            Value::String(text) => Ok(text.clone()),
-            Value::Null => Ok(String::new()),
-            _ => Err(wrong(name, expected)),
-        })
-        .collect()
-}
-
-fn list(fields: &Map<String, Value>, name: &'static str) -> Result<Vec<String>, ManifestError> {
-    const EXPECTED: &str = "a list of strings";
-    match value(fields, name) {
-        None => Ok(Vec::new()),
-        Some(Value::Array(items)) => strings(items, name, EXPECTED),
-        Some(_) => Err(wrong(name, EXPECTED)),
-    }
-}
-
-/// A list, or a single word: images of the first Dockers have that.
-fn words(fields: &Map<String, Value>, name: &'static str) -> Result<Vec<String>, ManifestError> {
-    const EXPECTED: &str = "a string or a list of them";
-    match value(fields, name) {
-        None => Ok(Vec::new()),
-        Some(Value::String(word)) => Ok(vec![word.clone()]),
-        Some(Value::Array(items)) => strings(items, name, EXPECTED),
-        Some(_) => Err(wrong(name, EXPECTED)),
-    }
-}
-
-/// A set in Go's JSON: an object whose values say nothing.
-fn keys(fields: &Map<String, Value>, name: &'static str) -> Result<Vec<String>, ManifestError> {
-    match value(fields, name) {
-        None => Ok(Vec::new()),
-        Some(Value::Object(set)) if set.values().all(|v| v.is_null() || v.is_object()) => {
-            let mut keys: Vec<String> = set.keys().cloned().collect();
-            keys.sort();
-            Ok(keys)
-        }
-        Some(_) => Err(wrong(name, "an object of empty objects")),
-    }
-}
-
-fn texts(fields: &Map<String, Value>, name: &'static str) -> Result<(), ManifestError> {
-    match value(fields, name) {
-        None => Ok(()),
-        Some(Value::Object(map)) if map.values().all(|v| v.is_null() || v.is_string()) => Ok(()),
-        Some(_) => Err(wrong(name, "an object of strings")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::error::Error;
+
     use super::*;
     use crate::ImageConfig;
+    use crate::manifest::ManifestError;
 
     fn parse(section: &str) -> Result<RunConfig, String> {
         let rootfs = r#""rootfs": {"type": "layers", "diff_ids": []}"#;
         let raw = format!(r#"{{"architecture": "amd64", "os": "linux", {rootfs}{section}}}"#);
+        let said = |e: ManifestError| e.source().map(ToString::to_string).unwrap_or_default();
         ImageConfig::parse(raw.into_bytes())
             .map(|config| config.run)
-            .map_err(|e| e.to_string())
+            .map_err(said)
     }
 
     #[track_caller]
@@ -216,12 +167,22 @@ mod tests {
             "{}",
             r#"{"Cmd": null, "Entrypoint": null, "Env": null, "User": null, "WorkingDir": null, "Volumes": null}"#,
             r#"{"ExposedPorts": null, "Labels": null, "StopSignal": null, "Cmd": [], "Env": [], "Volumes": {}}"#,
-            r#"{"ExposedPorts": {"80/tcp": null, "x": {}}, "Labels": {"a": null, "b": ""}, "StopSignal": "SIGFOO"}"#,
             r#"{"Healthcheck": {"Test": "x"}, "OnBuild": "x", "Tty": "x", "Shell": 5, "StopTimeout": [], "Other": 1}"#,
         ] {
             check(nothing, none());
         }
         assert_eq!(parse(""), Ok(none()), "without a section");
+        check(
+            r#"{"ExposedPorts": {"80/tcp": null, "x": {}}, "Labels": {"a": null, "b": ""}, "StopSignal": "SIGFOO"}"#,
+            RunConfig {
+                exposed_ports: own(&["80/tcp", "x"]),
+                labels: [("a", ""), ("b", "")]
+                    .map(|(k, v)| (k.into(), v.into()))
+                    .into(),
+                stop_signal: "SIGFOO".into(),
+                ..none()
+            },
+        );
         check(r#"{"Cmd": ["a", "b"]}"#, cmd(&["a", "b"]));
         check(r#"{"Cmd": "a b"}"#, cmd(&["a b"]));
         check(r#"{"Cmd": [null]}"#, cmd(&[""]));
@@ -239,6 +200,7 @@ mod tests {
         check(r#"{"Cmd": ["first"], "Cmd": ["second"]}"#, cmd(&["second"]));
         check(r#"{"cmd": ["lower"]}"#, cmd(&["lower"]));
         check(r#"{"CMD": ["upper"], "Cmd": ["exact"]}"#, cmd(&["exact"]));
+        check(r#"{"Cmd": ["exact"], "CMD": ["upper"]}"#, cmd(&["upper"]));
         check(
             r#"{"user": "u", "workingdir": "/w"}"#,
             RunConfig {

@@ -20,6 +20,7 @@ use crate::stream::BlobFacts;
 
 mod archive;
 pub mod docker_archive;
+mod docker_legacy;
 pub mod docker_root;
 pub mod oci_layout;
 mod spool;
@@ -85,6 +86,8 @@ pub struct SourceImage {
     pub layers: Vec<SourceLayer>,
     /// The names the source gives it; may be empty.
     pub names: Vec<Reference>,
+    /// What the source calls it besides, which is no image's name.
+    pub odd_names: Vec<String>,
 }
 
 impl SourceImage {
@@ -97,6 +100,9 @@ impl SourceImage {
         if let Some(manifest) = &manifest
             && manifest.layers.len() != config.diff_ids.len()
         {
+            if let Some(kind) = &manifest.artifact {
+                return Err(ManifestError::Artifact(kind.clone()).into());
+            }
             return Err(SourceError::Malformed(format!(
                 "its manifest lists {} layers and its configuration {}",
                 manifest.layers.len(),
@@ -117,6 +123,7 @@ impl SourceImage {
             manifest,
             layers,
             names,
+            odd_names: Vec::new(),
         })
     }
 }
@@ -245,6 +252,10 @@ pub fn open_archive(
         )?))
     } else if archive.contains("manifest.json") {
         Ok(Box::new(docker_archive::DockerArchive::open(archive)?))
+    } else if archive.contains("repositories") {
+        Ok(Box::new(docker_archive::DockerArchive::open_legacy(
+            archive,
+        )?))
     } else {
         Err(SourceError::NotAnImage(archive.name().to_owned()))
     }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vellum_store::{
-    DriverKind, Labels, LayerCommit, NewContainer, PrepareOptions, SnapshotKey, StoreError,
+    DriverKind, ImageRecord, Labels, LayerCommit, NewContainer, PrepareOptions, SnapshotKey,
+    StoreError, TreeParts,
 };
 
 use crate::container::{self, BytesPath, Settings};
@@ -164,6 +165,19 @@ fn copied_directory(ctx: &Context, dir: &Path) -> Result<PathBuf> {
         .into());
     }
     Ok(path)
+}
+
+/// Returns the tree of an image: of one without layers an empty one.
+///
+/// `gc` may take the empty layer while it is shown, and it stays empty.
+pub(crate) fn tree_of_image(ctx: &Context, image: &ImageRecord) -> Result<TreeParts> {
+    let store = ctx.store()?;
+    if let Some(top) = image.top() {
+        return Ok(store.tree(top)?);
+    }
+    let lease = store.lease("show an image without layers")?;
+    let empty = empty_base(ctx, lease.id())?;
+    Ok(store.tree(&empty)?)
 }
 
 /// Returns the key of the empty layer, making it if it isn't there; held by `lease`.

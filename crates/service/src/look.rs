@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::overlay::layers;
 use crate::overlay::options::MountOptions;
-use crate::{container, names};
+use crate::{container, create, names};
 
 /// Which layers.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,13 +32,9 @@ pub fn stack(ctx: &Context, tree: &Tree) -> Result<Stack> {
         Tree::Container(name) => {
             names::with_container(ctx, name, |record| container::parts(ctx, record))?
         }
-        Tree::Image(name) => names::with_image(ctx, name, |image| match image.top() {
-            Some(top) => Ok(ctx.store()?.tree(top)?),
-            None => Err(Error::Invalid {
-                what: format!("image `{name}` has no layers to look at"),
-                hint: None,
-            }),
-        })?,
+        Tree::Image(name) => {
+            names::with_image(ctx, name, |image| create::tree_of_image(ctx, image))?
+        }
     };
     match &parts.shape {
         Shape::Plain { root, .. } => container::plain_stack(root),

@@ -20,7 +20,7 @@ use crate::mounted::Mounted;
 use crate::overlay::daemon;
 use crate::place::{self, Shows};
 use crate::plan::{EngineMount, Plan, Wishes, method_name, plan};
-use crate::{container, dead, facts, names, run_dir};
+use crate::{container, create, dead, facts, names, run_dir};
 
 /// Decides how a container would be mounted, and mounts nothing.
 pub fn plan_container(ctx: &Context, name: &str, read_only: bool) -> Result<Plan> {
@@ -282,13 +282,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
             dead::bury(ctx, target, name)?;
         }
         let target = existing_directory(target)?;
-        let Some(top) = image.top() else {
-            return Err(Error::Invalid {
-                what: format!("image `{name}` has no layers to show"),
-                hint: None,
-            });
-        };
-        let parts = ctx.store()?.tree(top)?;
+        let parts = create::tree_of_image(ctx, image)?;
         let planned = plan_parts(ctx, &parts, Terms::READ_ONLY)?;
         let method = execute(ctx, &planned, &target)?;
         Ok(Mounted {
@@ -304,13 +298,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
 /// Decides how an image would be mounted.
 pub fn plan_image(ctx: &Context, name: &str) -> Result<Plan> {
     names::with_image(ctx, name, |image| {
-        let Some(top) = image.top() else {
-            return Err(Error::Invalid {
-                what: format!("image `{name}` has no layers to show"),
-                hint: None,
-            });
-        };
-        plan_parts(ctx, &ctx.store()?.tree(top)?, Terms::READ_ONLY)
+        plan_parts(ctx, &create::tree_of_image(ctx, image)?, Terms::READ_ONLY)
     })
 }
 

@@ -15,7 +15,8 @@ use super::{
     make_blobs, manifest_for, manifest_json, shown,
 };
 use crate::digest::Digest;
-use crate::manifest::{LayerBlob, MAX_MANIFEST_BYTES, Manifest, ManifestError, check_size};
+use crate::json;
+use crate::manifest::{LayerBlob, MAX_MANIFEST_BYTES, Manifest, check_size, read_first};
 use crate::source::SourceError;
 use crate::source::oci_layout::blob_path;
 
@@ -154,11 +155,10 @@ fn existing_entries(to: &Path) -> Result<Vec<serde_json::Value>, SourceError> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(SourceError::io(shown(&path), e)),
     };
-    let index: serde_json::Value =
-        serde_json::from_slice(&raw).map_err(|source| ManifestError::Json {
-            what: "the layout's index.json",
-            source,
-        })?;
+    let mut index: serde_json::Value = read_first("the layout's index.json", &raw)?;
+    if let Some(fields) = index.as_object_mut() {
+        json::usual_names(fields, &["manifests"]);
+    }
     match &index["manifests"] {
         serde_json::Value::Array(entries) => Ok(entries.clone()),
         serde_json::Value::Null => Ok(Vec::new()),

@@ -8,12 +8,11 @@
 
 use std::io::Read;
 
-use serde::Deserialize;
-
 use super::archive::Archive;
-use super::{ImageSource, SourceError, SourceImage};
+use super::{ImageSource, SourceError, SourceImage, docker_legacy};
 use crate::config::ImageConfig;
-use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, ManifestError};
+use crate::json::{self, List};
+use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, read_first};
 use crate::reference::Reference;
 
 /// An opened docker-archive.
@@ -25,15 +24,18 @@ pub struct DockerArchive {
     layer_files: Vec<Vec<String>>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Default)]
 pub(super) struct ManifestEntry {
     pub(super) config: String,
-    #[serde(default)]
-    pub(super) repo_tags: Option<Vec<String>>,
-    #[serde(default)]
-    pub(super) layers: Option<Vec<String>>,
+    pub(super) repo_tags: List<String>,
+    layers: List<String>,
 }
+
+json::fields!(ManifestEntry {
+    "Config" => config,
+    "RepoTags" => repo_tags,
+    "Layers" => layers,
+});
 
 impl DockerArchive {
     /// Returns the images that `archive` lists.
@@ -45,7 +47,7 @@ impl DockerArchive {
         for entry in read_manifest(&archive)? {
             let raw = archive.read(&entry.config, "the image configuration", MAX_CONFIG_BYTES)?;
             let config = ImageConfig::parse(raw)?;
-            let layers = entry.layers.unwrap_or_default();
+            let layers = entry.layers.into_vec();
             if layers.len() != config.diff_ids.len() {
                 return Err(SourceError::Malformed(format!(
                     "{} lists {} layers for an image whose configuration has {}",
@@ -57,10 +59,27 @@ impl DockerArchive {
             for file in &layers {
                 archive.open(file)?;
             }
-            let names = parse_tags(entry.repo_tags)?;
-            images.push(SourceImage::new(config, None, names)?);
+            let (names, odd_names) = parse_tags(entry.repo_tags.into_vec());
+            images.push(SourceImage {
+                odd_names,
+                ..SourceImage::new(config, None, names)?
+            });
             layer_files.push(layers);
         }
+        Self::of(archive, images, layer_files)
+    }
+
+    /// Returns the images of an archive that has no `manifest.json`, only `repositories`.
+    pub fn open_legacy(archive: Archive) -> Result<Self, SourceError> {
+        let (images, layer_files) = docker_legacy::images(&archive)?.into_iter().unzip();
+        Self::of(archive, images, layer_files)
+    }
+
+    fn of(
+        archive: Archive,
+        images: Vec<SourceImage>,
+        layer_files: Vec<Vec<String>>,
+    ) -> Result<Self, SourceError> {
         if images.is_empty() {
             return Err(SourceError::Malformed(format!(
                 "{} holds no image",
@@ -94,20 +113,21 @@ impl ImageSource for DockerArchive {
 /// Reads and parses the archive's `manifest.json`.
 pub(super) fn read_manifest(archive: &Archive) -> Result<Vec<ManifestEntry>, SourceError> {
     let raw = archive.read("manifest.json", "manifest.json", MAX_MANIFEST_BYTES)?;
-    serde_json::from_slice(&raw).map_err(|source| {
-        ManifestError::Json {
-            what: "manifest.json",
-            source,
-        }
-        .into()
-    })
+    let entries: List<ManifestEntry> = read_first("manifest.json", &raw)?;
+    Ok(entries.into_vec())
 }
 
-/// Returns the references of an entry's tags; Docker's `<none>:<none>` counts as no tag.
-pub(super) fn parse_tags(tags: Option<Vec<String>>) -> Result<Vec<Reference>, SourceError> {
-    tags.unwrap_or_default()
-        .iter()
-        .filter(|tag| !tag.contains("<none>"))
-        .map(|tag| Ok(Reference::parse(tag)?))
-        .collect()
+/// Returns the references of an entry's tags, and those that are none. Docker's `<none>:<none>` counts as no tag, and no archive can claim a digest.
+pub(super) fn parse_tags(tags: Vec<String>) -> (Vec<Reference>, Vec<String>) {
+    let mut names = Vec::new();
+    let mut odd = Vec::new();
+    for tag in tags {
+        match Reference::parse(&tag) {
+            Ok(name) if names.contains(&name) => {}
+            Ok(name) if name.digest().is_none() => names.push(name),
+            Err(_) if tag.is_empty() || tag.contains("<none>") => {}
+            _ => odd.push(tag),
+        }
+    }
+    (names, odd)
 }

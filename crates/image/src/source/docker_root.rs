@@ -17,7 +17,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use vellum_sys::{Dir, FileKind};
 
 mod orphans;
@@ -27,6 +26,7 @@ pub use orphans::{DockerContainer, Orphan};
 use super::{ImageSource, SourceError, SourceImage};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
+use crate::json;
 use crate::manifest::MAX_CONFIG_BYTES;
 use crate::reference::Reference;
 use crate::tar_split::Joined;
@@ -59,11 +59,12 @@ struct LayerEntry {
     parent: Option<String>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default)]
 struct Repositories {
-    #[serde(rename = "Repositories", default)]
     repositories: BTreeMap<String, BTreeMap<String, String>>,
 }
+
+json::fields!(Repositories { "Repositories" => repositories });
 
 impl DockerRoot {
     /// Reads what the data root at `path` has. Layers are not read yet.
@@ -218,7 +219,7 @@ impl DockerRoot {
         let raw = self
             .read(path)
             .map_err(|e| SourceError::io(self.path.join(path).display().to_string(), e))?;
-        let all: Repositories = serde_json::from_slice(&raw)
+        let all: Repositories = json::read(&raw)
             .map_err(|e| SourceError::Malformed(format!("{}: {e}", path.display())))?;
         for (name, id) in all.repositories.into_values().flatten() {
             if !name.contains('@') {

@@ -2,9 +2,10 @@
 //!
 //! `index.json` points at manifests (or at further indexes, one entry for each platform); every
 //! other file is `blobs/sha256/<hex>`. A digest becomes part of a path only after it has been
-//! parsed. Whatever is read is checked against digest and size, so a layout can be wrong but can't
+//! parsed. Whatever is read is checked against its digest, so a layout can be wrong but can't
 //! make us believe it. Names are taken from the annotations that tools write; a bare tag, as
-//! `skopeo` and `umoci` write it, names no repository and therefore no image.
+//! `skopeo` and `umoci` write it, names no repository and therefore no image. What is no image (a
+//! statement about one, an artifact, an unknown kind) is left aside where there are images.
 //!
 //! The format is the image specification's `image-layout.md`.
 
@@ -18,9 +19,10 @@ use super::docker_archive;
 use super::{ImageSource, SourceError, SourceImage};
 use crate::config::ImageConfig;
 use crate::digest::{Digest, VerifyRead};
+use crate::json;
 use crate::manifest::{
     Descriptor, Document, Index, IndexEntry, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest,
-    OCI_INDEX, check_size,
+    ManifestError, check_size,
 };
 use crate::platform::Platform;
 use crate::reference::Reference;
@@ -28,7 +30,7 @@ use crate::reference::Reference;
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// Indexes may point at indexes; nobody nests them deeper than this.
-const MAX_DEPTH: usize = 4;
+const MAX_DEPTH: usize = 16;
 
 /// An opened OCI layout.
 #[derive(Debug)]
@@ -58,33 +60,34 @@ impl OciLayout {
     fn open(files: Files, wanted: &Platform) -> Result<Self, SourceError> {
         check_version(&files)?;
         let raw = files.read("index.json", "index.json", MAX_MANIFEST_BYTES)?;
-        let index = match Document::parse(raw, Some(OCI_INDEX))? {
-            Document::Index(index) => index,
-            Document::Manifest(_) => {
-                return Err(SourceError::Malformed(format!(
-                    "{}: index.json is no index",
-                    files.name()
-                )));
-            }
-        };
+        let first = json::first(&raw).map_err(|source| ManifestError::Json {
+            what: "index.json",
+            source,
+        });
+        let index = Index::parse(first?.to_vec())?;
         let mut images: Vec<SourceImage> = Vec::new();
-        for (entry, names) in select(&files, &index, wanted)? {
+        let mut artifact = None;
+        for (entry, (names, odd_names)) in select(&files, &index, wanted)? {
             let manifest = resolve(&files, &entry.manifest, wanted, 0)?;
-            let config = files.blob(
-                &manifest.config,
-                "the image configuration",
-                MAX_CONFIG_BYTES,
-            )?;
-            let config = ImageConfig::parse(config)?;
             // One image under several names is several entries with one digest.
-            match images.iter_mut().find(|i| {
+            let same = |i: &&mut SourceImage| {
                 i.manifest
                     .as_ref()
                     .is_some_and(|m| m.digest == manifest.digest)
-            }) {
-                Some(known) => known.names.extend(names),
-                None => images.push(SourceImage::new(config, Some(manifest), names)?),
+            };
+            if let Some(known) = images.iter_mut().find(same) {
+                known.names.extend(names);
+                known.odd_names.extend(odd_names);
+                continue;
             }
+            match image(&files, manifest, names) {
+                Ok(image) => images.push(SourceImage { odd_names, ..image }),
+                Err(SourceError::Manifest(ManifestError::Artifact(kind))) => artifact = Some(kind),
+                Err(e) => return Err(e),
+            }
+        }
+        if let (Some(kind), []) = (artifact, &images[..]) {
+            return Err(ManifestError::Artifact(kind).into());
         }
         add_archive_names(&files, &mut images)?;
         Ok(Self { files, images })
@@ -106,22 +109,44 @@ impl ImageSource for OciLayout {
     fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError> {
         let layer = &self.images[image].layers[layer];
         let blob = layer.described()?;
-        self.files.open_blob(&blob.blob.digest)
+        match self.files.open_blob(&blob.blob.digest) {
+            Err(SourceError::Missing { .. }) if blob.is_foreign() => {
+                Err(ManifestError::ForeignLayer(blob.blob.digest).into())
+            }
+            opened => opened,
+        }
+    }
+}
+
+/// Returns the image of a manifest. Errors: [`ManifestError::Artifact`] if it is something else that says so.
+fn image(
+    files: &Files,
+    mut manifest: Manifest,
+    names: Vec<Reference>,
+) -> Result<SourceImage, SourceError> {
+    const WHAT: &str = "the image configuration";
+    let artifact = manifest.artifact.clone();
+    // What a manifest says about sizes is no use, and often wrong: the digests vouch for the blobs.
+    for layer in &mut manifest.layers {
+        if let Ok((_, size_bytes)) = files.open(&blob_path(&layer.blob.digest)) {
+            layer.blob.size_bytes = size_bytes;
+        }
+    }
+    let config = files.blob(&manifest.config, WHAT, MAX_CONFIG_BYTES)?;
+    match (ImageConfig::parse(config), artifact) {
+        (Err(ManifestError::Json { .. }), Some(kind)) => Err(ManifestError::Artifact(kind).into()),
+        (config, _) => SourceImage::new(config?, Some(manifest), names),
     }
 }
 
 fn check_version(files: &Files) -> Result<(), SourceError> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
+    #[derive(Default)]
     struct Layout {
         image_layout_version: String,
     }
+    json::fields!(Layout { "imageLayoutVersion" => image_layout_version });
     let raw = files.read("oci-layout", "oci-layout", 1 << 16)?;
-    let layout: Layout =
-        serde_json::from_slice(&raw).map_err(|source| crate::manifest::ManifestError::Json {
-            what: "oci-layout",
-            source,
-        })?;
+    let layout: Layout = crate::manifest::read_first("oci-layout", &raw)?;
     if layout.image_layout_version.starts_with("1.") {
         return Ok(());
     }
@@ -132,6 +157,9 @@ fn check_version(files: &Files) -> Result<(), SourceError> {
     )))
 }
 
+/// What an entry is called: image names, and texts that are none.
+type Names = (Vec<Reference>, Vec<String>);
+
 /// Returns the entries of the top index that are images for `wanted`, with their names.
 ///
 /// Entries of one name are one image for several platforms, and so are all entries without a name
@@ -140,28 +168,22 @@ fn select<'a>(
     files: &Files,
     index: &'a Index,
     wanted: &Platform,
-) -> Result<Vec<(&'a IndexEntry, Vec<Reference>)>, SourceError> {
+) -> Result<Vec<(&'a IndexEntry, Names)>, SourceError> {
     let mut groups: Vec<(Option<&str>, Vec<&IndexEntry>)> = Vec::new();
-    for entry in index.entries.iter().filter(|e| !e.is_attestation()) {
-        let name = [CONTAINERD_NAME, REF_NAME]
-            .iter()
-            .find_map(|k| entry.annotations.get(*k));
-        let name = name.map(String::as_str);
+    for entry in index.images() {
+        let name = called(entry).next();
         match groups.iter_mut().find(|(known, _)| *known == name) {
             Some((_, entries)) => entries.push(entry),
             None => groups.push((name, vec![entry])),
         }
     }
     let mut selected = Vec::new();
-    for (name, entries) in groups {
-        let names = match name {
-            Some(name) if name.contains(['/', ':']) => vec![Reference::parse(name)?],
-            _ => Vec::new(),
-        };
+    for (_, entries) in groups {
         if entries.len() > 1 && entries.iter().all(|e| e.platform.is_none()) {
-            selected.extend(entries.into_iter().map(|e| (e, names.clone())));
+            selected.extend(entries.into_iter().map(|e| (e, names(e))));
         } else {
-            selected.push((choose(files, &entries, wanted)?, names));
+            let entry = choose(files, &entries, wanted)?;
+            selected.push((entry, names(entry)));
         }
     }
     if selected.is_empty() {
@@ -171,6 +193,28 @@ fn select<'a>(
         )));
     }
     Ok(selected)
+}
+
+/// What the annotations call an entry, the full name first.
+fn called(entry: &IndexEntry) -> impl Iterator<Item = &str> {
+    let annotations = &entry.annotations;
+    let said = [CONTAINERD_NAME, REF_NAME].into_iter();
+    said.filter_map(|key| annotations.get(key).map(String::as_str))
+        .filter(|name| !name.is_empty())
+}
+
+/// The first of an entry's names that is an image's; a bare tag, or anything else, is a name of something in this layout alone.
+fn names(entry: &IndexEntry) -> Names {
+    let full: Vec<&str> = called(entry)
+        .filter(|name| name.contains(['/', ':']))
+        .collect();
+    // A digest in a name is a promise, which only the entry's own can keep.
+    let kept = |name: &Reference| name.digest().is_none_or(|d| *d == entry.manifest.digest);
+    let mut parsed = full.iter().filter_map(|name| Reference::parse(name).ok());
+    match parsed.find(kept) {
+        Some(name) => (vec![name], Vec::new()),
+        None => (Vec::new(), full.into_iter().map(str::to_owned).collect()),
+    }
 }
 
 /// Returns the entry for `wanted` among those whose blobs are here.
@@ -237,11 +281,7 @@ fn resolve(
     match Document::parse(raw, Some(&descriptor.media_type))? {
         Document::Manifest(manifest) => Ok(manifest),
         Document::Index(index) => {
-            let entries: Vec<_> = index
-                .entries
-                .iter()
-                .filter(|e| !e.is_attestation())
-                .collect();
+            let entries: Vec<_> = index.images().collect();
             if entries.is_empty() {
                 return Err(no_platform(files.name(), wanted, std::iter::empty()));
             }
@@ -262,12 +302,13 @@ fn add_archive_names(files: &Files, images: &mut [SourceImage]) -> Result<(), So
     for entry in docker_archive::read_manifest(archive)? {
         let raw = archive.read(&entry.config, "the image configuration", MAX_CONFIG_BYTES)?;
         let id = Digest::of(&raw);
+        let (names, odd_names) = docker_archive::parse_tags(entry.repo_tags.into_vec());
         for image in images.iter_mut().filter(|i| i.config.id == id) {
-            for name in docker_archive::parse_tags(entry.repo_tags.clone())? {
-                if !image.names.contains(&name) {
-                    image.names.push(name);
-                }
-            }
+            let known = image.names.clone();
+            image
+                .names
+                .extend(names.iter().filter(|name| !known.contains(name)).cloned());
+            image.odd_names.extend(odd_names.iter().cloned());
         }
     }
     Ok(())
@@ -342,10 +383,10 @@ impl Files {
         what: &'static str,
         limit_bytes: u64,
     ) -> Result<Vec<u8>, SourceError> {
-        check_size(what, descriptor.size_bytes, limit_bytes)?;
-        let inner = self.open_blob(&descriptor.digest)?;
+        let (inner, size_bytes) = self.open(&blob_path(&descriptor.digest))?;
+        check_size(what, size_bytes, limit_bytes)?;
         let mut bytes = Vec::new();
-        VerifyRead::new(inner, what, descriptor.digest, Some(descriptor.size_bytes))
+        VerifyRead::new(inner, what, descriptor.digest, Some(size_bytes))
             .read_to_end(&mut bytes)
             .map_err(|e| SourceError::io(self.name(), e))?;
         Ok(bytes)

@@ -17,7 +17,7 @@ use super::unpack::{Unpacked, unpack_single};
 use super::{apply_changes, or_cancelled, reference, stored};
 use crate::container::Settings;
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::{bundle, container, diff, layer_tar, names};
 
 /// What to commit, and as what.
@@ -132,10 +132,7 @@ fn parents(ctx: &Context, record: &ContainerRecord) -> Result<Vec<Parent>> {
 /// Returns the configuration to begin with: the image's, as it is, or a bare one for this machine.
 fn configuration(base: Option<&ImageConfig>) -> Result<Value> {
     if let Some(base) = base {
-        return serde_json::from_str(&base.text()).map_err(|e| Error::Damaged {
-            what: format!("image {}", base.id),
-            why: e.to_string(),
-        });
+        return Ok(base.tidy_value()?.into());
     }
     let platform = Platform::host();
     let mut bare =

@@ -26,16 +26,16 @@ pub fn history(context: &Context, image: &str) -> Result<Vec<HistoryEntry>> {
         let config = stored::config(store, record)?;
         let mut layers = record.layers.iter();
         let mut entries = Vec::new();
-        for step in config.parsed.history().iter().flatten() {
-            let layer = if step.empty_layer().unwrap_or(false) {
+        for step in &config.history {
+            let layer = if step.empty_layer {
                 None
             } else {
                 layers.next()
             };
             entries.push(HistoryEntry {
-                created: step.created().clone(),
-                created_by: step.created_by().clone(),
-                comment: step.comment().clone(),
+                created: step.created.clone(),
+                created_by: said(&step.created_by),
+                comment: said(&step.comment),
                 diff_id: layer.map(|l| l.diff_id.to_string()),
                 size_bytes: match layer {
                     Some(layer) => store.usage(&layer.snapshot)?.bytes,
@@ -53,4 +53,8 @@ pub fn history(context: &Context, image: &str) -> Result<Vec<HistoryEntry>> {
         entries.reverse();
         Ok(entries)
     })
+}
+
+fn said(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{list, names::familiar, stored};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Returns all that the store knows of an image. The configuration is given as it is, fields unknown to Vellum included.
 pub fn inspect_image(context: &Context, image: &str) -> Result<Value> {
@@ -34,24 +34,18 @@ pub fn inspect_image(context: &Context, image: &str) -> Result<Value> {
                 })),
             }));
         }
-        let raw: Value = serde_json::from_str(&config.text()).map_err(|source| {
-            Error::from(vellum_image::manifest::ManifestError::Json {
-                what: "the image configuration",
-                source,
-            })
-        })?;
         Ok(json!({
             "kind": "image",
             "id": record.id.to_string(),
             "names": record.tags.iter().map(|t| familiar(t)).collect::<Vec<_>>(),
             "manifest": manifest.digest.to_string(),
             "media_type": record.media_type,
-            "created": config.parsed.created(),
+            "created": config.created,
             "added": record.added.to_string(),
             "platform": config.platform().to_string(),
             "size_bytes": list::size_bytes(store, record)?,
             "layers": layers,
-            "config": raw,
+            "config": config.value()?,
         }))
     })
 }

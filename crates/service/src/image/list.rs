@@ -52,7 +52,7 @@ fn summary(store: &Store, record: &ImageRecord, names: Vec<String>) -> Result<Im
         id: record.id.to_string(),
         names,
         manifest: record.manifest.to_string(),
-        created: config.parsed.created().clone(),
+        created: config.created.clone(),
         added: record.added.to_string(),
         platform: config.platform().to_string(),
         layers: record.layers.len(),

@@ -68,9 +68,17 @@ fn run(context: &Context, request: &LoadRequest) -> Result<Vec<BroughtIn>> {
     }
     let mut loaded = Vec::with_capacity(images.len());
     for (at, image) in images.iter().enumerate() {
-        let names = given
-            .as_ref()
-            .map_or_else(|| image.names.clone(), |name| vec![name.clone()]);
+        let names = match &given {
+            Some(name) => vec![name.clone()],
+            None => {
+                for odd in &image.odd_names {
+                    let what =
+                        format!("{odd:?} is not an image name: the image is loaded without it");
+                    context.progress.warn(&what);
+                }
+                image.names.clone()
+            }
+        };
         loaded.push(bring_in(context, source.as_ref(), at, &names, &wanted)?);
     }
     Ok(loaded)

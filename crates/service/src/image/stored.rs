@@ -17,11 +17,20 @@ pub(super) fn config(store: &Store, image: &ImageRecord) -> Result<ImageConfig> 
     )?)
 }
 
-/// Reads the manifest of a recorded image.
+/// Reads the manifest of a recorded image, with the sizes that its layers' blobs had: a manifest may be wrong about them.
 pub(super) fn manifest(store: &Store, image: &ImageRecord) -> Result<Manifest> {
     let raw = store.read_blob(&image.manifest, MAX_MANIFEST_BYTES)?;
     match Document::parse(raw, Some(&image.media_type))? {
-        Document::Manifest(manifest) => Ok(manifest),
+        Document::Manifest(mut manifest) => {
+            for (said, layer) in manifest.layers.iter_mut().zip(&image.layers) {
+                if let Some(blob) = layer.blob.as_ref()
+                    && blob.digest == super::to_store(&said.blob.digest)
+                {
+                    said.blob.size_bytes = blob.size_bytes;
+                }
+            }
+            Ok(manifest)
+        }
         Document::Index(_) => Err(Error::Store(StoreError::Damaged {
             what: format!("image {}", image.id),
             why: format!("its manifest {} is an index", image.manifest),

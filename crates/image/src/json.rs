@@ -1,0 +1,174 @@
+//! Reading JSON as Go's `encoding/json` reads it into a struct.
+//!
+//! Every tool that writes or reads an image's documents is written in Go, and what Go's reader makes of a document is what the document means: a scanner, a
+//! registry and a runtime that disagree about it would see different images. So [`read`] follows it to the letter:
+//!
+//! * names are compared without case, the Kelvin sign and the long s included; unknown names are passed over;
+//! * of a name that occurs twice the last value counts, but objects and lists are filled *into* what is there;
+//! * null leaves a plain value as it is, and empties a list, a map or something optional;
+//! * bytes that are not UTF-8 and lone surrogates are read as U+FFFD, one for each;
+//! * a whole number is one without fraction and exponent that fits; another shape than expected is an error that names the field;
+//! * nesting is limited to [`MAX_DEPTH`], and nothing but white space may follow the value.
+//!
+//! A type says its fields with [`fields!`] and starts from its `Default`. Nothing is built for parts that nobody asked for, and recursion goes as deep as the
+//! types do, never as deep as the document. Whoever has bytes limits their number; this module knows no documents. Decision 0049 tells why it isn't serde.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+mod input;
+mod shapes;
+mod value;
+
+pub use input::{Input, Kind};
+pub use shapes::{Any, Empty, List, Words};
+
+/// The deepest nesting that is read, as in Go.
+pub const MAX_DEPTH: usize = 10_000;
+
+/// A type that can be filled from JSON.
+pub trait Unmarshal {
+    /// Fills `self` from the next value of `input`. Fields that the value doesn't have keep what they hold.
+    ///
+    /// After an error `self` is anything, and `input` is not to be read further.
+    fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError>;
+}
+
+/// Returns what the one JSON value in `text` says.
+pub fn read<T: Unmarshal + Default>(text: &[u8]) -> Result<T, JsonError> {
+    let mut value = T::default();
+    let mut input = Input::new(text);
+    value.unmarshal(&mut input)?;
+    input.end()?;
+    Ok(value)
+}
+
+/// Returns the text of the first value in `text`, whatever follows: what Go's `Decoder` reads of a file.
+pub fn first(text: &[u8]) -> Result<&[u8], JsonError> {
+    Input::new(text).raw()
+}
+
+/// Why JSON can't be read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum JsonError {
+    /// It isn't JSON.
+    Syntax {
+        /// Where, in bytes.
+        offset: usize,
+        /// What is wrong there.
+        why: &'static str,
+    },
+    /// A value is not what its place asks for.
+    Shape {
+        /// The path to the field, as in `config.Env[2]`; empty for the document itself.
+        field: String,
+        /// What stands there.
+        found: String,
+        /// What should.
+        expected: &'static str,
+    },
+}
+
+impl JsonError {
+    /// Returns the same error as seen from the object or list around: `part` is a name, or `[2]`.
+    pub(crate) fn within(mut self, part: &str) -> Self {
+        if let Self::Shape { field, .. } = &mut self {
+            let joint = if field.is_empty() || field.starts_with('[') {
+                ""
+            } else {
+                "."
+            };
+            *field = format!("{part}{joint}{field}");
+        }
+        self
+    }
+}
+
+impl fmt::Display for JsonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Syntax { offset, why } => write!(f, "{why} at byte {offset}"),
+            Self::Shape {
+                field,
+                found,
+                expected,
+            } if field.is_empty() => write!(f, "it is {found}, not {expected}"),
+            Self::Shape {
+                field,
+                found,
+                expected,
+            } => write!(f, "{field} is {found}, not {expected}"),
+        }
+    }
+}
+
+impl std::error::Error for JsonError {}
+
+/// Says which names fill which fields of a type: `fields!(Layer { "digest" => digest, "size" => size_bytes })`.
+macro_rules! fields {
+    ($type:ty { $($name:literal => $field:ident),* $(,)? }) => {
+        #[allow(dead_code)] // few ask for the names
+        impl $type {
+            pub(crate) const NAMES: &'static [&'static str] = &[$($name),*];
+        }
+
+        impl $crate::json::Unmarshal for $type {
+            fn unmarshal(&mut self, input: &mut $crate::json::Input<'_>) -> Result<(), $crate::json::JsonError> {
+                input.object(|input, key| {
+                    match $crate::json::choose(Self::NAMES, key) {
+                        $(Some($name) => $crate::json::Unmarshal::unmarshal(&mut self.$field, input).map_err(|e| e.within($name)),)*
+                        _ => input.skip(),
+                    }
+                })
+            }
+        }
+    };
+}
+pub(crate) use fields;
+
+/// Returns the name that `key` means: the very same, else the first that differs in case only.
+pub fn choose<'a>(names: &[&'a str], key: &str) -> Option<&'a str> {
+    names
+        .iter()
+        .find(|name| **name == key)
+        .or_else(|| names.iter().find(|name| same_but_for_case(name, key)))
+        .copied()
+}
+
+/// Names of fields are ASCII; beyond it, two letters fold into ASCII ones.
+pub(crate) fn same_but_for_case(name: &str, key: &str) -> bool {
+    let folded = key.chars().map(|c| match c {
+        '\u{212a}' => 'k',
+        '\u{17f}' => 's',
+        c => c.to_ascii_lowercase(),
+    });
+    name.chars().map(|c| c.to_ascii_lowercase()).eq(folded)
+}
+
+/// Moves the values of `map` whose names differ from one of `names` in case only to that name. Where it has a value that stays, and an object gets
+/// what only the other one has.
+pub(crate) fn usual_names(map: &mut Map<String, Value>, names: &[&str]) {
+    let odd: Vec<String> = map
+        .keys()
+        .filter(|key| choose(names, key).is_some_and(|name| name != key.as_str()))
+        .cloned()
+        .collect();
+    for key in odd {
+        let (Some(value), Some(name)) = (map.remove(&key), choose(names, &key)) else {
+            continue;
+        };
+        match (map.get_mut(name), value) {
+            (None, value) => drop(map.insert(name.to_owned(), value)),
+            (Some(Value::Object(known)), Value::Object(more)) => {
+                for (name, value) in more {
+                    known.entry(name).or_insert(value);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,6 @@
+//! Documents of images, as odd as they come: read as Go reads them, and loaded where Docker, Podman and containerd load them.
+
+mod archives;
+mod reader;
+#[path = "../support/mod.rs"]
+mod support;
