@@ -9,14 +9,19 @@
 //! An empty field means what an absent one means. Secrets stay inside [`Login`], whose `Debug` hides them.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use serde_json::Value;
 
+use crate::json;
+
 /// The key that `docker login` without argument writes.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+
+/// More than anyone's logins take; what is longer is cut, and no document then.
+const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// Why logins can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -141,10 +146,16 @@ fn read(
         registry: registry.to_owned(),
         source,
     };
-    let said: Value = serde_json::from_reader(BufReader::new(file))
-        .map_err(|_| unusable(CredentialRetrievalError::ConfigReadError))?;
-    let said = serde_json::to_vec(&without_empty(said))
-        .map_err(|_| unusable(CredentialRetrievalError::ConfigReadError))?;
+    let mut text = Vec::new();
+    file.take(MAX_FILE_BYTES)
+        .read_to_end(&mut text)
+        .map_err(|source| CredentialError::Open {
+            path: shown(),
+            source,
+        })?;
+    let said = usual(&text)
+        .and_then(|said| serde_json::to_vec(&said).ok())
+        .ok_or_else(|| unusable(CredentialRetrievalError::ConfigReadError))?;
     for key in keys(registry, repository) {
         match docker_credential::get_credential_from_reader(said.as_slice(), &key) {
             Ok(DockerCredential::UsernamePassword(user, password)) => {
@@ -161,6 +172,19 @@ fn read(
         }
     }
     Ok(None)
+}
+
+/// The document as the crate that looks a login up in it needs it: names as they are usually written, nothing empty. `None` if it isn't one.
+fn usual(text: &[u8]) -> Option<Value> {
+    let mut said: Value = json::first(text).and_then(json::read).ok()?;
+    let fields = said.as_object_mut()?;
+    json::usual_names(fields, &["auths", "credsStore", "credHelpers"]);
+    if let Some(Value::Object(auths)) = fields.get_mut("auths") {
+        for login in auths.values_mut().filter_map(Value::as_object_mut) {
+            json::usual_names(login, &["auth", "username", "password", "identitytoken"]);
+        }
+    }
+    Some(without_empty(said))
 }
 
 /// The document without what is empty: strings, nulls, and whatever holds nothing else.
@@ -260,6 +284,7 @@ mod tests {
             r#"{"auths":{"r":{"auth":"dTpw","identitytoken":"","username":"","password":null}}}"#,
             r#"{"auths":{"r":{"auth":"dTpw","username":"someone","password":"else"}}}"#,
             r#"{"auths":{"r":{"auth":"","username":"u","password":"p"}}}"#,
+            r#"{"Auths":{"r":{"Auth":"dTpw"}},"CREDSSTORE":""} trailing"#,
         ] {
             check(json, "r", "a", Some(basic("u", "p")));
         }

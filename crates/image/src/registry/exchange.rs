@@ -22,6 +22,8 @@ use reqwest::header::{
 use reqwest::{Method, StatusCode, Url};
 use tokio::time::Instant;
 
+use crate::json::{self, List, fields};
+
 /// How often a request may be sent elsewhere.
 const MAX_REDIRECTS: usize = 10;
 /// Bytes that have to come or go within the time that a connection may be silent.
@@ -511,38 +513,39 @@ impl Answer {
     }
 }
 
+/// What registries and token services say about a refusal, each in its own place.
+#[derive(Default)]
+struct Errors {
+    errors: List<Explained>,
+    details: String,
+    error_description: String,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Explained {
+    code: String,
+    message: String,
+}
+
+fields!(Errors {
+    "errors" => errors,
+    "details" => details,
+    "error_description" => error_description,
+});
+fields!(Explained { "code" => code, "message" => message });
+
 /// The first explanation in a registry's errors, fit to be shown: short, on one line, without control characters.
 fn explanation(body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Errors {
-        #[serde(default)]
-        errors: Vec<Explained>,
-        /// Token services say it this way, each in its own place.
-        details: Option<String>,
-        error_description: Option<String>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Explained {
-        code: Option<serde_json::Value>,
-        message: Option<String>,
-    }
     // Anything else is not for people: a page of HTML, or nothing.
-    let Ok(errors) = serde_json::from_slice::<Errors>(body) else {
+    let Ok(errors) = json::first(body).and_then(json::read::<Errors>) else {
         return String::new();
     };
-    let told = match errors.errors.into_iter().next() {
-        Some(first) => {
-            let code = first.code.and_then(|c| c.as_str().map(str::to_owned));
-            [code, first.message]
-                .into_iter()
-                .flatten()
-                .collect::<Vec<_>>()
-                .join(": ")
-        }
-        None => errors
-            .details
-            .or(errors.error_description)
-            .unwrap_or_default(),
+    let told = match errors.errors.into_vec().into_iter().next() {
+        Some(first) if first.code.is_empty() => first.message,
+        Some(first) if first.message.is_empty() => first.code,
+        Some(first) => format!("{}: {}", first.code, first.message),
+        None if errors.details.is_empty() => errors.error_description,
+        None => errors.details,
     };
     told.chars()
         .filter(|c| !c.is_control())
@@ -592,7 +595,9 @@ mod tests {
                 r#"{"errors":[{"code":"DENIED","message":"no\u001b[31m!\n"},{"code":"Z"}]}"#,
                 "DENIED: no[31m!",
             ),
-            (r#"{"errors":[{"code":7,"message":"no"}]}"#, "no"),
+            (r#"{"errors":[{"code":7,"message":"no"}]}"#, ""),
+            (r#"{"errors":[{"message":"no"}]}"#, "no"),
+            (r#"{"errors":null,"error_description":"no"}"#, "no"),
             (r#"{"errors":[{"code":"DENIED"}]}"#, "DENIED"),
             (r#"{"errors":[]}"#, ""),
             (

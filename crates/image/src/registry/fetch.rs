@@ -127,12 +127,8 @@ fn fetch_manifest(
             Document::Manifest(manifest) => return Ok(manifest),
             Document::Index(index) => {
                 let entry = index.choose(wanted).ok_or_else(|| {
-                    let offers = index.entries.iter().filter(|e| !e.is_attestation());
-                    no_platform(
-                        reference.familiar(),
-                        wanted,
-                        offers.filter_map(|e| e.platform.as_ref()),
-                    )
+                    let offers = index.images().filter_map(|e| e.platform.as_ref());
+                    no_platform(reference.familiar(), wanted, offers)
                 })?;
                 check_size(
                     "the manifest",

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::challenge::{self, Challenge};
 use super::credentials::Login;
 use super::exchange::{Answer, Body, ExchangeError, Http, Request};
+use crate::json::{self, fields};
 
 /// The longest answer of a token service.
 const MAX_TOKEN_ANSWER_BYTES: u64 = 1 << 20;
@@ -304,27 +305,32 @@ fn with_identity(realm: Url, service: Option<&str>, scopes: &[String], token: &s
         .body(Body::Bytes(Bytes::from(form)))
 }
 
+/// What a token service answers.
+#[derive(Default)]
+struct Token {
+    token: String,
+    access_token: String,
+    expires_in: i64,
+}
+
+fields!(Token {
+    "token" => token,
+    "access_token" => access_token,
+    "expires_in" => expires_in,
+});
+
 fn read_token(body: &[u8], asked: Instant) -> Result<Proof, ExchangeError> {
-    #[derive(serde::Deserialize)]
-    struct Token {
-        token: Option<String>,
-        access_token: Option<String>,
-        expires_in: Option<f64>,
-    }
     let odd = || ExchangeError::odd("the token service gave no token");
     // What it gave instead may be a secret all the same.
-    let answer: Token = serde_json::from_slice(body).map_err(|_| odd())?;
+    let answer: Token = json::first(body).and_then(json::read).map_err(|_| odd())?;
     let token = [answer.token, answer.access_token]
         .into_iter()
-        .flatten()
         .find(|token| !token.is_empty())
         .ok_or_else(odd)?;
     let mut header = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| odd())?;
     header.set_sensitive(true);
-    let life = answer
-        .expires_in
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .map_or(USUAL_TOKEN_LIFE, |life| life.max(USUAL_TOKEN_LIFE));
+    let life = u64::try_from(answer.expires_in).map_or(USUAL_TOKEN_LIFE, Duration::from_secs);
+    let life = life.max(USUAL_TOKEN_LIFE);
     Ok(Proof {
         header,
         until: asked.checked_add(life - TOKEN_MARGIN),
@@ -358,7 +364,8 @@ mod tests {
             r#"{"token":"","access_token":"T"}"#,
             r#"{"token":null,"access_token":"T","expires_in":null}"#,
             r#"{"token":"T","access_token":"U","expires_in":300,"issued_at":"x","more":{}}"#,
-            r#"{"token":"T","expires_in":1e300}"#,
+            r#"{"Token":"T","expires_in":9223372036854775807}"#,
+            r#"{"token":"U","token":"T"} and more"#,
             r#"{"token":"T","expires_in":-5}"#,
         ] {
             assert_eq!(token(body).as_deref(), Some("Bearer T"), "{body}");
@@ -369,6 +376,7 @@ mod tests {
             "[]",
             r#"{"token":""}"#,
             r#"{"token":null}"#,
+            r#"{"token":7}"#,
             "{\"token\":\"a\\nb\"}",
         ] {
             assert_eq!(token(body), None, "{body}");
