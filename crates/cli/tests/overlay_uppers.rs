@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use support::layered::{World, command, read, wait_free};
 use support::{Said, said};
-use vellum_testkit::clients::available;
+use vellum_testkit::clients::{Home, available, small_image};
 use vellum_testkit::kernel::Overlay;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{Tree, untested};
@@ -429,4 +429,59 @@ fn a_union_on_a_union_needs_no_options() {
     }
     world.scratch.unmount(&merged);
     wait_free(&outer.join("in/up"));
+}
+
+#[test]
+fn a_store_in_a_container_takes_a_driver_that_works_there() {
+    let Some(world) = World::new() else { return };
+    in_a_container(&world);
+    let home = Home::new().unwrap();
+    let image = small_image(&home).unwrap();
+    let root = world.at("c/merged/store").display().to_string();
+    let run = world.at("run").display().to_string();
+    let vellum = |args: &[&str]| {
+        let all = ["--root", &root, "--run-dir", &run]
+            .into_iter()
+            .chain(args.iter().copied());
+        world.vellum(&all.collect::<Vec<_>>())
+    };
+    // Asked for by name, it is an error that says what to do, and leaves nothing.
+    let refused = vellum(&["--storage-driver", "overlay2", "images"]);
+    assert_eq!(refused.code, 1, "{}", refused.err);
+    assert!(
+        refused.err.contains("takes no devices 0:0"),
+        "{}",
+        refused.err
+    );
+    assert!(!Path::new(&root).join("overlay2").exists());
+
+    let loaded = vellum(&["load", "-i", image.to_str().unwrap()]);
+    assert_eq!(loaded.code, 0, "{}", loaded.err);
+    assert!(
+        loaded.err.contains("the storage driver is native here"),
+        "{}",
+        loaded.err
+    );
+    let made = vellum(&[
+        "create",
+        "--mount",
+        "--name",
+        "box",
+        "vellum-demo-small:latest",
+    ]);
+    assert_eq!((made.code, made.err.as_str()), (0, ""), "told once");
+    let merged = PathBuf::from(made.out.trim());
+    fs::remove_dir_all(merged.join("etc")).unwrap();
+    assert!(!merged.join("etc").exists());
+    for args in [
+        &["umount", "--all"][..],
+        &["check"],
+        &["rm", "box"],
+        &["gc"],
+    ] {
+        let done = vellum(args);
+        assert_eq!(done.code, 0, "{args:?}: {} {}", done.out, done.err);
+    }
+    let info = vellum(&["info", "--json"]);
+    assert!(info.out.contains("\"driver\": \"native\""), "{}", info.out);
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use vellum_store::{Store, StoreOptions};
 use vellum_sys::Cancel;
 
-use crate::config::{Config, Engine};
+use crate::config::{Config, Driver, Engine, Source};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::{facts, home};
@@ -62,10 +62,13 @@ impl Context {
         Ok(&self.store.get_or_init(|| Opened { store, seen }).store)
     }
 
-    /// How the store is opened. Where Vellum's own engine can mount its layers they may be on any file system.
+    /// How the store is opened. Where Vellum's own engine can mount its layers they may be on any file system, and where nobody chose a
+    /// driver, one that works everywhere may take its place.
     pub(crate) fn store_options(&self) -> StoreOptions {
+        let driver = &self.config.storage_driver;
         StoreOptions {
-            driver: self.config.storage_driver.value,
+            driver: driver.value,
+            fallback: (driver.source == Source::Default).then_some(Driver::Native),
             any_file_system: self.config.engine.value != Engine::Kernel && facts::has_fuse(),
             ..StoreOptions::new(self.root())
         }

@@ -96,7 +96,7 @@ pub fn info(ctx: &Context) -> Result<Info> {
     };
     Ok(Info {
         version: env!("CARGO_PKG_VERSION"),
-        driver: ctx.config.storage_driver.value.to_string(),
+        driver: store.default_driver().to_string(),
         snapshots: store
             .drivers_in_use()?
             .into_iter()
@@ -106,7 +106,7 @@ pub fn info(ctx: &Context) -> Result<Info> {
         run_dir: ctx.run_dir().to_path_buf(),
         backing_filesystem: dir.fs_name,
         supports_d_type: dir.d_type,
-        native_diff: ctx.config.storage_driver.value != crate::config::Driver::Native,
+        native_diff: store.default_driver() != crate::config::Driver::Native,
         userxattr: !facts.trusted && facts.userxattr,
         project_quota: quota,
         reflink: dir.reflink,

@@ -17,7 +17,7 @@ use std::{
 
 use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
-use vellum_sys::plain;
+use vellum_sys::{FileKind, plain};
 
 use crate::{
     digest::Digest,
@@ -452,11 +452,17 @@ pub(crate) fn driver(kind: DriverKind) -> &'static dyn Driver {
 /// somebody else stacks the layers they would be of no use.
 pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) -> Result<()> {
     make_dir(home, mode)?;
-    if any_file_system {
-        return Ok(());
-    }
     let facts = vellum_sys::probe::directory(home)?;
-    let Some(why) = unfit(&facts.fs_name, facts.d_type) else {
+    let why = match takes_whiteouts(home)? {
+        false => Some(format!(
+            "the backing file system ({}) takes no devices 0:0, with which layers hide names: it is an overlay or a union itself, as the \
+             root of a container is. Give --root a directory on another one, a volume for instance, or use the storage driver native",
+            facts.fs_name
+        )),
+        true if any_file_system => None,
+        true => unfit(&facts.fs_name, facts.d_type),
+    };
+    let Some(why) = why else {
         return Ok(());
     };
     // Nothing is in it yet; left behind, it would count as tried.
@@ -465,6 +471,25 @@ pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) 
         what: format!("storage driver at {}", home.display()),
         why,
     })
+}
+
+/// Tells whether devices 0:0 can be made in a directory. Tried, and taken away again.
+fn takes_whiteouts(home: &Path) -> Result<bool> {
+    const PROBE: &str = "probe";
+    let dir = layout::dir(home)?;
+    match dir.mknod(PROBE, FileKind::Char, 0o600, (0, 0)) {
+        // Another process that opens the store for the first time may be trying, too.
+        Ok(()) => Ok(dir
+            .unlink(PROBE)
+            .map(|()| true)
+            .or_else(|e| match e.is_not_found() {
+                true => Ok(true),
+                false => Err(e),
+            })?),
+        Err(e) if e.is_exists() => Ok(true),
+        Err(e) if e.is_denied() || e.is_unsupported() => Ok(false),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Says why the kernel's overlay can't have its upper directories on a file system, and what to do; `None` if nothing speaks against it.

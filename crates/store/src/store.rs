@@ -8,6 +8,7 @@ use std::{
 
 use vellum_sys::plain::{self, Links};
 
+use crate::StoreError;
 use crate::{
     database::Database,
     driver::{self, DriverKind},
@@ -25,6 +26,8 @@ pub struct StoreOptions {
     pub root: PathBuf,
     /// The driver for snapshots without a parent; others use their parent's.
     pub driver: DriverKind,
+    /// The driver in its place where it can't work, if it has no trees here; `None` to have that as an error.
+    pub fallback: Option<DriverKind>,
     /// Make the store if there is none. Off, opening a missing one is an error: what a caller wants that expects a store
     /// and may find the bare mount point of a disk that is not mounted.
     pub create: bool,
@@ -42,6 +45,7 @@ impl StoreOptions {
         Self {
             root: root.into(),
             driver: DriverKind::default(),
+            fallback: None,
             create: true,
             busy_timeout_ms: 30_000,
             any_file_system: false,
@@ -84,16 +88,39 @@ impl Store {
         }
         layout.check_database()?;
         let database = Database::open(&layout, options.create, options.busy_timeout_ms)?;
-        let store = Self::on(layout, database, options);
+        let mut store = Self::on(layout, database, options);
         // What is not the store's own is neither used nor mended: `check` tells about it, and every change is refused.
         if hands::warn(store.layout()) && store.inner.database.rolled_back().is_none() {
             store.catch_up();
             if !layout::exists(&store.layout().driver(options.driver))? {
                 store.fill_reserve();
             }
-            store.ensure_home(options.driver)?;
+            store.settle_driver(options)?;
         }
         Ok(store)
+    }
+
+    /// Makes the driver's directory, or that of the driver in its place.
+    fn settle_driver(&mut self, options: &StoreOptions) -> Result<()> {
+        let (error, fallback) = match (self.ensure_home(options.driver), options.fallback) {
+            (Err(error), Some(fallback)) => (error, fallback),
+            (done, _) => return done,
+        };
+        let known = layout::exists(&self.layout().driver(fallback))?;
+        match &error {
+            StoreError::Unsupported { why, .. } if !known => {
+                tracing::warn!("the storage driver is {fallback} here: {why}");
+            }
+            StoreError::Unsupported { .. } => {}
+            // On a disk that turned read-only what could be tried before can't be tried now.
+            _ if known => {}
+            _ => return Err(error),
+        }
+        // Just made: nobody else has it yet.
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.driver = fallback;
+        }
+        self.ensure_home(fallback)
     }
 
     /// Returns the store on an open database.
