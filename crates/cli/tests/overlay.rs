@@ -478,6 +478,77 @@ fn a_plain_user_mounts_through_fusermount3() {
 }
 
 #[test]
+fn a_plain_user_changes_what_squashed_owners_have() {
+    let Some(world) = World::new() else { return };
+    let Some(user) = PlainUser::new(&world.scratch) else {
+        return;
+    };
+    if !user.give_fuse() {
+        return untested("FUSE for plain users", "there is no /dev/fuse");
+    }
+    let work = "echo more >> both; chmod 600 both; touch dir/inner/file; echo new > dir/new; mv gone kept; mkdir dir/sub; ls . dir; cat both";
+    let right = ".:\nboth\ndir\nkept\n\ndir:\ninner\nnew\nsub\nfrom the top\nmore\n";
+    for (number, (options, before, umount)) in [
+        (
+            format!("squash_to_uid={0},squash_to_gid={0}", user.id),
+            "sh",
+            "fusermount3 -u merged",
+        ),
+        (
+            "squash_to_root".to_owned(),
+            "unshare --user --map-root-user --mount sh",
+            "umount merged",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (upper, work_dir) = (format!("upper{number}"), format!("work{number}"));
+        for dir in [&upper, &work_dir] {
+            world.scratch.dir(dir);
+        }
+        let mut give = Command::new("chown");
+        let dirs = [upper.as_str(), &work_dir, "merged"].map(|dir| world.at(dir));
+        give.arg(format!("{0}:{0}", user.id)).args(dirs);
+        assert!(give.status().unwrap().success());
+        // The layers stay root's, and everybody may write there.
+        let layers = [world.at("top"), world.at("base")];
+        assert!(
+            Command::new("chmod")
+                .args(["-R", "a+rwX"])
+                .args(&layers)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let vellum = user.borrow_program(Path::new(VELLUM));
+        let script = format!(
+            "set -eu; cd \"$2\"; timeout 60 \"$1\" overlay -o lowerdir=top:base,upperdir={upper},workdir={work_dir},{options} merged; \
+             cd merged; {work}; cd ..; {umount}; flock {upper} true"
+        );
+        let mut run = user.command("sh");
+        run.args([
+            "-c",
+            &format!("exec {before} -c \"$0\" sh \"$1\" \"$2\""),
+            &script,
+        ])
+        .arg(vellum)
+        .arg(world.scratch.path());
+        let done = said(run.output().unwrap());
+        assert_eq!(
+            (done.code, done.out.as_str()),
+            (0, right),
+            "{options}: {}",
+            done.err
+        );
+        assert_eq!(
+            fs::metadata(world.at(&upper).join("both")).unwrap().uid(),
+            user.id
+        );
+    }
+}
+
+#[test]
 fn a_user_in_a_namespace_of_his_own_mounts_himself() {
     let Some(world) = World::new() else { return };
     let Some(user) = PlainUser::new(&world.scratch) else {

@@ -46,9 +46,10 @@ impl Engine {
             let record = records::of_stat(shown).encode();
             to.set_xattr(records::stat_name(), &record, SetMode::Any)
                 .map_err(|e| upper.io(e))?;
-        } else if (staged.uid, staged.gid) != (shown.uid, shown.gid) {
-            to.set_owner(Some(shown.uid), Some(shown.gid))
-                .map_err(|e| upper.io(e))?;
+        } else {
+            let uid = (staged.uid != shown.uid).then_some(shown.uid);
+            let gid = (staged.gid != shown.gid).then_some(shown.gid);
+            self.carry_owner(to, uid, gid).map_err(|e| upper.io(e))?;
         }
         self.carry_xattrs(upper, from, to)?;
         if !recorded && staged.kind != FileKind::Symlink {
@@ -59,6 +60,22 @@ impl Engine {
         }
         let (atime, mtime) = (NewTime::To(shown.atime), NewTime::To(shown.mtime));
         to.set_times(atime, mtime).map_err(|e| upper.io(e))
+    }
+
+    /// Gives the copy its owner. One that is squashed is seen by nobody: where it can't be had, this process's own does as well.
+    fn carry_owner(&self, to: &At, uid: Option<u32>, gid: Option<u32>) -> vellum_sys::Result<()> {
+        let set = |uid: Option<u32>, gid: Option<u32>| match (uid, gid) {
+            (None, None) => Ok(()),
+            (uid, gid) => to.set_owner(uid, gid),
+        };
+        match set(uid, gid) {
+            Err(error) if error.is_denied() || error.is(Errno::INVAL) => {
+                let uid = uid.filter(|_| self.ids.squash_uid.is_none());
+                let gid = gid.filter(|_| self.ids.squash_gid.is_none());
+                set(uid, gid)
+            }
+            done => done,
+        }
     }
 
     fn carry_xattrs(&self, upper: &Upper, from: &Source, to: &At) -> Result<()> {
