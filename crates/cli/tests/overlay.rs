@@ -549,6 +549,42 @@ fn a_plain_user_changes_what_squashed_owners_have() {
 }
 
 #[test]
+fn an_acl_for_ids_that_a_namespace_lacks_stops_no_change() {
+    let Some(world) = World::new() else { return };
+    let Some(user) = PlainUser::new(&world.scratch) else {
+        return;
+    };
+    if !user.give_fuse() || !available(&["setfacl"]) {
+        return untested(
+            "FUSE and ACLs for plain users",
+            "there is no /dev/fuse, or no setfacl",
+        );
+    }
+    let [file, dir] = ["base/gone", "base/dir"].map(|at| world.at(at).display().to_string());
+    for words in [
+        &["-m", "u:1234:rw", &file][..],
+        &["-m", "u:1234:rwx", &dir],
+        &["-d", "-m", "u:1234:rwx", &dir],
+    ] {
+        assert!(command("setfacl", words).status().unwrap().success());
+    }
+    let inside = "timeout 60 $0 overlay -o lowerdir=top:base,upperdir=upper,workdir=work merged; cd merged; \
+        echo x > dir/new; mkdir dir/sub; echo more >> gone; chmod 640 gone; touch gone; ls dir; cat gone; cd ..; umount merged; flock upper true";
+    let script = format!("unshare --user --map-root-user --mount sh -euc '{inside}' \"$1\"");
+    let done = as_user(&user, &world, &script);
+    assert_eq!(
+        (done.code, done.out.as_str()),
+        (0, "inner\nnew\nsub\nsoon\nmore\n"),
+        "{}",
+        done.err
+    );
+    assert_eq!(
+        fs::metadata(world.at("upper/gone")).unwrap().mode() & 0o777,
+        0o640
+    );
+}
+
+#[test]
 fn a_user_in_a_namespace_of_his_own_mounts_himself() {
     let Some(world) = World::new() else { return };
     let Some(user) = PlainUser::new(&world.scratch) else {

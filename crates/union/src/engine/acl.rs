@@ -12,6 +12,9 @@ pub const ACCESS: &str = "system.posix_acl_access";
 /// The xattr of the ACL that a directory gives to what is made in it.
 pub const DEFAULT: &str = "system.posix_acl_default";
 
+/// What the kernel shows for an id that the user namespace lacks.
+const NOBODY: u32 = u32::MAX;
+
 /// The one version there is.
 const VERSION: u32 = 2;
 
@@ -170,6 +173,25 @@ impl Acl {
         Acl(self.0.iter().map(set).collect())
     }
 
+    /// Returns the ACL without entries of users and groups that this process's user namespace has no number for; `None` if one of them
+    /// would then be allowed more.
+    pub fn without_strangers(&self) -> Option<Acl> {
+        let of = |who| {
+            let entry = self.0.iter().find(|entry| entry.who == who);
+            entry.map(|entry| entry.allowed)
+        };
+        let mask = of(Who::Mask).unwrap_or(7);
+        // What one gets whom no entry names: as a member of the file's group, or as anybody.
+        let others = of(Who::Others).unwrap_or(0);
+        let left = others | of(Who::OwningGroup).unwrap_or(0) & mask;
+        let is_strange =
+            |entry: &AclEntry| matches!(entry.who, Who::User(NOBODY) | Who::Group(NOBODY));
+        let loses = |entry: &AclEntry| left & !(entry.allowed & mask) == 0;
+        let (strange, known): (Vec<AclEntry>, Vec<AclEntry>) =
+            self.0.iter().partition(|entry| is_strange(entry));
+        strange.iter().all(loses).then_some(Acl(known))
+    }
+
     /// Returns the nine permission bits that a file with this ACL as its own shows.
     pub fn shown_mode(&self) -> u32 {
         let of = |who| {
@@ -188,6 +210,36 @@ mod tests {
     fn acl(entries: &[(Who, u32)]) -> Acl {
         let entry = |&(who, allowed): &(Who, u32)| AclEntry { who, allowed };
         Acl(entries.iter().map(entry).collect())
+    }
+
+    #[test]
+    fn strangers_are_left_out_where_that_gives_them_nothing() {
+        let base = [
+            (Who::Owner, 6),
+            (Who::OwningGroup, 4),
+            (Who::Mask, 6),
+            (Who::Others, 4),
+        ];
+        let with = |strange: &[(Who, u32)]| acl(&[&base[..1], strange, &base[1..]].concat());
+        let known = acl(&base);
+        for granted in [4, 6, 7] {
+            let user = with(&[(Who::User(NOBODY), granted), (Who::User(NOBODY), 4)]);
+            assert_eq!(user.without_strangers(), Some(known.clone()), "{granted}");
+        }
+        assert_eq!(
+            with(&[(Who::Group(NOBODY), 4)]).without_strangers(),
+            Some(known.clone())
+        );
+        // Kept from what everybody may.
+        for granted in [0, 1, 2, 3] {
+            assert_eq!(
+                with(&[(Who::User(NOBODY), granted)]).without_strangers(),
+                None,
+                "{granted}"
+            );
+        }
+        let own = with(&[(Who::User(7), 0)]);
+        assert_eq!(own.without_strangers(), Some(own.clone()));
     }
 
     #[test]

@@ -15,9 +15,10 @@ use vellum_sys::rooted::NewTime;
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{FileKind, Stat, flags, quota};
 
+use crate::engine::acl::{self, Acl};
 use crate::engine::at::At;
 use crate::engine::shown::{Inode, Source};
-use crate::engine::{Engine, Upper, acl, records};
+use crate::engine::{Engine, Upper, records};
 use crate::layer::Records;
 use crate::node::shown_name;
 use crate::{Layer, Result};
@@ -99,6 +100,11 @@ impl Engine {
                 None => None,
                 Some(name) => match to.set_xattr(name, &value, SetMode::Any) {
                     Ok(()) => continue,
+                    Err(error)
+                        if error.is(Errno::INVAL) && self.without_strangers(to, name, &value) =>
+                    {
+                        continue;
+                    }
                     Err(error) => Some(error),
                 },
             };
@@ -117,6 +123,21 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Carries an ACL with entries for ids that can't be named here, as far as leaving them out gives nobody more. Returns whether that
+    /// was done.
+    fn without_strangers(&self, to: &At, name: &OsStr, value: &[u8]) -> bool {
+        let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
+        let Some(left) = Acl::parse(value)
+            .ok()
+            .filter(|_| is_acl)
+            .and_then(|acl| acl.without_strangers())
+        else {
+            return false;
+        };
+        // If it can't be set either, the first error is the one to tell.
+        to.set_xattr(name, &left.encode(), SetMode::Any).is_ok()
     }
 
     /// Carries `chattr` flags and the project number, as far as both file systems have them.
