@@ -165,6 +165,79 @@ fn whiteouts_of_nothing_leave_no_trace() {
 }
 
 #[test]
+fn an_opaque_root_hides_all_below_with_every_driver() {
+    if !needs_root("overlay mounts") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let tree = scratch.dir("tree");
+    for name in [
+        "gone/file",
+        "both/below",
+        "both/above",
+        "both/.wh.ghost",
+        "old",
+        "new",
+        "again",
+        ".wh..wh..opq",
+        ".wh.new",
+        ".wh.ghost",
+    ] {
+        scratch.file(Path::new("tree").join(name), name);
+    }
+    let layer = |name: &str, members: &[&str]| layer_of(&scratch, name, &tree, members);
+    let base = layer("base.tar", &["gone", "gone/file", "both/below"]);
+    let middle = layer("middle.tar", &["old", "again", ".wh.gone"]);
+    let top = [
+        "new",
+        "again",
+        "both/above",
+        ".wh..wh..opq",
+        ".wh.new",
+        ".wh.ghost",
+        "both/.wh.ghost",
+    ];
+    let top_first = layer("first.tar", &top);
+    let reversed: Vec<_> = top.iter().rev().copied().collect();
+    let top_last = layer("last.tar", &reversed);
+    let after = layer("after.tar", &["old"]);
+    for (name, layers, expect) in [
+        (
+            "alone",
+            &[top_first.clone()][..],
+            &["again", "both", "both/above", "new"][..],
+        ),
+        (
+            "last",
+            &[base.clone(), middle.clone(), top_first],
+            &["again", "both", "both/above", "new"],
+        ),
+        (
+            "between",
+            &[base, middle, top_last, after],
+            &["again", "both", "both/above", "new", "old"],
+        ),
+    ] {
+        let archive = archive_of(&scratch, &format!("{name}.tar"), layers);
+        for driver in DriverKind::ALL {
+            let settings = Partial {
+                storage_driver: Some(driver),
+                ..Partial::default()
+            };
+            let vellum = context_with(&scratch, &format!("{name}-{driver}"), settings);
+            load_path(&vellum, &archive).unwrap();
+            let seen = picture(&scratch, &vellum, "image");
+            let names: Vec<_> = seen.entries.keys().skip(1).collect();
+            let expect: Vec<_> = expect.iter().map(Path::new).collect();
+            assert_eq!(names, expect, "{name} with {driver}");
+            let saved = scratch.join(format!("{name}-{driver}.tar"));
+            save_to(&vellum, "image", &saved, SaveFormat::DockerArchive);
+            assert_eq!(archive_layers(&saved), archive_layers(&archive), "{driver}");
+        }
+    }
+}
+
+#[test]
 fn directories_that_a_layer_implies_look_as_below() {
     if !needs_root("owners") {
         return;
