@@ -218,6 +218,29 @@ fn name(rng: &mut Rng) -> Vec<u8> {
     }
 }
 
+const KEYS: [&[u8]; 20] = [
+    b"path",
+    b"path",
+    b"linkpath",
+    b"uid",
+    b"uid",
+    b"gid",
+    b"mtime",
+    b"mtime",
+    b"atime",
+    b"ctime",
+    b"uname",
+    b"gname",
+    b"comment",
+    b"hdrcharset",
+    b"SCHILY.xattr.user.a",
+    b"SCHILY.xattr.user.a",
+    b"SCHILY.xattr.user.b",
+    b"SCHILY.xattr.",
+    b"LIBARCHIVE.xattr.user.a",
+    b"size",
+];
+
 const SPARSE_KEYS: [&[u8]; 9] = [
     b"GNU.sparse.major",
     b"GNU.sparse.minor",
@@ -234,28 +257,7 @@ const SPARSE_KEYS: [&[u8]; 9] = [
 fn records(rng: &mut Rng) -> Vec<u8> {
     let mut out = Vec::new();
     for _ in 0..rng.below(4) {
-        let key: &[u8] = *rng.pick(&[
-            &b"path"[..],
-            b"path",
-            b"linkpath",
-            b"uid",
-            b"uid",
-            b"gid",
-            b"mtime",
-            b"mtime",
-            b"atime",
-            b"ctime",
-            b"uname",
-            b"gname",
-            b"comment",
-            b"hdrcharset",
-            b"SCHILY.xattr.user.a",
-            b"SCHILY.xattr.user.a",
-            b"SCHILY.xattr.user.b",
-            b"SCHILY.xattr.",
-            b"LIBARCHIVE.xattr.user.a",
-            b"size",
-        ]);
+        let key = *rng.pick(&KEYS);
         // What is about holes comes with a sparse file, and hardly ever without.
         let key = match rng.below(60) {
             0 => *rng.pick(&SPARSE_KEYS),
