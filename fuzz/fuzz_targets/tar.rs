@@ -18,7 +18,6 @@ fuzz_target!(|bytes: &[u8]| {
             Ok(None) => break,
             Err(_) => return,
         };
-        assert!(!entry.name.is_empty());
         let ranges = entry.ranges.as_deref().unwrap_or_default();
         assert!(ranges.windows(2).all(|pair| pair[0].offset + pair[0].length <= pair[1].offset));
         assert!(ranges.iter().all(|range| range.offset + range.length <= entry.size_bytes));

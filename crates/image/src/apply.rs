@@ -13,6 +13,8 @@
 //! * A symbolic link on the way to an entry is followed, inside the tree only, if this layer made it; one that the parent made
 //!   gives way to a directory, which is what an overlay of the two shows.
 //! * Character device 0:0 is refused: it would act as a deletion.
+//! * What this system can't hold (an attribute of another system's, a device where none can be made, an entry of a kind that means
+//!   nothing here) is left out of the tree and reported; the recipe has it, so the layer is still given back as it came.
 //!
 //! Invariants: every object is made under its own single-component name in an open directory, exclusively, and never opened through a
 //! link; an existing file is removed before its name is used again, never written to. Nothing is synced here. After an error
@@ -36,14 +38,14 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use vellum_sys::{Cancel, Dir, FileKind, Timespec};
 
-pub use hide::drop_whiteouts;
-pub use target::{Applied, ApplyTarget, Privilege, TargetMarks};
+pub use hide::{drop_whiteouts, hide_all};
+pub use target::{Applied, ApplyTarget, LeftOut, Privilege, TargetMarks};
 
 use crate::error::{Error, Result};
-use crate::limits::Limits;
+use crate::limits::{Limits, check};
 use crate::recipe::RecipeWriter;
 use crate::stream::LayerStream;
-use crate::tar::{Entry, TarReader};
+use crate::tar::{Ending, Entry, EntryKind, TarReader};
 use attributes::Rules;
 use names::Meaning;
 use stack::Stack;
@@ -79,8 +81,8 @@ pub fn apply(
     while reader.trailer()?.is_some() {
         applier.take_raw(reader.raw())?;
     }
-    let entries = reader.entries();
-    let (mut applied, recipe) = applier.finish(entries)?;
+    let (mut applied, recipe) = applier.finish(reader.entries())?;
+    applied.ending = reader.ending().unwrap_or(applied.ending);
     applied.blob = reader.into_source().finish()?;
     if let Some(recipe) = recipe {
         recipe.finish(applied.blob.tar_bytes, &applied.blob.diff_id)?;
@@ -110,6 +112,8 @@ struct Applier<'a, 'w> {
     plnk: bool,
     /// The tar has an entry for the root itself.
     root_listed: bool,
+    /// The tar has an opaque mark for the root.
+    root_opaque: bool,
     skipped: u64,
     newest: Option<Timespec>,
     writeback: Writeback,
@@ -135,6 +139,7 @@ impl<'a, 'w> Applier<'a, 'w> {
                 marks: target.marks,
                 privilege: target.privilege,
                 recorded: 0,
+                left_out: LeftOut::default(),
             },
             stack,
             recipe: recipe.map(RecipeWriter::new).transpose()?,
@@ -156,6 +161,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             umask: umask(),
             plnk: false,
             root_listed: false,
+            root_opaque: false,
             skipped: 0,
             newest: None,
             writeback: Writeback::default(),
@@ -171,6 +177,13 @@ impl<'a, 'w> Applier<'a, 'w> {
     }
 
     fn entry(&mut self, entry: &Entry, reader: &mut TarReader<LayerStream>) -> Result<()> {
+        if let EntryKind::Other(kind) = entry.kind {
+            self.rules.left_out.add(|| {
+                let (path, kind) = (entry.path().display(), kind.escape_ascii());
+                format!("'{path}', an entry of type '{kind}', which means nothing here")
+            });
+            return self.pass_over(reader);
+        }
         let components = names::components(&entry.name, self.limits)?;
         let (parents, meaning) = names::meaning(entry.path(), &components)?;
         match meaning {
@@ -190,6 +203,13 @@ impl<'a, 'w> Applier<'a, 'w> {
             self.newest = self.newest.max(Some(entry.mtime));
         }
         self.enter(parents, entry)?;
+        let name = components.last().map_or(0, |name| name.len() as u64 + 1);
+        check(
+            "the length of a path",
+            self.stack.path().len() as u64 + name - u64::from(self.stack.path().is_empty()),
+            self.limits.max_path_bytes,
+            Some(entry.path()),
+        )?;
         self.note_directories();
         match meaning {
             Meaning::Whiteout(hidden) => {
@@ -296,13 +316,8 @@ impl<'a, 'w> Applier<'a, 'w> {
         for part in link.as_bytes().split(|&b| b == b'/') {
             match part {
                 b"" | b"." => {}
-                b".." => {
-                    let depth = self.depth().checked_sub(1).ok_or_else(|| Error::Escapes {
-                        path: entry.path().to_owned(),
-                        why: "a symbolic link on the way climbs above the root",
-                    })?;
-                    self.leave_to(depth)?;
-                }
+                // Above the root is the root, as for whoever follows the link in a container.
+                b".." => self.leave_to(self.depth().saturating_sub(1))?,
                 part => {
                     self.step(OsStr::from_bytes(part), entry, links)?;
                     // In an overlay's layer the directory now exists, even if the link goes on to somewhere else.
@@ -399,7 +414,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         let applied = Applied {
             // Replaced by what the stream says at its end.
             blob: crate::stream::BlobFacts {
-                compression: crate::Compression::None,
+                packing: crate::compression::Packing::NONE,
                 blob_digest: crate::Digest::of(b""),
                 blob_bytes: 0,
                 diff_id: crate::Digest::of(b""),
@@ -411,6 +426,9 @@ impl<'a, 'w> Applier<'a, 'w> {
             whiteout_dirs,
             skipped: self.skipped,
             recorded: self.rules.recorded,
+            left_out: self.rules.left_out,
+            ending: Ending::Unmarked,
+            root_opaque: self.root_opaque,
             newest: self.newest,
         };
         Ok((applied, self.recipe))

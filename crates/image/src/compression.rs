@@ -1,15 +1,13 @@
 //! The compressions of layers: recognised by their first bytes, never by a name or a media type.
 //!
 //! gzip with any number of members and zstd with any number of frames, skippable ones included (zstd:chunked puts its index into
-//! those). What merely looks like something else (xz, bzip2) is refused by name instead of being read as a tar. It knows nothing of
+//! those); bzip2 and xz, of which the same holds, are read because `docker load` reads them, and never written. It knows nothing of
 //! tar or digests; threads are the business of `stream`.
 
 use std::fmt;
 use std::io::{self, BufRead, Read, Write};
 
-use crate::error::{Error, Result};
-
-/// How a blob is compressed.
+/// How a blob is compressed that is written here, or that an image describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// Not at all.
@@ -30,26 +28,55 @@ impl fmt::Display for Compression {
     }
 }
 
+/// How bytes are compressed that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Packing {
+    /// As a layer may be.
+    Layer(Compression),
+    /// bzip2, version 1.
+    Bzip2,
+    /// xz, with any of its filters for code.
+    Xz,
+}
+
+impl Packing {
+    /// Not at all.
+    pub const NONE: Packing = Packing::Layer(Compression::None);
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Packing::Layer(compression) => compression.fmt(f),
+            Packing::Bzip2 => f.write_str("bzip2"),
+            Packing::Xz => f.write_str("xz"),
+        }
+    }
+}
+
+/// The most memory that an xz stream may ask for: what `xz -9` needs, four times.
+const XZ_MEMORY_KIB: u32 = 256 << 10;
+
 /// How many bytes `detect` wants to see, unless the blob is shorter: a whole tar header.
 pub const DETECT_BYTES: usize = 512;
 
 /// Returns the compression that a blob starting with `head` has.
 ///
-/// `head` should hold [`DETECT_BYTES`] bytes or the whole blob. Errors: `UnsupportedCompression` for xz and bzip2.
-pub fn detect(head: &[u8]) -> Result<Compression> {
+/// `head` should hold [`DETECT_BYTES`] bytes or the whole blob.
+pub fn detect(head: &[u8]) -> Packing {
     const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
     // The first bytes of a plain tar are a file's name, which may be `BZh1` or worse. Its checksum tells.
-    if crate::tar::reader::is_header(head) {
-        return Ok(Compression::None);
+    if crate::tar::is_header(head) {
+        return Packing::NONE;
     }
     match head {
-        [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Compression::Zstd),
+        [0x1f, 0x8b, ..] => Packing::Layer(Compression::Gzip),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Packing::Layer(Compression::Zstd),
         // A skippable frame, 0x184D2A50 to 0x184D2A5F in little-endian order.
-        [low, 0x2a, 0x4d, 0x18, ..] if low & 0xf0 == 0x50 => Ok(Compression::Zstd),
-        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Err(Error::UnsupportedCompression { name: "bzip2" }),
-        _ if head.starts_with(XZ) => Err(Error::UnsupportedCompression { name: "xz" }),
-        _ => Ok(Compression::None),
+        [low, 0x2a, 0x4d, 0x18, ..] if low & 0xf0 == 0x50 => Packing::Layer(Compression::Zstd),
+        [b'B', b'Z', b'h', b'1'..=b'9', ..] => Packing::Bzip2,
+        _ if head.starts_with(XZ) => Packing::Xz,
+        _ => Packing::NONE,
     }
 }
 
@@ -65,15 +92,29 @@ pub enum Decoder<R: BufRead> {
     Gzip(flate2::bufread::MultiGzDecoder<R>),
     /// All frames of a zstd file.
     Zstd(zstd::stream::read::Decoder<'static, R>),
+    /// All streams of a bzip2 file.
+    Bzip2(bzip2::bufread::MultiBzDecoder<R>),
+    /// All streams of an xz file.
+    Xz(lzma_rust2::XzReader<R>),
 }
 
 impl<R: BufRead> Decoder<R> {
     /// Starts decoding; the compression is known, see [`detect`].
-    pub fn new(compression: Compression, inner: R) -> io::Result<Self> {
-        Ok(match compression {
-            Compression::None => Decoder::None(inner),
-            Compression::Gzip => Decoder::Gzip(flate2::bufread::MultiGzDecoder::new(inner)),
-            Compression::Zstd => Decoder::Zstd(zstd::stream::read::Decoder::with_buffer(inner)?),
+    pub fn new(packing: Packing, inner: R) -> io::Result<Self> {
+        Ok(match packing {
+            Packing::NONE => Decoder::None(inner),
+            Packing::Layer(Compression::Gzip) => {
+                Decoder::Gzip(flate2::bufread::MultiGzDecoder::new(inner))
+            }
+            Packing::Layer(Compression::Zstd) => {
+                Decoder::Zstd(zstd::stream::read::Decoder::with_buffer(inner)?)
+            }
+            Packing::Bzip2 => Decoder::Bzip2(bzip2::bufread::MultiBzDecoder::new(inner)),
+            Packing::Xz => Decoder::Xz(lzma_rust2::XzReader::new_mem_limit(
+                inner,
+                true,
+                XZ_MEMORY_KIB,
+            )),
         })
     }
 
@@ -83,6 +124,8 @@ impl<R: BufRead> Decoder<R> {
             Decoder::None(inner) => inner,
             Decoder::Gzip(inner) => inner.get_ref(),
             Decoder::Zstd(inner) => inner.get_ref(),
+            Decoder::Bzip2(inner) => inner.get_ref(),
+            Decoder::Xz(inner) => inner.inner(),
         }
     }
 
@@ -92,6 +135,8 @@ impl<R: BufRead> Decoder<R> {
             Decoder::None(inner) => inner,
             Decoder::Gzip(inner) => inner.into_inner(),
             Decoder::Zstd(inner) => inner.finish(),
+            Decoder::Bzip2(inner) => inner.into_inner(),
+            Decoder::Xz(inner) => inner.into_inner(),
         }
     }
 }
@@ -102,6 +147,8 @@ impl<R: BufRead> Read for Decoder<R> {
             Decoder::None(inner) => inner.read(buf),
             Decoder::Gzip(inner) => inner.read(buf),
             Decoder::Zstd(inner) => inner.read(buf),
+            Decoder::Bzip2(inner) => inner.read(buf),
+            Decoder::Xz(inner) => inner.read(buf),
         }
     }
 }
@@ -172,7 +219,7 @@ mod tests {
 
     fn decode(blob: &[u8]) -> io::Result<Vec<u8>> {
         let mut out = Vec::new();
-        Decoder::new(detect(blob).map_err(io::Error::other)?, blob)?.read_to_end(&mut out)?;
+        Decoder::new(detect(blob), blob)?.read_to_end(&mut out)?;
         Ok(out)
     }
 
@@ -181,7 +228,7 @@ mod tests {
         let bytes: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let blob = encode(compression, &bytes);
-            assert_eq!(detect(&blob).unwrap(), compression);
+            assert_eq!(detect(&blob), Packing::Layer(compression));
             assert_eq!(decode(&blob).unwrap(), bytes, "{compression}");
             assert_eq!(
                 blob,
@@ -233,27 +280,68 @@ mod tests {
         }
     }
 
-    #[test]
-    fn other_compressions_are_refused_by_name() {
-        assert!(matches!(
-            detect(b"\xfd7zXZ\0rest"),
-            Err(Error::UnsupportedCompression { name: "xz" })
-        ));
-        assert!(matches!(
-            detect(b"BZh91AY"),
-            Err(Error::UnsupportedCompression { name: "bzip2" })
-        ));
-        for name in [&b"BZh91"[..], b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ"] {
-            let tar = crate::tar::reader::tests::Raw::new("", b'0')
-                .with(|h| h.name[..name.len()].copy_from_slice(name))
-                .block();
-            assert_eq!(
-                detect(&tar).unwrap(),
-                Compression::None,
-                "a tar whose first file is called so"
-            );
+    fn packed(packing: Packing, bytes: &[u8]) -> Vec<u8> {
+        match packing {
+            Packing::Layer(compression) => encode(compression, bytes),
+            Packing::Bzip2 => {
+                let level = bzip2::Compression::best();
+                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), level);
+                encoder.write_all(bytes).unwrap();
+                encoder.finish().unwrap()
+            }
+            Packing::Xz => {
+                let options = lzma_rust2::XzOptions::with_preset(3);
+                let mut encoder = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+                encoder.write_all(bytes).unwrap();
+                encoder.finish().unwrap()
+            }
         }
-        assert_eq!(detect(b"").unwrap(), Compression::None);
-        assert_eq!(detect(b"\x1f").unwrap(), Compression::None);
+    }
+
+    #[test]
+    fn bzip2_and_xz_are_read_whole_or_not_at_all() {
+        let bytes: Vec<u8> = (0..100_000u32)
+            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+            .collect();
+        for packing in [Packing::Bzip2, Packing::Xz] {
+            let blob = packed(packing, &bytes);
+            assert_eq!(detect(&blob), packing);
+            assert_eq!(decode(&blob).unwrap(), bytes, "{packing}");
+            let twice = [blob.clone(), packed(packing, b"second")].concat();
+            assert_eq!(decode(&twice).unwrap().len(), bytes.len() + 6, "{packing}");
+            for keep in [blob.len() - 1, blob.len() - 7, blob.len() / 2, 7] {
+                assert!(decode(&blob[..keep]).is_err(), "{packing} cut to {keep}");
+            }
+            let mut damaged = blob.clone();
+            damaged[blob.len() / 2] ^= 1;
+            assert!(decode(&damaged).is_err(), "{packing} damaged");
+        }
+    }
+
+    #[test]
+    fn an_xz_stream_that_asks_for_too_much_memory_is_refused() {
+        let mut options = lzma_rust2::XzOptions::with_preset(0);
+        options.lzma_options.dict_size = 512 << 20;
+        let mut encoder = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+        encoder.write_all(b"little").unwrap();
+        let error = decode(&encoder.finish().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory, "{error}");
+    }
+
+    #[test]
+    fn a_tar_is_a_tar_whatever_its_first_file_is_called() {
+        for name in [
+            &b"BZh91"[..],
+            b"\x1f\x8b",
+            b"\x28\xb5\x2f\xfd",
+            b"\xfd7zXZ\0",
+        ] {
+            let tar = crate::tar::reader::tests::Raw::new("", b'0')
+                .put(crate::tar::header::field::NAME, name)
+                .block();
+            assert_eq!(detect(&tar), Packing::NONE);
+        }
+        assert_eq!(detect(b""), Packing::NONE);
+        assert_eq!(detect(b"\x1f"), Packing::NONE);
     }
 }

@@ -37,20 +37,13 @@ pub enum Error {
     },
 
     /// A compressed stream does not decode.
-    #[error("cannot decompress the {compression} stream")]
+    #[error("cannot decompress the {packing} stream")]
     Decompress {
         /// The compression that was recognised.
-        compression: crate::Compression,
+        packing: crate::compression::Packing,
         /// What the decoder said.
         #[source]
         source: io::Error,
-    },
-
-    /// A compression that exists, but that Vellum does not read.
-    #[error("{name} compression is not supported; recompress the archive with gzip or zstd")]
-    UnsupportedCompression {
-        /// Its usual name.
-        name: &'static str,
     },
 
     /// Text that is not a digest.
@@ -89,15 +82,6 @@ pub enum Error {
         offset: u64,
         /// What is wrong with it.
         why: String,
-    },
-
-    /// An entry of a kind that a layer cannot hold.
-    #[error("'{path}': tar entries of type '{kind}' are not supported", path = path.display())]
-    UnsupportedEntry {
-        /// The entry's name.
-        path: PathBuf,
-        /// The type byte, made printable.
-        kind: String,
     },
 
     /// A limit was exceeded; nothing after it was looked at.
@@ -161,7 +145,7 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// The file system does not take an extended attribute of the archive, and it can't be kept as a record either.
+    /// An extended attribute of the archive could not be stored, though the file system knows its kind.
     #[error("cannot set extended attribute {name} of '{path}'", path = path.display())]
     Xattr {
         /// The attribute's name in the archive.

@@ -14,13 +14,11 @@ pub struct Limits {
     pub max_entries: u64,
     /// Components of a name.
     pub max_depth: u64,
-    /// Bytes of a whole name or link target.
+    /// Bytes of a whole path in the tree, at most 4,095 on Linux: what is longer can't be named by any program.
     pub max_path_bytes: u64,
     /// Bytes of one component, at most 255 on Linux.
     pub max_name_bytes: u64,
-    /// Bytes of names and values of one entry's extended attributes.
-    pub max_xattr_bytes: u64,
-    /// Bytes of one entry's extended headers (PAX records, long names).
+    /// Bytes of one extended header (PAX records, a long name). One entry's together may have 16 times as many.
     pub max_header_bytes: u64,
     /// Data ranges of one sparse file.
     pub max_sparse_ranges: u64,
@@ -38,9 +36,8 @@ impl Default for Limits {
         Self {
             max_entries: 2_000_000,
             max_depth: 512,
-            max_path_bytes: 16 * 1024,
+            max_path_bytes: 4095,
             max_name_bytes: 255,
-            max_xattr_bytes: 512 * 1024,
             max_header_bytes: 1024 * 1024,
             max_sparse_ranges: 500_000,
             max_file_bytes: 8 << 40,

@@ -15,7 +15,7 @@ use std::thread::{Builder, JoinHandle};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use vellum_sys::Cancel;
 
-use crate::compression::{Compression, DETECT_BYTES, Decoder, detect};
+use crate::compression::{DETECT_BYTES, Decoder, Packing, detect};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::limits::{Limits, RATIO_COUNTS_FROM_BYTES, check};
@@ -30,7 +30,7 @@ const RING: usize = 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlobFacts {
     /// How the blob was compressed.
-    pub compression: Compression,
+    pub packing: Packing,
     /// Digest of the blob as it came.
     pub blob_digest: Digest,
     /// Bytes of the blob as it came.
@@ -75,7 +75,7 @@ pub struct LayerStream {
     handed_out: u64,
     ended: bool,
     progress: Progress,
-    inflate: JoinHandle<Option<(Compression, Digest, u64)>>,
+    inflate: JoinHandle<Option<(Packing, Digest, u64)>>,
     hash: JoinHandle<(Digest, u64)>,
 }
 
@@ -169,17 +169,17 @@ impl LayerStream {
         let died = |_| Error::Read(io::Error::other("a reader thread died"));
         let (diff_id, tar_bytes) = self.hash.join().map_err(died)?;
         // `None` only after an error, which `chunk` has returned above.
-        let (compression, blob_digest, blob_bytes) = self
+        let (packing, blob_digest, blob_bytes) = self
             .inflate
             .join()
             .map_err(died)?
             .ok_or_else(|| Error::Read(io::Error::other("the reader stopped early")))?;
         Ok(BlobFacts {
-            compression,
+            packing,
             // An uncompressed blob is hashed once.
-            blob_digest: match compression {
-                Compression::None => diff_id,
-                Compression::Gzip | Compression::Zstd => blob_digest,
+            blob_digest: match packing {
+                Packing::NONE => diff_id,
+                _ => blob_digest,
             },
             blob_bytes,
             diff_id,
@@ -260,7 +260,7 @@ struct Inflater {
 }
 
 impl Inflater {
-    fn run(self, blob: Box<dyn Read + Send>) -> Option<(Compression, Digest, u64)> {
+    fn run(self, blob: Box<dyn Read + Send>) -> Option<(Packing, Digest, u64)> {
         match self.pump(blob) {
             Ok(facts) => facts,
             Err(error) => {
@@ -272,32 +272,29 @@ impl Inflater {
     }
 
     /// Returns `None` if the caller went away.
-    fn pump(&self, mut blob: Box<dyn Read + Send>) -> Result<Option<(Compression, Digest, u64)>> {
+    fn pump(&self, mut blob: Box<dyn Read + Send>) -> Result<Option<(Packing, Digest, u64)>> {
         let mut head = Vec::with_capacity(DETECT_BYTES);
         (&mut blob)
             .take(DETECT_BYTES as u64)
             .read_to_end(&mut head)
             .map_err(own_error_or(Error::Read))?;
-        let compression = detect(&head)?;
+        let packing = detect(&head);
         let blob = BlobRead {
             inner: Box::new(io::Cursor::new(head).chain(blob)),
-            hasher: match compression {
-                Compression::None => None,
-                Compression::Gzip | Compression::Zstd => Some(Hasher::default()),
+            hasher: match packing {
+                Packing::NONE => None,
+                _ => Some(Hasher::default()),
             },
             bytes: 0,
             progress: self.progress.clone(),
         };
-        let failed = |error: io::Error| match compression {
-            Compression::None => own_error_or(Error::Read)(error),
-            compression => own_error_or(|source| Error::Decompress {
-                compression,
-                source,
-            })(error),
+        let failed = |error: io::Error| match packing {
+            Packing::NONE => own_error_or(Error::Read)(error),
+            packing => own_error_or(|source| Error::Decompress { packing, source })(error),
         };
         // Smaller than a chunk: what is not compressed is then read straight into it, without a copy between.
         let blob = BufReader::with_capacity(CHUNK_BYTES / 2, blob);
-        let mut decoder = Decoder::new(compression, blob).map_err(failed)?;
+        let mut decoder = Decoder::new(packing, blob).map_err(failed)?;
         let mut tar_bytes = 0u64;
         loop {
             if self.cancel.is_cancelled() {
@@ -337,7 +334,7 @@ impl Inflater {
         io::copy(&mut blob, &mut io::sink()).map_err(failed)?;
         let blob = blob.into_inner();
         let digest = blob.hasher.unwrap_or_default().finish();
-        Ok(Some((compression, digest, blob.bytes)))
+        Ok(Some((packing, digest, blob.bytes)))
     }
 }
 
@@ -370,7 +367,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::compression::Encoder;
+    use crate::compression::{Compression, Encoder};
 
     fn sample() -> Vec<u8> {
         (0..700_000u32)
@@ -401,7 +398,7 @@ mod tests {
             assert_eq!(
                 facts,
                 BlobFacts {
-                    compression,
+                    packing: Packing::Layer(compression),
                     blob_digest: Digest::of(&blob),
                     blob_bytes: blob.len() as u64,
                     diff_id: Digest::of(&bytes),
@@ -429,7 +426,7 @@ mod tests {
             matches!(
                 error,
                 Error::Decompress {
-                    compression: Compression::Gzip,
+                    packing: Packing::Layer(Compression::Gzip),
                     ..
                 }
             ),

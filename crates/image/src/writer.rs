@@ -14,11 +14,11 @@ use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use tar_core::Header;
 use vellum_format::wh;
 use vellum_sys::Timespec;
 
 use crate::error::{Error, Result};
+use crate::tar::header::{Block, field, new_ustar, padding, seal};
 use crate::tar::pax::escaped;
 
 /// What an entry is, with what only that kind has.
@@ -205,22 +205,20 @@ impl<W: Write> LayerWriter<W> {
     }
 
     fn pad(&mut self, size_bytes: u64) -> Result<()> {
-        let padding = (512 - size_bytes % 512) % 512;
         self.out
-            .write_all(&[0; 512][..padding as usize])
+            .write_all(&[0; 512][..padding(size_bytes) as usize])
             .map_err(Error::Write)
     }
 
     fn header(&mut self, entry: &TarEntry) -> Result<()> {
         let mut records = Vec::new();
-        let mut header = Header::new_ustar();
-        let ustar = header.as_ustar_mut();
+        let mut header = new_ustar();
 
         let mut name = entry.path.as_os_str().as_bytes().to_vec();
         if entry.kind == TarKind::Directory {
             name.push(b'/');
         }
-        let mut binary = text(&mut ustar.name, &name, b"path", &mut records);
+        let mut binary = text(&mut header[field::NAME], &name, b"path", &mut records);
         let (typeflag, size, link, rdev) = match &entry.kind {
             TarKind::File { size_bytes } => (b'0', *size_bytes, None, (0, 0)),
             TarKind::HardLink { target } => {
@@ -236,23 +234,26 @@ impl<W: Write> LayerWriter<W> {
             TarKind::Directory => (b'5', 0, None, (0, 0)),
             TarKind::Fifo => (b'6', 0, None, (0, 0)),
         };
-        ustar.typeflag = [typeflag];
+        header[field::TYPEFLAG] = typeflag;
         if let Some(link) = link {
             let link = link.as_bytes();
             if link.is_empty() || link.contains(&0) {
                 return Err(bad(&entry.path, "its target can't be written"));
             }
-            binary |= text(&mut ustar.linkname, link, b"linkpath", &mut records);
+            binary |= text(&mut header[field::LINK], link, b"linkpath", &mut records);
         }
-        octal(&mut ustar.mode, u64::from(entry.mode & 0o7777));
-        id(&mut ustar.uid, entry.uid, b"uid", &mut records);
-        id(&mut ustar.gid, entry.gid, b"gid", &mut records);
-        octal(&mut ustar.size, size.min(MAX_SIZE));
+        octal(&mut header[field::MODE], u64::from(entry.mode & 0o7777));
+        id(&mut header[field::UID], entry.uid, b"uid", &mut records);
+        id(&mut header[field::GID], entry.gid, b"gid", &mut records);
+        octal(&mut header[field::SIZE], size.min(MAX_SIZE));
         if size > MAX_SIZE {
-            octal(&mut ustar.size, 0);
+            octal(&mut header[field::SIZE], 0);
             record(&mut records, b"size", size.to_string().as_bytes());
         }
-        octal(&mut ustar.mtime, entry.mtime.sec.clamp(0, MAX_TIME) as u64);
+        octal(
+            &mut header[field::MTIME],
+            entry.mtime.sec.clamp(0, MAX_TIME) as u64,
+        );
         if entry.mtime.nsec != 0 || !(0..=MAX_TIME).contains(&entry.mtime.sec) {
             record(&mut records, b"mtime", decimal_time(entry.mtime).as_bytes());
         }
@@ -260,8 +261,8 @@ impl<W: Write> LayerWriter<W> {
             entry.kind,
             TarKind::Character { .. } | TarKind::Block { .. }
         ) {
-            octal(&mut ustar.dev_major, u64::from(rdev.0));
-            octal(&mut ustar.dev_minor, u64::from(rdev.1));
+            octal(&mut header[field::DEV_MAJOR], u64::from(rdev.0));
+            octal(&mut header[field::DEV_MINOR], u64::from(rdev.1));
         }
         let mut xattrs: Vec<_> = entry.xattrs.iter().collect();
         xattrs.sort();
@@ -277,27 +278,27 @@ impl<W: Write> LayerWriter<W> {
         if !records.is_empty() {
             self.extended(&entry.path, &records)?;
         }
-        header.set_checksum();
-        self.out.write_all(header.as_bytes()).map_err(Error::Write)
+        self.sealed(header)
+    }
+
+    fn sealed(&mut self, mut header: Block) -> Result<()> {
+        seal(&mut header);
+        self.out.write_all(&header).map_err(Error::Write)
     }
 
     fn extended(&mut self, path: &Path, records: &[u8]) -> Result<()> {
-        let mut header = Header::new_ustar();
-        let ustar = header.as_ustar_mut();
+        let mut header = new_ustar();
         // What an old reader would extract it as; never more than a hint.
         let base = path.file_name().unwrap_or_default().as_bytes();
         let name = [b"PaxHeaders.0/", &base[..base.len().min(NAME_BYTES - 13)]].concat();
-        ustar.name[..name.len()].copy_from_slice(&name);
-        ustar.typeflag = *b"x";
-        octal(&mut ustar.mode, 0o644);
-        octal(&mut ustar.uid, 0);
-        octal(&mut ustar.gid, 0);
-        octal(&mut ustar.size, records.len() as u64);
-        octal(&mut ustar.mtime, 0);
-        header.set_checksum();
-        self.out
-            .write_all(header.as_bytes())
-            .map_err(Error::Write)?;
+        header[..name.len()].copy_from_slice(&name);
+        header[field::TYPEFLAG] = b'x';
+        octal(&mut header[field::MODE], 0o644);
+        octal(&mut header[field::UID], 0);
+        octal(&mut header[field::GID], 0);
+        octal(&mut header[field::SIZE], records.len() as u64);
+        octal(&mut header[field::MTIME], 0);
+        self.sealed(header)?;
         self.out.write_all(records).map_err(Error::Write)?;
         self.pad(records.len() as u64)
     }
@@ -331,7 +332,7 @@ fn components(path: &Path) -> Result<Vec<OsString>> {
 }
 
 /// Puts `value` into a field, or, if it is too long, into a record. Returns true if the record is no UTF-8.
-fn text(field: &mut [u8; NAME_BYTES], value: &[u8], key: &[u8], records: &mut Vec<u8>) -> bool {
+fn text(field: &mut [u8], value: &[u8], key: &[u8], records: &mut Vec<u8>) -> bool {
     let n = value.len().min(NAME_BYTES);
     field[..n].copy_from_slice(&value[..n]);
     if value.len() <= NAME_BYTES {
@@ -341,7 +342,7 @@ fn text(field: &mut [u8; NAME_BYTES], value: &[u8], key: &[u8], records: &mut Ve
     std::str::from_utf8(value).is_err()
 }
 
-fn id(field: &mut [u8; 8], id: u32, key: &[u8], records: &mut Vec<u8>) {
+fn id(field: &mut [u8], id: u32, key: &[u8], records: &mut Vec<u8>) {
     let id = u64::from(id);
     if id <= MAX_ID {
         octal(field, id);

@@ -11,14 +11,17 @@ mod layers;
 mod target;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use serde::Serialize;
 use vellum_image::containers_storage::{ImageEntry, LayerEntry, LayerId, layers_json};
-use vellum_image::sink::{LayerSupply, OutImage};
-use vellum_image::tar_split::TarSplit;
-use vellum_image::{Digest, Reference};
+use vellum_image::sink::{LayerSupply, OutImage, OutLayer, SupplyError};
+use vellum_image::tar::TarReader;
+use vellum_image::tar_split::split;
+use vellum_image::{LayerStream, Limits, Reference};
 use vellum_store::{Held, LeaseId, Store};
 use vellum_sys::rooted::Dir;
 
@@ -148,14 +151,7 @@ fn write(
         }
         links.symlink(format!("../{}/diff", id.as_str()), id.link())?;
         let file = records.create_file(format!("{}.tar-split.gz", id.as_str()), 0o600)?;
-        let mut checked = Checked::new(TarSplit::new(file));
-        supply
-            .write_tar(&layer.source, &mut checked)
-            .map_err(|why| Error::Damaged {
-                what: format!("layer {}", layer.source.diff_id),
-                why: why.to_string(),
-            })?;
-        checked.finish(&layer.source.diff_id)?;
+        record_tar(context, &supply, &layer.source, file)?;
     }
     let entries: Vec<LayerEntry> = in_order(layers);
     json(&records, "layers.json", &layers_json(&entries))?;
@@ -186,45 +182,45 @@ fn write(
     text(root, "storage.lock", b"")
 }
 
-/// Compares what passes with a diff ID.
-struct Checked<W: Write> {
-    out: TarSplit<W>,
-    hasher: vellum_image::digest::Hasher,
-}
-
-impl<W: Write> Checked<W> {
-    fn new(out: TarSplit<W>) -> Self {
-        Self {
-            out,
-            hasher: vellum_image::digest::Hasher::default(),
+/// Writes the tar-split of `layer` to `file`, and compares the tar with the layer's diff ID.
+fn record_tar(
+    context: &Context,
+    supply: &dyn LayerSupply,
+    layer: &OutLayer,
+    file: File,
+) -> Result<()> {
+    let damaged = |why: String| Error::Damaged {
+        what: format!("layer {}", layer.diff_id),
+        why,
+    };
+    let failed = |e| Error::io("write", "a tar-split")(e);
+    let (tar, to) = io::pipe().map_err(failed)?;
+    let limits = Limits::default();
+    thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            let mut out = BufWriter::with_capacity(256 << 10, to);
+            supply.write_tar(layer, &mut out)?;
+            Ok::<_, SupplyError>(out.flush()?)
+        });
+        let stream = LayerStream::open(Box::new(tar), &limits, &context.cancel)?;
+        let mut reader = TarReader::new(stream, &limits);
+        let read = split(&mut reader, file).and_then(|_| reader.into_source().finish());
+        let written = writer
+            .join()
+            .unwrap_or_else(|_| Err("the writer died".into()));
+        let facts = match (read, written) {
+            (Err(vellum_image::Error::Write(e)), _) => return Err(failed(e)),
+            (_, Err(why)) => return Err(damaged(why.to_string())),
+            (read, Ok(())) => read.map_err(|why| damaged(why.to_string()))?,
+        };
+        match facts.diff_id == layer.diff_id {
+            true => Ok(()),
+            false => Err(damaged(format!(
+                "its tree gives a tar with the digest {}",
+                facts.diff_id
+            ))),
         }
-    }
-
-    fn finish(self, diff_id: &Digest) -> Result<()> {
-        let found = self.hasher.finish();
-        if found != *diff_id {
-            return Err(Error::Damaged {
-                what: format!("layer {diff_id}"),
-                why: format!("its tree gives a tar with the digest {found}"),
-            });
-        }
-        self.out
-            .finish()
-            .map(drop)
-            .map_err(Error::io("write", "a tar-split"))
-    }
-}
-
-impl<W: Write> Write for Checked<W> {
-    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        let taken = self.out.write(buf)?;
-        self.hasher.update(&buf[..taken]);
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
-    }
+    })
 }
 
 fn text(dir: &Dir, name: &str, content: &[u8]) -> Result<()> {

@@ -396,7 +396,14 @@ fn fill(
         privilege,
         donor: None,
     };
-    apply(stream, &apply_to, None, &limits, cancel)?;
+    let left_out = apply(stream, &apply_to, None, &limits, cancel)?.left_out;
+    if left_out.count > 0 {
+        // The layers are here, so what they hold can be had here, if not in every place.
+        return Err(Error::Invalid {
+            what: format!("{} can't hold {left_out}", target.display()),
+            hint: Some("make it on the file system that the layers are on".into()),
+        });
+    }
     dress(root, union)?;
     if how.write == Marks::WhNames {
         spell_by_names(root, prefix).map_err(|e| match e.is_exists() {

@@ -10,7 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use vellum_store::{ContainerRecord, DriverKind, Shape, SnapshotKey, TreeParts};
+use vellum_store::{ContainerRecord, DriverKind, LayerDir, Overlay, Shape, SnapshotKey, TreeParts};
 use vellum_sys::mount::{self, BindOptions, MountError};
 use vellum_sys::mountinfo;
 
@@ -282,8 +282,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
             dead::bury(ctx, target, name)?;
         }
         let target = existing_directory(target)?;
-        let parts = create::tree_of_image(ctx, image)?;
-        let planned = plan_parts(ctx, &parts, Terms::READ_ONLY)?;
+        let planned = plan_view(ctx, &create::tree_of_image(ctx, image)?)?;
         let method = execute(ctx, &planned, &target)?;
         Ok(Mounted {
             id: None,
@@ -298,8 +297,42 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
 /// Decides how an image would be mounted.
 pub fn plan_image(ctx: &Context, name: &str) -> Result<Plan> {
     names::with_image(ctx, name, |image| {
-        plan_parts(ctx, &create::tree_of_image(ctx, image)?, Terms::READ_ONLY)
+        plan_view(ctx, &create::tree_of_image(ctx, image)?)
     })
+}
+
+/// Decides how an image's own tree is shown, read-only.
+///
+/// In a tree that overlays are mounted on, attributes called as overlay's own are kept under other names, and an overlay shows them as the layer has
+/// them. So a tree that is one directory is shown through an overlay, too, with nothing below it; where none can be mounted, as it is.
+fn plan_view(ctx: &Context, parts: &TreeParts) -> Result<Plan> {
+    let plain = plan_parts(ctx, parts, Terms::READ_ONLY)?;
+    let Shape::Plain { root, .. } = &parts.shape else {
+        return Ok(plain);
+    };
+    if parts.driver == DriverKind::Native {
+        return Ok(plain);
+    }
+    let layer = |dir: PathBuf| LayerDir {
+        tree: parts.tree.clone(),
+        dir,
+        link: None,
+        diff_id: None,
+        features: None,
+    };
+    let nothing = run_dir::make(ctx, "empty")?;
+    let stacked = TreeParts {
+        shape: Shape::Overlay(Overlay {
+            home: root.clone(),
+            lowers: vec![layer(root.clone()), layer(nothing)],
+            upper: None,
+            work: None,
+            merged: PathBuf::new(),
+        }),
+        features: None,
+        ..parts.clone()
+    };
+    Ok(plan_parts(ctx, &stacked, Terms::READ_ONLY).unwrap_or(plain))
 }
 
 /// As [`existing_directory`], or what would be one if its server lived: if the container's own dead mount is there, it is about to go.

@@ -3,6 +3,7 @@
 mod support;
 
 use std::path::Path;
+use std::process::Command;
 
 use support::{archive_layers, archive_of, context, context_with, layer_of, load_path, picture};
 use vellum_image::Compression;
@@ -11,6 +12,7 @@ use vellum_service::image::{
     ImportRequest, ImportSource, PullRequest, PushRequest, SaveFormat, SaveRequest, SaveTarget,
     history, images, import, inspect_image, pull, push, rmi, save, tag,
 };
+use vellum_service::mount::mount_image;
 use vellum_service::names::image;
 use vellum_service::progress::{Meter, Progress, Unit};
 use vellum_service::{Context, Error};
@@ -161,6 +163,191 @@ fn whiteouts_of_nothing_leave_no_trace() {
             .map(|path| path.to_str().unwrap())
             .collect();
         assert_eq!(names, ["", "d", "d/file", "new", "new/file"], "{driver}");
+    }
+}
+
+#[test]
+fn an_opaque_root_hides_all_below_with_every_driver() {
+    if !needs_root("overlay mounts") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let tree = scratch.dir("tree");
+    for name in [
+        "gone/file",
+        "both/below",
+        "both/above",
+        "both/.wh.ghost",
+        ".wh.gone",
+        "old",
+        "new",
+        "again",
+        ".wh..wh..opq",
+        ".wh.new",
+        ".wh.ghost",
+    ] {
+        scratch.file(Path::new("tree").join(name), name);
+    }
+    let layer = |name: &str, members: &[&str]| layer_of(&scratch, name, &tree, members);
+    let base = layer("base.tar", &["gone", "gone/file", "both/below"]);
+    let middle = layer("middle.tar", &["old", "again", ".wh.gone"]);
+    let top = [
+        "new",
+        "again",
+        "both/above",
+        ".wh..wh..opq",
+        ".wh.new",
+        ".wh.ghost",
+        "both/.wh.ghost",
+    ];
+    let top_first = layer("first.tar", &top);
+    let reversed: Vec<_> = top.iter().rev().copied().collect();
+    let top_last = layer("last.tar", &reversed);
+    let after = layer("after.tar", &["old"]);
+    for (name, layers, expect) in [
+        (
+            "alone",
+            &[top_first.clone()][..],
+            &["again", "both", "both/above", "new"][..],
+        ),
+        (
+            "last",
+            &[base.clone(), middle.clone(), top_first],
+            &["again", "both", "both/above", "new"],
+        ),
+        (
+            "between",
+            &[base, middle, top_last, after],
+            &["again", "both", "both/above", "new", "old"],
+        ),
+    ] {
+        let archive = archive_of(&scratch, &format!("image-{name}.tar"), layers);
+        for driver in DriverKind::ALL {
+            let settings = Partial {
+                storage_driver: Some(driver),
+                ..Partial::default()
+            };
+            let vellum = context_with(&scratch, &format!("{name}-{driver}"), settings);
+            load_path(&vellum, &archive).unwrap();
+            let seen = picture(&scratch, &vellum, "image");
+            let names: Vec<_> = seen.entries.keys().skip(1).collect();
+            let expect: Vec<_> = expect.iter().map(Path::new).collect();
+            assert_eq!(names, expect, "{name} with {driver}");
+            let saved = scratch.join(format!("{name}-{driver}.tar"));
+            save_to(&vellum, "image", &saved, SaveFormat::DockerArchive);
+            assert_eq!(archive_layers(&saved), archive_layers(&archive), "{driver}");
+        }
+    }
+}
+
+/// A layer of one file with this PAX record, by hand, with as many bytes of end marker.
+fn layer_with(scratch: &Scratch, name: &str, record: &str, end: usize) -> std::path::PathBuf {
+    let header = |name: &str, kind: u8, size: usize| {
+        let mut block = [0; 512];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[100..107].copy_from_slice(b"0000644");
+        block[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+        block[156] = kind;
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        block
+    };
+    let mut bytes = header("x", b'x', record.len()).to_vec();
+    bytes.extend_from_slice(record.as_bytes());
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes.extend_from_slice(&header("file", b'0', 0));
+    bytes.resize(bytes.len() + end, 0);
+    scratch.file(name, bytes)
+}
+
+#[test]
+fn an_image_shows_the_names_of_its_attributes_with_every_driver() {
+    if !needs_root("trusted attributes") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let record = "41 SCHILY.xattr.trusted.overlay.opaque=y\n";
+    assert_eq!(record.len(), 41);
+    let base = layer_with(&scratch, "base.tar", record, 1024);
+    let tree = scratch.dir("tree");
+    scratch.file("tree/more", "more");
+    let top = layer_of(&scratch, "top.tar", &tree, &["more"]);
+    for (name, layers) in [("one", &[base.clone()][..]), ("two", &[base, top])] {
+        let archive = archive_of(&scratch, &format!("{name}.tar"), layers);
+        for driver in DriverKind::ALL {
+            let settings = Partial {
+                storage_driver: Some(driver),
+                ..Partial::default()
+            };
+            let vellum = context_with(&scratch, &format!("{name}-{driver}"), settings);
+            load_path(&vellum, &archive).unwrap();
+            let target = scratch.dir(format!("{name}-{driver}.view"));
+            mount_image(&vellum, "image", &target).unwrap();
+            let seen = Tree::read(&target).unwrap();
+            vellum_testkit::clients::run(Command::new("umount").arg(&target)).unwrap();
+            let attributes: Vec<_> = seen.entries[Path::new("file")].xattrs.keys().collect();
+            assert_eq!(
+                attributes,
+                ["trusted.overlay.opaque"],
+                "{name} with {driver}"
+            );
+        }
+    }
+}
+
+/// Collects what the user is warned of.
+#[derive(Default)]
+struct Warnings(std::sync::Mutex<Vec<String>>);
+
+impl Progress for Warnings {
+    fn meter(&self, _: &str, _: Unit, _: Option<u64>) -> Box<dyn Meter> {
+        Box::new(vellum_service::progress::Silent)
+    }
+    fn say(&self, _: &str) {}
+    fn warn(&self, line: &str) {
+        self.0.lock().unwrap().push(line.to_owned());
+    }
+}
+
+#[test]
+fn an_import_without_an_end_marker_says_so() {
+    let scratch = Scratch::new();
+    let record = "39 SCHILY.xattr.com.apple.provenance=a\n";
+    assert_eq!(record.len(), 39);
+    for (name, record, end, expect) in [
+        ("whole", "", 1024, &[][..]),
+        ("unmarked", "", 0, &["no end marker"]),
+        ("foreign", record, 1024, &["com.apple.provenance of 'file'"]),
+        (
+            "both",
+            record,
+            512,
+            &["no end marker", "com.apple.provenance"],
+        ),
+    ] {
+        let tar = layer_with(&scratch, name, record, end);
+        let mut vellum = context(&scratch, &format!("store-{name}"));
+        let warnings = std::sync::Arc::new(Warnings::default());
+        vellum.progress = warnings.clone();
+        let request = ImportRequest {
+            source: ImportSource::Path(tar.clone()),
+            name: Some(name.to_owned()),
+            changes: Vec::new(),
+            message: None,
+            platform: None,
+        };
+        import(&vellum, &request).unwrap();
+        let said = std::mem::take(&mut *warnings.0.lock().unwrap());
+        assert_eq!(said.len(), expect.len(), "{said:?}");
+        for (said, expect) in said.iter().zip(expect) {
+            assert!(said.contains(expect), "{said}");
+        }
+        let archive = archive_of(&scratch, &format!("{name}.image.tar"), &[tar]);
+        load_path(&vellum, &archive).unwrap();
+        let said = std::mem::take(&mut *warnings.0.lock().unwrap());
+        assert!(said.is_empty(), "it is there already: {said:?}");
     }
 }
 
@@ -748,7 +935,7 @@ fn a_directory_becomes_an_image() {
     // The same tree as a tar.
     let tar = scratch.join("tree.tar.gz");
     vellum_testkit::clients::run(
-        std::process::Command::new("tar")
+        Command::new("tar")
             .arg("-czf")
             .arg(&tar)
             .arg("-C")

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use fake_containerd::{FakeContainerd, NAMESPACE};
 use tonic::{Code, Request};
-use vellum_image::compression::Encoder;
+use vellum_image::compression::{Encoder, Packing};
 use vellum_image::{Compression, Digest, LayerWriter, TarEntry, TarKind};
 use vellum_service::config::{Partial, Surroundings, resolve};
 use vellum_service::snapshots::{self, MountEntry, NewSnapshot, Prepared, Terms};
@@ -591,5 +591,5 @@ async fn trees_that_are_further_apart_are_compared() {
 }
 
 fn flate(bytes: &[u8]) -> impl Read + '_ {
-    vellum_image::compression::Decoder::new(Compression::Gzip, bytes).unwrap()
+    vellum_image::compression::Decoder::new(Packing::Layer(Compression::Gzip), bytes).unwrap()
 }

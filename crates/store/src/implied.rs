@@ -7,12 +7,16 @@
 //! Made up is what looks so: root's, 0755, without attributes of its own, and changed since the unpacking began (a listed directory has the time
 //! its entry says, and nothing is listed with a time after its own unpacking). A directory that was listed and looks so all the same would get
 //! the attributes of the directory it replaces, unless it is opaque.
+//!
+//! A layer may also hide everything below it, by an opaque mark for its root. An overlay merges the roots of all its layers, so whoever unpacks leaves
+//! the mark on the root, where it says nothing, and here it becomes what an overlay understands.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use vellum_format::{Mark, Prefix};
-use vellum_sys::{Dir, FileKind, Stat, xattr};
+use vellum_format::{Mark, Prefix, WHITEOUT_RDEV};
+use vellum_sys::xattr::SetMode;
+use vellum_sys::{Dir, FileKind, Stat, rooted, xattr};
 
 use crate::{
     driver::overlay2::copy_attributes,
@@ -30,6 +34,7 @@ pub(crate) fn merge(root: &Path, parents: &[PathBuf], since_ns: i64) -> Result<(
         .iter()
         .map(|dir| layout::dir(dir))
         .collect::<Result<_>>()?;
+    hide_all(&top, &lowers)?;
     let mut found = Found {
         since_ns,
         below: PathBuf::new(),
@@ -48,6 +53,33 @@ pub(crate) fn merge(root: &Path, parents: &[PathBuf], since_ns: i64) -> Result<(
         if let Some(model) = model(&lowers, path)? {
             copy_attributes(&model, &here)?;
         }
+    }
+    Ok(())
+}
+
+/// Hides what `lowers` have in their roots, if the root is marked opaque, and takes the mark away.
+fn hide_all(root: &Dir, lowers: &[Dir]) -> Result<()> {
+    for prefix in Prefix::ALL {
+        let mark = prefix.xattr(Mark::Opaque);
+        if xattr::get_fd(root, mark)?.is_none_or(|value| value != b"y") {
+            continue;
+        }
+        let time = root.stat_self()?.mtime;
+        for lower in lowers {
+            for entry in lower.entries()? {
+                let name = entry?.name;
+                match root.stat_opt(&name)? {
+                    None => root.mknod(&name, FileKind::Char, 0, WHITEOUT_RDEV)?,
+                    Some(stat) if stat.is_dir() => {
+                        let dir = root.open_dir(Path::new(&name))?;
+                        xattr::set_fd(&dir, mark, b"y", SetMode::Any)?;
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        rooted::set_times_fd(root, None, Some(time))?;
+        xattr::remove_fd(root, mark)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::{Compression, Output};
 /// `load`
 #[derive(Debug, Args)]
 pub struct Load {
-    /// Archive (docker save's or OCI; gzip and zstd are recognised) or OCI layout directory; - is stdin
+    /// Archive (docker save's or OCI, however compressed) or OCI layout directory; - is stdin
     #[arg(value_hint = ValueHint::AnyPath, default_value = "-")]
     pub archive: PathBuf,
     /// The same, as Docker spells it
@@ -140,7 +140,7 @@ pub struct Push {
 /// `import`
 #[derive(Debug, Args)]
 pub struct Import {
-    /// Directory, tar (gzip and zstd are recognised), or - for a tar on stdin
+    /// Directory, tar (however compressed), or - for a tar on stdin
     #[arg(value_hint = ValueHint::AnyPath)]
     pub source: PathBuf,
     /// The new image's name

@@ -6,6 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use vellum_format::{Mark, OVERRIDE_STAT, OVERRIDE_STAT_NAMES, OverrideKind, Over
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{Dir, Timespec, rooted, xattr};
 
-use super::{Privilege, TargetMarks};
+use super::{LeftOut, Privilege, TargetMarks};
 use crate::error::{Error, Result};
 use crate::tar::Entry;
 
@@ -32,10 +33,15 @@ pub(super) enum Object<'a> {
 
 impl Object<'_> {
     fn set_owner(self, uid: u32, gid: u32) -> vellum_sys::Result<()> {
+        // What archives say reaches the kernel so from other runtimes: -1 leaves what is there.
+        let told = |id| (id != u32::MAX).then_some(id);
+        let (uid, gid) = (told(uid), told(gid));
         match self {
-            Object::File(file) => rooted::set_owner_fd(file, uid, gid),
-            Object::Dir(dir) => rooted::set_owner_fd(dir, uid, gid),
-            Object::Name(dir, name) | Object::Symlink(dir, name) => dir.set_owner(name, uid, gid),
+            Object::File(file) => rooted::change_owner_fd(file, uid, gid),
+            Object::Dir(dir) => rooted::change_owner_fd(dir, uid, gid),
+            Object::Name(dir, name) | Object::Symlink(dir, name) => {
+                dir.change_owner(name, uid, gid)
+            }
         }
     }
 
@@ -107,6 +113,8 @@ pub(super) struct Rules {
     pub privilege: Privilege,
     /// How many things were recorded instead of set.
     pub recorded: u64,
+    /// What could be neither set nor recorded.
+    pub left_out: LeftOut,
 }
 
 impl Rules {
@@ -194,7 +202,8 @@ impl Rules {
             mode: entry.mode,
             kind: at.stand_in,
         };
-        keep_record(object, OsStr::new(OVERRIDE_STAT), &value.encode(), at.path)
+        keep_record(object, OsStr::new(OVERRIDE_STAT), &value.encode(), at.path)?;
+        Ok(())
     }
 
     fn set_xattr(
@@ -208,14 +217,21 @@ impl Rules {
         let Err(error) = object.set_xattr(&stored, value) else {
             return Ok(());
         };
-        let refused = [Errno::PERM, Errno::OPNOTSUPP, Errno::ACCESS, Errno::INVAL]
-            .iter()
-            .any(|errno| error.is(*errno));
-        if self.privilege == Privilege::Recorded && refused {
+        if self.privilege == Privilege::Recorded
+            && is_refusal(&error)
+            && is_of_linux(name)
+            && let Some(recorded) = record::recorded(name)
+            && keep_record(object, &recorded, value, path)?
+        {
             self.recorded += 1;
-            if let Some(recorded) = record::recorded(name) {
-                keep_record(object, &recorded, value, path)?;
-            }
+            return Ok(());
+        }
+        if is_refusal(&error) || is_too_large(&error) {
+            self.left_out.add(|| {
+                let (name, path) = (name.display(), path.display());
+                let why = &error.source;
+                format!("the extended attribute {name} of '{path}' ({why})")
+            });
             return Ok(());
         }
         Err(Error::Xattr {
@@ -266,17 +282,41 @@ impl Rules {
     }
 }
 
-/// Writes a record of what could not be set.
+/// The attribute is not for this kind of file, this process, this file system or this system.
+fn is_refusal(error: &vellum_sys::Error) -> bool {
+    [Errno::PERM, Errno::OPNOTSUPP, Errno::ACCESS, Errno::INVAL]
+        .iter()
+        .any(|errno| error.is(*errno))
+}
+
+/// No file of Linux can have an attribute of this size, or a name of this length.
+fn is_too_large(error: &vellum_sys::Error) -> bool {
+    error.is(Errno::TOOBIG) || error.is(Errno::RANGE)
+}
+
+/// An attribute of another system (`com.apple.quarantine`, `system.nfs4_acl`) would be no more than a name here.
+fn is_of_linux(name: &OsStr) -> bool {
+    let known = ["user.", "trusted.", "security."];
+    let name = name.as_bytes();
+    known.iter().any(|kind| name.starts_with(kind.as_bytes()))
+        || [ACCESS_ACL, DEFAULT_ACL]
+            .iter()
+            .any(|acl| name == acl.as_bytes())
+}
+
+/// Writes a record of what could not be set; false if that is refused, too.
 ///
 /// Links and pipes take no user attributes: their headers stay in the recipe alone, so a saved layer is right all the same. Any other
-/// refusal (a full disk, a broken one) is an error.
-fn keep_record(object: Object<'_>, name: &OsStr, value: &[u8], path: &Path) -> Result<()> {
+/// failure (a full disk, a broken one) is an error.
+fn keep_record(object: Object<'_>, name: &OsStr, value: &[u8], path: &Path) -> Result<bool> {
     match object.set_xattr(name, value) {
-        Err(error) if !error.is(Errno::PERM) && !error.is(Errno::OPNOTSUPP) => Err(Error::Xattr {
+        Err(error) if error.is(Errno::PERM) || error.is(Errno::OPNOTSUPP) => Ok(false),
+        Err(error) if is_too_large(&error) => Ok(false),
+        Err(error) => Err(Error::Xattr {
             name: name.to_string_lossy().into_owned(),
             path: path.to_owned(),
             source: error.source,
         }),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
     }
 }

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use vellum_format::{Mark, Opaque};
+use vellum_format::{Mark, Opaque, Prefix};
 use vellum_sys::{Dir, FileKind, xattr};
 
 use super::attributes::Object;
@@ -64,6 +64,10 @@ impl Applier<'_, '_> {
     /// Hides everything of the lower layers in the present directory.
     pub(super) fn opaque(&mut self, _entry: &Entry) -> Result<()> {
         match self.rules.marks {
+            TargetMarks::Overlay(_) if self.stack.path().is_empty() => {
+                self.root_opaque = true;
+                Ok(())
+            }
             TargetMarks::Overlay(_) => self.mark_opaque(),
             TargetMarks::Plain | TargetMarks::Whole(_) => {
                 let dir = self
@@ -203,6 +207,41 @@ pub fn drop_whiteouts(root: &Dir, path: &Path) -> Result<()> {
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(at("open", path.as_os_str().as_bytes())(error)),
     }
+}
+
+/// Hides each of `below`, the names that the layers below have in their root, in the root of an applied layer.
+///
+/// An overlay merges the roots of all its layers, so a mark on the root itself would say nothing: what the layer does not bring gets a whiteout, and
+/// the directories that it brings become opaque. The whiteouts that it has, in `whiteout_dirs`, hide nothing then, and go. The root's times
+/// stay. Not synced.
+pub fn hide_all(
+    root: &Dir,
+    prefix: Prefix,
+    whiteout_dirs: &[PathBuf],
+    below: impl IntoIterator<Item = OsString>,
+) -> Result<()> {
+    for path in whiteout_dirs {
+        drop_whiteouts(root, path)?;
+    }
+    let time = root.stat_self().map_err(at("look at", b"."))?.mtime;
+    for name in below {
+        let failed = |action| at(action, name.as_bytes());
+        match root.stat_opt(&name).map_err(failed("look at"))? {
+            None => root
+                .mknod(&name, FileKind::Char, 0, vellum_format::WHITEOUT_RDEV)
+                .map_err(failed("hide"))?,
+            Some(stat) if stat.is_dir() => {
+                let dir = root.open_dir(&name).map_err(failed("open"))?;
+                Object::Dir(&dir)
+                    .set_xattr(prefix.xattr(Mark::Opaque), Opaque::Opaque.encode())
+                    .map_err(failed("mark as opaque"))?;
+            }
+            Some(_) => {}
+        }
+    }
+    Object::Dir(root)
+        .set_times(time)
+        .map_err(at("set the times of", b"."))
 }
 
 fn drop_in(dir: &Dir, path: &[u8]) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Names in an archive, taken apart once.
 //!
 //! Pure. A name becomes its components, cleaned as Docker cleans it: a leading slash, empty components and `.` vanish, `..` takes back the
-//! component before it. A name that climbs above the root is refused. What comes out is never joined into a path string that the kernel would
+//! component before it. A relative name that climbs above the root is refused; the root's own `..` is the root. What comes out is never joined into a path string that the kernel would
 //! walk: each component goes to a directory descriptor on its own.
 
 use std::ffi::OsStr;
@@ -16,15 +16,24 @@ use crate::limits::{Limits, check};
 /// AUFS keeps the files behind hard links in this directory at the root; old images carry it.
 pub(super) const PLNK: &str = ".wh..wh.plnk";
 
-/// Returns the components of `name`, none for the root itself.
+/// Returns the components of an entry's name, none for the root itself.
 pub(super) fn components<'a>(name: &'a OsStr, limits: &Limits) -> Result<Vec<&'a OsStr>> {
+    cleaned(name, limits, name.as_bytes().starts_with(b"/"))
+}
+
+/// Returns the components of the name that a hard link is to. It is looked up from the root, as if that were the system's.
+pub(super) fn target<'a>(name: &'a OsStr, limits: &Limits) -> Result<Vec<&'a OsStr>> {
+    cleaned(name, limits, true)
+}
+
+fn cleaned<'a>(name: &'a OsStr, limits: &Limits, absolute: bool) -> Result<Vec<&'a OsStr>> {
     let path = Path::new(name);
     let mut found: Vec<&OsStr> = Vec::new();
     for part in name.as_bytes().split(|&b| b == b'/') {
         match part {
             b"" | b"." => {}
             b".." => {
-                if found.pop().is_none() {
+                if found.pop().is_none() && !absolute {
                     return Err(Error::Escapes {
                         path: path.to_owned(),
                         why: "it climbs above the root",
@@ -135,10 +144,12 @@ mod tests {
         check_components("./", Some(""));
         check_components("/", Some(""));
         check_components("...", Some("..."));
+        check_components("", Some(""));
+        check_components("/../a", Some("a"));
+        check_components("/a/../../b", Some("b"));
         check_components("..", None);
         check_components("../a", None);
         check_components("a/../../b", None);
-        check_components("/../a", None);
     }
 
     #[test]

@@ -38,6 +38,7 @@ impl Applier<'_, '_> {
             EntryKind::Character => self.node(name, entry, FileKind::Char),
             EntryKind::Block => self.node(name, entry, FileKind::Block),
             EntryKind::Fifo => self.node(name, entry, FileKind::Fifo),
+            EntryKind::Other(_) => Ok(()),
         }
     }
 
@@ -245,18 +246,27 @@ impl Applier<'_, '_> {
         let mode = create_mode.unwrap_or(0o600);
         let recorded = self.rules.privilege == Privilege::Recorded;
         let mut stand_in = None;
-        self.again_if_there(name, |dir| match dir.mknod(name, kind, mode, entry.rdev) {
-            Err(error) if recorded && error.is(Errno::PERM) => {
-                let (major, minor) = entry.rdev;
-                stand_in = Some(match kind {
-                    FileKind::Char => OverrideKind::Character { major, minor },
-                    FileKind::Block => OverrideKind::Block { major, minor },
-                    _ => OverrideKind::Fifo,
-                });
-                dir.mknod(name, FileKind::File, mode, (0, 0))
-            }
-            other => other,
-        })?;
+        let made =
+            self.again_if_there(name, |dir| match dir.mknod(name, kind, mode, entry.rdev) {
+                Err(error) if error.is(Errno::PERM) && recorded => {
+                    let (major, minor) = entry.rdev;
+                    stand_in = Some(match kind {
+                        FileKind::Char => OverrideKind::Character { major, minor },
+                        FileKind::Block => OverrideKind::Block { major, minor },
+                        _ => OverrideKind::Fifo,
+                    });
+                    dir.mknod(name, FileKind::File, mode, (0, 0)).map(|()| true)
+                }
+                Err(error) if error.is(Errno::PERM) => Ok(false),
+                other => other.map(|()| true),
+            })?;
+        if !made {
+            self.rules.left_out.add(|| {
+                let path = entry.path().display();
+                format!("the device '{path}', since devices can't be made here")
+            });
+            return Ok(());
+        }
         self.note(name, None);
         let path = self.stack.path_of(name);
         let frame = self.stack.top();
@@ -277,7 +287,7 @@ impl Applier<'_, '_> {
             path: entry.path().to_owned(),
             target: Path::new(&entry.link).to_owned(),
         };
-        let components = names::components(&entry.link, self.limits)?;
+        let components = names::target(&entry.link, self.limits)?;
         let (&last, parents) = components.split_last().ok_or_else(missing)?;
         let elsewhere = match self.stack.is_at(parents) {
             true => None,
@@ -344,13 +354,7 @@ impl Applier<'_, '_> {
             match part.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
-                    at.pop();
-                    if at.is_empty() {
-                        return Err(Error::Escapes {
-                            path: entry.path().to_owned(),
-                            why: "the way to its target climbs above the root",
-                        });
-                    }
+                    at.truncate(at.len().saturating_sub(1).max(1));
                     continue;
                 }
                 _ => {}

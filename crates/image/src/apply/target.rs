@@ -1,11 +1,13 @@
 //! Where a layer goes, by which rules, and what is known afterwards.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use vellum_format::Prefix;
 use vellum_sys::{Dir, Timespec};
 
 use crate::stream::BlobFacts;
+use crate::tar::Ending;
 
 /// The tree a layer is applied to, and the rules.
 #[derive(Debug)]
@@ -48,7 +50,7 @@ impl TargetMarks {
 /// What happens to devices, owners and attributes that the process may not make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privilege {
-    /// Everything is made for real; a refusal is an error.
+    /// Everything is made for real. A refusal is an error, or the thing is left out, if it is one of those that other systems have.
     Full,
     /// What is refused is kept as a record on a stand-in: a device node as an empty regular file, an unmapped owner, a refused
     /// attribute, in the spellings of `vellum_format` (`user.containers.override_stat`, `user.vellum.xattr.<name>`).
@@ -81,6 +83,40 @@ pub struct Applied {
     pub skipped: u64,
     /// How many devices, owners and attributes were kept as records ([`Privilege::Recorded`]).
     pub recorded: u64,
+    /// What the tree lacks because this system can't hold it. The recipe has it.
+    pub left_out: LeftOut,
+    /// How the archive ended. If no digest was promised, only this tells that something may be missing.
+    pub ending: Ending,
+    /// Whether the layer hides everything below it. In a [`TargetMarks::Overlay`] tree nothing says so, since an overlay shows the roots of
+    /// all its layers: once the parent is known, [`hide_all`](super::hide_all) does.
+    pub root_opaque: bool,
     /// The newest modification time among the entries, if there is any.
     pub newest: Option<Timespec>,
+}
+
+/// What a tree lacks of its archive: attributes, devices and kinds of entries that this system does not have, or not here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// How many there are.
+    pub count: u64,
+    /// The first one, with its place and the reason.
+    pub first: Option<String>,
+}
+
+impl LeftOut {
+    /// Adds one.
+    pub(super) fn add(&mut self, what: impl FnOnce() -> String) {
+        self.count += 1;
+        self.first.get_or_insert_with(what);
+    }
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.first.as_deref().unwrap_or("nothing"))?;
+        match self.count {
+            0 | 1 => Ok(()),
+            count => write!(f, ", and {} more", count - 1),
+        }
+    }
 }

@@ -10,6 +10,7 @@ use vellum_testkit::{Scratch, needs_root};
 
 use super::*;
 use crate::recipe::replay;
+use crate::tar::header::field;
 use crate::tar::reader::tests::{Raw, archive, pax};
 
 const OVERLAY: TargetMarks = TargetMarks::Overlay(Prefix::Trusted);
@@ -83,6 +84,7 @@ impl Place {
 }
 
 mod agree;
+mod foreign;
 mod hostile;
 
 fn file(name: &str, content: &str) -> Vec<u8> {
@@ -129,10 +131,8 @@ fn every_kind_of_entry_with_its_attributes() {
                 Raw::new("fifo", b'6').mode(0o622).block(),
                 Raw::new("null", b'3')
                     .mode(0o666)
-                    .with(|h| {
-                        h.dev_major = *b"0000001\0";
-                        h.dev_minor = *b"0000003\0";
-                    })
+                    .put(field::DEV_MAJOR, "0000001\0")
+                    .put(field::DEV_MINOR, "0000003\0")
                     .block(),
             ],
         )
@@ -416,6 +416,7 @@ fn sparse_files_have_holes_and_come_out_again() {
                     ("GNU.sparse.major", b"0"),
                     ("GNU.sparse.minor", b"1"),
                     ("GNU.sparse.size", b"104857600"),
+                    ("GNU.sparse.numblocks", b"2"),
                     ("GNU.sparse.map", b"5,2,104857000,4"),
                 ],
             ),

@@ -3,25 +3,29 @@
 //! Image archives are small trees of big files. One pass over the headers notes where each file's
 //! bytes lie; after that, any file can be read at any time, by several threads at once, through one
 //! descriptor. Symlinks and hard links among the entries (old `docker save`, `podman save`) are
-//! followed inside the map: a name never reaches the file system.
+//! followed inside the map: a name never reaches the file system. What the headers mean is the
+//! business of [`crate::tar`]: a sparse file is read as the file it stands for.
 //!
 //! Invariants: every range lies inside the file; the number of entries is bounded.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use tar_core::EntryType;
-use tar_core::parse::{Limits, ParseEvent, Parser};
-
 use super::SourceError;
+use crate::error::{Error, Result as TarResult};
+use crate::limits::Limits;
+use crate::tar::{EntryKind, Range, TarReader, TarSource};
 
 /// More entries than any image archive has; bounds the memory of the map.
-const MAX_ENTRIES: usize = 200_000;
+const MAX_ENTRIES: u64 = 200_000;
 /// More hops than any archive's links need.
 const MAX_LINK_HOPS: usize = 16;
+/// How much of the archive is read at once while its headers are looked for. Files are passed over without being read.
+const WINDOW_BYTES: usize = 16 << 10;
 
 /// The files of a tar archive, by name.
 #[derive(Debug)]
@@ -33,12 +37,18 @@ pub struct Archive {
 
 #[derive(Clone, Debug)]
 enum Entry {
-    File {
-        offset: u64,
-        size_bytes: u64,
-    },
+    File(Place),
     /// Another name of this archive, already made absolute to its root.
     Link(Vec<u8>),
+}
+
+/// Where the bytes of a file lie.
+#[derive(Clone, Debug)]
+struct Place {
+    offset: u64,
+    size_bytes: u64,
+    /// Where in the file the bytes at `offset` belong, if it has holes.
+    ranges: Option<Arc<[Range]>>,
 }
 
 impl Archive {
@@ -51,83 +61,53 @@ impl Archive {
             .metadata()
             .map_err(|e| SourceError::io(name.as_str(), e))?
             .len();
-        let malformed =
-            |why: String| SourceError::Malformed(format!("{name} as a tar archive: {why}"));
-        let mut entries = HashMap::new();
-        let mut parser = Parser::new(Limits {
-            max_path_len: Some(4096),
+        let limits = Limits {
+            max_entries: MAX_ENTRIES,
             ..Limits::default()
-        });
-        let mut window = Window {
+        };
+        let window = Window {
             file: &file,
             at: 0,
+            size_bytes,
             buffer: Vec::new(),
+            taken: 0,
         };
-        let mut wanted = 512;
+        let mut reader = TarReader::new(window, &limits);
+        let mut entries = HashMap::new();
         loop {
-            let available = window
-                .fill(wanted)
-                .map_err(|e| SourceError::io(name.as_str(), e))?;
-            if available < wanted {
-                if window.at == 0 && available < 512 {
+            let entry = match reader.next_entry() {
+                // Whoever hands over nothing at all meant something else.
+                Ok(None) if size_bytes == 0 => return Err(SourceError::NotAnImage(name)),
+                Ok(None) => break,
+                Ok(Some(entry)) => entry,
+                Err(Error::Read(e)) => return Err(SourceError::io(name.as_str(), e)),
+                // The first header decides whether this is a tar archive at all.
+                Err(Error::BadHeader { offset: 0, .. }) => {
                     return Err(SourceError::NotAnImage(name));
                 }
-                // Some writers leave out one or both of the closing zero blocks.
-                if window.buffer.iter().all(|b| *b == 0) {
-                    break;
+                Err(Error::Truncated { .. }) if size_bytes < 512 => {
+                    return Err(SourceError::NotAnImage(name));
                 }
-                return Err(malformed("it ends in the middle of a header".to_owned()));
-            }
-            let (consumed, data_bytes, found) = match parser.parse(&window.buffer) {
-                Ok(ParseEvent::NeedData { min_bytes }) => {
-                    wanted = min_bytes.max(available + 1);
-                    continue;
+                Err(e) => {
+                    return Err(SourceError::Malformed(format!(
+                        "{name} as a tar archive: {e}"
+                    )));
                 }
-                Ok(ParseEvent::End { .. }) => break,
-                Ok(ParseEvent::GlobalExtensions { consumed, .. }) => (consumed, 0, None),
-                Ok(ParseEvent::SparseEntry { entry, .. }) => {
-                    let path = String::from_utf8_lossy(&entry.path).into_owned();
-                    return Err(malformed(format!("{path} is a sparse file")));
-                }
-                Ok(ParseEvent::Entry { consumed, entry }) => {
-                    let key = normalize(&entry.path);
-                    let target = entry.link_target.as_deref().unwrap_or_default();
-                    let offset = window.at + consumed as u64;
-                    let found = match entry.entry_type {
-                        EntryType::Symlink => {
-                            Some((key.clone(), Entry::Link(resolve(&key, target))))
-                        }
-                        EntryType::Link => Some((key, Entry::Link(normalize(target)))),
-                        EntryType::Regular | EntryType::Continuous => Some((
-                            key,
-                            Entry::File {
-                                offset,
-                                size_bytes: entry.size,
-                            },
-                        )),
-                        _ => None,
-                    };
-                    (consumed, entry.size, found)
-                }
-                // The first header decides whether this is a tar archive at all.
-                Err(_) if window.at == 0 => return Err(SourceError::NotAnImage(name)),
-                Err(e) => return Err(malformed(e.to_string())),
             };
-            let data_start = window.at + consumed as u64;
-            // Sizes come from strangers: one near the largest number must not wrap around.
-            let data_end = data_start
-                .checked_add(data_bytes)
-                .filter(|end| *end <= size_bytes)
-                .ok_or_else(|| malformed("it is cut short".to_owned()))?;
-            if let Some((key, entry)) = found {
-                entries.insert(key, entry);
-            }
-            if entries.len() > MAX_ENTRIES {
-                return Err(malformed(format!("it has more than {MAX_ENTRIES} entries")));
-            }
-            // The end lies in a file, so rounding it up can't overflow.
-            window.seek(data_start + (data_end - data_start).next_multiple_of(512));
-            wanted = 512;
+            reader.raw().clear();
+            let key = normalize(entry.name.as_bytes());
+            let target = entry.link.as_bytes();
+            let found = match entry.kind {
+                EntryKind::Symlink => Entry::Link(resolve(&key, target)),
+                EntryKind::HardLink => Entry::Link(normalize(target)),
+                EntryKind::File => Entry::File(Place {
+                    offset: reader.offset(),
+                    size_bytes: entry.size_bytes,
+                    ranges: entry.ranges.map(Arc::from),
+                }),
+                _ => continue,
+            };
+            entries.insert(key, found);
         }
         Ok(Self {
             file: Arc::new(file),
@@ -148,16 +128,17 @@ impl Archive {
 
     /// Returns the bytes of the file called `path`, links followed.
     pub fn open(&self, path: &str) -> Result<Section, SourceError> {
-        let (offset, left_bytes) =
-            self.find(path.as_bytes())
-                .ok_or_else(|| SourceError::Missing {
-                    path: path.to_owned(),
-                    source_name: self.name.clone(),
-                })?;
+        let place = self
+            .find(path.as_bytes())
+            .ok_or_else(|| SourceError::Missing {
+                path: path.to_owned(),
+                source_name: self.name.clone(),
+            })?;
         Ok(Section {
             file: Arc::clone(&self.file),
-            offset,
-            left_bytes,
+            place: place.clone(),
+            position: 0,
+            range: 0,
         })
     }
 
@@ -169,7 +150,7 @@ impl Archive {
         limit_bytes: u64,
     ) -> Result<Vec<u8>, SourceError> {
         let mut section = self.open(path)?;
-        crate::manifest::check_size(what, section.left_bytes, limit_bytes)?;
+        crate::manifest::check_size(what, section.left_bytes(), limit_bytes)?;
         let mut bytes = Vec::new();
         section
             .read_to_end(&mut bytes)
@@ -177,82 +158,127 @@ impl Archive {
         Ok(bytes)
     }
 
-    fn find(&self, path: &[u8]) -> Option<(u64, u64)> {
-        let mut key = normalize(path);
+    fn find(&self, path: &[u8]) -> Option<&Place> {
+        let mut key = &normalize(path);
         for _ in 0..MAX_LINK_HOPS {
-            match self.entries.get(&key)? {
-                Entry::File { offset, size_bytes } => return Some((*offset, *size_bytes)),
-                Entry::Link(target) => key = target.clone(),
+            match self.entries.get(key)? {
+                Entry::File(place) => return Some(place),
+                Entry::Link(target) => key = target,
             }
         }
         None
     }
 }
 
-/// A range of the archive, readable independently of all others.
+/// A file of the archive, readable independently of all others.
 #[derive(Debug)]
 pub struct Section {
     file: Arc<File>,
-    offset: u64,
-    left_bytes: u64,
+    place: Place,
+    /// How much of it was read. With holes, `place.offset` is where the present range's bytes start.
+    position: u64,
+    /// The range in which `position` lies, or the next one.
+    range: usize,
 }
 
 impl Section {
     /// Returns how many bytes are left to read.
     pub fn left_bytes(&self) -> u64 {
-        self.left_bytes
+        self.place.size_bytes - self.position
+    }
+
+    /// Returns where the bytes at the position are (`None`: in a hole) and for how many that holds, at most what is left.
+    fn here(&mut self) -> (Option<u64>, u64) {
+        let Some(ranges) = &self.place.ranges else {
+            return (Some(self.place.offset + self.position), self.left_bytes());
+        };
+        while let Some(range) = ranges.get(self.range) {
+            let end = range.offset + range.length;
+            if self.position < range.offset {
+                return (None, range.offset - self.position);
+            }
+            if self.position < end {
+                let at = self.place.offset + (self.position - range.offset);
+                return (Some(at), end - self.position);
+            }
+            self.place.offset += range.length;
+            self.range += 1;
+        }
+        (None, self.left_bytes())
     }
 }
 
 impl Read for Section {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let room = usize::try_from(self.left_bytes)
-            .unwrap_or(usize::MAX)
-            .min(buf.len());
-        let got = self.file.read_at(&mut buf[..room], self.offset)?;
+        let (at, length) = self.here();
+        let room = usize::try_from(length).unwrap_or(usize::MAX).min(buf.len());
+        let got = match at {
+            Some(at) => self.file.read_at(&mut buf[..room], at)?,
+            None => {
+                buf[..room].fill(0);
+                room
+            }
+        };
         if got == 0 && room != 0 {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "the archive has become shorter",
             ));
         }
-        self.offset += got as u64;
-        self.left_bytes -= got as u64;
+        self.position += got as u64;
         Ok(got)
     }
 }
 
-/// The headers at hand: `buffer` holds the bytes of the file from `at` on.
+/// The part of the archive at hand.
 struct Window<'a> {
     file: &'a File,
+    /// Where in the file the buffer ends.
     at: u64,
+    size_bytes: u64,
     buffer: Vec<u8>,
+    /// How much of the buffer was taken.
+    taken: usize,
 }
 
-impl Window<'_> {
-    /// Makes at least `wanted` bytes available, unless the file ends; returns how many there are.
-    fn fill(&mut self, wanted: usize) -> io::Result<usize> {
-        while self.buffer.len() < wanted {
-            let have = self.buffer.len();
-            self.buffer.resize(wanted, 0);
-            let got = self
-                .file
-                .read_at(&mut self.buffer[have..], self.at + have as u64);
-            self.buffer
-                .truncate(have + got.as_ref().map_or(0, |got| *got));
-            match got {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
+impl TarSource for Window<'_> {
+    fn chunk(&mut self) -> TarResult<&[u8]> {
+        if self.taken == self.buffer.len() {
+            self.taken = 0;
+            self.buffer.resize(WINDOW_BYTES, 0);
+            let got = loop {
+                match self.file.read_at(&mut self.buffer, self.at) {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    other => break other,
+                }
+            };
+            self.buffer.truncate(got.as_ref().map_or(0, |got| *got));
+            self.at += got.map_err(Error::Read)? as u64;
         }
-        Ok(self.buffer.len())
+        Ok(&self.buffer[self.taken..])
     }
 
-    fn seek(&mut self, at: u64) {
-        self.at = at;
-        self.buffer.clear();
+    fn consume(&mut self, n: usize) {
+        self.taken += n;
+    }
+
+    fn offset(&self) -> u64 {
+        self.at - (self.buffer.len() - self.taken) as u64
+    }
+
+    fn skip(&mut self, n: u64) -> TarResult<u64> {
+        // Sizes come from strangers: one near the largest number must not wrap around.
+        let n = n.min(self.size_bytes.saturating_sub(self.offset()));
+        let here = (self.buffer.len() - self.taken) as u64;
+        match n <= here {
+            true => self.taken += n as usize,
+            false => {
+                self.at += n - here;
+                self.buffer.clear();
+                self.taken = 0;
+            }
+        }
+        Ok(n)
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use vellum_sys::Cancel;
 
 use super::SourceError;
-use crate::compression::{self, Compression};
+use crate::compression::{self, Packing};
 
 /// Returns `input` as a file of plain (not compressed) bytes that can be read at any offset.
 ///
@@ -27,8 +27,8 @@ pub fn open_seekable(
     let regular = input.metadata().map_err(failed)?.is_file();
     let mut head = [0u8; compression::DETECT_BYTES];
     let got = read_up_to(&mut input, &mut head).map_err(failed)?;
-    let compression = compression::detect(&head[..got])?;
-    if regular && compression == Compression::None {
+    let packing = compression::detect(&head[..got]);
+    if regular && packing == Packing::NONE {
         input.seek(SeekFrom::Start(0)).map_err(failed)?;
         return Ok(input);
     }
@@ -36,7 +36,7 @@ pub fn open_seekable(
         .map_err(|e| SourceError::io(spool_dir.display().to_string(), e))?;
     let whole = io::Cursor::new(head[..got].to_vec()).chain(input);
     let mut plain =
-        compression::Decoder::new(compression, io::BufReader::with_capacity(256 << 10, whole))
+        compression::Decoder::new(packing, io::BufReader::with_capacity(256 << 10, whole))
             .map_err(failed)?;
     copy(&mut plain, &mut spool, cancel).map_err(failed)?;
     spool.seek(SeekFrom::Start(0)).map_err(failed)?;

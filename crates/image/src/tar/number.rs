@@ -1,6 +1,7 @@
 //! Numbers in tar headers: octal text, base-256 for what does not fit, decimal in PAX records.
 //!
-//! Pure. Every function answers `None` for what is not a number of its form; the caller knows the field's name.
+//! Pure. Every function answers `None` for what is not a number of its form; the caller knows the field's name. The forms are those that
+//! Go's `archive/tar` takes, since the tree must be the one that scanners and other runtimes read.
 
 use vellum_sys::Timespec;
 
@@ -33,66 +34,48 @@ fn base_256(bytes: &[u8]) -> Option<i64> {
     i64::try_from(value).ok()
 }
 
-fn octal(bytes: &[u8]) -> Option<i64> {
+/// Reads octal digits between blanks and NULs. A NUL within ends them, whatever follows; a blank within does not.
+pub(crate) fn octal(bytes: &[u8]) -> Option<i64> {
     let blank = |b: &u8| matches!(b, b' ' | 0);
-    let start = bytes.iter().position(|b| !blank(b)).unwrap_or(bytes.len());
-    let digits = &bytes[start..];
-    let end = digits.iter().position(blank).unwrap_or(digits.len());
-    let (digits, rest) = digits.split_at(end);
-    // After the terminator anything goes in a C string; a second number does not.
-    if rest.first() == Some(&b' ') && !rest.iter().all(blank) {
-        return None;
-    }
-    let mut value: i64 = 0;
-    for &digit in digits {
+    let Some(start) = bytes.iter().position(|b| !blank(b)) else {
+        return Some(0);
+    };
+    let end = bytes.iter().rposition(|b| !blank(b)).map_or(0, |at| at + 1);
+    let digits = &bytes[start..end];
+    let digits = digits.split(|&b| b == 0).next().unwrap_or_default();
+    let value = digits.iter().try_fold(0u64, |value, &digit| {
         if !(b'0'..=b'7').contains(&digit) {
             return None;
         }
-        value = value.checked_mul(8)?.checked_add(i64::from(digit - b'0'))?;
-    }
-    Some(value)
+        value.checked_mul(8)?.checked_add(u64::from(digit - b'0'))
+    })?;
+    i64::try_from(value).ok()
 }
 
-/// Reads an unsigned decimal, digits only.
-pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
-    if text.is_empty() {
-        return None;
-    }
-    text.iter().try_fold(0u64, |value, &digit| {
-        if !digit.is_ascii_digit() {
-            return None;
-        }
-        value.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
-    })
+/// Reads a decimal: digits, perhaps behind a sign, and nothing else.
+pub(crate) fn decimal(text: &[u8]) -> Option<i64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 /// Reads a PAX time: seconds, perhaps negative, perhaps with a fraction, of which nine digits count.
 pub(crate) fn time(text: &[u8]) -> Option<Timespec> {
-    let (negative, text) = match text {
-        [b'-', rest @ ..] => (true, rest),
-        _ => (false, text),
-    };
     let (whole, fraction) = match text.iter().position(|&b| b == b'.') {
         Some(dot) => (&text[..dot], &text[dot + 1..]),
         None => (text, &b""[..]),
     };
-    let sec = i64::try_from(decimal(whole)?).ok()?;
-    let mut nsec = 0;
-    for i in 0..9 {
-        let digit = fraction.get(i).copied().unwrap_or(b'0');
-        if !digit.is_ascii_digit() {
-            return None;
-        }
-        nsec = nsec * 10 + u32::from(digit - b'0');
-    }
+    let sec = decimal(whole)?;
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    Some(match (negative, nsec) {
-        (false, _) => Timespec::new(sec, nsec),
-        (true, 0) => Timespec::new(-sec, 0),
-        // Nanoseconds count forwards from the second before.
-        (true, _) => Timespec::new(-sec - 1, 1_000_000_000 - nsec),
+    let nsec = (0..9).fold(0, |nsec, at| {
+        nsec * 10 + u32::from(fraction.get(at).copied().unwrap_or(b'0') - b'0')
+    });
+    Some(match (whole.starts_with(b"-"), nsec) {
+        (true, 1..) => {
+            // Nanoseconds count forwards from the second before, which the very last one does not have.
+            Timespec::new(sec.wrapping_sub(1), 1_000_000_000 - nsec)
+        }
+        _ => Timespec::new(sec, nsec),
     })
 }
 
@@ -109,12 +92,17 @@ mod tests {
             (b"77777777777\0", Some(0o77_777_777_777)),
             (b"\0\0\0\0\0\0\0\0", Some(0)),
             (b"        ", Some(0)),
+            (b" \0 644\0 ", Some(0o644)),
             (b"644\0junk", Some(0o644)),
+            (b"644\0 64", Some(0o644)),
             (b"0000648\0", None),
             (b"644 644\0", None),
+            (b"644 \0jnk", None),
             (b"-000644\0", None),
+            (b"+000644\0", None),
             (b"\x80\0\0\0\0\x20\0\0", Some(2_097_152)),
             (b"\x80\0\0\0\0\0\0\x02\0\0\0\0", Some(8_589_934_592)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
             (
                 b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
                 Some(-1),
@@ -139,14 +127,15 @@ mod tests {
             (b"1.", Some((1, 0))),
             (b"1.0000000009", Some((1, 0))),
             (b"-1", Some((-1, 0))),
+            (b"+1", Some((1, 0))),
             (b"-1.25", Some((-2, 750_000_000))),
             (b"-0.000000001", Some((-1, 999_999_999))),
             (b"", None),
             (b".5", None),
             (b"1e9", None),
-            (b"+1", None),
             (b"--1", None),
             (b"1.5x", None),
+            (b"1.-5", None),
             (b"1.1234567890x", None),
             (b"99999999999999999999", None),
         ] {
@@ -157,14 +146,18 @@ mod tests {
 
     #[test]
     fn decimals() {
-        assert_eq!(decimal(b"18446744073709551615"), Some(u64::MAX));
+        assert_eq!(decimal(b"9223372036854775807"), Some(i64::MAX));
+        assert_eq!(decimal(b"-9223372036854775808"), Some(i64::MIN));
+        assert_eq!(decimal(b"+007"), Some(7));
         for bad in [
             &b""[..],
-            b"18446744073709551616",
+            b"9223372036854775808",
             b" 1",
             b"1 ",
             b"0x1",
-            b"-1",
+            b"1_0",
+            b"+",
+            b"-",
         ] {
             assert_eq!(decimal(bad), None);
         }

@@ -2,24 +2,23 @@
 //!
 //! The reader pulls bytes from a [`TarSource`] without copying content. What it consumed as headers, sparse maps, padding and end
 //! marker since the last [`TarReader::raw`] lies in one buffer, so a recipe sees each byte of the archive exactly once, as raw bytes or as
-//! content. Invariants: a size is decided once per entry (PAX before header); the map of a sparse file adds up to its content;
-//! an archive that ends anywhere but behind its end marker is `Truncated`; no buffer grows beyond the limits.
+//! content. What an archive means, and at which byte its next header stands, is what Go's `archive/tar` says: layers come with a digest, and
+//! what matters is that scanner, runtime and this program see one tree in them. An archive may end wherever a header may begin, and in padding.
+//!
+//! Invariants: a size is decided once per entry (PAX before header); the map of a sparse file adds up to its content;
+//! an archive that ends within a header or within content is `Truncated`; no buffer grows beyond the limits.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
-use tar_core::Header;
 use vellum_sys::Timespec;
 
-use super::number;
-use super::pax::{self, Records};
+use super::header::{BLOCK, Block, Header, c_string, padding};
+use super::pax::Records;
 use crate::error::{Error, Result};
 use crate::limits::{Limits, check};
 use crate::stream::LayerStream;
-
-/// The unit of a tar.
-pub const BLOCK: usize = 512;
 
 /// Bytes of an uncompressed tar, piece by piece.
 pub trait TarSource {
@@ -29,6 +28,20 @@ pub trait TarSource {
     fn consume(&mut self, n: usize);
     /// Returns how many were taken so far.
     fn offset(&self) -> u64;
+    /// Passes over `n` bytes. Returns how many there were, which is less only if the archive ends.
+    fn skip(&mut self, n: u64) -> Result<u64> {
+        let mut left = n;
+        while left > 0 {
+            let here = self.chunk()?.len();
+            if here == 0 {
+                break;
+            }
+            let part = usize::try_from(left).unwrap_or(usize::MAX).min(here);
+            self.consume(part);
+            left -= part as u64;
+        }
+        Ok(n - left)
+    }
 }
 
 impl TarSource for LayerStream {
@@ -93,6 +106,17 @@ pub enum EntryKind {
     Directory,
     /// A named pipe.
     Fifo,
+    /// Anything else (a volume's label, a part of a file of several volumes, ...), by its type byte.
+    Other(u8),
+}
+
+/// How an archive ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With two blocks of zeros, as it should.
+    Marked,
+    /// It just ended: what should have followed, if anything, is missing. Only a digest of the whole can tell.
+    Unmarked,
 }
 
 /// A run of a file's bytes that are not a hole.
@@ -109,23 +133,23 @@ pub struct Range {
 pub struct Entry {
     /// Where its first header starts in the archive.
     pub offset: u64,
-    /// The name as spelled: may be absolute, contain `..`, end in a slash. Never empty, no NUL.
+    /// The name as spelled: may be empty, absolute, contain `..` or (of a sparse file) a NUL, end in a slash.
     pub name: OsString,
     /// What it is.
     pub kind: EntryKind,
     /// The twelve permission bits.
     pub mode: u32,
-    /// Owner.
+    /// Owner: the low 32 bits of what is said, as it reaches the kernel from other runtimes too. `u32::MAX` (-1) tells the kernel to change nothing.
     pub uid: u32,
-    /// Group.
+    /// Group, in the same way.
     pub gid: u32,
     /// Time of last modification.
     pub mtime: Timespec,
-    /// Extended attributes in the archive's order, each name once.
+    /// Extended attributes by name, each name once.
     pub xattrs: Vec<(OsString, Vec<u8>)>,
-    /// Target of a link as spelled; empty for everything else.
+    /// Target of a link as spelled, perhaps empty; empty for everything else.
     pub link: OsString,
-    /// Device numbers; (0, 0) for everything but devices.
+    /// Device numbers, as many bits of them as the kernel has; (0, 0) for everything but devices.
     pub rdev: (u32, u32),
     /// Size of the file, holes included.
     pub size_bytes: u64,
@@ -146,22 +170,20 @@ impl Entry {
 pub struct TarReader<S> {
     source: S,
     pub(super) limits: Limits,
-    defaults: Records,
     raw: Vec<u8>,
     pub(super) payload_left: u64,
     pub(super) padding: u64,
     entries: u64,
-    ended: bool,
+    ended: Option<Ending>,
 }
 
-/// The extended headers in front of an entry.
+/// What the extended headers in front of an entry say. Of two of one kind the later one counts.
 #[derive(Default)]
 struct Pending {
     offset: Option<u64>,
-    long_name: Option<Vec<u8>>,
-    long_link: Option<Vec<u8>>,
-    records: Option<Records>,
-    bytes: u64,
+    long_name: Vec<u8>,
+    long_link: Vec<u8>,
+    records: Records,
 }
 
 impl<S: TarSource> TarReader<S> {
@@ -170,18 +192,22 @@ impl<S: TarSource> TarReader<S> {
         Self {
             source,
             limits: limits.clone(),
-            defaults: Records::default(),
             raw: Vec::new(),
             payload_left: 0,
             padding: 0,
             entries: 0,
-            ended: false,
+            ended: None,
         }
     }
 
     /// Returns how many entries were read so far.
     pub fn entries(&self) -> u64 {
         self.entries
+    }
+
+    /// Returns how many bytes of the archive were taken so far: after an entry, where its content starts.
+    pub fn offset(&self) -> u64 {
+        self.source.offset()
     }
 
     /// Returns the raw bytes since the last call. Empty it (`clear`) once they are used.
@@ -215,66 +241,53 @@ impl<S: TarSource> TarReader<S> {
         self.source.consume(n);
     }
 
-    /// Returns the next entry, or `None` at the end marker. Content that was not taken before is lost: it counts neither as raw
+    /// Returns how the archive ended; `None` as long as there may be more entries.
+    pub fn ending(&self) -> Option<Ending> {
+        self.ended
+    }
+
+    /// Returns the next entry, or `None` at the archive's end. Content that was not taken before is lost: it counts neither as raw
     /// bytes nor as content.
     ///
-    /// Errors: `BadHeader`, `Limit`, `Truncated`, `UnsupportedEntry` and what the source says.
+    /// Errors: `BadHeader`, `Limit`, `Truncated` and what the source says.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
-        if self.ended {
+        if self.ended.is_some() {
             return Ok(None);
         }
         self.finish_payload()?;
         let mut pending = Pending::default();
         loop {
             let offset = self.source.offset();
-            let start = *pending.offset.get_or_insert(offset);
-            let Some(header) = self.header(&pending)? else {
-                self.ended = true;
+            let Some(block) = self.header()? else {
                 return Ok(None);
             };
-            let typeflag = header.as_ustar().typeflag[0];
-            let bad = |why: &str| Error::BadHeader {
-                offset,
-                why: why.to_owned(),
-            };
-            let size = |header: &Header| {
-                number::field(&header.as_ustar().size)
-                    .and_then(|size| u64::try_from(size).ok())
-                    .ok_or_else(|| bad("its size is no number"))
-            };
-            match typeflag {
-                b'L' | b'K' => {
-                    let mut name = self.extension(size(&header)?, &mut pending)?;
-                    // The terminating NUL is part of the data; old writers pad with several.
-                    name.truncate(name.iter().position(|&b| b == 0).unwrap_or(name.len()));
-                    let slot = match typeflag {
-                        b'L' => &mut pending.long_name,
-                        _ => &mut pending.long_link,
-                    };
-                    if slot.replace(name).is_some() {
-                        return Err(bad("two long names for one entry"));
-                    }
-                }
-                b'x' => {
-                    let data = self.extension(size(&header)?, &mut pending)?;
-                    let records = pax::parse(&data, self.limits.max_sparse_ranges).map_err(bad)?;
-                    if pending.records.replace(records).is_some() {
-                        return Err(bad("two PAX headers for one entry"));
-                    }
-                }
-                b'g' => {
-                    let data = self.extension(size(&header)?, &mut pending)?;
-                    pax::parse_global(&data, &mut self.defaults).map_err(bad)?;
-                }
+            let bad = |why| Error::BadHeader { offset, why };
+            let header = Header::read(&block).map_err(bad)?;
+            if !matches!(header.typeflag, b'L' | b'K' | b'x' | b'g') {
+                self.entries += 1;
+                check(
+                    "the number of entries",
+                    self.entries,
+                    self.limits.max_entries,
+                    None,
+                )?;
+                return self.entry(offset, &block, header, pending).map(Some);
+            }
+            pending.offset.get_or_insert(offset);
+            let size =
+                u64::try_from(header.size).map_err(|_| bad("its size is negative".into()))?;
+            let data = self.extension(size)?;
+            let records = |data| Records::parse(data).map_err(|why| bad(why.into()));
+            match header.typeflag {
+                // The terminating NUL is part of the data; old writers pad with several.
+                b'L' => pending.long_name = c_string(&data).to_vec(),
+                b'K' => pending.long_link = c_string(&data).to_vec(),
+                b'x' => pending.records = records(&data)?,
+                // A global header is an entry of its own in Go, one that everybody skips: what it says counts for nothing, and what
+                // stood in front of it was about it.
                 _ => {
-                    self.entries += 1;
-                    check(
-                        "the number of entries",
-                        self.entries,
-                        self.limits.max_entries,
-                        None,
-                    )?;
-                    return self.entry(start, offset, &header, pending).map(Some);
+                    records(&data)?;
+                    pending = Pending::default();
                 }
             }
         }
@@ -297,133 +310,126 @@ impl<S: TarSource> TarReader<S> {
         self.source
     }
 
-    /// Skips content that nobody took, then takes the padding.
+    /// Skips content that nobody took, then takes the padding, as much of it as there is.
     fn finish_payload(&mut self) -> Result<()> {
-        loop {
-            let n = self.payload()?.len();
-            if n == 0 {
-                break;
-            }
-            self.advance(n);
+        let left = std::mem::take(&mut self.payload_left);
+        if self.source.skip(left)? < left {
+            return Err(self.truncated("the rest of a file"));
         }
         let padding = std::mem::take(&mut self.padding);
-        self.take(padding, "padding")
-    }
-
-    /// Takes `n` bytes as raw.
-    fn take(&mut self, mut n: u64, expected: &'static str) -> Result<()> {
-        while n > 0 {
-            let offset = self.source.offset();
-            let chunk = self.source.chunk()?;
-            if chunk.is_empty() {
-                return Err(Error::Truncated { offset, expected });
-            }
-            let part = usize::try_from(n).unwrap_or(usize::MAX).min(chunk.len());
-            self.raw.extend_from_slice(&chunk[..part]);
-            self.source.consume(part);
-            n -= part as u64;
-        }
+        self.take(padding)?;
         Ok(())
     }
 
+    fn truncated(&self, expected: &'static str) -> Error {
+        Error::Truncated {
+            offset: self.source.offset(),
+            expected,
+        }
+    }
+
+    /// Takes `n` bytes as raw, fewer if the archive ends. Returns how many.
+    fn take(&mut self, n: u64) -> Result<u64> {
+        let mut left = n;
+        while left > 0 {
+            let chunk = self.source.chunk()?;
+            if chunk.is_empty() {
+                break;
+            }
+            let part = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
+            self.raw.extend_from_slice(&chunk[..part]);
+            self.source.consume(part);
+            left -= part as u64;
+        }
+        Ok(n - left)
+    }
+
+    /// Takes one block as raw and returns it; `None` if the archive ends here.
+    fn block_or_end(&mut self, expected: &'static str) -> Result<Option<Block>> {
+        match self.take(BLOCK as u64)? {
+            0 => Ok(None),
+            n if n < BLOCK as u64 => Err(self.truncated(expected)),
+            _ => Ok(self.raw.last_chunk().copied()),
+        }
+    }
+
     /// Takes one block as raw and returns it.
-    pub(super) fn block(&mut self, expected: &'static str) -> Result<[u8; BLOCK]> {
-        self.take(BLOCK as u64, expected)?;
-        let mut block = [0; BLOCK];
-        block.copy_from_slice(&self.raw[self.raw.len() - BLOCK..]);
-        Ok(block)
+    pub(super) fn block(&mut self, expected: &'static str) -> Result<Block> {
+        let block = self.block_or_end(expected)?;
+        block.ok_or_else(|| self.truncated(expected))
     }
 
     /// Reads a header block; `None` is the end of the archive.
-    fn header(&mut self, pending: &Pending) -> Result<Option<Header>> {
+    fn header(&mut self) -> Result<Option<Block>> {
         let offset = self.source.offset();
-        // Nothing at all is the empty layer; some builders make it so.
-        if offset == 0 && self.source.chunk()?.is_empty() {
-            return Ok(None);
-        }
-        let block = self.block("a header, or the end marker")?;
-        let bad = |why: &str| Error::BadHeader {
-            offset,
-            why: why.to_owned(),
+        let ended = match self.block_or_end("the rest of a header")? {
+            None => Ending::Unmarked,
+            Some(block) if block != [0; BLOCK] => return Ok(Some(block)),
+            Some(_) => match self.block_or_end("the rest of the end marker")? {
+                // One block of zeros and then nothing is an end for every reader.
+                None => Ending::Unmarked,
+                Some(block) if block == [0; BLOCK] => Ending::Marked,
+                Some(_) => {
+                    return Err(Error::BadHeader {
+                        offset,
+                        why: "a lone block of zeros in the middle of the archive".into(),
+                    });
+                }
+            },
         };
-        if block == [0; BLOCK] {
-            if pending.bytes > 0
-                && (pending.records.is_some()
-                    || pending.long_name.is_some()
-                    || pending.long_link.is_some())
-            {
-                return Err(bad("an extended header that belongs to no entry"));
-            }
-            // One zero block and then nothing is an end, too, for every reader.
-            if !self.source.chunk()?.is_empty() && self.block("the end marker")? != [0; BLOCK] {
-                return Err(bad("a lone block of zeros in the middle of the archive"));
-            }
-            return Ok(None);
-        }
-        if !is_header(&block) {
-            return Err(bad("its checksum is wrong"));
-        }
-        let header = *Header::from_bytes(&block);
-        Ok(Some(header))
+        self.ended = Some(ended);
+        Ok(None)
     }
 
     /// Reads the data of an extended header.
-    fn extension(&mut self, size: u64, pending: &mut Pending) -> Result<Vec<u8>> {
-        pending.bytes = pending
-            .bytes
-            .saturating_add(size)
-            .saturating_add(BLOCK as u64);
+    fn extension(&mut self, size: u64) -> Result<Vec<u8>> {
         check(
-            "the extended headers of one entry",
-            pending.bytes,
+            "the size of an extended header",
+            size,
             self.limits.max_header_bytes,
             None,
         )?;
+        // Those that another one replaces are kept as raw bytes.
+        check(
+            "the extended headers of one entry",
+            self.raw.len() as u64 + size,
+            self.limits.max_header_bytes.saturating_mul(16),
+            None,
+        )?;
         let start = self.raw.len();
-        self.take(size, "an extended header")?;
+        if self.take(size)? < size {
+            return Err(self.truncated("the rest of an extended header"));
+        }
         let data = self.raw[start..].to_vec();
-        self.take(padding(size), "padding")?;
+        self.take(padding(size))?;
         Ok(data)
     }
 
     fn entry(
         &mut self,
-        start: u64,
         offset: u64,
-        header: &Header,
-        pending: Pending,
+        block: &Block,
+        mut header: Header,
+        mut pending: Pending,
     ) -> Result<Entry> {
-        let ustar = header.as_ustar();
-        let records = pending.records.unwrap_or_default();
-        let bad = |why: &str| Error::BadHeader {
-            offset,
-            why: why.to_owned(),
+        let bad = |why| Error::BadHeader { offset, why };
+        let records = &mut pending.records;
+        let said = |long: Vec<u8>, key: &[u8], own: Vec<u8>| match records.text(key) {
+            _ if !long.is_empty() => long,
+            Some(text) => text.to_vec(),
+            None => own,
         };
-        let field = |bytes: &[u8], what: &str| {
-            number::field(bytes).ok_or_else(|| bad(&format!("its {what} is no number")))
+        let name = said(pending.long_name, b"path", std::mem::take(&mut header.name));
+        let link = said(
+            pending.long_link,
+            b"linkpath",
+            std::mem::take(&mut header.link),
+        );
+        let number = |key, own| {
+            let said = records.number(key).map_err(bad)?;
+            Ok::<_, Error>(said.unwrap_or(own))
         };
-
-        let name = agreed(pending.long_name, records.path)
-            .ok_or_else(|| bad("a long name and a PAX path that differ"))?
-            .unwrap_or_else(|| header_name(header));
-        let name = records.sparse.name.clone().unwrap_or(name);
-        let link = agreed(pending.long_link, records.linkpath)
-            .ok_or_else(|| bad("a long link target and a PAX linkpath that differ"))?
-            .unwrap_or_else(|| c_string(&ustar.linkname).to_vec());
-        if name.is_empty() {
-            return Err(bad("it has no name"));
-        }
-        let path = PathBuf::from(OsStr::from_bytes(&name));
-        for text in [&name, &link] {
-            check(
-                "the length of a name",
-                text.len() as u64,
-                self.limits.max_path_bytes,
-                Some(&path),
-            )?;
-        }
-
-        let kind = match ustar.typeflag[0] {
+        let kind = match header.typeflag {
             // Before there were types, a directory was a name that ends in a slash.
             0 if name.ends_with(b"/") => EntryKind::Directory,
             0 | b'0' | b'7' | b'S' => EntryKind::File,
@@ -433,174 +439,55 @@ impl<S: TarSource> TarReader<S> {
             b'4' => EntryKind::Block,
             b'5' => EntryKind::Directory,
             b'6' => EntryKind::Fifo,
-            other => {
-                return Err(Error::UnsupportedEntry {
-                    path,
-                    kind: other.escape_ascii().to_string(),
-                });
-            }
+            other => EntryKind::Other(other),
         };
-        let size = match records.size {
-            Some(size) => size,
-            None => u64::try_from(field(&ustar.size, "size")?)
-                .map_err(|_| bad("its size is negative"))?,
-        };
+        let size = number(b"size", header.size)?;
+        let times = [b"mtime", b"atime", b"ctime"].map(|key| records.time(key).map_err(bad));
+        let [mtime, atime, ctime] = times;
+        atime.and(ctime)?;
         let mut entry = Entry {
-            offset: start,
+            offset: pending.offset.unwrap_or(offset),
+            name: OsString::from_vec(name),
             kind,
-            mode: (field(&ustar.mode, "mode")? & 0o7777) as u32,
-            uid: self.id(records.uid.or(self.defaults.uid), &ustar.uid, offset, "uid")?,
-            gid: self.id(records.gid.or(self.defaults.gid), &ustar.gid, offset, "gid")?,
-            mtime: match records.mtime.or(self.defaults.mtime) {
-                Some(mtime) => mtime,
-                None => Timespec::new(field(&ustar.mtime, "mtime")?, 0),
-            },
-            xattrs: records.xattrs,
+            mode: (header.mode & 0o7777) as u32,
+            uid: number(b"uid", header.uid)? as u32,
+            gid: number(b"gid", header.gid)? as u32,
+            mtime: mtime?.unwrap_or(Timespec::new(header.mtime, 0)),
+            xattrs: records.take_xattrs(),
             link: OsString::new(),
             rdev: (0, 0),
             size_bytes: 0,
             payload_bytes: 0,
             ranges: None,
-            name: OsStr::from_bytes(&name).to_owned(),
         };
-        let xattr_bytes: usize = entry
-            .xattrs
-            .iter()
-            .map(|(name, value)| name.len() + value.len())
-            .sum();
-        check(
-            "the extended attributes of one entry",
-            xattr_bytes as u64,
-            self.limits.max_xattr_bytes,
-            Some(&path),
-        )?;
-
         match kind {
-            EntryKind::File => {
-                self.content(&mut entry, offset, header, size, records.sparse)?;
-                check(
-                    "the size of a file",
-                    entry.size_bytes,
-                    self.limits.max_file_bytes,
-                    Some(&path),
-                )?;
-                return Ok(entry);
-            }
-            EntryKind::HardLink | EntryKind::Symlink => {
-                if link.is_empty() {
-                    return Err(bad("a link without a target"));
-                }
-                entry.link = OsStr::from_bytes(&link).to_owned();
-            }
+            EntryKind::HardLink | EntryKind::Symlink => entry.link = OsString::from_vec(link),
             EntryKind::Character | EntryKind::Block => {
-                let number = |bytes: &[u8], max: i64| match field(bytes, "device number")? {
-                    number if (0..=max).contains(&number) => Ok(number as u32),
-                    _ => Err(bad("its device number is out of range")),
-                };
                 // The kernel has 12 bits of major and 20 of minor.
+                let bits = |number: i64, mask| (number & mask) as u32;
                 entry.rdev = (
-                    number(&ustar.dev_major, 0xfff)?,
-                    number(&ustar.dev_minor, 0xf_ffff)?,
+                    bits(header.dev_major, 0xfff),
+                    bits(header.dev_minor, 0xf_ffff),
                 );
             }
-            EntryKind::Directory | EntryKind::Fifo => {}
+            _ => {}
         }
-        // A hard link's size is that of the file it names, by custom, and every reader knows that no content follows. About others
-        // they disagree.
-        if size > 0 && kind != EntryKind::HardLink {
-            return Err(bad("content behind an entry that can't have any"));
+        // Links, directories, devices and pipes have a size now and then (4096, the length of the target), and never content.
+        let typed = matches!(header.typeflag, b'1'..=b'6');
+        let has_content = matches!(kind, EntryKind::File | EntryKind::Other(_));
+        if !typed && header.size < 0 || has_content && size < 0 {
+            return Err(bad("its size is negative".into()));
         }
-        if records.sparse.is_present() {
-            return Err(bad("holes in an entry that can't have any"));
-        }
+        let size = if has_content { size as u64 } else { 0 };
+        self.content(&mut entry, offset, block, &header, size, records)?;
+        check(
+            "the size of a file",
+            entry.size_bytes,
+            self.limits.max_file_bytes,
+            Some(entry.path()),
+        )?;
         Ok(entry)
     }
-
-    fn id(&self, said: Option<u64>, bytes: &[u8], offset: u64, what: &str) -> Result<u32> {
-        let bad = |why: &str| Error::BadHeader {
-            offset,
-            why: format!("its {what} {why}"),
-        };
-        let id = match said {
-            Some(id) => id,
-            None => number::field(bytes)
-                .ok_or_else(|| bad("is no number"))
-                .and_then(|id| u64::try_from(id).map_err(|_| bad("is negative")))?,
-        };
-        // The highest number means "nobody in particular" to the kernel.
-        u32::try_from(id)
-            .ok()
-            .filter(|id| *id != u32::MAX)
-            .ok_or_else(|| bad("is too large"))
-    }
-}
-
-/// Returns the one name that is said, `Some(None)` if none is, `None` if two are and differ.
-fn agreed(long: Option<Vec<u8>>, pax: Option<Vec<u8>>) -> Option<Option<Vec<u8>>> {
-    match (long, pax) {
-        (Some(long), Some(pax)) if long != pax => None,
-        (long, pax) => Some(pax.or(long)),
-    }
-}
-
-/// Returns the name in the header's own fields.
-fn header_name(header: &Header) -> Vec<u8> {
-    let ustar = header.as_ustar();
-    let bytes = header.as_bytes();
-    let name = c_string(&ustar.name);
-    let prefix: &[u8] = if &ustar.magic == b"ustar\0" {
-        // star keeps times in the last 24 bytes of the prefix and says so at the very end.
-        match &bytes[508..] {
-            b"tar\0" => &bytes[345..476],
-            _ => &bytes[345..500],
-        }
-    } else if &bytes[257..265] == b"ustar  \0" {
-        // GNU tar keeps times here. Go before 1.8 wrote a prefix nevertheless, and images from then still exist; their text does not
-        // read as numbers.
-        let times = [&bytes[345..357], &bytes[357..369]];
-        match times.iter().all(|time| number::field(time).is_some()) {
-            true => &[],
-            false => &bytes[345..500],
-        }
-    } else {
-        &[]
-    };
-    let prefix = c_string(prefix);
-    if prefix.is_empty() {
-        return name.to_vec();
-    }
-    [prefix, b"/", name].concat()
-}
-
-fn c_string(bytes: &[u8]) -> &[u8] {
-    &bytes[..bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len())]
-}
-
-pub(super) fn padding(size: u64) -> u64 {
-    (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64
-}
-
-/// Returns true if `bytes` start with a block whose checksum is a tar header's.
-pub(crate) fn is_header(bytes: &[u8]) -> bool {
-    let Some(block) = bytes.first_chunk::<BLOCK>() else {
-        return false;
-    };
-    let header = Header::from_bytes(block);
-    let stored = number::field(&header.as_ustar().cksum);
-    let unsigned = i64::try_from(header.compute_checksum()).unwrap_or(i64::MAX);
-    stored == Some(unsigned) || stored == Some(signed_checksum(block))
-}
-
-/// Some old writers summed signed bytes.
-fn signed_checksum(block: &[u8; BLOCK]) -> i64 {
-    block
-        .iter()
-        .enumerate()
-        .map(|(i, &byte)| match i {
-            148..156 => i64::from(b' '),
-            _ => i64::from(byte as i8),
-        })
-        .sum()
 }
 
 #[cfg(test)]

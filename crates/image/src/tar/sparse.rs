@@ -4,146 +4,129 @@
 //! PAX record (0.1), decimal lines before the content (1.0). All end up as the same list, and all are held to the same rule: ranges
 //! ascend, do not overlap, lie within the file and add up to the content.
 
-use tar_core::{GnuSparseHeader, Header};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 
+use super::header::{BLOCK, Block, Dialect, Header, field, padding};
 use super::number;
-use super::pax;
-use super::reader::{BLOCK, Entry, Range, TarReader, TarSource, padding};
+use super::pax::{self, Records};
+use super::reader::{Entry, EntryKind, Range, TarReader, TarSource};
 use crate::error::{Error, Result};
 use crate::limits::check;
 
+/// A sparse map as it is read: pairs of offset and length.
+type Map = Vec<(i64, i64)>;
+
 impl<S: TarSource> TarReader<S> {
-    /// Decides what of a regular file follows: all of it, or the ranges of a sparse one.
+    /// Decides what of an entry follows: `size` bytes as they are, or the ranges of a sparse file that they hold.
     pub(super) fn content(
         &mut self,
         entry: &mut Entry,
         offset: u64,
+        block: &Block,
         header: &Header,
         size: u64,
-        sparse: pax::Sparse,
+        records: &Records,
     ) -> Result<()> {
         let bad = |why: &str| Error::BadHeader {
             offset,
             why: why.to_owned(),
         };
-        let mut payload = size;
         self.padding = padding(size);
-        let (ranges, size_bytes) = if header.as_ustar().typeflag[0] == b'S' {
-            if sparse.is_present() {
-                return Err(bad("two sparse maps for one file"));
+        entry.size_bytes = size;
+        entry.payload_bytes = size;
+        let mut real = i64::try_from(size).map_err(|_| bad("its size is out of range"))?;
+        let map = if header.typeflag == b'S' {
+            if header.dialect != Dialect::Gnu {
+                return Err(bad("a sparse file of GNU tar in another dialect"));
             }
-            let real = number::field(&header.as_gnu().realsize)
-                .and_then(|size| u64::try_from(size).ok())
+            real = number::field(&block[field::GNU_REAL_SIZE])
                 .ok_or_else(|| bad("its real size is no number"))?;
-            (self.gnu_ranges(header, offset)?, real)
-        } else if sparse.is_present() {
-            let real = sparse
-                .size
-                .ok_or_else(|| bad("a sparse file without a size"))?;
-            match (sparse.major, sparse.minor) {
-                (Some(1), Some(0)) if sparse.map.is_none() => {
-                    let (ranges, map_bytes) = self.map_in_content(offset, size)?;
-                    payload -= map_bytes;
-                    (ranges, real)
-                }
-                (None, None) | (Some(0), Some(0 | 1)) => {
-                    let ranges = sparse.map.unwrap_or_default();
-                    if sparse
-                        .count
-                        .is_some_and(|count| count != ranges.len() as u64)
-                    {
-                        return Err(bad("a sparse map of another length than it says"));
-                    }
-                    (ranges, real)
-                }
-                _ => return Err(bad("a sparse file of an unknown version")),
-            }
+            self.gnu_map(block, offset)?
         } else {
-            entry.size_bytes = size;
-            entry.payload_bytes = size;
-            self.payload_left = size;
-            return Ok(());
-        };
-        let mut end = 0u64;
-        let mut sum = 0u64;
-        for range in &ranges {
-            if range.offset < end {
-                return Err(bad("a sparse map whose ranges overlap or go backwards"));
+            let Some(version) = Version::of(records) else {
+                self.payload_left = size;
+                return Ok(());
+            };
+            if let Some(name) = records.text(pax::NAME) {
+                entry.name = OsString::from_vec(name.to_vec());
             }
-            end = range
-                .offset
-                .checked_add(range.length)
-                .filter(|end| *end <= size_bytes)
-                .ok_or_else(|| bad("a sparse map that goes beyond the file's end"))?;
-            sum += range.length;
+            let key = match records.text(pax::SIZE) {
+                Some(_) => pax::SIZE,
+                None => pax::REAL_SIZE,
+            };
+            let said = records.number(key).map_err(|why| bad(&why))?;
+            real = said.unwrap_or(real);
+            match version {
+                Version::InRecords => self.map_in_records(records, offset)?,
+                Version::InContent => {
+                    let (map, taken) = self.map_in_content(offset, size)?;
+                    entry.payload_bytes -= taken;
+                    map
+                }
+            }
+        };
+        if !matches!(entry.kind, EntryKind::File | EntryKind::Other(_)) {
+            return Err(bad("holes in an entry that can't have any"));
         }
-        if sum != payload {
-            return Err(bad("a sparse map that does not add up to the content"));
-        }
-        entry.size_bytes = size_bytes;
-        entry.payload_bytes = payload;
-        entry.ranges = Some(
-            ranges
-                .into_iter()
-                .filter(|range| range.length > 0)
-                .collect(),
-        );
-        self.payload_left = payload;
+        entry.size_bytes = u64::try_from(real).map_err(|_| bad("its real size is negative"))?;
+        let ranges = ranges(&map, entry.size_bytes, entry.payload_bytes).map_err(bad)?;
+        entry.ranges = Some(ranges);
+        self.payload_left = entry.payload_bytes;
         Ok(())
     }
 
-    /// Reads the map of GNU tar's old sparse format: four ranges in the header, 21 in each block that follows.
-    fn gnu_ranges(&mut self, header: &Header, offset: u64) -> Result<Vec<Range>> {
-        let gnu = header.as_gnu();
-        let mut ranges = Vec::new();
-        let mut push = |descriptors: &[GnuSparseHeader], max: u64| -> Result<()> {
-            for descriptor in descriptors {
-                // An unused slot ends the list.
-                if descriptor.numbytes[0] == 0 {
-                    break;
-                }
-                let number = |bytes: &[u8]| {
-                    number::field(bytes)
-                        .and_then(|number| u64::try_from(number).ok())
-                        .ok_or_else(|| Error::BadHeader {
-                            offset,
-                            why: "a sparse map with something that is no number".into(),
-                        })
-                };
-                check(
-                    "the ranges of a sparse file",
-                    ranges.len() as u64 + 1,
-                    max,
-                    None,
-                )?;
-                ranges.push(Range {
-                    offset: number(&descriptor.offset)?,
-                    length: number(&descriptor.numbytes)?,
-                });
-            }
-            Ok(())
+    /// Reads the map of GNU tar's old sparse format: four pairs in the header, 21 in each block that follows.
+    fn gnu_map(&mut self, header: &Block, offset: u64) -> Result<Map> {
+        let bad = || Error::BadHeader {
+            offset,
+            why: NO_NUMBER.to_owned(),
         };
-        push(&gnu.sparse, self.limits.max_sparse_ranges)?;
-        let mut more = gnu.is_extended();
-        let mut blocks = 0u64;
-        while more {
-            blocks += 1;
-            check(
-                "the ranges of a sparse file",
-                blocks,
-                self.limits.max_sparse_ranges,
-                None,
-            )?;
-            let block = self.block("a sparse map")?;
-            let (descriptors, again) = sparse_block(&block);
-            push(&descriptors, self.limits.max_sparse_ranges)?;
-            more = again;
+        let mut map = Map::new();
+        let mut part = header[field::GNU_SPARSE].to_vec();
+        for blocks in 1.. {
+            let (pairs, more) = part.split_at(part.len() / 24 * 24);
+            // An unused slot ends the list, though not those of further blocks.
+            for pair in pairs.chunks_exact(24).take_while(|pair| pair[0] != 0) {
+                let number = |bytes| number::field(bytes).ok_or_else(bad);
+                map.push((number(&pair[..12])?, number(&pair[12..])?));
+            }
+            self.check_ranges(map.len() as u64)?;
+            if more[0] == 0 {
+                return Ok(map);
+            }
+            // A block without pairs counts, too: there may be any number of them.
+            self.check_ranges(blocks * BLOCK as u64 / 24)?;
+            part = self.block("the rest of a sparse map")?[..505].to_vec();
         }
-        Ok(ranges)
+        Ok(map)
     }
 
-    /// Reads the map of sparse format 1.0, which stands before the content as decimal lines, padded to a block.
-    fn map_in_content(&mut self, offset: u64, size: u64) -> Result<(Vec<Range>, u64)> {
+    /// Reads the map of sparse formats 0.0 and 0.1, which is in the records.
+    fn map_in_records(&self, records: &Records, offset: u64) -> Result<Map> {
+        let bad = |why: &str| Error::BadHeader {
+            offset,
+            why: why.to_owned(),
+        };
+        let number = |text| number::decimal(text).ok_or_else(|| bad(NO_NUMBER));
+        let count = number(records.text(pax::COUNT).unwrap_or_default())?;
+        let numbers = match records.text(pax::MAP) {
+            None => Vec::new(),
+            Some(text) => text
+                .split(|&b| b == b',')
+                .map(number)
+                .collect::<Result<Vec<_>>>()?,
+        };
+        if usize::try_from(count).ok().and_then(|n| n.checked_mul(2)) != Some(numbers.len()) {
+            return Err(bad("a sparse map of another length than it says"));
+        }
+        self.check_ranges(count as u64)?;
+        Ok(pairs(&numbers))
+    }
+
+    /// Reads the map of sparse format 1.0, which stands before the content as decimal lines, padded to a block. Also returns
+    /// how many bytes it took of the `size` that there are.
+    fn map_in_content(&mut self, offset: u64, size: u64) -> Result<(Map, u64)> {
         let bad = |why: &str| Error::BadHeader {
             offset,
             why: why.to_owned(),
@@ -151,57 +134,92 @@ impl<S: TarSource> TarReader<S> {
         let mut taken = 0u64;
         let mut line = Vec::new();
         let mut wanted: Option<u64> = None;
-        let mut numbers: Vec<u64> = Vec::new();
+        let mut numbers: Vec<i64> = Vec::new();
         while wanted.is_none_or(|wanted| (numbers.len() as u64) < wanted) {
             taken += BLOCK as u64;
             if taken > size {
                 return Err(bad("a sparse map that is longer than the content"));
             }
-            for byte in self.block("a sparse map")? {
+            self.check_ranges(taken / 24)?;
+            for byte in self.block("the rest of a sparse map")? {
                 if wanted.is_some_and(|wanted| numbers.len() as u64 == wanted) {
                     break;
                 }
                 if byte != b'\n' {
                     line.push(byte);
-                    if line.len() > 20 {
-                        return Err(bad("a sparse map with something that is no number"));
-                    }
                     continue;
                 }
-                let number = number::decimal(&line)
-                    .ok_or_else(|| bad("a sparse map with something that is no number"))?;
+                let number = number::decimal(&line).ok_or_else(|| bad(NO_NUMBER))?;
                 line.clear();
                 if wanted.is_some() {
                     numbers.push(number);
                 } else {
-                    check(
-                        "the ranges of a sparse file",
-                        number,
-                        self.limits.max_sparse_ranges,
-                        None,
-                    )?;
-                    wanted = Some(number * 2);
+                    let count = u64::try_from(number).map_err(|_| bad(NO_NUMBER))?;
+                    self.check_ranges(count)?;
+                    wanted = Some(count * 2);
                 }
             }
         }
-        let ranges = numbers
-            .chunks_exact(2)
-            .map(|pair| Range {
-                offset: pair[0],
-                length: pair[1],
-            })
-            .collect();
-        Ok((ranges, taken))
+        Ok((pairs(&numbers), taken))
+    }
+
+    fn check_ranges(&self, count: u64) -> Result<()> {
+        let max = self.limits.max_sparse_ranges;
+        check("the ranges of a sparse file", count, max, None)
     }
 }
 
-/// Returns the 21 descriptors of a block that continues a sparse map, and whether another such block follows.
-fn sparse_block(block: &[u8; BLOCK]) -> ([GnuSparseHeader; 21], bool) {
-    let descriptors = std::array::from_fn(|i| {
-        let (mut offset, mut numbytes) = ([0; 12], [0; 12]);
-        offset.copy_from_slice(&block[i * 24..i * 24 + 12]);
-        numbytes.copy_from_slice(&block[i * 24 + 12..i * 24 + 24]);
-        GnuSparseHeader { offset, numbytes }
-    });
-    (descriptors, block[21 * 24] == 1)
+const NO_NUMBER: &str = "a sparse map with something that is no number";
+
+/// Where a sparse file's map is.
+enum Version {
+    /// 0.0 and 0.1.
+    InRecords,
+    /// 1.0.
+    InContent,
+}
+
+impl Version {
+    /// `None` if the records say nothing about holes, or speak of a version that nobody knows: then the file is what it looks like.
+    fn of(records: &Records) -> Option<Self> {
+        match (records.text(pax::MAJOR), records.text(pax::MINOR)) {
+            (Some(b"0"), Some(b"0" | b"1")) => Some(Version::InRecords),
+            (Some(b"1"), Some(b"0")) => Some(Version::InContent),
+            (None, None) if records.text(pax::MAP).is_some() => Some(Version::InRecords),
+            _ => None,
+        }
+    }
+}
+
+fn pairs(numbers: &[i64]) -> Map {
+    let pairs = numbers.chunks_exact(2);
+    pairs.map(|pair| (pair[0], pair[1])).collect()
+}
+
+/// Returns the ranges of a map, those without bytes left out, if it is one of a file of `size` bytes of which `payload` follow.
+fn ranges(map: &Map, size: u64, payload: u64) -> Result<Vec<Range>, &'static str> {
+    let mut ranges = Vec::new();
+    let mut end = 0u64;
+    let mut sum = 0u64;
+    for &(offset, length) in map {
+        let (Ok(offset), Ok(length)) = (u64::try_from(offset), u64::try_from(length)) else {
+            return Err("a sparse map with a negative number");
+        };
+        if offset < end {
+            return Err("a sparse map whose ranges overlap or go backwards");
+        }
+        // Neither is beyond 63 bits.
+        end = offset + length;
+        if end > size {
+            return Err("a sparse map that goes beyond the file's end");
+        }
+        sum += length;
+        if length > 0 {
+            ranges.push(Range { offset, length });
+        }
+    }
+    match sum == payload {
+        true => Ok(ranges),
+        false => Err("a sparse map that does not add up to the content"),
+    }
 }

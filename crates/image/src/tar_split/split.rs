@@ -1,9 +1,11 @@
 //! Writes a tar-split.
 //!
-//! [`TarSplit`] is a writer that a tar is written into. It must not know where tree or file are.
-//! Content is never kept, so a layer of any size takes no memory; headers are kept up to the next entry.
+//! [`split`] reads a tar and writes its tar-split. It must not know where tree or file are.
+//! Content is never kept, so a layer of any size takes no memory; headers are kept up to the next entry. Content that a tree does not
+//! have as the content of a file (a sparse file's, which comes without its holes, and that of kinds nobody unpacks) is part of the stretches.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -12,81 +14,81 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use super::{FILE, PIECE};
+use crate::error::{Error, Result};
+use crate::tar::{EntryKind, TarReader, TarSource};
 
-const BLOCK: usize = 512;
-/// More than any name, link target or attribute set that Linux takes.
-const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 /// Stretches are handed on at this size: a tar may end in any number of zeros.
 const STRETCH_BYTES: usize = 1 << 20;
 
-/// A writer that turns a tar into a tar-split.
-#[derive(Debug)]
-pub struct TarSplit<W: Write> {
+/// Reads the tar to its end and writes its tar-split to `out`, which is returned.
+///
+/// Errors: those of the reader, for a tar that is none or ends within an entry; `Write`.
+pub fn split<S: TarSource, W: Write>(reader: &mut TarReader<S>, out: W) -> Result<W> {
+    let mut split = TarSplit {
+        out: GzEncoder::new(out, Compression::default()),
+        position: 0,
+        stretch: Vec::new(),
+    };
+    while let Some(entry) = reader.next_entry()? {
+        split.take(reader.raw())?;
+        let name = entry.name.as_bytes();
+        if entry.kind == EntryKind::File && entry.ranges.is_none() && entry.size_bytes > 0 {
+            split.end_stretch()?;
+            let mut sum = !0;
+            passing(reader, |piece| {
+                sum = crc64(sum, piece);
+                Ok(())
+            })?;
+            split.entry(name, entry.size_bytes, Some(!sum))?;
+        } else if entry.payload_bytes > 0 {
+            passing(reader, |piece| split.take(&mut piece.to_vec()))?;
+        } else {
+            split.end_stretch()?;
+            split.entry(name, 0, None)?;
+        }
+    }
+    split.take(reader.raw())?;
+    while reader.trailer()?.is_some() {
+        split.take(reader.raw())?;
+    }
+    split.end_stretch()?;
+    split.out.finish().map_err(Error::Write)
+}
+
+/// Hands an entry's content to `each`, piece by piece.
+fn passing<S: TarSource>(
+    reader: &mut TarReader<S>,
+    mut each: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    loop {
+        let piece = reader.payload()?;
+        let n = piece.len();
+        if n == 0 {
+            return Ok(());
+        }
+        each(piece)?;
+        reader.advance(n);
+    }
+}
+
+struct TarSplit<W: Write> {
     out: GzEncoder<W>,
     position: u64,
     /// What has passed since the last line.
     stretch: Vec<u8>,
-    state: State,
-    /// What the extension headers before the next entry said.
-    said: Extension,
-}
-
-#[derive(Debug, Default)]
-struct Extension {
-    name: Option<Vec<u8>>,
-    size: Option<u64>,
-}
-
-#[derive(Debug)]
-enum State {
-    /// Collecting a header.
-    Header(Vec<u8>),
-    /// In an extension header's content: its type, what there is of it, how much is to come.
-    Extension(u8, Vec<u8>, u64),
-    /// In an entry's content.
-    Content {
-        name: Vec<u8>,
-        size: u64,
-        left: u64,
-        sum: u64,
-    },
-    /// Zeros up to the next block.
-    Padding(u64),
-    /// Behind the end mark.
-    End,
 }
 
 impl<W: Write> TarSplit<W> {
-    /// Begins one in `out`.
-    pub fn new(out: W) -> Self {
-        Self {
-            out: GzEncoder::new(out, Compression::default()),
-            position: 0,
-            stretch: Vec::new(),
-            state: State::Header(Vec::with_capacity(BLOCK)),
-            said: Extension::default(),
+    /// Adds `bytes` to the stretch and empties them.
+    fn take(&mut self, bytes: &mut Vec<u8>) -> Result<()> {
+        self.stretch.append(bytes);
+        match self.stretch.len() >= STRETCH_BYTES {
+            true => self.end_stretch(),
+            false => Ok(()),
         }
     }
 
-    /// Ends it and returns the writer below. Errors if the tar ended within an entry.
-    pub fn finish(mut self) -> io::Result<W> {
-        match &self.state {
-            State::Header(begun) if begun.is_empty() => {}
-            State::End => {}
-            _ => return Err(bad("the tar ends in the middle of an entry")),
-        }
-        self.end_stretch()?;
-        self.out.finish()
-    }
-
-    fn line(&mut self, mut line: Value) -> io::Result<()> {
-        line["position"] = json!(self.position);
-        self.position += 1;
-        serde_json::to_writer(&mut self.out, &line)?;
-        self.out.write_all(b"\n")
-    }
-
-    fn end_stretch(&mut self) -> io::Result<()> {
+    fn end_stretch(&mut self) -> Result<()> {
         if self.stretch.is_empty() {
             return Ok(());
         }
@@ -95,7 +97,7 @@ impl<W: Write> TarSplit<W> {
         self.line(json!({ "type": PIECE, "payload": payload }))
     }
 
-    fn entry(&mut self, name: &[u8], size: u64, sum: Option<u64>) -> io::Result<()> {
+    fn entry(&mut self, name: &[u8], size: u64, sum: Option<u64>) -> Result<()> {
         let payload = sum.map(|sum| STANDARD.encode(sum.to_be_bytes()));
         let mut line = json!({ "type": FILE, "payload": payload });
         match std::str::from_utf8(name) {
@@ -108,223 +110,13 @@ impl<W: Write> TarSplit<W> {
         self.line(line)
     }
 
-    /// Takes a whole header block, which is in the stretch already.
-    fn header(&mut self, block: &[u8]) -> io::Result<State> {
-        if block.iter().all(|&byte| byte == 0) {
-            return Ok(State::End);
-        }
-        let size = number(&block[124..136]).ok_or_else(|| bad("a size is no number"))?;
-        let kind = block[156];
-        if matches!(kind, b'x' | b'g' | b'L' | b'K') {
-            if size > MAX_EXTENSION_BYTES {
-                return Err(bad("an extension header is too large"));
-            }
-            return Ok(State::Extension(kind, Vec::new(), padded(size)));
-        }
-        if kind == b'S' {
-            return Err(bad("sparse entries of GNU tar have no tar-split"));
-        }
-        let said = std::mem::take(&mut self.said);
-        let name = said.name.unwrap_or_else(|| header_name(block));
-        let size = match kind {
-            b'1'..=b'6' => 0,
-            _ => said.size.unwrap_or(size),
-        };
-        self.end_stretch()?;
-        if size == 0 {
-            self.entry(&name, 0, None)?;
-            return Ok(State::Header(Vec::with_capacity(BLOCK)));
-        }
-        Ok(State::Content {
-            name,
-            size,
-            left: size,
-            sum: !0,
-        })
-    }
-
-    /// Takes the content of an extension header, its padding included.
-    fn extension(&mut self, kind: u8, content: &[u8]) -> io::Result<()> {
-        match kind {
-            b'L' => {
-                let end = content.iter().position(|&byte| byte == 0);
-                self.said.name = Some(content[..end.unwrap_or(content.len())].to_vec());
-            }
-            b'x' => {
-                for (key, value) in pax_records(content) {
-                    match key {
-                        b"path" => self.said.name = Some(value.to_vec()),
-                        b"size" => {
-                            let size = std::str::from_utf8(value)
-                                .ok()
-                                .and_then(|text| text.parse().ok());
-                            self.said.size = Some(size.ok_or_else(|| bad("a size is no number"))?);
-                        }
-                        key if key.starts_with(b"GNU.sparse") => {
-                            return Err(bad("sparse entries of GNU tar have no tar-split"));
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Takes a part of `buf` and returns how much.
-    fn step(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let upto = |want: u64| buf.len().min(usize::try_from(want).unwrap_or(usize::MAX));
-        match std::mem::replace(&mut self.state, State::End) {
-            State::Header(mut begun) => {
-                let take = upto((BLOCK - begun.len()) as u64);
-                begun.extend_from_slice(&buf[..take]);
-                self.stretch.extend_from_slice(&buf[..take]);
-                self.state = match begun.len() {
-                    BLOCK => self.header(&begun)?,
-                    _ => State::Header(begun),
-                };
-                Ok(take)
-            }
-            State::Extension(kind, mut content, left) => {
-                let take = upto(left);
-                content.extend_from_slice(&buf[..take]);
-                self.stretch.extend_from_slice(&buf[..take]);
-                let left = left - take as u64;
-                self.state = match left {
-                    0 => {
-                        self.extension(kind, &content)?;
-                        State::Header(Vec::with_capacity(BLOCK))
-                    }
-                    _ => State::Extension(kind, content, left),
-                };
-                Ok(take)
-            }
-            State::Content {
-                name,
-                size,
-                left,
-                sum,
-            } => {
-                let take = upto(left);
-                let sum = crc64(sum, &buf[..take]);
-                let left = left - take as u64;
-                self.state = match left {
-                    0 => {
-                        self.entry(&name, size, Some(!sum))?;
-                        match padded(size) - size {
-                            0 => State::Header(Vec::with_capacity(BLOCK)),
-                            padding => State::Padding(padding),
-                        }
-                    }
-                    _ => State::Content {
-                        name,
-                        size,
-                        left,
-                        sum,
-                    },
-                };
-                Ok(take)
-            }
-            State::Padding(left) => {
-                let take = upto(left);
-                self.stretch.extend_from_slice(&buf[..take]);
-                self.state = match left - take as u64 {
-                    0 => State::Header(Vec::with_capacity(BLOCK)),
-                    left => State::Padding(left),
-                };
-                Ok(take)
-            }
-            State::End => {
-                let take = upto(STRETCH_BYTES as u64);
-                self.stretch.extend_from_slice(&buf[..take]);
-                if self.stretch.len() >= STRETCH_BYTES {
-                    self.end_stretch()?;
-                }
-                Ok(take)
-            }
-        }
-    }
-}
-
-impl<W: Write> Write for TarSplit<W> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match buf {
-            [] => Ok(0),
-            buf => self.step(buf),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-fn bad(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
-}
-
-fn padded(size: u64) -> u64 {
-    size.div_ceil(BLOCK as u64).saturating_mul(BLOCK as u64)
-}
-
-/// A number of a header: octal, or base 256 with the top bit set.
-fn number(field: &[u8]) -> Option<u64> {
-    if field[0] & 0x80 != 0 {
-        let bytes = field
-            .iter()
-            .enumerate()
-            .map(|(at, &byte)| if at == 0 { byte & 0x7f } else { byte });
-        return bytes.into_iter().try_fold(0u64, |value, byte| {
-            value.checked_mul(256)?.checked_add(u64::from(byte))
-        });
-    }
-    let text = field.split(|&byte| byte == 0).next()?;
-    let text = std::str::from_utf8(text).ok()?.trim();
-    match text {
-        "" => Some(0),
-        text => u64::from_str_radix(text, 8).ok(),
-    }
-}
-
-/// The name in the header itself, with the prefix of a POSIX one.
-fn header_name(block: &[u8]) -> Vec<u8> {
-    let text = |field: &[u8]| -> Vec<u8> {
-        field
-            .split(|&byte| byte == 0)
-            .next()
-            .unwrap_or_default()
-            .to_vec()
-    };
-    let name = text(&block[..100]);
-    let prefix = match &block[257..263] {
-        b"ustar\0" => text(&block[345..500]),
-        _ => Vec::new(),
-    };
-    match prefix.is_empty() {
-        true => name,
-        false => [&prefix[..], b"/", &name].concat(),
-    }
-}
-
-/// `LENGTH KEY=VALUE\n`, one behind the other; ends at what is none.
-fn pax_records(mut content: &[u8]) -> Vec<(&[u8], &[u8])> {
-    let mut found = Vec::new();
-    loop {
-        let Some(space) = content.iter().position(|&byte| byte == b' ') else {
-            return found;
-        };
-        let length = std::str::from_utf8(&content[..space])
-            .ok()
-            .and_then(|text| text.parse::<usize>().ok());
-        let Some(record) = length.and_then(|length| content.get(space + 1..length.checked_sub(1)?))
-        else {
-            return found;
-        };
-        if let Some(equals) = record.iter().position(|&byte| byte == b'=') {
-            found.push((&record[..equals], &record[equals + 1..]));
-        }
-        content = &content[space + record.len() + 2..];
+    fn line(&mut self, mut line: Value) -> Result<()> {
+        line["position"] = json!(self.position);
+        self.position += 1;
+        serde_json::to_writer(&mut self.out, &line)
+            .map_err(io::Error::from)
+            .and_then(|()| self.out.write_all(b"\n"))
+            .map_err(Error::Write)
     }
 }
 
@@ -357,6 +149,7 @@ fn crc64(begun: u64, bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tar::reader::tests::{Raw, archive, pax};
     use crate::{LayerWriter, TarEntry, TarKind};
     use flate2::read::GzDecoder;
     use std::io::Read;
@@ -382,18 +175,34 @@ mod tests {
         writer.finish().unwrap()
     }
 
-    fn split(tar: &[u8], step: usize) -> Vec<Value> {
-        let mut split = TarSplit::new(Vec::new());
-        for part in tar.chunks(step) {
-            split.write_all(part).unwrap();
+    /// A source that hands out pieces of this size.
+    struct Steps<'a>(&'a [u8], usize, u64);
+
+    impl TarSource for Steps<'_> {
+        fn chunk(&mut self) -> Result<&[u8]> {
+            Ok(&self.0[..self.0.len().min(self.1)])
         }
+
+        fn consume(&mut self, n: usize) {
+            self.0 = &self.0[n..];
+            self.2 += n as u64;
+        }
+
+        fn offset(&self) -> u64 {
+            self.2
+        }
+    }
+
+    fn split_of(tar: &[u8], step: usize) -> Result<Vec<Value>> {
+        let mut reader = TarReader::new(Steps(tar, step, 0), &crate::Limits::default());
         let mut text = String::new();
-        GzDecoder::new(&split.finish().unwrap()[..])
+        GzDecoder::new(&split(&mut reader, Vec::new())?[..])
             .read_to_string(&mut text)
             .unwrap();
-        text.lines()
+        let lines = text.lines();
+        Ok(lines
             .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+            .collect())
     }
 
     /// What a reader of the form does.
@@ -438,19 +247,45 @@ mod tests {
                 continue;
             }
             assert!(
-                join(&split(&tar, step.min(tar.len())), &files) == tar,
+                join(&split_of(&tar, step.min(tar.len())).unwrap(), &files) == tar,
                 "in steps of {step}"
             );
         }
     }
 
     #[test]
-    fn a_tar_that_ends_early_is_refused() {
+    fn content_that_no_file_has_stays_in_the_stretches() {
+        let sparse = [
+            pax(
+                b'x',
+                &[
+                    ("GNU.sparse.major", b"0"),
+                    ("GNU.sparse.minor", b"1"),
+                    ("GNU.sparse.size", b"9"),
+                    ("GNU.sparse.numblocks", b"1"),
+                    ("GNU.sparse.map", b"1,2"),
+                ],
+            ),
+            Raw::new("sparse", b'0').data(b"xy"),
+        ]
+        .concat();
+        let label = Raw::new("label", b'V').data(b"text");
+        let sized = Raw::new("d/", b'5').size(4096).block();
+        let plain = Raw::new("plain", b'0').data(b"plain");
+        let tar = archive(&[sparse, label, sized, plain]);
+        let lines = split_of(&tar, 700).unwrap();
+        assert!(join(&lines, &[("plain", b"plain")]) == tar);
+    }
+
+    #[test]
+    fn a_tar_that_ends_within_an_entry_is_refused() {
         let tar = tar(&[("a", b"content")]);
-        for end in [1, 511, 513, 1023] {
-            let mut split = TarSplit::new(Vec::new());
-            split.write_all(&tar[..end]).unwrap();
-            assert!(split.finish().is_err(), "{end}");
+        for end in [1, 511, 513, 518, 1535, 2047] {
+            assert!(split_of(&tar[..end], 700).is_err(), "{end}");
+        }
+        for end in [0, 512 + 7, 600, 1024, 1536, 2048] {
+            let lines = split_of(&tar[..end], 700).unwrap();
+            assert!(join(&lines, &[("a", b"content")]) == tar[..end], "{end}");
         }
     }
 

@@ -122,7 +122,8 @@ fn gnu_tar_in_every_format() {
             "posix",
             &["--sparse", "--xattrs", "--xattrs-include=*", "--sort=name"],
         ),
-        ("posix", &["--pax-option=uid=77"]),
+        // For each file. Once for all (`uid=77`), in a global header, only GNU tar takes it.
+        ("posix", &["--pax-option=uid:=77"]),
     ] {
         let what = format!("{format} {}", options.join(" "));
         let layer = scratch.join(format!("{}.tar", what.replace(['*', ' ', '='], "_")));
@@ -243,7 +244,12 @@ fn compressed_layers_are_the_same_layers() {
         .arg(&tree)
         .arg("."));
     let (plain, recipe) = apply_to(&layer, &scratch.dir("plain"), OVERLAY);
-    for (program, suffix) in [("gzip", "gz"), ("zstd", "zst")] {
+    for (program, suffix) in [
+        ("gzip", "gz"),
+        ("zstd", "zst"),
+        ("bzip2", "bz2"),
+        ("xz", "xz"),
+    ] {
         if !installed(program) {
             untested(
                 "blobs of other compressors",

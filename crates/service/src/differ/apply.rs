@@ -10,17 +10,18 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vellum_format::Prefix;
+use vellum_format::{Mark, Opaque, Prefix};
 use vellum_image::apply::apply as unpack;
 use vellum_image::{ApplyTarget, Digest, LayerStream, Limits, Privilege, TargetMarks};
 use vellum_store::{DriverKind, Shape};
+use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Cancel, Dir, Timespec, publish, rooted};
 use vellum_union::{Dialect, DirLayer, Layer};
 
 use super::tree::{self, Ours, Shown};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::image::{drop_idle_whiteouts, implied, lend_attributes};
+use crate::image::{implied, left_out, settle_on};
 use crate::snapshots::MountEntry;
 
 /// A layer to be unpacked.
@@ -86,14 +87,21 @@ pub fn apply(
             ),
         });
     }
+    if let Some(remark) = left_out("the layer", &applied) {
+        tracing::warn!(digest = %request.digest, "{remark}");
+    }
     match &place.below {
         Below::These(below) => {
-            if !below.is_empty() {
-                lend_attributes(&target.root, implied(&applied), below)?;
-            }
-            drop_idle_whiteouts(&target.root, &applied.whiteout_dirs, below)?;
+            settle_on(&target.root, &applied, below)?;
         }
-        Below::ToldLater => mark_made_up(&target.root, implied(&applied))?,
+        Below::ToldLater => {
+            mark_made_up(&target.root, implied(&applied))?;
+            if applied.root_opaque {
+                let mark = crate::container::prefix().xattr(Mark::Opaque);
+                let value = Opaque::Opaque.encode();
+                xattr::set_fd(&target.root, mark, value, SetMode::Any)?;
+            }
+        }
         Below::Shown => {}
     }
     if request.sync {

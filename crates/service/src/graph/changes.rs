@@ -16,7 +16,7 @@ use vellum_union::{Change, ChangeKind, Form};
 
 use super::{Graph, READ_WRITE, check_id, layer_key};
 use crate::error::{Error, Result};
-use crate::image::{fill_on, to_store};
+use crate::image::{fill_on, left_out, to_store, unmarked};
 use crate::layer_tar::{self, piped};
 use crate::{container, diff};
 
@@ -106,6 +106,13 @@ impl Graph {
         self.check_fillable(id, &found, parent)?;
         let store = self.store()?;
         let filled = fill_on(store, found.parent.as_ref(), tar, cancel)?;
+        let remarks = [
+            unmarked("the tar", &filled.applied),
+            left_out("the tar", &filled.applied),
+        ];
+        for remark in remarks.iter().flatten() {
+            tracing::warn!(layer = id, "{remark}");
+        }
         let facts = &filled.applied.blob;
         let mut commit = LayerCommit::new(layer_key(id), found.parent.clone());
         commit.keep = Keep::UntilRemoved;

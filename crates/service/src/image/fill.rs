@@ -9,7 +9,7 @@ use vellum_image::{Applied, LayerStream, Limits};
 use vellum_store::{SnapshotKey, StagedFile, StagedLayer, Store};
 use vellum_sys::{Cancel, Dir};
 
-use super::unpack::{drop_idle_whiteouts, implied, lend_attributes, target};
+use super::unpack::{settle_on, target};
 use crate::container;
 use crate::error::{Error, Result};
 
@@ -37,11 +37,7 @@ pub(crate) fn fill_on(
             Some(parent) => container::stack(&store.tree(parent)?)?.layers().to_vec(),
             None => Vec::new(),
         };
-        let layer = Dir::open(staged.root())?;
-        if !below.is_empty() {
-            lend_attributes(&layer, implied(&applied), &below)?;
-        }
-        drop_idle_whiteouts(&layer, &applied.whiteout_dirs, &below)?;
+        settle_on(&Dir::open(staged.root())?, &applied, &below)?;
     }
     Ok(FilledLayer {
         staged,

@@ -20,7 +20,7 @@ use crate::error::Result;
 pub enum ImportSource {
     /// A tar on standard input.
     Stdin,
-    /// A directory, or a tar file; gzip and zstd are recognised.
+    /// A directory, or a tar file; gzip, zstd, bzip2 and xz are recognised.
     Path(PathBuf),
 }
 

@@ -16,10 +16,11 @@ use std::thread;
 use std::time::Duration;
 
 use vellum_format::Prefix;
-use vellum_image::apply::{apply, drop_whiteouts};
+use vellum_image::apply::{apply, drop_whiteouts, hide_all};
 use vellum_image::config::{ChainId, chain_ids};
 use vellum_image::recipe;
 use vellum_image::source::{ImageSource, SourceLayer};
+use vellum_image::tar::Ending;
 use vellum_image::{
     Applied, ApplyTarget, Digest, LayerStream, Limits, Privilege, Progress as StreamProgress,
     TargetMarks,
@@ -316,6 +317,10 @@ impl Unpacking<'_> {
         })?;
         layer.check(&applied.blob)?;
         meter.finish("unpacked");
+        let name = crate::names::short(&layer.diff_id.to_string()).to_owned();
+        if let Some(remark) = left_out(&format!("layer {name}"), &applied) {
+            self.context.progress.warn(&remark);
+        }
         let blob = kept.and_then(|shared| shared.take());
         Ok(Filled {
             staged,
@@ -384,7 +389,10 @@ impl Unpacking<'_> {
     /// Gives implied directories the attributes of what lies below them, lower layers first.
     fn lend_all(&self, first: usize, filled: &[Filled], chain: &[ChainId]) -> Result<()> {
         let nothing_to_do = |one: &Filled| {
-            implied(&one.applied).next().is_none() && one.applied.whiteout_dirs.is_empty()
+            let applied = &one.applied;
+            implied(applied).next().is_none()
+                && applied.whiteout_dirs.is_empty()
+                && !applied.root_opaque
         };
         if filled.iter().all(nothing_to_do) {
             return Ok(());
@@ -397,11 +405,7 @@ impl Unpacking<'_> {
             }
         }
         for one in filled {
-            let layer = Dir::open(one.staged.root())?;
-            if !below.is_empty() {
-                lend_attributes(&layer, implied(&one.applied), &below)?;
-            }
-            drop_idle_whiteouts(&layer, &one.applied.whiteout_dirs, &below)?;
+            settle_on(&Dir::open(one.staged.root())?, &one.applied, &below)?;
             below.insert(0, Arc::new(DirLayer::open(one.staged.root(), dialect)?));
         }
         Ok(())
@@ -475,8 +479,12 @@ pub(super) fn unpack_single(
     let staged = store.stage_layer_on(below.as_ref())?;
     let (recipe, applied) = apply_to(store, &staged, tar, &context.cancel)?;
     context.go_on()?;
+    let remarks = [unmarked("the tar", &applied), left_out("the tar", &applied)];
+    for remark in remarks.iter().flatten() {
+        context.progress.warn(remark);
+    }
     if parent.is_none() {
-        drop_idle_whiteouts(&Dir::open(staged.root())?, &applied.whiteout_dirs, &[])?;
+        settle_on(&Dir::open(staged.root())?, &applied, &[])?;
     }
     let diff_id = applied.blob.diff_id;
     let chain_id = ChainId::extend(parent, &diff_id);
@@ -502,8 +510,45 @@ pub(crate) fn implied(applied: &Applied) -> impl Iterator<Item = &Path> {
         .chain(applied.implied_dirs.iter().map(PathBuf::as_path))
 }
 
+/// Makes an overlay's layer what it is on `below`, now that this is known: directories that it does not list look as there, and
+/// what it hides is hidden, and nothing else.
+pub(crate) fn settle_on(layer: &Dir, applied: &Applied, below: &[Arc<dyn Layer>]) -> Result<()> {
+    if !below.is_empty() {
+        lend_attributes(layer, implied(applied), below)?;
+    }
+    if !applied.root_opaque {
+        return drop_idle_whiteouts(layer, &applied.whiteout_dirs, below);
+    }
+    let names = match below {
+        [] => Vec::new(),
+        layers => {
+            let stack = Stack::new(layers.to_vec())?;
+            stack.names(&stack.root()?)?
+        }
+    };
+    let prefix = crate::container::prefix();
+    Ok(hide_all(layer, prefix, &applied.whiteout_dirs, names)?)
+}
+
+/// Returns what is to be said of a layer whose tree lacks something of it.
+pub(crate) fn left_out(what: &str, applied: &Applied) -> Option<String> {
+    (applied.left_out.count > 0).then(|| {
+        format!(
+            "{what} holds what can't be had here; it stays in the layer, and the tree lacks it: {}",
+            applied.left_out
+        )
+    })
+}
+
+/// Returns what is to be said of a tar that has no end marker and whose digest nobody has promised.
+pub(crate) fn unmarked(what: &str, applied: &Applied) -> Option<String> {
+    (applied.ending == Ending::Unmarked).then(|| {
+        format!("{what} has no end marker: whether something is missing at its end can't be told")
+    })
+}
+
 /// Gives each of `paths` in `layer` the owner, mode, times and attributes of the same directory in `below`, where there is one.
-pub(crate) fn lend_attributes<'a>(
+fn lend_attributes<'a>(
     layer: &Dir,
     paths: impl Iterator<Item = &'a Path>,
     below: &[Arc<dyn Layer>],
@@ -543,11 +588,7 @@ pub(crate) fn lend_attributes<'a>(
 
 /// Takes whiteouts out of directories that the layers below do not have. They hide nothing there, and in a directory that it need not merge
 /// the kernel lists them as names that can't be looked up.
-pub(crate) fn drop_idle_whiteouts(
-    layer: &Dir,
-    paths: &[PathBuf],
-    below: &[Arc<dyn Layer>],
-) -> Result<()> {
+fn drop_idle_whiteouts(layer: &Dir, paths: &[PathBuf], below: &[Arc<dyn Layer>]) -> Result<()> {
     if paths.is_empty() {
         return Ok(());
     }

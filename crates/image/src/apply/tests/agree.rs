@@ -24,7 +24,7 @@ fn layer(rng: &mut Rng, entries: usize) -> Vec<Vec<u8>> {
                     parts.push(&hidden);
                     file(&parts.join("/"), "")
                 }
-                // An opaque mark on a layer's root means nothing to the kernel.
+                _ if rng.chance(20) => file(".wh..wh..opq", ""),
                 _ => file(&(parts.join("/") + "/.wh..wh..opq"), ""),
             }
         })
@@ -64,11 +64,15 @@ fn agree(above: &[Vec<u8>], below_parts: &[Vec<u8>]) -> bool {
             panic!("{plain:?} as a tree, {overlay:?} as a layer")
         }
     };
-    // Now that the parent is known, whiteouts that hide nothing go.
+    // Now that the parent is known, an opaque root hides what it has, and whiteouts that hide nothing go.
     let root = Dir::open(&overlay.root).unwrap();
     let below = Dir::open(&parent.root).unwrap();
+    if applied.root_opaque {
+        let names = below.entries().unwrap().map(|entry| entry.unwrap().name);
+        hide_all(&root, Prefix::Trusted, &applied.whiteout_dirs, names).unwrap();
+    }
     for path in &applied.whiteout_dirs {
-        if below.open_dir(path).is_err() {
+        if !applied.root_opaque && below.open_dir(path).is_err() {
             drop_whiteouts(&root, path).unwrap();
         }
     }
