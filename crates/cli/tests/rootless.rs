@@ -373,6 +373,86 @@ fn a_plain_user_with_one_id_keeps_owners_as_records() {
 }
 
 #[test]
+fn a_plain_user_copies_by_the_same_rules() {
+    for (user, ids) in [
+        (PlainUser::new as fn(&Scratch) -> Option<PlainUser>, "many"),
+        (PlainUser::with_one_id, "one"),
+    ] {
+        let Some(world) = World::of(user) else { return };
+        let (archive, _) = archive(&world);
+        world.ok(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
+        world.ok(&["create", "--quiet", "odd:1", "--name", "box"]);
+        let own = |args: &[&str]| {
+            let done = world.user.command(args[0]).args(&args[1..]).output();
+            assert!(done.unwrap().status.success(), "{args:?}");
+        };
+        let home = world.user.home().display().to_string();
+        let src = format!("{home}/src");
+        own(&[
+            "sh",
+            "-ec",
+            "mkdir -p $0/a $0/b; cd $0; echo x > a/x; ln a/x b/y; ln -s a link; chmod 750 a; chmod 555 b; mkfifo fifo",
+            &src,
+        ]);
+        // Root's, and readable: that user is nobody to this one.
+        std::fs::write(world.user.home().join("roots"), "root's").unwrap();
+        // Not mounted, then mounted.
+        world.ok(&["cp", &src, "box:/copy"]);
+        let merged = world.ok(&["mount", "box"]);
+        world.ok(&["cp", &format!("{src}/."), "box:/copy"]);
+        world.ok(&["cp", &format!("{home}/roots"), "box:/"]);
+        let seen = world.inside(&format!(
+            "cd {merged}; test -L copy/link; test -p copy/fifo; test copy/a/x -ef copy/b/y; \
+             ln -s /etc esc; stat -c '%n %a %u:%g' copy copy/a copy/b roots"
+        ));
+        let expect = "copy 755 0:0\ncopy/a 750 0:0\ncopy/b 555 0:0\nroots 644 0:0";
+        assert_eq!(seen, expect, "{ids}");
+
+        // A tar's owners are kept where the user has them; through a link, and no directory goes.
+        let tar = |script: &str| {
+            let script = format!(
+                "cd {src}; tar {script} | {} cp - box:/",
+                world.vellum.display()
+            );
+            let done = world.user.command("sh").args(["-c", &script]).output();
+            let done = done.unwrap();
+            (
+                done.status.success(),
+                String::from_utf8(done.stderr).unwrap(),
+            )
+        };
+        let told = tar("-c --owner=33 --group=44 --transform 's,^a/x,esc/x,' a/x");
+        match ids {
+            "many" => {
+                assert_eq!(told, (true, String::new()));
+                let owner = world.inside(&format!("stat -c %u:%g {merged}/etc/x"));
+                assert_eq!(owner, "33:44");
+            }
+            _ => assert!(!told.0 && told.1.contains("owner"), "{told:?}"),
+        }
+        let told = tar("-c --owner=0 --group=0 --transform 's,^a/x,etc,' a/x");
+        assert!(
+            !told.0 && told.1.contains("cannot overwrite directory"),
+            "{told:?}"
+        );
+
+        let out = format!("{home}/out");
+        world.ok(&["cp", "box:/copy", &out]);
+        let out = Path::new(&out);
+        let x = out.join("a/x").metadata().unwrap();
+        assert_eq!(x.ino(), out.join("b/y").metadata().unwrap().ino());
+        assert_eq!((x.uid(), x.gid()), (world.user.id, world.user.id));
+        own(&[
+            "sh",
+            "-c",
+            "chmod -R u+w $0/src $0/out && rm -r $0/src $0/out",
+            &home,
+        ]);
+        world.ok(&["rm", "--force", "box"]);
+    }
+}
+
+#[test]
 fn a_plain_users_containers_mount_again_when_the_holder_is_gone() {
     let Some(world) = World::new() else { return };
     let tree = world.scratch.dir("tree");

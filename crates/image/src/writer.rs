@@ -84,6 +84,8 @@ pub struct LayerWriter<W: Write> {
     last: Option<Vec<OsString>>,
     entries: u64,
     buf: Vec<u8>,
+    /// Names and devices may mean deletions.
+    layer: bool,
 }
 
 /// What ustar's fields hold at most.
@@ -100,6 +102,15 @@ impl<W: Write> LayerWriter<W> {
             last: None,
             entries: 0,
             buf: Vec::new(),
+            layer: true,
+        }
+    }
+
+    /// Starts a tar in `out` that is no layer: names and devices that mean deletions in one are only that.
+    pub fn of_files(out: W) -> Self {
+        Self {
+            layer: false,
+            ..Self::new(out)
         }
     }
 
@@ -114,9 +125,10 @@ impl<W: Write> LayerWriter<W> {
     /// device 0:0; `Write`, `Read`.
     pub fn append(&mut self, entry: &TarEntry, data: &mut dyn Read) -> Result<()> {
         let components = components(&entry.path)?;
-        if components
-            .iter()
-            .any(|part| part.as_bytes().starts_with(wh::PREFIX.as_bytes()))
+        if self.layer
+            && components
+                .iter()
+                .any(|part| part.as_bytes().starts_with(wh::PREFIX.as_bytes()))
         {
             return Err(bad(
                 &entry.path,
@@ -226,7 +238,7 @@ impl<W: Write> LayerWriter<W> {
                 (b'1', 0, Some(target.as_os_str()), (0, 0))
             }
             TarKind::Symlink { target } => (b'2', 0, Some(target.as_os_str()), (0, 0)),
-            TarKind::Character { major: 0, minor: 0 } => {
+            TarKind::Character { major: 0, minor: 0 } if self.layer => {
                 return Err(bad(&entry.path, "a character device 0:0 means a deletion"));
             }
             TarKind::Character { major, minor } => (b'3', 0, None, (*major, *minor)),

@@ -30,8 +30,17 @@ type Owners = dyn Fn(u32, u32) -> (u32, u32) + Send;
 impl<W: Write> NodeWriter<W> {
     /// Starts a layer in `out`.
     pub fn new(out: W) -> Self {
+        Self::with(LayerWriter::new(out))
+    }
+
+    /// Starts a tar of files in `out` that is no layer: no name means a deletion.
+    pub fn of_files(out: W) -> Self {
+        Self::with(LayerWriter::of_files(out))
+    }
+
+    fn with(writer: LayerWriter<W>) -> Self {
         Self {
-            writer: LayerWriter::new(out),
+            writer,
             links: HashMap::new(),
             newest: None,
             owners: None,

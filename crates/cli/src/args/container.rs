@@ -114,7 +114,7 @@ pub struct Cp {
     pub source: OsString,
     /// CONTAINER:PATH, a path on the host, or - for a tar on stdout
     pub destination: OsString,
-    /// Keep owners too
+    /// Keep all attributes, and owners on the way out of a container too
     #[arg(long, short)]
     pub archive: bool,
     /// Follow the source if it is a symbolic link

@@ -3,6 +3,7 @@
 mod beside_docker;
 mod changes;
 mod copies;
+mod cp_beside_docker;
 mod engine;
 mod images;
 mod limits;

@@ -134,7 +134,7 @@ fn fill(ctx: &Context, tree: &Dir, place: &Path, data: &Path) -> Result<()> {
     if let Some(from) = in_root::dir(tree, place)? {
         home.mkdir(FILLING, 0o700)?;
         let into = home.open_dir(FILLING)?;
-        cp::tree(ctx, &from, &into)?;
+        cp::whole_tree(ctx, &from, &into)?;
         publish::sync_fs(&into)?;
         match home.rename(FILLING, &home, data, RenameFlags::empty()) {
             // A run before this one came as far as here, and no further.
