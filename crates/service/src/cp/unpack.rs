@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
-use vellum_image::tar::{Entry, EntryKind, TarReader};
+use vellum_image::tar::{Ending, Entry, EntryKind, TarReader};
 use vellum_image::{Error as ImageError, LayerStream, Limits};
 use vellum_sys::in_root::{self, Last};
 use vellum_sys::xattr::{self, SetMode};
@@ -46,32 +46,19 @@ pub(super) fn unpack(ctx: &Context, to: &Side, input: impl Read + Send + 'static
         here: None,
         directories: Vec::new(),
     };
-    while let Some(entry) = next(ctx, &mut reader)? {
+    while let Some(entry) = reader.next_entry()? {
         ctx.go_on()?;
         unpacking.entry(&entry, &mut reader)?;
         reader.raw().clear();
+    }
+    if reader.ending() == Some(Ending::Unmarked) {
+        let warning = "the tar has no end marker: it may have been cut short";
+        ctx.progress.warn(warning);
     }
     unpacking.finish()?;
     reader.into_source().finish()?;
     Ok(())
 }
-
-/// Returns the next entry. The end marker may be missing, as may the padding of the last file: the user is told.
-fn next(ctx: &Context, reader: &mut TarReader<LayerStream>) -> Result<Option<Entry>> {
-    match reader.next_entry() {
-        Err(ImageError::Truncated { offset, expected })
-            if expected == "padding" || expected == HEADER && offset.is_multiple_of(512) =>
-        {
-            let warning = "the tar has no end marker: it may have been cut short";
-            ctx.progress.warn(warning);
-            Ok(None)
-        }
-        other => Ok(other?),
-    }
-}
-
-/// What the reader misses where it finds nothing in the place of a header.
-const HEADER: &str = "a header, or the end marker";
 
 struct Unpacking<'a> {
     placing: Placing<'a>,
@@ -153,6 +140,17 @@ impl Unpacking<'_> {
             EntryKind::Character => FileKind::Char,
             EntryKind::Block => FileKind::Block,
             EntryKind::Fifo => FileKind::Fifo,
+            // As Docker: what can't be made is not left out in silence.
+            EntryKind::Other(kind) => {
+                return Err(Error::Invalid {
+                    what: format!(
+                        "the tar's entry {} is of a kind that nothing here can be ({:?})",
+                        path.display(),
+                        char::from(kind)
+                    ),
+                    hint: None,
+                });
+            }
         };
         if kind != FileKind::Symlink && !self.placing.node(dir, name, kind, entry.rdev)? {
             return Ok(());
