@@ -203,6 +203,9 @@ impl<'a> Placing<'a> {
         let Some((uid, gid)) = self.owner(look) else {
             return Ok(now == (look.uid, look.gid));
         };
+        // A tar may say -1, which changes nothing.
+        let said = |id, now| if id == u32::MAX { now } else { id };
+        let (uid, gid) = (said(uid, now.0), said(gid, now.1));
         if (uid, gid) == now {
             return Ok((uid, gid) == (look.uid, look.gid));
         }
