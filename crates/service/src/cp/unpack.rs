@@ -46,12 +46,15 @@ pub(super) fn unpack(ctx: &Context, to: &Side, input: impl Read + Send + 'static
         here: None,
         directories: Vec::new(),
     };
+    let mut is_empty = true;
     while let Some(entry) = reader.next_entry()? {
         ctx.go_on()?;
+        is_empty = false;
         unpacking.entry(&entry, &mut reader)?;
         reader.raw().clear();
     }
-    if reader.ending() == Some(Ending::Unmarked) {
+    // Nothing at all is an archive without entries.
+    if !is_empty && reader.ending() == Some(Ending::Unmarked) {
         let warning = "the tar has no end marker: it may have been cut short";
         ctx.progress.warn(warning);
     }
