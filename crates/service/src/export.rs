@@ -28,6 +28,7 @@ use vellum_sys::rooted::Dir;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::exported;
+use crate::names;
 use layers::{Linked, choose, in_order, layer_ids, no_records, privileged};
 use target::Target;
 
@@ -65,7 +66,13 @@ pub struct ExportedImage {
 }
 
 /// Writes the export, or replaces it. Durable on return; what was there before is there until then.
+///
+/// Errors: `NotFound`, also for an image that is removed meanwhile, or made anew.
 pub fn containers_storage(context: &Context, request: &ExportRequest) -> Result<Exported> {
+    names::with_images(context, &request.images, || export(context, request))
+}
+
+fn export(context: &Context, request: &ExportRequest) -> Result<Exported> {
     let store = context.store()?;
     let target = Target::open(context, &request.dir)?;
     let mut images = exported::collect(context, &request.images)?;

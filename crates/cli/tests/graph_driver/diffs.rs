@@ -86,9 +86,10 @@ fn a_layer_that_breaks_off_leaves_nothing_and_is_said_with_an_error_status() {
         many_files(&dir, 50, 1);
         let tar = pack(&dir);
         driver.create("half", "");
-        // The tar ends too early.
+        // The tar ends too early, amid an entry.
         let path = "GraphDriver.ApplyDiff?id=half&parent=";
-        let (status, answer) = driver.plugin.post(path, &tar[..tar.len() / 2]).unwrap();
+        let half = tar.len() / 1024 * 512 + 100;
+        let (status, answer) = driver.plugin.post(path, &tar[..half]).unwrap();
         assert_eq!(status, 500, "{}", String::from_utf8_lossy(&answer));
         // The body ends too early.
         let head = format!(
