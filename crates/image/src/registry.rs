@@ -3,7 +3,7 @@
 //! From the bottom up: one request and its answer, within bounds ([`exchange`]); what a server wants to
 //! know about us and what it is told ([`challenge`], [`login`], [`credentials`]); which servers to ask in
 //! which order ([`endpoint`]); manifests ([`fetch`]); blobs as plain readers that survive a broken
-//! connection by asking for the missing range ([`download`]); and images sent ([`push`]). All of it runs
+//! connection by asking for the missing range ([`download`]); and images sent ([`push()`]). All of it runs
 //! on one thread with its own runtime ([`runtime`]); the rest of Vellum stays free of async.
 //!
 //! Secrets never reach an error, a log or a server that they are not for. This module must not know where
