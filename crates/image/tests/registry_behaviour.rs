@@ -1058,6 +1058,27 @@ fn an_identity_token_is_changed_for_a_token() {
 }
 
 #[test]
+fn an_identity_token_is_not_sent_where_a_token_service_redirects() {
+    let home = Home::new().unwrap();
+    let other = OddRegistry::start(hook(|_, _| Some(Reply::new(200, TOKEN)))).unwrap();
+    let to = other.host();
+    let registry = OddRegistry::start(hook(move |registry, call| {
+        if call.path == "/token" {
+            return Some(Reply::new(307, "").header("Location", format!("http://{to}/token")));
+        }
+        Some(Reply::new(401, "").header("WWW-Authenticate", usual(registry)[0].clone()))
+    }))
+    .unwrap();
+    let chosen = options(&home, &registry, false);
+    let logins = serde_json::json!({"auths": {registry.host(): {"identitytoken": "kept/token"}}});
+    std::fs::write(home.join("auth.json"), logins.to_string()).unwrap();
+    let outcome = pull_from(&format!("{}/t:1", registry.host()), &chosen);
+    assert_eq!(end_of(&outcome), Failed, "{outcome:?}");
+    assert!(registry.calls().iter().any(|call| call.path == "/token"));
+    assert!(!was_shown_anything(&other), "{:?}", other.calls());
+}
+
+#[test]
 fn a_server_that_asks_to_wait_is_not_asked_before() {
     let home = Home::new().unwrap();
     let mut rng = Rng::for_test("waiting");

@@ -176,8 +176,8 @@ impl Transfer {
             Err(e) => return Ok(Err(e)),
         };
         let mut to_skip = self.offset - start;
+        let mut pace = answer.pace();
         let mut response = answer.response;
-        let mut pace = Pace::new(endpoint.http().silence());
         loop {
             let mut chunk = match pace.next(&mut response).await {
                 Ok(Some(chunk)) => chunk,
@@ -204,7 +204,6 @@ impl Transfer {
     /// Asks for what is missing. Returns the answer and the position of its first byte in the blob, which is not after the first missing one.
     async fn ask(&mut self, endpoint: &Endpoint) -> Result<(Answer, u64), ExchangeError> {
         let path = format!("blobs/{}", self.digest);
-        let silence = endpoint.http().silence();
         loop {
             let range = (self.ranges && self.offset > 0)
                 .then(|| HeaderValue::try_from(format!("bytes={}-", self.offset)))
@@ -241,7 +240,7 @@ impl Transfer {
                 // 400, 416, 501 and others: it may be the range that is refused.
                 self.ranges = false;
             } else {
-                return Err(answer.refusal(silence).await.into());
+                return Err(answer.refusal().await.into());
             }
         }
     }

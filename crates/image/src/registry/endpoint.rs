@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use reqwest::{Method, StatusCode, Url};
 
 use super::exchange::{Answer, ExchangeError, Http, Request};
-use super::login::{Access, Operation};
+use super::login::{Access, InClear, Operation};
 use super::runtime::Runtime;
 use super::{HostOptions, RegistryError, RegistryOptions, Retry, credentials};
 use crate::digest::Digest;
@@ -42,8 +42,7 @@ struct Place {
     host: String,
     prefix: String,
     scheme: Scheme,
-    /// Whether a login may go there over plain HTTP.
-    login_in_clear: bool,
+    login_in_clear: InClear,
     ca_file: Option<PathBuf>,
 }
 
@@ -99,7 +98,11 @@ fn registry(name: &str, options: Option<&HostOptions>) -> Place {
         host: name.to_owned(),
         prefix: String::new(),
         scheme,
-        login_in_clear: scheme != Scheme::Https,
+        login_in_clear: match scheme {
+            Scheme::Http => InClear::Anywhere,
+            Scheme::Either => InClear::OnLoopback,
+            Scheme::Https => InClear::Nowhere,
+        },
         ca_file: options.and_then(|o| o.ca_file.clone()),
     }
 }
@@ -126,12 +129,17 @@ fn mirror(url: &str, options: &RegistryOptions) -> Result<Place, RegistryError> 
         host: host.to_owned(),
         prefix,
         scheme,
-        login_in_clear: said.is_some_and(|o| o.insecure) || is_loopback(host),
+        login_in_clear: match said.is_some_and(|o| o.insecure) {
+            true => InClear::Anywhere,
+            false if is_loopback(host) => InClear::OnLoopback,
+            false => InClear::Nowhere,
+        },
         ca_file: said.and_then(|o| o.ca_file.clone()),
     })
 }
 
-fn is_loopback(registry: &str) -> bool {
+/// Whether a host, with a port or without, is this machine.
+pub(super) fn is_loopback(registry: &str) -> bool {
     let host = match registry
         .strip_prefix('[')
         .and_then(|rest| rest.split_once(']'))

@@ -173,7 +173,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(limit: Duration) -> Self {
+    fn new(limit: Duration) -> Self {
         Self {
             limit,
             waited: Duration::ZERO,
@@ -223,7 +223,7 @@ pub(super) struct Upload {
 impl Upload {
     /// The bytes of `chunks`, `size_bytes` in all.
     pub(super) fn new(
-        chunks: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+        chunks: impl Stream<Item = Result<Bytes, SupplyError>> + Send + 'static,
         size_bytes: u64,
     ) -> Self {
         use futures_util::StreamExt;
@@ -296,14 +296,10 @@ impl Http {
         Ok(Self { client, silence })
     }
 
-    /// How long a server may send too little.
-    pub(super) fn silence(&self) -> Duration {
-        self.silence
-    }
-
     /// Sends a request and follows where it is sent. `proof` goes only to the server first asked.
     ///
-    /// Returns whatever was answered, refusals too. A streamed body can't be sent a second time: a redirect of one is returned as it is.
+    /// Returns whatever was answered, refusals too. A streamed body can't be sent a second time, and no body is sent to another server, since it
+    /// may be a login: a redirect of such is returned as it is.
     pub(super) async fn send(
         &self,
         request: Request,
@@ -321,23 +317,27 @@ impl Http {
             if let Some(proof) = proof.filter(|_| url.origin() == asked) {
                 headers.insert(AUTHORIZATION, proof.clone());
             }
-            let (kept, streamed) = match &body {
-                Body::Nothing => (Body::Nothing, false),
-                Body::Bytes(bytes) => (Body::Bytes(bytes.clone()), false),
-                Body::Stream(_) => (Body::Nothing, true),
+            // What would be sent again; `None` for what can't be.
+            let kept = match &body {
+                Body::Nothing => Some(Body::Nothing),
+                Body::Bytes(bytes) => Some(Body::Bytes(bytes.clone())),
+                Body::Stream(_) => None,
             };
             let response = self
                 .exchange(method.clone(), url.clone(), headers, body)
                 .await?;
             let status = response.status();
-            if !is_redirect(status) || streamed {
-                return Ok(Answer {
-                    at_asked: url.origin() == asked,
-                    url,
-                    response,
-                });
-            }
-            let next = location(&response, &url)?
+            let answer = Answer {
+                at_asked: url.origin() == asked,
+                url: url.clone(),
+                response,
+                silence: self.silence,
+            };
+            let Some(kept) = kept.filter(|_| is_redirect(status)) else {
+                return Ok(answer);
+            };
+            let next = answer
+                .location()?
                 .ok_or_else(|| ExchangeError::odd(format!("{status} without a place to go to")))?;
             if url.scheme() == "https" && next.scheme() != "https" {
                 return Err(ExchangeError::odd("a redirect from HTTPS to plain HTTP"));
@@ -347,6 +347,9 @@ impl Http {
             if matches!(status.as_u16(), 301..=303) && method != Method::HEAD {
                 method = Method::GET;
                 body = Body::Nothing;
+            }
+            if !matches!(body, Body::Nothing) && next.origin() != asked {
+                return Ok(answer);
             }
             url = next;
         }
@@ -396,12 +399,9 @@ impl Http {
 
 /// Tells an upload whose source can't be read from one that the network broke.
 fn supply_or_network(error: reqwest::Error) -> ExchangeError {
-    let supply = chain(&error)
-        .filter_map(|e| e.downcast_ref::<SupplyError>())
-        .map(|e| std::io::Error::new(e.0.kind(), e.0.to_string()))
-        .next();
+    let supply = chain(&error).find_map(|e| e.downcast_ref::<SupplyError>());
     match supply {
-        Some(source) => ExchangeError::Supply(source),
+        Some(e) => ExchangeError::Supply(std::io::Error::new(e.0.kind(), e.0.to_string())),
         None => error.into(),
     }
 }
@@ -415,20 +415,6 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Where the answer says to go on, taken relative to where it came from.
-fn location(response: &reqwest::Response, from: &Url) -> Result<Option<Url>, ExchangeError> {
-    let Some(value) = response.headers().get(LOCATION) else {
-        return Ok(None);
-    };
-    let next = std::str::from_utf8(value.as_bytes())
-        .ok()
-        .and_then(|text| from.join(text).ok());
-    match next {
-        Some(next) if matches!(next.scheme(), "http" | "https") => Ok(Some(next)),
-        _ => Err(ExchangeError::odd("a Location that is not an address")),
-    }
-}
-
 /// What a server answered.
 pub(super) struct Answer {
     pub(super) response: reqwest::Response,
@@ -436,6 +422,8 @@ pub(super) struct Answer {
     pub(super) url: Url,
     /// Whether that is the server which was asked, not one to which it sent us.
     pub(super) at_asked: bool,
+    /// How long its server may send too little.
+    silence: Duration,
 }
 
 impl Answer {
@@ -443,26 +431,40 @@ impl Answer {
         self.response.status()
     }
 
+    /// Measures what comes of the body.
+    pub(super) fn pace(&self) -> Pace {
+        Pace::new(self.silence)
+    }
+
     /// The text of a header, if it has one that is text.
     pub(super) fn header(&self, name: HeaderName) -> Option<&str> {
         self.response.headers().get(name)?.to_str().ok()
     }
 
-    /// Where the answer says to go on.
+    /// Where the answer says to go on, taken relative to where it came from.
     pub(super) fn location(&self) -> Result<Option<Url>, ExchangeError> {
-        location(&self.response, &self.url)
+        let Some(value) = self.response.headers().get(LOCATION) else {
+            return Ok(None);
+        };
+        let next = std::str::from_utf8(value.as_bytes())
+            .ok()
+            .and_then(|text| self.url.join(text).ok());
+        match next {
+            Some(next) if matches!(next.scheme(), "http" | "https") => Ok(Some(next)),
+            _ => Err(ExchangeError::odd("a Location that is not an address")),
+        }
     }
 
     /// Returns the answer if it says yes, the refusal as an error if not.
-    pub(super) async fn accepted(self, silence: Duration) -> Result<Self, ExchangeError> {
+    pub(super) async fn accepted(self) -> Result<Self, ExchangeError> {
         if self.status().is_success() {
             return Ok(self);
         }
-        Err(self.refusal(silence).await.into())
+        Err(self.refusal().await.into())
     }
 
     /// Reads why the server said no. What can't be read of that is left out: the status is enough.
-    pub(super) async fn refusal(self, silence: Duration) -> Refusal {
+    pub(super) async fn refusal(self) -> Refusal {
         let status = self.status();
         let wait = self
             .header(RETRY_AFTER)
@@ -470,7 +472,7 @@ impl Answer {
         let json = self
             .header(reqwest::header::CONTENT_TYPE)
             .is_none_or(|kind| kind.contains("json"));
-        let body = self.start(MAX_REFUSAL_BYTES, silence).await;
+        let body = self.start(MAX_REFUSAL_BYTES).await;
         let text = if json {
             explanation(&body)
         } else {
@@ -480,14 +482,10 @@ impl Answer {
     }
 
     /// Reads the whole answer, which must not be longer than `limit_bytes`.
-    pub(super) async fn whole(
-        self,
-        limit_bytes: u64,
-        silence: Duration,
-    ) -> Result<Vec<u8>, ExchangeError> {
+    pub(super) async fn whole(self, limit_bytes: u64) -> Result<Vec<u8>, ExchangeError> {
         let mut bytes = Vec::new();
+        let mut pace = self.pace();
         let mut response = self.response;
-        let mut pace = Pace::new(silence);
         while let Some(chunk) = pace.next(&mut response).await? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > limit_bytes {
@@ -498,10 +496,10 @@ impl Answer {
     }
 
     /// Reads at most `limit_bytes`, or what comes before something goes wrong.
-    async fn start(self, limit_bytes: u64, silence: Duration) -> Vec<u8> {
+    async fn start(self, limit_bytes: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
+        let mut pace = self.pace();
         let mut response = self.response;
-        let mut pace = Pace::new(silence);
         while let Ok(Some(chunk)) = pace.next(&mut response).await {
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 >= limit_bytes {
@@ -609,5 +607,26 @@ mod tests {
         ] {
             assert_eq!(explanation(body.as_bytes()), told, "{body}");
         }
+    }
+
+    #[test]
+    fn an_upload_whose_source_can_t_be_read_is_told_as_that() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = Url::parse(&format!("http://{}/", server.local_addr().unwrap())).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let broken = std::io::Error::other("the disk is gone");
+        let chunks = [Ok(Bytes::from_static(b"x")), Err(SupplyError(broken))];
+        let upload = Upload::new(futures_util::stream::iter(chunks), 10);
+        let request = Request::new(Method::PUT, url).body(Body::Stream(upload));
+        let http = Http::new(Vec::new(), Duration::from_secs(60)).unwrap();
+        let error = runtime.block_on(http.send(request, None)).err().unwrap();
+        assert!(
+            matches!(&error, ExchangeError::Supply(e) if e.to_string() == "the disk is gone"),
+            "{error:?}"
+        );
+        assert!(!error.is_passing());
     }
 }

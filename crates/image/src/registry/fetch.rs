@@ -181,23 +181,19 @@ async fn get_manifest(endpoint: &Endpoint) -> Result<(Vec<u8>, Option<String>), 
     let accepted = HeaderValue::try_from(ACCEPTED.join(", "))
         .map_err(|e| failed(ExchangeError::odd(e.to_string())))?;
     let path = format!("manifests/{what}");
-    let silence = endpoint.http().silence();
     let answer = endpoint
         .ask(Operation::Pull, Method::GET, &path, |r| {
             r.header(ACCEPT, accepted.clone())
         })
         .await
         .map_err(failed)?
-        .accepted(silence)
+        .accepted()
         .await
         .map_err(failed)?;
     let media_type = answer
         .header(CONTENT_TYPE)
         .map(|v| v.split(';').next().unwrap_or_default().trim().to_owned());
-    let raw = answer
-        .whole(MAX_MANIFEST_BYTES, silence)
-        .await
-        .map_err(failed)?;
+    let raw = answer.whole(MAX_MANIFEST_BYTES).await.map_err(failed)?;
     Ok((raw, media_type))
 }
 

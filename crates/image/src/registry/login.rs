@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::challenge::{self, Challenge};
 use super::credentials::Login;
+use super::endpoint::is_loopback;
 use super::exchange::{Answer, Body, ExchangeError, Http, Request};
 use crate::json::{self, fields};
 
@@ -36,6 +37,16 @@ pub(super) enum Operation {
     Push,
 }
 
+/// Where a login may go over plain HTTP, as far as the user said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InClear {
+    Nowhere,
+    /// To this machine, which no network lies between.
+    OnLoopback,
+    /// The registry is `insecure`.
+    Anywhere,
+}
+
 /// What a server accepted as proof of who asks.
 #[derive(Clone)]
 struct Proof {
@@ -47,8 +58,7 @@ struct Proof {
 #[derive(Clone)]
 pub(super) struct Access {
     login: Login,
-    /// Whether a login may be sent to this server over plain HTTP.
-    in_clear: bool,
+    in_clear: InClear,
     server: Url,
     repository: String,
     /// Other repositories of this server from which a push may mount blobs.
@@ -65,7 +75,7 @@ struct State {
 
 impl Access {
     /// What may be shown to `server` about `repository`.
-    pub(super) fn new(login: Login, in_clear: bool, server: Url, repository: String) -> Self {
+    pub(super) fn new(login: Login, in_clear: InClear, server: Url, repository: String) -> Self {
         Self {
             login,
             in_clear,
@@ -196,12 +206,17 @@ impl Access {
     }
 
     fn may_go_to(&self, to: &Url) -> Result<(), ExchangeError> {
-        if to.scheme() == "https" || self.in_clear {
-            return Ok(());
+        let host = to.host_str().unwrap_or_default();
+        let may = to.scheme() == "https"
+            || match self.in_clear {
+                InClear::Nowhere => false,
+                InClear::OnLoopback => is_loopback(host),
+                InClear::Anywhere => true,
+            };
+        match may {
+            true => Ok(()),
+            false => Err(ExchangeError::LoginInClear(host.to_owned())),
         }
-        Err(ExchangeError::LoginInClear(
-            to.host_str().unwrap_or_default().to_owned(),
-        ))
     }
 
     /// Gets a token from the service that the challenge names.
@@ -236,8 +251,8 @@ impl Access {
         };
         let asked = Instant::now();
         let answer = http.send(request, proof.as_ref()).await?;
-        let answer = answer.accepted(http.silence()).await?;
-        let body = answer.whole(MAX_TOKEN_ANSWER_BYTES, http.silence()).await?;
+        let answer = answer.accepted().await?;
+        let body = answer.whole(MAX_TOKEN_ANSWER_BYTES).await?;
         read_token(&body, asked)
     }
 
@@ -386,7 +401,7 @@ mod tests {
     #[test]
     fn a_token_is_asked_for_what_is_done_and_for_what_the_server_names() {
         let server = Url::parse("https://r.example").unwrap();
-        let mut access = Access::new(Login::None, false, server, "a/b".into());
+        let mut access = Access::new(Login::None, InClear::Nowhere, server, "a/b".into());
         assert_eq!(
             access.scopes(Operation::Pull, None),
             ["repository:a/b:pull"]
@@ -418,28 +433,29 @@ mod tests {
             user: "u".into(),
             password: "p".into(),
         };
-        let access = |in_clear, server: &str| {
-            Access::new(
-                login.clone(),
-                in_clear,
-                Url::parse(server).unwrap(),
-                "a".into(),
-            )
+        let access = |in_clear| {
+            let server = Url::parse("https://r.example").unwrap();
+            Access::new(login.clone(), in_clear, server, "a".into())
         };
-        let clear = Url::parse("http://t.example/token").unwrap();
-        let secure = Url::parse("https://t.example/token").unwrap();
-        let careful = access(false, "https://r.example");
-        assert!(careful.login_for(&secure).unwrap().is_some());
-        let refused = careful.login_for(&clear).unwrap_err();
-        assert!(
-            matches!(&refused, ExchangeError::LoginInClear(host) if host == "t.example"),
-            "{refused:?}"
-        );
-        assert!(
-            access(true, "http://r.example")
-                .login_for(&clear)
-                .unwrap()
-                .is_some()
-        );
+        for (to, nowhere, on_loopback) in [
+            ("https://t.example/token", true, true),
+            ("http://t.example/token", false, false),
+            ("http://127.0.0.1:5000/token", false, true),
+            ("http://[::1]:5000/token", false, true),
+            ("http://localhost.example/token", false, false),
+        ] {
+            let to = Url::parse(to).unwrap();
+            for (in_clear, may) in [
+                (InClear::Nowhere, nowhere),
+                (InClear::OnLoopback, on_loopback),
+                (InClear::Anywhere, true),
+            ] {
+                let header = access(in_clear).login_for(&to);
+                assert_eq!(header.is_ok_and(|h| h.is_some()), may, "{to} {in_clear:?}");
+            }
+        }
+        let refused =
+            access(InClear::OnLoopback).login_for(&Url::parse("http://t.example").unwrap());
+        assert!(matches!(refused, Err(ExchangeError::LoginInClear(host)) if host == "t.example"));
     }
 }

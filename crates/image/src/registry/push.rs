@@ -159,7 +159,7 @@ async fn has_blob(endpoint: &Endpoint, digest: &Digest) -> Result<bool, Exchange
         status if status.is_success() => Ok(true),
         // Sending it will tell why, in words: an answer to HEAD has none.
         status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => Ok(false),
-        _ => Err(answer.refusal(endpoint.http().silence()).await.into()),
+        _ => Err(answer.refusal().await.into()),
     }
 }
 
@@ -219,11 +219,10 @@ async fn upload(
     size_bytes: u64,
     reader: Box<dyn Read + Send>,
 ) -> Result<(), ExchangeError> {
-    let silence = endpoint.http().silence();
     let session = endpoint
         .ask(Operation::Push, Method::POST, "blobs/uploads/", |r| r)
         .await?
-        .accepted(silence)
+        .accepted()
         .await?;
     let mut address = session_address(endpoint, &session)?;
     address
@@ -248,7 +247,7 @@ async fn upload(
         return Err(ExchangeError::Outdated);
     }
     // The answer counts, not which of the good ones it is; some leave out where the blob is now.
-    answer.accepted(silence).await.map(drop)
+    answer.accepted().await.map(drop)
 }
 
 /// Where the session takes its bytes.
@@ -271,7 +270,7 @@ fn session_address(endpoint: &Endpoint, session: &Answer) -> Result<Url, Exchang
 }
 
 /// The reader's bytes as a stream. Reading a spool file on the client's thread is a copy from the page cache.
-fn chunks(reader: Box<dyn Read + Send>) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
+fn chunks(reader: Box<dyn Read + Send>) -> impl Stream<Item = Result<Bytes, SupplyError>> + Send {
     futures_util::stream::unfold(Some(reader), |reader| async {
         let mut reader = reader?;
         let mut chunk = vec![0u8; CHUNK_BYTES];
@@ -281,7 +280,7 @@ fn chunks(reader: Box<dyn Read + Send>) -> impl Stream<Item = std::io::Result<By
                 chunk.truncate(got);
                 Some((Ok(Bytes::from(chunk)), Some(reader)))
             }
-            Err(e) => Some((Err(std::io::Error::new(e.kind(), SupplyError(e))), None)),
+            Err(e) => Some((Err(SupplyError(e)), None)),
         }
     })
 }
@@ -311,7 +310,7 @@ fn put_manifest(
                 })
                 .await
                 .map_err(failed)?
-                .accepted(endpoint.http().silence())
+                .accepted()
                 .await
                 .map(drop)
                 .map_err(failed)
