@@ -9,6 +9,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use vellum_service::overlay::parse::split;
+
 /// A name the program may be called by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Name {
@@ -116,21 +118,17 @@ pub fn read(name: Name, arguments: &[OsString]) -> Result<Asked, String> {
         (_, _) => return Err("there are more arguments than a source and a directory".into()),
     }
     call.target = places.pop().unwrap_or_default();
-    // Paths may have commas with a backslash before them in them, and none of the words that count here.
-    let mut words = call
+    // What can't be taken apart is no such word; as a mount it gets its error.
+    let words = call
         .options
         .iter()
-        .flat_map(|text| text.as_bytes().split(|&b| b == b','));
-    if name == Name::MountHelper && !nothing && words.any(|word| word == b"remount") {
-        let words = call
-            .options
-            .iter()
-            .flat_map(|text| text.as_bytes().split(|&b| b == b','));
+        .filter_map(|text| split(text.as_bytes()).ok());
+    let words: Vec<Vec<u8>> = words.flatten().collect();
+    if name == Name::MountHelper && !nothing && words.iter().any(|word| word == b"remount") {
+        let text = |word: &Vec<u8>| String::from_utf8_lossy(word).into_owned();
         return Ok(Asked::Remount {
-            target: call.target.clone(),
-            options: words
-                .map(|word| String::from_utf8_lossy(word).into_owned())
-                .collect(),
+            target: call.target,
+            options: words.iter().map(text).collect(),
         });
     }
     if let (Some(source), Name::MountHelper) = (places.pop(), name) {
@@ -251,11 +249,18 @@ mod tests {
         assert_eq!(
             call(
                 Name::MountHelper,
-                &["none", "/m", "-o", "rw,lowerdir=/a", "-o", "remount,ro"]
+                &[
+                    "none",
+                    "/m",
+                    "-o",
+                    "rw,lowerdir=/a\\,remount",
+                    "-o",
+                    "remount,ro"
+                ]
             ),
             Ok(Asked::Remount {
                 target: "/m".into(),
-                options: ["rw", "lowerdir=/a", "remount", "ro"]
+                options: ["rw", "lowerdir=/a\\,remount", "remount", "ro"]
                     .map(String::from)
                     .to_vec(),
             })

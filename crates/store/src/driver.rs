@@ -17,7 +17,7 @@ use std::{
 
 use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
-use vellum_sys::{FileKind, plain};
+use vellum_sys::plain;
 
 use crate::{
     digest::Digest,
@@ -401,21 +401,12 @@ impl Finding {
 
     /// What there is to say about a directory that holds nothing lasting and can be made anew; with `heal` it is.
     pub(crate) fn unless_made(path: &Path, mode: u32, heal: bool) -> Result<Vec<Self>> {
-        match not_a_directory(path)? {
-            Some(why) => Self::made_anew(path, mode, why, heal),
-            None => Ok(Vec::new()),
-        }
-    }
-
-    /// The same of a directory that is of no use any more and may be missing. Anything else in its place doesn't belong there.
-    pub(crate) fn unless_made_or_missing(path: &Path, mode: u32, heal: bool) -> Result<Vec<Self>> {
-        match not_a_directory(path)? {
-            Some(why) if why != MISSING => Self::made_anew(path, mode, why, heal),
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    fn made_anew(path: &Path, mode: u32, why: String, heal: bool) -> Result<Vec<Self>> {
+        let why = match layout::dir(path) {
+            Ok(_) => return Ok(Vec::new()),
+            Err(StoreError::Sys(e)) if e.is_not_found() => "missing".to_owned(),
+            Err(StoreError::Damaged { why, .. }) => why,
+            Err(e) => return Err(e),
+        };
         if heal {
             plain::unlink(path).map_err(layout::damaged)?;
             make_dir(path, mode)?;
@@ -426,17 +417,13 @@ impl Finding {
             healed: heal,
         }])
     }
-}
 
-const MISSING: &str = "missing";
-
-/// Says why a path is not a directory; `None` if it is one.
-fn not_a_directory(path: &Path) -> Result<Option<String>> {
-    match layout::dir(path) {
-        Ok(_) => Ok(None),
-        Err(StoreError::Sys(e)) if e.is_not_found() => Ok(Some(MISSING.to_owned())),
-        Err(StoreError::Damaged { why, .. }) => Ok(Some(why)),
-        Err(e) => Err(e),
+    /// The same of a directory that is of no use any more and may be missing. Anything else in its place doesn't belong there.
+    pub(crate) fn unless_made_or_missing(path: &Path, mode: u32, heal: bool) -> Result<Vec<Self>> {
+        match layout::exists(path)? {
+            true => Self::unless_made(path, mode, heal),
+            false => Ok(Vec::new()),
+        }
     }
 }
 
@@ -452,15 +439,13 @@ pub(crate) fn driver(kind: DriverKind) -> &'static dyn Driver {
 /// somebody else stacks the layers they would be of no use.
 pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) -> Result<()> {
     make_dir(home, mode)?;
-    let facts = vellum_sys::probe::directory(home)?;
-    let why = match takes_whiteouts(home)? {
-        false => Some(format!(
-            "the backing file system ({}) takes no devices 0:0, with which layers hide names: it is an overlay or a union itself, as the \
-             root of a container is. Give --root a directory on another one, a volume for instance, or use the storage driver native",
-            facts.fs_name
-        )),
-        true if any_file_system => None,
-        true => unfit(&facts.fs_name, facts.d_type),
+    let why = if !vellum_sys::probe::takes_whiteouts(&layout::dir(home)?)? {
+        Some(NO_WHITEOUTS.to_owned())
+    } else if any_file_system {
+        None
+    } else {
+        let facts = vellum_sys::probe::directory(home)?;
+        unfit(&facts.fs_name, facts.d_type)
     };
     let Some(why) = why else {
         return Ok(());
@@ -473,24 +458,8 @@ pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) 
     })
 }
 
-/// Tells whether devices 0:0 can be made in a directory. Tried, and taken away again.
-fn takes_whiteouts(home: &Path) -> Result<bool> {
-    const PROBE: &str = "probe";
-    let dir = layout::dir(home)?;
-    match dir.mknod(PROBE, FileKind::Char, 0o600, (0, 0)) {
-        // Another process that opens the store for the first time may be trying, too.
-        Ok(()) => Ok(dir
-            .unlink(PROBE)
-            .map(|()| true)
-            .or_else(|e| match e.is_not_found() {
-                true => Ok(true),
-                false => Err(e),
-            })?),
-        Err(e) if e.is_exists() => Ok(true),
-        Err(e) if e.is_denied() || e.is_unsupported() => Ok(false),
-        Err(e) => Err(e.into()),
-    }
-}
+const NO_WHITEOUTS: &str = "the backing file system takes no devices 0:0, with which layers hide names: it is an overlay or a union itself, as the root of \
+    a container is. Give --root a directory on another one, a volume for instance, or use the storage driver native";
 
 /// Says why the kernel's overlay can't have its upper directories on a file system, and what to do; `None` if nothing speaks against it.
 fn unfit(fs_name: &str, d_type: bool) -> Option<String> {

@@ -113,7 +113,7 @@ impl Store {
             }
             StoreError::Unsupported { .. } => {}
             // On a disk that turned read-only what could be tried before can't be tried now.
-            _ if known => {}
+            error if known && error.is_read_only() => {}
             _ => return Err(error),
         }
         // Just made: nobody else has it yet.

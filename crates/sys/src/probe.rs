@@ -153,6 +153,24 @@ pub fn directory(path: &Path) -> Result<DirFacts> {
     Ok(facts)
 }
 
+/// Tells whether overlayfs's whiteout, the character device 0:0, can be made in `dir`. Tried, and taken away again.
+///
+/// Costs two calls, where [`directory`] tries everything.
+pub fn takes_whiteouts(dir: &Dir) -> Result<bool> {
+    const NAME: &str = "vellum-probe";
+    match dir.mknod(NAME, FileKind::Char, 0o600, (0, 0)) {
+        Ok(()) => {}
+        // Another process is trying, or was killed in between.
+        Err(error) if error.is_exists() => {}
+        Err(error) if error.is_denied() || error.is_unsupported() => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    match dir.unlink(NAME) {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(true),
+    }
+}
+
 /// Says of the directory `path` what can be seen without making anything in it: for a disk that is full or read-only.
 ///
 /// What could only be tried counts as not to be had, and `why` says so in the overlay's refusal.

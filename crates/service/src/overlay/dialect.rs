@@ -12,15 +12,12 @@ use std::sync::Arc;
 
 use vellum_format::wh;
 use vellum_sys::rooted::Dir;
-use vellum_sys::{FileKind, xattr};
+use vellum_sys::{FileKind, probe, xattr};
 use vellum_union::WhNames;
 
 use crate::error::Result;
 use crate::overlay::layers::{self, prefix};
 use crate::overlay::options::{MountOptions, WhFiles};
-
-/// Where the directory is tried for what it takes, in the work directory.
-const PROBE: &str = "vellum-probe";
 
 /// Why an upper's deletions are written as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +82,7 @@ pub(super) fn for_changes(options: &MountOptions, upper: &Dir, work: &Dir) -> Re
         if !takes_xattrs(options, upper)? {
             return Ok(Chosen::NoXattrs);
         }
-        if !takes_devices(work)? {
+        if !probe::takes_whiteouts(work)? {
             return Ok(Chosen::NoDevices);
         }
     }
@@ -191,23 +188,6 @@ fn takes_xattrs(options: &MountOptions, upper: &Dir) -> Result<bool> {
     match xattr::set_fd(upper, name, b"", xattr::SetMode::Any) {
         Ok(()) => {
             xattr::remove_fd(upper, name)?;
-            Ok(true)
-        }
-        Err(error) if error.is_unsupported() || error.is_denied() => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Tells whether whiteouts can be devices 0:0 there. Tried, and taken away again.
-fn takes_devices(work: &Dir) -> Result<bool> {
-    match work.mknod(PROBE, FileKind::Char, 0o600, (0, 0)) {
-        Ok(()) => {
-            work.unlink(PROBE)?;
-            Ok(true)
-        }
-        // An earlier mount was killed in between.
-        Err(error) if error.is_exists() => {
-            work.unlink(PROBE)?;
             Ok(true)
         }
         Err(error) if error.is_unsupported() || error.is_denied() => Ok(false),

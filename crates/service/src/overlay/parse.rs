@@ -23,7 +23,8 @@ use crate::overlay::options::{
 
 mod text;
 
-use text::{id_runs, lower_list, name_and_value, nearest, number, on_off, path, split, toggle};
+pub use text::split;
+use text::{id_runs, lower_list, name_and_value, nearest, number, on_off, path, toggle};
 
 /// Options, and what of the text means nothing here.
 #[derive(Debug, Clone, PartialEq)]

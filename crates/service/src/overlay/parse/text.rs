@@ -11,7 +11,7 @@ use crate::overlay::options::Manners;
 use crate::overlay::parse::BadOption;
 
 /// Takes the options of one string apart. Escapes stay, for whoever knows what they mean there; quotes go.
-pub(super) fn split(text: &[u8]) -> Result<Vec<Vec<u8>>, BadOption> {
+pub fn split(text: &[u8]) -> Result<Vec<Vec<u8>>, BadOption> {
     let mut options = Vec::new();
     let mut option = Vec::new();
     let mut bytes = text.iter().copied();
