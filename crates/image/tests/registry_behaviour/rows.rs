@@ -1,31 +1,17 @@
-//! Registries as they are: a matrix of odd behaviours, each pulled from or pushed to, and judged by skopeo too.
-//!
-//! Each row is a small server that is odd in one way, what Vellum makes of it, and what Debian's skopeo 1.9 does, which runs beside it where it is
-//! installed. Rows that end in a refusal are here as much as those that end well: an answer must never fill the memory or hold a command for ever.
-
-mod support;
+//! The rows of the matrix: one odd behaviour each, and what comes of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
-use support::{Layers, random_image, read_layer, reference};
-use vellum_image::registry::{
-    ExchangeError, HostOptions, RegistryError, RegistryOptions, RegistrySource, Retry, push,
-};
-use vellum_image::sink::{OutImage, SinkOptions};
-use vellum_image::source::{ImageSource, SourceError};
-use vellum_image::{Cancel, Compression, Platform};
-use vellum_testkit::Rng;
-use vellum_testkit::clients::{Body, Call, Home, Hook, OddRegistry, Reply, Skopeo, available};
+use vellum_testkit::clients::{Body, Call, Hook, OddRegistry, Reply};
 
 /// "u:p" in base64.
-const LOGIN: &str = "dTpw";
-const SIZE: usize = 300_000;
+pub const LOGIN: &str = "dTpw";
+pub const SIZE: usize = 300_000;
 
 /// What comes of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub enum End {
     Done,
     Denied,
     NotFound,
@@ -37,7 +23,7 @@ use End::{Denied, Done, Failed, NotFound, RateLimited};
 
 /// What skopeo does with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Skopeo19 {
+pub enum Skopeo19 {
     Takes,
     Refuses,
     /// It would take too long or for ever.
@@ -45,13 +31,13 @@ enum Skopeo19 {
 }
 use Skopeo19::{NotAsked, Refuses, Takes};
 
-struct Row {
-    name: &'static str,
-    push: bool,
-    login: bool,
-    hook: Hook,
-    end: End,
-    skopeo: Skopeo19,
+pub struct Row {
+    pub name: &'static str,
+    pub push: bool,
+    pub login: bool,
+    pub hook: Hook,
+    pub end: End,
+    pub skopeo: Skopeo19,
 }
 
 fn pull(name: &'static str, end: End, skopeo: Skopeo19, hook: Hook) -> Row {
@@ -76,11 +62,11 @@ fn with_login(row: Row) -> Row {
     Row { login: true, ..row }
 }
 
-fn hook(f: impl Fn(&OddRegistry, &Call) -> Option<Reply> + Send + Sync + 'static) -> Hook {
+pub fn hook(f: impl Fn(&OddRegistry, &Call) -> Option<Reply> + Send + Sync + 'static) -> Hook {
     Box::new(f)
 }
 
-fn is_layer(call: &Call) -> bool {
+pub fn is_layer(call: &Call) -> bool {
     call.method == "GET" && call.path.contains("/blobs/") && !call.path.contains("uploads")
 }
 
@@ -175,16 +161,16 @@ fn token(
     })
 }
 
-fn usual(registry: &OddRegistry) -> Vec<String> {
+pub fn usual(registry: &OddRegistry) -> Vec<String> {
     vec![format!(
         r#"Bearer realm="http://{}/token",service="reg",scope="repository:t:pull""#,
         registry.host()
     )]
 }
 
-const TOKEN: &str = r#"{"token":"T"}"#;
+pub const TOKEN: &str = r#"{"token":"T"}"#;
 
-fn basic(root_is_open: bool) -> Hook {
+pub fn basic(root_is_open: bool) -> Hook {
     hook(move |_, call| {
         if (root_is_open && call.path == "/v2/")
             || call.header("authorization") == format!("Basic {LOGIN}")
@@ -213,7 +199,7 @@ fn redirect(
 }
 
 /// Answers the first request for a manifest with `reply`.
-fn manifest_first(reply: Reply) -> Hook {
+pub fn manifest_first(reply: Reply) -> Hook {
     let count = Count::default();
     hook(move |_, call| {
         (call.path.contains("/manifests/") && count.next() == 0).then(|| reply.clone())
@@ -221,7 +207,7 @@ fn manifest_first(reply: Reply) -> Hook {
 }
 
 /// Answers every request of this method, for a path with this in it, in this way.
-fn always(method: &'static str, part: &'static str, reply: Reply) -> Hook {
+pub fn always(method: &'static str, part: &'static str, reply: Reply) -> Hook {
     hook(move |_, call| (call.method == method && call.path.contains(part)).then(|| reply.clone()))
 }
 
@@ -282,7 +268,7 @@ fn tokens_end_early() -> Hook {
     })
 }
 
-fn rows() -> Vec<Row> {
+pub fn rows() -> Vec<Row> {
     let nothing = || hook(|_, _| None);
     let mut rows = vec![
         pull("a plain registry", Done, Takes, nothing()),
@@ -749,407 +735,4 @@ fn push_rows() -> Vec<Row> {
         rows.push(pushed(name, Done, skopeo, status(method, part, code, true)));
     }
     rows
-}
-
-fn options(home: &Home, registry: &OddRegistry, login: bool) -> RegistryOptions {
-    let path = home.join("auth.json");
-    let logins = if login {
-        serde_json::json!({"auths": {registry.host(): {"auth": LOGIN}}})
-    } else {
-        serde_json::json!({})
-    };
-    std::fs::write(&path, logins.to_string()).unwrap();
-    RegistryOptions {
-        auth_file: Some(path),
-        retry: Retry {
-            attempts: 3,
-            first_pause: Duration::from_millis(10),
-            silence: Duration::from_secs(1),
-            ..Retry::default()
-        },
-        ..RegistryOptions::default()
-    }
-}
-
-/// Pulls `name` and returns its layers, checked against what the image promises.
-fn pull_from(name: &str, options: &RegistryOptions) -> Result<Vec<Vec<u8>>, SourceError> {
-    let source = RegistrySource::open(
-        &reference(name),
-        &Platform::host(),
-        options,
-        &Cancel::default(),
-    )?;
-    let layers = 0..source.images()[0].layers.len();
-    let read = |at| read_layer(&source, 0, at).map(|(tar, _)| tar);
-    Ok(layers.map(read).collect::<Result<_, _>>()?)
-}
-
-fn push_to(
-    home: &Home,
-    registry: &OddRegistry,
-    image: &(OutImage, Layers),
-    options: &RegistryOptions,
-) -> Result<(), SourceError> {
-    let sink = SinkOptions {
-        compression: Compression::None,
-        spool_dir: home.path().to_owned(),
-        jobs: 2,
-    };
-    let to = reference(&format!("{}/t:1", registry.host()));
-    push(
-        &image.0,
-        &to,
-        &image.1,
-        options,
-        &sink,
-        &Cancel::default(),
-        &|_, _| {},
-    )
-    .map(drop)
-}
-
-fn end_of<T>(outcome: &Result<T, SourceError>) -> End {
-    match outcome {
-        Ok(_) => Done,
-        Err(SourceError::Registry(RegistryError::Denied { .. })) => Denied,
-        Err(SourceError::Registry(RegistryError::NotFound { .. })) => NotFound,
-        Err(SourceError::Registry(RegistryError::RateLimited { .. })) => RateLimited,
-        Err(_) => Failed,
-    }
-}
-
-/// Lets skopeo pull or push; returns what it said if it refused.
-fn ask_skopeo(
-    skopeo: &Skopeo,
-    home: &Home,
-    push: bool,
-    host: &str,
-    layout: &str,
-) -> Result<(), String> {
-    let auth = home.join("auth.json").display().to_string();
-    let into = home.join("taken").display().to_string();
-    let done = if push {
-        let to = format!("docker://{host}/t:1");
-        skopeo.copy_with(
-            layout,
-            &to,
-            &["--dest-tls-verify=false", "--dest-authfile", &auth],
-        )
-    } else {
-        let from = format!("docker://{host}/t:1");
-        let to = format!("dir:{into}");
-        skopeo.copy_with(
-            &from,
-            &to,
-            &["--src-tls-verify=false", "--src-authfile", &auth],
-        )
-    };
-    done.map_err(|e| format!("{e:#}"))
-}
-
-#[test]
-fn odd_registries_are_pulled_from_and_pushed_to() {
-    let home = Home::new().unwrap();
-    let mut rng = Rng::for_test("odd registries");
-    let image = random_image(&mut rng, "x/t", &[SIZE, 700]);
-    let plain = OddRegistry::start(hook(|_, _| None)).unwrap();
-    push_to(&home, &plain, &image, &options(&home, &plain, false)).unwrap();
-    let skopeo = available(&["skopeo"]).then(|| Skopeo::new(&home).unwrap());
-    let layout = format!("oci:{}:x", home.join("layout").display());
-    if let Some(skopeo) = &skopeo {
-        let from = format!("docker://{}/t:1", plain.host());
-        skopeo
-            .copy_with(&from, &layout, &["--src-tls-verify=false"])
-            .unwrap();
-    }
-    let mut wrong = Vec::new();
-    let count = rows().len();
-    // Each client has a server of its own, since some are odd only once.
-    for (row, theirs) in rows().into_iter().zip(rows()) {
-        let what = if row.push { "push" } else { "pull" };
-        let start = |hook: Hook| {
-            let registry = OddRegistry::start(hook).unwrap();
-            if !row.push {
-                registry.copy_from(&plain);
-            }
-            registry
-        };
-        let registry = start(row.hook);
-        let chosen = options(&home, &registry, row.login);
-        let outcome = if row.push {
-            push_to(&home, &registry, &image, &chosen)
-        } else {
-            pull_from(&format!("{}/t:1", registry.host()), &chosen).map(|layers| {
-                let promised = image.0.layers.iter().map(|l| &image.1.0[&l.diff_id]);
-                assert!(layers.iter().eq(promised), "{}: other bytes", row.name);
-            })
-        };
-        let end = end_of(&outcome);
-        if end != row.end || (row.push && end == Done && registry.manifest("1").is_none()) {
-            wrong.push(format!(
-                "{what}: {}: {end:?}, not {:?}: {outcome:?}",
-                row.name, row.end
-            ));
-        }
-        let told = format!("{outcome:?}");
-        assert!(
-            !told.contains("secret") && !told.contains(LOGIN),
-            "{}: {told}",
-            row.name
-        );
-        let Some(skopeo) = skopeo.as_ref().filter(|_| theirs.skopeo != NotAsked) else {
-            continue;
-        };
-        let registry = start(theirs.hook);
-        options(&home, &registry, row.login);
-        let verdict = ask_skopeo(skopeo, &home, row.push, &registry.host(), &layout);
-        if verdict.is_ok() != (theirs.skopeo == Takes) {
-            wrong.push(format!("skopeo, {what}: {}: {verdict:?}", row.name));
-        }
-    }
-    assert!(
-        wrong.is_empty(),
-        "{} of {count} rows:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
-}
-
-/// Whether any request to the server carried something that proves who asks.
-fn was_shown_anything(registry: &OddRegistry) -> bool {
-    registry.calls().iter().any(|call| {
-        !call.header("authorization").is_empty()
-            || call.query.contains("account=")
-            || !call.body.is_empty()
-    })
-}
-
-#[test]
-fn a_login_goes_to_its_registry_and_to_nobody_else() {
-    let home = Home::new().unwrap();
-    let mut rng = Rng::for_test("logins that travel");
-    let image = random_image(&mut rng, "x/t", &[5000]);
-    let plain = OddRegistry::start(hook(|_, _| None)).unwrap();
-    push_to(&home, &plain, &image, &options(&home, &plain, false)).unwrap();
-
-    // A place to which the registry redirects: it gets the request, and nothing that proves who asks, whatever it demands.
-    for challenge in [
-        "",
-        "Basic realm=\"x\"",
-        "Bearer realm=\"http://HOST/token\"",
-    ] {
-        let other = OddRegistry::start(hook(move |registry, call| {
-            let asks = challenge.replace("HOST", &registry.host());
-            if !asks.is_empty() && call.path != "/token" {
-                return Some(Reply::new(401, "").header("WWW-Authenticate", asks));
-            }
-            (call.path == "/token").then(|| Reply::new(200, TOKEN))
-        }))
-        .unwrap();
-        other.copy_from(&plain);
-        let to = other.host();
-        let known = basic(false);
-        let registry = OddRegistry::start(hook(move |registry, call| {
-            known(registry, call).or_else(|| {
-                is_layer(call).then(|| {
-                    Reply::new(307, "").header("Location", format!("http://{to}{}", call.path))
-                })
-            })
-        }))
-        .unwrap();
-        registry.copy_from(&plain);
-        let outcome = pull_from(
-            &format!("{}/t:1", registry.host()),
-            &options(&home, &registry, true),
-        );
-        assert_eq!(
-            end_of(&outcome) == Done,
-            challenge.is_empty(),
-            "{challenge}: {outcome:?}"
-        );
-        assert!(
-            !other.calls().is_empty() && !was_shown_anything(&other),
-            "{challenge}: {:?}",
-            other.calls()
-        );
-    }
-
-    // A mirror, and a token service that a mirror names: the registry's login is not theirs.
-    let service = OddRegistry::start(hook(|_, _| Some(Reply::new(200, TOKEN)))).unwrap();
-    for challenge in ["Basic realm=\"x\"", "Bearer realm=\"http://HOST/token\""] {
-        let asks = challenge.replace("HOST", &service.host());
-        let mirror = OddRegistry::start(hook(move |_, _| {
-            Some(Reply::new(401, "").header("WWW-Authenticate", asks.clone()))
-        }))
-        .unwrap();
-        let registry = OddRegistry::start(basic(false)).unwrap();
-        registry.copy_from(&plain);
-        let mut chosen = options(&home, &registry, true);
-        let host = HostOptions {
-            mirrors: vec![format!("http://{}", mirror.host())],
-            insecure: true,
-            ..HostOptions::default()
-        };
-        chosen.hosts.insert(registry.host(), host);
-        let outcome = pull_from(&format!("{}/t:1", registry.host()), &chosen);
-        assert_eq!(end_of(&outcome), Done, "{outcome:?}");
-        assert!(!mirror.calls().is_empty());
-        assert!(
-            !mirror
-                .calls()
-                .iter()
-                .any(|call| call.header("authorization").contains(LOGIN))
-        );
-        assert!(!was_shown_anything(&service), "{:?}", service.calls());
-    }
-
-    // An upload session at another server.
-    let other = OddRegistry::start(hook(|_, call| {
-        (call.method == "PUT").then(|| Reply::new(201, ""))
-    }))
-    .unwrap();
-    let to = other.host();
-    let known = basic(false);
-    let registry = OddRegistry::start(hook(move |registry, call| {
-        known(registry, call).or_else(|| {
-            (call.method == "POST")
-                .then(|| Reply::new(202, "").header("Location", format!("http://{to}/up")))
-        })
-    }))
-    .unwrap();
-    push_to(&home, &registry, &image, &options(&home, &registry, true)).unwrap();
-    assert!(!other.calls().is_empty());
-    assert!(
-        other
-            .calls()
-            .iter()
-            .all(|call| call.header("authorization").is_empty())
-    );
-}
-
-#[test]
-fn an_identity_token_is_changed_for_a_token() {
-    let home = Home::new().unwrap();
-    let mut rng = Rng::for_test("identity token");
-    let image = random_image(&mut rng, "x/t", &[5000]);
-    let registry = OddRegistry::start(hook(|registry, call| {
-        if call.path == "/token" {
-            let form = String::from_utf8_lossy(&call.body);
-            let good = call.method == "POST"
-                && form.contains("grant_type=refresh_token")
-                && form.contains("refresh_token=kept%2Ftoken")
-                && form.contains("scope=repository%3At%3A");
-            return Some(if good {
-                Reply::new(200, r#"{"access_token":"T"}"#)
-            } else {
-                Reply::new(400, "")
-            });
-        }
-        (call.header("authorization") != "Bearer T")
-            .then(|| Reply::new(401, "").header("WWW-Authenticate", usual(registry)[0].clone()))
-    }))
-    .unwrap();
-    let chosen = options(&home, &registry, false);
-    let logins = serde_json::json!({"auths": {registry.host(): {"auth": "", "identitytoken": "kept/token"}}});
-    std::fs::write(home.join("auth.json"), logins.to_string()).unwrap();
-    push_to(&home, &registry, &image, &chosen).unwrap();
-    let layers = pull_from(&format!("{}/t:1", registry.host()), &chosen).unwrap();
-    assert_eq!(layers.len(), 1);
-}
-
-#[test]
-fn an_identity_token_is_not_sent_where_a_token_service_redirects() {
-    let home = Home::new().unwrap();
-    let other = OddRegistry::start(hook(|_, _| Some(Reply::new(200, TOKEN)))).unwrap();
-    let to = other.host();
-    let registry = OddRegistry::start(hook(move |registry, call| {
-        if call.path == "/token" {
-            return Some(Reply::new(307, "").header("Location", format!("http://{to}/token")));
-        }
-        Some(Reply::new(401, "").header("WWW-Authenticate", usual(registry)[0].clone()))
-    }))
-    .unwrap();
-    let chosen = options(&home, &registry, false);
-    let logins = serde_json::json!({"auths": {registry.host(): {"identitytoken": "kept/token"}}});
-    std::fs::write(home.join("auth.json"), logins.to_string()).unwrap();
-    let outcome = pull_from(&format!("{}/t:1", registry.host()), &chosen);
-    assert_eq!(end_of(&outcome), Failed, "{outcome:?}");
-    assert!(registry.calls().iter().any(|call| call.path == "/token"));
-    assert!(!was_shown_anything(&other), "{:?}", other.calls());
-}
-
-#[test]
-fn a_server_that_asks_to_wait_is_not_asked_before() {
-    let home = Home::new().unwrap();
-    let mut rng = Rng::for_test("waiting");
-    let image = random_image(&mut rng, "x/t", &[500]);
-    let registry = OddRegistry::start(manifest_first(
-        Reply::new(429, "").header("Retry-After", "1"),
-    ))
-    .unwrap();
-    let plain = OddRegistry::start(hook(|_, _| None)).unwrap();
-    push_to(&home, &plain, &image, &options(&home, &plain, false)).unwrap();
-    registry.copy_from(&plain);
-    let start = Instant::now();
-    pull_from(
-        &format!("{}/t:1", registry.host()),
-        &options(&home, &registry, false),
-    )
-    .unwrap();
-    assert!(
-        start.elapsed() >= Duration::from_secs(1),
-        "it asked for a second"
-    );
-
-    // One that asks for an hour is given up, and says so.
-    let registry = OddRegistry::start(always(
-        "GET",
-        "/manifests/",
-        Reply::new(429, "").header("Retry-After", "3600"),
-    ))
-    .unwrap();
-    let error = pull_from(
-        &format!("{}/t:1", registry.host()),
-        &options(&home, &registry, false),
-    )
-    .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!(
-            "{} allows no more requests for now: try again in 60 minutes",
-            registry.host()
-        )
-    );
-    let asked = registry
-        .calls()
-        .iter()
-        .filter(|call| call.path.contains("/manifests/"))
-        .count();
-    assert_eq!(asked, 1);
-}
-
-#[test]
-fn a_name_that_does_not_resolve_is_told_as_that() {
-    let chosen = RegistryOptions {
-        retry: Retry {
-            first_pause: Duration::from_millis(1),
-            ..Retry::default()
-        },
-        ..RegistryOptions::default()
-    };
-    let error = pull_from("no-such-host.invalid/x:1", &chosen).unwrap_err();
-    assert!(
-        matches!(
-            &error,
-            SourceError::Registry(RegistryError::Unresolved {
-                source: ExchangeError::Unresolved(_),
-                ..
-            })
-        ),
-        "{error:?}"
-    );
-    assert_eq!(
-        error.to_string(),
-        "no-such-host.invalid can't be reached: its name can't be resolved"
-    );
 }
