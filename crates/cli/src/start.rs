@@ -29,6 +29,13 @@ pub fn run() -> i32 {
         report::line(&rootless::hold().to_string());
         return exit_code::FAILED;
     }
+    if arguments
+        .get(1)
+        .is_some_and(|a| a == daemon::ASSIST_ARGUMENT)
+    {
+        report::line(&daemon::assist().to_string());
+        return exit_code::FAILED;
+    }
     let called_as = arguments.first().cloned().unwrap_or_default();
     let serves = arguments
         .get(1)

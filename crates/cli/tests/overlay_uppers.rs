@@ -7,12 +7,21 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use support::layered::{World, command, read, wait_free};
+use support::layered::{ALL, World, command, read, wait_free};
 use support::{Said, said};
+use vellum_testkit::churn::{Churn, grow};
 use vellum_testkit::clients::{Home, available, small_image};
 use vellum_testkit::kernel::Overlay;
 use vellum_testkit::tree::Ignore;
-use vellum_testkit::{Tree, untested};
+use vellum_testkit::{Rng, Tree, untested};
+
+/// What two unions that were changed one after the other must have alike.
+const LOOSELY: Ignore = Ignore {
+    root: true,
+    directory_mtimes: true,
+    mtimes: true,
+    ..ALL
+};
 
 /// What an upper is like before Vellum has it for the first time.
 struct Begun {
@@ -429,6 +438,59 @@ fn a_union_on_a_union_needs_no_options() {
     }
     world.scratch.unmount(&merged);
     wait_free(&outer.join("in/up"));
+}
+
+/// The same random changes in a union on a union, as it is without options, and in one on a disk that has what the other can have:
+/// no devices 0:0, so that directories from below don't move, and no file handles, so that nothing indexes hard links.
+#[test]
+fn a_union_stands_on_a_union() {
+    let Some(world) = World::new() else { return };
+    let mut rng = Rng::for_test("a_union_stands_on_a_union");
+    let churn = Churn {
+        links: true,
+        trusted_xattrs: false,
+        devices: false,
+    };
+    let (outer, _) = mount(&world);
+    let sides = [
+        (outer.join("in"), ""),
+        (world.scratch.dir("judge"), ",wh=whiteouts,index=off"),
+    ];
+    let seed = rng.next();
+    for (at, _) in &sides {
+        for dir in ["low", "up", "work", "merged"] {
+            fs::create_dir_all(at.join(dir)).unwrap();
+        }
+        grow(&mut Rng::seeded(seed), &at.join("low"), 60);
+    }
+    let mount_in = |(at, more): &(PathBuf, &str)| {
+        let merged = at.join("merged");
+        let at = at.display();
+        let options = format!("lowerdir={at}/low,upperdir={at}/up,workdir={at}/work{more}");
+        let done = world.vellum(&["overlay", "-o", &options, merged.to_str().unwrap()]);
+        assert_eq!(done.code, 0, "{}", done.err);
+        world.scratch.adopt_mount(&merged);
+        merged
+    };
+    let unmount = |(at, _): &(PathBuf, &str)| {
+        world.scratch.unmount(&at.join("merged"));
+        wait_free(&at.join("up"));
+    };
+    for step in 0..3 {
+        let [inner, wanted] = sides.each_ref().map(|side| {
+            let merged = mount_in(side);
+            churn.run(&mut Rng::seeded(seed + 1 + step), &merged, 120);
+            Tree::read(&merged).unwrap()
+        });
+        inner.assert_same(&wanted, LOOSELY);
+        sides.iter().for_each(unmount);
+        // The outer one, too, has only what is on disk now.
+        world.unmount();
+        mount(&world);
+        let again = Tree::read(&mount_in(&sides[0])).unwrap();
+        again.assert_same(&wanted, LOOSELY);
+        unmount(&sides[0]);
+    }
 }
 
 #[test]

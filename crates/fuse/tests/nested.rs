@@ -11,8 +11,8 @@ use vellum_testkit::tree::Tree;
 use vellum_testkit::{Rng, Scratch};
 
 #[test]
-fn a_union_stands_on_a_union() {
-    let name = "a_union_stands_on_a_union";
+fn an_engine_with_wh_names_stands_on_another() {
+    let name = "an_engine_with_wh_names_stands_on_another";
     everywhere(name, |world| {
         let mut rng = Rng::for_test(name);
         let churn = Churn {

@@ -6,11 +6,12 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::io::Errno;
 
 use crate::rooted::{Dir, check_name};
-use crate::{Error, Result};
+use crate::{Error, Result, own_files};
 
 /// A handle as the file system gives it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -41,7 +42,15 @@ pub fn at(dir: &Dir, name: &OsStr) -> Result<Option<FileHandle>> {
     check_name(dir.as_fd(), name)?;
     let path = CString::new(name.as_bytes())
         .map_err(|_| Error::at("ask for the handle of", dir.as_fd(), name, Errno::INVAL))?;
-    ask(dir.as_fd(), &path, 0)
+    match ask(dir.as_fd(), &path, 0) {
+        Err(error) if error.is(Errno::ACCESS) => {
+            match own_files::open_path(Errno::ACCESS, dir.as_fd(), Path::new(name)) {
+                Ok(found) => of(found),
+                Err(_) => Err(error),
+            }
+        }
+        asked => asked,
+    }
 }
 
 fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>> {

@@ -27,6 +27,7 @@ pub mod lock;
 pub mod memory;
 pub mod mount;
 pub mod mountinfo;
+pub mod own_files;
 pub mod plain;
 pub mod probe;
 pub mod publish;

@@ -28,7 +28,7 @@ pub use remove::Removal;
 pub use rustix::fs::RenameFlags;
 
 use crate::stat::{FileKind, Stat};
-use crate::{Error, Result};
+use crate::{Error, Result, own_files};
 
 const DIR_FLAGS: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -78,6 +78,11 @@ impl Dir {
     pub fn open(path: &Path) -> Result<Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())
+            .or_else(|e| {
+                let found = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let found = rustix::fs::openat(CWD, path, found, Mode::empty())?;
+                own_files::open(e, found.as_fd(), Path::new(""), flags)
+            })
             .map_err(|e| Error::new("open the directory", path, e))?;
         Ok(Dir { fd })
     }
@@ -121,6 +126,29 @@ impl Dir {
         Ok(Dir { fd })
     }
 
+    /// Opens a directory as [`Dir::open_dir`] does, to list it without leaving a trace: its access time stays, unless it is
+    /// another user's and this process may not ask for that.
+    pub fn open_dir_quietly(&self, path: impl AsRef<Path>) -> Result<Dir> {
+        let path = path.as_ref();
+        match self.open_beneath(path, DIR_FLAGS | OFlags::NOATIME) {
+            Ok(fd) => Ok(Dir { fd }),
+            Err(Errno::PERM) => self.open_dir(path),
+            Err(e) => Err(self.fail("open the directory", path, e)),
+        }
+    }
+
+    /// Opens a directory that need not be one that may be listed: what it is and has can be asked, and its names if it may be passed through.
+    pub fn open_dir_unlisted(&self, path: impl AsRef<Path>) -> Result<Dir> {
+        let path = path.as_ref();
+        let fd = self
+            .open_beneath(
+                path,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            )
+            .map_err(|e| self.fail("open the directory", path, e))?;
+        Ok(Dir { fd })
+    }
+
     /// Opens a regular file beneath this directory for reading.
     ///
     /// Errors: ELOOP or EINVAL for symbolic links, EINVAL for anything else that is no regular file: a fifo does not block and a
@@ -143,7 +171,9 @@ impl Dir {
         }
         // The magic link leads to the very inode that was looked at, whatever its name means by now.
         let magic = format!("/proc/self/fd/{}", found.as_raw_fd());
-        let fd = rustix::fs::open(magic, how | OFlags::CLOEXEC, Mode::empty())
+        let how = how | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(magic, how, Mode::empty())
+            .or_else(|e| own_files::open(e, found.as_fd(), Path::new(""), how))
             .map_err(|e| self.fail("open", path, e))?;
         Ok(File::from(fd))
     }
@@ -177,6 +207,7 @@ impl Dir {
         let name = self.checked(name)?;
         let flags = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())
+            .or_else(|e| own_files::open(e, self.as_fd(), name, flags))
             .map_err(|e| self.fail("open", name, e))?;
         match crate::stat::stat_fd(&fd)?.is_file() {
             true => Ok(File::from(fd)),
@@ -191,7 +222,8 @@ impl Dir {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let found = match check_component(path.as_os_str()) {
             // RESOLVE_NO_SYMLINKS refuses a link as the last component even with O_NOFOLLOW; one name needs no resolving.
-            true => rustix::fs::openat(&self.fd, path, flags, Mode::empty()),
+            true => rustix::fs::openat(&self.fd, path, flags, Mode::empty())
+                .or_else(|e| own_files::open(e, self.as_fd(), path, flags)),
             false => self.open_beneath(path, flags),
         };
         found.map_err(|e| self.fail("open", path, e))
@@ -207,7 +239,8 @@ impl Dir {
         for _ in 0..64 {
             match rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), BENEATH) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                other => return other,
+                Err(e) => return own_files::open_beneath(e, self.as_fd(), path, flags, BENEATH),
+                opened => return opened,
             }
         }
         Err(Errno::AGAIN)
@@ -216,18 +249,25 @@ impl Dir {
     /// Returns the attributes of `name`, which is not followed. The name may not be a path; see [`Dir::stat_self`].
     pub fn stat(&self, name: impl AsRef<OsStr>) -> Result<Stat> {
         let name = self.checked(name.as_ref())?;
-        Stat::at(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+        self.stat_at(name)
             .map_err(|e| self.fail("look at", name, e))
     }
 
     /// Returns the attributes of `name`, or `None` if there is no such name.
     pub fn stat_opt(&self, name: impl AsRef<OsStr>) -> Result<Option<Stat>> {
         let name = self.checked(name.as_ref())?;
-        match Stat::at(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match self.stat_at(name) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(self.fail("look at", name, e)),
         }
+    }
+
+    fn stat_at(&self, name: &Path) -> rustix::io::Result<Stat> {
+        Stat::at(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).or_else(|e| {
+            let found = own_files::open_path(e, self.as_fd(), name)?;
+            Stat::at(&found, Path::new(""), AtFlags::EMPTY_PATH)
+        })
     }
 
     /// Returns the attributes of this directory itself.
@@ -239,13 +279,31 @@ impl Dir {
     pub fn read_link(&self, name: impl AsRef<OsStr>) -> Result<OsString> {
         let name = self.checked(name.as_ref())?;
         let target = rustix::fs::readlinkat(&self.fd, name, Vec::new())
+            .or_else(|e| {
+                let found = own_files::open_path(e, self.as_fd(), name)?;
+                rustix::fs::readlinkat(found, "", Vec::new())
+            })
             .map_err(|e| self.fail("read the link", name, e))?;
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
     /// Lists the names in this directory.
     pub fn entries(&self) -> Result<Entries> {
-        let stream = rustix::fs::Dir::read_from(&self.fd).map_err(|e| self.fail("list", "", e))?;
+        let quietly =
+            OFlags::NOATIME & rustix::fs::fcntl_getfl(&self.fd).unwrap_or(OFlags::empty());
+        let flags = DIR_FLAGS | quietly;
+        let stream = rustix::fs::openat(&self.fd, ".", flags, Mode::empty())
+            .or_else(|e| match e {
+                // One that may be listed and not passed through.
+                Errno::ACCESS => {
+                    let magic = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+                    rustix::fs::open(magic, flags - OFlags::NOFOLLOW, Mode::empty())
+                }
+                e => Err(e),
+            })
+            .or_else(|e| own_files::open(e, self.as_fd(), Path::new(""), flags))
+            .and_then(rustix::fs::Dir::new)
+            .map_err(|e| self.fail("list", "", e))?;
         Ok(Entries { stream })
     }
 
@@ -305,6 +363,7 @@ impl Dir {
         let from = from_dir.checked(from.as_ref())?;
         let to = self.checked(to.as_ref())?;
         rustix::fs::linkat(from_dir, from, &self.fd, to, AtFlags::empty())
+            .or_else(|e| own_files::link(e, (from_dir.as_fd(), from), (self.as_fd(), to)))
             .map_err(|e| self.fail("make the hard link", to, e))
     }
 
@@ -313,6 +372,7 @@ impl Dir {
         let to = self.checked(to.as_ref())?;
         let magic = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         rustix::fs::linkat(CWD, magic, &self.fd, to, AtFlags::SYMLINK_FOLLOW)
+            .or_else(|e| own_files::link(e, (file.as_fd(), Path::new("")), (self.as_fd(), to)))
             .map_err(|e| self.fail("make the hard link", to, e))
     }
 
@@ -341,13 +401,16 @@ impl Dir {
         } else {
             rustix::fs::renameat_with(&self.fd, from, to_dir, to, flags)
         };
-        moved.map_err(|e| to_dir.fail("rename to", to, e))
+        moved
+            .or_else(|e| own_files::rename(e, (self.as_fd(), from), (to_dir.as_fd(), to), flags))
+            .map_err(|e| to_dir.fail("rename to", to, e))
     }
 
     /// Removes a name that is no directory.
     pub fn unlink(&self, name: impl AsRef<OsStr>) -> Result<()> {
         let name = self.checked(name.as_ref())?;
         rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())
+            .or_else(|e| own_files::unlink(e, self.as_fd(), name, AtFlags::empty()))
             .map_err(|e| self.fail("remove", name, e))
     }
 
@@ -355,6 +418,7 @@ impl Dir {
     pub fn rmdir(&self, name: impl AsRef<OsStr>) -> Result<()> {
         let name = self.checked(name.as_ref())?;
         rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
+            .or_else(|e| own_files::unlink(e, self.as_fd(), name, AtFlags::REMOVEDIR))
             .map_err(|e| self.fail("remove the directory", name, e))
     }
 
@@ -496,7 +560,9 @@ pub fn reopen_for(fd: impl AsFd, access: Access) -> Result<File> {
         Access::ReadWrite => OFlags::RDWR,
     };
     let magic = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let fd = rustix::fs::open(magic, how | OFlags::CLOEXEC, Mode::empty())
+    let how = how | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(magic, how, Mode::empty())
+        .or_else(|e| own_files::open(e, fd, Path::new(""), how))
         .map_err(|e| Error::at("open again", fd, "", e))?;
     Ok(File::from(fd))
 }

@@ -14,7 +14,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use crate::rooted::{Dir, check_name};
-use crate::{Error, Result};
+use crate::{Error, Result, own_files};
 
 /// Whether the attribute may, must or must not exist before it is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,12 @@ pub fn list(dir: &Dir, name: &OsStr) -> Result<Vec<OsString>> {
             read_list(|buf| rustix::fs::llistxattr(&path, buf))
         }
     };
-    listed.map_err(|e| Error::at("list extended attributes of", dir.as_fd(), name, e))
+    match listed {
+        Err(Errno::ACCESS) => list_fd(dir.open_path(name)?),
+        listed => {
+            listed.map_err(|e| Error::at("list extended attributes of", dir.as_fd(), name, e))
+        }
+    }
 }
 
 /// Returns the value of attribute `attr` of `name` in `dir`, or `None` if it has none.
@@ -62,21 +67,33 @@ pub fn get(dir: &Dir, name: &OsStr, attr: &OsStr) -> Result<Option<Vec<u8>>> {
             read_value(|buf| rustix::fs::lgetxattr(&path, attr, buf))
         }
     };
-    value.map_err(|e| Error::at("read an extended attribute of", dir.as_fd(), name, e))
+    match value {
+        // The directory may be in the way, or the file itself.
+        Err(Errno::ACCESS) => get_fd(dir.open_path(name)?, attr),
+        value => {
+            value.map_err(|e| Error::at("read an extended attribute of", dir.as_fd(), name, e))
+        }
+    }
 }
 
 /// Sets attribute `attr` of `name` in `dir`.
 pub fn set(dir: &Dir, name: &OsStr, attr: &OsStr, value: &[u8], mode: SetMode) -> Result<()> {
     let path = proc_path(dir, name)?;
-    rustix::fs::lsetxattr(&path, attr, value, mode.flags())
-        .map_err(|e| Error::at("set an extended attribute of", dir.as_fd(), name, e))
+    match rustix::fs::lsetxattr(&path, attr, value, mode.flags()) {
+        Err(Errno::ACCESS) => set_fd(dir.open_path(name)?, attr, value, mode),
+        set => set.map_err(|e| Error::at("set an extended attribute of", dir.as_fd(), name, e)),
+    }
 }
 
 /// Removes attribute `attr` of `name` in `dir`; false if it was not there.
 pub fn remove(dir: &Dir, name: &OsStr, attr: &OsStr) -> Result<bool> {
     let path = proc_path(dir, name)?;
-    gone(rustix::fs::lremovexattr(&path, attr))
-        .map_err(|e| Error::at("remove an extended attribute of", dir.as_fd(), name, e))
+    match gone(rustix::fs::lremovexattr(&path, attr)) {
+        Err(Errno::ACCESS) => remove_fd(dir.open_path(name)?, attr),
+        removed => {
+            removed.map_err(|e| Error::at("remove an extended attribute of", dir.as_fd(), name, e))
+        }
+    }
 }
 
 /// Returns the names of all attributes of an open file or directory; an `O_PATH` descriptor will do.
@@ -96,6 +113,7 @@ pub fn get_fd(fd: impl AsFd, attr: &OsStr) -> Result<Option<Vec<u8>>> {
         Err(Errno::BADF) => rustix::fs::getxattr(magic(fd), attr, buf),
         other => other,
     })
+    .or_else(|e| present(own_files::get_xattr(e, fd, attr)))
     .map_err(|e| Error::at("read an extended attribute of", fd, "", e))
 }
 
@@ -106,17 +124,19 @@ pub fn set_fd(fd: impl AsFd, attr: &OsStr, value: &[u8], mode: SetMode) -> Resul
         Err(Errno::BADF) => rustix::fs::setxattr(magic(fd), attr, value, mode.flags()),
         other => other,
     }
+    .or_else(|e| own_files::set_xattr(e, fd, attr, value, mode.flags()))
     .map_err(|e| Error::at("set an extended attribute of", fd, "", e))
 }
 
 /// Removes attribute `attr` of an open file or directory; false if it was not there.
 pub fn remove_fd(fd: impl AsFd, attr: &OsStr) -> Result<bool> {
     let fd = fd.as_fd();
-    gone(match rustix::fs::fremovexattr(fd, attr) {
+    let removed = match rustix::fs::fremovexattr(fd, attr) {
         Err(Errno::BADF) => rustix::fs::removexattr(magic(fd), attr),
         other => other,
-    })
-    .map_err(|e| Error::at("remove an extended attribute of", fd, "", e))
+    };
+    gone(removed.or_else(|e| own_files::remove_xattr(e, fd, attr)))
+        .map_err(|e| Error::at("remove an extended attribute of", fd, "", e))
 }
 
 fn magic(fd: BorrowedFd<'_>) -> String {
@@ -264,14 +284,18 @@ fn read_list(
         .collect())
 }
 
-fn read_value(
-    call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
-) -> rustix::io::Result<Option<Vec<u8>>> {
-    match grow(call) {
+fn present(result: rustix::io::Result<Vec<u8>>) -> rustix::io::Result<Option<Vec<u8>>> {
+    match result {
         Ok(bytes) => Ok(Some(bytes)),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+fn read_value(
+    call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<Option<Vec<u8>>> {
+    present(grow(call))
 }
 
 /// Calls with a small buffer first, since nearly every list and value is small, then with the largest Linux allows.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use rustix::io::Errno;
 use vellum_sys::handle::{self, FileHandle};
 use vellum_sys::room::Room;
 use vellum_sys::{Dir, Result, Stat, xattr};
@@ -216,7 +217,11 @@ impl Handle {
         };
         names.reverse();
         for step in steps(&names) {
-            dir = Arc::new(dir.open_dir(step)?);
+            // Another user's directory may be closed to this process, and yet everybody may see that it is there.
+            dir = Arc::new(match dir.open_dir_quietly(&step) {
+                Err(error) if error.is(Errno::ACCESS) => dir.open_dir_unlisted(&step)?,
+                opened => opened?,
+            });
         }
         *self.slot() = Some(Arc::clone(&dir));
         let oldest = OPEN
@@ -331,7 +336,8 @@ impl LayerDir for DirHandle {
     }
 
     fn flags(&self) -> Result<u32> {
-        vellum_sys::flags::get(&*self.0.dir()?)
+        // What is held may be one that takes no such questions.
+        vellum_sys::flags::get(self.0.dir()?.open_dir_quietly(".")?)
     }
 
     fn release(&self) {

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use vellum_format::{FUSE_OVERLAYFS_OPAQUE, Mark, Metacopy, Opaque, Redirect, wh};
 use vellum_sys::{FileKind, Stat};
 
@@ -98,7 +99,7 @@ impl<'a> Reader<'a> {
             return Ok(Some(Vec::new()));
         }
         match dir.xattr_names(Some(name)) {
-            Err(error) if error.is(rustix::io::Errno::TOOBIG) => Ok(None),
+            Err(error) if error.is(Errno::TOOBIG) => Ok(None),
             other => other.map(Some).map_err(|error| self.io(error)),
         }
     }
@@ -170,7 +171,7 @@ impl<'a> Reader<'a> {
         }
         // A name too long for this file system can't be in it.
         let stat = match dir.stat(Some(name)) {
-            Err(error) if error.is(rustix::io::Errno::NAMETOOLONG) => None,
+            Err(error) if error.is(Errno::NAMETOOLONG) => None,
             other => other.map_err(|error| self.io(error))?,
         };
         let Some(stat) = stat else {
@@ -253,12 +254,24 @@ impl<'a> Reader<'a> {
         if self.dialect.wh_names == WhNames::Plain {
             return Ok(false);
         }
-        let sentinel = dir
-            .stat(Some(OsStr::new(wh::OPAQUE)))
-            .map_err(|error| self.io(error))?;
-        let xattr = dir
-            .xattr(None, OsStr::new(FUSE_OVERLAYFS_OPAQUE))
-            .map_err(|error| self.io(error))?;
+        let sentinel = match dir.stat(Some(OsStr::new(wh::OPAQUE))) {
+            // Another user's directory that is closed to this process: nothing in it can be reached, and nothing below it through it.
+            Err(error) if error.is(Errno::ACCESS) => None,
+            found => found.map_err(|error| self.io(error))?,
+        };
+        let opaque = OsStr::new(FUSE_OVERLAYFS_OPAQUE);
+        let xattr = match dir.xattr(None, opaque) {
+            // To list attributes needs no permission, to read one does, also one that is not there.
+            Err(error)
+                if error.is(Errno::ACCESS)
+                    && dir
+                        .xattr_names(None)
+                        .is_ok_and(|all| !all.contains(&opaque.to_owned())) =>
+            {
+                None
+            }
+            read => read.map_err(|error| self.io(error))?,
+        };
         Ok(sentinel.is_some()
             || xattr.as_deref() == Some(b"y")
             || self.has_whiteout_file(above, name)?)

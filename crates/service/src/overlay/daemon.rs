@@ -21,6 +21,9 @@ use crate::error::{Error, Result};
 /// The first argument of a program that is to serve at once. Not for users.
 pub const SERVE_ARGUMENT: &str = "__serve-overlay";
 
+/// The first argument of a program that is to help one that serves: see [`vellum_sys::own_files`]. Not for users.
+pub const ASSIST_ARGUMENT: &str = "__assist-overlay";
+
 const READY: &[u8] = b"ready\n";
 
 /// Starts this program again as a daemon and waits until it is ready. Returns the exit code for the caller: 0 if it serves.
@@ -116,6 +119,21 @@ pub fn begin() {
     let _ = setrlimit(Resource::Nofile, most);
     // Everybody on the mount waits for this process. Only root may ask for it.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+}
+
+/// Makes the command that starts this program as the assistant of one that serves.
+pub(super) fn assistant() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("vellum-own-files").arg(ASSIST_ARGUMENT);
+    command
+}
+
+/// Becomes the assistant. Returns only with an error; who started it goes on without.
+pub fn assist() -> vellum_sys::Error {
+    match vellum_sys::own_files::assist() {
+        Err(error) => error,
+        Ok(never) => match never {},
+    }
 }
 
 /// Says that the mount answers, and lets go of the terminal and of the directory this was started in.

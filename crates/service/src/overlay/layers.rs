@@ -267,7 +267,7 @@ fn lower_dir(path: &Path) -> Result<Dir> {
         Ok(view) => Ok(view),
         Err(error) => {
             tracing::debug!(layer = %path.display(), %error, "seen with what is mounted in it");
-            Ok(dir)
+            Ok(dir.open_dir_quietly(".")?)
         }
     }
 }

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::plain::{self, Links};
-use vellum_sys::{Cancel, Dir, mountinfo, userns};
+use vellum_sys::{Cancel, Dir, mountinfo, own_files, userns};
 use vellum_union::engine::{Engine, EngineOptions};
 
 use crate::error::Result;
-use crate::overlay::layers;
 use crate::overlay::options::{Access, DataMode, Manners, MountOptions, Settle};
+use crate::overlay::{daemon, layers};
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +34,7 @@ pub fn serve(
     mut warn: impl FnMut(&str),
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
+    own_files::enable(daemon::assistant);
     let mut request = request.clone();
     layers::beneath_id_maps(&mut request.options)?;
     let request = &request;

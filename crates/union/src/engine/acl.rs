@@ -44,6 +44,12 @@ pub struct AclEntry {
     pub allowed: u32,
 }
 
+impl AclEntry {
+    fn is_strange(&self) -> bool {
+        matches!(self.who, Who::User(NOBODY) | Who::Group(NOBODY))
+    }
+}
+
 /// An ACL: entries in the order of the xattr.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acl(pub Vec<AclEntry>);
@@ -173,7 +179,13 @@ impl Acl {
         Acl(self.0.iter().map(set).collect())
     }
 
-    /// Returns the ACL without entries of users and groups that this process's user namespace has no number for; `None` if one of them
+    /// Returns the ACL without entries of users and groups that this process's user namespace has no number for.
+    pub fn of_known(&self) -> Acl {
+        let known = self.0.iter().filter(|entry| !entry.is_strange());
+        Acl(known.copied().collect())
+    }
+
+    /// As [`Acl::of_known`]; `None` if one of them
     /// would then be allowed more.
     pub fn without_strangers(&self) -> Option<Acl> {
         let of = |who| {
@@ -184,12 +196,9 @@ impl Acl {
         // What one gets whom no entry names: as a member of the file's group, or as anybody.
         let others = of(Who::Others).unwrap_or(0);
         let left = others | of(Who::OwningGroup).unwrap_or(0) & mask;
-        let is_strange =
-            |entry: &AclEntry| matches!(entry.who, Who::User(NOBODY) | Who::Group(NOBODY));
         let loses = |entry: &AclEntry| left & !(entry.allowed & mask) == 0;
-        let (strange, known): (Vec<AclEntry>, Vec<AclEntry>) =
-            self.0.iter().partition(|entry| is_strange(entry));
-        strange.iter().all(loses).then_some(Acl(known))
+        let mut strange = self.0.iter().filter(|entry| entry.is_strange());
+        strange.all(loses).then(|| self.of_known())
     }
 
     /// Returns the nine permission bits that a file with this ACL as its own shows.

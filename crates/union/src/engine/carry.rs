@@ -17,11 +17,12 @@ use vellum_sys::{FileKind, Stat, flags, quota};
 
 use crate::engine::acl::{self, Acl};
 use crate::engine::at::At;
+use crate::engine::ids::CAPABILITY;
 use crate::engine::shown::{Inode, Source};
 use crate::engine::{Engine, Upper, records};
 use crate::layer::Records;
 use crate::node::shown_name;
-use crate::{Layer, Result};
+use crate::{Layer, Refusal, Result};
 
 /// Flags that the copy really has; immutable and append-only are kept in a mark, since the engine has to go on changing
 /// the inode.
@@ -86,10 +87,16 @@ impl Engine {
             let Some(shown) = shown_name(&below, &stored) else {
                 continue;
             };
-            // Gone since it was listed.
-            let Some(value) = from.xattr(&stored).map_err(self.io(from.layer))? else {
-                continue;
+            let value = match from.xattr(&stored) {
+                // It gives its capability to a root that this user namespace has no number for.
+                Err(error) if shown == CAPABILITY && error.is(Errno::OVERFLOW) => {
+                    self.note_lost_capability(from);
+                    continue;
+                }
+                value => value.map_err(self.io(from.layer))?,
             };
+            // Gone since it was listed.
+            let Some(value) = value else { continue };
             let (name, record) = match records::kept(&dialect, &shown) {
                 Ok(kept) if kept.record_only => (None, kept.record),
                 Ok(kept) => (Some(kept.name), kept.record),
@@ -100,10 +107,11 @@ impl Engine {
                 None => None,
                 Some(name) => match to.set_xattr(name, &value, SetMode::Any) {
                     Ok(()) => continue,
-                    Err(error)
-                        if error.is(Errno::INVAL) && self.without_strangers(to, name, &value) =>
-                    {
-                        continue;
+                    Err(error) if error.is(Errno::INVAL) && names_strangers(name, &value) => {
+                        match self.without_strangers(to, name, &value) {
+                            true => continue,
+                            false => return Err(Refusal::UnmappedId.into()),
+                        }
                     }
                     Err(error) => Some(error),
                 },
@@ -117,6 +125,9 @@ impl Engine {
                     .map_err(|e| upper.io(e))?,
                 // As the kernel does: a file system that has no such namespace can't keep it, unless it says who may.
                 (_, Some(error)) if error.is(Errno::OPNOTSUPP) && !decides_access(&shown) => {}
+                (_, Some(error)) if shown == CAPABILITY && error.is(Errno::PERM) => {
+                    self.note_lost_capability(from);
+                }
                 (_, Some(error)) => return Err(upper.io(error)),
                 (None, None) => {}
                 (Some(_), None) => {}
@@ -125,13 +136,25 @@ impl Engine {
         Ok(())
     }
 
+    /// Says in the log that a copy is made without the capability of what it is a copy of. Who may not give one could not have run the
+    /// file with it either, and a capability that is missing gives nobody more.
+    fn note_lost_capability(&self, from: &Source) {
+        let layer = self
+            .stack
+            .layers()
+            .get(from.layer)
+            .map(|layer| layer.name());
+        tracing::warn!(
+            ?layer,
+            "a file is copied up without its capability, which this user may not give"
+        );
+    }
+
     /// Carries an ACL with entries for ids that can't be named here, as far as leaving them out gives nobody more. Returns whether that
     /// was done.
     fn without_strangers(&self, to: &At, name: &OsStr, value: &[u8]) -> bool {
-        let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
         let Some(left) = Acl::parse(value)
             .ok()
-            .filter(|_| is_acl)
             .and_then(|acl| acl.without_strangers())
         else {
             return false;
@@ -192,6 +215,12 @@ impl Engine {
             other => other.map_err(|e| upper.io(e)),
         }
     }
+}
+
+/// Tells whether it is the value of an ACL with entries for ids that this user namespace has no number for.
+fn names_strangers(name: &OsStr, value: &[u8]) -> bool {
+    let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
+    is_acl && Acl::parse(value).is_ok_and(|acl| acl.of_known() != acl)
 }
 
 /// Opens the inode for asking about flags; `None` if it can't be opened.

@@ -183,7 +183,11 @@ impl Action<'_> {
             let _shared = self.shared();
             // Nothing is copied up for what is not there.
             if self.xattr_in(&node.state(), name)?.is_none() {
-                return Err(Refusal::NoAttribute.into());
+                return match name == acl::ACCESS || name == acl::DEFAULT {
+                    // The file systems of the kernel say so: there is no ACL afterwards.
+                    true => Ok(()),
+                    false => Err(Refusal::NoAttribute.into()),
+                };
             }
             self.may_change(&node)?;
         }
@@ -193,6 +197,10 @@ impl Action<'_> {
         let state = node.state();
         let at = state.at().map_err(|error| upper.io(error))?;
         let at = at.ok_or(Refusal::Stale)?;
+        if name == CAPABILITY && self.xattr_in(&state, name)?.is_none() {
+            // The copy went without it, see `carry`.
+            return Ok(());
+        }
         let mut removed = false;
         if let Some(record) = &kept.record {
             removed = match at.remove_xattr(record) {

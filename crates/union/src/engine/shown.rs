@@ -152,16 +152,20 @@ impl Engine {
         value.map(|value| self.value_shown(name, value)).transpose()
     }
 
-    /// Maps the ids in an ACL, and the one in a capability.
+    /// Maps the ids in an ACL, and the one in a capability. Whom this user namespace has no number for, an ACL does not name: nobody in
+    /// the union is that one, and the kernel takes no ACL with such an entry from a server.
     fn value_shown(&self, name: &OsStr, value: Vec<u8>) -> Result<Vec<u8>> {
         if name == CAPABILITY && !self.ids.are_plain() {
             return map_capability(&value, |id| self.ids.acl_uid_shown(id));
         }
         let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
-        if !is_acl || self.ids.are_plain() {
+        if !is_acl {
             return Ok(value);
         }
-        let acl = Acl::parse(&value)?;
+        let acl = Acl::parse(&value)?.of_known();
+        if self.ids.are_plain() {
+            return Ok(acl.encode());
+        }
         let user = |id| self.ids.acl_uid_shown(id);
         let group = |id| self.ids.acl_gid_shown(id);
         Ok(acl.map_ids(user, group)?.encode())
