@@ -388,8 +388,8 @@ fn start_assistant(mut command: Command) -> Result<Running> {
     };
     // Its end of the socket went with the command.
     drop(command);
-    let (greeting, _) = receive(running.socket.as_fd(), &mut [0; HEAD])
-        .map_err(|errno| failed(errno.into()))?;
+    let (greeting, _) =
+        receive(running.socket.as_fd(), &mut [0; HEAD]).map_err(|errno| failed(errno.into()))?;
     match greeting {
         0 => Err(failed(std::io::ErrorKind::PermissionDenied.into())),
         _ => Ok(running),

@@ -137,6 +137,17 @@ impl Dir {
         }
     }
 
+    /// Opens the directory `name`, but nothing that is mounted there.
+    ///
+    /// Errors: as [`Dir::open_dir`], and EXDEV for a mount point.
+    pub fn open_dir_unmounted(&self, name: impl AsRef<OsStr>) -> Result<Dir> {
+        let name = self.checked(name.as_ref())?;
+        let beneath = BENEATH | ResolveFlags::NO_XDEV;
+        let fd = rustix::fs::openat2(&self.fd, name, DIR_FLAGS, Mode::empty(), beneath)
+            .map_err(|e| self.fail("open the directory", name, e))?;
+        Ok(Dir { fd })
+    }
+
     /// Opens a directory that need not be one that may be listed: what it is and has can be asked, and its names if it may be passed through.
     pub fn open_dir_unlisted(&self, path: impl AsRef<Path>) -> Result<Dir> {
         let path = path.as_ref();

@@ -200,6 +200,18 @@ pub fn whereabouts<Fd: AsFd>(fd: Fd) -> rustix::io::Result<Whereabouts> {
     })
 }
 
+/// Returns when what `fd` refers to was made, which nobody can set; `None` if its file system does not keep that.
+pub fn born<Fd: AsFd>(fd: Fd) -> crate::Result<Option<Timespec>> {
+    let fd = fd.as_fd();
+    let seen = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)
+        .map_err(|e| crate::Error::at("look at", fd, "", e))?;
+    let known = seen.stx_mask & StatxFlags::BTIME.bits() != 0;
+    Ok(known.then_some(Timespec {
+        sec: seen.stx_btime.tv_sec,
+        nsec: seen.stx_btime.tv_nsec,
+    }))
+}
+
 /// Returns the attributes of what `fd` refers to (an `O_PATH` descriptor will do).
 pub fn stat_fd<Fd: AsFd>(fd: Fd) -> crate::Result<Stat> {
     let fd = fd.as_fd();

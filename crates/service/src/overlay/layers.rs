@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vellum_format::{OVERRIDE_STAT_NAMES, Prefix};
+use vellum_format::{OVERRIDE_STAT_NAMES, Prefix, workdir};
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::Dir;
-use vellum_sys::{mount, mountinfo, publish, userns, xattr};
+use vellum_sys::{FileKind, mount, mountinfo, publish, userns, xattr};
 use vellum_union::engine::{Durability, EngineOptions, IdRules, IdRun, UpperOptions};
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Stack, WhNames};
 
@@ -34,6 +34,9 @@ pub struct LayerRecord {
     version: u32,
     /// The inode number of the upper directory it speaks of.
     upper_ino: u64,
+    /// When that directory was made, in seconds and nanoseconds, if its file system knows.
+    #[serde(default)]
+    upper_born: Option<(i64, u32)>,
     /// Whether names in it that begin with `.wh.` may be marks.
     #[serde(default)]
     wh_whiteouts: bool,
@@ -73,7 +76,7 @@ impl Recorded {
 
 /// Returns with which mapping a layer was written, if its work directory says so in a record that can be believed.
 pub(crate) fn recorded_ids(layer: &Path) -> Option<Recorded> {
-    record_beside(layer)?.ids
+    record_beside(layer)?.0.ids
 }
 
 /// Tells whether what `owner` says beside a layer counts: root and whoever mounts.
@@ -106,18 +109,52 @@ const RECORD_VERSION: u32 = 1;
 /// More than thousands of layers take.
 const RECORD_MAX_BYTES: u64 = 16 << 20;
 
-/// The record of a lower layer if it was made as container stores make them: in the directory `work` beside it, and by
-/// somebody who is [`believed`].
-fn record_beside(layer: &Path) -> Option<LayerRecord> {
+/// How many neighbours of a layer are asked whether they are its work directory.
+const NEIGHBOURS_MAX: usize = 256;
+
+/// The record of a lower layer and the work directory that has it, if there is one beside the layer with a record by somebody who is [`believed`]: that called `work`, as container
+/// stores have it, or any other that knows when the layer's directory was made. A neighbour may be an unpacked archive, whose author can
+/// guess an inode number but not that.
+fn record_beside(layer: &Path) -> Option<(LayerRecord, Dir)> {
     let real = std::fs::canonicalize(layer).ok()?;
-    let work = Dir::open(real.parent()?).ok()?.open_dir("work").ok()?;
+    let beside = Dir::open(real.parent()?).ok()?;
+    let root = Dir::open(&real).ok()?;
+    let usual = OsStr::new("work");
+    vouched(&beside, usual, &root, false).or_else(|| {
+        let entries = beside.entries().ok()?.take(NEIGHBOURS_MAX);
+        let mut dirs = entries.filter_map(|entry| entry.ok().filter(|e| e.kind == FileKind::Dir));
+        dirs.find_map(|entry| vouched(&beside, &entry.name, &root, true))
+    })
+}
+
+/// What the directory `name` says of a layer, if it is the work directory that the layer was an upper with. With `by_birth` it must know the
+/// layer's birth, too.
+fn vouched(beside: &Dir, name: &OsStr, layer: &Dir, by_birth: bool) -> Option<(LayerRecord, Dir)> {
+    let work = beside.open_dir_unmounted(name).ok()?;
     let (record, owner) = read_record_and_owner(&work)?;
+    let known = match by_birth {
+        true => record.upper_born.is_some() && record.upper_born == born(layer),
+        false => true,
+    };
     if !believed(owner) {
-        tracing::debug!(layer = %layer.display(), "a stranger's record of a layer is not believed");
+        tracing::debug!(work = ?work.path(), "a stranger's record of a layer is not believed");
         return None;
     }
-    let ino = Dir::open(&real).ok()?.stat_self().ok()?.ino;
-    (record.upper_ino == ino).then_some(record)
+    let known = known && record.upper_ino == layer.stat_self().ok()?.ino;
+    known.then_some((record, work))
+}
+
+/// Tells whether files of the upper that a work directory was used with are copied up in part.
+fn has_maps(work: &Dir) -> bool {
+    let maps = work
+        .open_dir(workdir::BLOCK_MAPS)
+        .and_then(|maps| maps.entries());
+    maps.is_ok_and(|mut maps| maps.next().is_some())
+}
+
+fn born(dir: &Dir) -> Option<(i64, u32)> {
+    let born = vellum_sys::stat::born(dir).ok()??;
+    Some((born.sec, born.nsec))
 }
 
 /// What the work directory says of `.wh.` names in this upper, if it knows the upper.
@@ -163,15 +200,30 @@ pub type Layers = Vec<Arc<dyn Layer>>;
 
 /// Opens the lower layers as `options` say they are to be read; then those for data only.
 pub fn lowers(options: &MountOptions) -> Result<(Layers, Layers)> {
+    open_lowers(options, &mut Vec::new())
+}
+
+fn open_lowers(options: &MountOptions, warnings: &mut Vec<String>) -> Result<(Layers, Layers)> {
     let prefix = prefix(options)?;
     // Files of data-only layers can be reached by metacopies and in no other way.
     let trust = match options.trust {
         Trust::ByRecord if !options.data_lowers.is_empty() => Trust::Engine,
         asked => asked,
     };
-    let open = |path: &PathBuf, named: bool| -> Result<Arc<dyn Layer>> {
+    let mut open = |path: &PathBuf, named: bool| -> Result<Arc<dyn Layer>> {
         let dir = lower_dir(path)?;
-        let record = record_beside(path);
+        let beside = record_beside(path);
+        if let Some((_, work)) = &beside
+            && has_maps(work)
+        {
+            let work = work.path().unwrap_or_else(|| PathBuf::from("WORK"));
+            warnings.push(format!(
+                "in the lower layer {} files are copied up in part, and can't be read: `vellum settle {0} {}` makes them whole",
+                path.display(),
+                work.display()
+            ));
+        }
+        let record = beside.map(|(record, _)| record);
         let trust = match (trust, &record) {
             _ if named => LayerTrust::Engine,
             (Trust::Engine, _) | (Trust::ByRecord, Some(_)) => LayerTrust::Engine,
@@ -367,8 +419,8 @@ fn hold(options: &MountOptions) -> Vec<Lock> {
 
 /// Opens the layers of a mount and decides how each is read. Writes nothing but the upper's [`LayerRecord`].
 pub fn open(options: &MountOptions) -> Result<Opened> {
-    let (lowers, data_lowers) = lowers(options)?;
     let mut warnings = Vec::new();
+    let (lowers, data_lowers) = open_lowers(options, &mut warnings)?;
     let upper = match (&options.upper, &options.work) {
         (Some(upper), Some(work)) if !options.flags.read_only => {
             Some(upper_options(options, upper, work, &mut warnings)?)
@@ -418,6 +470,7 @@ fn upper_options(
     let record = LayerRecord {
         version: RECORD_VERSION,
         upper_ino,
+        upper_born: born(&dir),
         wh_whiteouts: wh_names == WhNames::Whiteouts,
         userxattr: prefix == Prefix::User,
         lowers: options.lowers.iter().cloned().map(BytesPath).collect(),
