@@ -3,10 +3,11 @@
 //! The program plays every part itself, told by its first argument, since leaving and joining a user namespace takes a
 //! process with one thread. Run as root it becomes another user for the real thing; run as a plain user it stays who it is.
 
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use vellum_sys::mount::{self, Method, OverlayMount, OverlayOptions};
 use vellum_sys::userns::{self, Holder, IdMaps};
@@ -22,15 +23,19 @@ fn main() {
             eprintln!("{e}: {}", e.source);
             std::process::exit(1);
         }
+        Some("__first") => println!("{}", userns::is_initial()),
         Some("__live") => live(Path::new(&args[2])),
         Some("__join") => join(&args[2], &args[3], Path::new(&args[4])),
         _ => {
             if args.iter().any(|a| a == "--list") {
                 println!("a_plain_user_mounts_in_namespaces_that_stay: test");
+                println!("a_namespace_with_all_ids_is_not_the_first: test");
                 return;
             }
             a_plain_user_mounts_in_namespaces_that_stay();
             println!("test a_plain_user_mounts_in_namespaces_that_stay ... ok");
+            a_namespace_with_all_ids_is_not_the_first();
+            println!("test a_namespace_with_all_ids_is_not_the_first ... ok");
         }
     }
 }
@@ -66,6 +71,38 @@ fn a_plain_user_mounts_in_namespaces_that_stay() {
         return;
     }
     assert!(out.status.success(), "{said}");
+}
+
+/// Its id map looks like that of the first.
+fn a_namespace_with_all_ids_is_not_the_first() {
+    if !rustix_is_root() || !userns::is_initial() {
+        vellum_testkit::untested("a namespace with all ids", "only root may make one");
+        return;
+    }
+    let mut child = Command::new("unshare")
+        .args([
+            "--user",
+            "sh",
+            "-c",
+            "echo; read -r go; exec \"$0\" __first",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    for map in ["uid_map", "gid_map"] {
+        let path = format!("/proc/{}/{map}", child.id());
+        std::fs::write(path, "0 0 4294967295\n").unwrap();
+    }
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    line.clear();
+    out.read_line(&mut line).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(line, "false\n");
 }
 
 fn rustix_is_root() -> bool {
