@@ -124,7 +124,7 @@ if [ ! -e "$disk" ]; then
 fi
 
 {
-  echo 'export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 TERM=dumb'
+  printf 'export PATH=%q HOME=/root LC_ALL=C.UTF-8 TERM=dumb\n' "$PATH:/usr/sbin:/sbin"
   echo "mkdir -p /run/lock /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm; mount -t cgroup2 cgroup2 /sys/fs/cgroup"
   echo "mkdir -p /lib/modules/$release; mount --bind '$dir/modules' /lib/modules/$release"
   echo "for module in $later; do modprobe -q \$module || :; done"

@@ -36,6 +36,9 @@ impl Overlay {
     ///
     /// Layer paths are cut by the kernel at 256 bytes. Errors name the step and carry what the kernel said.
     pub fn mount(&self, scratch: &Scratch, target: &Path) -> Result<(), String> {
+        if !takes_layers_one_by_one() {
+            return self.mount_at_once(scratch, target);
+        }
         let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|errno| format!("fsopen: {errno}"))?;
         let set = |key: &str, value: &Path| {
@@ -74,6 +77,57 @@ impl Overlay {
         scratch.adopt_mount(target);
         Ok(())
     }
+}
+
+impl Overlay {
+    /// As before Linux 6.8: one text with all options, at most a page.
+    fn mount_at_once(&self, scratch: &Scratch, target: &Path) -> Result<(), String> {
+        let join = |layers: &[PathBuf]| {
+            let paths: Vec<_> = layers.iter().map(|path| escaped(path)).collect();
+            paths.join(":")
+        };
+        let data = self
+            .data_lowers
+            .iter()
+            .map(|path| format!("::{}", escaped(path)));
+        let mut options = format!(
+            "lowerdir={}{}",
+            join(&self.lowers),
+            data.collect::<String>()
+        );
+        if let Some((upper, work)) = &self.upper {
+            options += &format!(",upperdir={},workdir={}", escaped(upper), escaped(work));
+        }
+        for (key, value) in &self.options {
+            options += &match value.as_str() {
+                "" => format!(",{key}"),
+                value => format!(",{key}={value}"),
+            };
+        }
+        let options = std::ffi::CString::new(options).map_err(|e| e.to_string())?;
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("overlay", target, "overlay", flags, Some(&*options))
+            .map_err(|errno| format!("creating the overlay: {errno}"))?;
+        scratch.adopt_mount(target);
+        Ok(())
+    }
+}
+
+fn escaped(path: &Path) -> String {
+    let text = path.display().to_string();
+    text.replace('\\', "\\\\")
+        .replace(':', "\\:")
+        .replace(',', "\\,")
+}
+
+/// Whether the kernel knows `lowerdir+`.
+fn takes_layers_one_by_one() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(8))
 }
 
 /// The messages the kernel keeps for a file system context that failed.
