@@ -662,4 +662,6 @@ fn a_store_in_a_container_takes_a_driver_that_works_there() {
     }
     let info = vellum(&["info", "--json"]);
     assert!(info.out.contains("\"driver\": \"native\""), "{}", info.out);
+    let whiteouts = "\"whiteouts\": \".wh. files\"";
+    assert!(info.out.contains(whiteouts), "{}", info.out);
 }

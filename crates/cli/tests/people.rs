@@ -112,6 +112,7 @@ fn json_has_these_fields() {
             "run_dir",
             "backing_filesystem",
             "supports_d_type",
+            "whiteouts",
             "native_diff",
             "userxattr",
             "project_quota",

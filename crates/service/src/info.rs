@@ -53,6 +53,8 @@ pub struct Info {
     pub backing_filesystem: String,
     /// Listings say what kind each entry is.
     pub supports_d_type: bool,
+    /// How a union of Vellum's engine hides names on this file system: `devices 0:0`, as the kernel reads them, or `.wh. files`.
+    pub whiteouts: &'static str,
     /// Diffs read a container's own layer alone.
     pub native_diff: bool,
     /// Marks are `user.overlay.*`.
@@ -106,6 +108,7 @@ pub fn info(ctx: &Context) -> Result<Info> {
         run_dir: ctx.run_dir().to_path_buf(),
         backing_filesystem: dir.fs_name,
         supports_d_type: dir.d_type,
+        whiteouts: if dir.whiteouts { "devices 0:0" } else { ".wh. files" },
         native_diff: store.default_driver() != crate::config::Driver::Native,
         userxattr: !facts.trusted && facts.userxattr,
         project_quota: quota,

@@ -77,6 +77,7 @@ pub fn info(ctx: &Context, args: args::Info) -> Outcome {
     line("Storage Driver", &info.driver)?;
     line(" Backing Filesystem", &info.backing_filesystem)?;
     line(" Supports d_type", yes(info.supports_d_type))?;
+    line(" Whiteouts", info.whiteouts)?;
     line(" Native Overlay Diff", yes(info.native_diff))?;
     line(" userxattr", yes(info.userxattr))?;
     line(" Project Quota", info.project_quota)?;
