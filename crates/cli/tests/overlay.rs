@@ -60,11 +60,39 @@ fn a_mount_that_fails_says_why_and_leaves_nothing() {
         assert!(done.err.contains(says), "{options}: {}", done.err);
         assert!(done.err.contains("hint: "), "{options}: {}", done.err);
     }
+    let left = |dir: &str| fs::read_dir(world.at(dir)).unwrap().count();
+    assert_eq!((left("upper"), left("work")), (0, 0));
     world.mount("");
     let other = world.scratch.dir("other");
-    let done = world.vellum(&["overlay", "-o", &world.options(), other.to_str().unwrap()]);
-    assert_eq!(done.code, 1, "{}", done.err);
-    assert!(done.err.contains("another union has it"), "{}", done.err);
+    let record = fs::read(world.at("work/vellum/layer")).unwrap();
+    let empty = world.scratch.dir("empty");
+    for taken in [
+        world.options(),
+        // With other layers, with another work directory, and with a lower layer for an upper.
+        world
+            .options()
+            .replace(world.at("top").to_str().unwrap(), empty.to_str().unwrap()),
+        format!(
+            "lowerdir={1},upperdir={0}/upper,workdir={1}",
+            world.at("").display(),
+            empty.display()
+        ),
+        format!(
+            "lowerdir={1},upperdir={0}/base,workdir={1}",
+            world.at("").display(),
+            empty.display()
+        ),
+    ] {
+        let done = world.vellum(&["overlay", "-o", &taken, other.to_str().unwrap()]);
+        assert_eq!(done.code, 1, "{}", done.err);
+        assert!(done.err.contains("another union has it"), "{}", done.err);
+        assert_eq!(
+            fs::read(world.at("work/vellum/layer")).unwrap(),
+            record,
+            "{taken}"
+        );
+        assert_eq!(left("empty"), 0, "{taken}");
+    }
     let table = vellum_testkit::scratch::mount_table();
     assert!(!table.contains(other.to_str().unwrap()));
 }
@@ -738,11 +766,12 @@ fn a_strangers_record_of_a_layer_is_not_believed() {
         read.is_ok()
     };
     assert!(follows());
-    fs::rename(world.at("work"), world.at("elsewhere")).unwrap();
-    symlink("elsewhere", world.at("work")).unwrap();
+    world.scratch.dir("far");
+    fs::rename(world.at("work"), world.at("far/elsewhere")).unwrap();
+    symlink("far/elsewhere", world.at("work")).unwrap();
     assert!(!follows());
     fs::remove_file(world.at("work")).unwrap();
-    fs::rename(world.at("elsewhere"), world.at("work")).unwrap();
+    fs::rename(world.at("far/elsewhere"), world.at("work")).unwrap();
     assert!(follows());
     std::os::unix::fs::chown(world.at("work/vellum/layer"), Some(12345), None).unwrap();
     assert!(!follows());

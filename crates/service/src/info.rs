@@ -108,7 +108,11 @@ pub fn info(ctx: &Context) -> Result<Info> {
         run_dir: ctx.run_dir().to_path_buf(),
         backing_filesystem: dir.fs_name,
         supports_d_type: dir.d_type,
-        whiteouts: if dir.whiteouts { "devices 0:0" } else { ".wh. files" },
+        whiteouts: if dir.whiteouts {
+            "devices 0:0"
+        } else {
+            ".wh. files"
+        },
         native_diff: store.default_driver() != crate::config::Driver::Native,
         userxattr: !facts.trusted && facts.userxattr,
         project_quota: quota,

@@ -385,11 +385,32 @@ pub fn stack(options: &MountOptions) -> Result<Stack> {
     Ok(Stack::with_data_layers(layers, data)?)
 }
 
+/// A [`LayerRecord`] that is not written yet.
+#[derive(Debug)]
+pub struct NewRecord {
+    work: Dir,
+    record: LayerRecord,
+}
+
+impl NewRecord {
+    /// Writes it into the work directory.
+    pub fn write(&self) -> Result<()> {
+        let path = || self.work.path().unwrap_or_default().join(RECORD_DIR);
+        let text =
+            serde_json::to_vec(&self.record).map_err(|e| Error::io("write", path())(e.into()))?;
+        let own = self.work.create_dir_all(RECORD_DIR, 0o700)?;
+        publish::write_file_atomic(&own, OsStr::new(RECORD_NAME), &text, 0o600)?;
+        Ok(())
+    }
+}
+
 /// What an engine is opened with, and what its user should hear of.
 #[derive(Debug)]
 pub struct Opened {
     /// For the engine.
     pub engine: EngineOptions,
+    /// To be written once the engine has the upper: until then it may be another's.
+    pub record: Option<NewRecord>,
     /// What will not be as usual, one line each.
     pub warnings: Vec<String>,
     /// Held as long as the mount lives: who wants to change a lower layer finds it taken.
@@ -417,15 +438,16 @@ fn hold(options: &MountOptions) -> Vec<Lock> {
     .collect()
 }
 
-/// Opens the layers of a mount and decides how each is read. Writes nothing but the upper's [`LayerRecord`].
+/// Opens the layers of a mount and decides how each is read. Writes nothing.
 pub fn open(options: &MountOptions) -> Result<Opened> {
     let mut warnings = Vec::new();
     let (lowers, data_lowers) = open_lowers(options, &mut warnings)?;
-    let upper = match (&options.upper, &options.work) {
+    let (upper, record) = match (&options.upper, &options.work) {
         (Some(upper), Some(work)) if !options.flags.read_only => {
-            Some(upper_options(options, upper, work, &mut warnings)?)
+            let (upper, record) = upper_options(options, upper, work, &mut warnings)?;
+            (Some(upper), record)
         }
-        _ => None,
+        _ => (None, None),
     };
     let lowers = match (&options.upper, &upper) {
         // A read-only mount with an upper shows it and leaves it alone.
@@ -443,6 +465,7 @@ pub fn open(options: &MountOptions) -> Result<Opened> {
             ino_32_bits: options.ino_32_bits,
             no_xattrs: options.no_xattrs,
         },
+        record,
         warnings,
         locks: hold(options),
     })
@@ -453,7 +476,7 @@ fn upper_options(
     upper: &Path,
     work: &Path,
     warnings: &mut Vec<String>,
-) -> Result<UpperOptions> {
+) -> Result<(UpperOptions, Option<NewRecord>)> {
     let prefix = prefix(options)?;
     let dir = open_dir(upper)?;
     let work_dir = open_dir(work)?;
@@ -477,13 +500,11 @@ fn upper_options(
         data_lowers: options.data_lowers.iter().cloned().map(BytesPath).collect(),
         ids,
     };
-    if earlier.as_ref() != Some(&record) {
-        let text = serde_json::to_vec(&record)
-            .map_err(|e| Error::io("write", work.join(RECORD_DIR))(e.into()))?;
-        let own = work_dir.create_dir_all(RECORD_DIR, 0o700)?;
-        publish::write_file_atomic(&own, OsStr::new(RECORD_NAME), &text, 0o600)?;
-    }
-    Ok(UpperOptions {
+    let record = (earlier.as_ref() != Some(&record)).then_some(NewRecord {
+        work: work_dir,
+        record,
+    });
+    let upper = UpperOptions {
         upper: upper.to_owned(),
         work: work.to_owned(),
         prefix,
@@ -499,5 +520,6 @@ fn upper_options(
         index: options.index,
         blocks_from_bytes: options.blocks_from_bytes,
         limit: options.limit,
-    })
+    };
+    Ok((upper, record))
 }

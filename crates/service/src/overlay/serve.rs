@@ -45,6 +45,9 @@ pub fn serve(
     }
     let _held = opened.locks;
     let engine = open_engine(opened.engine, &request.options)?;
+    if let Some(record) = opened.record {
+        record.write()?;
+    }
     // Before it can be seen: a signal would leave a dead mount.
     let caught = vellum_fuse::Caught::new()?;
     let mut session = vellum_fuse::mount(engine, &request.target, &fuse)?;
