@@ -14,7 +14,7 @@ packages_demo="python3 runc uidmap acl attr"
 packages_test="git openssl libarchive-tools python3 python3-yaml runc crun uidmap acl attr strace busybox-static e2fsprogs fuse3
   xfsprogs btrfs-progs docker-registry containerd docker.io podman buildah skopeo umoci
   golang-go golang-github-containerd-containerd-dev"
-packages_slow="debootstrap systemd-container"
+packages_slow="debootstrap systemd-container libpython3.11-testsuite"
 packages_bench="python3"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
