@@ -1039,11 +1039,11 @@ fn ends(all: &mut Cases) {
     ));
     all.push((
         "end/more-entries-behind".into(),
-        [archive(&[f.clone()]), file("g")].concat(),
+        [archive(std::slice::from_ref(&f)), file("g")].concat(),
     ));
     all.push((
         "end/junk-behind".into(),
-        [archive(&[f.clone()]), vec![b'j'; 700]].concat(),
+        [archive(std::slice::from_ref(&f)), vec![b'j'; 700]].concat(),
     ));
     all.push((
         "end/one-block-then-entry".into(),
