@@ -3,6 +3,7 @@
 //! Each row is a small server that is odd in one way, what Vellum makes of it, and what Debian's skopeo 1.9 does, which runs beside it where it is
 //! installed. Rows that end in a refusal are here as much as those that end well: an answer must never fill the memory or hold a command for ever.
 
+mod peers;
 mod rows;
 #[path = "../support/mod.rs"]
 mod support;
