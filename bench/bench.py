@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Compares Vellum with what people use today, and says where it loses.
 
-    bench/bench.py [ROW...] [--rounds N] [--output FILE]      rows: load mount changes million memory
+    bench/bench.py [ROW...] [--rounds N] [--output FILE]      rows: load mount changes registry cp million memory
     bench/bench.py --list
 
-Needs root (so do the others), Debian's dockerd, podman, skopeo and umoci, and some 15 GB on the
+Needs root (so do the others), Debian's dockerd, podman, skopeo, umoci and docker-registry, and some 15 GB on the
 file system of --work. In each round every contender takes its turn, in an order that
 rotates, so that what else the machine does falls on all; the table gives the median of the rounds and of the
 round's ratios to Vellum, with their spread. Dirty pages are written back before each turn.
@@ -112,6 +112,70 @@ def row_changes(results, contenders, rounds):
     work_with(results, contenders, rounds, archive, tag, inputs.change_a_thousand, "1,000 changes", commit=True)
 
 
+def row_registry(results, contenders, rounds):
+    """Pull of the ten-layer image from a registry on the loopback, gzip layers, and push to an empty one."""
+    if not shutil.which("docker-registry"):
+        return say("left out: the registry rows need docker-registry")
+    archive, tag = inputs.debian_image()
+    home = os.environ["BENCH_HOME"]
+    able = [t for t in contenders if type(t).pull is not tools.Tool.pull]
+    with tools.registry(home) as host:
+        image = f"{host}/{tag}"
+        filled = subprocess.run(
+            ["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]
+            + [f"docker-archive:{archive}", f"docker://{image}"],
+            check=False,
+        )
+        if filled.returncode:
+            return say("left out: skopeo could not fill the registry")
+        for number in range(rounds):
+            for tool in turns(able, number):
+                if take(results, "pull, 10 gzip layers", tool, lambda t=tool: t.pull(image)):
+                    tool.remove_image(image)
+    ready = []
+    for tool in able:
+        try:
+            tool.load(archive, tag)
+            ready.append(tool)
+        except tools.Refused as refused:
+            say(f"push: {tool.name}: {refused}")
+    for number in range(rounds):
+        for tool in turns(ready, number):
+            # Of each turn's own: tools remember which registry has what.
+            with tools.registry(home) as host:
+                take(results, "push, 10 layers to be compressed", tool, lambda t=tool, h=host: t.push(tag, f"{h}/{tag}"))
+    for tool in ready:
+        tool.remove_image(tag)
+
+
+def row_cp(results, contenders, rounds):
+    """cp into a container that is not running, and out of it: 2,000 small files, one of 256 MiB."""
+    archive, tag = inputs.debian_image()
+    outside = os.path.join(os.environ["BENCH_HOME"], "outside")
+    inputs.many_and_large(f"{outside}/in")
+    ready = []
+    for tool in contenders:
+        if type(tool).copy is tools.Tool.copy:
+            continue
+        try:
+            tool.load(archive, tag)
+            ready.append((tool, tool.create(tag)))
+        except tools.Refused as refused:
+            say(f"cp: {tool.name}: {refused}")
+    for number in range(rounds):
+        for what, name in (("2,000 files", "many"), ("a file of 256 MiB", "large")):
+            for tool, key in turns(ready, number):
+                inside = f"{key}:/srv/{name}-{number}"
+                back = f"{outside}/out"
+                if take(results, f"cp {what} in", tool, lambda t=tool: t.copy(f"{outside}/in/{name}", inside)):
+                    take(results, f"cp {what} out", tool, lambda t=tool: t.copy(inside, back))
+                subprocess.run(["rm", "-rf", back], check=True)
+    for tool, key in ready:
+        tool.remove(key)
+        tool.remove_image(tag)
+    shutil.rmtree(outside)
+
+
 def row_million(results, contenders, rounds):
     """diff of ten changes in a tree of a million files."""
     say("the image of 1,000,000 files takes each contender some minutes to load")
@@ -163,7 +227,15 @@ def row_memory(results, contenders, rounds):
                 results.add(f"peak memory (MiB), {what}", tool.name, f"refuses: {str(refused)[:90]}")
 
 
-ROWS = {"load": row_load, "mount": row_mount, "changes": row_changes, "million": row_million, "memory": row_memory}
+ROWS = {
+    "load": row_load,
+    "mount": row_mount,
+    "changes": row_changes,
+    "registry": row_registry,
+    "cp": row_cp,
+    "million": row_million,
+    "memory": row_memory,
+}
 
 
 def write(output, text):

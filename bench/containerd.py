@@ -24,7 +24,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import threading
 import time
 
 import inputs
+import tools
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CACHE = os.path.join(ROOT, ".cache", "bench")
@@ -257,39 +257,12 @@ class Rows:
 @contextlib.contextmanager
 def registry(disk):
     """Starts a registry with the image in it. Yields its host."""
-    home = tempfile.mkdtemp(prefix="bcr", dir=disk)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = f"{home}/registry.yml"
-    with open(config, "w", encoding="utf-8") as file:
-        file.write(
-            f"version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {home}/registry\n"
-            f"http:\n  addr: 127.0.0.1:{port}\n"
-        )
-    process = subprocess.Popen(
-        ["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        host = f"127.0.0.1:{port}"
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+    with tools.registry(disk) as host:
         subprocess.run(
             ["skopeo", "copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false", f"oci-archive:{real_image()}", f"docker://{host}/bench:full"],
             check=True,
         )
         yield host
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(home)
 
 
 def turns(contenders, number):

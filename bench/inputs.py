@@ -195,3 +195,15 @@ def change_ten(tree):
             file.write(b"new\n")
     for number in range(2):
         os.unlink(os.path.join(tree, "tree", "00", "00010", f"file-00{number}"))
+
+
+def many_and_large(directory):
+    """Makes `many`, 2,000 files of 4 KiB in 20 directories, and `large`, 256 MiB, below `directory`."""
+    for number in range(2000):
+        part = os.path.join(directory, "many", f"{number // 100:02}")
+        os.makedirs(part, exist_ok=True)
+        with open(os.path.join(part, f"file-{number:04}"), "wb") as file:
+            file.write(os.urandom(4096))
+    with open(os.path.join(directory, "large"), "wb") as file:
+        for _ in range(256):
+            file.write(os.urandom(1 << 20))

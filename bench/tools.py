@@ -1,15 +1,18 @@
 """The contenders, each with a store of its own below one directory on one file system.
 
 Every tool answers the same few verbs (load, remove_image, create_mounted, unmount_remove,
-changed, diff, commit); a verb that a tool does not have returns None and its cell in the
+changed, diff, commit, pull, push, create, copy); a verb that a tool does not have returns None and its cell in the
 table says so. Times are wall clock of the whole command, as a user at the prompt has them.
 """
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
+import tempfile
 import time
 import json
 
@@ -54,6 +57,37 @@ def unmount_below(directory):
         subprocess.run(["umount", "-l", point], stderr=subprocess.DEVNULL, check=False)
 
 
+@contextlib.contextmanager
+def registry(disk):
+    """Starts an empty registry on the loopback that keeps its data below `disk`. Yields its host."""
+    home = tempfile.mkdtemp(prefix="bcr", dir=disk)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = f"{home}/registry.yml"
+    with open(config, "w", encoding="utf-8") as file:
+        file.write(
+            f"version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {home}/registry\n"
+            f"http:\n  addr: 127.0.0.1:{port}\n"
+        )
+    process = subprocess.Popen(["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(home)
+
+
 class Tool:
     """What all share: a home directory, and cells that say `-` unless overridden."""
 
@@ -95,6 +129,26 @@ class Tool:
 
     def commit(self, key, tag):
         return None
+
+    def pull(self, image):
+        """Pulls `image` from a registry without TLS; it is called so afterwards."""
+        return None
+
+    def push(self, tag, image):
+        """Pushes `tag` to a registry without TLS, as `image`."""
+        return None
+
+    def create(self, tag):
+        """Makes a container of `tag` that is not started (untimed). Returns its key."""
+        return None
+
+    def copy(self, source, target):
+        """Copies as `docker cp` does: one of the two is `KEY:PATH`."""
+        return None
+
+    def remove(self, key):
+        """Removes a container that `create` made."""
+        return self.run("rm", "--force", key)
 
 
 class Vellum(Tool):
@@ -142,6 +196,21 @@ class Vellum(Tool):
     def commit(self, key, tag):
         return self.run("commit", key, tag)
 
+    def pull(self, image):
+        return self.run("pull", image)
+
+    def push(self, tag, image):
+        return self.run("push", tag, image)
+
+    def create(self, tag):
+        self.count += 1
+        key = f"bench-{self.count}"
+        self.run("create", "--name", key, tag)
+        return key
+
+    def copy(self, source, target):
+        return self.run("cp", source, target)
+
 
 class Podman(Tool):
     name = "podman"
@@ -164,7 +233,7 @@ class Podman(Tool):
         return self.run("load", "--quiet", "--signature-policy", self.policy, "--input", archive)
 
     def remove_image(self, tag):
-        return self.run("rmi", "--force", "localhost/" + tag)
+        return self.run("rmi", "--force", tag if "/" in tag else "localhost/" + tag)
 
     def create_mounted(self, tag):
         first = self.run("create", "--network", "none", "localhost/" + tag)
@@ -187,6 +256,19 @@ class Podman(Tool):
 
     def commit(self, key, tag):
         return self.run("commit", "--quiet", key, "localhost/" + tag)
+
+    def pull(self, image):
+        return self.run("pull", "--quiet", "--tls-verify=false", "--signature-policy", self.policy, image)
+
+    def push(self, tag, image):
+        command = ("push", "--quiet", "--tls-verify=false", "--signature-policy", self.policy)
+        return self.run(*command, "localhost/" + tag, "docker://" + image)
+
+    def create(self, tag):
+        return self.run("create", "--network", "none", "localhost/" + tag).output.splitlines()[-1]
+
+    def copy(self, source, target):
+        return self.run("cp", source, target)
 
 
 class Dockerd(Tool):
@@ -276,6 +358,21 @@ class Dockerd(Tool):
     def commit(self, key, tag):
         return self.run("commit", key, tag)
 
+    def pull(self, image):
+        return self.run("pull", "--quiet", image)
+
+    def push(self, tag, image):
+        self.run("tag", tag, image)
+        timed = self.run("push", image)
+        self.run("rmi", image)
+        return timed
+
+    def create(self, tag):
+        return self.create_mounted(tag)[1]
+
+    def copy(self, source, target):
+        return self.run("cp", source, target)
+
 
 class Skopeo(Tool):
     name = "skopeo"
@@ -298,6 +395,12 @@ class Skopeo(Tool):
 
     def remove_image(self, tag):
         return self.run("delete", self.store(tag))
+
+    def pull(self, image):
+        return self.run("copy", "--quiet", "--src-tls-verify=false", "docker://" + image, self.store(image))
+
+    def push(self, tag, image):
+        return self.run("copy", "--quiet", "--dest-tls-verify=false", self.store(tag), "docker://" + image)
 
 
 class Umoci(Tool):

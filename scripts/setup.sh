@@ -14,7 +14,7 @@ packages_demo="python3 runc uidmap acl attr"
 packages_test="git openssl libarchive-tools libcap2-bin python3 python3-yaml runc crun uidmap acl attr strace busybox-static e2fsprogs fuse3
   xfsprogs btrfs-progs docker-registry containerd docker.io podman buildah skopeo umoci
   golang-go golang-github-containerd-containerd-dev"
-packages_slow="debootstrap systemd-container qemu-system-x86 cpio kmod xz-utils zstd"
+packages_slow="debootstrap systemd-container qemu-system-x86 cpio kmod xz-utils zstd libpython3.11-testsuite"
 packages_bench="python3"
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -7,9 +7,9 @@
 //! Rules, where the image specification leaves room:
 //! * An entry for the root directory sets the root's attributes; whether there was one is reported, since a root that no layer lists looks as below.
 //! * A whiteout hides the layers below, never what its own layer brings; a name both hidden and brought as a directory is opaque.
-//! * A hard link's own header says nothing about the inode it shares: mode, owner and times are those of the first name.
-//! * A hard link to something that is not in the tree applied to is an error; for overlay marks that is everything the layer itself
-//!   does not bring.
+//! * A hard link's header says what the inode has from then on, as it does elsewhere.
+//! * A hard link to something that this layer does not bring is an error.
+//! * Only the last component of a name makes a mark of an entry, and does so whatever the entry's kind.
 //! * A symbolic link on the way to an entry is followed, inside the tree only, if this layer made it; one that the parent made
 //!   gives way to a directory, which is what an overlay of the two shows.
 //! * Character device 0:0 is refused: it would act as a deletion.
@@ -177,7 +177,9 @@ impl<'a, 'w> Applier<'a, 'w> {
     }
 
     fn entry(&mut self, entry: &Entry, reader: &mut TarReader<LayerStream>) -> Result<()> {
-        if let EntryKind::Other(kind) = entry.kind {
+        if let EntryKind::Other(kind) = entry.kind
+            && !self.is_mark(entry)
+        {
             self.rules.left_out.add(|| {
                 let (path, kind) = (entry.path().display(), kind.escape_ascii());
                 format!("'{path}', an entry of type '{kind}', which means nothing here")
@@ -223,6 +225,14 @@ impl<'a, 'w> Applier<'a, 'w> {
             Meaning::Object(name) => self.place(name, entry, reader),
             Meaning::Root | Meaning::Reserved => Ok(()),
         }
+    }
+
+    /// Whether the entry takes something away, which its name alone says, whatever kind it is of.
+    fn is_mark(&self, entry: &Entry) -> bool {
+        names::components(&entry.name, self.limits).is_ok_and(|components| {
+            let meaning = names::meaning(entry.path(), &components);
+            matches!(meaning, Ok((_, Meaning::Whiteout(_) | Meaning::Opaque)))
+        })
     }
 
     /// Content that the tree does not get goes into the recipe as it is.

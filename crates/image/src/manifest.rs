@@ -73,7 +73,7 @@ pub enum ManifestError {
     Artifact(String),
     /// A layer that is not part of the image but lives at some URL (Windows base layers).
     #[error(
-        "layer {0} is a foreign layer and not here; it would have to be fetched from where the image says, which Vellum does not do"
+        "layer {0} is a foreign layer and not here; only a pull fetches layers from where an image says"
     )]
     ForeignLayer(Digest),
     /// A digest that is malformed or of an algorithm that isn't known.
@@ -182,6 +182,8 @@ pub struct LayerBlob {
     pub blob: Descriptor,
     /// How the media type says it is compressed.
     pub compression: Compression,
+    /// Where else the blob can be had, if the manifest says so. A stranger's words.
+    pub urls: Vec<String>,
 }
 
 /// A manifest: a configuration and layers, bottom first.
@@ -275,6 +277,7 @@ struct DescriptorFields {
     size: i64,
     annotations: BTreeMap<String, String>,
     platform: Option<PlatformFields>,
+    urls: List<String>,
 }
 
 json::fields!(DescriptorFields {
@@ -283,6 +286,7 @@ json::fields!(DescriptorFields {
     "size" => size,
     "annotations" => annotations,
     "platform" => platform,
+    "urls" => urls,
 });
 
 #[derive(Default)]
@@ -503,12 +507,14 @@ impl LayerBlob {
                 size_bytes,
             },
             compression,
+            urls: Vec::new(),
         }
     }
 }
 
 /// A layer is what its bytes are; an unknown media type only means that nobody says how it is compressed.
-fn parse_layer(fields: DescriptorFields) -> Result<LayerBlob, ManifestError> {
+fn parse_layer(mut fields: DescriptorFields) -> Result<LayerBlob, ManifestError> {
+    let urls = std::mem::take(&mut fields.urls).into_vec();
     let blob = Descriptor::parse(fields)?;
     let media_type = bare(&blob.media_type);
     let compression = if media_type.ends_with("gzip") {
@@ -518,7 +524,11 @@ fn parse_layer(fields: DescriptorFields) -> Result<LayerBlob, ManifestError> {
     } else {
         Compression::None
     };
-    Ok(LayerBlob { blob, compression })
+    Ok(LayerBlob {
+        blob,
+        compression,
+        urls,
+    })
 }
 
 /// Returns the digest that `text` is, with an error that quotes it.

@@ -74,6 +74,14 @@ impl Object<'_> {
         }
     }
 
+    fn xattr(self, attr: &OsStr) -> vellum_sys::Result<Option<Vec<u8>>> {
+        match self {
+            Object::File(file) => xattr::get_fd(file, attr),
+            Object::Dir(dir) => xattr::get_fd(dir, attr),
+            Object::Name(dir, name) | Object::Symlink(dir, name) => xattr::get(dir, name, attr),
+        }
+    }
+
     fn remove_xattr(self, attr: &OsStr) -> vellum_sys::Result<bool> {
         match self {
             Object::File(file) => xattr::remove_fd(file, attr),
@@ -192,6 +200,25 @@ impl Rules {
                 source: error.source,
             }),
         }
+    }
+
+    /// Takes away and returns the record of what could not be set on `object`.
+    pub fn take_record(&self, object: Object<'_>, path: &Path) -> Result<Option<OverrideStat>> {
+        if self.privilege == Privilege::Full {
+            return Ok(None);
+        }
+        let name = OsStr::new(OVERRIDE_STAT);
+        let failed = |error: vellum_sys::Error| Error::Xattr {
+            name: OVERRIDE_STAT.to_owned(),
+            path: path.to_owned(),
+            source: error.source,
+        };
+        let Some(value) = object.xattr(name).map_err(failed)? else {
+            return Ok(None);
+        };
+        object.remove_xattr(name).map_err(failed)?;
+        // Our own writing: archives can't forge it.
+        Ok(OverrideStat::parse(&value).ok())
     }
 
     fn record_stat(&mut self, object: Object<'_>, entry: &Entry, at: &Situation<'_>) -> Result<()> {

@@ -1,8 +1,8 @@
 //! Names in an archive, taken apart once.
 //!
-//! Pure. A name becomes its components, cleaned as Docker cleans it: a leading slash, empty components and `.` vanish, `..` takes back the
-//! component before it. A relative name that climbs above the root is refused; the root's own `..` is the root. What comes out is never joined into a path string that the kernel would
-//! walk: each component goes to a directory descriptor on its own.
+//! Pure. A name becomes its components, cleaned as Docker cleans it in a chroot: a leading slash, empty components and `.` vanish, `..` takes back
+//! the component before it, and above the root is the root. What comes out is never joined into a path string that the kernel would walk: each
+//! component goes to a directory descriptor on its own.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -16,30 +16,15 @@ use crate::limits::{Limits, check};
 /// AUFS keeps the files behind hard links in this directory at the root; old images carry it.
 pub(super) const PLNK: &str = ".wh..wh.plnk";
 
-/// Returns the components of an entry's name, none for the root itself.
+/// Returns the components of a name, an entry's or the one that a hard link is to; none for the root itself.
 pub(super) fn components<'a>(name: &'a OsStr, limits: &Limits) -> Result<Vec<&'a OsStr>> {
-    cleaned(name, limits, name.as_bytes().starts_with(b"/"))
-}
-
-/// Returns the components of the name that a hard link is to. It is looked up from the root, as if that were the system's.
-pub(super) fn target<'a>(name: &'a OsStr, limits: &Limits) -> Result<Vec<&'a OsStr>> {
-    cleaned(name, limits, true)
-}
-
-fn cleaned<'a>(name: &'a OsStr, limits: &Limits, absolute: bool) -> Result<Vec<&'a OsStr>> {
     let path = Path::new(name);
     let mut found: Vec<&OsStr> = Vec::new();
     for part in name.as_bytes().split(|&b| b == b'/') {
         match part {
             b"" | b"." => {}
-            b".." => {
-                if found.pop().is_none() && !absolute {
-                    return Err(Error::Escapes {
-                        path: path.to_owned(),
-                        why: "it climbs above the root",
-                    });
-                }
-            }
+            // Above the root is the root.
+            b".." => drop(found.pop()),
             part if part.contains(&0) => {
                 return Err(Error::BadName {
                     path: path.to_owned(),
@@ -97,14 +82,12 @@ pub(super) fn meaning<'n, 'c>(
     if components[0] == PLNK {
         return Ok((parents, Meaning::Object(last)));
     }
-    for parent in parents {
-        match wh::parse(parent) {
-            wh::Name::Plain => {}
-            wh::Name::Reserved => return Ok((parents, Meaning::Reserved)),
-            wh::Name::Whiteout(_) | wh::Name::Opaque | wh::Name::Malformed => {
-                return Err(bad("it lies beneath a whiteout"));
-            }
-        }
+    // A directory has no whiteout's meaning by what lies beneath it: only the last component says one.
+    if parents
+        .iter()
+        .any(|name| wh::parse(name) == wh::Name::Reserved)
+    {
+        return Ok((parents, Meaning::Reserved));
     }
     let meaning = match wh::parse(last) {
         wh::Name::Plain => Meaning::Object(last),
@@ -135,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_cleaned_and_never_climb() {
+    fn names_are_cleaned_and_end_at_the_root() {
         check_components("a/b", Some("a/b"));
         check_components("./a//b/.", Some("a/b"));
         check_components("/etc/passwd", Some("etc/passwd"));
@@ -147,9 +130,10 @@ mod tests {
         check_components("", Some(""));
         check_components("/../a", Some("a"));
         check_components("/a/../../b", Some("b"));
-        check_components("..", None);
-        check_components("../a", None);
-        check_components("a/../../b", None);
+        check_components("..", Some(""));
+        check_components("../a", Some("a"));
+        check_components("a/../../b", Some("b"));
+        check_components("a\0b", None);
     }
 
     #[test]
@@ -173,6 +157,9 @@ mod tests {
         );
         check("a/.wh..", None);
         check("a/.wh.", None);
-        check(".wh.a/b", None);
+        check(".wh.a/b", Some(Meaning::Object(OsStr::new("b"))));
+        check(".wh../b", Some(Meaning::Object(OsStr::new("b"))));
+        check("a/.wh..wh..opq/b", Some(Meaning::Object(OsStr::new("b"))));
+        check(".wh.a/.wh.b", Some(Meaning::Whiteout(OsStr::new("b"))));
     }
 }

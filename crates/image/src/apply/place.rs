@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -282,16 +282,21 @@ impl Applier<'_, '_> {
             .set(Object::Name(&frame.dir, name), entry, &situation, true)
     }
 
+    /// Makes another name for a file of this layer, which then has what this name's header says, as with Docker, Podman and containerd.
     fn hard_link(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
         let missing = || Error::LinkTargetMissing {
             path: entry.path().to_owned(),
             target: Path::new(&entry.link).to_owned(),
         };
-        let components = names::target(&entry.link, self.limits)?;
+        let components = names::components(&entry.link, self.limits)?;
         let (&last, parents) = components.split_last().ok_or_else(missing)?;
-        let elsewhere = match self.stack.is_at(parents) {
-            true => None,
-            false => Some(self.find_dir(parents, entry)?.ok_or_else(missing)?),
+        let (elsewhere, path) = match self.stack.is_at(parents) {
+            true => (None, self.stack.path_of(last)),
+            false => {
+                let (dir, mut path) = self.find_dir(parents, entry)?.ok_or_else(missing)?;
+                path.push(last);
+                (Some(dir), path.into_os_string().into_vec())
+            }
         };
         let target_dir = elsewhere.as_ref().unwrap_or(&self.stack.top().dir);
         let stat = target_dir
@@ -299,6 +304,10 @@ impl Applier<'_, '_> {
             .map_err(self.failed("look at the target of", name))?
             .filter(|stat| !is_whiteout(stat))
             .ok_or_else(missing)?;
+        // A whole tree shows what other layers bring, too.
+        if !self.made.contains_key(&self.key(&path)) {
+            return Err(missing());
+        }
         if stat.is_dir() {
             return Err(Error::BadName {
                 path: entry.path().to_owned(),
@@ -326,11 +335,36 @@ impl Applier<'_, '_> {
             .map_err(self.failed("link", name))?;
         self.stack.top_mut().dirty = true;
         self.note(name, None);
-        Ok(())
+        self.dress_again(name, entry, &stat)
     }
 
-    /// Opens the directory of these components as it is in the tree now; `None` if there is none.
-    fn find_dir(&self, components: &[&OsStr], entry: &Entry) -> Result<Option<Dir>> {
+    /// Gives the inode behind a new link what the link's header says. As a rule it has that already.
+    fn dress_again(&mut self, name: &OsStr, entry: &Entry, stat: &Stat) -> Result<()> {
+        let path = self.stack.path_of(name);
+        let dir = &self.stack.top().dir;
+        let object = match stat.kind {
+            FileKind::Symlink => Object::Symlink(dir, name),
+            _ => Object::Name(dir, name),
+        };
+        let path = Path::new(OsStr::from_bytes(&path));
+        let record = self.rules.take_record(object, path)?;
+        // With a record, what shows is not what the entry is to be compared with.
+        let owner_right = record.is_none() && (entry.uid, entry.gid) == (stat.uid, stat.gid);
+        let situation = Situation {
+            path,
+            owner_right,
+            // A change of owner and an ACL both change the mode.
+            mode_right: owner_right && entry.xattrs.is_empty() && entry.mode == stat.mode,
+            inherited_acl: false,
+            existed: false,
+            stand_in: record.and_then(|record| record.kind),
+        };
+        let times = entry.mtime != stat.mtime;
+        self.rules.set(object, entry, &situation, times)
+    }
+
+    /// Opens the directory of these components as it is in the tree now, and returns where that is; `None` if there is none.
+    fn find_dir(&self, components: &[&OsStr], entry: &Entry) -> Result<Option<(Dir, PathBuf)>> {
         let failed = |error: vellum_sys::Error| Error::Apply {
             action: "find the target of",
             path: entry.path().to_owned(),
@@ -339,7 +373,7 @@ impl Applier<'_, '_> {
         // Nearly always there is no link on the way, and one call finds the directory.
         let joined = components.join(OsStr::new("/"));
         if let Ok(dir) = self.stack.root().open_dir(&joined) {
-            return Ok(Some(dir));
+            return Ok(Some((dir, PathBuf::from(joined))));
         }
         // From the root, one component after the other, with links followed inside the tree only.
         let mut todo: Vec<Vec<u8>> = components
@@ -348,6 +382,7 @@ impl Applier<'_, '_> {
             .map(|part| part.as_bytes().to_vec())
             .collect();
         let mut at: Vec<Dir> = vec![self.stack.root().dup().map_err(failed)?];
+        let mut path = PathBuf::new();
         let mut links = 0;
         while let Some(part) = todo.pop() {
             let name = OsStr::from_bytes(&part);
@@ -355,6 +390,7 @@ impl Applier<'_, '_> {
                 b"" | b"." => continue,
                 b".." => {
                     at.truncate(at.len().saturating_sub(1).max(1));
+                    path.pop();
                     continue;
                 }
                 _ => {}
@@ -363,7 +399,10 @@ impl Applier<'_, '_> {
                 return Ok(None);
             };
             match dir.open_dir(name) {
-                Ok(dir) => at.push(dir),
+                Ok(dir) => {
+                    at.push(dir);
+                    path.push(name);
+                }
                 Err(error) if error.is_not_found() => return Ok(None),
                 Err(error) if error.is(Errno::LOOP) || error.is(Errno::NOTDIR) => {
                     let Ok(link) = dir.read_link(name) else {
@@ -378,6 +417,7 @@ impl Applier<'_, '_> {
                     }
                     if link.as_bytes().starts_with(b"/") {
                         at.truncate(1);
+                        path.clear();
                     }
                     todo.extend(
                         link.as_bytes()
@@ -389,7 +429,7 @@ impl Applier<'_, '_> {
                 Err(error) => return Err(failed(error)),
             }
         }
-        Ok(at.pop())
+        Ok(at.pop().map(|dir| (dir, path)))
     }
 
     /// Makes something called `name`; if that name is taken, what has it goes first.

@@ -127,7 +127,12 @@ fn every_kind_of_entry_with_its_attributes() {
                     .link("../anywhere")
                     .owner(1, 2)
                     .block(),
-                Raw::new("d/h", b'1').link("d/f").mode(0o600).block(),
+                pax(b'x', &[("mtime", b"1700000000.123456789")]),
+                Raw::new("d/h", b'1')
+                    .link("d/f")
+                    .mode(0o4755)
+                    .owner(7, 8)
+                    .block(),
                 Raw::new("fifo", b'6').mode(0o622).block(),
                 Raw::new("null", b'3')
                     .mode(0o666)
@@ -145,7 +150,6 @@ fn every_kind_of_entry_with_its_attributes() {
         (0o2750, 5, 6)
     );
     assert_eq!(mtime(&place.path("d")), (7, 0));
-    // The hard link's own header (0600, root) leaves the shared inode alone.
     assert_eq!(
         (
             meta("d/f").mode() & 0o7777,

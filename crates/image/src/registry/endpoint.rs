@@ -5,12 +5,16 @@
 //! configured is asked over HTTPS and, if that isn't spoken there, over HTTP, as Docker does; any other
 //! registry speaks HTTPS unless configured `insecure`. Certificates are trusted if the system trusts
 //! them, or the configured file, or those that Docker and Podman keep in `certs.d/<host:port>/`.
+//!
+//! A foreign layer may be had at URLs that the manifest names. Such an endpoint is one file of a stranger's choice: it is asked last, and shown
+//! nothing of us, neither a login (CVE-2020-15157) nor what is trusted or configured for the registry.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use reqwest::{Method, StatusCode, Url};
 
+use super::credentials::Login;
 use super::exchange::{Answer, ExchangeError, Http, Request};
 use super::login::{Access, InClear, Operation};
 use super::runtime::Runtime;
@@ -34,6 +38,8 @@ pub(super) struct Endpoint {
     repository: String,
     /// The tag or digest of the image there.
     what: String,
+    /// The one file that is there, if this is no registry.
+    file: Option<Url>,
     pub(super) retry: Retry,
 }
 
@@ -202,8 +208,38 @@ fn open(
         base,
         repository,
         what,
+        file: None,
         retry: options.retry,
     })
+}
+
+/// More of a layer's URLs are not asked: a manifest has room for thousands.
+const MAX_URLS: usize = 5;
+
+/// Returns the places at which a foreign layer may be, of its manifest's `urls`: those of HTTP, without secrets in them.
+pub(super) fn elsewhere(urls: &[String], retry: Retry) -> Result<Vec<Endpoint>, RegistryError> {
+    let urls = urls.iter().filter_map(|url| Url::parse(url).ok());
+    let usable = urls.filter(|url| {
+        let plain = url.username().is_empty() && url.password().is_none();
+        matches!(url.scheme(), "http" | "https") && plain
+    });
+    let open = |url: Url| {
+        let name = url.authority().to_owned();
+        let http = Http::new(Vec::new(), retry.silence).map_err(|e| {
+            RegistryError::from_exchange(&name, "", "set up TLS".to_owned(), e.into())
+        })?;
+        Ok(Endpoint {
+            access: Access::new(Login::None, InClear::Nowhere, url.clone(), String::new()),
+            http,
+            name,
+            base: url.clone(),
+            repository: "a layer".to_owned(),
+            what: String::new(),
+            file: Some(url),
+            retry,
+        })
+    };
+    usable.take(MAX_URLS).map(open).collect()
 }
 
 impl Endpoint {
@@ -239,7 +275,7 @@ impl Endpoint {
             .map_err(|e| ExchangeError::odd(e.to_string()))
     }
 
-    /// Asks for `path` in the repository, and returns whatever is answered.
+    /// Asks for `path` in the repository, or for the one file that is there, and returns whatever is answered.
     pub(super) async fn ask(
         &self,
         operation: Operation,
@@ -247,6 +283,12 @@ impl Endpoint {
         path: &str,
         dress: impl Fn(Request) -> Request,
     ) -> Result<Answer, ExchangeError> {
+        if let Some(file) = &self.file {
+            return self
+                .http
+                .send(dress(Request::new(method, file.clone())), None)
+                .await;
+        }
         let url = self.url(path)?;
         let request = || dress(Request::new(method.clone(), url.clone()));
         self.access.send(&self.http, operation, request).await

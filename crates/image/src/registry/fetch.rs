@@ -103,10 +103,15 @@ impl ImageSource for RegistrySource {
 
     fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError> {
         let layer = &self.images[image].layers[layer];
-        let blob = layer.described()?;
+        let layer = layer.described()?;
+        // As Docker, the registry first: nobody else learns of the pull if that has the layer.
+        let mut endpoints = self.endpoints.clone();
+        if let Some(registry) = endpoints.first() {
+            endpoints.extend(endpoint::elsewhere(&layer.urls, registry.retry)?);
+        }
         Ok(Box::new(BlobReader::start(
-            &self.endpoints,
-            &blob.blob,
+            &endpoints,
+            &layer.blob,
             &self.runtime,
         )))
     }

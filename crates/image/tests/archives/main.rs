@@ -5,6 +5,7 @@
 
 mod generator;
 mod go;
+mod trees;
 
 use std::fs;
 use std::path::{Path, PathBuf};

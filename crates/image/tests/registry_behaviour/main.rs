@@ -3,6 +3,7 @@
 //! Each row is a small server that is odd in one way, what Vellum makes of it, and what Debian's skopeo 1.9 does, which runs beside it where it is
 //! installed. Rows that end in a refusal are here as much as those that end well: an answer must never fill the memory or hold a command for ever.
 
+mod peers;
 mod rows;
 #[path = "../support/mod.rs"]
 mod support;
@@ -11,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use rows::End::{self, Denied, Done, Failed, NotFound, RateLimited};
 use rows::Skopeo19::{NotAsked, Takes};
-use rows::{LOGIN, SIZE, TOKEN, always, basic, hook, is_layer, manifest_first, rows, usual};
+use rows::{
+    LOGIN, SIZE, TOKEN, always, basic, foreign, hook, is_layer, manifest_first, rows, usual,
+};
 use support::{Layers, random_image, read_layer, reference};
 use vellum_image::registry::{
     ExchangeError, HostOptions, RegistryError, RegistryOptions, RegistrySource, Retry, push,
@@ -423,4 +426,63 @@ fn a_name_that_does_not_resolve_is_told_as_that() {
         error.to_string(),
         "no-such-host.invalid can't be reached: its name can't be resolved"
     );
+}
+
+#[test]
+fn a_foreign_layer_is_fetched_from_its_urls_and_no_login_goes_there() {
+    let home = Home::new().unwrap();
+    let mut rng = Rng::for_test("foreign layers");
+    let image = random_image(&mut rng, "x/t", &[SIZE]);
+    let plain = OddRegistry::start(hook(|_, _| None)).unwrap();
+    push_to(&home, &plain, &image, &options(&home, &plain, false)).unwrap();
+    for challenge in [
+        "",
+        "Basic realm=\"x\"",
+        "Bearer realm=\"http://HOST/token\"",
+    ] {
+        // The place of the layer, which asks for something, and the registry, which has all else and wants a password.
+        let other = OddRegistry::start(hook(move |registry, call| {
+            if call.path == "/token" {
+                return Some(Reply::new(200, TOKEN));
+            }
+            let asks = challenge.replace("HOST", &registry.host());
+            if asks.is_empty() {
+                return Some(Reply::new(
+                    200,
+                    registry.blob(call.path.rsplit('/').next()?)?,
+                ));
+            }
+            Some(Reply::new(401, "").header("WWW-Authenticate", asks))
+        }))
+        .unwrap();
+        other.copy_from(&plain);
+        let urls = vec![
+            // A login in the manifest is nobody's.
+            format!("http://u:p@{}/named/{{}}", other.host()),
+            format!("http://{}/layer/{{}}", other.host()),
+        ];
+        let urls: Vec<&'static str> = urls.into_iter().map(|url| &*url.leak()).collect();
+        let (known, foreign) = (basic(false), foreign(urls.leak(), false));
+        let registry = OddRegistry::start(hook(move |registry, call| {
+            known(registry, call).or_else(|| foreign(registry, call))
+        }))
+        .unwrap();
+        registry.copy_from(&plain);
+        let name = format!("{}/t:1", registry.host());
+        let outcome = pull_from(&name, &options(&home, &registry, true));
+        assert_eq!(
+            end_of(&outcome) == Done,
+            challenge.is_empty(),
+            "{challenge}: {outcome:?}"
+        );
+        let calls = other.calls();
+        assert!(
+            !calls.is_empty() && !was_shown_anything(&other),
+            "{calls:?}"
+        );
+        assert!(
+            calls.iter().all(|call| call.path.starts_with("/layer/")),
+            "{calls:?}"
+        );
+    }
 }

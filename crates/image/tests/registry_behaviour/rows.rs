@@ -268,6 +268,49 @@ fn tokens_end_early() -> Hook {
     })
 }
 
+/// Makes the large layer a foreign one, which is at `urls` (HOST is this server, `{}` the digest) and perhaps in the registry.
+pub fn foreign(urls: &'static [&'static str], here: bool) -> Hook {
+    hook(move |registry, call| {
+        let last = call.path.rsplit('/').next()?;
+        if call.path.starts_with("/elsewhere/") {
+            // Whoever shows a login here has been fooled.
+            let stranger = call.header("authorization").is_empty();
+            return Some(match registry.blob(last).filter(|_| stranger) {
+                Some(blob) => Reply::new(200, blob),
+                None => Reply::new(403, ""),
+            });
+        }
+        if call.path.starts_with("/nowhere/") {
+            return Some(Reply::new(404, ""));
+        }
+        if !here && is_layer(call) && registry.blob(last)?.len() >= SIZE {
+            return Some(Reply::new(404, ""));
+        }
+        if call.method == "PUT" || !call.path.contains("/manifests/") {
+            return None;
+        }
+        let mut manifest: serde_json::Value =
+            serde_json::from_slice(&registry.manifest("1")?).ok()?;
+        let kind = "application/vnd.oci.image.manifest.v1+json";
+        manifest["mediaType"] = kind.into();
+        for layer in manifest["layers"].as_array_mut()? {
+            if layer["size"].as_u64()? >= SIZE as u64 {
+                layer["mediaType"] =
+                    "application/vnd.oci.image.layer.nondistributable.v1.tar".into();
+                let digest = layer["digest"].as_str()?.to_owned();
+                let url = |url: &&str| {
+                    let url = url.replace("HOST", &registry.host());
+                    url.replace("{}", &digest)
+                };
+                layer["urls"] = urls.iter().map(url).collect();
+            }
+        }
+        Some(Reply::new(200, manifest.to_string()).header("Content-Type", kind))
+    })
+}
+
+const ELSEWHERE: &str = "http://HOST/elsewhere/{}";
+
 pub fn rows() -> Vec<Row> {
     let nothing = || hook(|_, _| None);
     let mut rows = vec![
@@ -627,8 +670,57 @@ pub fn rows() -> Vec<Row> {
         };
         rows.push(pull(name, Done, Refuses, cut_first(refuse)));
     }
+    rows.extend(foreign_rows());
     rows.extend(push_rows());
     rows
+}
+
+fn foreign_rows() -> Vec<Row> {
+    let here = true;
+    vec![
+        pull(
+            "a foreign layer that the registry has",
+            Done,
+            Refuses,
+            foreign(&["http://HOST/nowhere/{}"], here),
+        ),
+        pull(
+            "a foreign layer that its URL has",
+            Done,
+            Takes,
+            foreign(&[ELSEWHERE], !here),
+        ),
+        pull(
+            "a foreign layer that both have",
+            Done,
+            Takes,
+            foreign(&[ELSEWHERE], here),
+        ),
+        pull(
+            "a foreign layer that its second URL has",
+            Done,
+            Takes,
+            foreign(&["http://HOST/nowhere/{}", ELSEWHERE], !here),
+        ),
+        pull(
+            "a foreign layer that nobody has",
+            Failed,
+            Refuses,
+            foreign(&["http://HOST/nowhere/{}"], !here),
+        ),
+        pull(
+            "a foreign layer at what is not HTTP",
+            Done,
+            Takes,
+            foreign(&["file:///etc/passwd", "no URL"], here),
+        ),
+        pull(
+            "a foreign layer without URLs",
+            Done,
+            Takes,
+            foreign(&[], here),
+        ),
+    ]
 }
 
 fn push_rows() -> Vec<Row> {

@@ -243,7 +243,9 @@ impl OddRegistry {
             }
             kept.blobs.insert(name.clone(), upload);
             let (place, _) = place.rsplit_once('/').unwrap_or_default();
-            return Reply::new(201, "").header("Location", format!("{place}/{name}"));
+            return Reply::new(201, "")
+                .header("Location", format!("{place}/{name}"))
+                .header("Docker-Content-Digest", name);
         }
         let Some(blob) = kept.blobs.get(last) else {
             return Reply::new(404, r#"{"errors":[{"code":"BLOB_UNKNOWN"}]}"#)

@@ -158,3 +158,138 @@ fn layers_without_an_end_marker_come_out_again() {
     let marked = place.apply(TargetMarks::Plain, &[whole]).unwrap();
     assert_eq!(marked.ending, Ending::Marked);
 }
+
+/// Docker, Podman and containerd give an inode what the header of its last name says.
+#[test]
+fn the_last_name_of_an_inode_says_its_attributes() {
+    if !needs_root("apply as root") {
+        return;
+    }
+    for marks in [OVERLAY, TargetMarks::Plain] {
+        let place = Place::new();
+        let parts = [
+            attr("user.first", b"1"),
+            Raw::new("f", b'0')
+                .mode(0o4755)
+                .owner(5, 6)
+                .data(b"content"),
+            attr("user.second", b"2"),
+            Raw::new("h", b'1')
+                .mode(0o710)
+                .owner(7, 8)
+                .link("f")
+                .block(),
+            Raw::new("l", b'2').link("f").block(),
+            Raw::new("m", b'1')
+                .mode(0o600)
+                .owner(7, 8)
+                .link("l")
+                .block(),
+        ];
+        place.apply(marks, &parts).unwrap();
+        let meta = |name: &str| fs::symlink_metadata(place.path(name)).unwrap();
+        for name in ["f", "h"] {
+            let meta = meta(name);
+            assert_eq!(meta.mode() & 0o7777, 0o710, "{name}");
+            assert_eq!((meta.uid(), meta.gid()), (7, 8), "{name}");
+            assert_eq!(place.xattr(name, "user.first").unwrap(), b"1");
+            assert_eq!(place.xattr(name, "user.second").unwrap(), b"2");
+        }
+        assert_eq!((meta("l").uid(), meta("l").gid()), (7, 8));
+        assert_eq!(place.read("m"), "content");
+    }
+}
+
+#[test]
+fn the_attributes_of_links_are_recorded_like_all() {
+    let place = Place::new();
+    let target = ApplyTarget {
+        privilege: Privilege::Recorded,
+        ..place.target(OVERLAY)
+    };
+    let own = rustix::process::geteuid().as_raw();
+    let group = rustix::process::getegid().as_raw();
+    let archive = archive(&[
+        Raw::new("n", b'3')
+            .mode(0o666)
+            .owner(own, group)
+            .put(field::DEV_MAJOR, "0000001\0")
+            .put(field::DEV_MINOR, "0000003\0")
+            .block(),
+        Raw::new("h", b'1')
+            .mode(0o644)
+            .owner(own, group)
+            .link("n")
+            .block(),
+    ]);
+    let cancel = Cancel::new();
+    let limits = Limits::default();
+    let stream = LayerStream::open(Box::new(Cursor::new(archive)), &limits, &cancel).unwrap();
+    apply(stream, &target, None, &limits, &cancel).unwrap();
+    // Root makes the device itself; without the right to, a record says what it is and has the last mode.
+    match place.xattr("n", "user.containers.override_stat") {
+        None => assert_eq!(
+            fs::metadata(place.path("n")).unwrap().mode() & 0o7777,
+            0o644
+        ),
+        Some(record) => {
+            let expect = format!("{own}:{group}:0644:char-1-3");
+            assert_eq!(String::from_utf8(record).unwrap(), expect);
+        }
+    }
+}
+
+#[test]
+fn a_link_to_what_the_layer_does_not_bring_is_an_error_in_whole_trees_too() {
+    let place = Place::new();
+    place.scratch.file("tree/below", "parent");
+    place.scratch.file("tree/d/below", "parent");
+    std::os::unix::fs::symlink("d", place.path("l")).unwrap();
+    for target in ["below", "d/below", "l/below"] {
+        let parts = [file("d/f", "x"), Raw::new("h", b'1').link(target).block()];
+        let error = place.apply(TargetMarks::Plain, &parts).unwrap_err();
+        assert!(
+            matches!(error, Error::LinkTargetMissing { .. }),
+            "{target}: {error}"
+        );
+    }
+}
+
+/// As with the others, only the last component of a name makes a mark.
+#[test]
+fn beneath_a_name_like_a_whiteout_names_are_names() {
+    if !needs_root("whiteouts") {
+        return;
+    }
+    for marks in [OVERLAY, TargetMarks::Plain] {
+        let place = Place::new();
+        let parts = [
+            file("foo", "mine"),
+            file(".wh.foo/bar", "x"),
+            file(".wh./bar", "x"),
+            file("d/.wh..wh..opq/bar", "x"),
+            Raw::new("linked", b'1').link(".wh.foo/bar").block(),
+        ];
+        place.apply(marks, &parts).unwrap();
+        for name in [".wh.foo/bar", ".wh./bar", "d/.wh..wh..opq/bar", "linked"] {
+            assert_eq!(place.read(name), "x", "{name}");
+        }
+        assert_eq!(place.read("foo"), "mine");
+        assert!(!place.is_opaque("d"));
+    }
+}
+
+#[test]
+fn a_whiteout_of_an_unknown_kind_is_a_whiteout() {
+    if !needs_root("whiteouts") {
+        return;
+    }
+    let parts = [
+        Raw::new(".wh.gone", b'Z').data(b"content"),
+        Raw::new("d/.wh..wh..opq", b'V').block(),
+    ];
+    let place = Place::new();
+    let applied = place.apply(OVERLAY, &parts).unwrap();
+    assert_eq!(applied.left_out.count, 0);
+    assert!(place.is_whiteout("gone") && place.is_opaque("d"));
+}
