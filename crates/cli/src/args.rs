@@ -170,6 +170,7 @@ pub enum Command {
     /// Show what uses the disk: shared and exclusive, by image, layer and container
     Df(Df),
     /// Remove what nothing needs
+    #[command(visible_alias = "prune")]
     Gc(Gc),
     /// Verify that records and trees agree
     Check(Check),
@@ -184,6 +185,21 @@ pub enum Command {
     Completions(Completions),
     /// Write man pages into a directory
     Man(Man),
+    /// Show the help of a command
+    Help(Help),
+    /// Print the version
+    Version,
+    /// A word that is none of these.
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
+}
+
+/// `help`
+#[derive(Debug, Args)]
+pub struct Help {
+    /// The command, and the one below it [default: all of them]
+    #[arg(value_name = "COMMAND")]
+    pub words: Vec<String>,
 }
 
 /// How a listing is printed.

@@ -31,7 +31,7 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Diff(a) => container::diff(ctx, a),
         Command::Rename(a) => container::rename(ctx, a),
         Command::Rm(a) => container::rm(ctx, a),
-        Command::Ls(a) => container::ls(ctx, a),
+        Command::Ls(a) => container::ls(ctx, a, quiet),
         Command::Load(a) => image::load(ctx, a, quiet),
         Command::Save(a) => image::save(ctx, a, quiet),
         Command::Export(a) => export::export(ctx, a, quiet),
@@ -40,7 +40,7 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Import(a) => image::import(ctx, a, quiet),
         Command::Tag(a) => image::tag(ctx, a),
         Command::Adopt(a) => adopt::adopt(ctx, a, quiet),
-        Command::Images(a) => image::images(ctx, a),
+        Command::Images(a) => image::images(ctx, a, quiet),
         Command::History(a) => image::history(ctx, a),
         Command::Rmi(a) => image::rmi(ctx, a, quiet),
         Command::Run(a) => run::run(ctx, a),
@@ -52,7 +52,7 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Commit(a) => container::commit(ctx, a, quiet),
         Command::Cp(a) => container::cp(ctx, a),
         Command::Inspect(a) => store::inspect(ctx, a),
-        Command::Volume(a) => volume::volume(ctx, a),
+        Command::Volume(a) => volume::volume(ctx, a, quiet),
         Command::Info(a) => store::info(ctx, a),
         Command::Df(a) => store::df(ctx, a),
         Command::Gc(a) => store::gc(ctx, a, quiet),
@@ -65,7 +65,10 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         | Command::Unshare(_)
         | Command::Overlay(_)
         | Command::Completions(_)
-        | Command::Man(_) => Ok(DONE),
+        | Command::Man(_)
+        | Command::Help(_)
+        | Command::Version
+        | Command::Other(_) => Ok(DONE),
     }
 }
 

@@ -37,6 +37,8 @@ const GROUPS: &[(&str, &[&str])] = &[
             "unshare",
             "completions",
             "man",
+            "help",
+            "version",
         ],
     ),
 ];
@@ -96,7 +98,9 @@ const EXAMPLES: &[(&str, &str)] = &[
     (
         "images",
         "  vellum images
-  vellum images debian --json",
+  vellum images 'debian:1?'
+  vellum images debian --json
+  vellum rmi $(vellum images --quiet 'old-*')",
     ),
     ("inspect", "  vellum inspect debian:12 box"),
     ("history", "  vellum history debian:12"),
@@ -301,6 +305,8 @@ All options of fuse-overlayfs and of the kernel's overlay are understood; docs/o
   vellum adopt /var/lib/docker --all --in-place",
     ),
     ("man", "  vellum man /usr/local/share/man/man1"),
+    ("help", "  vellum help\n  vellum help volume ls"),
+    ("version", "  vellum version"),
     (
         "node",
         "  vellum node install --dry-run

@@ -13,6 +13,7 @@ mod commands;
 mod exit_code;
 mod help;
 mod mount_names;
+mod other_words;
 mod out;
 mod report;
 mod start;

@@ -84,6 +84,7 @@ mod tests {
         let error = vellum_service::Error::NotFound {
             kind: Kind::Container,
             name: "box".into(),
+            meant: None,
         };
         assert_eq!(
             verb(&error, false),

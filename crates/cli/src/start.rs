@@ -17,7 +17,7 @@ use crate::bars::Bars;
 use crate::commands::overlay::Started;
 use crate::exit_code::{self, Failure};
 use crate::mount_names::Name;
-use crate::{commands, help, report};
+use crate::{commands, help, other_words, report};
 
 /// Runs the command line of this process and returns its exit code.
 pub fn run() -> i32 {
@@ -105,6 +105,9 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
     let cli = match cli.command {
         Command::Completions(c) => return commands::shell::completions(&c),
         Command::Man(m) => return commands::shell::man(&m),
+        Command::Help(h) => return commands::shell::help(&h),
+        Command::Version => return commands::shell::version(),
+        Command::Other(words) => return Err(Failure::misused(other_words::told(&words))),
         Command::Node(n) => return commands::node::node(n),
         Command::Overlay(o) => return commands::overlay::overlay(o, started),
         command => Cli { command, ..cli },

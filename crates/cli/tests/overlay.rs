@@ -133,6 +133,41 @@ fn in_the_foreground_it_serves_until_it_is_told_to_end() {
     assert_eq!(read(&world.at("upper/new")), "x");
 }
 
+#[test]
+fn with_debug_every_request_is_told_with_its_answer() {
+    let Some(world) = World::new() else { return };
+    let merged = world.at("merged");
+    let log = world.at("log");
+    let mut serving = Command::new(VELLUM)
+        .args(["overlay", "--debug", "-o"])
+        .arg(world.options())
+        .arg(&merged)
+        .stderr(fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    while !merged.join("both").exists() {
+        assert!(serving.try_wait().unwrap().is_none(), "it ended");
+        std::thread::yield_now();
+    }
+    world.scratch.adopt_mount(&merged);
+    fs::create_dir(merged.join("made")).unwrap();
+    fs::rename(merged.join("both"), merged.join("made/moved")).unwrap();
+    fs::write(merged.join("made/moved"), "12345").unwrap();
+    assert!(fs::remove_dir(merged.join("made")).is_err());
+    world.scratch.unmount(&merged);
+    assert!(serving.wait().unwrap().success());
+    let log = read(&log);
+    for told in [
+        "MkDir node 1 \"made\" mode 777 by 0:0: done",
+        " node 1 \"both\" to node ",
+        "Write node ",
+        "5 bytes at 0 by 0:0: done",
+        "RmDir node 1 \"made\" by 0:0: Directory not empty",
+    ] {
+        assert!(log.contains(told), "{told}: {log}");
+    }
+}
+
 /// A process that is killed while it waits for an answer of its own never ends.
 #[test]
 fn who_serves_asks_his_own_mount_nothing() {

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{World, archive, layer, small};
+use support::{World, archive, layer, said, small};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -113,6 +113,7 @@ fn json_has_these_fields() {
             "backing_filesystem",
             "supports_d_type",
             "whiteouts",
+            "fuse_io_uring",
             "native_diff",
             "userxattr",
             "project_quota",
@@ -172,7 +173,7 @@ fn errors_say_what_and_why_and_what_to_do() {
         (
             2,
             &["rename", "box", "a/b"],
-            "error: `a/b` can't name a container\nhint: two or more letters, digits, `_`, `.` and `-`, beginning with a letter or digit\n",
+            "error: `a/b` can't name a container\nhint: letters, digits, `_`, `.` and `-`, beginning with a letter or digit\n",
         ),
         (
             1,
@@ -560,4 +561,75 @@ fn completions_and_man_pages_come_from_the_command_itself() {
         "examples are on the page"
     );
     assert!(dir.join("vellum.1").exists() && dir.join("vellum-volume-create.1").exists());
+}
+
+#[test]
+fn words_of_other_programs_and_slips_are_answered() {
+    let Some(world) = world() else { return };
+    for (args, code, says) in [
+        (&["exec", "box", "sh"][..], 2, "`vellum bundle"),
+        (&["logs", "box"], 2, "`vellum run`"),
+        (&["build", "."], 2, "`buildah bud`"),
+        (&["image", "ls"], 2, "`vellum images`"),
+        (&["lod"], 2, "did you mean `vellum load`?"),
+        (&["run", "-d", "small:1"], 125, "`vellum bundle`"),
+        (
+            &["mount", "small:1"],
+            1,
+            "`vellum mount --image small:1 --at DIR`",
+        ),
+        (&["commit", "small:1", "x"], 1, "that is an image"),
+        (&["history", "smal:1"], 1, "did you mean `small:1`?"),
+        (
+            &["diff", "bx-with-a-name"],
+            1,
+            "did you mean `box-with-a-name`?",
+        ),
+        (&["save", "box-with-a-name"], 1, "that is a container"),
+        (&["help", "lod"], 2, "did you mean `vellum load`?"),
+    ] {
+        if args[0] == "diff" {
+            world.ok(&["create", "--name", "box-with-a-name", "small:1"]);
+        }
+        let err = world.fails(code, args);
+        assert!(err.contains(says), "{args:?}: {err}");
+        assert_eq!(err.matches("hint:").count(), 1, "{args:?}: {err}");
+    }
+    for args in [
+        &["frobnicate"][..],
+        &["start", "box"],
+        &["diff", "quite-another"],
+    ] {
+        let err = said(world.command(args).output().unwrap()).err;
+        assert!(!err.contains("did you mean"), "{args:?}: {err}");
+    }
+    let page = world.ok(&["help", "volume", "ls"]);
+    assert!(page.contains("Usage: vellum volume ls"), "{page}");
+    assert_eq!(world.ok(&["version"]), world.ok(&["--version"]));
+}
+
+#[test]
+fn listings_are_as_fingers_are_used_to() {
+    let Some(world) = world() else { return };
+    world.ok(&["tag", "small:1", "other:2"]);
+    world.ok(&["create", "--name", "a", "small:1"]);
+    let ids = world.ok(&["images", "-q"]);
+    assert_eq!(ids.trim().len(), 12, "{ids}");
+    assert!(world.ok(&["images", "--no-trunc"]).contains(ids.trim()));
+    let both = world.ok(&["ps", "-aq"]);
+    assert_eq!((both.lines().count(), both.trim().len()), (2, 25), "{both}");
+    for (pattern, found) in [
+        ("sm*", 1),
+        ("*:2", 1),
+        ("other", 1),
+        ("oth?r", 1),
+        ("thr", 0),
+        ("s[a-m]all", 1),
+        ("x*", 0),
+    ] {
+        let lines = world.ok(&["images", "--quiet", pattern]).lines().count();
+        assert_eq!(lines, found, "{pattern}");
+    }
+    world.ok(&["rm", "a"]);
+    assert!(world.ok(&["prune", "--dry-run"]).len() < 1000);
 }

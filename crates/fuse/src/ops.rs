@@ -12,6 +12,7 @@ mod data;
 mod known;
 mod list;
 mod names;
+mod told;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -244,7 +245,8 @@ impl Ops {
 
 impl Serve for Ops {
     fn serve(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
-        self.answer(request, reply)
+        let answer = self
+            .answer(request, reply)
             .map_err(|failure| match failure {
                 Failure::Plain(errno) => errno,
                 Failure::Engine(error) => {
@@ -256,7 +258,9 @@ impl Serve for Ops {
                     }
                     errno(&error)
                 }
-            })
+            });
+        tracing::debug!("{}: {}", told::Asked(request), told::Answered(&answer));
+        answer
     }
 
     fn note(&self, request: &Request<'_>) {
@@ -275,6 +279,7 @@ impl Serve for Ops {
             Op::BatchForget(forgets) => forgets.for_each(|(node, count)| forget(node, count)),
             _ => {}
         }
+        tracing::debug!("{}", told::Asked(request));
         self.tidy.freed(nodes);
     }
 }

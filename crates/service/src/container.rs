@@ -10,6 +10,7 @@ use vellum_format::Prefix;
 use vellum_store::{ContainerRecord, Labels, LayerDir, Shape, TreeParts};
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, rooted};
+use vellum_union::engine::Limit;
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, Stack};
 
 use crate::context::Context;
@@ -28,6 +29,12 @@ pub struct Settings {
     /// Labels.
     #[serde(skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// The most bytes its own layer may take, where Vellum's engine keeps that and no quota.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// The most inodes its own layer may take, which Vellum's engine keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inodes: Option<u64>,
 }
 
 /// A path in JSON: text where it is text, else hexadecimal.
@@ -66,6 +73,14 @@ impl From<BytesPath> for PathForm {
 }
 
 impl Settings {
+    /// What Vellum's engine is to keep.
+    pub fn limit(&self) -> Limit {
+        Limit {
+            size_bytes: self.size_bytes,
+            inodes: self.inodes,
+        }
+    }
+
     /// Reads what is kept with `record`.
     pub fn of(record: &ContainerRecord) -> Result<Self> {
         if record.config.is_empty() {
@@ -250,6 +265,8 @@ mod tests {
     fn settings_survive_the_round_trip_with_any_path() {
         for bytes in [&b"/plain"[..], b"/odd\xff"] {
             let settings = Settings {
+                size_bytes: Some(5),
+                inodes: None,
                 from: Some(BytesPath(OsString::from_vec(bytes.to_vec()).into())),
                 labels: Labels::from([("a".to_owned(), "b".to_owned())]),
             };

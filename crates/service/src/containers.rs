@@ -136,13 +136,13 @@ pub struct Listed {
     pub size_inodes: Option<u64>,
 }
 
-/// Returns all containers whose name holds `filter`, newest first. `measure` walks each one's own layer.
+/// Returns all containers whose name fits `filter` (see [`names::fits`]), newest first. `measure` walks each one's own layer.
 pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<Listed>> {
     let store = ctx.store()?;
     let table = mountinfo::read()?;
     let mut all = Vec::new();
     for record in store.containers()? {
-        if filter.is_some_and(|f| !record.name.contains(f)) {
+        if filter.is_some_and(|f| !names::fits(f, &record.name)) {
             continue;
         }
         ctx.go_on()?;

@@ -11,10 +11,12 @@ use vellum_store::{
     StoreError, TreeParts,
 };
 
+use vellum_union::engine::Limit;
+
 use crate::container::{self, BytesPath, Settings};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::{facts, names, plan};
+use crate::{facts, limit, names, plan};
 
 /// What a container is made of.
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub struct CreateRequest {
     pub name: Option<String>,
     /// Limit of its own layer in bytes; `None`: what is configured.
     pub size_bytes: Option<Option<u64>>,
+    /// Limit of its own layer in inodes.
+    pub inodes: Option<u64>,
     /// Labels.
     pub labels: Labels,
     /// Named volumes it will use.
@@ -61,6 +65,8 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
     let mut settings = Settings {
         from: None,
         labels: request.labels.clone(),
+        size_bytes: None,
+        inodes: request.inodes,
     };
     let mut options = PrepareOptions {
         size_limit_bytes: request.size_bytes.unwrap_or(ctx.config.size_bytes.value),
@@ -87,6 +93,25 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
             stem
         }
     };
+    if let (Some(bytes), Some(parent)) = (options.size_limit_bytes, &options.parent)
+        && (settings.inodes.is_some() || limit::kept_by_engine(ctx, parent)?)
+    {
+        // One who keeps both is enough.
+        settings.size_bytes = Some(bytes);
+        options.size_limit_bytes = None;
+    }
+    if settings.limit() != Limit::default()
+        && !options
+            .parent
+            .as_ref()
+            .is_some_and(|parent| limit::engine_shows(ctx, parent).unwrap_or(false))
+    {
+        return Err(Error::Unsupported {
+            what: "this limit is for Vellum's engine to keep, which can't mount the container here".into(),
+            hint: "it needs /dev/fuse, the driver overlay2 or overlay, and no --engine kernel; `--size` can also be kept by a project quota \
+                   (xfs or ext4 mounted with prjquota)".into(),
+        });
+    }
     let config = settings.to_json()?;
     let id = vellum_sys::random::hex(64);
     // A made-up name may be taken by chance; another one won't.

@@ -60,6 +60,8 @@ pub enum Error {
         kind: Kind,
         /// As the user wrote it.
         name: String,
+        /// What may have been meant, as a hint; see [`crate::names`].
+        meant: Option<String>,
     },
 
     /// A shortened id or name that fits several.
@@ -380,6 +382,9 @@ impl Error {
             Self::Store(e) => store_hint(e),
             Self::Sys(e) if e.is_no_space() => Some(NO_SPACE.into()),
             Self::Sys(e) if e.is_denied() && is_plain_user() => Some(DENIED.into()),
+            Self::NotFound {
+                meant: Some(meant), ..
+            } => Some(meant.as_str().into()),
             Self::NotFound { kind, .. } => Some(
                 match kind {
                     Kind::Image => "`vellum images` lists them; `vellum pull` or `vellum load` brings one in",

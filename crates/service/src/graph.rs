@@ -15,18 +15,18 @@ use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 use vellum_store::{
-    Commit, DriverKind, Info, Keep, Kind as SnapshotKind, Labels, PrepareOptions, Shape,
-    SnapshotKey, Store, StoreError, Sweep, TreeParts,
+    Commit, Info, Keep, Kind as SnapshotKind, Labels, PrepareOptions, Shape, SnapshotKey, Store,
+    StoreError, Sweep, TreeParts,
 };
 use vellum_sys::lock::Lock;
 use vellum_sys::plain::{self, Links};
-use vellum_sys::quota::ProjectQuota;
 use vellum_sys::{Dir, publish};
+use vellum_union::engine::Limit;
 
-use crate::config::{Engine, parse_size};
+use crate::config::parse_size;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::{place, run_dir};
+use crate::{limit, place, run_dir};
 
 mod changes;
 mod mounts;
@@ -195,7 +195,7 @@ impl Graph {
         let mut size_limit_bytes = size_bytes;
         if let Some(bytes) = size_bytes
             && let Some(parent) = &parent_key
-            && self.engine_keeps_limits(parent)?
+            && limit::kept_by_engine(&self.ctx, parent)?
         {
             labels.insert(SIZE.to_owned(), bytes.to_string());
             size_limit_bytes = None;
@@ -322,18 +322,6 @@ impl Graph {
         }
     }
 
-    /// Tells whether a limit of a tree on `parent` is for Vellum's engine to keep: the file system doesn't, and there is an overlay to be mounted.
-    ///
-    /// Otherwise the store keeps it, or says what the file system lacks.
-    fn engine_keeps_limits(&self, parent: &SnapshotKey) -> Result<bool> {
-        let store = self.store()?;
-        let state = vellum_sys::quota::state(Dir::open(store.root())?)?;
-        Ok(state != ProjectQuota::Enforced
-            && store.layer_driver(Some(parent))? != DriverKind::Native
-            && self.ctx.config.engine.value != Engine::Kernel
-            && crate::facts::facts(&self.ctx)?.fuse)
-    }
-
     fn lock(&self, id: &str) -> Result<Lock> {
         run_dir::lock_container(&self.ctx, &lock_name(id))
     }
@@ -356,6 +344,7 @@ impl Graph {
         self.find(id)?.ok_or_else(|| Error::NotFound {
             kind: Kind::Layer,
             name: id.to_owned(),
+            meant: None,
         })
     }
 
@@ -473,9 +462,12 @@ fn check_label(id: &str, label: &str) -> Result<()> {
     })
 }
 
-/// Returns the limit that Vellum's engine is to keep of a tree, in bytes.
-fn kept_by_engine(info: &Info) -> Option<u64> {
-    info.labels.get(SIZE)?.parse().ok()
+/// Returns the limit that Vellum's engine is to keep of a tree.
+fn kept_by_engine(info: &Info) -> Limit {
+    Limit {
+        size_bytes: info.labels.get(SIZE).and_then(|bytes| bytes.parse().ok()),
+        inodes: None,
+    }
 }
 
 fn has_child(id: &str, child: &SnapshotKey) -> Error {

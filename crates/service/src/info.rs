@@ -73,6 +73,8 @@ pub struct Info {
     pub volumes: usize,
     /// The kernel.
     pub kernel: Facts,
+    /// Whether the kernel offers FUSE over io_uring to unions of Vellum's engine: `on`, `off`, or `none` if it does not know it.
+    pub fuse_io_uring: &'static str,
     /// How layers are mounted by default here: `layer-fds`, `lowerdir-plus` or `option-page`.
     pub mount_method: &'static str,
     /// Most layers of one mount.
@@ -121,6 +123,7 @@ pub fn info(ctx: &Context) -> Result<Info> {
         images: store.images()?.len(),
         containers: store.containers()?.len(),
         volumes: store.volumes()?.len(),
+        fuse_io_uring: fuse_io_uring(),
         mount_method: match (facts.layer_fds, facts.lowerdir_plus) {
             (true, _) => "layer-fds",
             (false, true) => "lowerdir-plus",
@@ -136,6 +139,17 @@ pub fn info(ctx: &Context) -> Result<Info> {
         settings: settings(&ctx.config),
     })
 }
+
+/// The module has a parameter for it from Linux 6.14 on.
+fn fuse_io_uring() -> &'static str {
+    match std::fs::read_to_string(URING_PARAMETER) {
+        Ok(value) if value.trim() == "Y" => "on",
+        Ok(_) => "off",
+        Err(_) => "none",
+    }
+}
+
+const URING_PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
 
 /// Says that nothing can be changed, if the database has gone back in time.
 fn rolled_back(store: &Store) -> Option<Limit> {
@@ -210,7 +224,7 @@ fn limits(facts: &Facts, rootless: bool, quota: &str) -> Vec<Limit> {
     if quota != "enforced" {
         add(
             "size limits",
-            "need project quotas: xfs or ext4 mounted with prjquota, and root",
+            "kept by Vellum's engine, which shows such containers: project quotas need xfs or ext4 mounted with prjquota, and root",
         );
     }
     if probe::is_network(&facts.fs_name) {
@@ -219,6 +233,12 @@ fn limits(facts: &Facts, rootless: bool, quota: &str) -> Vec<Limit> {
             facts.fs_name
         );
         add("several machines", &why);
+    }
+    if fuse_io_uring() == "off" {
+        let why = format!(
+            "off: `echo Y > {URING_PARAMETER}` turns it on for unions of Vellum's engine that are mounted from then on"
+        );
+        add("FUSE over io_uring", &why);
     }
     if !facts.layer_fds && !facts.lowerdir_plus {
         add(

@@ -41,7 +41,8 @@ pub fn inspect_container(ctx: &Context, name: &str) -> Result<Value> {
             "labels": settings.labels,
             "volumes": record.volumes,
             "driver": info.driver.to_string(),
-            "size_limit_bytes": info.size_limit_bytes,
+            "size_limit_bytes": info.size_limit_bytes.or(settings.size_bytes),
+            "inode_limit": settings.inodes,
             "first_mounted_with": info.features.map(|f| json!({
                 "userxattr": f.userxattr,
                 "redirect_dir": f.redirect_dir,

@@ -30,6 +30,7 @@ mod json;
 pub mod keep;
 pub mod layer;
 pub mod layer_tar;
+mod limit;
 pub mod listen;
 pub mod look;
 pub mod mount;

@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use vellum_store::{ContainerRecord, DriverKind, LayerDir, Overlay, Shape, SnapshotKey, TreeParts};
 use vellum_sys::mount::{self, BindOptions, MountError};
 use vellum_sys::mountinfo;
+use vellum_union::engine::Limit;
 
+use crate::container::Settings;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::mounted::Mounted;
@@ -28,7 +30,7 @@ pub fn plan_container(ctx: &Context, name: &str, read_only: bool) -> Result<Plan
         let parts = container::parts(ctx, record)?;
         let terms = Terms {
             read_only,
-            ..Terms::default()
+            limit: Settings::of(record)?.limit(),
         };
         plan_parts(ctx, &parts, terms)
     })
@@ -39,21 +41,24 @@ pub fn plan_container(ctx: &Context, name: &str, read_only: bool) -> Result<Plan
 pub(crate) struct Terms {
     /// Refuse writing.
     pub(crate) read_only: bool,
-    /// Limit of what is written, in bytes, where the file system does not keep it.
-    pub(crate) size_bytes: Option<u64>,
+    /// Limit of what is written, where the file system does not keep it.
+    pub(crate) limit: Limit,
 }
 
 impl Terms {
     const READ_ONLY: Self = Self {
         read_only: true,
-        size_bytes: None,
+        limit: Limit {
+            size_bytes: None,
+            inodes: None,
+        },
     };
 }
 
 fn plan_parts(ctx: &Context, parts: &TreeParts, terms: Terms) -> Result<Plan> {
     let wishes = Wishes {
         read_only: terms.read_only,
-        size_bytes: terms.size_bytes,
+        limit: terms.limit,
         ..Wishes::of(&ctx.config)
     };
     Ok(plan(parts, &facts::facts(ctx)?, &wishes)?)
@@ -103,7 +108,7 @@ pub fn mount_locked(
                     &merged,
                     Terms {
                         read_only: read_only && target.is_none(),
-                        size_bytes: None,
+                        limit: Settings::of(record)?.limit(),
                     },
                 )?)
             };

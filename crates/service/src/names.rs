@@ -3,7 +3,7 @@
 //! A full name always wins over the beginning of an id. What fits several is an error that lists some of them.
 
 use vellum_image::Reference;
-use vellum_store::{ContainerRecord, ImageRecord, StoreError, Subject};
+use vellum_store::{ContainerRecord, ImageRecord, Store, StoreError, Subject};
 
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -55,10 +55,7 @@ pub fn image(ctx: &Context, text: &str) -> Result<ImageRecord> {
     let mut ids = store.images_by_prefix(hex)?;
     match ids.len() {
         1 => found(store.image(&ids.remove(0)), text),
-        0 => Err(Error::NotFound {
-            kind: Kind::Image,
-            name: text.to_owned(),
-        }),
+        0 => Err(missing_image(ctx, text)),
         _ => Err(ambiguous(
             Kind::Image,
             text,
@@ -78,10 +75,7 @@ pub fn container(ctx: &Context, text: &str) -> Result<ContainerRecord> {
         }) => {}
         Err(e) => return Err(e.into()),
     }
-    let missing = || Error::NotFound {
-        kind: Kind::Container,
-        name: text.to_owned(),
-    };
+    let missing = || missing_container(ctx, text);
     if text.is_empty()
         || !text
             .bytes()
@@ -111,6 +105,7 @@ fn found(image: vellum_store::Result<ImageRecord>, text: &str) -> Result<ImageRe
         Err(StoreError::NotFound { .. }) => Err(Error::NotFound {
             kind: Kind::Image,
             name: text.to_owned(),
+            meant: None,
         }),
         other => Ok(other?),
     }
@@ -146,6 +141,7 @@ pub fn still_there(ctx: &Context, record: &ContainerRecord, text: &str) -> Resul
         true => Err(Error::NotFound {
             kind: Kind::Container,
             name: text.to_owned(),
+            meant: None,
         }),
     }
 }
@@ -209,9 +205,83 @@ fn not_there(error: Error, kind: Kind, text: &str) -> Error {
             Error::NotFound {
                 kind,
                 name: text.to_owned(),
+                meant: None,
             }
         }
     }
+}
+
+/// The error of a container that is not there, with what may have been meant.
+fn missing_container(ctx: &Context, text: &str) -> Error {
+    let meant = || {
+        let store = ctx.store().ok()?;
+        if is_image(store, text) {
+            return Some(format!(
+                "that is an image: `vellum mount --image {text} --at DIR` shows it, `vellum create {text}` makes a container of it"
+            ));
+        }
+        let names = store.containers().ok()?.into_iter().map(|found| found.name);
+        near(text, names).map(|name| format!("did you mean `{name}`? `vellum ls` lists them"))
+    };
+    Error::NotFound {
+        kind: Kind::Container,
+        name: text.to_owned(),
+        meant: meant(),
+    }
+}
+
+/// The error of an image that is not there, with what may have been meant.
+fn missing_image(ctx: &Context, text: &str) -> Error {
+    let meant = || {
+        let store = ctx.store().ok()?;
+        if store.container(text).is_ok() {
+            return Some(format!(
+                "that is a container: `vellum commit {text} NAME` makes an image of it"
+            ));
+        }
+        let images = store.images().ok()?;
+        let names = images.iter().flat_map(|image| &image.tags);
+        near(text, names.map(|name| familiar(name)))
+            .map(|name| format!("did you mean `{name}`? `vellum images` lists them"))
+    };
+    Error::NotFound {
+        kind: Kind::Image,
+        name: text.to_owned(),
+        meant: meant(),
+    }
+}
+
+fn is_image(store: &Store, text: &str) -> bool {
+    let Ok(reference) = Reference::parse(text) else {
+        return false;
+    };
+    let mut names = [reference.to_string(), reference.familiar()].into_iter();
+    names.any(|name| store.resolve_tag(&name).is_ok_and(|found| found.is_some()))
+}
+
+/// Tells whether a name fits what a listing is asked for: a part of it, or a pattern as the shell has them.
+pub fn fits(asked: &str, name: &str) -> bool {
+    let is_pattern = asked.contains(['*', '?', '[']);
+    match glob::Pattern::new(asked) {
+        Ok(pattern) if is_pattern => pattern.matches(name),
+        _ => name.contains(asked),
+    }
+}
+
+/// Returns the one of `words` that `text` was most likely meant to be: what differs by one slip of the fingers, by two in longer words. A
+/// word with nothing in common is worse than none.
+pub fn near(text: &str, words: impl IntoIterator<Item = String>) -> Option<String> {
+    let slips = match text.chars().count() {
+        0..=2 => return None,
+        3..=5 => 1,
+        _ => 2,
+    };
+    words
+        .into_iter()
+        .map(|word| (strsim::damerau_levenshtein(text, &word), word))
+        .filter(|(distance, _)| *distance <= slips)
+        .min()
+        .map(|(_, word)| word)
 }
 
 fn ambiguous(kind: Kind, name: &str, matches: impl Iterator<Item = String>) -> Error {
@@ -222,11 +292,10 @@ fn ambiguous(kind: Kind, name: &str, matches: impl Iterator<Item = String>) -> E
     }
 }
 
-/// Errors unless `name` can name a container, by Docker's rule.
+/// Errors unless `name` can name a container: Docker's rule, and one letter will do.
 pub fn check_container_name(name: &str) -> Result<()> {
     let mut bytes = name.bytes();
     let good = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
-        && bytes.len() >= 1
         && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
     if good {
         Ok(())
@@ -234,8 +303,7 @@ pub fn check_container_name(name: &str) -> Result<()> {
         Err(Error::Invalid {
             what: format!("`{name}` can't name a container"),
             hint: Some(
-                "two or more letters, digits, `_`, `.` and `-`, beginning with a letter or digit"
-                    .into(),
+                "letters, digits, `_`, `.` and `-`, beginning with a letter or digit".into(),
             ),
         })
     }
@@ -247,11 +315,43 @@ mod tests {
 
     #[test]
     fn container_names_follow_dockers_rule() {
-        for good in ["ab", "box", "a.b_c-d", "0x"] {
+        for good in ["a", "7", "ab", "box", "a.b_c-d", "0x"] {
             assert!(check_container_name(good).is_ok(), "{good}");
         }
-        for bad in ["", "a", "-a", ".a", "a/b", "a b", "ä1"] {
+        for bad in ["", "-", "-a", ".a", "a/b", "a b", "ä1"] {
             assert!(check_container_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn listings_take_parts_and_patterns() {
+        for (asked, fitting) in [
+            ("eb", true),
+            ("deb*", true),
+            ("*:12", true),
+            ("debian:1?", true),
+            ("debian:[!0-9]*", false),
+            ("eb*", false),
+            ("[", false),
+        ] {
+            assert_eq!(fits(asked, "debian:12"), fitting, "{asked}");
+        }
+    }
+
+    #[test]
+    fn what_was_meant_is_near() {
+        let verbs = || ["load", "node", "settle", "history", "run"].map(str::to_owned);
+        for (text, meant) in [
+            ("lod", Some("load")),
+            ("laod", Some("load")),
+            ("histroy", Some("history")),
+            ("start", None),
+            ("stop", None),
+            ("prune", None),
+            ("rn", None),
+            ("", None),
+        ] {
+            assert_eq!(near(text, verbs()).as_deref(), meant, "{text}");
         }
     }
 

@@ -19,6 +19,8 @@ use vellum_sys::mount::{
     KERNEL_LAYER_LIMIT, Method, OverlayMount, OverlayOptions, RedirectDir, Xino, option_page_bytes,
 };
 
+use vellum_union::engine::Limit;
+
 use crate::config::{Config, Engine, MountMethod, Toggle};
 
 mod printed;
@@ -82,8 +84,8 @@ pub struct Wishes {
     pub volatile: bool,
     /// Refuse writing.
     pub read_only: bool,
-    /// Limit of what is written, in bytes, where the file system does not keep it.
-    pub size_bytes: Option<u64>,
+    /// Limit of what is written, where the file system does not keep it.
+    pub limit: Limit,
 }
 
 impl Wishes {
@@ -98,7 +100,7 @@ impl Wishes {
             docker_compatible: config.docker_compatible.value,
             volatile: config.volatile.value,
             read_only: false,
-            size_bytes: None,
+            limit: Limit::default(),
         }
     }
 }
@@ -154,8 +156,8 @@ pub struct EngineMount {
     pub volatile: bool,
     /// Refuse writing.
     pub read_only: bool,
-    /// Limit of what is written, in bytes.
-    pub size_bytes: Option<u64>,
+    /// Limit of what is written.
+    pub limit: Limit,
 }
 
 const IN_USERNS: &str =
@@ -174,7 +176,7 @@ pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, R
         }),
         Shape::Overlay(overlay) => {
             let made = overlay.upper.is_some() && parts.features.is_some_and(|f| f.engine);
-            if wishes.size_bytes.is_some() && overlay.upper.is_some() {
+            if wishes.limit != Limit::default() && overlay.upper.is_some() {
                 let because = "of its size limit, which the file system does not keep".into();
                 return plan_engine(overlay, parts, facts, wishes, because);
             }
@@ -256,7 +258,10 @@ fn plan_engine(
             metacopy: features.metacopy,
             volatile: wishes.volatile,
             read_only: wishes.read_only || overlay.upper.is_none(),
-            size_bytes: wishes.size_bytes.filter(|_| overlay.upper.is_some()),
+            limit: match overlay.upper {
+                Some(_) => wishes.limit,
+                None => Limit::default(),
+            },
         },
         features: overlay.upper.as_ref().map(|_| features),
         because,

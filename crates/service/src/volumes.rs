@@ -10,6 +10,7 @@ use vellum_store::{ContainerRecord, Labels, StoreError, Subject, VolumeRecord};
 use crate::bundle::declared;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
+use crate::names;
 
 /// A volume. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -84,6 +85,11 @@ pub fn find(ctx: &Context, name: &str) -> Result<Volume> {
         }) => Err(Error::NotFound {
             kind: Kind::Volume,
             name: name.to_owned(),
+            meant: {
+                let all = ctx.store()?.volumes()?.into_iter().map(|found| found.name);
+                names::near(name, all)
+                    .map(|near| format!("did you mean `{near}`? `vellum volume ls` lists them"))
+            },
         }),
         Err(e) => Err(e.into()),
     }

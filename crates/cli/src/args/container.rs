@@ -22,9 +22,12 @@ pub struct Create {
     /// Mount it too, and print the directory instead of the name
     #[arg(long)]
     pub mount: bool,
-    /// Limit of the container's own layer (needs project quotas): 512M, 10G; 0 for none
+    /// Limit of the container's own layer, kept by a project quota or else by Vellum's engine: 512M, 10G; 0 for none
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub size: Option<u64>,
+    /// Limit of files, directories and others in the container's own layer, kept by Vellum's engine; 0 for none
+    #[arg(long, value_name = "N")]
+    pub inodes: Option<u64>,
     /// Keep a label with the container
     #[arg(long, short, value_name = "KEY=VALUE")]
     pub label: Vec<String>,
@@ -145,7 +148,7 @@ pub struct Rm {
 /// `ls`
 #[derive(Debug, Args)]
 pub struct Ls {
-    /// Only those whose name holds this; CONTAINER:PATH lists a directory in one, as does any path with --image or -o
+    /// Only those whose name holds this, or fits a pattern such as 'web-*'; CONTAINER:PATH lists a directory in one, as does any path with --image or -o
     #[arg(value_name = "FILTER")]
     pub filter: Option<OsString>,
     #[command(flatten)]
@@ -154,6 +157,9 @@ pub struct Ls {
     /// Print ids only, one a line
     #[arg(long, conflicts_with = "json")]
     pub ids: bool,
+    /// All are listed anyhow; taken since Docker's `ps` has it
+    #[arg(long, short, hide = true)]
+    pub all: bool,
     /// Print full ids
     #[arg(long)]
     pub no_trunc: bool,
@@ -234,15 +240,21 @@ pub struct Run {
     /// Remove the container when the command ends
     #[arg(long)]
     pub rm: bool,
+    /// Not to be had; taken to say so
+    #[arg(long, short, hide = true)]
+    pub detach: bool,
     /// Give the command this terminal or pipe as its input
     #[arg(long, short)]
     pub interactive: bool,
     /// OCI runtime program [default: runc, else crun]
     #[arg(long, value_name = "PROGRAM", value_hint = ValueHint::CommandName)]
     pub runtime: Option<PathBuf>,
-    /// Limit of the new container's own layer (needs project quotas): 512M, 10G
+    /// Limit of the new container's own layer, kept by a project quota or else by Vellum's engine: 512M, 10G
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub size: Option<u64>,
+    /// Limit of files, directories and others in the new container's own layer, kept by Vellum's engine
+    #[arg(long, value_name = "N")]
+    pub inodes: Option<u64>,
     #[command(flatten)]
     /// The process.
     pub process: Process,

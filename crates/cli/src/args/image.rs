@@ -171,7 +171,7 @@ pub struct Tag {
 /// `images`
 #[derive(Debug, Args)]
 pub struct Images {
-    /// Only those whose name holds this
+    /// Only those whose name holds this, or fits a pattern such as 'debian:1?'
     pub filter: Option<String>,
     /// Print ids only, one a line
     #[arg(long, conflicts_with = "json")]

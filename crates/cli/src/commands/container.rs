@@ -40,6 +40,7 @@ pub fn create(ctx: &Context, args: args::Create) -> Outcome {
         origin,
         name: args.name,
         size_bytes: None,
+        inodes: args.inodes.filter(|&inodes| inodes != 0),
         labels: labels(&args.label),
         volumes: Vec::new(),
     };
@@ -227,7 +228,9 @@ pub fn rm(ctx: &Context, args: args::Rm) -> Outcome {
 }
 
 /// `ls`
-pub fn ls(ctx: &Context, args: args::Ls) -> Outcome {
+///
+/// `--quiet` prints ids, as Docker and Podman do.
+pub fn ls(ctx: &Context, args: args::Ls, quiet: bool) -> Outcome {
     let path = args.filter.as_deref().unwrap_or_default();
     if args.tree.is_named() || path.as_bytes().contains(&b':') {
         return super::union::ls(ctx, path, &args);
@@ -243,9 +246,14 @@ pub fn ls(ctx: &Context, args: args::Ls) -> Outcome {
     let mut out = stdout();
     if args.output.json {
         out.json(&all)?;
-    } else if args.ids {
+    } else if args.ids || quiet {
         for container in &all {
-            out.line(&container.id)?;
+            let whole = args.ids || args.no_trunc;
+            out.line(if whole {
+                &container.id
+            } else {
+                names::short(&container.id)
+            })?;
         }
     } else {
         let mut head = vec!["NAME", "ID", "FROM", "CREATED", "STATE"];

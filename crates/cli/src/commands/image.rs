@@ -204,7 +204,9 @@ pub fn tag(ctx: &Context, args: args::Tag) -> Outcome {
 }
 
 /// `images`
-pub fn images(ctx: &Context, args: args::Images) -> Outcome {
+///
+/// `--quiet` prints ids, as Docker and Podman do.
+pub fn images(ctx: &Context, args: args::Images, quiet: bool) -> Outcome {
     let found = verbs::images(ctx, args.filter.as_deref())?;
     let mut out = stdout();
     let id = |full: &str| {
@@ -216,7 +218,7 @@ pub fn images(ctx: &Context, args: args::Images) -> Outcome {
     };
     if args.output.json {
         out.json(&found)?;
-    } else if args.ids {
+    } else if args.ids || quiet {
         for image in &found {
             out.line(id(&image.id))?;
         }

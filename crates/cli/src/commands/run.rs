@@ -66,6 +66,12 @@ pub fn run(ctx: &Context, args: args::Run) -> Outcome {
     if args.process.tty && !std::io::stdin().is_terminal() {
         return Err(Failure::misused("--tty needs a terminal as input"));
     }
+    if args.detach {
+        return Err(Failure::misused(
+            "`run` stays with its command and passes on its exit code\nhint: let the shell send it to the background (`vellum run ... &`, `systemd-run --user vellum run ...`), \
+             or `vellum bundle` and `runc run --detach`",
+        ));
+    }
     // With --container the first word is the command's.
     let mut command = args.command;
     let process = |command| process(ctx, args.process, command);
@@ -82,6 +88,7 @@ pub fn run(ctx: &Context, args: args::Run) -> Outcome {
                 origin: Origin::Image(image),
                 name: args.name,
                 size_bytes: None,
+                inodes: args.inodes.filter(|&inodes| inodes != 0),
                 labels: Default::default(),
                 volumes: process
                     .binds

@@ -9,6 +9,7 @@ use vellum_service::config::Config;
 use crate::args;
 use crate::exit_code::{DONE, Failure};
 use crate::help;
+use crate::other_words;
 
 /// `completions`
 pub fn completions(args: &args::Completions) -> super::Outcome {
@@ -30,6 +31,33 @@ pub fn man(args: &args::Man) -> super::Outcome {
     };
     std::fs::create_dir_all(&args.dir).map_err(failed)?;
     clap_mangen::generate_to(help::man_command(), &args.dir).map_err(failed)?;
+    Ok(DONE)
+}
+
+/// `help`
+pub fn help(args: &args::Help) -> super::Outcome {
+    let mut command = help::command();
+    command.build();
+    let mut title = String::from("vellum");
+    let mut page = &mut command;
+    for word in &args.words {
+        title.push_str(&format!(" {word}"));
+        page = page
+            .find_subcommand_mut(word)
+            .ok_or_else(|| Failure::misused(other_words::told(&[OsString::from(word)])))?;
+    }
+    let text = page.clone().bin_name(title).render_help();
+    let mut out = crate::out::stdout();
+    out.bytes(text.to_string().as_bytes())?;
+    out.done()?;
+    Ok(DONE)
+}
+
+/// `version`
+pub fn version() -> super::Outcome {
+    let mut out = crate::out::stdout();
+    out.line(concat!("vellum ", env!("CARGO_PKG_VERSION")))?;
+    out.done()?;
     Ok(DONE)
 }
 

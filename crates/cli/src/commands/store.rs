@@ -103,6 +103,7 @@ pub fn info(ctx: &Context, args: args::Info) -> Outcome {
     line(" metacopy", yes(kernel.metacopy))?;
     line(" index", yes(kernel.index))?;
     line(" xino", yes(kernel.xino))?;
+    line(" FUSE over io_uring", info.fuse_io_uring)?;
     line("Mounts", "")?;
     line(" Method", info.mount_method)?;
     line(" Most Layers", &info.max_layers.to_string())?;

@@ -9,10 +9,10 @@ use crate::exit_code::{DONE, Failure};
 use crate::out::{self, stdout};
 
 /// `volume ...`
-pub fn volume(ctx: &Context, args: args::Volume) -> Outcome {
+pub fn volume(ctx: &Context, args: args::Volume, quiet: bool) -> Outcome {
     match args {
         args::Volume::Create(a) => create(ctx, a),
-        args::Volume::Ls(a) => ls(ctx, a),
+        args::Volume::Ls(a) => ls(ctx, a, quiet),
         args::Volume::Rm(a) => rm(ctx, a),
     }
 }
@@ -29,11 +29,16 @@ fn create(ctx: &Context, args: args::VolumeCreate) -> Outcome {
     Ok(DONE)
 }
 
-fn ls(ctx: &Context, args: args::VolumeLs) -> Outcome {
+/// `--quiet` prints names.
+fn ls(ctx: &Context, args: args::VolumeLs, quiet: bool) -> Outcome {
     let all = volumes::list(ctx)?;
     let mut out = stdout();
     if args.output.json {
         out.json(&all)?;
+    } else if quiet {
+        for volume in &all {
+            out.line(&volume.name)?;
+        }
     } else {
         let rows: Vec<_> = all
             .iter()

@@ -55,7 +55,7 @@ impl Graph {
             }
             let terms = Terms {
                 read_only: false,
-                size_bytes: kept_by_engine(&found),
+                limit: kept_by_engine(&found),
             };
             mount_tree(&self.ctx, (&found.key, id), &parts, &overlay.merged, terms)?;
         }

@@ -209,6 +209,7 @@ fn choose(source: &DockerRoot, request: &AdoptRequest) -> Result<Wanted> {
                 return Err(Error::NotFound {
                     kind: Kind::Image,
                     name: format!("{text} in {}", request.root.display()),
+                    meant: None,
                 });
             }
         }

@@ -1,10 +1,12 @@
 //! `images`: what there is.
 
+use vellum_image::Reference;
 use vellum_store::{ImageRecord, Store};
 
 use super::{names::familiar, stored};
 use crate::context::Context;
 use crate::error::Result;
+use crate::names;
 
 /// One image as a list shows it.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -33,17 +35,23 @@ pub fn images(context: &Context, filter: Option<&str>) -> Result<Vec<ImageSummar
     let mut found = Vec::new();
     for record in store.images()? {
         let names: Vec<String> = record.tags.iter().map(|t| familiar(t)).collect();
-        if filter.is_some_and(|f| !names.iter().any(|n| n.contains(f))) {
+        if filter.is_some_and(|f| !names.iter().any(|name| fits(f, name))) {
             continue;
         }
         match summary(store, &record, names) {
             Ok(summary) => found.push(summary),
             // Removed since the list was read.
-            Err(_) if crate::names::is_image_gone(context, &record) => {}
+            Err(_) if names::is_image_gone(context, &record) => {}
             Err(e) => return Err(e),
         }
     }
     Ok(found)
+}
+
+/// Tells whether a name fits what a user asked for, with its tag or without.
+fn fits(asked: &str, name: &str) -> bool {
+    let without_tag = || Reference::parse(name).map(|name| name.familiar_name());
+    names::fits(asked, name) || without_tag().is_ok_and(|name| names::fits(asked, &name))
 }
 
 fn summary(store: &Store, record: &ImageRecord, names: Vec<String>) -> Result<ImageSummary> {

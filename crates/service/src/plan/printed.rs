@@ -110,8 +110,11 @@ impl EngineMount {
         if self.read_only {
             options.push("ro".to_owned());
         }
-        if let Some(bytes) = self.size_bytes {
+        if let Some(bytes) = self.limit.size_bytes {
             options.push(format!("size={bytes}"));
+        }
+        if let Some(inodes) = self.limit.inodes {
+            options.push(format!("inodes={inodes}"));
         }
         options
     }

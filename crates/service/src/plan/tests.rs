@@ -45,7 +45,7 @@ fn wishes() -> Wishes {
         docker_compatible: false,
         volatile: false,
         read_only: false,
-        size_bytes: None,
+        limit: Limit::default(),
     }
 }
 
@@ -490,12 +490,16 @@ fn the_engine_mounts_what_the_kernel_can_not() {
 #[test]
 fn a_size_limit_is_the_engine_s_to_keep_where_something_is_written() {
     let limited = Wishes {
-        size_bytes: Some(5 << 20),
+        limit: Limit {
+            size_bytes: Some(5 << 20),
+            inodes: Some(7),
+        },
         ..wishes()
     };
     match plan(&parts(2), &facts(), &limited) {
         Ok(Plan::Engine { mount, because, .. }) => {
             assert!(mount.options().contains(&"size=5242880".to_owned()));
+            assert!(mount.options().contains(&"inodes=7".to_owned()));
             assert!(because.contains("size limit"), "{because}");
         }
         other => panic!("{other:?}"),

@@ -1,0 +1,162 @@
+//! Words that are no verbs here: those of other programs, which are answered by who does that, and slips of the fingers.
+
+use std::ffi::OsString;
+
+use clap::CommandFactory;
+use vellum_service::names;
+
+use crate::args::Cli;
+
+const PROCESSES: &str = "Vellum runs one command in a container (`vellum run`); for all else about processes `vellum bundle CONTAINER DIR` makes a bundle \
+     for runc or crun, and Docker, Podman and containerd run containers on Vellum's layers";
+const BUILDS: &str = "Vellum builds nothing from a Dockerfile: `buildah bud`, `podman build` and `docker build` do, also on Vellum's layers; \
+     `vellum commit` makes an image of a container, `vellum import` one of a directory";
+const LOGINS: &str = "Vellum reads the logins of Docker and Podman: `docker login`, `podman login` or `skopeo login` makes one";
+const NETWORKS: &str = "Vellum has no networks: `vellum run --network none|host`, or an engine such as Docker or Podman";
+
+/// What other programs call verbs, and who does it.
+const ELSEWHERE: &[(&[&str], &str)] = &[
+    (
+        &[
+            "exec", "logs", "start", "stop", "restart", "kill", "attach", "top", "stats", "wait",
+            "pause", "unpause", "port", "update", "events", "pod", "kube", "compose", "up", "down",
+            "swarm", "service", "stack",
+        ],
+        PROCESSES,
+    ),
+    (&["build", "buildx", "builder", "bud"], BUILDS),
+    (&["login", "logout"], LOGINS),
+    (&["network"], NETWORKS),
+    (
+        &["search"],
+        "Vellum looks nothing up at registries: `skopeo list-tags` or `podman search` do",
+    ),
+];
+
+/// What other programs call the verbs there are: the beginning of the command line, and what to say instead.
+const CALLED: &[(&[&str], &str)] = &[
+    (&["image", "ls"], "images"),
+    (&["image", "list"], "images"),
+    (&["image", "rm"], "rmi"),
+    (&["image", "prune"], "gc"),
+    (&["image"], ""),
+    (&["container", "ls"], "ls"),
+    (&["container", "list"], "ls"),
+    (&["container", "prune"], "gc"),
+    (&["container"], ""),
+    (&["system", "df"], "df"),
+    (&["system", "prune"], "gc"),
+    (&["system", "info"], "info"),
+    (&["system"], "info"),
+    (&["list"], "ls"),
+    (&["mounts"], "mount"),
+    (&["unmount"], "umount"),
+    (&["remove"], "rm"),
+    (&["delete"], "rm"),
+];
+
+/// Returns the error for a command line that begins with no verb, and what may be said as a hint.
+pub fn told(words: &[OsString]) -> String {
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    let first = words.first().map_or("", |word| word);
+    let mut text = format!("there is no command `{first}`");
+    if let Some(hint) = hint(&words.iter().map(|word| &**word).collect::<Vec<_>>()) {
+        text.push_str("\nhint: ");
+        text.push_str(&hint);
+    }
+    text
+}
+
+fn hint(words: &[&str]) -> Option<String> {
+    let first = *words.first()?;
+    if let Some((_, who)) = ELSEWHERE.iter().find(|(names, _)| names.contains(&first)) {
+        return Some((*who).to_owned());
+    }
+    if let Some((called, verb)) = CALLED.iter().find(|(called, _)| words.starts_with(called)) {
+        // `image history` is `history`, and so on for all whose second word is a verb here.
+        let verb = match (*verb, words.get(called.len())) {
+            ("", Some(second)) if verbs().any(|verb| verb == *second) => second,
+            ("", _) if first == "image" => "images",
+            ("", _) => "ls",
+            (verb, _) => verb,
+        };
+        return Some(format!("here that is `vellum {verb}`"));
+    }
+    names::near(first, verbs())
+        .map(|verb| format!("did you mean `vellum {verb}`? `vellum --help` lists all"))
+        .or_else(|| Some("`vellum --help` lists all".to_owned()))
+}
+
+fn verbs() -> impl Iterator<Item = String> {
+    let command = Cli::command();
+    let names: Vec<_> = command
+        .get_subcommands()
+        .flat_map(|verb| [verb.get_name()].into_iter().chain(verb.get_all_aliases()))
+        .map(str::to_owned)
+        .collect();
+    names.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(line: &str) -> String {
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        told(&words)
+    }
+
+    #[test]
+    fn words_of_other_programs_are_answered_by_who_does_it() {
+        for (line, answer) in [
+            ("exec box sh", "`vellum bundle"),
+            ("logs box", "`vellum run`"),
+            ("build .", "`buildah bud`"),
+            ("login quay.io", "`skopeo login`"),
+            ("image ls", "`vellum images`"),
+            ("image history x", "`vellum history`"),
+            ("image rm x", "`vellum rmi`"),
+            ("container rename a b", "`vellum rename`"),
+            ("container ls -a", "`vellum ls`"),
+            ("system prune", "`vellum gc`"),
+            ("unmount /mnt", "`vellum umount`"),
+        ] {
+            assert!(said(line).contains(answer), "{line}: {}", said(line));
+        }
+    }
+
+    #[test]
+    fn a_slip_names_what_was_meant_and_nothing_else() {
+        for (line, verb) in [
+            ("lod x", "load"),
+            ("comit", "commit"),
+            ("imagse", "images"),
+            ("umuont", "umount"),
+            ("prnue", "prune"),
+        ] {
+            assert!(
+                said(line).contains(&format!("did you mean `vellum {verb}`?")),
+                "{}",
+                said(line)
+            );
+        }
+        for line in ["frobnicate", "x", "start-all", "restore"] {
+            assert!(!said(line).contains("did you mean"), "{}", said(line));
+        }
+    }
+
+    #[test]
+    fn no_word_of_others_is_a_verb_here() {
+        let verbs: Vec<_> = verbs().collect();
+        let others = ELSEWHERE
+            .iter()
+            .flat_map(|(names, _)| names.iter().copied());
+        let called = CALLED.iter().map(|(called, _)| called[0]);
+        for word in others.chain(called) {
+            assert!(!verbs.iter().any(|verb| verb == word), "{word}");
+        }
+        for (_, verb) in CALLED.iter().filter(|(_, verb)| !verb.is_empty()) {
+            assert!(verbs.iter().any(|found| found == verb), "{verb}");
+        }
+    }
+}
