@@ -124,9 +124,13 @@ pub fn open(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Returns the UUID of the file system that holds an open file, or `None` if it has none or the kernel (before 6.9)
-/// does not tell.
+/// Returns the UUID of the file system that holds an open file, or `None` if it has none or does not tell.
 pub fn file_system_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
+    uuid_by_kernel(fd.as_fd()).or_else(|| uuid_by_file_system(fd.as_fd()))
+}
+
+/// The request that is the same for all (Linux 6.9).
+fn uuid_by_kernel(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     /// `_IOR(0x15, 0, struct fsuuid2)`.
     const FS_IOC_GETFSUUID: libc::Ioctl = 0x8011_1500_u32 as libc::Ioctl;
     #[repr(C)]
@@ -139,28 +143,74 @@ pub fn file_system_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
         uuid: [0; 16],
     };
     // SAFETY: the request writes one struct fsuuid2, which `answer` is and which lives through the call.
-    let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_GETFSUUID, &raw mut answer) };
-    match done == 0 && answer.len == 16 {
-        true => Some(answer.uuid),
-        false => btrfs_uuid(fd.as_fd()),
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut answer) };
+    (done == 0 && answer.len == 16).then_some(answer.uuid)
+}
+
+/// The requests that file systems have of their own: older kernels have no other, and btrfs answers no other.
+fn uuid_by_file_system(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
+    match rustix::fs::fstatfs(fd).ok()?.f_type as u64 {
+        0xef53 => ext4_uuid(fd),
+        0x5846_5342 => xfs_uuid(fd),
+        0x9123_683e => btrfs_uuid(fd),
+        _ => None,
     }
 }
 
-/// btrfs has one, but tells it by a request of its own only.
+/// Linux 6.0. The caller knows that the file system is ext4.
+fn ext4_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
+    /// `_IOR('f', 44, struct fsuuid)`, whose last member is an array of any length.
+    const EXT4_IOC_GETFSUUID: libc::Ioctl = 0x8008_662c_u32 as libc::Ioctl;
+    #[repr(C)]
+    struct FsUuid {
+        len: u32,
+        flags: u32,
+        uuid: [u8; 16],
+    }
+    let mut answer = FsUuid {
+        len: 16,
+        flags: 0,
+        uuid: [0; 16],
+    };
+    // SAFETY: the file system is ext4, so the request is its own; it writes as many bytes behind the two numbers as `len` says, which
+    // `answer` has, and which live through the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), EXT4_IOC_GETFSUUID, &raw mut answer) };
+    (done == 0 && answer.len == 16).then_some(answer.uuid)
+}
+
+/// The caller knows that the file system is XFS.
+fn xfs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
+    /// `_IOR('X', 100, struct xfs_fsop_geom_v1)`.
+    const XFS_IOC_FSGEOMETRY_V1: libc::Ioctl = 0x8070_5864_u32 as libc::Ioctl;
+    #[repr(C)]
+    struct Geometry {
+        numbers: [u32; 8],
+        blocks: [u64; 4],
+        uuid: [u8; 16],
+        rest: [u64; 4],
+    }
+    let mut answer = Geometry {
+        numbers: [0; 8],
+        blocks: [0; 4],
+        uuid: [0; 16],
+        rest: [0; 4],
+    };
+    // SAFETY: the file system is XFS, so the request is its own; it writes one struct of 112 bytes, which `answer` is and which lives
+    // through the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), XFS_IOC_FSGEOMETRY_V1, &raw mut answer) };
+    (done == 0).then_some(answer.uuid)
+}
+
+/// The caller knows that the file system is btrfs.
 fn btrfs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     /// `_IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)`.
     const BTRFS_IOC_FS_INFO: libc::Ioctl = 0x8400_941f_u32 as libc::Ioctl;
-    const BTRFS_MAGIC: u64 = 0x9123_683e;
     #[repr(C)]
     struct FsInfo {
         max_id: u64,
         num_devices: u64,
         fsid: [u8; 16],
         rest: [u8; 992],
-    }
-    let kind = rustix::fs::fstatfs(fd).ok()?.f_type;
-    if kind as u64 != BTRFS_MAGIC {
-        return None;
     }
     let mut answer = FsInfo {
         max_id: 0,
@@ -177,6 +227,33 @@ fn btrfs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_ways_to_ask_for_a_uuid_give_the_same() {
+        use vellum_testkit::{FsKind, Scratch, needs_root, untested};
+        if !needs_root("file systems of one's own") {
+            return;
+        }
+        let scratch = Scratch::new();
+        for (name, kind) in [
+            ("ext4", FsKind::Ext4),
+            ("xfs", FsKind::Xfs),
+            ("btrfs", FsKind::Btrfs),
+        ] {
+            let dir = match scratch.file_system(name, kind, 512) {
+                Ok(dir) => std::fs::File::open(dir).unwrap(),
+                Err(why) => {
+                    untested("the UUID of a file system", format!("{name}: {why}"));
+                    continue;
+                }
+            };
+            let own = uuid_by_file_system(dir.as_fd());
+            assert!(own.is_some_and(|uuid| uuid != [0; 16]), "{name}: {own:?}");
+            if let Some(told) = uuid_by_kernel(dir.as_fd()) {
+                assert_eq!(own, Some(told), "{name}");
+            }
+        }
+    }
 
     #[test]
     fn a_handle_is_the_inode_s_and_not_the_name_s() {
