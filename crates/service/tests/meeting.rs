@@ -21,6 +21,7 @@ fn what_was_read_of_a_container_that_went_meanwhile_is_not_believed() {
         origin: Origin::Directory(model),
         name: Some("box".into()),
         size_bytes: None,
+        inodes: None,
         labels: Default::default(),
         volumes: Vec::new(),
     };
@@ -48,7 +49,7 @@ fn what_was_read_of_a_container_that_went_meanwhile_is_not_believed() {
     });
     let kind = Kind::Container;
     assert!(
-        matches!(&gone, Err(Error::NotFound { kind: found, name }) if *found == kind && name == "box"),
+        matches!(&gone, Err(Error::NotFound { kind: found, name, .. }) if *found == kind && name == "box"),
         "{gone:?}"
     );
 }
