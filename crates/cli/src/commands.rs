@@ -3,7 +3,8 @@
 use vellum_service::Context;
 
 use crate::args::Command;
-use crate::exit_code::{DONE, Failure};
+use crate::exit_code::{DONE, Failure, INTERRUPTED};
+use crate::report;
 
 pub mod adopt;
 pub mod config;
@@ -22,8 +23,27 @@ pub mod volume;
 /// What a verb gives back to the shell.
 type Outcome = Result<i32, Failure>;
 
-/// Runs one verb.
+/// Runs one verb. After one that was stopped, what stays for `vellum gc` is told, or that nothing does.
 pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
+    let fills = matches!(
+        command,
+        Command::Load(_)
+            | Command::Pull(_)
+            | Command::Import(_)
+            | Command::Adopt(_)
+            | Command::Commit(_)
+    );
+    let outcome = verb(ctx, command, quiet);
+    match &outcome {
+        Err(failure) if fills && failure.is_cancelled() => {
+            report::line(&format!("error: stopped; {}", store::left(ctx)));
+            Err(Failure::Said(INTERRUPTED))
+        }
+        _ => outcome,
+    }
+}
+
+fn verb(ctx: &Context, command: Command, quiet: bool) -> Outcome {
     match command {
         Command::Create(a) => container::create(ctx, a),
         Command::Mount(a) => container::mount(ctx, a, quiet),
@@ -82,7 +102,7 @@ fn for_all<T>(names: &[T], mut each: impl FnMut(&T) -> Result<(), Failure>) -> O
             Err(f @ Failure::Output(_)) => return Err(f),
             Err(f) if f.is_cancelled() => return Err(f),
             Err(failure) => {
-                crate::report::failure(&failure);
+                report::failure(&failure);
                 worst = crate::exit_code::of(&failure).max(worst);
             }
         }

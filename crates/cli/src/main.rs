@@ -10,6 +10,7 @@
 mod args;
 mod bars;
 mod commands;
+mod complete;
 mod exit_code;
 mod help;
 mod mount_names;

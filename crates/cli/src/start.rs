@@ -17,7 +17,7 @@ use crate::bars::Bars;
 use crate::commands::overlay::Started;
 use crate::exit_code::{self, Failure};
 use crate::mount_names::Name;
-use crate::{commands, help, other_words, report};
+use crate::{commands, complete, help, other_words, report};
 
 /// Runs the command line of this process and returns its exit code.
 pub fn run() -> i32 {
@@ -36,6 +36,7 @@ pub fn run() -> i32 {
         report::line(&daemon::assist().to_string());
         return exit_code::FAILED;
     }
+    complete::answer();
     let called_as = arguments.first().cloned().unwrap_or_default();
     let serves = arguments
         .get(1)

@@ -250,7 +250,7 @@ pub enum Error {
     },
 
     /// The user asked to stop.
-    #[error("stopped; what was staged is left to `vellum gc`")]
+    #[error("stopped")]
     Cancelled,
 }
 

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::{Output, size};
+use crate::complete;
 
 /// `create`
 #[derive(Debug, Args)]
 pub struct Create {
     /// The image
-    #[arg(required_unless_present = "from", conflicts_with = "from")]
+    #[arg(add = complete::images(), required_unless_present = "from", conflicts_with = "from")]
     pub image: Option<String>,
     /// A writable copy of this directory instead of an image; nothing is copied, and the directory must stay unchanged meanwhile
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -40,13 +41,13 @@ pub struct Create {
 #[derive(Debug, Args)]
 pub struct Mount {
     /// The container; without one, what is mounted is listed
-    #[arg(conflicts_with = "image")]
+    #[arg(add = complete::containers(), conflicts_with = "image")]
     pub container: Option<String>,
     /// Where [default: a directory in the store, printed]
     #[arg(value_hint = ValueHint::DirPath)]
     pub target: Option<PathBuf>,
     /// Mount an image itself, read-only, at --at
-    #[arg(long, value_name = "IMAGE", requires = "at")]
+    #[arg(add = complete::images(), long, value_name = "IMAGE", requires = "at")]
     pub image: Option<String>,
     /// Where the image is mounted
     #[arg(long, value_name = "DIR", requires = "image", value_hint = ValueHint::DirPath)]
@@ -66,7 +67,7 @@ pub struct Mount {
 #[derive(Debug, Args)]
 pub struct Umount {
     /// Containers, or directories where something of Vellum's is mounted
-    #[arg(required_unless_present = "all")]
+    #[arg(add = complete::containers(), required_unless_present = "all")]
     pub names: Vec<OsString>,
     /// Everything of this store
     #[arg(long, short, conflicts_with = "names")]
@@ -80,6 +81,7 @@ pub struct Umount {
 #[derive(Debug, Args)]
 pub struct Diff {
     /// The container
+    #[arg(add = complete::containers())]
     pub container: String,
     /// Write the changes as a layer tar to stdout
     #[arg(long, conflicts_with = "json")]
@@ -93,6 +95,7 @@ pub struct Diff {
 #[derive(Debug, Args)]
 pub struct Commit {
     /// The container
+    #[arg(add = complete::containers())]
     pub container: String,
     /// The new image's name
     pub image: Option<String>,
@@ -129,6 +132,7 @@ pub struct Cp {
 #[derive(Debug, Args)]
 pub struct Rename {
     /// The container
+    #[arg(add = complete::containers())]
     pub container: String,
     /// Its new name
     pub name: String,
@@ -138,7 +142,7 @@ pub struct Rename {
 #[derive(Debug, Args)]
 pub struct Rm {
     /// The containers
-    #[arg(required = true)]
+    #[arg(add = complete::containers(), required = true)]
     pub containers: Vec<String>,
     /// Also those that are mounted, with what they changed, and without asking
     #[arg(long, short)]
@@ -149,7 +153,7 @@ pub struct Rm {
 #[derive(Debug, Args)]
 pub struct Ls {
     /// Only those whose name holds this, or fits a pattern such as 'web-*'; CONTAINER:PATH lists a directory in one, as does any path with --image or -o
-    #[arg(value_name = "FILTER")]
+    #[arg(add = complete::containers(), value_name = "FILTER")]
     pub filter: Option<OsString>,
     #[command(flatten)]
     /// Another tree than a container's
@@ -222,7 +226,7 @@ pub struct Process {
 #[derive(Debug, Args)]
 pub struct Run {
     /// Make a new container from this image; with --container, the command begins here
-    #[arg(required_unless_present = "container")]
+    #[arg(add = complete::images(), required_unless_present = "container")]
     pub image: Option<String>,
     /// The command and its arguments [default: the image's]
     #[arg(
@@ -232,7 +236,7 @@ pub struct Run {
     )]
     pub command: Vec<OsString>,
     /// Run in a container that is already there
-    #[arg(long, value_name = "NAME")]
+    #[arg(add = complete::containers(), long, value_name = "NAME")]
     pub container: Option<String>,
     /// The new container's name [default: made from the image's]
     #[arg(long, short, value_name = "NAME", conflicts_with = "container")]
@@ -264,6 +268,7 @@ pub struct Run {
 #[derive(Debug, Args)]
 pub struct Bundle {
     /// The container; it is mounted as the bundle's rootfs
+    #[arg(add = complete::containers())]
     pub container: String,
     /// Directory of the bundle; made if it isn't there
     #[arg(value_hint = ValueHint::DirPath)]
@@ -316,7 +321,7 @@ pub struct VolumeLs {
 #[derive(Debug, Args)]
 pub struct VolumeRm {
     /// The volumes
-    #[arg(required = true)]
+    #[arg(add = complete::volumes(), required = true)]
     pub names: Vec<String>,
     /// Without asking
     #[arg(long, short)]

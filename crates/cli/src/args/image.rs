@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::{Compression, Output};
+use crate::complete;
 
 /// `load`
 #[derive(Debug, Args)]
@@ -47,7 +48,7 @@ pub enum SaveFormat {
 #[derive(Debug, Args)]
 pub struct Save {
     /// The images
-    #[arg(required = true)]
+    #[arg(add = complete::images(), required = true)]
     pub images: Vec<String>,
     /// File or directory to write [default: stdout]
     #[arg(long, short, value_name = "PATH", value_hint = ValueHint::AnyPath)]
@@ -80,6 +81,7 @@ pub struct ContainersStorage {
     #[arg(value_hint = ValueHint::DirPath)]
     pub dir: PathBuf,
     /// The images [default: all that have a name]
+    #[arg(add = complete::images())]
     pub images: Vec<String>,
     /// Say what would be written
     #[arg(long)]
@@ -120,6 +122,7 @@ pub struct Pull {
 #[derive(Debug, Args)]
 pub struct Push {
     /// The image in the store
+    #[arg(add = complete::images())]
     pub image: String,
     /// Where to, if not where its name says: [HOST[:PORT]/]NAME[:TAG]
     pub destination: Option<String>,
@@ -163,6 +166,7 @@ pub struct Import {
 #[derive(Debug, Args)]
 pub struct Tag {
     /// The image
+    #[arg(add = complete::images())]
     pub image: String,
     /// Its other name
     pub name: String,
@@ -172,6 +176,7 @@ pub struct Tag {
 #[derive(Debug, Args)]
 pub struct Images {
     /// Only those whose name holds this, or fits a pattern such as 'debian:1?'
+    #[arg(add = complete::images())]
     pub filter: Option<String>,
     /// Print ids only, one a line
     #[arg(long, conflicts_with = "json")]
@@ -188,7 +193,7 @@ pub struct Images {
 #[derive(Debug, Args)]
 pub struct Inspect {
     /// Images, containers or volumes, by name or unique beginning of the id
-    #[arg(required = true)]
+    #[arg(add = complete::anything(), required = true)]
     pub names: Vec<String>,
 }
 
@@ -196,6 +201,7 @@ pub struct Inspect {
 #[derive(Debug, Args)]
 pub struct History {
     /// The image
+    #[arg(add = complete::images())]
     pub image: String,
     /// Print full texts
     #[arg(long)]
@@ -209,7 +215,7 @@ pub struct History {
 #[derive(Debug, Args)]
 pub struct Rmi {
     /// The images
-    #[arg(required = true)]
+    #[arg(add = complete::images(), required = true)]
     pub images: Vec<String>,
     /// Remove all names of an image; containers keep the layers they stand on
     #[arg(long, short)]

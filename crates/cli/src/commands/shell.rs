@@ -8,13 +8,14 @@ use vellum_service::config::Config;
 
 use crate::args;
 use crate::exit_code::{DONE, Failure};
-use crate::help;
 use crate::other_words;
+use crate::{complete, help};
 
 /// `completions`
 pub fn completions(args: &args::Completions) -> super::Outcome {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut help::command(), "vellum", &mut script);
+    let script = complete::script(&args.shell.to_string())
+        .ok_or_else(|| Failure::other(format!("there are no completions for {}", args.shell)))?
+        .map_err(|e| Failure::other(format!("cannot write completions: {e}")))?;
     let mut out = crate::out::stdout();
     out.bytes(&script)?;
     out.done()?;

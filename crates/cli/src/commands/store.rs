@@ -1,11 +1,14 @@
 //! The verbs on the store as a whole: inspect, info, df, gc, check, why.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use vellum_service::error::Kind;
 use vellum_service::keep::{self, Size};
 use vellum_service::names::short_key;
+use vellum_service::progress::Silent;
 use vellum_service::{
-    Context, Error, check as checks, image, info as infos, inspect as inspects, volumes,
+    Cancel, Context, Error, check as checks, image, info as infos, inspect as inspects, volumes,
 };
 
 use super::Outcome;
@@ -234,6 +237,29 @@ pub fn gc(ctx: &Context, args: args::Gc, quiet: bool) -> Outcome {
         ctx.progress.say("nothing to collect");
     }
     Ok(DONE)
+}
+
+/// Says what a stopped command has left in the store, as `gc --dry-run` finds it.
+pub fn left(ctx: &Context) -> String {
+    // The one at hand is stopped, and so would be each question to it.
+    let ctx = Context::new(ctx.config.clone(), Cancel::new(), Arc::new(Silent));
+    let Ok(all) = keep::gc(&ctx, true) else {
+        return "`vellum gc --dry-run` shows what is left".to_owned();
+    };
+    let bytes: u64 = all
+        .iter()
+        .filter_map(|item| item.size)
+        .map(|size| size.bytes)
+        .sum();
+    match all.len() {
+        0 => "nothing is left of it".to_owned(),
+        count => format!(
+            "{count} {} complete ({}) and {} for the next try, or until `vellum gc`",
+            if count == 1 { "part was" } else { "parts were" },
+            out::bytes(bytes),
+            if count == 1 { "stays" } else { "stay" },
+        ),
+    }
 }
 
 /// `check`: code 1 if something is wrong and was not put right.

@@ -1,0 +1,103 @@
+//! What a shell offers at the tab key: verbs and options from the definition, names from the store.
+//!
+//! The shell runs this program with [`VARIABLE`] set and the words typed so far; what it prints is what is offered. Where the store can't be
+//! read, as by a user who may not, there is nothing to offer and nothing to say.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap_complete::env::{CompleteEnv, Shells};
+use clap_complete::{ArgValueCandidates, CompletionCandidate};
+use vellum_service::config::{self, Partial, Surroundings};
+use vellum_service::progress::Silent;
+use vellum_service::{Cancel, Context, containers, image, rootless, volumes};
+
+use crate::help;
+
+/// Set by the scripts that [`script`] writes.
+const VARIABLE: &str = "VELLUM_COMPLETE";
+
+/// Answers a shell that asks for completions, and ends the process then.
+pub fn answer() {
+    if std::env::var_os(VARIABLE).is_some() {
+        CompleteEnv::with_factory(help::command)
+            .var(VARIABLE)
+            .complete();
+    }
+}
+
+/// Returns the script for a shell; `None` for one that is not known.
+pub fn script(shell: &str) -> Option<std::io::Result<Vec<u8>>> {
+    let shells = Shells::builtins();
+    let completer = shells.completer(shell)?;
+    let mut script = Vec::new();
+    let written = completer.write_registration(VARIABLE, "vellum", "vellum", "vellum", &mut script);
+    if shell == "zsh" {
+        // As a file on the function path, its first use defines the function and has to answer, too.
+        script.extend_from_slice(
+            b"if [ \"$funcstack[1]\" = \"_vellum\" ]; then\n    _clap_dynamic_completer_vellum \"$@\"\nfi\n",
+        );
+    }
+    Some(written.map(|()| script))
+}
+
+/// Names of containers.
+pub fn containers() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| offered(names_of_containers))
+}
+
+/// Names of images.
+pub fn images() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| offered(names_of_images))
+}
+
+/// Names of volumes.
+pub fn volumes() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| offered(names_of_volumes))
+}
+
+/// Names of containers, images and volumes.
+pub fn anything() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        let all = [names_of_containers, names_of_images, names_of_volumes];
+        all.into_iter().flat_map(offered).collect()
+    })
+}
+
+type Names = vellum_service::Result<Vec<String>>;
+
+fn names_of_containers(ctx: &Context) -> Names {
+    let all = containers::list(ctx, None, false)?;
+    Ok(all.into_iter().map(|found| found.name).collect())
+}
+
+fn names_of_images(ctx: &Context) -> Names {
+    let all = image::images(ctx, None)?;
+    Ok(all.into_iter().flat_map(|found| found.names).collect())
+}
+
+fn names_of_volumes(ctx: &Context) -> Names {
+    let all = volumes::list(ctx)?;
+    Ok(all.into_iter().map(|found| found.name).collect())
+}
+
+/// What is offered of the store that the environment and the files name. Flags typed before are not looked at.
+fn offered(names: fn(&Context) -> Names) -> Vec<CompletionCandidate> {
+    let identity = rootless::identity();
+    let around = Surroundings {
+        rootless: identity.rootless,
+        uid: identity.uid,
+        environment: std::env::vars_os().collect::<BTreeMap<_, _>>(),
+        system_file: PathBuf::from(Surroundings::SYSTEM_FILE),
+    };
+    let Ok(config) = config::resolve(&around, None, Partial::default()) else {
+        return Vec::new();
+    };
+    if !config.root.value.exists() {
+        return Vec::new();
+    }
+    let ctx = Context::new(config, Cancel::new(), Arc::new(Silent));
+    let found = names(&ctx).unwrap_or_default();
+    found.into_iter().map(CompletionCandidate::new).collect()
+}
