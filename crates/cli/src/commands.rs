@@ -20,11 +20,20 @@ pub mod store;
 pub mod union;
 pub mod volume;
 
+/// What is left out of what a verb says.
+#[derive(Clone, Copy, Debug)]
+pub struct Quiet {
+    /// Talk about what is going on, on stderr.
+    pub talk: bool,
+    /// All but the ids of a listing.
+    pub listing: bool,
+}
+
 /// What a verb gives back to the shell.
 type Outcome = Result<i32, Failure>;
 
 /// Runs one verb. After one that was stopped, what stays for `vellum gc` is told, or that nothing does.
-pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
+pub fn run(ctx: &Context, command: Command, quiet: Quiet) -> Outcome {
     let fills = matches!(
         command,
         Command::Load(_)
@@ -43,7 +52,11 @@ pub fn run(ctx: &Context, command: Command, quiet: bool) -> Outcome {
     }
 }
 
-fn verb(ctx: &Context, command: Command, quiet: bool) -> Outcome {
+fn verb(ctx: &Context, command: Command, quiet: Quiet) -> Outcome {
+    let Quiet {
+        talk: quiet,
+        listing,
+    } = quiet;
     match command {
         Command::Create(a) => container::create(ctx, a),
         Command::Mount(a) => container::mount(ctx, a, quiet),
@@ -51,7 +64,7 @@ fn verb(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Diff(a) => container::diff(ctx, a),
         Command::Rename(a) => container::rename(ctx, a),
         Command::Rm(a) => container::rm(ctx, a),
-        Command::Ls(a) => container::ls(ctx, a, quiet),
+        Command::Ls(a) => container::ls(ctx, a, listing),
         Command::Load(a) => image::load(ctx, a, quiet),
         Command::Save(a) => image::save(ctx, a, quiet),
         Command::Export(a) => export::export(ctx, a, quiet),
@@ -60,7 +73,7 @@ fn verb(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Import(a) => image::import(ctx, a, quiet),
         Command::Tag(a) => image::tag(ctx, a),
         Command::Adopt(a) => adopt::adopt(ctx, a, quiet),
-        Command::Images(a) => image::images(ctx, a, quiet),
+        Command::Images(a) => image::images(ctx, a, listing),
         Command::History(a) => image::history(ctx, a),
         Command::Rmi(a) => image::rmi(ctx, a, quiet),
         Command::Run(a) => run::run(ctx, a),
@@ -72,7 +85,7 @@ fn verb(ctx: &Context, command: Command, quiet: bool) -> Outcome {
         Command::Commit(a) => container::commit(ctx, a, quiet),
         Command::Cp(a) => container::cp(ctx, a),
         Command::Inspect(a) => store::inspect(ctx, a),
-        Command::Volume(a) => volume::volume(ctx, a, quiet),
+        Command::Volume(a) => volume::volume(ctx, a, listing),
         Command::Info(a) => store::info(ctx, a),
         Command::Df(a) => store::df(ctx, a),
         Command::Gc(a) => store::gc(ctx, a, quiet),

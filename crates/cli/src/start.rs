@@ -14,6 +14,7 @@ use vellum_service::{Cancel, Context, rootless};
 
 use crate::args::{Cli, Command, Global, LogFormat, Serve};
 use crate::bars::Bars;
+use crate::commands::Quiet;
 use crate::commands::overlay::Started;
 use crate::exit_code::{self, Failure};
 use crate::mount_names::Name;
@@ -166,7 +167,24 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
         Arc::new(Bars::new())
     };
     let ctx = Context::new(config, cancel, progress);
-    commands::run(&ctx, cli.command, cli.global.quiet)
+    let quiet = Quiet {
+        talk: cli.global.quiet,
+        listing: is_quiet_behind_the_verb(started.arguments),
+    };
+    commands::run(&ctx, cli.command, quiet)
+}
+
+/// Tells whether `-q` stands behind the verb, where Docker and Podman have a listing print ids by it. Before the verb it is what it is for
+/// all of them, and scripts have it there.
+fn is_quiet_behind_the_verb(arguments: &[OsString]) -> bool {
+    let mut words = arguments.iter().filter_map(|word| word.to_str());
+    let is_listing = |word: &str| matches!(word, "images" | "ls" | "ps");
+    // A value of a flag before the verb may be called as a verb: then the verb still comes.
+    let quiet = |word: &str| {
+        let shorts = word.strip_prefix('-').filter(|rest| !rest.starts_with('-'));
+        word == "--quiet" || shorts.is_some_and(|shorts| shorts.contains('q'))
+    };
+    words.by_ref().any(is_listing) && words.take_while(|word| *word != "--").any(quiet)
 }
 
 /// Returns what the flags say about settings; those of the verb count, too.

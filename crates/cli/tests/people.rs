@@ -619,6 +619,9 @@ fn listings_are_as_fingers_are_used_to() {
     let ids = world.ok(&["images", "-q"]);
     assert_eq!(ids.trim().len(), 12, "{ids}");
     assert!(world.ok(&["images", "--no-trunc"]).contains(ids.trim()));
+    // Before the verb it asks for less talk, as everywhere.
+    assert!(world.ok(&["-q", "images"]).contains("small:1"));
+    assert!(world.ok(&["--quiet", "ls"]).contains("box"));
     let both = world.ok(&["ps", "-aq"]);
     assert_eq!((both.lines().count(), both.trim().len()), (2, 25), "{both}");
     for (pattern, found) in [

@@ -229,7 +229,7 @@ pub fn rm(ctx: &Context, args: args::Rm) -> Outcome {
 
 /// `ls`
 ///
-/// `--quiet` prints ids, as Docker and Podman do.
+/// `--quiet` behind the verb prints ids, as Docker and Podman do.
 pub fn ls(ctx: &Context, args: args::Ls, quiet: bool) -> Outcome {
     let path = args.filter.as_deref().unwrap_or_default();
     if args.tree.is_named() || path.as_bytes().contains(&b':') {

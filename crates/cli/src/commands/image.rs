@@ -205,7 +205,7 @@ pub fn tag(ctx: &Context, args: args::Tag) -> Outcome {
 
 /// `images`
 ///
-/// `--quiet` prints ids, as Docker and Podman do.
+/// `--quiet` behind the verb prints ids, as Docker and Podman do.
 pub fn images(ctx: &Context, args: args::Images, quiet: bool) -> Outcome {
     let found = verbs::images(ctx, args.filter.as_deref())?;
     let mut out = stdout();

@@ -29,7 +29,7 @@ fn create(ctx: &Context, args: args::VolumeCreate) -> Outcome {
     Ok(DONE)
 }
 
-/// `--quiet` prints names.
+/// `--quiet` behind the verb prints names.
 fn ls(ctx: &Context, args: args::VolumeLs, quiet: bool) -> Outcome {
     let all = volumes::list(ctx)?;
     let mut out = stdout();
