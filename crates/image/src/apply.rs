@@ -110,6 +110,8 @@ struct Applier<'a, 'w> {
     own_ids: (u32, u32),
     umask: u32,
     plnk: bool,
+    /// The tar has an entry for the root itself.
+    root_listed: bool,
     /// The tar has an opaque mark for the root.
     root_opaque: bool,
     skipped: u64,
@@ -158,6 +160,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             ),
             umask: umask(),
             plnk: false,
+            root_listed: false,
             root_opaque: false,
             skipped: 0,
             newest: None,
@@ -187,7 +190,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         let (parents, meaning) = names::meaning(entry.path(), &components)?;
         match meaning {
             Meaning::Root => {
-                // As the runtimes: the root is the runtime's own, whatever the directory was that somebody made the archive of.
+                self.root(entry)?;
                 return self.pass_over(reader);
             }
             Meaning::Reserved => {
@@ -429,6 +432,7 @@ impl<'a, 'w> Applier<'a, 'w> {
             },
             entries,
             implied_dirs,
+            root_listed: self.root_listed,
             whiteout_dirs,
             skipped: self.skipped,
             recorded: self.rules.recorded,

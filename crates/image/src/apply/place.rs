@@ -104,6 +104,38 @@ impl Applier<'_, '_> {
         }
     }
 
+    /// The root, which archives list as `.` or `./`: it is there already, and takes the entry's attributes.
+    pub(super) fn root(&mut self, entry: &Entry) -> Result<()> {
+        if entry.kind != EntryKind::Directory {
+            return Ok(());
+        }
+        let failed = |error: vellum_sys::Error| Error::Apply {
+            action: "enter",
+            path: PathBuf::from("."),
+            source: error.source,
+        };
+        self.stack.pop_to(0).map_err(failed)?;
+        let situation = Situation {
+            path: Path::new("."),
+            owner_right: false,
+            mode_right: false,
+            inherited_acl: false,
+            existed: true,
+            stand_in: None,
+        };
+        let dir = self.stack.root().dup().map_err(failed)?;
+        self.rules
+            .set(Object::Dir(&dir), entry, &situation, false)?;
+        self.acl_possible |= entry.xattrs.iter().any(|(attr, _)| attr == DEFAULT_ACL);
+        self.root_listed = true;
+        let frame = self.stack.top_mut();
+        frame.mtime = entry.mtime;
+        frame.dirty = true;
+        frame.set_gid = entry.mode & 0o2000 != 0;
+        frame.default_acl = entry.xattrs.iter().any(|(attr, _)| attr == DEFAULT_ACL);
+        Ok(())
+    }
+
     fn file(
         &mut self,
         name: &OsStr,

@@ -70,6 +70,9 @@ pub struct Applied {
     /// of that name lends them its attributes once the parent is known. In a whole tree only directories that the parent
     /// did not have are named.
     pub implied_dirs: Vec<PathBuf>,
+    /// Whether the tar has an entry for the root directory itself. If not, the root of a [`TargetMarks::Overlay`] tree is an implied
+    /// directory too, though it isn't named in `implied_dirs`.
+    pub root_listed: bool,
     /// Directories in which whiteouts were made, relative to the root (the empty path), parents first. Always empty with
     /// [`TargetMarks::Plain`].
     ///

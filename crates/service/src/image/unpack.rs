@@ -505,7 +505,9 @@ pub(super) fn unpack_single(
 
 /// The directories that the layer needs and does not list, the root included; shallowest first.
 pub(crate) fn implied(applied: &Applied) -> impl Iterator<Item = &Path> {
-    std::iter::once(Path::new("")).chain(applied.implied_dirs.iter().map(PathBuf::as_path))
+    let root = (!applied.root_listed).then_some(Path::new(""));
+    root.into_iter()
+        .chain(applied.implied_dirs.iter().map(PathBuf::as_path))
 }
 
 /// Makes an overlay's layer what it is on `below`, now that this is known: directories that it does not list look as there, and

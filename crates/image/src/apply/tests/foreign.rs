@@ -293,19 +293,3 @@ fn a_whiteout_of_an_unknown_kind_is_a_whiteout() {
     assert_eq!(applied.left_out.count, 0);
     assert!(place.is_whiteout("gone") && place.is_opaque("d"));
 }
-
-#[test]
-fn an_entry_for_the_root_changes_nothing() {
-    for name in [".", "./", "/", ".."] {
-        let place = Place::new();
-        let before = fs::metadata(&place.root).unwrap();
-        let root = Raw::new(name, b'5').mode(0o700).owner(7, 7).block();
-        place
-            .apply(OVERLAY, &[root, Raw::new("file", b'0').data(b"x")])
-            .unwrap();
-        let after = fs::metadata(&place.root).unwrap();
-        let facts = |meta: &fs::Metadata| (meta.mode(), meta.uid(), meta.gid());
-        assert_eq!(facts(&before), facts(&after), "{name:?}");
-        assert!(place.root.join("file").exists());
-    }
-}
