@@ -633,6 +633,117 @@ async fn a_diff_is_the_layer_that_was_written_and_is_held_by_a_lease() {
     assert_eq!(names, ["var", "var/v"]);
 }
 
+/// Waits until containerd has as many leases.
+async fn leases(world: &World, count: usize) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while world.containerd.state.lock().unwrap().leases.len() != count {
+        assert!(std::time::Instant::now() < end, "not {count} leases");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_of_the_differ_ends_with_its_use() {
+    let Some(world) = world(true) else { return };
+    world.image(&[base()]).await;
+    let mounts = world.prepare("box", Some("1"));
+    std::fs::write(upper(&mounts).join("made"), "made").unwrap();
+    let diff = |left: &[MountEntry]| wire::DiffRequest {
+        left: wired(left),
+        right: wired(&mounts),
+        ..wire::DiffRequest::default()
+    };
+    // What comes to nothing holds nothing.
+    let nowhere = [MountEntry {
+        kind: "overlay".into(),
+        source: "overlay".into(),
+        target: String::new(),
+        options: vec!["lowerdir=/nonexistent:/neither".into()],
+    }];
+    world.differ.diff(called(diff(&nowhere))).await.unwrap_err();
+    leases(&world, 0).await;
+    // A layer is held until an image names it.
+    let left = world.view("left", "1");
+    let answer = world.differ.diff(called(diff(&left))).await.unwrap();
+    let blob = answer.into_inner().diff.unwrap();
+    leases(&world, 1).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    leases(&world, 1).await;
+    let manifest = world.containerd.add(b"a manifest".to_vec());
+    let name = ("containerd.io/gc.ref.content.l.0".to_owned(), blob.digest);
+    {
+        let mut state = world.containerd.state.lock().unwrap();
+        state.labels.insert(manifest, [name].into());
+    }
+    leases(&world, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_containerd_that_is_not_there_is_told_with_its_path_and_the_flag() {
+    let Some(world) = world(false) else { return };
+    world.image(&[base()]).await;
+    let mounts = world.prepare("box", Some("1"));
+    let digest = Digest::of(b"any").to_string();
+    let dir = world.scratch.dir("sockets");
+    let closed = dir.join("closed");
+    drop(std::os::unix::net::UnixListener::bind(&closed).unwrap());
+    let other = dir.join("other");
+    let listener = tokio::net::UnixListener::bind(&other).unwrap();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    drop(reporter);
+    let server = tonic::transport::Server::builder().add_service(health);
+    tokio::spawn(
+        server.serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener)),
+    );
+    for (socket, code, why) in [
+        (
+            dir.join("none"),
+            Code::Unavailable,
+            "No such file or directory",
+        ),
+        (closed, Code::Unavailable, "Connection refused"),
+        (dir.clone(), Code::Unavailable, "Connection refused"),
+        (other, Code::Unimplemented, "no content store"),
+    ] {
+        let shared = Arc::new(Shared::new(
+            Context::new(
+                world.context.config.clone(),
+                Cancel::new(),
+                progress::silent(),
+            ),
+            Terms::default(),
+        ));
+        let differ = Differ::new(shared, Containerd::at(&socket).unwrap());
+        let apply = wire::ApplyRequest {
+            diff: Some(Descriptor {
+                media_type: GZIP.into(),
+                digest: digest.clone(),
+                ..Descriptor::default()
+            }),
+            mounts: wired(&mounts),
+            ..wire::ApplyRequest::default()
+        };
+        let without = Request::new(apply.clone());
+        let diff = wire::DiffRequest {
+            left: wired(&mounts),
+            right: wired(&mounts),
+            ..wire::DiffRequest::default()
+        };
+        for status in [
+            differ.apply(called(apply)).await.unwrap_err(),
+            differ.apply(without).await.unwrap_err(),
+            differ.diff(called(diff)).await.unwrap_err(),
+        ] {
+            let said = status.message();
+            assert_eq!(status.code(), code, "{said}");
+            let path = socket.display().to_string();
+            for part in [path.as_str(), "--containerd", why] {
+                assert!(said.contains(part), "no {part} in: {said}");
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_has_the_container_s_own_ids_whoever_maps_them() {
     let Some(world) = world(true) else { return };
