@@ -7,7 +7,7 @@ mod server;
 use std::fs;
 use std::path::Path;
 
-use server::{Client, Labels, Server, labels, mount_at, refused, unmount, value};
+use server::{Client, Labels, Server, labels, mount_at, refused, unmount, upper, value};
 use tonic::Code;
 use vellum_testkit::clients::run;
 
@@ -143,6 +143,129 @@ fn layers_of_vellum_s_own_images_are_adopted() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(left, ["l"]);
+    server.assert_sound();
+}
+
+/// How containerd's unpacker of a version behaves (`core/unpack/unpacker.go`).
+#[derive(Clone, Copy, Debug)]
+struct Unpacker {
+    /// 2.3 and later: layers are prepared without their parents, which the commits name.
+    parallel: bool,
+    /// 2.4 and later: an answer whose last mount is read-only holds the layer already. Before, the apply fails there.
+    knows_staged: bool,
+}
+
+impl Unpacker {
+    /// Unpacks an image whose layers each add a file called after them. Returns the image's top, and which layers were fetched and applied.
+    fn unpack(self, c: &Client, namespace: &str, chains: &[String]) -> (String, Vec<usize>) {
+        let mut applied = Vec::new();
+        let mut waiting = Vec::new();
+        let mut names: Vec<String> = Vec::new();
+        for (at, chain) in chains.iter().enumerate() {
+            let parent = match at {
+                0 => "",
+                _ if self.parallel => "",
+                _ => &names[at - 1],
+            };
+            let mut wanted = target(chain);
+            if at > 0 {
+                let label = "containerd.io/snapshot/parent-chain-id";
+                wanted.insert(label.into(), chains[at - 1].clone());
+            }
+            let key = format!("{namespace}/extract {chain}");
+            let name = match c.prepare_with(&key, parent, wanted.clone()) {
+                Err(status) => {
+                    assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+                    // containerd finds by these what it takes for its layer of the chain.
+                    let filter = format!(
+                        "labels.\"containerd.io/snapshot.ref\"=={chain},parent==\"{parent}\""
+                    );
+                    let [found] = c.names(&[&filter]).try_into().unwrap();
+                    found
+                }
+                Ok(mounts) => {
+                    let staged = mounts.last().unwrap().options.iter().any(|o| o == "ro");
+                    assert!(
+                        !staged || self.knows_staged,
+                        "{self:?} can't apply: {mounts:?}"
+                    );
+                    if !staged {
+                        fs::write(upper(&mounts).join(format!("layer-{at}")), chain).unwrap();
+                        applied.push(at);
+                    }
+                    let name = format!("{namespace}/{chain}");
+                    match self.parallel {
+                        true => waiting.push((at, key, wanted)),
+                        false => c.commit_on(&name, &key, wanted, "").unwrap(),
+                    }
+                    name
+                }
+            };
+            names.push(name);
+        }
+        for (at, key, wanted) in waiting {
+            let parent = if at > 0 { names[at - 1].as_str() } else { "" };
+            c.commit_on(&names[at], &key, wanted, parent).unwrap();
+        }
+        (names.pop().unwrap(), applied)
+    }
+}
+
+/// Before staged layers are answered with, a parallel unpacking adopts the lowest layer alone; what matters is that it always gets the whole image.
+#[test]
+fn every_unpacker_gets_the_whole_image_and_nothing_read_only_by_accident() {
+    let Some(server) = Server::start(&[], &[]) else {
+        return;
+    };
+    let c = server.client();
+    let own = two_layers(&server);
+    let strange = [0, 1, 2].map(|at| format!("sha256:{at:064}"));
+    let at = server.home.dir("whole").unwrap();
+    for (number, (parallel, knows_staged)) in
+        [(false, false), (false, true), (true, false), (true, true)]
+            .into_iter()
+            .enumerate()
+    {
+        let unpacker = Unpacker {
+            parallel,
+            knows_staged,
+        };
+        let namespace = format!("{number}");
+        let shows = |top: &str, names: &[&str]| {
+            let key = format!("look {top}");
+            mount_at(&c.view(&key, top).unwrap(), &at);
+            let found: Vec<bool> = names.iter().map(|name| at.join(name).exists()).collect();
+            let is_empty_dir =
+                fs::read_dir(at.join("dir")).is_ok_and(|mut dir| dir.next().is_none());
+            unmount(&at);
+            c.remove(&key).unwrap();
+            assert!(
+                found.iter().all(|&there| there),
+                "{unpacker:?} {names:?}: {found:?}"
+            );
+            assert!(!is_empty_dir);
+        };
+        // Vellum's own image.
+        let (top, applied) = unpacker.unpack(&c, &namespace, &own);
+        match parallel {
+            false => assert_eq!(applied, [0_usize; 0], "{unpacker:?}"),
+            true => assert_eq!(applied, [1], "{unpacker:?}"),
+        }
+        shows(&top, &["dir/kept"]);
+        // One that nobody has yet is unpacked, and then it is there for layer after layer.
+        let chains = strange
+            .clone()
+            .map(|chain| chain.replace("sha256:0", &format!("sha256:{number}")));
+        let (top, applied) = unpacker.unpack(&c, &format!("{namespace}a"), &chains);
+        assert_eq!(applied, [0, 1, 2], "{unpacker:?}");
+        shows(&top, &["layer-0", "layer-1", "layer-2"]);
+        let (again, applied) = unpacker.unpack(&c, &format!("{namespace}b"), &chains);
+        match parallel {
+            false => assert_eq!(applied, [0_usize; 0], "{unpacker:?}"),
+            true => assert_eq!(applied, [1, 2], "{unpacker:?}"),
+        }
+        shows(&again, &["layer-0", "layer-1", "layer-2"]);
+    }
     server.assert_sound();
 }
 
