@@ -32,8 +32,10 @@ fn two_layers(server: &Server) -> [String; 2] {
     [0, 1].map(|at| said[0]["layers"][at]["chain_id"].as_str().unwrap().into())
 }
 
+const REF: &str = "containerd.io/snapshot.ref";
+
 fn target(chain: &str) -> Labels {
-    labels(&[("containerd.io/snapshot.ref", chain)])
+    labels(&[(REF, chain)])
 }
 
 /// Asks for an extraction of `chain` as containerd does, and returns the layer that is found then.
@@ -211,12 +213,84 @@ impl Unpacker {
     }
 }
 
-/// Before staged layers are answered with, a parallel unpacking adopts the lowest layer alone; what matters is that it always gets the whole image.
+/// Unless it is set that all clients know staged layers, a parallel unpacking adopts the lowest layer alone; it always gets the whole image.
 #[test]
 fn every_unpacker_gets_the_whole_image_and_nothing_read_only_by_accident() {
-    let Some(server) = Server::start(&[], &[]) else {
+    unpack_with(&[]);
+}
+
+#[test]
+fn a_parallel_unpacker_that_knows_staged_layers_adopts_them_all() {
+    unpack_with(&["--staged-layers"]);
+}
+
+#[test]
+fn a_staged_layer_is_committed_on_its_own_parent_only_and_outlives_vellums_image() {
+    let Some(server) = Server::start(&[], &["--staged-layers"]) else {
         return;
     };
+    let c = server.client();
+    let [below, above] = two_layers(&server);
+    let wanted = labels(&[
+        (REF, &above),
+        ("containerd.io/snapshot/parent-chain-id", &below),
+    ]);
+    let mounts = c.prepare_with("extract", "", wanted.clone()).unwrap();
+    assert!(mounts.last().unwrap().options.contains(&"ro".to_owned()));
+    assert_eq!(c.mounts("extract").unwrap(), mounts);
+    let info = c.stat("extract").unwrap();
+    assert_eq!((info.parent.as_str(), &info.labels), ("", &wanted));
+    // On another layer, or on none, it would be another tree.
+    c.layer("strange", "");
+    for parent in ["strange", ""] {
+        let answer = c.commit_on("top", "extract", wanted.clone(), parent);
+        refused(answer, Code::InvalidArgument, "does not stand on");
+    }
+    let one = adopt(&c, "one", &below, "");
+    // Whatever labels the commit has.
+    c.commit_on("top", "extract", Labels::new(), &one).unwrap();
+    let info = c.stat("top").unwrap();
+    assert_eq!(
+        (info.parent.as_str(), &info.labels),
+        (one.as_str(), &target(&above))
+    );
+    // A chain on another than Vellum's, a parent that is named, a chain that Vellum lacks: these are unpacked.
+    let on_other = labels(&[
+        (REF, above.as_str()),
+        ("containerd.io/snapshot/parent-chain-id", above.as_str()),
+    ]);
+    let unknown = labels(&[
+        (REF, "sha256:12"),
+        ("containerd.io/snapshot/parent-chain-id", &below),
+    ]);
+    for (key, asked) in [("other", on_other), ("unknown", unknown)] {
+        let mounts = c.prepare_with(key, "", asked).unwrap();
+        assert!(!mounts[0].options.contains(&"ro".to_owned()), "{mounts:?}");
+        c.remove(key).unwrap();
+    }
+    // One that comes to nothing goes.
+    c.prepare_with("given up", "", wanted).unwrap();
+    c.remove("given up").unwrap();
+    run(server.vellum().args(["rmi", "own:2", "own:1"])).unwrap();
+    run(server.vellum().args(["gc", "--quiet"])).unwrap();
+    let at = server.home.dir("staged").unwrap();
+    mount_at(&c.prepare("box", "top").unwrap(), &at);
+    let seen = ["dir/kept", "dir/new", "dir/gone"].map(|name| at.join(name).exists());
+    unmount(&at);
+    assert_eq!(seen, [true, true, false]);
+    server.assert_sound();
+    for key in ["box", "top", &one, "strange"] {
+        c.remove(key).unwrap();
+    }
+    assert!(c.names(&[]).is_empty());
+    server.assert_sound();
+}
+
+fn unpack_with(flags: &[&str]) {
+    let Some(server) = Server::start(&[], flags) else {
+        return;
+    };
+    let staged = !flags.is_empty();
     let c = server.client();
     let own = two_layers(&server);
     let strange = [0, 1, 2].map(|at| format!("sha256:{at:064}"));
@@ -226,6 +300,10 @@ fn every_unpacker_gets_the_whole_image_and_nothing_read_only_by_accident() {
             .into_iter()
             .enumerate()
     {
+        // With the setting, a client that doesn't know them is a mistake in the configuration.
+        if staged && !knows_staged {
+            continue;
+        }
         let unpacker = Unpacker {
             parallel,
             knows_staged,
@@ -249,9 +327,19 @@ fn every_unpacker_gets_the_whole_image_and_nothing_read_only_by_accident() {
         let (top, applied) = unpacker.unpack(&c, &namespace, &own);
         match parallel {
             false => assert_eq!(applied, [0_usize; 0], "{unpacker:?}"),
+            true if staged => assert_eq!(applied, [0_usize; 0], "{unpacker:?}"),
             true => assert_eq!(applied, [1], "{unpacker:?}"),
         }
         shows(&top, &["dir/kept"]);
+        // The client sees its own layers, one on the other, and nothing of Vellum's.
+        let info = c.stat(&top).unwrap();
+        let below = c.stat(&info.parent).unwrap();
+        assert_eq!(below.labels[REF], own[0]);
+        assert_eq!(info.labels[REF], own[1]);
+        assert!(!info.labels.keys().any(|label| label.starts_with("vellum")));
+        assert_eq!(below.parent, "");
+        // It lasts, whoever removes what.
+        server.assert_sound();
         // One that nobody has yet is unpacked, and then it is there for layer after layer.
         let chains = strange
             .clone()
