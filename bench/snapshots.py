@@ -6,6 +6,9 @@
 
 The client is crates/snapshotter/examples/calls.rs; this starts the server, reads its memory, and runs the client alone, beside a process that
 fills the page cache of the same disk, and beside one that loads images into the same store.
+
+With --removals N only Remove is timed, over which containerd's collection holds its lock: alone, beside the same two, beside `vellum check --deep`, and on a
+disk that is full (a small file system of its own).
 """
 
 import argparse
@@ -66,6 +69,120 @@ def loading(vellum, root):
         worker.join()
 
 
+def repeat(work):
+    """Has `work` done over and over by another thread."""
+    done = threading.Event()
+
+    def run():
+        while not done.is_set():
+            work()
+
+    worker = threading.Thread(target=run)
+    worker.start()
+
+    def end():
+        done.set()
+        worker.join()
+
+    return end
+
+
+@contextlib.contextmanager
+def checking(vellum, root):
+    """Another process makes every layer's tar again and compares it."""
+    base = [vellum, "--root", root + "/v", "--run-dir", root + "/r", "-q"]
+    archive = f"{root}/checked.tar"
+    verbs.archive(archive, [verbs.layer(2000, 20000, f"checked-{i}") for i in range(2)], "checked:1")
+    subprocess.run(base + ["load", "-i", archive], check=True, stdout=subprocess.DEVNULL)
+    end = repeat(lambda: subprocess.run(base + ["check", "--deep"], check=True, stdout=subprocess.DEVNULL))
+    try:
+        yield
+    finally:
+        end()
+        subprocess.run(base + ["rmi", "checked:1"], check=True, stdout=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def writing(_vellum, root):
+    """Another process fills the page cache of the same disk."""
+    noise = os.path.join(root, "noise")
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, noise])
+    try:
+        time.sleep(1)
+        yield
+    finally:
+        writer.kill()
+        writer.wait()
+        os.unlink(noise)
+
+
+@contextlib.contextmanager
+def filled(_vellum, root):
+    """The disk has no room at all."""
+    path = os.path.join(root, "filler")
+    with open(path, "wb") as filler:
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while os.write(filler.fileno(), b"x" * size):
+                    pass
+        with contextlib.suppress(OSError):
+            os.fsync(filler.fileno())
+    try:
+        yield
+    finally:
+        os.unlink(path)
+
+
+@contextlib.contextmanager
+def alone(_vellum, _root):
+    """Nothing else."""
+    yield
+
+
+@contextlib.contextmanager
+def serving(vellum, root):
+    """A server on a store in `root`; its socket."""
+    socket = os.path.join(root, "s")
+    server = subprocess.Popen(
+        [vellum, "--root", root + "/v", "--run-dir", root + "/r", "serve", "containerd", "--socket", socket],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not os.path.exists(socket):
+            time.sleep(0.01)
+        yield socket
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextlib.contextmanager
+def small_disk(directory):
+    """A file system of 512 MiB."""
+    root = tempfile.mkdtemp(prefix="vs", dir=directory)
+    image, at = root + "/image", root + "/at"
+    os.mkdir(at)
+    with open(image, "wb") as file:
+        file.truncate(512 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, at], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", at], check=True)
+        shutil.rmtree(root)
+
+
+def removals(args, client, root, troubles):
+    """Times Remove in each trouble, with as many layers as are asked for."""
+    with serving(args.vellum, root) as socket:
+        for name, trouble in troubles:
+            count = str(args.removals)
+            subprocess.run([client, socket, "many", count], check=True, stdout=subprocess.DEVNULL)
+            with trouble(args.vellum, root):
+                subprocess.run([client, socket, "removals", count, name], check=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vellum", required=True)
@@ -73,9 +190,25 @@ def main():
     parser.add_argument("--dir", default="/var/tmp", help="where the store is made")
     parser.add_argument("--count", type=int, default=10000)
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--removals", type=int, metavar="N", help="time the removal of N layers, and nothing else")
     args = parser.parse_args()
     client = args.client or os.path.join(os.path.dirname(os.path.abspath(args.vellum)), "examples", "calls")
     root = tempfile.mkdtemp(prefix="vs", dir=args.dir)
+    if args.removals:
+        print("| call | median ms | p99 ms | longest ms |\n|---|---:|---:|---:|", flush=True)
+        everywhere = [
+            ("alone", alone),
+            ("beside a writer", writing),
+            ("beside loads", loading),
+            ("beside check --deep", checking),
+        ]
+        try:
+            removals(args, client, root, everywhere)
+        finally:
+            shutil.rmtree(root)
+        with small_disk(args.dir) as disk:
+            removals(args, client, disk, [("on a full disk", filled)])
+        return
     socket = os.path.join(root, "s")
     server = subprocess.Popen(
         [args.vellum, "--root", root + "/v", "--run-dir", root + "/r", "serve", "containerd", "--socket", socket],

@@ -203,8 +203,9 @@ limits="--network none --ulimit nofile=1000:1000 --ulimit nproc=1000:1000"
 podman load --quiet --input /exchange/plain.tar > /dev/null
 for ids in --userns=keep-id "--uidmap 0:1000:5000 --gidmap 0:1000:5000" --userns=auto; do
     podman run $limits $ids --user 0 --name box localhost/plain:1 sh -c 'echo x > /new; chown 3:4 /new; mkdir /inner; rm -r /srv; echo more >> /etc/passwd'
+    podman diff box | grep -e /bin/busybox || echo untouched
     podman commit --quiet box localhost/mine:1 > /dev/null
-    podman run --rm $limits localhost/mine:1 sh -c 'stat -c "%n %u %g" /new /inner /etc/passwd; [ -e /srv ] || echo removed'
+    podman run --rm $limits localhost/mine:1 sh -c 'stat -c "%n %u %g" /new /inner /etc/passwd /bin/busybox; [ -e /srv ] || echo removed'
     podman rm --all --force > /dev/null
     podman rmi --force localhost/mine:1 > /dev/null
 done
@@ -229,7 +230,7 @@ fn a_plain_user_of_newer_podman_commits_containers_with_ids_of_their_own_whole()
     let done = said(run.output().unwrap());
     drop(home);
     assert_eq!(done.code, 0, "{}\n{}", done.out, done.err);
-    let whole = "/new 3 4\n/inner 0 0\n/etc/passwd 0 0\nremoved\n";
+    let whole = "untouched\n/new 3 4\n/inner 0 0\n/etc/passwd 0 0\n/bin/busybox 0 0\nremoved\n";
     assert_eq!(done.out, whole.repeat(3), "{}", done.err);
 }
 

@@ -7,7 +7,7 @@ mod server;
 use std::fs;
 use std::path::Path;
 
-use server::{Client, Labels, Server, labels, mount_at, refused, unmount, value};
+use server::{Client, Labels, Server, labels, mount_at, refused, unmount, upper, value};
 use tonic::Code;
 use vellum_testkit::clients::run;
 
@@ -32,8 +32,10 @@ fn two_layers(server: &Server) -> [String; 2] {
     [0, 1].map(|at| said[0]["layers"][at]["chain_id"].as_str().unwrap().into())
 }
 
+const REF: &str = "containerd.io/snapshot.ref";
+
 fn target(chain: &str) -> Labels {
-    labels(&[("containerd.io/snapshot.ref", chain)])
+    labels(&[(REF, chain)])
 }
 
 /// Asks for an extraction of `chain` as containerd does, and returns the layer that is found then.
@@ -143,6 +145,215 @@ fn layers_of_vellum_s_own_images_are_adopted() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(left, ["l"]);
+    server.assert_sound();
+}
+
+/// How containerd's unpacker of a version behaves (`core/unpack/unpacker.go`).
+#[derive(Clone, Copy, Debug)]
+struct Unpacker {
+    /// 2.3 and later: layers are prepared without their parents, which the commits name.
+    parallel: bool,
+    /// 2.4 and later: an answer whose last mount is read-only holds the layer already. Before, the apply fails there.
+    knows_staged: bool,
+}
+
+impl Unpacker {
+    /// Unpacks an image whose layers each add a file called after them. Returns the image's top, and which layers were fetched and applied.
+    fn unpack(self, c: &Client, namespace: &str, chains: &[String]) -> (String, Vec<usize>) {
+        let mut applied = Vec::new();
+        let mut waiting = Vec::new();
+        let mut names: Vec<String> = Vec::new();
+        for (at, chain) in chains.iter().enumerate() {
+            let parent = match at {
+                0 => "",
+                _ if self.parallel => "",
+                _ => &names[at - 1],
+            };
+            let mut wanted = target(chain);
+            if at > 0 {
+                let label = "containerd.io/snapshot/parent-chain-id";
+                wanted.insert(label.into(), chains[at - 1].clone());
+            }
+            let key = format!("{namespace}/extract {chain}");
+            let name = match c.prepare_with(&key, parent, wanted.clone()) {
+                Err(status) => {
+                    assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+                    // containerd finds by these what it takes for its layer of the chain.
+                    let filter = format!(
+                        "labels.\"containerd.io/snapshot.ref\"=={chain},parent==\"{parent}\""
+                    );
+                    let [found] = c.names(&[&filter]).try_into().unwrap();
+                    found
+                }
+                Ok(mounts) => {
+                    let staged = mounts.last().unwrap().options.iter().any(|o| o == "ro");
+                    assert!(
+                        !staged || self.knows_staged,
+                        "{self:?} can't apply: {mounts:?}"
+                    );
+                    if !staged {
+                        fs::write(upper(&mounts).join(format!("layer-{at}")), chain).unwrap();
+                        applied.push(at);
+                    }
+                    let name = format!("{namespace}/{chain}");
+                    match self.parallel {
+                        true => waiting.push((at, key, wanted)),
+                        false => c.commit_on(&name, &key, wanted, "").unwrap(),
+                    }
+                    name
+                }
+            };
+            names.push(name);
+        }
+        for (at, key, wanted) in waiting {
+            let parent = if at > 0 { names[at - 1].as_str() } else { "" };
+            c.commit_on(&names[at], &key, wanted, parent).unwrap();
+        }
+        (names.pop().unwrap(), applied)
+    }
+}
+
+/// Unless it is set that all clients know staged layers, a parallel unpacking adopts the lowest layer alone; it always gets the whole image.
+#[test]
+fn every_unpacker_gets_the_whole_image_and_nothing_read_only_by_accident() {
+    unpack_with(&[]);
+}
+
+#[test]
+fn a_parallel_unpacker_that_knows_staged_layers_adopts_them_all() {
+    unpack_with(&["--staged-layers"]);
+}
+
+#[test]
+fn a_staged_layer_is_committed_on_its_own_parent_only_and_outlives_vellums_image() {
+    let Some(server) = Server::start(&[], &["--staged-layers"]) else {
+        return;
+    };
+    let c = server.client();
+    let [below, above] = two_layers(&server);
+    let wanted = labels(&[
+        (REF, &above),
+        ("containerd.io/snapshot/parent-chain-id", &below),
+    ]);
+    let mounts = c.prepare_with("extract", "", wanted.clone()).unwrap();
+    assert!(mounts.last().unwrap().options.contains(&"ro".to_owned()));
+    assert_eq!(c.mounts("extract").unwrap(), mounts);
+    let info = c.stat("extract").unwrap();
+    assert_eq!((info.parent.as_str(), &info.labels), ("", &wanted));
+    // On another layer, or on none, it would be another tree.
+    c.layer("strange", "");
+    for parent in ["strange", ""] {
+        let answer = c.commit_on("top", "extract", wanted.clone(), parent);
+        refused(answer, Code::InvalidArgument, "does not stand on");
+    }
+    let one = adopt(&c, "one", &below, "");
+    // Whatever labels the commit has.
+    c.commit_on("top", "extract", Labels::new(), &one).unwrap();
+    let info = c.stat("top").unwrap();
+    assert_eq!(
+        (info.parent.as_str(), &info.labels),
+        (one.as_str(), &target(&above))
+    );
+    // A chain on another than Vellum's, a parent that is named, a chain that Vellum lacks: these are unpacked.
+    let on_other = labels(&[
+        (REF, above.as_str()),
+        ("containerd.io/snapshot/parent-chain-id", above.as_str()),
+    ]);
+    let unknown = labels(&[
+        (REF, "sha256:12"),
+        ("containerd.io/snapshot/parent-chain-id", &below),
+    ]);
+    for (key, asked) in [("other", on_other), ("unknown", unknown)] {
+        let mounts = c.prepare_with(key, "", asked).unwrap();
+        assert!(!mounts[0].options.contains(&"ro".to_owned()), "{mounts:?}");
+        c.remove(key).unwrap();
+    }
+    // One that comes to nothing goes.
+    c.prepare_with("given up", "", wanted).unwrap();
+    c.remove("given up").unwrap();
+    run(server.vellum().args(["rmi", "own:2", "own:1"])).unwrap();
+    run(server.vellum().args(["gc", "--quiet"])).unwrap();
+    let at = server.home.dir("staged").unwrap();
+    mount_at(&c.prepare("box", "top").unwrap(), &at);
+    let seen = ["dir/kept", "dir/new", "dir/gone"].map(|name| at.join(name).exists());
+    unmount(&at);
+    assert_eq!(seen, [true, true, false]);
+    server.assert_sound();
+    for key in ["box", "top", &one, "strange"] {
+        c.remove(key).unwrap();
+    }
+    assert!(c.names(&[]).is_empty());
+    server.assert_sound();
+}
+
+fn unpack_with(flags: &[&str]) {
+    let Some(server) = Server::start(&[], flags) else {
+        return;
+    };
+    let staged = !flags.is_empty();
+    let c = server.client();
+    let own = two_layers(&server);
+    let strange = [0, 1, 2].map(|at| format!("sha256:{at:064}"));
+    let at = server.home.dir("whole").unwrap();
+    for (number, (parallel, knows_staged)) in
+        [(false, false), (false, true), (true, false), (true, true)]
+            .into_iter()
+            .enumerate()
+    {
+        // With the setting, a client that doesn't know them is a mistake in the configuration.
+        if staged && !knows_staged {
+            continue;
+        }
+        let unpacker = Unpacker {
+            parallel,
+            knows_staged,
+        };
+        let namespace = format!("{number}");
+        let shows = |top: &str, names: &[&str]| {
+            let key = format!("look {top}");
+            mount_at(&c.view(&key, top).unwrap(), &at);
+            let found: Vec<bool> = names.iter().map(|name| at.join(name).exists()).collect();
+            let is_empty_dir =
+                fs::read_dir(at.join("dir")).is_ok_and(|mut dir| dir.next().is_none());
+            unmount(&at);
+            c.remove(&key).unwrap();
+            assert!(
+                found.iter().all(|&there| there),
+                "{unpacker:?} {names:?}: {found:?}"
+            );
+            assert!(!is_empty_dir);
+        };
+        // Vellum's own image.
+        let (top, applied) = unpacker.unpack(&c, &namespace, &own);
+        match parallel {
+            false => assert_eq!(applied, [0_usize; 0], "{unpacker:?}"),
+            true if staged => assert_eq!(applied, [0_usize; 0], "{unpacker:?}"),
+            true => assert_eq!(applied, [1], "{unpacker:?}"),
+        }
+        shows(&top, &["dir/kept"]);
+        // The client sees its own layers, one on the other, and nothing of Vellum's.
+        let info = c.stat(&top).unwrap();
+        let below = c.stat(&info.parent).unwrap();
+        assert_eq!(below.labels[REF], own[0]);
+        assert_eq!(info.labels[REF], own[1]);
+        assert!(!info.labels.keys().any(|label| label.starts_with("vellum")));
+        assert_eq!(below.parent, "");
+        // It lasts, whoever removes what.
+        server.assert_sound();
+        // One that nobody has yet is unpacked, and then it is there for layer after layer.
+        let chains = strange
+            .clone()
+            .map(|chain| chain.replace("sha256:0", &format!("sha256:{number}")));
+        let (top, applied) = unpacker.unpack(&c, &format!("{namespace}a"), &chains);
+        assert_eq!(applied, [0, 1, 2], "{unpacker:?}");
+        shows(&top, &["layer-0", "layer-1", "layer-2"]);
+        let (again, applied) = unpacker.unpack(&c, &format!("{namespace}b"), &chains);
+        match parallel {
+            false => assert_eq!(applied, [0_usize; 0], "{unpacker:?}"),
+            true => assert_eq!(applied, [1, 2], "{unpacker:?}"),
+        }
+        shows(&again, &["layer-0", "layer-1", "layer-2"]);
+    }
     server.assert_sound();
 }
 

@@ -170,6 +170,9 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
                 path.display()
             ));
         }
+        if let Some(version) = edit.unknown_version {
+            notes.push(unknown_version(path, version));
+        }
         steps.push(step);
         record.config = Some(edit);
     } else {
@@ -234,6 +237,14 @@ fn store_root(tree: &Tree) -> Result<String> {
     }
 }
 
+/// What to know of a configuration whose version came after this program.
+fn unknown_version(path: &Path, version: i64) -> String {
+    format!(
+        "{} has version {version}, which came after this Vellum: only settings of version 4 were changed; `containerd config dump` shows what containerd makes of them",
+        path.display()
+    )
+}
+
 fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> Error {
     Error::Invalid {
         what: format!("{} of the node: {why}", path.display()),
@@ -262,6 +273,13 @@ pub fn uninstall(host_root: &Path, activate: bool, dry_run: bool) -> Result<Repo
         };
         restart = step.action != Action::Keep;
         steps.push(step);
+        if let Some(text) = record::plan_undo_taken_over(&tree, edit)? {
+            steps.push(text_step(&tree, &edit.config, text.into_bytes())?);
+            restart = true;
+        }
+        if let Some(version) = record::unknown_version(&tree, edit)? {
+            notes.push(unknown_version(&edit.config, version));
+        }
         notes.push("what containerd has in Vellum's store comes back with the next install".into());
     }
     for (name, text) in systemd::units(&record.program) {

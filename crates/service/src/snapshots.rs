@@ -60,6 +60,8 @@ pub struct Terms {
     pub remap_ids: bool,
     /// A removal deletes before it returns.
     pub sync_remove: bool,
+    /// Every client takes a read-only extraction for a layer that is there: containerd 2.4's unpacker.
+    pub staged_layers: bool,
 }
 
 /// A snapshot to be made.
@@ -110,6 +112,19 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
         return Ok(Prepared::Known {
             chain: chain.clone(),
         });
+    }
+    if terms.staged_layers
+        && let Some(staged) = adopt::staged(store, new, &options)?
+    {
+        match store.prepare(&key(&new.key), &staged) {
+            Ok(parts) => {
+                let entries = shown(ctx, terms, new, &parts)?;
+                return Ok(Prepared::New(adopt::read_only(entries)));
+            }
+            // Vellum's layer was removed in this moment: then it is unpacked.
+            Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     let parts = store.prepare(&key(&new.key), &options)?;
     let entries = shown(ctx, terms, new, &parts)?;
@@ -195,8 +210,13 @@ pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>
         return Err(StoreError::Committed { key: visible(&key) }.into());
     }
     let parts = store.tree(&key)?;
+    let is_staged = adopt::is_staged(&info);
     let labels = mapped(ctx, terms, &key, &parts, info.labels)?;
-    mounts::entries(ctx, &key, &parts, &labels)
+    let entries = mounts::entries(ctx, &key, &parts, &labels)?;
+    Ok(match is_staged {
+        true => adopt::read_only(entries),
+        false => entries,
+    })
 }
 
 /// Turns the writable snapshot `name_now` into the layer `name`. Durable on return; see [`vellum_store::Store::commit`].
@@ -209,12 +229,14 @@ pub fn commit(
     labels: Labels,
     parent: Option<&str>,
 ) -> Result<()> {
-    let commit = Commit {
+    let store = ctx.store()?;
+    let mut commit = Commit {
         labels: own_labels::strip(labels),
         parent: parent.map(key),
         count: Count::Later,
     };
-    ctx.store()?.commit(&key(name), &key(name_now), commit)?;
+    adopt::put_staged(store, &key(name_now), parent, &mut commit)?;
+    store.commit(&key(name), &key(name_now), commit)?;
     Ok(())
 }
 

@@ -180,7 +180,8 @@ fn lists_of_others_are_extended_and_get_their_form_back() {
 fn what_is_not_understood_is_refused_with_a_hint() {
     for (text, says) in [
         ("disabled_plugins = ['cri']\n", "version 1"),
-        ("version = 9\n", "version 9"),
+        ("version = '3'\n", "is not a number"),
+        ("version = -4\n", "is -4"),
         ("version = \n", "not TOML"),
         ("{{ template \"base\" . }}\n", "template"),
         ("version = 3\nproxy_plugins = 4\n", "no table"),
@@ -206,6 +207,178 @@ fn what_is_not_understood_is_refused_with_a_hint() {
     let new = apply(stargz, config(), &replace).unwrap();
     assert!(!new.contains("stargz"));
     assert_eq!(revert(&new, stargz, config(), &replace).unwrap(), stargz);
+}
+
+/// What `containerd config migrate` of 2.4 makes of [`SMALL_THREE`] without the comment: every key of a table, and those of the server below `plugins`.
+const MIGRATED_FOUR: &str = r#"version = 4
+root = '/data/containerd'
+state = '/run/containerd'
+temp = ''
+disabled_plugins = []
+required_plugins = []
+oom_score = 0
+imports = []
+
+[debug]
+  level = 'info'
+  format = ''
+  log_trace_id = false
+
+[plugins]
+  [plugins.'io.containerd.cri.v1.images']
+    snapshotter = 'overlayfs'
+    max_concurrent_downloads = 5
+
+    [plugins.'io.containerd.cri.v1.images'.registry]
+      config_path = '/etc/containerd/certs.d'
+
+  [plugins.'io.containerd.server.v1.grpc']
+    address = '/run/containerd/containerd.sock'
+    uid = 0
+    gid = 0
+
+  [plugins.'io.containerd.service.v1.diff-service']
+    default = ['walking']
+    sync_fs = false
+
+[cgroup]
+  path = ''
+
+[proxy_plugins]
+
+[timeouts]
+  'io.containerd.timeout.shim.cleanup' = '5s'
+"#;
+
+/// What `containerd config migrate` leaves of Vellum's settings: the same, in its own form.
+fn as_migrated(text: &str) -> String {
+    let mut doc: toml::Table = toml::from_str(text).unwrap();
+    for (_, plugin) in doc["proxy_plugins"].as_table_mut().unwrap() {
+        let plugin = plugin.as_table_mut().unwrap();
+        plugin.insert("platform".into(), "".into());
+        plugin.insert("capabilities".into(), toml::Value::Array(vec![]));
+        let exports = toml::Value::Table(toml::Table::new());
+        plugin.entry("exports").or_insert(exports);
+    }
+    doc.insert("version".into(), 4.into());
+    toml::to_string(&doc).unwrap()
+}
+
+#[test]
+fn a_version_4_configuration_is_edited_as_version_3_is() {
+    let new = edited(MIGRATED_FOUR);
+    assert_eq!(
+        revert(&new, MIGRATED_FOUR, config(), &wanted()).unwrap(),
+        MIGRATED_FOUR
+    );
+    let [mut three, mut four]: [toml::Table; 2] =
+        [edited(SMALL_THREE), new].map(|text| toml::from_str(&text).unwrap());
+    assert_eq!(four.remove("proxy_plugins"), three.remove("proxy_plugins"));
+    for plugin in [
+        "io.containerd.transfer.v1.local",
+        "io.containerd.cri.v1.images",
+    ] {
+        assert_eq!(four["plugins"].get(plugin), three["plugins"].get(plugin));
+    }
+    let order = &four["plugins"]["io.containerd.service.v1.diff-service"]["default"];
+    assert_eq!(*order, vec!["vellum-diff", "walking"].into());
+}
+
+#[test]
+fn a_node_whose_configuration_was_migrated_meanwhile_can_be_uninstalled() {
+    let stargz =
+        "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'stargz'\n";
+    for (before, snapshotter) in [
+        ("version = 2\n", None),
+        ("version = 3\n", None),
+        (SMALL_THREE, Some("overlayfs")),
+        (stargz, Some("stargz")),
+    ] {
+        let node = Node::with(Some(before));
+        let mut options = node.options();
+        options.wanted.replace = true;
+        node::install(&options).unwrap();
+        let path = "etc/containerd/config.toml";
+        let mut migrated = as_migrated(&node.read(path).unwrap());
+        if before.starts_with("version = 2") {
+            migrated = migrated.replace(
+                "\"io.containerd.grpc.v1.cri\".containerd",
+                "\"io.containerd.cri.v1.images\"",
+            );
+        }
+        node.write(path, &migrated);
+        let status = node::status(&options).unwrap();
+        let state = &status.parts.last().unwrap().state;
+        if !before.starts_with("version = 2") {
+            assert_eq!(*state, State::Current, "{migrated}");
+        }
+        node::uninstall(node.dir.path(), false, false).unwrap();
+        let after = node.read(path).unwrap();
+        let doc: toml::Value = toml::from_str(&after).unwrap();
+        assert!(!after.contains("vellum"), "{before}: {after}");
+        let plugins = doc.get("proxy_plugins").and_then(toml::Value::as_table);
+        assert!(plugins.is_none_or(toml::Table::is_empty), "{after}");
+        let images = doc
+            .get("plugins")
+            .and_then(|plugins| plugins.get("io.containerd.cri.v1.images"));
+        let found = images.and_then(|images| images["snapshotter"].as_str());
+        assert_eq!(found, snapshotter, "{before}: {after}");
+    }
+}
+
+#[test]
+fn what_a_migration_took_from_our_file_goes_with_it() {
+    let import = "imports = ['/etc/containerd/conf.d/*.toml']\n";
+    let node = Node::with(Some(&format!("version = 3\n{import}")));
+    node::install(&node.options()).unwrap();
+    let path = "etc/containerd/config.toml";
+    let own = node.read("etc/containerd/conf.d/vellum.toml").unwrap();
+    let migrated = as_migrated(&own).replacen("version = 4", &format!("{import}version = 4"), 1);
+    node.write(path, &migrated);
+    node::uninstall(node.dir.path(), false, false).unwrap();
+    assert_eq!(node.read("etc/containerd/conf.d/vellum.toml"), None);
+    let after = node.read(path).unwrap();
+    assert!(!after.contains("vellum"), "{after}");
+    assert!(after.contains(import), "{after}");
+}
+
+#[test]
+fn of_a_later_configuration_only_what_is_known_is_edited_and_that_is_told() {
+    let told = |notes: &[String], version: i64| {
+        let version = format!("has version {version}");
+        notes.iter().any(|note| note.contains(&version))
+    };
+    for (version, unknown) in [(2, false), (3, false), (4, false), (5, true), (17, true)] {
+        for import in ["", "imports = ['/etc/containerd/conf.d/*.toml']\n"] {
+            let text = format!(
+                "version = {version}\n{import}[plugins.'io.containerd.novel.v7.thing']\nspeed = 'high'\n"
+            );
+            let node = Node::with(Some(&text));
+            let before = node.files();
+            let report = node::install(&node.options()).unwrap();
+            assert_eq!(told(&report.notes, version), unknown, "{:?}", report.notes);
+            let file = match import.is_empty() || version == 2 {
+                true => "etc/containerd/config.toml",
+                false => "etc/containerd/conf.d/vellum.toml",
+            };
+            let new: toml::Value = toml::from_str(&node.read(file).unwrap()).unwrap();
+            assert_eq!(
+                *value(&new, &["proxy_plugins", "vellum", "type"]),
+                "snapshot".into()
+            );
+            if file.ends_with("config.toml") {
+                assert_eq!(new["version"], version.into());
+                let novel = ["plugins", "io.containerd.novel.v7.thing", "speed"];
+                assert_eq!(*value(&new, &novel), "high".into());
+            } else {
+                // containerd brings each file up to date by the file's own version.
+                assert_eq!(new["version"], 3.into());
+            }
+            let report = node::uninstall(node.dir.path(), false, false).unwrap();
+            assert_eq!(told(&report.notes, version), unknown, "{:?}", report.notes);
+            assert_eq!(node.files(), before);
+        }
+    }
 }
 
 struct Node {

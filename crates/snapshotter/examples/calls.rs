@@ -1,4 +1,5 @@
-//! Times the snapshotter's calls: `calls SOCKET calls ROUNDS NAME`, `calls SOCKET many COUNT`, `calls SOCKET empty COUNT`. See bench/snapshots.py.
+//! Times the snapshotter's calls: `calls SOCKET calls ROUNDS NAME`, `calls SOCKET many COUNT`, `calls SOCKET empty COUNT`,
+//! `calls SOCKET removals COUNT NAME`. See bench/snapshots.py.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,15 +16,17 @@ type Client = SnapshotsClient<Channel>;
 async fn main() -> Result<(), Failed> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [socket, what, count, rest @ ..] = arguments.as_slice() else {
-        return Err("SOCKET calls|many|empty COUNT [NAME]".into());
+        return Err("SOCKET calls|many|empty|removals COUNT [NAME]".into());
     };
     let channel = Endpoint::from_shared(format!("unix://{socket}"))?
         .connect()
         .await?;
     let client = SnapshotsClient::new(channel).max_decoding_message_size(16 << 20);
     let count: usize = count.parse()?;
+    let name = rest.first().map_or("", String::as_str);
     match what.as_str() {
-        "calls" => calls(client, count, rest.first().map_or("", String::as_str)).await,
+        "calls" => calls(client, count, name).await,
+        "removals" => removals(client, count, name).await,
         "many" => many(client, count).await,
         _ => empty(client, count).await,
     }
@@ -175,5 +178,18 @@ async fn empty(mut client: Client, count: usize) -> Result<(), Failed> {
     let begun = Instant::now();
     client.cleanup(wire::CleanupRequest::default()).await?;
     println!("cleanup of {count}: {:.2?}", begun.elapsed());
+    Ok(())
+}
+
+/// Removes all of them, and tells what each took: a collection of containerd's holds its lock meanwhile.
+async fn removals(mut client: Client, count: usize, name: &str) -> Result<(), Failed> {
+    let mut times = Vec::new();
+    for n in (0..count).rev() {
+        let begun = Instant::now();
+        remove(&mut client, &format!("many {n}")).await?;
+        times.push(begun.elapsed());
+    }
+    row(&format!("remove, {name}"), times);
+    client.cleanup(wire::CleanupRequest::default()).await?;
     Ok(())
 }

@@ -4,7 +4,10 @@
 //! namespace; where it does not, every namespace is asked. Whether a namespace has the blob is always containerd's answer; the bytes are then read
 //! from the store's file where containerd says its files are (and the digest is checked by whoever reads them), and over the socket where there is
 //! no such file. A lease reaches the differ only when containerd itself took it, not when the client did: what is written without one gets a
-//! lease of its own that ends by itself, so that no collection takes the blob before the client names it.
+//! lease of its own, so that no collection takes the blob before the client names it. The lease ends when the client has, or when the write comes to
+//! nothing; if this process ends before, by itself.
+//!
+//! A containerd that can't be reached is told with the path that was tried, and with the flag that names another.
 //!
 //! Nothing is kept between two calls but the connection and the place of the files.
 
@@ -24,13 +27,13 @@ use vellum_sys::rooted::Access;
 
 use crate::api::services::content::v1::content_client::ContentClient;
 use crate::api::services::content::v1::{
-    AbortRequest, Info, InfoRequest, ReadContentRequest, UpdateRequest, WriteAction,
-    WriteContentRequest,
+    AbortRequest, Info, InfoRequest, ListContentRequest, ReadContentRequest, UpdateRequest,
+    WriteAction, WriteContentRequest,
 };
 use crate::api::services::introspection::v1::PluginsRequest;
 use crate::api::services::introspection::v1::introspection_client::IntrospectionClient;
-use crate::api::services::leases::v1::CreateRequest;
 use crate::api::services::leases::v1::leases_client::LeasesClient;
+use crate::api::services::leases::v1::{CreateRequest, DeleteRequest};
 use crate::api::services::namespaces::v1::ListNamespacesRequest;
 use crate::api::services::namespaces::v1::namespaces_client::NamespacesClient;
 
@@ -45,6 +48,9 @@ const PIECES: usize = 4;
 
 /// How long a written blob is held when the call came without a lease.
 const HELD: Duration = Duration::from_secs(600);
+
+/// What labels begin with by which one blob of containerd's holds another.
+const CONTENT_REFERENCE: &str = "containerd.io/gc.ref.content";
 
 /// The label with the digest of the uncompressed layer.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -89,6 +95,7 @@ impl Caller {
 
 /// A connection to containerd. It is made when it is first needed, and again when containerd was restarted.
 pub struct Containerd {
+    socket: PathBuf,
     channel: Channel,
     /// Where the content store keeps its files, if it says so.
     root: OnceCell<Option<PathBuf>>,
@@ -112,19 +119,44 @@ impl Containerd {
             .initial_stream_window_size(Some(8 << 20))
             .initial_connection_window_size(Some(16 << 20));
         Ok(Self {
+            socket: socket.to_owned(),
             channel: endpoint.connect_lazy(),
             root: OnceCell::new(),
         })
     }
 
     fn content(&self) -> ContentClient<Channel> {
-        ContentClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        content(&self.channel)
+    }
+
+    /// Says of a call that failed for want of a containerd where one was looked for, and how to name another place.
+    fn or_unreachable(&self, status: Status) -> Status {
+        let socket = self.socket.display();
+        let hint = "`vellum serve containerd --containerd PATH` names containerd's own socket";
+        let unreachable = std::error::Error::source(&status)
+            .is_some_and(|source| source.is::<tonic::transport::Error>());
+        let said = match status.code() {
+            Code::Unimplemented => {
+                format!("what listens on {socket} has no content store; {hint}")
+            }
+            _ if unreachable => {
+                let why = innermost(&status);
+                format!("containerd can't be reached on {socket}: {why}; {hint}")
+            }
+            _ => return status,
+        };
+        Status::new(status.code(), said)
     }
 
     /// Looks for a blob in the caller's namespace, or in all if it is not known.
+    ///
+    /// Errors: what containerd answers; `Unavailable` with the socket's path if it does not.
     pub async fn find(&self, caller: &Caller, digest: &str) -> Result<Found, Status> {
+        let found = self.find_anywhere(caller, digest).await;
+        found.map_err(|status| self.or_unreachable(status))
+    }
+
+    async fn find_anywhere(&self, caller: &Caller, digest: &str) -> Result<Found, Status> {
         if caller.namespace.is_some() {
             let info = self.info(caller, digest).await?;
             return Ok(Found {
@@ -157,8 +189,13 @@ impl Containerd {
             .ok_or_else(|| Status::internal("containerd answered without an info"))
     }
 
-    /// Opens a blob for reading.
+    /// Opens a blob for reading. Errors as [`Containerd::find`].
     pub async fn open(&self, found: &Found) -> Result<Box<dyn Read + Send>, Status> {
+        let opened = self.open_anyhow(found).await;
+        opened.map_err(|status| self.or_unreachable(status))
+    }
+
+    async fn open_anyhow(&self, found: &Found) -> Result<Box<dyn Read + Send>, Status> {
         if let Some(file) = self.file(&found.info).await {
             return Ok(Box::new(file));
         }
@@ -217,8 +254,13 @@ impl Containerd {
         })
     }
 
-    /// Starts writing a blob. `name` is that of the write; an unfinished one of that name begins anew.
+    /// Starts writing a blob. `name` is that of the write; an unfinished one of that name begins anew. Errors as [`Containerd::find`].
     pub async fn write(&self, caller: &Caller, name: &str) -> Result<Writing, Status> {
+        let begun = self.begin_write(caller, name).await;
+        begun.map_err(|status| self.or_unreachable(status))
+    }
+
+    async fn begin_write(&self, caller: &Caller, name: &str) -> Result<Writing, Status> {
         if caller.namespace.is_none() {
             return Err(Status::failed_precondition(
                 "the call names no namespace to write the layer to",
@@ -229,8 +271,10 @@ impl Containerd {
             name => (false, name.to_owned()),
         };
         let mut caller = caller.clone();
+        let mut lease = None;
         if caller.lease.is_none() {
-            caller.lease = Some(self.lease(&caller).await?);
+            let own = lease.insert(self.lease(&caller).await?);
+            caller.lease = Some(own.id.clone());
         }
         let (sender, receiver) = mpsc::channel(PIECES);
         // Nothing comes back before the first message has gone out.
@@ -254,13 +298,14 @@ impl Containerd {
             caller,
             name,
             own_name,
+            lease,
             sender,
             answers,
         })
     }
 
-    /// Makes a lease that ends by itself.
-    async fn lease(&self, caller: &Caller) -> Result<MetadataValue<Ascii>, Status> {
+    /// Makes a lease, which ends by itself should nobody end it.
+    async fn lease(&self, caller: &Caller) -> Result<OwnLease, Status> {
         let id = unique("vellum-diff");
         let end = prost_types::Timestamp::from(SystemTime::now() + HELD);
         let labels = [("containerd.io/gc.expire".to_owned(), end.to_string())];
@@ -271,8 +316,96 @@ impl Containerd {
         LeasesClient::new(self.channel.clone())
             .create(request)
             .await?;
-        id.parse()
-            .map_err(|_| Status::internal("a lease has an impossible id"))
+        let id = id
+            .parse()
+            .map_err(|_| Status::internal("a lease has an impossible id"))?;
+        Ok(OwnLease {
+            channel: self.channel.clone(),
+            caller: caller.clone(),
+            id,
+        })
+    }
+}
+
+fn content(channel: &Channel) -> ContentClient<Channel> {
+    ContentClient::new(channel.clone())
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Returns the text of what lies at the bottom of an error: the layers above it say "transport error".
+fn innermost(status: &Status) -> String {
+    let mut at: &dyn std::error::Error = status;
+    while let Some(source) = at.source() {
+        at = source;
+    }
+    at.to_string()
+}
+
+/// A lease of the differ's own. Dropped, it ends.
+struct OwnLease {
+    channel: Channel,
+    caller: Caller,
+    id: MetadataValue<Ascii>,
+}
+
+impl OwnLease {
+    /// Lets the lease go on until something in the namespace names the blob, or nobody has it any more; no longer than [`HELD`].
+    fn end_when_named(self, digest: String) {
+        tokio::spawn(async move {
+            let mut wait = Duration::from_secs(1);
+            let begun = tokio::time::Instant::now();
+            while begun.elapsed() + wait < HELD {
+                tokio::time::sleep(wait).await;
+                wait *= 2;
+                match self.needs(&digest).await {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(status) => {
+                        tracing::debug!(digest, %status, "whether a layer is named can't be told");
+                    }
+                }
+            }
+        });
+    }
+
+    /// Tells whether the blob is there and no other names it.
+    async fn needs(&self, digest: &str) -> Result<bool, Status> {
+        let request = self.caller.request(ListContentRequest::default());
+        let mut lists = content(&self.channel).list(request).await?.into_inner();
+        let mut is_there = false;
+        while let Some(list) = lists.next().await {
+            for info in list?.info {
+                is_there |= info.digest == digest;
+                let names = |(label, value): (&String, &String)| {
+                    label.starts_with(CONTENT_REFERENCE) && value == digest
+                };
+                if info.labels.iter().any(names) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(is_there)
+    }
+}
+
+impl Drop for OwnLease {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let mut client = LeasesClient::new(self.channel.clone());
+        let id = self.id.to_str().unwrap_or_default().to_owned();
+        let request = self.caller.request(DeleteRequest {
+            id: id.clone(),
+            sync: false,
+        });
+        runtime.spawn(async move {
+            // It ends by itself later.
+            if let Err(status) = client.delete(request).await {
+                tracing::debug!(lease = id, %status, "a lease was not ended");
+            }
+        });
     }
 }
 
@@ -283,6 +416,8 @@ pub struct Writing {
     name: String,
     /// Nobody else knows the name.
     own_name: bool,
+    /// What holds the blob, if the caller had no lease.
+    lease: Option<OwnLease>,
     sender: mpsc::Sender<WriteContentRequest>,
     answers: tonic::Streaming<crate::api::services::content::v1::WriteContentResponse>,
 }
@@ -327,6 +462,15 @@ impl Writing {
 
     /// Makes the blob be there under its digest; one that is there already will do.
     pub async fn commit(mut self, expected: Expected) -> Result<(), Status> {
+        let digest = expected.digest.clone();
+        self.complete(expected).await?;
+        if let Some(lease) = self.lease.take() {
+            lease.end_when_named(digest);
+        }
+        Ok(())
+    }
+
+    async fn complete(&mut self, expected: Expected) -> Result<(), Status> {
         let commit = WriteContentRequest {
             action: WriteAction::Commit.into(),
             total: expected.bytes,

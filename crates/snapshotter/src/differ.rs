@@ -64,14 +64,16 @@ impl diff::diff_server::Diff for Differ {
             .digest
             .parse()
             .map_err(|error| Status::unimplemented(format!("{error}")))?;
-        let found = self.containerd.find(&caller, &blob.digest).await?;
+        let refused = |status| told("Apply", &blob.digest, status);
+        let found = self.containerd.find(&caller, &blob.digest).await;
+        let found = found.map_err(refused)?;
         let apply = ApplyRequest {
             mounts: entries(request.mounts),
             digest,
             size_bytes: u64::try_from(found.info.size).ok(),
             sync: request.sync_fs,
         };
-        let bytes = self.containerd.open(&found).await?;
+        let bytes = self.containerd.open(&found).await.map_err(refused)?;
         let ctx = self.shared.context();
         let work = move |cancel: &Cancel| differ::apply(&ctx, &apply, bytes, cancel);
         let done = blocking(&self.shared, "Apply", &blob.digest, work).await?;
@@ -108,7 +110,9 @@ impl diff::diff_server::Diff for Differ {
                 .source_date_epoch
                 .map(|time| Timespec::new(time.seconds, u32::try_from(time.nanos).unwrap_or(0))),
         };
-        let mut writing = self.containerd.write(&caller, &request.r#ref).await?;
+        let refused = |status| told("Diff", &request.r#ref, status);
+        let writing = self.containerd.write(&caller, &request.r#ref).await;
+        let mut writing = writing.map_err(refused)?;
         let ctx = self.shared.context();
         let out = writing.writer();
         let work = move |cancel: &Cancel| differ::diff(&ctx, &wanted, out, cancel);
@@ -126,6 +130,18 @@ impl diff::diff_server::Diff for Differ {
         finish(writing, &written, diff.size, labels).await?;
         Ok(Response::new(diff::DiffResponse { diff: Some(diff) }))
     }
+}
+
+/// Logs what containerd, or the lack of one, made of a call.
+fn told(call: &'static str, key: &str, status: Status) -> Status {
+    let (code, error) = (status.code(), status.message());
+    match code {
+        Code::NotFound | Code::FailedPrecondition | Code::Cancelled => {
+            tracing::debug!(call, key, ?code, error, "refused");
+        }
+        _ => tracing::warn!(call, key, ?code, error, "failed"),
+    }
+    status
 }
 
 async fn finish(

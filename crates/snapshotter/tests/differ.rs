@@ -2,6 +2,8 @@
 
 #[path = "support/fake_containerd.rs"]
 mod fake_containerd;
+#[path = "support/opaque.rs"]
+mod opaque;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -24,6 +26,8 @@ use vellum_snapshotter::content::Containerd;
 use vellum_snapshotter::differ::Differ;
 use vellum_snapshotter::server::Shared;
 use vellum_sys::{Dir, Timespec, xattr};
+use vellum_testkit::clients::run;
+use vellum_testkit::tree::{Ignore, Tree};
 use vellum_testkit::{Scratch, is_root, untested};
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -114,6 +118,24 @@ impl World {
         Ok(answer.into_inner().applied.unwrap())
     }
 
+    /// What the mount shows.
+    fn shown(&self, mounts: &[MountEntry]) -> Tree {
+        let [mount] = mounts else {
+            panic!("not one mount: {mounts:?}")
+        };
+        let at = self.scratch.dir("shown");
+        let mut command = std::process::Command::new("mount");
+        if mount.kind != "bind" {
+            command.args(["-t", &mount.kind]);
+        }
+        command.arg("-o").arg(mount.options.join(","));
+        run(command.arg(&mount.source).arg(&at)).unwrap();
+        self.scratch.adopt_mount(&at);
+        let tree = Tree::read(&at).unwrap();
+        self.scratch.unmount(&at);
+        tree
+    }
+
     /// Unpacks layers onto each other and commits them as `1`, `2`, ...
     async fn image(&self, layers: &[Vec<u8>]) {
         for (at, layer) in layers.iter().enumerate() {
@@ -153,6 +175,16 @@ fn upper(mounts: &[MountEntry]) -> PathBuf {
     let options = &mounts[0].options;
     let upper = options.iter().find_map(|o| o.strip_prefix("upperdir="));
     PathBuf::from(upper.unwrap_or(&mounts[0].source))
+}
+
+fn lowers(mounts: &[MountEntry]) -> Vec<PathBuf> {
+    let options = &mounts[0].options;
+    let lowers = options.iter().find_map(|o| o.strip_prefix("lowerdir="));
+    let lowers = lowers.unwrap_or_default().split(':');
+    lowers
+        .filter(|dir| !dir.is_empty())
+        .map(Into::into)
+        .collect()
 }
 
 fn entry(path: &str, kind: TarKind, mode: u32) -> TarEntry {
@@ -286,6 +318,95 @@ async fn a_layer_goes_from_the_content_store_straight_into_the_upper() {
             "the file is read where there is one"
         );
         drop(world.scratch);
+    }
+}
+
+/// A layer that only makes a directory opaque doesn't list it: what shows is the directory below, emptied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_has_one_tree_whether_its_layers_knew_their_parents_or_not() {
+    let Some(world) = world(false) else { return };
+    for (about, layers) in opaque::STACKS {
+        for own in [true, false] {
+            let mut shown = [false, true].map(|rebase| (rebase, Tree::default()));
+            for (rebase, tree) in &mut shown {
+                // What most stand on is unpacked once.
+                let name = |at: usize| match at == 0 && layers[0] == opaque::BASE {
+                    true => format!("base {own}"),
+                    false => format!("{about} {own} {rebase} {at}"),
+                };
+                let there = |at: usize| {
+                    snapshots::stat(&world.context, Terms::default(), &name(at)).is_ok()
+                };
+                let prepare = |at: usize| {
+                    let parent = (at > 0).then(|| name(at - 1));
+                    let mut labels = BTreeMap::new();
+                    if *rebase {
+                        labels.insert("containerd.io/snapshot.ref".to_owned(), name(at));
+                        if let Some(parent) = &parent {
+                            let label = "containerd.io/snapshot/parent-chain-id";
+                            labels.insert(label.to_owned(), parent.clone());
+                        }
+                    }
+                    let new = NewSnapshot {
+                        key: format!("{} unpacking", name(at)),
+                        parent: parent.filter(|_| !*rebase),
+                        labels,
+                    };
+                    match snapshots::prepare(&world.context, Terms::default(), &new).unwrap() {
+                        Prepared::New(mounts) => mounts,
+                        Prepared::Known { chain } => panic!("{chain} is known"),
+                    }
+                };
+                let commit = |at: usize| {
+                    let parent = (*rebase && at > 0).then(|| name(at - 1));
+                    let key = format!("{} unpacking", name(at));
+                    let labels = BTreeMap::new();
+                    let parent = parent.as_deref();
+                    snapshots::commit(&world.context, &name(at), &key, labels, parent).unwrap();
+                };
+                let todo: Vec<usize> = (0..layers.len()).filter(|&at| !there(at)).collect();
+                for &at in &todo {
+                    let (layer, mounts) = (layers[at], prepare(at));
+                    match own {
+                        true => {
+                            let blob = packed(
+                                Compression::Gzip,
+                                &opaque::tar(layer, &world.scratch.dir("layer")),
+                            );
+                            let digest = world.containerd.add(blob);
+                            world.apply(&mounts, &digest).await.unwrap();
+                        }
+                        false => {
+                            opaque::unpack_as_containerd(layer, &upper(&mounts), &lowers(&mounts));
+                        }
+                    }
+                    if !*rebase {
+                        commit(at);
+                    }
+                }
+                if *rebase {
+                    todo.into_iter().for_each(commit);
+                }
+                let key = format!("look {}", name(0));
+                let mounts = world.view(&key, &name(layers.len() - 1));
+                *tree = world.shown(&mounts);
+                snapshots::remove(&world.context, Terms::default(), &key).unwrap();
+            }
+            let found = shown[0].1.differences(
+                &shown[1].1,
+                Ignore {
+                    directory_mtimes: true,
+                    ..Ignore::default()
+                },
+            );
+            let unpacker = if own { "Vellum" } else { "containerd" };
+            let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+            assert!(
+                found.is_empty(),
+                "{about}, by {unpacker}:\n{}",
+                found.join("\n")
+            );
+        }
     }
 }
 
@@ -510,6 +631,117 @@ async fn a_diff_is_the_layer_that_was_written_and_is_held_by_a_lease() {
         .map(|(name, _)| name)
         .collect();
     assert_eq!(names, ["var", "var/v"]);
+}
+
+/// Waits until containerd has as many leases.
+async fn leases(world: &World, count: usize) {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while world.containerd.state.lock().unwrap().leases.len() != count {
+        assert!(std::time::Instant::now() < end, "not {count} leases");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_of_the_differ_ends_with_its_use() {
+    let Some(world) = world(true) else { return };
+    world.image(&[base()]).await;
+    let mounts = world.prepare("box", Some("1"));
+    std::fs::write(upper(&mounts).join("made"), "made").unwrap();
+    let diff = |left: &[MountEntry]| wire::DiffRequest {
+        left: wired(left),
+        right: wired(&mounts),
+        ..wire::DiffRequest::default()
+    };
+    // What comes to nothing holds nothing.
+    let nowhere = [MountEntry {
+        kind: "overlay".into(),
+        source: "overlay".into(),
+        target: String::new(),
+        options: vec!["lowerdir=/nonexistent:/neither".into()],
+    }];
+    world.differ.diff(called(diff(&nowhere))).await.unwrap_err();
+    leases(&world, 0).await;
+    // A layer is held until an image names it.
+    let left = world.view("left", "1");
+    let answer = world.differ.diff(called(diff(&left))).await.unwrap();
+    let blob = answer.into_inner().diff.unwrap();
+    leases(&world, 1).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    leases(&world, 1).await;
+    let manifest = world.containerd.add(b"a manifest".to_vec());
+    let name = ("containerd.io/gc.ref.content.l.0".to_owned(), blob.digest);
+    {
+        let mut state = world.containerd.state.lock().unwrap();
+        state.labels.insert(manifest, [name].into());
+    }
+    leases(&world, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_containerd_that_is_not_there_is_told_with_its_path_and_the_flag() {
+    let Some(world) = world(false) else { return };
+    world.image(&[base()]).await;
+    let mounts = world.prepare("box", Some("1"));
+    let digest = Digest::of(b"any").to_string();
+    let dir = world.scratch.dir("sockets");
+    let closed = dir.join("closed");
+    drop(std::os::unix::net::UnixListener::bind(&closed).unwrap());
+    let other = dir.join("other");
+    let listener = tokio::net::UnixListener::bind(&other).unwrap();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    drop(reporter);
+    let server = tonic::transport::Server::builder().add_service(health);
+    tokio::spawn(
+        server.serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener)),
+    );
+    for (socket, code, why) in [
+        (
+            dir.join("none"),
+            Code::Unavailable,
+            "No such file or directory",
+        ),
+        (closed, Code::Unavailable, "Connection refused"),
+        (dir.clone(), Code::Unavailable, "Connection refused"),
+        (other, Code::Unimplemented, "no content store"),
+    ] {
+        let shared = Arc::new(Shared::new(
+            Context::new(
+                world.context.config.clone(),
+                Cancel::new(),
+                progress::silent(),
+            ),
+            Terms::default(),
+        ));
+        let differ = Differ::new(shared, Containerd::at(&socket).unwrap());
+        let apply = wire::ApplyRequest {
+            diff: Some(Descriptor {
+                media_type: GZIP.into(),
+                digest: digest.clone(),
+                ..Descriptor::default()
+            }),
+            mounts: wired(&mounts),
+            ..wire::ApplyRequest::default()
+        };
+        let without = Request::new(apply.clone());
+        let diff = wire::DiffRequest {
+            left: wired(&mounts),
+            right: wired(&mounts),
+            ..wire::DiffRequest::default()
+        };
+        for status in [
+            differ.apply(called(apply)).await.unwrap_err(),
+            differ.apply(without).await.unwrap_err(),
+            differ.diff(called(diff)).await.unwrap_err(),
+        ] {
+            let said = status.message();
+            assert_eq!(status.code(), code, "{said}");
+            let path = socket.display().to_string();
+            for part in [path.as_str(), "--containerd", why] {
+                assert!(said.contains(part), "no {part} in: {said}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

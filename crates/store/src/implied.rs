@@ -5,8 +5,8 @@
 //! the parent is told, each made-up directory gets what the nearest layer below has under its path.
 //!
 //! Made up is what looks so: root's, 0755, without attributes of its own, and changed since the unpacking began (a listed directory has the time
-//! its entry says, and nothing is listed with a time after its own unpacking). A directory that was listed and looks so all the same would get
-//! the attributes of the directory it replaces, unless it is opaque.
+//! its entry says, and nothing is listed with a time after its own unpacking). An opaque mark is not such an attribute: a layer can empty a directory that
+//! it does not list. A directory that was listed and looks so all the same would get the attributes of the directory it replaces.
 //!
 //! A layer may also hide everything below it, by an opaque mark for its root. An overlay merges the roots of all its layers, so whoever unpacks leaves
 //! the mark on the root, where it says nothing, and here it becomes what an overlay understands.
@@ -124,10 +124,11 @@ fn is_made_up(dir: &Dir, stat: &Stat, since_ns: i64) -> Result<bool> {
     if !looks_made_up(stat, since_ns) {
         return Ok(false);
     }
-    // An opaque directory replaces what is below; one with attributes of its own was listed.
-    Ok(xattr::list_fd(dir)?
-        .iter()
-        .all(|name| name.as_encoded_bytes().starts_with(b"security.selinux")))
+    // One with attributes of its own was listed. Marks are no such: a layer may hide what is in a directory, or one name in it, and not list it.
+    Ok(xattr::list_fd(dir)?.iter().all(|name| {
+        name.as_encoded_bytes().starts_with(b"security.selinux")
+            || Prefix::ALL.iter().any(|prefix| prefix.is_control(name))
+    }))
 }
 
 /// Returns the directory that shows under `path` in the layers below, if there is one.

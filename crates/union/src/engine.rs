@@ -75,7 +75,9 @@ use crate::stack::Stack;
 use crate::{Error, Layer, Refusal, Result};
 
 pub use action::{Action, Asker, Attrs};
-pub use options::{Durability, EngineOptions, IdRules, IdRun, Limit, UpperOptions};
+pub use options::{
+    Durability, EngineOptions, Holds, IdRules, IdRun, Limit, ReaderIds, UpperOptions,
+};
 pub use request::{
     Attr, Backing, Caller, Entry, Listing, NewNode, NodeId, RenameMode, Room, SetAttr, SetTime,
     Whence,
@@ -90,8 +92,8 @@ pub struct Engine {
     pub(crate) stack: Stack,
     pub(crate) upper: Option<Upper>,
     pub(crate) ids: IdRules,
-    /// For the top layer of a union without an upper one.
-    pub(crate) top_ids: Option<IdRules>,
+    /// For a union without an upper layer.
+    pub(crate) reader_ids: Option<ReaderIds>,
     static_nlink: bool,
     pub(crate) no_xattrs: bool,
     pub(crate) numbers: Numbers,

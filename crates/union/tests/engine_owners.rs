@@ -9,7 +9,9 @@ use engine_support::{ROOT, Rig, User, refusal, user, view};
 use vellum_format::Prefix;
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{FileKind, Timespec};
-use vellum_union::engine::{Caller, Engine, IdRules, IdRun, NewNode, SetAttr, SetTime};
+use vellum_union::engine::{
+    Caller, Engine, Holds, IdRules, IdRun, NewNode, ReaderIds, SetAttr, SetTime,
+};
 use vellum_union::{Records, Refusal};
 
 const ACL_ACCESS: &str = "system.posix_acl_access";
@@ -117,11 +119,15 @@ fn mapped_owners_are_right_on_both_sides_and_unmapped_ones_refused() {
 }
 
 #[test]
-fn owners_of_the_top_layer_can_be_shown_otherwise_than_those_below() {
-    let Some(rig) = Rig::new(2) else { return };
+fn owners_are_shown_to_a_reader_by_what_each_layer_holds() {
+    let Some(rig) = Rig::new(3) else { return };
     for (path, owner) in [
         ("l1/below", 3),
         ("l1/dir/file", 3),
+        ("l1/beyond", 2000),
+        ("l1/like_a_host", 100_004),
+        ("l2/copied", 3),
+        ("l2/copied_host", 100_003),
         ("l0/top", 3),
         ("l0/host", 100_004),
         ("l0/alien", 2000),
@@ -137,10 +143,13 @@ fn owners_of_the_top_layer_can_be_shown_otherwise_than_those_below() {
         count: 1000,
     };
     let mut options = rig.options();
-    options.top_ids = Some(IdRules {
-        uids: vec![run],
-        gids: vec![run],
-        ..IdRules::default()
+    options.reader_ids = Some(ReaderIds {
+        rules: IdRules {
+            uids: vec![run],
+            gids: vec![run],
+            ..IdRules::default()
+        },
+        layers: vec![Holds::Both, Holds::Outside, Holds::Inside],
     });
     // With an upper layer it has no meaning.
     let engine = Engine::open(options.clone()).unwrap();
@@ -150,8 +159,12 @@ fn owners_of_the_top_layer_can_be_shown_otherwise_than_those_below() {
     let engine = Engine::open(options).unwrap();
     let u = user(&engine);
     for (path, owner) in [
-        ("below", 3),
-        ("dir/file", 3),
+        ("below", 100_003),
+        ("dir/file", 100_003),
+        ("beyond", 2000),
+        ("like_a_host", 65_534),
+        ("copied", 3),
+        ("copied_host", 100_003),
         ("top", 100_003),
         ("host", 100_004),
         ("dir/other", 100_005),

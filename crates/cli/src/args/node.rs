@@ -69,7 +69,7 @@ pub struct NodeInstall {
     /// Add the snapshotter, but leave the kubelet's images and containers where they are
     #[arg(long)]
     pub no_cri: bool,
-    /// Whether Vellum unpacks and diffs, too [default: with a version 3 configuration]
+    /// Whether Vellum unpacks and diffs, too [default: from version 3 of the configuration on]
     #[arg(long, value_name = "BOOL")]
     pub differ: Option<bool>,
     /// Take the place of another snapshotter than containerd's own

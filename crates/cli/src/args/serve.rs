@@ -50,6 +50,9 @@ pub struct ServeContainerd {
     /// Delete removed snapshots before answering, not when containerd asks for a cleanup
     #[arg(long)]
     pub sync_remove: bool,
+    /// Answer a parallel unpacking with a read-only mount where the layer is there. Every client must be containerd 2.4 or later
+    #[arg(long)]
+    pub staged_layers: bool,
 }
 
 /// `serve docker`

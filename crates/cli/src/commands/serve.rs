@@ -16,6 +16,7 @@ pub fn containerd(ctx: Context, args: args::ServeContainerd, reload: Reload) -> 
             upperdir_label: args.upperdir_label,
             remap_ids: args.remap_ids,
             sync_remove: args.sync_remove,
+            staged_layers: args.staged_layers,
         },
         metrics: args.metrics,
         socket: args.socket,

@@ -51,7 +51,8 @@ script="stat -c '%u %g' /bin/busybox; echo x > /new; chown 3:4 /new; chmod 4755 
 removed="[ -e /srv ] && echo not removed || echo removed"
 
 own load --quiet --input /exchange/plain.tar > /dev/null
-for ids in "--uidmap 0:100000:65536 --gidmap 0:100000:65536" --userns=auto; do
+# In the last one, a number may be either side's.
+for ids in "--uidmap 0:100000:65536 --gidmap 0:100000:65536" --userns=auto "--uidmap 0:1000:60000 --gidmap 0:1000:60000"; do
     step "$ids"
     own run $limits $ids --name box $image sh -c "$script; $see; while read -r in out many; do [ \$out = 0 ] && echo not mapped || echo mapped; done < /proc/self/uid_map"
     own diff box | grep -v -x -e 'A /etc/mtab' | sort

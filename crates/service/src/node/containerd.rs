@@ -4,8 +4,11 @@
 //! understand it refuses, with a hint: a node whose containerd does not start is worse than one without Vellum.
 //!
 //! [`Wanted`] lists what is to be set; [`apply`] sets it, [`revert`] takes it away from a text that others may have changed since, by
-//! looking up in the text of before what each setting was. containerd 1.x replaces a whole `plugins` section by an imported file's, 2.x joins them: only a
-//! version 3 configuration is extended by a file of our own ([`drop_in`]).
+//! looking up in the text of before what each setting was. containerd 1.x replaces a whole `plugins` section by an imported file's, 2.x joins them: only
+//! configurations of version 3 and later are extended by a file of our own ([`drop_in`]).
+//!
+//! Between install and uninstall `containerd config migrate` may have written the configuration anew: in a later version, with what imported files
+//! said in the configuration itself ([`takes_over`]), and without comments.
 
 use std::path::{Path, PathBuf};
 
@@ -38,8 +41,20 @@ const DIFF_ORDER: [&str; 3] = [
 pub enum Version {
     /// containerd 1.x; 2.x reads it too.
     Two,
-    /// containerd 2.x.
+    /// containerd 2.0 to 2.3; later ones read it too.
     Three,
+    /// containerd 2.4. It moves `grpc`, `ttrpc`, `debug` and `metrics` below `plugins`; what is edited here is where version 3 has it.
+    Four,
+    /// What a containerd that came after this program writes. Every change so far left most sections where they were, so that the edit
+    /// is that of version 4, and [`Found::is_unknown_to_us`] has it told.
+    Later(i64),
+}
+
+impl Version {
+    /// Whether plugins have the names of containerd 2.
+    fn has_names_of_2(self) -> bool {
+        self != Self::Two
+    }
 }
 
 /// What a node's containerd is to use Vellum for.
@@ -73,6 +88,14 @@ impl Found {
         self.version == Version::Two && imports.is_some_and(|list| !list.is_empty())
     }
 
+    /// The version, if it is later than those that this program was made for.
+    pub fn is_unknown_to_us(&self) -> Option<i64> {
+        match self.version {
+            Version::Later(number) => Some(number),
+            Version::Two | Version::Three | Version::Four => None,
+        }
+    }
+
     /// Whether the kubelet's interface is switched off, as Docker's packages of containerd have it.
     pub fn disables_cri(&self) -> bool {
         let disabled = self
@@ -80,16 +103,18 @@ impl Found {
             .get("disabled_plugins")
             .and_then(Item::as_array);
         disabled.is_some_and(|list| {
-            list.iter()
-                .filter_map(Value::as_str)
-                .any(|name| name == "cri" || name.starts_with("io.containerd.grpc.v1.cri"))
+            list.iter().filter_map(Value::as_str).any(|name| {
+                name == "cri"
+                    || name.starts_with("io.containerd.grpc.v1.cri")
+                    || name.starts_with("io.containerd.cri.v1.")
+            })
         })
     }
 }
 
 /// Parses a configuration. An empty one is as good as none and gets version 2, which every containerd since 1.3 reads.
 ///
-/// Errors: `Invalid`, for templates, what is not TOML, and version 1.
+/// Errors: `Invalid`, for templates, what is not TOML, version 1, and a version that is not a number.
 pub fn parse(text: &str, path: &Path) -> Result<Found> {
     let named = path.display();
     if text.contains("{{") {
@@ -108,6 +133,8 @@ pub fn parse(text: &str, path: &Path) -> Result<Found> {
     let version = match document.get("version").map(Item::as_integer) {
         Some(Some(2)) => Version::Two,
         Some(Some(3)) => Version::Three,
+        Some(Some(4)) => Version::Four,
+        Some(Some(later @ 5..)) => Version::Later(later),
         None if document.is_empty() => {
             document.insert("version", toml_edit::value(2));
             Version::Two
@@ -119,10 +146,10 @@ pub fn parse(text: &str, path: &Path) -> Result<Found> {
             ));
         }
         Some(other) => {
-            let said = other.map_or("no number".to_owned(), |v| v.to_string());
+            let said = other.map_or("is not a number".to_owned(), |v| format!("is {v}"));
             return Err(refused(
-                format!("{named} has version {said}, which this Vellum doesn't know"),
-                "a newer Vellum may; contrib/containerd has what to add by hand",
+                format!("the version of {named} {said}"),
+                "containerd would not start with it either; repair it first",
             ));
         }
     };
@@ -131,7 +158,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Found> {
 
 /// Returns the directory of the first import that takes every `.toml` file of one, if this configuration can be extended there.
 pub fn imported_dir(found: &Found) -> Option<PathBuf> {
-    if found.version != Version::Three {
+    if !found.version.has_names_of_2() {
         return None;
     }
     let imports = found.document.get("imports")?.as_array()?;
@@ -153,6 +180,9 @@ pub fn apply(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
 }
 
 /// Returns a file that says only what is wanted, to be imported by the configuration `text`.
+///
+/// It has version 3 whatever the version of `text`: containerd reads each file by its own version and brings it up to date, also one that this program
+/// doesn't know.
 pub fn drop_in(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     let found = parse(text, path)?;
     check(&found, path, wanted)?;
@@ -180,11 +210,24 @@ pub fn drop_in(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
 /// Errors: `Invalid` if one of both is no configuration any more.
 pub fn revert(text: &str, before: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     let mut found = parse(text, path)?;
-    let old = parse(before, path)?.document;
+    let Found {
+        document: old,
+        version: old_version,
+    } = parse(before, path)?;
+    // What stood there before may have another name in a configuration that `containerd config migrate` has written since.
+    let cri = cri_keys(found.version);
     for (keys, value) in settings(found.version, wanted) {
         let is_ours = get(&found.document, &keys).is_some_and(|item| same(item, &value));
-        if is_ours {
-            put_back(&mut found.document, &old, &keys);
+        if !is_ours {
+            continue;
+        }
+        match (keys == cri).then(|| get(&old, &cri_keys(old_version))) {
+            Some(Some(was)) => {
+                if let Some(item) = get_mut(&mut found.document, &keys) {
+                    *item = was.clone();
+                }
+            }
+            _ => put_back(&mut found.document, &old, &keys),
         }
     }
     if uses_differ(found.version, wanted) {
@@ -192,6 +235,17 @@ pub fn revert(text: &str, before: &str, path: &Path, wanted: &Wanted) -> Result<
         take_from_transfer(&mut found.document, &old);
     }
     Ok(found.document.to_string())
+}
+
+/// Returns `text`, which imports a file of ours, without what it says of Vellum itself; `None` if it says nothing of it. `containerd config migrate`
+/// writes what imported files say into the configuration.
+pub fn takes_over(text: &str, path: &Path, wanted: &Wanted) -> Result<Option<String>> {
+    let found = parse(text, path)?;
+    let keys = ["proxy_plugins", SNAPSHOTTER, "address"];
+    if !get(&found.document, &keys).is_some_and(|item| same(item, &wanted.socket)) {
+        return Ok(None);
+    }
+    revert(text, "", path, wanted).map(Some)
 }
 
 /// Returns whether the text says everything that is wanted.
@@ -207,18 +261,18 @@ fn refused(what: String, hint: &str) -> Error {
 }
 
 fn uses_differ(version: Version, wanted: &Wanted) -> bool {
-    wanted.differ.unwrap_or(version == Version::Three)
+    wanted.differ.unwrap_or(version.has_names_of_2())
 }
 
 fn cri_keys(version: Version) -> Vec<&'static str> {
-    match version {
-        Version::Two => vec![
+    match version.has_names_of_2() {
+        true => vec!["plugins", "io.containerd.cri.v1.images", "snapshotter"],
+        false => vec![
             "plugins",
             "io.containerd.grpc.v1.cri",
             "containerd",
             "snapshotter",
         ],
-        Version::Three => vec!["plugins", "io.containerd.cri.v1.images", "snapshotter"],
     }
 }
 
@@ -376,10 +430,11 @@ fn put_back(document: &mut DocumentMut, old: &DocumentMut, keys: &[&str]) {
         if get(old, &keys[..end]).is_some() {
             return;
         }
+        // `containerd config migrate` writes every key that a table may have, those without a value, too.
         let empty = end == keys.len()
             || get(document, &keys[..end])
                 .and_then(Item::as_table_like)
-                .is_some_and(TableLike::is_empty);
+                .is_some_and(|table| table.iter().all(|(_, item)| says_nothing(item)));
         let Some(table) = get_mut(document, above).and_then(Item::as_table_like_mut) else {
             return;
         };
@@ -388,6 +443,15 @@ fn put_back(document: &mut DocumentMut, old: &DocumentMut, keys: &[&str]) {
         }
         table.remove(last);
     }
+}
+
+fn says_nothing(item: &Item) -> bool {
+    let is_empty_text = item.as_str().is_some_and(str::is_empty);
+    let is_empty_list = item.as_array().is_some_and(Array::is_empty);
+    let is_empty_table = item
+        .as_table_like()
+        .is_some_and(|table| table.iter().all(|(_, item)| says_nothing(item)));
+    is_empty_text || is_empty_list || is_empty_table
 }
 
 /// Vellum's differ is asked first; what it can't do goes to those that were asked before.

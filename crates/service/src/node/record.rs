@@ -47,6 +47,9 @@ pub struct Edit {
     /// Whether a file that it imports may replace what is set.
     #[serde(skip)]
     pub may_be_overruled: bool,
+    /// The configuration's version, if it is later than those that this program was made for.
+    #[serde(skip)]
+    pub unknown_version: Option<i64>,
 }
 
 fn place(name: &str) -> PathBuf {
@@ -135,6 +138,7 @@ pub fn plan_edit(
     let parsed = containerd::parse(&main_text, config)?;
     let disables_cri = parsed.disables_cri();
     let may_be_overruled = parsed.may_be_overruled();
+    let unknown_version = parsed.is_unknown_to_us();
     let edit = |file: PathBuf, before: Option<String>, written: String| Edit {
         config: config.into(),
         file,
@@ -143,6 +147,7 @@ pub fn plan_edit(
         written,
         disables_cri,
         may_be_overruled,
+        unknown_version,
     };
     if let Some(dir) = containerd::imported_dir(&parsed) {
         let file = dir.join(DROP_IN);
@@ -175,6 +180,26 @@ pub fn plan_undo(tree: &Tree, edit: &Edit) -> Result<Option<String>> {
     // A file of our own that somebody added to: our settings go, his stay.
     let before = edit.before.clone().unwrap_or_default();
     containerd::revert(&now, &before, &edit.file, &edit.wanted).map(Some)
+}
+
+/// Returns the configuration's text without what it took over from the file of ours that it imports. `None`: it says nothing of Vellum, or is another
+/// program's, which will write it anew.
+pub fn plan_undo_taken_over(tree: &Tree, edit: &Edit) -> Result<Option<String>> {
+    if edit.file == edit.config {
+        return Ok(None);
+    }
+    match text(tree, &edit.config)? {
+        Some(now) if !now.contains("DO NOT EDIT") => {
+            containerd::takes_over(&now, &edit.config, &edit.wanted)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Returns the version of the configuration, if it is there, can be read, and is later than those that this program was made for.
+pub fn unknown_version(tree: &Tree, edit: &Edit) -> Result<Option<i64>> {
+    let found = text(tree, &edit.config)?.map(|now| containerd::parse(&now, &edit.config));
+    Ok(found.and_then(|found| found.ok()?.is_unknown_to_us()))
 }
 
 /// Says whether the file says what it was made to say.

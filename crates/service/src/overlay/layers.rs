@@ -460,7 +460,7 @@ pub fn open(options: &MountOptions) -> Result<Opened> {
             data_lowers,
             upper,
             ids: options.ids.clone(),
-            top_ids: owners::of_top(options),
+            reader_ids: owners::for_reader(options),
             static_nlink: options.static_nlink,
             ino_32_bits: options.ino_32_bits,
             no_xattrs: options.no_xattrs,

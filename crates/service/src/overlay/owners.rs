@@ -1,21 +1,23 @@
 //! Whose ids a container's layer holds when containers/storage (Podman, Buildah) mounts it for reading.
 //!
 //! A mount with `uidmapping=` keeps on disk what an image holds, the container's ids, as fuse-overlayfs does. To find out what a container changed,
-//! Podman mounts its layer once more, read-only and without any mapping. Podman 5.4 takes what
-//! it finds for the container's ids. Podman 5.8 expects what the kernel would have written, the host's: it takes each back to the container's, and
-//! leaves out of the image what has none. Which of both it expects stands in its list of layers: a layer with `uidmap` has the host's ids. So
-//! the top layer of a mount without an upper and without a mapping of its own is shown with the ids that this list promises.
+//! Podman mounts its layer once more, with the image's layers below it, read-only and without any mapping, and compares that with the image. Podman 5.4
+//! takes what it finds for the container's ids. Podman 5.8 expects what the kernel would have written, the host's: it takes each back to the container's,
+//! whatever layer it is in, and leaves out of the image what has none. Which of both it expects stands in its list of layers: a layer with
+//! `uidmap` has the host's ids. So all layers of a mount without an upper and without a mapping of its own are shown with the ids that this
+//! list promises for the top one. Those below hold an image's ids, unless the list says of them, too, that they have the host's (copies with other owners).
 //!
 //! Only the list says so, never the tree; neither the list, its directory nor the layer's record is believed that
 //! neither root nor who mounts owns, and the directory is no link.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use vellum_sys::rooted::Dir;
-use vellum_union::engine::{IdRules, IdRun};
+use vellum_union::engine::{Holds, IdRules, IdRun, ReaderIds};
 
 use crate::overlay::layers::{Recorded, believed, recorded_ids};
 use crate::overlay::options::MountOptions;
@@ -42,52 +44,84 @@ struct Mapped {
     size: u32,
 }
 
-/// Returns how owners in the top lower layer are shown, if otherwise than those of the layers below.
-pub fn of_top(options: &MountOptions) -> Option<IdRules> {
+/// Returns how owners are shown, if the list promises others for the top lower layer than it holds.
+pub fn for_reader(options: &MountOptions) -> Option<ReaderIds> {
     if options.upper.is_some() || !options.ids.are_plain() {
         return None;
     }
+    let mut lists = Lists::default();
     let top = std::fs::canonicalize(options.lowers.first()?).ok()?;
-    let promised = promised(&top)?;
-    let known = recorded_ids(&top);
-    let holds_the_containers = known == Some(Recorded::of(&promised));
-    // Without a record of how it was written, only ids that can't be the other side's are changed.
-    let unmistakable = apart(&promised.uids) && apart(&promised.gids);
-    (holds_the_containers || unmistakable).then_some(promised)
+    let rules = lists.promised(&top)?;
+    let holds = |path: &PathBuf| {
+        let Ok(layer) = std::fs::canonicalize(path) else {
+            return Holds::Outside;
+        };
+        match lists.promised(&layer) {
+            // An image's.
+            None => Holds::Outside,
+            Some(promised) if recorded_ids(&layer) == Some(Recorded::of(&promised)) => Holds::Both,
+            // Without a record of how it was written, only ids that can't be the other side's are changed.
+            Some(promised) if apart(&promised.uids) && apart(&promised.gids) => Holds::Both,
+            Some(_) => Holds::Inside,
+        }
+    };
+    Some(ReaderIds {
+        layers: options.lowers.iter().map(holds).collect(),
+        rules,
+    })
 }
 
-/// What the list of layers promises for the layer `diff`, which is `DRIVER/ID/diff`.
-fn promised(diff: &Path) -> Option<IdRules> {
-    let layer = diff
-        .parent()
-        .filter(|_| diff.file_name() == Some("diff".as_ref()))?;
-    let driver = layer.parent()?;
-    let mut lists = driver.file_name()?.to_owned();
-    lists.push("-layers");
-    let lists = Dir::open(driver.parent()?).ok()?.open_dir(lists).ok()?;
+/// The lists of layers that were read, by the driver's directory: a mount may have hundreds of layers, all in one list.
+#[derive(Default)]
+struct Lists(BTreeMap<PathBuf, BTreeMap<String, Listed>>);
+
+impl Lists {
+    /// What the list of layers promises for the layer `diff`, which is `DRIVER/ID/diff`.
+    fn promised(&mut self, diff: &Path) -> Option<IdRules> {
+        let layer = diff
+            .parent()
+            .filter(|_| diff.file_name() == Some("diff".as_ref()))?;
+        let driver = layer.parent()?;
+        if !self.0.contains_key(driver) {
+            let list = read(driver).unwrap_or_default();
+            self.0.insert(driver.to_owned(), list);
+        }
+        let listed = self.0.get(driver)?.get(layer.file_name()?.to_str()?)?;
+        let runs = |all: &[Mapped]| -> Vec<IdRun> {
+            let run = |one: &Mapped| IdRun {
+                inside: one.host_id,
+                outside: one.container_id,
+                count: one.size,
+            };
+            all.iter().map(run).collect()
+        };
+        let rules = IdRules {
+            uids: runs(&listed.uidmap),
+            gids: runs(&listed.gidmap),
+            ..IdRules::default()
+        };
+        (!rules.are_plain()).then_some(rules)
+    }
+}
+
+/// Reads the lists beside a driver's directory. Of a layer that is in both, the first counts.
+fn read(driver: &Path) -> Option<BTreeMap<String, Listed>> {
+    let mut name = driver.file_name()?.to_owned();
+    name.push("-layers");
+    let lists = Dir::open(driver.parent()?).ok()?.open_dir(name).ok()?;
     if !believed(lists.stat_self().ok()?.uid) {
-        tracing::debug!(layer = %layer.display(), "a stranger's lists of layers are not believed");
+        tracing::debug!(driver = %driver.display(), "a stranger's lists of layers are not believed");
         return None;
     }
-    let id = layer.file_name()?.to_str()?;
-    let listed = LISTS.iter().find_map(|name| listed(&lists, name, id))?;
-    let runs = |all: &[Mapped]| -> Vec<IdRun> {
-        let run = |one: &Mapped| IdRun {
-            inside: one.host_id,
-            outside: one.container_id,
-            count: one.size,
-        };
-        all.iter().map(run).collect()
-    };
-    let rules = IdRules {
-        uids: runs(&listed.uidmap),
-        gids: runs(&listed.gidmap),
-        ..IdRules::default()
-    };
-    (!rules.are_plain()).then_some(rules)
+    let all = LISTS.iter().rev().filter_map(|name| listed(&lists, name));
+    Some(
+        all.flatten()
+            .map(|layer| (layer.id.clone(), layer))
+            .collect(),
+    )
 }
 
-fn listed(lists: &Dir, name: &str, id: &str) -> Option<Listed> {
+fn listed(lists: &Dir, name: &str) -> Option<Vec<Listed>> {
     let file = lists.open_file(name).ok()?;
     if !believed(file.metadata().ok()?.uid()) {
         tracing::debug!(name, "a stranger's list of layers is not believed");
@@ -96,10 +130,9 @@ fn listed(lists: &Dir, name: &str, id: &str) -> Option<Listed> {
     let mut text = Vec::new();
     file.take(LIST_MAX_BYTES).read_to_end(&mut text).ok()?;
     // A list that we can't read, or of a later form, promises nothing.
-    let all: Vec<Listed> = serde_json::from_slice(&text)
+    serde_json::from_slice(&text)
         .inspect_err(|error| tracing::debug!(name, %error, "a list of layers is not understood"))
-        .ok()?;
-    all.into_iter().find(|layer| layer.id == id)
+        .ok()
 }
 
 /// Tells whether no id is on both sides.
@@ -125,12 +158,12 @@ mod tests {
     use super::*;
     use crate::overlay::options::Manners;
 
-    /// A store as containers/storage makes it, with one layer, listed with a mapping; then how a mount of it shows its owners.
-    fn shown(
+    /// A store as containers/storage makes it, with a layer on an image's, listed with a mapping; then how a mount of both shows owners.
+    fn read_by(
         list: &str,
         runs: serde_json::Value,
         change: impl Fn(&Scratch, &mut MountOptions),
-    ) -> Option<IdRules> {
+    ) -> Option<ReaderIds> {
         let scratch = Scratch::new();
         let layer = scratch.dir("overlay/own/diff");
         scratch.dir("overlay/own/work");
@@ -140,9 +173,50 @@ mod tests {
         ]);
         scratch.file(format!("overlay-layers/{list}"), listed.to_string());
         let mut options = MountOptions::new(Manners::FuseOverlayfs);
-        options.lowers = vec![layer, PathBuf::from("/")];
+        options.lowers = vec![layer, scratch.dir("overlay/image/diff"), PathBuf::from("/")];
         change(&scratch, &mut options);
-        of_top(&options)
+        for_reader(&options)
+    }
+
+    /// How owners of the top layer are mapped, if they are.
+    fn shown(
+        list: &str,
+        runs: serde_json::Value,
+        change: impl Fn(&Scratch, &mut MountOptions),
+    ) -> Option<IdRules> {
+        let ids = read_by(list, runs, change)?;
+        assert_eq!(ids.layers[1..], [Holds::Outside, Holds::Outside]);
+        (ids.layers[0] == Holds::Both).then_some(ids.rules)
+    }
+
+    #[test]
+    fn the_images_layers_are_shown_by_the_mapping_of_the_one_above() {
+        let keep_id = json!([run(0, 1, 1000), run(1000, 0, 1), run(1001, 1001, 64_535)]);
+        let of_both = |ids: &ReaderIds, id| {
+            let of = |layer| ids.shown(layer, id, id).unwrap();
+            (of(0).0, of(1).0)
+        };
+        // Who wrote the top layer is not known: it stays. The image's is no question.
+        let ids = read_by("layers.json", keep_id.clone(), |_, _| ()).unwrap();
+        assert_eq!(of_both(&ids, 0), (0, 1));
+        assert_eq!(of_both(&ids, 33), (33, 34));
+        assert_eq!(of_both(&ids, 1000), (1000, 0));
+        // A layer below that the list gives a mapping, too, is a copy with the host's ids.
+        let copied = |scratch: &Scratch, _: &mut MountOptions| {
+            let listed = json!([
+                { "id": "image", "uidmap": keep_id, "gidmap": keep_id },
+                { "id": "own", "parent": "image", "uidmap": keep_id, "gidmap": keep_id },
+            ]);
+            scratch.file("overlay-layers/layers.json", listed.to_string());
+        };
+        let ids = read_by("layers.json", json!([]), copied).unwrap();
+        let copy = [Holds::Inside, Holds::Inside, Holds::Outside];
+        assert_eq!(ids.layers, copy);
+        // What the mapping doesn't have is not read as another's.
+        let moved = json!([run(0, 1000, 5000)]);
+        let ids = read_by("layers.json", moved, |_, _| ()).unwrap();
+        assert_eq!(ids.shown(1, 33, 0).unwrap(), (1033, 1000));
+        assert_eq!(ids.shown(1, 5500, 7000).unwrap(), (65_534, 7000));
     }
 
     fn run(container_id: u32, host_id: u32, size: u32) -> serde_json::Value {

@@ -6,15 +6,19 @@
 //!
 //! The client's layer has another parent than the client thinks: in the store it stands on Vellum's layer, to the client on its own layer of the chain
 //! below. That one's key is kept in a label, [`STANDS_ON`], that no client sees or changes, and a digest of it begins the layer's own key, by which the
-//! layers that stand on a key are found. See `docs/decisions/0039-layers-lent-to-containerd.md`.
+//! layers that stand on a key are found.
+//!
+//! A client that unpacks in parallel names the parent at the commit. containerd 2.4 takes a writable snapshot that is mounted read-only for one that
+//! holds the layer already (a staged one), and commits it without filling it. Such a snapshot stands on Vellum's layer from the beginning, is empty, and
+//! has the label, too; its commit names what it stands on to the client. It has the client's key. See `docs/decisions/0039-layers-lent-to-containerd.md`.
 
 use vellum_image::Digest;
 use vellum_store::{
-    Class, DriverKind, Info, Keep, Kind, LabelChange, LayerCommit, Registered, SnapshotKey, Store,
-    StoreError,
+    Class, Commit, DriverKind, Info, Keep, Kind, LabelChange, LayerCommit, PrepareOptions,
+    Registered, SnapshotKey, Store, StoreError,
 };
 
-use super::{NewSnapshot, OWNER, SNAPSHOT_REF, key, own_labels};
+use super::{MountEntry, NewSnapshot, OWNER, PARENT_CHAIN, SNAPSHOT_REF, key, own_labels};
 use crate::error::{Error, Result};
 
 /// The label with the key of the parent that the client is told, or [`NOTHING`]. On disk.
@@ -43,12 +47,7 @@ pub(super) fn adopt(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Opt
         Err(StoreError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    // With other drivers a layer on a layer is a copy of it. Marks of engines can't be read by the client's own differ.
-    let fits = info.kind == Kind::Committed
-        && info.driver == DriverKind::Overlay2
-        && info.features.is_none()
-        && stands_alike(store, new.parent.as_deref(), &info)?;
-    if !fits {
+    if !fits(&info) || !stands_alike(store, new.parent.as_deref(), &info)? {
         return Ok(None);
     }
     let stands_on = match parent {
@@ -78,6 +77,96 @@ pub(super) fn adopt(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Opt
             Ok(None)
         }
     }
+}
+
+/// Returns how a snapshot is made that holds a layer of Vellum's already, if the client unpacks before it names the parent and Vellum has the chain.
+pub(super) fn staged(
+    store: &Store,
+    new: &NewSnapshot,
+    options: &PrepareOptions,
+) -> Result<Option<PrepareOptions>> {
+    let chains = (new.labels.get(SNAPSHOT_REF), new.labels.get(PARENT_CHAIN));
+    let (None, (Some(chain), Some(below))) = (&new.parent, chains) else {
+        return Ok(None);
+    };
+    if chain.parse::<Digest>().is_err() {
+        return Ok(None);
+    }
+    let own = SnapshotKey::from(chain.as_str());
+    let info = match store.stat(&own) {
+        Ok(info) => info,
+        Err(StoreError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let on_that = info.parent.as_ref().map(SnapshotKey::as_bytes) == Some(below.as_bytes());
+    if !fits(&info) || !on_that {
+        return Ok(None);
+    }
+    let mut staged = PrepareOptions {
+        parent: Some(own),
+        size_limit_bytes: None,
+        ..options.clone()
+    };
+    staged.labels.insert(STANDS_ON.into(), NOTHING.into());
+    Ok(Some(staged))
+}
+
+/// Tells whether a snapshot holds a layer of Vellum's and waits for its commit.
+pub(super) fn is_staged(info: &Info) -> bool {
+    info.kind == Kind::Active && info.labels.contains_key(STANDS_ON)
+}
+
+/// Returns the mounts as a client is told that nothing need be written there.
+pub(super) fn read_only(mut entries: Vec<MountEntry>) -> Vec<MountEntry> {
+    if let Some(last) = entries.last_mut()
+        && !last.options.iter().any(|option| option == "ro")
+    {
+        last.options.retain(|option| option != "rw");
+        last.options.push("ro".into());
+    }
+    entries
+}
+
+/// Has the commit of a staged snapshot keep Vellum's layer for its parent, and the client's for what it is told. Other commits stay as they are.
+///
+/// Errors: `Invalid` if the client's parent is not of the chain that Vellum's layer stands on.
+pub(super) fn put_staged(
+    store: &Store,
+    name_now: &SnapshotKey,
+    parent: Option<&str>,
+    commit: &mut Commit,
+) -> Result<()> {
+    // Said by the commit itself.
+    let Ok(info) = store.stat(name_now) else {
+        return Ok(());
+    };
+    let Some(own) = info.parent.as_ref().filter(|_| is_staged(&info)) else {
+        return Ok(());
+    };
+    if !stands_alike(store, parent, &store.stat(own)?)? {
+        return Err(Error::Invalid {
+            what: format!(
+                "{} holds the layer {own}, which does not stand on {}",
+                super::visible(name_now),
+                parent.unwrap_or("nothing")
+            ),
+            hint: Some("remove the snapshot and pull the image again".into()),
+        });
+    }
+    let stands_on = parent.unwrap_or(NOTHING);
+    commit.labels.insert(STANDS_ON.into(), stands_on.into());
+    // By its chain it is found, and known as the layer below.
+    if let Some(chain) = info.labels.get(SNAPSHOT_REF) {
+        commit.labels.insert(SNAPSHOT_REF.into(), chain.clone());
+    }
+    commit.parent = None;
+    Ok(())
+}
+
+/// Tells whether a layer of Vellum's can be lent. With other drivers a layer on a layer is a copy of it. Marks of engines can't be read by the
+/// client's own differ.
+fn fits(own: &Info) -> bool {
+    own.kind == Kind::Committed && own.driver == DriverKind::Overlay2 && own.features.is_none()
 }
 
 /// Tells whether the parent that the client names is a layer of the chain that Vellum's layer `own` stands on.

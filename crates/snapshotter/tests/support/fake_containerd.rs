@@ -117,7 +117,17 @@ impl content::content_server::Content for FakeContainerd {
         &self,
         _: Request<content::ListContentRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        Err(Status::unimplemented("list"))
+        let state = self.state.lock().unwrap();
+        let info = |digest: &String| content::Info {
+            digest: digest.clone(),
+            labels: state.labels.get(digest).cloned().unwrap_or_default(),
+            ..content::Info::default()
+        };
+        let info = state.blobs.keys().map(info).collect();
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let answer = content::ListContentResponse { info };
+        sender.try_send(Ok(answer)).unwrap();
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     type ReadStream = ReceiverStream<Result<content::ReadContentResponse, Status>>;
@@ -211,6 +221,18 @@ impl leases::leases_server::Leases for FakeContainerd {
         let mut state = self.state.lock().unwrap();
         state.leases.insert(request.id, request.labels);
         Ok(Response::new(leases::CreateResponse::default()))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<leases::DeleteRequest>,
+    ) -> Result<Response<()>, Status> {
+        namespace(&request)?;
+        let mut state = self.state.lock().unwrap();
+        match state.leases.remove(&request.into_inner().id) {
+            Some(_) => Ok(Response::new(())),
+            None => Err(Status::not_found("no such lease")),
+        }
     }
 }
 

@@ -63,8 +63,8 @@ impl Engine {
                 }
             }
         };
-        let (uid, gid) = match (&self.top_ids, node.id) {
-            (Some(ids), _) if state.is_of_top() => ids.shown_or_itself(shown.uid, shown.gid)?,
+        let (uid, gid) = match (&self.reader_ids, node.id) {
+            (Some(ids), _) => ids.shown(state.layer(), shown.uid, shown.gid)?,
             (_, NodeId::ROOT) => self.ids.shown_or_itself(shown.uid, shown.gid)?,
             _ => (
                 self.ids.uid_shown(shown.uid)?,

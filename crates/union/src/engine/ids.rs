@@ -4,7 +4,7 @@
 //! becomes the daemon's own id, or "nobody", on the way. Squashing comes last on the way in (whatever is on disk, one
 //! owner is shown) and decides alone on the way out (what is made belongs to that owner).
 
-use crate::engine::options::{IdRules, IdRun};
+use crate::engine::options::{Holds, IdRules, IdRun, ReaderIds};
 use crate::{Refusal, Result};
 
 impl IdRules {
@@ -35,6 +35,18 @@ impl IdRules {
             or_itself(self.uid_shown(uid), &self.uids, uid)?,
             or_itself(self.gid_shown(gid), &self.gids, gid)?,
         ))
+    }
+
+    /// Returns user and group to show to who maps them back by these rules, and takes an id without a counterpart for what is on disk.
+    ///
+    /// One that is not mapped shows as it is. If that would be read as another's, it shows as an id that nothing is read as.
+    pub fn shown_to_reader(&self, uid: u32, gid: u32) -> (u32, u32) {
+        let show = |runs: &[IdRun], id| match shown(runs, None, id) {
+            Ok(shown) => shown,
+            Err(_) if stored(runs, None, id).is_err() => id,
+            Err(_) => nobodys(runs),
+        };
+        (show(&self.uids, uid), show(&self.gids, gid))
     }
 
     /// Returns the user to store for one that a user of the union names.
@@ -83,6 +95,17 @@ impl IdRules {
     }
 }
 
+impl ReaderIds {
+    /// Returns user and group to show for these in the layer of that number.
+    pub fn shown(&self, layer: usize, uid: u32, gid: u32) -> Result<(u32, u32)> {
+        match self.layers.get(layer).unwrap_or(&Holds::Outside) {
+            Holds::Inside => Ok((uid, gid)),
+            Holds::Outside => Ok(self.rules.shown_to_reader(uid, gid)),
+            Holds::Both => self.rules.shown_or_itself(uid, gid),
+        }
+    }
+}
+
 /// The xattr with what a program may do beyond its user.
 pub(crate) const CAPABILITY: &str = "security.capability";
 
@@ -119,6 +142,19 @@ fn last_stored(runs: &[IdRun]) -> Option<u32> {
         .iter()
         .filter_map(|run| run.outside.checked_add(run.count.saturating_sub(1)));
     ends.filter(|&id| shown(runs, None, id).is_ok()).max()
+}
+
+/// Returns an id on the inside that has no counterpart.
+fn nobodys(runs: &[IdRun]) -> u32 {
+    const NOBODY: u32 = 65_534;
+    let ends = runs.iter().map(|run| run.inside.saturating_add(run.count));
+    let free = |id: &u32| *id != u32::MAX && stored(runs, None, *id).is_err();
+    // Where all are taken there is none to be mistaken for another's either.
+    [NOBODY]
+        .into_iter()
+        .chain(ends)
+        .find(free)
+        .unwrap_or(NOBODY)
 }
 
 /// Maps by the first run that has the id. `sides` says where a run begins, and where it leads.
@@ -224,6 +260,19 @@ mod tests {
         assert_eq!(rules().shown_or_itself(0, 5).unwrap(), (0, 5));
         assert!(rules().shown_or_itself(70_000, 0).is_err());
         assert!(rules().shown_or_itself(0, u32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_reader_that_maps_back_takes_no_id_for_another() {
+        // On disk 1000 and 100,000 onwards; shown 0 onwards.
+        let rules = rules();
+        assert_eq!(rules.shown_to_reader(1000, 100_000), (0, 1));
+        // Nothing is shown as 70,000: it is read as it is.
+        assert_eq!(rules.shown_to_reader(70_000, 90_000), (70_000, 90_000));
+        // 5 on disk is not mapped, and would be read as 100,004.
+        let (uid, gid) = rules.shown_to_reader(5, 0);
+        assert!(rules.uid_stored(uid).is_err(), "{uid}");
+        assert!(rules.gid_stored(gid).is_err(), "{gid}");
     }
 
     #[test]

@@ -271,14 +271,16 @@ impl State {
         }
     }
 
-    /// Tells whether its attributes are those of an inode of the top layer.
-    pub fn is_of_top(&self) -> bool {
-        match &self.body {
-            Body::Dir(dir) => dir.parts.first().is_some_and(|part| part.layer == 0),
-            Body::File(file) => {
-                file.upper.is_some() || file.lower.as_ref().is_some_and(|lower| lower.layer == 0)
-            }
-        }
+    /// Returns the number of the layer whose inode gives it its attributes.
+    pub fn layer(&self) -> usize {
+        let layer = match &self.body {
+            Body::Dir(dir) => dir.parts.first().map(|part| part.layer),
+            Body::File(file) => match file.upper {
+                Some(_) => None,
+                None => file.lower.as_ref().map(|lower| lower.layer),
+            },
+        };
+        layer.unwrap_or_default()
     }
 
     /// Returns every known name.

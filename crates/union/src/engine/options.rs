@@ -18,9 +18,8 @@ pub struct EngineOptions {
     pub upper: Option<UpperOptions>,
     /// Owners inside and outside.
     pub ids: IdRules,
-    /// Owners in the top layer, where they are not kept as in those below it. It counts only without an upper layer. An id without a
-    /// counterpart shows as it is if it is one that others show as.
-    pub top_ids: Option<IdRules>,
+    /// Owners by layer, for a reader that takes each back to what the layers hold. It counts only without an upper layer.
+    pub reader_ids: Option<ReaderIds>,
     /// Show 1 as the link count of every directory.
     pub static_nlink: bool,
     /// Cut inode numbers to 32 bits.
@@ -37,12 +36,32 @@ impl EngineOptions {
             data_lowers: Vec::new(),
             upper: None,
             ids: IdRules::default(),
-            top_ids: None,
+            reader_ids: None,
             static_nlink: false,
             ino_32_bits: false,
             no_xattrs: false,
         }
     }
+}
+
+/// How owners are shown to a reader that maps each back by the same rules, and takes what has no counterpart for what the layers hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReaderIds {
+    /// Owners inside and outside, on disk.
+    pub rules: IdRules,
+    /// What each lower layer holds, the top one first; those that are not listed hold what is on the outside.
+    pub layers: Vec<Holds>,
+}
+
+/// Which side's ids a layer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// The outside's: each is mapped. One that has no counterpart never shows as another's.
+    Outside,
+    /// The inside's: they show as they are.
+    Inside,
+    /// The outside's, and here and there the inside's: an id without a counterpart shows as it is if it is one that others show as.
+    Both,
 }
 
 /// The writable part of a union.

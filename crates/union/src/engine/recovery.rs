@@ -60,7 +60,7 @@ impl Engine {
             data_lowers,
             upper,
             ids,
-            top_ids,
+            reader_ids,
             static_nlink,
             ino_32_bits,
             no_xattrs,
@@ -103,7 +103,7 @@ impl Engine {
         let (table, root) = NodeTable::new(ino, body);
         Ok(Engine {
             stack,
-            top_ids: top_ids.filter(|_| upper.is_none()),
+            reader_ids: reader_ids.filter(|_| upper.is_none()),
             upper,
             ids,
             static_nlink,
