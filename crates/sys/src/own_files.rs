@@ -1,16 +1,18 @@
-//! What the mode of a user's own file keeps from its owner, done by a process that may.
+//! What the mode of a user's own file keeps from its owner, done by a process that may do it.
 //!
-//! An owner can't list a directory of mode 0300, make a name in one of mode 0555 or read an attribute of a file of mode 0, and yet
-//! he may do all of it: he only has to change the mode first. Who serves a union for a plain user must not change it, neither
-//! in a lower layer nor, for a moment, in the upper one. Root needs not, having CAP_DAC_OVERRIDE, and every user has that
-//! capability in a user namespace of his own, over inodes whose owner and group are his (user_namespaces(7)).
+//! An owner can't list a directory of mode 0300, make a name in one of mode 0555 or read an attribute
+//! of a file of mode 0, and yet may do all of that after a chmod. A server that shows a union to a
+//! plain user must not do that chmod, neither in a lower layer nor, for a moment, in the upper one.
+//! Root has CAP_DAC_OVERRIDE and needs none, and in a user namespace of their own all users have that
+//! capability over inodes whose owner and group are theirs (user_namespaces(7)).
 //!
-//! So one small process, the assistant, lives in such a namespace. It is started by the first call that fails with EACCES, does that call
-//! again and hands back what it opened. Nobody gets a right by it that he does not have: it can reach nothing but what its user could
-//! reach after a chmod. It is the same program started again ([`enable`]), which comes to call [`assist`] at once; it keeps no descriptor
-//! but its end of a socket, and ends with the other end.
+//! So one small process, the assistant, lives in such a namespace. The first call that fails with
+//! EACCES starts it; it does the call again and hands back what it opened. Nobody gains a right: it
+//! reaches nothing but what its user could reach after a chmod. It is the same program started again
+//! ([`enable`]), which calls [`assist`] at once; it keeps no descriptor but its end of a socket, and
+//! ends with the other end.
 //!
-//! Where user namespaces are refused to plain users, what failed stays failed.
+//! Where plain users may have no user namespaces, what failed stays failed.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
