@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::Dir;
 use crate::stat::{FileKind, Stat, Timespec};
-use crate::{Error, Result};
+use crate::{Error, Result, own_files};
 
 /// What becomes of a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,10 @@ impl Dir {
         let name = self.checked(name.as_ref())?;
         let ids = owner_ids(uid, gid);
         ids.and_then(|(uid, gid)| {
-            rustix::fs::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            rustix::fs::chownat(&self.fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).or_else(|e| {
+                let found = own_files::open_path(e, self.as_fd(), name)?;
+                rustix::fs::chownat(found, "", uid, gid, AtFlags::EMPTY_PATH)
+            })
         })
         .map_err(|e| self.fail("change the owner of", name, e))
     }
@@ -62,13 +65,21 @@ impl Dir {
         let name = self.checked(name.as_ref())?;
         let times = timestamps(atime, mtime);
         rustix::fs::utimensat(&self.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .or_else(|e| {
+                let found = own_files::open_path(e, self.as_fd(), name)?;
+                rustix::fs::utimensat(found, "", &times, AtFlags::EMPTY_PATH)
+            })
             .map_err(|e| self.fail("set the times of", name, e))
     }
 
     /// Sets the twelve permission bits of `name` itself. Errors: EOPNOTSUPP for a symbolic link, which has none.
     pub fn set_mode(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
         let name = self.checked(name.as_ref())?;
-        chmod_nofollow(self, name, mode).map_err(|e| self.fail("change the mode of", name, e))
+        match chmod_nofollow(self, name, mode) {
+            // The directory is closed to its owner.
+            Err(Errno::ACCESS) => set_mode_fd(self.open_path(name)?, mode),
+            changed => changed.map_err(|e| self.fail("change the mode of", name, e)),
+        }
     }
 
     /// Sets the times of `name` itself; `None` leaves one as it is.
