@@ -44,10 +44,7 @@ pub fn at(dir: &Dir, name: &OsStr) -> Result<Option<FileHandle>> {
         .map_err(|_| Error::at("ask for the handle of", dir.as_fd(), name, Errno::INVAL))?;
     match ask(dir.as_fd(), &path, 0) {
         Err(error) if error.is(Errno::ACCESS) => {
-            match own_files::open_path(Errno::ACCESS, dir.as_fd(), Path::new(name)) {
-                Ok(found) => of(found),
-                Err(_) => Err(error),
-            }
+            own_files::open_path(Errno::ACCESS, dir.as_fd(), Path::new(name)).map_or(Err(error), of)
         }
         asked => asked,
     }

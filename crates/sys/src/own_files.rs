@@ -23,7 +23,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
@@ -46,13 +46,13 @@ const AT_A_TIME: usize = 2;
 /// True from [`enable`] on until it turns out that there can be no assistant.
 static ENABLED: AtomicBool = AtomicBool::new(false);
 
-static ASSISTANT: Mutex<Assistant> = Mutex::new(Assistant::None);
+/// `None` before [`enable`], and when it has turned out that there can be none.
+static ASSISTANT: Mutex<Option<Assistant>> = Mutex::new(None);
 
-enum Assistant {
-    None,
-    /// To be started so.
-    Wanted(fn() -> Command),
-    Running(fn() -> Command, Running),
+struct Assistant {
+    start: fn() -> Command,
+    /// `None` before the first call, and after one that it did not answer.
+    running: Option<Running>,
 }
 
 struct Running {
@@ -76,11 +76,16 @@ pub fn enable(start: fn() -> Command) {
     if may {
         return;
     }
-    let mut assistant = ASSISTANT.lock().unwrap_or_else(PoisonError::into_inner);
-    if matches!(*assistant, Assistant::None) {
-        *assistant = Assistant::Wanted(start);
-    }
+    assistant().get_or_insert(Assistant {
+        start,
+        running: None,
+    });
     ENABLED.store(true, Ordering::Relaxed);
+}
+
+fn assistant() -> MutexGuard<'static, Option<Assistant>> {
+    // A thread that panicked in between left it as it was, or without what was running.
+    ASSISTANT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Opens `path` in `dir` again after `errno`; the empty path is `dir` itself, which may be an `O_PATH` descriptor.
@@ -96,14 +101,12 @@ pub(crate) fn open_beneath(
     flags: OFlags,
     resolve: ResolveFlags,
 ) -> Done<OwnedFd> {
-    let path = bytes(path);
-    let call = Call::Open {
-        dir,
-        path,
-        flags,
-        resolve,
+    let call = Call {
+        flags: flags.bits(),
+        resolve: resolve.bits(),
+        ..Call::new(What::Open, bytes(path))
     };
-    again(errno, &call).and_then(|answer| answer.fd.ok_or(Errno::ACCESS))
+    again(errno, &[dir], &call).and_then(|answer| answer.fd.ok_or(Errno::ACCESS))
 }
 
 /// Opens `name` in `dir` again after `errno`, without using it.
@@ -114,17 +117,8 @@ pub(crate) fn open_path(errno: Errno, dir: BorrowedFd<'_>, name: &Path) -> Done<
 
 /// Reads an attribute again after `errno`.
 pub(crate) fn get_xattr(errno: Errno, fd: BorrowedFd<'_>, attr: &OsStr) -> Done<Vec<u8>> {
-    let attr = of_users(errno, attr)?;
-    again(errno, &Call::Get { fd, attr }).map(|answer| answer.bytes)
-}
-
-/// Lets only attributes through that the mode protects. Others say who may do what, in numbers that mean something else over there.
-fn of_users(errno: Errno, attr: &OsStr) -> Done<&[u8]> {
-    let attr = attr.as_encoded_bytes();
-    match attr.starts_with(b"user.") {
-        true => Ok(attr),
-        false => Err(errno),
-    }
+    let call = Call::new(What::GetXattr, of_users(errno, attr)?);
+    again(errno, &[fd], &call).map(|answer| answer.bytes)
 }
 
 /// Sets an attribute again after `errno`.
@@ -135,20 +129,28 @@ pub(crate) fn set_xattr(
     value: &[u8],
     flags: XattrFlags,
 ) -> Done<()> {
-    let attr = of_users(errno, attr)?;
-    let call = Call::Set {
-        fd,
-        attr,
-        value,
-        flags,
+    let call = Call {
+        flags: flags.bits(),
+        second: value,
+        ..Call::new(What::SetXattr, of_users(errno, attr)?)
     };
-    again(errno, &call).map(drop)
+    again(errno, &[fd], &call).map(drop)
 }
 
 /// Removes an attribute again after `errno`.
 pub(crate) fn remove_xattr(errno: Errno, fd: BorrowedFd<'_>, attr: &OsStr) -> Done<()> {
-    let attr = of_users(errno, attr)?;
-    again(errno, &Call::Remove { fd, attr }).map(drop)
+    let call = Call::new(What::RemoveXattr, of_users(errno, attr)?);
+    again(errno, &[fd], &call).map(drop)
+}
+
+/// Lets only attributes through that the mode protects. Others say who may do what, in numbers that
+/// mean something else over there.
+fn of_users(errno: Errno, attr: &OsStr) -> Done<&[u8]> {
+    let attr = attr.as_encoded_bytes();
+    match attr.starts_with(b"user.") {
+        true => Ok(attr),
+        false => Err(errno),
+    }
 }
 
 /// Renames again after `errno`.
@@ -158,7 +160,12 @@ pub(crate) fn rename(
     to: (BorrowedFd<'_>, &Path),
     flags: RenameFlags,
 ) -> Done<()> {
-    again(errno, &Call::Rename { from, to, flags }).map(drop)
+    let call = Call {
+        flags: flags.bits(),
+        second: bytes(to.1),
+        ..Call::new(What::Rename, bytes(from.1))
+    };
+    again(errno, &[from.0, to.0], &call).map(drop)
 }
 
 /// Makes a hard link again after `errno`. The empty name is the descriptor's own file.
@@ -167,50 +174,54 @@ pub(crate) fn link(
     from: (BorrowedFd<'_>, &Path),
     to: (BorrowedFd<'_>, &Path),
 ) -> Done<()> {
-    again(errno, &Call::Link { from, to }).map(drop)
+    let call = Call {
+        second: bytes(to.1),
+        ..Call::new(What::Link, bytes(from.1))
+    };
+    again(errno, &[from.0, to.0], &call).map(drop)
 }
 
 /// Removes a name again after `errno`.
 pub(crate) fn unlink(errno: Errno, dir: BorrowedFd<'_>, name: &Path, flags: AtFlags) -> Done<()> {
-    again(errno, &Call::Unlink { dir, name, flags }).map(drop)
+    let call = Call {
+        flags: flags.bits(),
+        ..Call::new(What::Unlink, bytes(name))
+    };
+    again(errno, &[dir], &call).map(drop)
 }
 
-/// What the assistant can be asked to do.
-enum Call<'a> {
-    Open {
-        dir: BorrowedFd<'a>,
-        path: &'a [u8],
-        flags: OFlags,
-        resolve: ResolveFlags,
-    },
-    Get {
-        fd: BorrowedFd<'a>,
-        attr: &'a [u8],
-    },
-    Set {
-        fd: BorrowedFd<'a>,
-        attr: &'a [u8],
-        value: &'a [u8],
-        flags: XattrFlags,
-    },
-    Remove {
-        fd: BorrowedFd<'a>,
-        attr: &'a [u8],
-    },
-    Rename {
-        from: (BorrowedFd<'a>, &'a Path),
-        to: (BorrowedFd<'a>, &'a Path),
-        flags: RenameFlags,
-    },
-    Link {
-        from: (BorrowedFd<'a>, &'a Path),
-        to: (BorrowedFd<'a>, &'a Path),
-    },
-    Unlink {
-        dir: BorrowedFd<'a>,
-        name: &'a Path,
-        flags: AtFlags,
-    },
+/// What the assistant can do. The numbers are between two processes of one program.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+enum What {
+    Open,
+    GetXattr,
+    SetXattr,
+    RemoveXattr,
+    Rename,
+    Link,
+    Unlink,
+}
+
+impl What {
+    const ALL: [What; 7] = [
+        What::Open,
+        What::GetXattr,
+        What::SetXattr,
+        What::RemoveXattr,
+        What::Rename,
+        What::Link,
+        What::Unlink,
+    ];
+}
+
+/// What is to be done with the descriptors that go with it: a system call's flags and strings.
+struct Call<'a> {
+    what: What,
+    flags: u32,
+    resolve: u64,
+    first: &'a [u8],
+    second: &'a [u8],
 }
 
 /// What a call gave.
@@ -220,30 +231,23 @@ struct Answer {
     fd: Option<OwnedFd>,
 }
 
-/// A message as numbers, two strings and descriptors.
-struct Message<'a> {
-    what: u32,
-    flags: u32,
-    resolve: u64,
-    first: &'a [u8],
-    second: &'a [u8],
-}
-
-const OPEN: u32 = 1;
-const GET: u32 = 2;
-const SET: u32 = 3;
-const REMOVE: u32 = 4;
-const RENAME: u32 = 5;
-const LINK: u32 = 6;
-const UNLINK: u32 = 7;
-
-/// Bytes before the strings.
+/// Bytes of a call's message before the strings.
 const HEAD: usize = 20;
 
-impl Message<'_> {
+impl<'a> Call<'a> {
+    fn new(what: What, first: &'a [u8]) -> Call<'a> {
+        Call {
+            what,
+            flags: 0,
+            resolve: 0,
+            first,
+            second: b"",
+        }
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD + self.first.len() + self.second.len());
-        for number in [self.what, self.flags, self.first.len() as u32] {
+        for number in [self.what as u32, self.flags, self.first.len() as u32] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.resolve.to_le_bytes());
@@ -252,15 +256,15 @@ impl Message<'_> {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Message<'_>> {
+    fn decode(bytes: &'a [u8]) -> Option<Call<'a>> {
         let (head, strings) = bytes.split_at_checked(HEAD)?;
         let number = |at: usize| {
             let four = head.get(at..at + 4)?.try_into().ok()?;
             Some(u32::from_le_bytes(four))
         };
         let (first, second) = strings.split_at_checked(number(8)? as usize)?;
-        Some(Message {
-            what: number(0)?,
+        Some(Call {
+            what: *What::ALL.get(number(0)? as usize)?,
             flags: number(4)?,
             resolve: u64::from_le_bytes(head.get(12..20)?.try_into().ok()?),
             first,
@@ -269,101 +273,38 @@ impl Message<'_> {
     }
 }
 
-impl Call<'_> {
-    fn message(&self) -> (Message<'_>, Vec<BorrowedFd<'_>>) {
-        let plain = |what, first, second| Message {
-            what,
-            flags: 0,
-            resolve: 0,
-            first,
-            second,
-        };
-        match self {
-            Call::Open {
-                dir,
-                path,
-                flags,
-                resolve,
-            } => {
-                let message = Message {
-                    flags: flags.bits(),
-                    resolve: resolve.bits(),
-                    ..plain(OPEN, path, b"")
-                };
-                (message, vec![*dir])
-            }
-            Call::Get { fd, attr } => (plain(GET, attr, b""), vec![*fd]),
-            Call::Set {
-                fd,
-                attr,
-                value,
-                flags,
-            } => {
-                let message = Message {
-                    flags: flags.bits(),
-                    ..plain(SET, attr, value)
-                };
-                (message, vec![*fd])
-            }
-            Call::Remove { fd, attr } => (plain(REMOVE, attr, b""), vec![*fd]),
-            Call::Rename { from, to, flags } => {
-                let message = Message {
-                    flags: flags.bits(),
-                    ..plain(RENAME, bytes(from.1), bytes(to.1))
-                };
-                (message, vec![from.0, to.0])
-            }
-            Call::Link { from, to } => {
-                (plain(LINK, bytes(from.1), bytes(to.1)), vec![from.0, to.0])
-            }
-            Call::Unlink { dir, name, flags } => {
-                let message = Message {
-                    flags: flags.bits(),
-                    ..plain(UNLINK, bytes(name), b"")
-                };
-                (message, vec![*dir])
-            }
-        }
-    }
-}
-
 fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_encoded_bytes()
 }
 
-/// Has a call that failed with `errno` done by the assistant. What is no question of permission, or can't be asked, stays failed.
-fn again(errno: Errno, call: &Call<'_>) -> Done<Answer> {
+/// Has a call that failed with `errno` done by the assistant. What is no question of permission, or
+/// can't be asked, stays failed.
+fn again(errno: Errno, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Answer> {
     if errno != Errno::ACCESS || !ENABLED.load(Ordering::Relaxed) {
         return Err(errno);
     }
-    let mut assistant = ASSISTANT.lock().unwrap_or_else(PoisonError::into_inner);
-    let running = match std::mem::replace(&mut *assistant, Assistant::None) {
-        Assistant::Running(start, running) => Some((start, running)),
-        Assistant::Wanted(start) => match start_assistant(start()) {
-            Ok(running) => Some((start, running)),
-            Err(error) => {
-                tracing::info!(%error, "modes of one's own files stay in the way: no user namespace");
-                ENABLED.store(false, Ordering::Relaxed);
-                None
-            }
-        },
-        Assistant::None => None,
-    };
-    let Some((start, running)) = running else {
+    let mut slot = assistant();
+    let Some(Assistant { start, running }) = &mut *slot else {
         return Err(errno);
     };
-    match ask(running.socket.as_fd(), call) {
-        Ok(answer) => {
-            *assistant = Assistant::Running(start, running);
-            answer
-        }
-        Err(broken) => {
-            // Somebody has killed it. The next call starts another.
-            tracing::warn!(%broken, "the assistant for one's own files has ended");
-            *assistant = Assistant::Wanted(start);
-            Err(errno)
-        }
-    }
+    let assistant = match running {
+        Some(running) => running,
+        None => match start_assistant(start()) {
+            Ok(started) => running.insert(started),
+            Err(error) => {
+                tracing::info!(%error, "modes of one's own files stay in the way");
+                ENABLED.store(false, Ordering::Relaxed);
+                *slot = None;
+                return Err(errno);
+            }
+        },
+    };
+    ask(assistant.socket.as_fd(), fds, call).unwrap_or_else(|broken| {
+        // Somebody has killed it. The next call starts another.
+        tracing::warn!(%broken, "the assistant for one's own files has ended");
+        *running = None;
+        Err(errno)
+    })
 }
 
 fn start_assistant(mut command: Command) -> Result<Running> {
@@ -398,17 +339,15 @@ fn start_assistant(mut command: Command) -> Result<Running> {
     }
 }
 
-fn ask(socket: BorrowedFd<'_>, call: &Call<'_>) -> Done<Done<Answer>> {
-    let (message, fds) = call.message();
-    send(socket, &message.encode(), &fds)?;
+/// The outer error is that of the conversation, the inner one the call's.
+fn ask(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<Done<Answer>> {
+    send(socket, &call.encode(), fds)?;
     let mut buffer = vec![0; MESSAGE_MAX_BYTES];
     let (length, mut fds) = receive(socket, &mut buffer)?;
-    buffer.truncate(length);
-    let Some((errno, bytes)) = buffer.split_at_checked(4) else {
+    let Some((errno, bytes)) = buffer[..length].split_first_chunk::<4>() else {
         return Err(Errno::PIPE);
     };
-    let errno = i32::from_le_bytes([errno[0], errno[1], errno[2], errno[3]]);
-    Ok(match errno {
+    Ok(match i32::from_le_bytes(*errno) {
         0 => Ok(Answer {
             bytes: bytes.to_vec(),
             fd: fds.pop(),
@@ -445,8 +384,8 @@ pub fn assist() -> Result<Infallible> {
         if length == 0 {
             std::process::exit(0);
         }
-        let done = match Message::decode(&buffer[..length]) {
-            Some(message) => carry_out(&message, &fds),
+        let done = match Call::decode(&buffer[..length]) {
+            Some(call) => carry_out(&call, &fds),
             None => Err(Errno::INVAL),
         };
         let (errno, answer) = match done {
@@ -460,58 +399,47 @@ pub fn assist() -> Result<Infallible> {
     }
 }
 
-fn carry_out(message: &Message<'_>, fds: &[OwnedFd]) -> Done<Answer> {
+fn carry_out(call: &Call<'_>, fds: &[OwnedFd]) -> Done<Answer> {
     let one = fds.first().ok_or(Errno::INVAL)?;
     let two = || fds.get(1).ok_or(Errno::INVAL);
-    let magic = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let (first, second) = (message.first, message.second);
-    match message.what {
-        OPEN => {
-            let flags = OFlags::from_bits_retain(message.flags);
-            let mode = Mode::empty();
-            let resolve = ResolveFlags::from_bits_retain(message.resolve);
-            let fd = match (first.is_empty(), resolve.is_empty()) {
-                (true, _) => rustix::fs::open(magic(one), flags - OFlags::NOFOLLOW, mode)?,
+    let magic = || format!("/proc/self/fd/{}", one.as_raw_fd());
+    let &Call { first, second, .. } = call;
+    let mut answer = Answer::default();
+    match call.what {
+        What::Open => {
+            let (flags, mode) = (OFlags::from_bits_retain(call.flags), Mode::empty());
+            let resolve = ResolveFlags::from_bits_retain(call.resolve);
+            answer.fd = Some(match (first.is_empty(), resolve.is_empty()) {
+                (true, _) => rustix::fs::open(magic(), flags - OFlags::NOFOLLOW, mode)?,
                 (false, true) => rustix::fs::openat(one, first, flags, mode)?,
                 (false, false) => rustix::fs::openat2(one, first, flags, mode, resolve)?,
-            };
-            Ok(Answer {
-                bytes: Vec::new(),
-                fd: Some(fd),
-            })
+            });
         }
-        GET => {
-            let mut value = vec![0; 64 * 1024];
-            let length = rustix::fs::getxattr(magic(one), first, &mut value)?;
-            value.truncate(length);
-            Ok(Answer {
-                bytes: value,
-                fd: None,
-            })
+        What::GetXattr => {
+            answer.bytes = vec![0; 64 * 1024];
+            let length = rustix::fs::getxattr(magic(), first, &mut answer.bytes)?;
+            answer.bytes.truncate(length);
         }
-        SET => {
-            let flags = XattrFlags::from_bits_retain(message.flags);
-            rustix::fs::setxattr(magic(one), first, second, flags).map(|()| Answer::default())
+        What::SetXattr => {
+            let flags = XattrFlags::from_bits_retain(call.flags);
+            rustix::fs::setxattr(magic(), first, second, flags)?;
         }
-        REMOVE => rustix::fs::removexattr(magic(one), first).map(|()| Answer::default()),
-        RENAME => {
-            let flags = RenameFlags::from_bits_retain(message.flags);
-            rustix::fs::renameat_with(one, first, two()?, second, flags).map(|()| Answer::default())
+        What::RemoveXattr => rustix::fs::removexattr(magic(), first)?,
+        What::Rename => {
+            let flags = RenameFlags::from_bits_retain(call.flags);
+            rustix::fs::renameat_with(one, first, two()?, second, flags)?;
         }
-        LINK => match first.is_empty() {
-            true => {
-                let follow = AtFlags::SYMLINK_FOLLOW;
-                rustix::fs::linkat(CWD, magic(one), two()?, second, follow)
-            }
-            false => rustix::fs::linkat(one, first, two()?, second, AtFlags::empty()),
+        What::Link if first.is_empty() => {
+            let follow = AtFlags::SYMLINK_FOLLOW;
+            rustix::fs::linkat(CWD, magic(), two()?, second, follow)?;
         }
-        .map(|()| Answer::default()),
-        UNLINK => {
-            let flags = AtFlags::from_bits_retain(message.flags);
-            rustix::fs::unlinkat(one, first, flags).map(|()| Answer::default())
+        What::Link => rustix::fs::linkat(one, first, two()?, second, AtFlags::empty())?,
+        What::Unlink => {
+            let flags = AtFlags::from_bits_retain(call.flags);
+            rustix::fs::unlinkat(one, first, flags)?;
         }
-        _ => Err(Errno::NOSYS),
     }
+    Ok(answer)
 }
 
 fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Done<()> {

@@ -148,7 +148,8 @@ impl Dir {
         Ok(Dir { fd })
     }
 
-    /// Opens a directory that need not be one that may be listed: what it is and has can be asked, and its names if it may be passed through.
+    /// Opens a directory that need not be one that may be listed: what it is and has can be asked, and
+    /// its names if it may be passed through.
     pub fn open_dir_unlisted(&self, path: impl AsRef<Path>) -> Result<Dir> {
         let path = path.as_ref();
         let fd = self
@@ -300,9 +301,9 @@ impl Dir {
 
     /// Lists the names in this directory.
     pub fn entries(&self) -> Result<Entries> {
-        let quietly =
-            OFlags::NOATIME & rustix::fs::fcntl_getfl(&self.fd).unwrap_or(OFlags::empty());
-        let flags = DIR_FLAGS | quietly;
+        // One that was opened quietly is listed so, too.
+        let held = rustix::fs::fcntl_getfl(&self.fd).map_err(|e| self.fail("list", "", e))?;
+        let flags = DIR_FLAGS | held & OFlags::NOATIME;
         let stream = rustix::fs::openat(&self.fd, ".", flags, Mode::empty())
             .or_else(|e| match e {
                 // One that may be listed and not passed through.

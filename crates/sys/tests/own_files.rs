@@ -3,21 +3,20 @@
 //! The program plays every part itself, told by its first argument. Run as root it becomes another user for the real thing;
 //! run as a plain user it stays who it is.
 
+mod support;
+
 use std::ffi::OsStr;
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use support::{AsUser, is_root};
 use vellum_sys::rooted::Access;
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, RenameFlags, own_files};
 
 const NAME: &str = "modes_of_ones_own_files_are_in_nobodys_way";
-
-/// A user who has no entry anywhere.
-const NOBODY_IN_PARTICULAR: u32 = 65_433;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -37,35 +36,13 @@ fn main() {
 }
 
 fn modes_of_ones_own_files_are_in_nobodys_way() {
-    let scratch = tempfile::tempdir_in("/tmp").unwrap();
-    // The build directory may be closed to the user we are going to be.
-    let program = scratch.path().join("program");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let home = scratch.path().join("home");
-    std::fs::create_dir(&home).unwrap();
-    let mut command = Command::new(&program);
-    if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
-        let open = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(scratch.path(), open).unwrap();
-        let strange = home.join("strange");
+    let user = AsUser::new();
+    if is_root() {
+        let strange = user.home().join("strange");
         std::fs::write(&strange, "root's").unwrap();
         std::fs::set_permissions(&strange, std::fs::Permissions::from_mode(0o600)).unwrap();
-        let id = Some(NOBODY_IN_PARTICULAR);
-        chown(&home, id, id).unwrap();
-        command.uid(NOBODY_IN_PARTICULAR).gid(NOBODY_IN_PARTICULAR);
     }
-    let out = command
-        .arg("__live")
-        .arg(&home)
-        .current_dir(&home)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&out.stderr);
-    if said.contains("no user namespaces here") {
-        vellum_testkit::untested("user namespaces for plain users", said.trim());
-        return;
-    }
-    assert!(out.status.success(), "{said}");
+    user.play("__live", "no user namespaces here");
 }
 
 fn live(home: &Path) {

@@ -3,17 +3,16 @@
 //! The program plays every part itself, told by its first argument, since leaving and joining a user namespace takes a
 //! process with one thread. Run as root it becomes another user for the real thing; run as a plain user it stays who it is.
 
+mod support;
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use support::{AsUser, is_root};
 use vellum_sys::mount::{self, Method, OverlayMount, OverlayOptions};
 use vellum_sys::userns::{self, Holder, IdMaps};
-
-/// A user who has no entry anywhere.
-const NOBODY_IN_PARTICULAR: u32 = 65_432;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
@@ -41,41 +40,12 @@ fn main() {
 }
 
 fn a_plain_user_mounts_in_namespaces_that_stay() {
-    let scratch = tempfile::tempdir_in("/tmp").unwrap();
-    // The build directory may be closed to the user we are going to be.
-    let program = scratch.path().join("program");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let home = scratch.path().join("home");
-    std::fs::create_dir(&home).unwrap();
-    let mut command = Command::new(&program);
-    if rustix_is_root() {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        std::os::unix::fs::chown(
-            &home,
-            Some(NOBODY_IN_PARTICULAR),
-            Some(NOBODY_IN_PARTICULAR),
-        )
-        .unwrap();
-        command.uid(NOBODY_IN_PARTICULAR).gid(NOBODY_IN_PARTICULAR);
-    }
-    let out = command
-        .arg("__live")
-        .arg(&home)
-        .current_dir(&home)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&out.stderr);
-    if said.contains("cannot leave the user namespace") {
-        vellum_testkit::untested("user namespaces for plain users", said.trim());
-        return;
-    }
-    assert!(out.status.success(), "{said}");
+    AsUser::new().play("__live", "cannot leave the user namespace");
 }
 
 /// Its id map looks like that of the first.
 fn a_namespace_with_all_ids_is_not_the_first() {
-    if !rustix_is_root() || !userns::is_initial() {
+    if !is_root() || !userns::is_initial() {
         vellum_testkit::untested("a namespace with all ids", "only root may make one");
         return;
     }
@@ -103,10 +73,6 @@ fn a_namespace_with_all_ids_is_not_the_first() {
     out.read_line(&mut line).unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(line, "false\n");
-}
-
-fn rustix_is_root() -> bool {
-    std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
 /// Stops the holder when a check fails, too.

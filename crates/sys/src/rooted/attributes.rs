@@ -3,7 +3,7 @@
 //! The order matters: a new owner clears set-uid, set-gid and capabilities, so the owner comes before the mode.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -75,11 +75,12 @@ impl Dir {
     /// Sets the twelve permission bits of `name` itself. Errors: EOPNOTSUPP for a symbolic link, which has none.
     pub fn set_mode(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
         let name = self.checked(name.as_ref())?;
-        match chmod_nofollow(self, name, mode) {
-            // The directory is closed to its owner.
-            Err(Errno::ACCESS) => set_mode_fd(self.open_path(name)?, mode),
-            changed => changed.map_err(|e| self.fail("change the mode of", name, e)),
-        }
+        chmod_nofollow(self, name, mode)
+            .or_else(|e| {
+                let found = own_files::open_path(e, self.as_fd(), name)?;
+                chmod_magic(&found, mode & 0o7777)
+            })
+            .map_err(|e| self.fail("change the mode of", name, e))
     }
 
     /// Sets the times of `name` itself; `None` leaves one as it is.
@@ -176,7 +177,11 @@ fn chmod_nofollow(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
 pub(super) fn chmod_through_path(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    if Stat::at(&fd, Path::new(""), AtFlags::EMPTY_PATH)?.kind == FileKind::Symlink {
+    chmod_magic(&fd, mode)
+}
+
+fn chmod_magic(fd: &OwnedFd, mode: u32) -> rustix::io::Result<()> {
+    if Stat::at(fd, Path::new(""), AtFlags::EMPTY_PATH)?.kind == FileKind::Symlink {
         return Err(Errno::OPNOTSUPP);
     }
     let magic = format!("/proc/self/fd/{}", fd.as_raw_fd());
