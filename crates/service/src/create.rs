@@ -10,7 +10,6 @@ use vellum_store::{
     DriverKind, ImageRecord, Labels, LayerCommit, NewContainer, PrepareOptions, SnapshotKey,
     StoreError, TreeParts,
 };
-
 use vellum_union::engine::Limit;
 
 use crate::container::{self, BytesPath, Settings};
@@ -100,12 +99,8 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         settings.size_bytes = Some(bytes);
         options.size_limit_bytes = None;
     }
-    if settings.limit() != Limit::default()
-        && !options
-            .parent
-            .as_ref()
-            .is_some_and(|parent| limit::engine_shows(ctx, parent).unwrap_or(false))
-    {
+    let shown = |parent| limit::engine_shows(ctx, parent);
+    if settings.limit() != Limit::default() && !options.parent.as_ref().map_or(Ok(false), shown)? {
         return Err(Error::Unsupported {
             what: "this limit is for Vellum's engine to keep, which can't mount the container here".into(),
             hint: "it needs /dev/fuse, the driver overlay2 or overlay, and no --engine kernel; `--size` can also be kept by a project quota \

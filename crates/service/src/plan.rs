@@ -18,7 +18,6 @@ use vellum_store::{MountFeatures, Overlay, Shape, TreeParts};
 use vellum_sys::mount::{
     KERNEL_LAYER_LIMIT, Method, OverlayMount, OverlayOptions, RedirectDir, Xino, option_page_bytes,
 };
-
 use vellum_union::engine::Limit;
 
 use crate::config::{Config, Engine, MountMethod, Toggle};
