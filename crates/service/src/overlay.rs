@@ -2,6 +2,7 @@
 //!
 //! * [`options`]: what can be asked for; [`parse`]: how it is spelled in `-o` strings;
 //! * [`layers`]: from directories to layers with dialects: whose marks are followed; `dialect`: how an upper writes its own;
+//! * `record`: what a work directory remembers of its upper; `owners`: whose ids a container's layer holds;
 //! * [`daemon`]: the process that serves; [`serve`]: what it does;
 //! * [`settle`]: files that are partly in lower layers are made whole.
 //!
@@ -13,5 +14,6 @@ pub mod layers;
 pub mod options;
 mod owners;
 pub mod parse;
+mod record;
 pub mod serve;
 pub mod settle;

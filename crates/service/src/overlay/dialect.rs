@@ -16,8 +16,9 @@ use vellum_sys::{FileKind, probe, xattr};
 use vellum_union::WhNames;
 
 use crate::error::Result;
-use crate::overlay::layers::{self, prefix};
+use crate::overlay::layers::prefix;
 use crate::overlay::options::{MountOptions, WhFiles};
+use crate::overlay::record::LayerRecord;
 
 /// Why an upper's deletions are written as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,11 +95,12 @@ fn known_or_seen(options: &MountOptions, upper: &Dir, work: Option<&Dir>) -> Res
         true => WhNames::Whiteouts,
         false => WhNames::Plain,
     };
+    let recorded = || work.map_or(Ok(None), |work| LayerRecord::of(upper, work));
     Ok(match options.wh_files {
         WhFiles::Plain => Chosen::Known(WhNames::Plain),
         WhFiles::Whiteouts => Chosen::Known(WhNames::Whiteouts),
-        WhFiles::Auto => match work.and_then(|work| layers::recorded_wh_whiteouts(work, upper)) {
-            Some(whiteouts) => Chosen::Known(names(whiteouts)),
+        WhFiles::Auto => match recorded()? {
+            Some(record) => Chosen::Known(names(record.wh_whiteouts())),
             None if upper.entries()?.next().is_none() => Chosen::Empty,
             None => {
                 let sign = sign_of(upper, work)?;

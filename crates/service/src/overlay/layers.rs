@@ -2,184 +2,30 @@
 //!
 //! Which marks are followed in which lower layer is decided here. A tree that was unpacked from an archive holds what a stranger wrote, so
 //! by default redirects and metacopies are followed only in layers that say, beside the tree and not in it, that an engine of ours
-//! made them ([`LayerRecord`], in the work directory next to the layer). The upper is always an engine's own.
+//! made them (the record in the work directory next to the layer). The upper is always an engine's own.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use vellum_format::{OVERRIDE_STAT_NAMES, Prefix, workdir};
+use vellum_format::{OVERRIDE_STAT_NAMES, Prefix};
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::Dir;
-use vellum_sys::{FileKind, mount, mountinfo, publish, userns, xattr};
-use vellum_union::engine::{Durability, EngineOptions, IdRules, IdRun, UpperOptions};
+use vellum_sys::{mount, mountinfo, userns, xattr};
+use vellum_union::engine::{Durability, EngineOptions, UpperOptions};
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Stack, WhNames};
 
-use crate::container::BytesPath;
 use crate::error::{Error, Result};
-use crate::overlay::options::{Manners, MountOptions, Redirects, Trust, WhFiles};
+use crate::overlay::options::{MountOptions, Redirects, Trust, WhFiles};
+use crate::overlay::record::{Beside, LayerRecord, NewRecord};
 use crate::overlay::{dialect, owners};
-
-/// Where a [`LayerRecord`] is, in a work directory.
-const RECORD_DIR: &str = "vellum";
-const RECORD_NAME: &str = "layer";
-
-/// What the work directory says of the upper it goes with. JSON; fields are only added.
-///
-/// It stands outside the tree, where nothing that was unpacked into the tree can reach, so it can be believed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerRecord {
-    /// The version of this record.
-    version: u32,
-    /// The inode number of the upper directory it speaks of.
-    upper_ino: u64,
-    /// When that directory was made, in seconds and nanoseconds, if its file system knows.
-    #[serde(default)]
-    upper_born: Option<(i64, u32)>,
-    /// Whether names in it that begin with `.wh.` may be marks.
-    #[serde(default)]
-    wh_whiteouts: bool,
-    /// Whether its marks are `user.overlay.*`.
-    #[serde(default)]
-    userxattr: bool,
-    /// What it was last mounted on, top first.
-    #[serde(default)]
-    lowers: Vec<BytesPath>,
-    /// And for data only.
-    #[serde(default)]
-    data_lowers: Vec<BytesPath>,
-    /// The mapping that it was last mounted with, if ever: what its ids are.
-    #[serde(default)]
-    ids: Option<Recorded>,
-}
-
-/// A mapping: the first id on disk, the first shown, how many.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Recorded {
-    uids: Vec<(u32, u32, u32)>,
-    gids: Vec<(u32, u32, u32)>,
-}
-
-impl Recorded {
-    pub(crate) fn of(ids: &IdRules) -> Recorded {
-        let runs = |runs: &[IdRun]| {
-            let three = |run: &IdRun| (run.outside, run.inside, run.count);
-            runs.iter().map(three).collect()
-        };
-        Recorded {
-            uids: runs(&ids.uids),
-            gids: runs(&ids.gids),
-        }
-    }
-}
-
-/// Returns with which mapping a layer was written, if its work directory says so in a record that can be believed.
-pub(crate) fn recorded_ids(layer: &Path) -> Option<Recorded> {
-    record_beside(layer)?.0.ids
-}
-
-/// Tells whether what `owner` says beside a layer counts: root and whoever mounts.
-pub(crate) fn believed(owner: u32) -> bool {
-    owner == 0 || owner == rustix::process::geteuid().as_raw()
-}
 
 /// Returns the options with which an upper was last mounted, as far as they say what its marks are and what lies below it.
 ///
 /// `None` if the work directory does not know this upper.
 pub fn last_mounted(upper: &Path, work: &Path) -> Result<Option<MountOptions>> {
-    let ino = open_dir(upper)?.stat_self()?.ino;
-    let Some(record) = read_record(&open_dir(work)?).filter(|record| record.upper_ino == ino)
-    else {
-        return Ok(None);
-    };
-    let paths = |all: Vec<BytesPath>| all.into_iter().map(|path| path.0).collect();
-    Ok(Some(MountOptions {
-        lowers: paths(record.lowers),
-        data_lowers: paths(record.data_lowers),
-        upper: Some(upper.to_owned()),
-        work: Some(work.to_owned()),
-        user_xattr: Some(record.userxattr),
-        ..MountOptions::new(Manners::Own)
-    }))
-}
-
-const RECORD_VERSION: u32 = 1;
-
-/// More than thousands of layers take.
-const RECORD_MAX_BYTES: u64 = 16 << 20;
-
-/// How many neighbours of a layer are asked whether they are its work directory.
-const NEIGHBOURS_MAX: usize = 256;
-
-/// The record of a lower layer and the work directory that has it, if there is one beside the layer with a record by somebody who is [`believed`]: that called `work`, as container
-/// stores have it, or any other that knows when the layer's directory was made. A neighbour may be an unpacked archive, whose author can
-/// guess an inode number but not that.
-fn record_beside(layer: &Path) -> Option<(LayerRecord, Dir)> {
-    let real = std::fs::canonicalize(layer).ok()?;
-    let beside = Dir::open(real.parent()?).ok()?;
-    let root = Dir::open(&real).ok()?;
-    let usual = OsStr::new("work");
-    vouched(&beside, usual, &root, false).or_else(|| {
-        let entries = beside.entries().ok()?.take(NEIGHBOURS_MAX);
-        let mut dirs = entries.filter_map(|entry| entry.ok().filter(|e| e.kind == FileKind::Dir));
-        dirs.find_map(|entry| vouched(&beside, &entry.name, &root, true))
-    })
-}
-
-/// What the directory `name` says of a layer, if it is the work directory that the layer was an upper with. With `by_birth` it must know the
-/// layer's birth, too.
-fn vouched(beside: &Dir, name: &OsStr, layer: &Dir, by_birth: bool) -> Option<(LayerRecord, Dir)> {
-    let work = beside.open_dir_unmounted(name).ok()?;
-    let (record, owner) = read_record_and_owner(&work)?;
-    let known = match by_birth {
-        true => record.upper_born.is_some() && record.upper_born == born(layer),
-        false => true,
-    };
-    if !believed(owner) {
-        tracing::debug!(work = ?work.path(), "a stranger's record of a layer is not believed");
-        return None;
-    }
-    let known = known && record.upper_ino == layer.stat_self().ok()?.ino;
-    known.then_some((record, work))
-}
-
-/// Tells whether files of the upper that a work directory was used with are copied up in part.
-fn has_maps(work: &Dir) -> bool {
-    let maps = work
-        .open_dir(workdir::BLOCK_MAPS)
-        .and_then(|maps| maps.entries());
-    maps.is_ok_and(|mut maps| maps.next().is_some())
-}
-
-fn born(dir: &Dir) -> Option<(i64, u32)> {
-    let born = vellum_sys::stat::born(dir).ok()??;
-    Some((born.sec, born.nsec))
-}
-
-/// What the work directory says of `.wh.` names in this upper, if it knows the upper.
-pub(super) fn recorded_wh_whiteouts(work: &Dir, upper: &Dir) -> Option<bool> {
-    let record = read_record(work)?;
-    (record.upper_ino == upper.stat_self().ok()?.ino).then_some(record.wh_whiteouts)
-}
-
-fn read_record(work: &Dir) -> Option<LayerRecord> {
-    Some(read_record_and_owner(work)?.0)
-}
-
-fn read_record_and_owner(work: &Dir) -> Option<(LayerRecord, u32)> {
-    use std::io::Read;
-    use std::os::unix::fs::MetadataExt;
-    let mut text = Vec::new();
-    let file = work
-        .open_dir(RECORD_DIR)
-        .ok()?
-        .open_file(RECORD_NAME)
-        .ok()?;
-    let owner = file.metadata().ok()?.uid();
-    file.take(RECORD_MAX_BYTES).read_to_end(&mut text).ok()?;
-    let record: LayerRecord = serde_json::from_slice(&text).ok()?;
-    (record.version == RECORD_VERSION).then_some((record, owner))
+    let record = LayerRecord::of(&open_dir(upper)?, &open_dir(work)?)?;
+    Ok(record.map(|record| record.last_mounted(upper, work)))
 }
 
 /// Returns the namespace of the marks of a mount: `trusted.*` for root outside any user namespace, who alone sees those.
@@ -200,10 +46,14 @@ pub type Layers = Vec<Arc<dyn Layer>>;
 
 /// Opens the lower layers as `options` say they are to be read; then those for data only.
 pub fn lowers(options: &MountOptions) -> Result<(Layers, Layers)> {
-    open_lowers(options, &mut Vec::new())
+    open_lowers(options, &mut Beside::default(), &mut Vec::new())
 }
 
-fn open_lowers(options: &MountOptions, warnings: &mut Vec<String>) -> Result<(Layers, Layers)> {
+fn open_lowers(
+    options: &MountOptions,
+    beside: &mut Beside,
+    warnings: &mut Vec<String>,
+) -> Result<(Layers, Layers)> {
     let prefix = prefix(options)?;
     // Files of data-only layers can be reached by metacopies and in no other way.
     let trust = match options.trust {
@@ -212,18 +62,16 @@ fn open_lowers(options: &MountOptions, warnings: &mut Vec<String>) -> Result<(La
     };
     let mut open = |path: &PathBuf, named: bool| -> Result<Arc<dyn Layer>> {
         let dir = lower_dir(path)?;
-        let beside = record_beside(path);
-        if let Some((_, work)) = &beside
-            && has_maps(work)
+        let record = beside.find(path);
+        if let Some(record) = &record
+            && record.has_maps
         {
-            let work = work.path().unwrap_or_else(|| PathBuf::from("WORK"));
             warnings.push(format!(
                 "in the lower layer {} files are copied up in part, and can't be read: `vellum settle {0} {}` makes them whole",
                 path.display(),
-                work.display()
+                record.work.display()
             ));
         }
-        let record = beside.map(|(record, _)| record);
         let trust = match (trust, &record) {
             _ if named => LayerTrust::Engine,
             (Trust::Engine, _) | (Trust::ByRecord, Some(_)) => LayerTrust::Engine,
@@ -367,41 +215,26 @@ fn records(options: &MountOptions, root: &Dir) -> Result<Records> {
 pub fn stack(options: &MountOptions) -> Result<Stack> {
     let (mut layers, data) = lowers(options)?;
     if let Some(upper) = &options.upper {
-        let dir = open_dir(upper)?;
-        let dialect = Dialect {
-            prefix: Some(prefix(options)?),
-            wh_names: dialect::of_upper(options, &dir)?.wh_names(),
-            records: records(options, &dir)?,
-            trust: LayerTrust::Engine,
-        };
-        let maps = match &options.work {
-            Some(work) => BlockMaps::open(work)?,
-            None => None,
-        };
-        let layer = DirLayer::new(dir, upper.display().to_string(), dialect)
-            .with_block_maps(maps.map(Arc::new));
-        layers.insert(0, Arc::new(layer));
+        layers.insert(0, upper_to_read(options, upper)?);
     }
     Ok(Stack::with_data_layers(layers, data)?)
 }
 
-/// A [`LayerRecord`] that is not written yet.
-#[derive(Debug)]
-pub struct NewRecord {
-    work: Dir,
-    record: LayerRecord,
-}
-
-impl NewRecord {
-    /// Writes it into the work directory.
-    pub fn write(&self) -> Result<()> {
-        let path = || self.work.path().unwrap_or_default().join(RECORD_DIR);
-        let text =
-            serde_json::to_vec(&self.record).map_err(|e| Error::io("write", path())(e.into()))?;
-        let own = self.work.create_dir_all(RECORD_DIR, 0o700)?;
-        publish::write_file_atomic(&own, OsStr::new(RECORD_NAME), &text, 0o600)?;
-        Ok(())
-    }
+/// The upper as a layer that is only read.
+fn upper_to_read(options: &MountOptions, upper: &Path) -> Result<Arc<dyn Layer>> {
+    let dir = open_dir(upper)?;
+    let dialect = Dialect {
+        prefix: Some(prefix(options)?),
+        wh_names: dialect::of_upper(options, &dir)?.wh_names(),
+        records: records(options, &dir)?,
+        trust: LayerTrust::Engine,
+    };
+    let maps = match &options.work {
+        Some(work) => BlockMaps::open(work)?,
+        None => None,
+    };
+    let layer = DirLayer::new(dir, upper.display().to_string(), dialect);
+    Ok(Arc::new(layer.with_block_maps(maps.map(Arc::new))))
 }
 
 /// What an engine is opened with, and what its user should hear of.
@@ -441,18 +274,19 @@ fn hold(options: &MountOptions) -> Vec<Lock> {
 /// Opens the layers of a mount and decides how each is read. Writes nothing.
 pub fn open(options: &MountOptions) -> Result<Opened> {
     let mut warnings = Vec::new();
-    let (lowers, data_lowers) = open_lowers(options, &mut warnings)?;
+    let mut beside = Beside::default();
+    let (mut lowers, data_lowers) = open_lowers(options, &mut beside, &mut warnings)?;
     let (upper, record) = match (&options.upper, &options.work) {
         (Some(upper), Some(work)) if !options.flags.read_only => {
             let (upper, record) = upper_options(options, upper, work, &mut warnings)?;
             (Some(upper), record)
         }
-        _ => (None, None),
-    };
-    let lowers = match (&options.upper, &upper) {
-        // A read-only mount with an upper shows it and leaves it alone.
-        (Some(_), None) => stack(options)?.layers().to_vec(),
-        _ => lowers,
+        (Some(upper), _) => {
+            // A read-only mount with an upper shows it and leaves it alone.
+            lowers.insert(0, upper_to_read(options, upper)?);
+            (None, None)
+        }
+        (None, _) => (None, None),
     };
     Ok(Opened {
         engine: EngineOptions {
@@ -460,7 +294,7 @@ pub fn open(options: &MountOptions) -> Result<Opened> {
             data_lowers,
             upper,
             ids: options.ids.clone(),
-            reader_ids: owners::for_reader(options),
+            reader_ids: owners::for_reader(options, &mut beside),
             static_nlink: options.static_nlink,
             ino_32_bits: options.ino_32_bits,
             no_xattrs: options.no_xattrs,
@@ -483,27 +317,7 @@ fn upper_options(
     let chosen = dialect::for_changes(options, &dir, &work_dir)?;
     warnings.extend(chosen.told(upper));
     let wh_names = chosen.wh_names();
-    let upper_ino = dir.stat_self()?.ino;
-    let earlier = read_record(&work_dir).filter(|earlier| earlier.upper_ino == upper_ino);
-    let ids = match options.ids.uids.is_empty() && options.ids.gids.is_empty() {
-        false => Some(Recorded::of(&options.ids)),
-        // Mounted as it is on disk, which changes nothing about what that is.
-        true => earlier.as_ref().and_then(|earlier| earlier.ids.clone()),
-    };
-    let record = LayerRecord {
-        version: RECORD_VERSION,
-        upper_ino,
-        upper_born: born(&dir),
-        wh_whiteouts: wh_names == WhNames::Whiteouts,
-        userxattr: prefix == Prefix::User,
-        lowers: options.lowers.iter().cloned().map(BytesPath).collect(),
-        data_lowers: options.data_lowers.iter().cloned().map(BytesPath).collect(),
-        ids,
-    };
-    let record = (earlier.as_ref() != Some(&record)).then_some(NewRecord {
-        work: work_dir,
-        record,
-    });
+    let record = NewRecord::of(options, &dir, work_dir, prefix, wh_names)?;
     let upper = UpperOptions {
         upper: upper.to_owned(),
         work: work.to_owned(),

@@ -19,8 +19,8 @@ use serde::Deserialize;
 use vellum_sys::rooted::Dir;
 use vellum_union::engine::{Holds, IdRules, IdRun, ReaderIds};
 
-use crate::overlay::layers::{Recorded, believed, recorded_ids};
 use crate::overlay::options::MountOptions;
+use crate::overlay::record::{Beside, Recorded, believed};
 
 /// More than a store of many thousand layers takes.
 const LIST_MAX_BYTES: u64 = 256 << 20;
@@ -45,13 +45,14 @@ struct Mapped {
 }
 
 /// Returns how owners are shown, if the list promises others for the top lower layer than it holds.
-pub fn for_reader(options: &MountOptions) -> Option<ReaderIds> {
+pub(super) fn for_reader(options: &MountOptions, beside: &mut Beside) -> Option<ReaderIds> {
     if options.upper.is_some() || !options.ids.are_plain() {
         return None;
     }
     let mut lists = Lists::default();
     let top = std::fs::canonicalize(options.lowers.first()?).ok()?;
     let rules = lists.promised(&top)?;
+    let mut written = |layer: &Path| beside.find(layer)?.ids;
     let holds = |path: &PathBuf| {
         let Ok(layer) = std::fs::canonicalize(path) else {
             return Holds::Outside;
@@ -59,7 +60,7 @@ pub fn for_reader(options: &MountOptions) -> Option<ReaderIds> {
         match lists.promised(&layer) {
             // An image's.
             None => Holds::Outside,
-            Some(promised) if recorded_ids(&layer) == Some(Recorded::of(&promised)) => Holds::Both,
+            Some(promised) if written(&layer) == Some(Recorded::of(&promised)) => Holds::Both,
             // Without a record of how it was written, only ids that can't be the other side's are changed.
             Some(promised) if apart(&promised.uids) && apart(&promised.gids) => Holds::Both,
             Some(_) => Holds::Inside,
@@ -175,7 +176,7 @@ mod tests {
         let mut options = MountOptions::new(Manners::FuseOverlayfs);
         options.lowers = vec![layer, scratch.dir("overlay/image/diff"), PathBuf::from("/")];
         change(&scratch, &mut options);
-        for_reader(&options)
+        for_reader(&options, &mut Beside::default())
     }
 
     /// How owners of the top layer are mapped, if they are.
