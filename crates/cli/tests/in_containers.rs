@@ -28,7 +28,7 @@ const ROOT: &str = r#"
     tar -C root -cf root.tar .; rm -r root"#;
 
 /// Who builds in the container, as the command before the script.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 enum Inside {
     Root,
     User,

@@ -11,12 +11,12 @@ use std::time::UNIX_EPOCH;
 
 use support::layered::VELLUM;
 use support::said;
-use vellum_testkit::{PlainUser, Scratch, needs_root};
+use vellum_testkit::{PlainUser, Scratch};
 
 const SCRIPT: &str = include_str!("support/as_in_a_directory.py");
 
 /// Who the user is for the union and in it.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Setting {
     /// A plain user on the machine; fusermount3 mounts.
     Fusermount,
@@ -46,15 +46,8 @@ struct World {
 
 impl World {
     fn new() -> Option<World> {
-        if !needs_root("working as another user") {
-            return None;
-        }
         let scratch = Scratch::new();
-        let user = PlainUser::new(&scratch)?;
-        if !user.give_fuse() {
-            vellum_testkit::untested("unions of plain users", "there is no /dev/fuse");
-            return None;
-        }
+        let user = PlainUser::with_fuse(&scratch)?;
         let script = scratch.join("as_in_a_directory.py");
         fs::write(&script, SCRIPT).unwrap();
         let program = user.borrow_program(Path::new(VELLUM));

@@ -80,12 +80,9 @@ fn a_plain_user_gets_the_same_from_vellum_as_from_the_kernel() {
         return;
     }
     let scratch = Scratch::new();
-    let Some(user) = PlainUser::new(&scratch) else {
+    let Some(user) = PlainUser::with_fuse(&scratch) else {
         return;
     };
-    if !user.give_fuse() {
-        return untested("FUSE for plain users", "there is no /dev/fuse");
-    }
     let archive = plain_image(&scratch);
     let program = user.borrow_program(Path::new(VELLUM));
     let named = scratch.dir("names").join("fuse-overlayfs");

@@ -50,6 +50,11 @@ impl PlainUser {
         Some(user)
     }
 
+    /// As [`PlainUser::new`], and the user may use FUSE.
+    pub fn with_fuse(scratch: &Scratch) -> Option<PlainUser> {
+        PlainUser::new(scratch).filter(PlainUser::give_fuse)
+    }
+
     /// As [`PlainUser::new`], but the user has no subordinate ids: his own is the only one he may use.
     pub fn with_one_id(scratch: &Scratch) -> Option<PlainUser> {
         if !needs_root("working as another user") {
@@ -99,7 +104,7 @@ impl PlainUser {
         std::fs::set_permissions(&path, mode).expect("its mode");
     }
 
-    /// Lets the user open `/dev/fuse`, which on most machines everybody may. False if there is none here.
+    /// Lets the user open `/dev/fuse`, which on most machines everybody may. False, and recorded as untested, if there is none here.
     pub fn give_fuse(&self) -> bool {
         use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
         let device = self.etc.join("fuse-device");
@@ -116,6 +121,8 @@ impl PlainUser {
         if made {
             let open = std::fs::Permissions::from_mode(0o666);
             std::fs::set_permissions(&device, open).expect("the device's mode");
+        } else {
+            untested("FUSE for plain users", "there is no /dev/fuse");
         }
         made
     }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use vellum_testkit::kernel::Overlay;
 use vellum_testkit::tree::Ignore;
-use vellum_testkit::{Scratch, Tree, needs_root};
+use vellum_testkit::{PlainUser, Scratch, Tree, needs_root};
 
 use super::{Said, said};
 
@@ -83,6 +83,22 @@ impl World {
         assert_eq!((done.code, done.err.as_str()), (0, ""), "{}", done.out);
         self.scratch.adopt_mount(&merged);
         merged
+    }
+
+    /// Lets the plain user have the layers, and returns a script's result as him.
+    pub fn as_user(&self, user: &PlainUser, script: &str) -> Said {
+        let dirs = ["top", "base", "upper", "work", "merged"].map(|dir| self.at(dir));
+        let mut give = Command::new("chown");
+        give.arg("-R").arg(format!("{0}:{0}", user.id)).args(dirs);
+        assert!(give.status().unwrap().success());
+        let vellum = user.borrow_program(Path::new(VELLUM));
+        let mut run = user.command("sh");
+        run.arg("-c")
+            .arg(format!("set -eu; cd \"$2\"; {script}"))
+            .arg("sh")
+            .arg(vellum)
+            .arg(self.scratch.path());
+        said(run.output().unwrap())
     }
 
     /// Unmounts, and waits until the upper is free: then all is written.
