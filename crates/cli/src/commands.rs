@@ -45,7 +45,7 @@ pub fn run(ctx: &Context, command: Command, quiet: Quiet) -> Outcome {
     let outcome = verb(ctx, command, quiet);
     match &outcome {
         Err(failure) if fills && failure.is_cancelled() => {
-            report::line(&format!("error: stopped; {}", store::left(ctx)));
+            report::failure(&Failure::other(format!("stopped; {}", store::left(ctx))));
             Err(Failure::Said(INTERRUPTED))
         }
         _ => outcome,

@@ -3,17 +3,15 @@
 //! The shell runs this program with [`VARIABLE`] set and the words typed so far; what it prints is what is offered. Where the store can't be
 //! read, as by a user who may not, there is nothing to offer and nothing to say.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap_complete::env::{CompleteEnv, Shells};
 use clap_complete::{ArgValueCandidates, CompletionCandidate};
-use vellum_service::config::{self, Partial, Surroundings};
+use vellum_service::config::{self, Partial};
 use vellum_service::progress::Silent;
 use vellum_service::{Cancel, Context, containers, image, rootless, volumes};
 
-use crate::help;
+use crate::{help, start};
 
 /// Set by the scripts that [`script`] writes.
 const VARIABLE: &str = "VELLUM_COMPLETE";
@@ -44,25 +42,22 @@ pub fn script(shell: &str) -> Option<std::io::Result<Vec<u8>>> {
 
 /// Names of containers.
 pub fn containers() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| offered(names_of_containers))
+    ArgValueCandidates::new(|| offered(&[names_of_containers]))
 }
 
 /// Names of images.
 pub fn images() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| offered(names_of_images))
+    ArgValueCandidates::new(|| offered(&[names_of_images]))
 }
 
 /// Names of volumes.
 pub fn volumes() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| offered(names_of_volumes))
+    ArgValueCandidates::new(|| offered(&[names_of_volumes]))
 }
 
 /// Names of containers, images and volumes.
 pub fn anything() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| {
-        let all = [names_of_containers, names_of_images, names_of_volumes];
-        all.into_iter().flat_map(offered).collect()
-    })
+    ArgValueCandidates::new(|| offered(&[names_of_containers, names_of_images, names_of_volumes]))
 }
 
 type Names = vellum_service::Result<Vec<String>>;
@@ -83,14 +78,8 @@ fn names_of_volumes(ctx: &Context) -> Names {
 }
 
 /// What is offered of the store that the environment and the files name. Flags typed before are not looked at.
-fn offered(names: fn(&Context) -> Names) -> Vec<CompletionCandidate> {
-    let identity = rootless::identity();
-    let around = Surroundings {
-        rootless: identity.rootless,
-        uid: identity.uid,
-        environment: std::env::vars_os().collect::<BTreeMap<_, _>>(),
-        system_file: PathBuf::from(Surroundings::SYSTEM_FILE),
-    };
+fn offered(kinds: &[fn(&Context) -> Names]) -> Vec<CompletionCandidate> {
+    let around = start::surroundings(&rootless::identity());
     let Ok(config) = config::resolve(&around, None, Partial::default()) else {
         return Vec::new();
     };
@@ -98,6 +87,8 @@ fn offered(names: fn(&Context) -> Names) -> Vec<CompletionCandidate> {
         return Vec::new();
     }
     let ctx = Context::new(config, Cancel::new(), Arc::new(Silent));
-    let found = names(&ctx).unwrap_or_default();
-    found.into_iter().map(CompletionCandidate::new).collect()
+    let names = kinds
+        .iter()
+        .flat_map(|names| names(&ctx).unwrap_or_default());
+    names.map(CompletionCandidate::new).collect()
 }

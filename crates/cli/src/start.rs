@@ -1,6 +1,5 @@
 //! From the process's start to its exit code.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -102,6 +101,16 @@ fn misused(arguments: &[OsString]) -> i32 {
     }
 }
 
+/// Where this process looks for settings.
+pub fn surroundings(identity: &rootless::Identity) -> Surroundings {
+    Surroundings {
+        rootless: identity.rootless,
+        uid: identity.uid,
+        environment: std::env::vars_os().collect(),
+        system_file: PathBuf::from(Surroundings::SYSTEM_FILE),
+    }
+}
+
 fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
     // These need neither store nor settings.
     let cli = match cli.command {
@@ -115,12 +124,7 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
         command => Cli { command, ..cli },
     };
     let identity = rootless::identity();
-    let around = Surroundings {
-        rootless: identity.rootless,
-        uid: identity.uid,
-        environment: std::env::vars_os().collect::<BTreeMap<_, _>>(),
-        system_file: PathBuf::from(Surroundings::SYSTEM_FILE),
-    };
+    let around = surroundings(&identity);
     let flags = flags(&cli)?;
     let file = cli.global.config.clone();
     let config = config::resolve(&around, file.as_deref(), flags.clone())

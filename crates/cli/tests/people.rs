@@ -451,10 +451,11 @@ fn ctrl_c_stops_a_load_and_leaves_only_what_gc_removes() {
     );
     let left = world.json(&["gc", "--dry-run", "--json"]);
     let said = match left.as_array().unwrap().len() {
-        0 => "error: stopped; nothing is left of it\n".to_owned(),
-        1 => "error: stopped; 1 part was complete (".to_owned(),
-        count => format!("error: stopped; {count} parts were complete ("),
+        0 => "error: stopped; nothing is left for `vellum gc` to remove\n".to_owned(),
+        1 => "`vellum gc` would now remove 1 item (".to_owned(),
+        count => format!("`vellum gc` would now remove {count} items ("),
     };
+    assert!(err.contains("error: stopped; "), "{err}");
     assert!(err.contains(&said), "{err} {left}");
     assert_eq!(world.json(&["images", "--json"]), json!([]));
     world.ok(&["gc"]);

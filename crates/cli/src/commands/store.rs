@@ -252,12 +252,11 @@ pub fn left(ctx: &Context) -> String {
         .map(|size| size.bytes)
         .sum();
     match all.len() {
-        0 => "nothing is left of it".to_owned(),
+        0 => "nothing is left for `vellum gc` to remove".to_owned(),
         count => format!(
-            "{count} {} complete ({}) and {} for the next try, or until `vellum gc`",
-            if count == 1 { "part was" } else { "parts were" },
+            "what was complete stays for the next try; `vellum gc` would now remove {count} {} ({})",
+            if count == 1 { "item" } else { "items" },
             out::bytes(bytes),
-            if count == 1 { "stays" } else { "stay" },
         ),
     }
 }
