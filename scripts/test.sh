@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: `make test`.
 #
-#   scripts/test.sh [STAGE...]    stages: fmt, clippy, docs, test (all when none is named)
+#   scripts/test.sh [STAGE...]    stages: fmt, clippy, docs, alone, test (all when none is named)
 #
 # VELLUM_SLOW=1 adds the slow tier: newer clients, the largest inputs.
 # A test whose kernel feature or program is missing says so and is counted; the
@@ -22,6 +22,11 @@ stage_docs() {
   RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --locked --quiet &&
     cargo run --quiet --locked --package vellum-xtask -- check-docs
 }
+# Whoever needs the mount program alone builds no database, no gRPC and no TLS.
+stage_alone() {
+  cargo build --locked --package vellum-overlay &&
+    ! cargo tree --locked --package vellum-overlay --edges normal,build --prefix none | grep -E '^(rusqlite|tonic|rustls|tokio) '
+}
 # The client tests start daemons; the rest share two cores with them, so the
 # test threads are left at cargo's default.
 stage_test() { cargo test --workspace --locked --no-fail-fast; }
@@ -36,7 +41,7 @@ run() {
 }
 
 stages=("$@")
-[ "$#" -gt 0 ] || stages=(fmt clippy docs test)
+[ "$#" -gt 0 ] || stages=(fmt clippy docs alone test)
 for stage in "${stages[@]}"; do
   run "$stage"
 done

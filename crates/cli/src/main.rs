@@ -13,7 +13,6 @@ mod commands;
 mod complete;
 mod exit_code;
 mod help;
-mod mount_names;
 mod other_words;
 mod out;
 mod report;

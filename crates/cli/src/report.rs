@@ -1,20 +1,11 @@
 //! How failures look: what failed, what caused it, and a hint on a line of its own. All of it on stderr.
 
-use std::error::Error;
-use std::io::{self, IsTerminal, Write};
+use std::io;
+
+pub use vellum_overlay::report::{colours, line};
+use vellum_overlay::report::{error_word, text};
 
 use crate::exit_code::Failure;
-
-/// Tells whether colours are welcome on stderr: a terminal, and no `NO_COLOR`.
-pub fn colours() -> bool {
-    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-}
-
-/// Writes one line of talk to stderr.
-pub fn line(text: &str) {
-    // There is nobody left to tell if stderr is gone.
-    let _ = writeln!(io::stderr(), "{text}");
-}
 
 /// Reports a failure.
 pub fn failure(failure: &Failure) {
@@ -32,37 +23,9 @@ pub fn failure(failure: &Failure) {
     }
 }
 
-fn error_word(colours: bool) -> &'static str {
-    if colours {
-        "\x1b[1;31merror:\x1b[0m"
-    } else {
-        "error:"
-    }
-}
-
 /// Returns the whole text of a verb's failure.
 pub fn verb(error: &vellum_service::Error, colours: bool) -> String {
-    let mut text = format!("{} {error}", error_word(colours));
-    let mut said = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        // A transparent error shows its cause's words as its own.
-        if !said.ends_with(&words) {
-            text.push_str(&format!("\n  caused by: {words}"));
-        }
-        said = words;
-        source = cause.source();
-    }
-    if let Some(hint) = error.hint() {
-        let word = if colours {
-            "\x1b[1;36mhint:\x1b[0m"
-        } else {
-            "hint:"
-        };
-        text.push_str(&format!("\n{word} {hint}"));
-    }
-    text
+    text(error, error.hint().as_deref(), colours)
 }
 
 #[cfg(test)]

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, FromArgMatches};
+use vellum_overlay::daemon;
+use vellum_overlay::names::Name;
+use vellum_overlay::program::{self, Started, logging};
 use vellum_service::config::{self, MountPartial, Partial, Size, Surroundings};
-use vellum_service::overlay::daemon;
 use vellum_service::progress::{Progress, Silent};
 use vellum_service::{Cancel, Context, rootless};
 
 use crate::args::{Cli, Command, Global, LogFormat, Serve};
 use crate::bars::Bars;
 use crate::commands::Quiet;
-use crate::commands::overlay::Started;
 use crate::exit_code::{self, Failure};
-use crate::mount_names::Name;
 use crate::{commands, complete, help, other_words, report};
 
 /// Runs the command line of this process and returns its exit code.
@@ -51,7 +51,7 @@ pub fn run() -> i32 {
         serves,
     };
     if let Some(name) = Name::of(&called_as) {
-        return commands::overlay::by_name(name, started);
+        return program::by_name(name, started);
     }
     let cli = match parse(arguments.clone()) {
         Ok(cli) => cli,
@@ -249,20 +249,6 @@ fn size(bytes: u64) -> Size {
 fn absolute(path: &std::path::Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path)
         .map_err(|e| Failure::other(format!("cannot find {}: {e}", path.display())))
-}
-
-/// `VELLUM_LOG=debug` tells more, on stderr. Without it, as much as `usual` says.
-pub fn logging(usual: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
-    // Set once in a process; there is no other subscriber to lose to.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(report::colours())
-        .without_time()
-        .with_target(false)
-        .try_init();
 }
 
 /// As [`logging`], for programs that read it.

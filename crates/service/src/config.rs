@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 pub mod docker;
 mod file;
 
-pub use file::{MountPartial, Partial, Size, parse_size};
+pub use file::{MountPartial, Partial, Size};
+pub use vellum_overlay::values::{Toggle, parse_size};
 pub use vellum_store::DriverKind as Driver;
 
 /// How the layers of a mount are handed to the kernel.
@@ -94,40 +95,6 @@ impl fmt::Display for Engine {
             Self::Auto => "auto",
             Self::Kernel => "kernel",
             Self::Vellum => "vellum",
-        })
-    }
-}
-
-/// Whether a kernel feature is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Toggle {
-    /// Where it can be had and nothing speaks against it.
-    Auto,
-    /// Required: a mount that can't have it is refused.
-    On,
-    /// Never.
-    Off,
-}
-
-impl FromStr for Toggle {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "on" | "true" | "yes" | "1" => Ok(Self::On),
-            "off" | "false" | "no" | "0" => Ok(Self::Off),
-            other => Err(format!("`{other}` is none of auto, on and off")),
-        }
-    }
-}
-
-impl fmt::Display for Toggle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::On => "on",
-            Self::Off => "off",
         })
     }
 }

@@ -1,8 +1,6 @@
 //! What the verbs on containers share: a container's own settings, its tree's parts, and the union of its layers.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +10,8 @@ use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, rooted};
 use vellum_union::engine::Limit;
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, Stack};
+
+pub use vellum_overlay::values::BytesPath;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -35,41 +35,6 @@ pub struct Settings {
     /// The most inodes its own layer may take, which Vellum's engine keeps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inodes: Option<u64>,
-}
-
-/// A path in JSON: text where it is text, else hexadecimal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "PathForm", into = "PathForm")]
-pub struct BytesPath(pub PathBuf);
-
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum PathForm {
-    Text(String),
-    Bytes { hex: String },
-}
-
-impl From<PathForm> for BytesPath {
-    fn from(form: PathForm) -> Self {
-        match form {
-            PathForm::Text(text) => Self(text.into()),
-            // What isn't hexadecimal was not written by us; an empty path is refused where it is used.
-            PathForm::Bytes { hex } => {
-                Self(OsString::from_vec(hex::decode(hex).unwrap_or_default()).into())
-            }
-        }
-    }
-}
-
-impl From<BytesPath> for PathForm {
-    fn from(path: BytesPath) -> Self {
-        match path.0.to_str() {
-            Some(text) => Self::Text(text.to_owned()),
-            None => Self::Bytes {
-                hex: hex::encode(path.0.as_os_str().as_bytes()),
-            },
-        }
-    }
 }
 
 impl Settings {
@@ -259,6 +224,9 @@ fn in_privilege(dialect: Dialect) -> Dialect {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     #[test]

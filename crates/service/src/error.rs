@@ -135,26 +135,9 @@ pub enum Error {
     #[error(transparent)]
     Union(#[from] vellum_union::Error),
 
-    /// The mount by our own engine failed, or ended badly.
+    /// A mount by our own engine failed, or its layers can't be read.
     #[error(transparent)]
-    Fuse(#[from] vellum_fuse::Error),
-
-    /// The process that was to serve a mount of a container could not.
-    #[error("Vellum's engine could not mount it: {said}")]
-    Engine {
-        /// What it said.
-        said: String,
-    },
-
-    /// A mount was made, but does not answer. Its process is told to take it away.
-    #[error("the mount on {} does not answer", target.display())]
-    Silent {
-        /// Where.
-        target: PathBuf,
-        /// What asking it gave.
-        #[source]
-        source: std::io::Error,
-    },
+    Overlay(#[from] vellum_overlay::Error),
 
     /// An image's bytes could not be read or written.
     #[error(transparent)]
@@ -424,8 +407,15 @@ impl Error {
             ),
             Self::InUse { hint, .. } | Self::Unsupported { hint, .. } => Some(hint.clone()),
             Self::Invalid { hint, .. } => hint.clone(),
+            Self::Overlay(e) if e.hint().is_some() => e.hint().map(str::to_owned),
             e if lacks_space(e) => Some(NO_SPACE.into()),
-            Self::Io { .. } | Self::Source(_) if is_denied_to_a_user(self) => Some(DENIED.into()),
+            Self::Io { .. }
+            | Self::Source(_)
+            | Self::Overlay(vellum_overlay::Error::Sys(_) | vellum_overlay::Error::Io { .. })
+                if is_denied_to_a_user(self) =>
+            {
+                Some(DENIED.into())
+            }
             Self::Source(e) => source_hint(e),
             Self::Socket { source, .. } => Some(socket_hint(source).into()),
             Self::Io { .. }
@@ -434,9 +424,7 @@ impl Error {
             | Self::Sys(_)
             | Self::Mount(_)
             | Self::Union(_)
-            | Self::Fuse(_)
-            | Self::Engine { .. }
-            | Self::Silent { .. }
+            | Self::Overlay(_)
             | Self::Image(_)
             | Self::Cancelled => None,
         }
@@ -446,6 +434,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Config(_) | Self::Invalid { .. } => Class::Misused,
+            Self::Overlay(e) if e.is_misuse() => Class::Misused,
             Self::Cancelled => Class::Cancelled,
             _ => Class::Failed,
         }

@@ -4,14 +4,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use vellum_overlay::layers;
+use vellum_overlay::options::MountOptions;
 use vellum_store::Shape;
 use vellum_sys::FileKind;
 use vellum_union::{Node, Stack, WhNames};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::overlay::layers;
-use crate::overlay::options::MountOptions;
 use crate::{container, create, names};
 
 /// Which layers.
@@ -28,7 +28,7 @@ pub enum Tree {
 /// Opens the layers of `tree` as one union.
 pub fn stack(ctx: &Context, tree: &Tree) -> Result<Stack> {
     let parts = match tree {
-        Tree::Layers(options) => return layers::stack(options),
+        Tree::Layers(options) => return Ok(layers::stack(options)?),
         Tree::Container(name) => {
             names::with_container(ctx, name, |record| container::parts(ctx, record))?
         }

@@ -10,6 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use vellum_overlay::daemon;
 use vellum_store::{ContainerRecord, DriverKind, LayerDir, Overlay, Shape, SnapshotKey, TreeParts};
 use vellum_sys::mount::{self, BindOptions, MountError};
 use vellum_sys::mountinfo;
@@ -19,7 +20,6 @@ use crate::container::Settings;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::mounted::Mounted;
-use crate::overlay::daemon;
 use crate::place::{self, Shows};
 use crate::plan::{EngineMount, Plan, Wishes, method_name, plan};
 use crate::{container, create, dead, facts, names, run_dir};

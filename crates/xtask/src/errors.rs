@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Rooms whose errors people see.
-const ROOMS: [&str; 8] = [
+const ROOMS: [&str; 9] = [
     "sys",
     "union",
     "fuse",
     "image",
     "store",
+    "overlay",
     "service",
     "snapshotter",
     "graphdriver",

@@ -1,6 +1,7 @@
 //! Chores of development: `cargo run -p vellum-xtask -- CHORE`.
 //!
 //! * `check-docs`: the documents say nothing that the tree does not bear out.
+//! * `shape`: files, lines and import circles of each room;
 //! * `man DIR`: the man pages, by the command itself, since help, pages and completions have one definition.
 //!
 //! A chore belongs here when it must know the tree. What only starts programs is a script.
@@ -8,6 +9,7 @@
 
 mod check_docs;
 mod errors;
+mod shape;
 
 use anyhow::{Context, bail};
 use std::path::Path;
@@ -30,8 +32,9 @@ fn chore(arguments: &[String]) -> anyhow::Result<()> {
         .canonicalize()?;
     match arguments {
         [name] if name == "check-docs" => check_docs::run(&root),
+        [name] if name == "shape" => shape::run(&root),
         [name, dir] if name == "man" => man(&root, dir),
-        _ => bail!("usage: vellum-xtask check-docs | man DIR"),
+        _ => bail!("usage: vellum-xtask check-docs | shape | man DIR"),
     }
 }
 

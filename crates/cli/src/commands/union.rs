@@ -5,11 +5,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use vellum_format::Prefix;
+use vellum_overlay::options::Manners;
+use vellum_overlay::parse;
 use vellum_service::layer::{self, How, Input, Made, Marks};
 use vellum_service::look::{self, Tree};
-use vellum_service::overlay::options::Manners;
-use vellum_service::overlay::{parse, settle};
-use vellum_service::{Context, Error};
+use vellum_service::{Context, Error, settle};
 
 use super::Outcome;
 use crate::args;
@@ -23,7 +23,8 @@ fn find(path: &OsStr, tree: &args::Tree) -> Result<(Tree, PathBuf), Failure> {
     }
     if !tree.options.is_empty() {
         // Read-only is enough, and what is misspelled is an error here as for a mount.
-        let parsed = parse::parse(Manners::Own, &tree.options).map_err(Error::from)?;
+        let parsed =
+            parse::parse(Manners::Own, &tree.options).map_err(vellum_overlay::Error::from)?;
         let here = std::env::current_dir().map_err(Error::io("find", "."))?;
         let options = parsed.options.made_absolute(&here);
         return Ok((Tree::Layers(Box::new(options)), path.into()));
@@ -125,7 +126,8 @@ pub fn settle(ctx: &Context, args: args::Settle) -> Outcome {
     let options = match args.options.is_empty() {
         true => None,
         false => {
-            let parsed = parse::parse(Manners::Own, &args.options).map_err(Error::from)?;
+            let parsed =
+                parse::parse(Manners::Own, &args.options).map_err(vellum_overlay::Error::from)?;
             Some(parsed.options.made_absolute(&here))
         }
     };

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{ConfigError, Driver, Engine, MountMethod, RegistrySettings, Toggle};
+use super::{ConfigError, Driver, Engine, MountMethod, RegistrySettings, Toggle, parse_size};
 
 /// What one place (a file, the environment, the flags) says. Absent means: says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,37 +114,6 @@ impl FromStr for Size {
     fn from_str(text: &str) -> Result<Self, String> {
         let bytes = parse_size(text)?;
         Ok(Self((bytes != 0).then_some(bytes)))
-    }
-}
-
-/// Reads a number of bytes: digits, a fraction if you like, and B, K, M, G, T or P with `i` and `B` as you like (all powers of 1024, as Docker's).
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let wrong = || format!("`{text}` is no size; write 512M, 10G or a number of bytes");
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let power = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 1,
-        "m" | "mb" | "mib" => 2,
-        "g" | "gb" | "gib" => 3,
-        "t" | "tb" | "tib" => 4,
-        "p" | "pb" | "pib" => 5,
-        _ => return Err(wrong()),
-    };
-    let factor = 1024u64.pow(power);
-    if let Ok(whole) = number.parse::<u64>() {
-        return whole.checked_mul(factor).ok_or_else(wrong);
-    }
-    let fraction: f64 = number.parse().map_err(|_| wrong())?;
-    let bytes = fraction * factor as f64;
-    // 2^63 is far above any file system and far below where f64 loses the order of magnitude.
-    if bytes.is_finite() && (0.0..9.2e18).contains(&bytes) {
-        Ok(bytes as u64)
-    } else {
-        Err(wrong())
     }
 }
 

@@ -180,23 +180,6 @@ fn nothing_is_skipped_silently() {
 }
 
 #[test]
-fn sizes() {
-    #[track_caller]
-    fn check(text: &str, expect: Option<u64>) {
-        assert_eq!(parse_size(text).ok(), expect, "{text}");
-    }
-    check("1500", Some(1500));
-    check("10G", Some(10 << 30));
-    check("512MiB", Some(512 << 20));
-    check("1.5k", Some(1536));
-    check("1 GB", Some(1 << 30));
-    check("", None);
-    check("G", None);
-    check("-1", None);
-    check("99999999999999T", None);
-}
-
-#[test]
 fn docker_spellings_are_read() {
     let place = Path::new("daemon.json");
     let imported = docker::daemon_json(

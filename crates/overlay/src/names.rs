@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use vellum_service::overlay::parse::split;
+use crate::parse::split;
 
 /// A name the program may be called by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

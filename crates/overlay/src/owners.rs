@@ -19,8 +19,8 @@ use serde::Deserialize;
 use vellum_sys::rooted::Dir;
 use vellum_union::engine::{Holds, IdRules, IdRun, ReaderIds};
 
-use crate::overlay::options::MountOptions;
-use crate::overlay::record::{Beside, Recorded, believed};
+use crate::options::MountOptions;
+use crate::record::{Beside, Recorded, believed};
 
 /// More than a store of many thousand layers takes.
 const LIST_MAX_BYTES: u64 = 256 << 20;
@@ -157,7 +157,7 @@ mod tests {
     use vellum_testkit::Scratch;
 
     use super::*;
-    use crate::overlay::options::Manners;
+    use crate::options::Manners;
 
     /// A store as containers/storage makes it, with a layer on an image's, listed with a mapping; then how a mount of both shows owners.
     fn read_by(

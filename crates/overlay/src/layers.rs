@@ -8,17 +8,18 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vellum_format::{OVERRIDE_STAT_NAMES, Prefix};
+use vellum_format::OVERRIDE_STAT_NAMES;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::Dir;
-use vellum_sys::{mount, mountinfo, userns, xattr};
+use vellum_sys::{mount, mountinfo, xattr};
 use vellum_union::engine::{Durability, EngineOptions, UpperOptions};
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Stack, WhNames};
 
+use crate::dialect::prefix;
 use crate::error::{Error, Result};
-use crate::overlay::options::{MountOptions, Redirects, Trust, WhFiles};
-use crate::overlay::record::{Beside, LayerRecord, NewRecord};
-use crate::overlay::{dialect, owners};
+use crate::options::{MountOptions, Redirects, Trust, WhFiles};
+use crate::record::{Beside, LayerRecord, NewRecord};
+use crate::{dialect, owners};
 
 /// Returns the options with which an upper was last mounted, as far as they say what its marks are and what lies below it.
 ///
@@ -26,19 +27,6 @@ use crate::overlay::{dialect, owners};
 pub fn last_mounted(upper: &Path, work: &Path) -> Result<Option<MountOptions>> {
     let record = LayerRecord::of(&open_dir(upper)?, &open_dir(work)?)?;
     Ok(record.map(|record| record.last_mounted(upper, work)))
-}
-
-/// Returns the namespace of the marks of a mount: `trusted.*` for root outside any user namespace, who alone sees those.
-pub fn prefix(options: &MountOptions) -> Result<Prefix> {
-    let privileged = userns::is_initial() && rustix::process::geteuid().is_root();
-    match (options.user_xattr, privileged) {
-        (Some(true), _) | (None, false) => Ok(Prefix::User),
-        (None | Some(false), true) => Ok(Prefix::Trusted),
-        (Some(false), false) => Err(Error::Unsupported {
-            what: "marks in trusted.overlay.* can be read and written by root outside a user namespace only".into(),
-            hint: "leave out userxattr=off".into(),
-        }),
-    }
 }
 
 /// Open layers, top first.

@@ -1,4 +1,4 @@
-//! In which dialect an upper goes on: with the kernel's marks, or with `.wh.` names.
+//! In which dialect a mount writes: the namespace of its marks, and for an upper the kernel's marks or `.wh.` names.
 //!
 //! Deletions are written in one of two forms, and a reader of the other form shows what was deleted. So an
 //! upper goes on in the form that it was begun in: as the work directory's record says, and where there is
@@ -10,15 +10,27 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use vellum_format::wh;
+use vellum_format::{Prefix, wh};
 use vellum_sys::rooted::Dir;
-use vellum_sys::{FileKind, probe, xattr};
+use vellum_sys::{FileKind, probe, userns, xattr};
 use vellum_union::WhNames;
 
-use crate::error::Result;
-use crate::overlay::layers::prefix;
-use crate::overlay::options::{MountOptions, WhFiles};
-use crate::overlay::record::LayerRecord;
+use crate::error::{Error, Result};
+use crate::options::{MountOptions, WhFiles};
+use crate::record::LayerRecord;
+
+/// Returns the namespace of the marks of a mount: `trusted.*` for root outside any user namespace, who alone sees those.
+pub fn prefix(options: &MountOptions) -> Result<Prefix> {
+    let privileged = userns::is_initial() && rustix::process::geteuid().is_root();
+    match (options.user_xattr, privileged) {
+        (Some(true), _) | (None, false) => Ok(Prefix::User),
+        (None | Some(false), true) => Ok(Prefix::Trusted),
+        (Some(false), false) => Err(Error::Unsupported {
+            what: "marks in trusted.overlay.* can be read and written by root outside a user namespace only".into(),
+            hint: "leave out userxattr=off".into(),
+        }),
+    }
+}
 
 /// Why an upper's deletions are written as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

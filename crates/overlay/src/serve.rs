@@ -11,8 +11,8 @@ use vellum_sys::{Cancel, Dir, mountinfo, own_files, userns};
 use vellum_union::engine::{Engine, EngineOptions};
 
 use crate::error::Result;
-use crate::overlay::options::{Access, DataMode, Manners, MountOptions, Settle};
-use crate::overlay::{daemon, layers};
+use crate::options::{Access, DataMode, Manners, MountOptions, Settle};
+use crate::{daemon, layers};
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq)]

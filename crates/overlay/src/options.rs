@@ -1,6 +1,6 @@
 //! What a mount of Vellum's own engine is asked for: plain values, whoever asked and however it was spelled.
 //!
-//! [`crate::overlay::parse`] makes them of `-o` strings, the mount plan makes them of a store's layers. Nothing here touches files.
+//! [`crate::parse`] makes them of `-o` strings, the mount plan makes them of a store's layers. Nothing here touches files.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::time::Duration;
 pub use vellum_fuse::{DataMode, MountFlags, OpenMode};
 use vellum_union::engine::{IdRules, Limit};
 
-use crate::config::Toggle;
+use crate::values::Toggle;
 
 /// A file is copied up block by block from this size on.
 ///

@@ -16,9 +16,9 @@ use vellum_sys::{FileKind, publish};
 use vellum_union::WhNames;
 use vellum_union::engine::{IdRules, IdRun};
 
-use crate::container::BytesPath;
 use crate::error::{Error, Result};
-use crate::overlay::options::{Manners, MountOptions};
+use crate::options::{Manners, MountOptions};
+use crate::values::BytesPath;
 
 /// Where a [`LayerRecord`] is, in a work directory.
 const RECORD_DIR: &str = "vellum";

@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
+use vellum_overlay::options::MountOptions;
+use vellum_overlay::{dialect, layers};
+use vellum_store::Shape;
 use vellum_sys::Cancel;
 use vellum_union::engine::{SettleOptions, SettleProgress, Settled, settle as run};
 
-use vellum_store::Shape;
-
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::overlay::layers;
-use crate::overlay::options::MountOptions;
 use crate::{container, names, run_dir};
 
 /// As [`settle`], of a container that is not mounted.
@@ -70,7 +69,7 @@ pub fn settle(
     let settling = SettleOptions {
         upper: upper.to_owned(),
         work: work.to_owned(),
-        prefix: layers::prefix(options)?,
+        prefix: dialect::prefix(options)?,
         lowers,
         data_lowers,
     };

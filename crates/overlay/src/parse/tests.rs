@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vellum_union::engine::{IdRules, IdRun, Limit};
 
-use crate::config::Toggle;
+use crate::values::Toggle;
 
 fn parsed(manners: Manners, text: &str) -> Result<Parsed, BadOption> {
     parse(manners, &[OsString::from(text)])

@@ -16,10 +16,10 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-use crate::config::parse_size;
-use crate::overlay::options::{
+use crate::options::{
     Access, CACHE_FOR, DataMode, Manners, MountOptions, OpenMode, Redirects, Settle, Trust, WhFiles,
 };
+use crate::values::parse_size;
 
 mod text;
 
@@ -57,15 +57,6 @@ impl BadOption {
         BadOption {
             what: what.into(),
             hint: Some(hint.into()),
-        }
-    }
-}
-
-impl From<BadOption> for crate::Error {
-    fn from(bad: BadOption) -> crate::Error {
-        crate::Error::Invalid {
-            what: bad.what,
-            hint: bad.hint,
         }
     }
 }

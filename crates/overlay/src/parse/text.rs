@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use vellum_union::engine::IdRun;
 
-use crate::config::Toggle;
-use crate::overlay::options::Manners;
-use crate::overlay::parse::BadOption;
+use crate::options::Manners;
+use crate::parse::BadOption;
+use crate::values::Toggle;
 
 /// Takes the options of one string apart. Escapes stay, for whoever knows what they mean there; quotes go.
 pub fn split(text: &[u8]) -> Result<Vec<Vec<u8>>, BadOption> {
