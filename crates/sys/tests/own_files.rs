@@ -36,12 +36,13 @@ fn main() {
 }
 
 fn modes_of_ones_own_files_are_in_nobodys_way() {
-    let user = AsUser::new();
-    if is_root() {
-        let strange = user.home().join("strange");
-        std::fs::write(&strange, "root's").unwrap();
-        std::fs::set_permissions(&strange, std::fs::Permissions::from_mode(0o600)).unwrap();
-    }
+    let user = AsUser::new(|home| {
+        if is_root() {
+            let strange = home.join("strange");
+            std::fs::write(&strange, "root's").unwrap();
+            std::fs::set_permissions(&strange, std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
+    });
     user.play("__live", "no user namespaces here");
 }
 

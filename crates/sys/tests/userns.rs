@@ -40,7 +40,7 @@ fn main() {
 }
 
 fn a_plain_user_mounts_in_namespaces_that_stay() {
-    AsUser::new().play("__live", "cannot leave the user namespace");
+    AsUser::new(|_| {}).play("__live", "cannot leave the user namespace");
 }
 
 /// Its id map looks like that of the first.

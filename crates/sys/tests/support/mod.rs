@@ -12,7 +12,7 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
-/// This very program, for a user with an empty home: run as root, another user's; run as a plain user, the caller's.
+/// This very program, for a user with a home: run as root, another user's; run as a plain user, the caller's.
 pub struct AsUser {
     /// Kept as long as the user is.
     _scratch: tempfile::TempDir,
@@ -21,13 +21,15 @@ pub struct AsUser {
 }
 
 impl AsUser {
-    pub fn new() -> AsUser {
+    /// `furnish` puts into the home what is there before the user comes.
+    pub fn new(furnish: impl FnOnce(&Path)) -> AsUser {
         let scratch = tempfile::tempdir_in("/tmp").unwrap();
         // The build directory may be closed to the user.
         let program = scratch.path().join("program");
         std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         let home = scratch.path().join("home");
         std::fs::create_dir(&home).unwrap();
+        furnish(&home);
         if is_root() {
             let open = std::fs::Permissions::from_mode(0o755);
             std::fs::set_permissions(scratch.path(), open).unwrap();
@@ -39,10 +41,6 @@ impl AsUser {
             program,
             home,
         }
-    }
-
-    pub fn home(&self) -> &Path {
-        &self.home
     }
 
     /// Plays `part` in the user's home, and fails if that fails; a machine without what is needed, as the text of `lacks` on
