@@ -158,6 +158,19 @@ impl DirHandle {
         })))
     }
 
+    /// Returns a handle of the same directory that holds its own descriptor: it stays with the
+    /// directory whatever is moved. The caller keeps directories from moving meanwhile.
+    pub fn held(&self) -> Result<Arc<DirHandle>> {
+        let dir = self.0.dir()?;
+        // For the path in messages alone.
+        let above = self.0.above().clone();
+        Ok(Arc::new(DirHandle(Arc::new(Handle {
+            above: RwLock::new(above),
+            open: Mutex::new(Some(dir)),
+            pinned: AtomicBool::new(true),
+        }))))
+    }
+
     /// Makes the handle keep its descriptor: the directory is about to lose its name.
     pub fn pin(&self) -> Result<()> {
         self.0.pinned.store(true, Ordering::Relaxed);

@@ -17,10 +17,11 @@
 //! * `identity.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening, locks, what a crash left;
 //!   `successor.rs`: what another process needs to go on.
 //!
-//! Lock order, outermost first: rename gate (shared by everything that uses names, alone for moving directories) >
-//! a directory's names, parent before child > a node's gate (copying up, changing where its data is) > a node's state >
-//! the node table > the cache of descriptors. Nothing is held while a reply is written. The copy-up of one file delays
-//! only those who want that file.
+//! Lock order, outermost first: rename gate (shared by everything that uses names, alone for moving
+//! directories) > a directory's names, parent before child > a node's gate (copying up, changing
+//! where its data is) > a node's state > the node table > the cache of descriptors. Nothing is held
+//! while a reply is written. The copy-up of one file delays only requests for that file, and no
+//! layer is asked about a name under a lock that requests for other names wait for (`lookup.rs`).
 
 pub(crate) mod acl;
 pub mod action;
@@ -56,7 +57,7 @@ mod successor;
 pub(crate) mod table;
 
 use std::os::fd::AsFd;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vellum_sys::lock::Lock;
@@ -102,6 +103,8 @@ pub struct Engine {
     pub(crate) files: FileCache,
     /// The rename gate.
     names: RwLock<()>,
+    /// How often a file was copied up, or got its bytes into the upper layer; see `lookup.rs`.
+    pub(crate) copies: AtomicU64,
 }
 
 /// The writable part of an engine.
@@ -169,7 +172,18 @@ impl Engine {
         self.table.sweep(|node| self.file_gone(node));
     }
 
-    /// Keeps everybody else from using names: for moving directories.
+    /// Returns a node's state, to look at the inode that counts, and the rename gate if that could
+    /// be moved: what is below never is, so nobody waits for a lower layer to answer.
+    pub(crate) fn unmoved<'a>(
+        &'a self,
+        node: &'a LiveNode,
+    ) -> (Option<RwLockReadGuard<'a, ()>>, RwLockReadGuard<'a, State>) {
+        let shared = self.shared();
+        let state = node.state();
+        (state.in_upper().then_some(shared), state)
+    }
+
+    /// Keeps every other thread from using names: for moving directories.
     pub(crate) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
         self.names.write().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use vellum_sys::FileKind;
 
-use crate::layer::Layer;
+use crate::layer::{Layer, LayerDir};
 use crate::marks::{DirAt, FileAt, Reader};
 use crate::node::Node;
 use crate::resolve::{Answer, Ask, Fault, MergeError, Merged, Part, merge};
@@ -77,7 +77,7 @@ impl Stack {
     }
 
     /// Returns the shares of the root directory.
-    pub(crate) fn roots(&self) -> &[Part<DirAt>] {
+    pub(crate) fn roots(&self) -> &Arc<[Part<DirAt>]> {
         &self.roots
     }
 
@@ -259,11 +259,19 @@ impl Stack {
 /// Answers for the layers of a stack.
 pub(crate) struct Layers<'a> {
     pub stack: &'a Stack,
+    /// Replaces the directory's share in the top layer. Redirects lead down, so that layer is asked
+    /// about no other directory.
+    top: Option<Arc<dyn LayerDir>>,
 }
 
 impl<'a> Layers<'a> {
     pub fn of(stack: &'a Stack) -> Layers<'a> {
-        Layers { stack }
+        Layers { stack, top: None }
+    }
+
+    /// As [`Layers::of`], with another handle of the directory's share in the top layer.
+    pub fn by(stack: &'a Stack, top: Option<Arc<dyn LayerDir>>) -> Layers<'a> {
+        Layers { stack, top }
     }
 }
 
@@ -273,7 +281,11 @@ impl Ask for Layers<'_> {
     type Error = Error;
 
     fn ask(&self, layer: usize, dir: &DirAt, name: &OsStr) -> Result<Answer<DirAt, FileAt>> {
-        Reader::new(&*self.stack.layers[layer]).ask(&dir.dir, name)
+        let dir = match (&self.top, layer) {
+            (Some(top), 0) => top,
+            _ => &dir.dir,
+        };
+        Reader::new(&*self.stack.layers[layer]).ask(dir, name)
     }
 
     fn ask_data(&self, path: &[OsString]) -> Result<Option<(usize, FileAt)>> {

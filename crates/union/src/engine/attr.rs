@@ -19,18 +19,12 @@ impl Engine {
     /// Returns the attributes of a node.
     pub fn attr(&self, id: NodeId) -> Result<Attr> {
         let node = self.node(id)?;
-        let _shared = self.shared();
-        self.attr_of(&node)
+        let (_gate, state) = self.unmoved(&node);
+        self.attr_in(&node, &state, None)
     }
 
-    /// As [`Engine::attr`]. The caller holds the rename gate.
-    pub(crate) fn attr_of(&self, node: &LiveNode) -> Result<Attr> {
-        let state = node.state();
-        self.attr_in(node, &state, None)
-    }
-
-    /// As [`Engine::attr_of`], for who holds the state. `seen` are attributes of the inode that counts, as stored, if they are
-    /// known.
+    /// As [`Engine::attr`], for who holds the state, and the rename gate if the node is in the
+    /// upper layer. `seen` are attributes of the inode that counts, as stored, if they are known.
     pub(crate) fn attr_in(
         &self,
         node: &LiveNode,

@@ -15,6 +15,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vellum_format::{Mark, Metacopy, Redirect};
 use vellum_sys::rooted::{Access, NewTime};
@@ -288,7 +289,8 @@ impl Engine {
         };
         let mut state = copying.node.state_mut();
         if let Body::Dir(body) = &mut state.body {
-            body.parts.insert(0, Part { layer: 0, dir });
+            let top = std::iter::once(Part { layer: 0, dir });
+            body.parts = top.chain(body.parts.iter().cloned()).collect();
             body.upper = Some(handle);
         }
         Ok(())
@@ -503,6 +505,7 @@ impl Engine {
             file.upper = Some(place);
             file.data = data;
         }
+        self.copied();
     }
 
     /// Gives a file that has only attributes in the upper layer its data there. The caller holds the node's gate.
@@ -548,6 +551,7 @@ impl Engine {
             if let Body::File(file) = &mut node.state_mut().body {
                 file.data = data_at;
             }
+            self.copied();
             return Ok(());
         }
         // The commit point.
@@ -560,7 +564,14 @@ impl Engine {
         if let Body::File(file) = &mut state.body {
             file.data = DataAt::Upper;
         }
+        self.copied();
         Ok(())
+    }
+
+    /// Notes that a file, or its bytes, moved to the upper layer. Called while its node is alive,
+    /// so that a lookup that no longer finds the node sees the count.
+    pub(crate) fn copied(&self) {
+        self.copies.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -25,6 +25,7 @@ use crate::engine::files::Opened;
 use crate::engine::flags;
 use crate::engine::hide::Above;
 use crate::engine::links::is_merged;
+use crate::engine::lookup::Below;
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, Names, State, UpperFile};
 use crate::engine::records;
 use crate::engine::request::{Caller, Entry, NewNode, NodeId};
@@ -48,6 +49,8 @@ enum Free {
     Yes(Above),
     /// Something shows.
     No,
+    /// The lower layers have to be asked first, with no lock held.
+    Ask,
 }
 
 impl Action<'_> {
@@ -69,25 +72,36 @@ impl Action<'_> {
         let new = self.new_thing(what, mode, caller)?;
         let dir = self.dir_node(parent)?;
         let taken = upper.usage.reserve(0, 1)?;
-        let done = self.in_dir(&dir, |handle, names| {
-            let at = handle.dir().map_err(|error| upper.io(error))?;
-            self.touch(dir.id, Attrs::NAMES);
-            let made = self.make(upper, &dir, names, &at, name, &new);
-            let (stored, file) = made.inspect_err(|_| {
-                // It may be there all the same, if it was made and could not be looked at.
-                names.forget_absent();
-                dir.changed();
-            })?;
-            taken.made(&stored);
-            let kind = kind_of(what);
-            let node = self.add_new((&dir, names, name), &stored, kind)?;
-            node.protection.store(flags::KNOWN, Ordering::Relaxed);
-            if let Some(file) = file {
-                // It is about to be written to.
-                self.files.put(node.id, Opened::Upper(Arc::new(file)));
+        let mut below = None;
+        let done = loop {
+            let done = self.in_dir(&dir, |handle, names| {
+                names.overtake(name);
+                let at = handle.dir().map_err(|error| upper.io(error))?;
+                self.touch(dir.id, Attrs::NAMES);
+                let made = self.make(upper, &dir, names, &at, (name, below), &new);
+                let made = made.inspect_err(|_| {
+                    // It may be there all the same, if it was made and could not be looked at.
+                    names.forget_absent();
+                    dir.changed();
+                })?;
+                let Some((stored, file)) = made else {
+                    return Ok(None);
+                };
+                taken.made(&stored);
+                let kind = kind_of(what);
+                let node = self.add_new((&dir, names, name), &stored, kind)?;
+                node.protection.store(flags::KNOWN, Ordering::Relaxed);
+                if let Some(file) = file {
+                    // It is about to be written to.
+                    self.files.put(node.id, Opened::Upper(Arc::new(file)));
+                }
+                self.entry_made(node, stored).map(Some)
+            });
+            match done.transpose() {
+                Some(done) => break done,
+                None => below = Some(self.below(&dir, name)?),
             }
-            self.entry_made(node, stored)
-        });
+        };
         self.sweep();
         done
     }
@@ -132,9 +146,10 @@ impl Action<'_> {
                 data: DataAt::Upper,
             };
             let ino = self.numbers.show(stored.identity());
+            let numbers = self.table.number(ino);
             let node = self
                 .table
-                .add_nameless(ino, FileKind::File, Body::File(body));
+                .add_nameless(numbers, FileKind::File, Body::File(body));
             self.entry_made(node, stored)
         });
         self.sweep();
@@ -159,6 +174,7 @@ impl Action<'_> {
         if node.is_dir() {
             return Err(Refusal::NotPermitted.into());
         }
+        let mut below = None;
         loop {
             // What was removed stays removed, also where a copy without a name could be given one.
             let from_below = |state: &State| match &state.body {
@@ -185,16 +201,22 @@ impl Action<'_> {
             if dir.is_gone() {
                 return Err(Refusal::NotFound.into());
             }
-            let Some(_gate) = node.try_gate() else {
+            let Some(gate) = node.try_gate() else {
                 drop((names, shared));
                 drop(node.gate());
                 continue;
             };
+            names.overtake(name);
             let handle = dir.upper_dir().ok_or(Refusal::Stale)?;
             let at = handle.dir().map_err(|error| upper.io(error))?;
-            let over = match self.is_free(upper, &dir, &mut names, &at, name, true)? {
+            let over = match self.is_free(upper, &dir, &mut names, &at, (name, below), true)? {
                 Free::Yes(over) => over,
                 Free::No => return Err(Refusal::Exists.into()),
+                Free::Ask => {
+                    drop((gate, names, shared));
+                    below = Some(self.below(&dir, name)?);
+                    continue;
+                }
             };
             self.redirect_for_link(&node)?;
             let mut state = node.state_mut();
@@ -274,15 +296,16 @@ impl Engine {
         })
     }
 
-    /// Returns whether `name` can be given to something new. With `ask`, the upper layer is asked even where a system
-    /// call that makes the name would find out by itself.
+    /// Returns whether `name` can be given to something new. With `ask`, the upper layer is asked
+    /// even where a system call that makes the name would find out by itself. `below` is what the
+    /// lower layers have, if they were asked.
     fn is_free(
         &self,
         upper: &Upper,
         dir: &Arc<LiveNode>,
         names: &mut Names,
         at: &Dir,
-        name: &OsStr,
+        (name, below): (&OsStr, Option<Below>),
         ask: bool,
     ) -> Result<Free> {
         // Whatever is alive under a name is there.
@@ -294,25 +317,31 @@ impl Engine {
         }
         Ok(match upper.above(at, name).map_err(|e| upper.io(e))? {
             Above::Entry(_) => Free::No,
-            Above::Nothing if self.below(dir, name)?.is_some() => Free::No,
-            above => Free::Yes(above),
+            Above::Whiteout => Free::Yes(Above::Whiteout),
+            Above::Nothing => match Below::known(below, dir) {
+                Some(None) => Free::Yes(Above::Nothing),
+                Some(Some(_)) => Free::No,
+                None => Free::Ask,
+            },
         })
     }
 
-    /// Makes the thing, and returns its attributes as stored.
+    /// Makes the thing, and returns its attributes as stored; `None` if the lower layers have to be
+    /// asked first.
     fn make(
         &self,
         upper: &Upper,
         dir: &Arc<LiveNode>,
         names: &mut Names,
         at: &Dir,
-        name: &OsStr,
+        (name, below): (&OsStr, Option<Below>),
         new: &New<'_>,
-    ) -> Result<(Stat, Option<File>)> {
+    ) -> Result<Option<(Stat, Option<File>)>> {
         let direct = direct(upper, new)?;
-        let mut over = match self.is_free(upper, dir, names, at, name, !direct)? {
+        let mut over = match self.is_free(upper, dir, names, at, (name, below), !direct)? {
             Free::Yes(over) => over,
             Free::No => return Err(Refusal::Exists.into()),
+            Free::Ask => return Ok(None),
         };
         if over == Above::Nothing && direct {
             let acting = acting::act(new.maker).map_err(|error| upper.io(error))?;
@@ -321,16 +350,21 @@ impl Engine {
             match made {
                 Ok(Some(file)) => {
                     let stored = vellum_sys::stat::stat_fd(&file);
-                    return Ok((stored.map_err(|error| upper.io(error))?, Some(file)));
+                    let stored = stored.map_err(|error| upper.io(error))?;
+                    return Ok(Some((stored, Some(file))));
                 }
-                Ok(None) => return Ok((at.stat(name).map_err(|error| upper.io(error))?, None)),
+                Ok(None) => {
+                    let stored = at.stat(name).map_err(|error| upper.io(error))?;
+                    return Ok(Some((stored, None)));
+                }
                 Err(error) if !error.is_exists() => return Err(upper.io(error)),
                 Err(_) => {}
             }
             // A whiteout, or something nobody has looked up yet.
-            over = match self.is_free(upper, dir, names, at, name, true)? {
+            over = match self.is_free(upper, dir, names, at, (name, below), true)? {
                 Free::Yes(Above::Nothing) | Free::No => return Err(Refusal::Exists.into()),
                 Free::Yes(over) => over,
+                Free::Ask => return Ok(None),
             };
         }
         let temp = upper.staging.name();
@@ -347,7 +381,7 @@ impl Engine {
         match published {
             Ok(made) => {
                 upper.unhide_name(at, name);
-                Ok(made)
+                Ok(Some(made))
             }
             Err(error) => {
                 match is_dir {

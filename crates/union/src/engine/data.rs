@@ -495,6 +495,7 @@ impl Engine {
             && matches!(&file.data, DataAt::Blocks(at) if Arc::ptr_eq(at, blocks))
         {
             file.data = DataAt::Upper;
+            self.copied();
             self.files.forget(node.id);
         }
         Ok(())

@@ -43,8 +43,7 @@ impl Engine {
     /// Errors: [`Refusal::Unsupported`] for anything else, and where the file system has none.
     pub fn flags(&self, id: NodeId) -> Result<u32> {
         let node = self.flagged(id)?;
-        let _shared = self.shared();
-        let state = node.state();
+        let (_gate, state) = self.unmoved(&node);
         self.flags_in(&state)
     }
 }
@@ -96,8 +95,7 @@ impl Engine {
     /// Errors: [`Refusal::Unsupported`] for anything else.
     pub fn project(&self, id: NodeId) -> Result<u32> {
         let node = self.flagged(id)?;
-        let _shared = self.shared();
-        let state = node.state();
+        let (_gate, state) = self.unmoved(&node);
         let asked = match (state.at().map_err(self.io(0))?, &state.body) {
             (Some(at), _) => open(&at).and_then(|open| match &open {
                 Open::File(file) => quota::project(file),
@@ -160,8 +158,8 @@ impl Engine {
         if !matches!(node.kind, FileKind::File | FileKind::Dir) {
             return Ok(false);
         }
-        let _shared = self.shared();
-        let flags = match self.flags_in(&node.state()) {
+        let (_gate, state) = self.unmoved(node);
+        let flags = match self.flags_in(&state) {
             Err(Error::Refused {
                 refusal: Refusal::Unsupported,
             }) => 0,

@@ -20,14 +20,14 @@ use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
+use crate::engine::lookup::{Below, Concluded};
 use crate::engine::nodes::{Body, DirBody, FileBody, LiveNode, Names, State, UpperFile};
 use crate::engine::request::NodeId;
 use crate::engine::table::Held;
 use crate::engine::{Engine, Upper};
 use crate::layer::{Layer, WhNames};
 use crate::marks::{DirAt, Reader};
-use crate::resolve::{Merged, Part};
-use crate::stack::Layers;
+use crate::resolve::Part;
 use crate::{Refusal, Result};
 
 /// What lies in the upper layer under a name.
@@ -76,12 +76,17 @@ impl Action<'_> {
     fn remove(&self, parent: NodeId, name: &OsStr, kind: FileKind) -> Result<()> {
         let upper = self.upper()?;
         let dir = self.dir_node(parent)?;
+        let mut asked = None;
         loop {
+            let sought = self.search(&dir, name)?;
             let shared = self.shared();
             let mut names = dir.names();
-            let node = self
-                .child(&dir, &mut names, name)?
-                .ok_or(Refusal::NotFound)?;
+            let node = match self.conclude(sought, (&dir, &mut names, name), None)? {
+                Concluded::Found(node, _) => node,
+                Concluded::Absent => return Err(Refusal::NotFound.into()),
+                Concluded::Again => continue,
+            };
+            names.overtake(name);
             match (node.is_dir(), kind == FileKind::Dir) {
                 (true, false) => return Err(Refusal::IsADirectory.into()),
                 (false, true) => return Err(Refusal::NotADirectory.into()),
@@ -89,8 +94,16 @@ impl Action<'_> {
             }
             self.may_change(&dir)?;
             self.may_change(&node)?;
-            // What is not in the upper layer shows from below.
-            let below = !node.in_upper() || self.below(&dir, name)?.is_some();
+            let below = match Below::known(asked, &dir) {
+                // What is not in the upper layer shows from below.
+                _ if !node.in_upper() => true,
+                Some(below) => below.is_some(),
+                None => {
+                    drop((names, shared));
+                    asked = Some(self.below(&dir, name)?);
+                    continue;
+                }
+            };
             let Some(handle) = dir.upper_dir() else {
                 if let Body::Dir(body) = &node.state().body
                     && !self.is_empty(&body.parts)?
@@ -291,7 +304,7 @@ impl Engine {
             opaque.map_err(|error| upper.io(error))?;
         }
         // Whatever becomes of the removal, what is below has no part in it any more.
-        body.parts.truncate(1);
+        body.parts = body.parts.iter().take(1).cloned().collect();
         let inside = at.open_dir(name).map_err(|error| upper.io(error))?;
         let left = inside.entries().and_then(|entries| {
             entries
@@ -320,27 +333,6 @@ impl Engine {
             }
         }
         Ok(true)
-    }
-
-    /// Returns what the lower layers have under a name, as it would show if the upper had nothing there.
-    pub(crate) fn below(&self, dir: &LiveNode, name: &OsStr) -> Result<Option<FileKind>> {
-        let parts: Vec<_> = match &dir.state().body {
-            Body::Dir(body) => {
-                let lower = body.parts.iter().filter(|part| part.layer > 0);
-                lower.cloned().collect()
-            }
-            Body::File(_) => return Err(Refusal::NotADirectory.into()),
-        };
-        if parts.is_empty() {
-            return Ok(None);
-        }
-        let ask = Layers::of(&self.stack);
-        let path = || parts[0].dir.dir.path().join(name);
-        Ok(match self.stack.merge_parts(&ask, &parts, name, path)? {
-            Merged::Absent(_) => None,
-            Merged::Dir { .. } => Some(FileKind::Dir),
-            Merged::File { file, .. } => Some(file.stat.kind),
-        })
     }
 }
 

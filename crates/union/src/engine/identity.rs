@@ -12,6 +12,7 @@ use vellum_format::{Handle, HandleFlags, Mark, MarkError, Nlink, NlinkBase, Pref
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{Dir, handle};
 
+use crate::dir_layer::DirHandle;
 use crate::engine::at::At;
 use crate::engine::nodes::{Body, LiveNode, Place};
 use crate::engine::shown::{Inode, Source};
@@ -288,14 +289,20 @@ impl Engine {
     /// Returns whether a directory in the upper layer may hold names whose numbers come from elsewhere. The caller holds the
     /// rename gate.
     pub(crate) fn is_impure(&self, dir: &LiveNode) -> Result<bool> {
-        let upper = match &dir.state().body {
-            Body::Dir(body) => match (body.impure, &body.upper) {
-                (Some(known), _) => return Ok(known),
-                (None, None) => return Ok(false),
-                (None, Some(upper)) => Arc::clone(upper),
-            },
-            Body::File(_) => return Ok(false),
-        };
+        match dir.upper_dir() {
+            Some(upper) => self.is_impure_by(dir, &upper),
+            None => Ok(false),
+        }
+    }
+
+    /// As [`Engine::is_impure`], by a handle of the directory's share in the upper layer: the
+    /// rename gate, or one that stays with the directory.
+    pub(crate) fn is_impure_by(&self, dir: &LiveNode, upper: &DirHandle) -> Result<bool> {
+        if let Body::Dir(body) = &dir.state().body
+            && let Some(known) = body.impure
+        {
+            return Ok(known);
+        }
         let mark = self.upper()?.options.prefix.xattr(Mark::Impure);
         let open = upper.dir().map_err(self.io(0))?;
         let impure = vellum_sys::xattr::get_fd(&*open, mark)

@@ -16,14 +16,12 @@ use std::sync::{Arc, PoisonError};
 
 use vellum_sys::FileKind;
 
-use crate::dir_layer::DirHandle;
 use crate::engine::Engine;
 use crate::engine::nodes::{Body, LiveNode};
 use crate::engine::request::{Listing, NodeId};
 use crate::layer::{LayerDir, Records};
 use crate::marks::{DirAt, Named, Reader};
-use crate::resolve::{Merged, Part};
-use crate::stack::Layers;
+use crate::resolve::Part;
 use crate::{Refusal, Result, node};
 
 /// What was listed of one directory.
@@ -176,11 +174,10 @@ impl Engine {
             let Body::Dir(body) = &state.body else {
                 return Err(Refusal::NotADirectory.into());
             };
-            let mut parts = body.parts.clone();
+            let mut parts = body.parts.to_vec();
             if let Some(upper) = &body.upper {
-                // A handle that holds its own descriptor, so that the directory may move meanwhile.
-                let open = upper.dir().map_err(self.io(0))?;
-                parts[0].dir.dir = DirHandle::pinned(open) as Arc<dyn LayerDir>;
+                // The directory may move meanwhile.
+                parts[0].dir.dir = upper.held().map_err(self.io(0))? as Arc<dyn LayerDir>;
             }
             (parts, impure)
         };
@@ -224,9 +221,9 @@ impl Engine {
         let own = self.numbers.show((part.dir.stat.dev, named.ino));
         let is_upper = self.upper.is_some() && part.layer == 0;
         if is_upper && (impure || merged && named.kind == FileKind::Dir) {
-            return Ok(self
-                .number_of(dir, &named.name)?
-                .unwrap_or((own, named.kind)));
+            // Without adding a node for each.
+            let found = self.glance(dir, &named.name)?;
+            return Ok(found.unwrap_or((own, named.kind)));
         }
         let layer = &*self.stack.layers()[part.layer];
         if named.kind != FileKind::File || layer.dialect().records == Records::None {
@@ -238,34 +235,5 @@ impl Engine {
         };
         let shown = node::shown(layer, &*part.dir.dir, Some(&named.name), &stat)?;
         Ok((own, shown.map_or(named.kind, |shown| shown.kind)))
-    }
-
-    /// Returns the inode number and kind of a name, from its live node or from the layers.
-    fn number_of(&self, dir: &Arc<LiveNode>, name: &OsStr) -> Result<Option<(u64, FileKind)>> {
-        let _shared = self.shared();
-        let names = dir.names();
-        if let Some(node) = names.get(name) {
-            return Ok(Some((node.ino, node.kind)));
-        }
-        let impure = self.is_impure(dir)?;
-        let state = dir.state();
-        let Body::Dir(body) = &state.body else {
-            return Ok(None);
-        };
-        let path = || body.parts[0].dir.dir.path().join(name);
-        let ask = Layers::of(&self.stack);
-        Ok(
-            match self.stack.merge_parts(&ask, &body.parts, name, path)? {
-                Merged::Absent(_) => None,
-                Merged::Dir { parts, .. } => Some((self.number_of_dir(&parts), FileKind::Dir)),
-                Merged::File { layer, file, .. } => {
-                    let is_upper = self.upper.is_some() && layer == 0;
-                    let layer = &*self.stack.layers()[layer];
-                    let shown = node::shown(layer, &*file.dir, Some(&file.name), &file.stat)?;
-                    let kind = shown.map_or(file.stat.kind, |shown| shown.kind);
-                    Some((self.number_of_file(is_upper && impure, &file)?, kind))
-                }
-            },
-        )
     }
 }

@@ -1,7 +1,36 @@
 //! From a name to a live node.
+//!
+//! The layers are asked with no lock held, because one of them may be slow and there may be
+//! hundreds: a request for another name, or for the directory to move, does not wait. The answer
+//! may therefore be out of date when it arrives, and is used only if it still describes the name.
+//! The steps are:
+//!
+//! 1. [`Engine::search`], under the directory's names: a name that has a live node, or is known to
+//!    be absent, is answered at once. Otherwise a question is noted among the names
+//!    ([`Names::begin`]).
+//! 2. The layers are asked, the upper one through a descriptor that stays with the directory
+//!    wherever it moves.
+//! 3. [`Engine::conclude`], under the rename gate and the directory's names, like every change of a
+//!    name. If there is a live node by now, it is the answer, so two lookups of one name share one
+//!    node. If something happened to the name in the meantime, or the directory's shares are
+//!    different ones, the layers are asked again. Otherwise the node is added.
+//!
+//! A change of a name overtakes the questions about it ([`Names::overtake`]): creating, linking,
+//! moving and removing hold the names while they change the disk. Copying up does not, but a file
+//! that is copied up has a live node, and listing that node overtakes the questions about its name.
+//! A file with several names can be copied up through any of them: each copy-up is counted, a
+//! question about such a file compares the count, and the table decides under one lock which node
+//! has the inode. A removed directory is seen to be gone; one that was forgotten is stale. Only a
+//! lookup of a name that keeps changing keeps asking.
+//!
+//! An error is an answer like any other: it counts only if nothing happened in the meantime.
+//!
+//! Removing and moving a name use the same steps and so ask no layer under their locks; what the
+//! lower layers have under the name ([`Below`]) is asked beforehand too.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vellum_sys::{FileKind, Stat};
 
@@ -12,7 +41,8 @@ use crate::engine::nodes::{
     Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, Names, UpperFile,
 };
 use crate::engine::request::{Entry, NodeId};
-use crate::engine::table::Held;
+use crate::engine::table::{Held, Linked, Numbered};
+use crate::layer::LayerDir;
 use crate::marks::{DirAt, FileAt};
 use crate::resolve::{Merged, Part};
 use crate::stack::Layers;
@@ -21,17 +51,125 @@ use crate::{Refusal, Result, node};
 /// The longest name Linux takes.
 const NAME_MAX_BYTES: usize = vellum_format::NAME_MAX_BYTES;
 
+/// What is known of a name, before the locks are taken under which it counts.
+#[derive(Debug)]
+pub(crate) enum Sought<'a> {
+    /// It has this node.
+    Live(Held<'a>),
+    /// There is nothing.
+    Absent,
+    /// What the layers say.
+    Asked(Asked),
+}
+
+/// What the layers say of a name.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    question: Open,
+    /// The directory's shares that were asked.
+    parts: Arc<[Part<DirAt>]>,
+    /// How often a file had been copied up before.
+    copies: u64,
+    /// Also an error may be of something that changed meanwhile.
+    answer: Result<Answer>,
+}
+
+/// A question that is noted among the names of a directory. To be dropped only while these are not
+/// held.
+#[derive(Debug)]
+struct Open {
+    parent: Arc<LiveNode>,
+    number: Option<u64>,
+}
+
+impl Open {
+    /// Ends it; true if nothing happened to the name meanwhile.
+    fn end(mut self, names: &mut Names) -> bool {
+        self.number.take().is_some_and(|number| names.end(number))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(number) = self.number.take() {
+            self.parent.names().end(number);
+        }
+    }
+}
+
+/// What is under a name in the layers.
+#[derive(Debug)]
+enum Answer {
+    Absent {
+        /// There is something that hides it.
+        hidden: bool,
+    },
+    Dir {
+        ino: u64,
+        parts: Vec<Part<DirAt>>,
+    },
+    File(Box<InLayers>),
+    /// A further name of a file that has a node, as it is found by its inode.
+    Known((u64, u64)),
+}
+
+/// A file in the layers.
+#[derive(Debug)]
+struct InLayers {
+    ino: u64,
+    kind: FileKind,
+    /// As stored.
+    stat: Stat,
+    upper: InUpper,
+    lower: Option<Arc<LowerFile>>,
+    data: DataAt,
+    /// The inodes by which other names of it lead to the same node; none if it has no other names.
+    inodes: Vec<(u64, u64)>,
+    lower_nlink: Option<u32>,
+}
+
+/// Where a file is in the upper layer.
+#[derive(Debug)]
+enum InUpper {
+    No,
+    /// Under its name.
+    Here,
+    Index(UpperFile),
+}
+
+/// What became of a name under the locks.
+#[derive(Debug)]
+pub(crate) enum Concluded<'a> {
+    /// A node, held, and its attributes as stored if they were read on the way.
+    Found(Held<'a>, Option<Stat>),
+    Absent,
+    /// What was known no longer counts: search again.
+    Again,
+}
+
+/// What the lower layers have under a name of a directory, as it would show if the upper had
+/// nothing there.
+///
+/// Lower layers don't change, and it is true as long as the directory keeps its shares in them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Below {
+    shares: usize,
+    kind: Option<FileKind>,
+}
+
 impl Engine {
     /// Returns what is called `name` in a directory, or `None`. Each entry returned is owed a [`Engine::forget`].
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
         self.sweep();
         let parent = self.dir_node(parent)?;
-        let _shared = self.shared();
-        let mut names = parent.names();
-        match self.child_seen(&parent, &mut names, name)? {
-            None => Ok(None),
-            Some((node, seen)) => self.entry_seen(node, seen).map(Some),
-        }
+        let Some((node, seen)) = self.find(&parent, name, None)? else {
+            return Ok(None);
+        };
+        let attr = {
+            let (_gate, state) = self.unmoved(&node);
+            self.attr_in(&node, &state, seen)?
+        };
+        Ok(Some(self.entry_of(node, attr)))
     }
 
     /// Returns the inode number of the directory above one: its own, for the root and for what was removed.
@@ -56,198 +194,336 @@ impl Engine {
         gone
     }
 
-    /// Returns what is called `name`, held. The caller holds the rename gate and the names of `parent`.
-    pub(crate) fn child(
-        &self,
-        parent: &Arc<LiveNode>,
-        names: &mut Names,
-        name: &OsStr,
-    ) -> Result<Option<Held<'_>>> {
-        let found = self.child_seen(parent, names, name)?;
-        Ok(found.map(|(node, _)| node))
-    }
-
     /// Hands a node to the front, with its attributes. The caller holds the rename gate.
     pub(crate) fn entry(&self, node: Held<'_>) -> Result<Entry> {
-        self.entry_seen(node, None)
+        let attr = self.attr_in(&node, &node.state(), None)?;
+        Ok(self.entry_of(node, attr))
     }
 
-    fn entry_seen(&self, node: Held<'_>, seen: Option<Stat>) -> Result<Entry> {
-        let attr = self.attr_in(&node, &node.state(), seen)?;
-        let node = node.keep();
-        Ok(Entry {
-            node: node.id,
+    fn entry_of(&self, node: Held<'_>, attr: crate::engine::Attr) -> Entry {
+        Entry {
+            node: node.keep().id,
             generation: self.table.generation(),
             attr,
-        })
+        }
     }
 
-    /// As [`Engine::child`], with the stored attributes if they were read on the way.
-    fn child_seen(
+    /// Returns what is called `name`, held, with the stored attributes if they were read on the
+    /// way. A new node gets the
+    /// `numbers`, if there are any. To be called with no lock held.
+    pub(crate) fn find(
         &self,
         parent: &Arc<LiveNode>,
-        names: &mut Names,
         name: &OsStr,
+        numbers: Option<Numbered>,
     ) -> Result<Option<(Held<'_>, Option<Stat>)>> {
+        loop {
+            let sought = match self.search(parent, name)? {
+                Sought::Absent => return Ok(None),
+                Sought::Live(node) => return Ok(Some((node, None))),
+                asked => asked,
+            };
+            let _shared = self.shared();
+            let mut names = parent.names();
+            match self.conclude(sought, (parent, &mut names, name), numbers)? {
+                Concluded::Found(node, seen) => return Ok(Some((node, seen))),
+                Concluded::Absent => return Ok(None),
+                Concluded::Again => {}
+            }
+        }
+    }
+
+    /// Returns inode number and kind of what is called `name`, without adding a node. To be called
+    /// with no lock held.
+    pub(crate) fn glance(
+        &self,
+        dir: &Arc<LiveNode>,
+        name: &OsStr,
+    ) -> Result<Option<(u64, FileKind)>> {
+        loop {
+            let asked = match self.search(dir, name)? {
+                Sought::Absent => return Ok(None),
+                Sought::Live(node) => return Ok(Some((node.ino, node.kind))),
+                Sought::Asked(asked) => asked,
+            };
+            let shared = self.shared();
+            let counts = asked.question.end(&mut dir.names());
+            drop(shared);
+            if !counts {
+                continue;
+            }
+            return Ok(match asked.answer? {
+                Answer::Absent { .. } => None,
+                Answer::Dir { ino, .. } => Some((ino, FileKind::Dir)),
+                Answer::File(file) => Some((file.ino, file.kind)),
+                Answer::Known(inode) => match self.table.hold_inode(inode) {
+                    Some(node) => Some((node.ino, node.kind)),
+                    None => continue,
+                },
+            });
+        }
+    }
+
+    /// Returns what is known of a name, asking the layers if nothing is. To be called with no lock
+    /// held.
+    pub(crate) fn search(&self, parent: &Arc<LiveNode>, name: &OsStr) -> Result<Sought<'_>> {
         if name.len() > NAME_MAX_BYTES {
             return Err(Refusal::NameTooLong.into());
         }
+        // Before the layers are asked: what is copied up later may or may not be seen.
+        let copies = self.copies.load(Ordering::SeqCst);
+        let shared = self.shared();
+        let question = {
+            let mut names = parent.names();
+            if let Some(node) = names.get(name) {
+                return Ok(Sought::Live(self.table.hold(&node)));
+            }
+            if parent.is_gone() || names.is_absent(name) {
+                return Ok(Sought::Absent);
+            }
+            Open {
+                parent: Arc::clone(parent),
+                number: Some(names.begin(name)),
+            }
+        };
+        let (parts, above) = match &parent.state().body {
+            Body::Dir(dir) => (Arc::clone(&dir.parts), dir.upper.clone()),
+            Body::File(_) => return Err(Refusal::NotADirectory.into()),
+        };
+        let above = above.map(|above| above.held()).transpose();
+        let above = above.map_err(self.io(0))?;
+        drop(shared);
+        let answer = self.ask(parent, &parts, above.as_ref(), name);
+        Ok(Sought::Asked(Asked {
+            question,
+            parts,
+            copies,
+            answer,
+        }))
+    }
+
+    /// Asks the layers. `above` holds the directory's share in the upper one.
+    fn ask(
+        &self,
+        parent: &LiveNode,
+        parts: &[Part<DirAt>],
+        above: Option<&Arc<DirHandle>>,
+        name: &OsStr,
+    ) -> Result<Answer> {
+        let top = above.map(|above| Arc::clone(above) as Arc<dyn LayerDir>);
+        let ask = Layers::by(&self.stack, top);
+        let path = || parts[0].dir.dir.path().join(name);
+        Ok(match self.stack.merge_parts(&ask, parts, name, path)? {
+            Merged::Absent(why) => Answer::Absent {
+                hidden: why.is_some(),
+            },
+            Merged::Dir { parts, .. } => Answer::Dir {
+                ino: self.number_of_dir(&parts),
+                parts,
+            },
+            Merged::File { layer, file, data } => {
+                self.ask_file((parent, above), (layer, file), data)?
+            }
+        })
+    }
+
+    fn ask_file(
+        &self,
+        (parent, above): (&LiveNode, Option<&Arc<DirHandle>>),
+        (layer, file): (usize, FileAt),
+        data: Option<(usize, FileAt)>,
+    ) -> Result<Answer> {
+        let identity = file.stat.identity();
+        let is_upper = self.upper.is_some() && layer == 0;
+        let linked = file.stat.nlink > 1 && (is_upper || self.keeps_links());
+        if linked && self.table.has_inode(identity) {
+            return Ok(Answer::Known(identity));
+        }
+        let tree = &*self.stack.layers()[layer];
+        let shown = node::shown(tree, &*file.dir, Some(&file.name), &file.stat)?;
+        let impure = match above {
+            Some(above) if is_upper => self.is_impure_by(parent, above)?,
+            _ => false,
+        };
+        let mut found = InLayers {
+            ino: self.number_of_file(impure, &file)?,
+            kind: shown.map_or(file.stat.kind, |shown| shown.kind),
+            stat: file.stat.clone(),
+            upper: InUpper::No,
+            lower: None,
+            data: DataAt::Upper,
+            inodes: Vec::new(),
+            lower_nlink: None,
+        };
+        if linked {
+            found.inodes.push(identity);
+        }
+        let data = data.map(|(layer, file)| Arc::new(LowerFile::new(layer, file)));
+        if is_upper {
+            found.upper = InUpper::Here;
+            if linked {
+                found.lower_nlink = self.lower_nlink(&file)?;
+            }
+            found.lower = data.clone();
+            found.data = match (data, file.blocks) {
+                (None, None) => DataAt::Upper,
+                (None, Some(map)) => DataAt::Blocks(Arc::new(BlockFile::named(map))),
+                (Some(data), _) => DataAt::Lower(data),
+            };
+            return Ok(Answer::File(Box::new(found)));
+        }
+        let lower = Arc::new(LowerFile::new(layer, file));
+        let data = data.unwrap_or_else(|| Arc::clone(&lower));
+        let indexed = match linked {
+            true => self.in_index(&lower)?,
+            false => None,
+        };
+        found.data = DataAt::Lower(data);
+        if let Some(indexed) = indexed {
+            found.inodes.push(indexed.stat.identity());
+            found.lower_nlink = Some(lower.nlink);
+            found.stat = indexed.stat;
+            found.upper = InUpper::Index(indexed.place);
+            match (indexed.metacopy, indexed.blocks) {
+                (true, _) => {}
+                (false, None) => found.data = DataAt::Upper,
+                (false, Some(map)) => {
+                    found.data = DataAt::Blocks(Arc::new(BlockFile::named(map)));
+                }
+            }
+        }
+        found.lower = Some(lower);
+        Ok(Answer::File(Box::new(found)))
+    }
+
+    /// Returns what a name is, now that the locks are held: the rename gate and the names of
+    /// `parent`. Asks no layer.
+    pub(crate) fn conclude(
+        &self,
+        sought: Sought<'_>,
+        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
+        numbers: Option<Numbered>,
+    ) -> Result<Concluded<'_>> {
+        let (asked, counts) = match sought {
+            Sought::Asked(Asked {
+                question,
+                parts,
+                copies,
+                answer,
+            }) => {
+                let counts = question.end(names);
+                (Some((parts, copies, answer)), counts)
+            }
+            Sought::Live(_) | Sought::Absent => (None, false),
+        };
         if let Some(node) = names.get(name) {
-            return Ok(Some((self.table.hold(&node), None)));
+            return Ok(Concluded::Found(self.table.hold(&node), None));
         }
         if parent.is_gone() || names.is_absent(name) {
-            return Ok(None);
+            return Ok(Concluded::Absent);
         }
-        let merged = {
-            let state = parent.state();
-            let Body::Dir(dir) = &state.body else {
-                return Err(Refusal::NotADirectory.into());
-            };
-            let path = || dir.parts[0].dir.dir.path().join(name);
-            let ask = Layers::of(&self.stack);
-            self.stack.merge_parts(&ask, &dir.parts, name, path)?
+        let Some((parts, copies, answer)) = asked.filter(|_| counts) else {
+            return Ok(Concluded::Again);
         };
-        match merged {
-            Merged::Absent(why) => {
-                if why.is_none() {
-                    names.note_absent(name);
-                }
-                Ok(None)
-            }
-            Merged::Dir { parts, .. } => {
-                let (ino, seen, body) = self.dir_body(parent, name, parts);
-                let at = (parent, names, name);
-                let node = self.table.add(at, ino, FileKind::Dir, Body::Dir(body));
-                Ok(Some((node, Some(seen))))
-            }
-            Merged::File { layer, file, data } => {
-                self.file_found(parent, names, (layer, file), data)
-            }
+        if parent.lookups.load(Ordering::Relaxed) == 0 {
+            // Forgotten meanwhile: by now it may have another node.
+            return Err(Refusal::Stale.into());
         }
+        let upper = match &parent.state().body {
+            Body::Dir(dir) if Arc::ptr_eq(&dir.parts, &parts) => dir.upper.clone(),
+            _ => return Ok(Concluded::Again),
+        };
+        let at = (parent, names, name);
+        match answer? {
+            Answer::Absent { hidden } => {
+                if !hidden {
+                    at.1.note_absent(name);
+                }
+                Ok(Concluded::Absent)
+            }
+            Answer::Dir { ino, parts } => {
+                let seen = parts[0].dir.stat.clone();
+                let body = Body::Dir(self.dir_body(upper.as_ref(), name, parts));
+                let numbers = numbers.unwrap_or_else(|| self.table.number(ino));
+                let node = self.table.add(at, numbers, FileKind::Dir, body);
+                Ok(Concluded::Found(node, Some(seen)))
+            }
+            Answer::File(file) => self.conclude_file(*file, upper, copies, at, numbers),
+            Answer::Known(inode) => match self.table.hold_inode(inode) {
+                Some(node) => {
+                    self.table.add_name(&node, at);
+                    Ok(Concluded::Found(node, None))
+                }
+                None => Ok(Concluded::Again),
+            },
+        }
+    }
+
+    fn conclude_file(
+        &self,
+        file: InLayers,
+        upper: Option<Arc<DirHandle>>,
+        copies: u64,
+        at: (&Arc<LiveNode>, &mut Names, &OsStr),
+        numbers: Option<Numbered>,
+    ) -> Result<Concluded<'_>> {
+        let indexed = matches!(file.upper, InUpper::Index(_));
+        let body = FileBody {
+            upper: match file.upper {
+                InUpper::No => None,
+                InUpper::Here => Some(UpperFile::Named {
+                    dir: upper.ok_or(Refusal::Stale)?,
+                    name: at.2.to_owned(),
+                }),
+                InUpper::Index(place) => Some(place),
+            },
+            lower: file.lower.clone(),
+            data: file.data,
+        };
+        let body = Body::File(body);
+        let numbers = numbers.unwrap_or_else(|| self.table.number(file.ino));
+        if file.inodes.is_empty() {
+            let node = self.table.add(at, numbers, file.kind, body);
+            return Ok(Concluded::Found(node, Some(file.stat)));
+        }
+        let unchanged = || self.copies.load(Ordering::SeqCst) == copies;
+        let links = (file.inodes, file.lower_nlink);
+        let added = self
+            .table
+            .add_linked(at, numbers, file.kind, body, links, unchanged);
+        // Its attributes may have changed through another name since they were read: they are read
+        // again.
+        Ok(match added {
+            Linked::Added(node) => Concluded::Found(node, None),
+            Linked::Known(node) => {
+                if let (true, Some(lower)) = (indexed, &file.lower) {
+                    node.state_mut().know_lower(lower);
+                }
+                Concluded::Found(node, None)
+            }
+            Linked::Changed => Concluded::Again,
+        })
     }
 
     fn dir_body(
         &self,
-        parent: &LiveNode,
+        above: Option<&Arc<DirHandle>>,
         name: &OsStr,
         mut parts: Vec<Part<DirAt>>,
-    ) -> (u64, Stat, DirBody) {
+    ) -> DirBody {
         let mut upper = None;
         let top = &mut parts[0];
-        if self.upper.is_some() && top.layer == 0 {
+        if let (Some(above), 0) = (above, top.layer) {
             // One handle for one directory, so that all below it follow when it is moved.
-            let handle = parent.upper_dir().map(|above| above.sub(name));
-            if let Some(handle) = handle {
-                top.dir.dir = Arc::clone(&handle) as _;
-                upper = Some(handle);
-            }
+            let handle = above.sub(name);
+            top.dir.dir = Arc::clone(&handle) as _;
+            upper = Some(handle);
         }
-        let ino = self.number_of_dir(&parts);
-        let seen = parts[0].dir.stat.clone();
-        let body = DirBody {
-            parts,
+        DirBody {
+            parts: parts.into(),
             upper,
             impure: None,
-        };
-        (ino, seen, body)
-    }
-
-    fn file_found(
-        &self,
-        parent: &Arc<LiveNode>,
-        names: &mut Names,
-        (layer, file): (usize, FileAt),
-        data: Option<(usize, FileAt)>,
-    ) -> Result<Option<(Held<'_>, Option<Stat>)>> {
-        let name = file.name.clone();
-        let identity = file.stat.identity();
-        let is_upper = self.upper.is_some() && layer == 0;
-        let linked = file.stat.nlink > 1 && (is_upper || self.keeps_links());
-        if linked && let Some(node) = self.table.hold_inode(identity) {
-            self.table.add_name(&node, (parent, names, &name));
-            return Ok(Some((node, None)));
         }
-        let mut seen = file.stat.clone();
-        let shown = node::shown(
-            &*self.stack.layers()[layer],
-            &*file.dir,
-            Some(&file.name),
-            &seen,
-        )?;
-        let kind = shown.map_or(seen.kind, |shown| shown.kind);
-        let data = data.map(|(layer, file)| Arc::new(LowerFile::new(layer, file)));
-        let blocks = file.blocks.clone();
-        let ino = self.number_of_file(is_upper && self.is_impure(parent)?, &file)?;
-        let mut inodes = vec![identity];
-        let mut lower_nlink = None;
-        let body = match is_upper {
-            true => {
-                if linked {
-                    lower_nlink = self.lower_nlink(&file)?;
-                }
-                let dir = parent.upper_dir().ok_or(Refusal::Stale)?;
-                FileBody {
-                    upper: Some(UpperFile::Named {
-                        dir,
-                        name: name.clone(),
-                    }),
-                    lower: data.clone(),
-                    data: match (data, blocks) {
-                        (None, None) => DataAt::Upper,
-                        (None, Some(map)) => DataAt::Blocks(Arc::new(BlockFile::named(map))),
-                        (Some(data), _) => DataAt::Lower(data),
-                    },
-                }
-            }
-            false => {
-                let lower = Arc::new(LowerFile::new(layer, file));
-                let data = data.unwrap_or_else(|| Arc::clone(&lower));
-                let indexed = match linked {
-                    true => self.in_index(&lower)?,
-                    false => None,
-                };
-                match indexed {
-                    Some(indexed) => {
-                        if let Some(node) = self.table.hold_inode(indexed.stat.identity()) {
-                            self.table.add_name(&node, (parent, names, &name));
-                            self.table.link_inode(&node, identity);
-                            node.state_mut().know_lower(&lower);
-                            return Ok(Some((node, None)));
-                        }
-                        inodes.push(indexed.stat.identity());
-                        lower_nlink = Some(lower.nlink);
-                        seen = indexed.stat;
-                        FileBody {
-                            upper: Some(indexed.place),
-                            lower: Some(lower),
-                            data: match (indexed.metacopy, indexed.blocks) {
-                                (true, _) => DataAt::Lower(data),
-                                (false, None) => DataAt::Upper,
-                                (false, Some(map)) => {
-                                    DataAt::Blocks(Arc::new(BlockFile::named(map)))
-                                }
-                            },
-                        }
-                    }
-                    None => FileBody {
-                        upper: None,
-                        data: DataAt::Lower(data),
-                        lower: Some(lower),
-                    },
-                }
-            }
-        };
-        let body = Body::File(body);
-        let node = self.table.add((parent, names, &name), ino, kind, body);
-        if linked {
-            for inode in inodes {
-                self.table.link_inode(&node, inode);
-            }
-            if let Some(links) = &mut node.state_mut().links {
-                links.lower_nlink = lower_nlink;
-            }
-        }
-        Ok(Some((node, Some(seen))))
     }
 
     /// Returns whether names of one lower file stay names of one file when it is copied up.
@@ -256,6 +532,28 @@ impl Engine {
             Some(upper) => upper.index.is_some(),
             None => true,
         }
+    }
+
+    /// Asks the lower layers for a name. To be called with no lock held.
+    pub(crate) fn below(&self, dir: &LiveNode, name: &OsStr) -> Result<Below> {
+        let parts = match &dir.state().body {
+            Body::Dir(body) => Arc::clone(&body.parts),
+            Body::File(_) => return Err(Refusal::NotADirectory.into()),
+        };
+        let lower = &parts[parts.partition_point(|part| part.layer == 0)..];
+        if lower.is_empty() {
+            return Ok(Below::NOTHING);
+        }
+        let ask = Layers::of(&self.stack);
+        let path = || lower[0].dir.dir.path().join(name);
+        Ok(Below {
+            shares: lower.len(),
+            kind: match self.stack.merge_parts(&ask, lower, name, path)? {
+                Merged::Absent(_) => None,
+                Merged::Dir { .. } => Some(FileKind::Dir),
+                Merged::File { file, .. } => Some(file.stat.kind),
+            },
+        })
     }
 
     /// Adds a node for something that was just made in the upper layer under this name, and has nothing below it. The caller
@@ -280,7 +578,8 @@ impl Engine {
             }),
         };
         parent.changed();
-        let node = self.table.add((parent, names, name), ino, kind, body);
+        let numbers = self.table.number(ino);
+        let node = self.table.add((parent, names, name), numbers, kind, body);
         if kind == FileKind::Dir {
             node.names().begin_empty();
         }
@@ -295,10 +594,34 @@ impl Engine {
             xattr_whiteouts: false,
         };
         DirBody {
-            parts: vec![Part { layer: 0, dir }],
+            parts: [Part { layer: 0, dir }].into(),
             upper: Some(handle),
             impure: Some(false),
         }
+    }
+}
+
+impl Below {
+    const NOTHING: Below = Below {
+        shares: 0,
+        kind: None,
+    };
+
+    /// Returns what was asked beforehand, if that counts; `None` if the layers have to be asked. A
+    /// directory without anything below needs no asking.
+    pub fn known(asked: Option<Below>, dir: &LiveNode) -> Option<Option<FileKind>> {
+        let shares = match &dir.state().body {
+            Body::Dir(body) => body.parts.iter().filter(|part| part.layer > 0).count(),
+            Body::File(_) => 0,
+        };
+        let asked = if shares == 0 {
+            Some(Below::NOTHING)
+        } else {
+            asked
+        };
+        asked
+            .filter(|asked| asked.shares == shares)
+            .map(|asked| asked.kind)
     }
 }
 

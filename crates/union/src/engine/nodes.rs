@@ -22,6 +22,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::blocks::BlockFile;
 use crate::engine::list::Listings;
 use crate::engine::request::NodeId;
+use crate::engine::table::Numbered;
 use crate::layer::LayerDir;
 use crate::marks::DirAt;
 use crate::resolve::Part;
@@ -70,6 +71,19 @@ pub(crate) struct Names {
     /// Every name there is, live or not, of a directory that was made by this engine and is not too large: what is not
     /// among them need not be looked for on disk.
     all: Option<HashSet<Box<OsStr>>>,
+    /// The questions that the layers are being asked now, see `lookup.rs`.
+    sought: Vec<Question>,
+    /// The number of the next question.
+    next: u64,
+}
+
+/// A name for which the layers are being asked.
+#[derive(Debug)]
+struct Question {
+    number: u64,
+    name: Box<OsStr>,
+    /// Something happened to the name since: what the layers answer does not count.
+    overtaken: bool,
 }
 
 /// A directory with more names is looked up on disk.
@@ -114,9 +128,10 @@ pub(crate) enum Body {
 /// A directory: its shares in the layers.
 #[derive(Debug)]
 pub(crate) struct DirBody {
-    /// Top first. If it has a share in the upper layer, that is the first, and its handle is `upper`. The `stat` in a
-    /// share is of the time it was looked up.
-    pub parts: Vec<Part<DirAt>>,
+    /// Top first. If it has a share in the upper layer, that is the first, and its handle is
+    /// `upper`. The `stat` in a share is of the time it was looked up. Replaced whole when the
+    /// directory is copied up or loses what is below.
+    pub parts: Arc<[Part<DirAt>]>,
     pub upper: Option<Arc<DirHandle>>,
     /// Whether the share in the upper layer is marked as holding names whose inode numbers come from elsewhere; `None`
     /// as long as nobody asked.
@@ -169,20 +184,16 @@ pub(crate) enum DataAt {
 impl LiveNode {
     /// Makes a node that is in no table yet.
     pub(super) fn new(
-        id: NodeId,
-        ino: u64,
+        numbers: Numbered,
         kind: FileKind,
         place: Option<Place>,
+        links: Option<Box<Links>>,
         body: Body,
     ) -> Arc<LiveNode> {
-        let state = State {
-            place,
-            links: None,
-            body,
-        };
+        let state = State { place, links, body };
         Arc::new(LiveNode {
-            id,
-            ino,
+            id: numbers.id,
+            ino: numbers.ino,
             kind,
             lookups: AtomicU64::new(0),
             gate: Mutex::default(),
@@ -368,8 +379,38 @@ impl Names {
         self.absent.as_deref() == Some(name) || self.all.as_ref().is_some_and(lacks)
     }
 
+    /// Notes that the layers are being asked about a name. Returns the number that ends the
+    /// question.
+    pub(super) fn begin(&mut self, name: &OsStr) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.sought.push(Question {
+            number,
+            name: name.into(),
+            overtaken: false,
+        });
+        number
+    }
+
+    /// Ends what [`Names::begin`] began; true if nothing happened to the name meanwhile.
+    pub(super) fn end(&mut self, number: u64) -> bool {
+        let at = self
+            .sought
+            .iter()
+            .position(|sought| sought.number == number);
+        at.is_some_and(|at| !self.sought.swap_remove(at).overtaken)
+    }
+
+    /// Says that something happens to a name, or may have: questions about it are asked again.
+    pub fn overtake(&mut self, name: &OsStr) {
+        for sought in &mut self.sought {
+            sought.overtaken |= *sought.name == *name;
+        }
+    }
+
     /// Lists a node. Its places are the caller's.
     pub fn insert(&mut self, name: &OsStr, node: &Arc<LiveNode>) {
+        self.overtake(name);
         if self.absent.as_deref() == Some(name) {
             self.absent = None;
         }
@@ -397,6 +438,7 @@ impl Names {
 
     /// Takes a name out of the list that nobody counts on.
     pub(super) fn unlist(&mut self, name: &OsStr) {
+        self.overtake(name);
         self.live.remove(name);
         give_back(&mut self.live);
     }

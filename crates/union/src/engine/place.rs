@@ -34,9 +34,8 @@ impl Engine {
         if let Some(bytes) = self.bytes_kept(node, &node.state(), write)? {
             return Ok(bytes);
         }
-        // The gate comes before the state; with it, the place of the file stays what it is while it is opened.
-        let _shared = self.shared();
-        let state = node.state();
+        // The place of the file stays what it is while it is opened.
+        let (gate, state) = self.unmoved(node);
         if let Some(bytes) = self.bytes_kept(node, &state, write)? {
             return Ok(bytes);
         }
@@ -45,6 +44,7 @@ impl Engine {
         };
         let opened = match &file.data {
             DataAt::Lower(lower) => {
+                drop(gate);
                 let file = open_lower(lower).map_err(self.io(lower.layer))?;
                 Opened::Lower(Arc::new(file))
             }

@@ -77,7 +77,7 @@ impl Engine {
             layers.insert(0, Arc::clone(&upper.layer) as Arc<dyn Layer>);
         }
         let stack = Stack::with_data_layers(layers, data_lowers)?;
-        let parts = stack.roots().to_vec();
+        let parts = Arc::clone(stack.roots());
         let known = |part: &Part<DirAt>| {
             // A layer that can't say gives handles without a file system, as the kernel's do.
             let root = part.dir.dir.open_path(None).ok();
@@ -113,6 +113,7 @@ impl Engine {
             root,
             files: Default::default(),
             names: Default::default(),
+            copies: Default::default(),
         })
     }
 

@@ -23,11 +23,12 @@ use crate::engine::copy_up::What;
 use crate::engine::create::check_name;
 use crate::engine::hide::{Above, is_own, pin};
 use crate::engine::links::{has_data_below, is_merged};
+use crate::engine::lookup::{Below, Concluded, Sought};
 use crate::engine::nodes::{Body, LiveNode, Names, Place, State, UpperFile};
 use crate::engine::request::{NodeId, RenameMode};
 use crate::engine::table::Held;
 use crate::engine::{Engine, Upper};
-use crate::{Refusal, Result};
+use crate::{Error, Refusal, Result};
 
 /// The rename gate, as it is held.
 #[expect(dead_code, reason = "held, not used")]
@@ -46,9 +47,14 @@ struct End<'a> {
     below: Option<FileKind>,
 }
 
+/// What is known of one end of a rename before the locks are taken.
+type Known<'a> = (Sought<'a>, Below);
+
 /// What has to be done, without a lock, before a rename can go on.
 enum Before<'a> {
     Nothing,
+    /// What was known of the names no longer counts.
+    Again,
     Alone,
     ToUpper(Arc<LiveNode>, What),
     Alias(Arc<LiveNode>, &'a Arc<LiveNode>, &'a OsStr),
@@ -92,9 +98,16 @@ impl Action<'_> {
         let from = self.dir_node(parent)?;
         let to = self.dir_node(new_parent)?;
         let mut alone = !Arc::ptr_eq(&from, &to);
+        let below = || Ok::<_, Error>((self.below(&from, name)?, self.below(&to, new_name)?));
+        let mut beneath = below()?;
         loop {
-            match self.try_rename(upper, (&from, name), (&to, new_name), mode, alone)? {
+            let known = (
+                (self.search(&from, name)?, beneath.0),
+                (self.search(&to, new_name)?, beneath.1),
+            );
+            match self.try_rename(upper, (&from, name), (&to, new_name), known, mode, alone)? {
                 Before::Nothing => return Ok(()),
+                Before::Again => beneath = below()?,
                 Before::Alone => alone = true,
                 Before::ToUpper(node, what) => self.to_upper(&node, what)?,
                 Before::Alias(node, dir, name) => self.to_upper_as(&node, dir, name)?,
@@ -108,6 +121,7 @@ impl Action<'_> {
         upper: &Upper,
         (from, name): (&'a Arc<LiveNode>, &'a OsStr),
         (to, new_name): (&'a Arc<LiveNode>, &'a OsStr),
+        (known, known_over): (Known<'a>, Known<'a>),
         mode: RenameMode,
         alone: bool,
     ) -> Result<Before<'a>> {
@@ -121,12 +135,19 @@ impl Action<'_> {
             true => None,
             false => Some(to.names()),
         };
-        let moved = self.child(from, &mut from_names, name)?;
-        let moved = moved.ok_or(Refusal::NotFound)?;
-        let over = match &mut to_names {
-            None => self.child(to, &mut from_names, new_name)?,
-            Some(names) => self.child(to, names, new_name)?,
+        let moved = match self.conclude(known.0, (from, &mut from_names, name), None)? {
+            Concluded::Found(node, _) => node,
+            Concluded::Absent => return Err(Refusal::NotFound.into()),
+            Concluded::Again => return Ok(Before::Again),
         };
+        let names = to_names.as_mut().unwrap_or(&mut from_names);
+        let over = match self.conclude(known_over.0, (to, names, new_name), None)? {
+            Concluded::Found(node, _) => Some(node),
+            Concluded::Absent => None,
+            Concluded::Again => return Ok(Before::Again),
+        };
+        names.overtake(new_name);
+        from_names.overtake(name);
         if to.is_gone() {
             return Err(Refusal::NotFound.into());
         }
@@ -177,17 +198,22 @@ impl Action<'_> {
                 None => return Ok(Before::Wait(Arc::clone(over))),
             },
         };
-        let end = |dir, name, handle: Arc<DirHandle>| -> Result<End<'_>> {
+        let below = |asked, dir| Below::known(Some(asked), dir);
+        let (Some(below), Some(below_over)) = (below(known.1, from), below(known_over.1, to))
+        else {
+            return Ok(Before::Again);
+        };
+        let end = |dir, name, handle: Arc<DirHandle>, below| -> Result<End<'_>> {
             Ok(End {
                 dir,
                 name,
                 at: handle.dir().map_err(|error| upper.io(error))?,
                 handle,
-                below: self.below(dir, name)?,
+                below,
             })
         };
-        let source = end(from, name, from_handle)?;
-        let target = end(to, new_name, to_handle)?;
+        let source = end(from, name, from_handle, below)?;
+        let target = end(to, new_name, to_handle, below_over)?;
         let mut lists = Lists {
             from: from_names,
             to: to_names,

@@ -89,8 +89,8 @@ impl Engine {
         if node.kind != FileKind::Symlink {
             return Err(Refusal::Invalid.into());
         }
-        let _shared = self.shared();
-        let source = self.source(&node.state())?;
+        let (_gate, state) = self.unmoved(&node);
+        let source = self.source(&state)?;
         self.read_link_of(&source)
     }
 
@@ -119,8 +119,7 @@ impl Engine {
             return Err(Refusal::Unsupported.into());
         }
         let node = self.node(id)?;
-        let _shared = self.shared();
-        let state = node.state();
+        let (_gate, state) = self.unmoved(&node);
         self.xattr_in(&state, name)
     }
 
@@ -177,8 +176,8 @@ impl Engine {
             return Err(Refusal::Unsupported.into());
         }
         let node = self.node(id)?;
-        let _shared = self.shared();
-        let source = self.source(&node.state())?;
+        let (_gate, state) = self.unmoved(&node);
+        let source = self.source(&state)?;
         let dialect = self.dialect_of(source.layer);
         let stored = source.xattr_names().map_err(self.io(source.layer))?;
         let shown: BTreeSet<_> = stored

@@ -26,7 +26,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::list::Listings;
 use crate::engine::nodes::{Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, UpperFile};
 use crate::engine::request::NodeId;
-use crate::engine::table::Held;
+use crate::engine::table::{Held, Numbered};
 use crate::engine::{Engine, EngineOptions};
 use crate::layer::{Layer, LayerDir};
 use crate::marks::DirAt;
@@ -215,7 +215,7 @@ impl Giver<'_> {
         match &state.body {
             Body::Dir(dir) => {
                 self.out.count(dir.parts.len());
-                for part in &dir.parts {
+                for part in &*dir.parts {
                     let path = match (&dir.upper, part.layer) {
                         (Some(upper), 0) => {
                             let open = upper.dir().map_err(self.engine.io(0))?;
@@ -318,6 +318,8 @@ impl<'a> Taker<'a> {
         let id = record.u64()?;
         let lookups = record.u64()?;
         let ino = record.u64()?;
+        let id = NodeId(id);
+        let numbers = Numbered { id, ino };
         let kind = kind_of(record)?;
         let listed = match kind {
             FileKind::Dir => Some(listings(record)?),
@@ -329,40 +331,31 @@ impl<'a> Taker<'a> {
             let (parent, name) = (record.u64()?, OsStr::from_bytes(record.bytes()?));
             let parent = self.known.get(&parent);
             let parent = parent.ok_or_else(|| lost("a directory is missing in its record"))?;
-            let parent = Arc::clone(parent);
             if !parent.is_dir() {
                 return Err(lost("its record has names in a file"));
             }
-            engine.table.expect(NodeId(id), ino);
-            let shared = engine.shared();
-            let mut names = parent.names();
-            let child = engine.child(&parent, &mut names, name);
-            drop((names, shared));
-            engine.table.expect_nothing();
-            let child = child?.ok_or_else(|| lost(format!("{name:?} is gone")))?;
+            let child = engine.find(parent, name, Some(numbers))?;
+            let (child, _) = child.ok_or_else(|| lost(format!("{name:?} is gone")))?;
             let same = found
                 .as_ref()
                 .is_none_or(|found| Arc::ptr_eq(found, &child));
-            if !same || child.kind != kind || child.id != NodeId(id) {
+            if !same || child.kind != kind || child.id != id {
                 return Err(lost(format!("{name:?} is something else now")));
             }
             found = Some(child);
         }
         let node = match found {
             Some(node) => node,
-            None if NodeId(id) == NodeId::ROOT => engine.table.hold(&engine.root),
+            None if id == NodeId::ROOT => engine.table.hold(&engine.root),
             None => {
                 let body = match kind {
                     FileKind::Dir => Body::Dir(self.dir(record)?),
                     _ => Body::File(self.file(record)?),
                 };
-                engine.table.expect(NodeId(id), ino);
-                let node = engine.table.add_nameless(ino, kind, body);
-                engine.table.expect_nothing();
-                node
+                engine.table.add_nameless(numbers, kind, body)
             }
         };
-        if NodeId(id) != NodeId::ROOT {
+        if id != NodeId::ROOT {
             node.lookups.fetch_add(lookups, Ordering::Relaxed);
         }
         if let Some((changes, listings)) = listed {
@@ -370,22 +363,18 @@ impl<'a> Taker<'a> {
             side.changes.store(changes, Ordering::Release);
             *side.listings.lock().unwrap_or_else(PoisonError::into_inner) = listings;
         }
-        self.known.insert(id, node);
+        self.known.insert(id.0, node);
         Ok(())
     }
 
     fn dir(&mut self, record: &mut Reader<'_>) -> Result<DirBody> {
-        let mut body = DirBody {
-            parts: Vec::new(),
-            upper: None,
-            impure: Some(false),
-        };
+        let (mut parts, mut own) = (Vec::new(), None);
         for _ in 0..record.count()? {
             let (layer, dir) = match self.opened(record)? {
                 Some(fd) => {
                     let dir = Dir::from_fd(fd).map_err(self.engine.io(0))?;
                     let handle = DirHandle::pinned(Arc::new(dir));
-                    body.upper = Some(Arc::clone(&handle));
+                    own = Some(Arc::clone(&handle));
                     (0, handle as Arc<dyn LayerDir>)
                 }
                 None => self.lower_dir(record)?,
@@ -398,12 +387,16 @@ impl<'a> Taker<'a> {
                 stat,
                 xattr_whiteouts,
             };
-            body.parts.push(Part { layer, dir });
+            parts.push(Part { layer, dir });
         }
-        match body.parts.is_empty() {
-            true => Err(Damaged.into()),
-            false => Ok(body),
+        if parts.is_empty() {
+            return Err(Damaged.into());
         }
+        Ok(DirBody {
+            parts: parts.into(),
+            upper: own,
+            impure: Some(false),
+        })
     }
 
     fn file(&mut self, record: &mut Reader<'_>) -> Result<FileBody> {

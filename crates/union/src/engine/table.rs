@@ -7,12 +7,12 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vellum_sys::FileKind;
 
-use crate::engine::nodes::{Body, DirBody, LiveNode, Names, Place, give_back};
+use crate::engine::nodes::{Body, DirBody, Links, LiveNode, Names, Place, give_back};
 use crate::engine::request::NodeId;
 use crate::{Refusal, Result};
 
@@ -23,15 +23,32 @@ pub(crate) struct NodeTable {
     next: AtomicU64,
     /// What tells the numbers given here from those of another opening.
     generation: AtomicU32,
-    /// Numbers that a predecessor gave, for the node that is made next; nobody else makes one meanwhile.
-    expected: Mutex<Option<(NodeId, u64)>>,
-    expecting: AtomicBool,
+}
+
+/// The numbers of a node that is about to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Numbered {
+    pub id: NodeId,
+    /// The inode number shown.
+    pub ino: u64,
+}
+
+/// What became of a file with several names that was to be added.
+#[derive(Debug)]
+pub(crate) enum Linked<'a> {
+    /// It has a new node.
+    Added(Held<'a>),
+    /// It had one, which has this name too now.
+    Known(Held<'a>),
+    /// It has none, and what was known of it no longer counts.
+    Changed,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     by_id: HashMap<NodeId, Arc<LiveNode>>,
-    /// Files that have, or had, several names, by device and inode in the upper and in the lower layer.
+    /// Files that have, or had, several names, by device and inode in the upper and in the lower
+    /// layer.
     by_inode: HashMap<(u64, u64), Weak<LiveNode>>,
     /// Nobody counts on these any more: their names are to be taken out of their parents' lists.
     left: Vec<Arc<LiveNode>>,
@@ -81,11 +98,9 @@ impl NodeTable {
             inner: Mutex::default(),
             next: AtomicU64::new(NodeId::ROOT.0),
             generation: AtomicU32::new(random_generation()),
-            expected: Mutex::default(),
-            expecting: AtomicBool::new(false),
         };
         let body = Body::Dir(body);
-        let root = table.node(ino, FileKind::Dir, None, body);
+        let root = LiveNode::new(table.number(ino), FileKind::Dir, None, None, body);
         root.lookups.store(1, Ordering::Relaxed);
         table.lock().by_id.insert(root.id, Arc::clone(&root));
         (table, root)
@@ -96,29 +111,10 @@ impl NodeTable {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn node(&self, ino: u64, kind: FileKind, place: Option<Place>, body: Body) -> Arc<LiveNode> {
-        if self.expecting.load(Ordering::Relaxed) {
-            let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((id, ino)) = expected.take() {
-                return LiveNode::new(id, ino, kind, place, body);
-            }
-        }
+    /// Returns numbers for a new node that shows this inode number.
+    pub fn number(&self, ino: u64) -> Numbered {
         let id = NodeId(self.next.fetch_add(1, Ordering::Relaxed));
-        LiveNode::new(id, ino, kind, place, body)
-    }
-
-    /// Gives the node that is made next these numbers.
-    pub fn expect(&self, id: NodeId, ino: u64) {
-        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
-        *expected = Some((id, ino));
-        self.expecting.store(true, Ordering::Relaxed);
-    }
-
-    /// Takes [`NodeTable::expect`] back, if no node was made.
-    pub fn expect_nothing(&self) {
-        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
-        *expected = None;
-        self.expecting.store(false, Ordering::Relaxed);
+        Numbered { id, ino }
     }
 
     /// Returns the number of the node that would be made next.
@@ -160,12 +156,7 @@ impl NodeTable {
 
     /// Holds a node that was found under its name or by its inode. The caller holds the lock under which he found it.
     pub fn hold(&self, node: &Arc<LiveNode>) -> Held<'_> {
-        let mut table = self.lock();
-        node.lookups.fetch_add(1, Ordering::Relaxed);
-        table
-            .by_id
-            .entry(node.id)
-            .or_insert_with(|| Arc::clone(node));
+        self.lock().hold(node);
         Held {
             table: self,
             node: Arc::clone(node),
@@ -177,7 +168,7 @@ impl NodeTable {
     pub fn add(
         &self,
         (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
-        ino: u64,
+        numbers: Numbered,
         kind: FileKind,
         body: Body,
     ) -> Held<'_> {
@@ -185,15 +176,69 @@ impl NodeTable {
             parent: Arc::clone(parent),
             name: name.to_owned(),
         };
-        let node = self.node(ino, kind, Some(place), body);
+        let node = LiveNode::new(numbers, kind, Some(place), None, body);
         names.insert(name, &node);
         self.hold(&node)
     }
 
     /// Adds a node for a file without a name.
-    pub fn add_nameless(&self, ino: u64, kind: FileKind, body: Body) -> Held<'_> {
-        let node = self.node(ino, kind, None, body);
+    pub fn add_nameless(&self, numbers: Numbered, kind: FileKind, body: Body) -> Held<'_> {
+        let node = LiveNode::new(numbers, kind, None, None, body);
         self.hold(&node)
+    }
+
+    /// As [`NodeTable::add`], of a file that has, or had, several names and is known by these
+    /// inodes (and by the number of names below). If it has a node already, that one gets the name.
+    ///
+    /// When several threads add one file under different names, one of them makes the node.
+    /// `unchanged` says whether what is known of the file still counts; it is called while no other
+    /// thread can give the file a node.
+    pub fn add_linked(
+        &self,
+        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
+        numbers: Numbered,
+        kind: FileKind,
+        body: Body,
+        (inodes, lower_nlink): (Vec<(u64, u64)>, Option<u32>),
+        unchanged: impl FnOnce() -> bool,
+    ) -> Linked<'_> {
+        let place = Place {
+            parent: Arc::clone(parent),
+            name: name.to_owned(),
+        };
+        let links = Links {
+            places: Vec::new(),
+            inodes: inodes.clone(),
+            lower_nlink,
+        };
+        let node = LiveNode::new(numbers, kind, Some(place), Some(Box::new(links)), body);
+        let known = {
+            let mut table = self.lock();
+            let known = inodes.iter().find_map(|inode| table.hold_inode(inode));
+            if known.is_none() {
+                if !unchanged() {
+                    return Linked::Changed;
+                }
+                for inode in &inodes {
+                    table.by_inode.insert(*inode, Arc::downgrade(&node));
+                }
+                table.hold(&node);
+            }
+            known
+        };
+        let Some(known) = known else {
+            names.insert(name, &node);
+            return Linked::Added(Held { table: self, node });
+        };
+        let known = Held {
+            table: self,
+            node: known,
+        };
+        self.add_name(&known, (parent, names, name));
+        for inode in inodes {
+            self.link_inode(&known, inode);
+        }
+        Linked::Known(known)
     }
 
     /// Notes that a live node also has this name.
@@ -237,14 +282,15 @@ impl NodeTable {
 
     /// Holds the node that has this inode, if there is one.
     pub fn hold_inode(&self, inode: (u64, u64)) -> Option<Held<'_>> {
-        let mut table = self.lock();
-        let node = table.by_inode.get(&inode)?.upgrade()?;
-        node.lookups.fetch_add(1, Ordering::Relaxed);
-        table
-            .by_id
-            .entry(node.id)
-            .or_insert_with(|| Arc::clone(&node));
+        let node = self.lock().hold_inode(&inode)?;
         Some(Held { table: self, node })
+    }
+
+    /// Returns whether there is a node that has this inode.
+    pub fn has_inode(&self, inode: (u64, u64)) -> bool {
+        let table = self.lock();
+        let found = table.by_inode.get(&inode);
+        found.is_some_and(|node| node.strong_count() > 0)
     }
 
     /// Takes back `count` lookups by the front. [`NodeTable::sweep`] does the rest.
@@ -345,6 +391,20 @@ impl NodeTable {
                 }
             }
         }
+    }
+}
+
+impl Table {
+    fn hold(&mut self, node: &Arc<LiveNode>) {
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+        let entry = self.by_id.entry(node.id);
+        entry.or_insert_with(|| Arc::clone(node));
+    }
+
+    fn hold_inode(&mut self, inode: &(u64, u64)) -> Option<Arc<LiveNode>> {
+        let node = self.by_inode.get(inode)?.upgrade()?;
+        self.hold(&node);
+        Some(node)
     }
 }
 
