@@ -164,6 +164,109 @@ fn one_files_open_delays_nobody_else() {
     slow.rig.agree(engine);
 }
 
+/// Only requests for a file wait while a lower layer is slow to give its attributes or bytes for a
+/// copy-up.
+#[test]
+fn a_slow_copy_up_delays_nobody_else() {
+    for question in [Question::Stat, Question::Open] {
+        let Some(slow) = Slow::new(question) else {
+            return;
+        };
+        let engine = slow.open();
+        let held = user(&engine).find("d/slow").unwrap();
+        std::thread::scope(|scope| {
+            let let_go = slow.stall.arm();
+            let write = || engine.privileged().write(held.node, 0, b"D", false);
+            let writing = scope.spawn(write);
+            slow.stall.wait();
+            let rename = || user(&engine).rename("away/from", "to/there").unwrap();
+            soon("a directory that moves", rename, &slow.stall);
+            let write = || user(&engine).file("d/quick", "changed").unwrap();
+            soon("another copy-up", write, &slow.stall);
+            let rename = || user(&engine).rename("d/quick", "e/quick").unwrap();
+            soon("a file that moves", rename, &slow.stall);
+            let look = || user(&engine).attr("d/slow").unwrap();
+            soon("a look at the file itself", look, &slow.stall);
+            drop(let_go);
+            assert_eq!(writing.join().unwrap().unwrap(), 1);
+        });
+        drop(held);
+        assert_eq!(user(&engine).read("d/slow").unwrap(), b"D/slow");
+        slow.rig.agree(engine);
+    }
+}
+
+/// The lower layers are asked whether a directory is empty before anything is locked.
+#[test]
+fn a_slow_directory_that_goes_delays_nobody_else() {
+    let Some(slow) = Slow::new(Question::Names) else {
+        return;
+    };
+    fs::create_dir(slow.rig.lowers[0].join("e/slow")).unwrap();
+    fs::write(slow.rig.lowers[0].join("e/slow/x"), "x").unwrap();
+    let engine = slow.open();
+    user(&engine).unlink("e/slow/x").unwrap();
+    user(&engine).mkdir("new").unwrap();
+    let rmdir: fn(&Engine) = |engine| user(engine).rmdir("e/slow").unwrap();
+    let rename: fn(&Engine) = |engine| user(engine).rename("new", "e/slow").unwrap();
+    let full: fn(&Engine) = |engine| {
+        assert!(user(engine).rmdir("e/slow").is_err());
+    };
+    let refill: fn(&Engine) = |engine| user(engine).file("e/slow/x", "again").unwrap();
+    let empty: fn(&Engine) = |engine| user(engine).unlink("e/slow/x").unwrap();
+    let nothing: fn(&Engine) = |_| {};
+    let steps = [(refill, full), (empty, rename), (nothing, rmdir)];
+    for (number, (meanwhile, act)) in steps.into_iter().enumerate() {
+        std::thread::scope(|scope| {
+            let let_go = slow.stall.arm();
+            let acting = scope.spawn(|| act(&engine));
+            if number < 2 {
+                slow.stall.wait();
+            }
+            let look = || user(&engine).attr("e/f").unwrap();
+            soon("a LOOKUP in the directory", look, &slow.stall);
+            let (from, to) = [("away", "to/away"), ("to/away", "away")][number % 2];
+            let rename = || user(&engine).rename(from, to).unwrap();
+            soon("a directory that moves", rename, &slow.stall);
+            soon("a change in it", || meanwhile(&engine), &slow.stall);
+            drop(let_go);
+            acting.join().unwrap();
+        });
+    }
+    assert!(!user(&engine).exists("e/slow"));
+    slow.rig.agree(engine);
+}
+
+/// A reader that looks up the names it is given, as READDIRPLUS does, delays no other reader.
+#[test]
+fn a_slow_name_in_a_listing_delays_nobody_else() {
+    let Some(slow) = Slow::new(Question::Stat) else {
+        return;
+    };
+    let engine = slow.open();
+    let d = user(&engine).find("d").unwrap();
+    std::thread::scope(|scope| {
+        let let_go = slow.stall.arm();
+        let listing = scope.spawn(|| {
+            let mut found = 0;
+            let listed = engine.list(d.node, 0, &mut |listing| {
+                let entry = engine.lookup(d.node, &listing.name).unwrap().unwrap();
+                engine.forget(entry.node, 1);
+                found += 1;
+                std::ops::ControlFlow::Continue(())
+            });
+            listed.map(|()| found)
+        });
+        slow.stall.wait();
+        let list = || user(&engine).names("d").unwrap();
+        assert_eq!(soon("another listing", list, &slow.stall).len(), 3);
+        drop(let_go);
+        assert_eq!(listing.join().unwrap().unwrap(), 3);
+    });
+    drop(d);
+    slow.rig.agree(engine);
+}
+
 /// Lookups of one name at once share one node.
 #[test]
 fn one_name_is_one_node_however_many_ask() {

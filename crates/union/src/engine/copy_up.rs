@@ -14,6 +14,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -185,9 +186,12 @@ impl Action<'_> {
                 None if node.is_dir() => return Err(Refusal::Stale.into()),
                 None => None,
             };
-            self.begin(upper, node, &state, target, what)?
+            let lower_path = self.path_for_index(upper, &state)?;
+            // The node's gate keeps it in its place, and what is below never moves: nothing waits
+            // for a lower layer.
+            drop(shared);
+            self.begin(upper, node, &state, (target, lower_path), what)?
         };
-        drop(shared);
         if copying.origin.index.is_some() && upper.claim_index()? {
             self.touch(NodeId::ROOT, Attrs::CTIME);
         }
@@ -221,7 +225,7 @@ impl Engine {
         upper: &'a Upper,
         node: &'a Arc<LiveNode>,
         state: &State,
-        target: Option<Target>,
+        (target, lower_path): (Option<Target>, Option<PathBuf>),
         what: What,
     ) -> Result<Copying<'a>> {
         let source = self.source(state)?;
@@ -235,8 +239,7 @@ impl Engine {
                 _ => return Err(Refusal::Stale.into()),
             },
         };
-        let place = state.place.as_ref();
-        let origin = self.origin(upper, node, place, &source, stored.nlink)?;
+        let origin = self.origin(node, lower_path, &source, stored.nlink)?;
         Ok(Copying {
             upper,
             node,

@@ -13,7 +13,7 @@ use vellum_format::{Mark, Protattr};
 use vellum_sys::flags::{self, APPEND_ONLY, IMMUTABLE};
 use vellum_sys::rooted::Access;
 use vellum_sys::xattr::{self, SetMode};
-use vellum_sys::{Dir, FileKind, quota};
+use vellum_sys::{Dir, FileKind, Stat, quota};
 
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
@@ -26,10 +26,20 @@ use crate::{Error, Refusal, Result};
 const PROTECTED: u32 = IMMUTABLE | APPEND_ONLY;
 
 /// The values of a node's `protection`.
-const UNKNOWN: u8 = 0;
+pub(crate) const UNKNOWN: u8 = 0;
 pub(crate) const KNOWN: u8 = 1;
 const IS_IMMUTABLE: u8 = 2;
 const IS_APPEND_ONLY: u8 = 4;
+
+/// Returns how what is in a lower layer is protected, as its attributes say.
+pub(crate) fn below(stat: &Stat) -> u8 {
+    bits(stat.immutable, stat.append_only)
+}
+
+fn bits(immutable: bool, append_only: bool) -> u8 {
+    let immutable = if immutable { IS_IMMUTABLE } else { 0 };
+    KNOWN | immutable | if append_only { IS_APPEND_ONLY } else { 0 }
+}
 
 /// A descriptor flags can be asked of.
 enum Open {
@@ -200,10 +210,6 @@ impl Engine {
             known => return Ok(known),
         }
         let state = node.state();
-        let bits = |immutable: bool, append_only: bool| {
-            let immutable = if immutable { IS_IMMUTABLE } else { 0 };
-            KNOWN | immutable | if append_only { IS_APPEND_ONLY } else { 0 }
-        };
         let found = match (state.at().map_err(self.io(0))?, &self.upper, &state.body) {
             (Some(at), Some(upper), _) => {
                 let value = at.xattr(upper.options.prefix.xattr(Mark::Protattr));
@@ -211,13 +217,10 @@ impl Engine {
                 let flags = value.map_or(0, |value| protected(&value));
                 bits(flags & IMMUTABLE != 0, flags & APPEND_ONLY != 0)
             }
-            (_, _, Body::Dir(dir)) => {
-                let stat = &dir.parts.first().ok_or(Refusal::Stale)?.dir.stat;
-                bits(stat.immutable, stat.append_only)
-            }
+            (_, _, Body::Dir(dir)) => below(&dir.parts.first().ok_or(Refusal::Stale)?.dir.stat),
+            // Known since the lookup, except for a file that a predecessor left.
             (_, _, Body::File(file)) => {
-                let stat = self.stat_lower(file.lower.as_ref().ok_or(Refusal::Stale)?)?;
-                bits(stat.immutable, stat.append_only)
+                below(&self.stat_lower(file.lower.as_ref().ok_or(Refusal::Stale)?)?)
             }
         };
         // Stored while the state is held: who sets flags holds it for writing.

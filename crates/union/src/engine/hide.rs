@@ -7,7 +7,8 @@
 //!
 //! What is removed but still known is pinned by a descriptor first: it stays usable until it is forgotten.
 
-use std::ffi::OsStr;
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -41,6 +42,39 @@ pub(crate) enum Above {
     Entry(FileKind),
 }
 
+/// The names that the lower layers show in a directory, as they would if the upper had none: asked
+/// with no lock held.
+///
+/// Lower layers don't change, and it is true as long as the directory keeps its shares in them.
+#[derive(Debug)]
+pub(crate) struct Inside {
+    /// The directory.
+    of: NodeId,
+    shares: usize,
+    names: Vec<OsString>,
+}
+
+impl Inside {
+    pub const NOTHING: &Inside = &Inside {
+        of: NodeId(0),
+        shares: 0,
+        names: Vec::new(),
+    };
+
+    /// Returns what was asked beforehand, if that counts; `None` if the layers have to be asked. A
+    /// directory without anything below needs no asking.
+    pub fn known<'a>(asked: Option<&'a Inside>, node: &LiveNode) -> Option<&'a Inside> {
+        let shares = match &node.state().body {
+            Body::Dir(body) => lower_shares(&body.parts).len(),
+            Body::File(_) => 0,
+        };
+        match shares {
+            0 => Some(Inside::NOTHING),
+            _ => asked.filter(|asked| (asked.of, asked.shares) == (node.id, shares)),
+        }
+    }
+}
+
 /// A name that is taken away, with its node's gate held.
 #[derive(Clone, Copy)]
 struct Removal<'a> {
@@ -52,6 +86,8 @@ struct Removal<'a> {
     node: &'a Held<'a>,
     /// Whether a lower layer shows the name once the upper's is gone.
     below: bool,
+    /// What the lower layers show in it, if it is a directory.
+    inside: &'a Inside,
 }
 
 impl Action<'_> {
@@ -77,6 +113,7 @@ impl Action<'_> {
         let upper = self.upper()?;
         let dir = self.dir_node(parent)?;
         let mut asked = None;
+        let mut asked_inside = None;
         loop {
             let sought = self.search(&dir, name)?;
             let shared = self.shared();
@@ -104,9 +141,14 @@ impl Action<'_> {
                     continue;
                 }
             };
+            let Some(inside) = Inside::known(asked_inside.as_ref(), &node) else {
+                drop((names, shared));
+                asked_inside = Some(self.inside(&node)?);
+                continue;
+            };
             let Some(handle) = dir.upper_dir() else {
                 if let Body::Dir(body) = &node.state().body
-                    && !self.is_empty(&body.parts)?
+                    && !self.is_empty(&body.parts, inside)?
                 {
                     // Nothing is copied up for what is refused.
                     self.touch(node.id, Attrs::ATIME);
@@ -133,6 +175,7 @@ impl Action<'_> {
                 name,
                 node: &node,
                 below,
+                inside,
             };
             return match kind {
                 FileKind::Dir => self.remove_dir(&removal, &mut names),
@@ -149,6 +192,7 @@ impl Action<'_> {
             name,
             node,
             below,
+            inside: _,
         } = *removal;
         let at = handle.dir().map_err(|error| upper.io(error))?;
         let mut state = node.state_mut();
@@ -202,9 +246,10 @@ impl Action<'_> {
             name,
             node,
             below,
+            inside,
         } = *removal;
         // Nothing is made in it any more from here on.
-        let inside = node.names();
+        let names_in_it = node.names();
         let at = handle.dir().map_err(|error| upper.io(error))?;
         let mut state = node.state_mut();
         let Body::Dir(body) = &mut state.body else {
@@ -216,7 +261,7 @@ impl Action<'_> {
         let took = upper.usage.of_dir(body.upper.as_deref());
         // Looking whether something shows in it reads it.
         self.touch(node.id, Attrs::ATIME);
-        let removed = self.remove_dir_on_disk(upper, &at, name, body, below);
+        let removed = self.remove_dir_on_disk(upper, (&at, name), (body, inside), below);
         if let Err(error) = removed {
             if let Some(own) = &body.upper {
                 own.unpin();
@@ -227,7 +272,7 @@ impl Action<'_> {
             upper.usage.give_back(bytes, 1);
         }
         self.touch_unnamed(node, &state);
-        drop((state, inside));
+        drop((state, names_in_it));
         self.touch(dir.id, Attrs::NAMES);
         self.table.drop_name((dir, names, name));
         dir.changed();
@@ -239,13 +284,12 @@ impl Engine {
     fn remove_dir_on_disk(
         &self,
         upper: &Upper,
-        at: &Arc<Dir>,
-        name: &OsStr,
-        body: &mut DirBody,
+        (at, name): (&Arc<Dir>, &OsStr),
+        (body, inside): (&mut DirBody, &Inside),
         below: bool,
     ) -> Result<()> {
         if body.upper.is_none() {
-            return match self.is_empty(&body.parts)? {
+            return match self.is_empty(&body.parts, inside)? {
                 true => upper.hide(at, name).map_err(|error| upper.io(error)),
                 false => Err(Refusal::NotEmpty.into()),
             };
@@ -262,14 +306,14 @@ impl Engine {
         }
         if below && !upper.by_name() {
             // It leaves with all its whiteouts, in one step.
-            return match self.is_empty(&body.parts)? {
+            return match self.is_empty(&body.parts, inside)? {
                 true => upper
                     .hide_over(at, name, true)
                     .map_err(|error| upper.io(error)),
                 false => Err(Refusal::NotEmpty.into()),
             };
         }
-        self.make_empty(upper, at, name, body)?;
+        self.make_empty(upper, (at, name), (body, inside))?;
         match below {
             true => upper
                 .hide_over(at, name, true)
@@ -288,11 +332,10 @@ impl Engine {
     pub(crate) fn make_empty(
         &self,
         upper: &Upper,
-        at: &Arc<Dir>,
-        name: &OsStr,
-        body: &mut DirBody,
+        (at, name): (&Arc<Dir>, &OsStr),
+        (body, inside): (&mut DirBody, &Inside),
     ) -> Result<()> {
-        if !self.is_empty(&body.parts)? {
+        if !self.is_empty(&body.parts, inside)? {
             return Err(Refusal::NotEmpty.into());
         }
         if upper.by_name() {
@@ -317,12 +360,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns whether nothing shows in a directory made up of these shares.
-    pub(crate) fn is_empty(&self, parts: &[Part<DirAt>]) -> Result<bool> {
-        let mut hidden = std::collections::HashSet::new();
-        for part in parts {
-            let layer = &self.stack.layers()[part.layer];
-            let mut own = Reader::new(&**layer).names(&part.dir)?;
+    /// Returns whether nothing shows in a directory made up of these shares, of which `inside` is
+    /// what the lower ones show. Asks the upper layer alone.
+    pub(crate) fn is_empty(&self, parts: &[Part<DirAt>], inside: &Inside) -> Result<bool> {
+        let mut hidden = HashSet::new();
+        if let Some(top) = parts.first().filter(|top| top.layer == 0) {
+            let mut own = Reader::new(&*self.stack.layers()[0]).names(&top.dir)?;
             // A layer may have both a name and its whiteout: it is there, and hides what is below.
             own.sort();
             for (name, hides) in own {
@@ -332,8 +375,39 @@ impl Engine {
                 hidden.insert(name);
             }
         }
-        Ok(true)
+        Ok(inside.names.iter().all(|name| hidden.contains(name)))
     }
+
+    /// Asks the lower layers what they show in a directory. To be called with no lock held.
+    pub(crate) fn inside(&self, dir: &LiveNode) -> Result<Inside> {
+        let parts = match &dir.state().body {
+            Body::Dir(body) => Arc::clone(&body.parts),
+            Body::File(_) => return Err(Refusal::NotADirectory.into()),
+        };
+        let lower = lower_shares(&parts);
+        let mut known = HashSet::new();
+        let mut names = Vec::new();
+        for part in lower {
+            let layer = &self.stack.layers()[part.layer];
+            let mut own = Reader::new(&**layer).names(&part.dir)?;
+            own.sort();
+            for (name, hides) in own {
+                if known.insert(name.clone()) && !hides {
+                    names.push(name);
+                }
+            }
+        }
+        Ok(Inside {
+            of: dir.id,
+            shares: lower.len(),
+            names,
+        })
+    }
+}
+
+/// Returns the shares that a directory of a writable union has in lower layers.
+pub(crate) fn lower_shares(parts: &[Part<DirAt>]) -> &[Part<DirAt>] {
+    &parts[parts.partition_point(|part| part.layer == 0)..]
 }
 
 impl Upper {

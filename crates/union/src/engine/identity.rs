@@ -14,7 +14,7 @@ use vellum_sys::{Dir, handle};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::at::At;
-use crate::engine::nodes::{Body, LiveNode, Place};
+use crate::engine::nodes::{Body, LiveNode, State};
 use crate::engine::shown::{Inode, Source};
 use crate::engine::{Engine, Upper};
 use crate::layer::{Layer, LayerDir};
@@ -193,12 +193,25 @@ impl Engine {
 }
 
 impl Engine {
-    /// Returns what a copy of the inode in `source` will remember. `nlink` says how many names that has.
+    /// Returns where the layers below have a file that is about to be copied up, if its copy goes
+    /// into the index: it is one of several names. The caller holds the rename gate.
+    pub(super) fn path_for_index(&self, upper: &Upper, state: &State) -> Result<Option<PathBuf>> {
+        match (&state.body, &state.place) {
+            (Body::File(file), Some(place)) if upper.index.is_some() => {
+                let several = file.lower.as_ref().is_some_and(|lower| lower.nlink > 1);
+                let path = || self.lower_path(&place.parent, place.name.clone());
+                several.then(path).transpose()
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Returns what a copy of the inode in `source` will remember. `nlink` says how many names that
+    /// has, `lower_path` is what [`Engine::path_for_index`] gave.
     pub(super) fn origin(
         &self,
-        upper: &Upper,
         node: &LiveNode,
-        place: Option<&Place>,
+        lower_path: Option<PathBuf>,
         source: &Source,
         nlink: u32,
     ) -> Result<Origin> {
@@ -207,12 +220,12 @@ impl Engine {
             Inode::Upper(_) => None,
         };
         let linked = nlink > 1 && !node.is_dir();
-        let index = match (&handle, place) {
-            (Some(handle), Some(place)) if linked && upper.index.is_some() => {
+        let index = match (&handle, lower_path) {
+            (Some(handle), Some(lower_path)) if linked => {
                 match handle.index_name() {
                     Ok(name) => Some(Indexed {
                         name,
-                        lower_path: self.lower_path(&place.parent, place.name.clone())?,
+                        lower_path,
                         nlink,
                     }),
                     // Longer than a name can be: it is copied as a file of its own.

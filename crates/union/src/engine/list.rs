@@ -5,8 +5,10 @@
 //! place, sees each name that was there all the time exactly once, with any number of readers. When most places are
 //! empty, a new order is begun behind the end of the old one, which is kept for those who are still in it.
 //!
-//! The names are read again when a reader begins anew and something changed. All is dropped with the node. Lock order: the
-//! listing of a directory comes before every other lock, so that the one who is given names may look them up.
+//! The names are read again when a reader begins anew and something changed. All is dropped with
+//! the node. Lock order: the listing of a directory comes before every other lock. It is held while
+//! the names are read, which every reader of the directory needs, but not while they are given out:
+//! the receiver looks them up, and a layer may be slow to answer.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -51,8 +53,17 @@ pub(super) struct Listed {
     pub kind: FileKind,
 }
 
+/// So many names are given before the listing is looked at again.
+const BATCH: usize = 128;
+
 /// So many places may be empty beyond those that are not.
 const EMPTY_MAX: usize = 1024;
+
+/// Some names of an order, and where that begins.
+struct Batch {
+    base: u64,
+    listings: Vec<Listing>,
+}
 
 impl Order {
     fn end(&self) -> u64 {
@@ -61,6 +72,29 @@ impl Order {
 }
 
 impl Listings {
+    /// Returns the next names from `cookie` on, a few at a time.
+    fn batch(&self, cookie: u64) -> Batch {
+        let order = self.order(cookie);
+        let start = cookie.max(order.base);
+        let places = usize::try_from(start - order.base)
+            .ok()
+            .and_then(|start| order.places.get(start..));
+        let numbered = (start..).zip(places.unwrap_or_default());
+        let listed = numbered.filter_map(|(place, listed)| {
+            let listed = listed.as_ref()?;
+            Some(Listing {
+                name: listed.name.to_os_string(),
+                ino: listed.ino,
+                kind: listed.kind,
+                next: place + 1,
+            })
+        });
+        Batch {
+            base: order.base,
+            listings: listed.take(BATCH).collect(),
+        }
+    }
+
     fn order(&self, cookie: u64) -> &Order {
         match &self.before {
             Some(before) if cookie != 0 && cookie < self.now.base => before,
@@ -138,26 +172,26 @@ impl Engine {
                 });
             }
         }
-        let Some(listings) = &*slot else {
-            return Err(Refusal::Stale.into());
-        };
-        let order = listings.order(cookie);
-        let start = cookie.saturating_sub(order.base);
-        let places = usize::try_from(start)
-            .ok()
-            .and_then(|start| order.places.get(start..));
-        let numbered = (order.base.max(cookie)..).zip(places.unwrap_or_default());
-        for (place, listed) in numbered {
-            let Some(listed) = listed else { continue };
-            let listing = Listing {
-                name: listed.name.to_os_string(),
-                ino: listed.ino,
-                kind: listed.kind,
-                next: place + 1,
+        let listings = slot.as_ref().ok_or(Refusal::Stale)?;
+        let mut batch = listings.batch(cookie);
+        let base = batch.base;
+        drop(slot);
+        // If the order was replaced meanwhile, the reader comes back with its cookie.
+        while batch.base == base {
+            let Some(last) = batch.listings.last() else {
+                break;
             };
-            if take(listing).is_break() {
+            let (next, full) = (last.next, batch.listings.len() == BATCH);
+            for listing in batch.listings {
+                if take(listing).is_break() {
+                    return Ok(());
+                }
+            }
+            if !full {
                 break;
             }
+            let slot = side.listings.lock().unwrap_or_else(PoisonError::into_inner);
+            batch = slot.as_ref().ok_or(Refusal::Stale)?.batch(next);
         }
         Ok(())
     }

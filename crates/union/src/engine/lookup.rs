@@ -37,11 +37,13 @@ use vellum_sys::{FileKind, Stat};
 use crate::dir_layer::DirHandle;
 use crate::engine::Engine;
 use crate::engine::blocks::BlockFile;
+use crate::engine::flags;
+use crate::engine::hide::lower_shares;
 use crate::engine::nodes::{
     Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, Names, UpperFile,
 };
 use crate::engine::request::{Entry, NodeId};
-use crate::engine::table::{Held, Linked, Numbered};
+use crate::engine::table::{FoundBy, Held, Linked, Numbered};
 use crate::layer::LayerDir;
 use crate::marks::{DirAt, FileAt};
 use crate::resolve::{Merged, Part};
@@ -468,6 +470,11 @@ impl Engine {
         numbers: Option<Numbered>,
     ) -> Result<Concluded<'_>> {
         let indexed = matches!(file.upper, InUpper::Index(_));
+        // Noted now, so that no layer has to be asked under a lock before the file changes.
+        let protection = match file.upper {
+            InUpper::No => flags::below(&file.stat),
+            InUpper::Here | InUpper::Index(_) => flags::UNKNOWN,
+        };
         let body = FileBody {
             upper: match file.upper {
                 InUpper::No => None,
@@ -484,10 +491,16 @@ impl Engine {
         let numbers = numbers.unwrap_or_else(|| self.table.number(file.ino));
         if file.inodes.is_empty() {
             let node = self.table.add(at, numbers, file.kind, body);
+            // No other thread can find it yet: the names are held.
+            node.protection.store(protection, Ordering::Relaxed);
             return Ok(Concluded::Found(node, Some(file.stat)));
         }
         let unchanged = || self.copies.load(Ordering::SeqCst) == copies;
-        let links = (file.inodes, file.lower_nlink);
+        let links = FoundBy {
+            inodes: file.inodes,
+            lower_nlink: file.lower_nlink,
+            protection,
+        };
         let added = self
             .table
             .add_linked(at, numbers, file.kind, body, links, unchanged);
@@ -540,7 +553,7 @@ impl Engine {
             Body::Dir(body) => Arc::clone(&body.parts),
             Body::File(_) => return Err(Refusal::NotADirectory.into()),
         };
-        let lower = &parts[parts.partition_point(|part| part.layer == 0)..];
+        let lower = lower_shares(&parts);
         if lower.is_empty() {
             return Ok(Below::NOTHING);
         }
@@ -611,7 +624,7 @@ impl Below {
     /// directory without anything below needs no asking.
     pub fn known(asked: Option<Below>, dir: &LiveNode) -> Option<Option<FileKind>> {
         let shares = match &dir.state().body {
-            Body::Dir(body) => body.parts.iter().filter(|part| part.layer > 0).count(),
+            Body::Dir(body) => lower_shares(&body.parts).len(),
             Body::File(_) => 0,
         };
         let asked = if shares == 0 {

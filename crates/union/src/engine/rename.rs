@@ -21,7 +21,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::copy_up::What;
 use crate::engine::create::check_name;
-use crate::engine::hide::{Above, is_own, pin};
+use crate::engine::hide::{Above, Inside, is_own, pin};
 use crate::engine::links::{has_data_below, is_merged};
 use crate::engine::lookup::{Below, Concluded, Sought};
 use crate::engine::nodes::{Body, LiveNode, Names, Place, State, UpperFile};
@@ -55,6 +55,8 @@ enum Before<'a> {
     Nothing,
     /// What was known of the names no longer counts.
     Again,
+    /// To ask what lower layers show in a directory that is to be replaced.
+    Inside(Arc<LiveNode>),
     Alone,
     ToUpper(Arc<LiveNode>, What),
     Alias(Arc<LiveNode>, &'a Arc<LiveNode>, &'a OsStr),
@@ -100,14 +102,17 @@ impl Action<'_> {
         let mut alone = !Arc::ptr_eq(&from, &to);
         let below = || Ok::<_, Error>((self.below(&from, name)?, self.below(&to, new_name)?));
         let mut beneath = below()?;
+        let mut asked = None;
         loop {
             let known = (
                 (self.search(&from, name)?, beneath.0),
                 (self.search(&to, new_name)?, beneath.1),
             );
+            let known = (known.0, known.1, asked.as_ref());
             match self.try_rename(upper, (&from, name), (&to, new_name), known, mode, alone)? {
                 Before::Nothing => return Ok(()),
                 Before::Again => beneath = below()?,
+                Before::Inside(node) => asked = Some(self.inside(&node)?),
                 Before::Alone => alone = true,
                 Before::ToUpper(node, what) => self.to_upper(&node, what)?,
                 Before::Alias(node, dir, name) => self.to_upper_as(&node, dir, name)?,
@@ -121,7 +126,7 @@ impl Action<'_> {
         upper: &Upper,
         (from, name): (&'a Arc<LiveNode>, &'a OsStr),
         (to, new_name): (&'a Arc<LiveNode>, &'a OsStr),
-        (known, known_over): (Known<'a>, Known<'a>),
+        (known, known_over, asked): (Known<'_>, Known<'_>, Option<&Inside>),
         mode: RenameMode,
         alone: bool,
     ) -> Result<Before<'a>> {
@@ -218,13 +223,21 @@ impl Action<'_> {
             from: from_names,
             to: to_names,
         };
+        let inside = match &over {
+            Some(over) if !exchange => Inside::known(asked, over),
+            _ => Some(Inside::NOTHING),
+        };
+        let Some(inside) = inside else {
+            let over = over.as_ref().map(|over| Before::Inside(Arc::clone(over)));
+            return Ok(over.unwrap_or(Before::Again));
+        };
         if let Some(over) = over.as_ref().filter(|over| over.is_dir() && !exchange) {
             // Looking whether something shows in it reads it.
             self.touch(over.id, Attrs::ATIME);
         }
         match (&over, exchange) {
             (Some(over), true) => self.exchange(upper, &source, &target, &moved, over)?,
-            _ => self.replace(upper, &source, &target, &moved, over.as_ref())?,
+            _ => self.replace(upper, &source, &target, &moved, (over.as_ref(), inside))?,
         }
         let replaced = over.as_ref().map(|over| &***over);
         self.touch_moved((&source, &target), &moved, replaced, exchange);
@@ -339,7 +352,7 @@ impl Engine {
         source: &End<'_>,
         target: &End<'_>,
         moved: &LiveNode,
-        over: Option<&Held<'_>>,
+        (over, inside): (Option<&Held<'_>>, &Inside),
     ) -> Result<()> {
         let over_names = over.filter(|over| over.is_dir()).map(|over| over.names());
         self.mark_for(upper, moved, source, target)?;
@@ -355,10 +368,13 @@ impl Engine {
             Body::Dir(body) => match body.upper.clone() {
                 Some(own) => {
                     own.pin().map_err(|error| upper.io(error))?;
-                    let emptied = self.make_empty(upper, &target.at, target.name, body);
+                    let at = (&target.at, target.name);
+                    let emptied = self.make_empty(upper, at, (body, inside));
                     emptied.inspect_err(|_| own.unpin())?;
                 }
-                None if !self.is_empty(&body.parts)? => return Err(Refusal::NotEmpty.into()),
+                None if !self.is_empty(&body.parts, inside)? => {
+                    return Err(Refusal::NotEmpty.into());
+                }
                 None => {}
             },
             Body::File(_) => {

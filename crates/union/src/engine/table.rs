@@ -33,6 +33,17 @@ pub(crate) struct Numbered {
     pub ino: u64,
 }
 
+/// How a file with several names is found, and what was known of it then.
+#[derive(Debug)]
+pub(crate) struct FoundBy {
+    /// Its inodes in the upper layer, the lower ones, or both.
+    pub inodes: Vec<(u64, u64)>,
+    /// How many names the lower inode has.
+    pub lower_nlink: Option<u32>,
+    /// See `flags.rs`.
+    pub protection: u8,
+}
+
 /// What became of a file with several names that was to be added.
 #[derive(Debug)]
 pub(crate) enum Linked<'a> {
@@ -187,8 +198,8 @@ impl NodeTable {
         self.hold(&node)
     }
 
-    /// As [`NodeTable::add`], of a file that has, or had, several names and is known by these
-    /// inodes (and by the number of names below). If it has a node already, that one gets the name.
+    /// As [`NodeTable::add`], of a file that has, or had, several names and is found by several
+    /// inodes. If it has a node already, that one gets the name.
     ///
     /// When several threads add one file under different names, one of them makes the node.
     /// `unchanged` says whether what is known of the file still counts; it is called while no other
@@ -199,7 +210,11 @@ impl NodeTable {
         numbers: Numbered,
         kind: FileKind,
         body: Body,
-        (inodes, lower_nlink): (Vec<(u64, u64)>, Option<u32>),
+        FoundBy {
+            inodes,
+            lower_nlink,
+            protection,
+        }: FoundBy,
         unchanged: impl FnOnce() -> bool,
     ) -> Linked<'_> {
         let place = Place {
@@ -212,6 +227,7 @@ impl NodeTable {
             lower_nlink,
         };
         let node = LiveNode::new(numbers, kind, Some(place), Some(Box::new(links)), body);
+        node.protection.store(protection, Ordering::Relaxed);
         let known = {
             let mut table = self.lock();
             let known = inodes.iter().find_map(|inode| table.hold_inode(inode));

@@ -29,6 +29,8 @@ pub enum Question {
     Stat,
     /// To open it.
     Open,
+    /// What names are in it.
+    Names,
 }
 
 /// One answer that is held back.
@@ -137,6 +139,7 @@ struct Stalling {
 #[derive(Debug)]
 struct StallingDir {
     dir: Arc<dyn LayerDir>,
+    name: OsString,
     stall: Arc<Stall>,
 }
 
@@ -152,6 +155,7 @@ impl Layer for Stalling {
     fn root(&self) -> Arc<dyn LayerDir> {
         Arc::new(StallingDir {
             dir: self.layer.root(),
+            name: OsString::new(),
             stall: Arc::clone(&self.stall),
         })
     }
@@ -178,11 +182,13 @@ impl LayerDir for StallingDir {
     fn subdir(&self, name: &OsStr) -> Arc<dyn LayerDir> {
         Arc::new(StallingDir {
             dir: self.dir.subdir(name),
+            name: name.to_owned(),
             stall: Arc::clone(&self.stall),
         })
     }
 
     fn names(&self) -> Result<Vec<Listed>> {
+        self.stall.pass(&self.name, Question::Names);
         self.dir.names()
     }
 
