@@ -18,10 +18,18 @@
 //! it: a SETATTR of nothing (`ops/attributes.rs`). It asks by what it knows of the mode, and of two numbers of a node it may
 //! know different things; so privileges are never given by an old number ([`Passthrough::is_old`]).
 //!
-//! The lock of the table is taken before any of the engine's; the engine copies nothing up while it is held. The one of those who
-//! append is never held together with it.
+//! Finding out where a file's bytes are, and registering a backing file, happen with no lock held:
+//! a lower layer may be slow to open one file while others are opened. An open has its file's turn
+//! (`turns.rs`) until it is counted, so the second of two opens of one file sees how the first was
+//! answered, and only the holder of the turn opens a number that is not open yet. The table is
+//! looked at before and after, for a few instructions each. A copy-up may happen in between, as it
+//! may right after the answer: the next open sees that the bytes moved.
+//!
+//! Locks: no system call is made under the table's. A turn is taken before it, and before the
+//! engine's locks. The lock of those who append is held together with neither.
 
 mod table;
+mod turns;
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +41,7 @@ use crate::channel::Channel;
 use crate::notify::Notifier;
 use crate::wire::flags::open;
 use table::{Asked, Backing, Bytes, How, Plan, Side, Table};
+use turns::Turns;
 
 /// Smaller files gain less by a shared page cache than registering them costs.
 const SMALLEST_BYTES: u64 = 64 << 10;
@@ -64,6 +73,8 @@ pub struct Passthrough {
     device: Arc<Channel>,
     notifier: Notifier,
     table: Mutex<Table>,
+    /// The files that are being opened.
+    opening: Turns<NodeId>,
     /// Held by whoever appends by requests to a file with two numbers.
     appending: Mutex<()>,
 }
@@ -98,6 +109,7 @@ impl Passthrough {
             device,
             notifier,
             table: Mutex::default(),
+            opening: Turns::default(),
             appending: Mutex::default(),
         }
     }
@@ -138,33 +150,48 @@ impl Passthrough {
     /// Answers an open of `wire` by the thread `pid`. Copies nothing.
     pub fn open(&self, engine: &Engine, wire: u64, pid: u32, write: bool) -> Result<Open, Refused> {
         let node = node_of(wire);
-        let mut table = self.lock();
-        if !table.is_current(wire) {
-            return Self::send_back(&mut table, wire, pid, write).map(Open::Answered);
-        }
+        let _turn = self.opening.take(node);
+        let used_through = {
+            let mut table = self.lock();
+            if !table.is_current(wire) {
+                return Self::send_back(&mut table, wire, pid, write).map(Open::Answered);
+            }
+            table.was_written_through(wire)
+        };
         let (bytes, file) = match engine.backing(node, write)? {
             engine::Backing::Lower(file) => (Bytes::Lower, Some(file)),
             engine::Backing::Upper(file) => (Bytes::Upper, Some(file)),
             engine::Backing::None => (Bytes::Requests, None),
         };
-        let worth_it = table.was_written_through(wire) || file.as_deref().is_some_and(is_large);
+        let worth_it = used_through || file.as_deref().is_some_and(is_large);
         let asked = Asked { write, worth_it };
+        // The last other open of this number may end before this one is counted, and its backing
+        // file goes with it. So an open that shares a backing file is counted in the same step.
+        let mut table = self.lock();
         let (how, flags) = match (table::plan(table.how(wire), bytes, asked), file) {
             (Plan::CopyUpFirst, _) => return Ok(Open::CopyUpFirst),
             (Plan::Renumber(moved), _) => {
                 table.renumber(node, moved);
+                drop(table);
                 self.notifier.attributes(wire);
-                return Self::send_back(&mut table, wire, pid, write).map(Open::Answered);
+                return Self::send_back(&mut self.lock(), wire, pid, write).map(Open::Answered);
             }
             (Plan::Share(backing), _) => (How::Through(backing), open::NOFLUSH),
             (Plan::ByRequests(backing), _) => (How::Through(backing), PAST_CACHE),
-            (Plan::Register(side), Some(file)) => match self.register(&file, side) {
-                Some(backing) => (How::Through(backing), open::NOFLUSH),
-                None => (How::Cached, open::NOFLUSH),
-            },
+            (Plan::Register(side), Some(file)) => {
+                // The number is not open, and stays so until this turn is over.
+                drop(table);
+                let registered = self.register(&file, side);
+                table = self.lock();
+                let how = registered.map_or(How::Cached, How::Through);
+                (how, open::NOFLUSH)
+            }
             (Plan::Cached | Plan::Register(_), _) => (How::Cached, open::NOFLUSH),
         };
-        if table.add(wire, how, write) {
+        let first_write = table.add(wire, how, write);
+        let written = table.was_written_through(wire);
+        drop(table);
+        if first_write {
             self.notifier.attributes(wire);
         }
         Ok(Open::Answered(match how {
@@ -175,7 +202,7 @@ impl Passthrough {
             },
             How::Cached => Opened {
                 handle: COUNTED,
-                flags: match table.was_written_through(wire) {
+                flags: match written {
                     true => flags,
                     false => flags | open::KEEP_CACHE,
                 },
@@ -262,3 +289,6 @@ fn is_large(file: &File) -> bool {
     file.metadata()
         .is_ok_and(|stat| stat.len() >= SMALLEST_BYTES)
 }
+
+#[cfg(test)]
+mod tests;
