@@ -72,8 +72,9 @@ use crate::engine::limit::Usage;
 use crate::engine::nodes::{Body, LiveNode, State, UpperFile};
 use crate::engine::staging::Staging;
 use crate::engine::table::NodeTable;
+use crate::error::Site;
 use crate::stack::Stack;
-use crate::{Error, Layer, Refusal, Result};
+use crate::{Layer, Refusal, Result};
 
 pub use action::{Action, Asker, Attrs};
 pub use options::{
@@ -204,18 +205,11 @@ impl Engine {
         }
     }
 
-    /// Turns a failure of a system call on layer `layer` into an error that names it.
-    pub(crate) fn io(&self, layer: usize) -> impl Fn(vellum_sys::Error) -> Error + '_ {
-        move |source| Error::Io {
-            layer: self.layer_name(layer),
-            source,
-        }
-    }
-
-    fn layer_name(&self, layer: usize) -> String {
-        match self.stack.layers().get(layer) {
-            Some(layer) => layer.name(),
-            None => "data-only layer".to_owned(),
+    /// Returns the layer with this number, as errors name it.
+    pub(crate) fn layer(&self, number: usize) -> impl Site {
+        Numbered {
+            stack: &self.stack,
+            number,
         }
     }
 
@@ -271,12 +265,26 @@ impl Upper {
             Durability::Volatile => Ok(()),
         }
     }
+}
 
-    /// Turns a failure of a system call on the upper or the work directory into an error.
-    pub fn io(&self, source: vellum_sys::Error) -> Error {
-        Error::Io {
-            layer: self.layer.name(),
-            source,
+/// The upper or the work directory.
+impl Site for Upper {
+    fn site(&self) -> String {
+        self.layer.name()
+    }
+}
+
+/// A layer by its number in the stack; data-only ones follow behind the others.
+struct Numbered<'a> {
+    stack: &'a Stack,
+    number: usize,
+}
+
+impl Site for Numbered<'_> {
+    fn site(&self) -> String {
+        match self.stack.layers().get(self.number) {
+            Some(layer) => layer.name(),
+            None => "data-only layer".to_owned(),
         }
     }
 }

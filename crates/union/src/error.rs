@@ -208,6 +208,45 @@ impl Error {
     }
 }
 
+/// Something that system calls are made on: a layer, or what belongs to one.
+pub(crate) trait Site {
+    /// Returns what errors call it.
+    fn site(&self) -> String;
+
+    /// Turns a failure here into an error that says so.
+    fn io(&self, source: vellum_sys::Error) -> Error {
+        Error::Io {
+            layer: self.site(),
+            source,
+        }
+    }
+}
+
+/// A layer's name.
+impl Site for str {
+    fn site(&self) -> String {
+        self.to_owned()
+    }
+}
+
+impl<S: Site + ?Sized> Site for &S {
+    fn site(&self) -> String {
+        (**self).site()
+    }
+}
+
+/// The one way in which a failed system call gains its place.
+pub(crate) trait On<T> {
+    /// Returns the error as one of this room: the call was made on `site`.
+    fn on(self, site: impl Site) -> Result<T>;
+}
+
+impl<T> On<T> for vellum_sys::Result<T> {
+    fn on(self, site: impl Site) -> Result<T> {
+        self.map_err(|source| site.io(source))
+    }
+}
+
 fn reason(obstructed: bool) -> &'static str {
     match obstructed {
         true => " (something else is in its place)",

@@ -13,6 +13,7 @@ use vellum_format::{FUSE_OVERLAYFS_OPAQUE, Mark, Metacopy, Opaque, Redirect, wh}
 use vellum_sys::{FileKind, Stat};
 
 use crate::blocks::maps::{map_mark, parse_map_name};
+use crate::error::{On, Site};
 use crate::layer::{Dialect, Layer, LayerDir, LayerTrust, Listed, WhNames};
 use crate::resolve::{Answer, Data, Whiteout};
 use crate::{Error, Result};
@@ -56,18 +57,17 @@ pub(crate) struct Reader<'a> {
     pub dialect: Dialect,
 }
 
+impl Site for Reader<'_> {
+    fn site(&self) -> String {
+        self.layer.name()
+    }
+}
+
 impl<'a> Reader<'a> {
     pub fn new(layer: &'a dyn Layer) -> Reader<'a> {
         Reader {
             layer,
             dialect: layer.dialect(),
-        }
-    }
-
-    pub fn io(&self, source: vellum_sys::Error) -> Error {
-        Error::Io {
-            layer: self.layer.name(),
-            source,
         }
     }
 
@@ -86,9 +86,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Option<Vec<u8>>> {
         match self.dialect.prefix {
             None => Ok(None),
-            Some(prefix) => dir
-                .xattr(name, prefix.xattr(mark))
-                .map_err(|error| self.io(error)),
+            Some(prefix) => dir.xattr(name, prefix.xattr(mark)).on(self),
         }
     }
 
@@ -100,7 +98,7 @@ impl<'a> Reader<'a> {
         }
         match dir.xattr_names(Some(name)) {
             Err(error) if error.is(Errno::TOOBIG) => Ok(None),
-            other => other.map(Some).map_err(|error| self.io(error)),
+            other => other.map(Some).on(self),
         }
     }
 
@@ -154,7 +152,7 @@ impl<'a> Reader<'a> {
                 )
             })
         });
-        let stat = stat.map_err(|error| self.io(error))?;
+        let stat = stat.on(self)?;
         let opaque = self.parsed((&*dir, None), Mark::Opaque, Opaque::parse)?;
         Ok(DirAt {
             dir,
@@ -172,7 +170,7 @@ impl<'a> Reader<'a> {
         // A name too long for this file system can't be in it.
         let stat = match dir.stat(Some(name)) {
             Err(error) if error.is(Errno::NAMETOOLONG) => None,
-            other => other.map_err(|error| self.io(error))?,
+            other => other.on(self)?,
         };
         let Some(stat) = stat else {
             return match by_name && self.has_whiteout_file(dir, name)? {
@@ -207,10 +205,7 @@ impl<'a> Reader<'a> {
     fn has_whiteout_file(&self, dir: &Arc<dyn LayerDir>, name: &OsStr) -> Result<bool> {
         match wh::whiteout(name) {
             None => Ok(false),
-            Some(hiding) => Ok(dir
-                .stat(Some(&hiding))
-                .map_err(|error| self.io(error))?
-                .is_some()),
+            Some(hiding) => Ok(dir.stat(Some(&hiding)).on(self)?.is_some()),
         }
     }
 
@@ -257,7 +252,7 @@ impl<'a> Reader<'a> {
         let sentinel = match dir.stat(Some(OsStr::new(wh::OPAQUE))) {
             // Another user's directory that is closed to this process: nothing in it can be reached, and nothing below it through it.
             Err(error) if error.is(Errno::ACCESS) => None,
-            found => found.map_err(|error| self.io(error))?,
+            found => found.on(self)?,
         };
         let opaque = OsStr::new(FUSE_OVERLAYFS_OPAQUE);
         let xattr = match dir.xattr(None, opaque) {
@@ -270,7 +265,7 @@ impl<'a> Reader<'a> {
             {
                 None
             }
-            read => read.map_err(|error| self.io(error))?,
+            read => read.on(self)?,
         };
         Ok(sentinel.is_some()
             || xattr.as_deref() == Some(b"y")
@@ -339,7 +334,7 @@ impl<'a> Reader<'a> {
             return Err(unsettled());
         };
         let value = dir.xattr(Some(name), map_mark(prefix));
-        let value = value.map_err(|error| self.io(error))?;
+        let value = value.on(self)?;
         let value = value.ok_or_else(unsettled)?;
         parse_map_name(&value).ok_or_else(|| Error::Blocks {
             layer: self.layer.name(),
@@ -356,7 +351,7 @@ impl<'a> Reader<'a> {
 
     /// As [`Reader::names`], with all the directory says.
     pub fn entries(&self, dir: &DirAt) -> Result<Vec<Named>> {
-        let listed = dir.dir.names().map_err(|error| self.io(error))?;
+        let listed = dir.dir.names().on(self)?;
         let mut names = Vec::with_capacity(listed.len());
         for Listed { name, kind, ino } in listed {
             match (self.dialect.wh_names, wh::parse(&name)) {
@@ -389,11 +384,11 @@ impl<'a> Reader<'a> {
             }
             let hides = match kind {
                 FileKind::Char => {
-                    let stat = dir.dir.stat(Some(&name)).map_err(|error| self.io(error))?;
+                    let stat = dir.dir.stat(Some(&name)).on(self)?;
                     stat.is_some_and(|stat| self.is_whiteout_device(&stat))
                 }
                 FileKind::File if dir.xattr_whiteouts => {
-                    let stat = dir.dir.stat(Some(&name)).map_err(|error| self.io(error))?;
+                    let stat = dir.dir.stat(Some(&name)).on(self)?;
                     stat.is_some_and(|stat| stat.size_bytes == 0)
                         && self.mark(&*dir.dir, Some(&name), Mark::Whiteout)?.is_some()
                 }

@@ -16,6 +16,7 @@ use vellum_sys::{FileKind, Stat};
 
 use crate::blocks::Data;
 use crate::engine::at::At;
+use crate::error::{On, Site};
 use crate::layer::{Dialect, Layer, LayerDir, Records, WhNames};
 use crate::marks::{DirAt, FileAt};
 use crate::resolve::{Part, Stop};
@@ -48,6 +49,13 @@ enum What {
         /// If it is copied up block by block: all layers below the top one, from the bottom.
         below: Arc<[Arc<dyn Layer>]>,
     },
+}
+
+/// The layer whose attributes it has.
+impl Site for Node {
+    fn site(&self) -> String {
+        self.layer.name()
+    }
 }
 
 impl Node {
@@ -176,24 +184,17 @@ impl Node {
         }
     }
 
-    fn io(&self, source: vellum_sys::Error) -> Error {
-        Error::Io {
-            layer: self.layer.name(),
-            source,
-        }
-    }
-
     /// Returns the xattrs that a user of the union sees: marks hidden, names unescaped, records in their own names.
     pub fn xattrs(&self) -> Result<BTreeMap<OsString, Vec<u8>>> {
         let (dir, name) = self.place();
         let dialect = self.layer.dialect();
         let mut found = BTreeMap::new();
-        for stored in dir.xattr_names(name).map_err(|error| self.io(error))? {
+        for stored in dir.xattr_names(name).on(self)? {
             let Some(shown) = shown_name(&dialect, &stored) else {
                 continue;
             };
             // Gone since it was listed: then it is not there.
-            if let Some(value) = dir.xattr(name, &stored).map_err(|error| self.io(error))? {
+            if let Some(value) = dir.xattr(name, &stored).on(self)? {
                 // What was recorded is what was meant; a plain one of that name is the file system's own doing.
                 match record::original(&stored).is_some() && dialect.records == Records::Read {
                     true => drop(found.insert(shown, value)),
@@ -214,11 +215,11 @@ impl Node {
         };
         let prefix = self.layer.dialect().prefix;
         let mut xattrs = BTreeMap::new();
-        for stored in dir.xattr_names(name).map_err(|error| self.io(error))? {
+        for stored in dir.xattr_names(name).on(self)? {
             if prefix.is_some_and(|prefix| prefix.is_control(&stored)) {
                 continue;
             }
-            if let Some(value) = dir.xattr(name, &stored).map_err(|error| self.io(error))? {
+            if let Some(value) = dir.xattr(name, &stored).on(self)? {
                 xattrs.insert(stored, value);
             }
         }
@@ -240,10 +241,7 @@ impl Node {
                     }),
                 }
             }
-            (What::File { file, .. }, FileKind::Symlink) => file
-                .dir
-                .read_link(&file.name)
-                .map_err(|error| self.io(error)),
+            (What::File { file, .. }, FileKind::Symlink) => file.dir.read_link(&file.name).on(self),
             _ => Err(Error::WrongKind {
                 path: self.path.clone(),
                 expected: "symbolic link",
@@ -290,10 +288,7 @@ impl Node {
         match &self.what {
             What::File { file, data, .. } => {
                 let holder = data.as_ref().unwrap_or(file);
-                holder
-                    .dir
-                    .open_file(&holder.name)
-                    .map_err(|error| self.io(error))
+                holder.dir.open_file(&holder.name).on(self)
             }
             What::Dir { .. } => Err(Error::WrongKind {
                 path: self.path.clone(),
@@ -343,11 +338,7 @@ fn shown_by(
     }
     for name in OVERRIDE_STAT_NAMES {
         let value = xattr(OsStr::new(name));
-        let Some(value) = value.map_err(|source| Error::Io {
-            layer: layer.name(),
-            source,
-        })?
-        else {
+        let Some(value) = value.on(&*layer.name())? else {
             continue;
         };
         let recorded = OverrideStat::parse(&value).and_then(|recorded| apply(&recorded, stat));

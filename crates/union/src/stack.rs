@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use vellum_sys::FileKind;
 
+use crate::error::On;
 use crate::layer::{Layer, LayerDir};
 use crate::marks::{DirAt, FileAt, Reader};
 use crate::node::Node;
@@ -298,7 +299,7 @@ impl Ask for Layers<'_> {
             let mut there = true;
             for name in above {
                 // Marks mean nothing in a data-only layer: directories are directories.
-                let stat = dir.stat(Some(name)).map_err(|error| reader.io(error))?;
+                let stat = dir.stat(Some(name)).on(&reader)?;
                 there = stat.is_some_and(|stat| stat.is_dir());
                 if !there {
                     break;
@@ -308,7 +309,7 @@ impl Ask for Layers<'_> {
             if !there {
                 continue;
             }
-            if let Some(stat) = dir.stat(Some(name)).map_err(|error| reader.io(error))?
+            if let Some(stat) = dir.stat(Some(name)).on(&reader)?
                 && stat.kind == FileKind::File
             {
                 let number = self.stack.layers.len() + index;

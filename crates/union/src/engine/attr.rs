@@ -9,6 +9,7 @@ use crate::engine::at::At;
 use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, State};
 use crate::engine::request::{Attr, NodeId};
 use crate::engine::{Engine, Upper};
+use crate::error::On;
 use crate::layer::LayerDir;
 use crate::{Error, Refusal, Result, node};
 
@@ -87,12 +88,12 @@ impl Engine {
 
     /// Returns the attributes of the inode that counts, as stored.
     pub(crate) fn stat_in(&self, state: &State) -> Result<Stat> {
-        let at = state.at().map_err(self.io(0))?;
+        let at = state.at().on(self.layer(0))?;
         match (at, &state.body) {
-            (Some(at), _) => at.stat().map_err(self.io(0)),
+            (Some(at), _) => at.stat().on(self.layer(0)),
             (None, Body::Dir(dir)) => {
                 let top = &dir.parts[0];
-                let stat = top.dir.dir.stat(None).map_err(self.io(top.layer))?;
+                let stat = top.dir.dir.stat(None).on(self.layer(top.layer))?;
                 stat.ok_or_else(|| Refusal::Stale.into())
             }
             (None, Body::File(file)) => match &file.lower {
@@ -105,7 +106,7 @@ impl Engine {
     /// Returns the attributes of a lower file, as stored.
     pub(crate) fn stat_lower(&self, lower: &LowerFile) -> Result<Stat> {
         let stat = lower.dir.stat(Some(&lower.name));
-        let stat = stat.map_err(self.io(lower.layer))?;
+        let stat = stat.on(self.layer(lower.layer))?;
         stat.ok_or_else(|| Refusal::Stale.into())
     }
 
@@ -119,7 +120,7 @@ impl Engine {
         let shown = match &state.body {
             Body::Dir(dir) => shown(dir.parts[0].layer, &*dir.parts[0].dir.dir, None)?,
             Body::File(file) => match (&file.upper, &file.lower) {
-                (Some(_), _) => match state.at().map_err(self.io(0))? {
+                (Some(_), _) => match state.at().on(self.layer(0))? {
                     Some(at) => node::shown_at(&*self.upper()?.layer, &at, stored)?,
                     None => None,
                 },
@@ -139,7 +140,7 @@ impl Engine {
         if file.upper.is_none() || upper.index.is_none() || state.links.is_none() {
             return Ok(stored.nlink);
         }
-        let at = state.at().map_err(self.io(0))?;
+        let at = state.at().on(self.layer(0))?;
         let Some(mark) = at.map(|at| upper.nlink_mark(&at)).transpose()?.flatten() else {
             return Ok(stored.nlink);
         };
@@ -159,7 +160,7 @@ impl Upper {
     /// Returns the mark that says how many names an indexed file has.
     pub(crate) fn nlink_mark(&self, at: &At) -> Result<Option<Nlink>> {
         let name = self.options.prefix.xattr(Mark::Nlink);
-        let Some(value) = at.xattr(name).map_err(|e| self.io(e))? else {
+        let Some(value) = at.xattr(name).on(self)? else {
             return Ok(None);
         };
         Nlink::parse(&value).map(Some).map_err(|source| {

@@ -20,7 +20,8 @@ use vellum_format::block_map::{BlockMap, BlockRecord, RECORD_BYTES};
 use vellum_sys::data::{self, AllocateFlags};
 
 use crate::blocks::view::{Piece, Side, View, read_lower, side};
-use crate::{Error, Refusal, Result};
+use crate::error::On;
+use crate::{Refusal, Result};
 
 pub(crate) use store::BlockStore;
 
@@ -171,7 +172,7 @@ impl BlockFile {
     ) -> Result<usize> {
         let guard = self.guard();
         let read = loaded(&guard)?.view(open).read_at(buffer, offset);
-        read.map_err(|error| store.io(error))
+        read.on(store)
     }
 
     /// Returns where data, or a hole, begins at or behind `offset`.
@@ -184,7 +185,7 @@ impl BlockFile {
     ) -> Result<Option<u64>> {
         let guard = self.guard();
         let found = loaded(&guard)?.view(open).seek(offset, piece);
-        found.map_err(|error| store.io(error))
+        found.on(store)
     }
 
     /// Writes at `offset`; returns how many bytes, fewer than given only if the file system is full.
@@ -203,7 +204,7 @@ impl BlockFile {
             let state = loaded(&guard)?;
             if end <= state.size_bytes && state.is_in_upper(offset, end) {
                 let wrote = data::write_some_at(&open.upper, bytes, offset);
-                return wrote.map_err(|error| store.io(error));
+                return wrote.on(store);
             }
         }
         let mut guard = self.guard_mut();
@@ -237,13 +238,12 @@ impl BlockFile {
         bytes: &[u8],
         offset: u64,
     ) -> Result<usize> {
-        let io = |error| store.io(error);
         let end = offset + bytes.len() as u64;
         let below = !state.is_in_upper(offset, end);
         if below {
             self.copy_before(store, state, open, offset, end)?;
         }
-        let mut count = data::write_some_at(&open.upper, bytes, offset).map_err(io)?;
+        let mut count = data::write_some_at(&open.upper, bytes, offset).on(store)?;
         if below && count > 0 {
             let wrote_to = offset + count as u64;
             if let Err(error) = self.copy_behind(store, state, open, offset, wrote_to) {
@@ -337,7 +337,7 @@ impl BlockFile {
         let mut guard = self.guard_mut();
         let state = loaded_mut(&mut guard)?;
         self.before_growing(store, state, open, size_bytes)?;
-        data::truncate(&open.upper, size_bytes).map_err(|error| store.io(error))?;
+        data::truncate(&open.upper, size_bytes).on(store)?;
         state.size_bytes = size_bytes;
         if size_bytes < state.map.limit_bytes {
             state.map.limit_bytes = size_bytes;
@@ -358,7 +358,6 @@ impl BlockFile {
         length: u64,
     ) -> Result<()> {
         let end = offset.checked_add(length).ok_or(Refusal::Invalid)?;
-        let io = |error| store.io(error);
         let keep = AllocateFlags::KEEP_SIZE;
         let clears = flags.intersects(AllocateFlags::PUNCH_HOLE | AllocateFlags::ZERO_RANGE);
         let known = keep | AllocateFlags::PUNCH_HOLE | AllocateFlags::ZERO_RANGE;
@@ -376,7 +375,7 @@ impl BlockFile {
             self.copy_before(store, state, open, offset, end)?;
             self.copy_behind(store, state, open, offset, end)?;
         }
-        data::allocate(&open.upper, flags, offset, length).map_err(io)?;
+        data::allocate(&open.upper, flags, offset, length).on(store)?;
         if grows {
             state.size_bytes = end;
         }
@@ -445,7 +444,7 @@ impl BlockFile {
         if state.map.kept.is_some() {
             return Ok(());
         }
-        let kept = store::keep(&open.upper).map_err(|error| store.io(error))?;
+        let kept = store::keep(&open.upper).on(store)?;
         store.prepare(&self.map, state, open)?;
         store.append(&self.map, state, &[BlockRecord::Kept(kept)])?;
         store.barrier(&self.map, state, open)
@@ -455,14 +454,14 @@ impl BlockFile {
     pub fn pause_settling(&self, store: &BlockStore, open: &OpenBlocks) -> Result<()> {
         let guard = self.guard();
         match &loaded(&guard)?.map.kept {
-            Some(kept) => store::give_back(&open.upper, kept).map_err(|error| store.io(error)),
+            Some(kept) => store::give_back(&open.upper, kept).on(store),
             None => Ok(()),
         }
     }
 
     /// Copies everything that is still below, while the file is in use. What copying changes about the inode it gets back.
     pub fn copy_all_up(&self, store: &BlockStore, open: &OpenBlocks) -> Result<()> {
-        let kept = store::keep(&open.upper).map_err(|error| store.io(error))?;
+        let kept = store::keep(&open.upper).on(store)?;
         let copied = loop {
             match self.settle_step(store, open) {
                 Ok(0) => break Ok(()),
@@ -470,7 +469,7 @@ impl BlockFile {
                 Err(error) => break Err(error),
             }
         };
-        let given_back = store::give_back(&open.upper, &kept).map_err(|error| store.io(error));
+        let given_back = store::give_back(&open.upper, &kept).on(store);
         copied.and(given_back)
     }
 
@@ -505,30 +504,29 @@ fn copy_up(store: &BlockStore, open: &OpenBlocks, start: u64, end: u64) -> Resul
     let mut buffer = vec![0; (end - start) as usize];
     read_lower(&open.lower, &mut buffer, start)
         .and_then(|()| data::write_at(&open.upper, &buffer, start))
-        .map_err(|error: vellum_sys::Error| -> Error { store.io(error) })
+        .on(store)
 }
 
 /// Copies `start..end` of the lower file, holes as holes, whatever the upper inode has there.
 fn copy_all(store: &BlockStore, open: &OpenBlocks, start: u64, end: u64) -> Result<()> {
-    let io = |error| store.io(error);
     let mut buffer = vec![0; 1 << 20];
     let mut at = start;
     while at < end {
-        let begin = data::seek_data(&open.lower, at).map_err(io)?;
+        let begin = data::seek_data(&open.lower, at).on(store)?;
         let begin = begin.unwrap_or(end).min(end);
         if at < begin {
-            clear(open, at, begin).map_err(io)?;
+            clear(open, at, begin).on(store)?;
             at = begin;
             continue;
         }
-        let stop = data::seek_hole(&open.lower, at).map_err(io)?;
+        let stop = data::seek_hole(&open.lower, at).on(store)?;
         // Some file systems name as a hole what they have just named as data.
         let stop = stop.unwrap_or(end).max(at + 1).min(end);
         let stop = stop.min(at + buffer.len() as u64);
         let part = &mut buffer[..(stop - at) as usize];
         read_lower(&open.lower, part, at)
             .and_then(|()| data::write_at(&open.upper, part, at))
-            .map_err(io)?;
+            .on(store)?;
         at = stop;
     }
     Ok(())

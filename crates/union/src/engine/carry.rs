@@ -20,6 +20,7 @@ use crate::engine::at::At;
 use crate::engine::ids::CAPABILITY;
 use crate::engine::shown::{Inode, Source};
 use crate::engine::{Engine, Upper, records};
+use crate::error::{On, Site};
 use crate::layer::Records;
 use crate::node::shown_name;
 use crate::{Layer, Refusal, Result};
@@ -42,26 +43,26 @@ impl Engine {
         self.ids.uid_shown(shown.uid)?;
         self.ids.gid_shown(shown.gid)?;
         let records = upper.layer.dialect().records == Records::Read;
-        let staged = to.stat().map_err(|e| upper.io(e))?;
+        let staged = to.stat().on(upper)?;
         let recorded = records && matches!(staged.kind, FileKind::File | FileKind::Dir);
         if recorded {
             let record = records::of_stat(shown).encode();
             to.set_xattr(records::stat_name(), &record, SetMode::Any)
-                .map_err(|e| upper.io(e))?;
+                .on(upper)?;
         } else {
             let uid = (staged.uid != shown.uid).then_some(shown.uid);
             let gid = (staged.gid != shown.gid).then_some(shown.gid);
-            self.carry_owner(to, uid, gid).map_err(|e| upper.io(e))?;
+            self.carry_owner(to, uid, gid).on(upper)?;
         }
         self.carry_xattrs(upper, from, to)?;
         if !recorded && staged.kind != FileKind::Symlink {
-            to.set_mode(shown.mode).map_err(|e| upper.io(e))?;
+            to.set_mode(shown.mode).on(upper)?;
         }
         if matches!(staged.kind, FileKind::File | FileKind::Dir) {
             self.carry_flags(upper, (from, open), to)?;
         }
         let (atime, mtime) = (NewTime::To(shown.atime), NewTime::To(shown.mtime));
-        to.set_times(atime, mtime).map_err(|e| upper.io(e))
+        to.set_times(atime, mtime).on(upper)
     }
 
     /// Gives the copy its owner. One that is squashed is seen by nobody: where it can't be had, this process's own does as well.
@@ -83,7 +84,7 @@ impl Engine {
     fn carry_xattrs(&self, upper: &Upper, from: &Source, to: &At) -> Result<()> {
         let dialect = upper.layer.dialect();
         let below = self.dialect_of(from.layer);
-        for stored in from.xattr_names().map_err(self.io(from.layer))? {
+        for stored in from.xattr_names().on(self.layer(from.layer))? {
             let Some(shown) = shown_name(&below, &stored) else {
                 continue;
             };
@@ -93,7 +94,7 @@ impl Engine {
                     self.note_lost_capability(from);
                     continue;
                 }
-                value => value.map_err(self.io(from.layer))?,
+                value => value.on(self.layer(from.layer))?,
             };
             // Gone since it was listed.
             let Some(value) = value else { continue };
@@ -120,9 +121,9 @@ impl Engine {
                 .as_ref()
                 .is_none_or(|error| error.is_denied() || error.is_unsupported());
             match (record, refused) {
-                (Some(record), _) if denied => to
-                    .set_xattr(&record, &value, SetMode::Any)
-                    .map_err(|e| upper.io(e))?,
+                (Some(record), _) if denied => {
+                    to.set_xattr(&record, &value, SetMode::Any).on(upper)?
+                }
                 // As the kernel does: a file system that has no such namespace can't keep it, unless it says who may.
                 (_, Some(error)) if error.is(Errno::OPNOTSUPP) && !decides_access(&shown) => {}
                 (_, Some(error)) if shown == CAPABILITY && error.is(Errno::PERM) => {
@@ -192,27 +193,26 @@ impl Engine {
         };
         if let Some(value) = protected.encode() {
             let name = upper.options.prefix.xattr(Mark::Protattr);
-            to.set_xattr(name, value, SetMode::Any)
-                .map_err(|e| upper.io(e))?;
+            to.set_xattr(name, value, SetMode::Any).on(upper)?;
         }
         if found & CARRIED_FLAGS == 0 && project == 0 {
             return Ok(());
         }
-        let target = open_target(to).map_err(|e| upper.io(e))?;
+        let target = open_target(to).on(upper)?;
         if found & CARRIED_FLAGS != 0
             && let Ok(own) = flags::get(&target)
         {
             match flags::set(&target, own | found & CARRIED_FLAGS) {
                 // The upper's file system does not have them all, or not for us; they say how, not what.
                 Err(error) if error.is_unsupported() || error.is_denied() => {}
-                other => other.map_err(|e| upper.io(e))?,
+                other => other.on(upper)?,
             }
         }
         match quota::carry_project(source, &target) {
             // No projects there, or none that a user may give: what they count is the administrator's affair.
             Err(error) if error.is_unsupported() || error.is_denied() => Ok(()),
             Err(error) if error.is(Errno::INVAL) => Ok(()),
-            other => other.map_err(|e| upper.io(e)),
+            other => other.on(upper),
         }
     }
 }

@@ -34,6 +34,7 @@ use crate::engine::place::open_lower;
 use crate::engine::request::NodeId;
 use crate::engine::shown::Source;
 use crate::engine::{Engine, Upper, records};
+use crate::error::On;
 use crate::layer::Records;
 use crate::marks::DirAt;
 use crate::resolve::Part;
@@ -163,7 +164,7 @@ impl Action<'_> {
                 return Ok(true);
             }
             if let (true, Body::File(file)) = (state.in_upper(), &state.body) {
-                let at = state.at().map_err(|e| upper.io(e))?;
+                let at = state.at().on(upper)?;
                 let at = at.ok_or(Refusal::Stale)?;
                 let DataAt::Lower(source) = &file.data else {
                     return Ok(true);
@@ -229,7 +230,7 @@ impl Engine {
         what: What,
     ) -> Result<Copying<'a>> {
         let source = self.source(state)?;
-        let stored = source.stat().map_err(self.io(source.layer))?;
+        let stored = source.stat().on(self.layer(source.layer))?;
         let stored = stored.ok_or(Refusal::Stale)?;
         let shown = self.shown_in(state, &stored)?;
         let lower = match &state.body {
@@ -267,13 +268,11 @@ impl Engine {
         let staging = upper.staging.dir();
         let temp = upper.staging.name();
         let made = (|| {
-            staging
-                .mkdir(&temp, records::BACKING_DIR_MODE)
-                .map_err(|e| upper.io(e))?;
+            staging.mkdir(&temp, records::BACKING_DIR_MODE).on(upper)?;
             let at = At::Name(Arc::clone(staging), temp.clone());
             self.attributes(copying, None, &at)?;
-            upper.settle_inode(&at).map_err(|e| upper.io(e))?;
-            let stat = at.stat().map_err(|e| upper.io(e))?;
+            upper.settle_inode(&at).on(upper)?;
+            let stat = at.stat().on(upper)?;
             self.publish_name(copying, target, &temp)?;
             Ok(stat)
         })();
@@ -308,24 +307,22 @@ impl Engine {
             if recorded {
                 let file = staging
                     .create_file(&temp, records::BACKING_FILE_MODE)
-                    .map_err(|e| upper.io(e))?;
+                    .on(upper)?;
                 if shown.kind == FileKind::Symlink {
                     let link = self.read_link_of(&copying.source)?;
                     let bytes = std::os::unix::ffi::OsStrExt::as_bytes(link.as_os_str());
-                    data::write_at(&file, bytes, 0).map_err(|e| upper.io(e))?;
-                    upper.settle_data(&file).map_err(|e| upper.io(e))?;
+                    data::write_at(&file, bytes, 0).on(upper)?;
+                    upper.settle_data(&file).on(upper)?;
                 }
             } else if shown.kind == FileKind::Symlink {
                 let link = self.read_link_of(&copying.source)?;
-                staging.symlink(link, &temp).map_err(|e| upper.io(e))?;
+                staging.symlink(link, &temp).on(upper)?;
             } else {
-                staging
-                    .mknod(&temp, shown.kind, 0, shown.rdev)
-                    .map_err(|e| upper.io(e))?;
+                staging.mknod(&temp, shown.kind, 0, shown.rdev).on(upper)?;
             }
             let at = At::Name(Arc::clone(staging), temp.clone());
             self.attributes(copying, None, &at)?;
-            upper.settle_inode(&at).map_err(|e| upper.io(e))?;
+            upper.settle_inode(&at).on(upper)?;
             self.publish(copying, Staged::Named(temp.clone()))
         })();
         match made {
@@ -351,16 +348,17 @@ impl Engine {
         let (file, staged) = match upper.unnamed {
             true => {
                 let made = staging.create_unnamed(records::BACKING_FILE_MODE);
-                let file = made.map_err(|e| upper.io(e))?;
+                let file = made.on(upper)?;
                 let fd = file
                     .try_clone()
-                    .map_err(|source| upper.io(vellum_sys::Error::new("duplicate", "", source)))?;
+                    .map_err(|error| vellum_sys::Error::new("duplicate", "", error))
+                    .on(upper)?;
                 (file, Staged::Unnamed(Arc::new(OwnedFd::from(fd))))
             }
             false => {
                 let temp = upper.staging.name();
                 let made = staging.create_file(&temp, records::BACKING_FILE_MODE);
-                (made.map_err(|e| upper.io(e))?, Staged::Named(temp))
+                (made.on(upper)?, Staged::Named(temp))
             }
         };
         let temp = match &staged {
@@ -373,10 +371,10 @@ impl Engine {
                 // It begins empty.
                 DataAt::Upper
             } else if below {
-                data::truncate(&file, shown.size_bytes).map_err(|e| upper.io(e))?;
+                data::truncate(&file, shown.size_bytes).on(upper)?;
                 DataAt::Lower(Arc::clone(source))
             } else {
-                let from = open.insert(open_lower(source).map_err(self.io(source.layer))?);
+                let from = open.insert(open_lower(source).on(self.layer(source.layer))?);
                 self.take_bytes(upper, (source, from), &file, true)?
             };
             let at = match &staged {
@@ -393,7 +391,7 @@ impl Engine {
             match has_data {
                 true => settle(upper, &file, &data)?,
                 // A name that is on disk before its inode would lead to an empty file.
-                false => upper.settle_open(&file).map_err(|e| upper.io(e))?,
+                false => upper.settle_open(&file).on(upper)?,
             }
             Ok((self.publish(copying, staged)?, data))
         })();
@@ -420,7 +418,7 @@ impl Engine {
         upper.beyond_the_kernel()?;
         let set = |mark: Mark, value: &[u8]| {
             at.set_xattr(prefix.xattr(mark), value, SetMode::Any)
-                .map_err(|e| upper.io(e))
+                .on(upper)
         };
         // The inode in the index is found by any of its names, so it says itself where the data is.
         if let Some(indexed) = &copying.origin.index
@@ -445,12 +443,12 @@ impl Engine {
         if let (Some(indexed), Some(index)) = (&copying.origin.index, &upper.index) {
             let name = &indexed.name;
             upper.beyond_the_kernel()?;
-            let dir = index.dir().map_err(|e| upper.io(e))?;
+            let dir = index.dir().on(upper)?;
             let placed = match &staged {
                 Staged::Unnamed(fd) => dir.link_fd(fd, name),
                 Staged::Named(temp) => staging.rename(temp, &dir, name, RenameFlags::NOREPLACE),
             };
-            placed.map_err(|e| upper.io(e))?;
+            placed.on(upper)?;
             let place = UpperFile::Named {
                 dir: Arc::clone(index),
                 name: name.clone(),
@@ -461,7 +459,7 @@ impl Engine {
             return match staged {
                 Staged::Unnamed(fd) => Ok(UpperFile::Pinned(fd)),
                 Staged::Named(temp) => {
-                    let fd = staging.open_path(&temp).map_err(|e| upper.io(e))?;
+                    let fd = staging.open_path(&temp).on(upper)?;
                     upper.staging.discard(&temp);
                     Ok(UpperFile::Pinned(Arc::new(fd)))
                 }
@@ -471,11 +469,8 @@ impl Engine {
             Staged::Named(temp) => self.publish_name(copying, target, temp)?,
             Staged::Unnamed(fd) => {
                 self.mark_impure(upper, &target.parent, &target.dir)?;
-                let times = target.dir.stat_self().map_err(|e| upper.io(e))?;
-                target
-                    .dir
-                    .link_fd(fd, &target.name)
-                    .map_err(|e| upper.io(e))?;
+                let times = target.dir.stat_self().on(upper)?;
+                target.dir.link_fd(fd, &target.name).on(upper)?;
                 restore_times(&target.dir, &times);
             }
         }
@@ -488,11 +483,11 @@ impl Engine {
     fn publish_name(&self, copying: &Copying<'_>, target: &Target, temp: &OsStr) -> Result<()> {
         let Copying { upper, .. } = copying;
         self.mark_impure(upper, &target.parent, &target.dir)?;
-        let times = target.dir.stat_self().map_err(|e| upper.io(e))?;
+        let times = target.dir.stat_self().on(upper)?;
         let staging = upper.staging.dir();
         staging
             .rename(temp, &target.dir, &target.name, RenameFlags::NOREPLACE)
-            .map_err(|e| upper.io(e))?;
+            .on(upper)?;
         restore_times(&target.dir, &times);
         Ok(())
     }
@@ -524,29 +519,29 @@ impl Engine {
             At::Fd(fd) => vellum_sys::rooted::reopen_for(fd, Access::ReadWrite),
             At::Dir(_) => return Err(Refusal::IsADirectory.into()),
         };
-        let file = file.map_err(|e| upper.io(e))?;
-        let before = at.stat().map_err(|e| upper.io(e))?;
+        let file = file.on(upper)?;
+        let before = at.stat().on(upper)?;
         let mut data_at = DataAt::Upper;
         if truncated {
             // First the size: with the mark still there, the file has no bytes wherever they are looked for.
-            data::truncate(&file, 0).map_err(|e| upper.io(e))?;
-            upper.settle_open(&file).map_err(|e| upper.io(e))?;
+            data::truncate(&file, 0).on(upper)?;
+            upper.settle_open(&file).on(upper)?;
         } else {
-            let privileges = at.xattr(OsStr::new(CAPABILITY)).map_err(|e| upper.io(e))?;
-            let from = open_lower(&source).map_err(self.io(source.layer))?;
+            let privileges = at.xattr(OsStr::new(CAPABILITY)).on(upper)?;
+            let from = open_lower(&source).on(self.layer(source.layer))?;
             data_at = self.take_bytes(upper, (&source, &from), &file, false)?;
             // The metacopy may be of another size: it was not, or the mark would be gone.
-            data::truncate(&file, before.size_bytes).map_err(|e| upper.io(e))?;
+            data::truncate(&file, before.size_bytes).on(upper)?;
             // Writing took away what must stay: nobody but us has written.
             if let Some(value) = privileges {
                 at.set_xattr(OsStr::new(CAPABILITY), &value, SetMode::Any)
-                    .map_err(|e| upper.io(e))?;
+                    .on(upper)?;
             }
             if before.mode & 0o6000 != 0 {
-                at.set_mode(before.mode).map_err(|e| upper.io(e))?;
+                at.set_mode(before.mode).on(upper)?;
             }
             let (atime, mtime) = (NewTime::To(before.atime), NewTime::To(before.mtime));
-            at.set_times(atime, mtime).map_err(|e| upper.io(e))?;
+            at.set_times(atime, mtime).on(upper)?;
             settle(upper, &file, &data_at)?;
         }
         if let DataAt::Blocks(_) = data_at {
@@ -559,7 +554,7 @@ impl Engine {
         }
         // The commit point.
         let mark = upper.options.prefix.xattr(Mark::Metacopy);
-        at.remove_xattr(mark).map_err(|e| upper.io(e))?;
+        at.remove_xattr(mark).on(upper)?;
         // Without the other mark this one says nothing; if it stays, so be it.
         let redirect = upper.options.prefix.xattr(Mark::Redirect);
         let _ = at.remove_xattr(redirect);
@@ -586,7 +581,7 @@ fn target(upper: &Upper, place: &Place) -> Result<Option<Target>> {
     let Some(handle) = place.parent.upper_dir() else {
         return Ok(None);
     };
-    let dir = handle.dir().map_err(|e| upper.io(e))?;
+    let dir = handle.dir().on(upper)?;
     Ok(Some(Target {
         handle,
         dir,
@@ -603,7 +598,7 @@ fn settle(upper: &Upper, file: &File, data: &DataAt) -> Result<()> {
         (DataAt::Blocks(_), _) => publish::sync_file(file),
         _ => upper.settle_data(file),
     };
-    done.map_err(|e| upper.io(e))
+    done.on(upper)
 }
 
 /// Sets the times of a directory back after a copy was put into it: to its users nothing has changed.

@@ -31,6 +31,7 @@ use crate::engine::records;
 use crate::engine::request::{Caller, Entry, NewNode, NodeId};
 use crate::engine::table::Held;
 use crate::engine::{Engine, Upper};
+use crate::error::{On, Site};
 use crate::layer::Records;
 use crate::{Layer, Refusal, Result};
 
@@ -76,7 +77,7 @@ impl Action<'_> {
         let done = loop {
             let done = self.in_dir(&dir, |handle, names| {
                 names.overtake(name);
-                let at = handle.dir().map_err(|error| upper.io(error))?;
+                let at = handle.dir().on(upper)?;
                 self.touch(dir.id, Attrs::NAMES);
                 let made = self.make(upper, &dir, names, &at, (name, below), &new);
                 let made = made.inspect_err(|_| {
@@ -119,26 +120,26 @@ impl Action<'_> {
         let dir = self.dir_node(parent)?;
         let taken = upper.usage.reserve(0, 1)?;
         let done = self.in_dir(&dir, |handle, _| {
-            let at = handle.dir().map_err(|error| upper.io(error))?;
+            let at = handle.dir().on(upper)?;
             let file = match direct(upper, &new)? {
                 true => {
-                    let acting = acting::act(new.maker).map_err(|error| upper.io(error))?;
+                    let acting = acting::act(new.maker).on(upper)?;
                     let file = at.create_unnamed(new.mode);
                     drop(acting);
-                    file.map_err(|error| upper.io(error))?
+                    file.on(upper)?
                 }
                 false => {
                     let got = self.inherited(&dir, &new)?;
                     let file = upper.staging.dir().create_unnamed(0o600);
-                    let file = file.map_err(|error| upper.io(error))?;
+                    let file = file.on(upper)?;
                     let fd = rustix::io::fcntl_dupfd_cloexec(&file, 3);
-                    let fd =
-                        fd.map_err(|e| upper.io(vellum_sys::Error::new("duplicate", "", e)))?;
+                    let fd = fd.map_err(|e| vellum_sys::Error::new("duplicate", "", e));
+                    let fd = fd.on(upper)?;
                     got.dress(upper, &At::Fd(Arc::new(fd)), &new, true)?;
                     file
                 }
             };
-            let stored = vellum_sys::stat::stat_fd(&file).map_err(|error| upper.io(error))?;
+            let stored = vellum_sys::stat::stat_fd(&file).on(upper)?;
             taken.made(&stored);
             let body = FileBody {
                 upper: Some(UpperFile::Pinned(Arc::new(file.into()))),
@@ -208,7 +209,7 @@ impl Action<'_> {
             };
             names.overtake(name);
             let handle = dir.upper_dir().ok_or(Refusal::Stale)?;
-            let at = handle.dir().map_err(|error| upper.io(error))?;
+            let at = handle.dir().on(upper)?;
             let over = match self.is_free(upper, &dir, &mut names, &at, (name, below), true)? {
                 Free::Yes(over) => over,
                 Free::No => return Err(Refusal::Exists.into()),
@@ -221,7 +222,7 @@ impl Action<'_> {
             self.redirect_for_link(&node)?;
             let mut state = node.state_mut();
             self.before_links_change(&node, &state)?;
-            let Some(from) = state.at().map_err(|error| upper.io(error))? else {
+            let Some(from) = state.at().on(upper)? else {
                 return Err(Refusal::Stale.into());
             };
             if self.has_origin(&state)? {
@@ -238,7 +239,7 @@ impl Action<'_> {
                 false => upper.io(error),
             })?;
             upper.unhide_name(&at, name);
-            let stored = at.stat(name).map_err(|error| upper.io(error))?;
+            let stored = at.stat(name).on(upper)?;
             if let Body::File(file) = &mut state.body
                 && let Some(UpperFile::Pinned(_)) = file.upper
             {
@@ -315,7 +316,7 @@ impl Engine {
         if names.is_absent(name) || !ask && !self.is_merged(dir) && !upper.by_name() {
             return Ok(Free::Yes(Above::Nothing));
         }
-        Ok(match upper.above(at, name).map_err(|e| upper.io(e))? {
+        Ok(match upper.above(at, name).on(upper)? {
             Above::Entry(_) => Free::No,
             Above::Whiteout => Free::Yes(Above::Whiteout),
             Above::Nothing => match Below::known(below, dir) {
@@ -344,17 +345,17 @@ impl Engine {
             Free::Ask => return Ok(None),
         };
         if over == Above::Nothing && direct {
-            let acting = acting::act(new.maker).map_err(|error| upper.io(error))?;
+            let acting = acting::act(new.maker).on(upper)?;
             let made = make_plain(at, name, new.what, new.mode);
             drop(acting);
             match made {
                 Ok(Some(file)) => {
                     let stored = vellum_sys::stat::stat_fd(&file);
-                    let stored = stored.map_err(|error| upper.io(error))?;
+                    let stored = stored.on(upper)?;
                     return Ok(Some((stored, Some(file))));
                 }
                 Ok(None) => {
-                    let stored = at.stat(name).map_err(|error| upper.io(error))?;
+                    let stored = at.stat(name).on(upper)?;
                     return Ok(Some((stored, None)));
                 }
                 Err(error) if !error.is_exists() => return Err(upper.io(error)),
@@ -402,11 +403,10 @@ impl Engine {
         new: &New<'_>,
         over: Above,
     ) -> Result<(Stat, Option<File>)> {
-        let io = |error| upper.io(error);
         let got = self.inherited(dir, new)?;
         let staging = upper.staging.dir();
         let at = At::Name(Arc::clone(staging), temp.to_owned());
-        let foreign = !acting::possible(new.maker.uid, got.gid).map_err(io)?;
+        let foreign = !acting::possible(new.maker.uid, got.gid).on(upper)?;
         let recorded = upper.options.records == Records::Read
             // A link of another owner's becomes a file that says so; one's own is what it is.
             && (foreign || !matches!(new.what, NewNode::Symlink(_)));
@@ -434,16 +434,16 @@ impl Engine {
                     umask: 0,
                     ..new.maker
                 };
-                let acting = acting::act(maker).map_err(io)?;
+                let acting = acting::act(maker).on(upper)?;
                 let made = make_plain(staging, temp, what, got.mode);
                 drop(acting);
                 made
             }
         };
-        let file = made.map_err(io)?;
+        let file = made.on(upper)?;
         let stored = got.dress(upper, &at, new, recorded)?;
         if over == Above::Whiteout && matches!(new.what, NewNode::Dir) {
-            upper.make_opaque(staging, temp).map_err(io)?;
+            upper.make_opaque(staging, temp).on(upper)?;
         }
         Ok((stored, file))
     }
@@ -483,14 +483,14 @@ impl Engine {
     /// Returns an ACL of something in the upper layer, ids as stored.
     fn stored_acl(&self, state: &State, name: &OsStr) -> Result<Option<Acl>> {
         let upper = self.upper()?;
-        let Some(at) = state.at().map_err(|error| upper.io(error))? else {
+        let Some(at) = state.at().on(upper)? else {
             return Ok(None);
         };
         let value = match records::kept(&upper.layer.dialect(), name)?.record {
             Some(record) => at.xattr(&record),
             None => at.xattr(name),
         };
-        let value = value.map_err(|error| upper.io(error))?;
+        let value = value.on(upper)?;
         value.map(|value| Acl::parse(&value)).transpose()
     }
 
@@ -525,7 +525,6 @@ struct Got {
 impl Got {
     /// Gives a staged inode what it has not got yet, and returns what it has then, as stored.
     fn dress(&self, upper: &Upper, at: &At, new: &New<'_>, recorded: bool) -> Result<Stat> {
-        let io = |error| upper.io(error);
         let acls = [(acl::ACCESS, &self.access), (acl::DEFAULT, &self.default)];
         let acls = acls
             .iter()
@@ -533,28 +532,28 @@ impl Got {
         if recorded && upper.options.records == Records::Read {
             let record: OverrideStat = records::of_new(new.what, self.mode, self.uid, self.gid);
             at.set_xattr(records::stat_name(), &record.encode(), SetMode::Any)
-                .map_err(io)?;
+                .on(upper)?;
             for (name, value) in acls {
                 let name: OsString = records::kept(&upper.layer.dialect(), name)?
                     .record
                     .ok_or(Refusal::Unsupported)?;
-                at.set_xattr(&name, &value, SetMode::Any).map_err(io)?;
+                at.set_xattr(&name, &value, SetMode::Any).on(upper)?;
             }
-            return at.stat().map_err(io);
+            return at.stat().on(upper);
         }
-        let mut stat = at.stat().map_err(io)?;
+        let mut stat = at.stat().on(upper)?;
         if (stat.uid, stat.gid) != (self.uid, self.gid) {
-            at.set_owner(Some(self.uid), Some(self.gid)).map_err(io)?;
-            stat = at.stat().map_err(io)?;
+            at.set_owner(Some(self.uid), Some(self.gid)).on(upper)?;
+            stat = at.stat().on(upper)?;
         }
         if !matches!(new.what, NewNode::Symlink(_)) {
             for (name, value) in acls {
-                at.set_xattr(name, &value, SetMode::Any).map_err(io)?;
-                stat = at.stat().map_err(io)?;
+                at.set_xattr(name, &value, SetMode::Any).on(upper)?;
+                stat = at.stat().on(upper)?;
             }
             if stat.mode != self.mode {
-                at.set_mode(self.mode).map_err(io)?;
-                stat = at.stat().map_err(io)?;
+                at.set_mode(self.mode).on(upper)?;
+                stat = at.stat().on(upper)?;
             }
         }
         Ok(stat)
@@ -564,7 +563,7 @@ impl Got {
 /// Returns whether the thing can be made where it belongs, by this thread.
 fn direct(upper: &Upper, new: &New<'_>) -> Result<bool> {
     let possible = acting::possible(new.maker.uid, new.maker.gid);
-    Ok(upper.options.records == Records::None && possible.map_err(|error| upper.io(error))?)
+    Ok(upper.options.records == Records::None && possible.on(upper)?)
 }
 
 fn make_plain(

@@ -27,6 +27,7 @@ use crate::engine::place::{Bytes, open_upper};
 use crate::engine::records;
 use crate::engine::request::{Backing, NodeId, Whence};
 use crate::engine::{Engine, Upper};
+use crate::error::{On, Site};
 use crate::layer::Records;
 use crate::{Error, Refusal, Result};
 
@@ -42,10 +43,10 @@ impl Engine {
         let node = self.file_node(id)?;
         match self.place(&node, false)? {
             Bytes::Lower(file, layer) => {
-                data::read_at(&*file, buffer, offset).map_err(self.io(layer))
+                data::read_at(&*file, buffer, offset).on(self.layer(layer))
             }
             Bytes::Upper(file) | Bytes::AppendOnly(file) => {
-                data::read_at(&*file, buffer, offset).map_err(self.io(0))
+                data::read_at(&*file, buffer, offset).on(self.layer(0))
             }
             Bytes::Blocks(blocks, open) => {
                 blocks.read(&self.upper()?.blocks, &open, buffer, offset)
@@ -82,7 +83,7 @@ impl Action<'_> {
                     Err(Refusal::NotPermitted.into())
                 }
                 Bytes::Upper(file) | Bytes::AppendOnly(file) => {
-                    data::write_some_at(&**file, bytes, offset).map_err(|e| upper.io(e))
+                    data::write_some_at(&**file, bytes, offset).on(upper)
                 }
                 Bytes::Blocks(blocks, open) => blocks.write(&upper.blocks, open, bytes, offset),
                 Bytes::Lower(..) => Err(Refusal::Stale.into()),
@@ -107,7 +108,7 @@ impl Action<'_> {
             self.before_bytes(upper, node, place, Keeps::Known(!clear_privileges))?;
             let charge = self.charge(upper, place, size_bytes, size_bytes)?;
             let set = match place {
-                Bytes::Upper(file) => data::truncate(&**file, size_bytes).map_err(|e| upper.io(e)),
+                Bytes::Upper(file) => data::truncate(&**file, size_bytes).on(upper),
                 Bytes::Blocks(blocks, open) => blocks.truncate(&upper.blocks, open, size_bytes),
                 Bytes::AppendOnly(_) => Err(Refusal::NotPermitted.into()),
                 Bytes::Lower(..) => Err(Refusal::Stale.into()),
@@ -175,8 +176,8 @@ impl Engine {
             Whence::Hole => data::seek_hole(file, offset),
         };
         let found = match self.place(&node, false)? {
-            Bytes::Lower(file, layer) => in_file(&file).map_err(self.io(layer))?,
-            Bytes::Upper(file) | Bytes::AppendOnly(file) => in_file(&file).map_err(self.io(0))?,
+            Bytes::Lower(file, layer) => in_file(&file).on(self.layer(layer))?,
+            Bytes::Upper(file) | Bytes::AppendOnly(file) => in_file(&file).on(self.layer(0))?,
             Bytes::Blocks(blocks, open) => {
                 let piece = match whence {
                     Whence::Data => Piece::Data,
@@ -271,7 +272,7 @@ impl Action<'_> {
         };
         let target = self.file_node(to)?;
         let size_bytes = vellum_sys::stat::stat_fd(&*source)
-            .map_err(self.io(0))?
+            .on(self.layer(0))?
             .size_bytes;
         let length = length.min(size_bytes.saturating_sub(from_offset) as usize);
         if length == 0 {
@@ -316,8 +317,8 @@ impl Engine {
         if node.is_dir() {
             let _shared = self.shared();
             let dir = node.upper_dir().map(|handle| handle.dir()).transpose();
-            return match dir.map_err(|e| upper.io(e))? {
-                Some(dir) => dir.sync().map_err(|e| upper.io(e)),
+            return match dir.on(upper)? {
+                Some(dir) => dir.sync().on(upper),
                 None => Ok(()),
             };
         }
@@ -326,11 +327,9 @@ impl Engine {
         }
         match self.place(&node, false)? {
             Bytes::Upper(file) | Bytes::AppendOnly(file) if data_only => {
-                data::sync_data(&*file).map_err(|e| upper.io(e))
+                data::sync_data(&*file).on(upper)
             }
-            Bytes::Upper(file) | Bytes::AppendOnly(file) => {
-                publish::sync_file(&*file).map_err(|e| upper.io(e))
-            }
+            Bytes::Upper(file) | Bytes::AppendOnly(file) => publish::sync_file(&*file).on(upper),
             Bytes::Blocks(blocks, open) => blocks.sync(&upper.blocks, &open, data_only),
             // Attributes alone were copied up.
             Bytes::Lower(..) => self.sync_inode(upper, &node),
@@ -344,8 +343,8 @@ impl Engine {
             Body::File(FileBody {
                 upper: Some(place), ..
             }) => {
-                let file = open_upper(place, Access::Read).map_err(|e| upper.io(e))?;
-                publish::sync_file(&file).map_err(|e| upper.io(e))
+                let file = open_upper(place, Access::Read).on(upper)?;
+                publish::sync_file(&file).on(upper)
             }
             _ => Ok(()),
         }
@@ -467,10 +466,7 @@ impl Engine {
         let Bytes::Blocks(blocks, open) = self.place(node, false)? else {
             return Ok(());
         };
-        let io = |error| upper.io(error);
-        let size_bytes = vellum_sys::stat::stat_fd(&open.upper)
-            .map_err(io)?
-            .size_bytes;
+        let size_bytes = vellum_sys::stat::stat_fd(&open.upper).on(upper)?.size_bytes;
         let charge = upper.usage.charge(&open.upper, 0, size_bytes, 0)?;
         let copied = blocks.copy_all_up(&upper.blocks, &open);
         charge.settle(Change::Grows);
@@ -537,7 +533,7 @@ fn has_privileges(upper: &Upper, place: &Bytes) -> Result<bool> {
         Bytes::Upper(file) | Bytes::AppendOnly(file) | Bytes::Lower(file, _) => file,
         Bytes::Blocks(_, open) => &open.upper,
     };
-    let has = |name: &OsStr| vellum_sys::xattr::get_fd(file, name).map_err(|e| upper.io(e));
+    let has = |name: &OsStr| vellum_sys::xattr::get_fd(file, name).on(upper);
     if upper.options.records == Records::Read {
         if let Some(capability) = record::recorded(OsStr::new(CAPABILITY))
             && has(&capability)?.is_some()
@@ -551,12 +547,12 @@ fn has_privileges(upper: &Upper, place: &Bytes) -> Result<bool> {
             );
         }
     }
-    let stat = vellum_sys::stat::stat_fd(file).map_err(|e| upper.io(e))?;
+    let stat = vellum_sys::stat::stat_fd(file).on(upper)?;
     Ok(stat.mode & SETUID_SETGID != 0)
 }
 
 fn is_end(upper: &Upper, file: &File, offset: u64) -> Result<bool> {
-    let stat = vellum_sys::stat::stat_fd(file).map_err(|e| upper.io(e))?;
+    let stat = vellum_sys::stat::stat_fd(file).on(upper)?;
     Ok(offset == stat.size_bytes)
 }
 

@@ -21,6 +21,7 @@ use crate::engine::copy_up::What;
 use crate::engine::nodes::{Body, LiveNode, State};
 use crate::engine::request::NodeId;
 use crate::engine::{Engine, Upper};
+use crate::error::{On, Site};
 use crate::{Error, Refusal, Result};
 
 const PROTECTED: u32 = IMMUTABLE | APPEND_ONLY;
@@ -70,8 +71,8 @@ impl Action<'_> {
         let _shared = self.shared();
         // For writing: what is decided by the flags is not decided meanwhile.
         let state = node.state_mut();
-        let at = state.at().map_err(|e| upper.io(e))?.ok_or(Refusal::Stale)?;
-        let open = open(&at).map_err(|e| upper.io(e))?;
+        let at = state.at().on(upper)?.ok_or(Refusal::Stale)?;
+        let open = open(&at).on(upper)?;
         let own = own_flags(&open).map_err(|error| unsupported_or(upper, error))?;
         let wanted = flags & !PROTECTED;
         let set = match &open {
@@ -93,7 +94,7 @@ impl Action<'_> {
             None => at.remove_xattr(mark).map(drop),
         };
         node.protection.store(UNKNOWN, Ordering::Relaxed);
-        set.map_err(|e| upper.io(e))?;
+        set.on(upper)?;
         self.files.forget(node.id);
         Ok(())
     }
@@ -106,7 +107,7 @@ impl Engine {
     pub fn project(&self, id: NodeId) -> Result<u32> {
         let node = self.flagged(id)?;
         let (_gate, state) = self.unmoved(&node);
-        let asked = match (state.at().map_err(self.io(0))?, &state.body) {
+        let asked = match (state.at().on(self.layer(0))?, &state.body) {
             (Some(at), _) => open(&at).and_then(|open| match &open {
                 Open::File(file) => quota::project(file),
                 Open::Dir(dir) => quota::project(&**dir),
@@ -122,7 +123,7 @@ impl Engine {
         };
         match asked {
             Err(error) if error.is_unsupported() || error.is(Errno::NOTTY) => Ok(0),
-            other => other.map_err(self.io(0)),
+            other => other.on(self.layer(0)),
         }
     }
 }
@@ -142,7 +143,7 @@ impl Action<'_> {
         self.touch(node.id, Attrs::CTIME);
         let _shared = self.shared();
         let state = node.state_mut();
-        let at = state.at().map_err(|e| upper.io(e))?.ok_or(Refusal::Stale)?;
+        let at = state.at().on(upper)?.ok_or(Refusal::Stale)?;
         let given = open(&at).and_then(|open| match &open {
             Open::File(file) => quota::give_project(file, project),
             Open::Dir(dir) => quota::give_project(&**dir, project),
@@ -210,10 +211,10 @@ impl Engine {
             known => return Ok(known),
         }
         let state = node.state();
-        let found = match (state.at().map_err(self.io(0))?, &self.upper, &state.body) {
+        let found = match (state.at().on(self.layer(0))?, &self.upper, &state.body) {
             (Some(at), Some(upper), _) => {
                 let value = at.xattr(upper.options.prefix.xattr(Mark::Protattr));
-                let value = value.map_err(|e| upper.io(e))?;
+                let value = value.on(upper)?;
                 let flags = value.map_or(0, |value| protected(&value));
                 bits(flags & IMMUTABLE != 0, flags & APPEND_ONLY != 0)
             }
@@ -230,12 +231,12 @@ impl Engine {
 
     fn flags_in(&self, state: &State) -> Result<u32> {
         if let Some(upper) = &self.upper
-            && let Some(at) = state.at().map_err(|e| upper.io(e))?
+            && let Some(at) = state.at().on(upper)?
         {
-            let open = open(&at).map_err(|e| upper.io(e))?;
+            let open = open(&at).on(upper)?;
             let own = own_flags(&open).map_err(|error| unsupported_or(upper, error))?;
             let value = at.xattr(upper.options.prefix.xattr(Mark::Protattr));
-            let value = value.map_err(|e| upper.io(e))?;
+            let value = value.on(upper)?;
             return Ok(own & !PROTECTED | value.map_or(0, |value| protected(&value)));
         }
         let (layer, file) = match &state.body {
@@ -244,19 +245,19 @@ impl Engine {
                 return match top.dir.dir.flags() {
                     Ok(flags) => Ok(flags),
                     Err(error) if error.is_unsupported() => Err(Refusal::Unsupported.into()),
-                    Err(error) => Err(self.io(top.layer)(error)),
+                    Err(error) => Err(self.layer(top.layer).io(error)),
                 };
             }
             Body::File(file) => {
                 let lower = file.lower.as_ref().ok_or(Refusal::Stale)?;
                 let open = lower.dir.open_file(&lower.name);
-                (lower.layer, open.map_err(self.io(lower.layer))?)
+                (lower.layer, open.on(self.layer(lower.layer))?)
             }
         };
         match flags::get(&file) {
             Ok(flags) => Ok(flags),
             Err(error) if error.is_unsupported() => Err(Refusal::Unsupported.into()),
-            Err(error) => Err(self.io(layer)(error)),
+            Err(error) => Err(self.layer(layer).io(error)),
         }
     }
 }

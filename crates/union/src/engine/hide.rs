@@ -26,6 +26,7 @@ use crate::engine::nodes::{Body, DirBody, FileBody, LiveNode, Names, State, Uppe
 use crate::engine::request::NodeId;
 use crate::engine::table::Held;
 use crate::engine::{Engine, Upper};
+use crate::error::{On, Site};
 use crate::layer::{Layer, WhNames};
 use crate::marks::{DirAt, Reader};
 use crate::resolve::Part;
@@ -194,11 +195,11 @@ impl Action<'_> {
             below,
             inside: _,
         } = *removal;
-        let at = handle.dir().map_err(|error| upper.io(error))?;
+        let at = handle.dir().on(upper)?;
         let mut state = node.state_mut();
-        let own = is_own(&state, &at, handle, name).map_err(|error| upper.io(error))?;
+        let own = is_own(&state, &at, handle, name).on(upper)?;
         let pinned = match own {
-            true => Some(pin(&state, &at, handle, name).map_err(|error| upper.io(error))?),
+            true => Some(pin(&state, &at, handle, name).on(upper)?),
             false => None,
         };
         self.before_links_change(node, &state)?;
@@ -208,7 +209,7 @@ impl Action<'_> {
             (false, true) => upper.hide(&at, name),
             (false, false) => return Err(Refusal::NotFound.into()),
         }
-        .map_err(|error| upper.io(error))?;
+        .on(upper)?;
         if let (Some(pinned), Body::File(file)) = (pinned, &mut state.body) {
             file.upper = Some(pinned);
         }
@@ -250,13 +251,13 @@ impl Action<'_> {
         } = *removal;
         // Nothing is made in it any more from here on.
         let names_in_it = node.names();
-        let at = handle.dir().map_err(|error| upper.io(error))?;
+        let at = handle.dir().on(upper)?;
         let mut state = node.state_mut();
         let Body::Dir(body) = &mut state.body else {
             return Err(Refusal::NotADirectory.into());
         };
         if let Some(own) = &body.upper {
-            own.pin().map_err(|error| upper.io(error))?;
+            own.pin().on(upper)?;
         }
         let took = upper.usage.of_dir(body.upper.as_deref());
         // Looking whether something shows in it reads it.
@@ -290,7 +291,7 @@ impl Engine {
     ) -> Result<()> {
         if body.upper.is_none() {
             return match self.is_empty(&body.parts, inside)? {
-                true => upper.hide(at, name).map_err(|error| upper.io(error)),
+                true => upper.hide(at, name).on(upper),
                 false => Err(Refusal::NotEmpty.into()),
             };
         }
@@ -307,19 +308,15 @@ impl Engine {
         if below && !upper.by_name() {
             // It leaves with all its whiteouts, in one step.
             return match self.is_empty(&body.parts, inside)? {
-                true => upper
-                    .hide_over(at, name, true)
-                    .map_err(|error| upper.io(error)),
+                true => upper.hide_over(at, name, true).on(upper),
                 false => Err(Refusal::NotEmpty.into()),
             };
         }
         self.make_empty(upper, (at, name), (body, inside))?;
         match below {
-            true => upper
-                .hide_over(at, name, true)
-                .map_err(|error| upper.io(error)),
+            true => upper.hide_over(at, name, true).on(upper),
             false => {
-                at.rmdir(name).map_err(|error| upper.io(error))?;
+                at.rmdir(name).on(upper)?;
                 upper.unhide_name(at, name);
                 Ok(())
             }
@@ -341,21 +338,21 @@ impl Engine {
         if upper.by_name() {
             // Beside it, where it stays when what is inside goes, the sentinel included.
             let hidden = upper.hide_by_name(at, name);
-            hidden.map_err(|error| upper.io(error))?;
+            hidden.on(upper)?;
         } else if body.parts.len() > 1 {
             let opaque = upper.make_opaque(at, name);
-            opaque.map_err(|error| upper.io(error))?;
+            opaque.on(upper)?;
         }
         // Whatever becomes of the removal, what is below has no part in it any more.
         body.parts = body.parts.iter().take(1).cloned().collect();
-        let inside = at.open_dir(name).map_err(|error| upper.io(error))?;
+        let inside = at.open_dir(name).on(upper)?;
         let left = inside.entries().and_then(|entries| {
             entries
                 .map(|entry| entry.map(|entry| entry.name))
                 .collect::<vellum_sys::Result<Vec<_>>>()
         });
-        for name in left.map_err(|error| upper.io(error))? {
-            inside.unlink(&name).map_err(|error| upper.io(error))?;
+        for name in left.on(upper)? {
+            inside.unlink(&name).on(upper)?;
         }
         Ok(())
     }

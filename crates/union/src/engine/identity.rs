@@ -17,6 +17,7 @@ use crate::engine::at::At;
 use crate::engine::nodes::{Body, LiveNode, State};
 use crate::engine::shown::{Inode, Source};
 use crate::engine::{Engine, Upper};
+use crate::error::On;
 use crate::layer::{Layer, LayerDir};
 use crate::marks::{DirAt, FileAt};
 use crate::resolve::Part;
@@ -160,7 +161,7 @@ impl Engine {
         let prefix = upper.options.prefix;
         let read = |name: &OsStr| {
             let value = file.dir.xattr(Some(&file.name), name);
-            value.map_err(|e| upper.io(e))
+            value.on(upper)
         };
         let bad = |source| Error::Mark {
             layer: upper.layer.name(),
@@ -251,7 +252,7 @@ impl Engine {
         dir: &dyn LayerDir,
         name: Option<&OsStr>,
     ) -> Result<Option<Handle>> {
-        let found = dir.handle(name).map_err(self.io(layer))?;
+        let found = dir.handle(name).on(self.layer(layer))?;
         Ok(found.and_then(|found| stored(found, self.numbers.uuid(layer), false)))
     }
 
@@ -262,7 +263,7 @@ impl Engine {
             // Symbolic links and devices take no `user.` xattrs, some file systems none at all: the number then lasts
             // until the union is closed.
             Err(error) if error.is_unsupported() || error.is_denied() => Ok(()),
-            other => other.map_err(|e| upper.io(e)),
+            other => other.on(upper),
         };
         set(prefix.xattr(Mark::Origin), &origin.handle)?;
         if let Some((number, uuid)) = origin.number {
@@ -291,7 +292,7 @@ impl Engine {
         match vellum_sys::xattr::set_fd(&**open, mark, b"y", SetMode::Any) {
             // Then its names have no marks either.
             Err(error) if error.is_unsupported() => {}
-            other => other.map_err(|e| upper.io(e))?,
+            other => other.on(upper)?,
         }
         if let Body::Dir(body) = &mut dir.state_mut().body {
             body.impure = Some(true);
@@ -317,9 +318,9 @@ impl Engine {
             return Ok(known);
         }
         let mark = self.upper()?.options.prefix.xattr(Mark::Impure);
-        let open = upper.dir().map_err(self.io(0))?;
+        let open = upper.dir().on(self.layer(0))?;
         let impure = vellum_sys::xattr::get_fd(&*open, mark)
-            .map_err(self.io(0))?
+            .on(self.layer(0))?
             .is_some();
         if let Body::Dir(body) = &mut dir.state_mut().body {
             // Somebody may have marked it meanwhile.

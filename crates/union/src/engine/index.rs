@@ -12,6 +12,7 @@ use vellum_sys::{Stat, handle};
 
 use crate::engine::Engine;
 use crate::engine::nodes::{Body, LowerFile, State, UpperFile};
+use crate::error::On;
 use crate::layer::{Layer, LayerDir};
 use crate::marks::{FileAt, Reader};
 use crate::resolve::{Answer, Data};
@@ -76,7 +77,7 @@ impl Engine {
         }
         let mark = upper.options.prefix.xattr(Mark::Origin);
         let value = file.dir.xattr(Some(&file.name), mark);
-        let Some(value) = value.map_err(|e| upper.io(e))? else {
+        let Some(value) = value.on(upper)? else {
             return Ok(None);
         };
         let handle = Handle::parse(&value).map_err(|source| Error::Mark {
@@ -95,7 +96,7 @@ impl Engine {
             return Ok(None);
         };
         let root = self.stack.layers()[layer].root();
-        let root = root.open_path(None).map_err(self.io(layer))?;
+        let root = root.open_path(None).on(self.layer(layer))?;
         let found = handle::FileHandle {
             kind: origin.kind.into(),
             bytes: origin.bytes,

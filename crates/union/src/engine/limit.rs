@@ -30,6 +30,7 @@ use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, UpperFile};
 use crate::engine::options::Limit;
 use crate::engine::request::Room;
 use crate::engine::{Engine, Upper};
+use crate::error::On;
 use crate::layer::{Dialect, LayerDir};
 use crate::{Refusal, Result};
 
@@ -254,10 +255,7 @@ impl Usage {
             return Ok(Charge(None));
         }
         let asked = (|| Ok((vellum_sys::stat::stat_fd(file)?.ino, file.try_clone())))();
-        let (ino, clone) = asked.map_err(|source| crate::Error::Io {
-            layer: "upper".to_owned(),
-            source,
-        })?;
+        let (ino, clone) = asked.on("upper")?;
         let Ok(clone) = clone.map(Arc::new) else {
             return Err(Refusal::LimitReached.into());
         };
@@ -353,10 +351,7 @@ impl Engine {
     ) -> Result<Reserved<'a>> {
         let bytes = match what {
             What::Data if upper.usage.is_limited() => {
-                let stat = from
-                    .dir
-                    .stat(Some(&from.name))
-                    .map_err(self.io(from.layer))?;
+                let stat = from.dir.stat(Some(&from.name)).on(self.layer(from.layer))?;
                 let stat = stat.ok_or(Refusal::Stale)?;
                 let by_blocks = upper.options.blocks_from_bytes;
                 match by_blocks.is_some_and(|least| stat.size_bytes >= least) {
@@ -392,7 +387,7 @@ impl Engine {
         if !matches!(file.data, DataAt::Blocks(_)) && !upper.usage.is_limited() {
             return Ok(());
         }
-        let stat = vellum_sys::stat::stat_fd(fd).map_err(|e| upper.io(e))?;
+        let stat = vellum_sys::stat::stat_fd(fd).on(upper)?;
         if stat.nlink > 0 {
             return Ok(());
         }

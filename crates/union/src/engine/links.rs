@@ -21,6 +21,7 @@ use crate::engine::at::At;
 use crate::engine::copy_up::What;
 use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, State, UpperFile};
 use crate::engine::{Engine, Upper};
+use crate::error::{On, Site};
 use crate::{Error, Layer, Refusal, Result};
 
 impl Engine {
@@ -44,9 +45,9 @@ impl Engine {
         if file.upper.is_none() {
             return Ok(true);
         }
-        let at = handle.dir().map_err(|error| upper.io(error))?;
+        let at = handle.dir().on(upper)?;
         let own = crate::engine::hide::is_own(&state, &at, handle, name);
-        own.map(|own| !own).map_err(|error| upper.io(error))
+        own.map(|own| !own).on(upper)
     }
 }
 
@@ -75,16 +76,16 @@ impl Action<'_> {
                 return Ok(());
             }
             let handle = dir.upper_dir().ok_or(Refusal::Stale)?;
-            let at = handle.dir().map_err(|error| upper.io(error))?;
-            if at.stat_opt(name).map_err(|e| upper.io(e))?.is_some() {
+            let at = handle.dir().on(upper)?;
+            if at.stat_opt(name).on(upper)?.is_some() {
                 return Ok(());
             }
             let state = node.state_mut();
-            let from = state.at().map_err(|error| upper.io(error))?;
+            let from = state.at().on(upper)?;
             let Some(from) = from else {
                 return Err(Refusal::Stale.into());
             };
-            let stored = from.stat().map_err(|error| upper.io(error))?;
+            let stored = from.stat().on(upper)?;
             let count = self.nlink(&state, &stored)?;
             // The lower count does not change with the name, so the mark is right before and after.
             let lower = match &state.body {
@@ -97,18 +98,18 @@ impl Action<'_> {
             self.touch(node.id, Attrs::CTIME);
             self.touch_copied_into(dir.id);
             self.mark_impure(upper, dir, &at)?;
-            let times = at.stat_self().map_err(|error| upper.io(error))?;
+            let times = at.stat_self().on(upper)?;
             match &from {
                 At::Name(dir, from) => at.link(dir, from, name),
                 At::Fd(fd) => at.link_fd(fd, name),
                 At::Dir(_) => return Err(Refusal::IsADirectory.into()),
             }
-            .map_err(|error| upper.io(error))?;
+            .on(upper)?;
             // Counted from above again: the lower inode may be out of reach when the union is opened next.
             upper.set_nlink(&from, NlinkBase::Upper, count, stored.nlink + 1)?;
             // Nothing has changed for whoever looks at the directory.
             vellum_sys::rooted::set_times_fd(&*at, Some(times.atime), Some(times.mtime))
-                .map_err(|error| upper.io(error))?;
+                .on(upper)?;
             return Ok(());
         }
     }
@@ -145,7 +146,7 @@ impl Engine {
             return Ok(());
         }
         let origin = at.xattr(upper.options.prefix.xattr(Mark::Origin));
-        let Some(origin) = origin.map_err(|error| upper.io(error))? else {
+        let Some(origin) = origin.on(upper)? else {
             return Ok(());
         };
         // Without a handle there is no entry.
@@ -157,7 +158,7 @@ impl Engine {
         };
         if let At::Name(dir, name) = &at {
             // The entry may be what it is reached by.
-            let fd = dir.open_path(name).map_err(|error| upper.io(error))?;
+            let fd = dir.open_path(name).on(upper)?;
             if let Body::File(file) = &mut state.body {
                 file.upper = Some(UpperFile::Pinned(Arc::new(fd)));
             }
@@ -174,13 +175,13 @@ impl Engine {
         if node.is_dir() || upper.index.is_none() || state.links.is_none() || !state.in_upper() {
             return Ok(None);
         }
-        let Some(at) = state.at().map_err(|error| upper.io(error))? else {
+        let Some(at) = state.at().on(upper)? else {
             return Ok(None);
         };
         if upper.nlink_mark(&at)?.is_none() {
             return Ok(None);
         }
-        let stored = at.stat().map_err(|error| upper.io(error))?;
+        let stored = at.stat().on(upper)?;
         Ok(Some((upper, at, stored)))
     }
 
@@ -189,7 +190,7 @@ impl Engine {
         let state = node.state();
         match (has_data_below(&state), state.place.clone()) {
             (true, Some(place)) => {
-                let at = state.at().map_err(self.io(0))?;
+                let at = state.at().on(self.layer(0))?;
                 drop(state);
                 self.set_redirect(&at.ok_or(Refusal::Stale)?, &place.parent, &place.name, true)
             }
@@ -228,9 +229,7 @@ impl Engine {
             Err(error) if error.is_no_space() || error.is(rustix::io::Errno::RANGE) => {
                 Err(Refusal::CrossDevice.into())
             }
-            other => other
-                .and_then(|()| upper.settle_inode(at))
-                .map_err(|error| upper.io(error)),
+            other => other.and_then(|()| upper.settle_inode(at)).on(upper),
         }
     }
 
@@ -242,7 +241,7 @@ impl Engine {
         loop {
             let (place, inode) = {
                 let state = at.state();
-                (state.place.clone(), state.at().map_err(self.io(0))?)
+                (state.place.clone(), state.at().on(self.layer(0))?)
             };
             let Some(place) = place else {
                 break;
@@ -267,11 +266,11 @@ impl Engine {
     /// Returns whether the upper inode was copied from a lower layer, as far as its marks say.
     pub(crate) fn has_origin(&self, state: &State) -> Result<bool> {
         let upper = self.upper()?;
-        let Some(at) = state.at().map_err(|error| upper.io(error))? else {
+        let Some(at) = state.at().on(upper)? else {
             return Ok(false);
         };
         let origin = at.xattr(upper.options.prefix.xattr(Mark::Origin));
-        Ok(origin.map_err(|error| upper.io(error))?.is_some())
+        Ok(origin.on(upper)?.is_some())
     }
 
     /// Marks a directory as holding something that was copied up elsewhere, so that other engines look for its number
@@ -280,7 +279,7 @@ impl Engine {
         let upper = self.upper()?;
         match dir.upper_dir() {
             Some(handle) => {
-                let open = handle.dir().map_err(|error| upper.io(error))?;
+                let open = handle.dir().on(upper)?;
                 self.mark_impure(upper, dir, &open)
             }
             None => Ok(()),
@@ -296,13 +295,13 @@ impl Upper {
         let value = Nlink { base, delta }.encode();
         at.set_xattr(mark, &value, SetMode::Any)
             .and_then(|()| self.settle_inode(at))
-            .map_err(|error| self.io(error))
+            .on(self)
     }
 
     /// Returns where an inode's mark says that the layers below have it.
     pub(crate) fn redirect(&self, at: &At) -> Result<Option<Redirect>> {
         let value = at.xattr(self.options.prefix.xattr(Mark::Redirect));
-        let Some(value) = value.map_err(|error| self.io(error))? else {
+        let Some(value) = value.on(self)? else {
             return Ok(None);
         };
         Redirect::parse(&value).map(Some).map_err(|source| {

@@ -21,6 +21,7 @@ use vellum_sys::FileKind;
 use crate::engine::Engine;
 use crate::engine::nodes::{Body, LiveNode};
 use crate::engine::request::{Listing, NodeId};
+use crate::error::On;
 use crate::layer::{LayerDir, Records};
 use crate::marks::{DirAt, Named, Reader};
 use crate::resolve::Part;
@@ -211,7 +212,7 @@ impl Engine {
             let mut parts = body.parts.to_vec();
             if let Some(upper) = &body.upper {
                 // The directory may move meanwhile.
-                parts[0].dir.dir = upper.held().map_err(self.io(0))? as Arc<dyn LayerDir>;
+                parts[0].dir.dir = upper.held().on(self.layer(0))? as Arc<dyn LayerDir>;
             }
             (parts, impure)
         };
@@ -264,7 +265,7 @@ impl Engine {
             return Ok((own, named.kind));
         }
         let stat = part.dir.dir.stat(Some(&named.name));
-        let Some(stat) = stat.map_err(self.io(part.layer))? else {
+        let Some(stat) = stat.on(self.layer(part.layer))? else {
             return Ok((own, named.kind));
         };
         let shown = node::shown(layer, &*part.dir.dir, Some(&named.name), &stat)?;

@@ -44,6 +44,7 @@ use crate::engine::nodes::{
 };
 use crate::engine::request::{Entry, NodeId};
 use crate::engine::table::{FoundBy, Held, Linked, Numbered};
+use crate::error::On;
 use crate::layer::LayerDir;
 use crate::marks::{DirAt, FileAt};
 use crate::resolve::{Merged, Part};
@@ -293,7 +294,7 @@ impl Engine {
             Body::File(_) => return Err(Refusal::NotADirectory.into()),
         };
         let above = above.map(|above| above.held()).transpose();
-        let above = above.map_err(self.io(0))?;
+        let above = above.on(self.layer(0))?;
         drop(shared);
         let answer = self.ask(parent, &parts, above.as_ref(), name);
         Ok(Sought::Asked(Asked {

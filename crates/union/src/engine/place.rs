@@ -17,6 +17,7 @@ use crate::engine::files::Opened;
 use crate::engine::flags;
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, LowerFile, State, UpperFile};
 use crate::engine::{Engine, Upper};
+use crate::error::{On, Site};
 use crate::{Error, Refusal, Result};
 
 /// Where a file's bytes are, open.
@@ -45,14 +46,14 @@ impl Engine {
         let opened = match &file.data {
             DataAt::Lower(lower) => {
                 drop(gate);
-                let file = open_lower(lower).map_err(self.io(lower.layer))?;
+                let file = open_lower(lower).on(self.layer(lower.layer))?;
                 Opened::Lower(Arc::new(file))
             }
             DataAt::Upper => self.open_upper(file, write)?,
             DataAt::Blocks(blocks) => {
                 let upper = self.upper()?;
                 let place = file.upper.as_ref().ok_or(Refusal::Stale)?;
-                let inode = open_upper(place, Access::ReadWrite).map_err(|e| upper.io(e))?;
+                let inode = open_upper(place, Access::ReadWrite).on(upper)?;
                 Opened::Blocks(Arc::new(blocks.open(&upper.blocks, inode)?))
             }
         };
@@ -79,7 +80,7 @@ impl Engine {
             Opened::Blocks(open) => flags::marked(upper, &open.upper),
             Opened::Lower(_) | Opened::UpperToRead(_) => return Ok(None),
         };
-        let flags = flags.map_err(|e| upper.io(e))?;
+        let flags = flags.on(upper)?;
         Ok((flags != 0).then_some(flags))
     }
 
@@ -92,16 +93,15 @@ impl Engine {
     }
 
     fn open_upper(&self, file: &FileBody, write: bool) -> Result<Opened> {
-        let io = self.io(0);
         let place = file.upper.as_ref().ok_or(Refusal::Stale)?;
         match open_upper(place, Access::ReadWrite) {
             Ok(file) => Ok(Opened::Upper(Arc::new(file))),
             // A plain user's own file may be read-only even to himself, or the file system may be.
             Err(error) if !write && (error.is_denied() || error.is(Errno::ROFS)) => {
-                let file = open_upper(place, Access::Read).map_err(io)?;
+                let file = open_upper(place, Access::Read).on(self.layer(0))?;
                 Ok(Opened::UpperToRead(Arc::new(file)))
             }
-            Err(error) => Err(io(error)),
+            Err(error) => Err(self.layer(0).io(error)),
         }
     }
 
@@ -118,7 +118,7 @@ impl Engine {
             return Ok(DataAt::Upper);
         }
         let size_bytes = vellum_sys::stat::stat_fd(source)
-            .map_err(self.io(from.layer))?
+            .on(self.layer(from.layer))?
             .size_bytes;
         if upper
             .options
@@ -134,7 +134,7 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        vellum_sys::copy::copy_apart(source, to, size_bytes).map_err(|e| upper.io(e))?;
+        vellum_sys::copy::copy_apart(source, to, size_bytes).on(upper)?;
         Ok(DataAt::Upper)
     }
 

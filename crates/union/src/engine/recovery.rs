@@ -27,6 +27,7 @@ use crate::engine::options::{Durability, EngineOptions, UpperOptions};
 use crate::engine::staging::Staging;
 use crate::engine::table::NodeTable;
 use crate::engine::{Engine, Upper};
+use crate::error::{On, Site};
 use crate::layer::{Dialect, LayerDir, Records, WhNames};
 use crate::marks::DirAt;
 use crate::resolve::Part;
@@ -122,11 +123,11 @@ impl Engine {
             return Ok(());
         };
         // Of a volatile union too: its mark goes, so from here on a crash is no excuse for what is lost.
-        let dir = upper.root.dir().map_err(|e| upper.io(e))?;
-        publish::sync_fs(&*dir).map_err(|e| upper.io(e))?;
+        let dir = upper.root.dir().on(upper)?;
+        publish::sync_fs(&*dir).on(upper)?;
         upper.blocks.close()?;
         self.all_gone();
-        upper.usage.close().map_err(|e| upper.io(e))?;
+        upper.usage.close().on(upper)?;
         let staging = upper.staging.dir();
         let Ok(incompat) = staging.open_dir("incompat") else {
             return upper.unlock();
@@ -135,11 +136,9 @@ impl Engine {
             Err(error) if error.is_not_found() => Ok(()),
             other => other,
         };
-        removed.map_err(|e| upper.io(e))?;
+        removed.on(upper)?;
         if upper.options.durability == Durability::Volatile {
-            incompat
-                .remove_tree(INCOMPAT_VOLATILE)
-                .map_err(|e| upper.io(e))?;
+            incompat.remove_tree(INCOMPAT_VOLATILE).on(upper)?;
         }
         // Not empty if something else still keeps kernels away.
         let _ = staging.rmdir("incompat");
@@ -151,7 +150,7 @@ impl Upper {
     /// Lets go of the locks at once: a child just being started has them for a moment, too.
     pub(crate) fn unlock(&self) -> Result<()> {
         let mut locks = self.locks.iter();
-        locks.try_for_each(|lock| lock.release().map_err(|e| self.io(e)))
+        locks.try_for_each(|lock| lock.release().on(self))
     }
 
     /// Says on the upper's root for which lower layer the index is, before the first entry comes into it. Returns whether that was new.
@@ -163,7 +162,7 @@ impl Upper {
         let Some(origin) = &*unclaimed else {
             return Ok(false);
         };
-        let root = self.root.dir().map_err(|e| self.io(e))?;
+        let root = self.root.dir().on(self)?;
         let mark = self.options.prefix.xattr(Mark::Origin);
         match xattr::set_fd(&root, mark, origin, SetMode::Any) {
             Err(error) if !error.is_unsupported() => return Err(self.io(error)),
@@ -186,7 +185,7 @@ impl Upper {
                 other => other,
             }
         })();
-        kept.map_err(|e| self.io(e))?;
+        kept.on(self)?;
         self.kernel_kept_out.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -238,10 +237,7 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
     let maps = Arc::new(BlockStore::make_dir(&work).map_err(in_work)?);
     let usage = Usage::open(options.limit, &upper, &work).map_err(in_work)?;
     let durable = options.durability != Durability::Volatile;
-    let data_order = publish::data_order(&upper).map_err(|e| Error::Io {
-        layer: options.upper.display().to_string(),
-        source: e,
-    })?;
+    let data_order = publish::data_order(&upper).on(&*name)?;
     let of_maps = Arc::clone(&maps);
     let blocks = BlockStore::open(work, of_maps, name.clone(), options.prefix, durable, below)?;
     let mut dialect = Dialect::kernel(options.prefix);
@@ -440,16 +436,14 @@ fn check_origin(upper: &Upper, numbers: &Numbers, lower: &dyn LayerDir) -> Resul
         return Ok(());
     };
     let prefix = upper.options.prefix;
-    let root = upper.root.dir().map_err(|e| upper.io(e))?;
-    let below = lower.open_path(None).map_err(|e| upper.io(e))?;
-    let origin = stored_handle(&below, numbers.uuid(1), false).map_err(|e| upper.io(e))?;
-    let own = stored_handle(&*root, numbers.uuid(0), true).map_err(|e| upper.io(e))?;
-    let index = index.dir().map_err(|e| upper.io(e))?;
+    let root = upper.root.dir().on(upper)?;
+    let below = lower.open_path(None).on(upper)?;
+    let origin = stored_handle(&below, numbers.uuid(1), false).on(upper)?;
+    let own = stored_handle(&*root, numbers.uuid(0), true).on(upper)?;
+    let index = index.dir().on(upper)?;
     let names_origin = prefix.xattr(Mark::Origin);
-    let unused = index.entries().map_err(|e| upper.io(e))?.next().is_none();
-    let unclaimed = xattr::get_fd(&root, names_origin)
-        .map_err(|e| upper.io(e))?
-        .is_none();
+    let unused = index.entries().on(upper)?.next().is_none();
+    let unclaimed = xattr::get_fd(&root, names_origin).on(upper)?.is_none();
     if unused && unclaimed {
         // Nothing needs it yet, and fuse-overlayfs 1.10 shows nothing of the layers below a root that has it.
         let origin = origin.and_then(|handle| handle.encode().ok());
@@ -457,11 +451,11 @@ fn check_origin(upper: &Upper, numbers: &Numbers, lower: &dyn LayerDir) -> Resul
             .unclaimed
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = origin;
-    } else if !belongs(&root, names_origin, origin).map_err(|e| upper.io(e))? {
+    } else if !belongs(&root, names_origin, origin).on(upper)? {
         let why = "its index of hard links was made for another lower layer (or that was copied or replaced since)";
         return Err(bad(&upper.options.upper, why));
     }
-    if !belongs(&index, prefix.xattr(Mark::Upper), own).map_err(|e| upper.io(e))? {
+    if !belongs(&index, prefix.xattr(Mark::Upper), own).on(upper)? {
         let why = "its index of hard links is another upper's";
         return Err(bad(&upper.options.work, why));
     }

@@ -28,6 +28,7 @@ use crate::engine::nodes::{Body, LiveNode, Names, Place, State, UpperFile};
 use crate::engine::request::{NodeId, RenameMode};
 use crate::engine::table::Held;
 use crate::engine::{Engine, Upper};
+use crate::error::On;
 use crate::{Error, Refusal, Result};
 
 /// The rename gate, as it is held.
@@ -212,7 +213,7 @@ impl Action<'_> {
             Ok(End {
                 dir,
                 name,
-                at: handle.dir().map_err(|error| upper.io(error))?,
+                at: handle.dir().on(upper)?,
                 handle,
                 below,
             })
@@ -298,7 +299,7 @@ impl Engine {
         let comes = !Arc::ptr_eq(from.dir, to.dir) && !self.is_impure(to.dir)?;
         let (at, merged, has_origin) = {
             let state = node.state();
-            let at = state.at().map_err(|error| upper.io(error))?;
+            let at = state.at().on(upper)?;
             let merged = match &state.body {
                 Body::Dir(body) => is_merged(body),
                 Body::File(_) => has_data_below(&state),
@@ -312,12 +313,10 @@ impl Engine {
         if merged {
             let same_dir = Arc::ptr_eq(from.dir, to.dir);
             // A file may have other names, in other directories: only a path is good for all.
-            let several = !node.is_dir() && at.stat().map_err(|e| upper.io(e))?.nlink > 1;
+            let several = !node.is_dir() && at.stat().on(upper)?.nlink > 1;
             self.set_redirect(&at, from.dir, from.name, !same_dir || several)?;
         } else if node.is_dir() && to.below == Some(FileKind::Dir) {
-            upper
-                .make_opaque(&from.at, from.name)
-                .map_err(|error| upper.io(error))?;
+            upper.make_opaque(&from.at, from.name).on(upper)?;
         }
         if has_origin {
             self.make_impure(to.dir)?;
@@ -340,7 +339,7 @@ impl Engine {
         source
             .at
             .rename(source.name, &target.at, target.name, RenameFlags::EXCHANGE)
-            .map_err(|error| upper.io(error))?;
+            .on(upper)?;
         relocate(&mut moved_state, source, target);
         relocate(&mut over_state, target, source);
         Ok(())
@@ -367,7 +366,7 @@ impl Engine {
         match &mut over_state.body {
             Body::Dir(body) => match body.upper.clone() {
                 Some(own) => {
-                    own.pin().map_err(|error| upper.io(error))?;
+                    own.pin().on(upper)?;
                     let at = (&target.at, target.name);
                     let emptied = self.make_empty(upper, at, (body, inside));
                     emptied.inspect_err(|_| own.unpin())?;
@@ -379,9 +378,9 @@ impl Engine {
             },
             Body::File(_) => {
                 let own = is_own(&over_state, &target.at, &target.handle, target.name);
-                if own.map_err(|error| upper.io(error))? {
+                if own.on(upper)? {
                     let pinned = pin(&over_state, &target.at, &target.handle, target.name);
-                    left = Some(pinned.map_err(|error| upper.io(error))?);
+                    left = Some(pinned.on(upper)?);
                 }
                 self.before_links_change(over, &over_state)?;
             }
@@ -508,30 +507,29 @@ fn is_in(dir: &Arc<LiveNode>, above: &Arc<LiveNode>) -> bool {
 
 /// The one step on disk.
 fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool) -> Result<()> {
-    let io = |error| upper.io(error);
     let hide = source.below.is_some();
     if upper.by_name() {
         // Beside its name it hides nothing of a file, and makes a directory opaque that has nothing below.
         if hide {
-            upper.hide(&source.at, source.name).map_err(io)?;
+            upper.hide(&source.at, source.name).on(upper)?;
         }
         let flags = RenameFlags::empty();
         let done = source
             .at
             .rename(source.name, &target.at, target.name, flags);
-        done.map_err(io)?;
+        done.on(upper)?;
         upper.unhide_name(&target.at, target.name);
         return Ok(());
     }
     let whiteout_there =
-        is_dir && upper.above(&target.at, target.name).map_err(io)? == Above::Whiteout;
+        is_dir && upper.above(&target.at, target.name).on(upper)? == Above::Whiteout;
     if whiteout_there {
         // A directory can't replace it, so they change places: the old one needs it, or it goes.
         let flags = RenameFlags::EXCHANGE;
         let done = source
             .at
             .rename(source.name, &target.at, target.name, flags);
-        done.map_err(io)?;
+        done.on(upper)?;
         if !hide {
             // If it stays, it hides nothing.
             let _ = source.at.unlink(source.name);
@@ -565,9 +563,9 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
                         .rename(target.name, &source.at, source.name, flags);
                 })
             })
-            .map_err(io)
+            .on(upper)
         }
-        other => other.map_err(io),
+        other => other.on(upper),
     }
 }
 

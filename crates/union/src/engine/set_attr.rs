@@ -21,6 +21,7 @@ use crate::engine::ids::{CAPABILITY, map_capability};
 use crate::engine::nodes::{LiveNode, State};
 use crate::engine::records::{self, Kept};
 use crate::engine::request::{Attr, NodeId, SetAttr, SetTime};
+use crate::error::{On, Site};
 use crate::layer::{Layer, Records};
 use crate::{Refusal, Result};
 
@@ -65,7 +66,7 @@ impl Action<'_> {
         self.touch(node.id, Attrs::ALL);
         let _shared = self.shared();
         let state = node.state();
-        if let Some(at) = state.at().map_err(|error| upper.io(error))? {
+        if let Some(at) = state.at().on(upper)? {
             if of_owner || clear {
                 let new = (uid, gid, change.mode);
                 match upper.options.records {
@@ -74,8 +75,7 @@ impl Action<'_> {
                 }
             }
             if times != (NewTime::Keep, NewTime::Keep) {
-                at.set_times(times.0, times.1)
-                    .map_err(|error| upper.io(error))?;
+                at.set_times(times.0, times.1).on(upper)?;
             }
         }
         self.attr_in(&node, &state, None)
@@ -89,14 +89,14 @@ impl Action<'_> {
         (uid, gid, mode): (Option<u32>, Option<u32>, Option<u32>),
         clear: bool,
     ) -> Result<()> {
-        if node.kind == FileKind::Symlink && at.stat().map_err(|e| upper.io(e))?.kind == node.kind {
+        if node.kind == FileKind::Symlink && at.stat().on(upper)?.kind == node.kind {
             // It takes no record: what can't be set is refused.
             return match uid.is_some() || gid.is_some() {
-                true => at.set_owner(uid, gid).map_err(|error| upper.io(error)),
+                true => at.set_owner(uid, gid).on(upper),
                 false => Ok(()),
             };
         }
-        let mut shown = self.shown_in(state, &at.stat().map_err(|error| upper.io(error))?)?;
+        let mut shown = self.shown_in(state, &at.stat().on(upper)?)?;
         if uid.is_some() || gid.is_some() || clear {
             if !shown.is_dir() {
                 shown.mode = self.without_privileges(shown.mode, shown.gid);
@@ -108,14 +108,13 @@ impl Action<'_> {
         shown.mode = mode.map_or(shown.mode, |mode| mode & 0o7777);
         let record: OverrideStat = records::of_stat(&shown);
         at.set_xattr(records::stat_name(), &record.encode(), SetMode::Any)
-            .map_err(|error| upper.io(error))?;
+            .on(upper)?;
         let (Some(mode), Some(acl_name)) = (mode, record::recorded(OsStr::new(acl::ACCESS))) else {
             return Ok(());
         };
-        if let Some(value) = at.xattr(&acl_name).map_err(|error| upper.io(error))? {
+        if let Some(value) = at.xattr(&acl_name).on(upper)? {
             let value = Acl::parse(&value)?.with_mode(mode).encode();
-            at.set_xattr(&acl_name, &value, SetMode::Any)
-                .map_err(|error| upper.io(error))?;
+            at.set_xattr(&acl_name, &value, SetMode::Any).on(upper)?;
         }
         Ok(())
     }
@@ -146,7 +145,7 @@ impl Action<'_> {
         );
         let _shared = self.shared();
         let state = node.state();
-        let at = state.at().map_err(|error| upper.io(error))?;
+        let at = state.at().on(upper)?;
         let at = at.ok_or(Refusal::Stale)?;
         if !kept.record_only {
             match (at.set_xattr(&kept.name, &value, mode), &kept.record) {
@@ -156,7 +155,7 @@ impl Action<'_> {
                     return match at.remove_xattr(record) {
                         // A symbolic link can't have one.
                         Err(error) if error.is_denied() => Ok(()),
-                        removed => removed.map(drop).map_err(|error| upper.io(error)),
+                        removed => removed.map(drop).on(upper),
                     };
                 }
                 (Err(error), Some(_)) if error.is_denied() || error.is_unsupported() => {}
@@ -166,12 +165,11 @@ impl Action<'_> {
         let record = kept.record.ok_or(Refusal::Unsupported)?;
         if name == acl::ACCESS {
             let shown = Acl::parse(&value)?.shown_mode();
-            let stat = at.stat().map_err(|error| upper.io(error))?;
+            let stat = at.stat().on(upper)?;
             let mode = self.shown_in(&state, &stat)?.mode & !0o777 | shown;
             self.change_record(upper, &node, (&state, &at), (None, None, Some(mode)), false)?;
         }
-        at.set_xattr(&record, &value, mode)
-            .map_err(|error| upper.io(error))
+        at.set_xattr(&record, &value, mode).on(upper)
     }
 
     /// Removes an xattr. Errors: as `Action::set_xattr`, and [`Refusal::NoAttribute`].
@@ -195,7 +193,7 @@ impl Action<'_> {
         self.touch(node.id, Attrs::CTIME);
         let _shared = self.shared();
         let state = node.state();
-        let at = state.at().map_err(|error| upper.io(error))?;
+        let at = state.at().on(upper)?;
         let at = at.ok_or(Refusal::Stale)?;
         if name == CAPABILITY && self.xattr_in(&state, name)?.is_none() {
             // The copy went without it, see `carry`.
@@ -206,7 +204,7 @@ impl Action<'_> {
             removed = match at.remove_xattr(record) {
                 // A symbolic link has none.
                 Err(error) if error.is_denied() => false,
-                removed => removed.map_err(|error| upper.io(error))?,
+                removed => removed.on(upper)?,
             };
         }
         match at.remove_xattr(&kept.name) {
@@ -254,13 +252,13 @@ impl Action<'_> {
         let records = upper.options.records == Records::Read;
         let _shared = self.shared();
         let state = node.state();
-        let Some(at) = state.at().map_err(|error| upper.io(error))? else {
+        let Some(at) = state.at().on(upper)? else {
             return Ok(());
         };
         if records && remove_capability_record(upper, &at)? {
             self.touch(node.id, Attrs::CTIME);
         }
-        let stored = at.stat().map_err(|error| upper.io(error))?;
+        let stored = at.stat().on(upper)?;
         let shown = self.shown_in(&state, &stored)?;
         if shown.mode & (SETUID | SETGID) == 0 || keeps() {
             return Ok(());
@@ -272,7 +270,7 @@ impl Action<'_> {
         self.touch(node.id, Attrs::MODE | Attrs::CTIME);
         match records {
             true => self.change_record(upper, node, (&state, &at), (None, None, Some(left)), false),
-            false => at.set_mode(left).map_err(|error| upper.io(error)),
+            false => at.set_mode(left).on(upper),
         }
     }
 
@@ -283,24 +281,23 @@ impl Action<'_> {
         (uid, gid, mode): (Option<u32>, Option<u32>, Option<u32>),
         clear: bool,
     ) -> Result<()> {
-        let io = |error| upper.io(error);
         let left = match clear {
             true => {
-                let before = at.stat().map_err(io)?;
+                let before = at.stat().on(upper)?;
                 self.without_privileges(before.mode, before.gid)
             }
             false => 0o7777,
         };
         if uid.is_some() || gid.is_some() {
-            at.set_owner(uid, gid).map_err(io)?;
+            at.set_owner(uid, gid).on(upper)?;
         }
         if let Some(mode) = mode {
-            return at.set_mode(mode).map_err(io);
+            return at.set_mode(mode).on(upper);
         }
         if clear {
-            let now = at.stat().map_err(io)?.mode;
+            let now = at.stat().on(upper)?.mode;
             if now & left != now {
-                at.set_mode(now & left).map_err(io)?;
+                at.set_mode(now & left).on(upper)?;
             }
         }
         Ok(())
@@ -354,7 +351,7 @@ fn remove_capability_record(upper: &Upper, at: &At) -> Result<bool> {
     match at.remove_xattr(&name) {
         // A symbolic link has none, and some file systems have none at all.
         Err(error) if error.is_denied() || error.is_unsupported() => Ok(false),
-        removed => removed.map_err(|error| upper.io(error)),
+        removed => removed.on(upper),
     }
 }
 

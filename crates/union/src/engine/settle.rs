@@ -22,6 +22,7 @@ use crate::engine::blocks::{BlockFile, BlockStore};
 use crate::engine::limit;
 use crate::engine::recovery::{forget_open, lock};
 use crate::engine::{Engine, Upper};
+use crate::error::{On, Site};
 use crate::layer::{Dialect, Layer, LayerDir};
 use crate::{Error, Result};
 
@@ -75,10 +76,6 @@ pub fn settle(
     let (upper, _upper_lock) = lock(&options.upper)?;
     let (work, _work_lock) = lock(&options.work)?;
     let name = options.upper.display().to_string();
-    let io = |source| Error::Io {
-        layer: name.clone(),
-        source,
-    };
     if vellum_sys::mount::overlay_holds(&upper).unwrap_or(false) {
         return Err(Error::BadUpper {
             path: options.upper.clone(),
@@ -86,8 +83,8 @@ pub fn settle(
         });
     }
     // What is copied here counts against a limit, and nobody counts it now.
-    limit::forget(&work).map_err(io)?;
-    let Some(maps) = BlockMaps::within(&work).map_err(io)? else {
+    limit::forget(&work).on(&*name)?;
+    let Some(maps) = BlockMaps::within(&work).on(&*name)? else {
         return Ok(Settled {
             done: SettleProgress::default(),
             complete: true,
@@ -96,7 +93,7 @@ pub fn settle(
     let index = match work.open_dir(workdir::INDEX) {
         Ok(index) => Some(index),
         Err(error) if error.is_not_found() => None,
-        Err(error) => return Err(io(error)),
+        Err(error) => return Err(name.as_str().io(error)),
     };
     let lowers = options.data_lowers.iter().rev();
     let lowers = lowers.chain(options.lowers.iter().rev()).cloned().collect();
@@ -105,7 +102,7 @@ pub fn settle(
     let settled = Run::new(&store, name.clone(), progress, cancel)?.all(&upper, index.as_ref())?;
     if settled.complete {
         // An engine that was killed left it; nobody has the directory now, and nothing in it is Vellum's alone.
-        forget_open(&options.work).map_err(io)?;
+        forget_open(&options.work).on(&*name)?;
     }
     Ok(settled)
 }
@@ -134,9 +131,9 @@ fn settle_open(
     cancel: &Cancel,
 ) -> Result<Settled> {
     let name = upper.layer.name();
-    let root = upper.root.dir().map_err(|e| upper.io(e))?;
+    let root = upper.root.dir().on(upper)?;
     let index = upper.index.as_ref().map(|index| index.dir()).transpose();
-    let index = index.map_err(|e| upper.io(e))?;
+    let index = index.on(upper)?;
     // What is copied counts against a limit, and nobody counts it now.
     upper.usage.miscounts();
     Run::new(&upper.blocks, name, progress, cancel)?.all(&root, index.as_deref())
@@ -170,8 +167,8 @@ impl<'a> Run<'a> {
             left: BTreeSet::new(),
             failed: None,
         };
-        for entry in store.maps().dir().entries().map_err(|e| store.io(e))? {
-            let entry = entry.map_err(|e| store.io(e))?;
+        for entry in store.maps().dir().entries().on(store)? {
+            let entry = entry.on(store)?;
             let Some(map) = parse_map_name(entry.name.as_encoded_bytes()) else {
                 continue;
             };
@@ -210,19 +207,19 @@ impl<'a> Run<'a> {
     /// Walks a tree until no map is left. False if it was asked to stop.
     fn tree(&mut self, root: &Dir) -> Result<bool> {
         // Handles, since a path may be longer than the kernel takes.
-        let root = root.dup().map_err(|e| self.store.io(e))?;
+        let root = root.dup().on(self.store)?;
         let root = DirLayer::new(root, self.name.clone(), Dialect::plain());
         let mut pending = vec![root.root_handle()];
         while let Some(handle) = pending.pop() {
-            let dir = handle.dir().map_err(|e| self.store.io(e))?;
-            for entry in dir.entries().map_err(|e| self.store.io(e))? {
+            let dir = handle.dir().on(self.store)?;
+            for entry in dir.entries().on(self.store)? {
                 if self.left.is_empty() {
                     return Ok(true);
                 }
                 if self.cancel.is_cancelled() {
                     return Ok(false);
                 }
-                let entry = entry.map_err(|e| self.store.io(e))?;
+                let entry = entry.on(self.store)?;
                 match entry.kind {
                     FileKind::Dir => pending.push(handle.sub(&entry.name)),
                     FileKind::File => {
@@ -245,8 +242,7 @@ impl<'a> Run<'a> {
     /// Settles one file, if it is unsettled. False if it was asked to stop.
     fn file(&mut self, dir: &Dir, name: &OsStr, path: &Path) -> Result<bool> {
         let store = self.store;
-        let io = |error| store.io(error);
-        let get = |mark: &OsStr| xattr::get(dir, name, mark).map_err(io);
+        let get = |mark: &OsStr| xattr::get(dir, name, mark).on(store);
         match get(store.prefix().xattr(Mark::Metacopy))? {
             Some(value) if Metacopy::parse(&value) == Ok(Metacopy::Unsettled) => {}
             _ => return Ok(true),
@@ -260,7 +256,7 @@ impl<'a> Run<'a> {
         let map = map.ok_or_else(|| fail("nothing names its map"))?;
         let map =
             parse_map_name(&map).ok_or_else(|| fail("the mark that names its map is damaged"))?;
-        let upper = dir.open_file_for(name, Access::ReadWrite).map_err(io)?;
+        let upper = dir.open_file_for(name, Access::ReadWrite).on(store)?;
         let blocks = BlockFile::named(map.clone());
         let open = blocks
             .open_to_settle(store, upper)

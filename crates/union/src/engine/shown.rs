@@ -16,6 +16,7 @@ use crate::engine::at::At;
 use crate::engine::ids::{CAPABILITY, map_capability};
 use crate::engine::nodes::{Body, State};
 use crate::engine::request::{NodeId, Room};
+use crate::error::On;
 use crate::layer::{Dialect, LayerDir, Records};
 use crate::node::shown_name;
 use crate::{Refusal, Result};
@@ -61,7 +62,7 @@ impl Source {
 impl Engine {
     /// Returns the inode whose attributes count. The caller holds the rename gate and the state.
     pub(crate) fn source(&self, state: &State) -> Result<Source> {
-        if let Some(at) = state.at().map_err(self.io(0))? {
+        if let Some(at) = state.at().on(self.layer(0))? {
             let inode = Inode::Upper(at);
             return Ok(Source { layer: 0, inode });
         }
@@ -96,7 +97,7 @@ impl Engine {
 
     /// Returns the target of the symbolic link that `source` is.
     pub(super) fn read_link_of(&self, source: &Source) -> Result<OsString> {
-        let stat = source.stat().map_err(self.io(source.layer))?;
+        let stat = source.stat().on(self.layer(source.layer))?;
         // A link whose owner could not be set is a regular file with a record; the target is what it holds.
         let recorded = stat.ok_or(Refusal::Stale)?.kind == FileKind::File;
         let read = match (&source.inode, recorded) {
@@ -110,7 +111,7 @@ impl Engine {
                 return Err(Refusal::Invalid.into());
             }
         };
-        read.map_err(self.io(source.layer))
+        read.on(self.layer(source.layer))
     }
 
     /// Returns the value of an xattr, or `None` if there is none. Errors: [`Refusal::Unsupported`] if the union has none at all.
@@ -137,7 +138,7 @@ impl Engine {
         let read = |stored: &OsStr| match source.xattr(stored) {
             // No xattr can be called so, or none of that namespace can be here.
             Err(error) if error.is(rustix::io::Errno::RANGE) => Ok(None),
-            other => other.map_err(self.io(source.layer)),
+            other => other.on(self.layer(source.layer)),
         };
         let mut value = None;
         if dialect.records == Records::Read
@@ -179,7 +180,7 @@ impl Engine {
         let (_gate, state) = self.unmoved(&node);
         let source = self.source(&state)?;
         let dialect = self.dialect_of(source.layer);
-        let stored = source.xattr_names().map_err(self.io(source.layer))?;
+        let stored = source.xattr_names().on(self.layer(source.layer))?;
         let shown: BTreeSet<_> = stored
             .iter()
             .filter_map(|stored| shown_name(&dialect, stored))
@@ -191,12 +192,12 @@ impl Engine {
     pub fn statfs(&self) -> Result<Room> {
         let room = match &self.upper {
             Some(upper) => {
-                let dir = upper.root.dir().map_err(|e| upper.io(e))?;
+                let dir = upper.root.dir().on(upper)?;
                 vellum_sys::room::of(&*dir)
             }
             None => self.stack.roots()[0].dir.dir.room(),
         };
-        let room = room.map_err(self.io(0))?;
+        let room = room.on(self.layer(0))?;
         Ok(self.within_limit(Room {
             block_bytes: room.block_bytes,
             blocks: room.blocks,

@@ -28,6 +28,7 @@ use crate::engine::nodes::{Body, DataAt, DirBody, FileBody, LiveNode, LowerFile,
 use crate::engine::request::NodeId;
 use crate::engine::table::{Held, Numbered};
 use crate::engine::{Engine, EngineOptions};
+use crate::error::On;
 use crate::layer::{Layer, LayerDir};
 use crate::marks::DirAt;
 use crate::resolve::Part;
@@ -92,7 +93,7 @@ impl Engine {
         let Some(upper) = &self.upper else {
             return Ok(());
         };
-        upper.usage.close().map_err(|e| upper.io(e))?;
+        upper.usage.close().on(upper)?;
         upper.unlock()
     }
 
@@ -137,7 +138,7 @@ impl Engine {
         let (layers, data) = (self.stack.layers(), self.stack.data_layers());
         let mut found = vec![(layers.len() as u64, data.len() as u64)];
         for (number, layer) in layers.iter().chain(data).enumerate() {
-            let stat = layer.root().stat(None).map_err(self.io(number))?;
+            let stat = layer.root().stat(None).on(self.layer(number))?;
             found.push(stat.ok_or(Refusal::Stale)?.identity());
         }
         Ok(found)
@@ -218,7 +219,7 @@ impl Giver<'_> {
                 for part in &*dir.parts {
                     let path = match (&dir.upper, part.layer) {
                         (Some(upper), 0) => {
-                            let open = upper.dir().map_err(self.engine.io(0))?;
+                            let open = upper.dir().on(self.engine.layer(0))?;
                             self.file(&*open)?;
                             continue;
                         }
@@ -234,7 +235,7 @@ impl Giver<'_> {
                     Some(UpperFile::Pinned(fd)) => self.file(fd)?,
                     Some(UpperFile::Named { dir, name }) => {
                         let open = dir.dir().and_then(|dir| dir.open_path(name));
-                        self.file(open.map_err(self.engine.io(0))?)?;
+                        self.file(open.on(self.engine.layer(0))?)?;
                     }
                     None => self.out.u8(0),
                 }
@@ -255,7 +256,7 @@ impl Giver<'_> {
         let copy = copy.map_err(|e| vellum_sys::Error::new("duplicate", "", e));
         self.out.u8(1);
         self.out.count(self.files.len());
-        self.files.push(copy.map_err(self.engine.io(0))?);
+        self.files.push(copy.on(self.engine.layer(0))?);
         Ok(())
     }
 
@@ -372,14 +373,14 @@ impl<'a> Taker<'a> {
         for _ in 0..record.count()? {
             let (layer, dir) = match self.opened(record)? {
                 Some(fd) => {
-                    let dir = Dir::from_fd(fd).map_err(self.engine.io(0))?;
+                    let dir = Dir::from_fd(fd).on(self.engine.layer(0))?;
                     let handle = DirHandle::pinned(Arc::new(dir));
                     own = Some(Arc::clone(&handle));
                     (0, handle as Arc<dyn LayerDir>)
                 }
                 None => self.lower_dir(record)?,
             };
-            let stat = dir.stat(None).map_err(self.engine.io(layer))?;
+            let stat = dir.stat(None).on(self.engine.layer(layer))?;
             let stat = stat.ok_or(Refusal::Stale)?;
             let xattr_whiteouts = false;
             let dir = DirAt {

@@ -22,6 +22,7 @@ use vellum_sys::{Dir, RenameFlags, data, publish, random};
 
 use crate::blocks::maps::{self, BlockMaps, MAPS_DIR, map_mark, parse_map_name};
 use crate::engine::blocks::{BlockState, OpenBlocks};
+use crate::error::{On, Site};
 use crate::layer::Layer;
 use crate::{Error, Result};
 
@@ -49,6 +50,13 @@ pub(crate) struct BlockStore {
     prepared: Mutex<HashSet<Box<str>>>,
 }
 
+/// The upper layer that the files are of.
+impl Site for BlockStore {
+    fn site(&self) -> String {
+        self.name.clone()
+    }
+}
+
 impl BlockStore {
     /// Takes the maps in `work`; removes what a crash left of writing them.
     pub fn open(
@@ -69,14 +77,10 @@ impl BlockStore {
             refusing: Mutex::new(false),
             prepared: Mutex::default(),
         };
-        for entry in store.maps.dir().entries().map_err(|e| store.io(e))? {
-            let entry = entry.map_err(|e| store.io(e))?;
+        for entry in store.maps.dir().entries().on(&store)? {
+            let entry = entry.on(&store)?;
             if parse_map_name(entry.name.as_encoded_bytes()).is_none() {
-                store
-                    .maps
-                    .dir()
-                    .unlink(&entry.name)
-                    .map_err(|e| store.io(e))?;
+                store.maps.dir().unlink(&entry.name).on(&store)?;
             }
         }
         store.stop_refusing(&mut store.refusing())?;
@@ -86,13 +90,6 @@ impl BlockStore {
     /// Opens the maps of a work directory, making their directory.
     pub fn make_dir(work: &Dir) -> vellum_sys::Result<BlockMaps> {
         BlockMaps::new(work.create_dir_all(MAPS_DIR, 0o700)?)
-    }
-
-    pub fn io(&self, source: vellum_sys::Error) -> Error {
-        Error::Io {
-            layer: self.name.clone(),
-            source,
-        }
     }
 
     pub fn prefix(&self) -> Prefix {
@@ -132,9 +129,8 @@ impl BlockStore {
         (layer, path): (u32, &Path),
         staged: bool,
     ) -> Result<Box<str>> {
-        let io = |error| self.io(error);
-        let identity = maps::identify(layer, path, lower).map_err(io)?;
-        let stat = vellum_sys::stat::stat_fd(upper).map_err(io)?;
+        let identity = maps::identify(layer, path, lower).on(self)?;
+        let stat = vellum_sys::stat::stat_fd(upper).on(self)?;
         let mut id = [0; 16];
         id.copy_from_slice(&random::bytes(16));
         let header = BlockMapHeader {
@@ -156,11 +152,11 @@ impl BlockStore {
         }
         let made = (|| {
             if stat.size_bytes != size_bytes {
-                data::truncate(upper, size_bytes).map_err(io)?;
+                data::truncate(upper, size_bytes).on(self)?;
             }
             // The map's name first: with the other mark alone, the file could not be read.
             let set = |mark: &OsStr, value: &[u8]| {
-                xattr::set_fd(upper, mark, value, SetMode::Any).map_err(io)
+                xattr::set_fd(upper, mark, value, SetMode::Any).on(self)
             };
             set(map_mark(self.prefix), name.as_bytes())?;
             set(
@@ -185,7 +181,7 @@ impl BlockStore {
     /// Reads the map of `upper`, an unsettled inode, and opens its lower file.
     pub fn load(&self, name: &str, upper: File) -> Result<(BlockState, OpenBlocks)> {
         let fail = |why| self.fail(name, why);
-        let stat = vellum_sys::stat::stat_fd(&upper).map_err(|e| self.io(e))?;
+        let stat = vellum_sys::stat::stat_fd(&upper).on(self)?;
         let map = self.maps.read(name).map_err(fail)?;
         maps::check_upper(&map, stat.ino).map_err(fail)?;
         let open = OpenBlocks {
@@ -209,7 +205,7 @@ impl BlockStore {
         let Some(kept) = state.map.kept.take() else {
             return Ok(());
         };
-        give_back(&open.upper, &kept).map_err(|error| self.io(error))?;
+        give_back(&open.upper, &kept).on(self)?;
         self.sync_file(&open.upper)?;
         self.write_map(&state.map)?;
         state.rewritten();
@@ -246,9 +242,9 @@ impl BlockStore {
             bytes.extend_from_slice(&record.encode(&state.map.header.id, number));
         }
         let file = self.maps.dir().open_file_for(name, Access::Write);
-        let file = file.map_err(|e| self.io(e))?;
+        let file = file.on(self)?;
         let at = state.header_bytes + first * RECORD_BYTES as u64;
-        data::write_at(&file, &bytes, at).map_err(|e| self.io(e))?;
+        data::write_at(&file, &bytes, at).on(self)?;
         for record in records {
             state
                 .map
@@ -280,8 +276,8 @@ impl BlockStore {
             records.extend([false, true].map(|second| BlockRecord::Barrier { second }));
             self.append(name, state, &records)?;
             if self.durable {
-                let map = self.maps.dir().open_file(name).map_err(|e| self.io(e))?;
-                data::sync_data(&map).map_err(|e| self.io(e))?;
+                let map = self.maps.dir().open_file(name).on(self)?;
+                data::sync_data(&map).on(self)?;
             }
         }
         state.dirty = false;
@@ -292,16 +288,15 @@ impl BlockStore {
     /// Writes the map of a file that nothing names yet. Under its own name at once: the one sync of the file then makes
     /// the name durable too, on most file systems, and that of the directory finds nothing left to do.
     fn write_new_map(&self, map: &BlockMap) -> Result<()> {
-        let io = |error| self.io(error);
         let bytes = self.whole(map)?;
         let dir = self.maps.dir();
         let name = map.header.name();
         let written = (|| {
-            let file = dir.create_file(&name, 0o600).map_err(io)?;
-            data::write_at(&file, &bytes, 0).map_err(io)?;
+            let file = dir.create_file(&name, 0o600).on(self)?;
+            data::write_at(&file, &bytes, 0).on(self)?;
             self.sync_file(&file)?;
             match self.durable {
-                true => dir.sync().map_err(io),
+                true => dir.sync().on(self),
                 false => Ok(()),
             }
         })();
@@ -329,17 +324,17 @@ impl BlockStore {
 
     /// Writes a map as a whole and puts it in the place of what has its name. Its data is durable.
     fn write_map(&self, map: &BlockMap) -> Result<()> {
-        let io = |error| self.io(error);
         let bytes = self.whole(map)?;
         let temp = format!("{}{}", publish::TEMP_PREFIX, random::hex(16));
         let dir = self.maps.dir();
         let written = (|| {
-            let mut file = dir.create_file(&temp, 0o600).map_err(io)?;
+            let mut file = dir.create_file(&temp, 0o600).on(self)?;
             file.write_all(&bytes)
-                .map_err(|error| io(vellum_sys::Error::new("write", MAPS_DIR, error)))?;
+                .map_err(|error| vellum_sys::Error::new("write", MAPS_DIR, error))
+                .on(self)?;
             self.sync_file(&file)?;
             dir.rename(&temp, dir, map.header.name(), RenameFlags::empty())
-                .map_err(io)
+                .on(self)
         })();
         if let Err(error) = written {
             // Swept at the next opening; the first error is the one worth telling.
@@ -347,28 +342,27 @@ impl BlockStore {
             return Err(error);
         }
         match self.durable {
-            true => dir.sync().map_err(io),
+            true => dir.sync().on(self),
             false => Ok(()),
         }
     }
 
     /// Makes an upper inode plain that has all its bytes itself, and removes its map.
     pub fn finish(&self, name: &str, state: &mut BlockState, upper: &File) -> Result<()> {
-        let io = |error| self.io(error);
         if state.gone {
             return Ok(());
         }
         if let Some(kept) = state.map.kept.take() {
-            give_back(upper, &kept).map_err(io)?;
+            give_back(upper, &kept).on(self)?;
         }
         // Before the mark goes: from then on, nobody looks below any more.
         self.sync_file(upper)?;
         // Nobody follows it but for a metacopy; should the next step not happen, the map still says where the data is.
-        xattr::remove_fd(upper, self.prefix.xattr(Mark::Redirect)).map_err(io)?;
-        xattr::remove_fd(upper, self.prefix.xattr(Mark::Metacopy)).map_err(io)?;
+        xattr::remove_fd(upper, self.prefix.xattr(Mark::Redirect)).on(self)?;
+        xattr::remove_fd(upper, self.prefix.xattr(Mark::Metacopy)).on(self)?;
         self.sync_file(upper)?;
         state.gone = true;
-        xattr::remove_fd(upper, map_mark(self.prefix)).map_err(io)?;
+        xattr::remove_fd(upper, map_mark(self.prefix)).on(self)?;
         self.remove_map(name)
     }
 
@@ -394,14 +388,13 @@ impl BlockStore {
             }
             Ok(())
         };
-        make().map_err(|error| self.io(error))
+        make().on(self)
     }
 
     /// Removes the refusal if there is no map.
     fn stop_refusing(&self, refusing: &mut bool) -> Result<()> {
-        let io = |error| self.io(error);
-        let mut entries = self.maps.dir().entries().map_err(io)?;
-        if entries.next().transpose().map_err(io)?.is_some() {
+        let mut entries = self.maps.dir().entries().on(self)?;
+        if entries.next().transpose().on(self)?.is_some() {
             *refusing = true;
             return Ok(());
         }
@@ -409,10 +402,10 @@ impl BlockStore {
         let incompat = match self.work.open_dir(workdir::INCOMPAT) {
             Ok(incompat) => incompat,
             Err(error) if error.is_not_found() => return Ok(()),
-            Err(error) => return Err(io(error)),
+            Err(error) => return Err(self.io(error)),
         };
         match incompat.rmdir(INCOMPAT_ENTRY) {
-            Err(error) if !error.is_not_found() => return Err(io(error)),
+            Err(error) if !error.is_not_found() => return Err(self.io(error)),
             _ => {}
         }
         // With entries of others in it, it stays; empty, it only says nothing.
@@ -442,21 +435,21 @@ impl BlockStore {
         }
         match appended {
             // Once for all of them, however many.
-            true => publish::sync_fs(self.maps.dir()).map_err(|e| self.io(e)),
+            true => publish::sync_fs(self.maps.dir()).on(self),
             false => Ok(()),
         }
     }
 
     pub fn sync_file(&self, file: &File) -> Result<()> {
         match self.durable {
-            true => publish::sync_file(file).map_err(|error| self.io(error)),
+            true => publish::sync_file(file).on(self),
             false => Ok(()),
         }
     }
 
     pub fn sync_data(&self, file: &File) -> Result<()> {
         match self.durable {
-            true => data::sync_data(file).map_err(|error| self.io(error)),
+            true => data::sync_data(file).on(self),
             false => Ok(()),
         }
     }
