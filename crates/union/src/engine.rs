@@ -8,7 +8,8 @@
 //!
 //! * `request.rs`: what is asked and answered; `action.rs`: what changes something, and what it leaves to be told;
 //!   `options.rs`: what an engine is made of;
-//! * `nodes.rs`, `table.rs`: the live nodes and their table; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
+//! * `nodes.rs`, `table.rs`: the live nodes and their table; `gate.rs`: the locks that keep them in
+//!   place; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
 //! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names, and what goes with them
 //!   in `links.rs`; `staging.rs`: where things are made before they have a place;
 //! * `set_attr.rs`: attributes and xattrs; `acl.rs`, `ids.rs`, `records.rs`: how they are kept; `at.rs`: one inode as a
@@ -34,6 +35,7 @@ mod create;
 mod data;
 mod files;
 mod flags;
+pub(crate) mod gate;
 mod hide;
 mod identity;
 mod ids;
@@ -58,7 +60,7 @@ pub(crate) mod table;
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex};
 
 use vellum_sys::lock::Lock;
 use vellum_sys::publish::{self, DataOrder};
@@ -67,9 +69,10 @@ use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::at::At;
 use crate::engine::blocks::BlockStore;
 use crate::engine::files::FileCache;
+use crate::engine::gate::{Gate, NodeGate, RenameGate, Unmoved};
 use crate::engine::identity::Numbers;
 use crate::engine::limit::Usage;
-use crate::engine::nodes::{Body, LiveNode, State, UpperFile};
+use crate::engine::nodes::LiveNode;
 use crate::engine::staging::Staging;
 use crate::engine::table::NodeTable;
 use crate::error::Site;
@@ -103,7 +106,7 @@ pub struct Engine {
     pub(crate) root: Arc<LiveNode>,
     pub(crate) files: FileCache,
     /// The rename gate.
-    names: RwLock<()>,
+    names: RenameGate,
     /// How often a file was copied up, or got its bytes into the upper layer; see `lookup.rs`.
     pub(crate) copies: AtomicU64,
 }
@@ -158,43 +161,36 @@ impl Engine {
         self.upper.as_ref().ok_or_else(|| Refusal::ReadOnly.into())
     }
 
-    /// Keeps directories from moving: for everything that uses names, and the place of anything in the upper layer.
-    /// Not to be taken twice by one thread.
-    pub(crate) fn shared(&self) -> RwLockReadGuard<'_, ()> {
-        self.names.read().unwrap_or_else(PoisonError::into_inner)
+    /// Takes the rename gate, shared: directories don't move meanwhile.
+    #[track_caller]
+    pub(crate) fn shared(&self) -> Gate<'_> {
+        self.names.shared()
     }
 
-    /// Takes names out of the lists that nobody counts on any more. The caller holds no lock.
+    /// Takes names out of the lists that are in use no more. To be called with no lock held.
     ///
     /// With the rename gate shared: a directory's names are locked after its parent's, and who moves between two directories,
     /// neither perhaps above the other, counts on it that nobody else holds any.
     pub(crate) fn sweep(&self) {
-        let _shared = self.shared();
-        self.table.sweep(|node| self.file_gone(node));
+        let gate = self.shared();
+        self.table.sweep(&gate, |node| self.file_gone(node));
     }
 
-    /// Returns a node's state, to look at the inode that counts, and the rename gate if that could
-    /// be moved: what is below never is, so nobody waits for a lower layer to answer.
-    pub(crate) fn unmoved<'a>(
-        &'a self,
-        node: &'a LiveNode,
-    ) -> (Option<RwLockReadGuard<'a, ()>>, RwLockReadGuard<'a, State>) {
-        let shared = self.shared();
-        let state = node.state();
-        (state.in_upper().then_some(shared), state)
+    /// Returns a node's state, for looking at its inode, which stays where it is meanwhile.
+    #[track_caller]
+    pub(crate) fn unmoved<'a>(&'a self, node: &'a LiveNode) -> Unmoved<'a> {
+        Unmoved::new(self.shared(), node)
     }
 
-    /// Keeps every other thread from using names: for moving directories.
-    pub(crate) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
-        self.names.write().unwrap_or_else(PoisonError::into_inner)
+    /// Takes the rename gate alone: nobody else uses names meanwhile.
+    #[track_caller]
+    pub(crate) fn alone(&self) -> Gate<'_> {
+        self.names.alone()
     }
 
     /// Takes the rename gate, shared, and the node's own gate: as long as both are held, or the second alone and nothing but
     /// the node's parent's descriptor is used, it stays where it is. Waits without holding either.
-    pub(crate) fn still<'a>(
-        &'a self,
-        node: &'a LiveNode,
-    ) -> (RwLockReadGuard<'a, ()>, MutexGuard<'a, ()>) {
+    pub(crate) fn still<'a>(&'a self, node: &'a LiveNode) -> (Gate<'a>, NodeGate<'a>) {
         loop {
             let shared = self.shared();
             if let Some(gate) = node.try_gate() {
@@ -286,23 +282,5 @@ impl Site for Numbered<'_> {
             Some(layer) => layer.name(),
             None => "data-only layer".to_owned(),
         }
-    }
-}
-
-impl State {
-    /// Returns the inode in the upper layer as a target of changes, or `None` if there is none. Whoever uses it holds the rename
-    /// gate, shared, and the state.
-    pub(crate) fn at(&self) -> vellum_sys::Result<Option<At>> {
-        Ok(match &self.body {
-            Body::Dir(dir) => match &dir.upper {
-                Some(upper) => Some(At::Dir(upper.dir()?)),
-                None => None,
-            },
-            Body::File(file) => match &file.upper {
-                Some(UpperFile::Named { dir, name }) => Some(At::Name(dir.dir()?, name.clone())),
-                Some(UpperFile::Pinned(fd)) => Some(At::Fd(Arc::clone(fd))),
-                None => None,
-            },
-        })
     }
 }

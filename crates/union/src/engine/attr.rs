@@ -6,7 +6,8 @@ use vellum_format::{Mark, Nlink, NlinkBase};
 use vellum_sys::{FileKind, Stat};
 
 use crate::engine::at::At;
-use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, State};
+use crate::engine::gate::Placed;
+use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile};
 use crate::engine::request::{Attr, NodeId};
 use crate::engine::{Engine, Upper};
 use crate::error::On;
@@ -20,16 +21,15 @@ impl Engine {
     /// Returns the attributes of a node.
     pub fn attr(&self, id: NodeId) -> Result<Attr> {
         let node = self.node(id)?;
-        let (_gate, state) = self.unmoved(&node);
-        self.attr_in(&node, &state, None)
+        self.attr_in(&node, self.unmoved(&node).placed(), None)
     }
 
-    /// As [`Engine::attr`], for who holds the state, and the rename gate if the node is in the
-    /// upper layer. `seen` are attributes of the inode that counts, as stored, if they are known.
+    /// As [`Engine::attr`], of a node that stays where it is. `seen` are attributes of the inode
+    /// that counts, as stored, if they are known.
     pub(crate) fn attr_in(
         &self,
         node: &LiveNode,
-        state: &State,
+        state: Placed<'_>,
         seen: Option<Stat>,
     ) -> Result<Attr> {
         let stored = match seen {
@@ -87,7 +87,7 @@ impl Engine {
     }
 
     /// Returns the attributes of the inode that counts, as stored.
-    pub(crate) fn stat_in(&self, state: &State) -> Result<Stat> {
+    pub(crate) fn stat_in(&self, state: Placed<'_>) -> Result<Stat> {
         let at = state.at().on(self.layer(0))?;
         match (at, &state.body) {
             (Some(at), _) => at.stat().on(self.layer(0)),
@@ -111,7 +111,7 @@ impl Engine {
     }
 
     /// Returns the attributes with records applied.
-    pub(crate) fn shown_in(&self, state: &State, stored: &Stat) -> Result<Stat> {
+    pub(crate) fn shown_in(&self, state: Placed<'_>, stored: &Stat) -> Result<Stat> {
         let shown = |layer: usize, dir: &dyn LayerDir, name: Option<&OsStr>| {
             // Data-only layers have no say in attributes.
             let layer = &**self.stack.layers().get(layer).ok_or(Refusal::Stale)?;
@@ -132,7 +132,7 @@ impl Engine {
     }
 
     /// Returns how many names a file has in the union.
-    pub(crate) fn nlink(&self, state: &State, stored: &Stat) -> Result<u32> {
+    pub(crate) fn nlink(&self, state: Placed<'_>, stored: &Stat) -> Result<u32> {
         let (Body::File(file), Some(upper)) = (&state.body, &self.upper) else {
             return Ok(stored.nlink);
         };

@@ -27,6 +27,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::files::Opened;
+use crate::engine::gate::{self, NodeGate};
 use crate::engine::identity::Origin;
 use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, Place, State, UpperFile};
 use crate::engine::options::Durability;
@@ -129,6 +130,7 @@ impl Action<'_> {
     ///
     /// Errors: [`Refusal::ReadOnly`], [`Refusal::UnmappedId`], [`Refusal::LimitReached`], `Io`; then the node is as it was.
     pub(crate) fn to_upper(&self, node: &Arc<LiveNode>, what: What) -> Result<()> {
+        gate::assert_free();
         let upper = self.upper()?;
         if what.is_done(&node.state()) {
             return Ok(());
@@ -157,26 +159,27 @@ impl Action<'_> {
 
     /// Copies one node whose parent is in the upper layer; false if it is not (any more: the node was moved).
     fn copy_one(&self, upper: &Upper, node: &Arc<LiveNode>, what: What) -> Result<bool> {
-        let (shared, gate) = self.still(node);
+        let (gate, node_gate) = self.still(node);
         let copying = {
             let state = node.state();
             if what.is_done(&state) {
                 return Ok(true);
             }
             if let (true, Body::File(file)) = (state.in_upper(), &state.body) {
-                let at = state.at().on(upper)?;
+                let at = state.placed(&gate).at().on(upper)?;
                 let at = at.ok_or(Refusal::Stale)?;
                 let DataAt::Lower(source) = &file.data else {
                     return Ok(true);
                 };
                 let source = Arc::clone(source);
                 drop(state);
-                drop(shared);
+                drop(gate);
                 let taken = self.reserve_data(upper, &source, what, 0)?;
                 self.touch(node.id, Attrs::BLOCKS | Attrs::CTIME);
-                let done = self.data_up(upper, node, (at.clone(), source), what == What::Truncated);
+                let (truncated, lower) = (what == What::Truncated, (at.clone(), source));
+                let done = self.data_up(upper, node, lower, truncated, &node_gate);
                 taken.result(&done, || at.stat());
-                drop(gate);
+                drop(node_gate);
                 return done.map(|()| true);
             }
             let target = match &state.place {
@@ -187,10 +190,10 @@ impl Action<'_> {
                 None if node.is_dir() => return Err(Refusal::Stale.into()),
                 None => None,
             };
-            let lower_path = self.path_for_index(upper, &state)?;
+            let lower_path = self.path_for_index(upper, &state, &gate)?;
             // The node's gate keeps it in its place, and what is below never moves: nothing waits
             // for a lower layer.
-            drop(shared);
+            drop(gate);
             self.begin(upper, node, &state, (target, lower_path), what)?
         };
         if copying.origin.index.is_some() && upper.claim_index()? {
@@ -207,7 +210,7 @@ impl Action<'_> {
             self.touch_copied_into(dir);
         }
         let done = self.copy(&copying);
-        taken.result(&done, || match node.state().at()? {
+        taken.result(&done, || match self.unmoved(node).placed().at()? {
             Some(at) => at.stat(),
             None => Err(vellum_sys::Error::new(
                 "look at",
@@ -215,7 +218,7 @@ impl Action<'_> {
                 rustix::io::Errno::NOENT,
             )),
         });
-        drop(gate);
+        drop(node_gate);
         done.map(|()| true)
     }
 }
@@ -229,10 +232,10 @@ impl Engine {
         (target, lower_path): (Option<Target>, Option<PathBuf>),
         what: What,
     ) -> Result<Copying<'a>> {
-        let source = self.source(state)?;
+        let source = self.source(state.below())?;
         let stored = source.stat().on(self.layer(source.layer))?;
         let stored = stored.ok_or(Refusal::Stale)?;
-        let shown = self.shown_in(state, &stored)?;
+        let shown = self.shown_in(state.below(), &stored)?;
         let lower = match &state.body {
             Body::Dir(_) => None,
             Body::File(file) => match (&file.lower, &file.data) {
@@ -497,7 +500,7 @@ impl Engine {
         let mut state = copying.node.state_mut();
         if let Some(file) = open {
             let opened = Opened::Upper(Arc::new(file));
-            self.files.put(copying.node.id, opened);
+            self.files.put(copying.node.id, opened, &state);
         }
         if let Body::File(file) = &mut state.body {
             file.upper = Some(place);
@@ -506,13 +509,14 @@ impl Engine {
         self.copied();
     }
 
-    /// Gives a file that has only attributes in the upper layer its data there. The caller holds the node's gate.
+    /// Gives a file that has only attributes in the upper layer its data there.
     fn data_up(
         &self,
         upper: &Upper,
         node: &Arc<LiveNode>,
         (at, source): (At, Arc<LowerFile>),
         truncated: bool,
+        _gate: &NodeGate<'_>,
     ) -> Result<()> {
         let file = match &at {
             At::Name(dir, name) => dir.open_known_file(name, Access::ReadWrite),

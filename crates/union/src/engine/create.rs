@@ -23,10 +23,11 @@ use crate::engine::at::At;
 use crate::engine::copy_up::What;
 use crate::engine::files::Opened;
 use crate::engine::flags;
+use crate::engine::gate::{Gate, NamesHeld, Placed, Slot};
 use crate::engine::hide::Above;
 use crate::engine::links::is_merged;
 use crate::engine::lookup::Below;
-use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, Names, State, UpperFile};
+use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, State, UpperFile};
 use crate::engine::records;
 use crate::engine::request::{Caller, Entry, NewNode, NodeId};
 use crate::engine::table::Held;
@@ -75,11 +76,11 @@ impl Action<'_> {
         let taken = upper.usage.reserve(0, 1)?;
         let mut below = None;
         let done = loop {
-            let done = self.in_dir(&dir, |handle, names| {
+            let done = self.in_dir(&dir, |handle, names, gate| {
                 names.overtake(name);
                 let at = handle.dir().on(upper)?;
                 self.touch(dir.id, Attrs::NAMES);
-                let made = self.make(upper, &dir, names, &at, (name, below), &new);
+                let made = self.make(upper, &names.slot(name), &at, below, &new, gate);
                 let made = made.inspect_err(|_| {
                     // It may be there all the same, if it was made and could not be looked at.
                     names.forget_absent();
@@ -90,13 +91,14 @@ impl Action<'_> {
                 };
                 taken.made(&stored);
                 let kind = kind_of(what);
-                let node = self.add_new((&dir, names, name), &stored, kind)?;
+                let node = self.add_new(names.slot(name), &stored, kind)?;
                 node.protection.store(flags::KNOWN, Ordering::Relaxed);
                 if let Some(file) = file {
                     // It is about to be written to.
-                    self.files.put(node.id, Opened::Upper(Arc::new(file)));
+                    let opened = Opened::Upper(Arc::new(file));
+                    self.files.put(node.id, opened, &node.state());
                 }
-                self.entry_made(node, stored).map(Some)
+                self.entry_made(node, stored, gate).map(Some)
             });
             match done.transpose() {
                 Some(done) => break done,
@@ -119,7 +121,7 @@ impl Action<'_> {
         let new = self.new_thing(&NewNode::File, mode, caller)?;
         let dir = self.dir_node(parent)?;
         let taken = upper.usage.reserve(0, 1)?;
-        let done = self.in_dir(&dir, |handle, _| {
+        let done = self.in_dir(&dir, |handle, _, gate| {
             let at = handle.dir().on(upper)?;
             let file = match direct(upper, &new)? {
                 true => {
@@ -129,7 +131,7 @@ impl Action<'_> {
                     file.on(upper)?
                 }
                 false => {
-                    let got = self.inherited(&dir, &new)?;
+                    let got = self.inherited(&dir, &new, gate)?;
                     let file = upper.staging.dir().create_unnamed(0o600);
                     let file = file.on(upper)?;
                     let fd = rustix::io::fcntl_dupfd_cloexec(&file, 3);
@@ -151,7 +153,7 @@ impl Action<'_> {
             let node = self
                 .table
                 .add_nameless(numbers, FileKind::File, Body::File(body));
-            self.entry_made(node, stored)
+            self.entry_made(node, stored, gate)
         });
         self.sweep();
         done
@@ -186,9 +188,9 @@ impl Action<'_> {
                 return Err(Refusal::NotFound.into());
             }
             {
-                let _shared = self.shared();
-                self.may_change(&node)?;
-                self.may_add_to(&dir)?;
+                let gate = self.shared();
+                self.may_change(&node, &gate)?;
+                self.may_add_to(&dir, &gate)?;
             }
             let what = match upper.options.metacopy && upper.options.redirect_dir {
                 true => What::Meta,
@@ -197,36 +199,38 @@ impl Action<'_> {
             };
             self.to_upper(&node, what)?;
             self.to_upper(&dir, What::Names)?;
-            let shared = self.shared();
-            let mut names = dir.names();
+            let gate = self.shared();
+            let mut names = dir.names(&gate);
             if dir.is_gone() {
                 return Err(Refusal::NotFound.into());
             }
-            let Some(gate) = node.try_gate() else {
-                drop((names, shared));
+            let Some(node_gate) = node.try_gate() else {
+                drop(names);
+                drop(gate);
                 drop(node.gate());
                 continue;
             };
             names.overtake(name);
             let handle = dir.upper_dir().ok_or(Refusal::Stale)?;
             let at = handle.dir().on(upper)?;
-            let over = match self.is_free(upper, &dir, &mut names, &at, (name, below), true)? {
+            let over = match self.is_free(upper, &names.slot(name), &at, below, true)? {
                 Free::Yes(over) => over,
                 Free::No => return Err(Refusal::Exists.into()),
                 Free::Ask => {
-                    drop((gate, names, shared));
+                    drop((node_gate, names));
+                    drop(gate);
                     below = Some(self.below(&dir, name)?);
                     continue;
                 }
             };
-            self.redirect_for_link(&node)?;
+            self.redirect_for_link(&node, &gate)?;
             let mut state = node.state_mut();
-            self.before_links_change(&node, &state)?;
-            let Some(from) = state.at().on(upper)? else {
+            self.before_links_change(&node, state.placed(&gate))?;
+            let Some(from) = state.placed(&gate).at().on(upper)? else {
                 return Err(Refusal::Stale.into());
             };
-            if self.has_origin(&state)? {
-                self.make_impure(&dir)?;
+            if self.has_origin(state.placed(&gate))? {
+                self.make_impure(&dir, &gate)?;
             }
             // It may be there all the same if what follows fails.
             names.forget_absent();
@@ -249,32 +253,29 @@ impl Action<'_> {
             drop(state);
             self.table.link_inode(&node, stored.identity());
             let held = self.table.hold(&node);
-            self.table.add_name(&node, (&dir, &mut names, name));
+            self.table.add_name(&node, names.slot(name));
             dir.changed();
-            return self.entry(held);
+            return self.entry(held, &gate);
         }
     }
 
-    /// Calls `make` with a directory that is in the upper layer, its names and the rename gate being held.
+    /// Calls `make` with a directory that is in the upper layer, and its names.
     fn in_dir<T>(
         &self,
         dir: &Arc<LiveNode>,
-        make: impl FnOnce(&Arc<DirHandle>, &mut Names) -> Result<T>,
+        make: impl FnOnce(&Arc<DirHandle>, &mut NamesHeld<'_>, &Gate<'_>) -> Result<T>,
     ) -> Result<T> {
         loop {
             if let Some(handle) = dir.upper_dir() {
-                let _shared = self.shared();
-                let mut names = dir.names();
+                let gate = self.shared();
+                let mut names = dir.names(&gate);
                 if dir.is_gone() {
                     return Err(Refusal::NotFound.into());
                 }
-                self.may_add_to(dir)?;
-                return make(&handle, &mut names);
+                self.may_add_to(dir, &gate)?;
+                return make(&handle, &mut names, &gate);
             }
-            {
-                let _shared = self.shared();
-                self.may_add_to(dir)?;
-            }
+            self.may_add_to(dir, &self.shared())?;
             self.to_upper(dir, What::Names)?;
         }
     }
@@ -303,12 +304,16 @@ impl Engine {
     fn is_free(
         &self,
         upper: &Upper,
-        dir: &Arc<LiveNode>,
-        names: &mut Names,
+        slot: &Slot<'_>,
         at: &Dir,
-        (name, below): (&OsStr, Option<Below>),
+        below: Option<Below>,
         ask: bool,
     ) -> Result<Free> {
+        let Slot {
+            parent: dir,
+            names,
+            name,
+        } = slot;
         // Whatever is alive under a name is there.
         if names.get(name).is_some() {
             return Ok(Free::No);
@@ -332,14 +337,15 @@ impl Engine {
     fn make(
         &self,
         upper: &Upper,
-        dir: &Arc<LiveNode>,
-        names: &mut Names,
+        slot: &Slot<'_>,
         at: &Dir,
-        (name, below): (&OsStr, Option<Below>),
+        below: Option<Below>,
         new: &New<'_>,
+        gate: &Gate<'_>,
     ) -> Result<Option<(Stat, Option<File>)>> {
+        let name = slot.name;
         let direct = direct(upper, new)?;
-        let mut over = match self.is_free(upper, dir, names, at, (name, below), !direct)? {
+        let mut over = match self.is_free(upper, slot, at, below, !direct)? {
             Free::Yes(over) => over,
             Free::No => return Err(Refusal::Exists.into()),
             Free::Ask => return Ok(None),
@@ -362,7 +368,7 @@ impl Engine {
                 Err(_) => {}
             }
             // A whiteout, or something nobody has looked up yet.
-            over = match self.is_free(upper, dir, names, at, (name, below), true)? {
+            over = match self.is_free(upper, slot, at, below, true)? {
                 Free::Yes(Above::Nothing) | Free::No => return Err(Refusal::Exists.into()),
                 Free::Yes(over) => over,
                 Free::Ask => return Ok(None),
@@ -370,15 +376,17 @@ impl Engine {
         }
         let temp = upper.staging.name();
         let is_dir = matches!(new.what, NewNode::Dir);
-        let published = self.stage(upper, dir, &temp, new, over).and_then(|made| {
-            let published = upper.publish(&temp, at, name, is_dir, over);
-            published
-                .map(|()| made)
-                .map_err(|error| match error.is_exists() {
-                    true => Refusal::Exists.into(),
-                    false => upper.io(error),
-                })
-        });
+        let published = self
+            .stage(upper, slot.parent, &temp, new, over, gate)
+            .and_then(|made| {
+                let published = upper.publish(&temp, at, name, is_dir, over);
+                published
+                    .map(|()| made)
+                    .map_err(|error| match error.is_exists() {
+                        true => Refusal::Exists.into(),
+                        false => upper.io(error),
+                    })
+            });
         match published {
             Ok(made) => {
                 upper.unhide_name(at, name);
@@ -402,8 +410,9 @@ impl Engine {
         temp: &OsStr,
         new: &New<'_>,
         over: Above,
+        gate: &Gate<'_>,
     ) -> Result<(Stat, Option<File>)> {
-        let got = self.inherited(dir, new)?;
+        let got = self.inherited(dir, new, gate)?;
         let staging = upper.staging.dir();
         let at = At::Name(Arc::clone(staging), temp.to_owned());
         let foreign = !acting::possible(new.maker.uid, got.gid).on(upper)?;
@@ -449,11 +458,12 @@ impl Engine {
     }
 
     /// Returns what a directory gives to what is made in it, as the file system would.
-    fn inherited(&self, dir: &LiveNode, new: &New<'_>) -> Result<Got> {
+    fn inherited(&self, dir: &LiveNode, new: &New<'_>, gate: &Gate<'_>) -> Result<Got> {
         let state = dir.state();
-        let stored = self.stat_in(&state)?;
-        let shown = self.shown_in(&state, &stored)?;
-        let default = self.stored_acl(&state, OsStr::new(acl::DEFAULT))?;
+        let state = state.placed(gate);
+        let stored = self.stat_in(state)?;
+        let shown = self.shown_in(state, &stored)?;
+        let default = self.stored_acl(state, OsStr::new(acl::DEFAULT))?;
         let is_dir = matches!(new.what, NewNode::Dir);
         let (mut mode, mut access) = (new.mode, None);
         match (&default, new.what) {
@@ -481,7 +491,7 @@ impl Engine {
     }
 
     /// Returns an ACL of something in the upper layer, ids as stored.
-    fn stored_acl(&self, state: &State, name: &OsStr) -> Result<Option<Acl>> {
+    fn stored_acl(&self, state: Placed<'_>, name: &OsStr) -> Result<Option<Acl>> {
         let upper = self.upper()?;
         let Some(at) = state.at().on(upper)? else {
             return Ok(None);
@@ -503,8 +513,8 @@ impl Engine {
     }
 
     /// Returns the entry of something that was just made.
-    fn entry_made(&self, node: Held<'_>, stored: Stat) -> Result<Entry> {
-        let attr = self.attr_in(&node, &node.state(), Some(stored))?;
+    fn entry_made(&self, node: Held<'_>, stored: Stat, gate: &Gate<'_>) -> Result<Entry> {
+        let attr = self.attr_in(&node, node.state().placed(gate), Some(stored))?;
         Ok(Entry {
             node: node.keep().id,
             generation: self.table.generation(),

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::blocks::OpenBlocks;
+use crate::engine::nodes::State;
 use crate::engine::request::NodeId;
 
 /// How many entries are kept. An entry of a file copied up block by block holds two descriptors. With the directories of
@@ -64,8 +65,9 @@ impl FileCache {
         Some(entry.opened.clone())
     }
 
-    /// Keeps what was opened of a node, in the place of what was kept before. The caller holds the node's state.
-    pub fn put(&self, node: NodeId, opened: Opened) {
+    /// Keeps what was opened of a node, in the place of what was kept before. `_state` is the
+    /// node's.
+    pub fn put(&self, node: NodeId, opened: Opened, _state: &State) {
         let mut closed = Vec::new();
         let mut inner = self.lock();
         let inner = &mut *inner;
@@ -111,15 +113,25 @@ impl FileCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::nodes::{Body, DataAt, FileBody};
 
     #[test]
     fn the_number_is_bounded_and_the_used_stay() {
         let cache = FileCache::default();
+        let state = State {
+            place: None,
+            links: None,
+            body: Body::File(FileBody {
+                upper: None,
+                lower: None,
+                data: DataAt::Upper,
+            }),
+        };
         let file = Arc::new(tempfile::tempfile().unwrap());
         let favourite = NodeId(1);
-        cache.put(favourite, Opened::Upper(Arc::clone(&file)));
+        cache.put(favourite, Opened::Upper(Arc::clone(&file)), &state);
         for node in 2..1000 {
-            cache.put(NodeId(node), Opened::Lower(Arc::clone(&file)));
+            cache.put(NodeId(node), Opened::Lower(Arc::clone(&file)), &state);
             assert!(cache.get(favourite).is_some(), "{node}");
         }
         assert_eq!(cache.lock().entries.len(), ENTRIES_MAX);

@@ -18,7 +18,8 @@ use vellum_sys::{Dir, FileKind, Stat, quota};
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
-use crate::engine::nodes::{Body, LiveNode, State};
+use crate::engine::gate::{Gate, Placed};
+use crate::engine::nodes::{Body, LiveNode};
 use crate::engine::request::NodeId;
 use crate::engine::{Engine, Upper};
 use crate::error::{On, Site};
@@ -54,8 +55,7 @@ impl Engine {
     /// Errors: [`Refusal::Unsupported`] for anything else, and where the file system has none.
     pub fn flags(&self, id: NodeId) -> Result<u32> {
         let node = self.flagged(id)?;
-        let (_gate, state) = self.unmoved(&node);
-        self.flags_in(&state)
+        self.flags_in(self.unmoved(&node).placed())
     }
 }
 
@@ -68,10 +68,10 @@ impl Action<'_> {
         let node = self.flagged(id)?;
         self.to_upper(&node, What::Meta)?;
         self.touch(node.id, Attrs::CTIME);
-        let _shared = self.shared();
+        let gate = self.shared();
         // For writing: what is decided by the flags is not decided meanwhile.
         let state = node.state_mut();
-        let at = state.at().on(upper)?.ok_or(Refusal::Stale)?;
+        let at = state.placed(&gate).at().on(upper)?.ok_or(Refusal::Stale)?;
         let open = open(&at).on(upper)?;
         let own = own_flags(&open).map_err(|error| unsupported_or(upper, error))?;
         let wanted = flags & !PROTECTED;
@@ -106,8 +106,8 @@ impl Engine {
     /// Errors: [`Refusal::Unsupported`] for anything else.
     pub fn project(&self, id: NodeId) -> Result<u32> {
         let node = self.flagged(id)?;
-        let (_gate, state) = self.unmoved(&node);
-        let asked = match (state.at().on(self.layer(0))?, &state.body) {
+        let state = self.unmoved(&node);
+        let asked = match (state.placed().at().on(self.layer(0))?, &state.body) {
             (Some(at), _) => open(&at).and_then(|open| match &open {
                 Open::File(file) => quota::project(file),
                 Open::Dir(dir) => quota::project(&**dir),
@@ -138,12 +138,12 @@ impl Action<'_> {
         }
         let upper = self.upper()?;
         let node = self.flagged(id)?;
-        self.may_change(&node)?;
+        self.may_change(&node, &self.shared())?;
         self.to_upper(&node, What::Meta)?;
         self.touch(node.id, Attrs::CTIME);
-        let _shared = self.shared();
+        let gate = self.shared();
         let state = node.state_mut();
-        let at = state.at().on(upper)?.ok_or(Refusal::Stale)?;
+        let at = state.placed(&gate).at().on(upper)?.ok_or(Refusal::Stale)?;
         let given = open(&at).and_then(|open| match &open {
             Open::File(file) => quota::give_project(file, project),
             Open::Dir(dir) => quota::give_project(&**dir, project),
@@ -169,8 +169,7 @@ impl Engine {
         if !matches!(node.kind, FileKind::File | FileKind::Dir) {
             return Ok(false);
         }
-        let (_gate, state) = self.unmoved(node);
-        let flags = match self.flags_in(&state) {
+        let flags = match self.flags_in(self.unmoved(node).placed()) {
             Err(Error::Refused {
                 refusal: Refusal::Unsupported,
             }) => 0,
@@ -180,16 +179,16 @@ impl Engine {
     }
 
     /// Refuses to change, move, remove or link what is immutable or append-only, as it is for every program.
-    pub(crate) fn may_change(&self, node: &LiveNode) -> Result<()> {
-        match self.protection(node)? & (IS_IMMUTABLE | IS_APPEND_ONLY) {
+    pub(crate) fn may_change(&self, node: &LiveNode, gate: &Gate<'_>) -> Result<()> {
+        match self.protection(node, gate)? & (IS_IMMUTABLE | IS_APPEND_ONLY) {
             0 => Ok(()),
             _ => Err(Refusal::NotPermitted.into()),
         }
     }
 
     /// Refuses to add names to an immutable directory.
-    pub(crate) fn may_add_to(&self, dir: &LiveNode) -> Result<()> {
-        match self.protection(dir)? & IS_IMMUTABLE {
+    pub(crate) fn may_add_to(&self, dir: &LiveNode, gate: &Gate<'_>) -> Result<()> {
+        match self.protection(dir, gate)? & IS_IMMUTABLE {
             0 => Ok(()),
             _ => Err(Refusal::NotPermitted.into()),
         }
@@ -197,12 +196,11 @@ impl Engine {
 
     /// Returns whether a file that is still below may not be changed at all, without opening it.
     pub(crate) fn is_protected_below(&self, node: &LiveNode) -> Result<bool> {
-        let _shared = self.shared();
-        Ok(self.protection(node)? & IS_IMMUTABLE != 0)
+        Ok(self.protection(node, &self.shared())? & IS_IMMUTABLE != 0)
     }
 
-    /// Returns how a node is protected, asking once. The caller holds the rename gate, and not the node's state.
-    fn protection(&self, node: &LiveNode) -> Result<u8> {
+    /// Returns how a node is protected, asking once. The caller does not hold the node's state.
+    fn protection(&self, node: &LiveNode, gate: &Gate<'_>) -> Result<u8> {
         if !matches!(node.kind, FileKind::File | FileKind::Dir) {
             return Ok(KNOWN);
         }
@@ -211,7 +209,8 @@ impl Engine {
             known => return Ok(known),
         }
         let state = node.state();
-        let found = match (state.at().on(self.layer(0))?, &self.upper, &state.body) {
+        let at = state.placed(gate).at().on(self.layer(0))?;
+        let found = match (at, &self.upper, &state.body) {
             (Some(at), Some(upper), _) => {
                 let value = at.xattr(upper.options.prefix.xattr(Mark::Protattr));
                 let value = value.on(upper)?;
@@ -229,7 +228,7 @@ impl Engine {
         Ok(found)
     }
 
-    fn flags_in(&self, state: &State) -> Result<u32> {
+    fn flags_in(&self, state: Placed<'_>) -> Result<u32> {
         if let Some(upper) = &self.upper
             && let Some(at) = state.at().on(upper)?
         {

@@ -21,8 +21,9 @@ use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
+use crate::engine::gate::{self, Gate, NamesHeld};
 use crate::engine::lookup::{Below, Concluded};
-use crate::engine::nodes::{Body, DirBody, FileBody, LiveNode, Names, State, UpperFile};
+use crate::engine::nodes::{Body, DirBody, FileBody, LiveNode, State, UpperFile};
 use crate::engine::request::NodeId;
 use crate::engine::table::Held;
 use crate::engine::{Engine, Upper};
@@ -80,6 +81,7 @@ impl Inside {
 #[derive(Clone, Copy)]
 struct Removal<'a> {
     upper: &'a Upper,
+    gate: &'a Gate<'a>,
     /// The directory that has the name, and where it is in the upper layer.
     dir: &'a Arc<LiveNode>,
     handle: &'a Arc<DirHandle>,
@@ -117,9 +119,9 @@ impl Action<'_> {
         let mut asked_inside = None;
         loop {
             let sought = self.search(&dir, name)?;
-            let shared = self.shared();
-            let mut names = dir.names();
-            let node = match self.conclude(sought, (&dir, &mut names, name), None)? {
+            let gate = self.shared();
+            let mut names = dir.names(&gate);
+            let node = match self.conclude(sought, names.slot(name), None)? {
                 Concluded::Found(node, _) => node,
                 Concluded::Absent => return Err(Refusal::NotFound.into()),
                 Concluded::Again => continue,
@@ -130,20 +132,22 @@ impl Action<'_> {
                 (false, true) => return Err(Refusal::NotADirectory.into()),
                 _ => {}
             }
-            self.may_change(&dir)?;
-            self.may_change(&node)?;
+            self.may_change(&dir, &gate)?;
+            self.may_change(&node, &gate)?;
             let below = match Below::known(asked, &dir) {
                 // What is not in the upper layer shows from below.
                 _ if !node.in_upper() => true,
                 Some(below) => below.is_some(),
                 None => {
-                    drop((names, shared));
+                    drop(names);
+                    drop(gate);
                     asked = Some(self.below(&dir, name)?);
                     continue;
                 }
             };
             let Some(inside) = Inside::known(asked_inside.as_ref(), &node) else {
-                drop((names, shared));
+                drop(names);
+                drop(gate);
                 asked_inside = Some(self.inside(&node)?);
                 continue;
             };
@@ -155,22 +159,26 @@ impl Action<'_> {
                     self.touch(node.id, Attrs::ATIME);
                     return Err(Refusal::NotEmpty.into());
                 }
-                drop((names, shared));
+                drop(names);
+                drop(gate);
                 self.to_upper(&dir, What::Names)?;
                 continue;
             };
-            if self.needs_alias(&node, &handle, name)? {
-                drop((names, shared));
+            if self.needs_alias(&node, &handle, name, &gate)? {
+                drop(names);
+                drop(gate);
                 self.to_upper_as(&node, &dir, name)?;
                 continue;
             }
-            let Some(_gate) = node.try_gate() else {
-                drop((names, shared));
+            let Some(_node_gate) = node.try_gate() else {
+                drop(names);
+                drop(gate);
                 drop(node.gate());
                 continue;
             };
             let removal = Removal {
                 upper,
+                gate: &gate,
                 dir: &dir,
                 handle: &handle,
                 name,
@@ -185,9 +193,10 @@ impl Action<'_> {
         }
     }
 
-    fn remove_file(&self, removal: &Removal<'_>, names: &mut Names) -> Result<()> {
+    fn remove_file(&self, removal: &Removal<'_>, names: &mut NamesHeld<'_>) -> Result<()> {
         let Removal {
             upper,
+            gate,
             dir,
             handle,
             name,
@@ -202,7 +211,7 @@ impl Action<'_> {
             true => Some(pin(&state, &at, handle, name).on(upper)?),
             false => None,
         };
-        self.before_links_change(node, &state)?;
+        self.before_links_change(node, state.placed(gate))?;
         match (own, below) {
             (true, false) => at.unlink(name),
             (true, true) => upper.hide_over(&at, name, false),
@@ -216,9 +225,9 @@ impl Action<'_> {
         self.touch_unnamed(node, &state);
         self.touch(dir.id, Attrs::NAMES);
         drop(state);
-        self.table.drop_name((dir, names, name));
+        self.table.drop_name(names.slot(name));
         dir.changed();
-        self.after_links_change(node)
+        self.after_links_change(node, gate)
     }
 
     /// Notes that a file has lost a name.
@@ -239,9 +248,10 @@ impl Action<'_> {
         );
     }
 
-    fn remove_dir(&self, removal: &Removal<'_>, names: &mut Names) -> Result<()> {
+    fn remove_dir(&self, removal: &Removal<'_>, names: &mut NamesHeld<'_>) -> Result<()> {
         let Removal {
             upper,
+            gate,
             dir,
             handle,
             name,
@@ -250,7 +260,7 @@ impl Action<'_> {
             inside,
         } = *removal;
         // Nothing is made in it any more from here on.
-        let names_in_it = node.names();
+        let names_in_it = node.names(gate);
         let at = handle.dir().on(upper)?;
         let mut state = node.state_mut();
         let Body::Dir(body) = &mut state.body else {
@@ -275,7 +285,7 @@ impl Action<'_> {
         self.touch_unnamed(node, &state);
         drop((state, names_in_it));
         self.touch(dir.id, Attrs::NAMES);
-        self.table.drop_name((dir, names, name));
+        self.table.drop_name(names.slot(name));
         dir.changed();
         Ok(())
     }
@@ -377,6 +387,7 @@ impl Engine {
 
     /// Asks the lower layers what they show in a directory. To be called with no lock held.
     pub(crate) fn inside(&self, dir: &LiveNode) -> Result<Inside> {
+        gate::assert_free();
         let parts = match &dir.state().body {
             Body::Dir(body) => Arc::clone(&body.parts),
             Body::File(_) => return Err(Refusal::NotADirectory.into()),

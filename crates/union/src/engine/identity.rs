@@ -14,6 +14,7 @@ use vellum_sys::{Dir, handle};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::at::At;
+use crate::engine::gate::Gate;
 use crate::engine::nodes::{Body, LiveNode, State};
 use crate::engine::shown::{Inode, Source};
 use crate::engine::{Engine, Upper};
@@ -195,12 +196,17 @@ impl Engine {
 
 impl Engine {
     /// Returns where the layers below have a file that is about to be copied up, if its copy goes
-    /// into the index: it is one of several names. The caller holds the rename gate.
-    pub(super) fn path_for_index(&self, upper: &Upper, state: &State) -> Result<Option<PathBuf>> {
+    /// into the index: it is one of several names.
+    pub(super) fn path_for_index(
+        &self,
+        upper: &Upper,
+        state: &State,
+        gate: &Gate<'_>,
+    ) -> Result<Option<PathBuf>> {
         match (&state.body, &state.place) {
             (Body::File(file), Some(place)) if upper.index.is_some() => {
                 let several = file.lower.as_ref().is_some_and(|lower| lower.nlink > 1);
-                let path = || self.lower_path(&place.parent, place.name.clone());
+                let path = || self.lower_path(&place.parent, place.name.clone(), gate);
                 several.then(path).transpose()
             }
             _ => Ok(None),
@@ -300,9 +306,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns whether a directory in the upper layer may hold names whose numbers come from elsewhere. The caller holds the
-    /// rename gate.
-    pub(crate) fn is_impure(&self, dir: &LiveNode) -> Result<bool> {
+    /// Returns whether a directory in the upper layer may hold names whose numbers come from
+    /// elsewhere.
+    pub(crate) fn is_impure(&self, dir: &LiveNode, _gate: &Gate<'_>) -> Result<bool> {
         match dir.upper_dir() {
             Some(upper) => self.is_impure_by(dir, &upper),
             None => Ok(false),

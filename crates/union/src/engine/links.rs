@@ -19,7 +19,8 @@ use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
-use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, State, UpperFile};
+use crate::engine::gate::{Gate, Placed};
+use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, Place, State, UpperFile};
 use crate::engine::{Engine, Upper};
 use crate::error::{On, Site};
 use crate::{Error, Layer, Refusal, Result};
@@ -32,6 +33,7 @@ impl Engine {
         node: &LiveNode,
         handle: &Arc<DirHandle>,
         name: &OsStr,
+        _gate: &Gate<'_>,
     ) -> Result<bool> {
         let upper = self.upper()?;
         let state = node.state();
@@ -63,10 +65,11 @@ impl Action<'_> {
         self.to_upper(dir, What::Names)?;
         let upper = self.upper()?;
         loop {
-            let shared = self.shared();
-            let names = dir.names();
-            let Some(_gate) = node.try_gate() else {
-                drop((names, shared));
+            let gate = self.shared();
+            let names = dir.names(&gate);
+            let Some(_node_gate) = node.try_gate() else {
+                drop(names);
+                drop(gate);
                 drop(node.gate());
                 continue;
             };
@@ -81,12 +84,12 @@ impl Action<'_> {
                 return Ok(());
             }
             let state = node.state_mut();
-            let from = state.at().on(upper)?;
+            let from = state.placed(&gate).at().on(upper)?;
             let Some(from) = from else {
                 return Err(Refusal::Stale.into());
             };
             let stored = from.stat().on(upper)?;
-            let count = self.nlink(&state, &stored)?;
+            let count = self.nlink(state.placed(&gate), &stored)?;
             // The lower count does not change with the name, so the mark is right before and after.
             let lower = match &state.body {
                 Body::File(file) => file.lower.as_ref().map(|lower| lower.nlink),
@@ -118,7 +121,7 @@ impl Action<'_> {
 impl Engine {
     /// Writes down how many names a file has, relative to the upper inode's own count, so that the number is right
     /// before and after a name of that inode comes or goes. Nothing to do for files whose count is not kept.
-    pub(crate) fn before_links_change(&self, node: &LiveNode, state: &State) -> Result<()> {
+    pub(crate) fn before_links_change(&self, node: &LiveNode, state: Placed<'_>) -> Result<()> {
         let Some((upper, at, stored)) = self.counted(node, state)? else {
             return Ok(());
         };
@@ -127,22 +130,22 @@ impl Engine {
     }
 
     /// Removes a file from the index if it has lost its last name, and gives back what then nobody needs.
-    pub(crate) fn after_links_change(&self, node: &LiveNode) -> Result<()> {
+    pub(crate) fn after_links_change(&self, node: &LiveNode, gate: &Gate<'_>) -> Result<()> {
         if !node.is_dir() {
-            self.drop_from_index(node)?;
+            self.drop_from_index(node, gate)?;
         }
         self.name_gone(node)
     }
 
-    fn drop_from_index(&self, node: &LiveNode) -> Result<()> {
+    fn drop_from_index(&self, node: &LiveNode, gate: &Gate<'_>) -> Result<()> {
         let mut state = node.state_mut();
-        let Some((upper, at, stored)) = self.counted(node, &state)? else {
+        let Some((upper, at, stored)) = self.counted(node, state.placed(gate))? else {
             return Ok(());
         };
         let Some(index) = &upper.index else {
             return Ok(());
         };
-        if self.nlink(&state, &stored)? > 0 {
+        if self.nlink(state.placed(gate), &stored)? > 0 {
             return Ok(());
         }
         let origin = at.xattr(upper.options.prefix.xattr(Mark::Origin));
@@ -170,7 +173,7 @@ impl Engine {
     }
 
     /// Returns the upper inode of a file whose names are counted by a mark.
-    fn counted(&self, node: &LiveNode, state: &State) -> Result<Option<(&Upper, At, Stat)>> {
+    fn counted(&self, node: &LiveNode, state: Placed<'_>) -> Result<Option<(&Upper, At, Stat)>> {
         let upper = self.upper()?;
         if node.is_dir() || upper.index.is_none() || state.links.is_none() || !state.in_upper() {
             return Ok(None);
@@ -186,19 +189,20 @@ impl Engine {
     }
 
     /// Marks a file whose data is below so that it is found whatever the file is called.
-    pub(crate) fn redirect_for_link(&self, node: &Arc<LiveNode>) -> Result<()> {
+    pub(crate) fn redirect_for_link(&self, node: &Arc<LiveNode>, gate: &Gate<'_>) -> Result<()> {
         let state = node.state();
         match (has_data_below(&state), state.place.clone()) {
             (true, Some(place)) => {
-                let at = state.at().on(self.layer(0))?;
+                let at = state.placed(gate).at().on(self.layer(0))?;
                 drop(state);
-                self.set_redirect(&at.ok_or(Refusal::Stale)?, &place.parent, &place.name, true)
+                self.set_redirect(&at.ok_or(Refusal::Stale)?, &place, true, gate)
             }
             _ => Ok(()),
         }
     }
 
-    /// Marks what is at `at`, and called `name` in `parent` by now, with where the layers below have it. With
+    /// Marks what is at `at`, and has the name `place` by now, with where the layers below have it.
+    /// With
     /// `absolute`, the mark is good wherever it is moved; else only within its directory. A mark that is good enough
     /// stays.
     ///
@@ -206,9 +210,9 @@ impl Engine {
     pub(crate) fn set_redirect(
         &self,
         at: &At,
-        parent: &Arc<LiveNode>,
-        name: &OsStr,
+        place: &Place,
         absolute: bool,
+        gate: &Gate<'_>,
     ) -> Result<()> {
         let upper = self.upper()?;
         let present = upper.redirect(at)?;
@@ -216,11 +220,11 @@ impl Engine {
             Some(Redirect::FromRoot(_)) => return Ok(()),
             Some(Redirect::Sibling(_)) if !absolute => return Ok(()),
             Some(Redirect::Sibling(name)) => name,
-            None => name.to_owned(),
+            None => place.name.clone(),
         };
         let redirect = match absolute {
             false => Redirect::sibling(&lower_name),
-            true => Redirect::from_root(&self.lower_path(parent, lower_name)?),
+            true => Redirect::from_root(&self.lower_path(&place.parent, lower_name, gate)?),
         };
         let value = redirect.map_err(|_| Refusal::CrossDevice)?.encode();
         let mark = upper.options.prefix.xattr(Mark::Redirect);
@@ -234,14 +238,22 @@ impl Engine {
     }
 
     /// Returns the path from the root at which the layers below have `name` of a directory.
-    pub(super) fn lower_path(&self, dir: &Arc<LiveNode>, name: OsString) -> Result<PathBuf> {
+    pub(super) fn lower_path(
+        &self,
+        dir: &Arc<LiveNode>,
+        name: OsString,
+        gate: &Gate<'_>,
+    ) -> Result<PathBuf> {
         let upper = self.upper()?;
         let mut names = vec![name];
         let mut at = Arc::clone(dir);
         loop {
             let (place, inode) = {
                 let state = at.state();
-                (state.place.clone(), state.at().on(self.layer(0))?)
+                (
+                    state.place.clone(),
+                    state.placed(gate).at().on(self.layer(0))?,
+                )
             };
             let Some(place) = place else {
                 break;
@@ -264,7 +276,7 @@ impl Engine {
     }
 
     /// Returns whether the upper inode was copied from a lower layer, as far as its marks say.
-    pub(crate) fn has_origin(&self, state: &State) -> Result<bool> {
+    pub(crate) fn has_origin(&self, state: Placed<'_>) -> Result<bool> {
         let upper = self.upper()?;
         let Some(at) = state.at().on(upper)? else {
             return Ok(false);
@@ -275,7 +287,7 @@ impl Engine {
 
     /// Marks a directory as holding something that was copied up elsewhere, so that other engines look for its number
     /// when they list it.
-    pub(crate) fn make_impure(&self, dir: &LiveNode) -> Result<()> {
+    pub(crate) fn make_impure(&self, dir: &LiveNode, _gate: &Gate<'_>) -> Result<()> {
         let upper = self.upper()?;
         match dir.upper_dir() {
             Some(handle) => {

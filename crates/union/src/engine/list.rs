@@ -200,11 +200,11 @@ impl Engine {
     /// Reads the names in a directory, merged.
     fn read_names(&self, dir: &Arc<LiveNode>) -> Result<Vec<Listed>> {
         let (parts, impure) = {
-            let _shared = self.shared();
+            let gate = self.shared();
             if dir.is_gone() {
                 return Ok(Vec::new());
             }
-            let impure = self.is_impure(dir)?;
+            let impure = self.is_impure(dir, &gate)?;
             let state = dir.state();
             let Body::Dir(body) = &state.body else {
                 return Err(Refusal::NotADirectory.into());

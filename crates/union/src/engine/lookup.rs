@@ -38,6 +38,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::Engine;
 use crate::engine::blocks::BlockFile;
 use crate::engine::flags;
+use crate::engine::gate::{self, Gate, Slot};
 use crate::engine::hide::lower_shares;
 use crate::engine::nodes::{
     Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, Names, UpperFile,
@@ -95,7 +96,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         if let Some(number) = self.number.take() {
-            self.parent.names().end(number);
+            self.parent.end_question(number);
         }
     }
 }
@@ -168,10 +169,7 @@ impl Engine {
         let Some((node, seen)) = self.find(&parent, name, None)? else {
             return Ok(None);
         };
-        let attr = {
-            let (_gate, state) = self.unmoved(&node);
-            self.attr_in(&node, &state, seen)?
-        };
+        let attr = self.attr_in(&node, self.unmoved(&node).placed(), seen)?;
         Ok(Some(self.entry_of(node, attr)))
     }
 
@@ -197,9 +195,9 @@ impl Engine {
         gone
     }
 
-    /// Hands a node to the front, with its attributes. The caller holds the rename gate.
-    pub(crate) fn entry(&self, node: Held<'_>) -> Result<Entry> {
-        let attr = self.attr_in(&node, &node.state(), None)?;
+    /// Hands a node to the front, with its attributes.
+    pub(crate) fn entry(&self, node: Held<'_>, gate: &Gate<'_>) -> Result<Entry> {
+        let attr = self.attr_in(&node, node.state().placed(gate), None)?;
         Ok(self.entry_of(node, attr))
     }
 
@@ -226,9 +224,9 @@ impl Engine {
                 Sought::Live(node) => return Ok(Some((node, None))),
                 asked => asked,
             };
-            let _shared = self.shared();
-            let mut names = parent.names();
-            match self.conclude(sought, (parent, &mut names, name), numbers)? {
+            let gate = self.shared();
+            let mut names = parent.names(&gate);
+            match self.conclude(sought, names.slot(name), numbers)? {
                 Concluded::Found(node, seen) => return Ok(Some((node, seen))),
                 Concluded::Absent => return Ok(None),
                 Concluded::Again => {}
@@ -249,9 +247,9 @@ impl Engine {
                 Sought::Live(node) => return Ok(Some((node.ino, node.kind))),
                 Sought::Asked(asked) => asked,
             };
-            let shared = self.shared();
-            let counts = asked.question.end(&mut dir.names());
-            drop(shared);
+            let gate = self.shared();
+            let counts = asked.question.end(&mut dir.names(&gate));
+            drop(gate);
             if !counts {
                 continue;
             }
@@ -273,11 +271,12 @@ impl Engine {
         if name.len() > NAME_MAX_BYTES {
             return Err(Refusal::NameTooLong.into());
         }
+        gate::assert_free();
         // Before the layers are asked: what is copied up later may or may not be seen.
         let copies = self.copies.load(Ordering::SeqCst);
-        let shared = self.shared();
+        let gate = self.shared();
         let question = {
-            let mut names = parent.names();
+            let mut names = parent.names(&gate);
             if let Some(node) = names.get(name) {
                 return Ok(Sought::Live(self.table.hold(&node)));
             }
@@ -295,7 +294,7 @@ impl Engine {
         };
         let above = above.map(|above| above.held()).transpose();
         let above = above.on(self.layer(0))?;
-        drop(shared);
+        drop(gate);
         let answer = self.ask(parent, &parts, above.as_ref(), name);
         Ok(Sought::Asked(Asked {
             question,
@@ -399,12 +398,11 @@ impl Engine {
         Ok(Answer::File(Box::new(found)))
     }
 
-    /// Returns what a name is, now that the locks are held: the rename gate and the names of
-    /// `parent`. Asks no layer.
+    /// Returns what a name is, now that the names are held. Asks no layer.
     pub(crate) fn conclude(
         &self,
         sought: Sought<'_>,
-        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
+        at: Slot<'_>,
         numbers: Option<Numbered>,
     ) -> Result<Concluded<'_>> {
         let (asked, counts) = match sought {
@@ -414,39 +412,38 @@ impl Engine {
                 copies,
                 answer,
             }) => {
-                let counts = question.end(names);
+                let counts = question.end(at.names);
                 (Some((parts, copies, answer)), counts)
             }
             Sought::Live(_) | Sought::Absent => (None, false),
         };
-        if let Some(node) = names.get(name) {
+        if let Some(node) = at.names.get(at.name) {
             return Ok(Concluded::Found(self.table.hold(&node), None));
         }
-        if parent.is_gone() || names.is_absent(name) {
+        if at.parent.is_gone() || at.names.is_absent(at.name) {
             return Ok(Concluded::Absent);
         }
         let Some((parts, copies, answer)) = asked.filter(|_| counts) else {
             return Ok(Concluded::Again);
         };
-        if parent.lookups.load(Ordering::Relaxed) == 0 {
+        if at.parent.lookups.load(Ordering::Relaxed) == 0 {
             // Forgotten meanwhile: by now it may have another node.
             return Err(Refusal::Stale.into());
         }
-        let upper = match &parent.state().body {
+        let upper = match &at.parent.state().body {
             Body::Dir(dir) if Arc::ptr_eq(&dir.parts, &parts) => dir.upper.clone(),
             _ => return Ok(Concluded::Again),
         };
-        let at = (parent, names, name);
         match answer? {
             Answer::Absent { hidden } => {
                 if !hidden {
-                    at.1.note_absent(name);
+                    at.names.note_absent(at.name);
                 }
                 Ok(Concluded::Absent)
             }
             Answer::Dir { ino, parts } => {
                 let seen = parts[0].dir.stat.clone();
-                let body = Body::Dir(self.dir_body(upper.as_ref(), name, parts));
+                let body = Body::Dir(self.dir_body(upper.as_ref(), at.name, parts));
                 let numbers = numbers.unwrap_or_else(|| self.table.number(ino));
                 let node = self.table.add(at, numbers, FileKind::Dir, body);
                 Ok(Concluded::Found(node, Some(seen)))
@@ -467,7 +464,7 @@ impl Engine {
         file: InLayers,
         upper: Option<Arc<DirHandle>>,
         copies: u64,
-        at: (&Arc<LiveNode>, &mut Names, &OsStr),
+        at: Slot<'_>,
         numbers: Option<Numbered>,
     ) -> Result<Concluded<'_>> {
         let indexed = matches!(file.upper, InUpper::Index(_));
@@ -481,7 +478,7 @@ impl Engine {
                 InUpper::No => None,
                 InUpper::Here => Some(UpperFile::Named {
                     dir: upper.ok_or(Refusal::Stale)?,
-                    name: at.2.to_owned(),
+                    name: at.name.to_owned(),
                 }),
                 InUpper::Index(place) => Some(place),
             },
@@ -550,6 +547,7 @@ impl Engine {
 
     /// Asks the lower layers for a name. To be called with no lock held.
     pub(crate) fn below(&self, dir: &LiveNode, name: &OsStr) -> Result<Below> {
+        gate::assert_free();
         let parts = match &dir.state().body {
             Body::Dir(body) => Arc::clone(&body.parts),
             Body::File(_) => return Err(Refusal::NotADirectory.into()),
@@ -570,32 +568,27 @@ impl Engine {
         })
     }
 
-    /// Adds a node for something that was just made in the upper layer under this name, and has nothing below it. The caller
-    /// holds the rename gate and the names of `parent`.
-    pub(crate) fn add_new(
-        &self,
-        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
-        stored: &Stat,
-        kind: FileKind,
-    ) -> Result<Held<'_>> {
-        let dir = parent.upper_dir().ok_or(Refusal::Stale)?;
+    /// Adds a node for something that was just made in the upper layer under this name, and has
+    /// nothing below it.
+    pub(crate) fn add_new(&self, at: Slot<'_>, stored: &Stat, kind: FileKind) -> Result<Held<'_>> {
+        let dir = at.parent.upper_dir().ok_or(Refusal::Stale)?;
         let ino = self.numbers.show(stored.identity());
         let body = match stored.kind {
-            FileKind::Dir => Body::Dir(self.new_dir_body(&dir, name, stored)),
+            FileKind::Dir => Body::Dir(self.new_dir_body(&dir, at.name, stored)),
             _ => Body::File(FileBody {
                 upper: Some(UpperFile::Named {
                     dir,
-                    name: name.to_owned(),
+                    name: at.name.to_owned(),
                 }),
                 lower: None,
                 data: DataAt::Upper,
             }),
         };
-        parent.changed();
+        at.parent.changed();
         let numbers = self.table.number(ino);
-        let node = self.table.add((parent, names, name), numbers, kind, body);
+        let node = self.table.add(at, numbers, kind, body);
         if kind == FileKind::Dir {
-            node.names().begin_empty();
+            node.begin_empty();
         }
         Ok(node)
     }

@@ -20,6 +20,7 @@ use vellum_sys::FileKind;
 
 use crate::dir_layer::DirHandle;
 use crate::engine::blocks::BlockFile;
+use crate::engine::gate::{Gate, NamesHeld, NodeGate};
 use crate::engine::list::Listings;
 use crate::engine::request::NodeId;
 use crate::engine::table::Numbered;
@@ -213,16 +214,18 @@ impl LiveNode {
     }
 
     /// Takes the gate. Nobody who holds a lock that comes later may wait here; see [`crate::engine::Engine::still`].
-    pub fn gate(&self) -> MutexGuard<'_, ()> {
+    pub fn gate(&self) -> NodeGate<'_> {
         // It guards no data of its own.
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+        NodeGate::new(self.gate.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Takes the gate if nobody has it.
-    pub fn try_gate(&self) -> Option<MutexGuard<'_, ()>> {
+    pub fn try_gate(&self) -> Option<NodeGate<'_>> {
         match self.gate.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Ok(guard) => Some(NodeGate::new(guard)),
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => {
+                Some(NodeGate::new(poisoned.into_inner()))
+            }
             Err(std::sync::TryLockError::WouldBlock) => None,
         }
     }
@@ -236,10 +239,25 @@ impl LiveNode {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the lock of the names in this directory.
-    pub fn names(&self) -> MutexGuard<'_, Names> {
+    /// Takes the lock of the names in this directory, under the rename gate.
+    pub fn names<'a>(self: &'a Arc<LiveNode>, _gate: &'a Gate<'_>) -> NamesHeld<'a> {
+        NamesHeld::new(self, self.list())
+    }
+
+    /// Takes that lock for a moment in which no other is waited for.
+    fn list(&self) -> MutexGuard<'_, Names> {
         let names = self.dir().names.lock();
         names.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Names::end`], where the answer is dropped. Not to be called with the names held.
+    pub(super) fn end_question(&self, number: u64) {
+        self.list().end(number);
+    }
+
+    /// Says of a directory that was just made that all its names are known from here on.
+    pub(super) fn begin_empty(&self) {
+        self.list().begin_empty();
     }
 
     /// Returns what only directories have. To be asked of directories alone.
@@ -252,7 +270,7 @@ impl LiveNode {
 
     /// Returns whether something in it is listed.
     pub(super) fn lists_something(&self) -> bool {
-        self.dir.is_some() && !self.names().is_empty()
+        self.dir.is_some() && !self.list().is_empty()
     }
 
     /// Returns the directory's share in the upper layer, if it has one.
@@ -424,7 +442,7 @@ impl Names {
     }
 
     /// Says that there is no name yet in the directory: from here on, all are known.
-    pub fn begin_empty(&mut self) {
+    fn begin_empty(&mut self) {
         self.all = Some(HashSet::new());
     }
 

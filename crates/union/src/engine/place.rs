@@ -36,16 +36,19 @@ impl Engine {
             return Ok(bytes);
         }
         // The place of the file stays what it is while it is opened.
-        let (gate, state) = self.unmoved(node);
+        let mut state = self.unmoved(node);
         if let Some(bytes) = self.bytes_kept(node, &state, write)? {
             return Ok(bytes);
+        }
+        if matches!(&state.body, Body::File(file) if matches!(file.data, DataAt::Lower(_))) {
+            // Nothing waits for a lower layer.
+            state.let_go();
         }
         let Body::File(file) = &state.body else {
             return Err(Refusal::IsADirectory.into());
         };
         let opened = match &file.data {
             DataAt::Lower(lower) => {
-                drop(gate);
                 let file = open_lower(lower).on(self.layer(lower.layer))?;
                 Opened::Lower(Arc::new(file))
             }
@@ -66,7 +69,7 @@ impl Engine {
             }
             .ok_or_else(|| Refusal::Stale.into());
         }
-        self.files.put(node.id, opened.clone());
+        self.files.put(node.id, opened.clone(), &state);
         bytes_of(&file.data, &opened, write).ok_or_else(|| Refusal::Stale.into())
     }
 

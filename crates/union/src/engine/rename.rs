@@ -11,7 +11,7 @@
 //! Locks: files within one directory move under the shared rename gate; everything else has it alone.
 
 use std::ffi::OsStr;
-use std::sync::{Arc, MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -21,6 +21,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::copy_up::What;
 use crate::engine::create::check_name;
+use crate::engine::gate::{Gate, NamesHeld};
 use crate::engine::hide::{Above, Inside, is_own, pin};
 use crate::engine::links::{has_data_below, is_merged};
 use crate::engine::lookup::{Below, Concluded, Sought};
@@ -31,13 +32,6 @@ use crate::engine::{Engine, Upper};
 use crate::error::On;
 use crate::{Error, Refusal, Result};
 
-/// The rename gate, as it is held.
-#[expect(dead_code, reason = "held, not used")]
-enum Gate<'a> {
-    Shared(RwLockReadGuard<'a, ()>),
-    Alone(RwLockWriteGuard<'a, ()>),
-}
-
 /// One end of a rename: a directory, its names, and the name.
 struct End<'a> {
     dir: &'a Arc<LiveNode>,
@@ -46,6 +40,23 @@ struct End<'a> {
     at: Arc<Dir>,
     /// What the lower layers have under the name.
     below: Option<FileKind>,
+}
+
+/// A rename that nothing stands in the way of.
+struct Move<'a> {
+    upper: &'a Upper,
+    gate: &'a Gate<'a>,
+    source: End<'a>,
+    target: End<'a>,
+}
+
+impl End<'_> {
+    fn place(&self) -> Place {
+        Place {
+            parent: Arc::clone(self.dir),
+            name: self.name.to_owned(),
+        }
+    }
 }
 
 /// What is known of one end of a rename before the locks are taken.
@@ -131,23 +142,23 @@ impl Action<'_> {
         mode: RenameMode,
         alone: bool,
     ) -> Result<Before<'a>> {
-        let _gate = match alone {
-            true => Gate::Alone(self.alone()),
-            false => Gate::Shared(self.shared()),
+        let gate = match alone {
+            true => self.alone(),
+            false => self.shared(),
         };
-        // Who has the gate alone meets nobody who holds names; else there is only one directory.
-        let mut from_names = from.names();
+        // With the gate held alone no other thread holds names; else there is only one directory.
+        let mut from_names = from.names(&gate);
         let mut to_names = match Arc::ptr_eq(from, to) {
             true => None,
-            false => Some(to.names()),
+            false => Some(to.names(&gate)),
         };
-        let moved = match self.conclude(known.0, (from, &mut from_names, name), None)? {
+        let moved = match self.conclude(known.0, from_names.slot(name), None)? {
             Concluded::Found(node, _) => node,
             Concluded::Absent => return Err(Refusal::NotFound.into()),
             Concluded::Again => return Ok(Before::Again),
         };
         let names = to_names.as_mut().unwrap_or(&mut from_names);
-        let over = match self.conclude(known_over.0, (to, names, new_name), None)? {
+        let over = match self.conclude(known_over.0, names.slot(new_name), None)? {
             Concluded::Found(node, _) => Some(node),
             Concluded::Absent => None,
             Concluded::Again => return Ok(Before::Again),
@@ -160,14 +171,14 @@ impl Action<'_> {
         if allowed(&moved, over.as_ref(), from, to, mode)? == Allowed::AlreadySo {
             return Ok(Before::Nothing);
         }
-        self.may_change(&moved)?;
-        self.may_change(from)?;
+        self.may_change(&moved, &gate)?;
+        self.may_change(from, &gate)?;
         match &over {
             Some(over) => {
-                self.may_change(over)?;
-                self.may_change(to)?;
+                self.may_change(over, &gate)?;
+                self.may_change(to, &gate)?;
             }
-            None => self.may_add_to(to)?,
+            None => self.may_add_to(to, &gate)?,
         }
         let exchange = mode == RenameMode::Exchange;
         let over_moves = over.as_ref().filter(|_| exchange);
@@ -186,11 +197,11 @@ impl Action<'_> {
         let Some(from_handle) = from.upper_dir() else {
             return Ok(Before::ToUpper(Arc::clone(from), What::Names));
         };
-        if self.needs_alias(&moved, &from_handle, name)? {
+        if self.needs_alias(&moved, &from_handle, name, &gate)? {
             return Ok(Before::Alias(Arc::clone(&moved), from, name));
         }
         if let Some(over) = &over
-            && self.needs_alias(over, &to_handle, new_name)?
+            && self.needs_alias(over, &to_handle, new_name, &gate)?
         {
             return Ok(Before::Alias(Arc::clone(over), to, new_name));
         }
@@ -218,8 +229,12 @@ impl Action<'_> {
                 below,
             })
         };
-        let source = end(from, name, from_handle, below)?;
-        let target = end(to, new_name, to_handle, below_over)?;
+        let step = Move {
+            upper,
+            gate: &gate,
+            source: end(from, name, from_handle, below)?,
+            target: end(to, new_name, to_handle, below_over)?,
+        };
         let mut lists = Lists {
             from: from_names,
             to: to_names,
@@ -237,21 +252,14 @@ impl Action<'_> {
             self.touch(over.id, Attrs::ATIME);
         }
         match (&over, exchange) {
-            (Some(over), true) => self.exchange(upper, &source, &target, &moved, over)?,
-            _ => self.replace(upper, &source, &target, &moved, (over.as_ref(), inside))?,
+            (Some(over), true) => self.exchange(&step, &moved, over)?,
+            _ => self.replace(&step, &moved, (over.as_ref(), inside))?,
         }
         let replaced = over.as_ref().map(|over| &***over);
-        self.touch_moved((&source, &target), &moved, replaced, exchange);
-        self.note_moves(
-            &mut lists,
-            &source,
-            &target,
-            &moved,
-            over.as_ref(),
-            exchange,
-        );
+        self.touch_moved(&step, &moved, replaced, exchange);
+        self.note_moves(&mut lists, &step, &moved, over.as_ref(), exchange);
         if let Some(over) = over.as_ref().filter(|_| !exchange) {
-            self.after_links_change(over)?;
+            self.after_links_change(over, &gate)?;
         }
         Ok(Before::Nothing)
     }
@@ -259,7 +267,7 @@ impl Action<'_> {
     /// Notes what a rename changed.
     fn touch_moved(
         &self,
-        (source, target): (&End<'_>, &End<'_>),
+        Move { source, target, .. }: &Move<'_>,
         moved: &LiveNode,
         over: Option<&LiveNode>,
         exchange: bool,
@@ -295,10 +303,17 @@ impl Engine {
     }
 
     /// Writes the marks that something needs at another place. They change nothing where it is.
-    fn mark_for(&self, upper: &Upper, node: &LiveNode, from: &End<'_>, to: &End<'_>) -> Result<()> {
-        let comes = !Arc::ptr_eq(from.dir, to.dir) && !self.is_impure(to.dir)?;
+    fn mark_for(
+        &self,
+        (upper, gate): (&Upper, &Gate<'_>),
+        node: &LiveNode,
+        from: &End<'_>,
+        to: &End<'_>,
+    ) -> Result<()> {
+        let comes = !Arc::ptr_eq(from.dir, to.dir) && !self.is_impure(to.dir, gate)?;
         let (at, merged, has_origin) = {
             let state = node.state();
+            let state = state.placed(gate);
             let at = state.at().on(upper)?;
             let merged = match &state.body {
                 Body::Dir(body) => is_merged(body),
@@ -307,33 +322,36 @@ impl Engine {
             (
                 at.ok_or(Refusal::Stale)?,
                 merged,
-                comes && self.has_origin(&state)?,
+                comes && self.has_origin(state)?,
             )
         };
         if merged {
             let same_dir = Arc::ptr_eq(from.dir, to.dir);
             // A file may have other names, in other directories: only a path is good for all.
             let several = !node.is_dir() && at.stat().on(upper)?.nlink > 1;
-            self.set_redirect(&at, from.dir, from.name, !same_dir || several)?;
+            self.set_redirect(&at, &from.place(), !same_dir || several, gate)?;
         } else if node.is_dir() && to.below == Some(FileKind::Dir) {
             upper.make_opaque(&from.at, from.name).on(upper)?;
         }
         if has_origin {
-            self.make_impure(to.dir)?;
+            self.make_impure(to.dir, gate)?;
         }
         Ok(())
     }
 
     fn exchange(
         &self,
-        upper: &Upper,
-        source: &End<'_>,
-        target: &End<'_>,
+        Move {
+            upper,
+            gate,
+            source,
+            target,
+        }: &Move<'_>,
         moved: &LiveNode,
         over: &LiveNode,
     ) -> Result<()> {
-        self.mark_for(upper, moved, source, target)?;
-        self.mark_for(upper, over, target, source)?;
+        self.mark_for((upper, gate), moved, source, target)?;
+        self.mark_for((upper, gate), over, target, source)?;
         let mut moved_state = moved.state_mut();
         let mut over_state = over.state_mut();
         source
@@ -347,14 +365,18 @@ impl Engine {
 
     fn replace(
         &self,
-        upper: &Upper,
-        source: &End<'_>,
-        target: &End<'_>,
+        Move {
+            upper,
+            gate,
+            source,
+            target,
+        }: &Move<'_>,
         moved: &LiveNode,
         (over, inside): (Option<&Held<'_>>, &Inside),
     ) -> Result<()> {
-        let over_names = over.filter(|over| over.is_dir()).map(|over| over.names());
-        self.mark_for(upper, moved, source, target)?;
+        let over_names = over.filter(|over| over.is_dir());
+        let over_names = over_names.map(|over| over.names(gate));
+        self.mark_for((upper, gate), moved, source, target)?;
         let mut moved_state = moved.state_mut();
         let Some(over) = over else {
             move_on_disk(upper, source, target, moved.is_dir())?;
@@ -382,7 +404,7 @@ impl Engine {
                     let pinned = pin(&over_state, &target.at, &target.handle, target.name);
                     left = Some(pinned.on(upper)?);
                 }
-                self.before_links_change(over, &over_state)?;
+                self.before_links_change(over, over_state.placed(gate))?;
             }
         }
         let done = move_on_disk(upper, source, target, moved.is_dir());
@@ -404,16 +426,11 @@ impl Engine {
     fn note_moves(
         &self,
         lists: &mut Lists<'_>,
-        source: &End<'_>,
-        target: &End<'_>,
+        Move { source, target, .. }: &Move<'_>,
         moved: &Arc<LiveNode>,
         over: Option<&Held<'_>>,
         exchange: bool,
     ) {
-        let place = |end: &End<'_>| Place {
-            parent: Arc::clone(end.dir),
-            name: end.name.to_owned(),
-        };
         if let (Some(over), false) = (over, exchange) {
             over.state_mut().remove_place(target.dir, target.name);
         }
@@ -423,19 +440,19 @@ impl Engine {
         lists.to().insert(target.name, moved);
         moved
             .state_mut()
-            .move_place((source.dir, source.name), place(target));
+            .move_place((source.dir, source.name), target.place());
         if let (Some(over), true) = (over, exchange) {
             lists.from.insert(source.name, over);
             over.state_mut()
-                .move_place((target.dir, target.name), place(source));
+                .move_place((target.dir, target.name), source.place());
         }
     }
 }
 
 /// The names of both directories, which may be one.
 struct Lists<'a> {
-    from: MutexGuard<'a, Names>,
-    to: Option<MutexGuard<'a, Names>>,
+    from: NamesHeld<'a>,
+    to: Option<NamesHeld<'a>>,
 }
 
 impl Lists<'_> {

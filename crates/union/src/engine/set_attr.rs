@@ -17,8 +17,9 @@ use crate::engine::acl::{self, Acl};
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
 use crate::engine::copy_up::What;
+use crate::engine::gate::Placed;
 use crate::engine::ids::{CAPABILITY, map_capability};
-use crate::engine::nodes::{LiveNode, State};
+use crate::engine::nodes::LiveNode;
 use crate::engine::records::{self, Kept};
 use crate::engine::request::{Attr, NodeId, SetAttr, SetTime};
 use crate::error::{On, Site};
@@ -54,23 +55,24 @@ impl Action<'_> {
         if of_owner || clear || times != (NewTime::Keep, NewTime::Keep) {
             let now = |time| matches!(time, NewTime::Keep | NewTime::Now);
             let only_now = !of_owner && now(times.0) && now(times.1);
-            let _shared = self.shared();
+            let gate = self.shared();
             match only_now {
-                true => self.may_add_to(&node)?,
-                false => self.may_change(&node)?,
+                true => self.may_add_to(&node, &gate)?,
+                false => self.may_change(&node, &gate)?,
             }
         }
         if of_owner || clear || times != (NewTime::Keep, NewTime::Keep) {
             self.to_upper(&node, What::Meta)?;
         }
         self.touch(node.id, Attrs::ALL);
-        let _shared = self.shared();
+        let gate = self.shared();
         let state = node.state();
+        let state = state.placed(&gate);
         if let Some(at) = state.at().on(upper)? {
             if of_owner || clear {
                 let new = (uid, gid, change.mode);
                 match upper.options.records {
-                    Records::Read => self.change_record(upper, &node, (&state, &at), new, clear)?,
+                    Records::Read => self.change_record(upper, &node, (state, &at), new, clear)?,
                     Records::None => self.change_inode(upper, &at, new, clear)?,
                 }
             }
@@ -78,14 +80,14 @@ impl Action<'_> {
                 at.set_times(times.0, times.1).on(upper)?;
             }
         }
-        self.attr_in(&node, &state, None)
+        self.attr_in(&node, state, None)
     }
 
     fn change_record(
         &self,
         upper: &Upper,
         node: &LiveNode,
-        (state, at): (&State, &At),
+        (state, at): (Placed<'_>, &At),
         (uid, gid, mode): (Option<u32>, Option<u32>, Option<u32>),
         clear: bool,
     ) -> Result<()> {
@@ -130,10 +132,7 @@ impl Action<'_> {
         let kept = self.kept(upper, name)?;
         let node = self.node(id)?;
         let value = self.value_stored(name, value)?;
-        {
-            let _shared = self.shared();
-            self.may_change(&node)?;
-        }
+        self.may_change(&node, &self.shared())?;
         self.to_upper(&node, What::Meta)?;
         // An ACL says who may, and the mode says the same in short.
         self.touch(
@@ -143,8 +142,9 @@ impl Action<'_> {
                 false => Attrs::CTIME,
             },
         );
-        let _shared = self.shared();
+        let gate = self.shared();
         let state = node.state();
+        let state = state.placed(&gate);
         let at = state.at().on(upper)?;
         let at = at.ok_or(Refusal::Stale)?;
         if !kept.record_only {
@@ -166,8 +166,8 @@ impl Action<'_> {
         if name == acl::ACCESS {
             let shown = Acl::parse(&value)?.shown_mode();
             let stat = at.stat().on(upper)?;
-            let mode = self.shown_in(&state, &stat)?.mode & !0o777 | shown;
-            self.change_record(upper, &node, (&state, &at), (None, None, Some(mode)), false)?;
+            let mode = self.shown_in(state, &stat)?.mode & !0o777 | shown;
+            self.change_record(upper, &node, (state, &at), (None, None, Some(mode)), false)?;
         }
         at.set_xattr(&record, &value, mode).on(upper)
     }
@@ -178,24 +178,25 @@ impl Action<'_> {
         let kept = self.kept(upper, name)?;
         let node = self.node(id)?;
         {
-            let _shared = self.shared();
+            let gate = self.shared();
             // Nothing is copied up for what is not there.
-            if self.xattr_in(&node.state(), name)?.is_none() {
+            if self.xattr_in(node.state().placed(&gate), name)?.is_none() {
                 return match name == acl::ACCESS || name == acl::DEFAULT {
                     // The file systems of the kernel say so: there is no ACL afterwards.
                     true => Ok(()),
                     false => Err(Refusal::NoAttribute.into()),
                 };
             }
-            self.may_change(&node)?;
+            self.may_change(&node, &gate)?;
         }
         self.to_upper(&node, What::Meta)?;
         self.touch(node.id, Attrs::CTIME);
-        let _shared = self.shared();
+        let gate = self.shared();
         let state = node.state();
+        let state = state.placed(&gate);
         let at = state.at().on(upper)?;
         let at = at.ok_or(Refusal::Stale)?;
-        if name == CAPABILITY && self.xattr_in(&state, name)?.is_none() {
+        if name == CAPABILITY && self.xattr_in(state, name)?.is_none() {
             // The copy went without it, see `carry`.
             return Ok(());
         }
@@ -229,10 +230,7 @@ impl Action<'_> {
         if node.is_dir() || now.mode & (SETUID | SETGID) == 0 || self.asker.keeps_privileges() {
             return Ok(now);
         }
-        {
-            let _shared = self.shared();
-            self.may_add_to(&node)?;
-        }
+        self.may_add_to(&node, &self.shared())?;
         self.to_upper(&node, What::Meta)?;
         self.take_privileges(upper, &node, || false)?;
         self.attr(id)
@@ -250,8 +248,9 @@ impl Action<'_> {
         keeps: impl FnOnce() -> bool,
     ) -> Result<()> {
         let records = upper.options.records == Records::Read;
-        let _shared = self.shared();
+        let gate = self.shared();
         let state = node.state();
+        let state = state.placed(&gate);
         let Some(at) = state.at().on(upper)? else {
             return Ok(());
         };
@@ -259,7 +258,7 @@ impl Action<'_> {
             self.touch(node.id, Attrs::CTIME);
         }
         let stored = at.stat().on(upper)?;
-        let shown = self.shown_in(&state, &stored)?;
+        let shown = self.shown_in(state, &stored)?;
         if shown.mode & (SETUID | SETGID) == 0 || keeps() {
             return Ok(());
         }
@@ -269,7 +268,7 @@ impl Action<'_> {
         }
         self.touch(node.id, Attrs::MODE | Attrs::CTIME);
         match records {
-            true => self.change_record(upper, node, (&state, &at), (None, None, Some(left)), false),
+            true => self.change_record(upper, node, (state, &at), (None, None, Some(left)), false),
             false => at.set_mode(left).on(upper),
         }
     }

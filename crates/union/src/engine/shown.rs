@@ -13,8 +13,9 @@ use vellum_sys::{FileKind, Stat};
 use crate::engine::Engine;
 use crate::engine::acl::{self, Acl};
 use crate::engine::at::At;
+use crate::engine::gate::Placed;
 use crate::engine::ids::{CAPABILITY, map_capability};
-use crate::engine::nodes::{Body, State};
+use crate::engine::nodes::Body;
 use crate::engine::request::{NodeId, Room};
 use crate::error::On;
 use crate::layer::{Dialect, LayerDir, Records};
@@ -60,8 +61,8 @@ impl Source {
 }
 
 impl Engine {
-    /// Returns the inode whose attributes count. The caller holds the rename gate and the state.
-    pub(crate) fn source(&self, state: &State) -> Result<Source> {
+    /// Returns the inode whose attributes count.
+    pub(crate) fn source(&self, state: Placed<'_>) -> Result<Source> {
         if let Some(at) = state.at().on(self.layer(0))? {
             let inode = Inode::Upper(at);
             return Ok(Source { layer: 0, inode });
@@ -90,8 +91,8 @@ impl Engine {
         if node.kind != FileKind::Symlink {
             return Err(Refusal::Invalid.into());
         }
-        let (_gate, state) = self.unmoved(&node);
-        let source = self.source(&state)?;
+        let unmoved = self.unmoved(&node);
+        let source = self.source(unmoved.placed())?;
         self.read_link_of(&source)
     }
 
@@ -120,12 +121,11 @@ impl Engine {
             return Err(Refusal::Unsupported.into());
         }
         let node = self.node(id)?;
-        let (_gate, state) = self.unmoved(&node);
-        self.xattr_in(&state, name)
+        self.xattr_in(self.unmoved(&node).placed(), name)
     }
 
-    /// As [`Engine::xattr`], for who holds the rename gate and the state.
-    pub(crate) fn xattr_in(&self, state: &State, name: &OsStr) -> Result<Option<Vec<u8>>> {
+    /// As [`Engine::xattr`], of a node that stays where it is.
+    pub(crate) fn xattr_in(&self, state: Placed<'_>, name: &OsStr) -> Result<Option<Vec<u8>>> {
         let source = self.source(state)?;
         let dialect = self.dialect_of(source.layer);
         let stored = match dialect.prefix {
@@ -177,8 +177,8 @@ impl Engine {
             return Err(Refusal::Unsupported.into());
         }
         let node = self.node(id)?;
-        let (_gate, state) = self.unmoved(&node);
-        let source = self.source(&state)?;
+        let unmoved = self.unmoved(&node);
+        let source = self.source(unmoved.placed())?;
         let dialect = self.dialect_of(source.layer);
         let stored = source.xattr_names().on(self.layer(source.layer))?;
         let shown: BTreeSet<_> = stored

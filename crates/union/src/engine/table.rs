@@ -5,14 +5,14 @@
 //! lock. Lock: the table's own comes after a node's state; nothing is asked of the disk under it.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vellum_sys::FileKind;
 
-use crate::engine::nodes::{Body, DirBody, Links, LiveNode, Names, Place, give_back};
+use crate::engine::gate::{Gate, Slot};
+use crate::engine::nodes::{Body, DirBody, Links, LiveNode, Place, give_back};
 use crate::engine::request::NodeId;
 use crate::{Refusal, Result};
 
@@ -165,7 +165,8 @@ impl NodeTable {
         self.lock().by_id.len()
     }
 
-    /// Holds a node that was found under its name or by its inode. The caller holds the lock under which he found it.
+    /// Holds a node that was found under its name. The caller still holds the names it was found
+    /// among.
     pub fn hold(&self, node: &Arc<LiveNode>) -> Held<'_> {
         self.lock().hold(node);
         Held {
@@ -176,19 +177,9 @@ impl NodeTable {
 
     /// Adds a node for something that has none, under its name. Whoever made the thing calls
     /// [`LiveNode::changed`] on the directory.
-    pub fn add(
-        &self,
-        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
-        numbers: Numbered,
-        kind: FileKind,
-        body: Body,
-    ) -> Held<'_> {
-        let place = Place {
-            parent: Arc::clone(parent),
-            name: name.to_owned(),
-        };
-        let node = LiveNode::new(numbers, kind, Some(place), None, body);
-        names.insert(name, &node);
+    pub fn add(&self, at: Slot<'_>, numbers: Numbered, kind: FileKind, body: Body) -> Held<'_> {
+        let node = LiveNode::new(numbers, kind, Some(at.place()), None, body);
+        at.names.insert(at.name, &node);
         self.hold(&node)
     }
 
@@ -206,7 +197,7 @@ impl NodeTable {
     /// thread can give the file a node.
     pub fn add_linked(
         &self,
-        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
+        at: Slot<'_>,
         numbers: Numbered,
         kind: FileKind,
         body: Body,
@@ -217,16 +208,12 @@ impl NodeTable {
         }: FoundBy,
         unchanged: impl FnOnce() -> bool,
     ) -> Linked<'_> {
-        let place = Place {
-            parent: Arc::clone(parent),
-            name: name.to_owned(),
-        };
         let links = Links {
             places: Vec::new(),
             inodes: inodes.clone(),
             lower_nlink,
         };
-        let node = LiveNode::new(numbers, kind, Some(place), Some(Box::new(links)), body);
+        let node = LiveNode::new(numbers, kind, Some(at.place()), Some(Box::new(links)), body);
         node.protection.store(protection, Ordering::Relaxed);
         let known = {
             let mut table = self.lock();
@@ -243,14 +230,14 @@ impl NodeTable {
             known
         };
         let Some(known) = known else {
-            names.insert(name, &node);
+            at.names.insert(at.name, &node);
             return Linked::Added(Held { table: self, node });
         };
         let known = Held {
             table: self,
             node: known,
         };
-        self.add_name(&known, (parent, names, name));
+        self.add_name(&known, at);
         for inode in inodes {
             self.link_inode(&known, inode);
         }
@@ -258,27 +245,19 @@ impl NodeTable {
     }
 
     /// Notes that a live node also has this name.
-    pub fn add_name(
-        &self,
-        node: &Arc<LiveNode>,
-        (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr),
-    ) {
-        parent.changed();
-        names.insert(name, node);
-        let place = Place {
-            parent: Arc::clone(parent),
-            name: name.to_owned(),
-        };
-        node.state_mut().add_place(place);
+    pub fn add_name(&self, node: &Arc<LiveNode>, at: Slot<'_>) {
+        at.parent.changed();
+        at.names.insert(at.name, node);
+        node.state_mut().add_place(at.place());
     }
 
     /// Notes that a name is gone. What it was the last name of lives on until it is forgotten.
-    pub fn drop_name(&self, (parent, names, name): (&Arc<LiveNode>, &mut Names, &OsStr)) {
-        parent.changed();
-        let node = names.get(name);
-        names.remove(name);
+    pub fn drop_name(&self, at: Slot<'_>) {
+        at.parent.changed();
+        let node = at.names.get(at.name);
+        at.names.remove(at.name);
         if let Some(node) = node {
-            node.state_mut().remove_place(parent, name);
+            node.state_mut().remove_place(at.parent, at.name);
         }
     }
 
@@ -334,9 +313,9 @@ impl NodeTable {
         }
     }
 
-    /// Takes names out of the lists that nobody counts on any more, and shows `nameless` each node that ends without one. The caller holds the
-    /// rename gate, shared, or is alone with the table, and no other lock.
-    pub fn sweep(&self, nameless: impl Fn(&LiveNode)) {
+    /// Takes names out of the lists that nobody counts on any more, and shows `nameless` each node
+    /// that ends without one. The caller holds no lock but the gate.
+    pub fn sweep(&self, gate: &Gate<'_>, nameless: impl Fn(&LiveNode)) {
         let mut many_gone = false;
         loop {
             let left = {
@@ -348,7 +327,7 @@ impl NodeTable {
                 }
             };
             for node in left {
-                self.unlist(node, &nameless);
+                self.unlist(node, gate, &nameless);
             }
         }
         if many_gone {
@@ -358,7 +337,7 @@ impl NodeTable {
 
     /// Takes a node out of its parents' lists unless it came back, or something in it is listed; then the parents, if it was
     /// the last in them.
-    fn unlist(&self, node: Arc<LiveNode>, nameless: &impl Fn(&LiveNode)) {
+    fn unlist(&self, node: Arc<LiveNode>, gate: &Gate<'_>, nameless: &impl Fn(&LiveNode)) {
         let mut pending = vec![node];
         while let Some(node) = pending.pop() {
             let unused = || node.lookups.load(Ordering::Relaxed) == 0;
@@ -378,7 +357,7 @@ impl NodeTable {
                 nameless(&node);
             }
             for Place { parent, name } in places {
-                let mut names = parent.names();
+                let mut names = parent.names(gate);
                 let listed = names.get(&name).is_some_and(|at| Arc::ptr_eq(&at, &node));
                 if listed && !node.lists_something() && unused() {
                     names.unlist(&name);
