@@ -8,8 +8,8 @@
 //!
 //! * `request.rs`: what is asked and answered; `action.rs`: what changes something, and what it leaves to be told;
 //!   `options.rs`: what an engine is made of;
-//! * `nodes.rs`, `table.rs`: the live nodes and their table; `gate.rs`: the locks that keep them in
-//!   place; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
+//! * `nodes.rs`, `names.rs`, `table.rs`: the live nodes, their names and their table; `gate.rs`:
+//!   the locks that keep them in place; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
 //! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names, and what goes with them
 //!   in `links.rs`; `staging.rs`: where things are made before they have a place;
 //! * `set_attr.rs`: attributes and xattrs; `acl.rs`, `ids.rs`, `records.rs`: how they are kept; `at.rs`: one inode as a
@@ -44,6 +44,7 @@ pub(crate) mod limit;
 mod links;
 mod list;
 mod lookup;
+mod names;
 pub(crate) mod nodes;
 pub mod options;
 mod place;
@@ -172,6 +173,9 @@ impl Engine {
     /// With the rename gate shared: a directory's names are locked after its parent's, and who moves between two directories,
     /// neither perhaps above the other, counts on it that nobody else holds any.
     pub(crate) fn sweep(&self) {
+        if !self.table.wants_sweep() {
+            return;
+        }
         let gate = self.shared();
         self.table.sweep(&gate, |node| self.file_gone(node));
     }

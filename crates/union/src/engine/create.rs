@@ -516,7 +516,7 @@ impl Engine {
     fn entry_made(&self, node: Held<'_>, stored: Stat, gate: &Gate<'_>) -> Result<Entry> {
         let attr = self.attr_in(&node, node.state().placed(gate), Some(stored))?;
         Ok(Entry {
-            node: node.keep().id,
+            node: node.keep(),
             generation: self.table.generation(),
             attr,
         })

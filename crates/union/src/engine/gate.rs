@@ -19,7 +19,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::engine::at::At;
-use crate::engine::nodes::{Body, LiveNode, Names, Place, State, UpperFile};
+use crate::engine::names::Names;
+use crate::engine::nodes::{Body, LiveNode, Place, State, UpperFile};
 
 /// The gate of one engine.
 #[derive(Debug, Default)]

@@ -40,9 +40,8 @@ use crate::engine::blocks::BlockFile;
 use crate::engine::flags;
 use crate::engine::gate::{self, Gate, Slot};
 use crate::engine::hide::lower_shares;
-use crate::engine::nodes::{
-    Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, Names, UpperFile,
-};
+use crate::engine::names::Names;
+use crate::engine::nodes::{Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, UpperFile};
 use crate::engine::request::{Entry, NodeId};
 use crate::engine::table::{FoundBy, Held, Linked, Numbered};
 use crate::error::On;
@@ -203,7 +202,7 @@ impl Engine {
 
     fn entry_of(&self, node: Held<'_>, attr: crate::engine::Attr) -> Entry {
         Entry {
-            node: node.keep().id,
+            node: node.keep(),
             generation: self.table.generation(),
             attr,
         }
@@ -426,7 +425,7 @@ impl Engine {
         let Some((parts, copies, answer)) = asked.filter(|_| counts) else {
             return Ok(Concluded::Again);
         };
-        if at.parent.lookups.load(Ordering::Relaxed) == 0 {
+        if self.table.is_forgotten(at.parent) {
             // Forgotten meanwhile: by now it may have another node.
             return Err(Refusal::Stale.into());
         }

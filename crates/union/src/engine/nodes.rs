@@ -8,13 +8,10 @@
 //! alive is found under its name, there are never two nodes for one thing, and memory is bounded by what the front
 //! remembers. Lock order: see `engine.rs`.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vellum_sys::FileKind;
 
@@ -22,6 +19,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::blocks::BlockFile;
 use crate::engine::gate::{Gate, NamesHeld, NodeGate};
 use crate::engine::list::Listings;
+use crate::engine::names::Names;
 use crate::engine::request::NodeId;
 use crate::engine::table::Numbered;
 use crate::layer::LayerDir;
@@ -38,8 +36,8 @@ pub(crate) struct LiveNode {
     pub ino: u64,
     /// What it is, as shown.
     pub kind: FileKind,
-    /// How often the front was told of it and has not forgotten, and operations that hold it. Changed under the table's
-    /// lock or by who holds it already.
+    /// How often the front was told of it and has not forgotten, and operations that hold it.
+    /// Changed by `table/counted.rs` alone, and by a successor that nobody uses yet.
     pub(super) lookups: AtomicU64,
     /// Held by whoever copies it up, changes where its data is, or moves or removes its name.
     gate: Mutex<()>,
@@ -61,34 +59,6 @@ pub(crate) struct DirSide {
     /// What was listed.
     pub listings: Mutex<Option<Listings>>,
 }
-
-/// The names in a directory that have live nodes.
-#[derive(Debug, Default)]
-pub(crate) struct Names {
-    live: HashMap<OsString, Weak<LiveNode>>,
-    /// The last name that was looked up and of which no layer has anything, not even a whiteout: who looks a name up
-    /// often makes it next. Until then it stays true.
-    absent: Option<Box<OsStr>>,
-    /// Every name there is, live or not, of a directory that was made by this engine and is not too large: what is not
-    /// among them need not be looked for on disk.
-    all: Option<HashSet<Box<OsStr>>>,
-    /// The questions that the layers are being asked now, see `lookup.rs`.
-    sought: Vec<Question>,
-    /// The number of the next question.
-    next: u64,
-}
-
-/// A name for which the layers are being asked.
-#[derive(Debug)]
-struct Question {
-    number: u64,
-    name: Box<OsStr>,
-    /// Something happened to the name since: what the layers answer does not count.
-    overtaken: bool,
-}
-
-/// A directory with more names is looked up on disk.
-const ALL_MAX: usize = 4096;
 
 /// Where a node is.
 #[derive(Debug)]
@@ -372,110 +342,3 @@ impl Drop for LiveNode {
         }
     }
 }
-
-impl Names {
-    /// Returns the live node of this name.
-    pub fn get(&self, name: &OsStr) -> Option<Arc<LiveNode>> {
-        self.live.get(name)?.upgrade()
-    }
-
-    /// Notes that no layer has anything of this name.
-    pub fn note_absent(&mut self, name: &OsStr) {
-        if self.absent.as_deref() != Some(name) {
-            self.absent = Some(name.into());
-        }
-    }
-
-    /// Forgets what was absent: something may have been made and not be known.
-    pub fn forget_absent(&mut self) {
-        self.absent = None;
-    }
-
-    /// Returns whether it is known that no layer has anything of this name.
-    pub fn is_absent(&self, name: &OsStr) -> bool {
-        let lacks = |all: &HashSet<Box<OsStr>>| !all.contains(name);
-        self.absent.as_deref() == Some(name) || self.all.as_ref().is_some_and(lacks)
-    }
-
-    /// Notes that the layers are being asked about a name. Returns the number that ends the
-    /// question.
-    pub(super) fn begin(&mut self, name: &OsStr) -> u64 {
-        let number = self.next;
-        self.next += 1;
-        self.sought.push(Question {
-            number,
-            name: name.into(),
-            overtaken: false,
-        });
-        number
-    }
-
-    /// Ends what [`Names::begin`] began; true if nothing happened to the name meanwhile.
-    pub(super) fn end(&mut self, number: u64) -> bool {
-        let at = self
-            .sought
-            .iter()
-            .position(|sought| sought.number == number);
-        at.is_some_and(|at| !self.sought.swap_remove(at).overtaken)
-    }
-
-    /// Says that something happens to a name, or may have: questions about it are asked again.
-    pub fn overtake(&mut self, name: &OsStr) {
-        for sought in &mut self.sought {
-            sought.overtaken |= *sought.name == *name;
-        }
-    }
-
-    /// Lists a node. Its places are the caller's.
-    pub fn insert(&mut self, name: &OsStr, node: &Arc<LiveNode>) {
-        self.overtake(name);
-        if self.absent.as_deref() == Some(name) {
-            self.absent = None;
-        }
-        self.live.insert(name.to_owned(), Arc::downgrade(node));
-        if let Some(all) = &mut self.all {
-            all.insert(name.into());
-            if all.len() > ALL_MAX {
-                self.all = None;
-            }
-        }
-    }
-
-    /// Says that there is no name yet in the directory: from here on, all are known.
-    fn begin_empty(&mut self) {
-        self.all = Some(HashSet::new());
-    }
-
-    /// Takes a name that is gone out of the list. The node's places are the caller's.
-    pub fn remove(&mut self, name: &OsStr) {
-        self.unlist(name);
-        if let Some(all) = &mut self.all {
-            all.remove(name);
-        }
-    }
-
-    /// Takes a name out of the list that nobody counts on.
-    pub(super) fn unlist(&mut self, name: &OsStr) {
-        self.overtake(name);
-        self.live.remove(name);
-        give_back(&mut self.live);
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.live.is_empty()
-    }
-}
-
-/// Gives memory back that a map needed when it was eight times as large: what once held a million does not go on doing so.
-/// Returns whether it was much.
-pub(super) fn give_back<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) -> bool {
-    let capacity = map.capacity();
-    if capacity <= 64 || map.len() >= capacity / 8 {
-        return false;
-    }
-    map.shrink_to(map.len() * 2);
-    capacity > MANY
-}
-
-/// So many nodes are worth telling the system that their memory is free.
-const MANY: usize = 16 * 1024;

@@ -1,25 +1,49 @@
 //! The table of live nodes: by number, and by inode where a file has several names.
 //!
-//! A node is in it while somebody counts on it; its parent lists it as long as that is so, or as long as something in it is
-//! listed. What nobody counts on any more is put aside, and taken out of its parents' lists by a sweep that holds no other
-//! lock. Lock: the table's own comes after a node's state; nothing is asked of the disk under it.
+//! A node is in it while somebody counts on it; its parent lists it as long as that is so, or as
+//! long as something in it is listed. What nobody counts on any more is put aside, and taken out of
+//! its parents' lists by a sweep that holds no other lock. The counts are in `counted.rs`, in
+//! shards; only files with several names share one list, of the inodes they are found by. Locks:
+//! that list's comes after a node's state, a shard's after it; no system call is made under either.
+
+mod counted;
+
+/// What `counted.rs` is made of here.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    pub(super) use std::sync::{Arc, Mutex, MutexGuard};
+
+    /// Takes a lock. Every change under one is an insertion or a removal, so what it guards is good
+    /// even if another thread panicked with it.
+    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
 
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use vellum_sys::FileKind;
 
 use crate::engine::gate::{Gate, Slot};
-use crate::engine::nodes::{Body, DirBody, Links, LiveNode, Place, give_back};
+use crate::engine::names::{MANY, give_back};
+use crate::engine::nodes::{Body, DirBody, Links, LiveNode, Place};
 use crate::engine::request::NodeId;
 use crate::{Refusal, Result};
+
+use counted::{Counted, Counts};
 
 /// All live nodes.
 #[derive(Debug)]
 pub(crate) struct NodeTable {
-    inner: Mutex<Table>,
+    counts: Counts<LiveNode>,
+    /// Files that have, or had, several names, by device and inode in the upper and in the lower
+    /// layer.
+    by_inode: Mutex<HashMap<(u64, u64), Weak<LiveNode>>>,
     next: AtomicU64,
     /// What tells the numbers given here from those of another opening.
     generation: AtomicU32,
@@ -55,16 +79,14 @@ pub(crate) enum Linked<'a> {
     Changed,
 }
 
-#[derive(Debug, Default)]
-struct Table {
-    by_id: HashMap<NodeId, Arc<LiveNode>>,
-    /// Files that have, or had, several names, by device and inode in the upper and in the lower
-    /// layer.
-    by_inode: HashMap<(u64, u64), Weak<LiveNode>>,
-    /// Nobody counts on these any more: their names are to be taken out of their parents' lists.
-    left: Vec<Arc<LiveNode>>,
-    /// Far fewer are left than there were.
-    many_gone: bool,
+impl Counted for LiveNode {
+    fn number(&self) -> u64 {
+        self.id.0
+    }
+
+    fn count(&self) -> &AtomicU64 {
+        &self.lookups
+    }
 }
 
 /// A node that can't be forgotten as long as this value lives.
@@ -73,32 +95,35 @@ struct Table {
 #[derive(Debug)]
 pub(crate) struct Held<'a> {
     table: &'a NodeTable,
-    node: Arc<LiveNode>,
+    /// `None` once its count was left to the front.
+    node: Option<Arc<LiveNode>>,
 }
 
 impl Deref for Held<'_> {
     type Target = Arc<LiveNode>;
 
     fn deref(&self) -> &Arc<LiveNode> {
-        &self.node
+        match &self.node {
+            Some(node) => node,
+            None => unreachable!("only `keep` takes it, and the value with it"),
+        }
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.table.release(&self.node, 1);
+        if let Some(node) = self.node.take() {
+            self.table.counts.release(&node, 1);
+        }
     }
 }
 
 impl Held<'_> {
-    /// Leaves the count to the front, which will forget the node.
-    pub fn keep(self) -> Arc<LiveNode> {
-        let node = Arc::clone(&self.node);
-        let table = self.table.lock();
-        node.lookups.fetch_add(1, Ordering::Relaxed);
-        // Before the lock is taken again by giving back the count that this value stands for.
-        drop(table);
-        node
+    /// Leaves the count to the front, which will forget the node. Returns its number.
+    pub fn keep(mut self) -> NodeId {
+        let id = self.id;
+        self.node = None;
+        id
     }
 }
 
@@ -106,20 +131,26 @@ impl NodeTable {
     /// Makes a table of a root alone, which is never forgotten.
     pub fn new(ino: u64, body: DirBody) -> (NodeTable, Arc<LiveNode>) {
         let table = NodeTable {
-            inner: Mutex::default(),
+            counts: Counts::new(),
+            by_inode: Mutex::default(),
             next: AtomicU64::new(NodeId::ROOT.0),
             generation: AtomicU32::new(random_generation()),
         };
         let body = Body::Dir(body);
         let root = LiveNode::new(table.number(ino), FileKind::Dir, None, None, body);
-        root.lookups.store(1, Ordering::Relaxed);
-        table.lock().by_id.insert(root.id, Arc::clone(&root));
+        table.counts.hold(&root);
         (table, root)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        // Every change to it is one insertion or removal, so it is good even if another thread panicked with it.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn by_inode(&self) -> MutexGuard<'_, HashMap<(u64, u64), Weak<LiveNode>>> {
+        sync::lock(&self.by_inode)
+    }
+
+    fn held(&self, node: Arc<LiveNode>) -> Held<'_> {
+        Held {
+            table: self,
+            node: Some(node),
+        }
     }
 
     /// Returns numbers for a new node that shows this inode number.
@@ -151,28 +182,24 @@ impl NodeTable {
 
     /// Returns all nodes that are counted on.
     pub fn all(&self) -> Vec<Arc<LiveNode>> {
-        self.lock().by_id.values().cloned().collect()
+        self.counts.all()
     }
 
     /// Returns a node by its number. Errors: [`Refusal::Stale`].
     pub fn get(&self, id: NodeId) -> Result<Arc<LiveNode>> {
-        let node = self.lock().by_id.get(&id).cloned();
-        node.ok_or_else(|| Refusal::Stale.into())
+        self.counts.get(id.0).ok_or_else(|| Refusal::Stale.into())
     }
 
     /// Returns how many nodes are counted on, for tests and figures.
     pub fn len(&self) -> usize {
-        self.lock().by_id.len()
+        self.counts.len()
     }
 
     /// Holds a node that was found under its name. The caller still holds the names it was found
     /// among.
     pub fn hold(&self, node: &Arc<LiveNode>) -> Held<'_> {
-        self.lock().hold(node);
-        Held {
-            table: self,
-            node: Arc::clone(node),
-        }
+        self.counts.hold(node);
+        self.held(Arc::clone(node))
     }
 
     /// Adds a node for something that has none, under its name. Whoever made the thing calls
@@ -216,27 +243,27 @@ impl NodeTable {
         let node = LiveNode::new(numbers, kind, Some(at.place()), Some(Box::new(links)), body);
         node.protection.store(protection, Ordering::Relaxed);
         let known = {
-            let mut table = self.lock();
-            let known = inodes.iter().find_map(|inode| table.hold_inode(inode));
-            if known.is_none() {
-                if !unchanged() {
-                    return Linked::Changed;
+            let mut by_inode = self.by_inode();
+            let known = inodes
+                .iter()
+                .find_map(|inode| by_inode.get(inode)?.upgrade());
+            match &known {
+                Some(known) => self.counts.hold(known),
+                None if !unchanged() => return Linked::Changed,
+                None => {
+                    for inode in &inodes {
+                        by_inode.insert(*inode, Arc::downgrade(&node));
+                    }
+                    self.counts.hold(&node);
                 }
-                for inode in &inodes {
-                    table.by_inode.insert(*inode, Arc::downgrade(&node));
-                }
-                table.hold(&node);
             }
             known
         };
         let Some(known) = known else {
             at.names.insert(at.name, &node);
-            return Linked::Added(Held { table: self, node });
+            return Linked::Added(self.held(node));
         };
-        let known = Held {
-            table: self,
-            node: known,
-        };
+        let known = self.held(known);
         self.add_name(&known, at);
         for inode in inodes {
             self.link_inode(&known, inode);
@@ -271,20 +298,22 @@ impl NodeTable {
             }
             inodes.push(inode);
         }
-        let mut table = self.lock();
-        table.by_inode.insert(inode, Arc::downgrade(node));
+        self.by_inode().insert(inode, Arc::downgrade(node));
     }
 
     /// Holds the node that has this inode, if there is one.
     pub fn hold_inode(&self, inode: (u64, u64)) -> Option<Held<'_>> {
-        let node = self.lock().hold_inode(&inode)?;
-        Some(Held { table: self, node })
+        let by_inode = self.by_inode();
+        let node = by_inode.get(&inode)?.upgrade()?;
+        self.counts.hold(&node);
+        drop(by_inode);
+        Some(self.held(node))
     }
 
     /// Returns whether there is a node that has this inode.
     pub fn has_inode(&self, inode: (u64, u64)) -> bool {
-        let table = self.lock();
-        let found = table.by_inode.get(&inode);
+        let by_inode = self.by_inode();
+        let found = by_inode.get(&inode);
         found.is_some_and(|node| node.strong_count() > 0)
     }
 
@@ -293,44 +322,30 @@ impl NodeTable {
         if id == NodeId::ROOT {
             return;
         }
-        let node = self.lock().by_id.get(&id).cloned();
-        if let Some(node) = node {
-            self.release(&node, count);
+        if let Some(node) = self.counts.get(id.0) {
+            self.counts.release(&node, count);
         }
     }
 
-    fn release(&self, node: &Arc<LiveNode>, count: u64) {
-        let mut table = self.lock();
-        let before = node.lookups.load(Ordering::Relaxed);
-        // A front that forgets more often than it was told is wrong, but no reason to wrap around.
-        let after = before.saturating_sub(count);
-        node.lookups.store(after, Ordering::Relaxed);
-        if after == 0
-            && let Some(node) = table.by_id.remove(&node.id)
-        {
-            table.left.push(node);
-            table.many_gone |= give_back(&mut table.by_id);
-        }
+    /// Returns whether a node that was in use is forgotten.
+    pub fn is_forgotten(&self, node: &LiveNode) -> bool {
+        Counts::is_unused(node)
+    }
+
+    /// Returns whether a sweep has something to do.
+    pub fn wants_sweep(&self) -> bool {
+        self.counts.has_left()
     }
 
     /// Takes names out of the lists that nobody counts on any more, and shows `nameless` each node
     /// that ends without one. The caller holds no lock but the gate.
     pub fn sweep(&self, gate: &Gate<'_>, nameless: impl Fn(&LiveNode)) {
-        let mut many_gone = false;
-        loop {
-            let left = {
-                let mut table = self.lock();
-                many_gone |= std::mem::take(&mut table.many_gone);
-                match table.left.is_empty() {
-                    true => break,
-                    false => std::mem::take(&mut table.left),
-                }
-            };
-            for node in left {
+        while self.counts.has_left() {
+            for node in self.counts.take_left() {
                 self.unlist(node, gate, &nameless);
             }
         }
-        if many_gone {
+        if self.counts.many_gone() {
             vellum_sys::memory::give_back();
         }
     }
@@ -340,7 +355,7 @@ impl NodeTable {
     fn unlist(&self, node: Arc<LiveNode>, gate: &Gate<'_>, nameless: &impl Fn(&LiveNode)) {
         let mut pending = vec![node];
         while let Some(node) = pending.pop() {
-            let unused = || node.lookups.load(Ordering::Relaxed) == 0;
+            let unused = || Counts::is_unused(&*node);
             let (places, inodes) = {
                 let state = node.state();
                 let places: Vec<_> = state.places().cloned().collect();
@@ -369,37 +384,23 @@ impl NodeTable {
                 }
                 let last = names.is_empty();
                 drop(names);
-                if last && parent.lookups.load(Ordering::Relaxed) == 0 {
+                if last && Counts::is_unused(&*parent) {
                     pending.push(parent);
                 }
             }
             if !inodes.is_empty() {
-                let mut table = self.lock();
+                let mut by_inode = self.by_inode();
                 if unused() {
                     for inode in inodes {
-                        let found = table.by_inode.get(&inode);
+                        let found = by_inode.get(&inode);
                         if found.is_some_and(|found| found.as_ptr() == Arc::as_ptr(&node)) {
-                            table.by_inode.remove(&inode);
+                            by_inode.remove(&inode);
                         }
                     }
-                    give_back(&mut table.by_inode);
+                    give_back(&mut by_inode, MANY);
                 }
             }
         }
-    }
-}
-
-impl Table {
-    fn hold(&mut self, node: &Arc<LiveNode>) {
-        node.lookups.fetch_add(1, Ordering::Relaxed);
-        let entry = self.by_id.entry(node.id);
-        entry.or_insert_with(|| Arc::clone(node));
-    }
-
-    fn hold_inode(&mut self, inode: &(u64, u64)) -> Option<Arc<LiveNode>> {
-        let node = self.by_inode.get(inode)?.upgrade()?;
-        self.hold(&node);
-        Some(node)
     }
 }
 
