@@ -125,6 +125,7 @@ impl<N> Names<N> {
 
     /// Takes a name that is gone out of the list. The node's places are the caller's.
     pub fn remove(&mut self, name: &OsStr) {
+        self.overtake(name);
         self.unlist(name);
         if let Some(all) = &mut self.all {
             all.remove(name);
@@ -133,7 +134,6 @@ impl<N> Names<N> {
 
     /// Takes a name out of the list that nobody counts on.
     pub(super) fn unlist(&mut self, name: &OsStr) {
-        self.overtake(name);
         self.live.remove(name);
         give_back(&mut self.live, MANY);
     }

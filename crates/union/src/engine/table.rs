@@ -7,6 +7,8 @@
 //! that list's comes after a node's state, a shard's after it; no system call is made under either.
 
 mod counted;
+#[cfg(test)]
+mod model;
 
 /// What `counted.rs` is made of here.
 mod sync {
