@@ -1,18 +1,39 @@
 //! The threads that answer: a few as a rule, more while all of them are busy.
 //!
-//! A request is read, answered and forgotten by one thread. Threads stand in crews: one reads the device; over io_uring there is one
-//! more for each of the kernel's queues, on that queue's processor, since then a request and its reply are two
-//! switches on one processor and wake no other. One request that takes long (copying a big file up) would in time
-//! hold every thread of a crew, so a watch adds one as soon as all were busy for a millisecond without finishing anything; a
-//! thread of the device that is too many leaves after the request that shows it, one of a queue stays (the kernel would give it
-//! requests still). The watch sleeps as long as somebody is free in each crew.
+//! A request is read, answered and forgotten by one thread. Threads stand in crews: one reads the
+//! device; over io_uring there is one more for each of the kernel's queues, on that queue's
+//! processor, since then a request and its reply are two switches on one processor and wake no
+//! other. One request that takes long (copying a big file up) would in time hold every thread of a
+//! crew, so a watch (`crew.rs`) adds one as soon as all were busy for a millisecond without
+//! finishing anything; a thread of the device that is too many leaves after the request that shows
+//! it, one of a queue stays (the kernel would give it requests still). The watch sleeps as long as
+//! somebody is free in each crew.
 //!
 //! A panic while answering is an EIO to whoever asked and an error in the log, and nothing to anybody else. Invariant: every request
 //! that wants a reply gets exactly one. Locks: the list of threads only; never held while a request is answered.
 
+mod crew;
+
+/// What `crew.rs` is made of here.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
+
+    use std::sync::PoisonError;
+
+    /// Takes a lock. What is guarded here is changed in one step, so it is good even if another
+    /// thread panicked with it.
+    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wait<'a, T>(wake: &Condvar, held: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        wake.wait(held).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -24,6 +45,9 @@ use crate::counters::Counters;
 use crate::negotiate::MAX_TRANSFER_BYTES;
 use crate::wire::reply::HEADER_BYTES;
 use crate::wire::{Dialect, Op, Reply, Request};
+
+use crew::{Crew, Watch};
+use sync::{AtomicBool, Mutex, Ordering, lock};
 
 /// The most threads a crew has at a time.
 const MOST: usize = 16;
@@ -66,79 +90,8 @@ struct Shared<S> {
     dialect: Dialect,
     counters: Arc<Counters>,
     crews: Vec<Crew>,
-    /// The watch looks.
-    watching: AtomicBool,
-    /// The connection is gone: no more threads.
-    over: AtomicBool,
-    asleep: Mutex<()>,
-    wake: Condvar,
+    watch: Watch,
     threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-/// Threads that take requests from one place.
-#[derive(Debug)]
-struct Crew {
-    /// The kernel's queue over io_uring; `None` for the device.
-    queue: Option<u16>,
-    /// How many stay.
-    usual: usize,
-    /// How many wait for a request.
-    free: AtomicUsize,
-    /// How many there are.
-    all: AtomicUsize,
-    /// How many more were started and have not counted themselves yet.
-    starting: AtomicUsize,
-    /// Replies sent.
-    finished: AtomicU64,
-}
-
-impl Crew {
-    fn new(queue: Option<u16>, usual: usize) -> Crew {
-        Crew {
-            queue,
-            usual,
-            free: AtomicUsize::new(0),
-            all: AtomicUsize::new(0),
-            starting: AtomicUsize::new(0),
-            finished: AtomicU64::new(0),
-        }
-    }
-
-    /// Counts a thread in that is about to wait. By the thread itself: whoever counts on it must not be mistaken.
-    fn join(&self) {
-        self.all.fetch_add(1, Ordering::SeqCst);
-        self.free.fetch_add(1, Ordering::SeqCst);
-        self.starting.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Returns whether there are as many as there may be.
-    fn is_full(&self) -> bool {
-        self.all.load(Ordering::SeqCst) + self.starting.load(Ordering::SeqCst) >= MOST
-    }
-
-    /// Counts a thread that waits; true if it may stay.
-    fn rest(&self) -> bool {
-        self.finished.fetch_add(1, Ordering::Relaxed);
-        let free = self.free.fetch_add(1, Ordering::SeqCst);
-        free < self.usual || self.queue.is_some() || !self.leave()
-    }
-
-    /// Counts this thread out if it is one too many.
-    fn leave(&self) -> bool {
-        let left = self
-            .all
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |all| {
-                (all > self.usual).then(|| all - 1)
-            });
-        if left.is_ok() {
-            self.free.fetch_sub(1, Ordering::SeqCst);
-        }
-        left.is_ok()
-    }
-
-    fn is_busy(&self) -> bool {
-        self.free.load(Ordering::SeqCst) == 0
-    }
 }
 
 impl<S: Serve> Workers<S> {
@@ -161,10 +114,7 @@ impl<S: Serve> Workers<S> {
             dialect,
             counters,
             crews: std::iter::once(device).chain(queues).collect(),
-            watching: AtomicBool::new(false),
-            over: AtomicBool::new(false),
-            asleep: Mutex::new(()),
-            wake: Condvar::new(),
+            watch: Watch::new(),
             threads: Mutex::new(Vec::new()),
         });
         for (number, crew) in shared.crews.iter().enumerate() {
@@ -173,7 +123,7 @@ impl<S: Serve> Workers<S> {
             }
         }
         let watched = Arc::clone(&shared);
-        let watch = thread("vellum-watch", move || watched.watch())?;
+        let watch = thread("vellum-watch", move || watched.look_after_crews())?;
         Ok(Workers { shared, watch })
     }
 
@@ -181,8 +131,7 @@ impl<S: Serve> Workers<S> {
     pub fn wait(self) {
         let Workers { shared, watch } = self;
         shared.join_all();
-        shared.over.store(true, Ordering::SeqCst);
-        shared.wake_watch();
+        shared.watch.end();
         // A worker's panics are caught where it answers; nothing else in these threads has a result.
         drop(watch.join());
         // The watch may have added one while the others left.
@@ -197,16 +146,11 @@ impl<S: Serve> Workers<S> {
     /// The last nudge may find nobody; it is answered by whoever serves next. Not for sessions with queues: their threads stay.
     pub fn stop(self, nudge: impl Fn() + Send + Sync + 'static) -> Arc<Channel> {
         let Workers { shared, watch } = self;
-        shared.over.store(true, Ordering::SeqCst);
-        shared.wake_watch();
+        shared.watch.end();
         // A worker's panics are caught where it answers; nothing else in these threads has a result.
         drop(watch.join());
         let (nudge, nudging) = (Arc::new(nudge), Arc::new(AtomicBool::new(false)));
-        while shared
-            .crews
-            .iter()
-            .any(|crew| crew.all.load(Ordering::SeqCst) > 0)
-        {
+        while shared.crews.iter().any(|crew| !crew.is_gone()) {
             if !nudging.swap(true, Ordering::SeqCst) {
                 let (nudge, own) = (Arc::clone(&nudge), Arc::clone(&nudging));
                 let started = thread("vellum-nudge", move || {
@@ -255,10 +199,8 @@ impl<S: Serve> Shared<S> {
                 ("vellum-ring", Box::new(work))
             }
         };
-        crew.starting.fetch_add(1, Ordering::SeqCst);
-        let started = thread(name, work).inspect_err(|_| {
-            crew.starting.fetch_sub(1, Ordering::SeqCst);
-        })?;
+        crew.start();
+        let started = thread(name, work).inspect_err(|_| crew.not_started())?;
         // Handles of those who left would pile up.
         threads.retain(|thread| !thread.is_finished());
         threads.push(started);
@@ -272,7 +214,7 @@ impl<S: Serve> Shared<S> {
         let mut answer = reply_buffer();
         crew.join();
         // All may have been told to end before this one was counted.
-        while !self.over.load(Ordering::SeqCst) {
+        while !self.watch.is_over() {
             let length = match channel.receive(&mut buffer) {
                 Ok(Received::Request(length)) => length,
                 Ok(Received::Nothing) => continue,
@@ -300,7 +242,7 @@ impl<S: Serve> Shared<S> {
             tracing::debug!(%error, queue, "requests may wake another processor");
         }
         // Until the connection is gone, since requests of this queue go nowhere else; descriptors that are lacking come back.
-        while !self.over.load(Ordering::SeqCst) {
+        while !self.watch.is_over() {
             let ring = FuseRing::new(self.session.device(), queue, MAX_TRANSFER_BYTES as usize);
             let ended = ring.and_then(|mut ring| self.serve_ring(crew, &mut ring, &mut post));
             match ended {
@@ -347,23 +289,23 @@ impl<S: Serve> Shared<S> {
             {
                 tracing::debug!(%error, "a worker stays where it is");
             }
-            crew.rest();
+            // Threads of a queue stay.
+            let _stays = crew.rest();
         }
         Ok(())
     }
 
     /// Counts a request that arrived.
     fn take(&self, crew: &Crew) {
-        if crew.free.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.all_busy();
+        if crew.take() {
+            self.watch.all_busy();
         }
     }
 
     /// Counts out a thread whose connection is gone.
     fn end(&self, crew: &Crew) {
-        self.over.store(true, Ordering::SeqCst);
-        crew.free.fetch_sub(1, Ordering::SeqCst);
-        crew.all.fetch_sub(1, Ordering::SeqCst);
+        self.watch.note_over();
+        crew.end();
     }
 
     fn answer_over(&self, channel: &Channel, bytes: &[u8], answer: &mut [u8]) {
@@ -421,58 +363,14 @@ impl<S: Serve> Shared<S> {
         Some(reply.finish(unique, errno).len())
     }
 
-    fn all_busy(&self) {
-        if !self.watching.swap(true, Ordering::SeqCst) {
-            self.wake_watch();
-        }
-    }
-
-    fn wake_watch(&self) {
-        let _held = lock(&self.asleep);
-        self.wake.notify_one();
-    }
-
-    fn watch(self: Arc<Self>) {
-        let mut before = vec![0; self.crews.len()];
-        loop {
-            {
-                let mut held = lock(&self.asleep);
-                while !self.watching.load(Ordering::SeqCst) && !self.over.load(Ordering::SeqCst) {
-                    held = self.wake.wait(held).unwrap_or_else(PoisonError::into_inner);
-                }
+    fn look_after_crews(self: Arc<Self>) {
+        let pause = || std::thread::sleep(PATIENCE);
+        let add = |number| {
+            if let Err(error) = self.add_one(number) {
+                tracing::warn!(%error, "all workers are busy and there can't be one more");
             }
-            let mut calm = 0;
-            while calm < CALM_LOOKS {
-                if self.over.load(Ordering::SeqCst) {
-                    return;
-                }
-                for (crew, before) in self.crews.iter().zip(&mut before) {
-                    *before = crew.finished.load(Ordering::Relaxed);
-                }
-                std::thread::sleep(PATIENCE);
-                calm += 1;
-                for (number, crew) in self.crews.iter().enumerate() {
-                    let busy = crew.is_busy();
-                    if busy {
-                        calm = 0;
-                    }
-                    let over = self.over.load(Ordering::SeqCst);
-                    let finished = crew.finished.load(Ordering::Relaxed);
-                    let stuck = !over && busy && before[number] == finished;
-                    if stuck
-                        && !crew.is_full()
-                        && let Err(error) = self.add_one(number)
-                    {
-                        tracing::warn!(%error, "all workers are busy and there can't be one more");
-                    }
-                }
-            }
-            self.watching.store(false, Ordering::SeqCst);
-            // Whoever became busy between the last look and the line above did not wake anybody.
-            if self.crews.iter().any(Crew::is_busy) {
-                self.watching.store(true, Ordering::SeqCst);
-            }
-        }
+        };
+        self.watch.run(&self.crews, pause, add);
     }
 }
 
@@ -488,10 +386,6 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> vellum_sys::Result
         .name(String::from(name))
         .spawn(run)
         .map_err(|error| vellum_sys::Error::new("start the thread", name, error))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -551,10 +445,7 @@ mod tests {
             dialect: Dialect::default(),
             counters: Arc::default(),
             crews: vec![Crew::new(None, 2)],
-            watching: AtomicBool::new(false),
-            over: AtomicBool::new(false),
-            asleep: Mutex::new(()),
-            wake: Condvar::new(),
+            watch: Watch::new(),
             threads: Mutex::new(Vec::new()),
         };
         let mut answer = vec![0; 4096];
