@@ -13,6 +13,8 @@
 //! that wants a reply gets exactly one. Locks: the list of threads only; never held while a request is answered.
 
 mod crew;
+#[cfg(test)]
+mod model;
 
 /// What `crew.rs` is made of here.
 mod sync {
@@ -224,9 +226,9 @@ impl<S: Serve> Shared<S> {
                     break;
                 }
             };
-            self.take(crew);
+            crew.take(&self.watch);
             self.answer_over(channel, buffer.first(length), &mut answer);
-            if !crew.rest() {
+            if !crew.rest(&self.watch) {
                 return;
             }
         }
@@ -264,7 +266,7 @@ impl<S: Serve> Shared<S> {
         let mut answer = reply_buffer();
         let mut small = SMALL_ONES;
         while ring.exchange()? == Arrived::Request {
-            self.take(crew);
+            crew.take(&self.watch);
             let moved = match ring.parts() {
                 (request, Some(place)) => {
                     let length = self.answer(request, place).unwrap_or(HEADER_BYTES);
@@ -290,16 +292,9 @@ impl<S: Serve> Shared<S> {
                 tracing::debug!(%error, "a worker stays where it is");
             }
             // Threads of a queue stay.
-            let _stays = crew.rest();
+            let _stays = crew.rest(&self.watch);
         }
         Ok(())
-    }
-
-    /// Counts a request that arrived.
-    fn take(&self, crew: &Crew) {
-        if crew.take() {
-            self.watch.all_busy();
-        }
     }
 
     /// Counts out a thread whose connection is gone.

@@ -1,7 +1,8 @@
 //! Crews and their watch: who is free, when a thread is added, and when one may leave.
 //!
 //! A crew counts its threads. A thread that takes a request is not free until it has answered. When
-//! the last free one takes a request, it wakes the watch ([`Watch::all_busy`]). As long as nobody in a crew is free and nothing is finished from one look
+//! the last free one is gone, because it took a request or because it leaves, it wakes the watch
+//! ([`Watch::all_busy`]). As long as nobody in a crew is free and nothing is finished from one look
 //! to the next, the watch adds a thread, up to [`MOST`](super::MOST). After
 //! [`CALM_LOOKS`](super::CALM_LOOKS) looks in a row at which each crew had a free thread, the watch
 //! goes to sleep, and it looks once more after it has announced that: a thread that became busy
@@ -13,7 +14,9 @@
 //! thread that finds more than the usual number free leaves; when several do so at once, only the
 //! surplus leaves.
 //!
-//! It must not know what a request is. Lock: the one the watch sleeps on.
+//! It must not know what a request is. Lock: the one the watch sleeps on. This file is compiled a
+//! second time for the model check (`model.rs`), with other locks and counters: it takes them from
+//! `sync`.
 
 use super::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, Ordering, lock, wait};
 use super::{CALM_LOOKS, MOST};
@@ -65,32 +68,39 @@ impl Crew {
         self.starting.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Counts a request that a thread took; true if that was the last free one.
-    #[must_use]
-    pub fn take(&self) -> bool {
-        self.free.fetch_sub(1, Ordering::SeqCst) == 1
+    /// Counts a request that a thread took.
+    pub fn take(&self, watch: &Watch) {
+        self.one_less_free(watch);
     }
 
     /// Counts a thread that has answered and waits again; true if it may stay. One that may not is
     /// counted out.
     #[must_use]
-    pub fn rest(&self) -> bool {
+    pub fn rest(&self, watch: &Watch) -> bool {
         self.finished.fetch_add(1, Ordering::Relaxed);
         let free = self.free.fetch_add(1, Ordering::SeqCst);
-        free < self.usual || self.queue.is_some() || !self.leave()
+        free < self.usual || self.queue.is_some() || !self.leave(watch)
     }
 
     /// Counts this thread out if it is one too many.
-    fn leave(&self) -> bool {
+    fn leave(&self, watch: &Watch) -> bool {
         let left = self
             .all
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |all| {
                 (all > self.usual).then(|| all - 1)
             });
         if left.is_ok() {
-            self.free.fetch_sub(1, Ordering::SeqCst);
+            // Since this thread counted itself as free, the others may each have taken a request
+            // and relied on it.
+            self.one_less_free(watch);
         }
         left.is_ok()
+    }
+
+    fn one_less_free(&self, watch: &Watch) {
+        if self.free.fetch_sub(1, Ordering::SeqCst) == 1 {
+            watch.all_busy();
+        }
     }
 
     /// Counts out a free thread whose connection is gone.
@@ -156,7 +166,7 @@ impl Watch {
     }
 
     /// Says that nobody of a crew is free any more.
-    pub fn all_busy(&self) {
+    fn all_busy(&self) {
         if !self.looks.swap(true, Ordering::SeqCst) {
             self.wake();
         }
@@ -207,5 +217,14 @@ impl Watch {
                 self.looks.store(true, Ordering::SeqCst);
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Crew {
+    /// Returns how many are free, how many there are, and how many are being started.
+    #[allow(dead_code, reason = "for the model check")]
+    pub fn counts(&self) -> [usize; 3] {
+        [&self.free, &self.all, &self.starting].map(|count| count.load(Ordering::SeqCst))
     }
 }
