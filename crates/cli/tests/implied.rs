@@ -37,7 +37,7 @@ fn archive(scratch: &Scratch, layers: &[Vec<u8>]) -> PathBuf {
     }
     let diff_ids: Vec<_> = layers
         .iter()
-        .map(|layer| vellum_image::Digest::of(layer).to_string())
+        .map(|layer| vellum_format::Digest::of(layer).to_string())
         .collect();
     let config = serde_json::json!({
         "architecture": vellum_image::Platform::host().architecture, "os": "linux", "config": {},

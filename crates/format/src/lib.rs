@@ -38,6 +38,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block_map;
+mod digest;
 mod error;
 mod handle;
 mod mark;
@@ -48,6 +49,7 @@ mod redirect;
 pub mod wh;
 pub mod workdir;
 
+pub use digest::{BadDigest, Digest};
 pub use error::MarkError;
 pub use handle::{Handle, HandleFlags};
 pub use mark::{Metacopy, Nlink, NlinkBase, Opaque, Protattr, Verity, impure, uuid};

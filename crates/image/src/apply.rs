@@ -36,6 +36,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
+use vellum_format::Digest;
 use vellum_sys::{Cancel, Dir, FileKind, Timespec};
 
 pub use hide::{drop_whiteouts, hide_all};
@@ -425,9 +426,9 @@ impl<'a, 'w> Applier<'a, 'w> {
             // Replaced by what the stream says at its end.
             blob: crate::stream::BlobFacts {
                 packing: crate::compression::Packing::NONE,
-                blob_digest: crate::Digest::of(b""),
+                blob_digest: Digest::of(b""),
                 blob_bytes: 0,
-                diff_id: crate::Digest::of(b""),
+                diff_id: Digest::of(b""),
                 tar_bytes: 0,
             },
             entries,

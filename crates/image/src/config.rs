@@ -9,15 +9,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde_json::{Map, Value};
-
-use crate::digest::Digest;
 use crate::json::{self, List};
 use crate::manifest::{
     MAX_CONFIG_BYTES, MAX_LAYERS, ManifestError, check_size, parse_digest, read,
 };
 use crate::platform::Platform;
 use crate::run_config::{RunConfig, RunFields};
+use serde_json::{Map, Value};
+use vellum_format::Digest;
+
 
 /// The name of a layer on top of particular other layers.
 ///

@@ -6,11 +6,12 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use vellum_format::Digest;
 
+use crate::Compression;
 use crate::config::ImageConfig;
 use crate::manifest::{LayerBlob, Manifest};
 use crate::reference::Reference;
-use crate::{Compression, Digest};
 
 /// The id of a layer: 64 hexadecimal digits, made of the id of the layer below and the diff ID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::digest::Digest;
+use vellum_format::{BadDigest, Digest};
 
 /// The result of this room's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -47,11 +47,8 @@ pub enum Error {
     },
 
     /// Text that is not a digest.
-    #[error("'{text}' is not a digest of the form sha256:<64 hex digits>")]
-    BadDigest {
-        /// The text as it came.
-        text: String,
-    },
+    #[error("{0}")]
+    BadDigest(BadDigest),
 
     /// Bytes do not have the digest that was promised for them.
     #[error("{what} has digest {found}, but {expected} was promised")]
@@ -181,6 +178,12 @@ pub enum Error {
         /// Why.
         why: String,
     },
+}
+
+impl From<BadDigest> for Error {
+    fn from(error: BadDigest) -> Self {
+        Error::BadDigest(error)
+    }
 }
 
 fn at(path: &Option<PathBuf>) -> String {

@@ -2,7 +2,7 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | what is a digest, who hashes | `digest.rs` |
+//! | who hashes on the way | `hash.rs` |
 //! | how is a blob compressed | `compression.rs` |
 //! | reading, inflating and hashing at once | `stream.rs` |
 //! | what does a layer's tar do to a tree | `apply.rs` |
@@ -27,8 +27,8 @@ pub mod apply;
 pub mod compression;
 pub mod config;
 pub mod containers_storage;
-pub mod digest;
 mod error;
+pub mod hash;
 pub mod json;
 pub mod limits;
 pub mod manifest;
@@ -47,7 +47,6 @@ pub mod writer;
 pub use apply::{Applied, ApplyTarget, Privilege, TargetMarks, apply};
 pub use compression::Compression;
 pub use config::{ChainId, ImageConfig};
-pub use digest::Digest;
 pub use error::{Error, Result};
 pub use limits::Limits;
 pub use manifest::Manifest;

@@ -11,9 +11,9 @@
 use std::collections::BTreeMap;
 
 use oci_spec::image as oci;
+use vellum_format::Digest;
 
 use crate::compression::Compression;
-use crate::digest::Digest;
 use crate::json::{self, Any, JsonError, List, Unmarshal};
 use crate::platform::Platform;
 

@@ -14,10 +14,12 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use vellum_format::Digest;
+
 use crate::compression::{Compression, Encoder};
 use crate::config::{ChainId, ImageConfig};
-use crate::digest::{Digest, HashWrite, VerifyRead};
 use crate::error::Error;
+use crate::hash::{HashWrite, VerifyRead};
 use crate::manifest::{LayerBlob, Manifest};
 use crate::reference::Reference;
 use crate::source::SourceError;

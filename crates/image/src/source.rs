@@ -10,10 +10,10 @@
 use std::fs::File;
 use std::io::{self, Read};
 
+use vellum_format::Digest;
 use vellum_sys::Dir;
 
 use crate::config::ImageConfig;
-use crate::digest::Digest;
 use crate::manifest::{LayerBlob, Manifest, ManifestError};
 use crate::reference::{Reference, ReferenceError};
 use crate::stream::BlobFacts;

@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{Builder, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use vellum_format::Digest;
 use vellum_sys::Cancel;
 
 use crate::compression::{DETECT_BYTES, Decoder, Packing, detect};
-use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
+use crate::hash::Hasher;
 use crate::limits::{Limits, RATIO_COUNTS_FROM_BYTES, check};
 
 /// Size of one buffer of the ring.
@@ -484,8 +485,7 @@ mod tests {
 
     #[test]
     fn errors_of_the_reader_keep_their_own_name() {
-        let short =
-            crate::digest::VerifyRead::new(&b"abc"[..], "blob", Digest::of(b"abcd"), Some(4));
+        let short = crate::hash::VerifyRead::new(&b"abc"[..], "blob", Digest::of(b"abcd"), Some(4));
         let error = LayerStream::open(Box::new(short), &Limits::default(), &Cancel::new())
             .unwrap()
             .finish()

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use support::{image_for, random_image, reference, take};
+use vellum_format::Digest;
 use vellum_image::manifest::{Document, ManifestError};
 use vellum_image::sink::{self, OutImage, SinkOptions};
 use vellum_image::source::oci_layout::OciLayout;
 use vellum_image::source::{ImageSource, SourceError, open_archive, open_seekable};
-use vellum_image::{Compression, Digest, Platform};
+use vellum_image::{Compression, Platform};
 use vellum_testkit::{Rng, Scratch};
 
 fn options(scratch: &Scratch, compression: Compression) -> SinkOptions {

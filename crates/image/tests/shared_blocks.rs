@@ -6,9 +6,10 @@ use std::io::Cursor;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use vellum_format::Digest;
 use vellum_image::recipe::replay;
 use vellum_image::{
-    ApplyTarget, Cancel, Digest, LayerStream, LayerWriter, Limits, Privilege, TarEntry, TarKind,
+    ApplyTarget, Cancel, LayerStream, LayerWriter, Limits, Privilege, TarEntry, TarKind,
     TargetMarks, apply,
 };
 use vellum_sys::{Dir, Timespec};

@@ -7,13 +7,13 @@
 use std::collections::HashSet;
 use std::io;
 
+use vellum_format::Digest;
 use vellum_image::recipe;
-use vellum_store::{CheckOptions, Digest, Info, Kind, Store, StoreError};
+use vellum_store::{CheckOptions, Info, Kind, Store, StoreError};
 use vellum_sys::Dir;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::image::to_image;
 use crate::keep::Wrong;
 
 /// Compares records and trees. Empty: all is well.
@@ -30,7 +30,7 @@ pub fn check(ctx: &Context, heal: bool, deep: bool) -> Result<Vec<Wrong>> {
 fn check_layers(ctx: &Context, store: &Store, wrong: &mut Vec<Wrong>) -> Result<()> {
     let mut layers = Vec::new();
     store.walk(&[], |info| {
-        if let (Kind::Committed, Some(diff_id)) = (info.kind, info.diff_id.clone()) {
+        if let (Kind::Committed, Some(diff_id)) = (info.kind, info.diff_id) {
             layers.push((info, diff_id));
         }
         Ok::<_, Error>(())
@@ -86,7 +86,7 @@ fn check_layer(
         Err(e) => return of_recipe(&chain(&e)),
     };
     match recipe::verify(&mut recipe) {
-        Ok(of) if of == to_image(diff_id)? => {}
+        Ok(of) if of == *diff_id => {}
         Ok(of) => return of_recipe(&format!("it is the recipe of another layer, {of}")),
         Err(e) => return of_recipe(&chain(&e)),
     }

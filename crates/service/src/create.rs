@@ -78,7 +78,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         Origin::Image(text) => {
             let record = names::image(ctx, text)?;
             options.parent = record.top().cloned();
-            image = Some(record.id.clone());
+            image = Some(record.id);
             origin = Some((text.as_str(), record));
             image_name = Some(text.clone());
             stem_of_image(text)
@@ -118,7 +118,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         let container = NewContainer {
             id: id.clone(),
             name: name.clone(),
-            image: image.clone(),
+            image,
             image_name: image_name.clone(),
             config: config.clone(),
             volumes: request.volumes.clone(),

@@ -130,7 +130,7 @@ fn told(
 fn hold(store: &Store, lease: &LeaseId, images: &[OutImage]) -> Result<()> {
     for layer in images.iter().flat_map(|image| &image.layers) {
         store.hold(lease, &Held::Snapshot(exported::key(&layer.chain_id)))?;
-        store.hold(lease, &Held::Recipe(exported::to_store(&layer.diff_id)))?;
+        store.hold(lease, &Held::Recipe(layer.diff_id))?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use vellum_image::{Digest, Reference};
+use vellum_image::Reference;
 
 mod adopt;
 mod change;
@@ -84,19 +84,6 @@ fn platform(text: Option<&str>) -> Result<vellum_image::Platform> {
                 hint: None,
             }),
     }
-}
-
-/// The image room's digest as the store's. Both are parsed types of the same text.
-pub(crate) fn to_store(digest: &Digest) -> vellum_store::Digest {
-    digest
-        .to_string()
-        .parse()
-        .expect("a sha256 digest is one in every room")
-}
-
-/// The store's digest as the image room's, which knows sha256 only.
-pub(crate) fn to_image(digest: &vellum_store::Digest) -> Result<Digest> {
-    Ok(digest.to_string().parse::<Digest>()?)
 }
 
 /// The snapshot of a chain.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use support::{context, load_path};
-use vellum_image::Digest;
+use vellum_format::Digest;
 use vellum_service::image::{
     LoadRequest, LoadSource, SaveFormat, SaveRequest, SaveTarget, images, load, save,
 };

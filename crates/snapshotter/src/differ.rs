@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tonic::{Code, Request, Response, Status};
-use vellum_image::{Compression, Digest};
+use vellum_format::Digest;
+use vellum_image::Compression;
 use vellum_service::differ::{self, ApplyRequest, DiffRequest, Written};
 use vellum_service::snapshots::MountEntry;
 use vellum_service::{Cancel, Error};

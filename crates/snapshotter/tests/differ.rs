@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 use fake_containerd::{FakeContainerd, NAMESPACE};
 use tonic::{Code, Request};
+use vellum_format::Digest;
 use vellum_image::compression::{Encoder, Packing};
-use vellum_image::{Compression, Digest, LayerWriter, TarEntry, TarKind};
+use vellum_image::{Compression, LayerWriter, TarEntry, TarKind};
 use vellum_service::config::{Partial, Surroundings, resolve};
 use vellum_service::snapshots::{self, MountEntry, NewSnapshot, Prepared, Terms};
 use vellum_service::{Cancel, Context, progress};

@@ -10,12 +10,12 @@
 use std::{collections::HashSet, path::Path};
 
 use rusqlite::Transaction;
+use vellum_format::Digest;
 use vellum_sys::{FileKind, plain};
 
 use crate::{
     containers::find_container,
     content,
-    digest::{Algorithm, Digest},
     driver::{self, Finding, TreeRef},
     error::{DbContext, IoContext, Result, StoreError, chain},
     following,
@@ -276,7 +276,7 @@ impl Store {
             let path = self.layout().recipe(&diff_id);
             let digest = digest.filter(|_| options.deep);
             let look = || wrong_file(&path, digest.as_ref(), size, RECIPE_REMEDY);
-            let known = || self.read(|tx| has_recipe(tx, diff_id.hex()));
+            let known = || self.read(|tx| has_recipe(tx, &diff_id.hex()));
             if let Some(why) = lasting(look, known)? {
                 found.push(finding(path.display(), why, false));
             }
@@ -367,7 +367,7 @@ fn wrong_file(
     let Some(digest) = digest else {
         return Ok(None);
     };
-    Ok(match hash_file(path, digest.algorithm()) {
+    Ok(match hash_file(path) {
         Ok(Some((actual, _))) if actual == *digest => None,
         Ok(Some((actual, _))) => Some(format!("holds {actual}; {remedy}")),
         Ok(None) => Some(format!("missing; {remedy}")),
@@ -402,11 +402,9 @@ fn lasting<T>(
 }
 
 /// Returns digest and length of a file; `None` if there is none.
-pub(crate) fn hash_file(path: &Path, algorithm: Algorithm) -> Result<Option<(Digest, u64)>> {
+pub(crate) fn hash_file(path: &Path) -> Result<Option<(Digest, u64)>> {
     match layout::open(path)? {
-        Some(mut file) => content::hash(&mut file, algorithm)
-            .map(Some)
-            .on("read", path),
+        Some(mut file) => content::hash(&mut file).map(Some).on("read", path),
         None => Ok(None),
     }
 }

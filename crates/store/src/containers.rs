@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
+use vellum_format::Digest;
 
 use crate::{
-    digest::Digest,
     driver::TreeParts,
     error::{DbContext, Result, StoreError, Subject},
     following::{self, Follower},
@@ -164,7 +164,7 @@ pub(crate) fn put_back(layout: &Layout, tx: &Transaction<'_>, file: &ContainerFi
     let container = NewContainer {
         id: file.id.clone(),
         name: file.name.clone(),
-        image: file.image.clone(),
+        image: file.image,
         image_name: file.image_name.clone(),
         config: file.config.clone(),
         volumes: file.volumes.clone(),

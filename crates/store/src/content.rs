@@ -11,9 +11,10 @@ use std::{
 };
 
 use rusqlite::{OptionalExtension, Transaction, params};
+use sha2::{Digest as _, Sha256};
+use vellum_format::Digest;
 
 use crate::{
-    digest::{Algorithm, Digest, Hasher},
     driver::TreeId,
     error::{DbContext, IoContext, Result, StoreError, Subject},
     gc,
@@ -39,7 +40,7 @@ pub struct BlobWriter {
     store: Store,
     staged: Staged,
     file: File,
-    hasher: Hasher,
+    hasher: Sha256,
     expected: Option<Digest>,
     size_bytes: u64,
 }
@@ -62,7 +63,7 @@ impl BlobWriter {
     ///
     /// Errors: `DigestMismatch` if it is not what was announced; nothing is published then.
     pub fn commit(mut self, lease: Option<&LeaseId>) -> Result<Blob> {
-        let digest = self.hasher.finish();
+        let digest = Digest::from_bytes(self.hasher.finalize().into());
         if let Some(expected) = self.expected
             && expected != digest
         {
@@ -76,11 +77,11 @@ impl BlobWriter {
         let target = layout.blob(&digest);
         self.staged.sync()?;
         self.staged.publish_shared(&target)?;
-        sync_dir(&layout.blob_dir(&digest))?;
+        sync_dir(&layout.blobs())?;
         self.store.write(|tx| {
             if !layout::exists(&target)? {
                 // A collector took it between publishing and this lock. Rare enough to let the caller try again.
-                return Err(StoreError::not_found(Subject::Blob, &digest));
+                return Err(StoreError::not_found(Subject::Blob, digest));
             }
             tx.execute(
                 "INSERT OR IGNORE INTO blobs (digest, size, created_ns) VALUES (?1, ?2, ?3)",
@@ -114,20 +115,20 @@ impl RecipeFacts {
         let (digest, bytes) = file
             .flush()
             .and_then(|()| file.rewind())
-            .and_then(|()| hash(file, Algorithm::Sha256))
+            .and_then(|()| hash(file))
             .on("read", path)?;
         Ok(Self { bytes, digest })
     }
 }
 
 /// Hashes what is left of a file. Returns the digest and the length.
-pub(crate) fn hash(file: &mut File, algorithm: Algorithm) -> io::Result<(Digest, u64)> {
-    let mut hasher = Hasher::new(algorithm);
+pub(crate) fn hash(file: &mut File) -> io::Result<(Digest, u64)> {
+    let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     let mut bytes = 0;
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok((hasher.finish(), bytes)),
+            0 => return Ok((Digest::from_bytes(hasher.finalize().into()), bytes)),
             n => {
                 hasher.update(&buffer[..n]);
                 bytes += n as u64;
@@ -176,22 +177,21 @@ impl Store {
     /// Takes the file of a recipe away that has no record any more, unless somebody records it anew meanwhile. What goes wrong is left to gc.
     pub(crate) fn discard_recipe_or_leave(&self, diff_id: &Digest) {
         let path = self.layout().recipe(diff_id);
-        if let Err(error) = self.discard_named(&path, |tx| gc::has_recipe(tx, diff_id.hex())) {
+        if let Err(error) = self.discard_named(&path, |tx| gc::has_recipe(tx, &diff_id.hex())) {
             tracing::warn!(recipe = %diff_id, error = crate::error::chain(&error), "left for the next gc");
         }
     }
 
-    /// Begins a blob. With `expected`, committing anything else fails; the algorithm is `expected`'s, else SHA-256.
+    /// Begins a blob. With `expected`, committing anything else fails.
     pub fn blob_writer(&self, expected: Option<&Digest>) -> Result<BlobWriter> {
         self.inner.database.refuse_if_rolled_back()?;
         let (staged, file) = Staged::file(self.layout(), TreeId::random().as_str())?;
-        let algorithm = expected.map_or(Algorithm::Sha256, Digest::algorithm);
         Ok(BlobWriter {
             store: self.clone(),
             staged,
             file,
-            hasher: Hasher::new(algorithm),
-            expected: expected.cloned(),
+            hasher: Sha256::new(),
+            expected: expected.copied(),
             size_bytes: 0,
         })
     }
@@ -200,7 +200,7 @@ impl Store {
     pub fn put_blob(&self, bytes: &[u8], lease: Option<&LeaseId>) -> Result<Digest> {
         let digest = Digest::of(bytes);
         if let Some(lease) = lease
-            && self.hold(lease, &lease::Held::Blob(digest.clone()))?
+            && self.hold(lease, &lease::Held::Blob(digest))?
         {
             return Ok(digest);
         }
@@ -223,7 +223,7 @@ impl Store {
                 .optional()
                 .db("look a blob up")?;
             Ok(size.map(|size| Blob {
-                digest: digest.clone(),
+                digest: *digest,
                 size_bytes: size as u64,
             }))
         })
@@ -261,13 +261,11 @@ impl Store {
                 "blob {digest} is longer than {limit_bytes} bytes"
             )));
         }
-        let mut hasher = Hasher::new(digest.algorithm());
-        hasher.update(&bytes);
-        let actual = hasher.finish();
+        let actual = Digest::of(&bytes);
         if actual != *digest {
             return Err(StoreError::DigestMismatch {
                 what: "blob on disk".into(),
-                expected: digest.clone(),
+                expected: *digest,
                 actual,
             });
         }

@@ -5,8 +5,9 @@
 
 use std::collections::{HashMap, HashSet};
 
+use vellum_format::Digest;
+
 use crate::{
-    digest::Digest,
     driver::TreeRef,
     error::{Class, DbContext, Result},
     images::ImageRecord,
@@ -147,7 +148,7 @@ impl Store {
                 }
             }
             use_.images.push(ImageUse {
-                id: image.id.clone(),
+                id: image.id,
                 tags: image.tags.clone(),
                 exclusive,
                 shared,

@@ -17,10 +17,10 @@ use std::{
 
 use data_encoding::BASE32_NOPAD;
 use serde::{Deserialize, Serialize};
+use vellum_format::Digest;
 use vellum_sys::plain;
 
 use crate::{
-    digest::Digest,
     error::{IoContext, Result, StoreError},
     layout::{self, Layout, make_dir},
     snapshot::{Kind, MountFeatures, Usage},

@@ -6,7 +6,9 @@
 
 use std::{fmt, io, path::PathBuf};
 
-use crate::{digest::Digest, snapshot::Kind, snapshot::SnapshotKey};
+use vellum_format::Digest;
+
+use crate::{snapshot::Kind, snapshot::SnapshotKey};
 
 /// The result of nearly everything here.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

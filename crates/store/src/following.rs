@@ -15,10 +15,10 @@ use std::{
 };
 
 use rusqlite::{Transaction, params};
+use vellum_format::Digest;
 
 use crate::{
     containers::{self, find_container},
-    digest::Digest,
     driver::TreeId,
     error::{DbContext, Result, chain},
     generation::{self, Stamp},

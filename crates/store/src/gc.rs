@@ -13,10 +13,10 @@ use std::{
 };
 
 use rusqlite::{Transaction, params};
+use vellum_format::Digest;
 
 use crate::{
     containers,
-    digest::{Algorithm, Digest},
     driver::{DriverKind, LinkId, TreeId},
     error::{DbContext, Result, StoreError},
     following, generation, images,
@@ -143,7 +143,7 @@ impl Store {
                                 Ok(if blob {
                                     has_blob(tx, &digest)?
                                 } else {
-                                    has_recipe(tx, digest.hex())?
+                                    has_recipe(tx, &digest.hex())?
                                 })
                             })
                             .map(|gone| gone.unwrap_or(true)),
@@ -339,21 +339,12 @@ impl Store {
                 ));
             }
         }
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            for path in tx::entries(&layout.root().join("content").join(algorithm.as_str()))? {
-                let digest = path
-                    .file_name()
-                    .and_then(|name| name.to_str())
-                    .and_then(|hex| {
-                        format!("{}:{hex}", algorithm.as_str())
-                            .parse::<Digest>()
-                            .ok()
-                    });
-                if let Some(digest) = digest {
-                    self.litter_file(&mut found, path, "a blob without a record", dry_run, |tx| {
-                        has_blob(tx, &digest)
-                    })?;
-                }
+        for path in tx::entries(&layout.blobs())? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if let Some(Ok(digest)) = name.map(Digest::from_hex) {
+                self.litter_file(&mut found, path, "a blob without a record", dry_run, |tx| {
+                    has_blob(tx, &digest)
+                })?;
             }
         }
         type Has = fn(&Transaction<'_>, &str) -> Result<bool>;

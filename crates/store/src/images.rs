@@ -4,9 +4,9 @@ use std::iter;
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
+use vellum_format::Digest;
 
 use crate::{
-    digest::Digest,
     error::{DbContext, Result, StoreError, Subject},
     following::{self, Follower},
     lease::{self, LeaseId},
@@ -205,7 +205,7 @@ impl Store {
             is_due(tx, &image)?;
             Ok(image)
         })?;
-        self.follow(&[Follower::Image(image.clone())]);
+        self.follow(&[Follower::Image(image)]);
         Ok(image)
     }
 
@@ -238,7 +238,7 @@ impl Store {
 }
 
 fn is_due(tx: &Transaction<'_>, id: &Digest) -> Result<()> {
-    following::due(tx, &Follower::Image(id.clone()))
+    following::due(tx, &Follower::Image(*id))
 }
 
 /// Returns all images, newest first.
@@ -411,7 +411,7 @@ pub(crate) fn load(tx: &Transaction<'_>, id: &Digest) -> Result<Option<ImageReco
         [&text],
     )?;
     Ok(Some(ImageRecord {
-        id: id.clone(),
+        id: *id,
         manifest: parse(&manifest)?,
         media_type,
         layers,

@@ -11,11 +11,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use vellum_format::Digest;
 use vellum_sys::publish::{data_order, order_data};
 
 use crate::{
     content::{self, RecipeFacts},
-    digest::Digest,
     driver::{self, DriverKind, LayerMarks, NewTree, TreeId, TreeRef},
     error::{Result, StoreError, Subject},
     following::{self, Follower},
@@ -351,7 +351,7 @@ impl Store {
         record.parent = parents.first().map(|tree| tree.id.clone());
         record.created_ns = rows::now_ns();
         record.updated_ns = record.created_ns;
-        record.diff_id = commit.diff_id.clone();
+        record.diff_id = commit.diff_id;
         record.tar_bytes = commit.tar_bytes;
         record.features = commit.features;
         driver.seal(self.layout(), staged.path(), &own(&record), &parents)?;

@@ -12,6 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use vellum_format::Digest;
 use vellum_sys::{
     Dir, FileKind,
     plain::{self, Links},
@@ -19,7 +20,6 @@ use vellum_sys::{
 };
 
 use crate::{
-    digest::Digest,
     driver::{DriverKind, TreeId},
     error::{IoContext, Result, StoreError},
 };
@@ -106,12 +106,12 @@ impl Layout {
         self.driver(driver).join(tree.as_str())
     }
 
-    pub fn blob_dir(&self, digest: &Digest) -> PathBuf {
-        self.root.join("content").join(digest.algorithm().as_str())
+    pub fn blobs(&self) -> PathBuf {
+        self.root.join("content").join(Digest::ALGORITHM)
     }
 
     pub fn blob(&self, digest: &Digest) -> PathBuf {
-        self.blob_dir(digest).join(digest.hex())
+        self.blobs().join(digest.hex())
     }
 
     pub fn recipes(&self) -> PathBuf {
@@ -133,7 +133,8 @@ impl Layout {
             make_dir(&dir, 0o700)?;
         }
         make_dir(&self.root.join("content"), 0o700)?;
-        make_dir(&self.root.join("content/sha256"), 0o700)?;
+        make_dir(&self.blobs(), 0o700)?;
+        // Always empty; earlier versions of Vellum look into it.
         make_dir(&self.root.join("content/sha512"), 0o700)?;
         make_dir(&self.volumes(), 0o711)
     }

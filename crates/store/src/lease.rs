@@ -6,10 +6,10 @@
 use std::fmt;
 
 use rusqlite::{Transaction, params};
+use vellum_format::Digest;
 use vellum_sys::random;
 
 use crate::{
-    digest::Digest,
     error::{DbContext, Result, StoreError, Subject},
     rows,
     snapshot::SnapshotKey,

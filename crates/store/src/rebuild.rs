@@ -14,13 +14,13 @@ use std::{
 };
 
 use rusqlite::{Connection, Transaction, params};
+use vellum_format::Digest;
 use vellum_sys::plain;
 
 use crate::{
     check::{finding, hash_file},
     containers,
     database::{self, Database, suffixed},
-    digest::{Algorithm, Digest},
     driver::{Finding, TreeId},
     error::{Class, DbContext, IoContext, Result, chain},
     gc::{has_blob, has_recipe, has_volume},
@@ -226,7 +226,7 @@ impl Found {
         found.containers = found.sidecars(layout)?;
         found.blobs(layout, |_| Ok(true))?;
         for path in tx::entries(&layout.recipes())? {
-            if let Ok(digest) = format!("sha256:{}", name_of(&path)).parse::<Digest>() {
+            if let Ok(digest) = Digest::from_hex(name_of(&path)) {
                 found.recipe(&path, digest)?;
             }
         }
@@ -267,8 +267,8 @@ impl Found {
         }
         found.blobs(layout, |digest| Ok(!has_blob(&tx, digest)?))?;
         for path in tx::entries(&layout.recipes())? {
-            if let Ok(digest) = format!("sha256:{}", name_of(&path)).parse::<Digest>()
-                && !has_recipe(&tx, digest.hex())?
+            if let Ok(digest) = Digest::from_hex(name_of(&path))
+                && !has_recipe(&tx, &digest.hex())?
             {
                 found.recipe(&path, digest)?;
             }
@@ -334,31 +334,28 @@ impl Found {
     }
 
     fn blobs(&mut self, layout: &Layout, wanted: impl Fn(&Digest) -> Result<bool>) -> Result<()> {
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            for path in tx::entries(&layout.root().join("content").join(algorithm.as_str()))? {
-                let text = format!("{}:{}", algorithm.as_str(), name_of(&path));
-                let Ok(digest) = text.parse::<Digest>() else {
-                    continue;
-                };
-                if !wanted(&digest)? {
-                    continue;
+        for path in tx::entries(&layout.blobs())? {
+            let Ok(digest) = Digest::from_hex(name_of(&path)) else {
+                continue;
+            };
+            if !wanted(&digest)? {
+                continue;
+            }
+            if is_absurd(&path)? {
+                let why = "longer than its file system";
+                self.lost.push(finding(path.display(), why, false));
+                continue;
+            }
+            match hash_file(&path) {
+                Ok(Some((actual, bytes))) if actual == digest => {
+                    self.blobs.push((digest, bytes));
                 }
-                if is_absurd(&path)? {
-                    let why = "longer than its file system";
-                    self.lost.push(finding(path.display(), why, false));
-                    continue;
+                Ok(None) => {}
+                Ok(Some((actual, _))) => {
+                    self.lost
+                        .push(finding(path.display(), format!("holds {actual}"), false))
                 }
-                match hash_file(&path, algorithm) {
-                    Ok(Some((actual, bytes))) if actual == digest => {
-                        self.blobs.push((digest, bytes));
-                    }
-                    Ok(None) => {}
-                    Ok(Some((actual, _))) => {
-                        self.lost
-                            .push(finding(path.display(), format!("holds {actual}"), false))
-                    }
-                    Err(e) => self.lost.push(finding(path.display(), chain(&e), false)),
-                }
+                Err(e) => self.lost.push(finding(path.display(), chain(&e), false)),
             }
         }
         Ok(())
@@ -402,7 +399,7 @@ impl Found {
         rebuilt.blobs = self.blobs.len() as u64;
         rebuilt.volumes = self.volumes.len() as u64;
         for file in self.images {
-            let id = file.id.clone();
+            let id = file.id;
             match each_by_itself(tx, |tx| put_back_image(tx, file))? {
                 Ok(()) => rebuilt.images += 1,
                 Err(why) => rebuilt

@@ -6,9 +6,9 @@
 use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
+use vellum_format::Digest;
 
 use crate::{
-    digest::Digest,
     driver::{DriverKind, LinkId, TreeId},
     error::Result,
     generation::Stamp,

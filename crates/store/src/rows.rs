@@ -4,9 +4,9 @@ use std::{collections::HashSet, str::FromStr};
 
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
+use vellum_format::Digest;
 
 use crate::{
-    digest::Digest,
     driver::{DriverKind, LinkId, TreeId, TreeRef},
     error::{DbContext, Result, StoreError, Subject},
     parents,
@@ -34,7 +34,7 @@ fn damaged(what: &str) -> impl Fn(&dyn std::fmt::Display) -> StoreError + '_ {
 }
 
 /// Parses a text column into a type that proves it.
-pub(crate) fn parse<T: FromStr<Err = StoreError>>(text: &str) -> Result<T> {
+pub(crate) fn parse<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T> {
     text.parse().map_err(|e| damaged("digest")(&e))
 }
 
@@ -156,7 +156,7 @@ impl SnapshotRow {
             id: self.record.tree.clone(),
             kind: self.record.kind,
             link: self.record.link.clone(),
-            diff_id: self.record.diff_id.clone(),
+            diff_id: self.record.diff_id,
             features: self.record.features,
         }
     }

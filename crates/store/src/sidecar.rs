@@ -6,10 +6,10 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use vellum_format::Digest;
 
 use crate::{
     containers::{ContainerRecord, NewContainer},
-    digest::Digest,
     images::{ImageLayer, ImageRecord, LayerBlob},
     layout::Layout,
     records::VERSION,
@@ -58,17 +58,17 @@ impl From<&ImageRecord> for ImageFile {
     fn from(image: &ImageRecord) -> Self {
         let layer = |layer: &ImageLayer| LayerFile {
             snapshot: layer.snapshot.clone(),
-            diff_id: layer.diff_id.clone(),
+            diff_id: layer.diff_id,
             blob: layer.blob.as_ref().map(|blob| BlobFile {
                 media_type: blob.media_type.clone(),
-                digest: blob.digest.clone(),
+                digest: blob.digest,
                 size_bytes: blob.size_bytes,
             }),
         };
         Self {
             version: VERSION,
-            id: image.id.clone(),
-            manifest: image.manifest.clone(),
+            id: image.id,
+            manifest: image.manifest,
             media_type: image.media_type.clone(),
             layers: image.layers.iter().map(layer).collect(),
             tags: image.tags.clone(),

@@ -9,9 +9,9 @@ use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use vellum_format::Digest;
 
 use crate::{
-    digest::Digest,
     driver::{DriverKind, TreeId},
     error::{Result, StoreError, Subject},
 };

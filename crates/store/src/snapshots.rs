@@ -219,7 +219,7 @@ impl Store {
                 });
             }
             delete_row(tx, row.id)?;
-            let recipe = match row.record.diff_id.clone() {
+            let recipe = match row.record.diff_id {
                 Some(diff_id) if content::release_recipe(tx, &diff_id)? => Some(diff_id),
                 _ => None,
             };
@@ -324,7 +324,7 @@ pub(crate) fn own(record: &TreeRecord) -> TreeRef {
         id: record.tree.clone(),
         kind: record.kind,
         link: record.link.clone(),
-        diff_id: record.diff_id.clone(),
+        diff_id: record.diff_id,
         features: record.features,
     }
 }

@@ -6,9 +6,9 @@
 use std::path::Path;
 
 use rusqlite::Transaction;
+use vellum_format::Digest;
 
 use crate::{
-    digest::Digest,
     driver::TreeId,
     error::{DbContext, Result, StoreError},
     gc::{has_blob, has_sidecar, has_volume, tree_of},
@@ -144,7 +144,7 @@ impl Store {
                 None => Ok(own("blobs")),
             },
             "recipes" if !stem.is_empty() => {
-                let Ok(digest) = format!("sha256:{stem}").parse::<Digest>() else {
+                let Ok(digest) = Digest::from_hex(stem) else {
                     return Ok(litter("a recipe without a record"));
                 };
                 let keys = self.read(|tx| keys_with_diff_id(tx, &digest))?;

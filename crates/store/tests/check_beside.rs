@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use common::*;
+use vellum_format::Digest;
 use vellum_store::check::CheckOptions;
 use vellum_store::*;
 use vellum_testkit::Scratch;
@@ -62,7 +63,7 @@ fn images(store: &Store, image: &Digest, worker: usize, round: usize) {
     let new = NewContainer {
         id: format!("id-{worker}-{round}"),
         name: format!("box-{worker}-{round}"),
-        image: Some(image.clone()),
+        image: Some(*image),
         image_name: None,
         config: "{}".into(),
         volumes: vec![],
@@ -83,8 +84,8 @@ fn images(store: &Store, image: &Digest, worker: usize, round: usize) {
 
 fn image_without_layers(blob: &Digest, tags: &[&str]) -> NewImage {
     NewImage {
-        id: blob.clone(),
-        manifest: blob.clone(),
+        id: *blob,
+        manifest: *blob,
         media_type: "application/vnd.oci.image.manifest.v1+json".into(),
         layers: vec![],
         tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),

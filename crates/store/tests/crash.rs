@@ -16,6 +16,7 @@ use std::{
 };
 
 use common::*;
+use vellum_format::Digest;
 use vellum_store::*;
 use vellum_testkit::{
     FsKind, Scratch,
@@ -99,7 +100,7 @@ fn import(store: &Store) -> Outcome {
         let diff_id = Digest::of(name.as_bytes());
         let snapshot = SnapshotKey::from(&Digest::of(name.as_bytes()));
         let mut commit = LayerCommit::new(snapshot.clone(), parent.clone());
-        commit.diff_id = Some(diff_id.clone());
+        commit.diff_id = Some(diff_id);
         commit.recipe = Some(recipe);
         commit.lease = Some(lease.id().clone());
         layers.push(ImageLayer {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io::Write, path::Path};
 
 use common::*;
+use vellum_format::Digest;
 use vellum_store::*;
 use vellum_testkit::Scratch;
 
@@ -32,7 +33,7 @@ fn import_layer(
     recipe.write_all(b"recipe").unwrap();
     let snapshot = SnapshotKey::from(&Digest::of(format!("chain {name}").as_bytes()));
     let mut commit = LayerCommit::new(snapshot.clone(), parent.cloned());
-    commit.diff_id = Some(diff_id.clone());
+    commit.diff_id = Some(diff_id);
     commit.recipe = Some(recipe);
     commit.lease = Some(lease.id().clone());
     let registered = store.commit_layer(staged, commit).unwrap();
@@ -59,7 +60,7 @@ fn import(store: &Store, tag: &str, names: &[&str]) -> ImageRecord {
         .put_blob(format!("manifest {names:?}").as_bytes(), Some(lease.id()))
         .unwrap();
     let image = NewImage {
-        id: config.clone(),
+        id: config,
         manifest,
         media_type: MANIFEST.into(),
         layers,
@@ -73,7 +74,7 @@ fn container(store: &Store, name: &str, image: &ImageRecord) -> (ContainerRecord
     let new = NewContainer {
         id: format!("{name}-id"),
         name: name.into(),
-        image: Some(image.id.clone()),
+        image: Some(image.id),
         image_name: None,
         config: "{}".into(),
         volumes: vec![],
@@ -297,14 +298,11 @@ fn manifest_and_tags_change_together_or_not_at_all() {
     let store = open(&scratch, DriverKind::Overlay2);
     let one = import(&store, "app:latest", &["a"]);
     let two = import(&store, "app:latest", &["a", "b"]);
-    assert_eq!(
-        store.resolve_tag("app:latest").unwrap(),
-        Some(two.id.clone())
-    );
+    assert_eq!(store.resolve_tag("app:latest").unwrap(), Some(two.id));
     assert!(store.image(&one.id).unwrap().tags.is_empty());
     let mut broken = NewImage {
-        id: one.id.clone(),
-        manifest: one.manifest.clone(),
+        id: one.id,
+        manifest: one.manifest,
         media_type: MANIFEST.into(),
         layers: one.layers.clone(),
         tags: vec!["app:latest".into(), String::new()],
@@ -313,17 +311,14 @@ fn manifest_and_tags_change_together_or_not_at_all() {
         store.put_image(&broken).unwrap_err().class(),
         Class::InvalidArgument
     );
-    assert_eq!(
-        store.resolve_tag("app:latest").unwrap(),
-        Some(two.id.clone())
-    );
+    assert_eq!(store.resolve_tag("app:latest").unwrap(), Some(two.id));
     broken.tags.pop();
     let moved = store.put_image(&broken).unwrap();
     assert_eq!(
         moved,
         [MovedTag {
             name: "app:latest".into(),
-            from: two.id.clone()
+            from: two.id
         }]
     );
     broken.layers[0].snapshot = key("missing");
@@ -361,7 +356,7 @@ fn containers_own_their_snapshot_and_volumes_outlive_them() {
     let new = NewContainer {
         id: "id1".into(),
         name: "one".into(),
-        image: Some(image.id.clone()),
+        image: Some(image.id),
         image_name: Some("app".into()),
         config: "{\"a\":1}".into(),
         volumes: vec!["data".into()],

@@ -15,6 +15,7 @@ use std::{
 
 use common::*;
 use furnished::*;
+use vellum_format::Digest;
 use vellum_store::*;
 use vellum_testkit::Scratch;
 
@@ -375,7 +376,7 @@ fn stale_record_files_are_written_anew_by_the_next_command() {
             store.rename_container("box", "crate").unwrap()
         }),
         ("app:2", |store| {
-            drop(store.tag("app:2", &Digest::of(b"app")).unwrap())
+            store.tag("app:2", &Digest::of(b"app")).unwrap();
         }),
         ("\"k\": \"v\"", |store| {
             let label = LabelChange::Set("k".into(), "v".into());

@@ -74,7 +74,7 @@ fn the_tar_of_a_diff_is_the_layer_that_commit_makes() {
         .output()
         .unwrap()
         .stdout;
-    let digest = vellum_image::Digest::of(&tar).to_string();
+    let digest = vellum_format::Digest::of(&tar).to_string();
     world.ok(&["commit", "box", "small:2"]);
     let layers = world.json(&["inspect", "small:2"])[0]["config"]["rootfs"]["diff_ids"].clone();
     assert_eq!(layers[2], digest);

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use vellum_image::{Digest, LayerWriter, Platform, TarEntry, TarKind};
+use vellum_format::Digest;
+use vellum_image::{LayerWriter, Platform, TarEntry, TarKind};
 use vellum_sys::{Timespec, mount};
 use vellum_testkit::{Scratch, needs_root};
 

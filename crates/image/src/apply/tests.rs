@@ -48,7 +48,7 @@ impl Place {
         let limits = Limits::default();
         let stream = LayerStream::open(Box::new(Cursor::new(bytes.clone())), &limits, &cancel)?;
         let applied = apply(stream, &target, Some(&mut recipe), &limits, &cancel)?;
-        assert_eq!(applied.blob.diff_id, crate::Digest::of(&bytes));
+        assert_eq!(applied.blob.diff_id, Digest::of(&bytes));
         let mut again = Vec::new();
         replay(&mut Cursor::new(&recipe), &target.root, &mut again, &cancel).unwrap();
         assert!(again == bytes, "the layer comes out as it went in");

@@ -9,11 +9,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use flate2::Crc;
+use vellum_format::Digest;
 use vellum_sys::{Cancel, Dir};
 
 use super::{END, FILE, KEPT, MAGIC, PIECE_BYTES, RAW, SPARSE};
-use crate::digest::{Digest, HashWrite};
 use crate::error::{Error, Result};
+use crate::hash::HashWrite;
 
 /// A tar that was written again.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
+use vellum_format::Digest;
+
 use super::{END, FILE, KEPT, MAGIC, PIECE_BYTES, RAW, SPARSE};
-use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::tar::Range;
 

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use reqwest::{Method, StatusCode};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use vellum_format::Digest;
 use vellum_sys::Cancel;
 
 use super::RegistryError;
@@ -22,7 +23,6 @@ use super::endpoint::Endpoint;
 use super::exchange::{Answer, ExchangeError, Pace};
 use super::login::Operation;
 use super::runtime::{Runtime, unless_cancelled};
-use crate::digest::Digest;
 use crate::manifest::Descriptor;
 use crate::source::SourceError;
 

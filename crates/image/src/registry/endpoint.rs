@@ -13,13 +13,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use reqwest::{Method, StatusCode, Url};
+use vellum_format::Digest;
 
 use super::credentials::Login;
 use super::exchange::{Answer, ExchangeError, Http, Request};
 use super::login::{Access, InClear, Operation};
 use super::runtime::Runtime;
 use super::{HostOptions, RegistryError, RegistryOptions, Retry, credentials};
-use crate::digest::Digest;
 use crate::reference::{DEFAULT_REGISTRY, Reference};
 
 /// The server behind the name `docker.io`.

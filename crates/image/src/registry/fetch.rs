@@ -9,6 +9,7 @@ use std::io::Read;
 
 use reqwest::Method;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use vellum_format::Digest;
 use vellum_sys::Cancel;
 
 use super::download::BlobReader;
@@ -18,8 +19,8 @@ use super::login::Operation;
 use super::runtime::Runtime;
 use super::{RegistryError, RegistryOptions};
 use crate::config::ImageConfig;
-use crate::digest::{Digest, VerifyRead};
 use crate::error::Error;
+use crate::hash::VerifyRead;
 use crate::manifest::{
     ACCEPTED, Descriptor, Document, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest, check_size,
 };

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
+use vellum_format::Digest;
 use vellum_sys::Cancel;
 
 use super::endpoint::{self, Endpoint};
@@ -17,7 +18,6 @@ use super::exchange::{Answer, Body, ExchangeError, Request, SupplyError, Upload}
 use super::login::Operation;
 use super::runtime::Runtime;
 use super::{RegistryError, RegistryOptions};
-use crate::digest::Digest;
 use crate::manifest::{LayerBlob, Manifest};
 use crate::reference::Reference;
 use crate::sink::{LayerSupply, OutImage, SinkOptions, make_blob, make_blobs, manifest_for};

@@ -9,12 +9,13 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use vellum_format::Digest;
+
 use super::archive_writer::ArchiveWriter;
 use super::{
     LAYOUT_VERSION, LayerSupply, OutImage, SinkOptions, copy, layout_entries, layout_index,
     make_blobs, manifest_for, manifest_json, shown,
 };
-use crate::digest::Digest;
 use crate::json;
 use crate::manifest::{LayerBlob, MAX_MANIFEST_BYTES, Manifest, check_size, read_first};
 use crate::source::SourceError;

@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
+use vellum_format::Digest;
 use vellum_sys::Cancel;
 
 use super::archive::Archive;
 use super::docker_archive::parse_tags;
 use super::{SourceError, SourceImage};
 use crate::config::ImageConfig;
-use crate::digest::Digest;
 use crate::json::{self, Words};
 use crate::limits::Limits;
 use crate::manifest::{MAX_CONFIG_BYTES, MAX_LAYERS, MAX_MANIFEST_BYTES, read, read_first};

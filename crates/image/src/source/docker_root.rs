@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use vellum_format::Digest;
 use vellum_sys::{Dir, FileKind};
 
 mod orphans;
@@ -25,7 +26,6 @@ pub use orphans::{DockerContainer, Orphan};
 
 use super::{ImageSource, SourceError, SourceImage};
 use crate::config::ImageConfig;
-use crate::digest::Digest;
 use crate::json;
 use crate::manifest::MAX_CONFIG_BYTES;
 use crate::reference::Reference;

@@ -14,11 +14,13 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use vellum_format::Digest;
+
 use super::archive::Archive;
 use super::docker_archive;
 use super::{ImageSource, SourceError, SourceImage};
 use crate::config::ImageConfig;
-use crate::digest::{Digest, VerifyRead};
+use crate::hash::VerifyRead;
 use crate::json;
 use crate::manifest::{
     Descriptor, Document, Index, IndexEntry, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest,

@@ -5,9 +5,10 @@ use std::io::{Cursor, Write};
 use std::path::Path;
 use std::process::Command;
 
+use vellum_format::Digest;
 use vellum_image::recipe::replay;
 use vellum_image::{
-    Applied, ApplyTarget, Cancel, Digest, LayerStream, Limits, Privilege, TargetMarks, apply,
+    Applied, ApplyTarget, Cancel, LayerStream, Limits, Privilege, TargetMarks, apply,
 };
 use vellum_sys::Dir;
 

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
+use vellum_format::Digest;
 use vellum_image::config::chain_ids;
 use vellum_image::sink::{LayerSupply, OutImage, OutLayer, SupplyError};
 use vellum_image::source::ImageSource;
-use vellum_image::{BlobFacts, Cancel, Digest, ImageConfig, LayerStream, Limits, Reference};
+use vellum_image::{BlobFacts, Cancel, ImageConfig, LayerStream, Limits, Reference};
 use vellum_testkit::Rng;
 
 /// Layers kept in memory.

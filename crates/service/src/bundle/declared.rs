@@ -12,7 +12,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use vellum_image::{Digest, RunConfig};
+use vellum_format::Digest;
+use vellum_image::RunConfig;
 use vellum_store::{ContainerRecord, StoreError, Subject};
 use vellum_sys::in_root::{self, Last};
 use vellum_sys::stat::stat_fd;

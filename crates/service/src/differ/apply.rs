@@ -10,9 +10,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vellum_format::{Mark, Opaque, Prefix};
+use vellum_format::{Digest, Mark, Opaque, Prefix};
 use vellum_image::apply::apply as unpack;
-use vellum_image::{ApplyTarget, Digest, LayerStream, Limits, Privilege, TargetMarks};
+use vellum_image::{ApplyTarget, LayerStream, Limits, Privilege, TargetMarks};
 use vellum_store::{DriverKind, Shape};
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Cancel, Dir, Timespec, publish, rooted};

@@ -6,7 +6,8 @@
 
 use std::io::{self, Write};
 
-use vellum_image::{Compression, Digest, compression::Encoder, digest::HashWrite};
+use vellum_format::Digest;
+use vellum_image::{Compression, compression::Encoder, hash::HashWrite};
 use vellum_sys::{Cancel, Timespec};
 use vellum_union::{Changes, Form};
 

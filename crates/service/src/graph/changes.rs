@@ -16,7 +16,7 @@ use vellum_union::{Change, ChangeKind, Form};
 
 use super::{Graph, READ_WRITE, check_id, layer_key};
 use crate::error::{Error, Result};
-use crate::image::{fill_on, left_out, to_store, unmarked};
+use crate::image::{fill_on, left_out, unmarked};
 use crate::layer_tar::{self, piped};
 use crate::{container, diff};
 
@@ -117,7 +117,7 @@ impl Graph {
         let mut commit = LayerCommit::new(layer_key(id), found.parent.clone());
         commit.keep = Keep::UntilRemoved;
         commit.labels = found.labels.clone();
-        commit.diff_id = Some(to_store(&facts.diff_id));
+        commit.diff_id = Some(facts.diff_id);
         commit.tar_bytes = Some(facts.tar_bytes);
         commit.recipe = Some(filled.recipe);
         let info = match store.commit_layer(filled.staged, commit)? {

@@ -13,8 +13,8 @@ use vellum_image::source::docker_root::DockerRoot;
 use vellum_image::source::{ImageSource, SourceImage};
 use vellum_image::{LayerStream, Limits, Platform, Reference};
 
+use super::parse_name;
 use super::record::bring_in;
-use super::{parse_name, to_store};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::progress::Unit;
@@ -257,7 +257,7 @@ fn verify(context: &Context, source: &DockerRoot, at: usize) -> Result<()> {
     let layers = &source.images()[at].layers;
     for (layer, wanted) in layers.iter().enumerate() {
         context.go_on()?;
-        let short = crate::names::short(&to_store(&wanted.diff_id).to_string()).to_owned();
+        let short = crate::names::short(&wanted.diff_id.to_string()).to_owned();
         let what = format!("layer {}/{} {short}", layer + 1, layers.len());
         let meter = context.progress.meter(&what, Unit::Bytes, None);
         let tar = source.open_layer(at, layer)?;

@@ -7,8 +7,9 @@
 use std::io::Read;
 
 use serde_json::{Value, json};
+use vellum_format::Digest;
 use vellum_image::manifest::LayerBlob;
-use vellum_image::{Compression, Digest, ImageConfig, Manifest, Platform};
+use vellum_image::{Compression, ImageConfig, Manifest, Platform};
 use vellum_store::ContainerRecord;
 use vellum_union::Form;
 

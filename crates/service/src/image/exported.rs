@@ -4,8 +4,8 @@ use vellum_image::Reference;
 use vellum_image::sink::{LayerSupply, OutImage};
 use vellum_store::Store;
 
+pub(crate) use super::key;
 use super::supply::{StoreSupply, out_image};
-pub(crate) use super::{key, to_store};
 use crate::context::Context;
 use crate::error::Result;
 

@@ -10,7 +10,7 @@ use vellum_store::{ImageLayer, ImageRecord, NewImage, Store};
 use super::pull::registry_options;
 use super::record::stored_blob;
 use super::supply::{StoreSupply, out_image};
-use super::{parse_name, reference, to_store};
+use super::{parse_name, reference};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::progress::Unit;
@@ -118,14 +118,14 @@ fn destination(request: &PushRequest, record: &ImageRecord) -> Result<Reference>
 
 /// Keeps the manifest that the registry now has, so that the next push of these layers compresses nothing.
 fn remember(store: &Store, record: &ImageRecord, manifest: &Manifest) -> Result<()> {
-    let digest = to_store(&manifest.digest);
+    let digest = manifest.digest;
     if digest == record.manifest {
         return Ok(());
     }
     let lease = store.lease("recording a pushed manifest")?;
     store.put_blob(&manifest.raw, Some(lease.id()))?;
     let new = NewImage {
-        id: record.id.clone(),
+        id: record.id,
         manifest: digest,
         media_type: manifest.media_type.clone(),
         layers: record

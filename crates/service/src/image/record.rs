@@ -5,8 +5,8 @@ use vellum_image::source::{ImageSource, SourceImage};
 use vellum_image::{Compression, ImageConfig, Manifest, Platform, Reference};
 use vellum_store::{ImageLayer, Lease, NewImage, Store, StoreError};
 
+use super::key;
 use super::unpack::{Unpacked, unpack};
-use super::{key, to_store};
 use crate::context::Context;
 use crate::error::Result;
 
@@ -59,15 +59,15 @@ pub(super) fn record(
     store.put_blob(&config.raw, Some(lease.id()))?;
     store.put_blob(&manifest.raw, Some(lease.id()))?;
     let new = NewImage {
-        id: to_store(&config.id),
-        manifest: to_store(&manifest.digest),
+        id: config.id,
+        manifest: manifest.digest,
         media_type: manifest.media_type.clone(),
         layers: layers
             .iter()
             .zip(&manifest.layers)
             .map(|(layer, blob)| ImageLayer {
                 snapshot: key(&layer.chain_id),
-                diff_id: to_store(&layer.diff_id),
+                diff_id: layer.diff_id,
                 blob: Some(stored_blob(blob)),
             })
             .collect(),
@@ -96,7 +96,7 @@ pub(super) fn record(
 pub(super) fn stored_blob(blob: &LayerBlob) -> vellum_store::LayerBlob {
     vellum_store::LayerBlob {
         media_type: blob.blob.media_type.clone(),
-        digest: to_store(&blob.blob.digest),
+        digest: blob.blob.digest,
         size_bytes: blob.blob.size_bytes,
     }
 }
@@ -106,7 +106,7 @@ pub(super) fn stored_blob(blob: &LayerBlob) -> vellum_store::LayerBlob {
 /// The one the store has for the same image is kept: it may know the blobs of a registry. Otherwise the layers are described as plain
 /// tars, which is what they are in an archive.
 fn manifest_for(store: &Store, config: &ImageConfig, layers: &[Unpacked]) -> Result<Manifest> {
-    match store.image(&to_store(&config.id)) {
+    match store.image(&config.id) {
         Ok(known) => return super::stored::manifest(store, &known),
         Err(StoreError::NotFound { .. }) => {}
         Err(e) => return Err(e.into()),

@@ -166,7 +166,7 @@ pub(super) fn collect(context: &Context, wanted: &[String]) -> Result<Vec<OutIma
                 .filter_map(|tag| Reference::parse(tag).ok())
                 .collect(),
         };
-        let id = super::to_image(&record.id)?;
+        let id = record.id;
         match images.iter_mut().find(|i| i.config.id == id) {
             Some(known) => {
                 for name in names {

@@ -24,7 +24,7 @@ pub(super) fn manifest(store: &Store, image: &ImageRecord) -> Result<Manifest> {
         Document::Manifest(mut manifest) => {
             for (said, layer) in manifest.layers.iter_mut().zip(&image.layers) {
                 if let Some(blob) = layer.blob.as_ref()
-                    && blob.digest == super::to_store(&said.blob.digest)
+                    && blob.digest == said.blob.digest
                 {
                     said.blob.size_bytes = blob.size_bytes;
                 }

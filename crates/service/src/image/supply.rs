@@ -5,14 +5,15 @@
 
 use std::io::{Read, Write};
 
+use vellum_format::Digest;
 use vellum_image::config::chain_ids;
 use vellum_image::sink::{LayerSupply, OutImage, OutLayer, SupplyError};
-use vellum_image::{Digest, Reference, recipe};
+use vellum_image::{Reference, recipe};
 use vellum_store::{Held, ImageRecord, Lease, Store, StoreError};
 use vellum_sys::Dir;
 
+use super::key;
 use super::stored::{config, manifest};
-use super::{key, to_store};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::short;
@@ -51,10 +52,10 @@ fn hold(lease: &Lease, images: &[OutImage]) -> Result<()> {
             lease.hold(&Held::Snapshot(key(&top.chain_id)))?;
         }
         for layer in image.manifest.iter().flat_map(|m| &m.layers) {
-            lease.hold(&Held::Blob(to_store(&layer.blob.digest)))?;
+            lease.hold(&Held::Blob(layer.blob.digest))?;
         }
         for layer in &image.layers {
-            lease.hold(&Held::Recipe(to_store(&layer.diff_id)))?;
+            lease.hold(&Held::Recipe(layer.diff_id))?;
         }
     }
     Ok(())
@@ -63,15 +64,12 @@ fn hold(lease: &Lease, images: &[OutImage]) -> Result<()> {
 impl LayerSupply for StoreSupply<'_> {
     fn write_tar(&self, layer: &OutLayer, out: &mut dyn Write) -> Result<(), SupplyError> {
         let tree = self.store.tree(&key(&layer.chain_id))?;
-        let mut recipe = self
-            .store
-            .open_recipe(&to_store(&layer.diff_id))?
-            .ok_or_else(|| {
-                format!(
-                    "the store has no recipe of layer {}: it was not made from a tar",
-                    layer.diff_id
-                )
-            })?;
+        let mut recipe = self.store.open_recipe(&layer.diff_id)?.ok_or_else(|| {
+            format!(
+                "the store has no recipe of layer {}: it was not made from a tar",
+                layer.diff_id
+            )
+        })?;
         let dirs = tree.layers();
         let top = dirs.first().ok_or("the layer has no tree")?;
         let what = format!("writing layer {}", short(&layer.diff_id.to_string()));
@@ -91,11 +89,10 @@ impl LayerSupply for StoreSupply<'_> {
     }
 
     fn kept_blob(&self, digest: &Digest) -> Result<Option<Box<dyn Read + Send>>, SupplyError> {
-        let digest = to_store(digest);
-        if self.store.blob(&digest)?.is_none() {
+        if self.store.blob(digest)?.is_none() {
             return Ok(None);
         }
-        match self.store.open_blob(&digest) {
+        match self.store.open_blob(digest) {
             Ok(file) => Ok(Some(Box::new(file))),
             // Collected in this moment: then it is made again.
             Err(StoreError::NotFound { .. }) => Ok(None),

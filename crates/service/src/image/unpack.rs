@@ -15,15 +15,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use vellum_format::Prefix;
+use vellum_format::{Digest, Prefix};
 use vellum_image::apply::{apply, drop_whiteouts, hide_all};
 use vellum_image::config::{ChainId, chain_ids};
 use vellum_image::recipe;
 use vellum_image::source::{ImageSource, SourceLayer};
 use vellum_image::tar::Ending;
 use vellum_image::{
-    Applied, ApplyTarget, Digest, LayerStream, Limits, Privilege, Progress as StreamProgress,
-    TargetMarks,
+    Applied, ApplyTarget, LayerStream, Limits, Privilege, Progress as StreamProgress, TargetMarks,
 };
 use vellum_store::{
     BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, StagedFile, StagedLayer, Store,
@@ -34,7 +33,7 @@ use vellum_sys::{Cancel, Dir, rooted};
 use vellum_union::{DirLayer, Layer, Stack};
 
 use super::fill::apply_to;
-use super::{key, to_store};
+use super::key;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::progress::{Meter, Unit};
@@ -165,11 +164,11 @@ impl Unpacking<'_> {
     /// What was not made from this very tar never had one.
     fn mend_recipe_of_present(&self, at: usize, chain: &[ChainId]) -> Result<()> {
         let info = self.store.stat(&key(&chain[at]))?;
-        let diff_id = to_store(&self.layer(at).diff_id);
+        let diff_id = self.layer(at).diff_id;
         if info.diff_id.as_ref() != Some(&diff_id) || info.tar_bytes.is_none() {
             return Ok(());
         }
-        self.lease.hold(&Held::Recipe(diff_id.clone()))?;
+        self.lease.hold(&Held::Recipe(diff_id))?;
         let sound = match self.store.open_recipe(&diff_id) {
             Ok(Some(mut file)) => {
                 recipe::verify(&mut file).is_ok_and(|of| of == self.layer(at).diff_id)
@@ -200,8 +199,8 @@ impl Unpacking<'_> {
         let Some(blob) = self.layer(at).blob.as_ref().filter(|_| self.keep_blobs()) else {
             return Ok(());
         };
-        let digest = to_store(&blob.blob.digest);
-        if self.lease.hold(&Held::Blob(digest.clone()))? {
+        let digest = blob.blob.digest;
+        if self.lease.hold(&Held::Blob(digest))? {
             return Ok(());
         }
         let mut writer = self.store.blob_writer(Some(&digest))?;
@@ -377,8 +376,8 @@ impl Unpacking<'_> {
         let Some(blob) = layer.blob.as_ref().filter(|_| self.keep_blobs()) else {
             return Ok(None);
         };
-        let digest = to_store(&blob.blob.digest);
-        if self.lease.hold(&Held::Blob(digest.clone()))? {
+        let digest = blob.blob.digest;
+        if self.lease.hold(&Held::Blob(digest))? {
             return Ok(None);
         }
         Ok(Some(SharedBlob::new(
@@ -428,7 +427,7 @@ impl Unpacking<'_> {
             let parent = at.checked_sub(1).map(|below| key(&chain[below]));
             let facts = &one.applied.blob;
             let mut commit = LayerCommit::new(key(&chain[at]), parent);
-            commit.diff_id = Some(to_store(&facts.diff_id));
+            commit.diff_id = Some(facts.diff_id);
             commit.tar_bytes = Some(facts.tar_bytes);
             commit.recipe = Some(one.recipe);
             commit.lease = Some(self.lease.id().clone());
@@ -489,7 +488,7 @@ pub(super) fn unpack_single(
     let diff_id = applied.blob.diff_id;
     let chain_id = ChainId::extend(parent, &diff_id);
     let mut commit = LayerCommit::new(key(&chain_id), below);
-    commit.diff_id = Some(to_store(&diff_id));
+    commit.diff_id = Some(diff_id);
     commit.tar_bytes = Some(applied.blob.tar_bytes);
     commit.recipe = Some(recipe);
     commit.lease = Some(lease.id().clone());

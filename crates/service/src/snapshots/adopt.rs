@@ -12,7 +12,7 @@
 //! holds the layer already (a staged one), and commits it without filling it. Such a snapshot stands on Vellum's layer from the beginning, is empty, and
 //! has the label, too; its commit names what it stands on to the client. It has the client's key. See `docs/decisions/0039-layers-lent-to-containerd.md`.
 
-use vellum_image::Digest;
+use vellum_format::Digest;
 use vellum_store::{
     Class, Commit, DriverKind, Info, Keep, Kind, LabelChange, LayerCommit, PrepareOptions,
     Registered, SnapshotKey, Store, StoreError,

@@ -118,7 +118,7 @@ pub fn archive_of(scratch: &Scratch, name: &str, layers: &[PathBuf]) -> PathBuf 
     let mut files = Vec::new();
     for (at, layer) in layers.iter().enumerate() {
         let bytes = std::fs::read(layer).unwrap();
-        diff_ids.push(vellum_image::Digest::of(&bytes).to_string());
+        diff_ids.push(vellum_format::Digest::of(&bytes).to_string());
         std::fs::create_dir(dir.join(at.to_string())).unwrap();
         std::fs::write(dir.join(format!("{at}.tar")), bytes).unwrap();
         std::os::unix::fs::symlink(format!("../{at}.tar"), dir.join(format!("{at}/layer.tar")))

@@ -8,7 +8,7 @@ use tokio::net::UnixListener;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status, Streaming};
-use vellum_image::Digest;
+use vellum_format::Digest;
 use vellum_snapshotter::api::services::content::v1 as content;
 use vellum_snapshotter::api::services::introspection::v1 as introspection;
 use vellum_snapshotter::api::services::leases::v1 as leases;

@@ -148,7 +148,7 @@ impl super::Driver for Overlay1 {
             tree: tree.id.clone(),
             dir,
             link: None,
-            diff_id: tree.diff_id.clone(),
+            diff_id: tree.diff_id,
             features: tree.features,
         };
         match (tree.kind, parents.first()) {

@@ -234,7 +234,7 @@ impl super::Driver for Overlay2 {
                 .link
                 .as_ref()
                 .map(|link| Path::new("l").join(link.as_str())),
-            diff_id: tree.diff_id.clone(),
+            diff_id: tree.diff_id,
             features: tree.features,
         };
         let stacked = |lowers: Vec<LayerDir>, writable: bool| {

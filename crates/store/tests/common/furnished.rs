@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use vellum_format::Digest;
 use vellum_store::*;
 
 use crate::common::*;
@@ -42,9 +43,15 @@ pub fn change(store: &Store, name: &str) {
         "remove" => store.remove(&key("spare"), Sweep::Now).unwrap(),
         "container" => drop(container(store, "another")),
         "rename" => store.rename_container("box", "crate").unwrap(),
-        "image" => drop(image(store, "other:1", b"other")),
-        "tag" => drop(store.tag("app:2", &Digest::of(b"app")).unwrap()),
-        "untag" => drop(store.untag("app:1").unwrap()),
+        "image" => {
+            image(store, "other:1", b"other");
+        }
+        "tag" => {
+            store.tag("app:2", &Digest::of(b"app")).unwrap();
+        }
+        "untag" => {
+            store.untag("app:1").unwrap();
+        }
         "lease" => drop(store.begin_lease("a promise", Life::Forever).unwrap()),
         "volume" => drop(store.create_volume("more", &Labels::new()).unwrap()),
         other => panic!("no change {other}"),
@@ -72,7 +79,7 @@ pub fn image(store: &Store, tag: &str, config: &[u8]) -> Digest {
         .put_blob(format!("manifest of {id}").as_bytes(), None)
         .unwrap();
     let new = NewImage {
-        id: id.clone(),
+        id,
         manifest,
         media_type: "m".into(),
         layers: vec![ImageLayer {

@@ -6,8 +6,9 @@ use std::io::Cursor;
 use std::path::Path;
 use std::process::Command;
 
+use vellum_format::Digest;
 use vellum_image::apply::{ApplyTarget, Privilege, TargetMarks, apply};
-use vellum_image::{Cancel, Digest, LayerStream, Limits, Platform};
+use vellum_image::{Cancel, LayerStream, Limits, Platform};
 use vellum_sys::Dir;
 use vellum_testkit::clients::{Containerd, Dockerd, Home, Podman, run};
 use vellum_testkit::{Scratch, Tree};

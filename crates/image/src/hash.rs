@@ -1,97 +1,13 @@
-//! Content digests: a parsed type, and readers and writers that hash on the way.
+//! Readers and writers that hash on the way. The digest itself is a word of the `format` room.
 //!
-//! A digest that came from outside is only ever used after it was parsed here, so it can serve as a file name: 64 lower-case hex
-//! digits, nothing else. It knows nothing of blobs, layers or stores. The text form is that of the OCI image specification
-//! (descriptor.md, "Digests"); sha256 is the one algorithm understood.
+//! They know nothing of blobs, layers or stores.
 
-use std::fmt;
 use std::io::{self, Read, Write};
-use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
+use vellum_format::Digest;
 
 use crate::error::Error;
-
-/// A sha256 digest. `Display` gives `sha256:<64 hex digits>`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Digest([u8; 32]);
-
-impl Digest {
-    /// Returns the digest of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
-    }
-
-    /// Wraps 32 bytes that are a sha256.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// Returns the 32 bytes.
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-
-    /// Returns the 64 lower-case hex digits without the algorithm, as used for file names.
-    pub fn hex(&self) -> String {
-        hex::encode(self.0)
-    }
-
-    /// Returns the ChainID of a layer with this digest as its diff ID, on the chain `parent` (`None` for a base layer).
-    ///
-    /// `sha256(parent + " " + diff_id)` over the text forms; a base layer's ChainID is its diff ID (image specification, config.md).
-    pub fn chained_on(&self, parent: Option<&Digest>) -> Digest {
-        match parent {
-            None => *self,
-            Some(parent) => Digest::of(format!("{parent} {self}").as_bytes()),
-        }
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.hex())
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for Digest {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let bad = || Error::BadDigest {
-            text: text.chars().take(128).collect(),
-        };
-        let hex_digits = text.strip_prefix("sha256:").ok_or_else(bad)?;
-        // Upper case is not the same text, and a second spelling would be a second file name.
-        if hex_digits.len() != 64 || hex_digits.bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err(bad());
-        }
-        let mut bytes = [0; 32];
-        hex::decode_to_slice(hex_digits, &mut bytes).map_err(|_| bad())?;
-        Ok(Self(bytes))
-    }
-}
-
-impl Serialize for Digest {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Digest {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
-    }
-}
 
 /// A digest in the making.
 #[derive(Clone, Default)]
@@ -114,7 +30,7 @@ impl Hasher {
 
     /// Returns the digest of all bytes taken.
     pub fn finish(self) -> Digest {
-        Digest(self.sha256.finalize().into())
+        Digest::from_bytes(self.sha256.finalize().into())
     }
 }
 
@@ -270,37 +186,6 @@ impl<R: Read> Read for VerifyRead<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-
-    #[test]
-    fn text_form_round_trips_and_is_strict() {
-        let digest: Digest = EMPTY.parse().unwrap();
-        assert_eq!(digest, Digest::of(b""));
-        assert_eq!(digest.to_string(), EMPTY);
-        for bad in [
-            "",
-            "sha256:",
-            "sha256:../../../../etc/passwd",
-            "sha512:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-            "sha256:E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855",
-            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b8550",
-            "sha256:g3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        ] {
-            assert!(bad.parse::<Digest>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn chain_id_follows_the_image_specification() {
-        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
-        assert_eq!(a.chained_on(None), a);
-        assert_eq!(
-            b.chained_on(Some(&a)),
-            Digest::of(format!("{a} {b}").as_bytes())
-        );
-    }
 
     #[test]
     fn reader_and_writer_hash_the_same_bytes() {
