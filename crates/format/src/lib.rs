@@ -1,5 +1,6 @@
 //! The vocabulary of layered trees: every mark that says "hidden", "opaque", "renamed from", "data is below", in
-//! every dialect in use, encoded and recognised.
+//! every dialect in use, encoded and recognised; the names in a work directory; and the words that every other room says, too:
+//! digests and runs of ids.
 //!
 //! This room is pure: bytes in, values out. It knows no files, no clocks, no logs, and no policy: whether a mark may
 //! be *followed* in a given layer is decided in the union room. Parsers are strict and total: any input is either a
@@ -41,6 +42,7 @@ pub mod block_map;
 mod digest;
 mod error;
 mod handle;
+pub mod ids;
 mod mark;
 mod override_stat;
 mod prefix;
@@ -52,6 +54,7 @@ pub mod workdir;
 pub use digest::{BadDigest, Digest};
 pub use error::MarkError;
 pub use handle::{Handle, HandleFlags};
+pub use ids::IdRun;
 pub use mark::{Metacopy, Nlink, NlinkBase, Opaque, Protattr, Verity, impure, uuid};
 pub use override_stat::{OVERRIDE_STAT, OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat};
 pub use prefix::{Mark, Prefix, XattrName};

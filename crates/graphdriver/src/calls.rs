@@ -94,7 +94,7 @@ async fn capabilities(_: Unused) -> Response {
 async fn init(shared: State<Shared>, body: Bytes) -> Response {
     call(shared, "Init", body, |graph, init: Init| {
         let options = init.opts.clone().unwrap_or_default();
-        graph.init(&init.home, &options, &init.ranges())?;
+        graph.init(&init.home, &options, &init.ids())?;
         tracing::info!(home = %init.home.display(), ?options, "a daemon has started");
         Ok(Reply::default())
     })

@@ -5,8 +5,9 @@ use std::error::Error as _;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use vellum_format::IdRun;
 use vellum_service::Error;
-use vellum_service::graph::{Creation, GraphChange, IdRange};
+use vellum_service::graph::{Creation, GraphChange};
 
 /// The type of every JSON answer.
 pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
@@ -56,17 +57,17 @@ pub struct Init {
 /// One range of ids.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct IdMap {
-    container_id: u64,
-    host_id: u64,
-    size: u64,
+    container_id: u32,
+    host_id: u32,
+    size: u32,
 }
 
 impl Init {
-    /// Returns all ranges of ids, users' and groups'.
-    pub fn ranges(&self) -> Vec<IdRange> {
+    /// Returns all runs of ids, users' and groups'.
+    pub fn ids(&self) -> Vec<IdRun> {
         let users = self.uid_maps.iter().flatten();
         let all = users.chain(self.gid_maps.iter().flatten());
-        all.map(|map| IdRange {
+        all.map(|map| IdRun {
             inside: map.container_id,
             outside: map.host_id,
             count: map.size,
@@ -191,12 +192,12 @@ mod tests {
         let init: Init =
             serde_json::from_str(r#"{"Home":"/x","Opts":null,"UIDMaps":[{"container_id":0,"host_id":5,"size":9}],"GIDMaps":null}"#)
                 .unwrap();
-        let range = IdRange {
+        let run = IdRun {
             inside: 0,
             outside: 5,
             count: 9,
         };
-        assert_eq!(init.ranges(), [range]);
+        assert_eq!(init.ids(), [run]);
     }
 
     #[test]

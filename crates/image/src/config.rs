@@ -18,7 +18,6 @@ use crate::run_config::{RunConfig, RunFields};
 use serde_json::{Map, Value};
 use vellum_format::Digest;
 
-
 /// The name of a layer on top of particular other layers.
 ///
 /// Equal chain IDs mean equal trees: it covers the diff IDs of the layer and of all below it.

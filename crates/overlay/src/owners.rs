@@ -16,8 +16,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use vellum_format::{IdRun, ids};
 use vellum_sys::rooted::Dir;
-use vellum_union::engine::{Holds, IdRules, IdRun, ReaderIds};
+use vellum_union::engine::{Holds, IdRules, ReaderIds};
 
 use crate::options::MountOptions;
 use crate::record::{Beside, Recorded, believed};
@@ -62,7 +63,9 @@ pub(super) fn for_reader(options: &MountOptions, beside: &mut Beside) -> Option<
             None => Holds::Outside,
             Some(promised) if written(&layer) == Some(Recorded::of(&promised)) => Holds::Both,
             // Without a record of how it was written, only ids that can't be the other side's are changed.
-            Some(promised) if apart(&promised.uids) && apart(&promised.gids) => Holds::Both,
+            Some(promised) if ids::are_apart(&promised.uids) && ids::are_apart(&promised.gids) => {
+                Holds::Both
+            }
             Some(_) => Holds::Inside,
         }
     };
@@ -134,17 +137,6 @@ fn listed(lists: &Dir, name: &str) -> Option<Vec<Listed>> {
     serde_json::from_slice(&text)
         .inspect_err(|error| tracing::debug!(name, %error, "a list of layers is not understood"))
         .ok()
-}
-
-/// Tells whether no id is on both sides.
-fn apart(runs: &[IdRun]) -> bool {
-    let end = |first: u32, count: u32| u64::from(first) + u64::from(count);
-    runs.iter().all(|a| {
-        runs.iter().all(|b| {
-            end(a.inside, a.count) <= u64::from(b.outside)
-                || end(b.outside, b.count) <= u64::from(a.inside)
-        })
-    })
 }
 
 #[cfg(test)]

@@ -10,11 +10,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vellum_format::{Prefix, workdir};
+use vellum_format::{IdRun, Prefix, workdir};
 use vellum_sys::rooted::Dir;
 use vellum_sys::{FileKind, publish};
 use vellum_union::WhNames;
-use vellum_union::engine::{IdRules, IdRun};
+use vellum_union::engine::IdRules;
 
 use crate::error::{Error, Result};
 use crate::options::{Manners, MountOptions};

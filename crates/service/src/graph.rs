@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
+use vellum_format::IdRun;
 use vellum_store::{
     Commit, Info, Keep, Kind as SnapshotKind, Labels, PrepareOptions, Shape, SnapshotKey, Store,
     StoreError, Sweep, TreeParts,
@@ -73,17 +74,6 @@ pub struct Creation {
     pub storage: BTreeMap<String, String>,
 }
 
-/// One range of a user namespace's ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IdRange {
-    /// The first id inside.
-    pub inside: u64,
-    /// The first id outside.
-    pub outside: u64,
-    /// How many.
-    pub count: u64,
-}
-
 /// The store as a graph driver. Usable from many threads at once.
 pub struct Graph {
     ctx: Context,
@@ -115,8 +105,8 @@ impl Graph {
     ///
     /// Durable on return. From now on each layer that is mounted counts as gotten once, as a daemon expects that has just started.
     /// Errors: `Invalid` for unknown options; `InUse` if the store has layers of another daemon; `Unsupported` for user namespaces.
-    pub fn init(&self, home: &Path, options: &[String], ids: &[IdRange]) -> Result<()> {
-        if ids.iter().any(|range| range.inside != range.outside) {
+    pub fn init(&self, home: &Path, options: &[String], ids: &[IdRun]) -> Result<()> {
+        if ids.iter().any(|run| run.inside != run.outside) {
             return Err(Error::Unsupported {
                 what:
                     "the daemon remaps users (--userns-remap), and Vellum's graph driver does not"

@@ -24,7 +24,6 @@ pub mod mounts;
 mod own_labels;
 mod writeback;
 
-pub(crate) use ids::IdRuns;
 pub use mounts::MountEntry;
 
 /// What the keys of such snapshots begin with in the store. On disk: another one loses them all.

@@ -20,34 +20,24 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
+use vellum_format::{IdRun, ids};
 
 use crate::{Error, Result};
-
-/// A run of ids: `count` ids from `inside` in the namespace are those from `outside` in the parent namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IdRange {
-    /// First id inside.
-    pub inside: u32,
-    /// First id outside.
-    pub outside: u32,
-    /// How many.
-    pub count: u32,
-}
 
 /// The user and group ids of a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct IdMaps {
     /// User ids, not overlapping.
-    pub uids: Vec<IdRange>,
+    pub uids: Vec<IdRun>,
     /// Group ids, not overlapping.
-    pub gids: Vec<IdRange>,
+    pub gids: Vec<IdRun>,
 }
 
 impl IdMaps {
     /// Maps id 0 to the caller and nothing else: what everybody may do without help.
     pub fn single(uid: u32, gid: u32) -> IdMaps {
         let one = |outside| {
-            vec![IdRange {
+            vec![IdRun {
                 inside: 0,
                 outside,
                 count: 1,
@@ -61,7 +51,7 @@ impl IdMaps {
 
     /// True if only one user and one group exist inside.
     pub fn is_single(&self) -> bool {
-        let one = |ranges: &[IdRange]| ranges.iter().map(|r| u64::from(r.count)).sum::<u64>() <= 1;
+        let one = |runs: &[IdRun]| runs.iter().map(|r| u64::from(r.count)).sum::<u64>() <= 1;
         one(&self.uids) && one(&self.gids)
     }
 
@@ -74,8 +64,8 @@ impl IdMaps {
         subuid: &str,
         subgid: &str,
     ) -> Option<IdMaps> {
-        let ranges = |own: u32, text: &str| {
-            let mut ranges = vec![IdRange {
+        let runs = |own: u32, text: &str| {
+            let mut runs = vec![IdRun {
                 inside: 0,
                 outside: own,
                 count: 1,
@@ -94,22 +84,17 @@ impl IdMaps {
                 let is_ours = !who.is_empty() && (who == name || who.parse() == Ok(uid));
                 if is_ours
                     && count > 0
-                    && outside.checked_add(count).is_some()
-                    && u32::checked_add(inside, count).is_some()
+                    && let Some(run) = IdRun::new(inside, outside, count)
                 {
-                    ranges.push(IdRange {
-                        inside,
-                        outside,
-                        count,
-                    });
+                    runs.push(run);
                     inside += count;
                 }
             }
-            (ranges.len() > 1).then_some(ranges)
+            (runs.len() > 1).then_some(runs)
         };
         Some(IdMaps {
-            uids: ranges(uid, subuid)?,
-            gids: ranges(gid, subgid)?,
+            uids: runs(uid, subuid)?,
+            gids: runs(gid, subgid)?,
         })
     }
 
@@ -125,10 +110,10 @@ impl IdMaps {
 
     /// Returns the maps of the namespace this process is in.
     pub fn current() -> Result<IdMaps> {
-        let read = |path: &str| -> Result<Vec<IdRange>> {
+        let read = |path: &str| -> Result<Vec<IdRun>> {
             let text = std::fs::read_to_string(path)
                 .map_err(|e| Error::new("read the id map", path, e))?;
-            Ok(parse_map(&text))
+            Ok(ids::parse_kernel(&text))
         };
         Ok(IdMaps {
             uids: read("/proc/self/uid_map")?,
@@ -138,26 +123,11 @@ impl IdMaps {
 
     /// Returns what user `uid` and group `gid`, as seen inside, are outside; `None` for ids that do not exist inside.
     pub fn outside(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
-        let find = |ranges: &[IdRange], id: u32| {
-            ranges
-                .iter()
-                .find(|r| id >= r.inside && id - r.inside < r.count)
-                .map(|r| r.outside + (id - r.inside))
-        };
-        Some((find(&self.uids, uid)?, find(&self.gids, gid)?))
+        Some((
+            ids::outside_of(&self.uids, uid)?,
+            ids::outside_of(&self.gids, gid)?,
+        ))
     }
-}
-
-fn parse_map(text: &str) -> Vec<IdRange> {
-    let parse = |line: &str| {
-        let mut fields = line.split_whitespace().map(|f| f.parse().ok());
-        Some(IdRange {
-            inside: fields.next()??,
-            outside: fields.next()??,
-            count: fields.next()??,
-        })
-    };
-    text.lines().filter_map(parse).collect()
 }
 
 /// True if this process is in the first user namespace, where ids are what they are.
@@ -339,18 +309,15 @@ fn write_proc(pid: u32, file: &str, text: &str) -> Result<()> {
     std::fs::write(&path, text).map_err(|e| Error::new("write the id map", path, e))
 }
 
-fn map_text(ranges: &[IdRange]) -> String {
-    ranges
-        .iter()
-        .map(|r| format!("{} {} {}\n", r.inside, r.outside, r.count))
-        .collect()
+fn map_text(runs: &[IdRun]) -> String {
+    runs.iter().map(|run| format!("{run}\n")).collect()
 }
 
-fn run_mapper(program: &str, pid: u32, ranges: &[IdRange]) -> Result<()> {
+fn run_mapper(program: &str, pid: u32, runs: &[IdRun]) -> Result<()> {
     let mut command = Command::new(program);
     command.arg(pid.to_string());
-    for range in ranges {
-        command.args([range.inside, range.outside, range.count].map(|n| n.to_string()));
+    for run in runs {
+        command.args([run.inside, run.outside, run.count].map(|n| n.to_string()));
     }
     let fail = |e: io::Error| Error::new("map ids with", program, e);
     let out = command.stdin(Stdio::null()).output().map_err(fail)?;
@@ -432,7 +399,7 @@ mod tests {
     fn subordinate_ids_follow_the_callers_own() {
         let subuid = "other:100000:65536\nann:200000:65536\n1000:300000:10\nann:bad:1\n\n# x\n";
         let maps = IdMaps::with_subids(1000, 1001, "ann", subuid, "ann:500000:65536").unwrap();
-        let range = |inside, outside, count| IdRange {
+        let run = |inside, outside, count| IdRun {
             inside,
             outside,
             count,
@@ -440,12 +407,12 @@ mod tests {
         assert_eq!(
             maps.uids,
             [
-                range(0, 1000, 1),
-                range(1, 200_000, 65536),
-                range(65537, 300_000, 10)
+                run(0, 1000, 1),
+                run(1, 200_000, 65536),
+                run(65537, 300_000, 10)
             ]
         );
-        assert_eq!(maps.gids, [range(0, 1001, 1), range(1, 500_000, 65536)]);
+        assert_eq!(maps.gids, [run(0, 1001, 1), run(1, 500_000, 65536)]);
         assert!(!maps.is_single());
         assert_eq!(maps.outside(0, 0), Some((1000, 1001)));
         assert_eq!(maps.outside(65537, 65536), Some((300_000, 565_535)));

@@ -81,9 +81,7 @@ use crate::stack::Stack;
 use crate::{Layer, Refusal, Result};
 
 pub use action::{Action, Asker, Attrs};
-pub use options::{
-    Durability, EngineOptions, Holds, IdRules, IdRun, Limit, ReaderIds, UpperOptions,
-};
+pub use options::{Durability, EngineOptions, Holds, IdRules, Limit, ReaderIds, UpperOptions};
 pub use request::{
     Attr, Backing, Caller, Entry, Listing, NewNode, NodeId, RenameMode, Room, SetAttr, SetTime,
     Whence,

@@ -6,12 +6,10 @@ use std::ffi::OsStr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use engine_support::{ROOT, Rig, User, refusal, user, view};
-use vellum_format::Prefix;
+use vellum_format::{IdRun, Prefix};
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{FileKind, Timespec};
-use vellum_union::engine::{
-    Caller, Engine, Holds, IdRules, IdRun, NewNode, ReaderIds, SetAttr, SetTime,
-};
+use vellum_union::engine::{Caller, Engine, Holds, IdRules, NewNode, ReaderIds, SetAttr, SetTime};
 use vellum_union::{Records, Refusal};
 
 const ACL_ACCESS: &str = "system.posix_acl_access";

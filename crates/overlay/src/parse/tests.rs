@@ -2,7 +2,8 @@ use super::*;
 
 use std::path::PathBuf;
 
-use vellum_union::engine::{IdRules, IdRun, Limit};
+use vellum_format::IdRun;
+use vellum_union::engine::{IdRules, Limit};
 
 use crate::values::Toggle;
 

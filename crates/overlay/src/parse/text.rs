@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use vellum_union::engine::IdRun;
+use vellum_format::IdRun;
 
 use crate::options::Manners;
 use crate::parse::BadOption;
@@ -147,16 +147,9 @@ pub(super) fn id_runs(name: &str, text: &str) -> Result<Vec<IdRun>, BadOption> {
         .chunks_exact(3)
         .map(|three| {
             let (outside, inside, count) = (three[0], three[1], three[2]);
-            // The last id of all means "no id".
-            let fits = |first: u32| first.checked_add(count).is_some();
-            match count > 0 && fits(outside) && fits(inside) {
-                true => Ok(IdRun {
-                    inside,
-                    outside,
-                    count,
-                }),
-                false => Err(wrong("there are not so many ids")),
-            }
+            IdRun::new(inside, outside, count)
+                .filter(|run| run.count > 0)
+                .ok_or_else(|| wrong("there are not so many ids"))
         })
         .collect()
 }

@@ -7,6 +7,7 @@
 use std::io::{self, Write};
 
 use vellum_format::Digest;
+use vellum_format::ids::inside_of;
 use vellum_image::{Compression, compression::Encoder, hash::HashWrite};
 use vellum_sys::{Cancel, Timespec};
 use vellum_union::{Changes, Form};
@@ -64,8 +65,8 @@ pub fn diff(
         // What no container of that mapping made is the host's, and stays so.
         writer = writer.owned_by(move |uid, gid| {
             (
-                ids.uids.inside(uid).unwrap_or(uid),
-                ids.gids.inside(gid).unwrap_or(gid),
+                inside_of(&ids.uids, uid).unwrap_or(uid),
+                inside_of(&ids.gids, gid).unwrap_or(gid),
             )
         });
     }

@@ -8,14 +8,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vellum_format::Prefix;
+use vellum_format::{IdRun, Prefix, ids};
 use vellum_store::{Kind, Shape, SnapshotKey, TreeParts};
 use vellum_union::{Dialect, DirLayer, Layer, Stack};
 
 use crate::container;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::snapshots::{IdRuns, MountEntry, mounts::ENGINE_TYPE};
+use crate::snapshots::{MountEntry, mounts::ENGINE_TYPE};
 
 /// What mounts are made of. All paths are absolute and without symbolic links.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub(super) enum Shown {
 /// Ids that the kernel maps between the layers and who looks at the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MappedIds {
-    pub uids: IdRuns,
-    pub gids: IdRuns,
+    pub uids: Vec<IdRun>,
+    pub gids: Vec<IdRun>,
 }
 
 /// Reads mounts. Errors: [`Error::Unsupported`] for what is more than directories.
@@ -118,8 +118,8 @@ fn overlay(mount: &MountEntry) -> Result<Shown> {
                 }
             }
             "userxattr" => prefix = Prefix::User,
-            "uidmap" => mapped[0] = IdRuns::parse(value),
-            "gidmap" => mapped[1] = IdRuns::parse(value),
+            "uidmap" => mapped[0] = ids::parse_list(value),
+            "gidmap" => mapped[1] = ids::parse_list(value),
             "datadir+" => {
                 return Err(unsupported(format!("an overlay with the option `{name}`")));
             }
@@ -323,9 +323,12 @@ mod tests {
         else {
             panic!("ids are mapped");
         };
-        let inside = [2, 1].map(|id| ids.uids.inside(id));
-        assert_eq!((inside, ids.gids.inside(9)), ([Some(1), Some(0)], Some(4)));
-        assert_eq!(ids.uids.inside(3), None);
+        let inside = [2, 1].map(|id| ids::inside_of(&ids.uids, id));
+        assert_eq!(
+            (inside, ids::inside_of(&ids.gids, 9)),
+            ([Some(1), Some(0)], Some(4))
+        );
+        assert_eq!(ids::inside_of(&ids.uids, 3), None);
         let lowers = [format!("lowerdir+={}", text("short")), "wh=plain".into()];
         let ours = [&lowers[0], &upper, &lowers[1]].map(String::as_str);
         assert_eq!(

@@ -9,6 +9,7 @@
 
 use std::path::{Path, PathBuf};
 
+use vellum_format::{IdRun, ids};
 use vellum_store::{Labels, LayerDir, Overlay, Shape, TreeParts};
 use vellum_sys::{Dir, rooted};
 
@@ -85,13 +86,13 @@ impl<'a> Mapping<'a> {
 struct Runs<'a> {
     label: &'static str,
     text: &'a str,
-    runs: IdRuns,
+    runs: Vec<IdRun>,
 }
 
 impl<'a> Runs<'a> {
     fn parse(labels: &'a Labels, label: &'static str) -> Result<Self> {
         let text = labels.get(label).map(String::as_str).unwrap_or_default();
-        match IdRuns::parse(text) {
+        match ids::parse_list(text) {
             Some(runs) => Ok(Self { label, text, runs }),
             None => Err(Error::Invalid {
                 what: format!("the label {label} is {text:?}, and not container:host:count"),
@@ -102,12 +103,13 @@ impl<'a> Runs<'a> {
 
     /// What an id is on the host.
     fn outside(&self, id: u32) -> Option<u32> {
-        self.runs.outside(id)
+        ids::outside_of(&self.runs, id)
     }
 
     /// Whether the root directory's owner `id` was mapped before. Ranges that overlap are told apart by the root user, whose directory it is nearly always.
     fn is_done(&self, id: u32) -> bool {
-        self.outside(0) == Some(id) || self.outside(id).is_none() && self.runs.inside(id).is_some()
+        self.outside(0) == Some(id)
+            || self.outside(id).is_none() && ids::inside_of(&self.runs, id).is_some()
     }
 
     fn of_root(&self, id: u32) -> Result<u32> {
@@ -117,40 +119,6 @@ impl<'a> Runs<'a> {
                 self.label, self.text
             ),
             hint: None,
-        })
-    }
-}
-
-/// Ids in a container, what they are on the host, and how many: `container:host:count`, several separated by commas.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct IdRuns(Vec<[u32; 3]>);
-
-impl IdRuns {
-    /// `None`: the text is something else.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let run = |run: &str| -> Option<[u32; 3]> {
-            let numbers: Option<Vec<u32>> = run.split(':').map(|n| n.parse().ok()).collect();
-            let [inside, outside, count] = numbers?.try_into().ok()?;
-            inside.checked_add(count)?;
-            outside.checked_add(count)?;
-            Some([inside, outside, count])
-        };
-        text.split(',').map(run).collect::<Option<_>>().map(Self)
-    }
-
-    /// What a container's id is on the host.
-    fn outside(&self, id: u32) -> Option<u32> {
-        self.0.iter().find_map(|[inside, outside, count]| {
-            let at = id.checked_sub(*inside)?;
-            (at < *count).then(|| outside + at)
-        })
-    }
-
-    /// What a host's id is in the container.
-    pub(crate) fn inside(&self, id: u32) -> Option<u32> {
-        self.0.iter().find_map(|[inside, outside, count]| {
-            let at = id.checked_sub(*outside)?;
-            (at < *count).then(|| inside + at)
         })
     }
 }

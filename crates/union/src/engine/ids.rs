@@ -4,7 +4,9 @@
 //! becomes the daemon's own id, or "nobody", on the way. Squashing comes last on the way in (whatever is on disk, one
 //! owner is shown) and decides alone on the way out (what is made belongs to that owner).
 
-use crate::engine::options::{Holds, IdRules, IdRun, ReaderIds};
+use vellum_format::{IdRun, ids};
+
+use crate::engine::options::{Holds, IdRules, ReaderIds};
 use crate::{Refusal, Result};
 
 impl IdRules {
@@ -125,14 +127,14 @@ pub(crate) fn map_capability(value: &[u8], map: impl Fn(u32) -> Result<u32>) -> 
 fn shown(runs: &[IdRun], squash: Option<u32>, id: u32) -> Result<u32> {
     match squash {
         Some(squash) => Ok(squash),
-        None => map(runs, id, |run| (run.outside, run.inside)),
+        None => map(runs, id, ids::inside_of),
     }
 }
 
 fn stored(runs: &[IdRun], squash: Option<u32>, id: u32) -> Result<u32> {
     match squash {
         Some(squash) => Ok(squash),
-        None => map(runs, id, |run| (run.inside, run.outside)),
+        None => map(runs, id, ids::outside_of),
     }
 }
 
@@ -157,24 +159,17 @@ fn nobodys(runs: &[IdRun]) -> u32 {
         .unwrap_or(NOBODY)
 }
 
-/// Maps by the first run that has the id. `sides` says where a run begins, and where it leads.
-fn map(runs: &[IdRun], id: u32, sides: impl Fn(&IdRun) -> (u32, u32)) -> Result<u32> {
+/// Maps to the other side; without runs both sides are the same.
+fn map(runs: &[IdRun], id: u32, other: fn(&[IdRun], u32) -> Option<u32>) -> Result<u32> {
     // All ones is nobody's id, wherever it comes from.
-    if id == u32::MAX {
-        return Err(Refusal::UnmappedId.into());
-    }
-    if runs.is_empty() {
-        return Ok(id);
-    }
-    let mapped = runs.iter().find_map(|run| {
-        let (from, to) = sides(run);
-        let offset = id.checked_sub(from).filter(|&offset| offset < run.count)?;
-        to.checked_add(offset)
-    });
-    match mapped {
-        Some(id) if id != u32::MAX => Ok(id),
-        _ => Err(Refusal::UnmappedId.into()),
-    }
+    let found = match runs.is_empty() {
+        true => Some(id),
+        false if id == u32::MAX => None,
+        false => other(runs, id),
+    };
+    found
+        .filter(|&id| id != u32::MAX)
+        .ok_or_else(|| Refusal::UnmappedId.into())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use vellum_format::Prefix;
+use vellum_format::{IdRun, Prefix};
 
 use crate::layer::{Layer, Records, WhNames};
 
@@ -132,23 +132,12 @@ pub struct Limit {
     pub inodes: Option<u64>,
 }
 
-/// A run of ids: `inside + i` in the union is `outside + i` on disk, for `i` below `count`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IdRun {
-    /// The first id as users of the union see it.
-    pub inside: u32,
-    /// The first id on disk.
-    pub outside: u32,
-    /// How many.
-    pub count: u32,
-}
-
 /// How owners are shown and stored. Empty runs leave ids as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdRules {
-    /// Users.
+    /// Users, on disk outside.
     pub uids: Vec<IdRun>,
-    /// Groups.
+    /// Groups, likewise.
     pub gids: Vec<IdRun>,
     /// Show every file as this user's.
     pub squash_uid: Option<u32>,
