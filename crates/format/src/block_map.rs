@@ -51,6 +51,16 @@ pub fn block_bytes_for(size_bytes: u64) -> u32 {
     wanted.clamp(BLOCK_MIN_BYTES.into(), BLOCK_MAX_BYTES.into()) as u32
 }
 
+/// Returns the map's name in the value of a mark, or `None` if it is none. See [`BlockMapHeader::name`].
+pub fn parse_name(value: &[u8]) -> Option<Box<str>> {
+    let digits = value.len() == 32
+        && value
+            .iter()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let name = std::str::from_utf8(value).ok()?;
+    digits.then(|| name.into())
+}
+
 /// What makes a lower file the one that was copied from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LowerIdentity {

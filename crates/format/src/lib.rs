@@ -24,6 +24,8 @@
 //! | file has only metadata here, data below | `P` + `metacopy`, empty or 4 to 68 bytes | [`Metacopy::DataBelow`] |
 //! | file is half-written; no reader but Vellum may open it | `P` + `metacopy`, 1 byte | [`Metacopy::Unsettled`] |
 //! | the map of such a file's blocks, in the work directory | `P` + `vellum.blocks`, the map's name: 32 hex digits | [`block_map`] |
+//! | the inode number to show for a copy | `P` + `vellum.ino`, 24 bytes | [`Number`] |
+//! | nothing: set and taken away, to see whether marks can be xattrs | `P` + `vellum.probe`, empty | [`Mark::Probe`] |
 //! | which lower inode this was copied from | `P` + `origin`, a file handle, or empty | [`Handle`] |
 //! | directory may hold entries with an origin | `P` + `impure` = `y` | [`Mark::Impure`] |
 //! | link count of a hard link whose names are spread over layers | `P` + `nlink` = `L+1`, `U-2` ... | [`Nlink`] |
@@ -55,7 +57,7 @@ pub use digest::{BadDigest, Digest};
 pub use error::MarkError;
 pub use handle::{Handle, HandleFlags};
 pub use ids::IdRun;
-pub use mark::{Metacopy, Nlink, NlinkBase, Opaque, Protattr, Verity, impure, uuid};
+pub use mark::{Metacopy, Nlink, NlinkBase, Number, Opaque, Protattr, Verity, impure, uuid};
 pub use override_stat::{OVERRIDE_STAT, OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat};
 pub use prefix::{Mark, Prefix, XattrName};
 pub use redirect::{REDIRECT_MAX_BYTES, Redirect};

@@ -1,4 +1,4 @@
-//! The small marks: opaque, metacopy, nlink, protattr, impure, uuid. Each a value type with `parse` and `encode`.
+//! The small marks: opaque, metacopy, nlink, protattr, impure, uuid, number. Each a value type with `parse` and `encode`.
 
 use crate::MarkError;
 
@@ -228,9 +228,61 @@ pub fn uuid(value: &[u8]) -> Result<[u8; 16], MarkError> {
         .map_err(|_| MarkError::new("uuid", format!("{} bytes, it has 16", value.len())))
 }
 
+/// The inode number that a copy is shown with, where it can't be had from the origin.
+///
+/// Without that file system among the layers' the number means nothing: the upper was copied elsewhere, where it may be another
+/// file's. Changing the encoding changes the inode numbers of what was copied up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Number {
+    /// The number.
+    pub ino: u64,
+    /// The UUID of the file system that has it; zeros if it has none.
+    pub uuid: [u8; 16],
+}
+
+impl Number {
+    /// Recognises the value: the number, the least significant byte first, then the UUID. Errors unless it has 24 bytes.
+    pub fn parse(value: &[u8]) -> Result<Number, MarkError> {
+        let parts = value.split_first_chunk::<8>();
+        let parts = parts.and_then(|(ino, uuid)| Some((ino, uuid.try_into().ok()?)));
+        let (ino, uuid) = parts.ok_or_else(|| {
+            MarkError::new("vellum.ino", format!("{} bytes, it has 24", value.len()))
+        })?;
+        Ok(Number {
+            ino: u64::from_le_bytes(*ino),
+            uuid,
+        })
+    }
+
+    /// Returns the xattr's value.
+    pub fn encode(self) -> [u8; 24] {
+        let mut value = [0; 24];
+        value[..8].copy_from_slice(&self.ino.to_le_bytes());
+        value[8..].copy_from_slice(&self.uuid);
+        value
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_has_24_bytes() {
+        let number = Number {
+            ino: 0x0102,
+            uuid: [7; 16],
+        };
+        let value = number.encode();
+        assert_eq!(
+            (value[..3].to_vec(), value[8..].to_vec()),
+            (vec![2, 1, 0], vec![7; 16])
+        );
+        assert_eq!(Number::parse(&value), Ok(number));
+        for bad in [&value[..8], &value[..23], &[], &[0; 25]] {
+            assert!(Number::parse(bad).is_err(), "{} bytes", bad.len());
+        }
+    }
 
     #[test]
     fn opaque_has_two_values() {

@@ -36,11 +36,14 @@ pub enum Mark {
     Upper,
     Protattr,
     Uuid,
+    Number,
+    Blocks,
+    Probe,
 }
 
 impl Mark {
     /// Every mark.
-    pub const ALL: [Mark; 10] = [
+    pub const ALL: [Mark; 13] = [
         Mark::Opaque,
         Mark::Whiteout,
         Mark::Redirect,
@@ -51,6 +54,9 @@ impl Mark {
         Mark::Upper,
         Mark::Protattr,
         Mark::Uuid,
+        Mark::Number,
+        Mark::Blocks,
+        Mark::Probe,
     ];
 
     /// Returns the mark's name without a prefix, e.g. `opaque`.
@@ -66,6 +72,9 @@ impl Mark {
             Mark::Upper => "upper",
             Mark::Protattr => "protattr",
             Mark::Uuid => "uuid",
+            Mark::Number => "vellum.ino",
+            Mark::Blocks => "vellum.blocks",
+            Mark::Probe => "vellum.probe",
         }
     }
 }
@@ -116,6 +125,9 @@ impl Prefix {
             (Prefix::Trusted, Mark::Upper) => "trusted.overlay.upper",
             (Prefix::Trusted, Mark::Protattr) => "trusted.overlay.protattr",
             (Prefix::Trusted, Mark::Uuid) => "trusted.overlay.uuid",
+            (Prefix::Trusted, Mark::Number) => "trusted.overlay.vellum.ino",
+            (Prefix::Trusted, Mark::Blocks) => "trusted.overlay.vellum.blocks",
+            (Prefix::Trusted, Mark::Probe) => "trusted.overlay.vellum.probe",
             (Prefix::User, Mark::Opaque) => "user.overlay.opaque",
             (Prefix::User, Mark::Whiteout) => "user.overlay.whiteout",
             (Prefix::User, Mark::Redirect) => "user.overlay.redirect",
@@ -126,6 +138,9 @@ impl Prefix {
             (Prefix::User, Mark::Upper) => "user.overlay.upper",
             (Prefix::User, Mark::Protattr) => "user.overlay.protattr",
             (Prefix::User, Mark::Uuid) => "user.overlay.uuid",
+            (Prefix::User, Mark::Number) => "user.overlay.vellum.ino",
+            (Prefix::User, Mark::Blocks) => "user.overlay.vellum.blocks",
+            (Prefix::User, Mark::Probe) => "user.overlay.vellum.probe",
         })
     }
 

@@ -5,12 +5,12 @@
 //! none, as the upper's own marks say ([`Sign`]). One without marks is the kernel's. Where the file system
 //! takes the kernel's marks in no form, there are only names; that is tried, not guessed.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use vellum_format::{Prefix, wh};
+use vellum_format::{Mark, Prefix, wh, workdir};
 use vellum_sys::rooted::Dir;
 use vellum_sys::{FileKind, probe, userns, xattr};
 use vellum_union::WhNames;
@@ -188,17 +188,16 @@ fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
 
 /// Whether the kernel's overlay had the work directory: it makes directories in it that others don't, or with no permissions at all.
 fn is_kernels_work(work: &Dir) -> bool {
-    let has_index = work.stat("index").is_ok_and(|stat| stat.is_dir());
+    let has_index = work.stat(workdir::INDEX).is_ok_and(|stat| stat.is_dir());
     let shut = work
-        .stat("work")
+        .stat(workdir::STAGING)
         .is_ok_and(|stat| stat.is_dir() && stat.mode & 0o7777 == 0);
     has_index || shut
 }
 
 /// Tells whether marks can be xattrs there. Tried with one that means nothing, which is taken away again.
 fn takes_xattrs(options: &MountOptions, upper: &Dir) -> Result<bool> {
-    let name = format!("{}vellum.probe", prefix(options)?.as_str());
-    let name = OsStr::new(&name);
+    let name = prefix(options)?.xattr(Mark::Probe);
     match xattr::set_fd(upper, name, b"", xattr::SetMode::Any) {
         Ok(()) => {
             xattr::remove_fd(upper, name)?;

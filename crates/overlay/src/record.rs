@@ -20,10 +20,6 @@ use crate::error::{Error, Result};
 use crate::options::{Manners, MountOptions};
 use crate::values::BytesPath;
 
-/// Where a [`LayerRecord`] is, in a work directory.
-const RECORD_DIR: &str = "vellum";
-const RECORD_NAME: &str = "layer";
-
 const RECORD_VERSION: u32 = 1;
 
 /// More than thousands of layers take.
@@ -32,7 +28,7 @@ const RECORD_MAX_BYTES: u64 = 16 << 20;
 /// How many names beside a layer are looked at: the uppers and work directories of two thousand layers.
 const NEIGHBOURS_MAX: usize = 4096;
 
-/// JSON; fields are only added.
+/// The file [`workdir::OWN_LAYER`]. JSON; fields are only added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LayerRecord {
     /// The version of this record.
@@ -144,11 +140,11 @@ impl NewRecord {
 
     /// Writes it into the work directory.
     pub fn write(&self) -> Result<()> {
-        let path = || self.work.path().unwrap_or_default().join(RECORD_DIR);
+        let path = || self.work.path().unwrap_or_default().join(workdir::OWN);
         let text =
             serde_json::to_vec(&self.record).map_err(|e| Error::io("write", path())(e.into()))?;
-        let own = self.work.create_dir_all(RECORD_DIR, 0o700)?;
-        publish::write_file_atomic(&own, OsStr::new(RECORD_NAME), &text, 0o600)?;
+        let own = self.work.create_dir_all(workdir::OWN, 0o700)?;
+        publish::write_file_atomic(&own, OsStr::new(workdir::OWN_LAYER), &text, 0o600)?;
         Ok(())
     }
 }
@@ -245,8 +241,8 @@ fn born(dir: &Dir) -> Option<(i64, u32)> {
 /// The record in a work directory, and whose it is.
 fn read(work: &Dir) -> Option<(LayerRecord, u32)> {
     let mut text = Vec::new();
-    let own = work.open_dir(RECORD_DIR).ok()?;
-    let file = own.open_file(RECORD_NAME).ok()?;
+    let own = work.open_dir(workdir::OWN).ok()?;
+    let file = own.open_file(workdir::OWN_LAYER).ok()?;
     let owner = file.metadata().ok()?.uid();
     file.take(RECORD_MAX_BYTES).read_to_end(&mut text).ok()?;
     let record: LayerRecord = serde_json::from_slice(&text).ok()?;

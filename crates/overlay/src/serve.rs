@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use vellum_format::workdir;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::plain::{self, Links};
 use vellum_sys::{Cancel, Dir, mountinfo, own_files, userns};
@@ -65,9 +66,6 @@ pub fn serve(
     close(session.outlast(), &request.options)
 }
 
-/// Where a work directory says which mount its upper is shown by.
-const MOUNTED: &str = "vellum/mounted";
-
 /// How long an unmounted union may take to write what it has.
 const CLOSING: Duration = Duration::from_secs(20);
 
@@ -99,7 +97,7 @@ fn is_taken(options: &MountOptions) -> bool {
 /// Tells whether the mount that has the upper is in the mount table. What can't be told counts as shown.
 fn is_shown(options: &MountOptions) -> bool {
     let noted = options.work.as_ref().and_then(|work| {
-        let text = plain::read(&work.join(MOUNTED), 64, Links::InParents).ok()?;
+        let text = plain::read(&mounted(work), 64, Links::InParents).ok()?;
         let text = String::from_utf8(text).ok()?;
         let (major, minor) = text.trim().split_once(':')?;
         Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
@@ -113,18 +111,18 @@ fn is_shown(options: &MountOptions) -> bool {
     }
 }
 
+/// Where a work directory says which mount its upper is shown by.
+fn mounted(work: &Path) -> PathBuf {
+    work.join(workdir::OWN).join(workdir::OWN_MOUNTED)
+}
+
 /// Notes the mount in the work directory. Without the note the next mount only waits for nothing.
 fn note_mount(request: &Request, connection: u64) {
     let (Some(work), false) = (&request.options.work, request.options.flags.read_only) else {
         return;
     };
     let text = format!("0:{connection}\n");
-    let noted = plain::overwrite(
-        &work.join(MOUNTED),
-        text.as_bytes(),
-        0o644,
-        Links::InParents,
-    );
+    let noted = plain::overwrite(&mounted(work), text.as_bytes(), 0o644, Links::InParents);
     if let Err(error) = noted {
         tracing::debug!(%error, "the mount is not noted");
     }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
+use vellum_format::workdir::incompat;
 use vellum_format::{Mark, Prefix, wh, workdir};
 use vellum_image::apply::{ApplyTarget, Privilege, TargetMarks, apply};
 use vellum_image::{LayerStream, Limits};
@@ -155,7 +156,7 @@ pub fn convert(
             // What the work directory says is about the old tree: nobody may mount in between.
             let work = layer.work.as_deref().map(Dir::open).transpose()?;
             if let Some(work) = &work {
-                work.create_dir_all(Path::new(workdir::INCOMPAT).join(CONVERTING), 0o700)?;
+                work.create_dir_all(Path::new(incompat::PATH).join(incompat::CONVERTING), 0o700)?;
             }
             let made = write(&union, content, &place, Place::Replace, how, cancel)?;
             if let Some(work) = &work {
@@ -166,21 +167,18 @@ pub fn convert(
     }
 }
 
-/// Keeps all mounts, the kernel's and ours, away from a work directory while its upper is being replaced.
-const CONVERTING: &str = "layer-convert";
-
 /// Removes what a work directory knows of an upper that is gone: the index of hard links, the maps of partly copied files, marks that keep
 /// the kernel out.
 fn forget_upper(work: &Dir) -> Result<()> {
-    for name in [workdir::INDEX, "vellum"] {
+    for name in [workdir::INDEX, workdir::OWN] {
         if work.stat_opt(name)?.is_some() {
             work.remove_tree(name)?;
         }
     }
     if let Ok(staging) = work.open_dir(workdir::STAGING)
-        && staging.stat_opt("incompat")?.is_some()
+        && staging.stat_opt(incompat::NAME)?.is_some()
     {
-        staging.remove_tree("incompat")?;
+        staging.remove_tree(incompat::NAME)?;
     }
     Ok(publish::sync_fs(work)?)
 }

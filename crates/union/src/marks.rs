@@ -9,10 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use vellum_format::{FUSE_OVERLAYFS_OPAQUE, Mark, Metacopy, Opaque, Redirect, wh};
+use vellum_format::{FUSE_OVERLAYFS_OPAQUE, Mark, Metacopy, Opaque, Redirect, block_map, wh};
 use vellum_sys::{FileKind, Stat};
 
-use crate::blocks::maps::{map_mark, parse_map_name};
 use crate::error::{On, Site};
 use crate::layer::{Dialect, Layer, LayerDir, LayerTrust, Listed, WhNames};
 use crate::resolve::{Answer, Data, Whiteout};
@@ -333,10 +332,10 @@ impl<'a> Reader<'a> {
         let (Some(prefix), Some(_)) = (self.dialect.prefix, self.layer.block_maps()) else {
             return Err(unsettled());
         };
-        let value = dir.xattr(Some(name), map_mark(prefix));
+        let value = dir.xattr(Some(name), prefix.xattr(Mark::Blocks));
         let value = value.on(self)?;
         let value = value.ok_or_else(unsettled)?;
-        parse_map_name(&value).ok_or_else(|| Error::Blocks {
+        block_map::parse_name(&value).ok_or_else(|| Error::Blocks {
             layer: self.layer.name(),
             path: self.path(&**dir, Some(name)),
             why: "the mark that names its map is damaged".to_owned(),

@@ -1,41 +1,19 @@
 //! The maps of an upper layer: finding one by name, and the lower file it is about.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use vellum_format::Prefix;
 use vellum_format::block_map::{BlockMap, Epoch, LowerIdentity};
+use vellum_format::workdir;
 use vellum_sys::{Dir, epoch, handle};
 
 use super::told;
 use crate::layer::{Layer, LayerDir};
 
-/// Where maps are, in the work directory.
-pub(crate) const MAPS_DIR: &str = vellum_format::workdir::BLOCK_MAPS;
-
 /// More than any map can be: one of a file of 2^62 bytes would be.
 const MAP_MAX_BYTES: u64 = 1 << 30;
-
-/// The name of the mark that names a file's map, in `prefix`.
-pub(crate) fn map_mark(prefix: Prefix) -> &'static OsStr {
-    OsStr::new(match prefix {
-        Prefix::Trusted => "trusted.overlay.vellum.blocks",
-        Prefix::User => "user.overlay.vellum.blocks",
-    })
-}
-
-/// Returns the name in a mark's value, or `None` if it is none.
-pub(crate) fn parse_map_name(value: &[u8]) -> Option<Box<str>> {
-    let digits = value.len() == 32
-        && value
-            .iter()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let name = std::str::from_utf8(value).ok()?;
-    digits.then(|| name.into())
-}
 
 /// The maps in one work directory.
 #[derive(Debug)]
@@ -51,7 +29,7 @@ impl BlockMaps {
     }
 
     pub(crate) fn within(work: &Dir) -> vellum_sys::Result<Option<BlockMaps>> {
-        match work.open_dir(MAPS_DIR) {
+        match work.open_dir(workdir::BLOCK_MAPS) {
             Ok(dir) => BlockMaps::new(dir).map(Some),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),

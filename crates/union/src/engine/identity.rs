@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use vellum_format::{Handle, HandleFlags, Mark, MarkError, Nlink, NlinkBase, Prefix};
+use vellum_format::{Handle, HandleFlags, Mark, Nlink, NlinkBase, Number};
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{Dir, handle};
 
@@ -24,23 +24,13 @@ use crate::marks::{DirAt, FileAt};
 use crate::resolve::Part;
 use crate::{Error, Result};
 
-/// The mark that holds the inode number shown: eight bytes, the least significant first, and the UUID of the file system
-/// that has that number. Without that file system among the layers' it means nothing: the upper was copied elsewhere, where
-/// the number may be another file's. Changing the mark changes the inode numbers of what was copied up.
-pub(crate) const fn number_mark(prefix: Prefix) -> &'static str {
-    match prefix {
-        Prefix::Trusted => "trusted.overlay.vellum.ino",
-        Prefix::User => "user.overlay.vellum.ino",
-    }
-}
-
 /// What a copy remembers of what it was copied from.
 #[derive(Debug)]
 pub(crate) struct Origin {
     /// The value of the origin mark: a handle, or nothing if there is none.
     handle: Vec<u8>,
-    /// The inode number shown, if it is to be remembered, and the UUID of its file system.
-    number: Option<(u64, [u8; 16])>,
+    /// The inode number shown, if it is to be remembered.
+    number: Option<Number>,
     /// If other names of the lower inode are to lead to the same copy.
     pub index: Option<Indexed>,
 }
@@ -169,21 +159,11 @@ impl Engine {
             path: file.dir.path().join(&file.name),
             source,
         };
-        if let Some(value) = read(OsStr::new(number_mark(prefix)))? {
-            let parts = value.split_first_chunk::<8>();
-            let parts = parts.filter(|(_, uuid)| uuid.len() == 16).ok_or_else(|| {
-                bad(MarkError {
-                    mark: "vellum.ino",
-                    reason: format!("{} bytes, it has 24", value.len()),
-                })
-            });
-            let (number, uuid) = parts?;
-            let known = self.numbers.uuids.iter().any(|known| known == uuid);
-            return Ok(if known {
-                u64::from_le_bytes(*number)
-            } else {
-                own
-            });
+        if let Some(value) = read(prefix.xattr(Mark::Number))? {
+            let number = Number::parse(&value).map_err(bad)?;
+            // The number of a file system that is not here may be another file's.
+            let known = self.numbers.uuids.contains(&number.uuid);
+            return Ok(if known { number.ino } else { own });
         }
         let Some(value) = read(prefix.xattr(Mark::Origin))? else {
             return Ok(own);
@@ -245,8 +225,10 @@ impl Engine {
         Ok(Origin {
             handle: value.unwrap_or_default(),
             // Names of one lower inode that become several files can't all keep its number.
-            number: (!linked || index.is_some())
-                .then(|| (node.ino, self.numbers.uuid(source.layer))),
+            number: (!linked || index.is_some()).then(|| Number {
+                ino: node.ino,
+                uuid: self.numbers.uuid(source.layer),
+            }),
             index,
         })
     }
@@ -272,9 +254,8 @@ impl Engine {
             other => other.on(upper),
         };
         set(prefix.xattr(Mark::Origin), &origin.handle)?;
-        if let Some((number, uuid)) = origin.number {
-            let value = [&number.to_le_bytes()[..], &uuid].concat();
-            set(OsStr::new(number_mark(prefix)), &value)?;
+        if let Some(number) = origin.number {
+            set(prefix.xattr(Mark::Number), &number.encode())?;
         }
         if let Some(indexed) = &origin.index {
             // The one name of the copy is that in the index, and counts as none.

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use vellum_format::workdir;
 use vellum_sys::rooted::Access;
 use vellum_sys::{Dir, FileKind, Stat, publish};
 
@@ -34,8 +35,6 @@ use crate::error::On;
 use crate::layer::{Dialect, LayerDir};
 use crate::{Refusal, Result};
 
-const USAGE_DIR: &str = "vellum";
-const USAGE: &str = "usage";
 /// What the file says while a union is open.
 const OPEN: &[u8] = b"open\n";
 /// The unit that file systems allocate in, as a rule.
@@ -143,8 +142,8 @@ impl Usage {
                 None => count(upper)?,
             },
         };
-        let dir = work.create_dir_all(USAGE_DIR, 0o700)?;
-        publish::write_file_atomic(&dir, USAGE.as_ref(), OPEN, 0o600)?;
+        let dir = work.create_dir_all(workdir::OWN, 0o700)?;
+        publish::write_file_atomic(&dir, workdir::OWN_USAGE.as_ref(), OPEN, 0o600)?;
         Ok(Usage {
             limit,
             used: Mutex::new(used),
@@ -167,7 +166,7 @@ impl Usage {
         };
         let Used { bytes, inodes } = *self.used();
         let text = format!("{bytes} {inodes}\n");
-        publish::write_file_atomic(dir, USAGE.as_ref(), text.as_bytes(), 0o600)
+        publish::write_file_atomic(dir, workdir::OWN_USAGE.as_ref(), text.as_bytes(), 0o600)
     }
 
     /// Says that something was copied that was not counted: the next opening counts anew.
@@ -496,12 +495,12 @@ fn holes(file: &File, start: u64, end: u64) -> u64 {
 
 /// Returns the figures, if they were kept by one who closed.
 fn kept(work: &Dir) -> vellum_sys::Result<Option<Used>> {
-    let dir = match work.open_dir(USAGE_DIR) {
+    let dir = match work.open_dir(workdir::OWN) {
         Ok(dir) => dir,
         Err(error) if error.is_not_found() => return Ok(None),
         Err(error) => return Err(error),
     };
-    let file = match dir.open_file(USAGE) {
+    let file = match dir.open_file(workdir::OWN_USAGE) {
         Ok(file) => file,
         Err(error) if error.is_not_found() => return Ok(None),
         Err(error) => return Err(error),
@@ -518,12 +517,12 @@ fn kept(work: &Dir) -> vellum_sys::Result<Option<Used>> {
 
 /// Removes the figures: the next union with a limit counts anew.
 pub(crate) fn forget(work: &Dir) -> vellum_sys::Result<()> {
-    let dir = match work.open_dir(USAGE_DIR) {
+    let dir = match work.open_dir(workdir::OWN) {
         Ok(dir) => dir,
         Err(error) if error.is_not_found() => return Ok(()),
         Err(error) => return Err(error),
     };
-    match dir.unlink(USAGE) {
+    match dir.unlink(workdir::OWN_USAGE) {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use vellum_format::workdir::incompat;
 use vellum_format::{Handle, Mark, Nlink, NlinkBase, Prefix, workdir};
 use vellum_sys::credentials::Credentials;
 use vellum_sys::lock::{Lock, Sharing};
@@ -33,22 +34,6 @@ use crate::marks::DirAt;
 use crate::resolve::Part;
 use crate::stack::Stack;
 use crate::{Error, Layer, Result};
-
-/// What the entries of `work/incompat` begin with that are Vellum's own. They keep kernels away, and mean nothing to
-/// an engine beyond that.
-const OWN_INCOMPAT: &[u8] = b"vellum-";
-
-/// The entry while an engine has the work directory, and after one was killed.
-const INCOMPAT_OPEN: &str = "vellum-open";
-
-/// The entry of a plain user's upper with marks that the kernel refuses, or passes over, in `user.overlay.*`.
-const INCOMPAT_MARKS: &str = "vellum-marks";
-
-/// Stands there once the upper has hidden names with `.wh.` files.
-const INCOMPAT_NAMES: &str = "vellum-names";
-
-/// The entry of a volatile union.
-const INCOMPAT_VOLATILE: &str = "volatile";
 
 impl Engine {
     /// Opens a union for use: locks the upper and the work directory, refuses them if they can't be used, and removes
@@ -129,19 +114,19 @@ impl Engine {
         self.all_gone();
         upper.usage.close().on(upper)?;
         let staging = upper.staging.dir();
-        let Ok(incompat) = staging.open_dir("incompat") else {
+        let Ok(incompat) = staging.open_dir(incompat::NAME) else {
             return upper.unlock();
         };
-        let removed = match incompat.rmdir(INCOMPAT_OPEN) {
+        let removed = match incompat.rmdir(incompat::OPEN) {
             Err(error) if error.is_not_found() => Ok(()),
             other => other,
         };
         removed.on(upper)?;
         if upper.options.durability == Durability::Volatile {
-            incompat.remove_tree(INCOMPAT_VOLATILE).on(upper)?;
+            incompat.remove_tree(incompat::VOLATILE).on(upper)?;
         }
         // Not empty if something else still keeps kernels away.
-        let _ = staging.rmdir("incompat");
+        let _ = staging.rmdir(incompat::NAME);
         upper.unlock()
     }
 }
@@ -179,8 +164,8 @@ impl Upper {
             return Ok(());
         }
         let kept = (|| {
-            let incompat = self.staging.dir().create_dir_all("incompat", 0o700)?;
-            match incompat.mkdir(INCOMPAT_MARKS, 0o700) {
+            let incompat = self.staging.dir().create_dir_all(incompat::NAME, 0o700)?;
+            match incompat.mkdir(incompat::MARKS, 0o700) {
                 Err(error) if error.is_exists() => Ok(()),
                 other => other,
             }
@@ -279,16 +264,16 @@ fn own_dir(work: &Dir, name: &str) -> vellum_sys::Result<Dir> {
 
 /// Says in the work directory that it is in use. To be called when nothing speaks against it any more.
 fn enter(upper: &Upper) -> vellum_sys::Result<()> {
-    let incompat = upper.staging.dir().create_dir_all("incompat", 0o700)?;
-    incompat.create_dir_all(INCOMPAT_OPEN, 0o700)?;
+    let incompat = upper.staging.dir().create_dir_all(incompat::NAME, 0o700)?;
+    incompat.create_dir_all(incompat::OPEN, 0o700)?;
     if upper.by_name() {
         // The kernel's overlay would show what `.wh.` names hide. Stays as long as the work directory does.
-        incompat.create_dir_all(INCOMPAT_NAMES, 0o700)?;
+        incompat.create_dir_all(incompat::NAMES, 0o700)?;
     }
     if upper.options.durability == Durability::Volatile {
-        let volatile = incompat.create_dir_all(INCOMPAT_VOLATILE, 0o700)?;
+        let volatile = incompat.create_dir_all(incompat::VOLATILE, 0o700)?;
         // The one thing a volatile union syncs: that it is one.
-        volatile.create_dir_all("dirty", 0o700)?;
+        volatile.create_dir_all(incompat::DIRTY, 0o700)?;
         volatile.create_dir_all(boot_entry()?, 0o700)?;
         volatile.sync()?;
         incompat.sync()?;
@@ -303,17 +288,17 @@ pub(crate) fn forget_open(work: &Path) -> vellum_sys::Result<()> {
         Err(error) if error.is_not_found() => return Ok(()),
         Err(error) => return Err(error),
     };
-    let incompat = match staging.open_dir("incompat") {
+    let incompat = match staging.open_dir(incompat::NAME) {
         Ok(incompat) => incompat,
         Err(error) if error.is_not_found() => return Ok(()),
         Err(error) => return Err(error),
     };
-    match incompat.rmdir(INCOMPAT_OPEN) {
+    match incompat.rmdir(incompat::OPEN) {
         Err(error) if !error.is_not_found() => return Err(error),
         _ => {}
     }
     // Not empty if something else still keeps kernels away.
-    let _ = staging.rmdir("incompat");
+    let _ = staging.rmdir(incompat::NAME);
     Ok(())
 }
 
@@ -335,11 +320,11 @@ fn apart(upper: &Path, work: &Path) -> Result<()> {
 fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
     let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
     let mut marks = false;
-    match staging.open_dir("incompat") {
+    match staging.open_dir(incompat::NAME) {
         Ok(incompat) => {
             for entry in incompat.entries().map_err(in_work)? {
                 let name = entry.map_err(in_work)?.name;
-                if name == INCOMPAT_VOLATILE {
+                if name == incompat::VOLATILE {
                     if same_boot(&incompat).map_err(in_work)? {
                         continue;
                     }
@@ -347,11 +332,11 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
                         work/incompat/volatile if the machine has not crashed since";
                     return Err(bad(&options.work, why));
                 }
-                if !name.as_bytes().starts_with(OWN_INCOMPAT) {
+                if !name.as_bytes().starts_with(incompat::OWN_PREFIX.as_bytes()) {
                     let why = format!("it needs a feature called {name:?} that is not known here");
                     return Err(bad(&options.work, why));
                 }
-                marks |= name == INCOMPAT_MARKS;
+                marks |= name == incompat::MARKS;
             }
         }
         Err(error) if error.is_not_found() => {}
@@ -361,7 +346,7 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
         .entries()
         .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.name)).collect())
         .map_err(in_work)?;
-    for name in names.iter().filter(|name| *name != "incompat") {
+    for name in names.iter().filter(|name| *name != incompat::NAME) {
         staging.remove_tree(name).map_err(in_work)?;
     }
     Ok(marks)
@@ -370,15 +355,13 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
 /// Returns whether a volatile union was left behind by a process that was killed, the machine having run ever since: then
 /// nothing was lost, whatever was not synced.
 fn same_boot(incompat: &Dir) -> vellum_sys::Result<bool> {
-    let volatile = incompat.open_dir(INCOMPAT_VOLATILE)?;
+    let volatile = incompat.open_dir(incompat::VOLATILE)?;
     Ok(volatile.stat_opt(boot_entry()?)?.is_some())
 }
 
 /// The name beside `dirty` that says when the machine was started that a volatile union was opened on.
 fn boot_entry() -> vellum_sys::Result<OsString> {
-    let id = vellum_sys::epoch::boot_id()?;
-    let digits: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(OsString::from(format!("vellum-boot-{digits}")))
+    Ok(incompat::boot(&vellum_sys::epoch::boot_id()?).into())
 }
 
 /// Opens the index of hard links, if the union keeps one.

@@ -11,12 +11,11 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vellum_format::{Mark, Metacopy, Prefix, workdir};
+use vellum_format::{Mark, Metacopy, Prefix, block_map, workdir};
 use vellum_sys::rooted::Access;
 use vellum_sys::{Cancel, Dir, FileKind, xattr};
 
 use crate::blocks::BlockMaps;
-use crate::blocks::maps::{map_mark, parse_map_name};
 use crate::dir_layer::DirLayer;
 use crate::engine::blocks::{BlockFile, BlockStore};
 use crate::engine::limit;
@@ -169,7 +168,7 @@ impl<'a> Run<'a> {
         };
         for entry in store.maps().dir().entries().on(store)? {
             let entry = entry.on(store)?;
-            let Some(map) = parse_map_name(entry.name.as_encoded_bytes()) else {
+            let Some(map) = block_map::parse_name(entry.name.as_encoded_bytes()) else {
                 continue;
             };
             run.done.files_total += 1;
@@ -252,10 +251,10 @@ impl<'a> Run<'a> {
             path: path.to_owned(),
             why: why.to_owned(),
         };
-        let map = get(map_mark(store.prefix()))?;
+        let map = get(store.prefix().xattr(Mark::Blocks))?;
         let map = map.ok_or_else(|| fail("nothing names its map"))?;
-        let map =
-            parse_map_name(&map).ok_or_else(|| fail("the mark that names its map is damaged"))?;
+        let map = block_map::parse_name(&map)
+            .ok_or_else(|| fail("the mark that names its map is damaged"))?;
         let upper = dir.open_file_for(name, Access::ReadWrite).on(store)?;
         let blocks = BlockFile::named(map.clone());
         let open = blocks

@@ -15,19 +15,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vellum_format::block_map::{
     BlockMap, BlockMapHeader, BlockRecord, KeptAttributes, RECORD_BYTES, block_bytes_for,
 };
-use vellum_format::{Mark, Metacopy, Prefix, workdir};
+use vellum_format::workdir::incompat;
+use vellum_format::{Mark, Metacopy, Prefix, block_map, workdir};
 use vellum_sys::rooted::Access;
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, RenameFlags, data, publish, random};
 
-use crate::blocks::maps::{self, BlockMaps, MAPS_DIR, map_mark, parse_map_name};
+use crate::blocks::maps::{self, BlockMaps};
 use crate::engine::blocks::{BlockState, OpenBlocks};
 use crate::error::{On, Site};
 use crate::layer::Layer;
 use crate::{Error, Result};
-
-/// What keeps kernels from mounting a work directory with maps in it: an entry of `work/incompat` they don't know.
-const INCOMPAT_ENTRY: &str = "vellum-blocks";
 
 /// A map is written anew, shorter, once it has so many records.
 const COMPACT_FROM_RECORDS: u64 = 4096;
@@ -79,7 +77,7 @@ impl BlockStore {
         };
         for entry in store.maps.dir().entries().on(&store)? {
             let entry = entry.on(&store)?;
-            if parse_map_name(entry.name.as_encoded_bytes()).is_none() {
+            if block_map::parse_name(entry.name.as_encoded_bytes()).is_none() {
                 store.maps.dir().unlink(&entry.name).on(&store)?;
             }
         }
@@ -89,7 +87,7 @@ impl BlockStore {
 
     /// Opens the maps of a work directory, making their directory.
     pub fn make_dir(work: &Dir) -> vellum_sys::Result<BlockMaps> {
-        BlockMaps::new(work.create_dir_all(MAPS_DIR, 0o700)?)
+        BlockMaps::new(work.create_dir_all(workdir::BLOCK_MAPS, 0o700)?)
     }
 
     pub fn prefix(&self) -> Prefix {
@@ -103,7 +101,7 @@ impl BlockStore {
     fn fail(&self, map: &str, why: String) -> Error {
         Error::Blocks {
             layer: self.name.clone(),
-            path: Path::new(MAPS_DIR).join(map),
+            path: Path::new(workdir::BLOCK_MAPS).join(map),
             why,
         }
     }
@@ -158,7 +156,7 @@ impl BlockStore {
             let set = |mark: &OsStr, value: &[u8]| {
                 xattr::set_fd(upper, mark, value, SetMode::Any).on(self)
             };
-            set(map_mark(self.prefix), name.as_bytes())?;
+            set(self.prefix.xattr(Mark::Blocks), name.as_bytes())?;
             set(
                 self.prefix.xattr(Mark::Metacopy),
                 &Metacopy::Unsettled.encode(),
@@ -330,7 +328,7 @@ impl BlockStore {
         let written = (|| {
             let mut file = dir.create_file(&temp, 0o600).on(self)?;
             file.write_all(&bytes)
-                .map_err(|error| vellum_sys::Error::new("write", MAPS_DIR, error))
+                .map_err(|error| vellum_sys::Error::new("write", workdir::BLOCK_MAPS, error))
                 .on(self)?;
             self.sync_file(&file)?;
             dir.rename(&temp, dir, map.header.name(), RenameFlags::empty())
@@ -362,7 +360,7 @@ impl BlockStore {
         xattr::remove_fd(upper, self.prefix.xattr(Mark::Metacopy)).on(self)?;
         self.sync_file(upper)?;
         state.gone = true;
-        xattr::remove_fd(upper, map_mark(self.prefix)).on(self)?;
+        xattr::remove_fd(upper, self.prefix.xattr(Mark::Blocks)).on(self)?;
         self.remove_map(name)
     }
 
@@ -379,8 +377,8 @@ impl BlockStore {
 
     fn refuse_kernels(&self) -> Result<()> {
         let make = || {
-            let incompat = self.work.create_dir_all(workdir::INCOMPAT, 0o700)?;
-            incompat.create_dir_all(INCOMPAT_ENTRY, 0o700)?;
+            let incompat = self.work.create_dir_all(incompat::PATH, 0o700)?;
+            incompat.create_dir_all(incompat::BLOCKS, 0o700)?;
             if self.durable {
                 incompat.sync()?;
                 self.work.open_dir(workdir::STAGING)?.sync()?;
@@ -399,12 +397,12 @@ impl BlockStore {
             return Ok(());
         }
         *refusing = false;
-        let incompat = match self.work.open_dir(workdir::INCOMPAT) {
+        let incompat = match self.work.open_dir(incompat::PATH) {
             Ok(incompat) => incompat,
             Err(error) if error.is_not_found() => return Ok(()),
             Err(error) => return Err(self.io(error)),
         };
-        match incompat.rmdir(INCOMPAT_ENTRY) {
+        match incompat.rmdir(incompat::BLOCKS) {
             Err(error) if !error.is_not_found() => return Err(self.io(error)),
             _ => {}
         }
@@ -412,7 +410,7 @@ impl BlockStore {
         let _ = self
             .work
             .open_dir(workdir::STAGING)
-            .and_then(|staging| staging.rmdir("incompat"));
+            .and_then(|staging| staging.rmdir(incompat::NAME));
         Ok(())
     }
 
