@@ -1,13 +1,13 @@
 //! The shapes of questions and answers, as Go's JSON writes and reads them: absent means empty, and so does null.
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vellum_format::IdRun;
 use vellum_service::Error;
 use vellum_service::graph::{Creation, GraphChange};
+use vellum_sys::with_causes;
 
 /// The type of every JSON answer.
 pub const CONTENT_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
@@ -146,19 +146,7 @@ pub struct Activation {
 
 /// Returns an error with its causes and what to do about it, in one line: the daemon passes on one.
 pub fn text_of(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut said = text.clone();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        // A transparent error shows its cause's words as its own.
-        if !said.ends_with(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        said = words;
-        source = cause.source();
-    }
+    let mut text = with_causes(error);
     if let Some(hint) = error.hint() {
         text.push_str(&format!(" (hint: {hint})"));
     }

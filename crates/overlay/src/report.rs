@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 
+use vellum_sys::causes;
+
 /// Tells whether colours are welcome on stderr: a terminal, and no `NO_COLOR`.
 pub fn colours() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
@@ -16,18 +18,8 @@ pub fn line(text: &str) {
 
 /// Returns the whole text of a failure.
 pub fn text(error: &dyn Error, hint: Option<&str>, colours: bool) -> String {
-    let mut text = format!("{} {error}", error_word(colours));
-    let mut said = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        // A transparent error shows its cause's words as its own.
-        if !said.ends_with(&words) {
-            text.push_str(&format!("\n  caused by: {words}"));
-        }
-        said = words;
-        source = cause.source();
-    }
+    let said = causes(error).join("\n  caused by: ");
+    let mut text = format!("{} {said}", error_word(colours));
     if let Some(hint) = hint {
         let word = if colours {
             "\x1b[1;36mhint:\x1b[0m"

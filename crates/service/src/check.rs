@@ -10,7 +10,7 @@ use std::io;
 use vellum_format::Digest;
 use vellum_image::recipe;
 use vellum_store::{CheckOptions, Info, Kind, Store, StoreError};
-use vellum_sys::Dir;
+use vellum_sys::{Dir, with_causes};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -83,18 +83,18 @@ fn check_layer(
         Ok(Some(recipe)) => recipe,
         // None: only known as a tree, or told of already.
         Ok(None) | Err(StoreError::Damaged { .. }) => return Ok(None),
-        Err(e) => return of_recipe(&chain(&e)),
+        Err(e) => return of_recipe(&with_causes(&e)),
     };
     match recipe::verify(&mut recipe) {
         Ok(of) if of == *diff_id => {}
         Ok(of) => return of_recipe(&format!("it is the recipe of another layer, {of}")),
-        Err(e) => return of_recipe(&chain(&e)),
+        Err(e) => return of_recipe(&with_causes(&e)),
     }
     let tree = match store.tree(&layer.key) {
         Ok(tree) => tree,
         // Told of by the store.
         Err(StoreError::Damaged { .. } | StoreError::BrokenParents { .. }) => return Ok(None),
-        Err(e) => return of_layer(&chain(&e)),
+        Err(e) => return of_layer(&with_causes(&e)),
     };
     let layers = tree.layers();
     let Some(top) = layers.first() else {
@@ -107,15 +107,6 @@ fn check_layer(
     match again {
         Ok(_) => Ok(None),
         Err(Error::Image(vellum_image::Error::Cancelled)) => Err(Error::Cancelled),
-        Err(e) => of_layer(&chain(&e)),
+        Err(e) => of_layer(&with_causes(&e)),
     }
-}
-
-/// An error with all its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |e| e.source());
-    let mut words: Vec<String> = causes.map(ToString::to_string).collect();
-    // A transparent error has its cause's words.
-    words.dedup();
-    words.join(": ")
 }

@@ -7,6 +7,7 @@
 use tonic::{Code, Status};
 use vellum_service::Error;
 use vellum_store::{Class, StoreError};
+use vellum_sys::with_causes;
 
 use crate::convert::Unchangeable;
 
@@ -70,13 +71,7 @@ fn text(error: &Error) -> String {
 
 /// An error with its causes and, on a line of its own, what to do.
 pub fn told(error: &dyn std::error::Error, hint: Option<String>) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
+    let mut text = with_causes(error);
     if let Some(hint) = hint {
         text.push_str("\nhint: ");
         text.push_str(&hint);

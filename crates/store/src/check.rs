@@ -11,13 +11,13 @@ use std::{collections::HashSet, path::Path};
 
 use rusqlite::Transaction;
 use vellum_format::Digest;
-use vellum_sys::{FileKind, plain};
+use vellum_sys::{FileKind, plain, with_causes};
 
 use crate::{
     containers::find_container,
     content,
     driver::{self, Finding, TreeRef},
-    error::{DbContext, IoContext, Result, StoreError, chain},
+    error::{DbContext, IoContext, Result, StoreError},
     following,
     gc::{has_recipe, has_volume},
     generation, hands, images, layout,
@@ -337,7 +337,7 @@ const RECIPE_REMEDY: &str =
 /// Says what is wrong with a file by its length, if anything is.
 fn wrong_size(path: &Path, size_bytes: u64, remedy: &str) -> Option<String> {
     match plain::stat(path) {
-        Err(e) => Some(chain(&layout::damaged(e))),
+        Err(e) => Some(with_causes(&layout::damaged(e))),
         Ok(None) => Some(format!("missing; {remedy}")),
         Ok(Some(found)) if !found.is_file() => {
             let error = plain::wrong_kind("open", path, found.kind, FileKind::File);
@@ -371,7 +371,7 @@ fn wrong_file(
         Ok(Some((actual, _))) if actual == *digest => None,
         Ok(Some((actual, _))) => Some(format!("holds {actual}; {remedy}")),
         Ok(None) => Some(format!("missing; {remedy}")),
-        Err(e) => Some(chain(&e)),
+        Err(e) => Some(with_causes(&e)),
     })
 }
 
@@ -381,7 +381,7 @@ fn told(path: &Path, looked: Result<impl IntoIterator<Item = Finding>>) -> Resul
         Ok(found) => Ok(found.into_iter().collect()),
         Err(StoreError::Damaged { what, why }) => Ok(vec![finding(what, why, false)]),
         Err(error @ (StoreError::Io { .. } | StoreError::Sys(_))) => {
-            Ok(vec![finding(path.display(), chain(&error), false)])
+            Ok(vec![finding(path.display(), with_causes(&error), false)])
         }
         Err(other) => Err(other),
     }

@@ -178,7 +178,7 @@ impl Store {
     pub(crate) fn discard_recipe_or_leave(&self, diff_id: &Digest) {
         let path = self.layout().recipe(diff_id);
         if let Err(error) = self.discard_named(&path, |tx| gc::has_recipe(tx, &diff_id.hex())) {
-            tracing::warn!(recipe = %diff_id, error = crate::error::chain(&error), "left for the next gc");
+            tracing::warn!(recipe = %diff_id, error = vellum_sys::with_causes(&error), "left for the next gc");
         }
     }
 

@@ -533,7 +533,7 @@ impl Database {
         })();
         if let Err(error) = grown {
             tracing::debug!(
-                error = crate::error::chain(&error),
+                error = vellum_sys::with_causes(&error),
                 "the database's journal is not grown beforehand"
             );
         }

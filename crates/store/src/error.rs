@@ -413,15 +413,3 @@ impl<T> DbContext<T> for rusqlite::Result<T> {
         self.map_err(|source| StoreError::Database { op, source })
     }
 }
-
-/// Returns an error's text with all its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}

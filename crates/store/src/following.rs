@@ -16,11 +16,12 @@ use std::{
 
 use rusqlite::{Transaction, params};
 use vellum_format::Digest;
+use vellum_sys::with_causes;
 
 use crate::{
     containers::{self, find_container},
     driver::TreeId,
-    error::{DbContext, Result, chain},
+    error::{DbContext, Result},
     generation::{self, Stamp},
     images,
     layout::Layout,
@@ -127,7 +128,7 @@ impl Settled {
             && let Err(error) = records::sync(layout)
         {
             tracing::debug!(
-                error = chain(&error),
+                error = with_causes(&error),
                 "record files are looked at again later"
             );
             unpoisoned(&self.files).clear();
@@ -155,7 +156,7 @@ impl Store {
     pub(crate) fn follow(&self, followers: &[Follower]) {
         if let Err(error) = self.try_follow(followers) {
             tracing::warn!(
-                error = chain(&error),
+                error = with_causes(&error),
                 "a record file is not written; the next command puts it right"
             );
         }
@@ -204,7 +205,7 @@ impl Store {
         })();
         if let Err(error) = caught {
             tracing::debug!(
-                error = chain(&error),
+                error = with_causes(&error),
                 "stale record files are left for later"
             );
         }

@@ -189,7 +189,7 @@ impl Mark {
     pub fn advance(&self, to: &Stamp) {
         if let Err(error) = self.try_advance(to) {
             tracing::debug!(
-                error = crate::error::chain(&error),
+                error = vellum_sys::with_causes(&error),
                 "the generation's mark stays behind"
             );
         }

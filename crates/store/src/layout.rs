@@ -251,7 +251,7 @@ pub(crate) fn damaged(error: vellum_sys::Error) -> StoreError {
     match plain::is_wrong_kind(&error) {
         true => StoreError::Damaged {
             what: error.path.display().to_string(),
-            why: crate::error::chain(&error.source),
+            why: vellum_sys::with_causes(&error.source),
         },
         false => error.into(),
     }

@@ -15,14 +15,14 @@ use std::{
 
 use rusqlite::{Connection, Transaction, params};
 use vellum_format::Digest;
-use vellum_sys::plain;
+use vellum_sys::{plain, with_causes};
 
 use crate::{
     check::{finding, hash_file},
     containers,
     database::{self, Database, suffixed},
     driver::{Finding, TreeId},
-    error::{Class, DbContext, IoContext, Result, chain},
+    error::{Class, DbContext, IoContext, Result},
     gc::{has_blob, has_recipe, has_volume},
     generation::{Mark, Stamp},
     hands,
@@ -313,7 +313,9 @@ impl Found {
                         .push(finding(&record.key, "its tree is missing", false));
                 }
                 Ok(None) => {}
-                Err(e) => self.lost.push(finding(path.display(), chain(&e), false)),
+                Err(e) => self
+                    .lost
+                    .push(finding(path.display(), with_causes(&e), false)),
             }
         }
         Ok(())
@@ -327,7 +329,9 @@ impl Found {
             }
             match records::read::<T>(&path) {
                 Ok(file) => files.extend(file.map(|(file, _)| file)),
-                Err(e) => self.lost.push(finding(path.display(), chain(&e), false)),
+                Err(e) => self
+                    .lost
+                    .push(finding(path.display(), with_causes(&e), false)),
             }
         }
         Ok(files)
@@ -355,7 +359,9 @@ impl Found {
                     self.lost
                         .push(finding(path.display(), format!("holds {actual}"), false))
                 }
-                Err(e) => self.lost.push(finding(path.display(), chain(&e), false)),
+                Err(e) => self
+                    .lost
+                    .push(finding(path.display(), with_causes(&e), false)),
             }
         }
         Ok(())
@@ -523,7 +529,7 @@ fn each_by_itself(
         Ok(()) => Ok(Ok(())),
         // Want of room is no property of the thing.
         Err(error) if error.class() == Class::NoSpace => Err(error),
-        Err(error) => Ok(Err(chain(&error))),
+        Err(error) => Ok(Err(with_causes(&error))),
     }
 }
 

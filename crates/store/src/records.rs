@@ -15,6 +15,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use vellum_sys::with_causes;
 use vellum_sys::{
     plain::{self, Links},
     publish::{data_order, order_data},
@@ -22,7 +23,7 @@ use vellum_sys::{
 
 use crate::{
     driver::TreeId,
-    error::{IoContext, Result, StoreError, chain},
+    error::{IoContext, Result, StoreError},
     generation::Stamp,
     layout::{self, Layout, sync_dir},
     tx::{self, Staged},
@@ -111,7 +112,7 @@ pub(crate) fn differs<T: DeserializeOwned + PartialEq>(path: &Path, expect: &T) 
         Ok(Some((found, _))) if found == *expect => None,
         Ok(Some(_)) => Some("not what the database says".to_owned()),
         Ok(None) => Some("missing".to_owned()),
-        Err(e) => Some(chain(&e)),
+        Err(e) => Some(with_causes(&e)),
     }
 }
 

@@ -235,7 +235,7 @@ impl Store {
     /// Discards the tree of a removed record. The removal stands whatever happens here: gc takes what is left.
     pub(crate) fn discard_or_leave(&self, record: &TreeRecord, sweep: Sweep) {
         if let Err(error) = self.discard_tree(record, sweep) {
-            tracing::warn!(tree = %record.tree, error = crate::error::chain(&error), "left for the next gc");
+            tracing::warn!(tree = %record.tree, error = vellum_sys::with_causes(&error), "left for the next gc");
         }
     }
 

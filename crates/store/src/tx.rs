@@ -255,7 +255,7 @@ impl Fate {
         match result {
             Ok(true) => Self::Gone,
             Ok(false) => Self::Stuck("something is mounted in it".into()),
-            Err(e) => Self::Stuck(crate::error::chain(&e)),
+            Err(e) => Self::Stuck(vellum_sys::with_causes(&e)),
         }
     }
 }

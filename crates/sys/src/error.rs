@@ -22,6 +22,24 @@ pub struct Error {
 /// The result of everything in this room.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Returns what an error says, then what each of its causes says, without those whose words an error has as its own.
+pub fn causes(error: &dyn std::error::Error) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for error in std::iter::successors(Some(error), |error| error.source()) {
+        let words = error.to_string();
+        // A transparent error shows its cause's words.
+        if !all.last().is_some_and(|said| said.ends_with(&words)) {
+            all.push(words);
+        }
+    }
+    all
+}
+
+/// Returns an error with its causes, in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    causes(error).join(": ")
+}
+
 impl Error {
     /// Makes an error about `path`.
     pub fn new(op: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
@@ -119,4 +137,21 @@ impl Error {
 /// The path may be stale or end in ` (deleted)`: never open it.
 pub fn fd_path(fd: BorrowedFd<'_>) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("no store: {0}")]
+    struct Repeating(#[source] Error);
+
+    #[test]
+    fn each_cause_is_told_once() {
+        let error = || Error::new("open", "/x", io::Error::other("worn out"));
+        assert_eq!(causes(&error()), ["cannot open /x", "worn out"]);
+        let outer = Repeating(error());
+        assert_eq!(with_causes(&outer), "no store: cannot open /x: worn out");
+    }
 }

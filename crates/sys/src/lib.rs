@@ -43,6 +43,6 @@ pub mod userns;
 pub mod xattr;
 
 pub use cancel::Cancel;
-pub use error::{Error, Result};
+pub use error::{Error, Result, causes, with_causes};
 pub use rooted::{Dir, RenameFlags};
 pub use stat::{FileKind, Stat, Timespec};

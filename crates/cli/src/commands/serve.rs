@@ -4,6 +4,7 @@ use vellum_service::Context;
 use vellum_service::serve::ServeError;
 use vellum_service::snapshots::Terms;
 use vellum_snapshotter::server::{self, Reload, ServeOptions};
+use vellum_sys::with_causes;
 
 use super::Outcome;
 use crate::args;
@@ -35,15 +36,6 @@ fn ended(served: Result<(), ServeError>) -> Outcome {
     match served {
         Ok(()) => Ok(DONE),
         Err(ServeError::Verb(error)) => Err(error.into()),
-        Err(error) => Err(Failure::other(said(&error))),
+        Err(error) => Err(Failure::other(with_causes(&error))),
     }
-}
-
-/// An error with its causes, in one line.
-fn said(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |e| e.source());
-    causes
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

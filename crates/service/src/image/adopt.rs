@@ -12,6 +12,7 @@ use serde::Serialize;
 use vellum_image::source::docker_root::DockerRoot;
 use vellum_image::source::{ImageSource, SourceImage};
 use vellum_image::{LayerStream, Limits, Platform, Reference};
+use vellum_sys::with_causes;
 
 use super::parse_name;
 use super::record::bring_in;
@@ -270,20 +271,6 @@ fn verify(context: &Context, source: &DockerRoot, at: usize) -> Result<()> {
         meter.finish("whole");
     }
     Ok(())
-}
-
-fn with_causes(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.ends_with(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Returns the process of a dockerd that has files of the data root open.

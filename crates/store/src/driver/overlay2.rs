@@ -21,6 +21,7 @@ use std::{
 };
 
 use vellum_format::Prefix;
+use vellum_sys::with_causes;
 use vellum_sys::{
     Dir,
     plain::{self, Links},
@@ -33,7 +34,7 @@ use super::{
     make_stacking_home,
 };
 use crate::{
-    error::{IoContext, Result, StoreError, chain},
+    error::{IoContext, Result, StoreError},
     implied,
     layout::{self, Layout, damaged, make_dir, set_mode},
     snapshot::{Kind, Usage},
@@ -89,7 +90,7 @@ pub(super) fn check_small(
         Ok(Some(_)) => "not what the record says".to_owned(),
         Err(StoreError::Damaged { why, .. }) => why,
         // It says nothing that the record doesn't.
-        Err(e) => chain(&e),
+        Err(e) => with_causes(&e),
     };
     if heal {
         replace_small(path, expect.as_bytes(), mode)?;
