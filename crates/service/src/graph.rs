@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::RwLock;
 
 use serde::{Deserialize, Serialize};
 use vellum_format::IdRun;
@@ -21,7 +21,7 @@ use vellum_store::{
 };
 use vellum_sys::lock::Lock;
 use vellum_sys::plain::{self, Links};
-use vellum_sys::{Dir, publish};
+use vellum_sys::{Dir, publish, sync};
 use vellum_union::engine::Limit;
 
 use crate::config::parse_size;
@@ -145,7 +145,7 @@ impl Graph {
             serde_json::to_vec_pretty(&session).map_err(|e| Error::io("write", home)(e.into()))?;
         let root = Dir::open(store.root())?;
         publish::write_file_atomic(&root, OsStr::new(SESSION_FILE), &text, 0o600)?;
-        *self.session.write().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        *sync::write(&self.session) = Some(session);
         self.forget_counts();
         Ok(())
     }
@@ -282,7 +282,7 @@ impl Graph {
     }
 
     fn session(&self) -> Option<Session> {
-        let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
+        let session = sync::read(&self.session);
         session.clone()
     }
 

@@ -9,7 +9,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 use vellum_format::workdir::incompat;
@@ -18,7 +18,7 @@ use vellum_image::apply::{ApplyTarget, Privilege, TargetMarks, apply};
 use vellum_image::{LayerStream, Limits};
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::{self, RenameFlags};
-use vellum_sys::{Cancel, Dir, FileKind, mountinfo, publish, xattr};
+use vellum_sys::{Cancel, Dir, FileKind, mountinfo, publish, sync, xattr};
 use vellum_union::{
     BlockMaps, Change, Dialect, DirLayer, Form, Layer, LayerTrust, Records, Stack, WhNames,
     changes, folded,
@@ -359,7 +359,7 @@ fn fill(
         entries
             .inspect(move |change| {
                 let Ok(change) = change else { return };
-                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut seen = sync::lock(&seen);
                 match &change.node {
                     Some(node) if node.kind() == FileKind::Socket => {
                         seen.1.push(change.path.clone())
@@ -415,7 +415,7 @@ fn fill(
             false => e.into(),
         })?;
     }
-    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let seen = sync::lock(&seen);
     Ok(seen.clone())
 }
 

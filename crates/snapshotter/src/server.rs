@@ -6,7 +6,7 @@
 //! [`Shared`] is what all calls work on; verbs run on a bounded number of threads, each of which may hold a connection to the database.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 use tokio_stream::wrappers::UnixListenerStream;
@@ -17,6 +17,7 @@ use vellum_service::listen::listen;
 use vellum_service::serve::{self, Life, ServeError};
 use vellum_service::snapshots::{self as verbs, Terms};
 use vellum_service::{Context, Error};
+use vellum_sys::sync;
 
 use crate::api::services::diff::v1::diff_server::DiffServer;
 use crate::api::services::snapshots::v1::snapshots_server::SnapshotsServer;
@@ -72,8 +73,7 @@ impl Shared {
 
     /// Returns the context that holds now. A call keeps the one it began with.
     pub fn context(&self) -> Arc<Context> {
-        // A panic elsewhere leaves a pointer behind that is whole.
-        let held = self.context.read().unwrap_or_else(PoisonError::into_inner);
+        let held = sync::read(&self.context);
         Arc::clone(&held)
     }
 
@@ -156,7 +156,7 @@ impl Shared {
             });
         }
         fresh.store()?;
-        *self.context.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        *sync::write(&self.context) = Arc::new(fresh);
         Ok(())
     }
 }

@@ -25,7 +25,7 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use tempfile::TempDir;
-use vellum_sys::probe;
+use vellum_sys::{probe, sync};
 
 use crate::{
     driver::{DriverKind, TreeId},
@@ -35,7 +35,7 @@ use crate::{
     generation::{self, Mark, Stamp},
     layout::{self, Layout},
     records,
-    schema::{self, VERSION, unpoisoned},
+    schema::{self, VERSION},
     turn,
     tx::{self, Staged},
 };
@@ -362,7 +362,7 @@ impl Database {
     }
 
     fn take(&self) -> Result<Connection> {
-        let idle = unpoisoned(&self.idle).pop();
+        let idle = sync::lock(&self.idle).pop();
         match idle {
             Some(connection) => Ok(connection),
             None => self.connect(),
@@ -370,7 +370,7 @@ impl Database {
     }
 
     fn give_back(&self, connection: Connection) {
-        unpoisoned(&self.idle).push(connection);
+        sync::lock(&self.idle).push(connection);
     }
 
     /// Returns the store's id and the furthest generation that this process knows to be committed.
@@ -426,7 +426,7 @@ impl Database {
     pub fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         self.refuse_if_rolled_back()?;
         let mut connection = self.take()?;
-        let queue = unpoisoned(&self.writer);
+        let queue = sync::lock(&self.writer);
         let result = self.write_on(&mut connection, write);
         drop(queue);
         self.give_back(connection);

@@ -16,7 +16,7 @@ use std::{
 
 use rusqlite::{Transaction, params};
 use vellum_format::Digest;
-use vellum_sys::with_causes;
+use vellum_sys::{sync, with_causes};
 
 use crate::{
     containers::{self, find_container},
@@ -27,7 +27,6 @@ use crate::{
     layout::Layout,
     record::TreeRecord,
     records, rows,
-    schema::unpoisoned,
     sidecar::{self, ContainerFile, ImageFile},
     store::Store,
     turn::Turn,
@@ -116,7 +115,7 @@ pub(crate) struct Settled {
 
 impl Settled {
     fn add(&self, name: String, generation: u64, is_durable: bool) {
-        unpoisoned(&self.files).push((name, generation));
+        sync::lock(&self.files).push((name, generation));
         if !is_durable {
             self.unsynced.store(true, Ordering::Relaxed);
         }
@@ -131,14 +130,14 @@ impl Settled {
                 error = with_causes(&error),
                 "record files are looked at again later"
             );
-            unpoisoned(&self.files).clear();
+            sync::lock(&self.files).clear();
         }
     }
 
     /// Takes them off the list, inside a transaction that changes something anyway. What became due again stays on it.
     pub fn forget(&self, tx: &Transaction<'_>) -> Result<()> {
         // Should the transaction fail, the next command to open the store looks at them once more.
-        for (name, generation) in unpoisoned(&self.files).drain(..) {
+        for (name, generation) in sync::lock(&self.files).drain(..) {
             tx.prepare_cached("DELETE FROM records_due WHERE name = ?1 AND generation <= ?2")
                 .db("forget a record file")?
                 .execute(params![name, generation as i64])

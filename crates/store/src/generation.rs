@@ -26,11 +26,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{DbContext, IoContext, Result, StoreError},
     layout::{self, Layout},
-    records,
-    schema::unpoisoned,
-    tx,
+    records, tx,
 };
 use vellum_sys::plain::{self, Links};
+use vellum_sys::sync;
 
 /// A point in a store's life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,7 +180,7 @@ impl Mark {
     /// Returns what the mark says; `None` without one. Of several (two processes made one at once) the furthest counts.
     pub fn read(&self) -> Result<Option<Stamp>> {
         let found = furthest(&tx::entries(&self.dir)?);
-        *unpoisoned(&self.seen) = found.clone();
+        *sync::lock(&self.seen) = found.clone();
         Ok(found)
     }
 
@@ -199,7 +198,7 @@ impl Mark {
         if self.dir.as_os_str().is_empty() {
             return Ok(());
         }
-        let mut seen = unpoisoned(&self.seen);
+        let mut seen = sync::lock(&self.seen);
         // Another process may have moved it since: then it is looked for once more.
         for _ in 0..8 {
             match &*seen {
@@ -244,7 +243,7 @@ impl Mark {
         if !is_set {
             self.make(to)?;
         }
-        *unpoisoned(&self.seen) = Some(to.clone());
+        *sync::lock(&self.seen) = Some(to.clone());
         Ok(())
     }
 

@@ -4,10 +4,7 @@
 //! the schema: older ones are migrated step by step inside one transaction, newer ones are refused by name. How it is opened
 //! and used is `database.rs`.
 
-use std::{
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::path::Path;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
@@ -30,11 +27,6 @@ const MIGRATIONS: &[&str] = &[
 
 /// The schema that this program writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
-
-pub(crate) fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves a list of connections or nothing at all behind: both are whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Returns the schema of an open database; 0 of one with nothing in it. Errors: `NotAStore`, `NewerStore`.
 pub(crate) fn version(

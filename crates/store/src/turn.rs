@@ -11,12 +11,12 @@
 use std::{fs::File, io, os::fd::OwnedFd, path::Path, sync::MutexGuard, time::Duration};
 
 use vellum_sys::lock::{Lock, Sharing};
+use vellum_sys::sync;
 
 use crate::{
     driver::TreeId,
     error::{IoContext, Result, StoreError},
     layout,
-    schema::unpoisoned,
     store::Store,
     tx,
 };
@@ -65,7 +65,7 @@ impl<'store> Turn<'store> {
 
     /// Waits for the turn at the record files of images and containers. Errors: `Busy`.
     pub fn at_sidecars(store: &'store Store) -> Result<Self> {
-        let queue = unpoisoned(&store.inner.sidecars);
+        let queue = sync::lock(&store.inner.sidecars);
         let path = store.layout().records();
         let dir = File::from(OwnedFd::from(layout::dir(&path)?));
         let lock = wait(dir, &path, store.inner.database.patience())?;

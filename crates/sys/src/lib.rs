@@ -37,6 +37,7 @@ pub mod room;
 pub mod rooted;
 pub mod socket;
 pub mod stat;
+pub mod sync;
 #[cfg(test)]
 mod testing;
 pub mod userns;

@@ -23,7 +23,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags, XattrFlags};
 use rustix::io::Errno;
@@ -84,8 +84,7 @@ pub fn enable(start: fn() -> Command) {
 }
 
 fn assistant() -> MutexGuard<'static, Option<Assistant>> {
-    // A thread that panicked in between left it as it was, or without what was running.
-    ASSISTANT.lock().unwrap_or_else(PoisonError::into_inner)
+    crate::sync::lock(&ASSISTANT)
 }
 
 /// Opens `path` in `dir` again after `errno`; the empty path is `dir` itself, which may be an `O_PATH` descriptor.

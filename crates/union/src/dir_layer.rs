@@ -12,12 +12,12 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use rustix::io::Errno;
 use vellum_sys::handle::{self, FileHandle};
 use vellum_sys::room::Room;
-use vellum_sys::{Dir, Result, Stat, xattr};
+use vellum_sys::{Dir, Result, Stat, sync, xattr};
 
 use crate::blocks::BlockMaps;
 use crate::layer::{Dialect, Layer, LayerDir, Listed};
@@ -191,16 +191,16 @@ impl DirHandle {
 impl Handle {
     fn above(&self) -> std::sync::RwLockReadGuard<'_, Option<(Arc<Handle>, OsString)>> {
         // The value is replaced whole, so it is good even if another thread panicked with it.
-        self.above.read().unwrap_or_else(PoisonError::into_inner)
+        sync::read(&self.above)
     }
 
     fn above_mut(&self) -> std::sync::RwLockWriteGuard<'_, Option<(Arc<Handle>, OsString)>> {
-        self.above.write().unwrap_or_else(PoisonError::into_inner)
+        sync::write(&self.above)
     }
 
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<Dir>>> {
         // The slot is replaced whole, so it is good even if another thread panicked with it.
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.open)
     }
 
     fn release(&self) {
@@ -237,10 +237,7 @@ impl Handle {
             });
         }
         *self.slot() = Some(Arc::clone(&dir));
-        let oldest = OPEN
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .enter(self);
+        let oldest = sync::lock(&OPEN).enter(self);
         if let Some(oldest) = oldest {
             oldest.release();
         }

@@ -10,13 +10,14 @@
 //! registry for which the user allowed that, or on the loopback.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Method, StatusCode, Url};
 use tokio::time::Instant;
+use vellum_sys::sync;
 
 use super::challenge::{self, Challenge};
 use super::credentials::Login;
@@ -122,21 +123,21 @@ impl Access {
     }
 
     fn proof(&self, operation: Operation) -> Option<HeaderValue> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = sync::lock(&self.state);
         let proof = state.proofs.get(&operation)?;
         let good = proof.until.is_none_or(|until| Instant::now() < until);
         good.then(|| proof.header.clone())
     }
 
     fn keep(&self, operation: Operation, proof: Proof) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = sync::lock(&self.state);
         state.proofs.insert(operation, proof);
     }
 
     /// Asks a server for which there is a login what it wants, before the first request.
     async fn introduce(&self, http: &Http, operation: Operation) -> Result<(), ExchangeError> {
         let first = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = sync::lock(&self.state);
             !std::mem::replace(&mut state.asked, true)
         };
         if !first || matches!(self.login, Login::None) {

@@ -11,7 +11,7 @@
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use vellum_store::{
     StoreError,
 };
 use vellum_sys::xattr::{self, SetMode};
-use vellum_sys::{Cancel, Dir, rooted};
+use vellum_sys::{Cancel, Dir, rooted, sync};
 use vellum_union::{DirLayer, Layer, Stack};
 
 use super::fill::apply_to;
@@ -260,7 +260,7 @@ impl Unpacking<'_> {
                         if filled.is_err() {
                             self.stop.cancel();
                         }
-                        *slots[at].lock().unwrap_or_else(PoisonError::into_inner) = Some(filled);
+                        *sync::lock(&slots[at]) = Some(filled);
                     }
                 });
             }
@@ -269,7 +269,7 @@ impl Unpacking<'_> {
         let mut filled = Vec::with_capacity(count);
         let mut stopped = false;
         for slot in slots {
-            match slot.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            match sync::into_inner(slot) {
                 Some(Ok(one)) => filled.push(one),
                 // Layers that stopped because another one failed are not what went wrong.
                 Some(Err(Error::Image(vellum_image::Error::Cancelled))) | None => stopped = true,
@@ -618,7 +618,7 @@ impl SharedBlob {
     }
 
     fn take(&self) -> Option<BlobWriter> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        sync::lock(&self.0).take()
     }
 }
 
@@ -631,13 +631,7 @@ struct Tee {
 impl Read for Tee {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let got = self.inner.read(buf)?;
-        if let Some(copy) = self
-            .copy
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_mut()
-        {
+        if let Some(copy) = sync::lock(&self.copy.0).as_mut() {
             copy.write_all(&buf[..got])?;
         }
         Ok(got)

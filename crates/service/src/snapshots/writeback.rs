@@ -11,11 +11,11 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use vellum_store::{DriverKind, Kind, SnapshotKey, Store, TreeParts};
-use vellum_sys::{Dir, FileKind, publish};
+use vellum_sys::{Dir, FileKind, publish, sync};
 
 /// Extractions that are followed at once; others are left to the sync.
 const THREADS: usize = 8;
@@ -35,8 +35,7 @@ static RUNNING: AtomicUsize = AtomicUsize::new(0);
 static FOLLOWED: Mutex<BTreeSet<SnapshotKey>> = Mutex::new(BTreeSet::new());
 
 fn followed() -> MutexGuard<'static, BTreeSet<SnapshotKey>> {
-    // A panic elsewhere leaves a set behind that is whole.
-    FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&FOLLOWED)
 }
 
 /// Counts itself out when the thread ends, however that is.

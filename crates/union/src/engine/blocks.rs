@@ -14,10 +14,11 @@
 mod store;
 
 use std::fs::File;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vellum_format::block_map::{BlockMap, BlockRecord, RECORD_BYTES};
 use vellum_sys::data::{self, AllocateFlags};
+use vellum_sys::sync;
 
 use crate::blocks::view::{Piece, Side, View, read_lower, side};
 use crate::error::On;
@@ -155,11 +156,11 @@ impl BlockFile {
 
     fn guard(&self) -> RwLockReadGuard<'_, Option<BlockState>> {
         // What is in it is changed after what is on disk, one field at a time, each true by itself.
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        sync::read(&self.state)
     }
 
     fn guard_mut(&self) -> RwLockWriteGuard<'_, Option<BlockState>> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        sync::write(&self.state)
     }
 
     /// Reads from `offset` on; a shorter count is the end of the file.

@@ -8,7 +8,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use vellum_sys::sync;
 
 use crate::engine::blocks::OpenBlocks;
 use crate::engine::nodes::State;
@@ -54,7 +56,7 @@ struct Entry {
 impl FileCache {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Losing an entry only costs opening again, so it is good even if another thread panicked with it.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.inner)
     }
 
     /// Returns what is open of a node.

@@ -18,12 +18,12 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use vellum_format::workdir;
 use vellum_sys::rooted::Access;
-use vellum_sys::{Dir, FileKind, Stat, publish};
+use vellum_sys::{Dir, FileKind, Stat, publish, sync};
 
 use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::copy_up::What;
@@ -180,7 +180,7 @@ impl Usage {
     }
 
     pub fn used(&self) -> MutexGuard<'_, Used> {
-        lock(&self.used)
+        sync::lock(&self.used)
     }
 
     /// Takes room for something new. Errors: [`Refusal::LimitReached`]; then nothing was taken.
@@ -192,7 +192,7 @@ impl Usage {
     fn patiently<T>(&self, take: impl Fn() -> Result<T>) -> Result<T> {
         loop {
             // Before the attempt: what is given back afterwards is for the next one.
-            let lost = *lock(&self.unnamed);
+            let lost = *sync::lock(&self.unnamed);
             let taken = take();
             if taken.is_ok() || lost.is_none_or(|lost| lost.elapsed() > PATIENCE) {
                 return taken;
@@ -268,7 +268,7 @@ impl Usage {
         Range { start, end }: Range<u64>,
         unit_bytes: u64,
     ) -> Result<Charge<'_>> {
-        let stripe = lock(&self.stripes[ino as usize % STRIPES]);
+        let stripe = sync::lock(&self.stripes[ino as usize % STRIPES]);
         let unit = unit_bytes.max(BLOCK_BYTES);
         let start = start - start % unit;
         let end = end.next_multiple_of(unit);
@@ -281,7 +281,7 @@ impl Usage {
         Ok(Charge(Some(Charged {
             usage: self,
             ino,
-            before: lock(&self.counted).before(ino, blocks_bytes(file)),
+            before: sync::lock(&self.counted).before(ino, blocks_bytes(file)),
             file: Arc::clone(file),
             reserved,
             _stripe: stripe,
@@ -291,7 +291,7 @@ impl Usage {
     /// Gives back what a file took that is gone.
     fn file_gone(&self, stat: &Stat) {
         if self.is_limited() {
-            let counted = lock(&self.counted).0.remove(&stat.ino);
+            let counted = sync::lock(&self.counted).0.remove(&stat.ino);
             self.give_back(counted.unwrap_or_else(|| size_of(stat)), 1);
         }
     }
@@ -312,7 +312,7 @@ impl Reserved<'_> {
         self.made.set(true);
         if self.usage.is_limited() {
             // What had this number before is no more.
-            lock(&self.usage.counted).0.remove(&stat.ino);
+            sync::lock(&self.usage.counted).0.remove(&stat.ino);
             let mut used = self.usage.used();
             used.bytes = (used.bytes + size_of(stat)).saturating_sub(self.bytes);
         }
@@ -390,7 +390,7 @@ impl Engine {
         if stat.nlink > 0 {
             return Ok(());
         }
-        *lock(&upper.usage.unnamed) = Some(Instant::now());
+        *sync::lock(&upper.usage.unnamed) = Some(Instant::now());
         let DataAt::Blocks(blocks) = &file.data else {
             return Ok(());
         };
@@ -462,16 +462,12 @@ impl Charge<'_> {
         if let Some(charged) = self.0 {
             let shown = blocks_bytes(&charged.file);
             let before = charged.before;
-            let after = lock(&charged.usage.counted).after(charged.ino, before, shown, change);
+            let after =
+                sync::lock(&charged.usage.counted).after(charged.ino, before, shown, change);
             let mut used = charged.usage.used();
             used.bytes = (used.bytes + after).saturating_sub(before + charged.reserved);
         }
     }
-}
-
-/// What is under these locks is replaced whole, or an entry at a time.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The bytes of a file's blocks; of one that can't be asked, none: that corrects itself with the next count.

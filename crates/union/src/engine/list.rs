@@ -13,10 +13,10 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
-use vellum_sys::FileKind;
+use vellum_sys::{FileKind, sync};
 
 use crate::engine::Engine;
 use crate::engine::nodes::{Body, LiveNode};
@@ -153,7 +153,7 @@ impl Engine {
     ) -> Result<()> {
         let dir = self.dir_node(id)?;
         let side = dir.dir();
-        let mut slot = side.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = sync::lock(&side.listings);
         let changes = side.changes.load(Ordering::Acquire);
         match &mut *slot {
             Some(listings) if cookie != 0 || listings.changes == changes => {}
@@ -191,7 +191,7 @@ impl Engine {
             if !full {
                 break;
             }
-            let slot = side.listings.lock().unwrap_or_else(PoisonError::into_inner);
+            let slot = sync::lock(&side.listings);
             batch = slot.as_ref().ok_or(Refusal::Stale)?.batch(next);
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vellum_format::workdir::incompat;
@@ -17,7 +17,7 @@ use vellum_format::{Handle, Mark, Nlink, NlinkBase, Prefix, workdir};
 use vellum_sys::credentials::Credentials;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::xattr::{self, SetMode};
-use vellum_sys::{Dir, mount, publish};
+use vellum_sys::{Dir, mount, publish, sync};
 
 use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::blocks::BlockStore;
@@ -140,10 +140,7 @@ impl Upper {
 
     /// Says on the upper's root for which lower layer the index is, before the first entry comes into it. Returns whether that was new.
     pub(crate) fn claim_index(&self) -> Result<bool> {
-        let mut unclaimed = self
-            .unclaimed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut unclaimed = sync::lock(&self.unclaimed);
         let Some(origin) = &*unclaimed else {
             return Ok(false);
         };
@@ -430,10 +427,7 @@ fn check_origin(upper: &Upper, numbers: &Numbers, lower: &dyn LayerDir) -> Resul
     if unused && unclaimed {
         // Nothing needs it yet, and fuse-overlayfs 1.10 shows nothing of the layers below a root that has it.
         let origin = origin.and_then(|handle| handle.encode().ok());
-        *upper
-            .unclaimed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = origin;
+        *sync::lock(&upper.unclaimed) = origin;
     } else if !belongs(&root, names_origin, origin).on(upper)? {
         let why = "its index of hard links was made for another lower layer (or that was copied or replaced since)";
         return Err(bad(&upper.options.upper, why));

@@ -6,12 +6,12 @@
 //! Whiteouts are hard links of one device 0:0 kept here, as the kernel does it: millions of them cost one inode.
 
 use std::ffi::{OsStr, OsString};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
 use vellum_format::WHITEOUT_RDEV;
-use vellum_sys::{Dir, FileKind, RenameFlags, Result};
+use vellum_sys::{Dir, FileKind, RenameFlags, Result, sync};
 
 /// The staging directory of one upper.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Staging {
 
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<OsString>> {
         // The value is replaced whole, so it is good even if another thread panicked with it.
-        self.whiteout.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.whiteout)
     }
 
     /// Puts a whiteout in the place of `name` in `dir`, in one step; what was there is in the staging directory

@@ -17,10 +17,10 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
-use vellum_sys::{Dir, FileKind};
+use vellum_sys::{Dir, FileKind, sync};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::list::Listings;
@@ -277,7 +277,7 @@ impl Giver<'_> {
         }
         let side = node.dir();
         self.out.u64(side.changes.load(Ordering::Acquire));
-        let slot = side.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = sync::lock(&side.listings);
         match &*slot {
             None => self.out.u8(0),
             Some(listings) => {
@@ -362,7 +362,7 @@ impl<'a> Taker<'a> {
         if let Some((changes, listings)) = listed {
             let side = node.dir();
             side.changes.store(changes, Ordering::Release);
-            *side.listings.lock().unwrap_or_else(PoisonError::into_inner) = listings;
+            *sync::lock(&side.listings) = listings;
         }
         self.known.insert(id.0, node);
         Ok(())

@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vellum_format::block_map::{
     BlockMap, BlockMapHeader, BlockRecord, KeptAttributes, RECORD_BYTES, block_bytes_for,
@@ -19,7 +19,7 @@ use vellum_format::workdir::incompat;
 use vellum_format::{Mark, Metacopy, Prefix, block_map, workdir};
 use vellum_sys::rooted::Access;
 use vellum_sys::xattr::{self, SetMode};
-use vellum_sys::{Dir, RenameFlags, data, publish, random};
+use vellum_sys::{Dir, RenameFlags, data, publish, random, sync};
 
 use crate::blocks::maps::{self, BlockMaps};
 use crate::engine::blocks::{BlockState, OpenBlocks};
@@ -107,12 +107,12 @@ impl BlockStore {
     }
 
     fn refusing(&self) -> MutexGuard<'_, bool> {
-        self.refusing.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.refusing)
     }
 
     fn prepared(&self) -> MutexGuard<'_, HashSet<Box<str>>> {
         // One insertion or removal at a time: good even if another thread panicked with it.
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.prepared)
     }
 
     /// Makes `upper`, an empty inode or a metacopy, the upper part of a file copied up block by block from `lower`, the
