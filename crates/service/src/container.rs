@@ -6,7 +6,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use vellum_format::Prefix;
 use vellum_store::{ContainerRecord, Labels, LayerDir, Shape, TreeParts};
-use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, rooted};
 use vellum_union::engine::Limit;
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, Stack};
@@ -162,21 +161,9 @@ pub(crate) fn adopt_root(parts: &TreeParts, from: Option<&Path>) -> Result<()> {
         next.dir = from.to_path_buf();
     }
     let root = layer_stack(&next)?.root()?;
-    let dir = Dir::open(&upper.dir)?;
-    let now = dir.stat_self()?;
     // As stored, not as shown: what is only recorded below is recorded here too.
-    let (wanted, xattrs) = root.stored()?;
-    for (name, value) in xattrs {
-        xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
-    }
-    if (now.uid, now.gid) != (wanted.uid, wanted.gid) {
-        rooted::set_owner_fd(&dir, wanted.uid, wanted.gid)?;
-    }
-    if now.mode != wanted.mode {
-        rooted::set_mode_fd(&dir, wanted.mode)?;
-    }
-    rooted::set_times_fd(&dir, None, Some(wanted.mtime))?;
-    Ok(())
+    let (stat, xattrs) = root.stored()?;
+    Ok(rooted::dress(Dir::open(&upper.dir)?, &stat, xattrs)?)
 }
 
 /// Returns one layer as a union of its own.

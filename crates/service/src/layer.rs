@@ -402,7 +402,8 @@ fn fill(
             hint: Some("make it on the file system that the layers are on".into()),
         });
     }
-    dress(root, union)?;
+    let (stat, xattrs) = union.root()?.stored()?;
+    rooted::dress(root, &stat, xattrs)?;
     if how.write == Marks::WhNames {
         spell_by_names(root, prefix).map_err(|e| match e.is_exists() {
             true => Error::Invalid {
@@ -417,21 +418,6 @@ fn fill(
     }
     let seen = sync::lock(&seen);
     Ok(seen.clone())
-}
-
-/// Gives the new root the owner, mode, xattrs and times of the old one.
-fn dress(root: &Dir, union: &Stack) -> Result<()> {
-    let (stat, xattrs) = union.root()?.stored()?;
-    for (name, value) in xattrs {
-        xattr::set_fd(root, &name, &value, xattr::SetMode::Any)?;
-    }
-    let now = root.stat_self()?;
-    if (now.uid, now.gid) != (stat.uid, stat.gid) {
-        rooted::set_owner_fd(root, stat.uid, stat.gid)?;
-    }
-    rooted::set_mode_fd(root, stat.mode)?;
-    rooted::set_times_fd(root, None, Some(stat.mtime))?;
-    Ok(())
 }
 
 /// Replaces the kernel's marks in a tree by names: `.wh.x` for a device 0:0 called x, `.wh..wh..opq` in an opaque directory.

@@ -67,11 +67,26 @@ fn run(source: &Path, target: &Path, files: Files, marks: Option<Prefix>) -> Res
         device: root.dev,
         marks,
     };
-    let names = xattr::list_fd(&source)?;
-    cloner.dir_attributes(&source, &root, &names)?;
     walk::walk(source.dup()?, &mut cloner)?;
-    rooted::set_times_fd(&cloner.target_root, Some(root.atime), Some(root.mtime))?;
-    Ok(())
+    cloner.dress(&source, &root, &cloner.target_root)
+}
+
+/// Gives `dir` the owner, mode, last change and xattrs that `model` has, marks aside.
+pub(crate) fn copy_attributes(model: &Dir, dir: &Dir) -> Result<()> {
+    let is_mark = |name: &OsStr| Prefix::ALL.iter().any(|prefix| prefix.is_control(name));
+    let xattrs = xattrs(model, |name| !is_mark(name))?;
+    Ok(rooted::dress(dir, &model.stat_self()?, xattrs)?)
+}
+
+/// Returns those xattrs of an open directory that are `wanted`.
+fn xattrs(dir: &Dir, wanted: impl Fn(&OsStr) -> bool) -> Result<Vec<(OsString, Vec<u8>)>> {
+    let mut all = Vec::new();
+    for name in xattr::list_fd(dir)?.into_iter().filter(|name| wanted(name)) {
+        if let Some(value) = xattr::get_fd(dir, &name)? {
+            all.push((name, value));
+        }
+    }
+    Ok(all)
 }
 
 impl Cloner {
@@ -79,16 +94,10 @@ impl Cloner {
         self.marks.is_some_and(|prefix| prefix.is_control(name))
     }
 
-    fn dir_attributes(&self, source: &Dir, stat: &Stat, names: &[OsString]) -> Result<()> {
-        let here = self.target.here();
-        rooted::set_owner_fd(here, stat.uid, stat.gid)?;
-        for name in names.iter().filter(|name| !self.is_mark(name)) {
-            if let Some(value) = xattr::get_fd(source, name)? {
-                xattr::set_fd(here, name, &value, xattr::SetMode::Any)?;
-            }
-        }
-        rooted::set_mode_fd(here, stat.mode)?;
-        Ok(())
+    /// Gives a directory whose entries are all there what the source has.
+    fn dress(&self, source: &Dir, stat: &Stat, target: &Dir) -> Result<()> {
+        rooted::dress(target, stat, xattrs(source, |name| !self.is_mark(name))?)?;
+        Ok(rooted::set_times_fd(target, Some(stat.atime), None)?)
     }
 
     /// Makes `name` in the target free, if what is there can't stay. Returns true if a directory stays.
@@ -249,9 +258,7 @@ impl Visitor for Cloner {
     }
 
     fn leave(&mut self, dir: &Dir, _name: &OsStr, stat: &Stat) -> Result<()> {
-        let names = xattr::list_fd(dir)?;
-        self.dir_attributes(dir, stat, &names)?;
-        rooted::set_times_fd(self.target.here(), Some(stat.atime), Some(stat.mtime))?;
+        self.dress(dir, stat, self.target.here())?;
         self.path.pop();
         self.target.up()
     }
@@ -291,7 +298,20 @@ mod tests {
         )
         .unwrap();
         layout::set_mode(&a.join("d"), 0o2750).unwrap();
+        // u::rwx, g::r-x, o::r-x for what is made in the root from now on: what is there hasn't it, and must not get it in the copy.
+        let acl = [2u32, 7 << 16 | 1, !0, 5 << 16 | 4, !0, 5 << 16 | 32, !0];
+        let acl: Vec<u8> = acl.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let default_acl = OsStr::new("system.posix_acl_default");
+        xattr::set_fd(
+            Dir::open(&a).unwrap(),
+            default_acl,
+            &acl,
+            xattr::SetMode::Any,
+        )
+        .unwrap();
         clone_tree(&a, &b, Files::Copy).unwrap();
+        let acl_of = |dir: &Path| xattr::get_fd(Dir::open(dir).unwrap(), default_acl).unwrap();
+        assert_eq!((acl_of(&b), acl_of(&b.join("d"))), (Some(acl), None));
         let meta = |path: PathBuf| fs::symlink_metadata(path).unwrap();
         assert_eq!(meta(b.join("d/f")).ino(), meta(b.join("g")).ino());
         assert_ne!(meta(b.join("g")).ino(), meta(a.join("g")).ino());

@@ -19,7 +19,7 @@ use vellum_sys::xattr::SetMode;
 use vellum_sys::{Dir, FileKind, Stat, rooted, xattr};
 
 use crate::{
-    driver::overlay2::copy_attributes,
+    clone::copy_attributes,
     error::Result,
     layout,
     walk::{self, Visitor},

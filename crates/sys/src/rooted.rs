@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 pub use attributes::{
-    NewTime, change_owner_fd, change_times_fd, set_mode_fd, set_owner_fd, set_times_fd,
+    NewTime, change_owner_fd, change_times_fd, dress, set_mode_fd, set_owner_fd, set_times_fd,
 };
 pub use remove::Removal;
 pub use rustix::fs::RenameFlags;

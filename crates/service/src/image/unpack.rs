@@ -28,7 +28,6 @@ use vellum_store::{
     BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, StagedFile, StagedLayer, Store,
     StoreError,
 };
-use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Cancel, Dir, rooted, sync};
 use vellum_union::{DirLayer, Layer, Stack};
 
@@ -575,12 +574,7 @@ fn lend_attributes<'a>(
         };
         // As stored, not as shown: what could not be set below and is recorded there can't be set here either.
         let (stat, xattrs) = node.stored()?;
-        for (name, value) in xattrs {
-            xattr::set_fd(&dir, &name, &value, SetMode::Any)?;
-        }
-        rooted::set_owner_fd(&dir, stat.uid, stat.gid)?;
-        rooted::set_mode_fd(&dir, stat.mode)?;
-        rooted::set_times_fd(&dir, None, Some(stat.mtime))?;
+        rooted::dress(&dir, &stat, xattrs)?;
     }
     Ok(())
 }

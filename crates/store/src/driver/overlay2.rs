@@ -20,13 +20,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use vellum_format::Prefix;
-use vellum_sys::with_causes;
 use vellum_sys::{
-    Dir,
     plain::{self, Links},
-    rooted,
-    xattr::{self, SetMode},
+    rooted, with_causes,
 };
 
 use super::{
@@ -34,6 +30,7 @@ use super::{
     make_stacking_home,
 };
 use crate::{
+    clone::copy_attributes,
     error::{IoContext, Result, StoreError},
     implied,
     layout::{self, Layout, damaged, make_dir, set_mode},
@@ -105,23 +102,6 @@ pub(super) fn check_small(
 /// Gives `dir` what `model`'s root directory has, marks aside: owner, xattrs, mode, time. The merged root shows the upper's.
 pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
     copy_attributes(&layout::dir(model)?, &layout::dir(dir)?)
-}
-
-/// As [`copy_root_attributes`], for any directory.
-pub(crate) fn copy_attributes(model: &Dir, dir: &Dir) -> Result<()> {
-    let facts = model.stat_self()?;
-    rooted::set_owner_fd(dir, facts.uid, facts.gid)?;
-    for name in xattr::list_fd(model)? {
-        if Prefix::ALL.iter().any(|prefix| prefix.is_control(&name)) {
-            continue;
-        }
-        if let Some(value) = xattr::get_fd(model, &name)? {
-            xattr::set_fd(dir, &name, &value, SetMode::Any)?;
-        }
-    }
-    rooted::set_mode_fd(dir, facts.mode)?;
-    rooted::set_times_fd(dir, None, Some(facts.mtime))?;
-    Ok(())
 }
 
 impl super::Driver for Overlay2 {
