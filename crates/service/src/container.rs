@@ -168,7 +168,12 @@ pub(crate) fn adopt_root(parts: &TreeParts, from: Option<&Path>) -> Result<()> {
 
 /// Returns one layer as a union of its own.
 pub fn layer_stack(layer: &LayerDir) -> Result<Stack> {
-    Ok(Stack::new(vec![open(layer, false, None)?])?)
+    Ok(Stack::new(vec![lower(layer)?])?)
+}
+
+/// Opens a lower layer of a tree.
+pub(crate) fn lower(layer: &LayerDir) -> Result<Arc<dyn Layer>> {
+    open(layer, false, None)
 }
 
 /// `work` knows which parts of the layer's files are elsewhere, where it is an upper that our engine wrote to.

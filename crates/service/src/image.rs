@@ -47,7 +47,7 @@ pub use pull::{PullRequest, pull};
 pub use push::{PushRequest, PushedImage, push};
 pub use record::BroughtIn;
 pub use save::{SaveFormat, SaveRequest, SaveTarget, SavedImage, save};
-pub(crate) use unpack::{implied, left_out, settle_on, unmarked};
+pub(crate) use unpack::{left_out, unmarked};
 
 /// Whatever failed after the user asked to stop failed because of that.
 fn or_cancelled<T>(context: &Context, outcome: Result<T>) -> Result<T> {

@@ -37,6 +37,7 @@ pub mod mount;
 pub mod mounted;
 pub mod names;
 pub mod node;
+mod on_parents;
 pub mod place;
 pub mod plan;
 pub mod progress;

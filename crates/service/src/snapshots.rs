@@ -15,7 +15,7 @@ use vellum_store::{
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::facts;
+use crate::{facts, on_parents};
 use ids::Mapper;
 
 mod adopt;
@@ -232,6 +232,7 @@ pub fn commit(
     let mut commit = Commit {
         labels: own_labels::strip(labels),
         parent: parent.map(key),
+        settle: Some(on_parents::settle_foreign),
         count: Count::Later,
     };
     adopt::put_staged(store, &key(name_now), parent, &mut commit)?;

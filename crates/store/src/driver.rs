@@ -327,17 +327,6 @@ pub(crate) trait Driver: Send + Sync {
     /// Puts a parentless tree on `parents`.
     fn rebase(&self, dir: &Path, parents: &[TreeRef]) -> Result<()>;
 
-    /// Gives directories that a tree only passes through, filled since `since_ns` without its parents, the attributes they have there.
-    fn imply(
-        &self,
-        _layout: &Layout,
-        _dir: &Path,
-        _parents: &[TreeRef],
-        _since_ns: i64,
-    ) -> Result<()> {
-        Ok(())
-    }
-
     /// Returns what the tree takes by itself.
     fn usage(
         &self,

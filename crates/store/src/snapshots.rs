@@ -15,7 +15,7 @@ use vellum_sys::plain;
 
 use crate::{
     content,
-    driver::{self, DriverKind, Shape, TreeParts, TreeRef},
+    driver::{self, DriverKind, LayerDir, Shape, TreeParts, TreeRef},
     error::{Class, DbContext, Result, StoreError, Subject},
     following::{self, Follower},
     layout,
@@ -58,9 +58,16 @@ pub struct Commit {
     pub labels: Labels,
     /// The parent it has, or, where it has none, the layer to put it on.
     pub parent: Option<SnapshotKey>,
+    /// What is done to a tree that is put on a parent only now. Without it that is refused: the store itself doesn't know what layers make of one another.
+    pub settle: Option<Settle>,
     /// When it is counted what the layer takes.
     pub count: Count,
 }
+
+/// Makes a tree that was filled on nothing, since the given time in nanoseconds after 1970, what it is on the layers below it, nearest first.
+///
+/// Nobody else has the tree meanwhile. It may be called again for the same tree, after a crash. The store syncs what is done.
+pub type Settle = fn(&Path, &[LayerDir], i64) -> Result<()>;
 
 /// When it is counted what a new layer takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,6 +120,7 @@ impl Store {
         let Commit {
             labels,
             parent,
+            settle,
             count,
         } = commit;
         let parent = parent.as_ref();
@@ -141,14 +149,25 @@ impl Store {
             // Removed and made anew under the same key meanwhile.
             return Err(StoreError::not_found(Subject::Snapshot, key));
         }
+        if rebased && settle.is_none() {
+            return Err(StoreError::Unsupported {
+                what: format!("putting {key} on a parent"),
+                why: "nobody said how its tree settles there".to_owned(),
+            });
+        }
         let driver = driver::driver(row.driver());
         let dir = self.layout().tree(row.driver(), &row.record.tree);
         if rebased {
             driver.rebase(&dir, &parents)?;
-            driver.imply(self.layout(), &dir, &parents, row.record.created_ns)?;
         }
         let tree = row.tree_ref();
         let shape = driver.shape(self.layout(), &tree, &parents);
+        if rebased
+            && let Shape::Overlay(overlay) = &shape
+            && let (Some(settle), Some(upper)) = (settle, &overlay.upper)
+        {
+            settle(&upper.dir, &overlay.lowers, row.record.created_ns)?;
+        }
         let features = layer_features(row.record.features, &shape)?;
         if let Shape::Overlay(overlay) = &shape
             && let Some(work) = &overlay.work

@@ -19,6 +19,7 @@ fn class<T: std::fmt::Debug>(result: Result<T, StoreError>) -> Class {
 fn onto(parent: &str) -> Commit {
     Commit {
         parent: Some(key(parent)),
+        settle: Some(|_, _, _| Ok(())),
         ..Commit::default()
     }
 }

@@ -21,7 +21,8 @@ use vellum_union::{Dialect, DirLayer, Layer};
 use super::tree::{self, Ours, Shown};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::image::{implied, left_out, settle_on};
+use crate::image::left_out;
+use crate::on_parents::{implied, settle_on};
 use crate::snapshots::MountEntry;
 
 /// A layer to be unpacked.

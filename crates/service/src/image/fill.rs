@@ -4,12 +4,13 @@
 
 use std::io::{BufWriter, Read, Write};
 
+use crate::on_parents::settle_on;
 use vellum_image::apply::apply;
 use vellum_image::{Applied, LayerStream, Limits};
 use vellum_store::{SnapshotKey, StagedFile, StagedLayer, Store};
 use vellum_sys::{Cancel, Dir};
 
-use super::unpack::{settle_on, target};
+use super::unpack::target;
 use crate::container;
 use crate::error::{Error, Result};
 

@@ -6,17 +6,16 @@
 //! one sync. If anything fails, or the user stops, every staged layer is dropped: the store is as before.
 //!
 //! A layer may contain a file below a directory that it does not list itself. Such an implied directory takes the attributes of the
-//! directory below, which is known only once all layers are unpacked: [`lend_attributes`] does that, through the union.
+//! directory below, which is known only once all layers are unpacked: [`settle_on`] does that, through the union.
 
 use std::io::{self, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use vellum_format::{Digest, Prefix};
-use vellum_image::apply::{apply, drop_whiteouts, hide_all};
+use vellum_image::apply::apply;
 use vellum_image::config::{ChainId, chain_ids};
 use vellum_image::recipe;
 use vellum_image::source::{ImageSource, SourceLayer};
@@ -28,13 +27,14 @@ use vellum_store::{
     BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, StagedFile, StagedLayer, Store,
     StoreError,
 };
-use vellum_sys::{Cancel, Dir, rooted, sync};
-use vellum_union::{DirLayer, Layer, Stack};
+use vellum_sys::{Cancel, Dir, sync};
+use vellum_union::{DirLayer, Layer};
 
 use super::fill::apply_to;
 use super::key;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::on_parents::{implied, settle_on};
 use crate::progress::{Meter, Unit};
 
 /// How often progress is shown and the wish to stop is passed on.
@@ -501,33 +501,6 @@ pub(super) fn unpack_single(
     })
 }
 
-/// The directories that the layer needs and does not list, the root included; shallowest first.
-pub(crate) fn implied(applied: &Applied) -> impl Iterator<Item = &Path> {
-    let root = (!applied.root_listed).then_some(Path::new(""));
-    root.into_iter()
-        .chain(applied.implied_dirs.iter().map(PathBuf::as_path))
-}
-
-/// Makes an overlay's layer what it is on `below`, now that this is known: directories that it does not list look as there, and
-/// what it hides is hidden, and nothing else.
-pub(crate) fn settle_on(layer: &Dir, applied: &Applied, below: &[Arc<dyn Layer>]) -> Result<()> {
-    if !below.is_empty() {
-        lend_attributes(layer, implied(applied), below)?;
-    }
-    if !applied.root_opaque {
-        return drop_idle_whiteouts(layer, &applied.whiteout_dirs, below);
-    }
-    let names = match below {
-        [] => Vec::new(),
-        layers => {
-            let stack = Stack::new(layers.to_vec())?;
-            stack.names(&stack.root()?)?
-        }
-    };
-    let prefix = crate::container::prefix();
-    Ok(hide_all(layer, prefix, &applied.whiteout_dirs, names)?)
-}
-
 /// Returns what is to be said of a layer whose tree lacks something of it.
 pub(crate) fn left_out(what: &str, applied: &Applied) -> Option<String> {
     (applied.left_out.count > 0).then(|| {
@@ -543,63 +516,6 @@ pub(crate) fn unmarked(what: &str, applied: &Applied) -> Option<String> {
     (applied.ending == Ending::Unmarked).then(|| {
         format!("{what} has no end marker: whether something is missing at its end can't be told")
     })
-}
-
-/// Gives each of `paths` in `layer` the owner, mode, times and attributes of the same directory in `below`, where there is one.
-fn lend_attributes<'a>(
-    layer: &Dir,
-    paths: impl Iterator<Item = &'a Path>,
-    below: &[Arc<dyn Layer>],
-) -> Result<()> {
-    let mut whole = None;
-    for path in paths {
-        let root = path.as_os_str().is_empty();
-        let node = if root {
-            // Every layer has a root, and the topmost one's shows: in a tall image asking them all would cost its square.
-            Some(Stack::new(below[..1].to_vec())?.root()?)
-        } else {
-            let stack = match whole.take() {
-                Some(stack) => stack,
-                None => Stack::new(below.to_vec())?,
-            };
-            whole.insert(stack).lookup(path)?
-        };
-        let Some(node) = node.filter(|node| node.is_dir()) else {
-            continue;
-        };
-        let dir = if root {
-            layer.dup()?
-        } else {
-            layer.open_dir(path)?
-        };
-        // As stored, not as shown: what could not be set below and is recorded there can't be set here either.
-        let (stat, xattrs) = node.stored()?;
-        rooted::dress(&dir, &stat, xattrs)?;
-    }
-    Ok(())
-}
-
-/// Takes whiteouts out of directories that the layers below do not have. They hide nothing there, and in a directory that it need not merge
-/// the kernel lists them as names that can't be looked up.
-fn drop_idle_whiteouts(layer: &Dir, paths: &[PathBuf], below: &[Arc<dyn Layer>]) -> Result<()> {
-    if paths.is_empty() {
-        return Ok(());
-    }
-    let below = match below {
-        [] => None,
-        layers => Some(Stack::new(layers.to_vec())?),
-    };
-    for path in paths {
-        let merged = match &below {
-            None => false,
-            Some(_) if path.as_os_str().is_empty() => true,
-            Some(stack) => stack.lookup(path)?.is_some_and(|node| node.is_dir()),
-        };
-        if !merged {
-            drop_whiteouts(layer, path)?;
-        }
-    }
-    Ok(())
 }
 
 /// A blob being kept while its layer is unpacked, shared between the reading thread and the one that commits.

@@ -32,7 +32,6 @@ use super::{
 use crate::{
     clone::copy_attributes,
     error::{IoContext, Result, StoreError},
-    implied,
     layout::{self, Layout, damaged, make_dir, set_mode},
     snapshot::{Kind, Usage},
     walk,
@@ -186,14 +185,6 @@ impl super::Driver for Overlay2 {
     fn rebase(&self, dir: &Path, parents: &[TreeRef]) -> Result<()> {
         make_dir(&dir.join("work"), 0o700)?;
         write_small(&dir.join("lower"), lower_line(parents)?.as_bytes(), 0o644)
-    }
-
-    fn imply(&self, layout: &Layout, dir: &Path, parents: &[TreeRef], since_ns: i64) -> Result<()> {
-        let parents: Vec<PathBuf> = parents
-            .iter()
-            .map(|parent| layout.tree(DriverKind::Overlay2, &parent.id).join("diff"))
-            .collect();
-        implied::merge(&dir.join("diff"), &parents, since_ns)
     }
 
     fn usage(
