@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use vellum_format::{Mark, Prefix, wh, workdir};
 use vellum_sys::rooted::Dir;
-use vellum_sys::{FileKind, probe, userns, xattr};
+use vellum_sys::{FileKind, Process, probe, xattr};
 use vellum_union::WhNames;
 
 use crate::error::{Error, Result};
@@ -21,8 +21,7 @@ use crate::record::LayerRecord;
 
 /// Returns the namespace of the marks of a mount: `trusted.*` for root outside any user namespace, who alone sees those.
 pub fn prefix(options: &MountOptions) -> Result<Prefix> {
-    let privileged = userns::is_initial() && rustix::process::geteuid().is_root();
-    match (options.user_xattr, privileged) {
+    match (options.user_xattr, Process::read().is_root()) {
         (Some(true), _) | (None, false) => Ok(Prefix::User),
         (None | Some(false), true) => Ok(Prefix::Trusted),
         (Some(false), false) => Err(Error::Unsupported {

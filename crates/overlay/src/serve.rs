@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use vellum_format::workdir;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::plain::{self, Links};
-use vellum_sys::{Cancel, Dir, mountinfo, own_files, userns};
+use vellum_sys::{Cancel, Dir, Process, mountinfo, own_files};
 use vellum_union::engine::{Engine, EngineOptions};
 
 use crate::error::Result;
@@ -147,7 +147,8 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
         Manners::Own => "vellum",
         Manners::FuseOverlayfs => "fuse-overlayfs",
     };
-    let is_root = rustix::process::geteuid().is_root();
+    let process = Process::read();
+    let is_root = process.uid == 0;
     let mut only = None;
     let allow_other = match options.access {
         None => is_root,
@@ -160,7 +161,7 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
             warn(
                 "allow_root makes everything slower: every name and attribute is asked for each time",
             );
-            only = Some(rustix::process::geteuid().as_raw());
+            only = Some(process.uid);
             true
         }
     };
@@ -182,7 +183,7 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
         acl: !options.no_acl && !options.no_xattrs,
         timeout: options.cache_for,
         data: match options.data {
-            DataMode::Passthrough if !(is_root && userns::is_initial()) => {
+            DataMode::Passthrough if !process.is_root() => {
                 warn("passthrough is left out: only root outside user namespaces may have it");
                 DataMode::Coherent
             }

@@ -114,7 +114,7 @@ pub(crate) fn compose(
     let around = spec::Around {
         id: record.id.clone(),
         root: root.to_path_buf(),
-        in_user_namespace: !vellum_sys::userns::is_initial(),
+        in_user_namespace: !ctx.process.in_first_namespace,
         thermal: thermal(Path::new(CPUS)),
     };
     // Once without volumes: what can't be run makes none.

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use vellum_format::Prefix;
+use vellum_image::Privilege;
 use vellum_store::{ContainerRecord, Labels, LayerDir, Shape, TreeParts};
-use vellum_sys::{Dir, rooted};
+use vellum_sys::{Dir, Process, rooted};
 use vellum_union::engine::Limit;
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, Stack};
 
@@ -96,19 +96,10 @@ pub fn parts(ctx: &Context, record: &ContainerRecord) -> Result<TreeParts> {
     })
 }
 
-/// Returns the namespace of marks that this process's mounts write: a plain user's are `user.`.
-pub fn prefix() -> Prefix {
-    if vellum_sys::userns::is_initial() {
-        Prefix::Trusted
-    } else {
-        Prefix::User
-    }
-}
-
 /// Returns the union of a tree's layers, top first.
 ///
 /// The upper and layers that an engine made may hold redirects and metacopies; in what came out of an archive they are an error.
-pub fn stack(parts: &TreeParts) -> Result<Stack> {
+pub fn stack(process: Process, parts: &TreeParts) -> Result<Stack> {
     let has_upper = matches!(&parts.shape, Shape::Overlay(overlay) if overlay.upper.is_some());
     let layers = parts
         .layers()
@@ -120,24 +111,24 @@ pub fn stack(parts: &TreeParts) -> Result<Stack> {
                 Shape::Overlay(overlay) if top => overlay.work.as_deref(),
                 _ => None,
             };
-            open(layer, top, work)
+            open(process, layer, top, work)
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Stack::new(layers)?)
 }
 
 /// Returns one directory as a union of its own: a full tree without marks of ours.
-pub fn plain_stack(dir: &Path) -> Result<Stack> {
+pub fn plain_stack(process: Process, dir: &Path) -> Result<Stack> {
     Ok(Stack::new(vec![layer(
         dir,
-        in_privilege(Dialect::plain()),
+        in_privilege(process, Dialect::plain()),
         None,
     )?])?)
 }
 
 /// Returns an open directory as a union of its own: a tree without marks. `path` is for messages.
-pub fn dir_stack(dir: Dir, path: &Path) -> Result<Stack> {
-    let dialect = in_privilege(Dialect::plain());
+pub fn dir_stack(process: Process, dir: Dir, path: &Path) -> Result<Stack> {
+    let dialect = in_privilege(process, Dialect::plain());
     let layer = DirLayer::new(dir, path.display().to_string(), dialect);
     Ok(Stack::new(vec![Arc::new(layer)])?)
 }
@@ -146,7 +137,7 @@ pub fn dir_stack(dir: Dir, path: &Path) -> Result<Stack> {
 ///
 /// Every layer has a root directory, so the next one decides; `from` stands in its place where a directory is copied. Done at `create`,
 /// and again before the first mount: a crash in between must not leave a root that looks like nobody's.
-pub(crate) fn adopt_root(parts: &TreeParts, from: Option<&Path>) -> Result<()> {
+pub(crate) fn adopt_root(process: Process, parts: &TreeParts, from: Option<&Path>) -> Result<()> {
     let Shape::Overlay(overlay) = &parts.shape else {
         return Ok(());
     };
@@ -160,25 +151,30 @@ pub(crate) fn adopt_root(parts: &TreeParts, from: Option<&Path>) -> Result<()> {
     if let Some(from) = from {
         next.dir = from.to_path_buf();
     }
-    let root = layer_stack(&next)?.root()?;
+    let root = layer_stack(process, &next)?.root()?;
     // As stored, not as shown: what is only recorded below is recorded here too.
     let (stat, xattrs) = root.stored()?;
     Ok(rooted::dress(Dir::open(&upper.dir)?, &stat, xattrs)?)
 }
 
 /// Returns one layer as a union of its own.
-pub fn layer_stack(layer: &LayerDir) -> Result<Stack> {
-    Ok(Stack::new(vec![lower(layer)?])?)
+pub fn layer_stack(process: Process, layer: &LayerDir) -> Result<Stack> {
+    Ok(Stack::new(vec![lower(process, layer)?])?)
 }
 
 /// Opens a lower layer of a tree.
-pub(crate) fn lower(layer: &LayerDir) -> Result<Arc<dyn Layer>> {
-    open(layer, false, None)
+pub(crate) fn lower(process: Process, layer: &LayerDir) -> Result<Arc<dyn Layer>> {
+    open(process, layer, false, None)
 }
 
 /// `work` knows which parts of the layer's files are elsewhere, where it is an upper that our engine wrote to.
-fn open(layer: &LayerDir, engine: bool, work: Option<&Path>) -> Result<Arc<dyn Layer>> {
-    let dialect = dialect(engine || layer.features.is_some());
+fn open(
+    process: Process,
+    layer: &LayerDir,
+    engine: bool,
+    work: Option<&Path>,
+) -> Result<Arc<dyn Layer>> {
+    let dialect = dialect(process, engine || layer.features.is_some());
     let maps = work.filter(|work| work.exists()).map(BlockMaps::open);
     self::layer(&layer.dir, dialect, maps.transpose()?.flatten())
 }
@@ -196,21 +192,34 @@ fn layer(path: &Path, dialect: Dialect, maps: Option<BlockMaps>) -> Result<Arc<d
     Ok(Arc::new(layer.with_block_maps(maps.map(Arc::new))))
 }
 
-fn dialect(engine: bool) -> Dialect {
-    let prefix = prefix();
+fn dialect(process: Process, engine: bool) -> Dialect {
+    let prefix = process.prefix();
     let dialect = if engine {
         Dialect::kernel(prefix)
     } else {
         Dialect::archive(prefix)
     };
-    in_privilege(dialect)
+    in_privilege(process, dialect)
 }
 
 /// What a plain user may not make stands there as a record.
-fn in_privilege(dialect: Dialect) -> Dialect {
-    match prefix() {
-        Prefix::Trusted => dialect,
-        Prefix::User => dialect.with_records(),
+fn in_privilege(process: Process, dialect: Dialect) -> Dialect {
+    match process.in_first_namespace {
+        true => dialect,
+        false => dialect.with_records(),
+    }
+}
+
+/// Returns how layers are read that came out of archives.
+pub(crate) fn archive_dialect(process: Process) -> Dialect {
+    dialect(process, false)
+}
+
+/// Returns what becomes of devices, owners and attributes that this process may not make.
+pub(crate) fn privilege(process: Process) -> Privilege {
+    match process.in_first_namespace {
+        true => Privilege::Full,
+        false => Privilege::Recorded,
     }
 }
 

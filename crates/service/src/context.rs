@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use vellum_store::{Store, StoreOptions};
-use vellum_sys::Cancel;
+use vellum_sys::{Cancel, Process};
 
 use crate::config::{Config, Driver, Engine, Source};
 use crate::error::{Error, Result};
@@ -22,6 +22,8 @@ pub struct Context {
     pub config: Config,
     /// Set when the user wants to stop; ask [`Context::go_on`] between two steps.
     pub cancel: Cancel,
+    /// Who this process is, since before there was a context.
+    pub process: Process,
     /// Who is told what happens.
     pub progress: Arc<dyn Progress>,
     store: OnceLock<Opened>,
@@ -34,13 +36,14 @@ struct Opened {
 }
 
 impl Context {
-    /// Returns a context without touching the disk.
+    /// Returns a context without touching the disk. The process has entered the namespaces it works in.
     pub fn new(mut config: Config, cancel: Cancel, progress: Arc<dyn Progress>) -> Self {
         // What is mounted is looked up by paths below it.
         config.root.value = home::resolved(&config.root.value);
         Self {
             config,
             cancel,
+            process: Process::read(),
             progress,
             store: OnceLock::new(),
         }

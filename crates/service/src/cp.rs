@@ -24,7 +24,7 @@ use std::io::{Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use vellum_sys::userns;
+use vellum_sys::Process;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -103,7 +103,7 @@ pub fn copy(
         }),
         (End::Pipe, to) => with(ctx, to, |to| unpack::unpack(ctx, to, input)),
         (from, to) => {
-            let owners = owners(from, to, options);
+            let owners = owners(ctx.process, from, to, options);
             with(ctx, from, |from| {
                 with(ctx, to, |to| {
                     let placing = Placing::new(ctx, &to.top, owners, options.archive);
@@ -115,11 +115,11 @@ pub fn copy(
 }
 
 /// Whose the copies are. Docker keeps the numbers on the way into a container, and gives what it brings out to whoever asked for it.
-fn owners(from: &End, to: &End, options: Options) -> Owners {
+fn owners(process: Process, from: &End, to: &End, options: Options) -> Owners {
     match (from, to) {
         _ if options.archive => Owners::Kept,
         (_, End::Host(_)) => Owners::Callers,
-        (End::Host(_), _) if !userns::is_initial() => Owners::Known,
+        (End::Host(_), _) if !process.in_first_namespace => Owners::Known,
         _ => Owners::Kept,
     }
 }

@@ -126,7 +126,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         match store.create_container(&container, &SnapshotKey::from(id.as_str()), &options) {
             Ok((_, parts)) => {
                 let from = settings.from.as_ref().map(|from| from.0.as_path());
-                if let Err(e) = container::adopt_root(&parts, from) {
+                if let Err(e) = container::adopt_root(ctx.process, &parts, from) {
                     // Without its root's attributes it would not be what was asked for.
                     store.remove_container(&id, vellum_store::Sweep::Now)?;
                     return Err(e);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use vellum_store::{ContainerRecord, Shape, TreeParts};
+use vellum_sys::Process;
 use vellum_union::{Changes, Form};
 
 use crate::context::Context;
@@ -44,23 +45,23 @@ pub fn diff(ctx: &Context, name: &str, mut line: impl FnMut(Line) -> Result<()>)
 
 /// Returns the changes of a container against what it stands on.
 pub fn changes(ctx: &Context, record: &ContainerRecord, form: Form) -> Result<Changes> {
-    of_parts(&container::parts(ctx, record)?, form)
+    of_parts(ctx.process, &container::parts(ctx, record)?, form)
 }
 
 /// Returns the changes of a tree against what it stands on.
-pub(crate) fn of_parts(parts: &TreeParts, form: Form) -> Result<Changes> {
+pub(crate) fn of_parts(process: Process, parts: &TreeParts, form: Form) -> Result<Changes> {
     Ok(match &parts.shape {
         Shape::Plain {
             root,
             base: Some(base),
             ..
         } => vellum_union::compare(
-            &container::plain_stack(base)?,
-            &container::plain_stack(root)?,
+            &container::plain_stack(process, base)?,
+            &container::plain_stack(process, root)?,
         )?,
         Shape::Plain {
             root, base: None, ..
-        } => vellum_union::changes(&container::plain_stack(root)?, form)?,
-        Shape::Overlay(_) => vellum_union::changes(&container::stack(parts)?, form)?,
+        } => vellum_union::changes(&container::plain_stack(process, root)?, form)?,
+        Shape::Overlay(_) => vellum_union::changes(&container::stack(process, parts)?, form)?,
     })
 }

@@ -288,7 +288,7 @@ fn is_denied_to_a_user(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// Whoever is root in a namespace of his own only is none here.
 fn is_plain_user() -> bool {
-    !rustix::process::geteuid().is_root() || !vellum_sys::userns::is_initial()
+    !vellum_sys::Process::read().is_root()
 }
 
 fn comes_from(error: &(dyn std::error::Error + 'static), kind: std::io::ErrorKind) -> bool {

@@ -29,7 +29,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::image::exported;
 use crate::names;
-use layers::{Linked, choose, in_order, layer_ids, no_records, privileged};
+use layers::{Linked, choose, in_order, layer_ids, no_records};
 use target::Target;
 
 /// What is wanted.
@@ -153,7 +153,7 @@ fn write(
         if !layer.below.is_empty() {
             text(&own, "lower", layer.below.join(":").as_bytes())?;
         }
-        if !privileged() {
+        if !context.process.is_root() {
             no_records(&layer.tree)?;
         }
         links.symlink(format!("../{}/diff", id.as_str()), id.link())?;

@@ -91,7 +91,7 @@ pub struct Info {
 pub fn info(ctx: &Context) -> Result<Info> {
     let store = ctx.store()?;
     let (facts, dir) = facts::probe_or_look(ctx)?;
-    let rootless = !userns::is_initial();
+    let rootless = !ctx.process.in_first_namespace;
     let quota = match dir.project_quota {
         ProjectQuota::Enforced => "enforced",
         ProjectQuota::Counted => "counted",

@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex};
 use serde::Serialize;
 use vellum_format::workdir::incompat;
 use vellum_format::{Mark, Prefix, wh, workdir};
-use vellum_image::apply::{ApplyTarget, Privilege, TargetMarks, apply};
+use vellum_image::apply::{ApplyTarget, TargetMarks, apply};
 use vellum_image::{LayerStream, Limits};
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::rooted::{self, RenameFlags};
-use vellum_sys::{Cancel, Dir, FileKind, mountinfo, publish, sync, xattr};
+use vellum_sys::{Cancel, Dir, FileKind, Process, mountinfo, publish, sync, xattr};
 use vellum_union::{
     BlockMaps, Change, Dialect, DirLayer, Form, Layer, LayerTrust, Records, Stack, WhNames,
     changes, folded,
@@ -45,15 +45,18 @@ pub struct How {
     pub read: Prefix,
     /// How the result's are written.
     pub write: Marks,
+    /// Who writes them.
+    pub process: Process,
 }
 
 impl How {
     /// Returns what suits whoever asks: marks as his mounts read and write them.
-    pub fn usual() -> How {
-        let prefix = crate::container::prefix();
+    pub fn usual(process: Process) -> How {
+        let prefix = process.prefix();
         How {
             read: prefix,
             write: Marks::Kernel(prefix),
+            process,
         }
     }
 }
@@ -381,10 +384,7 @@ fn fill(
     let tar = layer_tar::piped(move |out| layer_tar::write_changes(counted, out, &stop).map(drop))?;
     let limits = Limits::default();
     let stream = LayerStream::open(Box::new(tar), &limits, cancel)?;
-    let privilege = match crate::container::prefix() {
-        Prefix::Trusted => Privilege::Full,
-        Prefix::User => Privilege::Recorded,
-    };
+    let privilege = crate::container::privilege(how.process);
     let apply_to = ApplyTarget {
         root: root.dup()?,
         marks: match how.write {

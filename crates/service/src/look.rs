@@ -37,8 +37,8 @@ pub fn stack(ctx: &Context, tree: &Tree) -> Result<Stack> {
         }
     };
     match &parts.shape {
-        Shape::Plain { root, .. } => container::plain_stack(root),
-        Shape::Overlay(_) => container::stack(&parts),
+        Shape::Plain { root, .. } => container::plain_stack(ctx.process, root),
+        Shape::Overlay(_) => container::stack(ctx.process, &parts),
     }
 }
 

@@ -184,7 +184,7 @@ pub(crate) fn mount_tree(
     } = &planned
     {
         if parts.features.is_none() {
-            container::adopt_root(parts, None)?;
+            container::adopt_root(ctx.process, parts, None)?;
         }
         // Before the mount: from then on the upper may carry the marks.
         ctx.store()?.record_features(snapshot, *features)?;

@@ -13,7 +13,7 @@ use vellum_format::{Mark, Opaque, Prefix};
 use vellum_image::Applied;
 use vellum_image::apply::{drop_whiteouts, hide_all};
 use vellum_store::{LayerDir, StoreError};
-use vellum_sys::{Dir, FileKind, rooted, xattr};
+use vellum_sys::{Dir, FileKind, Process, rooted, xattr};
 use vellum_union::{Layer, Stack};
 
 use crate::container;
@@ -28,15 +28,19 @@ pub(crate) fn implied(applied: &Applied) -> impl Iterator<Item = &Path> {
 
 /// Makes an overlay's layer what it is on `below`, now that this is known: directories that it does not list look as there, and
 /// what it hides is hidden, and nothing else.
-pub(crate) fn settle_on(layer: &Dir, applied: &Applied, below: &[Arc<dyn Layer>]) -> Result<()> {
+pub(crate) fn settle_on(
+    process: Process,
+    layer: &Dir,
+    applied: &Applied,
+    below: &[Arc<dyn Layer>],
+) -> Result<()> {
     if !below.is_empty() {
         lend_attributes(layer, implied(applied), below)?;
     }
     if !applied.root_opaque {
         return drop_idle_whiteouts(layer, &applied.whiteout_dirs, below);
     }
-    let prefix = container::prefix();
-    hide_names_of(below, layer, prefix, &applied.whiteout_dirs)
+    hide_names_of(below, layer, process.prefix(), &applied.whiteout_dirs)
 }
 
 /// As [`settle_on`], for a layer that somebody else unpacked, since `since_ns` nanoseconds after 1970, without its parents: what is known of it is
@@ -63,9 +67,11 @@ pub(crate) fn settle_foreign(
             source: io::Error::other(other),
         },
     };
+    // The store calls this and knows of no context.
+    let process = Process::read();
     let settle = || -> Result<()> {
         let layer = Dir::open(root)?;
-        let below = below.iter().map(container::lower);
+        let below = below.iter().map(|layer| container::lower(process, layer));
         let below = below.collect::<Result<Vec<_>>>()?;
         for prefix in Prefix::ALL {
             let mark = prefix.xattr(Mark::Opaque);

@@ -30,6 +30,7 @@ pub mod mountinfo;
 pub mod own_files;
 pub mod plain;
 pub mod probe;
+pub mod process;
 pub mod publish;
 pub mod quota;
 pub mod random;
@@ -45,5 +46,6 @@ pub mod xattr;
 
 pub use cancel::Cancel;
 pub use error::{Error, Result, causes, with_causes};
+pub use process::Process;
 pub use rooted::{Dir, RenameFlags};
 pub use stat::{FileKind, Stat, Timespec};

@@ -117,7 +117,7 @@ pub fn mount(ctx: &Context, args: args::Mount, quiet: bool) -> Outcome {
         out.line(mounted.path.as_os_str().as_bytes())?;
     }
     out.done()?;
-    if !quiet && !vellum_sys::userns::is_initial() && !args.output.json {
+    if !quiet && !ctx.process.in_first_namespace && !args.output.json {
         ctx.progress
             .say("(it shows inside your user namespace: `vellum unshare` enters it)");
     }

@@ -168,7 +168,7 @@ pub fn layer(ctx: &Context, args: args::Layer) -> Outcome {
                 &upper,
                 &a.lower,
                 &a.how.below,
-                how(&a.how, false),
+                how(ctx, &a.how, false),
                 &ctx.cancel,
             )?
         }
@@ -185,7 +185,7 @@ pub fn layer(ctx: &Context, args: args::Layer) -> Outcome {
                 &layers,
                 &a.how.below,
                 &a.output,
-                how(&a.how, a.whole),
+                how(ctx, &a.how, a.whole),
                 &ctx.cancel,
             )?
         }
@@ -198,7 +198,7 @@ pub fn layer(ctx: &Context, args: args::Layer) -> Outcome {
                 &input,
                 &a.how.below,
                 a.output.as_deref(),
-                how(&a.how, false),
+                how(ctx, &a.how, false),
                 &ctx.cancel,
             )?
         }
@@ -206,8 +206,8 @@ pub fn layer(ctx: &Context, args: args::Layer) -> Outcome {
     tell(ctx, &made)
 }
 
-fn how(args: &args::LayerHow, whole: bool) -> How {
-    let usual = How::usual();
+fn how(ctx: &Context, args: &args::LayerHow, whole: bool) -> How {
+    let usual = How::usual(ctx.process);
     How {
         read: match args.userxattr {
             true => Prefix::User,
@@ -220,6 +220,7 @@ fn how(args: &args::LayerHow, whole: bool) -> How {
             (false, Some(args::Marks::User)) => Marks::Kernel(Prefix::User),
             (false, Some(args::Marks::Wh)) => Marks::WhNames,
         },
+        process: ctx.process,
     }
 }
 

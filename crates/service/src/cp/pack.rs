@@ -19,7 +19,7 @@ pub(super) fn pack(ctx: &Context, from: &Side, follow: bool, output: impl Write)
     };
     let name = PathBuf::from(name);
     if found.is_dir() {
-        let union = container::dir_stack(found.open_dir()?, &from.path)?;
+        let union = container::dir_stack(ctx.process, found.open_dir()?, &from.path)?;
         for node in union.walk() {
             ctx.go_on()?;
             let node = node?;
@@ -33,7 +33,7 @@ pub(super) fn pack(ctx: &Context, from: &Side, follow: bool, output: impl Write)
             writer.node(&node, &path)?;
         }
     } else {
-        let union = container::dir_stack(found.dir.dup()?, &from.path)?;
+        let union = container::dir_stack(ctx.process, found.dir.dup()?, &from.path)?;
         let node = union
             .lookup(Path::new(found.file_name()?))?
             .ok_or_else(|| from.missing())?;

@@ -10,12 +10,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vellum_format::{Digest, Mark, Opaque, Prefix};
+use crate::container;
+use vellum_format::{Digest, Mark, Opaque};
 use vellum_image::apply::apply as unpack;
-use vellum_image::{ApplyTarget, LayerStream, Limits, Privilege, TargetMarks};
+use vellum_image::{ApplyTarget, LayerStream, Limits, TargetMarks};
 use vellum_store::{DriverKind, Shape};
 use vellum_sys::xattr::{self, SetMode};
-use vellum_sys::{Cancel, Dir, Timespec, publish, rooted};
+use vellum_sys::{Cancel, Dir, Process, Timespec, publish, rooted};
 use vellum_union::{Dialect, DirLayer, Layer};
 
 use super::tree::{self, Ours, Shown};
@@ -63,7 +64,7 @@ pub fn apply(
     let target = ApplyTarget {
         root: Dir::open(&place.dir)?,
         marks: place.marks,
-        privilege: privilege(),
+        privilege: container::privilege(ctx.process),
         donor: None,
     };
     let applied = unpack(stream, &target, None, &limits, cancel)?;
@@ -93,12 +94,12 @@ pub fn apply(
     }
     match &place.below {
         Below::These(below) => {
-            settle_on(&target.root, &applied, below)?;
+            settle_on(ctx.process, &target.root, &applied, below)?;
         }
         Below::ToldLater => {
             mark_made_up(&target.root, implied(&applied))?;
             if applied.root_opaque {
-                let mark = crate::container::prefix().xattr(Mark::Opaque);
+                let mark = ctx.process.prefix().xattr(Mark::Opaque);
                 let value = Opaque::Opaque.encode();
                 xattr::set_fd(&target.root, mark, value, SetMode::Any)?;
             }
@@ -154,7 +155,7 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
         Shown::Directory {
             dir,
             read_only: false,
-        } => (dir, None, crate::container::prefix()),
+        } => (dir, None, ctx.process.prefix()),
         Shown::Layers { ids: Some(_), .. } => {
             return Err(tree::unsupported("an overlay with mapped ids".into()));
         }
@@ -170,7 +171,7 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
     };
     match tree::ours(ctx, dir)? {
         Some(ours) => {
-            let place = in_store(&ours, dir, lowers.is_some())?;
+            let place = in_store(ctx.process, &ours, dir, lowers.is_some())?;
             crate::snapshots::unpacks_itself(&ours.key);
             Ok(place)
         }
@@ -193,9 +194,9 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
 }
 
 /// `stacked`: it is mounted as an overlay.
-fn in_store(ours: &Ours, dir: &Path, stacked: bool) -> Result<Place> {
+fn in_store(process: Process, ours: &Ours, dir: &Path, stacked: bool) -> Result<Place> {
     tree::writable(ours)?;
-    let prefix = crate::container::prefix();
+    let prefix = process.prefix();
     let own = match &ours.parts.shape {
         Shape::Overlay(overlay) => overlay.upper.as_ref().map(|upper| upper.dir.as_path()),
         Shape::Plain { root, .. } => Some(root.as_path()),
@@ -211,10 +212,7 @@ fn in_store(ours: &Ours, dir: &Path, stacked: bool) -> Result<Place> {
     let overlay = TargetMarks::Overlay(prefix);
     let (marks, below) = match (&ours.parts.shape, ours.parts.driver) {
         (Shape::Overlay(parts), _) => {
-            let dialect = match prefix {
-                Prefix::Trusted => Dialect::archive(prefix),
-                Prefix::User => Dialect::archive(prefix).with_records(),
-            };
+            let dialect = container::archive_dialect(process);
             let lowers = parts.lowers.iter().map(|layer| layer.dir.as_path());
             (overlay, Below::These(open(lowers, dialect)?))
         }
@@ -236,12 +234,4 @@ fn in_store(ours: &Ours, dir: &Path, stacked: bool) -> Result<Place> {
 fn open<'a>(dirs: impl Iterator<Item = &'a Path>, dialect: Dialect) -> Result<Vec<Arc<dyn Layer>>> {
     dirs.map(|dir| -> Result<Arc<dyn Layer>> { Ok(Arc::new(DirLayer::open(dir, dialect)?)) })
         .collect()
-}
-
-fn privilege() -> Privilege {
-    if vellum_sys::userns::is_initial() {
-        Privilege::Full
-    } else {
-        Privilege::Recorded
-    }
 }

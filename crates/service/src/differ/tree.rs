@@ -210,7 +210,7 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
                 ids: None,
             });
         }
-        Shown::Directory { dir, .. } => (vec![dir.clone()], false, container::prefix()),
+        Shown::Directory { dir, .. } => (vec![dir.clone()], false, ctx.process.prefix()),
         Shown::Layers {
             upper,
             lowers,
@@ -221,7 +221,7 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
             upper.is_some(),
             *prefix,
         ),
-        Shown::Engine { dirs } => (dirs.clone(), false, container::prefix()),
+        Shown::Engine { dirs } => (dirs.clone(), false, ctx.process.prefix()),
     };
     let ids = match shown {
         Shown::Layers {
@@ -242,7 +242,7 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
             let whole = matches!(ours.parts.shape, Shape::Plain { .. });
             return Ok(Readable {
                 dirs,
-                stack: Some(container::stack(&ours.parts)?),
+                stack: Some(container::stack(ctx.process, &ours.parts)?),
                 whole,
                 ids,
             });

@@ -14,7 +14,7 @@ use vellum_image::sink::{OutImage, OutLayer};
 use vellum_image::{Compression, Manifest};
 use vellum_store::{Shape, Store};
 use vellum_sys::rooted::Dir;
-use vellum_sys::{FileKind, userns, xattr};
+use vellum_sys::{FileKind, xattr};
 
 use crate::error::{Error, Result};
 use crate::image::exported;
@@ -141,11 +141,6 @@ pub(super) fn in_order(layers: &BTreeMap<LayerId, Linked>) -> Vec<LayerEntry> {
     let mut all: Vec<&Linked> = layers.values().collect();
     all.sort_by_key(|layer| layer.depth);
     all.into_iter().map(|layer| layer.entry.clone()).collect()
-}
-
-/// Whether everything that an image may hold could be made as it is.
-pub(super) fn privileged() -> bool {
-    rustix::process::geteuid().is_root() && userns::is_initial()
 }
 
 /// Errors: `Unsupported` if an owner, a type or an attribute in `tree` is a record, which Podman does not know.

@@ -11,7 +11,7 @@ use vellum_image::recipe;
 use vellum_store::{
     Info, Keep, Kind as SnapshotKind, LayerCommit, Registered, Shape, Sweep, TreeParts,
 };
-use vellum_sys::{Cancel, Dir, FileKind};
+use vellum_sys::{Cancel, Dir, FileKind, Process};
 use vellum_union::{Change, ChangeKind, Form};
 
 use super::{Graph, READ_WRITE, check_id, layer_key};
@@ -105,7 +105,7 @@ impl Graph {
         let found = self.get_info(id)?;
         self.check_fillable(id, &found, parent)?;
         let store = self.store()?;
-        let filled = fill_on(store, found.parent.as_ref(), tar, cancel)?;
+        let filled = fill_on(self.ctx.process, store, found.parent.as_ref(), tar, cancel)?;
         let remarks = [
             unmarked("the tar", &filled.applied),
             left_out("the tar", &filled.applied),
@@ -171,9 +171,9 @@ impl Graph {
     fn stream(&self, found: &Info, parent: &str, form: Form) -> Result<Stream> {
         let parts = self.parts(found)?;
         if self.stands_on(found, parent)? {
-            return Ok(Box::new(diff::of_parts(&parts, form)?));
+            return Ok(Box::new(diff::of_parts(self.ctx.process, &parts, form)?));
         }
-        let new = whole(&parts)?;
+        let new = whole(self.ctx.process, &parts)?;
         if parent.is_empty() {
             return Ok(Box::new(new.walk().map(|node| {
                 node.map(|node| Change {
@@ -184,7 +184,7 @@ impl Graph {
                 })
             })));
         }
-        let old = whole(&self.parts(&self.get_info(parent)?)?)?;
+        let old = whole(self.ctx.process, &self.parts(&self.get_info(parent)?)?)?;
         Ok(Box::new(vellum_union::compare(&old, &new)?))
     }
 
@@ -204,9 +204,9 @@ impl Graph {
     }
 }
 
-fn whole(parts: &TreeParts) -> Result<vellum_union::Stack> {
+fn whole(process: Process, parts: &TreeParts) -> Result<vellum_union::Stack> {
     match &parts.shape {
-        Shape::Plain { root, .. } => container::plain_stack(root),
-        Shape::Overlay(_) => container::stack(parts),
+        Shape::Plain { root, .. } => container::plain_stack(process, root),
+        Shape::Overlay(_) => container::stack(process, parts),
     }
 }

@@ -82,7 +82,7 @@ fn run(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
 pub fn tar(ctx: &Context, record: &ContainerRecord) -> Result<impl Read + Send + use<>> {
     let cancel = ctx.cancel.clone();
     if Settings::of(record)?.from.is_some() {
-        let union = container::stack(&container::parts(ctx, record)?)?;
+        let union = container::stack(ctx.process, &container::parts(ctx, record)?)?;
         return layer_tar::piped(move |out| layer_tar::write_tree(&union, out, &cancel).map(drop));
     }
     let changes = diff::changes(ctx, record, Form::Layer)?;

@@ -8,7 +8,7 @@ use crate::on_parents::settle_on;
 use vellum_image::apply::apply;
 use vellum_image::{Applied, LayerStream, Limits};
 use vellum_store::{SnapshotKey, StagedFile, StagedLayer, Store};
-use vellum_sys::{Cancel, Dir};
+use vellum_sys::{Cancel, Dir, Process};
 
 use super::unpack::target;
 use crate::container;
@@ -26,19 +26,22 @@ pub(crate) struct FilledLayer {
 
 /// Stages a layer on `parent` and applies `tar`, which is read to its end, to it.
 pub(crate) fn fill_on(
+    process: Process,
     store: &Store,
     parent: Option<&SnapshotKey>,
     tar: Box<dyn Read + Send>,
     cancel: &Cancel,
 ) -> Result<FilledLayer> {
     let staged = store.stage_layer_on(parent)?;
-    let (recipe, applied) = apply_to(store, &staged, tar, cancel)?;
-    if !target(&staged)?.marks.is_whole() {
+    let (recipe, applied) = apply_to(process, store, &staged, tar, cancel)?;
+    if !target(process, &staged)?.marks.is_whole() {
         let below = match parent {
-            Some(parent) => container::stack(&store.tree(parent)?)?.layers().to_vec(),
+            Some(parent) => container::stack(process, &store.tree(parent)?)?
+                .layers()
+                .to_vec(),
             None => Vec::new(),
         };
-        settle_on(&Dir::open(staged.root())?, &applied, &below)?;
+        settle_on(process, &Dir::open(staged.root())?, &applied, &below)?;
     }
     Ok(FilledLayer {
         staged,
@@ -49,6 +52,7 @@ pub(crate) fn fill_on(
 
 /// Applies `tar`, which is read to its end, to a staged layer, and keeps what makes the same tar of it again.
 pub(super) fn apply_to(
+    process: Process,
     store: &Store,
     staged: &StagedLayer,
     tar: Box<dyn Read + Send>,
@@ -58,7 +62,13 @@ pub(super) fn apply_to(
     let limits = Limits::default();
     let stream = LayerStream::open(tar, &limits, cancel)?;
     let mut out = BufWriter::new(&mut recipe);
-    let applied = apply(stream, &target(staged)?, Some(&mut out), &limits, cancel)?;
+    let applied = apply(
+        stream,
+        &target(process, staged)?,
+        Some(&mut out),
+        &limits,
+        cancel,
+    )?;
     out.flush()
         .map_err(Error::io("write a recipe below", store.root()))?;
     drop(out);

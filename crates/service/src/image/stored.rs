@@ -2,11 +2,9 @@
 //!
 //! Blobs are verified as they are read: a damaged one is an error, never a different image.
 
-use vellum_format::Prefix;
 use vellum_image::manifest::{Document, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
 use vellum_image::{ImageConfig, Manifest};
 use vellum_store::{ImageRecord, Store, StoreError};
-use vellum_union::Dialect;
 
 use crate::error::{Error, Result};
 
@@ -35,14 +33,5 @@ pub(super) fn manifest(store: &Store, image: &ImageRecord) -> Result<Manifest> {
             what: format!("image {}", image.id),
             why: format!("its manifest {} is an index", image.manifest),
         })),
-    }
-}
-
-/// Which marks the trees of layers carry that this process made.
-pub(super) fn dialect() -> Dialect {
-    if vellum_sys::userns::is_initial() {
-        Dialect::archive(Prefix::Trusted)
-    } else {
-        Dialect::archive(Prefix::User).with_records()
     }
 }

@@ -14,20 +14,21 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use vellum_format::{Digest, Prefix};
+use crate::container;
+use vellum_format::Digest;
 use vellum_image::apply::apply;
 use vellum_image::config::{ChainId, chain_ids};
 use vellum_image::recipe;
 use vellum_image::source::{ImageSource, SourceLayer};
 use vellum_image::tar::Ending;
 use vellum_image::{
-    Applied, ApplyTarget, LayerStream, Limits, Privilege, Progress as StreamProgress, TargetMarks,
+    Applied, ApplyTarget, LayerStream, Limits, Progress as StreamProgress, TargetMarks,
 };
 use vellum_store::{
     BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, StagedFile, StagedLayer, Store,
     StoreError,
 };
-use vellum_sys::{Cancel, Dir, sync};
+use vellum_sys::{Cancel, Dir, Process, sync};
 use vellum_union::{DirLayer, Layer};
 
 use super::fill::apply_to;
@@ -359,7 +360,7 @@ impl Unpacking<'_> {
         }
         let target = ApplyTarget {
             donor: self.source.layer_tree(self.image, at),
-            ..target(staged)?
+            ..target(self.context.process, staged)?
         };
         let limits = Limits::default();
         let stream = LayerStream::open_with_progress(blob, &limits, &self.stop, progress.clone())?;
@@ -395,7 +396,7 @@ impl Unpacking<'_> {
         if filled.iter().all(nothing_to_do) {
             return Ok(());
         }
-        let dialect = super::stored::dialect();
+        let dialect = container::archive_dialect(self.context.process);
         let mut below: Vec<Arc<dyn Layer>> = Vec::new();
         if let Some(at) = first.checked_sub(1) {
             for layer in self.store.tree(&key(&chain[at]))?.layers() {
@@ -403,7 +404,12 @@ impl Unpacking<'_> {
             }
         }
         for one in filled {
-            settle_on(&Dir::open(one.staged.root())?, &one.applied, &below)?;
+            settle_on(
+                self.context.process,
+                &Dir::open(one.staged.root())?,
+                &one.applied,
+                &below,
+            )?;
             below.insert(0, Arc::new(DirLayer::open(one.staged.root(), dialect)?));
         }
         Ok(())
@@ -444,12 +450,8 @@ impl Unpacking<'_> {
 }
 
 /// Where and how a staged layer is filled by this process.
-pub(super) fn target(staged: &StagedLayer) -> Result<ApplyTarget> {
-    let (prefix, privilege) = if vellum_sys::userns::is_initial() {
-        (Prefix::Trusted, Privilege::Full)
-    } else {
-        (Prefix::User, Privilege::Recorded)
-    };
+pub(super) fn target(process: Process, staged: &StagedLayer) -> Result<ApplyTarget> {
+    let prefix = process.prefix();
     Ok(ApplyTarget {
         root: Dir::open(staged.root())?,
         marks: match staged.marks() {
@@ -460,7 +462,7 @@ pub(super) fn target(staged: &StagedLayer) -> Result<ApplyTarget> {
             }
             LayerMarks::Plain => TargetMarks::Plain,
         },
-        privilege,
+        privilege: container::privilege(process),
         donor: None,
     })
 }
@@ -475,14 +477,14 @@ pub(super) fn unpack_single(
 ) -> Result<Unpacked> {
     let below = parent.map(key);
     let staged = store.stage_layer_on(below.as_ref())?;
-    let (recipe, applied) = apply_to(store, &staged, tar, &context.cancel)?;
+    let (recipe, applied) = apply_to(context.process, store, &staged, tar, &context.cancel)?;
     context.go_on()?;
     let remarks = [unmarked("the tar", &applied), left_out("the tar", &applied)];
     for remark in remarks.iter().flatten() {
         context.progress.warn(remark);
     }
     if parent.is_none() {
-        settle_on(&Dir::open(staged.root())?, &applied, &[])?;
+        settle_on(context.process, &Dir::open(staged.root())?, &applied, &[])?;
     }
     let diff_id = applied.blob.diff_id;
     let chain_id = ChainId::extend(parent, &diff_id);

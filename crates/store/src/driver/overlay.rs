@@ -17,7 +17,7 @@
 use std::path::{Path, PathBuf};
 
 use vellum_format::Prefix;
-use vellum_sys::plain;
+use vellum_sys::{Process, plain};
 
 use super::{
     DriverKind, Finding, LayerDir, LayerMarks, NewTree, Overlay, Shape, TreeRef,
@@ -102,8 +102,8 @@ impl super::Driver for Overlay1 {
         make_dir(&fresh, 0o755)?;
         let prefix = match tree.features {
             Some(features) if features.userxattr => Prefix::User,
-            None if !vellum_sys::userns::is_initial() => Prefix::User,
-            _ => Prefix::Trusted,
+            Some(_) => Prefix::Trusted,
+            None => Process::read().prefix(),
         };
         clone_tree(&root_of(layout, parent), &fresh, Files::Link)?;
         lay_upper(&upper, &fresh, prefix)?;
