@@ -57,13 +57,14 @@ make_kernel() {
   mkdir -p "$dir/lib/modules"
   ln -s ../../modules "$dir/lib/modules/$release"
   depmod -b "$dir" "$release" 2>/dev/null
-  make_initramfs "$dir" "$release"
   rm -rf "$dir/packages" "$dir/root"
   echo "$release" >"$dir/complete"
 }
 
-make_initramfs() {
-  local dir=$1 release=$2 tree=$1/initramfs module path order=()
+make_initramfs() { # anew after a change of this script
+  local dir=$cache/$kernel release tree=$cache/$kernel/initramfs module path order=()
+  [ ! "$dir/initramfs.gz" -nt "$0" ] || return 0
+  release=$(cat "$dir/complete")
   mkdir -p "$tree/bin" "$tree/modules"
   cp "$(command -v busybox)" "$tree/bin/busybox"
   for module in $first; do
@@ -96,11 +97,16 @@ $B mount -t tmpfs -o mode=755 run /root/run
 $B mount -t ext4 -o prjquota /root/dev/vda /root/tmp 2> /dev/null || $B mount -t ext4 /root/dev/vda /root/tmp
 script=$($B sed "s/.*vellum_script=\([^ ]*\).*/\1/" /root/proc/cmdline)
 $B cp /host$script /root/run/script
-$B chroot /root /bin/sh /run/script
-echo $? > /root/dev/ttyS1
-$B sync
-$B umount /root/tmp
-$B poweroff -f
+$B cp $B /root/run/busybox
+$B cat > /root/run/init << END
+/bin/sh /run/script
+echo \$? > /dev/ttyS1
+/run/busybox sync
+/run/busybox umount /tmp
+/run/busybox poweroff -f
+END
+# Not chroot: in a root that is not its mount namespace's, no process may make a user namespace.
+exec $B switch_root /root /run/busybox sh /run/init
 INIT
   chmod 755 "$tree/init"
   (cd "$tree" && find . | cpio --quiet -o -H newc | gzip -1) >"$dir/initramfs.gz"
@@ -112,7 +118,7 @@ for program in qemu-system-x86_64 cpio busybox depmod xz mkfs.ext4; do
 done
 [ "$(id -u)" = 0 ] || { say "needs root"; exit 1; }
 mkdir -p "$cache"
-(flock 9 && make_kernel) 9>"$cache/lock"
+(flock 9 && make_kernel && make_initramfs) 9>"$cache/lock"
 dir=$cache/$kernel release=$(cat "$cache/$kernel/complete")
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/vellum-vm.XXXXXX")
@@ -125,6 +131,7 @@ fi
 
 {
   printf 'export PATH=%q HOME=/root LC_ALL=C.UTF-8 TERM=dumb\n' "$PATH:/usr/sbin:/sbin"
+  echo "ln -s /proc/self/fd /dev/fd; ln -s fd/0 /dev/stdin; ln -s fd/1 /dev/stdout; ln -s fd/2 /dev/stderr"
   echo "mkdir -p /run/lock /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm; mount -t cgroup2 cgroup2 /sys/fs/cgroup"
   echo "mkdir -p /lib/modules/$release; mount --bind '$dir/modules' /lib/modules/$release"
   echo "for module in $later; do modprobe -q \$module || :; done"
