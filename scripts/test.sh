@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: `make test`.
 #
-#   scripts/test.sh [STAGE...]    stages: fmt, clippy, docs, alone, test (all when none is named)
+#   scripts/test.sh [STAGE...]    stages: fmt, clippy, docs, alone, test (all when none is named), kernels
 #
-# VELLUM_SLOW=1 adds the slow tier: newer clients, the largest inputs.
+# VELLUM_SLOW=1 adds the slow tier: newer clients, the largest inputs, and the stage kernels, which is
+# a part of the tests on Debian's oldest and newest kernels (scripts/vm-tests.sh).
 # A test whose kernel feature or program is missing says so and is counted; the
 # count is printed at the end, since an untested claim is not a passed one.
 set -euo pipefail
@@ -30,6 +31,17 @@ stage_alone() {
 # The client tests start daemons; the rest share two cores with them, so the
 # test threads are left at cargo's default.
 stage_test() { cargo test --workspace --locked --no-fail-fast; }
+stage_kernels() {
+  local kernel ended=0
+  if [ "$(id -u)" != 0 ]; then
+    echo "UNTESTED other kernels [kernels]: emulated machines are made by root" >>"$VELLUM_UNTESTED"
+    return 0
+  fi
+  for kernel in 6.1 new; do
+    scripts/vm-tests.sh "$kernel" || ended=1
+  done
+  return "$ended"
+}
 
 run() {
   printf '\n== %s\n' "$1"
@@ -41,7 +53,7 @@ run() {
 }
 
 stages=("$@")
-[ "$#" -gt 0 ] || stages=(fmt clippy docs alone test)
+[ "$#" -gt 0 ] || stages=(fmt clippy docs alone test ${VELLUM_SLOW:+kernels})
 for stage in "${stages[@]}"; do
   run "$stage"
 done
