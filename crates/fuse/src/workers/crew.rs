@@ -3,11 +3,11 @@
 //! A crew counts its threads. A thread that takes a request is not free until it has answered. When
 //! the last free one is gone, because it took a request or because it leaves, it wakes the watch
 //! ([`Watch::all_busy`]). As long as nobody in a crew is free and nothing is finished from one look
-//! to the next, the watch adds a thread, up to [`MOST`](super::MOST). After
-//! [`CALM_LOOKS`](super::CALM_LOOKS) looks in a row at which each crew had a free thread, the watch
-//! goes to sleep, and it looks once more after it has announced that: a thread that became busy
-//! before the announcement did not wake it, one that becomes busy later does. This relies on a
-//! single order of all these steps, so the counters are sequentially consistent.
+//! to the next, the watch adds a thread, up to [`MOST`]. After [`CALM_LOOKS`] looks in a row at
+//! which each crew had a free thread, the watch goes to sleep, and it looks once more after it has
+//! announced that: a thread that became busy before the announcement did not wake it, one that
+//! becomes busy later does. This relies on a single order of all these steps, so the counters are
+//! sequentially consistent.
 //!
 //! A thread counts itself in when it is about to wait, because from then on requests rely on it.
 //! Until then it counts as starting, so that the watch does not start another in its place. A
