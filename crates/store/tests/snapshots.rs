@@ -123,6 +123,14 @@ fn errors_follow_the_contract() {
         class(store.commit(&key("D"), &key("d"), onto("v"))),
         Class::FailedPrecondition
     );
+    let unsettled = Commit {
+        settle: None,
+        ..onto("A")
+    };
+    assert_eq!(
+        class(store.commit(&key("D"), &key("d"), unsettled)),
+        Class::Unsupported
+    );
     store.commit(&key("D"), &key("d"), onto("A")).unwrap();
     assert_eq!(store.stat(&key("D")).unwrap().parent, Some(key("A")));
     assert_eq!(
