@@ -125,7 +125,7 @@ impl BlockFile {
 
     /// Opens it: `upper` is its inode, open for reading and writing.
     ///
-    /// Errors: [`Error::Blocks`] if the map or the lower file can't be used.
+    /// Errors: [`Error::Blocks`](crate::Error::Blocks) if the map or the lower file can't be used.
     pub fn open(&self, store: &BlockStore, upper: File) -> Result<OpenBlocks> {
         let mut state = self.guard_mut();
         match &*state {
