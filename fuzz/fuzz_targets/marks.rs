@@ -40,4 +40,5 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(BlockRecord::parse(&record.encode(&[7; 16], 3), &[7; 16], 3), Some(record));
     }
     let _ = (vellum_format::impure(bytes), vellum_format::uuid(bytes));
+    let _ = vellum_format::Number::parse(bytes);
 });
