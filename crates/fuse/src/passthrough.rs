@@ -32,9 +32,9 @@ mod table;
 mod turns;
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use vellum_sys::fuse_dev;
+use vellum_sys::{fuse_dev, sync};
 use vellum_union::engine::{self, Engine, NodeId};
 
 use crate::channel::Channel;
@@ -261,10 +261,7 @@ impl Passthrough {
         if !self.lock().is_renumbered(node) {
             return None;
         }
-        let _one_at_a_time = self
-            .appending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = sync::lock(&self.appending);
         Some(append())
     }
 
@@ -280,7 +277,7 @@ impl Passthrough {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.table)
     }
 }
 

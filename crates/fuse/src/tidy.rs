@@ -8,9 +8,11 @@
 //! It must not know what was forgotten. Lock: its own, never held while memory is given back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use vellum_sys::sync;
 
 /// Fewer nodes than this are not worth the work: at worst each of them keeps one page, 4 MiB in all.
 const WORTH: u64 = 1 << 10;
@@ -54,7 +56,7 @@ impl Tidy {
     pub fn freed(&self, nodes: u64) {
         let before = self.shared.freed.fetch_add(nodes, Ordering::Relaxed);
         if before < WORTH && before + nodes >= WORTH {
-            let _held = self.shared.lock();
+            let _held = sync::lock(&self.shared.over);
             self.shared.wake.notify_one();
         }
     }
@@ -62,7 +64,7 @@ impl Tidy {
 
 impl Drop for Tidy {
     fn drop(&mut self) {
-        *self.shared.lock() = true;
+        *sync::lock(&self.shared.over) = true;
         self.shared.wake.notify_one();
         if let Some(thread) = self.thread.take() {
             // It has no result, and a panic in it was told already.
@@ -72,21 +74,16 @@ impl Drop for Tidy {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.over.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn work(&self, give_back: fn()) {
         let mut pause = QUIET;
-        let mut over = self.lock();
+        let mut over = sync::lock(&self.over);
         while !*over {
             let before = self.freed.load(Ordering::Relaxed);
             if before < WORTH {
-                over = self.wake.wait(over).unwrap_or_else(PoisonError::into_inner);
+                over = sync::wait(&self.wake, over);
                 continue;
             }
-            let waited = self.wake.wait_timeout(over, pause);
-            over = waited.unwrap_or_else(PoisonError::into_inner).0;
+            over = sync::wait_timeout(&self.wake, over, pause);
             let now = self.freed.load(Ordering::Relaxed);
             if *over || now != before && now < MANY {
                 continue;
@@ -97,7 +94,7 @@ impl Shared {
             give_back();
             // However large the heap is, most of the time goes to requests.
             pause = QUIET.max(begun.elapsed() * 4);
-            over = self.lock();
+            over = sync::lock(&self.over);
         }
     }
 }

@@ -19,19 +19,9 @@ mod model;
 /// What `crew.rs` is made of here.
 mod sync {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-    pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
+    pub(super) use std::sync::{Condvar, Mutex};
 
-    use std::sync::PoisonError;
-
-    /// Takes a lock. What is guarded here is changed in one step, so it is good even if another
-    /// thread panicked with it.
-    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-        mutex.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn wait<'a, T>(wake: &Condvar, held: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        wake.wait(held).unwrap_or_else(PoisonError::into_inner)
-    }
+    pub(super) use vellum_sys::sync::{lock, wait};
 }
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -9,7 +9,9 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex};
+
+use vellum_sys::sync;
 
 /// The turns that are taken.
 #[derive(Debug)]
@@ -37,26 +39,17 @@ impl<K> Default for Turns<K> {
 impl<K: Eq + Hash + Copy> Turns<K> {
     /// Waits for the turn at `key`.
     pub fn take(&self, key: K) -> Turn<'_, K> {
-        let mut taken = self.lock();
+        let mut taken = sync::lock(&self.taken);
         while !taken.insert(key) {
-            taken = self
-                .over
-                .wait(taken)
-                .unwrap_or_else(PoisonError::into_inner);
+            taken = sync::wait(&self.over, taken);
         }
         Turn { turns: self, key }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashSet<K>> {
-        // A key is put in and taken out whole, so it is good even if another thread panicked with
-        // it.
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<K: Eq + Hash + Copy> Drop for Turn<'_, K> {
     fn drop(&mut self) {
-        self.turns.lock().remove(&self.key);
+        sync::lock(&self.turns.taken).remove(&self.key);
         // Threads that wait for other keys look once in vain; they are few.
         self.turns.over.notify_all();
     }
@@ -86,6 +79,6 @@ mod tests {
         });
         drop(other);
         assert_eq!(most.into_inner(), 1);
-        assert!(turns.lock().is_empty());
+        assert!(sync::lock(&turns.taken).is_empty());
     }
 }

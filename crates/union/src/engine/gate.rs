@@ -16,7 +16,9 @@
 use std::cell::Cell;
 use std::ffi::OsStr;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use vellum_sys::sync;
 
 use crate::engine::at::At;
 use crate::engine::names::Names;
@@ -74,17 +76,14 @@ impl RenameGate {
     #[track_caller]
     pub fn shared(&self) -> Gate<'_> {
         assert_free();
-        // It guards no data of its own.
-        let held = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        Gate::new(How::Shared(held))
+        Gate::new(How::Shared(sync::read(&self.0)))
     }
 
     /// Keeps every other thread from using names: for moving directories.
     #[track_caller]
     pub fn alone(&self) -> Gate<'_> {
         assert_free();
-        let held = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        Gate::new(How::Alone(held))
+        Gate::new(How::Alone(sync::write(&self.0)))
     }
 }
 

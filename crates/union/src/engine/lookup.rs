@@ -32,6 +32,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use vellum_format::NAME_MAX_BYTES;
 use vellum_sys::{FileKind, Stat};
 
 use crate::dir_layer::DirHandle;
@@ -50,9 +51,6 @@ use crate::marks::{DirAt, FileAt};
 use crate::resolve::{Merged, Part};
 use crate::stack::Layers;
 use crate::{Refusal, Result, node};
-
-/// The longest name Linux takes.
-const NAME_MAX_BYTES: usize = vellum_format::NAME_MAX_BYTES;
 
 /// What is known of a name, before the locks are taken under which it counts.
 #[derive(Debug)]

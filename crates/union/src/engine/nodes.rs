@@ -11,9 +11,9 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
-use vellum_sys::FileKind;
+use vellum_sys::{FileKind, sync};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::blocks::BlockFile;
@@ -185,28 +185,24 @@ impl LiveNode {
 
     /// Takes the gate. Nobody who holds a lock that comes later may wait here; see [`crate::engine::Engine::still`].
     pub fn gate(&self) -> NodeGate<'_> {
-        // It guards no data of its own.
-        NodeGate::new(self.gate.lock().unwrap_or_else(PoisonError::into_inner))
+        NodeGate::new(sync::lock(&self.gate))
     }
 
     /// Takes the gate if nobody has it.
     pub fn try_gate(&self) -> Option<NodeGate<'_>> {
         match self.gate.try_lock() {
             Ok(guard) => Some(NodeGate::new(guard)),
-            Err(std::sync::TryLockError::Poisoned(poisoned)) => {
-                Some(NodeGate::new(poisoned.into_inner()))
-            }
-            Err(std::sync::TryLockError::WouldBlock) => None,
+            Err(TryLockError::Poisoned(poisoned)) => Some(NodeGate::new(poisoned.into_inner())),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
     pub fn state(&self) -> RwLockReadGuard<'_, State> {
-        // Values in it are replaced whole, so it is good even if another thread panicked with it.
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        sync::read(&self.state)
     }
 
     pub fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        sync::write(&self.state)
     }
 
     /// Takes the lock of the names in this directory, under the rename gate.
@@ -216,8 +212,7 @@ impl LiveNode {
 
     /// Takes that lock for a moment in which no other is waited for.
     fn list(&self) -> MutexGuard<'_, Names> {
-        let names = self.dir().names.lock();
-        names.unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.dir().names)
     }
 
     /// As [`Names::end`], where the answer is dropped. Not to be called with the names held.

@@ -241,12 +241,11 @@ impl Action<'_> {
             to: to_names,
         };
         let inside = match &over {
-            Some(over) if !exchange => Inside::known(asked, over),
-            _ => Some(Inside::NOTHING),
-        };
-        let Some(inside) = inside else {
-            let over = over.as_ref().map(|over| Before::Inside(Arc::clone(over)));
-            return Ok(over.unwrap_or(Before::Again));
+            Some(over) if !exchange => match Inside::known(asked, over) {
+                Some(inside) => inside,
+                None => return Ok(Before::Inside(Arc::clone(over))),
+            },
+            _ => Inside::NOTHING,
         };
         if let Some(over) = over.as_ref().filter(|over| over.is_dir() && !exchange) {
             // Looking whether something shows in it reads it.

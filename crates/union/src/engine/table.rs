@@ -15,13 +15,7 @@ mod sync {
     pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     pub(super) use std::sync::{Arc, Mutex, MutexGuard};
 
-    /// Takes a lock. Every change under one is an insertion or a removal, so what it guards is good
-    /// even if another thread panicked with it.
-    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-        mutex
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
+    pub(super) use vellum_sys::sync::lock;
 }
 
 use std::collections::HashMap;
