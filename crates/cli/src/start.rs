@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, FromArgMatches};
-use vellum_overlay::daemon;
 use vellum_overlay::names::Name;
 use vellum_overlay::program::{self, Started, logging};
 use vellum_service::config::{self, MountPartial, Partial, Size, Surroundings};
@@ -21,39 +20,21 @@ use crate::{commands, complete, help, other_words, report};
 
 /// Runs the command line of this process and returns its exit code.
 pub fn run() -> i32 {
-    let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    if arguments
-        .get(1)
-        .is_some_and(|a| a == rootless::HOLD_ARGUMENT)
-    {
+    let started = match Started::take() {
+        Ok(started) => started,
+        Err(code) => return code,
+    };
+    let first = started.arguments.first();
+    if first.is_some_and(|word| word == rootless::HOLD_ARGUMENT) {
         report::line(&rootless::hold().to_string());
         return exit_code::FAILED;
     }
-    if arguments
-        .get(1)
-        .is_some_and(|a| a == daemon::ASSIST_ARGUMENT)
-    {
-        report::line(&daemon::assist().to_string());
-        return exit_code::FAILED;
-    }
     complete::answer();
-    let called_as = arguments.first().cloned().unwrap_or_default();
-    let serves = arguments
-        .get(1)
-        .is_some_and(|a| a == daemon::SERVE_ARGUMENT);
-    if serves {
-        arguments.remove(1);
+    if let Some(name) = Name::of(&started.called_as) {
+        return program::by_name(name, &started);
     }
-    let behind = arguments.get(1..).unwrap_or_default();
-    let started = Started {
-        called_as: &called_as,
-        arguments: behind,
-        serves,
-    };
-    if let Some(name) = Name::of(&called_as) {
-        return program::by_name(name, started);
-    }
-    let cli = match parse(arguments.clone()) {
+    let words = std::iter::once(&started.called_as).chain(&started.arguments);
+    let cli = match parse(words.cloned().collect()) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
@@ -61,7 +42,7 @@ pub fn run() -> i32 {
         Command::Run(_) => exit_code::of_run,
         _ => exit_code::of,
     };
-    match verb(cli, started) {
+    match verb(cli, &started) {
         Ok(code) => code,
         Err(failure) => {
             report::failure(&failure);
@@ -111,7 +92,7 @@ pub fn surroundings(identity: &rootless::Identity) -> Surroundings {
     }
 }
 
-fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
+fn verb(cli: Cli, started: &Started) -> Result<i32, Failure> {
     // These need neither store nor settings.
     let cli = match cli.command {
         Command::Completions(c) => return commands::shell::completions(&c),
@@ -173,7 +154,7 @@ fn verb(cli: Cli, started: Started<'_>) -> Result<i32, Failure> {
     let ctx = Context::new(config, cancel, progress);
     let quiet = Quiet {
         talk: cli.global.quiet,
-        listing: is_quiet_behind_the_verb(started.arguments),
+        listing: is_quiet_behind_the_verb(&started.arguments),
     };
     commands::run(&ctx, cli.command, quiet)
 }

@@ -3,28 +3,16 @@
 //! Called `mount.fuse.vellum` it is mount(8)'s helper; under any other name it is called as fuse-overlayfs is.
 #![forbid(unsafe_code)]
 
-use std::ffi::OsString;
-
 use vellum_overlay::names::Name;
-use vellum_overlay::{daemon, program, report};
+use vellum_overlay::program::{self, Started};
 
 fn main() {
-    let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    let first = arguments.get(1);
-    if first.is_some_and(|a| a == daemon::ASSIST_ARGUMENT) {
-        report::line(&daemon::assist().to_string());
-        std::process::exit(program::FAILED);
-    }
-    let serves = first.is_some_and(|a| a == daemon::SERVE_ARGUMENT);
-    if serves {
-        arguments.remove(1);
-    }
-    let called_as = arguments.first().cloned().unwrap_or_default();
-    let started = program::Started {
-        called_as: &called_as,
-        arguments: arguments.get(1..).unwrap_or_default(),
-        serves,
+    let code = match Started::take() {
+        Ok(started) => {
+            let name = Name::of(&started.called_as).unwrap_or(Name::FuseOverlayfs);
+            program::by_name(name, &started)
+        }
+        Err(code) => code,
     };
-    let name = Name::of(&called_as).unwrap_or(Name::FuseOverlayfs);
-    std::process::exit(program::by_name(name, started));
+    std::process::exit(code);
 }

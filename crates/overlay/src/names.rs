@@ -154,7 +154,7 @@ pub fn usage(name: Name) -> String {
         }
     };
     format!(
-        "usage: {line}\n\nThis is Vellum {}, under the name {}. `vellum overlay --help` has examples and all options.",
+        "usage: {line}\n\nThis is Vellum {}, under the name {}. `vellum overlay --help` has examples and all options; docs/overlay.md explains them.",
         env!("CARGO_PKG_VERSION"),
         name.as_str()
     )

@@ -11,29 +11,53 @@ use crate::{daemon, layers, parse, report, serve};
 
 /// Done.
 const DONE: i32 = 0;
-/// The exit code of what was understood, tried, and failed.
-pub const FAILED: i32 = 1;
+/// Understood, tried, failed.
+const FAILED: i32 = 1;
 /// Not understood.
 const MISUSED: i32 = 2;
 
-/// Who serves the mount, once it is known what is asked for.
-#[derive(Clone, Copy)]
-pub struct Started<'a> {
+/// How this process was started.
+#[derive(Debug)]
+pub struct Started {
     /// The name this program was called by.
-    pub called_as: &'a OsStr,
+    pub called_as: OsString,
     /// Everything behind it, [`daemon::SERVE_ARGUMENT`] left out.
-    pub arguments: &'a [OsString],
-    /// This is the process that serves.
+    pub arguments: Vec<OsString>,
+    /// This is the process that serves a mount, and not the one that was asked for it.
     pub serves: bool,
 }
 
+impl Started {
+    /// Takes this process's command line. Whoever is to be an assistant becomes one here, and gets no further: the
+    /// exit code comes back when it fails.
+    pub fn take() -> std::result::Result<Started, i32> {
+        let mut words = std::env::args_os();
+        let called_as = words.next().unwrap_or_default();
+        let mut arguments: Vec<OsString> = words.collect();
+        let first = arguments.first().map(OsString::as_os_str);
+        if first == Some(OsStr::new(daemon::ASSIST_ARGUMENT)) {
+            report::line(&daemon::assist().to_string());
+            return Err(FAILED);
+        }
+        let serves = first == Some(OsStr::new(daemon::SERVE_ARGUMENT));
+        if serves {
+            arguments.remove(0);
+        }
+        Ok(Started {
+            called_as,
+            arguments,
+            serves,
+        })
+    }
+}
+
 /// The whole command line under another name. Returns the exit code.
-pub fn by_name(name: Name, started: Started<'_>) -> i32 {
+pub fn by_name(name: Name, started: &Started) -> i32 {
     let manners = match name {
         Name::FuseOverlayfs => Manners::FuseOverlayfs,
         Name::MountHelper => Manners::Own,
     };
-    let call = match read(name, started.arguments) {
+    let call = match read(name, &started.arguments) {
         Ok(Asked::Help) => {
             println(&usage(name));
             return DONE;
@@ -84,7 +108,7 @@ fn version(name: Name) -> String {
 
 /// Mounts as asked: returns once the mount answers, with the exit code of the process that serves it; in the foreground, when it
 /// is unmounted. `name` begins each line that is said.
-pub fn mount(manners: Manners, name: &str, call: Call, started: Started<'_>) -> Result<i32> {
+pub fn mount(manners: Manners, name: &str, call: Call, started: &Started) -> Result<i32> {
     let parsed = parse::parse(manners, &call.options)?;
     let here = std::env::current_dir().map_err(Error::io("find", "."))?;
     let options = parsed.options.made_absolute(&here);
@@ -92,7 +116,7 @@ pub fn mount(manners: Manners, name: &str, call: Call, started: Started<'_>) -> 
     layers::apart_from(&target, &options)?;
     let foreground = call.foreground || options.debug;
     if !foreground && !started.serves {
-        return daemon::start(started.called_as, started.arguments, &target);
+        return daemon::start(&started.called_as, &started.arguments, &target);
     }
     if started.serves {
         daemon::begin();

@@ -10,7 +10,7 @@ use super::Outcome;
 use crate::args;
 
 /// `overlay`
-pub fn overlay(args: args::Overlay, started: Started<'_>) -> Outcome {
+pub fn overlay(args: args::Overlay, started: &Started) -> Outcome {
     let mut places = args.places;
     let target = places.pop().unwrap_or_default();
     let mut options = args.options;

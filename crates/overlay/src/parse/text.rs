@@ -215,25 +215,9 @@ const NAMES: [&str; 31] = [
 
 /// The known option nearest to a misspelled one, if it is near.
 pub(super) fn nearest(name: &[u8]) -> Option<&'static str> {
-    let near = |known: &&&str| distance(name, known.as_bytes()) <= 2;
-    NAMES
-        .iter()
-        .filter(near)
-        .min_by_key(|known| distance(name, known.as_bytes()))
-        .copied()
-}
-
-/// How many letters have to be changed, added or left out.
-fn distance(a: &[u8], b: &[u8]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
+    let name = String::from_utf8_lossy(name);
+    let far = NAMES.map(|known| (strsim::levenshtein(&name, known), known));
+    let near = far.into_iter().filter(|(distance, _)| *distance <= 2);
+    near.min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| known)
 }
