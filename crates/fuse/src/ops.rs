@@ -23,7 +23,7 @@ use vellum_union::engine::{self, Caller, Engine, NodeId};
 
 use crate::channel::Channel;
 use crate::counters::Counters;
-use crate::errno::{errno, is_everyday};
+use crate::errno::{errno, is_everyday, is_no_room};
 use crate::negotiate::Agreed;
 use crate::notify::Notifier;
 use crate::options::MountOptions;
@@ -245,20 +245,26 @@ impl Ops {
 
 impl Serve for Ops {
     fn serve(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
-        let answer = self
-            .answer(request, reply)
-            .map_err(|failure| match failure {
-                Failure::Plain(errno) => errno,
-                Failure::Engine(error) => {
-                    if !is_everyday(&error) {
-                        let header = &request.header;
-                        let op = crate::wire::Opcode::from_number(header.opcode);
-                        let cause = std::error::Error::source(&error).map(tracing::field::display);
-                        tracing::error!(?op, node = header.node, %error, cause, "a request failed");
-                    }
-                    errno(&error)
+        let mut answer = self.answer(request, reply);
+        if let Err(Failure::Engine(error)) = &answer
+            && is_no_room(error)
+            && self.engine.give_room_back()
+        {
+            reply.clear();
+            answer = self.answer(request, reply);
+        }
+        let answer = answer.map_err(|failure| match failure {
+            Failure::Plain(errno) => errno,
+            Failure::Engine(error) => {
+                if !is_everyday(&error) {
+                    let header = &request.header;
+                    let op = crate::wire::Opcode::from_number(header.opcode);
+                    let cause = std::error::Error::source(&error).map(tracing::field::display);
+                    tracing::error!(?op, node = header.node, %error, cause, "a request failed");
                 }
-            });
+                errno(&error)
+            }
+        });
         tracing::debug!("{}: {}", told::Asked(request), told::Answered(&answer));
         answer
     }

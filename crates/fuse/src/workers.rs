@@ -359,10 +359,14 @@ impl<S: Serve> Shared<S> {
     }
 }
 
-/// Makes a thread one that the page cache may depend on.
+/// Makes a thread one that the page cache may depend on, and that quotas hold for: what it writes, others asked for.
 fn prepare() {
+    // First: it needs the capability that quotas take away.
     if let Err(error) = vellum_sys::fuse_dev::serve_writeback() {
         tracing::debug!(%error, "a worker's memory may wait for its own writes");
+    }
+    if let Err(error) = vellum_sys::quota::hold() {
+        tracing::error!(%error, "quotas of ext4 don't limit this mount");
     }
 }
 

@@ -122,6 +122,31 @@ impl Scratch {
         kind: FsKind,
         size_mib: u64,
     ) -> Result<PathBuf, String> {
+        self.file_system_with(below, kind, size_mib, &[], "loop")
+    }
+
+    /// The same, keeping project quotas, as XFS and ext4 can. Errors: also that the kernel can't.
+    pub fn file_system_with_quotas(
+        &self,
+        below: impl AsRef<Path>,
+        kind: FsKind,
+        size_mib: u64,
+    ) -> Result<PathBuf, String> {
+        let more: &[&str] = match kind {
+            FsKind::Ext4 => &["-O", "project,quota", "-E", "quotatype=prjquota"],
+            _ => &[],
+        };
+        self.file_system_with(below, kind, size_mib, more, "loop,prjquota")
+    }
+
+    fn file_system_with(
+        &self,
+        below: impl AsRef<Path>,
+        kind: FsKind,
+        size_mib: u64,
+        more: &[&str],
+        options: &str,
+    ) -> Result<PathBuf, String> {
         let target = self.dir(below);
         let size_mib = size_mib.max(kind.least_mib());
         match kind.mkfs() {
@@ -137,9 +162,12 @@ impl Scratch {
                 let file = std::fs::File::create(&image).map_err(|error| error.to_string())?;
                 file.set_len(size_mib << 20)
                     .map_err(|error| error.to_string())?;
-                run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image))?;
+                run(Command::new(mkfs[0])
+                    .args(&mkfs[1..])
+                    .args(more)
+                    .arg(&image))?;
                 run(Command::new("mount")
-                    .args(["-o", "loop"])
+                    .args(["-o", options])
                     .arg(&image)
                     .arg(&target))?;
             }

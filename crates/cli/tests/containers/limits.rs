@@ -1,8 +1,10 @@
 //! Containers of a size limit.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use vellum_testkit::{FsKind, untested};
 
 use super::changes::text;
@@ -57,15 +59,15 @@ fn limits_are_kept_by_vellums_engine_where_there_are_no_project_quotas() {
     for _ in 0..2 {
         let tree = world.ok(&["mount", "box"]);
         let tree = Path::new(tree.trim_end());
-        std::fs::write(tree.join("fits"), vec![1; 4 << 20]).unwrap();
-        let error = std::fs::write(tree.join("too-much"), vec![1; 16 << 20]).unwrap_err();
+        fs::write(tree.join("fits"), vec![1; 4 << 20]).unwrap();
+        let error = fs::write(tree.join("too-much"), vec![1; 16 << 20]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(28), "{error}");
-        std::fs::remove_file(tree.join("too-much")).unwrap();
-        let made = (0..40).take_while(|n| std::fs::write(tree.join(n.to_string()), "").is_ok());
+        fs::remove_file(tree.join("too-much")).unwrap();
+        let made = (0..40).take_while(|n| fs::write(tree.join(n.to_string()), "").is_ok());
         let made = made.count();
         assert!((5..20).contains(&made), "{made}");
         for n in 0..made {
-            std::fs::remove_file(tree.join(n.to_string())).unwrap();
+            fs::remove_file(tree.join(n.to_string())).unwrap();
         }
         world.ok(&["umount", "box"]);
     }
@@ -80,48 +82,80 @@ fn limits_are_kept_by_vellums_engine_where_there_are_no_project_quotas() {
 #[test]
 fn a_size_limit_stops_writing_where_project_quotas_are_kept() {
     let Some(world) = World::new() else { return };
-    let disk = match world.scratch.file_system("disk", FsKind::Xfs, 512) {
-        Ok(disk) => disk,
-        Err(why) => return untested("size limits on xfs", why),
-    };
-    let mount = |command: &str, args: &[&str]| {
-        let done = std::process::Command::new(command).args(args).status();
-        done.is_ok_and(|status| status.success())
-    };
-    let image = world.scratch.join("disk.img");
-    world.scratch.unmount(&disk);
-    if !mount("mount", &["-o", "loop,prjquota", text(&image), text(&disk)]) {
-        return untested(
-            "size limits on xfs",
-            "the kernel mounts no xfs with prjquota",
-        );
+    let archive = small(&world.scratch);
+    for kind in [FsKind::Xfs, FsKind::Ext4] {
+        let below = format!("{kind:?}");
+        let disk = match world.scratch.file_system_with_quotas(&below, kind, 512) {
+            Ok(disk) => disk,
+            Err(why) => {
+                untested(&format!("size limits on {kind:?}"), why);
+                continue;
+            }
+        };
+        for engine in ["kernel", "vellum"] {
+            let with = |args: &[&str]| {
+                let args = [&["--engine", engine], args].concat();
+                let output = world.command_at(&disk.join(engine), &args).output();
+                let said = crate::support::said(output.unwrap());
+                assert_eq!(said.code, 0, "{kind:?}, {args:?}: {said:?}");
+                said.out.trim_end().to_owned()
+            };
+            with(&["load", text(&archive)]);
+            quotas_limit(&with, &format!("{kind:?}, {engine}"));
+        }
     }
-    world.scratch.adopt_mount(&disk);
-    let root = disk.join("root");
-    let with =
-        |args: &[&str]| crate::support::said(world.command_at(&root, args).output().unwrap());
-    assert_eq!(with(&["load", text(&small(&world.scratch))]).code, 0);
-    let said = with(&["create", "--name", "box", "--size", "8M", "small:1"]);
-    if said.err.contains("quota") {
-        return untested("size limits on xfs", said.err);
+}
+
+/// Writes a file where another has just been removed: XFS frees what that had a moment later.
+fn written_in_the_end(path: &Path, content: &[u8]) {
+    let mut tries = 0;
+    while let Err(error) = fs::write(path, content) {
+        tries += 1;
+        assert!(tries < 100, "{}: {error}", path.display());
+        std::thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(said.code, 0, "{said:?}");
-    let tree = with(&["mount", "box"]).out;
-    let tree = Path::new(tree.trim_end());
-    std::fs::write(tree.join("fits"), vec![1; 4 << 20]).unwrap();
-    let error = std::fs::write(tree.join("too-much"), vec![1; 16 << 20]).unwrap_err();
+}
+
+/// Limits of containers, whichever engine shows them, and none where none was asked for.
+fn quotas_limit(with: &dyn Fn(&[&str]) -> String, what: &str) {
+    with(&["create", "--name", "small", "--size", "8M", "small:1"]);
+    with(&["create", "--name", "large", "--size", "24M", "small:1"]);
+    with(&["create", "--name", "free", "small:1"]);
+    let plan = with(&["mount", "small", "--dry-run"]);
     assert!(
-        matches!(error.raw_os_error(), Some(28 | 122)),
-        "ENOSPC or EDQUOT: {error}"
+        !plan.contains("size="),
+        "{what}: the engine counts nothing: {plan}"
     );
-    std::fs::remove_file(tree.join("too-much")).unwrap();
-    std::fs::write(tree.join("fits-again"), vec![1; 1 << 20]).unwrap();
-    assert_eq!(
-        with(&["inspect", "box"])
-            .out
-            .matches("\"size_limit_bytes\": 8388608")
-            .count(),
-        1
-    );
-    assert_eq!(with(&["rm", "--force", "box"]).code, 0);
+    let content = |mib: usize| vec![1; mib << 20];
+    // Again after an unmount: the limit is the tree's and not the mount's.
+    for _ in 0..2 {
+        let mounted = |name: &str| PathBuf::from(with(&["mount", name]));
+        let (small, large, free) = (mounted("small"), mounted("large"), mounted("free"));
+        fs::write(small.join("fits"), content(4)).unwrap();
+        let error = fs::write(small.join("too-much"), content(16)).unwrap_err();
+        // Projects of XFS are told ENOSPC, those of ext4 EDQUOT.
+        assert!(
+            matches!(error.raw_os_error(), Some(28 | 122)),
+            "{what}: {error}"
+        );
+        fs::remove_file(small.join("too-much")).unwrap();
+        written_in_the_end(&small.join("fits-again"), &content(1));
+        fs::write(large.join("fits"), content(16)).unwrap();
+        fs::write(large.join("too-much"), content(16)).unwrap_err();
+        fs::write(free.join("fits"), content(32)).unwrap();
+        for (name, mounted) in [("small", small), ("large", large), ("free", free)] {
+            for file in fs::read_dir(&mounted).unwrap() {
+                let file = file.unwrap();
+                if file.file_type().unwrap().is_file() {
+                    fs::remove_file(file.path()).unwrap();
+                }
+            }
+            with(&["umount", name]);
+        }
+    }
+    for (name, limit) in [("small", json!(8 << 20)), ("large", json!(24 << 20))] {
+        let shown: Value = serde_json::from_str(&with(&["inspect", name])).unwrap();
+        assert_eq!(shown[0]["size_limit_bytes"], limit, "{what}");
+    }
+    with(&["rm", "small", "large", "free"]);
 }

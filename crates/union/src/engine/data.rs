@@ -350,6 +350,14 @@ impl Engine {
         }
     }
 
+    /// Closes every file that is kept open for writing, and returns whether there was one: a call that found no room may do better then.
+    ///
+    /// XFS allocates ahead behind the end of a file that grows, and takes that back when a writer closes it; programs close files, and the engine
+    /// keeps them open. Until then it counts against the disk and against a quota, and a file can't be made beside one of half the quota's size.
+    pub fn give_room_back(&self) -> bool {
+        self.files.forget_written()
+    }
+
     /// Returns the one file that has the bytes of this file now, for handing to the kernel. Copies nothing.
     ///
     /// `write` says that the bytes may be changed in it, without a request that could be refused or counted.

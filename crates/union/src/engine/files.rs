@@ -110,6 +110,24 @@ impl FileCache {
         // Closed without the lock.
         drop(gone);
     }
+
+    /// Gives back all that is open for writing, and returns whether anything was.
+    pub fn forget_written(&self) -> bool {
+        let gone: Vec<Entry> = {
+            let mut inner = self.lock();
+            let inner = &mut *inner;
+            let writable = |entry: &Entry| match entry.opened {
+                Opened::Upper(_) | Opened::Blocks(_) => true,
+                Opened::Lower(_) | Opened::UpperToRead(_) => false,
+            };
+            let gone = inner.entries.extract_if(|_, entry| writable(entry));
+            let gone = gone.map(|(_, entry)| entry).collect();
+            inner.order.retain(|node| inner.entries.contains_key(node));
+            gone
+        };
+        // Closed without the lock, as above.
+        !gone.is_empty()
+    }
 }
 
 #[cfg(test)]
@@ -141,5 +159,27 @@ mod tests {
         cache.forget(favourite);
         assert!(cache.get(favourite).is_none());
         assert!(matches!(cache.get(NodeId(999)), Some(Opened::Lower(_))));
+    }
+
+    #[test]
+    fn what_was_written_can_be_closed_at_once() {
+        let cache = FileCache::default();
+        let state = State {
+            place: None,
+            links: None,
+            body: Body::File(FileBody {
+                upper: None,
+                lower: None,
+                data: DataAt::Upper,
+            }),
+        };
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        cache.put(NodeId(1), Opened::Upper(Arc::clone(&file)), &state);
+        cache.put(NodeId(2), Opened::Lower(Arc::clone(&file)), &state);
+        assert!(cache.forget_written());
+        assert_eq!(Arc::strong_count(&file), 2, "the other is only read");
+        assert!(cache.get(NodeId(1)).is_none() && cache.get(NodeId(2)).is_some());
+        assert_eq!(cache.lock().order, [NodeId(2)]);
+        assert!(!cache.forget_written());
     }
 }
