@@ -59,7 +59,7 @@ build() {
   while read -r _ package target _; do
     case $target in
     command) targets+=(--test containers) ;; # cargo builds the command with it
-    lib) targets+=(--lib) ;;
+    lib) [[ " ${targets[*]-} " == *" --lib "* ]] || targets+=(--lib) ;;
     *) targets+=(--test "$target") ;;
     esac
     packages+=(--package "$package")

@@ -36,7 +36,7 @@ impl Overlay {
     ///
     /// Layer paths are cut by the kernel at 256 bytes. Errors name the step and carry what the kernel said.
     pub fn mount(&self, scratch: &Scratch, target: &Path) -> Result<(), String> {
-        if !takes_layers_one_by_one() {
+        if !Since::LayersOneByOne.is_here() {
             return self.mount_at_once(scratch, target);
         }
         let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
@@ -120,14 +120,52 @@ fn escaped(path: &Path) -> String {
         .replace(',', "\\,")
 }
 
-/// Whether the kernel knows `lowerdir+`.
-fn takes_layers_one_by_one() -> bool {
+/// What the kernel's overlay learnt with a version, where no option says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// Data-only layers, `lowerdir=a::b`.
+    DataOnlyLayers,
+    /// A metacopy has a version and a length, and one that has others is EIO. Before, any is a metacopy.
+    CheckedMetacopies,
+    /// Whiteouts that are files with an attribute.
+    WhiteoutsInXattrs,
+    /// `overlay.*` attributes set through a mount, kept under other names.
+    EscapedMarks,
+    /// `lowerdir+`.
+    LayersOneByOne,
+}
+
+impl Since {
+    /// Whether the running kernel has it.
+    pub fn is_here(self) -> bool {
+        let since = match self {
+            Since::DataOnlyLayers => (6, 5),
+            Since::CheckedMetacopies => (6, 6),
+            Since::WhiteoutsInXattrs | Since::EscapedMarks => (6, 7),
+            Since::LayersOneByOne => (6, 8),
+        };
+        release() >= since
+    }
+
+    /// The same; a claim that can't be tried without it is recorded as untested.
+    pub fn is_here_for(self, claim: &str) -> bool {
+        let here = self.is_here();
+        if !here {
+            let (major, minor) = release();
+            crate::untested(claim, format!("Linux {major}.{minor} has no {self:?}"));
+        }
+        here
+    }
+}
+
+fn release() -> (u32, u32) {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();
     let mut numbers = release
         .split(['.', '-'])
         .map(|number| number.parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(8))
+    let mut next = || numbers.next().unwrap_or(0);
+    (next(), next())
 }
 
 /// The messages the kernel keeps for a file system context that failed.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use engine_support::{Rig, User, options, user, view};
 use rustix::io::Errno;
 use vellum_format::Prefix;
+use vellum_testkit::kernel::Since;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{FsKind, PlainUser, Rng, Scratch, Tree};
 use vellum_union::engine::{Caller, Engine, NewNode, RenameMode, SetAttr};
@@ -54,12 +55,12 @@ fn op(rng: &mut Rng, links: bool) -> Op {
         20 | 21 => Op::Chmod(path(rng), rng.below(0o10000) as u32),
         22 => Op::Chown(path(rng), rng.below(3) as u32),
         23 => {
-            let names = [
-                "user.x",
-                "trusted.overlay.opaque",
-                "user.overlay.x",
-                "security.y",
-            ];
+            // Where marks can't be set through a mount, another one that is not.
+            let mark = match Since::EscapedMarks.is_here() {
+                true => "trusted.overlay.opaque",
+                false => "trusted.x",
+            };
+            let names = ["user.x", mark, "user.overlay.x", "security.y"];
             let at = rng.below(names.len());
             Op::Xattr(path(rng), names[at], rng.below(200) as u8)
         }

@@ -67,13 +67,17 @@ fn check_layers(at: &Path, count: usize, method: &Method) {
 #[test]
 fn five_hundred_layers_as_descriptors() {
     let Some(scratch) = can_mount() else { return };
-    check_layers(scratch.path(), 500, &Method::LayerFds);
+    if has(&Method::LayerFds) {
+        check_layers(scratch.path(), 500, &Method::LayerFds);
+    }
 }
 
 #[test]
 fn five_hundred_layers_as_paths() {
     let Some(scratch) = can_mount() else { return };
-    check_layers(scratch.path(), 500, &Method::LowerdirPaths);
+    if has(&Method::LowerdirPaths) {
+        check_layers(scratch.path(), 500, &Method::LowerdirPaths);
+    }
 }
 
 #[test]
@@ -123,13 +127,35 @@ fn too_many_layers_are_refused_before_the_kernel_is_asked() {
     );
 }
 
-const METHODS: [fn(&Path) -> Method; 3] = [
-    |_| Method::LayerFds,
-    |_| Method::LowerdirPaths,
-    |home| Method::OptionPage {
-        home: home.to_path_buf(),
-    },
-];
+/// Whether this kernel has a method; recorded as untested if not.
+fn has(method: &Method) -> bool {
+    let kernel = crate::probe::kernel();
+    let (name, has) = match method {
+        Method::LayerFds => ("layers as descriptors", kernel.has_layer_fds),
+        Method::LowerdirPaths => ("layers as paths one by one", kernel.has_lowerdir_plus),
+        Method::OptionPage { .. } => return true,
+    };
+    if !has {
+        vellum_testkit::untested(name, format!("Linux {} has no such option", kernel.release));
+    }
+    has
+}
+
+/// Every method that this kernel has, the best first.
+fn methods(home: &Path) -> Vec<Method> {
+    let home = home.to_path_buf();
+    let all = [
+        Method::LayerFds,
+        Method::LowerdirPaths,
+        Method::OptionPage { home },
+    ];
+    all.into_iter().filter(has).collect()
+}
+
+/// For what does not depend on the method.
+fn any_method(home: &Path) -> Method {
+    methods(home).swap_remove(0)
+}
 
 #[test]
 fn any_characters_in_paths() {
@@ -144,15 +170,14 @@ fn any_characters_in_paths() {
         b"tab\there",
         b"\\:,\\,",
     ];
-    for (i, method) in METHODS.iter().enumerate() {
+    for i in 0..methods(scratch.path()).len() {
         for (j, name) in names.iter().enumerate() {
             let at = scratch
                 .path()
                 .join(format!("{i}-{j}"))
                 .join(OsStr::from_bytes(name));
             std::fs::create_dir_all(&at).unwrap();
-            let method = method(&at);
-            check_layers(&at, 3, &method);
+            check_layers(&at, 3, &methods(&at)[i]);
             // A home elsewhere, so that the odd name is in the options, too.
             let lowers = dirs(&at, &[b"x", name]);
             std::fs::write(lowers[1].join("f"), "odd").unwrap();
@@ -166,8 +191,8 @@ fn any_characters_in_paths() {
                 work: Some(odd[1].clone()),
                 ..OverlayMount::default()
             };
-            let method = METHODS[i](scratch.path());
-            overlay(&mount, &odd[2], &method)
+            let method = &methods(scratch.path())[i];
+            overlay(&mount, &odd[2], method)
                 .unwrap_or_else(|e| panic!("{method:?} {name:?}: {e}: {:?}", e.errno()));
             assert_eq!(std::fs::read_to_string(odd[2].join("f")).unwrap(), "odd");
             std::fs::write(odd[2].join("up"), "x").unwrap();
@@ -180,28 +205,28 @@ fn any_characters_in_paths() {
 #[test]
 fn roots_of_three_hundred_bytes() {
     let Some(scratch) = can_mount() else { return };
-    for (i, method) in METHODS.iter().enumerate() {
+    for i in 0..methods(scratch.path()).len() {
         let at = scratch
             .path()
             .join(format!("{i}"))
             .join("r".repeat(150))
             .join("s".repeat(150));
         std::fs::create_dir_all(&at).unwrap();
-        check_layers(&at, 12, &method(&at));
+        check_layers(&at, 12, &methods(&at)[i]);
     }
 }
 
 #[test]
 fn several_lowers_without_an_upper_are_read_only() {
     let Some(scratch) = can_mount() else { return };
-    for method in METHODS {
+    for method in methods(scratch.path()) {
         let lowers = layers(scratch.path(), 2);
         let merged = dirs(scratch.path(), &[b"ro"]).remove(0);
         let mount = OverlayMount {
             lowers,
             ..OverlayMount::default()
         };
-        overlay(&mount, &merged, &method(scratch.path())).unwrap();
+        overlay(&mount, &merged, &method).unwrap();
         assert_eq!(std::fs::read_to_string(merged.join("same")).unwrap(), "0");
         let e = std::fs::write(merged.join("new"), "x").unwrap_err();
         assert_eq!(e.kind(), io::ErrorKind::ReadOnlyFilesystem);
@@ -219,7 +244,7 @@ fn one_lower_without_an_upper_is_a_read_only_bind() {
         lowers: lowers.clone(),
         ..OverlayMount::default()
     };
-    let facts = overlay(&mount, &merged, &Method::LayerFds).unwrap();
+    let facts = overlay(&mount, &merged, &any_method(scratch.path())).unwrap();
     assert!(facts.is_bind);
     assert_eq!(std::fs::read_to_string(merged.join("own-0")).unwrap(), "0");
     assert!(std::fs::write(merged.join("new"), "x").is_err());
@@ -229,7 +254,7 @@ fn one_lower_without_an_upper_is_a_read_only_bind() {
 #[test]
 fn options_are_read_back() {
     let Some(scratch) = can_mount() else { return };
-    for method in METHODS {
+    for method in methods(scratch.path()) {
         let (mut mount, merged) = writable(scratch.path(), layers(scratch.path(), 2));
         mount.options = OverlayOptions {
             index: Some(false),
@@ -239,7 +264,7 @@ fn options_are_read_back() {
             nodev: true,
             ..OverlayOptions::default()
         };
-        let facts = overlay(&mount, &merged, &method(scratch.path())).unwrap();
+        let facts = overlay(&mount, &merged, &method).unwrap();
         assert_eq!(facts.effective.redirect_dir, "on");
         assert!(facts.effective.metacopy && !facts.effective.index);
         let table = crate::mountinfo::read().unwrap();
@@ -253,7 +278,7 @@ fn options_are_read_back() {
             metacopy: Some(false),
             ..Default::default()
         };
-        let facts = overlay(&mount, &merged, &method(scratch.path())).unwrap();
+        let facts = overlay(&mount, &merged, &method).unwrap();
         assert_ne!(facts.effective.redirect_dir, "on");
         assert!(!facts.effective.metacopy);
         unmount(&merged, Detach::Yes).unwrap();
@@ -292,12 +317,12 @@ fn a_layer_on_a_file_system_without_handles_drops_index_and_is_refused() {
     let Some(scratch) = can_mount() else { return };
     // An overlay made without nfs_export gives out no file handles, so index on top of it is dropped in silence.
     let (inner, merged) = writable(scratch.path(), layers(scratch.path(), 2));
-    overlay(&inner, &merged, &Method::LayerFds).unwrap();
+    overlay(&inner, &merged, &any_method(scratch.path())).unwrap();
     let top = scratch.path().join("top");
     std::fs::create_dir(&top).unwrap();
     let (mut outer, outer_merged) = writable(&top, vec![merged]);
     outer.options.index = Some(true);
-    let e = overlay(&outer, &outer_merged, &Method::LayerFds).unwrap_err();
+    let e = overlay(&outer, &outer_merged, &any_method(scratch.path())).unwrap_err();
     assert!(
         matches!(&e, MountError::FeatureMissing { feature, .. } if feature == "index=on"),
         "{e}"
@@ -313,8 +338,11 @@ fn what_the_kernel_says_is_in_the_error() {
     let Some(scratch) = can_mount() else { return };
     let (mut mount, merged) = writable(scratch.path(), layers(scratch.path(), 1));
     mount.options.extra = vec![("no_such_option".into(), Some("1".into()))];
-    for method in [Method::LayerFds, Method::LowerdirPaths] {
-        let e = overlay(&mount, &merged, &method).unwrap_err();
+    for method in [Method::LayerFds, Method::LowerdirPaths]
+        .iter()
+        .filter(|m| has(m))
+    {
+        let e = overlay(&mount, &merged, method).unwrap_err();
         assert!(
             e.to_string().contains("no_such_option") && e.to_string().contains("kernel: "),
             "{e}"
@@ -325,7 +353,7 @@ fn what_the_kernel_says_is_in_the_error() {
         metacopy: Some(true),
         ..OverlayOptions::default()
     };
-    let e = overlay(&mount, &merged, &Method::LayerFds).unwrap_err();
+    let e = overlay(&mount, &merged, &any_method(scratch.path())).unwrap_err();
     // Some refusals the kernel puts into its own log only.
     assert!(e.is_unsupported(), "{e:?}");
 }
@@ -335,9 +363,9 @@ fn who_holds_an_upper_is_found_by_its_path() {
     let Some(scratch) = can_mount() else { return };
     let (mut mount, merged) = writable(scratch.path(), layers(scratch.path(), 2));
     mount.options.index = Some(true);
-    overlay(&mount, &merged, &Method::LayerFds).unwrap();
+    overlay(&mount, &merged, &any_method(scratch.path())).unwrap();
     let second = dirs(scratch.path(), &[b"second"]).remove(0);
-    let e = overlay(&mount, &second, &Method::LayerFds).unwrap_err();
+    let e = overlay(&mount, &second, &any_method(scratch.path())).unwrap_err();
     assert!(e.is_busy(), "{e}");
     let upper = mount.upper.as_deref().unwrap();
     let holders = crate::mountinfo::find_overlay_holders(upper, mount.work.as_deref()).unwrap();
@@ -358,7 +386,7 @@ fn a_mount_leaked_into_another_namespace_is_found_and_its_holder_named() {
     let Some(scratch) = can_mount() else { return };
     let (mut mount, merged) = writable(scratch.path(), layers(scratch.path(), 2));
     mount.options.index = Some(true);
-    overlay(&mount, &merged, &Method::LayerFds).unwrap();
+    overlay(&mount, &merged, &any_method(scratch.path())).unwrap();
     let mut holder = Command::new("unshare")
         .args(["--mount", "--propagation", "private"])
         .args(["sh", "-c", "echo in; read x; true"])
@@ -375,7 +403,7 @@ fn a_mount_leaked_into_another_namespace_is_found_and_its_holder_named() {
     // Our own table shows nothing, and still the kernel refuses: the other namespace has the upper.
     let table = crate::mountinfo::read().unwrap();
     assert!(table.beneath(scratch.path()).is_empty());
-    let e = overlay(&mount, &merged, &Method::LayerFds).unwrap_err();
+    let e = overlay(&mount, &merged, &any_method(scratch.path())).unwrap_err();
     assert!(e.is_busy(), "{e}");
     let (upper, work) = (mount.upper.as_deref().unwrap(), mount.work.as_deref());
     let found = crate::mountinfo::find_overlay_holders(upper, work).unwrap();
@@ -388,7 +416,7 @@ fn a_mount_leaked_into_another_namespace_is_found_and_its_holder_named() {
     drop(holder.stdin.take());
     holder.wait().unwrap();
     let again = (0..500).find_map(|_| {
-        let again = overlay(&mount, &merged, &Method::LayerFds);
+        let again = overlay(&mount, &merged, &any_method(scratch.path()));
         if again.as_ref().is_err_and(MountError::is_busy) {
             std::thread::sleep(std::time::Duration::from_millis(20));
             return None;
