@@ -50,7 +50,17 @@ pub fn is_everyday(error: &Error) -> bool {
         ]
         .iter()
         .any(|&errno| source.is(errno)),
-        _ => false,
+        Error::Mark { .. }
+        | Error::Untrusted { .. }
+        | Error::Unsettled { .. }
+        | Error::Blocks { .. }
+        | Error::NoData { .. }
+        | Error::Dangling { .. }
+        | Error::BadPath { .. }
+        | Error::NoLayers
+        | Error::TooDeep { .. }
+        | Error::BadUpper { .. }
+        | Error::Successor { .. } => false,
     }
 }
 
@@ -80,7 +90,5 @@ fn of_refusal(refusal: Refusal) -> Errno {
         Refusal::NoData => Errno::NXIO,
         Refusal::Unsupported => Errno::OPNOTSUPP,
         Refusal::Stale => Errno::STALE,
-        // `Refusal` may grow; what is new is an error of some kind until it has a line here.
-        _ => Errno::IO,
     }
 }

@@ -251,7 +251,6 @@ impl Surroundings {
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ConfigError {
     /// A file that must be there can't be read.
     #[error("cannot read the configuration file {}", path.display())]

@@ -47,7 +47,6 @@ pub enum Class {
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum Error {
     /// The configuration can't be used.
     #[error(transparent)]
@@ -436,7 +435,28 @@ impl Error {
             Self::Config(_) | Self::Invalid { .. } => Class::Misused,
             Self::Overlay(e) if e.is_misuse() => Class::Misused,
             Self::Cancelled => Class::Cancelled,
-            _ => Class::Failed,
+            Self::NotFound { .. }
+            | Self::Ambiguous { .. }
+            | Self::NameTaken { .. }
+            | Self::InUse { .. }
+            | Self::Store(_)
+            | Self::Sys(_)
+            | Self::Plan(_)
+            | Self::Mount(_)
+            | Self::Damaged { .. }
+            | Self::Union(_)
+            | Self::Overlay(_)
+            | Self::Image(_)
+            | Self::Source(_)
+            | Self::Unsupported { .. }
+            | Self::Io { .. }
+            | Self::Socket { .. }
+            | Self::Covered { .. }
+            | Self::Unmounted { .. }
+            | Self::Replaced { .. }
+            | Self::Namespace(_)
+            | Self::Program { .. }
+            | Self::Several { .. } => Class::Failed,
         }
     }
 }

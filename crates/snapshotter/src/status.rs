@@ -31,7 +31,17 @@ fn code(error: &Error) -> Code {
         Error::Sys(error) if error.is_no_space() => Code::ResourceExhausted,
         Error::Damaged { .. } => Code::DataLoss,
         Error::Cancelled => Code::Aborted,
-        _ => Code::Unknown,
+        Error::Sys(_)
+        | Error::Mount(_)
+        | Error::Union(_)
+        | Error::Overlay(_)
+        | Error::Image(_)
+        | Error::Source(_)
+        | Error::Io { .. }
+        | Error::Socket { .. }
+        | Error::Namespace(_)
+        | Error::Program { .. }
+        | Error::Several { .. } => Code::Unknown,
     }
 }
 

@@ -15,7 +15,6 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// What sort of record an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Subject {
     /// A snapshot: a layer, a container's writable tree or a view.
     Snapshot,
@@ -75,7 +74,6 @@ pub enum Class {
 
 /// Every way a call into the store fails.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum StoreError {
     /// No record of that name.
     #[error("{subject} {name} does not exist")]

@@ -133,7 +133,6 @@ pub enum Error {
 
 /// Why a live union refuses a request: the answers a program expects from any file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum Refusal {
     /// There is no such name.
     #[error("there is no such file or directory")]

@@ -7,7 +7,6 @@ use super::exchange::{ExchangeError, Refusal};
 
 /// Why a registry didn't give or take something.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum RegistryError {
     /// The registry wants a login, or the one it got isn't enough.
     #[error(

@@ -36,7 +36,6 @@ const SILENCES_TO_DIGEST: u32 = 10;
 
 /// What went wrong between us and a server.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ExchangeError {
     /// The server said no.
     #[error(transparent)]

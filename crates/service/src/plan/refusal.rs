@@ -5,7 +5,6 @@ use crate::plan::OPTION_PAGE_BYTES;
 
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum Refusal {
     /// More layers than any kernel takes.
     #[error("{layers} layers are more than the {limit} the kernel mounts")]
