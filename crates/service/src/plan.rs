@@ -11,7 +11,7 @@
 //!
 //! It must not touch files, and knows no container and no image.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vellum_store::{MountFeatures, Overlay, Shape, TreeParts};
@@ -132,6 +132,17 @@ pub enum Plan {
         /// Why not by the kernel.
         because: String,
     },
+}
+
+impl Plan {
+    /// Returns the writable directory that is mounted over others.
+    pub fn upper(&self) -> Option<&Path> {
+        match self {
+            Self::Bind { .. } => None,
+            Self::Overlay { mount, .. } => mount.upper.as_deref(),
+            Self::Engine { mount, .. } => mount.upper.as_deref(),
+        }
+    }
 }
 
 /// What Vellum's engine mounts.

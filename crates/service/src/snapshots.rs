@@ -12,14 +12,17 @@ use vellum_store::{
     Commit, Count, Filter, Info, Keep, Kind, LabelChange, Labels, PrepareOptions, SnapshotKey,
     Store, StoreError, Sweep, TreeParts, Usage,
 };
+use vellum_sys::Dir;
+use vellum_sys::quota::ProjectQuota;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::{facts, on_parents};
-use ids::Mapper;
+use crate::on_parents;
+use asked::Asked;
 
 mod adopt;
-mod ids;
+mod asked;
+mod decide;
 pub mod mounts;
 mod own_labels;
 mod writeback;
@@ -102,8 +105,8 @@ pub enum Prepared {
 /// Errors: as [`vellum_store::Store::prepare`], and what stands in the way of mounting it.
 pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepared> {
     let store = ctx.store()?;
-    let options = options(ctx, new)?;
-    if let Some(chain) = new.labels.get(SNAPSHOT_REF)
+    let (asked, options) = read(ctx, new)?;
+    if let Some(chain) = &asked.chain
         && !store.exists(&key(&new.key))?
         && let Some(layer) = known(store, new, chain)?
     {
@@ -113,11 +116,12 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
         });
     }
     if terms.staged_layers
-        && let Some(staged) = adopt::staged(store, new, &options)?
+        && new.parent.is_none()
+        && let Some(staged) = adopt::staged(store, &asked, &options)?
     {
         match store.prepare(&key(&new.key), &staged) {
             Ok(parts) => {
-                let entries = shown(ctx, terms, new, &parts)?;
+                let entries = shown(ctx, terms, new, &asked, &parts)?;
                 return Ok(Prepared::New(adopt::read_only(entries)));
             }
             // Vellum's layer was removed in this moment: then it is unpacked.
@@ -126,7 +130,7 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
         }
     }
     let parts = store.prepare(&key(&new.key), &options)?;
-    let entries = shown(ctx, terms, new, &parts)?;
+    let entries = shown(ctx, terms, new, &asked, &parts)?;
     if new.is_extraction() {
         writeback::follow(store, &key(&new.key), &parts);
     }
@@ -149,12 +153,13 @@ pub(crate) fn unpacks_itself(key: &SnapshotKey) {
 
 /// Makes a read-only snapshot. As [`prepare`] otherwise.
 pub fn view(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Vec<MountEntry>> {
+    let (asked, options) = read(ctx, new)?;
     let options = PrepareOptions {
         size_limit_bytes: None,
-        ..options(ctx, new)?
+        ..options
     };
     let parts = ctx.store()?.view(&key(&new.key), &options)?;
-    shown(ctx, terms, new, &parts)
+    shown(ctx, terms, new, &asked, &parts)
 }
 
 /// Returns the mounts of a new snapshot, which goes again if there are none to be had.
@@ -162,40 +167,17 @@ fn shown(
     ctx: &Context,
     terms: Terms,
     new: &NewSnapshot,
+    asked: &Asked,
     parts: &TreeParts,
 ) -> Result<Vec<MountEntry>> {
     let key = key(&new.key);
-    let labels = own_labels::strip(new.labels.clone());
-    let shown = mounts::prepare(parts, &labels)
-        .and_then(|()| mapped(ctx, terms, &key, parts, labels))
-        .and_then(|labels| mounts::entries(ctx, &key, parts, &labels));
+    let shown = mounts::show(ctx, terms, &key, parts, asked);
     if shown.is_err()
         && let Err(error) = ctx.store()?.remove(&key, Sweep::Later)
     {
         tracing::warn!(key = new.key, %error, "a snapshot without mounts stays");
     }
     shown
-}
-
-/// Lays out what a tree needs so that its ids can be mapped as its labels ask, records who does it, and returns the labels with that. Nothing is done
-/// twice: a server that was killed may have left it half done.
-fn mapped(
-    ctx: &Context,
-    terms: Terms,
-    key: &SnapshotKey,
-    parts: &TreeParts,
-    mut labels: Labels,
-) -> Result<Labels> {
-    if Mapper::recorded(&labels).is_some() || ids::Mapping::of(&labels)?.is_none() {
-        return Ok(labels);
-    }
-    let mapper = ids::decide(ctx, &facts::facts(ctx)?, terms, parts, &labels)?;
-    ids::prepare(parts, &labels, mapper)?;
-    let (label, name) = (ids::MAPPED_BY.to_owned(), mapper.name().to_owned());
-    let change = LabelChange::Set(label.clone(), name.clone());
-    ctx.store()?.update(key, &[change])?;
-    labels.insert(label, name);
-    Ok(labels)
 }
 
 /// Returns how a writable snapshot or a view is mounted, after putting right what is only derived from its record.
@@ -209,10 +191,8 @@ pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>
         return Err(StoreError::Committed { key: visible(&key) }.into());
     }
     let parts = store.tree(&key)?;
-    let is_staged = adopt::is_staged(&info);
-    let labels = mapped(ctx, terms, &key, &parts, info.labels)?;
-    let entries = mounts::entries(ctx, &key, &parts, &labels)?;
-    Ok(match is_staged {
+    let entries = mounts::show(ctx, terms, &key, &parts, &Asked::of(&info.labels)?)?;
+    Ok(match adopt::is_staged(&info) {
         true => adopt::read_only(entries),
         false => entries,
     })
@@ -321,14 +301,26 @@ pub fn held(ctx: &Context) -> Result<Vec<Held>> {
     Ok(totals.into_iter().map(held).collect())
 }
 
-fn options(ctx: &Context, new: &NewSnapshot) -> Result<PrepareOptions> {
-    Ok(PrepareOptions {
+/// Reads a request: what its labels ask for, and how the store is to make it.
+fn read(ctx: &Context, new: &NewSnapshot) -> Result<(Asked, PrepareOptions)> {
+    let labels = own_labels::strip(new.labels.clone());
+    let asked = Asked::of(&labels)?;
+    // Where the file system keeps no limit, the engine does.
+    let size_limit_bytes = match asked.limit_bytes {
+        Some(bytes) => {
+            let state = vellum_sys::quota::state(Dir::open(ctx.root())?)?;
+            (state == ProjectQuota::Enforced).then_some(bytes)
+        }
+        None => None,
+    };
+    let options = PrepareOptions {
         parent: new.parent.as_deref().map(key),
-        labels: own_labels::strip(new.labels.clone()),
+        labels,
         keep: Keep::UntilRemoved,
-        size_limit_bytes: mounts::quota_bytes(ctx, new)?,
+        size_limit_bytes,
         ..PrepareOptions::default()
-    })
+    };
+    Ok((asked, options))
 }
 
 /// The client's key as the store has it. The empty one stays empty, and is refused there.

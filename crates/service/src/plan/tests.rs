@@ -35,7 +35,7 @@ fn plain_user() -> Facts {
     }
 }
 
-fn wishes() -> Wishes {
+pub(crate) fn wishes() -> Wishes {
     Wishes {
         engine: Engine::Kernel,
         method: MountMethod::Auto,
@@ -63,7 +63,7 @@ fn layer(n: usize) -> LayerDir {
     }
 }
 
-fn parts(lowers: usize) -> TreeParts {
+pub(crate) fn parts(lowers: usize) -> TreeParts {
     TreeParts {
         tree: tree(0),
         driver: DriverKind::Overlay2,
@@ -80,7 +80,7 @@ fn parts(lowers: usize) -> TreeParts {
     }
 }
 
-fn overlay(parts: &mut TreeParts) -> &mut Overlay {
+pub(crate) fn overlay(parts: &mut TreeParts) -> &mut Overlay {
     match &mut parts.shape {
         Shape::Overlay(overlay) => overlay,
         Shape::Plain { .. } => panic!("a stacked tree was made"),

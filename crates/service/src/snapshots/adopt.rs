@@ -18,7 +18,8 @@ use vellum_store::{
     Registered, SnapshotKey, Store, StoreError,
 };
 
-use super::{MountEntry, NewSnapshot, OWNER, PARENT_CHAIN, SNAPSHOT_REF, key, own_labels};
+use super::asked::Asked;
+use super::{MountEntry, NewSnapshot, OWNER, SNAPSHOT_REF, key, own_labels};
 use crate::error::{Error, Result};
 
 /// The label with the key of the parent that the client is told, or [`NOTHING`]. On disk.
@@ -82,11 +83,10 @@ pub(super) fn adopt(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Opt
 /// Returns how a snapshot is made that holds a layer of Vellum's already, if the client unpacks before it names the parent and Vellum has the chain.
 pub(super) fn staged(
     store: &Store,
-    new: &NewSnapshot,
+    asked: &Asked,
     options: &PrepareOptions,
 ) -> Result<Option<PrepareOptions>> {
-    let chains = (new.labels.get(SNAPSHOT_REF), new.labels.get(PARENT_CHAIN));
-    let (None, (Some(chain), Some(below))) = (&new.parent, chains) else {
+    let (Some(chain), Some(below)) = (&asked.chain, &asked.parent_chain) else {
         return Ok(None);
     };
     if chain.parse::<Digest>().is_err() {
