@@ -14,7 +14,7 @@ pub use vellum_overlay::values::BytesPath;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::place;
+use crate::mount::place;
 
 /// What is kept with a container besides the store's own record; JSON in the record's `config`.
 ///

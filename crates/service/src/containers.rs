@@ -12,8 +12,8 @@ use crate::bundle::declared;
 use crate::container::Settings;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::release::release;
-use crate::{container, mounted, names, run_dir};
+use crate::mount::{place, shown};
+use crate::{container, names, run_dir};
 
 /// Removes a container, what it changed, and the volumes that its image declares. Durable on return.
 ///
@@ -45,13 +45,13 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
         // A damaged tree must not keep its record alive.
         if let Ok(parts) = parts {
             let table = mountinfo::read()?;
-            let places = mounted::places(&parts, &table);
+            let places = place::places(&parts, &table);
             if !places.is_empty() {
                 if !force {
                     return Err(Error::InUse {
                         kind: Kind::Container,
                         name: record.name.clone(),
-                        by: match mounted::is_dead(&parts, &table) {
+                        by: match shown::is_tree_dead(&parts, &table) {
                             false => format!("it is mounted at {}", places[0].display()),
                             true => format!(
                                 "it is mounted at {} by a process that has ended",
@@ -69,7 +69,8 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
             .store()?
             .driver_home(info.driver)
             .join(info.tree.as_str());
-        release(&dir)?;
+        // A removal must succeed while a process sits in the tree, another mount namespace holds it, or something foreign is mounted over it.
+        vellum_sys::mount::unmount_all(&dir)?;
         for place in elsewhere.iter().filter(|place| !place.starts_with(&dir)) {
             vellum_sys::mount::unmount(place, Detach::Yes)?;
         }
@@ -169,8 +170,8 @@ fn listed(
     let (mounts, dead) = container::parts(ctx, record)
         .map(|parts| {
             (
-                mounted::places(&parts, table),
-                mounted::is_dead(&parts, table),
+                place::places(&parts, table),
+                shown::is_tree_dead(&parts, table),
             )
         })
         .unwrap_or_default();

@@ -27,7 +27,8 @@ use vellum_union::engine::Limit;
 use crate::config::parse_size;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::{limit, place, run_dir};
+use crate::mount::place;
+use crate::{limit, run_dir};
 
 mod changes;
 mod mounts;

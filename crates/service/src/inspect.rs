@@ -7,7 +7,8 @@ use vellum_sys::mountinfo;
 use crate::container::{self, Settings};
 use crate::context::Context;
 use crate::error::Result;
-use crate::{mounted, names, run_dir};
+use crate::mount::{place, shown};
+use crate::{names, run_dir};
 
 /// Returns all that the store knows of a container.
 pub fn inspect_container(ctx: &Context, name: &str) -> Result<Value> {
@@ -16,7 +17,7 @@ pub fn inspect_container(ctx: &Context, name: &str) -> Result<Value> {
         let info = ctx.store()?.stat(&record.snapshot)?;
         let parts = container::parts(ctx, record)?;
         let table = mountinfo::read()?;
-        let places = mounted::places(&parts, &table);
+        let places = place::places(&parts, &table);
         let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
         let tree = match &parts.shape {
             Shape::Plain { root, base, .. } => json!({
@@ -50,7 +51,7 @@ pub fn inspect_container(ctx: &Context, name: &str) -> Result<Value> {
                 "index": f.index,
                 "xino": f.xino,
             })),
-            "dead": mounted::is_dead(&parts, &table),
+            "dead": shown::is_tree_dead(&parts, &table),
             "running": run_dir::is_running(ctx, &record.id)?,
             "mounts": places.iter().map(|p| text(p)).collect::<Vec<_>>(),
             "tree": tree,

@@ -1,28 +1,31 @@
-//! `mount`: a container's tree, or an image's, at a directory. See `mounted` for what is there, `umount` for the way back.
+//! `mount`: a container's tree, or an image's, at a directory. `shown.rs` has the states of such a mount and the moves between them, `mounted.rs`
+//! lists what is there, and `umount` is the way back.
 //!
 //! What is mounted is read from mountinfo, never from a record of ours, so that nothing goes stale: a crash, a reboot or an unmount by
 //! somebody else leaves no lie. A container's overlay has one place, `merged` in its tree's directory; other places it is wanted at are
 //! bind mounts of that one, because two overlays of one upper would corrupt it. All calls are idempotent and hold the container's lock.
 
-use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use vellum_overlay::daemon;
-use vellum_store::{ContainerRecord, DriverKind, LayerDir, Overlay, Shape, SnapshotKey, TreeParts};
-use vellum_sys::mount::{self, BindOptions, MountError};
+use vellum_store::{ContainerRecord, DriverKind, LayerDir, Overlay, Shape, TreeParts};
+use vellum_sys::mount::{self, BindOptions};
 use vellum_sys::mountinfo;
 use vellum_union::engine::Limit;
 
 use crate::container::Settings;
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
-use crate::mounted::Mounted;
-use crate::place::{self, Shows};
-use crate::plan::{EngineMount, Plan, Wishes, method_name, plan};
-use crate::{container, create, dead, facts, names, run_dir};
+use crate::error::{Error, Result};
+use crate::plan::{Plan, Wishes, plan};
+use crate::{container, create, facts, names, run_dir};
+
+mod execute;
+pub mod mounted;
+pub(crate) mod place;
+pub(crate) mod shown;
+
+use mounted::Mounted;
+use shown::{Seen, State};
 
 /// Decides how a container would be mounted, and mounts nothing.
 pub fn plan_container(ctx: &Context, name: &str, read_only: bool) -> Result<Plan> {
@@ -88,32 +91,25 @@ pub fn mount_locked(
     let parts = container::parts(ctx, record)?;
     // A dead mount's other places, which get the new one.
     let mut copies = Vec::new();
-    let (place, method) = match &parts.shape {
-        Shape::Plain { root, .. } => (root.clone(), None),
-        Shape::Overlay(overlay) => {
-            let merged = overlay.merged.clone();
-            let shows = place::look(overlay)?;
-            if shows == Shows::Dead {
-                copies = dead::bury(ctx, &merged, &record.name)?;
+    let (place, method) = match Seen::look(&parts)? {
+        Seen::Directory(root) => (root.to_path_buf(), None),
+        Seen::AtPlace(mut shown) => {
+            if shown.state() == State::Dead {
+                copies = shown.bury(ctx, &record.name)?;
             }
-            let method = if shows == Shows::Container {
-                None
-            } else {
-                make_merged(&merged)?;
-                // Where the target gets it read-only, the mount itself stays writable.
-                Some(mount_tree(
-                    ctx,
-                    (&record.snapshot, &record.name),
-                    &parts,
-                    &merged,
-                    Terms {
+            let method = match shown.state() {
+                State::Live => None,
+                State::Nothing | State::Dead => {
+                    let terms = Terms {
+                        // Where the target gets it read-only, the mount itself stays writable.
                         read_only: read_only && target.is_none(),
                         limit: Settings::of(record)?.limit(),
-                    },
-                )?)
+                    };
+                    Some(shown.show(ctx, &record.snapshot, &record.name, terms)?)
+                }
             };
-            dead::restore(&merged, &copies)?;
-            (merged, method)
+            shown.restore(&copies)?;
+            (shown.place().to_path_buf(), method)
         }
     };
     let path = match target {
@@ -155,140 +151,15 @@ fn is_read_only(place: &Path) -> Result<bool> {
         .is_some_and(|m| m.mount_point == place && m.is_read_only()))
 }
 
-pub(crate) fn make_merged(merged: &Path) -> Result<()> {
-    match fs::DirBuilder::new().mode(0o700).create(merged) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(Error::io("create", merged)(e)),
-    }
-}
-
-/// Mounts the tree of a snapshot at `target`, a directory. The name is for messages.
-///
-/// The caller holds the lock of whatever the snapshot belongs to, and has seen that it is not mounted there.
-pub(crate) fn mount_tree(
-    ctx: &Context,
-    (snapshot, name): (&SnapshotKey, &str),
-    parts: &TreeParts,
-    target: &Path,
-    terms: Terms,
-) -> Result<&'static str> {
-    let planned = plan_parts(ctx, parts, terms)?;
-    if let Plan::Overlay {
-        features: Some(features),
-        ..
-    }
-    | Plan::Engine {
-        features: Some(features),
-        ..
-    } = &planned
-    {
-        if parts.features.is_none() {
-            container::adopt_root(ctx.process, parts, None)?;
-        }
-        // Before the mount: from then on the upper may carry the marks.
-        ctx.store()?.record_features(snapshot, *features)?;
-    }
-    let done = match execute(ctx, &planned, target) {
-        Err(Error::Mount(error)) => Err(explain(error, parts, name)),
-        done => done,
-    };
-    if done.is_err() && parts.driver == DriverKind::Overlay2 {
-        // The first error is the one to tell; an empty directory does no harm.
-        let _ = fs::remove_dir(target);
-    }
-    done
-}
-
-/// Does what is planned, and returns the method's name.
-fn execute(ctx: &Context, planned: &Plan, target: &Path) -> Result<&'static str> {
-    match planned {
-        Plan::Bind { source, read_only } => {
-            let options = BindOptions {
-                read_only: *read_only,
-                ..BindOptions::default()
-            };
-            mount::bind(source, target, options)?;
-            Ok("bind")
-        }
-        Plan::Overlay {
-            method,
-            mount: overlay,
-            ..
-        } => {
-            let facts = mount::overlay(overlay, target, method)?;
-            for line in facts.log {
-                tracing::debug!(kernel = line, "mounted");
-            }
-            Ok(method_name(method))
-        }
-        Plan::Engine { mount, .. } => {
-            // The source tells mounts of this store from others' in the mount table.
-            let arguments = engine_arguments(mount, ctx.store()?.root(), target);
-            daemon::start_overlay(&arguments, target)?;
-            Ok("engine")
-        }
-    }
-}
-
-/// Returns the arguments of `vellum overlay` for a mount. Each layer is an argument of its own: there is a limit for one.
-fn engine_arguments(mount: &EngineMount, source: &Path, target: &Path) -> Vec<OsString> {
-    let mut arguments = Vec::new();
-    let mut add = |name: &str, value: &OsStr| {
-        let mut text = name.as_bytes().to_vec();
-        for &byte in value.as_bytes() {
-            if matches!(byte, b'\\' | b',' | b':' | b'"') {
-                text.push(b'\\');
-            }
-            text.push(byte);
-        }
-        arguments.push(OsString::from("-o"));
-        arguments.push(OsString::from_vec(text));
-    };
-    for lower in &mount.lowers {
-        add("lowerdir+=", lower.as_os_str());
-    }
-    for (name, dir) in [("upperdir=", &mount.upper), ("workdir=", &mount.work)] {
-        if let Some(dir) = dir {
-            add(name, dir.as_os_str());
-        }
-    }
-    arguments.push("-o".into());
-    arguments.push(mount.options().join(",").into());
-    arguments.push(source.into());
-    arguments.push(target.into());
-    arguments
-}
-
-/// Adds who is in the way.
-fn explain(error: MountError, parts: &TreeParts, name: &str) -> Error {
-    if error.is_busy()
-        && let Shape::Overlay(overlay) = &parts.shape
-        && let Some(upper) = &overlay.upper
-    {
-        let holders = mountinfo::find_overlay_holders(&upper.dir, overlay.work.as_deref())
-            .unwrap_or_default();
-        if !holders.is_empty() {
-            return Error::InUse {
-                kind: Kind::Container,
-                name: name.to_owned(),
-                by: holders.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
-                hint: "its tree is mounted in another mount namespace: end that process, or unmount it there".into(),
-            };
-        }
-    }
-    Error::Mount(error)
-}
-
 /// Mounts an image itself, read-only, at `target`.
 pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> {
     names::with_image(ctx, name, |image| {
-        if dead::is_dead_of(ctx.store()?.root(), target)? {
-            dead::bury(ctx, target, name)?;
+        if shown::is_dead_of(ctx.store()?.root(), target)? {
+            shown::bury_at(ctx, target, name)?;
         }
         let target = existing_directory(target)?;
         let planned = plan_view(ctx, &create::tree_of_image(ctx, image)?)?;
-        let method = execute(ctx, &planned, &target)?;
+        let method = execute::plan(ctx, &planned, &target)?;
         Ok(Mounted {
             id: None,
             name: name.to_owned(),

@@ -20,7 +20,8 @@ use vellum_sys::lock::Lock;
 use crate::bundle::{ProcessRequest, compose};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::{mount, mounted, names, run_dir, umount};
+use crate::mount::mounted;
+use crate::{mount, names, run_dir, umount};
 
 mod failure;
 

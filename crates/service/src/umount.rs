@@ -2,19 +2,18 @@
 //!
 //! All calls are idempotent and hold the container's lock. A container's own place goes last: while it is there, the others can be found.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use vellum_store::{ContainerRecord, DriverKind, Shape};
+use vellum_store::{ContainerRecord, Shape};
 use vellum_sys::mount::{self, Detach};
 use vellum_sys::mountinfo;
 
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::place::{self, Shows};
-use crate::{container, dead, mounted, names, run_dir};
+use crate::mount::shown::{Seen, Shown, State, Users, unmount_unused, users};
+use crate::mount::{mounted, place};
+use crate::{container, names, run_dir};
 
 /// Takes a container's mounts away, all of them, and returns where they were; one that was removed meanwhile has none.
 ///
@@ -36,46 +35,28 @@ pub fn umount_container(
 pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Result<Vec<PathBuf>> {
     let parts = container::parts(ctx, record)?;
     let table = mountinfo::read()?;
-    let mut force = force;
-    if let Shape::Overlay(overlay) = &parts.shape {
-        // Else somebody else's mount would be taken away in its stead.
-        force |= place::look_in(overlay, &table)? == Shows::Dead;
-    }
-    let places = mounted::places(&parts, &table);
+    // A foreign mount would be taken away in the container's stead.
+    let mut shown = Seen::look_in(&parts, &table)?.at_place();
+    let force = force || shown.as_ref().is_some_and(|s| s.state() == State::Dead);
+    let places = place::places(&parts, &table);
+    let own = shown.as_ref().map(Shown::place);
     // The container's own place last: while it is there, the others can be found.
     for place in places.iter().rev() {
-        take_away(place, force, &record.name)?;
+        if own != Some(place) {
+            take_away(place, force, &record.name)?;
+        }
     }
-    if let Shape::Overlay(overlay) = &parts.shape
-        && let Some(upper) = &overlay.upper
-        && !places.is_empty()
-        && !force
-    {
-        wait_for_engine(&upper.dir);
-    }
-    // Docker's overlay2 has the directory only while mounted, its overlay always.
-    if let (Shape::Overlay(overlay), DriverKind::Overlay2) = (&parts.shape, parts.driver) {
-        match fs::remove_dir(&overlay.merged) {
-            Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            // An old one does no harm.
-            Err(error) => tracing::debug!(%error, "the mount point stays"),
+    if let Some(shown) = &mut shown {
+        match force {
+            true => drop(shown.hide(Users::Ignored)?),
+            false if !shown.hide(Users::Respected)? => {
+                return Err(in_use(shown.place(), &record.name));
+            }
+            false if !places.is_empty() => shown.wait_for_engine(),
+            false => {}
         }
     }
     Ok(places)
-}
-
-/// Waits until the process that served the mount has written everything and let go of the upper: the next mount would find it taken.
-pub(crate) fn wait_for_engine(upper: &Path) {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    let until = Instant::now() + PATIENCE;
-    while Instant::now() < until {
-        if !dead::is_held(upper) {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    tracing::warn!(upper = %upper.display(), "the engine is still writing");
 }
 
 /// Unmounts `place`.
@@ -87,68 +68,18 @@ fn take_away(place: &Path, force: bool, name: &str) -> Result<()> {
     if unmount_unused(place)? {
         return Ok(());
     }
-    Err(Error::InUse {
+    Err(in_use(place, name))
+}
+
+fn in_use(place: &Path, name: &str) -> Error {
+    Error::InUse {
         kind: Kind::Container,
         name: name.to_owned(),
         by: users(place).unwrap_or_else(|| format!("somebody uses {}", place.display())),
         hint:
             "end them, or use --force: the mount goes out of sight now and ends with its last user"
                 .into(),
-    })
-}
-
-/// Unmounts `place` unless somebody uses it; false if somebody does. A user that is just leaving is waited for: a program between its last read
-/// and its exit, or a child of one that has not executed yet and still holds what its parent had open.
-pub(crate) fn unmount_unused(place: &Path) -> Result<bool> {
-    const PATIENCE: Duration = Duration::from_secs(3);
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match mount::unmount(place, Detach::No) {
-            Ok(_) => return Ok(true),
-            Err(e) if e.is_busy() && Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(e) if e.is_busy() => return Ok(false),
-            Err(e) => return Err(e.into()),
-        }
     }
-}
-
-/// Names some processes whose working directory, root or open files are on the mount at `place`.
-pub(crate) fn users(place: &Path) -> Option<String> {
-    let mut found = BTreeSet::new();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = process
-            .file_name()
-            .to_str()
-            .and_then(|n| n.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        let base = process.path();
-        let mut links = vec![base.join("cwd"), base.join("root")];
-        links.extend(
-            fs::read_dir(base.join("fd"))
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|e| e.path()),
-        );
-        if links
-            .iter()
-            .any(|link| fs::read_link(link).is_ok_and(|to| to.starts_with(place)))
-        {
-            let command = fs::read_to_string(base.join("comm")).unwrap_or_default();
-            found.insert(format!("process {pid} ({})", command.trim()));
-        }
-        if found.len() == 5 {
-            break;
-        }
-    }
-    (!found.is_empty()).then(|| {
-        let all: Vec<_> = found.into_iter().collect();
-        format!("{} in {}", all.join(", "), place.display())
-    })
 }
 
 /// Takes away what is mounted at `path`, if it is a container's or an image's of this store.

@@ -6,7 +6,7 @@ use std::path::Path;
 use vellum_service::create::{CreateRequest, Origin, create as make};
 use vellum_service::error::Kind;
 use vellum_service::image::CommitRequest;
-use vellum_service::mounted::{self, Mounted};
+use vellum_service::mount::mounted::{self, Mounted};
 use vellum_service::{Context, Error, containers, mount as mounts, names, umount};
 
 use super::{Outcome, for_all};

@@ -17,7 +17,8 @@ use vellum_sys::{Dir, FileKind, Stat};
 use super::{End, invalid};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::{mount, mounted, names, run_dir, umount};
+use crate::mount::mounted;
+use crate::{mount, names, run_dir, umount};
 
 /// A root and a path in it: the host's is `/`.
 pub(super) struct Side {

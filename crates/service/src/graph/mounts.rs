@@ -7,17 +7,15 @@
 use std::fs;
 use std::path::PathBuf;
 
-use vellum_store::{DriverKind, Info, Overlay, Shape};
-use vellum_sys::mount::{self, Detach};
+use vellum_store::Info;
 use vellum_sys::mountinfo;
 use vellum_sys::plain::{self, Links};
 
 use super::{Graph, check_id, check_label, id_of, kept_by_engine, lock_name};
 use crate::error::{Error, Kind, Result};
-use crate::mount::{Terms, make_merged, mount_tree};
-use crate::place::{self, Shows};
-use crate::umount::{unmount_unused, users, wait_for_engine};
-use crate::{dead, run_dir};
+use crate::mount::Terms;
+use crate::mount::shown::{Seen, State, Users, unmount_unused, users};
+use crate::run_dir;
 
 /// The directory of the counts in the run directory.
 const COUNTS: &str = "docker-counts";
@@ -32,34 +30,30 @@ impl Graph {
         let _lock = self.lock(id)?;
         let found = self.get_info(id)?;
         let parts = self.parts(&found)?;
-        let overlay = match &parts.shape {
-            Shape::Plain { root, .. } => return Ok(root.clone()),
-            Shape::Overlay(overlay) => overlay,
+        let mut shown = match Seen::look(&parts)? {
+            Seen::Directory(root) => return Ok(root.to_path_buf()),
+            Seen::AtPlace(shown) => shown,
         };
-        let shows = place::look(overlay)?;
-        let count = match shows {
+        let count = match shown.state() {
             // Those who got a mount that died meanwhile give it back all the same.
-            Shows::Container | Shows::Dead => self.count(id).unwrap_or(1),
-            Shows::Nothing => 0,
+            State::Live | State::Dead => self.count(id).unwrap_or(1),
+            State::Nothing => 0,
         };
         // Before the mount: without one it is void.
         self.set_count(id, count + 1)?;
-        if shows == Shows::Dead {
-            dead::bury(&self.ctx, &overlay.merged, id)?;
+        if shown.state() == State::Dead {
+            shown.bury(&self.ctx, id)?;
         }
-        if shows != Shows::Container {
-            make_merged(&overlay.merged)?;
+        if shown.state() == State::Nothing {
             // The one that served the last mount.
-            if let Some(upper) = &overlay.upper {
-                wait_for_engine(&upper.dir);
-            }
+            shown.wait_for_engine();
             let terms = Terms {
                 read_only: false,
                 limit: kept_by_engine(&found),
             };
-            mount_tree(&self.ctx, (&found.key, id), &parts, &overlay.merged, terms)?;
+            shown.show(&self.ctx, &found.key, id, terms)?;
         }
-        Ok(overlay.merged.clone())
+        Ok(shown.place().to_path_buf())
     }
 
     /// Takes back one `get`. With the last the mount goes out of sight; who is still in it may stay.
@@ -81,13 +75,13 @@ impl Graph {
 
     /// Tells whether the engine's mount of a layer can't be taken away because of who is in it. If it can, it is.
     fn is_needed(&self, found: &Info) -> Result<bool> {
-        let Some(overlay) = self.overlay(found)? else {
-            return Ok(false);
-        };
-        let table = mountinfo::read()?;
-        Ok(place::look_in(&overlay, &table)? == Shows::Container
-            && place::is_engines(&overlay, &table)
-            && !unmount_unused(&overlay.merged)?)
+        let parts = self.parts(found)?;
+        Ok(match Seen::look(&parts)?.at_place() {
+            Some(shown) if shown.state() == State::Live && shown.is_by_engine() => {
+                !unmount_unused(shown.place())?
+            }
+            _ => false,
+        })
     }
 
     /// Takes every mount of every layer away: the daemon ends.
@@ -114,22 +108,15 @@ impl Graph {
 
     /// Takes the mount of a layer away, whoever uses it. The caller holds the lock.
     pub(super) fn detach(&self, id: &str, found: &Info) -> Result<()> {
-        let Some(overlay) = self.overlay(found)? else {
+        let parts = self.parts(found)?;
+        let Some(mut shown) = Seen::look(&parts)?.at_place() else {
             return Ok(());
         };
-        let unused = match place::look(&overlay)? {
-            Shows::Nothing => true,
-            Shows::Container | Shows::Dead => match mount::unmount(&overlay.merged, Detach::No) {
-                Ok(_) => true,
-                Err(e) if e.is_busy() => {
-                    mount::unmount(&overlay.merged, Detach::Yes)?;
-                    false
-                }
-                Err(e) => return Err(e.into()),
-            },
-        };
+        let unused = shown.hide(Users::Ignored)?;
         self.forget_count(id);
-        self.tidy(found, &overlay, unused);
+        if unused {
+            shown.wait_for_engine();
+        }
         Ok(())
     }
 
@@ -137,46 +124,24 @@ impl Graph {
     ///
     /// Errors: `InUse`.
     pub(super) fn release(&self, id: &str, found: &Info) -> Result<()> {
-        let Some(overlay) = self.overlay(found)? else {
+        let parts = self.parts(found)?;
+        let Some(mut shown) = Seen::look(&parts)?.at_place() else {
             return Ok(());
         };
-        let shows = place::look(&overlay)?;
-        if shows == Shows::Dead {
-            dead::bury(&self.ctx, &overlay.merged, id)?;
+        if shown.state() == State::Dead {
+            shown.bury(&self.ctx, id)?;
         }
-        if shows == Shows::Container && !unmount_unused(&overlay.merged)? {
+        if !shown.hide(Users::Respected)? {
             return Err(Error::InUse {
                 kind: Kind::Layer,
                 name: id.to_owned(),
-                by: users(&overlay.merged).unwrap_or_else(|| "somebody unseen".to_owned()),
+                by: users(shown.place()).unwrap_or_else(|| "somebody unseen".to_owned()),
                 hint: "what others are to stand on must not change any more: end them first".into(),
             });
         }
         self.forget_count(id);
-        self.tidy(found, &overlay, true);
+        shown.wait_for_engine();
         Ok(())
-    }
-
-    /// Docker's overlay2 has the directory only while mounted, its overlay always. Removing it ends what other mount namespaces still have of the mount.
-    fn tidy(&self, found: &Info, overlay: &Overlay, unused: bool) {
-        if found.driver == DriverKind::Overlay2
-            && let Err(error) = fs::remove_dir(&overlay.merged)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            // An old one does no harm.
-            tracing::debug!(%error, "the mount point stays");
-        }
-        if let (true, Some(upper)) = (unused, &overlay.upper) {
-            wait_for_engine(&upper.dir);
-        }
-    }
-
-    /// Returns the layers of a tree that is mounted to be seen.
-    fn overlay(&self, found: &Info) -> Result<Option<Overlay>> {
-        Ok(match self.parts(found)?.shape {
-            Shape::Overlay(overlay) => Some(overlay),
-            Shape::Plain { .. } => None,
-        })
     }
 
     /// Returns how often a layer was gotten; `None` if that is not known.

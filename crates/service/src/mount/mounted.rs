@@ -7,13 +7,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vellum_store::{ContainerRecord, DriverKind, Shape, TreeParts};
-use vellum_sys::mountinfo::{self, FsOptions, Table};
+use vellum_store::{ContainerRecord, DriverKind};
+use vellum_sys::mountinfo::{self, FsOptions};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::place::{self, ENGINE_TYPE, Shows};
-use crate::{container, dead, names};
+use crate::{container, names};
+
+use super::place::{self, ENGINE_TYPE};
+use super::shown::{self, Seen, State};
 
 /// A mount that is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,54 +36,6 @@ pub struct Mounted {
     pub dead: bool,
 }
 
-/// Returns where a container shows, its own place first. Empty if it isn't mounted.
-///
-/// A tree that needs no mount (driver `native`) counts as mounted only where it was bound.
-pub fn places(parts: &TreeParts, table: &Table) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    match &parts.shape {
-        Shape::Overlay(overlay) => {
-            let at = |m: &&mountinfo::Mount| {
-                m.mount_point == overlay.merged
-                    && (m.fs_type == "overlay" || m.fs_type == ENGINE_TYPE)
-            };
-            let Some(own) = table.mounts().iter().rev().find(at) else {
-                return found;
-            };
-            found.push(own.mount_point.clone());
-            let same = |m: &&mountinfo::Mount| m.dev == own.dev && m.mount_point != own.mount_point;
-            found.extend(
-                table
-                    .mounts()
-                    .iter()
-                    .filter(same)
-                    .map(|m| m.mount_point.clone()),
-            );
-        }
-        Shape::Plain { .. } => {
-            // The tree's random name in a bind mount's root is as good as a device number.
-            let name = parts.tree.as_str();
-            let bound = |m: &&mountinfo::Mount| m.root.components().any(|c| c.as_os_str() == name);
-            found.extend(
-                table
-                    .mounts()
-                    .iter()
-                    .filter(bound)
-                    .map(|m| m.mount_point.clone()),
-            );
-        }
-    }
-    found
-}
-
-/// Tells whether a container is mounted by a process that has ended.
-pub(crate) fn is_dead(parts: &TreeParts, table: &Table) -> bool {
-    match &parts.shape {
-        Shape::Overlay(overlay) => dead::is_dead(overlay, table),
-        Shape::Plain { .. } => false,
-    }
-}
-
 /// Returns every mount of this store's containers, by container.
 pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
     let table = mountinfo::read()?;
@@ -92,8 +46,8 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
             Err(_) if names::is_gone(ctx, &record) => continue,
             found => found?,
         };
-        let dead = is_dead(&parts, &table);
-        for path in places(&parts, &table) {
+        let dead = shown::is_tree_dead(&parts, &table);
+        for path in place::places(&parts, &table) {
             all.push(Mounted {
                 id: Some(record.id.clone()),
                 name: record.name.clone(),
@@ -108,13 +62,10 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
 
 /// Tells whether a container is mounted: who mounts it for a while leaves it so.
 pub(crate) fn is_shown(ctx: &Context, record: &ContainerRecord) -> Result<bool> {
-    match container::parts(ctx, record)?.shape {
-        Shape::Overlay(overlay) => {
-            // A dead one is mounted anew and then stays, as it was meant to.
-            Ok(place::look(&overlay)? != Shows::Nothing)
-        }
-        Shape::Plain { .. } => Ok(true),
-    }
+    // A dead one is mounted anew and then stays, as it was meant to.
+    let parts = container::parts(ctx, record)?;
+    let at_place = Seen::look(&parts)?.at_place();
+    Ok(at_place.is_none_or(|shown| shown.state() != State::Nothing))
 }
 
 /// Returns where images of this store are mounted: read-only mounts of its layers that no container has.

@@ -1,57 +1,70 @@
-//! What shows at a container's own mount place: nothing, the container, or something somebody mounted over it.
+//! Where a tree shows, as the mount table has it: at its own place, at others, or beneath something foreign.
 //!
 //! A mount point alone says little: a foreign mount at `merged`, or over the tree's directory, must neither be taken for the container nor be unmounted in
-//! its stead, and nothing may be made in it. The decision is made from the mount table; the store itself has been found uncovered before
-//! (see [`crate::home`]).
+//! its stead, and nothing may be made in it. The store itself has been found uncovered before (see [`crate::home`]).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use vellum_store::Overlay;
+use vellum_store::{Shape, TreeParts};
 use vellum_sys::Dir;
 use vellum_sys::mountinfo::{self, Mount, Table};
 
-use crate::dead;
 use crate::error::{Error, Result};
 use crate::home::Cover;
 
 /// The type of a mount by Vellum's own engine, as the mount table has it.
 pub(crate) const ENGINE_TYPE: &str = "fuse.vellum";
 
-/// What shows at the place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shows {
-    /// The bare directory, or not even that.
-    Nothing,
-    /// The container.
-    Container,
-    /// What is left of its mount by Vellum's engine whose process has ended: every access gives ENOTCONN. See [`crate::dead`].
-    Dead,
-}
-
-/// Tells what shows at `overlay.merged`. Errors: [`Error::Covered`] if something foreign does.
-pub fn look(overlay: &Overlay) -> Result<Shows> {
-    look_in(overlay, &mountinfo::read()?)
-}
-
-/// As [`look`], for a caller that has just read the mount table.
-pub(crate) fn look_in(overlay: &Overlay, table: &Table) -> Result<Shows> {
-    match judge(&overlay.home, &overlay.merged, table)? {
-        Shows::Container if dead::is_dead(overlay, table) => Ok(Shows::Dead),
-        shows => Ok(shows),
-    }
-}
-
-/// Tells whether the mount at `overlay.merged` is one of Vellum's own engine.
-pub(crate) fn is_engines(overlay: &Overlay, table: &Table) -> bool {
+/// Returns the mount at `place` that was made last.
+pub(super) fn latest<'t>(place: &Path, table: &'t Table) -> Option<&'t Mount> {
     let mut latest = table.mounts().iter().rev();
-    let found = latest.find(|m| m.mount_point == overlay.merged);
-    found.is_some_and(|m| m.fs_type == ENGINE_TYPE)
+    latest.find(|m| m.mount_point == place)
+}
+
+/// Returns where a container shows, its own place first. Empty if it isn't mounted.
+///
+/// A tree that needs no mount (driver `native`) counts as mounted only where it was bound.
+pub(crate) fn places(parts: &TreeParts, table: &Table) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    match &parts.shape {
+        Shape::Overlay(overlay) => {
+            let at = |m: &&Mount| {
+                m.mount_point == overlay.merged
+                    && (m.fs_type == "overlay" || m.fs_type == ENGINE_TYPE)
+            };
+            let Some(own) = table.mounts().iter().rev().find(at) else {
+                return found;
+            };
+            found.push(own.mount_point.clone());
+            let same = |m: &&Mount| m.dev == own.dev && m.mount_point != own.mount_point;
+            found.extend(
+                table
+                    .mounts()
+                    .iter()
+                    .filter(same)
+                    .map(|m| m.mount_point.clone()),
+            );
+        }
+        Shape::Plain { .. } => {
+            // The tree's random name in a bind mount's root is as good as a device number.
+            let name = parts.tree.as_str();
+            let bound = |m: &&Mount| m.root.components().any(|c| c.as_os_str() == name);
+            found.extend(
+                table
+                    .mounts()
+                    .iter()
+                    .filter(bound)
+                    .map(|m| m.mount_point.clone()),
+            );
+        }
+    }
+    found
 }
 
 /// Errors with [`Error::Covered`] if something is mounted over `tree`, a directory in the driver's directory `home`.
 ///
 /// To be asked before the store looks into the tree: it would put right what it takes for damaged.
-pub fn uncovered(home: &Path, tree: &Path) -> Result<()> {
+pub(crate) fn uncovered(home: &Path, tree: &Path) -> Result<()> {
     // A tree that is missing is for the store to name.
     let (Ok(above), Ok(here)) = (Dir::open(home), Dir::open(tree)) else {
         return Ok(());
@@ -76,9 +89,10 @@ pub fn uncovered(home: &Path, tree: &Path) -> Result<()> {
     })
 }
 
-fn judge(home: &Path, merged: &Path, table: &Table) -> Result<Shows> {
+/// Tells whether a tree in the driver's directory `home` shows at its own place, `merged`. Errors: [`Error::Covered`] if something foreign does.
+pub(super) fn is_shown(home: &Path, merged: &Path, table: &Table) -> Result<bool> {
     let Some(base) = table.chain(home).last().copied() else {
-        return Ok(Shows::Nothing);
+        return Ok(false);
     };
     let over: Vec<&Mount> = table
         .chain(merged)
@@ -94,8 +108,8 @@ fn judge(home: &Path, merged: &Path, table: &Table) -> Result<Shows> {
                 || m.dev == base.dev && m.root != Path::new("/"))
     };
     match over.as_slice() {
-        [] => return Ok(Shows::Nothing),
-        [only] if is_ours(only) => return Ok(Shows::Container),
+        [] => return Ok(false),
+        [only] if is_ours(only) => return Ok(true),
         _ => {}
     }
     let own = table
@@ -116,10 +130,10 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(mounts: &str, expect: std::result::Result<Shows, &[&str]>) {
+    fn check(mounts: &str, expect: std::result::Result<bool, &[&str]>) {
         let text = format!("1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / /data rw - xfs b rw\n{mounts}");
         let table = mountinfo::parse(text.as_bytes()).unwrap();
-        let found = judge(
+        let found = is_shown(
             Path::new("/data/v/overlay2"),
             Path::new("/data/v/overlay2/x/merged"),
             &table,
@@ -141,11 +155,11 @@ mod tests {
 
     #[test]
     fn a_foreign_mount_is_not_taken_for_the_container() {
-        check("", Ok(Shows::Nothing));
-        check(OURS, Ok(Shows::Container));
+        check("", Ok(false));
+        check(OURS, Ok(true));
         check(
             "3 2 8:2 /v/overlay2/y/diff /data/v/overlay2/x/merged ro - xfs b rw\n",
-            Ok(Shows::Container),
+            Ok(true),
         );
         check(
             "3 2 0:50 / /data/v/overlay2/x/merged rw - tmpfs t rw\n",
@@ -166,7 +180,7 @@ mod tests {
         // A mount in the container is its own affair.
         check(
             &format!("{OURS}4 3 0:50 / /data/v/overlay2/x/merged/proc rw - proc p rw\n"),
-            Ok(Shows::Container),
+            Ok(true),
         );
     }
 }
