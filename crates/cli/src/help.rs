@@ -4,6 +4,7 @@
 //! snapshot test holds the whole text of every page.
 
 use clap::{Command, CommandFactory};
+use vellum_overlay::options::listed;
 
 use crate::args::Cli;
 
@@ -179,15 +180,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "  vellum overlay -o lowerdir=/layers/top:/layers/base,upperdir=/up,workdir=/work /merged
   vellum overlay -o lowerdir=/layers/a:/layers/b /merged                 read-only
   vellum overlay -o lowerdir=/a,upperdir=/u,workdir=/w,size=2G,settle=unmount /merged
-  umount /merged                                   a plain user: fusermount3 -u /merged
-
-All options of fuse-overlayfs and of the kernel's overlay are understood; docs/overlay.md explains each.
-  layers    lowerdir upperdir workdir lowerdir+ datadir+ trust=auto|engine|archive wh=auto|plain|whiteouts
-  marks     redirect_dir=on|off|follow|nofollow metacopy=on|off index=on|off xino=on|off|auto userxattr
-  owners    uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid xattr_permissions noacl noxattrs ino32_t
-  data      blocks=SIZE|off settle=manual|unmount size=SIZE inodes=N fsync=1|0 volatile
-  speed     passthrough open=deferred|checked writeback=1|0 io_uring=auto|off timeout=SECONDS threads=N static_nlink
-  mount     ro nosuid nodev noexec noatime allow_other allow_root context fsname",
+  umount /merged                                   a plain user: fusermount3 -u /merged",
     ),
     (
         "settle",
@@ -340,6 +333,9 @@ Settings come from flags, VELLUM_* variables, your own file and the system's: se
 const RUN_CODES: &str = "Exit codes: the command's own; 127 if it isn't there, 126 if it can't be executed, 125 if vellum or the
 runtime fails before it.";
 
+/// Opens the list of mount options, whose one definition is the overlay room's.
+const MOUNT_OPTIONS: &str = "All options of fuse-overlayfs and of the kernel's overlay are understood; docs/overlay.md explains each.";
+
 /// Returns the whole command tree with its help texts.
 pub fn command() -> Command {
     dress(Cli::command(), "", Form::Screen)
@@ -382,6 +378,10 @@ fn dress(mut command: Command, path: &str, form: Form) -> Command {
         "" => format!("\n\n{CODES}"),
         "run" => format!("\n\n{RUN_CODES}"),
         _ => String::new(),
+    };
+    let examples = match path {
+        "overlay" => format!("{examples}\n\n{MOUNT_OPTIONS}\n{}", listed().trim_end()),
+        _ => examples.to_owned(),
     };
     if form == Form::Man {
         let codes = if path == "run" { RUN_CODES } else { "" };

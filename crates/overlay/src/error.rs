@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use crate::parse::BadOption;
+use crate::options::BadOption;
 
 /// The result of what this room does.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

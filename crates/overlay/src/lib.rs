@@ -1,6 +1,6 @@
 //! A union mounted by Vellum's own engine, of layers that are named one by one.
 //!
-//! * [`options`]: what can be asked for; [`parse`]: how it is spelled in `-o` strings; [`values`]: switches, sizes and paths as text;
+//! * [`options`]: what can be asked for, and the table of `-o` options; [`parse`]: how `-o` strings are read; [`values`]: switches, sizes and paths as text;
 //! * [`layers`]: from directories to layers with dialects: whose marks are followed; [`dialect`]: how an upper writes its own;
 //! * `record`: what a work directory remembers of its upper; `owners`: whose ids a container's layer holds;
 //! * [`daemon`]: the process that serves; [`serve`]: what it does;

@@ -9,6 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::options::listed;
 use crate::parse::split;
 
 /// A name the program may be called by.
@@ -141,6 +142,15 @@ pub fn read(name: Name, arguments: &[OsString]) -> Result<Asked, String> {
         true => Asked::Nothing,
         false => Asked::Mount(call),
     })
+}
+
+/// Returns the help of `name`: how it is used, and all options.
+pub fn help(name: Name) -> String {
+    format!(
+        "{}\n\nOptions, separated by commas:\n{}",
+        usage(name),
+        listed()
+    )
 }
 
 /// Returns how `name` is used.

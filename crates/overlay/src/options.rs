@@ -1,8 +1,11 @@
-//! What a mount of Vellum's own engine is asked for: plain values, whoever asked and however it was spelled.
+//! What a mount of Vellum's own engine is asked for: plain values, and the tables of the `-o` options that say so.
 //!
-//! [`crate::parse`] makes them of `-o` strings, the mount plan makes them of a store's layers. Nothing here touches files.
+//! [`crate::parse`] makes [`MountOptions`] of `-o` strings, the mount plan makes them of a store's layers. Nothing here touches files.
+//!
+//! A new option is a field of [`MountOptions`] with what holds without it, an entry of a table, and a line in docs/overlay.md.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +13,20 @@ pub use vellum_fuse::{DataMode, MountFlags, OpenMode};
 use vellum_union::engine::{IdRules, Limit};
 
 use crate::values::Toggle;
+
+mod entry;
+mod given;
+mod kinds;
+pub(crate) mod list;
+mod others;
+
+pub(crate) use entry::Draft;
+use entry::Effect::{Bytes, Dir, OnOff, Text, Word};
+use entry::{MountOption, option};
+pub use given::BadOption;
+use given::{Given, lower_list, needed};
+pub use kinds::{Access, Manners, Redirects, Settle, Trust, WhFiles};
+pub use list::listed;
 
 /// A file is copied up block by block from this size on.
 ///
@@ -19,69 +36,6 @@ pub const BLOCKS_FROM_BYTES: u64 = 4 << 20;
 /// How long names and attributes are remembered by the kernel where nothing else is said: for ever, as far as a FUSE reply can say it.
 /// The engine is the only writer, so nothing it told ever turns wrong by itself.
 pub const CACHE_FOR: Duration = Duration::from_secs(1_000_000_000);
-
-/// On whose terms the mount is made: how strictly options are read, and what holds where none is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manners {
-    /// Vellum's own: an option that isn't understood is an error.
-    Own,
-    /// fuse-overlayfs's: an option that isn't understood is told once and left out. Its callers hand an upper to other programs without
-    /// knowing of marks, so nothing is written that the kernel's default mount can't read, and unmounting settles.
-    FuseOverlayfs,
-}
-
-/// Whether directories of lower layers can be renamed, and marks of such renames are followed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Redirects {
-    /// Written and followed.
-    On,
-    /// Followed where they are, none is written.
-    Follow,
-    /// Neither: a lower layer with one is refused.
-    NoFollow,
-}
-
-/// Whose marks are followed in lower layers that are named on a command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trust {
-    /// Those of layers whose work directory says that an engine made them; of all others none: they may come from an archive.
-    ByRecord,
-    /// Everybody's: the caller knows that an overlay engine wrote every layer.
-    Engine,
-    /// Nobody's.
-    Archive,
-}
-
-/// Whether names such as `.wh.x` hide other names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhFiles {
-    /// In layers that may have been written that way.
-    Auto,
-    /// Nowhere: they are names like any other.
-    Plain,
-    /// In every layer.
-    Whiteouts,
-}
-
-/// When files that are partly in lower layers are made whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settle {
-    /// By `vellum settle`.
-    Manual,
-    /// At the unmount.
-    Unmount,
-}
-
-/// Who may use the mount besides its owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Nobody.
-    Owner,
-    /// Root.
-    Root,
-    /// Everybody, as permissions say.
-    All,
-}
 
 /// One mount of the engine. Paths are as given: see [`MountOptions::made_absolute`].
 #[derive(Debug, Clone, PartialEq)]
@@ -214,4 +168,420 @@ impl MountOptions {
         }
         self
     }
+}
+
+/// The mount options as help shows them: parts with their titles.
+///
+/// The parser, "did you mean", help and the check of docs/overlay.md read these tables and the one in `others`.
+static SHOWN: &[(&str, &[MountOption])] = &[
+    ("layers", LAYERS),
+    ("marks", MARKS),
+    ("owners", OWNERS),
+    ("data", DATA),
+    ("speed", SPEED),
+    ("mount", MOUNT),
+];
+
+const LAYERS: &[MountOption] = &[
+    option(
+        "lowerdir=TOP:NEXT::DATA",
+        "read-only layers; behind `::` for data only",
+        Bytes(|to, value| {
+            let value = needed("lowerdir", value)?;
+            (to.options.lowers, to.options.data_lowers) = lower_list(value, to.manners)?;
+            Ok(())
+        }),
+    ),
+    option(
+        "lowerdir+=DIR",
+        "one more layer, below those given",
+        Dir(|to, dir| to.options.lowers.push(dir)),
+    ),
+    option(
+        "datadir+=DIR",
+        "one more layer for data only",
+        Dir(|to, dir| to.options.data_lowers.push(dir)),
+    ),
+    option(
+        "upperdir=DIR",
+        "where changes go; without it the union is read-only",
+        Dir(|to, dir| to.options.upper = Some(dir)),
+    ),
+    option(
+        "workdir=DIR",
+        "goes with upperdir, on the same file system",
+        Dir(|to, dir| to.options.work = Some(dir)),
+    ),
+    option(
+        "trust=auto|engine|archive",
+        "whose redirects and metacopies are followed",
+        Text(|to, given| {
+            to.options.trust = given.one_of(&[
+                ("auto", Trust::ByRecord),
+                ("engine", Trust::Engine),
+                ("archive", Trust::Archive),
+            ])?;
+            Ok(())
+        }),
+    ),
+    option(
+        "trusted=N[:N...]",
+        "follow them in these layers too; 0 is the first of lowerdir",
+        Text(|to, given| {
+            let parts = given.value.split(':');
+            let numbers = parts.map(|value| Given { value, ..given }.number());
+            to.options.trusted = numbers.collect::<Result<_, _>>()?;
+            Ok(())
+        }),
+    ),
+    option(
+        "wh=auto|plain|whiteouts",
+        "whether names such as .wh.x hide x",
+        Text(|to, given| {
+            to.options.wh_files = given.one_of(&[
+                ("auto", WhFiles::Auto),
+                ("plain", WhFiles::Plain),
+                ("whiteouts", WhFiles::Whiteouts),
+            ])?;
+            Ok(())
+        }),
+    ),
+];
+
+const MARKS: &[MountOption] = &[
+    option(
+        "redirect_dir=on|off|follow|nofollow",
+        "directories of lower layers can be renamed",
+        Text(|to, given| {
+            to.options.redirects = given.one_of(&[
+                ("on", Redirects::On),
+                // The kernel's `off` follows what is there unless its module is told otherwise.
+                ("off", Redirects::Follow),
+                ("follow", Redirects::Follow),
+                ("nofollow", Redirects::NoFollow),
+            ])?;
+            to.follows_named |= matches!(given.value, "on" | "follow");
+            Ok(())
+        }),
+    ),
+    option(
+        "metacopy=on|off",
+        "chmod and chown copy no data",
+        OnOff(|to, on| {
+            to.options.metacopy = on;
+            to.follows_named |= on;
+        }),
+    ),
+    option(
+        "index=on|off",
+        "hard links of lower files stay one file",
+        OnOff(|to, on| to.options.index = on),
+    ),
+    option(
+        "xino=on|off|auto",
+        "inode numbers are always unique; `on` is accepted",
+        Text(|to, given| given.toggle().map(|it| to.options.xino = it)),
+    ),
+    option(
+        "userxattr",
+        "marks are user.overlay.* also for root",
+        OnOff(|to, on| to.options.user_xattr = Some(on)),
+    ),
+];
+
+const OWNERS: &[MountOption] = &[
+    option(
+        "uidmapping=DISK:SHOWN:COUNT[:...]",
+        "owners on disk, and as they are shown",
+        Text(|to, given| given.id_runs().map(|it| to.options.ids.uids = it)),
+    ),
+    option(
+        "gidmapping=DISK:SHOWN:COUNT[:...]",
+        "the same for groups",
+        Text(|to, given| given.id_runs().map(|it| to.options.ids.gids = it)),
+    ),
+    option(
+        "squash_to_root",
+        "every file belongs to root",
+        OnOff(|to, on| to.squash_root = on),
+    ),
+    option(
+        "squash_to_uid=UID",
+        "every file belongs to this user",
+        Text(|to, given| {
+            given
+                .number()
+                .map(|it| to.options.ids.squash_uid = Some(it))
+        }),
+    ),
+    option(
+        "squash_to_gid=GID",
+        "every file belongs to this group",
+        Text(|to, given| {
+            given
+                .number()
+                .map(|it| to.options.ids.squash_gid = Some(it))
+        }),
+    ),
+    option(
+        "xattr_permissions=0|1|2",
+        "record owners, modes and devices that can't be set",
+        Text(|to, given| {
+            // Both spellings are read; records are written as containers/storage reads them.
+            to.options.records = given.one_of(&[("0", false), ("1", true), ("2", true)])?;
+            Ok(())
+        }),
+    ),
+    option(
+        "noacl",
+        "ACLs don't count",
+        OnOff(|to, on| to.options.no_acl = on),
+    ),
+    option(
+        "acl",
+        "ACLs count, as they do anyway",
+        OnOff(|to, on| to.options.no_acl = !on),
+    ),
+    option(
+        "noxattrs",
+        "no xattrs",
+        OnOff(|to, on| to.options.no_xattrs = on),
+    ),
+    option(
+        "ino32_t",
+        "32-bit inode numbers",
+        OnOff(|to, on| to.options.ino_32_bits = on),
+    ),
+];
+
+const DATA: &[MountOption] = &[
+    option(
+        "blocks=SIZE|off",
+        "copy lower files from this size on block by block",
+        Text(|to, given| {
+            to.options.blocks_from_bytes = match given.value {
+                "off" => None,
+                _ => Some(given.size()?),
+            };
+            Ok(())
+        }),
+    ),
+    option(
+        "settle=manual|unmount",
+        "when such files are made whole",
+        Text(|to, given| {
+            to.options.settle =
+                given.one_of(&[("manual", Settle::Manual), ("unmount", Settle::Unmount)])?;
+            Ok(())
+        }),
+    ),
+    option(
+        "size=SIZE",
+        "the most bytes that the upper may hold; 0: no limit",
+        Text(|to, given| {
+            to.options.limit.size_bytes = Some(given.size()?).filter(|&most| most != 0);
+            Ok(())
+        }),
+    ),
+    option(
+        "inodes=N",
+        "the most files that the upper may hold; 0: no limit",
+        Text(|to, given| {
+            to.options.limit.inodes = Some(given.number()?).filter(|&most| most != 0);
+            Ok(())
+        }),
+    ),
+    option(
+        "fsync=auto|strict|0",
+        "strict: a copy is durable before it shows; 0: volatile",
+        Text(|to, given| {
+            to.options.sync_copies = given.value == "strict";
+            to.options.is_volatile = match given.value {
+                "auto" | "strict" => false,
+                "volatile" => true,
+                _ => !given.on_off()?,
+            };
+            Ok(())
+        }),
+    ),
+    option(
+        "volatile",
+        "nothing is synced: a crash of the machine costs the upper",
+        OnOff(|to, on| to.options.is_volatile = on),
+    ),
+];
+
+const SPEED: &[MountOption] = &[
+    option(
+        "static_nlink",
+        "link count 1 for directories",
+        OnOff(|to, on| to.options.static_nlink = on),
+    ),
+    option(
+        "passthrough",
+        "the kernel reads and writes files below itself (root)",
+        OnOff(|to, on| {
+            to.options.data = match on {
+                true => DataMode::Passthrough,
+                false => DataMode::Coherent,
+            };
+        }),
+    ),
+    option(
+        "open=deferred|checked",
+        "checked: refuse immutable files when they are opened",
+        Text(|to, given| {
+            to.options.open =
+                given.one_of(&[("deferred", OpenMode::Free), ("checked", OpenMode::Checked)])?;
+            Ok(())
+        }),
+    ),
+    option(
+        "writeback=1|0",
+        "the kernel collects writes; never with a limit",
+        OnOff(|to, on| to.options.writeback = on),
+    ),
+    option(
+        "io_uring=auto|off",
+        "requests come over io_uring where the kernel offers it",
+        Text(|to, given| {
+            to.options.io_uring = given.one_of(&[("auto", true), ("off", false)])?;
+            Ok(())
+        }),
+    ),
+    option(
+        "timeout=SECONDS",
+        "how long the kernel remembers names and attributes",
+        Text(|to, given| {
+            let seconds: f64 = given.number()?;
+            to.options.cache_for = match seconds {
+                s if s >= CACHE_FOR.as_secs_f64() => CACHE_FOR,
+                s if s >= 0.0 => Duration::from_secs_f64(s),
+                _ => return Err(given.wrong("it can't be negative")),
+            };
+            Ok(())
+        }),
+    ),
+    option(
+        "threads=N",
+        "how many threads answer, 1 to 8",
+        Text(|to, given| match given.number()? {
+            0 => Err(BadOption::new("threads=0: nobody would answer")),
+            threads => {
+                to.options.threads = Some(threads);
+                Ok(())
+            }
+        }),
+    ),
+    option(
+        "threaded=1|0",
+        "0: one thread answers",
+        OnOff(|to, on| {
+            to.options.threads = if on { None } else { Some(1) };
+        }),
+    ),
+    option(
+        "max_write=BYTES",
+        "the most that one request writes, at most 1 MiB",
+        Text(|to, given| {
+            given
+                .number()
+                .map(|it| to.options.max_write_bytes = Some(it))
+        }),
+    ),
+];
+
+const MOUNT: &[MountOption] = &[
+    option(
+        "ro rw",
+        "read-only, or writable",
+        Word(|to, on| to.options.flags.read_only = on),
+    ),
+    option(
+        "nosuid suid",
+        "ignore set-user-id bits, or honour them",
+        Word(|to, on| to.options.flags.nosuid = on),
+    ),
+    option(
+        "nodev dev",
+        "refuse to open devices, or allow it",
+        Word(|to, on| to.options.flags.nodev = on),
+    ),
+    option(
+        "noexec exec",
+        "refuse to execute files, or allow it",
+        Word(|to, on| to.options.flags.noexec = on),
+    ),
+    option(
+        "noatime atime relatime strictatime",
+        "leave access times alone, or update them",
+        Word(|to, on| to.options.flags.noatime = on),
+    ),
+    option(
+        "nodiratime diratime",
+        "the same for directories only",
+        Word(|to, on| to.options.flags.nodiratime = on),
+    ),
+    // mount(8) knows a flag of that name; fuse-overlayfs means its own by `sync=0`.
+    option(
+        "sync",
+        "each write is on disk when it is answered; sync=0: volatile",
+        Text(|to, given| {
+            match given.value {
+                "" => to.options.flags.sync = true,
+                _ => to.options.is_volatile = !given.on_off()?,
+            }
+            Ok(())
+        }),
+    ),
+    option(
+        "dirsync async",
+        "dirsync: as sync; async: the opposite",
+        Word(|to, on| to.options.flags.sync = on),
+    ),
+    option(
+        "allow_other",
+        "everybody may use the mount, as permissions say",
+        Word(|to, _| to.options.access = Some(Access::All)),
+    ),
+    option(
+        "allow_root",
+        "root may use the mount besides its owner",
+        Word(|to, _| to.options.access = Some(Access::Root)),
+    ),
+    option(
+        "context=LABEL",
+        "the SELinux label of all files",
+        Bytes(|to, value| {
+            let label = value.filter(|label| !label.is_empty());
+            to.options.context = label.map(owned).or(to.options.context.take());
+            Ok(())
+        }),
+    ),
+    option(
+        "fsname=NAME source=NAME",
+        "the source that the mount table shows",
+        Bytes(|to, value| {
+            to.options.source = value.map(owned);
+            Ok(())
+        }),
+    ),
+    option(
+        "debug",
+        "stay in the foreground and tell every request",
+        Text(|to, _| {
+            to.options.debug = true;
+            Ok(())
+        }),
+    ),
+    // As mount(8) says it with -s: from here on.
+    option(
+        "sloppy",
+        "options that aren't understood are told and left out",
+        Word(|to, _| to.tolerant = true),
+    ),
+];
+
+fn owned(bytes: &[u8]) -> OsString {
+    OsStr::from_bytes(bytes).to_owned()
 }

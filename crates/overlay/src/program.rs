@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::names::{Asked, Call, Name, read, usage};
+use crate::names::{Asked, Call, Name, help, read, usage};
 use crate::options::Manners;
 use crate::{daemon, layers, parse, report, serve};
 
@@ -59,7 +59,7 @@ pub fn by_name(name: Name, started: &Started) -> i32 {
     };
     let call = match read(name, &started.arguments) {
         Ok(Asked::Help) => {
-            println(&usage(name));
+            println(help(name).trim_end());
             return DONE;
         }
         Ok(Asked::Version) => {

@@ -1,4 +1,4 @@
-//! Values as text: switches, sizes in options and settings, and paths in JSON.
+//! Values as text: switches, sizes in options and settings, paths in JSON; and what a misspelled word was meant to be.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -108,9 +108,42 @@ impl From<BytesPath> for PathForm {
     }
 }
 
+/// Returns the one of `words` that `text` was most likely meant to be: what differs by one slip of the fingers, by two in longer words. A
+/// word with nothing in common is worse than none.
+pub fn near<W: AsRef<str> + Ord>(text: &str, words: impl IntoIterator<Item = W>) -> Option<W> {
+    let slips = match text.chars().count() {
+        0..=2 => return None,
+        3..=5 => 1,
+        _ => 2,
+    };
+    words
+        .into_iter()
+        .map(|word| (strsim::damerau_levenshtein(text, word.as_ref()), word))
+        .filter(|(distance, _)| *distance <= slips)
+        .min()
+        .map(|(_, word)| word)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_meant_is_near() {
+        let verbs = ["load", "node", "settle", "history", "run"];
+        for (text, meant) in [
+            ("lod", Some("load")),
+            ("laod", Some("load")),
+            ("histroy", Some("history")),
+            ("start", None),
+            ("stop", None),
+            ("prune", None),
+            ("rn", None),
+            ("", None),
+        ] {
+            assert_eq!(near(text, verbs), meant, "{text}");
+        }
+    }
 
     #[test]
     fn sizes() {

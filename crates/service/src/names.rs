@@ -3,6 +3,7 @@
 //! A full name always wins over the beginning of an id. What fits several is an error that lists some of them.
 
 use vellum_image::Reference;
+pub use vellum_overlay::values::near;
 use vellum_store::{ContainerRecord, ImageRecord, Store, StoreError, Subject};
 
 use crate::context::Context;
@@ -268,22 +269,6 @@ pub fn fits(asked: &str, name: &str) -> bool {
     }
 }
 
-/// Returns the one of `words` that `text` was most likely meant to be: what differs by one slip of the fingers, by two in longer words. A
-/// word with nothing in common is worse than none.
-pub fn near(text: &str, words: impl IntoIterator<Item = String>) -> Option<String> {
-    let slips = match text.chars().count() {
-        0..=2 => return None,
-        3..=5 => 1,
-        _ => 2,
-    };
-    words
-        .into_iter()
-        .map(|word| (strsim::damerau_levenshtein(text, &word), word))
-        .filter(|(distance, _)| *distance <= slips)
-        .min()
-        .map(|(_, word)| word)
-}
-
 fn ambiguous(kind: Kind, name: &str, matches: impl Iterator<Item = String>) -> Error {
     Error::Ambiguous {
         kind,
@@ -335,23 +320,6 @@ mod tests {
             ("[", false),
         ] {
             assert_eq!(fits(asked, "debian:12"), fitting, "{asked}");
-        }
-    }
-
-    #[test]
-    fn what_was_meant_is_near() {
-        let verbs = || ["load", "node", "settle", "history", "run"].map(str::to_owned);
-        for (text, meant) in [
-            ("lod", Some("load")),
-            ("laod", Some("load")),
-            ("histroy", Some("history")),
-            ("start", None),
-            ("stop", None),
-            ("prune", None),
-            ("rn", None),
-            ("", None),
-        ] {
-            assert_eq!(near(text, verbs()).as_deref(), meant, "{text}");
         }
     }
 

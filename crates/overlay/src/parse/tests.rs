@@ -1,10 +1,13 @@
 use super::*;
 
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use vellum_format::IdRun;
 use vellum_union::engine::{IdRules, Limit};
 
+use crate::options::{Access, DataMode, OpenMode, Settle, WhFiles};
 use crate::values::Toggle;
 
 fn parsed(manners: Manners, text: &str) -> Result<Parsed, BadOption> {
@@ -388,6 +391,72 @@ fn any_text_is_an_answer() {
         for manners in [Manners::Own, Manners::FuseOverlayfs] {
             // Either way is fine; a panic is not.
             let _ = parse(manners, &[OsString::from_vec(text.clone())]);
+        }
+    }
+}
+
+/// The first value that a spelling offers, as in `index=on|off`; what stands for one is replaced by one.
+fn sample(spelled: &str) -> String {
+    let Some((name, values)) = spelled.split_once('=') else {
+        return spelled.to_owned();
+    };
+    let value = match values.split(['|', '[', ':']).next().unwrap_or_default() {
+        "TOP" | "DIR" => "/l",
+        "DISK" => "0:0:1",
+        "N" | "UID" | "GID" | "SECONDS" | "SIZE" | "BYTES" => "1",
+        "LABEL" | "NAME" | "LIST" => "x",
+        word => word,
+    };
+    format!("{name}={value}")
+}
+
+#[test]
+fn each_option_of_the_table_is_read_and_documented_and_suggested() {
+    const DOCUMENT: &str = include_str!("../../../../docs/overlay.md");
+    let document = DOCUMENT.replace("\\|", "|");
+    let mut seen = Vec::new();
+    for option in list::all() {
+        assert!(!option.doc.is_empty(), "{}", option.spelled);
+        for (spelled, name) in option.spelled.split(' ').zip(option.names()) {
+            assert!(!seen.contains(&name), "{name} has two entries");
+            seen.push(name);
+            assert!(
+                document.contains(&format!("`{spelled}`")),
+                "docs/overlay.md does not explain `{spelled}`"
+            );
+            let slip = format!("{name}q");
+            assert_eq!(near(&slip, list::all().flat_map(|o| o.names())), Some(name));
+            // What is refused whatever its value is understood, too.
+            if name == "nooverride_creds" {
+                continue;
+            }
+            let text = format!(
+                "lowerdir=/l:/l:/l,upperdir=/u,workdir=/w,{}",
+                sample(spelled)
+            );
+            let parsed = parsed(Manners::Own, &text).unwrap_or_else(|bad| panic!("{text}: {bad}"));
+            assert_eq!(parsed.unknown, [] as [OsString; 0], "{text}");
+        }
+    }
+    // And nothing is explained that is none.
+    let table = document
+        .split("| option | meaning | built in |")
+        .nth(1)
+        .unwrap_or_default();
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    for row in rows {
+        let cell = row[1..].split(" | ").next().unwrap_or_default();
+        for word in cell
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|word| !word.starts_with('-'))
+        {
+            let name = word.split('=').next().unwrap_or_default();
+            assert!(seen.contains(&name), "docs/overlay.md explains `{word}`");
         }
     }
 }
