@@ -185,7 +185,7 @@ fn flags(cli: &Cli) -> Result<Partial, Failure> {
         ..
     } = &cli.global;
     let mut mount = MountPartial {
-        method: *mount_method,
+        mount_method: *mount_method,
         ..MountPartial::default()
     };
     for option in mount_options {
@@ -210,11 +210,13 @@ fn flags(cli: &Cli) -> Result<Partial, Failure> {
         Command::Pull(p) => {
             flags.keep_blobs = p.keep_blobs.then_some(true);
             flags.jobs = p.jobs;
-            flags.auth_file = p.auth_file.as_deref().map(absolute).transpose()?;
+            flags.auth_file = p.auth_file.as_deref().map(absolute).transpose()?.map(Some);
         }
-        Command::Push(p) => flags.auth_file = p.auth_file.as_deref().map(absolute).transpose()?,
+        Command::Push(p) => {
+            flags.auth_file = p.auth_file.as_deref().map(absolute).transpose()?.map(Some)
+        }
         Command::Run(r) => {
-            flags.runtime = r.runtime.clone();
+            flags.runtime = r.runtime.clone().map(Some);
             flags.size = r.size.map(size);
         }
         Command::Create(c) => flags.size = c.size.map(size),

@@ -6,7 +6,7 @@
 //! `vellum info` and `vellum config show` print.
 //!
 //! Nothing is skipped silently: an unknown key, a value that doesn't parse or a file that can't be read is an error that names the place.
-//! `docs/configuration.md` is the user's view of this file; the two change together.
+//! The settings are one table, in `config/settings.rs`; `docs/configuration.md` is the user's view of it.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -18,8 +18,11 @@ use serde::{Deserialize, Serialize};
 
 pub mod docker;
 mod file;
+mod settings;
+mod value;
 
-pub use file::{MountPartial, Partial, Size};
+pub use settings::{Config, MountPartial, Partial, SettingLine};
+pub use value::Size;
 pub use vellum_overlay::values::{Toggle, parse_size};
 pub use vellum_store::DriverKind as Driver;
 
@@ -142,45 +145,6 @@ pub struct Setting<T> {
     pub value: T,
     /// Who said so.
     pub source: Source,
-}
-
-/// All settings, resolved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// The store's directory. Absolute.
-    pub root: Setting<PathBuf>,
-    /// Directory of what lives until the next boot: mount points, locks, the holder of the user namespace. Absolute.
-    pub run_dir: Setting<PathBuf>,
-    /// The driver of new layers and containers.
-    pub storage_driver: Setting<Driver>,
-    /// Who mounts containers and images.
-    pub engine: Setting<Engine>,
-    /// Leave off every mark that Docker's and containerd's own diff would misread.
-    pub docker_compatible: Setting<bool>,
-    /// How layers are handed to the kernel.
-    pub mount_method: Setting<MountMethod>,
-    /// Kernel option `redirect_dir`: directories of lower layers can be renamed.
-    pub redirect_dir: Setting<Toggle>,
-    /// Kernel option `metacopy`: chmod and chown copy no data.
-    pub metacopy: Setting<Toggle>,
-    /// Kernel option `xino`: inode numbers are unique over layers of several file systems.
-    pub xino: Setting<Toggle>,
-    /// Skip the syncs of copy-up; such a container is lost when the machine goes down (kernel option `volatile`).
-    pub volatile: Setting<bool>,
-    /// Size limit of each new container's own layer. `None`: none.
-    pub size_bytes: Setting<Option<u64>>,
-    /// OCI runtime program. `None`: runc, else crun.
-    pub runtime: Setting<Option<PathBuf>>,
-    /// Keep the compressed layer blobs of loaded and pulled images.
-    pub keep_blobs: Setting<bool>,
-    /// How many layers are unpacked at once, at least 1.
-    pub jobs: Setting<usize>,
-    /// File with registry logins. `None`: the usual ones.
-    pub auth_file: Setting<Option<PathBuf>>,
-    /// How registries are reached, by host (and port).
-    pub registries: Setting<BTreeMap<String, RegistrySettings>>,
-    /// The files that were read, in order.
-    pub files: Vec<PathBuf>,
 }
 
 /// What [`resolve`] looks at besides flags: collected once, by the front.
@@ -349,14 +313,16 @@ pub fn resolve(
         }
     }
     layers.push(Layer {
-        partial: file::from_environment(|name| around.get(name))?,
+        partial: Partial::from_environment(|name| around.get(name))?,
         origin: Origin::Environment,
     });
     layers.push(Layer {
         partial: flags,
         origin: Origin::Flags,
     });
-    merge(around, &layers, files)
+    let config = Config::merged(around, &layers, files);
+    check(&config)?;
+    Ok(config)
 }
 
 /// Picks the last layer that says something about one setting.
@@ -381,123 +347,6 @@ fn pick<T: Clone>(
         value: default(),
         source: Source::Default,
     }
-}
-
-fn merge(
-    around: &Surroundings,
-    layers: &[Layer],
-    files: Vec<PathBuf>,
-) -> Result<Config, ConfigError> {
-    let size = |p: &Partial| p.size.as_ref().map(|s| s.0);
-    let config = Config {
-        root: pick(
-            layers,
-            "VELLUM_ROOT",
-            "--root",
-            |p| p.root.clone(),
-            || around.default_root(),
-        ),
-        run_dir: pick(
-            layers,
-            "VELLUM_RUN_DIR",
-            "--run-dir",
-            |p| p.run_dir.clone(),
-            || around.default_run_dir(),
-        ),
-        storage_driver: pick(
-            layers,
-            "VELLUM_STORAGE_DRIVER",
-            "--storage-driver",
-            |p| p.storage_driver,
-            || Driver::Overlay2,
-        ),
-        engine: pick(
-            layers,
-            "VELLUM_ENGINE",
-            "--engine",
-            |p| p.engine,
-            || Engine::Auto,
-        ),
-        docker_compatible: pick(
-            layers,
-            "VELLUM_DOCKER_COMPATIBLE",
-            "--docker-compatible",
-            |p| p.docker_compatible,
-            || false,
-        ),
-        mount_method: pick(
-            layers,
-            "VELLUM_MOUNT_METHOD",
-            "--mount-method",
-            |p| p.mount.method,
-            || MountMethod::Auto,
-        ),
-        redirect_dir: pick(
-            layers,
-            "VELLUM_REDIRECT_DIR",
-            "--mount-opt",
-            |p| p.mount.redirect_dir,
-            || Toggle::Auto,
-        ),
-        metacopy: pick(
-            layers,
-            "VELLUM_METACOPY",
-            "--mount-opt",
-            |p| p.mount.metacopy,
-            || Toggle::Auto,
-        ),
-        xino: pick(
-            layers,
-            "VELLUM_XINO",
-            "--mount-opt",
-            |p| p.mount.xino,
-            || Toggle::Auto,
-        ),
-        volatile: pick(
-            layers,
-            "VELLUM_VOLATILE",
-            "--mount-opt",
-            |p| p.mount.volatile,
-            || false,
-        ),
-        size_bytes: pick(layers, "VELLUM_SIZE", "--size", size, || None),
-        runtime: pick(
-            layers,
-            "VELLUM_RUNTIME",
-            "--runtime",
-            |p| p.runtime.clone().map(Some),
-            || None,
-        ),
-        keep_blobs: pick(
-            layers,
-            "VELLUM_KEEP_BLOBS",
-            "--keep-blobs",
-            |p| p.keep_blobs,
-            || false,
-        ),
-        jobs: pick(layers, "VELLUM_JOBS", "--jobs", |p| p.jobs, default_jobs),
-        auth_file: pick(
-            layers,
-            "VELLUM_AUTH_FILE",
-            "--auth-file",
-            |p| p.auth_file.clone().map(Some),
-            || None,
-        ),
-        registries: pick(
-            layers,
-            "VELLUM_REGISTRIES",
-            "--registry",
-            |p| p.registry.clone(),
-            BTreeMap::new,
-        ),
-        files,
-    };
-    check(&config)?;
-    Ok(config)
-}
-
-fn default_jobs() -> usize {
-    std::thread::available_parallelism().map_or(2, |n| n.get().min(8))
 }
 
 /// Refuses settings that can't be true together.

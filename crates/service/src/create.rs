@@ -68,7 +68,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         inodes: request.inodes,
     };
     let mut options = PrepareOptions {
-        size_limit_bytes: request.size_bytes.unwrap_or(ctx.config.size_bytes.value),
+        size_limit_bytes: request.size_bytes.unwrap_or(ctx.config.size.value.0),
         ..PrepareOptions::default()
     };
     let (mut image, mut image_name, mut origin) = (None, None, None);

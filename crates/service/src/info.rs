@@ -8,22 +8,11 @@ use vellum_sys::mount::KERNEL_LAYER_LIMIT;
 use vellum_sys::quota::ProjectQuota;
 use vellum_sys::{probe, userns};
 
-use crate::config::Config;
+use crate::config::SettingLine;
 use crate::context::Context;
 use crate::error::Result;
 use crate::facts;
 use crate::plan::Facts;
-
-/// One setting. The JSON field names are stable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SettingLine {
-    /// Its key in the configuration file.
-    pub name: &'static str,
-    /// Its value.
-    pub value: String,
-    /// Who gave it.
-    pub source: String,
-}
 
 /// What can't be done here, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -136,7 +125,7 @@ pub fn info(ctx: &Context) -> Result<Info> {
             .collect(),
         kernel: facts,
         rootless,
-        settings: settings(&ctx.config),
+        settings: ctx.config.lines(),
     })
 }
 
@@ -247,107 +236,6 @@ fn limits(facts: &Facts, rootless: bool, quota: &str) -> Vec<Limit> {
         );
     }
     limits
-}
-
-/// Returns every setting with who gave it, in the order of the documentation.
-pub fn settings(config: &Config) -> Vec<SettingLine> {
-    let mut lines = Vec::new();
-    let mut add = |name, value: String, source: &crate::config::Source| {
-        lines.push(SettingLine {
-            name,
-            value,
-            source: source.to_string(),
-        });
-    };
-    let path = |path: &Option<PathBuf>| {
-        path.as_ref()
-            .map_or_else(|| "-".to_owned(), |p| p.display().to_string())
-    };
-    add(
-        "root",
-        config.root.value.display().to_string(),
-        &config.root.source,
-    );
-    add(
-        "run-dir",
-        config.run_dir.value.display().to_string(),
-        &config.run_dir.source,
-    );
-    add(
-        "storage-driver",
-        config.storage_driver.value.to_string(),
-        &config.storage_driver.source,
-    );
-    add(
-        "docker-compatible",
-        config.docker_compatible.value.to_string(),
-        &config.docker_compatible.source,
-    );
-    add(
-        "engine",
-        config.engine.value.to_string(),
-        &config.engine.source,
-    );
-    add(
-        "size",
-        config
-            .size_bytes
-            .value
-            .map_or_else(|| "0".to_owned(), |s| s.to_string()),
-        &config.size_bytes.source,
-    );
-    add(
-        "runtime",
-        path(&config.runtime.value),
-        &config.runtime.source,
-    );
-    add(
-        "keep-blobs",
-        config.keep_blobs.value.to_string(),
-        &config.keep_blobs.source,
-    );
-    add("jobs", config.jobs.value.to_string(), &config.jobs.source);
-    add(
-        "auth-file",
-        path(&config.auth_file.value),
-        &config.auth_file.source,
-    );
-    add(
-        "mount.method",
-        config.mount_method.value.to_string(),
-        &config.mount_method.source,
-    );
-    add(
-        "mount.redirect-dir",
-        config.redirect_dir.value.to_string(),
-        &config.redirect_dir.source,
-    );
-    add(
-        "mount.metacopy",
-        config.metacopy.value.to_string(),
-        &config.metacopy.source,
-    );
-    add(
-        "mount.xino",
-        config.xino.value.to_string(),
-        &config.xino.source,
-    );
-    add(
-        "mount.volatile",
-        config.volatile.value.to_string(),
-        &config.volatile.source,
-    );
-    let registries: Vec<&str> = config.registries.value.keys().map(String::as_str).collect();
-    add(
-        "registry",
-        if registries.is_empty() {
-            "-".to_owned()
-        } else {
-            registries.join(", ")
-        },
-        &config.registries.source,
-    );
-    lines
 }
 
 #[cfg(test)]

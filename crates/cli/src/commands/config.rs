@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use vellum_service::config::docker;
-use vellum_service::info::settings;
 use vellum_service::{Context, Error};
 
 use super::Outcome;
@@ -21,7 +20,7 @@ pub fn config(ctx: &Context, args: args::Config) -> Outcome {
 }
 
 fn show(ctx: &Context, args: args::ConfigShow) -> Outcome {
-    let lines = settings(&ctx.config);
+    let lines = ctx.config.lines();
     let mut out = stdout();
     if args.output.json {
         out.json(&lines)?;

@@ -66,7 +66,7 @@ fn later_places_win_and_are_named() {
             source: Source::File(system.clone())
         }
     );
-    assert_eq!(config.size_bytes.value, Some(10 << 30));
+    assert_eq!(config.size.value, Size(Some(10 << 30)));
 
     let user = desk.around.user_file();
     desk.write(&user, "storage-driver = \"native\"\n");
@@ -94,9 +94,9 @@ fn later_places_win_and_are_named() {
         Source::Environment("VELLUM_STORAGE_DRIVER")
     );
     assert_eq!(
-        config.size_bytes,
+        config.size,
         Setting {
-            value: None,
+            value: Size(None),
             source: Source::Environment("VELLUM_SIZE")
         }
     );
@@ -235,4 +235,42 @@ fn what_is_written_is_read_back() {
     assert_eq!(again.mount.metacopy, Some(Toggle::Off));
     assert_eq!(again.storage_driver, Some(Driver::Native));
     let _: PathBuf = desk(false).around.user_file();
+}
+
+#[test]
+fn the_page_has_a_row_for_each_setting() {
+    const DOCUMENT: &str = include_str!("../../../../docs/configuration.md");
+    let rows: Vec<Vec<&str>> = DOCUMENT
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"))
+        .map(|row| row.split(" | ").collect())
+        .filter(|cells: &Vec<_>| cells.len() == 5)
+        .collect();
+    let config = desk(false).resolve(Partial::default()).unwrap();
+    let built_in = config.lines();
+    let mut keys = Vec::new();
+    for ((key, variable, flag), line) in settings::NAMES.iter().zip(&built_in) {
+        assert_eq!(*key, line.name);
+        keys.push(format!("{key}`"));
+        let row = rows.iter().find(|row| row[0] == format!("{key}`"));
+        let row = row.unwrap_or_else(|| panic!("docs/configuration.md has no row for `{key}`"));
+        assert_eq!(row[1], format!("`{variable}`"), "{key}");
+        assert!(row[2].contains(flag), "{key}: {}", row[2]);
+        // What depends on the machine or on other files is told in words.
+        if !["jobs", "runtime", "auth-file"].contains(key) {
+            let value = format!("`{}`", line.value);
+            assert!(
+                row[4].starts_with(&value),
+                "{key}: {} is not {value}",
+                row[4]
+            );
+        }
+    }
+    for row in rows.iter().filter(|row| !row[0].starts_with("registry.")) {
+        assert!(
+            keys.iter().any(|key| key == row[0]),
+            "there is no setting `{}",
+            row[0]
+        );
+    }
 }
