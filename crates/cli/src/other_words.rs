@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::CommandFactory;
 use vellum_service::names;
 
-use crate::args::Cli;
+use crate::verbs::Cli;
 
 const PROCESSES: &str = "Vellum runs one command in a container (`vellum run`); for all else about processes `vellum bundle CONTAINER DIR` makes a bundle \
      for runc or crun, and Docker, Podman and containerd run containers on Vellum's layers";

@@ -1,22 +1,23 @@
 //! From the process's start to its exit code.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, FromArgMatches};
 use vellum_overlay::names::Name;
 use vellum_overlay::program::{self, Started, logging};
-use vellum_service::config::{self, MountPartial, Partial, Size, Surroundings};
+use vellum_service::config::{self, Config, MountPartial, Partial, Surroundings};
 use vellum_service::progress::{Progress, Silent};
 use vellum_service::{Cancel, Context, rootless};
+use vellum_snapshotter::server::Reload;
 
-use crate::args::{Cli, Command, Global, LogFormat, Serve};
+use crate::args::Global;
 use crate::bars::Bars;
-use crate::commands::Quiet;
 use crate::exit_code::{self, Failure};
-use crate::{commands, complete, help, other_words, report};
+use crate::verbs::Cli;
+use crate::{complete, help, report};
 
 /// Runs the command line of this process and returns its exit code.
 pub fn run() -> i32 {
@@ -38,15 +39,11 @@ pub fn run() -> i32 {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    let code_of = match &cli.command {
-        Command::Run(_) => exit_code::of_run,
-        _ => exit_code::of,
-    };
-    match verb(cli, &started) {
+    match cli.command.run(Start::new(cli.global, &started)) {
         Ok(code) => code,
         Err(failure) => {
             report::failure(&failure);
-            code_of(&failure)
+            exit_code::of(&failure)
         }
     }
 }
@@ -92,71 +89,101 @@ pub fn surroundings(identity: &rootless::Identity) -> Surroundings {
     }
 }
 
-fn verb(cli: Cli, started: &Started) -> Result<i32, Failure> {
-    // These need neither store nor settings.
-    let cli = match cli.command {
-        Command::Completions(c) => return commands::shell::completions(&c),
-        Command::Man(m) => return commands::shell::man(&m),
-        Command::Help(h) => return commands::shell::help(&h),
-        Command::Version => return commands::shell::version(),
-        Command::Other(words) => return Err(Failure::misused(other_words::told(&words))),
-        Command::Node(n) => return commands::node::node(n),
-        Command::Overlay(o) => return commands::overlay::overlay(o, started),
-        command => Cli { command, ..cli },
-    };
-    let identity = rootless::identity();
-    let around = surroundings(&identity);
-    let flags = flags(&cli)?;
-    let file = cli.global.config.clone();
-    let config = config::resolve(&around, file.as_deref(), flags.clone())
-        .map_err(|e| Failure::from(vellum_service::Error::from(e)))?;
-    let needs_store = match &cli.command {
-        Command::Config(_) | Command::Layer(_) => false,
-        Command::Settle(s) => s.work.is_none(),
-        Command::Cat(c) => c.look.tree.options.is_empty(),
-        Command::Explain(e) => e.look.tree.options.is_empty(),
-        Command::Ls(l) => l.tree.options.is_empty(),
-        _ => true,
-    };
-    if identity.needs_namespace && needs_store {
-        rootless::enter(&config.run_dir.value)?;
-    }
-    if let Command::Unshare(u) = &cli.command {
-        return commands::shell::unshare(u, &config);
-    }
-    let cli = match cli.command {
-        // Servers end by their own rules and take the context with them.
-        Command::Serve(serve) => {
-            match &serve {
-                Serve::Containerd(args) if args.log_format == LogFormat::Json => {
-                    logging_json("info");
-                }
-                _ => logging("info"),
-            }
-            let ctx = Context::new(config, Cancel::new(), Arc::new(Silent));
-            return match serve {
-                Serve::Containerd(containerd) => {
-                    let reload = move || config::resolve(&around, file.as_deref(), flags.clone());
-                    commands::serve::containerd(ctx, containerd, Box::new(reload))
-                }
-                Serve::Docker(docker) => commands::serve::docker(ctx, docker),
-            };
+/// What a verb is started with. Settings are looked for only when it asks.
+pub struct Start<'a> {
+    /// How this process was started.
+    pub started: &'a Started,
+    /// What the verb's own flags say about settings.
+    pub settings: Partial,
+    /// Whether the store itself is used, for which a plain user enters a namespace.
+    pub needs_store: bool,
+    /// Whether Ctrl-C belongs to a command that the verb runs, and stops nothing here.
+    pub leaves_ctrl_c: bool,
+    /// Whether results and errors alone are printed, and no talk.
+    pub quiet: bool,
+    /// Whether a listing is of ids alone.
+    pub lists_ids: bool,
+    global: Global,
+}
+
+impl<'a> Start<'a> {
+    fn new(global: Global, started: &'a Started) -> Start<'a> {
+        Start {
+            started,
+            settings: Partial::default(),
+            needs_store: true,
+            leaves_ctrl_c: false,
+            quiet: global.quiet,
+            lists_ids: is_quiet_behind_the_verb(&started.arguments),
+            global,
         }
-        command => Cli { command, ..cli },
-    };
-    logging("warn");
-    let cancel = signals(&cli.command)?;
-    let progress: Arc<dyn Progress> = if cli.global.quiet {
-        Arc::new(Silent)
-    } else {
-        Arc::new(Bars::new())
-    };
-    let ctx = Context::new(config, cancel, progress);
-    let quiet = Quiet {
-        talk: cli.global.quiet,
-        listing: is_quiet_behind_the_verb(&started.arguments),
-    };
-    commands::run(&ctx, cli.command, quiet)
+    }
+
+    /// Returns how the settings of this command line are resolved again later.
+    pub fn reload(&self) -> Result<Reload, Failure> {
+        self.resolver(&rootless::identity())
+    }
+
+    fn resolver(&self, identity: &rootless::Identity) -> Result<Reload, Failure> {
+        let around = surroundings(identity);
+        let (file, flags) = (self.global.config.clone(), self.flags()?);
+        Ok(Box::new(move || {
+            config::resolve(&around, file.as_deref(), flags.clone())
+        }))
+    }
+
+    /// Returns the settings. A plain user's process is in the store's namespace from here on, if it
+    /// needs one.
+    pub fn config(&self) -> Result<Config, Failure> {
+        let identity = rootless::identity();
+        let config = self.resolver(&identity)?().map_err(vellum_service::Error::from)?;
+        if self.needs_store && identity.needs_namespace {
+            rootless::enter(&config.run_dir.value)?;
+        }
+        Ok(config)
+    }
+
+    /// Returns what verbs work in: settings, progress, and an ear for signals.
+    pub fn context(&self) -> Result<Context, Failure> {
+        let config = self.config()?;
+        logging("warn");
+        let cancel = signals(self.leaves_ctrl_c)?;
+        let progress: Arc<dyn Progress> = if self.quiet {
+            Arc::new(Silent)
+        } else {
+            Arc::new(Bars::new())
+        };
+        Ok(Context::new(config, cancel, progress))
+    }
+
+    /// Returns what the flags say about settings, those of every command and the verb's own.
+    fn flags(&self) -> Result<Partial, Failure> {
+        let global = &self.global;
+        let mut mount = MountPartial {
+            mount_method: global.mount_method,
+            ..MountPartial::default()
+        };
+        for option in &global.mount_options {
+            mount
+                .set(option)
+                .map_err(|why| Failure::misused(format!("--mount-opt {option}: {why}")))?;
+        }
+        Ok(Partial {
+            root: global.root.as_deref().map(absolute).transpose()?,
+            run_dir: global.run_dir.as_deref().map(absolute).transpose()?,
+            storage_driver: global.storage_driver,
+            engine: global.engine,
+            docker_compatible: global.docker_compatible.then_some(true),
+            mount,
+            ..self.settings.clone()
+        })
+    }
+}
+
+/// Returns the path from the root. Links are not resolved.
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|e| Failure::other(format!("cannot find {}: {e}", path.display())))
 }
 
 /// Tells whether `-q` stands behind the verb, where Docker and Podman have a listing print ids by it. Before the verb it is what it is for
@@ -172,90 +199,14 @@ fn is_quiet_behind_the_verb(arguments: &[OsString]) -> bool {
     words.by_ref().any(is_listing) && words.take_while(|word| *word != "--").any(quiet)
 }
 
-/// Returns what the flags say about settings; those of the verb count, too.
-fn flags(cli: &Cli) -> Result<Partial, Failure> {
-    let Global {
-        root,
-        run_dir,
-        storage_driver,
-        engine,
-        docker_compatible,
-        mount_method,
-        mount_options,
-        ..
-    } = &cli.global;
-    let mut mount = MountPartial {
-        mount_method: *mount_method,
-        ..MountPartial::default()
-    };
-    for option in mount_options {
-        mount
-            .set(option)
-            .map_err(|why| Failure::misused(format!("--mount-opt {option}: {why}")))?;
-    }
-    let mut flags = Partial {
-        root: root.as_deref().map(absolute).transpose()?,
-        run_dir: run_dir.as_deref().map(absolute).transpose()?,
-        storage_driver: *storage_driver,
-        engine: *engine,
-        docker_compatible: docker_compatible.then_some(true),
-        mount,
-        ..Partial::default()
-    };
-    match &cli.command {
-        Command::Load(l) => {
-            flags.keep_blobs = l.keep_blobs.then_some(true);
-            flags.jobs = l.jobs;
-        }
-        Command::Pull(p) => {
-            flags.keep_blobs = p.keep_blobs.then_some(true);
-            flags.jobs = p.jobs;
-            flags.auth_file = p.auth_file.as_deref().map(absolute).transpose()?.map(Some);
-        }
-        Command::Push(p) => {
-            flags.auth_file = p.auth_file.as_deref().map(absolute).transpose()?.map(Some)
-        }
-        Command::Run(r) => {
-            flags.runtime = r.runtime.clone().map(Some);
-            flags.size = r.size.map(size);
-        }
-        Command::Create(c) => flags.size = c.size.map(size),
-        _ => {}
-    }
-    Ok(flags)
-}
-
-fn size(bytes: u64) -> Size {
-    Size((bytes != 0).then_some(bytes))
-}
-
-fn absolute(path: &std::path::Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path)
-        .map_err(|e| Failure::other(format!("cannot find {}: {e}", path.display())))
-}
-
-/// As [`logging`], for programs that read it.
-fn logging_json(usual: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
-    // As above.
-    let _ = tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .try_init();
-}
-
 /// The first Ctrl-C asks every loop to stop; the second ends the process where it stands, which is safe too, only less tidy.
 ///
 /// During a `run` Ctrl-C belongs to the command in the container: the terminal sends it there, and whether that ends it is its own affair.
-fn signals(command: &Command) -> Result<Cancel, Failure> {
+fn signals(leaves_ctrl_c: bool) -> Result<Cancel, Failure> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let flag = Arc::new(AtomicBool::new(false));
     let set = |signal| -> std::io::Result<()> {
-        if signal == SIGINT && matches!(command, Command::Run(_)) {
+        if signal == SIGINT && leaves_ctrl_c {
             signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
             return Ok(());
         }

@@ -1,8 +1,11 @@
-//! What a mount of Vellum's own engine is asked for: plain values, and the tables of the `-o` options that say so.
+//! What a mount of Vellum's own engine is asked for: plain values, and the tables of the `-o`
+//! options that say so.
 //!
-//! [`crate::parse`] makes [`MountOptions`] of `-o` strings, the mount plan makes them of a store's layers. Nothing here touches files.
+//! [`crate::parse`] makes [`MountOptions`] of `-o` strings, the mount plan makes them of a store's
+//! layers. Nothing here touches files.
 //!
-//! A new option is a field of [`MountOptions`] with what holds without it, an entry of a table, and a line in docs/overlay.md.
+//! A new option is a field of [`MountOptions`] with what holds without it, an entry of a table, and
+//! a line in docs/overlay.md.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -172,7 +175,8 @@ impl MountOptions {
 
 /// The mount options as help shows them: parts with their titles.
 ///
-/// The parser, "did you mean", help and the check of docs/overlay.md read these tables and the one in `others`.
+/// The parser, "did you mean", help and the check of docs/overlay.md read these tables and the one
+/// in `others`.
 static SHOWN: &[(&str, &[MountOption])] = &[
     ("layers", LAYERS),
     ("marks", MARKS),

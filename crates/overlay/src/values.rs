@@ -1,4 +1,5 @@
-//! Values as text: switches, sizes in options and settings, paths in JSON; and what a misspelled word was meant to be.
+//! Values as text: switches, sizes in options and settings, paths in JSON; and what a misspelled
+//! word was meant to be.
 
 use std::ffi::OsString;
 use std::fmt;

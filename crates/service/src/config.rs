@@ -1,12 +1,14 @@
 //! What is configured, and who said so.
 //!
-//! Settings come, later ones winning, from built-in defaults, the system's file (`/etc/vellum/vellum.toml`), the user's file
-//! (`$XDG_CONFIG_HOME/vellum/vellum.toml`), environment variables (`VELLUM_*`) and command-line flags. [`resolve`] is pure: it is handed the
-//! [`Surroundings`] and reads no environment itself, so the whole precedence is tested as a table. Every value keeps its [`Source`], which
-//! `vellum info` and `vellum config show` print.
+//! Settings come, later ones winning, from built-in defaults, the system's file
+//! (`/etc/vellum/vellum.toml`), the user's file (`$XDG_CONFIG_HOME/vellum/vellum.toml`),
+//! environment variables (`VELLUM_*`) and command-line flags. [`resolve`] is pure: it is handed the
+//! [`Surroundings`] and reads no environment itself, so the whole precedence is tested as a table.
+//! Every value keeps its [`Source`], which `vellum info` and `vellum config show` print.
 //!
-//! Nothing is skipped silently: an unknown key, a value that doesn't parse or a file that can't be read is an error that names the place.
-//! The settings are one table, in `config/settings.rs`; `docs/configuration.md` is the user's view of it.
+//! Nothing is skipped silently: an unknown key, a value that doesn't parse or a file that can't be
+//! read is an error that names the place. The settings are one table, in `config/settings.rs`;
+//! `docs/configuration.md` is the user's view of it.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

@@ -1,7 +1,8 @@
 //! What the tables of mount options are made of: an entry and its kinds of effect.
 //!
-//! An entry's spelling is the one text that the parser, help and docs/overlay.md share: `index=on|off`. Its name is what stands before
-//! the `=`; several spellings in one entry, separated by spaces, mean the same unless the effect says otherwise.
+//! An entry's spelling is the one text that the parser, help and docs/overlay.md share:
+//! `index=on|off`. Its name is what stands before the `=`; several spellings in one entry,
+//! separated by spaces, mean the same unless the effect says otherwise.
 
 use std::path::PathBuf;
 
@@ -59,7 +60,8 @@ pub(super) enum Effect {
     Word(fn(&mut Draft, bool)),
     /// Nothing: there is no choice here. A spelling without `=` takes no value.
     Nothing,
-    /// Nothing. In fuse-overlayfs's manners it is no option: mount(8) keeps such words for itself there.
+    /// Nothing. In fuse-overlayfs's manners it is no option: mount(8) keeps such words for itself
+    /// there.
     ForMount,
 }
 
@@ -81,7 +83,8 @@ impl MountOption {
         self.spelled.split(' ').map(name_of)
     }
 
-    /// Does what the option does. Returns `false` if it is none with this value, or in these manners.
+    /// Does what the option does. Returns `false` if it is none with this value, or in these
+    /// manners.
     pub(crate) fn apply(
         &self,
         to: &mut Draft,

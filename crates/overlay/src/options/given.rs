@@ -1,4 +1,5 @@
-//! What was given to an option, and what can be made of it: paths, ids, numbers, words; and why it can't be used.
+//! What was given to an option, and what can be made of it: paths, ids, numbers, words; and why it
+//! can't be used.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

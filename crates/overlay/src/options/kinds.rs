@@ -1,4 +1,5 @@
-//! The choices that a mount option leaves: one small type each, so that no choice is a pair of booleans.
+//! The choices that a mount option leaves: one small type each, so that no choice is a pair of
+//! booleans.
 
 /// On whose terms the mount is made: how strictly options are read, and what holds where none is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,8 @@
-//! Options of other engines and programs, which callers and fstab lines bring along: this engine has no choice there.
+//! Options of other engines and programs, which callers and fstab lines bring along: this engine
+//! has no choice there.
 //!
-//! What leaves nothing to see is accepted without effect; else it is refused with the reason. Help does not list them, docs/overlay.md does.
+//! What leaves nothing to see is accepted without effect; else it is refused with the reason. Help
+//! does not list them, docs/overlay.md does.
 
 use super::entry::Effect::{ForMount, Nothing, OnOff, Text};
 use super::entry::{MountOption, option};

@@ -395,7 +395,8 @@ fn any_text_is_an_answer() {
     }
 }
 
-/// The first value that a spelling offers, as in `index=on|off`; what stands for one is replaced by one.
+/// The first value that a spelling offers, as in `index=on|off`; what stands for one is replaced by
+/// one.
 fn sample(spelled: &str) -> String {
     let Some((name, values)) = spelled.split_once('=') else {
         return spelled.to_owned();

@@ -1,8 +1,10 @@
-//! The table of settings: what each is called in the file, the environment and the flags, its type, and what holds where nobody says it.
+//! The table of settings: what each is called in the file, the environment and the flags, its type,
+//! and what holds where nobody says it.
 //!
-//! [`settings!`] makes of the table the struct of what one place says, the struct of what holds, and all that goes through every setting.
-//! A new setting is an entry here and a row in docs/configuration.md; a test compares the two. Keys are only ever added: taking one away
-//! breaks users' files.
+//! [`settings!`] makes of the table the struct of what one place says, the struct of what holds,
+//! and all that goes through every setting. A new setting is an entry here and a row in
+//! docs/configuration.md; a test compares the two. Keys are only ever added: taking one away breaks
+//! users' files.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -30,7 +32,8 @@ pub struct SettingLine {
 /// The flag that gives kernel options by their names.
 const MOUNT_OPTION: &str = "--mount-opt";
 
-/// Reads `key, variable, flag => field: type = default;`. What stands behind `[mount]` has its keys in that table of the file.
+/// Reads `key, variable, flag => field: type = default;`. What stands behind `[mount]` has its keys
+/// in that table of the file.
 macro_rules! settings {
     (
         $($(#[$doc:meta])+ $key:literal, $variable:literal, $flag:expr

@@ -109,11 +109,16 @@ impl Value for BTreeMap<String, RegistrySettings> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub Option<u64>);
 
+impl From<u64> for Size {
+    fn from(bytes: u64) -> Self {
+        Self((bytes != 0).then_some(bytes))
+    }
+}
+
 impl FromStr for Size {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let bytes = parse_size(text)?;
-        Ok(Self((bytes != 0).then_some(bytes)))
+        parse_size(text).map(Self::from)
     }
 }
 
@@ -126,7 +131,7 @@ impl<'de> Deserialize<'de> for Size {
             Text(String),
         }
         match Either::deserialize(deserializer)? {
-            Either::Number(bytes) => Ok(Self((bytes != 0).then_some(bytes))),
+            Either::Number(bytes) => Ok(bytes.into()),
             Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
         }
     }

@@ -1,0 +1,104 @@
+//! The process in a container, as `run` and `bundle` take it.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+
+use clap::{Args, ValueEnum};
+use vellum_service::Context;
+use vellum_service::bundle::{self as bundles, ProcessRequest};
+
+use crate::exit_code::Failure;
+
+/// Which network a container sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// Its own, with a loopback device alone
+    None,
+    /// The host's
+    Host,
+}
+
+/// What `run` and `bundle` have in common.
+#[derive(Debug, Args)]
+pub struct Process {
+    /// Set a variable; a bare NAME takes the value from here, or the variable away
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<OsString>,
+    /// Bind a directory or named volume: SOURCE:PATH[:ro]
+    #[arg(long, short, value_name = "SOURCE:PATH")]
+    pub volume: Vec<OsString>,
+    /// Directory the command starts in; made if it isn't there
+    #[arg(long, short, value_name = "DIR")]
+    pub workdir: Option<OsString>,
+    /// Run as USER[:GROUP], names or numbers; a number is always an id
+    #[arg(long, short, value_name = "USER")]
+    pub user: Option<String>,
+    /// Use this instead of the image's entrypoint; an empty one drops it
+    #[arg(long, value_name = "COMMAND")]
+    pub entrypoint: Option<OsString>,
+    /// The container's host name [default: the beginning of its id]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Which network it sees
+    #[arg(long, value_name = "WHICH", value_enum, default_value = "none")]
+    pub network: Network,
+    /// Give it a terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Its root can't be written
+    #[arg(long)]
+    pub read_only: bool,
+    /// Add a capability (ALL for all)
+    #[arg(long, value_name = "NAME")]
+    pub cap_add: Vec<String>,
+    /// Drop a capability (ALL for all)
+    #[arg(long, value_name = "NAME")]
+    pub cap_drop: Vec<String>,
+}
+
+/// Resolves what the arguments say about the process. A bare `-e NAME` takes the value from here;
+/// if there is none, the container has no such variable either.
+pub fn process(
+    ctx: &Context,
+    args: Process,
+    command: Vec<OsString>,
+) -> Result<ProcessRequest, Failure> {
+    let env = args.env.into_iter().map(|variable| {
+        if variable.is_empty() {
+            return Err(Failure::misused("--env wants NAME=VALUE, or a NAME"));
+        }
+        let value = match variable.as_bytes().contains(&b'=') {
+            true => None,
+            false => std::env::var_os(&variable),
+        };
+        let mut pair = variable;
+        if let Some(value) = value {
+            pair.push("=");
+            pair.push(value);
+        }
+        Ok(pair)
+    });
+    let env = env.collect::<Result<_, _>>()?;
+    let binds = args
+        .volume
+        .iter()
+        .map(|text| bundles::bind(ctx, text))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(ProcessRequest {
+        command,
+        entrypoint: args.entrypoint,
+        env,
+        workdir: args.workdir.map(Into::into),
+        user: args.user,
+        binds,
+        hostname: args.hostname,
+        network: match args.network {
+            Network::None => bundles::Network::None,
+            Network::Host => bundles::Network::Host,
+        },
+        tty: args.tty,
+        read_only: args.read_only,
+        cap_add: args.cap_add,
+        cap_drop: args.cap_drop,
+    })
+}

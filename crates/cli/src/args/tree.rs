@@ -1,0 +1,75 @@
+//! Which tree a path is looked for in: a container's, an image's, or that of layers named one by
+//! one.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use vellum_overlay::options::Manners;
+use vellum_overlay::parse;
+use vellum_service::{Error, look};
+
+use crate::exit_code::Failure;
+
+/// Which layers are looked at.
+#[derive(Debug, Args)]
+pub struct Tree {
+    /// Layers as for `vellum overlay`: lowerdir=TOP:NEXT:..., and upperdir= on top
+    #[arg(
+        short = 'o',
+        long = "options",
+        value_name = "NAME=VALUE,...",
+        conflicts_with = "image"
+    )]
+    pub options: Vec<OsString>,
+    /// The layers of an image
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+}
+
+impl Tree {
+    /// Tells whether it is named by an option.
+    pub fn is_named(&self) -> bool {
+        self.image.is_some() || !self.options.is_empty()
+    }
+}
+
+/// Which layers are looked at, and where.
+#[derive(Debug, Args)]
+pub struct Look {
+    /// The path in the tree; CONTAINER:PATH for a container's
+    pub path: OsString,
+    #[command(flatten)]
+    /// Which tree
+    pub tree: Tree,
+}
+
+/// What is looked at: a tree, and the path in it.
+pub fn find(path: &OsStr, tree: &Tree) -> Result<(look::Tree, PathBuf), Failure> {
+    if let Some(image) = &tree.image {
+        return Ok((look::Tree::Image(image.clone()), path.into()));
+    }
+    if !tree.options.is_empty() {
+        // Read-only is enough, and what is misspelled is an error here as for a mount.
+        let parsed =
+            parse::parse(Manners::Own, &tree.options).map_err(vellum_overlay::Error::from)?;
+        let here = std::env::current_dir().map_err(Error::io("find", "."))?;
+        let options = parsed.options.made_absolute(&here);
+        return Ok((look::Tree::Layers(Box::new(options)), path.into()));
+    }
+    let bytes = path.as_bytes();
+    let colon = bytes.iter().position(|&b| b == b':');
+    if let Some(at) = colon
+        && let Ok(name) = std::str::from_utf8(&bytes[..at])
+        && !name.is_empty()
+        && !name.contains('/')
+    {
+        let inside = Path::new(OsStr::from_bytes(&bytes[at + 1..])).to_owned();
+        return Ok((look::Tree::Container(name.to_owned()), inside));
+    }
+    Err(Failure::misused(format!(
+        "which tree is {} in? write CONTAINER:PATH, or name one with --image or -o lowerdir=...",
+        path.display()
+    )))
+}

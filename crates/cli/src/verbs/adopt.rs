@@ -1,0 +1,127 @@
+//! `adopt`: what was taken over, and what Docker left lying about. The code is 1 if an image could
+//! not be had.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+use vellum_service::Context;
+use vellum_service::image::{AdoptHow, AdoptRequest, AdoptedOutcome, adopt as verb};
+use vellum_service::names::short;
+
+use super::{Examples, Group, Outcome, Verb, gc};
+use crate::args::Output;
+use crate::exit_code::{DONE, FAILED};
+use crate::out::stdout;
+use crate::start::Start;
+
+/// Take over the images of a Docker data root
+#[derive(Debug, Args)]
+pub struct Adopt {
+    /// The data root of a Docker daemon with the storage driver overlay2. It is read and never changed
+    #[arg(value_name = "DATA-ROOT", value_hint = ValueHint::DirPath)]
+    pub data_root: PathBuf,
+    /// Images, by name or id [default: all with a name]
+    #[arg(value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// Images without a name too
+    #[arg(long, conflicts_with = "images")]
+    pub all: bool,
+    /// Read every layer where it lies, compare it with its digest, and store nothing. `whole` speaks of contents: owners, modes, xattrs
+    /// and further names in the tree are not looked at
+    #[arg(long)]
+    pub in_place: bool,
+    /// Say what would be adopted, and what is orphaned, without reading layers
+    #[arg(long, conflicts_with = "in_place")]
+    pub dry_run: bool,
+    /// How the answer is printed
+    #[command(flatten)]
+    pub output: Output,
+}
+
+impl Verb for Adopt {
+    const GROUP: Group = Group::Images;
+    const EXAMPLES: Examples = &[(
+        "",
+        "  vellum adopt /var/lib/docker --dry-run      what is there, and what is orphaned
+  vellum adopt /var/lib/docker
+  vellum adopt /data/docker debian:12 --json
+  vellum adopt /var/lib/docker --all --in-place",
+    )];
+
+    fn run(self, start: Start<'_>) -> Outcome {
+        let ctx = &start.context()?;
+        gc::or_tell_what_is_left(ctx, adopt(ctx, self, start.quiet))
+    }
+}
+
+fn adopt(ctx: &Context, args: Adopt, quiet: bool) -> Outcome {
+    let how = match (args.in_place, args.dry_run) {
+        (true, _) => AdoptHow::InPlace,
+        (false, true) => AdoptHow::List,
+        (false, false) => AdoptHow::Store,
+    };
+    let request = AdoptRequest {
+        root: args.data_root,
+        images: args.images,
+        all: args.all,
+        how,
+    };
+    let adopted = verb(ctx, &request)?;
+    let damaged = adopted
+        .images
+        .iter()
+        .any(|image| image.outcome == AdoptedOutcome::Damaged);
+    let mut out = stdout();
+    if args.output.json {
+        out.json(&adopted)?;
+        out.done()?;
+        return Ok(if damaged { FAILED } else { DONE });
+    }
+    for image in &adopted.images {
+        let name = match image.names.as_slice() {
+            [] => short(&image.id).to_owned(),
+            names => names.join(", "),
+        };
+        let layers = image.layers;
+        out.line(match image.outcome {
+            AdoptedOutcome::Adopted => {
+                format!(
+                    "{name}: adopted, {} of {layers} layers new",
+                    image.new_layers
+                )
+            }
+            AdoptedOutcome::Whole => format!("{name}: whole, {layers} layers"),
+            AdoptedOutcome::Planned => format!("{name}: would be adopted, {layers} layers"),
+            AdoptedOutcome::Damaged => {
+                format!(
+                    "{name}: damaged: {}",
+                    image.why.as_deref().unwrap_or_default()
+                )
+            }
+        })?;
+    }
+    for container in &adopted.containers {
+        out.line(format!(
+            "container {} ({}): not adopted",
+            container.name,
+            short(&container.id)
+        ))?;
+    }
+    for orphan in &adopted.orphans {
+        out.line(format!("orphan {}: {}", orphan.path.display(), orphan.why))?;
+    }
+    out.done()?;
+    if !quiet {
+        if adopted.unnamed > 0 {
+            ctx.progress.say(&format!(
+                "{} images have no name and were left out: --all takes them too",
+                adopted.unnamed
+            ));
+        }
+        if !adopted.containers.is_empty() {
+            ctx.progress
+                .say("what a container changed comes along if Docker makes an image of it first: docker commit NAME IMAGE");
+        }
+    }
+    Ok(if damaged { FAILED } else { DONE })
+}

@@ -1,0 +1,110 @@
+//! `check`: records and trees compared. The code is 1 if something is wrong and was not put right.
+
+use clap::Args;
+use vellum_service::{Context, check as checks, keep};
+
+use super::{Examples, Group, Outcome, Verb};
+use crate::args::Output;
+use crate::exit_code::{DONE, FAILED, Failure};
+use crate::out::{self, stdout};
+use crate::start::Start;
+
+/// Verify that records and trees agree
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Put right what follows from the records: short names, lists of lower layers
+    #[arg(long)]
+    pub heal: bool,
+    /// Read every blob and layer, and compare their digests
+    #[arg(long)]
+    pub deep: bool,
+    /// Make the database anew from what lies beside it; the old one is kept
+    #[arg(long, conflicts_with_all = ["heal", "deep"])]
+    pub rebuild: bool,
+    /// Rebuild without asking
+    #[arg(long, short, requires = "rebuild")]
+    pub force: bool,
+    #[command(flatten)]
+    /// How results are printed
+    pub output: Output,
+}
+
+impl Verb for Check {
+    const GROUP: Group = Group::Store;
+    const EXAMPLES: Examples = &[(
+        "",
+        "  vellum check
+  vellum check --heal --deep
+  vellum check --rebuild                  when the database is lost",
+    )];
+
+    fn run(self, start: Start<'_>) -> Outcome {
+        let ctx = &start.context()?;
+        let quiet = start.quiet;
+        if self.rebuild {
+            return rebuild(ctx, &self, quiet);
+        }
+        let wrong = checks::check(ctx, self.heal, self.deep)?;
+        let mut out = stdout();
+        if self.output.json {
+            out.json(&wrong)?;
+        } else {
+            for item in &wrong {
+                let healed = if item.healed { " (put right)" } else { "" };
+                out.line(format!("{}: {}{healed}", item.what, item.why))?;
+            }
+        }
+        out.done()?;
+        let left = wrong.iter().filter(|w| !w.healed).count();
+        if !quiet {
+            match (wrong.len(), left) {
+                (0, _) => ctx.progress.say("all is well"),
+                (_, 0) => ctx.progress.say("everything found was put right"),
+                _ if self.heal => ctx.progress.say(&format!(
+                    "{left} left as they are; docs/operations.md says what to do"
+                )),
+                _ => ctx.progress.say(&format!(
+                    "{left} found; `vellum check --heal` puts right what follows from the records"
+                )),
+            }
+        }
+        Ok(if left == 0 { DONE } else { FAILED })
+    }
+}
+
+fn rebuild(ctx: &Context, args: &Check, quiet: bool) -> Outcome {
+    if !args.force
+        && !out::confirm("make the database anew from the records beside it? The old one is kept.")
+    {
+        return Err(Failure::misused(
+            "--rebuild needs --force where nobody can be asked",
+        ));
+    }
+    let rebuilt = keep::rebuild(ctx)?;
+    let mut out = stdout();
+    if args.output.json {
+        out.json(&rebuilt)?;
+    } else {
+        out.line(format!(
+            "{} snapshots, {} images, {} containers, {} volumes",
+            rebuilt.snapshots, rebuilt.images, rebuilt.containers, rebuilt.volumes
+        ))?;
+        for lost in &rebuilt.lost {
+            out.line(format!("lost: {}: {}", lost.what, lost.why))?;
+        }
+    }
+    out.done()?;
+    if let (false, Some(old)) = (quiet, &rebuilt.old_database) {
+        ctx.progress
+            .say(&format!("the old database is {}", old.display()));
+    }
+    if !quiet {
+        ctx.progress
+            .say("everything found is held: when you have looked, `vellum gc --rebuilt` takes what nothing needs");
+    }
+    Ok(if rebuilt.lost.is_empty() {
+        DONE
+    } else {
+        FAILED
+    })
+}

@@ -1,0 +1,105 @@
+//! `gc`: what nothing needs goes.
+
+use std::sync::Arc;
+
+use clap::Args;
+use vellum_service::progress::Silent;
+use vellum_service::{Cancel, Context, keep};
+
+use super::{Examples, Group, Outcome, Verb};
+use crate::args::Output;
+use crate::exit_code::{DONE, Failure, INTERRUPTED};
+use crate::out::{self, stdout};
+use crate::report;
+use crate::start::Start;
+
+/// Remove what nothing needs
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Say what would go and why, and remove nothing
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+    /// Also what `check --rebuild` found and holds until somebody has looked
+    #[arg(long, conflicts_with = "dry_run")]
+    pub rebuilt: bool,
+    #[command(flatten)]
+    /// How results are printed
+    pub output: Output,
+}
+
+impl Verb for Gc {
+    const GROUP: Group = Group::Store;
+    const EXAMPLES: Examples = &[(
+        "",
+        "  vellum gc --dry-run
+  vellum gc
+  vellum gc --rebuilt                     after check --rebuild, when you have looked",
+    )];
+
+    fn run(self, start: Start<'_>) -> Outcome {
+        let ctx = &start.context()?;
+        let quiet = start.quiet;
+        if self.rebuilt {
+            // Nothing held is as good.
+            let _ = keep::let_go_of_rebuilt(ctx)?;
+        }
+        let all = keep::gc(ctx, self.dry_run)?;
+        let mut out = stdout();
+        if self.output.json {
+            out.json(&all)?;
+        } else {
+            for item in &all {
+                let size = item
+                    .size
+                    .map_or_else(String::new, |s| format!(", {}", out::bytes(s.bytes)));
+                let cause = item
+                    .cause
+                    .as_ref()
+                    .map_or_else(String::new, |c| format!(": {c}"));
+                out.line(format!(
+                    "{} {} {}{cause} ({}{size})",
+                    item.fate, item.kind, item.what, item.why
+                ))?;
+            }
+        }
+        out.done()?;
+        if !quiet && all.is_empty() {
+            ctx.progress.say("nothing to collect");
+        }
+        Ok(DONE)
+    }
+}
+
+/// After a verb that fills the store was stopped, tells what stays for `vellum gc`, or that nothing
+/// does.
+pub(super) fn or_tell_what_is_left(ctx: &Context, outcome: Outcome) -> Outcome {
+    match outcome {
+        Err(failure) if failure.is_cancelled() => {
+            report::failure(&Failure::other(format!("stopped; {}", left(ctx))));
+            Err(Failure::Said(INTERRUPTED))
+        }
+        _ => outcome,
+    }
+}
+
+/// Says what a stopped command has left in the store, as `gc --dry-run` finds it.
+fn left(ctx: &Context) -> String {
+    // The one at hand is stopped, and so would be each question to it.
+    let ctx = Context::new(ctx.config.clone(), Cancel::new(), Arc::new(Silent));
+    let Ok(all) = keep::gc(&ctx, true) else {
+        return "`vellum gc --dry-run` shows what is left".to_owned();
+    };
+    let bytes: u64 = all
+        .iter()
+        .filter_map(|item| item.size)
+        .map(|size| size.bytes)
+        .sum();
+    match all.len() {
+        0 => "nothing is left for `vellum gc` to remove".to_owned(),
+        count => format!(
+            "what was complete stays for the next try; `vellum gc` would now remove {count} {} ({})",
+            if count == 1 { "item" } else { "items" },
+            out::bytes(bytes),
+        ),
+    }
+}

@@ -1,0 +1,70 @@
+//! `import`: a directory or tar as an image of one layer.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueHint};
+use vellum_service::image::{ImportRequest, ImportSource};
+use vellum_service::{Context, image};
+
+use super::load::{print_one, tell_layers};
+use super::{Examples, Group, Outcome, Verb, gc};
+use crate::args::Output;
+use crate::start::Start;
+
+/// Make an image of one layer from a directory or tar
+#[derive(Debug, Args)]
+pub struct Import {
+    /// Directory, tar (however compressed), or - for a tar on stdin
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub source: PathBuf,
+    /// The new image's name
+    pub image: Option<String>,
+    /// Set a field of the configuration, as in a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR
+    #[arg(long, short, value_name = "INSTRUCTION")]
+    pub change: Vec<String>,
+    /// What the history says
+    #[arg(long, short, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// The platform it is for [default: the machine's]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    #[command(flatten)]
+    /// How results are printed
+    pub output: Output,
+}
+
+impl Verb for Import {
+    const GROUP: Group = Group::Images;
+    const EXAMPLES: Examples = &[(
+        "",
+        "  vellum import ./rootfs base:1 --change 'CMD [\"/bin/sh\"]'
+  tar -C rootfs -c . | vellum import - base:1",
+    )];
+
+    fn run(self, start: Start<'_>) -> Outcome {
+        let ctx = &start.context()?;
+        gc::or_tell_what_is_left(ctx, import(ctx, self, start.quiet))
+    }
+}
+
+fn import(ctx: &Context, args: Import, quiet: bool) -> Outcome {
+    let source = if args.source == Path::new("-") {
+        ImportSource::Stdin
+    } else {
+        ImportSource::Path(args.source)
+    };
+    let request = ImportRequest {
+        source,
+        name: args.image,
+        changes: args.change,
+        message: args.message,
+        platform: args.platform,
+    };
+    let imported = image::import(ctx, &request)?;
+    tell_layers(
+        ctx,
+        std::slice::from_ref(&imported),
+        quiet || args.output.json,
+    );
+    print_one(&imported, args.output.json)
+}

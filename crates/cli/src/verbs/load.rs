@@ -1,0 +1,120 @@
+//! `load`: images from an archive or layout. What it says of images that came in is said by `pull`
+//! and `import`, too.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueHint};
+use vellum_service::image::{BroughtIn, LoadRequest, LoadSource};
+use vellum_service::{Context, image, names};
+
+use super::{Examples, Group, Outcome, Verb, gc};
+use crate::args::Output;
+use crate::exit_code::DONE;
+use crate::out::stdout;
+use crate::start::Start;
+
+/// Bring in images from an archive or OCI layout
+#[derive(Debug, Args)]
+pub struct Load {
+    /// Archive (docker save's or OCI, however compressed) or OCI layout directory; - is stdin
+    #[arg(value_hint = ValueHint::AnyPath, default_value = "-")]
+    pub archive: PathBuf,
+    /// The same, as Docker spells it
+    #[arg(long, short, value_name = "FILE", conflicts_with = "archive", value_hint = ValueHint::AnyPath)]
+    pub input: Option<PathBuf>,
+    /// Name the image so, where the archive holds one image
+    #[arg(long, short, value_name = "NAME")]
+    pub tag: Option<String>,
+    /// Take this platform of a multi-platform image [default: the machine's]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Keep the compressed layers too, for pushing them on unchanged
+    #[arg(long)]
+    pub keep_blobs: bool,
+    /// Layers unpacked at once
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    #[command(flatten)]
+    /// How results are printed
+    pub output: Output,
+}
+
+impl Verb for Load {
+    const GROUP: Group = Group::Images;
+    const EXAMPLES: Examples = &[(
+        "",
+        "  vellum load debian.tar
+  docker save debian:12 | vellum load
+  vellum load ./oci-layout --tag debian:12",
+    )];
+
+    fn run(self, mut start: Start<'_>) -> Outcome {
+        start.settings.keep_blobs = self.keep_blobs.then_some(true);
+        start.settings.jobs = self.jobs;
+        let ctx = &start.context()?;
+        gc::or_tell_what_is_left(ctx, load(ctx, self, start.quiet))
+    }
+}
+
+fn load(ctx: &Context, args: Load, quiet: bool) -> Outcome {
+    let from = args.input.unwrap_or(args.archive);
+    let source = if from == Path::new("-") {
+        LoadSource::Stdin
+    } else {
+        LoadSource::Path(from)
+    };
+    let request = LoadRequest {
+        source,
+        name: args.tag,
+        platform: args.platform,
+    };
+    let loaded = image::load(ctx, &request)?;
+    tell_layers(ctx, &loaded, quiet || args.output.json);
+    let mut out = stdout();
+    if args.output.json {
+        out.json(&loaded)?;
+    } else {
+        for image in &loaded {
+            out.line(called(image))?;
+        }
+    }
+    out.done()?;
+    Ok(DONE)
+}
+
+pub(super) fn print_one(image: &BroughtIn, json: bool) -> Outcome {
+    let mut out = stdout();
+    if json {
+        out.json(image)?;
+    } else {
+        out.line(called(image))?;
+    }
+    out.done()?;
+    Ok(DONE)
+}
+
+/// What a user types to mean the image.
+fn called(image: &BroughtIn) -> String {
+    match image.names.as_slice() {
+        [] => image.id.clone(),
+        names => names.join("\n"),
+    }
+}
+
+pub(super) fn tell_layers(ctx: &Context, images: &[BroughtIn], quiet: bool) {
+    for image in images {
+        for (name, from) in &image.moved_names {
+            ctx.progress.warn(&format!(
+                "{name} was the name of image {from}, which keeps its id only"
+            ));
+        }
+        if !quiet {
+            let id = names::short(&image.id);
+            let (new, present) = (image.new_layers, image.present_layers);
+            ctx.progress.say(&match present {
+                0 => format!("image {id}: {new} layers"),
+                _ => format!("image {id}: {new} new layers, {present} that were there"),
+            });
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `pull`: an image from a registry.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+use vellum_service::image::PullRequest;
+use vellum_service::{Context, image};
+
+use super::load::{print_one, tell_layers};
+use super::{Examples, Group, Outcome, Verb, gc};
+use crate::args::Output;
+use crate::start::{Start, absolute};
+
+/// Fetch an image from a registry
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// The image: [HOST[:PORT]/]NAME[:TAG][@DIGEST]
+    pub image: String,
+    /// Take this platform of a multi-platform image [default: the machine's]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    /// Keep the compressed layers too, for pushing them on unchanged
+    #[arg(long)]
+    pub keep_blobs: bool,
+    /// Layers fetched and unpacked at once
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Speak plain HTTP with the registry
+    #[arg(long)]
+    pub insecure: bool,
+    /// File with registry logins [default: Docker's and Podman's]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub auth_file: Option<PathBuf>,
+    #[command(flatten)]
+    /// How results are printed
+    pub output: Output,
+}
+
+impl Verb for Pull {
+    const GROUP: Group = Group::Images;
+    const EXAMPLES: Examples = &[(
+        "",
+        "  vellum pull debian:12
+  vellum pull --insecure localhost:5000/mine:1
+  vellum pull registry.example/app@sha256:0123...",
+    )];
+
+    fn run(self, mut start: Start<'_>) -> Outcome {
+        start.settings.keep_blobs = self.keep_blobs.then_some(true);
+        start.settings.jobs = self.jobs;
+        start.settings.auth_file = self
+            .auth_file
+            .as_deref()
+            .map(absolute)
+            .transpose()?
+            .map(Some);
+        let ctx = &start.context()?;
+        gc::or_tell_what_is_left(ctx, pull(ctx, self, start.quiet))
+    }
+}
+
+fn pull(ctx: &Context, args: Pull, quiet: bool) -> Outcome {
+    let request = PullRequest {
+        image: args.image,
+        platform: args.platform,
+        insecure: args.insecure,
+        auth_file: None,
+    };
+    let pulled = image::pull(ctx, &request)?;
+    tell_layers(
+        ctx,
+        std::slice::from_ref(&pulled),
+        quiet || args.output.json,
+    );
+    print_one(&pulled, args.output.json)
+}

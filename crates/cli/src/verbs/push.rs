@@ -1,0 +1,78 @@
+//! `push`: an image to a registry.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+use vellum_service::image;
+use vellum_service::image::PushRequest;
+
+use super::{Examples, Group, Outcome, Verb};
+use crate::args::{Compression, Output};
+use crate::complete;
+use crate::exit_code::DONE;
+use crate::out::stdout;
+use crate::start::{Start, absolute};
+
+/// Send an image to a registry
+#[derive(Debug, Args)]
+pub struct Push {
+    /// The image in the store
+    #[arg(add = complete::images())]
+    pub image: String,
+    /// Where to, if not where its name says: [HOST[:PORT]/]NAME[:TAG]
+    pub destination: Option<String>,
+    /// How layers are compressed that aren't kept compressed
+    #[arg(long, value_name = "HOW", value_enum, default_value = "gzip")]
+    pub compress: Compression,
+    /// Speak plain HTTP with the registry
+    #[arg(long)]
+    pub insecure: bool,
+    /// File with registry logins [default: Docker's and Podman's]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub auth_file: Option<PathBuf>,
+    #[command(flatten)]
+    /// How results are printed
+    pub output: Output,
+}
+
+impl Verb for Push {
+    const GROUP: Group = Group::Images;
+    const EXAMPLES: Examples = &[(
+        "",
+        "  vellum push registry.example/app:1
+  vellum push mine:1 localhost:5000/mine:1 --insecure --compress zstd",
+    )];
+
+    fn run(self, mut start: Start<'_>) -> Outcome {
+        start.settings.auth_file = self
+            .auth_file
+            .as_deref()
+            .map(absolute)
+            .transpose()?
+            .map(Some);
+        let ctx = &start.context()?;
+        let quiet = start.quiet;
+        let request = PushRequest {
+            image: self.image,
+            destination: self.destination,
+            compression: self.compress.into(),
+            insecure: self.insecure,
+            auth_file: None,
+        };
+        let pushed = image::push(ctx, &request)?;
+        if !quiet && !self.output.json {
+            ctx.progress.say(&format!(
+                "pushed {}: {} layers sent, {} were there",
+                pushed.name, pushed.sent_layers, pushed.present_layers
+            ));
+        }
+        let mut out = stdout();
+        if self.output.json {
+            out.json(&pushed)?;
+        } else {
+            out.line(&pushed.manifest)?;
+        }
+        out.done()?;
+        Ok(DONE)
+    }
+}

@@ -1,0 +1,30 @@
+//! `rename`: another name for a container.
+
+use clap::Args;
+use vellum_service::containers;
+
+use super::{Examples, Group, Outcome, Verb};
+use crate::complete;
+use crate::exit_code::DONE;
+use crate::start::Start;
+
+/// Give a container another name
+#[derive(Debug, Args)]
+pub struct Rename {
+    /// The container
+    #[arg(add = complete::containers())]
+    pub container: String,
+    /// Its new name
+    pub name: String,
+}
+
+impl Verb for Rename {
+    const GROUP: Group = Group::Containers;
+    const EXAMPLES: Examples = &[("", "  vellum rename box webserver")];
+
+    fn run(self, start: Start<'_>) -> Outcome {
+        let ctx = &start.context()?;
+        containers::rename(ctx, &self.container, &self.name)?;
+        Ok(DONE)
+    }
+}

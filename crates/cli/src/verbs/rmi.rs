@@ -1,0 +1,57 @@
+//! `rmi`: names and images go, and what nothing needs any more goes with them.
+
+use clap::Args;
+use vellum_service::{image, keep, names};
+
+use super::{Examples, Group, Outcome, Verb, for_all};
+use crate::exit_code::Failure;
+use crate::start::Start;
+use crate::{complete, out};
+
+/// Remove images, and layers that nothing else needs
+#[derive(Debug, Args)]
+pub struct Rmi {
+    /// The images
+    #[arg(add = complete::images(), required = true)]
+    pub images: Vec<String>,
+    /// Remove all names of an image; containers keep the layers they stand on
+    #[arg(long, short)]
+    pub force: bool,
+}
+
+impl Verb for Rmi {
+    const GROUP: Group = Group::Images;
+    const EXAMPLES: Examples = &[("", "  vellum rmi mine:1")];
+
+    fn run(self, start: Start<'_>) -> Outcome {
+        let ctx = &start.context()?;
+        let quiet = start.quiet;
+        let mut image_gone = false;
+        let code = for_all(&self.images, |image| -> Result<(), Failure> {
+            let removed = image::rmi(ctx, image, self.force)?;
+            image_gone |= removed.image.is_some();
+            if !quiet {
+                for name in &removed.names {
+                    ctx.progress.say(&format!("untagged {name}"));
+                }
+                if let Some(id) = &removed.image {
+                    ctx.progress
+                        .say(&format!("removed image {}", names::short(id)));
+                }
+            }
+            Ok(())
+        })?;
+        if image_gone {
+            // Whoever removes an image wants its space: what nothing needs any more goes with it.
+            let gone = keep::gc(ctx, false)?;
+            let layers = gone.iter().filter(|g| g.kind == "snapshot");
+            let count = layers.clone().count();
+            if !quiet && count > 0 {
+                let freed = layers.filter_map(|g| g.size).map(|size| size.bytes).sum();
+                ctx.progress
+                    .say(&format!("freed {} of {count} layers", out::bytes(freed)));
+            }
+        }
+        Ok(code)
+    }
+}

@@ -1,0 +1,148 @@
+//! `run`: a command in a container. Its exit codes are Docker's: those of the command, and others
+//! where it did not begin.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+use vellum_service::config::Size;
+use vellum_service::containers;
+use vellum_service::create::{CreateRequest, Origin, create};
+use vellum_service::run::{RunRequest, run as begin};
+
+use super::{Examples, Group, Outcome, Verb};
+use crate::args::process::{Process, process};
+use crate::args::size;
+use crate::exit_code::{DONE, Failure};
+use crate::start::Start;
+use crate::{complete, exit_code, report};
+
+/// Run a command in a container
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Make a new container from this image; with --container, the command begins here
+    #[arg(add = complete::images(), required_unless_present = "container")]
+    pub image: Option<String>,
+    /// The command and its arguments [default: the image's]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    pub command: Vec<OsString>,
+    /// Run in a container that is already there
+    #[arg(add = complete::containers(), long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// The new container's name [default: made from the image's]
+    #[arg(long, short, value_name = "NAME", conflicts_with = "container")]
+    pub name: Option<String>,
+    /// Remove the container when the command ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Not to be had; taken to say so
+    #[arg(long, short, hide = true)]
+    pub detach: bool,
+    /// Give the command this terminal or pipe as its input
+    #[arg(long, short)]
+    pub interactive: bool,
+    /// OCI runtime program [default: runc, else crun]
+    #[arg(long, value_name = "PROGRAM", value_hint = ValueHint::CommandName)]
+    pub runtime: Option<PathBuf>,
+    /// Limit of the new container's own layer, kept by a project quota or else by Vellum's engine: 512M, 10G
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub size: Option<u64>,
+    /// Limit of files, directories and others in the new container's own layer, kept by Vellum's engine
+    #[arg(long, value_name = "N")]
+    pub inodes: Option<u64>,
+    #[command(flatten)]
+    /// The process.
+    pub process: Process,
+}
+
+impl Verb for Run {
+    const GROUP: Group = Group::Containers;
+    const EXAMPLES: Examples = &[(
+        "",
+        "  vellum run --rm debian:12 cat /etc/os-release
+  vellum run --rm -it debian:12 bash
+  vellum run --rm -v ./src:/src:ro -v cache:/var/cache -e MODE=fast debian:12 make -C /src
+  vellum run --container box ls /",
+    )];
+
+    const CODES: &'static str = "Exit codes: the command's own; 127 if it isn't there, 126 if it can't be executed, 125 if vellum or the
+runtime fails before it.";
+
+    fn run(self, start: Start<'_>) -> Outcome {
+        run(self, start).or_else(|failure| {
+            report::failure(&failure);
+            Ok(exit_code::of_run(&failure))
+        })
+    }
+}
+
+fn run(args: Run, mut start: Start<'_>) -> Outcome {
+    start.settings.runtime = args.runtime.clone().map(Some);
+    start.settings.size = args.size.map(Size::from);
+    start.leaves_ctrl_c = true;
+    let ctx = &start.context()?;
+    if args.process.tty && !std::io::stdin().is_terminal() {
+        return Err(Failure::misused("--tty needs a terminal as input"));
+    }
+    if args.detach {
+        return Err(Failure::misused(
+            "`run` stays with its command and passes on its exit code\nhint: let the shell send it to the background (`vellum run ... &`, `systemd-run --user vellum run ...`), \
+             or `vellum bundle` and `runc run --detach`",
+        ));
+    }
+    // With --container the first word is the command's.
+    let mut command = args.command;
+    let process = |command| process(ctx, args.process, command);
+    let (name, process, fresh) = match (args.container, args.image) {
+        (Some(name), image) => {
+            if let Some(word) = image {
+                command.insert(0, word.into());
+            }
+            (name, process(command)?, false)
+        }
+        (None, Some(image)) => {
+            let process = process(command)?;
+            let request = CreateRequest {
+                origin: Origin::Image(image),
+                name: args.name,
+                size_bytes: None,
+                inodes: args.inodes.filter(|&inodes| inodes != 0),
+                labels: Default::default(),
+                volumes: process
+                    .binds
+                    .iter()
+                    .filter_map(|b| b.volume.clone())
+                    .collect(),
+            };
+            (create(ctx, &request)?.id, process, true)
+        }
+        (None, None) => {
+            return Err(Failure::misused(
+                "name an image, or a container with --container",
+            ));
+        }
+    };
+    let outcome = begin(
+        ctx,
+        &RunRequest {
+            container: name.clone(),
+            process,
+            interactive: args.interactive,
+        },
+    );
+    if args.rm && (fresh || outcome.is_ok()) {
+        match (&outcome, containers::remove(ctx, &name, true)) {
+            // What the command ended with comes first.
+            (Ok(code), Err(e)) if *code != DONE => report::failure(&e.into()),
+            (Ok(_), removed) => drop(removed?),
+            // The failure that is told already comes first.
+            (Err(_), _) => {}
+        }
+    }
+    Ok(outcome?)
+}

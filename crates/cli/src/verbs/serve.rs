@@ -1,0 +1,159 @@
+//! `serve`: what goes on until it is told to end. Everything it says is a log, on stderr.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use vellum_overlay::program::logging;
+use vellum_service::progress::Silent;
+use vellum_service::serve::ServeError;
+use vellum_service::snapshots::Terms;
+use vellum_service::{Cancel, Context};
+use vellum_snapshotter::metrics::Address;
+use vellum_snapshotter::server::{self, ServeOptions};
+use vellum_sys::with_causes;
+
+use super::{Examples, Group, Outcome, Verb};
+use crate::args::parse;
+use crate::exit_code::{DONE, Failure};
+use crate::start::Start;
+
+/// Serve other programs: containerd, Docker
+#[derive(Debug, Subcommand)]
+pub enum Serve {
+    /// Be containerd's snapshotter and differ: proxy plugins of type `snapshot` and `diff`
+    Containerd(ServeContainerd),
+    /// Be the graph driver plugin of a Docker daemon, up to Docker 27
+    Docker(ServeDocker),
+}
+
+/// How a server writes its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line each: level, message, key=value
+    Text,
+    /// A JSON object each, with its time
+    Json,
+}
+
+/// `serve containerd`
+#[derive(Debug, Args)]
+pub struct ServeContainerd {
+    /// The socket, at most 107 bytes. Not used if systemd hands one over
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/vellum/containerd.sock")]
+    pub socket: PathBuf,
+
+    /// containerd's own socket: the differ fetches layers there, and brings new ones
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/containerd/containerd.sock")]
+    pub containerd: PathBuf,
+    /// Tell numbers in Prometheus's form: at a unix socket or a loopback port
+    #[arg(long, value_name = "unix:PATH|127.0.0.1:PORT", value_parser = parse::<Address>)]
+    pub metrics: Option<Address>,
+    /// How the log on stderr is written
+    #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
+    pub log_format: LogFormat,
+    /// Map ids of user namespaces by the kernel's id-mapped mounts; goes with capabilities = ["remap-ids"]
+    #[arg(long)]
+    pub remap_ids: bool,
+    /// Tell with every snapshot where its own files are, in the label containerd.io/snapshot/overlay.upperdir
+    #[arg(long)]
+    pub upperdir_label: bool,
+    /// Delete removed snapshots before answering, not when containerd asks for a cleanup
+    #[arg(long)]
+    pub sync_remove: bool,
+    /// Answer a parallel unpacking with a read-only mount where the layer is there. Every client must be containerd 2.4 or later
+    #[arg(long)]
+    pub staged_layers: bool,
+}
+
+/// `serve docker`
+#[derive(Debug, Args)]
+pub struct ServeDocker {
+    /// The socket; its name without .sock is the driver's. Not used if systemd hands one over
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath, default_value = "/run/docker/plugins/vellum.sock")]
+    pub socket: PathBuf,
+}
+
+impl Verb for Serve {
+    const GROUP: Group = Group::OtherPrograms;
+    const EXAMPLES: Examples = &[
+        (
+            "",
+            "  vellum serve containerd
+  vellum serve docker
+  vellum serve docker --root /data/vellum",
+        ),
+        (
+            "containerd",
+            "  vellum serve containerd                 and in /etc/containerd/config.toml:
+
+      [proxy_plugins.vellum]
+        type = \"snapshot\"
+        address = \"/run/vellum/containerd.sock\"
+      [proxy_plugins.vellum-diff]             containerd 2 and late 1.7
+        type = \"diff\"
+        address = \"/run/vellum/containerd.sock\"
+
+  vellum serve containerd --root /data/vellum --engine vellum
+  VELLUM_LOG=debug vellum serve containerd --socket /tmp/v.sock",
+        ),
+        (
+            "docker",
+            "  vellum serve docker                     then: dockerd --experimental --storage-driver=vellum
+  vellum serve docker --root /data/vellum --storage-driver native
+  vellum serve docker --socket /run/docker/plugins/fast.sock --engine vellum",
+        ),
+    ];
+
+    /// Servers end by their own rules and take the context with them.
+    fn run(self, start: Start<'_>) -> Outcome {
+        // In the order of a start: settings are looked for as the user who asks.
+        let reload = start.reload()?;
+        let config = start.config()?;
+        match &self {
+            Serve::Containerd(args) if args.log_format == LogFormat::Json => logging_json("info"),
+            _ => logging("info"),
+        }
+        let ctx = Context::new(config, Cancel::new(), Arc::new(Silent));
+        match self {
+            Serve::Containerd(args) => {
+                let options = ServeOptions {
+                    terms: Terms {
+                        upperdir_label: args.upperdir_label,
+                        remap_ids: args.remap_ids,
+                        sync_remove: args.sync_remove,
+                        staged_layers: args.staged_layers,
+                    },
+                    metrics: args.metrics,
+                    socket: args.socket,
+                    containerd: args.containerd,
+                    reload,
+                };
+                ended(server::serve(ctx, options))
+            }
+            Serve::Docker(args) => ended(vellum_graphdriver::serve(ctx, &args.socket)),
+        }
+    }
+}
+
+fn ended(served: Result<(), ServeError>) -> Outcome {
+    match served {
+        Ok(()) => Ok(DONE),
+        Err(ServeError::Verb(error)) => Err(error.into()),
+        Err(error) => Err(Failure::other(with_causes(&error))),
+    }
+}
+
+/// As [`logging`], for programs that read it.
+fn logging_json(usual: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
+    // Set once in a process, as there.
+    let _ = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
+}

@@ -1,0 +1,76 @@
+//! `umount`: mounts, by the name of the container or by the place.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::Args;
+use vellum_service::error::Kind;
+use vellum_service::{Error, names, umount};
+
+use super::{Examples, Group, Outcome, Verb, for_all};
+use crate::complete;
+use crate::exit_code::DONE;
+use crate::start::Start;
+
+/// Take mounts away
+#[derive(Debug, Args)]
+pub struct Umount {
+    /// Containers, or directories where something of Vellum's is mounted
+    #[arg(add = complete::containers(), required_unless_present = "all")]
+    pub names: Vec<OsString>,
+    /// Everything of this store
+    #[arg(long, short, conflicts_with = "names")]
+    pub all: bool,
+    /// Detach also while somebody uses it
+    #[arg(long, short)]
+    pub force: bool,
+}
+
+impl Verb for Umount {
+    const GROUP: Group = Group::Containers;
+    const EXAMPLES: Examples = &[(
+        "",
+        "  vellum umount box
+  vellum umount /mnt
+  vellum umount --all",
+    )];
+
+    fn run(self, start: Start<'_>) -> Outcome {
+        let ctx = &start.context()?;
+        let quiet = start.quiet;
+        let tell = |places: Vec<std::path::PathBuf>| {
+            if !quiet {
+                for place in places {
+                    ctx.progress.say(&format!("unmounted {}", place.display()));
+                }
+            }
+        };
+        if self.all {
+            tell(umount::umount_all(ctx, self.force)?);
+            return Ok(DONE);
+        }
+        for_all(&self.names, |name| {
+            let record = name.to_str().map(|text| names::container(ctx, text));
+            let places = match record {
+                Some(Ok(record)) => umount::umount_container(ctx, &record, self.force)?,
+                // What is no container may be a place.
+                Some(Err(
+                    missing @ Error::NotFound {
+                        kind: Kind::Container,
+                        ..
+                    },
+                )) => {
+                    let path = Path::new(name);
+                    if path.components().count() < 2 && !path.exists() {
+                        return Err(missing.into());
+                    }
+                    umount::umount_path(ctx, path, self.force)?
+                }
+                Some(Err(e)) => return Err(e.into()),
+                None => umount::umount_path(ctx, Path::new(name), self.force)?,
+            };
+            tell(places);
+            Ok(())
+        })
+    }
+}
