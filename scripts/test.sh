@@ -23,10 +23,19 @@ stage_docs() {
   RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --locked --quiet &&
     cargo run --quiet --locked --package vellum-xtask -- check-docs
 }
-# Whoever needs the mount program alone builds no database, no gRPC and no TLS.
+# Whoever needs the mount program alone builds no database, no gRPC and no TLS; whoever needs the command without servers and registries, no
+# gRPC, no HTTP and no TLS.
 stage_alone() {
   cargo build --locked --package vellum-overlay &&
-    ! cargo tree --locked --package vellum-overlay --edges normal,build --prefix none | grep -E '^(rusqlite|tonic|rustls|tokio) '
+    lacks vellum-overlay rusqlite tonic rustls tokio &&
+    cargo check --locked --package vellum-cli --no-default-features &&
+    lacks vellum-cli tonic axum hyper reqwest rustls
+}
+lacks() { # PACKAGE CRATE...
+  local package=$1 crates
+  shift
+  crates=$(IFS='|'; echo "$*")
+  ! cargo tree --locked --package "$package" --no-default-features --edges normal,build --prefix none | grep -E "^($crates) "
 }
 # The client tests start daemons; the rest share two cores with them, so the
 # test threads are left at cargo's default.

@@ -8,10 +8,9 @@ use std::sync::atomic::AtomicBool;
 use clap::{CommandFactory, FromArgMatches};
 use vellum_overlay::names::Name;
 use vellum_overlay::program::{self, Started, logging};
-use vellum_service::config::{self, Config, MountPartial, Partial, Surroundings};
+use vellum_service::config::{self, Config, ConfigError, MountPartial, Partial, Surroundings};
 use vellum_service::progress::{Progress, Silent};
 use vellum_service::{Cancel, Context, rootless};
-use vellum_snapshotter::server::Reload;
 
 use crate::args::Global;
 use crate::bars::Bars;
@@ -106,6 +105,9 @@ pub struct Start<'a> {
     global: Global,
 }
 
+/// Resolves the settings of a command line anew.
+type Reload = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+
 impl<'a> Start<'a> {
     fn new(global: Global, started: &'a Started) -> Start<'a> {
         Start {
@@ -120,6 +122,7 @@ impl<'a> Start<'a> {
     }
 
     /// Returns how the settings of this command line are resolved again later.
+    #[cfg(feature = "containerd")]
     pub fn reload(&self) -> Result<Reload, Failure> {
         self.resolver(&rootless::identity())
     }

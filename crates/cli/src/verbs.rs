@@ -45,13 +45,16 @@ mod man;
 mod mount;
 mod node;
 mod overlay;
+#[cfg(feature = "registry")]
 mod pull;
+#[cfg(feature = "registry")]
 mod push;
 mod rename;
 mod rm;
 mod rmi;
 mod run;
 mod save;
+#[cfg(any(feature = "containerd", feature = "docker"))]
 mod serve;
 mod settle;
 mod tag;
@@ -159,13 +162,13 @@ pub struct Cli {
 }
 
 /// Makes the parser's enum, the way to each verb and the pages of help. A file has the name of its
-/// verb, whose line in help is the comment on its type.
+/// verb, whose line in help is the comment on its type; `if` names what it is built with.
 macro_rules! verbs {
-    ($($(#[$attribute:meta])* $file:ident::$Verb:ident,)+) => {
+    ($($(#[$attribute:meta])* $file:ident::$Verb:ident $(if $built:meta)?,)+) => {
         /// The verbs.
         #[derive(Debug, Subcommand)]
         pub enum Command {
-            $($(#[$attribute])* $Verb($file::$Verb),)+
+            $($(#[cfg($built)])? $(#[$attribute])* $Verb($file::$Verb),)+
             /// A word that is none of these.
             #[command(external_subcommand)]
             Other(Vec<OsString>),
@@ -175,22 +178,24 @@ macro_rules! verbs {
             /// Runs the verb.
             pub fn run(self, start: Start<'_>) -> Outcome {
                 match self {
-                    $(Self::$Verb(verb) => verb.run(start),)+
+                    $($(#[cfg($built)])? Self::$Verb(verb) => verb.run(start),)+
                     Self::Other(words) => Err(Failure::misused(other_words::told(&words))),
                 }
             }
         }
 
         /// Help's pages of all verbs.
-        pub const PAGES: &[Page] = &[$(Page::of::<$file::$Verb>(stringify!($file)),)+];
+        pub const PAGES: &[Page] = &[
+            $($(#[cfg($built)])? Page::of::<$file::$Verb>(stringify!($file)),)+
+        ];
     };
 }
 
 verbs! {
     load::Load,
     save::Save,
-    pull::Pull,
-    push::Push,
+    pull::Pull if feature = "registry",
+    push::Push if feature = "registry",
     import::Import,
     adopt::Adopt,
     tag::Tag,
@@ -219,7 +224,7 @@ verbs! {
     #[command(subcommand)]
     layer::Layer,
     #[command(subcommand)]
-    serve::Serve,
+    serve::Serve if any(feature = "containerd", feature = "docker"),
     #[command(subcommand)]
     export::Export,
     #[command(subcommand)]

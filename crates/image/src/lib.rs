@@ -35,6 +35,7 @@ pub mod manifest;
 pub mod platform;
 pub mod recipe;
 pub mod reference;
+#[cfg(feature = "registry")]
 pub mod registry;
 pub mod run_config;
 pub mod sink;

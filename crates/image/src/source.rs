@@ -202,6 +202,7 @@ pub enum SourceError {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     /// A registry answered with an error, or not at all.
+    #[cfg(feature = "registry")]
     #[error(transparent)]
     Registry(#[from] crate::registry::RegistryError),
     /// A layer to be written can't be produced.

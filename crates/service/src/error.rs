@@ -309,7 +309,6 @@ fn socket_hint(error: &std::io::Error) -> &'static str {
 
 /// What could be done about an image that can't be read or sent.
 fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
-    use vellum_image::registry::RegistryError;
     use vellum_image::source::SourceError;
 
     match error {
@@ -322,13 +321,26 @@ fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
                 .into(),
         ),
         SourceError::NoPlatform { .. } => Some("choose one of them with --platform".into()),
-        SourceError::Registry(RegistryError::Denied { registry, .. }) => Some(format!(
+        #[cfg(feature = "registry")]
+        SourceError::Registry(error) => registry_hint(error),
+        _ => None,
+    }
+}
+
+/// What could be done about a registry's answer.
+#[cfg(feature = "registry")]
+fn registry_hint(error: &vellum_image::registry::RegistryError) -> Option<String> {
+    use vellum_image::registry::RegistryError;
+
+    match error {
+        RegistryError::Denied { registry, .. } => Some(format!(
             "`docker login {registry}` or `podman login {registry}` stores a login that Vellum uses"
         )),
-        SourceError::Registry(RegistryError::Unresolved { .. }) => Some(
-            "check the name; if it is right, DNS fails here, or a proxy is needed (HTTPS_PROXY)".into(),
+        RegistryError::Unresolved { .. } => Some(
+            "check the name; if it is right, DNS fails here, or a proxy is needed (HTTPS_PROXY)"
+                .into(),
         ),
-        SourceError::Registry(RegistryError::Unreachable { registry, .. }) => Some(format!(
+        RegistryError::Unreachable { registry, .. } => Some(format!(
             "if {registry} speaks plain HTTP, use --insecure; if its certificate is your own, set ca-file for it (docs/registries.md)"
         )),
         _ => None,

@@ -22,7 +22,9 @@ mod list;
 mod load;
 mod names;
 mod pack;
+#[cfg(feature = "registry")]
 mod pull;
+#[cfg(feature = "registry")]
 mod push;
 mod record;
 mod save;
@@ -43,7 +45,9 @@ pub use inspect::inspect_image;
 pub use list::{ImageSummary, images};
 pub use load::{LoadRequest, LoadSource, load};
 pub use names::{Removed, rmi, tag};
+#[cfg(feature = "registry")]
 pub use pull::{PullRequest, pull};
+#[cfg(feature = "registry")]
 pub use push::{PushRequest, PushedImage, push};
 pub use record::BroughtIn;
 pub use save::{SaveFormat, SaveRequest, SaveTarget, SavedImage, save};

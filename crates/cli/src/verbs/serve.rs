@@ -3,17 +3,21 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::{Args, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, Subcommand, ValueHint};
 use vellum_overlay::program::logging;
+use vellum_service::config::Config;
 use vellum_service::progress::Silent;
 use vellum_service::serve::ServeError;
-use vellum_service::snapshots::Terms;
 use vellum_service::{Cancel, Context};
-use vellum_snapshotter::metrics::Address;
-use vellum_snapshotter::server::{self, ServeOptions};
 use vellum_sys::with_causes;
+#[cfg(feature = "containerd")]
+use {
+    clap::ValueEnum, vellum_service::snapshots::Terms, vellum_snapshotter::metrics::Address,
+    vellum_snapshotter::server::ServeOptions,
+};
 
 use super::{Examples, Group, Outcome, Verb};
+#[cfg(feature = "containerd")]
 use crate::args::parse;
 use crate::exit_code::{DONE, Failure};
 use crate::start::Start;
@@ -21,13 +25,16 @@ use crate::start::Start;
 /// Serve other programs: containerd, Docker
 #[derive(Debug, Subcommand)]
 pub enum Serve {
+    #[cfg(feature = "containerd")]
     /// Be containerd's snapshotter and differ: proxy plugins of type `snapshot` and `diff`
     Containerd(ServeContainerd),
+    #[cfg(feature = "docker")]
     /// Be the graph driver plugin of a Docker daemon, up to Docker 27
     Docker(ServeDocker),
 }
 
 /// How a server writes its log.
+#[cfg(feature = "containerd")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// A line each: level, message, key=value
@@ -37,6 +44,7 @@ pub enum LogFormat {
 }
 
 /// `serve containerd`
+#[cfg(feature = "containerd")]
 #[derive(Debug, Args)]
 pub struct ServeContainerd {
     /// The socket, at most 107 bytes. Not used if systemd hands one over
@@ -67,6 +75,7 @@ pub struct ServeContainerd {
 }
 
 /// `serve docker`
+#[cfg(feature = "docker")]
 #[derive(Debug, Args)]
 pub struct ServeDocker {
     /// The socket; its name without .sock is the driver's. Not used if systemd hands one over
@@ -105,35 +114,54 @@ impl Verb for Serve {
         ),
     ];
 
-    /// Servers end by their own rules and take the context with them.
     fn run(self, start: Start<'_>) -> Outcome {
+        match self {
+            #[cfg(feature = "containerd")]
+            Serve::Containerd(args) => args.run(&start),
+            #[cfg(feature = "docker")]
+            Serve::Docker(args) => args.run(&start),
+        }
+    }
+}
+
+#[cfg(feature = "containerd")]
+impl ServeContainerd {
+    fn run(self, start: &Start<'_>) -> Outcome {
         // In the order of a start: settings are looked for as the user who asks.
         let reload = start.reload()?;
         let config = start.config()?;
-        match &self {
-            Serve::Containerd(args) if args.log_format == LogFormat::Json => logging_json("info"),
-            _ => logging("info"),
+        match self.log_format {
+            LogFormat::Text => logging("info"),
+            LogFormat::Json => logging_json("info"),
         }
-        let ctx = Context::new(config, Cancel::new(), Arc::new(Silent));
-        match self {
-            Serve::Containerd(args) => {
-                let options = ServeOptions {
-                    terms: Terms {
-                        upperdir_label: args.upperdir_label,
-                        remap_ids: args.remap_ids,
-                        sync_remove: args.sync_remove,
-                        staged_layers: args.staged_layers,
-                    },
-                    metrics: args.metrics,
-                    socket: args.socket,
-                    containerd: args.containerd,
-                    reload,
-                };
-                ended(server::serve(ctx, options))
-            }
-            Serve::Docker(args) => ended(vellum_graphdriver::serve(ctx, &args.socket)),
-        }
+        let options = ServeOptions {
+            terms: Terms {
+                upperdir_label: self.upperdir_label,
+                remap_ids: self.remap_ids,
+                sync_remove: self.sync_remove,
+                staged_layers: self.staged_layers,
+            },
+            metrics: self.metrics,
+            socket: self.socket,
+            containerd: self.containerd,
+            reload,
+        };
+        ended(vellum_snapshotter::server::serve(served(config), options))
     }
+}
+
+#[cfg(feature = "docker")]
+impl ServeDocker {
+    fn run(self, start: &Start<'_>) -> Outcome {
+        let config = start.config()?;
+        logging("info");
+        ended(vellum_graphdriver::serve(served(config), &self.socket))
+    }
+}
+
+/// Servers end by their own rules and take the context with them.
+fn served(config: Config) -> Context {
+    Context::new(config, Cancel::new(), Arc::new(Silent))
 }
 
 fn ended(served: Result<(), ServeError>) -> Outcome {
@@ -145,6 +173,7 @@ fn ended(served: Result<(), ServeError>) -> Outcome {
 }
 
 /// As [`logging`], for programs that read it.
+#[cfg(feature = "containerd")]
 fn logging_json(usual: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));

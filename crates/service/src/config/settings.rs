@@ -1,7 +1,7 @@
 //! The table of settings: what each is called in the file, the environment and the flags, its type,
 //! and what holds where nobody says it.
 //!
-//! [`settings!`] makes of the table the struct of what one place says, the struct of what holds,
+//! `settings!` makes of the table the struct of what one place says, the struct of what holds,
 //! and all that goes through every setting. A new setting is an entry here and a row in
 //! docs/configuration.md; a test compares the two. Keys are only ever added: taking one away breaks
 //! users' files.
