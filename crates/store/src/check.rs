@@ -18,9 +18,7 @@ use crate::{
     content,
     driver::{self, Finding, TreeRef},
     error::{DbContext, IoContext, Result, StoreError},
-    following,
-    gc::{has_recipe, has_volume},
-    generation, hands, images, layout,
+    following, generation, hands, images, layout,
     parents::Parents,
     records,
     rows::{self, SnapshotRow},
@@ -276,7 +274,7 @@ impl Store {
             let path = self.layout().recipe(&diff_id);
             let digest = digest.filter(|_| options.deep);
             let look = || wrong_file(&path, digest.as_ref(), size, RECIPE_REMEDY);
-            let known = || self.read(|tx| has_recipe(tx, &diff_id.hex()));
+            let known = || self.read(|tx| rows::has_recipe(tx, &diff_id));
             if let Some(why) = lasting(look, known)? {
                 found.push(finding(path.display(), why, false));
             }
@@ -290,7 +288,7 @@ impl Store {
                 }
                 Ok((!wrong.is_empty()).then_some(wrong))
             };
-            let known = || self.read(|tx| has_volume(tx, &volume.name));
+            let known = || self.read(|tx| rows::has_volume(tx, &volume.name));
             found.extend(lasting(look, known)?.unwrap_or_default());
         }
         Ok(())

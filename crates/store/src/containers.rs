@@ -14,7 +14,7 @@ use crate::{
     layout::{Layout, make_dir, sync_dir},
     records,
     rows::{self, now_ns, parse, time, to_json},
-    sidecar::{self, ContainerFile, Sidecar},
+    sidecar::{self, ContainerFile},
     snapshot::{Kind, Labels, SnapshotKey},
     snapshots::{PrepareOptions, Sweep, delete_row},
     store::Store,
@@ -139,11 +139,8 @@ pub(crate) fn all(tx: &Transaction<'_>) -> Result<Vec<ContainerRecord>> {
         .collect()
 }
 
-/// Finds the container whose record file has this name.
-pub(crate) fn by_record_name(tx: &Transaction<'_>, name: &str) -> Result<Option<String>> {
-    if !name.starts_with(ContainerFile::PREFIX) {
-        return Ok(None);
-    }
+/// Finds the container whose id has this digest.
+pub(crate) fn by_digest(tx: &Transaction<'_>, digest: &Digest) -> Result<Option<String>> {
     let mut statement = tx
         .prepare_cached("SELECT id FROM containers")
         .db("look a container up")?;
@@ -152,7 +149,7 @@ pub(crate) fn by_record_name(tx: &Transaction<'_>, name: &str) -> Result<Option<
         .db("look a container up")?;
     for id in ids {
         let id = id.db("look a container up")?;
-        if sidecar::container_name(&id) == name {
+        if Digest::of(id.as_bytes()) == *digest {
             return Ok(Some(id));
         }
     }
@@ -508,14 +505,7 @@ fn check_new(layout: &Layout, tx: &Transaction<'_>, container: &NewContainer) ->
         return Err(StoreError::exists(Subject::Container, &container.id));
     }
     if let Some(image) = &container.image {
-        let there: bool = tx
-            .query_row(
-                "SELECT EXISTS (SELECT 1 FROM images WHERE id = ?1)",
-                [image.to_string()],
-                |row| row.get(0),
-            )
-            .db("look an image up")?;
-        if !there {
+        if !rows::has_image(tx, image)? {
             return Err(StoreError::not_found(Subject::Image, image));
         }
     }

@@ -17,10 +17,10 @@ use vellum_format::Digest;
 use crate::{
     driver::TreeId,
     error::{DbContext, IoContext, Result, StoreError, Subject},
-    gc,
     layers::StagedFile,
     layout::{self, sync_dir},
     lease::{self, LeaseId},
+    located::Located,
     rows,
     store::Store,
     tx::Staged,
@@ -177,7 +177,7 @@ impl Store {
     /// Takes the file of a recipe away that has no record any more, unless somebody records it anew meanwhile. What goes wrong is left to gc.
     pub(crate) fn discard_recipe_or_leave(&self, diff_id: &Digest) {
         let path = self.layout().recipe(diff_id);
-        if let Err(error) = self.discard_named(&path, |tx| gc::has_recipe(tx, &diff_id.hex())) {
+        if let Err(error) = self.discard_named(&path, &Located::Recipe(Some(*diff_id))) {
             tracing::warn!(recipe = %diff_id, error = vellum_sys::with_causes(&error), "left for the next gc");
         }
     }

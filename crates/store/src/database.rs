@@ -31,13 +31,13 @@ use crate::{
     driver::{DriverKind, TreeId},
     error::{DbContext, IoContext, Result, StoreError},
     following::Settled,
-    gc::tree_of,
     generation::{self, Mark, Stamp},
     layout::{self, Layout},
+    located::{Located, Shelf},
     records,
     schema::{self, VERSION},
     turn,
-    tx::{self, Staged},
+    tx::Staged,
 };
 
 /// The least that the journal holds. Enough for any removal from a small store.
@@ -157,9 +157,10 @@ impl Database {
     fn refuse_if_used(&self, layout: &Layout, mark: Option<&Stamp>) -> Result<()> {
         let has_trees = || -> Result<bool> {
             for driver in DriverKind::ALL {
-                if tx::entries(&layout.driver(driver))?
+                let held = layout.holds(Shelf::Trees(driver))?;
+                if held
                     .iter()
-                    .any(|path| tree_of(path).is_some())
+                    .any(|(_, located)| matches!(located, Located::Tree(..)))
                 {
                     return Ok(true);
                 }

@@ -292,8 +292,14 @@ pub(crate) trait Driver: Send + Sync {
     /// True if a layer holds only its own changes, so that it can be filled before its parent is known.
     fn stacks(&self) -> bool;
 
-    /// True if trees of this driver have a short name, outside their own directory: then [`Driver::link`] and [`Driver::unlink`] do something.
-    fn has_links(&self) -> bool {
+    /// The directory, in the driver's own, of the short names of its trees; `None` if they have
+    /// none. Where there is one, [`Driver::link`] and [`Driver::unlink`] do something.
+    fn links(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// True for a short name that leads to no tree.
+    fn leads_nowhere(&self, _layout: &Layout, _link: &LinkId) -> bool {
         false
     }
 

@@ -25,6 +25,7 @@ use crate::{
     generation::{self, Stamp},
     images,
     layout::Layout,
+    located::{Located, Shelf, SidecarKind},
     record::TreeRecord,
     records, rows,
     sidecar::{self, ContainerFile, ImageFile},
@@ -283,17 +284,14 @@ fn content(tx: &Transaction<'_>, follower: &Follower) -> Result<Option<Content>>
 
 /// Finds out what a record file of this name is of; `None` if that is gone.
 fn follower_of(tx: &Transaction<'_>, name: &str) -> Result<Option<Follower>> {
-    if let Some(image) = images::by_record_name(tx, name)? {
-        return Ok(Some(Follower::Image(image)));
-    }
-    if let Some(container) = containers::by_record_name(tx, name)? {
-        return Ok(Some(Follower::Container(container)));
-    }
-    let tree = name
-        .strip_suffix(".json")
-        .and_then(|tree| TreeId::try_from(tree.to_owned()).ok());
-    match tree {
-        Some(tree) => Ok(rows::by_tree(tx, &tree)?.map(|_| Follower::Tree(tree))),
-        None => Ok(None),
-    }
+    let located = Shelf::Records.read(name);
+    Ok(match located {
+        Located::Sidecar(SidecarKind::Container, Some(digest)) => {
+            containers::by_digest(tx, &digest)?.map(Follower::Container)
+        }
+        _ if !rows::is_recorded(tx, &located)? => None,
+        Located::Sidecar(SidecarKind::Image, Some(id)) => Some(Follower::Image(id)),
+        Located::Record(tree) => Some(Follower::Tree(tree)),
+        _ => None,
+    })
 }

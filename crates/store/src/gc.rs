@@ -1,13 +1,15 @@
 //! Collecting what nobody needs. Why something is needed says `why.rs`.
 //!
-//! Reachability starts from containers, images, live leases and snapshots kept until removed; a snapshot keeps all it
-//! stands on. One transaction decides and deletes the records; files go afterwards, so a crash leaves litter for the next
-//! run. What lies on disk without a record is litter too, unless its maker lives (see `tx.rs`).
+//! Reachability starts from containers, images, live leases and snapshots kept until removed; a
+//! snapshot keeps all it stands on. One transaction decides and deletes the records; files go
+//! afterwards, so a crash leaves litter for the next run. What lies on disk without a record is
+//! litter too (`gc/litter.rs`), unless its maker lives (see `tx.rs`).
+
+mod litter;
 
 use std::{
-    collections::HashSet,
     panic::resume_unwind,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -16,21 +18,15 @@ use rusqlite::{Transaction, params};
 use vellum_format::Digest;
 
 use crate::{
-    containers,
-    driver::{DriverKind, LinkId, TreeId},
     error::{DbContext, Result, StoreError},
-    following, generation, images,
-    layout::{self, Layout},
     lease::Process,
+    located::Located,
     parents::Parents,
-    rebuild::rebuilt_leases,
-    records,
     rows::{self, now_ns, parse},
     snapshot::{SnapshotKey, Usage},
     snapshots::Sweep,
     store::Store,
-    turn::Turn,
-    tx::{self, Fate, Litter},
+    tx::Fate,
 };
 
 /// What a collection took away, or would.
@@ -131,22 +127,15 @@ impl Store {
         let files = |list: Vec<(Digest, u64)>, blob: bool| {
             list.into_iter()
                 .map(|(digest, bytes)| {
-                    let path = if blob {
-                        self.layout().blob(&digest)
-                    } else {
-                        self.layout().recipe(&digest)
+                    let (path, located) = match blob {
+                        true => (self.layout().blob(&digest), Located::Blob(digest)),
+                        false => (self.layout().recipe(&digest), Located::Recipe(Some(digest))),
                     };
                     let fate = match dry_run {
                         true => Fate::Would,
                         false => Fate::of(
-                            self.discard_named(&path, |tx| {
-                                Ok(if blob {
-                                    has_blob(tx, &digest)?
-                                } else {
-                                    has_recipe(tx, &digest.hex())?
-                                })
-                            })
-                            .map(|gone| gone.unwrap_or(true)),
+                            self.discard_named(&path, &located)
+                                .map(|gone| gone.unwrap_or(true)),
                         ),
                     };
                     let usage = Some(Usage { bytes, inodes: 1 });
@@ -176,32 +165,6 @@ impl Store {
         Ok(garbage)
     }
 
-    /// Looks for record files without a row that prove that the database has gone back in time. Returns the proof.
-    ///
-    /// The mark was looked at when the store was opened; this is for what it can't tell after a power loss.
-    pub(crate) fn look_for_rollback(&self) -> Result<Option<String>> {
-        if let Some(why) = self.inner.database.rolled_back() {
-            return Ok(Some(why.to_owned()));
-        }
-        let files = records::files(self.layout())?;
-        let known = self.read(following::all_names)?;
-        for path in files {
-            let name = path.file_name().and_then(|name| name.to_str());
-            if name.is_some_and(|name| known.contains(name)) {
-                continue;
-            }
-            // One that can't be read proves nothing.
-            let Ok(Some(stamp)) = records::read_stamp(&path) else {
-                continue;
-            };
-            let now = self.read(generation::stamp)?;
-            if let Some(why) = generation::contradiction(&now, &stamp, 1) {
-                return Ok(Some(format!("{}: {why}", path.display())));
-            }
-        }
-        Ok(None)
-    }
-
     /// Discards the trees of removed records, several at once: the time goes into the kernel's unlinking, one directory at
     /// a time. Returns their fates in the same order.
     fn discard_trees(&self, rows: &[rows::SnapshotRow]) -> Vec<Fate> {
@@ -229,284 +192,6 @@ impl Store {
         fates.sort_unstable_by_key(|(at, _)| *at);
         fates.into_iter().map(|(_, fate)| fate).collect()
     }
-
-    /// Deletes what earlier removals left in the trash, and what dead processes left staged. Cheap if there is nothing.
-    pub fn sweep(&self) -> Result<Vec<Garbage>> {
-        self.inner.database.refuse_if_rolled_back()?;
-        Ok(tx::sweep(self.layout(), false)?
-            .into_iter()
-            .map(Garbage::from)
-            .collect())
-    }
-
-    /// Removes a file or directory whose name may come again, unless its maker lives or a record of it has appeared:
-    /// then `None`. Else true if it is gone, false if part of it is mounted over.
-    pub(crate) fn discard_named(
-        &self,
-        path: &Path,
-        recorded: impl FnOnce(&Transaction<'_>) -> Result<bool>,
-    ) -> Result<Option<bool>> {
-        let Some(_lock) = tx::try_own(path)? else {
-            return Ok(None);
-        };
-        let trashed = self.write(|tx| {
-            if recorded(tx)? {
-                Ok(None)
-            } else {
-                tx::to_trash(self.layout(), path)
-            }
-        })?;
-        match trashed {
-            None => Ok(None),
-            Some(trashed) => tx::remove_trashed(self.layout(), &trashed).map(Some),
-        }
-    }
-
-    fn collect_litter(&self, dry_run: bool) -> Result<Vec<Garbage>> {
-        let layout = self.layout();
-        if !self.read(rebuilt_leases)?.is_empty() {
-            // What a rebuild could not put back is kept until an operator has looked.
-            let swept = tx::sweep(layout, dry_run)?;
-            return Ok(swept.into_iter().map(Garbage::from).collect());
-        }
-        let mut found: Vec<Litter> = Vec::new();
-        for kind in DriverKind::ALL {
-            let home = layout.driver(kind);
-            let trees = tx::entries(&home)?;
-            let known = self.known_trees()?;
-            for path in trees {
-                let Some(tree) = tree_of(&path) else { continue };
-                if known.contains(&tree) {
-                    continue;
-                }
-                const WHY: &str = "a tree without a record";
-                match tx::try_own(&path) {
-                    Ok(None) => {}
-                    // Its maker may have recorded it and let go between the list and the lock.
-                    Ok(Some(_)) if self.known_tree(&tree)? => {}
-                    Ok(Some(_lock)) => found.push(tx::take_away(layout, path, WHY, dry_run)),
-                    Err(error) => found.push(Litter::stuck(path, WHY, error)),
-                }
-            }
-        }
-        let known = self.known_trees()?;
-        for path in tx::entries(&layout.driver(DriverKind::Overlay2).join("l"))? {
-            if leads_nowhere(layout, &path) && !self.known_link(&path)? {
-                found.push(tx::take_away(
-                    layout,
-                    path,
-                    "a short name that leads nowhere",
-                    dry_run,
-                ));
-            }
-        }
-        let files = tx::entries(&layout.records())?;
-        let names = self.read(following::all_names)?;
-        for path in files {
-            if let Some(name) = path.file_name().and_then(|name| name.to_str())
-                && (name.starts_with("image-") || name.starts_with("container-"))
-            {
-                if names.contains(name) {
-                    continue;
-                }
-                // Another process may just be writing it, before its row or after.
-                let _turn = Turn::at_sidecars(self)?;
-                let Some(_lock) = tx::try_own(&path)? else {
-                    continue;
-                };
-                if !self.read(|tx| has_sidecar(tx, name))? {
-                    found.push(tx::take_away(
-                        layout,
-                        path,
-                        "the record file of something that is gone",
-                        dry_run,
-                    ));
-                }
-                continue;
-            }
-            let Some(tree) = path.file_stem().and_then(|stem| tree_of(Path::new(stem))) else {
-                continue;
-            };
-            let there = DriverKind::ALL
-                .iter()
-                .any(|kind| layout::exists(&layout.tree(*kind, &tree)).unwrap_or(true));
-            if !there && !known.contains(&tree) && !self.known_tree(&tree)? {
-                found.push(tx::take_away(
-                    layout,
-                    path,
-                    "the record file of a tree that is gone",
-                    dry_run,
-                ));
-            }
-        }
-        for path in tx::entries(&layout.blobs())? {
-            let name = path.file_name().and_then(|name| name.to_str());
-            if let Some(Ok(digest)) = name.map(Digest::from_hex) {
-                self.litter_file(&mut found, path, "a blob without a record", dry_run, |tx| {
-                    has_blob(tx, &digest)
-                })?;
-            }
-        }
-        type Has = fn(&Transaction<'_>, &str) -> Result<bool>;
-        let named: [(PathBuf, &str, Has); 2] = [
-            (layout.recipes(), "a recipe without a record", has_recipe),
-            (layout.volumes(), "a volume without a record", has_volume),
-        ];
-        for (dir, why, has) in named {
-            for path in tx::entries(&dir)? {
-                let name = path.file_name().and_then(|name| name.to_str());
-                let Some(name) = name.map(str::to_owned) else {
-                    continue;
-                };
-                self.litter_file(&mut found, path, why, dry_run, |tx| has(tx, &name))?;
-            }
-        }
-        found.extend(tx::sweep(layout, dry_run)?);
-        Ok(found.into_iter().map(Garbage::from).collect())
-    }
-
-    fn litter_file(
-        &self,
-        found: &mut Vec<Litter>,
-        path: PathBuf,
-        why: &'static str,
-        dry_run: bool,
-        recorded: impl Fn(&Transaction<'_>) -> Result<bool>,
-    ) -> Result<()> {
-        if self.read(&recorded)? {
-            return Ok(());
-        }
-        let fate = if dry_run {
-            match tx::try_own(&path) {
-                Ok(None) => return Ok(()),
-                Ok(Some(_)) if self.read(&recorded)? => return Ok(()),
-                Ok(Some(_lock)) => Fate::Would,
-                Err(e) => Fate::of(Err(e)),
-            }
-        } else {
-            match self.discard_named(&path, recorded) {
-                Ok(None) => return Ok(()),
-                Ok(Some(gone)) => Fate::of(Ok(gone)),
-                Err(e) => Fate::of(Err(e)),
-            }
-        };
-        found.push(Litter { path, why, fate });
-        Ok(())
-    }
-
-    fn known_trees(&self) -> Result<HashSet<TreeId>> {
-        self.read(|tx| {
-            let mut statement = tx
-                .prepare_cached("SELECT tree FROM snapshots")
-                .db("list trees")?;
-            let rows = statement
-                .query_map([], |row| row.get::<_, String>(0))
-                .db("list trees")?;
-            rows.map(|row| TreeId::try_from(row.db("list trees")?))
-                .collect()
-        })
-    }
-
-    fn known_tree(&self, tree: &TreeId) -> Result<bool> {
-        self.read(|tx| {
-            tx.query_row(
-                "SELECT EXISTS (SELECT 1 FROM snapshots WHERE tree = ?1)",
-                [tree.as_str()],
-                |row| row.get(0),
-            )
-            .db("look a tree up")
-        })
-    }
-
-    fn known_link(&self, path: &Path) -> Result<bool> {
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
-        self.read(|tx| {
-            tx.query_row(
-                "SELECT EXISTS (SELECT 1 FROM snapshots WHERE link = ?1)",
-                [name],
-                |row| row.get(0),
-            )
-            .db("look a link up")
-        })
-    }
-}
-
-/// True for a short name of `overlay2` whose tree is not there, and for what has such a name and is no link to a tree.
-fn leads_nowhere(layout: &Layout, path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    if name.is_none_or(|name| LinkId::try_from(name.to_owned()).is_err()) {
-        return false;
-    }
-    // The text is read and nothing followed: it may say anything.
-    let target = std::fs::read_link(path).unwrap_or_default();
-    let mut parts = target.iter();
-    match (
-        parts.next(),
-        parts.next().map(Path::new),
-        parts.next(),
-        parts.next(),
-    ) {
-        (Some(up), Some(tree), Some(diff), None) if up == ".." && diff == "diff" => tree_of(tree)
-            .is_none_or(|tree| {
-                layout::exists(&layout.tree(DriverKind::Overlay2, &tree)).is_ok_and(|there| !there)
-            }),
-        _ => true,
-    }
-}
-
-impl From<Litter> for Garbage {
-    fn from(litter: Litter) -> Self {
-        Self {
-            thing: Thing::Path(litter.path),
-            why: litter.why.into(),
-            usage: None,
-            fate: litter.fate,
-        }
-    }
-}
-
-pub(crate) fn tree_of(path: &Path) -> Option<TreeId> {
-    TreeId::try_from(path.file_name()?.to_str()?.to_owned()).ok()
-}
-
-fn has(tx: &Transaction<'_>, sql: &str, name: &str) -> Result<bool> {
-    tx.prepare_cached(sql)
-        .db("look up")?
-        .query_row([name], |row| row.get(0))
-        .db("look up")
-}
-
-pub(crate) fn has_blob(tx: &Transaction<'_>, digest: &Digest) -> Result<bool> {
-    has(
-        tx,
-        "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)",
-        &digest.to_string(),
-    )
-}
-
-pub(crate) fn has_recipe(tx: &Transaction<'_>, hex: &str) -> Result<bool> {
-    has(
-        tx,
-        "SELECT EXISTS (SELECT 1 FROM recipes WHERE substr(diff_id, instr(diff_id, ':') + 1) = ?1)",
-        hex,
-    )
-}
-
-pub(crate) fn has_volume(tx: &Transaction<'_>, name: &str) -> Result<bool> {
-    has(
-        tx,
-        "SELECT EXISTS (SELECT 1 FROM volumes WHERE name = ?1)",
-        name,
-    )
-}
-
-/// Tells whether the image or container of this record file is there.
-pub(crate) fn has_sidecar(tx: &Transaction<'_>, name: &str) -> Result<bool> {
-    Ok(images::by_record_name(tx, name)?.is_some()
-        || containers::by_record_name(tx, name)?.is_some())
 }
 
 /// Returns the leases whose process is gone or whose time is over: id and purpose.

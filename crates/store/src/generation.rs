@@ -25,8 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{DbContext, IoContext, Result, StoreError},
+    following,
     layout::{self, Layout},
-    records, tx,
+    records,
+    store::Store,
 };
 use vellum_sys::plain::{self, Links};
 use vellum_sys::sync;
@@ -179,7 +181,7 @@ impl Mark {
 
     /// Returns what the mark says; `None` without one. Of several (two processes made one at once) the furthest counts.
     pub fn read(&self) -> Result<Option<Stamp>> {
-        let found = furthest(&tx::entries(&self.dir)?);
+        let found = furthest(&layout::entries(&self.dir)?);
         *sync::lock(&self.seen) = found.clone();
         Ok(found)
     }
@@ -218,7 +220,7 @@ impl Mark {
                     self.make(to)?;
                 }
             }
-            *seen = furthest(&tx::entries(&self.dir)?);
+            *seen = furthest(&layout::entries(&self.dir)?);
         }
         Ok(())
     }
@@ -229,7 +231,7 @@ impl Mark {
     pub fn reset(&self, to: &Stamp) -> Result<()> {
         let path = self.path(to);
         let mut is_set = false;
-        for other in tx::entries(&self.dir)? {
+        for other in layout::entries(&self.dir)? {
             if parse(&other).is_none() {
                 continue;
             }
@@ -304,6 +306,36 @@ pub(crate) fn witness_against(
     }
 }
 
+impl Store {
+    /// Looks for record files without a row that prove that the database has gone back in time.
+    /// Returns the proof.
+    ///
+    /// The mark was looked at when the store was opened; this is for what it can't tell after a
+    /// power loss.
+    pub(crate) fn look_for_rollback(&self) -> Result<Option<String>> {
+        if let Some(why) = self.inner.database.rolled_back() {
+            return Ok(Some(why.to_owned()));
+        }
+        let files = records::files(self.layout())?;
+        let known = self.read(following::all_names)?;
+        for path in files {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| known.contains(name)) {
+                continue;
+            }
+            // One that can't be read proves nothing.
+            let Ok(Some(written)) = records::read_stamp(&path) else {
+                continue;
+            };
+            let now = self.read(stamp)?;
+            if let Some(why) = contradiction(&now, &written, 1) {
+                return Ok(Some(format!("{}: {why}", path.display())));
+            }
+        }
+        Ok(None)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,7 +377,7 @@ mod tests {
         one.advance(&at("a", 10));
         two.advance(&at("a", 11));
         assert_eq!(two.read().unwrap(), Some(at("a", 11)));
-        assert_eq!(tx::entries(&layout.generation()).unwrap().len(), 1);
+        assert_eq!(layout::entries(&layout.generation()).unwrap().len(), 1);
         two.reset(&at("b", 1)).unwrap();
         assert_eq!(one.read().unwrap(), Some(at("b", 1)));
     }

@@ -20,27 +20,11 @@ use crate::{
     driver::Finding,
     error::{Result, StoreError},
     layout::{self, Layout},
+    located::{self, Shelf},
 };
 
-/// The directories that every change goes through, or deletes in.
-const OWN: [&str; 10] = [
-    "generation",
-    "staging",
-    "trash",
-    "records",
-    "content",
-    "recipes",
-    "volumes",
-    "overlay2",
-    "overlay",
-    "native",
-];
-
-/// Those below them that are the store's own, too.
-const DEEPER: [(&str, &[&str]); 2] = [("content", &["sha256", "sha512"]), ("overlay2", &["l"])];
-
 /// Those that must lie on the mount of the root itself.
-const MADE_AND_DELETED_IN: [&str; 2] = ["staging", "trash"];
+const MADE_AND_DELETED_IN: [Shelf; 2] = [Shelf::Staging, Shelf::Trash];
 
 /// The directories of a store that are there, as a look at each from the open root gives them.
 struct Places {
@@ -52,22 +36,18 @@ struct Places {
 impl Places {
     fn of(layout: &Layout) -> Result<Self> {
         let root = layout::dir(layout.root())?;
-        let mut below = Vec::with_capacity(OWN.len() + DEEPER.len());
-        for name in OWN {
-            let found = root.stat_opt(name)?;
-            below.extend(found.map(|found| (layout.root().join(name), found)));
-        }
-        for (name, inner) in DEEPER {
-            let dir = match root.open_dir(name) {
-                Ok(dir) => dir,
-                // Missing, or told of by itself.
-                Err(e) if e.is_not_found() || plain::is_wrong_kind(&e) => continue,
-                Err(e) => return Err(e.into()),
+        let mut below = Vec::new();
+        for path in located::own_dirs() {
+            let found = match path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+                None => root.stat_opt(&path)?,
+                Some(dir) => match root.open_dir(dir) {
+                    Ok(dir) => dir.stat_opt(path.file_name().unwrap_or_default())?,
+                    // Missing, or told of by itself.
+                    Err(e) if e.is_not_found() || plain::is_wrong_kind(&e) => None,
+                    Err(e) => return Err(e.into()),
+                },
             };
-            for inner in inner {
-                let found = dir.stat_opt(inner)?;
-                below.extend(found.map(|found| (layout.root().join(name).join(inner), found)));
-            }
+            below.extend(found.map(|found| (layout.root().join(path), found)));
         }
         Ok(Self {
             root: root.stat_self()?,
@@ -79,7 +59,10 @@ impl Places {
     fn all_own(&self) -> Result<()> {
         for (path, found) in &self.below {
             is_directory(path, found)?;
-            if MADE_AND_DELETED_IN.iter().any(|name| path.ends_with(name)) {
+            if MADE_AND_DELETED_IN
+                .iter()
+                .any(|shelf| path.ends_with(shelf.dir()))
+            {
                 on_the_store(path, &self.root, found)?;
             }
         }

@@ -249,22 +249,6 @@ pub(crate) fn all(tx: &Transaction<'_>) -> Result<Vec<ImageRecord>> {
         .collect()
 }
 
-/// Finds the image whose record file has this name.
-pub(crate) fn by_record_name(tx: &Transaction<'_>, name: &str) -> Result<Option<Digest>> {
-    let Some(hex) = name
-        .strip_prefix("image-")
-        .and_then(|rest| rest.strip_suffix(".json"))
-    else {
-        return Ok(None);
-    };
-    let ids = strings(
-        tx,
-        "SELECT id FROM images WHERE substr(id, instr(id, ':') + 1) = ?1",
-        [hex],
-    )?;
-    ids.first().map(|id| parse(id)).transpose()
-}
-
 fn strings<P: rusqlite::Params>(tx: &Transaction<'_>, sql: &str, params: P) -> Result<Vec<String>> {
     let mut statement = tx.prepare_cached(sql).db("list")?;
     let rows = statement.query_map(params, |row| row.get(0)).db("list")?;
@@ -297,14 +281,7 @@ fn set_tag(tx: &Transaction<'_>, tag: &str, image: &Digest) -> Result<()> {
 
 pub(crate) fn put(tx: &Transaction<'_>, image: &NewImage) -> Result<Vec<MovedTag>> {
     for blob in [&image.id, &image.manifest] {
-        let there: bool = tx
-            .query_row(
-                "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)",
-                [blob.to_string()],
-                |row| row.get(0),
-            )
-            .db("look a blob up")?;
-        if !there {
+        if !rows::has_blob(tx, blob)? {
             return Err(StoreError::not_found(Subject::Blob, blob));
         }
     }

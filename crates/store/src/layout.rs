@@ -1,4 +1,5 @@
-//! Where things lie under the store's root: every path the room uses is made here.
+//! Where things lie under the store's root: every path the room uses is made here, and read in
+//! `located.rs`.
 //!
 //! The root is 0700 and belongs to the store alone, so whole paths serve; but whatever stands in the place of a file or directory
 //! of the store is opened only if it is one (`vellum_sys::plain`), by the functions here: no link is followed, no pipe waited for.
@@ -22,6 +23,7 @@ use vellum_sys::{
 use crate::{
     driver::{DriverKind, TreeId},
     error::{IoContext, Result, StoreError},
+    located::{CONTENT, CONTENT_UNUSED, DATABASE, DATABASE_COMPANIONS, Located, RESERVE, Shelf},
 };
 
 /// The paths of one store.
@@ -54,12 +56,12 @@ impl Layout {
     }
 
     pub fn database(&self) -> PathBuf {
-        self.root.join("vellum.db")
+        self.root.join(DATABASE)
     }
 
     /// Refuses a database, or a companion of it, that is no regular file: SQLite would follow a link and wait for a pipe.
     pub fn check_database(&self) -> Result<()> {
-        for suffix in ["", "-journal", "-wal", "-shm"] {
+        for suffix in [""].iter().chain(&DATABASE_COMPANIONS) {
             let mut path = self.database().into_os_string();
             path.push(suffix);
             let path = PathBuf::from(path);
@@ -75,23 +77,23 @@ impl Layout {
     }
 
     pub fn reserve(&self) -> PathBuf {
-        self.root.join("reserve")
+        self.root.join(RESERVE)
     }
 
     pub fn staging(&self) -> PathBuf {
-        self.root.join("staging")
+        self.shelf(Shelf::Staging)
     }
 
     pub fn trash(&self) -> PathBuf {
-        self.root.join("trash")
+        self.shelf(Shelf::Trash)
     }
 
     pub fn records(&self) -> PathBuf {
-        self.root.join("records")
+        self.shelf(Shelf::Records)
     }
 
     pub fn generation(&self) -> PathBuf {
-        self.root.join("generation")
+        self.shelf(Shelf::Generation)
     }
 
     pub fn record(&self, tree: &TreeId) -> PathBuf {
@@ -99,7 +101,7 @@ impl Layout {
     }
 
     pub fn driver(&self, driver: DriverKind) -> PathBuf {
-        self.root.join(driver.as_str())
+        self.shelf(Shelf::Trees(driver))
     }
 
     pub fn tree(&self, driver: DriverKind, tree: &TreeId) -> PathBuf {
@@ -107,7 +109,7 @@ impl Layout {
     }
 
     pub fn blobs(&self) -> PathBuf {
-        self.root.join("content").join(Digest::ALGORITHM)
+        self.shelf(Shelf::Blobs)
     }
 
     pub fn blob(&self, digest: &Digest) -> PathBuf {
@@ -115,7 +117,7 @@ impl Layout {
     }
 
     pub fn recipes(&self) -> PathBuf {
-        self.root.join("recipes")
+        self.shelf(Shelf::Recipes)
     }
 
     pub fn recipe(&self, diff_id: &Digest) -> PathBuf {
@@ -123,7 +125,34 @@ impl Layout {
     }
 
     pub fn volumes(&self) -> PathBuf {
-        self.root.join("volumes")
+        self.shelf(Shelf::Volumes)
+    }
+
+    /// Tells what `path` is, which may be absolute or relative to the root; `None` if it does not
+    /// lie in the store.
+    pub fn locate(&self, path: &Path) -> Option<Located> {
+        let absolute = self.root().join(path);
+        let below = absolute.strip_prefix(self.root()).ok()?;
+        Some(Located::of(below))
+    }
+
+    /// Returns the path of a shelf.
+    pub fn shelf(&self, shelf: Shelf) -> PathBuf {
+        self.root().join(shelf.dir())
+    }
+
+    /// Returns everything on a shelf that is not a shelf itself, sorted by name; nothing if the
+    /// shelf is not there.
+    pub fn holds(&self, shelf: Shelf) -> Result<Vec<(PathBuf, Located)>> {
+        let is_shelf = |path: &Path| Shelf::all().any(|other| self.shelf(other) == path);
+        let read = |path: PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let located = name.map_or(Located::Stranger, |name| shelf.read(name));
+            (path, located)
+        };
+        let mut entries = entries(&self.shelf(shelf))?;
+        entries.retain(|path| !is_shelf(path));
+        Ok(entries.into_iter().map(read).collect())
     }
 
     /// Makes the directories that every store has; those that are there stay as they are.
@@ -132,12 +161,27 @@ impl Layout {
         for dir in [self.staging(), self.trash(), self.records(), self.recipes()] {
             make_dir(&dir, 0o700)?;
         }
-        make_dir(&self.root.join("content"), 0o700)?;
+        make_dir(&self.root.join(CONTENT), 0o700)?;
         make_dir(&self.blobs(), 0o700)?;
-        // Always empty; earlier versions of Vellum look into it.
-        make_dir(&self.root.join("content/sha512"), 0o700)?;
+        make_dir(&self.root.join(CONTENT_UNUSED), 0o700)?;
         make_dir(&self.volumes(), 0o711)
     }
+}
+
+/// Returns the paths of a directory's entries; none if it is not there. Errors: `Damaged` if it is
+/// no directory but a link, say.
+pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let list = match self::dir(dir) {
+        Ok(list) => list,
+        Err(StoreError::Sys(e)) if e.is_not_found() => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut paths = list
+        .entries()?
+        .map(|entry| Ok(dir.join(entry?.name)))
+        .collect::<Result<Vec<_>>>()?;
+    paths.sort_unstable();
+    Ok(paths)
 }
 
 /// Makes a directory of exactly `mode`, whatever the umask, unless it is there. Errors: `Damaged` if something else is.

@@ -26,6 +26,7 @@ pub mod images;
 pub mod layers;
 mod layout;
 pub mod lease;
+mod located;
 mod parents;
 mod quota;
 mod rebuild;

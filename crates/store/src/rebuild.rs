@@ -23,19 +23,19 @@ use crate::{
     database::{self, Database, suffixed},
     driver::{Finding, TreeId},
     error::{Class, DbContext, IoContext, Result},
-    gc::{has_blob, has_recipe, has_volume},
     generation::{Mark, Stamp},
     hands,
     images::{self, NewImage},
     layout::{self, Layout},
     lease::{self, LeaseId, hold_snapshot},
+    located::{Located, Shelf, SidecarKind},
     parents,
     record::TreeRecord,
     records,
     rows::{self, now_ns, to_json},
     sidecar::{ContainerFile, ImageFile, LayerFile, Sidecar},
     store::{Reserve, Store, StoreOptions},
-    tx::{self, Staged},
+    tx::Staged,
 };
 
 /// What the lease is called that holds what a rebuild put back.
@@ -222,19 +222,7 @@ impl Found {
     fn all(layout: &Layout) -> Result<Self> {
         let mut found = Self::default();
         found.trees(layout)?;
-        found.images = found.sidecars(layout)?;
-        found.containers = found.sidecars(layout)?;
-        found.blobs(layout, |_| Ok(true))?;
-        for path in tx::entries(&layout.recipes())? {
-            if let Ok(digest) = Digest::from_hex(name_of(&path)) {
-                found.recipe(&path, digest)?;
-            }
-        }
-        for path in tx::entries(&layout.volumes())? {
-            if layout::is_dir(&path.join("_data")).unwrap_or(false) {
-                found.volumes.push(name_of(&path).to_owned());
-            }
-        }
+        found.rest(layout, |_| Ok(true))?;
         Ok(found)
     }
 
@@ -249,58 +237,65 @@ impl Found {
                 unknown.insert(tree, record);
             }
         }
+        if !unknown.is_empty() {
+            found.trees = unknown;
+            found.rest(layout, |located| Ok(!rows::is_recorded(&tx, located)?))?;
+        }
         // What is only damaged is `check`'s to tell.
         found.lost.clear();
-        if unknown.is_empty() {
-            return Ok(found);
-        }
-        found.trees = unknown;
-        for image in found.sidecars::<ImageFile>(layout)? {
-            if images::load(&tx, &image.id)?.is_none() {
-                found.images.push(image);
-            }
-        }
-        for container in found.sidecars::<ContainerFile>(layout)? {
-            if containers::find_container(&tx, &container.id)?.is_none() {
-                found.containers.push(container);
-            }
-        }
-        found.blobs(layout, |digest| Ok(!has_blob(&tx, digest)?))?;
-        for path in tx::entries(&layout.recipes())? {
-            if let Ok(digest) = Digest::from_hex(name_of(&path))
-                && !has_recipe(&tx, &digest.hex())?
-            {
-                found.recipe(&path, digest)?;
-            }
-        }
-        for path in tx::entries(&layout.volumes())? {
-            if layout::is_dir(&path.join("_data")).unwrap_or(false)
-                && !has_volume(&tx, name_of(&path))?
-            {
-                found.volumes.push(name_of(&path).to_owned());
-            }
-        }
-        found.lost.clear();
         Ok(found)
+    }
+
+    /// Looks at all that is wanted but trees.
+    fn rest(&mut self, layout: &Layout, wanted: impl Fn(&Located) -> Result<bool>) -> Result<()> {
+        for shelf in [Shelf::Records, Shelf::Blobs, Shelf::Recipes, Shelf::Volumes] {
+            for (path, located) in layout.holds(shelf)? {
+                if wanted(&located)? {
+                    self.look(&path, located)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, path: &Path, located: Located) -> Result<()> {
+        match located {
+            Located::Sidecar(SidecarKind::Image, Some(_)) => {
+                let file = self.sidecar(path);
+                self.images.extend(file);
+            }
+            Located::Sidecar(SidecarKind::Container, Some(_)) => {
+                let file = self.sidecar(path);
+                self.containers.extend(file);
+            }
+            Located::Blob(digest) => self.blob(path, digest)?,
+            Located::Recipe(Some(diff_id)) => self.recipe(path, diff_id)?,
+            Located::Volume(name) if layout::is_dir(&path.join("_data")).unwrap_or(false) => {
+                self.volumes.push(name);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self, what: impl std::fmt::Display, why: impl Into<String>) {
+        self.lost.push(finding(what, why, false));
     }
 
     fn recipe(&mut self, path: &Path, diff_id: Digest) -> Result<()> {
         match plain::stat(path).map_err(layout::damaged)? {
             Some(there) if there.is_file() => self.recipes.push((diff_id, there.size_bytes)),
-            Some(_) => {
-                let why = "not a regular file";
-                self.lost.push(finding(path.display(), why, false));
-            }
+            Some(_) => self.lose(path.display(), "not a regular file"),
             None => {}
         }
         Ok(())
     }
 
     fn trees(&mut self, layout: &Layout) -> Result<()> {
-        for path in records::files(layout)? {
-            if name_of(&path).len() != 64 + ".json".len() {
+        for (path, located) in layout.holds(Shelf::Records)? {
+            let Located::Record(_) = located else {
                 continue;
-            }
+            };
             match TreeRecord::read(&path) {
                 Ok(Some((record, _)))
                     if layout::is_dir(&layout.tree(record.driver, &record.tree))
@@ -308,61 +303,34 @@ impl Found {
                 {
                     self.trees.insert(record.tree.clone(), record);
                 }
-                Ok(Some((record, _))) => {
-                    self.lost
-                        .push(finding(&record.key, "its tree is missing", false));
-                }
+                Ok(Some((record, _))) => self.lose(&record.key, "its tree is missing"),
                 Ok(None) => {}
-                Err(e) => self
-                    .lost
-                    .push(finding(path.display(), with_causes(&e), false)),
+                Err(e) => self.lose(path.display(), with_causes(&e)),
             }
         }
         Ok(())
     }
 
-    fn sidecars<T: Sidecar>(&mut self, layout: &Layout) -> Result<Vec<T>> {
-        let mut files = Vec::new();
-        for path in records::files(layout)? {
-            if !name_of(&path).starts_with(T::PREFIX) {
-                continue;
-            }
-            match records::read::<T>(&path) {
-                Ok(file) => files.extend(file.map(|(file, _)| file)),
-                Err(e) => self
-                    .lost
-                    .push(finding(path.display(), with_causes(&e), false)),
+    fn sidecar<T: Sidecar>(&mut self, path: &Path) -> Option<T> {
+        match records::read::<T>(path) {
+            Ok(file) => file.map(|(file, _)| file),
+            Err(e) => {
+                self.lose(path.display(), with_causes(&e));
+                None
             }
         }
-        Ok(files)
     }
 
-    fn blobs(&mut self, layout: &Layout, wanted: impl Fn(&Digest) -> Result<bool>) -> Result<()> {
-        for path in tx::entries(&layout.blobs())? {
-            let Ok(digest) = Digest::from_hex(name_of(&path)) else {
-                continue;
-            };
-            if !wanted(&digest)? {
-                continue;
-            }
-            if is_absurd(&path)? {
-                let why = "longer than its file system";
-                self.lost.push(finding(path.display(), why, false));
-                continue;
-            }
-            match hash_file(&path) {
-                Ok(Some((actual, bytes))) if actual == digest => {
-                    self.blobs.push((digest, bytes));
-                }
-                Ok(None) => {}
-                Ok(Some((actual, _))) => {
-                    self.lost
-                        .push(finding(path.display(), format!("holds {actual}"), false))
-                }
-                Err(e) => self
-                    .lost
-                    .push(finding(path.display(), with_causes(&e), false)),
-            }
+    fn blob(&mut self, path: &Path, digest: Digest) -> Result<()> {
+        if is_absurd(path)? {
+            self.lose(path.display(), "longer than its file system");
+            return Ok(());
+        }
+        match hash_file(path) {
+            Ok(Some((actual, bytes))) if actual == digest => self.blobs.push((digest, bytes)),
+            Ok(None) => {}
+            Ok(Some((actual, _))) => self.lose(path.display(), format!("holds {actual}")),
+            Err(e) => self.lose(path.display(), with_causes(&e)),
         }
         Ok(())
     }
@@ -507,12 +475,6 @@ fn is_absurd(path: &Path) -> Result<bool> {
     Ok(found.is_file() && found.size_bytes > whole)
 }
 
-fn name_of(path: &Path) -> &str {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default()
-}
-
 /// Runs `step` so that its failure undoes it alone. The outer error is the database's.
 fn each_by_itself(
     tx: &Transaction<'_>,
@@ -555,10 +517,10 @@ fn put_back_image(tx: &Transaction<'_>, file: ImageFile) -> Result<()> {
 ///
 /// A program of before generations leaves records without a stamp, and takes over the others' as they are.
 pub(crate) fn unknown_to(tx: &Transaction<'_>, layout: &Layout) -> Result<Option<String>> {
-    for path in records::files(layout)? {
-        if name_of(&path).len() != 64 + ".json".len() {
+    for (path, located) in layout.holds(Shelf::Records)? {
+        let Located::Record(_) = located else {
             continue;
-        }
+        };
         // One that can't be read proves nothing.
         let Ok(Some((record, Some(stamp)))) = TreeRecord::read(&path) else {
             continue;

@@ -26,7 +26,8 @@ use crate::{
     error::{IoContext, Result, StoreError},
     generation::Stamp,
     layout::{self, Layout, sync_dir},
-    tx::{self, Staged},
+    located::{Located, Shelf},
+    tx::Staged,
 };
 
 /// The form of every record file. An older program refuses a newer one; fields that it may pass over don't raise it.
@@ -44,9 +45,13 @@ struct Stamped<T> {
 
 /// Returns the paths of all record files, sorted.
 pub(crate) fn files(layout: &Layout) -> Result<Vec<PathBuf>> {
-    let mut paths = tx::entries(&layout.records())?;
-    paths.retain(|path| path.extension().is_some_and(|end| end == "json"));
-    Ok(paths)
+    let is_record =
+        |located: &Located| matches!(located, Located::Record(_) | Located::Sidecar(_, Some(_)));
+    let held = layout.holds(Shelf::Records)?.into_iter();
+    Ok(held
+        .filter(|(_, located)| is_record(located))
+        .map(|(path, _)| path)
+        .collect())
 }
 
 /// Writes the record file of something that has none yet, and orders its bytes before its name; [`sync`] makes it durable, or a

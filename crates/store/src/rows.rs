@@ -7,8 +7,10 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 use vellum_format::Digest;
 
 use crate::{
+    containers,
     driver::{DriverKind, LinkId, TreeId, TreeRef},
     error::{DbContext, Result, StoreError, Subject},
+    located::{Located, SidecarKind},
     parents,
     record::{Identity, TreeRecord},
     snapshot::{Info, Keep, Kind, SnapshotKey, Usage},
@@ -207,6 +209,93 @@ pub(crate) fn by_tree(tx: &Transaction<'_>, tree: &TreeId) -> Result<Option<Snap
         .optional()
         .db("look a tree up")?
         .transpose()
+}
+
+/// Tells whether a snapshot has this tree.
+pub(crate) fn has_tree(tx: &Transaction<'_>, tree: &TreeId) -> Result<bool> {
+    has(
+        tx,
+        "SELECT EXISTS (SELECT 1 FROM snapshots WHERE tree = ?1)",
+        tree.as_str(),
+    )
+}
+
+/// Finds the tree that a short name leads to.
+pub(crate) fn tree_of_link(tx: &Transaction<'_>, link: &LinkId) -> Result<Option<TreeId>> {
+    let tree: Option<String> = tx
+        .prepare_cached("SELECT tree FROM snapshots WHERE link = ?1")
+        .db("look a link up")?
+        .query_row([link.as_str()], |row| row.get(0))
+        .optional()
+        .db("look a link up")?;
+    tree.map(TreeId::try_from).transpose()
+}
+
+fn has(tx: &Transaction<'_>, sql: &str, name: &str) -> Result<bool> {
+    tx.prepare_cached(sql)
+        .db("look up")?
+        .query_row([name], |row| row.get(0))
+        .db("look up")
+}
+
+/// Tells whether there is a record of a blob.
+pub(crate) fn has_blob(tx: &Transaction<'_>, digest: &Digest) -> Result<bool> {
+    has(
+        tx,
+        "SELECT EXISTS (SELECT 1 FROM blobs WHERE digest = ?1)",
+        &digest.to_string(),
+    )
+}
+
+/// Tells whether there is a record of a recipe.
+pub(crate) fn has_recipe(tx: &Transaction<'_>, diff_id: &Digest) -> Result<bool> {
+    has(
+        tx,
+        "SELECT EXISTS (SELECT 1 FROM recipes WHERE diff_id = ?1)",
+        &diff_id.to_string(),
+    )
+}
+
+/// Tells whether there is a record of a volume.
+pub(crate) fn has_volume(tx: &Transaction<'_>, name: &str) -> Result<bool> {
+    has(
+        tx,
+        "SELECT EXISTS (SELECT 1 FROM volumes WHERE name = ?1)",
+        name,
+    )
+}
+
+/// Tells whether there is a record of an image.
+pub(crate) fn has_image(tx: &Transaction<'_>, id: &Digest) -> Result<bool> {
+    has(
+        tx,
+        "SELECT EXISTS (SELECT 1 FROM images WHERE id = ?1)",
+        &id.to_string(),
+    )
+}
+
+/// Tells whether the database has a record of it. What there are no records of has none.
+pub(crate) fn is_recorded(tx: &Transaction<'_>, located: &Located) -> Result<bool> {
+    match located {
+        Located::Tree(_, tree) | Located::Record(tree) => has_tree(tx, tree),
+        Located::Link(_, link) => Ok(tree_of_link(tx, link)?.is_some()),
+        Located::Sidecar(SidecarKind::Image, Some(id)) => has_image(tx, id),
+        Located::Sidecar(SidecarKind::Container, Some(of_id)) => {
+            Ok(containers::by_digest(tx, of_id)?.is_some())
+        }
+        Located::Blob(digest) => has_blob(tx, digest),
+        Located::Recipe(Some(diff_id)) => has_recipe(tx, diff_id),
+        Located::Volume(name) => has_volume(tx, name),
+        Located::Sidecar(_, None) | Located::Recipe(None) => Ok(false),
+        Located::Staged
+        | Located::Trashed
+        | Located::Shelf(_)
+        | Located::Content
+        | Located::Own
+        | Located::Reserve
+        | Located::OldDatabase
+        | Located::Stranger => Ok(false),
+    }
 }
 
 /// Returns up to `limit` snapshots with keys above `after`, in key order.

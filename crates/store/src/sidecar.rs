@@ -12,6 +12,7 @@ use crate::{
     containers::{ContainerRecord, NewContainer},
     images::{ImageLayer, ImageRecord, LayerBlob},
     layout::Layout,
+    located::SidecarKind,
     records::VERSION,
     snapshot::SnapshotKey,
 };
@@ -144,35 +145,30 @@ impl ContainerFile {
     }
 }
 
-/// A kind of record file.
+/// What is in a record file of an image or container.
 pub(crate) trait Sidecar: Serialize + serde::de::DeserializeOwned + PartialEq {
-    /// What its file name begins with.
-    const PREFIX: &'static str;
-    /// What makes its file name unique and harmless.
+    /// Returns the file's name.
     fn name(&self) -> String;
 }
 
 impl Sidecar for ImageFile {
-    const PREFIX: &'static str = "image-";
     fn name(&self) -> String {
         image_name(&self.id)
     }
 }
 
 impl Sidecar for ContainerFile {
-    const PREFIX: &'static str = "container-";
     fn name(&self) -> String {
         container_name(&self.id)
     }
 }
 
 pub(crate) fn image_name(id: &Digest) -> String {
-    format!("image-{}.json", id.hex())
+    SidecarKind::Image.file_name(id)
 }
 
-/// Container ids are the caller's, so the file is named by a digest of them.
 pub(crate) fn container_name(id: &str) -> String {
-    format!("container-{}.json", Digest::of(id.as_bytes()).hex())
+    SidecarKind::Container.file_name(&Digest::of(id.as_bytes()))
 }
 
 /// Returns the path of a record file.

@@ -204,9 +204,9 @@ impl Store {
     pub(crate) fn ensure_home(&self, driver: DriverKind) -> Result<()> {
         // What is made last tells that all is there: another process may be at it, or a crash have come between.
         let home = self.inner.layout.driver(driver);
-        let last = match driver::driver(driver).has_links() {
-            true => home.join("l"),
-            false => home,
+        let last = match driver::driver(driver).links() {
+            Some(links) => home.join(links),
+            None => home,
         };
         if layout::exists(&last)? {
             return Ok(());

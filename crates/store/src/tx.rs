@@ -27,7 +27,7 @@ use crate::{
     driver::TreeId,
     error::{Class, IoContext, Result, StoreError},
     hands,
-    layout::{self, Layout, damaged, open_to_lock, sync_dir},
+    layout::{self, Layout, damaged, entries, open_to_lock, sync_dir},
 };
 
 /// How far one sync of a directory reaches.
@@ -325,21 +325,6 @@ pub(crate) fn try_own(path: &Path) -> Result<Option<Owned>> {
         Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(e)) => Err(e).on("lock", path),
     }
-}
-
-/// Returns the paths of a directory's entries; none if it is not there. Errors: `Damaged` if it is no directory but a link, say.
-pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let list = match layout::dir(dir) {
-        Ok(list) => list,
-        Err(StoreError::Sys(e)) if e.is_not_found() => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
-    let mut paths = list
-        .entries()?
-        .map(|entry| Ok(dir.join(entry?.name)))
-        .collect::<Result<Vec<_>>>()?;
-    paths.sort_unstable();
-    Ok(paths)
 }
 
 /// Flushes the names that publishing a staged tree made or moved, and what was staged, as far as the file system's

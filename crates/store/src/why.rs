@@ -11,7 +11,7 @@ use vellum_format::Digest;
 use crate::{
     driver::TreeId,
     error::{DbContext, Result, StoreError},
-    gc::{has_blob, has_sidecar, has_volume, tree_of},
+    located::{Located, Shelf},
     rows::{self, parse},
     snapshot::{Keep, SnapshotKey},
     store::Store,
@@ -67,149 +67,72 @@ impl Store {
     ///
     /// Errors: `Invalid` if it does not lie in the store.
     pub fn why(&self, path: &Path) -> Result<Why> {
-        let absolute = self.root().join(path);
-        let outside = || {
-            StoreError::Invalid(format!(
+        let layout = self.layout();
+        // A tree's id alone will do.
+        let id = path.iter().next().and_then(|name| name.to_str());
+        if let Some(tree) = id.and_then(|id| TreeId::try_from(id.to_owned()).ok()) {
+            return self.why_tree(&tree);
+        }
+        let Some(located) = layout.locate(path) else {
+            return Err(StoreError::Invalid(format!(
                 "{} does not lie in the store {}",
                 path.display(),
                 self.root().display()
-            ))
+            )));
         };
-        let relative = absolute.strip_prefix(self.root()).map_err(|_| outside())?;
-        let mut names = relative
-            .iter()
-            .map(|name| name.to_str().unwrap_or_default());
-        let (first, second) = (names.next().unwrap_or_default(), names.next());
-        if let Some(tree) = tree_of(Path::new(first)) {
-            return self.why_tree(&tree);
-        }
-        let stem = second
-            .map(|name| name.strip_suffix(".json").unwrap_or(name))
-            .unwrap_or_default();
-        let own = |what: &str| Why {
-            what: what.into(),
-            snapshot: None,
-            reasons: vec![Reason::Store],
-        };
-        match first {
-            "overlay2" if stem == "l" => match names.next() {
-                None => Ok(own("the short names of overlay2")),
-                Some(link) => {
-                    let tree: Option<String> = self.read(|tx| {
-                        use rusqlite::OptionalExtension;
-                        tx.query_row(
-                            "SELECT tree FROM snapshots WHERE link = ?1",
-                            [link],
-                            |row| row.get(0),
-                        )
-                        .optional()
-                        .db("look a link up")
-                    })?;
-                    match tree {
-                        Some(tree) => self.why_tree(&TreeId::try_from(tree)?),
-                        None => Ok(litter("a short name without a record")),
-                    }
-                }
+        let is_recorded = self.read(|tx| rows::is_recorded(tx, &located))?;
+        Ok(match located {
+            Located::Tree(_, tree) | Located::Record(tree) => self.why_tree(&tree)?,
+            Located::Link(_, link) => match self.read(|tx| rows::tree_of_link(tx, &link))? {
+                Some(tree) => self.why_tree(&tree)?,
+                None => litter("a short name without a record"),
             },
-            "overlay2" | "overlay" | "native" | "records" => match tree_of(Path::new(stem)) {
-                Some(tree) => self.why_tree(&tree),
-                None if stem.is_empty() => Ok(own("trees")),
-                None if first == "records" && is_sidecar(second) => {
-                    self.why_sidecar(second.unwrap_or_default())
-                }
-                None => Ok(stranger()),
-            },
-            "staging" | "trash" if stem.is_empty() => Ok(own("the store itself")),
-            "staging" => Ok(litter(
-                "staged by a running command, or left by one that died",
-            )),
-            "trash" => Ok(litter("removed, waiting to be swept")),
-            "volumes" if !stem.is_empty() => {
-                let there = self.read(|tx| has_volume(tx, stem))?;
-                Ok(if there {
-                    Why {
-                        what: format!("volume {stem}"),
-                        snapshot: None,
-                        reasons: vec![Reason::Volume(stem.to_owned())],
-                    }
-                } else {
-                    litter("a volume without a record")
-                })
+            Located::Sidecar(..) if is_recorded => kept(
+                "the record file of an image or container, which a lost database is made anew from",
+                Reason::Store,
+            ),
+            Located::Sidecar(..) => litter("the record file of something that is gone"),
+            Located::Blob(digest) if is_recorded => self.why_blob(&digest)?,
+            Located::Blob(_) => litter("a blob without a record"),
+            Located::Recipe(Some(diff_id)) if is_recorded => self.why_recipe(&diff_id)?,
+            Located::Recipe(_) => litter("a recipe without a record"),
+            Located::Volume(name) if is_recorded => {
+                kept(&format!("volume {name}"), Reason::Volume(name))
             }
-            "content" => match names
-                .next()
-                .and_then(|hex| format!("{stem}:{hex}").parse::<Digest>().ok())
-            {
-                Some(digest) => self.why_blob(&digest),
-                None => Ok(own("blobs")),
-            },
-            "recipes" if !stem.is_empty() => {
-                let Ok(digest) = Digest::from_hex(stem) else {
-                    return Ok(litter("a recipe without a record"));
-                };
-                let keys = self.read(|tx| keys_with_diff_id(tx, &digest))?;
-                let mut reasons = Vec::new();
-                for key in &keys {
-                    reasons.extend(self.reasons_of(key)?);
-                }
-                Ok(Why {
-                    what: format!("recipe of layer {digest}"),
-                    snapshot: keys.into_iter().next(),
-                    reasons,
-                })
+            Located::Volume(_) => litter("a volume without a record"),
+            Located::Staged => litter("staged by a running command, or left by one that died"),
+            Located::Trashed => litter("removed, waiting to be swept"),
+            Located::Shelf(Shelf::Trees(_) | Shelf::Records) => kept("trees", Reason::Store),
+            Located::Shelf(Shelf::Links(driver)) => {
+                kept(&format!("the short names of {driver}"), Reason::Store)
             }
-            "" | "vellum.db" | "vellum.db-wal" | "vellum.db-shm" | "recipes" | "volumes" => {
-                Ok(own("the store itself"))
-            }
-            "reserve" => Ok(own("space kept back, so that a full disk can be cleared")),
-            name if name.starts_with("vellum.db.") => Ok(own(
+            Located::Shelf(Shelf::Blobs) | Located::Content => kept("blobs", Reason::Store),
+            Located::Shelf(
+                Shelf::Recipes | Shelf::Volumes | Shelf::Staging | Shelf::Trash | Shelf::Generation,
+            )
+            | Located::Own => kept("the store itself", Reason::Store),
+            Located::Reserve => kept(
+                "space kept back, so that a full disk can be cleared",
+                Reason::Store,
+            ),
+            Located::OldDatabase => kept(
                 "a database of before: remove it by hand when nobody wants it back",
-            )),
-            _ => Ok(stranger()),
-        }
+                Reason::Store,
+            ),
+            Located::Stranger => kept("nothing of the store's making", Reason::Stranger),
+        })
     }
 
     /// Returns the snapshot whose tree `path` (absolute, without symbolic links) lies in, if it lies in one.
     pub fn snapshot_at(&self, path: &Path) -> Result<Option<SnapshotKey>> {
-        let tree = path.strip_prefix(self.root()).ok().and_then(|relative| {
-            let mut names = relative.iter();
-            let driver = names.next()?.to_str()?;
-            let id = names.next()?;
-            ["overlay2", "overlay", "native"]
-                .contains(&driver)
-                .then(|| tree_of(Path::new(id)))
-                .flatten()
-        });
-        match tree {
-            None => Ok(None),
-            Some(tree) => Ok(self.row_of_tree(&tree)?.map(|row| row.record.key)),
+        match self.layout().locate(path) {
+            Some(Located::Tree(_, tree)) => Ok(self.row_of_tree(&tree)?.map(|row| row.record.key)),
+            _ => Ok(None),
         }
     }
 
     fn row_of_tree(&self, tree: &TreeId) -> Result<Option<rows::SnapshotRow>> {
-        self.read(|tx| {
-            use rusqlite::OptionalExtension;
-            let id: Option<i64> = tx
-                .query_row(
-                    "SELECT id FROM snapshots WHERE tree = ?1",
-                    [tree.as_str()],
-                    |row| row.get(0),
-                )
-                .optional()
-                .db("look a tree up")?;
-            id.map(|id| rows::by_id(tx, id)).transpose()
-        })
-    }
-
-    fn why_sidecar(&self, name: &str) -> Result<Why> {
-        match self.read(|tx| has_sidecar(tx, name))? {
-            true => Ok(Why {
-                what: "the record file of an image or container, which a lost database is made anew from".into(),
-                snapshot: None,
-                reasons: vec![Reason::Store],
-            }),
-            false => Ok(litter("the record file of something that is gone")),
-        }
+        self.read(|tx| rows::by_tree(tx, tree))
     }
 
     fn why_tree(&self, tree: &TreeId) -> Result<Why> {
@@ -227,11 +150,21 @@ impl Store {
         })
     }
 
+    fn why_recipe(&self, diff_id: &Digest) -> Result<Why> {
+        let keys = self.read(|tx| keys_with_diff_id(tx, diff_id))?;
+        let mut reasons = Vec::new();
+        for key in &keys {
+            reasons.extend(self.reasons_of(key)?);
+        }
+        Ok(Why {
+            what: format!("recipe of layer {diff_id}"),
+            snapshot: keys.into_iter().next(),
+            reasons,
+        })
+    }
+
     fn why_blob(&self, digest: &Digest) -> Result<Why> {
         self.read(|tx| {
-            if !has_blob(tx, digest)? {
-                return Ok(litter("a blob without a record"));
-            }
             let mut reasons = images_where(
                 tx,
                 "id = ?1 OR manifest = ?1 OR id IN (SELECT image FROM image_layers WHERE blob = ?1)",
@@ -283,15 +216,11 @@ impl Store {
     }
 }
 
-fn is_sidecar(name: Option<&str>) -> bool {
-    name.is_some_and(|name| name.starts_with("image-") || name.starts_with("container-"))
-}
-
-fn stranger() -> Why {
+fn kept(what: &str, by: Reason) -> Why {
     Why {
-        what: "nothing of the store's making".into(),
+        what: what.into(),
         snapshot: None,
-        reasons: vec![Reason::Stranger],
+        reasons: vec![by],
     }
 }
 

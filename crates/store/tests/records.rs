@@ -584,6 +584,7 @@ fn why_and_gc_agree_about_everything_in_a_store() {
             "staging/x".into(),
             "trash/x".into(),
             "volumes/nobodys".into(),
+            "volumes/nobodys.json".into(),
             "lost+found".into(),
         ] {
             fs::create_dir_all(root.join(dir)).unwrap();
@@ -592,12 +593,18 @@ fn why_and_gc_agree_about_everything_in_a_store() {
             format!("records/{other}.json"),
             format!("records/image-{tree}.json"),
             "records/stranger".into(),
+            format!("records/{tree}.json.stranger"),
+            "overlay2/l/stranger".into(),
+            "content/sha256/stranger".into(),
+            "recipes/odd".into(),
             format!("recipes/{tree}"),
             format!("content/sha256/{tree}"),
             "vellum.db.1".into(),
             "stranger".into(),
         ] {
-            fs::write(root.join(file), "x").unwrap();
+            let path = root.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
         }
         let doomed: Vec<_> = store
             .gc(true)
@@ -608,13 +615,14 @@ fn why_and_gc_agree_about_everything_in_a_store() {
                 _ => None,
             })
             .collect();
-        assert_eq!(doomed.len(), 8, "{driver}: {doomed:?}");
+        assert_eq!(doomed.len(), 10, "{driver}: {doomed:?}");
         let mut all: Vec<_> = names(&root)
             .into_iter()
             .map(|name| root.join(name))
             .collect();
         for dir in [
             "overlay2",
+            "overlay2/l",
             "overlay",
             "native",
             "staging",
@@ -623,6 +631,7 @@ fn why_and_gc_agree_about_everything_in_a_store() {
             "records",
             "recipes",
             "content/sha256",
+            "generation",
         ] {
             let dir = root.join(dir);
             if dir.exists() {
@@ -633,6 +642,10 @@ fn why_and_gc_agree_about_everything_in_a_store() {
             let why = store.why(&path).unwrap();
             let goes = doomed.contains(&path);
             assert_eq!(why.reasons.is_empty(), goes, "{driver} {path:?}: {why:?}");
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let is_ours = !name.contains("stranger") && name != "lost+found";
+            let is_left_alone = why.reasons == [Reason::Stranger];
+            assert_eq!(is_left_alone, !is_ours, "{driver} {path:?}: {why:?}");
         }
     }
 }

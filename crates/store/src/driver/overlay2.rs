@@ -26,7 +26,7 @@ use vellum_sys::{
 };
 
 use super::{
-    DriverKind, Finding, LayerDir, LayerMarks, LinkId, NewTree, Overlay, Shape, TreeRef,
+    DriverKind, Finding, LayerDir, LayerMarks, LinkId, NewTree, Overlay, Shape, TreeId, TreeRef,
     make_stacking_home,
 };
 use crate::{
@@ -43,6 +43,18 @@ fn home(layout: &Layout) -> PathBuf {
     layout.driver(DriverKind::Overlay2)
 }
 
+/// The directory of short names, as it stands in `lower` and in mount options.
+const LINKS: &str = "l";
+
+fn link_at(layout: &Layout, link: &LinkId) -> PathBuf {
+    home(layout).join(LINKS).join(link.as_str())
+}
+
+/// What a short name says: the way from [`LINKS`] to what a layer holds.
+fn link_target(tree: &TreeId) -> String {
+    format!("../{tree}/diff")
+}
+
 fn link_of(tree: &TreeRef) -> Result<&LinkId> {
     tree.link.as_ref().ok_or_else(|| StoreError::Damaged {
         what: format!("the record of tree {}", tree.id),
@@ -53,7 +65,7 @@ fn link_of(tree: &TreeRef) -> Result<&LinkId> {
 fn lower_line(parents: &[TreeRef]) -> Result<String> {
     let links: Vec<String> = parents
         .iter()
-        .map(|parent| Ok(format!("l/{}", link_of(parent)?.as_str())))
+        .map(|parent| Ok(format!("{LINKS}/{}", link_of(parent)?.as_str())))
         .collect::<Result<_>>()?;
     Ok(links.join(":"))
 }
@@ -106,15 +118,27 @@ pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
 impl super::Driver for Overlay2 {
     fn create_home(&self, layout: &Layout, any_file_system: bool) -> Result<()> {
         make_stacking_home(&home(layout), 0o710, any_file_system)?;
-        make_dir(&home(layout).join("l"), 0o700)
+        make_dir(&home(layout).join(LINKS), 0o700)
     }
 
     fn stacks(&self) -> bool {
         true
     }
 
-    fn has_links(&self) -> bool {
-        true
+    fn links(&self) -> Option<&'static str> {
+        Some(LINKS)
+    }
+
+    fn leads_nowhere(&self, layout: &Layout, link: &LinkId) -> bool {
+        // The text is read and nothing followed: it may say anything.
+        let target = std::fs::read_link(link_at(layout, link)).unwrap_or_default();
+        let tree = target
+            .to_str()
+            .and_then(|text| text.strip_prefix("../")?.strip_suffix("/diff"))
+            .and_then(|tree| TreeId::try_from(tree.to_owned()).ok());
+        tree.is_none_or(|tree| {
+            layout::exists(&layout.tree(DriverKind::Overlay2, &tree)).is_ok_and(|there| !there)
+        })
     }
 
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
@@ -154,14 +178,14 @@ impl super::Driver for Overlay2 {
 
     fn link(&self, layout: &Layout, new: &NewTree<'_>) -> Result<()> {
         let Some(link) = new.link else { return Ok(()) };
-        let at = home(layout).join("l").join(link.as_str());
-        make_link(&at, &format!("../{}/diff", new.id))
+        make_link(&link_at(layout, link), &link_target(new.id))
     }
 
     fn unlink(&self, layout: &Layout, link: Option<&LinkId>) -> Result<()> {
         let Some(link) = link else { return Ok(()) };
-        let at = home(layout).join("l").join(link.as_str());
-        plain::unlink(&at).map(drop).map_err(damaged)
+        plain::unlink(&link_at(layout, link))
+            .map(drop)
+            .map_err(damaged)
     }
 
     fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks) {
@@ -205,7 +229,7 @@ impl super::Driver for Overlay2 {
             link: tree
                 .link
                 .as_ref()
-                .map(|link| Path::new("l").join(link.as_str())),
+                .map(|link| Path::new(LINKS).join(link.as_str())),
             diff_id: tree.diff_id,
             features: tree.features,
         };
@@ -287,9 +311,9 @@ fn make_link(at: &Path, target: &str) -> Result<()> {
 /// Compares the short name of a tree with its record.
 fn check_link(layout: &Layout, tree: &TreeRef, heal: bool) -> Result<Vec<Finding>> {
     let link = link_of(tree)?;
-    let links = home(layout).join("l");
-    let at = links.join(link.as_str());
-    let target = format!("../{}/diff", tree.id);
+    let links = home(layout).join(LINKS);
+    let at = link_at(layout, link);
+    let target = link_target(&tree.id);
     let found = layout::dir(&links).map(|dir| dir.read_link(link.as_str()));
     let why = match found {
         Ok(Ok(got)) if got == *target => return Ok(Vec::new()),

@@ -141,7 +141,7 @@ impl Store {
             kind,
             key: key.clone(),
             parent: parents.first().map(|parent| parent.id.clone()),
-            link: driver.has_links().then(LinkId::random),
+            link: driver.links().map(|_| LinkId::random()),
             created_ns: rows::now_ns(),
         });
         Ok((staged, record))
@@ -171,9 +171,8 @@ impl Store {
             vellum_sys::publish::sync_fs(&file)?;
         } else {
             let mut dirs: Vec<PathBuf> = vec![layout.driver(record.driver), layout.records()];
-            if driver.has_links() {
-                dirs.push(layout.driver(record.driver).join("l"));
-            }
+            let links = driver.links();
+            dirs.extend(links.map(|links| layout.driver(record.driver).join(links)));
             tx::sync_small(
                 self.inner.journal,
                 staged.path(),

@@ -1,0 +1,198 @@
+//! Litter: what lies in the store's directories and has no record.
+//!
+//! Its maker may live, and be about to record it: so it is taken only under the lock that a maker
+//! has, and after a second look at the database. What a name means is `located.rs`'s to say, and
+//! strangers are left alone.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
+
+use super::{Garbage, Thing};
+use crate::{
+    driver::{self, DriverKind, TreeId},
+    error::Result,
+    following,
+    layout::{self, Layout},
+    located::{Located, Shelf},
+    rebuild::rebuilt_leases,
+    rows,
+    store::Store,
+    turn::Turn,
+    tx::{self, Fate, Litter},
+};
+
+impl Store {
+    /// Deletes what earlier removals left in the trash, and what dead processes left staged. Cheap
+    /// if there is nothing.
+    pub fn sweep(&self) -> Result<Vec<Garbage>> {
+        self.inner.database.refuse_if_rolled_back()?;
+        Ok(tx::sweep(self.layout(), false)?
+            .into_iter()
+            .map(Garbage::from)
+            .collect())
+    }
+
+    /// Removes a file or directory whose name may come again, unless its maker lives or a record of
+    /// it has appeared: then `None`. Else true if it is gone, false if part of it is mounted over.
+    pub(crate) fn discard_named(&self, path: &Path, located: &Located) -> Result<Option<bool>> {
+        let Some(_lock) = tx::try_own(path)? else {
+            return Ok(None);
+        };
+        let trashed = self.write(|tx| {
+            if rows::is_recorded(tx, located)? {
+                Ok(None)
+            } else {
+                tx::to_trash(self.layout(), path)
+            }
+        })?;
+        match trashed {
+            None => Ok(None),
+            Some(trashed) => tx::remove_trashed(self.layout(), &trashed).map(Some),
+        }
+    }
+
+    pub(super) fn collect_litter(&self, dry_run: bool) -> Result<Vec<Garbage>> {
+        let mut found = Vec::new();
+        // What a rebuild could not put back is kept until an operator has looked.
+        if self.read(rebuilt_leases)?.is_empty() {
+            for shelf in Shelf::all() {
+                for (path, located) in self.unrecorded(shelf)? {
+                    found.extend(self.take_unrecorded(path, &located, dry_run)?);
+                }
+            }
+        }
+        found.extend(tx::sweep(self.layout(), dry_run)?);
+        Ok(found.into_iter().map(Garbage::from).collect())
+    }
+
+    /// Returns what lies on a shelf without a record, strangers and what is swept anyway included.
+    fn unrecorded(&self, shelf: Shelf) -> Result<Vec<(PathBuf, Located)>> {
+        let held = self.layout().holds(shelf)?;
+        self.read(|tx| {
+            let names = match shelf {
+                // All at once: by the name of its file alone a container is not found without a
+                // look at every id.
+                Shelf::Records => following::all_names(tx)?,
+                _ => HashSet::new(),
+            };
+            let mut unrecorded = Vec::new();
+            for (path, located) in held {
+                let name = path.file_name().and_then(|name| name.to_str());
+                let is_recorded = match shelf {
+                    Shelf::Records => name.is_some_and(|name| names.contains(name)),
+                    _ => rows::is_recorded(tx, &located)?,
+                };
+                if !is_recorded {
+                    unrecorded.push((path, located));
+                }
+            }
+            Ok(unrecorded)
+        })
+    }
+
+    fn is_recorded(&self, located: &Located) -> Result<bool> {
+        self.read(|tx| rows::is_recorded(tx, located))
+    }
+
+    /// Takes one thing away that had no record a moment ago, if it has none still and nobody is
+    /// making it.
+    fn take_unrecorded(
+        &self,
+        path: PathBuf,
+        located: &Located,
+        dry_run: bool,
+    ) -> Result<Option<Litter>> {
+        let layout = self.layout();
+        let take = |path, why| -> Result<_> { Ok(Some(tx::take_away(layout, path, why, dry_run))) };
+        match located {
+            Located::Tree(..) => {
+                const WHY: &str = "a tree without a record";
+                match tx::try_own(&path) {
+                    Ok(None) => Ok(None),
+                    Ok(Some(_)) if self.is_recorded(located)? => Ok(None),
+                    Ok(Some(_lock)) => take(path, WHY),
+                    Err(error) => Ok(Some(Litter::stuck(path, WHY, error))),
+                }
+            }
+            Located::Link(kind, link) => {
+                let leads_nowhere = driver::driver(*kind).leads_nowhere(layout, link);
+                match leads_nowhere && !self.is_recorded(located)? {
+                    true => take(path, "a short name that leads nowhere"),
+                    false => Ok(None),
+                }
+            }
+            Located::Record(tree) => match has_tree(layout, tree) || self.is_recorded(located)? {
+                true => Ok(None),
+                false => take(path, "the record file of a tree that is gone"),
+            },
+            Located::Sidecar(..) => {
+                // Another process may just be writing it, before its row or after.
+                let _turn = Turn::at_sidecars(self)?;
+                match tx::try_own(&path)? {
+                    Some(_lock) if !self.is_recorded(located)? => {
+                        take(path, "the record file of something that is gone")
+                    }
+                    _ => Ok(None),
+                }
+            }
+            Located::Blob(_) => self.take_file(path, located, "a blob without a record", dry_run),
+            Located::Recipe(_) => {
+                self.take_file(path, located, "a recipe without a record", dry_run)
+            }
+            Located::Volume(_) => {
+                self.take_file(path, located, "a volume without a record", dry_run)
+            }
+            // The sweep's.
+            Located::Staged | Located::Trashed => Ok(None),
+            Located::Shelf(_)
+            | Located::Content
+            | Located::Own
+            | Located::Reserve
+            | Located::OldDatabase
+            | Located::Stranger => Ok(None),
+        }
+    }
+
+    fn take_file(
+        &self,
+        path: PathBuf,
+        located: &Located,
+        why: &'static str,
+        dry_run: bool,
+    ) -> Result<Option<Litter>> {
+        let fate = if dry_run {
+            match tx::try_own(&path) {
+                Ok(None) => return Ok(None),
+                Ok(Some(_)) if self.is_recorded(located)? => return Ok(None),
+                Ok(Some(_lock)) => Fate::Would,
+                Err(e) => Fate::of(Err(e)),
+            }
+        } else {
+            match self.discard_named(&path, located) {
+                Ok(None) => return Ok(None),
+                Ok(Some(gone)) => Fate::of(Ok(gone)),
+                Err(e) => Fate::of(Err(e)),
+            }
+        };
+        Ok(Some(Litter { path, why, fate }))
+    }
+}
+
+/// True if there is such a tree, or it can't be told: its record goes after it.
+fn has_tree(layout: &Layout, tree: &TreeId) -> bool {
+    let is_there = |kind| layout::exists(&layout.tree(kind, tree)).unwrap_or(true);
+    DriverKind::ALL.into_iter().any(is_there)
+}
+
+impl From<Litter> for Garbage {
+    fn from(litter: Litter) -> Self {
+        Self {
+            thing: Thing::Path(litter.path),
+            why: litter.why.into(),
+            usage: None,
+            fate: litter.fate,
+        }
+    }
+}
