@@ -14,14 +14,13 @@ use vellum_format::Digest;
 use vellum_sys::{FileKind, plain, with_causes};
 
 use crate::{
-    containers::find_container,
     content,
     driver::{self, Finding, TreeRef},
     error::{DbContext, IoContext, Result, StoreError},
-    following, generation, hands, images, layout,
+    generation, hands, layout,
     parents::Parents,
     records,
-    rows::{self, SnapshotRow},
+    rows::{self, snapshots::SnapshotRow},
     sidecar::{ContainerFile, ImageFile, Sidecar},
     snapshot::SnapshotKey,
     snapshots::Sweep,
@@ -81,13 +80,13 @@ impl Store {
         let mut after: Option<SnapshotKey> = None;
         loop {
             let page = self.read(|tx| {
-                rows::page(tx, after.as_ref(), 64)?
+                rows::snapshots::page(tx, after.as_ref(), 64)?
                     .into_iter()
                     .map(|row| {
                         // What stands on something that can't be told was told of above.
                         let below = match parents.is_broken(row.id) {
                             true => None,
-                            false => rows::ancestors(tx, row.id).map(Some)?,
+                            false => rows::snapshots::ancestors(tx, row.id).map(Some)?,
                         };
                         Ok((row, below))
                     })
@@ -150,12 +149,12 @@ impl Store {
     fn check_tree_again(&self, seen: &SnapshotRow, heal: bool) -> Result<Vec<Finding>> {
         let _turn = Turn::at_tree(self, &seen.record.tree)?;
         let same = |tx: &Transaction<'_>| {
-            let row = rows::find_id(tx, seen.id)?;
+            let row = rows::snapshots::find_id(tx, seen.id)?;
             Ok(row.filter(|row| row.record.tree == seen.record.tree))
         };
         let now = self.read(|tx| match same(tx)? {
             Some(row) => {
-                let parents = rows::ancestors(tx, row.id)?;
+                let parents = rows::snapshots::ancestors(tx, row.id)?;
                 Ok(Some((row, parents)))
             }
             None => Ok(None),
@@ -195,7 +194,7 @@ impl Store {
         for image in self.images()? {
             let now = || {
                 Ok(self
-                    .read(|tx| images::load(tx, &image.id))?
+                    .read(|tx| rows::images::find(tx, &image.id))?
                     .as_ref()
                     .map(ImageFile::from))
             };
@@ -204,7 +203,7 @@ impl Store {
         }
         for container in self.containers()? {
             let now = || {
-                let container = self.read(|tx| find_container(tx, &container.id))?;
+                let container = self.read(|tx| rows::containers::find(tx, &container.id))?;
                 Ok(container.as_ref().map(ContainerFile::from))
             };
             let file = ContainerFile::from(&container);
@@ -244,7 +243,7 @@ impl Store {
 
     /// Tells whether a record file is known to be behind, for want of room, say: the next command that can puts it right.
     fn is_due(&self, path: &Path) -> Result<bool> {
-        let due = self.read(following::all_due)?;
+        let due = self.read(rows::due::all)?;
         Ok(due
             .iter()
             .any(|(name, _)| path.file_name().is_some_and(|file| file == name.as_str())))
@@ -259,22 +258,19 @@ impl Store {
             let why = format!("{}; remove it", error.source);
             found.push(finding(reserve.display(), why, false));
         }
-        let blobs: Vec<(String, i64)> =
-            self.pairs("SELECT digest, size FROM blobs ORDER BY digest")?;
-        for (digest, size) in blobs {
-            let digest: Digest = rows::parse(&digest)?;
+        for (digest, size) in self.read(rows::blobs::all)? {
             let path = self.layout().blob(&digest);
             let expect = options.deep.then_some(&digest);
-            let look = || wrong_file(&path, expect, size as u64, BLOB_REMEDY);
+            let look = || wrong_file(&path, expect, size, BLOB_REMEDY);
             if let Some(why) = lasting(look, || Ok(self.blob(&digest)?.is_some()))? {
                 found.push(finding(path.display(), why, false));
             }
         }
-        for (diff_id, size, digest) in self.recorded_recipes()? {
-            let path = self.layout().recipe(&diff_id);
-            let digest = digest.filter(|_| options.deep);
-            let look = || wrong_file(&path, digest.as_ref(), size, RECIPE_REMEDY);
-            let known = || self.read(|tx| rows::has_recipe(tx, &diff_id));
+        for recipe in self.read(rows::recipes::all)? {
+            let path = self.layout().recipe(&recipe.diff_id);
+            let digest = recipe.digest.filter(|_| options.deep);
+            let look = || wrong_file(&path, digest.as_ref(), recipe.size_bytes, RECIPE_REMEDY);
+            let known = || self.read(|tx| rows::recipes::has(tx, &recipe.diff_id));
             if let Some(why) = lasting(look, known)? {
                 found.push(finding(path.display(), why, false));
             }
@@ -288,43 +284,10 @@ impl Store {
                 }
                 Ok((!wrong.is_empty()).then_some(wrong))
             };
-            let known = || self.read(|tx| rows::has_volume(tx, &volume.name));
+            let known = || self.read(|tx| rows::volumes::has(tx, &volume.name));
             found.extend(lasting(look, known)?.unwrap_or_default());
         }
         Ok(())
-    }
-
-    fn recorded_recipes(&self) -> Result<Vec<(Digest, u64, Option<Digest>)>> {
-        self.read(|tx| {
-            let mut statement = tx
-                .prepare("SELECT diff_id, size, digest FROM recipes ORDER BY diff_id")
-                .db("check")?;
-            let rows = statement
-                .query_map([], |row| {
-                    Ok((
-                        row.get::<_, String>(0)?,
-                        row.get::<_, i64>(1)?,
-                        row.get::<_, Option<String>>(2)?,
-                    ))
-                })
-                .db("check")?;
-            rows.map(|row| {
-                let (diff_id, size, digest) = row.db("check")?;
-                let digest = digest.as_deref().map(rows::parse).transpose()?;
-                Ok((rows::parse(&diff_id)?, size as u64, digest))
-            })
-            .collect()
-        })
-    }
-
-    fn pairs(&self, sql: &str) -> Result<Vec<(String, i64)>> {
-        self.read(|tx| {
-            let mut statement = tx.prepare(sql).db("check")?;
-            let rows = statement
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
-                .db("check")?;
-            rows.map(|row| row.db("check")).collect()
-        })
     }
 }
 

@@ -3,20 +3,20 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::Transaction;
 use vellum_format::Digest;
 
 use crate::{
     driver::TreeParts,
-    error::{DbContext, Result, StoreError, Subject},
+    error::{Result, StoreError, Subject},
     following::{self, Follower},
     generation,
     layout::{Layout, make_dir, sync_dir},
     records,
-    rows::{self, now_ns, parse, time, to_json},
+    rows::{self, now_ns, time, volumes::VolumeRow},
     sidecar::{self, ContainerFile},
     snapshot::{Kind, Labels, SnapshotKey},
-    snapshots::{PrepareOptions, Sweep, delete_row},
+    snapshots::{PrepareOptions, Sweep},
     store::Store,
     turn::Turn,
     tx::{self, Staged},
@@ -73,89 +73,6 @@ pub struct VolumeRecord {
     pub labels: Labels,
 }
 
-const COLUMNS: &str = "SELECT c.id, c.name, s.key, c.image, c.image_name, c.created_ns, c.config \
-     FROM containers c JOIN snapshots s ON s.id = c.snapshot";
-
-type Raw = (
-    String,
-    String,
-    Vec<u8>,
-    Option<String>,
-    Option<String>,
-    i64,
-    String,
-);
-
-fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
-    Ok((
-        row.get(0)?,
-        row.get(1)?,
-        row.get(2)?,
-        row.get(3)?,
-        row.get(4)?,
-        row.get(5)?,
-        row.get(6)?,
-    ))
-}
-
-fn cook(tx: &Transaction<'_>, raw: Raw) -> Result<ContainerRecord> {
-    let (id, name, key, image, image_name, created_ns, config) = raw;
-    let mut statement = tx
-        .prepare_cached("SELECT volume FROM container_volumes WHERE container = ?1 ORDER BY volume")
-        .db("look a container up")?;
-    let rows = statement
-        .query_map([&id], |row| row.get(0))
-        .db("look a container up")?;
-    let volumes = rows
-        .map(|row| row.db("look a container up"))
-        .collect::<Result<_>>()?;
-    Ok(ContainerRecord {
-        id,
-        name,
-        snapshot: SnapshotKey::new(key),
-        image: image.as_deref().map(parse).transpose()?,
-        image_name,
-        created: time(created_ns),
-        config,
-        volumes,
-    })
-}
-
-pub(crate) fn find_container(tx: &Transaction<'_>, id: &str) -> Result<Option<ContainerRecord>> {
-    let found = tx
-        .query_row(&format!("{COLUMNS} WHERE c.id = ?1"), [id], raw)
-        .optional()
-        .db("look a container up")?;
-    found.map(|found| cook(tx, found)).transpose()
-}
-
-/// Returns all containers, newest first.
-pub(crate) fn all(tx: &Transaction<'_>) -> Result<Vec<ContainerRecord>> {
-    let mut statement = tx
-        .prepare_cached(&format!("{COLUMNS} ORDER BY c.created_ns DESC, c.id"))
-        .db("list containers")?;
-    let rows = statement.query_map([], raw).db("list containers")?;
-    rows.map(|row| cook(tx, row.db("list containers")?))
-        .collect()
-}
-
-/// Finds the container whose id has this digest.
-pub(crate) fn by_digest(tx: &Transaction<'_>, digest: &Digest) -> Result<Option<String>> {
-    let mut statement = tx
-        .prepare_cached("SELECT id FROM containers")
-        .db("look a container up")?;
-    let ids = statement
-        .query_map([], |row| row.get::<_, String>(0))
-        .db("look a container up")?;
-    for id in ids {
-        let id = id.db("look a container up")?;
-        if Digest::of(id.as_bytes()) == *digest {
-            return Ok(Some(id));
-        }
-    }
-    Ok(None)
-}
-
 /// Records a container whose snapshot is there already: for rebuilding.
 pub(crate) fn put_back(layout: &Layout, tx: &Transaction<'_>, file: &ContainerFile) -> Result<()> {
     let container = NewContainer {
@@ -167,22 +84,13 @@ pub(crate) fn put_back(layout: &Layout, tx: &Transaction<'_>, file: &ContainerFi
         volumes: file.volumes.clone(),
     };
     check_new(layout, tx, &container)?;
-    let snapshot = rows::get(tx, &file.snapshot)?.id;
+    let snapshot = rows::snapshots::get(tx, &file.snapshot)?.id;
     let created_ns = i64::try_from(file.created.as_nanosecond()).unwrap_or(i64::MAX);
-    insert(tx, &container, snapshot, created_ns)
+    rows::containers::insert(tx, &container, snapshot, created_ns)
 }
 
 fn get_container(tx: &Transaction<'_>, id: &str) -> Result<ContainerRecord> {
-    find_container(tx, id)?.ok_or_else(|| StoreError::not_found(Subject::Container, id))
-}
-
-fn name_taken(tx: &Transaction<'_>, name: &str) -> Result<bool> {
-    tx.query_row(
-        "SELECT EXISTS (SELECT 1 FROM containers WHERE name = ?1 OR id = ?1)",
-        [name],
-        |row| row.get(0),
-    )
-    .db("look a name up")
+    rows::containers::find(tx, id)?.ok_or_else(|| StoreError::not_found(Subject::Container, id))
 }
 
 fn volume_path(layout: &Layout, name: &str) -> PathBuf {
@@ -190,30 +98,17 @@ fn volume_path(layout: &Layout, name: &str) -> PathBuf {
 }
 
 fn find_volume(layout: &Layout, tx: &Transaction<'_>, name: &str) -> Result<Option<VolumeRecord>> {
-    let found: Option<(i64, String)> = tx
-        .query_row(
-            "SELECT created_ns, labels FROM volumes WHERE name = ?1",
-            [name],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )
-        .optional()
-        .db("look a volume up")?;
-    found
-        .map(|(created_ns, labels)| volume(layout, name.to_owned(), created_ns, &labels))
-        .transpose()
+    let found = rows::volumes::find(tx, name)?;
+    Ok(found.map(|row| volume(layout, row)))
 }
 
-fn volume(layout: &Layout, name: String, created_ns: i64, labels: &str) -> Result<VolumeRecord> {
-    let labels = serde_json::from_str(labels).map_err(|e| StoreError::Damaged {
-        what: format!("the labels of volume {name}"),
-        why: e.to_string(),
-    })?;
-    Ok(VolumeRecord {
-        path: volume_path(layout, &name),
-        name,
-        created: time(created_ns),
-        labels,
-    })
+fn volume(layout: &Layout, row: VolumeRow) -> VolumeRecord {
+    VolumeRecord {
+        path: volume_path(layout, &row.name),
+        name: row.name,
+        created: time(row.created_ns),
+        labels: row.labels,
+    }
 }
 
 /// Volume names become directory names, so only what Docker allows is allowed.
@@ -276,7 +171,7 @@ impl Store {
         let recorded = self.write(|tx| {
             check_new(self.layout(), tx, container)?;
             let snapshot = self.record_placed(tx, &placed.record, options)?;
-            insert(tx, container, snapshot, created_ns)?;
+            rows::containers::insert(tx, container, snapshot, created_ns)?;
             get_container(tx, &container.id)
         });
         let parts = self.placed_parts(&placed, &parents);
@@ -286,24 +181,14 @@ impl Store {
     /// Returns the container with exactly this name or id. Errors: `NotFound`.
     pub fn container(&self, name_or_id: &str) -> Result<ContainerRecord> {
         self.read(|tx| {
-            let found = tx
-                .query_row(
-                    &format!("{COLUMNS} WHERE c.name = ?1 OR c.id = ?1 ORDER BY c.id = ?1 DESC"),
-                    [name_or_id],
-                    raw,
-                )
-                .optional()
-                .db("look a container up")?;
-            match found {
-                Some(found) => cook(tx, found),
-                None => Err(StoreError::not_found(Subject::Container, name_or_id)),
-            }
+            rows::containers::find_any(tx, name_or_id)?
+                .ok_or_else(|| StoreError::not_found(Subject::Container, name_or_id))
         })
     }
 
     /// Returns all containers, newest first.
     pub fn containers(&self) -> Result<Vec<ContainerRecord>> {
-        self.read(all)
+        self.read(rows::containers::all)
     }
 
     /// Gives a container another name. Durable on return. Errors: `NotFound`, `AlreadyExists`.
@@ -317,11 +202,10 @@ impl Store {
             if name.is_empty() {
                 return Err(StoreError::Invalid("a container needs a name".into()));
             }
-            if name_taken(tx, name)? {
+            if rows::containers::has_name(tx, name)? {
                 return Err(StoreError::exists(Subject::Container, name));
             }
-            tx.execute("UPDATE containers SET name = ?2 WHERE id = ?1", [id, name])
-                .db("rename a container")?;
+            rows::containers::rename(tx, id, name)?;
             following::due(tx, &Follower::Container(id.to_owned()))
         })?;
         self.follow(&[Follower::Container(id.to_owned())]);
@@ -333,11 +217,7 @@ impl Store {
         let _turn = Turn::at_sidecars(self)?;
         self.write(|tx| {
             get_container(tx, id)?;
-            tx.execute(
-                "UPDATE containers SET config = ?2 WHERE id = ?1",
-                [id, config],
-            )
-            .db("update a container")?;
+            rows::containers::set_config(tx, id, config)?;
             following::due(tx, &Follower::Container(id.to_owned()))
         })?;
         self.follow(&[Follower::Container(id.to_owned())]);
@@ -351,12 +231,11 @@ impl Store {
         let turn = Turn::at_sidecars(self)?;
         let (container, row) = self.write_freeing(|tx| {
             let container = get_container(tx, id)?;
-            let row = rows::get(tx, &container.snapshot)?;
-            let (count, child) = rows::children(tx, row.id)?;
+            let row = rows::snapshots::get(tx, &container.snapshot)?;
+            let (count, child) = rows::snapshots::children(tx, row.id)?;
             crate::snapshot::policy_remove(&container.snapshot, count, child)?;
-            tx.execute("DELETE FROM containers WHERE id = ?1", [id])
-                .db("remove a container")?;
-            delete_row(tx, row.id)?;
+            rows::containers::remove(tx, id)?;
+            rows::snapshots::remove(tx, row.id)?;
             Ok((container, row))
         })?;
         records::remove(&self.layout().records().join(sidecar::container_name(id)))?;
@@ -384,11 +263,7 @@ impl Store {
             tx::to_trash(self.layout(), &target)?;
             staged.publish_shared(&target)?;
             sync_dir(&self.layout().volumes())?;
-            tx.execute(
-                "INSERT INTO volumes (name, created_ns, labels) VALUES (?1, ?2, ?3)",
-                params![name, now_ns(), to_json(labels)?],
-            )
-            .db("record a volume")?;
+            rows::volumes::insert(tx, name, labels)?;
             let record = find_volume(self.layout(), tx, name)?;
             record.ok_or_else(|| StoreError::not_found(Subject::Volume, name))
         })
@@ -405,23 +280,8 @@ impl Store {
     /// Returns all volumes, by name.
     pub fn volumes(&self) -> Result<Vec<VolumeRecord>> {
         self.read(|tx| {
-            let mut statement = tx
-                .prepare_cached("SELECT name, created_ns, labels FROM volumes ORDER BY name")
-                .db("list volumes")?;
-            let rows = statement
-                .query_map([], |row| {
-                    Ok((
-                        row.get::<_, String>(0)?,
-                        row.get::<_, i64>(1)?,
-                        row.get::<_, String>(2)?,
-                    ))
-                })
-                .db("list volumes")?;
-            rows.map(|row| {
-                let (name, created_ns, labels) = row.db("list volumes")?;
-                volume(self.layout(), name, created_ns, &labels)
-            })
-            .collect()
+            let all = rows::volumes::all(tx)?.into_iter();
+            Ok(all.map(|row| volume(self.layout(), row)).collect())
         })
     }
 
@@ -429,24 +289,16 @@ impl Store {
     pub fn remove_volume(&self, name: &str) -> Result<()> {
         check_volume_name(name)?;
         self.write_freeing(|tx| {
-            find_volume(self.layout(), tx, name)?.ok_or_else(|| StoreError::not_found(Subject::Volume, name))?;
-            let user: Option<String> = tx
-                .query_row(
-                    "SELECT c.name FROM container_volumes v JOIN containers c ON c.id = v.container WHERE v.volume = ?1",
-                    [name],
-                    |row| row.get(0),
-                )
-                .optional()
-                .db("look for users")?;
-            if let Some(user) = user {
+            find_volume(self.layout(), tx, name)?
+                .ok_or_else(|| StoreError::not_found(Subject::Volume, name))?;
+            if let Some(user) = rows::containers::of_volume(tx, name)? {
                 return Err(StoreError::InUse {
                     subject: Subject::Volume,
                     name: name.to_owned(),
                     by: format!("container {user}"),
                 });
             }
-            tx.execute("DELETE FROM volumes WHERE name = ?1", [name]).db("remove a volume")?;
-            Ok(())
+            rows::volumes::remove(tx, name)
         })?;
         let trashed = self.write(|tx| {
             if find_volume(self.layout(), tx, name)?.is_some() {
@@ -467,45 +319,15 @@ impl Store {
     }
 }
 
-fn insert(
-    tx: &Transaction<'_>,
-    container: &NewContainer,
-    snapshot: i64,
-    created_ns: i64,
-) -> Result<()> {
-    tx.execute(
-        "INSERT INTO containers (id, name, snapshot, image, image_name, created_ns, config) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![
-            container.id,
-            container.name,
-            snapshot,
-            container.image.as_ref().map(Digest::to_string),
-            container.image_name,
-            created_ns,
-            container.config
-        ],
-    )
-    .db("record a container")?;
-    for volume in &container.volumes {
-        tx.execute(
-            "INSERT OR IGNORE INTO container_volumes (container, volume) VALUES (?1, ?2)",
-            [&container.id, volume],
-        )
-        .db("record a container's volume")?;
-    }
-    Ok(())
-}
-
 fn check_new(layout: &Layout, tx: &Transaction<'_>, container: &NewContainer) -> Result<()> {
-    if name_taken(tx, &container.name)? {
+    if rows::containers::has_name(tx, &container.name)? {
         return Err(StoreError::exists(Subject::Container, &container.name));
     }
-    if name_taken(tx, &container.id)? {
+    if rows::containers::has_name(tx, &container.id)? {
         return Err(StoreError::exists(Subject::Container, &container.id));
     }
     if let Some(image) = &container.image {
-        if !rows::has_image(tx, image)? {
+        if !rows::images::has(tx, image)? {
             return Err(StoreError::not_found(Subject::Image, image));
         }
     }

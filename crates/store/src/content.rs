@@ -10,13 +10,13 @@ use std::{
     io::{self, Read, Seek, Write},
 };
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::Transaction;
 use sha2::{Digest as _, Sha256};
 use vellum_format::Digest;
 
 use crate::{
     driver::TreeId,
-    error::{DbContext, IoContext, Result, StoreError, Subject},
+    error::{IoContext, Result, StoreError, Subject},
     layers::StagedFile,
     layout::{self, sync_dir},
     lease::{self, LeaseId},
@@ -83,13 +83,9 @@ impl BlobWriter {
                 // A collector took it between publishing and this lock. Rare enough to let the caller try again.
                 return Err(StoreError::not_found(Subject::Blob, digest));
             }
-            tx.execute(
-                "INSERT OR IGNORE INTO blobs (digest, size, created_ns) VALUES (?1, ?2, ?3)",
-                params![digest.to_string(), self.size_bytes as i64, rows::now_ns()],
-            )
-            .db("record a blob")?;
+            rows::blobs::insert(tx, &digest, self.size_bytes)?;
             if let Some(lease) = lease {
-                lease::hold_digest(tx, lease, &digest, "blobs WHERE digest")?;
+                lease::hold_digest(tx, lease, &digest)?;
             }
             Ok(())
         })?;
@@ -146,31 +142,7 @@ pub(crate) fn record_recipe(
     if !layout::exists(&store.layout().recipe(diff_id))? {
         return Err(StoreError::not_found(Subject::Recipe, diff_id));
     }
-    tx.execute(
-        "INSERT OR REPLACE INTO recipes (diff_id, size, created_ns, digest) VALUES (?1, ?2, ?3, ?4)",
-        params![
-            diff_id.to_string(),
-            facts.bytes as i64,
-            rows::now_ns(),
-            facts.digest.to_string()
-        ],
-    )
-    .db("record a recipe")?;
-    Ok(())
-}
-
-/// Takes the record of a recipe away if no snapshot has its layer any more and no lease holds it. Returns whether there was one: then
-/// [`Store::discard_recipe_or_leave`] is to follow.
-pub(crate) fn release_recipe(tx: &Transaction<'_>, diff_id: &Digest) -> Result<bool> {
-    let gone = tx
-        .execute(
-            "DELETE FROM recipes WHERE diff_id = ?1 \
-                 AND NOT EXISTS (SELECT 1 FROM snapshots WHERE diff_id = ?1) \
-                 AND NOT EXISTS (SELECT 1 FROM lease_digests WHERE digest = ?1)",
-            params![diff_id.to_string()],
-        )
-        .db("forget a recipe")?;
-    Ok(gone > 0)
+    rows::recipes::put(tx, diff_id, facts.bytes, &facts.digest)
 }
 
 impl Store {
@@ -214,17 +186,10 @@ impl Store {
     /// Returns the blob's record, or `None`.
     pub fn blob(&self, digest: &Digest) -> Result<Option<Blob>> {
         self.read(|tx| {
-            let size: Option<i64> = tx
-                .query_row(
-                    "SELECT size FROM blobs WHERE digest = ?1",
-                    [digest.to_string()],
-                    |row| row.get(0),
-                )
-                .optional()
-                .db("look a blob up")?;
-            Ok(size.map(|size| Blob {
+            let size_bytes = rows::blobs::size(tx, digest)?;
+            Ok(size_bytes.map(|size_bytes| Blob {
                 digest: *digest,
-                size_bytes: size as u64,
+                size_bytes,
             }))
         })
     }

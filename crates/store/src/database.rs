@@ -34,7 +34,7 @@ use crate::{
     generation::{self, Mark, Stamp},
     layout::{self, Layout},
     located::{Located, Shelf},
-    records,
+    records, rows,
     schema::{self, VERSION},
     turn,
     tx::Staged,
@@ -221,9 +221,7 @@ impl Database {
         let journal = journal_of(&self.path);
         fs::copy(&journal, journal_of(&copy)).on("copy", journal)?;
         Connection::open(&copy)
-            .and_then(|connection| {
-                connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
-            })
+            .and_then(|connection| schema::tables(&connection))
             .db("take back what was cut short")?;
         self.path = copy;
         self.copy = Some(dir);
@@ -562,10 +560,7 @@ fn counts(connection: &mut Connection, raised: &generation::Raised) -> rusqlite:
         // The row can't be read as what it is: no transaction of ours wrote it.
         Err(_) => false,
     };
-    tx.execute(
-        "INSERT OR REPLACE INTO store (name, value) VALUES ('settled', ?1)",
-        [crate::rows::now_ns().to_string()],
-    )?;
+    rows::facts::set(&tx, "settled", &rows::now_ns().to_string())?;
     tx.commit()?;
     Ok(is_last)
 }

@@ -9,7 +9,7 @@ use vellum_format::Digest;
 
 use crate::{
     driver::TreeRef,
-    error::{Class, DbContext, Result},
+    error::{Class, Result},
     images::ImageRecord,
     rows,
     snapshot::{Info, Keep, Kind, SnapshotKey, Usage},
@@ -201,30 +201,15 @@ impl Store {
                 Err(e) => return Err(e),
             }
         }
-        let sum = |table: &'static str| {
-            self.read(|tx| {
-                tx.query_row(
-                    &format!("SELECT coalesce(sum(size), 0), count(*) FROM {table}"),
-                    [],
-                    |row| {
-                        Ok(Usage {
-                            bytes: row.get::<_, i64>(0)? as u64,
-                            inodes: row.get::<_, i64>(1)? as u64,
-                        })
-                    },
-                )
-                .db("count")
-            })
-        };
-        use_.content = sum("blobs")?;
-        use_.recipes = sum("recipes")?;
+        use_.content = self.read(rows::blobs::usage)?;
+        use_.recipes = self.read(rows::recipes::usage)?;
         Ok(use_)
     }
 
     /// What a snapshot stands on that may be gone by now.
     fn ancestors_now(&self, key: &SnapshotKey) -> Result<Vec<TreeRef>> {
-        self.read(|tx| match rows::find(tx, key)? {
-            Some(row) => rows::ancestors(tx, row.id),
+        self.read(|tx| match rows::snapshots::find(tx, key)? {
+            Some(row) => rows::snapshots::ancestors(tx, row.id),
             None => Ok(Vec::new()),
         })
     }

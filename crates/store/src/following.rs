@@ -14,16 +14,14 @@ use std::{
     },
 };
 
-use rusqlite::{Transaction, params};
+use rusqlite::Transaction;
 use vellum_format::Digest;
 use vellum_sys::{sync, with_causes};
 
 use crate::{
-    containers::{self, find_container},
     driver::TreeId,
-    error::{DbContext, Result},
+    error::Result,
     generation::{self, Stamp},
-    images,
     layout::Layout,
     located::{Located, Shelf, SidecarKind},
     record::TreeRecord,
@@ -57,52 +55,17 @@ impl Follower {
 /// Notes in the transaction that changes a record that its file is to be written. Call it once the change is made.
 pub(crate) fn due(tx: &Transaction<'_>, follower: &Follower) -> Result<()> {
     let next = generation::stamp(tx)?.generation + 1;
-    tx.prepare_cached(
-        "INSERT INTO records_due (name, generation) VALUES (?1, ?2) \
-         ON CONFLICT (name) DO UPDATE SET generation = ?2",
-    )
-    .db("note a record file")?
-    .execute(params![follower.name(), next as i64])
-    .map(drop)
-    .db("note a record file")
-}
-
-/// Returns the names on the list, with the generations that they are due for.
-pub(crate) fn all_due(tx: &Transaction<'_>) -> Result<Vec<(String, u64)>> {
-    let mut statement = tx
-        .prepare_cached("SELECT name, generation FROM records_due ORDER BY name")
-        .db("list record files")?;
-    let rows = statement
-        .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))
-        .db("list record files")?;
-    rows.map(|row| row.db("list record files")).collect()
+    rows::due::note(tx, &follower.name(), next)
 }
 
 /// Returns the names of all record files that there are to be.
 pub(crate) fn all_names(tx: &Transaction<'_>) -> Result<HashSet<String>> {
-    type Name = fn(String) -> Result<String>;
-    let columns: [(&str, Name); 3] = [
-        ("SELECT tree FROM snapshots", |tree| {
-            Ok(Follower::Tree(TreeId::try_from(tree)?).name())
-        }),
-        ("SELECT id FROM images", |id| {
-            Ok(Follower::Image(rows::parse(&id)?).name())
-        }),
-        ("SELECT id FROM containers", |id| {
-            Ok(Follower::Container(id).name())
-        }),
-    ];
-    let mut names = HashSet::new();
-    for (sql, name) in columns {
-        let mut statement = tx.prepare_cached(sql).db("list record files")?;
-        let found = statement
-            .query_map([], |row| row.get(0))
-            .db("list record files")?;
-        for value in found {
-            names.insert(name(value.db("list record files")?)?);
-        }
-    }
-    Ok(names)
+    let trees = rows::snapshots::trees(tx)?.into_iter().map(Follower::Tree);
+    let images = rows::images::ids(tx)?.into_iter().map(Follower::Image);
+    let containers = rows::containers::ids(tx)?;
+    let containers = containers.into_iter().map(Follower::Container);
+    let all = trees.chain(images).chain(containers);
+    Ok(all.map(|follower| follower.name()).collect())
 }
 
 /// Files of the list that say what the database says.
@@ -139,10 +102,7 @@ impl Settled {
     pub fn forget(&self, tx: &Transaction<'_>) -> Result<()> {
         // Should the transaction fail, the next command to open the store looks at them once more.
         for (name, generation) in sync::lock(&self.files).drain(..) {
-            tx.prepare_cached("DELETE FROM records_due WHERE name = ?1 AND generation <= ?2")
-                .db("forget a record file")?
-                .execute(params![name, generation as i64])
-                .db("forget a record file")?;
+            rows::due::forget(tx, &name, generation)?;
         }
         Ok(())
     }
@@ -195,7 +155,7 @@ impl Store {
     /// be written: the list stays.
     pub(crate) fn catch_up(&self) {
         let caught = (|| -> Result<()> {
-            let due = self.read(all_due)?;
+            let due = self.read(rows::due::all)?;
             for (name, generation) in due {
                 if self.catch_up_with(&name)? {
                     self.inner.database.settled.add(name, generation, false);
@@ -271,14 +231,13 @@ impl Content {
 fn content(tx: &Transaction<'_>, follower: &Follower) -> Result<Option<Content>> {
     Ok(match follower {
         Follower::Tree(tree) => {
-            rows::by_tree(tx, tree)?.map(|row| Content::Tree(Box::new(row.record)))
+            rows::snapshots::by_tree(tx, tree)?.map(|row| Content::Tree(Box::new(row.record)))
         }
         Follower::Image(id) => {
-            images::load(tx, id)?.map(|image| Content::Image(ImageFile::from(&image)))
+            rows::images::find(tx, id)?.map(|image| Content::Image(ImageFile::from(&image)))
         }
-        Follower::Container(id) => {
-            find_container(tx, id)?.map(|found| Content::Container(ContainerFile::from(&found)))
-        }
+        Follower::Container(id) => rows::containers::find(tx, id)?
+            .map(|found| Content::Container(ContainerFile::from(&found))),
     })
 }
 
@@ -287,7 +246,7 @@ fn follower_of(tx: &Transaction<'_>, name: &str) -> Result<Option<Follower>> {
     let located = Shelf::Records.read(name);
     Ok(match located {
         Located::Sidecar(SidecarKind::Container, Some(digest)) => {
-            containers::by_digest(tx, &digest)?.map(Follower::Container)
+            rows::containers::by_digest(tx, &digest)?.map(Follower::Container)
         }
         _ if !rows::is_recorded(tx, &located)? => None,
         Located::Sidecar(SidecarKind::Image, Some(id)) => Some(Follower::Image(id)),

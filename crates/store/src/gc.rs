@@ -14,15 +14,15 @@ use std::{
     thread,
 };
 
-use rusqlite::{Transaction, params};
+use rusqlite::Transaction;
 use vellum_format::Digest;
 
 use crate::{
     error::{DbContext, Result, StoreError},
-    lease::Process,
+    lease::{self, LeaseId},
     located::Located,
     parents::Parents,
-    rows::{self, now_ns, parse},
+    rows::{self, parse},
     snapshot::{SnapshotKey, Usage},
     snapshots::Sweep,
     store::Store,
@@ -71,8 +71,8 @@ const LIVE_DIGESTS: &str = "SELECT id FROM images UNION SELECT manifest FROM ima
      UNION SELECT digest FROM lease_digests WHERE lease NOT IN (SELECT id FROM temp.dead_leases)";
 
 struct Doomed {
-    leases: Vec<(String, String)>,
-    snapshots: Vec<rows::SnapshotRow>,
+    leases: Vec<(LeaseId, String)>,
+    snapshots: Vec<rows::snapshots::SnapshotRow>,
     blobs: Vec<(Digest, u64)>,
     recipes: Vec<(Digest, u64)>,
 }
@@ -167,7 +167,7 @@ impl Store {
 
     /// Discards the trees of removed records, several at once: the time goes into the kernel's unlinking, one directory at
     /// a time. Returns their fates in the same order.
-    fn discard_trees(&self, rows: &[rows::SnapshotRow]) -> Vec<Fate> {
+    fn discard_trees(&self, rows: &[rows::snapshots::SnapshotRow]) -> Vec<Fate> {
         let workers = thread::available_parallelism().map_or(1, |n| n.get().min(4));
         let next = AtomicUsize::new(0);
         let work = || {
@@ -194,55 +194,17 @@ impl Store {
     }
 }
 
-/// Returns the leases whose process is gone or whose time is over: id and purpose.
-fn dead_leases(tx: &Transaction<'_>) -> Result<Vec<(String, String)>> {
-    let now = now_ns();
-    let mut statement = tx
-        .prepare_cached("SELECT id, purpose, expires_ns, pid, pid_start, boot_id FROM leases")
-        .db("list leases")?;
-    type Row = (
-        String,
-        String,
-        Option<i64>,
-        Option<i64>,
-        Option<i64>,
-        Option<String>,
-    );
-    let rows = statement
-        .query_map([], |row| -> rusqlite::Result<Row> {
-            Ok((
-                row.get(0)?,
-                row.get(1)?,
-                row.get(2)?,
-                row.get(3)?,
-                row.get(4)?,
-                row.get(5)?,
-            ))
-        })
-        .db("list leases")?;
-    let mut dead = Vec::new();
-    for row in rows {
-        let (id, purpose, expires, pid, start, boot) = row.db("list leases")?;
-        let lives = match (expires, pid, start, boot) {
-            (Some(expires), ..) => now < expires,
-            (None, Some(pid), Some(start), Some(boot)) => Process { pid, start, boot }.lives(),
-            _ => false,
-        };
-        if !lives {
-            dead.push((id, purpose));
-        }
-    }
-    Ok(dead)
-}
-
 fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
     Parents::all_sound(tx)?;
-    let leases = dead_leases(tx)?;
+    let leases = lease::over(tx)?;
     tx.execute_batch("CREATE TEMP TABLE IF NOT EXISTS dead_leases (id TEXT PRIMARY KEY); DELETE FROM temp.dead_leases")
         .db("collect")?;
     for (id, _) in &leases {
-        tx.execute("INSERT INTO temp.dead_leases (id) VALUES (?1)", [id])
-            .db("collect")?;
+        tx.execute(
+            "INSERT INTO temp.dead_leases (id) VALUES (?1)",
+            [id.as_str()],
+        )
+        .db("collect")?;
     }
     let ids: Vec<i64> = {
         let mut statement = tx
@@ -255,7 +217,7 @@ fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
     };
     let snapshots = ids
         .iter()
-        .map(|id| rows::by_id(tx, *id))
+        .map(|id| rows::snapshots::by_id(tx, *id))
         .collect::<Result<_>>()?;
     let digests = |sql: String| -> Result<Vec<(Digest, u64)>> {
         let mut statement = tx.prepare(&sql).db("collect")?;
@@ -285,33 +247,15 @@ fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
 
 fn bury(tx: &Transaction<'_>, doomed: &Doomed) -> Result<()> {
     for (id, _) in &doomed.leases {
-        tx.execute("DELETE FROM leases WHERE id = ?1", [id])
-            .db("collect")?;
+        lease::end(tx, id)?;
     }
-    // One statement, so that parents and children may go in any order.
-    tx.execute_batch(
-        "CREATE TEMP TABLE IF NOT EXISTS doomed (id INTEGER PRIMARY KEY); DELETE FROM temp.doomed",
-    )
-    .db("collect")?;
-    for row in &doomed.snapshots {
-        tx.execute("INSERT INTO temp.doomed (id) VALUES (?1)", [row.id])
-            .db("collect")?;
-    }
-    tx.execute("DELETE FROM snapshots WHERE id IN temp.doomed", [])
-        .db("collect")?;
+    let ids: Vec<i64> = doomed.snapshots.iter().map(|row| row.id).collect();
+    rows::snapshots::remove_all(tx, &ids)?;
     for (digest, _) in &doomed.blobs {
-        tx.execute(
-            "DELETE FROM blobs WHERE digest = ?1",
-            params![digest.to_string()],
-        )
-        .db("collect")?;
+        rows::blobs::remove(tx, digest)?;
     }
     for (diff_id, _) in &doomed.recipes {
-        tx.execute(
-            "DELETE FROM recipes WHERE diff_id = ?1",
-            params![diff_id.to_string()],
-        )
-        .db("collect")?;
+        rows::recipes::remove(tx, diff_id)?;
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ use crate::{
     error::{DbContext, IoContext, Result, StoreError},
     following,
     layout::{self, Layout},
-    records,
+    records, rows,
     store::Store,
 };
 use vellum_sys::plain::{self, Links};
@@ -88,6 +88,9 @@ pub(crate) fn contradiction(now: &Stamp, witness: &Stamp, ahead: u64) -> Option<
 /// needs no room.
 const ROW: &str = "generation";
 
+/// The row that holds the store's id.
+const ID: &str = "uuid";
+
 /// A transaction's own value of the row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Raised {
@@ -108,26 +111,23 @@ pub(crate) fn is_last(tx: &Transaction<'_>, raised: &Raised) -> Result<bool> {
     Ok(text(tx)?.as_deref() == Some(raised.text.as_str()))
 }
 
-/// Sets the generation of a database that is being made.
+/// Sets id and generation of a database that is being made.
+pub(crate) fn begin(tx: &Transaction<'_>, at: &Stamp) -> Result<()> {
+    rows::facts::set(tx, ID, &at.store).db("create")?;
+    set(tx, at.generation)
+}
+
+/// Sets the generation of a database that is being migrated.
 pub(crate) fn set(tx: &Transaction<'_>, generation: u64) -> Result<()> {
     write(tx, &format!("{generation:016x}-{:016x}", 0))
 }
 
 fn write(tx: &Transaction<'_>, text: &str) -> Result<()> {
-    tx.prepare_cached("INSERT OR REPLACE INTO store (name, value) VALUES (?1, ?2)")
-        .db("raise the generation")?
-        .execute([ROW, text])
-        .map(drop)
-        .db("raise the generation")
+    rows::facts::set(tx, ROW, text).db("raise the generation")
 }
 
 fn text(tx: &Transaction<'_>) -> Result<Option<String>> {
-    use rusqlite::OptionalExtension;
-    tx.prepare_cached("SELECT value FROM store WHERE name = ?1")
-        .db("read the generation")?
-        .query_row([ROW], |row| row.get(0))
-        .optional()
-        .db("read the generation")
+    rows::facts::get(tx, ROW).db("read the generation")
 }
 
 fn current(tx: &Transaction<'_>) -> Result<u64> {
@@ -149,9 +149,8 @@ pub(crate) fn stamp(tx: &Transaction<'_>) -> Result<Stamp> {
 
 /// Returns the store's id.
 pub(crate) fn store_id(tx: &Transaction<'_>) -> Result<String> {
-    tx.prepare_cached("SELECT value FROM store WHERE name = 'uuid'")
-        .db("read the store's id")?
-        .query_row([], |row| row.get(0))
+    rows::facts::get(tx, ID)
+        .and_then(|id| id.ok_or(rusqlite::Error::QueryReturnedNoRows))
         .db("read the store's id")
 }
 

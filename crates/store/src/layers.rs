@@ -296,8 +296,8 @@ impl Store {
             }
             // The parent may have been found in place of the batch's own: then what is derived from it is put right.
             let (row, parents) = self.read(|tx| {
-                let row = rows::get(tx, &record.key)?;
-                let parents = rows::ancestors(tx, row.id)?;
+                let row = rows::snapshots::get(tx, &record.key)?;
+                let parents = rows::snapshots::ancestors(tx, row.id)?;
                 Ok((row, parents))
             })?;
             if row.record.parent != record.parent {
@@ -393,7 +393,7 @@ impl Store {
 
     fn record_layer(&self, tx: &rusqlite::Transaction<'_>, one: &Ready) -> Result<Registered> {
         let record = &one.placed.record;
-        if let Some(row) = rows::find(tx, &record.key)?
+        if let Some(row) = rows::snapshots::find(tx, &record.key)?
             && row.record.kind == Kind::Committed
         {
             if let Some(lease) = &one.commit.lease {
@@ -404,7 +404,7 @@ impl Store {
         let parent = parent_row(tx, one.commit.parent.as_ref())?;
         check_create(tx, &record.key, one.commit.parent.as_ref(), parent.as_ref())?;
         let other_parent = parent.as_ref().map(|row| &row.record.tree) != record.parent.as_ref();
-        let id = rows::insert(tx, record, parent.map(|row| row.id))?;
+        let id = rows::snapshots::insert(tx, record, parent.map(|row| row.id))?;
         if other_parent {
             following::due(tx, &Follower::Tree(record.tree.clone()))?;
         }
@@ -414,6 +414,6 @@ impl Store {
         if let (Some(facts), Some(diff_id)) = (&one.recipe_facts, &record.diff_id) {
             content::record_recipe(self, tx, diff_id, facts)?;
         }
-        Ok(Registered::New(rows::by_id(tx, id)?.info()))
+        Ok(Registered::New(rows::snapshots::by_id(tx, id)?.info()))
     }
 }

@@ -5,13 +5,16 @@
 
 use std::fmt;
 
-use rusqlite::{Transaction, params};
+use rusqlite::Transaction;
 use vellum_format::Digest;
 use vellum_sys::random;
 
 use crate::{
-    error::{DbContext, Result, StoreError, Subject},
-    rows,
+    error::{Result, StoreError, Subject},
+    rows::{
+        self,
+        leases::{LeaseRow, Process},
+    },
     snapshot::SnapshotKey,
     store::Store,
 };
@@ -134,12 +137,19 @@ impl Store {
         self.write(|tx| {
             exists(tx, lease)?;
             match held {
-                Held::Snapshot(key) => match rows::find(tx, key)? {
+                Held::Snapshot(key) => match rows::snapshots::find(tx, key)? {
                     None => Ok(false),
                     Some(row) => hold_snapshot(tx, lease, row.id).map(|()| true),
                 },
-                Held::Blob(digest) => hold_digest(tx, lease, digest, "blobs WHERE digest"),
-                Held::Recipe(diff_id) => hold_digest(tx, lease, diff_id, "recipes WHERE diff_id"),
+                // What is not there is held all the same: it may be coming.
+                Held::Blob(digest) => {
+                    hold_digest(tx, lease, digest)?;
+                    rows::blobs::has(tx, digest)
+                }
+                Held::Recipe(diff_id) => {
+                    hold_digest(tx, lease, diff_id)?;
+                    rows::recipes::has(tx, diff_id)
+                }
             }
         })
     }
@@ -153,82 +163,50 @@ pub(crate) fn insert(
     expires_ns: Option<i64>,
     process: Option<&Process>,
 ) -> Result<()> {
-    tx.execute(
-        "INSERT INTO leases (id, purpose, created_ns, expires_ns, pid, pid_start, boot_id) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![
-            id.0,
-            purpose,
-            rows::now_ns(),
-            expires_ns,
-            process.map(|process| process.pid),
-            process.map(|process| process.start),
-            process.map(|process| &process.boot),
-        ],
-    )
-    .map(drop)
-    .db("begin a lease")
+    let lease = LeaseRow {
+        id: id.0.clone(),
+        purpose: purpose.to_owned(),
+        expires_ns,
+        process: process.cloned(),
+    };
+    rows::leases::insert(tx, &lease)
 }
 
 fn exists(tx: &Transaction<'_>, lease: &LeaseId) -> Result<()> {
-    let found: bool = tx
-        .query_row(
-            "SELECT EXISTS (SELECT 1 FROM leases WHERE id = ?1)",
-            [&lease.0],
-            |row| row.get(0),
-        )
-        .db("look a lease up")?;
-    if found {
-        Ok(())
-    } else {
-        Err(StoreError::not_found(Subject::Lease, lease))
+    match rows::leases::has(tx, &lease.0)? {
+        true => Ok(()),
+        false => Err(StoreError::not_found(Subject::Lease, lease)),
     }
 }
 
 pub(crate) fn end(tx: &Transaction<'_>, id: &LeaseId) -> Result<()> {
-    tx.execute("DELETE FROM leases WHERE id = ?1", [&id.0])
-        .db("end a lease")?;
-    Ok(())
+    rows::leases::remove(tx, &id.0)
 }
 
 pub(crate) fn hold_snapshot(tx: &Transaction<'_>, lease: &LeaseId, id: i64) -> Result<()> {
     exists(tx, lease)?;
-    tx.execute(
-        "INSERT OR IGNORE INTO lease_snapshots (lease, snapshot) VALUES (?1, ?2)",
-        params![lease.0, id],
-    )
-    .db("hold a snapshot")?;
-    Ok(())
+    rows::leases::hold_snapshot(tx, &lease.0, id)
 }
 
-/// Holds a digest and tells whether `place` has it. What is not there is held all the same: it may be coming.
-pub(crate) fn hold_digest(
-    tx: &Transaction<'_>,
-    lease: &LeaseId,
-    digest: &Digest,
-    place: &str,
-) -> Result<bool> {
+/// Holds a blob or recipe, which need not be there.
+pub(crate) fn hold_digest(tx: &Transaction<'_>, lease: &LeaseId, digest: &Digest) -> Result<()> {
     exists(tx, lease)?;
-    tx.execute(
-        "INSERT OR IGNORE INTO lease_digests (lease, digest) VALUES (?1, ?2)",
-        params![lease.0, digest.to_string()],
-    )
-    .db("hold a digest")?;
-    tx.query_row(
-        &format!("SELECT EXISTS (SELECT 1 FROM {place} = ?1)"),
-        [digest.to_string()],
-        |row| row.get(0),
-    )
-    .db("look a digest up")
+    rows::leases::hold_digest(tx, &lease.0, digest)
 }
 
-/// A process that can't be taken for another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Process {
-    pub pid: i64,
-    /// Start time in clock ticks since boot, field 22 of `/proc/PID/stat`.
-    pub start: i64,
-    pub boot: String,
+/// Returns the leases whose process is gone or whose time is over: id and purpose.
+pub(crate) fn over(tx: &Transaction<'_>) -> Result<Vec<(LeaseId, String)>> {
+    let now = rows::now_ns();
+    let lives = |lease: &LeaseRow| match (lease.expires_ns, &lease.process) {
+        (Some(expires), _) => now < expires,
+        (None, Some(process)) => process.lives(),
+        (None, None) => false,
+    };
+    let all = rows::leases::all(tx)?.into_iter();
+    Ok(all
+        .filter(|lease| !lives(lease))
+        .map(|lease| (LeaseId(lease.id), lease.purpose))
+        .collect())
 }
 
 impl Process {

@@ -1,15 +1,18 @@
 //! What snapshots stand on, looked at as a whole: rings, missing parents, chains of absurd length.
 //!
-//! A database that went bad may say that a snapshot stands on itself, by whatever detour. Following parents one by one would then never
-//! end. `rows::ancestors` is the one place that follows them, and it stops with what is said here; `check` and a rebuild look at all of
-//! them at once, in time that grows with their number alone. [`survey`] is pure and knows neither database nor files.
+//! A database that went bad may say that a snapshot stands on itself, by whatever detour. Following
+//! parents one by one would then never end. `rows::snapshots::ancestors` is the one place that
+//! follows them, and it stops with what is said here; `check` and a rebuild look at all of them at
+//! once, in time that grows with their number alone. [`survey`] is pure and knows neither database
+//! nor files.
 
 use std::{collections::HashMap, hash::Hash};
 
 use rusqlite::Transaction;
 
 use crate::{
-    error::{DbContext, Result, StoreError},
+    error::{Result, StoreError},
+    rows,
     snapshot::SnapshotKey,
 };
 
@@ -137,19 +140,8 @@ pub(crate) struct Parents {
 impl Parents {
     /// Reads and surveys them.
     pub fn of(tx: &Transaction<'_>) -> Result<Self> {
-        let mut statement = tx
-            .prepare_cached("SELECT id, parent, key FROM snapshots")
-            .db("look at parents")?;
-        let rows = statement
-            .query_map([], |row| {
-                let (id, parent, key): (i64, Option<i64>, Vec<u8>) =
-                    (row.get(0)?, row.get(1)?, row.get(2)?);
-                Ok((id, parent, SnapshotKey::new(key)))
-            })
-            .db("look at parents")?;
         let (mut parents, mut keys) = (HashMap::new(), HashMap::new());
-        for row in rows {
-            let (id, parent, key) = row.db("look at parents")?;
+        for (id, parent, key) in rows::snapshots::parents(tx)? {
             parents.insert(id, parent);
             keys.insert(id, key);
         }
@@ -187,7 +179,8 @@ impl Parents {
     }
 }
 
-/// Returns why the ancestors of row `id` can't be told, which `rows::ancestors` has just met.
+/// Returns why the ancestors of row `id` can't be told, which `rows::snapshots::ancestors` has just
+/// met.
 pub(crate) fn fault_of(tx: &Transaction<'_>, id: i64) -> Result<StoreError> {
     let all = Parents::of(tx)?;
     let key = all.keys.get(&id).cloned();

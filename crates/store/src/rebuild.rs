@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, Transaction};
 use vellum_format::Digest;
 use vellum_sys::{plain, with_causes};
 
@@ -32,7 +32,7 @@ use crate::{
     parents,
     record::TreeRecord,
     records,
-    rows::{self, now_ns, to_json},
+    rows::{self, now_ns},
     sidecar::{ContainerFile, ImageFile, LayerFile, Sidecar},
     store::{Reserve, Store, StoreOptions},
     tx::Staged,
@@ -95,14 +95,11 @@ impl Store {
 
 /// Returns the leases of rebuilds that nobody has looked at yet.
 pub(crate) fn rebuilt_leases(tx: &Transaction<'_>) -> Result<Vec<LeaseId>> {
-    let mut statement = tx
-        .prepare_cached("SELECT id FROM leases WHERE purpose = ?1")
-        .db("list leases")?;
-    let rows = statement
-        .query_map([PURPOSE], |row| row.get::<_, String>(0))
-        .db("list leases")?;
-    rows.map(|row| Ok(LeaseId::new(row.db("list leases")?)))
-        .collect()
+    let all = rows::leases::all(tx)?.into_iter();
+    Ok(all
+        .filter(|lease| lease.purpose == PURPOSE)
+        .map(|lease| LeaseId::new(lease.id))
+        .collect())
 }
 
 fn rebuild(layout: &Layout, options: &StoreOptions) -> Result<Rebuilt> {
@@ -233,7 +230,7 @@ impl Found {
         found.trees(layout)?;
         let mut unknown = BTreeMap::new();
         for (tree, record) in std::mem::take(&mut found.trees) {
-            if rows::by_tree(&tx, &tree)?.is_none() {
+            if rows::snapshots::by_tree(&tx, &tree)?.is_none() {
                 unknown.insert(tree, record);
             }
         }
@@ -350,25 +347,15 @@ impl Found {
             self.put_back_trees(tx, &lease, rebuilt)?;
         }
         for (digest, bytes) in &self.blobs {
-            tx.execute(
-                "INSERT OR IGNORE INTO blobs (digest, size, created_ns) VALUES (?1, ?2, ?3)",
-                params![digest.to_string(), *bytes as i64, now_ns()],
-            )
-            .db("rebuild")?;
+            rows::blobs::insert(tx, digest, *bytes)?;
         }
         for (diff_id, bytes) in &self.recipes {
-            tx.execute(
-                "INSERT OR IGNORE INTO recipes (diff_id, size, created_ns) VALUES (?1, ?2, ?3)",
-                params![diff_id.to_string(), *bytes as i64, now_ns()],
-            )
-            .db("rebuild")?;
+            rows::recipes::put_back(tx, diff_id, *bytes)?;
         }
         for name in &self.volumes {
-            tx.execute(
-                "INSERT OR IGNORE INTO volumes (name, created_ns, labels) VALUES (?1, ?2, ?3)",
-                params![name, now_ns(), to_json(&crate::Labels::new())?],
-            )
-            .db("rebuild")?;
+            if !rows::volumes::has(tx, name)? {
+                rows::volumes::insert(tx, name, &crate::Labels::new())?;
+            }
         }
         rebuilt.blobs = self.blobs.len() as u64;
         rebuilt.volumes = self.volumes.len() as u64;
@@ -411,15 +398,17 @@ impl Found {
         for (at, record) in trees.iter().enumerate() {
             let below = match &record.parent {
                 None => None,
-                Some(parent) => match (numbers.get(parent), rows::by_tree(tx, parent)?) {
-                    (Some(below), _) => Some(*below),
-                    // Known before, where this is a migration.
-                    (None, Some(row)) => {
-                        ids.insert(parent, row.id);
-                        None
+                Some(parent) => {
+                    match (numbers.get(parent), rows::snapshots::by_tree(tx, parent)?) {
+                        (Some(below), _) => Some(*below),
+                        // Known before, where this is a migration.
+                        (None, Some(row)) => {
+                            ids.insert(parent, row.id);
+                            None
+                        }
+                        (None, None) => Some(usize::MAX),
                     }
-                    (None, None) => Some(usize::MAX),
-                },
+                }
             };
             stands_on.insert(at, below);
         }
@@ -448,7 +437,7 @@ impl Found {
                 rebuilt.lost.push(finding(&record.key, why, false));
                 continue;
             };
-            if rows::find(tx, &record.key)?.is_some() {
+            if rows::snapshots::find(tx, &record.key)?.is_some() {
                 rebuilt.lost.push(finding(
                     &record.key,
                     format!("a second tree, {}, has this key", record.tree),
@@ -456,7 +445,7 @@ impl Found {
                 ));
                 continue;
             }
-            let id = rows::insert(tx, record, parent)?;
+            let id = rows::snapshots::insert(tx, record, parent)?;
             hold_snapshot(tx, lease, id)?;
             ids.insert(&record.tree, id);
             rebuilt.snapshots += 1;
@@ -505,12 +494,7 @@ fn put_back_image(tx: &Transaction<'_>, file: ImageFile) -> Result<()> {
         tags: file.tags,
     };
     images::put(tx, &image)?;
-    tx.execute(
-        "UPDATE images SET created_ns = ?2 WHERE id = ?1",
-        params![image.id.to_string(), added],
-    )
-    .map(drop)
-    .db("rebuild")
+    rows::images::set_added(tx, &image.id, added)
 }
 
 /// Says what an older database does not know that a newer program has recorded, if there is anything: then it was put back.
@@ -528,7 +512,7 @@ pub(crate) fn unknown_to(tx: &Transaction<'_>, layout: &Layout) -> Result<Option
         if !layout::is_dir(&layout.tree(record.driver, &record.tree)).unwrap_or(false) {
             continue;
         }
-        let is_known = rows::by_tree(tx, &record.tree)?
+        let is_known = rows::snapshots::by_tree(tx, &record.tree)?
             .is_some_and(|row| row.record.key == record.key && row.record.kind == record.kind);
         if !is_known {
             return Ok(Some(format!(
@@ -545,18 +529,18 @@ pub(crate) fn unknown_to(tx: &Transaction<'_>, layout: &Layout) -> Result<Option
 pub(crate) fn write_all_records(tx: &Transaction<'_>, layout: &Layout, at: &Stamp) -> Result<()> {
     let mut after = None;
     loop {
-        let page = rows::page(tx, after.as_ref(), 256)?;
+        let page = rows::snapshots::page(tx, after.as_ref(), 256)?;
         let Some(last) = page.last() else { break };
         after = Some(last.record.key.clone());
         for row in &page {
             row.record.replace(layout, at)?;
         }
     }
-    for image in images::all(tx)? {
+    for image in rows::images::all(tx)? {
         let file = ImageFile::from(&image);
         records::replace(layout, &crate::sidecar::path(layout, &file), &file, at)?;
     }
-    for container in containers::all(tx)? {
+    for container in rows::containers::all(tx)? {
         let file = ContainerFile::from(&container);
         records::replace(layout, &crate::sidecar::path(layout, &file), &file, at)?;
     }

@@ -42,10 +42,7 @@ pub(crate) fn version(
         why,
     };
     if version == 0 && application == 0 {
-        let tables: i64 = connection
-            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-            .map_err(&explain)?;
-        return match tables {
+        return match tables(connection).map_err(&explain)? {
             0 => Ok(0),
             _ => Err(stranger("its tables are another program's".into())),
         };
@@ -65,6 +62,11 @@ pub(crate) fn version(
     Ok(version)
 }
 
+/// Counts the tables of a database. Whatever a crash left undone is played back first.
+pub(crate) fn tables(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+}
+
 /// Fills an empty database, in one transaction.
 pub(crate) fn create(connection: &mut Connection, at: &Stamp) -> Result<()> {
     let tx = connection
@@ -73,12 +75,7 @@ pub(crate) fn create(connection: &mut Connection, at: &Stamp) -> Result<()> {
     run_steps(&tx, 0)?;
     tx.pragma_update(None, "application_id", APPLICATION_ID)
         .db("create")?;
-    tx.execute(
-        "INSERT INTO store (name, value) VALUES ('uuid', ?1)",
-        [&at.store],
-    )
-    .db("create")?;
-    generation::set(&tx, at.generation)?;
+    generation::begin(&tx, at)?;
     tx.commit().db("create")
 }
 

@@ -14,7 +14,6 @@ use vellum_format::{Prefix, workdir};
 use vellum_sys::plain;
 
 use crate::{
-    content,
     driver::{self, DriverKind, LayerDir, Shape, TreeParts, TreeRef},
     error::{Class, DbContext, Result, StoreError, Subject},
     following::{self, Follower},
@@ -22,7 +21,7 @@ use crate::{
     lease::LeaseId,
     parents,
     record::TreeRecord,
-    rows::{self, SnapshotRow},
+    rows::{self, snapshots::SnapshotRow},
     snapshot::{
         Info, Keep, Kind, LabelChange, Labels, MountFeatures, Seen, SnapshotKey, apply_labels,
         policy_commit, policy_create, policy_remove,
@@ -140,7 +139,7 @@ impl Store {
                 }),
                 Some(onto) => Ok((row, chain(tx, &onto)?, true)),
                 None => {
-                    let parents = rows::ancestors(tx, row.id)?;
+                    let parents = rows::snapshots::ancestors(tx, row.id)?;
                     Ok((row, parents, false))
                 }
             }
@@ -202,8 +201,8 @@ impl Store {
                 return Err(StoreError::not_found(Subject::Snapshot, key));
             }
             let parent = onto.map(|row| row.id).or(now.parent.map(|(id, _)| id));
-            rows::update(tx, now.id, &record, parent)?;
-            rows::by_id(tx, now.id)
+            rows::snapshots::update(tx, now.id, &record, parent)?;
+            rows::snapshots::by_id(tx, now.id)
         });
         let committed = match committed {
             Ok(committed) => committed,
@@ -227,8 +226,8 @@ impl Store {
     /// image or a container needs it).
     pub fn remove(&self, key: &SnapshotKey, sweep: Sweep) -> Result<()> {
         let (row, recipe) = self.write_freeing(|tx| {
-            let row = rows::get(tx, key)?;
-            let (count, child) = rows::children(tx, row.id)?;
+            let row = rows::snapshots::get(tx, key)?;
+            let (count, child) = rows::snapshots::children(tx, row.id)?;
             policy_remove(key, count, child)?;
             if let Some(by) = user_of(tx, row.id)? {
                 return Err(StoreError::InUse {
@@ -237,9 +236,9 @@ impl Store {
                     by,
                 });
             }
-            delete_row(tx, row.id)?;
+            rows::snapshots::remove(tx, row.id)?;
             let recipe = match row.record.diff_id {
-                Some(diff_id) if content::release_recipe(tx, &diff_id)? => Some(diff_id),
+                Some(diff_id) if rows::recipes::release(tx, &diff_id)? => Some(diff_id),
                 _ => None,
             };
             Ok((row, recipe))
@@ -296,17 +295,17 @@ impl Store {
         key: &SnapshotKey,
         change: impl FnOnce(&mut TreeRecord) -> Result<()>,
     ) -> Result<Info> {
-        let tree = self.read(|tx| Ok(rows::get(tx, key)?.record.tree))?;
+        let tree = self.read(|tx| Ok(rows::snapshots::get(tx, key)?.record.tree))?;
         let _turn = Turn::at_tree(self, &tree)?;
         let row = self.write(|tx| {
-            let mut row = rows::get(tx, key)?;
+            let mut row = rows::snapshots::get(tx, key)?;
             if row.record.tree != tree {
                 // Removed and made anew under the same key meanwhile.
                 return Err(StoreError::not_found(Subject::Snapshot, key));
             }
             change(&mut row.record)?;
             let parent = row.parent.as_ref().map(|(id, _)| *id);
-            rows::update(tx, row.id, &row.record, parent)?;
+            rows::snapshots::update(tx, row.id, &row.record, parent)?;
             following::due(tx, &Follower::Tree(tree.clone()))?;
             Ok(row)
         })?;
@@ -351,7 +350,7 @@ pub(crate) fn own(record: &TreeRecord) -> TreeRef {
 /// Returns the chain that a child of `row` stands on, nearest first.
 pub(crate) fn chain(tx: &Transaction<'_>, row: &SnapshotRow) -> Result<Vec<TreeRef>> {
     let mut parents = vec![row.tree_ref()];
-    parents.extend(rows::ancestors(tx, row.id)?);
+    parents.extend(rows::snapshots::ancestors(tx, row.id)?);
     match parents.len() <= parents::MOST {
         true => Ok(parents),
         false => Err(StoreError::Unsupported {
@@ -365,7 +364,7 @@ pub(crate) fn parent_row(
     tx: &Transaction<'_>,
     parent: Option<&SnapshotKey>,
 ) -> Result<Option<SnapshotRow>> {
-    parent.map_or(Ok(None), |parent| rows::find(tx, parent))
+    parent.map_or(Ok(None), |parent| rows::snapshots::find(tx, parent))
 }
 
 pub(crate) fn check_create(
@@ -374,7 +373,7 @@ pub(crate) fn check_create(
     parent: Option<&SnapshotKey>,
     row: Option<&SnapshotRow>,
 ) -> Result<()> {
-    let taken = rows::find(tx, key)?.is_some();
+    let taken = rows::snapshots::find(tx, key)?.is_some();
     policy_create(
         key,
         taken,
@@ -389,8 +388,8 @@ fn check_commit(
     key: &SnapshotKey,
     parent: Option<&SnapshotKey>,
 ) -> Result<(SnapshotRow, Option<SnapshotRow>)> {
-    let taken = rows::find(tx, name)?.is_some();
-    let row = rows::find(tx, key)?;
+    let taken = rows::snapshots::find(tx, name)?.is_some();
+    let row = rows::snapshots::find(tx, key)?;
     let asked = parent_row(tx, parent)?;
     policy_commit(
         name,
@@ -433,14 +432,6 @@ fn user_of(tx: &Transaction<'_>, id: i64) -> Result<Option<String>> {
         .optional()
         .db("look for users")?;
     Ok(image.map(|id| format!("image {id}")))
-}
-
-pub(crate) fn delete_row(tx: &Transaction<'_>, id: i64) -> Result<()> {
-    tx.prepare_cached("DELETE FROM snapshots WHERE id = ?1")
-        .db("remove")?
-        .execute([id])
-        .db("remove a snapshot")?;
-    Ok(())
 }
 
 /// Returns the features that a reader of a layer needs: of those its tree was mounted with while it was written to, the

@@ -12,10 +12,11 @@ use crate::StoreError;
 use crate::{
     database::Database,
     driver::{self, DriverKind},
-    error::{Class, DbContext, Result},
+    error::{Class, Result},
     generation::{self, Stamp},
     hands,
     layout::{self, Layout},
+    rows,
     tx::Journal,
 };
 
@@ -181,23 +182,7 @@ impl Store {
 
     /// Returns the number of snapshots of each driver that has any, in the order of the drivers' names.
     pub fn drivers_in_use(&self) -> Result<Vec<(DriverKind, u64)>> {
-        self.read(|tx| {
-            let mut statement = tx
-                .prepare_cached(
-                    "SELECT driver, count(*) FROM snapshots GROUP BY driver ORDER BY driver",
-                )
-                .db("count")?;
-            let rows = statement
-                .query_map([], |row| {
-                    Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
-                })
-                .db("count snapshots")?;
-            rows.map(|row| {
-                let (driver, count) = row.db("count snapshots")?;
-                Ok((driver.parse()?, count as u64))
-            })
-            .collect()
-        })
+        self.read(rows::snapshots::by_driver)
     }
 
     /// Makes the directory of `driver`, and tries whether it can work here, unless that was done before.

@@ -83,10 +83,12 @@ impl Store {
         let is_recorded = self.read(|tx| rows::is_recorded(tx, &located))?;
         Ok(match located {
             Located::Tree(_, tree) | Located::Record(tree) => self.why_tree(&tree)?,
-            Located::Link(_, link) => match self.read(|tx| rows::tree_of_link(tx, &link))? {
-                Some(tree) => self.why_tree(&tree)?,
-                None => litter("a short name without a record"),
-            },
+            Located::Link(_, link) => {
+                match self.read(|tx| rows::snapshots::tree_of_link(tx, &link))? {
+                    Some(tree) => self.why_tree(&tree)?,
+                    None => litter("a short name without a record"),
+                }
+            }
             Located::Sidecar(..) if is_recorded => kept(
                 "the record file of an image or container, which a lost database is made anew from",
                 Reason::Store,
@@ -131,8 +133,8 @@ impl Store {
         }
     }
 
-    fn row_of_tree(&self, tree: &TreeId) -> Result<Option<rows::SnapshotRow>> {
-        self.read(|tx| rows::by_tree(tx, tree))
+    fn row_of_tree(&self, tree: &TreeId) -> Result<Option<rows::snapshots::SnapshotRow>> {
+        self.read(|tx| rows::snapshots::by_tree(tx, tree))
     }
 
     fn why_tree(&self, tree: &TreeId) -> Result<Why> {
@@ -151,7 +153,7 @@ impl Store {
     }
 
     fn why_recipe(&self, diff_id: &Digest) -> Result<Why> {
-        let keys = self.read(|tx| keys_with_diff_id(tx, diff_id))?;
+        let keys = self.read(|tx| rows::snapshots::with_diff_id(tx, diff_id))?;
         let mut reasons = Vec::new();
         for key in &keys {
             reasons.extend(self.reasons_of(key)?);
@@ -178,7 +180,7 @@ impl Store {
     /// Returns everything that keeps the snapshot `key`; empty: the next gc takes it. Errors: `NotFound`.
     pub fn reasons_of(&self, key: &SnapshotKey) -> Result<Vec<Reason>> {
         self.read(|tx| {
-            let row = rows::get(tx, key)?;
+            let row = rows::snapshots::get(tx, key)?;
             tx.execute_batch("CREATE TEMP TABLE IF NOT EXISTS above (id INTEGER PRIMARY KEY); DELETE FROM temp.above")
                 .db("follow children")?;
             tx.execute(
@@ -230,17 +232,6 @@ fn litter(what: &str) -> Why {
         snapshot: None,
         reasons: Vec::new(),
     }
-}
-
-fn keys_with_diff_id(tx: &Transaction<'_>, diff_id: &Digest) -> Result<Vec<SnapshotKey>> {
-    let mut statement = tx
-        .prepare_cached("SELECT key FROM snapshots WHERE diff_id = ?1 ORDER BY key")
-        .db("look up")?;
-    let rows = statement
-        .query_map([diff_id.to_string()], |row| row.get::<_, Vec<u8>>(0))
-        .db("look up")?;
-    rows.map(|row| Ok(SnapshotKey::new(row.db("look up")?)))
-        .collect()
 }
 
 fn images_where(tx: &Transaction<'_>, condition: &str, value: &str) -> Result<Vec<Reason>> {

@@ -7,7 +7,7 @@ use crate::{
     error::{Result, StoreError, Subject},
     filter::Filter,
     record::TreeRecord,
-    rows::{self, SnapshotRow},
+    rows::{self, snapshots::SnapshotRow},
     snapshot::{Info, Kind, SnapshotKey, Usage},
     snapshots::Sweep,
     store::Store,
@@ -17,19 +17,19 @@ use crate::{
 impl Store {
     /// Returns all that is recorded about `key`. Errors: `NotFound`.
     pub fn stat(&self, key: &SnapshotKey) -> Result<Info> {
-        self.read(|tx| Ok(rows::get(tx, key)?.info()))
+        self.read(|tx| Ok(rows::snapshots::get(tx, key)?.info()))
     }
 
     /// Tells whether `key` is there.
     pub fn exists(&self, key: &SnapshotKey) -> Result<bool> {
-        self.read(|tx| Ok(rows::find(tx, key)?.is_some()))
+        self.read(|tx| Ok(rows::snapshots::find(tx, key)?.is_some()))
     }
 
     /// Returns one of the snapshots that stand on `key`, if any does. Errors: `NotFound`.
     pub fn child(&self, key: &SnapshotKey) -> Result<Option<SnapshotKey>> {
         self.read(|tx| {
-            let row = rows::get(tx, key)?;
-            Ok(rows::children(tx, row.id)?.1)
+            let row = rows::snapshots::get(tx, key)?;
+            Ok(rows::snapshots::children(tx, row.id)?.1)
         })
     }
 
@@ -58,7 +58,7 @@ impl Store {
         // The prefix itself is the least key that has it.
         let mut after = (!prefix.is_empty()).then(|| SnapshotKey::new(prefix));
         loop {
-            let page = self.read(|tx| rows::page(tx, after.as_ref(), PAGE))?;
+            let page = self.read(|tx| rows::snapshots::page(tx, after.as_ref(), PAGE))?;
             let full = page.len() as i64 == PAGE;
             after = page.last().map(|row| row.record.key.clone());
             for row in page {
@@ -81,10 +81,10 @@ impl Store {
             (Kind::Active, _) => None,
         };
         let (row, parents) = self.read(|tx| {
-            let row = rows::get(tx, key)?;
+            let row = rows::snapshots::get(tx, key)?;
             let parents = match known(&row) {
                 Some(_) => Vec::new(),
-                None => rows::ancestors(tx, row.id)?,
+                None => rows::snapshots::ancestors(tx, row.id)?,
             };
             Ok((row, parents))
         })?;
@@ -118,7 +118,7 @@ impl Store {
             [Kind::View, Kind::Active, Kind::Committed]
                 .into_iter()
                 .map(|kind| {
-                    let (count, usage) = rows::total(tx, kind, prefix)?;
+                    let (count, usage) = rows::snapshots::total(tx, kind, prefix)?;
                     Ok((kind, count, usage))
                 })
                 .collect()
@@ -135,12 +135,12 @@ impl Store {
         self.read(|tx| {
             let on = match parent {
                 None => None,
-                Some(parent) => match rows::find(tx, parent)? {
+                Some(parent) => match rows::snapshots::find(tx, parent)? {
                     None => return Ok(None),
                     Some(row) => Some(row.id),
                 },
             };
-            let found = rows::layers_with_text(tx, on, label.1)?;
+            let found = rows::snapshots::layers_with_text(tx, on, label.1)?;
             Ok(found.into_iter().map(SnapshotRow::info).find(|info| {
                 info.key.as_bytes().starts_with(prefix)
                     && info
@@ -168,8 +168,8 @@ impl Store {
 
     fn with_parents(&self, key: &SnapshotKey) -> Result<(SnapshotRow, Vec<TreeRef>)> {
         self.read(|tx| {
-            let row = rows::get(tx, key)?;
-            let parents = rows::ancestors(tx, row.id)?;
+            let row = rows::snapshots::get(tx, key)?;
+            let parents = rows::snapshots::ancestors(tx, row.id)?;
             Ok((row, parents))
         })
     }

@@ -193,7 +193,7 @@ impl Store {
     ) -> Result<i64> {
         let parent = parent_row(tx, options.parent.as_ref())?;
         check_create(tx, &record.key, options.parent.as_ref(), parent.as_ref())?;
-        let id = rows::insert(tx, record, parent.map(|row| row.id))?;
+        let id = rows::snapshots::insert(tx, record, parent.map(|row| row.id))?;
         if let Some(lease) = &options.lease {
             crate::lease::hold_snapshot(tx, lease, id)?;
         }
