@@ -53,7 +53,7 @@ pub struct Disk {
     pub content: Size,
     /// What is kept so that layers come out byte for byte.
     pub recipes: Size,
-    /// Layers that no image has, nothing stands on, and whose accounts nobody else keeps.
+    /// Layers that nothing needs: the next collection frees them.
     pub unused_layers: Size,
     /// Everything, each thing once.
     pub total: Size,

@@ -11,8 +11,8 @@ use crate::{
     driver::TreeRef,
     error::{Class, Result},
     images::ImageRecord,
-    rows,
-    snapshot::{Info, Keep, Kind, SnapshotKey, Usage},
+    rows::{self, alive::Alive},
+    snapshot::{Info, Kind, SnapshotKey, Usage},
     store::Store,
 };
 
@@ -61,8 +61,8 @@ pub struct LayerUse {
     pub images: u64,
     /// Snapshots that stand right on it.
     pub children: u64,
-    /// A collection would leave it, whoever uses it: its front's client keeps the accounts.
-    pub kept: bool,
+    /// Something needs it: a collection leaves it.
+    pub needed: bool,
 }
 
 /// What one container takes.
@@ -95,12 +95,12 @@ impl DiskUse {
         total
     }
 
-    /// Returns the layers that no image has, nothing stands on and nobody else keeps accounts of: what gc would free at least, leases aside.
+    /// Returns the layers that nothing needs: what the next gc frees of them.
     pub fn unused_layers(&self) -> Usage {
         let mut unused = Usage::default();
         self.layers
             .iter()
-            .filter(|layer| layer.images == 0 && layer.children == 0 && !layer.kept)
+            .filter(|layer| !layer.needed)
             .for_each(|layer| unused += layer.usage);
         unused
     }
@@ -116,6 +116,9 @@ impl Store {
         })?;
         let images = self.images()?;
         let containers = self.containers()?;
+        // After the walk: whatever is recorded in between is held by now.
+        let needed = self.read(|tx| Alive::now(tx)?.held_keys(tx))?;
+        let needed: HashSet<SnapshotKey> = needed.into_iter().collect();
         let mut of_image: HashMap<&SnapshotKey, u64> = HashMap::new();
         for image in &images {
             for key in distinct(image) {
@@ -184,7 +187,7 @@ impl Store {
                     usage: own(&info.key),
                     images: of_image.get(&info.key).copied().unwrap_or_default(),
                     children: children.get(&info.key).copied().unwrap_or_default(),
-                    kept: info.keep == Keep::UntilRemoved,
+                    needed: needed.contains(&info.key),
                 }),
                 Kind::Active if !owned.contains(&info.key) => {
                     if let Some(usage) = self.usage_now(&info.key)? {

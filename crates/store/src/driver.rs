@@ -298,9 +298,10 @@ pub(crate) trait Driver: Send + Sync {
         None
     }
 
-    /// True for a short name that leads to no tree.
-    fn leads_nowhere(&self, _layout: &Layout, _link: &LinkId) -> bool {
-        false
+    /// Returns the tree that a short name leads to, by what it says; `None` if it says nothing of
+    /// the kind. The tree need not be there.
+    fn leads_to(&self, _layout: &Layout, _link: &LinkId) -> Option<TreeId> {
+        None
     }
 
     /// Lays out `new` in the empty directory `dir`. Nothing outside `dir` is touched but read.

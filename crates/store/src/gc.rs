@@ -18,11 +18,11 @@ use rusqlite::Transaction;
 use vellum_format::Digest;
 
 use crate::{
-    error::{DbContext, Result, StoreError},
+    error::{Result, StoreError},
     lease::{self, LeaseId},
     located::Located,
     parents::Parents,
-    rows::{self, parse},
+    rows::{self, alive::Alive},
     snapshot::{SnapshotKey, Usage},
     snapshots::Sweep,
     store::Store,
@@ -56,19 +56,6 @@ pub enum Thing {
     /// Something on disk without a record.
     Path(PathBuf),
 }
-
-/// Rows of all snapshots that something needs.
-const LIVE: &str = "WITH RECURSIVE live (id) AS ( \
-         SELECT snapshot FROM containers \
-         UNION SELECT snapshot FROM image_layers \
-         UNION SELECT snapshot FROM lease_snapshots \
-             WHERE lease NOT IN (SELECT id FROM temp.dead_leases) \
-         UNION SELECT id FROM snapshots WHERE keep = 1 \
-         UNION SELECT s.parent FROM live JOIN snapshots s ON s.id = live.id WHERE s.parent IS NOT NULL)";
-
-const LIVE_DIGESTS: &str = "SELECT id FROM images UNION SELECT manifest FROM images \
-     UNION SELECT blob FROM image_layers WHERE blob IS NOT NULL \
-     UNION SELECT digest FROM lease_digests WHERE lease NOT IN (SELECT id FROM temp.dead_leases)";
 
 struct Doomed {
     leases: Vec<(LeaseId, String)>,
@@ -196,52 +183,15 @@ impl Store {
 
 fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
     Parents::all_sound(tx)?;
-    let leases = lease::over(tx)?;
-    tx.execute_batch("CREATE TEMP TABLE IF NOT EXISTS dead_leases (id TEXT PRIMARY KEY); DELETE FROM temp.dead_leases")
-        .db("collect")?;
-    for (id, _) in &leases {
-        tx.execute(
-            "INSERT INTO temp.dead_leases (id) VALUES (?1)",
-            [id.as_str()],
-        )
-        .db("collect")?;
-    }
-    let ids: Vec<i64> = {
-        let mut statement = tx
-            .prepare(&format!(
-                "{LIVE} SELECT id FROM snapshots WHERE id NOT IN live ORDER BY id DESC"
-            ))
-            .db("collect")?;
-        let rows = statement.query_map([], |row| row.get(0)).db("collect")?;
-        rows.collect::<rusqlite::Result<_>>().db("collect")?
-    };
-    let snapshots = ids
-        .iter()
-        .map(|id| rows::snapshots::by_id(tx, *id))
-        .collect::<Result<_>>()?;
-    let digests = |sql: String| -> Result<Vec<(Digest, u64)>> {
-        let mut statement = tx.prepare(&sql).db("collect")?;
-        let rows = statement
-            .query_map([], |row| {
-                Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
-            })
-            .db("collect")?;
-        rows.map(|row| {
-            let (digest, size) = row.db("collect")?;
-            Ok((parse(&digest)?, size as u64))
-        })
-        .collect()
-    };
+    let alive = Alive::now(tx)?;
+    let snapshots = alive.unheld_snapshots(tx)?.into_iter();
     Ok(Doomed {
-        leases,
-        snapshots,
-        blobs: digests(format!(
-            "SELECT digest, size FROM blobs WHERE digest NOT IN ({LIVE_DIGESTS})"
-        ))?,
-        recipes: digests(format!(
-            "{LIVE} SELECT diff_id, size FROM recipes WHERE diff_id NOT IN \
-             (SELECT diff_id FROM snapshots WHERE id IN live AND diff_id IS NOT NULL UNION {LIVE_DIGESTS})"
-        ))?,
+        snapshots: snapshots
+            .map(|id| rows::snapshots::by_id(tx, id))
+            .collect::<Result<_>>()?,
+        blobs: alive.unheld_blobs(tx)?,
+        recipes: alive.unheld_recipes(tx)?,
+        leases: alive.over,
     })
 }
 

@@ -4,6 +4,7 @@
 //! belong together in a transaction, and what is allowed, its callers know. What holds on to what,
 //! over all tables, is in `alive`. A test sees to it that no statement stands elsewhere.
 
+pub(crate) mod alive;
 pub(crate) mod blobs;
 pub(crate) mod containers;
 pub(crate) mod due;
@@ -110,5 +111,49 @@ pub(crate) fn is_recorded(tx: &Transaction<'_>, located: &Located) -> Result<boo
         | Located::Reserve
         | Located::OldDatabase
         | Located::Stranger => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+    };
+
+    fn sources(dir: &Path, all: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => sources(&path, all),
+                false => all.push(path),
+            }
+        }
+    }
+
+    /// A statement outside is a column that two places know.
+    #[test]
+    fn no_sql_stands_outside_rows_and_schema() {
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut all = Vec::new();
+        sources(&src, &mut all);
+        assert!(all.len() > 40, "{}", all.len());
+        let word = regex::Regex::new(r"\b(SELECT|INSERT|UPDATE|DELETE)\b").unwrap();
+        for path in all {
+            let within = path.strip_prefix(&src).unwrap();
+            let is_home = ["rows", "schema", "rows.rs", "schema.rs"]
+                .iter()
+                .any(|home| within.starts_with(home));
+            let text = fs::read_to_string(&path).unwrap();
+            for (at, line) in text.lines().enumerate().filter(|_| !is_home) {
+                let code = !line.trim_start().starts_with("//");
+                assert!(
+                    !(code && word.is_match(line)),
+                    "{}:{}: {line}",
+                    within.display(),
+                    at + 1
+                );
+            }
+        }
     }
 }

@@ -15,7 +15,7 @@ use vellum_sys::plain;
 
 use crate::{
     driver::{self, DriverKind, LayerDir, Shape, TreeParts, TreeRef},
-    error::{Class, DbContext, Result, StoreError, Subject},
+    error::{Class, Result, StoreError, Subject},
     following::{self, Follower},
     layout,
     lease::LeaseId,
@@ -411,26 +411,10 @@ fn check_commit(
 
 /// Says who, apart from other snapshots and leases, needs row `id`.
 fn user_of(tx: &Transaction<'_>, id: i64) -> Result<Option<String>> {
-    use rusqlite::OptionalExtension;
-    let container: Option<String> = tx
-        .query_row(
-            "SELECT name FROM containers WHERE snapshot = ?1",
-            [id],
-            |row| row.get(0),
-        )
-        .optional()
-        .db("look for users")?;
-    if let Some(name) = container {
+    if let Some(name) = rows::containers::on_snapshot(tx, id)? {
         return Ok(Some(format!("container {name}")));
     }
-    let image: Option<String> = tx
-        .query_row(
-            "SELECT image FROM image_layers WHERE snapshot = ?1 LIMIT 1",
-            [id],
-            |row| row.get(0),
-        )
-        .optional()
-        .db("look for users")?;
+    let image = rows::images::with_layer(tx, id)?;
     Ok(image.map(|id| format!("image {id}")))
 }
 

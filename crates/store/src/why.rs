@@ -1,7 +1,7 @@
 //! Saying what keeps a thing, for people who want the room back.
 //!
-//! The answers are the same that `gc.rs` collects by, asked the other way round: from one path or snapshot up to
-//! everything that needs it. Reads records only and changes nothing.
+//! What a path is says `located.rs`, and what holds it `rows/alive.rs`: the text that `gc.rs`
+//! collects by, asked about one thing. Reads records only and changes nothing.
 
 use std::path::Path;
 
@@ -10,10 +10,13 @@ use vellum_format::Digest;
 
 use crate::{
     driver::TreeId,
-    error::{DbContext, Result, StoreError},
+    error::{Result, StoreError},
     located::{Located, Shelf},
-    rows::{self, parse},
-    snapshot::{Keep, SnapshotKey},
+    rows::{
+        self,
+        alive::{Alive, Holder, Thing},
+    },
+    snapshot::SnapshotKey,
     store::Store,
 };
 
@@ -94,9 +97,20 @@ impl Store {
                 Reason::Store,
             ),
             Located::Sidecar(..) => litter("the record file of something that is gone"),
-            Located::Blob(digest) if is_recorded => self.why_blob(&digest)?,
+            Located::Blob(digest) if is_recorded => Why {
+                what: format!("blob {digest}"),
+                snapshot: None,
+                reasons: self.read(|tx| reasons(tx, Thing::Blob(&digest)))?,
+            },
             Located::Blob(_) => litter("a blob without a record"),
-            Located::Recipe(Some(diff_id)) if is_recorded => self.why_recipe(&diff_id)?,
+            Located::Recipe(Some(diff_id)) if is_recorded => self.read(|tx| {
+                let keys = rows::snapshots::with_diff_id(tx, &diff_id)?;
+                Ok(Why {
+                    what: format!("recipe of layer {diff_id}"),
+                    snapshot: keys.into_iter().next(),
+                    reasons: reasons(tx, Thing::Recipe(&diff_id))?,
+                })
+            })?,
             Located::Recipe(_) => litter("a recipe without a record"),
             Located::Volume(name) if is_recorded => {
                 kept(&format!("volume {name}"), Reason::Volume(name))
@@ -128,94 +142,51 @@ impl Store {
     /// Returns the snapshot whose tree `path` (absolute, without symbolic links) lies in, if it lies in one.
     pub fn snapshot_at(&self, path: &Path) -> Result<Option<SnapshotKey>> {
         match self.layout().locate(path) {
-            Some(Located::Tree(_, tree)) => Ok(self.row_of_tree(&tree)?.map(|row| row.record.key)),
+            Some(Located::Tree(_, tree)) => {
+                let row = self.read(|tx| rows::snapshots::by_tree(tx, &tree))?;
+                Ok(row.map(|row| row.record.key))
+            }
             _ => Ok(None),
         }
     }
 
-    fn row_of_tree(&self, tree: &TreeId) -> Result<Option<rows::snapshots::SnapshotRow>> {
-        self.read(|tx| rows::snapshots::by_tree(tx, tree))
-    }
-
     fn why_tree(&self, tree: &TreeId) -> Result<Why> {
-        let Some(row) = self.row_of_tree(tree)? else {
-            return Ok(litter("a tree without a record"));
-        };
-        let reasons = self.reasons_of(&row.record.key)?;
-        Ok(Why {
-            what: format!(
-                "the tree of {} snapshot {}",
-                row.record.kind, row.record.key
-            ),
-            snapshot: Some(row.record.key),
-            reasons,
-        })
-    }
-
-    fn why_recipe(&self, diff_id: &Digest) -> Result<Why> {
-        let keys = self.read(|tx| rows::snapshots::with_diff_id(tx, diff_id))?;
-        let mut reasons = Vec::new();
-        for key in &keys {
-            reasons.extend(self.reasons_of(key)?);
-        }
-        Ok(Why {
-            what: format!("recipe of layer {diff_id}"),
-            snapshot: keys.into_iter().next(),
-            reasons,
-        })
-    }
-
-    fn why_blob(&self, digest: &Digest) -> Result<Why> {
         self.read(|tx| {
-            let mut reasons = images_where(
-                tx,
-                "id = ?1 OR manifest = ?1 OR id IN (SELECT image FROM image_layers WHERE blob = ?1)",
-                &digest.to_string(),
-            )?;
-            reasons.extend(leases_where(tx, "lease_digests WHERE digest = ?1", &digest.to_string())?);
-            Ok(Why { what: format!("blob {digest}"), snapshot: None, reasons })
+            let Some(row) = rows::snapshots::by_tree(tx, tree)? else {
+                return Ok(litter("a tree without a record"));
+            };
+            Ok(Why {
+                what: format!(
+                    "the tree of {} snapshot {}",
+                    row.record.kind, row.record.key
+                ),
+                snapshot: Some(row.record.key),
+                reasons: reasons(tx, Thing::Snapshot(row.id))?,
+            })
         })
     }
 
     /// Returns everything that keeps the snapshot `key`; empty: the next gc takes it. Errors: `NotFound`.
     pub fn reasons_of(&self, key: &SnapshotKey) -> Result<Vec<Reason>> {
-        self.read(|tx| {
-            let row = rows::snapshots::get(tx, key)?;
-            tx.execute_batch("CREATE TEMP TABLE IF NOT EXISTS above (id INTEGER PRIMARY KEY); DELETE FROM temp.above")
-                .db("follow children")?;
-            tx.execute(
-                "WITH RECURSIVE up (id) AS (SELECT ?1 UNION SELECT s.id FROM up JOIN snapshots s ON s.parent = up.id) \
-                 INSERT INTO temp.above SELECT id FROM up",
-                [row.id],
-            )
-            .db("follow children")?;
-            let mut reasons = Vec::new();
-            let mut statement = tx
-                .prepare("SELECT name, id FROM containers WHERE snapshot IN temp.above ORDER BY name")
-                .db("look for users")?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).db("look for users")?;
-            for row in rows {
-                let (name, id) = row.db("look for users")?;
-                reasons.push(Reason::Container { name, id });
-            }
-            reasons.extend(images_where(
-                tx,
-                "?1 = ?1 AND id IN (SELECT image FROM image_layers WHERE snapshot IN temp.above)",
-                "",
-            )?);
-            reasons.extend(leases_where(tx, "lease_snapshots WHERE ?1 = ?1 AND snapshot IN temp.above", "")?);
-            let mut statement = tx
-                .prepare("SELECT key FROM snapshots WHERE keep = ?1 AND id IN temp.above ORDER BY key")
-                .db("look for users")?;
-            let rows = statement
-                .query_map([Keep::UntilRemoved as i64], |row| row.get::<_, Vec<u8>>(0))
-                .db("look for users")?;
-            for row in rows {
-                reasons.push(Reason::Kept(SnapshotKey::new(row.db("look for users")?)));
-            }
-            Ok(reasons)
-        })
+        self.read(|tx| reasons(tx, Thing::Snapshot(rows::snapshots::get(tx, key)?.id)))
     }
+}
+
+/// Returns everything that keeps a thing. Sorted: containers, images, leases, kept snapshots.
+fn reasons(tx: &Transaction<'_>, thing: Thing<'_>) -> Result<Vec<Reason>> {
+    let reason = |holder| {
+        Ok(match holder {
+            Holder::Container { id, name } => Reason::Container { name, id },
+            Holder::Image(id) => Reason::Image {
+                tags: rows::images::tags_of(tx, &id)?,
+                id,
+            },
+            Holder::Lease { id, purpose } => Reason::Lease { id, purpose },
+            Holder::Kept(key) => Reason::Kept(key),
+        })
+    };
+    let holders = Alive::now(tx)?.holders(tx, thing)?;
+    holders.into_iter().map(reason).collect()
 }
 
 fn kept(what: &str, by: Reason) -> Why {
@@ -232,43 +203,4 @@ fn litter(what: &str) -> Why {
         snapshot: None,
         reasons: Vec::new(),
     }
-}
-
-fn images_where(tx: &Transaction<'_>, condition: &str, value: &str) -> Result<Vec<Reason>> {
-    let sql = format!(
-        "SELECT id, (SELECT group_concat(name, char(10)) FROM tags WHERE image = images.id) FROM images \
-         WHERE {condition} ORDER BY id"
-    );
-    let mut statement = tx.prepare(&sql).db("look for users")?;
-    let rows = statement
-        .query_map([value], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?))
-        })
-        .db("look for users")?;
-    rows.map(|row| {
-        let (id, tags) = row.db("look for users")?;
-        let tags = tags
-            .map(|tags| tags.lines().map(str::to_owned).collect())
-            .unwrap_or_default();
-        Ok(Reason::Image {
-            id: parse(&id)?,
-            tags,
-        })
-    })
-    .collect()
-}
-
-fn leases_where(tx: &Transaction<'_>, condition: &str, value: &str) -> Result<Vec<Reason>> {
-    let sql = format!(
-        "SELECT id, purpose FROM leases WHERE id IN (SELECT lease FROM {condition}) ORDER BY id"
-    );
-    let mut statement = tx.prepare(&sql).db("look for users")?;
-    let rows = statement
-        .query_map([value], |row| Ok((row.get(0)?, row.get(1)?)))
-        .db("look for users")?;
-    rows.map(|row| {
-        let (id, purpose) = row.db("look for users")?;
-        Ok(Reason::Lease { id, purpose })
-    })
-    .collect()
 }

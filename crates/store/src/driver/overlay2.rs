@@ -129,16 +129,14 @@ impl super::Driver for Overlay2 {
         Some(LINKS)
     }
 
-    fn leads_nowhere(&self, layout: &Layout, link: &LinkId) -> bool {
+    fn leads_to(&self, layout: &Layout, link: &LinkId) -> Option<TreeId> {
         // The text is read and nothing followed: it may say anything.
-        let target = std::fs::read_link(link_at(layout, link)).unwrap_or_default();
+        let target = std::fs::read_link(link_at(layout, link)).ok()?;
         let tree = target
-            .to_str()
-            .and_then(|text| text.strip_prefix("../")?.strip_suffix("/diff"))
-            .and_then(|tree| TreeId::try_from(tree.to_owned()).ok());
-        tree.is_none_or(|tree| {
-            layout::exists(&layout.tree(DriverKind::Overlay2, &tree)).is_ok_and(|there| !there)
-        })
+            .to_str()?
+            .strip_prefix("../")?
+            .strip_suffix("/diff")?;
+        TreeId::try_from(tree.to_owned()).ok()
     }
 
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {

@@ -13,8 +13,7 @@ use super::{Garbage, Thing};
 use crate::{
     driver::{self, DriverKind, TreeId},
     error::Result,
-    following,
-    layout::{self, Layout},
+    following, layout,
     located::{Located, Shelf},
     rebuild::rebuilt_leases,
     rows,
@@ -54,12 +53,15 @@ impl Store {
     }
 
     pub(super) fn collect_litter(&self, dry_run: bool) -> Result<Vec<Garbage>> {
-        let mut found = Vec::new();
+        let mut found: Vec<Litter> = Vec::new();
         // What a rebuild could not put back is kept until an operator has looked.
         if self.read(rebuilt_leases)?.is_empty() {
             for shelf in Shelf::all() {
+                // Trees that a dry run leaves where they are, and does not count on any more.
+                let would = found.iter().filter(|litter| litter.fate == Fate::Would);
+                let going: HashSet<PathBuf> = would.map(|litter| litter.path.clone()).collect();
                 for (path, located) in self.unrecorded(shelf)? {
-                    found.extend(self.take_unrecorded(path, &located, dry_run)?);
+                    found.extend(self.take_unrecorded(path, &located, &going, dry_run)?);
                 }
             }
         }
@@ -102,9 +104,15 @@ impl Store {
         &self,
         path: PathBuf,
         located: &Located,
+        going: &HashSet<PathBuf>,
         dry_run: bool,
     ) -> Result<Option<Litter>> {
         let layout = self.layout();
+        // What can't be looked at is taken to be there.
+        let stays = |kind, tree: &TreeId| {
+            let path = layout.tree(kind, tree);
+            !going.contains(&path) && layout::exists(&path).unwrap_or(true)
+        };
         let take = |path, why| -> Result<_> { Ok(Some(tx::take_away(layout, path, why, dry_run))) };
         match located {
             Located::Tree(..) => {
@@ -117,16 +125,20 @@ impl Store {
                 }
             }
             Located::Link(kind, link) => {
-                let leads_nowhere = driver::driver(*kind).leads_nowhere(layout, link);
-                match leads_nowhere && !self.is_recorded(located)? {
-                    true => take(path, "a short name that leads nowhere"),
-                    false => Ok(None),
+                let tree = driver::driver(*kind).leads_to(layout, link);
+                let leads_somewhere = tree.is_some_and(|tree| stays(*kind, &tree));
+                match leads_somewhere || self.is_recorded(located)? {
+                    true => Ok(None),
+                    false => take(path, "a short name that leads nowhere"),
                 }
             }
-            Located::Record(tree) => match has_tree(layout, tree) || self.is_recorded(located)? {
-                true => Ok(None),
-                false => take(path, "the record file of a tree that is gone"),
-            },
+            Located::Record(tree) => {
+                let has_tree = DriverKind::ALL.into_iter().any(|kind| stays(kind, tree));
+                match has_tree || self.is_recorded(located)? {
+                    true => Ok(None),
+                    false => take(path, "the record file of a tree that is gone"),
+                }
+            }
             Located::Sidecar(..) => {
                 // Another process may just be writing it, before its row or after.
                 let _turn = Turn::at_sidecars(self)?;
@@ -178,12 +190,6 @@ impl Store {
         };
         Ok(Some(Litter { path, why, fate }))
     }
-}
-
-/// True if there is such a tree, or it can't be told: its record goes after it.
-fn has_tree(layout: &Layout, tree: &TreeId) -> bool {
-    let is_there = |kind| layout::exists(&layout.tree(kind, tree)).unwrap_or(true);
-    DriverKind::ALL.into_iter().any(is_there)
 }
 
 impl From<Litter> for Garbage {

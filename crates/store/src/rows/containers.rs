@@ -91,6 +91,12 @@ pub(crate) fn of_image(tx: &Transaction<'_>, image: &Digest) -> Result<Vec<Strin
     })
 }
 
+/// Returns the name of the container that owns the snapshot with this row number.
+pub(crate) fn on_snapshot(tx: &Transaction<'_>, snapshot: i64) -> Result<Option<String>> {
+    let sql = "SELECT name FROM containers WHERE snapshot = ?1";
+    Ok(list(tx, "look for users", sql, [snapshot], |row| row.get(0))?.pop())
+}
+
 /// Returns the name of a container that uses a volume.
 pub(crate) fn of_volume(tx: &Transaction<'_>, volume: &str) -> Result<Option<String>> {
     tx.query_row(

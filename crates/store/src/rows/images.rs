@@ -95,6 +95,12 @@ pub(crate) fn find(tx: &Transaction<'_>, id: &Digest) -> Result<Option<ImageReco
     }))
 }
 
+/// Returns an image that has the snapshot with this row number as a layer.
+pub(crate) fn with_layer(tx: &Transaction<'_>, snapshot: i64) -> Result<Option<Digest>> {
+    let sql = "SELECT image FROM image_layers WHERE snapshot = ?1 LIMIT 1";
+    Ok(digests(tx, sql, [snapshot])?.pop())
+}
+
 /// Records an image without its layers, or changes what its manifest is; layers it had are gone.
 pub(crate) fn put(tx: &Transaction<'_>, image: &NewImage) -> Result<()> {
     let id = image.id.to_string();
