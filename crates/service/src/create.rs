@@ -207,7 +207,8 @@ fn empty_base(ctx: &Context, lease: &vellum_store::LeaseId) -> Result<SnapshotKe
     if store.hold(lease, &vellum_store::Held::Snapshot(key.clone()))? {
         return Ok(key);
     }
-    let staged = store.stage_layer(Some(DriverKind::Overlay2))?;
+    // Only ever shown under an overlay, whatever driver the store is for.
+    let staged = store.stage_layer(Some(DriverKind::default()))?;
     let commit = LayerCommit {
         lease: Some(lease.clone()),
         ..LayerCommit::new(key.clone(), None)

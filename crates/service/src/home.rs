@@ -21,11 +21,6 @@ use vellum_sys::{Dir, publish};
 
 use crate::error::{Error, Result};
 
-/// The directories of a store that are watched besides its root, if they are there.
-const PARTS: [&str; 9] = [
-    "overlay2", "overlay", "native", "staging", "trash", "records", "content", "recipes", "volumes",
-];
-
 /// The version of the note. An unknown one counts as no note at all.
 const VERSION: u32 = 1;
 
@@ -316,8 +311,8 @@ fn covers_of<'a>(place: &Place, table: &'a Table) -> Vec<&'a Mount> {
 }
 
 fn present(root: &Path) -> Vec<PathBuf> {
-    let parts = PARTS
-        .iter()
+    let parts = vellum_store::directories()
+        .into_iter()
         .map(|part| root.join(part))
         .filter(|path| identity(path).is_some());
     std::iter::once(root.to_path_buf()).chain(parts).collect()

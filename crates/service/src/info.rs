@@ -104,7 +104,7 @@ pub fn info(ctx: &Context) -> Result<Info> {
         } else {
             ".wh. files"
         },
-        native_diff: store.default_driver() != crate::config::Driver::Native,
+        native_diff: store.default_driver().makes_overlays(),
         userxattr: !facts.trusted && facts.userxattr,
         project_quota: quota,
         reflink: dir.reflink,

@@ -1,6 +1,6 @@
 //! Who keeps the limit of what a tree may take: the file system, by a project quota, or Vellum's engine.
 
-use vellum_store::{DriverKind, SnapshotKey};
+use vellum_store::SnapshotKey;
 use vellum_sys::Dir;
 use vellum_sys::quota::{self, ProjectQuota};
 
@@ -20,9 +20,7 @@ pub(crate) fn kept_by_engine(ctx: &Context, parent: &SnapshotKey) -> Result<bool
 
 /// Tells whether Vellum's engine can show a tree on `parent`.
 pub(crate) fn engine_shows(ctx: &Context, parent: &SnapshotKey) -> Result<bool> {
-    Ok(
-        ctx.store()?.layer_driver(Some(parent))? != DriverKind::Native
-            && ctx.config.engine.value != Engine::Kernel
-            && facts::facts(ctx)?.fuse,
-    )
+    Ok(ctx.store()?.layer_driver(Some(parent))?.makes_overlays()
+        && ctx.config.engine.value != Engine::Kernel
+        && facts::facts(ctx)?.fuse)
 }

@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vellum_store::{ContainerRecord, DriverKind, LayerDir, Overlay, Shape, TreeParts};
+use vellum_store::{ContainerRecord, LayerDir, Overlay, Shape, TreeParts};
 use vellum_sys::mount::{self, BindOptions};
 use vellum_sys::mountinfo;
 use vellum_union::engine::Limit;
@@ -186,7 +186,7 @@ fn plan_view(ctx: &Context, parts: &TreeParts) -> Result<Plan> {
     let Shape::Plain { root, .. } = &parts.shape else {
         return Ok(plain);
     };
-    if parts.driver == DriverKind::Native {
+    if !parts.driver.makes_overlays() {
         return Ok(plain);
     }
     let layer = |dir: PathBuf| LayerDir {

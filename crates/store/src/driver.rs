@@ -7,7 +7,7 @@
 
 mod native;
 mod overlay;
-pub(crate) mod overlay2;
+mod overlay2;
 
 use std::{
     fmt,
@@ -26,31 +26,81 @@ use crate::{
     snapshot::{Kind, MountFeatures, Usage},
 };
 
-/// The drivers there are. The names are directory names and recorded with every snapshot.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum DriverKind {
+/// Makes [`DriverKind`] of one line a driver. Beside its `mod` this is all that there is of a
+/// driver outside its own file: what sets it apart it says itself, in [`Driver`].
+macro_rules! drivers {
+    ($($(#[$attribute:meta])* $kind:ident => $driver:path,)+) => {
+        /// The drivers there are.
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+        )]
+        #[serde(rename_all = "lowercase")]
+        pub enum DriverKind {
+            $($(#[$attribute])* $kind,)+
+        }
+
+        impl DriverKind {
+            /// All of them.
+            pub const ALL: [Self; [$(stringify!($kind)),+].len()] = [$(Self::$kind),+];
+        }
+
+        pub(crate) fn driver(kind: DriverKind) -> &'static dyn Driver {
+            match kind {
+                $(DriverKind::$kind => &$driver,)+
+            }
+        }
+    };
+}
+
+drivers! {
     /// Directories of changes stacked by overlayfs, in Docker's `overlay2` layout.
     #[default]
-    Overlay2,
+    Overlay2 => overlay2::Overlay2,
     /// Docker's first overlay driver: one lower, layers are full trees of hard links.
-    Overlay,
+    Overlay => overlay::Overlay1,
     /// Full copies, reflinked where the file system can.
-    Native,
+    Native => native::Native,
 }
 
 impl DriverKind {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Overlay2, Self::Overlay, Self::Native];
-
     /// Returns the name as users write it and as it stands on disk.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Overlay2 => "overlay2",
-            Self::Overlay => "overlay",
-            Self::Native => "native",
+        driver(self).name()
+    }
+
+    /// Tells how the marks of a tar are written into a layer.
+    pub fn marks(self) -> LayerMarks {
+        driver(self).marks()
+    }
+
+    /// True if a layer holds only its own changes, so that it can be filled before its parent is
+    /// known, and put on it later.
+    pub fn stacks(self) -> bool {
+        match self.marks() {
+            LayerMarks::Overlay => true,
+            LayerMarks::Whole | LayerMarks::Plain => false,
+        }
+    }
+
+    /// True if a writable tree on a layer is an overlay, which the kernel or Vellum's engine shows.
+    pub fn makes_overlays(self) -> bool {
+        match self.marks() {
+            LayerMarks::Overlay | LayerMarks::Whole => true,
+            LayerMarks::Plain => false,
+        }
+    }
+
+    /// False if the mount point in a tree is there only while something is mounted on it.
+    pub fn keeps_mount_points(self) -> bool {
+        driver(self).keeps_mount_points()
+    }
+
+    /// Returns all names as a part of a sentence; `before_last` is "and" or "or".
+    pub fn all_names(before_last: &str) -> String {
+        let names = Self::ALL.map(Self::as_str);
+        match names.split_last() {
+            Some((last, others)) => format!("{} {before_last} {last}", others.join(", ")),
+            None => String::new(),
         }
     }
 }
@@ -64,14 +114,17 @@ impl fmt::Display for DriverKind {
 impl FromStr for DriverKind {
     type Err = StoreError;
 
-    /// Reads a driver's name; Docker's `vfs` and containerd's `overlayfs` are accepted as spellings.
+    /// Reads a driver's name, or what another program calls it.
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "overlay2" | "overlayfs" => Ok(Self::Overlay2),
-            "overlay" => Ok(Self::Overlay),
-            "native" | "vfs" => Ok(Self::Native),
-            other => Err(StoreError::UnknownDriver(other.to_owned())),
-        }
+        let is_called = |kind: &Self| {
+            let driver = driver(*kind);
+            driver.name() == name || driver.other_names().contains(&name)
+        };
+        let found = Self::ALL.into_iter().find(is_called);
+        found.ok_or_else(|| StoreError::UnknownDriver {
+            name: name.to_owned(),
+            known: Self::all_names("and"),
+        })
     }
 }
 
@@ -171,8 +224,11 @@ impl From<LinkId> for String {
 pub enum LayerMarks {
     /// As the kernel's overlay marks: the tree holds only what the layer changes.
     Overlay,
-    /// Not at all: the parent's full tree is already there, a whiteout deletes, and every file is unlinked before it is
-    /// written, since it may be a hard link into the parent.
+    /// Not at all: the parent's full tree is already there, a whiteout deletes, and every file is
+    /// unlinked before it is written, since it may be a hard link into the parent. Overlays will be
+    /// mounted on the tree, so what is called as their own marks is kept under other names.
+    Whole,
+    /// As [`LayerMarks::Whole`], and no overlay is ever mounted on it.
     Plain,
 }
 
@@ -285,12 +341,25 @@ pub(crate) struct NewTree<'a> {
 
 /// What a driver does. `dir` is the tree's directory wherever it lies now: staged or in place.
 pub(crate) trait Driver: Send + Sync {
+    /// Its name: its directory's, and recorded with every snapshot.
+    fn name(&self) -> &'static str;
+
+    /// What other programs call it.
+    fn other_names(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// How a layer's tar is applied to what [`Driver::fill`] returns.
+    fn marks(&self) -> LayerMarks;
+
+    /// See [`DriverKind::keeps_mount_points`].
+    fn keeps_mount_points(&self) -> bool {
+        true
+    }
+
     /// Makes the driver's own directory and tries whether the file system can carry it; see
     /// [`crate::StoreOptions::any_file_system`].
     fn create_home(&self, layout: &Layout, any_file_system: bool) -> Result<()>;
-
-    /// True if a layer holds only its own changes, so that it can be filled before its parent is known.
-    fn stacks(&self) -> bool;
 
     /// The directory, in the driver's own, of the short names of its trees; `None` if they have
     /// none. Where there is one, [`Driver::link`] and [`Driver::unlink`] do something.
@@ -322,8 +391,8 @@ pub(crate) trait Driver: Send + Sync {
         Ok(())
     }
 
-    /// Returns where a layer's tar is applied to, and how.
-    fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks);
+    /// Returns where a layer's tar is applied to.
+    fn fill(&self, dir: &Path) -> PathBuf;
 
     /// Turns the writable tree in `dir` into a layer, its parents being `parents`. Can be repeated after a crash.
     fn seal(&self, layout: &Layout, dir: &Path, tree: &TreeRef, parents: &[TreeRef]) -> Result<()>;
@@ -423,14 +492,6 @@ impl Finding {
     }
 }
 
-pub(crate) fn driver(kind: DriverKind) -> &'static dyn Driver {
-    match kind {
-        DriverKind::Overlay2 => &overlay2::Overlay2,
-        DriverKind::Overlay => &overlay::Overlay1,
-        DriverKind::Native => &native::Native,
-    }
-}
-
 /// Makes the directory of a driver that stacks, unless the kernel would refuse to on its file system (see [`unfit`]): unless
 /// somebody else stacks the layers they would be of no use.
 pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) -> Result<()> {
@@ -526,10 +587,12 @@ mod tests {
                 .parse::<DriverKind>()
                 .unwrap_err()
                 .to_string()
-                .contains("overlay2")
+                .contains("there are overlay2, overlay and native")
         );
         for kind in DriverKind::ALL {
             assert_eq!(kind.as_str().parse::<DriverKind>().unwrap(), kind);
+            let json = serde_json::to_string(&kind).unwrap();
+            assert_eq!(json, format!("{:?}", kind.as_str()));
         }
     }
 }

@@ -188,8 +188,13 @@ pub enum StoreError {
         why: String,
     },
     /// A driver of that name is not known.
-    #[error("unknown storage driver {0:?}; there are overlay2, overlay and native")]
-    UnknownDriver(String),
+    #[error("unknown storage driver {name:?}; there are {known}")]
+    UnknownDriver {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
     /// The file system or the driver can't do it.
     #[error("{what}: {why}")]
     Unsupported {
@@ -296,7 +301,7 @@ impl StoreError {
             | Self::ParentMismatch { .. }
             | Self::Invalid(_)
             | Self::BadFilter { .. }
-            | Self::UnknownDriver(_) => Class::InvalidArgument,
+            | Self::UnknownDriver { .. } => Class::InvalidArgument,
             Self::ParentNotCommitted {
                 committing: true, ..
             }

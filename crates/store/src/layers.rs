@@ -37,7 +37,6 @@ pub struct StagedLayer {
     record: TreeRecord,
     parents: Vec<TreeRef>,
     root: PathBuf,
-    marks: LayerMarks,
 }
 
 impl StagedLayer {
@@ -48,12 +47,7 @@ impl StagedLayer {
 
     /// Returns how the tar's marks are to be written there.
     pub fn marks(&self) -> LayerMarks {
-        self.marks
-    }
-
-    /// Returns the driver it is staged for.
-    pub fn driver(&self) -> DriverKind {
-        self.record.driver
+        self.record.driver.marks()
     }
 }
 
@@ -167,7 +161,7 @@ impl Store {
     /// Errors: `Unsupported` for drivers that don't stack: use [`Store::stage_layer_on`] there, parents first.
     pub fn stage_layer(&self, driver: Option<DriverKind>) -> Result<StagedLayer> {
         let kind = driver.unwrap_or(self.inner.driver);
-        if !driver::driver(kind).stacks() {
+        if !kind.stacks() {
             return Err(StoreError::Unsupported {
                 what: "staging a layer before its parent".into(),
                 why: format!("{kind} keeps whole trees; commit the parent first and stage on it"),
@@ -213,13 +207,12 @@ impl Store {
             parents: &parents,
         };
         driver.stage(self.layout(), staged.path(), &new)?;
-        let (root, marks) = driver.fill(staged.path());
+        let root = driver.fill(staged.path());
         Ok(StagedLayer {
             staged,
             record,
             parents,
             root,
-            marks,
         })
     }
 

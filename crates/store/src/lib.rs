@@ -54,6 +54,7 @@ pub use gc::{Garbage, Thing};
 pub use images::{ImageLayer, ImageRecord, LayerBlob, MovedTag, NewImage};
 pub use layers::{LayerCommit, Registered, StagedFile, StagedLayer};
 pub use lease::{Held, Lease, LeaseId, Life};
+pub use located::directories;
 pub use rebuild::Rebuilt;
 pub use snapshot::{Info, Keep, Kind, LabelChange, Labels, MountFeatures, SnapshotKey, Usage};
 pub use snapshots::{Commit, Count, PrepareOptions, Settle, Sweep};

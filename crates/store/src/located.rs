@@ -176,6 +176,13 @@ impl Shelf {
     }
 }
 
+/// Returns the names of a store's own directories right below its root.
+pub fn directories() -> Vec<PathBuf> {
+    let mut dirs = own_dirs();
+    dirs.retain(|dir| dir.iter().count() == 1);
+    dirs
+}
+
 /// Returns the store's own directories below its root, each after the one that it lies in.
 pub(crate) fn own_dirs() -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = vec![CONTENT.into(), CONTENT_UNUSED.into()];

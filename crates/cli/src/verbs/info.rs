@@ -1,6 +1,7 @@
 //! `info`: the machine, the store, what can't be done here, and the settings.
 
 use clap::Args;
+use vellum_service::config::Driver;
 use vellum_service::info as infos;
 
 use super::{Examples, Group, Outcome, Verb};
@@ -36,12 +37,6 @@ impl Verb for Info {
         }
         let yes = |b: bool| if b { "true" } else { "false" };
         let kernel = &info.kernel;
-        let count = |driver: &str| {
-            info.snapshots
-                .iter()
-                .find(|(d, _)| d == driver)
-                .map_or(0, |(_, n)| *n)
-        };
         let mut line = |name: &str, value: &str| out.line(format!("{name}: {value}"));
         line("Vellum", info.version)?;
         line("Storage Driver", &info.driver)?;
@@ -57,9 +52,9 @@ impl Verb for Info {
         line(" Images", &info.images.to_string())?;
         line(" Containers", &info.containers.to_string())?;
         line(" Volumes", &info.volumes.to_string())?;
-        for driver in ["overlay2", "overlay", "native"] {
-            if count(driver) > 0 {
-                line(&format!(" Trees of {driver}"), &count(driver).to_string())?;
+        for driver in Driver::ALL.map(Driver::as_str) {
+            for (_, count) in info.snapshots.iter().filter(|(of, _)| of == driver) {
+                line(&format!(" Trees of {driver}"), &count.to_string())?;
             }
         }
         line("Run Directory", &info.run_dir.display().to_string())?;

@@ -161,7 +161,7 @@ impl Imported {
             | "windowsfilter" => {
                 return Err(ConfigError::Foreign {
                     place: format!("storage-driver {name}"),
-                    why: "use overlay2, overlay or native".into(),
+                    why: format!("use {}", Driver::all_names("or")),
                 });
             }
             other => {

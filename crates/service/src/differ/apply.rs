@@ -14,7 +14,7 @@ use crate::container;
 use vellum_format::{Digest, Mark, Opaque};
 use vellum_image::apply::apply as unpack;
 use vellum_image::{ApplyTarget, LayerStream, Limits, TargetMarks};
-use vellum_store::{DriverKind, Shape};
+use vellum_store::{LayerMarks, Shape};
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Cancel, Dir, Process, Timespec, publish, rooted};
 use vellum_union::{Dialect, DirLayer, Layer};
@@ -210,19 +210,18 @@ fn in_store(process: Process, ours: &Ours, dir: &Path, stacked: bool) -> Result<
         )));
     }
     let overlay = TargetMarks::Overlay(prefix);
-    let (marks, below) = match (&ours.parts.shape, ours.parts.driver) {
+    let (marks, below) = match (&ours.parts.shape, ours.parts.driver.marks()) {
         (Shape::Overlay(parts), _) => {
             let dialect = container::archive_dialect(process);
             let lowers = parts.lowers.iter().map(|layer| layer.dir.as_path());
             (overlay, Below::These(open(lowers, dialect)?))
         }
         // Shown as an overlay on nothing, so that whiteouts are kept for a parent that only the commit tells.
-        (Shape::Plain { .. }, DriverKind::Overlay2) if stacked => (overlay, Below::ToldLater),
+        (Shape::Plain { .. }, LayerMarks::Overlay) if stacked => (overlay, Below::ToldLater),
         // The first layer of a chain: its deletions hide nothing.
-        (Shape::Plain { .. }, DriverKind::Overlay2) => (overlay, Below::These(Vec::new())),
-        // Overlays will be mounted on it.
-        (Shape::Plain { .. }, DriverKind::Overlay) => (TargetMarks::Whole(prefix), Below::Shown),
-        (Shape::Plain { .. }, _) => (TargetMarks::Plain, Below::Shown),
+        (Shape::Plain { .. }, LayerMarks::Overlay) => (overlay, Below::These(Vec::new())),
+        (Shape::Plain { .. }, LayerMarks::Whole) => (TargetMarks::Whole(prefix), Below::Shown),
+        (Shape::Plain { .. }, LayerMarks::Plain) => (TargetMarks::Plain, Below::Shown),
     };
     Ok(Place {
         dir: dir.to_path_buf(),

@@ -113,7 +113,7 @@ impl Unpacking<'_> {
         }
         let parent = present.checked_sub(1).map(|at| key(&chain[at]));
         let driver = self.store.layer_driver(parent.as_ref())?;
-        let new = if driver == DriverKind::Overlay2 {
+        let new = if driver.stacks() {
             self.side_by_side(present, driver, &chain)?
         } else {
             self.one_by_one(present, &chain)?
@@ -183,9 +183,9 @@ impl Unpacking<'_> {
             "the recipe of layer {} is missing or damaged: it is made anew",
             crate::names::short(&diff_id.to_string())
         ));
-        let staged = match info.driver {
-            DriverKind::Overlay2 => self.store.stage_layer(Some(info.driver))?,
-            _ => {
+        let staged = match info.driver.stacks() {
+            true => self.store.stage_layer(Some(info.driver))?,
+            false => {
                 let parent = at.checked_sub(1).map(|below| key(&chain[below]));
                 self.store.stage_layer_on(parent.as_ref())?
             }
@@ -456,10 +456,7 @@ pub(super) fn target(process: Process, staged: &StagedLayer) -> Result<ApplyTarg
         root: Dir::open(staged.root())?,
         marks: match staged.marks() {
             LayerMarks::Overlay => TargetMarks::Overlay(prefix),
-            // Of the drivers with whole trees, this one mounts overlays on them.
-            LayerMarks::Plain if staged.driver() == DriverKind::Overlay => {
-                TargetMarks::Whole(prefix)
-            }
+            LayerMarks::Whole => TargetMarks::Whole(prefix),
             LayerMarks::Plain => TargetMarks::Plain,
         },
         privilege: container::privilege(process),

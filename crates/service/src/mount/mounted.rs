@@ -70,11 +70,12 @@ pub(crate) fn is_shown(ctx: &Context, record: &ContainerRecord) -> Result<bool> 
 
 /// Returns where images of this store are mounted: read-only mounts of its layers that no container has.
 pub(crate) fn images(ctx: &Context) -> Result<Vec<PathBuf>> {
-    let root = ctx.store()?.root().to_path_buf();
+    let store = ctx.store()?;
+    let root = store.root().to_path_buf();
     let table = mountinfo::read()?;
     let trees: BTreeSet<String> = {
         let mut trees = BTreeSet::new();
-        ctx.store()?.walk(&[], |info| {
+        store.walk(&[], |info| {
             trees.insert(info.tree.to_string());
             Ok::<_, Error>(())
         })?;
@@ -87,12 +88,15 @@ pub(crate) fn images(ctx: &Context) -> Result<Vec<PathBuf>> {
                 .is_some_and(|name| trees.contains(name))
         })
     };
-    let home = ctx.store()?.driver_home(DriverKind::Overlay2);
+    let homes = DriverKind::ALL.map(|driver| store.driver_home(driver));
     // Relative names are what the option page holds; others' stores have such too, but not these random ones.
     let is_layer = |first: &[u8]| {
         let path = Path::new(OsStr::from_bytes(first));
         path.starts_with(&root)
-            || (path.is_relative() && fs::symlink_metadata(home.join(path)).is_ok())
+            || (path.is_relative()
+                && homes
+                    .iter()
+                    .any(|home| fs::symlink_metadata(home.join(path)).is_ok()))
     };
     let has_layers = |options: &FsOptions| {
         let mut layers = ["lowerdir+", "lowerdir"]

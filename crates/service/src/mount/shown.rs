@@ -20,7 +20,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use vellum_store::{DriverKind, Overlay, Shape, SnapshotKey, TreeParts};
+use vellum_store::{Overlay, Shape, SnapshotKey, TreeParts};
 use vellum_sys::Dir;
 use vellum_sys::lock::{Lock, Sharing};
 use vellum_sys::mount::{self, BindOptions, Detach};
@@ -210,7 +210,7 @@ impl<'t> Shown<'t> {
 
     /// Docker's overlay2 has the directory only while mounted, its overlay always. Removing it ends what other mount namespaces still have of the mount.
     fn tidy(&self) {
-        if self.parts.driver != DriverKind::Overlay2 {
+        if self.parts.driver.keeps_mount_points() {
             return;
         }
         match fs::remove_dir(self.place()) {

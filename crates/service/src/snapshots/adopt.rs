@@ -14,8 +14,8 @@
 
 use vellum_format::Digest;
 use vellum_store::{
-    Class, Commit, DriverKind, Info, Keep, Kind, LabelChange, LayerCommit, PrepareOptions,
-    Registered, SnapshotKey, Store, StoreError,
+    Class, Commit, Info, Keep, Kind, LabelChange, LayerCommit, PrepareOptions, Registered,
+    SnapshotKey, Store, StoreError,
 };
 
 use super::asked::Asked;
@@ -166,7 +166,7 @@ pub(super) fn put_staged(
 /// Tells whether a layer of Vellum's can be lent. With other drivers a layer on a layer is a copy of it. Marks of engines can't be read by the
 /// client's own differ.
 fn fits(own: &Info) -> bool {
-    own.kind == Kind::Committed && own.driver == DriverKind::Overlay2 && own.features.is_none()
+    own.kind == Kind::Committed && own.driver.stacks() && own.features.is_none()
 }
 
 /// Tells whether the parent that the client names is a layer of the chain that Vellum's layer `own` stands on.

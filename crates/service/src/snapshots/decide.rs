@@ -15,7 +15,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use vellum_store::{DriverKind, MountFeatures, Overlay, Shape, TreeParts};
+use vellum_store::{MountFeatures, Overlay, Shape, TreeParts};
 use vellum_sys::mount::{Method, OverlayMount, OverlayOptions, RedirectDir};
 
 use crate::config::{Engine, MountMethod, Toggle};
@@ -211,9 +211,7 @@ impl Tree<'_> {
         if self.asked.chain.is_none() || self.asked.parent_chain.is_none() {
             return Ok(None);
         }
-        let dir = root
-            .parent()
-            .filter(|_| self.parts.driver == DriverKind::Overlay2);
+        let dir = root.parent().filter(|_| self.parts.driver.stacks());
         let Some(dir) = dir else {
             return Err(Error::Unsupported {
                 what: format!("layers of the driver {} can't be unpacked before their parent", self.parts.driver),

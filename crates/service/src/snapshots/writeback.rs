@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use vellum_store::{DriverKind, Kind, SnapshotKey, Store, TreeParts};
+use vellum_store::{Kind, SnapshotKey, Store, TreeParts};
 use vellum_sys::{Dir, FileKind, publish, sync};
 
 /// Extractions that are followed at once; others are left to the sync.
@@ -56,8 +56,8 @@ pub(super) fn leave(key: &SnapshotKey) {
 /// Follows the unpacking of a layer until it is committed or removed. Returns at once.
 pub(super) fn follow(store: &Store, key: &SnapshotKey, parts: &TreeParts) {
     // A whole copy of the parent is on disk already, and looking at all of it costs more than it saves.
-    let stacks = parts.driver != DriverKind::Native;
-    let Some(top) = parts.layers().into_iter().next().filter(|_| stacks) else {
+    let is_copy = !parts.driver.makes_overlays();
+    let Some(top) = parts.layers().into_iter().next().filter(|_| !is_copy) else {
         return;
     };
     if RUNNING.fetch_add(1, Ordering::Relaxed) >= THREADS {

@@ -26,12 +26,20 @@ fn root_of(layout: &Layout, tree: &TreeRef) -> PathBuf {
 }
 
 impl super::Driver for Native {
-    fn create_home(&self, layout: &Layout, _: bool) -> Result<()> {
-        make_dir(&layout.driver(DriverKind::Native), 0o700)
+    fn name(&self) -> &'static str {
+        "native"
     }
 
-    fn stacks(&self) -> bool {
-        false
+    fn other_names(&self) -> &'static [&'static str] {
+        &["vfs"]
+    }
+
+    fn marks(&self) -> LayerMarks {
+        LayerMarks::Plain
+    }
+
+    fn create_home(&self, layout: &Layout, _: bool) -> Result<()> {
+        make_dir(&layout.driver(DriverKind::Native), 0o700)
     }
 
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
@@ -55,8 +63,8 @@ impl super::Driver for Native {
         }
     }
 
-    fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks) {
-        (dir.join("root"), LayerMarks::Plain)
+    fn fill(&self, dir: &Path) -> PathBuf {
+        dir.join("root")
     }
 
     fn seal(&self, _: &Layout, _: &Path, _: &TreeRef, _: &[TreeRef]) -> Result<()> {

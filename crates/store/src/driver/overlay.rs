@@ -45,13 +45,17 @@ fn root_of(layout: &Layout, tree: &TreeRef) -> PathBuf {
 const WRITABLE: [&str; 4] = ["upper", "work", "merged", "lower-id"];
 
 impl super::Driver for Overlay1 {
+    fn name(&self) -> &'static str {
+        "overlay"
+    }
+
+    fn marks(&self) -> LayerMarks {
+        LayerMarks::Whole
+    }
+
     fn create_home(&self, layout: &Layout, any_file_system: bool) -> Result<()> {
         let home = layout.driver(DriverKind::Overlay);
         super::make_stacking_home(&home, 0o700, any_file_system)
-    }
-
-    fn stacks(&self) -> bool {
-        false
     }
 
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
@@ -82,8 +86,8 @@ impl super::Driver for Overlay1 {
         }
     }
 
-    fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks) {
-        (dir.join("root"), LayerMarks::Plain)
+    fn fill(&self, dir: &Path) -> PathBuf {
+        dir.join("root")
     }
 
     fn seal(&self, layout: &Layout, dir: &Path, tree: &TreeRef, parents: &[TreeRef]) -> Result<()> {

@@ -116,13 +116,25 @@ pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
 }
 
 impl super::Driver for Overlay2 {
+    fn name(&self) -> &'static str {
+        "overlay2"
+    }
+
+    fn other_names(&self) -> &'static [&'static str] {
+        &["overlayfs"]
+    }
+
+    fn marks(&self) -> LayerMarks {
+        LayerMarks::Overlay
+    }
+
+    fn keeps_mount_points(&self) -> bool {
+        false
+    }
+
     fn create_home(&self, layout: &Layout, any_file_system: bool) -> Result<()> {
         make_stacking_home(&home(layout), 0o710, any_file_system)?;
         make_dir(&home(layout).join(LINKS), 0o700)
-    }
-
-    fn stacks(&self) -> bool {
-        true
     }
 
     fn links(&self) -> Option<&'static str> {
@@ -186,8 +198,8 @@ impl super::Driver for Overlay2 {
             .map_err(damaged)
     }
 
-    fn fill(&self, dir: &Path) -> (PathBuf, LayerMarks) {
-        (dir.join("diff"), LayerMarks::Overlay)
+    fn fill(&self, dir: &Path) -> PathBuf {
+        dir.join("diff")
     }
 
     fn seal(

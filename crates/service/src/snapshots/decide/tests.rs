@@ -1,6 +1,6 @@
 //! Every rule of the decision as a row.
 
-use vellum_store::Labels;
+use vellum_store::{DriverKind, Labels};
 
 use super::super::{GID_MAPPING, MAX_SIZE, PARENT_CHAIN, SNAPSHOT_REF, UID_MAPPING};
 use super::*;
