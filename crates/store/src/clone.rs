@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::io::Errno;
-use vellum_format::{Mark, Opaque, Prefix};
+use vellum_format::{Mark, Opaque, Prefix, WHITEOUT_RDEV};
 use vellum_sys::{Dir, FileKind, Stat, copy, rooted, xattr};
 
 use crate::{
@@ -115,16 +115,7 @@ impl Cloner {
         }
     }
 
-    fn enter_dir(&mut self, parent: &Dir, name: &OsStr) -> Result<()> {
-        let mut opaque = false;
-        if let Some(prefix) = self.marks {
-            for mark in [Mark::Redirect, Mark::Metacopy] {
-                refuse(parent, name, prefix, mark)?;
-            }
-            if let Some(value) = xattr::get(parent, name, prefix.xattr(Mark::Opaque))? {
-                opaque = matches!(Opaque::parse(&value), Ok(Opaque::Opaque));
-            }
-        }
+    fn enter_dir(&mut self, name: &OsStr, opaque: bool) -> Result<()> {
         let stays = self.make_room(name, !opaque)?;
         if !stays {
             self.target.here().mkdir(name, 0o700)?;
@@ -134,9 +125,6 @@ impl Cloner {
     }
 
     fn link_or_copy(&mut self, parent: &Dir, name: &OsStr, stat: &Stat) -> Result<()> {
-        if let Some(prefix) = self.marks {
-            refuse(parent, name, prefix, Mark::Metacopy)?;
-        }
         self.make_room(name, false)?;
         let here = self.target.here();
         if stat.nlink > 1
@@ -187,11 +175,71 @@ impl Cloner {
     }
 }
 
+/// What an upper says of one of its names.
+enum Said {
+    /// There is no such name.
+    Hidden,
+    /// A directory, which replaces the one below if it is opaque.
+    Dir { opaque: bool },
+    /// Anything else, which replaces what is below.
+    Other,
+}
+
+/// Reads the marks on a name; without a prefix everything is content.
+///
+/// Errors: `Unsupported` for marks that only a stack can show; `Damaged` for one that says nothing
+/// known.
+fn said(parent: &Dir, name: &OsStr, stat: &Stat, prefix: Option<Prefix>) -> Result<Said> {
+    let Some(prefix) = prefix else {
+        return Ok(match stat.kind {
+            FileKind::Dir => Said::Dir { opaque: false },
+            _ => Said::Other,
+        });
+    };
+    match stat.kind {
+        FileKind::Dir => {
+            refuse(parent, name, prefix, Mark::Redirect)?;
+            refuse(parent, name, prefix, Mark::Metacopy)?;
+            let value = xattr::get(parent, name, prefix.xattr(Mark::Opaque))?;
+            let opaque = value.map(|value| Opaque::parse(&value)).transpose();
+            let opaque = opaque.map_err(|e| StoreError::Damaged {
+                what: path_of(parent, name).display().to_string(),
+                why: e.to_string(),
+            })?;
+            Ok(match opaque {
+                Some(Opaque::Opaque) => Said::Dir { opaque: true },
+                // Whether names in it are hidden by files, each of them says.
+                Some(Opaque::XattrWhiteouts) | None => Said::Dir { opaque: false },
+            })
+        }
+        FileKind::Char if stat.rdev == WHITEOUT_RDEV => Ok(Said::Hidden),
+        FileKind::File
+            if stat.size_bytes == 0
+                && xattr::get(parent, name, prefix.xattr(Mark::Whiteout))?.is_some() =>
+        {
+            Ok(Said::Hidden)
+        }
+        FileKind::File => {
+            refuse(parent, name, prefix, Mark::Metacopy)?;
+            Ok(Said::Other)
+        }
+        FileKind::Symlink
+        | FileKind::Char
+        | FileKind::Block
+        | FileKind::Fifo
+        | FileKind::Socket => Ok(Said::Other),
+    }
+}
+
+fn path_of(parent: &Dir, name: &OsStr) -> PathBuf {
+    parent.path().unwrap_or_default().join(name)
+}
+
 fn refuse(parent: &Dir, name: &OsStr, prefix: Prefix, mark: Mark) -> Result<()> {
     if xattr::get(parent, name, prefix.xattr(mark))?.is_none() {
         return Ok(());
     }
-    let path = parent.path().unwrap_or_default().join(name);
+    let path = path_of(parent, name);
     Err(StoreError::Unsupported {
         what: format!("{} carries {}", path.display(), prefix.xattr(mark).display()),
         why: "this driver keeps plain trees; the tree must be mounted with redirect_dir=off and metacopy=off".into(),
@@ -241,19 +289,13 @@ impl Visitor for Cloner {
         if stat.dev != self.device {
             return Err(StoreError::Invalid(format!(
                 "something is mounted on {}",
-                parent.path().unwrap_or_default().join(name).display()
+                path_of(parent, name).display()
             )));
         }
-        match stat.kind {
-            FileKind::Dir => {
-                self.enter_dir(parent, name)?;
-                Ok(true)
-            }
-            FileKind::Char if self.marks.is_some() && stat.is_null_device() => {
-                self.make_room(name, false)?;
-                Ok(false)
-            }
-            _ => self.link_or_copy(parent, name, stat).map(|()| false),
+        match said(parent, name, stat, self.marks)? {
+            Said::Dir { opaque } => self.enter_dir(name, opaque).map(|()| true),
+            Said::Hidden => self.make_room(name, false).map(|_| false),
+            Said::Other => self.link_or_copy(parent, name, stat).map(|()| false),
         }
     }
 
@@ -358,10 +400,20 @@ mod tests {
         dir.mknod("gone", FileKind::Char, 0o600, (0, 0)).unwrap();
         let attr = Prefix::Trusted.xattr(Mark::Opaque);
         xattr::set(&dir, OsStr::new("opq"), attr, b"y", xattr::SetMode::Any).unwrap();
+        // Hidden as where devices can't be made.
+        fs::create_dir_all(lower.join("plain/gone/x")).unwrap();
+        fs::create_dir(upper.join("plain")).unwrap();
+        fs::write(upper.join("plain/gone"), b"").unwrap();
+        fs::write(upper.join("plain/empty"), b"").unwrap();
+        xattr::set(&dir, OsStr::new("plain"), attr, b"x", xattr::SetMode::Any).unwrap();
+        let plain = dir.open_dir("plain").unwrap();
+        let hides = Prefix::Trusted.xattr(Mark::Whiteout);
+        xattr::set(&plain, OsStr::new("gone"), hides, b"y", xattr::SetMode::Any).unwrap();
 
         clone_tree(&lower, &root, Files::Link).unwrap();
         lay_upper(&upper, &root, Prefix::Trusted).unwrap();
         assert!(!root.join("gone").exists());
+        assert!(!root.join("plain/gone").exists() && root.join("plain/empty").exists());
         assert!(!root.join("opq/old").exists() && root.join("opq/new").exists());
         assert_eq!(fs::read(root.join("change")).unwrap(), b"new");
         assert_eq!(fs::read(root.join("dir-to-file")).unwrap(), b"file");
@@ -386,5 +438,10 @@ mod tests {
         .unwrap();
         let refused = lay_upper(&upper, &root, Prefix::Trusted).unwrap_err();
         assert!(refused.to_string().contains("redirect"), "{refused}");
+
+        xattr::remove(&dir, OsStr::new("opq"), redirect).unwrap();
+        xattr::set(&dir, OsStr::new("opq"), attr, b"maybe", xattr::SetMode::Any).unwrap();
+        let refused = lay_upper(&upper, &root, Prefix::Trusted).unwrap_err();
+        assert!(refused.to_string().contains("opaque"), "{refused}");
     }
 }
