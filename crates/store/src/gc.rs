@@ -1,9 +1,10 @@
-//! Collecting what nobody needs. Why something is needed says `why.rs`.
+//! Collecting what nobody needs.
 //!
-//! Reachability starts from containers, images, live leases and snapshots kept until removed; a
-//! snapshot keeps all it stands on. One transaction decides and deletes the records; files go
-//! afterwards, so a crash leaves litter for the next run. What lies on disk without a record is
-//! litter too (`gc/litter.rs`), unless its maker lives (see `tx.rs`).
+//! Containers, images, live leases and snapshots kept until removed hold things, and a snapshot
+//! holds all that it stands on: `rows/alive.rs` says who holds what, and `why.rs` puts it in words.
+//! One transaction decides and deletes the records; files go afterwards, so a crash leaves litter
+//! for the next run. What lies on disk without a record is litter too (`gc/litter.rs`), unless its
+//! maker lives (see `tx.rs`).
 
 mod litter;
 
@@ -111,40 +112,34 @@ impl Store {
                 fate,
             });
         }
-        let files = |list: Vec<(Digest, u64)>, blob: bool| {
-            list.into_iter()
-                .map(|(digest, bytes)| {
-                    let (path, located) = match blob {
-                        true => (self.layout().blob(&digest), Located::Blob(digest)),
-                        false => (self.layout().recipe(&digest), Located::Recipe(Some(digest))),
-                    };
-                    let fate = match dry_run {
-                        true => Fate::Would,
-                        false => Fate::of(
-                            self.discard_named(&path, &located)
-                                .map(|gone| gone.unwrap_or(true)),
-                        ),
-                    };
-                    let usage = Some(Usage { bytes, inodes: 1 });
-                    match blob {
-                        true => Garbage {
-                            thing: Thing::Blob(digest),
-                            why: "no image or lease needs it".into(),
-                            usage,
-                            fate,
-                        },
-                        false => Garbage {
-                            thing: Thing::Recipe(digest),
-                            why: "no layer has this diff id".into(),
-                            usage,
-                            fate,
-                        },
-                    }
-                })
-                .collect::<Vec<_>>()
-        };
-        garbage.extend(files(doomed.blobs, true));
-        garbage.extend(files(doomed.recipes, false));
+        let layout = self.layout();
+        let blobs = doomed.blobs.into_iter().map(|(digest, bytes)| {
+            let (thing, why) = (Thing::Blob(digest), "no image or lease needs it");
+            (
+                thing,
+                why,
+                bytes,
+                layout.blob(&digest),
+                Located::Blob(digest),
+            )
+        });
+        let recipes = doomed.recipes.into_iter().map(|(diff_id, bytes)| {
+            let (thing, why) = (Thing::Recipe(diff_id), "no layer has this diff id");
+            let located = Located::Recipe(Some(diff_id));
+            (thing, why, bytes, layout.recipe(&diff_id), located)
+        });
+        for (thing, why, bytes, path, located) in blobs.chain(recipes) {
+            let gone = || Ok(self.discard_named(&path, &located)?.unwrap_or(true));
+            garbage.push(Garbage {
+                thing,
+                why: why.into(),
+                usage: Some(Usage { bytes, inodes: 1 }),
+                fate: match dry_run {
+                    true => Fate::Would,
+                    false => Fate::of(gone()),
+                },
+            });
+        }
         garbage.extend(self.collect_litter(dry_run)?);
         if !dry_run {
             self.fill_reserve();

@@ -6,6 +6,8 @@
 //! nothing of. Whatever comes back is held by a lease called `rebuilt`, and as long as there is that lease gc takes nothing
 //! that has no row: what could not be put back is not deleted before an operator has looked.
 
+mod found;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
@@ -13,12 +15,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, Transaction};
-use vellum_format::Digest;
-use vellum_sys::{plain, with_causes};
+pub(crate) use found::Found;
+use rusqlite::Transaction;
+use vellum_sys::with_causes;
 
 use crate::{
-    check::{finding, hash_file},
+    check::finding,
     containers,
     database::{self, Database, suffixed},
     driver::{Finding, TreeId},
@@ -28,12 +30,12 @@ use crate::{
     images::{self, NewImage},
     layout::{self, Layout},
     lease::{self, LeaseId, hold_snapshot},
-    located::{Located, Shelf, SidecarKind},
+    located::{Located, Shelf},
     parents,
     record::TreeRecord,
     records,
     rows::{self, now_ns},
-    sidecar::{ContainerFile, ImageFile, LayerFile, Sidecar},
+    sidecar::{ContainerFile, ImageFile, LayerFile},
     store::{Reserve, Store, StoreOptions},
     tx::Staged,
 };
@@ -202,136 +204,7 @@ fn is_hot(journal: &Path) -> bool {
         .is_ok_and(|()| first != [0])
 }
 
-/// What record files and directories say is there, looked at before any transaction.
-#[derive(Default)]
-pub(crate) struct Found {
-    trees: BTreeMap<TreeId, TreeRecord>,
-    images: Vec<ImageFile>,
-    containers: Vec<ContainerFile>,
-    blobs: Vec<(Digest, u64)>,
-    recipes: Vec<(Digest, u64)>,
-    volumes: Vec<String>,
-    lost: Vec<Finding>,
-}
-
 impl Found {
-    /// Everything there is.
-    fn all(layout: &Layout) -> Result<Self> {
-        let mut found = Self::default();
-        found.trees(layout)?;
-        found.rest(layout, |_| Ok(true))?;
-        Ok(found)
-    }
-
-    /// Trees that have a record file and no row in this older database, and what goes with them; nothing if there is none.
-    pub fn without_rows(connection: &mut Connection, layout: &Layout) -> Result<Self> {
-        let tx = connection.transaction().db("look for rows")?;
-        let mut found = Self::default();
-        found.trees(layout)?;
-        let mut unknown = BTreeMap::new();
-        for (tree, record) in std::mem::take(&mut found.trees) {
-            if rows::snapshots::by_tree(&tx, &tree)?.is_none() {
-                unknown.insert(tree, record);
-            }
-        }
-        if !unknown.is_empty() {
-            found.trees = unknown;
-            found.rest(layout, |located| Ok(!rows::is_recorded(&tx, located)?))?;
-        }
-        // What is only damaged is `check`'s to tell.
-        found.lost.clear();
-        Ok(found)
-    }
-
-    /// Looks at all that is wanted but trees.
-    fn rest(&mut self, layout: &Layout, wanted: impl Fn(&Located) -> Result<bool>) -> Result<()> {
-        for shelf in [Shelf::Records, Shelf::Blobs, Shelf::Recipes, Shelf::Volumes] {
-            for (path, located) in layout.holds(shelf)? {
-                if wanted(&located)? {
-                    self.look(&path, located)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn look(&mut self, path: &Path, located: Located) -> Result<()> {
-        match located {
-            Located::Sidecar(SidecarKind::Image, Some(_)) => {
-                let file = self.sidecar(path);
-                self.images.extend(file);
-            }
-            Located::Sidecar(SidecarKind::Container, Some(_)) => {
-                let file = self.sidecar(path);
-                self.containers.extend(file);
-            }
-            Located::Blob(digest) => self.blob(path, digest)?,
-            Located::Recipe(Some(diff_id)) => self.recipe(path, diff_id)?,
-            Located::Volume(name) if layout::is_dir(&path.join("_data")).unwrap_or(false) => {
-                self.volumes.push(name);
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn lose(&mut self, what: impl std::fmt::Display, why: impl Into<String>) {
-        self.lost.push(finding(what, why, false));
-    }
-
-    fn recipe(&mut self, path: &Path, diff_id: Digest) -> Result<()> {
-        match plain::stat(path).map_err(layout::damaged)? {
-            Some(there) if there.is_file() => self.recipes.push((diff_id, there.size_bytes)),
-            Some(_) => self.lose(path.display(), "not a regular file"),
-            None => {}
-        }
-        Ok(())
-    }
-
-    fn trees(&mut self, layout: &Layout) -> Result<()> {
-        for (path, located) in layout.holds(Shelf::Records)? {
-            let Located::Record(_) = located else {
-                continue;
-            };
-            match TreeRecord::read(&path) {
-                Ok(Some((record, _)))
-                    if layout::is_dir(&layout.tree(record.driver, &record.tree))
-                        .unwrap_or(false) =>
-                {
-                    self.trees.insert(record.tree.clone(), record);
-                }
-                Ok(Some((record, _))) => self.lose(&record.key, "its tree is missing"),
-                Ok(None) => {}
-                Err(e) => self.lose(path.display(), with_causes(&e)),
-            }
-        }
-        Ok(())
-    }
-
-    fn sidecar<T: Sidecar>(&mut self, path: &Path) -> Option<T> {
-        match records::read::<T>(path) {
-            Ok(file) => file.map(|(file, _)| file),
-            Err(e) => {
-                self.lose(path.display(), with_causes(&e));
-                None
-            }
-        }
-    }
-
-    fn blob(&mut self, path: &Path, digest: Digest) -> Result<()> {
-        if is_absurd(path)? {
-            self.lose(path.display(), "longer than its file system");
-            return Ok(());
-        }
-        match hash_file(path) {
-            Ok(Some((actual, bytes))) if actual == digest => self.blobs.push((digest, bytes)),
-            Ok(None) => {}
-            Ok(Some((actual, _))) => self.lose(path.display(), format!("holds {actual}")),
-            Err(e) => self.lose(path.display(), with_causes(&e)),
-        }
-        Ok(())
-    }
-
     /// Puts all of it into the database, held by a lease. What does not fit is added to what is lost.
     pub fn put_back(
         mut self,
@@ -452,16 +325,6 @@ impl Found {
         }
         Ok(())
     }
-}
-
-/// True for a file that claims to be longer than all of its file system: reading its holes would take days.
-fn is_absurd(path: &Path) -> Result<bool> {
-    let Some(found) = plain::stat(path).map_err(layout::damaged)? else {
-        return Ok(false);
-    };
-    let facts = rustix::fs::statfs(path.parent().unwrap_or(path)).on("look at", path)?;
-    let whole = facts.f_blocks.saturating_mul(facts.f_bsize as u64);
-    Ok(found.is_file() && found.size_bytes > whole)
 }
 
 /// Runs `step` so that its failure undoes it alone. The outer error is the database's.

@@ -1,0 +1,173 @@
+//! What is done so that the database works on a disk without room.
+//!
+//! The journal holds every page of the database before a transaction needs it to, so that one that
+//! only removes writes over blocks that are there. Where writing over copies (btrfs), database and
+//! journal are exempt from that. Making room in the first place, by the reserve, is `store.rs`'s.
+
+use std::{
+    fs,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use vellum_sys::probe;
+
+use super::Database;
+use crate::{
+    error::{DbContext, IoContext, Result, StoreError},
+    layout,
+};
+
+/// The least that the journal holds. Enough for any removal from a small store.
+const JOURNAL_BYTES: u64 = 1 << 20;
+
+impl Database {
+    /// Says what stood in the way if SQLite only knows that it could not write: a quota (EDQUOT) is
+    /// an I/O error to it.
+    pub(super) fn without_room(&self, error: StoreError) -> StoreError {
+        let StoreError::Database {
+            source: rusqlite::Error::SqliteFailure(code, _),
+            ..
+        } = &error
+        else {
+            return error;
+        };
+        if code.code != rusqlite::ErrorCode::SystemIoFailure {
+            return error;
+        }
+        let dir = self.path.parent().unwrap_or(&self.path);
+        match try_room(dir) {
+            Err(source) if lacks_room(&source) => StoreError::Io {
+                op: "write to",
+                path: self.path.clone(),
+                source,
+            },
+            // There is room, or this says no more than SQLite does.
+            _ => error,
+        }
+    }
+
+    /// Grows the journal to hold every page of the database, so that no later removal needs room
+    /// for it.
+    ///
+    /// Without room the journal stays as it is: the next command tries again, and a removal that
+    /// lacks room spends the reserve.
+    pub(super) fn grow_journal(&self, connection: &Connection) {
+        let grown = (|| -> Result<()> {
+            let journal = journal_of(&self.path);
+            let database = fs::metadata(&self.path).on("look at", &self.path)?.len();
+            let has = fs::symlink_metadata(&journal).map_or(0, |facts| facts.len());
+            // A record of the journal is a page and eight bytes.
+            let needs = (database + database / 256)
+                .next_power_of_two()
+                .max(JOURNAL_BYTES);
+            if has >= needs {
+                return Ok(());
+            }
+            // With this lock nobody else writes to the journal, and what lies behind its records is
+            // never read.
+            let tx = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)
+                .db("lock the database")?;
+            if has == 0 && !layout::exists(&journal)? {
+                // Another program has written, and deletes its journals.
+                create_without_copies(&journal)?;
+            }
+            append_zeros(&journal, needs)?;
+            tx.finish().db("unlock the database")
+        })();
+        if let Err(error) = grown {
+            tracing::debug!(
+                error = vellum_sys::with_causes(&error),
+                "the database's journal is not grown beforehand"
+            );
+        }
+    }
+}
+
+/// Tells whether what is written over goes to another place on disk, so that a full disk has no
+/// room for it.
+pub(super) fn copies_on_write(path: &Path) -> Result<bool> {
+    Ok(probe::fs_name_of(path)? == "btrfs")
+}
+
+/// Writes a block to a file without a name. Errors: what the file system says.
+fn try_room(dir: &Path) -> std::io::Result<()> {
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_TMPFILE)
+        .open(dir)?;
+    file.write_all_at(&[1; 4096], 0)?;
+    file.sync_all()
+}
+
+fn lacks_room(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Returns where SQLite keeps the journal of the database at `path`.
+pub(crate) fn journal_of(path: &Path) -> PathBuf {
+    suffixed(path, "-journal")
+}
+
+/// Returns the path of one of a database's companions.
+pub(crate) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut companion = path.as_os_str().to_owned();
+    companion.push(suffix);
+    companion.into()
+}
+
+/// Makes an empty file, 0600, that is written in place even where the file system copies on write.
+pub(crate) fn create_without_copies(path: &Path) -> Result<()> {
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .on("create", path)?;
+    write_without_copies(&file);
+    Ok(())
+}
+
+/// Has an empty file written in place even where the file system copies on write; others know no
+/// such flag.
+pub(crate) fn write_without_copies(file: &fs::File) {
+    if let Ok(flags) = vellum_sys::flags::get(file)
+        && let Err(error) = vellum_sys::flags::set(file, flags | vellum_sys::flags::NO_COPY)
+    {
+        tracing::debug!(%error, "no such flag here");
+    }
+}
+
+/// Writes zeros behind the end of a file until it has `length_bytes`, and syncs it: its blocks are
+/// there then, not only promised.
+fn append_zeros(path: &Path, length_bytes: u64) -> Result<()> {
+    static CHUNK: [u8; 1 << 16] = [0; 1 << 16];
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .on("open", path)?;
+    let begin = file.metadata().on("look at", path)?.len();
+    let grow = || -> std::io::Result<()> {
+        let mut at = begin;
+        while at < length_bytes {
+            let n = (length_bytes - at).min(CHUNK.len() as u64);
+            file.write_all_at(&CHUNK[..n as usize], at)?;
+            at += n;
+        }
+        file.sync_all()
+    };
+    let grown = grow();
+    if grown.is_err()
+        && let Err(error) = file.set_len(begin)
+    {
+        // It was to be given back: on a full disk every block may be the one that another needs.
+        tracing::debug!(%error, "the journal keeps what it got");
+    }
+    grown.on("grow", path)
+}
