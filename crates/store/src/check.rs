@@ -17,9 +17,7 @@ use crate::{
     content,
     driver::{self, Finding, TreeRef},
     error::{DbContext, IoContext, Result, StoreError},
-    generation, hands, layout,
-    parents::Parents,
-    records,
+    generation, hands, layout, records,
     rows::{self, snapshots::SnapshotRow},
     sidecar::{ContainerFile, ImageFile, Sidecar},
     snapshot::SnapshotKey,
@@ -72,7 +70,7 @@ impl Store {
             ));
             return Ok(found);
         }
-        let parents = self.read(Parents::of)?;
+        let parents = self.read(rows::snapshots::parents)?;
         found.extend(parents.errors().map(|error| {
             let why = format!("{error}; `vellum check --rebuild` makes the database anew from the records beside the trees");
             finding("the database", why, false)

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use rusqlite::Transaction;
-use vellum_format::Digest;
 
 use crate::{
+    container::{ContainerRecord, NewContainer},
     driver::TreeParts,
     error::{Result, StoreError, Subject},
     following::{self, Follower},
@@ -21,44 +21,6 @@ use crate::{
     turn::Turn,
     tx::{self, Staged},
 };
-
-/// A container to be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewContainer {
-    /// Its id: unique, chosen by the caller, usually 64 hexadecimal digits.
-    pub id: String,
-    /// Its name: unique.
-    pub name: String,
-    /// The image it is made from, if it is made from one; it keeps the image.
-    pub image: Option<Digest>,
-    /// The image's name as the user wrote it.
-    pub image_name: Option<String>,
-    /// JSON that belongs to the caller.
-    pub config: String,
-    /// Named volumes it uses; they must exist, and stay while the container does.
-    pub volumes: Vec<String>,
-}
-
-/// A recorded container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ContainerRecord {
-    /// Its id.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// The active snapshot it owns.
-    pub snapshot: SnapshotKey,
-    /// The image it was made from.
-    pub image: Option<Digest>,
-    /// The image's name as the user wrote it.
-    pub image_name: Option<String>,
-    /// When it was made.
-    pub created: Timestamp,
-    /// JSON that belongs to the caller.
-    pub config: String,
-    /// Named volumes it uses, sorted.
-    pub volumes: Vec<String>,
-}
 
 /// A recorded volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -326,10 +288,10 @@ fn check_new(layout: &Layout, tx: &Transaction<'_>, container: &NewContainer) ->
     if rows::containers::has_name(tx, &container.id)? {
         return Err(StoreError::exists(Subject::Container, &container.id));
     }
-    if let Some(image) = &container.image {
-        if !rows::images::has(tx, image)? {
-            return Err(StoreError::not_found(Subject::Image, image));
-        }
+    if let Some(image) = &container.image
+        && !rows::images::has(tx, image)?
+    {
+        return Err(StoreError::not_found(Subject::Image, image));
     }
     for name in &container.volumes {
         find_volume(layout, tx, name)?

@@ -35,11 +35,12 @@ use crate::{
     driver::{DriverKind, TreeId},
     error::{DbContext, IoContext, Result, StoreError},
     following::Settled,
-    generation::{self, Mark, Stamp},
+    generation::{self, Mark},
     layout::{self, Layout},
     located::{Located, Shelf},
     records, rows,
     schema::{self, VERSION},
+    stamp::Stamp,
     turn,
     tx::Staged,
 };

@@ -10,7 +10,7 @@ use vellum_format::Digest;
 use crate::{
     driver::TreeRef,
     error::{Class, Result},
-    images::ImageRecord,
+    image::ImageRecord,
     rows::{self, alive::Alive},
     snapshot::{Info, Kind, SnapshotKey, Usage},
     store::Store,

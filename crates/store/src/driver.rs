@@ -32,7 +32,8 @@ macro_rules! drivers {
     ($($(#[$attribute:meta])* $kind:ident => $driver:path,)+) => {
         /// The drivers there are.
         #[derive(
-            Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+            Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize,
+            Deserialize,
         )]
         #[serde(rename_all = "lowercase")]
         pub enum DriverKind {

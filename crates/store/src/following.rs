@@ -21,12 +21,13 @@ use vellum_sys::{sync, with_causes};
 use crate::{
     driver::TreeId,
     error::Result,
-    generation::{self, Stamp},
+    generation,
     layout::Layout,
     located::{Located, Shelf, SidecarKind},
     record::TreeRecord,
     records, rows,
     sidecar::{self, ContainerFile, ImageFile},
+    stamp::{Stamp, contradiction},
     store::Store,
     turn::Turn,
 };
@@ -109,6 +110,34 @@ impl Settled {
 }
 
 impl Store {
+    /// Looks for record files without a row that prove that the database has gone back in time.
+    /// Returns the proof.
+    ///
+    /// The mark was looked at when the store was opened; this is for what it can't tell after a
+    /// power loss.
+    pub(crate) fn look_for_rollback(&self) -> Result<Option<String>> {
+        if let Some(why) = self.inner.database.rolled_back() {
+            return Ok(Some(why.to_owned()));
+        }
+        let files = records::files(self.layout())?;
+        let known = self.read(all_names)?;
+        for path in files {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| known.contains(name)) {
+                continue;
+            }
+            // One that can't be read proves nothing.
+            let Ok(Some(written)) = records::read_stamp(&path) else {
+                continue;
+            };
+            let now = self.read(generation::stamp)?;
+            if let Some(why) = contradiction(&now, &written, 1) {
+                return Ok(Some(format!("{}: {why}", path.display())));
+            }
+        }
+        Ok(None)
+    }
+
     /// Writes these record files from the database, or takes them away with what they were of. Durable on return.
     ///
     /// The caller has had the turn since before the change. Failing is no failure of the change, which is durable: the next

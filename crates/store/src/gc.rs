@@ -20,9 +20,7 @@ use vellum_format::Digest;
 
 use crate::{
     error::{Result, StoreError},
-    lease::{self, LeaseId},
     located::Located,
-    parents::Parents,
     rows::{self, alive::Alive},
     snapshot::{SnapshotKey, Usage},
     snapshots::Sweep,
@@ -59,7 +57,7 @@ pub enum Thing {
 }
 
 struct Doomed {
-    leases: Vec<(LeaseId, String)>,
+    leases: Vec<(String, String)>,
     snapshots: Vec<rows::snapshots::SnapshotRow>,
     blobs: Vec<(Digest, u64)>,
     recipes: Vec<(Digest, u64)>,
@@ -74,7 +72,7 @@ impl Store {
         if let Some(why) = self.look_for_rollback()? {
             return Err(self.inner.database.has_rolled_back(why));
         }
-        self.read(Parents::all_sound)?;
+        self.read(|tx| rows::snapshots::parents(tx)?.all_sound())?;
         // A database that contradicts itself may have lost what says that something is needed.
         if let Some(wrong) = self.check_database()?.into_iter().next() {
             return Err(StoreError::Damaged {
@@ -177,7 +175,7 @@ impl Store {
 }
 
 fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
-    Parents::all_sound(tx)?;
+    rows::snapshots::parents(tx)?.all_sound()?;
     let alive = Alive::now(tx)?;
     let snapshots = alive.unheld_snapshots(tx)?.into_iter();
     Ok(Doomed {
@@ -192,7 +190,7 @@ fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
 
 fn bury(tx: &Transaction<'_>, doomed: &Doomed) -> Result<()> {
     for (id, _) in &doomed.leases {
-        lease::end(tx, id)?;
+        rows::leases::remove(tx, id)?;
     }
     let ids: Vec<i64> = doomed.snapshots.iter().map(|row| row.id).collect();
     rows::snapshots::remove_all(tx, &ids)?;

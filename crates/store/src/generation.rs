@@ -15,72 +15,21 @@
 
 use std::{
     ffi::OsStr,
-    fmt, io,
+    io,
     path::{Path, PathBuf},
     sync::Mutex,
 };
 
 use rusqlite::Transaction;
-use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{DbContext, IoContext, Result, StoreError},
-    following,
     layout::{self, Layout},
     records, rows,
-    store::Store,
+    stamp::{Stamp, contradiction},
 };
 use vellum_sys::plain::{self, Links};
 use vellum_sys::sync;
-
-/// A point in a store's life.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Stamp {
-    /// The store's id: 32 hexadecimal digits.
-    pub store: String,
-    /// How many transactions had changed it.
-    pub generation: u64,
-}
-
-impl Stamp {
-    /// Where a store begins: under an id that no other has.
-    pub fn of_new_store() -> Self {
-        Self {
-            store: hex::encode(rand::random::<[u8; 16]>()),
-            generation: 1,
-        }
-    }
-
-    /// The point after the next transaction, if nothing comes in between.
-    pub fn next(mut self) -> Self {
-        self.generation += 1;
-        self
-    }
-}
-
-impl fmt::Display for Stamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{:016x}", self.store, self.generation)
-    }
-}
-
-/// Says why a database at `now` can't be the one that `witness` was written for, if it can't.
-///
-/// `ahead` is how far ahead of the database a witness of its kind may be: 1 for a record file, 0 for the mark.
-pub(crate) fn contradiction(now: &Stamp, witness: &Stamp, ahead: u64) -> Option<String> {
-    if witness.store != now.store {
-        return Some(format!(
-            "it belongs to store {}, the database to store {}",
-            witness.store, now.store
-        ));
-    }
-    (witness.generation > now.generation.saturating_add(ahead)).then(|| {
-        format!(
-            "it was written for generation {}, and the database is at {}",
-            witness.generation, now.generation
-        )
-    })
-}
 
 /// The row of the table `store` that holds the generation: 16 hexadecimal digits, `-`, and as many random ones.
 ///
@@ -305,36 +254,6 @@ pub(crate) fn witness_against(
     }
 }
 
-impl Store {
-    /// Looks for record files without a row that prove that the database has gone back in time.
-    /// Returns the proof.
-    ///
-    /// The mark was looked at when the store was opened; this is for what it can't tell after a
-    /// power loss.
-    pub(crate) fn look_for_rollback(&self) -> Result<Option<String>> {
-        if let Some(why) = self.inner.database.rolled_back() {
-            return Ok(Some(why.to_owned()));
-        }
-        let files = records::files(self.layout())?;
-        let known = self.read(following::all_names)?;
-        for path in files {
-            let name = path.file_name().and_then(|name| name.to_str());
-            if name.is_some_and(|name| known.contains(name)) {
-                continue;
-            }
-            // One that can't be read proves nothing.
-            let Ok(Some(written)) = records::read_stamp(&path) else {
-                continue;
-            };
-            let now = self.read(stamp)?;
-            if let Some(why) = contradiction(&now, &written, 1) {
-                return Ok(Some(format!("{}: {why}", path.display())));
-            }
-        }
-        Ok(None)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,22 +263,6 @@ mod tests {
             store: store.repeat(32),
             generation,
         }
-    }
-
-    #[test]
-    fn only_what_is_ahead_or_of_another_store_contradicts() {
-        #[track_caller]
-        fn check(now: u64, witness: Stamp, ahead: u64, expect: bool) {
-            let found = contradiction(&at("a", now), &witness, ahead);
-            assert_eq!(found.is_some(), expect, "{found:?}");
-        }
-        check(5, at("a", 5), 0, false);
-        check(5, at("a", 1), 0, false);
-        check(5, at("a", 6), 0, true);
-        check(5, at("a", 6), 1, false);
-        check(5, at("a", 7), 1, true);
-        check(5, at("b", 5), 1, true);
-        check(u64::MAX, at("a", u64::MAX), 1, false);
     }
 
     #[test]

@@ -11,10 +11,8 @@ use vellum_sys::random;
 
 use crate::{
     error::{Result, StoreError, Subject},
-    rows::{
-        self,
-        leases::{LeaseRow, Process},
-    },
+    process::Process,
+    rows::{self, leases::LeaseRow},
     snapshot::SnapshotKey,
     store::Store,
 };
@@ -192,78 +190,4 @@ pub(crate) fn hold_snapshot(tx: &Transaction<'_>, lease: &LeaseId, id: i64) -> R
 pub(crate) fn hold_digest(tx: &Transaction<'_>, lease: &LeaseId, digest: &Digest) -> Result<()> {
     exists(tx, lease)?;
     rows::leases::hold_digest(tx, &lease.0, digest)
-}
-
-/// Returns the leases whose process is gone or whose time is over: id and purpose.
-pub(crate) fn over(tx: &Transaction<'_>) -> Result<Vec<(LeaseId, String)>> {
-    let now = rows::now_ns();
-    let lives = |lease: &LeaseRow| match (lease.expires_ns, &lease.process) {
-        (Some(expires), _) => now < expires,
-        (None, Some(process)) => process.lives(),
-        (None, None) => false,
-    };
-    let all = rows::leases::all(tx)?.into_iter();
-    Ok(all
-        .filter(|lease| !lives(lease))
-        .map(|lease| (LeaseId(lease.id), lease.purpose))
-        .collect())
-}
-
-impl Process {
-    fn this() -> Result<Self> {
-        let pid = i64::from(std::process::id());
-        Ok(Self {
-            pid,
-            start: start_of(pid).unwrap_or(0),
-            boot: boot_id(),
-        })
-    }
-
-    /// Tells whether this very process still runs.
-    pub fn lives(&self) -> bool {
-        self.boot == boot_id() && start_of(self.pid) == Some(self.start)
-    }
-}
-
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|text| text.trim().to_owned())
-        .unwrap_or_default()
-}
-
-fn start_of(pid: i64) -> Option<i64> {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The command stands in parentheses and may contain anything: fields count from the last one.
-    let rest = &stat[stat.iter().rposition(|&b| b == b')')? + 1..];
-    let mut fields = std::str::from_utf8(rest).ok()?.split_ascii_whitespace();
-    let state = fields.next()?;
-    if state == "Z" || state == "X" {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reused_pid_is_another_process() {
-        let this = Process::this().unwrap();
-        assert!(this.lives());
-        assert!(
-            !Process {
-                start: this.start + 1,
-                ..this.clone()
-            }
-            .lives()
-        );
-        assert!(
-            !Process {
-                boot: "another".into(),
-                ..this
-            }
-            .lives()
-        );
-    }
 }

@@ -8,11 +8,8 @@
 
 use std::{collections::HashMap, hash::Hash};
 
-use rusqlite::Transaction;
-
 use crate::{
     error::{Result, StoreError},
-    rows,
     snapshot::SnapshotKey,
 };
 
@@ -138,17 +135,13 @@ pub(crate) struct Parents {
 }
 
 impl Parents {
-    /// Reads and surveys them.
-    pub fn of(tx: &Transaction<'_>) -> Result<Self> {
-        let (mut parents, mut keys) = (HashMap::new(), HashMap::new());
-        for (id, parent, key) in rows::snapshots::parents(tx)? {
-            parents.insert(id, parent);
-            keys.insert(id, key);
+    /// Surveys them: row number, the parent's, key.
+    pub fn new(rows: Vec<(i64, Option<i64>, SnapshotKey)>) -> Self {
+        let parents = rows.iter().map(|(id, parent, _)| (*id, *parent));
+        Self {
+            survey: survey(&parents.collect()),
+            keys: rows.into_iter().map(|(id, _, key)| (id, key)).collect(),
         }
-        Ok(Self {
-            survey: survey(&parents),
-            keys,
-        })
     }
 
     /// True for a snapshot whose parents could not be told when they were read.
@@ -174,24 +167,22 @@ impl Parents {
     }
 
     /// Nothing may be judged to be unneeded while it can't be told what stands on it. Errors: `BrokenParents`.
-    pub fn all_sound(tx: &Transaction<'_>) -> Result<()> {
-        Self::of(tx)?.errors().next().map_or(Ok(()), Err)
+    pub fn all_sound(&self) -> Result<()> {
+        self.errors().next().map_or(Ok(()), Err)
     }
-}
 
-/// Returns why the ancestors of row `id` can't be told, which `rows::snapshots::ancestors` has just
-/// met.
-pub(crate) fn fault_of(tx: &Transaction<'_>, id: i64) -> Result<StoreError> {
-    let all = Parents::of(tx)?;
-    let key = all.keys.get(&id).cloned();
-    let first = all.errors().next();
-    Ok(StoreError::BrokenParents {
-        key: key.unwrap_or_else(|| SnapshotKey::from("?")),
-        why: match first {
-            Some(StoreError::BrokenParents { why, .. }) => why,
-            _ => format!("it stands on more than {MOST} snapshots"),
-        },
-    })
+    /// Returns why the ancestors of row `id` can't be told, which `rows::snapshots::ancestors` has
+    /// just met.
+    pub fn fault_of(&self, id: i64) -> StoreError {
+        let key = self.keys.get(&id).cloned();
+        StoreError::BrokenParents {
+            key: key.unwrap_or_else(|| SnapshotKey::from("?")),
+            why: match self.errors().next() {
+                Some(StoreError::BrokenParents { why, .. }) => why,
+                _ => format!("it stands on more than {MOST} snapshots"),
+            },
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use vellum_format::Digest;
 use crate::{
     driver::{DriverKind, LinkId, TreeId},
     error::Result,
-    generation::Stamp,
     layout::Layout,
     records::{self, VERSION},
     snapshot::{Keep, Kind, Labels, MountFeatures, SnapshotKey, Usage},
+    stamp::Stamp,
 };
 
 /// The record of one tree.

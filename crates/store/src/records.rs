@@ -24,9 +24,9 @@ use vellum_sys::{
 use crate::{
     driver::TreeId,
     error::{IoContext, Result, StoreError},
-    generation::Stamp,
     layout::{self, Layout, sync_dir},
     located::{Located, Shelf},
+    stamp::Stamp,
     tx::Staged,
 };
 

@@ -10,9 +10,10 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::{
     error::{DbContext, IoContext, Result, StoreError},
-    generation::{self, Mark, Stamp},
+    generation::{self, Mark},
     layout::Layout,
     rebuild,
+    stamp::Stamp,
 };
 
 /// Bytes 68..72 of the database: "VLM1". Changing it makes every existing store a stranger.

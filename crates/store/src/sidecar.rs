@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use vellum_format::Digest;
 
 use crate::{
-    containers::{ContainerRecord, NewContainer},
-    images::{ImageLayer, ImageRecord, LayerBlob},
+    container::{ContainerRecord, NewContainer},
+    image::{ImageLayer, ImageRecord, LayerBlob},
     layout::Layout,
     located::SidecarKind,
     records::VERSION,

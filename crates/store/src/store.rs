@@ -13,10 +13,10 @@ use crate::{
     database::Database,
     driver::{self, DriverKind},
     error::{Class, Result},
-    generation::{self, Stamp},
-    hands,
+    generation, hands,
     layout::{self, Layout},
     rows,
+    stamp::Stamp,
     tx::Journal,
 };
 

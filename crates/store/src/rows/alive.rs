@@ -11,17 +11,16 @@
 use rusqlite::{Params, Row, Transaction, params};
 use vellum_format::Digest;
 
-use super::parse;
+use super::{leases, parse};
 use crate::{
     error::{DbContext, Result},
-    lease::{self, LeaseId},
     snapshot::SnapshotKey,
 };
 
 /// Who holds what, as of one moment.
 pub(crate) struct Alive {
     /// Leases whose process is gone or whose time is over, with their purpose.
-    pub over: Vec<(LeaseId, String)>,
+    pub over: Vec<(String, String)>,
     /// Their ids as JSON, for the statements.
     over_json: String,
 }
@@ -70,7 +69,8 @@ const HOLDERS: &str = "WITH RECURSIVE \
          UNION ALL SELECT 3, id, purpose, digest FROM lease_digests JOIN alive ON id = lease), \
      live (id) AS ( \
          SELECT snapshot FROM holds \
-         UNION SELECT s.parent FROM live JOIN snapshots s ON s.id = live.id WHERE s.parent IS NOT NULL)";
+         UNION SELECT s.parent FROM live JOIN snapshots s ON s.id = live.id \
+             WHERE s.parent IS NOT NULL)";
 
 /// The order of [`Holder`]s.
 const ORDER: &str = "ORDER BY kind, CASE kind WHEN 1 THEN name ELSE id END";
@@ -78,7 +78,7 @@ const ORDER: &str = "ORDER BY kind, CASE kind WHEN 1 THEN name ELSE id END";
 impl Alive {
     /// Looks which leases are over.
     pub fn now(tx: &Transaction<'_>) -> Result<Self> {
-        let over = lease::over(tx)?;
+        let over = leases::over(tx)?;
         let ids: Vec<&str> = over.iter().map(|(id, _)| id.as_str()).collect();
         Ok(Self {
             over_json: super::to_json(&ids)?,
@@ -112,7 +112,8 @@ impl Alive {
     pub fn unheld_recipes(&self, tx: &Transaction<'_>) -> Result<Vec<(Digest, u64)>> {
         self.digests(
             tx,
-            "SELECT diff_id, size FROM recipes WHERE diff_id NOT IN (SELECT digest FROM holds_digest \
+            "SELECT diff_id, size FROM recipes WHERE diff_id NOT IN ( \
+             SELECT digest FROM holds_digest \
              UNION SELECT diff_id FROM snapshots WHERE id IN live AND diff_id IS NOT NULL)",
         )
     }
@@ -127,7 +128,10 @@ impl Alive {
         let found = match thing {
             Thing::Snapshot(id) => self.list(
                 tx,
-                &format!(", above (id) AS (SELECT ?2 {ABOVE} SELECT DISTINCT * FROM ({HOLD_ABOVE}) {ORDER}"),
+                &format!(
+                    ", above (id) AS (SELECT ?2 {ABOVE} \
+                     SELECT DISTINCT * FROM ({HOLD_ABOVE}) {ORDER}"
+                ),
                 params![over, id],
                 holder,
             )?,

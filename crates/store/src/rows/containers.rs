@@ -5,7 +5,7 @@ use vellum_format::Digest;
 
 use super::{exists, list, parse, time};
 use crate::{
-    containers::{ContainerRecord, NewContainer},
+    container::{ContainerRecord, NewContainer},
     error::{DbContext, Result},
     snapshot::SnapshotKey,
 };

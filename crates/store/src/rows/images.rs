@@ -6,7 +6,7 @@ use vellum_format::Digest;
 use super::{exists, list, now_ns, parse, time};
 use crate::{
     error::{DbContext, Result},
-    images::{ImageLayer, ImageRecord, LayerBlob, NewImage},
+    image::{ImageLayer, ImageRecord, LayerBlob, NewImage},
     snapshot::SnapshotKey,
 };
 

@@ -4,16 +4,10 @@ use rusqlite::{Transaction, params};
 use vellum_format::Digest;
 
 use super::{exists, list, now_ns};
-use crate::error::{DbContext, Result};
-
-/// A process that can't be taken for another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Process {
-    pub pid: i64,
-    /// Start time in clock ticks since boot, field 22 of `/proc/PID/stat`.
-    pub start: i64,
-    pub boot: String,
-}
+use crate::{
+    error::{DbContext, Result},
+    process::Process,
+};
 
 /// A recorded lease.
 pub(crate) struct LeaseRow {
@@ -39,6 +33,21 @@ pub(crate) fn all(tx: &Transaction<'_>) -> Result<Vec<LeaseRow>> {
             },
         })
     })
+}
+
+/// Returns the leases whose process is gone or whose time is over: id and purpose.
+pub(crate) fn over(tx: &Transaction<'_>) -> Result<Vec<(String, String)>> {
+    let now = now_ns();
+    let lives = |lease: &LeaseRow| match (lease.expires_ns, &lease.process) {
+        (Some(expires), _) => now < expires,
+        (None, Some(process)) => process.lives(),
+        (None, None) => false,
+    };
+    let all = all(tx)?.into_iter();
+    Ok(all
+        .filter(|lease| !lives(lease))
+        .map(|lease| (lease.id, lease.purpose))
+        .collect())
 }
 
 /// Tells whether there is such a lease.

@@ -9,7 +9,7 @@ use super::{damaged, exists, json, list, parse, time, to_json};
 use crate::{
     driver::{DriverKind, LinkId, TreeId, TreeRef},
     error::{DbContext, Result, StoreError, Subject},
-    parents,
+    parents::{MOST, Parents},
     record::{Identity, TreeRecord},
     snapshot::{Info, Keep, Kind, SnapshotKey, Usage},
 };
@@ -248,7 +248,7 @@ pub(crate) fn layers_with_text(
 /// what it stands on.
 ///
 /// Errors: `BrokenParents` if they form a ring, end at a snapshot that is missing, or are more than
-/// [`parents::MOST`].
+/// [`MOST`].
 pub(crate) fn ancestors(tx: &Transaction<'_>, id: i64) -> Result<Vec<TreeRef>> {
     let mut statement = tx
         .prepare_cached(
@@ -261,7 +261,7 @@ pub(crate) fn ancestors(tx: &Transaction<'_>, id: i64) -> Result<Vec<TreeRef>> {
         )
         .db("follow parents")?;
     let rows = statement
-        .query_map([id, parents::MOST as i64], |row| {
+        .query_map([id, MOST as i64], |row| {
             Ok((
                 row.get::<_, Option<String>>(0)?,
                 row.get::<_, Option<i64>>(1)?,
@@ -276,10 +276,10 @@ pub(crate) fn ancestors(tx: &Transaction<'_>, id: i64) -> Result<Vec<TreeRef>> {
     rows.map(|row| {
         let (tree, kind, link, diff_id, features, at) = row.db("follow parents")?;
         let (true, Some(tree), Some(kind)) = (seen.insert(at), tree, kind) else {
-            return Err(parents::fault_of(tx, id)?);
+            return Err(parents(tx)?.fault_of(id));
         };
-        if seen.len() > parents::MOST + 1 {
-            return Err(parents::fault_of(tx, id)?);
+        if seen.len() > MOST + 1 {
+            return Err(parents(tx)?.fault_of(id));
         }
         Ok(TreeRef {
             id: TreeId::try_from(tree)?,
@@ -399,13 +399,14 @@ pub(crate) fn trees(tx: &Transaction<'_>) -> Result<Vec<TreeId>> {
     trees.into_iter().map(TreeId::try_from).collect()
 }
 
-/// Returns what each snapshot stands on: row number, the parent's, key.
-pub(crate) fn parents(tx: &Transaction<'_>) -> Result<Vec<(i64, Option<i64>, SnapshotKey)>> {
+/// Returns what each snapshot stands on, surveyed.
+pub(crate) fn parents(tx: &Transaction<'_>) -> Result<Parents> {
     let sql = "SELECT id, parent, key FROM snapshots";
-    list(tx, "look at parents", sql, [], |row| {
+    let rows = list(tx, "look at parents", sql, [], |row| {
         let key: Vec<u8> = row.get(2)?;
         Ok((row.get(0)?, row.get(1)?, SnapshotKey::new(key)))
-    })
+    })?;
+    Ok(Parents::new(rows))
 }
 
 /// Returns the keys of the snapshots with a diff id, sorted.
