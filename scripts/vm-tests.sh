@@ -52,7 +52,8 @@ ROWS
 say() { printf 'vm-tests: %s\n' "$*" >&2; }
 
 # ---- here ----------------------------------------------------------------------
-# Prints PACKAGE TARGET DIRECTORY PROGRAM of each test program, and of the command.
+# Prints PACKAGE TARGET DIRECTORY PROGRAM of each test program, and of the command. The programs are copies without debugging information: tests
+# copy them for other users, which takes most of their time on an emulated machine.
 build() {
   # The command's package is always there: with it, cargo builds other crates with the features that `cargo test` at large gives them.
   local packages=(--package vellum-cli) targets=() package target
@@ -79,7 +80,18 @@ for line in sys.stdin:
     if said["profile"]["test"] == (kind == "bin"):
         continue
     directory = os.path.dirname(said["manifest_path"])
-    print("vellum-" + os.path.basename(directory), name, directory, said["executable"])'
+    print("vellum-" + os.path.basename(directory), name, directory, said["executable"])' |
+    while read -r package name directory program; do
+      mkdir -p .cache/vm/programs/deps
+      strip --strip-debug -o ".cache/vm/programs/deps/$(basename "$program")" "$program"
+      echo "$package $name $directory $PWD/.cache/vm/programs/deps/$(basename "$program")"
+    done
+  case "${packages[*]}" in # where the tests look for it: beside them
+  *vellum-fuse*)
+    mkdir -p .cache/vm/programs/examples
+    strip --strip-debug -o .cache/vm/programs/examples/mount_union target/debug/examples/mount_union
+    ;;
+  esac
 }
 
 chosen() { # the lines of the rows that were asked for

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use support::*;
 use vellum_testkit::caching::{Extent, Seen, Ways};
-use vellum_testkit::kernel::Overlay;
+use vellum_testkit::kernel::{Overlay, Since};
 use vellum_testkit::{Scratch, untested};
 
 /// Operations that open a file of a lower layer for writing and write nothing: the kernel's overlay
@@ -153,7 +153,9 @@ fn what_is_shown_is_true_over_io_uring() {
 #[test]
 fn what_is_shown_is_true_in_passthrough_mode() {
     as_root(|world| {
-        world.option("passthrough");
+        if !world.pass_through() {
+            return;
+        }
         tried(world, extent(Ways::AllFields), World::mount);
     });
 }
@@ -250,6 +252,9 @@ fn a_program_that_was_changed_runs_without_its_owners_rights() {
         &["writeback"],
     ] {
         as_root(|world| {
+            if options == ["passthrough"] && !Since::FusePassthrough.is_here_for("passthrough") {
+                return;
+            }
             options.iter().for_each(|option| world.option(option));
             for_others(world);
             let mut bytes = fs::read("/usr/bin/id").unwrap();
@@ -327,7 +332,9 @@ fn a_capability_goes_with_the_bytes_it_was_given_to() {
 fn rights_given_while_a_user_writes_through_the_kernel_go_with_its_next_write() {
     as_root(|world| {
         for_others(world);
-        world.option("passthrough");
+        if !world.pass_through() {
+            return;
+        }
         world.mount();
         fs::write(world.at("f"), vec![1; 200_000]).unwrap();
         set_mode(world.at("f"), 0o666).unwrap();
@@ -500,6 +507,9 @@ fn a_mount_that_is_taken_away_is_told_nothing_more() {
 fn bytes_written_past_the_cache_and_not_waited_for_are_read_through_it() {
     for options in [&["nouring"][..], &[], &["checked"], &["passthrough"]] {
         as_root(|world| {
+            if options == ["passthrough"] && !Since::FusePassthrough.is_here_for("passthrough") {
+                return;
+            }
             options.iter().for_each(|option| world.option(option));
             match options.is_empty() {
                 true => drop(mount_with_rings(world)),

@@ -17,8 +17,9 @@ const BIG_BYTES: usize = 1 << 20;
 /// Runs `check` in a world that is mounted in passthrough mode.
 fn through(check: impl FnOnce(&mut World)) {
     as_root(|world| {
-        world.option("passthrough");
-        check(world);
+        if world.pass_through() {
+            check(world);
+        }
     });
 }
 

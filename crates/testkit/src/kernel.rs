@@ -1,4 +1,4 @@
-//! Overlay mounts by the kernel itself, to compare ours with.
+//! Overlay mounts by the kernel itself, to compare ours with, and what a kernel has since when.
 //!
 //! Made through the mount API directly and not with Vellum's code for mounting, so that a mistake there can't hide
 //! one elsewhere.
@@ -120,7 +120,7 @@ fn escaped(path: &Path) -> String {
         .replace(',', "\\,")
 }
 
-/// What the kernel's overlay learnt with a version, where no option says so.
+/// What the kernel learnt with a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Since {
     /// Data-only layers, `lowerdir=a::b`.
@@ -133,6 +133,8 @@ pub enum Since {
     EscapedMarks,
     /// `lowerdir+`.
     LayersOneByOne,
+    /// Files of FUSE that the kernel reads and writes by itself.
+    FusePassthrough,
 }
 
 impl Since {
@@ -143,6 +145,7 @@ impl Since {
             Since::CheckedMetacopies => (6, 6),
             Since::WhiteoutsInXattrs | Since::EscapedMarks => (6, 7),
             Since::LayersOneByOne => (6, 8),
+            Since::FusePassthrough => (6, 9),
         };
         release() >= since
     }

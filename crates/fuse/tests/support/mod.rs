@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use vellum_testkit::kernel::Since;
 use vellum_testkit::scratch::copy_program;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{PlainUser, Scratch, needs_root, untested};
@@ -127,6 +128,12 @@ impl World {
         let options = self.options.iter().filter(|option| *option != "no-upper");
         command.args(options);
         command
+    }
+
+    /// Asks for passthrough, which some kernels lack; false, and recorded as untested, if this one does.
+    pub fn pass_through(&mut self) -> bool {
+        self.option("passthrough");
+        Since::FusePassthrough.is_here_for("passthrough")
     }
 
     /// Mounts; the error is what the server said.
