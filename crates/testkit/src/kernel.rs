@@ -133,6 +133,8 @@ pub enum Since {
     EscapedMarks,
     /// `lowerdir+`.
     LayersOneByOne,
+    /// The UUID of any file system; before, ext4, XFS and btrfs tell theirs, and tmpfs does not.
+    EveryUuid,
     /// Files of FUSE that the kernel reads and writes by itself.
     FusePassthrough,
 }
@@ -145,7 +147,7 @@ impl Since {
             Since::CheckedMetacopies => (6, 6),
             Since::WhiteoutsInXattrs | Since::EscapedMarks => (6, 7),
             Since::LayersOneByOne => (6, 8),
-            Since::FusePassthrough => (6, 9),
+            Since::EveryUuid | Since::FusePassthrough => (6, 9),
         };
         release() >= since
     }

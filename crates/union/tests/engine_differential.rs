@@ -325,6 +325,11 @@ fn the_engine_does_what_the_kernel_does_with_hard_links() {
 fn the_engine_does_what_the_kernel_does_on_other_file_systems() {
     let mut rng = Rng::for_test("engine against kernel, elsewhere");
     for kind in [FsKind::Tmpfs, FsKind::Xfs, FsKind::Btrfs] {
+        // The kernel takes no index whose handles don't name the file system.
+        if kind == FsKind::Tmpfs && !Since::EveryUuid.is_here_for("an upper on tmpfs with index=on")
+        {
+            continue;
+        }
         for _ in 0..rounds().div_ceil(6) {
             round(&mut rng, kind, true, 120);
         }

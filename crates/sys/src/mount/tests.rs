@@ -129,16 +129,22 @@ fn too_many_layers_are_refused_before_the_kernel_is_asked() {
 
 /// Whether this kernel has a method; recorded as untested if not.
 fn has(method: &Method) -> bool {
-    let kernel = crate::probe::kernel();
-    let (name, has) = match method {
-        Method::LayerFds => ("layers as descriptors", kernel.has_layer_fds),
-        Method::LowerdirPaths => ("layers as paths one by one", kernel.has_lowerdir_plus),
-        Method::OptionPage { .. } => return true,
-    };
+    let has = is_known(method);
     if !has {
-        vellum_testkit::untested(name, format!("Linux {} has no such option", kernel.release));
+        let release = crate::probe::kernel().release;
+        let why = format!("Linux {release} has no such option");
+        vellum_testkit::untested(&format!("{method:?}"), why);
     }
     has
+}
+
+fn is_known(method: &Method) -> bool {
+    let kernel = crate::probe::kernel();
+    match method {
+        Method::LayerFds => kernel.has_layer_fds,
+        Method::LowerdirPaths => kernel.has_lowerdir_plus,
+        Method::OptionPage { .. } => true,
+    }
 }
 
 /// Every method that this kernel has, the best first.
@@ -149,7 +155,7 @@ fn methods(home: &Path) -> Vec<Method> {
         Method::LowerdirPaths,
         Method::OptionPage { home },
     ];
-    all.into_iter().filter(has).collect()
+    all.into_iter().filter(is_known).collect()
 }
 
 /// For what does not depend on the method.

@@ -1,0 +1,172 @@
+//! Files of a node, which may be mounted somewhere below: `/etc/x` of the node is `HOST_ROOT/etc/x` here.
+//!
+//! Symbolic links are followed as the node sees them, so a link to `/usr/etc` stays in the node's tree. It must not know what the files are for.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use vellum_sys::Dir;
+use vellum_sys::publish::write_file_atomic;
+
+use vellum_service::error::{Error, Result};
+
+/// Links followed before it is called a circle, as the kernel does.
+const MOST_LINKS: usize = 40;
+
+/// The tree of a node.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    root: PathBuf,
+}
+
+impl Tree {
+    /// Describes the tree that is mounted at `root`.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Where it is mounted.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Returns where the node's `path` is here, links followed. What does not exist has no links.
+    ///
+    /// Errors: `Invalid` for a circle of links, `Io`.
+    pub fn here(&self, path: &Path) -> Result<PathBuf> {
+        let mut left: VecDeque<OsString> = parts(path);
+        let mut inside: Vec<OsString> = Vec::new();
+        let mut links = 0;
+        while let Some(part) = left.pop_front() {
+            if part == ".." {
+                inside.pop();
+                continue;
+            }
+            let mut at = self.root.clone();
+            at.extend(inside.iter().chain([&part]));
+            match fs::read_link(&at) {
+                Ok(target) => {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(Error::Invalid {
+                            what: format!("{} is a circle of symbolic links", path.display()),
+                            hint: None,
+                        });
+                    }
+                    if target.is_absolute() {
+                        inside.clear();
+                    }
+                    let mut parts = parts(&target);
+                    parts.append(&mut left);
+                    left = parts;
+                }
+                // No link, or not there.
+                Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => {
+                    inside.push(part);
+                }
+                Err(e) => return Err(Error::io("look at", at)(e)),
+            }
+        }
+        let mut at = self.root.clone();
+        at.extend(inside);
+        Ok(at)
+    }
+
+    /// Returns the content of a file, `None` if there is none.
+    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        let at = self.here(path)?;
+        match fs::read(&at) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", at)(e)),
+        }
+    }
+
+    /// Replaces or makes a file in one step, durably; directories above are made. Processes that run from the old one keep it.
+    pub fn write(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+        let at = self.here(path)?;
+        let (Some(above), Some(name)) = (at.parent(), at.file_name()) else {
+            return Err(Error::io("write", at)(ErrorKind::InvalidInput.into()));
+        };
+        fs::create_dir_all(above).map_err(Error::io("create", above))?;
+        // What the owner of a file that is there decided about its readers holds.
+        let mode = match fs::metadata(&at) {
+            Ok(old) => old.permissions().mode() & 0o777 | mode & 0o111,
+            Err(_) => mode,
+        };
+        Ok(write_file_atomic(&Dir::open(above)?, name, bytes, mode)?)
+    }
+
+    /// Removes a file. Returns whether there was one.
+    pub fn remove(&self, path: &Path) -> Result<bool> {
+        let at = self.here(path)?;
+        match fs::remove_file(&at) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(Error::io("remove", at)(e)),
+        }
+    }
+
+    /// Removes a directory if it is there and empty.
+    pub fn remove_empty_dir(&self, path: &Path) -> Result<()> {
+        let at = self.here(path)?;
+        match fs::remove_dir(&at) {
+            Ok(()) => Ok(()),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+                Ok(())
+            }
+            Err(e) => Err(Error::io("remove", at)(e)),
+        }
+    }
+}
+
+fn parts(path: &Path) -> VecDeque<OsString> {
+    path.components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(name.to_owned()),
+            Component::ParentDir => Some("..".into()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Returns the program that runs, whole.
+pub fn own_program() -> Result<Vec<u8>> {
+    // Also if a newer one has taken its name.
+    let at = Path::new("/proc/self/exe");
+    let mut bytes = Vec::new();
+    fs::File::open(at)
+        .and_then(|mut file| file.read_to_end(&mut bytes))
+        .map_err(Error::io("read", at))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_of_the_node_stay_in_its_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::at(dir.path());
+        fs::create_dir_all(dir.path().join("var/real")).unwrap();
+        fs::create_dir_all(dir.path().join("usr")).unwrap();
+        symlink("/var/real", dir.path().join("usr/local")).unwrap();
+        symlink("../../../../var", dir.path().join("usr/up")).unwrap();
+        symlink("round", dir.path().join("round")).unwrap();
+        let here = |path: &str| tree.here(Path::new(path)).unwrap();
+        assert_eq!(here("/usr/local/bin/x"), dir.path().join("var/real/bin/x"));
+        assert_eq!(here("/usr/up/a"), dir.path().join("var/a"));
+        assert!(tree.here(Path::new("/round")).is_err());
+        tree.write(Path::new("/usr/local/bin/x"), b"1", 0o755)
+            .unwrap();
+        assert_eq!(fs::read(dir.path().join("var/real/bin/x")).unwrap(), b"1");
+        let mode = fs::metadata(dir.path().join("var/real/bin/x")).unwrap();
+        assert_eq!(mode.permissions().mode() & 0o777, 0o755);
+    }
+}
