@@ -34,7 +34,6 @@ pub mod listen;
 pub mod look;
 pub mod mount;
 pub mod names;
-pub mod node;
 mod on_parents;
 pub mod plan;
 pub mod progress;

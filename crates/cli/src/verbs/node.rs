@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
-use vellum_service::node::containerd::Wanted;
-use vellum_service::node::{self, Action, InstallOptions, Report, State};
+use vellum_node::containerd::Wanted;
+use vellum_node::{self as node, Action, InstallOptions, Report, State};
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;
