@@ -14,7 +14,7 @@ pub use vellum_overlay::values::BytesPath;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::mount::place;
+use crate::home;
 
 /// What is kept with a container besides the store's own record; JSON in the record's `config`.
 ///
@@ -69,8 +69,8 @@ impl Settings {
 pub fn parts(ctx: &Context, record: &ContainerRecord) -> Result<TreeParts> {
     let store = ctx.store()?;
     let info = store.stat(&record.snapshot)?;
-    let home = store.driver_home(info.driver);
-    place::uncovered(&home, &home.join(info.tree.as_str()))?;
+    let driver = store.driver_home(info.driver);
+    home::uncovered(&driver, &driver.join(info.tree.as_str()))?;
     let mut parts = store.tree(&record.snapshot)?;
     let Some(BytesPath(from)) = Settings::of(record)?.from else {
         return Ok(parts);

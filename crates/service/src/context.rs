@@ -13,8 +13,8 @@ use vellum_sys::{Cancel, Process};
 
 use crate::config::{Config, Driver, Engine, Source};
 use crate::error::{Error, Result};
+use crate::home;
 use crate::progress::Progress;
-use crate::{facts, home};
 
 /// The surroundings of a verb.
 pub struct Context {
@@ -72,7 +72,8 @@ impl Context {
         StoreOptions {
             driver: driver.value,
             fallback: (driver.source == Source::Default).then_some(Driver::Native),
-            any_file_system: self.config.engine.value != Engine::Kernel && facts::has_fuse(),
+            any_file_system: self.config.engine.value != Engine::Kernel
+                && vellum_sys::probe::has_fuse(),
             ..StoreOptions::new(self.root())
         }
     }

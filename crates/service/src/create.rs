@@ -6,16 +6,13 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vellum_store::{
-    DriverKind, ImageRecord, Labels, LayerCommit, NewContainer, PrepareOptions, SnapshotKey,
-    StoreError, TreeParts,
-};
+use vellum_store::{Labels, NewContainer, PrepareOptions, SnapshotKey, StoreError};
 use vellum_union::engine::Limit;
 
 use crate::container::{self, BytesPath, Settings};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::{facts, limit, names, plan};
+use crate::{base, facts, limit, names, plan};
 
 /// What a container is made of.
 #[derive(Clone, Debug)]
@@ -52,9 +49,6 @@ pub struct Created {
     pub name: String,
 }
 
-/// The empty layer that copies of directories stand on.
-const EMPTY_BASE: &str = "vellum/empty";
-
 /// Makes a container. Durable on return; after an error there is none.
 pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
     if let Some(name) = &request.name {
@@ -86,7 +80,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         Origin::Directory(dir) => {
             let dir = copied_directory(ctx, dir)?;
             let held = lease.insert(store.lease("create a container")?);
-            options.parent = Some(empty_base(ctx, held.id())?);
+            options.parent = Some(base::empty_base(ctx, held.id())?);
             let stem = stem_of_directory(&dir);
             settings.from = Some(BytesPath(dir));
             stem
@@ -185,36 +179,6 @@ fn copied_directory(ctx: &Context, dir: &Path) -> Result<PathBuf> {
         .into());
     }
     Ok(path)
-}
-
-/// Returns the tree of an image: of one without layers an empty one.
-///
-/// `gc` may take the empty layer while it is shown, and it stays empty.
-pub(crate) fn tree_of_image(ctx: &Context, image: &ImageRecord) -> Result<TreeParts> {
-    let store = ctx.store()?;
-    if let Some(top) = image.top() {
-        return Ok(store.tree(top)?);
-    }
-    let lease = store.lease("show an image without layers")?;
-    let empty = empty_base(ctx, lease.id())?;
-    Ok(store.tree(&empty)?)
-}
-
-/// Returns the key of the empty layer, making it if it isn't there; held by `lease`.
-fn empty_base(ctx: &Context, lease: &vellum_store::LeaseId) -> Result<SnapshotKey> {
-    let store = ctx.store()?;
-    let key = SnapshotKey::from(EMPTY_BASE);
-    if store.hold(lease, &vellum_store::Held::Snapshot(key.clone()))? {
-        return Ok(key);
-    }
-    // Only ever shown under an overlay, whatever driver the store is for.
-    let staged = store.stage_layer(Some(DriverKind::default()))?;
-    let commit = LayerCommit {
-        lease: Some(lease.clone()),
-        ..LayerCommit::new(key.clone(), None)
-    };
-    store.commit_layer(staged, commit)?;
-    Ok(key)
 }
 
 /// `registry/path/debian:12` gives `debian`.

@@ -185,7 +185,7 @@ pub enum Error {
         /// The directory that can't be seen.
         path: PathBuf,
         /// What lies over it, topmost first.
-        covers: Vec<crate::home::Cover>,
+        covers: Vec<crate::cover::Cover>,
         /// Where it is noted what was there before, if it is the store itself that is covered.
         note: Option<PathBuf>,
     },
@@ -196,7 +196,7 @@ pub enum Error {
         /// The store's directory.
         path: PathBuf,
         /// What was mounted, and where.
-        was: Box<crate::home::Cover>,
+        was: Box<crate::cover::Cover>,
         /// Where it is noted what was there before.
         note: PathBuf,
     },
@@ -473,7 +473,7 @@ impl Error {
     }
 }
 
-fn listed(covers: &[crate::home::Cover]) -> String {
+fn listed(covers: &[crate::cover::Cover]) -> String {
     covers
         .iter()
         .map(ToString::to_string)

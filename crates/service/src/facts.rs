@@ -95,17 +95,8 @@ fn from(dir: &DirFacts) -> Facts {
         d_type: dir.d_type,
         fs_name: dir.fs_name.clone(),
         root: kernel.may_mount && !kernel.in_user_namespace,
-        fuse: has_fuse(),
+        fuse: probe::has_fuse(),
     }
-}
-
-/// Returns whether the FUSE device can be opened.
-pub(crate) fn has_fuse() -> bool {
-    fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")
-        .is_ok()
 }
 
 fn cache_path(ctx: &Context) -> PathBuf {

@@ -27,8 +27,7 @@ use vellum_union::engine::Limit;
 use crate::config::parse_size;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::mount::place;
-use crate::{limit, run_dir};
+use crate::{home, limit, run_dir};
 
 mod changes;
 mod mounts;
@@ -342,7 +341,7 @@ impl Graph {
     fn parts(&self, info: &Info) -> Result<TreeParts> {
         let store = self.store()?;
         let home = store.driver_home(info.driver);
-        place::uncovered(&home, &home.join(info.tree.as_str()))?;
+        home::uncovered(&home, &home.join(info.tree.as_str()))?;
         Ok(store.tree(&info.key)?)
     }
 

@@ -19,6 +19,7 @@ use vellum_sys::mountinfo::{self, Mount, Table};
 use vellum_sys::plain::{self, Links};
 use vellum_sys::{Dir, publish};
 
+use crate::cover::Cover;
 use crate::error::{Error, Result};
 
 /// The version of the note. An unknown one counts as no note at all.
@@ -26,39 +27,6 @@ const VERSION: u32 = 1;
 
 /// Far more than a note of some ten directories takes.
 const NOTE_MAX_BYTES: u64 = 1 << 20;
-
-/// One mount that lies over the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cover {
-    /// Where it is mounted.
-    pub mount_point: PathBuf,
-    /// File system type.
-    pub fs_type: String,
-    /// What was mounted: a device, a share, a word.
-    pub source: String,
-}
-
-impl Cover {
-    pub(crate) fn of(mount: &Mount) -> Cover {
-        Cover {
-            mount_point: mount.mount_point.clone(),
-            fs_type: mount.fs_type.to_string_lossy().into_owned(),
-            source: mount.source.to_string_lossy().into_owned(),
-        }
-    }
-}
-
-impl std::fmt::Display for Cover {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} ({}) on {}",
-            self.fs_type,
-            self.source,
-            self.mount_point.display()
-        )
-    }
-}
 
 /// What was noted, as a file in the run directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,6 +259,34 @@ fn hidden_mounts<'a>(root: &Path, table: &'a Table) -> Vec<&'a Mount> {
                 .any(|m| m.id == mount.id)
         })
         .collect()
+}
+
+/// Errors with [`Error::Covered`] if something is mounted over `tree`, a directory in the driver's directory `home`.
+///
+/// To be asked before the store looks into the tree: it would put right what it takes for damaged.
+pub(crate) fn uncovered(home: &Path, tree: &Path) -> Result<()> {
+    // A tree that is missing is for the store to name.
+    let (Ok(above), Ok(here)) = (Dir::open(home), Dir::open(tree)) else {
+        return Ok(());
+    };
+    if above.stat_self()?.mnt_id == here.stat_self()?.mnt_id {
+        return Ok(());
+    }
+    let table = mountinfo::read()?;
+    let covers = table
+        .chain(home)
+        .last()
+        .map(|base| table.covering(tree, base.id))
+        .unwrap_or_default();
+    if covers.is_empty() {
+        return Ok(());
+    }
+    let covers = covers.into_iter().map(Cover::of).collect();
+    Err(Error::Covered {
+        path: tree.to_path_buf(),
+        covers,
+        note: None,
+    })
 }
 
 /// What lies over a noted place, topmost first; empty if nothing does.

@@ -7,12 +7,14 @@
 //! This room must not know byte formats of layers or wire types of the fronts, and prints nothing: it talks through [`progress::Progress`].
 #![forbid(unsafe_code)]
 
+mod base;
 pub mod bundle;
 pub mod check;
 pub mod config;
 pub mod container;
 pub mod containers;
 pub mod context;
+pub mod cover;
 pub mod cp;
 pub mod create;
 pub mod diff;

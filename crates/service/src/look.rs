@@ -12,7 +12,7 @@ use vellum_union::{Node, Stack, WhNames};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::{container, create, names};
+use crate::{base, container, names};
 
 /// Which layers.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,9 +32,7 @@ pub fn stack(ctx: &Context, tree: &Tree) -> Result<Stack> {
         Tree::Container(name) => {
             names::with_container(ctx, name, |record| container::parts(ctx, record))?
         }
-        Tree::Image(name) => {
-            names::with_image(ctx, name, |image| create::tree_of_image(ctx, image))?
-        }
+        Tree::Image(name) => names::with_image(ctx, name, |image| base::tree_of_image(ctx, image))?,
     };
     match &parts.shape {
         Shape::Plain { root, .. } => container::plain_stack(ctx.process, root),

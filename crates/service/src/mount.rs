@@ -17,7 +17,7 @@ use crate::container::Settings;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Wishes, plan};
-use crate::{container, create, facts, names, run_dir};
+use crate::{base, container, facts, names, run_dir};
 
 mod execute;
 pub mod mounted;
@@ -158,7 +158,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
             shown::bury_at(ctx, target, name)?;
         }
         let target = existing_directory(target)?;
-        let planned = plan_view(ctx, &create::tree_of_image(ctx, image)?)?;
+        let planned = plan_view(ctx, &base::tree_of_image(ctx, image)?)?;
         let method = execute::plan(ctx, &planned, &target)?;
         Ok(Mounted {
             id: None,
@@ -173,7 +173,7 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
 /// Decides how an image would be mounted.
 pub fn plan_image(ctx: &Context, name: &str) -> Result<Plan> {
     names::with_image(ctx, name, |image| {
-        plan_view(ctx, &create::tree_of_image(ctx, image)?)
+        plan_view(ctx, &base::tree_of_image(ctx, image)?)
     })
 }
 

@@ -104,6 +104,15 @@ pub fn may_mount() -> bool {
     })
 }
 
+/// Returns whether the FUSE device can be opened.
+pub fn has_fuse() -> bool {
+    std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .is_ok()
+}
+
 /// Finds out what the kernel can do. Takes well under a millisecond; can't fail: what can't be had is false.
 pub fn kernel() -> KernelFacts {
     let parameter = |name: &str| {

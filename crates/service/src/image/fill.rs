@@ -6,11 +6,10 @@ use std::io::{BufWriter, Read, Write};
 
 use crate::on_parents::settle_on;
 use vellum_image::apply::apply;
-use vellum_image::{Applied, LayerStream, Limits};
-use vellum_store::{SnapshotKey, StagedFile, StagedLayer, Store};
+use vellum_image::{Applied, ApplyTarget, LayerStream, Limits, TargetMarks};
+use vellum_store::{LayerMarks, SnapshotKey, StagedFile, StagedLayer, Store};
 use vellum_sys::{Cancel, Dir, Process};
 
-use super::unpack::target;
 use crate::container;
 use crate::error::{Error, Result};
 
@@ -73,4 +72,19 @@ pub(super) fn apply_to(
         .map_err(Error::io("write a recipe below", store.root()))?;
     drop(out);
     Ok((recipe, applied))
+}
+
+/// Where and how a staged layer is filled by this process.
+pub(super) fn target(process: Process, staged: &StagedLayer) -> Result<ApplyTarget> {
+    let prefix = process.prefix();
+    Ok(ApplyTarget {
+        root: Dir::open(staged.root())?,
+        marks: match staged.marks() {
+            LayerMarks::Overlay => TargetMarks::Overlay(prefix),
+            LayerMarks::Whole => TargetMarks::Whole(prefix),
+            LayerMarks::Plain => TargetMarks::Plain,
+        },
+        privilege: container::privilege(process),
+        donor: None,
+    })
 }

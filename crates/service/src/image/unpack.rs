@@ -21,17 +21,14 @@ use vellum_image::config::{ChainId, chain_ids};
 use vellum_image::recipe;
 use vellum_image::source::{ImageSource, SourceLayer};
 use vellum_image::tar::Ending;
-use vellum_image::{
-    Applied, ApplyTarget, LayerStream, Limits, Progress as StreamProgress, TargetMarks,
-};
+use vellum_image::{Applied, ApplyTarget, LayerStream, Limits, Progress as StreamProgress};
 use vellum_store::{
-    BlobWriter, DriverKind, Held, LayerCommit, LayerMarks, Lease, StagedFile, StagedLayer, Store,
-    StoreError,
+    BlobWriter, DriverKind, Held, LayerCommit, Lease, StagedFile, StagedLayer, Store, StoreError,
 };
-use vellum_sys::{Cancel, Dir, Process, sync};
+use vellum_sys::{Cancel, Dir, sync};
 use vellum_union::{DirLayer, Layer};
 
-use super::fill::apply_to;
+use super::fill::{apply_to, target};
 use super::key;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -447,21 +444,6 @@ impl Unpacking<'_> {
         self.store.commit_layers(batch)?;
         Ok(done)
     }
-}
-
-/// Where and how a staged layer is filled by this process.
-pub(super) fn target(process: Process, staged: &StagedLayer) -> Result<ApplyTarget> {
-    let prefix = process.prefix();
-    Ok(ApplyTarget {
-        root: Dir::open(staged.root())?,
-        marks: match staged.marks() {
-            LayerMarks::Overlay => TargetMarks::Overlay(prefix),
-            LayerMarks::Whole => TargetMarks::Whole(prefix),
-            LayerMarks::Plain => TargetMarks::Plain,
-        },
-        privilege: container::privilege(process),
-        donor: None,
-    })
 }
 
 /// Unpacks a tar that belongs to no image yet on `parent`, or as a base layer, and commits it under its chain ID.

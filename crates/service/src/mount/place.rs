@@ -6,11 +6,10 @@
 use std::path::{Path, PathBuf};
 
 use vellum_store::{Shape, TreeParts};
-use vellum_sys::Dir;
-use vellum_sys::mountinfo::{self, Mount, Table};
+use vellum_sys::mountinfo::{Mount, Table};
 
+use crate::cover::Cover;
 use crate::error::{Error, Result};
-use crate::home::Cover;
 
 /// The type of a mount by Vellum's own engine, as the mount table has it.
 pub(crate) const ENGINE_TYPE: &str = "fuse.vellum";
@@ -61,34 +60,6 @@ pub(crate) fn places(parts: &TreeParts, table: &Table) -> Vec<PathBuf> {
     found
 }
 
-/// Errors with [`Error::Covered`] if something is mounted over `tree`, a directory in the driver's directory `home`.
-///
-/// To be asked before the store looks into the tree: it would put right what it takes for damaged.
-pub(crate) fn uncovered(home: &Path, tree: &Path) -> Result<()> {
-    // A tree that is missing is for the store to name.
-    let (Ok(above), Ok(here)) = (Dir::open(home), Dir::open(tree)) else {
-        return Ok(());
-    };
-    if above.stat_self()?.mnt_id == here.stat_self()?.mnt_id {
-        return Ok(());
-    }
-    let table = mountinfo::read()?;
-    let covers = table
-        .chain(home)
-        .last()
-        .map(|base| table.covering(tree, base.id))
-        .unwrap_or_default();
-    if covers.is_empty() {
-        return Ok(());
-    }
-    let covers = covers.into_iter().map(Cover::of).collect();
-    Err(Error::Covered {
-        path: tree.to_path_buf(),
-        covers,
-        note: None,
-    })
-}
-
 /// Tells whether a tree in the driver's directory `home` shows at its own place, `merged`. Errors: [`Error::Covered`] if something foreign does.
 pub(super) fn is_shown(home: &Path, merged: &Path, table: &Table) -> Result<bool> {
     let Some(base) = table.chain(home).last().copied() else {
@@ -132,7 +103,7 @@ mod tests {
     #[track_caller]
     fn check(mounts: &str, expect: std::result::Result<bool, &[&str]>) {
         let text = format!("1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / /data rw - xfs b rw\n{mounts}");
-        let table = mountinfo::parse(text.as_bytes()).unwrap();
+        let table = vellum_sys::mountinfo::parse(text.as_bytes()).unwrap();
         let found = is_shown(
             Path::new("/data/v/overlay2"),
             Path::new("/data/v/overlay2/x/merged"),
