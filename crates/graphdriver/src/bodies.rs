@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::calls::{Shared, json, refused};
+use crate::answers::{Shared, json, refused};
 use crate::wire::{Reply, Request, ids_of, text_of};
 
 /// Pieces in a queue.

@@ -1,32 +1,21 @@
 //! One handler per call. Work that touches the disk runs on threads of its own, so that no call waits for another's.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{StatusCode, Uri};
+use axum::response::Response;
 use axum::routing::post;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use vellum_service::Error;
 use vellum_service::graph::Graph;
-use vellum_sys::Cancel;
 
+use crate::answers::{Shared, json, refused};
 use crate::bodies;
-use crate::wire::{Activation, CONTENT_TYPE, Capabilities, Init, Reply, Request, text_of};
-
-/// What every call is handed.
-#[derive(Clone)]
-pub struct Shared {
-    /// The driver.
-    pub graph: Arc<Graph>,
-    /// Set when the server must end before its calls do.
-    pub cancel: Cancel,
-}
+use crate::wire::{Activation, Capabilities, Init, Reply, Request, text_of};
 
 /// What a call that asks nothing is taken to have asked.
 const NOTHING: Bytes = Bytes::from_static(b"{}");
@@ -241,33 +230,5 @@ async fn call<Q: DeserializeOwned + Send + 'static>(
         }
         Ok(Err(error)) => refused(name, &text_of(&error)),
         Err(_) => refused(name, "the thread that did it died"),
-    }
-}
-
-/// The answer to a call that failed. Never status 200; see the crate's own page. The one place where errors are logged.
-pub fn refused(name: &'static str, text: &str) -> Response {
-    tracing::warn!(call = name, error = text, "failed");
-    let reply = Reply {
-        err: text.to_owned(),
-        ..Reply::default()
-    };
-    json(StatusCode::INTERNAL_SERVER_ERROR, &reply)
-}
-
-/// A JSON answer.
-pub fn json(status: StatusCode, reply: &impl Serialize) -> Response {
-    match serde_json::to_vec(reply) {
-        Ok(text) => (
-            status,
-            [(header::CONTENT_TYPE, CONTENT_TYPE)],
-            Body::from(text),
-        )
-            .into_response(),
-        // A path that is no text, in a store whose own path is none.
-        Err(error) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("the answer can't be put into JSON: {error}"),
-        )
-            .into_response(),
     }
 }

@@ -12,6 +12,7 @@
 //! * A body comes in chunks or with its length told beforehand; it is read to its end also when it is refused, since the daemon can't send it twice.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod bodies;
 mod calls;
 mod server;

@@ -9,7 +9,8 @@ use vellum_service::graph::Graph;
 use vellum_service::listen::listen;
 use vellum_service::serve::{self, Life, ServeError};
 
-use crate::calls::{Shared, router};
+use crate::answers::Shared;
+use crate::calls::router;
 
 /// Threads for blocking work: each call has one, and those of many containers that start or end at once come together.
 const BLOCKING_THREADS: usize = 512;

@@ -21,6 +21,7 @@ mod endpoint;
 mod error;
 mod exchange;
 mod fetch;
+mod host;
 mod login;
 mod push;
 mod runtime;

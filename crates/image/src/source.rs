@@ -24,6 +24,7 @@ mod docker_legacy;
 pub mod docker_root;
 pub mod oci_layout;
 mod spool;
+mod tags;
 
 pub use archive::Archive;
 pub use spool::open_seekable;

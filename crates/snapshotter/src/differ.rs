@@ -17,7 +17,7 @@ use vellum_sys::Timespec;
 use crate::api::services::diff::v1 as diff;
 use crate::api::types;
 use crate::content::{Caller, Containerd, Expected, UNCOMPRESSED, Writing};
-use crate::server::Shared;
+use crate::shared::Shared;
 
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -208,7 +208,7 @@ async fn blocking<T: Send + 'static>(
             tracing::info!(call, key, %error, "left to the next differ");
             Err(Status::unimplemented(crate::status::of(&error).message()))
         }
-        Ok(Err(error)) => Err(crate::snapshots::refused(call, key, &error)),
+        Ok(Err(error)) => Err(crate::status::refused(call, key, &error)),
         Err(panic) => {
             tracing::error!(call, key, %panic, "a call panicked");
             Err(Status::internal(format!("{call} panicked: {panic}")))

@@ -13,7 +13,7 @@ use tonic_health::server::HealthReporter;
 use crate::api::services::diff::v1::diff_server::DiffServer;
 use crate::api::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use crate::differ::Differ;
-use crate::server::Shared;
+use crate::shared::Shared;
 use crate::snapshots::Snapshots;
 
 /// How long between two looks: some ten stat(2).

@@ -9,7 +9,9 @@ pub mod convert;
 pub mod differ;
 pub mod health;
 pub mod metrics;
+mod numbers;
 pub mod server;
+pub mod shared;
 pub mod snapshots;
 pub mod status;
 

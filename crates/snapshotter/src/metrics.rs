@@ -1,13 +1,12 @@
 //! What the server counts, in the text form that Prometheus reads, on a unix socket or a loopback port.
 //!
 //! Calls and their times are counted as they end; what the store holds is asked for when somebody reads. Labels are words of ours only (calls, codes,
-//! kinds): no key of a client's becomes a label. The listener speaks as much HTTP as a scraper needs: one request, one answer, closed.
+//! kinds): no key of a client's becomes a label. `numbers.rs` is the listener.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -17,19 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
-use vellum_service::listen::listen_at;
-use vellum_service::serve::{self, ServeError};
 use vellum_service::snapshots as verbs;
-
-use crate::server::Shared;
-
-/// The longest request that is read: a scraper's is short.
-const REQUEST_BYTES: usize = 8192;
-
-/// How long a reader may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where numbers can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,7 +161,7 @@ impl Metrics {
     }
 
     /// Returns everything as text, the store's numbers as given.
-    fn text(&self, held: &[verbs::Held]) -> Result<String, fmt::Error> {
+    pub(crate) fn text(&self, held: &[verbs::Held]) -> Result<String, fmt::Error> {
         let mut sum = (0, 0);
         for one in held {
             let kind = one.kind.as_str();
@@ -190,82 +177,6 @@ impl Metrics {
         text::encode(&mut out, &self.registry)?;
         Ok(out)
     }
-}
-
-/// Listens at `address` and answers every request with the numbers, for as long as the runtime lives.
-pub(crate) async fn serve(shared: Arc<Shared>, address: &Address) -> Result<(), ServeError> {
-    match address {
-        Address::Unix(path) => {
-            let listening = listen_at(path)?;
-            let listener = serve::listener(&listening)?;
-            tokio::spawn(async move {
-                // Its end takes the socket away.
-                let _listening = listening;
-                loop {
-                    if let Some((stream, _)) = serve::connection(listener.accept().await).await {
-                        tokio::spawn(answer(Arc::clone(&shared), stream));
-                    }
-                }
-            });
-        }
-        Address::Loopback(at) => {
-            let listener = TcpListener::bind(at)
-                .await
-                .map_err(ServeError::io("listen for readers of metrics"))?;
-            tokio::spawn(async move {
-                loop {
-                    if let Some((stream, _)) = serve::connection(listener.accept().await).await {
-                        tokio::spawn(answer(Arc::clone(&shared), stream));
-                    }
-                }
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Answers one request. A reader that goes away, or says nothing, has no answer.
-async fn answer(shared: Arc<Shared>, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
-    let _ = tokio::time::timeout(PATIENCE, async {
-        let mut request = Vec::new();
-        let mut piece = [0; 1024];
-        while !request.windows(4).any(|end| end == b"\r\n\r\n") && request.len() < REQUEST_BYTES {
-            match stream.read(&mut piece).await {
-                Ok(0) | Err(_) => return,
-                Ok(count) => request.extend_from_slice(&piece[..count]),
-            }
-        }
-        let is_known =
-            request.starts_with(b"GET /metrics ") || request.starts_with(b"GET / ");
-        let (status, body) = match is_known {
-            false => ("404 Not Found", "see /metrics\n".to_owned()),
-            true => match text_now(&shared).await {
-                Ok(body) => ("200 OK", body),
-                Err(why) => ("500 Internal Server Error", format!("{why}\n")),
-            },
-        };
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n",
-            body.len()
-        );
-        // Nobody is left to be told.
-        let _ = stream.write_all(head.as_bytes()).await;
-        let _ = stream.write_all(body.as_bytes()).await;
-        let _ = stream.shutdown().await;
-    })
-    .await;
-}
-
-async fn text_now(shared: &Shared) -> Result<String, String> {
-    let held = shared
-        .quietly(verbs::held)
-        .await
-        .map_err(|status| status.message().to_owned())?;
-    shared
-        .metrics()
-        .text(&held)
-        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

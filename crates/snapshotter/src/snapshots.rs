@@ -13,8 +13,7 @@ use vellum_service::snapshots::{self as verbs, Prepared, Terms};
 
 use crate::api::services::snapshots::v1 as wire;
 use crate::convert;
-use crate::server::Shared;
-use crate::status;
+use crate::shared::Shared;
 
 /// How many snapshots one message of a list carries.
 const LIST_CHUNK: usize = 100;
@@ -222,16 +221,4 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         self.shared.clean().await?;
         Ok(Response::new(()))
     }
-}
-
-/// Returns the status of a verb that failed, having said so in the log.
-pub(crate) fn refused(call: &'static str, key: &str, error: &vellum_service::Error) -> Status {
-    let status = status::of(error);
-    if status::is_trouble(error) {
-        tracing::error!(call, key, code = ?status.code(), error = status.message(), "failed");
-    } else {
-        // What clients ask just to know, and what they do wrong.
-        tracing::debug!(call, key, code = ?status.code(), error = status.message(), "refused");
-    }
-    status
 }

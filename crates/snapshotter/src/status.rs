@@ -94,3 +94,15 @@ impl From<Unchangeable> for Status {
         Status::invalid_argument(error.to_string())
     }
 }
+
+/// Returns the status of a verb that failed, having said so in the log.
+pub(crate) fn refused(call: &'static str, key: &str, error: &Error) -> Status {
+    let status = of(error);
+    if is_trouble(error) {
+        tracing::error!(call, key, code = ?status.code(), error = status.message(), "failed");
+    } else {
+        // What clients ask just to know, and what they do wrong.
+        tracing::debug!(call, key, code = ?status.code(), error = status.message(), "refused");
+    }
+    status
+}

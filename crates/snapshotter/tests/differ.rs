@@ -25,7 +25,7 @@ use vellum_snapshotter::api::services::diff::v1::diff_server::Diff as _;
 use vellum_snapshotter::api::types::{Descriptor, Mount};
 use vellum_snapshotter::content::Containerd;
 use vellum_snapshotter::differ::Differ;
-use vellum_snapshotter::server::Shared;
+use vellum_snapshotter::shared::Shared;
 use vellum_sys::{Dir, Timespec, xattr};
 use vellum_testkit::clients::run;
 use vellum_testkit::tree::{Ignore, Tree};

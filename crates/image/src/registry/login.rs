@@ -21,8 +21,8 @@ use vellum_sys::sync;
 
 use super::challenge::{self, Challenge};
 use super::credentials::Login;
-use super::endpoint::is_loopback;
 use super::exchange::{Answer, Body, ExchangeError, Http, Request};
+use super::host::is_loopback;
 use crate::json::{self, fields};
 
 /// The longest answer of a token service.

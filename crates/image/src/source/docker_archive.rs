@@ -9,11 +9,11 @@
 use std::io::Read;
 
 use super::archive::Archive;
+use super::tags::parse_tags;
 use super::{ImageSource, SourceError, SourceImage, docker_legacy};
 use crate::config::ImageConfig;
 use crate::json::{self, List};
 use crate::manifest::{MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, read_first};
-use crate::reference::Reference;
 
 /// An opened docker-archive.
 #[derive(Debug)]
@@ -115,19 +115,4 @@ pub(super) fn read_manifest(archive: &Archive) -> Result<Vec<ManifestEntry>, Sou
     let raw = archive.read("manifest.json", "manifest.json", MAX_MANIFEST_BYTES)?;
     let entries: List<ManifestEntry> = read_first("manifest.json", &raw)?;
     Ok(entries.into_vec())
-}
-
-/// Returns the references of an entry's tags, and those that are none. Docker's `<none>:<none>` counts as no tag, and no archive can claim a digest.
-pub(super) fn parse_tags(tags: Vec<String>) -> (Vec<Reference>, Vec<String>) {
-    let mut names = Vec::new();
-    let mut odd = Vec::new();
-    for tag in tags {
-        match Reference::parse(&tag) {
-            Ok(name) if names.contains(&name) => {}
-            Ok(name) if name.digest().is_none() => names.push(name),
-            Err(_) if tag.is_empty() || tag.contains("<none>") => {}
-            _ => odd.push(tag),
-        }
-    }
-    (names, odd)
 }

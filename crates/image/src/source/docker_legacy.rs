@@ -11,7 +11,7 @@ use vellum_format::Digest;
 use vellum_sys::Cancel;
 
 use super::archive::Archive;
-use super::docker_archive::parse_tags;
+use super::tags::parse_tags;
 use super::{SourceError, SourceImage};
 use crate::config::ImageConfig;
 use crate::json::{self, Words};

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use vellum_format::Digest;
 
 use super::archive::Archive;
-use super::docker_archive;
-use super::{ImageSource, SourceError, SourceImage};
+use super::{ImageSource, SourceError, SourceImage, docker_archive, tags};
+
 use crate::config::ImageConfig;
 use crate::hash::VerifyRead;
 use crate::json;
@@ -304,7 +304,7 @@ fn add_archive_names(files: &Files, images: &mut [SourceImage]) -> Result<(), So
     for entry in docker_archive::read_manifest(archive)? {
         let raw = archive.read(&entry.config, "the image configuration", MAX_CONFIG_BYTES)?;
         let id = Digest::of(&raw);
-        let (names, odd_names) = docker_archive::parse_tags(entry.repo_tags.into_vec());
+        let (names, odd_names) = tags::parse_tags(entry.repo_tags.into_vec());
         for image in images.iter_mut().filter(|i| i.config.id == id) {
             let known = image.names.clone();
             image
