@@ -33,6 +33,7 @@ mod carry;
 pub(crate) mod copy_up;
 mod create;
 mod data;
+mod depth;
 mod files;
 mod flags;
 pub(crate) mod gate;

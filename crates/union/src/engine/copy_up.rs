@@ -26,6 +26,7 @@ use vellum_sys::{Dir, FileKind, RenameFlags, Stat, data, publish};
 use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
+use crate::engine::depth::Depth;
 use crate::engine::files::Opened;
 use crate::engine::gate::{self, NodeGate};
 use crate::engine::identity::Origin;
@@ -41,36 +42,11 @@ use crate::marks::DirAt;
 use crate::resolve::Part;
 use crate::{Layer, Refusal, Result};
 
-/// What has to be in the upper layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum What {
-    /// For directories: an inode, with the parents it needs.
-    Names,
-    /// An inode with all attributes; data may stay below. For a directory the same as `Names`.
-    Meta,
-    /// All of it: the bytes can be changed in place (or block by block, as `DataAt` then says).
-    Data,
-    /// As `Data`, for a file that is about to lose all its bytes: they are not copied, and its size is 0 afterwards.
-    Truncated,
-}
-
-impl What {
-    fn is_done(self, state: &State) -> bool {
-        match (&state.body, self) {
-            (Body::Dir(dir), _) => dir.upper.is_some(),
-            (Body::File(file), What::Names | What::Meta) => file.upper.is_some(),
-            (Body::File(file), What::Data | What::Truncated) => {
-                file.upper.is_some() && !matches!(file.data, DataAt::Lower(_))
-            }
-        }
-    }
-}
-
 /// A copy being made.
 struct Copying<'a> {
     upper: &'a Upper,
     node: &'a Arc<LiveNode>,
-    what: What,
+    what: Depth,
     /// Where it will be; `None` for a file that has lost its name.
     target: Option<Target>,
     source: Source,
@@ -129,7 +105,7 @@ impl Action<'_> {
     /// caller takes his locks afterwards and goes on.
     ///
     /// Errors: [`Refusal::ReadOnly`], [`Refusal::UnmappedId`], [`Refusal::LimitReached`], `Io`; then the node is as it was.
-    pub(crate) fn to_upper(&self, node: &Arc<LiveNode>, what: What) -> Result<()> {
+    pub(crate) fn to_upper(&self, node: &Arc<LiveNode>, what: Depth) -> Result<()> {
         gate::assert_free();
         let upper = self.upper()?;
         if what.is_done(&node.state()) {
@@ -149,7 +125,7 @@ impl Action<'_> {
             }
             let mut again = false;
             for above in chain.iter().rev() {
-                again |= !self.copy_one(upper, above, What::Names)?;
+                again |= !self.copy_one(upper, above, Depth::Names)?;
             }
             if !again && self.copy_one(upper, node, what)? {
                 return Ok(());
@@ -158,7 +134,7 @@ impl Action<'_> {
     }
 
     /// Copies one node whose parent is in the upper layer; false if it is not (any more: the node was moved).
-    fn copy_one(&self, upper: &Upper, node: &Arc<LiveNode>, what: What) -> Result<bool> {
+    fn copy_one(&self, upper: &Upper, node: &Arc<LiveNode>, what: Depth) -> Result<bool> {
         let (gate, node_gate) = self.still(node);
         let copying = {
             let state = node.state();
@@ -176,7 +152,7 @@ impl Action<'_> {
                 drop(gate);
                 let taken = self.reserve_data(upper, &source, what, 0)?;
                 self.touch(node.id, Attrs::BLOCKS | Attrs::CTIME);
-                let (truncated, lower) = (what == What::Truncated, (at.clone(), source));
+                let (truncated, lower) = (what == Depth::Truncated, (at.clone(), source));
                 let done = self.data_up(upper, node, lower, truncated, &node_gate);
                 taken.result(&done, || at.stat());
                 drop(node_gate);
@@ -230,7 +206,7 @@ impl Engine {
         node: &'a Arc<LiveNode>,
         state: &State,
         (target, lower_path): (Option<Target>, Option<PathBuf>),
-        what: What,
+        what: Depth,
     ) -> Result<Copying<'a>> {
         let source = self.source(state.below())?;
         let stored = source.stat().on(self.layer(source.layer))?;
@@ -345,8 +321,8 @@ impl Engine {
         let (lower, source) = copying.lower.as_ref().ok_or(Refusal::Stale)?;
         let staging = upper.staging.dir();
         let below = match copying.what {
-            What::Names | What::Meta => upper.options.metacopy && shown.size_bytes > 0,
-            What::Data | What::Truncated => false,
+            Depth::Names | Depth::Meta => upper.options.metacopy && shown.size_bytes > 0,
+            Depth::Data | Depth::Truncated => false,
         };
         let (file, staged) = match upper.unnamed {
             true => {
@@ -370,7 +346,7 @@ impl Engine {
         };
         let made = (|| {
             let mut open = None;
-            let data = if copying.what == What::Truncated {
+            let data = if copying.what == Depth::Truncated {
                 // It begins empty.
                 DataAt::Upper
             } else if below {
@@ -390,7 +366,7 @@ impl Engine {
             // The lower file that is shown and the one that has the data are the same as a rule.
             let same = Arc::ptr_eq(lower, source);
             self.attributes(copying, open.as_ref().filter(|_| same), &at)?;
-            let has_data = !below && copying.what != What::Truncated && shown.size_bytes > 0;
+            let has_data = !below && copying.what != Depth::Truncated && shown.size_bytes > 0;
             match has_data {
                 true => settle(upper, &file, &data)?,
                 // A name that is on disk before its inode would lead to an empty file.

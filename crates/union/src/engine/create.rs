@@ -20,7 +20,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::acl::{self, Acl};
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
-use crate::engine::copy_up::What;
+use crate::engine::depth::Depth;
 use crate::engine::files::Opened;
 use crate::engine::flags;
 use crate::engine::gate::{Gate, NamesHeld, Placed, Slot};
@@ -193,12 +193,12 @@ impl Action<'_> {
                 self.may_add_to(&dir, &gate)?;
             }
             let what = match upper.options.metacopy && upper.options.redirect_dir {
-                true => What::Meta,
+                true => Depth::Meta,
                 // Data below is found by the name: only a redirect lets a file have two.
-                false => What::Data,
+                false => Depth::Data,
             };
             self.to_upper(&node, what)?;
-            self.to_upper(&dir, What::Names)?;
+            self.to_upper(&dir, Depth::Names)?;
             let gate = self.shared();
             let mut names = dir.names(&gate);
             if dir.is_gone() {
@@ -276,7 +276,7 @@ impl Action<'_> {
                 return make(&handle, &mut names, &gate);
             }
             self.may_add_to(dir, &self.shared())?;
-            self.to_upper(dir, What::Names)?;
+            self.to_upper(dir, Depth::Names)?;
         }
     }
 }

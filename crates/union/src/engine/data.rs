@@ -18,7 +18,7 @@ use vellum_sys::{FileKind, publish};
 use crate::blocks::view::Piece;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::blocks::{BlockFile, OpenBlocks};
-use crate::engine::copy_up::What;
+use crate::engine::depth::Depth;
 use crate::engine::ids::CAPABILITY;
 use crate::engine::limit::{Change, Charge};
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode};
@@ -75,7 +75,7 @@ impl Action<'_> {
         let end = offset
             .checked_add(bytes.len() as u64)
             .ok_or(Refusal::Invalid)?;
-        self.change(&node, What::Data, |upper, place| {
+        self.change(&node, Depth::Data, |upper, place| {
             self.before_bytes(upper, &node, place, keeps)?;
             let charge = self.charge(upper, place, offset, end)?;
             let wrote = match place {
@@ -101,8 +101,8 @@ impl Action<'_> {
         clear_privileges: bool,
     ) -> Result<()> {
         let what = match size_bytes {
-            0 => What::Truncated,
-            _ => What::Data,
+            0 => Depth::Truncated,
+            _ => Depth::Data,
         };
         self.change(node, what, |upper, place| {
             self.before_bytes(upper, node, place, Keeps::Known(!clear_privileges))?;
@@ -134,10 +134,10 @@ impl Action<'_> {
         let moves = AllocateFlags::COLLAPSE_RANGE | AllocateFlags::INSERT_RANGE;
         if flags.intersects(moves) {
             // Where bytes are is not where a map says any more: it has to be plain.
-            self.change(&node, What::Data, |_, _| Ok(()))?;
+            self.change(&node, Depth::Data, |_, _| Ok(()))?;
             self.make_whole(&node)?;
         }
-        self.change(&node, What::Data, |upper, place| {
+        self.change(&node, Depth::Data, |upper, place| {
             self.before_bytes(upper, &node, place, Keeps::Ask)?;
             // What only frees room may still have to copy two blocks.
             let charged = if frees { offset } else { end };
@@ -278,7 +278,7 @@ impl Action<'_> {
         if length == 0 {
             return Ok(Some(0));
         }
-        self.change(&target, What::Data, |upper, place| {
+        self.change(&target, Depth::Data, |upper, place| {
             let Bytes::Upper(file) = place else {
                 return Ok(None);
             };
@@ -405,7 +405,7 @@ impl Action<'_> {
     /// Copies the bytes of a file up, as a first write would. Does nothing if they are in the upper layer.
     pub fn copy_data_up(&self, id: NodeId) -> Result<()> {
         let node = self.file_node(id)?;
-        self.change(&node, What::Data, |_, _| Ok(()))
+        self.change(&node, Depth::Data, |_, _| Ok(()))
     }
 
     /// Copies the file up as far as `what` needs, and does something with its bytes in the upper layer. What becomes
@@ -413,7 +413,7 @@ impl Action<'_> {
     fn change<T>(
         &self,
         node: &Arc<LiveNode>,
-        what: What,
+        what: Depth,
         mut act: impl FnMut(&Upper, &Bytes) -> Result<T>,
     ) -> Result<T> {
         let upper = self.upper()?;

@@ -17,7 +17,7 @@ use vellum_sys::{Dir, FileKind, Stat, quota};
 
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
-use crate::engine::copy_up::What;
+use crate::engine::depth::Depth;
 use crate::engine::gate::{Gate, Placed};
 use crate::engine::nodes::{Body, LiveNode};
 use crate::engine::request::NodeId;
@@ -66,7 +66,7 @@ impl Action<'_> {
     pub fn set_flags(&self, id: NodeId, flags: u32) -> Result<()> {
         let upper = self.upper()?;
         let node = self.flagged(id)?;
-        self.to_upper(&node, What::Meta)?;
+        self.to_upper(&node, Depth::Meta)?;
         self.touch(node.id, Attrs::CTIME);
         let gate = self.shared();
         // For writing: what is decided by the flags is not decided meanwhile.
@@ -139,7 +139,7 @@ impl Action<'_> {
         let upper = self.upper()?;
         let node = self.flagged(id)?;
         self.may_change(&node, &self.shared())?;
-        self.to_upper(&node, What::Meta)?;
+        self.to_upper(&node, Depth::Meta)?;
         self.touch(node.id, Attrs::CTIME);
         let gate = self.shared();
         let state = node.state_mut();

@@ -20,9 +20,9 @@ use vellum_sys::{Dir, FileKind, RenameFlags};
 use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
-use crate::engine::copy_up::What;
+use crate::engine::depth::Depth;
 use crate::engine::gate::{self, Gate, NamesHeld};
-use crate::engine::lookup::{Below, Concluded};
+use crate::engine::lookup::{Below, Concluded, lower_shares};
 use crate::engine::nodes::{Body, DirBody, FileBody, LiveNode, State, UpperFile};
 use crate::engine::request::NodeId;
 use crate::engine::table::Held;
@@ -161,7 +161,7 @@ impl Action<'_> {
                 }
                 drop(names);
                 drop(gate);
-                self.to_upper(&dir, What::Names)?;
+                self.to_upper(&dir, Depth::Names)?;
                 continue;
             };
             if self.needs_alias(&node, &handle, name, &gate)? {
@@ -411,11 +411,6 @@ impl Engine {
             names,
         })
     }
-}
-
-/// Returns the shares that a directory of a writable union has in lower layers.
-pub(crate) fn lower_shares(parts: &[Part<DirAt>]) -> &[Part<DirAt>] {
-    &parts[parts.partition_point(|part| part.layer == 0)..]
 }
 
 impl Upper {

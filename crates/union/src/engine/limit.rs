@@ -26,7 +26,7 @@ use vellum_sys::rooted::Access;
 use vellum_sys::{Dir, FileKind, Stat, publish, sync};
 
 use crate::dir_layer::{DirHandle, DirLayer};
-use crate::engine::copy_up::What;
+use crate::engine::depth::Depth;
 use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, UpperFile};
 use crate::engine::options::Limit;
 use crate::engine::request::Room;
@@ -345,11 +345,11 @@ impl Engine {
         &self,
         upper: &'a Upper,
         from: &LowerFile,
-        what: What,
+        what: Depth,
         inodes: u64,
     ) -> Result<Reserved<'a>> {
         let bytes = match what {
-            What::Data if upper.usage.is_limited() => {
+            Depth::Data if upper.usage.is_limited() => {
                 let stat = from.dir.stat(Some(&from.name)).on(self.layer(from.layer))?;
                 let stat = stat.ok_or(Refusal::Stale)?;
                 let by_blocks = upper.options.blocks_from_bytes;

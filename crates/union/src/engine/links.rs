@@ -18,7 +18,7 @@ use vellum_sys::xattr::SetMode;
 use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
-use crate::engine::copy_up::What;
+use crate::engine::depth::Depth;
 use crate::engine::gate::{Gate, Placed};
 use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, Place, State, UpperFile};
 use crate::engine::{Engine, Upper};
@@ -61,8 +61,8 @@ impl Action<'_> {
         dir: &Arc<LiveNode>,
         name: &OsStr,
     ) -> Result<()> {
-        self.to_upper(node, What::Meta)?;
-        self.to_upper(dir, What::Names)?;
+        self.to_upper(node, Depth::Meta)?;
+        self.to_upper(dir, Depth::Names)?;
         let upper = self.upper()?;
         loop {
             let gate = self.shared();

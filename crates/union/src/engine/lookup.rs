@@ -40,7 +40,6 @@ use crate::engine::Engine;
 use crate::engine::blocks::BlockFile;
 use crate::engine::flags;
 use crate::engine::gate::{self, Gate, Slot};
-use crate::engine::hide::lower_shares;
 use crate::engine::names::Names;
 use crate::engine::nodes::{Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, UpperFile};
 use crate::engine::request::{Entry, NodeId};
@@ -638,4 +637,9 @@ impl LowerFile {
             nlink: file.stat.nlink,
         }
     }
+}
+
+/// Returns the shares that a directory of a writable union has in lower layers.
+pub(crate) fn lower_shares(parts: &[Part<DirAt>]) -> &[Part<DirAt>] {
+    &parts[parts.partition_point(|part| part.layer == 0)..]
 }

@@ -19,8 +19,8 @@ use vellum_sys::{Dir, FileKind, RenameFlags};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
-use crate::engine::copy_up::What;
 use crate::engine::create::check_name;
+use crate::engine::depth::Depth;
 use crate::engine::gate::{Gate, NamesHeld};
 use crate::engine::hide::{Above, Inside, is_own, pin};
 use crate::engine::links::{has_data_below, is_merged};
@@ -71,7 +71,7 @@ enum Before<'a> {
     /// To ask what lower layers show in a directory that is to be replaced.
     Inside(Arc<LiveNode>),
     Alone,
-    ToUpper(Arc<LiveNode>, What),
+    ToUpper(Arc<LiveNode>, Depth),
     Alias(Arc<LiveNode>, &'a Arc<LiveNode>, &'a OsStr),
     Wait(Arc<LiveNode>),
 }
@@ -192,11 +192,11 @@ impl Action<'_> {
             }
         }
         let Some(to_handle) = to.upper_dir() else {
-            return Ok(Before::ToUpper(Arc::clone(to), What::Names));
+            return Ok(Before::ToUpper(Arc::clone(to), Depth::Names));
         };
         // A file found through the index is in the upper layer before its directory is.
         let Some(from_handle) = from.upper_dir() else {
-            return Ok(Before::ToUpper(Arc::clone(from), What::Names));
+            return Ok(Before::ToUpper(Arc::clone(from), Depth::Names));
         };
         if self.needs_alias(&moved, &from_handle, name, &gate)? {
             return Ok(Before::Alias(Arc::clone(&moved), from, name));
@@ -285,19 +285,19 @@ impl Action<'_> {
 
 impl Engine {
     /// Returns what has to be copied up of something that moves.
-    fn missing(&self, upper: &Upper, node: &LiveNode) -> Result<Option<What>> {
+    fn missing(&self, upper: &Upper, node: &LiveNode) -> Result<Option<Depth>> {
         let state = node.state();
         Ok(match &state.body {
             Body::Dir(body) => {
                 if is_merged(body) && (!upper.options.redirect_dir || upper.by_name()) {
                     return Err(Refusal::CrossDevice.into());
                 }
-                body.upper.is_none().then_some(What::Names)
+                body.upper.is_none().then_some(Depth::Names)
             }
             // Data below is found by the name, or a redirect.
             Body::File(file) => match upper.options.redirect_dir && !upper.by_name() {
-                true => file.upper.is_none().then_some(What::Meta),
-                false => (file.upper.is_none() || has_data_below(&state)).then_some(What::Data),
+                true => file.upper.is_none().then_some(Depth::Meta),
+                false => (file.upper.is_none() || has_data_below(&state)).then_some(Depth::Data),
             },
         })
     }

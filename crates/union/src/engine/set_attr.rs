@@ -16,7 +16,7 @@ use crate::engine::Upper;
 use crate::engine::acl::{self, Acl};
 use crate::engine::action::{Action, Attrs};
 use crate::engine::at::At;
-use crate::engine::copy_up::What;
+use crate::engine::depth::Depth;
 use crate::engine::gate::Placed;
 use crate::engine::ids::{CAPABILITY, map_capability};
 use crate::engine::nodes::LiveNode;
@@ -62,7 +62,7 @@ impl Action<'_> {
             }
         }
         if of_owner || clear || times != (NewTime::Keep, NewTime::Keep) {
-            self.to_upper(&node, What::Meta)?;
+            self.to_upper(&node, Depth::Meta)?;
         }
         self.touch(node.id, Attrs::ALL);
         let gate = self.shared();
@@ -133,7 +133,7 @@ impl Action<'_> {
         let node = self.node(id)?;
         let value = self.value_stored(name, value)?;
         self.may_change(&node, &self.shared())?;
-        self.to_upper(&node, What::Meta)?;
+        self.to_upper(&node, Depth::Meta)?;
         // An ACL says who may, and the mode says the same in short.
         self.touch(
             node.id,
@@ -189,7 +189,7 @@ impl Action<'_> {
             }
             self.may_change(&node, &gate)?;
         }
-        self.to_upper(&node, What::Meta)?;
+        self.to_upper(&node, Depth::Meta)?;
         self.touch(node.id, Attrs::CTIME);
         let gate = self.shared();
         let state = node.state();
@@ -231,7 +231,7 @@ impl Action<'_> {
             return Ok(now);
         }
         self.may_add_to(&node, &self.shared())?;
-        self.to_upper(&node, What::Meta)?;
+        self.to_upper(&node, Depth::Meta)?;
         self.take_privileges(upper, &node, || false)?;
         self.attr(id)
     }
