@@ -31,13 +31,16 @@ pub(super) struct Owner {
     pub(super) gid: u32,
 }
 
+/// Directories that have to be there for a mount, with their modes.
+pub(super) type Dirs = Vec<(PathBuf, u32)>;
+
 /// What was decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shown {
     /// How it is mounted.
     pub(super) plan: Plan,
-    /// Directories that have to be there for it, with their modes.
-    pub(super) dirs: Vec<(PathBuf, u32)>,
+    /// What has to be made for that.
+    pub(super) dirs: Dirs,
     /// Who the upper's root directory has to belong to, where that is not its owner as it was made.
     pub(super) upper_owner: Option<Owner>,
     /// Who maps ids, if that was decided now and is to be recorded.
@@ -99,7 +102,7 @@ pub(super) fn decide(
     if let Some((plan, dirs)) = tree.on_nothing()? {
         return Ok(Shown {
             plan,
-            dirs: dirs.into(),
+            dirs,
             upper_owner,
             new_mapper,
             mapping: None,
@@ -199,7 +202,7 @@ impl Tree<'_> {
     /// It is an overlay on nothing: an unpacker then writes marks for what the layer hides, which a plain directory would make it forget.
     ///
     /// Errors: `Unsupported` if its driver keeps whole trees, which can't be put on a parent afterwards.
-    fn on_nothing(&self) -> Result<Option<(Plan, [(PathBuf, u32); 2])>> {
+    fn on_nothing(&self) -> Result<Option<(Plan, Dirs)>> {
         let Shape::Plain {
             root,
             read_only: false,
@@ -238,7 +241,7 @@ impl Tree<'_> {
             mount,
             features: None,
         };
-        Ok(Some((plan, [(work, 0o700), (empty, 0o755)])))
+        Ok(Some((plan, vec![(work, 0o700), (empty, 0o755)])))
     }
 
     /// Decides how a tree is mounted; `engine` is who must do it, if it is not for the settings to say.
