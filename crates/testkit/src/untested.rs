@@ -10,6 +10,9 @@ use std::io::Write;
 /// One line is appended to the file named by the environment variable `VELLUM_UNTESTED`, if it is set.
 pub fn untested(feature: &str, why: impl std::fmt::Display) {
     let thread = std::thread::current();
+    // What programs say goes on for lines, and a claim is counted once.
+    let why = why.to_string();
+    let why = why.lines().next().unwrap_or_default();
     let line = format!(
         "UNTESTED {feature} [{}]: {why}\n",
         thread.name().unwrap_or("?")
