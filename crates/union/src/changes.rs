@@ -85,7 +85,10 @@ pub fn changes(union: &Stack, form: Form) -> Result<Changes> {
     };
     let left_behind = match form {
         Form::Listing => BTreeSet::new(),
-        Form::Layer => left_behind(&mut begin()?)?,
+        Form::Layer => {
+            let changed = begin()?.map(|change| change.map(|change| (change.path, change.node)));
+            left_behind(changed, union)?
+        }
     };
     let mut changes = begin()?;
     changes.add_left_behind(left_behind)?;
@@ -196,11 +199,6 @@ impl Changes {
         below
             .filter_map(|rest| rest.iter().next().map(OsStr::to_owned))
             .collect()
-    }
-
-    /// Returns the union that has the changes.
-    pub fn union(&self) -> &Stack {
-        &self.new
     }
 
     /// Goes into a directory. `waiting` is its own change, if that depends on what is found.

@@ -11,18 +11,23 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use crate::Result;
-use crate::changes::Changes;
+use crate::node::Node;
+use crate::stack::Stack;
 
-/// Returns the paths, in a set because they are asked for by prefix. Usually empty.
-pub(crate) fn left_behind(changes: &mut Changes) -> Result<BTreeSet<PathBuf>> {
+/// Returns the paths, in a set because they are asked for by prefix. Usually empty. `changed` are the paths of `union` that the layer has anyway, with
+/// what is there now.
+pub(crate) fn left_behind(
+    changed: impl Iterator<Item = Result<(PathBuf, Option<Node>)>>,
+    union: &Stack,
+) -> Result<BTreeSet<PathBuf>> {
     let mut moved: HashMap<_, (u32, BTreeSet<PathBuf>)> = HashMap::new();
-    for change in &mut *changes {
+    for change in changed {
         // Whoever reads the changes next meets the same error in its place, and gets no layer.
-        let Ok(change) = change else {
+        let Ok((path, node)) = change else {
             return Ok(BTreeSet::new());
         };
         // An inode of the top layer itself has all its names in that layer, so all are changes.
-        if let Some(node) = change.node
+        if let Some(node) = node
             && !node.is_dir()
             && node.stat().nlink > 1
             && node.layer() > 0
@@ -30,7 +35,7 @@ pub(crate) fn left_behind(changes: &mut Changes) -> Result<BTreeSet<PathBuf>> {
             let (_, seen) = moved
                 .entry(node.identity())
                 .or_insert_with(|| (node.stat().nlink, BTreeSet::new()));
-            seen.insert(change.path);
+            seen.insert(path);
         }
     }
     moved.retain(|_, (nlink, seen)| seen.len() < *nlink as usize);
@@ -38,7 +43,7 @@ pub(crate) fn left_behind(changes: &mut Changes) -> Result<BTreeSet<PathBuf>> {
     if moved.is_empty() {
         return Ok(found);
     }
-    for node in changes.union().walk() {
+    for node in union.walk() {
         let node = node?;
         if moved
             .get(&node.identity())
