@@ -8,12 +8,16 @@
     reason = "the comments are help texts: [:TAG] is no link"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum, ValueHint};
 use vellum_service::config::{Driver, Engine, MountMethod, parse_size};
 
+use crate::exit_code::Failure;
+
 pub mod process;
+#[cfg(feature = "registry")]
+pub mod registry;
 pub mod tree;
 
 /// Options of every command. What they don't say, environment and files do; see docs/configuration.md.
@@ -97,4 +101,10 @@ pub fn labels(texts: &[String]) -> std::collections::BTreeMap<String, String> {
             None => (text.clone(), String::new()),
         })
         .collect()
+}
+
+/// Returns the path from the root. Links are not resolved.
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|e| Failure::other(format!("cannot find {}: {e}", path.display())))
 }

@@ -1,7 +1,7 @@
 //! From the process's start to its exit code.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -12,7 +12,7 @@ use vellum_service::config::{self, Config, ConfigError, MountPartial, Partial, S
 use vellum_service::progress::{Progress, Silent};
 use vellum_service::{Cancel, Context, rootless};
 
-use crate::args::Global;
+use crate::args::{Global, absolute};
 use crate::bars::Bars;
 use crate::exit_code::{self, Failure};
 use crate::verbs::Cli;
@@ -181,12 +181,6 @@ impl<'a> Start<'a> {
             ..self.settings.clone()
         })
     }
-}
-
-/// Returns the path from the root. Links are not resolved.
-pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
-    std::path::absolute(path)
-        .map_err(|e| Failure::other(format!("cannot find {}: {e}", path.display())))
 }
 
 /// Tells whether `-q` stands behind the verb, where Docker and Podman have a listing print ids by it. Before the verb it is what it is for

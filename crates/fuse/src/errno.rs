@@ -66,10 +66,7 @@ pub fn is_everyday(error: &Error) -> bool {
 
 /// True if the upper's file system has no room: neither a limit of the mount's own, nor anything else.
 pub fn is_no_room(error: &Error) -> bool {
-    match error {
-        Error::Io { source, .. } => source.is(Errno::NOSPC) || source.is(Errno::DQUOT),
-        _ => false,
-    }
+    matches!(error, Error::Io { source, .. } if source.is(Errno::NOSPC) || source.is(Errno::DQUOT))
 }
 
 fn of_refusal(refusal: Refusal) -> Errno {

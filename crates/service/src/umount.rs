@@ -11,7 +11,7 @@ use vellum_sys::mountinfo;
 
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::mount::shown::{Seen, Shown, State, Users, unmount_unused, users};
+use crate::mount::shown::{self, Seen, Shown, State, Users, unmount_unused};
 use crate::mount::{mounted, place};
 use crate::{container, names, run_dir};
 
@@ -46,14 +46,17 @@ pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Re
             take_away(place, force, &record.name)?;
         }
     }
+    let users = match force {
+        true => Users::Ignored,
+        false => Users::Respected,
+    };
     if let Some(shown) = &mut shown {
-        match force {
-            true => drop(shown.hide(Users::Ignored)?),
-            false if !shown.hide(Users::Respected)? => {
-                return Err(in_use(shown.place(), &record.name));
-            }
-            false if !places.is_empty() => shown.wait_for_engine(),
-            false => {}
+        let unused = shown.hide(users)?;
+        if users == Users::Respected && !unused {
+            return Err(in_use(shown.place(), &record.name));
+        }
+        if users == Users::Respected && !places.is_empty() {
+            shown.wait_for_engine();
         }
     }
     Ok(places)
@@ -75,7 +78,7 @@ fn in_use(place: &Path, name: &str) -> Error {
     Error::InUse {
         kind: Kind::Container,
         name: name.to_owned(),
-        by: users(place).unwrap_or_else(|| format!("somebody uses {}", place.display())),
+        by: shown::users(place).unwrap_or_else(|| format!("somebody uses {}", place.display())),
         hint:
             "end them, or use --force: the mount goes out of sight now and ends with its last user"
                 .into(),

@@ -14,7 +14,7 @@ use crate::{
     located::{Located, Shelf},
     rows::{
         self,
-        alive::{Alive, Holder, Thing},
+        alive::{Alive, Holdable, Holder},
     },
     snapshot::SnapshotKey,
     store::Store,
@@ -100,7 +100,7 @@ impl Store {
             Located::Blob(digest) if is_recorded => Why {
                 what: format!("blob {digest}"),
                 snapshot: None,
-                reasons: self.read(|tx| reasons(tx, Thing::Blob(&digest)))?,
+                reasons: self.read(|tx| reasons(tx, Holdable::Blob(&digest)))?,
             },
             Located::Blob(_) => litter("a blob without a record"),
             Located::Recipe(Some(diff_id)) if is_recorded => self.read(|tx| {
@@ -108,7 +108,7 @@ impl Store {
                 Ok(Why {
                     what: format!("recipe of layer {diff_id}"),
                     snapshot: keys.into_iter().next(),
-                    reasons: reasons(tx, Thing::Recipe(&diff_id))?,
+                    reasons: reasons(tx, Holdable::Recipe(&diff_id))?,
                 })
             })?,
             Located::Recipe(_) => litter("a recipe without a record"),
@@ -161,19 +161,19 @@ impl Store {
                     row.record.kind, row.record.key
                 ),
                 snapshot: Some(row.record.key),
-                reasons: reasons(tx, Thing::Snapshot(row.id))?,
+                reasons: reasons(tx, Holdable::Snapshot(row.id))?,
             })
         })
     }
 
     /// Returns everything that keeps the snapshot `key`; empty: the next gc takes it. Errors: `NotFound`.
     pub fn reasons_of(&self, key: &SnapshotKey) -> Result<Vec<Reason>> {
-        self.read(|tx| reasons(tx, Thing::Snapshot(rows::snapshots::get(tx, key)?.id)))
+        self.read(|tx| reasons(tx, Holdable::Snapshot(rows::snapshots::get(tx, key)?.id)))
     }
 }
 
 /// Returns everything that keeps a thing. Sorted: containers, images, leases, kept snapshots.
-fn reasons(tx: &Transaction<'_>, thing: Thing<'_>) -> Result<Vec<Reason>> {
+fn reasons(tx: &Transaction<'_>, thing: Holdable<'_>) -> Result<Vec<Reason>> {
     let reason = |holder| {
         Ok(match holder {
             Holder::Container { id, name } => Reason::Container { name, id },

@@ -8,10 +8,10 @@ use vellum_node::containerd::Wanted;
 use vellum_node::{self as node, Action, InstallOptions, Report, State};
 
 use super::{Examples, Group, Outcome, Verb};
-use crate::args::Output;
+use crate::args::{Output, absolute};
 use crate::exit_code::{DONE, FAILED, Failure};
 use crate::out::stdout;
-use crate::start::{Start, absolute};
+use crate::start::Start;
 
 /// Put Vellum on a node of a fleet, or take it off
 #[derive(Debug, Subcommand)]

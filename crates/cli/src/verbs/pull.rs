@@ -1,15 +1,14 @@
 //! `pull`: an image from a registry.
 
-use std::path::PathBuf;
-
-use clap::{Args, ValueHint};
+use clap::Args;
 use vellum_service::image::PullRequest;
 use vellum_service::{Context, image};
 
 use super::load::{print_one, tell_layers};
 use super::{Examples, Group, Outcome, Verb, gc};
 use crate::args::Output;
-use crate::start::{Start, absolute};
+use crate::args::registry::Registry;
+use crate::start::Start;
 
 /// Fetch an image from a registry
 #[derive(Debug, Args)]
@@ -25,12 +24,9 @@ pub struct Pull {
     /// Layers fetched and unpacked at once
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
-    /// Speak plain HTTP with the registry
-    #[arg(long)]
-    pub insecure: bool,
-    /// File with registry logins [default: Docker's and Podman's]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub auth_file: Option<PathBuf>,
+    #[command(flatten)]
+    /// How the registry is reached.
+    pub registry: Registry,
     #[command(flatten)]
     /// How results are printed
     pub output: Output,
@@ -48,12 +44,7 @@ impl Verb for Pull {
     fn run(self, mut start: Start<'_>) -> Outcome {
         start.settings.keep_blobs = self.keep_blobs.then_some(true);
         start.settings.jobs = self.jobs;
-        start.settings.auth_file = self
-            .auth_file
-            .as_deref()
-            .map(absolute)
-            .transpose()?
-            .map(Some);
+        start.settings.auth_file = self.registry.auth_file()?;
         let ctx = &start.context()?;
         gc::or_tell_what_is_left(ctx, pull(ctx, self, start.quiet))
     }
@@ -63,7 +54,7 @@ fn pull(ctx: &Context, args: Pull, quiet: bool) -> Outcome {
     let request = PullRequest {
         image: args.image,
         platform: args.platform,
-        insecure: args.insecure,
+        insecure: args.registry.insecure,
         auth_file: None,
     };
     let pulled = image::pull(ctx, &request)?;

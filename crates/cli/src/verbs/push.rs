@@ -1,17 +1,16 @@
 //! `push`: an image to a registry.
 
-use std::path::PathBuf;
-
-use clap::{Args, ValueHint};
+use clap::Args;
 use vellum_service::image;
 use vellum_service::image::PushRequest;
 
 use super::{Examples, Group, Outcome, Verb};
+use crate::args::registry::Registry;
 use crate::args::{Compression, Output};
 use crate::complete;
 use crate::exit_code::DONE;
 use crate::out::stdout;
-use crate::start::{Start, absolute};
+use crate::start::Start;
 
 /// Send an image to a registry
 #[derive(Debug, Args)]
@@ -24,12 +23,9 @@ pub struct Push {
     /// How layers are compressed that aren't kept compressed
     #[arg(long, value_name = "HOW", value_enum, default_value = "gzip")]
     pub compress: Compression,
-    /// Speak plain HTTP with the registry
-    #[arg(long)]
-    pub insecure: bool,
-    /// File with registry logins [default: Docker's and Podman's]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub auth_file: Option<PathBuf>,
+    #[command(flatten)]
+    /// How the registry is reached.
+    pub registry: Registry,
     #[command(flatten)]
     /// How results are printed
     pub output: Output,
@@ -44,19 +40,14 @@ impl Verb for Push {
     )];
 
     fn run(self, mut start: Start<'_>) -> Outcome {
-        start.settings.auth_file = self
-            .auth_file
-            .as_deref()
-            .map(absolute)
-            .transpose()?
-            .map(Some);
+        start.settings.auth_file = self.registry.auth_file()?;
         let ctx = &start.context()?;
         let quiet = start.quiet;
         let request = PushRequest {
             image: self.image,
             destination: self.destination,
             compression: self.compress.into(),
-            insecure: self.insecure,
+            insecure: self.registry.insecure,
             auth_file: None,
         };
         let pushed = image::push(ctx, &request)?;

@@ -14,7 +14,7 @@ use vellum_sys::plain::{self, Links};
 use super::{Graph, check_id, check_label, id_of, kept_by_engine, lock_name};
 use crate::error::{Error, Kind, Result};
 use crate::mount::Terms;
-use crate::mount::shown::{Seen, State, Users, unmount_unused, users};
+use crate::mount::shown::{Seen, State, Users, users};
 use crate::run_dir;
 
 /// The directory of the counts in the run directory.
@@ -77,8 +77,8 @@ impl Graph {
     fn is_needed(&self, found: &Info) -> Result<bool> {
         let parts = self.parts(found)?;
         Ok(match Seen::look(&parts)?.at_place() {
-            Some(shown) if shown.state() == State::Live && shown.is_by_engine() => {
-                !unmount_unused(shown.place())?
+            Some(mut shown) if shown.state() == State::Live && shown.is_by_engine() => {
+                !shown.hide(Users::Respected)?
             }
             _ => false,
         })

@@ -27,7 +27,7 @@ pub(crate) struct Alive {
 
 /// Something that can be held.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Thing<'a> {
+pub(crate) enum Holdable<'a> {
     /// A snapshot, by row number.
     Snapshot(i64),
     Blob(&'a Digest),
@@ -119,14 +119,14 @@ impl Alive {
     }
 
     /// Returns everything that holds a thing; nothing: the next collection takes it.
-    pub fn holders(&self, tx: &Transaction<'_>, thing: Thing<'_>) -> Result<Vec<Holder>> {
+    pub fn holders(&self, tx: &Transaction<'_>, thing: Holdable<'_>) -> Result<Vec<Holder>> {
         const ABOVE: &str = "UNION SELECT s.id FROM above JOIN snapshots s ON s.parent = above.id)";
         const HOLD_ABOVE: &str = "SELECT kind, id, name FROM holds WHERE snapshot IN above";
         const HOLD_DIGEST: &str = "SELECT kind, id, name FROM holds_digest WHERE digest = ?2";
         let over = &self.over_json;
         // What stands on a thing, and so holds it, begins with the snapshots that it is of.
         let found = match thing {
-            Thing::Snapshot(id) => self.list(
+            Holdable::Snapshot(id) => self.list(
                 tx,
                 &format!(
                     ", above (id) AS (SELECT ?2 {ABOVE} \
@@ -135,13 +135,13 @@ impl Alive {
                 params![over, id],
                 holder,
             )?,
-            Thing::Blob(digest) => self.list(
+            Holdable::Blob(digest) => self.list(
                 tx,
                 &format!("SELECT DISTINCT * FROM ({HOLD_DIGEST}) {ORDER}"),
                 params![over, digest.to_string()],
                 holder,
             )?,
-            Thing::Recipe(diff_id) => self.list(
+            Holdable::Recipe(diff_id) => self.list(
                 tx,
                 &format!(
                     ", above (id) AS (SELECT id FROM snapshots WHERE diff_id = ?2 {ABOVE} \

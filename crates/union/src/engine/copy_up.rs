@@ -46,7 +46,7 @@ use crate::{Layer, Refusal, Result};
 struct Copying<'a> {
     upper: &'a Upper,
     node: &'a Arc<LiveNode>,
-    what: Depth,
+    depth: Depth,
     /// Where it will be; `None` for a file that has lost its name.
     target: Option<Target>,
     source: Source,
@@ -99,16 +99,16 @@ enum Staged {
 }
 
 impl Action<'_> {
-    /// Makes sure that `what` of a node is in the upper layer. Does nothing if it is.
+    /// Makes sure that `depth` of a node is in the upper layer. Does nothing if it is.
     ///
     /// To be called with no lock held. What is once in the upper layer stays there (until its last name is removed), so the
     /// caller takes his locks afterwards and goes on.
     ///
     /// Errors: [`Refusal::ReadOnly`], [`Refusal::UnmappedId`], [`Refusal::LimitReached`], `Io`; then the node is as it was.
-    pub(crate) fn to_upper(&self, node: &Arc<LiveNode>, what: Depth) -> Result<()> {
+    pub(crate) fn to_upper(&self, node: &Arc<LiveNode>, depth: Depth) -> Result<()> {
         gate::assert_free();
         let upper = self.upper()?;
-        if what.is_done(&node.state()) {
+        if depth.is_done(&node.state()) {
             return Ok(());
         }
         loop {
@@ -127,18 +127,18 @@ impl Action<'_> {
             for above in chain.iter().rev() {
                 again |= !self.copy_one(upper, above, Depth::Names)?;
             }
-            if !again && self.copy_one(upper, node, what)? {
+            if !again && self.copy_one(upper, node, depth)? {
                 return Ok(());
             }
         }
     }
 
     /// Copies one node whose parent is in the upper layer; false if it is not (any more: the node was moved).
-    fn copy_one(&self, upper: &Upper, node: &Arc<LiveNode>, what: Depth) -> Result<bool> {
+    fn copy_one(&self, upper: &Upper, node: &Arc<LiveNode>, depth: Depth) -> Result<bool> {
         let (gate, node_gate) = self.still(node);
         let copying = {
             let state = node.state();
-            if what.is_done(&state) {
+            if depth.is_done(&state) {
                 return Ok(true);
             }
             if let (true, Body::File(file)) = (state.in_upper(), &state.body) {
@@ -150,9 +150,9 @@ impl Action<'_> {
                 let source = Arc::clone(source);
                 drop(state);
                 drop(gate);
-                let taken = self.reserve_data(upper, &source, what, 0)?;
+                let taken = self.reserve_data(upper, &source, depth, 0)?;
                 self.touch(node.id, Attrs::BLOCKS | Attrs::CTIME);
-                let (truncated, lower) = (what == Depth::Truncated, (at.clone(), source));
+                let (truncated, lower) = (depth == Depth::Truncated, (at.clone(), source));
                 let done = self.data_up(upper, node, lower, truncated, &node_gate);
                 taken.result(&done, || at.stat());
                 drop(node_gate);
@@ -170,14 +170,14 @@ impl Action<'_> {
             // The node's gate keeps it in its place, and what is below never moves: nothing waits
             // for a lower layer.
             drop(gate);
-            self.begin(upper, node, &state, (target, lower_path), what)?
+            self.begin(upper, node, &state, (target, lower_path), depth)?
         };
         if copying.origin.index.is_some() && upper.claim_index()? {
             self.touch(NodeId::ROOT, Attrs::CTIME);
         }
         let taken = match &copying.lower {
             Some((_, data)) if copying.node.kind == FileKind::File => {
-                self.reserve_data(upper, data, what, 1)?
+                self.reserve_data(upper, data, depth, 1)?
             }
             _ => upper.usage.reserve(0, 1)?,
         };
@@ -206,7 +206,7 @@ impl Engine {
         node: &'a Arc<LiveNode>,
         state: &State,
         (target, lower_path): (Option<Target>, Option<PathBuf>),
-        what: Depth,
+        depth: Depth,
     ) -> Result<Copying<'a>> {
         let source = self.source(state.below())?;
         let stored = source.stat().on(self.layer(source.layer))?;
@@ -223,7 +223,7 @@ impl Engine {
         Ok(Copying {
             upper,
             node,
-            what,
+            depth,
             target,
             source,
             shown,
@@ -320,7 +320,7 @@ impl Engine {
         let Copying { upper, shown, .. } = copying;
         let (lower, source) = copying.lower.as_ref().ok_or(Refusal::Stale)?;
         let staging = upper.staging.dir();
-        let below = match copying.what {
+        let below = match copying.depth {
             Depth::Names | Depth::Meta => upper.options.metacopy && shown.size_bytes > 0,
             Depth::Data | Depth::Truncated => false,
         };
@@ -346,7 +346,7 @@ impl Engine {
         };
         let made = (|| {
             let mut open = None;
-            let data = if copying.what == Depth::Truncated {
+            let data = if copying.depth == Depth::Truncated {
                 // It begins empty.
                 DataAt::Upper
             } else if below {
@@ -366,7 +366,7 @@ impl Engine {
             // The lower file that is shown and the one that has the data are the same as a rule.
             let same = Arc::ptr_eq(lower, source);
             self.attributes(copying, open.as_ref().filter(|_| same), &at)?;
-            let has_data = !below && copying.what != Depth::Truncated && shown.size_bytes > 0;
+            let has_data = !below && copying.depth != Depth::Truncated && shown.size_bytes > 0;
             match has_data {
                 true => settle(upper, &file, &data)?,
                 // A name that is on disk before its inode would lead to an empty file.

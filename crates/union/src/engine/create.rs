@@ -192,12 +192,12 @@ impl Action<'_> {
                 self.may_change(&node, &gate)?;
                 self.may_add_to(&dir, &gate)?;
             }
-            let what = match upper.options.metacopy && upper.options.redirect_dir {
+            let depth = match upper.options.metacopy && upper.options.redirect_dir {
                 true => Depth::Meta,
                 // Data below is found by the name: only a redirect lets a file have two.
                 false => Depth::Data,
             };
-            self.to_upper(&node, what)?;
+            self.to_upper(&node, depth)?;
             self.to_upper(&dir, Depth::Names)?;
             let gate = self.shared();
             let mut names = dir.names(&gate);

@@ -100,11 +100,11 @@ impl Action<'_> {
         size_bytes: u64,
         clear_privileges: bool,
     ) -> Result<()> {
-        let what = match size_bytes {
+        let depth = match size_bytes {
             0 => Depth::Truncated,
             _ => Depth::Data,
         };
-        self.change(node, what, |upper, place| {
+        self.change(node, depth, |upper, place| {
             self.before_bytes(upper, node, place, Keeps::Known(!clear_privileges))?;
             let charge = self.charge(upper, place, size_bytes, size_bytes)?;
             let set = match place {
@@ -408,12 +408,12 @@ impl Action<'_> {
         self.change(&node, Depth::Data, |_, _| Ok(()))
     }
 
-    /// Copies the file up as far as `what` needs, and does something with its bytes in the upper layer. What becomes
+    /// Copies the file up as far as `depth` needs, and does something with its bytes in the upper layer. What becomes
     /// whole by that becomes plain.
     fn change<T>(
         &self,
         node: &Arc<LiveNode>,
-        what: Depth,
+        depth: Depth,
         mut act: impl FnMut(&Upper, &Bytes) -> Result<T>,
     ) -> Result<T> {
         let upper = self.upper()?;
@@ -421,7 +421,7 @@ impl Action<'_> {
             return Err(Refusal::NotPermitted.into());
         }
         loop {
-            self.to_upper(node, what)?;
+            self.to_upper(node, depth)?;
             self.touch(node.id, Attrs::CONTENT);
             let place = self.place(node, true)?;
             if let Bytes::Lower(..) = place {

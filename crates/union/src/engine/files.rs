@@ -135,10 +135,9 @@ mod tests {
     use super::*;
     use crate::engine::nodes::{Body, DataAt, FileBody};
 
-    #[test]
-    fn the_number_is_bounded_and_the_used_stay() {
-        let cache = FileCache::default();
-        let state = State {
+    /// The state of a file whose bytes are in the upper layer.
+    fn upper_file() -> State {
+        State {
             place: None,
             links: None,
             body: Body::File(FileBody {
@@ -146,7 +145,13 @@ mod tests {
                 lower: None,
                 data: DataAt::Upper,
             }),
-        };
+        }
+    }
+
+    #[test]
+    fn the_number_is_bounded_and_the_used_stay() {
+        let cache = FileCache::default();
+        let state = upper_file();
         let file = Arc::new(tempfile::tempfile().unwrap());
         let favourite = NodeId(1);
         cache.put(favourite, Opened::Upper(Arc::clone(&file)), &state);
@@ -164,15 +169,7 @@ mod tests {
     #[test]
     fn what_was_written_can_be_closed_at_once() {
         let cache = FileCache::default();
-        let state = State {
-            place: None,
-            links: None,
-            body: Body::File(FileBody {
-                upper: None,
-                lower: None,
-                data: DataAt::Upper,
-            }),
-        };
+        let state = upper_file();
         let file = Arc::new(tempfile::tempfile().unwrap());
         cache.put(NodeId(1), Opened::Upper(Arc::clone(&file)), &state);
         cache.put(NodeId(2), Opened::Lower(Arc::clone(&file)), &state);

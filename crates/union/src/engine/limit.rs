@@ -345,10 +345,10 @@ impl Engine {
         &self,
         upper: &'a Upper,
         from: &LowerFile,
-        what: Depth,
+        depth: Depth,
         inodes: u64,
     ) -> Result<Reserved<'a>> {
-        let bytes = match what {
+        let bytes = match depth {
             Depth::Data if upper.usage.is_limited() => {
                 let stat = from.dir.stat(Some(&from.name)).on(self.layer(from.layer))?;
                 let stat = stat.ok_or(Refusal::Stale)?;

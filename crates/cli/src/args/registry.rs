@@ -1,0 +1,31 @@
+//! How a registry is reached, for the verbs that ask one.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+
+use super::absolute;
+use crate::exit_code::Failure;
+
+/// How a registry is reached.
+#[derive(Debug, Args)]
+pub struct Registry {
+    /// Speak plain HTTP with the registry
+    #[arg(long)]
+    pub insecure: bool,
+    /// File with registry logins [default: Docker's and Podman's]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    auth_file: Option<PathBuf>,
+}
+
+impl Registry {
+    /// Returns what this says about the setting of that name.
+    pub fn auth_file(&self) -> Result<Option<Option<PathBuf>>, Failure> {
+        Ok(self
+            .auth_file
+            .as_deref()
+            .map(absolute)
+            .transpose()?
+            .map(Some))
+    }
+}
