@@ -8,8 +8,10 @@ use std::sync::Arc;
 use clap_complete::env::{CompleteEnv, Shells};
 use clap_complete::{ArgValueCandidates, CompletionCandidate};
 use vellum_service::config::{self, Partial};
+use vellum_service::container::list;
+use vellum_service::container::volumes;
 use vellum_service::progress::Silent;
-use vellum_service::{Cancel, Context, containers, image, rootless, volumes};
+use vellum_service::{Cancel, Context, image, rootless};
 
 use crate::{help, start};
 
@@ -63,7 +65,7 @@ pub fn anything() -> ArgValueCandidates {
 type Names = vellum_service::Result<Vec<String>>;
 
 fn names_of_containers(ctx: &Context) -> Names {
-    let all = containers::list(ctx, None, false)?;
+    let all = list::list(ctx, None, false)?;
     Ok(all.into_iter().map(|found| found.name).collect())
 }
 

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use vellum_service::graph::Graph;
+use vellum_service::docker::Graph;
 use vellum_sys::Cancel;
 
 use crate::wire::{CONTENT_TYPE, Reply};

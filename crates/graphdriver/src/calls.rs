@@ -11,7 +11,7 @@ use axum::response::Response;
 use axum::routing::post;
 use serde::de::DeserializeOwned;
 use vellum_service::Error;
-use vellum_service::graph::Graph;
+use vellum_service::docker::Graph;
 
 use crate::answers::{Shared, json, refused};
 use crate::bodies;

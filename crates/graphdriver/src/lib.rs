@@ -2,7 +2,7 @@
 //!
 //! The daemon finds the plugin by its socket, asks what it implements, says once where its data lies and from then on calls the driver by the ids of layers.
 //! [`wire`] has the shapes of questions and answers, [`calls`] one function per call, [`bodies`] the two that carry tars, [`server`] what is
-//! listened on. What a call means is told at [`vellum_service::graph::Graph`].
+//! listened on. What a call means is told at [`vellum_service::docker::Graph`].
 //!
 //! What is peculiar to this protocol, and holds here:
 //! * The daemon says `Init` to the plugin it finds when it starts, and never again: a plugin started anew goes on from what was kept.

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vellum_service::Context;
-use vellum_service::graph::Graph;
-use vellum_service::listen::listen;
+use vellum_service::docker::Graph;
+use vellum_service::serve::listen::listen;
 use vellum_service::serve::{self, Life, ServeError};
 
 use crate::answers::Shared;

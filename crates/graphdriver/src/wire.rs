@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use vellum_format::IdRun;
 use vellum_service::Error;
-use vellum_service::graph::{Creation, GraphChange};
+use vellum_service::docker::{Creation, GraphChange};
 use vellum_sys::with_causes;
 
 /// The type of every JSON answer.

@@ -13,6 +13,7 @@ use vellum_image::Reference;
 mod adopt;
 mod change;
 mod commit;
+pub mod export;
 pub(crate) mod exported;
 mod fill;
 mod history;

@@ -25,7 +25,12 @@ use vellum_union::{
 };
 
 use crate::error::{Error, Result};
-use crate::layer_tar;
+use crate::stack;
+
+pub mod layer_tar;
+pub mod look;
+pub(crate) mod on_parents;
+pub mod settle;
 
 /// How marks are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -384,7 +389,7 @@ fn fill(
     let tar = layer_tar::piped(move |out| layer_tar::write_changes(counted, out, &stop).map(drop))?;
     let limits = Limits::default();
     let stream = LayerStream::open(Box::new(tar), &limits, cancel)?;
-    let privilege = crate::container::privilege(how.process);
+    let privilege = stack::privilege(how.process);
     let apply_to = ApplyTarget {
         root: root.dup()?,
         marks: match how.write {

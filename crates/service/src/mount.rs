@@ -13,16 +13,20 @@ use vellum_sys::mount::{self, BindOptions};
 use vellum_sys::mountinfo;
 use vellum_union::engine::Limit;
 
-use crate::container::Settings;
+use crate::base;
+use crate::container_record::Settings;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Wishes, plan};
-use crate::{base, container, facts, names, run_dir};
+use crate::{container_record, names, run_dir};
 
 mod execute;
+pub mod facts;
+pub(crate) mod limit;
 pub mod mounted;
 pub(crate) mod place;
 pub(crate) mod shown;
+pub mod umount;
 
 use mounted::Mounted;
 use shown::{Seen, State};
@@ -30,7 +34,7 @@ use shown::{Seen, State};
 /// Decides how a container would be mounted, and mounts nothing.
 pub fn plan_container(ctx: &Context, name: &str, read_only: bool) -> Result<Plan> {
     names::with_container(ctx, name, |record| {
-        let parts = container::parts(ctx, record)?;
+        let parts = container_record::parts(ctx, record)?;
         let terms = Terms {
             read_only,
             limit: Settings::of(record)?.limit(),
@@ -88,7 +92,7 @@ pub fn mount_locked(
     read_only: bool,
 ) -> Result<Mounted> {
     let target = target.map(directory_or_dead).transpose()?;
-    let parts = container::parts(ctx, record)?;
+    let parts = container_record::parts(ctx, record)?;
     // A dead mount's other places, which get the new one.
     let mut copies = Vec::new();
     let (place, method) = match Seen::look(&parts)? {

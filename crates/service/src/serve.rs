@@ -16,7 +16,9 @@ use tokio::sync::watch;
 use vellum_sys::Cancel;
 
 use crate::error::Error;
-use crate::listen::Listening;
+use crate::serve::listen::Listening;
+
+pub mod listen;
 
 /// Threads that pass bytes; those that work are others.
 const WORKERS: usize = 2;

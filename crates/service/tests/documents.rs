@@ -12,8 +12,8 @@ use vellum_service::image::{
     LoadRequest, LoadSource, SaveFormat, SaveRequest, SaveTarget, images, load, save,
 };
 use vellum_service::mount::mount_image;
+use vellum_service::mount::umount::umount_path;
 use vellum_service::progress::{Meter, Progress, Silent, Unit};
-use vellum_service::umount::umount_path;
 use vellum_testkit::{Scratch, needs_root};
 
 fn put_blob(layout: &Path, bytes: &[u8]) -> Value {

@@ -4,9 +4,11 @@
 mod support;
 
 use support::context;
-use vellum_service::create::{CreateRequest, Origin, create};
+use vellum_service::Error;
+use vellum_service::container::create::{CreateRequest, Origin, create};
+use vellum_service::container::diff;
+use vellum_service::container::remove;
 use vellum_service::error::Kind;
-use vellum_service::{Error, containers, diff};
 use vellum_testkit::{Scratch, needs_root};
 
 #[test]
@@ -43,7 +45,7 @@ fn what_was_read_of_a_container_that_went_meanwhile_is_not_believed() {
     let mut removed = false;
     let gone = diff::diff(&ctx, "box", |_| {
         if !std::mem::replace(&mut removed, true) {
-            containers::remove(&ctx, "box", true)?;
+            remove::remove(&ctx, "box", true)?;
         }
         Ok(())
     });

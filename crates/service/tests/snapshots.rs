@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use vellum_service::config::{Partial, Surroundings, resolve};
-use vellum_service::snapshots::{self, GID_MAPPING, Terms, UID_MAPPING};
+use vellum_service::containerd::snapshots::{self, GID_MAPPING, Terms, UID_MAPPING};
 use vellum_service::{Context, progress};
 use vellum_store::{Keep, PrepareOptions, SnapshotKey};
 use vellum_sys::Cancel;

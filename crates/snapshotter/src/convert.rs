@@ -2,7 +2,7 @@
 //!
 //! Times go out as they are recorded, to the nanosecond; what comes in with them is not read, since clients send zero times with an update.
 
-use vellum_service::snapshots::{MountEntry, NewSnapshot};
+use vellum_service::containerd::snapshots::{MountEntry, NewSnapshot};
 use vellum_store::{Info, Kind, LabelChange, Labels};
 
 use crate::api::services::snapshots::v1 as wire;

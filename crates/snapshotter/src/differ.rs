@@ -1,4 +1,4 @@
-//! The diff service: two calls, each of which is a verb of [`vellum_service::differ`] with blobs fetched from and brought to containerd.
+//! The diff service: two calls, each of which is a verb of [`vellum_service::containerd::differ`] with blobs fetched from and brought to containerd.
 //!
 //! The work runs on a thread of its own and stops when the caller goes away. What the verbs can't do is UNIMPLEMENTED, which is how containerd is told
 //! to ask its next differ.
@@ -9,8 +9,8 @@ use std::time::Instant;
 use tonic::{Code, Request, Response, Status};
 use vellum_format::Digest;
 use vellum_image::Compression;
-use vellum_service::differ::{self, ApplyRequest, DiffRequest, Written};
-use vellum_service::snapshots::MountEntry;
+use vellum_service::containerd::differ::{self, ApplyRequest, DiffRequest, Written};
+use vellum_service::containerd::snapshots::MountEntry;
 use vellum_service::{Cancel, Error};
 use vellum_sys::Timespec;
 

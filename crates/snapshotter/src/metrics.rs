@@ -16,7 +16,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use vellum_service::snapshots as verbs;
+use vellum_service::containerd::snapshots as verbs;
 
 /// Where numbers can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]

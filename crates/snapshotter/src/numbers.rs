@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use vellum_service::listen::listen_at;
+use vellum_service::containerd::snapshots as verbs;
+use vellum_service::serve::listen::listen_at;
 use vellum_service::serve::{self, ServeError};
-use vellum_service::snapshots as verbs;
 
 use crate::metrics::Address;
 use crate::shared::Shared;

@@ -12,9 +12,9 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use vellum_service::Context;
 use vellum_service::config::{Config, ConfigError};
-use vellum_service::listen::listen;
+use vellum_service::containerd::snapshots::Terms;
+use vellum_service::serve::listen::listen;
 use vellum_service::serve::{self, Life, ServeError};
-use vellum_service::snapshots::Terms;
 
 use crate::api::services::diff::v1::diff_server::DiffServer;
 use crate::api::services::snapshots::v1::snapshots_server::SnapshotsServer;
@@ -54,7 +54,7 @@ pub type Reload = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 ///
 /// Errors: nothing listens any more.
 pub fn serve(context: Context, options: ServeOptions) -> Result<(), ServeError> {
-    vellum_service::snapshots::check_root(&context)?;
+    vellum_service::containerd::snapshots::check_root(&context)?;
     // A store that can't be opened is told now, not at the first call.
     context.store()?;
     let shared = Arc::new(Shared::new(context, options.terms));

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tonic::Status;
 use vellum_service::config::Config;
-use vellum_service::snapshots::{self as verbs, Terms};
+use vellum_service::containerd::snapshots::{self as verbs, Terms};
 use vellum_service::{Context, Error};
 use vellum_sys::sync;
 

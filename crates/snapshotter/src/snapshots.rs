@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use vellum_service::Context;
-use vellum_service::snapshots::{self as verbs, Prepared, Terms};
+use vellum_service::containerd::snapshots::{self as verbs, Prepared, Terms};
 
 use crate::api::services::snapshots::v1 as wire;
 use crate::convert;

@@ -18,7 +18,7 @@ use vellum_format::Digest;
 use vellum_image::compression::{Encoder, Packing};
 use vellum_image::{Compression, LayerWriter, TarEntry, TarKind};
 use vellum_service::config::{Partial, Surroundings, resolve};
-use vellum_service::snapshots::{self, MountEntry, NewSnapshot, Prepared, Terms};
+use vellum_service::containerd::snapshots::{self, MountEntry, NewSnapshot, Prepared, Terms};
 use vellum_service::{Cancel, Context, progress};
 use vellum_snapshotter::api::services::diff::v1 as wire;
 use vellum_snapshotter::api::services::diff::v1::diff_server::Diff as _;

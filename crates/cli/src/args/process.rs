@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use clap::{Args, ValueEnum};
 use vellum_service::Context;
-use vellum_service::bundle::{self as bundles, ProcessRequest};
+use vellum_service::container::bundle::{self as bundles, ProcessRequest};
 
 use crate::exit_code::Failure;
 

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use vellum_overlay::options::Manners;
 use vellum_overlay::parse;
-use vellum_service::{Error, look};
+use vellum_service::Error;
+use vellum_service::layer::look;
 
 use crate::exit_code::Failure;
 

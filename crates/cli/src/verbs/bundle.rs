@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use vellum_service::bundle as bundles;
+use vellum_service::container::bundle as bundles;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::process::{Process, process};

@@ -1,7 +1,7 @@
 //! `cat`: a file of a tree that is not mounted.
 
 use clap::Args;
-use vellum_service::look;
+use vellum_service::layer::look;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::tree::{Look, find};

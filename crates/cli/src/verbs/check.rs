@@ -1,7 +1,9 @@
 //! `check`: records and trees compared. The code is 1 if something is wrong and was not put right.
 
 use clap::Args;
-use vellum_service::{Context, check as checks, keep};
+use vellum_service::Context;
+use vellum_service::store::check as checks;
+use vellum_service::store::keep;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;

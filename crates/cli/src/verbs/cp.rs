@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use vellum_service::cp::{End, Options, copy};
+use vellum_service::container::cp::{End, Options, copy};
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::exit_code::{DONE, Failure};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 use vellum_service::config::Size;
-use vellum_service::create::{CreateRequest, Origin, create as make};
+use vellum_service::container::create::{CreateRequest, Origin, create as make};
 use vellum_service::mount as mounts;
 use vellum_service::mount::mounted::Mounted;
 

@@ -1,9 +1,9 @@
 //! `df`: what uses the disk.
 
 use clap::Args;
-use vellum_service::keep;
-use vellum_service::keep::Size;
 use vellum_service::names::short_key;
+use vellum_service::store::keep;
+use vellum_service::store::keep::Size;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;

@@ -48,14 +48,14 @@ impl Verb for Diff {
         let mut out = stdout();
         if self.output.json {
             let mut lines = Vec::new();
-            vellum_service::diff::diff(ctx, &self.container, |line| {
+            vellum_service::container::diff::diff(ctx, &self.container, |line| {
                 lines.push(line);
                 Ok(())
             })?;
             out.json(&lines)?;
         } else {
             let mut written = Ok(());
-            let listed = vellum_service::diff::diff(ctx, &self.container, |line| {
+            let listed = vellum_service::container::diff::diff(ctx, &self.container, |line| {
                 let mut bytes = vec![line.kind as u8, b' '];
                 bytes.extend_from_slice(line.path.as_os_str().as_bytes());
                 written = out.line(bytes);

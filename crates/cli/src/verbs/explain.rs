@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
-use vellum_service::look;
+use vellum_service::layer::look;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;

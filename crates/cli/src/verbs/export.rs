@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueHint};
-use vellum_service::export::{self, ExportRequest};
+use vellum_service::image::export::{self, ExportRequest};
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;

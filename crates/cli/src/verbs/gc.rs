@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use clap::Args;
 use vellum_service::progress::Silent;
-use vellum_service::{Cancel, Context, keep};
+use vellum_service::store::keep;
+use vellum_service::{Cancel, Context};
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use vellum_service::config::Driver;
-use vellum_service::info as infos;
+use vellum_service::store::info as infos;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;

@@ -3,8 +3,10 @@
 
 use clap::Args;
 use serde_json::{Value, json};
+use vellum_service::container::inspect as inspects;
+use vellum_service::container::volumes;
 use vellum_service::error::Kind;
-use vellum_service::{Context, Error, image, inspect as inspects, volumes};
+use vellum_service::{Context, Error, image};
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::complete;

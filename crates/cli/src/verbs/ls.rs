@@ -5,7 +5,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use clap::Args;
-use vellum_service::{Context, containers, look, names};
+use vellum_service::container::list;
+use vellum_service::layer::look;
+use vellum_service::{Context, names};
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;
@@ -66,7 +68,7 @@ impl Verb for Ls {
         else {
             return Err(Failure::misused("a container's name is text"));
         };
-        let all = containers::list(ctx, filter, self.size)?;
+        let all = list::list(ctx, filter, self.size)?;
         let mut out = stdout();
         if self.output.json {
             out.json(&all)?;

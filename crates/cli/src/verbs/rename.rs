@@ -1,7 +1,7 @@
 //! `rename`: another name for a container.
 
 use clap::Args;
-use vellum_service::containers;
+use vellum_service::container::rename;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::complete;
@@ -24,7 +24,7 @@ impl Verb for Rename {
 
     fn run(self, start: Start<'_>) -> Outcome {
         let ctx = &start.context()?;
-        containers::rename(ctx, &self.container, &self.name)?;
+        rename::rename(ctx, &self.container, &self.name)?;
         Ok(DONE)
     }
 }

@@ -1,7 +1,8 @@
 //! `rm`: containers, asking for those in use.
 
 use clap::Args;
-use vellum_service::{Error, containers};
+use vellum_service::Error;
+use vellum_service::container::remove;
 
 use super::{Examples, Group, Outcome, Verb, for_all};
 use crate::out::stdout;
@@ -30,14 +31,14 @@ impl Verb for Rm {
     fn run(self, start: Start<'_>) -> Outcome {
         let ctx = &start.context()?;
         for_all(&self.containers, |name| {
-            let removed = match containers::remove(ctx, name, self.force) {
+            let removed = match remove::remove(ctx, name, self.force) {
                 Err(Error::InUse { by, .. })
                     if !self.force
                         && out::confirm(&format!(
                             "`{name}` is in use ({by}); remove it all the same?"
                         )) =>
                 {
-                    containers::remove(ctx, name, true)?
+                    remove::remove(ctx, name, true)?
                 }
                 other => other?,
             };

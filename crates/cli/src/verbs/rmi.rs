@@ -1,7 +1,8 @@
 //! `rmi`: names and images go, and what nothing needs any more goes with them.
 
 use clap::Args;
-use vellum_service::{image, keep, names};
+use vellum_service::store::keep;
+use vellum_service::{image, names};
 
 use super::{Examples, Group, Outcome, Verb, for_all};
 use crate::exit_code::Failure;

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 use vellum_service::config::Size;
-use vellum_service::containers;
-use vellum_service::create::{CreateRequest, Origin, create};
-use vellum_service::run::{RunRequest, run as begin};
+use vellum_service::container::create::{CreateRequest, Origin, create};
+use vellum_service::container::remove;
+use vellum_service::container::run::{RunRequest, run as begin};
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::process::{Process, process};
@@ -136,7 +136,7 @@ fn run(args: Run, mut start: Start<'_>) -> Outcome {
         },
     );
     if args.rm && (fresh || outcome.is_ok()) {
-        match (&outcome, containers::remove(ctx, &name, true)) {
+        match (&outcome, remove::remove(ctx, &name, true)) {
             // What the command ended with comes first.
             (Ok(code), Err(e)) if *code != DONE => report::failure(&e.into()),
             (Ok(_), removed) => drop(removed?),

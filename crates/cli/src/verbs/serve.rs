@@ -12,8 +12,8 @@ use vellum_service::{Cancel, Context};
 use vellum_sys::with_causes;
 #[cfg(feature = "containerd")]
 use {
-    clap::ValueEnum, vellum_service::snapshots::Terms, vellum_snapshotter::metrics::Address,
-    vellum_snapshotter::server::ServeOptions,
+    clap::ValueEnum, vellum_service::containerd::snapshots::Terms,
+    vellum_snapshotter::metrics::Address, vellum_snapshotter::server::ServeOptions,
 };
 
 use super::{Examples, Group, Outcome, Verb};

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueHint};
 use vellum_overlay::options::Manners;
 use vellum_overlay::parse;
-use vellum_service::{Error, settle};
+use vellum_service::Error;
+use vellum_service::layer::settle;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::exit_code::{DONE, Failure};

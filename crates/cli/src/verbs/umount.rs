@@ -5,7 +5,8 @@ use std::path::Path;
 
 use clap::Args;
 use vellum_service::error::Kind;
-use vellum_service::{Error, names, umount};
+use vellum_service::mount::umount;
+use vellum_service::{Error, names};
 
 use super::{Examples, Group, Outcome, Verb, for_all};
 use crate::complete;

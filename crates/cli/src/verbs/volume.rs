@@ -1,7 +1,8 @@
 //! `volume`: directories that outlive containers.
 
 use clap::{Args, Subcommand};
-use vellum_service::{Context, volumes};
+use vellum_service::Context;
+use vellum_service::container::volumes;
 
 use super::{Examples, Group, Outcome, Verb, for_all};
 use crate::args::{Output, labels};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use vellum_service::keep;
+use vellum_service::store::keep;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;

@@ -16,10 +16,13 @@ use vellum_union::Form;
 use super::record::{BroughtIn, record as record_image};
 use super::unpack::{Unpacked, unpack_single};
 use super::{apply_changes, or_cancelled, reference, stored};
-use crate::container::Settings;
+use crate::container::bundle;
+use crate::container::diff;
+use crate::container_record::Settings;
 use crate::context::Context;
 use crate::error::Result;
-use crate::{bundle, container, diff, layer_tar, names};
+use crate::layer::layer_tar;
+use crate::{container_record, names, stack};
 
 /// What to commit, and as what.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +85,7 @@ fn run(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
 pub fn tar(ctx: &Context, record: &ContainerRecord) -> Result<impl Read + Send + use<>> {
     let cancel = ctx.cancel.clone();
     if Settings::of(record)?.from.is_some() {
-        let union = container::stack(ctx.process, &container::parts(ctx, record)?)?;
+        let union = stack::of_tree(ctx.process, &container_record::parts(ctx, record)?)?;
         return layer_tar::piped(move |out| layer_tar::write_tree(&union, out, &cancel).map(drop));
     }
     let changes = diff::changes(ctx, record, Form::Layer)?;

@@ -1,4 +1,4 @@
-//! What [`crate::export`] needs of images: which they are, and their layers' tars.
+//! What [`crate::image::export`] needs of images: which they are, and their layers' tars.
 
 use vellum_image::Reference;
 use vellum_image::sink::{LayerSupply, OutImage};

@@ -4,14 +4,14 @@
 
 use std::io::{BufWriter, Read, Write};
 
-use crate::on_parents::settle_on;
+use crate::layer::on_parents::settle_on;
 use vellum_image::apply::apply;
 use vellum_image::{Applied, ApplyTarget, LayerStream, Limits, TargetMarks};
 use vellum_store::{LayerMarks, SnapshotKey, StagedFile, StagedLayer, Store};
 use vellum_sys::{Cancel, Dir, Process};
 
-use crate::container;
 use crate::error::{Error, Result};
+use crate::stack;
 
 /// A layer that has been applied and not yet committed. Dropped, it is taken away.
 pub(crate) struct FilledLayer {
@@ -35,7 +35,7 @@ pub(crate) fn fill_on(
     let (recipe, applied) = apply_to(process, store, &staged, tar, cancel)?;
     if !target(process, &staged)?.marks.is_whole() {
         let below = match parent {
-            Some(parent) => container::stack(process, &store.tree(parent)?)?
+            Some(parent) => stack::of_tree(process, &store.tree(parent)?)?
                 .layers()
                 .to_vec(),
             None => Vec::new(),
@@ -84,7 +84,7 @@ pub(super) fn target(process: Process, staged: &StagedLayer) -> Result<ApplyTarg
             LayerMarks::Whole => TargetMarks::Whole(prefix),
             LayerMarks::Plain => TargetMarks::Plain,
         },
-        privilege: container::privilege(process),
+        privilege: stack::privilege(process),
         donor: None,
     })
 }

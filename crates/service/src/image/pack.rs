@@ -11,7 +11,7 @@ use vellum_image::{LayerWriter, TarEntry, TarKind};
 use vellum_sys::{Dir, FileKind, Stat, xattr};
 
 use crate::error::Result;
-use crate::layer_tar;
+use crate::layer::layer_tar;
 
 /// Returns the tree below `path` as a tar being written, and a name for it.
 pub(super) fn directory(path: &Path) -> Result<(Box<dyn Read + Send>, String)> {

@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use crate::container;
 use vellum_format::Digest;
 use vellum_image::apply::apply;
 use vellum_image::config::{ChainId, chain_ids};
@@ -32,8 +31,9 @@ use super::fill::{apply_to, target};
 use super::key;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::on_parents::{implied, settle_on};
+use crate::layer::on_parents::{implied, settle_on};
 use crate::progress::{Meter, Unit};
+use crate::stack;
 
 /// How often progress is shown and the wish to stop is passed on.
 const TICK: Duration = Duration::from_millis(50);
@@ -393,7 +393,7 @@ impl Unpacking<'_> {
         if filled.iter().all(nothing_to_do) {
             return Ok(());
         }
-        let dialect = container::archive_dialect(self.context.process);
+        let dialect = stack::archive_dialect(self.context.process);
         let mut below: Vec<Arc<dyn Layer>> = Vec::new();
         if let Some(at) = first.checked_sub(1) {
             for layer in self.store.tree(&key(&chain[at]))?.layers() {

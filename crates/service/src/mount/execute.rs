@@ -9,10 +9,10 @@ use vellum_store::{Shape, SnapshotKey, TreeParts};
 use vellum_sys::mount::{self, BindOptions, MountError};
 use vellum_sys::mountinfo;
 
-use crate::container;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::plan::{EngineMount, Plan, method_name};
+use crate::stack;
 
 use super::Terms;
 
@@ -37,7 +37,7 @@ pub(super) fn tree(
     } = &planned
     {
         if parts.features.is_none() {
-            container::adopt_root(ctx.process, parts, None)?;
+            stack::adopt_root(ctx.process, parts, None)?;
         }
         // Before the mount: from then on the upper may carry the marks.
         ctx.store()?.record_features(snapshot, *features)?;

@@ -12,7 +12,7 @@ use vellum_sys::mountinfo::{self, FsOptions};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::{container, names};
+use crate::{container_record, names};
 
 use super::place::{self, ENGINE_TYPE};
 use super::shown::{self, Seen, State};
@@ -41,7 +41,7 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
     let table = mountinfo::read()?;
     let mut all = Vec::new();
     for record in ctx.store()?.containers()? {
-        let parts = match container::parts(ctx, &record) {
+        let parts = match container_record::parts(ctx, &record) {
             // Removed since the list was read.
             Err(_) if names::is_gone(ctx, &record) => continue,
             found => found?,
@@ -63,7 +63,7 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
 /// Tells whether a container is mounted: who mounts it for a while leaves it so.
 pub(crate) fn is_shown(ctx: &Context, record: &ContainerRecord) -> Result<bool> {
     // A dead one is mounted anew and then stays, as it was meant to.
-    let parts = container::parts(ctx, record)?;
+    let parts = container_record::parts(ctx, record)?;
     let at_place = Seen::look(&parts)?.at_place();
     Ok(at_place.is_none_or(|shown| shown.state() != State::Nothing))
 }

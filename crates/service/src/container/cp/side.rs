@@ -1,0 +1,229 @@
+//! Where a copy begins or ends: a root, a path in it, and what is found there.
+//!
+//! A path ends with `/` or `/.` where a directory is meant; `/.` asks for what is in it. The host's root is `/`, so both sides are resolved
+//! alike.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use vellum_store::ContainerRecord;
+use vellum_sys::error::fd_path;
+use vellum_sys::in_root::{self, Last};
+use vellum_sys::stat::stat_fd;
+use vellum_sys::{Dir, FileKind, Stat};
+
+use super::{End, invalid};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::mount::mounted;
+use crate::mount::umount;
+use crate::{mount, names, run_dir};
+
+/// A root and a path in it: the host's is `/`.
+pub(super) struct Side {
+    pub root: Dir,
+    pub path: PathBuf,
+    /// The root's own path on the host, for taking descriptors' paths apart.
+    pub top: PathBuf,
+    /// Whose tree it is, and whether it was mounted for the copy alone: then it is unmounted when that is done.
+    container: Option<(ContainerRecord, bool)>,
+}
+
+/// A thing that was found: its directory by descriptor, and its name there. The root has no name.
+pub(super) struct Found {
+    pub dir: Dir,
+    pub name: Option<OsString>,
+    pub stat: Stat,
+    /// Where it is below the side's root, without links.
+    pub path: PathBuf,
+}
+
+/// Opens a side, mounting its container if it isn't, and unmounts it again afterwards.
+pub(super) fn with<T>(
+    ctx: &Context,
+    end: &End,
+    work: impl FnOnce(&Side) -> Result<T>,
+) -> Result<T> {
+    let side = open(ctx, end)?;
+    let done = work(&side);
+    let Side {
+        root, container, ..
+    } = side;
+    drop(root);
+    let (Some((record, for_this)), End::Container { name, .. }) = (container, end) else {
+        return done;
+    };
+    let done = match done {
+        Ok(done) => names::still_there(ctx, &record, name).map(|()| done),
+        Err(error) => Err(names::unless_gone(ctx, &record, name, error)),
+    };
+    if for_this {
+        let left = umount::umount_container(ctx, &record, true);
+        // The copy's own failure is the one to tell.
+        if done.is_ok() {
+            left?;
+        }
+    }
+    done
+}
+
+fn open(ctx: &Context, end: &End) -> Result<Side> {
+    match end {
+        End::Host(path) => {
+            let path = absolute(path)?;
+            Ok(Side {
+                root: Dir::open(Path::new("/"))?,
+                path,
+                top: "/".into(),
+                container: None,
+            })
+        }
+        End::Container { name, path } => names::with_container(ctx, name, |record| {
+            let _lock = run_dir::lock_container(ctx, &record.id)?;
+            let shown = mounted::is_shown(ctx, record)?;
+            let mounted = mount::mount_locked(ctx, record, None, false)?;
+            let top =
+                std::fs::canonicalize(&mounted.path).map_err(Error::io("find", &mounted.path))?;
+            Ok(Side {
+                root: Dir::open(&top)?,
+                path: Path::new("/").join(path),
+                top,
+                container: Some((record.clone(), !shown)),
+            })
+        }),
+        End::Pipe => Err(invalid("a tar has no path")),
+    }
+}
+
+/// Makes a path absolute, keeping a trailing `/` or `/.`, which mean something here.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let mut whole = match path.is_absolute() {
+        true => OsString::new(),
+        false => std::env::current_dir()
+            .map_err(Error::io("find", "."))?
+            .into_os_string(),
+    };
+    if !whole.is_empty() {
+        whole.push("/");
+    }
+    whole.push(path);
+    Ok(whole.into())
+}
+
+impl Side {
+    /// Finds what is at this side's path; `None` if there is nothing.
+    pub fn find(&self, last: Last) -> Result<Option<Found>> {
+        let Some(handle) = in_root::find(&self.root, &self.path, last)? else {
+            return Ok(None);
+        };
+        let stat = stat_fd(&handle)?;
+        let real = fd_path(handle.as_fd()).ok_or_else(|| self.missing())?;
+        let path = real.strip_prefix(&self.top).map_err(|_| self.missing())?;
+        let (dir, name) = match (path.parent(), path.file_name()) {
+            (Some(above), Some(name)) => (self.dir(above)?, Some(name.to_owned())),
+            _ => (self.root.dup()?, None),
+        };
+        Ok(Some(Found {
+            dir,
+            name,
+            stat,
+            path: path.to_owned(),
+        }))
+    }
+
+    /// Finds what is to be copied. A link is what is copied, unless it is to be followed or what it leads to is asked for.
+    pub fn source(&self, follow: bool) -> Result<Found> {
+        let last = match follow || self.ends_as_directory() {
+            true => Last::Follow,
+            false => Last::Keep,
+        };
+        let found = self.find(last)?.ok_or_else(|| self.missing())?;
+        if self.ends_as_directory() && !found.is_dir() {
+            return Err(self.not_a_directory());
+        }
+        Ok(found)
+    }
+
+    /// Returns the directory and name that this path would have, were there something. A dangling link leads to where it points, unless a
+    /// directory is asked for, which it is not.
+    ///
+    /// Errors: that directory is not there.
+    pub fn vacant(&self) -> Result<(Dir, OsString)> {
+        // `new/.` is in `new`, and that is not there.
+        if self.wants_content() {
+            return Err(self.missing());
+        }
+        let path = match self.ends_as_directory() {
+            // Taken apart, so that the slash is gone.
+            true => self.path.components().collect(),
+            false => in_root::resolve(&self.root, &self.path)?,
+        };
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(self.missing());
+        };
+        let dir = in_root::dir(&self.root, above)?.ok_or_else(|| self.missing())?;
+        Ok((dir, name.to_owned()))
+    }
+
+    fn dir(&self, inside: &Path) -> Result<Dir> {
+        if inside.as_os_str().is_empty() {
+            Ok(self.root.dup()?)
+        } else {
+            Ok(self.root.open_dir(inside)?)
+        }
+    }
+
+    pub fn missing(&self) -> Error {
+        Error::Io {
+            action: "find",
+            path: self.path.clone(),
+            source: rustix::io::Errno::NOENT.into(),
+        }
+    }
+
+    pub fn not_a_directory(&self) -> Error {
+        invalid(&format!("{} is not a directory", self.path.display()))
+    }
+
+    /// The path ends with `/` or `/.`: the directory's content is meant, or a directory is asked for.
+    pub fn ends_as_directory(&self) -> bool {
+        self.path.as_os_str().as_bytes().ends_with(b"/") || self.wants_content()
+    }
+
+    /// The path ends with `/.`.
+    pub fn wants_content(&self) -> bool {
+        self.path.as_os_str().as_bytes().ends_with(b"/.")
+    }
+
+    /// The name that a copied thing gets if its destination is a directory.
+    pub fn base_name(&self, found: &Found) -> OsString {
+        let typed = self.path.components().next_back();
+        match (typed, &found.name) {
+            (Some(Component::Normal(name)), _) => name.to_owned(),
+            (_, Some(name)) => name.clone(),
+            (_, None) => OsString::from("rootfs"),
+        }
+    }
+}
+
+impl Found {
+    pub fn is_dir(&self) -> bool {
+        self.stat.kind == FileKind::Dir
+    }
+
+    pub fn open_dir(&self) -> Result<Dir> {
+        match &self.name {
+            Some(name) => Ok(self.dir.open_dir(name)?),
+            None => Ok(self.dir.dup()?),
+        }
+    }
+
+    /// Returns the name of what is no directory.
+    pub fn file_name(&self) -> Result<&OsStr> {
+        self.name
+            .as_deref()
+            .ok_or_else(|| invalid("the root is not a file"))
+    }
+}
