@@ -7,13 +7,14 @@
 //! * [`caching`]: every operation beside every attribute, for mounts that are cached.
 //! * [`clients`]: real container tools (dockerd, podman, buildah, skopeo, umoci) with stores of their own.
 //! * [`model`]: the merge of layers, written a second time, in memory and without looking at the first.
+//! * [`seam`]: faults and power cuts at every system call that a piece of code makes, in this process and without root.
 //! * [`churn`]: random trees, and random changes of every kind.
 //! * [`user`]: a plain user with subordinate ids, for what must work without root.
 //! * [`rng`]: random choices with a printed seed. `VELLUM_SEED=N` repeats a run.
 //! * [`untested`](untested()): says, and counts, what could not be tested here. Nothing is ever skipped silently.
 //!
 //! Nothing in a product may depend on this crate. It may panic: a test that can't be set up has failed.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod caching;
 pub mod churn;
@@ -23,6 +24,7 @@ pub mod kernel;
 pub mod model;
 pub mod rng;
 pub mod scratch;
+pub mod seam;
 pub mod tree;
 mod untested;
 pub mod user;

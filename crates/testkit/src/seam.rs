@@ -1,0 +1,247 @@
+//! Faults inside this process, at every system call that a piece of code makes: the n-th one fails, or nothing more happens from there
+//! on, or the power goes.
+//!
+//! The code runs on a thread of its own whose calls on files wait for an answer from here (seccomp's user notification; see `notify`).
+//! So nothing in a product knows that it is tested, and no call escapes: not those of a library such as SQLite, nor the standard
+//! library's. No privilege is needed, and a call costs microseconds, where a tracer's costs milliseconds.
+//!
+//! Only calls on what lies below one directory count: a test's own output and the files in /proc are let through.
+
+mod call;
+mod notify;
+mod picture;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+
+pub use call::{Call, Does};
+pub use picture::Picture;
+
+use notify::{Answer, Listener};
+use picture::Safe;
+
+/// What happens at the n-th call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// The call fails with this error number and is not made; later ones are.
+    Fail(i32),
+    /// The same, for that call and all later ones that change something: a disk that stays full, or broke.
+    FailFrom(i32),
+    /// The same, for those that change something and those that sync, as if the process had been killed at the call's entry. Whatever it
+    /// still does leaves no trace.
+    Stop,
+}
+
+/// Which calls are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// Those that change or sync something.
+    Changes,
+    /// And those that only look.
+    All,
+}
+
+/// What became of a run.
+#[derive(Debug)]
+pub struct Run<T> {
+    /// The call that the effect met; `None` if the code made fewer.
+    pub hit: Option<Call>,
+    /// What the code returned, or the panic it ended with.
+    pub value: thread::Result<T>,
+}
+
+impl<T> Run<T> {
+    /// Returns what the code returned. Goes on with its panic, if it ended so.
+    pub fn value(self) -> T {
+        self.value.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+/// What a power cut, or a kill, at one moment would leave.
+#[derive(Debug, Clone)]
+pub struct Moment {
+    /// Before which call it is; `None` is the end.
+    pub before: Option<Call>,
+    /// How much is lost.
+    pub loses: Loses,
+    /// The tree.
+    pub tree: Picture,
+}
+
+/// What is lost at a [`Moment`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loses {
+    /// Nothing: only the process is gone.
+    Nothing,
+    /// Bytes of files that were not synced. Names and attributes are on disk, as ext4 and XFS have it.
+    Bytes,
+    /// All that was not synced, names too.
+    Unsynced,
+}
+
+/// True if this kernel has what it takes; otherwise the test is reported as untested.
+pub fn available() -> bool {
+    let tried = thread::spawn(|| Listener::on_this_thread(&[libc::SYS_acct]).map(drop));
+    match tried.join() {
+        Ok(Ok(())) => true,
+        outcome => {
+            let why = format!("seccomp has no user notification here: {outcome:?}");
+            crate::untested("faults at every call of a thread", why);
+            false
+        }
+    }
+}
+
+/// Runs `work`, with `effect` at the `n`-th (from 1) of the counted calls on what lies below `root`.
+///
+/// `work` may start threads; they are counted too. Panics if [`available`] is false.
+pub fn run<T: Send>(
+    root: &Path,
+    counted: Counted,
+    n: u32,
+    effect: Effect,
+    work: impl FnOnce() -> T + Send,
+) -> Run<T> {
+    let mut count = 0;
+    let mut hit = None;
+    let decide = |call: &Call| {
+        if counted == Counted::Changes && call.does == Does::Reads {
+            return Answer::Make;
+        }
+        count += 1;
+        if count == n {
+            hit = Some(call.clone());
+        }
+        let changes = call.does != Does::Reads;
+        match effect {
+            Effect::Fail(error) if count == n => Answer::Fail(error),
+            Effect::FailFrom(error) if count >= n && changes => Answer::Fail(error),
+            Effect::Stop if count >= n && changes => Answer::Fail(libc::EIO),
+            // Nothing is lost here, so nothing has to be waited for.
+            _ if call.does == Does::Syncs => Answer::Pretend,
+            _ => Answer::Make,
+        }
+    };
+    let value = held(root, counted == Counted::All, decide, work);
+    Run { hit, value }
+}
+
+/// Runs `attempt` for n = 1, 2, ... until the code is no longer hit, and returns how often it was.
+///
+/// `attempt` sets up, calls [`run`] with its n, looks at what is left, and returns the call that was hit. Panics after `limit` hits: then
+/// the test is not what it is meant to be. `VELLUM_FAULT=N` begins at the N-th.
+pub fn each(limit: u32, mut attempt: impl FnMut(u32) -> Option<Call>) -> u32 {
+    let first =
+        std::env::var("VELLUM_FAULT").map_or(1, |n| n.parse().expect("VELLUM_FAULT is a number"));
+    for n in first..=limit {
+        if attempt(n).is_none() {
+            return n - 1;
+        }
+    }
+    panic!("still hit after {limit} runs");
+}
+
+/// Runs `work` once, undisturbed, and returns what it returned and all that a cut at any of its calls would leave of the tree below
+/// `root`. Trees that are the same are there once, with the first moment, and at the end.
+///
+/// What is there beforehand counts as synced. Panics if [`available`] is false.
+pub fn moments<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> (T, Vec<Moment>) {
+    let mut safe = Safe::new(root);
+    let mut seen = BTreeSet::new();
+    let mut moments = Vec::new();
+    let mut look = |safe: &Safe, before: Option<&Call>| {
+        let trees = [
+            (Loses::Nothing, safe.everything()),
+            (Loses::Bytes, safe.without_bytes()),
+            (Loses::Unsynced, safe.synced()),
+        ];
+        for (loses, tree) in trees {
+            if seen.insert(tree.hash_value()) || before.is_none() {
+                let before = before.cloned();
+                moments.push(Moment {
+                    before,
+                    loses,
+                    tree,
+                });
+            }
+        }
+    };
+    let decide = |call: &Call| {
+        if call.does == Does::Reads {
+            return Answer::Make;
+        }
+        look(&safe, Some(call));
+        let fd = format!("/proc/self/fd/{}", call.fd);
+        match call.name {
+            "syncfs" => safe.sync_all(),
+            "ftruncate" => safe.resize(Path::new(&fd), call.length),
+            _ if call.does == Does::Syncs => safe.sync(Path::new(&fd)),
+            _ => {}
+        }
+        match call.does {
+            // Nothing is lost here, so nothing has to be waited for.
+            Does::Syncs => Answer::Pretend,
+            _ => Answer::Make,
+        }
+    };
+    let value = held(root, false, decide, work);
+    look(&safe, None);
+    let value = value.unwrap_or_else(|panic| resume_unwind(panic));
+    (value, moments)
+}
+
+/// Runs `work` on a thread whose calls on files below `root` are made as `decide` says. Calls of several threads are decided one at a
+/// time.
+fn held<T: Send>(
+    root: &Path,
+    reads: bool,
+    mut decide: impl FnMut(&Call) -> Answer,
+    work: impl FnOnce() -> T + Send,
+) -> thread::Result<T> {
+    let memory = File::open("/proc/self/mem").expect("this process's memory");
+    let (hand_over, listener) = mpsc::channel();
+    thread::scope(|scope| {
+        let worker = scope.spawn(move || {
+            let listener = Listener::on_this_thread(&call::numbers(reads));
+            let listener = listener.expect("seccomp's user notification");
+            hand_over.send(listener).expect("the listener is awaited");
+            let value = catch_unwind(AssertUnwindSafe(work));
+            // Told to the listener by being made; there is no such file.
+            let _ = std::fs::remove_file(END);
+            value
+        });
+        if let Ok(listener) = listener.recv() {
+            while let Some(waiting) = listener.next().expect("the next call") {
+                let call = call::read(&memory, waiting);
+                if call
+                    .as_ref()
+                    .is_some_and(|call| call.path == Path::new(END))
+                {
+                    listener.answer(waiting, Answer::Make).expect("an answer");
+                    break;
+                }
+                let answer = match call {
+                    Some(call) if call.path.starts_with(root) => decide(&call),
+                    _ => Answer::Make,
+                };
+                listener.answer(waiting, answer).expect("an answer");
+            }
+            // The thread is about to end; a pool's, which it may have started, lives on and must not wait for ever.
+            thread::spawn(move || {
+                while let Ok(Some(waiting)) = listener.next() {
+                    if listener.answer(waiting, Answer::Make).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        worker.join().and_then(|value| value)
+    })
+}
+
+/// Its removal says that the work has ended.
+const END: &str = "/proc/vellum-test-the-work-has-ended";
