@@ -278,15 +278,19 @@ impl Store {
                 return Err(error);
             }
         };
+        // All that is recorded stays, before anything else can fail.
+        let mut recorded = Vec::with_capacity(ready.len());
         for (one, registered) in ready.into_iter().zip(&done) {
             let Registered::New(_) = registered else {
                 continue;
             };
-            let mut record = one.placed.record.clone();
+            recorded.push(one.placed.record.clone());
             one.placed.keep();
             if let Some(recipe) = one.commit.recipe {
                 recipe.staged.keep();
             }
+        }
+        for mut record in recorded {
             // The parent may have been found in place of the batch's own: then what is derived from it is put right.
             let (row, parents) = self.read(|tx| {
                 let row = rows::snapshots::get(tx, &record.key)?;

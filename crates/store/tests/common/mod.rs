@@ -1,6 +1,8 @@
 //! What the store's tests share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod steps;
+
 use std::path::{Path, PathBuf};
 
 use vellum_store::{
