@@ -1,8 +1,8 @@
-//! Files copied up block by block, and settlings of them, with the process killed, or a system call failing, at every
-//! call that changes something, and at random moments: afterwards there are the bytes from before or those wanted, for
-//! a fresh engine, and for everybody once the upper is settled.
+//! Files copied up block by block, and settlings of them, with the process killed or a system call failing at every call, and a real
+//! process killed at random moments: afterwards there are the bytes from before or those wanted, for a fresh engine, and for everybody
+//! once the upper is settled.
 //!
-//! The changes are made by this very program, started again as the test `child`.
+//! The real process is this program, started again as the test `child`.
 
 mod engine_support;
 
@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine_support::{Rig, options};
+use rustix::io::Errno;
 use vellum_format::Prefix;
 use vellum_sys::Cancel;
-use vellum_testkit::fault::{self, Effect};
+use vellum_testkit::FsKind;
 use vellum_testkit::rng::Rng;
-use vellum_testkit::{FsKind, untested};
+use vellum_testkit::seam::{self, Counted, Effect};
 use vellum_union::engine::{
     Durability, Engine, EngineOptions, NodeId, SetAttr, SettleOptions, Settled, settle,
 };
@@ -25,22 +26,6 @@ use vellum_union::{Dialect, DirLayer, Layer, Result};
 
 const SIZE: usize = 200_001;
 const PUNCH: u32 = 3;
-
-/// The calls that change what is on disk.
-const CHANGING: &[&str] = &[
-    "pwrite64",
-    "write",
-    "ftruncate",
-    "fallocate",
-    "fsync",
-    "fdatasync",
-    "setxattr,lsetxattr,fsetxattr",
-    "removexattr,lremovexattr,fremovexattr",
-    "renameat,renameat2",
-    "linkat",
-    "unlinkat",
-    "mkdirat",
-];
 
 /// One change of the file `f`.
 #[derive(Clone, Copy)]
@@ -146,7 +131,23 @@ fn find(engine: &Engine) -> Result<NodeId> {
     Ok(entry.expect("it is there").node)
 }
 
-/// Does what its environment says. How many steps are done is in the size of the file `done`.
+/// Makes the changes until one fails, and tells of each that is made.
+fn change(options: EngineOptions, mut made: impl FnMut(usize)) {
+    let Ok(engine) = Engine::open(options) else {
+        return;
+    };
+    let Ok(node) = find(&engine) else { return };
+    for (number, step) in STEPS.iter().enumerate() {
+        if step.perform(number, &engine, node).is_err() {
+            break;
+        }
+        made(number);
+    }
+    // A failure here is a crash's.
+    drop(engine.close());
+}
+
+/// Does what its environment says. Each step that is made leaves a link.
 #[test]
 fn child() {
     let Some(place) = std::env::var_os("VELLUM_TEST_BLOCKS_AT") else {
@@ -158,19 +159,9 @@ fn child() {
         drop(settle_place(&lower, &place));
         return;
     }
-    let Ok(engine) = Engine::open(engine_options(&lower, &place)) else {
-        return;
-    };
-    let Ok(node) = find(&engine) else { return };
-    for (number, step) in STEPS.iter().enumerate() {
-        if step.perform(number, &engine, node).is_err() {
-            break;
-        }
-        // Not by a call that is counted.
+    change(engine_options(&lower, &place), |number| {
         std::os::unix::fs::symlink("x", place.join(format!("done{number}"))).unwrap();
-    }
-    // A failure here is a crash's.
-    drop(engine.close());
+    });
 }
 
 struct Bench {
@@ -195,6 +186,11 @@ impl Bench {
         self.rig.scratch.dir("fs/place/w");
     }
 
+    fn options(&self) -> EngineOptions {
+        engine_options(&self.lower, &self.place)
+    }
+
+    /// How many steps the real process made.
     fn done(&self) -> usize {
         (0..STEPS.len())
             .take_while(|number| self.place.join(format!("done{number}")).is_symlink())
@@ -203,7 +199,7 @@ impl Bench {
 
     /// What a fresh engine reads.
     fn content(&self) -> Vec<u8> {
-        let engine = Engine::open(engine_options(&self.lower, &self.place)).unwrap();
+        let engine = Engine::open(self.options()).unwrap();
         let node = find(&engine).unwrap();
         let mut bytes = vec![0; SIZE + 1000];
         let count = engine.read(node, 0, &mut bytes).unwrap();
@@ -216,8 +212,7 @@ impl Bench {
 
     /// Old or new, byte by byte; the same again, and once settled.
     #[track_caller]
-    fn check(&self, states: &[Vec<u8>], what: &str) {
-        let done = self.done();
+    fn check(&self, states: &[Vec<u8>], done: usize, what: &str) {
         let (old, new) = (&states[done], &states[(done + 1).min(STEPS.len())]);
         let got = self.content();
         assert!(
@@ -251,81 +246,98 @@ impl Bench {
         assert!(!incompat.exists(), "{what}: kernels are kept away");
     }
 
-    fn run(&self, calls: &str, effect: Effect, n: u32, settles: bool) -> fault::Run {
-        let at = self.place.as_os_str();
-        let mut environment = vec![("VELLUM_TEST_BLOCKS_AT", at)];
-        if settles {
-            environment.push(("VELLUM_TEST_BLOCKS_SETTLE", OsStr::new("1")));
-        }
-        let program = std::env::current_exe().unwrap();
-        fault::run(
-            &program,
-            &["--exact", "child"],
-            &environment,
-            calls,
-            effect,
-            n,
-        )
-    }
-
     /// Makes all changes, undisturbed.
     fn all_steps(&self) {
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child"])
-            .env("VELLUM_TEST_BLOCKS_AT", &self.place)
-            .output()
-            .unwrap()
-            .status;
-        assert!(status.success());
-        assert_eq!(self.done(), STEPS.len());
+        let mut done = 0;
+        change(self.options(), |_| done += 1);
+        assert_eq!(done, STEPS.len());
     }
 }
 
 #[test]
 fn a_kill_at_any_call_leaves_old_or_new() {
-    at_every_call(Effect::Kill, false);
+    changed_at_every_call(Counted::Changes, Effect::Stop);
 }
 
 #[test]
 fn a_failure_of_any_call_leaves_old_or_new() {
-    at_every_call(Effect::Fail("EIO"), false);
-    at_every_call(Effect::FailFrom("ENOSPC"), false);
+    changed_at_every_call(Counted::All, Effect::Fail(Errno::IO.raw_os_error()));
+    changed_at_every_call(
+        Counted::Changes,
+        Effect::FailFrom(Errno::NOSPC.raw_os_error()),
+    );
 }
 
 #[test]
 fn a_settling_killed_or_failing_at_any_call_goes_on() {
-    at_every_call(Effect::Kill, true);
-    at_every_call(Effect::Fail("EIO"), true);
+    settled_at_every_call(Counted::Changes, Effect::Stop);
+    settled_at_every_call(Counted::All, Effect::Fail(Errno::IO.raw_os_error()));
 }
 
-fn at_every_call(effect: Effect, settles: bool) {
-    if !fault::available() {
+fn changed_at_every_call(counted: Counted, effect: Effect) {
+    let states = states();
+    at_every_call(
+        counted,
+        effect,
+        |bench| bench.fresh(),
+        |bench, n, root| {
+            let options = bench.options();
+            let run = seam::run(root, counted, n, effect, || {
+                let mut done = 0;
+                change(options, |_| done += 1);
+                done
+            });
+            let what = format!("{effect:?} at call {n}, {:?}", run.hit);
+            let hit = run.hit.is_some();
+            bench.check(&states, run.value(), &what);
+            hit
+        },
+    );
+}
+
+fn settled_at_every_call(counted: Counted, effect: Effect) {
+    let states = states();
+    let begin = |bench: &Bench| {
+        bench.fresh();
+        bench.all_steps();
+    };
+    at_every_call(counted, effect, begin, |bench, n, root| {
+        let run = seam::run(root, counted, n, effect, || {
+            drop(settle_place(&bench.lower, &bench.place)); // it may fail
+        });
+        bench.check(
+            &states,
+            STEPS.len(),
+            &format!("{effect:?} at call {n}, {:?}", run.hit),
+        );
+        run.hit.is_some()
+    });
+}
+
+fn at_every_call(
+    counted: Counted,
+    effect: Effect,
+    begin: impl Fn(&Bench),
+    attempt: impl Fn(&Bench, u32, &Path) -> bool,
+) {
+    if !seam::available() {
         return;
     }
     let Some(bench) = Bench::new() else { return };
-    let states = states();
-    let mut total = 0;
-    for calls in CHANGING {
-        let known = Command::new("strace")
-            .args(["-qq", "-e", &format!("trace={calls}"), "true"])
-            .output();
-        if !known.is_ok_and(|output| output.status.success()) {
-            untested(&format!("{calls} killed"), "strace does not know it");
-            continue;
+    let root = match counted {
+        Counted::Changes => &bench.place,
+        Counted::All => &bench.rig.base,
+    };
+    let mut hits = 0;
+    loop {
+        begin(&bench);
+        if !attempt(&bench, hits + 1, root) {
+            break;
         }
-        let hits = fault::each(300, |n| {
-            bench.fresh();
-            if settles {
-                bench.all_steps();
-            }
-            let run = bench.run(calls, effect, n, settles);
-            bench.check(&states, &format!("{effect:?} at {calls} {n}"));
-            run
-        });
-        eprintln!("{calls}: {effect:?} at {hits} calls");
-        total += hits;
+        hits += 1;
     }
-    assert!(total > 20, "only {total} calls were hit");
+    eprintln!("{effect:?} at {hits} calls");
+    assert!(hits > 20, "only {hits} calls were hit");
 }
 
 #[test]
@@ -352,6 +364,10 @@ fn a_kill_at_any_moment_leaves_old_or_new() {
         // It may have ended already.
         let _ = child.kill();
         child.wait().unwrap();
-        bench.check(&states, &format!("run {run}"));
+        let done = match settles {
+            true => STEPS.len(),
+            false => bench.done(),
+        };
+        bench.check(&states, done, &format!("run {run}"));
     }
 }

@@ -1,21 +1,19 @@
-//! Each kind of change, with the process killed, or a system call failing, at every call it makes: afterwards there is
-//! what was before or what was wanted, for a fresh engine and for the kernel, and nothing is left in the staging
-//! directory.
+//! Each kind of change, with the power cut, the process killed or a system call failing at every call it makes: afterwards there is
+//! what was before or what was wanted, for a fresh engine and for the kernel, and nothing is left in the staging directory.
 //!
-//! The change is made by this very program, started again under strace as the test `child`.
+//! In this process, by the seam of the testkit; once for each change by a real process too, which is this program, started again under
+//! strace as the test `child`.
 
 mod engine_support;
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 
-use engine_support::{Rig, User, options, user, view};
+use engine_support::{Rig, User, forget_upper, options, user, view};
 use vellum_format::Prefix;
 use vellum_testkit::Tree;
-use vellum_testkit::fault::{self, Effect};
+use vellum_testkit::fault;
+use vellum_testkit::seam::{self, Counted, Effect};
 use vellum_testkit::tree::Ignore;
 use vellum_union::engine::{
     Durability, Engine, EngineOptions, NewNode, NodeId, RenameMode, SetAttr,
@@ -31,6 +29,15 @@ type Case = (
 
 fn nothing(_: &User<'_>) -> Result<()> {
     Ok(())
+}
+
+/// Writes a byte, and makes it durable.
+fn write(u: &User<'_>, path: &str, offset: u64) -> Result<()> {
+    let held = u.find(path)?;
+    u.engine
+        .privileged()
+        .write(held.node, offset, b"W", false)?;
+    u.engine.sync(held.node, false)
 }
 
 const CASES: &[Case] = &[
@@ -65,6 +72,9 @@ const CASES: &[Case] = &[
         )
         .map(drop)
     }),
+    ("write over a part", nothing, |u| write(u, "a/x", 1)),
+    ("append", nothing, |u| write(u, "a/b/y", 1)),
+    ("write to a hard link", nothing, |u| write(u, "h2", 0)),
     ("unlink", nothing, |u| u.unlink("f")),
     (
         "unlink a copy",
@@ -162,78 +172,6 @@ const CASES: &[Case] = &[
     }),
 ];
 
-/// The calls that change something. strace counts each by itself.
-const CHANGING: &[&str] = &[
-    "mkdirat",
-    "mknodat",
-    "renameat",
-    "renameat2",
-    "linkat",
-    "symlinkat",
-    "unlinkat",
-    "write",
-    "pwrite64",
-    "ftruncate",
-    "truncate",
-    "copy_file_range",
-    "fsync",
-    "fdatasync",
-    "setxattr",
-    "lsetxattr",
-    "fsetxattr",
-    "removexattr",
-    "lremovexattr",
-    "fremovexattr",
-    "fchownat",
-    "fchown",
-    "fchmodat",
-    CHMOD,
-    "fchmod",
-    "utimensat",
-    "openat",
-    "openat2",
-];
-
-/// What only reads can't crash anything, but it can fail.
-const READING: &[&str] = &[
-    "getxattr",
-    "lgetxattr",
-    "fgetxattr",
-    "listxattr",
-    "llistxattr",
-    "flistxattr",
-    "statx",
-    "getdents64",
-    "name_to_handle_at",
-];
-
-/// Younger than some straces.
-const CHMOD: &str = "fchmodat2";
-
-/// The kinds of calls that this strace knows.
-fn known() -> Vec<&'static str> {
-    static KNOWN: OnceLock<Vec<&str>> = OnceLock::new();
-    KNOWN.get_or_init(ask).clone()
-}
-
-fn ask() -> Vec<&'static str> {
-    let chmod = Command::new("strace")
-        .args(["-qq", "-e", "trace=fchmodat2", "true"])
-        .stderr(std::process::Stdio::null())
-        .status();
-    let knows_chmod = chmod.is_ok_and(|status| status.success());
-    if !knows_chmod {
-        vellum_testkit::untested("fchmodat2 killed or failing", "strace does not know it");
-    }
-    let mut known = [CHANGING, READING].concat();
-    known.retain(|&calls| calls != CHMOD || knows_chmod);
-    known
-}
-
-/// Between looks at these the change is made.
-const BEGIN: &str = "/vellum-test-the-change-begins";
-const END: &str = "/vellum-test-the-change-ends";
-
 /// What the directories begin with in which whiteouts are names.
 const BY_NAME: &str = "names";
 /// The same, where owners and modes are recorded.
@@ -255,6 +193,7 @@ fn full(rig_lowers: &[PathBuf], at: &Path) -> EngineOptions {
     options
 }
 
+/// Makes the change that its environment names, for a real process to be killed in.
 #[test]
 fn child() {
     let Some(place) = std::env::var_os("VELLUM_TEST_CHANGE_AT") else {
@@ -266,24 +205,8 @@ fn child() {
     let base = place.parent().unwrap();
     let lowers = [base.join("l0"), base.join("l1")];
     let engine = Engine::open(full(&lowers, &place)).unwrap();
-    let user = user(&engine);
     hold_all(&engine, NodeId::ROOT);
-    let _ = std::fs::symlink_metadata(BEGIN);
-    let done = case.2(&user);
-    let _ = std::fs::symlink_metadata(END);
-    // Whatever failed, the union is in use and right.
-    let after = user.mkdir("after");
-    let live = view(&engine);
-    let shown = live.entries.keys().map(|path| path.display().to_string());
-    std::fs::write(place.join("live"), shown.collect::<Vec<_>>().join("\n")).unwrap();
-    engine.close().unwrap();
-    if let Err(error) = done {
-        eprintln!(
-            "the change failed: {error}: {:?}",
-            std::error::Error::source(&error)
-        );
-    }
-    after.unwrap();
+    case.2(&user(&engine)).unwrap();
 }
 
 /// Looks everything up for good, as a kernel with much memory does.
@@ -304,7 +227,7 @@ struct Bench {
 
 impl Bench {
     fn new(dialect: &'static str) -> Option<Bench> {
-        if !fault::available() {
+        if !seam::available() {
             return None;
         }
         let rig = Rig::new(2)?;
@@ -371,72 +294,45 @@ impl Bench {
         std::fs::remove_dir_all(place).unwrap();
     }
 
-    /// Which calls the change makes: of each kind, the first and the last, counted from the start of the thread.
-    fn calls(&mut self, case: &Case) -> Vec<(&'static str, u32, u32)> {
-        let place = self.prepare(case);
-        let log = self.rig.scratch.join("log");
-        let run = Command::new("strace")
-            .args(["-f", "-qq", "-y", "-o"])
-            .arg(&log)
-            .arg(format!("-etrace={},lstat", known().join(",")))
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "child"])
-            .env("VELLUM_TEST_CHANGE_AT", &place)
-            .env("VELLUM_TEST_CHANGE", case.0)
-            .output()
-            .unwrap();
-        assert!(
-            run.status.success(),
-            "{}",
-            String::from_utf8_lossy(&run.stdout)
-        );
-        self.gone(&place);
-        let log = String::from_utf8_lossy(&std::fs::read(&log).unwrap()).into_owned();
-        let mark = |mark: &str| log.lines().position(|line| line.contains(mark)).unwrap();
-        let (begin, end) = (mark(BEGIN), mark(END));
-        let thread = log.lines().nth(begin).unwrap().split(' ').next().unwrap();
-        let mut counts: BTreeMap<&str, (u32, u32, u32)> = BTreeMap::new();
-        for (at, line) in log.lines().enumerate() {
-            let mut words = line.split_whitespace();
-            if words.next() != Some(thread) {
-                continue;
-            }
-            let call = words.next().unwrap_or_default().split('(').next();
-            let mut calls = CHANGING.iter().chain(READING);
-            let kind = calls.find(|name| Some(**name) == call);
-            let Some(kind) = kind else { continue };
-            let (count, first, last) = counts.entry(kind).or_default();
-            *count += 1;
-            if at > begin && at < end {
-                *first = if *first == 0 { *count } else { *first };
-                *last = *count;
-            }
-        }
-        let counts = counts.into_iter().filter(|(_, (_, first, _))| *first > 0);
-        counts
-            .map(|(kind, (_, first, last))| (kind, first, last))
-            .collect()
+    /// An engine that knows everything, as under a kernel with much memory.
+    fn engine(&self, place: &Path) -> Engine {
+        let engine = Engine::open(full(&self.rig.lowers, place)).unwrap();
+        hold_all(&engine, NodeId::ROOT);
+        engine
     }
 
-    fn run(&mut self, case: &Case, calls: &str, effect: Effect, n: u32) -> PathBuf {
+    /// The change is stopped, or fails, at its n-th call. Whatever failed, the union is in use and right.
+    fn disturb(&mut self, case: &Case, counted: Counted, n: u32, effect: Effect) -> Disturbed {
         let place = self.prepare(case);
-        let environment = [
-            ("VELLUM_TEST_CHANGE_AT", place.as_os_str()),
-            ("VELLUM_TEST_CHANGE", OsStr::new(case.0)),
-        ];
-        let program = std::env::current_exe().unwrap();
-        let arguments = ["--exact", "child", "--nocapture"];
-        let run = fault::run(&program, &arguments, &environment, calls, effect, n);
-        assert!(
-            run.hit,
-            "{}: {calls} {n} was not reached: {}",
-            case.0, run.stderr
-        );
-        place
+        let engine = self.engine(&place);
+        let root = match counted {
+            Counted::Changes => &place,
+            Counted::All => &self.rig.base,
+        };
+        let run = seam::run(root, counted, n, effect, || case.2(&user(&engine)));
+        let call = run.hit.clone();
+        let done = run.value();
+        if effect == Effect::Stop {
+            return Disturbed {
+                place,
+                call,
+                done,
+                live: None,
+            };
+        }
+        user(&engine).mkdir("after").unwrap();
+        let live = Some(view(&engine));
+        engine.close().unwrap();
+        Disturbed {
+            place,
+            call,
+            done,
+            live,
+        }
     }
 
     #[track_caller]
-    fn check(&mut self, what: &str, place: &Path, [old, new]: &[Tree; 2]) {
+    fn check(&self, what: &str, place: &Path, live: Option<Tree>, [old, new]: &[Tree; 2]) -> bool {
         let without_after = |mut tree: Tree| {
             tree.entries.remove(Path::new("after"));
             tree
@@ -456,13 +352,11 @@ impl Bench {
         let fresh = without_after(view(&engine));
         engine.close().unwrap();
         let is_new = is(&fresh);
-        if let Ok(live) = std::fs::read_to_string(place.join("live")) {
-            let shown: Vec<_> = live.lines().filter(|path| *path != "after").collect();
-            let paths = fresh.entries.keys().map(|path| path.display().to_string());
-            assert_eq!(
-                shown,
-                paths.collect::<Vec<_>>(),
-                "{what}: live, and opened again"
+        if let Some(live) = live {
+            let differ = without_after(live).differences(&fresh, ignore());
+            assert!(
+                differ.is_empty(),
+                "{what}: live, and opened again: {differ:#?}"
             );
         }
         if self.dialect == PLAIN {
@@ -491,7 +385,17 @@ impl Bench {
             "{what}: {left:?} is left in the staging directory"
         );
         self.gone(place);
+        is_new
     }
+}
+
+/// What became of a change at one of whose calls something happened.
+struct Disturbed {
+    place: PathBuf,
+    call: Option<seam::Call>,
+    done: Result<()>,
+    /// What the engine showed afterwards, if it went on.
+    live: Option<Tree>,
 }
 
 fn ignore() -> Ignore {
@@ -501,55 +405,151 @@ fn ignore() -> Ignore {
     }
 }
 
-fn every_call(dialect: &'static str, effects: &[Effect], kinds: &[&str]) {
+/// The cases that can be made in a dialect, each with the tree before and after.
+fn every_case(dialect: &'static str, mut attempt: impl FnMut(&mut Bench, &Case, &[Tree; 2])) {
     let Some(mut bench) = Bench::new(dialect) else {
         return;
     };
     let only = std::env::var("VELLUM_TEST_CASE").ok();
-    let mut hits = 0;
     for case in CASES {
         if only.as_ref().is_some_and(|only| only != case.0) {
             continue;
         }
-        let Some(both) = bench.both(case) else {
-            continue;
-        };
-        for (calls, first, last) in bench.calls(case) {
-            if !kinds.contains(&calls) {
-                continue;
-            }
-            for n in first..=last {
-                for &effect in effects {
-                    let place = bench.run(case, calls, effect, n);
-                    let what = format!("{}: {effect:?} at {calls} {n} ({first}..={last})", case.0);
-                    bench.check(&what, &place, &both);
-                    hits += 1;
-                }
-            }
+        if let Some(both) = bench.both(case) {
+            attempt(&mut bench, case, &both);
         }
     }
-    assert!(hits > 0);
-    eprintln!("{hits} runs");
+}
+
+fn every_call(dialect: &'static str, counted: Counted, effect: Effect) {
+    every_case(dialect, |bench, case, both| {
+        let hits = seam::each(2000, |n| {
+            let Disturbed {
+                place,
+                call,
+                done,
+                live,
+            } = bench.disturb(case, counted, n, effect);
+            let at = call
+                .as_ref()
+                .map_or("the end".to_owned(), seam::Call::to_string);
+            let what = format!("{}: {effect:?} at call {n}, {at}: {done:?}", case.0);
+            let is_new = bench.check(&what, &place, live, both);
+            assert!(is_new || done.is_err(), "{what}: it is not there");
+            call
+        });
+        assert!(hits > 0, "{}: nothing was hit", case.0);
+    });
+}
+
+fn every_moment(dialect: &'static str) {
+    every_case(dialect, |bench, case, both| {
+        let place = bench.prepare(case);
+        let engine = bench.engine(&place);
+        let (done, moments) = seam::moments(&place, || case.2(&user(&engine)));
+        done.unwrap();
+        drop(engine);
+        for moment in moments {
+            let at = moment
+                .before
+                .as_ref()
+                .map_or("the end".to_owned(), seam::Call::to_string);
+            let what = format!(
+                "{}: the power is cut before {at}, {:?} lost",
+                case.0, moment.loses
+            );
+            bench.runs += 1;
+            let place = bench
+                .rig
+                .scratch
+                .dir(format!("fs/{dialect}-{}", bench.runs));
+            moment.tree.write_to(&place);
+            forget_upper(&place.join("w"));
+            bench.check(&what, &place, None, both);
+        }
+        bench.gone(&place);
+    });
 }
 
 #[test]
 fn killed_at_every_call_there_is_the_old_or_the_new() {
-    every_call(PLAIN, &[Effect::Kill], CHANGING);
+    every_call(PLAIN, Counted::Changes, Effect::Stop);
 }
 
 /// The kernel does not read these, so here the engine is alone.
 #[test]
 fn killed_where_whiteouts_are_names_there_is_the_old_or_the_new() {
-    every_call(BY_NAME, &[Effect::Kill], CHANGING);
+    every_call(BY_NAME, Counted::Changes, Effect::Stop);
 }
 
 /// Nor does it read these.
 #[test]
 fn killed_where_owners_are_recorded_there_is_the_old_or_the_new() {
-    every_call(RECORDED, &[Effect::Kill], CHANGING);
+    every_call(RECORDED, Counted::Changes, Effect::Stop);
 }
 
 #[test]
 fn failing_at_every_call_there_is_the_old_or_the_new() {
-    every_call(PLAIN, &[Effect::Fail("EIO")], &[CHANGING, READING].concat());
+    every_call(
+        PLAIN,
+        Counted::All,
+        Effect::Fail(rustix::io::Errno::IO.raw_os_error()),
+    );
+}
+
+#[test]
+fn power_cut_at_every_call_there_is_the_old_or_the_new() {
+    every_moment(PLAIN);
+}
+
+#[test]
+fn power_cut_where_whiteouts_are_names_there_is_the_old_or_the_new() {
+    every_moment(BY_NAME);
+}
+
+#[test]
+fn power_cut_where_owners_are_recorded_there_is_the_old_or_the_new() {
+    every_moment(RECORDED);
+}
+
+/// By a real process, at the last call of a kind that the change makes.
+#[test]
+fn a_killed_process_leaves_the_old_or_the_new() {
+    if !fault::available() {
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    every_case(PLAIN, |bench, case, both| {
+        let mut hits = 0;
+        for calls in [
+            "renameat,renameat2",
+            "fsetxattr,setxattr,lsetxattr",
+            "unlinkat",
+            "linkat",
+            "mkdirat",
+        ] {
+            let place = bench.prepare(case);
+            let environment = [
+                ("VELLUM_TEST_CHANGE_AT", place.as_os_str()),
+                ("VELLUM_TEST_CHANGE", OsStr::new(case.0)),
+            ];
+            let arguments = ["--exact", "child"];
+            let run = fault::run(
+                &program,
+                &arguments,
+                &environment,
+                calls,
+                fault::Effect::Kill,
+                1,
+            );
+            bench.check(
+                &format!("{}: killed at {calls}", case.0),
+                &place,
+                None,
+                both,
+            );
+            hits += usize::from(run.hit);
+        }
+        assert!(hits > 0, "{}: no kill met it", case.0);
+    });
 }

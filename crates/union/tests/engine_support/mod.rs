@@ -402,3 +402,14 @@ pub fn refusal<T>(result: Result<T>) -> vellum_union::Refusal {
         Ok(_) => panic!("it succeeded"),
     }
 }
+
+/// Lets a copied upper take its index of hard links over, which knows the upper by a file handle: the original's.
+pub fn forget_upper(work: &Path) {
+    for prefix in ["trusted", "user"] {
+        let mark = format!("{prefix}.overlay.upper");
+        match rustix::fs::removexattr(work.join("index"), mark.as_str()) {
+            Ok(()) | Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOENT) => {}
+            Err(error) => panic!("{mark}: {error}"),
+        }
+    }
+}
