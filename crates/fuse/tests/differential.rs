@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, XattrFlags};
 use support::*;
-use vellum_testkit::kernel::Overlay;
+use vellum_testkit::kernel::{Overlay, Since};
 use vellum_testkit::tree::Tree;
 use vellum_testkit::{Rng, Scratch};
 
@@ -59,6 +59,8 @@ const XATTRS: [&str; 4] = [
 struct Kinds {
     /// Hard links, directories that move, `trusted.` xattrs: what the kernel keeps for root only.
     all: bool,
+    /// Files without a name.
+    tmpfiles: bool,
 }
 
 fn path(rng: &mut Rng) -> PathBuf {
@@ -92,7 +94,8 @@ fn op(rng: &mut Rng, kinds: &Kinds) -> Op {
         31 => Op::List(path(rng)),
         32 => Op::Read(path(rng)),
         33..=36 => Op::Open(slot, path(rng), rng.chance(60)),
-        37 => Op::Tmpfile(slot, path(rng)),
+        37 if kinds.tmpfiles => Op::Tmpfile(slot, path(rng)),
+        37 => Op::ReadOpen(slot),
         38 if kinds.all => Op::LinkOpen(slot, path(rng)),
         38..=41 => Op::WriteOpen(slot, rng.below(12_000) as u64, 1 + rng.below(300)),
         42 | 43 => Op::ReadOpen(slot),
@@ -406,6 +409,7 @@ fn round(world: &mut World, seed: u64, count: usize) {
     let mut rng = Rng::seeded(seed);
     let kinds = Kinds {
         all: !world.is_user,
+        tmpfiles: Since::TmpfilesOnOverlays.is_here_for("files without a name beside the kernel's"),
     };
     let scratch = Scratch::new();
     for dir in ["lower-2", "judge-upper", "judge-work", "judge"] {

@@ -137,6 +137,8 @@ pub enum Since {
     EveryUuid,
     /// Files of FUSE that the kernel reads and writes by itself.
     FusePassthrough,
+    /// `O_TMPFILE` on an overlay.
+    TmpfilesOnOverlays,
 }
 
 impl Since {
@@ -148,6 +150,7 @@ impl Since {
             Since::WhiteoutsInXattrs | Since::EscapedMarks => (6, 7),
             Since::LayersOneByOne => (6, 8),
             Since::EveryUuid | Since::FusePassthrough => (6, 9),
+            Since::TmpfilesOnOverlays => (6, 10),
         };
         release() >= since
     }
