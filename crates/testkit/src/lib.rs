@@ -11,6 +11,7 @@
 //! * [`churn`]: random trees, and random changes of every kind.
 //! * [`user`]: a plain user with subordinate ids, for what must work without root.
 //! * [`rng`]: random choices with a printed seed. `VELLUM_SEED=N` repeats a run.
+//! * [`script`]: random steps that are recorded, and shrink when they fail.
 //! * [`untested`](untested()): says, and counts, what could not be tested here. Nothing is ever skipped silently.
 //!
 //! Nothing in a product may depend on this crate. It may panic: a test that can't be set up has failed.
@@ -24,6 +25,7 @@ pub mod kernel;
 pub mod model;
 pub mod rng;
 pub mod scratch;
+pub mod script;
 pub mod seam;
 pub mod tree;
 mod untested;

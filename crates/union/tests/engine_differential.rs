@@ -13,6 +13,7 @@ use engine_support::{Rig, User, options, user, view};
 use rustix::io::Errno;
 use vellum_format::Prefix;
 use vellum_testkit::kernel::Since;
+use vellum_testkit::script::{self, Script};
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{FsKind, PlainUser, Rng, Scratch, Tree};
 use vellum_union::engine::{Caller, Engine, NewNode, RenameMode, SetAttr};
@@ -247,7 +248,20 @@ fn ignore() -> Ignore {
     }
 }
 
+/// What is done in turn.
+#[derive(Debug, Clone)]
+enum Step {
+    Do(Op),
+    /// The engine is closed and opened again.
+    Reopen,
+}
+
 fn round(rng: &mut Rng, kind: FsKind, links: bool, count: usize) {
+    let seed = rng.next();
+    script::play(|steps| attempt(steps, &mut Rng::seeded(seed), kind, links, count));
+}
+
+fn attempt(steps: &mut Script<Step>, rng: &mut Rng, kind: FsKind, links: bool, count: usize) {
     let Some(rig) = Rig::on(kind, 2) else { return };
     for lower in &rig.lowers {
         layer(rng, lower, 2);
@@ -256,26 +270,31 @@ fn round(rng: &mut Rng, kind: FsKind, links: bool, count: usize) {
     let merged = rig.mount_kernel(&judge_upper, &judge_work);
     let open = || rig.open();
     let mut engine = open();
-    let mut done = Vec::new();
+    let look_after = if steps.is_given() { 1 } else { 20 };
     for step in 0..count {
-        let op = op(rng, links);
-        let ours = by_engine(&user(&engine), &op);
-        let theirs = by_kernel(&merged, &op);
-        let ours = ours.as_ref().map_or_else(errno, |()| 0);
-        let theirs = theirs.map_or_else(|error| error.raw_os_error().unwrap(), |()| 0);
-        done.push(op.clone());
-        assert!(
-            alike(&op, ours, theirs),
-            "step {step}: engine {ours}, kernel {theirs}: {done:#?}"
-        );
-        if step % 20 == 19 {
+        let chosen = steps.next(|| match rng.chance(3) {
+            true => Step::Reopen,
+            false => Step::Do(op(rng, links)),
+        });
+        match chosen {
+            None => break,
+            Some(Step::Reopen) => {
+                engine.close().unwrap();
+                engine = open();
+            }
+            Some(Step::Do(op)) => {
+                let ours = by_engine(&user(&engine), &op);
+                let theirs = by_kernel(&merged, &op);
+                let ours = ours.as_ref().map_or_else(errno, |()| 0);
+                let theirs = theirs.map_or_else(|error| error.raw_os_error().unwrap(), |()| 0);
+                let what = format!("step {step}: {op:?}: engine {ours}, kernel {theirs}");
+                assert!(alike(&op, ours, theirs), "{what}");
+            }
+        }
+        if step % look_after == look_after - 1 {
             let kernel = Tree::read(&merged).unwrap();
             let differ = view(&engine).differences(&kernel, ignore());
-            assert!(differ.is_empty(), "step {step}: {differ:#?}\n{done:#?}");
-        }
-        if rng.chance(3) {
-            engine.close().unwrap();
-            engine = open();
+            assert!(differ.is_empty(), "step {step}: {differ:#?}");
         }
     }
     let live = view(&engine);
@@ -291,10 +310,7 @@ fn round(rng: &mut Rng, kind: FsKind, links: bool, count: usize) {
     assert_eq!(numbers, after, "inode numbers after a remount");
     engine.close().unwrap();
     let differ = rig.kernel().differences(&live, Ignore::default());
-    assert!(
-        differ.is_empty(),
-        "mounted by the kernel: {differ:#?}\n{done:#?}"
-    );
+    assert!(differ.is_empty(), "mounted by the kernel: {differ:#?}");
 }
 
 /// How many rounds: few as a rule, more on request.

@@ -17,6 +17,7 @@ use engine_support::{Rig, User, read_all, user, view};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags};
 use vellum_sys::xattr::SetMode;
 use vellum_testkit::churn::{Churn, grow};
+use vellum_testkit::script::{self, Script};
 use vellum_testkit::tree::{Ignore, Kind};
 use vellum_testkit::{FsKind, Rng, Tree};
 use vellum_union::engine::{Engine, NewNode, NodeId, RenameMode, SetAttr, SetTime};
@@ -613,19 +614,50 @@ fn prepare(rng: &mut Rng, rig: &mut Rig, storm: Storm) -> Plain {
     }
 }
 
+/// What is done in turn.
+#[derive(Debug, Clone)]
+enum Step {
+    Do(Op),
+    /// The engine is closed, the kernel may have its turn, changing what this seed says, and the engine opens again.
+    Reopen(u64),
+}
+
+impl Op {
+    /// The open file that it is about.
+    fn held(&self) -> Option<usize> {
+        match self {
+            Op::WriteHeld(at, ..)
+            | Op::TruncateHeld(at, _)
+            | Op::ChmodHeld(at, _)
+            | Op::DropHeld(at) => Some(*at),
+            _ => None,
+        }
+    }
+}
+
 fn storm(name: &str, storm: Storm, change: impl Fn(&mut vellum_union::engine::UpperOptions)) {
+    let count = match std::env::var("VELLUM_OPS") {
+        Ok(text) => text.parse().expect("VELLUM_OPS is a number"),
+        Err(_) => storm.count,
+    };
+    let rng = Rng::for_test(name);
+    script::play(|steps| attempt(steps, &mut rng.clone(), count, storm, &change));
+}
+
+fn attempt(
+    steps: &mut Script<Step>,
+    rng: &mut Rng,
+    count: usize,
+    storm: Storm,
+    change: impl Fn(&mut vellum_union::engine::UpperOptions),
+) {
     let Some(mut rig) = Rig::on(storm.on, 2) else {
         return;
     };
     if !storm.xattrs && !without_xattrs(&mut rig) {
         return;
     }
-    let count = match std::env::var("VELLUM_OPS") {
-        Ok(text) => text.parse().expect("VELLUM_OPS is a number"),
-        Err(_) => storm.count,
-    };
-    let mut rng = Rng::for_test(name);
-    let mut plain = prepare(&mut rng, &mut rig, storm);
+    let mut plain = prepare(rng, &mut rig, storm);
     let open = |rig: &Rig| {
         engine_support::open(|| {
             let mut options = rig.options();
@@ -641,91 +673,98 @@ fn storm(name: &str, storm: Storm, change: impl Fn(&mut vellum_union::engine::Up
     };
     let mut known = Pairs::new();
     compare(&ours, &plain, &mut known);
-    let mut last = Vec::new();
+    let look_after = if steps.is_given() { 1 } else { 10 };
     for step in 0..count {
-        let mut paths: Vec<_> = Tree::read(&plain.root)
-            .unwrap()
-            .entries
-            .into_keys()
-            .collect();
-        // The root itself can't be made, moved or removed through a mount.
-        paths.retain(|path| !path.as_os_str().is_empty());
-        if paths.is_empty() {
-            paths.push(PathBuf::from("gone"));
-        }
-        let op = choose(&mut rng, &plain.root, &paths, plain.held.len());
-        if matches!(op, Op::SetXattr(..) | Op::RemoveXattr(..)) && !storm.xattrs {
-            continue;
-        }
-        last.push(op.clone());
-        let found = ours.run(&op);
-        if matches!(&found, Err(error) if errno(error) == 18) {
-            // Where directories of lower layers don't move, programs copy them; here it is not done at all.
-            assert!(matches!(op, Op::Rename(..)), "{op:?}");
-            continue;
-        }
-        let expected = plain.run(&op);
-        let same = match (&expected, &found) {
-            (Ok(()), Ok(())) => true,
-            (Err(expected), Err(found)) => match (expected.raw_os_error(), errno(found)) {
-                // A directory that is not empty: POSIX allows both, and XFS says the one.
-                (Some(17), 39) => true,
-                (expected, found) => expected == Some(found),
-            },
-            _ => false,
-        };
-        if !same {
-            last.iter().for_each(|op| eprintln!("  {op:?}"));
-        }
-        assert!(same, "step {step}: {op:?}: {expected:?} / {found:?}");
-        if step % 10 == 9 {
-            let check = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                compare(&ours, &plain, &mut known);
-            }));
-            if let Err(panic) = check {
-                for op in &last {
-                    eprintln!("  {op:?}");
+        let chosen = steps.next(|| match step % 150 == 149 {
+            true => Step::Reopen(rng.next()),
+            false => {
+                let mut paths: Vec<_> = Tree::read(&plain.root)
+                    .unwrap()
+                    .entries
+                    .into_keys()
+                    .collect();
+                // The root itself can't be made, moved or removed through a mount.
+                paths.retain(|path| !path.as_os_str().is_empty());
+                if paths.is_empty() {
+                    paths.push(PathBuf::from("gone"));
                 }
-                std::panic::resume_unwind(panic);
+                Step::Do(choose(rng, &plain.root, &paths, plain.held.len()))
             }
-            last.clear();
-        }
-        if step % 150 == 149 {
-            plain.held.clear();
-            for node in ours.held.drain(..) {
-                ours.engine.forget(node, 1);
-            }
-            assert_eq!(ours.engine.live_nodes(), 1, "nodes are left behind");
-            let live = view(&ours.engine);
-            ours.engine.close().unwrap();
-            if storm.kernel {
-                rig.kernel().assert_same(&live, Ignore::default());
-            }
-            if storm.turns {
-                let seed = rng.next();
-                let target = rig.mount_kernel(&rig.upper, &rig.work);
-                for root in [&target, &plain.root] {
-                    Churn::ALL.run(&mut Rng::seeded(seed), root, 40);
+        });
+        match chosen {
+            None => break,
+            Some(Step::Do(op)) => both(&op, step, &mut ours, &mut plain, storm),
+            Some(Step::Reopen(seed)) => {
+                plain.held.clear();
+                for node in ours.held.drain(..) {
+                    ours.engine.forget(node, 1);
                 }
-                let kernel = Tree::read(&target).unwrap();
-                rig.scratch.unmount(&target);
-                let mut expected = Tree::read(&plain.root).unwrap();
-                expected.group_links();
-                let ignore = Ignore {
-                    mtimes: true,
-                    ..Ignore::default()
-                };
-                kernel.assert_same(&expected, ignore);
+                assert_eq!(ours.engine.live_nodes(), 1, "nodes are left behind");
+                let live = view(&ours.engine);
+                ours.engine.close().unwrap();
+                between(&rig, &live, &plain, storm, seed);
                 ours.engine = open(&rig);
+                if !storm.turns {
+                    view(&ours.engine).assert_same(&live, Ignore::default());
+                }
                 compare(&ours, &plain, &mut known);
-                continue;
             }
-            ours.engine = open(&rig);
-            view(&ours.engine).assert_same(&live, Ignore::default());
+        }
+        if step % look_after == look_after - 1 {
             compare(&ours, &plain, &mut known);
         }
     }
     ours.engine.close().unwrap();
+}
+
+/// Does `op` on both sides.
+fn both(op: &Op, step: usize, ours: &mut Ours, plain: &mut Plain, storm: Storm) {
+    let has_no_place = matches!(op, Op::SetXattr(..) | Op::RemoveXattr(..)) && !storm.xattrs;
+    // The file was opened by a step that was left out.
+    let was_not_opened = op.held().is_some_and(|at| at >= plain.held.len());
+    if has_no_place || was_not_opened {
+        return;
+    }
+    let found = ours.run(op);
+    if matches!(&found, Err(error) if errno(error) == 18) {
+        // Where directories of lower layers don't move, programs copy them; here it is not done at all.
+        assert!(matches!(op, Op::Rename(..)), "{op:?}");
+        return;
+    }
+    let expected = plain.run(op);
+    let same = match (&expected, &found) {
+        (Ok(()), Ok(())) => true,
+        (Err(expected), Err(found)) => match (expected.raw_os_error(), errno(found)) {
+            // A directory that is not empty: POSIX allows both, and XFS says the one.
+            (Some(17), 39) => true,
+            (expected, found) => expected == Some(found),
+        },
+        _ => false,
+    };
+    assert!(same, "step {step}: {op:?}: {expected:?} / {found:?}");
+}
+
+/// What the kernel does with the layers while no engine has them.
+fn between(rig: &Rig, live: &Tree, plain: &Plain, storm: Storm, seed: u64) {
+    if storm.kernel {
+        rig.kernel().assert_same(live, Ignore::default());
+    }
+    if !storm.turns {
+        return;
+    }
+    let target = rig.mount_kernel(&rig.upper, &rig.work);
+    for root in [&target, &plain.root] {
+        Churn::ALL.run(&mut Rng::seeded(seed), root, 40);
+    }
+    let kernel = Tree::read(&target).unwrap();
+    rig.scratch.unmount(&target);
+    let mut expected = Tree::read(&plain.root).unwrap();
+    expected.group_links();
+    let ignore = Ignore {
+        mtimes: true,
+        ..Ignore::default()
+    };
+    kernel.assert_same(&expected, ignore);
 }
 
 /// What a storm is about.
