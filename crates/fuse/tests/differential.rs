@@ -70,7 +70,11 @@ fn path(rng: &mut Rng) -> PathBuf {
 
 fn op(rng: &mut Rng, kinds: &Kinds) -> Op {
     let slot = rng.below(SLOTS);
-    let xattr = XATTRS[rng.below(if kinds.all { 4 } else { 2 })];
+    let xattr = match XATTRS[rng.below(if kinds.all { 4 } else { 2 })] {
+        // Where marks can't be set through a mount, another one that is not.
+        "trusted.overlay.opaque" if !Since::EscapedMarks.is_here() => "trusted.t",
+        xattr => xattr,
+    };
     let mode = 0o700 | rng.below(0o10000) as u32;
     match rng.below(46) {
         0..=2 => Op::Make(path(rng), rng.below(9000)),
