@@ -48,7 +48,7 @@ pub fn play<S: Clone + Debug>(attempt: impl Fn(&mut Script<S>)) {
     let until = Instant::now() + PATIENCE;
     let fails = |steps: &[S]| {
         let mut script = Script {
-            given: Some(steps.to_vec().into_iter()),
+            given: Some(Vec::from(steps).into_iter()),
             taken: Vec::new(),
         };
         Instant::now() < until && catch_unwind(AssertUnwindSafe(|| attempt(&mut script))).is_err()
