@@ -80,7 +80,7 @@ impl Pattern {
         };
         let (one, two, three) = (layer("1", "one"), layer("2", "two"), layer("3", "three"));
         let first = archive_of(&scratch, "first.tar", &[one.clone(), two.clone()]);
-        let spare = archive_of(&scratch, "spare.tar", &[three.clone()]);
+        let spare = archive_of(&scratch, "spare.tar", std::slice::from_ref(&three));
         let archive = archive_of(&scratch, "third.tar", &[one, three, two]);
         let ctx = context(&scratch, "pattern");
         load_path(&ctx, &spare).unwrap();
