@@ -31,12 +31,12 @@ owners           vellum-union  engine_owners       3  -
 nodes            vellum-union  engine_nodes        3  -
 fuse             vellum-fuse   lib                 3  -  # what is negotiated, byte by byte
 cached           vellum-fuse   cached              10 --skip,what_is_shown  # invalidations; what is skipped looks at thousands of pairs
-session          vellum-fuse   session             10 --skip,a_few_descriptors  # mounts, signals, forgotten nodes, requests that warm files cost
+session          vellum-fuse   session             20 --skip,a_few_descriptors  # mounts, signals, forgotten nodes, requests that warm files cost
 posix            vellum-fuse   posix               10 -  # privileges, ACLs, flags, groups: half of each is the kernel's
 mounted-names    vellum-fuse   names               8  -  # listings, renames and removals through the kernel's cache of names
 copy-up          vellum-fuse   copy_up             8  -  # descriptors, mappings, locks and watches over a copy-up
 passthrough      vellum-fuse   passthrough         5  -  # from 6.9
-inodes           vellum-fuse   passthrough_inodes  8  -  # the same: which opens share an inode
+inodes           vellum-fuse   passthrough_inodes  8  --skip,one_inode_to_programs  # the same: what an old descriptor sees; what is skipped looks at thousands of pairs
 rings            vellum-fuse   rings               5  -  # from 6.14
 successor        vellum-fuse   successor           3  -  # a live mount changes hands
 limits           vellum-fuse   limits              5  -

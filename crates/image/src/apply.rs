@@ -425,7 +425,7 @@ impl<'a, 'w> Applier<'a, 'w> {
         let applied = Applied {
             // Replaced by what the stream says at its end.
             blob: crate::stream::BlobFacts {
-                packing: crate::compression::Packing::NONE,
+                packing: crate::packing::Packing::NONE,
                 blob_digest: Digest::of(b""),
                 blob_bytes: 0,
                 diff_id: Digest::of(b""),

@@ -39,7 +39,7 @@ pub enum Error {
     #[error("cannot decompress the {packing} stream")]
     Decompress {
         /// The compression that was recognised.
-        packing: crate::compression::Packing,
+        packing: crate::packing::Packing,
         /// What the decoder said.
         #[source]
         source: io::Error,

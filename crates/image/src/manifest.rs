@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use oci_spec::image as oci;
 use vellum_format::Digest;
 
-use crate::compression::Compression;
 use crate::json::{self, Any, JsonError, List, Unmarshal};
+use crate::packing::Compression;
 use crate::platform::Platform;
 
 /// The largest manifest or index that is read, in bytes (registries refuse larger ones too).

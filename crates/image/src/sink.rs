@@ -16,11 +16,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vellum_format::Digest;
 
-use crate::compression::{Compression, Encoder};
+use crate::compression::Encoder;
 use crate::config::{ChainId, ImageConfig};
 use crate::error::Error;
 use crate::hash::{HashWrite, VerifyRead};
 use crate::manifest::{LayerBlob, Manifest};
+use crate::packing::Compression;
 use crate::reference::Reference;
 use crate::source::SourceError;
 use crate::source::oci_layout::blob_path;

@@ -16,10 +16,13 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use vellum_format::Digest;
 use vellum_sys::Cancel;
 
-use crate::compression::{DETECT_BYTES, Decoder, Packing, detect};
+use crate::compression::{DETECT_BYTES, Decoder, detect};
 use crate::error::{Error, Result};
 use crate::hash::Hasher;
 use crate::limits::{Limits, RATIO_COUNTS_FROM_BYTES, check};
+use crate::packing::Packing;
+
+mod as_tar;
 
 /// Size of one buffer of the ring.
 pub const CHUNK_BYTES: usize = 256 * 1024;
@@ -368,7 +371,8 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::compression::{Compression, Encoder};
+    use crate::compression::Encoder;
+    use crate::packing::Compression;
 
     fn sample() -> Vec<u8> {
         (0..700_000u32)

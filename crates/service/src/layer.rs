@@ -408,7 +408,7 @@ fn fill(
         });
     }
     let (stat, xattrs) = union.root()?.stored()?;
-    rooted::dress(root, &stat, xattrs)?;
+    vellum_sys::dress(root, &stat, xattrs)?;
     if how.write == Marks::WhNames {
         spell_by_names(root, prefix).map_err(|e| match e.is_exists() {
             true => Error::Invalid {

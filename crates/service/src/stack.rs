@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vellum_image::Privilege;
 use vellum_store::{LayerDir, Shape, TreeParts};
-use vellum_sys::{Dir, Process, rooted};
+use vellum_sys::{Dir, Process};
 use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, Stack};
 
 use crate::error::Result;
@@ -68,7 +68,7 @@ pub(crate) fn adopt_root(process: Process, parts: &TreeParts, from: Option<&Path
     let root = of_layer(process, &next)?.root()?;
     // As stored, not as shown: what is only recorded below is recorded here too.
     let (stat, xattrs) = root.stored()?;
-    Ok(rooted::dress(Dir::open(&upper.dir)?, &stat, xattrs)?)
+    Ok(vellum_sys::dress(Dir::open(&upper.dir)?, &stat, xattrs)?)
 }
 
 /// Returns one layer as a union of its own.

@@ -75,7 +75,7 @@ fn run(source: &Path, target: &Path, files: Files, marks: Option<Prefix>) -> Res
 pub(crate) fn copy_attributes(model: &Dir, dir: &Dir) -> Result<()> {
     let is_mark = |name: &OsStr| Prefix::ALL.iter().any(|prefix| prefix.is_control(name));
     let xattrs = xattrs(model, |name| !is_mark(name))?;
-    Ok(rooted::dress(dir, &model.stat_self()?, xattrs)?)
+    Ok(vellum_sys::dress(dir, &model.stat_self()?, xattrs)?)
 }
 
 /// Returns those xattrs of an open directory that are `wanted`.
@@ -96,7 +96,7 @@ impl Cloner {
 
     /// Gives a directory whose entries are all there what the source has.
     fn dress(&self, source: &Dir, stat: &Stat, target: &Dir) -> Result<()> {
-        rooted::dress(target, stat, xattrs(source, |name| !self.is_mark(name))?)?;
+        vellum_sys::dress(target, stat, xattrs(source, |name| !self.is_mark(name))?)?;
         Ok(rooted::set_times_fd(target, Some(stat.atime), None)?)
     }
 

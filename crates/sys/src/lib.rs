@@ -16,6 +16,7 @@ pub mod cancel;
 pub mod copy;
 pub mod credentials;
 pub mod data;
+mod dress;
 pub mod epoch;
 pub mod error;
 pub mod flags;
@@ -45,6 +46,7 @@ pub mod userns;
 pub mod xattr;
 
 pub use cancel::Cancel;
+pub use dress::dress;
 pub use error::{Error, Result, causes, with_causes};
 pub use process::Process;
 pub use rooted::{Dir, RenameFlags};

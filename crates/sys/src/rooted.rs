@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 pub use attributes::{
-    NewTime, change_owner_fd, change_times_fd, dress, set_mode_fd, set_owner_fd, set_times_fd,
+    NewTime, change_owner_fd, change_times_fd, set_mode_fd, set_owner_fd, set_times_fd,
 };
 pub use remove::Removal;
 pub use rustix::fs::RenameFlags;
@@ -469,7 +469,7 @@ impl Dir {
 
     /// Makes the names in this directory durable (fsync).
     pub fn sync(&self) -> Result<()> {
-        crate::publish::sync_dir(self)
+        rustix::fs::fsync(self).map_err(|e| Error::at("sync", self.as_fd(), "", e))
     }
 
     fn checked<'a>(&self, name: &'a OsStr) -> Result<&'a Path> {

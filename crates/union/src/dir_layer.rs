@@ -19,7 +19,7 @@ use vellum_sys::handle::{self, FileHandle};
 use vellum_sys::room::Room;
 use vellum_sys::{Dir, Result, Stat, sync, xattr};
 
-use crate::blocks::BlockMaps;
+use crate::layer::blocks::BlockMaps;
 use crate::layer::{Dialect, Layer, LayerDir, Listed};
 
 /// A directory on disk as a layer.

@@ -16,7 +16,9 @@ use vellum_sys::handle::FileHandle;
 use vellum_sys::room::Room;
 use vellum_sys::{FileKind, Result, Stat};
 
-use crate::blocks::BlockMaps;
+use crate::layer::blocks::BlockMaps;
+
+pub(crate) mod blocks;
 
 /// Who made a layer, and so which of its marks are followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

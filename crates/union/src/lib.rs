@@ -15,7 +15,7 @@
 //! * Names are bytes; paths in errors and results are relative to the union's root.
 #![forbid(unsafe_code)]
 
-mod blocks;
+mod at;
 mod changes;
 mod dir_layer;
 pub mod engine;
@@ -31,12 +31,12 @@ pub mod resolve;
 mod same;
 mod stack;
 
-pub use blocks::{BlockMaps, Data};
 pub use changes::{Change, ChangeKind, Changes, Form, changes, compare};
 pub use dir_layer::DirLayer;
 pub use error::{Error, Refusal, Result};
 pub use explain::{Explanation, Statement};
 pub use fold::{Folded, folded};
+pub use layer::blocks::{BlockMaps, Data};
 pub use layer::{Dialect, Layer, LayerDir, LayerTrust, Listed, Records, WhNames};
 pub use node::Node;
 pub use stack::{Stack, Walk};

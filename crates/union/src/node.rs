@@ -14,9 +14,9 @@ use std::sync::Arc;
 use vellum_format::{OVERRIDE_STAT_NAMES, OverrideKind, OverrideStat, record};
 use vellum_sys::{FileKind, Stat};
 
-use crate::blocks::Data;
-use crate::engine::at::At;
+use crate::at::At;
 use crate::error::{On, Site};
+use crate::layer::blocks::Data;
 use crate::layer::{Dialect, Layer, LayerDir, Records, WhNames};
 use crate::marks::{DirAt, FileAt};
 use crate::resolve::{Part, Stop};

@@ -13,8 +13,8 @@ use super::{
     LAYOUT_VERSION, LayerSupply, OutImage, layout_entries, layout_index, manifest_for,
     manifest_json, write_checked,
 };
-use crate::compression::Compression;
 use crate::manifest::{LayerBlob, Manifest};
+use crate::packing::Compression;
 use crate::source::SourceError;
 use crate::source::oci_layout::blob_path;
 

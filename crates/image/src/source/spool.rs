@@ -11,7 +11,8 @@ use std::path::Path;
 use vellum_sys::Cancel;
 
 use super::SourceError;
-use crate::compression::{self, Packing};
+use crate::compression;
+use crate::packing::Packing;
 
 /// Returns `input` as a file of plain (not compressed) bytes that can be read at any offset.
 ///

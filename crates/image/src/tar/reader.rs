@@ -18,7 +18,6 @@ use super::header::{BLOCK, Block, Header, c_string, padding};
 use super::pax::Records;
 use crate::error::{Error, Result};
 use crate::limits::{Limits, check};
-use crate::stream::LayerStream;
 
 /// Bytes of an uncompressed tar, piece by piece.
 pub trait TarSource {
@@ -41,20 +40,6 @@ pub trait TarSource {
             left -= part as u64;
         }
         Ok(n - left)
-    }
-}
-
-impl TarSource for LayerStream {
-    fn chunk(&mut self) -> Result<&[u8]> {
-        LayerStream::chunk(self)
-    }
-
-    fn consume(&mut self, n: usize) {
-        std::io::BufRead::consume(self, n);
-    }
-
-    fn offset(&self) -> u64 {
-        LayerStream::offset(self)
     }
 }
 

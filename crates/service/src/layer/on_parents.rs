@@ -13,7 +13,7 @@ use vellum_format::{Mark, Opaque, Prefix};
 use vellum_image::Applied;
 use vellum_image::apply::{drop_whiteouts, hide_all};
 use vellum_store::{LayerDir, StoreError};
-use vellum_sys::{Dir, FileKind, Process, rooted, xattr};
+use vellum_sys::{Dir, FileKind, Process, xattr};
 use vellum_union::{Layer, Stack};
 
 use crate::error::{Error, Result};
@@ -166,7 +166,7 @@ fn lend_attributes<'a>(
         };
         // As stored, not as shown: what could not be set below and is recorded there can't be set here either.
         let (stat, xattrs) = node.stored()?;
-        rooted::dress(&dir, &stat, xattrs)?;
+        vellum_sys::dress(&dir, &stat, xattrs)?;
     }
     Ok(())
 }

@@ -11,8 +11,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::Dir;
-use crate::stat::{FileKind, Stat, Timespec, stat_fd};
-use crate::xattr::{self, SetMode};
+use crate::stat::{FileKind, Stat, Timespec};
 use crate::{Error, Result, own_files};
 
 /// What becomes of a time.
@@ -93,28 +92,6 @@ impl Dir {
     ) -> Result<()> {
         self.change_times(name, atime.into(), mtime.into())
     }
-}
-
-/// Gives an open directory the owner, xattrs, mode and last change of another, whose `stat` and `xattrs` are given.
-///
-/// In the one order in which no step undoes an earlier one: xattrs may be settable by the owner alone and an ACL changes the mode, a mode may forbid
-/// xattrs, and all of these change times. The owner is not touched where it is right already: some file systems refuse to set any. To be called when
-/// nothing in the directory changes any more. The last access stays; so do xattrs that `xattrs` doesn't have.
-pub fn dress(
-    dir: impl AsFd,
-    stat: &Stat,
-    xattrs: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<[u8]>)>,
-) -> Result<()> {
-    let dir = dir.as_fd();
-    let now = stat_fd(dir)?;
-    if (now.uid, now.gid) != (stat.uid, stat.gid) {
-        set_owner_fd(dir, stat.uid, stat.gid)?;
-    }
-    for (name, value) in xattrs {
-        xattr::set_fd(dir, name.as_ref(), value.as_ref(), SetMode::Any)?;
-    }
-    set_mode_fd(dir, stat.mode)?;
-    set_times_fd(dir, None, Some(stat.mtime))
 }
 
 /// Sets owner and group of an open file; an `O_PATH` descriptor will do. See [`Dir::set_owner`].

@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use vellum_format::{Mark, Nlink, NlinkBase};
 use vellum_sys::{FileKind, Stat};
 
-use crate::engine::at::At;
-use crate::engine::gate::Placed;
+use crate::at::At;
+use crate::engine::nodes::gate::Placed;
 use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile};
 use crate::engine::request::{Attr, NodeId};
 use crate::engine::{Engine, Upper};

@@ -2,7 +2,7 @@
 //!
 //! A write copies what it leaves of its first and last block, writes its own bytes, and then records the blocks in the
 //! map; until the record is there, the blocks are the lower file's, so that a crash leaves the old bytes. What the rules
-//! for a byte are is said by [`crate::blocks::view::side`]; that data is durable before a record counts, and how it is
+//! for a byte are is said by [`crate::layer::blocks::view::side`]; that data is durable before a record counts, and how it is
 //! kept so, by the map's format.
 //!
 //! Cutting a file lowers the map's limit. That is recorded, durably, before the file can grow again: otherwise lower
@@ -20,8 +20,8 @@ use vellum_format::block_map::{BlockMap, BlockRecord, RECORD_BYTES};
 use vellum_sys::data::{self, AllocateFlags};
 use vellum_sys::sync;
 
-use crate::blocks::view::{Piece, Side, View, read_lower, side};
 use crate::error::On;
+use crate::layer::blocks::view::{Piece, Side, View, read_lower, side};
 use crate::{Refusal, Result};
 
 pub(crate) use store::BlockStore;

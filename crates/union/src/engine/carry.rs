@@ -15,8 +15,8 @@ use vellum_sys::rooted::NewTime;
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{FileKind, Stat, flags, quota};
 
+use crate::at::At;
 use crate::engine::acl::{self, Acl};
-use crate::engine::at::At;
 use crate::engine::ids::CAPABILITY;
 use crate::engine::shown::{Inode, Source};
 use crate::engine::{Engine, Upper, records};

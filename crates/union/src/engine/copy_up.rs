@@ -23,13 +23,13 @@ use vellum_sys::rooted::{Access, NewTime};
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{Dir, FileKind, RenameFlags, Stat, data, publish};
 
+use crate::at::At;
 use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
-use crate::engine::at::At;
 use crate::engine::depth::Depth;
 use crate::engine::files::Opened;
-use crate::engine::gate::{self, NodeGate};
 use crate::engine::identity::Origin;
+use crate::engine::nodes::gate::{self, NodeGate};
 use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, Place, State, UpperFile};
 use crate::engine::options::Durability;
 use crate::engine::place::open_lower;

@@ -15,7 +15,6 @@ use vellum_sys::data::{self, AllocateFlags};
 use vellum_sys::rooted::Access;
 use vellum_sys::{FileKind, publish};
 
-use crate::blocks::view::Piece;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::blocks::{BlockFile, OpenBlocks};
 use crate::engine::depth::Depth;
@@ -29,6 +28,7 @@ use crate::engine::request::{Backing, NodeId, Whence};
 use crate::engine::{Engine, Upper};
 use crate::error::{On, Site};
 use crate::layer::Records;
+use crate::layer::blocks::view::Piece;
 use crate::{Error, Refusal, Result};
 
 /// The most one call of `Action::copy_range` moves through memory; the caller asks again for the rest.

@@ -15,10 +15,10 @@ use vellum_sys::rooted::Access;
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, FileKind, Stat, quota};
 
+use crate::at::At;
 use crate::engine::action::{Action, Attrs};
-use crate::engine::at::At;
 use crate::engine::depth::Depth;
-use crate::engine::gate::{Gate, Placed};
+use crate::engine::nodes::gate::{Gate, Placed};
 use crate::engine::nodes::{Body, LiveNode};
 use crate::engine::request::NodeId;
 use crate::engine::{Engine, Upper};

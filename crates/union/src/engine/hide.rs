@@ -17,15 +17,15 @@ use vellum_format::{Mark, Opaque, wh};
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, FileKind, RenameFlags};
 
+use crate::at::At;
 use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
-use crate::engine::at::At;
 use crate::engine::depth::Depth;
-use crate::engine::gate::{self, Gate, NamesHeld};
 use crate::engine::lookup::{Below, Concluded, lower_shares};
+use crate::engine::nodes::gate::{self, Gate, NamesHeld};
+use crate::engine::nodes::table::Held;
 use crate::engine::nodes::{Body, DirBody, FileBody, LiveNode, State, UpperFile};
 use crate::engine::request::NodeId;
-use crate::engine::table::Held;
 use crate::engine::{Engine, Upper};
 use crate::error::{On, Site};
 use crate::layer::{Layer, WhNames};

@@ -12,9 +12,9 @@ use vellum_format::{Handle, HandleFlags, Mark, Nlink, NlinkBase, Number};
 use vellum_sys::xattr::SetMode;
 use vellum_sys::{Dir, handle};
 
+use crate::at::At;
 use crate::dir_layer::DirHandle;
-use crate::engine::at::At;
-use crate::engine::gate::Gate;
+use crate::engine::nodes::gate::Gate;
 use crate::engine::nodes::{Body, LiveNode, State};
 use crate::engine::shown::{Inode, Source};
 use crate::engine::{Engine, Upper};

@@ -15,11 +15,11 @@ use vellum_format::{Handle, Mark, Nlink, NlinkBase, Redirect};
 use vellum_sys::Stat;
 use vellum_sys::xattr::SetMode;
 
+use crate::at::At;
 use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
-use crate::engine::at::At;
 use crate::engine::depth::Depth;
-use crate::engine::gate::{Gate, Placed};
+use crate::engine::nodes::gate::{Gate, Placed};
 use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, Place, State, UpperFile};
 use crate::engine::{Engine, Upper};
 use crate::error::{On, Site};

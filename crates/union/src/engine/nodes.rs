@@ -7,6 +7,9 @@
 //! (`table.rs`). Its parent lists it under its name as long as that is so, or as long as something in it is listed. So whatever is
 //! alive is found under its name, there are never two nodes for one thing, and memory is bounded by what the front
 //! remembers. Lock order: see `engine.rs`.
+//!
+//! In the folder: `table.rs` knows the nodes by number, `gate.rs` and `names.rs` are the tokens of who may change one and its names,
+//! `list.rs` keeps what a listing has shown.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -17,14 +20,19 @@ use vellum_sys::{FileKind, sync};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::blocks::BlockFile;
-use crate::engine::gate::{Gate, NamesHeld, NodeGate};
-use crate::engine::list::Listings;
-use crate::engine::names::Names;
+use crate::engine::nodes::gate::{Gate, NamesHeld, NodeGate};
+use crate::engine::nodes::list::Listings;
+use crate::engine::nodes::names::Names;
+use crate::engine::nodes::table::Numbered;
 use crate::engine::request::NodeId;
-use crate::engine::table::Numbered;
 use crate::layer::LayerDir;
 use crate::marks::DirAt;
 use crate::resolve::Part;
+
+pub(crate) mod gate;
+pub(crate) mod list;
+pub(crate) mod names;
+pub(crate) mod table;
 
 /// One file or directory of a writable union, known by number.
 #[derive(Debug)]

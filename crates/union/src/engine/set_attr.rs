@@ -12,14 +12,14 @@ use vellum_sys::FileKind;
 use vellum_sys::rooted::NewTime;
 use vellum_sys::xattr::SetMode;
 
+use crate::at::At;
 use crate::engine::Upper;
 use crate::engine::acl::{self, Acl};
 use crate::engine::action::{Action, Attrs};
-use crate::engine::at::At;
 use crate::engine::depth::Depth;
-use crate::engine::gate::Placed;
 use crate::engine::ids::{CAPABILITY, map_capability};
 use crate::engine::nodes::LiveNode;
+use crate::engine::nodes::gate::Placed;
 use crate::engine::records::{self, Kept};
 use crate::engine::request::{Attr, NodeId, SetAttr, SetTime};
 use crate::error::{On, Site};

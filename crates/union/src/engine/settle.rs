@@ -15,13 +15,13 @@ use vellum_format::{Mark, Metacopy, Prefix, block_map, workdir};
 use vellum_sys::rooted::Access;
 use vellum_sys::{Cancel, Dir, FileKind, xattr};
 
-use crate::blocks::BlockMaps;
 use crate::dir_layer::DirLayer;
 use crate::engine::blocks::{BlockFile, BlockStore};
 use crate::engine::limit;
 use crate::engine::recovery::{forget_open, lock};
 use crate::engine::{Engine, Upper};
 use crate::error::{On, Site};
+use crate::layer::blocks::BlockMaps;
 use crate::layer::{Dialect, Layer, LayerDir};
 use crate::{Error, Result};
 

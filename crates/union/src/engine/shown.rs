@@ -10,12 +10,12 @@ use std::sync::Arc;
 use vellum_format::record;
 use vellum_sys::{FileKind, Stat};
 
+use crate::at::At;
 use crate::engine::Engine;
 use crate::engine::acl::{self, Acl};
-use crate::engine::at::At;
-use crate::engine::gate::Placed;
 use crate::engine::ids::{CAPABILITY, map_capability};
 use crate::engine::nodes::Body;
+use crate::engine::nodes::gate::Placed;
 use crate::engine::request::{NodeId, Room};
 use crate::error::On;
 use crate::layer::{Dialect, LayerDir, Records};

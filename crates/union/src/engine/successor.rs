@@ -23,10 +23,10 @@ use std::sync::atomic::Ordering;
 use vellum_sys::{Dir, FileKind, sync};
 
 use crate::dir_layer::DirHandle;
-use crate::engine::list::Listings;
+use crate::engine::nodes::list::Listings;
+use crate::engine::nodes::table::{Held, Numbered};
 use crate::engine::nodes::{Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, UpperFile};
 use crate::engine::request::NodeId;
-use crate::engine::table::{Held, Numbered};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::On;
 use crate::layer::{Layer, LayerDir};
@@ -454,7 +454,7 @@ fn kind_of(record: &mut Reader<'_>) -> Result<FileKind> {
 }
 
 fn listings(record: &mut Reader<'_>) -> Result<(u64, Option<Listings>)> {
-    use crate::engine::list::{Listed, Order};
+    use crate::engine::nodes::list::{Listed, Order};
     let changes = record.u64()?;
     if record.u8()? == 0 {
         return Ok((changes, None));

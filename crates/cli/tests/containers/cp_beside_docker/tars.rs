@@ -2,7 +2,8 @@
 
 use std::io::Write;
 
-use vellum_image::compression::{Compression, Encoder};
+use vellum_image::Compression;
+use vellum_image::compression::Encoder;
 
 use super::fixture::CAPABILITY;
 

@@ -21,10 +21,10 @@ use vellum_sys::rooted::Access;
 use vellum_sys::xattr::{self, SetMode};
 use vellum_sys::{Dir, RenameFlags, data, publish, random, sync};
 
-use crate::blocks::maps::{self, BlockMaps};
 use crate::engine::blocks::{BlockState, OpenBlocks};
 use crate::error::{On, Site};
 use crate::layer::Layer;
+use crate::layer::blocks::maps::{self, BlockMaps};
 use crate::{Error, Result};
 
 /// A map is written anew, shorter, once it has so many records.

@@ -20,8 +20,8 @@ use std::sync::{Arc, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vellum_sys::sync;
 
-use crate::engine::at::At;
-use crate::engine::names::Names;
+use crate::at::At;
+use crate::engine::nodes::names::Names;
 use crate::engine::nodes::{Body, LiveNode, Place, State, UpperFile};
 
 /// The gate of one engine.
@@ -93,7 +93,7 @@ impl RenameGate {
 pub(crate) struct NodeGate<'a>(#[expect(dead_code, reason = "held, not used")] MutexGuard<'a, ()>);
 
 impl<'a> NodeGate<'a> {
-    pub(super) fn new(held: MutexGuard<'a, ()>) -> NodeGate<'a> {
+    pub(in crate::engine) fn new(held: MutexGuard<'a, ()>) -> NodeGate<'a> {
         NodeGate(held)
     }
 }
@@ -106,7 +106,10 @@ pub(crate) struct NamesHeld<'a> {
 }
 
 impl<'a> NamesHeld<'a> {
-    pub(super) fn new(dir: &'a Arc<LiveNode>, names: MutexGuard<'a, Names>) -> NamesHeld<'a> {
+    pub(in crate::engine) fn new(
+        dir: &'a Arc<LiveNode>,
+        names: MutexGuard<'a, Names>,
+    ) -> NamesHeld<'a> {
         NamesHeld { dir, names }
     }
 

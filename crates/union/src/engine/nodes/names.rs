@@ -76,7 +76,7 @@ impl<N> Names<N> {
 
     /// Notes that the layers are being asked about a name. Returns the number that ends the
     /// question.
-    pub(super) fn begin(&mut self, name: &OsStr) -> u64 {
+    pub(in crate::engine) fn begin(&mut self, name: &OsStr) -> u64 {
         let number = self.next;
         self.next += 1;
         self.sought.push(Question {
@@ -88,7 +88,7 @@ impl<N> Names<N> {
     }
 
     /// Ends what [`Names::begin`] began; true if nothing happened to the name meanwhile.
-    pub(super) fn end(&mut self, number: u64) -> bool {
+    pub(in crate::engine) fn end(&mut self, number: u64) -> bool {
         let at = self
             .sought
             .iter()
@@ -119,7 +119,7 @@ impl<N> Names<N> {
     }
 
     /// Says that there is no name yet in the directory: from here on, all are known.
-    pub(super) fn begin_empty(&mut self) {
+    pub(in crate::engine) fn begin_empty(&mut self) {
         self.all = Some(HashSet::new());
     }
 
@@ -133,19 +133,22 @@ impl<N> Names<N> {
     }
 
     /// Takes a name out of the list that nobody counts on.
-    pub(super) fn unlist(&mut self, name: &OsStr) {
+    pub(in crate::engine) fn unlist(&mut self, name: &OsStr) {
         self.live.remove(name);
         give_back(&mut self.live, MANY);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::engine) fn is_empty(&self) -> bool {
         self.live.is_empty()
     }
 }
 
 /// Gives memory back that a map needed when it was eight times as large: what once held a million
 /// does not go on doing so. Returns whether it was room for more than `much`.
-pub(super) fn give_back<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>, much: usize) -> bool {
+pub(in crate::engine) fn give_back<K: Eq + std::hash::Hash, V>(
+    map: &mut HashMap<K, V>,
+    much: usize,
+) -> bool {
     let capacity = map.capacity();
     if capacity <= 64 || map.len() >= capacity / 8 {
         return false;
@@ -155,4 +158,4 @@ pub(super) fn give_back<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>, muc
 }
 
 /// So many nodes are worth telling the system that their memory is free.
-pub(super) const MANY: usize = 16 * 1024;
+pub(in crate::engine) const MANY: usize = 16 * 1024;

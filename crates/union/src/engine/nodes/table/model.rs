@@ -9,18 +9,20 @@
 use std::ffi::OsStr;
 
 use super::{MANY, give_back};
-use crate::engine::names::Names;
+use crate::engine::nodes::names::Names;
 
 use counted::{Counted, Counts};
 use sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
 /// What `counted.rs` is made of here.
 mod sync {
-    pub(super) use shuttle::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-    pub(super) use shuttle::sync::{Mutex, MutexGuard};
-    pub(super) use std::sync::Arc;
+    pub(in crate::engine) use shuttle::sync::atomic::{
+        AtomicBool, AtomicU64, AtomicUsize, Ordering,
+    };
+    pub(in crate::engine) use shuttle::sync::{Mutex, MutexGuard};
+    pub(in crate::engine) use std::sync::Arc;
 
-    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    pub(in crate::engine) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap()
     }
 }

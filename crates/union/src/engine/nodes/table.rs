@@ -12,10 +12,10 @@ mod model;
 
 /// What `counted.rs` is made of here.
 mod sync {
-    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-    pub(super) use std::sync::{Arc, Mutex, MutexGuard};
+    pub(in crate::engine) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    pub(in crate::engine) use std::sync::{Arc, Mutex, MutexGuard};
 
-    pub(super) use vellum_sys::sync::lock;
+    pub(in crate::engine) use vellum_sys::sync::lock;
 }
 
 use std::collections::HashMap;
@@ -25,8 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use vellum_sys::FileKind;
 
-use crate::engine::gate::{Gate, Slot};
-use crate::engine::names::{MANY, give_back};
+use crate::engine::nodes::gate::{Gate, Slot};
+use crate::engine::nodes::names::{MANY, give_back};
 use crate::engine::nodes::{Body, DirBody, Links, LiveNode, Place};
 use crate::engine::request::NodeId;
 use crate::{Refusal, Result};

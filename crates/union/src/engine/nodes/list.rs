@@ -31,16 +31,16 @@ use crate::{Refusal, Result, node};
 #[derive(Debug)]
 pub(crate) struct Listings {
     /// The order in use.
-    pub(super) now: Order,
+    pub(in crate::engine) now: Order,
     /// The one before, for readers who are still in it.
-    pub(super) before: Option<Order>,
+    pub(in crate::engine) before: Option<Order>,
     /// How often the directory had changed when it was read.
-    pub(super) changes: u64,
+    pub(in crate::engine) changes: u64,
 }
 
 /// Names in the order they are given.
 #[derive(Debug, Default)]
-pub(super) struct Order {
+pub(in crate::engine) struct Order {
     /// The cookie of the first place.
     pub base: u64,
     pub places: Vec<Option<Listed>>,
@@ -48,7 +48,7 @@ pub(super) struct Order {
 }
 
 #[derive(Debug)]
-pub(super) struct Listed {
+pub(in crate::engine) struct Listed {
     pub name: Box<OsStr>,
     pub ino: u64,
     pub kind: FileKind,
