@@ -230,7 +230,10 @@ impl Bench {
         if !seam::available() {
             return None;
         }
-        let rig = Rig::new(2)?;
+        let rig = match dialect {
+            RECORDED => Rig::anywhere(2),
+            _ => Rig::new(2)?,
+        };
         rig.scratch.file("fs/l1/a/x", "xyz");
         rig.scratch.file("fs/l1/a/b/y", "y");
         rig.scratch.file("fs/l0/a/b/z", "z");
@@ -482,7 +485,7 @@ fn killed_where_whiteouts_are_names_there_is_the_old_or_the_new() {
     every_call(BY_NAME, Counted::Changes, Effect::Stop);
 }
 
-/// Nor does it read these.
+/// Nor does it read these. No privilege is needed for them.
 #[test]
 fn killed_where_owners_are_recorded_there_is_the_old_or_the_new() {
     every_call(RECORDED, Counted::Changes, Effect::Stop);

@@ -206,3 +206,55 @@ fn judge_of(dir: &Path, acl: Option<(&OsStr, &Vec<u8>)>) -> std::path::PathBuf {
     assert!(made.success());
     dir.to_owned()
 }
+
+/// As where a whole upper moved from a machine on which devices could be made to one on which they can't.
+#[test]
+fn a_device_that_hides_is_replaced_where_whiteouts_are_names() {
+    let Some(rig) = Rig::new(1) else { return };
+    for name in ["made", "dir", "linked", "moved", "renamed"] {
+        rig.scratch.file(format!("fs/l0/{name}"), "below");
+    }
+    rig.scratch.file("fs/l0/tree/file", "below");
+    for name in ["made", "dir", "linked", "moved", "renamed", "tree"] {
+        let whiteout = rustix::fs::FileType::CharacterDevice;
+        let mode = rustix::fs::Mode::empty();
+        rustix::fs::mknodat(rustix::fs::CWD, rig.upper.join(name), whiteout, mode, 0).unwrap();
+    }
+    rig.scratch.file("fs/u/own", "own");
+    rig.scratch.file("fs/u/branch/leaf", "own");
+    let open = || {
+        let mut options = rig.options();
+        if let Some(upper) = &mut options.upper {
+            upper.wh_names = vellum_union::WhNames::Whiteouts;
+        }
+        vellum_union::engine::Engine::open(options).unwrap()
+    };
+    let engine = open();
+    let names = |engine: &vellum_union::engine::Engine| {
+        let mut names = engine_support::names(engine, vellum_union::engine::NodeId::ROOT).unwrap();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&engine), ["branch", "own"]);
+    {
+        let user = user(&engine);
+        user.make("made", NewNode::File, 0o644).unwrap();
+        user.mkdir("dir").unwrap();
+        user.mkdir("tree").unwrap();
+        user.link("own", "linked").unwrap();
+        user.rename("own", "moved").unwrap();
+        user.rename("branch", "renamed").unwrap();
+        assert_eq!(user.names("tree").unwrap(), [""; 0]);
+    }
+    let shown = ["dir", "linked", "made", "moved", "renamed", "tree"];
+    assert_eq!(names(&engine), shown);
+    engine.close().unwrap();
+    let engine = open();
+    assert_eq!(names(&engine), shown);
+    let user = user(&engine);
+    assert_eq!(user.names("tree").unwrap(), [""; 0]);
+    user.unlink("made").unwrap();
+    user.rmdir("tree").unwrap();
+    assert_eq!(names(&engine), ["dir", "linked", "moved", "renamed"]);
+    assert_eq!(user.names("renamed").unwrap(), ["leaf"]);
+}

@@ -323,7 +323,7 @@ impl Engine {
         }
         Ok(match upper.above(at, name).on(upper)? {
             Above::Entry(_) => Free::No,
-            Above::Whiteout => Free::Yes(Above::Whiteout),
+            whiteout @ (Above::Whiteout | Above::WhiteoutName) => Free::Yes(whiteout),
             Above::Nothing => match Below::known(below, dir) {
                 Some(None) => Free::Yes(Above::Nothing),
                 Some(Some(_)) => Free::No,
@@ -451,7 +451,7 @@ impl Engine {
         };
         let file = made.on(upper)?;
         let stored = got.dress(upper, &at, new, recorded)?;
-        if over == Above::Whiteout && matches!(new.what, NewNode::Dir) {
+        if over.hides() && matches!(new.what, NewNode::Dir) {
             upper.make_opaque(staging, temp).on(upper)?;
         }
         Ok((stored, file))
@@ -607,7 +607,7 @@ fn link_from(
         At::Fd(fd) => to_dir.link_fd(fd, to),
         At::Dir(dir) => to_dir.link_fd(&**dir, to),
     };
-    if over != Above::Whiteout || upper.by_name() {
+    if over != Above::Whiteout {
         return link(at, name);
     }
     let temp = upper.staging.name();

@@ -38,10 +38,20 @@ use crate::{Refusal, Result};
 pub(crate) enum Above {
     /// Nothing.
     Nothing,
-    /// A whiteout.
+    /// A whiteout in its place: a device, or a file with a mark. There may be one where whiteouts are names, too: the upper was
+    /// written elsewhere.
     Whiteout,
+    /// A whiteout beside it, `.wh.NAME`; the name itself is free.
+    WhiteoutName,
     /// The name itself, with what it is.
     Entry(FileKind),
+}
+
+impl Above {
+    /// Whether it is a whiteout of either kind.
+    pub fn hides(self) -> bool {
+        matches!(self, Above::Whiteout | Above::WhiteoutName)
+    }
 }
 
 /// The names that the lower layers show in a directory, as they would if the upper had none: asked
@@ -422,7 +432,7 @@ impl Upper {
     /// Returns what the upper layer itself has under a name.
     pub(crate) fn above(&self, at: &Dir, name: &OsStr) -> vellum_sys::Result<Above> {
         match at.stat_opt(name)? {
-            Some(stat) if !self.by_name() && stat.is_null_device() => Ok(Above::Whiteout),
+            Some(stat) if stat.is_null_device() => Ok(Above::Whiteout),
             Some(stat) if stat.is_file() && stat.size_bytes == 0 => {
                 let mark = self.options.prefix.xattr(Mark::Whiteout);
                 match xattr::get(at, name, mark)? {
@@ -432,7 +442,7 @@ impl Upper {
             }
             Some(stat) => Ok(Above::Entry(stat.kind)),
             None if self.by_name() => match wh::whiteout(name) {
-                Some(hiding) if at.stat_opt(&hiding)?.is_some() => Ok(Above::Whiteout),
+                Some(hiding) if at.stat_opt(&hiding)?.is_some() => Ok(Above::WhiteoutName),
                 _ => Ok(Above::Nothing),
             },
             None => Ok(Above::Nothing),
@@ -517,13 +527,13 @@ impl Upper {
         over: Above,
     ) -> vellum_sys::Result<()> {
         let staging = self.staging.dir();
-        match (over, self.by_name()) {
-            (Above::Whiteout, false) if is_dir => {
+        match over {
+            Above::Whiteout if is_dir => {
                 staging.rename(temp, at, name, RenameFlags::EXCHANGE)?;
                 self.staging.discard(temp);
                 Ok(())
             }
-            (Above::Whiteout, false) => staging.rename(temp, at, name, RenameFlags::empty()),
+            Above::Whiteout => staging.rename(temp, at, name, RenameFlags::empty()),
             _ => staging.rename(temp, at, name, RenameFlags::NOREPLACE),
         }
     }

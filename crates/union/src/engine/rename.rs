@@ -525,21 +525,28 @@ fn is_in(dir: &Arc<LiveNode>, above: &Arc<LiveNode>) -> bool {
 /// The one step on disk.
 fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool) -> Result<()> {
     let hide = source.below.is_some();
+    let whiteout_there =
+        is_dir && upper.above(&target.at, target.name).on(upper)? == Above::Whiteout;
     if upper.by_name() {
         // Beside its name it hides nothing of a file, and makes a directory opaque that has nothing below.
         if hide {
             upper.hide(&source.at, source.name).on(upper)?;
         }
-        let flags = RenameFlags::empty();
+        let flags = match whiteout_there {
+            true => RenameFlags::EXCHANGE,
+            false => RenameFlags::empty(),
+        };
         let done = source
             .at
             .rename(source.name, &target.at, target.name, flags);
         done.on(upper)?;
+        if whiteout_there {
+            // If it stays, it hides nothing that shows.
+            let _ = source.at.unlink(source.name);
+        }
         upper.unhide_name(&target.at, target.name);
         return Ok(());
     }
-    let whiteout_there =
-        is_dir && upper.above(&target.at, target.name).on(upper)? == Above::Whiteout;
     if whiteout_there {
         // A directory can't replace it, so they change places: the old one needs it, or it goes.
         let flags = RenameFlags::EXCHANGE;
