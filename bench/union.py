@@ -2,7 +2,7 @@
 """Compares ways to have a union of directories: a bare directory, the kernel's overlay, Vellum's engine, fuse-overlayfs.
 
     bench/union.py [ROW...] [--only NAME,NAME] [--io-uring] [--rounds N] [--disk DIR] [--output FILE] [--vellum PROGRAM]
-                   [--before PROGRAM] [--fuse-overlayfs PROGRAM]
+                   [--before PROGRAM] [--fuse-overlayfs PROGRAM] [--passthrough-hp PROGRAM]
     bench/union.py --list
 
 Needs root. Without --disk everything lies on an ext4 in memory (a loop device on /dev/shm); with it, on that directory's file system.
@@ -15,7 +15,10 @@ each of Vellum's mounts. Behind the tables stand the requests that each row cost
 --io-uring, which turns the host's setting on for the time of the run. `vellum-checked` has open=checked and is there if named
 by --only.
 
-fuse-overlayfs 2.0 is `cargo install fuse-overlayfs`; it is looked for in PATH unless named.
+fuse-overlayfs 2.0 is `cargo install fuse-overlayfs`; it is looked for in PATH unless named. `passthrough_hp` is libfuse's example
+of a fast server, without a union in it: a mount of one directory, and what FUSE itself costs. It is there if named, once as it is
+(`hp-passthrough`: the kernel reads and writes by itself where it can) and once with --nopassthrough (`hp`), which is what `vellum` is
+to be compared with.
 """
 
 import argparse
@@ -68,6 +71,9 @@ class Contender:
     def __init__(self, name, mount):
         self.name, self.mount_by = name, mount
         self.log = None
+        # What shows one directory has a copy of the lower layer; it serves all rounds: what rows destroy, each has under the
+        # round's number.
+        self.has_copy, self.copy = False, None
 
     def mount(self, place, lower, number):
         here = os.path.join(place, f"{self.name}-{number}")
@@ -122,10 +128,15 @@ class Contender:
             return int(re.search(r"VmRSS:\s+(\d+)", file.read()).group(1)) / 1024
 
 
-def contenders(vellum, before, fuse_overlayfs, only):
+def contenders(vellum, before, fuse_overlayfs, passthrough_hp, only):
     def bare(self, lower):
-        # One copy serves all rounds: what rows destroy, each has under the round's number.
         run("mount", "--bind", self.copy, self.at)
+
+    def hp(*more):
+        def mount(self, lower):
+            run(passthrough_hp, *more, self.copy, self.at)
+
+        return mount
 
     def kernel(self, lower):
         options = f"lowerdir={lower},upperdir={self.upper},workdir={self.work},index=on,redirect_dir=on,metacopy=on,xino=on"
@@ -155,6 +166,10 @@ def contenders(vellum, before, fuse_overlayfs, only):
         found.append(Contender("fuse-overlayfs", theirs))
     else:
         say("no fuse-overlayfs in PATH: left out")
+    if passthrough_hp:
+        found += [Contender("hp", hp("--nopassthrough")), Contender("hp-passthrough", hp())]
+    for contender in found:
+        contender.has_copy = contender.name in ("bare", "hp", "hp-passthrough")
     unknown = set(only) - {contender.name for contender in found}
     if unknown:
         sys.exit(f"union: no such contender: {', '.join(sorted(unknown))}")
@@ -598,7 +613,7 @@ def page_cache(everybody, place, lower):
 
     grown = {}
     for contender in everybody:
-        if contender.name == "bare":
+        if contender.has_copy:
             continue
         mounts = []
         for number in range(10):
@@ -684,6 +699,7 @@ def main():
     parser.add_argument("--vellum", default=os.path.join(ROOT, "target/release/vellum"))
     parser.add_argument("--before", help="another build of Vellum to compare with: the contender vellum-before")
     parser.add_argument("--fuse-overlayfs", default=shutil.which("fuse-overlayfs"))
+    parser.add_argument("--passthrough-hp", help="libfuse's example, built: the contenders hp and hp-passthrough")
     parser.add_argument("--list", action="store_true")
     chosen = parser.parse_args()
     if chosen.list:
@@ -698,7 +714,7 @@ def main():
         offer_io_uring("Y")
         atexit.register(offer_io_uring, "N")
     rows = [row for row in ROWS if row[0] in wanted]
-    everybody = contenders(chosen.vellum, chosen.before, chosen.fuse_overlayfs, [name for name in chosen.only.split(",") if name])
+    everybody = contenders(chosen.vellum, chosen.before, chosen.fuse_overlayfs, chosen.passthrough_hp, [name for name in chosen.only.split(",") if name])
     place = tempfile.mkdtemp(prefix="vellum-union-", dir=chosen.disk)
     image = None
     try:
@@ -711,9 +727,10 @@ def main():
         lower = os.path.join(place, "lower")
         say("making the lower layer")
         make_lower(lower, chosen.rounds, wanted)
-        if everybody[0].name == "bare":
-            everybody[0].copy = os.path.join(place, "copy")
-            run("cp", "-a", lower, everybody[0].copy)
+        for contender in everybody:
+            if contender.has_copy:
+                contender.copy = os.path.join(place, f"copy-{contender.name}")
+                run("cp", "-a", lower, contender.copy)
         os.sync()
         results = measure(rows, everybody, place, lower, chosen.rounds)
         cache = page_cache(everybody, place, lower) if "cache" in wanted else {}

@@ -9,7 +9,7 @@ pub mod convert;
 pub mod differ;
 pub mod health;
 pub mod metrics;
-mod numbers;
+mod metrics_listener;
 pub mod server;
 pub mod shared;
 pub mod snapshots;

@@ -22,7 +22,7 @@ use crate::content::Containerd;
 use crate::differ::Differ;
 use crate::health;
 use crate::metrics::Address;
-use crate::numbers;
+use crate::metrics_listener;
 use crate::shared::Shared;
 use crate::snapshots::Snapshots;
 use crate::status;
@@ -80,7 +80,7 @@ async fn run(life: Life, shared: &Arc<Shared>, options: &ServeOptions) -> Result
         .add_service(differ)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), life.ending());
     if let Some(address) = &options.metrics {
-        numbers::serve(Arc::clone(shared), address).await?;
+        metrics_listener::serve(Arc::clone(shared), address).await?;
         tracing::info!(%address, "numbers can be read");
     }
     let root = shared.context().root().display().to_string();

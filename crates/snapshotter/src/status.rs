@@ -1,4 +1,4 @@
-//! Errors as gRPC codes: the one place where they are chosen.
+//! Errors of verbs as gRPC codes: the one place where they are chosen. What a message itself lacks is answered where it is read.
 //!
 //! containerd turns codes back into its own errors, and its decisions hang on them: a removal that fails otherwise than by FAILED_PRECONDITION
 //! ends its whole garbage collection, and NOT_FOUND makes it try something else. A store that can't be seen is UNAVAILABLE: nothing is decided on what it

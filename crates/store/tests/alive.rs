@@ -17,6 +17,7 @@ use common::*;
 use jiff::Timestamp;
 use vellum_format::Digest;
 use vellum_store::*;
+use vellum_testkit::script::fewest;
 use vellum_testkit::{Scratch, rng::Rng};
 
 /// Names are numbers below this, so that steps meet each other's things.
@@ -356,26 +357,6 @@ fn agree(driver: DriverKind, steps: &[Step]) -> Result<(), String> {
     })
 }
 
-/// Returns as few of the steps as still fail, and how.
-fn shrink(driver: DriverKind, mut steps: Vec<Step>, mut why: String) -> (Vec<Step>, String) {
-    let mut size = steps.len().div_ceil(2);
-    loop {
-        let mut at = 0;
-        while at < steps.len() {
-            let mut fewer = steps.clone();
-            fewer.drain(at..steps.len().min(at + size));
-            match agree(driver, &fewer) {
-                Err(still) => (steps, why) = (fewer, still),
-                Ok(()) => at += size,
-            }
-        }
-        match size {
-            1 => return (steps, why),
-            _ => size = size.div_ceil(2),
-        }
-    }
-}
-
 #[test]
 fn gc_keeps_exactly_what_why_explains() {
     let seeds: Vec<u64> = match std::env::var("VELLUM_SEED") {
@@ -387,7 +368,8 @@ fn gc_keeps_exactly_what_why_explains() {
         let driver = *rng.pick(&DriverKind::ALL);
         let steps = steps(&mut rng, 30);
         if let Err(why) = agree(driver, &steps) {
-            let (steps, why) = shrink(driver, steps, why);
+            let steps = fewest(steps, |steps| agree(driver, steps).is_err());
+            let why = agree(driver, &steps).err().unwrap_or(why);
             panic!("VELLUM_SEED={seed} {driver}: {why}\nafter {steps:?}");
         }
     }

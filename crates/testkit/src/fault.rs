@@ -1,4 +1,4 @@
-//! Faults below a shipped program: the n-th system call of a kind kills it, or fails.
+//! Faults below a shipped program ([`crate::seam`] does it to a piece of code, at every call, in a fraction of the time): the n-th system call of a kind kills it, or fails.
 //!
 //! The program is run under `strace`, which counts and injects, so nothing in it knows that it is tested. A kill comes at
 //! the call's entry: the call does not happen, nothing after it does. Counting is by thread, so in a program of several

@@ -8,6 +8,7 @@
 //! * [`clients`]: real container tools (dockerd, podman, buildah, skopeo, umoci) with stores of their own.
 //! * [`model`]: the merge of layers, written a second time, in memory and without looking at the first.
 //! * [`seam`]: faults and power cuts at every system call that a piece of code makes, in this process and without root.
+//! * [`fault`]: the same for a whole program, by strace: kills of a real process.
 //! * [`churn`]: random trees, and random changes of every kind.
 //! * [`user`]: a plain user with subordinate ids, for what must work without root.
 //! * [`rng`]: random choices with a printed seed. `VELLUM_SEED=N` repeats a run.

@@ -12,10 +12,10 @@
 //!   the locks that keep them in place; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
 //! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names, and what goes with them
 //!   in `links.rs`; `staging.rs`: where things are made before they have a place;
-//! * `set_attr.rs`: attributes and xattrs; `acl.rs`, `ids.rs`, `records.rs`: how they are kept; `at.rs`: one inode as a
+//! * `set_attr.rs`: attributes and xattrs; `acl.rs`, `owners.rs`, `records.rs`: how they are kept; `at.rs`: one inode as a
 //!   target;
 //! * `data.rs`, `place.rs`, `blocks.rs`: bytes, and files whose bytes are partly above and partly below; `limit.rs`: how many;
-//! * `identity.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening, locks, what a crash left;
+//! * `inode_numbers.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening, locks, what a crash left;
 //!   `successor.rs`: what another process needs to go on.
 //!
 //! Lock order, outermost first: rename gate (shared by everything that uses names, alone for moving
@@ -36,14 +36,14 @@ mod depth;
 mod files;
 mod flags;
 mod hide;
-mod identity;
-mod ids;
 mod index;
+mod inode_numbers;
 pub(crate) mod limit;
 mod links;
 mod lookup;
 pub(crate) mod nodes;
 pub mod options;
+mod owners;
 mod place;
 pub(crate) mod records;
 mod recovery;
@@ -66,7 +66,7 @@ use crate::at::At;
 use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::blocks::BlockStore;
 use crate::engine::files::FileCache;
-use crate::engine::identity::Numbers;
+use crate::engine::inode_numbers::Numbers;
 use crate::engine::limit::Usage;
 use crate::engine::nodes::LiveNode;
 use crate::engine::nodes::gate::{Gate, NodeGate, RenameGate, Unmoved};

@@ -2,7 +2,7 @@
 //!
 //! [`Safe`] follows a tree and knows, of each inode, what the last sync covered: of a file its bytes and attributes, of a directory its
 //! names. A name is safe once its directory was synced, bytes once the file was; a rename is one step, so syncing either directory
-//! covers both. That is less than ext4, XFS and btrfs keep, and what they promise.
+//! covers both. It forgets more than ext4, XFS and btrfs do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -123,7 +123,7 @@ impl Picture {
         self
     }
 
-    /// The directory and name that lead to each inode.
+    /// Every name: the directory that it is in, and the inode that it leads to.
     fn names(&self) -> BTreeSet<(Id, OsString, Id)> {
         let mut all = BTreeSet::new();
         for (dir, inode) in &self.inodes {
@@ -134,7 +134,8 @@ impl Picture {
         all
     }
 
-    fn rename_entry(&mut self, dir: &Id, name: &OsStr, to: Option<Id>) {
+    /// From now on `name` in `dir` leads to `to`, or is gone.
+    fn lead(&mut self, dir: &Id, name: &OsStr, to: Option<Id>) {
         if let Some(inode) = self.inodes.get_mut(dir)
             && let Content::Names(names) = &mut Arc::make_mut(inode).content
         {
@@ -308,10 +309,10 @@ impl Safe {
             {
                 self.kept.inodes.insert(*id, Arc::new(inode.name_only()));
             }
-            self.kept.rename_entry(&dir, name, Some(*id));
+            self.kept.lead(&dir, name, Some(*id));
             // It came by a rename: the other name went in the same step.
             for gone in had(*id).filter(|name| !there.contains(*name)) {
-                self.kept.rename_entry(&gone.0, &gone.1, None);
+                self.kept.lead(&gone.0, &gone.1, None);
             }
         }
         for (name, id) in before {
@@ -319,11 +320,11 @@ impl Safe {
                 continue;
             }
             if !names.contains_key(&name) {
-                self.kept.rename_entry(&dir, &name, None);
+                self.kept.lead(&dir, &name, None);
             }
             // It left by a rename: the new name came in the same step, if its directory is there.
             for (to, new, _) in there.iter().filter(|(_, _, now)| *now == id) {
-                self.kept.rename_entry(to, new, Some(id));
+                self.kept.lead(to, new, Some(id));
             }
         }
     }

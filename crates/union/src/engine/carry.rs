@@ -17,7 +17,7 @@ use vellum_sys::{FileKind, Stat, flags, quota};
 
 use crate::at::At;
 use crate::engine::acl::{self, Acl};
-use crate::engine::ids::CAPABILITY;
+use crate::engine::owners::CAPABILITY;
 use crate::engine::shown::{Inode, Source};
 use crate::engine::{Engine, Upper, records};
 use crate::error::{On, Site};

@@ -28,7 +28,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::depth::Depth;
 use crate::engine::files::Opened;
-use crate::engine::identity::Origin;
+use crate::engine::inode_numbers::Origin;
 use crate::engine::nodes::gate::{self, NodeGate};
 use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, Place, State, UpperFile};
 use crate::engine::options::Durability;

@@ -21,7 +21,7 @@ use vellum_sys::{Dir, mount, publish, sync};
 
 use crate::dir_layer::{DirHandle, DirLayer};
 use crate::engine::blocks::BlockStore;
-use crate::engine::identity::{Numbers, stored_handle};
+use crate::engine::inode_numbers::{Numbers, stored_handle};
 use crate::engine::limit::Usage;
 use crate::engine::nodes::DirBody;
 use crate::engine::nodes::table::NodeTable;
