@@ -694,7 +694,7 @@ def main():
     parser.add_argument("--io-uring", action="store_true", help="have the host offer FUSE over io_uring meanwhile")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--disk", help="measure below this directory instead of in memory")
-    parser.add_argument("--gib", type=int, default=7, help="size of the ext4 in memory")
+    parser.add_argument("--gib", type=int, default=12, help="size of the ext4 in memory")
     parser.add_argument("--output")
     parser.add_argument("--vellum", default=os.path.join(ROOT, "target/release/vellum"))
     parser.add_argument("--before", help="another build of Vellum to compare with: the contender vellum-before")
