@@ -694,7 +694,7 @@ def main():
     parser.add_argument("--io-uring", action="store_true", help="have the host offer FUSE over io_uring meanwhile")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--disk", help="measure below this directory instead of in memory")
-    parser.add_argument("--gib", type=int, default=12, help="size of the ext4 in memory")
+    parser.add_argument("--gib", type=int, default=7, help="size of the ext4 in memory; 5 more with --passthrough-hp")
     parser.add_argument("--output")
     parser.add_argument("--vellum", default=os.path.join(ROOT, "target/release/vellum"))
     parser.add_argument("--before", help="another build of Vellum to compare with: the contender vellum-before")
@@ -721,7 +721,7 @@ def main():
         if not chosen.disk:
             image = f"/dev/shm/{os.path.basename(place)}.img"
             with open(image, "wb") as file:
-                file.truncate(chosen.gib << 30)
+                file.truncate((chosen.gib + (5 if chosen.passthrough_hp else 0)) << 30)
             run("mkfs.ext4", "-q", "-F", "-N", "1000000", image)
             run("mount", "-o", "loop", image, place)
         lower = os.path.join(place, "lower")
