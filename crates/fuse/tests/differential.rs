@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, XattrFlags};
 use support::*;
 use vellum_testkit::kernel::{Overlay, Since};
+use vellum_testkit::script::{self, Script};
 use vellum_testkit::tree::Tree;
 use vellum_testkit::{Rng, Scratch};
 
@@ -408,8 +409,30 @@ fn everything(root: &Path) -> Vec<String> {
     all
 }
 
-fn round(world: &mut World, seed: u64, count: usize) {
+/// What is done in turn.
+#[derive(Debug, Clone)]
+enum Step {
+    Do(Op),
+    Remount,
+    /// The server is killed, and the union mounted again.
+    Crash,
+}
+
+fn round(world: &World, seed: u64, count: usize) {
     eprintln!("seed of the round: {seed}");
+    let attempts = std::cell::Cell::new(0);
+    script::play(|steps| {
+        attempts.set(attempts.get() + 1);
+        let place = world.beside(format!("round-{seed}-{}", attempts.get()));
+        let mut inner = world.inside(&place);
+        inner.options.clone_from(&world.options);
+        attempt(steps, &mut inner, seed, count);
+        drop(inner);
+        fs::remove_dir_all(place).unwrap();
+    });
+}
+
+fn attempt(steps: &mut Script<Step>, world: &mut World, seed: u64, count: usize) {
     let mut rng = Rng::seeded(seed);
     let kinds = Kinds {
         all: !world.is_user,
@@ -432,56 +455,29 @@ fn round(world: &mut World, seed: u64, count: usize) {
         slots: Default::default(),
     };
     let (mut ours, mut theirs) = (side(world.at("")), side(judge.clone()));
-    let mut done = Vec::new();
+    let look_after = if steps.is_given() { 1 } else { 50 };
     for step in 0..count {
-        let op = op(&mut rng, &kinds);
-        let told = |result: io::Result<String>| match result {
-            Ok(seen) => seen,
-            Err(error) => format!("error {:?}", error.raw_os_error()),
-        };
-        done.push(op.clone());
-        let (we, they) = (told(ours.run(&op)), told(theirs.run(&op)));
-        let on_slot = match &op {
-            Op::WriteOpen(slot, ..)
-            | Op::ReadOpen(slot)
-            | Op::CutOpen(slot, _)
-            | Op::PunchOpen(slot, ..)
-            | Op::ChmodOpen(slot, _) => Some(*slot),
-            _ => None,
-        };
-        match on_slot {
-            // The kernel can't copy a lower file up, for who has it open, whose name is another file's by now.
-            Some(slot) if they == "error Some(17)" => {
-                (ours.slots[slot], theirs.slots[slot]) = (None, None);
-            }
-            _ => assert!(
-                we == they,
-                "seed {seed} step {step}:\nwe   {we}\nthey {they}\n{:#?}",
-                &done[done.len().saturating_sub(40)..]
-            ),
-        }
-        if closely() {
-            eprintln!("step {step}: {op:?}: {we}");
-            let (we, they) = (everything(&ours.root), everything(&theirs.root));
-            let differ: Vec<_> = we
-                .iter()
-                .zip(&they)
-                .filter(|(we, they)| we != they)
-                .collect();
-            assert!(differ.is_empty(), "step {step}: {differ:#?}");
-        }
-        if rng.chance(2) {
-            ours.slots = Default::default();
-            theirs.slots = Default::default();
-            match rng.chance(50) {
-                true => world.remount(),
-                false => {
-                    world.crash();
-                    world.mount();
+        let chosen = steps.next(|| match rng.below(100) {
+            0 => Step::Remount,
+            1 => Step::Crash,
+            _ => Step::Do(op(&mut rng, &kinds)),
+        });
+        match chosen {
+            None => break,
+            Some(Step::Do(op)) => both(&op, step, &mut ours, &mut theirs),
+            Some(again) => {
+                ours.slots = Default::default();
+                theirs.slots = Default::default();
+                match again {
+                    Step::Crash => {
+                        world.crash();
+                        world.mount();
+                    }
+                    _ => world.remount(),
                 }
             }
         }
-        if step % 50 == 49 {
+        if step % look_after == look_after - 1 {
             let wanted = Tree::read(&judge).unwrap();
             let differ = Tree::read(&world.at(""))
                 .unwrap()
@@ -500,16 +496,39 @@ fn round(world: &mut World, seed: u64, count: usize) {
     kernel(world, ("upper", "work"), &judge, &scratch);
     Tree::read(&judge).unwrap().assert_same(&wanted, IGNORE);
     scratch.unmount(&judge);
-    for dir in [
-        "lower",
-        "lower-2",
-        "upper",
-        "work",
-        "judge-upper",
-        "judge-work",
-    ] {
-        fs::remove_dir_all(world.beside(dir)).unwrap();
-        fs::create_dir(world.beside(dir)).unwrap();
+}
+
+/// Does `op` on both sides.
+fn both(op: &Op, step: usize, ours: &mut Side, theirs: &mut Side) {
+    let told = |result: io::Result<String>| match result {
+        Ok(seen) => seen,
+        Err(error) => format!("error {:?}", error.raw_os_error()),
+    };
+    let (we, they) = (told(ours.run(op)), told(theirs.run(op)));
+    let on_slot = match op {
+        Op::WriteOpen(slot, ..)
+        | Op::ReadOpen(slot)
+        | Op::CutOpen(slot, _)
+        | Op::PunchOpen(slot, ..)
+        | Op::ChmodOpen(slot, _) => Some(*slot),
+        _ => None,
+    };
+    match on_slot {
+        // The kernel can't copy a lower file up, for who has it open, whose name is another file's by now.
+        Some(slot) if they == "error Some(17)" => {
+            (ours.slots[slot], theirs.slots[slot]) = (None, None);
+        }
+        _ => assert!(we == they, "step {step}: {op:?}:\nwe   {we}\nthey {they}"),
+    }
+    if closely() {
+        eprintln!("step {step}: {op:?}: {we}");
+        let (we, they) = (everything(&ours.root), everything(&theirs.root));
+        let differ: Vec<_> = we
+            .iter()
+            .zip(&they)
+            .filter(|(we, they)| we != they)
+            .collect();
+        assert!(differ.is_empty(), "step {step}: {differ:#?}");
     }
 }
 
