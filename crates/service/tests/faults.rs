@@ -163,7 +163,7 @@ fn holds(ctx: &Context) -> BTreeSet<String> {
     all
 }
 
-fn fail_at_every_call(counted: Counted, effect: Effect) {
+fn fail_at_every_call(effect: Effect) {
     if !seam::available() {
         return;
     }
@@ -173,7 +173,7 @@ fn fail_at_every_call(counted: Counted, effect: Effect) {
         let hits = seam::each(5000, |n| {
             let (name, root) = pattern.again();
             let (scratch, archive) = (&pattern.scratch, &pattern.archive);
-            let run = seam::run(&root, counted, n, effect, || {
+            let run = seam::run(&root, Counted::Changes, n, effect, || {
                 let ctx = context(scratch, &name);
                 verb.1(&ctx, archive).map_err(|e| format!("{e:?}"))
             });
@@ -191,15 +191,12 @@ fn fail_at_every_call(counted: Counted, effect: Effect) {
 
 #[test]
 fn killed_at_every_call_a_verb_is_done_or_not() {
-    fail_at_every_call(Counted::Changes, Effect::Stop);
+    fail_at_every_call(Effect::Stop);
 }
 
 #[test]
 fn with_a_full_disk_from_any_call_on_a_verb_is_done_or_not() {
-    fail_at_every_call(
-        Counted::Changes,
-        Effect::FailFrom(rustix::io::Errno::NOSPC.raw_os_error()),
-    );
+    fail_at_every_call(Effect::FailFrom(rustix::io::Errno::NOSPC.raw_os_error()));
 }
 
 #[test]

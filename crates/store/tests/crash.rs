@@ -85,8 +85,7 @@ fn some_crashes(driver: DriverKind, effect: Effect, steps: &[&str]) {
                     run.stderr
                 );
                 let now = holds(&open_at(&store, driver));
-                let single = ["prepare", "view", "commit", "remove"].contains(name);
-                if single {
+                if is_single(name) {
                     assert!(now == before || now == after, "{context}: {now:?}");
                 }
                 if run.status.success() {

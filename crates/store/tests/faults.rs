@@ -8,7 +8,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use common::steps::{self, Outcome, STEPS, assert_whole, holds, step};
+use common::steps::{self, Outcome, STEPS, assert_whole, holds, is_single, step};
 use common::*;
 use vellum_store::{DriverKind, Store, StoreOptions};
 use vellum_testkit::seam::{self, Counted, Effect, Picture};
@@ -64,11 +64,6 @@ fn perform(root: &Path, driver: DriverKind, name: &str) -> Outcome {
         ..StoreOptions::new(root)
     };
     step(name, &Store::open(&options)?)
-}
-
-/// What is one transaction.
-fn is_single(name: &str) -> bool {
-    ["prepare", "view", "commit", "remove"].contains(&name)
 }
 
 fn cut_at_every_call(driver: DriverKind, names: &[&str]) {

@@ -2,8 +2,9 @@
 //! on, or the power goes.
 //!
 //! The code runs on a thread of its own whose calls on files wait for an answer from here (seccomp's user notification; see `notify`).
-//! So nothing in a product knows that it is tested, and no call escapes: not those of a library such as SQLite, nor the standard
-//! library's. No privilege is needed, and a call costs microseconds, where a tracer's costs milliseconds.
+//! So nothing in a product knows that it is tested, and no call of those in `call.rs` escapes: not those of a library such as SQLite,
+//! nor the standard library's. No privilege is needed, and no process for each run. What is written through a mapping or by io_uring is
+//! not seen.
 //!
 //! Only calls on what lies below one directory count: a test's own output and the files in /proc are let through.
 
@@ -29,10 +30,10 @@ use picture::Safe;
 pub enum Effect {
     /// The call fails with this error number and is not made; later ones are.
     Fail(i32),
-    /// The same, for that call and all later ones that change something: a disk that stays full, or broke.
+    /// All calls that change or sync something fail so, from the n-th on: a disk that stays full, or broke.
     FailFrom(i32),
-    /// The same, for those that change something and those that sync, as if the process had been killed at the call's entry. Whatever it
-    /// still does leaves no trace.
+    /// The same, to be looked at as if the process had been killed at the call's entry: whatever it still does leaves no trace, and what
+    /// it believes does not count.
     Stop,
 }
 
@@ -154,10 +155,11 @@ pub fn moments<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> (T, Vec
     let mut seen = BTreeSet::new();
     let mut moments = Vec::new();
     let mut look = |safe: &Safe, before: Option<&Call>| {
+        let now = Picture::of(root);
         let trees = [
-            (Loses::Nothing, safe.everything()),
-            (Loses::Bytes, safe.without_bytes()),
+            (Loses::Bytes, safe.without_bytes(&now)),
             (Loses::Unsynced, safe.synced()),
+            (Loses::Nothing, now),
         ];
         for (loses, tree) in trees {
             if seen.insert(tree.hash_value()) || before.is_none() {
@@ -179,6 +181,7 @@ pub fn moments<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> (T, Vec
         match call.name {
             "syncfs" => safe.sync_all(),
             "ftruncate" => safe.resize(Path::new(&fd), call.length),
+            "truncate" => safe.resize(&call.path, call.length),
             _ if call.does == Does::Syncs => safe.sync(Path::new(&fd)),
             _ => {}
         }

@@ -288,7 +288,7 @@ fn changed_at_every_call(counted: Counted, effect: Effect) {
                 done
             });
             let what = format!("{effect:?} at call {n}, {:?}", run.hit);
-            let hit = run.hit.is_some();
+            let hit = run.hit.clone();
             bench.check(&states, run.value(), &what);
             hit
         },
@@ -310,7 +310,7 @@ fn settled_at_every_call(counted: Counted, effect: Effect) {
             STEPS.len(),
             &format!("{effect:?} at call {n}, {:?}", run.hit),
         );
-        run.hit.is_some()
+        run.hit
     });
 }
 
@@ -318,7 +318,7 @@ fn at_every_call(
     counted: Counted,
     effect: Effect,
     begin: impl Fn(&Bench),
-    attempt: impl Fn(&Bench, u32, &Path) -> bool,
+    attempt: impl Fn(&Bench, u32, &Path) -> Option<seam::Call>,
 ) {
     if !seam::available() {
         return;
@@ -328,14 +328,10 @@ fn at_every_call(
         Counted::Changes => &bench.place,
         Counted::All => &bench.rig.base,
     };
-    let mut hits = 0;
-    loop {
+    let hits = seam::each(2000, |n| {
         begin(&bench);
-        if !attempt(&bench, hits + 1, root) {
-            break;
-        }
-        hits += 1;
-    }
+        attempt(&bench, n, root)
+    });
     eprintln!("{effect:?} at {hits} calls");
     assert!(hits > 20, "only {hits} calls were hit");
 }

@@ -249,13 +249,15 @@ impl Bench {
         })
     }
 
+    fn place(&mut self) -> PathBuf {
+        self.runs += 1;
+        let name = format!("fs/{}-{}", self.dialect, self.runs);
+        self.rig.scratch.dir(name)
+    }
+
     /// A new upper, with what the case wants done beforehand.
     fn prepare(&mut self, case: &Case) -> PathBuf {
-        self.runs += 1;
-        let place = self
-            .rig
-            .scratch
-            .dir(format!("fs/{}-{}", self.dialect, self.runs));
+        let place = self.place();
         std::fs::create_dir(place.join("u")).unwrap();
         std::fs::create_dir(place.join("w")).unwrap();
         let engine = Engine::open(full(&self.rig.lowers, &place)).unwrap();
@@ -461,11 +463,7 @@ fn every_moment(dialect: &'static str) {
                 "{}: the power is cut before {at}, {:?} lost",
                 case.0, moment.loses
             );
-            bench.runs += 1;
-            let place = bench
-                .rig
-                .scratch
-                .dir(format!("fs/{dialect}-{}", bench.runs));
+            let place = bench.place();
             moment.tree.write_to(&place);
             forget_upper(&place.join("w"));
             bench.check(&what, &place, None, both);

@@ -283,12 +283,12 @@ fn attempt(steps: &mut Script<Step>, rng: &mut Rng, kind: FsKind, links: bool, c
                 engine = open();
             }
             Some(Step::Do(op)) => {
-                let ours = by_engine(&user(&engine), &op);
-                let theirs = by_kernel(&merged, &op);
-                let ours = ours.as_ref().map_or_else(errno, |()| 0);
-                let theirs = theirs.map_or_else(|error| error.raw_os_error().unwrap(), |()| 0);
-                let what = format!("step {step}: {op:?}: engine {ours}, kernel {theirs}");
-                assert!(alike(&op, ours, theirs), "{what}");
+                same_answer(
+                    &op,
+                    step,
+                    by_engine(&user(&engine), &op),
+                    by_kernel(&merged, &op),
+                );
             }
         }
         if step % look_after == look_after - 1 {
@@ -360,12 +360,23 @@ fn as_a_plain_user() {
     };
     assert_ne!(rustix::process::geteuid().as_raw(), 0);
     let place = PathBuf::from(place);
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let rng = Rng::for_test("engine of a plain user");
+    let attempts = std::cell::Cell::new(0);
+    script::play(|steps| {
+        attempts.set(attempts.get() + 1);
+        let place = place.join(attempts.get().to_string());
+        std::fs::create_dir(&place).unwrap();
+        attempt_of_a_plain_user(steps, &mut rng.clone(), &place);
+    });
+}
+
+fn attempt_of_a_plain_user(steps: &mut Script<Step>, rng: &mut Rng, place: &Path) {
     let at = |name: &str| place.join(name);
     for name in ["l", "u", "w", "plain"] {
         std::fs::create_dir(at(name)).unwrap();
     }
-    let mut rng = Rng::for_test("engine of a plain user");
-    layer(&mut rng, &at("l"), 2);
+    layer(rng, &at("l"), 2);
     let copied = std::process::Command::new("cp")
         .arg("-a")
         .arg(at("l").join("."))
@@ -381,7 +392,7 @@ fn as_a_plain_user() {
         options.lowers = vec![Arc::new(DirLayer::open(&at("l"), kernel).unwrap())];
         Engine::open(options).unwrap()
     };
-    // As the kernel leaves it: nobody may do anything with it, though it is his.
+    // As the kernel leaves it: nobody may do anything with it, though it is the user's.
     std::fs::create_dir(at("w").join("work")).unwrap();
     let nothing = PermissionsExt::from_mode(0o000);
     std::fs::set_permissions(at("w").join("work"), nothing).unwrap();
@@ -391,41 +402,48 @@ fn as_a_plain_user() {
         gid: rustix::process::getegid().as_raw(),
         umask: 0o022,
     };
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let mut done = Vec::new();
+    let look_after = if steps.is_given() { 1 } else { 20 };
     for step in 0..1500 {
-        let op = match op(&mut rng, true) {
-            // A directory he may not look into is one the engine may not look into for him.
-            Op::Chmod(path, mode) => Op::Chmod(path, mode | 0o700),
-            op => op,
-        };
-        let user = User {
-            engine: &engine,
-            caller,
-        };
-        let ours = by_engine(&user, &op);
-        let theirs = by_kernel(&at("plain"), &op);
-        let ours = ours.as_ref().map_or_else(errno, |()| 0);
-        let theirs = theirs.map_or_else(|error| error.raw_os_error().unwrap(), |()| 0);
-        done.push(op.clone());
-        if done.len() > 30 {
-            done.remove(0);
+        let chosen = steps.next(|| match (rng.chance(2), op(rng, true)) {
+            (true, _) => Step::Reopen,
+            // A directory that a user may not look into is one the engine may not look into, either.
+            (false, Op::Chmod(path, mode)) => Step::Do(Op::Chmod(path, mode | 0o700)),
+            (false, op) => Step::Do(op),
+        });
+        match chosen {
+            None => break,
+            Some(Step::Reopen) => {
+                engine.close().unwrap();
+                engine = open();
+            }
+            Some(Step::Do(op)) => {
+                let user = User {
+                    engine: &engine,
+                    caller,
+                };
+                same_answer(
+                    &op,
+                    step,
+                    by_engine(&user, &op),
+                    by_kernel(&at("plain"), &op),
+                );
+            }
         }
-        assert!(
-            alike(&op, ours, theirs),
-            "step {step}: engine {ours}, plain {theirs}: {done:#?}"
-        );
-        if step % 20 == 19 {
+        if step % look_after == look_after - 1 {
             let plain = Tree::read(&at("plain")).unwrap();
             let differ = view(&engine).differences(&plain, ignore());
-            assert!(differ.is_empty(), "step {step}: {differ:#?}\n{done:#?}");
-        }
-        if rng.chance(2) {
-            engine.close().unwrap();
-            engine = open();
+            assert!(differ.is_empty(), "step {step}: {differ:#?}");
         }
     }
     engine.close().unwrap();
+}
+
+/// Demands that both sides end alike.
+fn same_answer(op: &Op, step: usize, ours: Result<(), Error>, theirs: std::io::Result<()>) {
+    let ours = ours.as_ref().map_or_else(errno, |()| 0);
+    let theirs = theirs.map_or_else(|error| error.raw_os_error().unwrap(), |()| 0);
+    let what = format!("step {step}: {op:?}: engine {ours}, the other {theirs}");
+    assert!(alike(op, ours, theirs), "{what}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use clap::Args;
 use vellum_service::Context;
 use vellum_service::store::check as checks;
-use vellum_service::store::keep;
+use vellum_service::store::rebuild;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;
@@ -82,7 +82,7 @@ fn rebuild(ctx: &Context, args: &Check, quiet: bool) -> Outcome {
             "--rebuild needs --force where nobody can be asked",
         ));
     }
-    let rebuilt = keep::rebuild(ctx)?;
+    let rebuilt = rebuild::rebuild(ctx)?;
     let mut out = stdout();
     if args.output.json {
         out.json(&rebuilt)?;

@@ -2,8 +2,7 @@
 
 use clap::Args;
 use vellum_service::names::short_key;
-use vellum_service::store::keep;
-use vellum_service::store::keep::Size;
+use vellum_service::store::df::{self, Size};
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;
@@ -32,7 +31,7 @@ impl Verb for Df {
 
     fn run(self, start: Start<'_>) -> Outcome {
         let ctx = &start.context()?;
-        let disk = keep::df(ctx)?;
+        let disk = df::df(ctx)?;
         let mut out = stdout();
         if self.output.json {
             out.json(&disk)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use vellum_service::progress::Silent;
-use vellum_service::store::keep;
+use vellum_service::store::gc;
 use vellum_service::{Cancel, Context};
 
 use super::{Examples, Group, Outcome, Verb};
@@ -42,9 +42,9 @@ impl Verb for Gc {
         let quiet = start.quiet;
         if self.rebuilt {
             // Nothing held is as good.
-            let _ = keep::let_go_of_rebuilt(ctx)?;
+            let _ = gc::let_go_of_rebuilt(ctx)?;
         }
-        let all = keep::gc(ctx, self.dry_run)?;
+        let all = gc::gc(ctx, self.dry_run)?;
         let mut out = stdout();
         if self.output.json {
             out.json(&all)?;
@@ -87,7 +87,7 @@ pub(super) fn or_tell_what_is_left(ctx: &Context, outcome: Outcome) -> Outcome {
 fn left(ctx: &Context) -> String {
     // The one at hand is stopped, and so would be each question to it.
     let ctx = Context::new(ctx.config.clone(), Cancel::new(), Arc::new(Silent));
-    let Ok(all) = keep::gc(&ctx, true) else {
+    let Ok(all) = gc::gc(&ctx, true) else {
         return "`vellum gc --dry-run` shows what is left".to_owned();
     };
     let bytes: u64 = all

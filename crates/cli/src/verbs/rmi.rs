@@ -1,7 +1,7 @@
 //! `rmi`: names and images go, and what nothing needs any more goes with them.
 
 use clap::Args;
-use vellum_service::store::keep;
+use vellum_service::store::gc;
 use vellum_service::{image, names};
 
 use super::{Examples, Group, Outcome, Verb, for_all};
@@ -44,7 +44,7 @@ impl Verb for Rmi {
         })?;
         if image_gone {
             // Whoever removes an image wants its space: what nothing needs any more goes with it.
-            let gone = keep::gc(ctx, false)?;
+            let gone = gc::gc(ctx, false)?;
             let layers = gone.iter().filter(|g| g.kind == "snapshot");
             let count = layers.clone().count();
             if !quiet && count > 0 {

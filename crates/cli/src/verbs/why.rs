@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use vellum_service::store::keep;
+use vellum_service::store::why;
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::args::Output;
@@ -28,7 +28,7 @@ impl Verb for Why {
 
     fn run(self, start: Start<'_>) -> Outcome {
         let ctx = &start.context()?;
-        let why = keep::why(ctx, &self.path)?;
+        let why = why::why(ctx, &self.path)?;
         let mut out = stdout();
         if self.output.json {
             out.json(&why)?;

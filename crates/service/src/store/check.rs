@@ -7,14 +7,35 @@
 use std::collections::HashSet;
 use std::io;
 
+use serde::Serialize;
 use vellum_format::Digest;
 use vellum_image::recipe;
-use vellum_store::{CheckOptions, Info, Kind, Store, StoreError};
+use vellum_store::{CheckOptions, Finding, Info, Kind, Store, StoreError};
 use vellum_sys::{Dir, with_causes};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::store::keep::Wrong;
+
+/// One thing that is wrong. The JSON field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Wrong {
+    /// A path or a record.
+    pub what: String,
+    /// What is wrong with it.
+    pub why: String,
+    /// It was put right.
+    pub healed: bool,
+}
+
+impl From<Finding> for Wrong {
+    fn from(finding: Finding) -> Self {
+        Self {
+            what: finding.what,
+            why: finding.why,
+            healed: finding.healed,
+        }
+    }
+}
 
 /// Compares records and trees. Empty: all is well.
 pub fn check(ctx: &Context, heal: bool, deep: bool) -> Result<Vec<Wrong>> {

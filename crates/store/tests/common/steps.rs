@@ -22,6 +22,11 @@ pub const STEPS: [&str; 7] = [
     "gc",
 ];
 
+/// Tells whether a step is one transaction.
+pub fn is_single(name: &str) -> bool {
+    ["prepare", "view", "commit", "remove"].contains(&name)
+}
+
 pub type Outcome<T = ()> = std::result::Result<T, StoreError>;
 
 /// What the victim does.

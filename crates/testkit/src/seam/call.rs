@@ -69,6 +69,7 @@ const CALLS: &[(i64, &str, Said, Names)] = &[
     (libc::SYS_fallocate, "fallocate", CHANGES, Fd(0)),
     (libc::SYS_copy_file_range, "copy_file_range", CHANGES, Fd(2)),
     (libc::SYS_sendfile, "sendfile", CHANGES, Fd(0)),
+    (libc::SYS_splice, "splice", CHANGES, Fd(2)),
     (libc::SYS_ioctl, "ioctl", CHANGES, Fd(0)),
     (libc::SYS_setxattr, "setxattr", CHANGES, ByPath(0)),
     (libc::SYS_lsetxattr, "lsetxattr", CHANGES, ByPath(0)),
@@ -99,6 +100,16 @@ const CALLS: &[(i64, &str, Said, Names)] = &[
     (libc::SYS_llistxattr, "llistxattr", READS, ByPath(0)),
     (libc::SYS_flistxattr, "flistxattr", READS, Fd(0)),
     (
+        libc::SYS_open_by_handle_at,
+        "open_by_handle_at",
+        READS,
+        Fd(0),
+    ),
+    (libc::SYS_faccessat, "faccessat", READS, At(0)),
+    (libc::SYS_faccessat2, "faccessat2", READS, At(0)),
+    (libc::SYS_statfs, "statfs", READS, ByPath(0)),
+    (libc::SYS_fstatfs, "fstatfs", READS, Fd(0)),
+    (
         libc::SYS_name_to_handle_at,
         "name_to_handle_at",
         READS,
@@ -121,7 +132,12 @@ const OLD: &[(i64, &str, Said, Names)] = &[
     (libc::SYS_chmod, "chmod", CHANGES, ByPath(0)),
     (libc::SYS_chown, "chown", CHANGES, ByPath(0)),
     (libc::SYS_lchown, "lchown", CHANGES, ByPath(0)),
+    (libc::SYS_utimes, "utimes", CHANGES, ByPath(0)),
     (libc::SYS_newfstatat, "newfstatat", READS, At(0)),
+    (libc::SYS_stat, "stat", READS, ByPath(0)),
+    (libc::SYS_lstat, "lstat", READS, ByPath(0)),
+    (libc::SYS_readlink, "readlink", READS, ByPath(0)),
+    (libc::SYS_access, "access", READS, ByPath(0)),
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[(i64, &str, Said, Names)] = &[];

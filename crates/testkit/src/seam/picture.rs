@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustix::fs as call;
+use rustix::io::Errno;
 
 /// An inode for as long as the file system lives: numbers are used again, moments of birth are not.
 type Id = (u64, Option<SystemTime>);
@@ -148,8 +150,17 @@ impl Picture {
 }
 
 fn id_of(path: &Path) -> Option<Id> {
-    let found = fs::symlink_metadata(path).ok()?;
+    let found = there(fs::symlink_metadata(path), path)?;
     Some((found.ino(), found.created().ok()))
+}
+
+/// Nothing if what was looked at is gone: another thread goes on meanwhile. What can't be read for another reason must not look lost.
+fn there<T>(looked: io::Result<T>, path: &Path) -> Option<T> {
+    match looked {
+        Ok(seen) => Some(seen),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => panic!("{}: {error}", path.display()),
+    }
 }
 
 /// What a path means that ends in a link.
@@ -160,32 +171,33 @@ enum Last {
 }
 
 impl Inode {
-    /// Nothing if it is gone, or can't be read.
+    /// Nothing if it is gone.
     fn read(path: &Path, last: Last) -> Option<(Id, Inode)> {
         let found = match last {
-            Last::Itself => fs::symlink_metadata(path).ok()?,
-            Last::Followed => fs::metadata(path).ok()?,
+            Last::Itself => fs::symlink_metadata(path),
+            Last::Followed => fs::metadata(path),
         };
+        let found = there(found, path)?;
         let content = if found.is_dir() {
             let mut names = BTreeMap::new();
-            for entry in fs::read_dir(path).ok()? {
-                let name = entry.ok()?.file_name();
+            for entry in there(fs::read_dir(path), path)? {
+                let name = there(entry, path)?.file_name();
                 if let Some(id) = id_of(&path.join(&name)) {
                     names.insert(name, id);
                 }
             }
             Content::Names(names)
         } else if found.is_file() {
-            Content::Bytes(Arc::new(fs::read(path).ok()?))
+            Content::Bytes(Arc::new(there(fs::read(path), path)?))
         } else if found.is_symlink() {
-            Content::Target(fs::read_link(path).ok()?)
+            Content::Target(there(fs::read_link(path), path)?)
         } else {
             Content::Device(found.rdev())
         };
         let inode = Inode {
             mode: found.mode(),
             owner: (found.uid(), found.gid()),
-            xattrs: xattrs(path, last),
+            xattrs: xattrs(path, last)?,
             content,
         };
         Some(((found.ino(), found.created().ok()), inode))
@@ -222,25 +234,34 @@ impl Inode {
     }
 }
 
-fn xattrs(path: &Path, last: Last) -> BTreeMap<OsString, Vec<u8>> {
+/// Those that this process may see. Nothing if the inode is gone.
+fn xattrs(path: &Path, last: Last) -> Option<BTreeMap<OsString, Vec<u8>>> {
     let mut list = vec![0; 64 << 10];
-    // An attribute that this process may not see is not looked for.
     let length = match last {
         Last::Itself => call::llistxattr(path, list.as_mut_slice()),
         Last::Followed => call::listxattr(path, list.as_mut_slice()),
     };
-    let names = list[..length.unwrap_or(0)].split(|byte| *byte == 0);
-    let names = names.filter(|name| !name.is_empty()).map(OsStr::from_bytes);
-    let values = names.filter_map(|name| {
+    let length = match length {
+        // The file system has none.
+        Err(Errno::NOTSUP) => 0,
+        length => there(length.map_err(io::Error::from), path)?,
+    };
+    let mut found = BTreeMap::new();
+    let names = list[..length].split(|byte| *byte == 0);
+    for name in names.filter(|name| !name.is_empty()).map(OsStr::from_bytes) {
         let mut value = vec![0; 64 << 10];
         let length = match last {
             Last::Itself => call::lgetxattr(path, name, value.as_mut_slice()),
             Last::Followed => call::getxattr(path, name, value.as_mut_slice()),
         };
-        value.truncate(length.ok()?);
-        Some((name.to_owned(), value))
-    });
-    values.collect()
+        match length {
+            // Taken away since it was listed.
+            Err(Errno::NODATA) => continue,
+            length => value.truncate(there(length.map_err(io::Error::from), path)?),
+        }
+        found.insert(name.to_owned(), value);
+    }
+    Some(found)
 }
 
 /// What of a tree is safe.
@@ -340,9 +361,9 @@ impl Safe {
         self.kept.clone().reachable()
     }
 
-    /// What is left if names and attributes are on disk, and only bytes are lost that were not synced.
-    pub(super) fn without_bytes(&self) -> Picture {
-        let mut picture = self.everything();
+    /// What is left of the tree as it is `now` if only bytes are lost that were not synced: names and attributes are on disk.
+    pub(super) fn without_bytes(&self, now: &Picture) -> Picture {
+        let mut picture = now.clone();
         for (id, inode) in &mut picture.inodes {
             if let Content::Bytes(_) = inode.content {
                 let mut bytes = match self.kept.inodes.get(id).map(|kept| &kept.content) {
@@ -356,10 +377,5 @@ impl Safe {
             }
         }
         picture
-    }
-
-    /// What is left if nothing is lost: the process was killed, and no more.
-    pub(super) fn everything(&self) -> Picture {
-        Picture::of(&self.root)
     }
 }

@@ -1,0 +1,65 @@
+//! `gc`: what nothing needs goes.
+
+use serde::Serialize;
+use vellum_store::{Fate, Garbage, Thing};
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::store::df::Size;
+
+/// One thing that a collection took away, or would. The JSON field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Collected {
+    /// `snapshot`, `blob`, `recipe`, `lease` or `path`.
+    pub kind: &'static str,
+    /// Which.
+    pub what: String,
+    /// Why nobody needs it.
+    pub why: String,
+    /// What it took, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// `gone`, `would go` or `stuck`.
+    pub fate: &'static str,
+    /// What keeps it from going.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+/// Lets go of what a rebuild of the database found and holds, so that the next collection takes what nothing else needs. Returns whether something was held.
+pub fn let_go_of_rebuilt(ctx: &Context) -> Result<bool> {
+    Ok(ctx.store()?.end_rebuilt_lease()?)
+}
+
+/// Removes what nothing needs; with `dry_run` only tells.
+pub fn gc(ctx: &Context, dry_run: bool) -> Result<Vec<Collected>> {
+    Ok(ctx
+        .store()?
+        .gc(dry_run)?
+        .into_iter()
+        .map(collected)
+        .collect())
+}
+
+fn collected(garbage: Garbage) -> Collected {
+    let (kind, what) = match garbage.thing {
+        Thing::Snapshot(key) => ("snapshot", key.to_string()),
+        Thing::Blob(digest) => ("blob", digest.to_string()),
+        Thing::Recipe(digest) => ("recipe", digest.to_string()),
+        Thing::Lease(purpose) => ("lease", purpose),
+        Thing::Path(path) => ("path", path.display().to_string()),
+    };
+    let (fate, cause) = match garbage.fate {
+        Fate::Gone => ("gone", None),
+        Fate::Would => ("would go", None),
+        Fate::Stuck(cause) => ("stuck", Some(cause)),
+    };
+    Collected {
+        kind,
+        what,
+        why: garbage.why,
+        size: garbage.usage.map(Size::from),
+        fate,
+        cause,
+    }
+}

@@ -1,0 +1,42 @@
+//! `check --rebuild`: the database, made anew from what lies beside it.
+
+use serde::Serialize;
+use vellum_store::Store;
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::store::check::Wrong;
+
+/// What a rebuild brought back. The JSON field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rebuilt {
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Images.
+    pub images: u64,
+    /// Containers.
+    pub containers: u64,
+    /// Volumes.
+    pub volumes: u64,
+    /// Where the old database went.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::json::some_path"
+    )]
+    pub old_database: Option<std::path::PathBuf>,
+    /// What could not be brought back.
+    pub lost: Vec<Wrong>,
+}
+
+/// Makes the database anew from what lies beside it. The old one is kept under another name.
+pub fn rebuild(ctx: &Context) -> Result<Rebuilt> {
+    let (_, rebuilt) = Store::rebuild(&ctx.store_options())?;
+    Ok(Rebuilt {
+        snapshots: rebuilt.snapshots,
+        images: rebuilt.images,
+        containers: rebuilt.containers,
+        volumes: rebuilt.volumes,
+        old_database: rebuilt.old_database,
+        lost: rebuilt.lost.into_iter().map(Wrong::from).collect(),
+    })
+}
