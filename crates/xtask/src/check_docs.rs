@@ -1,12 +1,13 @@
 //! Checks what the documents claim against the tree.
 //!
-//! * Every promise in `docs/semantics.md` (an item that starts with `* `) names its tests in
-//!   backticks after the word `Test:` or `Tests:`, and each is a test that exists.
+//! * Every promise in `docs/semantics/` names tests that exist ([`crate::promises`]).
 //! * Every relative link of every Markdown file leads to a file.
-//! * Every path in backticks that begins in one of the tree's top directories is there (`*` at its end: something
-//!   that begins so is).
-//! * Every error of the rooms has a row in `docs/errors.md`, and every row is an error's ([`crate::errors`]).
+//! * Every path in backticks that begins in one of the tree's top directories is there (`*` at its
+//!   end: something that begins so is).
+//! * Every error of the rooms has a row in `docs/errors.md`, and every row is an error's
+//!   ([`crate::errors`]).
 //! * No file names a place outside the repository.
+//! * Documents and comments end by column 100 ([`crate::columns`]).
 //!
 //! Texts are compared as text: a test is `fn NAME(` somewhere under `crates/`, with `#[test]` (or a
 //! macro of tests that lists the name) above it.
@@ -21,7 +22,6 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
     let files = tracked_files(root)?;
     let mut wrong = Vec::new();
     let mut tests = BTreeSet::new();
-    let mut promises = 0;
     for file in &files {
         let Ok(bytes) = std::fs::read(root.join(file)) else {
             continue; // deleted, but not yet committed so
@@ -29,6 +29,9 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
         let text = String::from_utf8_lossy(&bytes);
         for place in outside_places(&text) {
             wrong.push(format!("{}: names {place:?}", file.display()));
+        }
+        for line in crate::columns::long_lines(file, &text) {
+            wrong.push(format!("{}:{line}: ends beyond column 100", file.display()));
         }
         if file.extension().is_some_and(|extension| extension == "rs") {
             tests.extend(tests_in(&text));
@@ -54,27 +57,8 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
             }
         }
     }
-    let semantics = Path::new("docs/semantics.md");
-    if files.iter().any(|file| file == semantics) {
-        let text = std::fs::read_to_string(root.join(semantics)).context("docs/semantics.md")?;
-        for promise in promises_in(&text) {
-            promises += 1;
-            if promise.tests.is_empty() {
-                wrong.push(format!(
-                    "docs/semantics.md:{}: a promise without a test",
-                    promise.line
-                ));
-            }
-            for test in promise.tests {
-                if !tests.contains(&test) {
-                    wrong.push(format!(
-                        "docs/semantics.md:{}: no test is called {test}",
-                        promise.line
-                    ));
-                }
-            }
-        }
-    }
+    let promises = crate::promises::check(root, &files, &tests)?;
+    wrong.extend(promises.wrong);
     wrong.extend(crate::errors::check(root, &files)?);
     for line in &wrong {
         eprintln!("{line}");
@@ -83,7 +67,8 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
         bail!("{} claims of the documents do not hold", wrong.len());
     }
     println!(
-        "documents: {promises} promises with tests, {} tests, {} files",
+        "documents: {} promises with tests, {} tests, {} files",
+        promises.count,
         tests.len(),
         files.len()
     );
@@ -115,7 +100,8 @@ fn tracked_files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Places that only exist where somebody happens to work. Written in two parts, so that this file passes.
+/// Places that only exist where somebody happens to work. Written in two parts, so that this file
+/// passes.
 fn outside_places(text: &str) -> Vec<&'static str> {
     const PLACES: [&str; 4] = [
         concat!("/wo", "rk/"),
@@ -129,8 +115,9 @@ fn outside_places(text: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// Names of functions that directly follow a `#[test]` attribute, other attributes and comments between allowed. In a
-/// file with a `main` of its own (tests without the usual harness) those that it calls by a name in quotes.
+/// Names of functions that directly follow a `#[test]` attribute, other attributes and comments
+/// between allowed. In a file with a `main` of its own (tests without the usual harness) those that
+/// it calls by a name in quotes.
 fn tests_in(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut marked = false;
@@ -199,74 +186,9 @@ fn paths_in(text: &str) -> Vec<String> {
         .collect()
 }
 
-struct Promise {
-    line: usize,
-    tests: Vec<String>,
-}
-
-/// The items of the promise list: each starts with `* ` in the first column and may go on, indented.
-fn promises_in(text: &str) -> Vec<Promise> {
-    let mut items: Vec<(usize, String)> = Vec::new();
-    let mut open = false;
-    for (number, line) in text.lines().enumerate() {
-        if line.starts_with("* ") {
-            items.push((number + 1, line.to_owned()));
-            open = true;
-        } else if open && line.starts_with("  ") {
-            if let Some((_, item)) = items.last_mut() {
-                item.push(' ');
-                item.push_str(line.trim());
-            }
-        } else {
-            open = false;
-        }
-    }
-    items
-        .into_iter()
-        .map(|(line, item)| {
-            let named = item
-                .rsplit_once("Test:")
-                .or_else(|| item.rsplit_once("Tests:"));
-            let tests = named.map(|(_, names)| {
-                let names = names.split('`').skip(1).step_by(2);
-                names
-                    .filter_map(|name| name.rsplit("::").next())
-                    .map(str::to_owned)
-                    .collect()
-            });
-            Promise {
-                line,
-                tests: tests.unwrap_or_default(),
-            }
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_promise_names_its_tests_at_the_end() {
-        let text = "intro `x`\n* One. Test: `a::one`\n* Two `code`\n  goes on. Tests: `two`, `three`\n\n* None\n";
-        let found: Vec<_> = promises_in(text)
-            .into_iter()
-            .map(|p| (p.line, p.tests))
-            .collect();
-        let names = |list: &[&str]| {
-            list.iter()
-                .map(|name| (*name).to_owned())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(
-            found,
-            [
-                (2, names(&["one"])),
-                (3, names(&["two", "three"])),
-                (6, names(&[]))
-            ]
-        );
-    }
 
     #[test]
     fn tests_are_found_below_their_attribute_only() {

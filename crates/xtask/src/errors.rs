@@ -1,7 +1,8 @@
-//! Whether every error has its remedy: each variant of the rooms' error enums against the rows of `docs/errors.md`.
+//! Whether every error has its remedy: each variant of the rooms' error enums against the rows of
+//! `docs/errors.md`.
 //!
-//! Read as text: an error is a variant below `#[error("...")]` in a `pub enum` whose name ends in `Error` or `Refusal`. A transparent one passes on
-//! another, which has a row of its own.
+//! Read as text: an error is a variant below `#[error("...")]` in a `pub enum` whose name ends in
+//! `Error` or `Refusal`. A transparent one passes on another, which has a row of its own.
 
 use anyhow::Context;
 use std::collections::BTreeSet;

@@ -2,13 +2,16 @@
 //!
 //! * `check-docs`: the documents say nothing that the tree does not bear out.
 //! * `shape`: files, lines and import circles of each room;
-//! * `man DIR`: the man pages, by the command itself, since help, pages and completions have one definition.
+//! * `man DIR`: the man pages, by the command itself, since help, pages and completions have one
+//!   definition.
 //!
 //! A chore belongs here when it must know the tree. What only starts programs is a script.
 #![forbid(unsafe_code)]
 
 mod check_docs;
+mod columns;
 mod errors;
+mod promises;
 mod shape;
 
 use anyhow::{Context, bail};

@@ -1,9 +1,10 @@
 //! The shape of the tree in numbers: files and lines of each room, and import circles inside it.
 //!
-//! A circle is a set of neighbouring modules (the files of one directory, each with what lies in its folder)
-//! that need each other: none of them can be read, moved or tested alone. A module and its own folder are one
-//! here. Sources are read as text: an import is a path that begins with `crate::` or `super::`, wherever it
-//! stands but in a comment; what follows `#[cfg(test)]` is not looked at.
+//! A circle is a set of neighbouring modules (the files of one directory, each with what lies in
+//! its folder) that need each other: none of them can be read, moved or tested alone. A module and
+//! its own folder are one here. Sources are read as text: an import is a path that begins with
+//! `crate::` or `super::`, wherever it stands but in a comment; what follows `#[cfg(test)]` is not
+//! looked at.
 
 use anyhow::Context;
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,7 +160,8 @@ fn imports<'a>(text: &'a str, path: &'a [String]) -> impl Iterator<Item = Vec<St
     })
 }
 
-/// `a::{b, c::d}` behind `base` as the paths it stands for; how deep beyond a module does not matter.
+/// `a::{b, c::d}` behind `base` as the paths it stands for; how deep beyond a module does not
+/// matter.
 fn expand(base: &[String], rest: &str) -> Vec<Vec<String>> {
     let word_end = rest
         .find(|c: char| !c.is_alphanumeric() && c != '_')
