@@ -1,4 +1,5 @@
-//! Names that come, go and move, on ext4, with the kernel's overlayfs as the judge of what is on disk afterwards.
+//! Names that come, go and move, on ext4, with the kernel's overlayfs as the judge of what is on
+//! disk afterwards.
 
 mod engine_support;
 
@@ -10,7 +11,37 @@ use engine_support::{Rig, User, refusal, user};
 use vellum_sys::xattr::SetMode;
 use vellum_testkit::Tree;
 use vellum_union::Refusal;
-use vellum_union::engine::{Caller, NewNode, SetAttr};
+use vellum_union::engine::{Caller, NewNode, NodeId, SetAttr};
+
+#[test]
+fn a_removed_file_is_linked_again_only_if_its_layer_has_another_name() {
+    for index in [false, true] {
+        let Some(rig) = Rig::new(1) else { return };
+        for name in ["one", "two"] {
+            std::fs::write(rig.lowers[0].join(name), name).unwrap();
+        }
+        std::fs::hard_link(rig.lowers[0].join("two"), rig.lowers[0].join("other")).unwrap();
+        let engine = engine_support::open(|| {
+            let mut options = rig.options();
+            options.upper.as_mut().unwrap().index = index;
+            options
+        });
+        let user = user(&engine);
+        let [one, two] = ["one", "two"].map(|name| user.find(name).unwrap());
+        user.unlink("one").unwrap();
+        user.unlink("two").unwrap();
+        assert_eq!(engine.attr(one.node).unwrap().nlink, 0);
+        assert_eq!(engine.attr(two.node).unwrap().nlink, 1);
+        let link = |node, to: &str| {
+            let entry = engine.privileged().link(node, NodeId::ROOT, to.as_ref())?;
+            drop(user.hold(entry));
+            Ok(())
+        };
+        assert_eq!(refusal(link(one.node, "one")), Refusal::NotFound);
+        link(two.node, "again").unwrap();
+        assert_eq!(user.read("again").unwrap(), b"two");
+    }
+}
 
 #[test]
 fn what_is_new_is_there_for_everybody() {
@@ -85,7 +116,8 @@ fn removed_from_below_stays_removed_and_made_again_is_empty() {
     assert!(!tree.entries.contains_key(Path::new("f")));
 }
 
-/// The same things made in a directory with a default ACL and setgid, in place and over whiteouts: as ext4 makes them.
+/// The same things made in a directory with a default ACL and setgid, in place and over whiteouts:
+/// as ext4 makes them.
 #[test]
 fn what_is_new_is_as_the_directory_says() {
     let Some(rig) = Rig::new(1) else { return };
@@ -207,7 +239,8 @@ fn judge_of(dir: &Path, acl: Option<(&OsStr, &Vec<u8>)>) -> std::path::PathBuf {
     dir.to_owned()
 }
 
-/// As where a whole upper moved from a machine on which devices could be made to one on which they can't.
+/// As where a whole upper moved from a machine on which devices could be made to one on which they
+/// can't.
 #[test]
 fn a_device_that_hides_is_replaced_where_whiteouts_are_names() {
     let Some(rig) = Rig::new(1) else { return };

@@ -51,10 +51,10 @@ impl Engine {
                     // What is below counts too; where its holes are is not worth asking for.
                     blocks_512 = blocks_512.max(shown.size_bytes.div_ceil(512));
                 }
-                // The lower inode never loses a name.
-                match gone && file.upper.is_none() {
-                    true => 0,
-                    false => self.nlink(state, &stored)?,
+                match &file.lower {
+                    // The lower inode never loses a name: one that was removed here is taken off.
+                    Some(lower) if gone && file.upper.is_none() => lower.nlink.saturating_sub(1),
+                    _ => self.nlink(state, &stored)?,
                 }
             }
         };
@@ -149,7 +149,8 @@ impl Engine {
             (NlinkBase::Upper, ..) => stored.nlink,
             (NlinkBase::Lower, Some(nlink), _) => nlink,
             (NlinkBase::Lower, None, Some(lower)) => lower.nlink,
-            // The lower inode can't be found: what is known are the names in the upper layer, less that in the index.
+            // The lower inode can't be found: what is known are the names in the upper layer, less
+            // that in the index.
             (NlinkBase::Lower, None, None) => return Ok(stored.nlink.saturating_sub(1).max(1)),
         };
         Ok(base.saturating_add_signed(mark.delta))

@@ -1,9 +1,11 @@
-//! New names: files, directories, symbolic links, pipes, sockets, devices; files without a name; hard links.
+//! New names: files, directories, symbolic links, pipes, sockets, devices; files without a name;
+//! hard links.
 //!
-//! What is new has the right owner, mode and ACL from the first moment at which anybody can see it. Where the name is
-//! free in the upper layer it is made there in one system call, by a thread that takes the caller's ids for it
-//! ([`vellum_sys::acting`]). Over a whiteout, and where owners are recorded, it is staged and moved into place. A
-//! directory over a whiteout is opaque before it is seen.
+//! What is new has the right owner, mode and ACL from the first moment at which anybody can see it.
+//! Where the name is free in the upper layer it is made there in one system call, by a thread that
+//! takes the caller's ids for it ([`vellum_sys::acting`]). Over a whiteout, and where owners are
+//! recorded, it is staged and moved into place. A directory over a whiteout is opaque before it is
+//! seen.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -58,9 +60,9 @@ enum Free {
 impl Action<'_> {
     /// Makes something new under a name. The entry is owed a forget.
     ///
-    /// One step on disk. Errors: [`Refusal::Exists`], [`Refusal::NotFound`] if the directory is removed,
-    /// [`Refusal::NotPermitted`] for a device 0:0, [`Refusal::UnmappedId`], [`Refusal::NameTooLong`],
-    /// [`Refusal::ReadOnly`], `Io`.
+    /// One step on disk. Errors: [`Refusal::Exists`], [`Refusal::NotFound`] if the directory is
+    /// removed, [`Refusal::NotPermitted`] for a device 0:0, [`Refusal::UnmappedId`],
+    /// [`Refusal::NameTooLong`], [`Refusal::ReadOnly`], `Io`.
     pub fn create(
         &self,
         parent: NodeId,
@@ -109,10 +111,11 @@ impl Action<'_> {
         done
     }
 
-    /// Makes a regular file without a name, to be linked later or never. The entry is owed a forget.
+    /// Makes a regular file without a name, to be linked later or never. The entry is owed a
+    /// forget.
     ///
-    /// `parent` gives what it gives to files made in it. Errors: as `Action::create`, [`Refusal::Unsupported`] if the
-    /// upper layer's file system can't.
+    /// `parent` gives what it gives to files made in it. Errors: as `Action::create`,
+    /// [`Refusal::Unsupported`] if the upper layer's file system can't.
     pub fn tmpfile(&self, parent: NodeId, mode: u32, caller: &Caller) -> Result<Entry> {
         let upper = self.upper()?;
         if !upper.unnamed {
@@ -179,12 +182,13 @@ impl Action<'_> {
         }
         let mut below = None;
         loop {
-            // What was removed stays removed, also where a copy without a name could be given one.
-            let from_below = |state: &State| match &state.body {
-                Body::File(file) => file.lower.is_some(),
+            // What was removed stays removed, also where a copy without a name could be given one;
+            // unless its layer has another name for it, as on any file system.
+            let was_last = |state: &State| match &state.body {
+                Body::File(file) => file.lower.as_ref().is_some_and(|lower| lower.nlink <= 1),
                 Body::Dir(_) => false,
             };
-            if node.is_gone() && from_below(&node.state()) {
+            if node.is_gone() && was_last(&node.state()) {
                 return Err(Refusal::NotFound.into());
             }
             {

@@ -1,11 +1,12 @@
 //! Taking names away: unlink, rmdir, and the whiteouts that keep lower layers from showing through.
 //!
-//! A whiteout is made only where a lower layer has the name, and in the same step in which the name goes: there is no
-//! moment at which the lower file shows again. A directory that looks empty may hold whiteouts: it leaves with them for
-//! the staging directory, or, where it can't, is made opaque first, so that they can be removed one by one and it looks
-//! empty at every moment.
+//! A whiteout is made only where a lower layer has the name, and in the same step in which the name
+//! goes: there is no moment at which the lower file shows again. A directory that looks empty may
+//! hold whiteouts: it leaves with them for the staging directory, or, where it can't, is made
+//! opaque first, so that they can be removed one by one and it looks empty at every moment.
 //!
-//! What is removed but still known is pinned by a descriptor first: it stays usable until it is forgotten.
+//! What is removed but still known is pinned by a descriptor first: it stays usable until it is
+//! forgotten.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -38,8 +39,8 @@ use crate::{Refusal, Result};
 pub(crate) enum Above {
     /// Nothing.
     Nothing,
-    /// A whiteout in its place: a device, or a file with a mark. There may be one where whiteouts are names, too: the upper was
-    /// written elsewhere.
+    /// A whiteout in its place: a device, or a file with a mark. There may be one where whiteouts
+    /// are names, too: the upper was written elsewhere.
     Whiteout,
     /// A whiteout beside it, `.wh.NAME`; the name itself is free.
     WhiteoutName,
@@ -106,16 +107,16 @@ struct Removal<'a> {
 impl Action<'_> {
     /// Removes a name that is no directory.
     ///
-    /// One step on disk: afterwards the name is gone, or nothing has changed. Errors: [`Refusal::NotFound`],
-    /// [`Refusal::IsADirectory`], [`Refusal::ReadOnly`], `Io`.
+    /// One step on disk: afterwards the name is gone, or nothing has changed. Errors:
+    /// [`Refusal::NotFound`], [`Refusal::IsADirectory`], [`Refusal::ReadOnly`], `Io`.
     pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         let done = self.remove(parent, name, FileKind::File);
         self.sweep();
         done
     }
 
-    /// Removes a directory in which nothing shows. Errors: as `Action::unlink`, [`Refusal::NotADirectory`] and
-    /// [`Refusal::NotEmpty`].
+    /// Removes a directory in which nothing shows. Errors: as `Action::unlink`,
+    /// [`Refusal::NotADirectory`] and [`Refusal::NotEmpty`].
     pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
         let done = self.remove(parent, name, FileKind::Dir);
         self.sweep();
@@ -242,7 +243,7 @@ impl Action<'_> {
 
     /// Notes that a file has lost a name.
     pub(crate) fn touch_unnamed(&self, node: &LiveNode, state: &State) {
-        // What is in a lower layer alone counts the names there until it has none here.
+        // What is in a lower layer alone counts the names there, less the one removed here.
         let below = |file: &FileBody| {
             let lower = file.lower.as_ref();
             file.upper.is_none() && lower.is_some_and(|lower| lower.nlink > 1)
@@ -343,7 +344,8 @@ impl Engine {
         }
     }
 
-    /// Empties the upper share of a directory in which nothing shows. Errors: [`Refusal::NotEmpty`].
+    /// Empties the upper share of a directory in which nothing shows. Errors:
+    /// [`Refusal::NotEmpty`].
     ///
     /// At every moment nothing shows in it. The caller keeps others from making names in it.
     pub(crate) fn make_empty(
@@ -463,8 +465,8 @@ impl Upper {
         }
     }
 
-    /// Puts a whiteout in the place of a name of the upper layer. A directory is empty, or holds whiteouts that go with
-    /// it.
+    /// Puts a whiteout in the place of a name of the upper layer. A directory is empty, or holds
+    /// whiteouts that go with it.
     pub(crate) fn hide_over(&self, at: &Dir, name: &OsStr, is_dir: bool) -> vellum_sys::Result<()> {
         if self.by_name() {
             // Beside the name it hides nothing of a file, and makes an (empty) directory opaque.
@@ -491,11 +493,12 @@ impl Upper {
         }
     }
 
-    /// Takes away the whiteout file of a name that is there, or that nothing below has. Nothing to do in other
-    /// dialects.
+    /// Takes away the whiteout file of a name that is there, or that nothing below has. Nothing to
+    /// do in other dialects.
     pub(crate) fn unhide_name(&self, at: &Dir, name: &OsStr) {
         if let (true, Some(hiding)) = (self.by_name(), wh::whiteout(name)) {
-            // Beside a name it hides nothing, and what it hides below stays hidden anyway: it may as well stay.
+            // Beside a name it hides nothing, and what it hides below stays hidden anyway: it may
+            // as well stay.
             let _ = at.unlink(hiding);
         }
     }
@@ -554,7 +557,8 @@ pub(crate) fn is_own(
         Some(UpperFile::Named { dir, name: own }) if Arc::ptr_eq(dir, handle) && own == name => {
             Ok(true)
         }
-        // Another of its names, or its place in the index: whether this name is in the upper layer has to be asked.
+        // Another of its names, or its place in the index: whether this name is in the upper layer
+        // has to be asked.
         Some(_) => {
             let found = at.stat_opt(name)?;
             Ok(found.is_some_and(|stat| !stat.is_null_device()))
@@ -562,7 +566,8 @@ pub(crate) fn is_own(
     }
 }
 
-/// Returns how a file is reached when `name` is gone: by what it was reached before, another name, or a descriptor.
+/// Returns how a file is reached when `name` is gone: by what it was reached before, another name,
+/// or a descriptor.
 pub(crate) fn pin(
     state: &State,
     at: &Dir,
