@@ -67,7 +67,8 @@ def xattr(path):
     return os.getxattr(path, "user.note")
 
 
-# (what, whether the kernel's caches are dropped before, what is done). A row finds what those before it left.
+# (what, whether the kernel's caches are dropped before, what is done). A row finds what those
+# before it left.
 ROWS = [
     ("open, read and close a file of 4 KiB, cold", True, each(lambda at, i: read(f"{at}/small/{i}"))),
     ("the same, warm", False, each(lambda at, i: read(f"{at}/small/{i}"))),

@@ -71,8 +71,8 @@ class Contender:
     def __init__(self, name, mount):
         self.name, self.mount_by = name, mount
         self.log = None
-        # What shows one directory has a copy of the lower layer; it serves all rounds: what rows destroy, each has under the
-        # round's number.
+        # What shows one directory has a copy of the lower layer; it serves all rounds: what rows
+        # destroy, each has under the round's number.
         self.has_copy, self.copy = False, None
 
     def mount(self, place, lower, number):
@@ -189,8 +189,8 @@ def offer_io_uring(value):
         file.write(value)
 
 
-# What is measured. Each takes the merged directory, the contender and the round, and returns how many operations it timed, or
-# (unit, value) where the figure is no time.
+# What is measured. Each takes the merged directory, the contender and the round, and returns how
+# many operations it timed, or (unit, value) where the figure is no time.
 
 
 def walk(at, *_):

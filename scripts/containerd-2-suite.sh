@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# containerd 2.1's test suite for snapshotters, as sources, and a Go that can compile it: from packages of
-# Debian's next release (forky), unpacked into a directory of their own. About 60 MB to fetch.
+# containerd 2.1's test suite for snapshotters, as sources, and a Go that can compile it: from
+# packages of Debian's next release (forky), unpacked into a directory of their own. About 60 MB to
+# fetch.
 #
-#   scripts/containerd-2-suite.sh make      makes .cache/containerd-2-suite if it is not there, prints its path
+#   scripts/containerd-2-suite.sh make
 #
-# Nothing is installed, and no root is needed: apt works on lists and a cache of its own. What is fetched is
-# checked against Debian's signature, as any package.
+# Makes .cache/containerd-2-suite if it is not there and prints its path.
+#
+# Nothing is installed, and no root is needed: apt works on lists and a cache of its own. What is
+# fetched is checked against Debian's signature, as any package.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 root=${CONTAINERD_2_SUITE:-$here/.cache/containerd-2-suite}
@@ -15,7 +18,8 @@ die() { say "$*"; exit 1; }
 # The release whose suite our own part of it (crates/snapshotter/tests/suite) is written for.
 version=2.1.
 
-# What the suite imports, as `go list -deps -test` tells: a twentieth of what the packages depend on.
+# What the suite imports, as `go list -deps -test` tells: a twentieth of what the packages depend
+# on.
 packages="golang-github-containerd-containerd-dev golang-github-containerd-containerd-api-dev
   golang-github-containerd-continuity-dev golang-github-containerd-errdefs-dev golang-github-containerd-log-dev
   golang-github-containerd-ttrpc-dev golang-github-containerd-typeurl-dev golang-github-davecgh-go-spew-dev

@@ -145,7 +145,8 @@ class Image:
         """A hard link. A target of a lower layer is listed again first, as a diff does."""
         if target not in self.now:
             self.add(target, self.tree[target])
-        # A link's entry says the same of the inode as its first entry: some tools believe the last one.
+        # A link's entry says the same of the inode as its first entry: some tools believe the last
+        # one.
         same = self.tree[target]
         attributes = dict(uid=same.uid, gid=same.gid, mtime=same.mtime, mtime_ns=same.mtime_ns)
         self.add(path, Entry(tarfile.LNKTYPE, same.mode, link=target, **attributes))

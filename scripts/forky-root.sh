@@ -69,7 +69,8 @@ inside() { # COMMAND...: with how=exec it takes the place of this process, and a
     mkdir -p "$root/exchange"
     mount --bind "$exchange" "$root/exchange"
     [ ! -e /etc/resolv.conf ] || cp -L /etc/resolv.conf "$root/etc/resolv.conf"
-    # Not chroot: a process that later joins a mount namespace made in there would find itself in the machine'"'"'s root.
+    # Not chroot: a process that later joins a mount namespace made in there would find itself in
+    # the machine'"'"'s root.
     cd "$root"
     pivot_root . mnt
     umount -l mnt

@@ -84,7 +84,8 @@ case "$groups" in
 esac
 
 # ---- containerd 2's test suite ------------------------------------------------
-# Debian 12 has that of containerd 1.6 only. Without the other one its test says that it was not tried.
+# Debian 12 has that of containerd 1.6 only. Without the other one its test says that it was not
+# tried.
 case "$groups" in
 *" test "*)
   timeout --kill-after=10 240 scripts/containerd-2-suite.sh make >/dev/null ||
@@ -93,7 +94,8 @@ case "$groups" in
 esac
 
 # ---- what the slow tests and the benchmark compare with, from crates.io --------
-# Without one of them the tests say what they did not try, and the benchmark leaves the contender out.
+# Without one of them the tests say what they did not try, and the benchmark leaves the contender
+# out.
 from_crates() {
   local program="$1" version="$2"
   command -v "$program" >/dev/null && return

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change lands: `make test`.
 #
-#   scripts/test.sh [STAGE...]    stages: fmt, clippy, docs, alone, test (all when none is named), kernels
+#   scripts/test.sh [STAGE...]
 #
-# VELLUM_SLOW=1 adds the slow tier: newer clients, the largest inputs, and the stage kernels, which is
-# a part of the tests on Debian's oldest and newest kernels (scripts/vm-tests.sh).
-# A test whose kernel feature or program is missing says so and is counted; the
-# count is printed at the end, since an untested claim is not a passed one.
+# Stages: fmt, clippy, docs, alone, test (all of them when none is named), kernels.
+#
+# VELLUM_SLOW=1 adds the slow tier: newer clients, the largest inputs, and the stage kernels, which
+# is a part of the tests on Debian's oldest and newest kernels (scripts/vm-tests.sh). A test whose
+# kernel feature or program is missing says so and is counted; the count is printed at the end,
+# since an untested claim is not a passed one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin:/sbin"
@@ -23,8 +25,8 @@ stage_docs() {
   RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --locked --quiet &&
     cargo run --quiet --locked --package vellum-xtask -- check-docs
 }
-# Whoever needs the mount program alone builds no database, no gRPC and no TLS; whoever needs the command without servers and registries, no
-# gRPC, no HTTP and no TLS.
+# Whoever needs the mount program alone builds no database, no gRPC and no TLS; whoever needs the
+# command without servers and registries, no gRPC, no HTTP and no TLS.
 stage_alone() {
   cargo build --locked --package vellum-overlay &&
     lacks vellum-overlay rusqlite tonic rustls tokio &&

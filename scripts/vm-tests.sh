@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
-# Runs a named part of the tests, and the demo, on another kernel in an emulated machine (scripts/vm.sh).
+# Runs a named part of the tests, and the demo, on another kernel in an emulated machine
+# (scripts/vm.sh).
 #
 #   scripts/vm-tests.sh KERNEL [ROW]...     KERNEL: 6.1 or new; without rows, all of them
 #   scripts/vm-tests.sh --list
 #
-# The programs are built here and run there, as root, in one boot. Each row prints a line: how many tests passed, how many failed, how
-# many claims could not be tested there, and how long it took; the log of a row that failed follows it. The last lines say what was not
-# tested. The exit code is 0 if nothing failed.
+# The programs are built here and run there, as root, in one boot. Each row prints a line: how many
+# tests passed, how many failed, how many claims could not be tested there, and how long it took;
+# the log of a row that failed follows it. The last lines say what was not tested. The exit code is
+# 0 if nothing failed.
 #
-# VM_MINUTES: how long all of it may take (60). VELLUM_UNTESTED: a file that gets a line for each claim that was not tested.
+# VM_MINUTES: how long all of it may take (60). VELLUM_UNTESTED: a file that gets a line for each
+# claim that was not tested.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin:/sbin"
 
-# ROW PACKAGE TARGET MINUTES ARGUMENTS REASON. The arguments are the test program's, with commas between them; - is none.
-# A test belongs here if what it shows depends on the kernel. Not here: comparisons with models and documents, and what does one thing
-# thousands of times (a kill at each call, storms, a million names, an engine on an engine), for which an emulated processor is too slow.
+# ROW PACKAGE TARGET MINUTES ARGUMENTS REASON. The arguments are the test program's, with commas
+# between them; - is none. A test belongs here if what it shows depends on the kernel. Not here:
+# comparisons with models and documents, and what does one thing thousands of times (a kill at each
+# call, storms, a million names, an engine on an engine), for which an emulated processor is too
+# slow.
 rows() {
   sed 's/ *#.*//; /^$/d' <<'ROWS'
 sys              vellum-sys    lib                 5  -  # probes, ways to mount, handles, quotas: what decides all else
@@ -52,10 +57,12 @@ ROWS
 say() { printf 'vm-tests: %s\n' "$*" >&2; }
 
 # ---- here ----------------------------------------------------------------------
-# Prints PACKAGE TARGET DIRECTORY PROGRAM of each test program, and of the command. The programs are copies without debugging information: tests
-# copy them for other users, which takes most of their time on an emulated machine.
+# Prints PACKAGE TARGET DIRECTORY PROGRAM of each test program, and of the command. The programs are
+# copies without debugging information: tests copy them for other users, which takes most of their
+# time on an emulated machine.
 build() {
-  # The command's package is always there: with it, cargo builds other crates with the features that `cargo test` at large gives them.
+  # The command's package is always there: with it, cargo builds other crates with the features that
+  # `cargo test` at large gives them.
   local packages=(--package vellum-cli) targets=() package target
   while read -r _ package target _; do
     case $target in
@@ -143,7 +150,8 @@ perform() { # ROW MINUTES ARGUMENTS DIRECTORY PROGRAM
   esac
 }
 
-# The same, and gives up a row whose processes can't be ended: a kernel's fault must not hide the rows that follow.
+# The same, and gives up a row whose processes can't be ended: a kernel's fault must not hide the
+# rows that follow.
 wait_for() { # LOG ROW MINUTES ARGUMENTS DIRECTORY PROGRAM
   local process until=$((SECONDS + $3 * 60 + 60))
   perform "${@:2}" >"$1" 2>&1 &

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# Runs a command on another kernel: Debian's oldest that Vellum promises (6.1) or newest (that of forky), in an emulated machine.
+# Runs a command on another kernel: Debian's oldest that Vellum promises (6.1) or newest (that of
+# forky), in an emulated machine.
 #
 #   scripts/vm.sh KERNEL COMMAND [ARGUMENT]...      KERNEL: 6.1 or new
 #
-# The guest shows this machine's files, as they are at the start; what is changed there is lost at the end. Its /tmp is an ext4 file system
-# of its own, with project quotas. The command begins in the directory that this was called in, as root; what it prints is printed here,
-# and its exit code is this one's.
+# The guest shows this machine's files, as they are at the start; what is changed there is lost at
+# the end. Its /tmp is an ext4 file system of its own, with project quotas. The command begins in
+# the directory that this was called in, as root; what it prints is printed here, and its exit code
+# is this one's.
 #
-# VM_MINUTES: how long it may take (60). VM_MEMORY: 3G. VM_DISK: a file to use as /tmp's disk, kept. The guest runs at a tenth of native
-# speed: build here, run there. Nothing but .cache/vm of the machine is changed.
+# VM_MINUTES: how long it may take (60). VM_MEMORY: 3G. VM_DISK: a file to use as /tmp's disk, kept.
+# The guest runs at a tenth of native speed: build here, run there. Nothing but .cache/vm of the
+# machine is changed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 cache=${VM_CACHE:-$here/.cache/vm}

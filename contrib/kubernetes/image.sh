@@ -1,9 +1,13 @@
 #!/bin/sh
-# Makes the image of the node installer: the command with the libraries it needs, a busybox, nothing else.
+# Makes the image of the node installer: the command with the libraries it needs, a busybox, nothing
+# else.
 #
-#   contrib/kubernetes/image.sh VELLUM NAME [ARCHIVE]     with vellum itself; ARCHIVE is a docker-archive
+#   contrib/kubernetes/image.sh VELLUM NAME [ARCHIVE]
 #
-# Then: vellum push NAME, or bring the archive to the nodes. The program is copied to nodes, whose C library must be as new as this machine's.
+# VELLUM is the command itself, ARCHIVE a docker-archive.
+#
+# Then: vellum push NAME, or bring the archive to the nodes. The program is copied to nodes, whose C
+# library must be as new as this machine's.
 set -eu
 vellum=${1:?the vellum command}
 name=${2:?a name for the image}

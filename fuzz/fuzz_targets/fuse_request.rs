@@ -1,4 +1,5 @@
-//! Requests from the FUSE device: any bytes are a request or an error, and what is read out of one lies inside it.
+//! Requests from the FUSE device: any bytes are a request or an error, and what is read out of one
+//! lies inside it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

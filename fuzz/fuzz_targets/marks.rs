@@ -1,4 +1,5 @@
-//! Values of marks: any bytes are a value or an error, and a value survives being written and read again.
+//! Values of marks: any bytes are a value or an error, and a value survives being written and read
+//! again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

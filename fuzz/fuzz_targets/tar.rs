@@ -1,4 +1,5 @@
-//! Archives: whatever is accepted is accounted for to the last byte, as raw bytes or as content, and keeps to the limits.
+//! Archives: whatever is accepted is accounted for to the last byte, as raw bytes or as content,
+//! and keeps to the limits.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

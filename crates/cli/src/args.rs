@@ -20,7 +20,8 @@ pub mod process;
 pub mod registry;
 pub mod tree;
 
-/// Options of every command. What they don't say, environment and files do; see docs/configuration.md.
+/// Options of every command. What they don't say, environment and files do; see
+/// docs/configuration.md.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {

@@ -1,6 +1,7 @@
 //! Progress on stderr: bars on a terminal, plain lines of talk anywhere, and no bars elsewhere.
 //!
-//! A running task has one line, drawn anew for the width that the terminal has then ([`running`]); a finished one leaves one that stays ([`finished`]).
+//! A running task has one line, drawn anew for the width that the terminal has then ([`running`]);
+//! a finished one leaves one that stays ([`finished`]).
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -106,7 +107,8 @@ impl Meter for Bar {
         self.bar.set_length(total);
     }
 
-    /// Leaves a line in the place of the bar. Bars that stay are drawn only as long as all of them fit the terminal's height.
+    /// Leaves a line in the place of the bar. Bars that stay are drawn only as long as all of them
+    /// fit the terminal's height.
     fn finish(&self, outcome: &str) {
         self.bar.finish_and_clear();
         let Some(bars) = self.terminal.as_ref().filter(|_| !outcome.is_empty()) else {
@@ -176,7 +178,8 @@ fn running(what: &str, amount: &Amount, width: usize) -> String {
     line + &percent
 }
 
-/// Returns the line that a finished task leaves. The terminal wraps it if the words alone don't fit.
+/// Returns the line that a finished task leaves. The terminal wraps it if the words alone don't
+/// fit.
 fn finished(what: &str, outcome: &str, unit: Unit, done: u64, width: usize) -> String {
     let words = format!("{what} {outcome}");
     let line = format!("{words:OUTCOME_COLUMNS$} {:>10}", said(unit, done));
@@ -233,7 +236,8 @@ mod tests {
                         if width > 80 {
                             assert!(line.starts_with(what), "{width}: {line:?}");
                         }
-                        // After whole words of the name come a bar or a number, never part of a word.
+                        // After whole words of the name come a bar or a number, never part of a
+                        // word.
                         let next = words[named].chars().next().unwrap();
                         let fine = next.is_ascii_digit() || "\u{2588}\u{2591}".contains(next);
                         assert!(fine, "{width}: {line:?}");

@@ -1,7 +1,8 @@
 //! What a shell offers at the tab key: verbs and options from the definition, names from the store.
 //!
-//! The shell runs this program with [`VARIABLE`] set and the words typed so far; what it prints is what is offered. Where the store can't be
-//! read, as by a user who may not, there is nothing to offer and nothing to say.
+//! The shell runs this program with [`VARIABLE`] set and the words typed so far; what it prints is
+//! what is offered. Where the store can't be read, as by a user who may not, there is nothing to
+//! offer and nothing to say.
 
 use std::sync::Arc;
 
@@ -34,7 +35,8 @@ pub fn script(shell: &str) -> Option<std::io::Result<Vec<u8>>> {
     let mut script = Vec::new();
     let written = completer.write_registration(VARIABLE, "vellum", "vellum", "vellum", &mut script);
     if shell == "zsh" {
-        // As a file on the function path, its first use defines the function and has to answer, too.
+        // As a file on the function path, its first use defines the function and has to answer,
+        // too.
         script.extend_from_slice(
             b"if [ \"$funcstack[1]\" = \"_vellum\" ]; then\n    _clap_dynamic_completer_vellum \"$@\"\nfi\n",
         );
@@ -79,7 +81,8 @@ fn names_of_volumes(ctx: &Context) -> Names {
     Ok(all.into_iter().map(|found| found.name).collect())
 }
 
-/// What is offered of the store that the environment and the files name. Flags typed before are not looked at.
+/// What is offered of the store that the environment and the files name. Flags typed before are not
+/// looked at.
 fn offered(kinds: &[fn(&Context) -> Names]) -> Vec<CompletionCandidate> {
     let around = start::surroundings(&rootless::identity());
     let Ok(config) = config::resolve(&around, None, Partial::default()) else {

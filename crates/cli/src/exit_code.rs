@@ -42,7 +42,8 @@ impl Failure {
         Self::Misused(text.into())
     }
 
-    /// The failure of a verb that writes its result to stdout: a reader that went away is told apart.
+    /// The failure of a verb that writes its result to stdout: a reader that went away is told
+    /// apart.
     pub fn of_output(error: vellum_service::Error) -> Self {
         let mut source: Option<&dyn std::error::Error> = Some(&error);
         while let Some(e) = source {

@@ -140,7 +140,8 @@ mod tests {
         assert_eq!(paths, [] as [String; 0]);
     }
 
-    /// clap takes a verb's argument for a global flag of the same id: `vellum --root A verb B` would then act on the store B.
+    /// clap takes a verb's argument for a global flag of the same id: `vellum --root A verb B`
+    /// would then act on the store B.
     #[test]
     fn no_verb_overrides_a_global_flag() {
         let command = command();
@@ -220,7 +221,8 @@ mod tests {
         }
     }
 
-    /// The whole text of every help page. `VELLUM_BLESS=1 cargo test -p vellum-cli help` writes it anew.
+    /// The whole text of every help page. `VELLUM_BLESS=1 cargo test -p vellum-cli help` writes it
+    /// anew.
     #[test]
     fn help_reads_like_this() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/help.txt");

@@ -1,4 +1,5 @@
-//! Words that are no verbs here: those of other programs, which are answered by who does that, and slips of the fingers.
+//! Words that are no verbs here: those of other programs, which are answered by who does that, and
+//! slips of the fingers.
 
 use std::ffi::OsString;
 
@@ -33,7 +34,8 @@ const ELSEWHERE: &[(&[&str], &str)] = &[
     ),
 ];
 
-/// What other programs call the verbs there are: the beginning of the command line, and what to say instead.
+/// What other programs call the verbs there are: the beginning of the command line, and what to say
+/// instead.
 const CALLED: &[(&[&str], &str)] = &[
     (&["image", "ls"], "images"),
     (&["image", "list"], "images"),

@@ -33,7 +33,8 @@ impl Out {
         self.bytes(b"\n")
     }
 
-    /// Writes rows under a head, columns aligned by two blanks at least. The last column is not padded.
+    /// Writes rows under a head, columns aligned by two blanks at least. The last column is not
+    /// padded.
     pub fn table(&mut self, head: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         let width = |text: &str| text.chars().count();
         let mut widths: Vec<usize> = head.iter().map(|h| width(h)).collect();

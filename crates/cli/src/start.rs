@@ -48,8 +48,8 @@ pub fn run() -> i32 {
 }
 
 fn parse(arguments: Vec<OsString>) -> Result<Cli, i32> {
-    // Texts for people (help, errors) come from the dressed command. Without them it parses the same and is built in
-    // a third of the time, which shows in verbs that take a millisecond.
+    // Texts for people (help, errors) come from the dressed command. Without them it parses the
+    // same and is built in a third of the time, which shows in verbs that take a millisecond.
     let matches = Cli::command()
         .try_get_matches_from(&arguments)
         .or_else(|_| help::command().try_get_matches_from(&arguments))
@@ -183,8 +183,8 @@ impl<'a> Start<'a> {
     }
 }
 
-/// Tells whether `-q` stands behind the verb, where Docker and Podman have a listing print ids by it. Before the verb it is what it is for
-/// all of them, and scripts have it there.
+/// Tells whether `-q` stands behind the verb, where Docker and Podman have a listing print ids by
+/// it. Before the verb it is what it is for all of them, and scripts have it there.
 fn is_quiet_behind_the_verb(arguments: &[OsString]) -> bool {
     let mut words = arguments.iter().filter_map(|word| word.to_str());
     let is_listing = |word: &str| matches!(word, "images" | "ls" | "ps");
@@ -196,9 +196,11 @@ fn is_quiet_behind_the_verb(arguments: &[OsString]) -> bool {
     words.by_ref().any(is_listing) && words.take_while(|word| *word != "--").any(quiet)
 }
 
-/// The first Ctrl-C asks every loop to stop; the second ends the process where it stands, which is safe too, only less tidy.
+/// The first Ctrl-C asks every loop to stop; the second ends the process where it stands, which is
+/// safe too, only less tidy.
 ///
-/// During a `run` Ctrl-C belongs to the command in the container: the terminal sends it there, and whether that ends it is its own affair.
+/// During a `run` Ctrl-C belongs to the command in the container: the terminal sends it there, and
+/// whether that ends it is its own affair.
 fn signals(leaves_ctrl_c: bool) -> Result<Cancel, Failure> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let flag = Arc::new(AtomicBool::new(false));

@@ -16,7 +16,8 @@ use vellum_testkit::tree::Ignore;
 const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
 const IMAGE: &str = "vellum-demo-small";
 
-/// A data root with the small image, one committed on it, a container, and an image without a name; its daemon has ended.
+/// A data root with the small image, one committed on it, a container, and an image without a name;
+/// its daemon has ended.
 struct Root {
     path: PathBuf,
     /// The layers' digests of each image, bottom first.
@@ -80,7 +81,8 @@ fn picture(path: &Path) -> Tree {
     Tree::read(path).unwrap()
 }
 
-/// Calls `after` with a store in which an adoption was killed at a call of each of these kinds, at the first and then in growing steps.
+/// Calls `after` with a store in which an adoption was killed at a call of each of these kinds, at
+/// the first and then in growing steps.
 fn killed(
     home: &Home,
     root: &Path,
@@ -318,7 +320,8 @@ fn a_data_root_is_adopted_and_nothing_in_it_changes() {
     picture(&root.path).assert_same(&before, EXACT);
 }
 
-/// A digest speaks of contents and headers; the headers come from Docker's record of the tar, and so does what is made of them.
+/// A digest speaks of contents and headers; the headers come from Docker's record of the tar, and
+/// so does what is made of them.
 #[test]
 fn what_no_digest_speaks_of_is_not_taken_from_a_data_root() {
     if !ready() {

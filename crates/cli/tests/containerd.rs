@@ -1,5 +1,6 @@
-//! The containerd of this machine on Vellum's snapshotter: images come, containers run, everything goes again, and a crash of either side
-//! costs nothing. What newer containerds can do besides is in `newer_containerd.rs`.
+//! The containerd of this machine on Vellum's snapshotter: images come, containers run, everything
+//! goes again, and a crash of either side costs nothing. What newer containerds can do besides is
+//! in `newer_containerd.rs`.
 
 #[path = "support/containerd.rs"]
 mod pair;
@@ -32,7 +33,8 @@ fn containerd_imports_runs_commits_and_leaves_nothing() {
     }
     pair.end_box("box");
 
-    // A snapshot of one's own: prepared on the image's top layer, changed, committed, and a parent in turn.
+    // A snapshot of one's own: prepared on the image's top layer, changed, committed, and a parent
+    // in turn.
     let top = ctr(&["snapshots", "--snapshotter", SNAPSHOTTER, "ls"]);
     let parents: Vec<&str> = top
         .lines()
@@ -87,8 +89,8 @@ fn containerd_imports_runs_commits_and_leaves_nothing() {
         "version 5\n"
     );
     vellum_testkit::scratch::unmount(&tree).unwrap();
-    // No label keeps a view, so containerd's own collection may be quicker; and then containerd still counts it as its parent's child, which
-    // has to be left to the next collection.
+    // No label keeps a view, so containerd's own collection may be quicker; and then containerd
+    // still counts it as its parent's child, which has to be left to the next collection.
     for (key, quicker) in [("look", "not found"), ("layer", "snapshot with child")] {
         let snapshots = ["snapshots", "--snapshotter", SNAPSHOTTER];
         let told = |arguments: &[&str]| pair.containerd.ctr(&[&snapshots, arguments].concat());
@@ -281,7 +283,8 @@ fn containers_run_on_vellum_s_engine() {
     pair.inside("box", "grep -qx 'version 9' /moved/version")
         .unwrap();
 
-    // The server is not in the way of its data, and the engine is nobody's child that could take it along.
+    // The server is not in the way of its data, and the engine is nobody's child that could take it
+    // along.
     pair.server.daemon.kill();
     pair.inside("box", "grep -qx 'version 9' /moved/version")
         .unwrap();

@@ -1,5 +1,6 @@
-//! The containerd of this machine, and the server of its snapshots, killed amid pulls and amid containers: what is pulled again is whole, what ran goes on,
-//! and the store has what containerd knows.
+//! The containerd of this machine, and the server of its snapshots, killed amid pulls and amid
+//! containers: what is pulled again is whole, what ran goes on, and the store has what containerd
+//! knows.
 
 #[path = "support/containerd.rs"]
 mod pair;
@@ -40,7 +41,8 @@ fn import_another(pair: &Pair) -> String {
     image.into()
 }
 
-/// Pulls until the store has `trees` trees more (or the pull has ended), and has a side crash and come back.
+/// Pulls until the store has `trees` trees more (or the pull has ended), and has a side crash and
+/// come back.
 fn crash_amid_a_pull(pair: &mut Pair, image: &str, trees: usize, side: Side) {
     let before = pair.server.trees().unwrap().len();
     let mut pull = pair.begin_pull("default", image);
@@ -72,7 +74,8 @@ fn either_side_killed_amid_pulls_and_containers_loses_and_leaks_nothing() {
     let another = import_another(&pair);
     pair.start_box_of(&another, "box");
     let (_registry, image) = pair.registry();
-    // The first layer has no parent, so that it is mounted to be unpacked; the others are written without a mount.
+    // The first layer has no parent, so that it is mounted to be unpacked; the others are written
+    // without a mount.
     let crashes = [
         (1, Side::Containerd),
         (1, Side::Server),

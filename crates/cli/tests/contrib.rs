@@ -267,7 +267,8 @@ fn an_activated_install_tells_the_nodes_systemd() {
     fs::write(at("bin/systemctl"), systemctl).unwrap();
     run(Command::new("chmod").arg("755").arg(at("bin/systemctl"))).unwrap();
     fs::write(at("etc/containerd/config.toml"), "version = 2\n").unwrap();
-    // As in the installer's image, where nothing else is found, and with systemctl where nodes have it.
+    // As in the installer's image, where nothing else is found, and with systemctl where nodes have
+    // it.
     fs::create_dir_all(at("usr")).unwrap();
     fs::rename(at("bin"), at("usr/bin")).unwrap();
     symlink("usr/bin", at("bin")).unwrap();

@@ -1,7 +1,9 @@
-//! The kubelet's interface: containerd's own CRI plugin, configured by `vellum node install`, keeps pods on Vellum's snapshotter.
+//! The kubelet's interface: containerd's own CRI plugin, configured by `vellum node install`, keeps
+//! pods on Vellum's snapshotter.
 //!
-//! There is no kubelet and no network here: pods are in the node's network, as those of a control plane are, and the kubelet's part is a client
-//! (`support/cri.rs`). What newer containerds do is in `newer_cri.rs`.
+//! There is no kubelet and no network here: pods are in the node's network, as those of a control
+//! plane are, and the kubelet's part is a client (`support/cri.rs`). What newer containerds do is
+//! in `newer_cri.rs`.
 
 #[path = "support/cri.rs"]
 mod kubelet;
@@ -14,7 +16,8 @@ use vellum_testkit::clients::{
     Containerd, Home, Registry, SnapshotServer, available, run, small_image,
 };
 
-/// The configuration of a node's containerd before anybody installed something, with everything of its own inside `home`.
+/// The configuration of a node's containerd before anybody installed something, with everything of
+/// its own inside `home`.
 fn node_config(home: &Home) -> String {
     let dir = home.join("ctd");
     format!(
@@ -133,7 +136,8 @@ fn pods_run_on_a_node_that_was_installed() {
     assert!(kubelet.image(&image).is_none());
     let deadline = Instant::now() + Duration::from_secs(90);
     loop {
-        // Whatever is collected is collected by the next garbage collection that containerd sees reason for.
+        // Whatever is collected is collected by the next garbage collection that containerd sees
+        // reason for.
         let mut collect = containerd.command("k8s.io");
         collect.args(["content", "prune", "references"]);
         let _ = run(&mut collect);

@@ -1,4 +1,5 @@
-//! Mounts of Vellum's own engine whose process was killed: what each verb does with what is left of them.
+//! Mounts of Vellum's own engine whose process was killed: what each verb does with what is left of
+//! them.
 
 mod support;
 
@@ -118,7 +119,8 @@ fn a_dead_mount_is_mounted_anew_where_it_was() {
     assert_eq!((said.code, said.err.as_str()), (0, ""));
     assert_eq!(world.ok(&["diff", "box"]), "A /kept\nA /more");
     kill_server(&place);
-    // One of its other places is asked for: it is there once, and the container shows at its own place, too.
+    // One of its other places is asked for: it is there once, and the container shows at its own
+    // place, too.
     world.ok(&["mount", "box", text(&at)]);
     assert_eq!(fs::read_to_string(at.join("more")).unwrap(), "more\n");
     let table = mount_table();

@@ -1,4 +1,5 @@
-//! Docker's daemon on the plugin, and the same steps on its own overlay2: what users see must be the same.
+//! Docker's daemon on the plugin, and the same steps on its own overlay2: what users see must be
+//! the same.
 //!
 //! The daemon is Debian's 20.10. Plugins are killed and started anew while containers run.
 
@@ -17,7 +18,8 @@ const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
 /// Two daemons at a time are enough for a small machine.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// What a container does: changes of every kind. Times that would differ from run to run are ignored when trees are compared.
+/// What a container does: changes of every kind. Times that would differ from run to run are
+/// ignored when trees are compared.
 const CHANGE: &str = "echo 'version 3' > /app/version; rm /odd/setuid; chmod 600 /srv/large.bin; \
     rm -r /odd/replaced; mkdir /odd/replaced; echo alone > /odd/replaced/new; \
     ln /odd/replaced/new /odd/linked-new; ln -s replaced/new /odd/symlinked; rm /odd/fifo; mkdir /odd/fifo; \
@@ -168,7 +170,8 @@ fn steps(
     let layers = layers_of(IMAGE);
     let built_layers = layers_of("built").len();
     let image_size = docker(&["image", "inspect", "--format", "{{.Size}}", IMAGE]);
-    // What was loaded comes out again with the same layers: the daemon checks every digest on the way.
+    // What was loaded comes out again with the same layers: the daemon checks every digest on the
+    // way.
     let saved = home.join("saved.tar");
     docker(&[
         "save",

@@ -1,4 +1,5 @@
-//! Images of the store as Podman's additional image stores: every driver, a plain user, kills, and the newer Podman.
+//! Images of the store as Podman's additional image stores: every driver, a plain user, kills, and
+//! the newer Podman.
 
 mod support;
 
@@ -64,7 +65,8 @@ fn podman_reads_exported_images_in_place() {
     .concat();
     assert_eq!(podman(&again), "new\n", "{own}");
 
-    // Podman compares what it sends with the digests; Vellum compares what comes back with the diff ids.
+    // Podman compares what it sends with the digests; Vellum compares what comes back with the diff
+    // ids.
     let saved = home.join("saved.tar");
     podman(&[
         "save",
@@ -252,7 +254,8 @@ fn a_plain_users_podman_reads_what_he_exports() {
     podman(&["rm", "--all", "--force"]);
     podman(&["rmi", "--force", "localhost/mine:1"]);
 
-    // Devices are records in his store: that image is refused by name, and the export stays what it was.
+    // Devices are records in his store: that image is refused by name, and the export stays what it
+    // was.
     ok(&[
         "load",
         "--quiet",
@@ -293,7 +296,8 @@ impl Drop for Holder<'_> {
     }
 }
 
-/// The names of the images in an export, after everything there has been looked at: records, links, layers below, tar-splits.
+/// The names of the images in an export, after everything there has been looked at: records, links,
+/// layers below, tar-splits.
 #[track_caller]
 fn whole(dir: &Path) -> BTreeSet<String> {
     let json = |path: &str| -> Value {

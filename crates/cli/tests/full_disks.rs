@@ -1,7 +1,9 @@
-//! Disks that are full: of bytes, of inodes, up to a quota, on each file system and block size, and disks turned read-only.
+//! Disks that are full: of bytes, of inodes, up to a quota, on each file system and block size, and
+//! disks turned read-only.
 //!
-//! Each command runs on a disk that was filled to the last block just before, so that what one removal frees does not help
-//! the next. No command ends by a signal, and everything can be removed; on a read-only disk everything can be read.
+//! Each command runs on a disk that was filled to the last block just before, so that what one
+//! removal frees does not help the next. No command ends by a signal, and everything can be
+//! removed; on a read-only disk everything can be read.
 
 mod support;
 
@@ -179,8 +181,9 @@ impl Disk {
     /// Runs a command on the full disk. It may fail, and must not die.
     #[track_caller]
     ///
-    /// At a quota of btrfs each change asks for some hundred KiB that it doesn't use, so that there the reserve serves one
-    /// removal: that one's room serves the next, unless others have taken it meanwhile, as this test does elsewhere.
+    /// At a quota of btrfs each change asks for some hundred KiB that it doesn't use, so that there
+    /// the reserve serves one removal: that one's room serves the next, unless others have taken it
+    /// meanwhile, as this test does elsewhere.
     fn full(&mut self, args: &[&str]) -> Said {
         if self.lack != Lack::Quota || self.filled == 0 {
             self.fill();
@@ -314,7 +317,8 @@ fn a_disk_that_turned_read_only_in_a_transaction_can_be_read() {
         return;
     };
     disk.furnish();
-    // Cut short at the moment the first page of the database is written over: the journal holds what it was.
+    // Cut short at the moment the first page of the database is written over: the journal holds
+    // what it was.
     let cut = Command::new("strace")
         .args(["-f", "-qq", "-o", "/dev/null", "-P"])
         .arg(disk.root().join("vellum.db"))

@@ -1,4 +1,5 @@
-//! Images with the real command: pipes, signals, crashes, full disks, registries with their logins and settings.
+//! Images with the real command: pipes, signals, crashes, full disks, registries with their logins
+//! and settings.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -461,8 +462,9 @@ fn a_pull_over_a_bad_line_ends_well() {
     assert_eq!(id("first"), id("second"));
 }
 
-/// A commit must not wait for what could have been on its way for long: big files are sent to disk while the layer is still being read.
-/// The request may be refused; only the sync at the end counts.
+/// A commit must not wait for what could have been on its way for long: big files are sent to disk
+/// while the layer is still being read. The request may be refused; only the sync at the end
+/// counts.
 #[test]
 fn a_layer_goes_to_disk_while_it_is_read() {
     let Some(world) = World::new().filter(|_| fault::available()) else {

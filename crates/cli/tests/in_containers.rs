@@ -1,5 +1,6 @@
-//! Podman and Buildah in a container, on nothing but the container's own file system, as most builds in CI run: what they build with
-//! Vellum as their mount program is what the kernel's overlay gives them on a disk.
+//! Podman and Buildah in a container, on nothing but the container's own file system, as most
+//! builds in CI run: what they build with Vellum as their mount program is what the kernel's
+//! overlay gives them on a disk.
 
 mod support;
 
@@ -14,9 +15,11 @@ use vellum_testkit::{needs_root, untested};
 
 const SCENARIO: &str = include_str!("support/nested_scenario.sh");
 
-/// What makes a root directory of a container into one whose programs are this machine's, and a user in it.
+/// What makes a root directory of a container into one whose programs are this machine's, and a
+/// user in it.
 ///
-/// A container without CAP_SYS_ADMIN needs `newuidmap` with file capabilities: set-user-id root is not the owner of the user's namespace.
+/// A container without CAP_SYS_ADMIN needs `newuidmap` with file capabilities: set-user-id root is
+/// not the owner of the user's namespace.
 const ROOT: &str = r#"
     set -e; mkdir -p root/usr root/etc root/var/tmp root/run root/tmp root/proc root/sys root/dev root/root root/home/user root/opt/bin root/build
     for name in bin sbin lib lib64; do [ ! -e /usr/$name ] || ln -s usr/$name root/$name; done

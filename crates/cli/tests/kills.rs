@@ -1,4 +1,5 @@
-//! Commands on containers killed at their system calls: nothing is ever half there, and the next command goes on.
+//! Commands on containers killed at their system calls: nothing is ever half there, and the next
+//! command goes on.
 
 mod support;
 
@@ -12,9 +13,11 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Kills `args` at the first call of each kind, the third, the seventh and so on; `after` looks at what is left.
+/// Kills `args` at the first call of each kind, the third, the seventh and so on; `after` looks at
+/// what is left.
 ///
-/// `before` makes what the command works on, and returns its name. Returns how many runs were killed.
+/// `before` makes what the command works on, and returns its name. Returns how many runs were
+/// killed.
 fn killed(
     world: &World,
     before: impl Fn(&World, &str),

@@ -179,7 +179,8 @@ fn whatever_the_kernel_made_is_squashed_and_converted_to_the_same() {
         };
         change(&mut rng, &[&base], &middle, &dir("work-of-middle"));
         let mut expect = change(&mut rng, &[&middle, &base], &upper, &work);
-        // A layer holds no sockets, and links of one inode that lie in several layers are several files.
+        // A layer holds no sockets, and links of one inode that lie in several layers are several
+        // files.
         expect.entries.retain(|_, entry| entry.kind != Kind::Socket);
         let ignore = Ignore {
             hard_links: true,
@@ -253,7 +254,8 @@ fn whatever_the_kernel_made_is_squashed_and_converted_to_the_same() {
     }
 }
 
-/// Killed at any change it makes to the disk, a conversion in place leaves the old layer or the new one, and the next one finishes.
+/// Killed at any change it makes to the disk, a conversion in place leaves the old layer or the new
+/// one, and the next one finishes.
 #[test]
 fn a_conversion_killed_anywhere_leaves_the_old_layer_or_the_new() {
     let Some(world) = World::new() else { return };

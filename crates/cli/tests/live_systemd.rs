@@ -1,5 +1,6 @@
-//! The slow tier: the node's installer and the units under a systemd that runs, with Debian's containerd and Docker.
-//! `make test-slow` runs it. What happens inside is in `support/systemd_scenario.sh`.
+//! The slow tier: the node's installer and the units under a systemd that runs, with Debian's
+//! containerd and Docker. `make test-slow` runs it. What happens inside is in
+//! `support/systemd_scenario.sh`.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,7 +1,8 @@
 //! Commands that meet: one reads what another one is changing or removing at that moment.
 //!
-//! Every reading command is run beside every changing one, again and again. Whatever the moment, the reader either gives its answer or says
-//! that the thing is not there; it never speaks of damage, and a listing never fails for one that vanished.
+//! Every reading command is run beside every changing one, again and again. Whatever the moment,
+//! the reader either gives its answer or says that the thing is not there; it never speaks of
+//! damage, and a listing never fails for one that vanished.
 
 mod support;
 
@@ -62,7 +63,8 @@ fn judge(reader: &[&str], changer: &str, said: &Said) -> Result<(), String> {
     }
 }
 
-/// The changing commands, each a round that leaves the world as it found it, more or less: what it takes away it brings back.
+/// The changing commands, each a round that leaves the world as it found it, more or less: what it
+/// takes away it brings back.
 fn changers(archive: &Path) -> Vec<(&'static str, Vec<Vec<String>>)> {
     let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let load = format!("load --input {}", archive.display());

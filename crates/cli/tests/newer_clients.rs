@@ -1,5 +1,5 @@
-//! The slow tier: container tools of Debian's next release (dockerd 28 with containerd's image store,
-//! podman 5), in a root file system of their own. `make test-slow` runs it.
+//! The slow tier: container tools of Debian's next release (dockerd 28 with containerd's image
+//! store, podman 5), in a root file system of their own. `make test-slow` runs it.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,6 @@
-//! The slow tier: containerd 2 with Vellum's snapshotter and differ, and dockerd 28 on them, in a root file system of their own.
-//! `make test-slow` runs it. What happens inside is in `support/*.sh`.
+//! The slow tier: containerd 2 with Vellum's snapshotter and differ, and dockerd 28 on them, in a
+//! root file system of their own. `make test-slow` runs it. What happens inside is in
+//! `support/*.sh`.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,6 +1,8 @@
-//! The slow tier: the kubelet's interface of containerd 2, in a root file system of its own, configured by `vellum node install`. `make test-slow` runs it.
+//! The slow tier: the kubelet's interface of containerd 2, in a root file system of its own,
+//! configured by `vellum node install`. `make test-slow` runs it.
 //!
-//! The client is outside (`support/cri.rs`), the daemons are inside; sockets lie in the directory that both see.
+//! The client is outside (`support/cri.rs`), the daemons are inside; sockets lie in the directory
+//! that both see.
 
 #[path = "support/cri.rs"]
 mod kubelet;
@@ -37,8 +39,9 @@ struct Node {
 }
 
 impl Node {
-    /// Installs Vellum on a node whose containerd has its own default configuration, and starts both with the two images there. With `remap_ids` both are
-    /// told that ids are mapped by the kernel; `vellum_flags` go before the verb.
+    /// Installs Vellum on a node whose containerd has its own default configuration, and starts
+    /// both with the two images there. With `remap_ids` both are told that ids are mapped by the
+    /// kernel; `vellum_flags` go before the verb.
     fn start(name: &str, vellum_flags: &str, remap_ids: bool) -> Option<Self> {
         if std::env::var_os("VELLUM_SLOW").is_none() {
             untested(name, "only in the slow tier: make test-slow");
@@ -104,7 +107,8 @@ fn with_capability(config: &str) -> String {
     document.to_string()
 }
 
-/// containerd's default configuration with its places moved into `dir`, and without what a test can't have.
+/// containerd's default configuration with its places moved into `dir`, and without what a test
+/// can't have.
 fn of_the_test(default: &str, dir: &str) -> String {
     let mut config = default.to_owned();
     let changes = [
@@ -162,7 +166,8 @@ impl Node {
             self.kubelet.remove_image(image);
             assert!(self.kubelet.image(image).is_none());
         }
-        // Whatever is collected is collected by the next garbage collection that containerd sees reason for.
+        // Whatever is collected is collected by the next garbage collection that containerd sees
+        // reason for.
         self.inside(
             r#"
             nothing_left() {
@@ -233,7 +238,8 @@ fn pods_run(name: &str, vellum_flags: &str, mounted: &str) {
     );
     node.inside("wait_for grep -q 'stdout F begun' /exchange/logs/first.log");
 
-    // What it wrote, and what images take, is counted; where, is the store that the kubelet watches.
+    // What it wrote, and what images take, is counted; where, is the store that the kubelet
+    // watches.
     let (bytes, inodes) = node.kubelet.written(&first, 3_000_000);
     assert!(
         bytes < 6_000_000 && (2..50).contains(&inodes),

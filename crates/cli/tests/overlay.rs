@@ -1,4 +1,5 @@
-//! Mounts of Vellum's own engine through every name and by every kind of user, and layers without a mount.
+//! Mounts of Vellum's own engine through every name and by every kind of user, and layers without a
+//! mount.
 
 mod support;
 
@@ -460,7 +461,8 @@ fn a_layer_that_holds_the_mount_point_shows_it_as_an_empty_directory() {
 #[test]
 fn as_fuse_overlayfs_it_is_called_as_its_callers_do() {
     let Some(world) = World::new() else { return };
-    // containers/storage: relative layers, an empty option, options nobody knows; containerd, through mount.fuse3: with a source.
+    // containers/storage: relative layers, an empty option, options nobody knows; containerd,
+    // through mount.fuse3: with a source.
     for call in [
         "names/fuse-overlayfs -o lowerdir=top:base,upperdir=upper,workdir=work,,volatile,lazytime,shiny=1 merged",
         "names/fuse-overlayfs overlay merged -o lowerdir=top:base,upperdir=upper,workdir=work,rw,dev,suid",
@@ -590,7 +592,8 @@ fn marks_of_strangers_are_not_followed() {
     assert_eq!(read(&world.at("merged/moved/inner/file")), "deep\n");
 }
 
-/// Our engine's record stands beside the layer, so somebody who can write there could claim to be it.
+/// Our engine's record stands beside the layer, so somebody who can write there could claim to be
+/// it.
 #[test]
 fn a_strangers_record_of_a_layer_is_not_believed() {
     let Some(world) = World::new() else { return };
@@ -679,7 +682,8 @@ fn podman_uses_it_as_mount_program_and_the_kernel_mounts_the_upper_afterwards() 
     ];
     let run = |first: &[&str], last: &[&str]| podman(&[&["run"], first, &limits, last].concat());
     podman(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
-    // For a mount program Podman unpacks whiteouts as .wh. files, which the kernel does not know: an image without any.
+    // For a mount program Podman unpacks whiteouts as .wh. files, which the kernel does not know:
+    // an image without any.
     let layered = podman(&["images", "--quiet"]).trim().to_owned();
     let flat = home.join("flat.tar").display().to_string();
     podman(&["create", "--name", "layered", &layered]);

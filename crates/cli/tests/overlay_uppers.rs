@@ -1,4 +1,5 @@
-//! Uppers that others began: an upper goes on in the dialect of its own marks, and whoever has it next sees what was done.
+//! Uppers that others began: an upper goes on in the dialect of its own marks, and whoever has it
+//! next sees what was done.
 
 mod support;
 
@@ -237,7 +238,8 @@ fn an_upper_goes_on_in_the_dialect_of_its_own_marks() {
         };
         let overlay = overlay.option("redirect_dir", "on").option("index", "on");
         let overlay = match name.contains("userxattr") {
-            // Its marks are in the other namespace, where root's Vellum neither reads nor writes any.
+            // Its marks are in the other namespace, where root's Vellum neither reads nor writes
+            // any.
             true => continue,
             false => overlay,
         };
@@ -290,7 +292,8 @@ fn fuse_overlayfs_sees_what_is_below_an_upper_of_ours() {
     });
 }
 
-/// Three uppers, one after the other on those before, each with a work directory of another name beside it.
+/// Three uppers, one after the other on those before, each with a work directory of another name
+/// beside it.
 #[test]
 fn uppers_go_on_as_lower_layers_whatever_their_work_directories_are_called() {
     let Some(world) = World::new() else { return };
@@ -345,7 +348,8 @@ fn uppers_go_on_as_lower_layers_whatever_their_work_directories_are_called() {
     shown.assert_same(&Tree::read(&target).unwrap(), Ignore::default());
     world.scratch.unmount(&target);
 
-    // A neighbour that knows the inode number alone may be an archive that claims to be a work directory.
+    // A neighbour that knows the inode number alone may be an archive that claims to be a work
+    // directory.
     let record = world.at("w1/vellum/layer");
     let text = read(&record);
     let (before, born) = text.split_once("\"upper_born\":[").unwrap();
@@ -405,7 +409,8 @@ fn a_lower_layer_with_files_copied_in_part_is_told_at_the_mount() {
     world.scratch.unmount(&merged);
 }
 
-/// A directory on the kernel's overlay, as a container's file system is, with two layers, an upper and a work directory in it.
+/// A directory on the kernel's overlay, as a container's file system is, with two layers, an upper
+/// and a work directory in it.
 fn in_a_container(world: &World) -> (PathBuf, String) {
     for dir in ["c/lower", "c/upper", "c/work", "c/merged"] {
         world.scratch.dir(dir);
@@ -484,7 +489,8 @@ fn where_no_device_0_0_can_be_made_names_are_hidden_by_files() {
     world.scratch.unmount(&merged);
     wait_free(&world.at("c/merged/up"));
 
-    // The kernel's overlay on the same directories, were it to mount there, must not show what was removed.
+    // The kernel's overlay on the same directories, were it to mount there, must not show what was
+    // removed.
     let overlay = Overlay {
         lowers: vec![world.at("c/merged/low")],
         upper: Some((world.at("c/merged/up"), world.at("c/merged/work"))),
@@ -556,8 +562,9 @@ fn a_union_on_a_union_needs_no_options() {
     wait_free(&outer.join("in/up"));
 }
 
-/// The same random changes in a union on a union, as it is without options, and in one on a disk that has what the other can have:
-/// no devices 0:0, so that directories from below don't move, and no file handles, so that nothing indexes hard links.
+/// The same random changes in a union on a union, as it is without options, and in one on a disk
+/// that has what the other can have: no devices 0:0, so that directories from below don't move, and
+/// no file handles, so that nothing indexes hard links.
 #[test]
 fn a_union_stands_on_a_union() {
     let Some(world) = World::new() else { return };

@@ -1,4 +1,5 @@
-//! A plain user mounts Vellum's own engine: through fusermount3, in a namespace of his own, and for Podman.
+//! A plain user mounts Vellum's own engine: through fusermount3, in a namespace of his own, and for
+//! Podman.
 
 mod support;
 

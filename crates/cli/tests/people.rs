@@ -1,4 +1,5 @@
-//! What people and scripts rely on: exit codes, error texts, JSON fields, settings, signals, pipes, many commands at once.
+//! What people and scripts rely on: exit codes, error texts, JSON fields, settings, signals, pipes,
+//! many commands at once.
 
 mod support;
 

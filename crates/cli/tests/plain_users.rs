@@ -1,5 +1,5 @@
-//! A plain user's union does what an ordinary directory of the user's does: through fusermount3, in a namespace with one id,
-//! and in one with subordinate ids.
+//! A plain user's union does what an ordinary directory of the user's does: through fusermount3, in
+//! a namespace with one id, and in one with subordinate ids.
 
 mod support;
 
@@ -70,7 +70,8 @@ impl World {
         at
     }
 
-    /// Mounts `lower`, runs a command of the shell beside it and unmounts; returns its standard output.
+    /// Mounts `lower`, runs a command of the shell beside it and unmounts; returns its standard
+    /// output.
     fn beside_the_union(&self, setting: Setting, command: &str) -> String {
         let vellum = self.program.display();
         let script = format!(
@@ -93,8 +94,8 @@ impl World {
     }
 }
 
-/// The same random changes in the union and in a directory: modes, ACLs, capabilities, attributes, owners and names, on a tree that
-/// has all of these, foreign ones too in every third one.
+/// The same random changes in the union and in a directory: modes, ACLs, capabilities, attributes,
+/// owners and names, on a tree that has all of these, foreign ones too in every third one.
 fn all_is_as_in_a_directory(setting: Setting) {
     let Some(world) = World::new() else { return };
     let (seeds, count) = match std::env::var_os("VELLUM_SLOW") {

@@ -1,4 +1,5 @@
-//! Podman and Buildah with Vellum as their mount program: what they show, save and build is what the kernel's overlay gives them.
+//! Podman and Buildah with Vellum as their mount program: what they show, save and build is what
+//! the kernel's overlay gives them.
 
 mod support;
 
@@ -189,7 +190,8 @@ fn a_plain_user_of_newer_podman_and_buildah_gets_the_same_from_vellum_as_from_th
     assert_same(&kernel, &vellum);
 }
 
-/// Three mappings: one with ids that may be either side's, one apart from those on disk, and one that Podman chooses.
+/// Three mappings: one with ids that may be either side's, one apart from those on disk, and one
+/// that Podman chooses.
 const PLAIN_IDS: &str = r#"
 set -eu
 podman() {

@@ -1,7 +1,8 @@
 //! Who reads an upper of ours as it was meant: the table in docs/overlay.md, cell by cell.
 //!
-//! Each row of the table is an upper that one kind of change has made, each column a reader. The test makes the upper, has the reader show
-//! it, and compares what it shows with what the union showed; the table must say the same.
+//! Each row of the table is an upper that one kind of change has made, each column a reader. The
+//! test makes the upper, has the reader show it, and compares what it shows with what the union
+//! showed; the table must say the same.
 
 mod support;
 
@@ -154,7 +155,8 @@ fn reads(reader: &Reader, world: &World, row: &Row, wanted: &Tree) -> Option<&'s
                 upper: Some((world.at("upper"), world.at("work"))),
                 ..Overlay::default()
             };
-            // With attributes of users the kernel takes neither of the two, and asking for them is an error.
+            // With attributes of users the kernel takes neither of the two, and asking for them is
+            // an error.
             let asked = options.iter().filter(|(_, value)| {
                 row.options != "userxattr" || matches!(*value, "on" | "follow")
             });

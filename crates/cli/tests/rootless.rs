@@ -93,7 +93,8 @@ impl Drop for World {
     }
 }
 
-/// Makes a docker-archive of two layers with what a plain user may not make, and returns its path and the diff IDs.
+/// Makes a docker-archive of two layers with what a plain user may not make, and returns its path
+/// and the diff IDs.
 fn archive(world: &World) -> (PathBuf, Vec<String>) {
     let at = |path: &str| world.scratch.join(path);
     let base = world.scratch.dir("base");
@@ -178,7 +179,8 @@ fn a_plain_user_works_from_archive_to_archive() {
     let (archive, ids) = archive(&world);
     world.ok(&["load", "--quiet", "--input", archive.to_str().unwrap()]);
 
-    // In the store everything belongs to the user or his subordinate ids; what he may not make is a record.
+    // In the store everything belongs to the user or his subordinate ids; what he may not make is a
+    // record.
     let overlay2 = world.store().join("overlay2");
     let (uid, first) = (world.user.id, world.user.first_subid);
     let mut seen = Vec::new();
@@ -267,7 +269,8 @@ fn a_plain_user_works_from_archive_to_archive() {
     world.ok(&["rm", "--force", "box"]);
 }
 
-/// Saves an image and returns the digests of all files in the archive, and what tar lists of those that are tars.
+/// Saves an image and returns the digests of all files in the archive, and what tar lists of those
+/// that are tars.
 #[track_caller]
 fn saved(world: &World, image: &str) -> (Vec<String>, String) {
     let saved = world.user.home().join("saved.tar");
@@ -484,7 +487,8 @@ fn a_plain_users_containers_mount_again_when_the_holder_is_gone() {
     world.ok(&["rm", "--force", "box"]);
 }
 
-/// The kernel refuses a plain user's mounts redirects and metacopies; the engine doesn't, and keeps what they write from the kernel.
+/// The kernel refuses a plain user's mounts redirects and metacopies; the engine doesn't, and keeps
+/// what they write from the kernel.
 #[test]
 fn a_plain_users_containers_rename_directories_on_vellums_engine() {
     let Some(world) = World::new() else { return };

@@ -1,6 +1,7 @@
-//! Round after round with the real command: an image, a container, random changes, a diff, a commit, and a container of
-//! the new image must look like the first. Directories are renamed, attributes changed without data, hard links made,
-//! deleted directories made anew: whatever the upper holds, the image is plain.
+//! Round after round with the real command: an image, a container, random changes, a diff, a
+//! commit, and a container of the new image must look like the first. Directories are renamed,
+//! attributes changed without data, hard links made, deleted directories made anew: whatever the
+//! upper holds, the image is plain.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -52,7 +53,8 @@ impl World {
         PathBuf::from(OsStr::from_bytes(&self.ok(&["mount", container])))
     }
 
-    /// Unmounts. Another test's child, between fork and exec, may hold a descriptor of ours for a moment.
+    /// Unmounts. Another test's child, between fork and exec, may hold a descriptor of ours for a
+    /// moment.
     fn unmount(&self, container: &str) {
         for _ in 0..100 {
             if self
@@ -127,7 +129,8 @@ fn run(name: &str, driver: &'static str, options: &'static [&'static str], round
             let root = world.mounted(&from, &container);
             let before = Tree::read(&root).unwrap();
             Churn::ALL.run(&mut rng, &root, 60);
-            // A new mount: the kernel shows a name whose link it has broken as still linked while it remembers it.
+            // A new mount: the kernel shows a name whose link it has broken as still linked while
+            // it remembers it.
             world.unmount(&container);
             let root = PathBuf::from(OsStr::from_bytes(&world.ok(&["mount", &container])));
             let after = Tree::read(&root).unwrap();
@@ -251,8 +254,9 @@ fn a_socket_in_a_files_place_leaves_nothing() {
     }
 }
 
-/// The directory of one name moves, that of the other stays: for the kernel both are the one lower file, and so they
-/// must be in the image. The directory of the name that stayed keeps its mode in the layer.
+/// The directory of one name moves, that of the other stays: for the kernel both are the one lower
+/// file, and so they must be in the image. The directory of the name that stayed keeps its mode in
+/// the layer.
 #[test]
 fn a_name_left_behind_by_a_moved_directory_stays_linked() {
     if !needs_root("commits of mounted containers") {

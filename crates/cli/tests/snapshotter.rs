@@ -362,7 +362,8 @@ fn mount_options_say_what_another_program_s_differ_needs() {
         );
     }
     assert_eq!(value(mount, "lowerdir=").split(':').count(), 2);
-    // An unpacker is never handed something read-only, which would mean that the layer is there already.
+    // An unpacker is never handed something read-only, which would mean that the layer is there
+    // already.
     let target = labels(&[("containerd.io/snapshot.ref", "sha256:00")]);
     for (key, parent) in [("a", ""), ("b", "one")] {
         let mounts = c.prepare_with(key, parent, target.clone()).unwrap();

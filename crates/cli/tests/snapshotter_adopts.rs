@@ -1,5 +1,5 @@
-//! Layers of Vellum's own images under a client of the snapshotter: it is told that they are there and unpacks nothing, and neither side loses
-//! what the other one removes.
+//! Layers of Vellum's own images under a client of the snapshotter: it is told that they are there
+//! and unpacks nothing, and neither side loses what the other one removes.
 
 #[path = "support/snapshotter.rs"]
 mod server;
@@ -153,12 +153,14 @@ fn layers_of_vellum_s_own_images_are_adopted() {
 struct Unpacker {
     /// 2.3 and later: layers are prepared without their parents, which the commits name.
     parallel: bool,
-    /// 2.4 and later: an answer whose last mount is read-only holds the layer already. Before, the apply fails there.
+    /// 2.4 and later: an answer whose last mount is read-only holds the layer already. Before, the
+    /// apply fails there.
     knows_staged: bool,
 }
 
 impl Unpacker {
-    /// Unpacks an image whose layers each add a file called after them. Returns the image's top, and which layers were fetched and applied.
+    /// Unpacks an image whose layers each add a file called after them. Returns the image's top,
+    /// and which layers were fetched and applied.
     fn unpack(self, c: &Client, namespace: &str, chains: &[String]) -> (String, Vec<usize>) {
         let mut applied = Vec::new();
         let mut waiting = Vec::new();
@@ -213,7 +215,8 @@ impl Unpacker {
     }
 }
 
-/// Unless it is set that all clients know staged layers, a parallel unpacking adopts the lowest layer alone; it always gets the whole image.
+/// Unless it is set that all clients know staged layers, a parallel unpacking adopts the lowest
+/// layer alone; it always gets the whole image.
 #[test]
 fn every_unpacker_gets_the_whole_image_and_nothing_read_only_by_accident() {
     unpack_with(&[]);
@@ -254,7 +257,8 @@ fn a_staged_layer_is_committed_on_its_own_parent_only_and_outlives_vellums_image
         (info.parent.as_str(), &info.labels),
         (one.as_str(), &target(&above))
     );
-    // A chain on another than Vellum's, a parent that is named, a chain that Vellum lacks: these are unpacked.
+    // A chain on another than Vellum's, a parent that is named, a chain that Vellum lacks: these
+    // are unpacked.
     let on_other = labels(&[
         (REF, above.as_str()),
         ("containerd.io/snapshot/parent-chain-id", above.as_str()),
@@ -364,7 +368,8 @@ fn only_the_same_chain_on_the_same_chain_is_adopted() {
     };
     let c = server.client();
     let [below, above] = two_layers(&server);
-    // On nothing, on a layer that says nothing, and on another chain the same changes are another layer.
+    // On nothing, on a layer that says nothing, and on another chain the same changes are another
+    // layer.
     c.prepare_with("a", "", target(&above)).unwrap();
     c.layer("silent", "");
     c.prepare_with("b", "silent", target(&above)).unwrap();

@@ -1,4 +1,5 @@
-//! The server's life: killed at any point, asked by many at once, told to read its settings anew, watched.
+//! The server's life: killed at any point, asked by many at once, told to read its settings anew,
+//! watched.
 
 #[path = "support/snapshotter.rs"]
 mod server;
@@ -435,7 +436,8 @@ fn containerd_never_sees_what_is_vellum_s_own_and_the_other_way_round() {
     assert!(c.mounts("active").is_ok());
     c.commit_on("more", "active", Labels::new(), "").unwrap();
     run(server.vellum().args(["rm", "box"])).unwrap();
-    // What uses the disk is told by containerd's own keys, and nothing of it as what a collection would free.
+    // What uses the disk is told by containerd's own keys, and nothing of it as what a collection
+    // would free.
     let text = run(server.vellum().args(["df", "--verbose"])).unwrap();
     assert!(
         text.contains("containerd/theirs") && text.contains("containerd/more"),

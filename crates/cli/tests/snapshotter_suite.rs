@@ -8,7 +8,8 @@ use vellum_testkit::untested;
 
 /// What is served in turn: the name the suite runs under, and the command's flags.
 ///
-/// By the name the suite leaves out what overlayfs can't do: containerd 2's renames of directories of a lower layer.
+/// By the name the suite leaves out what overlayfs can't do: containerd 2's renames of directories
+/// of a lower layer.
 const SERVED: [(&str, &str); 4] = [
     ("fuse-overlayfs", "--engine vellum"),
     ("overlayfs", ""),

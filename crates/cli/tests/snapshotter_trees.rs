@@ -1,4 +1,5 @@
-//! What trees show that were made through the snapshotter: marks, attributes, links, limits and ids, mounted as clients mount them.
+//! What trees show that were made through the snapshotter: marks, attributes, links, limits and
+//! ids, mounted as clients mount them.
 
 #[path = "support/snapshotter.rs"]
 mod server;
@@ -58,13 +59,15 @@ fn a_layer_unpacked_before_its_parent_keeps_whiteouts_and_directories_keep_their
 
     let target = labels(&[(REF, "sha256:22"), (PARENT, "sha256:11")]);
     let mounts = c.prepare_with("top/extract", "", target.clone()).unwrap();
-    // One overlay with an upper: unpackers write marks into it, which they do not with a plain directory.
+    // One overlay with an upper: unpackers write marks into it, which they do not with a plain
+    // directory.
     assert_eq!(mounts[0].r#type, "overlay");
     assert_eq!(c.mounts("top/extract").unwrap(), mounts);
     let empty = value(&mounts[0], "lowerdir=");
     assert_eq!(fs::read_dir(empty).unwrap().count(), 0);
     let top = upper(&mounts);
-    // As containerd's unpacker leaves it: directories without an entry are made up, listed ones have their times.
+    // As containerd's unpacker leaves it: directories without an entry are made up, listed ones
+    // have their times.
     fs::create_dir_all(top.join("odd/deep")).unwrap();
     hide(&top.join("odd/gone"));
     fs::write(top.join("odd/deep/new"), "new").unwrap();
@@ -101,7 +104,8 @@ fn a_layer_unpacked_before_its_parent_keeps_whiteouts_and_directories_keep_their
     assert_eq!(seen.3, [false, true, true, true, false]);
     server.assert_sound();
 
-    // Trees that hold everything can't be put on a parent afterwards, and that is said before anything is unpacked.
+    // Trees that hold everything can't be put on a parent afterwards, and that is said before
+    // anything is unpacked.
     let Some(native) = Server::start(&["--storage-driver", "native"], &[]) else {
         return;
     };
@@ -183,7 +187,8 @@ fn attributes_and_links_are_kept_across_layers() {
         assert_eq!(seen.1.unwrap(), "2", "{flags:?}");
         assert_eq!(seen.2.unwrap(), 0, "{flags:?}");
         assert_eq!(seen.3, 0o4711, "{flags:?}");
-        // The kernel's overlay may break the link at the rename's copy-up; whatever it shows is there.
+        // The kernel's overlay may break the link at the rename's copy-up; whatever it shows is
+        // there.
         assert!(seen.4.is_ok() && seen.5.is_ok(), "{flags:?}");
         assert_eq!(seen.6.unwrap(), Path::new("dir/old"), "{flags:?}");
         assert!(seen.7, "{flags:?}: a view can be written");
@@ -245,7 +250,8 @@ fn owners_are_shown_as_the_labels_map_them() {
         unmount(&at);
         assert_eq!(seen, [100000; 3]);
     }
-    // With it, the options are those that the client's mounts take, and the upper is the mapped root's.
+    // With it, the options are those that the client's mounts take, and the upper is the mapped
+    // root's.
     let Some(server) = Server::start(&[], &["--remap-ids"]) else {
         return;
     };
@@ -293,7 +299,8 @@ fn owners_that_a_client_mapped_itself_are_not_mapped_again() {
         let c = server.client();
         c.layer("base", "");
         let at = server.home.join("mnt");
-        // What containerd does where it was told of no `remap-ids`: a copy with other owners, and the labels all the same.
+        // What containerd does where it was told of no `remap-ids`: a copy with other owners, and
+        // the labels all the same.
         mount_at(&c.prepare("copy-remap", "base").unwrap(), &at);
         run(Command::new("chown")
             .args(["-hR", "100000:100000"])

@@ -1,4 +1,5 @@
-//! A store that others may reach into: its directories open to them, owned by them, or led out of it by a link or a mount.
+//! A store that others may reach into: its directories open to them, owned by them, or led out of
+//! it by a link or a mount.
 
 mod support;
 
@@ -72,7 +73,8 @@ fn canary(world: &World, of: &Path) -> PathBuf {
     outside
 }
 
-/// Runs everything that changes a store, most of which has to be refused by name while `path` is not the store's own.
+/// Runs everything that changes a store, most of which has to be refused by name while `path` is
+/// not the store's own.
 #[track_caller]
 fn refused_by_name(world: &World, image: &Path, path: &Path, outside: &Path) {
     let before = Tree::read(outside).unwrap();

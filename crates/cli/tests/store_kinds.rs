@@ -1,9 +1,12 @@
-//! Whatever stands in the place of a file or directory of the store, no command hangs, dies, or touches anything outside.
+//! Whatever stands in the place of a file or directory of the store, no command hangs, dies, or
+//! touches anything outside.
 //!
-//! Each place of a store is taken by each kind of thing: pipes, sockets, devices, links, directories, files of the wrong length or
-//! content. Then every command is run on it, one after the other, each of which has to end by itself. A tree outside, which the links lead
-//! to and whose names are those that a collection would take, has to stay as it is. With `VELLUM_SLOW=1` all places meet all kinds, with
-//! every storage driver; otherwise each place meets three, chosen so that each kind is met.
+//! Each place of a store is taken by each kind of thing: pipes, sockets, devices, links,
+//! directories, files of the wrong length or content. Then every command is run on it, one after
+//! the other, each of which has to end by itself. A tree outside, which the links lead to and whose
+//! names are those that a collection would take, has to stay as it is. With `VELLUM_SLOW=1` all
+//! places meet all kinds, with every storage driver; otherwise each place meets three, chosen so
+//! that each kind is met.
 
 mod support;
 
@@ -49,7 +52,8 @@ struct Ended {
 }
 
 impl Store {
-    /// A store with an image of two layers, a container, a volume, a blob that is kept, and notes of its engine.
+    /// A store with an image of two layers, a container, a volume, a blob that is kept, and notes
+    /// of its engine.
     fn new(driver: &'static str) -> Self {
         let scratch = Scratch::new();
         let image = small(&scratch);
@@ -314,7 +318,8 @@ fn cell(store: &Store, place: &Path, kind: &str) -> u64 {
         );
         let now = Tree::read(&canary).unwrap();
         assert_eq!(now, before, "{args:?} with a {kind} at {}", place.display());
-        // A link that leads out is named by a check, unless an earlier command has put the right thing in its place.
+        // A link that leads out is named by a check, unless an earlier command has put the right
+        // thing in its place.
         let is_link = fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink());
         if args == ["check"] && kind == "link outside" && is_link && is_own(place) {
             let name = place.strip_prefix("base").unwrap().to_str().unwrap();
@@ -338,7 +343,8 @@ fn cell(store: &Store, place: &Path, kind: &str) -> u64 {
     commands.len() as u64
 }
 
-/// True for what a check looks at: not litter that a sweep takes, nor what only one command uses, nor a name without content.
+/// True for what a check looks at: not litter that a sweep takes, nor what only one command uses,
+/// nor a name without content.
 fn is_own(place: &Path) -> bool {
     let name = place.to_str().unwrap();
     let others = [

@@ -1,4 +1,5 @@
-//! What goes wrong around a store, with the real command: things mounted over it, trees in use, reboots, moved disks.
+//! What goes wrong around a store, with the real command: things mounted over it, trees in use,
+//! reboots, moved disks.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,8 @@ use vellum_testkit::scratch::unmount;
 use vellum_testkit::tree::Ignore;
 use vellum_testkit::{FsKind, Scratch, Tree, needs_root, untested};
 
-/// A store with its run directory, and a directory tree to make containers from. Everything is unmounted at the end.
+/// A store with its run directory, and a directory tree to make containers from. Everything is
+/// unmounted at the end.
 struct World {
     scratch: Scratch,
     root: PathBuf,
@@ -499,7 +501,8 @@ fn a_foreign_mount_over_a_container_is_neither_taken_for_it_nor_taken_away() {
     );
 }
 
-/// A docker-archive of `count` layers: each has a file of its own and replaces the one they all have.
+/// A docker-archive of `count` layers: each has a file of its own and replaces the one they all
+/// have.
 fn tall_image(world: &World, count: usize) -> PathBuf {
     let mut ids = Vec::new();
     let mut members = Vec::new();

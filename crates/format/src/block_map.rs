@@ -1,15 +1,16 @@
-//! The map of a file that is copied up block by block: which blocks are in the upper layer, and which are still read
-//! from the lower file.
+//! The map of a file that is copied up block by block: which blocks are in the upper layer, and
+//! which are still read from the lower file.
 //!
-//! A header that names the lower file, then records of 64 bytes, appended and never changed. Each record is checked by
-//! itself (CRC-32C over the map's id, its own number and its content), so that a changed, moved or foreign record is
-//! told from a good one. A *barrier* says that the data of everything before it is on disk; it is written twice, so
-//! that damage to one of the two can't pass for a crash before it. What follows the last barrier counts only in the
-//! [`Epoch`] it was written in: in another one, the data may never have reached the disk, and those blocks are again
+//! A header that names the lower file, then records of 64 bytes, appended and never changed. Each
+//! record is checked by itself (CRC-32C over the map's id, its own number and its content), so that
+//! a changed, moved or foreign record is told from a good one. A *barrier* says that the data of
+//! everything before it is on disk; it is written twice, so that damage to one of the two can't
+//! pass for a crash before it. What follows the last barrier counts only in the [`Epoch`] it was
+//! written in: in another one, the data may never have reached the disk, and those blocks are again
 //! what the lower file has. So a crash leaves old or new, never zeros.
 //!
-//! What can't be read is an error, except where a crash of the machine explains it. Changing the layout makes the
-//! unsettled files of existing uppers unreadable.
+//! What can't be read is an error, except where a crash of the machine explains it. Changing the
+//! layout makes the unsettled files of existing uppers unreadable.
 
 mod record;
 mod set;
@@ -27,7 +28,8 @@ use record::crc32c;
 /// The first bytes of every map.
 const MAGIC: &[u8; 8] = b"VLMBLOCK";
 const VERSION: u32 = 1;
-/// Magic, version, length, block size, layer, id, then ino, upper ino, size, mtime (12), handle kind and length.
+/// Magic, version, length, block size, layer, id, then ino, upper ino, size, mtime (12), handle
+/// kind and length.
 const FIXED_BYTES: usize = 8 + 4 * 4 + 16 + 8 * 3 + 12 + 8;
 /// A path in a layer is as long as its depth allows; a union is read to 16 KiB.
 const HEADER_MAX_BYTES: usize = 64 * 1024;
@@ -40,18 +42,21 @@ pub const BLOCK_MAX_BYTES: u32 = 64 * 1024;
 /// The most blocks of one file: 16 TiB of the largest, for which a set of blocks takes 32 MiB.
 const BLOCKS_MAX: u64 = 1 << 28;
 
-/// Returns whether a lower file of `size_bytes` can have a map. A larger one, as sparse files can be, is copied whole.
+/// Returns whether a lower file of `size_bytes` can have a map. A larger one, as sparse files can
+/// be, is copied whole.
 pub fn fits(size_bytes: u64) -> bool {
     size_bytes.div_ceil(block_bytes_for(size_bytes).into()) <= BLOCKS_MAX
 }
 
-/// Returns the block size for a lower file of `size_bytes`: as small as keeps it to a million blocks, within limits.
+/// Returns the block size for a lower file of `size_bytes`: as small as keeps it to a million
+/// blocks, within limits.
 pub fn block_bytes_for(size_bytes: u64) -> u32 {
     let wanted = (size_bytes >> 20).next_power_of_two();
     wanted.clamp(BLOCK_MIN_BYTES.into(), BLOCK_MAX_BYTES.into()) as u32
 }
 
-/// Returns the map's name in the value of a mark, or `None` if it is none. See [`BlockMapHeader::name`].
+/// Returns the map's name in the value of a mark, or `None` if it is none. See
+/// [`BlockMapHeader::name`].
 pub fn parse_name(value: &[u8]) -> Option<Box<str>> {
     let digits = value.len() == 32
         && value
@@ -97,7 +102,8 @@ impl BlockMapHeader {
         self.id.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Returns the bytes of the header, a multiple of [`RECORD_BYTES`]. Errors if path or handle are too long.
+    /// Returns the bytes of the header, a multiple of [`RECORD_BYTES`]. Errors if path or handle
+    /// are too long.
     pub fn encode(&self) -> Result<Vec<u8>, MarkError> {
         let (kind, handle) = match &self.lower.handle {
             Some((kind, bytes)) => (*kind, bytes.as_slice()),
@@ -212,8 +218,8 @@ pub struct BlockMap {
     pub records: u64,
     /// There are records behind the last barrier.
     pub pending: bool,
-    /// Records behind the last barrier were left out, since they are of another epoch, or a barrier is damaged: the
-    /// map has to be written anew before anything is appended.
+    /// Records behind the last barrier were left out, since they are of another epoch, or a barrier
+    /// is damaged: the map has to be written anew before anything is appended.
     pub tail_left_out: bool,
 }
 
@@ -234,8 +240,8 @@ impl BlockMap {
 
     /// Recognises a whole map, in the epoch of now.
     ///
-    /// Errors on whatever a crash can't explain: damage before the last barrier, and, within the epoch, anywhere. A
-    /// last record that is not whole was never written, and is left out.
+    /// Errors on whatever a crash can't explain: damage before the last barrier, and, within the
+    /// epoch, anywhere. A last record that is not whole was never written, and is left out.
     pub fn parse(bytes: &[u8], now: Epoch) -> Result<BlockMap, MarkError> {
         let (header, length) = BlockMapHeader::parse(bytes)?;
         let records = bytes[length..].chunks_exact(RECORD_BYTES);
@@ -307,7 +313,8 @@ impl BlockMap {
         shown - self.blocks.count_before(shown)
     }
 
-    /// Returns the records of a map that says the same as briefly as can be, without `Opened` and barrier.
+    /// Returns the records of a map that says the same as briefly as can be, without `Opened` and
+    /// barrier.
     pub fn compact(&self) -> Vec<BlockRecord> {
         let mut records = Vec::new();
         if self.limit_bytes < self.header.lower.size_bytes {

@@ -1,9 +1,10 @@
 //! The digest that names content: of a blob, a layer's tar, a configuration, a chain of layers.
 //!
-//! A digest that came from outside is only ever used after it was parsed here, so its hexadecimal part can serve as a file name: 64
-//! lower-case hex digits, nothing else. The text form is that of the OCI image specification (descriptor.md, "Digests"), and SHA-256 is the
-//! one algorithm understood. What hashes while it reads or writes is elsewhere; this knows bytes only. Changing the text form breaks
-//! the names of all blobs, recipes and records on disk.
+//! A digest that came from outside is only ever used after it was parsed here, so its hexadecimal
+//! part can serve as a file name: 64 lower-case hex digits, nothing else. The text form is that of
+//! the OCI image specification (descriptor.md, "Digests"), and SHA-256 is the one algorithm
+//! understood. What hashes while it reads or writes is elsewhere; this knows bytes only. Changing
+//! the text form breaks the names of all blobs, recipes and records on disk.
 
 use std::fmt;
 use std::str::FromStr;
@@ -37,7 +38,8 @@ impl Digest {
         Self(bytes)
     }
 
-    /// Returns the digest with this hexadecimal part, as it stands in file names. Errors as parsing the whole text does.
+    /// Returns the digest with this hexadecimal part, as it stands in file names. Errors as parsing
+    /// the whole text does.
     pub fn from_hex(hex_digits: &str) -> Result<Self, BadDigest> {
         format!("{}:{hex_digits}", Self::ALGORITHM).parse()
     }
@@ -52,9 +54,11 @@ impl Digest {
         hex::encode(self.0)
     }
 
-    /// Returns the ChainID of a layer with this digest as its diff ID, on the chain `parent` (`None` for a base layer).
+    /// Returns the ChainID of a layer with this digest as its diff ID, on the chain `parent`
+    /// (`None` for a base layer).
     ///
-    /// `sha256(parent + " " + diff_id)` over the text forms; a base layer's ChainID is its diff ID (image specification, config.md).
+    /// `sha256(parent + " " + diff_id)` over the text forms; a base layer's ChainID is its diff ID
+    /// (image specification, config.md).
     pub fn chained_on(&self, parent: Option<&Digest>) -> Digest {
         match parent {
             None => *self,

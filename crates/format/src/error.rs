@@ -1,6 +1,7 @@
 //! The one error of this room: a mark whose bytes are not what the format says.
 //!
-//! It carries the mark's name and what is wrong, never the path: the caller knows where it read the bytes and adds it.
+//! It carries the mark's name and what is wrong, never the path: the caller knows where it read the
+//! bytes and adds it.
 
 /// A mark's value that can't be what any engine writes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,8 +1,10 @@
-//! File handles as overlayfs stores them: in `origin` and `upper` xattrs, and as names in the index directory.
+//! File handles as overlayfs stores them: in `origin` and `upper` xattrs, and as names in the index
+//! directory.
 //!
-//! The handle itself is opaque to us; it is decoded here so that a copied or relocated store can be recognised and the
-//! index be read. Layout (`struct ovl_fb`): version 0, magic 0xfb, total length, flags, handle type, 16 bytes of file
-//! system UUID, then the handle's bytes in the byte order the flags tell.
+//! The handle itself is opaque to us; it is decoded here so that a copied or relocated store can be
+//! recognised and the index be read. Layout (`struct ovl_fb`): version 0, magic 0xfb, total length,
+//! flags, handle type, 16 bytes of file system UUID, then the handle's bytes in the byte order the
+//! flags tell.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -40,8 +42,8 @@ pub struct Handle {
 impl Handle {
     /// Recognises the value of an `origin` or `upper` xattr.
     ///
-    /// `Ok(None)` for the empty value, which says "copied up, but no handle could be had". Errors if lengths, magic,
-    /// version or flags are not what the kernel writes.
+    /// `Ok(None)` for the empty value, which says "copied up, but no handle could be had". Errors
+    /// if lengths, magic, version or flags are not what the kernel writes.
     pub fn parse(value: &[u8]) -> Result<Option<Handle>, MarkError> {
         if value.is_empty() {
             return Ok(None);

@@ -1,7 +1,10 @@
-//! Runs of user or group ids that have other numbers on the other side: inside a namespace or union, and outside or on disk.
+//! Runs of user or group ids that have other numbers on the other side: inside a namespace or
+//! union, and outside or on disk.
 //!
-//! A run is three numbers, and all that map ids write them down in some order: the kernel in `/proc/PID/uid_map`, containerd in labels, fuse-overlayfs
-//! in options. What becomes of an id without a counterpart is decided by whoever maps; here it is `None`. Several runs map by the first that has the id.
+//! A run is three numbers, and all that map ids write them down in some order: the kernel in
+//! `/proc/PID/uid_map`, containerd in labels, fuse-overlayfs in options. What becomes of an id
+//! without a counterpart is decided by whoever maps; here it is `None`. Several runs map by the
+//! first that has the id.
 
 use std::fmt;
 
@@ -19,7 +22,8 @@ pub struct IdRun {
 }
 
 impl IdRun {
-    /// Returns the run, or `None` if there are not so many ids. The last number of all, which means "no id", is never one.
+    /// Returns the run, or `None` if there are not so many ids. The last number of all, which means
+    /// "no id", is never one.
     pub fn new(inside: u32, outside: u32, count: u32) -> Option<Self> {
         inside.checked_add(count)?;
         outside.checked_add(count)?;
@@ -73,13 +77,15 @@ pub fn are_apart(runs: &[IdRun]) -> bool {
     })
 }
 
-/// Reads a map as the kernel prints it: a line for each run (user_namespaces(7)). Lines that are something else are left out.
+/// Reads a map as the kernel prints it: a line for each run (user_namespaces(7)). Lines that are
+/// something else are left out.
 pub fn parse_kernel(text: &str) -> Vec<IdRun> {
     let run = |line: &str| three(line.split_whitespace());
     text.lines().filter_map(run).collect()
 }
 
-/// Reads `INSIDE:OUTSIDE:COUNT`, several separated by commas, as containerd's labels and the options of an id-mapped mount have it.
+/// Reads `INSIDE:OUTSIDE:COUNT`, several separated by commas, as containerd's labels and the
+/// options of an id-mapped mount have it.
 ///
 /// `None`: it is something else, or there are not so many ids.
 pub fn parse_list(text: &str) -> Option<Vec<IdRun>> {

@@ -1,15 +1,17 @@
-//! The vocabulary of layered trees: every mark that says "hidden", "opaque", "renamed from", "data is below", in
-//! every dialect in use, encoded and recognised; the names in a work directory; and the words that every other room says, too:
-//! digests and runs of ids.
+//! The vocabulary of layered trees: every mark that says "hidden", "opaque", "renamed from", "data
+//! is below", in every dialect in use, encoded and recognised; the names in a work directory; and
+//! the words that every other room says, too: digests and runs of ids.
 //!
-//! This room is pure: bytes in, values out. It knows no files, no clocks, no logs, and no policy: whether a mark may
-//! be *followed* in a given layer is decided in the union room. Parsers are strict and total: any input is either a
-//! value or a [`MarkError`] that names the mark and what is wrong with it; they never panic. Changing how anything
-//! here is encoded breaks every tree on disk and the exchange with the kernel.
+//! This room is pure: bytes in, values out. It knows no files, no clocks, no logs, and no policy:
+//! whether a mark may be *followed* in a given layer is decided in the union room. Parsers are
+//! strict and total: any input is either a value or a [`MarkError`] that names the mark and what is
+//! wrong with it; they never panic. Changing how anything here is encoded breaks every tree on disk
+//! and the exchange with the kernel.
 //!
 //! # Table of marks
 //!
-//! `P` is the prefix of the dialect: `trusted.overlay.` ([`Prefix::Trusted`]) or `user.overlay.` ([`Prefix::User`]).
+//! `P` is the prefix of the dialect: `trusted.overlay.` ([`Prefix::Trusted`]) or `user.overlay.`
+//! ([`Prefix::User`]).
 //!
 //! | meaning | on disk | here |
 //! |---|---|---|
@@ -36,8 +38,9 @@
 //! | owner, mode and type that the file system could not be given | `user.containers.override_stat` and two older spellings | [`OverrideStat`] |
 //! | an xattr that the file system could not be given | `user.vellum.xattr.` + full name | [`record`] |
 //!
-//! Where the encodings come from: the kernel's `Documentation/filesystems/overlayfs.rst` and `fs/overlayfs`, the OCI
-//! image specification (layer.md), AUFS, fuse-overlayfs and containers/storage.
+//! Where the encodings come from: the kernel's `Documentation/filesystems/overlayfs.rst` and
+//! `fs/overlayfs`, the OCI image specification (layer.md), AUFS, fuse-overlayfs and
+//! containers/storage.
 #![forbid(unsafe_code)]
 
 pub mod block_map;
@@ -64,10 +67,12 @@ pub use redirect::{REDIRECT_MAX_BYTES, Redirect};
 
 /// The device number of the character device that hides a name: major 0, minor 0.
 ///
-/// The kernel, fuse-overlayfs, Docker and Podman all read it. Its mode, owner and times mean nothing.
+/// The kernel, fuse-overlayfs, Docker and Podman all read it. Its mode, owner and times mean
+/// nothing.
 pub const WHITEOUT_RDEV: (u32, u32) = (0, 0);
 
-/// The xattr by which fuse-overlayfs marks a directory opaque where it may not set the kernel's. Its value is `y`.
+/// The xattr by which fuse-overlayfs marks a directory opaque where it may not set the kernel's.
+/// Its value is `y`.
 pub const FUSE_OVERLAYFS_OPAQUE: &str = "user.fuseoverlayfs.opaque";
 
 /// The longest file name Linux stores, in bytes.

@@ -1,4 +1,5 @@
-//! The small marks: opaque, metacopy, nlink, protattr, impure, uuid, number. Each a value type with `parse` and `encode`.
+//! The small marks: opaque, metacopy, nlink, protattr, impure, uuid, number. Each a value type with
+//! `parse` and `encode`.
 
 use crate::MarkError;
 
@@ -7,7 +8,8 @@ use crate::MarkError;
 pub enum Opaque {
     /// `y`: nothing of the directories below shows.
     Opaque,
-    /// `x`: not opaque; it holds whiteouts that are regular files with a `whiteout` xattr (kernel 6.7 and later).
+    /// `x`: not opaque; it holds whiteouts that are regular files with a `whiteout` xattr (kernel
+    /// 6.7 and later).
     XattrWhiteouts,
 }
 
@@ -47,8 +49,9 @@ pub enum Verity {
 pub enum Metacopy {
     /// This file has owner, mode, times, xattrs and size; its data is in a layer below.
     DataBelow(Option<Verity>),
-    /// A value of one byte, deliberately too short for the kernel, which answers EIO for the file in every mount:
-    /// the file's data is incomplete, and only the engine that wrote it may read it.
+    /// A value of one byte, deliberately too short for the kernel, which answers EIO for the file
+    /// in every mount: the file's data is incomplete, and only the engine that wrote it may read
+    /// it.
     Unsettled,
 }
 
@@ -58,7 +61,8 @@ const METACOPY_HEADER_BYTES: usize = 4;
 impl Metacopy {
     /// Recognises the value.
     ///
-    /// Errors on two or three bytes, on an unknown version, flag or digest algorithm, and where lengths disagree.
+    /// Errors on two or three bytes, on an unknown version, flag or digest algorithm, and where
+    /// lengths disagree.
     pub fn parse(value: &[u8]) -> Result<Metacopy, MarkError> {
         let malformed = |reason: String| Err(MarkError::new("metacopy", reason));
         match value.len() {
@@ -127,7 +131,8 @@ pub struct Nlink {
 }
 
 impl Nlink {
-    /// Recognises a value such as `U-1` or `L+0`. Errors on any other shape and on numbers beyond 32 bits.
+    /// Recognises a value such as `U-1` or `L+0`. Errors on any other shape and on numbers beyond
+    /// 32 bits.
     pub fn parse(value: &[u8]) -> Result<Nlink, MarkError> {
         let malformed = || {
             MarkError::new(
@@ -174,7 +179,8 @@ pub struct Protattr {
 }
 
 impl Protattr {
-    /// Recognises the value. Errors on letters other than `a` and `i`, on repeated ones, and on the empty value.
+    /// Recognises the value. Errors on letters other than `a` and `i`, on repeated ones, and on the
+    /// empty value.
     pub fn parse(value: &[u8]) -> Result<Protattr, MarkError> {
         let malformed = || {
             MarkError::new(
@@ -230,8 +236,9 @@ pub fn uuid(value: &[u8]) -> Result<[u8; 16], MarkError> {
 
 /// The inode number that a copy is shown with, where it can't be had from the origin.
 ///
-/// Without that file system among the layers' the number means nothing: the upper was copied elsewhere, where it may be another
-/// file's. Changing the encoding changes the inode numbers of what was copied up.
+/// Without that file system among the layers' the number means nothing: the upper was copied
+/// elsewhere, where it may be another file's. Changing the encoding changes the inode numbers of
+/// what was copied up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Number {
     /// The number.
@@ -241,7 +248,8 @@ pub struct Number {
 }
 
 impl Number {
-    /// Recognises the value: the number, the least significant byte first, then the UUID. Errors unless it has 24 bytes.
+    /// Recognises the value: the number, the least significant byte first, then the UUID. Errors
+    /// unless it has 24 bytes.
     pub fn parse(value: &[u8]) -> Result<Number, MarkError> {
         let parts = value.split_first_chunk::<8>();
         let parts = parts.and_then(|(ino, uuid)| Some((ino, uuid.try_into().ok()?)));

@@ -1,8 +1,9 @@
 //! Owner, mode and type in an xattr, for trees whose file system may not be given them.
 //!
-//! containers/storage (`force_mask`), fuse-overlayfs (`xattr_permissions`) and Vellum without privilege write
-//! `uid:gid:mode[:type]`: decimal, decimal, octal, and a word. A device is `block-8-0` here; older writers said
-//! `block8:0`. The mark sits on regular files and directories only, since nothing else takes `user.*` xattrs.
+//! containers/storage (`force_mask`), fuse-overlayfs (`xattr_permissions`) and Vellum without
+//! privilege write `uid:gid:mode[:type]`: decimal, decimal, octal, and a word. A device is
+//! `block-8-0` here; older writers said `block8:0`. The mark sits on regular files and directories
+//! only, since nothing else takes `user.*` xattrs.
 
 use crate::MarkError;
 
@@ -45,8 +46,9 @@ pub struct OverrideStat {
 impl OverrideStat {
     /// Recognises the value.
     ///
-    /// Errors on missing or surplus fields, numbers out of range (ids are 32 bits; mode is 12 bits, to which writers
-    /// outside containers/storage add the type bits of a file or directory), and unknown types.
+    /// Errors on missing or surplus fields, numbers out of range (ids are 32 bits; mode is 12 bits,
+    /// to which writers outside containers/storage add the type bits of a file or directory), and
+    /// unknown types.
     pub fn parse(value: &[u8]) -> Result<OverrideStat, MarkError> {
         let malformed = |reason: String| MarkError::new("override_stat", reason);
         let text = std::str::from_utf8(value)

@@ -1,16 +1,19 @@
-//! Names of the overlay xattrs in both dialects, and the escaping that lets one union store another's marks.
+//! Names of the overlay xattrs in both dialects, and the escaping that lets one union store
+//! another's marks.
 //!
-//! Invariant: `unescape(escape(name)) == name` for every name, and nothing that `escape` returns is ever read as a
-//! mark by the same dialect. The rule is the kernel's (since 6.7): an xattr under the own prefix is a mark, unless the
-//! prefix is followed by another `overlay.`; such a name belongs to an inner union, which sees it with one
-//! `overlay.` taken out. Names under the *other* dialect's prefix are ordinary.
+//! Invariant: `unescape(escape(name)) == name` for every name, and nothing that `escape` returns is
+//! ever read as a mark by the same dialect. The rule is the kernel's (since 6.7): an xattr under
+//! the own prefix is a mark, unless the prefix is followed by another `overlay.`; such a name
+//! belongs to an inner union, which sees it with one `overlay.` taken out. Names under the *other*
+//! dialect's prefix are ordinary.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// Which xattr namespace a tree's marks live in.
 ///
-/// `trusted.*` needs CAP_SYS_ADMIN in the initial user namespace; `user.*` is what a mount with `userxattr` reads.
+/// `trusted.*` needs CAP_SYS_ADMIN in the initial user namespace; `user.*` is what a mount with
+/// `userxattr` reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Prefix {
     /// `trusted.overlay.`
@@ -90,7 +93,8 @@ impl std::fmt::Display for Mark {
 pub enum XattrName {
     /// A mark this library knows.
     Control(Mark),
-    /// Under the dialect's prefix, but no mark this library knows: hidden from users like the others.
+    /// Under the dialect's prefix, but no mark this library knows: hidden from users like the
+    /// others.
     UnknownControl,
     /// A name stored for an inner union; this is the name to show.
     Escaped(OsString),

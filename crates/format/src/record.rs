@@ -1,20 +1,23 @@
-//! What a store without privilege writes instead of what the file system refused, so that nothing of an image is lost.
+//! What a store without privilege writes instead of what the file system refused, so that nothing
+//! of an image is lost.
 //!
 //! A device node, and any object whose owner can't be set, is a regular file (or directory) with an
-//! [`OverrideStat`](crate::OverrideStat) mark. An xattr that was refused (`security.capability` outside the right user
-//! namespace, `trusted.*`) is kept, value and all, under [`XATTR_PREFIX`] and its full name. Readers of such a tree
-//! show the recorded things and hide the records.
+//! [`OverrideStat`](crate::OverrideStat) mark. An xattr that was refused (`security.capability`
+//! outside the right user namespace, `trusted.*`) is kept, value and all, under [`XATTR_PREFIX`]
+//! and its full name. Readers of such a tree show the recorded things and hide the records.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// What the name of a recorded xattr begins with. Changing it makes the records of existing stores invisible.
+/// What the name of a recorded xattr begins with. Changing it makes the records of existing stores
+/// invisible.
 pub const XATTR_PREFIX: &str = "user.vellum.xattr.";
 
 /// The longest xattr name Linux takes, in bytes.
 pub const XATTR_NAME_MAX_BYTES: usize = 255;
 
-/// Returns the name under which the refused xattr `name` is recorded; `None` if that would be over 255 bytes.
+/// Returns the name under which the refused xattr `name` is recorded; `None` if that would be over
+/// 255 bytes.
 pub fn recorded(name: &OsStr) -> Option<OsString> {
     let mut stored = XATTR_PREFIX.as_bytes().to_vec();
     stored.extend_from_slice(name.as_bytes());

@@ -1,6 +1,8 @@
-//! The redirect: where, in the layers below, a renamed directory or a metadata-only file is to be looked for.
+//! The redirect: where, in the layers below, a renamed directory or a metadata-only file is to be
+//! looked for.
 //!
-//! A value is parsed once into a type that can't leave the union's root: components are never empty, `.` or `..`.
+//! A value is parsed once into a type that can't leave the union's root: components are never
+//! empty, `.` or `..`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -10,7 +12,8 @@ use crate::{MarkError, NAME_MAX_BYTES};
 
 /// The longest redirect that is read, in bytes: one page, as long as any path the kernel takes.
 ///
-/// The kernel writes at most 256 bytes unless its `redirect_max` parameter is raised (to this at most).
+/// The kernel writes at most 256 bytes unless its `redirect_max` parameter is raised (to this at
+/// most).
 pub const REDIRECT_MAX_BYTES: usize = 4096;
 
 /// Where the content below is found.
@@ -25,8 +28,8 @@ pub enum Redirect {
 impl Redirect {
     /// Recognises the value of a redirect xattr.
     ///
-    /// Errors if it is empty, longer than [`REDIRECT_MAX_BYTES`], holds a NUL, an empty, `.` or `..` component or one
-    /// over 255 bytes, or is relative and holds a slash.
+    /// Errors if it is empty, longer than [`REDIRECT_MAX_BYTES`], holds a NUL, an empty, `.` or
+    /// `..` component or one over 255 bytes, or is relative and holds a slash.
     pub fn parse(value: &[u8]) -> Result<Redirect, MarkError> {
         if value.len() > REDIRECT_MAX_BYTES {
             return Err(malformed(format!(

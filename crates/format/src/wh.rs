@@ -1,8 +1,9 @@
-//! Whiteouts by name: `.wh.NAME` and `.wh..wh..opq`, as archives (OCI layers) and AUFS write them, and fuse-overlayfs
-//! where it may not make devices.
+//! Whiteouts by name: `.wh.NAME` and `.wh..wh..opq`, as archives (OCI layers) and AUFS write them,
+//! and fuse-overlayfs where it may not make devices.
 //!
-//! This dialect takes names away from users: a real file can't be called `.wh.x`. Kernel trees hold such names as
-//! ordinary files, so these functions are asked only for archives and for trees recorded as being in this dialect.
+//! This dialect takes names away from users: a real file can't be called `.wh.x`. Kernel trees hold
+//! such names as ordinary files, so these functions are asked only for archives and for trees
+//! recorded as being in this dialect.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -27,8 +28,8 @@ pub enum Name<'a> {
     Opaque,
     /// AUFS's bookkeeping: neither content nor a mark to act on.
     Reserved,
-    /// A whiteout of nothing: `.wh.`, `.wh..` (of `.`), `.wh...` (of `..`). Always an error; a program that
-    /// takes such a name literally deletes the directory it stands in, or its parent.
+    /// A whiteout of nothing: `.wh.`, `.wh..` (of `.`), `.wh...` (of `..`). Always an error; a
+    /// program that takes such a name literally deletes the directory it stands in, or its parent.
     Malformed,
 }
 
@@ -51,8 +52,9 @@ pub fn parse(name: &OsStr) -> Name<'_> {
 
 /// Returns the whiteout that hides `name`.
 ///
-/// `None` if there is no such whiteout: the name has no room for four more bytes (255 is the limit), or it would be
-/// read as something else (`.wh.x` itself can't be hidden in this dialect when the result begins with `.wh..wh.`).
+/// `None` if there is no such whiteout: the name has no room for four more bytes (255 is the
+/// limit), or it would be read as something else (`.wh.x` itself can't be hidden in this dialect
+/// when the result begins with `.wh..wh.`).
 pub fn whiteout(name: &OsStr) -> Option<OsString> {
     let mut hiding = PREFIX.as_bytes().to_vec();
     hiding.extend_from_slice(name.as_bytes());

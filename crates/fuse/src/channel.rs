@@ -1,7 +1,8 @@
 //! The device as a stream of messages: one read is a request, one write its reply.
 //!
-//! Each worker has a descriptor of its own, cloned from the session's, so that the kernel keeps the requests it handed out apart; and
-//! buffers of its own. No message is copied in this process and no lock is taken here.
+//! Each worker has a descriptor of its own, cloned from the session's, so that the kernel keeps the
+//! requests it handed out apart; and buffers of its own. No message is copied in this process and
+//! no lock is taken here.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -64,7 +65,8 @@ impl Channel {
         }
     }
 
-    /// Sends a reply. False if nobody waits for it any more: the one who asked was killed, or the connection is gone.
+    /// Sends a reply. False if nobody waits for it any more: the one who asked was killed, or the
+    /// connection is gone.
     pub fn send(&self, reply: &[u8]) -> rustix::io::Result<bool> {
         loop {
             match rustix::io::write(&self.device, reply) {
@@ -95,7 +97,8 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Makes a buffer for the largest request. Its pages are only taken from the machine when a request needs them.
+    /// Makes a buffer for the largest request. Its pages are only taken from the machine when a
+    /// request needs them.
     pub fn new() -> Buffer {
         let bytes = vec![0; MAX_TRANSFER_BYTES as usize + ROOM_BESIDE_DATA_BYTES];
         let at = bytes.as_ptr().addr() + BEFORE_WRITTEN_BYTES;

@@ -64,7 +64,8 @@ pub fn is_everyday(error: &Error) -> bool {
     }
 }
 
-/// True if the upper's file system has no room: neither a limit of the mount's own, nor anything else.
+/// True if the upper's file system has no room: neither a limit of the mount's own, nor anything
+/// else.
 pub fn is_no_room(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.is(Errno::NOSPC) || source.is(Errno::DQUOT))
 }

@@ -1,4 +1,5 @@
-//! The one error of this room: why there is no mount, or why it ended badly. What a request is answered is in `errno.rs`.
+//! The one error of this room: why there is no mount, or why it ended badly. What a request is
+//! answered is in `errno.rs`.
 
 use std::path::PathBuf;
 

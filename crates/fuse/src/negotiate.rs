@@ -1,8 +1,10 @@
-//! What a connection will be like: the kernel's offer and our wishes in, the answer to INIT out. Pure.
+//! What a connection will be like: the kernel's offer and our wishes in, the answer to INIT out.
+//! Pure.
 //!
-//! Every flag that is taken is taken here, with its reason. What must never go together is refused here, too:
-//! truncation by OPEN with opens that are never sent (the truncation would be lost), and a write-back cache with a limit
-//! on size (a full file system would be noticed after write(2) said yes).
+//! Every flag that is taken is taken here, with its reason. What must never go together is refused
+//! here, too: truncation by OPEN with opens that are never sent (the truncation would be lost), and
+//! a write-back cache with a limit on size (a full file system would be noticed after write(2) said
+//! yes).
 
 use std::fmt;
 
@@ -36,7 +38,8 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// Returns what `options` ask for, on an upper that is `limited` or not, where there can be `rings` or not.
+    /// Returns what `options` ask for, on an upper that is `limited` or not, where there can be
+    /// `rings` or not.
     pub fn of(options: &MountOptions, limited: bool, rings: bool) -> Wishes {
         Wishes {
             acl: options.acl,
@@ -116,8 +119,9 @@ pub fn negotiate(offer: &request::Init, wishes: Wishes) -> Result<Agreed, Refuse
         | init::INIT_EXT
         // Lookups and listings side by side: the engine's locks are its own.
         | init::PARALLEL_DIROPS
-        // Always, not only where the kernel's guess (READDIRPLUS_AUTO) says so: it asks for the first names of a directory only, and
-        // then for each name by itself, which takes ten times as long as telling them together.
+        // Always, not only where the kernel's guess (READDIRPLUS_AUTO) says so: it asks for the
+        // first names of a directory only, and then for each name by itself, which takes ten times
+        // as long as telling them together.
         | init::DO_READDIRPLUS
         | init::CACHE_SYMLINKS
         // The umask and a default ACL are applied by the engine, in one place.
@@ -163,7 +167,8 @@ pub fn negotiate(offer: &request::Init, wishes: Wishes) -> Result<Agreed, Refuse
     }))
 }
 
-/// Returns the most bytes of one WRITE. The kernel that can't be told a number of pages takes 32 of them.
+/// Returns the most bytes of one WRITE. The kernel that can't be told a number of pages takes 32 of
+/// them.
 fn max_write(wishes: Wishes, many_pages: bool) -> u32 {
     let most = match many_pages {
         true => MAX_TRANSFER_BYTES,

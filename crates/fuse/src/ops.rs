@@ -1,11 +1,12 @@
 //! Each request of the kernel: decoded, asked of the engine, its answer encoded.
 //!
-//! Nothing is decided here but how long the kernel may believe an answer, and which requests it need not send again: those
-//! answered ENOSYS. Everything is keyed by node; no state belongs to an open file (but see `passthrough.rs`), so an open
-//! needs no answer of its own, and a listing's place is the directory's cookie.
+//! Nothing is decided here but how long the kernel may believe an answer, and which requests it
+//! need not send again: those answered ENOSYS. Everything is keyed by node; no state belongs to an
+//! open file (but see `passthrough.rs`), so an open needs no answer of its own, and a listing's
+//! place is the directory's cookie.
 //!
-//! Flow: [`Serve::serve`] picks the function; each returns [`Failure`] on error, which is logged once, here, if it is none that any
-//! file system may give.
+//! Flow: [`Serve::serve`] picks the function; each returns [`Failure`] on error, which is logged
+//! once, here, if it is none that any file system may give.
 
 mod attributes;
 mod data;

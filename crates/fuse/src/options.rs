@@ -8,14 +8,16 @@ use std::time::Duration;
 pub enum DataMode {
     /// All through the engine: every descriptor and mapping follows its file over a copy-up.
     Coherent,
-    /// Straight to the file underneath, with its page cache. Needs root in the first user namespace.
+    /// Straight to the file underneath, with its page cache. Needs root in the first user
+    /// namespace.
     Passthrough,
 }
 
 /// How an open is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
-    /// The kernel is told once that opens need no answer. What would refuse one refuses the first write instead.
+    /// The kernel is told once that opens need no answer. What would refuse one refuses the first
+    /// write instead.
     Free,
     /// Each open is looked at: immutable files and the like are refused there.
     Checked,
@@ -62,14 +64,17 @@ pub struct MountOptions {
     pub subtype: Option<String>,
     /// Others than who mounts may use it.
     pub allow_other: bool,
-    /// Of those who may use it, all but this user and root are refused by the server (`allow_root`). For that it has to be asked each
-    /// time: nothing is believed longer than a moment, whatever `timeout` says.
+    /// Of those who may use it, all but this user and root are refused by the server
+    /// (`allow_root`). For that it has to be asked each time: nothing is believed longer than a
+    /// moment, whatever `timeout` says.
     pub only: Option<u32>,
-    /// The kernel checks permissions by mode, owner and ACL. Without it nobody does: only for a mount of one's own.
+    /// The kernel checks permissions by mode, owner and ACL. Without it nobody does: only for a
+    /// mount of one's own.
     pub default_permissions: bool,
     /// ACLs count.
     pub acl: bool,
-    /// How long the kernel believes names and attributes it was told. Nobody but this daemon changes them.
+    /// How long the kernel believes names and attributes it was told. Nobody but this daemon
+    /// changes them.
     pub timeout: Duration,
     /// Where data goes.
     pub data: DataMode,
@@ -77,11 +82,13 @@ pub struct MountOptions {
     pub open: OpenMode,
     /// Let the kernel keep what is written for a while. Ignored with a size limit.
     pub writeback: bool,
-    /// The most bytes of one WRITE, from a page to 1 MiB; others are made the nearest that can be, in whole pages. `None`: 1 MiB.
+    /// The most bytes of one WRITE, from a page to 1 MiB; others are made the nearest that can be,
+    /// in whole pages. `None`: 1 MiB.
     pub max_write_bytes: Option<u32>,
     /// fsync(2) syncs nothing.
     pub no_fsync: bool,
-    /// How many threads answer as a rule; more are started while all of them wait. `None`: as many as suit the machine.
+    /// How many threads answer as a rule; more are started while all of them wait. `None`: as many
+    /// as suit the machine.
     pub workers: Option<usize>,
     /// Take requests over io_uring where the kernel offers it.
     pub io_uring: bool,

@@ -1,22 +1,27 @@
-//! Passthrough mode: opens that the kernel serves itself, from the file underneath and with its page cache.
+//! Passthrough mode: opens that the kernel serves itself, from the file underneath and with its
+//! page cache.
 //!
-//! The kernel has one rule and one trap. The rule: while a file is open through a backing file, all its opens go through
-//! that one. The trap: a lower file, used for an open that writes, would be written to. So a lower file is only ever
-//! handed out for reading. An open for writing while the kernel reads the lower file copies the bytes up first; only then, when
-//! they have moved while others have the old ones open, the node gets a second number: the open is answered ESTALE,
-//! the kernel looks the name up again, and what it finds is another inode to it, with the same `st_ino`. A descriptor
-//! from before keeps the old bytes, but not old attributes: those of a node with two numbers are asked for each time
-//! (see docs/semantics.md). Nothing else gives a node a second number; `table.rs` sees to that. Nor does the kernel keep attributes of
-//! a file that was ever open for writing through it: stores by a mapping move its times and are not told.
+//! The kernel has one rule and one trap. The rule: while a file is open through a backing file, all
+//! its opens go through that one. The trap: a lower file, used for an open that writes, would be
+//! written to. So a lower file is only ever handed out for reading. An open for writing while the
+//! kernel reads the lower file copies the bytes up first; only then, when they have moved while
+//! others have the old ones open, the node gets a second number: the open is answered ESTALE, the
+//! kernel looks the name up again, and what it finds is another inode to it, with the same
+//! `st_ino`. A descriptor from before keeps the old bytes, but not old attributes: those of a node
+//! with two numbers are asked for each time (see docs/semantics/mounts.md). Nothing else gives a
+//! node a second number; `table.rs` sees to that. Nor does the kernel keep attributes of a file
+//! that was ever open for writing through it: stores by a mapping move its times and are not told.
 //!
-//! What has no name to look up (`/proc/self/fd/N`, a bind-mounted file) comes back with the old number at once; such an open
-//! is served past the cache, by requests; if it is for writing and the lower file is still read through the kernel, it stays
-//! refused (ESTALE). Opens for writing of what is below and not open through the kernel, and of everything above under a size
-//! limit, are served by requests as in coherent mode: the first write copies.
+//! What has no name to look up (`/proc/self/fd/N`, a bind-mounted file) comes back with the old
+//! number at once; such an open is served past the cache, by requests; if it is for writing and the
+//! lower file is still read through the kernel, it stays refused (ESTALE). Opens for writing of
+//! what is below and not open through the kernel, and of everything above under a size limit, are
+//! served by requests as in coherent mode: the first write copies.
 //!
-//! A write through a backing file never comes here, but the kernel still asks for set-user-id bits to be taken away before
-//! it: a SETATTR of nothing (`ops/attributes.rs`). It asks by what it knows of the mode, and of two numbers of a node it may
-//! know different things; so privileges are never given by an old number ([`Passthrough::is_old`]).
+//! A write through a backing file never comes here, but the kernel still asks for set-user-id bits
+//! to be taken away before it: a SETATTR of nothing (`ops/attributes.rs`). It asks by what it knows
+//! of the mode, and of two numbers of a node it may know different things; so privileges are never
+//! given by an old number ([`Passthrough::is_old`]).
 //!
 //! Finding out where a file's bytes are, and registering a backing file, happen with no lock held:
 //! a lower layer may be slow to open one file while others are opened. An open has its file's turn
@@ -211,15 +216,15 @@ impl Passthrough {
         }))
     }
 
-    /// Has the kernel look the node's name up again. If it did not the last time, there is no name, and the open is served by requests,
-    /// past the cache.
+    /// Has the kernel look the node's name up again. If it did not the last time, there is no name,
+    /// and the open is served by requests, past the cache.
     fn send_back(table: &mut Table, wire: u64, pid: u32, write: bool) -> Result<Opened, Refused> {
         if table.send_back(node_of(wire), pid) {
             return Err(Refused::LookAgain);
         }
         match table.how(wire) {
-            // Every open of such a number has to have its backing file, which mappings then are of. For writing that would be a way into
-            // the lower layer.
+            // Every open of such a number has to have its backing file, which mappings then are of.
+            // For writing that would be a way into the lower layer.
             Some(How::Through(_)) if write => Err(Refused::LookAgain),
             Some(how @ How::Through(backing)) => {
                 table.add(wire, how, false);
@@ -255,8 +260,8 @@ impl Passthrough {
         self.lock().forget(node);
     }
 
-    /// Calls `append` if the kernel may not know where the file ends: it has two numbers, and each inode a size of its own. One at a
-    /// time.
+    /// Calls `append` if the kernel may not know where the file ends: it has two numbers, and each
+    /// inode a size of its own. One at a time.
     pub fn append<T>(&self, node: NodeId, append: impl FnOnce() -> T) -> Option<T> {
         if !self.lock().is_renumbered(node) {
             return None;

@@ -1,8 +1,10 @@
 //! From mount to unmount.
 //!
-//! [`mount`] makes the connection, answers INIT, starts the workers, puts the mount in its place and returns. It asks the mount nothing: that is for
-//! other processes. The mount is taken away by its number, never by its place alone: what somebody mounts there later is not ours. When the last user
-//! is gone the kernel ends the connection, the workers leave, and the engine is closed, which syncs the upper.
+//! [`mount`] makes the connection, answers INIT, starts the workers, puts the mount in its place
+//! and returns. It asks the mount nothing: that is for other processes. The mount is taken away by
+//! its number, never by its place alone: what somebody mounts there later is not ours. When the
+//! last user is gone the kernel ends the connection, the workers leave, and the engine is closed,
+//! which syncs the upper.
 //!
 //! It must not know what is mounted. Signals are taken only by
 //! [`Session::take_signals`]; a program with its own handling calls [`Session::wait`] alone.
@@ -33,12 +35,14 @@ pub use handover::Handover;
 pub use place::Unmounter;
 pub use signals::Caught;
 
-/// The fewest threads, however few processors there are: one that waits for a disk must not stop the rest.
+/// The fewest threads, however few processors there are: one that waits for a disk must not stop
+/// the rest.
 const FEWEST_WORKERS: usize = 2;
 /// More than so many only get in each other's way, until they have to wait.
 const MOST_USUAL_WORKERS: usize = 8;
 
-/// With more queues than this the device is read: each takes two threads and four descriptors at least, and descriptors are few.
+/// With more queues than this the device is read: each takes two threads and four descriptors at
+/// least, and descriptors are few.
 const MOST_QUEUES: u16 = 16;
 
 /// A mounted union.
@@ -63,7 +67,8 @@ pub struct NotHandedOver {
 
 /// Mounts `engine` on the directory `target`.
 ///
-/// On return the mount is in its place and served. After an error nothing is mounted and the engine is gone.
+/// On return the mount is in its place and served. After an error nothing is mounted and the engine
+/// is gone.
 pub fn mount(engine: Engine, target: &Path, options: &MountOptions) -> Result<Session> {
     // The place must mean the same when the working directory is another.
     let target = target
@@ -123,8 +128,8 @@ fn start(
     )?)
 }
 
-/// Serves on a mount that another process has served until now. `engine` is what the union's engine is made of, the same as
-/// there; `options` what the mount was made with.
+/// Serves on a mount that another process has served until now. `engine` is what the union's engine
+/// is made of, the same as there; `options` what the mount was made with.
 ///
 /// Returns when the mount answers. After an error the mount has no server and ends.
 pub fn take_over(
@@ -154,10 +159,11 @@ pub fn take_over(
 }
 
 impl Session {
-    /// Stops serving between two requests, without ending the mount: whoever uses it waits until [`take_over`] serves it.
+    /// Stops serving between two requests, without ending the mount: whoever uses it waits until
+    /// [`take_over`] serves it.
     ///
-    /// Errors: in passthrough mode or over io_uring ([`Error::Handover`]), or if the mount does not show at its place, the session is given back
-    /// and goes on. Later ones end the mount.
+    /// Errors: in passthrough mode or over io_uring ([`Error::Handover`]), or if the mount does not
+    /// show at its place, the session is given back and goes on. Later ones end the mount.
     pub fn hand_over(self) -> std::result::Result<Handover, Box<NotHandedOver>> {
         let kept = |error, session| {
             let session = Some(session);
@@ -237,12 +243,13 @@ impl Session {
         self.unmounter.target().to_owned()
     }
 
-    /// Takes the signals that were caught, and further ones: SIGTERM, SIGINT and SIGHUP unmount, and a second one cuts the connection
-    /// (where fusectl is not mounted, by ending the process); SIGUSR1 prints the counts to standard error. One that is not
-    /// caught before the mount is made may leave a dead one.
+    /// Takes the signals that were caught, and further ones: SIGTERM, SIGINT and SIGHUP unmount,
+    /// and a second one cuts the connection (where fusectl is not mounted, by ending the process);
+    /// SIGUSR1 prints the counts to standard error. One that is not caught before the mount is made
+    /// may leave a dead one.
     ///
-    /// A process that does this is the mount's own: the kernel is asked to end it last when memory runs out, since others
-    /// would wait for it. And it keeps little memory that it does not need.
+    /// A process that does this is the mount's own: the kernel is asked to end it last when memory
+    /// runs out, since others would wait for it. And it keeps little memory that it does not need.
     pub fn take_signals(&mut self, caught: Caught) -> Result<()> {
         let listener = signals::listen(caught, self.unmounter(), self.counters())?;
         self.listener = Some(listener);
@@ -251,7 +258,8 @@ impl Session {
         Ok(())
     }
 
-    /// Waits until it was unmounted by somebody and nobody uses it any more; then closes the engine.
+    /// Waits until it was unmounted by somebody and nobody uses it any more; then closes the
+    /// engine.
     pub fn wait(self) -> Result<()> {
         self.outlast()
             .close()

@@ -1,9 +1,10 @@
 //! Memory goes back to the machine once the kernel has forgotten many files.
 //!
-//! Freed memory stays with the allocator, and a page goes back only when nothing on it is in use. While nodes are being
-//! forgotten, those that are left lie scattered over nearly all pages; so what counts is to give back once more when it
-//! is over. A thread of its own waits for that: it sleeps until enough was forgotten to be worth it, then until
-//! nothing more comes, or very much has come. No request waits for it.
+//! Freed memory stays with the allocator, and a page goes back only when nothing on it is in use.
+//! While nodes are being forgotten, those that are left lie scattered over nearly all pages; so
+//! what counts is to give back once more when it is over. A thread of its own waits for that: it
+//! sleeps until enough was forgotten to be worth it, then until nothing more comes, or very much
+//! has come. No request waits for it.
 //!
 //! It must not know what was forgotten. Lock: its own, never held while memory is given back.
 
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use vellum_sys::sync;
 
-/// Fewer nodes than this are not worth the work: at worst each of them keeps one page, 4 MiB in all.
+/// Fewer nodes than this are not worth the work: at worst each of them keeps one page, 4 MiB in
+/// all.
 const WORTH: u64 = 1 << 10;
 /// After so many it is done although more are coming.
 const MANY: u64 = 1 << 16;

@@ -1,9 +1,9 @@
 //! The FUSE protocol, version 7.45, as bytes: what the kernel asks and what it is answered.
 //!
-//! Pure. Requests are parsed in place, from a slice the kernel filled, into [`Request`]; nothing is copied and nothing
-//! is believed: a length that does not fit, a name without its NUL, an operation nobody knows are values or errors, never
-//! a panic. Replies are written into a buffer by [`reply::Reply`]. This module must not know an engine, a device or an
-//! errno's meaning.
+//! Pure. Requests are parsed in place, from a slice the kernel filled, into [`Request`]; nothing is
+//! copied and nothing is believed: a length that does not fit, a name without its NUL, an operation
+//! nobody knows are values or errors, never a panic. Replies are written into a buffer by
+//! [`reply::Reply`]. This module must not know an engine, a device or an errno's meaning.
 //!
 //! The layouts are the kernel's ABI (`include/uapi/linux/fuse.h`), in the machine's byte order.
 

@@ -9,8 +9,9 @@
 //! it, one of a queue stays (the kernel would give it requests still). The watch sleeps as long as
 //! somebody is free in each crew.
 //!
-//! A panic while answering is an EIO to whoever asked and an error in the log, and nothing to anybody else. Invariant: every request
-//! that wants a reply gets exactly one. Locks: the list of threads only; never held while a request is answered.
+//! A panic while answering is an EIO to whoever asked and an error in the log, and nothing to
+//! anybody else. Invariant: every request that wants a reply gets exactly one. Locks: the list of
+//! threads only; never held while a request is answered.
 
 mod crew;
 #[cfg(test)]
@@ -60,7 +61,8 @@ const CALM_LOOKS: u32 = 50;
 pub trait Serve: Send + Sync + 'static {
     /// Answers `request`: puts what it asks for into `reply`.
     ///
-    /// An error is sent as it is; what was put is dropped then. Not called for what takes no reply, see [`Serve::note`].
+    /// An error is sent as it is; what was put is dropped then. Not called for what takes no reply,
+    /// see [`Serve::note`].
     fn serve(&self, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<(), Errno>;
 
     /// Hears of something that takes no reply: FORGET and BATCH_FORGET.
@@ -87,9 +89,11 @@ struct Shared<S> {
 }
 
 impl<S: Serve> Workers<S> {
-    /// Starts `usual` threads at the device, and those of `queues` queues if requests come over io_uring (else 0).
+    /// Starts `usual` threads at the device, and those of `queues` queues if requests come over
+    /// io_uring (else 0).
     ///
-    /// Errors: a descriptor, a ring or a thread could not be had; those that were started end with the connection.
+    /// Errors: a descriptor, a ring or a thread could not be had; those that were started end with
+    /// the connection.
     pub fn start(
         serve: Arc<S>,
         session: Arc<Channel>,
@@ -124,7 +128,8 @@ impl<S: Serve> Workers<S> {
         let Workers { shared, watch } = self;
         shared.join_all();
         shared.watch.end();
-        // A worker's panics are caught where it answers; nothing else in these threads has a result.
+        // A worker's panics are caught where it answers; nothing else in these threads has a
+        // result.
         drop(watch.join());
         // The watch may have added one while the others left.
         shared.join_all();
@@ -132,14 +137,17 @@ impl<S: Serve> Workers<S> {
 }
 
 impl<S: Serve> Workers<S> {
-    /// Ends every thread, each after the request it is at, and returns the session's descriptor, with whatever comes next still
-    /// unread. `nudge` causes one request and returns when it was answered: it wakes a thread that waits for one.
+    /// Ends every thread, each after the request it is at, and returns the session's descriptor,
+    /// with whatever comes next still unread. `nudge` causes one request and returns when it was
+    /// answered: it wakes a thread that waits for one.
     ///
-    /// The last nudge may find nobody; it is answered by whoever serves next. Not for sessions with queues: their threads stay.
+    /// The last nudge may find nobody; it is answered by whoever serves next. Not for sessions with
+    /// queues: their threads stay.
     pub fn stop(self, nudge: impl Fn() + Send + Sync + 'static) -> Arc<Channel> {
         let Workers { shared, watch } = self;
         shared.watch.end();
-        // A worker's panics are caught where it answers; nothing else in these threads has a result.
+        // A worker's panics are caught where it answers; nothing else in these threads has a
+        // result.
         drop(watch.join());
         let (nudge, nudging) = (Arc::new(nudge), Arc::new(AtomicBool::new(false)));
         while shared.crews.iter().any(|crew| !crew.is_gone()) {
@@ -175,8 +183,8 @@ impl<S: Serve> Shared<S> {
     }
 
     fn add_one(self: &Arc<Self>, number: usize) -> vellum_sys::Result<()> {
-        // Held until the new one is in the list: as soon as it runs, another may leave, and were that the last one in the list, all would
-        // seem to have ended.
+        // Held until the new one is in the list: as soon as it runs, another may leave, and were
+        // that the last one in the list, all would seem to have ended.
         let mut threads = lock(&self.threads);
         let shared = Arc::clone(self);
         let crew = &self.crews[number];
@@ -233,7 +241,8 @@ impl<S: Serve> Shared<S> {
         if let Err(error) = &post {
             tracing::debug!(%error, queue, "requests may wake another processor");
         }
-        // Until the connection is gone, since requests of this queue go nowhere else; descriptors that are lacking come back.
+        // Until the connection is gone, since requests of this queue go nowhere else; descriptors
+        // that are lacking come back.
         while !self.watch.is_over() {
             let ring = FuseRing::new(self.session.device(), queue, MAX_TRANSFER_BYTES as usize);
             let ended = ring.and_then(|mut ring| self.serve_ring(crew, &mut ring, &mut post));
@@ -270,7 +279,8 @@ impl<S: Serve> Shared<S> {
                     moved.max(length)
                 }
             };
-            // Two processors copy more than one; for small things it is quicker to stay where the asker is.
+            // Two processors copy more than one; for small things it is quicker to stay where the
+            // asker is.
             small = if moved < MUCH_BYTES {
                 small.saturating_add(1)
             } else {
@@ -308,7 +318,8 @@ impl<S: Serve> Shared<S> {
         }
     }
 
-    /// Answers a request: puts the reply into `answer` and returns its length, or `None` if there is to be none.
+    /// Answers a request: puts the reply into `answer` and returns its length, or `None` if there
+    /// is to be none.
     fn answer(&self, bytes: &[u8], answer: &mut [u8]) -> Option<usize> {
         let mut reply = Reply::new(answer);
         let (unique, errno) = match Request::parse(bytes, self.dialect) {
@@ -359,7 +370,8 @@ impl<S: Serve> Shared<S> {
     }
 }
 
-/// Makes a thread one that the page cache may depend on, and that quotas hold for: what it writes, others asked for.
+/// Makes a thread one that the page cache may depend on, and that quotas hold for: what it writes,
+/// others asked for.
 fn prepare() {
     // First: it needs the capability that quotas take away.
     if let Err(error) = vellum_sys::fuse_dev::serve_writeback() {

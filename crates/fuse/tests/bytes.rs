@@ -1,4 +1,5 @@
-//! Random reads, writes, stores through mappings, cuts and holes on one file through several descriptors, compared with memory.
+//! Random reads, writes, stores through mappings, cuts and holes on one file through several
+//! descriptors, compared with memory.
 
 mod support;
 

@@ -423,7 +423,8 @@ fn nothing_is_notified_where_nothing_changed_that_the_kernel_does_not_know() {
         let chmod = |world: &World| set_mode(world.at("a/b/mode"), 0o600).unwrap();
         let (_, asked) = world.requests(chmod);
         assert_eq!(asked.of("notified"), 1, "{asked:?}");
-        // Both names are one file to the kernel. The first such file has the root say what its index is for: its ctime is another.
+        // Both names are one file to the kernel. The first such file has the root say what its
+        // index is for: its ctime is another.
         for (name, told) in [("other", 1), ("later", 0)] {
             let (_, asked) =
                 world.requests(|world| file(world, name).write_all_at(b"x", 5).unwrap());

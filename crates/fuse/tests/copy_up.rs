@@ -314,7 +314,8 @@ fn numbers_never_change() {
                 let (dev, ino, _) = identity(world.at(name));
                 let one = identity(world.at("")).0;
                 assert_eq!(dev, one, "{name} {when}: one device for all");
-                // No user.* xattr can be set on a symbolic link, so a plain user's has nowhere to keep its number.
+                // No user.* xattr can be set on a symbolic link, so a plain user's has nowhere to
+                // keep its number.
                 let forgets = world.is_user && *name == "link2" && when.contains("remount");
                 if !forgets {
                     assert_eq!(ino, before.1, "{name} {when}");
@@ -514,7 +515,8 @@ fn a_copy_up_through_the_mount_keeps_everything() {
         let before = picture(world);
         assert_eq!(before.lines().count(), 12, "{before}");
         python(TOUCH, &[world.at("").as_os_str()]);
-        // The hole map of a file may be finer or coarser after a copy, but what is a hole costs nothing.
+        // The hole map of a file may be finer or coarser after a copy, but what is a hole costs
+        // nothing.
         let holes = |world: &World| fs::metadata(world.upper("plain/holes")).unwrap().blocks();
         assert!(holes(world) < 100, "{} blocks", holes(world));
         let differ = |after: &str| {

@@ -1,6 +1,7 @@
-//! Operation by operation: the mount beside a mount of the kernel's overlayfs on the same layers, the same errors, the same attributes and
-//! bytes after each, through names and through descriptors that stay open; with remounts and kills in between, and at the end
-//! the kernel mounts what was written.
+//! Operation by operation: the mount beside a mount of the kernel's overlayfs on the same layers,
+//! the same errors, the same attributes and bytes after each, through names and through descriptors
+//! that stay open; with remounts and kills in between, and at the end the kernel mounts what was
+//! written.
 
 mod support;
 
@@ -371,7 +372,8 @@ fn kernel(world: &World, (upper, work): (&str, &str), target: &Path, scratch: &S
     let overlay = features
         .iter()
         .fold(overlay, |overlay, (key, value)| overlay.option(key, value));
-    // Whoever made a mount namespace meanwhile has a copy of the mount before, and the upper is busy.
+    // Whoever made a mount namespace meanwhile has a copy of the mount before, and the upper is
+    // busy.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     loop {
         match overlay.mount(scratch, target) {
@@ -385,7 +387,8 @@ fn kernel(world: &World, (upper, work): (&str, &str), target: &Path, scratch: &S
     }
 }
 
-/// `VELLUM_ROUND` is the seed of one round, in which everything is compared after each step: to find where a difference begins.
+/// `VELLUM_ROUND` is the seed of one round, in which everything is compared after each step: to
+/// find where a difference begins.
 fn closely() -> bool {
     std::env::var_os("VELLUM_ROUND").is_some()
 }
@@ -514,7 +517,8 @@ fn both(op: &Op, step: usize, ours: &mut Side, theirs: &mut Side) {
         _ => None,
     };
     match on_slot {
-        // The kernel can't copy a lower file up, for who has it open, whose name is another file's by now.
+        // The kernel can't copy a lower file up, for who has it open, whose name is another file's
+        // by now.
         Some(slot) if they == "error Some(17)" => {
             (ours.slots[slot], theirs.slots[slot]) = (None, None);
         }

@@ -1,4 +1,5 @@
-//! A limit of size and inodes through the mount: what does not fit is refused before it is made, and the mount goes on.
+//! A limit of size and inodes through the mount: what does not fit is refused before it is made,
+//! and the mount goes on.
 
 mod support;
 
@@ -78,7 +79,8 @@ fn check(world: &mut World) {
         assert_eq!(fs::metadata(world.at("full")).unwrap().len(), fitted);
         assert_eq!(fs::read_to_string(world.at("small")).unwrap(), "small");
         fs::remove_file(world.at("full")).unwrap();
-        // It is there until the kernel has said that it was closed, and a process that another test is just starting may have it open.
+        // It is there until the kernel has said that it was closed, and a process that another test
+        // is just starting may have it open.
         soon("room", || {
             let room = rustix::fs::statvfs(world.at("")).unwrap();
             room.f_bfree * room.f_frsize >= SIZE / 2

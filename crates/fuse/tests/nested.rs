@@ -1,4 +1,5 @@
-//! A union whose layers are in a union: the inner marks are the inner one's, and both show what they should.
+//! A union whose layers are in a union: the inner marks are the inner one's, and both show what
+//! they should.
 
 mod support;
 
@@ -21,8 +22,8 @@ fn an_engine_with_wh_names_stands_on_another() {
             devices: false,
         };
         world.mount();
-        // The same union on a disk does the same. Neither can have devices 0:0 for what is hidden, so that directories from below
-        // don't move.
+        // The same union on a disk does the same. Neither can have devices 0:0 for what is hidden,
+        // so that directories from below don't move.
         let mut inner = world.inside(&world.at("inner"));
         let mut judge = world.inside(&world.beside("judge"));
         for union in [&mut inner, &mut judge] {
@@ -57,8 +58,8 @@ fn an_engine_with_wh_names_stands_on_another() {
 #[test]
 fn the_kernels_overlay_stands_on_a_union() {
     as_root(|world| {
-        // Overlay marks that a user sets in the outer union are the inner one's, so none are set at random. Without an index the
-        // kernel takes hard links apart.
+        // Overlay marks that a user sets in the outer union are the inner one's, so none are set at
+        // random. Without an index the kernel takes hard links apart.
         let churn = Churn {
             links: false,
             trusted_xattrs: false,

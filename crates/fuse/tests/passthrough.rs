@@ -1,4 +1,5 @@
-//! Passthrough mode: what is shared with the lower layers, what is never written to, and the exceptions.
+//! Passthrough mode: what is shared with the lower layers, what is never written to, and the
+//! exceptions.
 
 mod support;
 
@@ -31,8 +32,8 @@ fn write_open(path: impl AsRef<Path>) -> File {
     OpenOptions::new().write(true).open(path).unwrap()
 }
 
-/// Tries until it succeeds: the kernel says a little later that a file was closed, and a process that another test is just starting may still have
-/// it open.
+/// Tries until it succeeds: the kernel says a little later that a file was closed, and a process
+/// that another test is just starting may still have it open.
 #[track_caller]
 fn soon<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(60);

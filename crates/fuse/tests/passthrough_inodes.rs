@@ -1,5 +1,5 @@
-//! Passthrough mode: a file is one inode to programs, whoever opened it how; and what remains of a descriptor that reads a
-//! lower file which is not the file's any more.
+//! Passthrough mode: a file is one inode to programs, whoever opened it how; and what remains of a
+//! descriptor that reads a lower file which is not the file's any more.
 
 mod support;
 
@@ -47,7 +47,8 @@ fn mode(path: impl AsRef<Path>) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777
 }
 
-/// Opens `name` in such a way that the kernel reads the lower file, which stops being the file's while it is open.
+/// Opens `name` in such a way that the kernel reads the lower file, which stops being the file's
+/// while it is open.
 fn left_behind(world: &World, name: &str) -> File {
     let old = File::open(world.at(name)).unwrap();
     open_to_write(world.at(name)).write_all(b"NEW").unwrap();
@@ -78,7 +79,8 @@ fn as_nobody(world: &World, line: &str) -> std::process::ExitStatus {
         .unwrap()
 }
 
-/// Runs every cell of `passthrough_matrix.py` on files that come from `origin`, in a mount with this option, too.
+/// Runs every cell of `passthrough_matrix.py` on files that come from `origin`, in a mount with
+/// this option, too.
 fn matrix(origin: &str, option: Option<&str>) {
     let make = |place: &Path| {
         let made = Command::new("python3")
@@ -360,7 +362,8 @@ fn a_mapping_whose_descriptor_is_closed_stays_the_files() {
 import mmap, os, sys, time
 path, size = sys.argv[1], int(sys.argv[2])
 open(path, "wb").write(b"a" * size)
-# The kernel tells of a close some time later, so whether it is read through the kernel or not is open: both have to be right.
+# The kernel tells of a close some time later, so whether it is read through the kernel or not is
+# open: both have to be right.
 for pause in (0, 0.3):
     time.sleep(pause)
     fd = os.open(path, os.O_RDWR)
@@ -464,7 +467,8 @@ fn with_a_limit_what_is_above_is_served_by_requests() {
         open_to_write(world.at("file")).write_all(b"x").unwrap();
         let (_, requests) = world.requests(|world| fs::read(world.at("file")).unwrap());
         assert!(requests.of("Read") > 0, "{requests:?}");
-        // A file that is larger than the limit and has no blocks: stores by a mapping are counted like writes.
+        // A file that is larger than the limit and has no blocks: stores by a mapping are counted
+        // like writes.
         let script = r#"
 import errno, mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -498,7 +502,8 @@ fn locks_of_an_old_descriptor_and_of_a_new_one_do_not_meet() {
         let second = File::open(world.at("file")).unwrap();
         let refused = rustix::fs::flock(&second, FlockOperation::NonBlockingLockExclusive);
         assert_eq!(refused, Err(rustix::io::Errno::WOULDBLOCK));
-        // Wrong, and what the kernel gives: locks are kept by its inodes, and now there are two. docs/semantics.md says so.
+        // Wrong, and what the kernel gives: locks are kept by its inodes, and now there are two.
+        // docs/semantics/mounts.md says so.
         let third = open_to_write(world.at("file"));
         rustix::fs::flock(&third, FlockOperation::NonBlockingLockExclusive).unwrap();
         assert!(first.as_raw_fd() != third.as_raw_fd());

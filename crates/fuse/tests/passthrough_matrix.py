@@ -3,7 +3,7 @@
 usage: passthrough_matrix.py UNION LOWER UPPER PLAIN ORIGIN
 
 UNION is mounted; LOWER, UPPER and PLAIN hold the same files, made by `passthrough_matrix.py make DIRECTORY`: each cell has
-one of its own. What programs see must be the same in both, with one exception, which docs/semantics.md has: a descriptor that
+one of its own. What programs see must be the same in both, with one exception, which docs/semantics/mounts.md has: a descriptor that
 the kernel reads from a lower layer keeps that file's bytes. Prints each difference, and at the end how many cells there were.
 """
 

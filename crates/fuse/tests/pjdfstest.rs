@@ -1,4 +1,5 @@
-//! The POSIX test suite that file systems are measured by, on a mount and on the bare file system below it.
+//! The POSIX test suite that file systems are measured by, on a mount and on the bare file system
+//! below it.
 
 mod support;
 

@@ -80,7 +80,8 @@ fn setuid_and_setgid_are_cleared_as_posix_asks() {
             .unwrap();
         file.write_all(b"x").unwrap();
         drop(file);
-        // Root may keep them; who is root in a user namespace only may not on any file system of the machine's.
+        // Root may keep them; who is root in a user namespace only may not on any file system of
+        // the machine's.
         let kept = match world.is_user {
             true => 0o777,
             false => 0o6777,
@@ -284,7 +285,8 @@ for name in ("file", "dir"):
     });
 }
 
-/// What docs/decisions/0033 rests on. If the kernel begins to ask, the answer has to be more than "no such call".
+/// What docs/decisions/0033 rests on. If the kernel begins to ask, the answer has to be more than
+/// "no such call".
 #[test]
 fn syncfs_sends_no_request() {
     as_root(|world| {

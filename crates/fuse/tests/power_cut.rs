@@ -20,8 +20,8 @@ fn content(file: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Copies what the disk holds now, all at one moment, as if the power had gone: the image lies on a file system that shares blocks, and
-/// no write to it happens meanwhile.
+/// Copies what the disk holds now, all at one moment, as if the power had gone: the image lies on a
+/// file system that shares blocks, and no write to it happens meanwhile.
 fn picture(image: &Path, to: &Path) {
     let image = fs::File::open(image).unwrap();
     let to = fs::File::create(to).unwrap();

@@ -1,8 +1,10 @@
-//! A machine that stops right after a directory was synced: what its names lead to, whatever order the file system keeps.
+//! A machine that stops right after a directory was synced: what its names lead to, whatever order
+//! the file system keeps.
 //!
-//! Each change is made in a directory of its own, through a union, and then that directory alone is synced. What the disk holds at that
-//! moment is mounted again, with a union on it: it shows what was before the change or what is after it, never
-//! something between. File systems that keep no order (btrfs) log the names of a synced directory with little of what they lead to.
+//! Each change is made in a directory of its own, through a union, and then that directory alone is
+//! synced. What the disk holds at that moment is mounted again, with a union on it: it shows what
+//! was before the change or what is after it, never something between. File systems that keep no
+//! order (btrfs) log the names of a synced directory with little of what they lead to.
 
 mod support;
 
@@ -24,8 +26,8 @@ enum Shows {
     OldOrNew,
     /// What is after: it is a matter of names.
     New,
-    /// As `OldOrNew`, but what was written was not synced: of that a file may have as much as it likes, behind so many bytes that
-    /// it had before.
+    /// As `OldOrNew`, but what was written was not synced: of that a file may have as much as it
+    /// likes, behind so many bytes that it had before.
     Begins(usize),
 }
 
@@ -259,7 +261,8 @@ fn wrong(shows: Shows, old: &Tree, new: &Tree, found: &Tree) -> Option<String> {
         let mut list: Vec<_> = all.map(|difference| difference.to_string()).collect();
         for (path, entry) in &found.entries {
             let number = |tree: &Tree| tree.entries.get(path).map(|entry| entry.identity.1);
-            // Links, pipes and devices can't be synced; their number may be another (docs/semantics.md).
+            // Links, pipes and devices can't be synced; their number may be another
+            // (docs/semantics/mounts.md).
             let kept = matches!(entry.kind, Kind::File | Kind::Directory);
             if kept && number(tree).is_some_and(|number| number != entry.identity.1) {
                 list.push(format!("{}: another inode number", path.display()));
@@ -302,10 +305,11 @@ struct Cut {
     image: PathBuf,
 }
 
-/// Makes every change in a union with these options, and returns what was wrong after the power cuts, and how many there were.
+/// Makes every change in a union with these options, and returns what was wrong after the power
+/// cuts, and how many there were.
 ///
-/// `in_upper` says that the directories are in the upper layer before; `apart`, that the lower layer is on another file system, whose
-/// blocks can't be shared.
+/// `in_upper` says that the directories are in the upper layer before; `apart`, that the lower
+/// layer is on another file system, whose blocks can't be shared.
 fn cut_power(
     kind: FsKind,
     options: &[&str],

@@ -1,4 +1,5 @@
-//! Random changes through a mount, compared with the same changes to an ordinary directory; then the kernel's overlay shows the upper.
+//! Random changes through a mount, compared with the same changes to an ordinary directory; then
+//! the kernel's overlay shows the upper.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! Requests over io_uring: the same answers as through the device, also while many ask and some wait long.
+//! Requests over io_uring: the same answers as through the device, also while many ask and some
+//! wait long.
 
 mod support;
 

@@ -215,8 +215,8 @@ fn memory_returns_when_the_kernel_forgets() {
         assert!(found.wait().unwrap().success());
         between = between.max(own_kib());
         assert!(between > before + ((dirs as u64 * 1000 * 128) >> 10));
-        // The kernel forgets file by file, a directory after what is in it, and the server hears of it one by one: how long that takes is
-        // no matter, where it ends is.
+        // The kernel forgets file by file, a directory after what is in it, and the server hears of
+        // it one by one: how long that takes is no matter, where it ends is.
         let deadline = Instant::now() + Duration::from_secs(600);
         let mut after = between;
         while after > before + allowed_kib && Instant::now() < deadline {
@@ -293,7 +293,8 @@ fn long_copy_ups_stop_nobody_else() {
         if let Some(p99) = times.get(answered * 99 / 100) {
             eprintln!("{answered} names looked up during {writers} copies, p99 {p99:?}");
         }
-        // With every thread in a copy, next to none would have been answered before the copies ended.
+        // With every thread in a copy, next to none would have been answered before the copies
+        // ended.
         assert!(
             answered > 20,
             "only {answered} lookups were answered during the copies"
@@ -308,7 +309,8 @@ fn a_mount_outlives_each_of_its_workers() {
         world.option("workers=1");
         world.option("nouring");
         world.mount();
-        // Each of these takes its worker a while, so there comes another, and one of the two leaves.
+        // Each of these takes its worker a while, so there comes another, and one of the two
+        // leaves.
         for round in 0..1500 {
             let file = File::create(world.at("file")).unwrap();
             (&file).write_all(format!("{round}").as_bytes()).unwrap();
@@ -403,7 +405,8 @@ fn warm_files_need_no_requests() {
             }
         };
         walk(world);
-        // The kernel may forget at any time, and a test beside this one tells it to: one walk without is enough.
+        // The kernel may forget at any time, and a test beside this one tells it to: one walk
+        // without is enough.
         let mut seen = Vec::new();
         let quiet = (0..50).any(|_| {
             let (_, requests) = world.requests(walk);

@@ -1,4 +1,5 @@
-//! Much at once: eight processes that want the same names and bytes, and directories of very many names.
+//! Much at once: eight processes that want the same names and bytes, and directories of very many
+//! names.
 
 mod support;
 

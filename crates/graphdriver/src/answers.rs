@@ -20,7 +20,8 @@ pub struct Shared {
     pub cancel: Cancel,
 }
 
-/// The answer to a call that failed. Never status 200; see the crate's own page. The one place where errors are logged.
+/// The answer to a call that failed. Never status 200; see the crate's own page. The one place
+/// where errors are logged.
 pub fn refused(name: &'static str, text: &str) -> Response {
     tracing::warn!(call = name, error = text, "failed");
     let reply = Reply {

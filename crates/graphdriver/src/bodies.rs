@@ -1,4 +1,5 @@
-//! The two calls that carry a tar: bytes pass between the socket and a thread that blocks, through a short queue.
+//! The two calls that carry a tar: bytes pass between the socket and a thread that blocks, through
+//! a short queue.
 
 use std::io::{self, Read};
 use std::time::Instant;
@@ -20,7 +21,8 @@ const QUEUE: usize = 8;
 /// Bytes of a piece that is sent.
 const PIECE_BYTES: usize = 128 << 10;
 
-/// `Diff`: the answer's body is the tar. The status is sent once its first bytes are there; what fails later breaks the connection.
+/// `Diff`: the answer's body is the tar. The status is sent once its first bytes are there; what
+/// fails later breaks the connection.
 pub async fn diff(State(shared): State<Shared>, body: Bytes) -> Response {
     const NAME: &str = "Diff";
     let request: Request = match serde_json::from_slice(&body) {
@@ -128,7 +130,8 @@ pub async fn apply_diff(
         let mut wanted = true;
         while let Some(piece) = stream.next().await {
             let broken = piece.is_err();
-            // What nobody wants any more is read all the same: the daemon can't send it twice, and listens only once it has sent it all.
+            // What nobody wants any more is read all the same: the daemon can't send it twice, and
+            // listens only once it has sent it all.
             if wanted {
                 let piece = piece.map(Piece::Bytes).map_err(io::Error::other);
                 wanted = pieces.send(piece).await.is_ok();
@@ -158,7 +161,8 @@ pub async fn apply_diff(
     }
 }
 
-/// What passes from the socket to the reader. The end is said, since a queue also ends when the daemon goes away.
+/// What passes from the socket to the reader. The end is said, since a queue also ends when the
+/// daemon goes away.
 enum Piece {
     Bytes(Bytes),
     End,

@@ -1,4 +1,5 @@
-//! One handler per call. Work that touches the disk runs on threads of its own, so that no call waits for another's.
+//! One handler per call. Work that touches the disk runs on threads of its own, so that no call
+//! waits for another's.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -20,7 +21,8 @@ use crate::wire::{Activation, Capabilities, Init, Reply, Request, text_of};
 /// What a call that asks nothing is taken to have asked.
 const NOTHING: Bytes = Bytes::from_static(b"{}");
 
-/// The body of a call that asks nothing. It is read all the same: a connection closed on bytes that nobody took is reset, and the answer may be lost with it.
+/// The body of a call that asks nothing. It is read all the same: a connection closed on bytes that
+/// nobody took is reset, and the answer may be lost with it.
 type Unused = Bytes;
 
 /// Returns the plugin's calls.
@@ -198,7 +200,8 @@ async fn diff_size(shared: State<Shared>, body: Bytes) -> Response {
     .await
 }
 
-/// Does one call on a thread of its own and logs it. It is finished also if the daemon does not wait for the answer.
+/// Does one call on a thread of its own and logs it. It is finished also if the daemon does not
+/// wait for the answer.
 async fn call<Q: DeserializeOwned + Send + 'static>(
     State(shared): State<Shared>,
     name: &'static str,

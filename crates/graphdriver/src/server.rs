@@ -1,4 +1,5 @@
-//! The server: the driver on its store, HTTP on its socket. How it lives and ends is told at [`vellum_service::serve`].
+//! The server: the driver on its store, HTTP on its socket. How it lives and ends is told at
+//! [`vellum_service::serve`].
 
 use std::future::IntoFuture;
 use std::path::Path;
@@ -12,10 +13,12 @@ use vellum_service::serve::{self, Life, ServeError};
 use crate::answers::Shared;
 use crate::calls::router;
 
-/// Threads for blocking work: each call has one, and those of many containers that start or end at once come together.
+/// Threads for blocking work: each call has one, and those of many containers that start or end at
+/// once come together.
 const BLOCKING_THREADS: usize = 512;
 
-/// Serves Docker from the store of `ctx` on the socket at `path`, or on the one that systemd handed over, until the process is told to end.
+/// Serves Docker from the store of `ctx` on the socket at `path`, or on the one that systemd handed
+/// over, until the process is told to end.
 ///
 /// Calls under way are waited for. Mounts stay: containers go on, and the next server finds them.
 pub fn serve(ctx: Context, path: &Path) -> Result<(), ServeError> {

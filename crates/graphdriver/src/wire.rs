@@ -1,4 +1,5 @@
-//! The shapes of questions and answers, as Go's JSON writes and reads them: absent means empty, and so does null.
+//! The shapes of questions and answers, as Go's JSON writes and reads them: absent means empty, and
+//! so does null.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -109,7 +110,8 @@ pub struct Reply {
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Capabilities {
-    /// A layer's diff is the tar that it was made of, to the bit: the daemon need not keep a record of its own.
+    /// A layer's diff is the tar that it was made of, to the bit: the daemon need not keep a record
+    /// of its own.
     pub reproduces_exact_diffs: bool,
 }
 
@@ -117,7 +119,8 @@ pub struct Capabilities {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Change {
-    /// With a leading slash. JSON has no bytes: what is not UTF-8 is replaced, as Docker's own drivers do.
+    /// With a leading slash. JSON has no bytes: what is not UTF-8 is replaced, as Docker's own
+    /// drivers do.
     pub path: String,
     /// 0 modified, 1 added, 2 deleted.
     pub kind: u8,
@@ -153,7 +156,8 @@ pub fn text_of(error: &Error) -> String {
     text
 }
 
-/// Takes the ids out of the query of an `ApplyDiff`. Nothing is unescaped, because nothing was escaped.
+/// Takes the ids out of the query of an `ApplyDiff`. Nothing is unescaped, because nothing was
+/// escaped.
 pub fn ids_of(query: &str) -> (String, String) {
     let value = |name: &str| {
         query

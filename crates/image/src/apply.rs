@@ -1,24 +1,32 @@
 //! Applying a layer's tar to a tree: one pass, rooted at a directory descriptor.
 //!
-//! `names.rs` takes names apart, `stack.rs` holds the open directories, `place.rs` makes objects, `hide.rs` does whiteouts and
-//! removal, `attributes.rs` owners, modes and extended attributes. This file walks the archive and keeps the books: what this layer
-//! made (so that its own deletions hide only what lies below, in whatever order they come), which directories it implies, and the recipe.
+//! `names.rs` takes names apart, `stack.rs` holds the open directories, `place.rs` makes objects,
+//! `hide.rs` does whiteouts and removal, `attributes.rs` owners, modes and extended attributes.
+//! This file walks the archive and keeps the books: what this layer made (so that its own deletions
+//! hide only what lies below, in whatever order they come), which directories it implies, and the
+//! recipe.
 //!
 //! Rules, where the image specification leaves room:
-//! * An entry for the root directory sets the root's attributes; whether there was one is reported, since a root that no layer lists looks as below.
-//! * A whiteout hides the layers below, never what its own layer brings; a name both hidden and brought as a directory is opaque.
+//! * An entry for the root directory sets the root's attributes; whether there was one is reported,
+//!   since a root that no layer lists looks as below.
+//! * A whiteout hides the layers below, never what its own layer brings; a name both hidden and
+//!   brought as a directory is opaque.
 //! * A hard link's header says what the inode has from then on, as it does elsewhere.
 //! * A hard link to something that this layer does not bring is an error.
-//! * Only the last component of a name makes a mark of an entry, and does so whatever the entry's kind.
-//! * A symbolic link on the way to an entry is followed, inside the tree only, if this layer made it; one that the parent made
-//!   gives way to a directory, which is what an overlay of the two shows.
+//! * Only the last component of a name makes a mark of an entry, and does so whatever the entry's
+//!   kind.
+//! * A symbolic link on the way to an entry is followed, inside the tree only, if this layer made
+//!   it; one that the parent made gives way to a directory, which is what an overlay of the two
+//!   shows.
 //! * Character device 0:0 is refused: it would act as a deletion.
-//! * What this system can't hold (an attribute of another system's, a device where none can be made, an entry of a kind that means
-//!   nothing here) is left out of the tree and reported; the recipe has it, so the layer is still given back as it came.
+//! * What this system can't hold (an attribute of another system's, a device where none can be
+//!   made, an entry of a kind that means nothing here) is left out of the tree and reported; the
+//!   recipe has it, so the layer is still given back as it came.
 //!
-//! Invariants: every object is made under its own single-component name in an open directory, exclusively, and never opened through a
-//! link; an existing file is removed before its name is used again, never written to. Nothing is synced here. After an error
-//! the tree holds part of the layer and is good for nothing but removal.
+//! Invariants: every object is made under its own single-component name in an open directory,
+//! exclusively, and never opened through a link; an existing file is removed before its name is
+//! used again, never written to. Nothing is synced here. After an error the tree holds part of the
+//! layer and is good for nothing but removal.
 
 mod attributes;
 mod hide;
@@ -57,7 +65,8 @@ const MAX_LINKS: u32 = 40;
 
 /// Applies the layer in `stream` to `target` and, if asked, writes its recipe.
 ///
-/// Errors leave part of the layer behind. On success the caller compares `blob.diff_id` with what was promised, and syncs.
+/// Errors leave part of the layer behind. On success the caller compares `blob.diff_id` with what
+/// was promised, and syncs.
 pub fn apply(
     stream: LayerStream,
     target: &ApplyTarget,
@@ -98,8 +107,9 @@ struct Applier<'a, 'w> {
     recipe: Option<RecipeWriter<'w>>,
     /// See [`ApplyTarget::donor`]; none any more once blocks couldn't be shared.
     donor: Option<Dir>,
-    /// What this layer made, by hash of its path: 0, or the payload's ordinal plus one. A keyed hash of 64 bits keeps this small;
-    /// two paths that share one are not to be expected in the lifetime of the program.
+    /// What this layer made, by hash of its path: 0, or the payload's ordinal plus one. A keyed
+    /// hash of 64 bits keeps this small; two paths that share one are not to be expected in the
+    /// lifetime of the program.
     made: HashMap<u64, u32>,
     hasher: RandomState,
     implied: BTreeSet<Vec<u8>>,
@@ -331,7 +341,8 @@ impl<'a, 'w> Applier<'a, 'w> {
                 b".." => self.leave_to(self.depth().saturating_sub(1))?,
                 part => {
                     self.step(OsStr::from_bytes(part), entry, links)?;
-                    // In an overlay's layer the directory now exists, even if the link goes on to somewhere else.
+                    // In an overlay's layer the directory now exists, even if the link goes on to
+                    // somewhere else.
                     self.note_directories();
                 }
             }
@@ -363,7 +374,8 @@ impl<'a, 'w> Applier<'a, 'w> {
         Ok(())
     }
 
-    /// Notes that this layer made `name` in the present directory; `payload` is the ordinal of its content.
+    /// Notes that this layer made `name` in the present directory; `payload` is the ordinal of its
+    /// content.
     fn note(&mut self, name: &OsStr, payload: Option<u32>) {
         let path = self.stack.path_of(name);
         let key = self.key(&path);
@@ -374,8 +386,8 @@ impl<'a, 'w> Applier<'a, 'w> {
 
     /// Notes that this layer has something in the open directories, be it only a deletion.
     ///
-    /// In an overlay's layer each of them was made by it; in a full tree they may be the parent's, and an opaque mark above them must not
-    /// take them away.
+    /// In an overlay's layer each of them was made by it; in a full tree they may be the parent's,
+    /// and an opaque mark above them must not take them away.
     fn note_directories(&mut self) {
         if self.rules.marks.is_whole() {
             let (made, hasher) = (&mut self.made, &self.hasher);
@@ -450,7 +462,8 @@ fn is_whiteout(stat: &vellum_sys::Stat) -> bool {
     stat.kind == FileKind::Char && stat.rdev == vellum_format::WHITEOUT_RDEV
 }
 
-/// Returns the process's umask, without changing it; every bit if it can't be learned, so that modes are always set.
+/// Returns the process's umask, without changing it; every bit if it can't be learned, so that
+/// modes are always set.
 fn umask() -> u32 {
     std::fs::read_to_string(Path::new("/proc/self/status"))
         .ok()

@@ -1,8 +1,9 @@
 //! The compressions of layers: recognised by their first bytes, never by a name or a media type.
 //!
-//! gzip with any number of members and zstd with any number of frames, skippable ones included (zstd:chunked puts its index into
-//! those); bzip2 and xz, of which the same holds, are read because `docker load` reads them, and never written. It knows nothing of
-//! tar or digests; threads are the business of `stream`.
+//! gzip with any number of members and zstd with any number of frames, skippable ones included
+//! (zstd:chunked puts its index into those); bzip2 and xz, of which the same holds, are read
+//! because `docker load` reads them, and never written. It knows nothing of tar or digests; threads
+//! are the business of `stream`.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -19,7 +20,8 @@ pub const DETECT_BYTES: usize = 512;
 /// `head` should hold [`DETECT_BYTES`] bytes or the whole blob.
 pub fn detect(head: &[u8]) -> Packing {
     const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
-    // The first bytes of a plain tar are a file's name, which may be `BZh1` or worse. Its checksum tells.
+    // The first bytes of a plain tar are a file's name, which may be `BZh1` or worse. Its checksum
+    // tells.
     if crate::tar::is_header(head) {
         return Packing::NONE;
     }

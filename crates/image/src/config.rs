@@ -2,7 +2,8 @@
 //!
 //! Like a manifest, a configuration is kept as the bytes that came: their digest is the image's ID.
 //! Its diff IDs (digests of the uncompressed layers) are what a layer *is*, whatever compressed it;
-//! a chain ID names a layer together with everything below it and is the name of a layer in a store.
+//! a chain ID names a layer together with everything below it and is the name of a layer in a
+//! store.
 //!
 //! This module must not read from anywhere, and knows nothing of what running means.
 
@@ -132,8 +133,9 @@ json::fields!(RootFs { "diff_ids" => diff_ids });
 impl ImageConfig {
     /// Returns the configuration that `raw` is, read as [`crate::json`] says; `raw` stays as it is.
     ///
-    /// Without a root file system, or diff IDs in it, the image has no layers. Errors if it isn't JSON, a field has the wrong shape, a diff ID isn't a
-    /// digest, or there are absurdly many layers.
+    /// Without a root file system, or diff IDs in it, the image has no layers. Errors if it isn't
+    /// JSON, a field has the wrong shape, a diff ID isn't a digest, or there are absurdly many
+    /// layers.
     pub fn parse(raw: Vec<u8>) -> Result<Self, ManifestError> {
         const WHAT: &str = "the image configuration";
         check_size(WHAT, raw.len() as u64, MAX_CONFIG_BYTES)?;
@@ -166,7 +168,8 @@ impl ImageConfig {
 
     /// Returns the whole configuration with its fields under their usual names, for changing it.
     ///
-    /// In the document a name may be spelt differently or occur twice: a field added under the usual one would then be one of several.
+    /// In the document a name may be spelt differently or occur twice: a field added under the
+    /// usual one would then be one of several.
     pub fn tidy_value(&self) -> Result<Map<String, Value>, ManifestError> {
         let Value::Object(mut all) = self.value()? else {
             return Ok(Map::new());
@@ -186,7 +189,8 @@ impl ImageConfig {
         chain_ids(&self.diff_ids)
     }
 
-    /// Returns the platform the image was built for; where it doesn't say, it is this machine's, as for Docker.
+    /// Returns the platform the image was built for; where it doesn't say, it is this machine's, as
+    /// for Docker.
     pub fn platform(&self) -> Platform {
         let host = Platform::host();
         let or = |said: &String, host: String| match said.is_empty() {

@@ -1,7 +1,9 @@
-//! The documents of a containers/storage graph root, as Podman, Buildah and CRI-O read them: `layers.json`, `images.json` and the names of what lies
-//! beside them. Pure; where anything is put, and what the layers' trees are, is the caller's business.
+//! The documents of a containers/storage graph root, as Podman, Buildah and CRI-O read them:
+//! `layers.json`, `images.json` and the names of what lies beside them. Pure; where anything is
+//! put, and what the layers' trees are, is the caller's business.
 //!
-//! Ids of layers are made as those programs make them, so that an image they pull finds the layers that are there already.
+//! Ids of layers are made as those programs make them, so that an image they pull finds the layers
+//! that are there already.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -33,8 +35,8 @@ impl LayerId {
         &self.0
     }
 
-    /// The layer's name under `overlay/l`: 26 letters and digits, as short as mount options need it, and the same each time, since containers
-    /// that stand on the layer remember it.
+    /// The layer's name under `overlay/l`: 26 letters and digits, as short as mount options need
+    /// it, and the same each time, since containers that stand on the layer remember it.
     pub fn link(&self) -> String {
         let mut link = self.0.to_ascii_uppercase();
         link.truncate(26);
@@ -150,7 +152,8 @@ fn by_digest(manifest: &Digest) -> String {
     format!("manifest-{manifest}")
 }
 
-/// Where a piece of data of this name is kept: under the name if that is only lower-case letters, digits and dots.
+/// Where a piece of data of this name is kept: under the name if that is only lower-case letters,
+/// digits and dots.
 fn file_name(key: &str) -> String {
     match key
         .chars()

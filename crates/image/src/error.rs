@@ -1,7 +1,8 @@
 //! What can go wrong in this room, in its own words.
 //!
-//! Every variant names the thing it is about: an entry's path as the archive spells it, a digest, a limit. Texts never repeat their
-//! `#[source]`. Names are bytes; in messages they are shown lossily.
+//! Every variant names the thing it is about: an entry's path as the archive spells it, a digest, a
+//! limit. Texts never repeat their `#[source]`. Names are bytes; in messages they are shown
+//! lossily.
 
 use std::io;
 use std::path::PathBuf;
@@ -141,7 +142,8 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// An extended attribute of the archive could not be stored, though the file system knows its kind.
+    /// An extended attribute of the archive could not be stored, though the file system knows its
+    /// kind.
     #[error("cannot set extended attribute {name} of '{path}'", path = path.display())]
     Xattr {
         /// The attribute's name in the archive.

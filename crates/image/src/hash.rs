@@ -54,7 +54,8 @@ impl<R: Read> HashRead<R> {
         self.hasher.bytes()
     }
 
-    /// Returns the reader and the digest of what was read from it; what it still holds is not counted.
+    /// Returns the reader and the digest of what was read from it; what it still holds is not
+    /// counted.
     pub fn finish(self) -> (R, Digest) {
         (self.inner, self.hasher.finish())
     }
@@ -108,9 +109,10 @@ impl<W: Write> Write for HashWrite<W> {
 
 /// A reader that ends well only if what it delivered has the promised length and digest.
 ///
-/// The last `read`, the one that would return 0, fails instead with an `io::Error` around [`Error::SizeMismatch`] or
-/// [`Error::DigestMismatch`]. A stream that is longer than promised fails at the first byte too many. So whoever reads to the end has
-/// checked bytes; whoever stops early has not.
+/// The last `read`, the one that would return 0, fails instead with an `io::Error` around
+/// [`Error::SizeMismatch`] or [`Error::DigestMismatch`]. A stream that is longer than promised
+/// fails at the first byte too many. So whoever reads to the end has checked bytes; whoever stops
+/// early has not.
 pub struct VerifyRead<R> {
     inner: R,
     hasher: Option<Hasher>,
@@ -120,7 +122,8 @@ pub struct VerifyRead<R> {
 }
 
 impl<R: Read> VerifyRead<R> {
-    /// Checks `inner` against `expected` and, if given, `size_bytes`; `what` names the bytes in errors.
+    /// Checks `inner` against `expected` and, if given, `size_bytes`; `what` names the bytes in
+    /// errors.
     pub fn new(
         inner: R,
         what: impl Into<String>,

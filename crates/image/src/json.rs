@@ -1,17 +1,23 @@
 //! Reading JSON as Go's `encoding/json` reads it into a struct.
 //!
-//! Every tool that writes or reads an image's documents is written in Go, and what Go's reader makes of a document is what the document means: a scanner, a
-//! registry and a runtime that disagree about it would see different images. So [`read`] follows it to the letter:
+//! Every tool that writes or reads an image's documents is written in Go, and what Go's reader
+//! makes of a document is what the document means: a scanner, a registry and a runtime that
+//! disagree about it would see different images. So [`read`] follows it to the letter:
 //!
-//! * names are compared without case, the Kelvin sign and the long s included; unknown names are passed over;
-//! * of a name that occurs twice the last value counts, but objects and lists are filled *into* what is there;
+//! * names are compared without case, the Kelvin sign and the long s included; unknown names are
+//!   passed over;
+//! * of a name that occurs twice the last value counts, but objects and lists are filled *into*
+//!   what is there;
 //! * null leaves a plain value as it is, and empties a list, a map or something optional;
 //! * bytes that are not UTF-8 and lone surrogates are read as U+FFFD, one for each;
-//! * a whole number is one without fraction and exponent that fits; another shape than expected is an error that names the field;
+//! * a whole number is one without fraction and exponent that fits; another shape than expected is
+//!   an error that names the field;
 //! * nesting is limited to [`MAX_DEPTH`], and nothing but white space may follow the value.
 //!
-//! A type says its fields with [`fields!`] and starts from its `Default`. Nothing is built for parts that nobody asked for, and recursion goes as deep as the
-//! types do, never as deep as the document. Whoever has bytes limits their number; this module knows no documents. Decision 0049 tells why it isn't serde.
+//! A type says its fields with [`fields!`] and starts from its `Default`. Nothing is built for
+//! parts that nobody asked for, and recursion goes as deep as the types do, never as deep as the
+//! document. Whoever has bytes limits their number; this module knows no documents. Decision 0049
+//! tells why it isn't serde.
 
 use std::fmt;
 
@@ -29,7 +35,8 @@ pub const MAX_DEPTH: usize = 10_000;
 
 /// A type that can be filled from JSON.
 pub trait Unmarshal {
-    /// Fills `self` from the next value of `input`. Fields that the value doesn't have keep what they hold.
+    /// Fills `self` from the next value of `input`. Fields that the value doesn't have keep what
+    /// they hold.
     ///
     /// After an error `self` is anything, and `input` is not to be read further.
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError>;
@@ -44,7 +51,8 @@ pub fn read<T: Unmarshal + Default>(text: &[u8]) -> Result<T, JsonError> {
     Ok(value)
 }
 
-/// Returns the text of the first value in `text`, whatever follows: what Go's `Decoder` reads of a file.
+/// Returns the text of the first value in `text`, whatever follows: what Go's `Decoder` reads of a
+/// file.
 pub fn first(text: &[u8]) -> Result<&[u8], JsonError> {
     Input::new(text).raw()
 }
@@ -105,7 +113,8 @@ impl fmt::Display for JsonError {
 
 impl std::error::Error for JsonError {}
 
-/// Says which names fill which fields of a type: `fields!(Layer { "digest" => digest, "size" => size_bytes })`.
+/// Says which names fill which fields of a type: `fields!(Layer { "digest" => digest, "size" =>
+/// size_bytes })`.
 macro_rules! fields {
     ($type:ty { $($name:literal => $field:ident),* $(,)? }) => {
         #[allow(dead_code)] // few ask for the names
@@ -146,8 +155,8 @@ pub(crate) fn same_but_for_case(name: &str, key: &str) -> bool {
     name.chars().map(|c| c.to_ascii_lowercase()).eq(folded)
 }
 
-/// Moves the values of `map` whose names differ from one of `names` in case only to that name. Where it has a value that stays, and an object gets
-/// what only the other one has.
+/// Moves the values of `map` whose names differ from one of `names` in case only to that name.
+/// Where it has a value that stays, and an object gets what only the other one has.
 pub(crate) fn usual_names(map: &mut Map<String, Value>, names: &[&str]) {
     let odd: Vec<String> = map
         .keys()

@@ -20,7 +20,8 @@
 //! | where do images go | `sink.rs` (archives, layouts), `registry.rs` |
 //! | how much may a stranger's layer ask for | `limits.rs` |
 //!
-//! This room never knows where trees and blobs are kept, and syncs nothing: whoever owns the tree does.
+//! This room never knows where trees and blobs are kept, and syncs nothing: whoever owns the tree
+//! does.
 #![forbid(unsafe_code)]
 
 pub mod apply;

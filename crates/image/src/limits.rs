@@ -1,7 +1,8 @@
 //! Bounds on what a layer may ask of us, since layers come from strangers.
 //!
-//! Every bound has a name that appears in [`Error::Limit`]. The defaults are far above what real images need and far below what
-//! would hurt; memory use grows only with `max_entries` (about 40 bytes an entry) and never with the size of files.
+//! Every bound has a name that appears in [`Error::Limit`]. The defaults are far above what real
+//! images need and far below what would hurt; memory use grows only with `max_entries` (about 40
+//! bytes an entry) and never with the size of files.
 
 use std::path::Path;
 
@@ -14,11 +15,13 @@ pub struct Limits {
     pub max_entries: u64,
     /// Components of a name.
     pub max_depth: u64,
-    /// Bytes of a whole path in the tree, at most 4,095 on Linux: what is longer can't be named by any program.
+    /// Bytes of a whole path in the tree, at most 4,095 on Linux: what is longer can't be named by
+    /// any program.
     pub max_path_bytes: u64,
     /// Bytes of one component, at most 255 on Linux.
     pub max_name_bytes: u64,
-    /// Bytes of one extended header (PAX records, a long name). One entry's together may have 16 times as many.
+    /// Bytes of one extended header (PAX records, a long name). One entry's together may have 16
+    /// times as many.
     pub max_header_bytes: u64,
     /// Data ranges of one sparse file.
     pub max_sparse_ranges: u64,
@@ -26,8 +29,8 @@ pub struct Limits {
     pub max_file_bytes: u64,
     /// The whole tar.
     pub max_tar_bytes: u64,
-    /// Uncompressed bytes per compressed byte, looked at only once the tar is beyond 1 GiB. gzip can't exceed 1,032; zstd reaches
-    /// about 33,000 on zeros.
+    /// Uncompressed bytes per compressed byte, looked at only once the tar is beyond 1 GiB. gzip
+    /// can't exceed 1,032; zstd reaches about 33,000 on zeros.
     pub max_ratio: u64,
 }
 
@@ -47,7 +50,8 @@ impl Default for Limits {
     }
 }
 
-/// Beyond this many bytes of tar the decompression ratio counts: a small layer of zeros harms nobody.
+/// Beyond this many bytes of tar the decompression ratio counts: a small layer of zeros harms
+/// nobody.
 pub(crate) const RATIO_COUNTS_FROM_BYTES: u64 = 1 << 30;
 
 /// Returns `Error::Limit` if `value` is above `max`.

@@ -108,7 +108,8 @@ pub(crate) fn read<T: Unmarshal + Default>(
     json::read(raw).map_err(|source| ManifestError::Json { what, source })
 }
 
-/// The same for a file that no digest vouches for: what follows its first value doesn't count, as for Docker and containerd.
+/// The same for a file that no digest vouches for: what follows its first value doesn't count, as
+/// for Docker and containerd.
 pub(crate) fn read_first<T: Unmarshal + Default>(
     what: &'static str,
     raw: &[u8],
@@ -199,7 +200,8 @@ pub struct Manifest {
     pub config: Descriptor,
     /// The layers, bottom first; may be empty.
     pub layers: Vec<LayerBlob>,
-    /// What it says it is instead of an image: a chart, a signature. It may be an image all the same.
+    /// What it says it is instead of an image: a chart, a signature. It may be an image all the
+    /// same.
     pub artifact: Option<String>,
 }
 
@@ -306,8 +308,8 @@ impl Document {
     /// Returns the document that `raw` is, read as [`crate::json`] says.
     ///
     /// `announced` is the media type that whoever pointed here announced; the document's own
-    /// `mediaType` wins if it is a known one, its fields decide if neither is. A document with fields
-    /// of both kinds is refused: two readers could take it for two different images.
+    /// `mediaType` wins if it is a known one, its fields decide if neither is. A document with
+    /// fields of both kinds is refused: two readers could take it for two different images.
     pub fn parse(raw: Vec<u8>, announced: Option<&str>) -> Result<Self, ManifestError> {
         let fields = Fields::of(&raw)?;
         let said = [fields.media_type.as_str(), announced.unwrap_or_default()].map(bare);
@@ -512,7 +514,8 @@ impl LayerBlob {
     }
 }
 
-/// A layer is what its bytes are; an unknown media type only means that nobody says how it is compressed.
+/// A layer is what its bytes are; an unknown media type only means that nobody says how it is
+/// compressed.
 fn parse_layer(mut fields: DescriptorFields) -> Result<LayerBlob, ManifestError> {
     let urls = std::mem::take(&mut fields.urls).into_vec();
     let blob = Descriptor::parse(fields)?;

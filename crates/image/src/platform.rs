@@ -43,7 +43,8 @@ impl Platform {
         }
     }
 
-    /// Returns how well `offer` serves someone who wants `self`: smaller is better, `None` not at all.
+    /// Returns how well `offer` serves someone who wants `self`: smaller is better, `None` not at
+    /// all.
     fn distance(&self, offer: &Platform) -> Option<u32> {
         if self.os != offer.os || self.architecture != offer.architecture {
             return None;
@@ -54,7 +55,8 @@ impl Platform {
             // A newer variant's code may not run on an older processor.
             (Some(_), Some(_)) => None,
             (None, None) => (self.variant == offer.variant).then_some(0).or(Some(1000)),
-            // An offer without a variant means the plain one, and an unknown one is better than none.
+            // An offer without a variant means the plain one, and an unknown one is better than
+            // none.
             (Some(_), None) => Some(1000),
             (None, Some(offered)) => Some(1000 + offered),
         }

@@ -1,22 +1,25 @@
-//! The recipe of a layer: everything of its tar that is not file content, so that tree and recipe together give the tar back, byte for byte.
+//! The recipe of a layer: everything of its tar that is not file content, so that tree and recipe
+//! together give the tar back, byte for byte.
 //!
-//! A tree can't say in which order its entries came, how their headers were spelled, what stood in the padding. The recipe can, and
-//! it names the file for each run of content instead of repeating it. Content that the tree does not hold in the end (a file that
-//! a later entry of the same layer replaces or hides) is in the recipe itself. It knows nothing of why an entry is where it is.
+//! A tree can't say in which order its entries came, how their headers were spelled, what stood in
+//! the padding. The recipe can, and it names the file for each run of content instead of repeating
+//! it. Content that the tree does not hold in the end (a file that a later entry of the same layer
+//! replaces or hides) is in the recipe itself. It knows nothing of why an entry is where it is.
 //!
-//! On disk: eight bytes magic and version, then one zstd frame with a checksum, in it segments one after the other. Numbers are LEB128.
-//! Changing any of it needs a new version byte.
+//! On disk: eight bytes magic and version, then one zstd frame with a checksum, in it segments one
+//! after the other. Numbers are LEB128. Changing any of it needs a new version byte.
 //!
 //! ```text
 //! 0 END     tar_bytes, payload count, diff ID (32 bytes)
 //! 1 RAW     length, bytes
 //! 2 FILE    path length, path, length, CRC-32 (4 bytes, little-endian): the whole file's content
 //! 3 SPARSE  path length, path, n, n times (gap, length), CRC-32: these ranges of the file
-//! 4 KEPT    ordinal, file size, then (gap, length, bytes)* with length 0 last: content of payload `ordinal`, which the tree lost
+//! 4 KEPT    ordinal, file size, then (gap, length, bytes)* with length 0 last: content of payload
+//!           `ordinal`, which the tree lost
 //! ```
 //!
-//! Payloads (FILE and SPARSE) are counted from 0 in order. The checksum lets a changed file be named; that the whole is right is
-//! proven by the diff ID alone.
+//! Payloads (FILE and SPARSE) are counted from 0 in order. The checksum lets a changed file be
+//! named; that the whole is right is proven by the diff ID alone.
 
 mod read;
 mod write;

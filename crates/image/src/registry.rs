@@ -1,14 +1,16 @@
-//! Registries: images fetched from and pushed to a server that speaks the OCI distribution protocol.
+//! Registries: images fetched from and pushed to a server that speaks the OCI distribution
+//! protocol.
 //!
-//! From the bottom up: one request and its answer, within bounds ([`exchange`]); what a server wants to
-//! know about us and what it is told ([`challenge`], [`login`], [`credentials`]); which servers to ask in
-//! which order ([`endpoint`]); manifests ([`fetch`]); blobs as plain readers that survive a broken
-//! connection by asking for the missing range ([`download`]); and images sent ([`push()`]). All of it runs
-//! on one thread with its own runtime ([`runtime`]); the rest of Vellum stays free of async.
+//! From the bottom up: one request and its answer, within bounds ([`exchange`]); what a server
+//! wants to know about us and what it is told ([`challenge`], [`login`], [`credentials`]); which
+//! servers to ask in which order ([`endpoint`]); manifests ([`fetch`]); blobs as plain readers that
+//! survive a broken connection by asking for the missing range ([`download`]); and images sent
+//! ([`push()`]). All of it runs on one thread with its own runtime ([`runtime`]); the rest of
+//! Vellum stays free of async.
 //!
-//! Secrets never reach an error, a log or a server that they are not for. This module must not know where
-//! layers go. The protocol is the distribution specification, version 1.1, read as loosely as servers
-//! write it.
+//! Secrets never reach an error, a log or a server that they are not for. This module must not know
+//! where layers go. The protocol is the distribution specification, version 1.1, read as loosely as
+//! servers write it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -45,7 +47,8 @@ pub struct RegistryOptions {
 /// What is special about one registry.
 #[derive(Clone, Debug, Default)]
 pub struct HostOptions {
-    /// Addresses (`http://host:port/prefix` or `https://…`) to pull from, asked before the registry.
+    /// Addresses (`http://host:port/prefix` or `https://…`) to pull from, asked before the
+    /// registry.
     pub mirrors: Vec<String>,
     /// Speak plain HTTP with the registry itself.
     pub insecure: bool,
@@ -81,7 +84,8 @@ impl Default for Retry {
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 impl Retry {
-    /// Returns the pause after `failures` failures in a row, the last one being `error`, or `None` to give up.
+    /// Returns the pause after `failures` failures in a row, the last one being `error`, or `None`
+    /// to give up.
     fn pause_after(&self, failures: u32, error: &RegistryError) -> Option<Duration> {
         if !error.is_passing() {
             return None;

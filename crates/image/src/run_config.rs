@@ -1,9 +1,9 @@
 //! The part of an image's configuration that says how it runs: user, variables, command,
 //! directories.
 //!
-//! Read as Docker reads it ([`crate::json`]); the image's author tested it with that reader. A field
-//! that Docker's reader refuses is refused here, by its name; fields that mean nothing to a run (health
-//! checks, build triggers) are not looked at and stay in the raw bytes as they are.
+//! Read as Docker reads it ([`crate::json`]); the image's author tested it with that reader. A
+//! field that Docker's reader refuses is refused here, by its name; fields that mean nothing to a
+//! run (health checks, build triggers) are not looked at and stay in the raw bytes as they are.
 //!
 //! This module knows shapes alone: whether a user or directory makes sense is decided where the
 //! tree is at hand.

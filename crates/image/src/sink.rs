@@ -149,9 +149,11 @@ pub(crate) fn make_blob(
     })
 }
 
-/// Makes the blobs of the image's layers at the positions `wanted`, several at once, and hands them to `each` in that order.
+/// Makes the blobs of the image's layers at the positions `wanted`, several at once, and hands them
+/// to `each` in that order.
 ///
-/// No more than `jobs` are being made and one is waiting at any time, so spool files stay few. The first error ends it.
+/// No more than `jobs` are being made and one is waiting at any time, so spool files stay few. The
+/// first error ends it.
 pub(crate) fn make_blobs(
     image: &OutImage,
     wanted: &[usize],
@@ -352,7 +354,8 @@ pub(crate) fn layout_entries(images: &[(&OutImage, Manifest)]) -> Vec<serde_json
     entries
 }
 
-/// The `manifest.json` by which Docker finds images in an archive: files and names. Layers may be compressed.
+/// The `manifest.json` by which Docker finds images in an archive: files and names. Layers may be
+/// compressed.
 pub(crate) fn manifest_json(images: &[(&OutImage, Manifest)]) -> Vec<u8> {
     let entries: Vec<_> = images
         .iter()

@@ -1,9 +1,10 @@
 //! Where images come from: archives, layouts and registries, behind one trait.
 //!
 //! A source is opened once, tells which images it holds, and hands out layers as byte streams, in
-//! any order and several at a time. What it says is parsed and proven: digests are digests, manifests
-//! and configurations match theirs. Layers are handed out as they lie there: whoever reads one hashes
-//! it anyway, since the diff ID must be known, and compares ([`SourceLayer::check`]).
+//! any order and several at a time. What it says is parsed and proven: digests are digests,
+//! manifests and configurations match theirs. Layers are handed out as they lie there: whoever
+//! reads one hashes it anyway, since the diff ID must be known, and compares
+//! ([`SourceLayer::check`]).
 //!
 //! A source must not know where layers go, and never uses a text from an image as a path.
 
@@ -146,7 +147,8 @@ pub trait ImageSource: Send + Sync {
     /// [`SourceImage::layers`].
     fn open_layer(&self, image: usize, layer: usize) -> Result<Box<dyn Read + Send>, SourceError>;
 
-    /// Returns a tree that may have the layer's files, for sharing their blocks; it promises nothing about them.
+    /// Returns a tree that may have the layer's files, for sharing their blocks; it promises
+    /// nothing about them.
     fn layer_tree(&self, _image: usize, _layer: usize) -> Option<Dir> {
         None
     }
@@ -170,7 +172,8 @@ pub enum SourceError {
     /// Neither an image archive nor a layout.
     #[error("{0} is neither a docker-archive nor an OCI layout")]
     NotAnImage(String),
-    /// A directory that is to be adopted and is nothing of Docker's, or was kept by another of its drivers.
+    /// A directory that is to be adopted and is nothing of Docker's, or was kept by another of its
+    /// drivers.
     #[error("{path} can't be adopted: {why}")]
     NotADataRoot {
         /// The directory.
@@ -226,7 +229,8 @@ pub enum SourceError {
 impl SourceError {
     /// Returns the error for an input or output that failed at `path`.
     ///
-    /// An error of this room that surfaced through `Read` (a wrong digest, say) becomes itself again.
+    /// An error of this room that surfaced through `Read` (a wrong digest, say) becomes itself
+    /// again.
     pub fn io(path: impl Into<String>, source: io::Error) -> Self {
         match source.downcast::<crate::Error>() {
             Ok(own) => Self::Layer(own),

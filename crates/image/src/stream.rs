@@ -1,11 +1,13 @@
-//! A layer's blob as a stream of uncompressed chunks, read, inflated and hashed on threads of its own.
+//! A layer's blob as a stream of uncompressed chunks, read, inflated and hashed on threads of its
+//! own.
 //!
-//! One thread reads the blob, hashes it and inflates; a second hashes the tar; the caller takes the chunks. Between them are bounded
-//! channels, and the buffers go round in a ring, so memory is constant ([`CHUNK_BYTES`] times the buffers of the ring) whatever the
-//! layer's size. A stopped caller stops the threads at their next chunk. It knows nothing of tar.
+//! One thread reads the blob, hashes it and inflates; a second hashes the tar; the caller takes the
+//! chunks. Between them are bounded channels, and the buffers go round in a ring, so memory is
+//! constant ([`CHUNK_BYTES`] times the buffers of the ring) whatever the layer's size. A stopped
+//! caller stops the threads at their next chunk. It knows nothing of tar.
 //!
-//! Invariant: [`LayerStream::finish`] returns digests only after every byte of the blob has passed, so a digest it returns is that of
-//! the whole, never of a prefix.
+//! Invariant: [`LayerStream::finish`] returns digests only after every byte of the blob has passed,
+//! so a digest it returns is that of the whole, never of a prefix.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
@@ -67,7 +69,8 @@ impl Progress {
     }
 }
 
-/// The uncompressed bytes of a layer. `Read` and `BufRead` give them; `finish` tells what they were.
+/// The uncompressed bytes of a layer. `Read` and `BufRead` give them; `finish` tells what they
+/// were.
 ///
 /// Dropping it stops the threads, at the latest when the blob's own `read` returns.
 pub struct LayerStream {
@@ -86,7 +89,8 @@ pub struct LayerStream {
 impl LayerStream {
     /// Starts reading `blob`, whose compression is found out from its first bytes.
     ///
-    /// Errors (unknown compression, a blob that does not decode, limits, cancellation) come when the bytes are read.
+    /// Errors (unknown compression, a blob that does not decode, limits, cancellation) come when
+    /// the bytes are read.
     pub fn open(blob: Box<dyn Read + Send>, limits: &Limits, cancel: &Cancel) -> Result<Self> {
         Self::open_with_progress(blob, limits, cancel, Progress::default())
     }
@@ -133,7 +137,8 @@ impl LayerStream {
         })
     }
 
-    /// Returns the bytes at hand, at least one unless the tar has ended. Take them with [`BufRead::consume`].
+    /// Returns the bytes at hand, at least one unless the tar has ended. Take them with
+    /// [`BufRead::consume`].
     pub fn chunk(&mut self) -> Result<&[u8]> {
         while self.position == self.current.len() && !self.ended {
             match self.chunks.recv() {
@@ -296,7 +301,8 @@ impl Inflater {
             Packing::NONE => own_error_or(Error::Read)(error),
             packing => own_error_or(|source| Error::Decompress { packing, source })(error),
         };
-        // Smaller than a chunk: what is not compressed is then read straight into it, without a copy between.
+        // Smaller than a chunk: what is not compressed is then read straight into it, without a
+        // copy between.
         let blob = BufReader::with_capacity(CHUNK_BYTES / 2, blob);
         let mut decoder = Decoder::new(packing, blob).map_err(failed)?;
         let mut tar_bytes = 0u64;
@@ -334,7 +340,8 @@ impl Inflater {
             }
         }
         let mut blob = decoder.into_inner();
-        // A decoder may stop before the blob does (it read the last frame's end); whatever follows belongs to the blob's digest.
+        // A decoder may stop before the blob does (it read the last frame's end); whatever follows
+        // belongs to the blob's digest.
         io::copy(&mut blob, &mut io::sink()).map_err(failed)?;
         let blob = blob.into_inner();
         let digest = blob.hasher.unwrap_or_default().finish();
@@ -356,7 +363,8 @@ fn fill(reader: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// Takes this room's own error out of an `io::Error` that only carried it, or wraps the error as told.
+/// Takes this room's own error out of an `io::Error` that only carried it, or wraps the error as
+/// told.
 pub(crate) fn own_error_or(
     wrap: impl FnOnce(io::Error) -> Error,
 ) -> impl FnOnce(io::Error) -> Error {

@@ -1,12 +1,14 @@
 //! Writing a new layer's tar: one canonical form, so the same changes give the same bytes.
 //!
-//! ustar headers, with a PAX header in front where ustar has no room: long names, nanoseconds and times before 1970, ids above
-//! 2,097,151, files of 8 GiB and more, extended attributes (`SCHILY.xattr.`). No user or group names, no times but the modification's.
-//! Sparse files are written in full: every reader agrees about plain data, while sparse forms differ in age and quirks; compression
-//! makes up for it. What dockerd, podman, skopeo, umoci and GNU tar read.
+//! ustar headers, with a PAX header in front where ustar has no room: long names, nanoseconds and
+//! times before 1970, ids above 2,097,151, files of 8 GiB and more, extended attributes
+//! (`SCHILY.xattr.`). No user or group names, no times but the modification's. Sparse files are
+//! written in full: every reader agrees about plain data, while sparse forms differ in age and
+//! quirks; compression makes up for it. What dockerd, podman, skopeo, umoci and GNU tar read.
 //!
-//! Invariant, checked: entries come in order of their paths, component by component, so a directory precedes what is in it and nothing
-//! comes twice. It knows nothing of trees; the caller says what changed.
+//! Invariant, checked: entries come in order of their paths, component by component, so a directory
+//! precedes what is in it and nothing comes twice. It knows nothing of trees; the caller says what
+//! changed.
 
 use std::cmp::Ordering;
 use std::ffi::{OsStr, OsString};
@@ -106,7 +108,8 @@ impl<W: Write> LayerWriter<W> {
         }
     }
 
-    /// Starts a tar in `out` that is no layer: names and devices that mean deletions in one are only that.
+    /// Starts a tar in `out` that is no layer: names and devices that mean deletions in one are
+    /// only that.
     pub fn of_files(out: W) -> Self {
         Self {
             layer: false,
@@ -119,10 +122,11 @@ impl<W: Write> LayerWriter<W> {
         self.entries
     }
 
-    /// Writes `entry`; `data` gives a regular file's content, of which exactly `size_bytes` are taken.
+    /// Writes `entry`; `data` gives a regular file's content, of which exactly `size_bytes` are
+    /// taken.
     ///
-    /// Errors: `BadEntry` for names that a layer can't hold (`.wh.` is taken, `..`), entries out of order, content that ends early,
-    /// device 0:0; `Write`, `Read`.
+    /// Errors: `BadEntry` for names that a layer can't hold (`.wh.` is taken, `..`), entries out of
+    /// order, content that ends early, device 0:0; `Write`, `Read`.
     pub fn append(&mut self, entry: &TarEntry, data: &mut dyn Read) -> Result<()> {
         let components = components(&entry.path)?;
         if self.layer
@@ -157,7 +161,8 @@ impl<W: Write> LayerWriter<W> {
         self.marker(path.with_file_name(marker))
     }
 
-    /// Writes that the layers below show nothing in the directory `path`, whose entry was just written.
+    /// Writes that the layers below show nothing in the directory `path`, whose entry was just
+    /// written.
     pub fn opaque(&mut self, path: &Path) -> Result<()> {
         if self.last.as_deref() != Some(&components(path)?) {
             return Err(bad(path, "an opaque mark follows its directory"));
@@ -343,7 +348,8 @@ fn components(path: &Path) -> Result<Vec<OsString>> {
     Ok(parts)
 }
 
-/// Puts `value` into a field, or, if it is too long, into a record. Returns true if the record is no UTF-8.
+/// Puts `value` into a field, or, if it is too long, into a record. Returns true if the record is
+/// no UTF-8.
 fn text(field: &mut [u8], value: &[u8], key: &[u8], records: &mut Vec<u8>) -> bool {
     let n = value.len().min(NAME_BYTES);
     field[..n].copy_from_slice(&value[..n]);

@@ -37,7 +37,8 @@ fn write_index(layout: &Path, entries: Value) {
     std::fs::write(layout.join("index.json"), index.to_string()).unwrap();
 }
 
-/// A layout with an image for amd64 and one for arm64/v8 below one index, and a statement about the first.
+/// A layout with an image for amd64 and one for arm64/v8 below one index, and a statement about the
+/// first.
 fn two_platforms(scratch: &Scratch) -> (PathBuf, OutImage, OutImage) {
     let mut rng = Rng::for_test("platforms");
     let (first, first_layers) = image_for(&mut rng, "x/y:1", &[1000], "amd64");
@@ -273,7 +274,8 @@ fn a_layout_that_lies_is_refused() {
     assert!(open().is_err());
 }
 
-/// Digests vouch for the bytes; sizes and kinds that are wrong, or that nobody knows, load as they do with Podman and containerd.
+/// Digests vouch for the bytes; sizes and kinds that are wrong, or that nobody knows, load as they
+/// do with Podman and containerd.
 #[test]
 fn what_a_layout_says_about_sizes_and_kinds_decides_nothing() {
     let scratch = Scratch::new();
@@ -320,7 +322,8 @@ fn what_a_layout_says_about_sizes_and_kinds_decides_nothing() {
         let source = OciLayout::from_directory(&layout, &Platform::host()).unwrap();
         let (taken, layers) = take(&source);
         assert_eq!(taken.config.raw, image.config.raw, "{what}");
-        // And it goes out as it came, byte for byte, unless nobody knows how the layer was compressed.
+        // And it goes out as it came, byte for byte, unless nobody knows how the layer was
+        // compressed.
         let saved = scratch.join(format!("saved-{at}"));
         let out = sink::oci_layout::write_directory(&[taken], &layers, &saved, &how).unwrap();
         if place != "/layers/0/mediaType" {

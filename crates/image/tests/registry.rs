@@ -267,7 +267,8 @@ fn a_blob_of_wrong_content_is_refused() {
         .map(|l| l.blob.clone().unwrap().blob)
         .collect();
 
-    // The last byte of the stored blob changes; a gzip reader would not even notice all such changes.
+    // The last byte of the stored blob changes; a gzip reader would not even notice all such
+    // changes.
     let path = registry.blob_file(&blobs[0].digest.hex());
     let mut bytes = std::fs::read(&path).unwrap();
     let last = bytes.len() - 1;

@@ -1,5 +1,5 @@
-//! A layer applied beside a tree that has the same files already: blocks are shared where the file system can, and the archive alone
-//! says what is in them.
+//! A layer applied beside a tree that has the same files already: blocks are shared where the file
+//! system can, and the archive alone says what is in them.
 
 use std::fs;
 use std::io::Cursor;

@@ -1,9 +1,11 @@
-//! Two texts, line by line, as people read changes: `-` what goes, `+` what comes, three lines around. Pure.
+//! Two texts, line by line, as people read changes: `-` what goes, `+` what comes, three lines
+//! around. Pure.
 
 /// Lines shown around a change.
 const AROUND: usize = 3;
 
-/// Returns the changes from `old` to `new`, empty if there are none. Meant for configuration files: it takes the product of both lengths.
+/// Returns the changes from `old` to `new`, empty if there are none. Meant for configuration files:
+/// it takes the product of both lengths.
 pub fn changes(old: &str, new: &str) -> String {
     let (a, b): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
     // common[i][j]: lines that a[i..] and b[j..] have in common, in order.

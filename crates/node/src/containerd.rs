@@ -1,14 +1,17 @@
 //! The edit of containerd's configuration: text in, text out, and back again.
 //!
-//! Pure: it knows neither files nor containerd. Comments, order and everything that is not Vellum's stay byte for byte. What it does not
-//! understand it refuses, with a hint: a node whose containerd does not start is worse than one without Vellum.
+//! Pure: it knows neither files nor containerd. Comments, order and everything that is not Vellum's
+//! stay byte for byte. What it does not understand it refuses, with a hint: a node whose containerd
+//! does not start is worse than one without Vellum.
 //!
-//! [`Wanted`] lists what is to be set; [`apply`] sets it, [`revert`] takes it away from a text that others may have changed since, by
-//! looking up in the text of before what each setting was. containerd 1.x replaces a whole `plugins` section by an imported file's, 2.x joins them: only
+//! [`Wanted`] lists what is to be set; [`apply`] sets it, [`revert`] takes it away from a text that
+//! others may have changed since, by looking up in the text of before what each setting was.
+//! containerd 1.x replaces a whole `plugins` section by an imported file's, 2.x joins them: only
 //! configurations of version 3 and later are extended by a file of our own ([`drop_in`]).
 //!
-//! Between install and uninstall `containerd config migrate` may have written the configuration anew: in a later version, with what imported files
-//! said in the configuration itself ([`takes_over`]), and without comments.
+//! Between install and uninstall `containerd config migrate` may have written the configuration
+//! anew: in a later version, with what imported files said in the configuration itself
+//! ([`takes_over`]), and without comments.
 
 use std::path::{Path, PathBuf};
 
@@ -43,10 +46,12 @@ pub enum Version {
     Two,
     /// containerd 2.0 to 2.3; later ones read it too.
     Three,
-    /// containerd 2.4. It moves `grpc`, `ttrpc`, `debug` and `metrics` below `plugins`; what is edited here is where version 3 has it.
+    /// containerd 2.4. It moves `grpc`, `ttrpc`, `debug` and `metrics` below `plugins`; what is
+    /// edited here is where version 3 has it.
     Four,
-    /// What a containerd that came after this program writes. Every change so far left most sections where they were, so that the edit
-    /// is that of version 4, and [`Found::is_unknown_to_us`] has it told.
+    /// What a containerd that came after this program writes. Every change so far left most
+    /// sections where they were, so that the edit is that of version 4, and
+    /// [`Found::is_unknown_to_us`] has it told.
     Later(i64),
 }
 
@@ -62,12 +67,14 @@ impl Version {
 pub struct Wanted {
     /// Where the server listens.
     pub socket: String,
-    /// The store's directory, which containerd tells the kubelet to watch the space of. `None`: nothing is said about it.
+    /// The store's directory, which containerd tells the kubelet to watch the space of. `None`:
+    /// nothing is said about it.
     #[serde(default)]
     pub root: Option<String>,
     /// Whether the kubelet's images and containers come to it.
     pub cri: bool,
-    /// Whether Vellum unpacks and diffs, too. `None`: where the configuration's version says that containerd can.
+    /// Whether Vellum unpacks and diffs, too. `None`: where the configuration's version says that
+    /// containerd can.
     pub differ: Option<bool>,
     /// Whether another snapshotter than containerd's built-in may be replaced.
     pub replace: bool,
@@ -82,7 +89,8 @@ pub struct Found {
 }
 
 impl Found {
-    /// Whether it imports files that replace whole sections of it, ours too, without a word: containerd 1.x does so.
+    /// Whether it imports files that replace whole sections of it, ours too, without a word:
+    /// containerd 1.x does so.
     pub fn may_be_overruled(&self) -> bool {
         let imports = self.document.get("imports").and_then(Item::as_array);
         self.version == Version::Two && imports.is_some_and(|list| !list.is_empty())
@@ -112,9 +120,11 @@ impl Found {
     }
 }
 
-/// Parses a configuration. An empty one is as good as none and gets version 2, which every containerd since 1.3 reads.
+/// Parses a configuration. An empty one is as good as none and gets version 2, which every
+/// containerd since 1.3 reads.
 ///
-/// Errors: `Invalid`, for templates, what is not TOML, version 1, and a version that is not a number.
+/// Errors: `Invalid`, for templates, what is not TOML, version 1, and a version that is not a
+/// number.
 pub fn parse(text: &str, path: &Path) -> Result<Found> {
     let named = path.display();
     if text.contains("{{") {
@@ -156,7 +166,8 @@ pub fn parse(text: &str, path: &Path) -> Result<Found> {
     Ok(Found { document, version })
 }
 
-/// Returns the directory of the first import that takes every `.toml` file of one, if this configuration can be extended there.
+/// Returns the directory of the first import that takes every `.toml` file of one, if this
+/// configuration can be extended there.
 pub fn imported_dir(found: &Found) -> Option<PathBuf> {
     if !found.version.has_names_of_2() {
         return None;
@@ -171,7 +182,8 @@ pub fn imported_dir(found: &Found) -> Option<PathBuf> {
 
 /// Returns the text with everything that is wanted set. The same text, if it is.
 ///
-/// Errors: `Invalid` if another snapshotter is configured and may not be replaced, or a setting has a type it can't have.
+/// Errors: `Invalid` if another snapshotter is configured and may not be replaced, or a setting has
+/// a type it can't have.
 pub fn apply(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     let mut found = parse(text, path)?;
     check(&found, path, wanted)?;
@@ -181,8 +193,8 @@ pub fn apply(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
 
 /// Returns a file that says only what is wanted, to be imported by the configuration `text`.
 ///
-/// It has version 3 whatever the version of `text`: containerd reads each file by its own version and brings it up to date, also one that this program
-/// doesn't know.
+/// It has version 3 whatever the version of `text`: containerd reads each file by its own version
+/// and brings it up to date, also one that this program doesn't know.
 pub fn drop_in(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     let found = parse(text, path)?;
     check(&found, path, wanted)?;
@@ -192,7 +204,8 @@ pub fn drop_in(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     };
     own.document.insert("version", toml_edit::value(3));
     set_all(&mut own, wanted, path)?;
-    // containerd joins lists: where the importing file has one, the built-in snapshotter is in it if it is wanted.
+    // containerd joins lists: where the importing file has one, the built-in snapshotter is in it
+    // if it is wanted.
     if get(&found.document, &TRANSFER).is_some()
         && let Some(list) =
             get_mut(&mut own.document, &TRANSFER).and_then(Item::as_array_of_tables_mut)
@@ -205,7 +218,8 @@ pub fn drop_in(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     ))
 }
 
-/// Returns `text` without what [`apply`] set, as far as it is still as it was set; `before` is the text it was applied to.
+/// Returns `text` without what [`apply`] set, as far as it is still as it was set; `before` is the
+/// text it was applied to.
 ///
 /// Errors: `Invalid` if one of both is no configuration any more.
 pub fn revert(text: &str, before: &str, path: &Path, wanted: &Wanted) -> Result<String> {
@@ -214,7 +228,8 @@ pub fn revert(text: &str, before: &str, path: &Path, wanted: &Wanted) -> Result<
         document: old,
         version: old_version,
     } = parse(before, path)?;
-    // What stood there before may have another name in a configuration that `containerd config migrate` has written since.
+    // What stood there before may have another name in a configuration that
+    // `containerd config migrate` has written since.
     let cri = cri_keys(found.version);
     for (keys, value) in settings(found.version, wanted) {
         let is_ours = get(&found.document, &keys).is_some_and(|item| same(item, &value));
@@ -237,8 +252,9 @@ pub fn revert(text: &str, before: &str, path: &Path, wanted: &Wanted) -> Result<
     Ok(found.document.to_string())
 }
 
-/// Returns `text`, which imports a file of ours, without what it says of Vellum itself; `None` if it says nothing of it. `containerd config migrate`
-/// writes what imported files say into the configuration.
+/// Returns `text`, which imports a file of ours, without what it says of Vellum itself; `None` if
+/// it says nothing of it. `containerd config migrate` writes what imported files say into the
+/// configuration.
 pub fn takes_over(text: &str, path: &Path, wanted: &Wanted) -> Result<Option<String>> {
     let found = parse(text, path)?;
     let keys = ["proxy_plugins", SNAPSHOTTER, "address"];
@@ -419,7 +435,8 @@ fn same_value(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Gives `keys` the value it has in `old`, or takes it away together with tables that are empty then and were not there.
+/// Gives `keys` the value it has in `old`, or takes it away together with tables that are empty
+/// then and were not there.
 fn put_back(document: &mut DocumentMut, old: &DocumentMut, keys: &[&str]) {
     if let (Some(item), Some(was)) = (get_mut(document, keys), get(old, keys)) {
         *item = was.clone();
@@ -430,7 +447,8 @@ fn put_back(document: &mut DocumentMut, old: &DocumentMut, keys: &[&str]) {
         if get(old, &keys[..end]).is_some() {
             return;
         }
-        // `containerd config migrate` writes every key that a table may have, those without a value, too.
+        // `containerd config migrate` writes every key that a table may have, those without a
+        // value, too.
         let empty = end == keys.len()
             || get(document, &keys[..end])
                 .and_then(Item::as_table_like)

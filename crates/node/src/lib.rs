@@ -1,13 +1,17 @@
 //! A node of a fleet: Vellum is put on it, taken off it, looked at.
 //!
-//! Installing copies the running program, writes the systemd units and edits containerd's configuration. Everything is planned first, from what is there
-//! ([`Step`]s, which a dry run shows), then done, each step by one rename: at no time is a file half written, and processes that run from the
-//! old program keep it, so containers go on through an upgrade. Installing again is upgrading; installing the same again does nothing.
+//! Installing copies the running program, writes the systemd units and edits containerd's
+//! configuration. Everything is planned first, from what is there ([`Step`]s, which a dry run
+//! shows), then done, each step by one rename: at no time is a file half written, and processes
+//! that run from the old program keep it, so containers go on through an upgrade. Installing again
+//! is upgrading; installing the same again does nothing.
 //!
-//! To be undone, the configuration of before and the one written are kept in [`RECORD_DIR`], written before the edit. If nobody changed the file since,
-//! undoing brings the old one back byte for byte, else it takes away Vellum's own settings only.
+//! To be undone, the configuration of before and the one written are kept in [`RECORD_DIR`],
+//! written before the edit. If nobody changed the file since, undoing brings the old one back byte
+//! for byte, else it takes away Vellum's own settings only.
 //!
-//! It must not know how containerd is started or what a cluster is. [`containerd`] has the edit, [`tree`] the files of a node mounted elsewhere.
+//! It must not know how containerd is started or what a cluster is. [`containerd`] has the edit,
+//! [`tree`] the files of a node mounted elsewhere.
 #![forbid(unsafe_code)]
 
 pub mod compare;
@@ -44,7 +48,8 @@ pub struct InstallOptions {
     pub config: Option<PathBuf>,
     /// What containerd is to use it for.
     pub wanted: Wanted,
-    /// Whether systemd is told: units enabled and started, containerd restarted if its configuration changed.
+    /// Whether systemd is told: units enabled and started, containerd restarted if its
+    /// configuration changed.
     pub activate: bool,
     /// Show, and do nothing.
     pub dry_run: bool,
@@ -124,8 +129,8 @@ pub struct Status {
 
 /// Puts Vellum on a node, or brings it up to date there.
 ///
-/// Errors: `Invalid` if the configuration is not understood or names another snapshotter (nothing has been touched then), `Io`; what was
-/// done before an error is recorded and can be undone.
+/// Errors: `Invalid` if the configuration is not understood or names another snapshotter (nothing
+/// has been touched then), `Io`; what was done before an error is recorded and can be undone.
 pub fn install(options: &InstallOptions) -> Result<Report> {
     let tree = Tree::at(&options.host_root);
     let old = Record::read(&tree)?;
@@ -213,7 +218,8 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
     Ok(report)
 }
 
-/// Returns where the node's store is: what the unit's environment or its settings say, else the usual place.
+/// Returns where the node's store is: what the unit's environment or its settings say, else the
+/// usual place.
 ///
 /// Errors: `Invalid` if the settings can't be understood; the server would not start with them.
 fn store_root(tree: &Tree) -> Result<String> {

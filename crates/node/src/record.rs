@@ -1,7 +1,8 @@
 //! What was done to a node's configuration, and how it is undone.
 //!
-//! Three files in [`crate::RECORD_DIR`]: `node.json`, `config.before` (absent if there was no file) and `config.written`. Undoing compares the file with
-//! what was written: the same, and the one of before comes back as it was; another, and only Vellum's settings go.
+//! Three files in [`crate::RECORD_DIR`]: `node.json`, `config.before` (absent if there was no file)
+//! and `config.written`. Undoing compares the file with what was written: the same, and the one of
+//! before comes back as it was; another, and only Vellum's settings go.
 
 use std::path::{Path, PathBuf};
 
@@ -113,7 +114,8 @@ impl Record {
     }
 }
 
-/// Plans the edit of the configuration at `config`. An earlier edit is taken back first, so that an upgrade's record still leads back to the very beginning.
+/// Plans the edit of the configuration at `config`. An earlier edit is taken back first, so that an
+/// upgrade's record still leads back to the very beginning.
 pub fn plan_edit(
     tree: &Tree,
     config: &Path,
@@ -182,8 +184,8 @@ pub fn plan_undo(tree: &Tree, edit: &Edit) -> Result<Option<String>> {
     containerd::revert(&now, &before, &edit.file, &edit.wanted).map(Some)
 }
 
-/// Returns the configuration's text without what it took over from the file of ours that it imports. `None`: it says nothing of Vellum, or is another
-/// program's, which will write it anew.
+/// Returns the configuration's text without what it took over from the file of ours that it
+/// imports. `None`: it says nothing of Vellum, or is another program's, which will write it anew.
 pub fn plan_undo_taken_over(tree: &Tree, edit: &Edit) -> Result<Option<String>> {
     if edit.file == edit.config {
         return Ok(None);
@@ -196,7 +198,8 @@ pub fn plan_undo_taken_over(tree: &Tree, edit: &Edit) -> Result<Option<String>> 
     }
 }
 
-/// Returns the version of the configuration, if it is there, can be read, and is later than those that this program was made for.
+/// Returns the version of the configuration, if it is there, can be read, and is later than those
+/// that this program was made for.
 pub fn unknown_version(tree: &Tree, edit: &Edit) -> Result<Option<i64>> {
     let found = text(tree, &edit.config)?.map(|now| containerd::parse(&now, &edit.config));
     Ok(found.and_then(|found| found.ok()?.is_unknown_to_us()))

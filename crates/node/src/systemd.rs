@@ -1,7 +1,8 @@
 //! Units, and what systemd is told.
 //!
-//! The units are those of `contrib/systemd`, with the program's place put in. systemd is told through `systemctl` of the node: directly on this machine,
-//! through `chroot` where the node is mounted elsewhere (its `/run` must be mounted with it).
+//! The units are those of `contrib/systemd`, with the program's place put in. systemd is told
+//! through `systemctl` of the node: directly on this machine, through `chroot` where the node is
+//! mounted elsewhere (its `/run` must be mounted with it).
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,7 +12,8 @@ use vellum_service::error::{Error, Result};
 
 const RESTART_CONTAINERD: &str = "systemctl try-restart containerd.service";
 
-/// Where programs of a node are, and `chroot` of an image that has little else: whoever made the image may have said less.
+/// Where programs of a node are, and `chroot` of an image that has little else: whoever made the
+/// image may have said less.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 const PROGRAM: &str = "/usr/local/bin/vellum";
@@ -39,7 +41,8 @@ pub fn units(program: &Path) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-/// What systemd is to be told after files were changed. The server is restarted, mounts and containers are not.
+/// What systemd is to be told after files were changed. The server is restarted, mounts and
+/// containers are not.
 pub fn after_install(restart_containerd: bool) -> Vec<String> {
     let mut commands = vec![
         "systemctl daemon-reload".to_owned(),

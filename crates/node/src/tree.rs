@@ -1,6 +1,8 @@
-//! Files of a node, which may be mounted somewhere below: `/etc/x` of the node is `HOST_ROOT/etc/x` here.
+//! Files of a node, which may be mounted somewhere below: `/etc/x` of the node is `HOST_ROOT/etc/x`
+//! here.
 //!
-//! Symbolic links are followed as the node sees them, so a link to `/usr/etc` stays in the node's tree. It must not know what the files are for.
+//! Symbolic links are followed as the node sees them, so a link to `/usr/etc` stays in the node's
+//! tree. It must not know what the files are for.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -86,7 +88,8 @@ impl Tree {
         }
     }
 
-    /// Replaces or makes a file in one step, durably; directories above are made. Processes that run from the old one keep it.
+    /// Replaces or makes a file in one step, durably; directories above are made. Processes that
+    /// run from the old one keep it.
     pub fn write(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         let at = self.here(path)?;
         let (Some(above), Some(name)) = (at.parent(), at.file_name()) else {

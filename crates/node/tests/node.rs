@@ -209,7 +209,8 @@ fn what_is_not_understood_is_refused_with_a_hint() {
     assert_eq!(revert(&new, stargz, config(), &replace).unwrap(), stargz);
 }
 
-/// What `containerd config migrate` of 2.4 makes of [`SMALL_THREE`] without the comment: every key of a table, and those of the server below `plugins`.
+/// What `containerd config migrate` of 2.4 makes of [`SMALL_THREE`] without the comment: every key
+/// of a table, and those of the server below `plugins`.
 const MIGRATED_FOUR: &str = r#"version = 4
 root = '/data/containerd'
 state = '/run/containerd'

@@ -1,9 +1,12 @@
-//! The process that serves a mount: started so that whoever asked for the mount gets it, or gets told why not, before he goes on.
+//! The process that serves a mount: started so that whoever asked for the mount gets it, or gets
+//! told why not, before he goes on.
 //!
-//! A program with threads can't fork, and a forked one keeps what it was handed. So the same program is started again, with the same
-//! arguments behind [`SERVE_ARGUMENT`], in a session of its own; its standard output is a pipe to the one who started it. When the mount
-//! is served it writes one word there and then closes all three standard descriptors: a caller that waits for the end of a pipe (containers/storage
-//! does) goes on. If it ends before, it has said why on the standard error it was given, and its exit code is passed on.
+//! A program with threads can't fork, and a forked one keeps what it was handed. So the same
+//! program is started again, with the same arguments behind [`SERVE_ARGUMENT`], in a session of its
+//! own; its standard output is a pipe to the one who started it. When the mount is served it writes
+//! one word there and then closes all three standard descriptors: a caller that waits for the end
+//! of a pipe (containers/storage does) goes on. If it ends before, it has said why on the standard
+//! error it was given, and its exit code is passed on.
 //!
 //! It must not know what is mounted.
 
@@ -21,20 +24,23 @@ use crate::error::{Error, Result};
 /// The first argument of a program that is to serve at once. Not for users.
 pub const SERVE_ARGUMENT: &str = "__serve-overlay";
 
-/// The first argument of a program that is to help one that serves: see [`vellum_sys::own_files`]. Not for users.
+/// The first argument of a program that is to help one that serves: see [`vellum_sys::own_files`].
+/// Not for users.
 pub const ASSIST_ARGUMENT: &str = "__assist-overlay";
 
 const READY: &[u8] = b"ready\n";
 
-/// Starts this program again as a daemon and waits until it is ready. Returns the exit code for the caller: 0 if it serves.
+/// Starts this program again as a daemon and waits until it is ready. Returns the exit code for the
+/// caller: 0 if it serves.
 ///
-/// `called_as` is what it is to see (and `ps` to show) as its own name; `arguments` come behind [`SERVE_ARGUMENT`], and have it mount on
-/// `target`.
+/// `called_as` is what it is to see (and `ps` to show) as its own name; `arguments` come behind
+/// [`SERVE_ARGUMENT`], and have it mount on `target`.
 pub fn start(called_as: &OsStr, arguments: &[OsString], target: &Path) -> Result<i32> {
     start_with(called_as, arguments, target, Stdio::inherit()).map(|(code, _)| code)
 }
 
-/// As [`start`] of `vellum overlay` with these arguments; what goes wrong is returned and not printed.
+/// As [`start`] of `vellum overlay` with these arguments; what goes wrong is returned and not
+/// printed.
 pub fn start_overlay(arguments: &[OsString], target: &Path) -> Result<()> {
     let mut all = vec![OsString::from("overlay")];
     all.extend_from_slice(arguments);
@@ -136,7 +142,8 @@ pub fn assist() -> vellum_sys::Error {
     }
 }
 
-/// Says that the mount answers, and lets go of the terminal and of the directory this was started in.
+/// Says that the mount answers, and lets go of the terminal and of the directory this was started
+/// in.
 ///
 /// Errors if nobody waits any more: then nobody knows of the mount, and it is to be taken away.
 pub fn ready(log: Option<&Path>) -> Result<()> {

@@ -1,9 +1,11 @@
-//! In which dialect a mount writes: the namespace of its marks, and for an upper the kernel's marks or `.wh.` names.
+//! In which dialect a mount writes: the namespace of its marks, and for an upper the kernel's marks
+//! or `.wh.` names.
 //!
-//! Deletions are written in one of two forms, and a reader of the other form shows what was deleted. So an
-//! upper goes on in the form that it was begun in: as the work directory's record says, and where there is
-//! none, as the upper's own marks say ([`Sign`]). One without marks is the kernel's. Where the file system
-//! takes the kernel's marks in no form, there are only names; that is tried, not guessed.
+//! Deletions are written in one of two forms, and a reader of the other form shows what was
+//! deleted. So an upper goes on in the form that it was begun in: as the work directory's record
+//! says, and where there is none, as the upper's own marks say ([`Sign`]). One without marks is the
+//! kernel's. Where the file system takes the kernel's marks in no form, there are only names; that
+//! is tried, not guessed.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -19,7 +21,8 @@ use crate::error::{Error, Result};
 use crate::options::{MountOptions, WhFiles};
 use crate::record::LayerRecord;
 
-/// Returns the namespace of the marks of a mount: `trusted.*` for root outside any user namespace, who alone sees those.
+/// Returns the namespace of the marks of a mount: `trusted.*` for root outside any user namespace,
+/// who alone sees those.
 pub fn prefix(options: &MountOptions) -> Result<Prefix> {
     match (options.user_xattr, Process::read().is_root()) {
         (Some(true), _) | (None, false) => Ok(Prefix::User),
@@ -127,7 +130,8 @@ fn known_or_seen(options: &MountOptions, upper: &Dir, work: Option<&Dir>) -> Res
 enum Sign {
     /// An overlay that marks with devices 0:0 and `overlay.*` attributes.
     Kernel,
-    /// Somebody who hides names with `.wh.` files: fuse-overlayfs without privilege, an unpacker of archives.
+    /// Somebody who hides names with `.wh.` files: fuse-overlayfs without privilege, an unpacker of
+    /// archives.
     Names,
     /// Nothing.
     None,
@@ -135,7 +139,8 @@ enum Sign {
 
 /// Looks for the marks of either dialect.
 ///
-/// fuse-overlayfs may write both, so its own marks come first; a `.wh.` name beside marks of the kernel is a name like any other.
+/// fuse-overlayfs may write both, so its own marks come first; a `.wh.` name beside marks of the
+/// kernel is a name like any other.
 fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
     let on_root = match xattr::list_fd(upper) {
         Ok(names) => names,
@@ -160,7 +165,8 @@ fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
         let dir = match name.as_deref().map(|name| above.open_dir(name)) {
             None => above,
             Some(Ok(dir)) => Arc::new(dir),
-            // A directory without permissions has nothing in it that a plain user could have marked.
+            // A directory without permissions has nothing in it that a plain user could have
+            // marked.
             Some(Err(error)) if error.is_denied() => continue,
             Some(Err(error)) => return Err(error.into()),
         };
@@ -185,7 +191,8 @@ fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
     })
 }
 
-/// Whether the kernel's overlay had the work directory: it makes directories in it that others don't, or with no permissions at all.
+/// Whether the kernel's overlay had the work directory: it makes directories in it that others
+/// don't, or with no permissions at all.
 fn is_kernels_work(work: &Dir) -> bool {
     let has_index = work.stat(workdir::INDEX).is_ok_and(|stat| stat.is_dir());
     let shut = work
@@ -194,7 +201,8 @@ fn is_kernels_work(work: &Dir) -> bool {
     has_index || shut
 }
 
-/// Tells whether marks can be xattrs there. Tried with one that means nothing, which is taken away again.
+/// Tells whether marks can be xattrs there. Tried with one that means nothing, which is taken away
+/// again.
 fn takes_xattrs(options: &MountOptions, upper: &Dir) -> Result<bool> {
     let name = prefix(options)?.xattr(Mark::Probe);
     match xattr::set_fd(upper, name, b"", xattr::SetMode::Any) {

@@ -1,8 +1,9 @@
 //! From the directories of a mount to layers with dialects, and to what an engine is opened with.
 //!
-//! Which marks are followed in which lower layer is decided here. A tree that was unpacked from an archive holds what a stranger wrote, so
-//! by default redirects and metacopies are followed only in layers that say, beside the tree and not in it, that an engine of ours
-//! made them (the record in the work directory next to the layer). The upper is always an engine's own.
+//! Which marks are followed in which lower layer is decided here. A tree that was unpacked from an
+//! archive holds what a stranger wrote, so by default redirects and metacopies are followed only in
+//! layers that say, beside the tree and not in it, that an engine of ours made them (the record in
+//! the work directory next to the layer). The upper is always an engine's own.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,8 @@ use crate::options::{MountOptions, Redirects, Trust, WhFiles};
 use crate::record::{Beside, LayerRecord, NewRecord};
 use crate::{dialect, owners};
 
-/// Returns the options with which an upper was last mounted, as far as they say what its marks are and what lies below it.
+/// Returns the options with which an upper was last mounted, as far as they say what its marks are
+/// and what lies below it.
 ///
 /// `None` if the work directory does not know this upper.
 pub fn last_mounted(upper: &Path, work: &Path) -> Result<Option<MountOptions>> {
@@ -90,9 +92,11 @@ fn open_lowers(
     Ok((ordinary, data))
 }
 
-/// Replaces lower layers that are shown by an id-mapped mount by what that mount shows, if this mount maps owners itself.
+/// Replaces lower layers that are shown by an id-mapped mount by what that mount shows, if this
+/// mount maps owners itself.
 ///
-/// Podman 4 does both at once, and owners that were mapped twice belong to nobody. A layer that can be reached in no other way stays as it is.
+/// Podman 4 does both at once, and owners that were mapped twice belong to nobody. A layer that can
+/// be reached in no other way stays as it is.
 pub fn beneath_id_maps(options: &mut MountOptions) -> Result<()> {
     if options.ids.are_plain() {
         return Ok(());
@@ -147,8 +151,9 @@ fn open_dir(path: &Path) -> Result<Dir> {
     })
 }
 
-/// Opens a lower layer as its own file system has it, as the kernel's overlay sees its layers: without what is mounted in it, the union
-/// itself first of all, and without moving access times. Who may not have such a view gets the directory as it is.
+/// Opens a lower layer as its own file system has it, as the kernel's overlay sees its layers:
+/// without what is mounted in it, the union itself first of all, and without moving access times.
+/// Who may not have such a view gets the directory as it is.
 fn lower_dir(path: &Path) -> Result<Dir> {
     let dir = open_dir(path)?;
     match mount::without_submounts(&dir) {
@@ -160,8 +165,8 @@ fn lower_dir(path: &Path) -> Result<Dir> {
     }
 }
 
-/// Refuses a lower layer that holds the place of the mount, where it can't be seen without that: looking into it would wait for the union
-/// itself.
+/// Refuses a lower layer that holds the place of the mount, where it can't be seen without that:
+/// looking into it would wait for the union itself.
 pub fn apart_from(target: &Path, options: &MountOptions) -> Result<()> {
     let real = std::fs::canonicalize(target).map_err(Error::io("find", target))?;
     for lower in options.lowers.iter().chain(&options.data_lowers) {
@@ -238,8 +243,9 @@ pub struct Opened {
     pub locks: Vec<Lock>,
 }
 
-/// Takes each lower layer together with everybody else who only reads it. Where that can't be (somebody has it as his upper, a file system
-/// without locks) the mount goes on, as the kernel's would.
+/// Takes each lower layer together with everybody else who only reads it. Where that can't be
+/// (somebody has it as his upper, a file system without locks) the mount goes on, as the kernel's
+/// would.
 fn hold(options: &MountOptions) -> Vec<Lock> {
     let all = options.lowers.iter().chain(&options.data_lowers);
     all.filter_map(|path| {

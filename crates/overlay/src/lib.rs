@@ -1,11 +1,15 @@
 //! A union mounted by Vellum's own engine, of layers that are named one by one.
 //!
-//! * [`options`]: what can be asked for, and the tables of `-o` options; [`parse`]: how `-o` strings are
-//!   read; [`values`]: switches, sizes and paths as text, and what a misspelled word was meant to be;
-//! * [`layers`]: from directories to layers with dialects: whose marks are followed; [`dialect`]: how an upper writes its own;
-//! * `record`: what a work directory remembers of its upper; `owners`: whose ids a container's layer holds;
+//! * [`options`]: what can be asked for, and the tables of `-o` options; [`parse`]: how `-o`
+//!   strings are read; [`values`]: switches, sizes and paths as text, and what a misspelled word
+//!   was meant to be;
+//! * [`layers`]: from directories to layers with dialects: whose marks are followed; [`dialect`]:
+//!   how an upper writes its own;
+//! * `record`: what a work directory remembers of its upper; `owners`: whose ids a container's
+//!   layer holds;
 //! * [`daemon`]: the process that serves; [`serve`]: what it does;
-//! * [`names`] and [`program`]: the command line, under the names of other mount programs; [`report`]: how its failures look.
+//! * [`names`] and [`program`]: the command line, under the names of other mount programs;
+//!   [`report`]: how its failures look.
 //!
 //! `vellum overlay`, the mount program `vellum-fuse-overlayfs` and the store's own mounts all end
 //! here. This room must not know the store, images or anything that speaks over a network: whoever

@@ -1,9 +1,10 @@
 //! The other names of `vellum overlay`, and how their callers write a command line. Pure.
 //!
-//! * `fuse-overlayfs [-f] [-d] [-o OPTIONS] [SOURCE] TARGET`: containers/storage and Buildah call it so, and containerd through mount.fuse3, which
-//!   gives a source too. What it doesn't know it ignores, and says so.
-//! * `mount.fuse.vellum SOURCE TARGET [-sfnvrw] [-o OPTIONS] [-t TYPE] [-N NAMESPACE]`: mount(8) calls it for the type `fuse.vellum`. There
-//!   `-f` means: do nothing.
+//! * `fuse-overlayfs [-f] [-d] [-o OPTIONS] [SOURCE] TARGET`: containers/storage and Buildah call
+//!   it so, and containerd through mount.fuse3, which gives a source too. What it doesn't know it
+//!   ignores, and says so.
+//! * `mount.fuse.vellum SOURCE TARGET [-sfnvrw] [-o OPTIONS] [-t TYPE] [-N NAMESPACE]`: mount(8)
+//!   calls it for the type `fuse.vellum`. There `-f` means: do nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -22,7 +23,8 @@ pub enum Name {
 }
 
 impl Name {
-    /// Returns the name behind what stands in the first argument; `None` for all others, which mean the vellum command.
+    /// Returns the name behind what stands in the first argument; `None` for all others, which mean
+    /// the vellum command.
     pub fn of(called_as: &OsStr) -> Option<Name> {
         match Path::new(called_as).file_name()?.as_bytes() {
             b"fuse-overlayfs" => Some(Name::FuseOverlayfs),

@@ -33,11 +33,13 @@ pub use list::listed;
 
 /// A file is copied up block by block from this size on.
 ///
-/// Below it a whole copy costs about as much as the bookkeeping, and leaves a plain file that every reader understands.
+/// Below it a whole copy costs about as much as the bookkeeping, and leaves a plain file that every
+/// reader understands.
 pub const BLOCKS_FROM_BYTES: u64 = 4 << 20;
 
-/// How long names and attributes are remembered by the kernel where nothing else is said: for ever, as far as a FUSE reply can say it.
-/// The engine is the only writer, so nothing it told ever turns wrong by itself.
+/// How long names and attributes are remembered by the kernel where nothing else is said: for ever,
+/// as far as a FUSE reply can say it. The engine is the only writer, so nothing it told ever turns
+/// wrong by itself.
 pub const CACHE_FOR: Duration = Duration::from_secs(1_000_000_000);
 
 /// One mount of the engine. Paths are as given: see [`MountOptions::made_absolute`].
@@ -61,7 +63,8 @@ pub struct MountOptions {
     pub no_xattrs: bool,
     /// POSIX ACLs are xattrs like any other.
     pub no_acl: bool,
-    /// Owners, modes and devices that can't be set are recorded in xattrs. Off: read where a layer's root has such a record.
+    /// Owners, modes and devices that can't be set are recorded in xattrs. Off: read where a
+    /// layer's root has such a record.
     pub records: bool,
     /// Nothing is synced.
     pub is_volatile: bool,
@@ -161,7 +164,8 @@ impl MountOptions {
         }
     }
 
-    /// Returns the same with every path absolute: `base` is where relative ones start. Links are not resolved.
+    /// Returns the same with every path absolute: `base` is where relative ones start. Links are
+    /// not resolved.
     pub fn made_absolute(mut self, base: &std::path::Path) -> MountOptions {
         let all = self.lowers.iter_mut().chain(&mut self.data_lowers);
         for path in all.chain(&mut self.upper).chain(&mut self.work) {

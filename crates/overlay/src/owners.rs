@@ -1,14 +1,19 @@
-//! Whose ids a container's layer holds when containers/storage (Podman, Buildah) mounts it for reading.
+//! Whose ids a container's layer holds when containers/storage (Podman, Buildah) mounts it for
+//! reading.
 //!
-//! A mount with `uidmapping=` keeps on disk what an image holds, the container's ids, as fuse-overlayfs does. To find out what a container changed,
-//! Podman mounts its layer once more, with the image's layers below it, read-only and without any mapping, and compares that with the image. Podman 5.4
-//! takes what it finds for the container's ids. Podman 5.8 expects what the kernel would have written, the host's: it takes each back to the container's,
-//! whatever layer it is in, and leaves out of the image what has none. Which of both it expects stands in its list of layers: a layer with
-//! `uidmap` has the host's ids. So all layers of a mount without an upper and without a mapping of its own are shown with the ids that this
-//! list promises for the top one. Those below hold an image's ids, unless the list says of them, too, that they have the host's (copies with other owners).
+//! A mount with `uidmapping=` keeps on disk what an image holds, the container's ids, as
+//! fuse-overlayfs does. To find out what a container changed, Podman mounts its layer once more,
+//! with the image's layers below it, read-only and without any mapping, and compares that with the
+//! image. Podman 5.4 takes what it finds for the container's ids. Podman 5.8 expects what the
+//! kernel would have written, the host's: it takes each back to the container's, whatever layer it
+//! is in, and leaves out of the image what has none. Which of both it expects stands in its list of
+//! layers: a layer with `uidmap` has the host's ids. So all layers of a mount without an upper and
+//! without a mapping of its own are shown with the ids that this list promises for the top one.
+//! Those below hold an image's ids, unless the list says of them, too, that they have the host's
+//! (copies with other owners).
 //!
-//! Only the list says so, never the tree; neither the list, its directory nor the layer's record is believed that
-//! neither root nor who mounts owns, and the directory is no link.
+//! Only the list says so, never the tree; neither the list, its directory nor the layer's record is
+//! believed that neither root nor who mounts owns, and the directory is no link.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -26,7 +31,8 @@ use crate::record::{Beside, Recorded, believed};
 /// More than a store of many thousand layers takes.
 const LIST_MAX_BYTES: u64 = 256 << 20;
 
-/// Where the list of layers is, beside the driver's own directory; the second has those of containers with `--rm`.
+/// Where the list of layers is, beside the driver's own directory; the second has those of
+/// containers with `--rm`.
 const LISTS: [&str; 2] = ["layers.json", "volatile-layers.json"];
 
 #[derive(Deserialize)]
@@ -62,7 +68,8 @@ pub(super) fn for_reader(options: &MountOptions, beside: &mut Beside) -> Option<
             // An image's.
             None => Holds::Outside,
             Some(promised) if written(&layer) == Some(Recorded::of(&promised)) => Holds::Both,
-            // Without a record of how it was written, only ids that can't be the other side's are changed.
+            // Without a record of how it was written, only ids that can't be the other side's are
+            // changed.
             Some(promised) if ids::are_apart(&promised.uids) && ids::are_apart(&promised.gids) => {
                 Holds::Both
             }
@@ -75,7 +82,8 @@ pub(super) fn for_reader(options: &MountOptions, beside: &mut Beside) -> Option<
     })
 }
 
-/// The lists of layers that were read, by the driver's directory: a mount may have hundreds of layers, all in one list.
+/// The lists of layers that were read, by the driver's directory: a mount may have hundreds of
+/// layers, all in one list.
 #[derive(Default)]
 struct Lists(BTreeMap<PathBuf, BTreeMap<String, Listed>>);
 
@@ -151,7 +159,8 @@ mod tests {
     use super::*;
     use crate::options::Manners;
 
-    /// A store as containers/storage makes it, with a layer on an image's, listed with a mapping; then how a mount of both shows owners.
+    /// A store as containers/storage makes it, with a layer on an image's, listed with a mapping;
+    /// then how a mount of both shows owners.
     fn read_by(
         list: &str,
         runs: serde_json::Value,
@@ -216,7 +225,8 @@ mod tests {
         json!({ "container_id": container_id, "host_id": host_id, "size": size })
     }
 
-    /// Has the layer's record say that container id 0 was written as `first`, and the others from 100 on.
+    /// Has the layer's record say that container id 0 was written as `first`, and the others from
+    /// 100 on.
     fn record(scratch: &Scratch, first: u32) {
         let layer = fs::metadata(scratch.join("overlay/own/diff")).unwrap();
         let ino = layer.ino();

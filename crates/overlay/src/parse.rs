@@ -1,16 +1,19 @@
-//! The `-o` strings of union mounts, as the kernel, fuse-overlayfs (1.x and 2.0), mount(8) and Vellum spell them, made into
-//! [`MountOptions`]. Pure: text in, values out; nothing is looked up.
+//! The `-o` strings of union mounts, as the kernel, fuse-overlayfs (1.x and 2.0), mount(8) and
+//! Vellum spell them, made into [`MountOptions`]. Pure: text in, values out; nothing is looked up.
 //!
 //! How a string is read:
-//! * options are separated by commas; `\,` is a comma in a value, and a value that begins with `"` goes to the closing one;
-//! * paths: `\:`, `\,` and `\\` mean the second character. In `upperdir`, `workdir`, `lowerdir+` and `datadir+` a backslash before anything else
-//!   is dropped, in `lowerdir` it stays, as fuse-overlayfs has it;
+//! * options are separated by commas; `\,` is a comma in a value, and a value that begins with `"`
+//!   goes to the closing one;
+//! * paths: `\:`, `\,` and `\\` mean the second character. In `upperdir`, `workdir`, `lowerdir+`
+//!   and `datadir+` a backslash before anything else is dropped, in `lowerdir` it stays, as
+//!   fuse-overlayfs has it;
 //! * `lowerdir=A:B::C::D`: A over B, and C and D for data only;
 //! * an option given twice counts as it was given last, `lowerdir+` and `datadir+` add up;
-//! * what only the other engine needs is accepted where leaving it out changes nothing a program could see, else refused with the reason.
+//! * what only the other engine needs is accepted where leaving it out changes nothing a program
+//!   could see, else refused with the reason.
 //!
-//! In [`Manners::FuseOverlayfs`] options that are not understood are returned as [`Parsed::unknown`], to be told once; a value that can't be
-//! meant is an error there too.
+//! In [`Manners::FuseOverlayfs`] options that are not understood are returned as
+//! [`Parsed::unknown`], to be told once; a value that can't be meant is an error there too.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -29,7 +32,8 @@ pub struct Parsed {
 
 /// Reads the values of all `-o`, in order.
 ///
-/// Errors if one can't be understood (see [`Manners`]), if there is no lower layer, or if an upper has no work directory or the other way round.
+/// Errors if one can't be understood (see [`Manners`]), if there is no lower layer, or if an upper
+/// has no work directory or the other way round.
 pub fn parse(manners: Manners, texts: &[OsString]) -> Result<Parsed, BadOption> {
     let mut draft = Draft::new(manners);
     let mut unknown = Vec::new();
@@ -76,7 +80,8 @@ fn no_such(option: &OsStr) -> BadOption {
     )
 }
 
-/// Takes the options of one string apart. Escapes stay, for whoever knows what they mean there; quotes go.
+/// Takes the options of one string apart. Escapes stay, for whoever knows what they mean there;
+/// quotes go.
 pub fn split(text: &[u8]) -> Result<Vec<Vec<u8>>, BadOption> {
     let mut options = Vec::new();
     let mut option = Vec::new();

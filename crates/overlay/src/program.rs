@@ -1,4 +1,5 @@
-//! The whole life of a mount program: its command line, the process that serves, its messages and its exit code.
+//! The whole life of a mount program: its command line, the process that serves, its messages and
+//! its exit code.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -28,8 +29,8 @@ pub struct Started {
 }
 
 impl Started {
-    /// Takes this process's command line. Whoever is to be an assistant becomes one here, and gets no further: the
-    /// exit code comes back when it fails.
+    /// Takes this process's command line. Whoever is to be an assistant becomes one here, and gets
+    /// no further: the exit code comes back when it fails.
     pub fn take() -> std::result::Result<Started, i32> {
         let mut words = std::env::args_os();
         let called_as = words.next().unwrap_or_default();
@@ -106,8 +107,8 @@ fn version(name: Name) -> String {
     }
 }
 
-/// Mounts as asked: returns once the mount answers, with the exit code of the process that serves it; in the foreground, when it
-/// is unmounted. `name` begins each line that is said.
+/// Mounts as asked: returns once the mount answers, with the exit code of the process that serves
+/// it; in the foreground, when it is unmounted. `name` begins each line that is said.
 pub fn mount(manners: Manners, name: &str, call: Call, started: &Started) -> Result<i32> {
     let parsed = parse::parse(manners, &call.options)?;
     let here = std::env::current_dir().map_err(Error::io("find", "."))?;

@@ -1,7 +1,8 @@
-//! What a work directory says of the upper it goes with: that an engine of ours wrote it, how, and on what it was last mounted.
+//! What a work directory says of the upper it goes with: that an engine of ours wrote it, how, and
+//! on what it was last mounted.
 //!
-//! The record stands outside the tree, where nothing that was unpacked into the tree can reach. Its owner decides whether it is
-//! [`believed`].
+//! The record stands outside the tree, where nothing that was unpacked into the tree can reach. Its
+//! owner decides whether it is [`believed`].
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -25,7 +26,8 @@ const RECORD_VERSION: u32 = 1;
 /// More than thousands of layers take.
 const RECORD_MAX_BYTES: u64 = 16 << 20;
 
-/// How many names beside a layer are looked at: the uppers and work directories of two thousand layers.
+/// How many names beside a layer are looked at: the uppers and work directories of two thousand
+/// layers.
 const NEIGHBOURS_MAX: usize = 4096;
 
 /// The file [`workdir::OWN_LAYER`]. JSON; fields are only added.
@@ -68,7 +70,8 @@ impl LayerRecord {
         self.wh_whiteouts
     }
 
-    /// Returns the options with which `upper` was last mounted, as far as the record says what its marks are and what lies below it.
+    /// Returns the options with which `upper` was last mounted, as far as the record says what its
+    /// marks are and what lies below it.
     pub(super) fn last_mounted(self, upper: &Path, work: &Path) -> MountOptions {
         let paths = |all: Vec<BytesPath>| all.into_iter().map(|path| path.0).collect();
         MountOptions {
@@ -164,14 +167,16 @@ pub(super) struct Found {
     pub(super) has_maps: bool,
 }
 
-/// The records of lower layers, for one mount: hundreds of layers may lie in one directory, whose names are gone through once.
+/// The records of lower layers, for one mount: hundreds of layers may lie in one directory, whose
+/// names are gone through once.
 #[derive(Debug, Default)]
 pub(super) struct Beside(BTreeMap<PathBuf, Vec<Found>>);
 
 impl Beside {
-    /// Returns what is known of a lower layer, if a work directory beside it has a record that is [`believed`]: that called `work`, as
-    /// container stores have it, or any other that knows when the layer's directory was made. A neighbour may be an unpacked archive,
-    /// whose author can guess an inode number but not that.
+    /// Returns what is known of a lower layer, if a work directory beside it has a record that is
+    /// [`believed`]: that called `work`, as container stores have it, or any other that knows when
+    /// the layer's directory was made. A neighbour may be an unpacked archive, whose author can
+    /// guess an inode number but not that.
     pub(super) fn find(&mut self, layer: &Path) -> Option<Found> {
         let real = std::fs::canonicalize(layer).ok()?;
         let parent = real.parent()?;

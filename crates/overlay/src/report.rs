@@ -1,4 +1,5 @@
-//! How failures look: what failed, what caused it, and a hint on a line of its own. All of it on stderr.
+//! How failures look: what failed, what caused it, and a hint on a line of its own. All of it on
+//! stderr.
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};

@@ -28,8 +28,9 @@ pub struct Request {
 
 /// Mounts, and serves until somebody unmounts it or this process is told to end (SIGTERM, SIGINT).
 ///
-/// `warn` hears what will not be as usual, `ready` is called once, when the mount is served; if that fails, the mount is taken away again.
-/// On return the upper is synced, unless it is volatile. Errors: nothing is mounted any more.
+/// `warn` hears what will not be as usual, `ready` is called once, when the mount is served; if
+/// that fails, the mount is taken away again. On return the upper is synced, unless it is volatile.
+/// Errors: nothing is mounted any more.
 pub fn serve(
     request: &Request,
     mut warn: impl FnMut(&str),
@@ -69,8 +70,9 @@ pub fn serve(
 /// How long an unmounted union may take to write what it has.
 const CLOSING: Duration = Duration::from_secs(20);
 
-/// Opens the engine. Who unmounts gets his prompt back before the old mount's server has synced and let go of the upper, and may mount again at
-/// once: that is waited for. An upper that is still shown is refused at once.
+/// Opens the engine. Who unmounts gets his prompt back before the old mount's server has synced and
+/// let go of the upper, and may mount again at once: that is waited for. An upper that is still
+/// shown is refused at once.
 fn open_engine(engine: EngineOptions, options: &MountOptions) -> Result<Engine> {
     let until = Instant::now() + CLOSING;
     loop {
@@ -94,7 +96,8 @@ fn is_taken(options: &MountOptions) -> bool {
     })
 }
 
-/// Tells whether the mount that has the upper is in the mount table. What can't be told counts as shown.
+/// Tells whether the mount that has the upper is in the mount table. What can't be told counts as
+/// shown.
 fn is_shown(options: &MountOptions) -> bool {
     let noted = options.work.as_ref().and_then(|work| {
         let text = plain::read(&mounted(work), 64, Links::InParents).ok()?;
@@ -128,7 +131,8 @@ fn note_mount(request: &Request, connection: u64) {
     }
 }
 
-/// Closes the engine, and makes every file of the upper whole first if that is asked for. Nobody can have the upper between the two.
+/// Closes the engine, and makes every file of the upper whole first if that is asked for. Nobody
+/// can have the upper between the two.
 fn close(engine: Engine, options: &MountOptions) -> Result<()> {
     if options.settle != Settle::Unmount || options.flags.read_only {
         return Ok(engine.close()?);

@@ -43,7 +43,8 @@ impl fmt::Display for Toggle {
     }
 }
 
-/// Reads a number of bytes: digits, a fraction if you like, and B, K, M, G, T or P with `i` and `B` as you like (all powers of 1024, as Docker's).
+/// Reads a number of bytes: digits, a fraction if you like, and B, K, M, G, T or P with `i` and `B`
+/// as you like (all powers of 1024, as Docker's).
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let wrong = || format!("`{text}` is no size; write 512M, 10G or a number of bytes");
@@ -90,7 +91,8 @@ impl From<PathForm> for BytesPath {
     fn from(form: PathForm) -> Self {
         match form {
             PathForm::Text(text) => Self(text.into()),
-            // What isn't hexadecimal was not written by us; an empty path is refused where it is used.
+            // What isn't hexadecimal was not written by us; an empty path is refused where it is
+            // used.
             PathForm::Bytes { hex } => {
                 Self(OsString::from_vec(hex::decode(hex).unwrap_or_default()).into())
             }
@@ -109,8 +111,8 @@ impl From<BytesPath> for PathForm {
     }
 }
 
-/// Returns the one of `words` that `text` was most likely meant to be: what differs by one slip of the fingers, by two in longer words. A
-/// word with nothing in common is worse than none.
+/// Returns the one of `words` that `text` was most likely meant to be: what differs by one slip of
+/// the fingers, by two in longer words. A word with nothing in common is worse than none.
 pub fn near<W: AsRef<str> + Ord>(text: &str, words: impl IntoIterator<Item = W>) -> Option<W> {
     let slips = match text.chars().count() {
         0..=2 => return None,

@@ -287,7 +287,8 @@ enum Origin {
 
 /// Resolves all settings: defaults, system file, user file, environment, flags, later ones winning.
 ///
-/// `config_file` (flag `--config`) or `VELLUM_CONFIG` replaces both files and must then be readable. Reads those files and nothing else.
+/// `config_file` (flag `--config`) or `VELLUM_CONFIG` replaces both files and must then be
+/// readable. Reads those files and nothing else.
 pub fn resolve(
     around: &Surroundings,
     config_file: Option<&Path>,

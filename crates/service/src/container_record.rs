@@ -59,7 +59,8 @@ impl Settings {
     }
 }
 
-/// Returns the parts of a container's tree; for a copy of a directory, that directory is its only lower layer.
+/// Returns the parts of a container's tree; for a copy of a directory, that directory is its only
+/// lower layer.
 pub fn parts(ctx: &Context, record: &ContainerRecord) -> Result<TreeParts> {
     let store = ctx.store()?;
     let info = store.stat(&record.snapshot)?;

@@ -1,9 +1,12 @@
-//! What every verb is handed: settings, the store, where to work until the next boot, whether to stop, and who listens.
+//! What every verb is handed: settings, the store, where to work until the next boot, whether to
+//! stop, and who listens.
 //!
-//! A context belongs to one command (or one daemon); it is shared by reference between its threads. The store is opened at the first
-//! [`Context::store`], so that verbs that need none (`config show`) neither make nor migrate one. Each later call looks again whether its
-//! directories are where they were: a daemon lives long enough for somebody to mount something over them, and its open database would then tell of
-//! trees that are made in, or deleted from, what lies there now.
+//! A context belongs to one command (or one daemon); it is shared by reference between its threads.
+//! The store is opened at the first [`Context::store`], so that verbs that need none
+//! (`config show`) neither make nor migrate one. Each later call looks again whether its
+//! directories are where they were: a daemon lives long enough for somebody to mount something over
+//! them, and its open database would then tell of trees that are made in, or deleted from, what
+//! lies there now.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -36,7 +39,8 @@ struct Opened {
 }
 
 impl Context {
-    /// Returns a context without touching the disk. The process has entered the namespaces it works in.
+    /// Returns a context without touching the disk. The process has entered the namespaces it works
+    /// in.
     pub fn new(mut config: Config, cancel: Cancel, progress: Arc<dyn Progress>) -> Self {
         // What is mounted is looked up by paths below it.
         config.root.value = home::resolved(&config.root.value);
@@ -49,9 +53,11 @@ impl Context {
         }
     }
 
-    /// Returns the store, opening it (and making it, if there is none) the first time. Some ten stat(2) otherwise.
+    /// Returns the store, opening it (and making it, if there is none) the first time. Some ten
+    /// stat(2) otherwise.
     ///
-    /// Errors: [`Error::Covered`], [`Error::Unmounted`] and [`Error::Replaced`] as long as its directories can't be seen.
+    /// Errors: [`Error::Covered`], [`Error::Unmounted`] and [`Error::Replaced`] as long as its
+    /// directories can't be seen.
     pub fn store(&self) -> Result<&Store> {
         if let Some(opened) = self.store.get() {
             opened.seen.again(self.run_dir())?;
@@ -65,8 +71,8 @@ impl Context {
         Ok(&self.store.get_or_init(|| Opened { store, seen }).store)
     }
 
-    /// How the store is opened. Where Vellum's own engine can mount its layers they may be on any file system, and where nobody chose a
-    /// driver, one that works everywhere may take its place.
+    /// How the store is opened. Where Vellum's own engine can mount its layers they may be on any
+    /// file system, and where nobody chose a driver, one that works everywhere may take its place.
     pub(crate) fn store_options(&self) -> StoreOptions {
         let driver = &self.config.storage_driver;
         StoreOptions {

@@ -1,12 +1,14 @@
 //! Layers as Docker's daemon drives them: ids it makes up, counted mounts, diffs as tar streams.
 //!
-//! The daemon keeps the accounts (images, containers, which layer stands on which) and calls a graph driver by id. Here an id is a snapshot:
-//! writable under one key until it gets a child or its content as a diff, a layer under another key from then on. What the daemon says
-//! once, at its start, is kept in the store, because it never says it again to a driver that was started anew.
+//! The daemon keeps the accounts (images, containers, which layer stands on which) and calls a
+//! graph driver by id. Here an id is a snapshot: writable under one key until it gets a child or
+//! its content as a diff, a layer under another key from then on. What the daemon says once, at its
+//! start, is kept in the store, because it never says it again to a driver that was started anew.
 //!
 //! [`mounts`] holds the counted mounts, [`changes`] diffs in and out. This file must not know HTTP.
 //!
-//! Locks: one per id, in the run directory, so that several threads and processes agree; a child's before its parent's.
+//! Locks: one per id, in the run directory, so that several threads and processes agree; a child's
+//! before its parent's.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -35,7 +37,8 @@ mod mounts;
 
 pub use changes::{GraphChange, TarStream};
 
-/// The file in the store's directory with what the daemon said at its start. Another name would orphan it.
+/// The file in the store's directory with what the daemon said at its start. Another name would
+/// orphan it.
 const SESSION_FILE: &str = "docker.json";
 
 /// The version of that file; a newer one is refused.
@@ -58,7 +61,8 @@ const MAX_ID_BYTES: usize = 200;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Session {
     version: u32,
-    /// The driver's directory in the daemon's data root. Nothing is put there; it tells daemons apart.
+    /// The driver's directory in the daemon's data root. Nothing is put there; it tells daemons
+    /// apart.
     home: PathBuf,
     /// Options, as given.
     options: Vec<String>,
@@ -97,15 +101,17 @@ impl Graph {
         &self.ctx
     }
 
-    /// Returns the driver's directory in the data root of the daemon that this store serves, once it has said so.
+    /// Returns the driver's directory in the data root of the daemon that this store serves, once
+    /// it has said so.
     pub fn home(&self) -> Option<PathBuf> {
         self.session().map(|session| session.home)
     }
 
     /// Takes up the service of the daemon whose directory for this driver is `home`.
     ///
-    /// Durable on return. From now on each layer that is mounted counts as gotten once, as a daemon expects that has just started.
-    /// Errors: `Invalid` for unknown options; `InUse` if the store has layers of another daemon; `Unsupported` for user namespaces.
+    /// Durable on return. From now on each layer that is mounted counts as gotten once, as a daemon
+    /// expects that has just started. Errors: `Invalid` for unknown options; `InUse` if the store
+    /// has layers of another daemon; `Unsupported` for user namespaces.
     pub fn init(&self, home: &Path, options: &[String], ids: &[IdRun]) -> Result<()> {
         if ids.iter().any(|run| run.inside != run.outside) {
             return Err(Error::Unsupported {
@@ -135,7 +141,8 @@ impl Graph {
                 ),
             });
         }
-        // The daemon makes its data root, and the driver its own directory in it: it tells that the data root is still there.
+        // The daemon makes its data root, and the driver its own directory in it: it tells that the
+        // data root is still there.
         std::fs::create_dir_all(home).map_err(Error::io("create", home))?;
         let session = Session {
             version: SESSION_VERSION,
@@ -153,8 +160,10 @@ impl Graph {
 
     /// Makes the layer `id` on `parent`, or an empty one.
     ///
-    /// Durable on return. What was writable until now and is made a parent becomes a layer for good. Saying the same again is no error: a call whose answer
-    /// was lost is repeated. Errors: `NotFound` (parent), `NameTaken`, `InUse` (a parent that is being written to), `Invalid`, `Unsupported`.
+    /// Durable on return. What was writable until now and is made a parent becomes a layer for
+    /// good. Saying the same again is no error: a call whose answer was lost is repeated. Errors:
+    /// `NotFound` (parent), `NameTaken`, `InUse` (a parent that is being written to), `Invalid`,
+    /// `Unsupported`.
     pub fn create(&self, id: &str, parent: &str, creation: &Creation) -> Result<()> {
         check_id(id)?;
         check_label(id, &creation.mount_label)?;
@@ -320,7 +329,8 @@ impl Graph {
     /// Returns the record of `id`, whichever key it has.
     fn find(&self, id: &str) -> Result<Option<Info>> {
         let store = self.store()?;
-        // The layer counts if both are there. It may become one between two questions, and then the third finds it.
+        // The layer counts if both are there. It may become one between two questions, and then the
+        // third finds it.
         for key in [layer_key(id), writable_key(id), layer_key(id)] {
             match store.stat(&key) {
                 Ok(info) => return Ok(Some(info)),
@@ -440,7 +450,8 @@ fn check_id(id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Mounts without their label would be unreadable to the container, or readable to others: so it is said aloud.
+/// Mounts without their label would be unreadable to the container, or readable to others: so it is
+/// said aloud.
 fn check_label(id: &str, label: &str) -> Result<()> {
     if label.is_empty() {
         return Ok(());

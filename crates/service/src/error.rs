@@ -1,7 +1,8 @@
 //! The errors of the verbs, in the user's words, with a hint where one helps.
 //!
-//! Each room's own error arrives here as a source and is told once: the text never repeats its source. Fronts turn [`Error::class`] into an exit
-//! code or a status, and print [`Error::hint`] on a line of its own.
+//! Each room's own error arrives here as a source and is told once: the text never repeats its
+//! source. Fronts turn [`Error::class`] into an exit code or a status, and print [`Error::hint`] on
+//! a line of its own.
 
 use std::path::PathBuf;
 

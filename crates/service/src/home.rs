@@ -1,13 +1,17 @@
-//! Is the store's directory the one that was here before, or has somebody mounted something over it?
+//! Is the store's directory the one that was here before, or has somebody mounted something over
+//! it?
 //!
-//! A mount over the data root (or over a directory in it) makes a full store look empty, and a program that then makes itself a new one there
-//! leads running containers and their records apart. So every command that opens the store first compares what it finds with what the last one
-//! noted in the run directory: device and inode of the root and of the directories in it, and the mount they were reached through. Where they
-//! differ the mount table says what lies over them, and the command stops with that, in the order in which to unmount it. Nothing is touched;
-//! once it is unmounted the next command finds the old directories again and goes on.
+//! A mount over the data root (or over a directory in it) makes a full store look empty, and a
+//! program that then makes itself a new one there leads running containers and their records apart.
+//! So every command that opens the store first compares what it finds with what the last one noted
+//! in the run directory: device and inode of the root and of the directories in it, and the mount
+//! they were reached through. Where they differ the mount table says what lies over them, and the
+//! command stops with that, in the order in which to unmount it. Nothing is touched; once it is
+//! unmounted the next command finds the old directories again and goes on.
 //!
-//! The note lives until the next boot, like the mounts it speaks of. Without one, mounts of containers that are in the table but can't be reached
-//! tell the same. [`judge`] is pure; it must not know the store's records.
+//! The note lives until the next boot, like the mounts it speaks of. Without one, mounts of
+//! containers that are in the table but can't be reached tell the same. [`judge`] is pure; it must
+//! not know the store's records.
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsStr;
@@ -78,7 +82,8 @@ impl Seen {
         Self(present(root).into_iter().filter_map(seen).collect())
     }
 
-    /// Looks again. Errors as [`verify`] does, and with [`Error::Replaced`] if another root is there and nothing speaks against that one.
+    /// Looks again. Errors as [`verify`] does, and with [`Error::Replaced`] if another root is
+    /// there and nothing speaks against that one.
     pub(crate) fn again(&self, run_dir: &Path) -> Result<()> {
         let is_there = |(path, id): &(PathBuf, (u64, u64))| identity(path) == Some(*id);
         if self.0.iter().all(is_there) {
@@ -98,9 +103,11 @@ impl Seen {
     }
 }
 
-/// Stops with [`Error::Covered`] or [`Error::Unmounted`] if the store at `root` is not the one noted in `run_dir`.
+/// Stops with [`Error::Covered`] or [`Error::Unmounted`] if the store at `root` is not the one
+/// noted in `run_dir`.
 ///
-/// To be called before the store is opened; reads only. `root` has no symbolic links, as [`resolved`] gives it.
+/// To be called before the store is opened; reads only. `root` has no symbolic links, as
+/// [`resolved`] gives it.
 pub fn verify(root: &Path, run_dir: &Path) -> Result<()> {
     let file = note_file(root, run_dir);
     let note = read_note(&file).filter(|note| note.boot == boot_id());
@@ -130,9 +137,11 @@ pub fn verify(root: &Path, run_dir: &Path) -> Result<()> {
     }
 }
 
-/// Notes where the store at `root` (without symbolic links), which has just been opened, lies; does nothing if that is known.
+/// Notes where the store at `root` (without symbolic links), which has just been opened, lies; does
+/// nothing if that is known.
 ///
-/// The run directory is made if it is missing. Not durable, on purpose: it must not outlive the mounts.
+/// The run directory is made if it is missing. Not durable, on purpose: it must not outlive the
+/// mounts.
 pub fn note(root: &Path, run_dir: &Path, store: &str) -> Result<()> {
     let file = note_file(root, run_dir);
     let old = read_note(&file);
@@ -192,7 +201,8 @@ pub(crate) fn make_run_dir(run_dir: &Path) -> Result<Dir> {
     Ok(Dir::open(run_dir)?)
 }
 
-/// Decides from what was noted and what is mounted now. `now` gives device and inode of a path, if it is there.
+/// Decides from what was noted and what is mounted now. `now` gives device and inode of a path, if
+/// it is there.
 fn judge(
     root: &Path,
     note: Option<&Note>,
@@ -212,7 +222,8 @@ fn judge(
         let covers = covers_of(place, table);
         let is_root = place.path == root;
         if !covers.is_empty() {
-            // A store that somebody mounted here on purpose is used, unless containers of the old one are still mounted beneath it.
+            // A store that somebody mounted here on purpose is used, unless containers of the old
+            // one are still mounted beneath it.
             if is_root && has_store && hidden.is_empty() {
                 return Verdict::GoOn;
             }
@@ -261,7 +272,8 @@ fn hidden_mounts<'a>(root: &Path, table: &'a Table) -> Vec<&'a Mount> {
         .collect()
 }
 
-/// Errors with [`Error::Covered`] if something is mounted over `tree`, a directory in the driver's directory `home`.
+/// Errors with [`Error::Covered`] if something is mounted over `tree`, a directory in the driver's
+/// directory `home`.
 ///
 /// To be asked before the store looks into the tree: it would put right what it takes for damaged.
 pub(crate) fn uncovered(home: &Path, tree: &Path) -> Result<()> {
@@ -335,7 +347,8 @@ pub(crate) fn resolved(root: &Path) -> PathBuf {
     root.to_path_buf()
 }
 
-/// One note a root, named after it; a clash of the short hash only costs a rewrite, since the path is in the note.
+/// One note a root, named after it; a clash of the short hash only costs a rewrite, since the path
+/// is in the note.
 fn note_file(root: &Path, run_dir: &Path) -> PathBuf {
     let mut hasher = DefaultHasher::new();
     root.hash(&mut hasher);

@@ -1,10 +1,12 @@
 //! The verbs on images: load, pull, import, save, push, tag, list, inspect, history, rmi.
 //!
-//! Bringing an image in is one path whatever it comes from: a source is opened, [`unpack`] turns the layers that the store lacks into
-//! committed snapshots, [`record`] joins them with manifest, configuration and names in one transaction. Sending one out is its mirror
-//! image: [`supply`] hands layers to a sink byte for byte as they once came.
+//! Bringing an image in is one path whatever it comes from: a source is opened, [`unpack`] turns
+//! the layers that the store lacks into committed snapshots, [`record`] joins them with manifest,
+//! configuration and names in one transaction. Sending one out is its mirror image: [`supply`]
+//! hands layers to a sink byte for byte as they once came.
 //!
-//! This room composes; what a manifest says is the image room's business, where trees lie the store's.
+//! This room composes; what a manifest says is the image room's business, where trees lie the
+//! store's.
 
 use crate::context::Context;
 use crate::error::{Error, Result};

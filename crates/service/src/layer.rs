@@ -1,10 +1,13 @@
-//! `layer merge`, `squash` and `convert`: layers made into other layers, with everything a user can see kept.
+//! `layer merge`, `squash` and `convert`: layers made into other layers, with everything a user can
+//! see kept.
 //!
-//! All three write a new tree beside its final place and publish it in one step, so after a crash there is the old layer or the new one, and a
-//! staged tree that the next run removes. The new layer holds whiteouts and opaque directories only: whatever was renamed or had its
-//! data elsewhere is written out, so every reader of its dialect understands it.
+//! All three write a new tree beside its final place and publish it in one step, so after a crash
+//! there is the old layer or the new one, and a staged tree that the next run removes. The new
+//! layer holds whiteouts and opaque directories only: whatever was renamed or had its data
+//! elsewhere is written out, so every reader of its dialect understands it.
 //!
-//! A layer that is mounted anywhere, by the kernel or by us, is refused: its users would see half of each.
+//! A layer that is mounted anywhere, by the kernel or by us, is refused: its users would see half
+//! of each.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -88,9 +91,11 @@ pub struct Input {
     pub work: Option<PathBuf>,
 }
 
-/// Folds `upper` into `lower`: afterwards `lower` shows what both together showed, and `upper` is no longer needed.
+/// Folds `upper` into `lower`: afterwards `lower` shows what both together showed, and `upper` is
+/// no longer needed.
 ///
-/// `below` lies under `lower`, top first; if it is named, whiteouts of what isn't there are left out. `lower` is replaced in one step. Errors: [`Error::InUse`] if one of them is mounted.
+/// `below` lies under `lower`, top first; if it is named, whiteouts of what isn't there are left
+/// out. `lower` is replaced in one step. Errors: [`Error::InUse`] if one of them is mounted.
 pub fn merge(
     upper: &Input,
     lower: &Path,
@@ -118,7 +123,8 @@ pub fn merge(
     )
 }
 
-/// Makes `output` of `layers`, top first: one layer that shows what they show. They stay as they are. `below` as for [`merge`].
+/// Makes `output` of `layers`, top first: one layer that shows what they show. They stay as they
+/// are. `below` as for [`merge`].
 pub fn squash(
     layers: &[Input],
     below: &[PathBuf],
@@ -138,7 +144,8 @@ pub fn squash(
     )
 }
 
-/// Writes `layer` anew with other marks: to `output`, or in its own place. What is renamed or has its data elsewhere is looked for in `below`.
+/// Writes `layer` anew with other marks: to `output`, or in its own place. What is renamed or has
+/// its data elsewhere is looked for in `below`.
 pub fn convert(
     layer: &Input,
     below: &[PathBuf],
@@ -175,8 +182,8 @@ pub fn convert(
     }
 }
 
-/// Removes what a work directory knows of an upper that is gone: the index of hard links, the maps of partly copied files, marks that keep
-/// the kernel out.
+/// Removes what a work directory knows of an upper that is gone: the index of hard links, the maps
+/// of partly copied files, marks that keep the kernel out.
 fn forget_upper(work: &Dir) -> Result<()> {
     for name in [workdir::INDEX, workdir::OWN] {
         if work.stat_opt(name)?.is_some() {
@@ -268,7 +275,8 @@ fn open(layers: &[Input], how: How) -> Result<Stack> {
 
 /// What is written out.
 enum Content {
-    /// All layers, as one. What lies below them, if that is known: only what is there has to be hidden.
+    /// All layers, as one. What lies below them, if that is known: only what is there has to be
+    /// hidden.
     Folded(Option<Stack>),
     /// The top layer; the others are only looked into.
     TopLayer,
@@ -305,7 +313,8 @@ fn write(
     }
     let mut staged = OsString::from(".vellum-staged.");
     staged.push(name);
-    // Left by a run that died: two at a time are kept apart by the lock of the layer, or by the name being taken.
+    // Left by a run that died: two at a time are kept apart by the lock of the layer, or by the
+    // name being taken.
     if above.stat_opt(&staged)?.is_some() {
         above.remove_tree(&staged)?;
     }
@@ -324,7 +333,8 @@ fn write(
             left_out,
         })
     });
-    // The old layer, or what was begun; what can't be removed is in nobody's way, and the next run tries again.
+    // The old layer, or what was begun; what can't be removed is in nobody's way, and the next run
+    // tries again.
     if above.stat_opt(&staged).is_ok_and(|found| found.is_some())
         && let Err(error) = above.remove_tree(&staged)
     {
@@ -333,7 +343,8 @@ fn write(
     done
 }
 
-/// Writes the content into the empty tree `root`. Returns how many entries there are, and what could not be written.
+/// Writes the content into the empty tree `root`. Returns how many entries there are, and what
+/// could not be written.
 fn fill(
     union: &Stack,
     content: Content,
@@ -425,7 +436,8 @@ fn fill(
     Ok(seen.clone())
 }
 
-/// Replaces the kernel's marks in a tree by names: `.wh.x` for a device 0:0 called x, `.wh..wh..opq` in an opaque directory.
+/// Replaces the kernel's marks in a tree by names: `.wh.x` for a device 0:0 called x,
+/// `.wh..wh..opq` in an opaque directory.
 fn spell_by_names(root: &Dir, prefix: Prefix) -> vellum_sys::Result<()> {
     let mut waiting = vec![PathBuf::new()];
     while let Some(path) = waiting.pop() {

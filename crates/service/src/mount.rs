@@ -1,9 +1,12 @@
-//! `mount`: a container's tree, or an image's, at a directory. `shown.rs` has the states of such a mount and the moves between them, `mounted.rs`
-//! lists what is there, and `umount` is the way back.
+//! `mount`: a container's tree, or an image's, at a directory. `shown.rs` has the states of such a
+//! mount and the moves between them, `mounted.rs` lists what is there, and `umount` is the way
+//! back.
 //!
-//! What is mounted is read from mountinfo, never from a record of ours, so that nothing goes stale: a crash, a reboot or an unmount by
-//! somebody else leaves no lie. A container's overlay has one place, `merged` in its tree's directory; other places it is wanted at are
-//! bind mounts of that one, because two overlays of one upper would corrupt it. All calls are idempotent and hold the container's lock.
+//! What is mounted is read from mountinfo, never from a record of ours, so that nothing goes stale:
+//! a crash, a reboot or an unmount by somebody else leaves no lie. A container's overlay has one
+//! place, `merged` in its tree's directory; other places it is wanted at are bind mounts of that
+//! one, because two overlays of one upper would corrupt it. All calls are idempotent and hold the
+//! container's lock.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -183,8 +186,9 @@ pub fn plan_image(ctx: &Context, name: &str) -> Result<Plan> {
 
 /// Decides how an image's own tree is shown, read-only.
 ///
-/// In a tree that overlays are mounted on, attributes called as overlay's own are kept under other names, and an overlay shows them as the layer has
-/// them. So a tree that is one directory is shown through an overlay, too, with nothing below it; where none can be mounted, as it is.
+/// In a tree that overlays are mounted on, attributes called as overlay's own are kept under other
+/// names, and an overlay shows them as the layer has them. So a tree that is one directory is shown
+/// through an overlay, too, with nothing below it; where none can be mounted, as it is.
 fn plan_view(ctx: &Context, parts: &TreeParts) -> Result<Plan> {
     let plain = plan_parts(ctx, parts, Terms::READ_ONLY)?;
     let Shape::Plain { root, .. } = &parts.shape else {
@@ -215,7 +219,8 @@ fn plan_view(ctx: &Context, parts: &TreeParts) -> Result<Plan> {
     Ok(plan_parts(ctx, &stacked, Terms::READ_ONLY).unwrap_or(plain))
 }
 
-/// As [`existing_directory`], or what would be one if its server lived: if the container's own dead mount is there, it is about to go.
+/// As [`existing_directory`], or what would be one if its server lived: if the container's own dead
+/// mount is there, it is about to go.
 fn directory_or_dead(path: &Path) -> Result<PathBuf> {
     match existing_directory(path) {
         Err(Error::Io { source, .. })

@@ -1,6 +1,7 @@
 //! From what a user types to a record: names, ids, and unique beginnings of ids.
 //!
-//! A full name always wins over the beginning of an id. What fits several is an error that lists some of them.
+//! A full name always wins over the beginning of an id. What fits several is an error that lists
+//! some of them.
 
 use vellum_image::Reference;
 pub use vellum_overlay::values::near;
@@ -18,7 +19,8 @@ pub fn short(id: &str) -> &str {
     hex.get(..SHORT_ID).unwrap_or(hex)
 }
 
-/// Returns a snapshot's key as listings show it: ids shortened, other programs' own keys whole but for the digests in them.
+/// Returns a snapshot's key as listings show it: ids shortened, other programs' own keys whole but
+/// for the digests in them.
 pub fn short_key(key: &str) -> String {
     if !key.contains(['/', ' ']) {
         return short(key).to_owned();
@@ -114,8 +116,9 @@ fn found(image: vellum_store::Result<ImageRecord>, text: &str) -> Result<ImageRe
 
 /// Does `work` with the container that `text` names.
 ///
-/// Another command may remove it meanwhile, and then `work` fails by whatever it misses first: a record, a tree, a file. So after a
-/// failure it is looked whether the container is still there, and if not, that is the error: `NotFound`. Nothing is damaged.
+/// Another command may remove it meanwhile, and then `work` fails by whatever it misses first: a
+/// record, a tree, a file. So after a failure it is looked whether the container is still there,
+/// and if not, that is the error: `NotFound`. Nothing is damaged.
 pub fn with_container<T>(
     ctx: &Context,
     text: &str,
@@ -133,7 +136,8 @@ pub fn unless_gone(ctx: &Context, record: &ContainerRecord, text: &str, error: E
     }
 }
 
-/// Errors with `NotFound` if a container that was called `text` is gone: what was read of its tree meanwhile may be a part of it.
+/// Errors with `NotFound` if a container that was called `text` is gone: what was read of its tree
+/// meanwhile may be a part of it.
 ///
 /// To be asked after reading and before what was read is believed.
 pub fn still_there(ctx: &Context, record: &ContainerRecord, text: &str) -> Result<()> {
@@ -147,13 +151,15 @@ pub fn still_there(ctx: &Context, record: &ContainerRecord, text: &str) -> Resul
     }
 }
 
-/// Tells whether a container was removed since `record` was read. What can't be told counts as there.
+/// Tells whether a container was removed since `record` was read. What can't be told counts as
+/// there.
 pub fn is_gone(ctx: &Context, record: &ContainerRecord) -> bool {
     let now = ctx.store().map(|store| store.container(&record.id));
     matches!(now, Ok(Err(StoreError::NotFound { .. })))
 }
 
-/// As [`with_container`], for an image: also one that is there again counts as gone, since its layers were made anew.
+/// As [`with_container`], for an image: also one that is there again counts as gone, since its
+/// layers were made anew.
 pub fn with_image<T>(
     ctx: &Context,
     text: &str,
@@ -260,7 +266,8 @@ fn is_image(store: &Store, text: &str) -> bool {
     names.any(|name| store.resolve_tag(&name).is_ok_and(|found| found.is_some()))
 }
 
-/// Tells whether a name fits what a listing is asked for: a part of it, or a pattern as the shell has them.
+/// Tells whether a name fits what a listing is asked for: a part of it, or a pattern as the shell
+/// has them.
 pub fn fits(asked: &str, name: &str) -> bool {
     let is_pattern = asked.contains(['*', '?', '[']);
     match glob::Pattern::new(asked) {

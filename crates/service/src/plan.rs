@@ -1,11 +1,16 @@
-//! From a tree's parts, what the machine can do and what is configured to one mount: pure, printable, every refusal named.
+//! From a tree's parts, what the machine can do and what is configured to one mount: pure,
+//! printable, every refusal named.
 //!
-//! [`plan`] never asks the kernel: facts come in as values, so each rule is a row of a table in the tests. What it decides is exactly what
-//! `vellum mount --dry-run` prints and what `sys` then executes; nothing is left to the kernel's EPERM or EINVAL. The rules:
+//! [`plan`] never asks the kernel: facts come in as values, so each rule is a row of a table in the
+//! tests. What it decides is exactly what `vellum mount --dry-run` prints and what `sys` then
+//! executes; nothing is left to the kernel's EPERM or EINVAL. The rules:
 //!
-//! * An upper keeps the features it was first mounted with; settings count for uppers that were never mounted.
-//! * Marks that a layer carries (redirects, metacopies, the `user.` prefix) must be understood by the mount, or it is refused by name.
-//! * Where only `userxattr` mounts are to be had (a plain user's namespace), the kernel allows neither redirect_dir nor metacopy.
+//! * An upper keeps the features it was first mounted with; settings count for uppers that were
+//!   never mounted.
+//! * Marks that a layer carries (redirects, metacopies, the `user.` prefix) must be understood by
+//!   the mount, or it is refused by name.
+//! * Where only `userxattr` mounts are to be had (a plain user's namespace), the kernel allows
+//!   neither redirect_dir nor metacopy.
 //! * `docker-compatible` writes no mark that a walking diff misreads.
 //! * At most 500 layers, and with one page of options as many as fit it.
 //!
@@ -120,14 +125,16 @@ pub enum Plan {
         method: Method,
         /// What is mounted.
         mount: OverlayMount,
-        /// What the upper is mounted with, to be recorded before the first time. `None` without an upper.
+        /// What the upper is mounted with, to be recorded before the first time. `None` without an
+        /// upper.
         features: Option<MountFeatures>,
     },
     /// A union by Vellum's own engine, served by a process of its own.
     Engine {
         /// What is mounted.
         mount: EngineMount,
-        /// What the upper is mounted with, to be recorded before the first time. `None` without an upper.
+        /// What the upper is mounted with, to be recorded before the first time. `None` without an
+        /// upper.
         features: Option<MountFeatures>,
         /// Why not by the kernel.
         because: String,
@@ -362,7 +369,8 @@ fn policy_method(overlay: &Overlay, facts: &Facts, wishes: &Wishes) -> Result<Me
     }
 }
 
-/// Chooses the features: those the upper was first mounted with, else what is wished and can be had.
+/// Chooses the features: those the upper was first mounted with, else what is wished and can be
+/// had.
 fn policy_features(
     recorded: Option<MountFeatures>,
     facts: &Facts,
@@ -430,7 +438,8 @@ fn policy_features(
         userxattr,
         redirect_dir: choose("redirect_dir", wishes.redirect_dir, facts.redirect_dir)?,
         metacopy: choose("metacopy", wishes.metacopy, facts.metacopy)?,
-        // Off until everything that reads layers keeps hard links together; see docs/semantics.md.
+        // Off until everything that reads layers keeps hard links together; see
+        // docs/semantics/live-union.md.
         index: false,
         xino,
         engine: false,

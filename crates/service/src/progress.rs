@@ -1,8 +1,9 @@
 //! How a verb says what it is doing, without knowing who listens.
 //!
-//! A verb opens a [`Meter`] for each long task and advances it; it sends single lines through [`Progress::say`] and [`Progress::warn`]. The
-//! command line draws bars on a terminal and stays quiet elsewhere; [`Silent`] drops everything and suits tests and libraries. Results never
-//! go this way: they are return values.
+//! A verb opens a [`Meter`] for each long task and advances it; it sends single lines through
+//! [`Progress::say`] and [`Progress::warn`]. The command line draws bars on a terminal and stays
+//! quiet elsewhere; [`Silent`] drops everything and suits tests and libraries. Results never go
+//! this way: they are return values.
 
 use std::sync::Arc;
 

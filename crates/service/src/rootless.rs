@@ -1,10 +1,14 @@
-//! Working without root: one user namespace a user, kept by a holder process and entered by every command.
+//! Working without root: one user namespace a user, kept by a holder process and entered by every
+//! command.
 //!
-//! Which ids there are is decided by `/etc/subuid` and `/etc/subgid`; a user without an entry gets his own id alone, and owners are then kept as
-//! records. The holder is noted in the run directory; the note names its boot and start time, so neither a reboot nor a process number used
-//! again deceives. All mounts live in the holder's mount namespace and end with it; they are made anew by the next `mount`.
+//! Which ids there are is decided by `/etc/subuid` and `/etc/subgid`; a user without an entry gets
+//! his own id alone, and owners are then kept as records. The holder is noted in the run directory;
+//! the note names its boot and start time, so neither a reboot nor a process number used again
+//! deceives. All mounts live in the holder's mount namespace and end with it; they are made anew by
+//! the next `mount`.
 //!
-//! [`enter`] has to come before the first thread: a process with threads can't change its user namespace.
+//! [`enter`] has to come before the first thread: a process with threads can't change its user
+//! namespace.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
@@ -67,8 +71,9 @@ struct Note {
 
 /// Enters the user's namespaces, starting their holder if it does not run.
 ///
-/// From here on this process is id 0 inside and sees the mounts made there. `run_dir` is made if need be and must belong to the user alone.
-/// Errors: `Namespace` if there can be none, `Io` if the run directory is not to be trusted.
+/// From here on this process is id 0 inside and sees the mounts made there. `run_dir` is made if
+/// need be and must belong to the user alone. Errors: `Namespace` if there can be none, `Io` if the
+/// run directory is not to be trusted.
 pub fn enter(run_dir: &Path) -> Result<()> {
     let me = rustix::process::geteuid().as_raw();
     let foreign = || Error::Invalid {
@@ -78,7 +83,8 @@ pub fn enter(run_dir: &Path) -> Result<()> {
         ),
         hint: Some("name another one with --run-dir or VELLUM_RUN_DIR".into()),
     };
-    // Beneath `/tmp` anybody may have put something there first: a directory, or a link to one of ours.
+    // Beneath `/tmp` anybody may have put something there first: a directory, or a link to one of
+    // ours.
     if std::fs::symlink_metadata(run_dir).is_ok_and(|found| found.uid() != me) {
         return Err(foreign());
     }
@@ -142,7 +148,8 @@ pub fn hold() -> vellum_sys::Error {
     }
 }
 
-/// Ends the holder noted in `run_dir`, and with it all mounts of the user that no process uses. False if none runs.
+/// Ends the holder noted in `run_dir`, and with it all mounts of the user that no process uses.
+/// False if none runs.
 pub fn stop(run_dir: &Path) -> Result<bool> {
     let dir = match Dir::open(run_dir) {
         Ok(dir) => dir,

@@ -1,6 +1,7 @@
 //! The run directory: locks of containers, what is running, what is remembered until the next boot.
 //!
-//! Everything in it can be lost at any time (a reboot does so) without harm: the store has the records, mountinfo has the mounts.
+//! Everything in it can be lost at any time (a reboot does so) without harm: the store has the
+//! records, mountinfo has the mounts.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -58,7 +59,8 @@ fn make_private(path: &Path) -> Result<()> {
 
 /// Waits for the lock of container `id` and returns it; dropped, it is free again.
 ///
-/// Held while a container's mounts or its record change, never while something of the user's runs. Errors: [`Error::Cancelled`].
+/// Held while a container's mounts or its record change, never while something of the user's runs.
+/// Errors: [`Error::Cancelled`].
 pub fn lock_container(ctx: &Context, id: &str) -> Result<Lock> {
     wait(
         ctx,
@@ -67,7 +69,8 @@ pub fn lock_container(ctx: &Context, id: &str) -> Result<Lock> {
     )
 }
 
-/// Waits for the lock of exports and returns it; dropped, it is free again. Errors: [`Error::Cancelled`].
+/// Waits for the lock of exports and returns it; dropped, it is free again. Errors:
+/// [`Error::Cancelled`].
 pub fn lock_exports(ctx: &Context) -> Result<Lock> {
     wait(ctx, open_lock(ctx, "locks", "exports")?, "exports")
 }
@@ -93,7 +96,8 @@ fn wait(ctx: &Context, file: OwnedFd, of: &str) -> Result<Lock> {
     }
 }
 
-/// Marks container `id` as running until the returned lock is dropped or this process ends. `None` if it runs already.
+/// Marks container `id` as running until the returned lock is dropped or this process ends. `None`
+/// if it runs already.
 pub fn claim_run(ctx: &Context, id: &str) -> Result<Option<Lock>> {
     Ok(Lock::try_now(
         open_lock(ctx, "running", id)?,

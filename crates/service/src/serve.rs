@@ -1,8 +1,11 @@
-//! The life of a server: threads, the socket, readiness, signals, and an end that waits for what is under way.
+//! The life of a server: threads, the socket, readiness, signals, and an end that waits for what is
+//! under way.
 //!
-//! What is spoken on the socket is the front's; this module must not know it. Signals are watched before anything listens: whoever can connect
-//! may also end it. SIGTERM and SIGINT end it, SIGHUP is passed on. systemd, if it asked to be told, hears when the server is ready, reads its
-//! settings anew, and ends. Mounts are the kernel's, or of processes of their own: they stay, and the next server finds them.
+//! What is spoken on the socket is the front's; this module must not know it. Signals are watched
+//! before anything listens: whoever can connect may also end it. SIGTERM and SIGINT end it, SIGHUP
+//! is passed on. systemd, if it asked to be told, hears when the server is ready, reads its
+//! settings anew, and ends. Mounts are the kernel's, or of processes of their own: they stay, and
+//! the next server finds them.
 
 use std::future::Future;
 use std::io;
@@ -72,7 +75,8 @@ pub struct Life {
     end: watch::Sender<bool>,
 }
 
-/// Runs a server, `work`, to its end, on threads called `name`, with up to `blocking_threads` for work that blocks.
+/// Runs a server, `work`, to its end, on threads called `name`, with up to `blocking_threads` for
+/// work that blocks.
 ///
 /// Errors: those of `work`, and where there are no threads or signals to be had.
 pub fn run<W: Future<Output = Result<(), ServeError>>>(
@@ -104,7 +108,8 @@ impl Life {
         })
     }
 
-    /// Returns what is done when the server is to take no further calls and to end with those it has.
+    /// Returns what is done when the server is to take no further calls and to end with those it
+    /// has.
     pub fn ending(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut told = self.end.subscribe();
         async move {
@@ -118,10 +123,11 @@ impl Life {
         notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 
-    /// Waits until `server` ends by itself or is told to, and does `hangup` at each SIGHUP. `server` ends soon after [`Life::ending`] is done and
-    /// no call is under way.
+    /// Waits until `server` ends by itself or is told to, and does `hangup` at each SIGHUP.
+    /// `server` ends soon after [`Life::ending`] is done and no call is under way.
     ///
-    /// Calls under way have [`PATIENCE`], are told to stop by `cancel`, and are given up after [`GRACE`]; that is no error.
+    /// Calls under way have [`PATIENCE`], are told to stop by `cancel`, and are given up after
+    /// [`GRACE`]; that is no error.
     pub async fn last<E>(
         mut self,
         server: impl Future<Output = Result<(), E>> + Send + 'static,
@@ -177,7 +183,8 @@ pub fn listener(listening: &Listening) -> Result<UnixListener, ServeError> {
     UnixListener::from_std(socket).map_err(ServeError::io("listen"))
 }
 
-/// Returns the connection that was accepted. If none could be, waits a moment: mostly there are too many, and the next attempt would fail at once.
+/// Returns the connection that was accepted. If none could be, waits a moment: mostly there are too
+/// many, and the next attempt would fail at once.
 pub async fn connection<T>(accepted: io::Result<T>) -> Option<T> {
     match accepted {
         Ok(connection) => Some(connection),

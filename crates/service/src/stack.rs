@@ -12,7 +12,8 @@ use crate::error::Result;
 
 /// Returns the union of a tree's layers, top first.
 ///
-/// The upper and layers that an engine made may hold redirects and metacopies; in what came out of an archive they are an error.
+/// The upper and layers that an engine made may hold redirects and metacopies; in what came out of
+/// an archive they are an error.
 pub fn of_tree(process: Process, parts: &TreeParts) -> Result<Stack> {
     let has_upper = matches!(&parts.shape, Shape::Overlay(overlay) if overlay.upper.is_some());
     let layers = parts
@@ -47,10 +48,12 @@ pub fn of_dir(process: Process, dir: Dir, path: &Path) -> Result<Stack> {
     Ok(Stack::new(vec![Arc::new(layer)])?)
 }
 
-/// Gives the new upper's root the owner, mode and xattrs that the root below has: the kernel shows the upper's.
+/// Gives the new upper's root the owner, mode and xattrs that the root below has: the kernel shows
+/// the upper's.
 ///
-/// Every layer has a root directory, so the next one decides; `from` stands in its place where a directory is copied. Done at `create`,
-/// and again before the first mount: a crash in between must not leave a root that looks like nobody's.
+/// Every layer has a root directory, so the next one decides; `from` stands in its place where a
+/// directory is copied. Done at `create`, and again before the first mount: a crash in between must
+/// not leave a root that looks like nobody's.
 pub(crate) fn adopt_root(process: Process, parts: &TreeParts, from: Option<&Path>) -> Result<()> {
     let Shape::Overlay(overlay) = &parts.shape else {
         return Ok(());
@@ -81,7 +84,8 @@ pub(crate) fn lower(process: Process, layer: &LayerDir) -> Result<Arc<dyn Layer>
     open(process, layer, false, None)
 }
 
-/// `work` knows which parts of the layer's files are elsewhere, where it is an upper that our engine wrote to.
+/// `work` knows which parts of the layer's files are elsewhere, where it is an upper that our
+/// engine wrote to.
 fn open(
     process: Process,
     layer: &LayerDir,
@@ -93,7 +97,8 @@ fn open(
     self::layer(&layer.dir, dialect, maps.transpose()?.flatten())
 }
 
-/// Opens a directory as a layer, the way a mount would see it: what is mounted somewhere inside is no part of it.
+/// Opens a directory as a layer, the way a mount would see it: what is mounted somewhere inside is
+/// no part of it.
 fn layer(path: &Path, dialect: Dialect, maps: Option<BlockMaps>) -> Result<Arc<dyn Layer>> {
     let dir = Dir::open(path)?;
     let dir = match vellum_sys::mount::without_submounts(&dir) {

@@ -1,5 +1,6 @@
-//! What a user does with images and containers, with the power cut, the process killed or a call failing at every system call that it
-//! takes: afterwards the store is whole, every layer gives back its tar, and there is what was before or what was asked for.
+//! What a user does with images and containers, with the power cut, the process killed or a call
+//! failing at every system call that it takes: afterwards the store is whole, every layer gives
+//! back its tar, and there is what was before or what was asked for.
 
 mod support;
 
@@ -54,7 +55,8 @@ fn new_container(ctx: &Context, name: &str) -> Result<()> {
     create(ctx, &request).map(drop)
 }
 
-/// A store with an image and a changed container of it, an image without, and an archive of a third, whose first layer is there.
+/// A store with an image and a changed container of it, an image without, and an archive of a
+/// third, whose first layer is there.
 struct Pattern {
     scratch: Scratch,
     store: Picture,

@@ -51,7 +51,8 @@ const BUT_ROOT: Ignore = Ignore {
     xattrs: false,
 };
 
-/// Go's archive/tar, which dockerd, umoci and buildah share, loses attributes with empty values and parts of a second.
+/// Go's archive/tar, which dockerd, umoci and buildah share, loses attributes with empty values and
+/// parts of a second.
 fn as_go_sees(mut tree: Tree) -> Tree {
     for entry in tree.entries.values_mut() {
         entry.xattrs.retain(|_, value| !value.is_empty());

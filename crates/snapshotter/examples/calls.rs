@@ -1,5 +1,5 @@
-//! Times the snapshotter's calls: `calls SOCKET calls ROUNDS NAME`, `calls SOCKET many COUNT`, `calls SOCKET empty COUNT`,
-//! `calls SOCKET removals COUNT NAME`. See bench/snapshots.py.
+//! Times the snapshotter's calls: `calls SOCKET calls ROUNDS NAME`, `calls SOCKET many COUNT`,
+//! `calls SOCKET empty COUNT`, `calls SOCKET removals COUNT NAME`. See bench/snapshots.py.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -181,7 +181,8 @@ async fn empty(mut client: Client, count: usize) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Removes all of them, and tells what each took: a collection of containerd's holds its lock meanwhile.
+/// Removes all of them, and tells what each took: a collection of containerd's holds its lock
+/// meanwhile.
 async fn removals(mut client: Client, count: usize, name: &str) -> Result<(), Failed> {
     let mut times = Vec::new();
     for n in (0..count).rev() {

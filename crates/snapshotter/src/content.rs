@@ -1,13 +1,17 @@
 //! containerd's content store, of which the differ is a client: blobs read, layers written.
 //!
-//! containerd hands its differ a digest and no blob, so the differ asks back over containerd's own socket. The call's metadata says in which
-//! namespace; where it does not, every namespace is asked. Whether a namespace has the blob is always containerd's answer; the bytes are then read
-//! from the store's file where containerd says its files are (and the digest is checked by whoever reads them), and over the socket where there is
-//! no such file. A lease reaches the differ only when containerd itself took it, not when the client did: what is written without one gets a
-//! lease of its own, so that no collection takes the blob before the client names it. The lease ends when the client has, or when the write comes to
-//! nothing; if this process ends before, by itself.
+//! containerd hands its differ a digest and no blob, so the differ asks back over containerd's own
+//! socket. The call's metadata says in which namespace; where it does not, every namespace is
+//! asked. Whether a namespace has the blob is always containerd's answer; the bytes are then read
+//! from the store's file where containerd says its files are (and the digest is checked by whoever
+//! reads them), and over the socket where there is no such file. A lease reaches the differ only
+//! when containerd itself took it, not when the client did: what is written without one gets a
+//! lease of its own, so that no collection takes the blob before the client names it. The lease
+//! ends when the client has, or when the write comes to nothing; if this process ends before, by
+//! itself.
 //!
-//! A containerd that can't be reached is told with the path that was tried, and with the flag that names another.
+//! A containerd that can't be reached is told with the path that was tried, and with the flag that
+//! names another.
 //!
 //! Nothing is kept between two calls but the connection and the place of the files.
 
@@ -93,7 +97,8 @@ impl Caller {
     }
 }
 
-/// A connection to containerd. It is made when it is first needed, and again when containerd was restarted.
+/// A connection to containerd. It is made when it is first needed, and again when containerd was
+/// restarted.
 pub struct Containerd {
     socket: PathBuf,
     channel: Channel,
@@ -115,7 +120,8 @@ impl Containerd {
     pub fn at(socket: &Path) -> Result<Self, tonic::transport::Error> {
         let address = format!("unix://{}", socket.display());
         let endpoint = Endpoint::from_shared(address)?
-            // A layer comes in pieces of a megabyte: the default windows would make it wait for each.
+            // A layer comes in pieces of a megabyte: the default windows would make it wait for
+            // each.
             .initial_stream_window_size(Some(8 << 20))
             .initial_connection_window_size(Some(16 << 20));
         Ok(Self {
@@ -129,7 +135,8 @@ impl Containerd {
         content(&self.channel)
     }
 
-    /// Says of a call that failed for want of a containerd where one was looked for, and how to name another place.
+    /// Says of a call that failed for want of a containerd where one was looked for, and how to
+    /// name another place.
     fn or_unreachable(&self, status: Status) -> Status {
         let socket = self.socket.display();
         let hint = "`vellum serve containerd --containerd PATH` names containerd's own socket";
@@ -254,7 +261,8 @@ impl Containerd {
         })
     }
 
-    /// Starts writing a blob. `name` is that of the write; an unfinished one of that name begins anew. Errors as [`Containerd::find`].
+    /// Starts writing a blob. `name` is that of the write; an unfinished one of that name begins
+    /// anew. Errors as [`Containerd::find`].
     pub async fn write(&self, caller: &Caller, name: &str) -> Result<Writing, Status> {
         let begun = self.begin_write(caller, name).await;
         begun.map_err(|status| self.or_unreachable(status))
@@ -333,7 +341,8 @@ fn content(channel: &Channel) -> ContentClient<Channel> {
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// Returns the text of what lies at the bottom of an error: the layers above it say "transport error".
+/// Returns the text of what lies at the bottom of an error: the layers above it say "transport
+/// error".
 fn innermost(status: &Status) -> String {
     let mut at: &dyn std::error::Error = status;
     while let Some(source) = at.source() {
@@ -350,7 +359,8 @@ struct OwnLease {
 }
 
 impl OwnLease {
-    /// Lets the lease go on until something in the namespace names the blob, or nobody has it any more; no longer than [`HELD`].
+    /// Lets the lease go on until something in the namespace names the blob, or nobody has it any
+    /// more; no longer than [`HELD`].
     fn end_when_named(self, digest: String) {
         tokio::spawn(async move {
             let mut wait = Duration::from_secs(1);
@@ -531,7 +541,8 @@ impl Writing {
     }
 }
 
-/// The end of a write that a thread holds. Bytes go out in pieces; [`Write::flush`] sends the last one.
+/// The end of a write that a thread holds. Bytes go out in pieces; [`Write::flush`] sends the last
+/// one.
 pub struct PieceWriter {
     sender: mpsc::Sender<WriteContentRequest>,
     piece: Vec<u8>,

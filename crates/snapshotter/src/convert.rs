@@ -1,6 +1,7 @@
 //! Messages of the contract as values of `service`, and back. Pure.
 //!
-//! Times go out as they are recorded, to the nanosecond; what comes in with them is not read, since clients send zero times with an update.
+//! Times go out as they are recorded, to the nanosecond; what comes in with them is not read, since
+//! clients send zero times with an update.
 
 use vellum_service::containerd::snapshots::{MountEntry, NewSnapshot};
 use vellum_store::{Info, Kind, LabelChange, Labels};
@@ -73,7 +74,8 @@ fn time(at: jiff::Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// Returns what an update changes. No mask and an empty one mean all labels; an empty value deletes.
+/// Returns what an update changes. No mask and an empty one mean all labels; an empty value
+/// deletes.
 pub fn changes(labels: Labels, mask: &[String]) -> Result<Vec<LabelChange>, Unchangeable> {
     if mask.is_empty() {
         return Ok(vec![LabelChange::Replace(labels)]);

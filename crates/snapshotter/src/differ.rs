@@ -1,7 +1,8 @@
-//! The diff service: two calls, each of which is a verb of [`vellum_service::containerd::differ`] with blobs fetched from and brought to containerd.
+//! The diff service: two calls, each of which is a verb of [`vellum_service::containerd::differ`]
+//! with blobs fetched from and brought to containerd.
 //!
-//! The work runs on a thread of its own and stops when the caller goes away. What the verbs can't do is UNIMPLEMENTED, which is how containerd is told
-//! to ask its next differ.
+//! The work runs on a thread of its own and stops when the caller goes away. What the verbs can't
+//! do is UNIMPLEMENTED, which is how containerd is told to ask its next differ.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -186,7 +187,8 @@ fn entries(mounts: Vec<types::Mount>) -> Vec<MountEntry> {
     mounts.into_iter().map(entry).collect()
 }
 
-/// Runs a verb on a thread that may block, and stops it when nobody waits any more. `call` and `key` are for the log.
+/// Runs a verb on a thread that may block, and stops it when nobody waits any more. `call` and
+/// `key` are for the log.
 async fn blocking<T: Send + 'static>(
     shared: &Shared,
     call: &'static str,

@@ -1,7 +1,8 @@
 //! gRPC health: both services serve as long as the store can be seen.
 //!
-//! A store that somebody covered, or whose disk is gone, is looked for every few seconds, so that a probe learns of it, and the log tells of it once,
-//! though nobody calls. It comes back by itself; the server needs no restart. Calls decide for themselves, and nothing here is asked by them.
+//! A store that somebody covered, or whose disk is gone, is looked for every few seconds, so that a
+//! probe learns of it, and the log tells of it once, though nobody calls. It comes back by itself;
+//! the server needs no restart. Calls decide for themselves, and nothing here is asked by them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,8 @@ use crate::snapshots::Snapshots;
 /// How long between two looks: some ten stat(2).
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Returns the service, and looks at the store for as long as the runtime lives. `shared` has just opened it.
+/// Returns the service, and looks at the store for as long as the runtime lives. `shared` has just
+/// opened it.
 pub async fn serve(shared: Arc<Shared>) -> HealthServer<impl Health> {
     let (reporter, service) = tonic_health::server::health_reporter();
     tell(&reporter, true).await;

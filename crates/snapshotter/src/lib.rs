@@ -1,7 +1,9 @@
-//! containerd's snapshotter and differ: gRPC in, verbs of `service` out. It translates and never decides.
+//! containerd's snapshotter and differ: gRPC in, verbs of `service` out. It translates and never
+//! decides.
 //!
-//! [`server`] listens and ends; [`snapshots`] has the calls of the snapshotter; [`convert`] turns messages into values and back, [`status`] is the
-//! one match from errors to gRPC codes. Blocking work (files, database) runs on threads of its own and never on those that speak gRPC.
+//! [`server`] listens and ends; [`snapshots`] has the calls of the snapshotter; [`convert`] turns
+//! messages into values and back, [`status`] is the one match from errors to gRPC codes. Blocking
+//! work (files, database) runs on threads of its own and never on those that speak gRPC.
 #![forbid(unsafe_code)]
 
 pub mod content;

@@ -1,7 +1,9 @@
-//! What the server counts, in the text form that Prometheus reads, on a unix socket or a loopback port.
+//! What the server counts, in the text form that Prometheus reads, on a unix socket or a loopback
+//! port.
 //!
-//! Calls and their times are counted as they end; what the store holds is asked for when somebody reads. Labels are words of ours only (calls, codes,
-//! kinds): no key of a client's becomes a label. `metrics_listener.rs` is the listener.
+//! Calls and their times are counted as they end; what the store holds is asked for when somebody
+//! reads. Labels are words of ours only (calls, codes, kinds): no key of a client's becomes a
+//! label. `metrics_listener.rs` is the listener.
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -1,4 +1,5 @@
-//! The listener that tells the numbers: as much HTTP as a scraper needs, one request, one answer, closed.
+//! The listener that tells the numbers: as much HTTP as a scraper needs, one request, one answer,
+//! closed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,8 @@ const REQUEST_BYTES: usize = 8192;
 /// How long a reader may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Listens at `address` and answers every request with the numbers, for as long as the runtime lives.
+/// Listens at `address` and answers every request with the numbers, for as long as the runtime
+/// lives.
 pub(crate) async fn serve(shared: Arc<Shared>, address: &Address) -> Result<(), ServeError> {
     match address {
         Address::Unix(path) => {

@@ -1,7 +1,9 @@
-//! The server: what it answers on its socket, and settings that are read anew. How it lives and ends is told at [`vellum_service::serve`].
+//! The server: what it answers on its socket, and settings that are read anew. How it lives and
+//! ends is told at [`vellum_service::serve`].
 //!
-//! It listens on a unix socket that only root may use (whoever may connect can mount and remove everything), or on one that systemd hands over.
-//! Ready is said when the store is open and the socket listens. SIGHUP reads the settings anew: calls under way keep those they began with.
+//! It listens on a unix socket that only root may use (whoever may connect can mount and remove
+//! everything), or on one that systemd hands over. Ready is said when the store is open and the
+//! socket listens. SIGHUP reads the settings anew: calls under way keep those they began with.
 //!
 //! Verbs run on a bounded number of threads, each of which may hold a connection to the database.
 
@@ -86,7 +88,8 @@ async fn run(life: Life, shared: &Arc<Shared>, options: &ServeOptions) -> Result
     let root = shared.context().root().display().to_string();
     tracing::info!(socket = %options.socket.display(), root, "serving");
     life.ready("serving containerd");
-    // What an earlier server left in the trash. What goes wrong is in the log, and Cleanup tries again.
+    // What an earlier server left in the trash. What goes wrong is in the log, and Cleanup tries
+    // again.
     let at_start = Arc::clone(shared);
     tokio::spawn(async move {
         let _ = at_start.clean().await;

@@ -1,4 +1,5 @@
-//! What all calls work on: the context that holds now, the numbers, and the threads where a verb may block.
+//! What all calls work on: the context that holds now, the numbers, and the threads where a verb
+//! may block.
 
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
@@ -38,7 +39,8 @@ impl Shared {
         Arc::clone(&held)
     }
 
-    /// Runs a verb where it may block, and turns its error into a status. `call` and `key` are for the log.
+    /// Runs a verb where it may block, and turns its error into a status. `call` and `key` are for
+    /// the log.
     pub async fn run<T: Send + 'static>(
         &self,
         call: &'static str,

@@ -1,8 +1,10 @@
 //! The ten calls of the snapshotter.
 //!
-//! Each takes a request apart, runs one verb on a thread for blocking work, and puts the answer together. The client holds locks of its own
-//! meanwhile (its metadata transaction over Commit, all of the snapshotter over List and Remove), so what can wait is left to Cleanup or to
-//! the background. List sends while the store is walked page by page: nothing is locked, and a client may ask other things between two messages.
+//! Each takes a request apart, runs one verb on a thread for blocking work, and puts the answer
+//! together. The client holds locks of its own meanwhile (its metadata transaction over Commit, all
+//! of the snapshotter over List and Remove), so what can wait is left to Cleanup or to the
+//! background. List sends while the store is walked page by page: nothing is locked, and a client
+//! may ask other things between two messages.
 
 use std::sync::Arc;
 

@@ -1,8 +1,11 @@
-//! Errors of verbs as gRPC codes: the one place where they are chosen. What a message itself lacks is answered where it is read.
+//! Errors of verbs as gRPC codes: the one place where they are chosen. What a message itself lacks
+//! is answered where it is read.
 //!
-//! containerd turns codes back into its own errors, and its decisions hang on them: a removal that fails otherwise than by FAILED_PRECONDITION
-//! ends its whole garbage collection, and NOT_FOUND makes it try something else. A store that can't be seen is UNAVAILABLE: nothing is decided on what it
-//! would have said, and who tries again finds it once it is back. The text carries all causes, and the hint on a line of its own.
+//! containerd turns codes back into its own errors, and its decisions hang on them: a removal that
+//! fails otherwise than by FAILED_PRECONDITION ends its whole garbage collection, and NOT_FOUND
+//! makes it try something else. A store that can't be seen is UNAVAILABLE: nothing is decided on
+//! what it would have said, and who tries again finds it once it is back. The text carries all
+//! causes, and the hint on a line of its own.
 
 use tonic::{Code, Status};
 use vellum_service::Error;
@@ -60,7 +63,8 @@ fn store_code(error: &StoreError) -> Code {
     }
 }
 
-/// Whether somebody has to do something on this machine, where most refusals are a client's mistake or answer its question.
+/// Whether somebody has to do something on this machine, where most refusals are a client's mistake
+/// or answer its question.
 pub fn is_trouble(error: &Error) -> bool {
     match error {
         Error::Plan(_) | Error::Unsupported { .. } | Error::Covered { .. } => true,

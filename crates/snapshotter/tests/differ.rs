@@ -1,4 +1,5 @@
-//! The differ beside a containerd that is only played: layers out of its content store into snapshots, and new layers back.
+//! The differ beside a containerd that is only played: layers out of its content store into
+//! snapshots, and new layers back.
 
 #[path = "support/fake_containerd.rs"]
 mod fake_containerd;
@@ -323,7 +324,8 @@ async fn a_layer_goes_from_the_content_store_straight_into_the_upper() {
     }
 }
 
-/// A layer that only makes a directory opaque doesn't list it: what shows is the directory below, emptied.
+/// A layer that only makes a directory opaque doesn't list it: what shows is the directory below,
+/// emptied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_has_one_tree_whether_its_layers_knew_their_parents_or_not() {
     let Some(world) = world(false) else { return };

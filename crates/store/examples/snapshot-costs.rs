@@ -1,4 +1,5 @@
-//! What the calls on snapshots cost: medians and the slow end, alone and with many processes at once.
+//! What the calls on snapshots cost: medians and the slow end, alone and with many processes at
+//! once.
 //!
 //! `cargo run --release -p vellum-store --example snapshot-costs [DIRECTORY] [ROUNDS] [PROCESSES]`
 

@@ -1,11 +1,13 @@
 //! Comparing records with what is on disk, and putting right what is only derived.
 //!
-//! `check` reads every record and looks for its tree, its record file, its blobs. What can be computed from the database
-//! (short names, lists of lowers, record files) is healed on request; what holds data is only reported. `rebuild.rs` goes the
-//! other way, for a database that is lost: it reads the record files.
+//! `check` reads every record and looks for its tree, its record file, its blobs. What can be
+//! computed from the database (short names, lists of lowers, record files) is healed on request;
+//! what holds data is only reported. `rebuild.rs` goes the other way, for a database that is lost:
+//! it reads the record files.
 //!
-//! Others may be at work meanwhile, and what they are in the middle of differs for a moment. So whatever looks wrong is looked at again, in the
-//! turn of whoever might be changing it (`turn.rs`) and against the database as it is by then, before it is reported or healed.
+//! Others may be at work meanwhile, and what they are in the middle of differs for a moment. So
+//! whatever looks wrong is looked at again, in the turn of whoever might be changing it (`turn.rs`)
+//! and against the database as it is by then, before it is reported or healed.
 
 use std::{collections::HashSet, path::Path};
 
@@ -50,7 +52,8 @@ pub(crate) fn finding(
 impl Store {
     /// Compares every record with what is on disk. Returns what is wrong; empty: all is well.
     ///
-    /// Runs beside other commands; what they change or remove meanwhile is not reported, and not undone. Errors: `Database`, `Io`.
+    /// Runs beside other commands; what they change or remove meanwhile is not reported, and not
+    /// undone. Errors: `Database`, `Io`.
     pub fn check(&self, options: CheckOptions) -> Result<Vec<Finding>> {
         if options.heal {
             self.inner.database.refuse_if_rolled_back()?;
@@ -143,7 +146,8 @@ impl Store {
         Ok(found)
     }
 
-    /// The same while nobody changes the tree's record, and by what the database says then. A tree that is removed is none of ours.
+    /// The same while nobody changes the tree's record, and by what the database says then. A tree
+    /// that is removed is none of ours.
     fn check_tree_again(&self, seen: &SnapshotRow, heal: bool) -> Result<Vec<Finding>> {
         let _turn = Turn::at_tree(self, &seen.record.tree)?;
         let same = |tx: &Transaction<'_>| {
@@ -210,7 +214,8 @@ impl Store {
         Ok(())
     }
 
-    /// Compares a record file with what the database said, and before anything is done about it with what it says `now`.
+    /// Compares a record file with what the database said, and before anything is done about it
+    /// with what it says `now`.
     fn check_sidecar<T: Sidecar>(
         &self,
         seen: &T,
@@ -239,7 +244,8 @@ impl Store {
         Ok(Some(finding(path.display(), why, heal)))
     }
 
-    /// Tells whether a record file is known to be behind, for want of room, say: the next command that can puts it right.
+    /// Tells whether a record file is known to be behind, for want of room, say: the next command
+    /// that can puts it right.
     fn is_due(&self, path: &Path) -> Result<bool> {
         let due = self.read(rows::due::all)?;
         Ok(due
@@ -346,7 +352,8 @@ fn told(path: &Path, looked: Result<impl IntoIterator<Item = Finding>>) -> Resul
     }
 }
 
-/// Returns what is wrong with a file of the store that never changes, unless its record went meanwhile, or went and came back.
+/// Returns what is wrong with a file of the store that never changes, unless its record went
+/// meanwhile, or went and came back.
 fn lasting<T>(
     look: impl Fn() -> Result<Option<T>>,
     known: impl Fn() -> Result<bool>,

@@ -1,7 +1,9 @@
-//! Making one tree out of another, for the drivers that keep whole trees: copies, hard links, and an upper laid on.
+//! Making one tree out of another, for the drivers that keep whole trees: copies, hard links, and
+//! an upper laid on.
 //!
-//! Attributes travel whole: owner, mode, times, every extended attribute, holes, hard-link groups. Whatever can't be
-//! carried over is an error, never a gap. Source and target are the store's own trees and nobody changes them meanwhile.
+//! Attributes travel whole: owner, mode, times, every extended attribute, holes, hard-link groups.
+//! Whatever can't be carried over is an error, never a gap. Source and target are the store's own
+//! trees and nobody changes them meanwhile.
 
 use std::{
     collections::HashMap,
@@ -25,7 +27,8 @@ use crate::{
 pub(crate) enum Files {
     /// Each is copied, sharing blocks where the file system can.
     Copy,
-    /// Each is a further name of the same inode; copied where the inode has all the names it can have.
+    /// Each is a further name of the same inode; copied where the inode has all the names it can
+    /// have.
     Link,
 }
 
@@ -42,14 +45,17 @@ struct Cloner {
     marks: Option<Prefix>,
 }
 
-/// Makes `target`, an existing empty directory, a tree like the one at `source`, root attributes included.
+/// Makes `target`, an existing empty directory, a tree like the one at `source`, root attributes
+/// included.
 pub(crate) fn clone_tree(source: &Path, target: &Path, files: Files) -> Result<()> {
     run(source, target, files, None)
 }
 
-/// Lays the upper at `source` on the tree at `target`: whiteouts delete, opaque directories replace, files are linked.
+/// Lays the upper at `source` on the tree at `target`: whiteouts delete, opaque directories
+/// replace, files are linked.
 ///
-/// Errors: `Unsupported` if the upper holds redirects or metadata-only copies, which only a stack can show.
+/// Errors: `Unsupported` if the upper holds redirects or metadata-only copies, which only a stack
+/// can show.
 pub(crate) fn lay_upper(source: &Path, target: &Path, prefix: Prefix) -> Result<()> {
     run(source, target, Files::Link, Some(prefix))
 }
@@ -100,7 +106,8 @@ impl Cloner {
         Ok(rooted::set_times_fd(target, Some(stat.atime), None)?)
     }
 
-    /// Makes `name` in the target free, if what is there can't stay. Returns true if a directory stays.
+    /// Makes `name` in the target free, if what is there can't stay. Returns true if a directory
+    /// stays.
     fn make_room(&self, name: &OsStr, for_dir: bool) -> Result<bool> {
         if self.marks.is_none() {
             return Ok(false);
@@ -340,7 +347,8 @@ mod tests {
         )
         .unwrap();
         layout::set_mode(&a.join("d"), 0o2750).unwrap();
-        // u::rwx, g::r-x, o::r-x for what is made in the root from now on: what is there hasn't it, and must not get it in the copy.
+        // u::rwx, g::r-x, o::r-x for what is made in the root from now on: what is there hasn't it,
+        // and must not get it in the copy.
         let acl = [2u32, 7 << 16 | 1, !0, 5 << 16 | 4, !0, 5 << 16 | 32, !0];
         let acl: Vec<u8> = acl.iter().flat_map(|word| word.to_le_bytes()).collect();
         let default_acl = OsStr::new("system.posix_acl_default");

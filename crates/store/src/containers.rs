@@ -91,7 +91,8 @@ fn check_volume_name(name: &str) -> Result<()> {
 impl Store {
     /// Makes a container and its writable snapshot (`key`) in one transaction, and returns both.
     ///
-    /// Durable on return. Errors: `AlreadyExists` (container name or id, or key), `NotFound` (parent, image, volume).
+    /// Durable on return. Errors: `AlreadyExists` (container name or id, or key), `NotFound`
+    /// (parent, image, volume).
     pub fn create_container(
         &self,
         container: &NewContainer,
@@ -108,7 +109,8 @@ impl Store {
             check_new(self.layout(), tx, container)?;
             generation::stamp(tx)
         })?;
-        // Its record file comes before the sync of the tree's, which makes both durable. It is locked until the row is there.
+        // Its record file comes before the sync of the tree's, which makes both durable. It is
+        // locked until the row is there.
         let created_ns = now_ns();
         let file = ContainerFile::of_new(container, key, time(created_ns));
         let path = sidecar::path(self.layout(), &file);
@@ -188,7 +190,8 @@ impl Store {
 
     /// Removes a container and its snapshot in one transaction, then the tree. Its volumes stay.
     ///
-    /// Durable on return; see [`Store::remove`] for what is swept when. Errors: `NotFound`, `HasChildren`.
+    /// Durable on return; see [`Store::remove`] for what is swept when. Errors: `NotFound`,
+    /// `HasChildren`.
     pub fn remove_container(&self, id: &str, sweep: Sweep) -> Result<ContainerRecord> {
         let turn = Turn::at_sidecars(self)?;
         let (container, row) = self.write_freeing(|tx| {
@@ -217,7 +220,8 @@ impl Store {
         make_dir(&staged.path().join("_data"), 0o755)?;
         sync_dir(staged.path())?;
         let target = self.layout().volumes().join(name);
-        // The name is the user's and may come again at once, so publishing happens under the database's lock.
+        // The name is the user's and may come again at once, so publishing happens under the
+        // database's lock.
         self.write(|tx| {
             if let Some(known) = find_volume(self.layout(), tx, name)? {
                 return Ok(known);

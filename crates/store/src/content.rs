@@ -1,9 +1,10 @@
 //! Content by digest: blobs under `content/`, recipes under `recipes/`.
 //!
-//! A blob is hashed while it is written and appears under its digest whole, synced and verified, or not at all. Because
-//! the name of a blob is its content, two processes may publish the same one, and one may collect what another is just
-//! adding: so a collector takes a file away only inside a transaction that finds no record of it, and an adder's
-//! transaction looks whether the file is still there.
+//! A blob is hashed while it is written and appears under its digest whole, synced and verified, or
+//! not at all. Because the name of a blob is its content, two processes may publish the same one,
+//! and one may collect what another is just adding: so a collector takes a file away only inside a
+//! transaction that finds no record of it, and an adder's transaction looks whether the file is
+//! still there.
 
 use std::{
     fs::File,
@@ -80,7 +81,8 @@ impl BlobWriter {
         sync_dir(&layout.blobs())?;
         self.store.write(|tx| {
             if !layout::exists(&target)? {
-                // A collector took it between publishing and this lock. Rare enough to let the caller try again.
+                // A collector took it between publishing and this lock. Rare enough to let the
+                // caller try again.
                 return Err(StoreError::not_found(Subject::Blob, digest));
             }
             rows::blobs::insert(tx, &digest, self.size_bytes)?;
@@ -146,7 +148,8 @@ pub(crate) fn record_recipe(
 }
 
 impl Store {
-    /// Takes the file of a recipe away that has no record any more, unless somebody records it anew meanwhile. What goes wrong is left to gc.
+    /// Takes the file of a recipe away that has no record any more, unless somebody records it anew
+    /// meanwhile. What goes wrong is left to gc.
     pub(crate) fn discard_recipe_or_leave(&self, diff_id: &Digest) {
         let path = self.layout().recipe(diff_id);
         if let Err(error) = self.discard_named(&path, &Located::Recipe(Some(*diff_id))) {
@@ -168,7 +171,8 @@ impl Store {
         })
     }
 
-    /// Stores `bytes` and returns their SHA-256. Durable on return; costs nothing if they are there already.
+    /// Stores `bytes` and returns their SHA-256. Durable on return; costs nothing if they are there
+    /// already.
     pub fn put_blob(&self, bytes: &[u8], lease: Option<&LeaseId>) -> Result<Digest> {
         let digest = Digest::of(bytes);
         if let Some(lease) = lease
@@ -214,7 +218,8 @@ impl Store {
 
     /// Returns the whole of a small blob (a manifest, a configuration), verified.
     ///
-    /// Errors: `NotFound`; `Invalid` if it is longer than `limit_bytes`; `DigestMismatch` if the disk gives other bytes.
+    /// Errors: `NotFound`; `Invalid` if it is longer than `limit_bytes`; `DigestMismatch` if the
+    /// disk gives other bytes.
     pub fn read_blob(&self, digest: &Digest, limit_bytes: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let file = self.open_blob(digest)?;
@@ -237,12 +242,14 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Opens the recipe of the layer with this diff id, or `None`: the layer is then only known as a tree.
+    /// Opens the recipe of the layer with this diff id, or `None`: the layer is then only known as
+    /// a tree.
     pub fn open_recipe(&self, diff_id: &Digest) -> Result<Option<File>> {
         layout::open(&self.layout().recipe(diff_id))
     }
 
-    /// Stores a recipe for a layer that has none yet, or in the place of a damaged one. Durable on return.
+    /// Stores a recipe for a layer that has none yet, or in the place of a damaged one. Durable on
+    /// return.
     pub fn put_recipe(&self, diff_id: &Digest, mut recipe: StagedFile) -> Result<()> {
         let facts = RecipeFacts::of(&mut recipe)?;
         recipe.staged.sync()?;

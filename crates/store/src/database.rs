@@ -1,15 +1,20 @@
-//! The database: its connections, its transactions, and what is tried so that it works on a disk without room.
+//! The database: its connections, its transactions, and what is tried so that it works on a disk
+//! without room.
 //!
-//! SQLite with a rollback journal and `synchronous=FULL`: a committed transaction survives power loss. There is no shared
-//! memory, which a full disk turns into SIGBUS. The journal is never deleted (PERSIST) and is grown beforehand to hold every
-//! page of the database, so that a transaction that only removes needs no room at all: it writes over blocks that are there.
-//! On a file system that copies on write (btrfs) both files are exempt from that. Temporary tables are in memory.
+//! SQLite with a rollback journal and `synchronous=FULL`: a committed transaction survives power
+//! loss. There is no shared memory, which a full disk turns into SIGBUS. The journal is never
+//! deleted (PERSIST) and is grown beforehand to hold every page of the database, so that a
+//! transaction that only removes needs no room at all: it writes over blocks that are there. On a
+//! file system that copies on write (btrfs) both files are exempt from that. Temporary tables are
+//! in memory.
 //!
-//! Readers and one writer go side by side until the writer commits; then each waits for the others, for as long as a commit
-//! takes. So no transaction is kept open over anything slow, and none is begun inside another. Every writer begins
-//! IMMEDIATE, because a transaction that reads first and then wants to write can't wait its turn.
+//! Readers and one writer go side by side until the writer commits; then each waits for the others,
+//! for as long as a commit takes. So no transaction is kept open over anything slow, and none is
+//! begun inside another. Every writer begins IMMEDIATE, because a transaction that reads first and
+//! then wants to write can't wait its turn.
 //!
-//! Nothing but SQLite ever opens `vellum.db`: closing any other descriptor on it would drop SQLite's locks.
+//! Nothing but SQLite ever opens `vellum.db`: closing any other descriptor on it would drop
+//! SQLite's locks.
 
 mod room;
 
@@ -45,12 +50,14 @@ use crate::{
     tx::Staged,
 };
 
-/// How many times longer than for a transaction one waits for another process that makes or migrates the database.
+/// How many times longer than for a transaction one waits for another process that makes or
+/// migrates the database.
 const OTHERS_MIGRATE: u32 = 10;
 
 /// What every connection is told first.
 ///
-/// A transaction's changes stay in memory until its commit (`cache_spill`), so that readers wait for the commit alone.
+/// A transaction's changes stay in memory until its commit (`cache_spill`), so that readers wait
+/// for the commit alone.
 const SETTINGS: &str = "PRAGMA journal_mode=PERSIST; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; \
      PRAGMA mmap_size=0; PRAGMA temp_store=MEMORY; PRAGMA cache_spill=OFF;";
 
@@ -68,8 +75,8 @@ pub(crate) struct Database {
     seen: AtomicU64,
     /// Why nothing may be changed, if the database has gone back in time.
     rolled_back: OnceLock<String>,
-    /// Where the database is read from, if it can't be where it lies: a copy, on which a transaction that was cut short is
-    /// taken back.
+    /// Where the database is read from, if it can't be where it lies: a copy, on which a
+    /// transaction that was cut short is taken back.
     copy: Option<TempDir>,
     /// Record files that need not be on the list of those to be written any more.
     pub settled: Settled,
@@ -98,9 +105,9 @@ impl Database {
 
     /// Opens the database of `layout`, making or migrating it if need be.
     ///
-    /// One that has gone back in time opens, too: it can be read, see [`Database::rolled_back`]. Errors: `NoDatabase` if it
-    /// is missing or empty and the store has been used; `NotAStore`, `NewerStore`, `Busy`; `NotFound` as an `Io` if `create`
-    /// is false and there is none.
+    /// One that has gone back in time opens, too: it can be read, see [`Database::rolled_back`].
+    /// Errors: `NoDatabase` if it is missing or empty and the store has been used; `NotAStore`,
+    /// `NewerStore`, `Busy`; `NotFound` as an `Io` if `create` is false and there is none.
     pub fn open(layout: &Layout, create: bool, busy_timeout_ms: u64) -> Result<Self> {
         let mut database = Self::at(&layout.database(), Mark::new(layout), busy_timeout_ms);
         // Before the database is read: what others commit meanwhile is no contradiction then.
@@ -125,7 +132,8 @@ impl Database {
         };
         if !opens {
             database.make_or_migrate(layout)?;
-            // A migration has set it anew: an older program may have given the store another id meanwhile.
+            // A migration has set it anew: an older program may have given the store another id
+            // meanwhile.
             mark = database.mark.read()?;
         }
         let now = database.read(generation::stamp)?;
@@ -139,9 +147,11 @@ impl Database {
         Ok(database)
     }
 
-    /// Makes a database in the empty file `path`, that goes on from `at`: for this process alone, and for the caller to sync.
+    /// Makes a database in the empty file `path`, that goes on from `at`: for this process alone,
+    /// and for the caller to sync.
     ///
-    /// Its journal is in memory, since it is worth nothing before it is whole: so it takes one inode.
+    /// Its journal is in memory, since it is worth nothing before it is whole: so it takes one
+    /// inode.
     pub fn make(path: &Path, at: Stamp, busy_timeout_ms: u64) -> Result<Self> {
         let database = Self::at(path, Mark::none(), busy_timeout_ms);
         let (mut connection, _) = database.connect_alone()?;
@@ -186,7 +196,8 @@ impl Database {
         })
     }
 
-    /// Returns whether there is a database, of whatever kind. An empty file is none: SQLite makes one before it fills it.
+    /// Returns whether there is a database, of whatever kind. An empty file is none: SQLite makes
+    /// one before it fills it.
     fn is_made(&self) -> Result<bool> {
         match fs::symlink_metadata(&self.path) {
             Ok(facts) if !facts.is_file() => Err(StoreError::NotAStore {
@@ -199,9 +210,11 @@ impl Database {
         }
     }
 
-    /// Copies the database of a read-only disk to where a transaction that was cut short can be taken back, and reads there.
+    /// Copies the database of a read-only disk to where a transaction that was cut short can be
+    /// taken back, and reads there.
     ///
-    /// Nothing can change the original meanwhile, so that opening it here takes no lock from anything.
+    /// Nothing can change the original meanwhile, so that opening it here takes no lock from
+    /// anything.
     fn copy_to_read(&mut self) -> Result<()> {
         let places = [
             PathBuf::from("/run"),
@@ -230,7 +243,8 @@ impl Database {
         Ok(())
     }
 
-    /// Opens a database that is there; false if it is of an older schema. The connection is kept for the first caller.
+    /// Opens a database that is there; false if it is of an older schema. The connection is kept
+    /// for the first caller.
     fn opens_as_it_is(&self) -> Result<bool> {
         let (connection, version) = self.connect_alone()?;
         if version != VERSION {
@@ -260,7 +274,8 @@ impl Database {
         root.sync_all().on("sync", layout.root())?;
         let (mut connection, version) = self.connect_alone()?;
         if version == 0 {
-            // Not only where the file was empty: an older store's may hold nothing once its log is lost.
+            // Not only where the file was empty: an older store's may hold nothing once its log is
+            // lost.
             self.refuse_if_used(layout, self.mark.read()?.as_ref())?;
             schema::create(&mut connection, &Stamp::of_new_store())?;
         } else if version < VERSION {
@@ -280,7 +295,8 @@ impl Database {
         Ok(())
     }
 
-    /// Gives an older store's database, which is copied on each write, to a file that is not. Nobody else has it open.
+    /// Gives an older store's database, which is copied on each write, to a file that is not.
+    /// Nobody else has it open.
     fn rewrite_in_place(&self, connection: Connection, layout: &Layout) -> Result<()> {
         let staged = Staged::dir(layout, TreeId::random().as_str())?;
         let path = staged.path().join("vellum.db");
@@ -303,8 +319,9 @@ impl Database {
         layout::sync_dir(layout.root())
     }
 
-    /// Connects with a lock that is taken with the first transaction and kept until locking is `NORMAL` again, and says what
-    /// the schema is. The database of an older store needs no shared memory for its log then.
+    /// Connects with a lock that is taken with the first transaction and kept until locking is
+    /// `NORMAL` again, and says what the schema is. The database of an older store needs no shared
+    /// memory for its log then.
     fn connect_alone(&self) -> Result<(Connection, i64)> {
         let connection = self.open_file()?;
         connection
@@ -387,7 +404,8 @@ impl Database {
         self.rolled_back.get().map(String::as_str)
     }
 
-    /// Refuses if the database has gone back in time: what it does not know may be all that there is. Errors: `RolledBack`.
+    /// Refuses if the database has gone back in time: what it does not know may be all that there
+    /// is. Errors: `RolledBack`.
     pub fn refuse_if_rolled_back(&self) -> Result<()> {
         match self.rolled_back() {
             Some(why) => Err(StoreError::RolledBack {
@@ -407,7 +425,8 @@ impl Database {
         }
     }
 
-    /// Runs `read` inside one read transaction: it sees one state of the store. A writer's commit waits for its end.
+    /// Runs `read` inside one read transaction: it sees one state of the store. A writer's commit
+    /// waits for its end.
     pub fn read<T>(&self, read: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let mut connection = self.take()?;
         let result = (|| {
@@ -420,10 +439,12 @@ impl Database {
         result
     }
 
-    /// Runs `write` inside one write transaction and commits it: durable on return. An error undoes everything.
+    /// Runs `write` inside one write transaction and commits it: durable on return. An error undoes
+    /// everything.
     ///
-    /// Except `Uncertain`: then the commit failed half-way, and so did the attempt to find out what became of it. The caller
-    /// must not take away a tree whose record may yet turn up. Errors: `RolledBack`, `Busy`, `Database`.
+    /// Except `Uncertain`: then the commit failed half-way, and so did the attempt to find out what
+    /// became of it. The caller must not take away a tree whose record may yet turn up. Errors:
+    /// `RolledBack`, `Busy`, `Database`.
     pub fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         self.refuse_if_rolled_back()?;
         let mut connection = self.take()?;
@@ -484,7 +505,8 @@ impl Database {
     }
 }
 
-/// Tells whether a database can't be read before a transaction that was cut short is taken back, and can't be written to.
+/// Tells whether a database can't be read before a transaction that was cut short is taken back,
+/// and can't be written to.
 fn needs_recovery(error: &StoreError) -> bool {
     let StoreError::Database { source, .. } = error else {
         return false;
@@ -493,10 +515,11 @@ fn needs_recovery(error: &StoreError) -> bool {
         if code.extended_code == rusqlite::ffi::SQLITE_READONLY_ROLLBACK)
 }
 
-/// Returns whether the transaction whose commit failed counts all the same, after SQLite has settled it.
+/// Returns whether the transaction whose commit failed counts all the same, after SQLite has
+/// settled it.
 ///
-/// Opening another transaction plays back what a failed one left. A change of no meaning is committed, so that the answer
-/// is on disk before it is given.
+/// Opening another transaction plays back what a failed one left. A change of no meaning is
+/// committed, so that the answer is on disk before it is given.
 fn counts(connection: &mut Connection, raised: &generation::Raised) -> rusqlite::Result<bool> {
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let is_last = match generation::is_last(&tx, raised) {

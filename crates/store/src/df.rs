@@ -1,7 +1,7 @@
 //! What takes how much: by image, layer, container and volume, shared and exclusive.
 //!
-//! Layers' numbers are those fixed at commit; writable trees and volumes are counted now, so the cost is that of walking
-//! what can change, never of walking layers.
+//! Layers' numbers are those fixed at commit; writable trees and volumes are counted now, so the
+//! cost is that of walking what can change, never of walking layers.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,9 +1,10 @@
 //! Drivers: the shapes in which a tree can lie on disk.
 //!
-//! A driver knows where the parts of a tree are and how a new one is laid out in a staging directory, sealed when it
-//! becomes a layer, and repaired from the record. It must not know about records, keys, transactions or mounts: the
-//! store calls it between staging and record (see `tx.rs`), and whoever mounts gets [`TreeParts`]. Every snapshot
-//! remembers its driver, so a store may hold trees of several; a child always uses its parent's.
+//! A driver knows where the parts of a tree are and how a new one is laid out in a staging
+//! directory, sealed when it becomes a layer, and repaired from the record. It must not know about
+//! records, keys, transactions or mounts: the store calls it between staging and record (see
+//! `tx.rs`), and whoever mounts gets [`TreeParts`]. Every snapshot remembers its driver, so a store
+//! may hold trees of several; a child always uses its parent's.
 
 mod native;
 mod overlay;
@@ -181,7 +182,8 @@ impl From<TreeId> for String {
     }
 }
 
-/// The short name of an `overlay2` tree under `l/`: 26 letters and digits of base32, as Docker makes them.
+/// The short name of an `overlay2` tree under `l/`: 26 letters and digits of base32, as Docker
+/// makes them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) struct LinkId(String);
@@ -281,8 +283,8 @@ pub enum Shape {
 
 /// Everything that mounting, comparing or reading a snapshot's tree needs. All paths are absolute.
 ///
-/// A value is a picture of the moment: the snapshot may be removed by another process right after. Layers don't change
-/// under it while the snapshot is there.
+/// A value is a picture of the moment: the snapshot may be removed by another process right after.
+/// Layers don't change under it while the snapshot is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeParts {
     /// The tree's own directory name.
@@ -293,14 +295,16 @@ pub struct TreeParts {
     pub kind: Kind,
     /// Its shape.
     pub shape: Shape,
-    /// What its upper was first mounted with: later mounts must use the same. `None`: never mounted.
+    /// What its upper was first mounted with: later mounts must use the same. `None`: never
+    /// mounted.
     pub features: Option<MountFeatures>,
     /// Limit of the upper in bytes, if one was asked for and is enforced by the file system.
     pub size_limit_bytes: Option<u64>,
 }
 
 impl TreeParts {
-    /// Returns the directories that make up the tree, top first, the upper included: what a reader merges.
+    /// Returns the directories that make up the tree, top first, the upper included: what a reader
+    /// merges.
     pub fn layers(&self) -> Vec<LayerDir> {
         match &self.shape {
             Shape::Plain { root, .. } => vec![LayerDir {
@@ -379,7 +383,8 @@ pub(crate) trait Driver: Send + Sync {
     /// Returns true if data was copied, so that small directory syncs won't do.
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool>;
 
-    /// Returns the directories under a staged tree that must be synced one by one where no journal orders them.
+    /// Returns the directories under a staged tree that must be synced one by one where no journal
+    /// orders them.
     fn staged_parts(&self, new: &NewTree<'_>) -> Vec<&'static str>;
 
     /// Does what the tree needs outside its own directory, after it was renamed into place.
@@ -395,10 +400,12 @@ pub(crate) trait Driver: Send + Sync {
     /// Returns where a layer's tar is applied to.
     fn fill(&self, dir: &Path) -> PathBuf;
 
-    /// Turns the writable tree in `dir` into a layer, its parents being `parents`. Can be repeated after a crash.
+    /// Turns the writable tree in `dir` into a layer, its parents being `parents`. Can be repeated
+    /// after a crash.
     fn seal(&self, layout: &Layout, dir: &Path, tree: &TreeRef, parents: &[TreeRef]) -> Result<()>;
 
-    /// Takes away what [`Driver::seal`] left for an unfinished commit; called once the record says committed.
+    /// Takes away what [`Driver::seal`] left for an unfinished commit; called once the record says
+    /// committed.
     fn settle(&self, dir: &Path) -> Result<()>;
 
     /// Puts a parentless tree on `parents`.
@@ -416,11 +423,13 @@ pub(crate) trait Driver: Send + Sync {
     /// Returns the tree's parts.
     fn shape(&self, layout: &Layout, tree: &TreeRef, parents: &[TreeRef]) -> Shape;
 
-    /// Compares what a mount of a tree reads through its `parent`; with `heal` it is put right. Cheap: a few calls of the system.
+    /// Compares what a mount of a tree reads through its `parent`; with `heal` it is put right.
+    /// Cheap: a few calls of the system.
     fn ready(&self, layout: &Layout, parent: &TreeRef, heal: bool) -> Result<Vec<Finding>>;
 
-    /// Compares the tree with its record and returns what is wrong. With `heal`, what is only derived from the record
-    /// (short names, lists of lowers) is put right; each finding says whether it was.
+    /// Compares the tree with its record and returns what is wrong. With `heal`, what is only
+    /// derived from the record (short names, lists of lowers) is put right; each finding says
+    /// whether it was.
     fn check(
         &self,
         layout: &Layout,
@@ -451,7 +460,8 @@ impl Finding {
         }
     }
 
-    /// What there is to say about a directory that holds data: nothing, that it is lost, or that something else stands there.
+    /// What there is to say about a directory that holds data: nothing, that it is lost, or that
+    /// something else stands there.
     pub(crate) fn unless_there(path: &Path) -> Result<Vec<Self>> {
         match layout::dir(path) {
             Ok(_) => Ok(Vec::new()),
@@ -465,7 +475,8 @@ impl Finding {
         }
     }
 
-    /// What there is to say about a directory that holds nothing lasting and can be made anew; with `heal` it is.
+    /// What there is to say about a directory that holds nothing lasting and can be made anew; with
+    /// `heal` it is.
     pub(crate) fn unless_made(path: &Path, mode: u32, heal: bool) -> Result<Vec<Self>> {
         let why = match layout::dir(path) {
             Ok(_) => return Ok(Vec::new()),
@@ -484,7 +495,8 @@ impl Finding {
         }])
     }
 
-    /// The same of a directory that is of no use any more and may be missing. Anything else in its place doesn't belong there.
+    /// The same of a directory that is of no use any more and may be missing. Anything else in its
+    /// place doesn't belong there.
     pub(crate) fn unless_made_or_missing(path: &Path, mode: u32, heal: bool) -> Result<Vec<Self>> {
         match layout::exists(path)? {
             true => Self::unless_made(path, mode, heal),
@@ -493,8 +505,8 @@ impl Finding {
     }
 }
 
-/// Makes the directory of a driver that stacks, unless the kernel would refuse to on its file system (see [`unfit`]): unless
-/// somebody else stacks the layers they would be of no use.
+/// Makes the directory of a driver that stacks, unless the kernel would refuse to on its file
+/// system (see [`unfit`]): unless somebody else stacks the layers they would be of no use.
 pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) -> Result<()> {
     make_dir(home, mode)?;
     let why = if !vellum_sys::probe::takes_whiteouts(&layout::dir(home)?)? {
@@ -519,7 +531,8 @@ pub(crate) fn make_stacking_home(home: &Path, mode: u32, any_file_system: bool) 
 const NO_WHITEOUTS: &str = "the backing file system takes no devices 0:0, with which layers hide names: it is an overlay or a union itself, as the root of \
     a container is. Give --root a directory on another one, a volume for instance, or use the storage driver native";
 
-/// Says why the kernel's overlay can't have its upper directories on a file system, and what to do; `None` if nothing speaks against it.
+/// Says why the kernel's overlay can't have its upper directories on a file system, and what to do;
+/// `None` if nothing speaks against it.
 fn unfit(fs_name: &str, d_type: bool) -> Option<String> {
     if vellum_sys::probe::is_network(fs_name) {
         return Some(format!(

@@ -1,8 +1,9 @@
 //! What can go wrong in the store, in the store's own words.
 //!
-//! One enum for the whole room. Fronts translate it exhaustively in one place of theirs; [`StoreError::class`] gives
-//! them the coarse kind, so that a new variant lands somewhere sensible. Each text says what was asked and what stood
-//! in the way; it never repeats its source, which `std::error::Error::source` gives.
+//! One enum for the whole room. Fronts translate it exhaustively in one place of theirs;
+//! [`StoreError::class`] gives them the coarse kind, so that a new variant lands somewhere
+//! sensible. Each text says what was asked and what stood in the way; it never repeats its source,
+//! which `std::error::Error::source` gives.
 
 use std::{fmt, io, path::PathBuf};
 
@@ -203,7 +204,8 @@ pub enum StoreError {
         /// Why not, and what to do.
         why: String,
     },
-    /// Another process kept the database, or a turn at record files, locked for longer than a call waits.
+    /// Another process kept the database, or a turn at record files, locked for longer than a call
+    /// waits.
     #[error("the store {path} stayed locked by another process for {waited_ms} ms")]
     Busy {
         /// What is locked: the database, a record file or the directory of them.
@@ -227,7 +229,8 @@ pub enum StoreError {
         /// A ring, named; a missing snapshot; or too many.
         why: String,
     },
-    /// Something else is in the place of one of the store's own directories: what is deleted or made there would not be the store's.
+    /// Something else is in the place of one of the store's own directories: what is deleted or
+    /// made there would not be the store's.
     #[error("{path} is not the store's own directory: {why}", path = path.display())]
     Diverted {
         /// The directory.
@@ -269,7 +272,8 @@ pub enum StoreError {
     Sys(#[from] vellum_sys::Error),
     /// The last write of a transaction failed so that nobody can say yet whether it counts.
     ///
-    /// Nothing was taken back: the next successful command on the store settles it, and gc takes what is left over.
+    /// Nothing was taken back: the next successful command on the store settles it, and gc takes
+    /// what is left over.
     #[error(
         "database: the disk failed at the last step of a change; whether it counts is settled by the next command"
     )]
@@ -357,8 +361,8 @@ impl StoreError {
         }
     }
 
-    /// True if the store can be read and not changed: its file system is read-only or full, or its database has gone back
-    /// in time.
+    /// True if the store can be read and not changed: its file system is read-only or full, or its
+    /// database has gone back in time.
     pub fn leaves_only_reading(&self) -> bool {
         self.is_read_only()
             || self.class() == Class::NoSpace

@@ -1,9 +1,10 @@
 //! The filters of a walk: containerd's grammar (its `pkg/filters`), parsed once.
 //!
-//! A filter is a list of selectors joined by `,`, all of which must match; several filters are alternatives. A selector
-//! is a field (`name`, `parent`, `kind`, `labels.K`, `labels."K"`), alone (is it there?) or with an operator and a value:
-//! `==`, `!=` or `~=` (a regular expression found anywhere in the value). Values and label names may be quoted with
-//! `"`, with Go's backslash escapes; `~=` also takes `/.../` and `|...|`. `==` and `~=` need the field to be there; `!=`
+//! A filter is a list of selectors joined by `,`, all of which must match; several filters are
+//! alternatives. A selector is a field (`name`, `parent`, `kind`, `labels.K`, `labels."K"`), alone
+//! (is it there?) or with an operator and a value: `==`, `!=` or `~=` (a regular expression found
+//! anywhere in the value). Values and label names may be quoted with `"`, with Go's backslash
+//! escapes; `~=` also takes `/.../` and `|...|`. `==` and `~=` need the field to be there; `!=`
 //! also matches where it is not. `name` and `parent` are bytes, so are compared as bytes.
 
 use crate::{

@@ -1,9 +1,12 @@
-//! Record files that follow their rows: written right after the transaction, and never left behind for long.
+//! Record files that follow their rows: written right after the transaction, and never left behind
+//! for long.
 //!
-//! A transaction that changes what a record file says puts the file's name on a list in the database (`records_due`). The
-//! file is written next, and synced before the command returns. The name leaves the list with a later transaction, so that
-//! keeping the list costs no sync of its own. A command that dies in between leaves a name whose file may be stale: the next
-//! one to open the store looks at it, and writes it anew if it has to. So nobody has to run `check --heal` after a crash.
+//! A transaction that changes what a record file says puts the file's name on a list in the
+//! database (`records_due`). The file is written next, and synced before the command returns. The
+//! name leaves the list with a later transaction, so that keeping the list costs no sync of its
+//! own. A command that dies in between leaves a name whose file may be stale: the next one to open
+//! the store looks at it, and writes it anew if it has to. So nobody has to run `check --heal`
+//! after a crash.
 
 use std::{
     collections::HashSet,
@@ -53,7 +56,8 @@ impl Follower {
     }
 }
 
-/// Notes in the transaction that changes a record that its file is to be written. Call it once the change is made.
+/// Notes in the transaction that changes a record that its file is to be written. Call it once the
+/// change is made.
 pub(crate) fn due(tx: &Transaction<'_>, follower: &Follower) -> Result<()> {
     let next = generation::stamp(tx)?.generation + 1;
     rows::due::note(tx, &follower.name(), next)
@@ -99,7 +103,8 @@ impl Settled {
         }
     }
 
-    /// Takes them off the list, inside a transaction that changes something anyway. What became due again stays on it.
+    /// Takes them off the list, inside a transaction that changes something anyway. What became due
+    /// again stays on it.
     pub fn forget(&self, tx: &Transaction<'_>) -> Result<()> {
         // Should the transaction fail, the next command to open the store looks at them once more.
         for (name, generation) in sync::lock(&self.files).drain(..) {
@@ -138,10 +143,11 @@ impl Store {
         Ok(None)
     }
 
-    /// Writes these record files from the database, or takes them away with what they were of. Durable on return.
+    /// Writes these record files from the database, or takes them away with what they were of.
+    /// Durable on return.
     ///
-    /// The caller has had the turn since before the change. Failing is no failure of the change, which is durable: the next
-    /// command puts the file right.
+    /// The caller has had the turn since before the change. Failing is no failure of the change,
+    /// which is durable: the next command puts the file right.
     pub(crate) fn follow(&self, followers: &[Follower]) {
         if let Err(error) = self.try_follow(followers) {
             tracing::warn!(
@@ -166,7 +172,8 @@ impl Store {
         Ok(())
     }
 
-    /// Writes one record file from what the database says, and returns the generation that it is right for. Not synced.
+    /// Writes one record file from what the database says, and returns the generation that it is
+    /// right for. Not synced.
     fn write_follower(&self, follower: &Follower) -> Result<u64> {
         let path = self.layout().records().join(follower.name());
         let (content, stamp) =
@@ -178,10 +185,11 @@ impl Store {
         Ok(stamp.generation)
     }
 
-    /// Looks at the record files on the list, and writes those anew that are stale: what a command that died has left.
+    /// Looks at the record files on the list, and writes those anew that are stale: what a command
+    /// that died has left.
     ///
-    /// Called when the store is opened. One whose writer still lives is passed over, and so is everything where nothing can
-    /// be written: the list stays.
+    /// Called when the store is opened. One whose writer still lives is passed over, and so is
+    /// everything where nothing can be written: the list stays.
     pub(crate) fn catch_up(&self) {
         let caught = (|| -> Result<()> {
             let due = self.read(rows::due::all)?;

@@ -64,10 +64,11 @@ struct Doomed {
 }
 
 impl Store {
-    /// Removes everything that nobody needs, and all litter. With `dry_run` only tells what it would remove.
+    /// Removes everything that nobody needs, and all litter. With `dry_run` only tells what it
+    /// would remove.
     ///
-    /// Safe beside running commands of any number of processes. Errors: `Io`, `Database`; what could not be removed for a
-    /// reason of its own is reported as stuck, not as an error.
+    /// Safe beside running commands of any number of processes. Errors: `Io`, `Database`; what
+    /// could not be removed for a reason of its own is reported as stuck, not as an error.
     pub fn gc(&self, dry_run: bool) -> Result<Vec<Garbage>> {
         if let Some(why) = self.look_for_rollback()? {
             return Err(self.inner.database.has_rolled_back(why));
@@ -145,8 +146,8 @@ impl Store {
         Ok(garbage)
     }
 
-    /// Discards the trees of removed records, several at once: the time goes into the kernel's unlinking, one directory at
-    /// a time. Returns their fates in the same order.
+    /// Discards the trees of removed records, several at once: the time goes into the kernel's
+    /// unlinking, one directory at a time. Returns their fates in the same order.
     fn discard_trees(&self, rows: &[rows::snapshots::SnapshotRow]) -> Vec<Fate> {
         let workers = thread::available_parallelism().map_or(1, |n| n.get().min(4));
         let next = AtomicUsize::new(0);

@@ -1,17 +1,21 @@
-//! How far the store has come, and how a database that has gone back in time is told from one that has not.
+//! How far the store has come, and how a database that has gone back in time is told from one that
+//! has not.
 //!
-//! Each transaction that changes something raises the *generation*, a number in the database. Two things beside the
-//! database follow it. Every record file carries the store's id and the generation it was written for: that of the last
-//! transaction, or the next one, since the record of a new tree comes before its row. And the *mark*, the name of an empty
-//! file in `generation/`, says how far the store had come when it was last changed: it is renamed after each commit.
+//! Each transaction that changes something raises the *generation*, a number in the database. Two
+//! things beside the database follow it. Every record file carries the store's id and the
+//! generation it was written for: that of the last transaction, or the next one, since the record
+//! of a new tree comes before its row. And the *mark*, the name of an empty file in `generation/`,
+//! says how far the store had come when it was last changed: it is renamed after each commit.
 //!
-//! Neither can be ahead of the database, but for one step in a record file: the database is synced when the mark moves. So
-//! a mark ahead of the database, a record file more than one step ahead, or either of another store, proves that the
-//! database was put back, replaced or damaged since. What it doesn't know may be all that there is: everything but reading
-//! is refused then, and `check --rebuild` is the way back.
+//! Neither can be ahead of the database, but for one step in a record file: the database is synced
+//! when the mark moves. So a mark ahead of the database, a record file more than one step ahead, or
+//! either of another store, proves that the database was put back, replaced or damaged since. What
+//! it doesn't know may be all that there is: everything but reading is refused then, and
+//! `check --rebuild` is the way back.
 //!
-//! The mark costs one rename and no sync: after a power loss it may be behind, and then the record files, which are synced,
-//! still say the same to the collector and to `check`. Without a mark (a copy that left it out) the record files are read.
+//! The mark costs one rename and no sync: after a power loss it may be behind, and then the record
+//! files, which are synced, still say the same to the collector and to `check`. Without a mark (a
+//! copy that left it out) the record files are read.
 
 use std::{
     ffi::OsStr,
@@ -31,10 +35,11 @@ use crate::{
 use vellum_sys::plain::{self, Links};
 use vellum_sys::sync;
 
-/// The row of the table `store` that holds the generation: 16 hexadecimal digits, `-`, and as many random ones.
+/// The row of the table `store` that holds the generation: 16 hexadecimal digits, `-`, and as many
+/// random ones.
 ///
-/// The random half tells whose transaction it was that made the number. The length never changes, so that raising it
-/// needs no room.
+/// The random half tells whose transaction it was that made the number. The length never changes,
+/// so that raising it needs no room.
 const ROW: &str = "generation";
 
 /// The row that holds the store's id.
@@ -127,7 +132,8 @@ impl Mark {
         }
     }
 
-    /// Returns what the mark says; `None` without one. Of several (two processes made one at once) the furthest counts.
+    /// Returns what the mark says; `None` without one. Of several (two processes made one at once)
+    /// the furthest counts.
     pub fn read(&self) -> Result<Option<Stamp>> {
         let found = furthest(&layout::entries(&self.dir)?);
         *sync::lock(&self.seen) = found.clone();
@@ -173,7 +179,8 @@ impl Mark {
         Ok(())
     }
 
-    /// Sets the mark to `to`, whatever it said before: for a database that was made anew or migrated.
+    /// Sets the mark to `to`, whatever it said before: for a database that was made anew or
+    /// migrated.
     ///
     /// One that is there is renamed, which needs neither room nor an inode.
     pub fn reset(&self, to: &Stamp) -> Result<()> {
@@ -226,10 +233,11 @@ fn parse(path: &Path) -> Option<Stamp> {
     })
 }
 
-/// Looks for a witness against the database at `now`: the mark, or the record files where there is none.
+/// Looks for a witness against the database at `now`: the mark, or the record files where there is
+/// none.
 ///
-/// `mark` is what [`Mark::read`] said *before* `now` was read from the database, so that what others commit in between is
-/// no contradiction.
+/// `mark` is what [`Mark::read`] said *before* `now` was read from the database, so that what
+/// others commit in between is no contradiction.
 pub(crate) fn witness_against(
     layout: &Layout,
     mark: Option<&Stamp>,

@@ -1,13 +1,16 @@
 //! Who else may reach into the store, and whether its directories are its own.
 //!
-//! The root is 0700 and all in it belongs to one user. Where a restored backup, a `chmod -R` or an attacker made it otherwise, others can
-//! change what containers run, or lead a deletion astray by a link. Two grades: a directory of the store that is a link, a file or another
-//! file system *diverts*, and every change of the store is refused by name before it begins ([`own`]); one that others may write is
-//! *exposed*, which is said when the store is opened and by `check`, and mended by `check --heal`. Deleting itself goes through
-//! descriptors that follow nothing (`tx.rs`), so that what changes after the look gains nothing.
+//! The root is 0700 and all in it belongs to one user. Where a restored backup, a `chmod -R` or an
+//! attacker made it otherwise, others can change what containers run, or lead a deletion astray by
+//! a link. Two grades: a directory of the store that is a link, a file or another file system
+//! *diverts*, and every change of the store is refused by name before it begins ([`own`]); one that
+//! others may write is *exposed*, which is said when the store is opened and by `check`, and mended
+//! by `check --heal`. Deleting itself goes through descriptors that follow nothing (`tx.rs`), so
+//! that what changes after the look gains nothing.
 //!
-//! The looks are cheap: one statx(2) for each of the store's own few directories, none for its trees. Access control lists need no look of
-//! their own: what one grants to anybody is no more than the group bits of the mode say.
+//! The looks are cheap: one statx(2) for each of the store's own few directories, none for its
+//! trees. Access control lists need no look of their own: what one grants to anybody is no more
+//! than the group bits of the mode say.
 
 use std::{
     ffi::OsStr,
@@ -70,7 +73,8 @@ impl Places {
     }
 }
 
-/// Errors with `Diverted` if a directory of the store is something else, or another file system is mounted where things are deleted.
+/// Errors with `Diverted` if a directory of the store is something else, or another file system is
+/// mounted where things are deleted.
 ///
 /// To be asked before anything is changed.
 pub(crate) fn own(layout: &Layout) -> Result<()> {
@@ -136,7 +140,8 @@ impl Owners {
     }
 }
 
-/// Returns which of the store's own directories others may write, or are not its own. With `heal`, modes are put right.
+/// Returns which of the store's own directories others may write, or are not its own. With `heal`,
+/// modes are put right.
 pub(crate) fn check(layout: &Layout, heal: bool) -> Result<Vec<Finding>> {
     let places = Places::of(layout)?;
     let root = exposure(&Owners::new(None), layout.root(), &places.root, heal)?;
@@ -157,7 +162,8 @@ pub(crate) fn check(layout: &Layout, heal: bool) -> Result<Vec<Finding>> {
     Ok(found)
 }
 
-/// Whether others may write to a directory of the store that is none of the few of its own: of a tree, of a volume.
+/// Whether others may write to a directory of the store that is none of the few of its own: of a
+/// tree, of a volume.
 pub(crate) fn check_inner(layout: &Layout, path: &Path, heal: bool) -> Result<Option<Finding>> {
     match plain::stat(path).map_err(layout::damaged)? {
         Some(found) if found.is_dir() => {
@@ -191,8 +197,8 @@ fn exposure(owners: &Owners, path: &Path, found: &Stat, heal: bool) -> Result<Op
     }))
 }
 
-/// Says of each directory of the store that others may write to it, or that it is not the store's own, in the log of whoever opens the
-/// store. Returns whether all are its own.
+/// Says of each directory of the store that others may write to it, or that it is not the store's
+/// own, in the log of whoever opens the store. Returns whether all are its own.
 pub(crate) fn warn(layout: &Layout) -> bool {
     match check(layout, false) {
         Ok(found) => found.iter().for_each(|finding| {
@@ -203,13 +209,15 @@ pub(crate) fn warn(layout: &Layout) -> bool {
     own(layout).is_ok()
 }
 
-/// Takes away what lets others write to a directory that is to become a store's root, if it is ours: the store's own mode is 0700, and a
-/// directory that a plain user made has whatever the umask left.
+/// Takes away what lets others write to a directory that is to become a store's root, if it is
+/// ours: the store's own mode is 0700, and a directory that a plain user made has whatever the
+/// umask left.
 pub(crate) fn close_new_root(root: &Path) -> Result<()> {
     const STICKY: u32 = 0o1000;
     let dir = layout::dir(root)?;
     let found = dir.stat_self()?;
-    // A directory like /tmp, with others' things in it, stays as it is; a new tmpfs has the same mode and nothing in it.
+    // A directory like /tmp, with others' things in it, stays as it is; a new tmpfs has the same
+    // mode and nothing in it.
     let shared = found.mode & STICKY != 0 && dir.entries()?.next().is_some();
     if found.uid == rustix::process::geteuid().as_raw() && found.mode & 0o022 != 0 && !shared {
         rooted::set_mode_fd(&dir, found.mode & !0o022)?;

@@ -1,4 +1,5 @@
-//! Images and their names: records only. What a manifest or a configuration says is none of this room's business.
+//! Images and their names: records only. What a manifest or a configuration says is none of this
+//! room's business.
 
 use std::iter;
 
@@ -25,11 +26,12 @@ pub struct MovedTag {
 }
 
 impl Store {
-    /// Records an image and its names in one transaction, and returns the names that moved away from other images.
+    /// Records an image and its names in one transaction, and returns the names that moved away
+    /// from other images.
     ///
-    /// Durable on return. An image of the same id is replaced (its manifest may differ), names it has stay. Its layers and
-    /// blobs need no lease any more then. Errors: `NotFound` if a layer or blob is not there, `ParentNotCommitted` if a
-    /// layer is not committed.
+    /// Durable on return. An image of the same id is replaced (its manifest may differ), names it
+    /// has stay. Its layers and blobs need no lease any more then. Errors: `NotFound` if a layer or
+    /// blob is not there, `ParentNotCommitted` if a layer is not committed.
     pub fn put_image(&self, image: &NewImage) -> Result<Vec<MovedTag>> {
         let _turn = Turn::at_sidecars(self)?;
         let moved = self.write(|tx| put(tx, image))?;
@@ -37,7 +39,8 @@ impl Store {
         Ok(moved)
     }
 
-    /// Records an image and ends `lease`, all in one transaction. As [`Store::put_image`] otherwise.
+    /// Records an image and ends `lease`, all in one transaction. As [`Store::put_image`]
+    /// otherwise.
     pub fn put_image_and_end(&self, image: &NewImage, lease: &LeaseId) -> Result<Vec<MovedTag>> {
         let _turn = Turn::at_sidecars(self)?;
         let moved = self.write(|tx| {
@@ -66,7 +69,8 @@ impl Store {
         self.read(rows::images::all)
     }
 
-    /// Returns the ids that begin with these hexadecimal digits (of SHA-256, without the colon), sorted.
+    /// Returns the ids that begin with these hexadecimal digits (of SHA-256, without the colon),
+    /// sorted.
     pub fn images_by_prefix(&self, hex: &str) -> Result<Vec<Digest>> {
         if hex.is_empty()
             || !hex
@@ -92,7 +96,8 @@ impl Store {
         self.read(rows::images::tags)
     }
 
-    /// Gives `image` the name `tag` and returns the image that had it before. Durable on return. Errors: `NotFound`.
+    /// Gives `image` the name `tag` and returns the image that had it before. Durable on return.
+    /// Errors: `NotFound`.
     pub fn tag(&self, tag: &str, image: &Digest) -> Result<Option<Digest>> {
         let _turn = Turn::at_sidecars(self)?;
         let before = self.write(|tx| {
@@ -126,7 +131,8 @@ impl Store {
         Ok(image)
     }
 
-    /// Removes an image and all its names; its layers and blobs go with the next gc unless others need them.
+    /// Removes an image and all its names; its layers and blobs go with the next gc unless others
+    /// need them.
     ///
     /// Errors: `NotFound`; `InUse` while a container was made from it.
     pub fn remove_image(&self, id: &Digest) -> Result<ImageRecord> {

@@ -1,8 +1,9 @@
 //! Layers that come from outside: staged, filled by the caller, committed under their chain's name.
 //!
-//! Where the driver stacks (`overlay2`), a layer is filled without knowing its parent, so that all layers of an image
-//! unpack at once; the parent is told at the commit. The other drivers need the parent's tree first. Several layers are
-//! committed with one sync and one transaction; a layer that somebody else committed meanwhile is found, not stored twice.
+//! Where the driver stacks (`overlay2`), a layer is filled without knowing its parent, so that all
+//! layers of an image unpack at once; the parent is told at the commit. The other drivers need the
+//! parent's tree first. Several layers are committed with one sync and one transaction; a layer
+//! that somebody else committed meanwhile is found, not stored twice.
 
 use std::{
     collections::HashMap,
@@ -120,7 +121,8 @@ impl LayerCommit {
 pub enum Registered {
     /// It is recorded.
     New(Info),
-    /// A layer of that name was there already (and is now held by the lease, if one was given); the staged one is gone.
+    /// A layer of that name was there already (and is now held by the lease, if one was given); the
+    /// staged one is gone.
     Existing(Info),
 }
 
@@ -156,9 +158,11 @@ impl Store {
         Ok(StagedFile { staged, file })
     }
 
-    /// Stages an empty layer whose parent is told at the commit. `driver`: `None` for the store's default.
+    /// Stages an empty layer whose parent is told at the commit. `driver`: `None` for the store's
+    /// default.
     ///
-    /// Errors: `Unsupported` for drivers that don't stack: use [`Store::stage_layer_on`] there, parents first.
+    /// Errors: `Unsupported` for drivers that don't stack: use [`Store::stage_layer_on`] there,
+    /// parents first.
     pub fn stage_layer(&self, driver: Option<DriverKind>) -> Result<StagedLayer> {
         let kind = driver.unwrap_or(self.inner.driver);
         if !kind.stacks() {
@@ -170,7 +174,8 @@ impl Store {
         self.stage_on(kind, Vec::new())
     }
 
-    /// Stages a layer on `parent`, which must be committed, in the parent's driver (the store's default for none).
+    /// Stages a layer on `parent`, which must be committed, in the parent's driver (the store's
+    /// default for none).
     ///
     /// With a driver that does not stack, the parent's full tree is in it when this returns.
     pub fn stage_layer_on(&self, parent: Option<&SnapshotKey>) -> Result<StagedLayer> {
@@ -225,16 +230,18 @@ impl Store {
 
     /// Commits staged layers, parents before their children, with one sync and one transaction.
     ///
-    /// All or none is recorded, and durable on return, data first. A layer whose name is there already is dropped and
-    /// reported as existing. Errors: `NotFound` or `ParentNotCommitted` (parent), `Unsupported` if a parent lies in
-    /// another driver, `Io`; staged layers are then gone.
+    /// All or none is recorded, and durable on return, data first. A layer whose name is there
+    /// already is dropped and reported as existing. Errors: `NotFound` or `ParentNotCommitted`
+    /// (parent), `Unsupported` if a parent lies in another driver, `Io`; staged layers are then
+    /// gone.
     pub fn commit_layers(
         &self,
         layers: Vec<(StagedLayer, LayerCommit)>,
     ) -> Result<Vec<Registered>> {
         let mut batch: HashMap<SnapshotKey, (DriverKind, Vec<TreeRef>)> = HashMap::new();
         let mut ready = Vec::with_capacity(layers.len());
-        // A parent found in place of the batch's own comes to the files later. Nobody else knows these trees yet, so nobody waits.
+        // A parent found in place of the batch's own comes to the files later. Nobody else knows
+        // these trees yet, so nobody waits.
         let mut turns = Vec::with_capacity(layers.len());
         for (layer, commit) in layers {
             let (driver_kind, parents) = match &commit.parent {
@@ -291,7 +298,8 @@ impl Store {
             }
         }
         for mut record in recorded {
-            // The parent may have been found in place of the batch's own: then what is derived from it is put right.
+            // The parent may have been found in place of the batch's own: then what is derived from
+            // it is put right.
             let (row, parents) = self.read(|tx| {
                 let row = rows::snapshots::get(tx, &record.key)?;
                 let parents = rows::snapshots::ancestors(tx, row.id)?;
@@ -372,7 +380,8 @@ impl Store {
             }
             (Some(recipe), Some(diff_id)) => {
                 let facts = RecipeFacts::of(recipe)?;
-                // It may take the place of one that is in use, which a power loss must not leave empty.
+                // It may take the place of one that is in use, which a power loss must not leave
+                // empty.
                 order_data(&recipe.file, data_order(&recipe.file)?)?;
                 recipe
                     .staged

@@ -1,9 +1,10 @@
 //! Where things lie under the store's root: every path the room uses is made here, and read in
 //! `located.rs`.
 //!
-//! The root is 0700 and belongs to the store alone, so whole paths serve; but whatever stands in the place of a file or directory
-//! of the store is opened only if it is one (`vellum_sys::plain`), by the functions here: no link is followed, no pipe waited for.
-//! What lies *inside* a tree is entered through a directory descriptor (see `walk.rs`). The names are part of the on-disk format
+//! The root is 0700 and belongs to the store alone, so whole paths serve; but whatever stands in
+//! the place of a file or directory of the store is opened only if it is one (`vellum_sys::plain`),
+//! by the functions here: no link is followed, no pipe waited for. What lies *inside* a tree is
+//! entered through a directory descriptor (see `walk.rs`). The names are part of the on-disk format
 //! (`docs/format.md`): changing one orphans what older programs wrote.
 
 use std::{
@@ -37,7 +38,8 @@ impl Layout {
         Self { root }
     }
 
-    /// The layout of the store at `root`, which need not be there; the links that lead to it are resolved now, so that none is followed later.
+    /// The layout of the store at `root`, which need not be there; the links that lead to it are
+    /// resolved now, so that none is followed later.
     pub fn find(root: &Path) -> Result<Self> {
         let root = std::path::absolute(root).on("find", root)?;
         for there in root.ancestors() {
@@ -59,7 +61,8 @@ impl Layout {
         self.root.join(DATABASE)
     }
 
-    /// Refuses a database, or a companion of it, that is no regular file: SQLite would follow a link and wait for a pipe.
+    /// Refuses a database, or a companion of it, that is no regular file: SQLite would follow a
+    /// link and wait for a pipe.
     pub fn check_database(&self) -> Result<()> {
         for suffix in [""].iter().chain(&DATABASE_COMPANIONS) {
             let mut path = self.database().into_os_string();
@@ -184,7 +187,8 @@ pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Makes a directory of exactly `mode`, whatever the umask, unless it is there. Errors: `Damaged` if something else is.
+/// Makes a directory of exactly `mode`, whatever the umask, unless it is there. Errors: `Damaged`
+/// if something else is.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
     let (parent, name) = match plain::place("make", path, Links::Nowhere) {
         Err(e) if e.is_not_found() => {
@@ -245,7 +249,8 @@ pub(crate) fn dir(path: &Path) -> Result<Dir> {
     plain::dir(path, Links::Nowhere).map_err(damaged)
 }
 
-/// Opens a regular file of the store for reading; `None` if there is none. Errors: `Damaged` if it is something else.
+/// Opens a regular file of the store for reading; `None` if there is none. Errors: `Damaged` if it
+/// is something else.
 pub(crate) fn open(path: &Path) -> Result<Option<File>> {
     match plain::open(path, Access::Read, Links::Nowhere) {
         Ok(file) => Ok(Some(file)),
@@ -257,7 +262,8 @@ pub(crate) fn open(path: &Path) -> Result<Option<File>> {
 /// More than the record of any tree, image or container takes.
 const SMALL_BYTES: u64 = 64 << 20;
 
-/// Returns the whole of a small file of the store; `None` if there is none. Errors: `Damaged` if it is no regular file, or a huge one.
+/// Returns the whole of a small file of the store; `None` if there is none. Errors: `Damaged` if it
+/// is no regular file, or a huge one.
 pub(crate) fn read_small(path: &Path) -> Result<Option<Vec<u8>>> {
     match plain::read(path, SMALL_BYTES, Links::Nowhere) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -266,8 +272,9 @@ pub(crate) fn read_small(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Opens a file or directory to be locked: a file for writing where that is possible, since NFS gives no exclusive lock of one
-/// otherwise (EBADF). A directory's lock it leaves to this machine. `None` if it is neither: nobody of ours has a lock of such.
+/// Opens a file or directory to be locked: a file for writing where that is possible, since NFS
+/// gives no exclusive lock of one otherwise (EBADF). A directory's lock it leaves to this machine.
+/// `None` if it is neither: nobody of ours has a lock of such.
 pub(crate) fn open_to_lock(path: &Path) -> Result<Option<File>> {
     let missing = || StoreError::Io {
         op: "open",

@@ -1,7 +1,7 @@
 //! Leases: what keeps things from gc while a process is still putting them together.
 //!
-//! A lease lives as long as its process (told by pid, start time and boot, so that a reused pid keeps nothing), or until
-//! a time. It holds snapshots with all they stand on, blobs and recipes.
+//! A lease lives as long as its process (told by pid, start time and boot, so that a reused pid
+//! keeps nothing), or until a time. It holds snapshots with all they stand on, blobs and recipes.
 
 use std::fmt;
 
@@ -79,7 +79,8 @@ impl Lease {
         &self.id
     }
 
-    /// Holds `held` from now on, and tells whether it is there: if so, it stays there. Durable on return.
+    /// Holds `held` from now on, and tells whether it is there: if so, it stays there. Durable on
+    /// return.
     pub fn hold(&self, held: &Held) -> Result<bool> {
         self.store.hold(&self.id, held)
     }
@@ -95,7 +96,8 @@ impl Drop for Lease {
 }
 
 impl Store {
-    /// Begins a lease that lives as long as this process and the returned value. `purpose` is for people.
+    /// Begins a lease that lives as long as this process and the returned value. `purpose` is for
+    /// people.
     pub fn lease(&self, purpose: &str) -> Result<Lease> {
         let id = self.begin_lease(purpose, Life::Process)?;
         Ok(Lease {
@@ -111,8 +113,8 @@ impl Store {
         Ok(id)
     }
 
-    /// As [`Store::begin_lease`], under a name that the caller has noted before, so that a crash in between leaves no lease
-    /// that nobody knows of.
+    /// As [`Store::begin_lease`], under a name that the caller has noted before, so that a crash in
+    /// between leaves no lease that nobody knows of.
     pub fn begin_lease_as(&self, id: &LeaseId, purpose: &str, life: Life) -> Result<()> {
         let (expires, process) = match life {
             Life::Process => (None, Some(Process::this()?)),

@@ -13,7 +13,8 @@ use crate::{
     snapshot::SnapshotKey,
 };
 
-/// The most snapshots that one may stand on. Docker allows 125 layers and a kernel mount 500; only a damaged record says more.
+/// The most snapshots that one may stand on. Docker allows 125 layers and a kernel mount 500; only
+/// a damaged record says more.
 pub(crate) const MOST: usize = 4096;
 
 /// One thing that is wrong with parents.
@@ -50,7 +51,8 @@ pub(crate) fn survey<K: Copy + Eq + Hash + Ord>(parents: &HashMap<K, Option<K>>)
     let mut way: Vec<K> = Vec::new();
     for start in all {
         let mut at = start;
-        // Down to something known, to the ground, or to where it goes wrong; `below` is the depth that the last of the way gets.
+        // Down to something known, to the ground, or to where it goes wrong; `below` is the depth
+        // that the last of the way gets.
         let mut below = loop {
             match marks.get(&at) {
                 Some(Mark::Sound(depth)) => break Some(depth + 1),
@@ -166,7 +168,8 @@ impl Parents {
         }
     }
 
-    /// Nothing may be judged to be unneeded while it can't be told what stands on it. Errors: `BrokenParents`.
+    /// Nothing may be judged to be unneeded while it can't be told what stands on it. Errors:
+    /// `BrokenParents`.
     pub fn all_sound(&self) -> Result<()> {
         self.errors().next().map_or(Ok(()), Err)
     }

@@ -1,8 +1,8 @@
 //! The size limit of a writable tree: a project quota, where the file system keeps them.
 //!
-//! A tree with a limit gets a project number of its own; what is made in it inherits the number. Numbers are drawn at
-//! random from a high range and taken only if the file system counts nothing under them, since other programs (Docker,
-//! administrators) number projects from below.
+//! A tree with a limit gets a project number of its own; what is made in it inherits the number.
+//! Numbers are drawn at random from a high range and taken only if the file system counts nothing
+//! under them, since other programs (Docker, administrators) number projects from below.
 
 use std::path::Path;
 

@@ -1,10 +1,12 @@
 //! Making a lost database anew from the record files beside the trees.
 //!
-//! What lies on disk is looked at first and put into the new database in one transaction; the database is filled under
-//! `staging/` and takes the place of the old one as a whole, so that a kill leaves the store without a database, or with the
-//! old one, and never with half of one. The same putting back serves a migration, for trees that an older database knows
-//! nothing of. Whatever comes back is held by a lease called `rebuilt`, and as long as there is that lease gc takes nothing
-//! that has no row: what could not be put back is not deleted before an operator has looked.
+//! What lies on disk is looked at first and put into the new database in one transaction; the
+//! database is filled under `staging/` and takes the place of the old one as a whole, so that a
+//! kill leaves the store without a database, or with the old one, and never with half of one. The
+//! same putting back serves a migration, for trees that an older database knows nothing of.
+//! Whatever comes back is held by a lease called `rebuilt`, and as long as there is that lease gc
+//! takes nothing that has no row: what could not be put back is not deleted before an operator has
+//! looked.
 
 mod found;
 
@@ -65,12 +67,14 @@ pub struct Rebuilt {
 }
 
 impl Store {
-    /// Makes the database anew from the trees' own records, after moving what is left of the old one aside.
+    /// Makes the database anew from the trees' own records, after moving what is left of the old
+    /// one aside.
     ///
-    /// For a database that is lost, broken or older than its trees; nothing else may use the store meanwhile. Snapshots,
-    /// images, names, containers, blobs, recipes and volumes come back; leases do not. Trees and blobs that turn out damaged
-    /// are left where they are and reported. The store keeps its id. On a full disk the room comes from the reserve.
-    /// Errors: `Busy`, `Io`, `Database`; the old database is then where it was.
+    /// For a database that is lost, broken or older than its trees; nothing else may use the store
+    /// meanwhile. Snapshots, images, names, containers, blobs, recipes and volumes come back;
+    /// leases do not. Trees and blobs that turn out damaged are left where they are and reported.
+    /// The store keeps its id. On a full disk the room comes from the reserve. Errors: `Busy`,
+    /// `Io`, `Database`; the old database is then where it was.
     pub fn rebuild(options: &StoreOptions) -> Result<(Self, Rebuilt)> {
         let layout = Layout::find(&options.root)?;
         hands::own(&layout)?;
@@ -87,7 +91,8 @@ impl Store {
         Ok((store, rebuilt))
     }
 
-    /// Ends the lease that [`Store::rebuild`] left, so that gc may take what nothing else needs. False: there is none.
+    /// Ends the lease that [`Store::rebuild`] left, so that gc may take what nothing else needs.
+    /// False: there is none.
     pub fn end_rebuilt_lease(&self) -> Result<bool> {
         let ids = self.read(rebuilt_leases)?;
         for id in &ids {
@@ -124,7 +129,8 @@ fn rebuild(layout: &Layout, options: &StoreOptions) -> Result<Rebuilt> {
         database.write(|tx| found.put_back(tx, layout, &mut rebuilt))?;
     }
     file.sync_all().on("sync", staged.path())?;
-    // No file is left to speak against the new database: neither of another store nor of a later generation.
+    // No file is left to speak against the new database: neither of another store nor of a later
+    // generation.
     for path in records::files(layout)? {
         let stamp = records::read_stamp(&path).ok().flatten();
         if stamp.is_none_or(|stamp| stamp.store != at.store) {
@@ -207,7 +213,8 @@ fn is_hot(journal: &Path) -> bool {
 }
 
 impl Found {
-    /// Puts all of it into the database, held by a lease. What does not fit is added to what is lost.
+    /// Puts all of it into the database, held by a lease. What does not fit is added to what is
+    /// lost.
     pub fn put_back(
         mut self,
         tx: &Transaction<'_>,
@@ -255,7 +262,8 @@ impl Found {
         Ok(())
     }
 
-    /// Parents before their children. What stands on itself, by whatever detour, or on something that is missing is lost.
+    /// Parents before their children. What stands on itself, by whatever detour, or on something
+    /// that is missing is lost.
     fn put_back_trees(
         &mut self,
         tx: &Transaction<'_>,
@@ -362,9 +370,11 @@ fn put_back_image(tx: &Transaction<'_>, file: ImageFile) -> Result<()> {
     rows::images::set_added(tx, &image.id, added)
 }
 
-/// Says what an older database does not know that a newer program has recorded, if there is anything: then it was put back.
+/// Says what an older database does not know that a newer program has recorded, if there is
+/// anything: then it was put back.
 ///
-/// A program of before generations leaves records without a stamp, and takes over the others' as they are.
+/// A program of before generations leaves records without a stamp, and takes over the others' as
+/// they are.
 pub(crate) fn unknown_to(tx: &Transaction<'_>, layout: &Layout) -> Result<Option<String>> {
     for (path, located) in layout.holds(Shelf::Records)? {
         let Located::Record(_) = located else {

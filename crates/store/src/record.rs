@@ -1,7 +1,10 @@
-//! Each tree's own record, `records/<tree>.json`: enough to build the database anew from the trees alone.
+//! Each tree's own record, `records/<tree>.json`: enough to build the database anew from the trees
+//! alone.
 //!
-//! The database is the authority; these files follow it and are read only by `rebuild`, `check` and what judges a tree without a row. The file of a new tree is written before the database says so, and synced together with the tree, so a
-//! recorded tree always has one; a changed one is written after its row. See `records.rs`.
+//! The database is the authority; these files follow it and are read only by `rebuild`, `check` and
+//! what judges a tree without a row. The file of a new tree is written before the database says so,
+//! and synced together with the tree, so a recorded tree always has one; a changed one is written
+//! after its row. See `records.rs`.
 
 use std::{fs, path::Path};
 
@@ -86,7 +89,8 @@ impl TreeRecord {
         records::create(&layout.record(&self.tree), self, stamp)
     }
 
-    /// Replaces the record; durable after [`records::sync`]. Returns the open new file, which is locked.
+    /// Replaces the record; durable after [`records::sync`]. Returns the open new file, which is
+    /// locked.
     pub fn replace(&self, layout: &Layout, stamp: &Stamp) -> Result<fs::File> {
         records::replace(layout, &layout.record(&self.tree), self, stamp)
     }

@@ -1,12 +1,15 @@
-//! Record files: what the database says about one tree, image or container, beside the trees, in `records/`.
+//! Record files: what the database says about one tree, image or container, beside the trees, in
+//! `records/`.
 //!
-//! With them a database that is lost comes back whole ([`crate::record`] is a tree's, [`crate::sidecar`] has those of images
-//! and containers). Here is how any of them is written and read. A file is replaced by a rename, and its bytes are on their
-//! way to the disk before it has the name: after a power loss there is the old file or the new one, never an empty one. The
-//! names are durable after [`sync`], once for all that a command has written.
+//! With them a database that is lost comes back whole ([`crate::record`] is a tree's,
+//! [`crate::sidecar`] has those of images and containers). Here is how any of them is written and
+//! read. A file is replaced by a rename, and its bytes are on their way to the disk before it has
+//! the name: after a power loss there is the old file or the new one, never an empty one. The names
+//! are durable after [`sync`], once for all that a command has written.
 //!
-//! Each file carries a [`Stamp`], which tells when it was written; see `generation.rs`. Programs that know no stamps pass
-//! over it, so that going back to one of them stays possible: its own rebuild reads these files.
+//! Each file carries a [`Stamp`], which tells when it was written; see `generation.rs`. Programs
+//! that know no stamps pass over it, so that going back to one of them stays possible: its own
+//! rebuild reads these files.
 
 use std::{
     fs,
@@ -30,7 +33,8 @@ use crate::{
     tx::Staged,
 };
 
-/// The form of every record file. An older program refuses a newer one; fields that it may pass over don't raise it.
+/// The form of every record file. An older program refuses a newer one; fields that it may pass
+/// over don't raise it.
 pub(crate) const VERSION: u32 = 1;
 
 /// A record as it stands in its file.
@@ -54,8 +58,8 @@ pub(crate) fn files(layout: &Layout) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Writes the record file of something that has none yet, and orders its bytes before its name; [`sync`] makes it durable, or a
-/// sync of the open file, which is returned.
+/// Writes the record file of something that has none yet, and orders its bytes before its name;
+/// [`sync`] makes it durable, or a sync of the open file, which is returned.
 pub(crate) fn create<T: Serialize>(path: &Path, record: &T, stamp: &Stamp) -> Result<fs::File> {
     let bytes = to_bytes(record, stamp)?;
     let mut file = plain::create(path, 0o600, Links::Nowhere).map_err(layout::damaged)?;
@@ -63,7 +67,8 @@ pub(crate) fn create<T: Serialize>(path: &Path, record: &T, stamp: &Stamp) -> Re
     Ok(file)
 }
 
-/// Replaces a record file, or makes it: after a crash there is the old one or the new one. Durable after [`sync`].
+/// Replaces a record file, or makes it: after a crash there is the old one or the new one. Durable
+/// after [`sync`].
 ///
 /// The new file is locked until the returned value is dropped, and was before it had the name.
 pub(crate) fn replace<T: Serialize>(
@@ -121,7 +126,8 @@ pub(crate) fn differs<T: DeserializeOwned + PartialEq>(path: &Path, expect: &T) 
     }
 }
 
-/// Writes a record file anew as it is, with another stamp. One that can't be read stays, for `check` to tell.
+/// Writes a record file anew as it is, with another stamp. One that can't be read stays, for
+/// `check` to tell.
 pub(crate) fn restamp(layout: &Layout, path: &Path, stamp: &Stamp) -> Result<()> {
     type Fields = serde_json::Map<String, serde_json::Value>;
     match read::<Fields>(path) {
@@ -135,7 +141,8 @@ pub(crate) fn restamp(layout: &Layout, path: &Path, stamp: &Stamp) -> Result<()>
     }
 }
 
-/// Reads what a record file was written for; `None` if it does not say, or is not there. Errors: `Damaged`.
+/// Reads what a record file was written for; `None` if it does not say, or is not there. Errors:
+/// `Damaged`.
 pub(crate) fn read_stamp(path: &Path) -> Result<Option<Stamp>> {
     #[derive(Deserialize)]
     struct Nothing {}

@@ -1,8 +1,8 @@
 //! What is in the database, and how it grows: schema and migrations.
 //!
-//! The file carries an `application_id` (so that another program's database is not taken for a store) and a `user_version`,
-//! the schema: older ones are migrated step by step inside one transaction, newer ones are refused by name. How it is opened
-//! and used is `database.rs`.
+//! The file carries an `application_id` (so that another program's database is not taken for a
+//! store) and a `user_version`, the schema: older ones are migrated step by step inside one
+//! transaction, newer ones are refused by name. How it is opened and used is `database.rs`.
 
 use std::path::Path;
 
@@ -29,7 +29,8 @@ const MIGRATIONS: &[&str] = &[
 /// The schema that this program writes.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// Returns the schema of an open database; 0 of one with nothing in it. Errors: `NotAStore`, `NewerStore`.
+/// Returns the schema of an open database; 0 of one with nothing in it. Errors: `NotAStore`,
+/// `NewerStore`.
 pub(crate) fn version(
     connection: &Connection,
     path: &Path,
@@ -82,10 +83,11 @@ pub(crate) fn create(connection: &mut Connection, at: &Stamp) -> Result<()> {
 
 /// Brings the database of an older store up to date, in one transaction; nobody else has it open.
 ///
-/// Before it, every record file is written from its row and stamped, so that a kill in the middle leaves an older store that
-/// is migrated once more. Trees that have a record and no row are put back and held, as by a rebuild: whether a crash left
-/// them or the older database lost their rows, nobody can tell. Errors: `RolledBack` if a newer program has used the store
-/// since, and this database knows nothing of it.
+/// Before it, every record file is written from its row and stamped, so that a kill in the middle
+/// leaves an older store that is migrated once more. Trees that have a record and no row are put
+/// back and held, as by a rebuild: whether a crash left them or the older database lost their rows,
+/// nobody can tell. Errors: `RolledBack` if a newer program has used the store since, and this
+/// database knows nothing of it.
 pub(crate) fn migrate(
     connection: &mut Connection,
     layout: &Layout,

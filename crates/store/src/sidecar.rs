@@ -1,4 +1,5 @@
-//! Record files of images and containers, beside those of trees: with them a lost database comes back whole.
+//! Record files of images and containers, beside those of trees: with them a lost database comes
+//! back whole.
 //!
 //! What is in them; how they are written and read is `records.rs`, and when, `following.rs`.
 

@@ -1,9 +1,10 @@
 //! What a snapshot is, and which moves are legal: pure functions, no files, no database.
 //!
-//! A snapshot is **active** (writable), a **view** (read-only) or **committed** (a layer). Only a committed one can be
-//! a parent; only an active one can be committed, which gives it a new name and frees the old key; nothing that has
-//! children can be removed. The rules, the order in which they are checked and the meaning of labels follow what
-//! containerd's own metadata store does (`snapshots/storage`), so that a front can hand its answers on unchanged.
+//! A snapshot is **active** (writable), a **view** (read-only) or **committed** (a layer). Only a
+//! committed one can be a parent; only an active one can be committed, which gives it a new name
+//! and frees the old key; nothing that has children can be removed. The rules, the order in which
+//! they are checked and the meaning of labels follow what containerd's own metadata store does
+//! (`snapshots/storage`), so that a front can hand its answers on unchanged.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -31,7 +32,8 @@ impl SnapshotKey {
         &self.0
     }
 
-    /// Returns the text it was made of. Bytes that are no text are replaced; nothing is escaped, unlike printing.
+    /// Returns the text it was made of. Bytes that are no text are replaced; nothing is escaped,
+    /// unlike printing.
     pub fn to_text(&self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
     }
@@ -89,8 +91,8 @@ impl fmt::Debug for SnapshotKey {
 
 /// What a snapshot is just now.
 ///
-/// The numbers are on disk (`snapshots.kind`) and equal containerd's wire values: changing one turns layers into
-/// containers in every existing store.
+/// The numbers are on disk (`snapshots.kind`) and equal containerd's wire values: changing one
+/// turns layers into containers in every existing store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -134,7 +136,8 @@ impl fmt::Display for Kind {
 /// Labels: sorted, keys unique, values never empty unless set so at creation.
 pub type Labels = BTreeMap<String, String>;
 
-/// Space that a tree takes by itself: blocks and inodes, each inode once, its root directory included.
+/// Space that a tree takes by itself: blocks and inodes, each inode once, its root directory
+/// included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Allocated blocks of 512 bytes, times 512.
@@ -154,10 +157,12 @@ impl std::ops::AddAssign for Usage {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
-    /// `gc` does, once no image, container, lease or other kept snapshot needs it. What the command line makes.
+    /// `gc` does, once no image, container, lease or other kept snapshot needs it. What the command
+    /// line makes.
     #[default]
     WhileReferenced = 0,
-    /// Only [`crate::Store::remove`] does. What fronts make whose clients keep the accounts (containerd, dockerd).
+    /// Only [`crate::Store::remove`] does. What fronts make whose clients keep the accounts
+    /// (containerd, dockerd).
     UntilRemoved = 1,
 }
 
@@ -173,9 +178,9 @@ impl Keep {
 
 /// Kernel features that a writable tree was first mounted with, and so those it may carry marks of.
 ///
-/// Recorded once (see [`crate::Store::record_features`]); later mounts of the same upper use the same, whatever the
-/// defaults have become. Stored as JSON; unknown fields are refused, so that an older program never mounts a tree whose
-/// needs it can't read.
+/// Recorded once (see [`crate::Store::record_features`]); later mounts of the same upper use the
+/// same, whatever the defaults have become. Stored as JSON; unknown fields are refused, so that an
+/// older program never mounts a tree whose needs it can't read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountFeatures {
@@ -238,7 +243,8 @@ pub(crate) struct Seen<'a> {
     pub kind: Kind,
 }
 
-/// Decides whether something may be prepared as `key` on `parent` (outer `None`: no parent asked; inner: not there).
+/// Decides whether something may be prepared as `key` on `parent` (outer `None`: no parent asked;
+/// inner: not there).
 pub(crate) fn policy_create(
     key: &SnapshotKey,
     taken: bool,
@@ -267,8 +273,8 @@ fn policy_parent(parent: Option<(&SnapshotKey, Option<Kind>)>, committing: bool)
     }
 }
 
-/// Decides whether `key` may be committed as `name`. `has` is the parent it stands on, `asked` the one the caller
-/// names, with its kind if it is there. The order of the checks is containerd's.
+/// Decides whether `key` may be committed as `name`. `has` is the parent it stands on, `asked` the
+/// one the caller names, with its kind if it is there. The order of the checks is containerd's.
 pub(crate) fn policy_commit(
     name: &SnapshotKey,
     name_taken: bool,

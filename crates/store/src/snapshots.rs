@@ -1,8 +1,10 @@
-//! The calls on snapshots: prepare, view, commit, remove. Questions are in `ask`, a new tree's way to its place in `placed`.
+//! The calls on snapshots: prepare, view, commit, remove. Questions are in `ask`, a new tree's way
+//! to its place in `placed`.
 //!
-//! Each is the pure decision of `snapshot.rs` around the order of `tx.rs`. The decision is made twice: once before any
-//! tree is touched, so that a refusal costs nothing, and once inside the transaction that records, because another process
-//! may have come between. No tree is touched, walked or synced while the database is locked.
+//! Each is the pure decision of `snapshot.rs` around the order of `tx.rs`. The decision is made
+//! twice: once before any tree is touched, so that a refusal costs nothing, and once inside the
+//! transaction that records, because another process may have come between. No tree is touched,
+//! walked or synced while the database is locked.
 
 mod ask;
 mod placed;
@@ -40,7 +42,8 @@ pub struct PrepareOptions {
     pub parent: Option<SnapshotKey>,
     /// Its labels.
     pub labels: Labels,
-    /// Who ends its life. With `WhileReferenced` and neither lease nor container, the next gc takes it.
+    /// Who ends its life. With `WhileReferenced` and neither lease nor container, the next gc takes
+    /// it.
     pub keep: Keep,
     /// A lease that holds it until a container or another record does.
     pub lease: Option<LeaseId>,
@@ -57,15 +60,18 @@ pub struct Commit {
     pub labels: Labels,
     /// The parent it has, or, where it has none, the layer to put it on.
     pub parent: Option<SnapshotKey>,
-    /// What is done to a tree that is put on a parent only now. Without it that is refused: the store itself doesn't know what layers make of one another.
+    /// What is done to a tree that is put on a parent only now. Without it that is refused: the
+    /// store itself doesn't know what layers make of one another.
     pub settle: Option<Settle>,
     /// When it is counted what the layer takes.
     pub count: Count,
 }
 
-/// Makes a tree that was filled on nothing, since the given time in nanoseconds after 1970, what it is on the layers below it, nearest first.
+/// Makes a tree that was filled on nothing, since the given time in nanoseconds after 1970, what it
+/// is on the layers below it, nearest first.
 ///
-/// Nobody else has the tree meanwhile. It may be called again for the same tree, after a crash. The store syncs what is done.
+/// Nobody else has the tree meanwhile. It may be called again for the same tree, after a crash. The
+/// store syncs what is done.
 pub type Settle = fn(&Path, &[LayerDir], i64) -> Result<()>;
 
 /// When it is counted what a new layer takes.
@@ -74,7 +80,8 @@ pub enum Count {
     /// Before the call returns.
     #[default]
     Now,
-    /// By [`Store::count`], or whenever somebody asks: the commit costs the same whatever the tree's size.
+    /// By [`Store::count`], or whenever somebody asks: the commit costs the same whatever the
+    /// tree's size.
     Later,
 }
 
@@ -91,8 +98,9 @@ pub enum Sweep {
 impl Store {
     /// Makes the writable snapshot `key`.
     ///
-    /// Durable on return. Its tree shows the parent's, or an empty root directory of mode 0755 whatever the umask.
-    /// Errors: `AlreadyExists`, `NotFound` (parent), `ParentNotCommitted`, `Unsupported` (size limit), `Io`.
+    /// Durable on return. Its tree shows the parent's, or an empty root directory of mode 0755
+    /// whatever the umask. Errors: `AlreadyExists`, `NotFound` (parent), `ParentNotCommitted`,
+    /// `Unsupported` (size limit), `Io`.
     pub fn prepare(&self, key: &SnapshotKey, options: &PrepareOptions) -> Result<TreeParts> {
         self.make(key, Kind::Active, options)
     }
@@ -112,9 +120,10 @@ impl Store {
 
     /// Turns the writable snapshot `key` into the layer `name`; `key` is gone then.
     ///
-    /// Durable on return: the tree's data first, then the record. The caller sees to it that nobody writes to
-    /// the tree any more. Errors: `AlreadyExists` (name, checked first), `NotFound`, `NotActive`, `ParentMismatch`,
-    /// `ParentNotCommitted`, `Io`; the snapshot then stays as it was.
+    /// Durable on return: the tree's data first, then the record. The caller sees to it that nobody
+    /// writes to the tree any more. Errors: `AlreadyExists` (name, checked first), `NotFound`,
+    /// `NotActive`, `ParentMismatch`, `ParentNotCommitted`, `Io`; the snapshot then stays as it
+    /// was.
     pub fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, commit: Commit) -> Result<Info> {
         let Commit {
             labels,
@@ -221,9 +230,9 @@ impl Store {
 
     /// Removes a snapshot of any kind. The key is free at once.
     ///
-    /// Durable on return; the space is free too with `Sweep::Now`, unless something is still mounted in the tree: then the
-    /// rest waits in the trash for a later sweep, and the call succeeds. Errors: `NotFound`, `HasChildren`, `InUse` (an
-    /// image or a container needs it).
+    /// Durable on return; the space is free too with `Sweep::Now`, unless something is still
+    /// mounted in the tree: then the rest waits in the trash for a later sweep, and the call
+    /// succeeds. Errors: `NotFound`, `HasChildren`, `InUse` (an image or a container needs it).
     pub fn remove(&self, key: &SnapshotKey, sweep: Sweep) -> Result<()> {
         let (row, recipe) = self.write_freeing(|tx| {
             let row = rows::snapshots::get(tx, key)?;
@@ -250,7 +259,8 @@ impl Store {
         Ok(())
     }
 
-    /// Discards the tree of a removed record. The removal stands whatever happens here: gc takes what is left.
+    /// Discards the tree of a removed record. The removal stands whatever happens here: gc takes
+    /// what is left.
     pub(crate) fn discard_or_leave(&self, record: &TreeRecord, sweep: Sweep) {
         if let Err(error) = self.discard_tree(record, sweep) {
             tracing::warn!(tree = %record.tree, error = vellum_sys::with_causes(&error), "left for the next gc");
@@ -266,7 +276,8 @@ impl Store {
             crate::quota::lift(&path);
         }
         let trashed = match tx::to_trash(layout, &path) {
-            // A new name in the trash may need a block that there is not: it is deleted where it lies, now.
+            // A new name in the trash may need a block that there is not: it is deleted where it
+            // lies, now.
             Err(error) if error.class() == Class::NoSpace => {
                 tx::remove_in_place(&path)?;
                 None
@@ -313,11 +324,12 @@ impl Store {
         Ok(row.info())
     }
 
-    /// Records what the upper of `key` is about to be mounted with for the first time, and returns what holds.
+    /// Records what the upper of `key` is about to be mounted with for the first time, and returns
+    /// what holds.
     ///
-    /// If something is recorded already, that is returned and nothing changes: a changed default applies to new trees only. Except that
-    /// the engine, once it has mounted an upper, is recorded for good.
-    /// Durable on return. Errors: `NotFound`.
+    /// If something is recorded already, that is returned and nothing changes: a changed default
+    /// applies to new trees only. Except that the engine, once it has mounted an upper, is recorded
+    /// for good. Durable on return. Errors: `NotFound`.
     pub fn record_features(
         &self,
         key: &SnapshotKey,
@@ -381,7 +393,8 @@ pub(crate) fn check_create(
     )
 }
 
-/// Returns the row to be committed and, if it is to be put on a parent it has not yet, that parent's.
+/// Returns the row to be committed and, if it is to be put on a parent it has not yet, that
+/// parent's.
 fn check_commit(
     tx: &Transaction<'_>,
     name: &SnapshotKey,
@@ -418,11 +431,11 @@ fn user_of(tx: &Transaction<'_>, id: i64) -> Result<Option<String>> {
     Ok(image.map(|id| format!("image {id}")))
 }
 
-/// Returns the features that a reader of a layer needs: of those its tree was mounted with while it was written to, the
-/// ones that left marks.
+/// Returns the features that a reader of a layer needs: of those its tree was mounted with while it
+/// was written to, the ones that left marks.
 ///
-/// So a layer in which nothing was renamed can be shown by mounts without redirects too, and one that needs them says so
-/// before the kernel answers EPERM.
+/// So a layer in which nothing was renamed can be shown by mounts without redirects too, and one
+/// that needs them says so before the kernel answers EPERM.
 fn layer_features(
     mounted_with: Option<MountFeatures>,
     shape: &Shape,
@@ -445,7 +458,8 @@ fn layer_features(
     }))
 }
 
-/// Returns whether files of the upper layer with this work directory are copied up only in part: no layer may be.
+/// Returns whether files of the upper layer with this work directory are copied up only in part: no
+/// layer may be.
 fn is_unsettled(work: &Path) -> Result<bool> {
     let maps = work.join(workdir::BLOCK_MAPS);
     match layout::dir(&maps) {

@@ -27,16 +27,18 @@ pub struct StoreOptions {
     pub root: PathBuf,
     /// The driver for snapshots without a parent; others use their parent's.
     pub driver: DriverKind,
-    /// The driver in its place where it can't work, if it has no trees here; `None` to have that as an error.
+    /// The driver in its place where it can't work, if it has no trees here; `None` to have that as
+    /// an error.
     pub fallback: Option<DriverKind>,
-    /// Make the store if there is none. Off, opening a missing one is an error: what a caller wants that expects a store
-    /// and may find the bare mount point of a disk that is not mounted.
+    /// Make the store if there is none. Off, opening a missing one is an error: what a caller wants
+    /// that expects a store and may find the bare mount point of a disk that is not mounted.
     pub create: bool,
-    /// How long a call waits while other processes write, in milliseconds, before it fails with `Busy`. For the record of a tree that
-    /// somebody is committing it waits ten times as long.
+    /// How long a call waits while other processes write, in milliseconds, before it fails with
+    /// `Busy`. For the record of a tree that somebody is committing it waits ten times as long.
     pub busy_timeout_ms: u64,
-    /// Layers are put together by somebody who can do it on any file system. Off, drivers whose layers the kernel stacks are
-    /// refused on one that does not say in listings what each entry is (d_type): its overlay takes none of those.
+    /// Layers are put together by somebody who can do it on any file system. Off, drivers whose
+    /// layers the kernel stacks are refused on one that does not say in listings what each entry is
+    /// (d_type): its overlay takes none of those.
     pub any_file_system: bool,
 }
 
@@ -56,8 +58,8 @@ impl StoreOptions {
 
 /// An open store. Cheap to clone, and usable from many threads and many processes at once.
 ///
-/// Every method that changes something is durable on return, and after an error the store is as it was (litter aside,
-/// which [`Store::gc`] takes away).
+/// Every method that changes something is durable on return, and after an error the store is as it
+/// was (litter aside, which [`Store::gc`] takes away).
 #[derive(Clone)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
@@ -70,18 +72,21 @@ pub(crate) struct Inner {
     pub any_file_system: bool,
     pub journal: Journal,
     pub reserve: Reserve,
-    /// Threads of this process queue here for the turn at images and containers, instead of polling its lock.
+    /// Threads of this process queue here for the turn at images and containers, instead of polling
+    /// its lock.
     pub sidecars: Mutex<()>,
 }
 
 impl Store {
     /// Opens the store, making or migrating it if need be.
     ///
-    /// One whose database has gone back in time opens, too, for reading: see [`Store::rolled_back`]. Errors: `NotAStore`,
-    /// `NewerStore`, `Busy`; `NoDatabase` if it is gone or empty and the store has been used; `Io` with `NotFound` if there is none and it is not to be made;
-    /// `Unsupported` if the driver's own directory can't carry it.
+    /// One whose database has gone back in time opens, too, for reading: see
+    /// [`Store::rolled_back`]. Errors: `NotAStore`, `NewerStore`, `Busy`; `NoDatabase` if it is
+    /// gone or empty and the store has been used; `Io` with `NotFound` if there is none and it is
+    /// not to be made; `Unsupported` if the driver's own directory can't carry it.
     pub fn open(options: &StoreOptions) -> Result<Self> {
-        // Without symbolic links: the mount table, which says what is in use, knows none, and none is to be followed later.
+        // Without symbolic links: the mount table, which says what is in use, knows none, and none
+        // is to be followed later.
         let layout = Layout::find(&options.root)?;
         if options.create && !layout::exists(&layout.database())? {
             layout::make_dir(layout.root(), 0o700)?;
@@ -90,7 +95,8 @@ impl Store {
         layout.check_database()?;
         let database = Database::open(&layout, options.create, options.busy_timeout_ms)?;
         let mut store = Self::on(layout, database, options);
-        // What is not the store's own is neither used nor mended: `check` tells about it, and every change is refused.
+        // What is not the store's own is neither used nor mended: `check` tells about it, and every
+        // change is refused.
         if hands::warn(store.layout()) && store.inner.database.rolled_back().is_none() {
             store.catch_up();
             if !layout::exists(&store.layout().driver(options.driver))? {
@@ -145,7 +151,8 @@ impl Store {
         self.inner.reserve.fill(database);
     }
 
-    /// Says why the database can only be read, if it has gone back in time: nothing is changed in such a store.
+    /// Says why the database can only be read, if it has gone back in time: nothing is changed in
+    /// such a store.
     pub fn rolled_back(&self) -> Option<&str> {
         self.inner.database.rolled_back()
     }
@@ -180,14 +187,17 @@ impl Store {
         crate::schema::VERSION
     }
 
-    /// Returns the number of snapshots of each driver that has any, in the order of the drivers' names.
+    /// Returns the number of snapshots of each driver that has any, in the order of the drivers'
+    /// names.
     pub fn drivers_in_use(&self) -> Result<Vec<(DriverKind, u64)>> {
         self.read(rows::snapshots::by_driver)
     }
 
-    /// Makes the directory of `driver`, and tries whether it can work here, unless that was done before.
+    /// Makes the directory of `driver`, and tries whether it can work here, unless that was done
+    /// before.
     pub(crate) fn ensure_home(&self, driver: DriverKind) -> Result<()> {
-        // What is made last tells that all is there: another process may be at it, or a crash have come between.
+        // What is made last tells that all is there: another process may be at it, or a crash have
+        // come between.
         let home = self.inner.layout.driver(driver);
         let last = match driver::driver(driver).links() {
             Some(links) => home.join(links),
@@ -220,21 +230,23 @@ impl Store {
     }
 }
 
-/// Space kept back so that things can be removed from a full disk: forgetting needs a few blocks, too.
+/// Space kept back so that things can be removed from a full disk: forgetting needs a few blocks,
+/// too.
 pub(crate) struct Reserve {
     path: PathBuf,
 }
 
 impl Reserve {
-    /// Enough for a transaction that removes many records, and for the directory entries of the trash.
+    /// Enough for a transaction that removes many records, and for the directory entries of the
+    /// trash.
     const BYTES: u64 = 1 << 20;
 
     pub fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
-    /// Takes the space, if it is not taken: enough for another database of `database_bytes`. A disk without room for it is
-    /// no error.
+    /// Takes the space, if it is not taken: enough for another database of `database_bytes`. A disk
+    /// without room for it is no error.
     pub fn fill(&self, database_bytes: u64) {
         let bytes = (Self::BYTES + database_bytes).next_multiple_of(Self::BYTES);
         let had = std::fs::symlink_metadata(&self.path).map_or(0, |facts| facts.blocks() * 512);
@@ -271,7 +283,8 @@ impl Reserve {
 }
 
 impl Store {
-    /// Like `write`, for what frees space: on a full disk the reserve is spent and the transaction tried again.
+    /// Like `write`, for what frees space: on a full disk the reserve is spent and the transaction
+    /// tried again.
     pub(crate) fn write_freeing<T>(
         &self,
         write: impl Fn(&rusqlite::Transaction<'_>) -> Result<T>,

@@ -1,12 +1,15 @@
-//! Turns at the record files: whoever changes the database and a record file has one, so that nobody else meets the one without the other.
+//! Turns at the record files: whoever changes the database and a record file has one, so that
+//! nobody else meets the one without the other.
 //!
-//! A record file is written right before its row is changed or right after; between the two they differ, and a check that came then would
-//! report what is only under way, or heal it away. There is a turn for each tree's record and one for those of all images and containers.
-//! Changes of one record also come to the file in the order in which they came to the database.
+//! A record file is written right before its row is changed or right after; between the two they
+//! differ, and a check that came then would report what is only under way, or heal it away. There
+//! is a turn for each tree's record and one for those of all images and containers. Changes of one
+//! record also come to the file in the order in which they came to the database.
 //!
-//! A turn is an flock and ends with its value, or its process. Order: a turn before the database's write transaction, and never two turns at
-//! once, except of trees that nobody else has heard of yet. Nobody waits for ever: a process that is stopped in its turn makes others `Busy`.
-//! On a network file system turns hold among the processes of one machine only.
+//! A turn is an flock and ends with its value, or its process. Order: a turn before the database's
+//! write transaction, and never two turns at once, except of trees that nobody else has heard of
+//! yet. Nobody waits for ever: a process that is stopped in its turn makes others `Busy`. On a
+//! network file system turns hold among the processes of one machine only.
 
 use std::{fs::File, io, os::fd::OwnedFd, path::Path, sync::MutexGuard, time::Duration};
 
@@ -21,7 +24,8 @@ use crate::{
     tx,
 };
 
-/// How many times longer than for the database one waits for the turn at one tree: a commit has it while the disk takes in the tree's data.
+/// How many times longer than for the database one waits for the turn at one tree: a commit has it
+/// while the disk takes in the tree's data.
 const COMMITS_ARE_SLOW: u32 = 10;
 
 /// A turn; it ends when dropped.
@@ -35,8 +39,8 @@ pub(crate) struct Turn<'store> {
 impl<'store> Turn<'store> {
     /// Waits for the turn at one tree's record file. Errors: `Busy`.
     ///
-    /// The file itself is locked; one that replaces it is locked before it has the name, and for as long as its writer keeps it open. Without
-    /// a file, it is the turn at all of them.
+    /// The file itself is locked; one that replaces it is locked before it has the name, and for as
+    /// long as its writer keeps it open. Without a file, it is the turn at all of them.
     pub fn at_tree(store: &'store Store, tree: &TreeId) -> Result<Self> {
         let path = store.layout().record(tree);
         let patience = store.inner.database.patience() * COMMITS_ARE_SLOW;
@@ -77,7 +81,8 @@ impl<'store> Turn<'store> {
 }
 
 impl<'store> Turn<'store> {
-    /// Has the turn at one tree's record file if nobody else has; `None` if it is another's, or there is no file.
+    /// Has the turn at one tree's record file if nobody else has; `None` if it is another's, or
+    /// there is no file.
     pub fn try_at_tree(store: &'store Store, tree: &TreeId) -> Result<Option<Self>> {
         let path = store.layout().record(tree);
         match layout::open_to_lock(&path) {
@@ -130,7 +135,8 @@ pub(crate) fn wait(file: File, path: &Path, patience: Duration) -> Result<Lock> 
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        // Not only closed: a process that another thread is just starting has a copy until it runs its own program. It can't fail on an open file.
+        // Not only closed: a process that another thread is just starting has a copy until it runs
+        // its own program. It can't fail on an open file.
         let _ = self.lock.release();
     }
 }

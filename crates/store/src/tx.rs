@@ -1,13 +1,15 @@
 //! The transaction that joins record and tree: a record never points at a missing or unsynced tree.
 //!
-//! Adding: the tree is staged under `staging/`, renamed into place, synced together with its own record file, and only
-//! then recorded in the database. Removing: the record goes first, then the tree is renamed to `trash/` and swept. So a
-//! crash leaves litter, never a lie: whatever lies in `staging/`, in `trash/` or in a driver's directory without a record
-//! is nobody's, and [`sweep`] takes it away.
+//! Adding: the tree is staged under `staging/`, renamed into place, synced together with its own
+//! record file, and only then recorded in the database. Removing: the record goes first, then the
+//! tree is renamed to `trash/` and swept. So a crash leaves litter, never a lie: whatever lies in
+//! `staging/`, in `trash/` or in a driver's directory without a record is nobody's, and [`sweep`]
+//! takes it away.
 //!
-//! Nobody's, unless its maker still lives: each staged tree is an flocked directory from the moment it has a name until
-//! its record is committed, wherever it is renamed to meanwhile. A sweep takes the lock before it takes the tree, and then
-//! asks the database once more. The lock goes with the process, so a dead maker never keeps anything.
+//! Nobody's, unless its maker still lives: each staged tree is an flocked directory from the moment
+//! it has a name until its record is committed, wherever it is renamed to meanwhile. A sweep takes
+//! the lock before it takes the tree, and then asks the database once more. The lock goes with the
+//! process, so a dead maker never keeps anything.
 
 use std::{
     ffi::OsStr,
@@ -33,8 +35,8 @@ use crate::{
 /// How far one sync of a directory reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Journal {
-    /// Changes of names are durable in the order they were made (XFS, ext4 with a journal): syncing the last one syncs all
-    /// before it.
+    /// Changes of names are durable in the order they were made (XFS, ext4 with a journal): syncing
+    /// the last one syncs all before it.
     Ordered,
     /// Nothing is known: each directory and file is synced by itself.
     Unordered,
@@ -96,7 +98,8 @@ impl Staged {
                 continue;
             };
             lock.lock().on("lock", &path)?;
-            // A sweeper may have come between the making and the lock: then the name is gone, and we begin anew.
+            // A sweeper may have come between the making and the lock: then the name is gone, and
+            // we begin anew.
             if same_file(&lock, &path)? {
                 return Ok(Self {
                     path,
@@ -120,8 +123,9 @@ impl Staged {
         Ok(())
     }
 
-    /// Renames it to `target`, a name that is not random and that others may publish or record too: it is not taken away
-    /// any more, since that could take theirs. Unrecorded it is litter, which a sweep finds once the lock is gone.
+    /// Renames it to `target`, a name that is not random and that others may publish or record too:
+    /// it is not taken away any more, since that could take theirs. Unrecorded it is litter, which
+    /// a sweep finds once the lock is gone.
     pub fn publish_shared(&mut self, target: &Path) -> Result<()> {
         self.publish(target)?;
         self.kept = true;
@@ -162,7 +166,8 @@ pub(crate) fn same_file(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
-/// Opens a directory right under the root that things are made in or deleted from, if it is the store's own.
+/// Opens a directory right under the root that things are made in or deleted from, if it is the
+/// store's own.
 fn own_dir(layout: &Layout, name: &str) -> Result<Dir> {
     let root = layout::dir(layout.root())?;
     let path = layout.root().join(name);
@@ -171,7 +176,8 @@ fn own_dir(layout: &Layout, name: &str) -> Result<Dir> {
     Ok(dir)
 }
 
-/// Renames `path` into the trash under a fresh name, which is returned; `None` if nothing was there.
+/// Renames `path` into the trash under a fresh name, which is returned; `None` if nothing was
+/// there.
 pub(crate) fn to_trash(layout: &Layout, path: &Path) -> Result<Option<PathBuf>> {
     let name = TreeId::random();
     let trash = own_dir(layout, "trash")?;
@@ -185,7 +191,8 @@ pub(crate) fn to_trash(layout: &Layout, path: &Path) -> Result<Option<PathBuf>> 
     }
 }
 
-/// Moves `path` to the trash and removes it there. Returns false if part of it had to stay (something is mounted in it).
+/// Moves `path` to the trash and removes it there. Returns false if part of it had to stay
+/// (something is mounted in it).
 pub(crate) fn discard(layout: &Layout, path: &Path) -> Result<bool> {
     match to_trash(layout, path) {
         Ok(None) => Ok(true),
@@ -204,7 +211,8 @@ pub(crate) fn remove_trashed(layout: &Layout, trashed: &Path) -> Result<bool> {
     }
 }
 
-/// Removes `path` where it lies: for a disk without room for another name. False if part of it is mounted over.
+/// Removes `path` where it lies: for a disk without room for another name. False if part of it is
+/// mounted over.
 pub(crate) fn remove_in_place(path: &Path) -> Result<bool> {
     match (path.parent(), path.file_name()) {
         (Some(dir), Some(name)) => remove(&layout::dir(dir)?, name),
@@ -245,7 +253,8 @@ pub enum Fate {
     Gone,
     /// It would go; this was a dry run.
     Would,
-    /// Its record is gone, but something on disk could not be removed now; a later sweep tries again. The cause.
+    /// Its record is gone, but something on disk could not be removed now; a later sweep tries
+    /// again. The cause.
     Stuck(String),
 }
 
@@ -308,7 +317,8 @@ pub(crate) struct Owned {
     _lock: Option<File>,
 }
 
-/// Takes the lock of a staged or published entry; `None` if its maker lives, or it has gone meanwhile.
+/// Takes the lock of a staged or published entry; `None` if its maker lives, or it has gone
+/// meanwhile.
 ///
 /// What is neither file nor directory was made by nobody of ours: it is free for the taking.
 pub(crate) fn try_own(path: &Path) -> Result<Option<Owned>> {
@@ -327,8 +337,9 @@ pub(crate) fn try_own(path: &Path) -> Result<Option<Owned>> {
     }
 }
 
-/// Flushes the names that publishing a staged tree made or moved, and what was staged, as far as the file system's
-/// journal does not do it in one go. `parts` are names under `tree` that were written.
+/// Flushes the names that publishing a staged tree made or moved, and what was staged, as far as
+/// the file system's journal does not do it in one go. `parts` are names under `tree` that were
+/// written.
 pub(crate) fn sync_small(
     journal: Journal,
     tree: &Path,
@@ -345,6 +356,7 @@ pub(crate) fn sync_small(
             sync_dir(dir)?;
         }
     }
-    // The record file was made after everything else: on an ordered journal this alone makes it all durable.
+    // The record file was made after everything else: on an ordered journal this alone makes it all
+    // durable.
     record.sync_all().on("sync", tree)
 }

@@ -1,8 +1,10 @@
-//! Walking trees whose content nobody vouches for: by descriptor, one name at a time, never following a link.
+//! Walking trees whose content nobody vouches for: by descriptor, one name at a time, never
+//! following a link.
 //!
-//! A [`Spine`] is the way from a root directory down to the current one. Only its deepest levels are held open, so depth
-//! costs no descriptors; the way back up goes through `..` and is believed only if device and inode are those noted on
-//! the way down. Trees may change meanwhile: a name that has gone is passed over.
+//! A [`Spine`] is the way from a root directory down to the current one. Only its deepest levels
+//! are held open, so depth costs no descriptors; the way back up goes through `..` and is believed
+//! only if device and inode are those noted on the way down. Trees may change meanwhile: a name
+//! that has gone is passed over.
 
 use std::{
     collections::HashSet,
@@ -46,7 +48,8 @@ impl Spine {
 
     /// Returns the current directory.
     pub fn here(&self) -> &Dir {
-        // The deepest level is always open: `down` and `up` see to it, and the root is never taken away.
+        // The deepest level is always open: `down` and `up` see to it, and the root is never taken
+        // away.
         self.levels
             .last()
             .and_then(|level| level.dir.as_ref())
@@ -105,7 +108,8 @@ pub(crate) trait Visitor {
     /// An entry of the directory `parent`, before it is entered. False: do not enter it.
     fn entry(&mut self, parent: &Dir, name: &OsStr, stat: &Stat) -> Result<bool>;
 
-    /// All entries of the directory `dir` (never the root) were visited; `name` and `stat` are its own.
+    /// All entries of the directory `dir` (never the root) were visited; `name` and `stat` are its
+    /// own.
     fn leave(&mut self, dir: &Dir, name: &OsStr, stat: &Stat) -> Result<()> {
         let _ = (dir, name, stat); // for those who don't care
         Ok(())
@@ -118,11 +122,13 @@ pub(crate) trait Visitor {
     }
 }
 
-/// Walks everything beneath `root`, directories before their content, names in byte order. Mounts are not entered.
+/// Walks everything beneath `root`, directories before their content, names in byte order. Mounts
+/// are not entered.
 pub(crate) fn walk(root: Dir, visitor: &mut dyn Visitor) -> Result<()> {
     let device = stat_fd(&root)?.dev;
     let mut spine = Spine::new(root)?;
-    // One frame a level: names still to visit (last first), and the directory's own name and attributes.
+    // One frame a level: names still to visit (last first), and the directory's own name and
+    // attributes.
     let mut frames = vec![(names(spine.here())?, None::<(OsString, Stat)>)];
     while let Some((todo, _)) = frames.last_mut() {
         let Some(name) = todo.pop() else {
@@ -193,7 +199,8 @@ impl Visitor for Counter<'_> {
     }
 }
 
-/// Counts what the tree at `root` takes, itself included, each inode once; inodes in `except` belong to somebody else.
+/// Counts what the tree at `root` takes, itself included, each inode once; inodes in `except`
+/// belong to somebody else.
 pub(crate) fn usage(root: &Path, except: Option<&Inodes>) -> Result<Usage> {
     let root = layout::dir(root)?;
     let mut counter = Counter {

@@ -66,7 +66,8 @@ pub struct Why {
 }
 
 impl Store {
-    /// Says what a path in the store is and what keeps it. `path` may be absolute, relative to the root, or a tree's id.
+    /// Says what a path in the store is and what keeps it. `path` may be absolute, relative to the
+    /// root, or a tree's id.
     ///
     /// Errors: `Invalid` if it does not lie in the store.
     pub fn why(&self, path: &Path) -> Result<Why> {
@@ -139,7 +140,8 @@ impl Store {
         })
     }
 
-    /// Returns the snapshot whose tree `path` (absolute, without symbolic links) lies in, if it lies in one.
+    /// Returns the snapshot whose tree `path` (absolute, without symbolic links) lies in, if it
+    /// lies in one.
     pub fn snapshot_at(&self, path: &Path) -> Result<Option<SnapshotKey>> {
         match self.layout().locate(path) {
             Some(Located::Tree(_, tree)) => {
@@ -166,7 +168,8 @@ impl Store {
         })
     }
 
-    /// Returns everything that keeps the snapshot `key`; empty: the next gc takes it. Errors: `NotFound`.
+    /// Returns everything that keeps the snapshot `key`; empty: the next gc takes it. Errors:
+    /// `NotFound`.
     pub fn reasons_of(&self, key: &SnapshotKey) -> Result<Vec<Reason>> {
         self.read(|tx| reasons(tx, Holdable::Snapshot(rows::snapshots::get(tx, key)?.id)))
     }

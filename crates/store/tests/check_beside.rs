@@ -1,4 +1,5 @@
-//! Checks beside a store at work: what somebody is in the middle of is neither a finding nor undone.
+//! Checks beside a store at work: what somebody is in the middle of is neither a finding nor
+//! undone.
 
 mod common;
 

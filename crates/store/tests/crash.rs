@@ -1,8 +1,10 @@
 //! Crashes, full disks and crowds, on a real process: this program runs itself as the victim.
 //!
-//! A victim that prepares, commits, removes or imports is killed at the first and the third system call of each kind that changes
-//! something. The store must then open, hold exactly what it held before or after the step, show every committed layer's data whole, and
-//! be free of litter after one gc. The same with calls that fail for want of space. `faults.rs` does it at every call, in one process.
+//! A victim that prepares, commits, removes or imports is killed at the first and the third system
+//! call of each kind that changes something. The store must then open, hold exactly what it held
+//! before or after the step, show every committed layer's data whole, and be free of litter after
+//! one gc. The same with calls that fail for want of space. `faults.rs` does it at every call, in
+//! one process.
 
 mod common;
 
@@ -21,7 +23,8 @@ const STEP: &str = "VELLUM_CRASH_STEP";
 const STORE: &str = "VELLUM_CRASH_STORE";
 const DRIVER: &str = "VELLUM_CRASH_DRIVER";
 
-/// Makes, commits and removes, as one of many processes; keys of different processes differ, layers are shared.
+/// Makes, commits and removes, as one of many processes; keys of different processes differ, layers
+/// are shared.
 fn hammer(store: &Store) -> Outcome {
     let me = std::process::id();
     for round in 0..15 {
@@ -162,7 +165,8 @@ fn a_full_disk_loses_nothing_and_work_goes_on_after_a_gc() {
     assert_eq!(failed.class(), Class::NoSpace, "{failed}");
     // Fill what is left, so that truly nothing fits.
     let rest = scratch_rest(&disk);
-    // A commit may succeed: what its record needs is there beforehand. Then there is no `work` to remove.
+    // A commit may succeed: what its record needs is there beforehand. Then there is no `work` to
+    // remove.
     for name in ["prepare", "import", "container", "remove", "gc", "commit"] {
         let outcome = step_in_child(&root, name);
         println!("  on the full disk, {name}: {}", outcome.trim());

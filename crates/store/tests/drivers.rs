@@ -1,4 +1,5 @@
-//! One suite that every driver passes: what Docker's graph driver tests check, and what they leave out.
+//! One suite that every driver passes: what Docker's graph driver tests check, and what they leave
+//! out.
 //!
 //! The store never mounts; here the kernel does, through the test kit's own mount code.
 
@@ -134,7 +135,8 @@ fn random_changes_look_the_same_after_a_commit() {
                 .unwrap();
             store.view(&key("look"), &on(Some(&name))).unwrap();
             let ignore = Ignore {
-                // A hard link between layers can't be told from two files where each layer is by itself.
+                // A hard link between layers can't be told from two files where each layer is by
+                // itself.
                 hard_links: driver != DriverKind::Native,
                 ..Ignore::default()
             };

@@ -1,8 +1,10 @@
-//! Stores of older programs: what is in them comes along, whatever interrupts it, and the way back stays open.
+//! Stores of older programs: what is in them comes along, whatever interrupts it, and the way back
+//! stays open.
 //!
-//! `fixtures/schema-2.tar.gz` is a store as the last program with schema 2 left it, at its commit 404326b: two drivers,
-//! three images, three containers, a volume; every row of it still in SQLite's log, `vellum.db-wal`. This program runs
-//! itself as the victim that is killed, as in `crash.rs`.
+//! `fixtures/schema-2.tar.gz` is a store as the last program with schema 2 left it, at its commit
+//! 404326b: two drivers, three images, three containers, a volume; every row of it still in
+//! SQLite's log, `vellum.db-wal`. This program runs itself as the victim that is killed, as in
+//! `crash.rs`.
 
 mod common;
 
@@ -87,7 +89,8 @@ fn assert_all_there(store: &Store, context: &str) {
     assert_nothing_lost(store, context);
 }
 
-/// Images, containers and data are there; names may be those of an older time, and what was removed since may be back.
+/// Images, containers and data are there; names may be those of an older time, and what was removed
+/// since may be back.
 #[track_caller]
 fn assert_nothing_lost(store: &Store, context: &str) {
     let images = store.images().unwrap();
@@ -209,7 +212,8 @@ fn a_rebuild_cut_short_anywhere_loses_nothing() {
     let scratch = Scratch::new();
     let model = schema_2(&scratch);
     drop(open_at(&model, DriverKind::Overlay2));
-    // A database that has gone back in time: the case in which the old one must not come to life again.
+    // A database that has gone back in time: the case in which the old one must not come to life
+    // again.
     fs::write(model.join("vellum.db"), b"").unwrap();
     every_fault(&model, "rebuild", Effect::Kill, |root, context| {
         let options = StoreOptions::new(root);
@@ -234,7 +238,8 @@ fn a_rebuild_cut_short_anywhere_loses_nothing() {
     });
 }
 
-/// What an older log lost is not litter: nobody can tell it from what a crash left, so it is put back and held.
+/// What an older log lost is not litter: nobody can tell it from what a crash left, so it is put
+/// back and held.
 fn rows_that_an_older_log_lost_are_put_back_and_nothing_is_deleted() {
     let scratch = Scratch::new();
     let model = schema_2(&scratch);
@@ -322,7 +327,8 @@ fn an_older_program_refuses_the_store_by_name_and_its_rebuild_has_it_all() {
     assert_eq!(store.gc(false).unwrap(), []);
 }
 
-/// As after the documented way back: the older program's database knows every tree, and has another id than the mark.
+/// As after the documented way back: the older program's database knows every tree, and has another
+/// id than the mark.
 fn a_store_that_an_older_program_has_taken_over_is_migrated_again() {
     let scratch = Scratch::new();
     let root = schema_2(&scratch);
@@ -372,7 +378,8 @@ fn an_older_database_put_back_after_the_migration_is_noticed() {
     assert!(store.exists(&key("later")).unwrap());
 }
 
-/// Its file was made without the flag and gives way to one that has it; in a directory whose name is not text, too.
+/// Its file was made without the flag and gives way to one that has it; in a directory whose name
+/// is not text, too.
 fn an_older_database_on_btrfs_is_written_in_place_from_then_on() {
     if !needs_root("a file system that copies on write") {
         return;

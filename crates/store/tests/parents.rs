@@ -1,4 +1,5 @@
-//! Parents that lead nowhere, in the database and in record files: every call ends, names them, and nothing is deleted for it.
+//! Parents that lead nowhere, in the database and in record files: every call ends, names them, and
+//! nothing is deleted for it.
 
 mod common;
 
@@ -11,7 +12,8 @@ use vellum_store::{
 };
 use vellum_testkit::Scratch;
 
-/// A store of layers that stand on each other, `l0` at the bottom, and a writable snapshot `box` on the top one.
+/// A store of layers that stand on each other, `l0` at the bottom, and a writable snapshot `box` on
+/// the top one.
 fn chain(scratch: &Scratch, layers: usize) -> Store {
     let store = open(scratch, DriverKind::Overlay2);
     let mut parent = None;

@@ -1,8 +1,10 @@
-//! The power goes right after a command has returned: what the disk holds then has all of it, also without the database.
+//! The power goes right after a command has returned: what the disk holds then has all of it, also
+//! without the database.
 //!
-//! The disk is an image on a file system that shares blocks. A copy of the image at one moment is what a disk holds whose
-//! power went: what was still in memory is not in it. Each is mounted, which replays its journal; then the store is looked
-//! at as it is, and rebuilt from the record files alone.
+//! The disk is an image on a file system that shares blocks. A copy of the image at one moment is
+//! what a disk holds whose power went: what was still in memory is not in it. Each is mounted,
+//! which replays its journal; then the store is looked at as it is, and rebuilt from the record
+//! files alone.
 
 mod common;
 #[path = "common/furnished.rs"]

@@ -187,8 +187,8 @@ fn images_share_layers_and_gc_frees_the_rest() {
             let full = |dir: &&str| !names(&store.root().join(dir)).is_empty();
             dirs.into_iter().filter(full).collect::<Vec<_>>()
         };
-        // A process that another test starts has copies of all descriptors, and so of their locks, until
-        // it executes its program. What is locked is left for the next time.
+        // A process that another test starts has copies of all descriptors, and so of their locks,
+        // until it executes its program. What is locked is left for the next time.
         let until = Instant::now() + Duration::from_secs(20);
         store.gc(false).unwrap();
         while !left().is_empty() && Instant::now() < until {

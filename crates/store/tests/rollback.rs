@@ -1,7 +1,8 @@
-//! A database that goes back in time, or is another's, or is gone: nothing is deleted, reading works, a rebuild has it all.
+//! A database that goes back in time, or is another's, or is gone: nothing is deleted, reading
+//! works, a rebuild has it all.
 //!
-//! Each test puts something else in the place of `vellum.db`, as a restored backup, a bad disk or a slip of the hand would,
-//! and then does what a command would do next.
+//! Each test puts something else in the place of `vellum.db`, as a restored backup, a bad disk or a
+//! slip of the hand would, and then does what a command would do next.
 
 mod common;
 #[path = "common/furnished.rs"]
@@ -390,7 +391,8 @@ fn stale_record_files_are_written_anew_by_the_next_command() {
         change(&store);
         let whole = holds(&store);
         drop(store);
-        // What a command leaves that was killed before its file had the name, or whose file a bad disk has lost.
+        // What a command leaves that was killed before its file had the name, or whose file a bad
+        // disk has lost.
         let records = fs::read_dir(root.join("records")).unwrap();
         let written: Vec<PathBuf> = records
             .map(|entry| entry.unwrap().path())

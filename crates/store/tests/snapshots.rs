@@ -1,4 +1,5 @@
-//! The calls on snapshots, with the semantics and errors that containerd's clients expect, for every driver.
+//! The calls on snapshots, with the semantics and errors that containerd's clients expect, for
+//! every driver.
 
 mod common;
 

@@ -1,12 +1,13 @@
 //! Making things as somebody else, from the first moment.
 //!
-//! What is created belongs to the thread's file system ids, so a thread that takes a caller's ids before it makes a
-//! file needs no second step, and a crash never leaves a file with the wrong owner. The capabilities stay: a securebit
-//! keeps the kernel from dropping them when the id is not root's, so the thread may still write where the caller may
-//! not; whether the caller may was decided elsewhere. The file creation mask is the thread's own, too.
+//! What is created belongs to the thread's file system ids, so a thread that takes a caller's ids
+//! before it makes a file needs no second step, and a crash never leaves a file with the wrong
+//! owner. The capabilities stay: a securebit keeps the kernel from dropping them when the id is not
+//! root's, so the thread may still write where the caller may not; whether the caller may was
+//! decided elsewhere. The file creation mask is the thread's own, too.
 //!
-//! All of this is per thread. A thread that was ever here has a working directory and a mask of its own
-//! (`unshare(CLONE_FS)`), and the securebit `NO_SETUID_FIXUP`; its children inherit that.
+//! All of this is per thread. A thread that was ever here has a working directory and a mask of its
+//! own (`unshare(CLONE_FS)`), and the securebit `NO_SETUID_FIXUP`; its children inherit that.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -50,8 +51,8 @@ pub struct Acting {
     not_send: PhantomData<*const ()>,
 }
 
-/// Returns whether [`act`] would work with these ids here, without taking them: they are this thread's own, or it has
-/// the privilege to take others.
+/// Returns whether [`act`] would work with these ids here, without taking them: they are this
+/// thread's own, or it has the privilege to take others.
 pub fn possible(uid: u32, gid: u32) -> Result<bool> {
     let thread = thread()?;
     Ok(thread.free || (uid, gid) == (thread.own_uid, thread.own_gid))
@@ -59,8 +60,8 @@ pub fn possible(uid: u32, gid: u32) -> Result<bool> {
 
 /// Lets this thread make things as `maker` until the value is dropped.
 ///
-/// Errors: EPERM without CAP_SETUID, CAP_SETGID or CAP_SETPCAP in this user namespace, or if an id means nothing in it;
-/// then nothing has changed.
+/// Errors: EPERM without CAP_SETUID, CAP_SETGID or CAP_SETPCAP in this user namespace, or if an id
+/// means nothing in it; then nothing has changed.
 pub fn act(maker: Maker) -> Result<Acting> {
     let thread = thread()?;
     let refused = || Error::new("act as another user in", "this thread", Errno::PERM);
@@ -74,7 +75,8 @@ pub fn act(maker: Maker) -> Result<Acting> {
         if !thread.free {
             return Err(refused());
         }
-        // The group first, as with setgid and setuid; on failure what was taken goes back with `acting`.
+        // The group first, as with setgid and setuid; on failure what was taken goes back with
+        // `acting`.
         if maker.gid != thread.own_gid {
             acting.gid_changed = true;
             if set_fs_gid(maker.gid) != maker.gid {
@@ -113,8 +115,9 @@ fn thread() -> Result<Thread> {
     if let Some(thread) = THREAD.get() {
         return Ok(thread);
     }
-    // SAFETY: unshare takes a number. CLONE_FS gives this thread a copy of root, working directory and mask, which no
-    // memory refers to; a thread of this process that counts on sharing them is none of ours (module documentation).
+    // SAFETY: unshare takes a number. CLONE_FS gives this thread a copy of root, working directory
+    // and mask, which no memory refers to; a thread of this process that counts on sharing them is
+    // none of ours (module documentation).
     if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
         let source = std::io::Error::last_os_error();
         return Err(Error::new(
@@ -135,22 +138,24 @@ fn thread() -> Result<Thread> {
 /// Takes a file system user id, and returns the one in force afterwards. All ones changes nothing.
 fn set_fs_uid(uid: u32) -> u32 {
     if uid != u32::MAX {
-        // SAFETY: takes a number and changes the calling thread's credentials only (glibc does not spread this one).
+        // SAFETY: takes a number and changes the calling thread's credentials only (glibc does not
+        // spread this one).
         unsafe { libc::setfsuid(uid) };
     }
-    // SAFETY: as above; an id that is none changes nothing and returns what is in force. The call has no other way to
-    // fail.
+    // SAFETY: as above; an id that is none changes nothing and returns what is in force. The call
+    // has no other way to fail.
     unsafe { libc::setfsuid(u32::MAX) as u32 }
 }
 
 /// As [`set_fs_uid`], for the group.
 fn set_fs_gid(gid: u32) -> u32 {
     if gid != u32::MAX {
-        // SAFETY: takes a number and changes the calling thread's credentials only (glibc does not spread this one).
+        // SAFETY: takes a number and changes the calling thread's credentials only (glibc does not
+        // spread this one).
         unsafe { libc::setfsgid(gid) };
     }
-    // SAFETY: as above; an id that is none changes nothing and returns what is in force. The call has no other way to
-    // fail.
+    // SAFETY: as above; an id that is none changes nothing and returns what is in force. The call
+    // has no other way to fail.
     unsafe { libc::setfsgid(u32::MAX) as u32 }
 }
 
@@ -159,7 +164,8 @@ fn set_umask(mask: u32) -> u32 {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask & 0o777)).as_raw_mode()
 }
 
-/// Makes this thread keep its capabilities when its ids change. False if it may not, or has none to keep.
+/// Makes this thread keep its capabilities when its ids change. False if it may not, or has none to
+/// keep.
 fn keep_capabilities() -> bool {
     use rustix::thread::{
         CapabilitiesSecureBits, CapabilitySet, capabilities, capabilities_secure_bits,

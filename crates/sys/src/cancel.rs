@@ -1,8 +1,9 @@
 //! A wish to stop, passed down to everything that takes long.
 //!
-//! The command line sets it when the user presses Ctrl-C; loops over entries, blobs and layers ask it between two steps and return their room's
-//! "cancelled" error. Nothing is undone by force: whoever is asked to stop leaves what he staged for the sweep, exactly as after a crash.
-//! It knows nothing of signals.
+//! The command line sets it when the user presses Ctrl-C; loops over entries, blobs and layers ask
+//! it between two steps and return their room's "cancelled" error. Nothing is undone by force:
+//! whoever is asked to stop leaves what he staged for the sweep, exactly as after a crash. It knows
+//! nothing of signals.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

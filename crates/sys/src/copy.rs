@@ -1,7 +1,8 @@
 //! Copies the content of one file into another as cheaply as the file systems allow.
 //!
 //! In order: share the blocks (`FICLONE`), let the kernel copy each run of data and leave the holes
-//! (`copy_file_range` between `SEEK_DATA` and `SEEK_HOLE`), read and write. Attributes are the caller's business.
+//! (`copy_file_range` between `SEEK_DATA` and `SEEK_HOLE`), read and write. Attributes are the
+//! caller's business.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -34,7 +35,8 @@ pub struct Copied {
 
 /// Makes `dst`, an empty file open for writing, hold the same bytes and holes as `src`.
 ///
-/// Not durable on return. After an error `dst` holds part of the content. File offsets of both are left anywhere.
+/// Not durable on return. After an error `dst` holds part of the content. File offsets of both are
+/// left anywhere.
 pub fn copy_data(src: impl AsFd, dst: impl AsFd) -> Result<Copied> {
     let (src, dst) = (src.as_fd(), dst.as_fd());
     let size_bytes = crate::stat::stat_fd(src)?.size_bytes;
@@ -66,7 +68,8 @@ pub enum Shared {
     NotHere,
 }
 
-/// Makes `dst`, an empty file open for writing, share the blocks of `src` until one of the two is written to.
+/// Makes `dst`, an empty file open for writing, share the blocks of `src` until one of the two is
+/// written to.
 ///
 /// File systems share run by run and may fail midway; what came over until then is cut off again.
 /// Errors: that was not possible, and `dst` holds part of `src`.
@@ -83,7 +86,8 @@ pub fn share_blocks(src: impl AsFd, dst: impl AsFd) -> Result<Shared> {
     Ok(refused)
 }
 
-/// As [`copy_data`], for who has found out already that blocks can't be shared. `size_bytes` is the size of `src`.
+/// As [`copy_data`], for who has found out already that blocks can't be shared. `size_bytes` is the
+/// size of `src`.
 pub fn copy_apart(src: impl AsFd, dst: impl AsFd, size_bytes: u64) -> Result<Copied> {
     let (src, dst) = (src.as_fd(), dst.as_fd());
     copy_ranges(src, dst, size_bytes).map_err(|e| Error::at("copy data into", dst, "", e))
@@ -102,7 +106,8 @@ fn copy_ranges(
         size_bytes,
         bytes: 0,
     };
-    // What fits one block of most file systems has no hole worth asking for: it would be a file of nothing else.
+    // What fits one block of most file systems has no hole worth asking for: it would be a file of
+    // nothing else.
     if size_bytes <= ONE_BLOCK_BYTES {
         copy_run(src, dst, 0, size_bytes, &mut copied)?;
         if copied.bytes < size_bytes {
@@ -146,7 +151,8 @@ fn copy_run(
             Ok(0) => return Ok(()),
             Ok(n) => copied.bytes += n as u64,
             Err(Errno::INTR) => {}
-            // The file systems can't do it together, or not at all: move the bytes ourselves from here on.
+            // The file systems can't do it together, or not at all: move the bytes ourselves from
+            // here on.
             Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
                 copied.how = How::ReadWrite;
             }

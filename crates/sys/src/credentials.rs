@@ -70,7 +70,8 @@ impl Credentials {
         self.in_first_namespace && self.capabilities & FSETID != 0
     }
 
-    /// Returns whether it sees `trusted.*` attributes: it has CAP_SYS_ADMIN in the first user namespace.
+    /// Returns whether it sees `trusted.*` attributes: it has CAP_SYS_ADMIN in the first user
+    /// namespace.
     pub fn sees_trusted(&self) -> bool {
         self.in_first_namespace && self.capabilities & SYS_ADMIN != 0
     }

@@ -1,7 +1,8 @@
-//! The bytes of open files: reading and writing at an offset, holes, room, and what makes them durable.
+//! The bytes of open files: reading and writing at an offset, holes, room, and what makes them
+//! durable.
 //!
-//! Calls are repeated when a signal interrupts them and when a transfer stops half-way, so that a short count means
-//! the end of the file and nothing else.
+//! Calls are repeated when a signal interrupts them and when a transfer stops half-way, so that a
+//! short count means the end of the file and nothing else.
 
 use std::os::fd::AsFd;
 
@@ -12,7 +13,8 @@ use crate::{Error, Result};
 
 pub use rustix::fs::FallocateFlags as AllocateFlags;
 
-/// Reads into `buffer` from `offset` on, as much as there is; a shorter count than asked for is the end of the file.
+/// Reads into `buffer` from `offset` on, as much as there is; a shorter count than asked for is the
+/// end of the file.
 pub fn read_at(file: impl AsFd, buffer: &mut [u8], offset: u64) -> Result<usize> {
     let fd = file.as_fd();
     let mut done = 0;
@@ -43,7 +45,8 @@ pub fn write_at(file: impl AsFd, bytes: &[u8], offset: u64) -> Result<()> {
     }
 }
 
-/// Writes `bytes` at `offset` and returns how many were written: fewer only if the file system stopped half-way.
+/// Writes `bytes` at `offset` and returns how many were written: fewer only if the file system
+/// stopped half-way.
 pub fn write_some_at(file: impl AsFd, bytes: &[u8], offset: u64) -> Result<usize> {
     let fd = file.as_fd();
     let mut done = 0;
@@ -100,7 +103,8 @@ pub fn seek_data(file: impl AsFd, offset: u64) -> Result<Option<u64>> {
     }
 }
 
-/// Returns where a hole begins at or behind `offset`; the end of the file is one. `None` if `offset` is not before it.
+/// Returns where a hole begins at or behind `offset`; the end of the file is one. `None` if
+/// `offset` is not before it.
 pub fn seek_hole(file: impl AsFd, offset: u64) -> Result<Option<u64>> {
     match rustix::fs::seek(&file, SeekFrom::Hole(offset)) {
         Ok(at) => Ok(Some(at)),
@@ -113,21 +117,26 @@ pub fn seek_hole(file: impl AsFd, offset: u64) -> Result<Option<u64>> {
     }
 }
 
-/// Makes a file's bytes durable, and what is needed to find them (fdatasync): its size, not its times.
+/// Makes a file's bytes durable, and what is needed to find them (fdatasync): its size, not its
+/// times.
 pub fn sync_data(file: impl AsFd) -> Result<()> {
     let fd = file.as_fd();
     rustix::fs::fdatasync(fd).map_err(|errno| Error::at("sync", fd, "", errno))
 }
 
-/// Lets `to`, an empty file, share all blocks of `from`; false where the file systems can't (then nothing happened).
+/// Lets `to`, an empty file, share all blocks of `from`; false where the file systems can't (then
+/// nothing happened).
 pub fn clone(from: impl AsFd, to: impl AsFd) -> bool {
-    // Whatever the reason, the bytes can still be copied, and that says what is wrong if something is.
+    // Whatever the reason, the bytes can still be copied, and that says what is wrong if something
+    // is.
     rustix::fs::ioctl_ficlone(to, from).is_ok()
 }
 
-/// Copies up to `length` bytes from one file into another within the kernel; returns how many, 0 at the source's end.
+/// Copies up to `length` bytes from one file into another within the kernel; returns how many, 0 at
+/// the source's end.
 ///
-/// Errors: EXDEV, EOPNOTSUPP, ENOSYS or EINVAL where the file systems can't do it together; ETXTBSY, ENOSPC.
+/// Errors: EXDEV, EOPNOTSUPP, ENOSYS or EINVAL where the file systems can't do it together;
+/// ETXTBSY, ENOSPC.
 pub fn copy_range(
     from: impl AsFd,
     from_offset: u64,

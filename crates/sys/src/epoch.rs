@@ -1,5 +1,5 @@
-//! Telling one run of the machine, and one mount of a file system, from another: for those who have to know whether
-//! what they wrote and did not sync can have been lost.
+//! Telling one run of the machine, and one mount of a file system, from another: for those who have
+//! to know whether what they wrote and did not sync can have been lost.
 
 use std::os::fd::AsFd;
 
@@ -23,8 +23,8 @@ pub fn boot_id() -> Result<[u8; 16]> {
     Ok(id)
 }
 
-/// Returns the unique id of the mount `fd` was opened through, never given again until the next boot; 0 before
-/// Linux 6.8.
+/// Returns the unique id of the mount `fd` was opened through, never given again until the next
+/// boot; 0 before Linux 6.8.
 pub fn mount_id(fd: impl AsFd) -> Result<u64> {
     const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
     let fd = fd.as_fd();

@@ -22,7 +22,8 @@ pub struct Error {
 /// The result of everything in this room.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Returns what an error says, then what each of its causes says, without those whose words an error has as its own.
+/// Returns what an error says, then what each of its causes says, without those whose words an
+/// error has as its own.
 pub fn causes(error: &dyn std::error::Error) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     for error in std::iter::successors(Some(error), |error| error.source()) {
@@ -50,7 +51,8 @@ impl Error {
         }
     }
 
-    /// Makes an error about `name` in the directory behind `dir`, whose path is asked of the kernel.
+    /// Makes an error about `name` in the directory behind `dir`, whose path is asked of the
+    /// kernel.
     pub fn at(
         op: &'static str,
         dir: BorrowedFd<'_>,

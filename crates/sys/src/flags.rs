@@ -1,4 +1,5 @@
-//! The flags that `chattr` sets, and those of `fsxattr`: what a file system does with an inode beyond its mode.
+//! The flags that `chattr` sets, and those of `fsxattr`: what a file system does with an inode
+//! beyond its mode.
 
 use std::os::fd::AsFd;
 
@@ -15,12 +16,14 @@ pub const APPEND_ONLY: u32 = IFlags::APPEND.bits();
 pub const NO_DUMP: u32 = IFlags::NODUMP.bits();
 /// `FS_NOATIME_FL`: reading leaves no trace.
 pub const NO_ATIME: u32 = IFlags::NOATIME.bits();
-/// `FS_NOCOW_FL`: written in place where the file system copies on write. Only an empty file takes it.
+/// `FS_NOCOW_FL`: written in place where the file system copies on write. Only an empty file takes
+/// it.
 pub const NO_COPY: u32 = 0x0080_0000;
 /// `FS_SYNC_FL`: written through.
 pub const SYNC: u32 = 0x8;
 
-/// Returns the `FS_*_FL` flags of an open file or directory. Errors: ENOTTY, EOPNOTSUPP where there are none.
+/// Returns the `FS_*_FL` flags of an open file or directory. Errors: ENOTTY, EOPNOTSUPP where there
+/// are none.
 pub fn get(fd: impl AsFd) -> Result<u32> {
     let fd = fd.as_fd();
     rustix::fs::ioctl_getflags(fd)
@@ -30,7 +33,8 @@ pub fn get(fd: impl AsFd) -> Result<u32> {
 
 /// Sets all flags of an open file or directory: those not given are cleared.
 ///
-/// Errors: EPERM without CAP_LINUX_IMMUTABLE for two of them; EOPNOTSUPP for some or all, by file system.
+/// Errors: EPERM without CAP_LINUX_IMMUTABLE for two of them; EOPNOTSUPP for some or all, by file
+/// system.
 pub fn set(fd: impl AsFd, flags: u32) -> Result<()> {
     let fd = fd.as_fd();
     let flags = IFlags::from_bits_retain(flags);

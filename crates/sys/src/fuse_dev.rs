@@ -1,6 +1,8 @@
-//! The FUSE device's own calls, and what a process that serves a file system does about its own memory.
+//! The FUSE device's own calls, and what a process that serves a file system does about its own
+//! memory.
 //!
-//! What travels over the device is not known here. Numbers from the kernel's `include/uapi/linux/fuse.h`; they are ABI.
+//! What travels over the device is not known here. Numbers from the kernel's
+//! `include/uapi/linux/fuse.h`; they are ABI.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -31,11 +33,13 @@ pub fn open() -> Result<OwnedFd> {
     rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(|e| Error::new("open", DEVICE, e))
 }
 
-/// Opens the device once more for the mounted connection behind `session`, with a queue of its own for what it reads.
+/// Opens the device once more for the mounted connection behind `session`, with a queue of its own
+/// for what it reads.
 pub fn clone_of(session: impl AsFd) -> Result<OwnedFd> {
     let new = open()?;
     let old = session.as_fd().as_raw_fd() as u32;
-    // SAFETY: FUSE_DEV_IOC_CLONE reads one u32 from the pointer, which lives through the call; both descriptors are open.
+    // SAFETY: FUSE_DEV_IOC_CLONE reads one u32 from the pointer, which lives through the call; both
+    // descriptors are open.
     let done = unsafe { libc::ioctl(new.as_raw_fd(), IOC_CLONE, &raw const old) };
     match done {
         0 => Ok(new),
@@ -43,17 +47,19 @@ pub fn clone_of(session: impl AsFd) -> Result<OwnedFd> {
     }
 }
 
-/// Registers `file` as something opens on the connection may be answered with, and returns its number.
+/// Registers `file` as something opens on the connection may be answered with, and returns its
+/// number.
 ///
-/// The kernel keeps its own reference: `file` may be closed. Errors: EPERM without CAP_SYS_ADMIN in the first user namespace; ELOOP
-/// if the file's own file system is stacked too deep.
+/// The kernel keeps its own reference: `file` may be closed. Errors: EPERM without CAP_SYS_ADMIN in
+/// the first user namespace; ELOOP if the file's own file system is stacked too deep.
 pub fn open_backing(session: impl AsFd, file: &File) -> Result<i32> {
     let map = BackingMap {
         fd: file.as_raw_fd(),
         flags: 0,
         padding: 0,
     };
-    // SAFETY: FUSE_DEV_IOC_BACKING_OPEN reads a struct fuse_backing_map from the pointer, which lives through the call.
+    // SAFETY: FUSE_DEV_IOC_BACKING_OPEN reads a struct fuse_backing_map from the pointer, which
+    // lives through the call.
     let id = unsafe {
         libc::ioctl(
             session.as_fd().as_raw_fd(),
@@ -70,7 +76,8 @@ pub fn open_backing(session: impl AsFd, file: &File) -> Result<i32> {
 /// Forgets a number that [`open_backing`] returned. Files opened with it go on working.
 pub fn close_backing(session: impl AsFd, id: i32) -> Result<()> {
     let id = id as u32;
-    // SAFETY: FUSE_DEV_IOC_BACKING_CLOSE reads one u32 from the pointer, which lives through the call.
+    // SAFETY: FUSE_DEV_IOC_BACKING_CLOSE reads one u32 from the pointer, which lives through the
+    // call.
     let done = unsafe {
         libc::ioctl(
             session.as_fd().as_raw_fd(),
@@ -84,8 +91,9 @@ pub fn close_backing(session: impl AsFd, id: i32) -> Result<()> {
     }
 }
 
-/// Tells the kernel that this process (and what it starts) works for the page cache: its own memory must not wait for its own
-/// writes. Errors: EPERM without CAP_SYS_RESOURCE; EINVAL before Linux 5.6.
+/// Tells the kernel that this process (and what it starts) works for the page cache: its own memory
+/// must not wait for its own writes. Errors: EPERM without CAP_SYS_RESOURCE; EINVAL before Linux
+/// 5.6.
 pub fn serve_writeback() -> Result<()> {
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     // SAFETY: prctl(PR_SET_IO_FLUSHER) takes numbers only; unused arguments must be zero.

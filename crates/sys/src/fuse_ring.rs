@@ -1,14 +1,16 @@
-//! Requests of the FUSE device over io_uring: one place for one request at a time, filled and emptied by one system call.
+//! Requests of the FUSE device over io_uring: one place for one request at a time, filled and
+//! emptied by one system call.
 //!
-//! A [`FuseRing`] registers itself with one of the kernel's queues (there is one for each processor); from then on each
-//! [`FuseRing::exchange`] hands over the reply to the last request and sleeps until there is another. A request arrives in pieces
-//! (header, fixed part, names and data); here they are laid one behind the other, as a read of the device gives them, so
-//! that whoever reads them need not know how they came. What travels is not known here. Layouts and numbers from the kernel's
-//! `include/uapi/linux/fuse.h` and `io_uring.h`; they are ABI.
+//! A [`FuseRing`] registers itself with one of the kernel's queues (there is one for each
+//! processor); from then on each [`FuseRing::exchange`] hands over the reply to the last request
+//! and sleeps until there is another. A request arrives in pieces (header, fixed part, names and
+//! data); here they are laid one behind the other, as a read of the device gives them, so that
+//! whoever reads them need not know how they came. What travels is not known here. Layouts and
+//! numbers from the kernel's `include/uapi/linux/fuse.h` and `io_uring.h`; they are ABI.
 //!
-//! Soundness: the kernel writes to the memory behind a ring only inside `io_uring_enter`, called by the thread that made
-//! the ring (`SINGLE_ISSUER` and `DEFER_TASKRUN` promise both), and that call borrows the ring mutably: no slice of its memory
-//! lives across it.
+//! Soundness: the kernel writes to the memory behind a ring only inside `io_uring_enter`, called by
+//! the thread that made the ring (`SINGLE_ISSUER` and `DEFER_TASKRUN` promise both), and that call
+//! borrows the ring mutably: no slice of its memory lives across it.
 
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -34,7 +36,8 @@ const COMMIT_AND_FETCH: u32 = 2;
 /// One submission, of the long form.
 const SQE_BYTES: usize = 128;
 
-/// `struct fuse_uring_req_header`: the header of request or reply, the fixed part, and `struct fuse_uring_ent_in_out`.
+/// `struct fuse_uring_req_header`: the header of request or reply, the fixed part, and
+/// `struct fuse_uring_ent_in_out`.
 const OP_AT: usize = 128;
 const OP_MAX_BYTES: usize = 128;
 const COMMIT_ID_AT: usize = 256 + 8;
@@ -47,7 +50,8 @@ const IN_HEADER_BYTES: usize = 40;
 const OUT_HEADER_BYTES: usize = 16;
 
 const PAGE_BYTES: usize = 4096;
-/// Where names and data arrive, and bodies of replies go from: at a page, with room for headers before it.
+/// Where names and data arrive, and bodies of replies go from: at a page, with room for headers
+/// before it.
 const PAYLOAD_AT: usize = 2 * PAGE_BYTES;
 
 /// What waiting for a request gave.
@@ -115,7 +119,8 @@ pub struct Post {
 }
 
 impl Post {
-    /// Puts this thread on one processor. Errors: EINVAL if the processor is not there or not for this process.
+    /// Puts this thread on one processor. Errors: EINVAL if the processor is not there or not for
+    /// this process.
     pub fn on(processor: u16) -> Result<Post> {
         let failed = |error| Error::new("stay on", "one processor", error);
         let processor = usize::from(processor);
@@ -133,7 +138,8 @@ impl Post {
         })
     }
 
-    /// Lets this thread, which made the post, stay or roam. A system call only where that is a change.
+    /// Lets this thread, which made the post, stay or roam. A system call only where that is a
+    /// change.
     pub fn stay(&mut self, stays: bool) -> Result<()> {
         if stays == self.stays {
             return Ok(());
@@ -164,7 +170,8 @@ fn io(op: &'static str) -> impl Fn(Errno) -> Error {
 }
 
 impl FuseRing {
-    /// Makes a place for requests of `queue` on a mounted connection. `payload_bytes` is the most data of one request or reply, as INIT said.
+    /// Makes a place for requests of `queue` on a mounted connection. `payload_bytes` is the most
+    /// data of one request or reply, as INIT said.
     ///
     /// Nothing arrives before the first [`FuseRing::exchange`].
     pub fn new(device: impl AsFd, queue: u16, payload_bytes: usize) -> Result<FuseRing> {
@@ -240,8 +247,8 @@ impl FuseRing {
         }
     }
 
-    /// Returns the request, as a read of the device would give it, and a place for the reply with its header, unless the request
-    /// is in that place.
+    /// Returns the request, as a read of the device would give it, and a place for the reply with
+    /// its header, unless the request is in that place.
     pub fn parts(&mut self) -> (&[u8], Option<&mut [u8]>) {
         let (start, end) = self.request;
         let split = PAYLOAD_AT - OUT_HEADER_BYTES;
@@ -263,7 +270,8 @@ impl FuseRing {
         self.put_header(&header, length - OUT_HEADER_BYTES);
     }
 
-    /// Takes a copy of `bytes`, header and body, as the reply. Longer bodies than there may be are cut.
+    /// Takes a copy of `bytes`, header and body, as the reply. Longer bodies than there may be are
+    /// cut.
     pub fn reply(&mut self, bytes: &[u8]) {
         let (header, body) = bytes.split_at(OUT_HEADER_BYTES.min(bytes.len()));
         let length = body.len().min(self.payload_bytes);
@@ -307,8 +315,9 @@ impl FuseRing {
             let head = self.queues.atomic(self.at.sq_head).load(Ordering::Acquire);
             let tail = self.queues.atomic(self.at.sq_tail).load(Ordering::Relaxed);
             let waiting = tail.wrapping_sub(head);
-            // SAFETY: the submission names memory of this value, which lives as long as the ring (dropping the ring's descriptor
-            // ends the command); nothing in it is borrowed now (`&mut self`).
+            // SAFETY: the submission names memory of this value, which lives as long as the ring
+            // (dropping the ring's descriptor ends the command); nothing in it is borrowed now
+            // (`&mut self`).
             let entered = unsafe {
                 io_uring::io_uring_enter(&self.ring, waiting, 1, IoringEnterFlags::GETEVENTS)
             };
@@ -397,8 +406,8 @@ impl Mapping {
     /// Returns a part of it. Panics if it is none: offsets are this module's own or the kernel's.
     fn bytes(&mut self, from: usize, length: usize) -> &mut [u8] {
         assert!(from <= self.length && length <= self.length - from);
-        // SAFETY: within the mapping, which lives as long as self; borrowed as self is, and the kernel writes to it only inside
-        // `complete`, which borrows all of the ring.
+        // SAFETY: within the mapping, which lives as long as self; borrowed as self is, and the
+        // kernel writes to it only inside `complete`, which borrows all of the ring.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(from), length) }
     }
 
@@ -421,8 +430,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and no borrow of it outlives the value. What the kernel still knows of it, it
-        // looks up by address and finds gone.
+        // SAFETY: the mapping is this value's own, and no borrow of it outlives the value. What the
+        // kernel still knows of it, it looks up by address and finds gone.
         let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
     }
 }

@@ -31,8 +31,9 @@ struct Buffer {
     bytes: [u8; MAX_BYTES],
 }
 
-/// Returns the handle of an open file or directory (an `O_PATH` descriptor will do), or `None` if its file system has
-/// none that fits 128 bytes, or none that lasts: a FUSE file system numbers its files anew at each mount.
+/// Returns the handle of an open file or directory (an `O_PATH` descriptor will do), or `None` if
+/// its file system has none that fits 128 bytes, or none that lasts: a FUSE file system numbers its
+/// files anew at each mount.
 pub fn of(fd: impl AsFd) -> Result<Option<FileHandle>> {
     ask(fd.as_fd(), c"", libc::AT_EMPTY_PATH)
 }
@@ -57,8 +58,9 @@ fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>
         bytes: [0; MAX_BYTES],
     };
     let mut mount = 0;
-    // SAFETY: the path is NUL-terminated; `buffer` begins with the two fields of struct file_handle and
-    // has behind them as many bytes as `handle_bytes` says; the kernel writes no further. All live through the call.
+    // SAFETY: the path is NUL-terminated; `buffer` begins with the two fields of struct file_handle
+    // and has behind them as many bytes as `handle_bytes` says; the kernel writes no further. All
+    // live through the call.
     let done = unsafe {
         libc::name_to_handle_at(
             fd.as_raw_fd(),
@@ -92,7 +94,8 @@ fn ask(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Option<FileHandle>
     }
 }
 
-/// Opens what a handle leads to without using it (`O_PATH`). `mount` is any open file of its file system.
+/// Opens what a handle leads to without using it (`O_PATH`). `mount` is any open file of its file
+/// system.
 ///
 /// Errors: EPERM without CAP_DAC_READ_SEARCH; ESTALE if there is no such inode any more.
 pub fn open(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
@@ -104,8 +107,8 @@ pub fn open(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
     };
     let length = buffer.handle_bytes as usize;
     buffer.bytes[..length].copy_from_slice(&handle.bytes[..length]);
-    // SAFETY: `buffer` begins with the two fields of struct file_handle and has behind them as many bytes as
-    // `handle_bytes` says; the kernel only reads it, and it lives through the call.
+    // SAFETY: `buffer` begins with the two fields of struct file_handle and has behind them as many
+    // bytes as `handle_bytes` says; the kernel only reads it, and it lives through the call.
     let fd = unsafe {
         libc::open_by_handle_at(
             mount.as_raw_fd(),
@@ -121,7 +124,8 @@ pub fn open(mount: impl AsFd, handle: &FileHandle) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Returns the UUID of the file system that holds an open file, or `None` if it has none or does not tell.
+/// Returns the UUID of the file system that holds an open file, or `None` if it has none or does
+/// not tell.
 pub fn file_system_uuid(fd: impl AsFd) -> Option<[u8; 16]> {
     uuid_by_kernel(fd.as_fd()).or_else(|| uuid_by_file_system(fd.as_fd()))
 }
@@ -139,12 +143,14 @@ fn uuid_by_kernel(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
         len: 0,
         uuid: [0; 16],
     };
-    // SAFETY: the request writes one struct fsuuid2, which `answer` is and which lives through the call.
+    // SAFETY: the request writes one struct fsuuid2, which `answer` is and which lives through the
+    // call.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut answer) };
     (done == 0 && answer.len == 16).then_some(answer.uuid)
 }
 
-/// The requests that file systems have of their own: older kernels have no other, and btrfs answers no other.
+/// The requests that file systems have of their own: older kernels have no other, and btrfs answers
+/// no other.
 fn uuid_by_file_system(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
     match rustix::fs::fstatfs(fd).ok()?.f_type as u64 {
         0xef53 => ext4_uuid(fd),
@@ -169,8 +175,8 @@ fn ext4_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
         flags: 0,
         uuid: [0; 16],
     };
-    // SAFETY: the file system is ext4, so the request is its own; it writes as many bytes behind the two numbers as `len` says, which
-    // `answer` has, and which live through the call.
+    // SAFETY: the file system is ext4, so the request is its own; it writes as many bytes behind
+    // the two numbers as `len` says, which `answer` has, and which live through the call.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), EXT4_IOC_GETFSUUID, &raw mut answer) };
     (done == 0 && answer.len == 16).then_some(answer.uuid)
 }
@@ -192,8 +198,8 @@ fn xfs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
         uuid: [0; 16],
         rest: [0; 4],
     };
-    // SAFETY: the file system is XFS, so the request is its own; it writes one struct of 112 bytes, which `answer` is and which lives
-    // through the call.
+    // SAFETY: the file system is XFS, so the request is its own; it writes one struct of 112 bytes,
+    // which `answer` is and which lives through the call.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), XFS_IOC_FSGEOMETRY_V1, &raw mut answer) };
     (done == 0).then_some(answer.uuid)
 }
@@ -215,8 +221,8 @@ fn btrfs_uuid(fd: BorrowedFd<'_>) -> Option<[u8; 16]> {
         fsid: [0; 16],
         rest: [0; 992],
     };
-    // SAFETY: the file system is btrfs, so the request is its own; it writes one struct of 1024 bytes, which `answer`
-    // is and which lives through the call.
+    // SAFETY: the file system is btrfs, so the request is its own; it writes one struct of 1024
+    // bytes, which `answer` is and which lives through the call.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), BTRFS_IOC_FS_INFO, &raw mut answer) };
     (done == 0).then_some(answer.fsid)
 }

@@ -1,7 +1,8 @@
 //! Advisory locks (flock) that live as long as a value.
 //!
-//! A lock belongs to the open file description: it survives in a child that inherited the descriptor and goes when
-//! the last copy is closed, so a killed process never leaves one behind. Never lock a file SQLite has open.
+//! A lock belongs to the open file description: it survives in a child that inherited the
+//! descriptor and goes when the last copy is closed, so a killed process never leaves one behind.
+//! Never lock a file SQLite has open.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -43,7 +44,8 @@ impl Lock {
         }
     }
 
-    /// Waits at most `patience`; `None` if somebody else had it all that time. Asks every few milliseconds, so waiters have no order.
+    /// Waits at most `patience`; `None` if somebody else had it all that time. Asks every few
+    /// milliseconds, so waiters have no order.
     pub fn wait_at_most(
         fd: impl Into<OwnedFd>,
         sharing: Sharing,

@@ -1,7 +1,8 @@
 //! Mounting and unmounting: overlays in three ways, binds, moves, and taking things away again.
 //!
-//! Nothing here chooses: the caller says what to mount, where, and by which [`Method`]; what came of it is read back
-//! from the kernel. It must not know what a layer means or where a store keeps it.
+//! Nothing here chooses: the caller says what to mount, where, and by which [`Method`]; what came
+//! of it is read back from the kernel. It must not know what a layer means or where a store keeps
+//! it.
 //!
 //! Mounts made here are not shared with other namespaces unless the place they are put on is.
 
@@ -110,7 +111,8 @@ impl MountError {
         self.errno() == Some(Errno::BUSY.raw_os_error())
     }
 
-    /// True if this kernel lacks the system call or the option (ENOSYS, EINVAL, EOPNOTSUPP, ENODEV): another method may do.
+    /// True if this kernel lacks the system call or the option (ENOSYS, EINVAL, EOPNOTSUPP,
+    /// ENODEV): another method may do.
     pub fn is_unsupported(&self) -> bool {
         matches!(self, MountError::Unsupported { .. })
             || [Errno::NOSYS, Errno::INVAL, Errno::OPNOTSUPP, Errno::NODEV]
@@ -141,7 +143,8 @@ pub struct BindOptions {
     pub nodev: bool,
 }
 
-/// Shows the directory or file `source` at `target` too. Neither may be a symbolic link in its last component.
+/// Shows the directory or file `source` at `target` too. Neither may be a symbolic link in its last
+/// component.
 pub fn bind(source: &Path, target: &Path, options: BindOptions) -> Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::open(source, flags, Mode::empty())
@@ -177,10 +180,12 @@ pub fn bind_fd(source: impl AsFd, target: &Path, options: BindOptions) -> Result
     attach(&tree, target)
 }
 
-/// Returns `dir` as its own file system has it: what is mounted somewhere inside does not show, nothing can be written through it, and
-/// reading leaves access times alone. An overlay sees its layers so.
+/// Returns `dir` as its own file system has it: what is mounted somewhere inside does not show,
+/// nothing can be written through it, and reading leaves access times alone. An overlay sees its
+/// layers so.
 ///
-/// Errors: EPERM without privilege over mounts; EINVAL if, in a user namespace, something of another's is mounted inside.
+/// Errors: EPERM without privilege over mounts; EINVAL if, in a user namespace, something of
+/// another's is mounted inside.
 pub fn without_submounts(dir: &Dir) -> Result<Dir> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -190,7 +195,8 @@ pub fn without_submounts(dir: &Dir) -> Result<Dir> {
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME;
     set_attributes(tree.as_fd(), set, libc::MOUNT_ATTR__ATIME, false)
         .map_err(|e| Error::at("restrict the view of", dir.as_fd(), "", e))?;
-    // The mount itself goes when `tree` is closed; what is open in it stays usable, as after a lazy unmount.
+    // The mount itself goes when `tree` is closed; what is open in it stays usable, as after a lazy
+    // unmount.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(&tree, ".", flags, Mode::empty())
         .map_err(|e| Error::at("open", dir.as_fd(), "", e))?;
@@ -209,7 +215,8 @@ pub(crate) fn attach(tree: &OwnedFd, target: &Path) -> Result<()> {
     .map_err(|e| Error::new("mount on", target, e))
 }
 
-/// Moves a mount to another place. Errors: EINVAL if `from` is no mount point or lies in a shared mount.
+/// Moves a mount to another place. Errors: EINVAL if `from` is no mount point or lies in a shared
+/// mount.
 pub fn move_to(from: &Path, to: &Path) -> Result<()> {
     rustix::mount::move_mount(CWD, from, CWD, to, MoveMountFlags::empty())
         .map_err(|e| Error::new("move the mount to", to, e))
@@ -221,7 +228,8 @@ pub fn make_private(path: &Path) -> Result<()> {
         .map_err(|e| Error::new("make private the mount at", path, e))
 }
 
-/// As [`make_private`], for `path` and every mount beneath it. The first thing to do in a mount namespace of one's own.
+/// As [`make_private`], for `path` and every mount beneath it. The first thing to do in a mount
+/// namespace of one's own.
 pub fn make_private_recursive(path: &Path) -> Result<()> {
     rustix::mount::mount_change(
         path,
@@ -245,10 +253,11 @@ pub fn unmount(target: &Path, detach: Detach) -> Result<bool> {
     }
 }
 
-/// Takes away the mount numbered `id` if it is what shows at `target`; false if something else does.
+/// Takes away the mount numbered `id` if it is what shows at `target`; false if something else
+/// does.
 ///
-/// The mount is opened, its number compared, and the opened mount is the one taken away, so a mount made over it meanwhile
-/// stays. Always detaches, since the descriptor itself is a user.
+/// The mount is opened, its number compared, and the opened mount is the one taken away, so a mount
+/// made over it meanwhile stays. Always detaches, since the descriptor itself is a user.
 pub fn unmount_id(target: &Path, id: u64) -> Result<bool> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = match rustix::fs::open(target, flags, Mode::empty()) {
@@ -270,7 +279,8 @@ pub fn unmount_id(target: &Path, id: u64) -> Result<bool> {
     }
 }
 
-/// Detaches every mount at `path` and beneath it, topmost and deepest first; hidden ones go with those they hang on.
+/// Detaches every mount at `path` and beneath it, topmost and deepest first; hidden ones go with
+/// those they hang on.
 ///
 /// Returns how many were taken away. Mounts others add meanwhile may stay: ask again.
 pub fn unmount_all(path: &Path) -> Result<usize> {
@@ -292,7 +302,8 @@ pub fn unmount_all(path: &Path) -> Result<usize> {
     Ok(count)
 }
 
-/// True if `path` is a mount point in this namespace, by comparing mount numbers with its parent directory.
+/// True if `path` is a mount point in this namespace, by comparing mount numbers with its parent
+/// directory.
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd =
@@ -306,9 +317,11 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
     Ok(above.mnt_id != here.mnt_id || above.identity() == here.identity())
 }
 
-/// False if what is mounted at `path` was served by a process (FUSE) that has ended: every question is answered with ENOTCONN.
+/// False if what is mounted at `path` was served by a process (FUSE) that has ended: every question
+/// is answered with ENOTCONN.
 ///
-/// Waits as long as a living server takes to answer. Errors: all else that keeps the question from being put.
+/// Waits as long as a living server takes to answer. Errors: all else that keeps the question from
+/// being put.
 pub fn is_served(path: &Path) -> Result<bool> {
     // The one question that is never answered out of what the kernel remembers.
     match rustix::fs::statfs(path) {
@@ -321,9 +334,9 @@ pub fn is_served(path: &Path) -> Result<bool> {
 
 /// Returns whether a kernel overlay of this machine has `dir` for its upper directory.
 ///
-/// Asks by beginning an overlay that can't come to be: its work directory is elsewhere, which the kernel notices only after
-/// it has found the upper free. Nothing in `dir` changes. Errors: EPERM without CAP_SYS_ADMIN; whatever else kept the
-/// question from being put.
+/// Asks by beginning an overlay that can't come to be: its work directory is elsewhere, which the
+/// kernel notices only after it has found the upper free. Nothing in `dir` changes. Errors: EPERM
+/// without CAP_SYS_ADMIN; whatever else kept the question from being put.
 pub fn overlay_holds(dir: &Dir) -> Result<bool> {
     use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
     let fail = |e: Errno| Error::at("ask the kernel about", dir.as_fd(), "", e);
@@ -359,7 +372,8 @@ pub fn filesystem(fs: &str, source: &Path, target: &Path, options: &CStr) -> Res
     .map_err(|e| Error::new("mount on", target, e))
 }
 
-/// Gives a mount the flags that `options` name, as mount(8) spells them, the last word counting; whatever is no flag stays as it is.
+/// Gives a mount the flags that `options` name, as mount(8) spells them, the last word counting;
+/// whatever is no flag stays as it is.
 pub fn remount<'a>(target: &Path, options: impl Iterator<Item = &'a str>) -> Result<()> {
     use rustix::mount::MountFlags;
 
@@ -415,8 +429,9 @@ fn set_attributes(
     };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let empty = CString::default();
-    // SAFETY: the kernel reads the NUL-terminated empty string and `size_of::<MountAttr>()` bytes of `attr`, which is laid
-    // out as struct mount_attr and lives through the call; it writes nothing.
+    // SAFETY: the kernel reads the NUL-terminated empty string and `size_of::<MountAttr>()` bytes
+    // of `attr`, which is laid out as struct mount_attr and lives through the call; it writes
+    // nothing.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

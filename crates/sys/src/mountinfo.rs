@@ -1,17 +1,21 @@
 //! Who is mounted where.
 //!
-//! The table is a tree: every mount names its parent mount and the place in it. One place can carry a stack of mounts,
-//! and a mount high up can hide whole branches that are still in the table. So "is something mounted at this path?" is
-//! answered by walking down from the root as a lookup would ([`Table::chain`]), never by comparing strings alone.
+//! The table is a tree: every mount names its parent mount and the place in it. One place can carry
+//! a stack of mounts, and a mount high up can hide whole branches that are still in the table. So
+//! "is something mounted at this path?" is answered by walking down from the root as a lookup would
+//! ([`Table::chain`]), never by comparing strings alone.
 //!
-//! There are two ways to read it, with the same answer. `/proc/PID/mountinfo` (`text`, see proc_pid_mountinfo(5)) can be
-//! had everywhere, and for every process; but the kernel prints each file system's options with it, which for an overlay are
-//! the paths of all its layers, and beside hundreds of deep overlays that is most of a mount's time. listmount(2) and
-//! statmount(2) (`statmount`, Linux 6.13 for all that is needed here) tell only what is asked for. So [`read`] and [`of`]
-//! ask in the second way and fall back to the first on an older kernel, or where a seccomp filter refuses the calls; options of
-//! a file system are asked for mount by mount ([`Mount::fs_options`]).
+//! There are two ways to read it, with the same answer. `/proc/PID/mountinfo` (`text`, see
+//! proc_pid_mountinfo(5)) can be had everywhere, and for every process; but the kernel prints each
+//! file system's options with it, which for an overlay are the paths of all its layers, and beside
+//! hundreds of deep overlays that is most of a mount's time. listmount(2) and statmount(2)
+//! (`statmount`, Linux 6.13 for all that is needed here) tell only what is asked for. So [`read`]
+//! and [`of`] ask in the second way and fall back to the first on an older kernel, or where a
+//! seccomp filter refuses the calls; options of a file system are asked for mount by mount
+//! ([`Mount::fs_options`]).
 //!
-//! Paths are bytes. A table is a moment's picture: mounts may come and go the moment after, so act on it and check again.
+//! Paths are bytes. A table is a moment's picture: mounts may come and go the moment after, so act
+//! on it and check again.
 
 mod holders;
 mod statmount;
@@ -37,8 +41,8 @@ pub use text::parse;
 pub struct Mount {
     /// The mount's number; used again after it is gone.
     pub id: u64,
-    /// The number of the mount it sits on. The parent of what the reader has for its root is not in the table, or is the
-    /// mount itself.
+    /// The number of the mount it sits on. The parent of what the reader has for its root is not in
+    /// the table, or is the mount itself.
     pub parent: u64,
     /// Major and minor number of the file system's device, as in `st_dev`.
     pub dev: (u32, u32),
@@ -94,7 +98,8 @@ impl Mount {
 
     /// Returns the options of the file system as they are now.
     ///
-    /// Those of an overlay can be long: ask for those only that are needed. Errors: not found if the mount is gone.
+    /// Those of an overlay can be long: ask for those only that are needed. Errors: not found if
+    /// the mount is gone.
     pub fn fs_options(&self) -> Result<FsOptions> {
         match &self.fs_options {
             Known::Told(options) => Ok(options.clone()),
@@ -104,12 +109,14 @@ impl Mount {
     }
 }
 
-/// The options of a file system but for `rw` and `ro`, comma-separated, still escaped as the file system prints them.
+/// The options of a file system but for `rw` and `ro`, comma-separated, still escaped as the file
+/// system prints them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FsOptions(OsString);
 
 impl FsOptions {
-    /// Returns the value of option `name`, unescaped: `Some("")` if it has no value, `None` if it is not there.
+    /// Returns the value of option `name`, unescaped: `Some("")` if it has no value, `None` if it
+    /// is not there.
     pub fn get(&self, name: &str) -> Option<OsString> {
         self.all(name).next()
     }
@@ -138,7 +145,8 @@ pub fn read() -> Result<Table> {
     }
 }
 
-/// Returns the mount that `fd` lies on (an `O_PATH` descriptor will do); `None` if it is not among those this process sees.
+/// Returns the mount that `fd` lies on (an `O_PATH` descriptor will do); `None` if it is not among
+/// those this process sees.
 ///
 /// Costs the same beside any number of mounts, where the kernel is new enough.
 pub fn of(fd: impl AsFd) -> Result<Option<Mount>> {
@@ -149,7 +157,8 @@ pub fn of(fd: impl AsFd) -> Result<Option<Mount>> {
     }
 }
 
-/// Reads the mounts another process sees. Errors: not found if it is gone, denied if it is not ours to ask.
+/// Reads the mounts another process sees. Errors: not found if it is gone, denied if it is not ours
+/// to ask.
 pub fn read_of(pid: u32) -> Result<Table> {
     text::read_of(pid)
 }

@@ -1,16 +1,16 @@
 //! What the mode of a user's own file keeps from its owner, done by a process that may do it.
 //!
-//! An owner can't list a directory of mode 0300, make a name in one of mode 0555 or read an attribute
-//! of a file of mode 0, and yet may do all of that after a chmod. A server that shows a union to a
-//! plain user must not do that chmod, neither in a lower layer nor, for a moment, in the upper one.
-//! Root has CAP_DAC_OVERRIDE and needs none, and in a user namespace of their own all users have that
-//! capability over inodes whose owner and group are theirs (user_namespaces(7)).
+//! An owner can't list a directory of mode 0300, make a name in one of mode 0555 or read an
+//! attribute of a file of mode 0, and yet may do all of that after a chmod. A server that shows a
+//! union to a plain user must not do that chmod, neither in a lower layer nor, for a moment, in the
+//! upper one. Root has CAP_DAC_OVERRIDE and needs none, and in a user namespace of their own all
+//! users have that capability over inodes whose owner and group are theirs (user_namespaces(7)).
 //!
 //! So one small process, the assistant, lives in such a namespace. The first call that fails with
 //! EACCES starts it; it does the call again and hands back what it opened. Nobody gains a right: it
-//! reaches nothing but what its user could reach after a chmod. It is the same program started again
-//! ([`enable`]), which calls [`assist`] at once; it keeps no descriptor but its end of a socket, and
-//! ends with the other end.
+//! reaches nothing but what its user could reach after a chmod. It is the same program started
+//! again ([`enable`]), which calls [`assist`] at once; it keeps no descriptor but its end of a
+//! socket, and ends with the other end.
 //!
 //! Where plain users may have no user namespaces, what failed stays failed.
 
@@ -62,14 +62,16 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It ends when the socket is closed; a signal ends it before that, and one that has ended is only waited for.
+        // It ends when the socket is closed; a signal ends it before that, and one that has ended
+        // is only waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// From now on, what fails for want of permission in this process is tried again by an assistant, if this process lacks the
-/// capability that it would need. `start` makes the command that starts this program so that it calls [`assist`] at once.
+/// From now on, what fails for want of permission in this process is tried again by an assistant,
+/// if this process lacks the capability that it would need. `start` makes the command that starts
+/// this program so that it calls [`assist`] at once.
 pub fn enable(start: fn() -> Command) {
     let may = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::DAC_OVERRIDE));
@@ -87,7 +89,8 @@ fn assistant() -> MutexGuard<'static, Option<Assistant>> {
     crate::sync::lock(&ASSISTANT)
 }
 
-/// Opens `path` in `dir` again after `errno`; the empty path is `dir` itself, which may be an `O_PATH` descriptor.
+/// Opens `path` in `dir` again after `errno`; the empty path is `dir` itself, which may be an
+/// `O_PATH` descriptor.
 pub(crate) fn open(errno: Errno, dir: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Done<OwnedFd> {
     open_beneath(errno, dir, path, flags, ResolveFlags::empty())
 }
@@ -355,15 +358,18 @@ fn ask(socket: BorrowedFd<'_>, fds: &[BorrowedFd<'_>], call: &Call<'_>) -> Done<
     })
 }
 
-/// Becomes the assistant: leaves the user namespace and does what is asked on standard input until its other end is closed.
+/// Becomes the assistant: leaves the user namespace and does what is asked on standard input until
+/// its other end is closed.
 ///
-/// To be called first thing in a program started by what [`enable`] was given, while it has one thread. Returns only with an error.
+/// To be called first thing in a program started by what [`enable`] was given, while it has one
+/// thread. Returns only with an error.
 pub fn assist() -> Result<Infallible> {
     let here = Path::new("/proc/self");
     let fail = |op: &'static str, e: std::io::Error| Error::new(op, here, e);
     let uid = rustix::process::geteuid().as_raw();
     let gid = rustix::process::getegid().as_raw();
-    // SAFETY: the flag does not unshare the descriptor table, which is what the function's contract is about.
+    // SAFETY: the flag does not unshare the descriptor table, which is what the function's contract
+    // is about.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) }
         .map_err(|e| fail("leave the user namespace of", e.into()))?;
     let write = |file: &str, text: &str| {

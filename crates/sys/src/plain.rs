@@ -1,14 +1,17 @@
 //! Files and directories of a store, opened as what they must be and as nothing else.
 //!
-//! A store's own paths are trusted only as far as their owner keeps them: a disk that went bad, a backup put back wrongly or another
-//! user may leave a named pipe where a record was, or a symbolic link where the trash was. Opening the first hangs, deleting through
-//! the second empties some other directory. So every path here is resolved without following a single symbolic link (`openat2` with
-//! `RESOLVE_NO_SYMLINKS`), what is found is looked at before it is opened (`O_PATH`), and only a regular file or a directory is opened
-//! at all: no pipe is waited for and no device is woken. What is read whole has a limit. See openat2(2), CVE-2019-5736 and its kin.
+//! A store's own paths are trusted only as far as their owner keeps them: a disk that went bad, a
+//! backup put back wrongly or another user may leave a named pipe where a record was, or a symbolic
+//! link where the trash was. Opening the first hangs, deleting through the second empties some
+//! other directory. So every path here is resolved without following a single symbolic link
+//! (`openat2` with `RESOLVE_NO_SYMLINKS`), what is found is looked at before it is opened
+//! (`O_PATH`), and only a regular file or a directory is opened at all: no pipe is waited for and
+//! no device is woken. What is read whole has a limit. See openat2(2), CVE-2019-5736 and its kin.
 //!
-//! Paths are absolute and have no symbolic links in them, as `canonicalize` gives them; a link that turns up in one later is refused.
-//! A path that is reached through links on purpose (below `/run`, say) is opened with [`Links::InParents`]: then only the last component
-//! may not be one. What a tree holds that was filled by others is none of this module's: see [`crate::rooted`].
+//! Paths are absolute and have no symbolic links in them, as `canonicalize` gives them; a link that
+//! turns up in one later is refused. A path that is reached through links on purpose (below `/run`,
+//! say) is opened with [`Links::InParents`]: then only the last component may not be one. What a
+//! tree holds that was filled by others is none of this module's: see [`crate::rooted`].
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -57,8 +60,8 @@ fn article(kind: FileKind) -> &'static str {
 #[error("it is longer than {0} bytes")]
 struct TooLong(u64);
 
-/// True if the error says that something stands where a thing of another kind must be: a pipe or a link for a file, a file for a
-/// directory, a link on the way there, or a file of absurd length.
+/// True if the error says that something stands where a thing of another kind must be: a pipe or a
+/// link for a file, a file for a directory, a link on the way there, or a file of absurd length.
 pub fn is_wrong_kind(error: &Error) -> bool {
     let own = error
         .source
@@ -73,11 +76,13 @@ pub fn wrong_kind(op: &'static str, path: &Path, found: FileKind, wanted: FileKi
     Error::new(op, path, source)
 }
 
-/// Opens whatever is at `path` as a handle (`O_PATH`), and says what it is. A link as the last component is itself opened.
+/// Opens whatever is at `path` as a handle (`O_PATH`), and says what it is. A link as the last
+/// component is itself opened.
 fn look(op: &'static str, path: &Path, links: Links) -> Result<(OwnedFd, Stat)> {
     let (dir, name) = match links {
         Links::InParents => (None, path.as_os_str()),
-        // The last component of a path that is resolved without links can't be looked at if it is one.
+        // The last component of a path that is resolved without links can't be looked at if it is
+        // one.
         Links::Nowhere => match (path.parent(), path.file_name()) {
             (Some(parent), Some(name)) => (Some(parent_dir(op, path, parent)?), name),
             _ => (None, path.as_os_str()),
@@ -155,7 +160,8 @@ pub fn open_or_create(path: &Path, mode: u32, links: Links) -> Result<File> {
     Err(Error::new("create", path, Errno::AGAIN))
 }
 
-/// Makes a regular file that must not be there yet, open for reading and writing. Errors: EEXIST, also for a dangling link.
+/// Makes a regular file that must not be there yet, open for reading and writing. Errors: EEXIST,
+/// also for a dangling link.
 pub fn create(path: &Path, mode: u32, links: Links) -> Result<File> {
     let (dir, name) = place("create", path, links)?;
     dir.create_file(name, mode)
@@ -175,7 +181,8 @@ pub fn dir(path: &Path, links: Links) -> Result<Dir> {
     Dir::from_fd(fd)
 }
 
-/// Returns the attributes of what is at `path`, a link's own if it is one; `None` if nothing is there.
+/// Returns the attributes of what is at `path`, a link's own if it is one; `None` if nothing is
+/// there.
 pub fn stat(path: &Path) -> Result<Option<Stat>> {
     match look("look at", path, Links::Nowhere) {
         Ok((_, stat)) => Ok(Some(stat)),
@@ -200,14 +207,16 @@ pub fn read(path: &Path, limit_bytes: u64, links: Links) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes a small file whose loss does no harm over what it held before, making it with `mode` if need be. Not durable, not atomic.
+/// Writes a small file whose loss does no harm over what it held before, making it with `mode` if
+/// need be. Not durable, not atomic.
 pub fn overwrite(path: &Path, bytes: &[u8], mode: u32, links: Links) -> Result<()> {
     let mut file = open_or_create(path, mode, links)?;
     let written = file.set_len(0).and_then(|()| file.write_all(bytes));
     written.map_err(|e| Error::new("write", path, e))
 }
 
-/// Moves `from` to `to`, replacing what is there; a link that is either is itself moved or replaced.
+/// Moves `from` to `to`, replacing what is there; a link that is either is itself moved or
+/// replaced.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     let (from_dir, from_name) = place("move", from, Links::Nowhere)?;
     let (to_dir, to_name) = place("move to", to, Links::Nowhere)?;

@@ -1,8 +1,9 @@
 //! What this kernel and a directory can do, found out by trying.
 //!
-//! Version numbers lie (features are ported back, switched off, forbidden by a sandbox), so everything that can be tried
-//! is tried: overlays are built but never attached, files are made in a directory of our own that is removed again.
-//! Nothing stays behind, and nothing but plain values comes out; what to make of them is the caller's decision.
+//! Version numbers lie (features are ported back, switched off, forbidden by a sandbox), so
+//! everything that can be tried is tried: overlays are built but never attached, files are made in
+//! a directory of our own that is removed again. Nothing stays behind, and nothing but plain values
+//! comes out; what to make of them is the caller's decision.
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -46,7 +47,8 @@ pub struct KernelFacts {
 /// What can be done in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirFacts {
-    /// The file system's common name, by its magic number: `extfs`, `xfs`, `btrfs`, `overlayfs`, ...
+    /// The file system's common name, by its magic number: `extfs`, `xfs`, `btrfs`, `overlayfs`,
+    /// ...
     pub fs_name: String,
     /// The file system's magic number.
     pub fs_magic: u64,
@@ -113,7 +115,8 @@ pub fn has_fuse() -> bool {
         .is_ok()
 }
 
-/// Finds out what the kernel can do. Takes well under a millisecond; can't fail: what can't be had is false.
+/// Finds out what the kernel can do. Takes well under a millisecond; can't fail: what can't be had
+/// is false.
 pub fn kernel() -> KernelFacts {
     let parameter = |name: &str| {
         std::fs::read(format!("/sys/module/overlay/parameters/{name}"))
@@ -133,8 +136,9 @@ pub fn kernel() -> KernelFacts {
         && let Ok(root) = rustix::fs::open("/", flags, Mode::empty())
     {
         facts.has_overlay = true;
-        // Before Linux 6.5 overlayfs has no options of its own here: anything is taken, and refused at the mount only. Since then a layer without
-        // a path is refused at once, and that is told to who asks alone, not to the kernel's log.
+        // Before Linux 6.5 overlayfs has no options of its own here: anything is taken, and refused
+        // at the mount only. Since then a layer without a path is refused at once, and that is told
+        // to who asks alone, not to the kernel's log.
         facts.has_lowerdir_plus = rustix::mount::fsconfig_set_string(&context, "lowerdir+", "/")
             .is_ok()
             && rustix::mount::fsconfig_set_flag(&context, "lowerdir+").is_err();
@@ -148,7 +152,8 @@ pub fn kernel() -> KernelFacts {
     facts
 }
 
-/// Finds out what can be done in the directory `path`, by doing it in a directory made in it and removed again.
+/// Finds out what can be done in the directory `path`, by doing it in a directory made in it and
+/// removed again.
 ///
 /// Takes some milliseconds. Errors: `path` can't be opened, or nothing can be made in it.
 pub fn directory(path: &Path) -> Result<DirFacts> {
@@ -162,7 +167,8 @@ pub fn directory(path: &Path) -> Result<DirFacts> {
     Ok(facts)
 }
 
-/// Tells whether overlayfs's whiteout, the character device 0:0, can be made in `dir`. Tried, and taken away again.
+/// Tells whether overlayfs's whiteout, the character device 0:0, can be made in `dir`. Tried, and
+/// taken away again.
 ///
 /// Costs two calls, where [`directory`] tries everything.
 pub fn takes_whiteouts(dir: &Dir) -> Result<bool> {
@@ -180,7 +186,8 @@ pub fn takes_whiteouts(dir: &Dir) -> Result<bool> {
     }
 }
 
-/// Says of the directory `path` what can be seen without making anything in it: for a disk that is full or read-only.
+/// Says of the directory `path` what can be seen without making anything in it: for a disk that is
+/// full or read-only.
 ///
 /// What could only be tried counts as not to be had, and `why` says so in the overlay's refusal.
 pub fn directory_untried(path: &Path, why: &Error) -> Result<DirFacts> {
@@ -278,7 +285,8 @@ fn try_overlays(
     }
     // Without the attributes the kernel mounts all the same, and then has nowhere to put its marks.
     if trusted_xattrs {
-        // All at once first: taking an overlay down costs milliseconds, and most file systems can do everything.
+        // All at once first: taking an overlay down costs milliseconds, and most file systems can
+        // do everything.
         let all = Trial::new(probe, "all")?;
         match all.mount(&["redirect_dir=on", "metacopy=on", "xino=on", "index=on"]) {
             Ok(merged) => {
@@ -339,7 +347,8 @@ impl Trial {
         Ok(Trial { top })
     }
 
-    /// Builds the overlay with options (`name=value` or a flag); gives what the kernel said if it refuses.
+    /// Builds the overlay with options (`name=value` or a flag); gives what the kernel said if it
+    /// refuses.
     fn mount(&self, options: &[&str]) -> std::result::Result<OwnedFd, String> {
         let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|e| e.to_string())?;
@@ -353,7 +362,8 @@ impl Trial {
                     None => rustix::mount::fsconfig_set_flag(&context, *option)?,
                 }
             }
-            // Two lowers in one old-fashioned option and paths as short as can be: every kernel takes that.
+            // Two lowers in one old-fashioned option and paths as short as can be: every kernel
+            // takes that.
             let at = |name: &str| format!("/proc/self/fd/{}/{name}", self.top.as_fd().as_raw_fd());
             let lowers = format!("{}:{}", at("lower"), at("base"));
             rustix::mount::fsconfig_set_string(&context, "lowerdir", lowers)?;
@@ -377,12 +387,14 @@ impl Trial {
         })
     }
 
-    /// Where an index can't be had the mount succeeds without it; the directory it is kept in tells.
+    /// Where an index can't be had the mount succeeds without it; the directory it is kept in
+    /// tells.
     fn keeps_index(&self) -> bool {
         self.top.open_dir("work/index").is_ok()
     }
 
-    /// Renames a lower directory and changes a lower file's mode through the overlay, and looks at the marks left.
+    /// Renames a lower directory and changes a lower file's mode through the overlay, and looks at
+    /// the marks left.
     fn change(&self, merged: OwnedFd, facts: &mut OverlayFacts) -> Result<()> {
         let root = rustix::fs::openat(
             &merged,
@@ -417,10 +429,12 @@ pub fn fs_name_of(path: &Path) -> Result<String> {
     Ok(fs_name(statfs.f_type as u64 & 0xffff_ffff))
 }
 
-/// True if several machines may have a file system of that name, as [`fs_name_of`] gives it, mounted at once.
+/// True if several machines may have a file system of that name, as [`fs_name_of`] gives it,
+/// mounted at once.
 ///
-/// There locks hold among the processes of one machine at best, memory is not shared, and the kernel's overlay takes no upper
-/// directory, because nothing can be renamed and leave a whiteout (RENAME_WHITEOUT) in one step.
+/// There locks hold among the processes of one machine at best, memory is not shared, and the
+/// kernel's overlay takes no upper directory, because nothing can be renamed and leave a whiteout
+/// (RENAME_WHITEOUT) in one step.
 pub fn is_network(fs_name: &str) -> bool {
     ["nfs", "smb", "cifs", "smb2", "ceph", "v9fs", "afs"].contains(&fs_name)
 }

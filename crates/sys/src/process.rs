@@ -1,7 +1,8 @@
 //! What this process may do to a tree, as far as its user and user namespace decide.
 //!
-//! Read once, after the process has entered the namespaces it works in, and passed on as a value: two readings in one verb could not differ, but each
-//! is a call of the system, and a function that asks by itself can't be tried with another answer.
+//! Read once, after the process has entered the namespaces it works in, and passed on as a value:
+//! two readings in one verb could not differ, but each is a call of the system, and a function that
+//! asks by itself can't be tried with another answer.
 
 use vellum_format::Prefix;
 
@@ -12,7 +13,8 @@ use crate::userns;
 pub struct Process {
     /// The effective user, as numbered in its user namespace.
     pub uid: u32,
-    /// Its user namespace is the first, where ids are what they are, and devices and `trusted.*` attributes can be had.
+    /// Its user namespace is the first, where ids are what they are, and devices and `trusted.*`
+    /// attributes can be had.
     pub in_first_namespace: bool,
 }
 

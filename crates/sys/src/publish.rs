@@ -1,7 +1,7 @@
 //! Makes things durable, and makes them visible only once they are.
 //!
-//! The order is always: write, sync the file, rename, sync the directory. A crash leaves a temporary name starting
-//! with `.tmp-`, never half a file under the real one.
+//! The order is always: write, sync the file, rename, sync the directory. A crash leaves a
+//! temporary name starting with `.tmp-`, never half a file under the real one.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -41,14 +41,15 @@ pub fn sync_file(file: impl AsFd) -> Result<()> {
     rustix::fs::fsync(fd).map_err(|e| Error::at("sync", fd, "", e))
 }
 
-/// What it takes that a file's bytes are on disk before anything that is done to its inode or names afterwards; with it, whether
-/// inodes and names come to disk in the order in which they were changed. The only place that knows this of file systems.
+/// What it takes that a file's bytes are on disk before anything that is done to its inode or names
+/// afterwards; with it, whether inodes and names come to disk in the order in which they were
+/// changed. The only place that knows this of file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataOrder {
     /// Nothing: the file system is in memory.
     InMemory,
-    /// The bytes written out: their extents and the size are in the journal then, before what comes later. Names and inodes are in that
-    /// journal, too, in the order of their changes.
+    /// The bytes written out: their extents and the size are in the journal then, before what comes
+    /// later. Names and inodes are in that journal, too, in the order of their changes.
     WrittenOut,
     /// An fsync, and one for each inode and directory.
     Synced,
@@ -56,8 +57,9 @@ pub enum DataOrder {
 
 /// Returns what it takes on the file system that holds `fd`; an fsync where that is not known.
 ///
-/// Written out is enough on ext4 with a journal and on xfs: both report the end of writing only when size and extents have
-/// joined the journal, and flush the disk's own cache before a later entry counts.
+/// Written out is enough on ext4 with a journal and on xfs: both report the end of writing only
+/// when size and extents have joined the journal, and flush the disk's own cache before a later
+/// entry counts.
 pub fn data_order(fd: impl AsFd) -> Result<DataOrder> {
     const EXT4: u64 = 0xef53;
     const XFS: u64 = 0x5846_5342;
@@ -88,7 +90,8 @@ fn has_journal(dev: u64) -> bool {
     std::fs::read_to_string(task).is_ok_and(|task| task.trim().parse::<u32>().is_ok())
 }
 
-/// Makes sure that a crash of the machine never shows a later change of this file's names or xattrs without the bytes it has now.
+/// Makes sure that a crash of the machine never shows a later change of this file's names or xattrs
+/// without the bytes it has now.
 ///
 /// Not durable on return, but for [`DataOrder::Synced`]: a crash may undo both.
 pub fn order_data(file: impl AsFd, order: DataOrder) -> Result<()> {
@@ -100,7 +103,8 @@ pub fn order_data(file: impl AsFd, order: DataOrder) -> Result<()> {
             let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
                 | libc::SYNC_FILE_RANGE_WRITE
                 | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-            // SAFETY: the call takes a descriptor, which `file` keeps open for its length, and numbers; no memory is shared.
+            // SAFETY: the call takes a descriptor, which `file` keeps open for its length, and
+            // numbers; no memory is shared.
             match unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, flags) } {
                 0 => Ok(()),
                 _ => {
@@ -112,11 +116,12 @@ pub fn order_data(file: impl AsFd, order: DataOrder) -> Result<()> {
     }
 }
 
-/// Makes sure that a crash of the machine never shows a later change of names without this inode as it is now: its attributes, xattrs
-/// and size, and a directory's own names.
+/// Makes sure that a crash of the machine never shows a later change of names without this inode as
+/// it is now: its attributes, xattrs and size, and a directory's own names.
 ///
-/// An fsync where no order is known, and nothing elsewhere: what keeps bytes in order ([`DataOrder`]) has inodes and names in one
-/// log. btrfs has not: a directory's fsync brings its new names to disk, and of the files they lead to neither bytes nor size.
+/// An fsync where no order is known, and nothing elsewhere: what keeps bytes in order
+/// ([`DataOrder`]) has inodes and names in one log. btrfs has not: a directory's fsync brings its
+/// new names to disk, and of the files they lead to neither bytes nor size.
 pub fn order_inode(file: impl AsFd, order: DataOrder) -> Result<()> {
     match order {
         DataOrder::InMemory | DataOrder::WrittenOut => Ok(()),
@@ -129,24 +134,27 @@ pub fn sync_dir(dir: &Dir) -> Result<()> {
     sync_file(dir)
 }
 
-/// Makes everything on the file system that holds `fd` durable (syncfs). Errors of earlier writeback are reported.
+/// Makes everything on the file system that holds `fd` durable (syncfs). Errors of earlier
+/// writeback are reported.
 ///
-/// On a FUSE mount the kernel returns at once without asking the server: sync what lies below instead.
+/// On a FUSE mount the kernel returns at once without asking the server: sync what lies below
+/// instead.
 pub fn sync_fs(fd: impl AsFd) -> Result<()> {
     let fd = fd.as_fd();
     rustix::fs::syncfs(fd).map_err(|e| Error::at("sync the file system of", fd, "", e))
 }
 
-/// Asks the kernel to begin writing `length` bytes of a file from `offset` on to disk (0: up to its end), and does not
-/// wait for it.
+/// Asks the kernel to begin writing `length` bytes of a file from `offset` on to disk (0: up to its
+/// end), and does not wait for it.
 ///
-/// Promises nothing: it only leaves less to do for the sync that does. So it has no error either; where a file system
-/// can't, or the disk fails, that sync says so.
+/// Promises nothing: it only leaves less to do for the sync that does. So it has no error either;
+/// where a file system can't, or the disk fails, that sync says so.
 pub fn start_writeback(file: impl AsFd, offset: u64, length: u64) {
     let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else {
         return;
     };
-    // SAFETY: the call takes a descriptor, which `file` keeps open for its length, and numbers; no memory is shared.
+    // SAFETY: the call takes a descriptor, which `file` keeps open for its length, and numbers; no
+    // memory is shared.
     unsafe {
         libc::sync_file_range(
             file.as_fd().as_raw_fd(),

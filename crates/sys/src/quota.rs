@@ -1,8 +1,9 @@
 //! Project quotas: a limit on everything beneath a directory, kept by xfs and ext4 themselves.
 //!
-//! A directory is given a project number which what is made in it inherits; the file system counts blocks and inodes by
-//! that number and refuses more than the limit with EDQUOT (xfs: ENOSPC). Which numbers are free is the caller's
-//! knowledge. Limits are set through `quotactl_fd` (Linux 5.14), which needs no device node.
+//! A directory is given a project number which what is made in it inherits; the file system counts
+//! blocks and inodes by that number and refuses more than the limit with EDQUOT (xfs: ENOSPC).
+//! Which numbers are free is the caller's knowledge. Limits are set through `quotactl_fd` (Linux
+//! 5.14), which needs no device node.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -110,9 +111,11 @@ pub fn project(fd: impl AsFd) -> Result<u32> {
         .projid)
 }
 
-/// Gives `to` the project number of `from`, and for a directory whether what is made in it inherits that.
+/// Gives `to` the project number of `from`, and for a directory whether what is made in it inherits
+/// that.
 ///
-/// Does nothing if it is the default project. Errors: EPERM outside the initial user namespace; ENOTTY, EOPNOTSUPP where there are no projects.
+/// Does nothing if it is the default project. Errors: EPERM outside the initial user namespace;
+/// ENOTTY, EOPNOTSUPP where there are no projects.
 pub fn carry_project(from: impl AsFd, to: impl AsFd) -> Result<()> {
     let (from, to) = (from.as_fd(), to.as_fd());
     let carry = || {
@@ -123,7 +126,8 @@ pub fn carry_project(from: impl AsFd, to: impl AsFd) -> Result<()> {
         let mut attr = get_fsxattr(to)?;
         attr.projid = source.projid;
         attr.xflags |= source.xflags & XFLAG_PROJINHERIT;
-        // SAFETY: FS_IOC_FSSETXATTR reads one struct fsxattr, which `attr` is and which lives through the call.
+        // SAFETY: FS_IOC_FSSETXATTR reads one struct fsxattr, which `attr` is and which lives
+        // through the call.
         let done = unsafe { libc::ioctl(to.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attr) };
         result(done.into())
     };
@@ -132,27 +136,31 @@ pub fn carry_project(from: impl AsFd, to: impl AsFd) -> Result<()> {
 
 /// Gives an open file or directory the project number `id`; what is made in it is as it was before.
 ///
-/// Errors: EPERM outside the initial user namespace; ENOTTY, EOPNOTSUPP where there are no projects.
+/// Errors: EPERM outside the initial user namespace; ENOTTY, EOPNOTSUPP where there are no
+/// projects.
 pub fn give_project(fd: impl AsFd, id: u32) -> Result<()> {
     let fd = fd.as_fd();
     let give = || {
         let mut attr = get_fsxattr(fd)?;
         attr.projid = id;
-        // SAFETY: FS_IOC_FSSETXATTR reads one struct fsxattr, which `attr` is and which lives through the call.
+        // SAFETY: FS_IOC_FSSETXATTR reads one struct fsxattr, which `attr` is and which lives
+        // through the call.
         let done = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attr) };
         result(done.into())
     };
     give().map_err(|e| Error::at("set the project of", fd, "", e))
 }
 
-/// Gives an open directory the project number `id`, which everything made in it from now on inherits.
+/// Gives an open directory the project number `id`, which everything made in it from now on
+/// inherits.
 pub fn set_project(fd: impl AsFd, id: u32) -> Result<()> {
     let fd = fd.as_fd();
     let set = || {
         let mut attr = get_fsxattr(fd)?;
         attr.projid = id;
         attr.xflags |= XFLAG_PROJINHERIT;
-        // SAFETY: FS_IOC_FSSETXATTR reads one struct fsxattr, which `attr` is and which lives through the call.
+        // SAFETY: FS_IOC_FSSETXATTR reads one struct fsxattr, which `attr` is and which lives
+        // through the call.
         let done = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attr) };
         result(done.into())
     };
@@ -198,7 +206,8 @@ pub fn is_held() -> bool {
     !sets.is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE))
 }
 
-/// Makes quotas hold for this thread, and for threads and processes that it starts later: CAP_SYS_RESOURCE is no longer in effect.
+/// Makes quotas hold for this thread, and for threads and processes that it starts later:
+/// CAP_SYS_RESOURCE is no longer in effect.
 ///
 /// The kernel's overlay does the same before it writes for others. Errors: none is known.
 pub fn hold() -> Result<()> {
@@ -217,7 +226,8 @@ const _: () = assert!(size_of::<FsXattr>() == 28);
 
 fn get_fsxattr(fd: BorrowedFd<'_>) -> rustix::io::Result<FsXattr> {
     let mut attr = FsXattr::default();
-    // SAFETY: FS_IOC_FSGETXATTR writes one struct fsxattr into `attr`, which is exactly that and borrowed for the call.
+    // SAFETY: FS_IOC_FSGETXATTR writes one struct fsxattr into `attr`, which is exactly that and
+    // borrowed for the call.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attr) };
     result(done.into())?;
     Ok(attr)
@@ -230,8 +240,9 @@ fn quotactl_fd(
     data: *mut libc::c_void,
 ) -> rustix::io::Result<()> {
     let command = command << 8 | PROJECT;
-    // SAFETY: `data` points to the live, exclusively borrowed structure that this command reads or fills (the callers pass
-    // `DqBlk` for Q_GETQUOTA and Q_SETQUOTA, `QuotaStat`, larger than the kernel's, for Q_XGETQSTATV).
+    // SAFETY: `data` points to the live, exclusively borrowed structure that this command reads or
+    // fills (the callers pass `DqBlk` for Q_GETQUOTA and Q_SETQUOTA, `QuotaStat`, larger than the
+    // kernel's, for Q_XGETQSTATV).
     let done = unsafe { libc::syscall(libc::SYS_quotactl_fd, fd.as_raw_fd(), command, id, data) };
     result(done)
 }

@@ -8,7 +8,8 @@ pub fn hex(digits: usize) -> String {
     text(digits, DIGITS)
 }
 
-/// Returns `len` characters drawn evenly from `alphabet` (its length must divide 256, or the draw is uneven).
+/// Returns `len` characters drawn evenly from `alphabet` (its length must divide 256, or the draw
+/// is uneven).
 pub fn text(len: usize, alphabet: &[u8]) -> String {
     bytes(len)
         .into_iter()

@@ -1,13 +1,15 @@
 //! Directories held by descriptor, and everything done to names in them.
 //!
-//! This is how a tree somebody else filled is touched safely: a [`Dir`] is opened once from a path we trust, and from
-//! there every step is one component given to a descriptor and not followed, or `openat2` with
-//! `RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS`. No path string is resolved twice, so swapping a
-//! directory for a symbolic link between check and use gains nothing.
+//! This is how a tree somebody else filled is touched safely: a [`Dir`] is opened once from a path
+//! we trust, and from there every step is one component given to a descriptor and not followed, or
+//! `openat2` with `RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS`. No path string
+//! is resolved twice, so swapping a directory for a symbolic link between check and use gains
+//! nothing.
 //!
-//! Invariants: a name given to a one-name operation is not empty, `.`, `..` and has no `/` or NUL in it, or the operation
-//! fails with EINVAL before the kernel sees it. Modes given when something is made are subject to the umask;
-//! `set_mode` is not. Nothing here is durable before [`Dir::sync`] (or a sync of the file system).
+//! Invariants: a name given to a one-name operation is not empty, `.`, `..` and has no `/` or NUL
+//! in it, or the operation fails with EINVAL before the kernel sees it. Modes given when something
+//! is made are subject to the umask; `set_mode` is not. Nothing here is durable before
+//! [`Dir::sync`] (or a sync of the file system).
 
 mod attributes;
 mod remove;
@@ -109,8 +111,8 @@ impl Dir {
         Ok(Dir { fd })
     }
 
-    /// Returns the path the kernel knows for this directory, for messages and for callers outside (never reopen it to
-    /// get back here).
+    /// Returns the path the kernel knows for this directory, for messages and for callers outside
+    /// (never reopen it to get back here).
     pub fn path(&self) -> Option<PathBuf> {
         crate::error::fd_path(self.fd.as_fd())
     }
@@ -126,8 +128,8 @@ impl Dir {
         Ok(Dir { fd })
     }
 
-    /// Opens a directory as [`Dir::open_dir`] does, to list it without leaving a trace: its access time stays, unless it is
-    /// another user's and this process may not ask for that.
+    /// Opens a directory as [`Dir::open_dir`] does, to list it without leaving a trace: its access
+    /// time stays, unless it is another user's and this process may not ask for that.
     pub fn open_dir_quietly(&self, path: impl AsRef<Path>) -> Result<Dir> {
         let path = path.as_ref();
         match self.open_beneath(path, DIR_FLAGS | OFlags::NOATIME) {
@@ -148,8 +150,8 @@ impl Dir {
         Ok(Dir { fd })
     }
 
-    /// Opens a directory that need not be one that may be listed: what it is and has can be asked, and
-    /// its names if it may be passed through.
+    /// Opens a directory that need not be one that may be listed: what it is and has can be asked,
+    /// and its names if it may be passed through.
     pub fn open_dir_unlisted(&self, path: impl AsRef<Path>) -> Result<Dir> {
         let path = path.as_ref();
         let fd = self
@@ -163,8 +165,9 @@ impl Dir {
 
     /// Opens a regular file beneath this directory for reading.
     ///
-    /// Errors: ELOOP or EINVAL for symbolic links, EINVAL for anything else that is no regular file: a fifo does not block and a
-    /// device is not woken, since what it is is known before it is opened.
+    /// Errors: ELOOP or EINVAL for symbolic links, EINVAL for anything else that is no regular
+    /// file: a fifo does not block and a device is not woken, since what it is is known before it
+    /// is opened.
     pub fn open_file(&self, path: impl AsRef<Path>) -> Result<File> {
         self.open_file_for(path, Access::Read)
     }
@@ -181,7 +184,8 @@ impl Dir {
         if !crate::stat::stat_fd(&found)?.is_file() {
             return Err(self.fail("open as a regular file", path, Errno::INVAL));
         }
-        // The magic link leads to the very inode that was looked at, whatever its name means by now.
+        // The magic link leads to the very inode that was looked at, whatever its name means by
+        // now.
         let magic = format!("/proc/self/fd/{}", found.as_raw_fd());
         let how = how | OFlags::CLOEXEC;
         let fd = rustix::fs::open(magic, how, Mode::empty())
@@ -192,8 +196,9 @@ impl Dir {
 
     /// Opens `name`, of which the caller knows that it is a regular file, in one step.
     ///
-    /// Errors: ELOOP for a symbolic link, EINVAL for what turns out to be something else. That was opened then, without waiting;
-    /// so where anybody may have put a device there meanwhile, [`Dir::open_file_for`] is the one to use.
+    /// Errors: ELOOP for a symbolic link, EINVAL for what turns out to be something else. That was
+    /// opened then, without waiting; so where anybody may have put a device there meanwhile,
+    /// [`Dir::open_file_for`] is the one to use.
     pub fn open_known_file(&self, name: impl AsRef<OsStr>, access: Access) -> Result<File> {
         self.open_known(
             name.as_ref(),
@@ -227,13 +232,15 @@ impl Dir {
         }
     }
 
-    /// Opens whatever `path` names beneath this directory without using it (`O_PATH`): a symbolic link itself, a device
-    /// without waking it. Good for [`crate::stat::stat_fd`], the `_fd` functions here and in [`crate::xattr`], and mounting.
+    /// Opens whatever `path` names beneath this directory without using it (`O_PATH`): a symbolic
+    /// link itself, a device without waking it. Good for [`crate::stat::stat_fd`], the `_fd`
+    /// functions here and in [`crate::xattr`], and mounting.
     pub fn open_path(&self, path: impl AsRef<Path>) -> Result<OwnedFd> {
         let path = path.as_ref();
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let found = match check_component(path.as_os_str()) {
-            // RESOLVE_NO_SYMLINKS refuses a link as the last component even with O_NOFOLLOW; one name needs no resolving.
+            // RESOLVE_NO_SYMLINKS refuses a link as the last component even with O_NOFOLLOW; one
+            // name needs no resolving.
             true => rustix::fs::openat(&self.fd, path, flags, Mode::empty())
                 .or_else(|e| own_files::open(e, self.as_fd(), path, flags)),
             false => self.open_beneath(path, flags),
@@ -258,7 +265,8 @@ impl Dir {
         Err(Errno::AGAIN)
     }
 
-    /// Returns the attributes of `name`, which is not followed. The name may not be a path; see [`Dir::stat_self`].
+    /// Returns the attributes of `name`, which is not followed. The name may not be a path; see
+    /// [`Dir::stat_self`].
     pub fn stat(&self, name: impl AsRef<OsStr>) -> Result<Stat> {
         let name = self.checked(name.as_ref())?;
         self.stat_at(name)
@@ -326,7 +334,8 @@ impl Dir {
             .map_err(|e| self.fail("make the directory", name, e))
     }
 
-    /// Makes a new regular file, open for reading and writing. Errors: EEXIST (also for a dangling symbolic link).
+    /// Makes a new regular file, open for reading and writing. Errors: EEXIST (also for a dangling
+    /// symbolic link).
     pub fn create_file(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<File> {
         let name = self.checked(name.as_ref())?;
         let flags =
@@ -343,7 +352,8 @@ impl Dir {
             .map_err(|e| self.fail("make the symbolic link", name, e))
     }
 
-    /// Makes a device node, fifo, socket or empty regular file. `rdev` counts for devices only. Errors: EEXIST, EPERM.
+    /// Makes a device node, fifo, socket or empty regular file. `rdev` counts for devices only.
+    /// Errors: EEXIST, EPERM.
     pub fn mknod(
         &self,
         name: impl AsRef<OsStr>,
@@ -363,7 +373,8 @@ impl Dir {
         .map_err(|e| self.fail("make the node", name, e))
     }
 
-    /// Gives the inode called `from` in `from_dir` the further name `to` here; a symbolic link is linked itself.
+    /// Gives the inode called `from` in `from_dir` the further name `to` here; a symbolic link is
+    /// linked itself.
     ///
     /// Errors: EEXIST, EXDEV, EMLINK, EPERM for directories.
     pub fn link(
@@ -388,7 +399,8 @@ impl Dir {
             .map_err(|e| self.fail("make the hard link", to, e))
     }
 
-    /// Makes a file without a name in this directory's file system (`O_TMPFILE`), open for reading and writing.
+    /// Makes a file without a name in this directory's file system (`O_TMPFILE`), open for reading
+    /// and writing.
     ///
     /// Errors: EOPNOTSUPP where the file system can't.
     pub fn create_unnamed(&self, mode: u32) -> Result<File> {
@@ -398,7 +410,8 @@ impl Dir {
         Ok(File::from(fd))
     }
 
-    /// Moves `from` here to `to` in `to_dir`. Replaces what is there unless `RenameFlags::NOREPLACE` is given.
+    /// Moves `from` here to `to` in `to_dir`. Replaces what is there unless
+    /// `RenameFlags::NOREPLACE` is given.
     pub fn rename(
         &self,
         from: impl AsRef<OsStr>,
@@ -434,7 +447,8 @@ impl Dir {
             .map_err(|e| self.fail("remove the directory", name, e))
     }
 
-    /// Removes `name` and everything beneath it, without ever entering another mount. See [`Removal`].
+    /// Removes `name` and everything beneath it, without ever entering another mount. See
+    /// [`Removal`].
     pub fn remove_tree(&self, name: impl AsRef<OsStr>) -> Result<Removal> {
         let name = self.checked(name.as_ref())?;
         remove::remove_tree(self, name.as_os_str())
@@ -442,8 +456,8 @@ impl Dir {
 
     /// Opens the directory `path`, beneath this one, making what is missing with `mode`.
     ///
-    /// For trees that are our own: existing components are accepted with whatever mode they have. Symbolic links and `..`
-    /// are refused.
+    /// For trees that are our own: existing components are accepted with whatever mode they have.
+    /// Symbolic links and `..` are refused.
     pub fn create_dir_all(&self, path: impl AsRef<Path>, mode: u32) -> Result<Dir> {
         let path = path.as_ref();
         let mut at = self.open_dir(".")?;
@@ -555,7 +569,8 @@ pub fn read_link_fd(fd: impl AsFd) -> Result<OsString> {
     Ok(OsString::from_vec(target.into_bytes()))
 }
 
-/// Opens the regular file behind a descriptor anew, for reading, whatever its name is or whether it has one.
+/// Opens the regular file behind a descriptor anew, for reading, whatever its name is or whether it
+/// has one.
 pub fn reopen(fd: impl AsFd) -> Result<File> {
     reopen_for(fd, Access::Read)
 }

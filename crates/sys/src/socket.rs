@@ -1,7 +1,8 @@
 //! Sockets in the file system that are never anybody else's, not even for a moment.
 //!
-//! bind(2) makes the name with the mode of the socket itself, less the umask (unix(7) tells of the umask only). So the mode is set before there is
-//! a name, and not afterwards: whoever connects in between would be connected for good.
+//! bind(2) makes the name with the mode of the socket itself, less the umask (unix(7) tells of the
+//! umask only). So the mode is set before there is a name, and not afterwards: whoever connects in
+//! between would be connected for good.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -15,10 +16,11 @@ use crate::error::{Error, Result};
 /// How many connections wait to be accepted: the standard library's number.
 const BACKLOG: i32 = 128;
 
-/// Listens on a new socket at `path` that its owner alone may connect to (mode 0600), whatever the umask is.
+/// Listens on a new socket at `path` that its owner alone may connect to (mode 0600), whatever the
+/// umask is.
 ///
-/// The descriptor is closed on exec. Nothing is durable. Errors: `EADDRINUSE` if the name is there, `ENAMETOOLONG` from 108 bytes on; the name is not
-/// there then, unless it was before.
+/// The descriptor is closed on exec. Nothing is durable. Errors: `EADDRINUSE` if the name is there,
+/// `ENAMETOOLONG` from 108 bytes on; the name is not there then, unless it was before.
 pub fn listen_private(path: &Path) -> Result<UnixListener> {
     let failed = |errno: Errno| Error::new("listen on", path, errno);
     let address = SocketAddrUnix::new(path).map_err(failed)?;
@@ -47,11 +49,13 @@ mod tests {
     use super::*;
     use crate::testing::Scratch;
 
-    /// The mode of a socket that is made under `umask`, and what comes through it. In a thread with a umask of its own.
+    /// The mode of a socket that is made under `umask`, and what comes through it. In a thread with
+    /// a umask of its own.
     fn made_under(umask: u32) -> (u32, Vec<u8>) {
         use std::io::{Read, Write};
         let make = move || {
-            // SAFETY: only what this thread's working directory, root and umask are is no longer shared; descriptors stay as they are.
+            // SAFETY: only what this thread's working directory, root and umask are is no longer
+            // shared; descriptors stay as they are.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }.unwrap();
             rustix::process::umask(Mode::from_raw_mode(umask));
             let scratch = Scratch::new();

@@ -114,7 +114,8 @@ pub struct Stat {
     pub atime: Timespec,
     /// Last change of content or attributes; set by the kernel alone.
     pub ctime: Timespec,
-    /// Nobody may change, move or remove it (`chattr +i`), as far as the file system tells without opening it.
+    /// Nobody may change, move or remove it (`chattr +i`), as far as the file system tells without
+    /// opening it.
     pub immutable: bool,
     /// It may only be appended to (`chattr +a`).
     pub append_only: bool,
@@ -190,7 +191,8 @@ pub struct Whereabouts {
 
 /// Returns where `fd` (an `O_PATH` descriptor will do) lies.
 ///
-/// The file system is not asked: it may be one that no longer answers, or that is to be answered by who asks.
+/// The file system is not asked: it may be one that no longer answers, or that is to be answered by
+/// who asks.
 pub fn whereabouts<Fd: AsFd>(fd: Fd) -> rustix::io::Result<Whereabouts> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let seen = rustix::fs::statx(fd, "", flags, StatxFlags::MNT_ID)?;
@@ -200,7 +202,8 @@ pub fn whereabouts<Fd: AsFd>(fd: Fd) -> rustix::io::Result<Whereabouts> {
     })
 }
 
-/// Returns when what `fd` refers to was made, which nobody can set; `None` if its file system does not keep that.
+/// Returns when what `fd` refers to was made, which nobody can set; `None` if its file system does
+/// not keep that.
 pub fn born<Fd: AsFd>(fd: Fd) -> crate::Result<Option<Timespec>> {
     let fd = fd.as_fd();
     let seen = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)

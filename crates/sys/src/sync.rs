@@ -1,9 +1,11 @@
 //! Locks between threads, taken also after a panic.
 //!
-//! The standard library poisons a lock whose holder panicked, so that nobody trusts what it left half done. Here a panic is our own bug and ends one
-//! request, not the process, and what stands under our locks is changed whole: an entry is in a table or it is not, a value is the old one or the
-//! new one. So what a panic leaves behind is fit for use, and refusing it would turn one failed request into a mount or server that answers
-//! nothing any more. A lock that guards several changes which only hold together must not be taken by these functions.
+//! The standard library poisons a lock whose holder panicked, so that nobody trusts what it left
+//! half done. Here a panic is our own bug and ends one request, not the process, and what stands
+//! under our locks is changed whole: an entry is in a table or it is not, a value is the old one or
+//! the new one. So what a panic leaves behind is fit for use, and refusing it would turn one failed
+//! request into a mount or server that answers nothing any more. A lock that guards several changes
+//! which only hold together must not be taken by these functions.
 
 use std::sync::{
     Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,

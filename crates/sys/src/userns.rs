@@ -1,17 +1,19 @@
 //! User namespaces: how a plain user comes to own a range of ids and to mount.
 //!
-//! A plain user's mounts live in a user namespace and a mount namespace of his own. Namespaces end with their last process,
-//! so one small process, the holder, keeps them; every command joins it. The order of birth:
+//! A plain user's mounts live in a user namespace and a mount namespace of his own. Namespaces end
+//! with their last process, so one small process, the holder, keeps them; every command joins it.
+//! The order of birth:
 //!
 //! 1. the command starts its own program again as the holder ([`spawn_holder`]);
 //! 2. the holder leaves its namespaces ([`hold`]) and says so;
-//! 3. the command, still outside, writes the id maps with `newuidmap` and `newgidmap` (or the one id everybody may map);
+//! 3. the command, still outside, writes the id maps with `newuidmap` and `newgidmap` (or the one
+//!    id everybody may map);
 //! 4. the holder is told, lets go of the terminal and sleeps;
-//! 5. commands [`join`] it, before they have a second thread: the kernel lets no process with threads change its user
-//!    namespace.
+//! 5. commands [`join`] it, before they have a second thread: the kernel lets no process with
+//!    threads change its user namespace.
 //!
-//! The holder is known by process number and start time, so a number used again is not mistaken for it.
-//! This module knows nothing of where the record of it is kept.
+//! The holder is known by process number and start time, so a number used again is not mistaken for
+//! it. This module knows nothing of where the record of it is kept.
 
 use std::ffi::{CStr, OsString};
 use std::io::{self, Read, Write};
@@ -55,8 +57,8 @@ impl IdMaps {
         one(&self.uids) && one(&self.gids)
     }
 
-    /// Maps id 0 to the caller and the ids from 1 on to the ranges `/etc/subuid` and `/etc/subgid` give him, by name or by
-    /// number. `None` if either file gives him nothing. See subuid(5).
+    /// Maps id 0 to the caller and the ids from 1 on to the ranges `/etc/subuid` and `/etc/subgid`
+    /// give him, by name or by number. `None` if either file gives him nothing. See subuid(5).
     pub fn with_subids(
         uid: u32,
         gid: u32,
@@ -98,7 +100,8 @@ impl IdMaps {
         })
     }
 
-    /// Returns the maps the calling user may have: those of [`IdMaps::with_subids`], or the single id.
+    /// Returns the maps the calling user may have: those of [`IdMaps::with_subids`], or the single
+    /// id.
     pub fn for_caller() -> IdMaps {
         let uid = rustix::process::geteuid().as_raw();
         let gid = rustix::process::getegid().as_raw();
@@ -121,7 +124,8 @@ impl IdMaps {
         })
     }
 
-    /// Returns what user `uid` and group `gid`, as seen inside, are outside; `None` for ids that do not exist inside.
+    /// Returns what user `uid` and group `gid`, as seen inside, are outside; `None` for ids that do
+    /// not exist inside.
     pub fn outside(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
         Some((
             ids::outside_of(&self.uids, uid)?,
@@ -132,8 +136,8 @@ impl IdMaps {
 
 /// True if this process is in the first user namespace, where ids are what they are.
 ///
-/// The map does not tell: who may map all ids of the namespace around gets one that looks the same, as Buildah's root does in a container
-/// without CAP_SYS_ADMIN.
+/// The map does not tell: who may map all ids of the namespace around gets one that looks the same,
+/// as Buildah's root does in a container without CAP_SYS_ADMIN.
 pub fn is_initial() -> bool {
     /// The kernel's fixed number for it (`PROC_USER_INIT_INO`).
     const FIRST: &str = "user:[4026531837]";
@@ -147,10 +151,12 @@ pub fn is_initial() -> bool {
 /// Returns the login name of `uid`, if the system knows one.
 pub fn user_name(uid: u32) -> Option<String> {
     let mut buf = vec![0; 16 * 1024];
-    // SAFETY: an all-zero passwd is a valid value of this plain C structure; it is only read after the call filled it.
+    // SAFETY: an all-zero passwd is a valid value of this plain C structure; it is only read after
+    // the call filled it.
     let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
     let mut found = std::ptr::null_mut();
-    // SAFETY: all pointers are to live, exclusively borrowed memory, and the length is that of `buf`.
+    // SAFETY: all pointers are to live, exclusively borrowed memory, and the length is that of
+    // `buf`.
     let done = unsafe {
         libc::getpwuid_r(
             uid,
@@ -183,7 +189,8 @@ impl Holder {
         start_ticks(self.pid) == Some(self.start_ticks)
     }
 
-    /// Ends the holder; its mounts end with it and with the last process that joined. False if it was gone already.
+    /// Ends the holder; its mounts end with it and with the last process that joined. False if it
+    /// was gone already.
     pub fn stop(&self) -> Result<bool> {
         let Some(pidfd) = self.pidfd()? else {
             return Ok(false);
@@ -193,8 +200,8 @@ impl Holder {
         Ok(true)
     }
 
-    /// Opens the process, or `None` if it is gone. The start time is compared after opening: from then on the descriptor
-    /// can mean no other process.
+    /// Opens the process, or `None` if it is gone. The start time is compared after opening: from
+    /// then on the descriptor can mean no other process.
     fn pidfd(&self) -> Result<Option<std::os::fd::OwnedFd>> {
         let fail =
             |e: rustix::io::Errno| Error::new("open the namespace holder", self.proc_path(), e);
@@ -230,8 +237,8 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
 
 /// Starts `command`, which must come to call [`hold`] at once, as a holder with the id maps `maps`.
 ///
-/// Its standard input and output are taken for the conversation. Errors: a line that says which step failed, in the
-/// source; nothing keeps running then.
+/// Its standard input and output are taken for the conversation. Errors: a line that says which
+/// step failed, in the source; nothing keeps running then.
 pub fn spawn_holder(command: &mut Command, maps: &IdMaps) -> Result<Holder> {
     let program = OsString::from(command.get_program());
     let fail = |op: &'static str, e: io::Error| Error::new(op, &program, e);
@@ -260,7 +267,8 @@ pub fn spawn_holder(command: &mut Command, maps: &IdMaps) -> Result<Holder> {
     match (told, ticks) {
         (Ok(()), Some(start_ticks)) => Ok(Holder { pid, start_ticks }),
         (told, _) => {
-            // It may have ended by itself; what it said on the way is the best explanation there is.
+            // It may have ended by itself; what it said on the way is the best explanation there
+            // is.
             let _ = child.kill();
             let mut said = String::new();
             if let Some(mut err) = child.stderr.take() {
@@ -328,13 +336,16 @@ fn run_mapper(program: &str, pid: u32, runs: &[IdRun]) -> Result<()> {
     Ok(())
 }
 
-/// Becomes the holder: leaves user and mount namespace, has the ids mapped, then sleeps until stopped.
+/// Becomes the holder: leaves user and mount namespace, has the ids mapped, then sleeps until
+/// stopped.
 ///
-/// To be called first thing in a program started by [`spawn_holder`], while it has one thread. Returns only with an error.
+/// To be called first thing in a program started by [`spawn_holder`], while it has one thread.
+/// Returns only with an error.
 pub fn hold() -> Result<std::convert::Infallible> {
     let here = Path::new("/proc/self");
     let fail = |op: &'static str, e: io::Error| Error::new(op, here, e);
-    // SAFETY: neither flag unshares the descriptor table, which is what the function's contract is about.
+    // SAFETY: neither flag unshares the descriptor table, which is what the function's contract is
+    // about.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }
         .map_err(|e| fail("leave the user and mount namespace of", e.into()))?;
     let say = |byte: &[u8]| {
@@ -369,8 +380,8 @@ pub fn hold() -> Result<std::convert::Infallible> {
     }
 }
 
-/// Enters the namespaces `holder` keeps: from here on this process has id 0 and every privilege inside, none outside, and
-/// sees the mounts made there. The working directory stays the same path.
+/// Enters the namespaces `holder` keeps: from here on this process has id 0 and every privilege
+/// inside, none outside, and sees the mounts made there. The working directory stays the same path.
 ///
 /// Returns false if the holder is gone. Errors: EINVAL if this process has more than one thread.
 pub fn join(holder: &Holder) -> Result<bool> {
@@ -384,7 +395,8 @@ pub fn join(holder: &Holder) -> Result<bool> {
         Err(rustix::io::Errno::SRCH) => return Ok(false),
         Err(e) => return Err(Error::new("join the namespaces of", holder.proc_path(), e)),
     }
-    // The kernel has put us at the namespace's root; a directory that is not there inside leaves us there.
+    // The kernel has put us at the namespace's root; a directory that is not there inside leaves us
+    // there.
     if let Some(directory) = directory {
         let _ = rustix::process::chdir(&directory);
     }

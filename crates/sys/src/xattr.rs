@@ -1,8 +1,9 @@
 //! Extended attributes of an open file, or of a name in a directory without following it.
 //!
-//! From Linux 6.13 on names are listed and read with `listxattrat` and `getxattrat`; before, and for changes, a name is reached as
-//! `/proc/self/fd/<dir>/<name>` with the `l`-calls: the kernel jumps to the directory we hold, and the one component
-//! behind it is not followed. Names are checked to be one component. Values are bytes and never interpreted here.
+//! From Linux 6.13 on names are listed and read with `listxattrat` and `getxattrat`; before, and
+//! for changes, a name is reached as `/proc/self/fd/<dir>/<name>` with the `l`-calls: the kernel
+//! jumps to the directory we hold, and the one component behind it is not followed. Names are
+//! checked to be one component. Values are bytes and never interpreted here.
 //!
 //! A file system without extended attributes reads as having none; writing to it is an error.
 
@@ -96,7 +97,8 @@ pub fn remove(dir: &Dir, name: &OsStr, attr: &OsStr) -> Result<bool> {
     }
 }
 
-/// Returns the names of all attributes of an open file or directory; an `O_PATH` descriptor will do.
+/// Returns the names of all attributes of an open file or directory; an `O_PATH` descriptor will
+/// do.
 pub fn list_fd(fd: impl AsFd) -> Result<Vec<OsString>> {
     let fd = fd.as_fd();
     read_list(|buf| match rustix::fs::flistxattr(fd, &mut *buf) {
@@ -172,7 +174,8 @@ mod at {
         flags: u32,
     }
 
-    /// The kernel has refused such a call: it does not know it, or a filter of system calls doesn't.
+    /// The kernel has refused such a call: it does not know it, or a filter of system calls
+    /// doesn't.
     static UNKNOWN: AtomicBool = AtomicBool::new(cfg!(not(target_os = "linux")));
 
     fn words(name: &OsStr) -> rustix::io::Result<CString> {
@@ -211,8 +214,8 @@ mod at {
             Err(errno) => return Some(Err(errno)),
         };
         known(read_list(|buffer| {
-            // SAFETY: listxattrat reads a NUL-terminated path and writes at most `buffer.len()` bytes to the buffer; both live through
-            // the call.
+            // SAFETY: listxattrat reads a NUL-terminated path and writes at most `buffer.len()`
+            // bytes to the buffer; both live through the call.
             done(unsafe {
                 libc::syscall(
                     LISTXATTRAT,
@@ -244,8 +247,8 @@ mod at {
                 size: buffer.len() as u32,
                 flags: 0,
             };
-            // SAFETY: getxattrat reads two NUL-terminated strings and the arguments, and writes at most `size` bytes to the buffer that
-            // they name; all live through the call.
+            // SAFETY: getxattrat reads two NUL-terminated strings and the arguments, and writes at
+            // most `size` bytes to the buffer that they name; all live through the call.
             done(unsafe {
                 libc::syscall(
                     GETXATTRAT,
@@ -298,7 +301,8 @@ fn read_value(
     present(grow(call))
 }
 
-/// Calls with a small buffer first, since nearly every list and value is small, then with the largest Linux allows.
+/// Calls with a small buffer first, since nearly every list and value is small, then with the
+/// largest Linux allows.
 fn grow(
     mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
 ) -> rustix::io::Result<Vec<u8>> {

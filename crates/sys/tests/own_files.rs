@@ -1,7 +1,8 @@
-//! What modes keep from a plain user who owns the files, and what they don't keep from the assistant.
+//! What modes keep from a plain user who owns the files, and what they don't keep from the
+//! assistant.
 //!
-//! The program plays every part itself, told by its first argument. Run as root it becomes another user for the real thing;
-//! run as a plain user it stays who it is.
+//! The program plays every part itself, told by its first argument. Run as root it becomes another
+//! user for the real thing; run as a plain user it stays who it is.
 
 mod support;
 

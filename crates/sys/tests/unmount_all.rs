@@ -1,4 +1,5 @@
-//! A tree is let go of before it is removed: a process sits in it, another mount namespace holds it, or something foreign is mounted over it.
+//! A tree is let go of before it is removed: a process sits in it, another mount namespace holds
+//! it, or something foreign is mounted over it.
 
 use std::process::{Command, Stdio};
 

@@ -1,7 +1,8 @@
 //! A namespace holder and its joiners, run as a plain user who has nothing but one id.
 //!
-//! The program plays every part itself, told by its first argument, since leaving and joining a user namespace takes a
-//! process with one thread. Run as root it becomes another user for the real thing; run as a plain user it stays who it is.
+//! The program plays every part itself, told by its first argument, since leaving and joining a
+//! user namespace takes a process with one thread. Run as root it becomes another user for the real
+//! thing; run as a plain user it stays who it is.
 
 mod support;
 
@@ -84,7 +85,8 @@ impl Drop for Ender {
     }
 }
 
-/// The plain user's session: start a holder, run two commands in it, see that the second finds the first's mount, end.
+/// The plain user's session: start a holder, run two commands in it, see that the second finds the
+/// first's mount, end.
 fn live(home: &Path) {
     let me = std::fs::metadata("/proc/self").unwrap();
     assert_ne!(me.uid(), 0);

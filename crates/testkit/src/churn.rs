@@ -1,8 +1,8 @@
 //! Random changes to a tree, of every kind that leaves its own trace in an overlay's upper.
 //!
-//! The tree is changed through ordinary system calls, so it may be a kernel overlay, a FUSE mount or a plain
-//! directory. An operation that fails (a rename over a full directory, a link across layers) is passed over: what
-//! matters is that afterwards two views of the result agree.
+//! The tree is changed through ordinary system calls, so it may be a kernel overlay, a FUSE mount
+//! or a plain directory. An operation that fails (a rename over a full directory, a link across
+//! layers) is passed over: what matters is that afterwards two views of the result agree.
 
 use std::fs;
 use std::io::{self, Seek, SeekFrom, Write};

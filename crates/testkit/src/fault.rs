@@ -1,8 +1,10 @@
-//! Faults below a shipped program ([`crate::seam`] does it to a piece of code, at every call, in a fraction of the time): the n-th system call of a kind kills it, or fails.
+//! Faults below a shipped program ([`crate::seam`] does it to a piece of code, at every call, in a
+//! fraction of the time): the n-th system call of a kind kills it, or fails.
 //!
-//! The program is run under `strace`, which counts and injects, so nothing in it knows that it is tested. A kill comes at
-//! the call's entry: the call does not happen, nothing after it does. Counting is by thread, so in a program of several
-//! threads "the n-th" means of whichever thread gets there first.
+//! The program is run under `strace`, which counts and injects, so nothing in it knows that it is
+//! tested. A kill comes at the call's entry: the call does not happen, nothing after it does.
+//! Counting is by thread, so in a program of several threads "the n-th" means of whichever thread
+//! gets there first.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -59,7 +61,8 @@ pub fn available() -> bool {
     false
 }
 
-/// Runs `program` with `arguments`, and `effect` at the `n`-th (from 1) of the calls named in `calls`.
+/// Runs `program` with `arguments`, and `effect` at the `n`-th (from 1) of the calls named in
+/// `calls`.
 ///
 /// Panics if strace can't be started.
 pub fn run<A: AsRef<OsStr>>(
@@ -99,10 +102,11 @@ pub fn run<A: AsRef<OsStr>>(
     }
 }
 
-/// Runs `attempt` for n = 1, 2, ... until the program is no longer hit, and returns how often it was.
+/// Runs `attempt` for n = 1, 2, ... until the program is no longer hit, and returns how often it
+/// was.
 ///
-/// `attempt` sets up, calls [`run`] with its n, looks at what is left, and returns what `run` returned. Panics after
-/// `limit` hits: then the test is not what it is meant to be.
+/// `attempt` sets up, calls [`run`] with its n, looks at what is left, and returns what `run`
+/// returned. Panics after `limit` hits: then the test is not what it is meant to be.
 pub fn each(limit: u32, mut attempt: impl FnMut(u32) -> Run) -> u32 {
     for n in 1..=limit {
         if !attempt(n).hit {

@@ -1,7 +1,7 @@
 //! Overlay mounts by the kernel itself, to compare ours with, and what a kernel has since when.
 //!
-//! Made through the mount API directly and not with Vellum's code for mounting, so that a mistake there can't hide
-//! one elsewhere.
+//! Made through the mount API directly and not with Vellum's code for mounting, so that a mistake
+//! there can't hide one elsewhere.
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +34,8 @@ impl Overlay {
 
     /// Mounts on the existing directory `target`, which `scratch` unmounts at the end.
     ///
-    /// Layer paths are cut by the kernel at 256 bytes. Errors name the step and carry what the kernel said.
+    /// Layer paths are cut by the kernel at 256 bytes. Errors name the step and carry what the
+    /// kernel said.
     pub fn mount(&self, scratch: &Scratch, target: &Path) -> Result<(), String> {
         if !Since::LayersOneByOne.is_here() {
             return self.mount_at_once(scratch, target);
@@ -125,7 +126,8 @@ fn escaped(path: &Path) -> String {
 pub enum Since {
     /// Data-only layers, `lowerdir=a::b`.
     DataOnlyLayers,
-    /// A metacopy has a version and a length, and one that has others is EIO. Before, any is a metacopy.
+    /// A metacopy has a version and a length, and one that has others is EIO. Before, any is a
+    /// metacopy.
     CheckedMetacopies,
     /// Whiteouts that are files with an attribute.
     WhiteoutsInXattrs,

@@ -1,9 +1,9 @@
 //! The merge of layers, written a second time: in memory, eager, from the bottom up.
 //!
-//! The union room asks layers one by one from the top and stops as soon as it can. This model does the opposite: it
-//! begins with the lowest layer as the whole view, and lays each layer over the finished view of those below it. A
-//! redirect is then a plain lookup in that view. The two share no code and no idea but the format's meaning, so a
-//! mistake in one shows as a difference.
+//! The union room asks layers one by one from the top and stops as soon as it can. This model does
+//! the opposite: it begins with the lowest layer as the whole view, and lays each layer over the
+//! finished view of those below it. A redirect is then a plain lookup in that view. The two share
+//! no code and no idea but the format's meaning, so a mistake in one shows as a difference.
 
 use std::collections::BTreeMap;
 
@@ -57,8 +57,9 @@ pub enum Seen {
     Dir(u32, BTreeMap<String, Seen>),
     /// A file whose data is not where its mark says. Whoever uses the name gets an error.
     NoData,
-    /// A directory that was renamed, and whose old content is not where its mark says. Whoever uses the name gets an
-    /// error; what it has of its own is still found by a redirect that leads through it.
+    /// A directory that was renamed, and whose old content is not where its mark says. Whoever uses
+    /// the name gets an error; what it has of its own is still found by a redirect that leads
+    /// through it.
     Dangling(BTreeMap<String, Seen>),
 }
 
@@ -121,7 +122,8 @@ fn dangling(seen: Seen) -> Seen {
     }
 }
 
-/// Returns a random layer over few names, so that layers meet often. Most redirects point at something plausible.
+/// Returns a random layer over few names, so that layers meet often. Most redirects point at
+/// something plausible.
 pub fn random_layer(rng: &mut Rng) -> Dir {
     let mut next = rng.next() as u32;
     random_dir(rng, 3, &mut next)

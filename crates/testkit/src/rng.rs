@@ -1,7 +1,7 @@
 //! Random choices that can be repeated.
 //!
-//! A small generator of our own (SplitMix64), so that a seed printed today means the same after an update of any
-//! dependency.
+//! A small generator of our own (SplitMix64), so that a seed printed today means the same after an
+//! update of any dependency.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -15,7 +15,8 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// Returns a generator for one test: seeded by `VELLUM_SEED` if that is set, otherwise by the clock.
+    /// Returns a generator for one test: seeded by `VELLUM_SEED` if that is set, otherwise by the
+    /// clock.
     ///
     /// Prints the seed; the test harness shows it when the test fails.
     pub fn for_test(name: &str) -> Rng {
@@ -76,7 +77,8 @@ impl Rng {
         (0..length).map(|_| self.next() as u8).collect()
     }
 
-    /// Returns a file name of 1 to 12 bytes that may be no UTF-8, never `.`, `..`, and never a `.wh.` name.
+    /// Returns a file name of 1 to 12 bytes that may be no UTF-8, never `.`, `..`, and never a
+    /// `.wh.` name.
     pub fn name(&mut self) -> OsString {
         let length = 1 + self.below(12);
         let mut name: Vec<u8> = (0..length)

@@ -1,8 +1,8 @@
 //! Places for tests to write in, gone afterwards.
 //!
-//! Everything a [`Scratch`] mounted or made is undone when it is dropped, mounts first and last mount first, also
-//! while a panic unwinds. A process that is killed leaves litter under `VELLUM_TEST_DIR` (default: the system's
-//! temporary directory), named `vellum-test-*`.
+//! Everything a [`Scratch`] mounted or made is undone when it is dropped, mounts first and last
+//! mount first, also while a panic unwinds. A process that is killed leaves litter under
+//! `VELLUM_TEST_DIR` (default: the system's temporary directory), named `vellum-test-*`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -71,7 +71,8 @@ impl Default for Scratch {
 impl Scratch {
     /// Makes a new, empty directory, mode 0700.
     ///
-    /// From now on what this process makes can be read by others: tests count on the usual umask, whatever the caller's is.
+    /// From now on what this process makes can be read by others: tests count on the usual umask,
+    /// whatever the caller's is.
     pub fn new() -> Scratch {
         usual_umask();
         let base =
@@ -112,10 +113,11 @@ impl Scratch {
         path
     }
 
-    /// Mounts a new file system of `size_mib` (raised to what its tools need) on the new directory `below`.
+    /// Mounts a new file system of `size_mib` (raised to what its tools need) on the new directory
+    /// `below`.
     ///
-    /// The root directory of the new file system gets mode 0755. Needs root. Errors tell which tool failed and what
-    /// it said; a test then reports itself as [`untested`](crate::untested()).
+    /// The root directory of the new file system gets mode 0755. Needs root. Errors tell which tool
+    /// failed and what it said; a test then reports itself as [`untested`](crate::untested()).
     pub fn file_system(
         &self,
         below: impl AsRef<Path>,
@@ -195,10 +197,12 @@ impl Scratch {
         unmount_at_last(target, Duration::from_secs(30)).expect("the mount goes");
     }
 
-    /// Makes an executable script below, with its parents, and returns its path. It can be run at once.
+    /// Makes an executable script below, with its parents, and returns its path. It can be run at
+    /// once.
     ///
-    /// Another process writes it: a child that a test beside this one starts at that moment would inherit a descriptor
-    /// open for writing, and until it executes its own program nobody can execute this one (`ETXTBSY`).
+    /// Another process writes it: a child that a test beside this one starts at that moment would
+    /// inherit a descriptor open for writing, and until it executes its own program nobody can
+    /// execute this one (`ETXTBSY`).
     pub fn script(&self, below: impl AsRef<Path>, text: &str) -> PathBuf {
         let path = self.join(below);
         std::fs::create_dir_all(path.parent().expect("a file has a parent"))
@@ -237,7 +241,8 @@ pub(crate) fn usual_umask() {
 
 /// Returns the mounts that this process sees, as in `/proc/self/mountinfo`.
 ///
-/// Tests beside the calling one mount at names that are no text: what is none in them is shown as U+FFFD.
+/// Tests beside the calling one mount at names that are no text: what is none in them is shown as
+/// U+FFFD.
 pub fn mount_table() -> String {
     let table = std::fs::read("/proc/self/mountinfo").expect("/proc is mounted");
     String::from_utf8_lossy(&table).into_owned()
@@ -245,9 +250,9 @@ pub fn mount_table() -> String {
 
 /// Unmounts `target`, and waits for users that are just leaving.
 ///
-/// A process that a test beside this one starts has copies of all descriptors of this process until it executes its own
-/// program; one that was killed has its own until it is gone. Errors: `EBUSY` if the mount is in use for half a minute;
-/// what umount2(2) says else.
+/// A process that a test beside this one starts has copies of all descriptors of this process until
+/// it executes its own program; one that was killed has its own until it is gone. Errors: `EBUSY`
+/// if the mount is in use for half a minute; what umount2(2) says else.
 pub fn unmount(target: &Path) -> io::Result<()> {
     Ok(unmount_within(target, Duration::from_secs(30))?)
 }
@@ -265,8 +270,8 @@ fn unmount_within(target: &Path, patience: Duration) -> Result<(), rustix::io::E
     }
 }
 
-/// The same, but one that is in use even then goes out of sight at least, and one that the test, or the code under test,
-/// unmounted itself is as good.
+/// The same, but one that is in use even then goes out of sight at least, and one that the test, or
+/// the code under test, unmounted itself is as good.
 fn unmount_at_last(target: &Path, patience: Duration) -> io::Result<()> {
     use rustix::mount::UnmountFlags;
     match unmount_within(target, patience) {
@@ -279,7 +284,8 @@ fn unmount_at_last(target: &Path, patience: Duration) -> io::Result<()> {
     }
 }
 
-/// Copies a program, so that everybody can run the copy at once: see [`Scratch::script`]. A second name is as good as a copy.
+/// Copies a program, so that everybody can run the copy at once: see [`Scratch::script`]. A second
+/// name is as good as a copy.
 ///
 /// Panics if neither can be made.
 pub fn copy_program(from: &Path, to: &Path) {
@@ -295,7 +301,8 @@ pub fn copy_program(from: &Path, to: &Path) {
     }
 }
 
-/// Removes a tree with `rm`, which manages depths and modes that `std` does not; immutable files are freed first.
+/// Removes a tree with `rm`, which manages depths and modes that `std` does not; immutable files
+/// are freed first.
 fn remove_tree(dir: &Path) -> Result<(), String> {
     let remove = || {
         run(Command::new("rm")

@@ -1,5 +1,5 @@
-//! Random tests whose failures shrink: steps are recorded as they are chosen, and after a failure the fewest are looked for with which
-//! the test still fails.
+//! Random tests whose failures shrink: steps are recorded as they are chosen, and after a failure
+//! the fewest are looked for with which the test still fails.
 
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -13,7 +13,8 @@ pub struct Script<S> {
 }
 
 impl<S: Clone> Script<S> {
-    /// Returns the next step, by `choose` if this is the first attempt; `None` if no more are given.
+    /// Returns the next step, by `choose` if this is the first attempt; `None` if no more are
+    /// given.
     pub fn next(&mut self, choose: impl FnOnce() -> S) -> Option<S> {
         let step = match &mut self.given {
             None => choose(),
@@ -32,11 +33,11 @@ impl<S: Clone> Script<S> {
 /// How long a failure is shrunk.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Runs `attempt`. If it panics, runs it again with fewer and fewer steps, prints the fewest with which it still panics, and goes on with
-/// the first panic.
+/// Runs `attempt`. If it panics, runs it again with fewer and fewer steps, prints the fewest with
+/// which it still panics, and goes on with the first panic.
 ///
-/// An attempt begins anew each time, and must do the same with the same steps. Steps that make no sense without earlier ones, it leaves
-/// out.
+/// An attempt begins anew each time, and must do the same with the same steps. Steps that make no
+/// sense without earlier ones, it leaves out.
 pub fn play<S: Clone + Debug>(attempt: impl Fn(&mut Script<S>)) {
     let mut script = Script {
         given: None,

@@ -1,12 +1,14 @@
-//! Faults inside this process, at every system call that a piece of code makes: the n-th one fails, or nothing more happens from there
-//! on, or the power goes.
+//! Faults inside this process, at every system call that a piece of code makes: the n-th one fails,
+//! or nothing more happens from there on, or the power goes.
 //!
-//! The code runs on a thread of its own whose calls on files wait for an answer from here (seccomp's user notification; see `notify`).
-//! So nothing in a product knows that it is tested, and no call of those in `call.rs` escapes: not those of a library such as SQLite,
-//! nor the standard library's. No privilege is needed, and no process for each run. What is written through a mapping or by io_uring is
-//! not seen.
+//! The code runs on a thread of its own whose calls on files wait for an answer from here
+//! (seccomp's user notification; see `notify`). So nothing in a product knows that it is tested,
+//! and no call of those in `call.rs` escapes: not those of a library such as SQLite, nor the
+//! standard library's. No privilege is needed, and no process for each run. What is written through
+//! a mapping or by io_uring is not seen.
 //!
-//! Only calls on what lies below one directory count: a test's own output and the files in /proc are let through.
+//! Only calls on what lies below one directory count: a test's own output and the files in /proc
+//! are let through.
 
 mod call;
 mod notify;
@@ -30,10 +32,11 @@ use picture::Safe;
 pub enum Effect {
     /// The call fails with this error number and is not made; later ones are.
     Fail(i32),
-    /// All calls that change or sync something fail so, from the n-th on: a disk that stays full, or broke.
+    /// All calls that change or sync something fail so, from the n-th on: a disk that stays full,
+    /// or broke.
     FailFrom(i32),
-    /// The same, to be looked at as if the process had been killed at the call's entry: whatever it still does leaves no trace, and what
-    /// it believes does not count.
+    /// The same, to be looked at as if the process had been killed at the call's entry: whatever it
+    /// still does leaves no trace, and what it believes does not count.
     Stop,
 }
 
@@ -78,7 +81,8 @@ pub struct Moment {
 pub enum Loses {
     /// Nothing: only the process is gone.
     Nothing,
-    /// Bytes of files that were not synced. Names and attributes are on disk, as ext4 and XFS have it.
+    /// Bytes of files that were not synced. Names and attributes are on disk, as ext4 and XFS have
+    /// it.
     Bytes,
     /// All that was not synced, names too.
     Unsynced,
@@ -97,7 +101,8 @@ pub fn available() -> bool {
     }
 }
 
-/// Runs `work`, with `effect` at the `n`-th (from 1) of the counted calls on what lies below `root`.
+/// Runs `work`, with `effect` at the `n`-th (from 1) of the counted calls on what lies below
+/// `root`.
 ///
 /// `work` may start threads; they are counted too. Panics if [`available`] is false.
 pub fn run<T: Send>(
@@ -133,8 +138,9 @@ pub fn run<T: Send>(
 
 /// Runs `attempt` for n = 1, 2, ... until the code is no longer hit, and returns how often it was.
 ///
-/// `attempt` sets up, calls [`run`] with its n, looks at what is left, and returns the call that was hit. Panics after `limit` hits: then
-/// the test is not what it is meant to be. `VELLUM_FAULT=N` begins at the N-th.
+/// `attempt` sets up, calls [`run`] with its n, looks at what is left, and returns the call that
+/// was hit. Panics after `limit` hits: then the test is not what it is meant to be.
+/// `VELLUM_FAULT=N` begins at the N-th.
 pub fn each(limit: u32, mut attempt: impl FnMut(u32) -> Option<Call>) -> u32 {
     let first =
         std::env::var("VELLUM_FAULT").map_or(1, |n| n.parse().expect("VELLUM_FAULT is a number"));
@@ -146,8 +152,9 @@ pub fn each(limit: u32, mut attempt: impl FnMut(u32) -> Option<Call>) -> u32 {
     panic!("still hit after {limit} runs");
 }
 
-/// Runs `work` once, undisturbed, and returns what it returned and all that a cut at any of its calls would leave of the tree below
-/// `root`. Trees that are the same are there once, with the first moment, and at the end.
+/// Runs `work` once, undisturbed, and returns what it returned and all that a cut at any of its
+/// calls would leave of the tree below `root`. Trees that are the same are there once, with the
+/// first moment, and at the end.
 ///
 /// What is there beforehand counts as synced. Panics if [`available`] is false.
 pub fn moments<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> (T, Vec<Moment>) {
@@ -197,8 +204,8 @@ pub fn moments<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> (T, Vec
     (value, moments)
 }
 
-/// Runs `work` on a thread whose calls on files below `root` are made as `decide` says. Calls of several threads are decided one at a
-/// time.
+/// Runs `work` on a thread whose calls on files below `root` are made as `decide` says. Calls of
+/// several threads are decided one at a time.
 fn held<T: Send>(
     root: &Path,
     reads: bool,
@@ -233,7 +240,8 @@ fn held<T: Send>(
                 };
                 listener.answer(waiting, answer).expect("an answer");
             }
-            // The thread is about to end; a pool's, which it may have started, lives on and must not wait for ever.
+            // The thread is about to end; a pool's, which it may have started, lives on and must
+            // not wait for ever.
             thread::spawn(move || {
                 while let Ok(Some(waiting)) = listener.next() {
                     if listener.answer(waiting, Answer::Make).is_err() {

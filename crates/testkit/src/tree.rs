@@ -1,8 +1,8 @@
 //! A picture of a tree with everything a user can see of it, and the comparison of two.
 //!
-//! Shape: paths relative to the root, sorted by their bytes per component; the root itself is the empty path.
-//! Deep trees are fine: directories are opened one below the other, no long path is ever handed to the kernel.
-//! Reading changes access times, so those are no part of the picture.
+//! Shape: paths relative to the root, sorted by their bytes per component; the root itself is the
+//! empty path. Deep trees are fine: directories are opened one below the other, no long path is
+//! ever handed to the kernel. Reading changes access times, so those are no part of the picture.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -51,7 +51,8 @@ pub struct Entry {
     pub content: Option<String>,
     /// Every xattr that is listed.
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
-    /// For an object with several names in this tree: the first of them. So hard-link groups compare by membership.
+    /// For an object with several names in this tree: the first of them. So hard-link groups
+    /// compare by membership.
     pub linked_with: Option<PathBuf>,
     /// Device and inode number; not compared.
     pub identity: (u64, u64),
@@ -84,7 +85,8 @@ pub struct Ignore {
 }
 
 impl Tree {
-    /// Takes a picture of the tree at `root`, which is followed if it is a symbolic link. Crosses mounts.
+    /// Takes a picture of the tree at `root`, which is followed if it is a symbolic link. Crosses
+    /// mounts.
     pub fn read(root: &Path) -> io::Result<Tree> {
         let dir = rustix::fs::open(
             root,
@@ -382,7 +384,8 @@ pub fn hash(mut file: impl Read) -> io::Result<String> {
     }
 }
 
-/// Xattrs by name, without following the last component: through the directory's entry in `/proc/self/fd`.
+/// Xattrs by name, without following the last component: through the directory's entry in
+/// `/proc/self/fd`.
 fn read_xattrs(dir: i32, name: &OsStr) -> io::Result<BTreeMap<OsString, Vec<u8>>> {
     let path = Path::new("/proc/self/fd").join(dir.to_string()).join(name);
     let mut names = vec![0; 64 * 1024];

@@ -1,13 +1,15 @@
 //! Reporting what a machine can't test.
 //!
-//! A test that lacks a kernel feature or privilege calls [`untested`] and returns. The line goes to the test's
-//! output and to the file named by `VELLUM_UNTESTED`, so that the end of a run can count what was not shown.
+//! A test that lacks a kernel feature or privilege calls [`untested`] and returns. The line goes to
+//! the test's output and to the file named by `VELLUM_UNTESTED`, so that the end of a run can count
+//! what was not shown.
 
 use std::io::Write;
 
 /// Records that `feature` was not tested, and why.
 ///
-/// One line is appended to the file named by the environment variable `VELLUM_UNTESTED`, if it is set.
+/// One line is appended to the file named by the environment variable `VELLUM_UNTESTED`, if it is
+/// set.
 pub fn untested(feature: &str, why: impl std::fmt::Display) {
     let thread = std::thread::current();
     // What programs say goes on for lines, and a claim is counted once.
@@ -36,7 +38,8 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root() && whole
 }
 
-/// Returns whether the test may go on because it runs as root; otherwise records `feature` as untested.
+/// Returns whether the test may go on because it runs as root; otherwise records `feature` as
+/// untested.
 #[must_use]
 pub fn needs_root(feature: &str) -> bool {
     if !is_root() {

@@ -1,8 +1,9 @@
 //! A plain user for one test, with subordinate ids and a home, who leaves no trace on the machine.
 //!
-//! The user exists only inside the mount namespace his commands run in, where copies of `/etc/passwd` and its
-//! neighbours that name him lie over the real files. Nothing is added to the machine and nothing has to be taken away
-//! again. Processes he leaves running are the test's to end.
+//! The user exists only inside the mount namespace his commands run in, where copies of
+//! `/etc/passwd` and its neighbours that name him lie over the real files. Nothing is added to the
+//! machine and nothing has to be taken away again. Processes he leaves running are the test's to
+//! end.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -55,7 +56,8 @@ impl PlainUser {
         PlainUser::new(scratch).filter(PlainUser::give_fuse)
     }
 
-    /// As [`PlainUser::new`], but the user has no subordinate ids: his own is the only one he may use.
+    /// As [`PlainUser::new`], but the user has no subordinate ids: his own is the only one he may
+    /// use.
     pub fn with_one_id(scratch: &Scratch) -> Option<PlainUser> {
         if !needs_root("working as another user") {
             return None;
@@ -104,7 +106,8 @@ impl PlainUser {
         std::fs::set_permissions(&path, mode).expect("its mode");
     }
 
-    /// Lets the user open `/dev/fuse`, which on most machines everybody may. False, and recorded as untested, if there is none here.
+    /// Lets the user open `/dev/fuse`, which on most machines everybody may. False, and recorded as
+    /// untested, if there is none here.
     pub fn give_fuse(&self) -> bool {
         use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
         let device = self.etc.join("fuse-device");
@@ -148,11 +151,14 @@ impl PlainUser {
         copy
     }
 
-    /// Returns a command that runs `program` as the user, in his home, with his environment and nothing of ours.
+    /// Returns a command that runs `program` as the user, in his home, with his environment and
+    /// nothing of ours.
     ///
-    /// Add arguments with `arg`; `env` and `current_dir` would act on the wrapper: say `env NAME=VALUE` in the program.
+    /// Add arguments with `arg`; `env` and `current_dir` would act on the wrapper: say
+    /// `env NAME=VALUE` in the program.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        // The new namespace has copies of what the tests beside this one have mounted, and would hold them for as long as it lives.
+        // The new namespace has copies of what the tests beside this one have mounted, and would
+        // hold them for as long as it lives.
         const SCRIPT: &str = r#"
             etc=$1 id=$2 home=$3 run=$4 scratch=$5; shift 5
             others=

@@ -7,7 +7,8 @@ use std::path::Path;
 use vellum_testkit::Scratch;
 use vellum_testkit::seam::{self, Counted, Effect, Loses, Moment};
 
-/// A file is replaced: made under another name, synced, renamed, and the directory synced. Each can be left out.
+/// A file is replaced: made under another name, synced, renamed, and the directory synced. Each can
+/// be left out.
 fn replace(root: &Path, sync_file: bool, sync_dir: bool) -> io::Result<()> {
     let new = root.join("new");
     let mut file = File::create(&new)?;

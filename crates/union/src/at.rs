@@ -1,7 +1,8 @@
 //! One inode of the upper layer as a target of changes, however it is reached.
 //!
-//! A name costs no descriptor; a directory or a nameless file is its descriptor. Every change to owner, mode, times and
-//! xattrs of the upper goes through here, as stored: no mapping, no escaping, no records.
+//! A name costs no descriptor; a directory or a nameless file is its descriptor. Every change to
+//! owner, mode, times and xattrs of the upper goes through here, as stored: no mapping, no
+//! escaping, no records.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -23,7 +24,8 @@ pub(crate) enum At {
 }
 
 impl At {
-    /// Opens the inode so that it can be synced; `None` if it is one that can't be: a symbolic link, a pipe, a socket, a device.
+    /// Opens the inode so that it can be synced; `None` if it is one that can't be: a symbolic
+    /// link, a pipe, a socket, a device.
     pub fn open_to_sync(&self) -> Result<Option<OwnedFd>> {
         Ok(match (self, self.stat()?.kind) {
             (At::Dir(dir), _) => Some(dir.dup()?.into()),
@@ -44,7 +46,8 @@ impl At {
         }
     }
 
-    /// Sets owner, group or both. The file system clears set-uid, set-gid and capabilities of what is no directory.
+    /// Sets owner, group or both. The file system clears set-uid, set-gid and capabilities of what
+    /// is no directory.
     pub fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
         match self {
             At::Dir(dir) => rooted::change_owner_fd(&**dir, uid, gid),

@@ -1,18 +1,23 @@
-//! What the top layer changed, or in what one union differs from another, as a stream in path order.
+//! What the top layer changed, or in what one union differs from another, as a stream in path
+//! order.
 //!
-//! [`changes`] reads the top layer alone and looks up below only what it finds there: its cost is that of the changes.
-//! Where the top layer moved a directory (redirect) or put a new one in an old one's place (opaque), that directory is
-//! compared (or written out) as a whole. [`compare`] reads two unions whole.
+//! [`changes`] reads the top layer alone and looks up below only what it finds there: its cost is
+//! that of the changes. Where the top layer moved a directory (redirect) or put a new one in an old
+//! one's place (opaque), that directory is compared (or written out) as a whole. [`compare`] reads
+//! two unions whole.
 //!
-//! The meaning of the letters is Docker's: A added, C modified, D deleted; the parents of a change count as modified;
-//! what is below something deleted, or below a directory that is no directory any more, is not named again. The root
-//! is not named, but see [`Form::Layer`]. Stricter than Docker: times count to the nanosecond, and all xattrs count.
+//! The meaning of the letters is Docker's: A added, C modified, D deleted; the parents of a change
+//! count as modified; what is below something deleted, or below a directory that is no directory
+//! any more, is not named again. The root is not named, but see [`Form::Layer`]. Stricter than
+//! Docker: times count to the nanosecond, and all xattrs count.
 //!
-//! The top layer may be in use. What comes and goes while it is read is named or not; what stays as it is, rightly.
+//! The top layer may be in use. What comes and goes while it is read is named or not; what stays as
+//! it is, rightly.
 //!
-//! Invariants: paths come sorted by component, parents before what is in them, none twice. Memory: the names of the
-//! directories on the way to the present one; for [`compare`] also a few bytes for each name of a hard link.
-//! [`Form::Layer`] takes two passes, and also names unchanged names of lower files that were changed under another name.
+//! Invariants: paths come sorted by component, parents before what is in them, none twice. Memory:
+//! the names of the directories on the way to the present one; for [`compare`] also a few bytes for
+//! each name of a hard link. [`Form::Layer`] takes two passes, and also names unchanged names of
+//! lower files that were changed under another name.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -32,7 +37,8 @@ use crate::{Error, Result};
 pub enum ChangeKind {
     /// There was nothing.
     Added,
-    /// There was something else, or the same with other attributes or content; or something in it changed.
+    /// There was something else, or the same with other attributes or content; or something in it
+    /// changed.
     Modified,
     /// There is nothing any more.
     Deleted,
@@ -58,7 +64,8 @@ pub struct Change {
     pub kind: ChangeKind,
     /// What is there now; `None` exactly for deletions.
     pub node: Option<Node>,
-    /// A directory that hides all that was below it; everything in it follows. Only in [`Form::Layer`].
+    /// A directory that hides all that was below it; everything in it follows. Only in
+    /// [`Form::Layer`].
     pub opaque: bool,
 }
 
@@ -67,8 +74,8 @@ pub struct Change {
 pub enum Form {
     /// For a reader: a directory put in an old one's place is compared with it, name by name.
     Listing,
-    /// For a new layer: such a directory is marked opaque and its whole content follows. If the root's mode, owner or
-    /// xattrs changed, it comes first, with an empty path.
+    /// For a new layer: such a directory is marked opaque and its whole content follows. If the
+    /// root's mode, owner or xattrs changed, it comes first, with an empty path.
     Layer,
 }
 
@@ -95,10 +102,11 @@ pub fn changes(union: &Stack, form: Form) -> Result<Changes> {
     Ok(changes)
 }
 
-/// Returns in what `new` differs from `old`, reading both whole, except where they are made of the same directories.
+/// Returns in what `new` differs from `old`, reading both whole, except where they are made of the
+/// same directories.
 ///
-/// Files that are not the same inode, but agree in size, time to the nanosecond and all other attributes, count as the
-/// same: as good as can be had without reading both.
+/// Files that are not the same inode, but agree in size, time to the nanosecond and all other
+/// attributes, count as the same: as good as can be had without reading both.
 pub fn compare(old: &Stack, new: &Stack) -> Result<Changes> {
     Changes::new(
         new.clone(),
@@ -262,7 +270,8 @@ impl Changes {
             return Ok(true);
         };
         match self.look(&name) {
-            // A container may be at work: what went while it was looked at is as good as gone before.
+            // A container may be at work: what went while it was looked at is as good as gone
+            // before.
             Err(error) if error.went_from(&self.new.layers()[0].name()) => Ok(true),
             other => other.map(|()| true),
         }
@@ -302,7 +311,8 @@ impl Changes {
         if !new.is_dir() {
             return Ok(());
         }
-        // The top layer's share is all there is unless more shows through from below, by a redirect.
+        // The top layer's share is all there is unless more shows through from below, by a
+        // redirect.
         let reads = match (reads, new.parts().len()) {
             (Reads::Top, 1) if old.is_none() => Reads::Top,
             _ if self.form == Form::Layer => Reads::New,
@@ -313,8 +323,9 @@ impl Changes {
 
     /// Returns whether a file can be left out as far as its hard links go.
     ///
-    /// Several names of one inode stay together: a new name of an old file is written out with the old one. And a name
-    /// that was copied up alone is a file of its own now, even if nothing else about it changed.
+    /// Several names of one inode stay together: a new name of an old file is written out with the
+    /// old one. And a name that was copied up alone is a file of its own now, even if nothing else
+    /// about it changed.
     fn keeps_links(&mut self, new: &Node, old: &Node) -> Result<bool> {
         if new.stat().nlink < 2 && old.stat().nlink < 2 {
             return Ok(true);

@@ -1,10 +1,11 @@
 //! A layer that is a directory on disk.
 //!
-//! A handle is its parent's handle and a name; the descriptor is opened when first needed, one component below the
-//! nearest ancestor that has one. So paths longer than the kernel takes are reached, and a walk can give descriptors
-//! back without losing its place. How many are open at once is bounded for the whole process, since that is what the
-//! system's limit counts: the oldest gives its descriptor back for a new one. Nothing outside the root is ever reached: components are opened beneath their
-//! parent's descriptor, never following a symbolic link.
+//! A handle is its parent's handle and a name; the descriptor is opened when first needed, one
+//! component below the nearest ancestor that has one. So paths longer than the kernel takes are
+//! reached, and a walk can give descriptors back without losing its place. How many are open at
+//! once is bounded for the whole process, since that is what the system's limit counts: the oldest
+//! gives its descriptor back for a new one. Nothing outside the root is ever reached: components
+//! are opened beneath their parent's descriptor, never following a symbolic link.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -47,7 +48,8 @@ impl DirLayer {
         }
     }
 
-    /// The same as the upper layer whose maps these are: files copied up block by block can be read.
+    /// The same as the upper layer whose maps these are: files copied up block by block can be
+    /// read.
     pub fn with_block_maps(self, maps: Option<Arc<BlockMaps>>) -> DirLayer {
         DirLayer { maps, ..self }
     }
@@ -95,8 +97,8 @@ struct Handle {
     pinned: AtomicBool,
 }
 
-/// The handles that hold a descriptor, oldest first, roots not counted. Some may have given it back meanwhile, or be
-/// gone: at most [`OPEN_MAX`] are open, often fewer.
+/// The handles that hold a descriptor, oldest first, roots not counted. Some may have given it back
+/// meanwhile, or be gone: at most [`OPEN_MAX`] are open, often fewer.
 static OPEN: Mutex<Open> = Mutex::new(Open(VecDeque::new()));
 
 /// With 500 layers, whose roots stay open, this leaves room in the usual limit of 1024.
@@ -115,8 +117,8 @@ impl Open {
     }
 }
 
-/// Lets go of the handles above one by one: left to itself, a chain of them is dropped by recursion, and a tree made
-/// deep enough would overflow the stack.
+/// Lets go of the handles above one by one: left to itself, a chain of them is dropped by
+/// recursion, and a tree made deep enough would overflow the stack.
 impl Drop for Handle {
     fn drop(&mut self) {
         let take = |handle: &mut Handle| match handle.above.get_mut() {
@@ -135,12 +137,14 @@ impl Drop for Handle {
 pub(crate) struct DirHandle(Arc<Handle>);
 
 impl DirHandle {
-    /// Returns the directory's descriptor, for changing what is in it. Don't keep it: it may be given back.
+    /// Returns the directory's descriptor, for changing what is in it. Don't keep it: it may be
+    /// given back.
     pub fn dir(&self) -> Result<Arc<Dir>> {
         self.0.dir()
     }
 
-    /// Returns a handle of the subdirectory `name`, as what it is; nothing is opened or checked yet.
+    /// Returns a handle of the subdirectory `name`, as what it is; nothing is opened or checked
+    /// yet.
     pub fn sub(&self, name: &OsStr) -> Arc<DirHandle> {
         Arc::new(DirHandle(Arc::new(Handle {
             above: RwLock::new(Some((Arc::clone(&self.0), name.to_owned()))),
@@ -182,7 +186,8 @@ impl DirHandle {
         self.0.pinned.store(false, Ordering::Relaxed);
     }
 
-    /// Says that the directory was moved: from now on it is `name` in `parent`. Every handle below follows.
+    /// Says that the directory was moved: from now on it is `name` in `parent`. Every handle below
+    /// follows.
     pub fn moved(&self, parent: &DirHandle, name: &OsStr) {
         *self.0.above_mut() = Some((Arc::clone(&parent.0), name.to_owned()));
     }
@@ -214,7 +219,8 @@ impl Handle {
         if let Some(dir) = &*self.slot() {
             return Ok(Arc::clone(dir));
         }
-        // From here up to the nearest handle that is open, then down again: no recursion, whatever the depth.
+        // From here up to the nearest handle that is open, then down again: no recursion, whatever
+        // the depth.
         let mut names = Vec::new();
         let mut at = Arc::clone(self);
         let mut dir = loop {
@@ -230,7 +236,8 @@ impl Handle {
         };
         names.reverse();
         for step in steps(&names) {
-            // Another user's directory may be closed to this process, and yet everybody may see that it is there.
+            // Another user's directory may be closed to this process, and yet everybody may see
+            // that it is there.
             dir = Arc::new(match dir.open_dir_quietly(&step) {
                 Err(error) if error.is(Errno::ACCESS) => dir.open_dir_unlisted(&step)?,
                 opened => opened?,

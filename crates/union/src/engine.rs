@@ -1,22 +1,25 @@
 //! The changing side: a union that is written to, as a table of live nodes.
 //!
-//! [`Engine`] is what a front (a FUSE session, a test, a tool) calls: one method for each thing a program can do to a
-//! file, in terms of nodes, names and bytes. It never hears of FUSE, errno or sockets. What a name means is decided by
-//! [`crate::resolve`]; what is written follows the kernel's overlayfs format, so that either can mount the other's work.
+//! [`Engine`] is what a front (a FUSE session, a test, a tool) calls: one method for each thing a
+//! program can do to a file, in terms of nodes, names and bytes. It never hears of FUSE, errno or
+//! sockets. What a name means is decided by [`crate::resolve`]; what is written follows the
+//! kernel's overlayfs format, so that either can mount the other's work.
 //!
 //! Where things are:
 //!
-//! * `request.rs`: what is asked and answered; `action.rs`: what changes something, and what it leaves to be told;
-//!   `options.rs`: what an engine is made of;
+//! * `request.rs`: what is asked and answered; `action.rs`: what changes something, and what it
+//!   leaves to be told; `options.rs`: what an engine is made of;
 //! * `nodes.rs`, `names.rs`, `table.rs`: the live nodes, their names and their table; `gate.rs`:
 //!   the locks that keep them in place; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
-//! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names, and what goes with them
-//!   in `links.rs`; `staging.rs`: where things are made before they have a place;
-//! * `set_attr.rs`: attributes and xattrs; `acl.rs`, `owners.rs`, `records.rs`: how they are kept; `at.rs`: one inode as a
-//!   target;
-//! * `data.rs`, `place.rs`, `blocks.rs`: bytes, and files whose bytes are partly above and partly below; `limit.rs`: how many;
-//! * `inode_numbers.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening, locks, what a crash left;
-//!   `successor.rs`: what another process needs to go on.
+//! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names, and
+//!   what goes with them in `links.rs`; `staging.rs`: where things are made before they have a
+//!   place;
+//! * `set_attr.rs`: attributes and xattrs; `acl.rs`, `owners.rs`, `records.rs`: how they are kept;
+//!   `at.rs`: one inode as a target;
+//! * `data.rs`, `place.rs`, `blocks.rs`: bytes, and files whose bytes are partly above and partly
+//!   below; `limit.rs`: how many;
+//! * `inode_numbers.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening,
+//!   locks, what a crash left; `successor.rs`: what another process needs to go on.
 //!
 //! Lock order, outermost first: rename gate (shared by everything that uses names, alone for moving
 //! directories) > a directory's names, parent before child > a node's gate (copying up, changing
@@ -164,8 +167,9 @@ impl Engine {
 
     /// Takes names out of the lists that are in use no more. To be called with no lock held.
     ///
-    /// With the rename gate shared: a directory's names are locked after its parent's, and who moves between two directories,
-    /// neither perhaps above the other, counts on it that nobody else holds any.
+    /// With the rename gate shared: a directory's names are locked after its parent's, and who
+    /// moves between two directories, neither perhaps above the other, counts on it that nobody
+    /// else holds any.
     pub(crate) fn sweep(&self) {
         if !self.table.wants_sweep() {
             return;
@@ -186,8 +190,9 @@ impl Engine {
         self.names.alone()
     }
 
-    /// Takes the rename gate, shared, and the node's own gate: as long as both are held, or the second alone and nothing but
-    /// the node's parent's descriptor is used, it stays where it is. Waits without holding either.
+    /// Takes the rename gate, shared, and the node's own gate: as long as both are held, or the
+    /// second alone and nothing but the node's parent's descriptor is used, it stays where it is.
+    /// Waits without holding either.
     pub(crate) fn still<'a>(&'a self, node: &'a LiveNode) -> (Gate<'a>, NodeGate<'a>) {
         loop {
             let shared = self.shared();
@@ -225,7 +230,8 @@ impl Engine {
 }
 
 impl Upper {
-    /// Sees to it that a staged file's bytes come to disk before the name, or the loss of a mark, that shows them.
+    /// Sees to it that a staged file's bytes come to disk before the name, or the loss of a mark,
+    /// that shows them.
     pub fn settle_data(&self, file: impl AsFd) -> vellum_sys::Result<()> {
         match self.options.durability {
             Durability::Full => publish::sync_file(file),
@@ -234,10 +240,11 @@ impl Upper {
         }
     }
 
-    /// Sees to it that an inode as it is now, with its marks, comes to disk before a name that shows it, or shows it elsewhere.
+    /// Sees to it that an inode as it is now, with its marks, comes to disk before a name that
+    /// shows it, or shows it elsewhere.
     ///
-    /// Does nothing where the file system keeps that order. Symbolic links, pipes, sockets and devices can't be synced, and are
-    /// left as they are.
+    /// Does nothing where the file system keeps that order. Symbolic links, pipes, sockets and
+    /// devices can't be synced, and are left as they are.
     pub fn settle_inode(&self, at: &At) -> vellum_sys::Result<()> {
         let volatile = self.options.durability == Durability::Volatile;
         if volatile || self.data_order != DataOrder::Synced {

@@ -1,4 +1,5 @@
-//! The one error of this room. Each says which layer (counted from the top, 0 first) and which path it is about.
+//! The one error of this room. Each says which layer (counted from the top, 0 first) and which path
+//! it is about.
 
 use std::path::PathBuf;
 
@@ -30,7 +31,8 @@ pub enum Error {
         #[source]
         source: MarkError,
     },
-    /// A mark that points elsewhere, in a layer that came from an archive: anyone could have written it.
+    /// A mark that points elsewhere, in a layer that came from an archive: anyone could have
+    /// written it.
     #[error("/{path} in layer {layer} has a {mark} mark, but the layer is from an archive, where none is followed", path = path.display())]
     Untrusted {
         /// The layer's name.
@@ -84,7 +86,8 @@ pub enum Error {
         /// The path in the union.
         path: PathBuf,
     },
-    /// Data was asked of something that is no regular file, or a link target of something that is no symbolic link.
+    /// Data was asked of something that is no regular file, or a link target of something that is
+    /// no symbolic link.
     #[error("/{path} is no {expected}", path = path.display())]
     WrongKind {
         /// The path in the union.
@@ -191,7 +194,8 @@ impl From<Refusal> for Error {
 }
 
 impl Error {
-    /// True if something in the layer called `layer` was not there any more when it was looked at again.
+    /// True if something in the layer called `layer` was not there any more when it was looked at
+    /// again.
     pub(crate) fn went_from(&self, layer: &str) -> bool {
         use rustix::io::Errno;
         match self {

@@ -1,4 +1,5 @@
-//! Why the union has what it has under one path: each layer's own statement about it, in the order they were asked.
+//! Why the union has what it has under one path: each layer's own statement about it, in the order
+//! they were asked.
 
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
@@ -32,7 +33,8 @@ pub struct Explanation {
     pub outcome: Result<Option<Node>>,
     /// How far the path could be followed: what the statements are about.
     pub path: PathBuf,
-    /// The statements of the layers, in order. Layers that were not asked could not have changed anything.
+    /// The statements of the layers, in order. Layers that were not asked could not have changed
+    /// anything.
     pub statements: Vec<Statement>,
 }
 
@@ -52,7 +54,8 @@ impl fmt::Display for Statement {
 impl Stack {
     /// Returns why the union has what it has at `path`.
     ///
-    /// Errors only if the way to the path can't be read; what is wrong with the path itself is part of the answer.
+    /// Errors only if the way to the path can't be read; what is wrong with the path itself is part
+    /// of the answer.
     pub fn explain(&self, path: &Path) -> Result<Explanation> {
         let mut node = self.root()?;
         let mut last = Explanation {

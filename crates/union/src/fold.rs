@@ -1,8 +1,9 @@
 //! Several layers as the one layer that shows the same on whatever lies below them.
 //!
-//! Everything the layers show is written out, every directory that shuts out what is below is opaque, and every name
-//! that the topmost layer to speak of it hides is hidden. Marks that point elsewhere (redirect, metacopy) are resolved
-//! on the way; where they point out of these layers that is an error.
+//! Everything the layers show is written out, every directory that shuts out what is below is
+//! opaque, and every name that the topmost layer to speak of it hides is hidden. Marks that point
+//! elsewhere (redirect, metacopy) are resolved on the way; where they point out of these layers
+//! that is an error.
 
 use std::ffi::OsString;
 
@@ -11,7 +12,8 @@ use crate::changes::{Change, ChangeKind};
 use crate::node::Node;
 use crate::stack::{OPEN_LEVELS, Stack};
 
-/// Returns the content of the one layer that stands for all of `layers`, in path order, without the root.
+/// Returns the content of the one layer that stands for all of `layers`, in path order, without the
+/// root.
 pub fn folded(layers: &Stack) -> Folded {
     Folded {
         layers: layers.clone(),

@@ -1,8 +1,9 @@
 //! A tree that can be read: what a union is made of.
 //!
-//! A layer shows what is on disk, marks and all; it understands none of them. What they mean is said by its
-//! [`Dialect`] and decided in `marks.rs`. Directories are handles, so that nothing is ever looked up by a long path
-//! twice; a handle may give its descriptor back at any time and get a new one when asked again.
+//! A layer shows what is on disk, marks and all; it understands none of them. What they mean is
+//! said by its [`Dialect`] and decided in `marks.rs`. Directories are handles, so that nothing is
+//! ever looked up by a long path twice; a handle may give its descriptor back at any time and get a
+//! new one when asked again.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
@@ -25,8 +26,8 @@ pub(crate) mod blocks;
 pub enum LayerTrust {
     /// An overlay engine (the kernel's or ours): all its marks are followed.
     Engine,
-    /// An archive was unpacked. Whiteouts and opaque directories are followed; a redirect or metacopy mark, with
-    /// which an image could read other files of the store, is an error.
+    /// An archive was unpacked. Whiteouts and opaque directories are followed; a redirect or
+    /// metacopy mark, with which an image could read other files of the store, is an error.
     Archive,
 }
 
@@ -44,15 +45,16 @@ pub enum WhNames {
 pub enum Records {
     /// The inodes are as they are.
     None,
-    /// `override_stat` replaces what the inode says, and records of xattrs are shown as those xattrs.
+    /// `override_stat` replaces what the inode says, and records of xattrs are shown as those
+    /// xattrs.
     Read,
 }
 
 /// How a layer writes its marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Dialect {
-    /// The namespace of its marks' xattrs; `None` if it has none, and devices 0:0 are devices. `Trusted` needs
-    /// CAP_SYS_ADMIN in the initial user namespace to be seen at all.
+    /// The namespace of its marks' xattrs; `None` if it has none, and devices 0:0 are devices.
+    /// `Trusted` needs CAP_SYS_ADMIN in the initial user namespace to be seen at all.
     pub prefix: Option<Prefix>,
     /// What `.wh.` names are.
     pub wh_names: WhNames,
@@ -114,8 +116,8 @@ pub trait Layer: Debug + Send + Sync {
     fn dialect(&self) -> Dialect;
     /// Returns the handle of its root directory.
     fn root(&self) -> Arc<dyn LayerDir>;
-    /// Returns the maps of files copied up block by block, if it is an upper layer opened with its work directory.
-    /// Without them such a file is an error.
+    /// Returns the maps of files copied up block by block, if it is an upper layer opened with its
+    /// work directory. Without them such a file is an error.
     fn block_maps(&self) -> Option<Arc<BlockMaps>> {
         None
     }
@@ -134,7 +136,8 @@ pub struct Listed {
 
 /// A handle of one directory of a layer.
 ///
-/// Names are single components and are never followed. Where `name` is an `Option`, `None` is the directory itself.
+/// Names are single components and are never followed. Where `name` is an `Option`, `None` is the
+/// directory itself.
 pub trait LayerDir: Debug + Send + Sync {
     /// Returns the path inside the layer, for messages.
     fn path(&self) -> PathBuf;

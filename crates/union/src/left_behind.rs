@@ -1,11 +1,14 @@
-//! Names that a layer must have so that hard links stay together, although nothing about them changed.
+//! Names that a layer must have so that hard links stay together, although nothing about them
+//! changed.
 //!
-//! A directory is renamed, and one of its files has another name elsewhere. Both names still are the one lower file, but
-//! only the first is a change; a layer with that one alone would make two files of one. So the other is written out
-//! too. Read only for [`Form::Layer`](crate::Form::Layer).
+//! A directory is renamed, and one of its files has another name elsewhere. Both names still are
+//! the one lower file, but only the first is a change; a layer with that one alone would make two
+//! files of one. So the other is written out too. Read only for
+//! [`Form::Layer`](crate::Form::Layer).
 //!
-//! Cost: one more pass over the changes; and one over the whole union, but only if the changes hold a lower inode with
-//! more names than were seen. Memory: the changed names of lower inodes that have several.
+//! Cost: one more pass over the changes; and one over the whole union, but only if the changes hold
+//! a lower inode with more names than were seen. Memory: the changed names of lower inodes that
+//! have several.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -14,8 +17,8 @@ use crate::Result;
 use crate::node::Node;
 use crate::stack::Stack;
 
-/// Returns the paths, in a set because they are asked for by prefix. Usually empty. `changed` are the paths of `union` that the layer has anyway, with
-/// what is there now.
+/// Returns the paths, in a set because they are asked for by prefix. Usually empty. `changed` are
+/// the paths of `union` that the layer has anyway, with what is there now.
 pub(crate) fn left_behind(
     changed: impl Iterator<Item = Result<(PathBuf, Option<Node>)>>,
     union: &Stack,

@@ -1,7 +1,7 @@
 //! Reading the marks on one name of one layer: from what is on disk to an [`Answer`].
 //!
-//! The only place where a [`Dialect`] is understood on the way in. A mark is either followed, or an error that names
-//! it: never passed over.
+//! The only place where a [`Dialect`] is understood on the way in. A mark is either followed, or an
+//! error that names it: never passed over.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -89,8 +89,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns which xattrs a name has, so that only marks that are there are asked for: most names have none, and one question is
-    /// less than one for each mark. `None` if there are more than can be listed.
+    /// Returns which xattrs a name has, so that only marks that are there are asked for: most names
+    /// have none, and one question is less than one for each mark. `None` if there are more than
+    /// can be listed.
     fn listed(&self, dir: &dyn LayerDir, name: &OsStr) -> Result<Option<Vec<OsString>>> {
         if self.dialect.prefix.is_none() {
             return Ok(Some(Vec::new()));
@@ -237,8 +238,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The ways in which trees with `.wh.` names say opaque: the sentinel, fuse-overlayfs's xattr, and a whiteout
-    /// beside the directory of the same name.
+    /// The ways in which trees with `.wh.` names say opaque: the sentinel, fuse-overlayfs's xattr,
+    /// and a whiteout beside the directory of the same name.
     fn opaque_by_name(
         &self,
         above: &Arc<dyn LayerDir>,
@@ -249,7 +250,8 @@ impl<'a> Reader<'a> {
             return Ok(false);
         }
         let sentinel = match dir.stat(Some(OsStr::new(wh::OPAQUE))) {
-            // Another user's directory that is closed to this process: nothing in it can be reached, and nothing below it through it.
+            // Another user's directory that is closed to this process: nothing in it can be
+            // reached, and nothing below it through it.
             Err(error) if error.is(Errno::ACCESS) => None,
             found => found.on(self)?,
         };
@@ -285,7 +287,8 @@ impl<'a> Reader<'a> {
         name: &OsStr,
         stat: Stat,
     ) -> Result<Answer<DirAt, FileAt>> {
-        // The kernel's lookup takes such a file for a whiteout whether or not its directory says `opaque=x`.
+        // The kernel's lookup takes such a file for a whiteout whether or not its directory says
+        // `opaque=x`.
         let listed = self.listed(&**dir, name)?;
         if stat.size_bytes == 0
             && self.may_have(&listed, Mark::Whiteout)
@@ -322,8 +325,9 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Returns the name of an unsettled file's map. Errors if this layer was not opened with its maps: nobody but the
-    /// engine that wrote such a file, and those who read its work directory, may read it.
+    /// Returns the name of an unsettled file's map. Errors if this layer was not opened with its
+    /// maps: nobody but the engine that wrote such a file, and those who read its work directory,
+    /// may read it.
     fn block_map(&self, dir: &Arc<dyn LayerDir>, name: &OsStr) -> Result<Box<str>> {
         let unsettled = || Error::Unsettled {
             layer: self.layer.name(),
@@ -342,7 +346,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Returns the names `dir` says something about, each with whether it hides it. Names twice: see [`wh`].
+    /// Returns the names `dir` says something about, each with whether it hides it. Names twice:
+    /// see [`wh`].
     pub fn names(&self, dir: &DirAt) -> Result<Vec<(OsString, bool)>> {
         let entries = self.entries(dir)?;
         Ok(entries.into_iter().map(|at| (at.name, at.hides)).collect())

@@ -1,7 +1,7 @@
 //! What the union has at one path: attributes, data, and where they come from.
 //!
-//! A node is a picture of the moment it was looked up. It holds handles, not descriptors: reading from it later may
-//! find that the tree below has changed, and says so as an error.
+//! A node is a picture of the moment it was looked up. It holds handles, not descriptors: reading
+//! from it later may find that the tree below has changed, and says so as an error.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -32,7 +32,8 @@ pub struct Node {
     layer_index: usize,
     layer: Arc<dyn Layer>,
     stat: Stat,
-    /// The attributes come from an `override_stat` mark: the inode itself is a regular file or directory.
+    /// The attributes come from an `override_stat` mark: the inode itself is a regular file or
+    /// directory.
     overridden: bool,
     what: What,
 }
@@ -110,8 +111,8 @@ impl Node {
 
     /// Returns the attributes as a user of the union sees them.
     ///
-    /// Inode number, device and link count are those of the inode in [`Node::layer`]. The size of a regular file is
-    /// that of its data, also where that is below.
+    /// Inode number, device and link count are those of the inode in [`Node::layer`]. The size of a
+    /// regular file is that of its data, also where that is below.
     pub fn stat(&self) -> &Stat {
         &self.stat
     }
@@ -143,7 +144,8 @@ impl Node {
         self.stat.identity()
     }
 
-    /// Returns device and number of the inode that has the data: another than [`Node::identity`] for a metacopy.
+    /// Returns device and number of the inode that has the data: another than [`Node::identity`]
+    /// for a metacopy.
     pub fn data_identity(&self) -> (u64, u64) {
         match &self.what {
             What::File {
@@ -153,7 +155,8 @@ impl Node {
         }
     }
 
-    /// Returns, for a directory, the identities of the directories it is made of, top first; else nothing.
+    /// Returns, for a directory, the identities of the directories it is made of, top first; else
+    /// nothing.
     pub fn part_identities(&self) -> Vec<(u64, u64)> {
         self.parts()
             .iter()
@@ -161,7 +164,8 @@ impl Node {
             .collect()
     }
 
-    /// Returns what kept lower layers from showing through this directory, and the layer that says so.
+    /// Returns what kept lower layers from showing through this directory, and the layer that says
+    /// so.
     pub fn stop(&self) -> Option<(usize, Stop)> {
         match &self.what {
             What::Dir { stop, .. } => *stop,
@@ -184,7 +188,8 @@ impl Node {
         }
     }
 
-    /// Returns the xattrs that a user of the union sees: marks hidden, names unescaped, records in their own names.
+    /// Returns the xattrs that a user of the union sees: marks hidden, names unescaped, records in
+    /// their own names.
     pub fn xattrs(&self) -> Result<BTreeMap<OsString, Vec<u8>>> {
         let (dir, name) = self.place();
         let dialect = self.layer.dialect();
@@ -195,7 +200,8 @@ impl Node {
             };
             // Gone since it was listed: then it is not there.
             if let Some(value) = dir.xattr(name, &stored).on(self)? {
-                // What was recorded is what was meant; a plain one of that name is the file system's own doing.
+                // What was recorded is what was meant; a plain one of that name is the file
+                // system's own doing.
                 match record::original(&stored).is_some() && dialect.records == Records::Read {
                     true => drop(found.insert(shown, value)),
                     false => drop(found.entry(shown).or_insert(value)),
@@ -205,8 +211,9 @@ impl Node {
         Ok(found)
     }
 
-    /// Returns what has to be set on another object, in a layer of the same dialect, to make it show as this one does:
-    /// attributes and xattrs as they are stored, records included, marks left out.
+    /// Returns what has to be set on another object, in a layer of the same dialect, to make it
+    /// show as this one does: attributes and xattrs as they are stored, records included, marks
+    /// left out.
     pub fn stored(&self) -> Result<(Stat, BTreeMap<OsString, Vec<u8>>)> {
         let (dir, name) = self.place();
         let stat = match &self.what {

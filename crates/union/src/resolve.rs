@@ -1,21 +1,25 @@
 //! The merge: what a union has under one name, from each layer's answer about it.
 //!
-//! [`merge`] is pure. It is given the directories that make up the parent, one per layer, top first, and asks them one
-//! after the other through [`Ask`], never one whose answer could not matter any more. What it must not know: files,
-//! xattrs, dialects. If this file is wrong, everything above is: lookup, listing, changes and (for an engine that
-//! writes) copy-up all rest on it, and the model in the testkit is a second writing of it to hold it against.
+//! [`merge`] is pure. It is given the directories that make up the parent, one per layer, top
+//! first, and asks them one after the other through [`Ask`], never one whose answer could not
+//! matter any more. What it must not know: files, xattrs, dialects. If this file is wrong,
+//! everything above is: lookup, listing, changes and (for an engine that writes) copy-up all rest
+//! on it, and the model in the testkit is a second writing of it to hold it against.
 //!
 //! The rules are the kernel's (`fs/overlayfs/namei.c`), in short:
 //!
-//! * The first layer that knows the name decides. A whiteout says there is no such name, and ends the search.
+//! * The first layer that knows the name decides. A whiteout says there is no such name, and ends
+//!   the search.
 //! * A file ends the search, unless its data is below: then the search goes on for a regular file.
-//! * A directory is merged with directories of that name below, until one is opaque, or a layer has a whiteout or a
-//!   file there.
-//! * A redirect changes where the layers *below* are asked: another name in the same directory, or a path from the
-//!   root. On that path, directories may again be hidden, opaque, or redirected; each counts for the layers below it.
-//!   A redirect from the root asks all layers below, also those the parent directory has no part in.
+//! * A directory is merged with directories of that name below, until one is opaque, or a layer has
+//!   a whiteout or a file there.
+//! * A redirect changes where the layers *below* are asked: another name in the same directory, or
+//!   a path from the root. On that path, directories may again be hidden, opaque, or redirected;
+//!   each counts for the layers below it. A redirect from the root asks all layers below, also
+//!   those the parent directory has no part in.
 //!
-//! Stricter than the kernel: a directory's redirect that finds no directory is an error, not an empty directory.
+//! Stricter than the kernel: a directory's redirect that finds no directory is an error, not an
+//! empty directory.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -86,7 +90,8 @@ pub trait Ask {
         name: &OsStr,
     ) -> Result<Answer<Self::Dir, Self::File>, Self::Error>;
 
-    /// Returns the regular file at `path` in the topmost data-only layer that has one, with that layer's number.
+    /// Returns the regular file at `path` in the topmost data-only layer that has one, with that
+    /// layer's number.
     fn ask_data(&self, path: &[OsString]) -> Result<Option<(usize, Self::File)>, Self::Error>;
 }
 
@@ -108,7 +113,8 @@ pub enum Stop {
     Opaque,
     /// A file with its data: it is what was looked for.
     Found,
-    /// Something of another kind than what is above: a file under a directory, or a directory under a file.
+    /// Something of another kind than what is above: a file under a directory, or a directory under
+    /// a file.
     OtherKind,
 }
 
@@ -179,7 +185,8 @@ enum Place {
 
 /// Returns what the union has under `name` in the directory made up of `parent`.
 ///
-/// `roots` are the shares of the union's root: one for every layer that is not data-only. Both are sorted, top first.
+/// `roots` are the shares of the union's root: one for every layer that is not data-only. Both are
+/// sorted, top first.
 pub fn merge<A: Ask>(
     ask: &A,
     parent: &[Part<A::Dir>],
@@ -357,7 +364,8 @@ impl<A: Ask> Search<'_, A> {
         }
     }
 
-    /// Lets the redirect of the component that has `rest` more behind it say where the layers below are asked.
+    /// Lets the redirect of the component that has `rest` more behind it say where the layers below
+    /// are asked.
     ///
     /// Counted from the end, because a redirect further up may have changed the beginning already.
     fn follow(&mut self, redirect: &Redirect, rest: usize) {
@@ -367,7 +375,8 @@ impl<A: Ask> Search<'_, A> {
         };
         self.place = match (redirect, &self.place) {
             (Redirect::FromRoot(to), _) => {
-                // An opaque directory on the way ended the search in its own place; this is another.
+                // An opaque directory on the way ended the search in its own place; this is
+                // another.
                 self.stop = None;
                 Place::FromRoot(
                     to.iter()
@@ -412,7 +421,8 @@ impl<A: Ask> Search<'_, A> {
                 needs_data: true,
                 ..
             } => {
-                // Data-only layers have no part in the merging: what ended the search in the others is nothing to them.
+                // Data-only layers have no part in the merging: what ended the search in the others
+                // is nothing to them.
                 let data = match &self.place {
                     Place::FromRoot(path) => self.ask.ask_data(path).map_err(MergeError::Ask)?,
                     Place::Sibling(_) => None,

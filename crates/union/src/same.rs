@@ -9,14 +9,16 @@ use crate::{Node, Result};
 pub(crate) enum Content {
     /// Never: whoever made a copy may have changed it and set the time back.
     ByIdentity,
-    /// If size and modification time agree to the nanosecond: as good as can be had without reading both.
+    /// If size and modification time agree to the nanosecond: as good as can be had without reading
+    /// both.
     ByTime,
 }
 
-/// Returns whether nothing a user sees of `a` and `b` differs: kind, mode, owner, device, target, size, modification
-/// time to the nanosecond, xattrs, content.
+/// Returns whether nothing a user sees of `a` and `b` differs: kind, mode, owner, device, target,
+/// size, modification time to the nanosecond, xattrs, content.
 ///
-/// Docker's rule compares neither nanoseconds nor (but for capabilities) xattrs, and not the times of directories.
+/// Docker's rule compares neither nanoseconds nor (but for capabilities) xattrs, and not the times
+/// of directories.
 pub(crate) fn same(a: &Node, b: &Node, content: Content) -> Result<bool> {
     let (one, other) = (a.stat(), b.stat());
     // One inode, read through layers that show it alike. Access times and mounts may differ.

@@ -14,8 +14,9 @@ use crate::node::Node;
 use crate::resolve::{Answer, Ask, Fault, MergeError, Merged, Part, merge};
 use crate::{Error, Result};
 
-/// The longest path that is read. A walk holds one path per directory on its way, so this bounds its memory (64 MiB for
-/// names of one byte), whatever a container has made. The kernel takes paths of up to 4096 bytes at a time.
+/// The longest path that is read. A walk holds one path per directory on its way, so this bounds
+/// its memory (64 MiB for names of one byte), whatever a container has made. The kernel takes paths
+/// of up to 4096 bytes at a time.
 const PATH_LIMIT_BYTES: usize = 16 * 1024;
 
 /// Layers read as one tree. Cheap to clone.
@@ -27,13 +28,14 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Makes a union of `layers`, the top one first. Errors if there is none, or a root can't be read.
+    /// Makes a union of `layers`, the top one first. Errors if there is none, or a root can't be
+    /// read.
     pub fn new(layers: Vec<Arc<dyn Layer>>) -> Result<Stack> {
         Stack::with_data_layers(layers, Vec::new())
     }
 
-    /// Makes a union with data-only layers below the others: their names show nowhere, but metacopies with a redirect
-    /// from the root find their data in them.
+    /// Makes a union with data-only layers below the others: their names show nowhere, but
+    /// metacopies with a redirect from the root find their data in them.
     pub fn with_data_layers(
         layers: Vec<Arc<dyn Layer>>,
         data_layers: Vec<Arc<dyn Layer>>,
@@ -103,10 +105,11 @@ impl Stack {
         )
     }
 
-    /// Returns what is at `path`, or `None` if there is nothing (also below something that is no directory).
+    /// Returns what is at `path`, or `None` if there is nothing (also below something that is no
+    /// directory).
     ///
-    /// The path is from the root, a leading slash makes no difference, and symbolic links are not followed.
-    /// Errors on `..`, on marks that can't be followed, and if a layer can't be read.
+    /// The path is from the root, a leading slash makes no difference, and symbolic links are not
+    /// followed. Errors on `..`, on marks that can't be followed, and if a layer can't be read.
     pub fn lookup(&self, path: &Path) -> Result<Option<Node>> {
         if path
             .components()
@@ -129,7 +132,8 @@ impl Stack {
         Ok(Some(node))
     }
 
-    /// Returns what is called `name` in a directory of this union, or `None`; also if `dir` is no directory.
+    /// Returns what is called `name` in a directory of this union, or `None`; also if `dir` is no
+    /// directory.
     ///
     /// Errors as [`Stack::lookup`], and if the path would be over 16 KiB long.
     pub fn child(&self, dir: &Node, name: &OsStr) -> Result<Option<Node>> {
@@ -159,7 +163,8 @@ impl Stack {
         }
     }
 
-    /// Merges one name, asking through `ask`, and turns contradictions into errors with layer names and paths.
+    /// Merges one name, asking through `ask`, and turns contradictions into errors with layer names
+    /// and paths.
     pub(crate) fn merge_with<A>(
         &self,
         ask: &A,
@@ -198,10 +203,12 @@ impl Stack {
         })
     }
 
-    /// Returns the names in a directory of this union, sorted by their bytes. Errors if it is no directory.
+    /// Returns the names in a directory of this union, sorted by their bytes. Errors if it is no
+    /// directory.
     ///
-    /// Holds all names of that one directory. A name may be listed and yet have nothing under it, if the layers
-    /// changed since or hide it in a way only a lookup sees; [`Stack::list`] leaves such out.
+    /// Holds all names of that one directory. A name may be listed and yet have nothing under it,
+    /// if the layers changed since or hide it in a way only a lookup sees; [`Stack::list`] leaves
+    /// such out.
     pub fn names(&self, dir: &Node) -> Result<Vec<OsString>> {
         Ok(self
             .names_and_whiteouts(dir)?
@@ -211,7 +218,8 @@ impl Stack {
             .collect())
     }
 
-    /// As [`Stack::names`], with the names that the topmost layer to speak of them hides: those are `true`.
+    /// As [`Stack::names`], with the names that the topmost layer to speak of them hides: those are
+    /// `true`.
     pub(crate) fn names_and_whiteouts(&self, dir: &Node) -> Result<Vec<(OsString, bool)>> {
         if !dir.is_dir() {
             return Err(Error::NotADirectory {
@@ -244,9 +252,11 @@ impl Stack {
         nodes.filter_map(Result::transpose).collect()
     }
 
-    /// Walks the whole union: the root first, then everything in it, each directory before its content, names sorted.
+    /// Walks the whole union: the root first, then everything in it, each directory before its
+    /// content, names sorted.
     ///
-    /// Memory: the names of the directories on the way to the present one. After an error the walk ends.
+    /// Memory: the names of the directories on the way to the present one. After an error the walk
+    /// ends.
     pub fn walk(&self) -> Walk {
         Walk {
             stack: self.clone(),

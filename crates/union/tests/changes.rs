@@ -351,8 +351,8 @@ fn a_copied_tree_differs_where_it_was_changed() {
     fs::hard_link(new.join("top"), new.join("d/top2")).unwrap();
     fs::remove_dir_all(new.join("still")).unwrap();
     assert_eq!(found(), ["C d", "A d/top2", "D still", "C top"]);
-    // One name of a group moved: its other name must come along, though nothing about it changed. A name less is a
-    // deletion and no more.
+    // One name of a group moved: its other name must come along, though nothing about it changed. A
+    // name less is a deletion and no more.
     fs::remove_dir_all(&new).unwrap();
     fs::write(old.join("third"), "third").unwrap();
     fs::hard_link(old.join("third"), old.join("d/third")).unwrap();

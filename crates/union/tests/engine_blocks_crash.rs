@@ -1,6 +1,7 @@
-//! Files copied up block by block, and settlings of them, with the process killed or a system call failing at every call, and a real
-//! process killed at random moments: afterwards there are the bytes from before or those wanted, for a fresh engine, and for everybody
-//! once the upper is settled.
+//! Files copied up block by block, and settlings of them, with the process killed or a system call
+//! failing at every call, and a real process killed at random moments: afterwards there are the
+//! bytes from before or those wanted, for a fresh engine, and for everybody once the upper is
+//! settled.
 //!
 //! The real process is this program, started again as the test `child`.
 

@@ -1,5 +1,5 @@
-//! The engine's foundations: live nodes, copying up, identity, opening and closing; against the kernel's overlayfs on
-//! the same layers.
+//! The engine's foundations: live nodes, copying up, identity, opening and closing; against the
+//! kernel's overlayfs on the same layers.
 
 mod engine_support;
 
@@ -45,7 +45,8 @@ fn a_killed_engine_keeps_the_kernel_away_and_leaves_nothing_half_made() {
     let Some(rig) = Rig::new(1) else { return };
     drop(rig.open());
     assert!(rig.work.join("work/incompat/vellum-open").is_dir());
-    // Without close: as after a kill, but that this process lives on. The machine does, too, so nothing was lost.
+    // Without close: as after a kill, but that this process lives on. The machine does, too, so
+    // nothing was lost.
     drop(rig.open());
     // After a crash of the machine, nothing in a volatile upper can be trusted.
     let volatile = rig.work.join("work/incompat/volatile");
@@ -510,7 +511,8 @@ fn a_copied_upper_takes_no_numbers_of_the_place_it_came_from() {
     let upper = copy(&rig.upper, "upper");
     let work = other.join("work");
     fs::create_dir(&work).unwrap();
-    // Nothing is in the index, so the root does not say for which lower layer that would be, and the copy is not refused.
+    // Nothing is in the index, so the root does not say for which lower layer that would be, and
+    // the copy is not refused.
     let mut origin = [0; 256];
     let found = rustix::fs::lgetxattr(&upper, "trusted.overlay.origin", &mut origin);
     assert_eq!(found, Err(rustix::io::Errno::NODATA));

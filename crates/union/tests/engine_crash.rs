@@ -1,8 +1,9 @@
-//! Each kind of change, with the power cut, the process killed or a system call failing at every call it makes: afterwards there is
-//! what was before or what was wanted, for a fresh engine and for the kernel, and nothing is left in the staging directory.
+//! Each kind of change, with the power cut, the process killed or a system call failing at every
+//! call it makes: afterwards there is what was before or what was wanted, for a fresh engine and
+//! for the kernel, and nothing is left in the staging directory.
 //!
-//! In this process, by the seam of the testkit; once for each change by a real process too, which is this program, started again under
-//! strace as the test `child`.
+//! In this process, by the seam of the testkit; once for each change by a real process too, which
+//! is this program, started again under strace as the test `child`.
 
 mod engine_support;
 
@@ -268,7 +269,8 @@ impl Bench {
 
     /// The tree with the change not made, and with the change made.
     ///
-    /// Nothing if it can't be made in this dialect: moving directories that have something below takes redirects.
+    /// Nothing if it can't be made in this dialect: moving directories that have something below
+    /// takes redirects.
     fn both(&mut self, case: &Case) -> Option<[Tree; 2]> {
         let moves = case.0.starts_with("exchange")
             || case.0.starts_with("rename a directory over a whiteout");
@@ -306,7 +308,8 @@ impl Bench {
         engine
     }
 
-    /// The change is stopped, or fails, at its n-th call. Whatever failed, the union is in use and right.
+    /// The change is stopped, or fails, at its n-th call. Whatever failed, the union is in use and
+    /// right.
     fn disturb(&mut self, case: &Case, counted: Counted, n: u32, effect: Effect) -> Disturbed {
         let place = self.prepare(case);
         let engine = self.engine(&place);
@@ -371,7 +374,8 @@ impl Bench {
             let seen = is(&kernel);
             assert_eq!(seen, is_new, "{what}: the kernel sees the other tree");
         }
-        // The kernel lets go of an upper some time after the unmounting, when another process is just being started.
+        // The kernel lets go of an upper some time after the unmounting, when another process is
+        // just being started.
         let engine = loop {
             match Engine::open(full(&self.rig.lowers, place)) {
                 Err(Error::BadUpper { why, .. }) if why.contains("the kernel") => {}

@@ -1,5 +1,6 @@
-//! The bytes of files in a live union, held against bytes in memory: files that are copied whole, shared, and copied up
-//! block by block, on several file systems, with the engine opened anew and files settled in between.
+//! The bytes of files in a live union, held against bytes in memory: files that are copied whole,
+//! shared, and copied up block by block, on several file systems, with the engine opened anew and
+//! files settled in between.
 
 mod engine_support;
 
@@ -291,7 +292,8 @@ fn check_holes(engine: &Engine, node: NodeId, file: &Model) {
         }
         let hole = engine.seek(node, Whence::Hole, data).unwrap();
         assert!((data..=size).contains(&hole), "{data} {hole} {size}");
-        // ext4 itself names as a hole what it has just named as data, if that is allocated and not yet written.
+        // ext4 itself names as a hole what it has just named as data, if that is allocated and not
+        // yet written.
         at = hole.max(data + 1);
     }
     assert!(engine.seek(node, Whence::Data, size).is_err());
@@ -349,7 +351,8 @@ fn exercise(case: Case) {
             if step % 241 == 240 {
                 match run.rng.chance(50) || case.durability == Durability::Volatile {
                     true => engine = reopened(engine, &rig, case),
-                    // As if killed: nothing is said to be durable. (After that, a volatile upper is refused.)
+                    // As if killed: nothing is said to be durable. (After that, a volatile upper is
+                    // refused.)
                     false => {
                         drop(engine);
                         engine = Engine::open(options(&rig, case)).unwrap();

@@ -1,5 +1,6 @@
-//! Random operations, each done by the engine and by the kernel's overlayfs on the same lower layers: the same answers,
-//! the same tree after each round, live, after a remount, and when the kernel mounts what the engine wrote.
+//! Random operations, each done by the engine and by the kernel's overlayfs on the same lower
+//! layers: the same answers, the same tree after each round, live, after a remount, and when the
+//! kernel mounts what the engine wrote.
 
 mod engine_support;
 
@@ -406,7 +407,8 @@ fn attempt_of_a_plain_user(steps: &mut Script<Step>, rng: &mut Rng, place: &Path
     for step in 0..1500 {
         let chosen = steps.next(|| match (rng.chance(2), op(rng, true)) {
             (true, _) => Step::Reopen,
-            // A directory that a user may not look into is one the engine may not look into, either.
+            // A directory that a user may not look into is one the engine may not look into,
+            // either.
             (false, Op::Chmod(path, mode)) => Step::Do(Op::Chmod(path, mode | 0o700)),
             (false, op) => Step::Do(op),
         });

@@ -213,7 +213,8 @@ fn names_are_any_255_bytes() {
     rig.agree(engine);
 }
 
-/// A directory `depth` below the root, of names that make its path far longer than a system call takes.
+/// A directory `depth` below the root, of names that make its path far longer than a system call
+/// takes.
 fn deep(depth: usize) -> PathBuf {
     (0..depth).map(|level| format!("{level:-<60}")).collect()
 }

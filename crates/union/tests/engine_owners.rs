@@ -204,7 +204,8 @@ fn squashed_owners_are_one_for_all() {
     engine.close().unwrap();
 }
 
-/// As fuse-overlayfs with `xattr_permissions=2`: the upper's inodes are the daemon's, and what counts is recorded.
+/// As fuse-overlayfs with `xattr_permissions=2`: the upper's inodes are the daemon's, and what
+/// counts is recorded.
 #[test]
 fn recorded_owners_modes_and_kinds_come_back() {
     let Some(rig) = Rig::new(1) else { return };

@@ -1,7 +1,7 @@
-//! Random operations on an engine and, by plain system calls, on an ordinary directory that began with the same
-//! content. Each has to end the same way on both, both have to look the same all the time, and every file has to keep
-//! its inode number; also when the engine is closed and opened in between, and when the kernel's overlayfs looks at its
-//! layers.
+//! Random operations on an engine and, by plain system calls, on an ordinary directory that began
+//! with the same content. Each has to end the same way on both, both have to look the same all the
+//! time, and every file has to keep its inode number; also when the engine is closed and opened in
+//! between, and when the kernel's overlayfs looks at its layers.
 
 mod engine_support;
 
@@ -472,8 +472,8 @@ fn remove_tree(who: &User<'_>, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Who is who: an inode of the ordinary directory (with the time it was made, since numbers come back) and its
-/// number in the union.
+/// Who is who: an inode of the ordinary directory (with the time it was made, since numbers come
+/// back) and its number in the union.
 type Pairs = HashMap<(u64, i64, u32), u64>;
 
 fn pairs(plain: &Path, ours: &Tree) -> Pairs {
@@ -548,7 +548,8 @@ fn compare(ours: &Ours, plain: &Plain, known: &mut Pairs) {
     }
 }
 
-/// Two layers, the upper one made by the kernel with all its marks; and the same as an ordinary directory.
+/// Two layers, the upper one made by the kernel with all its marks; and the same as an ordinary
+/// directory.
 fn prepare(rng: &mut Rng, rig: &mut Rig, storm: Storm) -> Plain {
     if storm.apart {
         let other = rig.scratch.file_system("other", FsKind::Xfs, 300);
@@ -618,7 +619,8 @@ fn prepare(rng: &mut Rng, rig: &mut Rig, storm: Storm) -> Plain {
 #[derive(Debug, Clone)]
 enum Step {
     Do(Op),
-    /// The engine is closed, the kernel may have its turn, changing what this seed says, and the engine opens again.
+    /// The engine is closed, the kernel may have its turn, changing what this seed says, and the
+    /// engine opens again.
     Reopen(u64),
 }
 
@@ -727,7 +729,8 @@ fn both(op: &Op, step: usize, ours: &mut Ours, plain: &mut Plain, storm: Storm) 
     }
     let found = ours.run(op);
     if matches!(&found, Err(error) if errno(error) == 18) {
-        // Where directories of lower layers don't move, programs copy them; here it is not done at all.
+        // Where directories of lower layers don't move, programs copy them; here it is not done at
+        // all.
         assert!(matches!(op, Op::Rename(..)), "{op:?}");
         return;
     }

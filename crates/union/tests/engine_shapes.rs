@@ -1,4 +1,5 @@
-//! Unions of unusual shape: read-only, with data-only layers, very deep, and with the options that change what shows.
+//! Unions of unusual shape: read-only, with data-only layers, very deep, and with the options that
+//! change what shows.
 
 mod engine_support;
 
@@ -202,8 +203,8 @@ fn options_change_what_shows() {
     assert_eq!(refusal(engine.xattr_names(held.node)), Refusal::Unsupported);
     drop(held);
     engine.close().unwrap();
-    // Without them: the real count of a directory that is in one layer alone, and long numbers for the second file
-    // system.
+    // Without them: the real count of a directory that is in one layer alone, and long numbers for
+    // the second file system.
     let engine = rig.open();
     let who = user(&engine);
     assert_eq!(who.attr("d").unwrap().nlink, 3);

@@ -1,5 +1,6 @@
-//! Many threads in one tree: directories move while others make, link, rename, remove and change what is in them.
-//! Nothing is lost, nothing is doubled, nobody waits for ever, and the kernel reads what is left.
+//! Many threads in one tree: directories move while others make, link, rename, remove and change
+//! what is in them. Nothing is lost, nothing is doubled, nobody waits for ever, and the kernel
+//! reads what is left.
 
 mod engine_support;
 

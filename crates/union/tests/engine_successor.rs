@@ -116,7 +116,8 @@ fn a_successor_takes_what_was_left_or_says_why_not() {
         unnamed.node,
     ];
     assert!(!known.contains(&lookup(&engine, root, "other").node));
-    // Counts came along: after as many forgets as there were lookups a node is gone, and not before.
+    // Counts came along: after as many forgets as there were lookups a node is gone, and not
+    // before.
     engine.forget(seven.node, 1);
     assert_eq!(engine.attr(seven.node).unwrap().ino, seven.attr.ino);
     engine.forget(seven.node, 1);

@@ -1,5 +1,6 @@
-//! Many threads on one engine: nothing hangs, nothing is lost, there is never a second node for one file, and what the
-//! engine shows in the end is what it and the kernel show after it was opened again.
+//! Many threads on one engine: nothing hangs, nothing is lost, there is never a second node for one
+//! file, and what the engine shows in the end is what it and the kernel show after it was opened
+//! again.
 
 mod engine_support;
 

@@ -1,5 +1,6 @@
-//! Our view against the kernel's: random changes through a kernel mount, then both views compared entry by entry, and
-//! the diff of the upper applied to the picture before must give the picture after.
+//! Our view against the kernel's: random changes through a kernel mount, then both views compared
+//! entry by entry, and the diff of the upper applied to the picture before must give the picture
+//! after.
 
 mod common;
 
@@ -64,7 +65,8 @@ fn run(
     }
 }
 
-/// Applies the changes to the picture before them; checks order, kinds, and that nothing unchanged is named.
+/// Applies the changes to the picture before them; checks order, kinds, and that nothing unchanged
+/// is named.
 fn check_changes(rig: &Rig, before: &Tree, after: &Tree, form: Form) {
     let mut tree = before.clone();
     let mut last = None;
@@ -132,7 +134,8 @@ fn check_compare(rig: &Rig, before: &Tree, after: &Tree) {
     for difference in before.differences(after, ignore) {
         let path = difference.path;
         let named = path.ancestors().find_map(|path| named.get(path));
-        // A file written and set back to the same size and time is beyond a comparison that reads no content.
+        // A file written and set back to the same size and time is beyond a comparison that reads
+        // no content.
         assert!(
             named.is_some() || difference.what == "content",
             "{path:?} {} is not named",
@@ -156,7 +159,8 @@ fn remove_below<T>(entries: &mut BTreeMap<PathBuf, T>, path: &Path) {
     entries.retain(|other, _| other == path || !other.starts_with(path));
 }
 
-/// Hard-link groups of a picture put together from two mounts: identities of the first mean nothing in the second.
+/// Hard-link groups of a picture put together from two mounts: identities of the first mean nothing
+/// in the second.
 fn regroup(tree: &mut Tree, after: &Tree) {
     for (path, entry) in &mut tree.entries {
         if let Some(there) = after.entries.get(path) {
@@ -223,7 +227,8 @@ fn redirects_and_metacopies_with_xino() {
     );
 }
 
-/// Without hard links: those of an indexed upper are joined by its work directory, which is not part of a layer.
+/// Without hard links: those of an indexed upper are joined by its work directory, which is not
+/// part of a layer.
 #[test]
 fn index_without_hard_links() {
     let options = &[
@@ -275,7 +280,8 @@ fn data_only_layers() {
     let options = &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off")];
     run("data_only_layers", options, Churn::ALL, 3, |rng, rig| {
         let data = [rig.scratch.dir("data0"), rig.scratch.dir("data1")];
-        // No name that a tree may have: a directory of it in a layer that merges makes the kernel give the file up.
+        // No name that a tree may have: a directory of it in a layer that merges makes the kernel
+        // give the file up.
         let beside = Path::new("of data only/files");
         let prefix = rig.prefix();
         let xattr = |path: &Path, mark, value: &[u8]| {
@@ -302,8 +308,8 @@ fn data_only_layers() {
     });
 }
 
-/// A whiteout, a directory or something else where a redirect leads ends the search in the layers that merge, not in those that
-/// give data only.
+/// A whiteout, a directory or something else where a redirect leads ends the search in the layers
+/// that merge, not in those that give data only.
 #[test]
 fn nothing_is_in_the_way_of_data_only_layers() {
     if !Since::DataOnlyLayers.is_here_for("obstacles before data-only layers") {
@@ -348,8 +354,9 @@ fn nothing_is_in_the_way_of_data_only_layers() {
     }
 }
 
-/// The mark of a file that only its own engine may read keeps every kernel mount from reading it as what it is not. Kernels that don't check
-/// metacopies refuse it as one (EPERM), or, with `metacopy=on`, follow it to what is below.
+/// The mark of a file that only its own engine may read keeps every kernel mount from reading it as
+/// what it is not. Kernels that don't check metacopies refuse it as one (EPERM), or, with
+/// `metacopy=on`, follow it to what is below.
 #[test]
 fn an_unsettled_file_is_an_error_for_the_kernel_too() {
     let users: [&[(&str, &str)]; 4] = [
@@ -388,7 +395,8 @@ fn an_unsettled_file_is_an_error_for_the_kernel_too() {
     }
 }
 
-/// Read-only unions of uppers that were never meant for each other: whatever the kernel makes of them.
+/// Read-only unions of uppers that were never meant for each other: whatever the kernel makes of
+/// them.
 #[test]
 fn uppers_in_any_order() {
     let mut rng = Rng::for_test("uppers_in_any_order");
@@ -422,8 +430,8 @@ fn uppers_in_any_order() {
     }
 }
 
-/// Both views of one directory. Where the kernel says EIO, so do we; where we find a redirect that leads nowhere, the
-/// kernel shows what is left.
+/// Both views of one directory. Where the kernel says EIO, so do we; where we find a redirect that
+/// leads nowhere, the kernel shows what is left.
 fn agree_below(stack: &vellum_union::Stack, dir: &vellum_union::Node, real: &Path) {
     let names: Vec<_> = stack.names(dir).unwrap();
     for name in names {

@@ -14,8 +14,8 @@ use vellum_union::{Form, changes};
 /// Where the measured process finds the layers, a directory that holds `u0` and `l0`.
 const LAYERS: &str = "VELLUM_TEST_DIFF_OF";
 
-/// Makes the same ten changes in a tree of `dirs` directories with `files` files each, and returns what is found and how
-/// many system calls it took, as strace counts them.
+/// Makes the same ten changes in a tree of `dirs` directories with `files` files each, and returns
+/// what is found and how many system calls it took, as strace counts them.
 fn diff_of_ten(dirs: usize, files: usize) -> Option<(usize, usize)> {
     let rig = Rig::new(1, ALL_ON)?;
     let lower = &rig.lowers[0];

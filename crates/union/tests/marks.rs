@@ -340,7 +340,8 @@ fn a_redirect_longer_than_a_page_is_an_error() {
     }
 }
 
-/// Directories that redirect to each other: each is looked for in lower layers only, so there is an end.
+/// Directories that redirect to each other: each is looked for in lower layers only, so there is an
+/// end.
 #[test]
 fn redirects_in_a_ring_end() {
     let scratch = Scratch::new();
@@ -528,7 +529,8 @@ fn depth_costs_no_descriptors() {
     assert!(found.path.ends_with("new"));
 }
 
-/// As many layers as the kernel takes, each with a share of every directory, within the usual limit of descriptors.
+/// As many layers as the kernel takes, each with a share of every directory, within the usual limit
+/// of descriptors.
 #[test]
 fn five_hundred_layers_are_read_with_few_descriptors() {
     let scratch = Scratch::new();
@@ -563,7 +565,8 @@ fn five_hundred_layers_are_read_with_few_descriptors() {
     );
 }
 
-/// A container can make a tree of any depth: reading it neither overflows the stack nor takes all memory.
+/// A container can make a tree of any depth: reading it neither overflows the stack nor takes all
+/// memory.
 #[test]
 fn a_bottomless_tree_is_an_error() {
     let scratch = Scratch::new();

@@ -69,7 +69,8 @@ fn view(parts: &[Part<model::Dir>], roots: &[Part<model::Dir>]) -> BTreeMap<Stri
         let found = match merge(&Memory, parts, roots, OsStr::new(name)) {
             Ok(Merged::Absent(_)) => continue,
             Ok(Merged::Dir { parts, .. }) => Seen::Dir(parts[0].dir.id, view(&parts, roots)),
-            // The model tells special files from regular ones by their type; a merge leaves that to the layer.
+            // The model tells special files from regular ones by their type; a merge leaves that to
+            // the layer.
             Ok(Merged::File {
                 layer,
                 file,

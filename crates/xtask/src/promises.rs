@@ -1,5 +1,5 @@
-//! The promises in `docs/semantics/`: each has a number on its page and a row of tests at the end of
-//! the page, and each of these tests exists.
+//! The promises in `docs/semantics/`: each has a number on its page, a row of tests in the table at
+//! the end of the page, and each of these tests exists.
 //!
 //! A promise is an item that begins `* **7.** `; its row is `| 7 | tests in backticks |`.
 

@@ -19,7 +19,8 @@ pub struct Commit {
     pub container: String,
     /// The new image's name
     pub image: Option<String>,
-    /// Set a field of the configuration, as in a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR
+    /// Set a field of the configuration, as in a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL,
+    /// STOPSIGNAL, USER, VOLUME, WORKDIR
     #[arg(long, short, value_name = "INSTRUCTION")]
     pub change: Vec<String>,
     /// Who made it

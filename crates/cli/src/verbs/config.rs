@@ -36,7 +36,8 @@ pub struct ConfigImport {
     /// A daemon.json, a docker-storage file, or - for stdin [default: /etc/docker/daemon.json]
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
-    /// Docker's storage options themselves: "--storage-driver overlay2 --storage-opt overlay2.size=10G"
+    /// Docker's storage options themselves: "--storage-driver overlay2 --storage-opt
+    /// overlay2.size=10G"
     #[arg(
         long,
         value_name = "TEXT",

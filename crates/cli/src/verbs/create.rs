@@ -22,7 +22,8 @@ pub struct Create {
     /// The image
     #[arg(add = complete::images(), required_unless_present = "from", conflicts_with = "from")]
     pub image: Option<String>,
-    /// A writable copy of this directory instead of an image; nothing is copied, and the directory must stay unchanged meanwhile
+    /// A writable copy of this directory instead of an image; nothing is copied, and the directory
+    /// must stay unchanged meanwhile
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub from: Option<PathBuf>,
     /// The container's name [default: made from the image's]
@@ -31,10 +32,12 @@ pub struct Create {
     /// Mount it too, and print the directory instead of the name
     #[arg(long)]
     pub mount: bool,
-    /// Limit of the container's own layer, kept by a project quota or else by Vellum's engine: 512M, 10G; 0 for none
+    /// Limit of the container's own layer, kept by a project quota or else by Vellum's engine:
+    /// 512M, 10G; 0 for none
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub size: Option<u64>,
-    /// Limit of files, directories and others in the container's own layer, kept by Vellum's engine; 0 for none
+    /// Limit of files, directories and others in the container's own layer, kept by Vellum's
+    /// engine; 0 for none
     #[arg(long, value_name = "N")]
     pub inodes: Option<u64>,
     /// Keep a label with the container

@@ -15,7 +15,8 @@ use crate::start::Start;
 /// Let Podman, Buildah and CRI-O use images where they are
 #[derive(Debug, Subcommand)]
 pub enum Export {
-    /// Make a directory that Podman, Buildah and CRI-O read as an additional image store; its layers are the store's own
+    /// Make a directory that Podman, Buildah and CRI-O read as an additional image store; its
+    /// layers are the store's own
     #[command(name = "containers-storage")]
     ContainersStorage(ContainersStorage),
 }

@@ -86,13 +86,15 @@ pub struct LayerHow {
     /// How the result's marks are written [default: as this user's mounts write them]
     #[arg(long, value_name = "DIALECT")]
     pub marks: Option<Marks>,
-    /// A layer below those; again for the next. To convert: where renamed directories and files without data have their content. Else: what need not be hidden
+    /// A layer below those; again for the next. To convert: where renamed directories and files
+    /// without data have their content. Else: what need not be hidden
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub below: Vec<PathBuf>,
     /// Leave only marks that every reader understands; this is always so
     #[arg(long)]
     pub plain: bool,
-    /// The work directory that goes with the (top) layer, if it was an upper: for files copied up block by block
+    /// The work directory that goes with the (top) layer, if it was an upper: for files copied up
+    /// block by block
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub work: Option<PathBuf>,
     /// Read marks of user.overlay.* (as root: instead of trusted.overlay.*)

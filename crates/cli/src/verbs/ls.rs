@@ -20,7 +20,8 @@ use crate::{complete, out};
 /// List containers
 #[derive(Debug, Args)]
 pub struct Ls {
-    /// Only those whose name holds this, or fits a pattern such as 'web-*'; CONTAINER:PATH lists a directory in one, as does any path with --image or -o
+    /// Only those whose name holds this, or fits a pattern such as 'web-*'; CONTAINER:PATH lists a
+    /// directory in one, as does any path with --image or -o
     #[arg(add = complete::containers(), value_name = "FILTER")]
     pub filter: Option<OsString>,
     #[command(flatten)]

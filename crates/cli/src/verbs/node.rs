@@ -35,7 +35,8 @@ pub struct NodePlace {
 /// Whether something is done, and who is told.
 #[derive(Debug, Args)]
 pub struct NodeDoing {
-    /// Tell the node's systemd, too: units, and a restart of containerd if its configuration changed. Containers go on
+    /// Tell the node's systemd, too: units, and a restart of containerd if its configuration
+    /// changed. Containers go on
     #[arg(long)]
     pub activate: bool,
     /// Show what would change, and change nothing

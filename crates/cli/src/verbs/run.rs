@@ -49,10 +49,12 @@ pub struct Run {
     /// OCI runtime program [default: runc, else crun]
     #[arg(long, value_name = "PROGRAM", value_hint = ValueHint::CommandName)]
     pub runtime: Option<PathBuf>,
-    /// Limit of the new container's own layer, kept by a project quota or else by Vellum's engine: 512M, 10G
+    /// Limit of the new container's own layer, kept by a project quota or else by Vellum's engine:
+    /// 512M, 10G
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub size: Option<u64>,
-    /// Limit of files, directories and others in the new container's own layer, kept by Vellum's engine
+    /// Limit of files, directories and others in the new container's own layer, kept by Vellum's
+    /// engine
     #[arg(long, value_name = "N")]
     pub inodes: Option<u64>,
     #[command(flatten)]

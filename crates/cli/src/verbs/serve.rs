@@ -60,16 +60,19 @@ pub struct ServeContainerd {
     /// How the log on stderr is written
     #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
     pub log_format: LogFormat,
-    /// Map ids of user namespaces by the kernel's id-mapped mounts; goes with capabilities = ["remap-ids"]
+    /// Map ids of user namespaces by the kernel's id-mapped mounts; goes with capabilities =
+    /// ["remap-ids"]
     #[arg(long)]
     pub remap_ids: bool,
-    /// Tell with every snapshot where its own files are, in the label containerd.io/snapshot/overlay.upperdir
+    /// Tell with every snapshot where its own files are, in the label
+    /// containerd.io/snapshot/overlay.upperdir
     #[arg(long)]
     pub upperdir_label: bool,
     /// Delete removed snapshots before answering, not when containerd asks for a cleanup
     #[arg(long)]
     pub sync_remove: bool,
-    /// Answer a parallel unpacking with a read-only mount where the layer is there. Every client must be containerd 2.4 or later
+    /// Answer a parallel unpacking with a read-only mount where the layer is there. Every client
+    /// must be containerd 2.4 or later
     #[arg(long)]
     pub staged_layers: bool,
 }

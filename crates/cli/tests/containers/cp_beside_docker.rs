@@ -1,5 +1,6 @@
 //! `cp` beside `docker cp`: every kind of source onto every kind of destination, and tars of every
-//! kind, by both. Exit and resulting tree are the same, or the difference is listed with its reason.
+//! kind, by both. Exit and resulting tree are the same, or the difference is listed with its
+//! reason.
 //!
 //! Each cell has a directory of its own in the container and on the host, so that one container and
 //! one dockerd serve hundreds of them. `fixture.rs` says what is in it, `cells.rs` what is copied.

@@ -1,4 +1,5 @@
-//! Containers that Vellum's own engine mounts: because it was wanted, or because the kernel's overlayfs can't.
+//! Containers that Vellum's own engine mounts: because it was wanted, or because the kernel's
+//! overlayfs can't.
 
 use std::path::{Path, PathBuf};
 
@@ -112,7 +113,8 @@ fn more_layers_than_the_kernel_takes_are_mounted_by_vellums_engine() {
     assert!(!world.mounted("box").join("f7").exists());
 }
 
-/// A place for a store on a file system that the kernel's overlayfs refuses; `None` (and said so) if there is none.
+/// A place for a store on a file system that the kernel's overlayfs refuses; `None` (and said so)
+/// if there is none.
 fn root_without_overlay(world: &World) -> Option<PathBuf> {
     let made = world
         .scratch

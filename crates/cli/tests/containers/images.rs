@@ -1,4 +1,5 @@
-//! From archive to archive: what is loaded, changed, committed and saved is the same for everybody, with every driver and wherever the store lies.
+//! From archive to archive: what is loaded, changed, committed and saved is the same for everybody,
+//! with every driver and wherever the store lies.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

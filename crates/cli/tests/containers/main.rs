@@ -1,4 +1,5 @@
-//! Containers through the real command: from archive to archive, every method and driver, many layers, copies, runs.
+//! Containers through the real command: from archive to archive, every method and driver, many
+//! layers, copies, runs.
 
 mod beside_docker;
 mod changes;

@@ -1,4 +1,5 @@
-//! How a container is mounted by the kernel: every method, any number of layers, the features of its upper, and who keeps a mount busy.
+//! How a container is mounted by the kernel: every method, any number of layers, the features of
+//! its upper, and who keeps a mount busy.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! A plugin as a daemon calls it, with every storage driver and both engines, and the trees and tars that are put into it.
+//! A plugin as a daemon calls it, with every storage driver and both engines, and the trees and
+//! tars that are put into it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -78,7 +78,8 @@ fn a_busy_layer_is_put_and_removed_all_the_same() {
             ]))
         });
         driver.put("busy");
-        // Two engines can't have one upper: what somebody is in stays, and is what the next one gets.
+        // Two engines can't have one upper: what somebody is in stays, and is what the next one
+        // gets.
         let engine = driver.way == "overlay2, Vellum's engine";
         assert_eq!(driver.is_mounted(&dir), engine);
         assert_eq!(driver.get("busy"), dir);

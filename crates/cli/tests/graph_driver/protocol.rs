@@ -1,4 +1,5 @@
-//! What the plugin answers: what it is, calls that come twice, late, or from another daemon, and a socket that is somebody's.
+//! What the plugin answers: what it is, calls that come twice, late, or from another daemon, and a
+//! socket that is somebody's.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;

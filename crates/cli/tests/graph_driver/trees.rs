@@ -1,4 +1,5 @@
-//! Layers as trees: what a new one holds, what a child shows of its parents, which are removed, and how large one grows.
+//! Layers as trees: what a new one holds, what a child shows of its parents, which are removed, and
+//! how large one grows.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -131,7 +132,8 @@ fn a_parent_that_is_written_to_takes_no_child() {
             assert!(std::time::Instant::now() < until);
         }
         driver.with("child", |dir| assert_eq!(names(dir), ["open"]));
-        // What others stand on can't be written to any more. The driver `overlay` shows its plain trees as they are.
+        // What others stand on can't be written to any more. The driver `overlay` shows its plain
+        // trees as they are.
         if driver.way != "overlay" {
             driver.with("box", |dir| {
                 assert!(fs::write(dir.join("late"), "x").is_err());

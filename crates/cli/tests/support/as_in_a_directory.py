@@ -238,7 +238,8 @@ def picture(root):
                 facts.append(named(os.getxattr(path, attr, follow_symlinks=False)))
             except (OSError, TypeError) as error:
                 facts.append(getattr(error, "errno", None))
-        # A namespace that has the number 65534 itself lets its root try to read what belongs to strangers.
+        # A namespace that has the number 65534 itself lets its root try to read what belongs to
+        # strangers.
         closed = os.getuid() == 0 and is_strange(found)
         if stat.S_ISREG(found.st_mode) and not closed:
             try:

@@ -1,9 +1,11 @@
-# Runs a command as a plain user with subordinate ids, inside a root of its own (scripts/forky-root.sh run): nothing in it is changed,
-# what names the user lies over it in this mount namespace only.
+# Runs a command as a plain user with subordinate ids, inside a root of its own
+# (scripts/forky-root.sh run): nothing in it is changed, what names the user lies over it in this
+# mount namespace only.
 #
 #   as_plain_user.sh HOME COMMAND [ARGUMENT]...
 #
-# HOME: his home, made if it is not there. His XDG_RUNTIME_DIR is /run/user/61234. /dev/fuse can be opened by everybody, as it can on most machines.
+# HOME: his home, made if it is not there. His XDG_RUNTIME_DIR is /run/user/61234. /dev/fuse can be
+# opened by everybody, as it can on most machines.
 set -eu
 home=$1 id=61234 name=vellum-plain-user
 shift

@@ -106,8 +106,8 @@ impl Pair {
         self.containerd.run_once(namespace, image, id)
     }
 
-    /// Runs a line of shell in a container that runs. Only its exit status counts: what it prints can get lost on the way when containerd
-    /// has just been started again.
+    /// Runs a line of shell in a container that runs. Only its exit status counts: what it prints
+    /// can get lost on the way when containerd has just been started again.
     pub fn inside(&self, id: &str, line: &str) -> anyhow::Result<()> {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -125,7 +125,8 @@ impl Pair {
         self.containerd.ctr(&arguments).map(drop)
     }
 
-    /// The names of what a container has changed, as containerd's differ finds them, without a leading slash.
+    /// The names of what a container has changed, as containerd's differ finds them, without a
+    /// leading slash.
     pub fn changed_names(&self, id: &str) -> Vec<String> {
         let diff = self.home.join("diff.tar.gz");
         let mut command = self.containerd.command("default");
@@ -165,13 +166,15 @@ impl Pair {
         }
     }
 
-    /// Takes away what a server that was killed can leave behind: trees whose record it was about to write.
+    /// Takes away what a server that was killed can leave behind: trees whose record it was about
+    /// to write.
     pub fn collect_litter(&self) {
         run(self.vellum().args(["gc", "--quiet"])).unwrap();
     }
 
-    /// Drops what unfinished pulls hold, collects garbage, and checks that the store has what containerd knows and nothing else, that trees agree
-    /// with records, and that nothing is mounted but `mounts` trees.
+    /// Drops what unfinished pulls hold, collects garbage, and checks that the store has what
+    /// containerd knows and nothing else, that trees agree with records, and that nothing is
+    /// mounted but `mounts` trees.
     #[track_caller]
     pub fn assert_only_known(&self, namespaces: &[&str], mounts: usize) {
         self.collect_litter();
@@ -185,7 +188,8 @@ impl Pair {
                 let mut command = self.containerd.command(namespace);
                 run(command.args(["leases", "rm", "--sync", lease])).unwrap();
             }
-            // containerd asks the server what it has beyond its own accounts only when one of its snapshots went.
+            // containerd asks the server what it has beyond its own accounts only when one of its
+            // snapshots went.
             self.containerd
                 .ctr_patiently(&["snapshots", "--snapshotter", SNAPSHOTTER, "prepare", "went"])
                 .unwrap();
@@ -231,7 +235,8 @@ impl Pair {
         );
     }
 
-    /// Waits until neither containerd nor the store nor the disk has a snapshot. What was in use when garbage was collected goes the next time.
+    /// Waits until neither containerd nor the store nor the disk has a snapshot. What was in use
+    /// when garbage was collected goes the next time.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         let left = || -> anyhow::Result<(Vec<String>, Vec<String>)> {

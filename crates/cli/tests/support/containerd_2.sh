@@ -1,6 +1,7 @@
-# Runs in the root of Debian's next release (scripts/forky-root.sh), with bash: a containerd 2 on Vellum's snapshotter and differ.
-# /exchange has vellum, small.tar and the tests' results; $REGISTRY is a registry on loopback that has the same image as demo:small.
-# "ok: ..." lines are what the test compares; anything that fails ends the script.
+# Runs in the root of Debian's next release (scripts/forky-root.sh), with bash: a containerd 2 on
+# Vellum's snapshotter and differ. /exchange has vellum, small.tar and the tests' results; $REGISTRY
+# is a registry on loopback that has the same image as demo:small. "ok: ..." lines are what the test
+# compares; anything that fails ends the script.
 set -eu
 dir=/exchange/$1
 run=/run/$1
@@ -69,7 +70,8 @@ disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime
 EOF
 }
 
-# A tree as text: all that find can say of each name. A directory's size is the file system's own business.
+# A tree as text: all that find can say of each name. A directory's size is the file system's own
+# business.
 tree() {
   (cd "$1" && find . -mindepth 1 \( -type d -printf '%P %y %m %U %G - %T@ - %l\n' -o -printf '%P %y %m %U %G %s %T@ %n %l\n' \) | sort)
 }
@@ -78,7 +80,8 @@ tree() {
 shown() { # SNAPSHOTTER TOP FILE
   mkdir -p "$run/look"
   c snapshots --snapshotter "$1" view --target "$run/look" look "$2" > "$run/mount.sh"
-  # mount(8) since 2.39 goes by fsconfig(2), which takes values of 255 bytes at most; mount(2) takes a page.
+  # mount(8) since 2.39 goes by fsconfig(2), which takes values of 255 bytes at most; mount(2) takes
+  # a page.
   LIBMOUNT_FORCE_MOUNT2=always sh -e "$run/mount.sh"
   tree "$run/look" > "$3"
   umount "$run/look"

@@ -1,4 +1,5 @@
-# After containerd_2.sh: containerd, Vellum's server, or both, killed amid pulls by the transfer service, while a container runs.
+# After containerd_2.sh: containerd, Vellum's server, or both, killed amid pulls by the transfer
+# service, while a container runs.
 write_config
 start_vellum
 start_containerd
@@ -43,13 +44,14 @@ crash_amid_a_pull() { # TREES SIDE
   wait_for inside 'grep -qx begun /begun'
 }
 
-# The store has what containerd knows, once nothing holds what the pulls left unfinished; trees agree with records; the container's tree is all
-# that is mounted.
+# The store has what containerd knows, once nothing holds what the pulls left unfinished; trees
+# agree with records; the container's tree is all that is mounted.
 only_known() {
   collect_litter
   # The server may have been started a moment ago.
   wait_for c snapshots --snapshotter vellum ls
-  # containerd asks the server what it has beyond its own accounts only when one of its snapshots went. A collection may be quicker.
+  # containerd asks the server what it has beyond its own accounts only when one of its snapshots
+  # went. A collection may be quicker.
   c snapshots --snapshotter vellum prepare went > /dev/null
   c snapshots --snapshotter vellum rm went 2> /dev/null || true
   c leases create --id collect > /dev/null

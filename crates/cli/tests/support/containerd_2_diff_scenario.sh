@@ -1,5 +1,5 @@
-# After containerd_2.sh: the changes of containers that run, on the kernel's overlay and on Vellum's engine, with ids of their own and without, by Vellum's differ
-# and by containerd's.
+# After containerd_2.sh: the changes of containers that run, on the kernel's overlay and on Vellum's
+# engine, with ids of their own and without, by Vellum's differ and by containerd's.
 image=docker.io/library/vellum-demo-small:latest
 top=$dir
 map="--uidmap 0:100000:6000000 --gidmap 0:7000000:6000000"

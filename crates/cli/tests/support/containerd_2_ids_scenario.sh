@@ -1,4 +1,5 @@
-# After containerd_2.sh: containers with ids of their own, mapped by containerd's copies, by the kernel and by Vellum's engine, with every driver.
+# After containerd_2.sh: containers with ids of their own, mapped by containerd's copies, by the
+# kernel and by Vellum's engine, with every driver.
 image=docker.io/library/vellum-demo-small:latest
 top=$dir
 # In one write: what comes late can get lost where nobody stays.

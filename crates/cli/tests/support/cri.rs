@@ -1,4 +1,5 @@
-//! The kubelet's part: its interface to containers and images (CRI), with the calls that a pod's life takes, and what a node's containerd is given.
+//! The kubelet's part: its interface to containers and images (CRI), with the calls that a pod's
+//! life takes, and what a node's containerd is given.
 #![allow(dead_code)]
 
 #[path = "cri_messages.rs"]
@@ -97,7 +98,8 @@ impl Kubelet {
         info.images
     }
 
-    /// Begins a pod and returns its id. An image that was imported a moment ago is known to the plugin by an event.
+    /// Begins a pod and returns its id. An image that was imported a moment ago is known to the
+    /// plugin by an event.
     pub fn begin_pod(&self, config: &api::PodConfig) -> String {
         let begun: api::Id = self.patiently("pod", || {
             let config = Some(config.clone());
@@ -106,7 +108,8 @@ impl Kubelet {
         begun.id
     }
 
-    /// Starts a container in a pod that was begun with `config`, and returns its id. It runs a line of shell.
+    /// Starts a container in a pod that was begun with `config`, and returns its id. It runs a line
+    /// of shell.
     pub fn begin(
         &self,
         pod: &str,
@@ -178,7 +181,8 @@ impl Kubelet {
         text(&done.out)
     }
 
-    /// How many bytes and inodes a container has of its own, once the plugin (which counts every ten seconds) has found at least `bytes`.
+    /// How many bytes and inodes a container has of its own, once the plugin (which counts every
+    /// ten seconds) has found at least `bytes`.
     pub fn written(&self, container: &str, bytes: u64) -> (u64, u64) {
         self.patiently("statistics", || {
             let request = api::Id {
@@ -201,7 +205,8 @@ impl Kubelet {
     }
 }
 
-/// An image as a volume at `/volume` of a container in a pod with `config`, whose ids it is to have.
+/// An image as a volume at `/volume` of a container in a pod with `config`, whose ids it is to
+/// have.
 pub fn volume_of(image: &str, config: &api::PodConfig) -> api::Mount {
     let user = namespaces(config).and_then(|namespaces| namespaces.user.clone());
     let user = user.unwrap_or_default();
@@ -258,7 +263,8 @@ pub fn pod(name: &str) -> api::PodConfig {
     pod_in(name, namespaces)
 }
 
-/// A pod with ids of its own: `length` of them, from `host` on. Such a pod is in a network of its own.
+/// A pod with ids of its own: `length` of them, from `host` on. Such a pod is in a network of its
+/// own.
 pub fn pod_with_ids(name: &str, host: u32, length: u32) -> api::PodConfig {
     let ids = || {
         vec![api::IdMapping {
@@ -296,7 +302,8 @@ pub fn pause_archive(home: &Home, program: &str) -> PathBuf {
     archive
 }
 
-/// What `vellum node install` makes of a configuration on a node with the store `root`; its socket becomes the test's own.
+/// What `vellum node install` makes of a configuration on a node with the store `root`; its socket
+/// becomes the test's own.
 pub fn installed(home: &Home, program: &str, config: &str, root: &Path, socket: &Path) -> String {
     let node = home.dir("node").unwrap();
     let settings = home.dir("node/etc/vellum").unwrap().join("vellum.toml");

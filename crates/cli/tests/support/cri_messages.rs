@@ -1,4 +1,5 @@
-//! Messages of the kubelet's interface (`runtime.v1`), as far as they are needed; the numbers are the contract's.
+//! Messages of the kubelet's interface (`runtime.v1`), as far as they are needed; the numbers are
+//! the contract's.
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PodMetadata {

@@ -19,7 +19,8 @@ stop_docker() {
 }
 export DOCKER_HOST=unix://$run/d.sock DOCKER_CONFIG=$dir/client
 
-# All of a container's tree that does not depend on when it was made: names, kinds, owners, modes, links, contents.
+# All of a container's tree that does not depend on when it was made: names, kinds, owners, modes,
+# links, contents.
 contents() { # CONTAINER
   mkdir "$dir/contents"
   docker export "$1" | tar --extract --directory "$dir/contents" --numeric-owner --same-owner --same-permissions --xattrs --xattrs-include='*'

@@ -60,8 +60,8 @@ impl World {
         said(command(VELLUM, args).output().unwrap())
     }
 
-    /// The same for layers that were just unmounted, which must succeed: a mount namespace that somebody else on this machine made meanwhile
-    /// may hold a copy of the mount for a while.
+    /// The same for layers that were just unmounted, which must succeed: a mount namespace that
+    /// somebody else on this machine made meanwhile may hold a copy of the mount for a while.
     #[track_caller]
     pub fn on_free_layers(&self, args: &[&str]) {
         for _ in 0..1200 {

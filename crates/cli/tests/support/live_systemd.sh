@@ -1,8 +1,10 @@
 #!/bin/bash
-# Boots systemd in a container whose root is a throw-away overlay of this machine's, runs SCENARIO as root inside, and prints what
-# that printed.
+# Boots systemd in a container whose root is a throw-away overlay of this machine's, runs SCENARIO
+# as root inside, and prints what that printed.
 #
-#   live_systemd.sh VELLUM CONTRIB SCENARIO EXCHANGE      (EXCHANGE, a directory, is /exchange inside: vellum, contrib, what it has)
+#   live_systemd.sh VELLUM CONTRIB SCENARIO EXCHANGE
+#
+# EXCHANGE, a directory, is /exchange inside: vellum, contrib and what else it has.
 set -eu
 vellum=$1 contrib=$2 scenario=$3 exchange=$4
 place=$exchange/machine

@@ -1,4 +1,5 @@
-//! A store of its own for each test, driven through the real command, and archives made on the spot.
+//! A store of its own for each test, driven through the real command, and archives made on the
+//! spot.
 #![allow(dead_code)] // each test program uses a part of it
 
 pub mod layered;
@@ -231,8 +232,8 @@ impl LayerTar {
     }
 }
 
-/// Writes a docker-archive of many images, each with its tag, layers and the `config` section of its
-/// configuration. A layer that several have is written once.
+/// Writes a docker-archive of many images, each with its tag, layers and the `config` section of
+/// its configuration. A layer that several have is written once.
 pub fn archive_of_many(at: &Path, images: &[(String, Vec<&[u8]>, Value)]) {
     let platform = Platform::host();
     let mut files = std::collections::BTreeMap::new();

@@ -1,5 +1,5 @@
-# What a build in a container does with Podman and Buildah, whose mount program is Vellum, on the container's own file system: no volume.
-# Prints what the image holds in the end.
+# What a build in a container does with Podman and Buildah, whose mount program is Vellum, on the
+# container's own file system: no volume. Prints what the image holds in the end.
 #
 #   nested_scenario.sh VELLUM [kernel]      with `kernel`, the kernel's overlay mounts
 set -eu

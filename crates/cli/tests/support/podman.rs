@@ -61,7 +61,8 @@ pub fn plain_image(scratch: &Scratch) -> PathBuf {
     )
 }
 
-/// Where the newer programs meet Vellum: a home, and in it the directory that they see as `/exchange`, with Vellum's program in it.
+/// Where the newer programs meet Vellum: a home, and in it the directory that they see as
+/// `/exchange`, with Vellum's program in it.
 pub fn newer() -> Option<(Home, PathBuf)> {
     if std::env::var_os("VELLUM_SLOW").is_none() {
         untested("newer podman", "only in the slow tier: make test-slow");
@@ -107,7 +108,8 @@ pub fn call(home: &Home, store: &str, options: &[&str], args: &[&str]) -> Said {
     said(run.args(options).args(args).output().unwrap())
 }
 
-/// What podman says once it succeeds. A removal is tried again: podman's own clean-up behind an ended container may be at it.
+/// What podman says once it succeeds. A removal is tried again: podman's own clean-up behind an
+/// ended container may be at it.
 pub fn done_in_the_end(args: &[&str], call: impl Fn() -> Said) -> String {
     let mut done = call();
     for _ in 0..30 {

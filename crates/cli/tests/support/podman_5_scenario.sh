@@ -1,10 +1,12 @@
-# What the newer Podman and Buildah do with ids of a container's own, with volumes that are id-mapped and with additional image stores, as root in a
-# root of their own. Prints what the containers said.
+# What the newer Podman and Buildah do with ids of a container's own, with volumes that are
+# id-mapped and with additional image stores, as root in a root of their own. Prints what the
+# containers said.
 #
 #   podman_5_scenario.sh NAME [MOUNT-PROGRAM]
 #
-# /exchange/plain.tar is an image; NAME: the store's directory below /exchange. Without a mount program the kernel's overlay mounts. With one, which is
-# Vellum's, images that /exchange/vellum exports are read, too.
+# /exchange/plain.tar is an image; NAME: the store's directory below /exchange. Without a mount
+# program the kernel's overlay mounts. With one, which is Vellum's, images that /exchange/vellum
+# exports are read, too.
 set -eu
 export LC_ALL=C.UTF-8 PODMAN_IGNORE_CGROUPSV1_WARNING=1
 name=$1 program=${2:-}

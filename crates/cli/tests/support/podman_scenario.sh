@@ -1,9 +1,11 @@
-# What people do with Podman and Buildah, on a store of its own; prints everything that must not depend on who mounts.
+# What people do with Podman and Buildah, on a store of its own; prints everything that must not
+# depend on who mounts.
 #
 #   podman_scenario.sh DIR RUN ARCHIVE [MOUNT-PROGRAM]
 #
 # DIR: where the store goes. RUN: a short directory for sockets and state. ARCHIVE: the small image.
-# RUNTIME runs the containers (runc). Without a mount program the kernel's overlay mounts. Times in layers are pinned where diff ids are printed.
+# RUNTIME runs the containers (runc). Without a mount program the kernel's overlay mounts. Times in
+# layers are pinned where diff ids are printed.
 set -eu
 export LC_ALL=C.UTF-8
 dir=$1 run=$2 archive=$3 program=${4:-}
@@ -34,8 +36,8 @@ surely() {
     return 1
 }
 step() { printf '== %s\n' "$1"; }
-# What a tar holds: names, modes, owners, sizes and links, no times; and one sum over the content of its files. Without what runtimes
-# put there for themselves.
+# What a tar holds: names, modes, owners, sizes and links, no times; and one sum over the content of
+# its files. Without what runtimes put there for themselves.
 own='\(\./\)\?\(proc\|sys\|dev\|run\|etc/hosts\|etc/resolv.conf\|etc/hostname\|etc/mtab\)'
 picture() {
     tar --numeric-owner -tvf "$1" | sed 's/  */ /g' | cut -d' ' -f1-3,6- | grep -v -e " $own\(/\|\$\| ->\)" -e ' \(\./\)\?etc/$' | LC_ALL=C sort -k4 > "$dir/names" || true
@@ -91,7 +93,8 @@ for blob in "$dir"/saved/blobs/sha256/*; do
 done
 surely podman rm --force box again
 
-# The layers of an image above its base's: what is in them. (The ids of those that RUN made depend on more than what was changed: see docs/overlay.md.)
+# The layers of an image above its base's: what is in them. (The ids of those that RUN made depend
+# on more than what was changed: see docs/overlay.md.)
 new_layers() {
     podman save --quiet --format oci-dir --output "$dir/saved-$2" "$1" > /dev/null
     for diff in $(podman image inspect --format '{{range .RootFS.Layers}}{{println .}}{{end}}' "$1" | grep . | tail -n "+$((base + 1))"); do

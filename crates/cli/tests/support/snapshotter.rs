@@ -368,7 +368,8 @@ impl Client {
     }
 }
 
-/// Where a snapshot's own files are, as an unpacker finds it: a bind's source, or an overlay's upper.
+/// Where a snapshot's own files are, as an unpacker finds it: a bind's source, or an overlay's
+/// upper.
 #[track_caller]
 pub fn upper(mounts: &[Mount]) -> PathBuf {
     let [mount] = mounts else {
@@ -390,7 +391,8 @@ pub fn value<'a>(mount: &'a Mount, name: &str) -> &'a str {
         .unwrap_or_else(|| panic!("no {name} in {:?}", mount.options))
 }
 
-/// Mounts as containerd does: mount(8) with the options as they are; the types of FUSE through their helper.
+/// Mounts as containerd does: mount(8) with the options as they are; the types of FUSE through
+/// their helper.
 #[track_caller]
 pub fn mount_at(mounts: &[Mount], at: &Path) {
     std::fs::create_dir_all(at).unwrap();

@@ -1,5 +1,5 @@
-# Runs under systemd (live_systemd.sh): Vellum's installer and units with Debian's containerd and Docker. "ok: ..." lines are what
-# the test compares; anything that fails ends the script.
+# Runs under systemd (live_systemd.sh): Vellum's installer and units with Debian's containerd and
+# Docker. "ok: ..." lines are what the test compares; anything that fails ends the script.
 set -eu
 unit=vellum-containerd
 for cgroup in /sys/fs/cgroup/*; do mount -o remount,rw,bind "$cgroup" 2> /dev/null || true; done

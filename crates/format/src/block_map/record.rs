@@ -1,10 +1,11 @@
 //! One record of a block map: 64 bytes, checked by itself.
 
-/// Bytes of a record. Records never cross a page, so a process that is killed leaves a whole one or none.
+/// Bytes of a record. Records never cross a page, so a process that is killed leaves a whole one or
+/// none.
 pub const RECORD_BYTES: usize = 64;
 
-/// A time within which what was written to a file system stays there though it was not synced: one run of the machine,
-/// and one mount of the file system.
+/// A time within which what was written to a file system stays there though it was not synced: one
+/// run of the machine, and one mount of the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch {
     /// The kernel's boot id.

@@ -43,7 +43,8 @@ impl BlockSet {
         first >= end || (self.contains(first) && self.run_end(first, end) == end)
     }
 
-    /// Returns the end of the run of blocks from `first` on that are all in the set, or all not in it; at most `end`.
+    /// Returns the end of the run of blocks from `first` on that are all in the set, or all not in
+    /// it; at most `end`.
     pub fn run_end(&self, first: u64, end: u64) -> u64 {
         let end = end.min(self.len);
         if first >= end {

@@ -1,4 +1,5 @@
-//! Requests about attributes: stat, chmod and its kin, xattrs, flags of chattr(1), the room of the file system.
+//! Requests about attributes: stat, chmod and its kin, xattrs, flags of chattr(1), the room of the
+//! file system.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -51,8 +52,9 @@ impl Ops {
         Ok(())
     }
 
-    /// Refuses to give a file privileges by a number that is not in use any more: whoever writes through the kernel by the other number
-    /// has them taken away only if the kernel knows of them there. By name, the kernel comes again with that number.
+    /// Refuses to give a file privileges by a number that is not in use any more: whoever writes
+    /// through the kernel by the other number has them taken away only if the kernel knows of them
+    /// there. By name, the kernel comes again with that number.
     fn may_give_privileges(&self, header: &Header) -> Answer {
         match &self.passthrough {
             Some(passthrough) if passthrough.is_old(header.node) => Err(Errno::STALE.into()),
@@ -121,7 +123,8 @@ impl Ops {
         }
     }
 
-    /// Those that begin with `trusted.` are for the administrator's eyes, as everywhere; the kernel keeps nobody from listing them here.
+    /// Those that begin with `trusted.` are for the administrator's eyes, as everywhere; the kernel
+    /// keeps nobody from listing them here.
     pub(super) fn list_xattr(&self, call: &Call<'_>, room: u32, reply: &mut Reply<'_>) -> Answer {
         let own = self.engine.xattr_names(node_of(call.header.node))?;
         let is_trusted = |name: &OsString| name.as_bytes().starts_with(b"trusted.");
@@ -173,7 +176,8 @@ impl Ops {
                 let now = self.engine.flags(node)?;
                 let known = FSX_BITS.iter().fold(0, |all, (flag, _)| all | flag);
                 let wanted = flags_of(first_u32(ioctl.data)?);
-                // Extent sizes belong to the file system underneath. The number of extents is only told.
+                // Extent sizes belong to the file system underneath. The number of extents is only
+                // told.
                 if fsx_field(ioctl.data, 4)? != 0 || fsx_field(ioctl.data, FSX_PROJECT + 4)? != 0 {
                     return Err(Errno::OPNOTSUPP.into());
                 }
@@ -255,8 +259,9 @@ fn wanted(set: &request::SetAttr) -> SetAttr {
         size_bytes: has(setattr::SIZE).then_some(set.size_bytes),
         atime: time(setattr::ATIME, setattr::ATIME_NOW, set.atime),
         mtime: time(setattr::MTIME, setattr::MTIME_NOW, set.mtime),
-        // Asked for nothing, it is asked to take privileges away: what the kernel sends before it writes through a backing file, allocates
-        // or copies a range for one who may not keep them (`file_remove_privs`, with HANDLE_KILLPRIV_V2).
+        // Asked for nothing, it is asked to take privileges away: what the kernel sends before it
+        // writes through a backing file, allocates or copies a range for one who may not keep them
+        // (`file_remove_privs`, with HANDLE_KILLPRIV_V2).
         clear_privileges: owner || has(setattr::KILL_SUIDGID) || set.valid == 0,
     }
 }

@@ -1,6 +1,7 @@
 //! Listings, with and without attributes.
 //!
-//! The kernel's places are the engine's cookies moved by two: `.` and `..` come first and are made here.
+//! The kernel's places are the engine's cookies moved by two: `.` and `..` come first and are made
+//! here.
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;

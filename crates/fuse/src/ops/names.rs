@@ -99,7 +99,8 @@ impl Ops {
         umask: u32,
         reply: &mut Reply<'_>,
     ) -> Answer {
-        // Where opens are never sent, the kernel sends MKNOD from then on, and no RELEASE for each new file.
+        // Where opens are never sent, the kernel sends MKNOD from then on, and no RELEASE for each
+        // new file.
         if self.agreed.no_open {
             return Err(Errno::NOSYS.into());
         }

@@ -6,7 +6,8 @@ use rustix::io::Errno;
 
 use crate::wire::{Op, Opcode, Request};
 
-/// What was asked: the operation, by whom, of which node, and what its name, place or size tells it from others.
+/// What was asked: the operation, by whom, of which node, and what its name, place or size tells it
+/// from others.
 pub(super) struct Asked<'a>(pub &'a Request<'a>);
 
 /// What was answered.

@@ -1,10 +1,12 @@
-//! Which numbers a file has, how each of them is open, and what follows for the next open. No files, no device.
+//! Which numbers a file has, how each of them is open, and what follows for the next open. No
+//! files, no device.
 //!
-//! The kernel refuses (EIO) an open without a backing file of an inode that is open with one, a second backing file, and a
-//! backing file for an inode that is open through the page cache. [`plan`] keeps these rules, and the one that matters
-//! more: a file is one inode to the kernel. It gets a second one for a single reason, which only [`Moved`] can state: its bytes
-//! moved to the upper layer while its lower file is open through the kernel. Bytes never move back, so there are two numbers at
-//! most.
+//! The kernel refuses (EIO) an open without a backing file of an inode that is open with one, a
+//! second backing file, and a backing file for an inode that is open through the page cache.
+//! [`plan`] keeps these rules, and the one that matters more: a file is one inode to the kernel. It
+//! gets a second one for a single reason, which only [`Moved`] can state: its bytes moved to the
+//! upper layer while its lower file is open through the kernel. Bytes never move back, so there are
+//! two numbers at most.
 
 use std::collections::{HashMap, HashSet};
 
@@ -54,8 +56,8 @@ pub(super) enum Bytes {
     Lower,
     /// All in the file's own in the upper layer, and the kernel may have that.
     Upper,
-    /// In the upper layer, but only requests may come at them: they are in more than one file, count against a limit, or may only
-    /// grow.
+    /// In the upper layer, but only requests may come at them: they are in more than one file,
+    /// count against a limit, or may only grow.
     Requests,
 }
 
@@ -104,7 +106,8 @@ pub(super) fn plan(open: Option<How>, bytes: Bytes, asked: Asked) -> Plan {
 mod moved {
     use super::{Backing, Bytes, How, Side};
 
-    /// That a node's bytes moved up while its lower file is open through the kernel. Nothing else can make one.
+    /// That a node's bytes moved up while its lower file is open through the kernel. Nothing else
+    /// can make one.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(crate) struct Moved(());
 
@@ -124,15 +127,17 @@ mod moved {
     }
 }
 
-/// What is known of the numbers in use. In memory it is bounded by what the kernel has not forgotten.
+/// What is known of the numbers in use. In memory it is bounded by what the kernel has not
+/// forgotten.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     /// Nodes that have a second number.
     renumbered: HashSet<NodeId>,
     /// How each number is open, and how often.
     open: HashMap<u64, (How, u64)>,
-    /// Numbers that were written through: what the page cache has of them may be old, and a mapping that outlives its
-    /// descriptor may make more of it so at any time. They are opened through from then on.
+    /// Numbers that were written through: what the page cache has of them may be old, and a mapping
+    /// that outlives its descriptor may make more of it so at any time. They are opened through
+    /// from then on.
     written: HashSet<u64>,
     /// Threads that were told to look a node up again and have not done so.
     sent_back: HashMap<NodeId, HashSet<u32>>,
@@ -157,9 +162,10 @@ impl Table {
         self.renumbered.contains(&node)
     }
 
-    /// Returns whether attributes of a node stay as they are as long as nothing is asked for: not if it has two numbers, or may get the
-    /// second at any moment, since what is changed by one does not show by the other; nor if it was written through, since a
-    /// store by a mapping moves its times and is not told.
+    /// Returns whether attributes of a node stay as they are as long as nothing is asked for: not
+    /// if it has two numbers, or may get the second at any moment, since what is changed by one
+    /// does not show by the other; nor if it was written through, since a store by a mapping moves
+    /// its times and is not told.
     pub fn is_steady(&self, node: NodeId) -> bool {
         let wire = self.wire(node);
         let lower = |how| matches!(how, Some(How::Through(backing)) if backing.side == Side::Lower);
@@ -174,7 +180,8 @@ impl Table {
         self.written.contains(&wire)
     }
 
-    /// Counts an open; true if it is the first that writes through. How a number is open does not change as long as it is.
+    /// Counts an open; true if it is the first that writes through. How a number is open does not
+    /// change as long as it is.
     pub fn add(&mut self, wire: u64, how: How, write: bool) -> bool {
         let (before, count) = self.open.entry(wire).or_insert((how, 0));
         debug_assert_eq!(*before, how);
@@ -202,8 +209,8 @@ impl Table {
         self.renumbered.insert(node);
     }
 
-    /// Notes that a thread is told to look a node up again; false if it was told before and has not done so: what it opens has no
-    /// name.
+    /// Notes that a thread is told to look a node up again; false if it was told before and has not
+    /// done so: what it opens has no name.
     pub fn send_back(&mut self, node: NodeId, pid: u32) -> bool {
         let told = self.sent_back.entry(node).or_default();
         let first = told.insert(pid);

@@ -1,6 +1,7 @@
 //! Mounting and unmounting through libfuse's helper, for who may not do it himself.
 //!
-//! The helper opens the device, mounts, and sends the descriptor over the socket that `_FUSE_COMMFD` names: its standard input.
+//! The helper opens the device, mounts, and sends the descriptor over the socket that
+//! `_FUSE_COMMFD` names: its standard input.
 
 use std::ffi::{OsStr, OsString};
 use std::io::IoSliceMut;

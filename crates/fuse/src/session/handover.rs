@@ -1,11 +1,13 @@
-//! A live mount from one process to the next: the connection, what was agreed on it, and what the engine leaves.
+//! A live mount from one process to the next: the connection, what was agreed on it, and what the
+//! engine leaves.
 //!
-//! The kernel keeps requests as long as somebody has the device open, so a server can stop between two of them and another
-//! can go on. [`Handover`] is all the next one needs, as descriptors: a record (in memory), the device, and
-//! the files without a name. They go over a Unix socket, or to a child.
+//! The kernel keeps requests as long as somebody has the device open, so a server can stop between
+//! two of them and another can go on. [`Handover`] is all the next one needs, as descriptors: a
+//! record (in memory), the device, and the files without a name. They go over a Unix socket, or to
+//! a child.
 //!
-//! It must not know what is in the engine's part. What is not here: a supervisor that survives a crash of the server
-//! (`docs/decisions/0032-a-successor.md`).
+//! It must not know what is in the engine's part. What is not here: a supervisor that survives a
+//! crash of the server (`docs/decisions/0032-a-successor.md`).
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -56,7 +58,8 @@ fn damaged() -> Error {
 }
 
 impl Handover {
-    /// Returns it as descriptors: to be kept in this order and given to [`Handover::from_descriptors`].
+    /// Returns it as descriptors: to be kept in this order and given to
+    /// [`Handover::from_descriptors`].
     pub fn into_descriptors(self) -> Result<Vec<OwnedFd>> {
         let mut record = MAGIC.to_vec();
         let init = &self.agreed.reply;
@@ -88,13 +91,15 @@ impl Handover {
         Ok(all)
     }
 
-    /// Takes what [`Handover::into_descriptors`] gave. Errors: [`Error::Handover`] if it is something else.
+    /// Takes what [`Handover::into_descriptors`] gave. Errors: [`Error::Handover`] if it is
+    /// something else.
     pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> Result<Handover> {
         let mut descriptors = descriptors.into_iter();
         let (Some(memory), Some(device)) = (descriptors.next(), descriptors.next()) else {
             return Err(damaged());
         };
-        // It was written by its offset, so that reading begins at the start, whoever read it before.
+        // It was written by its offset, so that reading begins at the start, whoever read it
+        // before.
         rustix::fs::seek(&memory, rustix::fs::SeekFrom::Start(0))
             .map_err(failed("read the record of"))?;
         let mut record = Vec::new();

@@ -116,8 +116,9 @@ fn wanted(options: &MountOptions) -> FuseMount {
 impl Mount {
     /// Puts the mount in its place. After an error it is gone.
     ///
-    /// The mount is asked nothing, neither here nor later (but to wake the workers for a handover): a process that is killed while it
-    /// waits for an answer of its own never ends, and nobody can answer those who wait for it.
+    /// The mount is asked nothing, neither here nor later (but to wake the workers for a handover):
+    /// a process that is killed while it waits for an answer of its own never ends, and nobody can
+    /// answer those who wait for it.
     pub fn attach(self, target: &Path) -> Result<Unmounter> {
         let mut id = None;
         let made_by = match self {
@@ -238,8 +239,8 @@ impl Unmounter {
         }
     }
 
-    /// Takes the mount out of sight, if it is what shows at its place; false if it is not: it is gone already, or something else was
-    /// mounted over it. Those who use it go on using it.
+    /// Takes the mount out of sight, if it is what shows at its place; false if it is not: it is
+    /// gone already, or something else was mounted over it. Those who use it go on using it.
     pub fn unmount(&self) -> Result<bool> {
         let place = &*self.place;
         match place.made_by {
@@ -256,14 +257,16 @@ impl Unmounter {
         }
     }
 
-    /// Cuts the connection: whoever uses the mount gets errors from now on. For when it must end although it is in use.
+    /// Cuts the connection: whoever uses the mount gets errors from now on. For when it must end
+    /// although it is in use.
     pub fn abort(&self) -> Result<()> {
         let path = format!("/sys/fs/fuse/connections/{}/abort", self.place.connection);
         std::fs::write(&path, "1").map_err(|e| vellum_sys::Error::new("write", &path, e))?;
         Ok(())
     }
 
-    /// Returns the number of the connection, which is the minor part of `st_dev` of everything in the mount (the major part is 0).
+    /// Returns the number of the connection, which is the minor part of `st_dev` of everything in
+    /// the mount (the major part is 0).
     pub fn connection(&self) -> u64 {
         self.place.connection
     }

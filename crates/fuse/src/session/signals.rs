@@ -17,7 +17,8 @@ pub(super) struct Listener {
     thread: JoinHandle<()>,
 }
 
-/// Signals that are kept for [`Session::take_signals`](super::Session::take_signals), and do nothing until then.
+/// Signals that are kept for [`Session::take_signals`](super::Session::take_signals), and do
+/// nothing until then.
 #[derive(Debug)]
 pub struct Caught(Signals);
 
@@ -49,8 +50,8 @@ pub(super) fn listen(
                     SIGUSR1 => eprintln!("{}", counters.now()),
                     _ if asked => {
                         if let Err(error) = unmounter.abort() {
-                            // Without fusectl the connection can only be cut by who has it: the next mount of the upper finds it
-                            // as after a crash.
+                            // Without fusectl the connection can only be cut by who has it: the
+                            // next mount of the upper finds it as after a crash.
                             tracing::error!(%error, "the connection is cut by ending at once");
                             std::process::exit(1);
                         }
@@ -70,7 +71,8 @@ pub(super) fn listen(
     Ok(Listener { handle, thread })
 }
 
-/// Asks the kernel to end other processes before this one when memory runs out. Without the privilege that stays as it is.
+/// Asks the kernel to end other processes before this one when memory runs out. Without the
+/// privilege that stays as it is.
 pub(super) fn outlive_others() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-900") {
         tracing::debug!(%error, "when memory runs out this process counts as any other");

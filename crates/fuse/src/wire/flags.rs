@@ -4,7 +4,8 @@
 pub mod init {
     /// Several reads of one file at a time.
     pub const ASYNC_READ: u64 = 1 << 0;
-    /// An open with O_TRUNC truncates by itself. Never together with [`NO_OPEN_SUPPORT`]: the truncation is lost.
+    /// An open with O_TRUNC truncates by itself. Never together with [`NO_OPEN_SUPPORT`]: the
+    /// truncation is lost.
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
     /// Nodes are found by number alone, with a lookup of `.`.
     pub const EXPORT_SUPPORT: u64 = 1 << 4;

@@ -1,4 +1,5 @@
-//! Reading numbers and names off a slice, in the machine's byte order, without ever going past its end.
+//! Reading numbers and names off a slice, in the machine's byte order, without ever going past its
+//! end.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -70,8 +70,8 @@ pub struct StatFs {
     pub name_max_bytes: u32,
 }
 
-/// A reply in the making. Bytes that do not fit the buffer are a bug of the caller, who knows its size: they are left out and
-/// [`Reply::finish`] makes the reply an EIO.
+/// A reply in the making. Bytes that do not fit the buffer are a bug of the caller, who knows its
+/// size: they are left out and [`Reply::finish`] makes the reply an EIO.
 #[derive(Debug)]
 pub struct Reply<'b> {
     buffer: &'b mut [u8],
@@ -100,7 +100,8 @@ impl<'b> Reply<'b> {
         &self.buffer[HEADER_BYTES..self.used]
     }
 
-    /// Returns a place of at most `length` bytes to read data into; [`Reply::took`] says how many came.
+    /// Returns a place of at most `length` bytes to read data into; [`Reply::took`] says how many
+    /// came.
     pub fn room(&mut self, length: usize) -> &mut [u8] {
         let end = self.buffer.len().min(self.used.saturating_add(length));
         &mut self.buffer[self.used..end]
@@ -242,7 +243,8 @@ impl<'b> Reply<'b> {
         ENTRY_BYTES + Self::dirent_bytes(name)
     }
 
-    /// Puts a name of a listing. `kind` is the file type as in a mode, shifted right by 12; `next` the cookie behind the name.
+    /// Puts a name of a listing. `kind` is the file type as in a mode, shifted right by 12; `next`
+    /// the cookie behind the name.
     pub fn dirent(&mut self, name: &OsStr, ino: u64, kind: u32, next: u64) {
         self.u64(ino);
         self.u64(next);
@@ -252,7 +254,8 @@ impl<'b> Reply<'b> {
         self.zeros(Self::dirent_bytes(name) - DIRENT_BYTES - name.len());
     }
 
-    /// Completes the reply: `errno` is 0, or why there is none (then nothing of what was put is sent).
+    /// Completes the reply: `errno` is 0, or why there is none (then nothing of what was put is
+    /// sent).
     pub fn finish(&mut self, unique: u64, errno: i32) -> &[u8] {
         let errno = match self.overflow {
             true => rustix::io::Errno::IO.raw_os_error(),

@@ -1,7 +1,8 @@
 //! Unions mounted for tests, as root and as a plain user, each served by a process of its own.
 //!
-//! A test that is true for everybody calls [`everywhere`]: its body runs as root, and once more, in another process of this same
-//! program, as a plain user who is root in a user namespace of his own.
+//! A test that is true for everybody calls [`everywhere`]: its body runs as root, and once more, in
+//! another process of this same program, as a plain user who is root in a user namespace of his
+//! own.
 #![allow(dead_code)]
 
 use std::ffi::OsString;
@@ -130,7 +131,8 @@ impl World {
         command
     }
 
-    /// Asks for passthrough, which some kernels lack; false, and recorded as untested, if this one does.
+    /// Asks for passthrough, which some kernels lack; false, and recorded as untested, if this one
+    /// does.
     pub fn pass_through(&mut self) -> bool {
         self.option("passthrough");
         Since::FusePassthrough.is_here_for("passthrough")

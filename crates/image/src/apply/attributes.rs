@@ -1,8 +1,10 @@
 //! Giving a new object its owner, attributes, mode and times, in the one order that works.
 //!
-//! Owner first, since changing it clears set-uid, set-gid and capabilities; then extended attributes (an access ACL changes the mode's
-//! group bits); then the mode; times last. What the process may not set is an error or becomes a record, as the target says. All
-//! attributes of an archive pass through here and nowhere else, so this is where overlay's control attributes are escaped.
+//! Owner first, since changing it clears set-uid, set-gid and capabilities; then extended
+//! attributes (an access ACL changes the mode's group bits); then the mode; times last. What the
+//! process may not set is an error or becomes a record, as the target says. All attributes of an
+//! archive pass through here and nowhere else, so this is where overlay's control attributes are
+//! escaped.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -162,7 +164,8 @@ impl Rules {
         }
         if foreign {
             self.record_stat(object, entry, at)?;
-            // A set-uid file of somebody else's must not run with the rights of whoever it belongs to for want of a better owner.
+            // A set-uid file of somebody else's must not run with the rights of whoever it belongs
+            // to for want of a better owner.
             object
                 .set_mode(entry.mode & 0o777)
                 .map_err(failed("set the mode of"))?;
@@ -270,8 +273,9 @@ impl Rules {
 
     /// Returns the name under which the tree keeps the archive's attribute `name`.
     ///
-    /// An overlay control attribute that came with an archive must never act as one, so it is escaped: for the dialect of the overlays that
-    /// the tree is made for. Names of the other dialect are ordinary, and in a tree that is used as it is all are.
+    /// An overlay control attribute that came with an archive must never act as one, so it is
+    /// escaped: for the dialect of the overlays that the tree is made for. Names of the other
+    /// dialect are ordinary, and in a tree that is used as it is all are.
     fn stored_name(&self, name: &OsStr) -> OsString {
         let is_record = record::original(name).is_some()
             || OVERRIDE_STAT_NAMES.iter().any(|known| name == *known);
@@ -288,7 +292,8 @@ impl Rules {
         }
     }
 
-    /// Removes what an existing directory has and the entry has not, but never the target's own marks.
+    /// Removes what an existing directory has and the entry has not, but never the target's own
+    /// marks.
     fn remove_others(&self, object: Object<'_>, entry: &Entry) -> vellum_sys::Result<()> {
         for name in object.xattrs()? {
             let own_mark = match self.marks {
@@ -321,7 +326,8 @@ fn is_too_large(error: &vellum_sys::Error) -> bool {
     error.is(Errno::TOOBIG) || error.is(Errno::RANGE)
 }
 
-/// An attribute of another system (`com.apple.quarantine`, `system.nfs4_acl`) would be no more than a name here.
+/// An attribute of another system (`com.apple.quarantine`, `system.nfs4_acl`) would be no more than
+/// a name here.
 fn is_of_linux(name: &OsStr) -> bool {
     let known = ["user.", "trusted.", "security."];
     let name = name.as_bytes();
@@ -333,8 +339,8 @@ fn is_of_linux(name: &OsStr) -> bool {
 
 /// Writes a record of what could not be set; false if that is refused, too.
 ///
-/// Links and pipes take no user attributes: their headers stay in the recipe alone, so a saved layer is right all the same. Any other
-/// failure (a full disk, a broken one) is an error.
+/// Links and pipes take no user attributes: their headers stay in the recipe alone, so a saved
+/// layer is right all the same. Any other failure (a full disk, a broken one) is an error.
 fn keep_record(object: Object<'_>, name: &OsStr, value: &[u8], path: &Path) -> Result<bool> {
     match object.set_xattr(name, value) {
         Err(error) if error.is(Errno::PERM) || error.is(Errno::OPNOTSUPP) => Ok(false),

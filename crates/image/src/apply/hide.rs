@@ -1,6 +1,7 @@
 //! What a layer takes away: whiteouts, opaque directories, and names that are used again.
 //!
-//! Removal goes by descriptors, one component at a time. What this layer itself brought and then loses is read back into the recipe first.
+//! Removal goes by descriptors, one component at a time. What this layer itself brought and then
+//! loses is read back into the recipe first.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -30,7 +31,8 @@ impl Applier<'_, '_> {
                         self.whiteout_dirs.insert(path);
                         Ok(())
                     }
-                    // The layer brings that name itself: a file hides what is below anyway, a directory must be told to.
+                    // The layer brings that name itself: a file hides what is below anyway, a
+                    // directory must be told to.
                     Err(error) if error.is_exists() => {
                         let stat = dir.stat(hidden).map_err(self.failed("look at", hidden))?;
                         if !stat.is_dir() {
@@ -96,7 +98,8 @@ impl Applier<'_, '_> {
             .map_err(self.failed("mark as opaque", name))
     }
 
-    /// Removes whiteouts that hide nothing because their directory, or one above it, is opaque. Returns the directories of the others.
+    /// Removes whiteouts that hide nothing because their directory, or one above it, is opaque.
+    /// Returns the directories of the others.
     pub(super) fn needed_whiteouts(&mut self, root: &Dir) -> Result<Vec<PathBuf>> {
         let TargetMarks::Overlay(prefix) = self.rules.marks else {
             return Ok(Vec::new());
@@ -124,7 +127,8 @@ impl Applier<'_, '_> {
         Ok(needed)
     }
 
-    /// Removes `name` from the present directory, whatever it is. Returns true if it was a whiteout.
+    /// Removes `name` from the present directory, whatever it is. Returns true if it was a
+    /// whiteout.
     pub(super) fn clear(&mut self, name: &OsStr) -> Result<bool> {
         let dir = self
             .stack
@@ -198,7 +202,8 @@ impl Applier<'_, '_> {
     }
 }
 
-/// Removes the whiteouts in the directory `path` of an applied layer, which the layers below turned out not to have.
+/// Removes the whiteouts in the directory `path` of an applied layer, which the layers below turned
+/// out not to have.
 ///
 /// The directory's times stay. Nothing happens if there is no such directory. Not synced.
 pub fn drop_whiteouts(root: &Dir, path: &Path) -> Result<()> {
@@ -209,11 +214,13 @@ pub fn drop_whiteouts(root: &Dir, path: &Path) -> Result<()> {
     }
 }
 
-/// Hides each of `below`, the names that the layers below have in their root, in the root of an applied layer.
+/// Hides each of `below`, the names that the layers below have in their root, in the root of an
+/// applied layer.
 ///
-/// An overlay merges the roots of all its layers, so a mark on the root itself would say nothing: what the layer does not bring gets a whiteout, and
-/// the directories that it brings become opaque. The whiteouts that it has, in `whiteout_dirs`, hide nothing then, and go. The root's times
-/// stay. Not synced.
+/// An overlay merges the roots of all its layers, so a mark on the root itself would say nothing:
+/// what the layer does not bring gets a whiteout, and the directories that it brings become opaque.
+/// The whiteouts that it has, in `whiteout_dirs`, hide nothing then, and go. The root's times stay.
+/// Not synced.
 pub fn hide_all(
     root: &Dir,
     prefix: Prefix,

@@ -1,7 +1,8 @@
 //! Names in an archive, taken apart once.
 //!
-//! Pure. A name becomes its components, cleaned as Docker cleans it in a chroot: a leading slash, empty components and `.` vanish, `..` takes back
-//! the component before it, and above the root is the root. What comes out is never joined into a path string that the kernel would walk: each
+//! Pure. A name becomes its components, cleaned as Docker cleans it in a chroot: a leading slash,
+//! empty components and `.` vanish, `..` takes back the component before it, and above the root is
+//! the root. What comes out is never joined into a path string that the kernel would walk: each
 //! component goes to a directory descriptor on its own.
 
 use std::ffi::OsStr;
@@ -16,7 +17,8 @@ use crate::limits::{Limits, check};
 /// AUFS keeps the files behind hard links in this directory at the root; old images carry it.
 pub(super) const PLNK: &str = ".wh..wh.plnk";
 
-/// Returns the components of a name, an entry's or the one that a hard link is to; none for the root itself.
+/// Returns the components of a name, an entry's or the one that a hard link is to; none for the
+/// root itself.
 pub(super) fn components<'a>(name: &'a OsStr, limits: &Limits) -> Result<Vec<&'a OsStr>> {
     let path = Path::new(name);
     let mut found: Vec<&OsStr> = Vec::new();
@@ -82,7 +84,8 @@ pub(super) fn meaning<'n, 'c>(
     if components[0] == PLNK {
         return Ok((parents, Meaning::Object(last)));
     }
-    // A directory has no whiteout's meaning by what lies beneath it: only the last component says one.
+    // A directory has no whiteout's meaning by what lies beneath it: only the last component says
+    // one.
     if parents
         .iter()
         .any(|name| wh::parse(name) == wh::Name::Reserved)

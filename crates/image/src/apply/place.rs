@@ -42,7 +42,8 @@ impl Applier<'_, '_> {
         }
     }
 
-    /// Makes the directory `name`, or gives an existing one the entry's attributes, and goes into it.
+    /// Makes the directory `name`, or gives an existing one the entry's attributes, and goes into
+    /// it.
     pub(super) fn directory(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
         let path = self.stack.path_of(name);
         let create_mode = self.create_mode(entry);
@@ -60,7 +61,8 @@ impl Applier<'_, '_> {
                 if existed {
                     Ok(())
                 } else {
-                    // Whatever this layer had there, file or whiteout, hid what is below, and the directory that follows starts empty.
+                    // Whatever this layer had there, file or whiteout, hid what is below, and the
+                    // directory that follows starts empty.
                     self.clear(name)?;
                     opaque = true;
                     self.stack
@@ -104,7 +106,8 @@ impl Applier<'_, '_> {
         }
     }
 
-    /// The root, which archives list as `.` or `./`: it is there already, and takes the entry's attributes.
+    /// The root, which archives list as `.` or `./`: it is there already, and takes the entry's
+    /// attributes.
     pub(super) fn root(&mut self, entry: &Entry) -> Result<()> {
         if entry.kind != EntryKind::Directory {
             return Ok(());
@@ -190,7 +193,8 @@ impl Applier<'_, '_> {
         Ok(())
     }
 
-    /// Returns the file that may have the entry's content already, if there is one of its size and sharing it spares anything.
+    /// Returns the file that may have the entry's content already, if there is one of its size and
+    /// sharing it spares anything.
     fn donor_of(&self, entry: &Entry) -> Option<File> {
         let tree = self.donor.as_ref()?;
         if entry.ranges.is_some() || entry.payload_bytes < SHARE_FROM_BYTES {
@@ -203,7 +207,8 @@ impl Applier<'_, '_> {
         same.then(|| rooted::reopen(&found).ok()).flatten()
     }
 
-    /// Makes the empty `file` share the blocks of `donor`, of which nothing is believed yet; false if it is empty afterwards.
+    /// Makes the empty `file` share the blocks of `donor`, of which nothing is believed yet; false
+    /// if it is empty afterwards.
     fn share(&mut self, donor: &File, file: &File) -> std::io::Result<bool> {
         match share_blocks(donor, file).map_err(|error| error.source)? {
             Shared::Yes => Ok(true),
@@ -282,7 +287,8 @@ impl Applier<'_, '_> {
             .set(Object::Name(&frame.dir, name), entry, &situation, true)
     }
 
-    /// Makes another name for a file of this layer, which then has what this name's header says, as with Docker, Podman and containerd.
+    /// Makes another name for a file of this layer, which then has what this name's header says, as
+    /// with Docker, Podman and containerd.
     fn hard_link(&mut self, name: &OsStr, entry: &Entry) -> Result<()> {
         let missing = || Error::LinkTargetMissing {
             path: entry.path().to_owned(),
@@ -321,7 +327,8 @@ impl Applier<'_, '_> {
             .stat_opt(name)
             .map_err(self.failed("look at", name))?
         {
-            // Already that very file, perhaps because the link names itself: clearing the name would lose it.
+            // Already that very file, perhaps because the link names itself: clearing the name
+            // would lose it.
             if existing.identity() == stat.identity() {
                 return Ok(());
             }
@@ -338,7 +345,8 @@ impl Applier<'_, '_> {
         self.dress_again(name, entry, &stat)
     }
 
-    /// Gives the inode behind a new link what the link's header says. As a rule it has that already.
+    /// Gives the inode behind a new link what the link's header says. As a rule it has that
+    /// already.
     fn dress_again(&mut self, name: &OsStr, entry: &Entry, stat: &Stat) -> Result<()> {
         let path = self.stack.path_of(name);
         let dir = &self.stack.top().dir;
@@ -363,7 +371,8 @@ impl Applier<'_, '_> {
         self.rules.set(object, entry, &situation, times)
     }
 
-    /// Opens the directory of these components as it is in the tree now, and returns where that is; `None` if there is none.
+    /// Opens the directory of these components as it is in the tree now, and returns where that is;
+    /// `None` if there is none.
     fn find_dir(&self, components: &[&OsStr], entry: &Entry) -> Result<Option<(Dir, PathBuf)>> {
         let failed = |error: vellum_sys::Error| Error::Apply {
             action: "find the target of",
@@ -457,15 +466,18 @@ impl Applier<'_, '_> {
             .map_err(self.failed("look at", name))
     }
 
-    /// Returns true if a new object in the present directory belongs to the entry's owner without being told.
+    /// Returns true if a new object in the present directory belongs to the entry's owner without
+    /// being told.
     fn owner_right(&self, entry: &Entry) -> bool {
         (entry.uid, entry.gid) == self.own_ids && !self.stack.top().set_gid
     }
 
-    /// Returns the mode with which the entry's object can be made so that nothing need be changed later, if there is one.
+    /// Returns the mode with which the entry's object can be made so that nothing need be changed
+    /// later, if there is one.
     fn create_mode(&self, entry: &Entry) -> Option<u32> {
         let plain = entry.mode & 0o7000 == 0 && entry.mode & self.umask == 0;
-        // Until the owner is right, nobody else may get at the content; and an ACL's mask depends on the order.
+        // Until the owner is right, nobody else may get at the content; and an ACL's mask depends
+        // on the order.
         let alone =
             self.owner_right(entry) && entry.xattrs.is_empty() && !self.stack.top().default_acl;
         (plain && alone).then_some(entry.mode)
@@ -479,7 +491,8 @@ fn create(dir: &Dir, name: &OsStr, mode: u32, access: OFlags) -> vellum_sys::Res
         .map_err(|errno| vellum_sys::Error::new("create", Path::new(name), errno))
 }
 
-/// Writes an entry's content where it belongs. Returns its checksum, and what the file system said if it refused.
+/// Writes an entry's content where it belongs. Returns its checksum, and what the file system said
+/// if it refused.
 fn write_content(
     mut file: &File,
     entry: &Entry,
@@ -542,7 +555,8 @@ fn write_content(
 /// Smaller files take one block at most: sharing it costs more than it spares.
 const SHARE_FROM_BYTES: u64 = 16 << 10;
 
-/// Reads an entry's content and compares it with what `file` has got from elsewhere; what differs is written. Returns as [`write_content`] does.
+/// Reads an entry's content and compares it with what `file` has got from elsewhere; what differs
+/// is written. Returns as [`write_content`] does.
 fn compare_content(
     file: &File,
     reader: &mut TarReader<LayerStream>,
@@ -573,12 +587,13 @@ fn compare_content(
     }
 }
 
-/// Content goes to disk in steps of this many bytes while the layer is still being read, so that whoever commits it waits for the rest
-/// only. Smaller files are sent whole, see [`super::writeback`].
+/// Content goes to disk in steps of this many bytes while the layer is still being read, so that
+/// whoever commits it waits for the rest only. Smaller files are sent whole, see
+/// [`super::writeback`].
 const WRITEBACK_BYTES: u64 = 1 << 20;
 
-/// Zeros that come in runs of at least this many bytes become holes. A layer has no other way to say them that all readers know, and
-/// a sparse file that went through one would fill the disk.
+/// Zeros that come in runs of at least this many bytes become holes. A layer has no other way to
+/// say them that all readers know, and a sparse file that went through one would fill the disk.
 const HOLE_BYTES: usize = 64 * 1024;
 
 fn is_zero(bytes: &[u8]) -> bool {

@@ -1,8 +1,9 @@
 //! The directories from the root down to where the applier stands, open.
 //!
-//! Archives list a directory's entries together, so the directory of the next entry is nearly always open already. Only the descriptors of
-//! one path are held. A directory's own time is put back when it is left, for whatever reason it was entered: so nothing need
-//! be remembered about directories until the end, and memory does not grow with their number.
+//! Archives list a directory's entries together, so the directory of the next entry is nearly
+//! always open already. Only the descriptors of one path are held. A directory's own time is put
+//! back when it is left, for whatever reason it was entered: so nothing need be remembered about
+//! directories until the end, and memory does not grow with their number.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -93,7 +94,8 @@ impl Stack {
             .count()
     }
 
-    /// Enters the open directory `dir`, called `name` in the present one, looking up what must be known about it.
+    /// Enters the open directory `dir`, called `name` in the present one, looking up what must be
+    /// known about it.
     ///
     /// `acl_possible` says whether it can have a default ACL at all.
     pub fn push(&mut self, name: &OsStr, dir: Dir, acl_possible: bool) -> vellum_sys::Result<()> {

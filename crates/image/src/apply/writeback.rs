@@ -1,8 +1,9 @@
-//! Sends small files to disk while the rest of the layer is still being read, so that whoever commits the layer waits
-//! for little more than the last of them.
+//! Sends small files to disk while the rest of the layer is still being read, so that whoever
+//! commits the layer waits for little more than the last of them.
 //!
-//! A file costs a system call and, on most file systems, the choice of its blocks: a thread of its own does that, and
-//! when it can't keep up files are left to the commit's sync. Nothing here promises anything; only that sync does.
+//! A file costs a system call and, on most file systems, the choice of its blocks: a thread of its
+//! own does that, and when it can't keep up files are left to the commit's sync. Nothing here
+//! promises anything; only that sync does.
 
 use std::fs::File;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
@@ -10,7 +11,8 @@ use std::thread::{Builder, JoinHandle};
 
 use vellum_sys::publish;
 
-/// Files that may wait, each with its descriptor: few, since several layers are unpacked side by side.
+/// Files that may wait, each with its descriptor: few, since several layers are unpacked side by
+/// side.
 const WAITING_MAX: usize = 48;
 
 /// Content that is written before a thread is started: a small layer is not worth one.
@@ -53,7 +55,8 @@ fn start() -> Option<(SyncSender<File>, JoinHandle<()>)> {
     worker.ok().map(|worker| (sender, worker))
 }
 
-/// Waits for the few files left: a descriptor that outlives the unpacking would keep its file system busy.
+/// Waits for the few files left: a descriptor that outlives the unpacking would keep its file
+/// system busy.
 impl Drop for Writeback {
     fn drop(&mut self) {
         if let Some((files, worker)) = self.worker.take() {

@@ -161,7 +161,8 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    /// Calls `each` with every name of the object that is next; it moves over the value. A null is an object without names.
+    /// Calls `each` with every name of the object that is next; it moves over the value. A null is
+    /// an object without names.
     pub fn object(
         &mut self,
         mut each: impl FnMut(&mut Self, &str) -> Result<(), JsonError>,
@@ -292,7 +293,8 @@ impl<'a> Input<'a> {
         closed
     }
 
-    /// Moves over the comma, or over `close` if that follows the value instead; returns whether it was a comma.
+    /// Moves over the comma, or over `close` if that follows the value instead; returns whether it
+    /// was a comma.
     fn comma(&mut self, close: u8) -> Result<bool, JsonError> {
         if self.closed(close) {
             return Ok(false);
@@ -316,7 +318,8 @@ impl<'a> Input<'a> {
         Ok(key)
     }
 
-    /// Moves over the string that is next; returns what is between its quotes, and whether that is free of escapes.
+    /// Moves over the string that is next; returns what is between its quotes, and whether that is
+    /// free of escapes.
     fn quoted(&mut self) -> Result<(&'a [u8], bool), JsonError> {
         if self.kind()? != Kind::Text {
             return Err(self.unexpected("a string"));
@@ -413,7 +416,8 @@ fn unit(escape: &[u8]) -> u32 {
     })
 }
 
-/// Every byte that is part of no character becomes a U+FFFD of its own (`from_utf8_lossy` makes one of several).
+/// Every byte that is part of no character becomes a U+FFFD of its own (`from_utf8_lossy` makes one
+/// of several).
 fn push_lossy(text: &mut String, bytes: &[u8]) {
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());

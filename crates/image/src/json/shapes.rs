@@ -68,9 +68,11 @@ impl<T: Unmarshal + Default> Unmarshal for BTreeMap<String, T> {
     }
 }
 
-/// A list, as Go fills a slice: a second list starts at the front again, *into* the items of the first.
+/// A list, as Go fills a slice: a second list starts at the front again, *into* the items of the
+/// first.
 ///
-/// Items beyond the end are remembered, for a third and longer list is filled into them. Nobody writes that, but two readers must not see two images.
+/// Items beyond the end are remembered, for a third and longer list is filled into them. Nobody
+/// writes that, but two readers must not see two images.
 #[derive(Clone, Debug)]
 pub struct List<T> {
     items: Vec<T>,
@@ -115,7 +117,8 @@ impl<T: Unmarshal + Default> Unmarshal for List<T> {
     }
 }
 
-/// A list of words, or a single one: images of the first Dockers have that. Docker reads it anew each time.
+/// A list of words, or a single one: images of the first Dockers have that. Docker reads it anew
+/// each time.
 #[derive(Clone, Debug, Default)]
 pub struct Words(pub Vec<String>);
 

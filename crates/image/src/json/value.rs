@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 
 use super::{Input, JsonError, Kind, Unmarshal};
 
-/// Values are dropped and written by recursion, so they can't be as deep as a document: what is deeper becomes a string of its JSON.
+/// Values are dropped and written by recursion, so they can't be as deep as a document: what is
+/// deeper becomes a string of its JSON.
 const MAX_VALUE_DEPTH: usize = 500;
 
 impl Unmarshal for Value {

@@ -27,9 +27,11 @@ pub struct Replayed {
 
 /// Writes the tar that `recipe` describes to `out`, taking content from `tree`.
 ///
-/// The recipe is read twice, the first time to check it as a whole and to find content that it keeps itself. What is written has, on
-/// success, the diff ID the recipe was made with. Errors: `BadRecipe` before anything is written; `TreeChanged`, naming the file, or
-/// `DigestMismatch` when `out` has got bytes already. The caller decides whether `out` is to be trusted before this returns.
+/// The recipe is read twice, the first time to check it as a whole and to find content that it
+/// keeps itself. What is written has, on success, the diff ID the recipe was made with. Errors:
+/// `BadRecipe` before anything is written; `TreeChanged`, naming the file, or `DigestMismatch` when
+/// `out` has got bytes already. The caller decides whether `out` is to be trusted before this
+/// returns.
 pub fn replay(
     recipe: &mut (impl Read + Seek),
     tree: &Dir,
@@ -167,7 +169,8 @@ fn scan(
     }
 }
 
-/// Checks a recipe as far as that can be done without its tree, and returns the diff ID that it was made with.
+/// Checks a recipe as far as that can be done without its tree, and returns the diff ID that it was
+/// made with.
 ///
 /// A flipped bit or a missing end is found, whatever it is in. Errors: `BadRecipe`, `Read`.
 pub fn verify(recipe: &mut (impl Read + Seek)) -> Result<Digest> {

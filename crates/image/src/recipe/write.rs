@@ -45,7 +45,8 @@ impl<'w> RecipeWriter<'w> {
         Ok(())
     }
 
-    /// Adds content that the tree holds: `length` bytes, the whole of the file `path`, or its `ranges`. Returns the payload's ordinal.
+    /// Adds content that the tree holds: `length` bytes, the whole of the file `path`, or its
+    /// `ranges`. Returns the payload's ordinal.
     pub fn payload(
         &mut self,
         path: &[u8],

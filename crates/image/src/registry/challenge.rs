@@ -1,8 +1,8 @@
 //! `WWW-Authenticate`: how a server wants to be shown who asks.
 //!
 //! A header holds several challenges, and an answer several headers. Servers write them loosely
-//! (values without quotes that need them, commas too many), so what can be understood is taken and the
-//! rest is passed over.
+//! (values without quotes that need them, commas too many), so what can be understood is taken and
+//! the rest is passed over.
 
 /// One way to show who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,12 +1,14 @@
 //! Logins, from the files that Docker and Podman write.
 //!
-//! Looked for, the first that knows the registry winning: the configured file, `$REGISTRY_AUTH_FILE`,
-//! `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json`,
-//! `$DOCKER_CONFIG/config.json` (else `~/.docker/config.json`). The files may name credential helpers;
-//! crate `docker_credential` runs them. A file that is named and can't be read is an error, and so is a
-//! helper that fails: silently going on without a login would end in a misleading refusal.
+//! Looked for, the first that knows the registry winning: the configured file,
+//! `$REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR/containers/auth.json`,
+//! `~/.config/containers/auth.json`, `$DOCKER_CONFIG/config.json` (else `~/.docker/config.json`).
+//! The files may name credential helpers; crate `docker_credential` runs them. A file that is named
+//! and can't be read is an error, and so is a helper that fails: silently going on without a login
+//! would end in a misleading refusal.
 //!
-//! An empty field means what an absent one means. Secrets stay inside [`Login`], whose `Debug` hides them.
+//! An empty field means what an absent one means. Secrets stay inside [`Login`], whose `Debug`
+//! hides them.
 
 use std::fs::File;
 use std::io::Read;
@@ -174,7 +176,8 @@ fn read(
     Ok(None)
 }
 
-/// The document as the crate that looks a login up in it needs it: names as they are usually written, nothing empty. `None` if it isn't one.
+/// The document as the crate that looks a login up in it needs it: names as they are usually
+/// written, nothing empty. `None` if it isn't one.
 fn usual(text: &[u8]) -> Option<Value> {
     let mut said: Value = json::first(text).and_then(json::read).ok()?;
     let fields = said.as_object_mut()?;

@@ -1,10 +1,10 @@
 //! A blob of a registry as a reader that doesn't mind a broken connection.
 //!
 //! A task on the client's thread fetches the blob and passes chunks through a bounded channel, so a
-//! slow reader slows the transfer instead of filling memory. When the connection breaks, ends early or
-//! brings too little, the task asks for the missing range, with growing pauses, and after too many
-//! failures without progress asks the next endpoint, still from where it stands. A server that ignores
-//! ranges, or refuses them, is read from the start and the known part is dropped.
+//! slow reader slows the transfer instead of filling memory. When the connection breaks, ends early
+//! or brings too little, the task asks for the missing range, with growing pauses, and after too
+//! many failures without progress asks the next endpoint, still from where it stands. A server that
+//! ignores ranges, or refuses them, is read from the start and the known part is dropped.
 //!
 //! The reader delivers exactly the promised number of bytes or an error; whether they are the right
 //! ones is checked by whoever hashes them.
@@ -26,7 +26,8 @@ use super::runtime::{Runtime, unless_cancelled};
 use crate::manifest::Descriptor;
 use crate::source::SourceError;
 
-/// Chunks on the way to the reader; each is what one read from the network gave, at most some 16 KiB.
+/// Chunks on the way to the reader; each is what one read from the network gave, at most some 16
+/// KiB.
 const CHUNKS_AHEAD: usize = 64;
 
 /// The bytes of one blob, as they arrive.
@@ -201,7 +202,8 @@ impl Transfer {
         }
     }
 
-    /// Asks for what is missing. Returns the answer and the position of its first byte in the blob, which is not after the first missing one.
+    /// Asks for what is missing. Returns the answer and the position of its first byte in the blob,
+    /// which is not after the first missing one.
     async fn ask(&mut self, endpoint: &Endpoint) -> Result<(Answer, u64), ExchangeError> {
         let path = format!("blobs/{}", self.digest);
         loop {

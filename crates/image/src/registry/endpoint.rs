@@ -2,12 +2,14 @@
 //!
 //! An endpoint is one server that may have an image: a mirror, or the registry itself. Mirrors are
 //! asked first, in their order, for pulls only. A registry on this machine's loopback that is not
-//! configured is asked over HTTPS and, if that isn't spoken there, over HTTP, as Docker does; any other
-//! registry speaks HTTPS unless configured `insecure`. Certificates are trusted if the system trusts
-//! them, or the configured file, or those that Docker and Podman keep in `certs.d/<host:port>/`.
+//! configured is asked over HTTPS and, if that isn't spoken there, over HTTP, as Docker does; any
+//! other registry speaks HTTPS unless configured `insecure`. Certificates are trusted if the system
+//! trusts them, or the configured file, or those that Docker and Podman keep in
+//! `certs.d/<host:port>/`.
 //!
-//! A foreign layer may be had at URLs that the manifest names. Such an endpoint is one file of a stranger's choice: it is asked last, and shown
-//! nothing of us, neither a login (CVE-2020-15157) nor what is trusted or configured for the registry.
+//! A foreign layer may be had at URLs that the manifest names. Such an endpoint is one file of a
+//! stranger's choice: it is asked last, and shown nothing of us, neither a login (CVE-2020-15157)
+//! nor what is trusted or configured for the registry.
 
 use std::path::{Path, PathBuf};
 
@@ -60,7 +62,8 @@ enum Scheme {
     Either,
 }
 
-/// Returns the endpoints to pull `reference` from, mirrors first. Talks to nobody but a loopback registry.
+/// Returns the endpoints to pull `reference` from, mirrors first. Talks to nobody but a loopback
+/// registry.
 pub(super) fn for_pull(
     reference: &Reference,
     options: &RegistryOptions,
@@ -204,7 +207,8 @@ fn open(
 /// More of a layer's URLs are not asked: a manifest has room for thousands.
 const MAX_URLS: usize = 5;
 
-/// Returns the places at which a foreign layer may be, of its manifest's `urls`: those of HTTP, without secrets in them.
+/// Returns the places at which a foreign layer may be, of its manifest's `urls`: those of HTTP,
+/// without secrets in them.
 pub(super) fn elsewhere(urls: &[String], retry: Retry) -> Result<Vec<Endpoint>, RegistryError> {
     let urls = urls.iter().filter_map(|url| Url::parse(url).ok());
     let usable = urls.filter(|url| {
@@ -263,7 +267,8 @@ impl Endpoint {
             .map_err(|e| ExchangeError::odd(e.to_string()))
     }
 
-    /// Asks for `path` in the repository, or for the one file that is there, and returns whatever is answered.
+    /// Asks for `path` in the repository, or for the one file that is there, and returns whatever
+    /// is answered.
     pub(super) async fn ask(
         &self,
         operation: Operation,

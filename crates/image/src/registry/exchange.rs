@@ -3,8 +3,8 @@
 //! Everything that is asked of a registry, a mirror or a token service goes through here, so what
 //! holds for one request holds for all of them:
 //!
-//! * Redirects are followed by hand. What proves who we are goes to the server that was asked and to
-//!   no other, and never from HTTPS to HTTP.
+//! * Redirects are followed by hand. What proves who we are goes to the server that was asked and
+//!   to no other, and never from HTTPS to HTTP.
 //! * An answer that is no blob is read up to a limit.
 //! * A server that sends too little for too long is given up, whether it is silent or trickles
 //!   ([`Pace`]); so is one that takes no more of an upload.
@@ -297,8 +297,9 @@ impl Http {
 
     /// Sends a request and follows where it is sent. `proof` goes only to the server first asked.
     ///
-    /// Returns whatever was answered, refusals too. A streamed body can't be sent a second time, and no body is sent to another server, since it
-    /// may be a login: a redirect of such is returned as it is.
+    /// Returns whatever was answered, refusals too. A streamed body can't be sent a second time,
+    /// and no body is sent to another server, since it may be a login: a redirect of such is
+    /// returned as it is.
     pub(super) async fn send(
         &self,
         request: Request,
@@ -342,7 +343,8 @@ impl Http {
                 return Err(ExchangeError::odd("a redirect from HTTPS to plain HTTP"));
             }
             body = kept;
-            // What a browser does, and everyone after it: the answer to what was sent is fetched elsewhere.
+            // What a browser does, and everyone after it: the answer to what was sent is fetched
+            // elsewhere.
             if matches!(status.as_u16(), 301..=303) && method != Method::HEAD {
                 method = Method::GET;
                 body = Body::Nothing;
@@ -531,7 +533,8 @@ fields!(Errors {
 });
 fields!(Explained { "code" => code, "message" => message });
 
-/// The first explanation in a registry's errors, fit to be shown: short, on one line, without control characters.
+/// The first explanation in a registry's errors, fit to be shown: short, on one line, without
+/// control characters.
 fn explanation(body: &[u8]) -> String {
     // Anything else is not for people: a page of HTML, or nothing.
     let Ok(errors) = json::first(body).and_then(json::read::<Errors>) else {

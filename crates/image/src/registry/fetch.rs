@@ -1,9 +1,9 @@
 //! A registry as an image source.
 //!
-//! Opening one fetches the manifest (through an index, if there is one) and the configuration; layers
-//! are fetched when they are opened. Every endpoint is tried in turn; the error told at the end is the
-//! registry's own, since mirrors are a convenience. A reference with a digest gets exactly the manifest
-//! of that digest, whoever delivers it.
+//! Opening one fetches the manifest (through an index, if there is one) and the configuration;
+//! layers are fetched when they are opened. Every endpoint is tried in turn; the error told at the
+//! end is the registry's own, since mirrors are a convenience. A reference with a digest gets
+//! exactly the manifest of that digest, whoever delivers it.
 
 use std::io::Read;
 
@@ -38,7 +38,8 @@ pub struct RegistrySource {
 }
 
 impl RegistrySource {
-    /// Asks the registry (and its mirrors first) for the image that `reference` names, for `wanted`.
+    /// Asks the registry (and its mirrors first) for the image that `reference` names, for
+    /// `wanted`.
     ///
     /// Errors: `Registry` if it can't be had, `NoPlatform`, or anything wrong with what came.
     pub fn open(
@@ -179,7 +180,8 @@ fn fetch_document(
     Ok(Document::parse(raw, announced.or(media_type.as_deref()))?)
 }
 
-/// Asks for the manifest or index that the endpoint names, and returns it with the kind that the server gives it.
+/// Asks for the manifest or index that the endpoint names, and returns it with the kind that the
+/// server gives it.
 async fn get_manifest(endpoint: &Endpoint) -> Result<(Vec<u8>, Option<String>), RegistryError> {
     let what = endpoint.what();
     let action = format!("give image {}:{what}", endpoint.repository());

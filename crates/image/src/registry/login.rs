@@ -1,13 +1,13 @@
 //! Showing a server who asks: as little as it wants, and to no one else.
 //!
-//! Nothing is shown before a server asks for it, except that one for which there is a login is asked
-//! first what it wants, since some hide what they have from strangers. A challenge may come at any
-//! request: a registry that is open at its root may want a login for one repository. What was found
-//! out is kept for the requests that follow, for pulls and pushes apart.
+//! Nothing is shown before a server asks for it, except that one for which there is a login is
+//! asked first what it wants, since some hide what they have from strangers. A challenge may come
+//! at any request: a registry that is open at its root may want a login for one repository. What
+//! was found out is kept for the requests that follow, for pulls and pushes apart.
 //!
-//! A login goes to the server that it is for, and to the token service that this server itself names.
-//! A challenge that came after a redirect is not answered. Over plain HTTP a login goes only to a
-//! registry for which the user allowed that, or on the loopback.
+//! A login goes to the server that it is for, and to the token service that this server itself
+//! names. A challenge that came after a redirect is not answered. Over plain HTTP a login goes only
+//! to a registry for which the user allowed that, or on the loopback.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,8 @@ use crate::json::{self, fields};
 
 /// The longest answer of a token service.
 const MAX_TOKEN_ANSWER_BYTES: u64 = 1 << 20;
-/// How long a token is good that doesn't say so, and how long before its end it is not used any more.
+/// How long a token is good that doesn't say so, and how long before its end it is not used any
+/// more.
 const USUAL_TOKEN_LIFE: Duration = Duration::from_secs(60);
 const TOKEN_MARGIN: Duration = Duration::from_secs(5);
 
@@ -109,7 +110,8 @@ impl Access {
         self.send_once(http, operation, request()).await
     }
 
-    /// Sends a request once: one whose body can't be sent again. [`Access::satisfy`] helps when it is turned away.
+    /// Sends a request once: one whose body can't be sent again. [`Access::satisfy`] helps when it
+    /// is turned away.
     pub(super) async fn send_once(
         &self,
         http: &Http,
@@ -257,7 +259,8 @@ impl Access {
         read_token(&body, asked)
     }
 
-    /// What the token is to be good for: what is going to be done, and whatever else the server names.
+    /// What the token is to be good for: what is going to be done, and whatever else the server
+    /// names.
     fn scopes(&self, operation: Operation, wanted: Option<&str>) -> Vec<String> {
         let repository = &self.repository;
         let mut scopes = match operation {
@@ -301,7 +304,8 @@ fn with_password(
     Request::new(Method::GET, realm)
 }
 
-/// The token service changes an identity token, which a login left behind, for one that is good here.
+/// The token service changes an identity token, which a login left behind, for one that is good
+/// here.
 fn with_identity(realm: Url, service: Option<&str>, scopes: &[String], token: &str) -> Request {
     // The form is written as a query is, so an address does the writing.
     let mut form = realm.clone();

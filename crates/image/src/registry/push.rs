@@ -1,8 +1,9 @@
 //! Pushing an image: its layers, its configuration, and last its manifest.
 //!
-//! A blob that the registry has is not sent, and not even compressed; one that another repository of
-//! the same registry is known to have is mounted from there. Everything else is streamed from a spool
-//! file. The manifest goes last, so the registry never shows an image whose blobs are missing.
+//! A blob that the registry has is not sent, and not even compressed; one that another repository
+//! of the same registry is known to have is mounted from there. Everything else is streamed from a
+//! spool file. The manifest goes last, so the registry never shows an image whose blobs are
+//! missing.
 
 use std::io::Read;
 
@@ -54,7 +55,8 @@ pub fn push(
     }
     let runtime = Runtime::start(cancel.clone())?;
     let mut endpoint = endpoint::for_push(to, registry, &runtime)?;
-    // Repositories of the same registry that should have the blobs, since the image has a name there.
+    // Repositories of the same registry that should have the blobs, since the image has a name
+    // there.
     let relatives: Vec<String> = image
         .names
         .iter()
@@ -136,8 +138,9 @@ fn is_present(
                 return Ok(true);
             }
             for relative in &relatives {
-                // A registry that can't or won't mount opens an upload session instead, which is left to expire: the blob is then sent the
-                // ordinary way, and so it is if mounting fails.
+                // A registry that can't or won't mount opens an upload session instead, which is
+                // left to expire: the blob is then sent the ordinary way, and so it is if mounting
+                // fails.
                 if mount(&endpoint, &digest, relative)
                     .await
                     .is_ok_and(|mounted| mounted)
@@ -269,7 +272,8 @@ fn session_address(endpoint: &Endpoint, session: &Answer) -> Result<Url, Exchang
     Ok(address)
 }
 
-/// The reader's bytes as a stream. Reading a spool file on the client's thread is a copy from the page cache.
+/// The reader's bytes as a stream. Reading a spool file on the client's thread is a copy from the
+/// page cache.
 fn chunks(reader: Box<dyn Read + Send>) -> impl Stream<Item = Result<Bytes, SupplyError>> + Send {
     futures_util::stream::unfold(Some(reader), |reader| async {
         let mut reader = reader?;

@@ -1,8 +1,8 @@
 //! One thread on which all talk with registries happens.
 //!
-//! A current-thread runtime drives any number of transfers at once; callers on ordinary threads hand
-//! it futures and wait. Waiting ends early when the user wants to stop, and dropping the runtime ends
-//! the thread and every transfer.
+//! A current-thread runtime drives any number of transfers at once; callers on ordinary threads
+//! hand it futures and wait. Waiting ends early when the user wants to stop, and dropping the
+//! runtime ends the thread and every transfer.
 
 use std::future::Future;
 use std::sync::mpsc;
@@ -104,7 +104,8 @@ impl Runtime {
 }
 
 impl Runtime {
-    /// As [`Runtime::run`], again after a pause as long as what fails is passing and `retry` allows.
+    /// As [`Runtime::run`], again after a pause as long as what fails is passing and `retry`
+    /// allows.
     pub(super) fn run_patiently<T, F>(
         &self,
         retry: Retry,

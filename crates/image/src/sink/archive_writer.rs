@@ -32,7 +32,8 @@ impl<W: Write> ArchiveWriter<W> {
         self.end(bytes.len() as u64)
     }
 
-    /// Starts a file of exactly `size_bytes`, which the caller now writes to [`ArchiveWriter::body`].
+    /// Starts a file of exactly `size_bytes`, which the caller now writes to
+    /// [`ArchiveWriter::body`].
     pub(crate) fn begin(&mut self, path: &str, size_bytes: u64) -> io::Result<()> {
         self.out.write_all(&header(path, b'0', 0o644, size_bytes))
     }

@@ -24,7 +24,8 @@ use crate::tar::{EntryKind, Range, TarReader, TarSource};
 const MAX_ENTRIES: u64 = 200_000;
 /// More hops than any archive's links need.
 const MAX_LINK_HOPS: usize = 16;
-/// How much of the archive is read at once while its headers are looked for. Files are passed over without being read.
+/// How much of the archive is read at once while its headers are looked for. Files are passed over
+/// without being read.
 const WINDOW_BYTES: usize = 16 << 10;
 
 /// The files of a tar archive, by name.
@@ -175,7 +176,8 @@ impl Archive {
 pub struct Section {
     file: Arc<File>,
     place: Place,
-    /// How much of it was read. With holes, `place.offset` is where the present range's bytes start.
+    /// How much of it was read. With holes, `place.offset` is where the present range's bytes
+    /// start.
     position: u64,
     /// The range in which `position` lies, or the next one.
     range: usize,
@@ -187,7 +189,8 @@ impl Section {
         self.place.size_bytes - self.position
     }
 
-    /// Returns where the bytes at the position are (`None`: in a hole) and for how many that holds, at most what is left.
+    /// Returns where the bytes at the position are (`None`: in a hole) and for how many that holds,
+    /// at most what is left.
     fn here(&mut self) -> (Option<u64>, u64) {
         let Some(ranges) = &self.place.ranges else {
             return (Some(self.place.offset + self.position), self.left_bytes());
@@ -282,7 +285,8 @@ impl TarSource for Window<'_> {
     }
 }
 
-/// Returns `path` without empty and `.` components and with `..` taken lexically, never above the root.
+/// Returns `path` without empty and `.` components and with `..` taken lexically, never above the
+/// root.
 fn normalize(path: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|b| *b == b'/') {

@@ -1,8 +1,11 @@
-//! What `docker save` wrote before Docker 1.10: directories named by an image's old ID, each with one layer (`layer.tar`) and what was known then (`json`).
+//! What `docker save` wrote before Docker 1.10: directories named by an image's old ID, each with
+//! one layer (`layer.tar`) and what was known then (`json`).
 //!
-//! A file `repositories` names images; each has its parent's layers below its own. There were no diff IDs and no configuration in today's sense, so the layers
-//! are read once to be hashed, and a configuration is composed of what the topmost `json` says, as Docker 20.10 does when it loads such an archive. The
-//! result is the same each time, but not the very ID that Docker gives. The format is Docker's `image/spec/v1.md`.
+//! A file `repositories` names images; each has its parent's layers below its own. There were no
+//! diff IDs and no configuration in today's sense, so the layers are read once to be hashed, and a
+//! configuration is composed of what the topmost `json` says, as Docker 20.10 does when it loads
+//! such an archive. The result is the same each time, but not the very ID that Docker gives. The
+//! format is Docker's `image/spec/v1.md`.
 
 use std::collections::BTreeMap;
 

@@ -1,16 +1,20 @@
-//! The data root of a Docker daemon as a source of images: what its overlay2 driver keeps, read in place and never changed.
+//! The data root of a Docker daemon as a source of images: what its overlay2 driver keeps, read in
+//! place and never changed.
 //!
 //! ```text
 //! image/overlay2/repositories.json                 names
 //! image/overlay2/imagedb/content/sha256/<id>       configurations; the file's digest is its name
 //! image/overlay2/layerdb/sha256/<chain>/           cache-id, diff, parent, size, tar-split.json.gz
 //! image/overlay2/layerdb/mounts/<container>/       mount-id, init-id, parent
-//! overlay2/<cache-id>/diff                         a layer's tree; l/<short name> -> ../<cache-id>/diff
+//! overlay2/<cache-id>/diff                         a layer's tree
+//! overlay2/l/<short name>                          a link to ../<cache-id>/diff
 //! ```
 //!
-//! A layer comes out as the tar it once came as, from [`crate::tar_split`]. Whoever unpacks it compares the digest, so a tree that was changed behind the daemon's back is
-//! found out. Everything here is a name or number from files that anybody with the data root may have written: names are checked before they are
-//! part of a path, paths are resolved beneath the root without following links, sizes are limited. [`orphans`] says what nobody needs.
+//! A layer comes out as the tar it once came as, from [`crate::tar_split`]. Whoever unpacks it
+//! compares the digest, so a tree that was changed behind the daemon's back is found out.
+//! Everything here is a name or number from files that anybody with the data root may have written:
+//! names are checked before they are part of a path, paths are resolved beneath the root without
+//! following links, sizes are limited. [`orphans`] says what nobody needs.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -209,7 +213,8 @@ impl DockerRoot {
         SourceImage::new(config, None, names).map_err(|e| e.to_string())
     }
 
-    /// Returns the names by the id of their image. Digests of registries are no names that anybody gave.
+    /// Returns the names by the id of their image. Digests of registries are no names that anybody
+    /// gave.
     fn read_names(&self) -> Result<BTreeMap<String, Vec<Reference>>, SourceError> {
         let path = Path::new("image/overlay2/repositories.json");
         let mut names: BTreeMap<String, Vec<Reference>> = BTreeMap::new();
@@ -233,7 +238,8 @@ impl DockerRoot {
         Path::new("image/overlay2/layerdb").join(part)
     }
 
-    /// Returns the names in a directory, sorted; none if it can't be read. Names that are not UTF-8 are nothing of Docker's and are left out.
+    /// Returns the names in a directory, sorted; none if it can't be read. Names that are not UTF-8
+    /// are nothing of Docker's and are left out.
     fn names_in(&self, path: &Path) -> Vec<String> {
         let Ok(dir) = self.dir.open_dir(path) else {
             return Vec::new();

@@ -120,7 +120,8 @@ impl ImageSource for OciLayout {
     }
 }
 
-/// Returns the image of a manifest. Errors: [`ManifestError::Artifact`] if it is something else that says so.
+/// Returns the image of a manifest. Errors: [`ManifestError::Artifact`] if it is something else
+/// that says so.
 fn image(
     files: &Files,
     mut manifest: Manifest,
@@ -205,7 +206,8 @@ fn called(entry: &IndexEntry) -> impl Iterator<Item = &str> {
         .filter(|name| !name.is_empty())
 }
 
-/// The first of an entry's names that is an image's; a bare tag, or anything else, is a name of something in this layout alone.
+/// The first of an entry's names that is an image's; a bare tag, or anything else, is a name of
+/// something in this layout alone.
 fn names(entry: &IndexEntry) -> Names {
     let full: Vec<&str> = called(entry)
         .filter(|name| name.contains(['/', ':']))

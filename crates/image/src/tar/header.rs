@@ -1,8 +1,11 @@
-//! One header block, taken apart: where each field lies in each dialect, and what the checksum has to be.
+//! One header block, taken apart: where each field lies in each dialect, and what the checksum has
+//! to be.
 //!
-//! Pure. The dialects are V7, ustar (which PAX uses), GNU and Schily's star, told apart by their magic as Go's `archive/tar` does: what
-//! looks like none of the later three is V7, which has neither a prefix nor device numbers. A [`Header`] exists only of a block whose checksum
-//! is right and whose numbers are numbers, those that mean nothing for its type included. ustar(5), "Basic Tar Format" in GNU tar's manual.
+//! Pure. The dialects are V7, ustar (which PAX uses), GNU and Schily's star, told apart by their
+//! magic as Go's `archive/tar` does: what looks like none of the later three is V7, which has
+//! neither a prefix nor device numbers. A [`Header`] exists only of a block whose checksum is right
+//! and whose numbers are numbers, those that mean nothing for its type included. ustar(5), "Basic
+//! Tar Format" in GNU tar's manual.
 
 use std::ops::Range;
 
@@ -124,8 +127,8 @@ impl Header {
     }
 }
 
-/// GNU tar keeps two times where others have a prefix. Go before 1.8 wrote a prefix nevertheless, and images from then still exist; their
-/// text does not read as times.
+/// GNU tar keeps two times where others have a prefix. Go before 1.8 wrote a prefix nevertheless,
+/// and images from then still exist; their text does not read as times.
 fn old_go_prefix(block: &Block) -> &[u8] {
     let is_time = |field: &[u8]| field[0] == 0 || number::field(field).is_some();
     if is_time(&block[field::GNU_ATIME]) && is_time(&block[field::GNU_CTIME]) {

@@ -1,11 +1,13 @@
 //! Numbers in tar headers: octal text, base-256 for what does not fit, decimal in PAX records.
 //!
-//! Pure. Every function answers `None` for what is not a number of its form; the caller knows the field's name. The forms are those that
-//! Go's `archive/tar` takes, since the tree must be the one that scanners and other runtimes read.
+//! Pure. Every function answers `None` for what is not a number of its form; the caller knows the
+//! field's name. The forms are those that Go's `archive/tar` takes, since the tree must be the one
+//! that scanners and other runtimes read.
 
 use vellum_sys::Timespec;
 
-/// Reads a header field: octal digits between blanks and NULs, or base-256 (two's complement, first bit set).
+/// Reads a header field: octal digits between blanks and NULs, or base-256 (two's complement, first
+/// bit set).
 ///
 /// An empty field is 0, as every tar reads it.
 pub(crate) fn field(bytes: &[u8]) -> Option<i64> {
@@ -34,7 +36,8 @@ fn base_256(bytes: &[u8]) -> Option<i64> {
     i64::try_from(value).ok()
 }
 
-/// Reads octal digits between blanks and NULs. A NUL within ends them, whatever follows; a blank within does not.
+/// Reads octal digits between blanks and NULs. A NUL within ends them, whatever follows; a blank
+/// within does not.
 pub(crate) fn octal(bytes: &[u8]) -> Option<i64> {
     let blank = |b: &u8| matches!(b, b' ' | 0);
     let Some(start) = bytes.iter().position(|b| !blank(b)) else {
@@ -57,7 +60,8 @@ pub(crate) fn decimal(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Reads a PAX time: seconds, perhaps negative, perhaps with a fraction, of which nine digits count.
+/// Reads a PAX time: seconds, perhaps negative, perhaps with a fraction, of which nine digits
+/// count.
 pub(crate) fn time(text: &[u8]) -> Option<Timespec> {
     let (whole, fraction) = match text.iter().position(|&b| b == b'.') {
         Some(dot) => (&text[..dot], &text[dot + 1..]),
@@ -72,7 +76,8 @@ pub(crate) fn time(text: &[u8]) -> Option<Timespec> {
     });
     Some(match (whole.starts_with(b"-"), nsec) {
         (true, 1..) => {
-            // Nanoseconds count forwards from the second before, which the very last one does not have.
+            // Nanoseconds count forwards from the second before, which the very last one does not
+            // have.
             Timespec::new(sec.wrapping_sub(1), 1_000_000_000 - nsec)
         }
         _ => Timespec::new(sec, nsec),

@@ -1,9 +1,11 @@
 //! PAX extended records: `<length> <key>=<value>\n`, one after the other.
 //!
-//! Pure. Keys and values are bytes: attribute names and values hold anything. A record that is not of that form spoils the whole header. Of two
-//! records with one key the later one counts; an empty value says nothing, except about an attribute. Values are read only once it is
-//! known which entry they are for, so that a header that another one replaces can't spoil anything. All this is what Go's `archive/tar` does.
-//! POSIX.1-2008, "pax Extended Header"; the `GNU.sparse` keys are in GNU tar's manual ("PAX Sparse Files"), `SCHILY.xattr.` is star's.
+//! Pure. Keys and values are bytes: attribute names and values hold anything. A record that is not
+//! of that form spoils the whole header. Of two records with one key the later one counts; an empty
+//! value says nothing, except about an attribute. Values are read only once it is known which entry
+//! they are for, so that a header that another one replaces can't spoil anything. All this is what
+//! Go's `archive/tar` does. POSIX.1-2008, "pax Extended Header"; the `GNU.sparse` keys are in GNU
+//! tar's manual ("PAX Sparse Files"), `SCHILY.xattr.` is star's.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -60,7 +62,8 @@ impl Records {
             let (key, value);
             (key, value, rest) = split(rest)?;
             if matches!(key, OFFSET | LENGTH) {
-                // Format 0.0 is the one that says a key more than once: the pairs in a row are the map of 0.1.
+                // Format 0.0 is the one that says a key more than once: the pairs in a row are the
+                // map of 0.1.
                 let expected = [OFFSET, LENGTH][pairs.len() % 2];
                 if key != expected || value.contains(&b',') {
                     return Err("a sparse map with something that is no pair of numbers");
@@ -104,7 +107,8 @@ impl Records {
         read(text).map(Some).ok_or_else(bad)
     }
 
-    /// Returns the extended attributes by name, as the file system will know them; values may be empty.
+    /// Returns the extended attributes by name, as the file system will know them; values may be
+    /// empty.
     pub fn take_xattrs(&mut self) -> Vec<(OsString, Vec<u8>)> {
         std::mem::take(&mut self.xattrs).into_iter().collect()
     }
@@ -142,7 +146,8 @@ fn split(data: &[u8]) -> Result<Split<'_>, &'static str> {
     }
 }
 
-/// GNU tar writes `=` and `%` of an attribute's name as `%3D` and `%25`, since the key ends at the first `=`.
+/// GNU tar writes `=` and `%` of an attribute's name as `%3D` and `%25`, since the key ends at the
+/// first `=`.
 fn unescaped(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
     let mut rest = name;

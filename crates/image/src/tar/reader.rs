@@ -1,12 +1,16 @@
-//! The walk through an archive: headers in, entries out, and every byte that is no file content kept for whoever wants it.
+//! The walk through an archive: headers in, entries out, and every byte that is no file content
+//! kept for whoever wants it.
 //!
-//! The reader pulls bytes from a [`TarSource`] without copying content. What it consumed as headers, sparse maps, padding and end
-//! marker since the last [`TarReader::raw`] lies in one buffer, so a recipe sees each byte of the archive exactly once, as raw bytes or as
-//! content. What an archive means, and at which byte its next header stands, is what Go's `archive/tar` says: layers come with a digest, and
-//! what matters is that scanner, runtime and this program see one tree in them. An archive may end wherever a header may begin, and in padding.
+//! The reader pulls bytes from a [`TarSource`] without copying content. What it consumed as
+//! headers, sparse maps, padding and end marker since the last [`TarReader::raw`] lies in one
+//! buffer, so a recipe sees each byte of the archive exactly once, as raw bytes or as content. What
+//! an archive means, and at which byte its next header stands, is what Go's `archive/tar` says:
+//! layers come with a digest, and what matters is that scanner, runtime and this program see one
+//! tree in them. An archive may end wherever a header may begin, and in padding.
 //!
-//! Invariants: a size is decided once per entry (PAX before header); the map of a sparse file adds up to its content;
-//! an archive that ends within a header or within content is `Truncated`; no buffer grows beyond the limits.
+//! Invariants: a size is decided once per entry (PAX before header); the map of a sparse file adds
+//! up to its content; an archive that ends within a header or within content is `Truncated`; no
+//! buffer grows beyond the limits.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -91,7 +95,8 @@ pub enum EntryKind {
     Directory,
     /// A named pipe.
     Fifo,
-    /// Anything else (a volume's label, a part of a file of several volumes, ...), by its type byte.
+    /// Anything else (a volume's label, a part of a file of several volumes, ...), by its type
+    /// byte.
     Other(u8),
 }
 
@@ -100,7 +105,8 @@ pub enum EntryKind {
 pub enum Ending {
     /// With two blocks of zeros, as it should.
     Marked,
-    /// It just ended: what should have followed, if anything, is missing. Only a digest of the whole can tell.
+    /// It just ended: what should have followed, if anything, is missing. Only a digest of the
+    /// whole can tell.
     Unmarked,
 }
 
@@ -118,13 +124,15 @@ pub struct Range {
 pub struct Entry {
     /// Where its first header starts in the archive.
     pub offset: u64,
-    /// The name as spelled: may be empty, absolute, contain `..` or (of a sparse file) a NUL, end in a slash.
+    /// The name as spelled: may be empty, absolute, contain `..` or (of a sparse file) a NUL, end
+    /// in a slash.
     pub name: OsString,
     /// What it is.
     pub kind: EntryKind,
     /// The twelve permission bits.
     pub mode: u32,
-    /// Owner: the low 32 bits of what is said, as it reaches the kernel from other runtimes too. `u32::MAX` (-1) tells the kernel to change nothing.
+    /// Owner: the low 32 bits of what is said, as it reaches the kernel from other runtimes too.
+    /// `u32::MAX` (-1) tells the kernel to change nothing.
     pub uid: u32,
     /// Group, in the same way.
     pub gid: u32,
@@ -190,7 +198,8 @@ impl<S: TarSource> TarReader<S> {
         self.entries
     }
 
-    /// Returns how many bytes of the archive were taken so far: after an entry, where its content starts.
+    /// Returns how many bytes of the archive were taken so far: after an entry, where its content
+    /// starts.
     pub fn offset(&self) -> u64 {
         self.source.offset()
     }
@@ -231,8 +240,8 @@ impl<S: TarSource> TarReader<S> {
         self.ended
     }
 
-    /// Returns the next entry, or `None` at the archive's end. Content that was not taken before is lost: it counts neither as raw
-    /// bytes nor as content.
+    /// Returns the next entry, or `None` at the archive's end. Content that was not taken before is
+    /// lost: it counts neither as raw bytes nor as content.
     ///
     /// Errors: `BadHeader`, `Limit`, `Truncated` and what the source says.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
@@ -268,8 +277,8 @@ impl<S: TarSource> TarReader<S> {
                 b'L' => pending.long_name = c_string(&data).to_vec(),
                 b'K' => pending.long_link = c_string(&data).to_vec(),
                 b'x' => pending.records = records(&data)?,
-                // A global header is an entry of its own in Go, one that everybody skips: what it says counts for nothing, and what
-                // stood in front of it was about it.
+                // A global header is an entry of its own in Go, one that everybody skips: what it
+                // says counts for nothing, and what stood in front of it was about it.
                 _ => {
                     records(&data)?;
                     pending = Pending::default();
@@ -457,7 +466,8 @@ impl<S: TarSource> TarReader<S> {
             }
             _ => {}
         }
-        // Links, directories, devices and pipes have a size now and then (4096, the length of the target), and never content.
+        // Links, directories, devices and pipes have a size now and then (4096, the length of the
+        // target), and never content.
         let typed = matches!(header.typeflag, b'1'..=b'6');
         let has_content = matches!(kind, EntryKind::File | EntryKind::Other(_));
         if !typed && header.size < 0 || has_content && size < 0 {

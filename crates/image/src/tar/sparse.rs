@@ -1,8 +1,10 @@
-//! Which part of a regular file follows in the archive: all of it, or ranges with holes between them.
+//! Which part of a regular file follows in the archive: all of it, or ranges with holes between
+//! them.
 //!
-//! GNU tar has written sparse files in four forms: ranges in the header and in blocks behind it ("old GNU"), pairs of PAX records (0.0), one
-//! PAX record (0.1), decimal lines before the content (1.0). All end up as the same list, and all are held to the same rule: ranges
-//! ascend, do not overlap, lie within the file and add up to the content.
+//! GNU tar has written sparse files in four forms: ranges in the header and in blocks behind it
+//! ("old GNU"), pairs of PAX records (0.0), one PAX record (0.1), decimal lines before the content
+//! (1.0). All end up as the same list, and all are held to the same rule: ranges ascend, do not
+//! overlap, lie within the file and add up to the content.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -18,7 +20,8 @@ use crate::limits::check;
 type Map = Vec<(i64, i64)>;
 
 impl<S: TarSource> TarReader<S> {
-    /// Decides what of an entry follows: `size` bytes as they are, or the ranges of a sparse file that they hold.
+    /// Decides what of an entry follows: `size` bytes as they are, or the ranges of a sparse file
+    /// that they hold.
     pub(super) fn content(
         &mut self,
         entry: &mut Entry,
@@ -76,7 +79,8 @@ impl<S: TarSource> TarReader<S> {
         Ok(())
     }
 
-    /// Reads the map of GNU tar's old sparse format: four pairs in the header, 21 in each block that follows.
+    /// Reads the map of GNU tar's old sparse format: four pairs in the header, 21 in each block
+    /// that follows.
     fn gnu_map(&mut self, header: &Block, offset: u64) -> Result<Map> {
         let bad = || Error::BadHeader {
             offset,
@@ -124,8 +128,8 @@ impl<S: TarSource> TarReader<S> {
         Ok(pairs(&numbers))
     }
 
-    /// Reads the map of sparse format 1.0, which stands before the content as decimal lines, padded to a block. Also returns
-    /// how many bytes it took of the `size` that there are.
+    /// Reads the map of sparse format 1.0, which stands before the content as decimal lines, padded
+    /// to a block. Also returns how many bytes it took of the `size` that there are.
     fn map_in_content(&mut self, offset: u64, size: u64) -> Result<(Map, u64)> {
         let bad = |why: &str| Error::BadHeader {
             offset,
@@ -180,7 +184,8 @@ enum Version {
 }
 
 impl Version {
-    /// `None` if the records say nothing about holes, or speak of a version that nobody knows: then the file is what it looks like.
+    /// `None` if the records say nothing about holes, or speak of a version that nobody knows: then
+    /// the file is what it looks like.
     fn of(records: &Records) -> Option<Self> {
         match (records.text(pax::MAJOR), records.text(pax::MINOR)) {
             (Some(b"0"), Some(b"0" | b"1")) => Some(Version::InRecords),
@@ -196,7 +201,8 @@ fn pairs(numbers: &[i64]) -> Map {
     pairs.map(|pair| (pair[0], pair[1])).collect()
 }
 
-/// Returns the ranges of a map, those without bytes left out, if it is one of a file of `size` bytes of which `payload` follow.
+/// Returns the ranges of a map, those without bytes left out, if it is one of a file of `size`
+/// bytes of which `payload` follow.
 fn ranges(map: &Map, size: u64, payload: u64) -> Result<Vec<Range>, &'static str> {
     let mut ranges = Vec::new();
     let mut end = 0u64;

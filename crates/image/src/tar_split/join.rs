@@ -1,7 +1,8 @@
 //! A layer's tar out of Docker's own record of it (`tar-split.json.gz`) and the layer's tree.
 //!
-//! The record comes out of a data root that anybody may have changed, so nothing in it is trusted: lines and sizes are limited, names are resolved inside the
-//! tree, and whoever reads the tar compares its digest.
+//! The record comes out of a data root that anybody may have changed, so nothing in it is trusted:
+//! lines and sizes are limited, names are resolved inside the tree, and whoever reads the tar
+//! compares its digest.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,7 +19,8 @@ use vellum_sys::{Dir, rooted};
 
 use super::{FILE, PIECE};
 
-/// Longest line of a record: a piece between two files' contents, in base64. Headers are limited to a fraction of it.
+/// Longest line of a record: a piece between two files' contents, in base64. Headers are limited to
+/// a fraction of it.
 const MAX_LINE_BYTES: u64 = 32 << 20;
 
 #[derive(Deserialize)]
@@ -113,7 +115,8 @@ impl Joined {
         };
         let stat = stat_fd(&handle).map_err(failed)?;
         if stat.kind != FileKind::File {
-            // A directory or a link whose header had a size; there is no content, whatever the record says.
+            // A directory or a link whose header had a size; there is no content, whatever the
+            // record says.
             return Ok(Now::Next);
         }
         if stat.size_bytes != size {

@@ -1,8 +1,9 @@
 //! Writes a tar-split.
 //!
-//! [`split`] reads a tar and writes its tar-split. It must not know where tree or file are.
-//! Content is never kept, so a layer of any size takes no memory; headers are kept up to the next entry. Content that a tree does not
-//! have as the content of a file (a sparse file's, which comes without its holes, and that of kinds nobody unpacks) is part of the stretches.
+//! [`split`] reads a tar and writes its tar-split. It must not know where tree or file are. Content
+//! is never kept, so a layer of any size takes no memory; headers are kept up to the next entry.
+//! Content that a tree does not have as the content of a file (a sparse file's, which comes without
+//! its holes, and that of kinds nobody unpacks) is part of the stretches.
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;

@@ -1,6 +1,8 @@
-//! Odd archives, by chance: headers of every dialect whose fields are right, nearly right, or anything.
+//! Odd archives, by chance: headers of every dialect whose fields are right, nearly right, or
+//! anything.
 //!
-//! What comes out is mostly well-formed, since an archive is over at its first error; oddities come one at a time, where readers differ.
+//! What comes out is mostly well-formed, since an archive is over at its first error; oddities come
+//! one at a time, where readers differ.
 
 use vellum_testkit::Rng;
 
@@ -367,7 +369,8 @@ fn decimal(rng: &mut Rng) -> Vec<u8> {
     }
 }
 
-/// Ranges of a sparse file, its size, and the bytes in the ranges. Nearly always they belong together.
+/// Ranges of a sparse file, its size, and the bytes in the ranges. Nearly always they belong
+/// together.
 fn holes(rng: &mut Rng, most: usize) -> (Vec<(u64, u64)>, u64, Vec<u8>) {
     let mut ranges = Vec::new();
     let mut end = 0;

@@ -1,4 +1,5 @@
-//! The two readers: Go's, compiled from `reader.go`, and ours. Both say what they find in the same words.
+//! The two readers: Go's, compiled from `reader.go`, and ours. Both say what they find in the same
+//! words.
 
 use std::fmt;
 use std::fs::File;
@@ -30,7 +31,8 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// True if both found the same. The words of an error are each reader's own. A file may be too large here, where Go goes on.
+/// True if both found the same. The words of an error are each reader's own. A file may be too
+/// large here, where Go goes on.
 pub fn same(ours: &Verdict, theirs: &Verdict) -> bool {
     match (&ours.end, theirs.entries.get(ours.entries.len())) {
         (Err(why), Some(next)) if why.starts_with("the size of a file exceeds the limit") => {
@@ -54,8 +56,9 @@ impl fmt::Display for Go {
 }
 
 impl Go {
-    /// Returns the machine's Go and, in the slow tier, the one that `scripts/containerd-2-suite.sh make` fetches: the reference.
-    /// Counts as untested what is not there.
+    /// Returns the machine's Go and, in the slow tier, the one that
+    /// `scripts/containerd-2-suite.sh make` fetches: the reference. Counts as untested what is not
+    /// there.
     pub fn all(what: &str) -> Vec<Go> {
         let mut found: Vec<Go> = Go::compile(Path::new("go")).into_iter().collect();
         if found.is_empty() {

@@ -1,7 +1,9 @@
-//! Archives read here and by Go's `archive/tar`, which scanners, Docker, Podman and containerd use: they find the same entries, at the same bytes.
+//! Archives read here and by Go's `archive/tar`, which scanners, Docker, Podman and containerd use:
+//! they find the same entries, at the same bytes.
 //!
-//! Archives come out of a generator, and out of the packages that Go and Python bring along. Where the readers differ, and why, is in
-//! `docs/semantics.md` ("Archives"); nothing else may differ.
+//! Archives come out of a generator, and out of the packages that Go and Python bring along. Where
+//! the readers differ, and why, is in `docs/semantics/layers.md` ("Archives"); nothing else may
+//! differ.
 
 mod generator;
 mod go;
@@ -13,7 +15,8 @@ use std::path::{Path, PathBuf};
 use go::Go;
 use vellum_testkit::{Rng, untested};
 
-/// Compares what both make of `archives`, by name. Returns how many were read to their end, and how many to an error.
+/// Compares what both make of `archives`, by name. Returns how many were read to their end, and how
+/// many to an error.
 #[track_caller]
 fn compare(go: &Go, archives: &[(String, Vec<u8>)]) -> (usize, usize) {
     let verdicts = go.read(archives.iter().map(|(_, bytes)| bytes.as_slice()));

@@ -1,7 +1,8 @@
 // Says what Go's archive/tar reads: the judge of tests/archives.
 //
-// Input: archives, each behind its length (8 bytes, little-endian). Output, for each of them: a line for each entry, then "end", or
-// "error" and Go's words. Fields are separated by blanks, text is in hex.
+// Input: archives, each behind its length (8 bytes, little-endian). Output, for each of them: a
+// line for each entry, then "end", or "error" and Go's words. Fields are separated by blanks, text
+// is in hex.
 package main
 
 import (

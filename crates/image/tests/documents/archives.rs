@@ -1,8 +1,11 @@
-//! Archives in which one thing is odd, and what becomes of them here, in Docker, in Podman and in containerd.
+//! Archives in which one thing is odd, and what becomes of them here, in Docker, in Podman and in
+//! containerd.
 //!
-//! `corpus.py` writes them; `verdicts.txt` says for each what the three made of it (20.10, 4.3 and 1.6), what Vellum does, and why where it does not do what
-//! they do. A verdict is the names that an image got, `<id>` for one without, `()` for no image and no error, and `-` for an error. The slow tier
-//! asks the real programs again; with `VELLUM_VERDICTS=file` it writes down what all of them say.
+//! `corpus.py` writes them; `verdicts.txt` says for each what the three made of it (20.10, 4.3 and
+//! 1.6), what Vellum does, and why where it does not do what they do. A verdict is the names that
+//! an image got, `<id>` for one without, `()` for no image and no error, and `-` for an error. The
+//! slow tier asks the real programs again; with `VELLUM_VERDICTS=file` it writes down what all of
+//! them say.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -190,7 +193,8 @@ impl Others {
         }
     }
 
-    /// Docker 20.10 knows no OCI layouts: of one without a `manifest.json` there is nothing to learn. An image that is its own parent kills dockerd.
+    /// Docker 20.10 knows no OCI layouts: of one without a `manifest.json` there is nothing to
+    /// learn. An image that is its own parent kills dockerd.
     fn docker(&self, name: &str, archive: &Path) -> String {
         let of_layout = name.contains("oci") && !name.contains("json") && !name.contains("beside");
         if of_layout || name == "v1/ring" {
@@ -214,7 +218,8 @@ impl Others {
         verdict
     }
 
-    /// In a namespace of the archive's own. Images by name only: without one there is none. What becomes of two of one name differs from run to run.
+    /// In a namespace of the archive's own. Images by name only: without one there is none. What
+    /// becomes of two of one name differs from run to run.
     fn containerd(&self, name: &str, at: usize, archive: &Path) -> String {
         if name == "archive/one-name-for-two" {
             return ".".to_owned();

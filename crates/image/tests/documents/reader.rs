@@ -1,7 +1,9 @@
-//! The reader beside Go's own: thousands of documents made by chance, read by both and compared field by field.
+//! The reader beside Go's own: thousands of documents made by chance, read by both and compared
+//! field by field.
 //!
-//! Most values have the shape that their field wants, or nothing would ever be compared; names change their case and occur twice, texts have escapes that
-//! mean no character, numbers do not fit, and at last some bytes are changed. `VELLUM_SLOW` reads many more.
+//! Most values have the shape that their field wants, or nothing would ever be compared; names
+//! change their case and occur twice, texts have escapes that mean no character, numbers do not
+//! fit, and at last some bytes are changed. `VELLUM_SLOW` reads many more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};

@@ -40,7 +40,8 @@ impl Read for Patchy {
     }
 }
 
-/// A compressed layer with `files` files of `mib` MiB each and `links` links, made while it is read.
+/// A compressed layer with `files` files of `mib` MiB each and `links` links, made while it is
+/// read.
 fn layer(files: u64, mib: u64, links: u64) -> Box<dyn Read + Send> {
     let (reader, pipe) = io::pipe().unwrap();
     std::thread::spawn(move || {

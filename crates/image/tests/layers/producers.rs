@@ -1,4 +1,5 @@
-//! Layers made by other people's programs: the tree is the one GNU tar extracts, entry by entry, and the layer comes back byte for byte.
+//! Layers made by other people's programs: the tree is the one GNU tar extracts, entry by entry,
+//! and the layer comes back byte for byte.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -127,7 +128,8 @@ fn gnu_tar_in_every_format() {
     ] {
         let what = format!("{format} {}", options.join(" "));
         let layer = scratch.join(format!("{}.tar", what.replace(['*', ' ', '='], "_")));
-        // The old formats can't hold everything; tar says so, leaves it out, and ends with a failure.
+        // The old formats can't hold everything; tar says so, leaves it out, and ends with a
+        // failure.
         let output = Command::new("tar")
             .args(["--create", "--numeric-owner", "--format", format])
             .args(options)

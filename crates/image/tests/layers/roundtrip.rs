@@ -116,13 +116,15 @@ fn random_trees_come_through_a_layer_unchanged() {
         let mut theirs_tree = Tree::read(&theirs).unwrap();
         theirs_tree.group_links();
         source_tree.assert_same(&theirs_tree, ignore);
-        // Overlay's own attributes of an archive are escaped here; names of all others are as they were.
+        // Overlay's own attributes of an archive are escaped here; names of all others are as they
+        // were.
         let ours_tree = Tree::read(&ours).unwrap();
         let mut differences = source_tree.differences(&ours_tree, ignore);
         differences.retain(|difference| !format!("{difference}").contains("overlay."));
         assert!(differences.is_empty(), "round {round}: {differences:#?}");
         assert_comes_back(&layer, &ours, &recipe);
-        // The writer's form is canonical: the applied tree gives the same layer again, unless names were escaped.
+        // The writer's form is canonical: the applied tree gives the same layer again, unless names
+        // were escaped.
         let overlay_names = source_tree.entries.values().any(|entry| {
             entry
                 .xattrs

@@ -1,7 +1,9 @@
-//! Registries as they are: a matrix of odd behaviours, each pulled from or pushed to, and judged by skopeo too.
+//! Registries as they are: a matrix of odd behaviours, each pulled from or pushed to, and judged by
+//! skopeo too.
 //!
-//! Each row is a small server that is odd in one way, what Vellum makes of it, and what Debian's skopeo 1.9 does, which runs beside it where it is
-//! installed. Rows that end in a refusal are here as much as those that end well: an answer must never fill the memory or hold a command for ever.
+//! Each row is a small server that is odd in one way, what Vellum makes of it, and what Debian's
+//! skopeo 1.9 does, which runs beside it where it is installed. Rows that end in a refusal are here
+//! as much as those that end well: an answer must never fill the memory or hold a command for ever.
 
 mod peers;
 mod rows;
@@ -206,7 +208,8 @@ fn a_login_goes_to_its_registry_and_to_nobody_else() {
     let plain = OddRegistry::start(hook(|_, _| None)).unwrap();
     push_to(&home, &plain, &image, &options(&home, &plain, false)).unwrap();
 
-    // A place to which the registry redirects: it gets the request, and nothing that proves who asks, whatever it demands.
+    // A place to which the registry redirects: it gets the request, and nothing that proves who
+    // asks, whatever it demands.
     for challenge in [
         "",
         "Basic realm=\"x\"",
@@ -440,7 +443,8 @@ fn a_foreign_layer_is_fetched_from_its_urls_and_no_login_goes_there() {
         "Basic realm=\"x\"",
         "Bearer realm=\"http://HOST/token\"",
     ] {
-        // The place of the layer, which asks for something, and the registry, which has all else and wants a password.
+        // The place of the layer, which asks for something, and the registry, which has all else
+        // and wants a password.
         let other = OddRegistry::start(hook(move |registry, call| {
             if call.path == "/token" {
                 return Some(Reply::new(200, TOKEN));

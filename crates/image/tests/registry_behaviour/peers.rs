@@ -1,7 +1,8 @@
 //! The same matrix for Docker and containerd, each a daemon of the test's own.
 //!
-//! `verdicts.txt` says for each row what they make of it (20.10 and 1.6), and why where Vellum or skopeo does something else. The slow tier asks them again;
-//! with `VELLUM_VERDICTS=file` it writes down what they say.
+//! `verdicts.txt` says for each row what they make of it (20.10 and 1.6), and why where Vellum or
+//! skopeo does something else. The slow tier asks them again; with `VELLUM_VERDICTS=file` it writes
+//! down what they say.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -246,7 +247,8 @@ fn docker_and_containerd_do_what_the_table_says() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Docker sends a foreign layer like any other, and so does Vellum: whoever pulls it needs no URL. containerd and skopeo leave it where it is.
+/// Docker sends a foreign layer like any other, and so does Vellum: whoever pulls it needs no URL.
+/// containerd and skopeo leave it where it is.
 #[test]
 fn a_push_sends_foreign_layers_as_docker_does() {
     let home = Home::new().unwrap();

@@ -80,7 +80,8 @@ impl Count {
     }
 }
 
-/// Cuts the first answer with a whole layer after 100,000 bytes; what comes then is the row's business.
+/// Cuts the first answer with a whole layer after 100,000 bytes; what comes then is the row's
+/// business.
 fn cut_first(
     then: impl Fn(&OddRegistry, &Call, &Reply) -> Option<Reply> + Send + Sync + 'static,
 ) -> Hook {
@@ -268,7 +269,8 @@ fn tokens_end_early() -> Hook {
     })
 }
 
-/// Makes the large layer a foreign one, which is at `urls` (HOST is this server, `{}` the digest) and perhaps in the registry.
+/// Makes the large layer a foreign one, which is at `urls` (HOST is this server, `{}` the digest)
+/// and perhaps in the registry.
 pub fn foreign(urls: &'static [&'static str], here: bool) -> Hook {
     hook(move |registry, call| {
         let last = call.path.rsplit('/').next()?;

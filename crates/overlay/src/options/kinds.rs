@@ -1,13 +1,15 @@
 //! The choices that a mount option leaves: one small type each, so that no choice is a pair of
 //! booleans.
 
-/// On whose terms the mount is made: how strictly options are read, and what holds where none is given.
+/// On whose terms the mount is made: how strictly options are read, and what holds where none is
+/// given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manners {
     /// Vellum's own: an option that isn't understood is an error.
     Own,
-    /// fuse-overlayfs's: an option that isn't understood is told once and left out. Its callers hand an upper to other programs without
-    /// knowing of marks, so nothing is written that the kernel's default mount can't read, and unmounting settles.
+    /// fuse-overlayfs's: an option that isn't understood is told once and left out. Its callers
+    /// hand an upper to other programs without knowing of marks, so nothing is written that the
+    /// kernel's default mount can't read, and unmounting settles.
     FuseOverlayfs,
 }
 
@@ -25,7 +27,8 @@ pub enum Redirects {
 /// Whose marks are followed in lower layers that are named on a command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
-    /// Those of layers whose work directory says that an engine made them; of all others none: they may come from an archive.
+    /// Those of layers whose work directory says that an engine made them; of all others none: they
+    /// may come from an archive.
     ByRecord,
     /// Everybody's: the caller knows that an overlay engine wrote every layer.
     Engine,

@@ -23,7 +23,8 @@ pub(super) static NOTHING_TO_CHOOSE: &[MountOption] = &[
         "a FUSE mount has a file system id of its own",
         Text(|_, given| given.one_of(&["on", "off", "null", "auto"].map(|word| (word, ())))),
     ),
-    // Files are reached with the mounter's rights, and permissions are checked: there is no other way here.
+    // Files are reached with the mounter's rights, and permissions are checked: there is no other
+    // way here.
     option(
         "default_permissions override_creds",
         "files are reached so anyway",

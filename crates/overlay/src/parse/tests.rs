@@ -118,7 +118,8 @@ fn what_can_not_be_layers_is_refused() {
         let bad = refused(Manners::Own, text);
         assert!(bad.what.contains(says), "{text}: {bad}");
     }
-    // fuse-overlayfs leaves empty ones out, and skipped plugins in silence: a layer would be missing.
+    // fuse-overlayfs leaves empty ones out, and skipped plugins in silence: a layer would be
+    // missing.
     let options = parsed(Manners::FuseOverlayfs, "lowerdir=:/a:,,")
         .unwrap()
         .options;

@@ -1,8 +1,10 @@
-//! Reads Docker's spellings: `daemon.json` and the `DOCKER_STORAGE_OPTIONS` of `/etc/sysconfig/docker-storage`.
+//! Reads Docker's spellings: `daemon.json` and the `DOCKER_STORAGE_OPTIONS` of
+//! `/etc/sysconfig/docker-storage`.
 //!
-//! Only what concerns storage is taken: driver, storage options, data root (named, not taken over: Vellum's store is its own), mirrors and
-//! insecure registries. What has a meaning for storage but none here is an error that says what to do; everything else in the file is
-//! Docker's own affair and left alone. Pure: text in, [`Partial`] and remarks out.
+//! Only what concerns storage is taken: driver, storage options, data root (named, not taken over:
+//! Vellum's store is its own), mirrors and insecure registries. What has a meaning for storage but
+//! none here is an error that says what to do; everything else in the file is Docker's own affair
+//! and left alone. Pure: text in, [`Partial`] and remarks out.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -89,7 +91,8 @@ pub fn daemon_json(text: &str, place: &Path) -> Result<Imported, ConfigError> {
     Ok(imported)
 }
 
-/// Reads the value of `DOCKER_STORAGE_OPTIONS`, a piece of command line, or a whole file of such assignments.
+/// Reads the value of `DOCKER_STORAGE_OPTIONS`, a piece of command line, or a whole file of such
+/// assignments.
 pub fn storage_options(text: &str, place: &Path) -> Result<Imported, ConfigError> {
     let mut imported = Imported::default();
     for line in text.lines() {

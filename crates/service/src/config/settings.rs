@@ -86,7 +86,8 @@ macro_rules! settings {
         impl Partial {
             /// Reads the `VELLUM_*` variables through `get`.
             ///
-            /// Variables that Vellum doesn't know are left alone: the environment belongs to everybody.
+            /// Variables that Vellum doesn't know are left alone: the environment belongs to
+            /// everybody.
             pub(super) fn from_environment<'a>(
                 get: impl Fn(&str) -> Option<&'a OsStr>,
             ) -> Result<Partial, ConfigError> {
@@ -156,7 +157,8 @@ settings! {
     /// The store's directory. Absolute.
     "root", "VELLUM_ROOT", "--root"
         => root: PathBuf = Surroundings::default_root;
-    /// Directory of what lives until the next boot: mount points, locks, the holder of the user namespace. Absolute.
+    /// Directory of what lives until the next boot: mount points, locks, the holder of the user
+    /// namespace. Absolute.
     "run-dir", "VELLUM_RUN_DIR", "--run-dir"
         => run_dir: PathBuf = Surroundings::default_run_dir;
     /// The driver of new layers and containers.
@@ -197,7 +199,8 @@ settings! {
     /// Kernel option `xino`: inode numbers are unique over layers of several file systems.
     "xino", "VELLUM_XINO", MOUNT_OPTION
         => xino: Toggle = |_| Toggle::Auto;
-    /// Skip the syncs of copy-up; such a container is lost when the machine goes down (kernel option `volatile`).
+    /// Skip the syncs of copy-up; such a container is lost when the machine goes down (kernel
+    /// option `volatile`).
     "volatile", "VELLUM_VOLATILE", MOUNT_OPTION
         => volatile: bool = |_| false;
 }
@@ -207,7 +210,8 @@ impl MountPartial {
         *self == Self::default()
     }
 
-    /// Takes one `NAME=VALUE` (or bare `volatile`) as given to `--mount-opt` or in Docker's `storage-opts`.
+    /// Takes one `NAME=VALUE` (or bare `volatile`) as given to `--mount-opt` or in Docker's
+    /// `storage-opts`.
     pub fn set(&mut self, option: &str) -> Result<(), String> {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         if name == "index" {

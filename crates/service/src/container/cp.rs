@@ -1,4 +1,5 @@
-//! `cp`: files between a container and the host, between two containers, or from and to a tar. The rules are those of `docker cp`.
+//! `cp`: files between a container and the host, between two containers, or from and to a tar. The
+//! rules are those of `docker cp`.
 //!
 //! | question | file |
 //! |---|---|
@@ -8,10 +9,11 @@
 //! | a tar into a directory | `unpack.rs` |
 //! | a tar of a directory | `pack.rs` |
 //!
-//! Nothing is lost that the user did not ask to replace: a file replaces a file, a directory is filled up, and neither replaces the other.
-//! A container's paths are resolved inside its tree only: a symbolic link or `..` in it ends at its root, never on the host. What was found
-//! is then touched by descriptor and single names, so swapping a directory for a link meanwhile gains nothing. A container that isn't
-//! mounted is mounted for the copy.
+//! Nothing is lost that the user did not ask to replace: a file replaces a file, a directory is
+//! filled up, and neither replaces the other. A container's paths are resolved inside its tree
+//! only: a symbolic link or `..` in it ends at its root, never on the host. What was found is then
+//! touched by descriptor and single names, so swapping a directory for a link meanwhile gains
+//! nothing. A container that isn't mounted is mounted for the copy.
 
 mod pack;
 mod place;
@@ -50,7 +52,8 @@ pub enum End {
 }
 
 impl End {
-    /// Reads `-`, `CONTAINER:PATH` or a path; a path with a colon in it is written with a leading `./` or `/`.
+    /// Reads `-`, `CONTAINER:PATH` or a path; a path with a colon in it is written with a leading
+    /// `./` or `/`.
     pub fn parse(text: &OsStr) -> Self {
         if text == "-" {
             return Self::Pipe;
@@ -114,7 +117,8 @@ pub fn copy(
     }
 }
 
-/// Whose the copies are. Docker keeps the numbers on the way into a container, and gives what it brings out to whoever asked for it.
+/// Whose the copies are. Docker keeps the numbers on the way into a container, and gives what it
+/// brings out to whoever asked for it.
 fn owners(process: Process, from: &End, to: &End, options: Options) -> Owners {
     match (from, to) {
         _ if options.archive => Owners::Kept,

@@ -1,7 +1,8 @@
 //! `create`: a container, that is, one writable layer over an image's or over any directory.
 //!
-//! Nothing of the image is copied. A copy of a directory stands on an empty layer in the store; the directory itself takes that layer's
-//! place whenever the tree is shown or read. The store never writes into it.
+//! Nothing of the image is copied. A copy of a directory stands on an empty layer in the store; the
+//! directory itself takes that layer's place whenever the tree is shown or read. The store never
+//! writes into it.
 
 use std::path::{Path, PathBuf};
 
@@ -69,7 +70,8 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         ..PrepareOptions::default()
     };
     let (mut image, mut image_name, mut origin) = (None, None, None);
-    // An image is kept by its own record; the empty layer is held until the container's record keeps it.
+    // An image is kept by its own record; the empty layer is held until the container's record
+    // keeps it.
     let mut lease = None;
     let stem = match &request.origin {
         Origin::Image(text) => {
@@ -151,7 +153,8 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
     })
 }
 
-/// Checks the directory to be copied, and returns its path as it will be kept: absolute, links resolved.
+/// Checks the directory to be copied, and returns its path as it will be kept: absolute, links
+/// resolved.
 fn copied_directory(ctx: &Context, dir: &Path) -> Result<PathBuf> {
     let path = std::fs::canonicalize(dir).map_err(Error::io("find", dir))?;
     let found = std::fs::metadata(&path).map_err(Error::io("look at", &path))?;

@@ -1,7 +1,7 @@
 //! `diff`: what a container changed, at the cost of its changes.
 //!
-//! Stacked trees are read from the container's own layer alone. A tree that is a full copy (driver `native`) has to be compared with what
-//! it was copied from.
+//! Stacked trees are read from the container's own layer alone. A tree that is a full copy (driver
+//! `native`) has to be compared with what it was copied from.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,8 @@ pub struct Line {
     pub path: PathBuf,
 }
 
-/// Calls `line` for every change of the container, sorted by path, until there is no more or it errors.
+/// Calls `line` for every change of the container, sorted by path, until there is no more or it
+/// errors.
 pub fn diff(ctx: &Context, name: &str, mut line: impl FnMut(Line) -> Result<()>) -> Result<()> {
     names::with_container(ctx, name, |record| {
         for change in changes(ctx, record, Form::Listing)? {

@@ -51,7 +51,8 @@ pub struct Listed {
     pub size_inodes: Option<u64>,
 }
 
-/// Returns all containers whose name fits `filter` (see [`names::fits`]), newest first. `measure` walks each one's own layer.
+/// Returns all containers whose name fits `filter` (see [`names::fits`]), newest first. `measure`
+/// walks each one's own layer.
 pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<Listed>> {
     let store = ctx.store()?;
     let table = mountinfo::read()?;

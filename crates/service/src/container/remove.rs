@@ -10,7 +10,8 @@ use crate::error::{Error, Kind, Result};
 use crate::mount::{place, shown};
 use crate::{container_record, names, run_dir};
 
-/// Removes a container, what it changed, and the volumes that its image declares. Durable on return.
+/// Removes a container, what it changed, and the volumes that its image declares. Durable on
+/// return.
 ///
 /// A crash in between may leave such a volume; `volume ls` shows it, without a container.
 ///
@@ -64,7 +65,8 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
             .store()?
             .driver_home(info.driver)
             .join(info.tree.as_str());
-        // A removal must succeed while a process sits in the tree, another mount namespace holds it, or something foreign is mounted over it.
+        // A removal must succeed while a process sits in the tree, another mount namespace holds
+        // it, or something foreign is mounted over it.
         vellum_sys::mount::unmount_all(&dir)?;
         for place in elsewhere.iter().filter(|place| !place.starts_with(&dir)) {
             vellum_sys::mount::unmount(place, Detach::Yes)?;

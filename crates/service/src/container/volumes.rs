@@ -1,5 +1,5 @@
-//! Named volumes: directories that bypass the driver, are shared between containers and outlive them.
-//! The volumes that images declare are listed beside them, and belong to one container each.
+//! Named volumes: directories that bypass the driver, are shared between containers and outlive
+//! them. The volumes that images declare are listed beside them, and belong to one container each.
 
 use std::path::PathBuf;
 
@@ -38,7 +38,8 @@ fn volume(record: VolumeRecord, containers: Vec<String>) -> Volume {
     }
 }
 
-/// Makes a volume, or returns the one of that name. Without a name it gets a random one. Durable on return.
+/// Makes a volume, or returns the one of that name. Without a name it gets a random one. Durable on
+/// return.
 pub fn create(ctx: &Context, name: Option<&str>, labels: &Labels) -> Result<Volume> {
     let made;
     let name = match name {

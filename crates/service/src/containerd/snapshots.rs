@@ -1,12 +1,15 @@
 //! Snapshots whose accounts somebody else keeps: containerd, over the socket.
 //!
-//! The client names them, labels them, asks for mounts and makes those itself, in a mount namespace of its own choice; so what is answered is text
-//! that is good on the whole host ([`mod@mounts`]), and nothing here mounts anything. Their keys lie in the store behind a prefix of their own: the
-//! client's garbage collection removes whatever is listed that it does not know, and must never see Vellum's own images and containers.
+//! The client names them, labels them, asks for mounts and makes those itself, in a mount namespace
+//! of its own choice; so what is answered is text that is good on the whole host ([`mod@mounts`]),
+//! and nothing here mounts anything. Their keys lie in the store behind a prefix of their own: the
+//! client's garbage collection removes whatever is listed that it does not know, and must never see
+//! Vellum's own images and containers.
 //!
-//! The calls are the store's; what is decided here is what its words can't say: which chains are known already, how a tree is shown to a program
-//! whose own differ reads the upper directory, and what may be left for later because the client holds a lock of its own meanwhile.
-//! The order of errors follows containerd's metadata store, since clients tell cases apart by them.
+//! The calls are the store's; what is decided here is what its words can't say: which chains are
+//! known already, how a tree is shown to a program whose own differ reads the upper directory, and
+//! what may be left for later because the client holds a lock of its own meanwhile. The order of
+//! errors follows containerd's metadata store, since clients tell cases apart by them.
 
 use vellum_store::{
     Commit, Count, Filter, Info, Keep, Kind, LabelChange, Labels, PrepareOptions, SnapshotKey,
@@ -41,7 +44,8 @@ pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 /// On an extraction that gets its parent at the commit: what that will be.
 pub const PARENT_CHAIN: &str = "containerd.io/snapshot/parent-chain-id";
 
-/// The ids that the tree's owners are to be shown as: `container:host:count`, several separated by commas.
+/// The ids that the tree's owners are to be shown as: `container:host:count`, several separated by
+/// commas.
 pub const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
 
 /// As [`UID_MAPPING`], for groups.
@@ -62,7 +66,8 @@ pub struct Terms {
     pub remap_ids: bool,
     /// A removal deletes before it returns.
     pub sync_remove: bool,
-    /// Every client takes a read-only extraction for a layer that is there: containerd 2.4's unpacker.
+    /// Every client takes a read-only extraction for a layer that is there: containerd 2.4's
+    /// unpacker.
     pub staged_layers: bool,
 }
 
@@ -78,8 +83,9 @@ pub struct NewSnapshot {
 }
 
 impl NewSnapshot {
-    /// Returns whether a layer is going to be unpacked into it. A client that wants to know whether the layer is there
-    /// already says so with a label; one that does not, only with the key that it chose.
+    /// Returns whether a layer is going to be unpacked into it. A client that wants to know whether
+    /// the layer is there already says so with a label; one that does not, only with the key that
+    /// it chose.
     fn is_extraction(&self) -> bool {
         // Namespace and number come first.
         let of_client = self.key.splitn(3, '/').last();
@@ -93,7 +99,8 @@ impl NewSnapshot {
 pub enum Prepared {
     /// It is there and is shown so.
     New(Vec<MountEntry>),
-    /// It was to unpack a layer that is there: nothing was made. A layer with the same label and parent is listed.
+    /// It was to unpack a layer that is there: nothing was made. A layer with the same label and
+    /// parent is listed.
     Known {
         /// The chain id of the layer.
         chain: String,
@@ -137,7 +144,8 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
     Ok(Prepared::New(entries))
 }
 
-/// Returns the client's layer of a chain: unpacked before, in whatever namespace, or adopted from Vellum's own.
+/// Returns the client's layer of a chain: unpacked before, in whatever namespace, or adopted from
+/// Vellum's own.
 fn known(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Option<SnapshotKey>> {
     let parent = new.parent.as_deref().map(key);
     match store.find_layer(parent.as_ref(), (SNAPSHOT_REF, chain), OWNER.as_bytes())? {
@@ -146,7 +154,8 @@ fn known(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Option<Snapsho
     }
 }
 
-/// Says that this process unpacks the store's snapshot `key` itself, and needs nobody to send its files to disk.
+/// Says that this process unpacks the store's snapshot `key` itself, and needs nobody to send its
+/// files to disk.
 pub(crate) fn unpacks_itself(key: &SnapshotKey) {
     writeback::leave(key);
 }
@@ -180,7 +189,8 @@ fn shown(
     shown
 }
 
-/// Returns how a writable snapshot or a view is mounted, after putting right what is only derived from its record.
+/// Returns how a writable snapshot or a view is mounted, after putting right what is only derived
+/// from its record.
 ///
 /// Errors: `NotFound`, `Committed`, `Damaged`.
 pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>> {
@@ -198,9 +208,11 @@ pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>
     })
 }
 
-/// Turns the writable snapshot `name_now` into the layer `name`. Durable on return; see [`vellum_store::Store::commit`].
+/// Turns the writable snapshot `name_now` into the layer `name`. Durable on return; see
+/// [`vellum_store::Store::commit`].
 ///
-/// The client holds a transaction of its own meanwhile: what the layer takes is counted afterwards ([`count`]).
+/// The client holds a transaction of its own meanwhile: what the layer takes is counted afterwards
+/// ([`count`]).
 pub fn commit(
     ctx: &Context,
     name: &str,
@@ -258,7 +270,8 @@ pub fn update(ctx: &Context, terms: Terms, name: &str, changes: &[LabelChange]) 
     Ok(made_visible(ctx, terms, info))
 }
 
-/// Calls `each` for all snapshots that pass one of the filters (all, if there are none). Nothing is locked meanwhile.
+/// Calls `each` for all snapshots that pass one of the filters (all, if there are none). Nothing is
+/// locked meanwhile.
 pub fn walk(
     ctx: &Context,
     terms: Terms,

@@ -1,7 +1,8 @@
 //! What a layer changes: as a tar, as a list, as a size; and a layer's content out of a tar.
 //!
-//! Against the layer it stands on, a layer is read alone; against any other, both trees are read whole. A layer that came as a tar goes out as the same tar,
-//! byte for byte, which spares the daemon its own record of it.
+//! Against the layer it stands on, a layer is read alone; against any other, both trees are read
+//! whole. A layer that came as a tar goes out as the same tar, byte for byte, which spares the
+//! daemon its own record of it.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -36,7 +37,8 @@ pub struct GraphChange {
 type Stream = Box<dyn Iterator<Item = vellum_union::Result<Change>> + Send>;
 
 impl Graph {
-    /// Returns what `id` changes against `parent` (everything, if that is empty) as a tar, whiteouts as `.wh.` names.
+    /// Returns what `id` changes against `parent` (everything, if that is empty) as a tar,
+    /// whiteouts as `.wh.` names.
     ///
     /// Errors: `NotFound`; all that can be told before the first byte is told here.
     pub fn diff(&self, id: &str, parent: &str, cancel: &Cancel) -> Result<TarStream> {
@@ -84,16 +86,19 @@ impl Graph {
         Ok(all)
     }
 
-    /// Returns the sizes of the files and links that `id` changes against `parent`, in bytes, hard links once.
+    /// Returns the sizes of the files and links that `id` changes against `parent`, in bytes, hard
+    /// links once.
     pub fn diff_size(&self, id: &str, parent: &str) -> Result<u64> {
         let found = self.get_info(id)?;
         self.size_against(&found, parent)
     }
 
-    /// Fills the empty layer `id` with a tar and makes it a layer for good. Returns its size, counted as [`Graph::diff_size`] does.
+    /// Fills the empty layer `id` with a tar and makes it a layer for good. Returns its size,
+    /// counted as [`Graph::diff_size`] does.
     ///
-    /// Durable on return; after an error the layer is as empty as it was. `tar` is read to its end unless it is refused.
-    /// Errors: `NotFound`; `Invalid` if it is filled, is a container's or stands on another layer than `parent`; all that a bad tar can be.
+    /// Durable on return; after an error the layer is as empty as it was. `tar` is read to its end
+    /// unless it is refused. Errors: `NotFound`; `Invalid` if it is filled, is a container's or
+    /// stands on another layer than `parent`; all that a bad tar can be.
     pub fn apply_diff(
         &self,
         id: &str,
@@ -124,7 +129,8 @@ impl Graph {
         let info = match store.commit_layer(filled.staged, commit)? {
             Registered::New(info) | Registered::Existing(info) => info,
         };
-        // The empty one whose place it takes. Left behind by a crash here it goes when the layer is removed.
+        // The empty one whose place it takes. Left behind by a crash here it goes when the layer is
+        // removed.
         store.remove(&found.key, Sweep::Now)?;
         self.size_against(&info, parent)
     }
@@ -149,7 +155,8 @@ impl Graph {
         let own = match &parts.shape {
             Shape::Overlay(overlay) => overlay.upper.as_ref().map(|upper| upper.dir.clone()),
             Shape::Plain { root, base, .. } if base.is_none() => Some(root.clone()),
-            // A full copy of its parent: what was written to it can't be told without comparing them.
+            // A full copy of its parent: what was written to it can't be told without comparing
+            // them.
             Shape::Plain { .. } => None,
         };
         if let Some(dir) = own

@@ -1,8 +1,10 @@
 //! Counted mounts: the first `get` mounts, the last `put` takes away.
 //!
-//! Whether a layer is mounted is read from the kernel's mount table, never remembered. How often it was gotten stands in the run directory, written
-//! before the caller is answered, so that a server started anew goes on counting. A count without a mount is void; a mount without a count was gotten once.
-//! Mounts belong to nobody's process: they stay when the server ends, and so do the containers in them.
+//! Whether a layer is mounted is read from the kernel's mount table, never remembered. How often it
+//! was gotten stands in the run directory, written before the caller is answered, so that a server
+//! started anew goes on counting. A count without a mount is void; a mount without a count was
+//! gotten once. Mounts belong to nobody's process: they stay when the server ends, and so do the
+//! containers in them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,7 +25,8 @@ const COUNTS: &str = "docker-counts";
 impl Graph {
     /// Shows the tree of `id`, once more, and returns where.
     ///
-    /// A tree that is a directory of its own is shown as it is, uncounted. Errors: `NotFound`, and all that mounting can meet.
+    /// A tree that is a directory of its own is shown as it is, uncounted. Errors: `NotFound`, and
+    /// all that mounting can meet.
     pub fn get(&self, id: &str, mount_label: &str) -> Result<PathBuf> {
         check_id(id)?;
         check_label(id, mount_label)?;
@@ -56,10 +59,12 @@ impl Graph {
         Ok(shown.place().to_path_buf())
     }
 
-    /// Takes back one `get`. With the last the mount goes out of sight; who is still in it may stay.
+    /// Takes back one `get`. With the last the mount goes out of sight; who is still in it may
+    /// stay.
     ///
-    /// A mount of Vellum's engine that somebody is in stays where it is, gotten no more: its process has the upper for as long as anybody is in it, and
-    /// the next `get` could not have it. The next last `put` tries again, as do all that need it gone.
+    /// A mount of Vellum's engine that somebody is in stays where it is, gotten no more: its
+    /// process has the upper for as long as anybody is in it, and the next `get` could not have it.
+    /// The next last `put` tries again, as do all that need it gone.
     pub fn put(&self, id: &str) -> Result<()> {
         check_id(id)?;
         let _lock = self.lock(id)?;
@@ -73,7 +78,8 @@ impl Graph {
         }
     }
 
-    /// Tells whether the engine's mount of a layer can't be taken away because of who is in it. If it can, it is.
+    /// Tells whether the engine's mount of a layer can't be taken away because of who is in it. If
+    /// it can, it is.
     fn is_needed(&self, found: &Info) -> Result<bool> {
         let parts = self.parts(found)?;
         Ok(match Seen::look(&parts)?.at_place() {

@@ -1,7 +1,8 @@
 //! `adopt`: the images of a Docker data root, read where they lie.
 //!
-//! Each layer is made into the tar that it once came as and goes the way of a load: its digest is compared with the image's before anything is recorded. So what
-//! somebody changed in the data root behind Docker's back never becomes a layer here, and the data root is never written to.
+//! Each layer is made into the tar that it once came as and goes the way of a load: its digest is
+//! compared with the image's before anything is recorded. So what somebody changed in the data root
+//! behind Docker's back never becomes a layer here, and the data root is never written to.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -117,8 +118,9 @@ pub struct SeenOrphan {
 
 /// Takes over the images of a data root.
 ///
-/// An image that can't be had is told in the answer and does not keep the others from being adopted. Durable on return.
-/// Errors: no data root of overlay2; an image that is not there; whatever the store meets; `Cancelled`, and then the image in work has left nothing.
+/// An image that can't be had is told in the answer and does not keep the others from being
+/// adopted. Durable on return. Errors: no data root of overlay2; an image that is not there;
+/// whatever the store meets; `Cancelled`, and then the image in work has left nothing.
 pub fn adopt(context: &Context, request: &AdoptRequest) -> Result<Adopted> {
     super::or_cancelled(context, run(context, request))
 }

@@ -1,7 +1,9 @@
-//! Changes of an image's configuration, written as in a Dockerfile: `CMD ["sh"]`, `ENV A=b`, `USER 1000`.
+//! Changes of an image's configuration, written as in a Dockerfile: `CMD ["sh"]`, `ENV A=b`,
+//! `USER 1000`.
 //!
-//! Pure: JSON in, JSON out. It works on the configuration's JSON rather than on typed fields, so that what Vellum doesn't know (health
-//! checks, say) stays as it was. The words are Docker's (`docker import --change`), the fields those of the image specification.
+//! Pure: JSON in, JSON out. It works on the configuration's JSON rather than on typed fields, so
+//! that what Vellum doesn't know (health checks, say) stays as it was. The words are Docker's
+//! (`docker import --change`), the fields those of the image specification.
 
 use serde_json::{Map, Value, json};
 
@@ -9,7 +11,8 @@ use crate::error::{Error, Result};
 
 const KNOWN: &str = "CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME and WORKDIR";
 
-/// Applies `changes` in order to the `config` object of an image configuration, making it if it isn't there.
+/// Applies `changes` in order to the `config` object of an image configuration, making it if it
+/// isn't there.
 ///
 /// Errors: `Invalid`, naming the instruction; `configuration` may then hold some of the changes.
 pub fn apply_changes(configuration: &mut Value, changes: &[String]) -> Result<()> {

@@ -1,8 +1,10 @@
-//! `commit`: a container's changes become a layer, and with the image it was made from a new image. The container goes on as it was.
+//! `commit`: a container's changes become a layer, and with the image it was made from a new image.
+//! The container goes on as it was.
 //!
-//! The changes are streamed as a tar from the container's own layer, hashed, and applied to a staged layer, so the new layer is
-//! plain (no redirects or metacopies) whatever the upper holds, and every reader can use it. A copy of a directory has no image below: its
-//! whole tree becomes the one layer of a new image.
+//! The changes are streamed as a tar from the container's own layer, hashed, and applied to a
+//! staged layer, so the new layer is plain (no redirects or metacopies) whatever the upper holds,
+//! and every reader can use it. A copy of a directory has no image below: its whole tree becomes
+//! the one layer of a new image.
 
 use std::io::Read;
 
@@ -39,7 +41,8 @@ pub struct CommitRequest {
     pub message: Option<String>,
 }
 
-/// Makes an image of a container's changes. Durable on return; after an error there is no new image.
+/// Makes an image of a container's changes. Durable on return; after an error there is no new
+/// image.
 pub fn commit(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
     or_cancelled(ctx, run(ctx, request))
 }
@@ -81,7 +84,8 @@ fn run(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
     })
 }
 
-/// Returns the changes of a container as a layer's tar, or its whole tree where there is no image below.
+/// Returns the changes of a container as a layer's tar, or its whole tree where there is no image
+/// below.
 pub fn tar(ctx: &Context, record: &ContainerRecord) -> Result<impl Read + Send + use<>> {
     let cancel = ctx.cancel.clone();
     if Settings::of(record)?.from.is_some() {

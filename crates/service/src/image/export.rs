@@ -1,11 +1,15 @@
-//! `export containers-storage`: images of the store as an additional image store that Podman, Buildah and CRI-O read in place.
+//! `export containers-storage`: images of the store as an additional image store that Podman,
+//! Buildah and CRI-O read in place.
 //!
-//! Nothing is unpacked or copied: the layers there are symbolic links to the trees of the store, beside records and tar-splits of their own making.
-//! A lease without end keeps the layers meanwhile; it ends with the export. Why links: docs/decisions/0029-exported-stores.md.
+//! Nothing is unpacked or copied: the layers there are symbolic links to the trees of the store,
+//! beside records and tar-splits of their own making. A lease without end keeps the layers
+//! meanwhile; it ends with the export. Why links: docs/decisions/0029-exported-stores.md.
 //!
-//! Order on disk: a staged directory beside the target, in it a note with the lease's name; the lease; everything else; sync; exchanged with
-//! what was there; the old one's lease ended, its tree removed. A crash leaves the target as it was or as it is to be, and perhaps a staged directory,
-//! whose note tells the next export or removal which lease to end. [`target`] has these steps, [`layers`] what is linked to.
+//! Order on disk: a staged directory beside the target, in it a note with the lease's name; the
+//! lease; everything else; sync; exchanged with what was there; the old one's lease ended, its tree
+//! removed. A crash leaves the target as it was or as it is to be, and perhaps a staged directory,
+//! whose note tells the next export or removal which lease to end. [`target`] has these steps,
+//! [`layers`] what is linked to.
 
 mod layers;
 mod target;
@@ -35,7 +39,8 @@ use target::Target;
 /// What is wanted.
 #[derive(Clone, Debug)]
 pub struct ExportRequest {
-    /// The directory that Podman is told of (`additionalimagestores`). It is made, or replaced if it is an export of this store.
+    /// The directory that Podman is told of (`additionalimagestores`). It is made, or replaced if
+    /// it is an export of this store.
     pub dir: PathBuf,
     /// The images, by name or id; none means all that have a name.
     pub images: Vec<String>,
@@ -99,7 +104,8 @@ fn export(context: &Context, request: &ExportRequest) -> Result<Exported> {
     }
 }
 
-/// Takes an export away, and what a killed one left. What Podman runs from it goes on, since mounts keep what they show.
+/// Takes an export away, and what a killed one left. What Podman runs from it goes on, since mounts
+/// keep what they show.
 pub fn remove(context: &Context, dir: &Path) -> Result<()> {
     Target::open(context, dir)?.remove(context.store()?)
 }

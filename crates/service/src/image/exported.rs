@@ -9,7 +9,8 @@ use super::supply::{StoreSupply, out_image};
 use crate::context::Context;
 use crate::error::Result;
 
-/// Finds the images; none named means all that have a name. Each comes once, with its names, or with those it was asked for by.
+/// Finds the images; none named means all that have a name. Each comes once, with its names, or
+/// with those it was asked for by.
 pub(crate) fn collect(context: &Context, wanted: &[String]) -> Result<Vec<OutImage>> {
     if !wanted.is_empty() {
         return super::save::collect(context, wanted);

@@ -1,6 +1,8 @@
-//! One layer's tar into a staged tree whose parent is known: what a client hands over that brings layers one by one.
+//! One layer's tar into a staged tree whose parent is known: what a client hands over that brings
+//! layers one by one.
 //!
-//! As [`super::unpack`], for a single layer and without an image around it: nothing is compared with what an image promised.
+//! As [`super::unpack`], for a single layer and without an image around it: nothing is compared
+//! with what an image promised.
 
 use std::io::{BufWriter, Read, Write};
 
@@ -49,7 +51,8 @@ pub(crate) fn fill_on(
     })
 }
 
-/// Applies `tar`, which is read to its end, to a staged layer, and keeps what makes the same tar of it again.
+/// Applies `tar`, which is read to its end, to a staged layer, and keeps what makes the same tar of
+/// it again.
 pub(super) fn apply_to(
     process: Process,
     store: &Store,

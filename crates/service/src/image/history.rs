@@ -19,7 +19,8 @@ pub struct HistoryEntry {
     pub size_bytes: u64,
 }
 
-/// Returns the history, newest step first. Layers that the history doesn't mention are listed all the same.
+/// Returns the history, newest step first. Layers that the history doesn't mention are listed all
+/// the same.
 pub fn history(context: &Context, image: &str) -> Result<Vec<HistoryEntry>> {
     let store = context.store()?;
     crate::names::with_image(context, image, |record| {

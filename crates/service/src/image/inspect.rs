@@ -6,7 +6,8 @@ use super::{list, names::familiar, stored};
 use crate::context::Context;
 use crate::error::Result;
 
-/// Returns all that the store knows of an image. The configuration is given as it is, fields unknown to Vellum included.
+/// Returns all that the store knows of an image. The configuration is given as it is, fields
+/// unknown to Vellum included.
 pub fn inspect_image(context: &Context, image: &str) -> Result<Value> {
     let store = context.store()?;
     crate::names::with_image(context, image, |record| {

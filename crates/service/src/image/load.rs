@@ -33,7 +33,8 @@ pub struct LoadRequest {
 
 /// Loads every image of an archive or layout; returns them in its order.
 ///
-/// Images that come before one that fails stay loaded; the one that fails leaves nothing but what `gc` takes.
+/// Images that come before one that fails stay loaded; the one that fails leaves nothing but what
+/// `gc` takes.
 pub fn load(context: &Context, request: &LoadRequest) -> Result<Vec<BroughtIn>> {
     super::or_cancelled(context, run(context, request))
 }

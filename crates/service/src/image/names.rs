@@ -13,7 +13,8 @@ pub(super) fn familiar(name: &str) -> String {
     Reference::parse(name).map_or_else(|_| name.to_owned(), |r| r.familiar())
 }
 
-/// Gives an image one more name. Returns the short id of the image that had it before, if another one had.
+/// Gives an image one more name. Returns the short id of the image that had it before, if another
+/// one had.
 pub fn tag(context: &Context, image: &str, name: &str) -> Result<Option<String>> {
     let store = context.store()?;
     crate::names::with_image(context, image, |record| {
@@ -42,9 +43,9 @@ pub struct Removed {
 
 /// Removes a name of an image, or an image.
 ///
-/// Given a name, the name goes, and with its last name the image, unless a container stands on it. Given an id, the image goes if it
-/// has at most one name, or with `force` whatever its names. Layers that nothing needs any more go
-/// at the next `gc`; the command runs one at once.
+/// Given a name, the name goes, and with its last name the image, unless a container stands on it.
+/// Given an id, the image goes if it has at most one name, or with `force` whatever its names.
+/// Layers that nothing needs any more go at the next `gc`; the command runs one at once.
 pub fn rmi(context: &Context, image: &str, force: bool) -> Result<Removed> {
     let store = context.store()?;
     crate::names::with_image(context, image, |record| {

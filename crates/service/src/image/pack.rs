@@ -1,7 +1,8 @@
 //! A directory as a layer's tar, for `import`.
 //!
-//! The directory is taken as it is: nothing in it is a mark, hard links stay links, holes are written out. A thread writes the tar into a
-//! pipe while the other end is unpacked, so nothing is stored in between. Sockets can't be in a tar and are left out.
+//! The directory is taken as it is: nothing in it is a mark, hard links stay links, holes are
+//! written out. A thread writes the tar into a pipe while the other end is unpacked, so nothing is
+//! stored in between. Sockets can't be in a tar and are left out.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, PipeWriter, Read, Write};

@@ -116,7 +116,8 @@ fn destination(request: &PushRequest, record: &ImageRecord) -> Result<Reference>
         })
 }
 
-/// Keeps the manifest that the registry now has, so that the next push of these layers compresses nothing.
+/// Keeps the manifest that the registry now has, so that the next push of these layers compresses
+/// nothing.
 fn remember(store: &Store, record: &ImageRecord, manifest: &Manifest) -> Result<()> {
     let digest = manifest.digest;
     if digest == record.manifest {

@@ -1,4 +1,5 @@
-//! An unpacked image becomes a recorded one: manifest, configuration, layers and names in one transaction.
+//! An unpacked image becomes a recorded one: manifest, configuration, layers and names in one
+//! transaction.
 
 use vellum_image::manifest::LayerBlob;
 use vellum_image::source::{ImageSource, SourceImage};
@@ -103,8 +104,8 @@ pub(super) fn stored_blob(blob: &LayerBlob) -> vellum_store::LayerBlob {
 
 /// Returns the manifest for an image that came without one.
 ///
-/// The one the store has for the same image is kept: it may know the blobs of a registry. Otherwise the layers are described as plain
-/// tars, which is what they are in an archive.
+/// The one the store has for the same image is kept: it may know the blobs of a registry. Otherwise
+/// the layers are described as plain tars, which is what they are in an archive.
 fn manifest_for(store: &Store, config: &ImageConfig, layers: &[Unpacked]) -> Result<Manifest> {
     match store.image(&config.id) {
         Ok(known) => return super::stored::manifest(store, &known),

@@ -42,7 +42,8 @@ pub struct SaveRequest {
     pub target: SaveTarget,
     /// How.
     pub format: SaveFormat,
-    /// The compression of layers; none means plain for a docker-archive, gzip for layers that no manifest says otherwise for.
+    /// The compression of layers; none means plain for a docker-archive, gzip for layers that no
+    /// manifest says otherwise for.
     pub compression: Option<Compression>,
 }
 
@@ -61,7 +62,8 @@ pub struct SavedImage {
 
 /// Writes images; an image named by a name carries that name only, one named by id all its names.
 ///
-/// A file appears whole under its name or not at all; on standard output, an error leaves a part of an archive.
+/// A file appears whole under its name or not at all; on standard output, an error leaves a part of
+/// an archive.
 pub fn save(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
     let saved = crate::names::with_images(context, &request.images, || run(context, request));
     super::or_cancelled(context, saved)
@@ -91,7 +93,8 @@ fn run(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
                 .filter(|m| m.layers.iter().all(|l| l.compression == wanted));
         }
     } else {
-        // Plain layers of a manifest that an archive came with or that was composed are compressed here.
+        // Plain layers of a manifest that an archive came with or that was composed are compressed
+        // here.
         for image in &mut images {
             let plain = |m: &Manifest| m.layers.iter().any(|l| l.compression == Compression::None);
             image.manifest = image.manifest.take().filter(|m| !plain(m));
@@ -195,7 +198,8 @@ fn write(
     })
 }
 
-/// Writes a file beside its final name and renames it there; a pipe or device is written into as it is.
+/// Writes a file beside its final name and renames it there; a pipe or device is written into as it
+/// is.
 fn to_file<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
     let special = std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir());
     if special {

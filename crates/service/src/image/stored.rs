@@ -15,7 +15,8 @@ pub(super) fn config(store: &Store, image: &ImageRecord) -> Result<ImageConfig> 
     )?)
 }
 
-/// Reads the manifest of a recorded image, with the sizes that its layers' blobs had: a manifest may be wrong about them.
+/// Reads the manifest of a recorded image, with the sizes that its layers' blobs had: a manifest
+/// may be wrong about them.
 pub(super) fn manifest(store: &Store, image: &ImageRecord) -> Result<Manifest> {
     let raw = store.read_blob(&image.manifest, MAX_MANIFEST_BYTES)?;
     match Document::parse(raw, Some(&image.media_type))? {

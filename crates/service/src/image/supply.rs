@@ -1,7 +1,8 @@
 //! Images out of the store for sinks: layers byte for byte as they once came.
 //!
-//! A layer's tree and its recipe together give back the very tar that was applied. The sink hashes it and compares with the diff ID,
-//! so a tree that somebody changed behind the store's back is found out and never sent on.
+//! A layer's tree and its recipe together give back the very tar that was applied. The sink hashes
+//! it and compares with the diff ID, so a tree that somebody changed behind the store's back is
+//! found out and never sent on.
 
 use std::io::{Read, Write};
 
@@ -23,12 +24,14 @@ use crate::progress::{Meter, Unit};
 pub(super) struct StoreSupply<'a> {
     pub(super) context: &'a Context,
     pub(super) store: &'a Store,
-    /// Keeps what is being written from a gc meanwhile. `None` where the store can't be changed: there no gc runs either.
+    /// Keeps what is being written from a gc meanwhile. `None` where the store can't be changed:
+    /// there no gc runs either.
     _lease: Option<Lease>,
 }
 
 impl<'a> StoreSupply<'a> {
-    /// Returns the supply for `images`, whose layers and blobs stay in the store as long as it lives.
+    /// Returns the supply for `images`, whose layers and blobs stay in the store as long as it
+    /// lives.
     pub(super) fn new(context: &'a Context, store: &'a Store, images: &[OutImage]) -> Result<Self> {
         let lease = match store.lease("writing images") {
             Ok(lease) => Some(lease),

@@ -1,12 +1,15 @@
 //! Layers out of a source into the store.
 //!
-//! Layers that the store has are neither read nor stored again. The others are read, inflated, hashed and applied in one pass each,
-//! several at once where the driver stacks directories; where it keeps whole trees (`overlay`, `native`), one after the other, each on
-//! its parent. What was read is compared with what the image promised before anything is committed, and all layers are committed with
-//! one sync. If anything fails, or the user stops, every staged layer is dropped: the store is as before.
+//! Layers that the store has are neither read nor stored again. The others are read, inflated,
+//! hashed and applied in one pass each, several at once where the driver stacks directories; where
+//! it keeps whole trees (`overlay`, `native`), one after the other, each on its parent. What was
+//! read is compared with what the image promised before anything is committed, and all layers are
+//! committed with one sync. If anything fails, or the user stops, every staged layer is dropped:
+//! the store is as before.
 //!
-//! A layer may contain a file below a directory that it does not list itself. Such an implied directory takes the attributes of the
-//! directory below, which is known only once all layers are unpacked: [`settle_on`] does that, through the union.
+//! A layer may contain a file below a directory that it does not list itself. Such an implied
+//! directory takes the attributes of the directory below, which is known only once all layers are
+//! unpacked: [`settle_on`] does that, through the union.
 
 use std::io::{self, BufWriter, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -142,7 +145,8 @@ impl Unpacking<'_> {
         self.context.config.keep_blobs.value
     }
 
-    /// The length of a present layer's tar, which the store has recorded unless somebody else made the layer.
+    /// The length of a present layer's tar, which the store has recorded unless somebody else made
+    /// the layer.
     fn known_tar_bytes(&self, at: usize, chain_id: &ChainId) -> Result<u64> {
         if let Some(bytes) = self.store.stat(&key(chain_id))?.tar_bytes {
             return Ok(bytes);
@@ -156,7 +160,8 @@ impl Unpacking<'_> {
         Ok(facts.tar_bytes)
     }
 
-    /// Makes the recipe of a present layer anew if it is missing or damaged: the layer is unpacked once more and thrown away again.
+    /// Makes the recipe of a present layer anew if it is missing or damaged: the layer is unpacked
+    /// once more and thrown away again.
     ///
     /// What was not made from this very tar never had one.
     fn mend_recipe_of_present(&self, at: usize, chain: &[ChainId]) -> Result<()> {
@@ -446,7 +451,8 @@ impl Unpacking<'_> {
     }
 }
 
-/// Unpacks a tar that belongs to no image yet on `parent`, or as a base layer, and commits it under its chain ID.
+/// Unpacks a tar that belongs to no image yet on `parent`, or as a base layer, and commits it under
+/// its chain ID.
 pub(super) fn unpack_single(
     context: &Context,
     store: &Store,
@@ -499,7 +505,8 @@ pub(crate) fn unmarked(what: &str, applied: &Applied) -> Option<String> {
     })
 }
 
-/// A blob being kept while its layer is unpacked, shared between the reading thread and the one that commits.
+/// A blob being kept while its layer is unpacked, shared between the reading thread and the one
+/// that commits.
 #[derive(Clone)]
 struct SharedBlob(Arc<Mutex<Option<BlobWriter>>>);
 

@@ -1,7 +1,8 @@
 //! From the nodes of a union to a layer's tar, and from a writer in a thread to a reader.
 //!
-//! Used by `commit` and `diff --tar` (the changes of the top layer), by `cp` (a subtree) and where a whole tree becomes a layer. Hard links that
-//! lie inside what is written stay links; sockets can't be in a tar and are left out, as Docker does.
+//! Used by `commit` and `diff --tar` (the changes of the top layer), by `cp` (a subtree) and where
+//! a whole tree becomes a layer. Hard links that lie inside what is written stay links; sockets
+//! can't be in a tar and are left out, as Docker does.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, PipeReader, PipeWriter, Read, Write};
@@ -55,7 +56,8 @@ impl<W: Write> NodeWriter<W> {
         }
     }
 
-    /// Writes times of modification after `newest` as `newest`, so that the same build gives the same bytes.
+    /// Writes times of modification after `newest` as `newest`, so that the same build gives the
+    /// same bytes.
     pub fn not_after(self, newest: Timespec) -> Self {
         Self {
             newest: Some(newest),

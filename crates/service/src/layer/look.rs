@@ -1,4 +1,5 @@
-//! `ls`, `cat` and `explain` of a path in a stack of layers: what a mount would show, and why, without mounting.
+//! `ls`, `cat` and `explain` of a path in a stack of layers: what a mount would show, and why,
+//! without mounting.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

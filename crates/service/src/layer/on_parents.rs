@@ -1,9 +1,12 @@
 //! A layer that was filled before its parents were known, and what it becomes on them.
 //!
-//! A tar may hold `etc/app/conf` and no entry for `etc`. Unpacked onto its parent the directory there shows through; unpacked into an empty tree
-//! whoever unpacks has to make one up, and once the tree lies on its parent that one hides the true owner and mode. So each such directory gets what the
-//! layers below show under its path, and the union says what that is: the merge is its business alone. Which directories those are is known of what
-//! was unpacked here ([`settle_on`]), and guessed of what another program unpacked ([`settle_foreign`]), which the store calls at the commit.
+//! A tar may hold `etc/app/conf` and no entry for `etc`. Unpacked onto its parent the directory
+//! there shows through; unpacked into an empty tree whoever unpacks has to make one up, and once
+//! the tree lies on its parent that one hides the true owner and mode. So each such directory gets
+//! what the layers below show under its path, and the union says what that is: the merge is its
+//! business alone. Which directories those are is known of what was unpacked here ([`settle_on`]),
+//! and guessed of what another program unpacked ([`settle_foreign`]), which the store calls at the
+//! commit.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,8 +29,8 @@ pub(crate) fn implied(applied: &Applied) -> impl Iterator<Item = &Path> {
         .chain(applied.implied_dirs.iter().map(PathBuf::as_path))
 }
 
-/// Makes an overlay's layer what it is on `below`, now that this is known: directories that it does not list look as there, and
-/// what it hides is hidden, and nothing else.
+/// Makes an overlay's layer what it is on `below`, now that this is known: directories that it does
+/// not list look as there, and what it hides is hidden, and nothing else.
 pub(crate) fn settle_on(
     process: Process,
     layer: &Dir,
@@ -43,17 +46,22 @@ pub(crate) fn settle_on(
     hide_names_of(below, layer, process.prefix(), &applied.whiteout_dirs)
 }
 
-/// As [`settle_on`], for a layer that somebody else unpacked, since `since_ns` nanoseconds after 1970, without its parents: what is known of it is
-/// what its tree shows. `below` are its parents, nearest first.
+/// As [`settle_on`], for a layer that somebody else unpacked, since `since_ns` nanoseconds after
+/// 1970, without its parents: what is known of it is what its tree shows. `below` are its parents,
+/// nearest first.
 ///
-/// Made up is a directory that looks so: root's, 0755, without attributes of its own, and changed since the unpacking began (a listed directory has
-/// the time its entry says, and nothing is listed with a time after its own unpacking). An opaque mark is not such an attribute: a layer can empty a
-/// directory that it does not list. One that was listed and looks so all the same gets the attributes of the directory it replaces. See decision 0022.
+/// Made up is a directory that looks so: root's, 0755, without attributes of its own, and changed
+/// since the unpacking began (a listed directory has the time its entry says, and nothing is listed
+/// with a time after its own unpacking). An opaque mark is not such an attribute: a layer can empty
+/// a directory that it does not list. One that was listed and looks so all the same gets the
+/// attributes of the directory it replaces. See decision 0022.
 ///
-/// A layer may also hide everything below it, by an opaque mark for its root. An overlay merges the roots of all its layers, so whoever unpacks leaves the
-/// mark on the root, where it says nothing, and here it becomes what an overlay understands.
+/// A layer may also hide everything below it, by an opaque mark for its root. An overlay merges the
+/// roots of all its layers, so whoever unpacks leaves the mark on the root, where it says nothing,
+/// and here it becomes what an overlay understands.
 ///
-/// Reads every entry of the tree's directories. Can be repeated after a crash: what has got its attributes looks made up no more, or is the same again.
+/// Reads every entry of the tree's directories. Can be repeated after a crash: what has got its
+/// attributes looks made up no more, or is the same again.
 pub(crate) fn settle_foreign(
     root: &Path,
     below: &[LayerDir],
@@ -137,7 +145,8 @@ fn is_made_up(dir: &Dir, since_ns: i64) -> Result<bool> {
     }))
 }
 
-/// Gives each of `paths` in `layer` the owner, mode, times and attributes of the same directory in `below`, where there is one.
+/// Gives each of `paths` in `layer` the owner, mode, times and attributes of the same directory in
+/// `below`, where there is one.
 fn lend_attributes<'a>(
     layer: &Dir,
     paths: impl Iterator<Item = &'a Path>,
@@ -147,7 +156,8 @@ fn lend_attributes<'a>(
     for path in paths {
         let root = path.as_os_str().is_empty();
         let node = if root {
-            // Every layer has a root, and the topmost one's shows: in a tall image asking them all would cost its square.
+            // Every layer has a root, and the topmost one's shows: in a tall image asking them all
+            // would cost its square.
             Some(Stack::new(below[..1].to_vec())?.root()?)
         } else {
             let stack = match whole.take() {
@@ -164,15 +174,17 @@ fn lend_attributes<'a>(
         } else {
             layer.open_dir(path)?
         };
-        // As stored, not as shown: what could not be set below and is recorded there can't be set here either.
+        // As stored, not as shown: what could not be set below and is recorded there can't be set
+        // here either.
         let (stat, xattrs) = node.stored()?;
         vellum_sys::dress(&dir, &stat, xattrs)?;
     }
     Ok(())
 }
 
-/// Takes whiteouts out of directories that the layers below do not have. They hide nothing there, and in a directory that it need not merge
-/// the kernel lists them as names that can't be looked up.
+/// Takes whiteouts out of directories that the layers below do not have. They hide nothing there,
+/// and in a directory that it need not merge the kernel lists them as names that can't be looked
+/// up.
 fn drop_idle_whiteouts(layer: &Dir, paths: &[PathBuf], below: &[Arc<dyn Layer>]) -> Result<()> {
     if paths.is_empty() {
         return Ok(());

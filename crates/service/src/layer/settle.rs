@@ -37,9 +37,11 @@ pub fn settle_container(
     })
 }
 
-/// Copies into `upper` what its files still read from lower layers. Durable on return; what was done before an error stays done.
+/// Copies into `upper` what its files still read from lower layers. Durable on return; what was
+/// done before an error stays done.
 ///
-/// `options` says what lies below it; without, the work directory remembers the last mount. Errors also if it is mounted.
+/// `options` says what lies below it; without, the work directory remembers the last mount. Errors
+/// also if it is mounted.
 pub fn settle(
     upper: &Path,
     work: &Path,

@@ -18,7 +18,8 @@ use super::Terms;
 
 /// Mounts the tree of a snapshot at `target`, a directory. The name is for messages.
 ///
-/// The caller holds the lock of whatever the snapshot belongs to, and has seen that it is not mounted there.
+/// The caller holds the lock of whatever the snapshot belongs to, and has seen that it is not
+/// mounted there.
 pub(super) fn tree(
     ctx: &Context,
     (snapshot, name): (&SnapshotKey, &str),
@@ -79,7 +80,8 @@ pub(super) fn plan(ctx: &Context, planned: &Plan, target: &Path) -> Result<&'sta
     }
 }
 
-/// Returns the arguments of `vellum overlay` for a mount. Each layer is an argument of its own: there is a limit for one.
+/// Returns the arguments of `vellum overlay` for a mount. Each layer is an argument of its own:
+/// there is a limit for one.
 fn engine_arguments(mount: &EngineMount, source: &Path, target: &Path) -> Vec<OsString> {
     let mut arguments = Vec::new();
     let mut add = |name: &str, value: &OsStr| {

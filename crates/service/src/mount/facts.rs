@@ -1,8 +1,9 @@
 //! What the machine can do for a store, tried once a boot and remembered in the run directory.
 //!
-//! Trying takes some milliseconds (overlays are built and taken down), a mount should take fewer. The answer holds as long as kernel, user
-//! namespace and store directory stay the same, so those make the key; the file is a cache and nothing else: it may be deleted at any
-//! time, and one that can't be written is no error.
+//! Trying takes some milliseconds (overlays are built and taken down), a mount should take fewer.
+//! The answer holds as long as kernel, user namespace and store directory stay the same, so those
+//! make the key; the file is a cache and nothing else: it may be deleted at any time, and one that
+//! can't be written is no error.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -84,7 +85,8 @@ fn from(dir: &DirFacts) -> Facts {
         release: kernel.release,
         layer_fds: kernel.has_layer_fds,
         lowerdir_plus: kernel.has_lowerdir_plus,
-        // In a namespace of one's own `trusted.*` can't be set, and a mount that leaves no marks is none.
+        // In a namespace of one's own `trusted.*` can't be set, and a mount that leaves no marks is
+        // none.
         trusted: dir.overlay.trusted && !kernel.in_user_namespace,
         userxattr: dir.overlay.userxattr,
         refusal: dir.overlay.refusal.clone(),

@@ -1,4 +1,5 @@
-//! Who keeps the limit of what a tree may take: the file system, by a project quota, or Vellum's engine.
+//! Who keeps the limit of what a tree may take: the file system, by a project quota, or Vellum's
+//! engine.
 
 use vellum_store::SnapshotKey;
 use vellum_sys::Dir;
@@ -9,8 +10,8 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::mount::facts;
 
-/// Tells whether a limit in bytes of a tree on `parent` is for Vellum's engine to keep: the file system doesn't, and the engine can show the
-/// tree.
+/// Tells whether a limit in bytes of a tree on `parent` is for Vellum's engine to keep: the file
+/// system doesn't, and the engine can show the tree.
 ///
 /// Otherwise the store keeps it, or says what the file system lacks.
 pub(crate) fn kept_by_engine(ctx: &Context, parent: &SnapshotKey) -> Result<bool> {

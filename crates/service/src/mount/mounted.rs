@@ -68,7 +68,8 @@ pub(crate) fn is_shown(ctx: &Context, record: &ContainerRecord) -> Result<bool> 
     Ok(at_place.is_none_or(|shown| shown.state() != State::Nothing))
 }
 
-/// Returns where images of this store are mounted: read-only mounts of its layers that no container has.
+/// Returns where images of this store are mounted: read-only mounts of its layers that no container
+/// has.
 pub(crate) fn images(ctx: &Context) -> Result<Vec<PathBuf>> {
     let store = ctx.store()?;
     let root = store.root().to_path_buf();
@@ -89,7 +90,8 @@ pub(crate) fn images(ctx: &Context) -> Result<Vec<PathBuf>> {
         })
     };
     let homes = DriverKind::ALL.map(|driver| store.driver_home(driver));
-    // Relative names are what the option page holds; others' stores have such too, but not these random ones.
+    // Relative names are what the option page holds; others' stores have such too, but not these
+    // random ones.
     let is_layer = |first: &[u8]| {
         let path = Path::new(OsStr::from_bytes(first));
         path.starts_with(&root)
@@ -119,7 +121,8 @@ pub(crate) fn images(ctx: &Context) -> Result<Vec<PathBuf>> {
         overlay || engine || (m.is_read_only() && shows_tree(&m.root))
     };
     let inside = |m: &&mountinfo::Mount| m.mount_point.starts_with(&root);
-    // Those inside, the containers' own, first: it is the options of the others alone that are asked for.
+    // Those inside, the containers' own, first: it is the options of the others alone that are
+    // asked for.
     Ok(table
         .mounts()
         .iter()

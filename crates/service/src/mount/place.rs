@@ -1,7 +1,9 @@
-//! Where a tree shows, as the mount table has it: at its own place, at others, or beneath something foreign.
+//! Where a tree shows, as the mount table has it: at its own place, at others, or beneath something
+//! foreign.
 //!
-//! A mount point alone says little: a foreign mount at `merged`, or over the tree's directory, must neither be taken for the container nor be unmounted in
-//! its stead, and nothing may be made in it. The store itself has been found uncovered before (see [`crate::home`]).
+//! A mount point alone says little: a foreign mount at `merged`, or over the tree's directory, must
+//! neither be taken for the container nor be unmounted in its stead, and nothing may be made in it.
+//! The store itself has been found uncovered before (see [`crate::home`]).
 
 use std::path::{Path, PathBuf};
 
@@ -60,7 +62,8 @@ pub(crate) fn places(parts: &TreeParts, table: &Table) -> Vec<PathBuf> {
     found
 }
 
-/// Tells whether a tree in the driver's directory `home` shows at its own place, `merged`. Errors: [`Error::Covered`] if something foreign does.
+/// Tells whether a tree in the driver's directory `home` shows at its own place, `merged`. Errors:
+/// [`Error::Covered`] if something foreign does.
 pub(super) fn is_shown(home: &Path, merged: &Path, table: &Table) -> Result<bool> {
     let Some(base) = table.chain(home).last().copied() else {
         return Ok(false);

@@ -7,12 +7,15 @@
 //!     └─────────────────┴──────────────── hide, bury ────────────────┘
 //! ```
 //!
-//! What shows is read from the mount table each time and never remembered, so that nothing goes stale. A foreign mount in the way is no state: it is
-//! refused as [`crate::Error::Covered`] and never touched. The caller holds the lock of the container or layer that the tree belongs to.
+//! What shows is read from the mount table each time and never remembered, so that nothing goes
+//! stale. A foreign mount in the way is no state: it is refused as [`crate::Error::Covered`] and
+//! never touched. The caller holds the lock of the container or layer that the tree belongs to.
 //!
-//! **Dead** is what the kernel keeps of a mount of Vellum's engine whose process was killed: every access gives ENOTCONN. It protects nothing: what was
-//! answered is in the upper, what wasn't is lost, and a process in it can do nothing but leave. So it is never a reason to refuse, and is always
-//! detached. A living engine holds its upper's lock; one that is merely slow is neither waited for nor taken for dead.
+//! **Dead** is what the kernel keeps of a mount of Vellum's engine whose process was killed: every
+//! access gives ENOTCONN. It protects nothing: what was answered is in the upper, what wasn't is
+//! lost, and a process in it can do nothing but leave. So it is never a reason to refuse, and is
+//! always detached. A living engine holds its upper's lock; one that is merely slow is neither
+//! waited for nor taken for dead.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -125,7 +128,8 @@ impl<'t> Shown<'t> {
         &self.overlay.merged
     }
 
-    /// From nothing to live: mounts the tree of `snapshot`, and returns by which method. The name is for messages.
+    /// From nothing to live: mounts the tree of `snapshot`, and returns by which method. The name
+    /// is for messages.
     pub(crate) fn show(
         &mut self,
         ctx: &Context,
@@ -146,7 +150,8 @@ impl<'t> Shown<'t> {
         Ok(method)
     }
 
-    /// From live or dead to nothing. Returns whether nobody was in it; with [`Users::Respected`] it has stayed otherwise.
+    /// From live or dead to nothing. Returns whether nobody was in it; with [`Users::Respected`] it
+    /// has stayed otherwise.
     pub(crate) fn hide(&mut self, users: Users) -> Result<bool> {
         let unused = match (self.state, users) {
             (State::Nothing, _) => true,
@@ -172,7 +177,8 @@ impl<'t> Shown<'t> {
         Ok(unused)
     }
 
-    /// From dead to nothing: takes the mount out of sight, with the bind mounts of it, and returns those. Says who is still in it.
+    /// From dead to nothing: takes the mount out of sight, with the bind mounts of it, and returns
+    /// those. Says who is still in it.
     pub(crate) fn bury(&mut self, ctx: &Context, name: &str) -> Result<Vec<Copy>> {
         debug_assert_eq!(self.state, State::Dead);
         let copies = bury_at(ctx, self.place(), name)?;
@@ -192,7 +198,8 @@ impl<'t> Shown<'t> {
         Ok(())
     }
 
-    /// Waits until the process that served the mount has written everything and let go of the upper: the next mount would find it taken.
+    /// Waits until the process that served the mount has written everything and let go of the
+    /// upper: the next mount would find it taken.
     pub(crate) fn wait_for_engine(&self) {
         const PATIENCE: Duration = Duration::from_secs(30);
         let Some(upper) = &self.overlay.upper else {
@@ -208,7 +215,8 @@ impl<'t> Shown<'t> {
         tracing::warn!(upper = %upper.dir.display(), "the engine is still writing");
     }
 
-    /// Docker's overlay2 has the directory only while mounted, its overlay always. Removing it ends what other mount namespaces still have of the mount.
+    /// Docker's overlay2 has the directory only while mounted, its overlay always. Removing it ends
+    /// what other mount namespaces still have of the mount.
     fn tidy(&self) {
         if self.parts.driver.keeps_mount_points() {
             return;
@@ -240,7 +248,8 @@ fn is_dead(overlay: &Overlay, table: &Table) -> bool {
         && matches!(mount::is_served(&overlay.merged), Ok(false))
 }
 
-/// Tells whether `path` is a mount point of the engine, of the store at `root`, whose process has ended.
+/// Tells whether `path` is a mount point of the engine, of the store at `root`, whose process has
+/// ended.
 pub(super) fn is_dead_of(root: &Path, path: &Path) -> Result<bool> {
     let table = mountinfo::read()?;
     Ok(
@@ -263,7 +272,8 @@ impl Copy {
     }
 }
 
-/// Takes the dead mount at `place` out of sight, with the bind mounts of it, and returns those. Says who is still in it.
+/// Takes the dead mount at `place` out of sight, with the bind mounts of it, and returns those.
+/// Says who is still in it.
 pub(super) fn bury_at(ctx: &Context, place: &Path, name: &str) -> Result<Vec<Copy>> {
     let table = mountinfo::read()?;
     let Some(own) = engines_mount(place, &table) else {
@@ -304,8 +314,9 @@ fn is_held(upper: &Path) -> bool {
     matches!(lock, Ok(None))
 }
 
-/// Unmounts `place` unless it is in use; false if it is. A user that is just leaving is waited for: a program between its last read
-/// and its exit, or a child of one that has not executed yet and still holds what its parent had open.
+/// Unmounts `place` unless it is in use; false if it is. A user that is just leaving is waited for:
+/// a program between its last read and its exit, or a child of one that has not executed yet and
+/// still holds what its parent had open.
 pub(crate) fn unmount_unused(place: &Path) -> Result<bool> {
     const PATIENCE: Duration = Duration::from_secs(3);
     let until = Instant::now() + PATIENCE;

@@ -1,6 +1,7 @@
 //! `umount`: a container's mounts, an image's, or all of the store, taken away.
 //!
-//! All calls are idempotent and hold the container's lock. A container's own place goes last: while it is there, the others can be found.
+//! All calls are idempotent and hold the container's lock. A container's own place goes last: while
+//! it is there, the others can be found.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,9 +16,11 @@ use crate::mount::shown::{self, Seen, Shown, State, Users, unmount_unused};
 use crate::mount::{mounted, place};
 use crate::{container_record, names, run_dir};
 
-/// Takes a container's mounts away, all of them, and returns where they were; one that was removed meanwhile has none.
+/// Takes a container's mounts away, all of them, and returns where they were; one that was removed
+/// meanwhile has none.
 ///
-/// Without `force`, errors with [`Error::InUse`] while somebody uses one; then its own place is still mounted. A dead mount goes whoever is in it.
+/// Without `force`, errors with [`Error::InUse`] while somebody uses one; then its own place is
+/// still mounted. A dead mount goes whoever is in it.
 pub fn umount_container(
     ctx: &Context,
     record: &ContainerRecord,
@@ -87,7 +90,8 @@ fn in_use(place: &Path, name: &str) -> Error {
 
 /// Takes away what is mounted at `path`, if it is a container's or an image's of this store.
 ///
-/// At a container's own place, all its mounts go. Errors if nothing of this store's is mounted there.
+/// At a container's own place, all its mounts go. Errors if nothing of this store's is mounted
+/// there.
 pub fn umount_path(ctx: &Context, path: &Path, force: bool) -> Result<Vec<PathBuf>> {
     let path = fs::canonicalize(path).map_err(Error::io("find", path))?;
     for mounted in mounted::list(ctx)? {

@@ -1,6 +1,7 @@
 //! The socket that a server listens on: one that systemd hands over, or one of our own making.
 //!
-//! Ours is for root alone, from its first moment on. One that nobody answers is a dead server's, and is replaced; where somebody answers, nothing is touched.
+//! Ours is for root alone, from its first moment on. One that nobody answers is a dead server's,
+//! and is replaced; where somebody answers, nothing is touched.
 
 use std::fs;
 use std::io;
@@ -41,7 +42,8 @@ impl Drop for Listening {
     }
 }
 
-/// Listens on the socket that systemd hands over, or makes one at `path`, with its directory if need be.
+/// Listens on the socket that systemd hands over, or makes one at `path`, with its directory if
+/// need be.
 ///
 /// Errors: `Invalid` if something else is at `path`, or somebody answers there.
 pub fn listen(path: &Path) -> Result<Listening> {
@@ -54,7 +56,8 @@ pub fn listen(path: &Path) -> Result<Listening> {
     listen_at(path)
 }
 
-/// Makes a socket at `path`, with its directory if need be, whatever systemd hands over. As [`listen`] otherwise.
+/// Makes a socket at `path`, with its directory if need be, whatever systemd hands over. As
+/// [`listen`] otherwise.
 pub fn listen_at(path: &Path) -> Result<Listening> {
     make_room(path)?;
     let listener = vellum_sys::socket::listen_private(path).map_err(|error| Error::Socket {

@@ -1,8 +1,10 @@
-//! `check`: what the store finds, and with `deep` whether every layer still gives back the tar that it came from.
+//! `check`: what the store finds, and with `deep` whether every layer still gives back the tar that
+//! it came from.
 //!
-//! The store compares records with what lies beside them, and blobs with their digests. A layer's tree and recipe are held against nothing
-//! there but the diff ID, and that takes the tar: it is made again, as `save` does, and thrown away. Tree and recipe are told apart: a recipe
-//! is checked by itself first, since it can be had again without touching the layer.
+//! The store compares records with what lies beside them, and blobs with their digests. A layer's
+//! tree and recipe are held against nothing there but the diff ID, and that takes the tar: it is
+//! made again, as `save` does, and thrown away. Tree and recipe are told apart: a recipe is checked
+//! by itself first, since it can be had again without touching the layer.
 
 use std::collections::HashSet;
 use std::io;
@@ -62,7 +64,8 @@ fn check_layers(ctx: &Context, store: &Store, wrong: &mut Vec<Wrong>) -> Result<
         let Some(found) = check_layer(ctx, store, &layer, &diff_id)? else {
             continue;
         };
-        // Another command may have removed it meanwhile, and a recipe may be that of several layers.
+        // Another command may have removed it meanwhile, and a recipe may be that of several
+        // layers.
         let there = store
             .stat(&layer.key)
             .is_ok_and(|now| now.tree == layer.tree);

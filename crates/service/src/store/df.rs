@@ -37,7 +37,8 @@ pub struct Used {
     pub exclusive: Size,
     /// What others have too.
     pub shared: Size,
-    /// How many use it: containers of an image, images of a layer, or snapshots on it if it is no image's.
+    /// How many use it: containers of an image, images of a layer, or snapshots on it if it is no
+    /// image's.
     pub users: u64,
 }
 

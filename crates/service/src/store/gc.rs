@@ -26,7 +26,8 @@ pub struct Collected {
     pub cause: Option<String>,
 }
 
-/// Lets go of what a rebuild of the database found and holds, so that the next collection takes what nothing else needs. Returns whether something was held.
+/// Lets go of what a rebuild of the database found and holds, so that the next collection takes
+/// what nothing else needs. Returns whether something was held.
 pub fn let_go_of_rebuilt(ctx: &Context) -> Result<bool> {
     Ok(ctx.store()?.end_rebuilt_lease()?)
 }

@@ -1,4 +1,5 @@
-//! `info`: driver, file system, kernel, limits and settings of a store, as `docker info` tells of storage and a little more.
+//! `info`: driver, file system, kernel, limits and settings of a store, as `docker info` tells of
+//! storage and a little more.
 
 use std::path::PathBuf;
 
@@ -42,7 +43,8 @@ pub struct Info {
     pub backing_filesystem: String,
     /// Listings say what kind each entry is.
     pub supports_d_type: bool,
-    /// How a union of Vellum's engine hides names on this file system: `devices 0:0`, as the kernel reads them, or `.wh. files`.
+    /// How a union of Vellum's engine hides names on this file system: `devices 0:0`, as the kernel
+    /// reads them, or `.wh. files`.
     pub whiteouts: &'static str,
     /// Diffs read a container's own layer alone.
     pub native_diff: bool,
@@ -62,7 +64,8 @@ pub struct Info {
     pub volumes: usize,
     /// The kernel.
     pub kernel: Facts,
-    /// Whether the kernel offers FUSE over io_uring to unions of Vellum's engine: `on`, `off`, or `none` if it does not know it.
+    /// Whether the kernel offers FUSE over io_uring to unions of Vellum's engine: `on`, `off`, or
+    /// `none` if it does not know it.
     pub fuse_io_uring: &'static str,
     /// How layers are mounted by default here: `layer-fds`, `lowerdir-plus` or `option-page`.
     pub mount_method: &'static str,

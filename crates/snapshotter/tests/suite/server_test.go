@@ -1,13 +1,14 @@
 // Package suite hands Vellum to containerd's own test suite for snapshotters.
 //
-// Each subtest gets a server of its own on a fresh store. What is started comes from the environment:
+// Each subtest gets a server of its own on a fresh store. What is started comes from the
+// environment:
 //
-//	VELLUM            the vellum program
-//	VELLUM_ARGUMENTS  arguments of every command, separated by spaces (--storage-driver, --engine, ...)
+// 	VELLUM            the vellum program VELLUM_ARGUMENTS  arguments of every command, separated by
+// 	spaces (--storage-driver, --engine, ...)
 //
 // The suite skips by name what overlayfs can't do, so the caller says under which name it runs:
 //
-//	VELLUM_NAME       overlayfs where the kernel's limits hold, else another name
+// 	VELLUM_NAME       overlayfs where the kernel's limits hold, else another name
 package suite
 
 import (
@@ -29,7 +30,8 @@ func name() string {
 	return "vellum"
 }
 
-// serve starts a server on the store at root and returns its socket once it answers, and what ends it.
+// serve starts a server on the store at root and returns its socket once it answers, and what ends
+// it.
 func serve(root string) (string, func() error, error) {
 	// Paths of sockets are short.
 	run, err := os.MkdirTemp("", "vs")

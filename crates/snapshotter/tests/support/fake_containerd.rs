@@ -1,4 +1,5 @@
-//! The part of containerd that its differ talks to: content, leases, introspection and namespaces, in memory, on a unix socket.
+//! The part of containerd that its differ talks to: content, leases, introspection and namespaces,
+//! in memory, on a unix socket.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Layers as lists of entries: as tars, and put into an overlay's upper as containerd's own differ does it.
+//! Layers as lists of entries: as tars, and put into an overlay's upper as containerd's own differ
+//! does it.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -73,8 +74,9 @@ fn set_xattr(path: &Path, name: &str, value: &str) {
     .unwrap();
 }
 
-/// Puts the layer into `upper` as containerd's `archive.Apply` does for an overlay on `lowers`, topmost first: missing directories are made as the
-/// first of `lowers` has them, else as root's with 0755.
+/// Puts the layer into `upper` as containerd's `archive.Apply` does for an overlay on `lowers`,
+/// topmost first: missing directories are made as the first of `lowers` has them, else as root's
+/// with 0755.
 pub fn unpack_as_containerd(layer: &[Put], upper: &Path, lowers: &[std::path::PathBuf]) {
     for put in layer {
         let (Dir(path, _) | File(path) | Gone(path)) = *put else {

@@ -6,7 +6,8 @@
 //!     root/            the tree; absent in a view of a layer, which shows the layer's
 //! ```
 //!
-//! Works on any file system that can hold the attributes; where it can share blocks (XFS, btrfs), copies cost metadata only.
+//! Works on any file system that can hold the attributes; where it can share blocks (XFS, btrfs),
+//! copies cost metadata only.
 
 use std::path::{Path, PathBuf};
 

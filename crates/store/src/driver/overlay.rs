@@ -3,16 +3,17 @@
 //! ```text
 //! overlay/             0700
 //!   <id>/              0700
-//!     root/            a layer, or what began empty: the whole tree, files hard-linked with the parent's where unchanged
+//!     root/            a layer, or what began empty: the whole tree, unchanged files being
+//!                      hard links to the parent's
 //!     lower-id         0600   the parent's id; in a writable tree on a layer
 //!     upper/           its changes
 //!     work/            0700
 //!     merged/          0700   its mount point
 //! ```
 //!
-//! A layer costs its directories and a name for each file. A file with all the names its inode can have is copied. Marks
-//! other than whiteouts and opaque directories can't be kept in plain trees, so such trees are mounted without
-//! redirect_dir and metacopy.
+//! A layer costs its directories and a name for each file. A file with all the names its inode can
+//! have is copied. Marks other than whiteouts and opaque directories can't be kept in plain trees,
+//! so such trees are mounted without redirect_dir and metacopy.
 
 use std::path::{Path, PathBuf};
 

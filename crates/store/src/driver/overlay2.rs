@@ -12,8 +12,8 @@
 //!     merged/          0700   only while somebody mounts there
 //! ```
 //!
-//! `link`, `lower` and `l/` are derived from the record and are put right when they disagree with it, so that an empty
-//! `link` (what a power loss leaves) never makes `l/` itself a layer.
+//! `link`, `lower` and `l/` are derived from the record and are put right when they disagree with
+//! it, so that an empty `link` (what a power loss leaves) never makes `l/` itself a layer.
 
 use std::{
     io::Write,
@@ -70,7 +70,8 @@ fn lower_line(parents: &[TreeRef]) -> Result<String> {
     Ok(links.join(":"))
 }
 
-/// Writes a small file of the derived view, in the place of whatever was there: nothing is opened but what is made here.
+/// Writes a small file of the derived view, in the place of whatever was there: nothing is opened
+/// but what is made here.
 pub(super) fn write_small(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let (dir, name) = plain::place("write", path, Links::Nowhere).map_err(damaged)?;
     let mut file = match dir.create_file(name, 0o600) {
@@ -110,7 +111,8 @@ pub(super) fn check_small(
     }))
 }
 
-/// Gives `dir` what `model`'s root directory has, marks aside: owner, xattrs, mode, time. The merged root shows the upper's.
+/// Gives `dir` what `model`'s root directory has, marks aside: owner, xattrs, mode, time. The
+/// merged root shows the upper's.
 pub(super) fn copy_root_attributes(model: &Path, dir: &Path) -> Result<()> {
     copy_attributes(&layout::dir(model)?, &layout::dir(dir)?)
 }

@@ -33,10 +33,11 @@ impl Store {
         })
     }
 
-    /// Calls `each` for every snapshot that passes one of `filters` (all, if there are none), in key order.
+    /// Calls `each` for every snapshot that passes one of `filters` (all, if there are none), in
+    /// key order.
     ///
-    /// `each` may call the store: nothing is locked meanwhile, and snapshots made or removed by then may or may not come.
-    /// An error of `each` ends the walk and is returned.
+    /// `each` may call the store: nothing is locked meanwhile, and snapshots made or removed by
+    /// then may or may not come. An error of `each` ends the walk and is returned.
     pub fn walk<E: From<StoreError>>(
         &self,
         filters: &[Filter],
@@ -48,7 +49,8 @@ impl Store {
         })
     }
 
-    /// Calls `each` for every snapshot whose key begins with `prefix`, in key order; otherwise as [`Store::walk`].
+    /// Calls `each` for every snapshot whose key begins with `prefix`, in key order; otherwise as
+    /// [`Store::walk`].
     pub fn walk_prefix<E: From<StoreError>>(
         &self,
         prefix: &[u8],
@@ -73,7 +75,8 @@ impl Store {
         }
     }
 
-    /// Returns what the snapshot takes by itself: as fixed at commit, counted now if active, nothing for a view.
+    /// Returns what the snapshot takes by itself: as fixed at commit, counted now if active,
+    /// nothing for a view.
     pub fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
         let known = |row: &SnapshotRow| match (row.record.kind, row.record.usage) {
             (Kind::View, _) => Some(Usage::default()),
@@ -95,7 +98,8 @@ impl Store {
         driver::driver(row.driver()).usage(self.layout(), &dir, &row.tree_ref(), &parents)
     }
 
-    /// Counts what a layer takes, if its commit left that for later, and records it. Other snapshots are left alone.
+    /// Counts what a layer takes, if its commit left that for later, and records it. Other
+    /// snapshots are left alone.
     ///
     /// A layer never changes, so that the count is what it would have been. Errors: `NotFound`.
     pub fn count(&self, key: &SnapshotKey) -> Result<Usage> {
@@ -112,7 +116,8 @@ impl Store {
         Ok(usage)
     }
 
-    /// Counts the snapshots whose key begins with `prefix`, by kind, with what layers take as far as it is recorded. Kinds that have none come, too.
+    /// Counts the snapshots whose key begins with `prefix`, by kind, with what layers take as far
+    /// as it is recorded. Kinds that have none come, too.
     pub fn totals(&self, prefix: &[u8]) -> Result<Vec<(Kind, u64, Usage)>> {
         self.read(|tx| {
             [Kind::View, Kind::Active, Kind::Committed]
@@ -125,7 +130,8 @@ impl Store {
         })
     }
 
-    /// Returns a layer that stands on `parent` (nothing, if `None`), has the label `label` with this value, and a key that begins with `prefix`.
+    /// Returns a layer that stands on `parent` (nothing, if `None`), has the label `label` with
+    /// this value, and a key that begins with `prefix`.
     pub fn find_layer(
         &self,
         parent: Option<&SnapshotKey>,
@@ -151,10 +157,12 @@ impl Store {
         })
     }
 
-    /// Returns the parts of the snapshot's tree, after putting right what is only derived from the record.
+    /// Returns the parts of the snapshot's tree, after putting right what is only derived from the
+    /// record.
     ///
-    /// Works for any kind; a committed one comes read-only. Errors: `NotFound`, also if it is removed meanwhile; `Damaged` if a directory of
-    /// the tree or of a layer under it is missing; `BrokenParents`.
+    /// Works for any kind; a committed one comes read-only. Errors: `NotFound`, also if it is
+    /// removed meanwhile; `Damaged` if a directory of the tree or of a layer under it is missing;
+    /// `BrokenParents`.
     pub fn tree(&self, key: &SnapshotKey) -> Result<TreeParts> {
         let (row, parents) = self.with_parents(key)?;
         if !self
@@ -183,7 +191,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Puts right what a look at the tree `seen` found wrong, unless it was only on its way out: a tree goes after its record.
+    /// Puts right what a look at the tree `seen` found wrong, unless it was only on its way out: a
+    /// tree goes after its record.
     fn mend_tree(&self, key: &SnapshotKey, seen: &SnapshotRow) -> Result<()> {
         let _turn = Turn::at_tree(self, &seen.record.tree)?;
         let gone = || StoreError::not_found(Subject::Snapshot, key);

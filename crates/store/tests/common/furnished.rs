@@ -1,4 +1,5 @@
-//! A store with some of everything, every change that it can go through, and what it holds afterwards.
+//! A store with some of everything, every change that it can go through, and what it holds
+//! afterwards.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -7,7 +8,8 @@ use vellum_store::*;
 
 use crate::common::*;
 
-/// The changes that a furnished store can go through, each by itself or in this order: each is one transaction at least.
+/// The changes that a furnished store can go through, each by itself or in this order: each is one
+/// transaction at least.
 pub const CHANGES: [&str; 12] = [
     "prepare",
     "view",

@@ -88,7 +88,8 @@ pub fn layer(
         .expect("commit");
 }
 
-/// Runs the named tests of a program that has a `main` of its own: all, or those whose name has the first argument in it.
+/// Runs the named tests of a program that has a `main` of its own: all, or those whose name has the
+/// first argument in it.
 pub fn run_named(tests: &[(&str, fn())]) {
     let filter = std::env::args()
         .skip(1)

@@ -31,9 +31,11 @@ pub struct Detached {
     pub id: u64,
 }
 
-/// Makes the file system that `device`, an open `/dev/fuse`, will serve. The kernel sends INIT at once.
+/// Makes the file system that `device`, an open `/dev/fuse`, will serve. The kernel sends INIT at
+/// once.
 ///
-/// Errors: EPERM without CAP_SYS_ADMIN in the user namespace `device` was opened in; EINVAL for an option the kernel does not know.
+/// Errors: EPERM without CAP_SYS_ADMIN in the user namespace `device` was opened in; EINVAL for an
+/// option the kernel does not know.
 pub fn fuse_detached(device: impl AsFd, mount: &FuseMount) -> Result<Detached> {
     let failed = |op| move |e: rustix::io::Errno| Error::new(op, "fuse", e);
     let fs = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)

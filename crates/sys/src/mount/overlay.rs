@@ -1,11 +1,13 @@
 //! Overlay mounts, built by one of three forced ways and read back afterwards.
 //!
-//! Paths of layers are any bytes. As descriptors they need no escaping at all. As `lowerdir+` strings neither, but the
-//! kernel cuts fsconfig strings at 256 bytes, so a longer path goes in as `/proc/self/fd/N`; `upperdir` and `workdir`
-//! strings have backslashes undone by the kernel. The third way is mount(2)'s option page (`page`).
+//! Paths of layers are any bytes. As descriptors they need no escaping at all. As `lowerdir+`
+//! strings neither, but the kernel cuts fsconfig strings at 256 bytes, so a longer path goes in as
+//! `/proc/self/fd/N`; `upperdir` and `workdir` strings have backslashes undone by the kernel. The
+//! third way is mount(2)'s option page (`page`).
 //!
-//! A mount is never left without a feature that was asked for: some are dropped by the kernel with a line in its log
-//! only (index on a file system without handles, two layers with one uuid), so the options are read back.
+//! A mount is never left without a feature that was asked for: some are dropped by the kernel with
+//! a line in its log only (index on a file system without handles, two layers with one uuid), so
+//! the options are read back.
 
 mod options;
 mod page;
@@ -81,7 +83,8 @@ pub struct MountedFacts {
     pub mnt_id: u64,
     /// The overlay's own device number, as in `st_dev` of its directories.
     pub dev: (u32, u32),
-    /// True if it became a plain read-only bind mount, since there was one lower layer and no upper.
+    /// True if it became a plain read-only bind mount, since there was one lower layer and no
+    /// upper.
     pub is_bind: bool,
     /// The options in effect.
     pub effective: EffectiveOptions,
@@ -91,8 +94,8 @@ pub struct MountedFacts {
 
 /// Mounts an overlay at `target` (an existing directory) by `method`, and no other.
 ///
-/// One lower layer without an upper becomes a read-only bind mount, since the kernel refuses an overlay of one. After an
-/// error nothing is mounted.
+/// One lower layer without an upper becomes a read-only bind mount, since the kernel refuses an
+/// overlay of one. After an error nothing is mounted.
 pub fn overlay(
     mount: &OverlayMount,
     target: &Path,
@@ -199,8 +202,9 @@ fn facts(target: &Path, log: Vec<String>) -> Result<MountedFacts, MountError> {
 
 /// Builds an overlay that is not attached anywhere yet; it ends when the descriptor is closed.
 ///
-/// The descriptor can be walked like a directory opened with `O_PATH`. `target` is for messages. Options are not read
-/// back. Returns what the kernel logged with it. Errors as [`overlay`]; `OptionPage` can't do this.
+/// The descriptor can be walked like a directory opened with `O_PATH`. `target` is for messages.
+/// Options are not read back. Returns what the kernel logged with it. Errors as [`overlay`];
+/// `OptionPage` can't do this.
 pub fn overlay_detached(
     mount: &OverlayMount,
     target: &Path,

@@ -1,4 +1,5 @@
-//! Real mounts, each form forced. They need the privilege to mount; without it they say so and count as untested.
+//! Real mounts, each form forced. They need the privilege to mount; without it they say so and
+//! count as untested.
 
 use std::ffi::OsStr;
 
@@ -321,7 +322,8 @@ fn a_feature_the_kernel_drops_is_an_error() {
 #[test]
 fn a_layer_on_a_file_system_without_handles_drops_index_and_is_refused() {
     let Some(scratch) = can_mount() else { return };
-    // An overlay made without nfs_export gives out no file handles, so index on top of it is dropped in silence.
+    // An overlay made without nfs_export gives out no file handles, so index on top of it is
+    // dropped in silence.
     let (inner, merged) = writable(scratch.path(), layers(scratch.path(), 2));
     overlay(&inner, &merged, &any_method(scratch.path())).unwrap();
     let top = scratch.path().join("top");
@@ -413,7 +415,8 @@ fn a_mount_leaked_into_another_namespace_is_found_and_its_holder_named() {
     assert!(e.is_busy(), "{e}");
     let (upper, work) = (mount.upper.as_deref().unwrap(), mount.work.as_deref());
     let found = crate::mountinfo::find_overlay_holders(upper, work).unwrap();
-    // Programs that others start meanwhile in namespaces of their own are found, too, and hold it as long as they run.
+    // Programs that others start meanwhile in namespaces of their own are found, too, and hold it
+    // as long as they run.
     let found = found
         .iter()
         .find(|h| h.pid == holder.id())

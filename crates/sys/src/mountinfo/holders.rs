@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use super::{FsOptions, Mount, read_of};
 use crate::{Error, Result};
 
-/// A process (or the first found of several that share its mount namespace) that has something mounted.
+/// A process (or the first found of several that share its mount namespace) that has something
+/// mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     /// Process number in our pid namespace.
@@ -34,9 +35,11 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Searches every process's mount table for mounts that `wanted` accepts, one answer per namespace and place.
+/// Searches every process's mount table for mounts that `wanted` accepts, one answer per namespace
+/// and place.
 ///
-/// Processes that end meanwhile or are not ours to ask are passed over, so an empty answer proves nothing to a plain user.
+/// Processes that end meanwhile or are not ours to ask are passed over, so an empty answer proves
+/// nothing to a plain user.
 pub fn find_holders(mut wanted: impl FnMut(&Mount, &FsOptions) -> bool) -> Result<Vec<Holder>> {
     let mut seen = Vec::new();
     let mut holders = Vec::new();
@@ -56,7 +59,8 @@ pub fn find_holders(mut wanted: impl FnMut(&Mount, &FsOptions) -> bool) -> Resul
         let Ok(table) = read_of(pid) else { continue };
         seen.push(namespace);
         for mount in table.mounts() {
-            // Read along with the table, so this can't fail; a mount without them is none that can be wanted.
+            // Read along with the table, so this can't fail; a mount without them is none that can
+            // be wanted.
             let Ok(options) = mount.fs_options() else {
                 continue;
             };
@@ -75,10 +79,11 @@ pub fn find_holders(mut wanted: impl FnMut(&Mount, &FsOptions) -> bool) -> Resul
     Ok(holders)
 }
 
-/// Searches every mount namespace for overlay mounts that use `upper` as upper or `work` as work directory.
+/// Searches every mount namespace for overlay mounts that use `upper` as upper or `work` as work
+/// directory.
 ///
-/// This is who makes a mount of that upper fail with EBUSY while our own table shows nothing. Mounts made with relative
-/// paths are recognised by the end of the path.
+/// This is who makes a mount of that upper fail with EBUSY while our own table shows nothing.
+/// Mounts made with relative paths are recognised by the end of the path.
 pub fn find_overlay_holders(upper: &Path, work: Option<&Path>) -> Result<Vec<Holder>> {
     find_holders(|mount, options| {
         mount.fs_type == "overlay"

@@ -1,10 +1,13 @@
-//! The mount table through listmount(2) and statmount(2), which tell what is asked for and nothing else.
+//! The mount table through listmount(2) and statmount(2), which tell what is asked for and nothing
+//! else.
 //!
-//! Both came with Linux 6.8; what is needed here is complete from 6.13 on (sources and subtypes). An older kernel leaves unknown
-//! fields out of its answer without a word, so a table in which no mount has a source is not believed: see [`Unusable`].
+//! Both came with Linux 6.8; what is needed here is complete from 6.13 on (sources and subtypes).
+//! An older kernel leaves unknown fields out of its answer without a word, so a table in which no
+//! mount has a source is not believed: see [`Unusable`].
 //!
-//! Mounts are named by a number that is never used again. One that goes between the list and the question is left out,
-//! as it would be a moment later. Neither libc nor rustix has these calls, so their structures stand here.
+//! Mounts are named by a number that is never used again. One that goes between the list and the
+//! question is left out, as it would be a moment later. Neither libc nor rustix has these calls, so
+//! their structures stand here.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -18,8 +21,8 @@ use rustix::io::Errno;
 
 use super::{FsOptions, Known, Mount, Table, os};
 
-/// The kernel has no such calls, tells too little, or they are forbidden (in containers by a seccomp filter, with EPERM or
-/// ENOSYS). The other way to read the table tells the same.
+/// The kernel has no such calls, tells too little, or they are forbidden (in containers by a
+/// seccomp filter, with EPERM or ENOSYS). The other way to read the table tells the same.
 #[derive(Debug)]
 pub(super) struct Unusable;
 
@@ -33,8 +36,8 @@ struct Request {
     param: u64,
 }
 
-/// The fixed part of `struct statmount` of linux/mount.h, 512 bytes whatever the kernel; strings lie behind it, ended by NUL,
-/// and are named here by their distance from its end.
+/// The fixed part of `struct statmount` of linux/mount.h, 512 bytes whatever the kernel; strings
+/// lie behind it, ended by NUL, and are named here by their distance from its end.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Answer {
@@ -71,7 +74,8 @@ const _: () = assert!(
         && offset_of!(Answer, sb_source) == 124
 );
 
-// The numbers of the calls, which libc has not: the same on every architecture but MIPS, where these are no calls (ENOSYS).
+// The numbers of the calls, which libc has not: the same on every architecture but MIPS, where
+// these are no calls (ENOSYS).
 const SYS_STATMOUNT: libc::c_long = 457;
 const SYS_LISTMOUNT: libc::c_long = 458;
 
@@ -104,7 +108,8 @@ pub(super) fn read() -> Result<Table, Unusable> {
     read_in_steps(ALL, 1024, FIRST_BYTES)
 }
 
-/// As [`read`], asking for the fields `wanted`, for `step` mounts at a time, with a buffer that has `bytes` at first.
+/// As [`read`], asking for the fields `wanted`, for `step` mounts at a time, with a buffer that has
+/// `bytes` at first.
 fn read_in_steps(wanted: u64, step: usize, bytes: usize) -> Result<Table, Unusable> {
     let mut asker = Asker::new(bytes);
     let mut mounts = Vec::new();
@@ -157,7 +162,8 @@ pub(super) fn options(id: u64) -> io::Result<FsOptions> {
     Ok(FsOptions(OsString::from_vec(all.join(&b','))))
 }
 
-/// Returns the numbers of all mounts that can be reached from this process's root, in the kernel's order.
+/// Returns the numbers of all mounts that can be reached from this process's root, in the kernel's
+/// order.
 fn list(step: usize) -> Result<Vec<u64>, Unusable> {
     let mut ids: Vec<u64> = Vec::new();
     loop {
@@ -169,8 +175,9 @@ fn list(step: usize) -> Result<Vec<u64>, Unusable> {
             param: ids.last().copied().unwrap_or(0),
         };
         ids.resize(known + step, 0);
-        // SAFETY: the kernel reads `size` bytes of the request, which is laid out as struct mnt_id_req, and writes at most
-        // `step` numbers to the place behind the known ones, which was just made for that many. Both outlive the call.
+        // SAFETY: the kernel reads `size` bytes of the request, which is laid out as struct
+        // mnt_id_req, and writes at most `step` numbers to the place behind the known ones, which
+        // was just made for that many. Both outlive the call.
         let count = unsafe {
             libc::syscall(
                 SYS_LISTMOUNT,
@@ -206,7 +213,8 @@ const FIRST_BYTES: usize = 16 << 10;
 const MOST_BYTES: usize = 64 << 20;
 
 impl Asker {
-    /// Makes one whose buffer has `bytes`, at least those of an [`Answer`], and grows where need be.
+    /// Makes one whose buffer has `bytes`, at least those of an [`Answer`], and grows where need
+    /// be.
     fn new(bytes: usize) -> Self {
         Asker {
             buffer: vec![0; bytes],
@@ -222,8 +230,9 @@ impl Asker {
             param: wanted,
         };
         loop {
-            // SAFETY: the kernel reads `size` bytes of the request, which is laid out as struct mnt_id_req, and writes at
-            // most `buffer.len()` bytes to the buffer. Both outlive the call.
+            // SAFETY: the kernel reads `size` bytes of the request, which is laid out as struct
+            // mnt_id_req, and writes at most `buffer.len()` bytes to the buffer. Both outlive the
+            // call.
             let done = unsafe {
                 libc::syscall(
                     SYS_STATMOUNT,
@@ -247,15 +256,16 @@ impl Asker {
             }
         }
         let (fixed, strings) = self.buffer.split_at(size_of::<Answer>());
-        // SAFETY: `fixed` has as many bytes as the structure, which is made of numbers alone, so any bytes will do; it need not
-        // be aligned.
+        // SAFETY: `fixed` has as many bytes as the structure, which is made of numbers alone, so
+        // any bytes will do; it need not be aligned.
         let answer = unsafe { fixed.as_ptr().cast::<Answer>().read_unaligned() };
         Ok(Some(Told { answer, strings }))
     }
 }
 
 impl Told<'_> {
-    /// Returns a string of the answer; `None` if it was not asked for, is empty, or the kernel doesn't know of it.
+    /// Returns a string of the answer; `None` if it was not asked for, is empty, or the kernel
+    /// doesn't know of it.
     fn string(&self, field: u64, at: u32) -> Option<&[u8]> {
         if self.answer.mask & field == 0 {
             return None;

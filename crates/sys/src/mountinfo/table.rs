@@ -25,8 +25,8 @@ impl Table {
         self.mounts.iter().find(|m| m.id == id)
     }
 
-    /// Returns every mount whose place is `path` or beneath it, hidden ones too, deepest and topmost first: the order in
-    /// which to unmount them.
+    /// Returns every mount whose place is `path` or beneath it, hidden ones too, deepest and
+    /// topmost first: the order in which to unmount them.
     pub fn beneath(&self, path: &Path) -> Vec<&Mount> {
         let mut found: Vec<(usize, &Mount)> = self
             .mounts
@@ -38,8 +38,9 @@ impl Table {
         found.into_iter().map(|(_, m)| m).collect()
     }
 
-    /// Returns the mounts a lookup of `path` (absolute, without symbolic links or `..`) passes through, the root first;
-    /// the last one is where `path` lives. Empty only if the table has no root.
+    /// Returns the mounts a lookup of `path` (absolute, without symbolic links or `..`) passes
+    /// through, the root first; the last one is where `path` lives. Empty only if the table has no
+    /// root.
     pub fn chain(&self, path: &Path) -> Vec<&Mount> {
         self.chain_without(path, &[])
     }
@@ -66,11 +67,12 @@ impl Table {
         chain
     }
 
-    /// Returns what has to be unmounted, in this order, to bring back what `path` showed through mount `home`: the mounts
-    /// that lie over it, topmost first, each preceded by those that hang on it. Empty if nothing hides it.
+    /// Returns what has to be unmounted, in this order, to bring back what `path` showed through
+    /// mount `home`: the mounts that lie over it, topmost first, each preceded by those that hang
+    /// on it. Empty if nothing hides it.
     ///
-    /// `home` is the mount that `path` was on when it was last seen well. If that mount is no longer in the table, the
-    /// answer is empty too: then nothing covers it, it was unmounted.
+    /// `home` is the mount that `path` was on when it was last seen well. If that mount is no
+    /// longer in the table, the answer is empty too: then nothing covers it, it was unmounted.
     pub fn covering(&self, path: &Path, home: u64) -> Vec<&Mount> {
         let mut expected = Vec::new();
         let mut at = self.by_id(home);

@@ -112,7 +112,8 @@ fn a_root_that_is_its_own_parent_is_the_root() {
 }
 
 mod both_ways {
-    //! The same questions, put through listmount(2) and statmount(2) and by reading the text: the answers must be the same.
+    //! The same questions, put through listmount(2) and statmount(2) and by reading the text: the
+    //! answers must be the same.
 
     use std::os::fd::OwnedFd;
     use std::process::Command;
@@ -153,7 +154,8 @@ mod both_ways {
         assert!(done.success(), "{program} {args:?}");
     }
 
-    /// Does something on a thread that has `root` for its root, and what else it changes of itself for itself.
+    /// Does something on a thread that has `root` for its root, and what else it changes of itself
+    /// for itself.
     fn in_root<T: Send>(root: &Path, act: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -313,7 +315,8 @@ mod both_ways {
         }
         assert_eq!(unknown, 2);
 
-        // What isn't beneath a process's root isn't told, be it a mount's root or a directory in one.
+        // What isn't beneath a process's root isn't told, be it a mount's root or a directory in
+        // one.
         for (inside, count) in [(&root, 20), (&root.join("nested"), 2)] {
             let (listed, text) = in_root(inside, || {
                 (
@@ -334,7 +337,8 @@ mod both_ways {
         // A plain user is told the same.
         let (listed, text) = in_root(&root, || {
             let nobody = 65534;
-            // SAFETY: takes numbers. The raw call changes this thread alone, which is ours and ends right after.
+            // SAFETY: takes numbers. The raw call changes this thread alone, which is ours and ends
+            // right after.
             let done = unsafe { libc::syscall(libc::SYS_setresuid, nobody, nobody, nobody) };
             assert_eq!(done, 0);
             (
@@ -417,7 +421,8 @@ mod both_ways {
             filter: filter.as_mut_ptr(),
         };
         rustix::thread::set_no_new_privs(true).unwrap();
-        // SAFETY: the kernel copies the program, which lives through the call; the filter is this thread's alone.
+        // SAFETY: the kernel copies the program, which lives through the call; the filter is this
+        // thread's alone.
         let done = unsafe {
             libc::prctl(
                 libc::PR_SET_SECCOMP,

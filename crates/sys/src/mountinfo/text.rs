@@ -94,7 +94,8 @@ fn path(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(unescape(field)))
 }
 
-/// Undoes `\ooo`, the only escape the kernel writes. Anything else behind a backslash stays as it is.
+/// Undoes `\ooo`, the only escape the kernel writes. Anything else behind a backslash stays as it
+/// is.
 pub(super) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -5,7 +5,8 @@ use std::process::Command;
 use super::*;
 use crate::testing::{Scratch, can_mount};
 
-/// Makes a file system in a file and mounts it; `None` with a word if its tools or the kernel lack it.
+/// Makes a file system in a file and mounts it; `None` with a word if its tools or the kernel lack
+/// it.
 fn loop_fs(
     scratch: &Scratch,
     kind: &str,

@@ -1,6 +1,8 @@
-//! Owner, mode and times: of a name in a directory, never followed, or of what a descriptor refers to.
+//! Owner, mode and times: of a name in a directory, never followed, or of what a descriptor refers
+//! to.
 //!
-//! The order matters: a new owner clears set-uid, set-gid and capabilities, so the owner comes before the mode.
+//! The order matters: a new owner clears set-uid, set-gid and capabilities, so the owner comes
+//! before the mode.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -32,12 +34,14 @@ impl From<Option<Timespec>> for NewTime {
 }
 
 impl Dir {
-    /// Sets owner and group of `name` itself. Clears set-uid, set-gid and capabilities: do this before the mode.
+    /// Sets owner and group of `name` itself. Clears set-uid, set-gid and capabilities: do this
+    /// before the mode.
     pub fn set_owner(&self, name: impl AsRef<OsStr>, uid: u32, gid: u32) -> Result<()> {
         self.change_owner(name, Some(uid), Some(gid))
     }
 
-    /// Sets the owner, the group or both of `name` itself, in one call; `None` leaves one as it is. See [`Dir::set_owner`].
+    /// Sets the owner, the group or both of `name` itself, in one call; `None` leaves one as it is.
+    /// See [`Dir::set_owner`].
     pub fn change_owner(
         &self,
         name: impl AsRef<OsStr>,
@@ -72,7 +76,8 @@ impl Dir {
             .map_err(|e| self.fail("set the times of", name, e))
     }
 
-    /// Sets the twelve permission bits of `name` itself. Errors: EOPNOTSUPP for a symbolic link, which has none.
+    /// Sets the twelve permission bits of `name` itself. Errors: EOPNOTSUPP for a symbolic link,
+    /// which has none.
     pub fn set_mode(&self, name: impl AsRef<OsStr>, mode: u32) -> Result<()> {
         let name = self.checked(name.as_ref())?;
         chmod_nofollow(self, name, mode)
@@ -115,7 +120,8 @@ pub fn set_times_fd(fd: impl AsFd, atime: Option<Timespec>, mtime: Option<Timesp
     change_times_fd(fd, atime.into(), mtime.into())
 }
 
-/// Sets the owner, the group or both of an open file; `None` leaves one as it is; an `O_PATH` descriptor will do.
+/// Sets the owner, the group or both of an open file; `None` leaves one as it is; an `O_PATH`
+/// descriptor will do.
 pub fn change_owner_fd(fd: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     let fd = fd.as_fd();
     owner_ids(uid, gid)
@@ -163,7 +169,8 @@ fn timestamps(atime: NewTime, mtime: NewTime) -> Timestamps {
     }
 }
 
-/// Changes a mode without following: `fchmodat2` since Linux 6.6, through an `O_PATH` descriptor before.
+/// Changes a mode without following: `fchmodat2` since Linux 6.6, through an `O_PATH` descriptor
+/// before.
 fn chmod_nofollow(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
     let mode = mode & 0o7777;
     match fchmodat2(dir, name, mode) {
@@ -173,7 +180,8 @@ fn chmod_nofollow(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
     chmod_through_path(dir, name, mode)
 }
 
-/// Changes a mode through an `O_PATH` descriptor; some old kernels would change that of a symbolic link, which we refuse.
+/// Changes a mode through an `O_PATH` descriptor; some old kernels would change that of a symbolic
+/// link, which we refuse.
 pub(super) fn chmod_through_path(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
@@ -190,8 +198,8 @@ fn chmod_magic(fd: &OwnedFd, mode: u32) -> rustix::io::Result<()> {
 
 fn fchmodat2(dir: &Dir, name: &Path, mode: u32) -> rustix::io::Result<()> {
     let name = std::ffi::CString::new(name.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
-    // SAFETY: fchmodat2 reads the NUL-terminated name, which lives until the call returns, and writes no memory of ours;
-    // the descriptor is open as long as `dir` is borrowed.
+    // SAFETY: fchmodat2 reads the NUL-terminated name, which lives until the call returns, and
+    // writes no memory of ours; the descriptor is open as long as `dir` is borrowed.
     let done = unsafe {
         libc::syscall(
             libc::SYS_fchmodat2,

@@ -1,12 +1,14 @@
 //! Removes a tree, however deep, however badly moded, and never anything mounted in it.
 //!
-//! The walk is a loop with an explicit stack. Only the deepest [`OPEN_LEVELS`] directories are held open; the way back
-//! up goes through `..` and is believed only if device and inode are the ones noted on the way down, so neither the
-//! descriptor limit nor a directory moved meanwhile can lead it astray. Every step down is an
-//! `openat2(RESOLVE_NO_XDEV)`, so a mount is never entered; what it covers stays and is reported.
+//! The walk is a loop with an explicit stack. Only the deepest [`OPEN_LEVELS`] directories are held
+//! open; the way back up goes through `..` and is believed only if device and inode are the ones
+//! noted on the way down, so neither the descriptor limit nor a directory moved meanwhile can lead
+//! it astray. Every step down is an `openat2(RESOLVE_NO_XDEV)`, so a mount is never entered; what
+//! it covers stays and is reported.
 //!
-//! Where the kernel refuses, the usual causes are removed and the step tried once more: immutable and append-only flags
-//! on the entry or its directory, and permission bits that shut out even the owner.
+//! Where the kernel refuses, the usual causes are removed and the step tried once more: immutable
+//! and append-only flags on the entry or its directory, and permission bits that shut out even the
+//! owner.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -28,8 +30,8 @@ const LISTINGS: u32 = 16;
 pub enum Removal {
     /// Nothing is left, or nothing was there.
     Gone,
-    /// Something is mounted in the tree. All else is removed; these places stay, as paths that begin with the name the
-    /// removal was asked for. Unmount them and ask again.
+    /// Something is mounted in the tree. All else is removed; these places stay, as paths that
+    /// begin with the name the removal was asked for. Unmount them and ask again.
     Mounted(Vec<PathBuf>),
 }
 
@@ -276,7 +278,8 @@ fn unlink(dir: &Dir, name: &OsStr, flags: AtFlags) -> Result<Step> {
     }
 }
 
-/// Takes away what keeps `name` from being removed from `dir`; false if nothing of the kind was found.
+/// Takes away what keeps `name` from being removed from `dir`; false if nothing of the kind was
+/// found.
 fn free(dir: &Dir, name: &OsStr) -> rustix::io::Result<bool> {
     let mut found = clear_flags(&dir.fd)?;
     let stat = Stat::at(dir, Path::new(name), AtFlags::SYMLINK_NOFOLLOW)?;

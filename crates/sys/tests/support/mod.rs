@@ -12,7 +12,8 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
-/// This very program, for a user with a home: run as root, another user's; run as a plain user, the caller's.
+/// This very program, for a user with a home: run as root, another user's; run as a plain user, the
+/// caller's.
 pub struct AsUser {
     /// Kept as long as the user is.
     _scratch: tempfile::TempDir,
@@ -43,8 +44,8 @@ impl AsUser {
         }
     }
 
-    /// Plays `part` in the user's home, and fails if that fails; a machine without what is needed, as the text of `lacks` on
-    /// standard error tells, is left untested.
+    /// Plays `part` in the user's home, and fails if that fails; a machine without what is needed,
+    /// as the text of `lacks` on standard error tells, is left untested.
     pub fn play(&self, part: &str, lacks: &str) {
         let mut command = Command::new(&self.program);
         if is_root() {

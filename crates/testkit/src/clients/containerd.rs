@@ -1,7 +1,8 @@
 //! A containerd of the test's own, on a unix socket, and the server of its snapshots beside it.
 //!
-//! Both can be killed and started again at the same place, as crashes and upgrades do it. Containers run under shims that outlive containerd;
-//! dropping it ends them too, found by the socket's name in their command lines.
+//! Both can be killed and started again at the same place, as crashes and upgrades do it.
+//! Containers run under shims that outlive containerd; dropping it ends them too, found by the
+//! socket's name in their command lines.
 
 use super::{Home, find, run};
 use anyhow::{Context, bail};
@@ -132,8 +133,8 @@ pub struct SnapshotServer {
 }
 
 impl SnapshotServer {
-    /// Starts the command at `program` in directory `name` of `home`. `containerd` is the socket of the containerd it will serve; `extra` goes
-    /// before the verb.
+    /// Starts the command at `program` in directory `name` of `home`. `containerd` is the socket of
+    /// the containerd it will serve; `extra` goes before the verb.
     pub fn start(
         program: &str,
         home: &Home,
@@ -211,7 +212,8 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Where the containerd of `home` will listen: its snapshotter wants to know before it is there.
+    /// Where the containerd of `home` will listen: its snapshotter wants to know before it is
+    /// there.
     pub fn socket_in(home: &Home) -> PathBuf {
         home.join("ctd/sock")
     }
@@ -249,8 +251,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         ))
     }
 
-    /// Starts containerd in `home` with a configuration of the caller's, which has it listen at [`Containerd::socket_in`] and keep its data in `ctd/root`
-    /// and `ctd/state`.
+    /// Starts containerd in `home` with a configuration of the caller's, which has it listen at
+    /// [`Containerd::socket_in`] and keep its data in `ctd/root` and `ctd/state`.
     pub fn start_with(home: &Home, config_text: &str) -> anyhow::Result<Self> {
         Self::begin(home, config_text, None)
     }
@@ -306,7 +308,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         run(self.command("default").args(arguments))
     }
 
-    /// Runs `ctr` until it succeeds: after a restart of the snapshotter the next calls may still meet a closed connection.
+    /// Runs `ctr` until it succeeds: after a restart of the snapshotter the next calls may still
+    /// meet a closed connection.
     pub fn ctr_patiently(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -319,9 +322,11 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         }
     }
 
-    /// A `ctr run` in `namespace` on the snapshotter; further options, the image, the id and a command are yours to add.
+    /// A `ctr run` in `namespace` on the snapshotter; further options, the image, the id and a
+    /// command are yours to add.
     ///
-    /// The runtime keeps its books below this containerd's own directory: the usual place is one for all.
+    /// The runtime keeps its books below this containerd's own directory: the usual place is one
+    /// for all.
     pub fn run_command(&self, namespace: &str) -> Command {
         let mut command = self.command(namespace);
         command
@@ -330,9 +335,11 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.a
         command
     }
 
-    /// Runs an image's own command in a container of a moment; returns what it printed, without the last newline.
+    /// Runs an image's own command in a container of a moment; returns what it printed, without the
+    /// last newline.
     ///
-    /// containerd writes that into a file: `ctr` lets go of its pipes at the container's end, read or not.
+    /// containerd writes that into a file: `ctr` lets go of its pipes at the container's end, read
+    /// or not.
     pub fn run_once(&self, namespace: &str, image: &str, id: &str) -> anyhow::Result<String> {
         let said = self.root.with_file_name(format!("{namespace}-{id}.log"));
         let mut command = self.run_command(namespace);

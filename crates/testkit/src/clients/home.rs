@@ -16,7 +16,8 @@ pub struct Home {
 }
 
 impl Home {
-    /// Makes an empty directory, mode 0755: tools that drop privileges must reach what is inside. The umask is the usual one from now on.
+    /// Makes an empty directory, mode 0755: tools that drop privileges must reach what is inside.
+    /// The umask is the usual one from now on.
     pub fn new() -> anyhow::Result<Self> {
         crate::scratch::usual_umask();
         let dir = tempfile::Builder::new()

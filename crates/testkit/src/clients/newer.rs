@@ -1,7 +1,8 @@
-//! A shell in the root file system of newer clients (`scripts/forky-root.sh`), for tests that work on both sides of its wall.
+//! A shell in the root file system of newer clients (`scripts/forky-root.sh`), for tests that work
+//! on both sides of its wall.
 //!
-//! What runs inside has a mount and a process namespace of its own, and ends with the shell, however the test ends. Sockets in the exchange directory
-//! can be reached from outside.
+//! What runs inside has a mount and a process namespace of its own, and ends with the shell,
+//! however the test ends. Sockets in the exchange directory can be reached from outside.
 
 use super::Home;
 use anyhow::{Context, bail};
@@ -30,7 +31,8 @@ pub struct Newer {
 }
 
 impl Newer {
-    /// Starts it with the directory `exchange` of `home` as `/exchange`, and has it read `prelude` first, whose `$1` is `name`.
+    /// Starts it with the directory `exchange` of `home` as `/exchange`, and has it read `prelude`
+    /// first, whose `$1` is `name`.
     pub fn start(home: &Home, prelude: &str, name: &str) -> anyhow::Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/forky-root.sh");
         let log = home.join("newer.log");
@@ -57,9 +59,11 @@ impl Newer {
         })
     }
 
-    /// Runs a piece of shell and returns what it prints, without the last line end. Variables and functions stay for the next one.
+    /// Runs a piece of shell and returns what it prints, without the last line end. Variables and
+    /// functions stay for the next one.
     ///
-    /// Errors: a command in it fails; then this was the last piece, and the text holds all that was said.
+    /// Errors: a command in it fails; then this was the last piece, and the text holds all that was
+    /// said.
     pub fn run(&mut self, piece: &str) -> anyhow::Result<String> {
         let sent = self.input.write_all(format!("{piece}\0").as_bytes());
         let mut said = String::new();

@@ -1,7 +1,8 @@
 //! A registry of the tests' own that behaves as oddly as it is told to.
 //!
-//! Left alone it is a plain registry over HTTP that keeps everything in memory. A hook sees each request
-//! first and may answer it in its own way. Every request is noted, so a test can ask who was shown what.
+//! Left alone it is a plain registry over HTTP that keeps everything in memory. A hook sees each
+//! request first and may answer it in its own way. Every request is noted, so a test can ask who
+//! was shown what.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -22,7 +22,8 @@ pub struct Plugin {
 impl Plugin {
     /// Starts the command at `program` with a store below `home` and waits until it answers.
     ///
-    /// The socket lies where daemons look for it, under a name that nobody else has. `arguments` come before the verb.
+    /// The socket lies where daemons look for it, under a name that nobody else has. `arguments`
+    /// come before the verb.
     pub fn start(program: &str, home: &Home, arguments: &[&str]) -> anyhow::Result<Self> {
         let name = home
             .path()

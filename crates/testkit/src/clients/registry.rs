@@ -74,7 +74,8 @@ impl Registry {
         }
     }
 
-    /// Starts an open registry in directory `registry` of `home` that has the small image; returns it with the image's name there.
+    /// Starts an open registry in directory `registry` of `home` that has the small image; returns
+    /// it with the image's name there.
     pub fn with_small_image(home: &Home) -> anyhow::Result<(Self, String)> {
         let registry = Self::start(home, "registry", Access::Open)?;
         let image = format!("{}/demo:small", registry.host());
@@ -219,8 +220,8 @@ fn make_certificates(dir: &Path) -> anyhow::Result<()> {
 
 /// Returns a port that was free a moment ago; docker-registry can't be handed a socket.
 ///
-/// Not one of those that the kernel gives to whoever asks for any: one of them may be another test's a moment later, and a connection to it while
-/// nobody listens can even meet itself.
+/// Not one of those that the kernel gives to whoever asks for any: one of them may be another
+/// test's a moment later, and a connection to it while nobody listens can even meet itself.
 fn free_port() -> anyhow::Result<u16> {
     let mut rng = crate::Rng::seeded(RandomState::new().build_hasher().finish());
     (0..1000)
@@ -251,7 +252,8 @@ struct Shared {
 }
 
 impl CuttingProxy {
-    /// Starts a proxy to `server` (`host:port`) that cuts `cuts` connections after `cut_after_bytes` each.
+    /// Starts a proxy to `server` (`host:port`) that cuts `cuts` connections after
+    /// `cut_after_bytes` each.
     pub fn start(server: &str, cuts: u32, cut_after_bytes: u64) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
@@ -379,7 +381,8 @@ impl Shared {
 
 /// A gate before a registry that asks for bearer tokens, as Docker Hub and ghcr.io do.
 ///
-/// Tokens are given for the login `vellum`, `secret`, and to nobody else; each is good for one scope.
+/// Tokens are given for the login `vellum`, `secret`, and to nobody else; each is good for one
+/// scope.
 #[derive(Debug)]
 pub struct TokenGate {
     port: u16,
@@ -436,8 +439,8 @@ impl Drop for TokenGate {
     }
 }
 
-/// Serves one request and closes the connection, once the client has said all it had to say: a connection closed on bytes that nobody took is
-/// reset, and the answer may be lost with it.
+/// Serves one request and closes the connection, once the client has said all it had to say: a
+/// connection closed on bytes that nobody took is reset, and the answer may be lost with it.
 fn gate(
     client: &TcpStream,
     server: &str,

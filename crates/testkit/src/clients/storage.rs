@@ -179,7 +179,8 @@ impl Skopeo {
         })
     }
 
-    /// Copies `from` to `to`, both as skopeo names them (`docker-archive:FILE:NAME`, `oci:DIR:TAG`, ...).
+    /// Copies `from` to `to`, both as skopeo names them (`docker-archive:FILE:NAME`, `oci:DIR:TAG`,
+    /// ...).
     pub fn copy(&self, from: &str, to: &str) -> anyhow::Result<()> {
         self.copy_with(from, to, &[])
     }

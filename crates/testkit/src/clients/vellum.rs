@@ -46,7 +46,8 @@ impl Vellum {
         command
     }
 
-    /// Runs a verb and returns what it prints on stdout; anything but success is an error with all it said.
+    /// Runs a verb and returns what it prints on stdout; anything but success is an error with all
+    /// it said.
     pub fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> anyhow::Result<String> {
         run(self.command().args(arguments))
     }

@@ -14,8 +14,9 @@ use super::notify::Waiting;
 pub enum Does {
     /// Changes it.
     Changes,
-    /// Makes what was changed safe from power cuts. Writing bytes out (`sync_file_range`) is among them: on a file system that has
-    /// bytes on disk before the names that lead to them, no more is needed.
+    /// Makes what was changed safe from power cuts. Writing bytes out (`sync_file_range`) is among
+    /// them: on a file system that has bytes on disk before the names that lead to them, no more is
+    /// needed.
     Syncs,
     /// Only looks, and can fail.
     Reads,
@@ -207,7 +208,8 @@ pub(super) fn read(memory: &File, call: Waiting) -> Option<Call> {
     })
 }
 
-/// The flags with which an open makes or empties a file. `O_TMPFILE` has the bit of `O_DIRECTORY`, which is none of these.
+/// The flags with which an open makes or empties a file. `O_TMPFILE` has the bit of `O_DIRECTORY`,
+/// which is none of these.
 const MAKES: u64 = (libc::O_CREAT | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY)) as u64;
 
 /// `FICLONE`, `FICLONERANGE` and `FS_IOC_SETFLAGS`.

@@ -1,7 +1,8 @@
-//! System calls of one thread, and of the threads it starts, that wait until somebody says what becomes of them: seccomp's user
-//! notification.
+//! System calls of one thread, and of the threads it starts, that wait until somebody says what
+//! becomes of them: seccomp's user notification.
 //!
-//! A filter can't be taken off a thread again, so it is put on a thread made for it. No privilege is needed.
+//! A filter can't be taken off a thread again, so it is put on a thread made for it. No privilege
+//! is needed.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -33,17 +34,20 @@ pub enum Answer {
 pub struct Listener(OwnedFd);
 
 impl Listener {
-    /// From now on each call of this thread, and of the threads it will start, whose number is among `numbers` (at most 200) waits
-    /// for an answer. Once nobody listens, such calls fail with ENOSYS.
+    /// From now on each call of this thread, and of the threads it will start, whose number is
+    /// among `numbers` (at most 200) waits for an answer. Once nobody listens, such calls fail with
+    /// ENOSYS.
     ///
-    /// Errors are the kernel's: EINVAL or EBUSY where there are no such filters, or another listener stands.
+    /// Errors are the kernel's: EINVAL or EBUSY where there are no such filters, or another
+    /// listener stands.
     pub fn on_this_thread(numbers: &[i64]) -> io::Result<Listener> {
         let program = program(numbers);
         let filter = libc::sock_fprog {
             len: program.len() as u16,
             filter: program.as_ptr().cast_mut(),
         };
-        // SAFETY: the arguments are numbers; without privileges the filter needs this, and it concerns this thread alone.
+        // SAFETY: the arguments are numbers; without privileges the filter needs this, and it
+        // concerns this thread alone.
         if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
             return Err(io::Error::last_os_error());
         }

@@ -1,8 +1,9 @@
 //! A directory tree as a power cut would leave it, kept in memory inode by inode.
 //!
-//! [`Safe`] follows a tree and knows, of each inode, what the last sync covered: of a file its bytes and attributes, of a directory its
-//! names. A name is safe once its directory was synced, bytes once the file was; a rename is one step, so syncing either directory
-//! covers both. It forgets more than ext4, XFS and btrfs do.
+//! [`Safe`] follows a tree and knows, of each inode, what the last sync covered: of a file its
+//! bytes and attributes, of a directory its names. A name is safe once its directory was synced,
+//! bytes once the file was; a rename is one step, so syncing either directory covers both. It
+//! forgets more than ext4, XFS and btrfs do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -154,7 +155,8 @@ fn id_of(path: &Path) -> Option<Id> {
     Some((found.ino(), found.created().ok()))
 }
 
-/// Nothing if what was looked at is gone: another thread goes on meanwhile. What can't be read for another reason must not look lost.
+/// Nothing if what was looked at is gone: another thread goes on meanwhile. What can't be read for
+/// another reason must not look lost.
 fn there<T>(looked: io::Result<T>, path: &Path) -> Option<T> {
     match looked {
         Ok(seen) => Some(seen),
@@ -269,7 +271,8 @@ fn xattrs(path: &Path, last: Last) -> Option<BTreeMap<OsString, Vec<u8>>> {
 pub(super) struct Safe {
     root: PathBuf,
     kept: Picture,
-    /// Lengths that were set since the last sync of a file. Unlike those that come of writing, they go with the names.
+    /// Lengths that were set since the last sync of a file. Unlike those that come of writing, they
+    /// go with the names.
     lengths: BTreeMap<Id, u64>,
 }
 
@@ -361,7 +364,8 @@ impl Safe {
         self.kept.clone().reachable()
     }
 
-    /// What is left of the tree as it is `now` if only bytes are lost that were not synced: names and attributes are on disk.
+    /// What is left of the tree as it is `now` if only bytes are lost that were not synced: names
+    /// and attributes are on disk.
     pub(super) fn without_bytes(&self, now: &Picture) -> Picture {
         let mut picture = now.clone();
         for (id, inode) in &mut picture.inodes {

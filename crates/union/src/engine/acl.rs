@@ -1,8 +1,8 @@
 //! POSIX ACLs as xattrs carry them: read, written, inherited, and their ids mapped. Pure.
 //!
-//! Where a file is made directly in its directory, the file system inherits the directory's default ACL. What is staged
-//! in the work directory and moved into place has to get it from here, by the same rules (`posix_acl_create` in the
-//! kernel's `fs/posix_acl.c`; acl(5)).
+//! Where a file is made directly in its directory, the file system inherits the directory's default
+//! ACL. What is staged in the work directory and moved into place has to get it from here, by the
+//! same rules (`posix_acl_create` in the kernel's `fs/posix_acl.c`; acl(5)).
 
 use crate::{Refusal, Result};
 
@@ -131,8 +131,8 @@ impl Acl {
         self.0.iter().map(map).collect::<Result<_>>().map(Acl)
     }
 
-    /// Returns what a file that is made with `mode` in a directory with this default ACL gets. The umask has no part in
-    /// it.
+    /// Returns what a file that is made with `mode` in a directory with this default ACL gets. The
+    /// umask has no part in it.
     pub fn inherit(&self, mode: u32) -> Inherited {
         let has_mask = self.0.iter().any(|entry| entry.who == Who::Mask);
         let mut shown = mode & 0o777;
@@ -160,7 +160,8 @@ impl Acl {
         }
     }
 
-    /// Returns the ACL of a file whose mode is set: the mode has the last word about owner, mask and others.
+    /// Returns the ACL of a file whose mode is set: the mode has the last word about owner, mask
+    /// and others.
     pub fn with_mode(&self, mode: u32) -> Acl {
         let has_mask = self.0.iter().any(|entry| entry.who == Who::Mask);
         let set = |entry: &AclEntry| {
@@ -179,7 +180,8 @@ impl Acl {
         Acl(self.0.iter().map(set).collect())
     }
 
-    /// Returns the ACL without entries of users and groups that this process's user namespace has no number for.
+    /// Returns the ACL without entries of users and groups that this process's user namespace has
+    /// no number for.
     pub fn of_known(&self) -> Acl {
         let known = self.0.iter().filter(|entry| !entry.is_strange());
         Acl(known.copied().collect())

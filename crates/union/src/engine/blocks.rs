@@ -1,15 +1,18 @@
 //! Files copied up block by block, as an engine reads and writes them.
 //!
-//! A write copies what it leaves of its first and last block, writes its own bytes, and then records the blocks in the
-//! map; until the record is there, the blocks are the lower file's, so that a crash leaves the old bytes. What the rules
-//! for a byte are is said by [`crate::layer::blocks::view::side`]; that data is durable before a record counts, and how it is
+//! A write copies what it leaves of its first and last block, writes its own bytes, and then
+//! records the blocks in the map; until the record is there, the blocks are the lower file's, so
+//! that a crash leaves the old bytes. What the rules for a byte are is said by
+//! [`crate::layer::blocks::view::side`]; that data is durable before a record counts, and how it is
 //! kept so, by the map's format.
 //!
-//! Cutting a file lowers the map's limit. That is recorded, durably, before the file can grow again: otherwise lower
-//! bytes would come back behind the cut. (A crash before that leaves a size below the limit, which counts as the limit.)
+//! Cutting a file lowers the map's limit. That is recorded, durably, before the file can grow
+//! again: otherwise lower bytes would come back behind the cut. (A crash before that leaves a size
+//! below the limit, which counts as the limit.)
 //!
-//! Locks: a file's state, for reading while bytes are read or blocks that are there already are overwritten; for writing
-//! while blocks, the limit or the size change. It comes behind the node's state in the engine's order.
+//! Locks: a file's state, for reading while bytes are read or blocks that are there already are
+//! overwritten; for writing while blocks, the limit or the size change. It comes behind the node's
+//! state in the engine's order.
 
 mod store;
 
@@ -99,7 +102,8 @@ impl BlockState {
         self.map.header.block_bytes.into()
     }
 
-    /// Returns the blocks that `start..end` touches and that could be below: as (first, behind the last).
+    /// Returns the blocks that `start..end` touches and that could be below: as (first, behind the
+    /// last).
     fn blocks_of(&self, start: u64, end: u64) -> (u64, u64) {
         let end = end.min(self.map.limit_bytes);
         match start < end {
@@ -132,7 +136,8 @@ impl BlockFile {
             Some(known) => store.reopen(&self.map, &known.map, upper),
             None => {
                 let (mut loaded, open) = store.load(&self.map, upper)?;
-                // A settling was not finished: whatever is changed from here on counts, not what it would give back.
+                // A settling was not finished: whatever is changed from here on counts, not what it
+                // would give back.
                 store.forget_kept(&self.map, &mut loaded, &open)?;
                 *state = Some(loaded);
                 Ok(open)
@@ -189,7 +194,8 @@ impl BlockFile {
         found.on(store)
     }
 
-    /// Writes at `offset`; returns how many bytes, fewer than given only if the file system is full.
+    /// Writes at `offset`; returns how many bytes, fewer than given only if the file system is
+    /// full.
     pub fn write(
         &self,
         store: &BlockStore,
@@ -222,7 +228,8 @@ impl BlockFile {
                 Ok(count)
             }
             Err(error) => {
-                // What was written behind the old end is nobody's; if this fails too, it is what a short write leaves.
+                // What was written behind the old end is nobody's; if this fails too, it is what a
+                // short write leaves.
                 if end > old_size && !state.gone && data::truncate(&open.upper, old_size).is_err() {
                     state.size_bytes = size_of(&open.upper).unwrap_or(old_size);
                 }
@@ -260,7 +267,8 @@ impl BlockFile {
         Ok(count)
     }
 
-    /// Copies what is before `start` in its block, if that block is below and `start..end` does not cover it.
+    /// Copies what is before `start` in its block, if that block is below and `start..end` does not
+    /// cover it.
     fn copy_before(
         &self,
         store: &BlockStore,
@@ -349,7 +357,8 @@ impl BlockFile {
 
     /// Allocates room, punches a hole or makes zeros, as fallocate(2) does with these flags.
     ///
-    /// Errors: [`Refusal::Unsupported`] for what moves bytes about: for that a file is made whole before.
+    /// Errors: [`Refusal::Unsupported`] for what moves bytes about: for that a file is made whole
+    /// before.
     pub fn allocate(
         &self,
         store: &BlockStore,
@@ -416,8 +425,8 @@ impl BlockFile {
         Ok(true)
     }
 
-    /// Copies the next part that is still below, at most about `COPY_STEP_BYTES`, durably. Returns the bytes that are
-    /// still to be looked at.
+    /// Copies the next part that is still below, at most about `COPY_STEP_BYTES`, durably. Returns
+    /// the bytes that are still to be looked at.
     pub fn settle_step(&self, store: &BlockStore, open: &OpenBlocks) -> Result<u64> {
         let mut guard = self.guard_mut();
         let state = loaded_mut(&mut guard)?;
@@ -460,7 +469,8 @@ impl BlockFile {
         }
     }
 
-    /// Copies everything that is still below, while the file is in use. What copying changes about the inode it gets back.
+    /// Copies everything that is still below, while the file is in use. What copying changes about
+    /// the inode it gets back.
     pub fn copy_all_up(&self, store: &BlockStore, open: &OpenBlocks) -> Result<()> {
         let kept = store::keep(&open.upper).on(store)?;
         let copied = loop {
@@ -474,7 +484,8 @@ impl BlockFile {
         copied.and(given_back)
     }
 
-    /// Says that the file's last name is gone: its map goes, and what is written from now on is not recorded.
+    /// Says that the file's last name is gone: its map goes, and what is written from now on is not
+    /// recorded.
     pub fn orphan(&self, store: &BlockStore) -> Result<()> {
         let mut guard = self.guard_mut();
         if let Some(state) = &mut *guard {
@@ -533,8 +544,8 @@ fn copy_all(store: &BlockStore, open: &OpenBlocks, start: u64, end: u64) -> Resu
     Ok(())
 }
 
-/// Makes `start..end` of the upper inode a hole, or zeros where holes can't be made. It is one already, unless a crash
-/// left data without a record.
+/// Makes `start..end` of the upper inode a hole, or zeros where holes can't be made. It is one
+/// already, unless a crash left data without a record.
 fn clear(open: &OpenBlocks, start: u64, end: u64) -> vellum_sys::Result<()> {
     let mut at = start;
     while let Some(begin) = data::seek_data(&open.upper, at)?.filter(|&begin| begin < end) {

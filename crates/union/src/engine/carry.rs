@@ -1,7 +1,9 @@
-//! What an inode has besides its data, carried from one layer to the upper one: owner, xattrs, mode, flags, project, times.
+//! What an inode has besides its data, carried from one layer to the upper one: owner, xattrs,
+//! mode, flags, project, times.
 //!
-//! Everything is carried, or the copy fails; the few exceptions are written here. The order matters: changing the owner
-//! clears set-uid, set-gid and capabilities, so it is first, and times come last.
+//! Everything is carried, or the copy fails; the few exceptions are written here. The order
+//! matters: changing the owner clears set-uid, set-gid and capabilities, so it is first, and times
+//! come last.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -25,13 +27,13 @@ use crate::layer::Records;
 use crate::node::shown_name;
 use crate::{Layer, Refusal, Result};
 
-/// Flags that the copy really has; immutable and append-only are kept in a mark, since the engine has to go on changing
-/// the inode.
+/// Flags that the copy really has; immutable and append-only are kept in a mark, since the engine
+/// has to go on changing the inode.
 const CARRIED_FLAGS: u32 = flags::SYNC | flags::NO_ATIME;
 
 impl Engine {
-    /// Gives the staged inode `to` all attributes of `from`, which `shown` are, records applied. `open` is the file itself, if it is
-    /// open anyhow.
+    /// Gives the staged inode `to` all attributes of `from`, which `shown` are, records applied.
+    /// `open` is the file itself, if it is open anyhow.
     pub(super) fn carry(
         &self,
         upper: &Upper,
@@ -65,7 +67,8 @@ impl Engine {
         to.set_times(atime, mtime).on(upper)
     }
 
-    /// Gives the copy its owner. One that is squashed is seen by nobody: where it can't be had, this process's own does as well.
+    /// Gives the copy its owner. One that is squashed is seen by nobody: where it can't be had,
+    /// this process's own does as well.
     fn carry_owner(&self, to: &At, uid: Option<u32>, gid: Option<u32>) -> vellum_sys::Result<()> {
         let set = |uid: Option<u32>, gid: Option<u32>| match (uid, gid) {
             (None, None) => Ok(()),
@@ -124,7 +127,8 @@ impl Engine {
                 (Some(record), _) if denied => {
                     to.set_xattr(&record, &value, SetMode::Any).on(upper)?
                 }
-                // As the kernel does: a file system that has no such namespace can't keep it, unless it says who may.
+                // As the kernel does: a file system that has no such namespace can't keep it,
+                // unless it says who may.
                 (_, Some(error)) if error.is(Errno::OPNOTSUPP) && !decides_access(&shown) => {}
                 (_, Some(error)) if shown == CAPABILITY && error.is(Errno::PERM) => {
                     self.note_lost_capability(from);
@@ -137,8 +141,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Says in the log that a copy is made without the capability of what it is a copy of. Who may not give one could not have run the
-    /// file with it either, and a capability that is missing gives nobody more.
+    /// Says in the log that a copy is made without the capability of what it is a copy of. Who may
+    /// not give one could not have run the file with it either, and a capability that is missing
+    /// gives nobody more.
     fn note_lost_capability(&self, from: &Source) {
         let layer = self
             .stack
@@ -151,8 +156,8 @@ impl Engine {
         );
     }
 
-    /// Carries an ACL with entries for ids that can't be named here, as far as leaving them out gives nobody more. Returns whether that
-    /// was done.
+    /// Carries an ACL with entries for ids that can't be named here, as far as leaving them out
+    /// gives nobody more. Returns whether that was done.
     fn without_strangers(&self, to: &At, name: &OsStr, value: &[u8]) -> bool {
         let Some(left) = Acl::parse(value)
             .ok()
@@ -203,13 +208,15 @@ impl Engine {
             && let Ok(own) = flags::get(&target)
         {
             match flags::set(&target, own | found & CARRIED_FLAGS) {
-                // The upper's file system does not have them all, or not for us; they say how, not what.
+                // The upper's file system does not have them all, or not for us; they say how, not
+                // what.
                 Err(error) if error.is_unsupported() || error.is_denied() => {}
                 other => other.on(upper)?,
             }
         }
         match quota::carry_project(source, &target) {
-            // No projects there, or none that a user may give: what they count is the administrator's affair.
+            // No projects there, or none that a user may give: what they count is the
+            // administrator's affair.
             Err(error) if error.is_unsupported() || error.is_denied() => Ok(()),
             Err(error) if error.is(Errno::INVAL) => Ok(()),
             other => other.on(upper),
@@ -217,7 +224,8 @@ impl Engine {
     }
 }
 
-/// Tells whether it is the value of an ACL with entries for ids that this user namespace has no number for.
+/// Tells whether it is the value of an ACL with entries for ids that this user namespace has no
+/// number for.
 fn names_strangers(name: &OsStr, value: &[u8]) -> bool {
     let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
     is_acl && Acl::parse(value).is_ok_and(|acl| acl.of_known() != acl)
@@ -227,7 +235,8 @@ fn names_strangers(name: &OsStr, value: &[u8]) -> bool {
 fn open_source(from: &Source) -> Option<OwnedFd> {
     match &from.inode {
         Inode::Lower(dir, Some(name)) => dir.open_file(name).ok().map(OwnedFd::from),
-        // An `O_PATH` descriptor takes no such questions, and a handle of a directory is a real one.
+        // An `O_PATH` descriptor takes no such questions, and a handle of a directory is a real
+        // one.
         Inode::Lower(dir, None) => dir.open_path(None).ok(),
         Inode::Upper(at) => open_target(at).ok(),
     }

@@ -1,15 +1,18 @@
-//! From a lower layer to the upper: directories with all they are, files with their attributes or with their data too.
+//! From a lower layer to the upper: directories with all they are, files with their attributes or
+//! with their data too.
 //!
-//! The order is always: ancestors first; then the copy is staged where nobody sees it, gets its data, owner, xattrs, mode
-//! and times, is synced, and is published by a link or a rename; then the node switches. Its inode number does not change,
-//! nor do the times of its parent.
+//! The order is always: ancestors first; then the copy is staged where nobody sees it, gets its
+//! data, owner, xattrs, mode and times, is synced, and is published by a link or a rename; then the
+//! node switches. Its inode number does not change, nor do the times of its parent.
 //!
-//! What has data in it has it on disk before it can show there (`Durability`). What has none (directories, links, attributes alone) is
-//! published as it is where inode and name are in one journal, so that the name can't come first; where no such order is
-//! known, it is synced too (decision 0017).
+//! What has data in it has it on disk before it can show there (`Durability`). What has none
+//! (directories, links, attributes alone) is published as it is where inode and name are in one
+//! journal, so that the name can't come first; where no such order is known, it is synced too
+//! (decision 0017).
 //!
-//! Locks: called with none. The node's gate is held all the way, so nobody moves or removes its names meanwhile; the
-//! rename gate only while the place is looked up, so a long copy delays nobody else.
+//! Locks: called with none. The node's gate is held all the way, so nobody moves or removes its
+//! names meanwhile; the rename gate only while the place is looked up, so a long copy delays nobody
+//! else.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -101,10 +104,11 @@ enum Staged {
 impl Action<'_> {
     /// Makes sure that `depth` of a node is in the upper layer. Does nothing if it is.
     ///
-    /// To be called with no lock held. What is once in the upper layer stays there (until its last name is removed), so the
-    /// caller takes his locks afterwards and goes on.
+    /// To be called with no lock held. What is once in the upper layer stays there (until its last
+    /// name is removed), so the caller takes his locks afterwards and goes on.
     ///
-    /// Errors: [`Refusal::ReadOnly`], [`Refusal::UnmappedId`], [`Refusal::LimitReached`], `Io`; then the node is as it was.
+    /// Errors: [`Refusal::ReadOnly`], [`Refusal::UnmappedId`], [`Refusal::LimitReached`], `Io`;
+    /// then the node is as it was.
     pub(crate) fn to_upper(&self, node: &Arc<LiveNode>, depth: Depth) -> Result<()> {
         gate::assert_free();
         let upper = self.upper()?;
@@ -133,7 +137,8 @@ impl Action<'_> {
         }
     }
 
-    /// Copies one node whose parent is in the upper layer; false if it is not (any more: the node was moved).
+    /// Copies one node whose parent is in the upper layer; false if it is not (any more: the node
+    /// was moved).
     fn copy_one(&self, upper: &Upper, node: &Arc<LiveNode>, depth: Depth) -> Result<bool> {
         let (gate, node_gate) = self.still(node);
         let copying = {
@@ -471,7 +476,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Says that the node is in the upper layer now; `open` is kept for whoever reads or writes it next.
+    /// Says that the node is in the upper layer now; `open` is kept for whoever reads or writes it
+    /// next.
     fn switch(&self, copying: &Copying<'_>, place: UpperFile, data: DataAt, open: Option<File>) {
         let mut state = copying.node.state_mut();
         if let Some(file) = open {
@@ -503,7 +509,8 @@ impl Engine {
         let before = at.stat().on(upper)?;
         let mut data_at = DataAt::Upper;
         if truncated {
-            // First the size: with the mark still there, the file has no bytes wherever they are looked for.
+            // First the size: with the mark still there, the file has no bytes wherever they are
+            // looked for.
             data::truncate(&file, 0).on(upper)?;
             upper.settle_open(&file).on(upper)?;
         } else {
@@ -581,9 +588,11 @@ fn settle(upper: &Upper, file: &File, data: &DataAt) -> Result<()> {
     done.on(upper)
 }
 
-/// Sets the times of a directory back after a copy was put into it: to its users nothing has changed.
+/// Sets the times of a directory back after a copy was put into it: to its users nothing has
+/// changed.
 fn restore_times(dir: &Arc<Dir>, times: &Stat) {
     let at = At::Dir(Arc::clone(dir));
-    // The copy is published, and there is no way back; times that are a little late are no reason to say it failed.
+    // The copy is published, and there is no way back; times that are a little late are no reason
+    // to say it failed.
     let _ = at.set_times(NewTime::To(times.atime), NewTime::To(times.mtime));
 }

@@ -1,9 +1,10 @@
 //! The bytes of regular files: reading, writing, sizes, holes, room, and making them durable.
 //!
-//! Opening copies nothing, and so there is no opening: a file is copied up by the first call that changes its bytes. A new
-//! size of 0 copies none. Where a node's bytes are is in its state. It is asked at the beginning of each call and not held
-//! while bytes move, which may take long: they only ever move up, and an inode in the upper layer stays the file's for
-//! good. So a change never goes to what was left behind, and a reading that began before a copy-up reads what was there.
+//! Opening copies nothing, and so there is no opening: a file is copied up by the first call that
+//! changes its bytes. A new size of 0 copies none. Where a node's bytes are is in its state. It is
+//! asked at the beginning of each call and not held while bytes move, which may take long: they
+//! only ever move up, and an inode in the upper layer stays the file's for good. So a change never
+//! goes to what was left behind, and a reading that began before a copy-up reads what was there.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -31,14 +32,16 @@ use crate::layer::Records;
 use crate::layer::blocks::view::Piece;
 use crate::{Error, Refusal, Result};
 
-/// The most one call of `Action::copy_range` moves through memory; the caller asks again for the rest.
+/// The most one call of `Action::copy_range` moves through memory; the caller asks again for the
+/// rest.
 const COPY_STEP_BYTES: usize = 4 << 20;
 const SETUID_SETGID: u32 = 0o6000;
 
 impl Engine {
     /// Reads from `offset` on; a shorter count than `buffer` has room for is the end of the file.
     ///
-    /// Errors: [`Refusal::IsADirectory`], [`Refusal::Invalid`] for what has no bytes, [`Error::Blocks`], `Io`.
+    /// Errors: [`Refusal::IsADirectory`], [`Refusal::Invalid`] for what has no bytes,
+    /// [`Error::Blocks`], `Io`.
     pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let node = self.file_node(id)?;
         match self.place(&node, false)? {
@@ -56,10 +59,12 @@ impl Engine {
 }
 
 impl Action<'_> {
-    /// Writes at `offset`; returns how many bytes, fewer than given only if there is no room for more.
+    /// Writes at `offset`; returns how many bytes, fewer than given only if there is no room for
+    /// more.
     ///
-    /// `clear_privileges` says that the writer may not keep setuid, setgid and capabilities. Errors: as
-    /// [`Engine::read`], [`Refusal::ReadOnly`], [`Refusal::LimitReached`]; and those of copying up.
+    /// `clear_privileges` says that the writer may not keep setuid, setgid and capabilities.
+    /// Errors: as [`Engine::read`], [`Refusal::ReadOnly`], [`Refusal::LimitReached`]; and those of
+    /// copying up.
     pub fn write(
         &self,
         id: NodeId,
@@ -118,9 +123,11 @@ impl Action<'_> {
         })
     }
 
-    /// Allocates room, punches holes, makes zeros, and takes out or puts in room, as fallocate(2) with these mode bits.
+    /// Allocates room, punches holes, makes zeros, and takes out or puts in room, as fallocate(2)
+    /// with these mode bits.
     ///
-    /// Errors: [`Refusal::Unsupported`] for bits, or a file, for which it can't be done here; [`Refusal::LimitReached`].
+    /// Errors: [`Refusal::Unsupported`] for bits, or a file, for which it can't be done here;
+    /// [`Refusal::LimitReached`].
     pub fn fallocate(&self, id: NodeId, mode: u32, offset: u64, length: u64) -> Result<()> {
         let node = self.file_node(id)?;
         let flags = AllocateFlags::from_bits(mode).ok_or(Refusal::Unsupported)?;
@@ -191,10 +198,11 @@ impl Engine {
 }
 
 impl Action<'_> {
-    /// Copies up to `length` bytes from one file into another (or another part of the same); returns how many.
+    /// Copies up to `length` bytes from one file into another (or another part of the same);
+    /// returns how many.
     ///
-    /// Fewer than asked for is the end of the source, or as much as is done at once; 0 is the end alone. Errors:
-    /// [`Refusal::Invalid`] if source and target are one file and the parts overlap.
+    /// Fewer than asked for is the end of the source, or as much as is done at once; 0 is the end
+    /// alone. Errors: [`Refusal::Invalid`] if source and target are one file and the parts overlap.
     pub fn copy_range(
         &self,
         from: NodeId,
@@ -303,7 +311,8 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Makes what was written to a file durable, and its attributes unless `data_only`. For a directory, its names.
+    /// Makes what was written to a file durable, and its attributes unless `data_only`. For a
+    /// directory, its names.
     ///
     /// Nothing is synced of a union that is volatile, nor of what lies in a lower layer.
     pub fn sync(&self, id: NodeId, data_only: bool) -> Result<()> {
@@ -350,17 +359,22 @@ impl Engine {
         }
     }
 
-    /// Closes every file that is kept open for writing, and returns whether there was one: a call that found no room may do better then.
+    /// Closes every file that is kept open for writing, and returns whether there was one: a call
+    /// that found no room may do better then.
     ///
-    /// XFS allocates ahead behind the end of a file that grows, and takes that back when a writer closes it; programs close files, and the engine
-    /// keeps them open. Until then it counts against the disk and against a quota, and a file can't be made beside one of half the quota's size.
+    /// XFS allocates ahead behind the end of a file that grows, and takes that back when a writer
+    /// closes it; programs close files, and the engine keeps them open. Until then it counts
+    /// against the disk and against a quota, and a file can't be made beside one of half the
+    /// quota's size.
     pub fn give_room_back(&self) -> bool {
         self.files.forget_written()
     }
 
-    /// Returns the one file that has the bytes of this file now, for handing to the kernel. Copies nothing.
+    /// Returns the one file that has the bytes of this file now, for handing to the kernel. Copies
+    /// nothing.
     ///
-    /// `write` says that the bytes may be changed in it, without a request that could be refused or counted.
+    /// `write` says that the bytes may be changed in it, without a request that could be refused or
+    /// counted.
     pub fn backing(&self, id: NodeId, write: bool) -> Result<Backing> {
         let node = self.file_node(id)?;
         Ok(match self.place(&node, write)? {
@@ -372,8 +386,8 @@ impl Engine {
         })
     }
 
-    /// Says what opening this file for reading or writing would be refused with by its own file system: what is
-    /// immutable or append-only, or can't be opened. Copies nothing.
+    /// Says what opening this file for reading or writing would be refused with by its own file
+    /// system: what is immutable or append-only, or can't be opened. Copies nothing.
     pub fn open_check(&self, id: NodeId, write: bool) -> Result<()> {
         let node = self.node(id)?;
         if write {
@@ -402,14 +416,15 @@ impl Engine {
 }
 
 impl Action<'_> {
-    /// Copies the bytes of a file up, as a first write would. Does nothing if they are in the upper layer.
+    /// Copies the bytes of a file up, as a first write would. Does nothing if they are in the upper
+    /// layer.
     pub fn copy_data_up(&self, id: NodeId) -> Result<()> {
         let node = self.file_node(id)?;
         self.change(&node, Depth::Data, |_, _| Ok(()))
     }
 
-    /// Copies the file up as far as `depth` needs, and does something with its bytes in the upper layer. What becomes
-    /// whole by that becomes plain.
+    /// Copies the file up as far as `depth` needs, and does something with its bytes in the upper
+    /// layer. What becomes whole by that becomes plain.
     fn change<T>(
         &self,
         node: &Arc<LiveNode>,
@@ -461,10 +476,11 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Gives a file that is copied up block by block all its bytes in the upper layer, while it is in use. Nothing that shows
-    /// changes.
+    /// Gives a file that is copied up block by block all its bytes in the upper layer, while it is
+    /// in use. Nothing that shows changes.
     ///
-    /// Not to be called with a lock held. Errors: `Io`, for want of room too, [`Refusal::LimitReached`]; the file is then what it was.
+    /// Not to be called with a lock held. Errors: `Io`, for want of room too,
+    /// [`Refusal::LimitReached`]; the file is then what it was.
     pub(crate) fn make_whole(&self, node: &Arc<LiveNode>) -> Result<()> {
         let is_blocks = |node: &LiveNode| matches!(&node.state().body, Body::File(file) if matches!(file.data, DataAt::Blocks(_)));
         if !is_blocks(node) {

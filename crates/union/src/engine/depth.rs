@@ -11,7 +11,8 @@ pub(crate) enum Depth {
     Meta,
     /// All of it: the bytes can be changed in place (or block by block, as `DataAt` then says).
     Data,
-    /// As `Data`, for a file that is about to lose all its bytes: they are not copied, and its size is 0 afterwards.
+    /// As `Data`, for a file that is about to lose all its bytes: they are not copied, and its size
+    /// is 0 afterwards.
     Truncated,
 }
 

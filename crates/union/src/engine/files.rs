@@ -1,8 +1,10 @@
-//! Open data descriptors, a bounded number of them: the oldest unused one is given back for a new one.
+//! Open data descriptors, a bounded number of them: the oldest unused one is given back for a new
+//! one.
 //!
-//! There is no open and close of a node: who reads or writes finds the descriptor here, or opens the file and leaves it
-//! here. An entry says which side it is of, so that a lower file's descriptor is never used once the node's bytes are in
-//! the upper layer. Entries are put in while the node's state is held, and taken out by who changes it.
+//! There is no open and close of a node: who reads or writes finds the descriptor here, or opens
+//! the file and leaves it here. An entry says which side it is of, so that a lower file's
+//! descriptor is never used once the node's bytes are in the upper layer. Entries are put in while
+//! the node's state is held, and taken out by who changes it.
 //!
 //! Lock: the cache's own, innermost of all; never held during a system call (but a close).
 
@@ -16,8 +18,9 @@ use crate::engine::blocks::OpenBlocks;
 use crate::engine::nodes::State;
 use crate::engine::request::NodeId;
 
-/// How many entries are kept. An entry of a file copied up block by block holds two descriptors. With the directories of
-/// `dir_layer.rs` and the roots of 500 layers this stays below the usual limit of 1024.
+/// How many entries are kept. An entry of a file copied up block by block holds two descriptors.
+/// With the directories of `dir_layer.rs` and the roots of 500 layers this stays below the usual
+/// limit of 1024.
 const ENTRIES_MAX: usize = 96;
 
 /// What is open of a node.
@@ -55,7 +58,8 @@ struct Entry {
 
 impl FileCache {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Losing an entry only costs opening again, so it is good even if another thread panicked with it.
+        // Losing an entry only costs opening again, so it is good even if another thread panicked
+        // with it.
         sync::lock(&self.inner)
     }
 

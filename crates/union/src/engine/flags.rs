@@ -1,8 +1,8 @@
 //! The flags that `chattr` sets.
 //!
-//! An upper inode can't be immutable or append-only itself: the engine could not remove, move or change it any more. As
-//! the kernel's overlayfs does, these two are kept in a mark (`protattr`) and kept to by whoever changes something; the
-//! others are the inode's own.
+//! An upper inode can't be immutable or append-only itself: the engine could not remove, move or
+//! change it any more. As the kernel's overlayfs does, these two are kept in a mark (`protattr`)
+//! and kept to by whoever changes something; the others are the inode's own.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -62,7 +62,8 @@ impl Engine {
 impl Action<'_> {
     /// Sets the flags of a regular file or directory; those not given are cleared.
     ///
-    /// Copies attributes up, not data. Whether the caller may was decided before. Errors: as [`Engine::flags`].
+    /// Copies attributes up, not data. Whether the caller may was decided before. Errors: as
+    /// [`Engine::flags`].
     pub fn set_flags(&self, id: NodeId, flags: u32) -> Result<()> {
         let upper = self.upper()?;
         let node = self.flagged(id)?;
@@ -101,7 +102,8 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Returns the project number of a regular file or directory: 0 is the default, and what is said where there are none.
+    /// Returns the project number of a regular file or directory: 0 is the default, and what is
+    /// said where there are none.
     ///
     /// Errors: [`Refusal::Unsupported`] for anything else.
     pub fn project(&self, id: NodeId) -> Result<u32> {
@@ -164,7 +166,8 @@ impl Engine {
         }
     }
 
-    /// Returns whether nobody may change it: immutable, or (for what is written to at will) append-only.
+    /// Returns whether nobody may change it: immutable, or (for what is written to at will)
+    /// append-only.
     pub(crate) fn is_immutable(&self, node: &LiveNode) -> Result<bool> {
         if !matches!(node.kind, FileKind::File | FileKind::Dir) {
             return Ok(false);
@@ -178,7 +181,8 @@ impl Engine {
         Ok(flags & IMMUTABLE != 0)
     }
 
-    /// Refuses to change, move, remove or link what is immutable or append-only, as it is for every program.
+    /// Refuses to change, move, remove or link what is immutable or append-only, as it is for every
+    /// program.
     pub(crate) fn may_change(&self, node: &LiveNode, gate: &Gate<'_>) -> Result<()> {
         match self.protection(node, gate)? & (IS_IMMUTABLE | IS_APPEND_ONLY) {
             0 => Ok(()),
@@ -261,7 +265,8 @@ impl Engine {
     }
 }
 
-/// Returns the flags a mark says. A mark that can't be read protects nothing, and is shown as an error elsewhere.
+/// Returns the flags a mark says. A mark that can't be read protects nothing, and is shown as an
+/// error elsewhere.
 fn protected(value: &[u8]) -> u32 {
     let protattr = Protattr::parse(value).unwrap_or_default();
     let append = if protattr.append_only { APPEND_ONLY } else { 0 };

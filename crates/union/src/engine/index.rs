@@ -1,9 +1,10 @@
 //! Hard links across layers: the index.
 //!
-//! A lower inode with several names is copied up once, into `work/index`, under a name made of its handle. Each of its
-//! names leads there: those that were not touched because the lower file's handle is looked for in the index, the others
-//! because they are hard links of the entry. So all stay one file, live and after a remount, and the kernel reads it the
-//! same way (`index=on`). How many names the file has is in a mark on the copy; `links.rs` keeps it right.
+//! A lower inode with several names is copied up once, into `work/index`, under a name made of its
+//! handle. Each of its names leads there: those that were not touched because the lower file's
+//! handle is looked for in the index, the others because they are hard links of the entry. So all
+//! stay one file, live and after a remount, and the kernel reads it the same way (`index=on`). How
+//! many names the file has is in a mark on the copy; `links.rs` keeps it right.
 
 use std::sync::Arc;
 
@@ -67,7 +68,8 @@ impl Engine {
         }))
     }
 
-    /// Returns how many names the lower inode has that a file in the upper layer was copied from, if it can be reached.
+    /// Returns how many names the lower inode has that a file in the upper layer was copied from,
+    /// if it can be reached.
     pub(super) fn lower_nlink(&self, file: &FileAt) -> Result<Option<u32>> {
         let Some(upper) = &self.upper else {
             return Ok(None);
@@ -101,7 +103,8 @@ impl Engine {
             kind: origin.kind.into(),
             bytes: origin.bytes,
         };
-        // Needs a privilege that a plain user does not have; nor does he write marks that count from the lower inode.
+        // Needs a privilege that a plain user does not have; nor does he write marks that count
+        // from the lower inode.
         let stat = handle::open(&root, &found).and_then(vellum_sys::stat::stat_fd);
         Ok(stat.ok().map(|stat| stat.nlink))
     }

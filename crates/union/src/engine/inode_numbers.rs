@@ -1,7 +1,8 @@
 //! Inode numbers: one for each file, over all layers, for good.
 //!
-//! A number is that of the inode a file was first seen by, with the number of its file system in the high bits: none for
-//! the upper layer's file system, so that a union on one file system shows its numbers unchanged.
+//! A number is that of the inode a file was first seen by, with the number of its file system in
+//! the high bits: none for the upper layer's file system, so that a union on one file system shows
+//! its numbers unchanged.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
@@ -49,7 +50,8 @@ pub(crate) struct Indexed {
 /// How inode numbers of the layers become those of the union.
 #[derive(Debug)]
 pub(crate) struct Numbers {
-    /// The file systems of the layers by their `st_dev`; the first is the upper layer's, or that of the top one.
+    /// The file systems of the layers by their `st_dev`; the first is the upper layer's, or that of
+    /// the top one.
     devs: Vec<u64>,
     /// How many high bits tell the file system.
     bits: u32,
@@ -71,7 +73,8 @@ impl Numbers {
                 devs.push(dev);
             }
         }
-        // One value more than there are file systems: for numbers that don't fit, and file systems mounted within a layer.
+        // One value more than there are file systems: for numbers that don't fit, and file systems
+        // mounted within a layer.
         let bits = usize::BITS - devs.len().leading_zeros();
         Numbers {
             devs,
@@ -134,7 +137,8 @@ impl Numbers {
 }
 
 impl Engine {
-    /// Returns the inode number of a directory made of these shares: that of the topmost lower layer's, if there is one.
+    /// Returns the inode number of a directory made of these shares: that of the topmost lower
+    /// layer's, if there is one.
     pub(crate) fn number_of_dir(&self, parts: &[Part<DirAt>]) -> u64 {
         let lowest = match (&self.upper, parts) {
             (Some(_), [top, lower, ..]) if top.layer == 0 => lower,
@@ -233,7 +237,8 @@ impl Engine {
         })
     }
 
-    /// Returns the handle of something in a layer as overlayfs stores it, or `None` if its file system has none.
+    /// Returns the handle of something in a layer as overlayfs stores it, or `None` if its file
+    /// system has none.
     pub(super) fn handle_of(
         &self,
         layer: usize,
@@ -248,8 +253,8 @@ impl Engine {
     pub(super) fn mark_origin(&self, upper: &Upper, origin: &Origin, at: &At) -> Result<()> {
         let prefix = upper.options.prefix;
         let set = |name: &OsStr, value: &[u8]| match at.set_xattr(name, value, SetMode::Any) {
-            // Symbolic links and devices take no `user.` xattrs, some file systems none at all: the number then lasts
-            // until the union is closed.
+            // Symbolic links and devices take no `user.` xattrs, some file systems none at all: the
+            // number then lasts until the union is closed.
             Err(error) if error.is_unsupported() || error.is_denied() => Ok(()),
             other => other.on(upper),
         };
@@ -268,8 +273,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Says of a directory in the upper layer that it holds names whose numbers come from elsewhere. To be called before
-    /// the first of them is put into it.
+    /// Says of a directory in the upper layer that it holds names whose numbers come from
+    /// elsewhere. To be called before the first of them is put into it.
     pub(crate) fn mark_impure(&self, upper: &Upper, dir: &LiveNode, open: &Arc<Dir>) -> Result<()> {
         let known = |body: &Body| matches!(body, Body::Dir(dir) if dir.impure == Some(true));
         if known(&dir.state().body) {
@@ -317,7 +322,8 @@ impl Engine {
     }
 }
 
-/// Returns the handle of an open file as overlayfs stores it, or `None` if its file system has none.
+/// Returns the handle of an open file as overlayfs stores it, or `None` if its file system has
+/// none.
 pub(super) fn stored_handle(
     fd: impl AsFd,
     uuid: [u8; 16],
@@ -341,8 +347,8 @@ fn stored(found: handle::FileHandle, uuid: [u8; 16], path_upper: bool) -> Option
     })
 }
 
-/// Spreads a number over all its bits (the finalizer of SplitMix64). Changing it changes the numbers shown of files that
-/// don't fit otherwise.
+/// Spreads a number over all its bits (the finalizer of SplitMix64). Changing it changes the
+/// numbers shown of files that don't fit otherwise.
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,17 +1,20 @@
 //! How much an upper layer holds, and the most it may hold, on any file system.
 //!
-//! Room is reserved before it is allocated: what would pass the limit is refused ([`Refusal::LimitReached`]) before
-//! anything is written. Afterwards the file system is asked what it really took; its answer is not always true at that
-//! moment, so what was counted for a file is remembered and made good by the next answer. Between mounts the figures are kept in
-//! `vellum/usage` of the work directory; while a union is open that file says so, and what finds it like that counts
-//! again. Without a limit nothing is counted and nothing of this costs anything.
+//! Room is reserved before it is allocated: what would pass the limit is refused
+//! ([`Refusal::LimitReached`]) before anything is written. Afterwards the file system is asked what
+//! it really took; its answer is not always true at that moment, so what was counted for a file is
+//! remembered and made good by the next answer. Between mounts the figures are kept in
+//! `vellum/usage` of the work directory; while a union is open that file says so, and what finds it
+//! like that counts again. Without a limit nothing is counted and nothing of this costs anything.
 //!
-//! Counted are the inodes of the upper layer, each once, with the blocks they have; not the work directory. A file without
-//! a name counts until nobody uses it any more. A kernel says that a moment after the name is gone, so whoever finds no
-//! room just then waits that moment, and holds no lock of this account meanwhile.
+//! Counted are the inodes of the upper layer, each once, with the blocks they have; not the work
+//! directory. A file without a name counts until nobody uses it any more. A kernel says that a
+//! moment after the name is gone, so whoever finds no room just then waits that moment, and holds
+//! no lock of this account meanwhile.
 //!
-//! Locks: one of a few by inode while a file's blocks change, so that each block is counted once; inside, what was
-//! counted, then the figures, each for a few instructions and inside any other lock of the engine.
+//! Locks: one of a few by inode while a file's blocks change, so that each block is counted once;
+//! inside, what was counted, then the figures, each for a few instructions and inside any other
+//! lock of the engine.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -40,7 +43,8 @@ const OPEN: &[u8] = b"open\n";
 /// The unit that file systems allocate in, as a rule.
 const BLOCK_BYTES: u64 = 4096;
 const STRIPES: usize = 32;
-/// Files that are remembered: a few hundred kilobytes. Of those that are forgotten the file system's word is taken again.
+/// Files that are remembered: a few hundred kilobytes. Of those that are forgotten the file
+/// system's word is taken again.
 const REMEMBERED: usize = 8192;
 /// How long after a file lost its name its room is waited for, and how often it is asked for.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -92,8 +96,9 @@ pub(crate) enum Change {
 
 /// The bytes that were counted for files, by inode number.
 ///
-/// For an instant a file system may show fewer blocks than a file has: ext4 takes what it reserved for delayed allocation
-/// off one figure before it adds it to the other. Were only differences counted, that would be lost for good.
+/// For an instant a file system may show fewer blocks than a file has: ext4 takes what it reserved
+/// for delayed allocation off one figure before it adds it to the other. Were only differences
+/// counted, that would be lost for good.
 #[derive(Debug, Default)]
 struct Counted(HashMap<u64, u64>);
 
@@ -118,7 +123,8 @@ impl Counted {
 }
 
 impl Usage {
-    /// Opens the account: reads what was kept, or counts the upper layer if a crash left it open or none was kept.
+    /// Opens the account: reads what was kept, or counts the upper layer if a crash left it open or
+    /// none was kept.
     pub fn open(limit: Limit, upper: &Dir, work: &Dir) -> vellum_sys::Result<Usage> {
         let used = match limit {
             Limit {
@@ -228,8 +234,8 @@ impl Usage {
         }
     }
 
-    /// Takes room for something that is about to be made; what becomes of it is said to the value returned. Errors: as
-    /// [`Usage::take`].
+    /// Takes room for something that is about to be made; what becomes of it is said to the value
+    /// returned. Errors: as [`Usage::take`].
     pub fn reserve(&self, bytes: u64, inodes: u64) -> Result<Reserved<'_>> {
         self.take(bytes, inodes)?;
         Ok(Reserved {
@@ -248,7 +254,8 @@ impl Usage {
         Some(stat.map_or(0, |stat| size_of(&stat)))
     }
 
-    /// Takes the room that changing `start..end` of a file, in units of `unit_bytes`, can need at most.
+    /// Takes the room that changing `start..end` of a file, in units of `unit_bytes`, can need at
+    /// most.
     pub fn charge(&self, file: &File, start: u64, end: u64, unit_bytes: u64) -> Result<Charge<'_>> {
         if self.limit.size_bytes.is_none() {
             return Ok(Charge(None));
@@ -364,8 +371,8 @@ impl Engine {
         upper.usage.reserve(bytes, inodes)
     }
 
-    /// Gives back what a directory took that is gone on disk, and the block map of a file that has lost its last name. The
-    /// file's room is given back by [`Engine::file_gone`].
+    /// Gives back what a directory took that is gone on disk, and the block map of a file that has
+    /// lost its last name. The file's room is given back by [`Engine::file_gone`].
     pub(crate) fn name_gone(&self, node: &LiveNode) -> Result<()> {
         let Some(upper) = &self.upper else {
             return Ok(());
@@ -394,8 +401,9 @@ impl Engine {
         let DataAt::Blocks(blocks) = &file.data else {
             return Ok(());
         };
-        // Whoever still has it open reads on: the map is in memory then, and the lower file stays where it is. The
-        // name is gone whatever becomes of the map; one that can't be read is litter for the next settling.
+        // Whoever still has it open reads on: the map is in memory then, and the lower file stays
+        // where it is. The name is gone whatever becomes of the map; one that can't be read is
+        // litter for the next settling.
         let opened = vellum_sys::rooted::reopen_for(fd, Access::ReadWrite);
         if let Ok(inode) = opened
             && blocks.open(&upper.blocks, inode).is_ok()
@@ -405,8 +413,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives back the room of a file that has no name and that nobody counts on any more. As long as somebody does, the
-    /// file system keeps it, and it may grow.
+    /// Gives back the room of a file that has no name and that nobody counts on any more. As long
+    /// as somebody does, the file system keeps it, and it may grow.
     pub(crate) fn file_gone(&self, node: &LiveNode) {
         let Some(upper) = self.upper.as_ref().filter(|upper| upper.usage.is_limited()) else {
             return;
@@ -426,7 +434,8 @@ impl Engine {
         }
     }
 
-    /// Gives back the room of all files without a name: the union closes, and with it they are gone.
+    /// Gives back the room of all files without a name: the union closes, and with it they are
+    /// gone.
     pub(crate) fn all_gone(&self) {
         for node in self.table.all() {
             if node.state().places().next().is_none() {
@@ -470,7 +479,8 @@ impl Charge<'_> {
     }
 }
 
-/// The bytes of a file's blocks; of one that can't be asked, none: that corrects itself with the next count.
+/// The bytes of a file's blocks; of one that can't be asked, none: that corrects itself with the
+/// next count.
 fn blocks_bytes(file: &File) -> u64 {
     vellum_sys::stat::stat_fd(file).map_or(0, |stat| stat.blocks_512 * 512)
 }

@@ -1,11 +1,12 @@
-//! What a name carries along when it changes: the count of a file's names, where its lower data is found, and the mark
-//! of directories that hold things from elsewhere.
+//! What a name carries along when it changes: the count of a file's names, where its lower data is
+//! found, and the mark of directories that hold things from elsewhere.
 //!
-//! The rules are the kernel's (`fs/overlayfs/util.c`, `ovl_nlink_start` and `ovl_set_redirect`). A lower file with
-//! several names that was copied up has one inode in the upper layer, kept alive by its entry in the index; names of it
-//! that were not touched stay in the lower layers only. So the count of names can't be read off any inode: a mark on
-//! the upper one gives the difference. It is written before a name comes or goes, relative to what changes with it, and
-//! so is right at every moment.
+//! The rules are the kernel's (`fs/overlayfs/util.c`, `ovl_nlink_start` and `ovl_set_redirect`). A
+//! lower file with several names that was copied up has one inode in the upper layer, kept alive by
+//! its entry in the index; names of it that were not touched stay in the lower layers only. So the
+//! count of names can't be read off any inode: a mark on the upper one gives the difference. It is
+//! written before a name comes or goes, relative to what changes with it, and so is right at every
+//! moment.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -26,8 +27,8 @@ use crate::error::{On, Site};
 use crate::{Error, Layer, Refusal, Result};
 
 impl Engine {
-    /// Returns whether the file has to get this very name in the upper layer before the name may change: it is one of
-    /// several of a lower file, and the count of them is kept.
+    /// Returns whether the file has to get this very name in the upper layer before the name may
+    /// change: it is one of several of a lower file, and the count of them is kept.
     pub(crate) fn needs_alias(
         &self,
         node: &LiveNode,
@@ -54,7 +55,8 @@ impl Engine {
 }
 
 impl Action<'_> {
-    /// Copies a file up and gives it this name of it in the upper layer. To be called with no lock held.
+    /// Copies a file up and gives it this name of it in the upper layer. To be called with no lock
+    /// held.
     pub(crate) fn to_upper_as(
         &self,
         node: &Arc<LiveNode>,
@@ -108,7 +110,8 @@ impl Action<'_> {
                 At::Dir(_) => return Err(Refusal::IsADirectory.into()),
             }
             .on(upper)?;
-            // Counted from above again: the lower inode may be out of reach when the union is opened next.
+            // Counted from above again: the lower inode may be out of reach when the union is
+            // opened next.
             upper.set_nlink(&from, NlinkBase::Upper, count, stored.nlink + 1)?;
             // Nothing has changed for whoever looks at the directory.
             vellum_sys::rooted::set_times_fd(&*at, Some(times.atime), Some(times.mtime))
@@ -119,8 +122,9 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Writes down how many names a file has, relative to the upper inode's own count, so that the number is right
-    /// before and after a name of that inode comes or goes. Nothing to do for files whose count is not kept.
+    /// Writes down how many names a file has, relative to the upper inode's own count, so that the
+    /// number is right before and after a name of that inode comes or goes. Nothing to do for files
+    /// whose count is not kept.
     pub(crate) fn before_links_change(&self, node: &LiveNode, state: Placed<'_>) -> Result<()> {
         let Some((upper, at, stored)) = self.counted(node, state)? else {
             return Ok(());
@@ -129,7 +133,8 @@ impl Engine {
         upper.set_nlink(&at, NlinkBase::Upper, count, stored.nlink)
     }
 
-    /// Removes a file from the index if it has lost its last name, and gives back what then nobody needs.
+    /// Removes a file from the index if it has lost its last name, and gives back what then nobody
+    /// needs.
     pub(crate) fn after_links_change(&self, node: &LiveNode, gate: &Gate<'_>) -> Result<()> {
         if !node.is_dir() {
             self.drop_from_index(node, gate)?;
@@ -202,11 +207,11 @@ impl Engine {
     }
 
     /// Marks what is at `at`, and has the name `place` by now, with where the layers below have it.
-    /// With
-    /// `absolute`, the mark is good wherever it is moved; else only within its directory. A mark that is good enough
-    /// stays.
+    /// With `absolute`, the mark is good wherever it is moved; else only within its directory. A
+    /// mark that is good enough stays.
     ///
-    /// Errors: [`Refusal::CrossDevice`] if the mark would be too long, or the file system has no room for it.
+    /// Errors: [`Refusal::CrossDevice`] if the mark would be too long, or the file system has no
+    /// room for it.
     pub(crate) fn set_redirect(
         &self,
         at: &At,
@@ -285,8 +290,8 @@ impl Engine {
         Ok(origin.on(upper)?.is_some())
     }
 
-    /// Marks a directory as holding something that was copied up elsewhere, so that other engines look for its number
-    /// when they list it.
+    /// Marks a directory as holding something that was copied up elsewhere, so that other engines
+    /// look for its number when they list it.
     pub(crate) fn make_impure(&self, dir: &LiveNode, _gate: &Gate<'_>) -> Result<()> {
         let upper = self.upper()?;
         match dir.upper_dir() {
@@ -330,8 +335,8 @@ impl Upper {
     }
 }
 
-/// Returns whether a file's bytes are in a lower layer, found by name or redirect, while its inode is in the upper.
-/// (The map of a file copied up block by block names the lower file by itself.)
+/// Returns whether a file's bytes are in a lower layer, found by name or redirect, while its inode
+/// is in the upper. (The map of a file copied up block by block names the lower file by itself.)
 pub(crate) fn has_data_below(state: &State) -> bool {
     match &state.body {
         Body::File(file) => file.upper.is_some() && matches!(file.data, DataAt::Lower(_)),

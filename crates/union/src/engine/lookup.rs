@@ -158,7 +158,8 @@ pub(crate) struct Below {
 }
 
 impl Engine {
-    /// Returns what is called `name` in a directory, or `None`. Each entry returned is owed a [`Engine::forget`].
+    /// Returns what is called `name` in a directory, or `None`. Each entry returned is owed a
+    /// [`Engine::forget`].
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
         self.sweep();
         let parent = self.dir_node(parent)?;
@@ -169,7 +170,8 @@ impl Engine {
         Ok(Some(self.entry_of(node, attr)))
     }
 
-    /// Returns the inode number of the directory above one: its own, for the root and for what was removed.
+    /// Returns the inode number of the directory above one: its own, for the root and for what was
+    /// removed.
     pub fn parent_number(&self, dir: NodeId) -> Result<u64> {
         let node = self.dir_node(dir)?;
         let state = node.state();

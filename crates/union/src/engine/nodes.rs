@@ -1,15 +1,17 @@
 //! Live nodes: what the front knows by number, and where each one is on disk at the moment.
 //!
-//! A node is its places (parent and name, more than one for a hard link), what backs it in the layers, and an inode
-//! number that never changes. It holds handles, not descriptors; only a node without a name pins one.
+//! A node is its places (parent and name, more than one for a hard link), what backs it in the
+//! layers, and an inode number that never changes. It holds handles, not descriptors; only a node
+//! without a name pins one.
 //!
-//! A node is in the table while somebody counts on it: the front, which looked it up, or an operation, which holds it
-//! (`table.rs`). Its parent lists it under its name as long as that is so, or as long as something in it is listed. So whatever is
-//! alive is found under its name, there are never two nodes for one thing, and memory is bounded by what the front
-//! remembers. Lock order: see `engine.rs`.
+//! A node is in the table while somebody counts on it: the front, which looked it up, or an
+//! operation, which holds it (`table.rs`). Its parent lists it under its name as long as that is
+//! so, or as long as something in it is listed. So whatever is alive is found under its name, there
+//! are never two nodes for one thing, and memory is bounded by what the front remembers. Lock
+//! order: see `engine.rs`.
 //!
-//! In the folder: `table.rs` knows the nodes by number, `gate.rs` and `names.rs` are the tokens of who may change one and its names,
-//! `list.rs` keeps what a listing has shown.
+//! In the folder: `table.rs` knows the nodes by number, `gate.rs` and `names.rs` are the tokens of
+//! who may change one and its names, `list.rs` keeps what a listing has shown.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -49,8 +51,8 @@ pub(crate) struct LiveNode {
     pub(super) lookups: AtomicU64,
     /// Held by whoever copies it up, changes where its data is, or moves or removes its name.
     gate: Mutex<()>,
-    /// Where it is. Who uses the place of a file in the upper layer holds this for reading meanwhile; who changes it on
-    /// disk, for writing.
+    /// Where it is. Who uses the place of a file in the upper layer holds this for reading
+    /// meanwhile; who changes it on disk, for writing.
     state: RwLock<State>,
     /// What only directories have; beside the node, since most nodes are files.
     dir: Option<Box<DirSide>>,
@@ -59,8 +61,8 @@ pub(crate) struct LiveNode {
 /// What only directories have.
 #[derive(Debug, Default)]
 pub(crate) struct DirSide {
-    /// The names in it that have live nodes. The lock is "a directory's names" of the lock order: who adds, removes or
-    /// looks up a name holds it.
+    /// The names in it that have live nodes. The lock is "a directory's names" of the lock order:
+    /// who adds, removes or looks up a name holds it.
     names: Mutex<Names>,
     /// How often a name in it was made, removed or moved.
     pub changes: AtomicU64,
@@ -112,8 +114,8 @@ pub(crate) struct DirBody {
     /// directory is copied up or loses what is below.
     pub parts: Arc<[Part<DirAt>]>,
     pub upper: Option<Arc<DirHandle>>,
-    /// Whether the share in the upper layer is marked as holding names whose inode numbers come from elsewhere; `None`
-    /// as long as nobody asked.
+    /// Whether the share in the upper layer is marked as holding names whose inode numbers come
+    /// from elsewhere; `None` as long as nobody asked.
     pub impure: Option<bool>,
 }
 
@@ -122,8 +124,8 @@ pub(crate) struct DirBody {
 pub(crate) struct FileBody {
     /// The inode in the upper layer, once there is one.
     pub upper: Option<UpperFile>,
-    /// The file in the topmost lower layer that has it, if any had when it was looked up. Its attributes count as long
-    /// as there is no inode in the upper layer.
+    /// The file in the topmost lower layer that has it, if any had when it was looked up. Its
+    /// attributes count as long as there is no inode in the upper layer.
     pub lower: Option<Arc<LowerFile>>,
     /// Where the bytes of a regular file are.
     pub data: DataAt,
@@ -156,7 +158,8 @@ pub(crate) enum DataAt {
     Upper,
     /// In this lower file: nothing was written yet.
     Lower(Arc<LowerFile>),
-    /// Some blocks in the upper inode, the rest in a lower file that its map names: the upper inode is unsettled.
+    /// Some blocks in the upper inode, the rest in a lower file that its map names: the upper inode
+    /// is unsettled.
     Blocks(Arc<BlockFile>),
 }
 
@@ -191,7 +194,8 @@ impl LiveNode {
         self.kind == FileKind::Dir
     }
 
-    /// Takes the gate. Nobody who holds a lock that comes later may wait here; see [`crate::engine::Engine::still`].
+    /// Takes the gate. Nobody who holds a lock that comes later may wait here; see
+    /// [`crate::engine::Engine::still`].
     pub fn gate(&self) -> NodeGate<'_> {
         NodeGate::new(sync::lock(&self.gate))
     }
@@ -324,8 +328,8 @@ impl State {
     }
 }
 
-/// Lets go of the parents one by one: left to itself, a chain of them is dropped by recursion, and a tree made deep
-/// enough would overflow the stack.
+/// Lets go of the parents one by one: left to itself, a chain of them is dropped by recursion, and
+/// a tree made deep enough would overflow the stack.
 impl Drop for LiveNode {
     fn drop(&mut self) {
         fn take(node: &mut LiveNode) -> Vec<Arc<LiveNode>> {

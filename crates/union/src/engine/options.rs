@@ -18,7 +18,8 @@ pub struct EngineOptions {
     pub upper: Option<UpperOptions>,
     /// Owners inside and outside.
     pub ids: IdRules,
-    /// Owners by layer, for a reader that takes each back to what the layers hold. It counts only without an upper layer.
+    /// Owners by layer, for a reader that takes each back to what the layers hold. It counts only
+    /// without an upper layer.
     pub reader_ids: Option<ReaderIds>,
     /// Show 1 as the link count of every directory.
     pub static_nlink: bool,
@@ -29,7 +30,8 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// Returns a union of `lowers`, the top one first, that shows them as they are and takes no changes.
+    /// Returns a union of `lowers`, the top one first, that shows them as they are and takes no
+    /// changes.
     pub fn new(lowers: Vec<Arc<dyn Layer>>) -> Self {
         Self {
             lowers,
@@ -44,12 +46,14 @@ impl EngineOptions {
     }
 }
 
-/// How owners are shown to a reader that maps each back by the same rules, and takes what has no counterpart for what the layers hold.
+/// How owners are shown to a reader that maps each back by the same rules, and takes what has no
+/// counterpart for what the layers hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReaderIds {
     /// Owners inside and outside, on disk.
     pub rules: IdRules,
-    /// What each lower layer holds, the top one first; those that are not listed hold what is on the outside.
+    /// What each lower layer holds, the top one first; those that are not listed hold what is on
+    /// the outside.
     pub layers: Vec<Holds>,
 }
 
@@ -60,7 +64,8 @@ pub enum Holds {
     Outside,
     /// The inside's: they show as they are.
     Inside,
-    /// The outside's, and here and there the inside's: an id without a counterpart shows as it is if it is one that others show as.
+    /// The outside's, and here and there the inside's: an id without a counterpart shows as it is
+    /// if it is one that others show as.
     Both,
 }
 
@@ -75,25 +80,28 @@ pub struct UpperOptions {
     pub prefix: Prefix,
     /// Whether owners, modes and devices that can't be set are recorded in xattrs.
     pub records: Records,
-    /// What `.wh.` names in the upper are: marks that are read there, or names like any other. Where the file system
-    /// takes neither devices 0:0 nor xattrs, whiteouts are written so.
+    /// What `.wh.` names in the upper are: marks that are read there, or names like any other.
+    /// Where the file system takes neither devices 0:0 nor xattrs, whiteouts are written so.
     pub wh_names: WhNames,
     /// What is synced before it counts.
     pub durability: Durability,
-    /// Whether directories of lower layers may be renamed with a redirect; without it that is EXDEV, as in the kernel.
+    /// Whether directories of lower layers may be renamed with a redirect; without it that is
+    /// EXDEV, as in the kernel.
     pub redirect_dir: bool,
     /// Whether attributes may change without a copy of the data.
     pub metacopy: bool,
     /// Whether hard links of lower files stay one file.
     pub index: bool,
-    /// Lower files of at least so many bytes are copied block by block when written to; `None`: never.
+    /// Lower files of at least so many bytes are copied block by block when written to; `None`:
+    /// never.
     pub blocks_from_bytes: Option<u64>,
     /// The most bytes and inodes the upper may hold.
     pub limit: Limit,
 }
 
 impl UpperOptions {
-    /// Returns an upper that copies files whole, keeps all that the kernel's overlay keeps with every feature on, and has no limit.
+    /// Returns an upper that copies files whole, keeps all that the kernel's overlay keeps with
+    /// every feature on, and has no limit.
     pub fn new(upper: PathBuf, work: PathBuf, prefix: Prefix) -> Self {
         Self {
             upper,
@@ -116,8 +124,8 @@ impl UpperOptions {
 pub enum Durability {
     /// A copy is on disk before it shows; fsync syncs.
     Full,
-    /// A copy's bytes are on disk before the copy can be: after a crash of the machine there is all of it, or still what it was
-    /// made of. fsync syncs.
+    /// A copy's bytes are on disk before the copy can be: after a crash of the machine there is all
+    /// of it, or still what it was made of. fsync syncs.
     Ordered,
     /// Nothing is synced; after a crash of the machine the upper is worth nothing.
     Volatile,
@@ -143,7 +151,7 @@ pub struct IdRules {
     pub squash_uid: Option<u32>,
     /// Show every file as this group's.
     pub squash_gid: Option<u32>,
-    /// Who on disk owns what somebody without a counterpart makes; none: he makes nothing. If this one has no counterpart itself, it is the
-    /// last on disk who has one.
+    /// Who on disk owns what somebody without a counterpart makes; none: he makes nothing. If this
+    /// one has no counterpart itself, it is the last on disk who has one.
     pub strangers: Option<u32>,
 }

@@ -1,8 +1,9 @@
 //! Owners inside the union and outside, on disk. Pure.
 //!
-//! A mapping is total: an id has its counterpart, or the request fails with [`Refusal::UnmappedId`]. Nobody ever
-//! becomes the daemon's own id, or "nobody", on the way. Squashing comes last on the way in (whatever is on disk, one
-//! owner is shown) and decides alone on the way out (what is made belongs to that owner).
+//! A mapping is total: an id has its counterpart, or the request fails with
+//! [`Refusal::UnmappedId`]. Nobody ever becomes the daemon's own id, or "nobody", on the way.
+//! Squashing comes last on the way in (whatever is on disk, one owner is shown) and decides alone
+//! on the way out (what is made belongs to that owner).
 
 use vellum_format::{IdRun, ids};
 
@@ -25,9 +26,10 @@ impl IdRules {
         shown(&self.gids, self.squash_gid, stored)
     }
 
-    /// Returns user and group to show where an id without a counterpart shows as it is, if it is one that others show as. So it is
-    /// for the union's root directory, since Podman makes the upper directory as the user it is for, not as the one on disk, and changes its
-    /// owner through the mount afterwards.
+    /// Returns user and group to show where an id without a counterpart shows as it is, if it is
+    /// one that others show as. So it is for the union's root directory, since Podman makes the
+    /// upper directory as the user it is for, not as the one on disk, and changes its owner through
+    /// the mount afterwards.
     pub fn shown_or_itself(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
         let or_itself = |shown: Result<u32>, runs: &[IdRun], id| match shown {
             Err(_) if stored(runs, None, id).is_ok() => Ok(id),
@@ -39,9 +41,11 @@ impl IdRules {
         ))
     }
 
-    /// Returns user and group to show to who maps them back by these rules, and takes an id without a counterpart for what is on disk.
+    /// Returns user and group to show to who maps them back by these rules, and takes an id without
+    /// a counterpart for what is on disk.
     ///
-    /// One that is not mapped shows as it is. If that would be read as another's, it shows as an id that nothing is read as.
+    /// One that is not mapped shows as it is. If that would be read as another's, it shows as an id
+    /// that nothing is read as.
     pub fn shown_to_reader(&self, uid: u32, gid: u32) -> (u32, u32) {
         let show = |runs: &[IdRun], id| match shown(runs, None, id) {
             Ok(shown) => shown,
@@ -61,7 +65,8 @@ impl IdRules {
         stored(&self.gids, self.squash_gid, inside)
     }
 
-    /// Returns user and group to store for what these make, who may be strangers: see [`IdRules::strangers`].
+    /// Returns user and group to store for what these make, who may be strangers: see
+    /// [`IdRules::strangers`].
     pub fn maker_stored(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
         let or_nobody = |own: Result<u32>, runs: &[IdRun]| match (own, self.strangers) {
             (Err(error), Some(nobody)) => match shown(runs, None, nobody) {
@@ -111,10 +116,12 @@ impl ReaderIds {
 /// The xattr with what a program may do beyond its user.
 pub(crate) const CAPABILITY: &str = "security.capability";
 
-/// Returns a capability xattr with the user in it mapped for whom it counts as root. Only version 3 names one.
+/// Returns a capability xattr with the user in it mapped for whom it counts as root. Only version 3
+/// names one.
 pub(crate) fn map_capability(value: &[u8], map: impl Fn(u32) -> Result<u32>) -> Result<Vec<u8>> {
     let mut mapped = value.to_vec();
-    // Magic and version, two pairs of bit sets, then the user; all numbers least significant byte first.
+    // Magic and version, two pairs of bit sets, then the user; all numbers least significant byte
+    // first.
     if let Ok(parts) = <&mut [u8; 24]>::try_from(&mut mapped[..])
         && parts[3] == 3
     {

@@ -1,7 +1,8 @@
 //! Where a regular file's bytes are, open; and where they begin when they come up.
 //!
-//! The one place where descriptors of data are opened: from the cache if what is kept there is what the node's state asks
-//! for, else from the layer. What is protected by a mark is not kept, so that each call looks again.
+//! The one place where descriptors of data are opened: from the cache if what is kept there is what
+//! the node's state asks for, else from the layer. What is protected by a mark is not kept, so that
+//! each call looks again.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -108,8 +109,9 @@ impl Engine {
         }
     }
 
-    /// Gives an inode in the upper layer the bytes of a lower file, which is open: shared with it where the file system can; block by
-    /// block if the file is that big; else copied. Returns where they are then. What is `staged` the caller syncs.
+    /// Gives an inode in the upper layer the bytes of a lower file, which is open: shared with it
+    /// where the file system can; block by block if the file is that big; else copied. Returns
+    /// where they are then. What is `staged` the caller syncs.
     pub(crate) fn take_bytes(
         &self,
         upper: &Upper,

@@ -1,10 +1,10 @@
-//! What an upper is told in xattrs because its file system may not be told directly: owners, modes, kinds, and xattrs
-//! that only the privileged may set.
+//! What an upper is told in xattrs because its file system may not be told directly: owners, modes,
+//! kinds, and xattrs that only the privileged may set.
 //!
-//! Where a union keeps records ([`crate::Records::Read`]), the record is what counts: the inode behind it belongs to
-//! the daemon and has just enough permission to be used by it. Records are on regular files and directories, since
-//! nothing else takes `user.*` xattrs: a device, and a symbolic link of another owner, is a regular file; the link's
-//! target is its content.
+//! Where a union keeps records ([`crate::Records::Read`]), the record is what counts: the inode
+//! behind it belongs to the daemon and has just enough permission to be used by it. Records are on
+//! regular files and directories, since nothing else takes `user.*` xattrs: a device, and a
+//! symbolic link of another owner, is a regular file; the link's target is its content.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -72,7 +72,8 @@ pub(crate) fn of_stat(stat: &Stat) -> OverrideStat {
 pub(crate) struct Kept {
     /// The name to store it under.
     pub name: OsString,
-    /// The name of the record, if the file system should refuse that; `None` where records aren't kept.
+    /// The name of the record, if the file system should refuse that; `None` where records aren't
+    /// kept.
     pub record: Option<OsString>,
     /// The record is used at once, without asking the file system.
     pub record_only: bool,
@@ -80,8 +81,9 @@ pub(crate) struct Kept {
 
 /// Returns how the xattr `name` is kept in an upper of this dialect.
 ///
-/// Marks of overlays are stored escaped, those of the upper's own namespace that is: the others mean nothing in it.
-/// Errors: [`Refusal::NotPermitted`] for names that would be taken for a record, or for fuse-overlayfs's own.
+/// Marks of overlays are stored escaped, those of the upper's own namespace that is: the others
+/// mean nothing in it. Errors: [`Refusal::NotPermitted`] for names that would be taken for a
+/// record, or for fuse-overlayfs's own.
 pub(crate) fn kept(dialect: &Dialect, name: &OsStr) -> Result<Kept> {
     let bytes = name.as_bytes();
     let records = dialect.records == Records::Read;

@@ -1,9 +1,10 @@
 //! Opening an engine: locks, checks, what a crash left; and letting go of it.
 //!
-//! Nothing is changed before the locks are had, and nothing is served before all checks passed. The checks are the kernel's
-//! and some more, each with an error that names the directory and says what to do: an upper that another union has, one that a
-//! volatile union left behind, one that needs what is not known here, hard links kept in an index that would be ignored, or
-//! made for other lower layers.
+//! Nothing is changed before the locks are had, and nothing is served before all checks passed. The
+//! checks are the kernel's and some more, each with an error that names the directory and says what
+//! to do: an upper that another union has, one that a volatile union left behind, one that needs
+//! what is not known here, hard links kept in an index that would be ignored, or made for other
+//! lower layers.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -36,10 +37,11 @@ use crate::stack::Stack;
 use crate::{Error, Layer, Result};
 
 impl Engine {
-    /// Opens a union for use: locks the upper and the work directory, refuses them if they can't be used, and removes
-    /// what a crash left.
+    /// Opens a union for use: locks the upper and the work directory, refuses them if they can't be
+    /// used, and removes what a crash left.
     ///
-    /// Errors: [`Error::BadUpper`] says which directory it is about, and why; `Io`; what a mark in a root says.
+    /// Errors: [`Error::BadUpper`] says which directory it is about, and why; `Io`; what a mark in
+    /// a root says.
     pub fn open(options: EngineOptions) -> Result<Engine> {
         let EngineOptions {
             lowers,
@@ -107,7 +109,8 @@ impl Engine {
         let Some(upper) = &self.upper else {
             return Ok(());
         };
-        // Of a volatile union too: its mark goes, so from here on a crash is no excuse for what is lost.
+        // Of a volatile union too: its mark goes, so from here on a crash is no excuse for what is
+        // lost.
         let dir = upper.root.dir().on(upper)?;
         publish::sync_fs(&*dir).on(upper)?;
         upper.blocks.close()?;
@@ -138,7 +141,8 @@ impl Upper {
         locks.try_for_each(|lock| lock.release().on(self))
     }
 
-    /// Says on the upper's root for which lower layer the index is, before the first entry comes into it. Returns whether that was new.
+    /// Says on the upper's root for which lower layer the index is, before the first entry comes
+    /// into it. Returns whether that was new.
     pub(crate) fn claim_index(&self) -> Result<bool> {
         let mut unclaimed = sync::lock(&self.unclaimed);
         let Some(origin) = &*unclaimed else {
@@ -153,7 +157,8 @@ impl Upper {
         Ok(true)
     }
 
-    /// Says that a mark is about to be written that kernels refuse or pass over in a plain user's upper.
+    /// Says that a mark is about to be written that kernels refuse or pass over in a plain user's
+    /// upper.
     ///
     /// From then on they are kept from mounting its work directory.
     pub(crate) fn beyond_the_kernel(&self) -> Result<()> {
@@ -173,8 +178,8 @@ impl Upper {
     }
 }
 
-/// How long a directory in use is waited for: a child of the process that had it, which has not executed its own program yet, still holds
-/// copies of the descriptors.
+/// How long a directory in use is waited for: a child of the process that had it, which has not
+/// executed its own program yet, still holds copies of the descriptors.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Opens an upper or a work directory so that nobody else can.
@@ -204,7 +209,8 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
         let why = "the work directory has to be on the upper's file system";
         return Err(bad(&options.work, why));
     }
-    // Where it can't be asked (a plain user may not), the mark left below keeps the kernel away from now on.
+    // Where it can't be asked (a plain user may not), the mark left below keeps the kernel away
+    // from now on.
     if mount::overlay_holds(&upper).unwrap_or(false) {
         let why = "the kernel has it mounted as an overlay's upper; unmount that first";
         return Err(bad(&options.upper, why));
@@ -259,12 +265,14 @@ fn own_dir(work: &Dir, name: &str) -> vellum_sys::Result<Dir> {
     }
 }
 
-/// Says in the work directory that it is in use. To be called when nothing speaks against it any more.
+/// Says in the work directory that it is in use. To be called when nothing speaks against it any
+/// more.
 fn enter(upper: &Upper) -> vellum_sys::Result<()> {
     let incompat = upper.staging.dir().create_dir_all(incompat::NAME, 0o700)?;
     incompat.create_dir_all(incompat::OPEN, 0o700)?;
     if upper.by_name() {
-        // The kernel's overlay would show what `.wh.` names hide. Stays as long as the work directory does.
+        // The kernel's overlay would show what `.wh.` names hide. Stays as long as the work
+        // directory does.
         incompat.create_dir_all(incompat::NAMES, 0o700)?;
     }
     if upper.options.durability == Durability::Volatile {
@@ -278,7 +286,8 @@ fn enter(upper: &Upper) -> vellum_sys::Result<()> {
     Ok(())
 }
 
-/// Removes what an engine that was killed left in `work` to keep kernels away. The caller has the directory locked.
+/// Removes what an engine that was killed left in `work` to keep kernels away. The caller has the
+/// directory locked.
 pub(crate) fn forget_open(work: &Path) -> vellum_sys::Result<()> {
     let staging = match Dir::open(work)?.open_dir(workdir::STAGING) {
         Ok(staging) => staging,
@@ -312,8 +321,8 @@ fn apart(upper: &Path, work: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what is half made, and refuses a work directory that says it must not be used. Returns whether kernels are
-/// kept away for what is in the upper.
+/// Removes what is half made, and refuses a work directory that says it must not be used. Returns
+/// whether kernels are kept away for what is in the upper.
 fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
     let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
     let mut marks = false;
@@ -349,14 +358,15 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
     Ok(marks)
 }
 
-/// Returns whether a volatile union was left behind by a process that was killed, the machine having run ever since: then
-/// nothing was lost, whatever was not synced.
+/// Returns whether a volatile union was left behind by a process that was killed, the machine
+/// having run ever since: then nothing was lost, whatever was not synced.
 fn same_boot(incompat: &Dir) -> vellum_sys::Result<bool> {
     let volatile = incompat.open_dir(incompat::VOLATILE)?;
     Ok(volatile.stat_opt(boot_entry()?)?.is_some())
 }
 
-/// The name beside `dirty` that says when the machine was started that a volatile union was opened on.
+/// The name beside `dirty` that says when the machine was started that a volatile union was opened
+/// on.
 fn boot_entry() -> vellum_sys::Result<OsString> {
     Ok(incompat::boot(&vellum_sys::epoch::boot_id()?).into())
 }
@@ -382,7 +392,8 @@ fn open_index(work: &Dir, options: &UpperOptions) -> Result<Option<Dir>> {
     }
 }
 
-/// Removes entries of files that have no name left: a crash came between the last name and the entry.
+/// Removes entries of files that have no name left: a crash came between the last name and the
+/// entry.
 fn drop_orphans(index: &Dir, prefix: Prefix) -> vellum_sys::Result<()> {
     let names: Vec<OsString> = index
         .entries()?
@@ -410,7 +421,8 @@ fn drop_orphans(index: &Dir, prefix: Prefix) -> vellum_sys::Result<()> {
     Ok(())
 }
 
-/// Makes sure that the index belongs to this upper, and to this top lower layer; as the kernel does with `index=on`.
+/// Makes sure that the index belongs to this upper, and to this top lower layer; as the kernel does
+/// with `index=on`.
 fn check_origin(upper: &Upper, numbers: &Numbers, lower: &dyn LayerDir) -> Result<()> {
     let Some(index) = &upper.index else {
         return Ok(());
@@ -425,7 +437,8 @@ fn check_origin(upper: &Upper, numbers: &Numbers, lower: &dyn LayerDir) -> Resul
     let unused = index.entries().on(upper)?.next().is_none();
     let unclaimed = xattr::get_fd(&root, names_origin).on(upper)?.is_none();
     if unused && unclaimed {
-        // Nothing needs it yet, and fuse-overlayfs 1.10 shows nothing of the layers below a root that has it.
+        // Nothing needs it yet, and fuse-overlayfs 1.10 shows nothing of the layers below a root
+        // that has it.
         let origin = origin.and_then(|handle| handle.encode().ok());
         *sync::lock(&upper.unclaimed) = origin;
     } else if !belongs(&root, names_origin, origin).on(upper)? {

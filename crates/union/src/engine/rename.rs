@@ -1,14 +1,18 @@
 //! Moving names: files and directories of whatever origin, also over others and against each other.
 //!
-//! A rename is one rename(2) in the upper layer. What else it takes comes before, and changes nothing for anybody:
-//! * what moves is copied up, a directory by its names only; a redirect says where the layers below have the rest;
-//! * a directory that has nothing below is made opaque if something would show through at its new place;
+//! A rename is one rename(2) in the upper layer. What else it takes comes before, and changes
+//! nothing for anybody:
+//! * what moves is copied up, a directory by its names only; a redirect says where the layers below
+//!   have the rest;
+//! * a directory that has nothing below is made opaque if something would show through at its new
+//!   place;
 //! * a directory that is replaced, and looks empty, is emptied of whiteouts.
 //!
-//! The whiteout at the old place is made by the same system call (`RENAME_WHITEOUT`), or is the one of the new place,
-//! which changes places with the directory.
+//! The whiteout at the old place is made by the same system call (`RENAME_WHITEOUT`), or is the one
+//! of the new place, which changes places with the directory.
 //!
-//! Locks: files within one directory move under the shared rename gate; everything else has it alone.
+//! Locks: files within one directory move under the shared rename gate; everything else has it
+//! alone.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -79,11 +83,12 @@ enum Before<'a> {
 impl Action<'_> {
     /// Moves what is called `name` in `parent` to `new_name` in `new_parent`.
     ///
-    /// One step on disk. Two names of one file are left as they are. Errors: [`Refusal::NotFound`]; [`Refusal::Exists`]
-    /// and [`Refusal::NotFound`] as the mode says; [`Refusal::NotADirectory`], [`Refusal::IsADirectory`],
-    /// [`Refusal::NotEmpty`] about what is to be replaced; [`Refusal::Invalid`] for a directory into itself, and for
-    /// whiteouts; [`Refusal::CrossDevice`] for a directory with something in lower layers where no redirects are
-    /// written, or where the redirect would be over 4096 bytes or finds no room; `Io`.
+    /// One step on disk. Two names of one file are left as they are. Errors: [`Refusal::NotFound`];
+    /// [`Refusal::Exists`] and [`Refusal::NotFound`] as the mode says; [`Refusal::NotADirectory`],
+    /// [`Refusal::IsADirectory`], [`Refusal::NotEmpty`] about what is to be replaced;
+    /// [`Refusal::Invalid`] for a directory into itself, and for whiteouts;
+    /// [`Refusal::CrossDevice`] for a directory with something in lower layers where no redirects
+    /// are written, or where the redirect would be over 4096 bytes or finds no room; `Io`.
     pub fn rename(
         &self,
         parent: NodeId,
@@ -528,7 +533,8 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
     let whiteout_there =
         is_dir && upper.above(&target.at, target.name).on(upper)? == Above::Whiteout;
     if upper.by_name() {
-        // Beside its name it hides nothing of a file, and makes a directory opaque that has nothing below.
+        // Beside its name it hides nothing of a file, and makes a directory opaque that has nothing
+        // below.
         if hide {
             upper.hide(&source.at, source.name).on(upper)?;
         }
@@ -576,8 +582,8 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
             let done = source
                 .at
                 .rename(source.name, &target.at, target.name, flags);
-            // A file system that can't do both in one step, or a kernel (before 5.8) where a plain user may not: a crash
-            // in between lets the lower file show again.
+            // A file system that can't do both in one step, or a kernel (before 5.8) where a plain
+            // user may not: a crash in between lets the lower file show again.
             done.and_then(|()| {
                 let hidden = upper.hide(&source.at, source.name);
                 hidden.inspect_err(|_| {

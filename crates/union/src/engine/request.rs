@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use vellum_sys::{FileKind, Timespec};
 
-/// A live node of an engine. Valid from the lookup that returned it until it was forgotten as often as returned.
+/// A live node of an engine. Valid from the lookup that returned it until it was forgotten as often
+/// as returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub u64);
 
@@ -18,7 +19,8 @@ impl NodeId {
 /// The one file that has the bytes of another at the moment.
 #[derive(Debug, Clone)]
 pub enum Backing {
-    /// A lower layer's, to be read only. It has them until the file is copied up; what is written afterwards is not in it.
+    /// A lower layer's, to be read only. It has them until the file is copied up; what is written
+    /// afterwards is not in it.
     Lower(Arc<File>),
     /// The file's own in the upper layer, which stays so.
     Upper(Arc<File>),
@@ -26,7 +28,8 @@ pub enum Backing {
     None,
 }
 
-/// On whose behalf something is done. Whether he may was decided before (by the kernel): this says who owns what is new.
+/// On whose behalf something is done. Whether he may was decided before (by the kernel): this says
+/// who owns what is new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
     /// Effective user, as seen inside the union.
@@ -103,7 +106,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of content.
     pub mtime: Option<SetTime>,
-    /// Clear setuid, and setgid where the group may execute: the change is by one who may not keep them.
+    /// Clear setuid, and setgid where the group may execute: the change is by one who may not keep
+    /// them.
     pub clear_privileges: bool,
 }
 
@@ -135,7 +139,8 @@ pub enum RenameMode {
     NoReplace,
     /// Both names change places.
     Exchange,
-    /// As replace, and a whiteout stays at the old name. Refused: whiteouts can't be made through a union.
+    /// As replace, and a whiteout stays at the old name. Refused: whiteouts can't be made through a
+    /// union.
     Whiteout,
 }
 
@@ -148,7 +153,8 @@ pub struct Listing {
     pub ino: u64,
     /// What it is.
     pub kind: FileKind,
-    /// Where to go on behind it: valid for this node until it is forgotten, whatever is made or removed meanwhile.
+    /// Where to go on behind it: valid for this node until it is forgotten, whatever is made or
+    /// removed meanwhile.
     pub next: u64,
 }
 

@@ -1,4 +1,5 @@
-//! Changing attributes and xattrs. Only metadata is copied up for it; a new size is the business of `data.rs`.
+//! Changing attributes and xattrs. Only metadata is copied up for it; a new size is the business of
+//! `data.rs`.
 //!
 //! What a change of owner or content takes away (setuid, setgid, capabilities) is taken away here,
 //! before the change: the file system below would go by this process's rights, not by the asker's.
@@ -33,9 +34,9 @@ const GROUP_EXECUTES: u32 = 0o010;
 impl Action<'_> {
     /// Changes attributes, and returns them all.
     ///
-    /// The order is size, owner, mode, times, so that none undoes another. Errors: [`Refusal::UnmappedId`],
-    /// [`Refusal::IsADirectory`] and [`Refusal::Invalid`] for a size of what has none, [`Refusal::ReadOnly`], `Io`; a
-    /// part may have been changed then.
+    /// The order is size, owner, mode, times, so that none undoes another. Errors:
+    /// [`Refusal::UnmappedId`], [`Refusal::IsADirectory`] and [`Refusal::Invalid`] for a size of
+    /// what has none, [`Refusal::ReadOnly`], `Io`; a part may have been changed then.
     pub fn set_attr(&self, id: NodeId, change: &SetAttr) -> Result<Attr> {
         let upper = self.upper()?;
         let node = self.node(id)?;
@@ -123,10 +124,10 @@ impl Action<'_> {
 
     /// Sets an xattr.
     ///
-    /// Overlay marks are stored escaped, so that a union on top of this one can have its own. Errors:
-    /// [`Refusal::Unsupported`] if the union has none, [`Refusal::NotPermitted`] for names that are records here,
-    /// [`Refusal::UnmappedId`] and [`Refusal::Invalid`] for ACLs, `Io` as the file system says (EEXIST, ENODATA,
-    /// ENOSPC, ERANGE).
+    /// Overlay marks are stored escaped, so that a union on top of this one can have its own.
+    /// Errors: [`Refusal::Unsupported`] if the union has none, [`Refusal::NotPermitted`] for names
+    /// that are records here, [`Refusal::UnmappedId`] and [`Refusal::Invalid`] for ACLs, `Io` as
+    /// the file system says (EEXIST, ENODATA, ENOSPC, ERANGE).
     pub fn set_xattr(&self, id: NodeId, name: &OsStr, value: &[u8], mode: SetMode) -> Result<()> {
         let upper = self.upper()?;
         let kept = self.kept(upper, name)?;

@@ -1,8 +1,10 @@
-//! Making an upper layer plain: what is still read from lower files is copied, until no file has a block map any more.
+//! Making an upper layer plain: what is still read from lower files is copied, until no file has a
+//! block map any more.
 //!
-//! Afterwards the kernel, and everybody else, can mount the upper or read it as a layer. It can be stopped at any time,
-//! by a kill too: what is copied is durable and recorded before more is copied, and the next settling goes on there. A
-//! file is whole before its marks go. Owner, mode, times, xattrs and holes are what they were.
+//! Afterwards the kernel, and everybody else, can mount the upper or read it as a layer. It can be
+//! stopped at any time, by a kill too: what is copied is durable and recorded before more is
+//! copied, and the next settling goes on there. A file is whole before its marks go. Owner, mode,
+//! times, xattrs and holes are what they were.
 //!
 //! Upper and work directory are locked meanwhile, as by an engine.
 
@@ -64,9 +66,9 @@ pub struct Settled {
 
 /// Makes an upper layer plain. Durable on return.
 ///
-/// Errors: [`Error::BadUpper`] if a union has the upper or the work directory open; [`Error::Blocks`] names a file whose
-/// map or lower file can't be used (the others are settled all the same); `Io`, for want of room too. What was done
-/// stays done.
+/// Errors: [`Error::BadUpper`] if a union has the upper or the work directory open;
+/// [`Error::Blocks`] names a file whose map or lower file can't be used (the others are settled all
+/// the same); `Io`, for want of room too. What was done stays done.
 pub fn settle(
     options: &SettleOptions,
     progress: &mut dyn FnMut(SettleProgress),
@@ -100,16 +102,19 @@ pub fn settle(
     let store = BlockStore::open(work, maps, name.clone(), prefix, true, lowers)?;
     let settled = Run::new(&store, name.clone(), progress, cancel)?.all(&upper, index.as_ref())?;
     if settled.complete {
-        // An engine that was killed left it; nobody has the directory now, and nothing in it is Vellum's alone.
+        // An engine that was killed left it; nobody has the directory now, and nothing in it is
+        // Vellum's alone.
         forget_open(&options.work).on(&*name)?;
     }
     Ok(settled)
 }
 
 impl Engine {
-    /// Closes the engine as [`Engine::close`] does, and before it lets go of its upper layer makes that plain.
+    /// Closes the engine as [`Engine::close`] does, and before it lets go of its upper layer makes
+    /// that plain.
     ///
-    /// `None` if there is no upper layer. After an error the engine is closed too; what was settled by then stays so.
+    /// `None` if there is no upper layer. After an error the engine is closed too; what was settled
+    /// by then stays so.
     pub fn close_settled(
         self,
         progress: &mut dyn FnMut(SettleProgress),

@@ -1,5 +1,5 @@
-//! Link targets and xattrs as a user of the union sees them: marks hidden, names unescaped, records in their own names,
-//! ids in ACLs mapped.
+//! Link targets and xattrs as a user of the union sees them: marks hidden, names unescaped, records
+//! in their own names, ids in ACLs mapped.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -99,7 +99,8 @@ impl Engine {
     /// Returns the target of the symbolic link that `source` is.
     pub(super) fn read_link_of(&self, source: &Source) -> Result<OsString> {
         let stat = source.stat().on(self.layer(source.layer))?;
-        // A link whose owner could not be set is a regular file with a record; the target is what it holds.
+        // A link whose owner could not be set is a regular file with a record; the target is what
+        // it holds.
         let recorded = stat.ok_or(Refusal::Stale)?.kind == FileKind::File;
         let read = match (&source.inode, recorded) {
             (Inode::Upper(At::Name(dir, name)), false) => dir.read_link(name),
@@ -115,7 +116,8 @@ impl Engine {
         read.on(self.layer(source.layer))
     }
 
-    /// Returns the value of an xattr, or `None` if there is none. Errors: [`Refusal::Unsupported`] if the union has none at all.
+    /// Returns the value of an xattr, or `None` if there is none. Errors: [`Refusal::Unsupported`]
+    /// if the union has none at all.
     pub fn xattr(&self, id: NodeId, name: &OsStr) -> Result<Option<Vec<u8>>> {
         if self.no_xattrs {
             return Err(Refusal::Unsupported.into());
@@ -152,8 +154,9 @@ impl Engine {
         value.map(|value| self.value_shown(name, value)).transpose()
     }
 
-    /// Maps the ids in an ACL, and the one in a capability. Whom this user namespace has no number for, an ACL does not name: nobody in
-    /// the union is that one, and the kernel takes no ACL with such an entry from a server.
+    /// Maps the ids in an ACL, and the one in a capability. Whom this user namespace has no number
+    /// for, an ACL does not name: nobody in the union is that one, and the kernel takes no ACL with
+    /// such an entry from a server.
     fn value_shown(&self, name: &OsStr, value: Vec<u8>) -> Result<Vec<u8>> {
         if name == CAPABILITY && !self.ids.are_plain() {
             return map_capability(&value, |id| self.ids.acl_uid_shown(id));

@@ -1,9 +1,11 @@
-//! The staging directory, `work/work`: where things are made before they have a place, and go before they are deleted.
+//! The staging directory, `work/work`: where things are made before they have a place, and go
+//! before they are deleted.
 //!
-//! Names in it are random, so nobody can prepare them, and whatever a crash leaves is swept at the next opening. What
-//! is here is in nobody's view: it may be half made.
+//! Names in it are random, so nobody can prepare them, and whatever a crash leaves is swept at the
+//! next opening. What is here is in nobody's view: it may be half made.
 //!
-//! Whiteouts are hard links of one device 0:0 kept here, as the kernel does it: millions of them cost one inode.
+//! Whiteouts are hard links of one device 0:0 kept here, as the kernel does it: millions of them
+//! cost one inode.
 
 use std::ffi::{OsStr, OsString};
 use std::sync::{Arc, Mutex};
@@ -79,8 +81,9 @@ impl Staging {
         sync::lock(&self.whiteout)
     }
 
-    /// Puts a whiteout in the place of `name` in `dir`, in one step; what was there is in the staging directory
-    /// afterwards if it was a directory, under the name returned, and gone otherwise.
+    /// Puts a whiteout in the place of `name` in `dir`, in one step; what was there is in the
+    /// staging directory afterwards if it was a directory, under the name returned, and gone
+    /// otherwise.
     pub fn whiteout_over(&self, dir: &Dir, name: &OsStr, is_dir: bool) -> Result<Option<OsString>> {
         let temp = self.name();
         self.make_whiteout(&self.dir, &temp)?;
@@ -95,13 +98,15 @@ impl Staging {
         Ok(is_dir.then_some(temp))
     }
 
-    /// Removes what is called `name` here and is no directory; a failure leaves litter for the next sweep.
+    /// Removes what is called `name` here and is no directory; a failure leaves litter for the next
+    /// sweep.
     pub fn discard(&self, name: &OsStr) {
         // Litter in the staging directory is in nobody's view and is swept at the next opening.
         let _ = self.dir.unlink(name);
     }
 
-    /// Removes the directory `name` here with all that is in it; a failure leaves litter for the next sweep.
+    /// Removes the directory `name` here with all that is in it; a failure leaves litter for the
+    /// next sweep.
     pub fn discard_dir(&self, name: &OsStr) {
         if self.dir.rmdir(name).is_err() {
             // As above.

@@ -1,14 +1,17 @@
-//! What a successor needs to go on where an engine stops, so that whoever has files open notices nothing.
+//! What a successor needs to go on where an engine stops, so that whoever has files open notices
+//! nothing.
 //!
-//! The front knows nodes by number, and believes what it was told of them. So a successor must know the same nodes by the same
-//! numbers, with the same inode numbers, counted on as often; a place in a listing must stay one; and what has lost its name
-//! is known by nothing but descriptors. [`Engine::hand_over`] puts all that into a [`Legacy`]: a record, and descriptors beside it. A new
-//! engine on the same layers takes it with [`Engine::inherit`], before anybody else uses it. Everything else is on
-//! disk, or is found again by looking.
+//! The front knows nodes by number, and believes what it was told of them. So a successor must know
+//! the same nodes by the same numbers, with the same inode numbers, counted on as often; a place in
+//! a listing must stay one; and what has lost its name is known by nothing but descriptors.
+//! [`Engine::hand_over`] puts all that into a [`Legacy`]: a record, and descriptors beside it. A
+//! new engine on the same layers takes it with [`Engine::inherit`], before anybody else uses it.
+//! Everything else is on disk, or is found again by looking.
 //!
-//! To be called between requests, never during one. A file copied up block by block that has lost its last name is made whole, since
-//! its map is in memory alone. The record is for a process of the same build: it names its version and is refused otherwise. It is
-//! written at a handover; an engine that was killed leaves none (see `docs/decisions/0032-a-successor.md`).
+//! To be called between requests, never during one. A file copied up block by block that has lost
+//! its last name is made whole, since its map is in memory alone. The record is for a process of
+//! the same build: it names its version and is refused otherwise. It is written at a handover; an
+//! engine that was killed leaves none (see `docs/decisions/0032-a-successor.md`).
 
 mod bytes;
 
@@ -59,10 +62,11 @@ fn lost(why: impl Into<String>) -> Error {
 }
 
 impl Engine {
-    /// Returns what a successor needs. Nobody may be in a call meanwhile, nor come later: then this one is let go of by
-    /// [`Engine::let_go`], and the next one opened.
+    /// Returns what a successor needs. Nobody may be in a call meanwhile, nor come later: then this
+    /// one is let go of by [`Engine::let_go`], and the next one opened.
     ///
-    /// Errors: `Io`; what was copied until then stays copied. The engine can be used on after an error.
+    /// Errors: `Io`; what was copied until then stays copied. The engine can be used on after an
+    /// error.
     pub fn hand_over(&self) -> Result<Legacy> {
         self.sweep();
         let mut giver = Giver {
@@ -88,7 +92,8 @@ impl Engine {
         })
     }
 
-    /// Lets go of the upper layer without closing it: the successor goes on with it, and until then it looks as after a kill.
+    /// Lets go of the upper layer without closing it: the successor goes on with it, and until then
+    /// it looks as after a kill.
     pub fn let_go(self) -> Result<()> {
         let Some(upper) = &self.upper else {
             return Ok(());
@@ -99,7 +104,8 @@ impl Engine {
 
     /// Opens a union as [`Engine::open`] does and takes over what its predecessor left.
     ///
-    /// Errors: those of opening; [`Error::Successor`] if the layers are not the same or the record is none.
+    /// Errors: those of opening; [`Error::Successor`] if the layers are not the same or the record
+    /// is none.
     pub fn inherit(options: EngineOptions, legacy: Legacy) -> Result<Engine> {
         let engine = Engine::open(options)?;
         let mut taker = Taker {

@@ -1,12 +1,14 @@
-//! Files whose bytes are partly in the upper layer and partly still in a lower file: reading them, wherever they are met.
+//! Files whose bytes are partly in the upper layer and partly still in a lower file: reading them,
+//! wherever they are met.
 //!
-//! Such a file is a sparse upper inode with the deliberately short metacopy mark, which every kernel mount answers with
-//! EIO, and a mark that names its map: a file in `vellum/blocks` of the work directory ([`vellum_format::block_map`]).
-//! Only who has that work directory, and the very lower file that the map names, can read it; anything else is an
-//! error that says what is missing, never zeros. What writes such files is in `engine/blocks.rs` and `engine/settle.rs`.
+//! Such a file is a sparse upper inode with the deliberately short metacopy mark, which every
+//! kernel mount answers with EIO, and a mark that names its map: a file in `vellum/blocks` of the
+//! work directory ([`vellum_format::block_map`]). Only who has that work directory, and the very
+//! lower file that the map names, can read it; anything else is an error that says what is missing,
+//! never zeros. What writes such files is in `engine/blocks.rs` and `engine/settle.rs`.
 //!
-//! The rule for every byte, at one address ([`view::View`]): from the map's limit on, and in blocks that were written, it
-//! is the upper file's; else the lower file's.
+//! The rule for every byte, at one address ([`view::View`]): from the map's limit on, and in blocks
+//! that were written, it is the upper file's; else the lower file's.
 
 pub(crate) mod maps;
 pub(crate) mod view;
@@ -56,7 +58,8 @@ impl Data {
         }
     }
 
-    /// Opens a file that is copied up block by block: `upper` is its inode, `map` the name its mark gives.
+    /// Opens a file that is copied up block by block: `upper` is its inode, `map` the name its mark
+    /// gives.
     ///
     /// `lowers` are all layers below, from the bottom, data-only ones first.
     pub(crate) fn blocks(

@@ -60,8 +60,8 @@ impl Rig {
             upper: Some((self.upper.clone(), work)),
             options: self.options.clone(),
         };
-        // Whoever made a mount namespace meanwhile (another test's container) has a copy of the mount before this one,
-        // and with index=on the kernel then calls the upper busy.
+        // Whoever made a mount namespace meanwhile (another test's container) has a copy of the
+        // mount before this one, and with index=on the kernel then calls the upper busy.
         for _ in 0..1200 {
             match overlay.mount(&self.scratch, &self.merged) {
                 Err(error) if error.contains("os error 16") => {}

@@ -1,4 +1,5 @@
-//! Who else reads them: no kernel, nobody without the map, and nobody with another lower file or a damaged map.
+//! Who else reads them: no kernel, nobody without the map, and nobody with another lower file or a
+//! damaged map.
 
 use std::ffi::OsStr;
 use std::io::Read;

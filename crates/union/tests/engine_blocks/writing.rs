@@ -1,4 +1,5 @@
-//! What is written to them is what is read, whoever else has hold of them and whatever ends before its time; and what it costs.
+//! What is written to them is what is read, whoever else has hold of them and whatever ends before
+//! its time; and what it costs.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -1,5 +1,5 @@
-//! What the tests of the engine share: layers on ext4, an engine on them, the kernel's overlayfs on the same layers,
-//! and both seen as one kind of picture.
+//! What the tests of the engine share: layers on ext4, an engine on them, the kernel's overlayfs on
+//! the same layers, and both seen as one kind of picture.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::ffi::{OsStr, OsString};
@@ -55,7 +55,8 @@ impl Rig {
         Some(Rig::below(scratch, base, lowers))
     }
 
-    /// Makes empty layers wherever tests make files: no privilege is needed, and the kernel mounts nothing.
+    /// Makes empty layers wherever tests make files: no privilege is needed, and the kernel mounts
+    /// nothing.
     pub fn anywhere(lowers: usize) -> Rig {
         let scratch = Scratch::new();
         let base = scratch.dir("fs");
@@ -80,7 +81,8 @@ impl Rig {
     }
 
     pub fn open(&self) -> Engine {
-        // The kernel lets go of an upper some time after the unmounting, when another process is just being started.
+        // The kernel lets go of an upper some time after the unmounting, when another process is
+        // just being started.
         for _ in 0..3000 {
             match Engine::open(self.options()) {
                 Err(Error::BadUpper { why, .. }) if why.contains("the kernel") => {}
@@ -112,8 +114,8 @@ impl Rig {
         .option("metacopy", "on")
         .option("index", "on")
         .option("xino", "on");
-        // Whoever made a mount namespace meanwhile has a copy of the mount before this one, and the kernel then calls
-        // the upper busy.
+        // Whoever made a mount namespace meanwhile has a copy of the mount before this one, and the
+        // kernel then calls the upper busy.
         for _ in 0..1200 {
             match overlay.mount(&self.scratch, &target) {
                 Err(error) if error.contains("os error 16") => {}
@@ -154,7 +156,8 @@ pub fn options(lowers: &[PathBuf], upper: &Path, work: &Path) -> EngineOptions {
     }
 }
 
-/// Opens an engine; waits as long as somebody's copy of a mount of the kernel's keeps the upper busy.
+/// Opens an engine; waits as long as somebody's copy of a mount of the kernel's keeps the upper
+/// busy.
 pub fn open(options: impl Fn() -> EngineOptions) -> Engine {
     for _ in 0..1200 {
         match Engine::open(options()) {
@@ -414,7 +417,8 @@ pub fn refusal<T>(result: Result<T>) -> vellum_union::Refusal {
     }
 }
 
-/// Lets a copied upper take its index of hard links over, which knows the upper by a file handle: the original's.
+/// Lets a copied upper take its index of hard links over, which knows the upper by a file handle:
+/// the original's.
 pub fn forget_upper(work: &Path) {
     for prefix in ["trusted", "user"] {
         let mark = format!("{prefix}.overlay.upper");

@@ -290,7 +290,8 @@ const LISTED: &[(&str, &[&str])] = &[
         "BOX:HERE/set-uid OUT/dir",
         &[r#""dir/set-uid": mode: "0755" / "4755""#],
     ),
-    // Owners come out if asked for: that is what Docker's documentation says of `-a`, and it does not.
+    // Owners come out if asked for: that is what Docker's documentation says of `-a`, and it does
+    // not.
     (
         "-a BOX:HERE/set-uid OUT/dir",
         &[r#""dir/set-uid": owner: (1234, 55) / (0, 0)"#],
@@ -300,7 +301,8 @@ const LISTED: &[(&str, &[&str])] = &[
         "SRC/attribute BOX:HERE/dir",
         &[r#""dir/attribute": xattr "user.a": Some("b") / None"#],
     ),
-    // A tar of what is in a directory has no entry for the directory: where it is unpacked stays as it is.
+    // A tar of what is in a directory has no entry for the directory: where it is unpacked stays as
+    // it is.
     (
         "BOX:HERE/out/. -",
         &[

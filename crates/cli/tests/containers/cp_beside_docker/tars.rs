@@ -81,7 +81,8 @@ fn tar() -> Tar {
     Tar::default()
 }
 
-/// Returns what is unpacked into `dir`: a name, the bytes, and how the outcome differs from Docker's.
+/// Returns what is unpacked into `dir`: a name, the bytes, and how the outcome differs from
+/// Docker's.
 pub fn tars() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
     let whole = tar().file("a", "a").dir("d").file("d/b", "b");
     let mut gzip = Encoder::new(Compression::Gzip, Vec::new()).unwrap();
@@ -408,7 +409,8 @@ pub fn tars() -> Vec<(&'static str, Vec<u8>, &'static [&'static str])> {
 /// Where Vellum does something else on purpose.
 fn differences(name: &str) -> &'static [&'static str] {
     match name {
-        // A link gives a file one more name and changes nothing else; Docker changes its owner to the link's.
+        // A link gives a file one more name and changes nothing else; Docker changes its owner to
+        // the link's.
         "a hard link to what was there" | "a hard link to an absolute name" => &[
             r#""dir/old": owner: (7, 8) / (0, 0)"#,
             r#""dir/two": owner: (7, 8) / (0, 0)"#,
@@ -442,7 +444,8 @@ fn differences(name: &str) -> &'static [&'static str] {
             r#""": owner: (0, 0) / (9, 4)"#,
             r#""": mtime: (1500000000, 0) / (1400000000, 0)"#,
         ],
-        // A link is a text; where it leads is decided when it is followed. Docker refuses what points above the target.
+        // A link is a text; where it leads is decided when it is followed. Docker refuses what
+        // points above the target.
         "a symbolic link that climbs" => &[
             "exit: true / false",
             r#""dir": mtime: (9223372036854775807, 0) / (1500000000, 0)"#,

@@ -76,7 +76,8 @@ fn what_an_open_wants_does_not_change_how_a_file_is_open() {
     }
 }
 
-/// The kernel's side of one inode: its opens through the page cache, and its backing file with those through it.
+/// The kernel's side of one inode: its opens through the page cache, and its backing file with
+/// those through it.
 #[derive(Debug, Default)]
 struct Inode {
     cached: u32,
@@ -113,7 +114,8 @@ impl Inode {
     }
 }
 
-/// A run of random opens, closes and changes of one file. RELEASE arrives some time after the kernel's own close.
+/// A run of random opens, closes and changes of one file. RELEASE arrives some time after the
+/// kernel's own close.
 fn run(random: &mut Rng) {
     let mut next = |bound: usize| random.below(bound);
     let node = NodeId(7);

@@ -1,4 +1,5 @@
-//! Random layers applied to a full tree, and as an overlay layer over the same tree: what the kernel shows must be what is there.
+//! Random layers applied to a full tree, and as an overlay layer over the same tree: what the
+//! kernel shows must be what is there.
 
 use vellum_testkit::kernel::Overlay;
 use vellum_testkit::tree::Ignore;
@@ -64,7 +65,8 @@ fn agree(above: &[Vec<u8>], below_parts: &[Vec<u8>]) -> bool {
             panic!("{plain:?} as a tree, {overlay:?} as a layer")
         }
     };
-    // Now that the parent is known, an opaque root hides what it has, and whiteouts that hide nothing go.
+    // Now that the parent is known, an opaque root hides what it has, and whiteouts that hide
+    // nothing go.
     let root = Dir::open(&overlay.root).unwrap();
     let below = Dir::open(&parent.root).unwrap();
     if applied.root_opaque {

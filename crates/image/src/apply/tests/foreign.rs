@@ -1,8 +1,10 @@
-//! What other systems have and this one has not: left out of the tree, reported, and given back with the layer.
+//! What other systems have and this one has not: left out of the tree, reported, and given back
+//! with the layer.
 
 use super::*;
 
-/// Applies the layer, which [`Place::apply`] also gives back, and returns what was left out and how often.
+/// Applies the layer, which [`Place::apply`] also gives back, and returns what was left out and how
+/// often.
 #[track_caller]
 fn left_out(place: &Place, marks: TargetMarks, parts: &[Vec<u8>]) -> (u64, String) {
     let left_out = place.apply(marks, parts).unwrap().left_out;
@@ -48,7 +50,8 @@ fn attributes_of_other_systems_are_left_out() {
             assert_eq!(place.read("a"), "hello");
         }
     }
-    // Spelled by bsdtar alone it is no attribute for anybody else, and what is no base64 harms nothing.
+    // Spelled by bsdtar alone it is no attribute for anybody else, and what is no base64 harms
+    // nothing.
     let parts = [
         pax(b'x', &[("LIBARCHIVE.xattr.user.a", b"not base64!")]),
         file("a", "hello"),
@@ -226,7 +229,8 @@ fn the_attributes_of_links_are_recorded_like_all() {
     let limits = Limits::default();
     let stream = LayerStream::open(Box::new(Cursor::new(archive)), &limits, &cancel).unwrap();
     apply(stream, &target, None, &limits, &cancel).unwrap();
-    // Root makes the device itself; without the right to, a record says what it is and has the last mode.
+    // Root makes the device itself; without the right to, a record says what it is and has the last
+    // mode.
     match place.xattr("n", "user.containers.override_stat") {
         None => assert_eq!(
             fs::metadata(place.path("n")).unwrap().mode() & 0o7777,

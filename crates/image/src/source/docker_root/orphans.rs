@@ -50,7 +50,8 @@ impl DockerRoot {
             .collect()
     }
 
-    /// Returns what nobody needs, by path. Nothing is changed. A running daemon's work in progress may be named, too.
+    /// Returns what nobody needs, by path. Nothing is changed. A running daemon's work in progress
+    /// may be named, too.
     pub fn orphans(&self) -> Vec<Orphan> {
         let mut found = Vec::new();
         let mut say = |path: PathBuf, why: &str| {
@@ -163,7 +164,8 @@ impl DockerRoot {
         wanted
     }
 
-    /// Returns what kind of thing is at `path`, links not followed; `None` if nothing can be seen there.
+    /// Returns what kind of thing is at `path`, links not followed; `None` if nothing can be seen
+    /// there.
     fn kind(&self, path: &Path) -> Option<FileKind> {
         let above = path.parent().filter(|above| !above.as_os_str().is_empty());
         let dir = match above {

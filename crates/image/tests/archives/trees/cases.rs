@@ -1,4 +1,5 @@
-//! Layers in which one thing is odd. [`super::peers::below`] lies below each: files `a`, `b/x`, `dir/x` and `hidden`, a link `c` to `b`.
+//! Layers in which one thing is odd. [`super::peers::below`] lies below each: files `a`, `b/x`,
+//! `dir/x` and `hidden`, a link `c` to `b`.
 
 use super::raw::{Raw, archive, pax};
 

@@ -1,9 +1,11 @@
 //! The trees that Docker, Podman and containerd make of odd layers, and Vellum's.
 //!
-//! `table.txt` says for each layer of `cases.rs` what the three make of it (20.10, 4.3 and 1.6), whether Vellum makes a tree, and why where that is another
-//! one. `=`: the tree that Vellum makes; `+`: a tree, where Vellum makes none; `-`: none; `broken`: one that lists names which are not there; else what
-//! is different in it. The usual tier asks the real programs about a few layers, the slow tier about all, and about layers of the generator;
-//! with `VELLUM_VERDICTS=file` it writes down what they say.
+//! `table.txt` says for each layer of `cases.rs` what the three make of it (20.10, 4.3 and 1.6),
+//! whether Vellum makes a tree, and why where that is another one. `=`: the tree that Vellum makes;
+//! `+`: a tree, where Vellum makes none; `-`: none; `broken`: one that lists names which are not
+//! there; else what is different in it. The usual tier asks the real programs about a few layers,
+//! the slow tier about all, and about layers of the generator; with `VELLUM_VERDICTS=file` it
+//! writes down what they say.
 
 mod cases;
 mod peers;

@@ -1,4 +1,5 @@
-//! What makes trees of layers: Docker, Podman and containerd, each with a store of its own, and Vellum.
+//! What makes trees of layers: Docker, Podman and containerd, each with a store of its own, and
+//! Vellum.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -153,7 +154,8 @@ impl Peer {
         made.into_values().collect()
     }
 
-    /// Loads these together, and if that fails each half by itself: what one can't take is no fault of the others.
+    /// Loads these together, and if that fails each half by itself: what one can't take is no fault
+    /// of the others.
     fn load(&self, layers: &[Vec<u8>], numbers: &[usize], made: &mut BTreeMap<usize, Made>) {
         let archive = self.home().join("images.tar");
         let chosen = numbers

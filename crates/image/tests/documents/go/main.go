@@ -1,5 +1,6 @@
-// Reads documents as Go does, for comparison: on standard input come a letter for the kind of document, its length in four bytes and its bytes;
-// a line goes out for each, with every field, or the word "error". Texts are written as hexadecimal digits.
+// Reads documents as Go does, for comparison: on standard input come a letter for the kind of
+// document, its length in four bytes and its bytes; a line goes out for each, with every field, or
+// the word "error". Texts are written as hexadecimal digits.
 package main
 
 import (

@@ -1,4 +1,5 @@
-//! A file or directory as a tar, under its own name; a link that is followed, under that of what it leads to. Names are names: what is called `.wh.x` is written as that.
+//! A file or directory as a tar, under its own name; a link that is followed, under that of what it
+//! leads to. Names are names: what is called `.wh.x` is written as that.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,9 @@
 //! What one name of a copy becomes: what may be replaced, and the attributes of what was made.
 //!
-//! A directory and what is not one never replace each other, whatever brought them; everything else is replaced, a symbolic link itself and
-//! never what it leads to. Names are single components in open directories. The order of attributes is the one that works: the owner first,
-//! since changing it clears set-user-id and capabilities, then extended attributes, the mode, the times.
+//! A directory and what is not one never replace each other, whatever brought them; everything else
+//! is replaced, a symbolic link itself and never what it leads to. Names are single components in
+//! open directories. The order of attributes is the one that works: the owner first, since changing
+//! it clears set-user-id and capabilities, then extended attributes, the mode, the times.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -22,7 +23,8 @@ use super::invalid;
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-/// Owner and group of what has none in this user namespace: `/proc/sys/kernel/overflowuid`, as everywhere.
+/// Owner and group of what has none in this user namespace: `/proc/sys/kernel/overflowuid`, as
+/// everywhere.
 const NOBODY: u32 = 65_534;
 
 /// Whose the copies are.
@@ -100,7 +102,8 @@ impl<'a> Placing<'a> {
         self.removals.get()
     }
 
-    /// Opens the directory `name`, making it if it isn't there. A new one is the caller's alone, so that nobody else gets in before it has its attributes.
+    /// Opens the directory `name`, making it if it isn't there. A new one is the caller's alone, so
+    /// that nobody else gets in before it has its attributes.
     ///
     /// Errors: something else has the name.
     pub fn directory(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
@@ -148,7 +151,8 @@ impl<'a> Placing<'a> {
         self.replacing(dir, name, || dir.create_file(name, mode))
     }
 
-    /// Makes a device node or named pipe. False: this user namespace can't have it, and the user was told.
+    /// Makes a device node or named pipe. False: this user namespace can't have it, and the user
+    /// was told.
     pub fn node(&self, dir: &Dir, name: &OsStr, kind: FileKind, rdev: (u32, u32)) -> Result<bool> {
         match self.replacing(dir, name, || dir.mknod(name, kind, 0o600, rdev)) {
             Ok(()) => Ok(true),
@@ -160,7 +164,8 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// Gives what is open its owner and mode, and `attributes` in between; nothing is touched that is right already.
+    /// Gives what is open its owner and mode, and `attributes` in between; nothing is touched that
+    /// is right already.
     pub fn dress(
         &self,
         object: impl AsFd,
@@ -193,7 +198,8 @@ impl<'a> Placing<'a> {
         Ok(())
     }
 
-    /// Sets the owner by `set` if it isn't `now` already. Returns whether the copy belongs to whom the source belongs to.
+    /// Sets the owner by `set` if it isn't `now` already. Returns whether the copy belongs to whom
+    /// the source belongs to.
     fn give(
         &self,
         look: &Look,
@@ -242,7 +248,8 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// Takes extended attributes along: capabilities and `user.`, and all others if that was asked for.
+    /// Takes extended attributes along: capabilities and `user.`, and all others if that was asked
+    /// for.
     pub fn attributes(&self, from: impl AsFd, to: impl AsFd) -> Result<()> {
         for name in xattr::list_fd(&from)? {
             let always = name.as_bytes().starts_with(b"user.") || name == "security.capability";

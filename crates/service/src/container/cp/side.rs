@@ -1,7 +1,7 @@
 //! Where a copy begins or ends: a root, a path in it, and what is found there.
 //!
-//! A path ends with `/` or `/.` where a directory is meant; `/.` asks for what is in it. The host's root is `/`, so both sides are resolved
-//! alike.
+//! A path ends with `/` or `/.` where a directory is meant; `/.` asks for what is in it. The host's
+//! root is `/`, so both sides are resolved alike.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
@@ -27,7 +27,8 @@ pub(super) struct Side {
     pub path: PathBuf,
     /// The root's own path on the host, for taking descriptors' paths apart.
     pub top: PathBuf,
-    /// Whose tree it is, and whether it was mounted for the copy alone: then it is unmounted when that is done.
+    /// Whose tree it is, and whether it was mounted for the copy alone: then it is unmounted when
+    /// that is done.
     container: Option<(ContainerRecord, bool)>,
 }
 
@@ -133,7 +134,8 @@ impl Side {
         }))
     }
 
-    /// Finds what is to be copied. A link is what is copied, unless it is to be followed or what it leads to is asked for.
+    /// Finds what is to be copied. A link is what is copied, unless it is to be followed or what it
+    /// leads to is asked for.
     pub fn source(&self, follow: bool) -> Result<Found> {
         let last = match follow || self.ends_as_directory() {
             true => Last::Follow,
@@ -146,8 +148,8 @@ impl Side {
         Ok(found)
     }
 
-    /// Returns the directory and name that this path would have, were there something. A dangling link leads to where it points, unless a
-    /// directory is asked for, which it is not.
+    /// Returns the directory and name that this path would have, were there something. A dangling
+    /// link leads to where it points, unless a directory is asked for, which it is not.
     ///
     /// Errors: that directory is not there.
     pub fn vacant(&self) -> Result<(Dir, OsString)> {
@@ -187,7 +189,8 @@ impl Side {
         invalid(&format!("{} is not a directory", self.path.display()))
     }
 
-    /// The path ends with `/` or `/.`: the directory's content is meant, or a directory is asked for.
+    /// The path ends with `/` or `/.`: the directory's content is meant, or a directory is asked
+    /// for.
     pub fn ends_as_directory(&self) -> bool {
         self.path.as_os_str().as_bytes().ends_with(b"/") || self.wants_content()
     }

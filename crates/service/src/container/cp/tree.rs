@@ -1,7 +1,7 @@
 //! Files and directories, copied from directory to directory.
 //!
-//! Names are taken in the order of their bytes, as Docker does, so that what an error leaves behind is the same. What has several names in what
-//! is copied has them in the copy.
+//! Names are taken in the order of their bytes, as Docker does, so that what an error leaves behind
+//! is the same. What has several names in what is copied has them in the copy.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -75,7 +75,8 @@ struct Copying<'a> {
     base: Dir,
     /// The directory that is being filled, from there.
     path: PathBuf,
-    /// Where the first name of each inode with several went: its directory from where the copy began, and its name there.
+    /// Where the first name of each inode with several went: its directory from where the copy
+    /// began, and its name there.
     links: HashMap<(u64, u64), (PathBuf, OsString)>,
 }
 
@@ -145,7 +146,8 @@ impl<'a> Copying<'a> {
             }
             _ if stat.nlink > 1 && self.link(stat, to, to_name)? => return Ok(()),
             FileKind::File => {
-                // Opened before anything is removed: it may be the very file that is to be replaced.
+                // Opened before anything is removed: it may be the very file that is to be
+                // replaced.
                 let source = from.open_file(name)?;
                 if self.is_same(stat, to, to_name)? {
                     return Ok(());
@@ -188,7 +190,8 @@ impl<'a> Copying<'a> {
         self.path.push(name);
         let filled = self.content(below, &into);
         self.path.pop();
-        // Also where something in it failed: what is there stays, and stays as open or closed as it was meant to be.
+        // Also where something in it failed: what is there stays, and stays as open or closed as it
+        // was meant to be.
         let finished = self.finish(below, stat, &into);
         filled.and(finished)
     }

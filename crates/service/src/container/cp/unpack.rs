@@ -1,8 +1,10 @@
 //! A tar into a directory of a container, by the rules of `docker cp -`.
 //!
-//! Names are names: no entry deletes anything, whatever it is called. They are taken from the target, which stays as it is. Links on the way are
-//! followed as a process in the container would follow them; what a name leads to in the end is replaced itself. A hard link's target is a name in
-//! the same directory, there before or not. What lies above the target is refused, and nothing can lie above the root.
+//! Names are names: no entry deletes anything, whatever it is called. They are taken from the
+//! target, which stays as it is. Links on the way are followed as a process in the container would
+//! follow them; what a name leads to in the end is replaced itself. A hard link's target is a name
+//! in the same directory, there before or not. What lies above the target is refused, and nothing
+//! can lie above the root.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -24,7 +26,8 @@ use crate::error::{Error, Result};
 
 /// Unpacks a tar, compressed or not, into the directory `to`.
 ///
-/// What follows the end marker is read and ignored. A tar without one is warned of: it may have been cut short.
+/// What follows the end marker is read and ignored. A tar without one is warned of: it may have
+/// been cut short.
 pub(super) fn unpack(ctx: &Context, to: &Side, input: impl Read + Send + 'static) -> Result<()> {
     let target = to
         .find(Last::Follow)?
@@ -179,7 +182,8 @@ impl Unpacking<'_> {
         };
         let first_dir = self.find(above)?.ok_or_else(missing)?;
         let stat = first_dir.stat_opt(first)?.ok_or_else(missing)?;
-        // Already that very file, perhaps because the link names itself: to make room for it would lose it.
+        // Already that very file, perhaps because the link names itself: to make room for it would
+        // lose it.
         if dir
             .stat_opt(name)?
             .is_some_and(|there| there.identity() == stat.identity())
@@ -199,14 +203,16 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    /// Returns where a name of the tar is, from the container's root: below the target, by its spelling.
+    /// Returns where a name of the tar is, from the container's root: below the target, by its
+    /// spelling.
     fn path(&self, name: &OsStr) -> Result<PathBuf> {
         let name = Path::new(name);
         let mut path = self.base.clone();
         for component in name.components() {
             match component {
                 Component::Normal(part) => path.push(part),
-                // An absolute name counts from the target, and its `..` end there; others end at the root.
+                // An absolute name counts from the target, and its `..` end there; others end at
+                // the root.
                 Component::ParentDir if name.is_absolute() && path == self.base => {}
                 Component::ParentDir => drop(path.pop()),
                 Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
@@ -261,8 +267,8 @@ impl Unpacking<'_> {
     }
 }
 
-/// Zeros that come in runs of at least this many bytes become holes: a tar has no other way to say them that all programs know, and a sparse
-/// file that goes through one must not fill the disk.
+/// Zeros that come in runs of at least this many bytes become holes: a tar has no other way to say
+/// them that all programs know, and a sparse file that goes through one must not fill the disk.
 const HOLE_BYTES: usize = 64 << 10;
 
 /// Writes an entry's content where it belongs.

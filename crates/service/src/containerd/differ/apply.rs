@@ -1,8 +1,10 @@
-//! Unpacking one layer into the tree that mounts show: inflated, hashed and written at once, never through a mount.
+//! Unpacking one layer into the tree that mounts show: inflated, hashed and written at once, never
+//! through a mount.
 //!
-//! An overlay's upper takes the layer as marks, as it would come out of [`crate::image`]: directories that the layer does not list look as below, and
-//! whiteouts stay only where they hide something. A whole tree (a bind mount) takes deletions as deletions; only the first layer of a chain, and
-//! drivers that copy, are mounted so.
+//! An overlay's upper takes the layer as marks, as it would come out of [`crate::image`]:
+//! directories that the layer does not list look as below, and whiteouts stay only where they hide
+//! something. A whole tree (a bind mount) takes deletions as deletions; only the first layer of a
+//! chain, and drivers that copy, are mounted so.
 //!
 //! Nothing is synced unless asked: the commit of the snapshot is what makes it last.
 
@@ -50,8 +52,9 @@ pub struct Done {
 
 /// Unpacks `blob`, whatever its compression, into the tree.
 ///
-/// After an error the tree holds part of the layer and is good for nothing but removal. Errors: `Unsupported` for mounts that are more than
-/// directories, [`vellum_image::Error::DigestMismatch`] and the like for a blob that is not what was asked for.
+/// After an error the tree holds part of the layer and is good for nothing but removal. Errors:
+/// `Unsupported` for mounts that are more than directories, [`vellum_image::Error::DigestMismatch`]
+/// and the like for a blob that is not what was asked for.
 pub fn apply(
     ctx: &Context,
     request: &ApplyRequest,
@@ -115,7 +118,8 @@ pub fn apply(
     })
 }
 
-/// Gives directories that the layer does not list the present time: by that the commit, which is told the parent, knows them.
+/// Gives directories that the layer does not list the present time: by that the commit, which is
+/// told the parent, knows them.
 fn mark_made_up<'a>(root: &Dir, paths: impl Iterator<Item = &'a Path>) -> Result<()> {
     for path in paths {
         let dir = match path.as_os_str().is_empty() {
@@ -216,7 +220,8 @@ fn in_store(process: Process, ours: &Ours, dir: &Path, stacked: bool) -> Result<
             let lowers = parts.lowers.iter().map(|layer| layer.dir.as_path());
             (overlay, Below::These(open(lowers, dialect)?))
         }
-        // Shown as an overlay on nothing, so that whiteouts are kept for a parent that only the commit tells.
+        // Shown as an overlay on nothing, so that whiteouts are kept for a parent that only the
+        // commit tells.
         (Shape::Plain { .. }, LayerMarks::Overlay) if stacked => (overlay, Below::ToldLater),
         // The first layer of a chain: its deletions hide nothing.
         (Shape::Plain { .. }, LayerMarks::Overlay) => (overlay, Below::These(Vec::new())),

@@ -1,8 +1,9 @@
 //! The layer that leads from one tree to another.
 //!
-//! Where the right tree is the left one and a layer more (what clients nearly always ask), only that layer is read: the cost is that of the
-//! changes. Otherwise both trees are compared as wholes. Either way they are read as directories, by the rules of whoever wrote them, and
-//! may be in use meanwhile. A layer has the container's ids, whoever maps them.
+//! Where the right tree is the left one and a layer more (what clients nearly always ask), only
+//! that layer is read: the cost is that of the changes. Otherwise both trees are compared as
+//! wholes. Either way they are read as directories, by the rules of whoever wrote them, and may be
+//! in use meanwhile. A layer has the container's ids, whoever maps them.
 
 use std::io::{self, Write};
 

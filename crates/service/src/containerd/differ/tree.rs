@@ -1,9 +1,11 @@
 //! Mounts read as the directories that they are made of.
 //!
-//! An overlay is its upper and its lowers, a bind mount is its source; options that only say how the kernel shows them change nothing. A mount by our own
-//! engine is its layers, too, if they are the store's, which knows how to read them. Ids that the kernel maps are the host's in the upper and
-//! nowhere else. What keeps data elsewhere is refused, since a directory alone is not the whole truth then. Paths are resolved once, here: the short names
-//! that a mount is given are symbolic links, and two trees are the same only by their real names.
+//! An overlay is its upper and its lowers, a bind mount is its source; options that only say how
+//! the kernel shows them change nothing. A mount by our own engine is its layers, too, if they are
+//! the store's, which knows how to read them. Ids that the kernel maps are the host's in the upper
+//! and nowhere else. What keeps data elsewhere is refused, since a directory alone is not the whole
+//! truth then. Paths are resolved once, here: the short names that a mount is given are symbolic
+//! links, and two trees are the same only by their real names.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,7 +35,8 @@ pub(super) enum Shown {
         /// What the kernel maps.
         ids: Option<MappedIds>,
     },
-    /// Layers under our own engine, top first; read like an overlay, by the store's knowledge of them.
+    /// Layers under our own engine, top first; read like an overlay, by the store's knowledge of
+    /// them.
     Engine {
         /// The directories.
         dirs: Vec<PathBuf>,
@@ -168,7 +171,8 @@ pub(super) struct Ours {
     pub parts: TreeParts,
 }
 
-/// Returns the store's snapshot that has `dir` as its own layer or tree. `None`: it does not lie in the store.
+/// Returns the store's snapshot that has `dir` as its own layer or tree. `None`: it does not lie in
+/// the store.
 ///
 /// Errors: [`Error::Unsupported`] if it lies in the store and is nobody's.
 pub(super) fn ours(ctx: &Context, dir: &Path) -> Result<Option<Ours>> {
@@ -237,7 +241,8 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
             .iter()
             .map(|layer| std::fs::canonicalize(&layer.dir).map_err(Error::io("find", &layer.dir)))
             .collect::<Result<_>>()?;
-        // A writable snapshot whose upper is shown without what is below it, say, is not what the record speaks of.
+        // A writable snapshot whose upper is shown without what is below it, say, is not what the
+        // record speaks of.
         if known == dirs {
             let whole = matches!(ours.parts.shape, Shape::Plain { .. });
             return Ok(Readable {

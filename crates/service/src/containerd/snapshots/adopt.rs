@@ -1,16 +1,21 @@
 //! Layers that are in the store already, as somebody else's: those of Vellum's own images.
 //!
-//! A client that is about to unpack a chain is told that it is there, and finds a layer of its own then, which stands on Vellum's and has nothing in
-//! it: what it shows is Vellum's layer. So no record has two owners. The client's collection removes its layer, Vellum's gc keeps the one below
-//! as long as somebody stands on it, and a tree has one layer more than its chain, however many of the chain were adopted.
+//! A client that is about to unpack a chain is told that it is there, and finds a layer of its own
+//! then, which stands on Vellum's and has nothing in it: what it shows is Vellum's layer. So no
+//! record has two owners. The client's collection removes its layer, Vellum's gc keeps the one
+//! below as long as somebody stands on it, and a tree has one layer more than its chain, however
+//! many of the chain were adopted.
 //!
-//! The client's layer has another parent than the client thinks: in the store it stands on Vellum's layer, to the client on its own layer of the chain
-//! below. That one's key is kept in a label, [`STANDS_ON`], that no client sees or changes, and a digest of it begins the layer's own key, by which the
-//! layers that stand on a key are found.
+//! The client's layer has another parent than the client thinks: in the store it stands on Vellum's
+//! layer, to the client on its own layer of the chain below. That one's key is kept in a label,
+//! [`STANDS_ON`], that no client sees or changes, and a digest of it begins the layer's own key, by
+//! which the layers that stand on a key are found.
 //!
-//! A client that unpacks in parallel names the parent at the commit. containerd 2.4 takes a writable snapshot that is mounted read-only for one that
-//! holds the layer already (a staged one), and commits it without filling it. Such a snapshot stands on Vellum's layer from the beginning, is empty, and
-//! has the label, too; its commit names what it stands on to the client. It has the client's key. See `docs/decisions/0039-layers-lent-to-containerd.md`.
+//! A client that unpacks in parallel names the parent at the commit. containerd 2.4 takes a
+//! writable snapshot that is mounted read-only for one that holds the layer already (a staged one),
+//! and commits it without filling it. Such a snapshot stands on Vellum's layer from the beginning,
+//! is empty, and has the label, too; its commit names what it stands on to the client. It has the
+//! client's key. See `docs/decisions/0039-layers-lent-to-containerd.md`.
 
 use vellum_format::Digest;
 use vellum_store::{
@@ -31,7 +36,8 @@ const NOTHING: &str = "-";
 /// What the client's keys of adopted layers begin with: no namespace begins with a dot. On disk.
 const ADOPTED: &str = ".vellum";
 
-/// Returns the key of the client's layer for `chain` on the parent that `new` names, made now if Vellum has the chain and the client has not.
+/// Returns the key of the client's layer for `chain` on the parent that `new` names, made now if
+/// Vellum has the chain and the client has not.
 pub(super) fn adopt(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Option<SnapshotKey>> {
     // Keys of Vellum's own that are no chains are no layers of images.
     if chain.parse::<Digest>().is_err() {
@@ -80,7 +86,8 @@ pub(super) fn adopt(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Opt
     }
 }
 
-/// Returns how a snapshot is made that holds a layer of Vellum's already, if the client unpacks before it names the parent and Vellum has the chain.
+/// Returns how a snapshot is made that holds a layer of Vellum's already, if the client unpacks
+/// before it names the parent and Vellum has the chain.
 pub(super) fn staged(
     store: &Store,
     asked: &Asked,
@@ -127,7 +134,8 @@ pub(super) fn read_only(mut entries: Vec<MountEntry>) -> Vec<MountEntry> {
     entries
 }
 
-/// Has the commit of a staged snapshot keep Vellum's layer for its parent, and the client's for what it is told. Other commits stay as they are.
+/// Has the commit of a staged snapshot keep Vellum's layer for its parent, and the client's for
+/// what it is told. Other commits stay as they are.
 ///
 /// Errors: `Invalid` if the client's parent is not of the chain that Vellum's layer stands on.
 pub(super) fn put_staged(
@@ -163,13 +171,14 @@ pub(super) fn put_staged(
     Ok(())
 }
 
-/// Tells whether a layer of Vellum's can be lent. With other drivers a layer on a layer is a copy of it. Marks of engines can't be read by the
-/// client's own differ.
+/// Tells whether a layer of Vellum's can be lent. With other drivers a layer on a layer is a copy
+/// of it. Marks of engines can't be read by the client's own differ.
 fn fits(own: &Info) -> bool {
     own.kind == Kind::Committed && own.driver.stacks() && own.features.is_none()
 }
 
-/// Tells whether the parent that the client names is a layer of the chain that Vellum's layer `own` stands on.
+/// Tells whether the parent that the client names is a layer of the chain that Vellum's layer `own`
+/// stands on.
 fn stands_alike(store: &Store, parent: Option<&str>, own: &Info) -> Result<bool> {
     let Some(parent) = parent else {
         return Ok(own.parent.is_none());
@@ -212,8 +221,9 @@ pub(super) fn make_visible(info: &mut Info) {
     own_labels::hide(info);
 }
 
-/// Returns the changes such that the layer stays adopted, or not. Our labels are nobody's to change; nor is an adopted layer's chain, by which
-/// the client finds it: who asks for the chain again would be told of a layer that is not found.
+/// Returns the changes such that the layer stays adopted, or not. Our labels are nobody's to
+/// change; nor is an adopted layer's chain, by which the client finds it: who asks for the chain
+/// again would be told of a layer that is not found.
 pub(super) fn protect(changes: &[LabelChange], now: &Info) -> Vec<LabelChange> {
     let mut changes = own_labels::protect(changes, now);
     if now.labels.contains_key(STANDS_ON)

@@ -1,7 +1,8 @@
 //! What the labels of a snapshot ask for, read once.
 //!
-//! Labels are text that a client wrote. They are read here, at the door, and refused here; whatever comes after is handed values. What is recorded
-//! in labels of Vellum's own about a snapshot that was made earlier is read beside them.
+//! Labels are text that a client wrote. They are read here, at the door, and refused here; whatever
+//! comes after is handed values. What is recorded in labels of Vellum's own about a snapshot that
+//! was made earlier is read beside them.
 
 use vellum_format::{IdRun, ids};
 use vellum_store::Labels;
@@ -153,13 +154,15 @@ impl Runs {
         ids::outside_of(&self.runs, id)
     }
 
-    /// Whether the root directory's owner `id` was mapped before. Ranges that overlap are told apart by the root user, whose directory it is nearly always.
+    /// Whether the root directory's owner `id` was mapped before. Ranges that overlap are told
+    /// apart by the root user, whose directory it is nearly always.
     fn is_done(&self, id: u32) -> bool {
         self.outside(0) == Some(id)
             || self.outside(id).is_none() && ids::inside_of(&self.runs, id).is_some()
     }
 
-    /// What the root directory's owner `id` is on the host. Errors: `Invalid` if the label does not say.
+    /// What the root directory's owner `id` is on the host. Errors: `Invalid` if the label does not
+    /// say.
     pub(super) fn of_root(&self, id: u32) -> Result<u32> {
         self.outside(id).ok_or_else(|| Error::Invalid {
             what: format!(

@@ -1,16 +1,21 @@
 //! How a snapshot is shown, decided once: who mounts it, with what, and who maps its ids.
 //!
-//! [`decide`] is pure: what the labels ask ([`Asked`]), the tree's parts, what the machine can do and what is configured come in as values, so each
-//! rule is a row of a table in the tests. What is decided is then laid out, recorded and printed (`mounts.rs`), and nothing is decided there.
+//! [`decide`] is pure: what the labels ask ([`Asked`]), the tree's parts, what the machine can do
+//! and what is configured come in as values, so each rule is a row of a table in the tests. What is
+//! decided is then laid out, recorded and printed (`mounts.rs`), and nothing is decided there.
 //!
-//! The mounter's own differ may read the upper directory without knowing redirects, metacopies or an index, so those are off by name, whatever the
-//! kernel's module would choose; redirects alone can be asked for (`mount.redirect-dir = on`), where Vellum makes the diffs.
+//! The mounter's own differ may read the upper directory without knowing redirects, metacopies or
+//! an index, so those are off by name, whatever the kernel's module would choose; redirects alone
+//! can be asked for (`mount.redirect-dir = on`), where Vellum makes the diffs.
 //!
-//! Three can show a tree's owners as the labels for mapped ids ask: the kernel by an id-mapped mount that the client makes, Vellum's engine, and the
-//! client itself beforehand, by a copy of the tree with other owners; a client that was not told that this server maps ids does that, and sends
-//! the labels all the same. So the first question is whose ids are on the disk: where the root directory belongs to the container's root on the host
-//! already, nothing is left to be mapped. The upper's files have the host's ids under the kernel, and the container's under the engine. So the
-//! choice is made once, when the snapshot is made, and kept in a label: settings may change, and a container may give its root directory away.
+//! Three can show a tree's owners as the labels for mapped ids ask: the kernel by an id-mapped
+//! mount that the client makes, Vellum's engine, and the client itself beforehand, by a copy of the
+//! tree with other owners; a client that was not told that this server maps ids does that, and
+//! sends the labels all the same. So the first question is whose ids are on the disk: where the
+//! root directory belongs to the container's root on the host already, nothing is left to be
+//! mapped. The upper's files have the host's ids under the kernel, and the container's under the
+//! engine. So the choice is made once, when the snapshot is made, and kept in a label: settings may
+//! change, and a container may give its root directory away.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -63,10 +68,11 @@ impl Shown {
     }
 }
 
-/// Decides how a tree is shown. `owner` is whose its root directory [`below`] is, told where [`Asked::is_mapper_open`]; `remap_ids`: the client was
-/// told that this server maps ids.
+/// Decides how a tree is shown. `owner` is whose its root directory [`below`] is, told where
+/// [`Asked::is_mapper_open`]; `remap_ids`: the client was told that this server maps ids.
 ///
-/// Errors: `Unsupported` if nobody can do what is asked; `Invalid` if the mapping leaves out the root directory's owner; [`Error::Plan`].
+/// Errors: `Unsupported` if nobody can do what is asked; `Invalid` if the mapping leaves out the
+/// root directory's owner; [`Error::Plan`].
 pub(super) fn decide(
     asked: &Asked,
     parts: &TreeParts,
@@ -90,7 +96,8 @@ pub(super) fn decide(
     let mapper = new_mapper.or(asked.mapper).unwrap_or(Mapper::Nobody);
     let mapping = asked.mapping.as_ref().filter(|_| mapper != Mapper::Nobody);
     let upper_owner = match (new_mapper, mapping, owner) {
-        // Lower layers are mapped by the mount, the upper holds what it holds; a tree that is one directory is mapped whole.
+        // Lower layers are mapped by the mount, the upper holds what it holds; a tree that is one
+        // directory is mapped whole.
         (Some(Mapper::Kernel), Some(mapping), Some(owner)) if tree.upper().is_some() => {
             Some(Owner {
                 uid: mapping.uids.of_root(owner.uid)?,
@@ -197,11 +204,14 @@ impl Tree<'_> {
         }
     }
 
-    /// Returns how a tree is shown that gets its parent at its commit, and the directories that takes; `None` for all others.
+    /// Returns how a tree is shown that gets its parent at its commit, and the directories that
+    /// takes; `None` for all others.
     ///
-    /// It is an overlay on nothing: an unpacker then writes marks for what the layer hides, which a plain directory would make it forget.
+    /// It is an overlay on nothing: an unpacker then writes marks for what the layer hides, which a
+    /// plain directory would make it forget.
     ///
-    /// Errors: `Unsupported` if its driver keeps whole trees, which can't be put on a parent afterwards.
+    /// Errors: `Unsupported` if its driver keeps whole trees, which can't be put on a parent
+    /// afterwards.
     fn on_nothing(&self) -> Result<Option<(Plan, Dirs)>> {
         let Shape::Plain {
             root,
@@ -244,7 +254,8 @@ impl Tree<'_> {
         Ok(Some((plan, vec![(work, 0o700), (empty, 0o755)])))
     }
 
-    /// Decides how a tree is mounted; `engine` is who must do it, if it is not for the settings to say.
+    /// Decides how a tree is mounted; `engine` is who must do it, if it is not for the settings to
+    /// say.
     ///
     /// Errors: [`Error::Plan`] if that can't be.
     fn plan(&self, engine: Option<Engine>) -> Result<Plan> {
@@ -263,7 +274,8 @@ impl Tree<'_> {
             wishes.engine = engine;
         } else if self.asked.chain.is_some() && self.facts.trusted && self.parts.features.is_none()
         {
-            // Unpackers fill the upper of an overlay without mounting it: nobody gains by another engine's mount.
+            // Unpackers fill the upper of an overlay without mounting it: nobody gains by another
+            // engine's mount.
             wishes.engine = Engine::Auto;
             wishes.redirect_dir = Toggle::Off;
             wishes.docker_compatible = true;
@@ -287,7 +299,8 @@ impl Tree<'_> {
     }
 }
 
-/// How long the options get when the client shortens them as it does: layers relative to the directory they have in common.
+/// How long the options get when the client shortens them as it does: layers relative to the
+/// directory they have in common.
 fn short_page_bytes(mount: &OverlayMount) -> usize {
     let lowers = mount.lowers.iter().filter_map(|dir| dir.file_name());
     // Names and values of the features that are switched off.
@@ -310,7 +323,8 @@ fn mapped_page_bytes(overlay: &Overlay) -> usize {
     )
 }
 
-/// The length of options that name `lowers`, an upper and a work directory, with `rest` bytes of others.
+/// The length of options that name `lowers`, an upper and a work directory, with `rest` bytes of
+/// others.
 fn page_bytes<'a>(
     lowers: impl Iterator<Item = &'a OsStr>,
     upper_and_work: impl Iterator<Item = &'a PathBuf>,

@@ -1,9 +1,12 @@
-//! A decision about a snapshot carried out: laid out, recorded, and printed as text for whoever mounts it.
+//! A decision about a snapshot carried out: laid out, recorded, and printed as text for whoever
+//! mounts it.
 //!
-//! Who that is differs (containerd's unpacker, a container's shim, a kubelet's plugin) and so does its mount namespace: every path is absolute.
+//! Who that is differs (containerd's unpacker, a container's shim, a kubelet's plugin) and so does
+//! its mount namespace: every path is absolute.
 //!
-//! A single bind or overlay is what clients know how to take shortcuts with: one overlay with an upper is unpacked straight into the upper. The
-//! parent's short names (`l/XXXX`) keep the options of deep chains within the page that mount(2) takes.
+//! A single bind or overlay is what clients know how to take shortcuts with: one overlay with an
+//! upper is unpacked straight into the upper. The parent's short names (`l/XXXX`) keep the options
+//! of deep chains within the page that mount(2) takes.
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -21,7 +24,8 @@ use super::Terms;
 use super::asked::Asked;
 use super::decide::{self, Owner, Shown};
 
-/// The type of mounts by Vellum's own engine: containerd has `mount.fuse3` call `vellum overlay` for it.
+/// The type of mounts by Vellum's own engine: containerd has `mount.fuse3` call `vellum overlay`
+/// for it.
 pub const ENGINE_TYPE: &str = "fuse3.vellum";
 
 /// One mount.
@@ -37,8 +41,8 @@ pub struct MountEntry {
     pub options: Vec<String>,
 }
 
-/// Returns the mounts of a tree, after all that they need was laid out and recorded. Nothing is done twice: a server that was killed may have left
-/// it half done.
+/// Returns the mounts of a tree, after all that they need was laid out and recorded. Nothing is
+/// done twice: a server that was killed may have left it half done.
 pub(super) fn show(
     ctx: &Context,
     terms: Terms,

@@ -1,11 +1,13 @@
 //! Sends what is unpacked into a snapshot to disk while it is unpacked.
 //!
-//! The client commits a layer inside a transaction of its own, and has written its files without a sync: the commit's sync then would wait for all of
-//! them while everybody else waits for the client. So from Prepare on, new files are handed to the disk as they come. Nothing here promises
+//! The client commits a layer inside a transaction of its own, and has written its files without a
+//! sync: the commit's sync then would wait for all of them while everybody else waits for the
+//! client. So from Prepare on, new files are handed to the disk as they come. Nothing here promises
 //! anything, and nobody waits for it; durable is what the commit's own sync says.
 //!
-//! One thread an extraction, as many as [`THREADS`]; it looks at the directories again and again, each time after a pause in proportion to what
-//! the look cost, and ends when the snapshot is no longer writable or nothing comes any more.
+//! One thread an extraction, as many as [`THREADS`]; it looks at the directories again and again,
+//! each time after a pause in proportion to what the look cost, and ends when the snapshot is no
+//! longer writable or nothing comes any more.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -55,7 +57,8 @@ pub(super) fn leave(key: &SnapshotKey) {
 
 /// Follows the unpacking of a layer until it is committed or removed. Returns at once.
 pub(super) fn follow(store: &Store, key: &SnapshotKey, parts: &TreeParts) {
-    // A whole copy of the parent is on disk already, and looking at all of it costs more than it saves.
+    // A whole copy of the parent is on disk already, and looking at all of it costs more than it
+    // saves.
     let is_copy = !parts.driver.makes_overlays();
     let Some(top) = parts.layers().into_iter().next().filter(|_| !is_copy) else {
         return;

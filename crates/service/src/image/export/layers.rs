@@ -1,7 +1,8 @@
 //! Which trees of the store an export links to, and in which order they lie.
 //!
-//! A layer of the driver `overlay2` is what it changed, and lies upon those below. Under `overlay` and `native` a layer's tree is the whole of
-//! what it shows: it lies upon nothing, and its tar-split still names only what the layer itself brought. A plain user's trees can be shown if
+//! A layer of the driver `overlay2` is what it changed, and lies upon those below. Under `overlay`
+//! and `native` a layer's tree is the whole of what it shows: it lies upon nothing, and its
+//! tar-split still names only what the layer itself brought. A plain user's trees can be shown if
 //! nothing in them had to become a record.
 
 use std::collections::BTreeMap;
@@ -43,8 +44,8 @@ pub(super) fn choose(store: &Store, images: &mut [OutImage]) -> Result<BTreeMap<
     Ok(layers)
 }
 
-/// The manifest to show. A layer has one blob there: an image that names a shared layer by another one gets a manifest of plain layers, as has
-/// one without.
+/// The manifest to show. A layer has one blob there: an image that names a shared layer by another
+/// one gets a manifest of plain layers, as has one without.
 fn manifest(image: &OutImage, known: &BTreeMap<LayerId, Linked>) -> Result<Manifest> {
     let ids = layer_ids(image);
     if let Some(own) = &image.manifest
@@ -143,7 +144,8 @@ pub(super) fn in_order(layers: &BTreeMap<LayerId, Linked>) -> Vec<LayerEntry> {
     all.into_iter().map(|layer| layer.entry.clone()).collect()
 }
 
-/// Errors: `Unsupported` if an owner, a type or an attribute in `tree` is a record, which Podman does not know.
+/// Errors: `Unsupported` if an owner, a type or an attribute in `tree` is a record, which Podman
+/// does not know.
 pub(super) fn no_records(tree: &Path) -> Result<()> {
     let root = Dir::open(tree)?;
     let mut dirs = vec![PathBuf::from(".")];

@@ -1,7 +1,7 @@
 //! Where an export goes: staged beside it, published by one exchange, taken away again.
 //!
-//! One process of a store exports at a time. At every moment the target is what it was or what it is to be, and every lease is named by a note
-//! in the target or beside it.
+//! One process of a store exports at a time. At every moment the target is what it was or what it
+//! is to be, and every lease is named by a note in the target or beside it.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -70,7 +70,8 @@ impl Target {
         })
     }
 
-    /// Errors: `Invalid` if something else is there, or another store's export. Returns the note of what is to be replaced.
+    /// Errors: `Invalid` if something else is there, or another store's export. Returns the note of
+    /// what is to be replaced.
     pub fn check(&self, store: &Store) -> Result<()> {
         self.to_replace(store).map(drop)
     }
@@ -113,7 +114,8 @@ impl Target {
         Ok(Staged { root, lease })
     }
 
-    /// Puts what is staged in its place. Durable on return. What was there before is gone, with its lease.
+    /// Puts what is staged in its place. Durable on return. What was there before is gone, with its
+    /// lease.
     pub fn publish(&self, store: &Store, staged: Staged) -> Result<()> {
         publish::sync_fs(&staged.root)?;
         let flags = match self.above.stat_opt(&self.name)? {

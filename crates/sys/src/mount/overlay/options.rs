@@ -110,8 +110,8 @@ impl OverlayOptions {
     }
 }
 
-/// The options in effect on a mounted overlay. The kernel prints only what differs from the module's defaults, which
-/// are filled in here.
+/// The options in effect on a mounted overlay. The kernel prints only what differs from the
+/// module's defaults, which are filled in here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EffectiveOptions {
     /// `index`.
@@ -120,7 +120,8 @@ pub struct EffectiveOptions {
     pub redirect_dir: String,
     /// `metacopy`.
     pub metacopy: bool,
-    /// `xino` if printed. It is not where all layers are on one file system, since there is nothing to do then.
+    /// `xino` if printed. It is not where all layers are on one file system, since there is nothing
+    /// to do then.
     pub xino: Option<String>,
     /// `nfs_export`.
     pub nfs_export: bool,

@@ -1,7 +1,7 @@
 //! The way of every kernel: one page of options through mount(2).
 //!
-//! `:`, `,` and `\` are escaped in it, and paths beneath the home directory are given relative to it, from a thread whose working
-//! directory is the home.
+//! `:`, `,` and `\` are escaped in it, and paths beneath the home directory are given relative to
+//! it, from a thread whose working directory is the home.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -30,8 +30,8 @@ pub(super) fn escape(text: &OsStr, special: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Returns how many bytes of mount(2)'s option page this overlay would take with paths relative to `home`; the page holds
-/// 4095.
+/// Returns how many bytes of mount(2)'s option page this overlay would take with paths relative to
+/// `home`; the page holds 4095.
 pub fn option_page_bytes(mount: &OverlayMount, home: &Path) -> usize {
     page(mount, home).len()
 }
@@ -107,8 +107,8 @@ pub(super) fn mount_by_page(
     }
     let target_bytes = OsString::from_vec(target.as_os_str().as_bytes().to_vec());
     let in_home = || -> Result<(), (&'static str, Errno)> {
-        // SAFETY: CLONE_FS unshares the working directory, root and umask of this thread alone, which is ours and ends right
-        // after; no descriptor table is unshared.
+        // SAFETY: CLONE_FS unshares the working directory, root and umask of this thread alone,
+        // which is ours and ends right after; no descriptor table is unshared.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }
             .map_err(|e| ("unshare", e))?;
         rustix::process::chdir(home).map_err(|e| ("chdir to the home", e))?;

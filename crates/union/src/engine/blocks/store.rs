@@ -1,9 +1,10 @@
-//! The block maps of one upper layer, as its engine (or a settling of it) writes them: beginning a file, its marks, its
-//! map's records on disk, and the end of it all.
+//! The block maps of one upper layer, as its engine (or a settling of it) writes them: beginning a
+//! file, its marks, its map's records on disk, and the end of it all.
 //!
-//! The order of everything: the refusal in the work directory before the first map, the map before the marks that name
-//! it, data before records that tell of it, the marks' removal before the map's. So what a crash leaves is a map that
-//! nothing names (litter, removed by a settling), never a file without its map.
+//! The order of everything: the refusal in the work directory before the first map, the map before
+//! the marks that name it, data before records that tell of it, the marks' removal before the
+//! map's. So what a crash leaves is a map that nothing names (litter, removed by a settling), never
+//! a file without its map.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -115,11 +116,13 @@ impl BlockStore {
         sync::lock(&self.prepared)
     }
 
-    /// Makes `upper`, an empty inode or a metacopy, the upper part of a file copied up block by block from `lower`, the
-    /// file at `path` in the layer `layer`, counted from the bottom. Returns its map's name.
+    /// Makes `upper`, an empty inode or a metacopy, the upper part of a file copied up block by
+    /// block from `lower`, the file at `path` in the layer `layer`, counted from the bottom.
+    /// Returns its map's name.
     ///
-    /// Nothing is copied. Afterwards `upper` has the lower file's size (unless it had one of its own) and the marks.
-    /// Durable if the store is, but for what is `staged`, which nobody can see: that is the caller's to sync.
+    /// Nothing is copied. Afterwards `upper` has the lower file's size (unless it had one of its
+    /// own) and the marks. Durable if the store is, but for what is `staged`, which nobody can see:
+    /// that is the caller's to sync.
     pub fn begin(
         &self,
         upper: &File,
@@ -211,7 +214,8 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Makes sure that records can be appended to a map in this epoch. What is pending in it must be valid in it.
+    /// Makes sure that records can be appended to a map in this epoch. What is pending in it must
+    /// be valid in it.
     pub fn prepare(&self, name: &str, state: &mut BlockState, open: &OpenBlocks) -> Result<()> {
         if state.prepared {
             return Ok(());
@@ -254,7 +258,8 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Makes all that was written and recorded durable: the data first, then the map. Does nothing to an unwritten map.
+    /// Makes all that was written and recorded durable: the data first, then the map. Does nothing
+    /// to an unwritten map.
     pub fn barrier(&self, name: &str, state: &mut BlockState, open: &OpenBlocks) -> Result<()> {
         self.sync_data(&open.upper)?;
         if state.gone || !(state.dirty || state.limit_pending) {
@@ -283,8 +288,9 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Writes the map of a file that nothing names yet. Under its own name at once: the one sync of the file then makes
-    /// the name durable too, on most file systems, and that of the directory finds nothing left to do.
+    /// Writes the map of a file that nothing names yet. Under its own name at once: the one sync of
+    /// the file then makes the name durable too, on most file systems, and that of the directory
+    /// finds nothing left to do.
     fn write_new_map(&self, map: &BlockMap) -> Result<()> {
         let bytes = self.whole(map)?;
         let dir = self.maps.dir();
@@ -355,7 +361,8 @@ impl BlockStore {
         }
         // Before the mark goes: from then on, nobody looks below any more.
         self.sync_file(upper)?;
-        // Nobody follows it but for a metacopy; should the next step not happen, the map still says where the data is.
+        // Nobody follows it but for a metacopy; should the next step not happen, the map still says
+        // where the data is.
         xattr::remove_fd(upper, self.prefix.xattr(Mark::Redirect)).on(self)?;
         xattr::remove_fd(upper, self.prefix.xattr(Mark::Metacopy)).on(self)?;
         self.sync_file(upper)?;
@@ -414,8 +421,8 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Says in every map written to that its data is durable. The caller has synced the file system, and
-    /// nobody writes any more.
+    /// Says in every map written to that its data is durable. The caller has synced the file
+    /// system, and nobody writes any more.
     pub fn close(&self) -> Result<()> {
         let names: Vec<_> = self.prepared().iter().cloned().collect();
         let mut appended = false;

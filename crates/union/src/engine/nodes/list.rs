@@ -1,9 +1,10 @@
 //! Listing a directory, with cookies that stay valid whatever happens meanwhile.
 //!
-//! A directory that was listed keeps the names in the order it gave them. A cookie is a place in that order. Names that
-//! come later are appended, and names that went leave their place empty; so whoever is in the middle, or comes back to a
-//! place, sees each name that was there all the time exactly once, with any number of readers. When most places are
-//! empty, a new order is begun behind the end of the old one, which is kept for those who are still in it.
+//! A directory that was listed keeps the names in the order it gave them. A cookie is a place in
+//! that order. Names that come later are appended, and names that went leave their place empty; so
+//! whoever is in the middle, or comes back to a place, sees each name that was there all the time
+//! exactly once, with any number of readers. When most places are empty, a new order is begun
+//! behind the end of the old one, which is kept for those who are still in it.
 //!
 //! The names are read again when a reader begins anew and something changed. All is dropped with
 //! the node. Lock order: the listing of a directory comes before every other lock. It is held while
@@ -141,8 +142,9 @@ impl Listings {
 }
 
 impl Engine {
-    /// Gives the names in a directory to `take`, beginning at `cookie`: 0 for the beginning, or the `next` of a listing of
-    /// this node. Stops at the end, or when `take` breaks off: the name it was given then counts as not taken.
+    /// Gives the names in a directory to `take`, beginning at `cookie`: 0 for the beginning, or the
+    /// `next` of a listing of this node. Stops at the end, or when `take` breaks off: the name it
+    /// was given then counts as not taken.
     ///
     /// `.` and `..` are not among them. `take` may look names up.
     pub fn list(
@@ -226,7 +228,8 @@ impl Engine {
                 .iter()
                 .any(|named| named.hides && named.kind == FileKind::File);
             if by_name {
-                // A layer may have both a name and its whiteout: it is there, and hides what is below.
+                // A layer may have both a name and its whiteout: it is there, and hides what is
+                // below.
                 found.sort_by_key(|named| named.hides);
             }
             for named in found {
@@ -244,7 +247,8 @@ impl Engine {
         Ok(listed)
     }
 
-    /// Returns the inode number and kind that a lookup of this name would give, asking as little as possible.
+    /// Returns the inode number and kind that a lookup of this name would give, asking as little as
+    /// possible.
     fn numbered(
         &self,
         dir: &Arc<LiveNode>,

@@ -87,7 +87,8 @@ impl Counted for LiveNode {
 
 /// A node that can't be forgotten as long as this value lives.
 ///
-/// It counts as one lookup. To hand that to the front, make an entry of it; dropped, it is given back.
+/// It counts as one lookup. To hand that to the front, make an entry of it; dropped, it is given
+/// back.
 #[derive(Debug)]
 pub(crate) struct Held<'a> {
     table: &'a NodeTable,
@@ -165,8 +166,9 @@ impl NodeTable {
         self.next.fetch_max(next, Ordering::Relaxed);
     }
 
-    /// Returns the generation of every number given here: file handles that programs keep (`name_to_handle_at`, the origins of a kernel
-    /// overlay on top) hold number and generation, and must not lead to another file after the next opening.
+    /// Returns the generation of every number given here: file handles that programs keep
+    /// (`name_to_handle_at`, the origins of a kernel overlay on top) hold number and generation,
+    /// and must not lead to another file after the next opening.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Relaxed).into()
     }
@@ -346,8 +348,8 @@ impl NodeTable {
         }
     }
 
-    /// Takes a node out of its parents' lists unless it came back, or something in it is listed; then the parents, if it was
-    /// the last in them.
+    /// Takes a node out of its parents' lists unless it came back, or something in it is listed;
+    /// then the parents, if it was the last in them.
     fn unlist(&self, node: Arc<LiveNode>, gate: &Gate<'_>, nameless: &impl Fn(&LiveNode)) {
         let mut pending = vec![node];
         while let Some(node) = pending.pop() {

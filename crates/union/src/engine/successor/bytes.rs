@@ -1,6 +1,7 @@
 //! Numbers and strings one after the other, as a record has them. It must not know what they mean.
 //!
-//! Numbers are little endian, strings have their length before them. A reader never takes more than is there.
+//! Numbers are little endian, strings have their length before them. A reader never takes more than
+//! is there.
 
 /// What is read is shorter than what is expected in it, or makes no sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,7 +23,8 @@ pub struct BlockMaps {
 }
 
 impl BlockMaps {
-    /// Opens the maps in the work directory at `work`, a trusted path; `None` if there never were any.
+    /// Opens the maps in the work directory at `work`, a trusted path; `None` if there never were
+    /// any.
     pub fn open(work: &Path) -> vellum_sys::Result<Option<BlockMaps>> {
         BlockMaps::within(&Dir::open(work)?)
     }
@@ -54,7 +55,8 @@ impl BlockMaps {
 
     /// Returns the map called `name`. Errors say why it can't be used, as a clause.
     pub(crate) fn read(&self, name: &str) -> Result<BlockMap, String> {
-        // An engine may be appending a record this very moment: what looks damaged then is whole a moment later.
+        // An engine may be appending a record this very moment: what looks damaged then is whole a
+        // moment later.
         let tries = (0..3).map(|_| self.read_once(name));
         let mut last = Err(String::new());
         for read in tries {
@@ -92,7 +94,8 @@ impl BlockMaps {
     }
 }
 
-/// Checks that a map is about the inode it is used for: a copy of an unsettled file has no right to its map.
+/// Checks that a map is about the inode it is used for: a copy of an unsettled file has no right to
+/// its map.
 pub(crate) fn check_upper(map: &BlockMap, ino: u64) -> Result<(), String> {
     match map.header.upper_ino == ino {
         true => Ok(()),
@@ -119,8 +122,8 @@ pub(crate) fn identify(layer: u32, path: &Path, file: &File) -> vellum_sys::Resu
 
 /// Opens the lower file that a map names, and makes sure it is that very file, unchanged.
 ///
-/// `lowers` are all layers below, from the bottom. The one the map names is looked in first, then the others, since
-/// layers may have been added. Errors say what is wrong, as a clause.
+/// `lowers` are all layers below, from the bottom. The one the map names is looked in first, then
+/// the others, since layers may have been added. Errors say what is wrong, as a clause.
 pub(crate) fn open_lower(
     wanted: &LowerIdentity,
     lowers: &[Arc<dyn Layer>],

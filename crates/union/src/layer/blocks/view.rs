@@ -30,7 +30,8 @@ pub(crate) enum Piece {
     Hole,
 }
 
-/// Returns which file has the byte at `at`, and up to where (at most `end`, which is behind `at`) it has all.
+/// Returns which file has the byte at `at`, and up to where (at most `end`, which is behind `at`)
+/// it has all.
 pub(crate) fn side(map: &BlockMap, at: u64, end: u64) -> (Side, u64) {
     if at >= map.limit_bytes {
         return (Side::Upper, end);
@@ -69,7 +70,8 @@ impl View<'_> {
         Ok(end.saturating_sub(offset) as usize)
     }
 
-    /// Returns where data, or a hole, begins at or behind `offset`, as SEEK_DATA and SEEK_HOLE do: the end is a hole.
+    /// Returns where data, or a hole, begins at or behind `offset`, as SEEK_DATA and SEEK_HOLE do:
+    /// the end is a hole.
     pub fn seek(&self, offset: u64, piece: Piece) -> Result<Option<u64>> {
         let mut at = offset;
         while at < self.size_bytes {
@@ -95,7 +97,8 @@ impl View<'_> {
     }
 }
 
-/// Fills `buffer` from the lower file. One that has become shorter is not what was copied from: an error, not zeros.
+/// Fills `buffer` from the lower file. One that has become shorter is not what was copied from: an
+/// error, not zeros.
 pub(crate) fn read_lower(lower: impl AsFd, buffer: &mut [u8], offset: u64) -> Result<()> {
     match data::read_at(&lower, buffer, offset)? == buffer.len() {
         true => Ok(()),

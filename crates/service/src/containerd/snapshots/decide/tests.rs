@@ -8,7 +8,8 @@ use crate::plan::tests::{facts, overlay, parts, wishes};
 
 const ROOT: Owner = Owner { uid: 0, gid: 0 };
 
-/// A snapshot that is asked for: on two layers, writable, with no label, of a store with the usual settings, where everything is to be had.
+/// A snapshot that is asked for: on two layers, writable, with no label, of a store with the usual
+/// settings, where everything is to be had.
 struct Case {
     labels: Labels,
     parts: TreeParts,
@@ -154,7 +155,8 @@ fn each_request_is_shown_as_the_table_says() {
             case().with(by_engine),
             ours.into(),
         ),
-        // What is unpacked goes into the upper without a mount: settings of engine and redirects say nothing.
+        // What is unpacked goes into the upper without a mount: settings of engine and redirects
+        // say nothing.
         (
             "a layer unpacked, the engine set",
             case()
@@ -193,7 +195,8 @@ fn each_request_is_shown_as_the_table_says() {
             case().label(MAX_SIZE, "4096").plain(),
             "bind read_only=false limit=4096".into(),
         ),
-        // Ids: by the kernel if the client was told so, else by the engine, which shows owners by itself.
+        // Ids: by the kernel if the client was told so, else by the engine, which shows owners by
+        // itself.
         (
             "ids",
             case().mapped(),
