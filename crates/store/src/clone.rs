@@ -40,7 +40,8 @@ struct Cloner {
     path: PathBuf,
     /// Where an inode with several names went to.
     groups: HashMap<(u64, u64), PathBuf>,
-    device: u64,
+    /// The source's root.
+    top: Stat,
     /// The marks of an upper that is being laid on; `None`: everything is content.
     marks: Option<Prefix>,
 }
@@ -70,7 +71,7 @@ fn run(source: &Path, target: &Path, files: Files, marks: Option<Prefix>) -> Res
         target_root,
         path: PathBuf::new(),
         groups: HashMap::new(),
-        device: root.dev,
+        top: root.clone(),
         marks,
     };
     walk::walk(source.dup()?, &mut cloner)?;
@@ -293,7 +294,7 @@ fn copy_file(
 
 impl Visitor for Cloner {
     fn entry(&mut self, parent: &Dir, name: &OsStr, stat: &Stat) -> Result<bool> {
-        if stat.dev != self.device {
+        if !stat.same_mount(&self.top) {
             return Err(StoreError::Invalid(format!(
                 "something is mounted on {}",
                 path_of(parent, name).display()
@@ -325,6 +326,47 @@ mod tests {
     use std::{fs, os::unix::fs::MetadataExt};
 
     use super::*;
+
+    #[test]
+    fn a_tree_on_an_overlay_of_several_file_systems_is_copied() {
+        let name = "a store on an overlay of several file systems";
+        if !vellum_testkit::needs_root(name) {
+            return;
+        }
+        let scratch = vellum_testkit::Scratch::new();
+        let lower = scratch.dir("lower");
+        let disk = match scratch.file_system("disk", vellum_testkit::FsKind::Tmpfs, 4) {
+            Ok(disk) => disk,
+            Err(why) => return vellum_testkit::untested(name, why),
+        };
+        let [upper, work] = ["upper", "work"].map(|part| disk.join(part));
+        fs::create_dir(&upper).unwrap();
+        fs::create_dir(&work).unwrap();
+        let merged = scratch.dir("merged");
+        let overlay = vellum_testkit::kernel::Overlay {
+            lowers: vec![lower],
+            data_lowers: Vec::new(),
+            upper: Some((upper, work)),
+            options: Vec::new(),
+        };
+        if let Err(why) = overlay.mount(&scratch, &merged) {
+            return vellum_testkit::untested(name, why);
+        }
+        let (a, b) = (merged.join("a"), merged.join("b"));
+        fs::create_dir_all(a.join("d")).unwrap();
+        fs::create_dir(&b).unwrap();
+        fs::write(a.join("d/file"), "data").unwrap();
+        clone_tree(&a, &b, Files::Copy).unwrap();
+        assert_eq!(fs::read(b.join("d/file")).unwrap(), b"data");
+        fs::create_dir(a.join("d/mounted")).unwrap();
+        rustix::mount::mount_bind(&disk, a.join("d/mounted")).unwrap();
+        scratch.adopt_mount(&a.join("d/mounted"));
+        let again = merged.join("c");
+        fs::create_dir(&again).unwrap();
+        let refused = clone_tree(&a, &again, Files::Copy).unwrap_err().to_string();
+        assert!(refused.contains("something is mounted on"), "{refused}");
+        scratch.unmount(&a.join("d/mounted"));
+    }
 
     #[test]
     fn a_copy_keeps_links_holes_and_attributes() {

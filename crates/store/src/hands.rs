@@ -94,7 +94,7 @@ fn is_directory(path: &Path, found: &Stat) -> Result<()> {
 
 /// Errors with `Diverted` if `found` was reached through another mount than the store's root.
 pub(crate) fn on_the_store(path: &Path, root: &Stat, found: &Stat) -> Result<()> {
-    if (found.mnt_id, found.mnt_id == 0 && found.dev != root.dev) == (root.mnt_id, false) {
+    if found.same_mount(root) {
         return Ok(());
     }
     Err(StoreError::Diverted {

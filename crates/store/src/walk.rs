@@ -125,7 +125,7 @@ pub(crate) trait Visitor {
 /// Walks everything beneath `root`, directories before their content, names in byte order. Mounts
 /// are not entered.
 pub(crate) fn walk(root: Dir, visitor: &mut dyn Visitor) -> Result<()> {
-    let device = stat_fd(&root)?.dev;
+    let top = stat_fd(&root)?;
     let mut spine = Spine::new(root)?;
     // One frame a level: names still to visit (last first), and the directory's own name and
     // attributes.
@@ -142,7 +142,7 @@ pub(crate) fn walk(root: Dir, visitor: &mut dyn Visitor) -> Result<()> {
         let Some(stat) = spine.here().stat_opt(&name)? else {
             continue;
         };
-        if visitor.entry(spine.here(), &name, &stat)? && stat.is_dir() && stat.dev == device {
+        if visitor.entry(spine.here(), &name, &stat)? && stat.is_dir() && stat.same_mount(&top) {
             match spine.down(&name) {
                 Ok(()) => {}
                 Err(StoreError::Sys(e)) if e.is_not_found() => {

@@ -129,6 +129,17 @@ impl Stat {
         (self.dev, self.ino)
     }
 
+    /// True if both were seen through one mount.
+    ///
+    /// Devices don't tell: each subvolume of btrfs has its own, and so may each layer of an
+    /// overlay. They are compared only where the kernel (before 5.8) names no mount.
+    pub fn same_mount(&self, other: &Stat) -> bool {
+        match (self.mnt_id, other.mnt_id) {
+            (0, 0) => self.dev == other.dev,
+            (this, that) => this == that,
+        }
+    }
+
     /// True if this is a directory.
     pub fn is_dir(&self) -> bool {
         self.kind == FileKind::Dir
