@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian 12 with rustup lacks, and only that.
 #
-#   scripts/setup.sh GROUP...     groups: build, demo, test, slow, bench
+#   scripts/setup.sh GROUP...     groups: build, deb, demo, test, slow, bench
 #
 # Packages that are there are left alone; when all are there nothing is asked of
 # the network and no privilege is needed. No package may leave a daemon running:
@@ -10,8 +10,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages_build="gcc libc6-dev make ca-certificates"
+packages_deb="binutils dpkg-dev"
 packages_demo="python3 runc uidmap acl attr"
-packages_test="git openssl libarchive-tools libcap2-bin python3 python3-yaml runc crun uidmap acl attr strace busybox-static e2fsprogs fuse3
+packages_test="git binutils dpkg-dev openssl libarchive-tools libcap2-bin python3 python3-yaml runc crun uidmap acl attr strace busybox-static e2fsprogs fuse3
   xfsprogs btrfs-progs docker-registry containerd docker.io podman buildah skopeo umoci
   golang-go golang-github-containerd-containerd-dev"
 packages_slow="debootstrap systemd-container qemu-system-x86 cpio kmod xz-utils zstd libpython3.11-testsuite"

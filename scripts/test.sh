@@ -65,6 +65,9 @@ run() {
 
 stages=("$@")
 [ "$#" -gt 0 ] || stages=(fmt clippy docs alone test ${VELLUM_SLOW:+kernels})
+printf 'test: %s\n' "${stages[*]}"
+[ "$#" -gt 0 ] || printf 'test: on two cores about 25 minutes%s, of which the build takes 6; a summary ends it\n' \
+  "${VELLUM_SLOW:+ and an hour for the slow tier}"
 for stage in "${stages[@]}"; do
   run "$stage"
 done
