@@ -36,7 +36,7 @@ const LIST_MAX_BYTES: u64 = 256 << 20;
 const LISTS: [&str; 2] = ["layers.json", "volatile-layers.json"];
 
 #[derive(Deserialize)]
-struct Listed {
+struct LayerEntry {
     id: String,
     #[serde(default)]
     uidmap: Vec<Mapped>,
@@ -56,7 +56,7 @@ pub(super) fn for_reader(options: &MountOptions, beside: &mut Beside) -> Option<
     if options.upper.is_some() || !options.ids.are_plain() {
         return None;
     }
-    let mut lists = Lists::default();
+    let mut lists = LayerLists::default();
     let top = std::fs::canonicalize(options.lowers.first()?).ok()?;
     let rules = lists.promised(&top)?;
     let mut written = |layer: &Path| beside.find(layer)?.ids;
@@ -85,9 +85,9 @@ pub(super) fn for_reader(options: &MountOptions, beside: &mut Beside) -> Option<
 /// The lists of layers that were read, by the driver's directory: a mount may have hundreds of
 /// layers, all in one list.
 #[derive(Default)]
-struct Lists(BTreeMap<PathBuf, BTreeMap<String, Listed>>);
+struct LayerLists(BTreeMap<PathBuf, BTreeMap<String, LayerEntry>>);
 
-impl Lists {
+impl LayerLists {
     /// What the list of layers promises for the layer `diff`, which is `DRIVER/ID/diff`.
     fn promised(&mut self, diff: &Path) -> Option<IdRules> {
         let layer = diff
@@ -117,7 +117,7 @@ impl Lists {
 }
 
 /// Reads the lists beside a driver's directory. Of a layer that is in both, the first counts.
-fn read(driver: &Path) -> Option<BTreeMap<String, Listed>> {
+fn read(driver: &Path) -> Option<BTreeMap<String, LayerEntry>> {
     let mut name = driver.file_name()?.to_owned();
     name.push("-layers");
     let lists = Dir::open(driver.parent()?).ok()?.open_dir(name).ok()?;
@@ -133,7 +133,7 @@ fn read(driver: &Path) -> Option<BTreeMap<String, Listed>> {
     )
 }
 
-fn listed(lists: &Dir, name: &str) -> Option<Vec<Listed>> {
+fn listed(lists: &Dir, name: &str) -> Option<Vec<LayerEntry>> {
     let file = lists.open_file(name).ok()?;
     if !believed(file.metadata().ok()?.uid()) {
         tracing::debug!(name, "a stranger's list of layers is not believed");
