@@ -19,7 +19,7 @@ use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Sta
 use crate::dialect::prefix;
 use crate::error::{Error, Result};
 use crate::options::{MountOptions, Redirects, Trust, WhFiles};
-use crate::record::{Beside, LayerRecord, NewRecord};
+use crate::record::{LayerRecord, NewRecord, RecordsBeside};
 use crate::{dialect, owners};
 
 /// Returns the options with which an upper was last mounted, as far as they say what its marks are
@@ -36,12 +36,12 @@ pub type Layers = Vec<Arc<dyn Layer>>;
 
 /// Opens the lower layers as `options` say they are to be read; then those for data only.
 pub fn lowers(options: &MountOptions) -> Result<(Layers, Layers)> {
-    open_lowers(options, &mut Beside::default(), &mut Vec::new())
+    open_lowers(options, &mut RecordsBeside::default(), &mut Vec::new())
 }
 
 fn open_lowers(
     options: &MountOptions,
-    beside: &mut Beside,
+    beside: &mut RecordsBeside,
     warnings: &mut Vec<String>,
 ) -> Result<(Layers, Layers)> {
     let prefix = prefix(options)?;
@@ -268,7 +268,7 @@ fn hold(options: &MountOptions) -> Vec<Lock> {
 /// Opens the layers of a mount and decides how each is read. Writes nothing.
 pub fn open(options: &MountOptions) -> Result<Opened> {
     let mut warnings = Vec::new();
-    let mut beside = Beside::default();
+    let mut beside = RecordsBeside::default();
     let (mut lowers, data_lowers) = open_lowers(options, &mut beside, &mut warnings)?;
     let (upper, record) = match (&options.upper, &options.work) {
         (Some(upper), Some(work)) if !options.flags.read_only => {

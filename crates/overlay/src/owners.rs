@@ -26,7 +26,7 @@ use vellum_sys::rooted::Dir;
 use vellum_union::engine::{Holds, IdRules, ReaderIds};
 
 use crate::options::MountOptions;
-use crate::record::{Beside, Recorded, believed};
+use crate::record::{Recorded, RecordsBeside, believed};
 
 /// More than a store of many thousand layers takes.
 const LIST_MAX_BYTES: u64 = 256 << 20;
@@ -52,7 +52,7 @@ struct Mapped {
 }
 
 /// Returns how owners are shown, if the list promises others for the top lower layer than it holds.
-pub(super) fn for_reader(options: &MountOptions, beside: &mut Beside) -> Option<ReaderIds> {
+pub(super) fn for_reader(options: &MountOptions, beside: &mut RecordsBeside) -> Option<ReaderIds> {
     if options.upper.is_some() || !options.ids.are_plain() {
         return None;
     }
@@ -177,7 +177,7 @@ mod tests {
         let mut options = MountOptions::new(Manners::FuseOverlayfs);
         options.lowers = vec![layer, scratch.dir("overlay/image/diff"), PathBuf::from("/")];
         change(&scratch, &mut options);
-        for_reader(&options, &mut Beside::default())
+        for_reader(&options, &mut RecordsBeside::default())
     }
 
     /// How owners of the top layer are mapped, if they are.

@@ -154,7 +154,7 @@ impl NewRecord {
 
 /// What a believed record beside a lower layer says of it.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct BesideRecord {
     ino: u64,
     born: Option<(i64, u32)>,
     /// Whether names that begin with `.wh.` may be marks.
@@ -170,14 +170,14 @@ pub(super) struct Found {
 /// The records of lower layers, for one mount: hundreds of layers may lie in one directory, whose
 /// names are gone through once.
 #[derive(Debug, Default)]
-pub(super) struct Beside(BTreeMap<PathBuf, Vec<Found>>);
+pub(super) struct RecordsBeside(BTreeMap<PathBuf, Vec<BesideRecord>>);
 
-impl Beside {
+impl RecordsBeside {
     /// Returns what is known of a lower layer, if a work directory beside it has a record that is
     /// [`believed`]: that called `work`, as container stores have it, or any other that knows when
     /// the layer's directory was made. A neighbour may be an unpacked archive, whose author can
     /// guess an inode number but not that.
-    pub(super) fn find(&mut self, layer: &Path) -> Option<Found> {
+    pub(super) fn find(&mut self, layer: &Path) -> Option<BesideRecord> {
         let real = std::fs::canonicalize(layer).ok()?;
         let parent = real.parent()?;
         let root = Dir::open(&real).ok()?;
@@ -197,7 +197,7 @@ impl Beside {
 }
 
 /// What all directories of `dir` say. One that can't be read says nothing, as if it were not there.
-fn neighbours(dir: &Dir) -> Vec<Found> {
+fn neighbours(dir: &Dir) -> Vec<BesideRecord> {
     let Ok(entries) = dir.entries() else {
         return Vec::new();
     };
@@ -207,7 +207,7 @@ fn neighbours(dir: &Dir) -> Vec<Found> {
 }
 
 /// What the directory `name` says, if it is a work directory.
-fn found(beside: &Dir, name: &OsStr) -> Option<Found> {
+fn found(beside: &Dir, name: &OsStr) -> Option<BesideRecord> {
     let work = beside.open_dir_unmounted(name).ok()?;
     let (record, owner) = read(&work)?;
     let path = work.path()?;
@@ -215,7 +215,7 @@ fn found(beside: &Dir, name: &OsStr) -> Option<Found> {
         tracing::debug!(work = %path.display(), "a stranger's record of a layer is not believed");
         return None;
     }
-    Some(Found {
+    Some(BesideRecord {
         ino: record.upper_ino,
         born: record.upper_born,
         wh_whiteouts: record.wh_whiteouts,
@@ -278,7 +278,7 @@ mod tests {
             let record = NewRecord::of(&options, &upper, work, prefix, wh_names).unwrap();
             record.expect("a new upper").write().unwrap();
         }
-        let mut beside = Beside::default();
+        let mut beside = RecordsBeside::default();
         for (n, layer) in layers.iter().enumerate() {
             let found = beside.find(layer).expect("a layer's record");
             assert_eq!(found.work, scratch.join(format!("its-work-{n}")));
