@@ -41,12 +41,12 @@ struct Note {
     /// The store's own id.
     store: String,
     /// The root first, then the parts that were there.
-    places: Vec<Place>,
+    places: Vec<NotedDir>,
 }
 
 /// One directory, and how it was reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Place {
+struct NotedDir {
     #[serde(with = "path_text")]
     path: PathBuf,
     dev: u64,
@@ -166,7 +166,7 @@ pub fn note(root: &Path, run_dir: &Path, store: &str) -> Result<()> {
     for path in present(root) {
         let stat = Dir::open(&path)?.stat_self()?;
         let mount = table.by_id(stat.mnt_id);
-        places.push(Place {
+        places.push(NotedDir {
             dev: stat.dev,
             ino: stat.ino,
             mount: stat.mnt_id,
@@ -302,7 +302,7 @@ pub(crate) fn uncovered(home: &Path, tree: &Path) -> Result<()> {
 }
 
 /// What lies over a noted place, topmost first; empty if nothing does.
-fn covers_of<'a>(place: &Place, table: &'a Table) -> Vec<&'a Mount> {
+fn covers_of<'a>(place: &NotedDir, table: &'a Table) -> Vec<&'a Mount> {
     // Mount numbers are used again, and differ between namespaces: the device must fit, too.
     if table
         .by_id(place.mount)

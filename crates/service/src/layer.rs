@@ -117,7 +117,7 @@ pub fn merge(
         &union,
         Content::Folded(below_stack(below, how)?),
         &lower,
-        Place::Replace,
+        Publish::Replace,
         how,
         cancel,
     )
@@ -138,7 +138,7 @@ pub fn squash(
         &union,
         Content::Folded(below_stack(below, how)?),
         output,
-        Place::New,
+        Publish::New,
         how,
         cancel,
     )
@@ -165,7 +165,7 @@ pub fn convert(
         _ => Content::TopLayer,
     };
     match output {
-        Some(output) => write(&union, content, output, Place::New, how, cancel),
+        Some(output) => write(&union, content, output, Publish::New, how, cancel),
         None => {
             let place = real(&layer.dir)?;
             // What the work directory says is about the old tree: nobody may mount in between.
@@ -173,7 +173,7 @@ pub fn convert(
             if let Some(work) = &work {
                 work.create_dir_all(Path::new(incompat::PATH).join(incompat::CONVERTING), 0o700)?;
             }
-            let made = write(&union, content, &place, Place::Replace, how, cancel)?;
+            let made = write(&union, content, &place, Publish::Replace, how, cancel)?;
             if let Some(work) = &work {
                 forget_upper(work)?;
             }
@@ -284,7 +284,7 @@ enum Content {
 
 /// Where the new layer goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Publish {
     /// There is nothing there.
     New,
     /// It takes the place of the layer there.
@@ -295,7 +295,7 @@ fn write(
     union: &Stack,
     content: Content,
     target: &Path,
-    place: Place,
+    publish_as: Publish,
     how: How,
     cancel: &Cancel,
 ) -> Result<Made> {
@@ -308,7 +308,7 @@ fn write(
     } else {
         above
     })?;
-    if place == Place::New && above.stat_opt(name)?.is_some() {
+    if publish_as == Publish::New && above.stat_opt(name)?.is_some() {
         return Err(invalid(format!("{} is there already", target.display())));
     }
     let mut staged = OsString::from(".vellum-staged.");
@@ -322,9 +322,9 @@ fn write(
     let root = above.open_dir(&staged)?;
     let done = fill(union, content, &root, target, how, cancel).and_then(|(entries, left_out)| {
         publish::sync_fs(&root)?;
-        match place {
-            Place::New => above.rename(&staged, &above, name, RenameFlags::NOREPLACE)?,
-            Place::Replace => above.rename(&staged, &above, name, RenameFlags::EXCHANGE)?,
+        match publish_as {
+            Publish::New => above.rename(&staged, &above, name, RenameFlags::NOREPLACE)?,
+            Publish::Replace => above.rename(&staged, &above, name, RenameFlags::EXCHANGE)?,
         }
         publish::sync_dir(&above)?;
         Ok(Made {

@@ -6,8 +6,8 @@ use vellum_sys::mount::{self, BindOptions, Detach};
 
 use super::*;
 
-fn place(path: &str, dev: u64, ino: u64, mount: u64, mount_dev: (u32, u32)) -> Place {
-    Place {
+fn place(path: &str, dev: u64, ino: u64, mount: u64, mount_dev: (u32, u32)) -> NotedDir {
+    NotedDir {
         path: path.into(),
         dev,
         ino,
@@ -19,7 +19,7 @@ fn place(path: &str, dev: u64, ino: u64, mount: u64, mount_dev: (u32, u32)) -> P
     }
 }
 
-fn note_of(places: Vec<Place>) -> Note {
+fn note_of(places: Vec<NotedDir>) -> Note {
     Note {
         version: VERSION,
         boot: boot_id(),
@@ -29,7 +29,7 @@ fn note_of(places: Vec<Place>) -> Note {
 }
 
 struct Case {
-    note: Option<Vec<Place>>,
+    note: Option<Vec<NotedDir>>,
     table: &'static str,
     has_store: bool,
     now: &'static [(&'static str, (u64, u64))],

@@ -132,7 +132,7 @@ fn mark_made_up<'a>(root: &Dir, paths: impl Iterator<Item = &'a Path>) -> Result
 }
 
 /// Where a layer is written.
-struct Place {
+struct Destination {
     dir: PathBuf,
     marks: TargetMarks,
     below: Below,
@@ -148,7 +148,7 @@ enum Below {
     Shown,
 }
 
-fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
+fn place(ctx: &Context, shown: &Shown) -> Result<Destination> {
     let (dir, lowers, prefix) = match shown {
         Shown::Layers {
             upper: Some(upper),
@@ -180,7 +180,7 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
             Ok(place)
         }
         None => Ok(match lowers {
-            Some(lowers) => Place {
+            Some(lowers) => Destination {
                 dir: dir.clone(),
                 marks: TargetMarks::Overlay(prefix),
                 below: Below::These(open(
@@ -188,7 +188,7 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
                     Dialect::archive(prefix),
                 )?),
             },
-            None => Place {
+            None => Destination {
                 dir: dir.clone(),
                 marks: TargetMarks::Whole(prefix),
                 below: Below::Shown,
@@ -198,7 +198,7 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
 }
 
 /// `stacked`: it is mounted as an overlay.
-fn in_store(process: Process, ours: &Ours, dir: &Path, stacked: bool) -> Result<Place> {
+fn in_store(process: Process, ours: &Ours, dir: &Path, stacked: bool) -> Result<Destination> {
     tree::writable(ours)?;
     let prefix = process.prefix();
     let own = match &ours.parts.shape {
@@ -228,7 +228,7 @@ fn in_store(process: Process, ours: &Ours, dir: &Path, stacked: bool) -> Result<
         (Shape::Plain { .. }, LayerMarks::Whole) => (TargetMarks::Whole(prefix), Below::Shown),
         (Shape::Plain { .. }, LayerMarks::Plain) => (TargetMarks::Plain, Below::Shown),
     };
-    Ok(Place {
+    Ok(Destination {
         dir: dir.to_path_buf(),
         marks,
         below,
