@@ -51,7 +51,7 @@ pub enum Version {
     Four,
     /// What a containerd that came after this program writes. Every change so far left most
     /// sections where they were, so that the edit is that of version 4, and
-    /// [`Found::is_unknown_to_us`] has it told.
+    /// [`ContainerdConfig::is_unknown_to_us`] has it told.
     Later(i64),
 }
 
@@ -82,13 +82,13 @@ pub struct Wanted {
 
 /// A configuration that can be edited.
 #[derive(Debug)]
-pub struct Found {
+pub struct ContainerdConfig {
     document: DocumentMut,
     /// Its form.
     pub version: Version,
 }
 
-impl Found {
+impl ContainerdConfig {
     /// Whether it imports files that replace whole sections of it, ours too, without a word:
     /// containerd 1.x does so.
     pub fn may_be_overruled(&self) -> bool {
@@ -125,7 +125,7 @@ impl Found {
 ///
 /// Errors: `Invalid`, for templates, what is not TOML, version 1, and a version that is not a
 /// number.
-pub fn parse(text: &str, path: &Path) -> Result<Found> {
+pub fn parse(text: &str, path: &Path) -> Result<ContainerdConfig> {
     let named = path.display();
     if text.contains("{{") {
         return Err(refused(
@@ -163,12 +163,12 @@ pub fn parse(text: &str, path: &Path) -> Result<Found> {
             ));
         }
     };
-    Ok(Found { document, version })
+    Ok(ContainerdConfig { document, version })
 }
 
 /// Returns the directory of the first import that takes every `.toml` file of one, if this
 /// configuration can be extended there.
-pub fn imported_dir(found: &Found) -> Option<PathBuf> {
+pub fn imported_dir(found: &ContainerdConfig) -> Option<PathBuf> {
     if !found.version.has_names_of_2() {
         return None;
     }
@@ -198,7 +198,7 @@ pub fn apply(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
 pub fn drop_in(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     let found = parse(text, path)?;
     check(&found, path, wanted)?;
-    let mut own = Found {
+    let mut own = ContainerdConfig {
         document: DocumentMut::new(),
         version: found.version,
     };
@@ -224,7 +224,7 @@ pub fn drop_in(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
 /// Errors: `Invalid` if one of both is no configuration any more.
 pub fn revert(text: &str, before: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     let mut found = parse(text, path)?;
-    let Found {
+    let ContainerdConfig {
         document: old,
         version: old_version,
     } = parse(before, path)?;
@@ -323,7 +323,7 @@ fn settings(version: Version, wanted: &Wanted) -> Vec<(Vec<&'static str>, String
 }
 
 /// Refuses where somebody decided otherwise.
-fn check(found: &Found, path: &Path, wanted: &Wanted) -> Result<()> {
+fn check(found: &ContainerdConfig, path: &Path, wanted: &Wanted) -> Result<()> {
     if wanted.replace {
         return Ok(());
     }
@@ -346,7 +346,7 @@ fn check(found: &Found, path: &Path, wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
-fn set_all(found: &mut Found, wanted: &Wanted, path: &Path) -> Result<()> {
+fn set_all(found: &mut ContainerdConfig, wanted: &Wanted, path: &Path) -> Result<()> {
     for (keys, value) in settings(found.version, wanted) {
         set(&mut found.document, &keys, value.into(), path)?;
     }
