@@ -37,7 +37,7 @@ pub(crate) use tree::whole_tree;
 
 /// One side of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum CopyEnd {
     /// A path in a container.
     Container {
         /// The container.
@@ -51,7 +51,7 @@ pub enum End {
     Pipe,
 }
 
-impl End {
+impl CopyEnd {
     /// Reads `-`, `CONTAINER:PATH` or a path; a path with a colon in it is written with a leading
     /// `./` or `/`.
     pub fn parse(text: &OsStr) -> Self {
@@ -90,21 +90,22 @@ pub struct Options {
 /// Nothing is durable on return. After an error, what was copied until then stays.
 pub fn copy(
     ctx: &Context,
-    from: &End,
-    to: &End,
+    from: &CopyEnd,
+    to: &CopyEnd,
     options: Options,
     input: impl Read + Send + 'static,
     output: impl Write,
 ) -> Result<()> {
     match (from, to) {
-        (End::Pipe, End::Pipe) => Err(invalid("one of the two has to be a path")),
-        (End::Host(_), End::Host(_) | End::Pipe) | (End::Pipe, End::Host(_)) => Err(invalid(
+        (CopyEnd::Pipe, CopyEnd::Pipe) => Err(invalid("one of the two has to be a path")),
+        (CopyEnd::Host(_), CopyEnd::Host(_) | CopyEnd::Pipe)
+        | (CopyEnd::Pipe, CopyEnd::Host(_)) => Err(invalid(
             "one of the two has to be in a container: CONTAINER:PATH",
         )),
-        (from, End::Pipe) => with(ctx, from, |from| {
+        (from, CopyEnd::Pipe) => with(ctx, from, |from| {
             pack::pack(ctx, from, options.follow, output)
         }),
-        (End::Pipe, to) => with(ctx, to, |to| unpack::unpack(ctx, to, input)),
+        (CopyEnd::Pipe, to) => with(ctx, to, |to| unpack::unpack(ctx, to, input)),
         (from, to) => {
             let owners = owners(ctx.process, from, to, options);
             with(ctx, from, |from| {
@@ -119,11 +120,11 @@ pub fn copy(
 
 /// Whose the copies are. Docker keeps the numbers on the way into a container, and gives what it
 /// brings out to whoever asked for it.
-fn owners(process: Process, from: &End, to: &End, options: Options) -> Owners {
+fn owners(process: Process, from: &CopyEnd, to: &CopyEnd, options: Options) -> Owners {
     match (from, to) {
         _ if options.archive => Owners::Kept,
-        (_, End::Host(_)) => Owners::Callers,
-        (End::Host(_), _) if !process.in_first_namespace => Owners::Known,
+        (_, CopyEnd::Host(_)) => Owners::Callers,
+        (CopyEnd::Host(_), _) if !process.in_first_namespace => Owners::Known,
         _ => Owners::Kept,
     }
 }
@@ -141,22 +142,22 @@ mod tests {
 
     #[test]
     fn ends_are_told_apart() {
-        let inside = |name: &str, path: &str| End::Container {
+        let inside = |name: &str, path: &str| CopyEnd::Container {
             name: name.into(),
             path: path.into(),
         };
         for (text, expect) in [
-            ("-", End::Pipe),
+            ("-", CopyEnd::Pipe),
             ("box:/etc", inside("box", "/etc")),
             ("box:etc/x:y", inside("box", "etc/x:y")),
             ("box:", inside("box", "")),
-            ("./a:b", End::Host("./a:b".into())),
-            ("/a:b", End::Host("/a:b".into())),
-            ("a/b:c", End::Host("a/b:c".into())),
-            (":x", End::Host(":x".into())),
-            ("plain", End::Host("plain".into())),
+            ("./a:b", CopyEnd::Host("./a:b".into())),
+            ("/a:b", CopyEnd::Host("/a:b".into())),
+            ("a/b:c", CopyEnd::Host("a/b:c".into())),
+            (":x", CopyEnd::Host(":x".into())),
+            ("plain", CopyEnd::Host("plain".into())),
         ] {
-            assert_eq!(End::parse(OsStr::new(text)), expect, "{text}");
+            assert_eq!(CopyEnd::parse(OsStr::new(text)), expect, "{text}");
         }
     }
 }

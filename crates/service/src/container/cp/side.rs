@@ -14,7 +14,7 @@ use vellum_sys::in_root::{self, Last};
 use vellum_sys::stat::stat_fd;
 use vellum_sys::{Dir, FileKind, Stat};
 
-use super::{End, invalid};
+use super::{CopyEnd, invalid};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::mount::mounted;
@@ -33,7 +33,7 @@ pub(super) struct Side {
 }
 
 /// A thing that was found: its directory by descriptor, and its name there. The root has no name.
-pub(super) struct Found {
+pub(super) struct FoundFile {
     pub dir: Dir,
     pub name: Option<OsString>,
     pub stat: Stat,
@@ -44,7 +44,7 @@ pub(super) struct Found {
 /// Opens a side, mounting its container if it isn't, and unmounts it again afterwards.
 pub(super) fn with<T>(
     ctx: &Context,
-    end: &End,
+    end: &CopyEnd,
     work: impl FnOnce(&Side) -> Result<T>,
 ) -> Result<T> {
     let side = open(ctx, end)?;
@@ -53,7 +53,7 @@ pub(super) fn with<T>(
         root, container, ..
     } = side;
     drop(root);
-    let (Some((record, for_this)), End::Container { name, .. }) = (container, end) else {
+    let (Some((record, for_this)), CopyEnd::Container { name, .. }) = (container, end) else {
         return done;
     };
     let done = match done {
@@ -70,9 +70,9 @@ pub(super) fn with<T>(
     done
 }
 
-fn open(ctx: &Context, end: &End) -> Result<Side> {
+fn open(ctx: &Context, end: &CopyEnd) -> Result<Side> {
     match end {
-        End::Host(path) => {
+        CopyEnd::Host(path) => {
             let path = absolute(path)?;
             Ok(Side {
                 root: Dir::open(Path::new("/"))?,
@@ -81,7 +81,7 @@ fn open(ctx: &Context, end: &End) -> Result<Side> {
                 container: None,
             })
         }
-        End::Container { name, path } => names::with_container(ctx, name, |record| {
+        CopyEnd::Container { name, path } => names::with_container(ctx, name, |record| {
             let _lock = run_dir::lock_container(ctx, &record.id)?;
             let shown = mounted::is_shown(ctx, record)?;
             let mounted = mount::mount_locked(ctx, record, None, false)?;
@@ -94,7 +94,7 @@ fn open(ctx: &Context, end: &End) -> Result<Side> {
                 container: Some((record.clone(), !shown)),
             })
         }),
-        End::Pipe => Err(invalid("a tar has no path")),
+        CopyEnd::Pipe => Err(invalid("a tar has no path")),
     }
 }
 
@@ -115,7 +115,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 
 impl Side {
     /// Finds what is at this side's path; `None` if there is nothing.
-    pub fn find(&self, last: Last) -> Result<Option<Found>> {
+    pub fn find(&self, last: Last) -> Result<Option<FoundFile>> {
         let Some(handle) = in_root::find(&self.root, &self.path, last)? else {
             return Ok(None);
         };
@@ -126,7 +126,7 @@ impl Side {
             (Some(above), Some(name)) => (self.dir(above)?, Some(name.to_owned())),
             _ => (self.root.dup()?, None),
         };
-        Ok(Some(Found {
+        Ok(Some(FoundFile {
             dir,
             name,
             stat,
@@ -136,7 +136,7 @@ impl Side {
 
     /// Finds what is to be copied. A link is what is copied, unless it is to be followed or what it
     /// leads to is asked for.
-    pub fn source(&self, follow: bool) -> Result<Found> {
+    pub fn source(&self, follow: bool) -> Result<FoundFile> {
         let last = match follow || self.ends_as_directory() {
             true => Last::Follow,
             false => Last::Keep,
@@ -201,7 +201,7 @@ impl Side {
     }
 
     /// The name that a copied thing gets if its destination is a directory.
-    pub fn base_name(&self, found: &Found) -> OsString {
+    pub fn base_name(&self, found: &FoundFile) -> OsString {
         let typed = self.path.components().next_back();
         match (typed, &found.name) {
             (Some(Component::Normal(name)), _) => name.to_owned(),
@@ -211,7 +211,7 @@ impl Side {
     }
 }
 
-impl Found {
+impl FoundFile {
     pub fn is_dir(&self) -> bool {
         self.stat.kind == FileKind::Dir
     }

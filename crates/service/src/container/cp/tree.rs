@@ -14,7 +14,7 @@ use vellum_sys::{Dir, FileKind, Stat, rooted};
 
 use super::invalid;
 use super::place::{Look, Owners, Placing};
-use super::side::{Found, Side};
+use super::side::{FoundFile, Side};
 use crate::context::Context;
 use crate::error::{Error, Result};
 
@@ -53,7 +53,7 @@ pub(super) fn copy(placing: Placing, from: &Side, to: &Side, follow: bool) -> Re
 }
 
 /// Copies one thing, and what is in it, to `name` in `dir`.
-fn one(placing: Placing, found: &Found, dir: &Dir, name: &OsStr) -> Result<()> {
+fn one(placing: Placing, found: &FoundFile, dir: &Dir, name: &OsStr) -> Result<()> {
     let mut copying = Copying::of(found, placing, dir)?;
     match found.is_dir() {
         true => copying.directory(&found.open_dir()?, &found.stat, dir, name),
@@ -93,7 +93,7 @@ impl<'a> Copying<'a> {
     /// Begins a copy of `found` into `base`.
     ///
     /// Errors: `base` lies in what is copied, which would never end.
-    fn of(found: &Found, placing: Placing<'a>, base: &Dir) -> Result<Self> {
+    fn of(found: &FoundFile, placing: Placing<'a>, base: &Dir) -> Result<Self> {
         if found.is_dir()
             && let (Some(from), Some(to)) = (found.open_dir()?.path(), base.path())
             && to.starts_with(&from)

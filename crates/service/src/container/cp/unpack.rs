@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 pub(super) fn unpack(ctx: &Context, to: &Side, input: impl Read + Send + 'static) -> Result<()> {
     let target = to
         .find(Last::Follow)?
-        .filter(super::side::Found::is_dir)
+        .filter(super::side::FoundFile::is_dir)
         .ok_or_else(|| {
             invalid(&format!(
                 "the destination {} must be a directory",
