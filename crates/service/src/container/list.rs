@@ -15,7 +15,7 @@ use crate::{container_record, names, run_dir};
 
 /// One container in a listing. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Listed {
+pub struct ListedContainer {
     /// Its id.
     pub id: String,
     /// Its name.
@@ -53,7 +53,7 @@ pub struct Listed {
 
 /// Returns all containers whose name fits `filter` (see [`names::fits`]), newest first. `measure`
 /// walks each one's own layer.
-pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<Listed>> {
+pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<ListedContainer>> {
     let store = ctx.store()?;
     let table = mountinfo::read()?;
     let mut all = Vec::new();
@@ -77,7 +77,7 @@ fn listed(
     record: &ContainerRecord,
     table: &mountinfo::Table,
     measure: bool,
-) -> Result<Listed> {
+) -> Result<ListedContainer> {
     let store = ctx.store()?;
     let settings = Settings::of(record)?;
     let info = store.stat(&record.snapshot)?;
@@ -97,7 +97,7 @@ fn listed(
         None
     };
     let record = record.clone();
-    Ok(Listed {
+    Ok(ListedContainer {
         state: match (running, mounts.is_empty()) {
             (_, false) if dead => "dead",
             (true, _) => "running",
