@@ -298,7 +298,7 @@ pub fn usage(ctx: &Context, name: &str) -> Result<Usage> {
 
 /// What the client's snapshots of one kind are altogether.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct KindTotals {
     /// Their kind.
     pub kind: Kind,
     /// How many there are.
@@ -308,9 +308,9 @@ pub struct Held {
 }
 
 /// Returns how much there is, kind by kind.
-pub fn held(ctx: &Context) -> Result<Vec<Held>> {
+pub fn held(ctx: &Context) -> Result<Vec<KindTotals>> {
     let totals = ctx.store()?.totals(OWNER.as_bytes())?;
-    let held = |(kind, count, usage)| Held { kind, count, usage };
+    let held = |(kind, count, usage)| KindTotals { kind, count, usage };
     Ok(totals.into_iter().map(held).collect())
 }
 
