@@ -59,7 +59,7 @@ pub const UPPER_DIR: &str = "containerd.io/snapshot/overlay.upperdir";
 
 /// What the client's configuration says about this server, which it tells nobody: both must agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Terms {
+pub struct ClientSettings {
     /// Answers carry the label [`UPPER_DIR`].
     pub upperdir_label: bool,
     /// Mounts may ask for id mapping (the capability `remap-ids`).
@@ -110,7 +110,7 @@ pub enum Prepared {
 /// Makes a writable snapshot. Durable on return.
 ///
 /// Errors: as [`vellum_store::Store::prepare`], and what stands in the way of mounting it.
-pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepared> {
+pub fn prepare(ctx: &Context, client: ClientSettings, new: &NewSnapshot) -> Result<Prepared> {
     let store = ctx.store()?;
     let (asked, options) = read(ctx, new)?;
     if let Some(chain) = &asked.chain
@@ -122,13 +122,13 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
             chain: chain.clone(),
         });
     }
-    if terms.staged_layers
+    if client.staged_layers
         && new.parent.is_none()
         && let Some(staged) = adopt::staged(store, &asked, &options)?
     {
         match store.prepare(&key(&new.key), &staged) {
             Ok(parts) => {
-                let entries = shown(ctx, terms, new, &asked, &parts)?;
+                let entries = shown(ctx, client, new, &asked, &parts)?;
                 return Ok(Prepared::New(adopt::read_only(entries)));
             }
             // Vellum's layer was removed in this moment: then it is unpacked.
@@ -137,7 +137,7 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
         }
     }
     let parts = store.prepare(&key(&new.key), &options)?;
-    let entries = shown(ctx, terms, new, &asked, &parts)?;
+    let entries = shown(ctx, client, new, &asked, &parts)?;
     if new.is_extraction() {
         writeback::follow(store, &key(&new.key), &parts);
     }
@@ -161,26 +161,26 @@ pub(crate) fn unpacks_itself(key: &SnapshotKey) {
 }
 
 /// Makes a read-only snapshot. As [`prepare`] otherwise.
-pub fn view(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Vec<MountEntry>> {
+pub fn view(ctx: &Context, client: ClientSettings, new: &NewSnapshot) -> Result<Vec<MountEntry>> {
     let (asked, options) = read(ctx, new)?;
     let options = PrepareOptions {
         size_limit_bytes: None,
         ..options
     };
     let parts = ctx.store()?.view(&key(&new.key), &options)?;
-    shown(ctx, terms, new, &asked, &parts)
+    shown(ctx, client, new, &asked, &parts)
 }
 
 /// Returns the mounts of a new snapshot, which goes again if there are none to be had.
 fn shown(
     ctx: &Context,
-    terms: Terms,
+    client: ClientSettings,
     new: &NewSnapshot,
     asked: &Asked,
     parts: &TreeParts,
 ) -> Result<Vec<MountEntry>> {
     let key = key(&new.key);
-    let shown = mounts::show(ctx, terms, &key, parts, asked);
+    let shown = mounts::show(ctx, client, &key, parts, asked);
     if shown.is_err()
         && let Err(error) = ctx.store()?.remove(&key, Sweep::Later)
     {
@@ -193,7 +193,7 @@ fn shown(
 /// from its record.
 ///
 /// Errors: `NotFound`, `Committed`, `Damaged`.
-pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>> {
+pub fn mounts(ctx: &Context, client: ClientSettings, name: &str) -> Result<Vec<MountEntry>> {
     let store = ctx.store()?;
     let key = key(name);
     let info = store.stat(&key)?;
@@ -201,7 +201,7 @@ pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>
         return Err(StoreError::Committed { key: visible(&key) }.into());
     }
     let parts = store.tree(&key)?;
-    let entries = mounts::show(ctx, terms, &key, &parts, &Asked::of(&info.labels)?)?;
+    let entries = mounts::show(ctx, client, &key, &parts, &Asked::of(&info.labels)?)?;
     Ok(match adopt::is_staged(&info) {
         true => adopt::read_only(entries),
         false => entries,
@@ -241,8 +241,8 @@ pub fn count(ctx: &Context, name: &str) -> Result<()> {
 }
 
 /// Removes a snapshot. Its space comes back with [`cleanup`].
-pub fn remove(ctx: &Context, terms: Terms, name: &str) -> Result<()> {
-    let sweep = match terms.sync_remove {
+pub fn remove(ctx: &Context, client: ClientSettings, name: &str) -> Result<()> {
+    let sweep = match client.sync_remove {
         true => Sweep::Now,
         false => Sweep::Later,
     };
@@ -257,31 +257,36 @@ pub fn cleanup(ctx: &Context) -> Result<usize> {
 }
 
 /// Returns what is recorded about a snapshot.
-pub fn stat(ctx: &Context, terms: Terms, name: &str) -> Result<Info> {
+pub fn stat(ctx: &Context, client: ClientSettings, name: &str) -> Result<Info> {
     let info = ctx.store()?.stat(&key(name))?;
-    Ok(made_visible(ctx, terms, info))
+    Ok(made_visible(ctx, client, info))
 }
 
 /// Changes labels and returns what is recorded then.
-pub fn update(ctx: &Context, terms: Terms, name: &str, changes: &[LabelChange]) -> Result<Info> {
+pub fn update(
+    ctx: &Context,
+    client: ClientSettings,
+    name: &str,
+    changes: &[LabelChange],
+) -> Result<Info> {
     let store = ctx.store()?;
     let changes = adopt::protect(changes, &store.stat(&key(name))?);
     let info = store.update(&key(name), &changes)?;
-    Ok(made_visible(ctx, terms, info))
+    Ok(made_visible(ctx, client, info))
 }
 
 /// Calls `each` for all snapshots that pass one of the filters (all, if there are none). Nothing is
 /// locked meanwhile.
 pub fn walk(
     ctx: &Context,
-    terms: Terms,
+    client: ClientSettings,
     filters: &[String],
     mut each: impl FnMut(Info) -> Result<()>,
 ) -> Result<()> {
     let filters = Filter::parse_all(filters)?;
     ctx.store()?
         .walk_prefix(OWNER.as_bytes(), |info| -> Result<()> {
-            let info = made_visible(ctx, terms, info);
+            let info = made_visible(ctx, client, info);
             match Filter::any(&filters, &info) {
                 true => each(info),
                 false => Ok(()),
@@ -350,8 +355,8 @@ fn visible(key: &SnapshotKey) -> SnapshotKey {
     SnapshotKey::new(bytes.strip_prefix(OWNER.as_bytes()).unwrap_or(bytes))
 }
 
-fn made_visible(ctx: &Context, terms: Terms, mut info: Info) -> Info {
-    if terms.upperdir_label
+fn made_visible(ctx: &Context, client: ClientSettings, mut info: Info) -> Info {
+    if client.upperdir_label
         && info.kind != Kind::View
         && let Some(upper) = mounts::upper_dir(ctx, adopt::shows(&info).unwrap_or(&info.key))
     {

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::mount::facts;
 use crate::plan::{EngineMount, Facts, Plan, Wishes};
 
-use super::Terms;
+use super::ClientSettings;
 use super::asked::Asked;
 use super::decide::{self, Owner, Shown};
 
@@ -45,7 +45,7 @@ pub struct MountEntry {
 /// done twice: a server that was killed may have left it half done.
 pub(super) fn show(
     ctx: &Context,
-    terms: Terms,
+    client: ClientSettings,
     key: &SnapshotKey,
     parts: &TreeParts,
     asked: &Asked,
@@ -56,7 +56,7 @@ pub(super) fn show(
         false => None,
     };
     let wishes = Wishes::of(&ctx.config);
-    let shown = decide::decide(asked, parts, owner, &facts, &wishes, terms.remap_ids)?;
+    let shown = decide::decide(asked, parts, owner, &facts, &wishes, client.remap_ids)?;
     lay_out(&shown)?;
     record(ctx, key, &shown)?;
     if shown.limit_bytes.is_some()
