@@ -38,24 +38,24 @@ use shown::{Seen, State};
 pub fn plan_container(ctx: &Context, name: &str, read_only: bool) -> Result<Plan> {
     names::with_container(ctx, name, |record| {
         let parts = container_record::parts(ctx, record)?;
-        let terms = Terms {
+        let request = MountRequest {
             read_only,
             limit: Settings::of(record)?.limit(),
         };
-        plan_parts(ctx, &parts, terms)
+        plan_parts(ctx, &parts, request)
     })
 }
 
 /// How a tree is mounted, besides what is configured.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Terms {
+pub(crate) struct MountRequest {
     /// Refuse writing.
     pub(crate) read_only: bool,
     /// Limit of what is written, where the file system does not keep it.
     pub(crate) limit: Limit,
 }
 
-impl Terms {
+impl MountRequest {
     const READ_ONLY: Self = Self {
         read_only: true,
         limit: Limit {
@@ -65,10 +65,10 @@ impl Terms {
     };
 }
 
-fn plan_parts(ctx: &Context, parts: &TreeParts, terms: Terms) -> Result<Plan> {
+fn plan_parts(ctx: &Context, parts: &TreeParts, request: MountRequest) -> Result<Plan> {
     let wishes = Wishes {
-        read_only: terms.read_only,
-        limit: terms.limit,
+        read_only: request.read_only,
+        limit: request.limit,
         ..Wishes::of(&ctx.config)
     };
     Ok(plan(parts, &facts::facts(ctx)?, &wishes)?)
@@ -107,12 +107,12 @@ pub fn mount_locked(
             let method = match shown.state() {
                 State::Live => None,
                 State::Nothing | State::Dead => {
-                    let terms = Terms {
+                    let request = MountRequest {
                         // Where the target gets it read-only, the mount itself stays writable.
                         read_only: read_only && target.is_none(),
                         limit: Settings::of(record)?.limit(),
                     };
-                    Some(shown.show(ctx, &record.snapshot, &record.name, terms)?)
+                    Some(shown.show(ctx, &record.snapshot, &record.name, request)?)
                 }
             };
             shown.restore(&copies)?;
@@ -190,7 +190,7 @@ pub fn plan_image(ctx: &Context, name: &str) -> Result<Plan> {
 /// names, and an overlay shows them as the layer has them. So a tree that is one directory is shown
 /// through an overlay, too, with nothing below it; where none can be mounted, as it is.
 fn plan_view(ctx: &Context, parts: &TreeParts) -> Result<Plan> {
-    let plain = plan_parts(ctx, parts, Terms::READ_ONLY)?;
+    let plain = plan_parts(ctx, parts, MountRequest::READ_ONLY)?;
     let Shape::Plain { root, .. } = &parts.shape else {
         return Ok(plain);
     };
@@ -216,7 +216,7 @@ fn plan_view(ctx: &Context, parts: &TreeParts) -> Result<Plan> {
         features: None,
         ..parts.clone()
     };
-    Ok(plan_parts(ctx, &stacked, Terms::READ_ONLY).unwrap_or(plain))
+    Ok(plan_parts(ctx, &stacked, MountRequest::READ_ONLY).unwrap_or(plain))
 }
 
 /// As [`existing_directory`], or what would be one if its server lived: if the container's own dead

@@ -15,7 +15,7 @@ use vellum_sys::plain::{self, Links};
 
 use super::{Graph, check_id, check_label, id_of, kept_by_engine, lock_name};
 use crate::error::{Error, Kind, Result};
-use crate::mount::Terms;
+use crate::mount::MountRequest;
 use crate::mount::shown::{Seen, State, Users, users};
 use crate::run_dir;
 
@@ -50,11 +50,11 @@ impl Graph {
         if shown.state() == State::Nothing {
             // The one that served the last mount.
             shown.wait_for_engine();
-            let terms = Terms {
+            let request = MountRequest {
                 read_only: false,
                 limit: kept_by_engine(&found),
             };
-            shown.show(&self.ctx, &found.key, id, terms)?;
+            shown.show(&self.ctx, &found.key, id, request)?;
         }
         Ok(shown.place().to_path_buf())
     }

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 use crate::plan::{EngineMount, Plan, method_name};
 use crate::stack;
 
-use super::Terms;
+use super::MountRequest;
 
 /// Mounts the tree of a snapshot at `target`, a directory. The name is for messages.
 ///
@@ -25,9 +25,9 @@ pub(super) fn tree(
     (snapshot, name): (&SnapshotKey, &str),
     parts: &TreeParts,
     target: &Path,
-    terms: Terms,
+    request: MountRequest,
 ) -> Result<&'static str> {
-    let planned = super::plan_parts(ctx, parts, terms)?;
+    let planned = super::plan_parts(ctx, parts, request)?;
     if let Plan::Overlay {
         features: Some(features),
         ..

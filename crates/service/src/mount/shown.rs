@@ -33,7 +33,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 
 use super::place::{self, ENGINE_TYPE};
-use super::{Terms, execute};
+use super::{MountRequest, execute};
 
 /// What shows at the place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +135,7 @@ impl<'t> Shown<'t> {
         ctx: &Context,
         snapshot: &SnapshotKey,
         name: &str,
-        terms: Terms,
+        request: MountRequest,
     ) -> Result<&'static str> {
         debug_assert_eq!(self.state, State::Nothing);
         match fs::DirBuilder::new().mode(0o700).create(self.place()) {
@@ -143,7 +143,7 @@ impl<'t> Shown<'t> {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(Error::io("create", self.place())(e)),
         }
-        let method = execute::tree(ctx, (snapshot, name), self.parts, self.place(), terms)
+        let method = execute::tree(ctx, (snapshot, name), self.parts, self.place(), request)
             // The first error is the one to tell.
             .inspect_err(|_| self.tidy())?;
         self.state = State::Live;
