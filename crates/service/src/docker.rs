@@ -28,7 +28,7 @@ use vellum_union::engine::Limit;
 
 use crate::config::parse_size;
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::limit;
 use crate::{home, run_dir};
 
@@ -129,7 +129,7 @@ impl Graph {
             && let Some(id) = self.any_layer()?
         {
             return Err(Error::InUse {
-                kind: Kind::Layer,
+                kind: ObjectKind::Layer,
                 name: id,
                 by: format!(
                     "this store serves the daemon whose driver directory is {}",
@@ -180,7 +180,7 @@ impl Graph {
             return match same {
                 true => Ok(()),
                 false => Err(Error::NameTaken {
-                    kind: Kind::Layer,
+                    kind: ObjectKind::Layer,
                     name: id.to_owned(),
                 }),
             };
@@ -343,7 +343,7 @@ impl Graph {
 
     fn get_info(&self, id: &str) -> Result<Info> {
         self.find(id)?.ok_or_else(|| Error::NotFound {
-            kind: Kind::Layer,
+            kind: ObjectKind::Layer,
             name: id.to_owned(),
             meant: None,
         })
@@ -474,7 +474,7 @@ fn kept_by_engine(info: &Info) -> Limit {
 
 fn has_child(id: &str, child: &SnapshotKey) -> Error {
     Error::InUse {
-        kind: Kind::Layer,
+        kind: ObjectKind::Layer,
         name: id.to_owned(),
         by: format!(
             "layer {} stands on it",

@@ -13,7 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What kind of thing a name was meant to name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ObjectKind {
     /// An image, by reference or id.
     Image,
     /// A container, by name or id.
@@ -24,7 +24,7 @@ pub enum Kind {
     Layer,
 }
 
-impl std::fmt::Display for Kind {
+impl std::fmt::Display for ObjectKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Image => "image",
@@ -57,7 +57,7 @@ pub enum Error {
     #[error("there is no {kind} `{name}`")]
     NotFound {
         /// What was looked for.
-        kind: Kind,
+        kind: ObjectKind,
         /// As the user wrote it.
         name: String,
         /// What may have been meant, as a hint; see [`crate::names`].
@@ -68,7 +68,7 @@ pub enum Error {
     #[error("`{name}` fits several {kind}s: {}", matches.join(", "))]
     Ambiguous {
         /// What was looked for.
-        kind: Kind,
+        kind: ObjectKind,
         /// As the user wrote it.
         name: String,
         /// Some that it fits.
@@ -79,7 +79,7 @@ pub enum Error {
     #[error("the name `{name}` is taken by another {kind}")]
     NameTaken {
         /// What has the name.
-        kind: Kind,
+        kind: ObjectKind,
         /// The name.
         name: String,
     },
@@ -88,7 +88,7 @@ pub enum Error {
     #[error("{kind} `{name}` is in use: {by}")]
     InUse {
         /// What is in use.
-        kind: Kind,
+        kind: ObjectKind,
         /// Its name.
         name: String,
         /// Who uses it.
@@ -382,10 +382,10 @@ impl Error {
             } => Some(meant.as_str().into()),
             Self::NotFound { kind, .. } => Some(
                 match kind {
-                    Kind::Image => "`vellum images` lists them; `vellum pull` or `vellum load` brings one in",
-                    Kind::Container => "`vellum ls` lists them",
-                    Kind::Volume => "`vellum volume ls` lists them",
-                    Kind::Layer => "`vellum check` tells what is missing",
+                    ObjectKind::Image => "`vellum images` lists them; `vellum pull` or `vellum load` brings one in",
+                    ObjectKind::Container => "`vellum ls` lists them",
+                    ObjectKind::Volume => "`vellum volume ls` lists them",
+                    ObjectKind::Layer => "`vellum check` tells what is missing",
                 }
                 .into(),
             ),

@@ -8,7 +8,7 @@ pub use vellum_overlay::values::near;
 use vellum_store::{ContainerRecord, ImageRecord, Store, StoreError, Subject};
 
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 
 /// How many hexadecimal digits of an id listings show.
 pub const SHORT_ID: usize = 12;
@@ -60,7 +60,7 @@ pub fn image(ctx: &Context, text: &str) -> Result<ImageRecord> {
         1 => found(store.image(&ids.remove(0)), text),
         0 => Err(missing_image(ctx, text)),
         _ => Err(ambiguous(
-            Kind::Image,
+            ObjectKind::Image,
             text,
             ids.iter().map(ToString::to_string),
         )),
@@ -95,7 +95,7 @@ pub fn container(ctx: &Context, text: &str) -> Result<ContainerRecord> {
         0 => Err(missing()),
         1 => Ok(fits.remove(0)),
         _ => Err(ambiguous(
-            Kind::Container,
+            ObjectKind::Container,
             text,
             fits.iter().map(|c| c.name.clone()),
         )),
@@ -106,7 +106,7 @@ pub fn container(ctx: &Context, text: &str) -> Result<ContainerRecord> {
 fn found(image: vellum_store::Result<ImageRecord>, text: &str) -> Result<ImageRecord> {
     match image {
         Err(StoreError::NotFound { .. }) => Err(Error::NotFound {
-            kind: Kind::Image,
+            kind: ObjectKind::Image,
             name: text.to_owned(),
             meant: None,
         }),
@@ -131,7 +131,7 @@ pub fn with_container<T>(
 /// The error to tell of a container that was called `text`: `error`, unless the container is gone.
 pub fn unless_gone(ctx: &Context, record: &ContainerRecord, text: &str, error: Error) -> Error {
     match is_gone(ctx, record) {
-        true => not_there(error, Kind::Container, text),
+        true => not_there(error, ObjectKind::Container, text),
         false => error,
     }
 }
@@ -144,7 +144,7 @@ pub fn still_there(ctx: &Context, record: &ContainerRecord, text: &str) -> Resul
     match is_gone(ctx, record) {
         false => Ok(()),
         true => Err(Error::NotFound {
-            kind: Kind::Container,
+            kind: ObjectKind::Container,
             name: text.to_owned(),
             meant: None,
         }),
@@ -189,7 +189,7 @@ pub fn with_images<T>(
 /// As [`unless_gone`], for an image.
 pub fn unless_image_gone(ctx: &Context, record: &ImageRecord, text: &str, error: Error) -> Error {
     match is_image_gone(ctx, record) {
-        true => not_there(error, Kind::Image, text),
+        true => not_there(error, ObjectKind::Image, text),
         false => error,
     }
 }
@@ -203,7 +203,7 @@ pub fn is_image_gone(ctx: &Context, record: &ImageRecord) -> bool {
     }
 }
 
-fn not_there(error: Error, kind: Kind, text: &str) -> Error {
+fn not_there(error: Error, kind: ObjectKind, text: &str) -> Error {
     match error {
         // Nothing that its absence brought about.
         Error::Cancelled => error,
@@ -231,7 +231,7 @@ fn missing_container(ctx: &Context, text: &str) -> Error {
         near(text, names).map(|name| format!("did you mean `{name}`? `vellum ls` lists them"))
     };
     Error::NotFound {
-        kind: Kind::Container,
+        kind: ObjectKind::Container,
         name: text.to_owned(),
         meant: meant(),
     }
@@ -252,7 +252,7 @@ fn missing_image(ctx: &Context, text: &str) -> Error {
             .map(|name| format!("did you mean `{name}`? `vellum images` lists them"))
     };
     Error::NotFound {
-        kind: Kind::Image,
+        kind: ObjectKind::Image,
         name: text.to_owned(),
         meant: meant(),
     }
@@ -276,7 +276,7 @@ pub fn fits(asked: &str, name: &str) -> bool {
     }
 }
 
-fn ambiguous(kind: Kind, name: &str, matches: impl Iterator<Item = String>) -> Error {
+fn ambiguous(kind: ObjectKind, name: &str, matches: impl Iterator<Item = String>) -> Error {
     Error::Ambiguous {
         kind,
         name: name.to_owned(),

@@ -13,7 +13,7 @@ use vellum_union::engine::Limit;
 use crate::base;
 use crate::container_record::{BytesPath, Settings};
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::facts;
 use crate::mount::limit;
 use crate::{names, plan, stack};
@@ -135,7 +135,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
             Err(StoreError::AlreadyExists { .. }) if request.name.is_none() => {}
             Err(StoreError::AlreadyExists { .. }) => {
                 return Err(Error::NameTaken {
-                    kind: Kind::Container,
+                    kind: ObjectKind::Container,
                     name,
                 });
             }
@@ -148,7 +148,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         }
     }
     Err(Error::NameTaken {
-        kind: Kind::Container,
+        kind: ObjectKind::Container,
         name: stem,
     })
 }

@@ -6,7 +6,7 @@ use vellum_sys::mountinfo;
 
 use crate::container::bundle::declared;
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::{place, shown};
 use crate::{container_record, names, run_dir};
 
@@ -21,7 +21,7 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
         let _lock = run_dir::lock_container(ctx, &record.id)?;
         if run_dir::is_running(ctx, &record.id)? {
             return Err(Error::InUse {
-                kind: Kind::Container,
+                kind: ObjectKind::Container,
                 name: record.name.clone(),
                 by: "a `vellum run` of it is under way".into(),
                 hint: "end that first".into(),
@@ -45,7 +45,7 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
             if !places.is_empty() {
                 if !force {
                     return Err(Error::InUse {
-                        kind: Kind::Container,
+                        kind: ObjectKind::Container,
                         name: record.name.clone(),
                         by: match shown::is_tree_dead(&parts, &table) {
                             false => format!("it is mounted at {}", places[0].display()),

@@ -19,7 +19,7 @@ use vellum_sys::lock::Lock;
 
 use crate::container::bundle::{ProcessRequest, compose};
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::mounted;
 use crate::mount::umount;
 use crate::{mount, names, run_dir};
@@ -50,7 +50,7 @@ pub fn run(ctx: &Context, request: &RunRequest) -> Result<i32> {
     names::with_container(ctx, &request.container, |record| {
         let Some(_running) = run_dir::claim_run(ctx, &record.id)? else {
             return Err(Error::InUse {
-                kind: Kind::Container,
+                kind: ObjectKind::Container,
                 name: record.name.clone(),
                 by: "a `vellum run` of it is under way".into(),
                 hint: "wait for its end, or run the command in a container of its own".into(),

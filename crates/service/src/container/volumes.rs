@@ -9,7 +9,7 @@ use vellum_store::{ContainerRecord, Labels, StoreError, Subject, VolumeRecord};
 
 use crate::container::bundle::declared;
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::names;
 
 /// A volume. The JSON field names are stable.
@@ -84,7 +84,7 @@ pub fn find(ctx: &Context, name: &str) -> Result<Volume> {
             subject: Subject::Volume,
             ..
         }) => Err(Error::NotFound {
-            kind: Kind::Volume,
+            kind: ObjectKind::Volume,
             name: name.to_owned(),
             meant: {
                 let all = ctx.store()?.volumes()?.into_iter().map(|found| found.name);
@@ -114,7 +114,7 @@ pub fn remove(ctx: &Context, name: &str) -> Result<()> {
     let found = find(ctx, name)?;
     if !found.containers.is_empty() {
         return Err(Error::InUse {
-            kind: Kind::Volume,
+            kind: ObjectKind::Volume,
             name: name.to_owned(),
             by: format!("container {}", found.containers.join(", ")),
             hint: "remove the container first".into(),

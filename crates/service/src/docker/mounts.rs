@@ -14,7 +14,7 @@ use vellum_sys::mountinfo;
 use vellum_sys::plain::{self, Links};
 
 use super::{Graph, check_id, check_label, id_of, kept_by_engine, lock_name};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::MountRequest;
 use crate::mount::shown::{Seen, State, Users, users};
 use crate::run_dir;
@@ -139,7 +139,7 @@ impl Graph {
         }
         if !shown.hide(Users::Respected)? {
             return Err(Error::InUse {
-                kind: Kind::Layer,
+                kind: ObjectKind::Layer,
                 name: id.to_owned(),
                 by: users(shown.place()).unwrap_or_else(|| "somebody unseen".to_owned()),
                 hint: "what others are to stand on must not change any more: end them first".into(),

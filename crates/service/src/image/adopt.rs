@@ -18,7 +18,7 @@ use vellum_sys::with_causes;
 use super::parse_name;
 use super::record::bring_in;
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::progress::Unit;
 
 /// What to adopt.
@@ -210,7 +210,7 @@ fn choose(source: &DockerRoot, request: &AdoptRequest) -> Result<Wanted> {
             (true, Some(damaged)) => broken.push(damaged.clone()),
             (true, None) => {
                 return Err(Error::NotFound {
-                    kind: Kind::Image,
+                    kind: ObjectKind::Image,
                     name: format!("{text} in {}", request.root.display()),
                     meant: None,
                 });

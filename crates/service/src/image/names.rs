@@ -5,7 +5,7 @@ use vellum_store::StoreError;
 
 use super::{parse_name, reference};
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::names::short;
 
 /// Returns a recorded name in its short form.
@@ -64,7 +64,7 @@ pub fn rmi(context: &Context, image: &str, force: bool) -> Result<Removed> {
         }
         if by_name.is_none() && record.tags.len() > 1 && !force {
             return Err(Error::InUse {
-                kind: Kind::Image,
+                kind: ObjectKind::Image,
                 name: image.to_owned(),
                 by: format!(
                     "it has the names {}",
@@ -82,7 +82,7 @@ pub fn rmi(context: &Context, image: &str, force: bool) -> Result<Removed> {
             Ok(_) => {}
             Err(StoreError::InUse { by, .. }) => {
                 return Err(Error::InUse {
-                    kind: Kind::Image,
+                    kind: ObjectKind::Image,
                     name: image.to_owned(),
                     by,
                     hint: "remove the container first (`vellum rm`)".to_owned(),

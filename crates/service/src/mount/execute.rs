@@ -10,7 +10,7 @@ use vellum_sys::mount::{self, BindOptions, MountError};
 use vellum_sys::mountinfo;
 
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::plan::{EngineMount, Plan, method_name};
 use crate::stack;
 
@@ -120,7 +120,7 @@ fn explain(error: MountError, parts: &TreeParts, name: &str) -> Error {
             .unwrap_or_default();
         if !holders.is_empty() {
             return Error::InUse {
-                kind: Kind::Container,
+                kind: ObjectKind::Container,
                 name: name.to_owned(),
                 by: holders.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
                 hint: "its tree is mounted in another mount namespace: end that process, or unmount it there".into(),

@@ -11,7 +11,7 @@ use vellum_sys::mount::{self, Detach};
 use vellum_sys::mountinfo;
 
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::shown::{self, Seen, Shown, State, Users, unmount_unused};
 use crate::mount::{mounted, place};
 use crate::{container_record, names, run_dir};
@@ -79,7 +79,7 @@ fn take_away(place: &Path, force: bool, name: &str) -> Result<()> {
 
 fn in_use(place: &Path, name: &str) -> Error {
     Error::InUse {
-        kind: Kind::Container,
+        kind: ObjectKind::Container,
         name: name.to_owned(),
         by: shown::users(place).unwrap_or_else(|| format!("somebody uses {}", place.display())),
         hint:
