@@ -116,7 +116,7 @@ pub enum Error {
 
     /// No mount can be made of it.
     #[error(transparent)]
-    Plan(#[from] crate::plan::Refusal),
+    Plan(#[from] crate::plan::PlanRefusal),
 
     /// The mount failed.
     #[error(transparent)]

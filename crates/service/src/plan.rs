@@ -31,7 +31,7 @@ mod printed;
 mod refusal;
 
 pub use printed::Printed;
-pub use refusal::Refusal;
+pub use refusal::PlanRefusal;
 
 /// Bytes of options that mount(2) passes: a page of 4096 without the closing NUL.
 pub const OPTION_PAGE_BYTES: usize = 4095;
@@ -183,7 +183,7 @@ const NOT_HERE: &str = "this kernel does not have it";
 const COMPATIBLE: &str = "docker-compatible leaves it off";
 
 /// Decides how `parts` are shown.
-pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refusal> {
+pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, PlanRefusal> {
     match &parts.shape {
         Shape::Plain {
             root, read_only, ..
@@ -201,7 +201,7 @@ pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, R
                 Engine::Vellum => {
                     plan_engine(overlay, parts, facts, wishes, "engine = vellum".into())
                 }
-                Engine::Kernel if made => Err(Refusal::EngineMade),
+                Engine::Kernel if made => Err(PlanRefusal::EngineMade),
                 Engine::Kernel => plan_overlay(overlay, parts, facts, wishes),
                 Engine::Auto if made => {
                     let because = "it was mounted by Vellum's engine before".into();
@@ -230,9 +230,9 @@ fn plan_engine(
     facts: &Facts,
     wishes: &Wishes,
     because: String,
-) -> Result<Plan, Refusal> {
+) -> Result<Plan, PlanRefusal> {
     if !facts.fuse {
-        return Err(Refusal::NoFuse { because });
+        return Err(PlanRefusal::NoFuse { because });
     }
     let userxattr = !facts.root;
     for layer in &overlay.lowers {
@@ -290,10 +290,10 @@ fn plan_overlay(
     parts: &TreeParts,
     facts: &Facts,
     wishes: &Wishes,
-) -> Result<Plan, Refusal> {
+) -> Result<Plan, PlanRefusal> {
     let layers = overlay.lowers.len();
     if layers > KERNEL_LAYER_LIMIT {
-        return Err(Refusal::TooDeep {
+        return Err(PlanRefusal::TooDeep {
             layers,
             limit: KERNEL_LAYER_LIMIT,
         });
@@ -306,12 +306,12 @@ fn plan_overlay(
     }
     // Before what the kernel said when it was tried: that says less.
     if !facts.d_type {
-        return Err(Refusal::NoDType {
+        return Err(PlanRefusal::NoDType {
             fs_name: facts.fs_name.clone(),
         });
     }
     if !facts.trusted && !facts.userxattr {
-        return Err(Refusal::NoOverlay {
+        return Err(PlanRefusal::NoOverlay {
             fs_name: facts.fs_name.clone(),
             said: facts.refusal.clone(),
         });
@@ -338,7 +338,7 @@ fn plan_overlay(
     if let Method::OptionPage { home } = &method {
         let bytes = option_page_bytes(&mount, home);
         if bytes > OPTION_PAGE_BYTES {
-            return Err(Refusal::PageFull { layers, bytes });
+            return Err(PlanRefusal::PageFull { layers, bytes });
         }
     }
     Ok(Plan::Overlay {
@@ -349,11 +349,11 @@ fn plan_overlay(
 }
 
 /// Chooses how layers are handed over: the forced way, or the best there is.
-fn policy_method(overlay: &Overlay, facts: &Facts, wishes: &Wishes) -> Result<Method, Refusal> {
+fn policy_method(overlay: &Overlay, facts: &Facts, wishes: &Wishes) -> Result<Method, PlanRefusal> {
     let page = || Method::OptionPage {
         home: overlay.home.clone(),
     };
-    let missing = |needs| Refusal::NoMethod {
+    let missing = |needs| PlanRefusal::NoMethod {
         method: wishes.method,
         needs,
         release: facts.release.clone(),
@@ -375,7 +375,7 @@ fn policy_features(
     recorded: Option<MountFeatures>,
     facts: &Facts,
     wishes: &Wishes,
-) -> Result<MountFeatures, Refusal> {
+) -> Result<MountFeatures, PlanRefusal> {
     let userxattr = !facts.trusted;
     if let Some(recorded) = recorded {
         if recorded.userxattr != userxattr {
@@ -395,7 +395,7 @@ fn policy_features(
         ] {
             if needed && !there {
                 let why = if userxattr { IN_USERNS } else { NOT_HERE };
-                return Err(Refusal::UpperNeeds { feature, why });
+                return Err(PlanRefusal::UpperNeeds { feature, why });
             }
         }
         // Inode numbers are no mark: a mount without xino reads the same tree.
@@ -404,19 +404,19 @@ fn policy_features(
             ..recorded
         });
     }
-    let choose = |feature: &'static str, wish: Toggle, there: bool| -> Result<bool, Refusal> {
+    let choose = |feature: &'static str, wish: Toggle, there: bool| -> Result<bool, PlanRefusal> {
         match wish {
             Toggle::Off => Ok(false),
             Toggle::Auto => Ok(there && !userxattr && !wishes.docker_compatible),
-            Toggle::On if userxattr => Err(Refusal::NoFeature {
+            Toggle::On if userxattr => Err(PlanRefusal::NoFeature {
                 feature,
                 why: IN_USERNS,
             }),
-            Toggle::On if wishes.docker_compatible => Err(Refusal::NoFeature {
+            Toggle::On if wishes.docker_compatible => Err(PlanRefusal::NoFeature {
                 feature,
                 why: COMPATIBLE,
             }),
-            Toggle::On if !there => Err(Refusal::NoFeature {
+            Toggle::On if !there => Err(PlanRefusal::NoFeature {
                 feature,
                 why: NOT_HERE,
             }),
@@ -427,7 +427,7 @@ fn policy_features(
         Toggle::Off => false,
         Toggle::Auto => facts.xino && !wishes.docker_compatible,
         Toggle::On if !facts.xino => {
-            return Err(Refusal::NoFeature {
+            return Err(PlanRefusal::NoFeature {
                 feature: "xino",
                 why: NOT_HERE,
             });
@@ -452,7 +452,7 @@ fn check_layers(
     features: MountFeatures,
     facts: &Facts,
     wishes: &Wishes,
-) -> Result<(), Refusal> {
+) -> Result<(), PlanRefusal> {
     for layer in &overlay.lowers {
         let Some(marks) = layer.features else {
             continue;
@@ -467,14 +467,14 @@ fn check_layers(
         };
         // A redirect can be followed without making any; a metacopy can't.
         if marks.redirect_dir && (features.userxattr || !facts.redirect_dir) {
-            return Err(Refusal::LayerNeeds {
+            return Err(PlanRefusal::LayerNeeds {
                 layer: layer.tree.to_string(),
                 mark: "redirect",
                 why,
             });
         }
         if marks.metacopy && !features.metacopy {
-            return Err(Refusal::LayerNeeds {
+            return Err(PlanRefusal::LayerNeeds {
                 layer: layer.tree.to_string(),
                 mark: "metacopy",
                 why,
@@ -484,11 +484,11 @@ fn check_layers(
     Ok(())
 }
 
-fn prefix(what: String, by_user: bool) -> Refusal {
+fn prefix(what: String, by_user: bool) -> PlanRefusal {
     const USER: &str = "as user.overlay.*";
     const ROOT: &str = "as trusted.overlay.*";
     let (written, reads) = if by_user { (USER, ROOT) } else { (ROOT, USER) };
-    Refusal::Prefix {
+    PlanRefusal::Prefix {
         what,
         written,
         reads,

@@ -178,7 +178,7 @@ fn copied_directory(ctx: &Context, dir: &Path) -> Result<PathBuf> {
     // Refused now rather than at the first mount.
     let facts = facts::facts(ctx)?;
     if !facts.trusted && !facts.userxattr {
-        return Err(plan::Refusal::NoOverlay {
+        return Err(plan::PlanRefusal::NoOverlay {
             fs_name: facts.fs_name,
             said: facts.refusal,
         }

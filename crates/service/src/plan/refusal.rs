@@ -5,7 +5,7 @@ use crate::plan::OPTION_PAGE_BYTES;
 
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum PlanRefusal {
     /// More layers than any kernel takes.
     #[error("{layers} layers are more than the {limit} the kernel mounts")]
     TooDeep {
@@ -101,7 +101,7 @@ pub enum Refusal {
     },
 }
 
-impl Refusal {
+impl PlanRefusal {
     /// Tells whether another engine than the kernel's could do it.
     pub(crate) fn is_the_kernels(&self) -> bool {
         match self {

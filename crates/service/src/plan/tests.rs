@@ -133,7 +133,7 @@ fn the_best_method_is_taken_and_forced_ones_are_kept() {
             (Ok(Plan::Overlay { method, .. }), Ok(expect)) => {
                 assert_eq!(method_name(&method), expect)
             }
-            (Err(Refusal::NoMethod { needs, .. }), Err(expect)) => assert_eq!(needs, expect),
+            (Err(PlanRefusal::NoMethod { needs, .. }), Err(expect)) => assert_eq!(needs, expect),
             (got, expect) => panic!("{got:?}, not {expect:?}"),
         }
     }
@@ -151,7 +151,7 @@ fn the_kernels_limits_are_refused_by_name() {
     assert!(plan(&parts(500), &facts(), &wishes()).is_ok());
     assert_eq!(
         plan(&parts(501), &facts(), &wishes()).unwrap_err(),
-        Refusal::TooDeep {
+        PlanRefusal::TooDeep {
             layers: 501,
             limit: 500
         }
@@ -168,7 +168,7 @@ fn the_kernels_limits_are_refused_by_name() {
     );
     assert!(matches!(
         plan(&parts(150), &facts(), &page).unwrap_err(),
-        Refusal::PageFull { layers: 150, bytes } if bytes > OPTION_PAGE_BYTES
+        PlanRefusal::PageFull { layers: 150, bytes } if bytes > OPTION_PAGE_BYTES
     ));
 }
 
@@ -307,14 +307,14 @@ fn the_first_features_win_over_changed_settings() {
             &wishes()
         )
         .unwrap_err(),
-        Refusal::UpperNeeds {
+        PlanRefusal::UpperNeeds {
             feature: "metacopy",
             ..
         }
     ));
     assert!(matches!(
         plan(&tree, &plain_user(), &wishes()).unwrap_err(),
-        Refusal::Prefix { .. }
+        PlanRefusal::Prefix { .. }
     ));
     // An index that is there must be used: without it, its hard links come apart.
     tree.features = Some(MountFeatures {
@@ -349,7 +349,7 @@ fn marks_of_a_layer_are_followed_or_refused_by_name() {
     });
     assert!(plan(&metacopies, &facts(), &wishes()).is_ok());
     match plan(&metacopies, &facts(), &compatible).unwrap_err() {
-        Refusal::LayerNeeds {
+        PlanRefusal::LayerNeeds {
             layer,
             mark: "metacopy",
             why,
@@ -365,7 +365,7 @@ fn marks_of_a_layer_are_followed_or_refused_by_name() {
     });
     assert!(matches!(
         plan(&users, &facts(), &wishes()).unwrap_err(),
-        Refusal::Prefix { .. }
+        PlanRefusal::Prefix { .. }
     ));
     assert!(plan(&users, &plain_user(), &wishes()).is_ok());
 }
@@ -514,7 +514,10 @@ fn an_upper_that_the_engine_wrote_to_is_kept_from_the_kernel() {
         redirect_dir: true,
         ..MountFeatures::default()
     });
-    assert_eq!(plan(&made, &facts(), &wishes()), Err(Refusal::EngineMade));
+    assert_eq!(
+        plan(&made, &facts(), &wishes()),
+        Err(PlanRefusal::EngineMade)
+    );
     for engine in [Engine::Auto, Engine::Vellum] {
         let wishes = Wishes { engine, ..wishes() };
         match plan(&made, &facts(), &wishes) {
@@ -533,11 +536,11 @@ fn an_upper_that_the_engine_wrote_to_is_kept_from_the_kernel() {
         };
         assert!(matches!(
             plan(&made, &no_fuse, &wishes),
-            Err(Refusal::NoFuse { .. })
+            Err(PlanRefusal::NoFuse { .. })
         ));
         assert!(matches!(
             plan(&made, &plain_user(), &wishes),
-            Err(Refusal::Prefix { .. })
+            Err(PlanRefusal::Prefix { .. })
         ));
     }
 }

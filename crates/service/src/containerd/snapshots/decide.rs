@@ -25,7 +25,7 @@ use vellum_sys::mount::{Method, OverlayMount, OverlayOptions, RedirectDir};
 
 use crate::config::{Engine, MountMethod, Toggle};
 use crate::error::{Error, Result};
-use crate::plan::{self, Facts, OPTION_PAGE_BYTES, Plan, Refusal, Wishes};
+use crate::plan::{self, Facts, OPTION_PAGE_BYTES, Plan, PlanRefusal, Wishes};
 
 use super::asked::{Asked, Mapper, Mapping};
 
@@ -282,7 +282,7 @@ impl Tree<'_> {
         }
         let refusal = match plan::plan(self.parts, self.facts, &wishes) {
             Ok(Plan::Overlay { mount, .. }) if short_page_bytes(&mount) > OPTION_PAGE_BYTES => {
-                Refusal::PageFull {
+                PlanRefusal::PageFull {
                     layers: mount.lowers.len(),
                     bytes: short_page_bytes(&mount),
                 }
