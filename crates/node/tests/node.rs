@@ -1,4 +1,4 @@
-//! Nodes are copied trees: what their containerd says is edited, and comes back as it was.
+//! Nodes are copied trees: their containerd configuration is edited, and restored.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -139,7 +139,7 @@ fn what_others_changed_meanwhile_stays_when_the_edit_is_taken_back() {
         if before == SMALL_THREE {
             assert_eq!(after, format!("{before}{theirs}"));
         }
-        // A setting that somebody took over is his.
+        // A setting that somebody else changed since stays.
         let taken = now.replace(
             "address = \"/run/vellum/containerd.sock\"",
             "address = \"/run/other.sock\"",
@@ -184,7 +184,7 @@ fn what_is_not_understood_is_refused_with_a_hint() {
         ("version = -4\n", "is -4"),
         ("version = \n", "not TOML"),
         ("{{ template \"base\" . }}\n", "template"),
-        ("version = 3\nproxy_plugins = 4\n", "no table"),
+        ("version = 3\nproxy_plugins = 4\n", "not a table"),
         (
             "version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'stargz'\n",
             "stargz",
@@ -210,7 +210,7 @@ fn what_is_not_understood_is_refused_with_a_hint() {
 }
 
 /// What `containerd config migrate` of 2.4 makes of [`SMALL_THREE`] without the comment: every key
-/// of a table, and those of the server below `plugins`.
+/// of a table, and the server's keys below `plugins`.
 const MIGRATED_FOUR: &str = r#"version = 4
 root = '/data/containerd'
 state = '/run/containerd'
@@ -251,7 +251,7 @@ imports = []
   'io.containerd.timeout.shim.cleanup' = '5s'
 "#;
 
-/// What `containerd config migrate` leaves of Vellum's settings: the same, in its own form.
+/// What `containerd config migrate` makes of Vellum's settings: the same, in its own form.
 fn as_migrated(text: &str) -> String {
     let mut doc: toml::Table = toml::from_str(text).unwrap();
     for (_, plugin) in doc["proxy_plugins"].as_table_mut().unwrap() {
@@ -372,7 +372,7 @@ fn of_a_later_configuration_only_what_is_known_is_edited_and_that_is_told() {
                 let novel = ["plugins", "io.containerd.novel.v7.thing", "speed"];
                 assert_eq!(*value(&new, &novel), "high".into());
             } else {
-                // containerd brings each file up to date by the file's own version.
+                // containerd migrates each file from the file's own version.
                 assert_eq!(new["version"], 3.into());
             }
             let report = node::uninstall(node.dir.path(), false, false).unwrap();
@@ -492,12 +492,16 @@ fn an_upgrade_leads_back_to_the_beginning_and_leaves_running_programs_alone() {
     options.wanted.cri = true;
     let report = node::install(&options).unwrap();
     assert_eq!(report.files[0].action, Action::Replace);
-    assert_eq!(running.metadata().unwrap().len(), 3, "who has it keeps it");
+    assert_eq!(
+        running.metadata().unwrap().len(),
+        3,
+        "a process that runs it keeps it"
+    );
     assert_ne!(
         running.metadata().unwrap().ino(),
         fs::metadata(&program).unwrap().ino()
     );
-    // Somebody changes something, and then comes another upgrade.
+    // The administrator changes something, and then comes another upgrade.
     let path = "etc/containerd/config.toml";
     let changed = node
         .read(path)
@@ -573,7 +577,7 @@ fn a_configuration_that_imports_a_directory_gets_a_file_there() {
     node::uninstall(node.dir.path(), false, false).unwrap();
     assert_eq!(node.files(), before);
 
-    // Without such a directory the edit would be lost at the program's next start.
+    // Without such a directory the program's next start would overwrite the edit.
     let generated = "# DO NOT EDIT.\nversion = 2\n";
     node.write(path, generated);
     let error = node::install(&options).unwrap_err();
