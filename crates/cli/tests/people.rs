@@ -159,7 +159,7 @@ fn errors_say_what_and_why_and_what_to_do() {
         (
             1,
             &["create", "nope"],
-            "error: there is no image `nope`\nhint: `vellum images` lists them; `vellum pull` or `vellum load` brings one in\n",
+            "error: there is no image `nope`\nhint: `vellum images` lists them; `vellum pull` or `vellum load` gets one\n",
         ),
         (
             1,
@@ -270,10 +270,10 @@ fn names_and_unique_beginnings_of_ids_are_understood() {
         .unwrap();
     let err = world.fails(1, &["mount", &digit.to_string()]);
     assert!(
-        err.starts_with(&format!("error: `{digit}` fits several containers: ")),
+        err.starts_with(&format!("error: `{digit}` matches several containers: ")),
         "{err}"
     );
-    assert!(err.ends_with("hint: write more of it\n"), "{err}");
+    assert!(err.ends_with("hint: write more of the id\n"), "{err}");
 }
 
 #[test]
