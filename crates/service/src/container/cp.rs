@@ -1,5 +1,5 @@
-//! `cp`: files between a container and the host, between two containers, or from and to a tar. The
-//! rules are those of `docker cp`.
+//! `cp`: copies files between a container and the host, between two containers, or from and to a
+//! tar. The rules are those of `docker cp`.
 //!
 //! | question | file |
 //! |---|---|
@@ -10,10 +10,10 @@
 //! | a tar of a directory | `pack.rs` |
 //!
 //! Nothing is lost that the user did not ask to replace: a file replaces a file, a directory is
-//! filled up, and neither replaces the other. A container's paths are resolved inside its tree
-//! only: a symbolic link or `..` in it ends at its root, never on the host. What was found is then
-//! touched by descriptor and single names, so swapping a directory for a link meanwhile gains
-//! nothing. A container that isn't mounted is mounted for the copy.
+//! merged into, and neither replaces the other. A container's paths are resolved inside its tree
+//! only: a symbolic link or `..` in it ends at its root, never on the host. From then on, what was
+//! found is accessed by descriptors and single names, so swapping a directory for a link at the
+//! same time achieves nothing. A container that isn't mounted is mounted for the copy.
 
 mod pack;
 mod place;
@@ -52,7 +52,7 @@ pub enum CopyEnd {
 }
 
 impl CopyEnd {
-    /// Reads `-`, `CONTAINER:PATH` or a path; a path with a colon in it is written with a leading
+    /// Parses `-`, `CONTAINER:PATH` or a path; a path with a colon in it is written with a leading
     /// `./` or `/`.
     pub fn parse(text: &OsStr) -> Self {
         if text == "-" {
@@ -85,9 +85,9 @@ pub struct Options {
     pub follow: bool,
 }
 
-/// Copies. `input` and `output` are the tars' other ends.
+/// Copies. `input` and `output` are the other ends of the tars.
 ///
-/// Nothing is durable on return. After an error, what was copied until then stays.
+/// Nothing is durable on return. After an error, what was copied before stays.
 pub fn copy(
     ctx: &Context,
     from: &CopyEnd,
@@ -97,10 +97,10 @@ pub fn copy(
     output: impl Write,
 ) -> Result<()> {
     match (from, to) {
-        (CopyEnd::Pipe, CopyEnd::Pipe) => Err(invalid("one of the two has to be a path")),
+        (CopyEnd::Pipe, CopyEnd::Pipe) => Err(invalid("one of the two must be a path")),
         (CopyEnd::Host(_), CopyEnd::Host(_) | CopyEnd::Pipe)
         | (CopyEnd::Pipe, CopyEnd::Host(_)) => Err(invalid(
-            "one of the two has to be in a container: CONTAINER:PATH",
+            "one of the two must be in a container: CONTAINER:PATH",
         )),
         (from, CopyEnd::Pipe) => with(ctx, from, |from| {
             pack::pack(ctx, from, options.follow, output)
@@ -118,8 +118,8 @@ pub fn copy(
     }
 }
 
-/// Whose the copies are. Docker keeps the numbers on the way into a container, and gives what it
-/// brings out to whoever asked for it.
+/// Decides who owns the copies. Docker keeps the ids on the way into a container, and on the way
+/// out gives the files to the user that asked.
 fn owners(process: Process, from: &CopyEnd, to: &CopyEnd, options: Options) -> Owners {
     match (from, to) {
         _ if options.archive => Owners::Kept,

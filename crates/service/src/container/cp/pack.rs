@@ -1,5 +1,5 @@
-//! A file or directory as a tar, under its own name; a link that is followed, under that of what it
-//! leads to. Names are names: what is called `.wh.x` is written as that.
+//! Packs a file or directory into a tar under its own name, or a followed link under its target's.
+//! Names have no special meaning: a file called `.wh.x` keeps that name.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

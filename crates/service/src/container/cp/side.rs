@@ -1,7 +1,7 @@
-//! Where a copy begins or ends: a root, a path in it, and what is found there.
+//! One end of a copy: a root, a path in it, and the file found there.
 //!
-//! A path ends with `/` or `/.` where a directory is meant; `/.` asks for what is in it. The host's
-//! root is `/`, so both sides are resolved alike.
+//! A path that ends with `/` or `/.` means a directory; `/.` means its content. The host's root is
+//! `/`, so both ends are resolved the same way.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
@@ -25,19 +25,19 @@ use crate::{mount, names, run_dir};
 pub(super) struct Side {
     pub root: Dir,
     pub path: PathBuf,
-    /// The root's own path on the host, for taking descriptors' paths apart.
+    /// The root's own path on the host, for splitting the paths of descriptors.
     pub top: PathBuf,
-    /// Whose tree it is, and whether it was mounted for the copy alone: then it is unmounted when
-    /// that is done.
+    /// The container, and whether it was mounted only for the copy and will be unmounted
+    /// afterwards.
     container: Option<(ContainerRecord, bool)>,
 }
 
-/// A thing that was found: its directory by descriptor, and its name there. The root has no name.
+/// A file that was found: its directory's descriptor, and its name there. The root has no name.
 pub(super) struct FoundFile {
     pub dir: Dir,
     pub name: Option<OsString>,
     pub stat: Stat,
-    /// Where it is below the side's root, without links.
+    /// Its path below the side's root, without links.
     pub path: PathBuf,
 }
 
@@ -62,7 +62,7 @@ pub(super) fn with<T>(
     };
     if for_this {
         let left = umount::umount_container(ctx, &record, true);
-        // The copy's own failure is the one to tell.
+        // The copy's own failure is the one to report.
         if done.is_ok() {
             left?;
         }
@@ -98,7 +98,7 @@ fn open(ctx: &Context, end: &CopyEnd) -> Result<Side> {
     }
 }
 
-/// Makes a path absolute, keeping a trailing `/` or `/.`, which mean something here.
+/// Makes a path absolute, keeping a trailing `/` or `/.`, which have a meaning here.
 fn absolute(path: &Path) -> Result<PathBuf> {
     let mut whole = match path.is_absolute() {
         true => OsString::new(),
@@ -114,7 +114,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 impl Side {
-    /// Finds what is at this side's path; `None` if there is nothing.
+    /// Finds the file at this side's path; `None` if there is none.
     pub fn find(&self, last: Last) -> Result<Option<FoundFile>> {
         let Some(handle) = in_root::find(&self.root, &self.path, last)? else {
             return Ok(None);
@@ -134,8 +134,8 @@ impl Side {
         }))
     }
 
-    /// Finds what is to be copied. A link is what is copied, unless it is to be followed or what it
-    /// leads to is asked for.
+    /// Finds the file to copy. A link itself is copied, unless links are followed or the path asks
+    /// for its target.
     pub fn source(&self, follow: bool) -> Result<FoundFile> {
         let last = match follow || self.ends_as_directory() {
             true => Last::Follow,
@@ -148,17 +148,17 @@ impl Side {
         Ok(found)
     }
 
-    /// Returns the directory and name that this path would have, were there something. A dangling
-    /// link leads to where it points, unless a directory is asked for, which it is not.
+    /// Returns the directory and the name that this path would have if something were there. For a
+    /// dangling link, that is the place it points to, unless the path asks for a directory.
     ///
     /// Errors: that directory is not there.
     pub fn vacant(&self) -> Result<(Dir, OsString)> {
-        // `new/.` is in `new`, and that is not there.
+        // `new/.` is in `new`, which is not there.
         if self.wants_content() {
             return Err(self.missing());
         }
         let path = match self.ends_as_directory() {
-            // Taken apart, so that the slash is gone.
+            // Joined from its components, which drops the slash.
             true => self.path.components().collect(),
             false => in_root::resolve(&self.root, &self.path)?,
         };
@@ -189,18 +189,18 @@ impl Side {
         invalid(&format!("{} is not a directory", self.path.display()))
     }
 
-    /// The path ends with `/` or `/.`: the directory's content is meant, or a directory is asked
-    /// for.
+    /// Tells whether the path ends with `/` or `/.`: it means a directory, or a directory's
+    /// content.
     pub fn ends_as_directory(&self) -> bool {
         self.path.as_os_str().as_bytes().ends_with(b"/") || self.wants_content()
     }
 
-    /// The path ends with `/.`.
+    /// Tells whether the path ends with `/.`.
     pub fn wants_content(&self) -> bool {
         self.path.as_os_str().as_bytes().ends_with(b"/.")
     }
 
-    /// The name that a copied thing gets if its destination is a directory.
+    /// Returns the name that a copy gets if its destination is a directory.
     pub fn base_name(&self, found: &FoundFile) -> OsString {
         let typed = self.path.components().next_back();
         match (typed, &found.name) {
@@ -223,7 +223,7 @@ impl FoundFile {
         }
     }
 
-    /// Returns the name of what is no directory.
+    /// Returns the name of a non-directory.
     pub fn file_name(&self) -> Result<&OsStr> {
         self.name
             .as_deref()

@@ -110,7 +110,7 @@ fn the_environment_has_defaults_and_the_last_word_counts() {
         };
         environment(&image, &user, &request, "0123456789abcdef")
     };
-    // What is there beside PATH, HOSTNAME and HOME as they are by default, in any order.
+    // What is there in addition to the default PATH, HOSTNAME and HOME, in any order.
     let check = |image: &[&str], asked: &[&str], expect: &[&str]| {
         let mut got = make(image, asked, false, Some(b"/root")).unwrap();
         let mut expect = own(expect);
@@ -236,7 +236,7 @@ fn what_tells_of_the_machine_is_hidden() {
     for path in MASKED {
         assert!(masked.contains(&path.to_owned()), "{path}");
     }
-    // What the library knows is not lost by a list of our own.
+    // Paths in the library's list are not missing from ours.
     for path in oci_spec::runtime::get_default_maskedpaths() {
         assert!(masked.contains(&path), "{path}");
     }
