@@ -1,4 +1,4 @@
-//! Tables of mounts and what they mean, and the real thing.
+//! Tables of mounts with their meaning, and one real mount.
 
 use std::collections::BTreeMap;
 
@@ -125,7 +125,7 @@ fn covers_are_named_topmost_first() {
         },
         &["covered /data/v", "/data/v", "/data"],
     );
-    // The noted mount number is another mount's by now: the device decides.
+    // The noted mount number now belongs to another mount: the device decides.
     let reused = Some(vec![place("/data/v", 1, 10, 3, (8, 1))]);
     check(
         Case {
@@ -169,7 +169,7 @@ fn an_unmounted_disk_is_not_a_new_store() {
         },
         &["unmounted /data/v xfs (/dev/sdb1) on /data"],
     );
-    // Another disk with a store of its own in its place is used.
+    // Another disk in its place, with a store of its own, is used.
     let table = "9 1 8:33 / /data rw - xfs /dev/sdc1 rw\n";
     check(
         Case {
@@ -251,7 +251,7 @@ fn notes_survive_being_written() {
         [root.clone(), root.join("overlay2")]
     );
     verify(&root, &run).unwrap();
-    // A part made later is noted, too.
+    // A directory that is created later is noted too.
     std::fs::create_dir(root.join("native")).unwrap();
     note(&root, &run, "id").unwrap();
     assert_eq!(read_note(&note_file(&root, &run)).unwrap().places.len(), 3);
