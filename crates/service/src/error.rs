@@ -275,7 +275,7 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
 }
 
 const DENIED: &str =
-    "the system's store needs root; a plain user's own store is in ~/.local/share/vellum";
+    "this needs root; a plain user's own store is in ~/.local/share/vellum";
 
 /// Tells whether a full disk is among the error's causes.
 fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {

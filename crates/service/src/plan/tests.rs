@@ -160,7 +160,7 @@ fn the_kernels_limits_are_refused_by_name() {
         method: MountMethod::OptionPage,
         ..wishes()
     };
-    // 128 short names are what Docker's limit comes from.
+    // Docker's limit of 128 comes from its short names.
     let (_, mount, _) = planned(&parts(128), &facts(), &page);
     assert_eq!(
         mount.lowers[0],
@@ -316,7 +316,7 @@ fn the_first_features_win_over_changed_settings() {
         plan(&tree, &plain_user(), &wishes()).unwrap_err(),
         PlanRefusal::Prefix { .. }
     ));
-    // An index that is there must be used: without it, its hard links come apart.
+    // An existing index must be used: without it, its hard links come apart.
     tree.features = Some(MountFeatures {
         index: true,
         ..first
@@ -473,7 +473,7 @@ fn the_engine_mounts_what_the_kernel_can_not() {
             }
             other => panic!("{because}: {other:?}"),
         }
-        // Who asks for the kernel, or has no FUSE, is told what the kernel says.
+        // If the kernel was asked for, or there is no FUSE, the error is the kernel's.
         assert!(plan(parts, &facts, &wishes()).is_err());
         let no_fuse = Facts {
             fuse: false,
