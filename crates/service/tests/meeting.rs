@@ -1,4 +1,4 @@
-//! Verbs whose container another process removes while they read it.
+//! Verbs on a container that another process removes while they read it.
 #![allow(clippy::result_large_err)] // the verbs' own error
 
 mod support;

@@ -1,4 +1,4 @@
-//! Snapshots that somebody else keeps the accounts of, where a server left them half done.
+//! Snapshots that another program keeps account of, left half done by a killed server.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -44,7 +44,7 @@ fn what_a_killed_server_left_half_done_is_mapped_at_the_next_mount() {
     };
     snapshots::prepare(&ctx, client, &base).unwrap();
     snapshots::commit(&ctx, "base", "unpacking", BTreeMap::new(), None).unwrap();
-    // As far as the store comes: nobody has decided who maps.
+    // The state after the store's part: what maps the ids is not decided yet.
     let mapping = |label: &str| (label.to_owned(), "0:100000:65536".to_owned());
     let options = PrepareOptions {
         parent: Some(SnapshotKey::from("containerd/base")),
@@ -65,7 +65,7 @@ fn what_a_killed_server_left_half_done_is_mapped_at_the_next_mount() {
     assert_eq!(option("uidmap="), Some("0:100000:65536"));
     let upper = std::fs::metadata(option("upperdir=").unwrap()).unwrap();
     assert_eq!((upper.uid(), upper.gid()), (100_000, 100_000));
-    // Now it stays so, whatever the server is told.
+    // Now it stays so, whatever the server's settings are.
     let later = snapshots::mounts(&ctx, ClientSettings::default(), "k").unwrap();
     assert_eq!(later, mounts);
     let shown = snapshots::stat(&ctx, client, "k").unwrap().labels;
