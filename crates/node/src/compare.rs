@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_changes_is_shown_with_what_is_around() {
+    fn only_changes_and_their_context_are_shown() {
         let old = "1\n2\n3\n4\n5\n6\n7\n8\n";
         let new = "1\n2\n3\n4\n5\nsix\n7\n8\n9\n";
         assert_eq!(

@@ -112,7 +112,7 @@ fn a_version_3_configuration_gets_snapshotter_differ_and_transfer() {
 }
 
 #[test]
-fn the_edit_of_a_default_configuration_is_small_and_is_taken_back() {
+fn the_edit_of_a_default_configuration_is_small_and_reversible() {
     let Some(text) = installed_default() else {
         return;
     };
@@ -125,7 +125,7 @@ fn the_edit_of_a_default_configuration_is_small_and_is_taken_back() {
 }
 
 #[test]
-fn what_others_changed_meanwhile_stays_when_the_edit_is_taken_back() {
+fn the_undo_keeps_what_others_have_changed_since() {
     for before in [SMALL_THREE, "", "version = 2\n", "version = 3\n[plugins]\n"] {
         let theirs = "\n[metrics]\n  address = \"127.0.0.1:1338\"\n";
         let now = format!("{}{theirs}", edited(before));
@@ -177,7 +177,7 @@ fn lists_of_others_are_extended_and_get_their_form_back() {
 }
 
 #[test]
-fn what_is_not_understood_is_refused_with_a_hint() {
+fn configurations_that_are_not_understood_are_refused_with_a_hint() {
     for (text, says) in [
         ("disabled_plugins = ['cri']\n", "version 1"),
         ("version = '3'\n", "is not a number"),
@@ -266,7 +266,7 @@ fn as_migrated(text: &str) -> String {
 }
 
 #[test]
-fn a_version_4_configuration_is_edited_as_version_3_is() {
+fn a_version_4_configuration_is_edited_like_version_3() {
     let new = edited(MIGRATED_FOUR);
     assert_eq!(
         revert(&new, MIGRATED_FOUR, config(), &wanted()).unwrap(),
@@ -286,7 +286,7 @@ fn a_version_4_configuration_is_edited_as_version_3_is() {
 }
 
 #[test]
-fn a_node_whose_configuration_was_migrated_meanwhile_can_be_uninstalled() {
+fn a_node_whose_configuration_was_migrated_can_be_uninstalled() {
     let stargz =
         "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'stargz'\n";
     for (before, snapshotter) in [
@@ -328,7 +328,7 @@ fn a_node_whose_configuration_was_migrated_meanwhile_can_be_uninstalled() {
 }
 
 #[test]
-fn what_a_migration_took_from_our_file_goes_with_it() {
+fn settings_that_a_migration_copied_are_uninstalled_too() {
     let import = "imports = ['/etc/containerd/conf.d/*.toml']\n";
     let node = Node::with(Some(&format!("version = 3\n{import}")));
     node::install(&node.options()).unwrap();
@@ -344,7 +344,7 @@ fn what_a_migration_took_from_our_file_goes_with_it() {
 }
 
 #[test]
-fn of_a_later_configuration_only_what_is_known_is_edited_and_that_is_told() {
+fn only_known_settings_of_a_later_configuration_are_edited_with_a_note() {
     let told = |notes: &[String], version: i64| {
         let version = format!("has version {version}");
         notes.iter().any(|note| note.contains(&version))
@@ -590,7 +590,7 @@ fn a_configuration_that_imports_a_directory_gets_a_file_there() {
 }
 
 #[test]
-fn imports_that_may_overrule_an_install_are_told() {
+fn imports_that_may_override_an_install_are_reported() {
     for (text, told) in [
         (
             "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n",

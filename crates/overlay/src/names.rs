@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_known_wherever_they_lie() {
+    fn names_are_recognised_in_any_directory() {
         for (called_as, name) in [
             ("/usr/bin/fuse-overlayfs", Some(Name::FuseOverlayfs)),
             ("fuse-overlayfs", Some(Name::FuseOverlayfs)),

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_images_layers_are_shown_by_the_mapping_of_the_one_above() {
+    fn an_images_layers_are_shown_with_the_mapping_of_the_layer_above() {
         let keep_id = json!([run(0, 1, 1000), run(1000, 0, 1), run(1001, 1001, 64_535)]);
         let of_both = |ids: &ReaderIds, id| {
             let of = |layer| ids.shown(layer, id, id).unwrap();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_may_be_either_sides_are_changed_only_if_it_is_known_who_wrote_them() {
+    fn ambiguous_ids_are_mapped_only_if_their_writer_is_known() {
         let near = json!([run(0, 1000, 1), run(1, 100, 65_536)]);
         assert_eq!(shown("layers.json", near.clone(), |_, _| ()), None);
         let ids = shown("layers.json", near.clone(), |scratch, _| {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_list_is_not_believed() {
+    fn another_users_list_is_ignored() {
         if !rustix::process::geteuid().is_root() {
             return vellum_testkit::untested("another user's list", "needs root");
         }
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_elsewhere_are_not_believed() {
+    fn lists_behind_a_link_are_ignored() {
         let far = json!([run(0, 100_000, 65_536)]);
         let linked = |scratch: &Scratch, _: &mut MountOptions| {
             let lists = scratch.join("overlay-layers");

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_meant_is_near() {
+    fn the_nearest_word_is_suggested() {
         let verbs = ["load", "node", "settle", "history", "run"];
         for (text, meant) in [
             ("lod", Some("load")),

@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_let_in_for_a_moment_after_an_accept_that_failed() {
+    fn a_failed_accept_is_followed_by_a_pause() {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let begun = std::time::Instant::now();
         let too_many = io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());

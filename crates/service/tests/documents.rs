@@ -112,7 +112,7 @@ impl Progress for Warnings {
 }
 
 #[test]
-fn names_that_are_none_are_said_and_left_away() {
+fn invalid_names_are_left_out_with_a_warning() {
     const FULL: &str = "io.containerd.image.name";
     const SHORT: &str = "org.opencontainers.image.ref.name";
     let zeros = "0".repeat(64);

@@ -197,7 +197,7 @@ fn killed_at_every_call_a_verb_is_done_or_not() {
 }
 
 #[test]
-fn with_a_full_disk_from_any_call_on_a_verb_is_done_or_not() {
+fn with_the_disk_full_from_any_call_a_verb_is_done_or_not() {
     fail_at_every_call(Effect::FailFrom(rustix::io::Errno::NOSPC.raw_os_error()));
 }
 

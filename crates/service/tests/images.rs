@@ -409,7 +409,7 @@ fn directories_that_a_layer_implies_look_as_below() {
 }
 
 #[test]
-fn a_layer_may_come_twice_and_an_image_may_have_none() {
+fn a_layer_may_occur_twice_and_an_image_may_have_none() {
     if !needs_root("owners") {
         return;
     }

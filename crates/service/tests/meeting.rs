@@ -12,7 +12,7 @@ use vellum_service::error::ObjectKind;
 use vellum_testkit::{Scratch, needs_root};
 
 #[test]
-fn what_was_read_of_a_container_that_went_meanwhile_is_not_believed() {
+fn reads_of_a_container_removed_meanwhile_are_discarded() {
     if !needs_root("marks of the kernel") {
         return;
     }

@@ -28,7 +28,7 @@ fn context(dir: &Path) -> Context {
 }
 
 #[test]
-fn what_a_killed_server_left_half_done_is_mapped_at_the_next_mount() {
+fn a_half_mapped_snapshot_is_finished_at_the_next_mount() {
     if !needs_root("mapped ids") {
         return;
     }

@@ -39,7 +39,7 @@ fn paths(names: &[&str]) -> Vec<PathBuf> {
 }
 
 #[test]
-fn layers_are_taken_apart() {
+fn lists_of_layers_are_split() {
     for (text, lowers, data) in [
         ("lowerdir=/a", &["/a"][..], &[][..]),
         ("lowerdir=/a:/b:/c", &["/a", "/b", "/c"], &[]),
@@ -100,7 +100,7 @@ fn relative_paths_begin_where_the_caller_was() {
 }
 
 #[test]
-fn what_can_not_be_layers_is_refused() {
+fn invalid_layers_are_refused() {
     for (text, says) in [
         ("", "no lower layer"),
         ("upperdir=/u,workdir=/w", "no lower layer"),
@@ -311,7 +311,7 @@ fn each_option_does_one_thing() {
 }
 
 #[test]
-fn values_that_can_not_be_meant_are_refused_under_every_name() {
+fn invalid_values_are_refused_under_every_name() {
     for text in [
         "timeout=-1",
         "timeout=soon",

@@ -137,7 +137,7 @@ fn a_named_file_replaces_both() {
 }
 
 #[test]
-fn a_plain_user_has_his_own_places() {
+fn a_plain_user_has_directories_of_its_own() {
     let mut desk = desk(true);
     let config = desk.resolve(Partial::default()).unwrap();
     assert_eq!(

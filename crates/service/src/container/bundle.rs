@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_processor_that_counts_its_heat_is_found() {
+    fn every_processor_with_thermal_counters_is_found() {
         let cpus = tempfile::tempdir().unwrap();
         for dir in ["cpu0/thermal_throttle", "cpu1", "cpu10/thermal_throttle"] {
             fs::create_dir_all(cpus.path().join(dir)).unwrap();

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_are_told_apart() {
+    fn copy_ends_are_parsed() {
         let inside = |name: &str, path: &str| CopyEnd::Container {
             name: name.into(),
             path: path.into(),

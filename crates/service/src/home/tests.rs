@@ -64,7 +64,7 @@ fn check(case: Case, expect: &[&str]) {
 }
 
 #[test]
-fn the_same_directory_goes_on() {
+fn an_unchanged_directory_is_accepted() {
     let note = || {
         Some(vec![
             place("/data/v", 1, 10, 1, (8, 1)),
@@ -209,7 +209,7 @@ fn a_store_mounted_on_purpose_is_used_unless_containers_of_the_old_one_run() {
 }
 
 #[test]
-fn hidden_containers_tell_without_a_note() {
+fn hidden_containers_reveal_a_cover_without_a_note() {
     let running = "8 1 0:50 / /data/v/overlay2/x/merged rw - overlay overlay rw\n9 1 0:33 / /data/v rw - tmpfs none rw\n";
     check(
         Case {
@@ -258,7 +258,7 @@ fn notes_survive_being_written() {
 }
 
 #[test]
-fn a_covered_root_is_recognised_and_work_resumes_after_the_unmount() {
+fn a_covered_root_is_recognised_and_usable_again_after_the_unmount() {
     if !vellum_testkit::needs_root("mounting") {
         return;
     }

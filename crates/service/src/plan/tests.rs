@@ -113,7 +113,7 @@ fn options_of(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> String {
 }
 
 #[test]
-fn the_best_method_is_taken_and_forced_ones_are_kept() {
+fn the_best_method_is_chosen_unless_one_is_forced() {
     #[track_caller]
     fn check(forced: MountMethod, fds: bool, plus: bool, expect: Result<&str, &str>) {
         let facts = Facts {
@@ -213,7 +213,7 @@ fn features_follow_settings_and_the_machine() {
 }
 
 #[test]
-fn what_is_required_and_cannot_be_had_is_refused() {
+fn required_features_that_are_missing_are_refused() {
     #[track_caller]
     fn check(facts: &Facts, wishes: &Wishes, expect: &str) {
         let refusal = plan(&parts(2), facts, wishes).unwrap_err();
@@ -441,7 +441,7 @@ fn a_plan_prints_all_it_would_do() {
 }
 
 #[test]
-fn the_engine_mounts_what_the_kernel_can_not() {
+fn the_engine_mounts_what_the_kernel_cant() {
     let auto = Wishes {
         engine: Engine::Auto,
         ..wishes()
@@ -488,7 +488,7 @@ fn the_engine_mounts_what_the_kernel_can_not() {
 }
 
 #[test]
-fn a_size_limit_is_the_engine_s_to_keep_where_something_is_written() {
+fn a_size_limit_of_a_writable_mount_is_enforced_by_the_engine() {
     let limited = Wishes {
         limit: Limit {
             size_bytes: Some(5 << 20),
@@ -507,7 +507,7 @@ fn a_size_limit_is_the_engine_s_to_keep_where_something_is_written() {
 }
 
 #[test]
-fn an_upper_that_the_engine_wrote_to_is_kept_from_the_kernel() {
+fn the_kernel_never_mounts_an_upper_that_the_engine_wrote_to() {
     let mut made = parts(2);
     made.features = Some(MountFeatures {
         engine: true,

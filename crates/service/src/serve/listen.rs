@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_in_the_way_of_a_socket_is_told_with_a_hint() {
+    fn socket_errors_have_a_hint() {
         let dir = tempfile::tempdir().unwrap();
         let long = dir.path().join("s".repeat(120));
         let error = listen_at(&long).unwrap_err();

@@ -51,7 +51,10 @@ pub(super) fn volumes(
             continue;
         }
         if place == Path::new("/") || place == Path::new("/dev") || place.starts_with("/proc") {
-            return Err(impossible(declared, "it would hide what every container needs"));
+            return Err(impossible(
+                declared,
+                "it would hide what every container needs",
+            ));
         }
         if let Some(found) = in_root::find(tree, &place, Last::Follow)?
             && stat_fd(&found)?.kind != FileKind::Dir
@@ -152,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volume_is_known_by_its_name_as_its_containers() {
+    fn a_volumes_name_tells_its_container() {
         let id = "0123456789abcdef".repeat(4);
         let name = name(&id, Path::new("/data"));
         assert_eq!(owner(&name), Some(id.as_str()));

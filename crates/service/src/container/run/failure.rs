@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runtimes_words_become_codes() {
+    fn runtime_messages_become_exit_codes() {
         #[track_caller]
         fn check(said: &str, expect: i32) {
             let entry = |level: &str, msg: &str| {

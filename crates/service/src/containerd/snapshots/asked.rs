@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_read_as_what_they_ask_for() {
+    fn labels_are_parsed_into_requests() {
         assert_eq!(Asked::of(&Labels::new()).unwrap(), Asked::default());
         let chain = (SNAPSHOT_REF, "sha256:00");
         let size = (MAX_SIZE, "4096");
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_can_t_be_understood_are_refused_by_name() {
+    fn labels_that_cant_be_understood_are_refused_by_name() {
         let bad = [
             "",
             "0",
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_tell_whether_ids_are_mapped_already() {
+    fn the_root_owner_tells_whether_ids_are_mapped_already() {
         check("0:100000:65536", 0, Some(100_000), false);
         check("0:100000:65536", 100_000, None, true);
         // Another user's root directory, before and after.

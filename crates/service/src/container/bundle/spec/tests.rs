@@ -225,7 +225,7 @@ fn the_working_directory_is_absolute_and_clean() {
 }
 
 #[test]
-fn what_tells_of_the_machine_is_hidden() {
+fn files_that_reveal_the_machine_are_hidden() {
     let request = ProcessRequest {
         command: words(&["sh"]),
         ..ProcessRequest::default()
@@ -250,7 +250,7 @@ fn what_tells_of_the_machine_is_hidden() {
 }
 
 #[test]
-fn no_bind_hides_another_and_the_users_hides_the_images() {
+fn no_bind_hides_another_and_the_users_bind_wins_over_the_images() {
     let bind = |source: &str, destination: &str| Bind {
         source: source.into(),
         destination: destination.into(),
@@ -340,7 +340,7 @@ fn only_root_has_capabilities_before_the_command_runs() {
 }
 
 #[test]
-fn binds_and_volumes_are_told_apart() {
+fn binds_and_volumes_are_distinguished() {
     #[track_caller]
     fn check(text: &str, expect: Option<(&str, &str, bool, Option<&str>)>) {
         let got = parse_bind(OsStr::new(text)).ok();

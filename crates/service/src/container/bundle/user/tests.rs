@@ -118,7 +118,7 @@ fn the_primary_group_is_among_the_supplementary_ones() {
 }
 
 #[test]
-fn a_line_whose_numbers_are_not_ids_counts_for_nothing() {
+fn a_line_whose_numbers_are_not_ids_is_ignored() {
     // Docker's own reader takes each of them for root, or for root's group.
     for line in [
         "app",

@@ -107,7 +107,7 @@ fn line(shown: &Shown) -> String {
 }
 
 #[test]
-fn each_request_is_shown_as_the_table_says() {
+fn each_request_is_mounted_as_the_table_says() {
     let no_fuse = |case: &mut Case| case.facts.fuse = false;
     let deep = |case: &mut Case| case.parts = parts(200);
     let view = |case: &mut Case| overlay(&mut case.parts).upper = None;
@@ -272,7 +272,7 @@ fn each_request_is_shown_as_the_table_says() {
 }
 
 #[test]
-fn what_nobody_can_show_is_refused_with_a_reason() {
+fn snapshots_that_cant_be_mounted_are_refused_with_a_reason() {
     for (name, case, expected) in [
         (
             "ids without FUSE",
@@ -314,7 +314,7 @@ fn what_nobody_can_show_is_refused_with_a_reason() {
 }
 
 #[test]
-fn what_leaves_marks_is_recorded_and_the_kernel_is_given_real_directories() {
+fn features_that_leave_marks_are_recorded_and_the_kernel_gets_real_directories() {
     let marks = |case: Case| case.decided().unwrap().marking_features().is_some();
     assert!(!marks(case()));
     assert!(!marks(case().plain()));
