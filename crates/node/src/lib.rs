@@ -82,7 +82,7 @@ pub struct Step {
     write: Option<(Vec<u8>, u32)>,
 }
 
-/// What was done, or would be.
+/// What was done, or would be done.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Whether nothing was done.

@@ -13,7 +13,7 @@ use crate::tree::Tree;
 use crate::{DROP_IN, RECORD_DIR, State};
 use vellum_service::error::{Error, Result};
 
-/// What was done.
+/// The record of an installation.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Record {
     /// The program's path on the node.

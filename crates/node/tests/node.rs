@@ -45,7 +45,7 @@ fn edited(text: &str) -> String {
     apply(text, config(), &wanted()).unwrap()
 }
 
-/// What `containerd config default` prints, of the containerd of this machine.
+/// The output of `containerd config default` on this machine.
 fn installed_default() -> Option<String> {
     let printed = std::process::Command::new("containerd")
         .args(["config", "default"])
@@ -139,7 +139,7 @@ fn the_undo_keeps_what_others_have_changed_since() {
         if before == SMALL_THREE {
             assert_eq!(after, format!("{before}{theirs}"));
         }
-        // A setting that somebody else changed since stays.
+        // A setting that another program has changed since stays.
         let taken = now.replace(
             "address = \"/run/vellum/containerd.sock\"",
             "address = \"/run/other.sock\"",

@@ -30,8 +30,8 @@ pub const ASSIST_ARGUMENT: &str = "__assist-overlay";
 
 const READY: &[u8] = b"ready\n";
 
-/// Starts this program again as a daemon and waits until it is ready. Returns the exit code for the
-/// caller: 0 if it serves.
+/// Executes this program again as a daemon and waits until it is ready. Returns the exit code for
+/// the caller: 0 if it serves.
 ///
 /// `called_as` is the name that it sees, and `ps` shows, as its own. `arguments` follow
 /// [`SERVE_ARGUMENT`] and name `target` as the mount point.

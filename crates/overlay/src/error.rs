@@ -35,7 +35,7 @@ pub enum Error {
     Io {
         /// What was tried, as a verb ("read", "create").
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
         /// Why not.
         #[source]
@@ -75,10 +75,10 @@ pub enum Error {
         said: String,
     },
 
-    /// A mount was made but does not answer. Its process has been told to unmount it.
+    /// A mount was created but does not answer. Its process has been told to unmount it.
     #[error("the mount on {} does not answer", target.display())]
     Silent {
-        /// Where.
+        /// The mount point.
         target: PathBuf,
         /// What asking it returned.
         #[source]

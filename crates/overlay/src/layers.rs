@@ -266,7 +266,7 @@ fn hold(options: &MountOptions) -> Vec<Lock> {
     .collect()
 }
 
-/// Opens the layers of a mount and decides how each is read. Writes nothing.
+/// Opens the layers of a mount and decides how each one is read. Writes nothing.
 pub fn open(options: &MountOptions) -> Result<Opened> {
     let mut warnings = Vec::new();
     let mut beside = RecordsBeside::default();

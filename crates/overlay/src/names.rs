@@ -55,7 +55,7 @@ pub enum Asked {
     Mount(Call),
     /// Other flags for an existing mount, by mount(8)'s names.
     Remount {
-        /// Where it is.
+        /// The mount point.
         target: PathBuf,
         /// All options; those that aren't flags stay as they are.
         options: Vec<String>,
@@ -65,7 +65,7 @@ pub enum Asked {
 /// A mount as requested; its options are not parsed yet.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Call {
-    /// Where.
+    /// The mount point.
     pub target: PathBuf,
     /// The values of all `-o`, in order.
     pub options: Vec<OsString>,

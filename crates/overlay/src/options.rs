@@ -83,13 +83,13 @@ pub struct MountOptions {
     pub trust: Trust,
     /// Numbers of further `lowers` whose marks are followed, from 0.
     pub trusted: Vec<usize>,
-    /// What `.wh.` names are.
+    /// Whether `.wh.` names hide others.
     pub wh_files: WhFiles,
     /// How long the kernel remembers names and attributes.
     pub cache_for: Duration,
     /// The kernel collects writes before it passes them on.
     pub writeback: bool,
-    /// Who reads and writes file data.
+    /// How file data is read and written.
     pub data: DataMode,
     /// When refusals are reported.
     pub open: OpenMode,
@@ -101,7 +101,7 @@ pub struct MountOptions {
     pub blocks_from_bytes: Option<u64>,
     /// Kernel mount flags.
     pub flags: MountFlags,
-    /// Who may use it. `None`: every user if root mounts, else the owner.
+    /// Which users may use it. `None`: every user if root mounts, else the owner.
     pub access: Option<Access>,
     /// How many threads serve. `None`: as many as the machine suggests.
     pub threads: Option<usize>,
@@ -111,7 +111,7 @@ pub struct MountOptions {
     pub max_write_bytes: Option<u32>,
     /// The SELinux label of the whole mount.
     pub context: Option<OsString>,
-    /// What the mount table calls the source.
+    /// The source in the mount table.
     pub source: Option<OsString>,
     /// Every request is logged to stderr, and the program stays in the foreground.
     pub debug: bool,

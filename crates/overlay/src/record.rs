@@ -46,7 +46,7 @@ pub(super) struct LayerRecord {
     /// Whether its marks are `user.overlay.*`.
     #[serde(default)]
     userxattr: bool,
-    /// What it was last mounted on, top first.
+    /// The lower layers of its last mount, top first.
     #[serde(default)]
     lowers: Vec<BytesPath>,
     /// The same for data-only layers.

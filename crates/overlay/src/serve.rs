@@ -18,9 +18,9 @@ use crate::{daemon, layers};
 /// One mount.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// What is mounted, and how. Paths are absolute.
+    /// The layers and options. Paths are absolute.
     pub options: MountOptions,
-    /// Where; a directory.
+    /// The mount point, a directory.
     pub target: PathBuf,
     /// How strictly options are read; it also decides the name in the mount table.
     pub manners: Manners,

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Toggle {
-    /// Used where available, unless something speaks against it.
+    /// Used where available, unless something prevents it.
     Auto,
     /// Required: a mount that can't have it is refused.
     On,
@@ -75,7 +75,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A path in JSON: text where it is text, else hexadecimal.
+/// A path in JSON: text if it is UTF-8, else hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "PathForm", into = "PathForm")]
 pub struct BytesPath(pub PathBuf);

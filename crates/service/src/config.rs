@@ -1,10 +1,10 @@
 //! The settings, and where each one comes from.
 //!
-//! Settings come, later ones winning, from built-in defaults, the system's file
-//! (`/etc/vellum/vellum.toml`), the user's file (`$XDG_CONFIG_HOME/vellum/vellum.toml`),
-//! environment variables (`VELLUM_*`) and command-line flags. [`resolve`] is pure: it is handed the
-//! [`Surroundings`] and reads no environment itself, so the whole precedence is tested as a table.
-//! Every value keeps its [`Source`], which `vellum info` and `vellum config show` print.
+//! Settings come from built-in defaults, the system's file (`/etc/vellum/vellum.toml`), the user's
+//! file (`$XDG_CONFIG_HOME/vellum/vellum.toml`), environment variables (`VELLUM_*`) and
+//! command-line flags; later ones win. [`resolve`] is pure: it gets the [`Surroundings`] and reads
+//! no environment itself, so the whole precedence is tested as a table. Every value keeps its
+//! [`Source`], which `vellum info` and `vellum config show` print.
 //!
 //! Nothing is skipped silently: an unknown key, a value that doesn't parse or a file that can't be
 //! read is an error that names the place. The settings are one table, in `config/settings.rs`;

@@ -143,7 +143,7 @@ pub enum Error {
     #[error(transparent)]
     Image(#[from] vellum_image::Error),
 
-    /// An image could not be read from where it is, or written to where it should go.
+    /// An image could not be read from its source, or written to its target.
     #[error(transparent)]
     Source(#[from] vellum_image::source::SourceError),
 
@@ -161,14 +161,14 @@ pub enum Error {
     Io {
         /// What was tried, as a verb ("read", "create").
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
         /// Why not.
         #[source]
         source: std::io::Error,
     },
 
-    /// A server's socket could not be made.
+    /// A server's socket could not be created.
     #[error("cannot {action} {}", path.display())]
     Socket {
         /// What was tried, as a verb ("listen on", "create").
@@ -274,8 +274,7 @@ fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
     }
 }
 
-const DENIED: &str =
-    "this needs root; a plain user's own store is in ~/.local/share/vellum";
+const DENIED: &str = "this needs root; a plain user's own store is in ~/.local/share/vellum";
 
 /// Tells whether a full disk is among the error's causes.
 fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {

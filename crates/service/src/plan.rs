@@ -123,14 +123,14 @@ pub enum Plan {
     Overlay {
         /// How layers are passed to the kernel.
         method: Method,
-        /// What is mounted.
+        /// The mount.
         mount: OverlayMount,
         /// The upper's features, recorded before its first mount. `None` without an upper.
         features: Option<MountFeatures>,
     },
     /// A union by Vellum's own engine, served by a process of its own.
     Engine {
-        /// What is mounted.
+        /// The mount.
         mount: EngineMount,
         /// The upper's features, recorded before its first mount. `None` without an upper.
         features: Option<MountFeatures>,
@@ -150,7 +150,7 @@ impl Plan {
     }
 }
 
-/// What Vellum's engine mounts.
+/// A mount by Vellum's engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineMount {
     /// Read-only directories, top first.

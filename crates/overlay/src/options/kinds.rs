@@ -55,7 +55,7 @@ pub enum Settle {
     Unmount,
 }
 
-/// Who may use the mount besides its owner.
+/// Which users may use the mount in addition to its owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// No other user.

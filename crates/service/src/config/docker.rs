@@ -28,7 +28,7 @@ pub fn daemon_json(text: &str, place: &Path) -> Result<Imported, ConfigError> {
         place: place.display().to_string(),
         why,
     };
-    // dockerd takes an empty file for an empty object.
+    // dockerd reads an empty file as an empty object.
     let text = if text.trim().is_empty() { "{}" } else { text };
     let value: Value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
     let Value::Object(object) = value else {

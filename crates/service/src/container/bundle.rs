@@ -140,7 +140,7 @@ fn thermal(cpus: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Returns the configuration of the image that a container was made from.
+/// Returns the configuration of the image that a container was created from.
 pub(crate) fn image_config(ctx: &Context, record: &ContainerRecord) -> Result<Option<ImageConfig>> {
     let Some(id) = &record.image else {
         return Ok(None);

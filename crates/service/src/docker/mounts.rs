@@ -168,7 +168,7 @@ impl Graph {
     }
 
     fn forget_count(&self, id: &str) {
-        // Void from now on anyway, since nothing is mounted.
+        // Already void, since nothing is mounted.
         let _ = fs::remove_file(self.count_file(id));
     }
 

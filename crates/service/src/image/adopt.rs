@@ -109,7 +109,7 @@ pub struct SeenContainer {
 /// One orphan.
 #[derive(Clone, Debug, Serialize)]
 pub struct SeenOrphan {
-    /// Where it is in the data root.
+    /// Its path in the data root.
     #[serde(serialize_with = "crate::json::path")]
     pub path: PathBuf,
     /// Why it counts as an orphan.

@@ -35,7 +35,7 @@ pub struct CommitRequest {
     pub name: Option<String>,
     /// Instructions that set fields of the configuration, as in a Dockerfile.
     pub changes: Vec<String>,
-    /// Who made it.
+    /// The author.
     pub author: Option<String>,
     /// The comment in the history.
     pub message: Option<String>,

@@ -48,7 +48,7 @@ pub struct ExportRequest {
     pub dry_run: bool,
 }
 
-/// What was written.
+/// The export that was written.
 #[derive(Clone, Debug, Serialize)]
 pub struct Exported {
     /// The path, readable.

@@ -29,8 +29,8 @@ pub struct ImageSummary {
     pub size_bytes: u64,
 }
 
-/// Returns all images, newest in the store first; with `filter`, those with a name that contains
-/// it.
+/// Returns all images, the latest in the store first; with `filter`, those with a name that
+/// contains it.
 pub fn images(context: &Context, filter: Option<&str>) -> Result<Vec<ImageSummary>> {
     let store = context.store()?;
     let mut found = Vec::new();

@@ -30,7 +30,7 @@ pub struct PushRequest {
     pub auth_file: Option<PathBuf>,
 }
 
-/// What a push did.
+/// The result of a push.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct PushedImage {
     /// The image's id.

@@ -1,4 +1,4 @@
-//! A tree's own mount place: what shows there, and the only moves from one state to another.
+//! A tree's own mount point: its states, and the only transitions between them.
 //!
 //! ```text
 //!             show                      the engine's process ends

@@ -21,7 +21,7 @@ pub enum PlanRefusal {
     PageFull {
         /// Lower layers.
         layers: usize,
-        /// Bytes they would take.
+        /// The bytes they would need.
         bytes: usize,
     },
     /// The forced method needs another kernel.

@@ -24,7 +24,7 @@ impl From<Usage> for Size {
     }
 }
 
-/// One thing that takes space. The JSON field names are stable.
+/// One thing that uses space. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Used {
     /// `image`, `layer`, `container`, `workspace` or `volume`.

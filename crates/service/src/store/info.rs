@@ -18,7 +18,7 @@ use crate::plan::Facts;
 /// Something that can't be done here, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Limit {
-    /// What.
+    /// The feature.
     pub what: &'static str,
     /// Why, and what happens instead.
     pub why: String,

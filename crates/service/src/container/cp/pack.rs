@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::layer::layer_tar::NodeWriter;
 use crate::stack;
 
-/// Writes what is at `from` to `output`.
+/// Writes the file or directory at `from` to `output`.
 pub(super) fn pack(ctx: &Context, from: &Side, follow: bool, output: impl Write) -> Result<()> {
     let found = from.source(follow)?;
     let mut writer = NodeWriter::of_files(output);

@@ -179,7 +179,7 @@ impl<'a> Placing<'a> {
         })?;
         attributes()?;
         let mode = self.mode(look, kept, now.kind);
-        // A new owner and some attributes (ACLs) may have changed it; both are rare.
+        // Changing the owner or some attributes (ACLs) may have changed the mode; both are rare.
         if now.mode != mode || kept && (now.uid, now.gid) != (look.uid, look.gid) {
             rooted::set_mode_fd(&object, mode)?;
         }

@@ -128,7 +128,8 @@ mod tests {
         check("exec `/file`: Exec format error", 126);
         check("mount `x` to `y`: Permission denied", 125);
         check("", 125);
-        // crun writes its objects over several lines, and after those of another level.
+        // crun writes its objects over several lines, and objects of other levels may follow the
+        // error.
         let crun = "{\n  \"msg\": \"executable file `x` not found\",\n  \"level\": \"error\"\n}\n{\"msg\": \"bye\", \"level\": \"info\"}";
         assert_eq!(code(crun), 127);
     }

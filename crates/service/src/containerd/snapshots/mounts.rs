@@ -33,7 +33,7 @@ pub const ENGINE_TYPE: &str = "fuse3.vellum";
 pub struct MountEntry {
     /// File system type: `bind`, `overlay` or [`ENGINE_TYPE`].
     pub kind: String,
-    /// What is mounted.
+    /// The source of the mount.
     pub source: String,
     /// The path below the root; empty: the root itself.
     pub target: String,

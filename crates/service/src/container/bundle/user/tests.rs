@@ -119,7 +119,7 @@ fn the_primary_group_is_among_the_supplementary_ones() {
 
 #[test]
 fn a_line_whose_numbers_are_not_ids_is_ignored() {
-    // Docker's own reader takes each of them for root, or for root's group.
+    // Docker's own parser reads each of them as root, or as root's group.
     for line in [
         "app",
         "app:x",
