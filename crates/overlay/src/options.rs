@@ -300,7 +300,7 @@ const MARKS: &[MountOption] = &[
 const OWNERS: &[MountOption] = &[
     option(
         "uidmapping=DISK:SHOWN:COUNT[:...]",
-        "maps owners on disk to the owners that are shown",
+        "the mapping from owners on disk to shown owners",
         Text(|to, given| given.id_runs().map(|it| to.options.ids.uids = it)),
     ),
     option(

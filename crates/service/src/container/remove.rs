@@ -23,7 +23,7 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
                 kind: ObjectKind::Container,
                 name: record.name.clone(),
                 by: "a `vellum run` is using it".into(),
-                hint: "stop that first".into(),
+                hint: "stop it first".into(),
             });
         }
         let mut elsewhere = Vec::new();

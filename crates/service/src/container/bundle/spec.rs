@@ -230,7 +230,7 @@ fn invalid(what: String) -> Error {
 impl From<oci_spec::OciSpecError> for Error {
     fn from(error: oci_spec::OciSpecError) -> Self {
         Error::Invalid {
-            what: format!("no runtime configuration can be made: {error}"),
+            what: format!("cannot create a runtime configuration: {error}"),
             hint: None,
         }
     }
@@ -581,7 +581,7 @@ pub(super) fn parse_bind(text: &OsStr) -> std::result::Result<Bind, String> {
         (true, _) => None,
         (false, Ok("." | "..")) => None,
         (false, Ok(name)) => Some(name.to_owned()),
-        (false, Err(_)) => return Err(wrong("a volume's name is UTF-8")),
+        (false, Err(_)) => return Err(wrong("a volume's name must be UTF-8")),
     };
     Ok(Bind {
         source: PathBuf::from(OsString::from(OsStr::from_bytes(source))),

@@ -40,7 +40,7 @@ pub(super) fn copy(placing: Placing, from: &Side, to: &Side, follow: bool) -> Re
             one(placing, &found, &into, &from.base_name(&found))
         }
         FileKind::Char | FileKind::Block => Err(invalid(&format!(
-            "{} is a device: a directory or a file can be copied to",
+            "{} is a device: only a directory or a file can be overwritten",
             to.path.display()
         ))),
         _ if found.is_dir() => Err(invalid(&format!(

@@ -105,9 +105,7 @@ fn changes(left: &Readable, right: &Readable) -> Result<Option<Changes>> {
         }
         (None, Some(new)) => Some(vellum_union::changes(new, Form::Layer)?),
         _ if left.ids.is_some() || right.ids.is_some() => {
-            return Err(tree::unsupported(
-                "trees that are further apart, with mapped ids".into(),
-            ));
+            return Err(tree::unsupported("unrelated trees with mapped ids".into()));
         }
         (Some(old), Some(new)) => Some(vellum_union::compare(old, new)?),
         (Some(_), None) => {

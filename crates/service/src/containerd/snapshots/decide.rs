@@ -199,7 +199,7 @@ impl Tree<'_> {
                 hint: "load the kernel's module fuse; or use --remap-ids with capabilities = [\"remap-ids\"] in containerd's configuration".into(),
             }),
             Shape::Plain { .. } => Err(Error::Unsupported {
-                what: format!("a tree of the driver {} that is one directory can't be shown with mapped ids", self.parts.driver),
+                what: format!("a tree of the driver {} that is one directory can't be mounted with mapped ids", self.parts.driver),
                 hint: "use --remap-ids with capabilities = [\"remap-ids\"] in containerd's configuration, where the kernel maps; or --storage-driver overlay2".into(),
             }),
         }
@@ -228,7 +228,7 @@ impl Tree<'_> {
         let Some(dir) = dir else {
             return Err(Error::Unsupported {
                 what: format!("layers of the driver {} can't be unpacked before their parent", self.parts.driver),
-                hint: "take `rebase` out of the capabilities in containerd's configuration, or use --storage-driver overlay2".into(),
+                hint: "remove `rebase` from the capabilities in containerd's configuration, or use --storage-driver overlay2".into(),
             });
         };
         let (work, empty) = (dir.join("work"), dir.join("empty"));
