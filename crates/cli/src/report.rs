@@ -32,7 +32,7 @@ pub fn verb(error: &vellum_service::Error, colours: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vellum_service::error::Kind;
+    use vellum_service::error::ObjectKind;
 
     #[test]
     fn a_failure_has_a_cause_and_a_hint_on_lines_of_their_own() {
@@ -46,7 +46,7 @@ mod tests {
         );
         assert!(lines[2].starts_with("hint: the disk is full"), "{text}");
         let error = vellum_service::Error::NotFound {
-            kind: Kind::Container,
+            kind: ObjectKind::Container,
             name: "box".into(),
             meant: None,
         };

@@ -331,7 +331,7 @@ fn a_label_of_the_client_s_limits_what_its_container_writes() {
         .unwrap();
     let said = String::from_utf8_lossy(&wrong.stderr);
     assert!(
-        !wrong.status.success() && said.contains("no number of bytes"),
+        !wrong.status.success() && said.contains("not a number of bytes"),
         "{said}"
     );
     // containerd made its record of the container before it asked for the snapshot.

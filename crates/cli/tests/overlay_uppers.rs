@@ -204,7 +204,7 @@ fn an_upper_goes_on_in_the_dialect_of_its_own_marks() {
         );
         let (merged, told) = mount(&world);
         assert_eq!(
-            told.contains("goes on with them"),
+            told.contains("and continues to"),
             begun.by_name,
             "{name}: {told}"
         );

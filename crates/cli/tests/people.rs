@@ -159,7 +159,7 @@ fn errors_say_what_and_why_and_what_to_do() {
         (
             1,
             &["create", "nope"],
-            "error: there is no image `nope`\nhint: `vellum images` lists them; `vellum pull` or `vellum load` brings one in\n",
+            "error: there is no image `nope`\nhint: `vellum images` lists them; `vellum pull` or `vellum load` gets one\n",
         ),
         (
             1,
@@ -184,12 +184,12 @@ fn errors_say_what_and_why_and_what_to_do() {
         (
             2,
             &["--mount-opt", "index=on", "mount", "box"],
-            "error: --mount-opt index=on: index=on is not offered yet",
+            "error: --mount-opt index=on: index=on is not supported yet",
         ),
         (
             2,
             &["--mount-opt", "fast", "mount", "box"],
-            "error: --mount-opt fast: `fast` is no mount option of Vellum's",
+            "error: --mount-opt fast: `fast` is not a mount option of Vellum",
         ),
         (
             2,
@@ -214,17 +214,17 @@ fn errors_say_what_and_why_and_what_to_do() {
         (
             125,
             &["run", "-v", "nocolon", "small:1"],
-            "error: `nocolon` is no volume to bind: it has no colon\nhint: write SOURCE:PATH",
+            "error: cannot bind `nocolon`: it has no colon\nhint: write SOURCE:PATH",
         ),
         (
             125,
             &["run", "--cap-add", "FLY", "small:1"],
-            "error: `FLY` is no capability\n",
+            "error: `FLY` is not a capability\n",
         ),
         (
             2,
             &["cp", "a", "b"],
-            "error: one of the two has to be in a container: CONTAINER:PATH\n",
+            "error: one of the two must be in a container: CONTAINER:PATH\n",
         ),
         (
             2,
@@ -270,10 +270,10 @@ fn names_and_unique_beginnings_of_ids_are_understood() {
         .unwrap();
     let err = world.fails(1, &["mount", &digit.to_string()]);
     assert!(
-        err.starts_with(&format!("error: `{digit}` fits several containers: ")),
+        err.starts_with(&format!("error: `{digit}` matches several containers: ")),
         "{err}"
     );
-    assert!(err.ends_with("hint: write more of it\n"), "{err}");
+    assert!(err.ends_with("hint: write more of the id\n"), "{err}");
 }
 
 #[test]

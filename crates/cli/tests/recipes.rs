@@ -88,7 +88,7 @@ fn a_damaged_recipe_is_found_and_put_right_by_loading_the_image_again() {
                     world.fails(1, &save);
                     let said = world.run(&load);
                     assert_eq!(said.code, 0, "{how}: {said:?}");
-                    assert!(said.err.contains("made anew"), "{how}: {said:?}");
+                    assert!(said.err.contains("recreating it"), "{how}: {said:?}");
                     assert_eq!(world.ok(&["check", "--deep"]), "", "{how}");
                     world.ok(&save);
                     assert_eq!(fs::read(&saved).unwrap(), before, "{how}");

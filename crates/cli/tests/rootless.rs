@@ -565,7 +565,7 @@ fn a_run_directory_of_somebody_else_is_refused() {
         let out = world.run(&["--run-dir", dir.to_str().unwrap(), "ls"]);
         let said = String::from_utf8_lossy(&out.stderr);
         assert!(
-            !out.status.success() && said.contains("belongs to somebody else"),
+            !out.status.success() && said.contains("belongs to another user"),
             "{said}"
         );
         assert!(!mine.join("holder.json").exists() && !open.join("holder.json").exists());
@@ -587,7 +587,7 @@ fn a_plain_user_is_told_what_is_root_s() {
     ] {
         let said = world.run(verb);
         let said = String::from_utf8_lossy(&said.stderr);
-        assert!(said.contains("hint: root is needed"), "{verb:?}: {said}");
+        assert!(said.contains("hint: this needs root"), "{verb:?}: {said}");
     }
 }
 

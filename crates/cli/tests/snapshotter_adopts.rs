@@ -247,7 +247,7 @@ fn a_staged_layer_is_committed_on_its_own_parent_only_and_outlives_vellums_image
     c.layer("strange", "");
     for parent in ["strange", ""] {
         let answer = c.commit_on("top", "extract", wanted.clone(), parent);
-        refused(answer, Code::InvalidArgument, "does not stand on");
+        refused(answer, Code::InvalidArgument, "whose parent is not");
     }
     let one = adopt(&c, "one", &below, "");
     // Whatever labels the commit has.

@@ -284,7 +284,7 @@ fn a_server_whose_store_is_covered_touches_nothing_and_goes_on_when_it_is_back()
         (&empty, server.root(), "covered by"),
         (&empty, server.root().join("staging"), "covered by"),
         (&empty, server.root().join("overlay2"), "covered by"),
-        (&other, server.root(), "not the store any more"),
+        (&other, server.root(), "no longer the store"),
     ] {
         let before = names_below(cover);
         let told = server.log().len();

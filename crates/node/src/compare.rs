@@ -1,14 +1,14 @@
-//! Two texts, line by line, as people read changes: `-` what goes, `+` what comes, three lines
-//! around. Pure.
+//! A line-by-line diff of two texts, for people: `-` for removed lines, `+` for added ones, three
+//! lines of context. Pure.
 
-/// Lines shown around a change.
+/// Lines of context around a change.
 const AROUND: usize = 3;
 
 /// Returns the changes from `old` to `new`, empty if there are none. Meant for configuration files:
-/// it takes the product of both lengths.
+/// time and memory grow with the product of both lengths.
 pub fn changes(old: &str, new: &str) -> String {
     let (a, b): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
-    // common[i][j]: lines that a[i..] and b[j..] have in common, in order.
+    // common[i][j]: the number of lines that a[i..] and b[j..] have in common, in order.
     let mut common = vec![vec![0usize; b.len() + 1]; a.len() + 1];
     for i in (0..a.len()).rev() {
         for j in (0..b.len()).rev() {
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_changes_is_shown_with_what_is_around() {
+    fn only_changes_and_their_context_are_shown() {
         let old = "1\n2\n3\n4\n5\n6\n7\n8\n";
         let new = "1\n2\n3\n4\n5\nsix\n7\n8\n9\n";
         assert_eq!(

@@ -1,17 +1,17 @@
-//! The edit of containerd's configuration: text in, text out, and back again.
+//! Edits containerd's configuration, and reverts the edit: text in, text out.
 //!
 //! Pure: it knows neither files nor containerd. Comments, order and everything that is not Vellum's
 //! stay byte for byte. What it does not understand it refuses, with a hint: a node whose containerd
 //! does not start is worse than one without Vellum.
 //!
-//! [`Wanted`] lists what is to be set; [`apply`] sets it, [`revert`] takes it away from a text that
-//! others may have changed since, by looking up in the text of before what each setting was.
-//! containerd 1.x replaces a whole `plugins` section by an imported file's, 2.x joins them: only
-//! configurations of version 3 and later are extended by a file of our own ([`drop_in`]).
+//! [`Wanted`] lists the settings; [`apply`] sets them. [`revert`] removes them from a text that
+//! others may have changed since: it looks up each setting's old value in the text before the edit.
+//! containerd 1.x replaces a whole `plugins` section with an imported file's, 2.x merges them: so
+//! only configurations of version 3 and later are extended by a file of our own ([`drop_in`]).
 //!
-//! Between install and uninstall `containerd config migrate` may have written the configuration
-//! anew: in a later version, with what imported files said in the configuration itself
-//! ([`takes_over`]), and without comments.
+//! Between install and uninstall `containerd config migrate` may have rewritten the configuration:
+//! in a later version, including the settings of imported files ([`takes_over`]), and without
+//! comments.
 
 use std::path::{Path, PathBuf};
 
@@ -23,9 +23,9 @@ use vellum_service::error::{Error, Result};
 pub const SNAPSHOTTER: &str = "vellum";
 /// The name of the differ.
 pub const DIFFER: &str = "vellum-diff";
-/// The differ that containerd has built in.
+/// containerd's built-in differ.
 const BUILT_IN_DIFFER: &str = "walking";
-/// The snapshotter that containerd has built in and uses unless told otherwise.
+/// containerd's built-in snapshotter, which is the default.
 const BUILT_IN_SNAPSHOTTER: &str = "overlayfs";
 
 const TRANSFER: [&str; 3] = [
@@ -39,64 +39,64 @@ const DIFF_ORDER: [&str; 3] = [
     "default",
 ];
 
-/// The form of a configuration file.
+/// The version of a configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     /// containerd 1.x; 2.x reads it too.
     Two,
     /// containerd 2.0 to 2.3; later ones read it too.
     Three,
-    /// containerd 2.4. It moves `grpc`, `ttrpc`, `debug` and `metrics` below `plugins`; what is
-    /// edited here is where version 3 has it.
+    /// containerd 2.4. It moves `grpc`, `ttrpc`, `debug` and `metrics` below `plugins`; the edited
+    /// settings are where version 3 has them.
     Four,
-    /// What a containerd that came after this program writes. Every change so far left most
-    /// sections where they were, so that the edit is that of version 4, and
-    /// [`Found::is_unknown_to_us`] has it told.
+    /// Written by a containerd that is newer than this program. Every change so far left most
+    /// sections where they were, so it is edited like version 4, and
+    /// [`ContainerdConfig::is_unknown_to_us`] lets the caller report it.
     Later(i64),
 }
 
 impl Version {
-    /// Whether plugins have the names of containerd 2.
+    /// Tells whether plugins have the names of containerd 2.
     fn has_names_of_2(self) -> bool {
         self != Self::Two
     }
 }
 
-/// What a node's containerd is to use Vellum for.
+/// What a node's containerd uses Vellum for.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Wanted {
-    /// Where the server listens.
+    /// The socket on which the server listens.
     pub socket: String,
-    /// The store's directory, which containerd tells the kubelet to watch the space of. `None`:
-    /// nothing is said about it.
+    /// The store's directory; containerd tells the kubelet to watch its disk space. `None`: it is
+    /// not set.
     #[serde(default)]
     pub root: Option<String>,
-    /// Whether the kubelet's images and containers come to it.
+    /// Whether the kubelet's images and containers use it.
     pub cri: bool,
-    /// Whether Vellum unpacks and diffs, too. `None`: where the configuration's version says that
-    /// containerd can.
+    /// Whether Vellum unpacks and diffs too. `None`: if the configuration's version shows that
+    /// containerd supports it.
     pub differ: Option<bool>,
-    /// Whether another snapshotter than containerd's built-in may be replaced.
+    /// Whether a configured snapshotter other than containerd's built-in one may be replaced.
     pub replace: bool,
 }
 
 /// A configuration that can be edited.
 #[derive(Debug)]
-pub struct Found {
+pub struct ContainerdConfig {
     document: DocumentMut,
-    /// Its form.
+    /// Its version.
     pub version: Version,
 }
 
-impl Found {
-    /// Whether it imports files that replace whole sections of it, ours too, without a word:
-    /// containerd 1.x does so.
+impl ContainerdConfig {
+    /// Tells whether it imports files that silently replace whole sections of it, ours too, as
+    /// containerd 1.x does.
     pub fn may_be_overruled(&self) -> bool {
         let imports = self.document.get("imports").and_then(Item::as_array);
         self.version == Version::Two && imports.is_some_and(|list| !list.is_empty())
     }
 
-    /// The version, if it is later than those that this program was made for.
+    /// Returns the version if it is later than those that this program knows.
     pub fn is_unknown_to_us(&self) -> Option<i64> {
         match self.version {
             Version::Later(number) => Some(number),
@@ -104,7 +104,7 @@ impl Found {
         }
     }
 
-    /// Whether the kubelet's interface is switched off, as Docker's packages of containerd have it.
+    /// Tells whether the kubelet's interface is disabled, as in Docker's packages of containerd.
     pub fn disables_cri(&self) -> bool {
         let disabled = self
             .document
@@ -120,16 +120,16 @@ impl Found {
     }
 }
 
-/// Parses a configuration. An empty one is as good as none and gets version 2, which every
+/// Parses a configuration. An empty one counts as missing and gets version 2, which every
 /// containerd since 1.3 reads.
 ///
-/// Errors: `Invalid`, for templates, what is not TOML, version 1, and a version that is not a
+/// Errors: `Invalid`, for templates, text that is not TOML, version 1, and a version that is not a
 /// number.
-pub fn parse(text: &str, path: &Path) -> Result<Found> {
+pub fn parse(text: &str, path: &Path) -> Result<ContainerdConfig> {
     let named = path.display();
     if text.contains("{{") {
         return Err(refused(
-            format!("{named} is a template of another program"),
+            format!("{named} is another program's template"),
             "add the lines of contrib/containerd/config-v3.toml (or v2) to the template, and use --no-containerd here",
         ));
     }
@@ -137,7 +137,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Found> {
         let what = format!("{named} is not TOML: {}", e.message());
         refused(
             what,
-            "containerd would not start with it either; repair it first",
+            "containerd can't start with it either; repair it first",
         )
     })?;
     let version = match document.get("version").map(Item::as_integer) {
@@ -151,24 +151,24 @@ pub fn parse(text: &str, path: &Path) -> Result<Found> {
         }
         None | Some(Some(0 | 1)) => {
             return Err(refused(
-                format!("{named} has the form of version 1, whose names are others"),
-                "`containerd config migrate` of containerd 2 writes it anew; if it has nothing but disabled_plugins, put `version = 2` on its first line",
+                format!("{named} has version 1, which names plugins differently"),
+                "`containerd config migrate` of containerd 2 converts it; if it has only disabled_plugins, put `version = 2` on its first line",
             ));
         }
         Some(other) => {
             let said = other.map_or("is not a number".to_owned(), |v| format!("is {v}"));
             return Err(refused(
                 format!("the version of {named} {said}"),
-                "containerd would not start with it either; repair it first",
+                "containerd can't start with it either; repair it first",
             ));
         }
     };
-    Ok(Found { document, version })
+    Ok(ContainerdConfig { document, version })
 }
 
-/// Returns the directory of the first import that takes every `.toml` file of one, if this
+/// Returns the directory of the first import that matches every `.toml` file in one, if this
 /// configuration can be extended there.
-pub fn imported_dir(found: &Found) -> Option<PathBuf> {
+pub fn imported_dir(found: &ContainerdConfig) -> Option<PathBuf> {
     if !found.version.has_names_of_2() {
         return None;
     }
@@ -180,10 +180,10 @@ pub fn imported_dir(found: &Found) -> Option<PathBuf> {
     })
 }
 
-/// Returns the text with everything that is wanted set. The same text, if it is.
+/// Returns the text with all wanted settings. Unchanged, if it has them already.
 ///
 /// Errors: `Invalid` if another snapshotter is configured and may not be replaced, or a setting has
-/// a type it can't have.
+/// the wrong type.
 pub fn apply(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     let mut found = parse(text, path)?;
     check(&found, path, wanted)?;
@@ -191,20 +191,20 @@ pub fn apply(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     Ok(found.document.to_string())
 }
 
-/// Returns a file that says only what is wanted, to be imported by the configuration `text`.
+/// Returns a file with only the wanted settings, to be imported by the configuration `text`.
 ///
-/// It has version 3 whatever the version of `text`: containerd reads each file by its own version
-/// and brings it up to date, also one that this program doesn't know.
+/// It has version 3 whatever the version of `text`: containerd reads each file by the file's own
+/// version and migrates it, also to a version that this program doesn't know.
 pub fn drop_in(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     let found = parse(text, path)?;
     check(&found, path, wanted)?;
-    let mut own = Found {
+    let mut own = ContainerdConfig {
         document: DocumentMut::new(),
         version: found.version,
     };
     own.document.insert("version", toml_edit::value(3));
     set_all(&mut own, wanted, path)?;
-    // containerd joins lists: where the importing file has one, the built-in snapshotter is in it
+    // containerd merges lists: where the importing file has one, the built-in snapshotter is in it
     // if it is wanted.
     if get(&found.document, &TRANSFER).is_some()
         && let Some(list) =
@@ -218,18 +218,18 @@ pub fn drop_in(text: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     ))
 }
 
-/// Returns `text` without what [`apply`] set, as far as it is still as it was set; `before` is the
-/// text it was applied to.
+/// Returns `text` without the settings of [`apply`], as far as they are unchanged; `before` is the
+/// text to which it was applied.
 ///
-/// Errors: `Invalid` if one of both is no configuration any more.
+/// Errors: `Invalid` if one of the two is not a configuration any more.
 pub fn revert(text: &str, before: &str, path: &Path, wanted: &Wanted) -> Result<String> {
     let mut found = parse(text, path)?;
-    let Found {
+    let ContainerdConfig {
         document: old,
         version: old_version,
     } = parse(before, path)?;
-    // What stood there before may have another name in a configuration that
-    // `containerd config migrate` has written since.
+    // The earlier setting may have another name in a configuration that `containerd config migrate`
+    // has rewritten since.
     let cri = cri_keys(found.version);
     for (keys, value) in settings(found.version, wanted) {
         let is_ours = get(&found.document, &keys).is_some_and(|item| same(item, &value));
@@ -252,8 +252,8 @@ pub fn revert(text: &str, before: &str, path: &Path, wanted: &Wanted) -> Result<
     Ok(found.document.to_string())
 }
 
-/// Returns `text`, which imports a file of ours, without what it says of Vellum itself; `None` if
-/// it says nothing of it. `containerd config migrate` writes what imported files say into the
+/// Returns `text`, which imports a file of ours, without its own settings of Vellum; `None` if it
+/// has none. `containerd config migrate` copies the settings of imported files into the
 /// configuration.
 pub fn takes_over(text: &str, path: &Path, wanted: &Wanted) -> Result<Option<String>> {
     let found = parse(text, path)?;
@@ -264,7 +264,7 @@ pub fn takes_over(text: &str, path: &Path, wanted: &Wanted) -> Result<Option<Str
     revert(text, "", path, wanted).map(Some)
 }
 
-/// Returns whether the text says everything that is wanted.
+/// Tells whether the text has all wanted settings.
 pub fn is_applied(text: &str, path: &Path, wanted: &Wanted) -> bool {
     apply(text, path, wanted).is_ok_and(|applied| applied == text)
 }
@@ -292,7 +292,7 @@ fn cri_keys(version: Version) -> Vec<&'static str> {
     }
 }
 
-/// Settings that have one value; lists that others have entries in are not among them.
+/// Settings with a single value; lists in which others have entries are not included.
 fn settings(version: Version, wanted: &Wanted) -> Vec<(Vec<&'static str>, String)> {
     let socket = wanted.socket.clone();
     let mut all = vec![
@@ -306,7 +306,7 @@ fn settings(version: Version, wanted: &Wanted) -> Vec<(Vec<&'static str>, String
         ),
     ];
     if let Some(root) = &wanted.root {
-        // containerd 1.6 doesn't know it, and does not mind.
+        // containerd 1.6 doesn't know it, and ignores it.
         all.push((
             vec!["proxy_plugins", SNAPSHOTTER, "exports", "root"],
             root.clone(),
@@ -322,8 +322,8 @@ fn settings(version: Version, wanted: &Wanted) -> Vec<(Vec<&'static str>, String
     all
 }
 
-/// Refuses where somebody decided otherwise.
-fn check(found: &Found, path: &Path, wanted: &Wanted) -> Result<()> {
+/// Refuses where the administrator has decided otherwise.
+fn check(found: &ContainerdConfig, path: &Path, wanted: &Wanted) -> Result<()> {
     if wanted.replace {
         return Ok(());
     }
@@ -338,15 +338,15 @@ fn check(found: &Found, path: &Path, wanted: &Wanted) -> Result<()> {
         if !free {
             let said = item.to_string();
             return Err(refused(
-                format!("{named} says {} = {} already", keys.join("."), said.trim()),
-                "--replace takes its place (uninstall puts it back); --no-cri leaves the kubelet's snapshotter alone",
+                format!("{named} already has {} = {}", keys.join("."), said.trim()),
+                "use --replace to replace it (uninstall restores it), or --no-cri to leave the kubelet's snapshotter alone",
             ));
         }
     }
     Ok(())
 }
 
-fn set_all(found: &mut Found, wanted: &Wanted, path: &Path) -> Result<()> {
+fn set_all(found: &mut ContainerdConfig, wanted: &Wanted, path: &Path) -> Result<()> {
     for (keys, value) in settings(found.version, wanted) {
         set(&mut found.document, &keys, value.into(), path)?;
     }
@@ -377,7 +377,7 @@ fn get_mut<'a>(document: &'a mut DocumentMut, keys: &[&str]) -> Option<&'a mut I
     Some(item)
 }
 
-/// Returns the table at `keys`, making what is missing of it.
+/// Returns the table at `keys`; creates missing ones.
 fn table<'a>(
     document: &'a mut DocumentMut,
     keys: &[&str],
@@ -387,20 +387,20 @@ fn table<'a>(
     for (depth, key) in keys.iter().enumerate() {
         let made = || {
             let mut made = Table::new();
-            // Only the last one gets a line of its own.
+            // Only the last one gets a header of its own.
             made.set_implicit(depth + 1 < keys.len());
             Item::Table(made)
         };
         let item = at.entry(key).or_insert_with(made);
         at = item.as_table_like_mut().ok_or_else(|| {
             let what = format!(
-                "{} in {} is no table",
+                "{} in {} is not a table",
                 keys[..=depth].join("."),
                 path.display()
             );
             refused(
                 what,
-                "containerd would not start with it either; repair it first",
+                "containerd can't start with it either; repair it first",
             )
         })?;
     }
@@ -435,8 +435,8 @@ fn same_value(a: &Value, b: &Value) -> bool {
     }
 }
 
-/// Gives `keys` the value it has in `old`, or takes it away together with tables that are empty
-/// then and were not there.
+/// Gives `keys` its value in `old`, or removes it, together with tables that become empty and were
+/// not there.
 fn put_back(document: &mut DocumentMut, old: &DocumentMut, keys: &[&str]) {
     if let (Some(item), Some(was)) = (get_mut(document, keys), get(old, keys)) {
         *item = was.clone();
@@ -447,8 +447,8 @@ fn put_back(document: &mut DocumentMut, old: &DocumentMut, keys: &[&str]) {
         if get(old, &keys[..end]).is_some() {
             return;
         }
-        // `containerd config migrate` writes every key that a table may have, those without a
-        // value, too.
+        // `containerd config migrate` writes every key that a table can have, even those without a
+        // value.
         let empty = end == keys.len()
             || get(document, &keys[..end])
                 .and_then(Item::as_table_like)
@@ -472,17 +472,21 @@ fn says_nothing(item: &Item) -> bool {
     is_empty_text || is_empty_list || is_empty_table
 }
 
-/// Vellum's differ is asked first; what it can't do goes to those that were asked before.
+/// Vellum's differ comes first; what it can't do goes to the differs after it.
 fn add_to_order(document: &mut DocumentMut, path: &Path) -> Result<()> {
     let Some(item) = get_mut(document, &DIFF_ORDER) else {
         let order: Array = [DIFFER, BUILT_IN_DIFFER].into_iter().collect();
         return set(document, &DIFF_ORDER, order.into(), path);
     };
     let order = item.as_array_mut().ok_or_else(|| {
-        let what = format!("{} in {} is no list", DIFF_ORDER.join("."), path.display());
+        let what = format!(
+            "{} in {} is not a list",
+            DIFF_ORDER.join("."),
+            path.display()
+        );
         refused(
             what,
-            "containerd would not start with it either; repair it first",
+            "containerd can't start with it either; repair it first",
         )
     })?;
     if !order.iter().any(|name| name.as_str() == Some(DIFFER)) {
@@ -509,7 +513,7 @@ fn take_from_order(document: &mut DocumentMut, old: &DocumentMut) {
         .all(|name| name.as_str() == Some(BUILT_IN_DIFFER));
     if get(old, &DIFF_ORDER).is_some() {
         if let Some(first) = order.get_mut(0) {
-            // The blank between it and what stood before it.
+            // The space between it and what came before it.
             first.decor_mut().set_prefix("");
         }
     } else if only_built_in {
@@ -538,7 +542,7 @@ fn add_to_transfer(document: &mut DocumentMut, path: &Path) -> Result<()> {
     };
     let ours = entry(SNAPSHOTTER, DIFFER);
     match get_mut(document, &TRANSFER) {
-        // A list that is given replaces the built-in one, so what that has must be in it.
+        // A given list replaces the built-in one, so it must have the built-in one's entries.
         None => {
             let mut list = ArrayOfTables::new();
             list.push(as_table(ours));
@@ -546,7 +550,7 @@ fn add_to_transfer(document: &mut DocumentMut, path: &Path) -> Result<()> {
             let (last, above) = (TRANSFER[2], &TRANSFER[..2]);
             let table = table(document, above, path)?;
             table.insert(last, Item::ArrayOfTables(list));
-            // It would be an empty head of its own.
+            // It would leave an empty header of its own.
             if let Some(Item::Table(section)) = get_mut(document, above)
                 && section.len() == 1
             {
@@ -569,8 +573,8 @@ fn add_to_transfer(document: &mut DocumentMut, path: &Path) -> Result<()> {
             }
         }
         Some(_) => {
-            let what = format!("{} in {} is no list", TRANSFER.join("."), path.display());
-            let hint = "containerd would not start with it either; repair it first";
+            let what = format!("{} in {} is not a list", TRANSFER.join("."), path.display());
+            let hint = "containerd can't start with it either; repair it first";
             return Err(refused(what, hint));
         }
     }

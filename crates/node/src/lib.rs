@@ -1,17 +1,17 @@
-//! A node of a fleet: Vellum is put on it, taken off it, looked at.
+//! Installs Vellum on a node of a fleet, uninstalls it, and shows its state.
 //!
 //! Installing copies the running program, writes the systemd units and edits containerd's
-//! configuration. Everything is planned first, from what is there ([`Step`]s, which a dry run
-//! shows), then done, each step by one rename: at no time is a file half written, and processes
-//! that run from the old program keep it, so containers go on through an upgrade. Installing again
-//! is upgrading; installing the same again does nothing.
+//! configuration. Everything is planned first, from the present state ([`Step`]s, which a dry run
+//! shows), then done, each step by one rename: a file is never half written, and processes that run
+//! the old program keep it, so containers survive an upgrade. Installing again is upgrading;
+//! installing the same version again does nothing.
 //!
-//! To be undone, the configuration of before and the one written are kept in [`RECORD_DIR`],
-//! written before the edit. If nobody changed the file since, undoing brings the old one back byte
-//! for byte, else it takes away Vellum's own settings only.
+//! For the undo, the configuration before and after the edit is kept in [`RECORD_DIR`], written
+//! before the edit. If the file has not changed since, the undo restores it byte for byte; else it
+//! removes only Vellum's own settings.
 //!
-//! It must not know how containerd is started or what a cluster is. [`containerd`] has the edit,
-//! [`tree`] the files of a node mounted elsewhere.
+//! This crate must not know how containerd is started or what a cluster is. [`containerd`] has the
+//! edit, [`tree`] the files of a node that is mounted elsewhere.
 #![forbid(unsafe_code)]
 
 pub mod compare;
@@ -30,12 +30,12 @@ use tree::Tree;
 use vellum_service::config::{Partial, Surroundings};
 use vellum_service::error::{Error, Result};
 
-/// Where it is kept what was done, on the node.
+/// Where the record of an installation is, on the node.
 pub const RECORD_DIR: &str = "/etc/vellum/node";
-/// The name of our file in a directory of imports.
+/// The name of our file in a directory of imported files.
 const DROP_IN: &str = "vellum.toml";
 
-/// What is to be installed where.
+/// What to install, and where.
 #[derive(Clone, Debug)]
 pub struct InstallOptions {
     /// Where the node's root is mounted; `/` for this machine.
@@ -46,12 +46,12 @@ pub struct InstallOptions {
     pub unit_dir: PathBuf,
     /// The node's containerd configuration; `None` leaves containerd alone.
     pub config: Option<PathBuf>,
-    /// What containerd is to use it for.
+    /// What containerd uses it for.
     pub wanted: Wanted,
-    /// Whether systemd is told: units enabled and started, containerd restarted if its
+    /// Whether to call systemd: units are enabled and started, containerd is restarted if its
     /// configuration changed.
     pub activate: bool,
-    /// Show, and do nothing.
+    /// Only show what would be done.
     pub dry_run: bool,
 }
 
@@ -59,13 +59,13 @@ pub struct InstallOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It wasn't there.
+    /// It was not there.
     Create,
-    /// It is another one now.
+    /// It is replaced.
     Replace,
-    /// It is gone.
+    /// It is removed.
     Remove,
-    /// It is as it should be.
+    /// It is already as it should be.
     Keep,
 }
 
@@ -82,18 +82,18 @@ pub struct Step {
     write: Option<(Vec<u8>, u32)>,
 }
 
-/// What was done, or would be.
+/// What was done, or would be done.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Whether nothing was done.
     pub dry_run: bool,
     /// The files.
     pub files: Vec<Step>,
-    /// What systemd was told, or is to be told by whoever asked, a command each.
+    /// The commands that were given to systemd or, without `activate`, that the user must give.
     pub commands: Vec<String>,
     /// Whether the commands were run.
     pub activated: bool,
-    /// What else there is to know.
+    /// Further notes for the user.
     pub notes: Vec<String>,
 }
 
@@ -103,7 +103,7 @@ pub struct Report {
 pub enum State {
     /// As this program would install it.
     Current,
-    /// There, but another.
+    /// There, but different.
     Different,
     /// Not there.
     Missing,
@@ -127,10 +127,10 @@ pub struct Status {
     pub parts: Vec<Part>,
 }
 
-/// Puts Vellum on a node, or brings it up to date there.
+/// Installs Vellum on a node, or upgrades it.
 ///
-/// Errors: `Invalid` if the configuration is not understood or names another snapshotter (nothing
-/// has been touched then), `Io`; what was done before an error is recorded and can be undone.
+/// Errors: `Invalid` if the configuration is not understood or names another snapshotter (then
+/// nothing has been touched), `Io`. What was done before an error is recorded and can be undone.
 pub fn install(options: &InstallOptions) -> Result<Report> {
     let tree = Tree::at(&options.host_root);
     let old = Record::read(&tree)?;
@@ -153,7 +153,7 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
         config: None,
         pending: Vec::new(),
     };
-    // An install that could not or was not to tell systemd is no reason never to do it.
+    // Commands that an earlier install could not or should not run are still pending.
     let untold = old.as_ref().map_or(Vec::new(), |old| old.pending.clone());
     let mut restart = false;
     if let Some(path) = &options.config {
@@ -166,13 +166,13 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
         restart = step.action != Action::Keep;
         if edit.disables_cri && options.wanted.cri {
             notes.push(format!(
-                "{} disables the plugin cri: the kubelet can't use this containerd, Vellum or not",
+                "{} disables the plugin cri: the kubelet can't use this containerd, with or without Vellum",
                 path.display()
             ));
         }
         if edit.may_be_overruled {
             notes.push(format!(
-                "{} imports other files, and containerd 1.x takes a plugin's whole section from the last: `containerd config dump` shows what holds",
+                "{} imports other files, and containerd 1.x takes a plugin's whole section from the last one: `containerd config dump` shows the result",
                 path.display()
             ));
         }
@@ -185,21 +185,20 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
         record.config = old.and_then(|old| old.config);
     }
     if restart {
-        notes
-            .push("containers that are there keep their snapshotter; new ones get Vellum's".into());
+        notes.push("existing containers keep their snapshotter; new ones get Vellum's".into());
     }
     let changed = steps.iter().any(|step| step.action != Action::Keep);
     record.pending = match changed || !untold.is_empty() {
         true => systemd::after_install(restart || systemd::restarts_containerd(&untold)),
         false => Vec::new(),
     };
-    // Whoever was told before what to do by hand is not told again.
+    // A user who was told before what to do by hand is not told again.
     let commands = match changed || options.activate {
         true => record.pending.clone(),
         false => Vec::new(),
     };
     if !options.dry_run {
-        // What undoes the edit is there before the edit.
+        // The record that undoes the edit is written before the edit.
         record.write(&tree)?;
         perform(&tree, &steps)?;
     }
@@ -218,10 +217,11 @@ pub fn install(options: &InstallOptions) -> Result<Report> {
     Ok(report)
 }
 
-/// Returns where the node's store is: what the unit's environment or its settings say, else the
-/// usual place.
+/// Returns the path of the node's store: from the unit's environment or the settings, else the
+/// usual one.
 ///
-/// Errors: `Invalid` if the settings can't be understood; the server would not start with them.
+/// Errors: `Invalid` if the settings can't be understood; the server would not start with them
+/// either.
 fn store_root(tree: &Tree) -> Result<String> {
     let text = |path: &Path| -> Result<String> {
         let bytes = tree.read(path)?.unwrap_or_default();
@@ -244,10 +244,10 @@ fn store_root(tree: &Tree) -> Result<String> {
     }
 }
 
-/// What to know of a configuration whose version came after this program.
+/// Returns the note about a configuration whose version is newer than this program.
 fn unknown_version(path: &Path, version: i64) -> String {
     format!(
-        "{} has version {version}, which came after this Vellum: only settings of version 4 were changed; `containerd config dump` shows what containerd makes of them",
+        "{} has version {version}, which is newer than this Vellum: only settings known from version 4 were changed; `containerd config dump` shows what containerd makes of them",
         path.display()
     )
 }
@@ -255,11 +255,11 @@ fn unknown_version(path: &Path, version: i64) -> String {
 fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> Error {
     Error::Invalid {
         what: format!("{} of the node: {why}", path.display()),
-        hint: Some("the server would not start with it: repair it first".into()),
+        hint: Some("the server can't start with it: repair it first".into()),
     }
 }
 
-/// Takes off a node what [`install`] put there. Images and layers in the store stay.
+/// Removes from a node what [`install`] put there. Images and layers in the store stay.
 ///
 /// Errors: `Invalid` if nothing is recorded, or the configuration can't be read any more.
 pub fn uninstall(host_root: &Path, activate: bool, dry_run: bool) -> Result<Report> {
@@ -267,7 +267,7 @@ pub fn uninstall(host_root: &Path, activate: bool, dry_run: bool) -> Result<Repo
     let Some(record) = Record::read(&tree)? else {
         return Err(Error::Invalid {
             what: format!("{RECORD_DIR} has no record: nothing is installed here"),
-            hint: Some("`vellum node status` tells what is there".into()),
+            hint: Some("`vellum node status` shows what is there".into()),
         });
     };
     let mut steps = Vec::new();
@@ -287,14 +287,14 @@ pub fn uninstall(host_root: &Path, activate: bool, dry_run: bool) -> Result<Repo
         if let Some(version) = record::unknown_version(&tree, edit)? {
             notes.push(unknown_version(&edit.config, version));
         }
-        notes.push("what containerd has in Vellum's store comes back with the next install".into());
+        notes.push("containerd's images and layers stay in Vellum's store, and are used again after the next install".into());
     }
     for (name, text) in systemd::units(&record.program) {
         let path = record.unit_dir.join(name);
         match tree.read(&path)? {
             Some(found) if found != text.as_bytes() => {
                 notes.push(format!(
-                    "{} was changed, or is of another version",
+                    "{} was changed, or belongs to another version",
                     path.display()
                 ));
                 steps.push(removal(&tree, &path)?);
@@ -306,7 +306,7 @@ pub fn uninstall(host_root: &Path, activate: bool, dry_run: bool) -> Result<Repo
     let commands = systemd::around_uninstall(restart);
     let mut run = Vec::new();
     if activate && !dry_run {
-        // A unit is stopped while its file is there.
+        // A unit can only be stopped while its file exists.
         run = systemd::run(&tree, &commands[..1])?;
     }
     if !dry_run {
@@ -331,7 +331,7 @@ pub fn uninstall(host_root: &Path, activate: bool, dry_run: bool) -> Result<Repo
     })
 }
 
-/// Says what is installed on a node, compared with what this program would install.
+/// Compares what is installed on a node with what this program would install.
 pub fn status(options: &InstallOptions) -> Result<Status> {
     let tree = Tree::at(&options.host_root);
     let record = Record::read(&tree)?;

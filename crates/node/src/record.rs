@@ -1,8 +1,8 @@
-//! What was done to a node's configuration, and how it is undone.
+//! The record of what was done to a node's configuration, and how it is undone.
 //!
 //! Three files in [`crate::RECORD_DIR`]: `node.json`, `config.before` (absent if there was no file)
-//! and `config.written`. Undoing compares the file with what was written: the same, and the one of
-//! before comes back as it was; another, and only Vellum's settings go.
+//! and `config.written`. The undo compares the file with what was written. If they are the same, it
+//! restores the earlier file; else it removes only Vellum's settings.
 
 use std::path::{Path, PathBuf};
 
@@ -13,16 +13,16 @@ use crate::tree::Tree;
 use crate::{DROP_IN, RECORD_DIR, State};
 use vellum_service::error::{Error, Result};
 
-/// What was done.
+/// The record of an installation.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// The program's place on the node.
+    /// The program's path on the node.
     pub program: PathBuf,
-    /// The units' place on the node.
+    /// The units' directory on the node.
     pub unit_dir: PathBuf,
     /// The edit of containerd's configuration.
     pub config: Option<Edit>,
-    /// What systemd is to be told of it and was not told yet, by us at least.
+    /// The systemd commands that are still to be run; this program has not run them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending: Vec<String>,
 }
@@ -34,21 +34,21 @@ pub struct Edit {
     pub config: PathBuf,
     /// The file that is written: the configuration, or one that it imports.
     pub file: PathBuf,
-    /// What is set.
+    /// The settings.
     pub wanted: Wanted,
-    /// Text of the file before. `None`: there was none.
+    /// The file's text before the edit. `None`: there was no file.
     #[serde(skip)]
     pub before: Option<String>,
-    /// Text of the file as it was written.
+    /// The file's text as it was written.
     #[serde(skip)]
     pub written: String,
-    /// Whether the configuration switches the kubelet's interface off.
+    /// Whether the configuration disables the kubelet's interface.
     #[serde(skip)]
     pub disables_cri: bool,
-    /// Whether a file that it imports may replace what is set.
+    /// Whether a file that it imports may replace the settings.
     #[serde(skip)]
     pub may_be_overruled: bool,
-    /// The configuration's version, if it is later than those that this program was made for.
+    /// The configuration's version, if it is later than those that this program knows.
     #[serde(skip)]
     pub unknown_version: Option<i64>,
 }
@@ -65,7 +65,7 @@ fn text(tree: &Tree, path: &Path) -> Result<Option<String>> {
         .map(Some)
         .map_err(|_| Error::Invalid {
             what: format!("{} is not UTF-8", path.display()),
-            hint: Some("containerd would not start with it either; repair it first".into()),
+            hint: Some("containerd can't start with it either; repair it first".into()),
         })
 }
 
@@ -78,7 +78,7 @@ impl Record {
         };
         let mut record: Self = serde_json::from_str(&json).map_err(|e| Error::Invalid {
             what: format!("{} can't be read: {e}", path.display()),
-            hint: Some("a newer Vellum wrote it, perhaps: use that one".into()),
+            hint: Some("perhaps a newer Vellum wrote it: use that one".into()),
         })?;
         if let Some(edit) = &mut record.config {
             edit.before = text(tree, &place("config.before"))?;
@@ -87,7 +87,7 @@ impl Record {
         Ok(Some(record))
     }
 
-    /// Writes it, what it refers to first.
+    /// Writes it, after the files it refers to.
     pub fn write(&self, tree: &Tree) -> Result<()> {
         if let Some(edit) = &self.config {
             match &edit.before {
@@ -101,12 +101,12 @@ impl Record {
         tree.write(&place("node.json"), &json, 0o600)
     }
 
-    /// Removes it; the settings of Vellum beside it stay.
+    /// Removes it; Vellum's settings next to it stay.
     pub fn remove(tree: &Tree) -> Result<()> {
         for name in ["node.json", "config.written", "config.before"] {
             tree.remove(&place(name))?;
         }
-        // Settings of the administrator's may be in the second.
+        // The second may hold the administrator's settings.
         for dir in Path::new(RECORD_DIR).ancestors().take(2) {
             tree.remove_empty_dir(dir)?;
         }
@@ -114,8 +114,8 @@ impl Record {
     }
 }
 
-/// Plans the edit of the configuration at `config`. An earlier edit is taken back first, so that an
-/// upgrade's record still leads back to the very beginning.
+/// Plans the edit of the configuration at `config`. An earlier edit is reverted first, so that the
+/// record of an upgrade still leads back to the original.
 pub fn plan_edit(
     tree: &Tree,
     config: &Path,
@@ -127,8 +127,8 @@ pub fn plan_edit(
         && old.config != config
     {
         return Err(Error::Invalid {
-            what: format!("Vellum is installed for {} already", old.config.display()),
-            hint: Some("`vellum node uninstall` first".into()),
+            what: format!("Vellum is already installed for {}", old.config.display()),
+            hint: Some("run `vellum node uninstall` first".into()),
         });
     }
     let found = text(tree, config)?;
@@ -162,7 +162,7 @@ pub fn plan_edit(
     }
     if main_text.contains("DO NOT EDIT") {
         return Err(Error::Invalid {
-            what: format!("{} is written by another program, which would undo the edit", config.display()),
+            what: format!("{} is written by another program, which would overwrite the edit", config.display()),
             hint: Some("add the lines of contrib/containerd to that program's template, and use --no-containerd here".into()),
         });
     }
@@ -170,7 +170,7 @@ pub fn plan_edit(
     Ok(edit(config.into(), main, written))
 }
 
-/// Returns the text that undoing leaves in the file, `None` if it goes.
+/// Returns the text that the undo leaves in the file; `None` if the file is removed.
 pub fn plan_undo(tree: &Tree, edit: &Edit) -> Result<Option<String>> {
     let now = text(tree, &edit.file)?;
     let Some(now) = now else {
@@ -179,13 +179,13 @@ pub fn plan_undo(tree: &Tree, edit: &Edit) -> Result<Option<String>> {
     if now == edit.written {
         return Ok(edit.before.clone());
     }
-    // A file of our own that somebody added to: our settings go, his stay.
+    // A file of ours that others added to: our settings go, theirs stay.
     let before = edit.before.clone().unwrap_or_default();
     containerd::revert(&now, &before, &edit.file, &edit.wanted).map(Some)
 }
 
-/// Returns the configuration's text without what it took over from the file of ours that it
-/// imports. `None`: it says nothing of Vellum, or is another program's, which will write it anew.
+/// Returns the configuration's text without the settings it took over from our file, which it
+/// imports. `None`: it has none, or another program will rewrite it.
 pub fn plan_undo_taken_over(tree: &Tree, edit: &Edit) -> Result<Option<String>> {
     if edit.file == edit.config {
         return Ok(None);
@@ -198,14 +198,14 @@ pub fn plan_undo_taken_over(tree: &Tree, edit: &Edit) -> Result<Option<String>> 
     }
 }
 
-/// Returns the version of the configuration, if it is there, can be read, and is later than those
-/// that this program was made for.
+/// Returns the version of the configuration, if the file can be read and the version is later than
+/// those that this program knows.
 pub fn unknown_version(tree: &Tree, edit: &Edit) -> Result<Option<i64>> {
     let found = text(tree, &edit.config)?.map(|now| containerd::parse(&now, &edit.config));
     Ok(found.and_then(|found| found.ok()?.is_unknown_to_us()))
 }
 
-/// Says whether the file says what it was made to say.
+/// Compares the file with what the edit makes of it.
 pub fn state(tree: &Tree, edit: &Edit) -> Result<State> {
     Ok(match text(tree, &edit.file)? {
         None => State::Missing,

@@ -1,8 +1,8 @@
-//! Units, and what systemd is told.
+//! The units, and the commands for systemd.
 //!
-//! The units are those of `contrib/systemd`, with the program's place put in. systemd is told
-//! through `systemctl` of the node: directly on this machine, through `chroot` where the node is
-//! mounted elsewhere (its `/run` must be mounted with it).
+//! The units are those of `contrib/systemd`, with the program's path filled in. Commands run the
+//! node's `systemctl`: directly on this machine, through `chroot` where the node is mounted
+//! elsewhere (its `/run` must be mounted too).
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,13 +12,13 @@ use vellum_service::error::{Error, Result};
 
 const RESTART_CONTAINERD: &str = "systemctl try-restart containerd.service";
 
-/// Where programs of a node are, and `chroot` of an image that has little else: whoever made the
-/// image may have said less.
+/// Where a node's programs are, and `chroot` in a minimal image: the image's own path may be
+/// shorter.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 const PROGRAM: &str = "/usr/local/bin/vellum";
 
-/// What the units read variables from.
+/// The file from which the units read variables.
 pub const ENVIRONMENT_FILE: &str = "/etc/default/vellum";
 
 const UNITS: [(&str, &str); 2] = [
@@ -32,7 +32,7 @@ const UNITS: [(&str, &str); 2] = [
     ),
 ];
 
-/// Returns names and texts of the units of a node.
+/// Returns the names and texts of a node's units.
 pub fn units(program: &Path) -> Vec<(&'static str, String)> {
     let program = program.display().to_string();
     UNITS
@@ -41,7 +41,7 @@ pub fn units(program: &Path) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-/// What systemd is to be told after files were changed. The server is restarted, mounts and
+/// The commands for systemd after files have changed. The server is restarted; mounts and
 /// containers are not.
 pub fn after_install(restart_containerd: bool) -> Vec<String> {
     let mut commands = vec![
@@ -55,12 +55,12 @@ pub fn after_install(restart_containerd: bool) -> Vec<String> {
     commands
 }
 
-/// Whether these commands restart containerd.
+/// Tells whether these commands restart containerd.
 pub fn restarts_containerd(commands: &[String]) -> bool {
     commands.iter().any(|command| command == RESTART_CONTAINERD)
 }
 
-/// What systemd is to be told before files go (the first), and after.
+/// The commands for systemd before files are removed (the first), and after.
 pub fn around_uninstall(restart_containerd: bool) -> Vec<String> {
     let mut commands = vec![
         "systemctl disable --now vellum-containerd.service vellum-containerd.socket".to_owned(),
@@ -74,7 +74,8 @@ pub fn around_uninstall(restart_containerd: bool) -> Vec<String> {
 
 /// Runs commands on the node, in order, and returns them.
 ///
-/// Errors: `Program`, `Unsupported` with what the command said; those behind it are not run.
+/// Errors: `Program`; `Unsupported` with the failed command's output. The commands after it are not
+/// run.
 pub fn run(tree: &Tree, commands: &[String]) -> Result<Vec<String>> {
     for command in commands {
         let mut words = command.split(' ');

@@ -1,8 +1,8 @@
-//! Files of a node, which may be mounted somewhere below: `/etc/x` of the node is `HOST_ROOT/etc/x`
+//! The files of a node, which may be mounted elsewhere: the node's `/etc/x` is `HOST_ROOT/etc/x`
 //! here.
 //!
 //! Symbolic links are followed as the node sees them, so a link to `/usr/etc` stays in the node's
-//! tree. It must not know what the files are for.
+//! tree. This module must not know what the files are for.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -16,7 +16,7 @@ use vellum_sys::publish::write_file_atomic;
 
 use vellum_service::error::{Error, Result};
 
-/// Links followed before it is called a circle, as the kernel does.
+/// The most links followed before it counts as a loop; the kernel's number.
 const MOST_LINKS: usize = 40;
 
 /// The tree of a node.
@@ -31,14 +31,15 @@ impl Tree {
         Self { root: root.into() }
     }
 
-    /// Where it is mounted.
+    /// Returns where it is mounted.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Returns where the node's `path` is here, links followed. What does not exist has no links.
+    /// Returns the path of the node's `path` here, links followed. A missing component has no
+    /// links.
     ///
-    /// Errors: `Invalid` for a circle of links, `Io`.
+    /// Errors: `Invalid` for a loop of links, `Io`.
     pub fn here(&self, path: &Path) -> Result<PathBuf> {
         let mut left: VecDeque<OsString> = parts(path);
         let mut inside: Vec<OsString> = Vec::new();
@@ -55,7 +56,7 @@ impl Tree {
                     links += 1;
                     if links > MOST_LINKS {
                         return Err(Error::Invalid {
-                            what: format!("{} is a circle of symbolic links", path.display()),
+                            what: format!("{} is a loop of symbolic links", path.display()),
                             hint: None,
                         });
                     }
@@ -66,7 +67,7 @@ impl Tree {
                     parts.append(&mut left);
                     left = parts;
                 }
-                // No link, or not there.
+                // Not a link, or not there.
                 Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::NotFound) => {
                     inside.push(part);
                 }
@@ -88,15 +89,15 @@ impl Tree {
         }
     }
 
-    /// Replaces or makes a file in one step, durably; directories above are made. Processes that
-    /// run from the old one keep it.
+    /// Replaces or creates a file in one step, durably; creates the directories above it. Processes
+    /// that run the old program keep it.
     pub fn write(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         let at = self.here(path)?;
         let (Some(above), Some(name)) = (at.parent(), at.file_name()) else {
             return Err(Error::io("write", at)(ErrorKind::InvalidInput.into()));
         };
         fs::create_dir_all(above).map_err(Error::io("create", above))?;
-        // What the owner of a file that is there decided about its readers holds.
+        // The mode of an existing file stays, as its owner chose it.
         let mode = match fs::metadata(&at) {
             Ok(old) => old.permissions().mode() & 0o777 | mode & 0o111,
             Err(_) => mode,
@@ -137,9 +138,9 @@ fn parts(path: &Path) -> VecDeque<OsString> {
         .collect()
 }
 
-/// Returns the program that runs, whole.
+/// Returns the running program's file, whole.
 pub fn own_program() -> Result<Vec<u8>> {
-    // Also if a newer one has taken its name.
+    // Even if a newer one has taken its name.
     let at = Path::new("/proc/self/exe");
     let mut bytes = Vec::new();
     fs::File::open(at)

@@ -1,4 +1,4 @@
-//! Nodes are copied trees: what their containerd says is edited, and comes back as it was.
+//! Nodes are copied trees: their containerd configuration is edited, and restored.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ fn edited(text: &str) -> String {
     apply(text, config(), &wanted()).unwrap()
 }
 
-/// What `containerd config default` prints, of the containerd of this machine.
+/// The output of `containerd config default` on this machine.
 fn installed_default() -> Option<String> {
     let printed = std::process::Command::new("containerd")
         .args(["config", "default"])
@@ -112,7 +112,7 @@ fn a_version_3_configuration_gets_snapshotter_differ_and_transfer() {
 }
 
 #[test]
-fn the_edit_of_a_default_configuration_is_small_and_is_taken_back() {
+fn the_edit_of_a_default_configuration_is_small_and_reversible() {
     let Some(text) = installed_default() else {
         return;
     };
@@ -125,7 +125,7 @@ fn the_edit_of_a_default_configuration_is_small_and_is_taken_back() {
 }
 
 #[test]
-fn what_others_changed_meanwhile_stays_when_the_edit_is_taken_back() {
+fn the_undo_keeps_what_others_have_changed_since() {
     for before in [SMALL_THREE, "", "version = 2\n", "version = 3\n[plugins]\n"] {
         let theirs = "\n[metrics]\n  address = \"127.0.0.1:1338\"\n";
         let now = format!("{}{theirs}", edited(before));
@@ -139,7 +139,7 @@ fn what_others_changed_meanwhile_stays_when_the_edit_is_taken_back() {
         if before == SMALL_THREE {
             assert_eq!(after, format!("{before}{theirs}"));
         }
-        // A setting that somebody took over is his.
+        // A setting that another program has changed since stays.
         let taken = now.replace(
             "address = \"/run/vellum/containerd.sock\"",
             "address = \"/run/other.sock\"",
@@ -177,14 +177,14 @@ fn lists_of_others_are_extended_and_get_their_form_back() {
 }
 
 #[test]
-fn what_is_not_understood_is_refused_with_a_hint() {
+fn configurations_that_are_not_understood_are_refused_with_a_hint() {
     for (text, says) in [
         ("disabled_plugins = ['cri']\n", "version 1"),
         ("version = '3'\n", "is not a number"),
         ("version = -4\n", "is -4"),
         ("version = \n", "not TOML"),
         ("{{ template \"base\" . }}\n", "template"),
-        ("version = 3\nproxy_plugins = 4\n", "no table"),
+        ("version = 3\nproxy_plugins = 4\n", "not a table"),
         (
             "version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'stargz'\n",
             "stargz",
@@ -210,7 +210,7 @@ fn what_is_not_understood_is_refused_with_a_hint() {
 }
 
 /// What `containerd config migrate` of 2.4 makes of [`SMALL_THREE`] without the comment: every key
-/// of a table, and those of the server below `plugins`.
+/// of a table, and the server's keys below `plugins`.
 const MIGRATED_FOUR: &str = r#"version = 4
 root = '/data/containerd'
 state = '/run/containerd'
@@ -251,7 +251,7 @@ imports = []
   'io.containerd.timeout.shim.cleanup' = '5s'
 "#;
 
-/// What `containerd config migrate` leaves of Vellum's settings: the same, in its own form.
+/// What `containerd config migrate` makes of Vellum's settings: the same, in its own form.
 fn as_migrated(text: &str) -> String {
     let mut doc: toml::Table = toml::from_str(text).unwrap();
     for (_, plugin) in doc["proxy_plugins"].as_table_mut().unwrap() {
@@ -266,7 +266,7 @@ fn as_migrated(text: &str) -> String {
 }
 
 #[test]
-fn a_version_4_configuration_is_edited_as_version_3_is() {
+fn a_version_4_configuration_is_edited_like_version_3() {
     let new = edited(MIGRATED_FOUR);
     assert_eq!(
         revert(&new, MIGRATED_FOUR, config(), &wanted()).unwrap(),
@@ -286,7 +286,7 @@ fn a_version_4_configuration_is_edited_as_version_3_is() {
 }
 
 #[test]
-fn a_node_whose_configuration_was_migrated_meanwhile_can_be_uninstalled() {
+fn a_node_whose_configuration_was_migrated_can_be_uninstalled() {
     let stargz =
         "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'stargz'\n";
     for (before, snapshotter) in [
@@ -328,7 +328,7 @@ fn a_node_whose_configuration_was_migrated_meanwhile_can_be_uninstalled() {
 }
 
 #[test]
-fn what_a_migration_took_from_our_file_goes_with_it() {
+fn settings_that_a_migration_copied_are_uninstalled_too() {
     let import = "imports = ['/etc/containerd/conf.d/*.toml']\n";
     let node = Node::with(Some(&format!("version = 3\n{import}")));
     node::install(&node.options()).unwrap();
@@ -344,7 +344,7 @@ fn what_a_migration_took_from_our_file_goes_with_it() {
 }
 
 #[test]
-fn of_a_later_configuration_only_what_is_known_is_edited_and_that_is_told() {
+fn only_known_settings_of_a_later_configuration_are_edited_with_a_note() {
     let told = |notes: &[String], version: i64| {
         let version = format!("has version {version}");
         notes.iter().any(|note| note.contains(&version))
@@ -372,7 +372,7 @@ fn of_a_later_configuration_only_what_is_known_is_edited_and_that_is_told() {
                 let novel = ["plugins", "io.containerd.novel.v7.thing", "speed"];
                 assert_eq!(*value(&new, &novel), "high".into());
             } else {
-                // containerd brings each file up to date by the file's own version.
+                // containerd migrates each file from the file's own version.
                 assert_eq!(new["version"], 3.into());
             }
             let report = node::uninstall(node.dir.path(), false, false).unwrap();
@@ -492,12 +492,16 @@ fn an_upgrade_leads_back_to_the_beginning_and_leaves_running_programs_alone() {
     options.wanted.cri = true;
     let report = node::install(&options).unwrap();
     assert_eq!(report.files[0].action, Action::Replace);
-    assert_eq!(running.metadata().unwrap().len(), 3, "who has it keeps it");
+    assert_eq!(
+        running.metadata().unwrap().len(),
+        3,
+        "a process that runs it keeps it"
+    );
     assert_ne!(
         running.metadata().unwrap().ino(),
         fs::metadata(&program).unwrap().ino()
     );
-    // Somebody changes something, and then comes another upgrade.
+    // The administrator changes something, and then comes another upgrade.
     let path = "etc/containerd/config.toml";
     let changed = node
         .read(path)
@@ -573,7 +577,7 @@ fn a_configuration_that_imports_a_directory_gets_a_file_there() {
     node::uninstall(node.dir.path(), false, false).unwrap();
     assert_eq!(node.files(), before);
 
-    // Without such a directory the edit would be lost at the program's next start.
+    // Without such a directory the program's next start would overwrite the edit.
     let generated = "# DO NOT EDIT.\nversion = 2\n";
     node.write(path, generated);
     let error = node::install(&options).unwrap_err();
@@ -586,7 +590,7 @@ fn a_configuration_that_imports_a_directory_gets_a_file_there() {
 }
 
 #[test]
-fn imports_that_may_overrule_an_install_are_told() {
+fn imports_that_may_override_an_install_are_reported() {
     for (text, told) in [
         (
             "version = 2\nimports = ['/etc/containerd/conf.d/*.toml']\n",

@@ -1,14 +1,14 @@
-//! The process that serves a mount: started so that whoever asked for the mount gets it, or gets
-//! told why not, before he goes on.
+//! The process that serves a mount. The process that asked for the mount waits until it is served,
+//! or learns why it can't be.
 //!
-//! A program with threads can't fork, and a forked one keeps what it was handed. So the same
-//! program is started again, with the same arguments behind [`SERVE_ARGUMENT`], in a session of its
-//! own; its standard output is a pipe to the one who started it. When the mount is served it writes
-//! one word there and then closes all three standard descriptors: a caller that waits for the end
-//! of a pipe (containers/storage does) goes on. If it ends before, it has said why on the standard
-//! error it was given, and its exit code is passed on.
+//! A program with threads can't fork safely, and a forked child inherits its descriptors. So the
+//! same program is executed again, with the same arguments after [`SERVE_ARGUMENT`], in a session
+//! of its own. Its standard output is a pipe to the parent. When the mount is served, it writes one
+//! word there and closes all three standard descriptors, so a caller that waits for the end of a
+//! pipe (containers/storage does) continues. If it ends earlier, it has written the reason to the
+//! standard error that it was given, and its exit code is passed on.
 //!
-//! It must not know what is mounted.
+//! This module must not know what is mounted.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -21,26 +21,26 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::error::{Error, Result};
 
-/// The first argument of a program that is to serve at once. Not for users.
+/// The first argument of a process that serves at once. Not for users.
 pub const SERVE_ARGUMENT: &str = "__serve-overlay";
 
-/// The first argument of a program that is to help one that serves: see [`vellum_sys::own_files`].
-/// Not for users.
+/// The first argument of a process that assists a server: see [`vellum_sys::own_files`]. Not for
+/// users.
 pub const ASSIST_ARGUMENT: &str = "__assist-overlay";
 
 const READY: &[u8] = b"ready\n";
 
-/// Starts this program again as a daemon and waits until it is ready. Returns the exit code for the
-/// caller: 0 if it serves.
+/// Executes this program again as a daemon and waits until it is ready. Returns the exit code for
+/// the caller: 0 if it serves.
 ///
-/// `called_as` is what it is to see (and `ps` to show) as its own name; `arguments` come behind
-/// [`SERVE_ARGUMENT`], and have it mount on `target`.
+/// `called_as` is the name that it sees, and `ps` shows, as its own. `arguments` follow
+/// [`SERVE_ARGUMENT`] and name `target` as the mount point.
 pub fn start(called_as: &OsStr, arguments: &[OsString], target: &Path) -> Result<i32> {
     start_with(called_as, arguments, target, Stdio::inherit()).map(|(code, _)| code)
 }
 
-/// As [`start`] of `vellum overlay` with these arguments; what goes wrong is returned and not
-/// printed.
+/// Like [`start`] for `vellum overlay` with these arguments, but returns the failure instead of
+/// printing it.
 pub fn start_overlay(arguments: &[OsString], target: &Path) -> Result<()> {
     let mut all = vec![OsString::from("overlay")];
     all.extend_from_slice(arguments);
@@ -55,7 +55,7 @@ pub fn start_overlay(arguments: &[OsString], target: &Path) -> Result<()> {
     }
 }
 
-/// Returns the exit code, and what it said on a piped standard error if it failed.
+/// Returns the exit code and, if it failed, what it wrote to a piped standard error.
 fn start_with(
     called_as: &OsStr,
     arguments: &[OsString],
@@ -78,15 +78,15 @@ fn start_with(
         .map_err(failed)?;
     let mut said = Vec::new();
     if let Some(mut pipe) = child.stdout.take() {
-        // Its end comes with the word, or with the process.
+        // Ends when the word has been written, or with the process.
         pipe.read_to_end(&mut said).map_err(failed)?;
     }
     if said == READY {
-        // Who serves may not ask this himself: see `vellum_fuse::mount`.
+        // The serving process must not ask this itself: see `vellum_fuse::mount`.
         return match std::fs::metadata(target) {
             Ok(_) => Ok((0, Vec::new())),
             Err(source) => {
-                // If it has ended meanwhile, there is nobody to be told.
+                // If it has ended by now, no process is left to signal.
                 let _ = kill_process(Pid::from_child(&child), Signal::TERM);
                 Err(Error::Silent {
                     target: target.to_owned(),
@@ -101,7 +101,7 @@ fn start_with(
     }
     let status = child.wait().map_err(failed)?;
     let code = match status.code() {
-        // It ended well without ever being ready: the mount was gone before it answered.
+        // It ended without an error before it was ready: the mount was gone before it answered.
         Some(0) => 1,
         Some(code) => code,
         None => 128 + status.signal().unwrap_or(0),
@@ -109,32 +109,32 @@ fn start_with(
     Ok((code, complaint))
 }
 
-/// Becomes a daemon as far as can be before the mount is there: leads a session of its own.
+/// Becomes a daemon as far as possible before the mount exists: leads a session of its own.
 ///
-/// To be called before the first thread. Failing at one of these is no reason not to serve.
+/// Call it before the first thread starts. None of these steps is needed to serve.
 pub fn begin() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    // Refused to whoever leads a group already: then he does so alone.
+    // Fails for a process group's leader; it has a group of its own already.
     let _ = rustix::process::setsid();
     let files = getrlimit(Resource::Nofile);
     let most = Rlimit {
         current: files.maximum,
         maximum: files.maximum,
     };
-    // The caches keep to what there is.
+    // The caches size themselves by this limit.
     let _ = setrlimit(Resource::Nofile, most);
-    // Everybody on the mount waits for this process. Only root may ask for it.
+    // Every process on the mount waits for this one. Only root may lower the score.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
 }
 
-/// Makes the command that starts this program as the assistant of one that serves.
+/// Returns the command that starts this program as a server's assistant.
 pub(super) fn assistant() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("vellum-own-files").arg(ASSIST_ARGUMENT);
     command
 }
 
-/// Becomes the assistant. Returns only with an error; who started it goes on without.
+/// Becomes the assistant. Returns only with an error; the server continues without it.
 pub fn assist() -> vellum_sys::Error {
     match vellum_sys::own_files::assist() {
         Err(error) => error,
@@ -142,10 +142,10 @@ pub fn assist() -> vellum_sys::Error {
     }
 }
 
-/// Says that the mount answers, and lets go of the terminal and of the directory this was started
-/// in.
+/// Reports that the mount answers, and lets go of the terminal and of the working directory.
 ///
-/// Errors if nobody waits any more: then nobody knows of the mount, and it is to be taken away.
+/// Fails if the parent no longer waits. Then no process knows of the mount, so the caller unmounts
+/// it.
 pub fn ready(log: Option<&Path>) -> Result<()> {
     let io = |action: &'static str, path: &str| Error::io(action, path.to_owned());
     let null = File::options()
@@ -157,7 +157,7 @@ pub fn ready(log: Option<&Path>) -> Result<()> {
     let mut out = std::io::stdout();
     out.write_all(READY)
         .and_then(|()| out.flush())
-        .map_err(io("write", "<the one who asked for the mount>"))?;
+        .map_err(io("report readiness to", "the parent process"))?;
     let errors = match log {
         None => None,
         Some(path) => {
@@ -168,5 +168,5 @@ pub fn ready(log: Option<&Path>) -> Result<()> {
     let replaced = rustix::stdio::dup2_stdin(&null)
         .and_then(|()| rustix::stdio::dup2_stderr(errors.as_ref().unwrap_or(&null)))
         .and_then(|()| rustix::stdio::dup2_stdout(&null));
-    replaced.map_err(|errno| io("replace", "<the standard descriptors>")(errno.into()))
+    replaced.map_err(|errno| io("replace", "the standard descriptors")(errno.into()))
 }

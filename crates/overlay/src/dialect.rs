@@ -1,11 +1,11 @@
-//! In which dialect a mount writes: the namespace of its marks, and for an upper the kernel's marks
-//! or `.wh.` names.
+//! The dialect that a mount writes: the namespace of its marks and, for an upper, the kernel's
+//! marks or `.wh.` names.
 //!
 //! Deletions are written in one of two forms, and a reader of the other form shows what was
-//! deleted. So an upper goes on in the form that it was begun in: as the work directory's record
-//! says, and where there is none, as the upper's own marks say ([`Sign`]). One without marks is the
-//! kernel's. Where the file system takes the kernel's marks in no form, there are only names; that
-//! is tried, not guessed.
+//! deleted. So an upper keeps the form that it began with: the one in the work directory's record
+//! or, without a record, the one of the upper's own marks ([`Sign`]). An upper without marks gets
+//! the kernel's form. Where the file system can't hold the kernel's marks, only names are left;
+//! that is tried, not guessed.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -21,31 +21,33 @@ use crate::error::{Error, Result};
 use crate::options::{MountOptions, WhFiles};
 use crate::record::LayerRecord;
 
-/// Returns the namespace of the marks of a mount: `trusted.*` for root outside any user namespace,
-/// who alone sees those.
+/// Returns the namespace of a mount's marks: `trusted.*` for root outside any user namespace; no
+/// other user sees those.
 pub fn prefix(options: &MountOptions) -> Result<Prefix> {
     match (options.user_xattr, Process::read().is_root()) {
         (Some(true), _) | (None, false) => Ok(Prefix::User),
         (None | Some(false), true) => Ok(Prefix::Trusted),
         (Some(false), false) => Err(Error::Unsupported {
-            what: "marks in trusted.overlay.* can be read and written by root outside a user namespace only".into(),
+            what:
+                "only root outside a user namespace can read and write marks in trusted.overlay.*"
+                    .into(),
             hint: "leave out userxattr=off".into(),
         }),
     }
 }
 
-/// Why an upper's deletions are written as they are.
+/// Why an upper's deletions have the form that they have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chosen {
     /// The mount options or the record of an earlier mount say so.
     Known(WhNames),
     /// The upper has marks of its own that say so, or is not empty and has none.
     Seen(WhNames),
-    /// Nothing was there yet.
+    /// The upper is empty.
     Empty,
-    /// The file system takes no extended attributes for marks.
+    /// The file system has no extended attributes for marks.
     NoXattrs,
-    /// The file system takes no devices 0:0: it is an overlay itself, for one.
+    /// The file system takes no devices 0:0, for example because it is an overlay itself.
     NoDevices,
 }
 
@@ -58,29 +60,29 @@ impl Chosen {
         }
     }
 
-    /// What the user should hear of it, once: an earlier mount's choice is known already.
+    /// What the user should know about it. Not repeated for a choice that an earlier mount made.
     pub(super) fn told(self, upper: &Path) -> Option<String> {
         let upper = upper.display();
         match self {
             Self::Known(_) | Self::Empty | Self::Seen(WhNames::Plain) => None,
             Self::Seen(WhNames::Whiteouts) => Some(format!(
-                "{upper} has .wh. files for removed names and goes on with them; the kernel's overlay would show what they hide \
+                "{upper} marks removed names with .wh. files, and continues to; the kernel's overlay would show what they hide \
                  (`vellum layer convert --marks` changes that)"
             )),
             Self::NoXattrs => Some(format!(
-                "the file system of {upper} takes no xattrs: removed names become .wh. files, and renamed directories, links of lower \
+                "the file system of {upper} has no xattrs: removed names become .wh. files, and renamed directories, hard links of lower \
                  files and inode numbers last only until the unmount"
             )),
             Self::NoDevices => Some(format!(
                 "the file system of {upper} takes no devices 0:0, so removed names become .wh. files there: names of more than 251 bytes \
-                 can't be removed, directories from below can't be renamed, and the kernel's overlay can't read it \
+                 can't be removed, directories of lower layers can't be renamed, and the kernel's overlay can't read it \
                  (`vellum layer convert --marks` changes that)"
             )),
         }
     }
 }
 
-/// What is known of an upper that is only read.
+/// What is known about an upper that is only read.
 pub(super) fn of_upper(options: &MountOptions, upper: &Dir) -> Result<Chosen> {
     let work = options
         .work
@@ -89,7 +91,7 @@ pub(super) fn of_upper(options: &MountOptions, upper: &Dir) -> Result<Chosen> {
     known_or_seen(options, upper, work.as_ref())
 }
 
-/// Chooses for an upper that is going to be changed; tries what its file system takes.
+/// Chooses the form for an upper that will be changed; tries what its file system takes.
 pub(super) fn for_changes(options: &MountOptions, upper: &Dir, work: &Dir) -> Result<Chosen> {
     let chosen = known_or_seen(options, upper, Some(work))?;
     let forced = options.wh_files == WhFiles::Plain;
@@ -118,20 +120,20 @@ fn known_or_seen(options: &MountOptions, upper: &Dir, work: Option<&Dir>) -> Res
             None if upper.entries()?.next().is_none() => Chosen::Empty,
             None => {
                 let sign = sign_of(upper, work)?;
-                tracing::info!(?sign, "an upper without a record");
+                tracing::info!(?sign, "the upper has no record");
                 Chosen::Seen(names(sign == Sign::Names))
             }
         },
     })
 }
 
-/// What an upper shows of who wrote it.
+/// What an upper's marks say about its writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sign {
     /// An overlay that marks with devices 0:0 and `overlay.*` attributes.
     Kernel,
-    /// Somebody who hides names with `.wh.` files: fuse-overlayfs without privilege, an unpacker of
-    /// archives.
+    /// A writer that hides names with `.wh.` files: fuse-overlayfs without privilege, or an
+    /// unpacker of archives.
     Names,
     /// Nothing.
     None,
@@ -139,12 +141,12 @@ enum Sign {
 
 /// Looks for the marks of either dialect.
 ///
-/// fuse-overlayfs may write both, so its own marks come first; a `.wh.` name beside marks of the
-/// kernel is a name like any other.
+/// fuse-overlayfs may write both, so its own marks come first. A `.wh.` name next to the kernel's
+/// marks is an ordinary name.
 fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
     let on_root = match xattr::list_fd(upper) {
         Ok(names) => names,
-        // Then it has none that count.
+        // Then it has no marks that count.
         Err(error) if error.is_unsupported() || error.is_denied() => Vec::new(),
         Err(error) => return Err(error.into()),
     };
@@ -159,7 +161,7 @@ fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
     let mut kernel =
         any("trusted.overlay.") || any("user.overlay.") || work.is_some_and(is_kernels_work);
     let mut names = false;
-    // Opened one by one: a wide tree would take all descriptors.
+    // Opened one by one: a wide tree would use up all descriptors.
     let mut left = vec![(Arc::new(upper.dup()?), None::<OsString>)];
     while let Some((above, name)) = left.pop() {
         let dir = match name.as_deref().map(|name| above.open_dir(name)) {
@@ -191,8 +193,8 @@ fn sign_of(upper: &Dir, work: Option<&Dir>) -> Result<Sign> {
     })
 }
 
-/// Whether the kernel's overlay had the work directory: it makes directories in it that others
-/// don't, or with no permissions at all.
+/// Tells whether the work directory was the kernel's overlay's: the kernel creates directories in
+/// it that others don't, or without any permissions.
 fn is_kernels_work(work: &Dir) -> bool {
     let has_index = work.stat(workdir::INDEX).is_ok_and(|stat| stat.is_dir());
     let shut = work
@@ -201,8 +203,8 @@ fn is_kernels_work(work: &Dir) -> bool {
     has_index || shut
 }
 
-/// Tells whether marks can be xattrs there. Tried with one that means nothing, which is taken away
-/// again.
+/// Tells whether the file system takes marks as xattrs. Tries one that means nothing, and removes
+/// it.
 fn takes_xattrs(options: &MountOptions, upper: &Dir) -> Result<bool> {
     let name = prefix(options)?.xattr(Mark::Probe);
     match xattr::set_fd(upper, name, b"", xattr::SetMode::Any) {

@@ -1,12 +1,12 @@
 //! Why a union could not be mounted or read, with a hint where one helps.
 //!
-//! The text never repeats its source. Whoever prints it puts [`Error::hint`] on a line of its own.
+//! The text never repeats its source. The caller prints [`Error::hint`] on a line of its own.
 
 use std::path::PathBuf;
 
 use crate::options::BadOption;
 
-/// The result of what this room does.
+/// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why it failed.
@@ -35,7 +35,7 @@ pub enum Error {
     Io {
         /// What was tried, as a verb ("read", "create").
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
         /// Why not.
         #[source]
@@ -58,7 +58,7 @@ pub enum Error {
     #[error(transparent)]
     Mount(#[from] vellum_sys::mount::MountError),
 
-    /// This program could not be started once more, to serve.
+    /// This program could not be executed again to serve a mount.
     #[error("cannot run {}", program.display())]
     Program {
         /// The program.
@@ -68,19 +68,19 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// The process that was to serve a mount of a container could not.
-    #[error("Vellum's engine could not mount it: {said}")]
+    /// The process that should serve the mount failed.
+    #[error("Vellum's engine could not mount the layers: {said}")]
     Engine {
-        /// What it said.
+        /// What it wrote to standard error.
         said: String,
     },
 
-    /// A mount was made, but does not answer. Its process is told to take it away.
+    /// A mount was created but does not answer. Its process has been told to unmount it.
     #[error("the mount on {} does not answer", target.display())]
     Silent {
-        /// Where.
+        /// The mount point.
         target: PathBuf,
-        /// What asking it gave.
+        /// What asking it returned.
         #[source]
         source: std::io::Error,
     },
@@ -109,7 +109,7 @@ impl Error {
         }
     }
 
-    /// What the user could do next, if there is something.
+    /// What the user can do next, if anything.
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Invalid { hint, .. } => hint.as_deref(),
@@ -125,7 +125,7 @@ impl Error {
         }
     }
 
-    /// Tells whether the request can't be understood, as opposed to failing.
+    /// Tells whether the request can't be understood, rather than failed.
     pub fn is_misuse(&self) -> bool {
         matches!(self, Self::Invalid { .. })
     }

@@ -1,9 +1,9 @@
-//! From the directories of a mount to layers with dialects, and to what an engine is opened with.
+//! Turns the directories of a mount into layers with dialects, and into the options of an engine.
 //!
-//! Which marks are followed in which lower layer is decided here. A tree that was unpacked from an
-//! archive holds what a stranger wrote, so by default redirects and metacopies are followed only in
-//! layers that say, beside the tree and not in it, that an engine of ours made them (the record in
-//! the work directory next to the layer). The upper is always an engine's own.
+//! It decides which marks are followed in which lower layer. A tree that was unpacked from an
+//! archive holds whatever the archive's author wrote. So by default redirects and metacopies are
+//! followed only in layers that Vellum's engine wrote, as the record in the work directory next to
+//! the layer says, outside the tree. The upper was always written by an engine.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,11 @@ use vellum_union::{BlockMaps, Dialect, DirLayer, Layer, LayerTrust, Records, Sta
 use crate::dialect::prefix;
 use crate::error::{Error, Result};
 use crate::options::{MountOptions, Redirects, Trust, WhFiles};
-use crate::record::{Beside, LayerRecord, NewRecord};
+use crate::record::{LayerRecord, NewRecord, RecordsBeside};
 use crate::{dialect, owners};
 
-/// Returns the options with which an upper was last mounted, as far as they say what its marks are
-/// and what lies below it.
+/// Returns the options of an upper's last mount, as far as they tell its marks and its lower
+/// layers.
 ///
 /// `None` if the work directory does not know this upper.
 pub fn last_mounted(upper: &Path, work: &Path) -> Result<Option<MountOptions>> {
@@ -34,18 +34,18 @@ pub fn last_mounted(upper: &Path, work: &Path) -> Result<Option<MountOptions>> {
 /// Open layers, top first.
 pub type Layers = Vec<Arc<dyn Layer>>;
 
-/// Opens the lower layers as `options` say they are to be read; then those for data only.
+/// Opens the lower layers as `options` say, then the data-only ones.
 pub fn lowers(options: &MountOptions) -> Result<(Layers, Layers)> {
-    open_lowers(options, &mut Beside::default(), &mut Vec::new())
+    open_lowers(options, &mut RecordsBeside::default(), &mut Vec::new())
 }
 
 fn open_lowers(
     options: &MountOptions,
-    beside: &mut Beside,
+    beside: &mut RecordsBeside,
     warnings: &mut Vec<String>,
 ) -> Result<(Layers, Layers)> {
     let prefix = prefix(options)?;
-    // Files of data-only layers can be reached by metacopies and in no other way.
+    // Files of data-only layers are reached by metacopies only.
     let trust = match options.trust {
         Trust::ByRecord if !options.data_lowers.is_empty() => Trust::Engine,
         asked => asked,
@@ -57,7 +57,7 @@ fn open_lowers(
             && record.has_maps
         {
             warnings.push(format!(
-                "in the lower layer {} files are copied up in part, and can't be read: `vellum settle {0} {}` makes them whole",
+                "the lower layer {} has partly copied files, which can't be read: `vellum settle {0} {}` completes them",
                 path.display(),
                 record.work.display()
             ));
@@ -92,11 +92,11 @@ fn open_lowers(
     Ok((ordinary, data))
 }
 
-/// Replaces lower layers that are shown by an id-mapped mount by what that mount shows, if this
-/// mount maps owners itself.
+/// Replaces lower layers that are shown by an id-mapped mount with the directories behind that
+/// mount, if this mount maps owners itself.
 ///
-/// Podman 4 does both at once, and owners that were mapped twice belong to nobody. A layer that can
-/// be reached in no other way stays as it is.
+/// Podman 4 does both at once, and owners that are mapped twice belong to no user. A layer that
+/// can't be reached any other way stays as it is.
 pub fn beneath_id_maps(options: &mut MountOptions) -> Result<()> {
     if options.ids.are_plain() {
         return Ok(());
@@ -112,7 +112,7 @@ pub fn beneath_id_maps(options: &mut MountOptions) -> Result<()> {
     Ok(())
 }
 
-/// Where the same directory is without the mapping.
+/// Returns the path of the same directory without the mapping.
 fn beneath_id_map(path: &Path, table: &mountinfo::Table) -> Option<PathBuf> {
     let real = std::fs::canonicalize(path).ok()?;
     let mount = *table.chain(&real).last()?;
@@ -152,26 +152,26 @@ fn open_dir(path: &Path) -> Result<Dir> {
 }
 
 /// Opens a lower layer as its own file system has it, as the kernel's overlay sees its layers:
-/// without what is mounted in it, the union itself first of all, and without moving access times.
-/// Who may not have such a view gets the directory as it is.
+/// without the mounts in it (above all the union itself) and without updating access times. A
+/// process without the privilege for such a view gets the directory as it is.
 fn lower_dir(path: &Path) -> Result<Dir> {
     let dir = open_dir(path)?;
     match mount::without_submounts(&dir) {
         Ok(view) => Ok(view),
         Err(error) => {
-            tracing::debug!(layer = %path.display(), %error, "seen with what is mounted in it");
+            tracing::debug!(layer = %path.display(), %error, "the layer is read with the mounts in it");
             Ok(dir.open_dir_quietly(".")?)
         }
     }
 }
 
-/// Refuses a lower layer that holds the place of the mount, where it can't be seen without that:
-/// looking into it would wait for the union itself.
+/// Refuses a lower layer that contains the mount point, if the layer can't be read without the
+/// mounts in it: reading it would wait for the union itself.
 pub fn apart_from(target: &Path, options: &MountOptions) -> Result<()> {
     let real = std::fs::canonicalize(target).map_err(Error::io("find", target))?;
     for lower in options.lowers.iter().chain(&options.data_lowers) {
         let Ok(place) = std::fs::canonicalize(lower) else {
-            // Opening it will say what is wrong.
+            // Opening it will report the error.
             continue;
         };
         if real.starts_with(&place) && mount::without_submounts(&open_dir(lower)?).is_err() {
@@ -181,14 +181,14 @@ pub fn apart_from(target: &Path, options: &MountOptions) -> Result<()> {
                     target.display(),
                     lower.display()
                 ),
-                hint: "mount somewhere else: a layer that holds its own union needs privilege over mounts".into(),
+                hint: "mount somewhere else: only a process that may mount can use a layer that contains its own mount point".into(),
             });
         }
     }
     Ok(())
 }
 
-/// Records are read where the caller says so, and where the layer's own root has one.
+/// Records are read if the caller asks for it, or if the layer's own root has one.
 fn records(options: &MountOptions, root: &Dir) -> Result<Records> {
     if options.records {
         return Ok(Records::Read);
@@ -204,7 +204,8 @@ fn records(options: &MountOptions, root: &Dir) -> Result<Records> {
     Ok(Records::None)
 }
 
-/// The union of the lower layers and, if there is one, the upper: for reading without a mount.
+/// Returns the union of the lower layers and the upper, if there is one, for reading without a
+/// mount.
 pub fn stack(options: &MountOptions) -> Result<Stack> {
     let (mut layers, data) = lowers(options)?;
     if let Some(upper) = &options.upper {
@@ -213,7 +214,7 @@ pub fn stack(options: &MountOptions) -> Result<Stack> {
     Ok(Stack::with_data_layers(layers, data)?)
 }
 
-/// The upper as a layer that is only read.
+/// Returns the upper as a layer that is only read.
 fn upper_to_read(options: &MountOptions, upper: &Path) -> Result<Arc<dyn Layer>> {
     let dir = open_dir(upper)?;
     let dialect = Dialect {
@@ -230,22 +231,22 @@ fn upper_to_read(options: &MountOptions, upper: &Path) -> Result<Arc<dyn Layer>>
     Ok(Arc::new(layer.with_block_maps(maps.map(Arc::new))))
 }
 
-/// What an engine is opened with, and what its user should hear of.
+/// What an engine is opened with, and the warnings for its user.
 #[derive(Debug)]
 pub struct Opened {
     /// For the engine.
     pub engine: EngineOptions,
-    /// To be written once the engine has the upper: until then it may be another's.
+    /// Written once the engine holds the upper: until then another may.
     pub record: Option<NewRecord>,
-    /// What will not be as usual, one line each.
+    /// What will differ from the usual, one line each.
     pub warnings: Vec<String>,
-    /// Held as long as the mount lives: who wants to change a lower layer finds it taken.
+    /// Held as long as the mount lives: a process that wants to change a lower layer finds it
+    /// locked.
     pub locks: Vec<Lock>,
 }
 
-/// Takes each lower layer together with everybody else who only reads it. Where that can't be
-/// (somebody has it as his upper, a file system without locks) the mount goes on, as the kernel's
-/// would.
+/// Takes a shared lock on each lower layer. Where that fails (a process has it as its upper, or the
+/// file system has no locks) the mount continues, as the kernel's would.
 fn hold(options: &MountOptions) -> Vec<Lock> {
     let all = options.lowers.iter().chain(&options.data_lowers);
     all.filter_map(|path| {
@@ -253,7 +254,7 @@ fn hold(options: &MountOptions) -> Vec<Lock> {
         match held {
             Ok(Some(lock)) => Some(lock),
             Ok(None) => {
-                tracing::warn!(layer = %path.display(), "somebody is writing to this lower layer");
+                tracing::warn!(layer = %path.display(), "another process is writing to this lower layer");
                 None
             }
             Err(error) => {
@@ -265,10 +266,10 @@ fn hold(options: &MountOptions) -> Vec<Lock> {
     .collect()
 }
 
-/// Opens the layers of a mount and decides how each is read. Writes nothing.
+/// Opens the layers of a mount and decides how each one is read. Writes nothing.
 pub fn open(options: &MountOptions) -> Result<Opened> {
     let mut warnings = Vec::new();
-    let mut beside = Beside::default();
+    let mut beside = RecordsBeside::default();
     let (mut lowers, data_lowers) = open_lowers(options, &mut beside, &mut warnings)?;
     let (upper, record) = match (&options.upper, &options.work) {
         (Some(upper), Some(work)) if !options.flags.read_only => {
@@ -276,7 +277,7 @@ pub fn open(options: &MountOptions) -> Result<Opened> {
             (Some(upper), record)
         }
         (Some(upper), _) => {
-            // A read-only mount with an upper shows it and leaves it alone.
+            // A read-only mount with an upper shows the upper and does not change it.
             lowers.insert(0, upper_to_read(options, upper)?);
             (None, None)
         }

@@ -1,10 +1,10 @@
-//! A union mounted by Vellum's own engine, of layers that are named one by one.
+//! A union of layers that are named one by one, mounted by Vellum's own engine.
 //!
 //! * [`options`]: what can be asked for, and the tables of `-o` options; [`parse`]: how `-o`
-//!   strings are read; [`values`]: switches, sizes and paths as text, and what a misspelled word
-//!   was meant to be;
-//! * [`layers`]: from directories to layers with dialects: whose marks are followed; [`dialect`]:
-//!   how an upper writes its own;
+//!   strings are read; [`values`]: switches, sizes and paths as text, and suggestions for
+//!   misspelled words;
+//! * [`layers`]: turns directories into layers with dialects, and decides whose marks are followed;
+//!   [`dialect`]: how an upper writes its own;
 //! * `record`: what a work directory remembers of its upper; `owners`: whose ids a container's
 //!   layer holds;
 //! * [`daemon`]: the process that serves; [`serve`]: what it does;
@@ -12,8 +12,8 @@
 //!   [`report`]: how its failures look.
 //!
 //! `vellum overlay`, the mount program `vellum-fuse-overlayfs` and the store's own mounts all end
-//! here. This room must not know the store, images or anything that speaks over a network: whoever
-//! needs the mount program alone builds nothing else.
+//! here. This crate must not know the store, images or networks: a build of the mount program alone
+//! contains none of them.
 #![forbid(unsafe_code)]
 
 pub mod daemon;

@@ -1,7 +1,7 @@
 //! `vellum-fuse-overlayfs`: the mount program alone, for Podman, Buildah and mount(8).
 //!
-//! Called `mount.fuse.vellum` it is mount(8)'s helper; under any other name it is called as
-//! fuse-overlayfs is.
+//! Called `mount.fuse.vellum` it is mount(8)'s helper; under any other name it behaves like
+//! fuse-overlayfs.
 #![forbid(unsafe_code)]
 
 use vellum_overlay::names::Name;

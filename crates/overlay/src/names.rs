@@ -1,10 +1,10 @@
-//! The other names of `vellum overlay`, and how their callers write a command line. Pure.
+//! The other names of `vellum overlay`, and the command lines of their callers. Pure.
 //!
-//! * `fuse-overlayfs [-f] [-d] [-o OPTIONS] [SOURCE] TARGET`: containers/storage and Buildah call
-//!   it so, and containerd through mount.fuse3, which gives a source too. What it doesn't know it
-//!   ignores, and says so.
-//! * `mount.fuse.vellum SOURCE TARGET [-sfnvrw] [-o OPTIONS] [-t TYPE] [-N NAMESPACE]`: mount(8)
-//!   calls it for the type `fuse.vellum`. There `-f` means: do nothing.
+//! * `fuse-overlayfs [-f] [-d] [-o OPTIONS] [SOURCE] TARGET`: the form of containers/storage and
+//!   Buildah, and of containerd through mount.fuse3, which adds a source. Unknown arguments are
+//!   ignored with a message.
+//! * `mount.fuse.vellum SOURCE TARGET [-sfnvrw] [-o OPTIONS] [-t TYPE] [-N NAMESPACE]`: the form of
+//!   mount(8) for the type `fuse.vellum`. There `-f` means: do nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -23,8 +23,8 @@ pub enum Name {
 }
 
 impl Name {
-    /// Returns the name behind what stands in the first argument; `None` for all others, which mean
-    /// the vellum command.
+    /// Returns the name that `called_as` (the first argument) stands for; `None` for all others,
+    /// which mean the vellum command.
     pub fn of(called_as: &OsStr) -> Option<Name> {
         match Path::new(called_as).file_name()?.as_bytes() {
             b"fuse-overlayfs" => Some(Name::FuseOverlayfs),
@@ -45,27 +45,27 @@ impl Name {
 /// What a command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
-    /// How it is used.
+    /// Help on usage.
     Help,
-    /// Which version it is.
+    /// The version.
     Version,
-    /// Nothing: mount(8) only tries.
+    /// Nothing: mount(8) does a dry run.
     Nothing,
     /// A mount.
     Mount(Call),
-    /// Other flags for a mount that is there, by mount(8)'s names.
+    /// Other flags for an existing mount, by mount(8)'s names.
     Remount {
-        /// Where it is.
+        /// The mount point.
         target: PathBuf,
-        /// All options, of which those that are no flags stay as they are.
+        /// All options; those that aren't flags stay as they are.
         options: Vec<String>,
     },
 }
 
-/// A mount as it was asked for, options not understood yet.
+/// A mount as requested; its options are not parsed yet.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Call {
-    /// Where.
+    /// The mount point.
     pub target: PathBuf,
     /// The values of all `-o`, in order.
     pub options: Vec<OsString>,
@@ -75,7 +75,7 @@ pub struct Call {
     pub ignored: Vec<OsString>,
 }
 
-/// Reads the arguments behind the name. Errors with one line if there is no mount in them.
+/// Parses the arguments after the name. Fails with one line if they name no mount.
 pub fn read(name: Name, arguments: &[OsString]) -> Result<Asked, String> {
     let mut call = Call::default();
     let mut places = Vec::new();
@@ -113,15 +113,15 @@ pub fn read(name: Name, arguments: &[OsString]) -> Result<Asked, String> {
         }
     }
     match (places.len(), name) {
-        (0, _) => return Err("no directory to mount on is given".into()),
+        (0, _) => return Err("no mount point is given".into()),
         (1, Name::MountHelper) => {
-            return Err("a source and a directory to mount on are needed".into());
+            return Err("a source and a mount point are needed".into());
         }
         (1 | 2, _) => {}
-        (_, _) => return Err("there are more arguments than a source and a directory".into()),
+        (_, _) => return Err("too many arguments: expected a source and a mount point".into()),
     }
     call.target = places.pop().unwrap_or_default();
-    // What can't be taken apart is no such word; as a mount it gets its error.
+    // A string that can't be split has no such word; the mount reports its error.
     let words = call
         .options
         .iter()
@@ -146,7 +146,7 @@ pub fn read(name: Name, arguments: &[OsString]) -> Result<Asked, String> {
     })
 }
 
-/// Returns the help of `name`: how it is used, and all options.
+/// Returns the help of `name`: its usage and all options.
 pub fn help(name: Name) -> String {
     format!(
         "{}\n\nOptions, separated by commas:\n{}",
@@ -155,7 +155,7 @@ pub fn help(name: Name) -> String {
     )
 }
 
-/// Returns how `name` is used.
+/// Returns the usage of `name`.
 pub fn usage(name: Name) -> String {
     let line = match name {
         Name::FuseOverlayfs => {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_known_wherever_they_lie() {
+    fn names_are_recognised_in_any_directory() {
         for (called_as, name) in [
             ("/usr/bin/fuse-overlayfs", Some(Name::FuseOverlayfs)),
             ("fuse-overlayfs", Some(Name::FuseOverlayfs)),

@@ -1,11 +1,11 @@
-//! What a mount of Vellum's own engine is asked for: plain values, and the tables of the `-o`
-//! options that say so.
+//! The options of a mount by Vellum's own engine: plain values, and the tables of the `-o` options
+//! that set them.
 //!
-//! [`crate::parse`] makes [`MountOptions`] of `-o` strings, the mount plan makes them of a store's
-//! layers. Nothing here touches files.
+//! [`crate::parse`] reads [`MountOptions`] from `-o` strings; the mount plan derives them from a
+//! store's layers. Nothing here touches files.
 //!
-//! A new option is a field of [`MountOptions`] with what holds without it, an entry of a table, and
-//! a line in docs/overlay.md.
+//! A new option needs a field of [`MountOptions`] with its default, an entry in a table, and a line
+//! in docs/overlay.md.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -31,18 +31,17 @@ use given::{Given, lower_list, needed};
 pub use kinds::{Access, Manners, Redirects, Settle, Trust, WhFiles};
 pub use list::listed;
 
-/// A file is copied up block by block from this size on.
+/// Files of at least this size are copied up block by block.
 ///
-/// Below it a whole copy costs about as much as the bookkeeping, and leaves a plain file that every
-/// reader understands.
+/// A whole copy of a smaller file costs about as much as the bookkeeping, and leaves a plain file
+/// that every reader understands.
 pub const BLOCKS_FROM_BYTES: u64 = 4 << 20;
 
-/// How long names and attributes are remembered by the kernel where nothing else is said: for ever,
-/// as far as a FUSE reply can say it. The engine is the only writer, so nothing it told ever turns
-/// wrong by itself.
+/// How long the kernel remembers names and attributes by default: for ever, as far as a FUSE reply
+/// can say so. The engine is the only writer, so its replies stay right.
 pub const CACHE_FOR: Duration = Duration::from_secs(1_000_000_000);
 
-/// One mount of the engine. Paths are as given: see [`MountOptions::made_absolute`].
+/// The options of one mount. Paths are as given: see [`MountOptions::made_absolute`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct MountOptions {
     /// Read-only layers, top first; at least one.
@@ -63,14 +62,14 @@ pub struct MountOptions {
     pub no_xattrs: bool,
     /// POSIX ACLs are xattrs like any other.
     pub no_acl: bool,
-    /// Owners, modes and devices that can't be set are recorded in xattrs. Off: read where a
-    /// layer's root has such a record.
+    /// Owners, modes and devices that can't be set are recorded in xattrs. Off: existing records
+    /// are read in layers whose root has one.
     pub records: bool,
     /// Nothing is synced.
     pub is_volatile: bool,
-    /// A copy is durable before it shows, and not only in order.
+    /// A copy is durable before it is visible; otherwise it is only ordered.
     pub sync_copies: bool,
-    /// Directories of lower layers.
+    /// Whether directories of lower layers can be renamed.
     pub redirects: Redirects,
     /// Attributes change without a copy of the data.
     pub metacopy: bool,
@@ -78,48 +77,48 @@ pub struct MountOptions {
     pub index: bool,
     /// Inode numbers unique over all layers: `On` requires handles in every layer.
     pub xino: Toggle,
-    /// Marks are `user.overlay.*`. `None`: wherever `trusted.overlay.*` can't be had.
+    /// Marks are `user.overlay.*`. `None`: only where `trusted.overlay.*` isn't available.
     pub user_xattr: Option<bool>,
     /// Whose marks are followed in lower layers.
     pub trust: Trust,
-    /// Besides those, the marks of these layers are followed: numbers of `lowers`, from 0.
+    /// Numbers of further `lowers` whose marks are followed, from 0.
     pub trusted: Vec<usize>,
-    /// What `.wh.` names are.
+    /// Whether `.wh.` names hide others.
     pub wh_files: WhFiles,
     /// How long the kernel remembers names and attributes.
     pub cache_for: Duration,
-    /// The kernel collects writes before it hands them over.
+    /// The kernel collects writes before it passes them on.
     pub writeback: bool,
-    /// How data travels.
+    /// How file data is read and written.
     pub data: DataMode,
-    /// When refusals are told.
+    /// When refusals are reported.
     pub open: OpenMode,
-    /// The most the upper may hold.
+    /// The most that the upper may hold.
     pub limit: Limit,
-    /// When partly copied files are made whole.
+    /// When partly copied files are completed.
     pub settle: Settle,
-    /// Files from this size on are copied block by block; `None`: none.
+    /// Files of at least this size are copied block by block; `None`: none are.
     pub blocks_from_bytes: Option<u64>,
     /// Kernel mount flags.
     pub flags: MountFlags,
-    /// Who may use it. `None`: everybody if root mounts, else the owner.
+    /// Which users may use it. `None`: every user if root mounts, else the owner.
     pub access: Option<Access>,
-    /// How many threads serve. `None`: as many as suit the machine.
+    /// How many threads serve. `None`: as many as the machine suggests.
     pub threads: Option<usize>,
     /// Requests come over io_uring where the kernel offers it.
     pub io_uring: bool,
-    /// The most bytes of one write request.
+    /// The most bytes in one write request.
     pub max_write_bytes: Option<u32>,
     /// The SELinux label of the whole mount.
     pub context: Option<OsString>,
-    /// What the mount table calls the source.
+    /// The source in the mount table.
     pub source: Option<OsString>,
-    /// Every request is told on stderr, and the program stays in the foreground.
+    /// Every request is logged to stderr, and the program stays in the foreground.
     pub debug: bool,
 }
 
 impl MountOptions {
-    /// Returns what holds where nothing is said.
+    /// Returns the defaults.
     pub fn new(manners: Manners) -> MountOptions {
         let own = manners == Manners::Own;
         MountOptions {
@@ -164,8 +163,8 @@ impl MountOptions {
         }
     }
 
-    /// Returns the same with every path absolute: `base` is where relative ones start. Links are
-    /// not resolved.
+    /// Returns the same with every path absolute; relative ones start at `base`. Links are not
+    /// resolved.
     pub fn made_absolute(mut self, base: &std::path::Path) -> MountOptions {
         let all = self.lowers.iter_mut().chain(&mut self.data_lowers);
         for path in all.chain(&mut self.upper).chain(&mut self.work) {
@@ -177,10 +176,10 @@ impl MountOptions {
     }
 }
 
-/// The mount options as help shows them: parts with their titles.
+/// The mount options in the order of the help, in titled groups.
 ///
-/// The parser, "did you mean", help and the check of docs/overlay.md read these tables and the one
-/// in `others`.
+/// The parser, "did you mean", the help and the check of docs/overlay.md read these tables and the
+/// one in `others`.
 static SHOWN: &[(&str, &[MountOption])] = &[
     ("layers", LAYERS),
     ("marks", MARKS),
@@ -193,7 +192,7 @@ static SHOWN: &[(&str, &[MountOption])] = &[
 const LAYERS: &[MountOption] = &[
     option(
         "lowerdir=TOP:NEXT::DATA",
-        "read-only layers; behind `::` for data only",
+        "read-only layers, top first; after `::`, data only",
         Bytes(|to, value| {
             let value = needed("lowerdir", value)?;
             (to.options.lowers, to.options.data_lowers) = lower_list(value, to.manners)?;
@@ -202,12 +201,12 @@ const LAYERS: &[MountOption] = &[
     ),
     option(
         "lowerdir+=DIR",
-        "one more layer, below those given",
+        "one more layer, below the given ones",
         Dir(|to, dir| to.options.lowers.push(dir)),
     ),
     option(
         "datadir+=DIR",
-        "one more layer for data only",
+        "one more data-only layer",
         Dir(|to, dir| to.options.data_lowers.push(dir)),
     ),
     option(
@@ -234,7 +233,7 @@ const LAYERS: &[MountOption] = &[
     ),
     option(
         "trusted=N[:N...]",
-        "follow them in these layers too; 0 is the first of lowerdir",
+        "follow them in these layers too; 0 is the first lowerdir",
         Text(|to, given| {
             let parts = given.value.split(':');
             let numbers = parts.map(|value| Given { value, ..given }.number());
@@ -263,7 +262,8 @@ const MARKS: &[MountOption] = &[
         Text(|to, given| {
             to.options.redirects = given.one_of(&[
                 ("on", Redirects::On),
-                // The kernel's `off` follows what is there unless its module is told otherwise.
+                // The kernel's `off` follows existing redirects unless its module is configured
+                // otherwise.
                 ("off", Redirects::Follow),
                 ("follow", Redirects::Follow),
                 ("nofollow", Redirects::NoFollow),
@@ -300,7 +300,7 @@ const MARKS: &[MountOption] = &[
 const OWNERS: &[MountOption] = &[
     option(
         "uidmapping=DISK:SHOWN:COUNT[:...]",
-        "owners on disk, and as they are shown",
+        "the mapping from owners on disk to shown owners",
         Text(|to, given| given.id_runs().map(|it| to.options.ids.uids = it)),
     ),
     option(
@@ -335,19 +335,19 @@ const OWNERS: &[MountOption] = &[
         "xattr_permissions=0|1|2",
         "record owners, modes and devices that can't be set",
         Text(|to, given| {
-            // Both spellings are read; records are written as containers/storage reads them.
+            // Both spellings are accepted; records are written as containers/storage reads them.
             to.options.records = given.one_of(&[("0", false), ("1", true), ("2", true)])?;
             Ok(())
         }),
     ),
     option(
         "noacl",
-        "ACLs don't count",
+        "ACLs are ignored",
         OnOff(|to, on| to.options.no_acl = on),
     ),
     option(
         "acl",
-        "ACLs count, as they do anyway",
+        "ACLs are checked (the default)",
         OnOff(|to, on| to.options.no_acl = !on),
     ),
     option(
@@ -365,7 +365,7 @@ const OWNERS: &[MountOption] = &[
 const DATA: &[MountOption] = &[
     option(
         "blocks=SIZE|off",
-        "copy lower files from this size on block by block",
+        "copy lower files of at least this size block by block",
         Text(|to, given| {
             to.options.blocks_from_bytes = match given.value {
                 "off" => None,
@@ -376,7 +376,7 @@ const DATA: &[MountOption] = &[
     ),
     option(
         "settle=manual|unmount",
-        "when such files are made whole",
+        "when such files are completed",
         Text(|to, given| {
             to.options.settle =
                 given.one_of(&[("manual", Settle::Manual), ("unmount", Settle::Unmount)])?;
@@ -414,7 +414,7 @@ const DATA: &[MountOption] = &[
     ),
     option(
         "volatile",
-        "nothing is synced: a crash of the machine costs the upper",
+        "nothing is synced: the upper is lost if the machine crashes",
         OnOff(|to, on| to.options.is_volatile = on),
     ),
 ];
@@ -446,7 +446,7 @@ const SPEED: &[MountOption] = &[
     ),
     option(
         "writeback=1|0",
-        "the kernel collects writes; never with a limit",
+        "the kernel collects writes; off with size or inodes",
         OnOff(|to, on| to.options.writeback = on),
     ),
     option(
@@ -472,9 +472,9 @@ const SPEED: &[MountOption] = &[
     ),
     option(
         "threads=N",
-        "how many threads answer, 1 to 8",
+        "how many threads serve, 1 to 8",
         Text(|to, given| match given.number()? {
-            0 => Err(BadOption::new("threads=0: nobody would answer")),
+            0 => Err(BadOption::new("threads=0: at least one thread is needed")),
             threads => {
                 to.options.threads = Some(threads);
                 Ok(())
@@ -483,14 +483,14 @@ const SPEED: &[MountOption] = &[
     ),
     option(
         "threaded=1|0",
-        "0: one thread answers",
+        "0: one thread serves",
         OnOff(|to, on| {
             to.options.threads = if on { None } else { Some(1) };
         }),
     ),
     option(
         "max_write=BYTES",
-        "the most that one request writes, at most 1 MiB",
+        "the most bytes in one write request, up to 1 MiB",
         Text(|to, given| {
             given
                 .number()
@@ -530,10 +530,10 @@ const MOUNT: &[MountOption] = &[
         "the same for directories only",
         Word(|to, on| to.options.flags.nodiratime = on),
     ),
-    // mount(8) knows a flag of that name; fuse-overlayfs means its own by `sync=0`.
+    // mount(8) has a flag of that name; fuse-overlayfs's option is `sync=0`.
     option(
         "sync",
-        "each write is on disk when it is answered; sync=0: volatile",
+        "each write is on disk before it returns; sync=0: volatile",
         Text(|to, given| {
             match given.value {
                 "" => to.options.flags.sync = true,
@@ -549,12 +549,12 @@ const MOUNT: &[MountOption] = &[
     ),
     option(
         "allow_other",
-        "everybody may use the mount, as permissions say",
+        "all users may use the mount, as permissions allow",
         Word(|to, _| to.options.access = Some(Access::All)),
     ),
     option(
         "allow_root",
-        "root may use the mount besides its owner",
+        "root may use the mount, in addition to its owner",
         Word(|to, _| to.options.access = Some(Access::Root)),
     ),
     option(
@@ -576,16 +576,16 @@ const MOUNT: &[MountOption] = &[
     ),
     option(
         "debug",
-        "stay in the foreground and tell every request",
+        "stay in the foreground and log every request",
         Text(|to, _| {
             to.options.debug = true;
             Ok(())
         }),
     ),
-    // As mount(8) says it with -s: from here on.
+    // As mount(8) passes -s: for the options after it.
     option(
         "sloppy",
-        "options that aren't understood are told and left out",
+        "options that aren't understood are reported and ignored",
         Word(|to, _| to.tolerant = true),
     ),
 ];

@@ -1,19 +1,20 @@
 //! Whose ids a container's layer holds when containers/storage (Podman, Buildah) mounts it for
 //! reading.
 //!
-//! A mount with `uidmapping=` keeps on disk what an image holds, the container's ids, as
+//! A mount with `uidmapping=` keeps an image's ids on disk, the ids inside the container, as
 //! fuse-overlayfs does. To find out what a container changed, Podman mounts its layer once more,
 //! with the image's layers below it, read-only and without any mapping, and compares that with the
-//! image. Podman 5.4 takes what it finds for the container's ids. Podman 5.8 expects what the
-//! kernel would have written, the host's: it takes each back to the container's, whatever layer it
-//! is in, and leaves out of the image what has none. Which of both it expects stands in its list of
-//! layers: a layer with `uidmap` has the host's ids. So all layers of a mount without an upper and
-//! without a mapping of its own are shown with the ids that this list promises for the top one.
-//! Those below hold an image's ids, unless the list says of them, too, that they have the host's
-//! (copies with other owners).
+//! image. Podman 5.4 takes the ids that it finds for the container's. Podman 5.8 expects the
+//! host's, as the kernel would have written them: it maps each back to the container's, in whatever
+//! layer it is, and leaves files with unmapped ids out of the image. Its list of layers tells which
+//! of the two it expects: a layer with `uidmap` has the host's ids. So if a mount has no upper and
+//! no mapping of its own, all its layers are shown with the ids that this list promises for the top
+//! one. The layers below hold an image's ids, unless the list gives them a `uidmap` too (copies
+//! with other owners).
 //!
-//! Only the list says so, never the tree; neither the list, its directory nor the layer's record is
-//! believed that neither root nor who mounts owns, and the directory is no link.
+//! Only the list decides, never the tree. The list, its directory and the layer's record are
+//! ignored unless root or the mounting user owns them, and the directory must not be a symbolic
+//! link.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -26,17 +27,17 @@ use vellum_sys::rooted::Dir;
 use vellum_union::engine::{Holds, IdRules, ReaderIds};
 
 use crate::options::MountOptions;
-use crate::record::{Beside, Recorded, believed};
+use crate::record::{Recorded, RecordsBeside, believed};
 
-/// More than a store of many thousand layers takes.
+/// More than a store of many thousand layers needs.
 const LIST_MAX_BYTES: u64 = 256 << 20;
 
-/// Where the list of layers is, beside the driver's own directory; the second has those of
-/// containers with `--rm`.
+/// The lists of layers, next to the driver's own directory. The second has those of containers with
+/// `--rm`.
 const LISTS: [&str; 2] = ["layers.json", "volatile-layers.json"];
 
 #[derive(Deserialize)]
-struct Listed {
+struct LayerEntry {
     id: String,
     #[serde(default)]
     uidmap: Vec<Mapped>,
@@ -51,12 +52,13 @@ struct Mapped {
     size: u32,
 }
 
-/// Returns how owners are shown, if the list promises others for the top lower layer than it holds.
-pub(super) fn for_reader(options: &MountOptions, beside: &mut Beside) -> Option<ReaderIds> {
+/// Returns how to show owners, if the list promises other ids for the top lower layer than it
+/// holds.
+pub(super) fn for_reader(options: &MountOptions, beside: &mut RecordsBeside) -> Option<ReaderIds> {
     if options.upper.is_some() || !options.ids.are_plain() {
         return None;
     }
-    let mut lists = Lists::default();
+    let mut lists = LayerLists::default();
     let top = std::fs::canonicalize(options.lowers.first()?).ok()?;
     let rules = lists.promised(&top)?;
     let mut written = |layer: &Path| beside.find(layer)?.ids;
@@ -65,11 +67,11 @@ pub(super) fn for_reader(options: &MountOptions, beside: &mut Beside) -> Option<
             return Holds::Outside;
         };
         match lists.promised(&layer) {
-            // An image's.
+            // A layer of the image.
             None => Holds::Outside,
             Some(promised) if written(&layer) == Some(Recorded::of(&promised)) => Holds::Both,
-            // Without a record of how it was written, only ids that can't be the other side's are
-            // changed.
+            // Without a record of how it was written, only ids that can't belong to the other side
+            // are changed.
             Some(promised) if ids::are_apart(&promised.uids) && ids::are_apart(&promised.gids) => {
                 Holds::Both
             }
@@ -82,13 +84,13 @@ pub(super) fn for_reader(options: &MountOptions, beside: &mut Beside) -> Option<
     })
 }
 
-/// The lists of layers that were read, by the driver's directory: a mount may have hundreds of
-/// layers, all in one list.
+/// The lists of layers read so far, by the driver's directory: a mount may have hundreds of layers,
+/// all in one list.
 #[derive(Default)]
-struct Lists(BTreeMap<PathBuf, BTreeMap<String, Listed>>);
+struct LayerLists(BTreeMap<PathBuf, BTreeMap<String, LayerEntry>>);
 
-impl Lists {
-    /// What the list of layers promises for the layer `diff`, which is `DRIVER/ID/diff`.
+impl LayerLists {
+    /// Returns what the list promises for the layer `diff`, which is `DRIVER/ID/diff`.
     fn promised(&mut self, diff: &Path) -> Option<IdRules> {
         let layer = diff
             .parent()
@@ -116,13 +118,13 @@ impl Lists {
     }
 }
 
-/// Reads the lists beside a driver's directory. Of a layer that is in both, the first counts.
-fn read(driver: &Path) -> Option<BTreeMap<String, Listed>> {
+/// Reads the lists next to a driver's directory. For a layer in both lists, the first one counts.
+fn read(driver: &Path) -> Option<BTreeMap<String, LayerEntry>> {
     let mut name = driver.file_name()?.to_owned();
     name.push("-layers");
     let lists = Dir::open(driver.parent()?).ok()?.open_dir(name).ok()?;
     if !believed(lists.stat_self().ok()?.uid) {
-        tracing::debug!(driver = %driver.display(), "a stranger's lists of layers are not believed");
+        tracing::debug!(driver = %driver.display(), "lists of layers ignored: owned by another user");
         return None;
     }
     let all = LISTS.iter().rev().filter_map(|name| listed(&lists, name));
@@ -133,17 +135,19 @@ fn read(driver: &Path) -> Option<BTreeMap<String, Listed>> {
     )
 }
 
-fn listed(lists: &Dir, name: &str) -> Option<Vec<Listed>> {
+fn listed(lists: &Dir, name: &str) -> Option<Vec<LayerEntry>> {
     let file = lists.open_file(name).ok()?;
     if !believed(file.metadata().ok()?.uid()) {
-        tracing::debug!(name, "a stranger's list of layers is not believed");
+        tracing::debug!(name, "list of layers ignored: owned by another user");
         return None;
     }
     let mut text = Vec::new();
     file.take(LIST_MAX_BYTES).read_to_end(&mut text).ok()?;
-    // A list that we can't read, or of a later form, promises nothing.
+    // A list that can't be read, or has a later form, promises nothing.
     serde_json::from_slice(&text)
-        .inspect_err(|error| tracing::debug!(name, %error, "a list of layers is not understood"))
+        .inspect_err(
+            |error| tracing::debug!(name, %error, "list of layers ignored: not understood"),
+        )
         .ok()
 }
 
@@ -159,8 +163,8 @@ mod tests {
     use super::*;
     use crate::options::Manners;
 
-    /// A store as containers/storage makes it, with a layer on an image's, listed with a mapping;
-    /// then how a mount of both shows owners.
+    /// Creates a store as containers/storage does, with a container's layer on an image's, listed
+    /// with a mapping. Returns how a mount of both shows owners.
     fn read_by(
         list: &str,
         runs: serde_json::Value,
@@ -177,7 +181,7 @@ mod tests {
         let mut options = MountOptions::new(Manners::FuseOverlayfs);
         options.lowers = vec![layer, scratch.dir("overlay/image/diff"), PathBuf::from("/")];
         change(&scratch, &mut options);
-        for_reader(&options, &mut Beside::default())
+        for_reader(&options, &mut RecordsBeside::default())
     }
 
     /// How owners of the top layer are mapped, if they are.
@@ -192,18 +196,18 @@ mod tests {
     }
 
     #[test]
-    fn the_images_layers_are_shown_by_the_mapping_of_the_one_above() {
+    fn an_images_layers_are_shown_with_the_mapping_of_the_layer_above() {
         let keep_id = json!([run(0, 1, 1000), run(1000, 0, 1), run(1001, 1001, 64_535)]);
         let of_both = |ids: &ReaderIds, id| {
             let of = |layer| ids.shown(layer, id, id).unwrap();
             (of(0).0, of(1).0)
         };
-        // Who wrote the top layer is not known: it stays. The image's is no question.
+        // It is not known who wrote the top layer, so it stays. The image's layer is certain.
         let ids = read_by("layers.json", keep_id.clone(), |_, _| ()).unwrap();
         assert_eq!(of_both(&ids, 0), (0, 1));
         assert_eq!(of_both(&ids, 33), (33, 34));
         assert_eq!(of_both(&ids, 1000), (1000, 0));
-        // A layer below that the list gives a mapping, too, is a copy with the host's ids.
+        // A lower layer with a mapping in the list is a copy with the host's ids.
         let copied = |scratch: &Scratch, _: &mut MountOptions| {
             let listed = json!([
                 { "id": "image", "uidmap": keep_id, "gidmap": keep_id },
@@ -214,7 +218,7 @@ mod tests {
         let ids = read_by("layers.json", json!([]), copied).unwrap();
         let copy = [Holds::Inside, Holds::Inside, Holds::Outside];
         assert_eq!(ids.layers, copy);
-        // What the mapping doesn't have is not read as another's.
+        // An id that the mapping lacks is not taken for the other side's.
         let moved = json!([run(0, 1000, 5000)]);
         let ids = read_by("layers.json", moved, |_, _| ()).unwrap();
         assert_eq!(ids.shown(1, 33, 0).unwrap(), (1033, 1000));
@@ -225,7 +229,7 @@ mod tests {
         json!({ "container_id": container_id, "host_id": host_id, "size": size })
     }
 
-    /// Has the layer's record say that container id 0 was written as `first`, and the others from
+    /// Makes the layer's record say that container id 0 was written as `first`, and the others from
     /// 100 on.
     fn record(scratch: &Scratch, first: u32) {
         let layer = fs::metadata(scratch.join("overlay/own/diff")).unwrap();
@@ -245,7 +249,7 @@ mod tests {
         for list in LISTS {
             let ids = shown(list, far.clone(), |_, _| ()).unwrap();
             assert_eq!(ids.shown_or_itself(3, 65_535).unwrap(), (100_003, 165_535));
-            // What the kernel wrote before shows as it is.
+            // What the kernel wrote earlier shows as it is.
             assert_eq!(ids.shown_or_itself(100_003, 0).unwrap(), (100_003, 100_000));
             assert!(ids.shown_or_itself(70_000, 0).is_err());
         }
@@ -264,22 +268,22 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_may_be_either_sides_are_changed_only_if_it_is_known_who_wrote_them() {
+    fn ambiguous_ids_are_mapped_only_if_their_writer_is_known() {
         let near = json!([run(0, 1000, 1), run(1, 100, 65_536)]);
         assert_eq!(shown("layers.json", near.clone(), |_, _| ()), None);
         let ids = shown("layers.json", near.clone(), |scratch, _| {
             record(scratch, 1000)
         });
         assert_eq!(ids.unwrap().uid_shown(1).unwrap(), 100);
-        // With another mapping than the list has.
+        // With another mapping than the list's.
         let other = shown("layers.json", near, |scratch, _| record(scratch, 1001));
         assert_eq!(other, None);
     }
 
     #[test]
-    fn a_strangers_list_is_not_believed() {
+    fn another_users_list_is_ignored() {
         if !rustix::process::geteuid().is_root() {
-            return vellum_testkit::untested("somebody else's list", "needs root");
+            return vellum_testkit::untested("another user's list", "needs root");
         }
         let far = json!([run(0, 100_000, 65_536)]);
         for name in ["overlay-layers/layers.json", "overlay-layers"] {
@@ -288,7 +292,7 @@ mod tests {
             };
             assert_eq!(shown("layers.json", far.clone(), given_away), None);
         }
-        // Nor a stranger's record of who wrote the layer.
+        // A record owned by another user is ignored too.
         let near = json!([run(0, 1000, 1), run(1, 100, 65_536)]);
         for owner in [0, 7] {
             let recorded = |scratch: &Scratch, _: &mut MountOptions| {
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_elsewhere_are_not_believed() {
+    fn lists_behind_a_link_are_ignored() {
         let far = json!([run(0, 100_000, 65_536)]);
         let linked = |scratch: &Scratch, _: &mut MountOptions| {
             let lists = scratch.join("overlay-layers");

@@ -1,19 +1,19 @@
-//! The `-o` strings of union mounts, as the kernel, fuse-overlayfs (1.x and 2.0), mount(8) and
-//! Vellum spell them, made into [`MountOptions`]. Pure: text in, values out; nothing is looked up.
+//! Parses the `-o` strings of union mounts, as the kernel, fuse-overlayfs (1.x and 2.0), mount(8)
+//! and Vellum spell them, into [`MountOptions`]. Pure: text in, values out; nothing is looked up.
 //!
 //! How a string is read:
 //! * options are separated by commas; `\,` is a comma in a value, and a value that begins with `"`
-//!   goes to the closing one;
-//! * paths: `\:`, `\,` and `\\` mean the second character. In `upperdir`, `workdir`, `lowerdir+`
-//!   and `datadir+` a backslash before anything else is dropped, in `lowerdir` it stays, as
-//!   fuse-overlayfs has it;
-//! * `lowerdir=A:B::C::D`: A over B, and C and D for data only;
-//! * an option given twice counts as it was given last, `lowerdir+` and `datadir+` add up;
-//! * what only the other engine needs is accepted where leaving it out changes nothing a program
-//!   could see, else refused with the reason.
+//!   extends to the closing one;
+//! * in paths `\:`, `\,` and `\\` mean the second character. In `upperdir`, `workdir`, `lowerdir+`
+//!   and `datadir+` a backslash before any other character is dropped; in `lowerdir` it stays, as
+//!   in fuse-overlayfs;
+//! * `lowerdir=A:B::C::D`: A over B, and the data-only layers C and D;
+//! * if an option is given twice, the last one counts; `lowerdir+` and `datadir+` add up;
+//! * an option that only the other engine needs is accepted if no program could see the difference,
+//!   else refused with the reason.
 //!
-//! In [`Manners::FuseOverlayfs`] options that are not understood are returned as
-//! [`Parsed::unknown`], to be told once; a value that can't be meant is an error there too.
+//! With [`Manners::FuseOverlayfs`], options that are not understood are returned as
+//! [`Parsed::unknown`], to be reported once; a wrong value is an error there too.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -21,19 +21,19 @@ use std::os::unix::ffi::OsStrExt;
 use crate::options::{BadOption, Draft, Manners, MountOptions, Redirects, Trust, list};
 use crate::values::near;
 
-/// Options, and what of the text means nothing here.
+/// Options, and the parts of the text that mean nothing here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parsed {
-    /// What is asked for.
+    /// The options.
     pub options: MountOptions,
-    /// Options that nobody knows, as given. Empty unless they are tolerated.
+    /// Unknown options, as given. Empty unless they are tolerated.
     pub unknown: Vec<OsString>,
 }
 
-/// Reads the values of all `-o`, in order.
+/// Parses the values of all `-o`, in order.
 ///
-/// Errors if one can't be understood (see [`Manners`]), if there is no lower layer, or if an upper
-/// has no work directory or the other way round.
+/// Errors: one can't be understood (see [`Manners`]), there is no lower layer, or there is only one
+/// of upper and work directory.
 pub fn parse(manners: Manners, texts: &[OsString]) -> Result<Parsed, BadOption> {
     let mut draft = Draft::new(manners);
     let mut unknown = Vec::new();
@@ -55,7 +55,7 @@ pub fn parse(manners: Manners, texts: &[OsString]) -> Result<Parsed, BadOption> 
     })
 }
 
-/// Does what one option says. Returns `false` if there is none of its name that takes its value.
+/// Applies one option. Returns `false` if no option of its name takes its value.
 fn is_understood(draft: &mut Draft, option: &[u8]) -> Result<bool, BadOption> {
     let (name, value) = name_and_value(option);
     let Ok(name) = std::str::from_utf8(name) else {
@@ -63,7 +63,7 @@ fn is_understood(draft: &mut Draft, option: &[u8]) -> Result<bool, BadOption> {
     };
     match list::find(name) {
         Some(option) => option.apply(draft, name, value),
-        // mount(8)'s, for programs and people who read fstab.
+        // mount(8)'s, for programs and people that read fstab.
         None => Ok(name.starts_with("x-") || name.starts_with("X-") || name == "comment"),
     }
 }
@@ -80,8 +80,8 @@ fn no_such(option: &OsStr) -> BadOption {
     )
 }
 
-/// Takes the options of one string apart. Escapes stay, for whoever knows what they mean there;
-/// quotes go.
+/// Splits one string into options. Escapes stay, because their meaning depends on the option;
+/// quotes are removed.
 pub fn split(text: &[u8]) -> Result<Vec<Vec<u8>>, BadOption> {
     let mut options = Vec::new();
     let mut option = Vec::new();
@@ -110,7 +110,7 @@ pub fn split(text: &[u8]) -> Result<Vec<Vec<u8>>, BadOption> {
     Ok(options)
 }
 
-/// What is before the first `=`, and what is behind it.
+/// Returns what is before the first `=`, and what is after it.
 fn name_and_value(option: &[u8]) -> (&[u8], Option<&[u8]>) {
     match option.iter().position(|&byte| byte == b'=') {
         Some(at) => (&option[..at], Some(&option[at + 1..])),
@@ -118,10 +118,10 @@ fn name_and_value(option: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// Who owns what somebody unknown makes, as everywhere (`/proc/sys/kernel/overflowuid`).
+/// The owner of files that an unmapped user creates, as elsewhere (`/proc/sys/kernel/overflowuid`).
 const NOBODY: u32 = 65_534;
 
-/// Settles what depends on several options, and refuses what can't be a union.
+/// Settles what depends on several options, and refuses what can't be mounted.
 fn finished(draft: Draft) -> Result<MountOptions, BadOption> {
     let mut options = draft.options;
     if draft.squash_root {
@@ -129,7 +129,7 @@ fn finished(draft: Draft) -> Result<MountOptions, BadOption> {
         options.ids.squash_gid.get_or_insert(0);
     }
     if draft.manners == Manners::FuseOverlayfs && !options.ids.are_plain() {
-        // Podman makes files in a container's tree before it hands them to the container's users.
+        // Podman creates files in a container's tree before it gives them to the container's users.
         options.ids.strangers = Some(NOBODY);
     }
     if let Some(at) = options
@@ -138,11 +138,11 @@ fn finished(draft: Draft) -> Result<MountOptions, BadOption> {
         .find(|&&at| at >= options.lowers.len())
     {
         return Err(BadOption::hinting(
-            format!("trusted={at}: there is no such layer"),
-            "lowerdir's first is 0",
+            format!("trusted={at}: there is no layer of this number"),
+            "the first lowerdir is 0",
         ));
     }
-    // As with the kernel: who asks for marks of lower layers by name has said that he trusts them.
+    // As with the kernel: a caller that names these options trusts the marks of lower layers.
     if draft.follows_named && options.trust == Trust::ByRecord {
         options.trust = Trust::Engine;
     }
@@ -152,14 +152,14 @@ fn finished(draft: Draft) -> Result<MountOptions, BadOption> {
     if options.lowers.is_empty() {
         return Err(BadOption::hinting(
             "no lower layer is given",
-            "-o lowerdir=TOP:NEXT:... names them",
+            "name them with -o lowerdir=TOP:NEXT:...",
         ));
     }
     match (&options.upper, &options.work) {
         (Some(_), None) => {
             return Err(BadOption::hinting(
                 "upperdir is given without workdir",
-                "workdir names an empty directory on the upper's file system",
+                "add workdir=DIR, an empty directory on the upper's file system",
             ));
         }
         (None, Some(_)) => {

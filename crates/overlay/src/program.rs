@@ -1,5 +1,4 @@
-//! The whole life of a mount program: its command line, the process that serves, its messages and
-//! its exit code.
+//! The whole life of a mount program: command line, serving process, messages and exit code.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -22,15 +21,15 @@ const MISUSED: i32 = 2;
 pub struct Started {
     /// The name this program was called by.
     pub called_as: OsString,
-    /// Everything behind it, [`daemon::SERVE_ARGUMENT`] left out.
+    /// Everything after it, without [`daemon::SERVE_ARGUMENT`].
     pub arguments: Vec<OsString>,
-    /// This is the process that serves a mount, and not the one that was asked for it.
+    /// This process serves a mount; it is not the one that was asked for it.
     pub serves: bool,
 }
 
 impl Started {
-    /// Takes this process's command line. Whoever is to be an assistant becomes one here, and gets
-    /// no further: the exit code comes back when it fails.
+    /// Takes this process's command line. A process started as an assistant becomes one here and
+    /// does not return before it fails; then its exit code does.
     pub fn take() -> std::result::Result<Started, i32> {
         let mut words = std::env::args_os();
         let called_as = words.next().unwrap_or_default();
@@ -52,7 +51,7 @@ impl Started {
     }
 }
 
-/// The whole command line under another name. Returns the exit code.
+/// Runs the whole command line under another name. Returns the exit code.
 pub fn by_name(name: Name, started: &Started) -> i32 {
     let manners = match name {
         Name::FuseOverlayfs => Manners::FuseOverlayfs,
@@ -92,11 +91,11 @@ fn failed(error: &Error) -> i32 {
 }
 
 fn println(text: &str) {
-    // Help and versions are results; a closed pipe is nobody's fault.
+    // Help and versions are results; a closed pipe is not an error.
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Podman shows it in `podman info`, line by line.
+/// The text that Podman shows in `podman info`, line by line.
 fn version(name: Name) -> String {
     match name {
         Name::FuseOverlayfs => format!(
@@ -107,8 +106,8 @@ fn version(name: Name) -> String {
     }
 }
 
-/// Mounts as asked: returns once the mount answers, with the exit code of the process that serves
-/// it; in the foreground, when it is unmounted. `name` begins each line that is said.
+/// Mounts as requested. Returns once the mount answers, with the exit code of the process that
+/// serves it; in the foreground, when it is unmounted. `name` begins each message.
 pub fn mount(manners: Manners, name: &str, call: Call, started: &Started) -> Result<i32> {
     let parsed = parse::parse(manners, &call.options)?;
     let here = std::env::current_dir().map_err(Error::io("find", "."))?;
@@ -122,7 +121,7 @@ pub fn mount(manners: Manners, name: &str, call: Call, started: &Started) -> Res
     if started.serves {
         daemon::begin();
     }
-    // Requests are told one by one in the foreground with `-d`.
+    // `-d` logs each request in the foreground.
     logging(if options.debug { "debug" } else { "warn" });
     let left_out: Vec<_> = call.ignored.into_iter().chain(parsed.unknown).collect();
     if !left_out.is_empty() {
@@ -151,11 +150,11 @@ pub fn mount(manners: Manners, name: &str, call: Call, started: &Started) -> Res
     Ok(DONE)
 }
 
-/// `VELLUM_LOG=debug` tells more, on stderr. Without it, as much as `usual` says.
+/// Logs to stderr. `VELLUM_LOG=debug` logs more; without it, the level is `usual`.
 pub fn logging(usual: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("VELLUM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
-    // Set once in a process; there is no other subscriber to lose to.
+    // Set once in a process; no other subscriber can be there before.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -165,20 +164,23 @@ pub fn logging(usual: &str) {
         .try_init();
 }
 
-/// Where to mount, without links: what is mounted there is later found by that path.
+/// Returns the mount point without links: the mount is later found by that path.
 fn place(target: &Path) -> Result<PathBuf> {
     let found = std::fs::metadata(target).and_then(|_| std::fs::canonicalize(target));
     let found = found.map_err(|e| match e.raw_os_error() {
         Some(errno) if errno == rustix::io::Errno::NOTCONN.raw_os_error() => Error::Unsupported {
-            what: format!("{} is a mount whose server has died", target.display()),
-            hint: format!("umount --lazy {} takes it away", target.display()),
+            what: format!("the server of the mount on {} has died", target.display()),
+            hint: format!("remove it with: umount --lazy {}", target.display()),
         },
         _ => Error::io("find", target)(e),
     })?;
     match found.is_dir() {
         true => Ok(found),
         false => Err(Error::Invalid {
-            what: format!("{} is no directory to mount on", target.display()),
+            what: format!(
+                "{} is not a directory, so nothing can be mounted on it",
+                target.display()
+            ),
             hint: None,
         }),
     }

@@ -1,7 +1,7 @@
-//! What a work directory says of the upper it goes with: that an engine of ours wrote it, how, and
-//! on what it was last mounted.
+//! What a work directory says about its upper: that Vellum's engine wrote it, how, and on which
+//! layers it was last mounted.
 //!
-//! The record stands outside the tree, where nothing that was unpacked into the tree can reach. Its
+//! The record is outside the tree, so nothing that was unpacked into the tree can reach it. Its
 //! owner decides whether it is [`believed`].
 
 use std::collections::BTreeMap;
@@ -23,10 +23,10 @@ use crate::values::BytesPath;
 
 const RECORD_VERSION: u32 = 1;
 
-/// More than thousands of layers take.
+/// More than thousands of layers need.
 const RECORD_MAX_BYTES: u64 = 16 << 20;
 
-/// How many names beside a layer are looked at: the uppers and work directories of two thousand
+/// How many names next to a layer are looked at: the uppers and work directories of two thousand
 /// layers.
 const NEIGHBOURS_MAX: usize = 4096;
 
@@ -35,9 +35,9 @@ const NEIGHBOURS_MAX: usize = 4096;
 pub(super) struct LayerRecord {
     /// The version of this record.
     version: u32,
-    /// The inode number of the upper directory it speaks of.
+    /// The inode number of the upper directory it describes.
     upper_ino: u64,
-    /// When that directory was made, in seconds and nanoseconds, if its file system knows.
+    /// When that directory was created, in seconds and nanoseconds, if its file system knows.
     #[serde(default)]
     upper_born: Option<(i64, u32)>,
     /// Whether names in it that begin with `.wh.` may be marks.
@@ -46,19 +46,19 @@ pub(super) struct LayerRecord {
     /// Whether its marks are `user.overlay.*`.
     #[serde(default)]
     userxattr: bool,
-    /// What it was last mounted on, top first.
+    /// The lower layers of its last mount, top first.
     #[serde(default)]
     lowers: Vec<BytesPath>,
-    /// And for data only.
+    /// The same for data-only layers.
     #[serde(default)]
     data_lowers: Vec<BytesPath>,
-    /// The mapping that it was last mounted with, if ever: what its ids are.
+    /// The mapping of the last mount that had one: it tells what the ids on disk mean.
     #[serde(default)]
     ids: Option<Recorded>,
 }
 
 impl LayerRecord {
-    /// Returns what the work directory `work` says of `upper`, if it knows it.
+    /// Returns what the work directory `work` says about `upper`, if it knows it.
     pub(super) fn of(upper: &Dir, work: &Dir) -> Result<Option<LayerRecord>> {
         let ino = upper.stat_self()?.ino;
         let read = read(work).map(|(record, _)| record);
@@ -70,8 +70,8 @@ impl LayerRecord {
         self.wh_whiteouts
     }
 
-    /// Returns the options with which `upper` was last mounted, as far as the record says what its
-    /// marks are and what lies below it.
+    /// Returns the options of the last mount of `upper`, as far as the record tells its marks and
+    /// its lower layers.
     pub(super) fn last_mounted(self, upper: &Path, work: &Path) -> MountOptions {
         let paths = |all: Vec<BytesPath>| all.into_iter().map(|path| path.0).collect();
         MountOptions {
@@ -105,7 +105,7 @@ impl Recorded {
     }
 }
 
-/// A [`LayerRecord`] that is not written yet.
+/// A [`LayerRecord`] that has not been written yet.
 #[derive(Debug)]
 pub struct NewRecord {
     work: Dir,
@@ -113,7 +113,7 @@ pub struct NewRecord {
 }
 
 impl NewRecord {
-    /// What a mount with `options` has to write down, unless the work directory says it already.
+    /// Returns the record of a mount with `options`, unless the work directory has it already.
     pub(super) fn of(
         options: &MountOptions,
         upper: &Dir,
@@ -124,7 +124,7 @@ impl NewRecord {
         let earlier = LayerRecord::of(upper, &work)?;
         let ids = match options.ids.uids.is_empty() && options.ids.gids.is_empty() {
             false => Some(Recorded::of(&options.ids)),
-            // Mounted as it is on disk, which changes nothing about what that is.
+            // Mounted without a mapping: that doesn't change what is on disk.
             true => earlier.as_ref().and_then(|earlier| earlier.ids.clone()),
         };
         let record = LayerRecord {
@@ -141,7 +141,7 @@ impl NewRecord {
         Ok(is_new.then_some(NewRecord { work, record }))
     }
 
-    /// Writes it into the work directory.
+    /// Writes the record into the work directory.
     pub fn write(&self) -> Result<()> {
         let path = || self.work.path().unwrap_or_default().join(workdir::OWN);
         let text =
@@ -152,32 +152,32 @@ impl NewRecord {
     }
 }
 
-/// What a believed record beside a lower layer says of it.
+/// What a believed record next to a lower layer says about it.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct BesideRecord {
     ino: u64,
     born: Option<(i64, u32)>,
     /// Whether names that begin with `.wh.` may be marks.
     pub(super) wh_whiteouts: bool,
-    /// The mapping that it was last mounted with, if ever.
+    /// The mapping of the last mount that had one.
     pub(super) ids: Option<Recorded>,
-    /// Where the record is.
+    /// The work directory with the record.
     pub(super) work: PathBuf,
-    /// Whether files of the layer are copied up in part.
+    /// Whether the layer has partly copied files.
     pub(super) has_maps: bool,
 }
 
-/// The records of lower layers, for one mount: hundreds of layers may lie in one directory, whose
-/// names are gone through once.
+/// The records of a mount's lower layers. Hundreds of layers may be in one directory, so its names
+/// are read once.
 #[derive(Debug, Default)]
-pub(super) struct Beside(BTreeMap<PathBuf, Vec<Found>>);
+pub(super) struct RecordsBeside(BTreeMap<PathBuf, Vec<BesideRecord>>);
 
-impl Beside {
-    /// Returns what is known of a lower layer, if a work directory beside it has a record that is
-    /// [`believed`]: that called `work`, as container stores have it, or any other that knows when
-    /// the layer's directory was made. A neighbour may be an unpacked archive, whose author can
-    /// guess an inode number but not that.
-    pub(super) fn find(&mut self, layer: &Path) -> Option<Found> {
+impl RecordsBeside {
+    /// Returns the record of a lower layer, if a work directory next to it has one that is
+    /// [`believed`]: either the one called `work`, as in container stores, or any other that knows
+    /// when the layer's directory was created. A neighbour may be an unpacked archive, whose author
+    /// can guess an inode number but not that time.
+    pub(super) fn find(&mut self, layer: &Path) -> Option<BesideRecord> {
         let real = std::fs::canonicalize(layer).ok()?;
         let parent = real.parent()?;
         let root = Dir::open(&real).ok()?;
@@ -196,8 +196,8 @@ impl Beside {
     }
 }
 
-/// What all directories of `dir` say. One that can't be read says nothing, as if it were not there.
-fn neighbours(dir: &Dir) -> Vec<Found> {
+/// Returns the records of all directories in `dir`. Those that can't be read are skipped.
+fn neighbours(dir: &Dir) -> Vec<BesideRecord> {
     let Ok(entries) = dir.entries() else {
         return Vec::new();
     };
@@ -206,16 +206,16 @@ fn neighbours(dir: &Dir) -> Vec<Found> {
     dirs.filter_map(|entry| found(dir, &entry.name)).collect()
 }
 
-/// What the directory `name` says, if it is a work directory.
-fn found(beside: &Dir, name: &OsStr) -> Option<Found> {
+/// Returns the record in the directory `name`, if it is a work directory.
+fn found(beside: &Dir, name: &OsStr) -> Option<BesideRecord> {
     let work = beside.open_dir_unmounted(name).ok()?;
     let (record, owner) = read(&work)?;
     let path = work.path()?;
     if !believed(owner) {
-        tracing::debug!(work = %path.display(), "a stranger's record of a layer is not believed");
+        tracing::debug!(work = %path.display(), "record of a layer ignored: owned by another user");
         return None;
     }
-    Some(Found {
+    Some(BesideRecord {
         ino: record.upper_ino,
         born: record.upper_born,
         wh_whiteouts: record.wh_whiteouts,
@@ -225,12 +225,12 @@ fn found(beside: &Dir, name: &OsStr) -> Option<Found> {
     })
 }
 
-/// Tells whether what `owner` says beside a layer counts: root and whoever mounts.
+/// Tells whether a record owned by `owner` counts: root's, and the mounting user's.
 pub(super) fn believed(owner: u32) -> bool {
     owner == 0 || owner == rustix::process::geteuid().as_raw()
 }
 
-/// Tells whether files of the upper that a work directory was used with are copied up in part.
+/// Tells whether the upper of a work directory has partly copied files.
 fn has_maps(work: &Dir) -> bool {
     let maps = work
         .open_dir(workdir::BLOCK_MAPS)
@@ -243,7 +243,7 @@ fn born(dir: &Dir) -> Option<(i64, u32)> {
     Some((born.sec, born.nsec))
 }
 
-/// The record in a work directory, and whose it is.
+/// The record in a work directory, and its owner.
 fn read(work: &Dir) -> Option<(LayerRecord, u32)> {
     let mut text = Vec::new();
     let own = work.open_dir(workdir::OWN).ok()?;
@@ -264,9 +264,12 @@ mod tests {
     fn each_of_hundreds_of_layers_in_one_directory_is_known() {
         let scratch = Scratch::new();
         if born(&Dir::open(scratch.path()).unwrap()).is_none() {
-            return vellum_testkit::untested("records by birth", "no times of birth here");
+            return vellum_testkit::untested(
+                "records by birth",
+                "this file system has no birth times",
+            );
         }
-        // So many that names of others stand before each in the directory, whatever the order.
+        // So many that others come before each in the directory, whatever the order.
         let layers: Vec<_> = (0..400)
             .map(|n| scratch.dir(format!("upper-{n}")))
             .collect();
@@ -278,7 +281,7 @@ mod tests {
             let record = NewRecord::of(&options, &upper, work, prefix, wh_names).unwrap();
             record.expect("a new upper").write().unwrap();
         }
-        let mut beside = Beside::default();
+        let mut beside = RecordsBeside::default();
         for (n, layer) in layers.iter().enumerate() {
             let found = beside.find(layer).expect("a layer's record");
             assert_eq!(found.work, scratch.join(format!("its-work-{n}")));

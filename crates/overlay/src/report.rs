@@ -1,19 +1,18 @@
-//! How failures look: what failed, what caused it, and a hint on a line of its own. All of it on
-//! stderr.
+//! How failures look: what failed, its causes, and a hint on a line of its own, all on stderr.
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 
 use vellum_sys::causes;
 
-/// Tells whether colours are welcome on stderr: a terminal, and no `NO_COLOR`.
+/// Tells whether colours are welcome on stderr: it is a terminal, and there is no `NO_COLOR`.
 pub fn colours() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
-/// Writes one line of talk to stderr.
+/// Writes one message line to stderr.
 pub fn line(text: &str) {
-    // There is nobody left to tell if stderr is gone.
+    // If stderr is closed, there is no other place for the message.
     let _ = writeln!(io::stderr(), "{text}");
 }
 

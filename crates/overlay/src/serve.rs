@@ -1,4 +1,4 @@
-//! From what is asked for to a mount that answers, and on to its end.
+//! Serves one mount: from the request until it is unmounted.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -18,19 +18,19 @@ use crate::{daemon, layers};
 /// One mount.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// What is mounted, and how. Paths are absolute.
+    /// The layers and options. Paths are absolute.
     pub options: MountOptions,
-    /// Where; a directory.
+    /// The mount point, a directory.
     pub target: PathBuf,
-    /// On whose terms: the name in the mount table follows.
+    /// How strictly options are read; it also decides the name in the mount table.
     pub manners: Manners,
 }
 
-/// Mounts, and serves until somebody unmounts it or this process is told to end (SIGTERM, SIGINT).
+/// Mounts, and serves until the mount is unmounted or this process gets SIGTERM or SIGINT.
 ///
-/// `warn` hears what will not be as usual, `ready` is called once, when the mount is served; if
-/// that fails, the mount is taken away again. On return the upper is synced, unless it is volatile.
-/// Errors: nothing is mounted any more.
+/// `warn` gets what will differ from the usual. `ready` is called once, when the mount is served;
+/// if it fails, the mount is removed again. On return the upper is synced, unless it is volatile.
+/// After an error nothing is mounted.
 pub fn serve(
     request: &Request,
     mut warn: impl FnMut(&str),
@@ -50,13 +50,14 @@ pub fn serve(
     if let Some(record) = opened.record {
         record.write()?;
     }
-    // Before it can be seen: a signal would leave a dead mount.
+    // Before the mount is visible: a signal would leave a dead mount.
     let caught = vellum_fuse::Caught::new()?;
     let mut session = vellum_fuse::mount(engine, &request.target, &fuse)?;
     session.take_signals(caught)?;
     note_mount(request, session.unmounter().connection());
     if let Err(error) = ready() {
-        // Nobody was told of it; whoever found it all the same keeps it until he lets go.
+        // The caller was not told of the mount. A process that found it anyway keeps it until it
+        // lets go.
         if let Err(error) = session.unmounter().unmount() {
             tracing::warn!(%error, "the mount stays until it is unmounted");
         }
@@ -67,12 +68,12 @@ pub fn serve(
     close(session.outlast(), &request.options)
 }
 
-/// How long an unmounted union may take to write what it has.
+/// How long an unmounted union may take to write its data.
 const CLOSING: Duration = Duration::from_secs(20);
 
-/// Opens the engine. Who unmounts gets his prompt back before the old mount's server has synced and
-/// let go of the upper, and may mount again at once: that is waited for. An upper that is still
-/// shown is refused at once.
+/// Opens the engine. umount(8) returns before the old mount's server has synced and released the
+/// upper, and the next mount may come at once, so this waits for the old server. An upper that is
+/// still mounted is refused immediately.
 fn open_engine(engine: EngineOptions, options: &MountOptions) -> Result<Engine> {
     let until = Instant::now() + CLOSING;
     loop {
@@ -87,7 +88,7 @@ fn open_engine(engine: EngineOptions, options: &MountOptions) -> Result<Engine> 
     }
 }
 
-/// Tells whether somebody has the upper or the work directory.
+/// Tells whether a process holds the upper or the work directory.
 fn is_taken(options: &MountOptions) -> bool {
     let both = [&options.upper, &options.work];
     both.into_iter().flatten().any(|path| {
@@ -96,8 +97,8 @@ fn is_taken(options: &MountOptions) -> bool {
     })
 }
 
-/// Tells whether the mount that has the upper is in the mount table. What can't be told counts as
-/// shown.
+/// Tells whether the mount that holds the upper is in the mount table. If that is unknown, it
+/// counts as mounted.
 fn is_shown(options: &MountOptions) -> bool {
     let noted = options.work.as_ref().and_then(|work| {
         let text = plain::read(&mounted(work), 64, Links::InParents).ok()?;
@@ -114,12 +115,13 @@ fn is_shown(options: &MountOptions) -> bool {
     }
 }
 
-/// Where a work directory says which mount its upper is shown by.
+/// The file in a work directory that says which mount shows its upper.
 fn mounted(work: &Path) -> PathBuf {
     work.join(workdir::OWN).join(workdir::OWN_MOUNTED)
 }
 
-/// Notes the mount in the work directory. Without the note the next mount only waits for nothing.
+/// Notes the mount in the work directory. Without the note, the next mount does not wait for this
+/// one.
 fn note_mount(request: &Request, connection: u64) {
     let (Some(work), false) = (&request.options.work, request.options.flags.read_only) else {
         return;
@@ -131,20 +133,20 @@ fn note_mount(request: &Request, connection: u64) {
     }
 }
 
-/// Closes the engine, and makes every file of the upper whole first if that is asked for. Nobody
-/// can have the upper between the two.
+/// Closes the engine; first completes every partly copied file of the upper, if that is asked for.
+/// No process can take the upper in between.
 fn close(engine: Engine, options: &MountOptions) -> Result<()> {
     if options.settle != Settle::Unmount || options.flags.read_only {
         return Ok(engine.close()?);
     }
     match engine.close_settled(&mut |_| {}, &Cancel::new()) {
-        // Whoever unmounted has thrown it away meanwhile, as `podman rm` does.
+        // The caller has deleted the upper since the unmount, as `podman rm` does.
         Err(_) if options.upper.as_ref().is_some_and(|upper| !upper.exists()) => Ok(()),
         settled => Ok(settled.map(drop)?),
     }
 }
 
-/// Translates what concerns the mount and not the layers.
+/// Translates the options of the mount, as opposed to those of the layers.
 fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::MountOptions {
     let options = &request.options;
     let name = match request.manners {
@@ -158,19 +160,17 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
         None => is_root,
         Some(Access::All) => true,
         Some(Access::Owner) => false,
-        // Nobody else than the owner, who it is.
+        // No user but the owner, which is root.
         Some(Access::Root) if is_root => false,
-        // The kernel lets in all or nobody, so the server has to tell them apart.
+        // The kernel admits either every user or the owner only, so the server checks.
         Some(Access::Root) => {
-            warn(
-                "allow_root makes everything slower: every name and attribute is asked for each time",
-            );
+            warn("allow_root makes everything slower: the kernel can't cache names or attributes");
             only = Some(process.uid);
             true
         }
     };
     let mut extra = Vec::new();
-    // Without SELinux the kernel refuses to hear of labels.
+    // Without SELinux the kernel refuses labels.
     if let Some(label) = &options.context
         && Path::new("/sys/fs/selinux/enforce").exists()
     {
@@ -188,7 +188,7 @@ fn fuse_options(request: &Request, warn: &mut impl FnMut(&str)) -> vellum_fuse::
         timeout: options.cache_for,
         data: match options.data {
             DataMode::Passthrough if !process.is_root() => {
-                warn("passthrough is left out: only root outside user namespaces may have it");
+                warn("passthrough is ignored: it needs root outside a user namespace");
                 DataMode::Coherent
             }
             wanted => wanted,

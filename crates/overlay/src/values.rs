@@ -1,5 +1,5 @@
-//! Values as text: switches, sizes in options and settings, paths in JSON; and what a misspelled
-//! word was meant to be.
+//! Values as text: switches, sizes in options and settings, paths in JSON; and suggestions for
+//! misspelled words.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Toggle {
-    /// Where it can be had and nothing speaks against it.
+    /// Used where available, unless something prevents it.
     Auto,
     /// Required: a mount that can't have it is refused.
     On,
@@ -28,7 +28,7 @@ impl FromStr for Toggle {
             "auto" => Ok(Self::Auto),
             "on" | "true" | "yes" | "1" => Ok(Self::On),
             "off" | "false" | "no" | "0" => Ok(Self::Off),
-            other => Err(format!("`{other}` is none of auto, on and off")),
+            other => Err(format!("`{other}` is not one of auto, on and off")),
         }
     }
 }
@@ -43,11 +43,11 @@ impl fmt::Display for Toggle {
     }
 }
 
-/// Reads a number of bytes: digits, a fraction if you like, and B, K, M, G, T or P with `i` and `B`
-/// as you like (all powers of 1024, as Docker's).
+/// Reads a number of bytes: digits, optionally with a fraction, then optionally B, K, M, G, T or P,
+/// each with an optional `i` and `B` (all powers of 1024, as Docker's).
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let wrong = || format!("`{text}` is no size; write 512M, 10G or a number of bytes");
+    let wrong = || format!("`{text}` is not a size; write 512M, 10G or a number of bytes");
     let digits = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(text.len());
@@ -75,7 +75,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A path in JSON: text where it is text, else hexadecimal.
+/// A path in JSON: text if it is UTF-8, else hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "PathForm", into = "PathForm")]
 pub struct BytesPath(pub PathBuf);
@@ -91,8 +91,8 @@ impl From<PathForm> for BytesPath {
     fn from(form: PathForm) -> Self {
         match form {
             PathForm::Text(text) => Self(text.into()),
-            // What isn't hexadecimal was not written by us; an empty path is refused where it is
-            // used.
+            // If it isn't hexadecimal, Vellum didn't write it. The empty path is refused where it
+            // is used.
             PathForm::Bytes { hex } => {
                 Self(OsString::from_vec(hex::decode(hex).unwrap_or_default()).into())
             }
@@ -111,8 +111,8 @@ impl From<BytesPath> for PathForm {
     }
 }
 
-/// Returns the one of `words` that `text` was most likely meant to be: what differs by one slip of
-/// the fingers, by two in longer words. A word with nothing in common is worse than none.
+/// Returns the one of `words` that `text` most likely stands for: one typing error away, or two in
+/// longer words. A wrong suggestion is worse than none.
 pub fn near<W: AsRef<str> + Ord>(text: &str, words: impl IntoIterator<Item = W>) -> Option<W> {
     let slips = match text.chars().count() {
         0..=2 => return None,
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_meant_is_near() {
+    fn the_nearest_word_is_suggested() {
         let verbs = ["load", "node", "settle", "history", "run"];
         for (text, meant) in [
             ("lod", Some("load")),

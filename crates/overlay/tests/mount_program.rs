@@ -1,4 +1,4 @@
-//! The mount program alone, without the rest of Vellum: it is called as fuse-overlayfs is.
+//! The mount program alone, without the rest of Vellum, called like fuse-overlayfs.
 
 use std::fs;
 use std::path::Path;

@@ -1,16 +1,16 @@
-//! What a container of an image stands on: the image's top layer, or an empty one.
+//! The lowest layer of a container: its image's top layer, or an empty one.
 
 use vellum_store::{DriverKind, ImageRecord, LayerCommit, LeaseId, SnapshotKey, TreeParts};
 
 use crate::context::Context;
 use crate::error::Result;
 
-/// The empty layer that copies of directories stand on.
+/// The empty layer under containers that are copies of directories.
 const EMPTY_BASE: &str = "vellum/empty";
 
-/// Returns the tree of an image: of one without layers an empty one.
+/// Returns the tree of an image; for an image without layers, an empty one.
 ///
-/// `gc` may take the empty layer while it is shown, and it stays empty.
+/// `gc` may remove the empty layer while it is mounted; what is mounted stays empty.
 pub(crate) fn tree_of_image(ctx: &Context, image: &ImageRecord) -> Result<TreeParts> {
     let store = ctx.store()?;
     if let Some(top) = image.top() {
@@ -21,14 +21,14 @@ pub(crate) fn tree_of_image(ctx: &Context, image: &ImageRecord) -> Result<TreePa
     Ok(store.tree(&empty)?)
 }
 
-/// Returns the key of the empty layer, making it if it isn't there; held by `lease`.
+/// Returns the key of the empty layer, held by `lease`; creates it if it isn't there.
 pub(crate) fn empty_base(ctx: &Context, lease: &LeaseId) -> Result<SnapshotKey> {
     let store = ctx.store()?;
     let key = SnapshotKey::from(EMPTY_BASE);
     if store.hold(lease, &vellum_store::Held::Snapshot(key.clone()))? {
         return Ok(key);
     }
-    // Only ever shown under an overlay, whatever driver the store is for.
+    // It is only ever shown under an overlay, whatever the store's driver is.
     let staged = store.stage_layer(Some(DriverKind::default()))?;
     let commit = LayerCommit {
         lease: Some(lease.clone()),

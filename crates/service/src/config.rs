@@ -1,14 +1,14 @@
-//! What is configured, and who said so.
+//! The settings, and where each one comes from.
 //!
-//! Settings come, later ones winning, from built-in defaults, the system's file
-//! (`/etc/vellum/vellum.toml`), the user's file (`$XDG_CONFIG_HOME/vellum/vellum.toml`),
-//! environment variables (`VELLUM_*`) and command-line flags. [`resolve`] is pure: it is handed the
-//! [`Surroundings`] and reads no environment itself, so the whole precedence is tested as a table.
-//! Every value keeps its [`Source`], which `vellum info` and `vellum config show` print.
+//! Settings come from built-in defaults, the system's file (`/etc/vellum/vellum.toml`), the user's
+//! file (`$XDG_CONFIG_HOME/vellum/vellum.toml`), environment variables (`VELLUM_*`) and
+//! command-line flags; later ones win. [`resolve`] is pure: it gets the [`Surroundings`] and reads
+//! no environment itself, so the whole precedence is tested as a table. Every value keeps its
+//! [`Source`], which `vellum info` and `vellum config show` print.
 //!
 //! Nothing is skipped silently: an unknown key, a value that doesn't parse or a file that can't be
 //! read is an error that names the place. The settings are one table, in `config/settings.rs`;
-//! `docs/configuration.md` is the user's view of it.
+//! `docs/configuration.md` describes them for users.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -28,7 +28,7 @@ pub use value::Size;
 pub use vellum_overlay::values::{Toggle, parse_size};
 pub use vellum_store::DriverKind as Driver;
 
-/// How the layers of a mount are handed to the kernel.
+/// How the layers of a mount are passed to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MountMethod {
@@ -51,7 +51,7 @@ impl FromStr for MountMethod {
             "lowerdir-plus" => Ok(Self::LowerdirPlus),
             "option-page" => Ok(Self::OptionPage),
             other => Err(format!(
-                "`{other}` is no mount method; there are auto, layer-fds, lowerdir-plus and option-page"
+                "`{other}` is not a mount method; use auto, layer-fds, lowerdir-plus or option-page"
             )),
         }
     }
@@ -68,13 +68,13 @@ impl fmt::Display for MountMethod {
     }
 }
 
-/// Who mounts.
+/// What mounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
-    /// The kernel where it can, else Vellum's own.
+    /// The kernel if it can, else Vellum's own engine.
     Auto,
-    /// The kernel's overlay, or nobody.
+    /// The kernel's overlay only.
     Kernel,
     /// Vellum's own engine, through FUSE.
     Vellum,
@@ -88,7 +88,7 @@ impl FromStr for Engine {
             "kernel" => Ok(Self::Kernel),
             "vellum" => Ok(Self::Vellum),
             other => Err(format!(
-                "`{other}` is no engine; there are auto, kernel and vellum"
+                "`{other}` is not an engine; use auto, kernel or vellum"
             )),
         }
     }
@@ -110,16 +110,16 @@ impl fmt::Display for Engine {
 pub struct RegistrySettings {
     /// Addresses asked first, in order, before the registry itself (`http://127.0.0.1:5000`).
     pub mirrors: Vec<String>,
-    /// Speak plain HTTP with it.
+    /// Use plain HTTP.
     pub insecure: bool,
-    /// A PEM file with a certificate authority to trust for it, besides the system's.
+    /// A PEM file with a certificate authority to trust for it, in addition to the system's.
     pub ca_file: Option<PathBuf>,
 }
 
-/// Who said what a setting is.
+/// Where a setting comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// Nobody: the built-in value.
+    /// The built-in default.
     Default,
     /// A configuration file.
     File(PathBuf),
@@ -140,21 +140,21 @@ impl fmt::Display for Source {
     }
 }
 
-/// A value and who gave it.
+/// A value and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting<T> {
-    /// What holds.
+    /// The value.
     pub value: T,
-    /// Who said so.
+    /// Its source.
     pub source: Source,
 }
 
-/// What [`resolve`] looks at besides flags: collected once, by the front.
+/// What [`resolve`] uses besides flags: collected once, by the front.
 #[derive(Clone, Debug)]
 pub struct Surroundings {
-    /// Whether a plain user asks (also from inside his own user namespace).
+    /// Whether the process is a plain user's (also inside the user's own namespace).
     pub rootless: bool,
-    /// The user's number outside any namespace, for paths below `/run/user` and `/tmp`.
+    /// The user's id outside any namespace, for paths below `/run/user` and `/tmp`.
     pub uid: u32,
     /// The environment.
     pub environment: BTreeMap<OsString, OsString>,
@@ -163,9 +163,9 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Where the system's file is.
+    /// The system's file.
     pub const SYSTEM_FILE: &'static str = "/etc/vellum/vellum.toml";
-    /// Where root's store is, unless a setting says otherwise.
+    /// Root's store, unless a setting says otherwise.
     pub const SYSTEM_ROOT: &'static str = "/var/lib/vellum";
 
     fn get(&self, name: &str) -> Option<&OsStr> {
@@ -176,7 +176,7 @@ impl Surroundings {
     }
 
     fn path(&self, name: &str) -> Option<PathBuf> {
-        // The XDG rules: a relative path is to be ignored.
+        // The XDG rules: a relative path is ignored.
         self.get(name)
             .map(PathBuf::from)
             .filter(|p| p.is_absolute())
@@ -186,7 +186,7 @@ impl Surroundings {
         self.path("HOME").unwrap_or_else(|| PathBuf::from("/"))
     }
 
-    /// Where the user's file is looked for.
+    /// Returns the path of the user's file.
     pub fn user_file(&self) -> PathBuf {
         self.path("XDG_CONFIG_HOME")
             .unwrap_or_else(|| self.home().join(".config"))
@@ -215,7 +215,7 @@ impl Surroundings {
     }
 }
 
-/// Why there is no configuration.
+/// Why the configuration can't be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file that must be there can't be read.
@@ -227,7 +227,7 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// A file is no TOML, or has a key or value that Vellum doesn't know.
+    /// A file is not TOML, or has a key or value that Vellum doesn't know.
     #[error("cannot understand the configuration file {}", path.display())]
     Parse {
         /// The file.
@@ -236,7 +236,7 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
-    /// A value of an environment variable or flag can't be understood.
+    /// The value of an environment variable or flag can't be understood.
     #[error("{place} cannot be understood: {why}")]
     Value {
         /// The variable, flag or key.
@@ -244,10 +244,10 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: String,
     },
-    /// Docker's configuration holds something that has no meaning here.
+    /// A setting of Docker's has no meaning here.
     #[error("{place} has no counterpart in Vellum: {why}")]
     Foreign {
-        /// The key as Docker spells it.
+        /// The key in Docker's spelling.
         place: String,
         /// What to do about it.
         why: String,
@@ -258,7 +258,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// What the user could do.
+    /// Returns what the user can do.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Parse { .. } => {
@@ -273,7 +273,7 @@ impl ConfigError {
     }
 }
 
-/// One layer of settings with the place they come from.
+/// The settings from one place.
 struct Layer {
     partial: Partial,
     origin: Origin,
@@ -285,9 +285,9 @@ enum Origin {
     Flags,
 }
 
-/// Resolves all settings: defaults, system file, user file, environment, flags, later ones winning.
+/// Resolves all settings: defaults, system file, user file, environment, flags; later ones win.
 ///
-/// `config_file` (flag `--config`) or `VELLUM_CONFIG` replaces both files and must then be
+/// The flag `--config` (`config_file`) or `VELLUM_CONFIG` replaces both files and must then be
 /// readable. Reads those files and nothing else.
 pub fn resolve(
     around: &Surroundings,
@@ -328,7 +328,7 @@ pub fn resolve(
     Ok(config)
 }
 
-/// Picks the last layer that says something about one setting.
+/// Picks the value of one setting from the last place that has it.
 fn pick<T: Clone>(
     layers: &[Layer],
     variable: &'static str,
@@ -352,7 +352,7 @@ fn pick<T: Clone>(
     }
 }
 
-/// Refuses settings that can't be true together.
+/// Refuses settings that contradict each other.
 fn check(config: &Config) -> Result<(), ConfigError> {
     for (name, setting) in [("root", &config.root), ("run-dir", &config.run_dir)] {
         if !setting.value.is_absolute() {

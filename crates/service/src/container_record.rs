@@ -1,4 +1,4 @@
-//! What is recorded of a container: its own settings, and the parts of its tree.
+//! The record of a container: its own settings, and the parts of its tree.
 
 use serde::{Deserialize, Serialize};
 use vellum_store::{ContainerRecord, Labels, LayerDir, Shape, TreeParts};
@@ -10,28 +10,28 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::home;
 
-/// What is kept with a container besides the store's own record; JSON in the record's `config`.
+/// What is kept about a container besides the store's own record; JSON in the record's `config`.
 ///
 /// On disk: fields are only added, and absent ones have their default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct Settings {
-    /// The directory whose copy the container is, where it was made with `--from`.
+    /// The directory of which the container is a copy, if it was created with `--from`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<BytesPath>,
     /// Labels.
     #[serde(skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
-    /// The most bytes its own layer may take, where Vellum's engine keeps that and no quota.
+    /// Limit of its own layer in bytes, if Vellum's engine enforces it and not a quota.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
-    /// The most inodes its own layer may take, which Vellum's engine keeps.
+    /// Limit of its own layer in inodes, which Vellum's engine enforces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inodes: Option<u64>,
 }
 
 impl Settings {
-    /// What Vellum's engine is to keep.
+    /// The limits that Vellum's engine enforces.
     pub fn limit(&self) -> Limit {
         Limit {
             size_bytes: self.size_bytes,
@@ -39,7 +39,7 @@ impl Settings {
         }
     }
 
-    /// Reads what is kept with `record`.
+    /// Reads the settings kept with `record`.
     pub fn of(record: &ContainerRecord) -> Result<Self> {
         if record.config.is_empty() {
             return Ok(Self::default());
@@ -50,7 +50,7 @@ impl Settings {
         })
     }
 
-    /// Returns the JSON to be kept.
+    /// Returns the JSON to store.
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string(self).map_err(|e| Error::Damaged {
             what: "a container's settings".into(),
@@ -87,7 +87,8 @@ pub fn parts(ctx: &Context, record: &ContainerRecord) -> Result<TreeParts> {
     }
     Err(Error::Damaged {
         what: format!("the tree of container {}", record.name),
-        why: "a copy of a directory stands on one empty layer, and this doesn't".into(),
+        why: "a copy of a directory has exactly one empty layer below it, but this tree does not"
+            .into(),
     })
 }
 

@@ -1,5 +1,5 @@
-//! What containerd asks over the socket: snapshots whose accounts it keeps, and layers into and out
-//! of mounted trees.
+//! What containerd asks for over the socket: snapshots that it keeps account of, and layers into
+//! and out of mounted trees.
 
 pub mod differ;
 pub mod snapshots;

@@ -1,12 +1,10 @@
-//! What every verb is handed: settings, the store, where to work until the next boot, whether to
-//! stop, and who listens.
+//! What every verb gets: settings, the store, the run directory, the cancel flag, and the listener.
 //!
-//! A context belongs to one command (or one daemon); it is shared by reference between its threads.
-//! The store is opened at the first [`Context::store`], so that verbs that need none
-//! (`config show`) neither make nor migrate one. Each later call looks again whether its
-//! directories are where they were: a daemon lives long enough for somebody to mount something over
-//! them, and its open database would then tell of trees that are made in, or deleted from, what
-//! lies there now.
+//! A context belongs to one command (or one daemon) and is shared by reference between its threads.
+//! The store is opened by the first [`Context::store`], so verbs that don't need it (`config show`)
+//! neither create nor migrate one. Each later call checks that its directories are still where they
+//! were: a daemon may live long enough for something to be mounted over them. Its open database
+//! would then describe other trees than those it creates and deletes.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -21,13 +19,13 @@ use crate::progress::Progress;
 
 /// The surroundings of a verb.
 pub struct Context {
-    /// The settings that hold.
+    /// The resolved settings.
     pub config: Config,
-    /// Set when the user wants to stop; ask [`Context::go_on`] between two steps.
+    /// Set when the user wants to stop; check it with [`Context::go_on`] between two steps.
     pub cancel: Cancel,
-    /// Who this process is, since before there was a context.
+    /// This process's identity, read before the context was created.
     pub process: Process,
-    /// Who is told what happens.
+    /// The listener to progress.
     pub progress: Arc<dyn Progress>,
     store: OnceLock<Opened>,
 }
@@ -39,10 +37,10 @@ struct Opened {
 }
 
 impl Context {
-    /// Returns a context without touching the disk. The process has entered the namespaces it works
-    /// in.
+    /// Returns a context without touching the disk. The process is already in the namespaces it
+    /// works in.
     pub fn new(mut config: Config, cancel: Cancel, progress: Arc<dyn Progress>) -> Self {
-        // What is mounted is looked up by paths below it.
+        // Mounts are looked up by paths below it.
         config.root.value = home::resolved(&config.root.value);
         Self {
             config,
@@ -53,8 +51,8 @@ impl Context {
         }
     }
 
-    /// Returns the store, opening it (and making it, if there is none) the first time. Some ten
-    /// stat(2) otherwise.
+    /// Returns the store. The first call opens it, and creates it if there is none; later ones cost
+    /// about ten stat(2).
     ///
     /// Errors: [`Error::Covered`], [`Error::Unmounted`] and [`Error::Replaced`] as long as its
     /// directories can't be seen.
@@ -71,8 +69,9 @@ impl Context {
         Ok(&self.store.get_or_init(|| Opened { store, seen }).store)
     }
 
-    /// How the store is opened. Where Vellum's own engine can mount its layers they may be on any
-    /// file system, and where nobody chose a driver, one that works everywhere may take its place.
+    /// The options for opening the store. If Vellum's own engine can mount its layers, they may be
+    /// on any file system; if no driver is configured, one that works everywhere may be used
+    /// instead.
     pub(crate) fn store_options(&self) -> StoreOptions {
         let driver = &self.config.storage_driver;
         StoreOptions {
@@ -89,12 +88,12 @@ impl Context {
         &self.config.root.value
     }
 
-    /// The directory of what lives until the next boot. It need not be there.
+    /// The directory for files that live until the next boot. It may not exist.
     pub fn run_dir(&self) -> &Path {
         &self.config.run_dir.value
     }
 
-    /// Errors with [`Error::Cancelled`] once the user wants to stop.
+    /// Fails with [`Error::Cancelled`] once the user wants to stop.
     pub fn go_on(&self) -> Result<()> {
         if self.cancel.is_cancelled() {
             Err(Error::Cancelled)

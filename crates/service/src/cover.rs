@@ -1,10 +1,10 @@
-//! A mount that lies over something of the store, as errors name it.
+//! A mount over a part of the store, as errors name it.
 
 use std::path::PathBuf;
 
 use vellum_sys::mountinfo::Mount;
 
-/// One mount that lies over the store, or over a part of it.
+/// One mount over the store, or over a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cover {
     /// Where it is mounted.

@@ -1,11 +1,12 @@
-//! Layers as Docker's daemon drives them: ids it makes up, counted mounts, diffs as tar streams.
+//! Layers as Docker's daemon manages them: ids that it invents, counted mounts, diffs as tar
+//! streams.
 //!
-//! The daemon keeps the accounts (images, containers, which layer stands on which) and calls a
-//! graph driver by id. Here an id is a snapshot: writable under one key until it gets a child or
-//! its content as a diff, a layer under another key from then on. What the daemon says once, at its
-//! start, is kept in the store, because it never says it again to a driver that was started anew.
+//! The daemon keeps account of images, containers and layers' parents, and calls a graph driver by
+//! id. Here an id is a snapshot: writable under one key until it gets a child or its content as a
+//! diff, and from then on a layer under another key. What the daemon says once, at its start, is
+//! kept in the store, because it does not repeat it to a driver that was restarted.
 //!
-//! [`mounts`] holds the counted mounts, [`changes`] diffs in and out. This file must not know HTTP.
+//! [`mounts`] has the counted mounts, [`changes`] diffs in and out. This file must not know HTTP.
 //!
 //! Locks: one per id, in the run directory, so that several threads and processes agree; a child's
 //! before its parent's.
@@ -28,7 +29,7 @@ use vellum_union::engine::Limit;
 
 use crate::config::parse_size;
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::limit;
 use crate::{home, run_dir};
 
@@ -44,34 +45,35 @@ const SESSION_FILE: &str = "docker.json";
 /// The version of that file; a newer one is refused.
 const SESSION_VERSION: u32 = 1;
 
-/// Keys of layers, and of what is still writable. On disk: other prefixes would lose every layer.
+/// Prefixes of the keys of layers, and of writable snapshots. On disk: others would lose every
+/// layer.
 const LAYER: &str = "docker/";
 const WRITABLE: &str = "docker-rw/";
 
-/// Label of what was made to be written to, not to be filled with one diff.
+/// Label of a layer that was created for writing, not to be filled with one diff.
 const READ_WRITE: &str = "vellum.docker/read-write";
 
-/// Label of what has a size limit that Vellum's engine keeps, in bytes.
+/// Label of a layer whose size limit, in bytes, Vellum's engine enforces.
 const SIZE: &str = "vellum.docker/size";
 
-/// Longest id: the lock's file is named after it.
+/// Longest id: the lock file is named after it.
 const MAX_ID_BYTES: usize = 200;
 
 /// What the daemon says at its start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Session {
     version: u32,
-    /// The driver's directory in the daemon's data root. Nothing is put there; it tells daemons
+    /// The driver's directory in the daemon's data root. Nothing is written there; it tells daemons
     /// apart.
     home: PathBuf,
     /// Options, as given.
     options: Vec<String>,
 }
 
-/// How a layer is to be made.
+/// How to create a layer.
 #[derive(Clone, Debug, Default)]
 pub struct Creation {
-    /// It is a container's, to be written to.
+    /// Whether it is a container's, for writing.
     pub read_write: bool,
     /// SELinux label of its mounts; empty: none.
     pub mount_label: String,
@@ -86,7 +88,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Opens the store of `ctx` and reads what the daemon said, if it has ever said it.
+    /// Opens the store of `ctx` and reads what the daemon said, if it ever did.
     pub fn open(ctx: Context) -> Result<Self> {
         let root = ctx.store()?.root().to_path_buf();
         let session = read_session(&root)?;
@@ -96,28 +98,27 @@ impl Graph {
         })
     }
 
-    /// Returns the surroundings.
+    /// Returns the context.
     pub fn context(&self) -> &Context {
         &self.ctx
     }
 
-    /// Returns the driver's directory in the data root of the daemon that this store serves, once
-    /// it has said so.
+    /// Returns the driver's directory in the data root of the daemon that this store serves, if the
+    /// daemon has named it.
     pub fn home(&self) -> Option<PathBuf> {
         self.session().map(|session| session.home)
     }
 
-    /// Takes up the service of the daemon whose directory for this driver is `home`.
+    /// Starts serving the daemon whose directory for this driver is `home`.
     ///
-    /// Durable on return. From now on each layer that is mounted counts as gotten once, as a daemon
-    /// expects that has just started. Errors: `Invalid` for unknown options; `InUse` if the store
-    /// has layers of another daemon; `Unsupported` for user namespaces.
+    /// Durable on return. From now on each mounted layer counts as gotten once, as a daemon expects
+    /// after its start. Errors: `Invalid` for unknown options; `InUse` if the store has layers of
+    /// another daemon; `Unsupported` for user namespaces.
     pub fn init(&self, home: &Path, options: &[String], ids: &[IdRun]) -> Result<()> {
         if ids.iter().any(|run| run.inside != run.outside) {
             return Err(Error::Unsupported {
-                what:
-                    "the daemon remaps users (--userns-remap), and Vellum's graph driver does not"
-                        .into(),
+                what: "the daemon remaps users (--userns-remap), but Vellum's graph driver can't"
+                    .into(),
                 hint: "start dockerd without --userns-remap, or use its own overlay2 driver".into(),
             });
         }
@@ -129,7 +130,7 @@ impl Graph {
             && let Some(id) = self.any_layer()?
         {
             return Err(Error::InUse {
-                kind: Kind::Layer,
+                kind: ObjectKind::Layer,
                 name: id,
                 by: format!(
                     "this store serves the daemon whose driver directory is {}",
@@ -141,8 +142,8 @@ impl Graph {
                 ),
             });
         }
-        // The daemon makes its data root, and the driver its own directory in it: it tells that the
-        // data root is still there.
+        // The daemon creates its data root, and the driver its own directory in it: this shows that
+        // the data root is still there.
         std::fs::create_dir_all(home).map_err(Error::io("create", home))?;
         let session = Session {
             version: SESSION_VERSION,
@@ -158,12 +159,11 @@ impl Graph {
         Ok(())
     }
 
-    /// Makes the layer `id` on `parent`, or an empty one.
+    /// Creates the layer `id` on `parent`, or an empty one.
     ///
-    /// Durable on return. What was writable until now and is made a parent becomes a layer for
-    /// good. Saying the same again is no error: a call whose answer was lost is repeated. Errors:
-    /// `NotFound` (parent), `NameTaken`, `InUse` (a parent that is being written to), `Invalid`,
-    /// `Unsupported`.
+    /// Durable on return. A writable parent is sealed: it becomes a layer permanently. Repeating a
+    /// call is not an error, since an answer may have been lost. Errors: `NotFound` (parent),
+    /// `NameTaken`, `InUse` (a parent that is being written to), `Invalid`, `Unsupported`.
     pub fn create(&self, id: &str, parent: &str, creation: &Creation) -> Result<()> {
         check_id(id)?;
         check_label(id, &creation.mount_label)?;
@@ -180,7 +180,7 @@ impl Graph {
             return match same {
                 true => Ok(()),
                 false => Err(Error::NameTaken {
-                    kind: Kind::Layer,
+                    kind: ObjectKind::Layer,
                     name: id.to_owned(),
                 }),
             };
@@ -213,7 +213,7 @@ impl Graph {
 
     /// Removes the layer `id`, mounted or not. One that is not there counts as removed.
     ///
-    /// Durable on return. Errors: `InUse` while another layer stands on it.
+    /// Durable on return. Errors: `InUse` while another layer is on top of it.
     pub fn remove(&self, id: &str) -> Result<()> {
         check_id(id)?;
         let lock = self.lock(id)?;
@@ -221,12 +221,12 @@ impl Graph {
         let Some(found) = self.find(id)? else {
             return Ok(());
         };
-        // Asked first: what stands on it may be mounted through it.
+        // Checked first: a child may be mounted, and use this layer.
         if let Some(child) = store.child(&found.key)? {
             return Err(has_child(id, &child));
         }
         self.detach(id, &found)?;
-        // Both keys: a crash may have left the empty tree that a diff was put in the place of.
+        // Both keys: a crash may have left the empty tree that a diff has replaced.
         for key in [layer_key(id), writable_key(id)] {
             match store.remove(&key, Sweep::Now) {
                 Ok(()) | Err(StoreError::NotFound { .. }) => {}
@@ -245,7 +245,7 @@ impl Graph {
         Ok(self.find(id)?.is_some())
     }
 
-    /// Returns where the parts of a layer lie, under the names that Docker's overlay2 gives them.
+    /// Returns the paths of a layer's parts, under the names of Docker's overlay2.
     pub fn metadata(&self, id: &str) -> Result<BTreeMap<String, String>> {
         check_id(id)?;
         let parts = self.parts(&self.get_info(id)?)?;
@@ -271,7 +271,7 @@ impl Graph {
         Ok(data)
     }
 
-    /// Returns what `docker info` is to show, in order.
+    /// Returns what `docker info` shows, in order.
     pub fn status(&self) -> Result<Vec<(String, String)>> {
         let info = crate::store::info::info(&self.ctx)?;
         let pairs = [
@@ -329,7 +329,7 @@ impl Graph {
     /// Returns the record of `id`, whichever key it has.
     fn find(&self, id: &str) -> Result<Option<Info>> {
         let store = self.store()?;
-        // The layer counts if both are there. It may become one between two questions, and then the
+        // The layer counts if both are there. It may be sealed between two lookups, and then the
         // third finds it.
         for key in [layer_key(id), writable_key(id), layer_key(id)] {
             match store.stat(&key) {
@@ -343,7 +343,7 @@ impl Graph {
 
     fn get_info(&self, id: &str) -> Result<Info> {
         self.find(id)?.ok_or_else(|| Error::NotFound {
-            kind: Kind::Layer,
+            kind: ObjectKind::Layer,
             name: id.to_owned(),
             meant: None,
         })
@@ -356,7 +356,7 @@ impl Graph {
         Ok(store.tree(&info.key)?)
     }
 
-    /// Makes `id` a layer for good, so that others can stand on it.
+    /// Makes `id` a layer permanently, so that others can have it as their parent.
     fn seal(&self, id: &str) -> Result<()> {
         check_id(id)?;
         let _lock = self.lock(id)?;
@@ -373,7 +373,7 @@ impl Graph {
         Ok(())
     }
 
-    /// Returns the id of some layer, if there is any.
+    /// Returns the id of any layer, if there is one.
     fn any_layer(&self) -> Result<Option<String>> {
         let mut found = None;
         self.store()?.walk(&[], |info| {
@@ -384,10 +384,10 @@ impl Graph {
     }
 }
 
-/// Far more than a daemon's options take.
+/// Far more than a daemon's options need.
 const SESSION_MAX_BYTES: u64 = 1 << 20;
 
-/// Reads what the daemon once said.
+/// Reads what the daemon said.
 fn read_session(root: &Path) -> Result<Option<Session>> {
     let path = root.join(SESSION_FILE);
     let bytes = match plain::read(&path, SESSION_MAX_BYTES, Links::InParents) {
@@ -418,7 +418,7 @@ fn default_size(options: &[String]) -> Result<Option<u64>> {
             _ => {
                 return Err(Error::Invalid {
                     what: format!("unknown storage option `{option}`"),
-                    hint: Some("dockerd --storage-opt vellum.size=10G is the one there is; the rest is Vellum's own configuration".into()),
+                    hint: Some("the only one is dockerd --storage-opt vellum.size=10G; everything else is in Vellum's own configuration".into()),
                 });
             }
         }
@@ -438,33 +438,33 @@ fn parse_limit(text: &str) -> Result<Option<u64>> {
     }
 }
 
-/// Ids come from the daemon over a socket and name lock files: nothing in them may act as a path.
+/// Ids come from the daemon over a socket and name lock files: no part of them may act as a path.
 fn check_id(id: &str) -> Result<()> {
     let odd = |c: char| c == '/' || c.is_control();
     if id.is_empty() || id.len() > MAX_ID_BYTES || id.contains(odd) {
         return Err(Error::Invalid {
-            what: format!("{id:?} is no id of a layer"),
+            what: format!("{id:?} can't be a layer's id"),
             hint: None,
         });
     }
     Ok(())
 }
 
-/// Mounts without their label would be unreadable to the container, or readable to others: so it is
-/// said aloud.
+/// Without their label, mounts would be unreadable to the container, or readable to others: so this
+/// is an error.
 fn check_label(id: &str, label: &str) -> Result<()> {
     if label.is_empty() {
         return Ok(());
     }
     Err(Error::Unsupported {
         what: format!(
-            "layer {id} is to be labelled {label}, and Vellum's graph driver sets no SELinux labels"
+            "layer {id} needs the SELinux label {label}, but Vellum's graph driver sets no labels"
         ),
         hint: "start dockerd without --selinux-enabled".into(),
     })
 }
 
-/// Returns the limit that Vellum's engine is to keep of a tree.
+/// Returns the limit that Vellum's engine enforces on a tree.
 fn kept_by_engine(info: &Info) -> Limit {
     Limit {
         size_bytes: info.labels.get(SIZE).and_then(|bytes| bytes.parse().ok()),
@@ -474,10 +474,10 @@ fn kept_by_engine(info: &Info) -> Limit {
 
 fn has_child(id: &str, child: &SnapshotKey) -> Error {
     Error::InUse {
-        kind: Kind::Layer,
+        kind: ObjectKind::Layer,
         name: id.to_owned(),
         by: format!(
-            "layer {} stands on it",
+            "layer {} has it as its parent",
             id_of(child).unwrap_or_else(|| child.to_string())
         ),
         hint: "remove that one first".into(),
@@ -496,7 +496,7 @@ fn writable_key(id: &str) -> SnapshotKey {
     SnapshotKey::from(format!("{WRITABLE}{id}"))
 }
 
-/// Returns the id that a key was made from, if it is one of a graph driver's.
+/// Returns the id that a key was made from, if it is a graph driver's key.
 fn id_of(key: &SnapshotKey) -> Option<String> {
     let text = std::str::from_utf8(key.as_bytes()).ok()?;
     let id = text

@@ -1,6 +1,6 @@
 //! The errors of the verbs, in the user's words, with a hint where one helps.
 //!
-//! Each room's own error arrives here as a source and is told once: the text never repeats its
+//! Each crate's own error arrives here as a source and is reported once: the text never repeats its
 //! source. Fronts turn [`Error::class`] into an exit code or a status, and print [`Error::hint`] on
 //! a line of its own.
 
@@ -11,9 +11,9 @@ use crate::config::ConfigError;
 /// A verb's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What kind of thing a name was meant to name.
+/// The kind of object that a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ObjectKind {
     /// An image, by reference or id.
     Image,
     /// A container, by name or id.
@@ -24,7 +24,7 @@ pub enum Kind {
     Layer,
 }
 
-impl std::fmt::Display for Kind {
+impl std::fmt::Display for ObjectKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Image => "image",
@@ -35,7 +35,7 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// What sort of failure it is, for exit codes and statuses.
+/// The class of a failure, for exit codes and statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// The request can't be understood.
@@ -53,33 +53,33 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] ConfigError),
 
-    /// Nothing of that name.
+    /// No object has that name.
     #[error("there is no {kind} `{name}`")]
     NotFound {
         /// What was looked for.
-        kind: Kind,
+        kind: ObjectKind,
         /// As the user wrote it.
         name: String,
-        /// What may have been meant, as a hint; see [`crate::names`].
+        /// What the user may have meant, as a hint; see [`crate::names`].
         meant: Option<String>,
     },
 
-    /// A shortened id or name that fits several.
-    #[error("`{name}` fits several {kind}s: {}", matches.join(", "))]
+    /// A shortened id or name that matches several.
+    #[error("`{name}` matches several {kind}s: {}", matches.join(", "))]
     Ambiguous {
         /// What was looked for.
-        kind: Kind,
+        kind: ObjectKind,
         /// As the user wrote it.
         name: String,
-        /// Some that it fits.
+        /// Some of the matches.
         matches: Vec<String>,
     },
 
-    /// The name belongs to another one.
+    /// Another object has the name.
     #[error("the name `{name}` is taken by another {kind}")]
     NameTaken {
-        /// What has the name.
-        kind: Kind,
+        /// The kind of the object that has the name.
+        kind: ObjectKind,
         /// The name.
         name: String,
     },
@@ -88,12 +88,12 @@ pub enum Error {
     #[error("{kind} `{name}` is in use: {by}")]
     InUse {
         /// What is in use.
-        kind: Kind,
+        kind: ObjectKind,
         /// Its name.
         name: String,
-        /// Who uses it.
+        /// What uses it.
         by: String,
-        /// How to go on all the same.
+        /// How to proceed anyway.
         hint: String,
     },
 
@@ -114,15 +114,15 @@ pub enum Error {
     #[error(transparent)]
     Sys(#[from] vellum_sys::Error),
 
-    /// No mount can be made of it.
+    /// No plan can mount it.
     #[error(transparent)]
-    Plan(#[from] crate::plan::Refusal),
+    Plan(#[from] crate::plan::PlanRefusal),
 
     /// The mount failed.
     #[error(transparent)]
     Mount(#[from] vellum_sys::mount::MountError),
 
-    /// What is recorded can't be true.
+    /// A record can't be true.
     #[error("{what} is damaged: {why}")]
     Damaged {
         /// What it is.
@@ -143,7 +143,7 @@ pub enum Error {
     #[error(transparent)]
     Image(#[from] vellum_image::Error),
 
-    /// An image could not be read from where it is, or written to where it should go.
+    /// An image could not be read from its source, or written to its target.
     #[error(transparent)]
     Source(#[from] vellum_image::source::SourceError),
 
@@ -161,14 +161,14 @@ pub enum Error {
     Io {
         /// What was tried, as a verb ("read", "create").
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
         /// Why not.
         #[source]
         source: std::io::Error,
     },
 
-    /// A server's socket could not be made.
+    /// A server's socket could not be created.
     #[error("cannot {action} {}", path.display())]
     Socket {
         /// What was tried, as a verb ("listen on", "create").
@@ -180,40 +180,40 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// Something is mounted over the store or a part of it.
+    /// Something is mounted over the store or over a part of it.
     #[error("{} is covered by another mount: {}", path.display(), listed(covers))]
     Covered {
-        /// The directory that can't be seen.
+        /// The hidden directory.
         path: PathBuf,
-        /// What lies over it, topmost first.
+        /// The mounts over it, topmost first.
         covers: Vec<crate::cover::Cover>,
-        /// Where it is noted what was there before, if it is the store itself that is covered.
+        /// The file with the note of what was there, if the store itself is covered.
         note: Option<PathBuf>,
     },
 
-    /// The file system that held the store is gone.
+    /// The file system with the store is not mounted any more.
     #[error("the store {} is gone: {was} is not mounted any more", path.display())]
     Unmounted {
         /// The store's directory.
         path: PathBuf,
         /// What was mounted, and where.
         was: Box<crate::cover::Cover>,
-        /// Where it is noted what was there before.
+        /// The file with the note of what was there.
         note: PathBuf,
     },
 
-    /// Another directory lies where the store was that this process has open.
-    #[error("{} is not the store any more that was opened there", path.display())]
+    /// Another directory is now where this process opened the store.
+    #[error("{} is no longer the store that was opened there", path.display())]
     Replaced {
         /// The store's directory.
         path: PathBuf,
     },
 
     /// The user's namespaces can't be set up.
-    #[error("cannot set up the user namespace that working without root takes")]
+    #[error("cannot set up the user namespace that is needed to work without root")]
     Namespace(#[source] vellum_sys::Error),
 
-    /// A program Vellum started failed before it did its work.
+    /// A program that Vellum started failed before it did its work.
     #[error("cannot run {}", program.display())]
     Program {
         /// The program.
@@ -223,7 +223,7 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// Several things failed; each has been reported on the way.
+    /// Several things failed; each has already been reported.
     #[error("{failed} of {total} failed")]
     Several {
         /// How many.
@@ -237,56 +237,56 @@ pub enum Error {
     Cancelled,
 }
 
-const NO_SPACE: &str = "the disk is full, or its inodes are used up (`df -i`): `vellum gc --dry-run` shows what could go, `vellum df` what uses it";
+const NO_SPACE: &str = "the disk is full, or out of inodes (`df -i`): `vellum gc --dry-run` shows what can be removed, `vellum df` what uses the space";
 
 const REBUILD: &str =
-    "`vellum check --rebuild` makes the database anew from the records beside the trees";
+    "`vellum check --rebuild` rebuilds the database from the records next to the trees";
 
-const DIVERTED: &str = "nothing was changed; put the store's own directory back (docs/security.md), and `vellum check` tells what else is wrong";
+const DIVERTED: &str = "nothing was changed; put the store's own directory back (docs/security.md), then let `vellum check` show what else is wrong";
 
 const READ_ONLY: &str =
-    "its file system is read-only, perhaps since an error: `dmesg` tells; mount it writable again";
+    "its file system is read-only, perhaps after an error (see `dmesg`): remount it writable";
 
 fn store_hint(error: &vellum_store::StoreError) -> Option<String> {
     use vellum_store::{Class, StoreError};
     match error.class() {
         Class::NoSpace => Some(NO_SPACE.into()),
         Class::Busy => Some(
-            "another vellum is writing: try again in a moment; a server of an older vellum keeps its store until it is stopped"
+            "another vellum process is writing: try again in a moment; a server of an older version keeps the store locked until it is stopped"
                 .into(),
         ),
         _ if matches!(error, StoreError::RolledBack { .. }) => Some(format!(
-            "if there is a newer copy of it, put that back; else {REBUILD}"
+            "if there is a newer copy of it, restore that; else {REBUILD}"
         )),
         _ if matches!(error, StoreError::BrokenParents { .. }) => Some(REBUILD.into()),
         _ if matches!(error, StoreError::Diverted { .. }) => Some(DIVERTED.into()),
-        _ if error.lost_its_database() => Some(format!("put it back, or: {REBUILD}")),
+        _ if error.lost_its_database() => Some(format!("restore it, or: {REBUILD}")),
         _ if matches!(error, StoreError::NewerStore { .. }) => Some(format!(
-            "to stay with this vellum, end its servers; then {REBUILD}"
+            "to keep using this version, stop the store's servers; then {REBUILD}"
         )),
         _ if matches!(error, StoreError::NotAStore { .. }) => Some(format!(
-            "--root names another directory; if there is a store in this one, {REBUILD}"
+            "choose another directory with --root; or, if there is a store in this one, {REBUILD}"
         )),
         _ if error.is_read_only() => Some(READ_ONLY.into()),
         _ if is_denied_to_a_user(error) => Some(DENIED.into()),
-        Class::Damaged => Some("`vellum check` tells what else is wrong".into()),
+        Class::Damaged => Some("`vellum check` shows what else is wrong".into()),
         _ => None,
     }
 }
 
-const DENIED: &str = "root is needed for what is the system's; a plain user has a store of his own under ~/.local/share/vellum";
+const DENIED: &str = "this needs root; a plain user's own store is in ~/.local/share/vellum";
 
-/// Whether somewhere below the error a disk was full.
+/// Tells whether a full disk is among the error's causes.
 fn lacks_space(error: &(dyn std::error::Error + 'static)) -> bool {
     comes_from(error, std::io::ErrorKind::StorageFull)
 }
 
-/// Whether somewhere below the error a permission was missing that root would have.
+/// Tells whether a permission that root would have is among the error's causes.
 fn is_denied_to_a_user(error: &(dyn std::error::Error + 'static)) -> bool {
     is_plain_user() && comes_from(error, std::io::ErrorKind::PermissionDenied)
 }
 
-/// Whoever is root in a namespace of his own only is none here.
+/// Root in its own user namespace counts as a plain user.
 fn is_plain_user() -> bool {
     !vellum_sys::Process::read().is_root()
 }
@@ -298,23 +298,23 @@ fn comes_from(error: &(dyn std::error::Error + 'static), kind: std::io::ErrorKin
     })
 }
 
-/// What could be done about a socket that can't be made.
+/// What to do about a socket that can't be created.
 fn socket_hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::InvalidFilename => {
-            "the path of a socket has 107 bytes at most: choose a shorter one"
+            "a socket's path has at most 107 bytes: choose a shorter one"
         }
         _ => "choose another path for the socket, in a directory that can be written",
     }
 }
 
-/// What could be done about an image that can't be read or sent.
+/// What to do about an image that can't be read or sent.
 fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
     use vellum_image::source::SourceError;
 
     match error {
         SourceError::NotAnImage(_) => {
-            Some("`vellum import` makes an image of a plain tar or directory".into())
+            Some("`vellum import` creates an image from a plain tar or directory".into())
         }
         SourceError::NotADataRoot { .. } => Some(
             "`docker info` calls it Docker Root Dir; images of other drivers, and those Docker keeps in containerd, come across by \
@@ -328,7 +328,7 @@ fn source_hint(error: &vellum_image::source::SourceError) -> Option<String> {
     }
 }
 
-/// What could be done about a registry's answer.
+/// What to do about a registry's answer.
 #[cfg(feature = "registry")]
 fn registry_hint(error: &vellum_image::registry::RegistryError) -> Option<String> {
     use vellum_image::registry::RegistryError;
@@ -368,12 +368,12 @@ impl Error {
         }
     }
 
-    /// What the user could do next, if there is something.
+    /// Returns what the user can do next, if anything.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Config(e) => e.hint(),
             Self::Plan(e) => Some(e.hint()),
-            Self::Damaged { .. } => Some("`vellum check` tells what else is wrong".into()),
+            Self::Damaged { .. } => Some("`vellum check` shows what else is wrong".into()),
             Self::Store(e) => store_hint(e),
             Self::Sys(e) if e.is_no_space() => Some(NO_SPACE.into()),
             Self::Sys(e) if e.is_denied() && is_plain_user() => Some(DENIED.into()),
@@ -382,14 +382,14 @@ impl Error {
             } => Some(meant.as_str().into()),
             Self::NotFound { kind, .. } => Some(
                 match kind {
-                    Kind::Image => "`vellum images` lists them; `vellum pull` or `vellum load` brings one in",
-                    Kind::Container => "`vellum ls` lists them",
-                    Kind::Volume => "`vellum volume ls` lists them",
-                    Kind::Layer => "`vellum check` tells what is missing",
+                    ObjectKind::Image => "`vellum images` lists them; `vellum pull` or `vellum load` gets one",
+                    ObjectKind::Container => "`vellum ls` lists them",
+                    ObjectKind::Volume => "`vellum volume ls` lists them",
+                    ObjectKind::Layer => "`vellum check` shows what is missing",
                 }
                 .into(),
             ),
-            Self::Ambiguous { .. } => Some("write more of it".into()),
+            Self::Ambiguous { .. } => Some("write more of the id".into()),
             Self::NameTaken { .. } => Some("choose another name, or remove or rename that one".into()),
             Self::Covered { covers, note, .. } => {
                 let way: Vec<_> =
@@ -398,19 +398,19 @@ impl Error {
                 Some(match note {
                     None => way,
                     Some(note) => format!(
-                        "{way}: what runs goes on, and the next command finds the store again; if it is meant to lie there, \
+                        "{way}: running containers continue, and the next command finds the store again; if the mount is intended, \
                          remove {}",
                         note.display()
                     ),
                 })
             }
             Self::Unmounted { was, note, .. } => Some(format!(
-                "mount it on {} again; if the store is to begin anew, remove {}",
+                "mount it on {} again; to start with a new store instead, remove {}",
                 was.mount_point.display(),
                 note.display()
             )),
             Self::Replaced { .. } => Some(
-                "put the old directory back, or start the server (or the command) anew: it then uses what is there now".into(),
+                "put the old directory back, or restart the server (or the command) to use what is there now".into(),
             ),
             Self::Namespace(_) => Some(
                 "newuidmap and newgidmap (Debian: uidmap) and a range for the user in /etc/subuid and /etc/subgid are needed; \
@@ -442,7 +442,7 @@ impl Error {
         }
     }
 
-    /// What sort of failure it is.
+    /// Returns the class of the failure.
     pub fn class(&self) -> Class {
         match self {
             Self::Config(_) | Self::Invalid { .. } => Class::Misused,

@@ -1,17 +1,17 @@
-//! Is the store's directory the one that was here before, or has somebody mounted something over
-//! it?
+//! Checks that the store's directory is the one that was here before, and that nothing is mounted
+//! over it.
 //!
-//! A mount over the data root (or over a directory in it) makes a full store look empty, and a
-//! program that then makes itself a new one there leads running containers and their records apart.
-//! So every command that opens the store first compares what it finds with what the last one noted
-//! in the run directory: device and inode of the root and of the directories in it, and the mount
-//! they were reached through. Where they differ the mount table says what lies over them, and the
-//! command stops with that, in the order in which to unmount it. Nothing is touched; once it is
-//! unmounted the next command finds the old directories again and goes on.
+//! A mount over the data root (or over a directory in it) makes a full store look empty. A program
+//! that then creates a new one there separates running containers from their records. So every
+//! command that opens the store first compares what it finds with what the last command noted in
+//! the run directory: device and inode of the root and of the directories in it, and the mount
+//! through which they were reached. If they differ, the mount table tells what is mounted over
+//! them, and the command fails with the order in which to unmount it. Nothing is touched; after the
+//! unmount the next command finds the old directories again and continues.
 //!
-//! The note lives until the next boot, like the mounts it speaks of. Without one, mounts of
-//! containers that are in the table but can't be reached tell the same. [`judge`] is pure; it must
-//! not know the store's records.
+//! The note lives until the next boot, like the mounts it describes. Without a note, container
+//! mounts that are in the table but can't be reached tell the same. [`judge`] is pure; it must not
+//! know the store's records.
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsStr;
@@ -29,10 +29,10 @@ use crate::error::{Error, Result};
 /// The version of the note. An unknown one counts as no note at all.
 const VERSION: u32 = 1;
 
-/// Far more than a note of some ten directories takes.
+/// Far more than a note about some ten directories needs.
 const NOTE_MAX_BYTES: u64 = 1 << 20;
 
-/// What was noted, as a file in the run directory.
+/// The note, as a file in the run directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Note {
     version: u32,
@@ -40,13 +40,13 @@ struct Note {
     boot: String,
     /// The store's own id.
     store: String,
-    /// The root first, then the parts that were there.
-    places: Vec<Place>,
+    /// The root first, then the directories in it that existed.
+    places: Vec<NotedDir>,
 }
 
 /// One directory, and how it was reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Place {
+struct NotedDir {
     #[serde(with = "path_text")]
     path: PathBuf,
     dev: u64,
@@ -60,30 +60,30 @@ struct Place {
     source: String,
 }
 
-/// What the comparison says.
+/// The result of the comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Nothing speaks against going on.
+    /// Nothing prevents the command from continuing.
     GoOn,
-    /// `path` is covered by these, topmost first.
+    /// `path` is covered by these mounts, topmost first.
     Covered { path: PathBuf, covers: Vec<Cover> },
     /// The file system that held the store is not mounted any more.
     Unmounted { path: PathBuf, was: Cover },
 }
 
-/// Where a store's directories were when it was opened, for whoever keeps it open.
+/// Where a store's directories were when it was opened, for a process that keeps it open.
 #[derive(Debug)]
 pub(crate) struct Seen(Vec<(PathBuf, (u64, u64))>);
 
 impl Seen {
-    /// Looks at the store at `root`, which has no symbolic link in it.
+    /// Notes the store at `root`, which has no symbolic link in it.
     pub(crate) fn now(root: &Path) -> Self {
         let seen = |path: PathBuf| identity(&path).map(|id| (path, id));
         Self(present(root).into_iter().filter_map(seen).collect())
     }
 
-    /// Looks again. Errors as [`verify`] does, and with [`Error::Replaced`] if another root is
-    /// there and nothing speaks against that one.
+    /// Checks again. Fails like [`verify`], and with [`Error::Replaced`] if another root is there
+    /// that would be accepted.
     pub(crate) fn again(&self, run_dir: &Path) -> Result<()> {
         let is_there = |(path, id): &(PathBuf, (u64, u64))| identity(path) == Some(*id);
         if self.0.iter().all(is_there) {
@@ -93,7 +93,7 @@ impl Seen {
             return Ok(());
         };
         verify(&root.0, run_dir)?;
-        // A directory in it that somebody put in the place of another is used, by commands too.
+        // A directory in the store that was replaced is used as it is, by commands too.
         match is_there(root) {
             true => Ok(()),
             false => Err(Error::Replaced {
@@ -103,15 +103,15 @@ impl Seen {
     }
 }
 
-/// Stops with [`Error::Covered`] or [`Error::Unmounted`] if the store at `root` is not the one
+/// Fails with [`Error::Covered`] or [`Error::Unmounted`] if the store at `root` is not the one
 /// noted in `run_dir`.
 ///
-/// To be called before the store is opened; reads only. `root` has no symbolic links, as
-/// [`resolved`] gives it.
+/// Call it before the store is opened; it only reads. `root` has no symbolic links, as [`resolved`]
+/// returns it.
 pub fn verify(root: &Path, run_dir: &Path) -> Result<()> {
     let file = note_file(root, run_dir);
     let note = read_note(&file).filter(|note| note.boot == boot_id());
-    // The usual case costs no look at the mount table: everything is where it was.
+    // Usually everything is where it was, and the mount table need not be read.
     if let Some(note) = &note
         && note
             .places
@@ -137,10 +137,10 @@ pub fn verify(root: &Path, run_dir: &Path) -> Result<()> {
     }
 }
 
-/// Notes where the store at `root` (without symbolic links), which has just been opened, lies; does
-/// nothing if that is known.
+/// Notes where the store at `root` (without symbolic links) is, which has just been opened; does
+/// nothing if the note is current.
 ///
-/// The run directory is made if it is missing. Not durable, on purpose: it must not outlive the
+/// Creates the run directory if it is missing. Not durable, on purpose: it must not outlive the
 /// mounts.
 pub fn note(root: &Path, run_dir: &Path, store: &str) -> Result<()> {
     let file = note_file(root, run_dir);
@@ -166,7 +166,7 @@ pub fn note(root: &Path, run_dir: &Path, store: &str) -> Result<()> {
     for path in present(root) {
         let stat = Dir::open(&path)?.stat_self()?;
         let mount = table.by_id(stat.mnt_id);
-        places.push(Place {
+        places.push(NotedDir {
             dev: stat.dev,
             ino: stat.ino,
             mount: stat.mnt_id,
@@ -190,7 +190,7 @@ pub fn note(root: &Path, run_dir: &Path, store: &str) -> Result<()> {
     Ok(())
 }
 
-/// Opens the run directory, making it (0700) if need be.
+/// Opens the run directory; creates it (0700) if needed.
 pub(crate) fn make_run_dir(run_dir: &Path) -> Result<Dir> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
@@ -201,8 +201,8 @@ pub(crate) fn make_run_dir(run_dir: &Path) -> Result<Dir> {
     Ok(Dir::open(run_dir)?)
 }
 
-/// Decides from what was noted and what is mounted now. `now` gives device and inode of a path, if
-/// it is there.
+/// Decides by the note and the current mounts. `now` returns device and inode of a path, if it
+/// exists.
 fn judge(
     root: &Path,
     note: Option<&Note>,
@@ -222,8 +222,8 @@ fn judge(
         let covers = covers_of(place, table);
         let is_root = place.path == root;
         if !covers.is_empty() {
-            // A store that somebody mounted here on purpose is used, unless containers of the old
-            // one are still mounted beneath it.
+            // A store that was mounted here on purpose is used, unless containers of the old one
+            // are still mounted beneath it.
             if is_root && has_store && hidden.is_empty() {
                 return Verdict::GoOn;
             }
@@ -242,7 +242,7 @@ fn judge(
             };
         }
         if is_root {
-            // The directory was replaced by hand; what is in it now is what counts.
+            // The directory was replaced by hand; its current content counts.
             return Verdict::GoOn;
         }
     }
@@ -258,7 +258,7 @@ fn judge(
     Verdict::GoOn
 }
 
-/// The mounts beneath `root` that a lookup of their own mount point does not reach.
+/// Returns the mounts beneath `root` that can't be reached by their own mount points.
 fn hidden_mounts<'a>(root: &Path, table: &'a Table) -> Vec<&'a Mount> {
     table
         .beneath(root)
@@ -272,12 +272,12 @@ fn hidden_mounts<'a>(root: &Path, table: &'a Table) -> Vec<&'a Mount> {
         .collect()
 }
 
-/// Errors with [`Error::Covered`] if something is mounted over `tree`, a directory in the driver's
+/// Fails with [`Error::Covered`] if something is mounted over `tree`, a directory in the driver's
 /// directory `home`.
 ///
-/// To be asked before the store looks into the tree: it would put right what it takes for damaged.
+/// Call it before the store reads the tree: the store would repair what looks damaged.
 pub(crate) fn uncovered(home: &Path, tree: &Path) -> Result<()> {
-    // A tree that is missing is for the store to name.
+    // A missing tree is the store's to report.
     let (Ok(above), Ok(here)) = (Dir::open(home), Dir::open(tree)) else {
         return Ok(());
     };
@@ -301,9 +301,9 @@ pub(crate) fn uncovered(home: &Path, tree: &Path) -> Result<()> {
     })
 }
 
-/// What lies over a noted place, topmost first; empty if nothing does.
-fn covers_of<'a>(place: &Place, table: &'a Table) -> Vec<&'a Mount> {
-    // Mount numbers are used again, and differ between namespaces: the device must fit, too.
+/// Returns the mounts over a noted directory, topmost first.
+fn covers_of<'a>(place: &NotedDir, table: &'a Table) -> Vec<&'a Mount> {
+    // Mount numbers are reused, and differ between namespaces: the device must match, too.
     if table
         .by_id(place.mount)
         .is_some_and(|m| m.dev == place.mount_dev)
@@ -332,7 +332,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     Some((meta.dev(), meta.ino()))
 }
 
-/// The mount table knows no symbolic links, so `root` is given without, as far as it exists.
+/// Resolves symbolic links in `root`, as far as it exists: the mount table has none.
 pub(crate) fn resolved(root: &Path) -> PathBuf {
     for ancestor in root.ancestors() {
         if let Ok(real) = std::fs::canonicalize(ancestor) {
@@ -347,8 +347,8 @@ pub(crate) fn resolved(root: &Path) -> PathBuf {
     root.to_path_buf()
 }
 
-/// One note a root, named after it; a clash of the short hash only costs a rewrite, since the path
-/// is in the note.
+/// Returns the file of a root's note, named after the root; a clash of the short hash only costs a
+/// rewrite, since the path is in the note.
 fn note_file(root: &Path, run_dir: &Path) -> PathBuf {
     let mut hasher = DefaultHasher::new();
     root.hash(&mut hasher);
@@ -361,7 +361,7 @@ fn read_note(file: &Path) -> Option<Note> {
     (note.version == VERSION).then_some(note)
 }
 
-/// The number of this boot, as the kernel gives it.
+/// Returns the id of this boot, from the kernel.
 pub(crate) fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .unwrap_or_default()
@@ -369,7 +369,7 @@ pub(crate) fn boot_id() -> String {
         .to_string()
 }
 
-/// Paths as text where they are UTF-8, else as `hex:` and digits.
+/// Paths as text if they are UTF-8, else as `hex:` and digits.
 mod path_text {
     use std::ffi::OsString;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};

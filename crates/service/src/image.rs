@@ -1,12 +1,12 @@
 //! The verbs on images: load, pull, import, save, push, tag, list, inspect, history, rmi.
 //!
-//! Bringing an image in is one path whatever it comes from: a source is opened, [`unpack`] turns
-//! the layers that the store lacks into committed snapshots, [`record`] joins them with manifest,
-//! configuration and names in one transaction. Sending one out is its mirror image: [`supply`]
-//! hands layers to a sink byte for byte as they once came.
+//! There is one path for incoming images, whatever their source: a source is opened, [`unpack`]
+//! turns the layers that the store lacks into committed snapshots, and [`record`] joins them with
+//! manifest, configuration and names in one transaction. The outgoing path is its mirror image:
+//! [`supply`] passes layers to a sink byte for byte as they came.
 //!
-//! This room composes; what a manifest says is the image room's business, where trees lie the
-//! store's.
+//! This module only composes: the image crate knows what a manifest means, the store knows where
+//! trees are.
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -56,7 +56,7 @@ pub use record::BroughtIn;
 pub use save::{SaveFormat, SaveRequest, SaveTarget, SavedImage, save};
 pub(crate) use unpack::{left_out, unmarked};
 
-/// Whatever failed after the user asked to stop failed because of that.
+/// Any failure after the user asked to stop counts as `Cancelled`.
 fn or_cancelled<T>(context: &Context, outcome: Result<T>) -> Result<T> {
     match outcome {
         Err(_) if context.cancel.is_cancelled() => Err(Error::Cancelled),
@@ -65,14 +65,14 @@ fn or_cancelled<T>(context: &Context, outcome: Result<T>) -> Result<T> {
 }
 
 fn parse_name(text: &str) -> Option<Reference> {
-    // `sha256:…` is an id, although it would also do for a name with a tag.
+    // `sha256:…` is an id, although it is also a valid name with a tag.
     if text.starts_with("sha256:") {
         return None;
     }
     Reference::parse(text).ok()
 }
 
-/// Parses a name that the user gave, with the user's error.
+/// Parses a name from the user; an error is the user's.
 fn reference(text: &str) -> Result<Reference> {
     Reference::parse(text).map_err(|e| Error::Invalid {
         what: e.to_string(),
@@ -80,7 +80,7 @@ fn reference(text: &str) -> Result<Reference> {
     })
 }
 
-/// Parses a platform that the user gave; none means this machine's.
+/// Parses a platform from the user; the default is this machine's.
 fn platform(text: Option<&str>) -> Result<vellum_image::Platform> {
     match text {
         None => Ok(vellum_image::Platform::host()),
@@ -93,7 +93,7 @@ fn platform(text: Option<&str>) -> Result<vellum_image::Platform> {
     }
 }
 
-/// The snapshot of a chain.
+/// Returns the snapshot key of a chain.
 pub(crate) fn key(chain_id: &vellum_image::ChainId) -> vellum_store::SnapshotKey {
     vellum_store::SnapshotKey::from(chain_id.to_string())
 }

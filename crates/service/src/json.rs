@@ -1,7 +1,7 @@
 //! Small helpers for stable JSON.
 //!
-//! Paths are written as text. Bytes that are no UTF-8 become U+FFFD: JSON has no better, and
-//! failing over a name would be worse; the plain listings have the bytes as they are.
+//! Paths are written as text. Bytes that are not UTF-8 become U+FFFD: JSON has nothing better, and
+//! failing because of a name would be worse; the plain listings have the bytes as they are.
 
 use std::path::{Path, PathBuf};
 

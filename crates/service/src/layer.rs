@@ -1,13 +1,13 @@
-//! `layer merge`, `squash` and `convert`: layers made into other layers, with everything a user can
-//! see kept.
+//! `layer merge`, `squash` and `convert`: turn layers into other layers, keeping everything that
+//! users can see.
 //!
-//! All three write a new tree beside its final place and publish it in one step, so after a crash
-//! there is the old layer or the new one, and a staged tree that the next run removes. The new
-//! layer holds whiteouts and opaque directories only: whatever was renamed or had its data
-//! elsewhere is written out, so every reader of its dialect understands it.
+//! All three write a new tree next to its final place and publish it in one step. So after a crash
+//! there is the old layer or the new one, and perhaps a staged tree that the next run removes. The
+//! new layer has only whiteouts and opaque directories: renamed files and data kept elsewhere are
+//! written out, so every reader of its dialect understands it.
 //!
-//! A layer that is mounted anywhere, by the kernel or by us, is refused: its users would see half
-//! of each.
+//! A layer that is mounted anywhere, by the kernel or by Vellum, is refused: its users would see a
+//! mix of both.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -35,14 +35,14 @@ pub mod look;
 pub(crate) mod on_parents;
 pub mod settle;
 
-/// How marks are written.
+/// The form of marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Marks {
     /// The kernel's: devices 0:0, and xattrs with this prefix.
     Kernel(Prefix),
     /// `.wh.` files.
     WhNames,
-    /// None: nothing lies below, so nothing has to be hidden.
+    /// None: there is nothing below, so nothing to hide.
     Whole,
 }
 
@@ -51,14 +51,14 @@ pub enum Marks {
 pub struct How {
     /// The prefix of the marks that are read.
     pub read: Prefix,
-    /// How the result's are written.
+    /// The form of the result's marks.
     pub write: Marks,
-    /// Who writes them.
+    /// The process that writes them.
     pub process: Process,
 }
 
 impl How {
-    /// Returns what suits whoever asks: marks as his mounts read and write them.
+    /// Returns what suits the process: marks as its mounts read and write them.
     pub fn usual(process: Process) -> How {
         let prefix = process.prefix();
         How {
@@ -69,20 +69,20 @@ impl How {
     }
 }
 
-/// What was made. The JSON field names are stable.
+/// The result. The JSON field names are stable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Made {
     /// The new layer.
     #[serde(serialize_with = "crate::json::path")]
     pub layer: PathBuf,
-    /// Names in it, hidden ones counted too.
+    /// The number of names in it, hidden ones included.
     pub entries: u64,
-    /// Sockets, which a layer can't hold.
+    /// Sockets, which a layer can't have.
     #[serde(serialize_with = "crate::json::paths")]
     pub left_out: Vec<PathBuf>,
 }
 
-/// An upper directory, and the work directory that knows more of it.
+/// An upper directory, and the work directory that knows more about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Input {
     /// The layer.
@@ -94,8 +94,9 @@ pub struct Input {
 /// Folds `upper` into `lower`: afterwards `lower` shows what both together showed, and `upper` is
 /// no longer needed.
 ///
-/// `below` lies under `lower`, top first; if it is named, whiteouts of what isn't there are left
-/// out. `lower` is replaced in one step. Errors: [`Error::InUse`] if one of them is mounted.
+/// `below` are the layers under `lower`, top first; if they are given, whiteouts that hide nothing
+/// are left out. `lower` is replaced in one step. Errors: [`Error::InUse`] if one of them is
+/// mounted.
 pub fn merge(
     upper: &Input,
     lower: &Path,
@@ -117,14 +118,14 @@ pub fn merge(
         &union,
         Content::Folded(below_stack(below, how)?),
         &lower,
-        Place::Replace,
+        Publish::Replace,
         how,
         cancel,
     )
 }
 
-/// Makes `output` of `layers`, top first: one layer that shows what they show. They stay as they
-/// are. `below` as for [`merge`].
+/// Creates `output` from `layers`, top first: one layer that shows what they show. They stay
+/// unchanged. `below` as for [`merge`].
 pub fn squash(
     layers: &[Input],
     below: &[PathBuf],
@@ -138,14 +139,14 @@ pub fn squash(
         &union,
         Content::Folded(below_stack(below, how)?),
         output,
-        Place::New,
+        Publish::New,
         how,
         cancel,
     )
 }
 
-/// Writes `layer` anew with other marks: to `output`, or in its own place. What is renamed or has
-/// its data elsewhere is looked for in `below`.
+/// Rewrites `layer` with other marks: to `output`, or in its own place. Renamed directories and
+/// data kept elsewhere are looked up in `below`.
 pub fn convert(
     layer: &Input,
     below: &[PathBuf],
@@ -165,15 +166,15 @@ pub fn convert(
         _ => Content::TopLayer,
     };
     match output {
-        Some(output) => write(&union, content, output, Place::New, how, cancel),
+        Some(output) => write(&union, content, output, Publish::New, how, cancel),
         None => {
             let place = real(&layer.dir)?;
-            // What the work directory says is about the old tree: nobody may mount in between.
+            // The work directory describes the old tree: nothing may be mounted in between.
             let work = layer.work.as_deref().map(Dir::open).transpose()?;
             if let Some(work) = &work {
                 work.create_dir_all(Path::new(incompat::PATH).join(incompat::CONVERTING), 0o700)?;
             }
-            let made = write(&union, content, &place, Place::Replace, how, cancel)?;
+            let made = write(&union, content, &place, Publish::Replace, how, cancel)?;
             if let Some(work) = &work {
                 forget_upper(work)?;
             }
@@ -182,8 +183,8 @@ pub fn convert(
     }
 }
 
-/// Removes what a work directory knows of an upper that is gone: the index of hard links, the maps
-/// of partly copied files, marks that keep the kernel out.
+/// Removes what a work directory knows about a replaced upper: the index of hard links, the maps of
+/// partly copied files, marks that keep the kernel out.
 fn forget_upper(work: &Dir) -> Result<()> {
     for name in [workdir::INDEX, workdir::OWN] {
         if work.stat_opt(name)?.is_some() {
@@ -202,7 +203,7 @@ fn real(path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path).map_err(Error::io("find", path))
 }
 
-/// Holds the layers for this process alone. Errors with who has one.
+/// Locks the layers for this process alone. Fails with the user of one that is taken.
 fn lock(layers: &[Input]) -> Result<Vec<Lock>> {
     layers
         .iter()
@@ -210,13 +211,17 @@ fn lock(layers: &[Input]) -> Result<Vec<Lock>> {
             let path = real(&input.dir)?;
             let in_use = |by: String| Error::Unsupported {
                 what: format!("the layer {} is mounted: {by}", path.display()),
-                hint: "unmount it first: those who use it would see parts of the old and of the new layer".into(),
+                hint: "unmount it first: its users would see a mix of the old and the new layer"
+                    .into(),
             };
             let names = |m: &mountinfo::Mount, options: &mountinfo::FsOptions| {
                 let dirs = ["upperdir", "lowerdir", "lowerdir+", "datadir+"];
                 m.fs_type == "overlay"
                     && dirs.iter().flat_map(|name| options.all(name)).any(|value| {
-                        value.as_bytes().split(|&b| b == b':').any(|one| one == path.as_os_str().as_bytes())
+                        value
+                            .as_bytes()
+                            .split(|&b| b == b':')
+                            .any(|one| one == path.as_os_str().as_bytes())
                     })
             };
             if let Some(holder) = mountinfo::find_holders(names)?.first() {
@@ -231,7 +236,7 @@ fn lock(layers: &[Input]) -> Result<Vec<Lock>> {
         .collect()
 }
 
-/// The layers that lie below, as one; `None` if none is named.
+/// Returns the layers below as one stack; `None` if none are given.
 fn below_stack(below: &[PathBuf], how: How) -> Result<Option<Stack>> {
     let layers: Vec<Input> = below
         .iter()
@@ -257,7 +262,8 @@ fn open(layers: &[Input], how: How) -> Result<Stack> {
                     Prefix::Trusted => Records::None,
                     Prefix::User => Records::Read,
                 },
-                // Whoever names a layer here has it under his hands.
+                // A layer named on the command line is under the caller's control, so its marks are
+                // trusted.
                 trust: LayerTrust::Engine,
             };
             let maps = input
@@ -273,21 +279,21 @@ fn open(layers: &[Input], how: How) -> Result<Stack> {
     Ok(Stack::new(layers)?)
 }
 
-/// What is written out.
+/// What is written.
 enum Content {
-    /// All layers, as one. What lies below them, if that is known: only what is there has to be
+    /// All layers, as one; with the layers below them, if known: only their files have to be
     /// hidden.
     Folded(Option<Stack>),
-    /// The top layer; the others are only looked into.
+    /// The top layer; the others are only read.
     TopLayer,
 }
 
-/// Where the new layer goes.
+/// How the new layer is published.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// There is nothing there.
+enum Publish {
+    /// Under a new name.
     New,
-    /// It takes the place of the layer there.
+    /// In place of the existing layer.
     Replace,
 }
 
@@ -295,7 +301,7 @@ fn write(
     union: &Stack,
     content: Content,
     target: &Path,
-    place: Place,
+    publish_as: Publish,
     how: How,
     cancel: &Cancel,
 ) -> Result<Made> {
@@ -308,13 +314,13 @@ fn write(
     } else {
         above
     })?;
-    if place == Place::New && above.stat_opt(name)?.is_some() {
-        return Err(invalid(format!("{} is there already", target.display())));
+    if publish_as == Publish::New && above.stat_opt(name)?.is_some() {
+        return Err(invalid(format!("{} already exists", target.display())));
     }
     let mut staged = OsString::from(".vellum-staged.");
     staged.push(name);
-    // Left by a run that died: two at a time are kept apart by the lock of the layer, or by the
-    // name being taken.
+    // Left by a run that died: two runs at a time are prevented by the layer's lock, or by the
+    // taken name.
     if above.stat_opt(&staged)?.is_some() {
         above.remove_tree(&staged)?;
     }
@@ -322,9 +328,9 @@ fn write(
     let root = above.open_dir(&staged)?;
     let done = fill(union, content, &root, target, how, cancel).and_then(|(entries, left_out)| {
         publish::sync_fs(&root)?;
-        match place {
-            Place::New => above.rename(&staged, &above, name, RenameFlags::NOREPLACE)?,
-            Place::Replace => above.rename(&staged, &above, name, RenameFlags::EXCHANGE)?,
+        match publish_as {
+            Publish::New => above.rename(&staged, &above, name, RenameFlags::NOREPLACE)?,
+            Publish::Replace => above.rename(&staged, &above, name, RenameFlags::EXCHANGE)?,
         }
         publish::sync_dir(&above)?;
         Ok(Made {
@@ -333,8 +339,8 @@ fn write(
             left_out,
         })
     });
-    // The old layer, or what was begun; what can't be removed is in nobody's way, and the next run
-    // tries again.
+    // The old layer, or an unfinished one. If it can't be removed, it disturbs nothing, and the
+    // next run tries again.
     if above.stat_opt(&staged).is_ok_and(|found| found.is_some())
         && let Err(error) = above.remove_tree(&staged)
     {
@@ -343,7 +349,7 @@ fn write(
     done
 }
 
-/// Writes the content into the empty tree `root`. Returns how many entries there are, and what
+/// Writes the content into the empty tree `root`. Returns the number of entries, and those that
 /// could not be written.
 fn fill(
     union: &Stack,
@@ -412,10 +418,10 @@ fn fill(
     };
     let left_out = apply(stream, &apply_to, None, &limits, cancel)?.left_out;
     if left_out.count > 0 {
-        // The layers are here, so what they hold can be had here, if not in every place.
+        // The layers exist on this machine, so their files can too, but not on every file system.
         return Err(Error::Invalid {
-            what: format!("{} can't hold {left_out}", target.display()),
-            hint: Some("make it on the file system that the layers are on".into()),
+            what: format!("{} can't store {left_out}", target.display()),
+            hint: Some("create it on the layers' file system".into()),
         });
     }
     let (stat, xattrs) = union.root()?.stored()?;
@@ -424,10 +430,10 @@ fn fill(
         spell_by_names(root, prefix).map_err(|e| match e.is_exists() {
             true => Error::Invalid {
                 what: format!(
-                    "{} holds names that begin with .wh., which would be marks",
+                    "{} has names that begin with .wh., which would become marks",
                     target.display()
                 ),
-                hint: Some("rename those, or choose other marks".into()),
+                hint: Some("rename them, or choose other marks".into()),
             },
             false => e.into(),
         })?;

@@ -1,15 +1,15 @@
-//! The verbs of Vellum: each composes the rooms below into one thing a user asks for, and owns no
-//! format of its own.
+//! The verbs of Vellum: each composes the crates below into one thing that a user asks for, and
+//! owns no format of its own.
 //!
-//! One file per verb, in a folder for what it is about: [`container`], [`image`], [`layer`],
-//! [`mount`], [`store`]; what servers are asked is in [`containerd`] and [`docker`]. Beside the
-//! folders stands what they share: [`plan`] holds the decisions of mounting as a pure function,
-//! [`config`] says what is configured and by whom, [`context`] is what every verb is handed,
-//! [`serve`] is the life of a server. The fronts (command line, sockets) translate arguments into
-//! the request types here and results back, and decide nothing.
+//! One file per verb, in a folder for its subject: [`container`], [`image`], [`layer`], [`mount`],
+//! [`store`]; the requests of servers are in [`containerd`] and [`docker`]. Next to the folders is
+//! what they share: [`plan`] holds the decisions of mounting as a pure function, [`config`] the
+//! settings and their sources, [`context`] what every verb gets, [`serve`] the life of a server.
+//! The fronts (command line, sockets) translate arguments into the request types here and results
+//! back, and decide nothing.
 //!
-//! This room must not know byte formats of layers or wire types of the fronts, and prints nothing:
-//! it talks through [`progress::Progress`].
+//! This crate must not know byte formats of layers or wire types of the fronts, and prints nothing:
+//! it reports through [`progress::Progress`].
 #![forbid(unsafe_code)]
 
 mod base;

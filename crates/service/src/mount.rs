@@ -1,12 +1,11 @@
-//! `mount`: a container's tree, or an image's, at a directory. `shown.rs` has the states of such a
-//! mount and the moves between them, `mounted.rs` lists what is there, and `umount` is the way
-//! back.
+//! `mount`: shows the tree of a container or an image at a directory. `shown.rs` has the states of
+//! such a mount and the transitions between them, `mounted.rs` lists existing mounts, and `umount`
+//! removes them.
 //!
-//! What is mounted is read from mountinfo, never from a record of ours, so that nothing goes stale:
-//! a crash, a reboot or an unmount by somebody else leaves no lie. A container's overlay has one
-//! place, `merged` in its tree's directory; other places it is wanted at are bind mounts of that
-//! one, because two overlays of one upper would corrupt it. All calls are idempotent and hold the
-//! container's lock.
+//! Mounts are read from mountinfo, never from a record of ours, so nothing gets out of date: after
+//! a crash, a reboot or an unmount by another program it is still right. A container's overlay has
+//! one place, `merged` in its tree's directory; other places are bind mounts of it, because two
+//! overlays of one upper would corrupt it. All calls are idempotent and hold the container's lock.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,28 +33,28 @@ pub mod umount;
 use mounted::Mounted;
 use shown::{Seen, State};
 
-/// Decides how a container would be mounted, and mounts nothing.
+/// Plans a container's mount without mounting.
 pub fn plan_container(ctx: &Context, name: &str, read_only: bool) -> Result<Plan> {
     names::with_container(ctx, name, |record| {
         let parts = container_record::parts(ctx, record)?;
-        let terms = Terms {
+        let request = MountRequest {
             read_only,
             limit: Settings::of(record)?.limit(),
         };
-        plan_parts(ctx, &parts, terms)
+        plan_parts(ctx, &parts, request)
     })
 }
 
-/// How a tree is mounted, besides what is configured.
+/// How a tree is mounted, in addition to the settings.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Terms {
+pub(crate) struct MountRequest {
     /// Refuse writing.
     pub(crate) read_only: bool,
-    /// Limit of what is written, where the file system does not keep it.
+    /// Limit of what is written, if the file system can't enforce it.
     pub(crate) limit: Limit,
 }
 
-impl Terms {
+impl MountRequest {
     const READ_ONLY: Self = Self {
         read_only: true,
         limit: Limit {
@@ -65,16 +64,16 @@ impl Terms {
     };
 }
 
-fn plan_parts(ctx: &Context, parts: &TreeParts, terms: Terms) -> Result<Plan> {
+fn plan_parts(ctx: &Context, parts: &TreeParts, request: MountRequest) -> Result<Plan> {
     let wishes = Wishes {
-        read_only: terms.read_only,
-        limit: terms.limit,
+        read_only: request.read_only,
+        limit: request.limit,
         ..Wishes::of(&ctx.config)
     };
     Ok(plan(parts, &facts::facts(ctx)?, &wishes)?)
 }
 
-/// Mounts a container at its own place, and at `target` too if one is given.
+/// Mounts a container at its own place, and also at `target` if one is given.
 pub fn mount_container(
     ctx: &Context,
     name: &str,
@@ -87,7 +86,7 @@ pub fn mount_container(
     })
 }
 
-/// As [`mount_container`], for a caller that holds the container's lock.
+/// Like [`mount_container`], for a caller that holds the container's lock.
 pub fn mount_locked(
     ctx: &Context,
     record: &ContainerRecord,
@@ -96,7 +95,7 @@ pub fn mount_locked(
 ) -> Result<Mounted> {
     let target = target.map(directory_or_dead).transpose()?;
     let parts = container_record::parts(ctx, record)?;
-    // A dead mount's other places, which get the new one.
+    // A dead mount's other places, which get the new mount.
     let mut copies = Vec::new();
     let (place, method) = match Seen::look(&parts)? {
         Seen::Directory(root) => (root.to_path_buf(), None),
@@ -107,12 +106,12 @@ pub fn mount_locked(
             let method = match shown.state() {
                 State::Live => None,
                 State::Nothing | State::Dead => {
-                    let terms = Terms {
-                        // Where the target gets it read-only, the mount itself stays writable.
+                    let request = MountRequest {
+                        // If the target is read-only, the mount itself stays writable.
                         read_only: read_only && target.is_none(),
                         limit: Settings::of(record)?.limit(),
                     };
-                    Some(shown.show(ctx, &record.snapshot, &record.name, terms)?)
+                    Some(shown.show(ctx, &record.snapshot, &record.name, request)?)
                 }
             };
             shown.restore(&copies)?;
@@ -122,9 +121,13 @@ pub fn mount_locked(
     let path = match target {
         None if read_only && method.is_none() && !is_read_only(&place)? => {
             return Err(Error::Invalid {
-                what: format!("`{}` can be written at {}", record.name, place.display()),
+                what: format!(
+                    "`{}` is mounted writable at {}",
+                    record.name,
+                    place.display()
+                ),
                 hint: Some(
-                    "give a second place for the read-only view: vellum mount NAME DIR --read-only"
+                    "mount it read-only at a second place: vellum mount NAME DIR --read-only"
                         .into(),
                 ),
             });
@@ -158,7 +161,7 @@ fn is_read_only(place: &Path) -> Result<bool> {
         .is_some_and(|m| m.mount_point == place && m.is_read_only()))
 }
 
-/// Mounts an image itself, read-only, at `target`.
+/// Mounts an image's own tree, read-only, at `target`.
 pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> {
     names::with_image(ctx, name, |image| {
         if shown::is_dead_of(ctx.store()?.root(), target)? {
@@ -177,20 +180,21 @@ pub fn mount_image(ctx: &Context, name: &str, target: &Path) -> Result<Mounted> 
     })
 }
 
-/// Decides how an image would be mounted.
+/// Plans an image's mount.
 pub fn plan_image(ctx: &Context, name: &str) -> Result<Plan> {
     names::with_image(ctx, name, |image| {
         plan_view(ctx, &base::tree_of_image(ctx, image)?)
     })
 }
 
-/// Decides how an image's own tree is shown, read-only.
+/// Plans a read-only view of an image's own tree.
 ///
-/// In a tree that overlays are mounted on, attributes called as overlay's own are kept under other
-/// names, and an overlay shows them as the layer has them. So a tree that is one directory is shown
-/// through an overlay, too, with nothing below it; where none can be mounted, as it is.
+/// In a tree on which overlays are mounted, xattrs with overlay's own names are stored under other
+/// names, and an overlay shows them as the layer has them. So a tree that is a single directory is
+/// also shown through an overlay, with nothing below it; if none can be mounted, it is shown as it
+/// is.
 fn plan_view(ctx: &Context, parts: &TreeParts) -> Result<Plan> {
-    let plain = plan_parts(ctx, parts, Terms::READ_ONLY)?;
+    let plain = plan_parts(ctx, parts, MountRequest::READ_ONLY)?;
     let Shape::Plain { root, .. } = &parts.shape else {
         return Ok(plain);
     };
@@ -216,11 +220,11 @@ fn plan_view(ctx: &Context, parts: &TreeParts) -> Result<Plan> {
         features: None,
         ..parts.clone()
     };
-    Ok(plan_parts(ctx, &stacked, Terms::READ_ONLY).unwrap_or(plain))
+    Ok(plan_parts(ctx, &stacked, MountRequest::READ_ONLY).unwrap_or(plain))
 }
 
-/// As [`existing_directory`], or what would be one if its server lived: if the container's own dead
-/// mount is there, it is about to go.
+/// Like [`existing_directory`]; also accepts the container's own dead mount, which is about to be
+/// removed.
 fn directory_or_dead(path: &Path) -> Result<PathBuf> {
     match existing_directory(path) {
         Err(Error::Io { source, .. })
@@ -238,7 +242,7 @@ fn existing_directory(path: &Path) -> Result<PathBuf> {
         Ok(found)
     } else {
         Err(Error::Invalid {
-            what: format!("{} is no directory", path.display()),
+            what: format!("{} is not a directory", path.display()),
             hint: None,
         })
     }

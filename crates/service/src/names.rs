@@ -1,6 +1,6 @@
-//! From what a user types to a record: names, ids, and unique beginnings of ids.
+//! Resolves what a user types to a record: by name, id, or unique beginning of an id.
 //!
-//! A full name always wins over the beginning of an id. What fits several is an error that lists
+//! A full name always wins over the beginning of an id. Several matches are an error that lists
 //! some of them.
 
 use vellum_image::Reference;
@@ -8,9 +8,9 @@ pub use vellum_overlay::values::near;
 use vellum_store::{ContainerRecord, ImageRecord, Store, StoreError, Subject};
 
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 
-/// How many hexadecimal digits of an id listings show.
+/// How many hexadecimal digits of an id are shown in listings.
 pub const SHORT_ID: usize = 12;
 
 /// Returns the beginning of an id as listings show it, without the algorithm.
@@ -19,8 +19,8 @@ pub fn short(id: &str) -> &str {
     hex.get(..SHORT_ID).unwrap_or(hex)
 }
 
-/// Returns a snapshot's key as listings show it: ids shortened, other programs' own keys whole but
-/// for the digests in them.
+/// Returns a snapshot's key as listings show it: ids are shortened; other programs' keys are whole,
+/// except for the digests in them.
 pub fn short_key(key: &str) -> String {
     if !key.contains(['/', ' ']) {
         return short(key).to_owned();
@@ -60,7 +60,7 @@ pub fn image(ctx: &Context, text: &str) -> Result<ImageRecord> {
         1 => found(store.image(&ids.remove(0)), text),
         0 => Err(missing_image(ctx, text)),
         _ => Err(ambiguous(
-            Kind::Image,
+            ObjectKind::Image,
             text,
             ids.iter().map(ToString::to_string),
         )),
@@ -95,18 +95,18 @@ pub fn container(ctx: &Context, text: &str) -> Result<ContainerRecord> {
         0 => Err(missing()),
         1 => Ok(fits.remove(0)),
         _ => Err(ambiguous(
-            Kind::Container,
+            ObjectKind::Container,
             text,
             fits.iter().map(|c| c.name.clone()),
         )),
     }
 }
 
-/// An image whose name or id was found a moment ago.
+/// Turns the absence of an image that was there a moment ago into `NotFound`.
 fn found(image: vellum_store::Result<ImageRecord>, text: &str) -> Result<ImageRecord> {
     match image {
         Err(StoreError::NotFound { .. }) => Err(Error::NotFound {
-            kind: Kind::Image,
+            kind: ObjectKind::Image,
             name: text.to_owned(),
             meant: None,
         }),
@@ -116,9 +116,9 @@ fn found(image: vellum_store::Result<ImageRecord>, text: &str) -> Result<ImageRe
 
 /// Does `work` with the container that `text` names.
 ///
-/// Another command may remove it meanwhile, and then `work` fails by whatever it misses first: a
-/// record, a tree, a file. So after a failure it is looked whether the container is still there,
-/// and if not, that is the error: `NotFound`. Nothing is damaged.
+/// Another command may remove the container during `work`, which then fails with whatever it misses
+/// first: a record, a tree, a file. So after a failure this checks whether the container still
+/// exists; if not, the error is `NotFound`. Nothing is damaged.
 pub fn with_container<T>(
     ctx: &Context,
     text: &str,
@@ -128,38 +128,38 @@ pub fn with_container<T>(
     work(&record).map_err(|error| unless_gone(ctx, &record, text, error))
 }
 
-/// The error to tell of a container that was called `text`: `error`, unless the container is gone.
+/// Returns the error for a container called `text`: `error`, unless the container is gone.
 pub fn unless_gone(ctx: &Context, record: &ContainerRecord, text: &str, error: Error) -> Error {
     match is_gone(ctx, record) {
-        true => not_there(error, Kind::Container, text),
+        true => not_there(error, ObjectKind::Container, text),
         false => error,
     }
 }
 
-/// Errors with `NotFound` if a container that was called `text` is gone: what was read of its tree
-/// meanwhile may be a part of it.
+/// Fails with `NotFound` if a container called `text` is gone: what was read of its tree may be
+/// incomplete.
 ///
-/// To be asked after reading and before what was read is believed.
+/// Call it after reading, before using what was read.
 pub fn still_there(ctx: &Context, record: &ContainerRecord, text: &str) -> Result<()> {
     match is_gone(ctx, record) {
         false => Ok(()),
         true => Err(Error::NotFound {
-            kind: Kind::Container,
+            kind: ObjectKind::Container,
             name: text.to_owned(),
             meant: None,
         }),
     }
 }
 
-/// Tells whether a container was removed since `record` was read. What can't be told counts as
-/// there.
+/// Tells whether a container was removed since `record` was read. If that can't be told, it counts
+/// as present.
 pub fn is_gone(ctx: &Context, record: &ContainerRecord) -> bool {
     let now = ctx.store().map(|store| store.container(&record.id));
     matches!(now, Ok(Err(StoreError::NotFound { .. })))
 }
 
-/// As [`with_container`], for an image: also one that is there again counts as gone, since its
-/// layers were made anew.
+/// Like [`with_container`], for an image. An image that was removed and created again also counts
+/// as gone, since its layers are new.
 pub fn with_image<T>(
     ctx: &Context,
     text: &str,
@@ -169,7 +169,7 @@ pub fn with_image<T>(
     work(&record).map_err(|error| unless_image_gone(ctx, &record, text, error))
 }
 
-/// As [`with_image`], for several images and work that looks them up by itself.
+/// Like [`with_image`], for several images and work that looks them up itself.
 pub fn with_images<T>(
     ctx: &Context,
     texts: &[String],
@@ -186,15 +186,15 @@ pub fn with_images<T>(
     })
 }
 
-/// As [`unless_gone`], for an image.
+/// Like [`unless_gone`], for an image.
 pub fn unless_image_gone(ctx: &Context, record: &ImageRecord, text: &str, error: Error) -> Error {
     match is_image_gone(ctx, record) {
-        true => not_there(error, Kind::Image, text),
+        true => not_there(error, ObjectKind::Image, text),
         false => error,
     }
 }
 
-/// As [`is_gone`], for an image.
+/// Like [`is_gone`], for an image.
 pub fn is_image_gone(ctx: &Context, record: &ImageRecord) -> bool {
     match ctx.store().map(|store| store.image(&record.id)) {
         Ok(Ok(now)) => now.added != record.added,
@@ -203,12 +203,12 @@ pub fn is_image_gone(ctx: &Context, record: &ImageRecord) -> bool {
     }
 }
 
-fn not_there(error: Error, kind: Kind, text: &str) -> Error {
+fn not_there(error: Error, kind: ObjectKind, text: &str) -> Error {
     match error {
-        // Nothing that its absence brought about.
+        // Not an effect of the absence.
         Error::Cancelled => error,
         other => {
-            tracing::debug!(error = %other, "{kind} {text} was removed meanwhile");
+            tracing::debug!(error = %other, "{kind} {text} was removed in the meantime");
             Error::NotFound {
                 kind,
                 name: text.to_owned(),
@@ -218,32 +218,32 @@ fn not_there(error: Error, kind: Kind, text: &str) -> Error {
     }
 }
 
-/// The error of a container that is not there, with what may have been meant.
+/// Returns the error for a missing container, with what may have been meant.
 fn missing_container(ctx: &Context, text: &str) -> Error {
     let meant = || {
         let store = ctx.store().ok()?;
         if is_image(store, text) {
             return Some(format!(
-                "that is an image: `vellum mount --image {text} --at DIR` shows it, `vellum create {text}` makes a container of it"
+                "that is an image: `vellum mount --image {text} --at DIR` shows it, `vellum create {text}` creates a container from it"
             ));
         }
         let names = store.containers().ok()?.into_iter().map(|found| found.name);
         near(text, names).map(|name| format!("did you mean `{name}`? `vellum ls` lists them"))
     };
     Error::NotFound {
-        kind: Kind::Container,
+        kind: ObjectKind::Container,
         name: text.to_owned(),
         meant: meant(),
     }
 }
 
-/// The error of an image that is not there, with what may have been meant.
+/// Returns the error for a missing image, with what may have been meant.
 fn missing_image(ctx: &Context, text: &str) -> Error {
     let meant = || {
         let store = ctx.store().ok()?;
         if store.container(text).is_ok() {
             return Some(format!(
-                "that is a container: `vellum commit {text} NAME` makes an image of it"
+                "that is a container: `vellum commit {text} NAME` creates an image from it"
             ));
         }
         let images = store.images().ok()?;
@@ -252,7 +252,7 @@ fn missing_image(ctx: &Context, text: &str) -> Error {
             .map(|name| format!("did you mean `{name}`? `vellum images` lists them"))
     };
     Error::NotFound {
-        kind: Kind::Image,
+        kind: ObjectKind::Image,
         name: text.to_owned(),
         meant: meant(),
     }
@@ -266,8 +266,7 @@ fn is_image(store: &Store, text: &str) -> bool {
     names.any(|name| store.resolve_tag(&name).is_ok_and(|found| found.is_some()))
 }
 
-/// Tells whether a name fits what a listing is asked for: a part of it, or a pattern as the shell
-/// has them.
+/// Tells whether a name matches a listing's filter: a part of the name, or a shell pattern.
 pub fn fits(asked: &str, name: &str) -> bool {
     let is_pattern = asked.contains(['*', '?', '[']);
     match glob::Pattern::new(asked) {
@@ -276,7 +275,7 @@ pub fn fits(asked: &str, name: &str) -> bool {
     }
 }
 
-fn ambiguous(kind: Kind, name: &str, matches: impl Iterator<Item = String>) -> Error {
+fn ambiguous(kind: ObjectKind, name: &str, matches: impl Iterator<Item = String>) -> Error {
     Error::Ambiguous {
         kind,
         name: name.to_owned(),
@@ -284,7 +283,7 @@ fn ambiguous(kind: Kind, name: &str, matches: impl Iterator<Item = String>) -> E
     }
 }
 
-/// Errors unless `name` can name a container: Docker's rule, and one letter will do.
+/// Fails unless `name` can name a container: Docker's rule, except that one letter is enough.
 pub fn check_container_name(name: &str) -> Result<()> {
     let mut bytes = name.bytes();
     let good = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())

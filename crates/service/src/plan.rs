@@ -1,20 +1,20 @@
-//! From a tree's parts, what the machine can do and what is configured to one mount: pure,
-//! printable, every refusal named.
+//! Plans one mount from a tree's parts, the machine's abilities and the configuration. Pure and
+//! printable; every refusal is named.
 //!
 //! [`plan`] never asks the kernel: facts come in as values, so each rule is a row of a table in the
-//! tests. What it decides is exactly what `vellum mount --dry-run` prints and what `sys` then
+//! tests. Its decision is exactly what `vellum mount --dry-run` prints and what `sys` then
 //! executes; nothing is left to the kernel's EPERM or EINVAL. The rules:
 //!
 //! * An upper keeps the features it was first mounted with; settings count for uppers that were
 //!   never mounted.
-//! * Marks that a layer carries (redirects, metacopies, the `user.` prefix) must be understood by
-//!   the mount, or it is refused by name.
-//! * Where only `userxattr` mounts are to be had (a plain user's namespace), the kernel allows
+//! * The mount must understand the marks that a layer carries (redirects, metacopies, the `user.`
+//!   prefix), or it is refused with the mark's name.
+//! * Where only `userxattr` mounts are possible (a plain user's namespace), the kernel allows
 //!   neither redirect_dir nor metacopy.
 //! * `docker-compatible` writes no mark that a walking diff misreads.
-//! * At most 500 layers, and with one page of options as many as fit it.
+//! * At most 500 layers; with a single page of options, as many as fit it.
 //!
-//! It must not touch files, and knows no container and no image.
+//! It must not touch files, and does not know containers or images.
 
 use std::path::{Path, PathBuf};
 
@@ -31,12 +31,12 @@ mod printed;
 mod refusal;
 
 pub use printed::Printed;
-pub use refusal::Refusal;
+pub use refusal::PlanRefusal;
 
 /// Bytes of options that mount(2) passes: a page of 4096 without the closing NUL.
 pub const OPTION_PAGE_BYTES: usize = 4095;
 
-/// What the machine can do, as far as mounting depends on it.
+/// What the machine can do that matters for mounting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// `uname -r`, for messages.
@@ -49,7 +49,7 @@ pub struct Facts {
     pub trusted: bool,
     /// Overlays with `user.overlay.*` marks can be mounted in the store.
     pub userxattr: bool,
-    /// What the kernel said if neither; else empty.
+    /// The kernel's error if neither is possible; else empty.
     pub refusal: String,
     /// `redirect_dir=on` works.
     pub redirect_dir: bool,
@@ -59,22 +59,22 @@ pub struct Facts {
     pub index: bool,
     /// `xino=on` works.
     pub xino: bool,
-    /// The store's file system says what kind each entry of a listing is.
+    /// The store's file system reports each entry's type in listings.
     pub d_type: bool,
     /// The file system's name.
     pub fs_name: String,
-    /// Root in no user namespace asks: marks are `trusted.overlay.*`.
+    /// The process is root outside any user namespace: marks are `trusted.overlay.*`.
     pub root: bool,
-    /// FUSE can be used.
+    /// FUSE is available.
     pub fuse: bool,
 }
 
-/// What is configured, as far as mounting depends on it.
+/// The configuration that matters for mounting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wishes {
-    /// Who mounts.
+    /// What mounts.
     pub engine: Engine,
-    /// How layers are handed over.
+    /// How layers are passed to the kernel.
     pub method: MountMethod,
     /// Directories of lower layers can be renamed.
     pub redirect_dir: Toggle,
@@ -82,18 +82,18 @@ pub struct Wishes {
     pub metacopy: Toggle,
     /// Unique inode numbers over several file systems.
     pub xino: Toggle,
-    /// No mark that Docker's diff misreads.
+    /// No mark that Docker's diff misreads is written.
     pub docker_compatible: bool,
     /// No syncs.
     pub volatile: bool,
     /// Refuse writing.
     pub read_only: bool,
-    /// Limit of what is written, where the file system does not keep it.
+    /// Limit of what is written, if the file system can't enforce it.
     pub limit: Limit,
 }
 
 impl Wishes {
-    /// Returns what `config` says, for a writable mount.
+    /// Returns what `config` asks for, for a writable mount.
     pub fn of(config: &Config) -> Self {
         Self {
             engine: config.engine.value,
@@ -109,7 +109,7 @@ impl Wishes {
     }
 }
 
-/// How a tree is to be shown.
+/// How a tree will be mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// A directory as it is.
@@ -121,22 +121,20 @@ pub enum Plan {
     },
     /// An overlay by the kernel.
     Overlay {
-        /// How layers are handed over.
+        /// How layers are passed to the kernel.
         method: Method,
-        /// What is mounted.
+        /// The mount.
         mount: OverlayMount,
-        /// What the upper is mounted with, to be recorded before the first time. `None` without an
-        /// upper.
+        /// The upper's features, recorded before its first mount. `None` without an upper.
         features: Option<MountFeatures>,
     },
     /// A union by Vellum's own engine, served by a process of its own.
     Engine {
-        /// What is mounted.
+        /// The mount.
         mount: EngineMount,
-        /// What the upper is mounted with, to be recorded before the first time. `None` without an
-        /// upper.
+        /// The upper's features, recorded before its first mount. `None` without an upper.
         features: Option<MountFeatures>,
-        /// Why not by the kernel.
+        /// Why the kernel doesn't mount it.
         because: String,
     },
 }
@@ -152,18 +150,19 @@ impl Plan {
     }
 }
 
-/// What Vellum's engine mounts.
+/// A mount by Vellum's engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineMount {
     /// Read-only directories, top first.
     pub lowers: Vec<PathBuf>,
-    /// The numbers of those that an engine made, whose marks are followed.
+    /// Which of them an engine wrote, by number; their marks are followed.
     pub trusted: Vec<usize>,
     /// The writable directory.
     pub upper: Option<PathBuf>,
     /// The work directory that goes with it.
     pub work: Option<PathBuf>,
-    /// Marks are `user.overlay.*`, and what a plain user may not make is recorded.
+    /// Marks are `user.overlay.*`, and owners and devices that a plain user can't create are
+    /// recorded.
     pub userxattr: bool,
     /// Directories of lower layers can be renamed.
     pub redirect_dir: bool,
@@ -177,13 +176,12 @@ pub struct EngineMount {
     pub limit: Limit,
 }
 
-const IN_USERNS: &str =
-    "the kernel refuses it where marks are user.overlay.* (a plain user's mount)";
+const IN_USERNS: &str = "the kernel refuses it if marks are user.overlay.* (a plain user's mount)";
 const NOT_HERE: &str = "this kernel does not have it";
-const COMPATIBLE: &str = "docker-compatible leaves it off";
+const COMPATIBLE: &str = "docker-compatible turns it off";
 
-/// Decides how `parts` are shown.
-pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, Refusal> {
+/// Decides how `parts` are mounted.
+pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, PlanRefusal> {
     match &parts.shape {
         Shape::Plain {
             root, read_only, ..
@@ -194,21 +192,21 @@ pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, R
         Shape::Overlay(overlay) => {
             let made = overlay.upper.is_some() && parts.features.is_some_and(|f| f.engine);
             if wishes.limit != Limit::default() && overlay.upper.is_some() {
-                let because = "of its size limit, which the file system does not keep".into();
+                let because = "of its size limit, which the file system can't enforce".into();
                 return plan_engine(overlay, parts, facts, wishes, because);
             }
             match wishes.engine {
                 Engine::Vellum => {
                     plan_engine(overlay, parts, facts, wishes, "engine = vellum".into())
                 }
-                Engine::Kernel if made => Err(Refusal::EngineMade),
+                Engine::Kernel if made => Err(PlanRefusal::EngineMade),
                 Engine::Kernel => plan_overlay(overlay, parts, facts, wishes),
                 Engine::Auto if made => {
-                    let because = "it was mounted by Vellum's engine before".into();
+                    let because = "Vellum's engine has mounted it before".into();
                     plan_engine(overlay, parts, facts, wishes, because)
                 }
                 Engine::Auto => match plan_overlay(overlay, parts, facts, wishes) {
-                    // Who names a way of mounting gets that or nothing.
+                    // If the user names a mount method, it is that or nothing.
                     Err(refusal)
                         if refusal.is_the_kernels()
                             && facts.fuse
@@ -223,16 +221,16 @@ pub fn plan(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> Result<Plan, R
     }
 }
 
-/// Decides how Vellum's engine shows it.
+/// Plans a mount by Vellum's engine.
 fn plan_engine(
     overlay: &Overlay,
     parts: &TreeParts,
     facts: &Facts,
     wishes: &Wishes,
     because: String,
-) -> Result<Plan, Refusal> {
+) -> Result<Plan, PlanRefusal> {
     if !facts.fuse {
-        return Err(Refusal::NoFuse { because });
+        return Err(PlanRefusal::NoFuse { because });
     }
     let userxattr = !facts.root;
     for layer in &overlay.lowers {
@@ -290,10 +288,10 @@ fn plan_overlay(
     parts: &TreeParts,
     facts: &Facts,
     wishes: &Wishes,
-) -> Result<Plan, Refusal> {
+) -> Result<Plan, PlanRefusal> {
     let layers = overlay.lowers.len();
     if layers > KERNEL_LAYER_LIMIT {
-        return Err(Refusal::TooDeep {
+        return Err(PlanRefusal::TooDeep {
             layers,
             limit: KERNEL_LAYER_LIMIT,
         });
@@ -304,14 +302,14 @@ fn plan_overlay(
             read_only: true,
         });
     }
-    // Before what the kernel said when it was tried: that says less.
+    // Checked before the kernel's error from the probe, which says less.
     if !facts.d_type {
-        return Err(Refusal::NoDType {
+        return Err(PlanRefusal::NoDType {
             fs_name: facts.fs_name.clone(),
         });
     }
     if !facts.trusted && !facts.userxattr {
-        return Err(Refusal::NoOverlay {
+        return Err(PlanRefusal::NoOverlay {
             fs_name: facts.fs_name.clone(),
             said: facts.refusal.clone(),
         });
@@ -338,7 +336,7 @@ fn plan_overlay(
     if let Method::OptionPage { home } = &method {
         let bytes = option_page_bytes(&mount, home);
         if bytes > OPTION_PAGE_BYTES {
-            return Err(Refusal::PageFull { layers, bytes });
+            return Err(PlanRefusal::PageFull { layers, bytes });
         }
     }
     Ok(Plan::Overlay {
@@ -348,12 +346,12 @@ fn plan_overlay(
     })
 }
 
-/// Chooses how layers are handed over: the forced way, or the best there is.
-fn policy_method(overlay: &Overlay, facts: &Facts, wishes: &Wishes) -> Result<Method, Refusal> {
+/// Chooses how layers are passed: by the forced method, or the best available.
+fn policy_method(overlay: &Overlay, facts: &Facts, wishes: &Wishes) -> Result<Method, PlanRefusal> {
     let page = || Method::OptionPage {
         home: overlay.home.clone(),
     };
-    let missing = |needs| Refusal::NoMethod {
+    let missing = |needs| PlanRefusal::NoMethod {
         method: wishes.method,
         needs,
         release: facts.release.clone(),
@@ -369,13 +367,13 @@ fn policy_method(overlay: &Overlay, facts: &Facts, wishes: &Wishes) -> Result<Me
     }
 }
 
-/// Chooses the features: those the upper was first mounted with, else what is wished and can be
-/// had.
+/// Chooses the features: those of the upper's first mount, else those that are wished and
+/// available.
 fn policy_features(
     recorded: Option<MountFeatures>,
     facts: &Facts,
     wishes: &Wishes,
-) -> Result<MountFeatures, Refusal> {
+) -> Result<MountFeatures, PlanRefusal> {
     let userxattr = !facts.trusted;
     if let Some(recorded) = recorded {
         if recorded.userxattr != userxattr {
@@ -395,28 +393,28 @@ fn policy_features(
         ] {
             if needed && !there {
                 let why = if userxattr { IN_USERNS } else { NOT_HERE };
-                return Err(Refusal::UpperNeeds { feature, why });
+                return Err(PlanRefusal::UpperNeeds { feature, why });
             }
         }
-        // Inode numbers are no mark: a mount without xino reads the same tree.
+        // Inode numbers are not marks: a mount without xino reads the same tree.
         return Ok(MountFeatures {
             xino: recorded.xino && facts.xino,
             ..recorded
         });
     }
-    let choose = |feature: &'static str, wish: Toggle, there: bool| -> Result<bool, Refusal> {
+    let choose = |feature: &'static str, wish: Toggle, there: bool| -> Result<bool, PlanRefusal> {
         match wish {
             Toggle::Off => Ok(false),
             Toggle::Auto => Ok(there && !userxattr && !wishes.docker_compatible),
-            Toggle::On if userxattr => Err(Refusal::NoFeature {
+            Toggle::On if userxattr => Err(PlanRefusal::NoFeature {
                 feature,
                 why: IN_USERNS,
             }),
-            Toggle::On if wishes.docker_compatible => Err(Refusal::NoFeature {
+            Toggle::On if wishes.docker_compatible => Err(PlanRefusal::NoFeature {
                 feature,
                 why: COMPATIBLE,
             }),
-            Toggle::On if !there => Err(Refusal::NoFeature {
+            Toggle::On if !there => Err(PlanRefusal::NoFeature {
                 feature,
                 why: NOT_HERE,
             }),
@@ -427,7 +425,7 @@ fn policy_features(
         Toggle::Off => false,
         Toggle::Auto => facts.xino && !wishes.docker_compatible,
         Toggle::On if !facts.xino => {
-            return Err(Refusal::NoFeature {
+            return Err(PlanRefusal::NoFeature {
                 feature: "xino",
                 why: NOT_HERE,
             });
@@ -446,13 +444,13 @@ fn policy_features(
     })
 }
 
-/// Sees to it that every mark a lower layer carries is understood by the mount.
+/// Checks that the mount understands every mark of the lower layers.
 fn check_layers(
     overlay: &Overlay,
     features: MountFeatures,
     facts: &Facts,
     wishes: &Wishes,
-) -> Result<(), Refusal> {
+) -> Result<(), PlanRefusal> {
     for layer in &overlay.lowers {
         let Some(marks) = layer.features else {
             continue;
@@ -463,18 +461,18 @@ fn check_layers(
         let why = match () {
             () if features.userxattr => IN_USERNS,
             () if wishes.docker_compatible => COMPATIBLE,
-            () => "the container was first mounted without, or it is switched off",
+            () => "the container was first mounted without them, or they are turned off",
         };
-        // A redirect can be followed without making any; a metacopy can't.
+        // Redirects can be followed without writing any; metacopies can't.
         if marks.redirect_dir && (features.userxattr || !facts.redirect_dir) {
-            return Err(Refusal::LayerNeeds {
+            return Err(PlanRefusal::LayerNeeds {
                 layer: layer.tree.to_string(),
                 mark: "redirect",
                 why,
             });
         }
         if marks.metacopy && !features.metacopy {
-            return Err(Refusal::LayerNeeds {
+            return Err(PlanRefusal::LayerNeeds {
                 layer: layer.tree.to_string(),
                 mark: "metacopy",
                 why,
@@ -484,18 +482,18 @@ fn check_layers(
     Ok(())
 }
 
-fn prefix(what: String, by_user: bool) -> Refusal {
+fn prefix(what: String, by_user: bool) -> PlanRefusal {
     const USER: &str = "as user.overlay.*";
     const ROOT: &str = "as trusted.overlay.*";
     let (written, reads) = if by_user { (USER, ROOT) } else { (ROOT, USER) };
-    Refusal::Prefix {
+    PlanRefusal::Prefix {
         what,
         written,
         reads,
     }
 }
 
-/// Spells the options out, so that no module default decides.
+/// Sets every option explicitly, so that no module default decides.
 fn options(features: MountFeatures, overlay: &Overlay, wishes: &Wishes) -> OverlayOptions {
     let follows = overlay
         .lowers

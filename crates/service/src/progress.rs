@@ -1,8 +1,8 @@
-//! How a verb says what it is doing, without knowing who listens.
+//! How a verb reports what it is doing, without knowing the listener.
 //!
 //! A verb opens a [`Meter`] for each long task and advances it; it sends single lines through
 //! [`Progress::say`] and [`Progress::warn`]. The command line draws bars on a terminal and stays
-//! quiet elsewhere; [`Silent`] drops everything and suits tests and libraries. Results never go
+//! quiet elsewhere; [`Silent`] drops everything and suits tests and libraries. Results don't come
 //! this way: they are return values.
 
 use std::sync::Arc;
@@ -16,23 +16,23 @@ pub enum Unit {
     Items,
 }
 
-/// Somebody who listens to a verb's progress. Called from several threads at once.
+/// A listener to a verb's progress. Called from several threads at once.
 pub trait Progress: Send + Sync {
     /// Opens a meter for a task called `what` ("layer 3/9 sha256:ab12...").
     ///
-    /// `total` is `None` where the size isn't known beforehand. The meter ends when it is dropped.
+    /// `total` is `None` if the size isn't known beforehand. The meter ends when it is dropped.
     fn meter(&self, what: &str, unit: Unit, total: Option<u64>) -> Box<dyn Meter>;
 
-    /// Tells the user one line about what happens. Without trailing newline.
+    /// Tells the user what happens, in one line without a trailing newline.
     fn say(&self, line: &str);
 
-    /// Tells the user one line that he should act on or know of. Without trailing newline.
+    /// Tells the user something to act on or to know, in one line without a trailing newline.
     fn warn(&self, line: &str);
 }
 
 /// One running task.
 pub trait Meter: Send + Sync {
-    /// Adds `amount` to what is done.
+    /// Adds `amount` to the work done.
     fn advance(&self, amount: u64);
 
     /// Sets the total once it becomes known.
@@ -42,7 +42,7 @@ pub trait Meter: Send + Sync {
     fn finish(&self, outcome: &str);
 }
 
-/// Listens to nothing.
+/// Drops everything.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 

@@ -1,13 +1,12 @@
-//! Working without root: one user namespace a user, kept by a holder process and entered by every
-//! command.
+//! Working without root: one user namespace for each user, kept by a holder process and entered by
+//! every command.
 //!
-//! Which ids there are is decided by `/etc/subuid` and `/etc/subgid`; a user without an entry gets
-//! his own id alone, and owners are then kept as records. The holder is noted in the run directory;
-//! the note names its boot and start time, so neither a reboot nor a process number used again
-//! deceives. All mounts live in the holder's mount namespace and end with it; they are made anew by
-//! the next `mount`.
+//! `/etc/subuid` and `/etc/subgid` decide which ids there are. A user without an entry gets only
+//! its own id, and owners are then kept as records. A note in the run directory names the holder,
+//! its boot and start time, so neither a reboot nor a reused process id deceives. All mounts are in
+//! the holder's mount namespace and end with it; the next `mount` creates them again.
 //!
-//! [`enter`] has to come before the first thread: a process with threads can't change its user
+//! [`enter`] must come before the first thread: a process with threads can't change its user
 //! namespace.
 
 use std::ffi::OsStr;
@@ -24,24 +23,24 @@ use vellum_sys::{Dir, publish};
 use crate::error::{Error, Result};
 use crate::home;
 
-/// The only argument of a program that is to call [`hold`] at once. Not for users.
+/// The only argument of a process that immediately calls [`hold`]. Not for users.
 pub const HOLD_ARGUMENT: &str = "__hold-namespaces";
 
 const NOTE: &str = "holder.json";
 const LOCK: &str = "holder.lock";
 
-/// Who is asking, before anything is entered.
+/// The user, before any namespace is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// True for a plain user, also inside a user namespace of his.
+    /// True for a plain user, also inside the user's own namespace.
     pub rootless: bool,
-    /// The user's number outside any namespace of his, for paths like `/run/user/1000`.
+    /// The user's id outside any namespace, for paths like `/run/user/1000`.
     pub uid: u32,
     /// True if [`enter`] is needed: a plain user outside any namespace.
     pub needs_namespace: bool,
 }
 
-/// Returns who is asking.
+/// Returns the process's user.
 pub fn identity() -> Identity {
     let uid = rustix::process::geteuid().as_raw();
     if userns::is_initial() {
@@ -69,21 +68,21 @@ struct Note {
     start_ticks: u64,
 }
 
-/// Enters the user's namespaces, starting their holder if it does not run.
+/// Enters the user's namespaces; starts their holder if it does not run.
 ///
-/// From here on this process is id 0 inside and sees the mounts made there. `run_dir` is made if
-/// need be and must belong to the user alone. Errors: `Namespace` if there can be none, `Io` if the
-/// run directory is not to be trusted.
+/// From now on this process has id 0 inside and sees the mounts made there. Creates `run_dir` if
+/// needed; it must belong to the user alone. Errors: `Namespace` if there can be none, `Io` if the
+/// run directory can't be trusted.
 pub fn enter(run_dir: &Path) -> Result<()> {
     let me = rustix::process::geteuid().as_raw();
     let foreign = || Error::Invalid {
         what: format!(
-            "the run directory {} belongs to somebody else or is open to others",
+            "the run directory {} belongs to another user or is open to others",
             run_dir.display()
         ),
         hint: Some("name another one with --run-dir or VELLUM_RUN_DIR".into()),
     };
-    // Beneath `/tmp` anybody may have put something there first: a directory, or a link to one of
+    // Beneath `/tmp` any user may have put something there first: a directory, or a link to one of
     // ours.
     if std::fs::symlink_metadata(run_dir).is_ok_and(|found| found.uid() != me) {
         return Err(foreign());
@@ -98,7 +97,7 @@ pub fn enter(run_dir: &Path) -> Result<()> {
     {
         return Ok(());
     }
-    // Two first commands at once must not make two worlds.
+    // Two first commands at once must not create two namespaces.
     let file = match dir.create_file(LOCK, 0o600) {
         Ok(file) => file,
         Err(e) if e.is_exists() => {
@@ -133,14 +132,14 @@ pub fn enter(run_dir: &Path) -> Result<()> {
             std::io::Error::from(std::io::ErrorKind::NotFound),
         ))),
         Err(e) => {
-            // Nobody would find it again.
+            // No later command would find it.
             let _ = holder.stop();
             Err(Error::Namespace(e))
         }
     }
 }
 
-/// Becomes the holder. Returns only with an error, to be printed.
+/// Becomes the holder. Returns only with an error for the caller to print.
 pub fn hold() -> vellum_sys::Error {
     match userns::hold() {
         Err(e) => e,
@@ -148,8 +147,8 @@ pub fn hold() -> vellum_sys::Error {
     }
 }
 
-/// Ends the holder noted in `run_dir`, and with it all mounts of the user that no process uses.
-/// False if none runs.
+/// Stops the holder noted in `run_dir`, and with it all of the user's mounts that no process uses.
+/// Returns false if none runs.
 pub fn stop(run_dir: &Path) -> Result<bool> {
     let dir = match Dir::open(run_dir) {
         Ok(dir) => dir,
@@ -166,7 +165,7 @@ fn noted(dir: &Dir) -> Option<Holder> {
     use std::io::Read;
     let mut text = Vec::new();
     let file = dir.open_file(NOTE).ok()?;
-    // Somebody else's note would send us into his namespaces.
+    // Another user's note would lead into that user's namespaces.
     if file.metadata().ok()?.uid() != dir.stat_self().ok()?.uid {
         return None;
     }

@@ -1,6 +1,7 @@
-//! The run directory: locks of containers, what is running, what is remembered until the next boot.
+//! The run directory: locks of containers, what is running, and caches that last until the next
+//! boot.
 //!
-//! Everything in it can be lost at any time (a reboot does so) without harm: the store has the
+//! Everything in it can be lost at any time (as in a reboot) without harm: the store has the
 //! records, mountinfo has the mounts.
 
 use std::fs::{self, File};
@@ -16,15 +17,15 @@ use vellum_sys::rooted::Access;
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-/// How long somebody else may be at work before the user is told that he waits.
+/// How long another process may hold a lock before the user is told about the wait.
 const TELL_AFTER: Duration = Duration::from_millis(500);
 
-/// How often a wait looks whether it is to stop.
+/// How often a wait checks for cancellation.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
-/// Makes the run directory (0700) with `sub` below it, and returns the path of `sub`.
+/// Creates the run directory (0700) with `sub` below it, and returns the path of `sub`.
 ///
-/// Errors if the directory belongs to somebody else: below `/tmp` anybody may have made it.
+/// Fails if the directory belongs to another user: below `/tmp` any user may have created it.
 pub fn make(ctx: &Context, sub: &str) -> Result<PathBuf> {
     let top = ctx.run_dir();
     make_private(top)?;
@@ -33,10 +34,10 @@ pub fn make(ctx: &Context, sub: &str) -> Result<PathBuf> {
     if !found.is_dir() || found.uid() != me {
         return Err(Error::Unsupported {
             what: format!(
-                "the run directory {} belongs to somebody else",
+                "the run directory {} belongs to another user",
                 top.display()
             ),
-            hint: "set XDG_RUNTIME_DIR, or give another one with --run-dir".into(),
+            hint: "set XDG_RUNTIME_DIR, or choose another one with --run-dir".into(),
         });
     }
     if sub.is_empty() {
@@ -44,7 +45,7 @@ pub fn make(ctx: &Context, sub: &str) -> Result<PathBuf> {
     }
     let path = top.join(sub);
     make_private(&path)?;
-    // A link here would lead the locks of one store to those of another.
+    // A link here would lead one store's locks to another's.
     plain::dir(&path, Links::InParents)?;
     Ok(path)
 }
@@ -57,9 +58,9 @@ fn make_private(path: &Path) -> Result<()> {
         .map_err(Error::io("create", path))
 }
 
-/// Waits for the lock of container `id` and returns it; dropped, it is free again.
+/// Waits for the lock of container `id` and returns it; dropping it releases it.
 ///
-/// Held while a container's mounts or its record change, never while something of the user's runs.
+/// Held while a container's mounts or its record change, never while a command of the user runs.
 /// Errors: [`Error::Cancelled`].
 pub fn lock_container(ctx: &Context, id: &str) -> Result<Lock> {
     wait(
@@ -69,13 +70,14 @@ pub fn lock_container(ctx: &Context, id: &str) -> Result<Lock> {
     )
 }
 
-/// Waits for the lock of exports and returns it; dropped, it is free again. Errors:
+/// Waits for the lock of exports and returns it; dropping it releases it. Errors:
 /// [`Error::Cancelled`].
 pub fn lock_exports(ctx: &Context) -> Result<Lock> {
     wait(ctx, open_lock(ctx, "locks", "exports")?, "exports")
 }
 
-/// Waits as long as it takes, since settling big files does take long; says so, and can be stopped.
+/// Waits as long as necessary, since settling big files takes long; reports it, and can be
+/// cancelled.
 fn wait(ctx: &Context, file: OwnedFd, of: &str) -> Result<Lock> {
     let file = File::from(file);
     let mut patience = TELL_AFTER;
@@ -89,7 +91,7 @@ fn wait(ctx: &Context, file: OwnedFd, of: &str) -> Result<Lock> {
         ctx.go_on()?;
         if patience == TELL_AFTER {
             ctx.progress.say(&format!(
-                "waiting for another vellum that is at work on {of}"
+                "waiting for another vellum process that is working on {of}"
             ));
         }
         patience = BETWEEN_LOOKS;
@@ -97,7 +99,7 @@ fn wait(ctx: &Context, file: OwnedFd, of: &str) -> Result<Lock> {
 }
 
 /// Marks container `id` as running until the returned lock is dropped or this process ends. `None`
-/// if it runs already.
+/// if it is running already.
 pub fn claim_run(ctx: &Context, id: &str) -> Result<Option<Lock>> {
     Ok(Lock::try_now(
         open_lock(ctx, "running", id)?,
@@ -105,7 +107,7 @@ pub fn claim_run(ctx: &Context, id: &str) -> Result<Option<Lock>> {
     )?)
 }
 
-/// Tells whether a `vellum run` of container `id` is under way.
+/// Tells whether a `vellum run` is using container `id`.
 pub fn is_running(ctx: &Context, id: &str) -> Result<bool> {
     let path = ctx.run_dir().join("running").join(id);
     match plain::open(&path, Access::Read, Links::InParents) {
@@ -115,10 +117,10 @@ pub fn is_running(ctx: &Context, id: &str) -> Result<bool> {
     }
 }
 
-/// Forgets what the run directory knows of a removed container.
+/// Removes the run directory's files of a removed container.
 pub fn forget(ctx: &Context, id: &str) {
     for sub in ["locks", "running"] {
-        // What is left is an empty file, gone with the next boot.
+        // What is left is an empty file that is gone after the next boot.
         let _ = fs::remove_file(ctx.run_dir().join(sub).join(id));
     }
 }

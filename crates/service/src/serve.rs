@@ -1,11 +1,11 @@
-//! The life of a server: threads, the socket, readiness, signals, and an end that waits for what is
-//! under way.
+//! The life of a server: threads, the socket, readiness, signals, and a shutdown that waits for
+//! calls in progress.
 //!
-//! What is spoken on the socket is the front's; this module must not know it. Signals are watched
-//! before anything listens: whoever can connect may also end it. SIGTERM and SIGINT end it, SIGHUP
-//! is passed on. systemd, if it asked to be told, hears when the server is ready, reads its
-//! settings anew, and ends. Mounts are the kernel's, or of processes of their own: they stay, and
-//! the next server finds them.
+//! The protocol on the socket is the front's; this module must not know it. Signals are handled
+//! before anything listens, so a server that accepts connections can also be stopped. SIGTERM and
+//! SIGINT stop it, SIGHUP is passed on. systemd, if it asked for notifications, is told when the
+//! server is ready, reloads its settings, and stops. Mounts belong to the kernel or to processes of
+//! their own: they stay, and the next server finds them.
 
 use std::future::Future;
 use std::io;
@@ -23,25 +23,25 @@ use crate::serve::listen::Listening;
 
 pub mod listen;
 
-/// Threads that pass bytes; those that work are others.
+/// Threads for I/O; blocking work has others.
 const WORKERS: usize = 2;
 
-/// How long calls under way are waited for at the end before they are told to stop.
+/// How long the shutdown waits for calls in progress before it cancels them.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long they have then.
+/// How long cancelled calls may take.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How long nobody is let in after a connection could not be accepted.
+/// How long no connection is accepted after one could not be.
 const BREATH: Duration = Duration::from_millis(200);
 
-/// Why there is no server, or none any more.
+/// Why the server could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The store or the socket can't be had.
+    /// The store or the socket is not available.
     #[error(transparent)]
     Verb(#[from] Error),
-    /// The process lacks something.
+    /// The process lacks a resource.
     #[error("cannot {action}")]
     Io {
         /// What was tried.
@@ -50,13 +50,13 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
-    /// What speaks on the socket failed.
+    /// The protocol's server failed.
     #[error("serving failed")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl ServeError {
-    /// Wraps an error of what speaks on the socket.
+    /// Wraps an error of the protocol's server.
     pub fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Failed(Box::new(error))
     }
@@ -67,7 +67,7 @@ impl ServeError {
     }
 }
 
-/// A server that has not ended: it hears signals and can be told to end.
+/// A running server: it handles signals and can be told to stop.
 pub struct Life {
     terminate: Signal,
     interrupt: Signal,
@@ -76,9 +76,9 @@ pub struct Life {
 }
 
 /// Runs a server, `work`, to its end, on threads called `name`, with up to `blocking_threads` for
-/// work that blocks.
+/// blocking work.
 ///
-/// Errors: those of `work`, and where there are no threads or signals to be had.
+/// Errors: those of `work`, and if threads or signals are not available.
 pub fn run<W: Future<Output = Result<(), ServeError>>>(
     name: &str,
     blocking_threads: usize,
@@ -92,7 +92,7 @@ pub fn run<W: Future<Output = Result<(), ServeError>>>(
         .build()
         .map_err(ServeError::io("start threads"))?;
     let served = runtime.block_on(async { work(Life::begin()?).await });
-    // What still runs was told to stop and has had its time; what it leaves is litter for gc.
+    // Whatever still runs was cancelled and has had its time; its leftovers are litter for gc.
     runtime.shutdown_timeout(Duration::ZERO);
     served
 }
@@ -108,26 +108,26 @@ impl Life {
         })
     }
 
-    /// Returns what is done when the server is to take no further calls and to end with those it
+    /// Returns a future that is done when the server must take no more calls and end with those it
     /// has.
     pub fn ending(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut told = self.end.subscribe();
         async move {
-            // An error means that the other end is gone, and then it is time, too.
+            // An error means that the other end is gone, which also means the end.
             let _ = told.wait_for(|end| *end).await;
         }
     }
 
-    /// Tells systemd that calls are answered; `status` is for people.
+    /// Tells systemd that the server is ready; `status` is for people.
     pub fn ready(&self, status: &str) {
         notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 
-    /// Waits until `server` ends by itself or is told to, and does `hangup` at each SIGHUP.
-    /// `server` ends soon after [`Life::ending`] is done and no call is under way.
+    /// Waits until `server` ends by itself or is told to, and calls `hangup` at each SIGHUP.
+    /// `server` ends soon after [`Life::ending`] is done and no call is in progress.
     ///
-    /// Calls under way have [`PATIENCE`], are told to stop by `cancel`, and are given up after
-    /// [`GRACE`]; that is no error.
+    /// Calls in progress get [`PATIENCE`], are cancelled by `cancel`, and are abandoned after
+    /// [`GRACE`]; that is not an error.
     pub async fn last<E>(
         mut self,
         server: impl Future<Output = Result<(), E>> + Send + 'static,
@@ -146,19 +146,19 @@ impl Life {
                 _ = self.hangup.recv() => hangup().await,
             }
         }
-        tracing::info!("ending: calls under way are finished; mounts stay");
+        tracing::info!("stopping: waiting for calls in progress; mounts stay");
         notify(&[NotifyState::Stopping]);
-        // Nobody hears it if the server has just ended.
+        // There is no receiver if the server has just ended.
         let _ = self.end.send(true);
         if let Ok(done) = tokio::time::timeout(PATIENCE, &mut server).await {
             return finished(done);
         }
-        tracing::warn!("calls are still under way and are told to stop");
+        tracing::warn!("cancelling calls that are still in progress");
         cancel.cancel();
         if let Ok(done) = tokio::time::timeout(GRACE, &mut server).await {
             return finished(done);
         }
-        tracing::warn!("calls are still under way and are given up");
+        tracing::warn!("abandoning calls that are still in progress");
         server.abort();
         Ok(())
     }
@@ -183,8 +183,8 @@ pub fn listener(listening: &Listening) -> Result<UnixListener, ServeError> {
     UnixListener::from_std(socket).map_err(ServeError::io("listen"))
 }
 
-/// Returns the connection that was accepted. If none could be, waits a moment: mostly there are too
-/// many, and the next attempt would fail at once.
+/// Returns the accepted connection. After a failure, waits a moment: usually there are too many
+/// connections, and the next attempt would fail at once.
 pub async fn connection<T>(accepted: io::Result<T>) -> Option<T> {
     match accepted {
         Ok(connection) => Some(connection),
@@ -196,9 +196,9 @@ pub async fn connection<T>(accepted: io::Result<T>) -> Option<T> {
     }
 }
 
-/// Tells systemd that `work` reads the settings anew, until it is done.
+/// Tells systemd that `work` reloads the settings, until it is done.
 pub async fn reloading(work: impl Future<Output = ()>) {
-    // In one message with the time, as it must be for units of `Type=notify-reload`.
+    // In one message with the time, as units of `Type=notify-reload` require.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(_) => notify(&[NotifyState::Reloading]),
@@ -207,10 +207,10 @@ pub async fn reloading(work: impl Future<Output = ()>) {
     notify(&[NotifyState::Ready]);
 }
 
-/// Tells systemd, if it asked to be told.
+/// Notifies systemd, if it asked for it.
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd is not told");
+        tracing::debug!(%error, "cannot notify systemd");
     }
 }
 
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_let_in_for_a_moment_after_an_accept_that_failed() {
+    fn a_failed_accept_is_followed_by_a_pause() {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let begun = std::time::Instant::now();
         let too_many = io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());

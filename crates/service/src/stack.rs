@@ -1,4 +1,4 @@
-//! Layers opened as a union, and how this process reads and writes their marks.
+//! Opens layers as a union, with the dialect in which this process reads and writes marks.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use crate::error::Result;
 
 /// Returns the union of a tree's layers, top first.
 ///
-/// The upper and layers that an engine made may hold redirects and metacopies; in what came out of
-/// an archive they are an error.
+/// The upper and layers that an engine wrote may have redirects and metacopies; in layers from an
+/// archive they are an error.
 pub fn of_tree(process: Process, parts: &TreeParts) -> Result<Stack> {
     let has_upper = matches!(&parts.shape, Shape::Overlay(overlay) if overlay.upper.is_some());
     let layers = parts
@@ -32,7 +32,7 @@ pub fn of_tree(process: Process, parts: &TreeParts) -> Result<Stack> {
     Ok(Stack::new(layers)?)
 }
 
-/// Returns one directory as a union of its own: a full tree without marks of ours.
+/// Returns one directory as a union of its own: a full tree without our marks.
 pub fn plain(process: Process, dir: &Path) -> Result<Stack> {
     Ok(Stack::new(vec![layer(
         dir,
@@ -48,12 +48,12 @@ pub fn of_dir(process: Process, dir: Dir, path: &Path) -> Result<Stack> {
     Ok(Stack::new(vec![Arc::new(layer)])?)
 }
 
-/// Gives the new upper's root the owner, mode and xattrs that the root below has: the kernel shows
-/// the upper's.
+/// Gives the new upper's root the owner, mode and xattrs of the root below: the kernel shows the
+/// upper's.
 ///
-/// Every layer has a root directory, so the next one decides; `from` stands in its place where a
-/// directory is copied. Done at `create`, and again before the first mount: a crash in between must
-/// not leave a root that looks like nobody's.
+/// Every layer has a root directory, so the next one decides; for a copy of a directory, `from`
+/// does instead. Done at `create`, and again before the first mount: after a crash in between the
+/// root must not keep its default attributes.
 pub(crate) fn adopt_root(process: Process, parts: &TreeParts, from: Option<&Path>) -> Result<()> {
     let Shape::Overlay(overlay) = &parts.shape else {
         return Ok(());
@@ -84,8 +84,8 @@ pub(crate) fn lower(process: Process, layer: &LayerDir) -> Result<Arc<dyn Layer>
     open(process, layer, false, None)
 }
 
-/// `work` knows which parts of the layer's files are elsewhere, where it is an upper that our
-/// engine wrote to.
+/// `work` tells which parts of the layer's files are elsewhere, if it is an upper that our engine
+/// wrote to.
 fn open(
     process: Process,
     layer: &LayerDir,
@@ -97,13 +97,12 @@ fn open(
     self::layer(&layer.dir, dialect, maps.transpose()?.flatten())
 }
 
-/// Opens a directory as a layer, the way a mount would see it: what is mounted somewhere inside is
-/// no part of it.
+/// Opens a directory as a layer, as a mount would see it: without the mounts somewhere inside.
 fn layer(path: &Path, dialect: Dialect, maps: Option<BlockMaps>) -> Result<Arc<dyn Layer>> {
     let dir = Dir::open(path)?;
     let dir = match vellum_sys::mount::without_submounts(&dir) {
         Ok(alone) => alone,
-        // Who may not mount is not asked to: then there is nothing of ours mounted inside either.
+        // A process that may not mount has no mounts of ours inside either.
         Err(e) if e.is_denied() || e.is_unsupported() => dir,
         Err(e) => return Err(e.into()),
     };
@@ -121,7 +120,7 @@ fn dialect(process: Process, engine: bool) -> Dialect {
     in_privilege(process, dialect)
 }
 
-/// What a plain user may not make stands there as a record.
+/// What a plain user can't create is recorded there.
 fn in_privilege(process: Process, dialect: Dialect) -> Dialect {
     match process.in_first_namespace {
         true => dialect,
@@ -129,12 +128,12 @@ fn in_privilege(process: Process, dialect: Dialect) -> Dialect {
     }
 }
 
-/// Returns how layers are read that came out of archives.
+/// Returns the dialect of layers from archives.
 pub(crate) fn archive_dialect(process: Process) -> Dialect {
     dialect(process, false)
 }
 
-/// Returns what becomes of devices, owners and attributes that this process may not make.
+/// Returns what happens to devices, owners and xattrs that this process can't create.
 pub(crate) fn privilege(process: Process) -> Privilege {
     match process.in_first_namespace {
         true => Privilege::Full,

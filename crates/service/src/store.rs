@@ -1,5 +1,5 @@
-//! The store as a whole: what it holds and why, whether it is whole, and what it can do on this
-//! machine.
+//! The store as a whole: its content and what keeps it, whether it is intact, and what it can do on
+//! this machine.
 
 pub mod check;
 pub mod df;

@@ -1,4 +1,4 @@
-//! Images whose documents are odd, brought into a store.
+//! Images with unusual documents, brought into a store.
 
 mod support;
 
@@ -73,7 +73,7 @@ fn an_image_without_layers_is_an_empty_directory() {
         assert_eq!(found, 0, "{name}");
         assert_eq!(refused.raw_os_error(), Some(30), "{name}: read-only");
     }
-    // Out and in again: the same images.
+    // Saved and loaded again: the same images.
     let saved = scratch.join("saved.tar");
     let request = SaveRequest {
         images: kinds.iter().map(|(name, _)| format!("{name}:1")).collect(),
@@ -97,7 +97,7 @@ fn an_image_without_layers_is_an_empty_directory() {
     assert_eq!(ids(&other).len(), kinds.len());
 }
 
-/// Keeps what is warned of.
+/// Keeps the warnings.
 #[derive(Default)]
 struct Warnings(Mutex<Vec<String>>);
 
@@ -112,7 +112,7 @@ impl Progress for Warnings {
 }
 
 #[test]
-fn names_that_are_none_are_said_and_left_away() {
+fn invalid_names_are_left_out_with_a_warning() {
     const FULL: &str = "io.containerd.image.name";
     const SHORT: &str = "org.opencontainers.image.ref.name";
     let zeros = "0".repeat(64);
@@ -163,7 +163,7 @@ fn names_that_are_none_are_said_and_left_away() {
             "{what}"
         );
         assert_eq!(!warnings.0.lock().unwrap().is_empty(), warned, "{what}");
-        // A name that is given is what counts, and nothing is left away.
+        // A given name is the one that counts, and no warning is needed.
         warnings.0.lock().unwrap().clear();
         let request = LoadRequest {
             source: LoadSource::Path(path),

@@ -1,6 +1,6 @@
-//! What a user does with images and containers, with the power cut, the process killed or a call
-//! failing at every system call that it takes: afterwards the store is whole, every layer gives
-//! back its tar, and there is what was before or what was asked for.
+//! A user's commands on images and containers, with a power cut, a kill or a failing call at every
+//! system call they make: afterwards the store is intact, every layer results in its tar, and the
+//! state is either the old or the new one.
 
 mod support;
 
@@ -19,7 +19,7 @@ use vellum_store::{Labels, Shape};
 use vellum_testkit::Scratch;
 use vellum_testkit::seam::{self, Counted, Effect, Picture};
 
-/// What is done, given the archive that may be loaded.
+/// What is done, with the archive that it may load.
 type Verb = (&'static str, fn(&Context, &Path) -> Result<()>);
 
 const VERBS: &[Verb] = &[
@@ -55,8 +55,8 @@ fn new_container(ctx: &Context, name: &str) -> Result<()> {
     create(ctx, &request).map(drop)
 }
 
-/// A store with an image and a changed container of it, an image without, and an archive of a
-/// third, whose first layer is there.
+/// A store with an image and a changed container of it, a second image without containers, and an
+/// archive of a third image, whose first layer is in the store.
 struct Pattern {
     scratch: Scratch,
     store: Picture,
@@ -107,7 +107,7 @@ impl Pattern {
         }
     }
 
-    /// A copy of a store, as it is found after a boot: nothing is in the run directory.
+    /// A copy of a store as found after a boot: the run directory is empty.
     fn copy(&mut self, store: &Picture) -> (String, PathBuf) {
         self.copies += 1;
         let name = format!("copy{}", self.copies);
@@ -121,7 +121,7 @@ impl Pattern {
         self.copy(&store)
     }
 
-    /// What is there before and after.
+    /// The content before and after.
     fn both(&mut self, verb: &Verb) -> [BTreeSet<String>; 2] {
         let (name, _) = self.again();
         let ctx = context(&self.scratch, &name);
@@ -132,7 +132,7 @@ impl Pattern {
         [before, after]
     }
 
-    /// Checks a store, and takes it away. Returns whether what was asked for is there.
+    /// Checks a store and removes it. Returns whether the verb's result is there.
     #[track_caller]
     fn check(&self, name: &str, [before, after]: &[BTreeSet<String>; 2], what: &str) -> bool {
         let ctx = context(&self.scratch, name);
@@ -146,11 +146,11 @@ impl Pattern {
     }
 }
 
-/// Names of images and containers, and the bytes that a container made.
+/// Names of images and containers, and the size of a container's file.
 fn holds(ctx: &Context) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for image in images(ctx, None).unwrap() {
-        // Not its id: the moment of a commit is in it.
+        // Not its id: it contains the time of a commit.
         all.insert(format!("image {:?}", image.names));
     }
     for container in ctx.store().unwrap().containers().unwrap() {
@@ -197,7 +197,7 @@ fn killed_at_every_call_a_verb_is_done_or_not() {
 }
 
 #[test]
-fn with_a_full_disk_from_any_call_on_a_verb_is_done_or_not() {
+fn with_the_disk_full_from_any_call_a_verb_is_done_or_not() {
     fail_at_every_call(Effect::FailFrom(rustix::io::Errno::NOSPC.raw_os_error()));
 }
 

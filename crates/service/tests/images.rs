@@ -1,4 +1,4 @@
-//! Images in and out of the store, with the tools that others use as judges.
+//! Images in and out of the store, judged by other tools.
 
 mod support;
 
@@ -40,7 +40,7 @@ fn save_to(
     save(context, &request).unwrap().remove(0)
 }
 
-/// Nobody archives the root directory's own attributes the same way.
+/// Every tool archives the root directory's own attributes differently.
 const BUT_ROOT: Ignore = Ignore {
     directory_mtimes: false,
     mtimes: false,
@@ -51,8 +51,8 @@ const BUT_ROOT: Ignore = Ignore {
     xattrs: false,
 };
 
-/// Go's archive/tar, which dockerd, umoci and buildah share, loses attributes with empty values and
-/// parts of a second.
+/// Go's archive/tar, which dockerd, umoci and buildah share, drops attributes with empty values and
+/// fractions of a second.
 fn as_go_sees(mut tree: Tree) -> Tree {
     for entry in tree.entries.values_mut() {
         entry.xattrs.retain(|_, value| !value.is_empty());
@@ -86,7 +86,7 @@ fn a_saved_image_has_the_layers_it_was_loaded_with() {
         "byte for byte"
     );
 
-    // Loading what was saved gives the same image, and nothing is unpacked twice.
+    // Loading the saved archive gives the same image, and nothing is unpacked twice.
     let again = load_path(&vellum, &saved).unwrap();
     assert_eq!(again[0].id, loaded[0].id);
     assert_eq!(again[0].new_layers, 0);
@@ -156,7 +156,7 @@ fn whiteouts_of_nothing_leave_no_trace() {
         };
         let vellum = context_with(&scratch, driver.as_str(), settings);
         load_path(&vellum, &archive).unwrap();
-        // Names that the kernel lists and can't look up would fail here.
+        // Names that the kernel lists but can't look up would fail here.
         let seen = picture(&scratch, &vellum, "image");
         let names: Vec<_> = seen
             .entries
@@ -241,7 +241,7 @@ fn an_opaque_root_hides_all_below_with_every_driver() {
     }
 }
 
-/// A layer of one file with this PAX record, by hand, with as many bytes of end marker.
+/// A layer of one file with this PAX record, written by hand, with this many bytes of end marker.
 fn layer_with(scratch: &Scratch, name: &str, record: &str, end: usize) -> std::path::PathBuf {
     let header = |name: &str, kind: u8, size: usize| {
         let mut block = [0; 512];
@@ -298,7 +298,7 @@ fn an_image_shows_the_names_of_its_attributes_with_every_driver() {
     }
 }
 
-/// Collects what the user is warned of.
+/// Collects the user's warnings.
 #[derive(Default)]
 struct Warnings(std::sync::Mutex<Vec<String>>);
 
@@ -409,7 +409,7 @@ fn directories_that_a_layer_implies_look_as_below() {
 }
 
 #[test]
-fn a_layer_may_come_twice_and_an_image_may_have_none() {
+fn a_layer_may_occur_twice_and_an_image_may_have_none() {
     if !needs_root("owners") {
         return;
     }
@@ -440,7 +440,7 @@ fn a_layer_may_come_twice_and_an_image_may_have_none() {
         let saved = scratch.join("saved.tar");
         save_to(&vellum, "image", &saved, SaveFormat::DockerArchive);
         assert_eq!(archive_layers(&saved), archive_layers(&twice), "{driver}");
-        // Loaded from where the same blob stands twice, and kept.
+        // Loaded from a layout that names the same blob twice, and kept.
         let layout = scratch.join(format!("layout-{driver}"));
         save_to(&vellum, "image", &layout, SaveFormat::OciDirectory);
         let again = context_with(
@@ -472,7 +472,7 @@ fn a_layer_may_come_twice_and_an_image_may_have_none() {
     }
 }
 
-/// Says stop as soon as the first layer begins.
+/// Requests a stop as soon as the first layer begins.
 struct StopAtFirst(vellum_service::Cancel);
 
 impl Progress for StopAtFirst {
@@ -662,7 +662,7 @@ fn oci_layouts_pass_through_skopeo_and_umoci() {
             &format!("dir:{}", scratch.join("d").display()),
         )
         .unwrap();
-    // umoci adds a layer; what it made loads too.
+    // umoci adds a layer; its image loads too.
     std::fs::write(rootfs.join("added"), "by umoci").unwrap();
     Umoci.repack(&layout, "latest", &bundle).unwrap();
     let other = context(&scratch, "repacked");
@@ -749,7 +749,7 @@ fn a_registry_keeps_what_is_pushed_and_layers_are_fetched_once() {
     );
     picture(&scratch, &other, &name).assert_same(&picture(&scratch, &vellum, SMALL), BUT_ROOT);
     assert_eq!(pull(&other, &wanted).unwrap().new_layers, 0);
-    // Blobs were kept: what goes out is what came in, manifest included.
+    // Blobs were kept: the output is the input, manifest included.
     let out = save_to(
         &other,
         &name,
@@ -863,7 +863,7 @@ fn names_come_and_go() {
     assert_eq!(removed.image.as_deref(), Some(id.as_str()));
     assert!(images(&vellum, None).unwrap().is_empty());
 
-    // A name that moves is told about.
+    // A name that moves to another image is reported.
     load_path(&vellum, &archive).unwrap();
     let tree = scratch.dir("tree");
     std::fs::write(tree.join("file"), "x").unwrap();

@@ -1,4 +1,4 @@
-//! Verbs whose container another process removes while they read it.
+//! Verbs on a container that another process removes while they read it.
 #![allow(clippy::result_large_err)] // the verbs' own error
 
 mod support;
@@ -8,11 +8,11 @@ use vellum_service::Error;
 use vellum_service::container::create::{CreateRequest, Origin, create};
 use vellum_service::container::diff;
 use vellum_service::container::remove;
-use vellum_service::error::Kind;
+use vellum_service::error::ObjectKind;
 use vellum_testkit::{Scratch, needs_root};
 
 #[test]
-fn what_was_read_of_a_container_that_went_meanwhile_is_not_believed() {
+fn reads_of_a_container_removed_meanwhile_are_discarded() {
     if !needs_root("marks of the kernel") {
         return;
     }
@@ -49,7 +49,7 @@ fn what_was_read_of_a_container_that_went_meanwhile_is_not_believed() {
         }
         Ok(())
     });
-    let kind = Kind::Container;
+    let kind = ObjectKind::Container;
     assert!(
         matches!(&gone, Err(Error::NotFound { kind: found, name, .. }) if *found == kind && name == "box"),
         "{gone:?}"

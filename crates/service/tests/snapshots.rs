@@ -1,11 +1,11 @@
-//! Snapshots that somebody else keeps the accounts of, where a server left them half done.
+//! Snapshots that another program keeps account of, left half done by a killed server.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use vellum_service::config::{Partial, Surroundings, resolve};
-use vellum_service::containerd::snapshots::{self, GID_MAPPING, Terms, UID_MAPPING};
+use vellum_service::containerd::snapshots::{self, ClientSettings, GID_MAPPING, UID_MAPPING};
 use vellum_service::{Context, progress};
 use vellum_store::{Keep, PrepareOptions, SnapshotKey};
 use vellum_sys::Cancel;
@@ -28,23 +28,23 @@ fn context(dir: &Path) -> Context {
 }
 
 #[test]
-fn what_a_killed_server_left_half_done_is_mapped_at_the_next_mount() {
+fn a_half_mapped_snapshot_is_finished_at_the_next_mount() {
     if !needs_root("mapped ids") {
         return;
     }
     let scratch = Scratch::new();
     let ctx = context(scratch.path());
-    let terms = Terms {
+    let client = ClientSettings {
         remap_ids: true,
-        ..Terms::default()
+        ..ClientSettings::default()
     };
     let base = snapshots::NewSnapshot {
         key: "unpacking".into(),
         ..Default::default()
     };
-    snapshots::prepare(&ctx, terms, &base).unwrap();
+    snapshots::prepare(&ctx, client, &base).unwrap();
     snapshots::commit(&ctx, "base", "unpacking", BTreeMap::new(), None).unwrap();
-    // As far as the store comes: nobody has decided who maps.
+    // The state after the store's part: what maps the ids is not decided yet.
     let mapping = |label: &str| (label.to_owned(), "0:100000:65536".to_owned());
     let options = PrepareOptions {
         parent: Some(SnapshotKey::from("containerd/base")),
@@ -55,7 +55,7 @@ fn what_a_killed_server_left_half_done_is_mapped_at_the_next_mount() {
     let key = SnapshotKey::from("containerd/k");
     ctx.store().unwrap().prepare(&key, &options).unwrap();
 
-    let mounts = snapshots::mounts(&ctx, terms, "k").unwrap();
+    let mounts = snapshots::mounts(&ctx, client, "k").unwrap();
     let option = |name: &str| {
         let options = mounts[0].options.iter();
         options
@@ -65,9 +65,9 @@ fn what_a_killed_server_left_half_done_is_mapped_at_the_next_mount() {
     assert_eq!(option("uidmap="), Some("0:100000:65536"));
     let upper = std::fs::metadata(option("upperdir=").unwrap()).unwrap();
     assert_eq!((upper.uid(), upper.gid()), (100_000, 100_000));
-    // Now it stays so, whatever the server is told.
-    let later = snapshots::mounts(&ctx, Terms::default(), "k").unwrap();
+    // Now it stays so, whatever the server's settings are.
+    let later = snapshots::mounts(&ctx, ClientSettings::default(), "k").unwrap();
     assert_eq!(later, mounts);
-    let shown = snapshots::stat(&ctx, terms, "k").unwrap().labels;
+    let shown = snapshots::stat(&ctx, client, "k").unwrap().labels;
     assert_eq!(shown, options.labels);
 }

@@ -163,7 +163,7 @@ impl Metrics {
     }
 
     /// Returns everything as text, the store's numbers as given.
-    pub(crate) fn text(&self, held: &[verbs::Held]) -> Result<String, fmt::Error> {
+    pub(crate) fn text(&self, held: &[verbs::KindTotals]) -> Result<String, fmt::Error> {
         let mut sum = (0, 0);
         for one in held {
             let kind = one.kind.as_str();

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use vellum_service::Context;
 use vellum_service::config::{Config, ConfigError};
-use vellum_service::containerd::snapshots::Terms;
+use vellum_service::containerd::snapshots::ClientSettings;
 use vellum_service::serve::listen::listen;
 use vellum_service::serve::{self, Life, ServeError};
 
@@ -42,7 +42,7 @@ pub struct ServeOptions {
     /// containerd's own socket: the differ fetches layers there, and brings new ones.
     pub containerd: PathBuf,
     /// What containerd's configuration says about this server.
-    pub terms: Terms,
+    pub client: ClientSettings,
     /// Where numbers can be read, if anywhere.
     pub metrics: Option<Address>,
     /// Resolves the settings anew.
@@ -59,7 +59,7 @@ pub fn serve(context: Context, options: ServeOptions) -> Result<(), ServeError> 
     vellum_service::containerd::snapshots::check_root(&context)?;
     // A store that can't be opened is told now, not at the first call.
     context.store()?;
-    let shared = Arc::new(Shared::new(context, options.terms));
+    let shared = Arc::new(Shared::new(context, options.client));
     serve::run("containerd", BLOCKING_THREADS, async |life| {
         run(life, &shared, &options).await
     })

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tonic::Status;
 use vellum_service::config::Config;
-use vellum_service::containerd::snapshots::{self as verbs, Terms};
+use vellum_service::containerd::snapshots::{self as verbs, ClientSettings};
 use vellum_service::{Context, Error};
 use vellum_sys::sync;
 
@@ -16,7 +16,7 @@ use crate::status::{self, refused};
 /// What all calls work on.
 pub struct Shared {
     context: RwLock<Arc<Context>>,
-    terms: Terms,
+    client: ClientSettings,
     metrics: Metrics,
     /// One deletion of what was removed at a time: two would both count what they meet.
     cleaning: tokio::sync::Mutex<()>,
@@ -24,10 +24,10 @@ pub struct Shared {
 
 impl Shared {
     /// Wraps a context whose store is open.
-    pub fn new(context: Context, terms: Terms) -> Self {
+    pub fn new(context: Context, client: ClientSettings) -> Self {
         Self {
             context: RwLock::new(Arc::new(context)),
-            terms,
+            client,
             metrics: Metrics::default(),
             cleaning: tokio::sync::Mutex::new(()),
         }
@@ -45,11 +45,11 @@ impl Shared {
         &self,
         call: &'static str,
         key: &str,
-        verb: impl FnOnce(&Context, Terms) -> Result<T, Error> + Send + 'static,
+        verb: impl FnOnce(&Context, ClientSettings) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Status> {
-        let (context, terms) = (self.context(), self.terms);
+        let (context, client) = (self.context(), self.client);
         let begun = Instant::now();
-        let done = tokio::task::spawn_blocking(move || verb(&context, terms)).await;
+        let done = tokio::task::spawn_blocking(move || verb(&context, client)).await;
         let took = begun.elapsed();
         let done = match done {
             Ok(Ok(value)) => {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use vellum_service::Context;
-use vellum_service::containerd::snapshots::{self as verbs, Prepared, Terms};
+use vellum_service::containerd::snapshots::{self as verbs, ClientSettings, Prepared};
 
 use crate::api::services::snapshots::v1 as wire;
 use crate::convert;
@@ -40,7 +40,7 @@ impl Snapshots {
         &self,
         call: &'static str,
         key: &str,
-        verb: impl FnOnce(&Context, Terms) -> Result<T, vellum_service::Error> + Send + 'static,
+        verb: impl FnOnce(&Context, ClientSettings) -> Result<T, vellum_service::Error> + Send + 'static,
     ) -> Result<T, Status> {
         self.shared.run(call, key, verb).await
     }
@@ -57,8 +57,8 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let asked = request.into_inner();
         let new = convert::new_snapshot(asked.key.clone(), asked.parent, asked.labels);
         let prepared = self
-            .verb("Prepare", &asked.key, move |ctx, terms| {
-                verbs::prepare(ctx, terms, &new)
+            .verb("Prepare", &asked.key, move |ctx, client| {
+                verbs::prepare(ctx, client, &new)
             })
             .await?;
         match prepared {
@@ -81,8 +81,8 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let asked = request.into_inner();
         let new = convert::new_snapshot(asked.key.clone(), asked.parent, asked.labels);
         let entries = self
-            .verb("View", &asked.key, move |ctx, terms| {
-                verbs::view(ctx, terms, &new)
+            .verb("View", &asked.key, move |ctx, client| {
+                verbs::view(ctx, client, &new)
             })
             .await?;
         Ok(Response::new(wire::ViewSnapshotResponse {
@@ -94,8 +94,8 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let key = request.into_inner().key;
         let name = key.clone();
         let entries = self
-            .verb("Mounts", &key, move |ctx, terms| {
-                verbs::mounts(ctx, terms, &name)
+            .verb("Mounts", &key, move |ctx, client| {
+                verbs::mounts(ctx, client, &name)
             })
             .await?;
         Ok(Response::new(wire::MountsResponse {
@@ -124,8 +124,8 @@ impl wire::snapshots_server::Snapshots for Snapshots {
     async fn remove(&self, request: Request<wire::RemoveSnapshotRequest>) -> Answer<()> {
         let key = request.into_inner().key;
         let name = key.clone();
-        self.verb("Remove", &key, move |ctx, terms| {
-            verbs::remove(ctx, terms, &name)
+        self.verb("Remove", &key, move |ctx, client| {
+            verbs::remove(ctx, client, &name)
         })
         .await?;
         Ok(Response::new(()))
@@ -138,8 +138,8 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let key = request.into_inner().key;
         let name = key.clone();
         let info = self
-            .verb("Stat", &key, move |ctx, terms| {
-                verbs::stat(ctx, terms, &name)
+            .verb("Stat", &key, move |ctx, client| {
+                verbs::stat(ctx, client, &name)
             })
             .await?;
         Ok(Response::new(wire::StatSnapshotResponse {
@@ -159,8 +159,8 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         let changes = convert::changes(given.labels, &mask)?;
         let key = given.name.clone();
         let info = self
-            .verb("Update", &key, move |ctx, terms| {
-                verbs::update(ctx, terms, &given.name, &changes)
+            .verb("Update", &key, move |ctx, client| {
+                verbs::update(ctx, client, &given.name, &changes)
             })
             .await?;
         Ok(Response::new(wire::UpdateSnapshotResponse {
@@ -177,9 +177,9 @@ impl wire::snapshots_server::Snapshots for Snapshots {
         tokio::spawn(async move {
             let messages = sender.clone();
             let listed = this
-                .verb("List", "", move |ctx, terms| {
+                .verb("List", "", move |ctx, client| {
                     let mut chunk = Vec::with_capacity(LIST_CHUNK);
-                    verbs::walk(ctx, terms, &filters, |info| {
+                    verbs::walk(ctx, client, &filters, |info| {
                         chunk.push(convert::info(info));
                         if chunk.len() < LIST_CHUNK {
                             return Ok(());

@@ -20,7 +20,9 @@ use vellum_image::compression::Encoder;
 use vellum_image::packing::Packing;
 use vellum_image::{Compression, LayerWriter, TarEntry, TarKind};
 use vellum_service::config::{Partial, Surroundings, resolve};
-use vellum_service::containerd::snapshots::{self, MountEntry, NewSnapshot, Prepared, Terms};
+use vellum_service::containerd::snapshots::{
+    self, ClientSettings, MountEntry, NewSnapshot, Prepared,
+};
 use vellum_service::{Cancel, Context, progress};
 use vellum_snapshotter::api::services::diff::v1 as wire;
 use vellum_snapshotter::api::services::diff::v1::diff_server::Diff as _;
@@ -62,7 +64,7 @@ fn world(files: bool) -> Option<World> {
     };
     let config = resolve(&around, None, settings).unwrap();
     let context = Context::new(config, Cancel::new(), progress::silent());
-    let shared = Arc::new(Shared::new(context, Terms::default()));
+    let shared = Arc::new(Shared::new(context, ClientSettings::default()));
     let containerd = FakeContainerd::default();
     if files {
         containerd.state.lock().unwrap().root = Some(scratch.dir("content"));
@@ -84,7 +86,7 @@ impl World {
             parent: parent.map(str::to_owned),
             ..NewSnapshot::default()
         };
-        match snapshots::prepare(&self.context, Terms::default(), &new).unwrap() {
+        match snapshots::prepare(&self.context, ClientSettings::default(), &new).unwrap() {
             Prepared::New(mounts) => mounts,
             Prepared::Known { chain } => panic!("{chain} is known"),
         }
@@ -96,7 +98,7 @@ impl World {
             parent: Some(parent.into()),
             ..NewSnapshot::default()
         };
-        snapshots::view(&self.context, Terms::default(), &new).unwrap()
+        snapshots::view(&self.context, ClientSettings::default(), &new).unwrap()
     }
 
     fn commit(&self, name: &str, key: &str) {
@@ -339,7 +341,7 @@ async fn a_chain_has_one_tree_whether_its_layers_knew_their_parents_or_not() {
                     false => format!("{about} {own} {rebase} {at}"),
                 };
                 let there = |at: usize| {
-                    snapshots::stat(&world.context, Terms::default(), &name(at)).is_ok()
+                    snapshots::stat(&world.context, ClientSettings::default(), &name(at)).is_ok()
                 };
                 let prepare = |at: usize| {
                     let parent = (at > 0).then(|| name(at - 1));
@@ -356,7 +358,9 @@ async fn a_chain_has_one_tree_whether_its_layers_knew_their_parents_or_not() {
                         parent: parent.filter(|_| !*rebase),
                         labels,
                     };
-                    match snapshots::prepare(&world.context, Terms::default(), &new).unwrap() {
+                    match snapshots::prepare(&world.context, ClientSettings::default(), &new)
+                        .unwrap()
+                    {
                         Prepared::New(mounts) => mounts,
                         Prepared::Known { chain } => panic!("{chain} is known"),
                     }
@@ -394,7 +398,7 @@ async fn a_chain_has_one_tree_whether_its_layers_knew_their_parents_or_not() {
                 let key = format!("look {}", name(0));
                 let mounts = world.view(&key, &name(layers.len() - 1));
                 *tree = world.shown(&mounts);
-                snapshots::remove(&world.context, Terms::default(), &key).unwrap();
+                snapshots::remove(&world.context, ClientSettings::default(), &key).unwrap();
             }
             let found = shown[0].1.differences(
                 &shown[1].1,
@@ -715,7 +719,7 @@ async fn a_containerd_that_is_not_there_is_told_with_its_path_and_the_flag() {
                 Cancel::new(),
                 progress::silent(),
             ),
-            Terms::default(),
+            ClientSettings::default(),
         ));
         let differ = Differ::new(shared, Containerd::at(&socket).unwrap());
         let apply = wire::ApplyRequest {
@@ -772,11 +776,12 @@ async fn a_layer_has_the_container_s_own_ids_whoever_maps_them() {
                 .map(mapping)
                 .into(),
         };
-        let terms = Terms {
+        let client = ClientSettings {
             remap_ids,
-            ..Terms::default()
+            ..ClientSettings::default()
         };
-        let Prepared::New(mounts) = snapshots::prepare(&world.context, terms, &new).unwrap() else {
+        let Prepared::New(mounts) = snapshots::prepare(&world.context, client, &new).unwrap()
+        else {
             panic!("nothing is unpacked");
         };
         let by_kernel = mounts[0].kind == "overlay";

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use vellum_service::container::cp::{End, Options, copy};
+use vellum_service::container::cp::{CopyEnd, Options, copy};
 
 use super::{Examples, Group, Outcome, Verb};
 use crate::exit_code::{DONE, Failure};
@@ -36,8 +36,11 @@ impl Verb for Cp {
 
     fn run(self, start: Start<'_>) -> Outcome {
         let ctx = &start.context()?;
-        let (from, to) = (End::parse(&self.source), End::parse(&self.destination));
-        if to == End::Pipe {
+        let (from, to) = (
+            CopyEnd::parse(&self.source),
+            CopyEnd::parse(&self.destination),
+        );
+        if to == CopyEnd::Pipe {
             out::refuse_terminal("a tar")?;
         }
         let options = Options {
@@ -53,7 +56,7 @@ impl Verb for Cp {
             std::io::stdout().lock(),
         ) {
             Ok(()) => Ok(DONE),
-            Err(e) if to == End::Pipe => Err(Failure::of_output(e)),
+            Err(e) if to == CopyEnd::Pipe => Err(Failure::of_output(e)),
             Err(e) => Err(e.into()),
         }
     }

@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use vellum_service::container::inspect as inspects;
 use vellum_service::container::volumes;
-use vellum_service::error::Kind;
+use vellum_service::error::ObjectKind;
 use vellum_service::{Context, Error, image};
 
 use super::{Examples, Group, Outcome, Verb};
@@ -42,14 +42,15 @@ impl Verb for Inspect {
 fn one(ctx: &Context, name: &str) -> Result<Value, Failure> {
     match inspects::inspect_container(ctx, name) {
         Err(Error::NotFound {
-            kind: Kind::Container,
+            kind: ObjectKind::Container,
             ..
         }) => {}
         other => return Ok(other?),
     }
     match image::inspect_image(ctx, name) {
         Err(Error::NotFound {
-            kind: Kind::Image, ..
+            kind: ObjectKind::Image,
+            ..
         }) => {}
         other => return Ok(other?),
     }

@@ -12,7 +12,7 @@ use vellum_service::{Cancel, Context};
 use vellum_sys::with_causes;
 #[cfg(feature = "containerd")]
 use {
-    clap::ValueEnum, vellum_service::containerd::snapshots::Terms,
+    clap::ValueEnum, vellum_service::containerd::snapshots::ClientSettings,
     vellum_snapshotter::metrics::Address, vellum_snapshotter::server::ServeOptions,
 };
 
@@ -138,7 +138,7 @@ impl ServeContainerd {
             LogFormat::Json => logging_json("info"),
         }
         let options = ServeOptions {
-            terms: Terms {
+            client: ClientSettings {
                 upperdir_label: self.upperdir_label,
                 remap_ids: self.remap_ids,
                 sync_remove: self.sync_remove,

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::Args;
-use vellum_service::error::Kind;
+use vellum_service::error::ObjectKind;
 use vellum_service::mount::umount;
 use vellum_service::{Error, names};
 
@@ -57,7 +57,7 @@ impl Verb for Umount {
                 // What is no container may be a place.
                 Some(Err(
                     missing @ Error::NotFound {
-                        kind: Kind::Container,
+                        kind: ObjectKind::Container,
                         ..
                     },
                 )) => {

@@ -244,7 +244,7 @@ fn a_copy_of_a_directory_is_writable_and_the_directory_stays() {
     world.ok(&["gc"]);
     world.ok(&["create", "--from", text(&dir)]);
     let err = world.fails(2, &["create", "--from", text(world.scratch.path())]);
-    assert!(err.contains("lie one in the other"), "{err}");
+    assert!(err.contains("contains the other"), "{err}");
     let err = world.fails(2, &["create", "--from", text(&dir.join("sub/file"))]);
-    assert!(err.contains("is no directory"), "{err}");
+    assert!(err.contains("is not a directory"), "{err}");
 }

@@ -172,7 +172,8 @@ fn mounts_are_idempotent_and_bound_where_wanted() {
     );
     let err = world.fails(1, &["rm", "box"]);
     assert!(
-        err.contains("it is mounted at") && err.contains("hint: `vellum umount` it first"),
+        err.contains("it is mounted at")
+            && err.contains("hint: unmount it first (`vellum umount`)"),
         "{err}"
     );
     world.ok(&["umount", "box"]);

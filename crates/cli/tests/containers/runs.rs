@@ -135,7 +135,7 @@ fn a_running_container_is_not_removed_and_gets_the_signals() {
     let err = world.fails(1, &["rm", "--force", "box"]);
     assert!(err.contains("`vellum run`"), "{err}");
     let err = world.fails(125, &["run", "--container", "box", "sh"]);
-    assert!(err.contains("under way"), "{err}");
+    assert!(err.contains("is using it"), "{err}");
     assert_eq!(world.json(&["ls", "--json"])[0]["state"], "running");
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     // Ctrl-C is the command's own affair: from a terminal it gets it there.
@@ -179,7 +179,7 @@ fn a_bundle_runs_by_itself() {
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&out.stdout), "bundled\n", "{out:?}");
     let err = world.fails(2, &["bundle", "box", text(&dir)]);
-    assert!(err.contains("holds a bundle already"), "{err}");
+    assert!(err.contains("already holds a bundle"), "{err}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! What the tables of mount options are made of: an entry and its kinds of effect.
+//! What the tables of mount options consist of: an entry and its types of effect.
 //!
-//! An entry's spelling is the one text that the parser, help and docs/overlay.md share:
-//! `index=on|off`. Its name is what stands before the `=`; several spellings in one entry,
+//! An entry's spelling, such as `index=on|off`, is the one text that the parser, the help and
+//! docs/overlay.md share. Its name is the part before the `=`. Several spellings in one entry,
 //! separated by spaces, mean the same unless the effect says otherwise.
 
 use std::path::PathBuf;
@@ -9,21 +9,21 @@ use std::path::PathBuf;
 use super::given::{BadOption, Given, needed, path};
 use super::{Manners, MountOptions};
 
-/// Options while they are read.
+/// Options while they are parsed.
 #[derive(Debug)]
 pub(crate) struct Draft {
     pub(crate) manners: Manners,
     pub(crate) options: MountOptions,
-    /// Every file is root's, where nothing else is said of owners.
+    /// Every file is root's, unless other options say otherwise.
     pub(crate) squash_root: bool,
-    /// An option asked by its name for marks of lower layers to be followed.
+    /// An option named explicitly asks to follow marks of lower layers.
     pub(crate) follows_named: bool,
-    /// What isn't understood is told and left out.
+    /// Options that aren't understood are reported and left out.
     pub(crate) tolerant: bool,
 }
 
 impl Draft {
-    /// Returns what holds where nothing is said.
+    /// Returns the defaults.
     pub(crate) fn new(manners: Manners) -> Draft {
         Draft {
             manners,
@@ -45,7 +45,7 @@ pub(crate) struct MountOption {
     effect: Effect,
 }
 
-/// What giving an option does to the options read so far.
+/// What an option does to the options read so far.
 #[derive(Debug)]
 pub(super) enum Effect {
     /// The value is bytes, or there is none.
@@ -56,12 +56,12 @@ pub(super) enum Effect {
     Text(fn(&mut Draft, Given<'_>) -> Result<(), BadOption>),
     /// `on` or `off` in any spelling; without a value it is on.
     OnOff(fn(&mut Draft, bool)),
-    /// A bare word. The first spelling switches something on, the others switch it off.
+    /// A bare word. The first spelling turns something on, the others turn it off.
     Word(fn(&mut Draft, bool)),
     /// Nothing: there is no choice here. A spelling without `=` takes no value.
     Nothing,
-    /// Nothing. In fuse-overlayfs's manners it is no option: mount(8) keeps such words for itself
-    /// there.
+    /// Nothing. With fuse-overlayfs's manners it is not an option: mount(8) keeps such words to
+    /// itself there.
     ForMount,
 }
 
@@ -83,8 +83,7 @@ impl MountOption {
         self.spelled.split(' ').map(name_of)
     }
 
-    /// Does what the option does. Returns `false` if it is none with this value, or in these
-    /// manners.
+    /// Applies the option. Returns `false` if it doesn't exist with this value or in these manners.
     pub(crate) fn apply(
         &self,
         to: &mut Draft,

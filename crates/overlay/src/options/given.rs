@@ -1,5 +1,5 @@
-//! What was given to an option, and what can be made of it: paths, ids, numbers, words; and why it
-//! can't be used.
+//! The value of an option, and how it is read: as paths, ids, numbers or words; and why it is
+//! refused.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,7 +11,7 @@ use vellum_format::IdRun;
 use super::Manners;
 use crate::values::{Toggle, parse_size};
 
-/// Why options can't be used.
+/// Why options are refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct BadOption {
@@ -45,12 +45,12 @@ pub(crate) struct Given<'a> {
 }
 
 impl Given<'_> {
-    /// The error for a value that can't be meant.
+    /// Returns the error for a wrong value.
     pub(super) fn wrong(self, why: impl std::fmt::Display) -> BadOption {
         BadOption::new(format!("{}={}: {why}", self.name, self.value))
     }
 
-    /// The error for what is understood and can't be had, and what to do instead.
+    /// Returns the error for a value that is understood but not available, with what to do instead.
     pub(super) fn refused(self, why: &str, hint: &str) -> BadOption {
         BadOption {
             hint: Some(hint.to_owned()),
@@ -58,7 +58,7 @@ impl Given<'_> {
         }
     }
 
-    /// What the word that was given stands for.
+    /// Returns the meaning of the given word.
     pub(super) fn one_of<T: Copy>(self, words: &[(&str, T)]) -> Result<T, BadOption> {
         let found = words.iter().find(|(word, _)| *word == self.value);
         found.map(|(_, meaning)| *meaning).ok_or_else(|| {
@@ -82,21 +82,21 @@ impl Given<'_> {
 
     pub(super) fn number<T: FromStr>(self) -> Result<T, BadOption> {
         let parsed = self.value.parse();
-        parsed.map_err(|_| self.wrong(format!("`{}` is no number it can have", self.value)))
+        parsed.map_err(|_| self.wrong(format!("`{}` is not a number in its range", self.value)))
     }
 
-    /// A number of bytes.
+    /// Reads a number of bytes.
     pub(super) fn size(self) -> Result<u64, BadOption> {
         parse_size(self.value).map_err(|why| self.wrong(why))
     }
 
-    /// `A:B:COUNT`, any number of them: id A on disk is shown as B, and so on for COUNT ids.
+    /// Reads `A:B:COUNT`, any number of times: id A on disk is shown as B, and so on for COUNT ids.
     pub(super) fn id_runs(self) -> Result<Vec<IdRun>, BadOption> {
         let Given { name, value } = self;
         let wrong = |why: &str| {
             BadOption::hinting(
                 format!("{name}={value} can't be understood: {why}"),
-                "write ON-DISK:SHOWN:COUNT, and the next three behind another colon",
+                "write ON-DISK:SHOWN:COUNT, then a colon and the next three numbers",
             )
         };
         let numbers = value
@@ -104,11 +104,11 @@ impl Given<'_> {
             .filter(|part| !part.is_empty())
             .map(|part| {
                 part.parse::<u32>()
-                    .map_err(|_| wrong(&format!("`{part}` is no id")))
+                    .map_err(|_| wrong(&format!("`{part}` is not an id")))
             })
             .collect::<Result<Vec<_>, _>>()?;
         if numbers.is_empty() || numbers.len() % 3 != 0 {
-            return Err(wrong("ids come in threes"));
+            return Err(wrong("the numbers must come in threes"));
         }
         numbers
             .chunks_exact(3)
@@ -116,13 +116,13 @@ impl Given<'_> {
                 let (outside, inside, count) = (three[0], three[1], three[2]);
                 IdRun::new(inside, outside, count)
                     .filter(|run| run.count > 0)
-                    .ok_or_else(|| wrong("there are not so many ids"))
+                    .ok_or_else(|| wrong("the range ends above the highest id"))
             })
             .collect()
     }
 }
 
-/// The value of an option that names a directory.
+/// Returns the value of an option that names a directory.
 pub(super) fn needed<'a>(name: &str, value: Option<&'a [u8]>) -> Result<&'a [u8], BadOption> {
     value.filter(|value| !value.is_empty()).ok_or_else(|| {
         BadOption::hinting(
@@ -132,7 +132,7 @@ pub(super) fn needed<'a>(name: &str, value: Option<&'a [u8]>) -> Result<&'a [u8]
     })
 }
 
-/// A path: each backslash gives way to what follows it.
+/// Reads a path: each backslash is replaced by the character after it.
 pub(super) fn path(value: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(value.len());
     let mut bytes = value.iter().copied();
@@ -145,7 +145,7 @@ pub(super) fn path(value: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(out))
 }
 
-/// The layers of `lowerdir`: ordinary ones, and those for data only.
+/// Reads the layers of `lowerdir`: the ordinary ones, and the data-only ones.
 pub(super) fn lower_list(
     value: &[u8],
     manners: Manners,
@@ -176,8 +176,8 @@ pub(super) fn lower_list(
                 Manners::FuseOverlayfs => continue,
                 Manners::Own => {
                     return Err(BadOption::hinting(
-                        format!("lowerdir={} names a layer without a name", shown()),
-                        "write one colon between two directories, two before one for data only, and `\\:` for a colon in a name",
+                        format!("lowerdir={} has an empty layer name", shown()),
+                        "write one colon between two directories, two before a data-only one, and `\\:` for a colon in a name",
                     ));
                 }
             }
@@ -198,10 +198,10 @@ pub(super) fn lower_list(
             (false, false) => {
                 return Err(BadOption::hinting(
                     format!(
-                        "lowerdir={} has an ordinary layer below one for data only",
+                        "lowerdir={} has an ordinary layer below a data-only one",
                         shown()
                     ),
-                    "behind the first `::`, every layer is for data only and has `::` before it",
+                    "after the first `::`, every layer is data-only and needs `::` before it",
                 ));
             }
         }

@@ -1,24 +1,23 @@
-//! The choices that a mount option leaves: one small type each, so that no choice is a pair of
+//! The values of options that leave a choice: one small type each, so that no choice is a pair of
 //! booleans.
 
-/// On whose terms the mount is made: how strictly options are read, and what holds where none is
-/// given.
+/// Whose manners a mount has: how strictly options are read, and what the defaults are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manners {
     /// Vellum's own: an option that isn't understood is an error.
     Own,
-    /// fuse-overlayfs's: an option that isn't understood is told once and left out. Its callers
-    /// hand an upper to other programs without knowing of marks, so nothing is written that the
-    /// kernel's default mount can't read, and unmounting settles.
+    /// fuse-overlayfs's: an option that isn't understood is reported once and ignored. Its callers
+    /// pass an upper to other programs that don't know the marks. So nothing is written that the
+    /// kernel's default mount can't read, and unmounting settles the upper.
     FuseOverlayfs,
 }
 
-/// Whether directories of lower layers can be renamed, and marks of such renames are followed.
+/// Whether directories of lower layers can be renamed, and the marks of such renames are followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Redirects {
     /// Written and followed.
     On,
-    /// Followed where they are, none is written.
+    /// Existing ones are followed, none is written.
     Follow,
     /// Neither: a lower layer with one is refused.
     NoFollow,
@@ -27,12 +26,12 @@ pub enum Redirects {
 /// Whose marks are followed in lower layers that are named on a command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
-    /// Those of layers whose work directory says that an engine made them; of all others none: they
-    /// may come from an archive.
+    /// Those of layers whose work directory says that an engine wrote them. All other layers may
+    /// come from an archive, so theirs are not followed.
     ByRecord,
-    /// Everybody's: the caller knows that an overlay engine wrote every layer.
+    /// All: the caller knows that an overlay engine wrote every layer.
     Engine,
-    /// Nobody's.
+    /// None.
     Archive,
 }
 
@@ -41,13 +40,13 @@ pub enum Trust {
 pub enum WhFiles {
     /// In layers that may have been written that way.
     Auto,
-    /// Nowhere: they are names like any other.
+    /// Nowhere: they are ordinary names.
     Plain,
     /// In every layer.
     Whiteouts,
 }
 
-/// When files that are partly in lower layers are made whole.
+/// When files that are partly in lower layers are completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settle {
     /// By `vellum settle`.
@@ -56,13 +55,13 @@ pub enum Settle {
     Unmount,
 }
 
-/// Who may use the mount besides its owner.
+/// Which users may use the mount in addition to its owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Nobody.
+    /// No other user.
     Owner,
     /// Root.
     Root,
-    /// Everybody, as permissions say.
+    /// All users, as permissions allow.
     All,
 }

@@ -1,4 +1,4 @@
-//! The tables as one list: looked through by name, and shown by help.
+//! The tables as one list: searched by name, and shown by the help.
 
 use std::fmt::Write;
 
@@ -17,7 +17,7 @@ pub(crate) fn find(name: &str) -> Option<&'static MountOption> {
     all().find(|option| option.names().any(|known| known == name))
 }
 
-/// Returns the list that help shows: the groups, and a line for each option.
+/// Returns the list in the help: the groups, and a line for each option.
 pub fn listed() -> String {
     let mut text = String::new();
     for (title, options) in SHOWN {
@@ -34,5 +34,5 @@ pub fn listed() -> String {
     text
 }
 
-/// How wide the spellings are in help.
+/// The width of the spellings in the help.
 const COLUMN: usize = 36;

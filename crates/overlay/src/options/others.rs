@@ -1,8 +1,8 @@
-//! Options of other engines and programs, which callers and fstab lines bring along: this engine
-//! has no choice there.
+//! Options of other engines and programs that callers and fstab lines pass along. They leave this
+//! engine no choice.
 //!
-//! What leaves nothing to see is accepted without effect; else it is refused with the reason. Help
-//! does not list them, docs/overlay.md does.
+//! An option is accepted without effect if no difference can be seen, else refused with the reason.
+//! The help does not list them; docs/overlay.md does.
 
 use super::entry::Effect::{ForMount, Nothing, OnOff, Text};
 use super::entry::{MountOption, option};
@@ -10,12 +10,12 @@ use super::entry::{MountOption, option};
 pub(super) static NOTHING_TO_CHOOSE: &[MountOption] = &[
     option(
         "fast_ino fast_ino_check",
-        "spare calls that are not made here",
+        "save calls that Vellum doesn't make",
         OnOff(|_, _| {}),
     ),
     option(
         "plugins=LIST",
-        "fuse-overlayfs reads their names and loads none",
+        "fuse-overlayfs reads their names but loads none",
         Nothing,
     ),
     option(
@@ -23,11 +23,11 @@ pub(super) static NOTHING_TO_CHOOSE: &[MountOption] = &[
         "a FUSE mount has a file system id of its own",
         Text(|_, given| given.one_of(&["on", "off", "null", "auto"].map(|word| (word, ())))),
     ),
-    // Files are reached with the mounter's rights, and permissions are checked: there is no other
+    // Files are accessed with the mounter's rights, and permissions are checked: there is no other
     // way here.
     option(
         "default_permissions override_creds",
-        "files are reached so anyway",
+        "always so here",
         Nothing,
     ),
     option(
@@ -35,7 +35,7 @@ pub(super) static NOTHING_TO_CHOOSE: &[MountOption] = &[
         "refused",
         Text(|_, given| {
             Err(given.refused(
-                "files are always reached with the rights of whoever mounted",
+                "files are always accessed with the mounting user's rights",
                 "leave it out",
             ))
         }),
@@ -46,7 +46,7 @@ pub(super) static NOTHING_TO_CHOOSE: &[MountOption] = &[
         Text(|_, given| match given.on_off()? {
             false => Ok(()),
             true => Err(given.refused(
-                "a mount of Vellum's engine can't be exported by NFS",
+                "NFS can't export a mount of Vellum's engine",
                 "export the upper's file system, or mount with the kernel's overlay: \
                      -t overlay -o nfs_export=on",
             )),
@@ -58,7 +58,7 @@ pub(super) static NOTHING_TO_CHOOSE: &[MountOption] = &[
         Text(|_, given| match given.value {
             "off" => Ok(()),
             _ => Err(given.refused(
-                "digests of data are not checked by Vellum's engine",
+                "Vellum's engine does not check digests of data",
                 "mount with the kernel's overlay: -t overlay -o verity=require",
             )),
         }),
@@ -75,12 +75,12 @@ pub(super) static NOTHING_TO_CHOOSE: &[MountOption] = &[
     ),
     option(
         "kernel_cache auto_cache clone_fd big_writes nonempty auto_unmount",
-        "libfuse's, chosen here already",
+        "libfuse's; fixed here",
         Nothing,
     ),
     option(
         "max_read=BYTES max_background=N congestion_threshold=N subtype=NAME blksize=BYTES",
-        "libfuse's, chosen here already",
+        "libfuse's; fixed here",
         Nothing,
     ),
     option(

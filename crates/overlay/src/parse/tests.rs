@@ -14,7 +14,7 @@ fn parsed(manners: Manners, text: &str) -> Result<Parsed, BadOption> {
     parse(manners, &[OsString::from(text)])
 }
 
-/// Options besides the layers that every union needs.
+/// Options in addition to the layers that every union needs.
 #[track_caller]
 fn own(text: &str) -> MountOptions {
     parsed(Manners::Own, &format!("lowerdir=/l,{text}"))
@@ -39,7 +39,7 @@ fn paths(names: &[&str]) -> Vec<PathBuf> {
 }
 
 #[test]
-fn layers_are_taken_apart() {
+fn lists_of_layers_are_split() {
     for (text, lowers, data) in [
         ("lowerdir=/a", &["/a"][..], &[][..]),
         ("lowerdir=/a:/b:/c", &["/a", "/b", "/c"], &[]),
@@ -100,7 +100,7 @@ fn relative_paths_begin_where_the_caller_was() {
 }
 
 #[test]
-fn what_can_not_be_layers_is_refused() {
+fn invalid_layers_are_refused() {
     for (text, says) in [
         ("", "no lower layer"),
         ("upperdir=/u,workdir=/w", "no lower layer"),
@@ -108,9 +108,9 @@ fn what_can_not_be_layers_is_refused() {
         ("lowerdir", "needs a directory"),
         ("lowerdir=/a,upperdir=/u", "without workdir"),
         ("lowerdir=/a,workdir=/w", "without upperdir"),
-        ("lowerdir=/a:", "without a name"),
-        ("lowerdir=:/a", "without a name"),
-        ("lowerdir=/a::/b:/c", "below one for data only"),
+        ("lowerdir=/a:", "empty layer name"),
+        ("lowerdir=:/a", "empty layer name"),
+        ("lowerdir=/a::/b:/c", "below a data-only one"),
         ("lowerdir=//zip/x//a:/b", "plugin"),
         ("lowerdir=//a", "plugin"),
         (r#"lowerdir="/a"#, "quote"),
@@ -118,8 +118,7 @@ fn what_can_not_be_layers_is_refused() {
         let bad = refused(Manners::Own, text);
         assert!(bad.what.contains(says), "{text}: {bad}");
     }
-    // fuse-overlayfs leaves empty ones out, and skipped plugins in silence: a layer would be
-    // missing.
+    // fuse-overlayfs ignores empty ones and skipped plugins silently: a layer would be missing.
     let options = parsed(Manners::FuseOverlayfs, "lowerdir=:/a:,,")
         .unwrap()
         .options;
@@ -194,7 +193,7 @@ fn owners_are_mapped_and_squashed() {
     }
 }
 
-/// Every option, with what it changes. What isn't said stays as it is by default.
+/// Every option, with what it changes. Everything else keeps its default.
 #[test]
 fn each_option_does_one_thing() {
     type Change = fn(&mut MountOptions);
@@ -301,7 +300,7 @@ fn each_option_does_one_thing() {
             let mut expect = MountOptions::new(manners);
             expect.lowers = paths(&["/l"]);
             expect.flags.read_only = true;
-            // Where the default is off already, `on` is what changes something.
+            // Where the default is already off, only `on` changes something.
             expect.metacopy |= text.starts_with("metacopy=on");
             change(&mut expect);
             let parsed = parsed(manners, &format!("lowerdir=/l,{text}")).unwrap();
@@ -312,7 +311,7 @@ fn each_option_does_one_thing() {
 }
 
 #[test]
-fn values_that_can_not_be_meant_are_refused_under_every_name() {
+fn invalid_values_are_refused_under_every_name() {
     for text in [
         "timeout=-1",
         "timeout=soon",
@@ -368,7 +367,7 @@ fn unknown_options_are_tolerated_for_fuse_overlayfs_only() {
             "{text}: {hint}"
         );
     }
-    // What an fstab line holds for mount(8) is no mistake.
+    // Words that an fstab line has for mount(8) are not mistakes.
     let parsed = parsed_own("sloppy,shiny=1");
     assert_eq!(parsed.unknown, ["shiny=1"]);
     own("defaults,noauto,nofail,_netdev,users,x-systemd.automount");
@@ -396,8 +395,8 @@ fn any_text_is_an_answer() {
     }
 }
 
-/// The first value that a spelling offers, as in `index=on|off`; what stands for one is replaced by
-/// one.
+/// Returns the first value that a spelling offers, as in `index=on|off`; placeholders are replaced
+/// by an example.
 fn sample(spelled: &str) -> String {
     let Some((name, values)) = spelled.split_once('=') else {
         return spelled.to_owned();
@@ -428,7 +427,7 @@ fn each_option_of_the_table_is_read_and_documented_and_suggested() {
             );
             let slip = format!("{name}q");
             assert_eq!(near(&slip, list::all().flat_map(|o| o.names())), Some(name));
-            // What is refused whatever its value is understood, too.
+            // An option that is refused with every value is still understood.
             if name == "nooverride_creds" {
                 continue;
             }
@@ -440,7 +439,7 @@ fn each_option_of_the_table_is_read_and_documented_and_suggested() {
             assert_eq!(parsed.unknown, [] as [OsString; 0], "{text}");
         }
     }
-    // And nothing is explained that is none.
+    // And the page explains no unknown option.
     let table = document
         .split("| option | meaning | built in |")
         .nth(1)

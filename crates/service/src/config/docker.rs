@@ -1,10 +1,10 @@
-//! Reads Docker's spellings: `daemon.json` and the `DOCKER_STORAGE_OPTIONS` of
+//! Reads Docker's spellings: `daemon.json`, and the `DOCKER_STORAGE_OPTIONS` in
 //! `/etc/sysconfig/docker-storage`.
 //!
-//! Only what concerns storage is taken: driver, storage options, data root (named, not taken over:
-//! Vellum's store is its own), mirrors and insecure registries. What has a meaning for storage but
-//! none here is an error that says what to do; everything else in the file is Docker's own affair
-//! and left alone. Pure: text in, [`Partial`] and remarks out.
+//! Only storage settings are imported: driver, storage options, mirrors and insecure registries;
+//! the data root is reported but not imported, because Vellum's store is its own. A storage setting
+//! without a counterpart here is an error that says what to do; all other settings are Docker's own
+//! affair and are ignored. Pure: text in, [`Partial`] and remarks out.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,12 +13,12 @@ use serde_json::Value;
 
 use super::{ConfigError, Driver, Partial, RegistrySettings};
 
-/// What was understood.
+/// The imported settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Imported {
     /// The settings, ready to be written as TOML.
     pub partial: Partial,
-    /// One line each on what was read and not taken over, and why.
+    /// One line for each setting that was read but not imported, and why.
     pub remarks: Vec<String>,
 }
 
@@ -28,11 +28,11 @@ pub fn daemon_json(text: &str, place: &Path) -> Result<Imported, ConfigError> {
         place: place.display().to_string(),
         why,
     };
-    // dockerd takes an empty file for an empty object.
+    // dockerd reads an empty file as an empty object.
     let text = if text.trim().is_empty() { "{}" } else { text };
     let value: Value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
     let Value::Object(object) = value else {
-        return Err(wrong("it is no JSON object".into()));
+        return Err(wrong("it is not a JSON object".into()));
     };
     let mut imported = Imported::default();
     let strings = |key: &str| -> Result<Vec<String>, ConfigError> {
@@ -43,16 +43,16 @@ pub fn daemon_json(text: &str, place: &Path) -> Result<Imported, ConfigError> {
                 .map(|v| {
                     v.as_str()
                         .map(str::to_owned)
-                        .ok_or_else(|| wrong(format!("`{key}` holds something else than text")))
+                        .ok_or_else(|| wrong(format!("`{key}` is not text")))
                 })
                 .collect(),
-            Some(_) => Err(wrong(format!("`{key}` is no list"))),
+            Some(_) => Err(wrong(format!("`{key}` is not a list"))),
         }
     };
     match object.get("storage-driver") {
         None => {}
         Some(Value::String(name)) => imported.driver(name)?,
-        Some(_) => return Err(wrong("`storage-driver` is no text".into())),
+        Some(_) => return Err(wrong("`storage-driver` is not text".into())),
     }
     for option in strings("storage-opts")? {
         imported.option(&option)?;
@@ -60,7 +60,7 @@ pub fn daemon_json(text: &str, place: &Path) -> Result<Imported, ConfigError> {
     for key in ["data-root", "graph"] {
         if let Some(Value::String(root)) = object.get(key) {
             imported.remarks.push(format!(
-                "{key} = {root} was not taken over: Vellum keeps a store of its own; bring images across with `docker save | vellum load`"
+                "{key} = {root} was not imported: Vellum has a store of its own; transfer images with `docker save | vellum load`"
             ));
         }
     }
@@ -69,13 +69,13 @@ pub fn daemon_json(text: &str, place: &Path) -> Result<Imported, ConfigError> {
     if !mirrors.is_empty() || !insecure.is_empty() {
         let registries = imported.partial.registry.get_or_insert_with(BTreeMap::new);
         if !mirrors.is_empty() {
-            // Docker asks its mirrors for Docker Hub alone.
+            // Docker uses its mirrors for Docker Hub only.
             registries.entry("docker.io".into()).or_default().mirrors = mirrors;
         }
         for host in insecure {
             if host.contains('/') {
                 imported.remarks.push(format!(
-                    "insecure-registries {host} was not taken over: name hosts, not address ranges"
+                    "insecure-registries {host} was not imported: list hosts, not address ranges"
                 ));
             } else {
                 registries.insert(
@@ -91,8 +91,8 @@ pub fn daemon_json(text: &str, place: &Path) -> Result<Imported, ConfigError> {
     Ok(imported)
 }
 
-/// Reads the value of `DOCKER_STORAGE_OPTIONS`, a piece of command line, or a whole file of such
-/// assignments.
+/// Reads the value of `DOCKER_STORAGE_OPTIONS`, which is a piece of a command line, or a whole file
+/// of such assignments.
 pub fn storage_options(text: &str, place: &Path) -> Result<Imported, ConfigError> {
     let mut imported = Imported::default();
     for line in text.lines() {
@@ -128,7 +128,7 @@ pub fn storage_options(text: &str, place: &Path) -> Result<Imported, ConfigError
                     .or_else(|| words.next())
                     .ok_or_else(|| ConfigError::Value {
                         place: place.display().to_string(),
-                        why: format!("{flag} stands without a value"),
+                        why: format!("{flag} needs a value"),
                     })
             };
             match flag {
@@ -170,7 +170,7 @@ impl Imported {
             other => {
                 return Err(ConfigError::Value {
                     place: "storage-driver".into(),
-                    why: format!("`{other}` is no driver of Docker's or Vellum's"),
+                    why: format!("`{other}` is not a driver of Docker or Vellum"),
                 });
             }
         };
@@ -198,13 +198,13 @@ impl Imported {
                 );
             }
             "overlay2.override_kernel_check" | "overlay.override_kernel_check" => {
-                self.remarks.push(format!("{key} was not taken over: Vellum tries what the kernel can instead of asking its version"));
+                self.remarks.push(format!("{key} was not imported: Vellum probes the kernel instead of checking its version"));
             }
             "overlay.mountopt" | "overlay2.mountopt" | ".mountopt" => {
                 for part in value.split(',').filter(|p| !p.is_empty()) {
                     match part {
                         "nodev" | "nosuid" | "noexec" => self.remarks.push(format!(
-                            "mount option {part} was not taken over: the container runtime sets it where it is wanted"
+                            "mount option {part} was not imported: the container runtime sets it where it is wanted"
                         )),
                         _ => self.partial.mount.set(part).map_err(|why| ConfigError::Value { place: key.clone(), why })?,
                     }

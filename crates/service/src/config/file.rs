@@ -14,7 +14,7 @@ pub(super) fn read(path: &Path, required: bool) -> Result<Option<Partial>, Confi
         {
             return Ok(None);
         }
-        // A user who may not look into root's home has no file there.
+        // A user without access to root's home has no file there.
         Err(e)
             if !required
                 && e.kind() == ErrorKind::PermissionDenied

@@ -1,10 +1,10 @@
-//! The table of settings: what each is called in the file, the environment and the flags, its type,
-//! and what holds where nobody says it.
+//! The table of settings: the name of each in the file, the environment and the flags, its type,
+//! and its default.
 //!
-//! `settings!` makes of the table the struct of what one place says, the struct of what holds,
-//! and all that goes through every setting. A new setting is an entry here and a row in
-//! docs/configuration.md; a test compares the two. Keys are only ever added: taking one away breaks
-//! users' files.
+//! `settings!` generates from the table the struct of one place's settings, the struct of the
+//! resolved settings, and all code that goes through every setting. A new setting needs an entry
+//! here and a row in docs/configuration.md; a test compares the two. Keys are only ever added:
+//! removing one breaks users' files.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -25,15 +25,15 @@ pub struct SettingLine {
     pub name: &'static str,
     /// Its value.
     pub value: String,
-    /// Who gave it.
+    /// Its source.
     pub source: String,
 }
 
-/// The flag that gives kernel options by their names.
+/// The flag that sets kernel options by name.
 const MOUNT_OPTION: &str = "--mount-opt";
 
-/// Reads `key, variable, flag => field: type = default;`. What stands behind `[mount]` has its keys
-/// in that table of the file.
+/// Reads `key, variable, flag => field: type = default;`. The keys after `[mount]` are in that
+/// table of the file.
 macro_rules! settings {
     (
         $($(#[$doc:meta])+ $key:literal, $variable:literal, $flag:expr
@@ -53,7 +53,8 @@ macro_rules! settings {
             pub files: Vec<PathBuf>,
         }
 
-        /// What one place (a file, the environment, the flags) says. Absent means: says nothing.
+        /// The settings of one place (a file, the environment, the flags). Absent means: not set
+        /// there.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct Partial {
@@ -86,8 +87,7 @@ macro_rules! settings {
         impl Partial {
             /// Reads the `VELLUM_*` variables through `get`.
             ///
-            /// Variables that Vellum doesn't know are left alone: the environment belongs to
-            /// everybody.
+            /// Variables that Vellum doesn't know are ignored: they may belong to other programs.
             pub(super) fn from_environment<'a>(
                 get: impl Fn(&str) -> Option<&'a OsStr>,
             ) -> Result<Partial, ConfigError> {
@@ -102,7 +102,7 @@ macro_rules! settings {
         }
 
         impl MountPartial {
-            /// Takes one option of [`MOUNT_OPTION`]. Returns `false` if there is none of that name.
+            /// Sets one option of [`MOUNT_OPTION`]. Returns `false` if there is none of that name.
             fn take(&mut self, name: &str, value: &OsStr) -> Result<bool, String> {
                 let field = name.replace('-', "_");
                 $(if $mount_flag == MOUNT_OPTION && field == stringify!($mount_field) {
@@ -114,7 +114,7 @@ macro_rules! settings {
         }
 
         impl Config {
-            /// Takes each setting from the last layer that says something about it.
+            /// Takes each setting from the last place that has it.
             pub(super) fn merged(
                 around: &Surroundings,
                 layers: &[Layer],
@@ -135,13 +135,13 @@ macro_rules! settings {
                             default(around)
                         },
                     ),)+
-                    // Files alone speak of registries.
+                    // Registries are configured in files only.
                     registries: pick(layers, "", "", |said| said.registry.clone(), BTreeMap::new),
                     files,
                 }
             }
 
-            /// Returns every setting with who gave it, in the order of the table.
+            /// Returns every setting with its source, in the order of the table.
             pub fn lines(&self) -> Vec<SettingLine> {
                 vec![
                     $(line($key, &self.$field),)+
@@ -157,20 +157,20 @@ settings! {
     /// The store's directory. Absolute.
     "root", "VELLUM_ROOT", "--root"
         => root: PathBuf = Surroundings::default_root;
-    /// Directory of what lives until the next boot: mount points, locks, the holder of the user
-    /// namespace. Absolute.
+    /// The directory for files that live until the next boot: mount points, locks, the holder of
+    /// the user namespace. Absolute.
     "run-dir", "VELLUM_RUN_DIR", "--run-dir"
         => run_dir: PathBuf = Surroundings::default_run_dir;
     /// The driver of new layers and containers.
     "storage-driver", "VELLUM_STORAGE_DRIVER", "--storage-driver"
         => storage_driver: Driver = |_| Driver::Overlay2;
-    /// Leave off every mark that Docker's and containerd's own diff would misread.
+    /// Write no mark that Docker's or containerd's own diff would misread.
     "docker-compatible", "VELLUM_DOCKER_COMPATIBLE", "--docker-compatible"
         => docker_compatible: bool = |_| false;
-    /// Who mounts containers and images.
+    /// What mounts containers and images.
     "engine", "VELLUM_ENGINE", "--engine"
         => engine: Engine = |_| Engine::Auto;
-    /// Size limit of each new container's own layer; `"0"` lifts one set elsewhere.
+    /// Size limit of each new container's own layer; `"0"` removes a limit set elsewhere.
     "size", "VELLUM_SIZE", "--size"
         => size: Size = |_| Size(None);
     /// OCI runtime program. `None`: runc, else crun.
@@ -187,7 +187,7 @@ settings! {
         => auth_file: Option<PathBuf> = |_| None;
 
     [mount]
-    /// How layers are handed to the kernel.
+    /// How layers are passed to the kernel.
     "method", "VELLUM_MOUNT_METHOD", "--mount-method"
         => mount_method: MountMethod = |_| MountMethod::Auto;
     /// Kernel option `redirect_dir`: directories of lower layers can be renamed.
@@ -199,8 +199,8 @@ settings! {
     /// Kernel option `xino`: inode numbers are unique over layers of several file systems.
     "xino", "VELLUM_XINO", MOUNT_OPTION
         => xino: Toggle = |_| Toggle::Auto;
-    /// Skip the syncs of copy-up; such a container is lost when the machine goes down (kernel
-    /// option `volatile`).
+    /// Skip the syncs of copy-up; such a container is lost if the machine crashes (kernel option
+    /// `volatile`).
     "volatile", "VELLUM_VOLATILE", MOUNT_OPTION
         => volatile: bool = |_| false;
 }
@@ -210,13 +210,16 @@ impl MountPartial {
         *self == Self::default()
     }
 
-    /// Takes one `NAME=VALUE` (or bare `volatile`) as given to `--mount-opt` or in Docker's
+    /// Sets one `NAME=VALUE` (or bare `volatile`), as given to `--mount-opt` or in Docker's
     /// `storage-opts`.
     pub fn set(&mut self, option: &str) -> Result<(), String> {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         if name == "index" {
             return match value.parse()? {
-                Toggle::On => Err("index=on is not offered yet: its marks need care at commit that isn't built; leave it off".into()),
+                Toggle::On => Err(
+                    "index=on is not supported yet: commit can't handle its marks; leave it off"
+                        .into(),
+                ),
                 Toggle::Auto | Toggle::Off => Ok(()),
             };
         }
@@ -229,7 +232,7 @@ impl MountPartial {
             .collect();
         let (last, first) = known.split_last().ok_or("there are no mount options")?;
         Err(format!(
-            "`{name}` is no mount option of Vellum's; there are {} and {last}",
+            "`{name}` is not a mount option of Vellum; use {} or {last}",
             first.join(", ")
         ))
     }

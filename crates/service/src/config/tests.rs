@@ -137,7 +137,7 @@ fn a_named_file_replaces_both() {
 }
 
 #[test]
-fn a_plain_user_has_his_own_places() {
+fn a_plain_user_has_directories_of_its_own() {
     let mut desk = desk(true);
     let config = desk.resolve(Partial::default()).unwrap();
     assert_eq!(
@@ -256,7 +256,7 @@ fn the_page_has_a_row_for_each_setting() {
         let row = row.unwrap_or_else(|| panic!("docs/configuration.md has no row for `{key}`"));
         assert_eq!(row[1], format!("`{variable}`"), "{key}");
         assert!(row[2].contains(flag), "{key}: {}", row[2]);
-        // What depends on the machine or on other files is told in words.
+        // A default that depends on the machine or on other files is described in words.
         if !["jobs", "runtime", "auth-file"].contains(key) {
             let value = format!("`{}`", line.value);
             assert!(

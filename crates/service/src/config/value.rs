@@ -1,4 +1,4 @@
-//! Values of settings as text: how a variable gives them, and how `info` shows them.
+//! Values of settings as text: how a variable spells them, and how `info` shows them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Driver, Engine, MountMethod, RegistrySettings, Toggle, parse_size};
 
-/// What a setting can be.
+/// The types of settings.
 pub(super) trait Value: Sized {
     /// Reads the value of a variable or of a kernel option.
     fn read(text: &OsStr) -> Result<Self, String>;
@@ -17,7 +17,7 @@ pub(super) trait Value: Sized {
     fn shown(&self) -> String;
 }
 
-/// What is read and shown by its own words.
+/// Types that are read and shown as words.
 macro_rules! words {
     ($($type:ty),+) => {
         $(impl Value for $type {
@@ -58,7 +58,7 @@ impl Value for Option<PathBuf> {
 impl Value for bool {
     fn read(text: &OsStr) -> Result<Self, String> {
         match utf8(text)? {
-            // A bare kernel option is on; an empty variable is not looked at.
+            // A bare kernel option is on; an empty variable is ignored.
             "" | "1" | "true" | "yes" | "on" => Ok(true),
             "0" | "false" | "no" | "off" => Ok(false),
             other => Err(format!("`{other}` is neither true nor false")),
@@ -72,7 +72,8 @@ impl Value for bool {
 impl Value for usize {
     fn read(text: &OsStr) -> Result<Self, String> {
         let text = utf8(text)?;
-        text.parse().map_err(|_| format!("`{text}` is no number"))
+        text.parse()
+            .map_err(|_| format!("`{text}` is not a number"))
     }
     fn shown(&self) -> String {
         self.to_string()
@@ -88,10 +89,10 @@ impl Value for Size {
     }
 }
 
-/// No variable speaks of registries.
+/// No variable configures registries.
 impl Value for BTreeMap<String, RegistrySettings> {
     fn read(_: &OsStr) -> Result<Self, String> {
-        Err("registries are configured in files".to_owned())
+        Err("registries can only be configured in files".to_owned())
     }
     fn shown(&self) -> String {
         match self.is_empty() {

@@ -1,10 +1,10 @@
-//! `bundle`: a container as an OCI runtime bundle, for runc, crun and whatever else reads
+//! `bundle`: a container as an OCI runtime bundle, for runc, crun and other programs that read
 //! `config.json`.
 //!
-//! [`spec`](mod@spec) is pure: image configuration, request and the user's numbers in, the runtime
-//! configuration out. What has to be looked up inside the tree (`/etc/passwd`, `/etc/group`) is
-//! resolved inside the tree only. What the configuration needs to be there is made beforehand: the
-//! directory to start in ([`workdir`]) and the volumes that the image declares ([`declared`]).
+//! [`spec`](mod@spec) is pure: image configuration, request and the user's ids in, the runtime
+//! configuration out. What must be looked up inside the tree (`/etc/passwd`, `/etc/group`) is
+//! resolved inside the tree only. What the configuration needs is created beforehand: the working
+//! directory ([`workdir`]) and the volumes that the image declares ([`declared`]).
 
 use std::ffi::OsString;
 use std::fs;
@@ -27,42 +27,42 @@ mod workdir;
 
 pub use spec::{Bind, Network};
 
-/// What is to run, as far as the user said.
+/// What to run, as far as the user specified it.
 #[derive(Clone, Debug, Default)]
 pub struct ProcessRequest {
     /// Command and arguments; empty: the image's.
     pub command: Vec<OsString>,
-    /// Instead of the image's entrypoint; `Some("")` drops it.
+    /// Replaces the image's entrypoint; `Some("")` drops it.
     pub entrypoint: Option<OsString>,
-    /// Variables: `NAME=VALUE`; a bare `NAME` takes away the image's or a default.
+    /// Variables: `NAME=VALUE`; a bare `NAME` removes the image's variable or a default.
     pub env: Vec<OsString>,
-    /// Directory it starts in; an empty one is the image's.
+    /// The working directory; an empty one means the image's.
     pub workdir: Option<PathBuf>,
-    /// `USER[:GROUP]`; an empty one is the image's.
+    /// `USER[:GROUP]`; an empty one means the image's.
     pub user: Option<String>,
-    /// Directories and volumes bound into it, sources resolved.
+    /// Directories and volumes bound into it; sources are resolved.
     pub binds: Vec<Bind>,
     /// Host name.
     pub hostname: Option<String>,
     /// Network.
     pub network: Network,
-    /// A terminal.
+    /// Whether it has a terminal.
     pub tty: bool,
-    /// The root can't be written.
+    /// Whether the root is read-only.
     pub read_only: bool,
-    /// Capabilities added.
+    /// Added capabilities.
     pub cap_add: Vec<String>,
-    /// Capabilities dropped.
+    /// Dropped capabilities.
     pub cap_drop: Vec<String>,
 }
 
-/// The name of the configuration in a bundle, fixed by the runtime specification.
+/// The name of the configuration in a bundle; the runtime specification fixes it.
 const CONFIG: &str = "config.json";
-/// Where Linux keeps what it knows of each processor.
+/// The kernel's directory of facts about each processor.
 const CPUS: &str = "/sys/devices/system/cpu";
 
 /// Makes `dir` a bundle of the container: mounts it at `dir/rootfs` and writes `dir/config.json`.
-/// Returns the path of the latter.
+/// Returns the path of the configuration.
 pub fn bundle(ctx: &Context, name: &str, dir: &Path, request: &ProcessRequest) -> Result<PathBuf> {
     names::with_container(ctx, name, |record| {
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
@@ -73,7 +73,7 @@ pub fn bundle(ctx: &Context, name: &str, dir: &Path, request: &ProcessRequest) -
             || fs::read_dir(&rootfs).is_ok_and(|mut entries| entries.next().is_some())
         {
             return Err(Error::Invalid {
-                what: format!("{} holds a bundle already", dir.display()),
+                what: format!("{} already holds a bundle", dir.display()),
                 hint: Some("name an empty directory".into()),
             });
         }
@@ -87,10 +87,10 @@ pub fn bundle(ctx: &Context, name: &str, dir: &Path, request: &ProcessRequest) -
     })
 }
 
-/// Returns the text of `config.json` for a container mounted at `tree`; `root` is how the
-/// configuration names it.
+/// Returns the text of `config.json` for a container mounted at `tree`; `root` is its name in the
+/// configuration.
 ///
-/// Makes in the tree what the command needs: its working directory, and the volumes of the image.
+/// Creates in the tree what the command needs: its working directory, and the image's volumes.
 pub(crate) fn compose(
     ctx: &Context,
     record: &ContainerRecord,
@@ -100,7 +100,7 @@ pub(crate) fn compose(
 ) -> Result<Vec<u8>> {
     let image = image_config(ctx, record)?.map_or_else(RunConfig::default, |image| image.run);
     let root_dir = Dir::open(tree)?;
-    // As with the working directory, an empty word asks for nothing.
+    // As with the working directory, an empty value counts as not given.
     let asked = request.user.as_deref().filter(|user| !user.is_empty());
     let user = user::resolve(
         asked.unwrap_or(&image.user),
@@ -117,7 +117,7 @@ pub(crate) fn compose(
         in_user_namespace: !ctx.process.in_first_namespace,
         thermal: thermal(Path::new(CPUS)),
     };
-    // Once without volumes: what can't be run makes none.
+    // First without volumes: a configuration that can't run must not create any.
     spec::spec(&around, &image, &user, request, &[])?;
     workdir::make(&root_dir, &spec::workdir(&image, request)?, &request.binds)?;
     let volumes = declared::volumes(ctx, record, &root_dir, &image, &request.binds)?;
@@ -128,9 +128,9 @@ pub(crate) fn compose(
     })
 }
 
-/// The directories that tell how often each processor was too hot, which tells of its load.
+/// Returns the directories that count how often each processor was too hot, which reveals its load.
 fn thermal(cpus: &Path) -> Vec<PathBuf> {
-    // Where there is no such directory there is nothing to hide.
+    // Without such a directory there is nothing to hide.
     let entries = fs::read_dir(cpus).into_iter().flatten().flatten();
     let mut found: Vec<_> = entries
         .map(|entry| entry.path().join("thermal_throttle"))
@@ -140,7 +140,7 @@ fn thermal(cpus: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Returns the configuration of the image that a container was made from.
+/// Returns the configuration of the image that a container was created from.
 pub(crate) fn image_config(ctx: &Context, record: &ContainerRecord) -> Result<Option<ImageConfig>> {
     let Some(id) = &record.image else {
         return Ok(None);
@@ -155,10 +155,10 @@ pub(crate) fn image_config(ctx: &Context, record: &ContainerRecord) -> Result<Op
     Ok(Some(config))
 }
 
-/// Takes `SOURCE:PATH[:ro]` apart: a source with a slash is a directory or file of the host,
-/// another one a named volume.
+/// Parses `SOURCE:PATH[:ro]`: a source with a slash is a directory or file of the host, any other
+/// one is a named volume.
 ///
-/// Volumes that are not there are made. Errors: `Invalid`.
+/// Missing volumes are created. Errors: `Invalid`.
 pub fn bind(ctx: &Context, text: &std::ffi::OsStr) -> Result<Bind> {
     let parsed = spec::parse_bind(text).map_err(|what| Error::Invalid {
         what,
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_processor_that_counts_its_heat_is_found() {
+    fn every_processor_with_thermal_counters_is_found() {
         let cpus = tempfile::tempdir().unwrap();
         for dir in ["cpu0/thermal_throttle", "cpu1", "cpu10/thermal_throttle"] {
             fs::create_dir_all(cpus.path().join(dir)).unwrap();

@@ -1,5 +1,5 @@
-//! `cp`: files between a container and the host, between two containers, or from and to a tar. The
-//! rules are those of `docker cp`.
+//! `cp`: copies files between a container and the host, between two containers, or from and to a
+//! tar. The rules are those of `docker cp`.
 //!
 //! | question | file |
 //! |---|---|
@@ -10,10 +10,10 @@
 //! | a tar of a directory | `pack.rs` |
 //!
 //! Nothing is lost that the user did not ask to replace: a file replaces a file, a directory is
-//! filled up, and neither replaces the other. A container's paths are resolved inside its tree
-//! only: a symbolic link or `..` in it ends at its root, never on the host. What was found is then
-//! touched by descriptor and single names, so swapping a directory for a link meanwhile gains
-//! nothing. A container that isn't mounted is mounted for the copy.
+//! merged into, and neither replaces the other. A container's paths are resolved inside its tree
+//! only: a symbolic link or `..` in it ends at its root, never on the host. From then on, what was
+//! found is accessed by descriptors and single names, so swapping a directory for a link at the
+//! same time achieves nothing. A container that isn't mounted is mounted for the copy.
 
 mod pack;
 mod place;
@@ -37,7 +37,7 @@ pub(crate) use tree::whole_tree;
 
 /// One side of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum CopyEnd {
     /// A path in a container.
     Container {
         /// The container.
@@ -51,8 +51,8 @@ pub enum End {
     Pipe,
 }
 
-impl End {
-    /// Reads `-`, `CONTAINER:PATH` or a path; a path with a colon in it is written with a leading
+impl CopyEnd {
+    /// Parses `-`, `CONTAINER:PATH` or a path; a path with a colon in it is written with a leading
     /// `./` or `/`.
     pub fn parse(text: &OsStr) -> Self {
         if text == "-" {
@@ -85,26 +85,27 @@ pub struct Options {
     pub follow: bool,
 }
 
-/// Copies. `input` and `output` are the tars' other ends.
+/// Copies. `input` and `output` are the other ends of the tars.
 ///
-/// Nothing is durable on return. After an error, what was copied until then stays.
+/// Nothing is durable on return. After an error, what was copied before stays.
 pub fn copy(
     ctx: &Context,
-    from: &End,
-    to: &End,
+    from: &CopyEnd,
+    to: &CopyEnd,
     options: Options,
     input: impl Read + Send + 'static,
     output: impl Write,
 ) -> Result<()> {
     match (from, to) {
-        (End::Pipe, End::Pipe) => Err(invalid("one of the two has to be a path")),
-        (End::Host(_), End::Host(_) | End::Pipe) | (End::Pipe, End::Host(_)) => Err(invalid(
-            "one of the two has to be in a container: CONTAINER:PATH",
+        (CopyEnd::Pipe, CopyEnd::Pipe) => Err(invalid("one of the two must be a path")),
+        (CopyEnd::Host(_), CopyEnd::Host(_) | CopyEnd::Pipe)
+        | (CopyEnd::Pipe, CopyEnd::Host(_)) => Err(invalid(
+            "one of the two must be in a container: CONTAINER:PATH",
         )),
-        (from, End::Pipe) => with(ctx, from, |from| {
+        (from, CopyEnd::Pipe) => with(ctx, from, |from| {
             pack::pack(ctx, from, options.follow, output)
         }),
-        (End::Pipe, to) => with(ctx, to, |to| unpack::unpack(ctx, to, input)),
+        (CopyEnd::Pipe, to) => with(ctx, to, |to| unpack::unpack(ctx, to, input)),
         (from, to) => {
             let owners = owners(ctx.process, from, to, options);
             with(ctx, from, |from| {
@@ -117,13 +118,13 @@ pub fn copy(
     }
 }
 
-/// Whose the copies are. Docker keeps the numbers on the way into a container, and gives what it
-/// brings out to whoever asked for it.
-fn owners(process: Process, from: &End, to: &End, options: Options) -> Owners {
+/// Decides who owns the copies. Docker keeps the ids on the way into a container, and on the way
+/// out gives the files to the user that asked.
+fn owners(process: Process, from: &CopyEnd, to: &CopyEnd, options: Options) -> Owners {
     match (from, to) {
         _ if options.archive => Owners::Kept,
-        (_, End::Host(_)) => Owners::Callers,
-        (End::Host(_), _) if !process.in_first_namespace => Owners::Known,
+        (_, CopyEnd::Host(_)) => Owners::Callers,
+        (CopyEnd::Host(_), _) if !process.in_first_namespace => Owners::Known,
         _ => Owners::Kept,
     }
 }
@@ -140,23 +141,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_are_told_apart() {
-        let inside = |name: &str, path: &str| End::Container {
+    fn copy_ends_are_parsed() {
+        let inside = |name: &str, path: &str| CopyEnd::Container {
             name: name.into(),
             path: path.into(),
         };
         for (text, expect) in [
-            ("-", End::Pipe),
+            ("-", CopyEnd::Pipe),
             ("box:/etc", inside("box", "/etc")),
             ("box:etc/x:y", inside("box", "etc/x:y")),
             ("box:", inside("box", "")),
-            ("./a:b", End::Host("./a:b".into())),
-            ("/a:b", End::Host("/a:b".into())),
-            ("a/b:c", End::Host("a/b:c".into())),
-            (":x", End::Host(":x".into())),
-            ("plain", End::Host("plain".into())),
+            ("./a:b", CopyEnd::Host("./a:b".into())),
+            ("/a:b", CopyEnd::Host("/a:b".into())),
+            ("a/b:c", CopyEnd::Host("a/b:c".into())),
+            (":x", CopyEnd::Host(":x".into())),
+            ("plain", CopyEnd::Host("plain".into())),
         ] {
-            assert_eq!(End::parse(OsStr::new(text)), expect, "{text}");
+            assert_eq!(CopyEnd::parse(OsStr::new(text)), expect, "{text}");
         }
     }
 }

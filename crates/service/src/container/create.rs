@@ -1,8 +1,9 @@
-//! `create`: a container, that is, one writable layer over an image's or over any directory.
+//! `create`: creates a container, that is, one writable layer over an image's layers or any
+//! directory.
 //!
-//! Nothing of the image is copied. A copy of a directory stands on an empty layer in the store; the
-//! directory itself takes that layer's place whenever the tree is shown or read. The store never
-//! writes into it.
+//! Nothing of the image is copied. A copy of a directory has an empty layer of the store below it;
+//! the directory itself takes that layer's place whenever the tree is mounted or read. The store
+//! never writes into it.
 
 use std::path::{Path, PathBuf};
 
@@ -13,12 +14,12 @@ use vellum_union::engine::Limit;
 use crate::base;
 use crate::container_record::{BytesPath, Settings};
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::facts;
 use crate::mount::limit;
 use crate::{names, plan, stack};
 
-/// What a container is made of.
+/// What a container is created from.
 #[derive(Clone, Debug)]
 pub enum Origin {
     /// An image, as the user names it.
@@ -27,14 +28,14 @@ pub enum Origin {
     Directory(PathBuf),
 }
 
-/// A container to be made.
+/// A container to create.
 #[derive(Clone, Debug)]
 pub struct CreateRequest {
-    /// What of.
+    /// What the container is created from.
     pub origin: Origin,
-    /// Its name; `None`: one is made.
+    /// Its name; `None`: one is generated.
     pub name: Option<String>,
-    /// Limit of its own layer in bytes; `None`: what is configured.
+    /// Limit of its own layer in bytes; `None`: the configured one.
     pub size_bytes: Option<Option<u64>>,
     /// Limit of its own layer in inodes.
     pub inodes: Option<u64>,
@@ -44,7 +45,7 @@ pub struct CreateRequest {
     pub volumes: Vec<String>,
 }
 
-/// A container that was made.
+/// A created container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Created {
     /// Its id.
@@ -53,7 +54,7 @@ pub struct Created {
     pub name: String,
 }
 
-/// Makes a container. Durable on return; after an error there is none.
+/// Creates a container. Durable on return; after an error there is none.
 pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
     if let Some(name) = &request.name {
         names::check_container_name(name)?;
@@ -70,8 +71,8 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         ..PrepareOptions::default()
     };
     let (mut image, mut image_name, mut origin) = (None, None, None);
-    // An image is kept by its own record; the empty layer is held until the container's record
-    // keeps it.
+    // An image is kept by its own record; the lease keeps the empty layer until the container's
+    // record does.
     let mut lease = None;
     let stem = match &request.origin {
         Origin::Image(text) => {
@@ -94,21 +95,21 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
     if let (Some(bytes), Some(parent)) = (options.size_limit_bytes, &options.parent)
         && (settings.inodes.is_some() || limit::kept_by_engine(ctx, parent)?)
     {
-        // One who keeps both is enough.
+        // One that enforces both is enough.
         settings.size_bytes = Some(bytes);
         options.size_limit_bytes = None;
     }
     let shown = |parent| limit::engine_shows(ctx, parent);
     if settings.limit() != Limit::default() && !options.parent.as_ref().map_or(Ok(false), shown)? {
         return Err(Error::Unsupported {
-            what: "this limit is for Vellum's engine to keep, which can't mount the container here".into(),
-            hint: "it needs /dev/fuse, the driver overlay2 or overlay, and no --engine kernel; `--size` can also be kept by a project quota \
+            what: "only Vellum's engine can enforce this limit, and it can't mount the container here".into(),
+            hint: "it needs /dev/fuse, the driver overlay2 or overlay, and no --engine kernel; a project quota can also enforce `--size` \
                    (xfs or ext4 mounted with prjquota)".into(),
         });
     }
     let config = settings.to_json()?;
     let id = vellum_sys::random::hex(64);
-    // A made-up name may be taken by chance; another one won't.
+    // A generated name may be taken; another one won't be.
     for _ in 0..16 {
         let name = match &request.name {
             Some(name) => name.clone(),
@@ -126,7 +127,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
             Ok((_, parts)) => {
                 let from = settings.from.as_ref().map(|from| from.0.as_path());
                 if let Err(e) = stack::adopt_root(ctx.process, &parts, from) {
-                    // Without its root's attributes it would not be what was asked for.
+                    // Without the root's attributes it would not be what was asked for.
                     store.remove_container(&id, vellum_store::Sweep::Now)?;
                     return Err(e);
                 }
@@ -135,7 +136,7 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
             Err(StoreError::AlreadyExists { .. }) if request.name.is_none() => {}
             Err(StoreError::AlreadyExists { .. }) => {
                 return Err(Error::NameTaken {
-                    kind: Kind::Container,
+                    kind: ObjectKind::Container,
                     name,
                 });
             }
@@ -148,19 +149,19 @@ pub fn create(ctx: &Context, request: &CreateRequest) -> Result<Created> {
         }
     }
     Err(Error::NameTaken {
-        kind: Kind::Container,
+        kind: ObjectKind::Container,
         name: stem,
     })
 }
 
-/// Checks the directory to be copied, and returns its path as it will be kept: absolute, links
+/// Checks the directory to copy, and returns its path as it will be recorded: absolute, links
 /// resolved.
 fn copied_directory(ctx: &Context, dir: &Path) -> Result<PathBuf> {
     let path = std::fs::canonicalize(dir).map_err(Error::io("find", dir))?;
     let found = std::fs::metadata(&path).map_err(Error::io("look at", &path))?;
     if !found.is_dir() {
         return Err(Error::Invalid {
-            what: format!("{} is no directory", dir.display()),
+            what: format!("{} is not a directory", dir.display()),
             hint: Some("--from takes a directory; `vellum import` takes archives".into()),
         });
     }
@@ -168,7 +169,7 @@ fn copied_directory(ctx: &Context, dir: &Path) -> Result<PathBuf> {
     if root.starts_with(&path) || path.starts_with(&root) {
         return Err(Error::Invalid {
             what: format!(
-                "{} and the store {} lie one in the other",
+                "one of {} and the store {} contains the other",
                 path.display(),
                 root.display()
             ),
@@ -178,7 +179,7 @@ fn copied_directory(ctx: &Context, dir: &Path) -> Result<PathBuf> {
     // Refused now rather than at the first mount.
     let facts = facts::facts(ctx)?;
     if !facts.trusted && !facts.userxattr {
-        return Err(plan::Refusal::NoOverlay {
+        return Err(plan::PlanRefusal::NoOverlay {
             fs_name: facts.fs_name,
             said: facts.refusal,
         }
@@ -197,7 +198,7 @@ fn stem_of_directory(dir: &Path) -> String {
     stem(&dir.file_name().unwrap_or_default().to_string_lossy())
 }
 
-/// Keeps what a container's name may hold, at most 40 bytes of it.
+/// Keeps the characters that a container's name may have, at most 40 bytes of them.
 fn stem(text: &str) -> String {
     let kept: String = text
         .chars()

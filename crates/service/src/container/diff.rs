@@ -1,7 +1,7 @@
-//! `diff`: what a container changed, at the cost of its changes.
+//! `diff`: lists what a container changed, at a cost that grows with its changes.
 //!
-//! Stacked trees are read from the container's own layer alone. A tree that is a full copy (driver
-//! `native`) has to be compared with what it was copied from.
+//! For stacked trees, only the container's own layer is read. A tree that is a full copy (driver
+//! `native`) must be compared with the tree it was copied from.
 
 use std::path::PathBuf;
 
@@ -24,8 +24,7 @@ pub struct Line {
     pub path: PathBuf,
 }
 
-/// Calls `line` for every change of the container, sorted by path, until there is no more or it
-/// errors.
+/// Calls `line` for every change of the container, sorted by path, until the end or an error.
 pub fn diff(ctx: &Context, name: &str, mut line: impl FnMut(Line) -> Result<()>) -> Result<()> {
     names::with_container(ctx, name, |record| {
         for change in changes(ctx, record, Form::Listing)? {
@@ -39,17 +38,17 @@ pub fn diff(ctx: &Context, name: &str, mut line: impl FnMut(Line) -> Result<()>)
                 path: PathBuf::from("/").join(change.path),
             })?;
         }
-        // What was listed of a tree that was on its way out is not all of it.
+        // A listing of a tree that was being removed may be incomplete.
         names::still_there(ctx, record, name)
     })
 }
 
-/// Returns the changes of a container against what it stands on.
+/// Returns the changes of a container relative to the layer below it.
 pub fn changes(ctx: &Context, record: &ContainerRecord, form: Form) -> Result<Changes> {
     of_parts(ctx.process, &container_record::parts(ctx, record)?, form)
 }
 
-/// Returns the changes of a tree against what it stands on.
+/// Returns the changes of a tree relative to the layer below it.
 pub(crate) fn of_parts(process: Process, parts: &TreeParts, form: Form) -> Result<Changes> {
     Ok(match &parts.shape {
         Shape::Plain {

@@ -1,4 +1,4 @@
-//! `inspect` of a container: everything that is known, as JSON. The field names are stable.
+//! `inspect` of a container: all that is known about it, as JSON. The field names are stable.
 
 use serde_json::{Value, json};
 use vellum_store::Shape;
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::mount::{place, shown};
 use crate::{names, run_dir};
 
-/// Returns all that the store knows of a container.
+/// Returns all that the store knows about a container.
 pub fn inspect_container(ctx: &Context, name: &str) -> Result<Value> {
     names::with_container(ctx, name, |record| {
         let settings = Settings::of(record)?;

@@ -15,7 +15,7 @@ use crate::{container_record, names, run_dir};
 
 /// One container in a listing. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Listed {
+pub struct ListedContainer {
     /// Its id.
     pub id: String,
     /// Its name.
@@ -32,18 +32,18 @@ pub struct Listed {
         serialize_with = "crate::json::some_path"
     )]
     pub from: Option<PathBuf>,
-    /// When it was made.
+    /// When it was created.
     pub created: Timestamp,
     /// `created`, `mounted`, `running`, or `dead`: mounted by a process that has ended.
     pub state: &'static str,
-    /// Where it shows.
+    /// Where it is mounted.
     #[serde(serialize_with = "crate::json::paths")]
     pub mounts: Vec<PathBuf>,
     /// Its driver.
     pub driver: String,
     /// Labels.
     pub labels: Labels,
-    /// What it holds of its own, in bytes of disk; absent unless asked for.
+    /// The size of its own layer, in bytes of disk; absent unless asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
     /// The same in inodes.
@@ -51,9 +51,9 @@ pub struct Listed {
     pub size_inodes: Option<u64>,
 }
 
-/// Returns all containers whose name fits `filter` (see [`names::fits`]), newest first. `measure`
-/// walks each one's own layer.
-pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<Listed>> {
+/// Returns all containers whose name matches `filter` (see [`names::fits`]), newest first.
+/// `measure` walks each one's own layer.
+pub fn list(ctx: &Context, filter: Option<&str>, measure: bool) -> Result<Vec<ListedContainer>> {
     let store = ctx.store()?;
     let table = mountinfo::read()?;
     let mut all = Vec::new();
@@ -77,11 +77,11 @@ fn listed(
     record: &ContainerRecord,
     table: &mountinfo::Table,
     measure: bool,
-) -> Result<Listed> {
+) -> Result<ListedContainer> {
     let store = ctx.store()?;
     let settings = Settings::of(record)?;
     let info = store.stat(&record.snapshot)?;
-    // One damaged tree must not hide the others; `check` tells about it.
+    // One damaged tree must not hide the others; `check` reports it.
     let (mounts, dead) = container_record::parts(ctx, record)
         .map(|parts| {
             (
@@ -97,7 +97,7 @@ fn listed(
         None
     };
     let record = record.clone();
-    Ok(Listed {
+    Ok(ListedContainer {
         state: match (running, mounts.is_empty()) {
             (_, false) if dead => "dead",
             (true, _) => "running",

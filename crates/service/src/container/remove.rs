@@ -6,25 +6,24 @@ use vellum_sys::mountinfo;
 
 use crate::container::bundle::declared;
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::{place, shown};
 use crate::{container_record, names, run_dir};
 
-/// Removes a container, what it changed, and the volumes that its image declares. Durable on
-/// return.
+/// Removes a container, its changes, and the volumes that its image declares. Durable on return.
 ///
 /// A crash in between may leave such a volume; `volume ls` shows it, without a container.
 ///
-/// Without `force`, errors with [`Error::InUse`] while it is mounted or runs.
+/// Without `force`, fails with [`Error::InUse`] while it is mounted or running.
 pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord> {
     names::with_container(ctx, name, |record| {
         let _lock = run_dir::lock_container(ctx, &record.id)?;
         if run_dir::is_running(ctx, &record.id)? {
             return Err(Error::InUse {
-                kind: Kind::Container,
+                kind: ObjectKind::Container,
                 name: record.name.clone(),
-                by: "a `vellum run` of it is under way".into(),
-                hint: "end that first".into(),
+                by: "a `vellum run` is using it".into(),
+                hint: "stop it first".into(),
             });
         }
         let mut elsewhere = Vec::new();
@@ -38,14 +37,14 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
             Err(covered @ Error::Covered { .. }) => return Err(covered),
             found => found,
         };
-        // A damaged tree must not keep its record alive.
+        // A damaged tree must not keep its record from being removed.
         if let Ok(parts) = parts {
             let table = mountinfo::read()?;
             let places = place::places(&parts, &table);
             if !places.is_empty() {
                 if !force {
                     return Err(Error::InUse {
-                        kind: Kind::Container,
+                        kind: ObjectKind::Container,
                         name: record.name.clone(),
                         by: match shown::is_tree_dead(&parts, &table) {
                             false => format!("it is mounted at {}", places[0].display()),
@@ -54,7 +53,7 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
                                 places[0].display()
                             ),
                         },
-                        hint: "`vellum umount` it first, or use --force".into(),
+                        hint: "unmount it first (`vellum umount`), or use --force".into(),
                     });
                 }
                 elsewhere = places;
@@ -65,7 +64,7 @@ pub fn remove(ctx: &Context, name: &str, force: bool) -> Result<ContainerRecord>
             .store()?
             .driver_home(info.driver)
             .join(info.tree.as_str());
-        // A removal must succeed while a process sits in the tree, another mount namespace holds
+        // The removal must succeed even if a process is in the tree, another mount namespace holds
         // it, or something foreign is mounted over it.
         vellum_sys::mount::unmount_all(&dir)?;
         for place in elsewhere.iter().filter(|place| !place.starts_with(&dir)) {

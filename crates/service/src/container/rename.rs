@@ -3,7 +3,7 @@
 use vellum_store::ContainerRecord;
 
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::names;
 
 /// Gives a container another name. Durable on return.
@@ -16,7 +16,7 @@ pub fn rename(ctx: &Context, name: &str, new_name: &str) -> Result<ContainerReco
                 ..record.clone()
             }),
             Err(vellum_store::StoreError::AlreadyExists { .. }) => Err(Error::NameTaken {
-                kind: Kind::Container,
+                kind: ObjectKind::Container,
                 name: new_name.to_owned(),
             }),
             Err(e) => Err(e.into()),

@@ -1,10 +1,10 @@
-//! `run`: a command in a container, through runc, crun or whatever speaks their language.
+//! `run`: runs a command in a container, through runc, crun or a compatible runtime.
 //!
-//! In the foreground: the runtime has this process's input, output and terminal, its exit code is
-//! the answer; where it never came as far as to start the command, [`failure`] makes one of its
-//! words. The container's tree is mounted for the run and unmounted after it, unless it was mounted
-//! before. While it runs, a lock says so; it ends with this process, so a crash leaves no container
-//! that looks running.
+//! It runs in the foreground: the runtime has this process's input, output and terminal, and its
+//! exit code is the result; if it failed before it started the command, [`failure`] derives one
+//! from its messages. The container's tree is mounted for the run and unmounted after it, unless it
+//! was mounted before. A lock tells that it runs; it ends with this process, so after a crash no
+//! container looks running.
 
 use std::fs;
 use std::io::{self, Read};
@@ -19,7 +19,7 @@ use vellum_sys::lock::Lock;
 
 use crate::container::bundle::{ProcessRequest, compose};
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::mounted;
 use crate::mount::umount;
 use crate::{mount, names, run_dir};
@@ -33,27 +33,27 @@ pub struct RunRequest {
     pub container: String,
     /// The process.
     pub process: ProcessRequest,
-    /// Give it this process's input.
+    /// Whether it gets this process's input.
     pub interactive: bool,
 }
 
-/// How long a container gets to end after the user asked to stop.
+/// How long a container may take to end after the user asked to stop it.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// A runtime that fails says so in a few lines.
+/// A failing runtime writes only a few lines.
 const LOG_LIMIT_BYTES: u64 = 1 << 20;
 
-/// Runs the request's command to its end and returns its exit code: 128 and the signal's number if
-/// one ended it; 127 if the command is not there, 126 if it can't be executed, 125 if the runtime
-/// failed before. In these three cases the runtime has told on stderr what is wrong.
+/// Runs the request's command to its end and returns its exit code: 128 plus the signal's number if
+/// a signal ended it; 127 if the command is not there, 126 if it can't be executed, 125 if the
+/// runtime failed before. In these three cases the runtime has reported the reason on stderr.
 pub fn run(ctx: &Context, request: &RunRequest) -> Result<i32> {
     names::with_container(ctx, &request.container, |record| {
         let Some(_running) = run_dir::claim_run(ctx, &record.id)? else {
             return Err(Error::InUse {
-                kind: Kind::Container,
+                kind: ObjectKind::Container,
                 name: record.name.clone(),
-                by: "a `vellum run` of it is under way".into(),
-                hint: "wait for its end, or run the command in a container of its own".into(),
+                by: "a `vellum run` is using it".into(),
+                hint: "wait until it ends, or run the command in a container of its own".into(),
             });
         };
         let runtime = runtime(ctx)?;
@@ -65,8 +65,10 @@ pub fn run(ctx: &Context, request: &RunRequest) -> Result<i32> {
             let left = umount::umount_container(ctx, record, true);
             match (&outcome, left) {
                 (Ok(0), left) => drop(left?),
-                // What the command ended with comes first.
-                (Ok(_), Err(e)) => ctx.progress.warn(&format!("it stays mounted: {e}")),
+                // The command's own exit code comes first.
+                (Ok(_), Err(e)) => ctx
+                    .progress
+                    .warn(&format!("the container stays mounted: {e}")),
                 (Ok(_), Ok(_)) | (Err(_), _) => {}
             }
         }
@@ -83,8 +85,7 @@ fn run_mounted(
     lock: Lock,
 ) -> Result<i32> {
     let bundle = run_dir::make(ctx, "bundles")?.join(&record.id);
-    // What a run that was killed may have left; a runtime's old words must not be taken for new
-    // ones.
+    // Left by a run that was killed; a runtime's old messages must not be taken for new ones.
     match fs::remove_dir_all(&bundle) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             return Err(Error::io("remove", &bundle)(e));
@@ -93,7 +94,7 @@ fn run_mounted(
     }
     fs::create_dir_all(&bundle).map_err(Error::io("create", &bundle))?;
     let text = compose(ctx, record, tree, tree, &request.process)?;
-    // Never held while something of the user's runs.
+    // Never held while the user's command runs.
     drop(lock);
     let config = bundle.join("config.json");
     fs::write(&config, text).map_err(Error::io("write", &config))?;
@@ -120,7 +121,7 @@ fn run_mounted(
         source,
     })?;
     let ended = wait(ctx, child);
-    // Both clear up after a run by themselves, unless they were killed.
+    // Both clean up after a run themselves, unless they were killed.
     let _ = Command::new(runtime)
         .arg("--root")
         .arg(&state)
@@ -130,7 +131,7 @@ fn run_mounted(
         .status();
     let started = started.exists();
     let said = read_log(&log);
-    // Nobody but this run knows of it; it goes with the next boot at the latest.
+    // Only this run knows of it; at the latest it is gone after the next boot.
     let _ = fs::remove_dir_all(&bundle);
     let status = ended.map_err(Error::io("wait for", runtime))?;
     if started || status.success() || ctx.cancel.is_cancelled() {
@@ -139,10 +140,10 @@ fn run_mounted(
     Ok(failure::code(&said))
 }
 
-/// What the runtime wrote into its log; nothing, if it wrote none.
+/// Returns what the runtime wrote into its log; empty, if it wrote none.
 fn read_log(path: &Path) -> String {
     let mut text = Vec::new();
-    // It only makes the exit code more exact.
+    // It only makes the exit code more precise.
     let _ = fs::File::open(path).and_then(|file| file.take(LOG_LIMIT_BYTES).read_to_end(&mut text));
     String::from_utf8_lossy(&text).into_owned()
 }
@@ -155,12 +156,12 @@ fn code(status: ExitStatus) -> i32 {
         .unwrap_or(1)
 }
 
-/// Waits for the runtime; when the user asks to stop, it is asked too, and killed after a while.
+/// Waits for the runtime; if the user asks to stop, stops it too, and kills it after a while.
 fn wait(ctx: &Context, mut child: Child) -> io::Result<ExitStatus> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let (done, ended) = crossbeam_channel::bounded(1);
     std::thread::spawn(move || {
-        // Nobody may be left to hear it.
+        // The receiver may be gone.
         let _ = done.send(child.wait());
     });
     let mut asked: Option<Instant> = None;
@@ -182,7 +183,7 @@ fn wait(ctx: &Context, mut child: Child) -> io::Result<ExitStatus> {
             Some(_) => continue,
         };
         if let Some(pid) = pid {
-            // It may have ended this very moment.
+            // It may have just ended.
             let _ = rustix::process::kill_process(pid, signal);
         }
     }
@@ -218,6 +219,6 @@ fn runtime(ctx: &Context) -> Result<PathBuf> {
             Some(name) => format!("there is no runtime {} ({})", name.display(), configured.source),
             None => "there is neither runc nor crun".into(),
         },
-        hint: "install one (Debian: apt-get install runc), or name another with --runtime; `vellum bundle` needs none".into(),
+        hint: "install one (Debian: apt-get install runc), or name another with --runtime; `vellum bundle` works without one".into(),
     })
 }

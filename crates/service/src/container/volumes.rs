@@ -1,5 +1,5 @@
 //! Named volumes: directories that bypass the driver, are shared between containers and outlive
-//! them. The volumes that images declare are listed beside them, and belong to one container each.
+//! them. The volumes that images declare are listed too, and belong to one container each.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use vellum_store::{ContainerRecord, Labels, StoreError, Subject, VolumeRecord};
 
 use crate::container::bundle::declared;
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::names;
 
 /// A volume. The JSON field names are stable.
@@ -20,11 +20,11 @@ pub struct Volume {
     /// Its data.
     #[serde(serialize_with = "crate::json::path")]
     pub path: PathBuf,
-    /// When it was made.
+    /// When it was created.
     pub created: Timestamp,
     /// Labels.
     pub labels: Labels,
-    /// Containers that were made with it; of a declared one, the container that has it.
+    /// Containers that were created with it; for a declared volume, its container.
     pub containers: Vec<String>,
 }
 
@@ -38,8 +38,8 @@ fn volume(record: VolumeRecord, containers: Vec<String>) -> Volume {
     }
 }
 
-/// Makes a volume, or returns the one of that name. Without a name it gets a random one. Durable on
-/// return.
+/// Creates a volume, or returns the one of that name. Without a name it gets a random one. Durable
+/// on return.
 pub fn create(ctx: &Context, name: Option<&str>, labels: &Labels) -> Result<Volume> {
     let made;
     let name = match name {
@@ -84,7 +84,7 @@ pub fn find(ctx: &Context, name: &str) -> Result<Volume> {
             subject: Subject::Volume,
             ..
         }) => Err(Error::NotFound {
-            kind: Kind::Volume,
+            kind: ObjectKind::Volume,
             name: name.to_owned(),
             meant: {
                 let all = ctx.store()?.volumes()?.into_iter().map(|found| found.name);
@@ -109,12 +109,12 @@ fn uses(container: &ContainerRecord, volume: &str) -> bool {
     container.volumes.iter().any(|v| v == volume) || declared::owner(volume) == Some(&container.id)
 }
 
-/// Removes a volume and what is in it. Errors: `InUse` while a container was made with it.
+/// Removes a volume and its content. Errors: `InUse` if a container was created with it.
 pub fn remove(ctx: &Context, name: &str) -> Result<()> {
     let found = find(ctx, name)?;
     if !found.containers.is_empty() {
         return Err(Error::InUse {
-            kind: Kind::Volume,
+            kind: ObjectKind::Volume,
             name: name.to_owned(),
             by: format!("container {}", found.containers.join(", ")),
             hint: "remove the container first".into(),

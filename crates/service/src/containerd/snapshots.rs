@@ -1,15 +1,15 @@
-//! Snapshots whose accounts somebody else keeps: containerd, over the socket.
+//! Snapshots that another program keeps account of: containerd, over the socket.
 //!
-//! The client names them, labels them, asks for mounts and makes those itself, in a mount namespace
-//! of its own choice; so what is answered is text that is good on the whole host ([`mod@mounts`]),
-//! and nothing here mounts anything. Their keys lie in the store behind a prefix of their own: the
-//! client's garbage collection removes whatever is listed that it does not know, and must never see
-//! Vellum's own images and containers.
+//! The client names them, labels them, asks for their mounts and makes the mounts itself, in a
+//! mount namespace of its choice. So answers are text that is valid on the whole host
+//! ([`mod@mounts`]), and nothing here mounts anything. In the store their keys have a prefix of
+//! their own: the client's garbage collection removes every listed snapshot that it does not know,
+//! and must never see Vellum's own images and containers.
 //!
-//! The calls are the store's; what is decided here is what its words can't say: which chains are
-//! known already, how a tree is shown to a program whose own differ reads the upper directory, and
-//! what may be left for later because the client holds a lock of its own meanwhile. The order of
-//! errors follows containerd's metadata store, since clients tell cases apart by them.
+//! The calls are the store's. Decided here is what the store has no terms for: which chains are
+//! known already, how a tree is mounted for a program whose own differ reads the upper directory,
+//! and what may be postponed because the client holds a lock of its own during the call. The order
+//! of errors follows containerd's metadata store, since clients tell cases apart by them.
 
 use vellum_store::{
     Commit, Count, Filter, Info, Keep, Kind, LabelChange, Labels, PrepareOptions, SnapshotKey,
@@ -32,85 +32,85 @@ mod writeback;
 
 pub use mounts::MountEntry;
 
-/// What the keys of such snapshots begin with in the store. On disk: another one loses them all.
+/// The prefix of such snapshots' keys in the store. On disk: another prefix loses them all.
 const OWNER: &str = "containerd/";
 
-/// What the client's keys of snapshots begin with that a layer is unpacked into.
+/// The prefix of the client's keys for snapshots into which a layer is unpacked.
 const EXTRACTION: &str = "extract-";
 
-/// The label with the chain id that an extraction is for, and that a layer has.
+/// The label with the chain id of an extraction, and of a layer.
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 
-/// On an extraction that gets its parent at the commit: what that will be.
+/// On an extraction that gets its parent at the commit: the parent's chain id.
 pub const PARENT_CHAIN: &str = "containerd.io/snapshot/parent-chain-id";
 
-/// The ids that the tree's owners are to be shown as: `container:host:count`, several separated by
+/// The ids as which the tree's owners are shown: `container:host:count`, several separated by
 /// commas.
 pub const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
 
-/// As [`UID_MAPPING`], for groups.
+/// Like [`UID_MAPPING`], for groups.
 pub const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
 
 /// How much may be written, in bytes.
 pub const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
 
-/// Where the upper directory of a snapshot is; put into answers, never stored.
+/// The path of a snapshot's upper directory; added to answers, never stored.
 pub const UPPER_DIR: &str = "containerd.io/snapshot/overlay.upperdir";
 
-/// What the client's configuration says about this server, which it tells nobody: both must agree.
+/// The client's settings for this server, which it does not send: both must agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Terms {
+pub struct ClientSettings {
     /// Answers carry the label [`UPPER_DIR`].
     pub upperdir_label: bool,
-    /// Mounts may ask for id mapping (the capability `remap-ids`).
+    /// The client accepts id mapping by mount options (the capability `remap-ids`).
     pub remap_ids: bool,
-    /// A removal deletes before it returns.
+    /// A removal deletes the files before it returns.
     pub sync_remove: bool,
-    /// Every client takes a read-only extraction for a layer that is there: containerd 2.4's
-    /// unpacker.
+    /// Every client accepts a read-only extraction for a layer that is already there: containerd
+    /// 2.4's unpacker.
     pub staged_layers: bool,
 }
 
-/// A snapshot to be made.
+/// A snapshot to create.
 #[derive(Clone, Debug, Default)]
 pub struct NewSnapshot {
-    /// Its key: any text but none.
+    /// Its key: any text except the empty one.
     pub key: String,
-    /// The layer it stands on.
+    /// The layer below it.
     pub parent: Option<String>,
-    /// Its labels, kept as they are.
+    /// Its labels, stored unchanged.
     pub labels: Labels,
 }
 
 impl NewSnapshot {
-    /// Returns whether a layer is going to be unpacked into it. A client that wants to know whether
-    /// the layer is there already says so with a label; one that does not, only with the key that
-    /// it chose.
+    /// Tells whether a layer will be unpacked into it. A client that asks whether the layer is
+    /// already there sets a label; one that does not can only be recognized by the key that it
+    /// chose.
     fn is_extraction(&self) -> bool {
-        // Namespace and number come first.
+        // Namespace and number come first in the key.
         let of_client = self.key.splitn(3, '/').last();
         self.labels.contains_key(SNAPSHOT_REF)
             || of_client.is_some_and(|key| key.starts_with(EXTRACTION))
     }
 }
 
-/// What became of a writable snapshot that was asked for.
+/// The result of a request for a writable snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prepared {
-    /// It is there and is shown so.
+    /// It was created, with these mounts.
     New(Vec<MountEntry>),
-    /// It was to unpack a layer that is there: nothing was made. A layer with the same label and
-    /// parent is listed.
+    /// It was to unpack a layer that is already there: nothing was created. The listing has a layer
+    /// with the same label and parent.
     Known {
         /// The chain id of the layer.
         chain: String,
     },
 }
 
-/// Makes a writable snapshot. Durable on return.
+/// Creates a writable snapshot. Durable on return.
 ///
-/// Errors: as [`vellum_store::Store::prepare`], and what stands in the way of mounting it.
-pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepared> {
+/// Errors: as [`vellum_store::Store::prepare`], and whatever prevents mounting it.
+pub fn prepare(ctx: &Context, client: ClientSettings, new: &NewSnapshot) -> Result<Prepared> {
     let store = ctx.store()?;
     let (asked, options) = read(ctx, new)?;
     if let Some(chain) = &asked.chain
@@ -122,29 +122,29 @@ pub fn prepare(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Prepare
             chain: chain.clone(),
         });
     }
-    if terms.staged_layers
+    if client.staged_layers
         && new.parent.is_none()
         && let Some(staged) = adopt::staged(store, &asked, &options)?
     {
         match store.prepare(&key(&new.key), &staged) {
             Ok(parts) => {
-                let entries = shown(ctx, terms, new, &asked, &parts)?;
+                let entries = shown(ctx, client, new, &asked, &parts)?;
                 return Ok(Prepared::New(adopt::read_only(entries)));
             }
-            // Vellum's layer was removed in this moment: then it is unpacked.
+            // Vellum's layer was removed just now: then it is unpacked.
             Err(StoreError::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
     let parts = store.prepare(&key(&new.key), &options)?;
-    let entries = shown(ctx, terms, new, &asked, &parts)?;
+    let entries = shown(ctx, client, new, &asked, &parts)?;
     if new.is_extraction() {
         writeback::follow(store, &key(&new.key), &parts);
     }
     Ok(Prepared::New(entries))
 }
 
-/// Returns the client's layer of a chain: unpacked before, in whatever namespace, or adopted from
+/// Returns the client's layer of a chain: unpacked earlier, in any namespace, or adopted from
 /// Vellum's own.
 fn known(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Option<SnapshotKey>> {
     let parent = new.parent.as_deref().map(key);
@@ -154,46 +154,46 @@ fn known(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Option<Snapsho
     }
 }
 
-/// Says that this process unpacks the store's snapshot `key` itself, and needs nobody to send its
-/// files to disk.
+/// Notes that this process unpacks the store's snapshot `key` itself, so its files need no other
+/// writeback.
 pub(crate) fn unpacks_itself(key: &SnapshotKey) {
     writeback::leave(key);
 }
 
-/// Makes a read-only snapshot. As [`prepare`] otherwise.
-pub fn view(ctx: &Context, terms: Terms, new: &NewSnapshot) -> Result<Vec<MountEntry>> {
+/// Creates a read-only snapshot; otherwise like [`prepare`].
+pub fn view(ctx: &Context, client: ClientSettings, new: &NewSnapshot) -> Result<Vec<MountEntry>> {
     let (asked, options) = read(ctx, new)?;
     let options = PrepareOptions {
         size_limit_bytes: None,
         ..options
     };
     let parts = ctx.store()?.view(&key(&new.key), &options)?;
-    shown(ctx, terms, new, &asked, &parts)
+    shown(ctx, client, new, &asked, &parts)
 }
 
-/// Returns the mounts of a new snapshot, which goes again if there are none to be had.
+/// Returns the mounts of a new snapshot; if there are none, removes it again.
 fn shown(
     ctx: &Context,
-    terms: Terms,
+    client: ClientSettings,
     new: &NewSnapshot,
     asked: &Asked,
     parts: &TreeParts,
 ) -> Result<Vec<MountEntry>> {
     let key = key(&new.key);
-    let shown = mounts::show(ctx, terms, &key, parts, asked);
+    let shown = mounts::show(ctx, client, &key, parts, asked);
     if shown.is_err()
         && let Err(error) = ctx.store()?.remove(&key, Sweep::Later)
     {
-        tracing::warn!(key = new.key, %error, "a snapshot without mounts stays");
+        tracing::warn!(key = new.key, %error, "cannot remove a snapshot that can't be mounted");
     }
     shown
 }
 
-/// Returns how a writable snapshot or a view is mounted, after putting right what is only derived
-/// from its record.
+/// Returns the mounts of a writable snapshot or a view, after repairing what is derived from its
+/// record.
 ///
 /// Errors: `NotFound`, `Committed`, `Damaged`.
-pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>> {
+pub fn mounts(ctx: &Context, client: ClientSettings, name: &str) -> Result<Vec<MountEntry>> {
     let store = ctx.store()?;
     let key = key(name);
     let info = store.stat(&key)?;
@@ -201,7 +201,7 @@ pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>
         return Err(StoreError::Committed { key: visible(&key) }.into());
     }
     let parts = store.tree(&key)?;
-    let entries = mounts::show(ctx, terms, &key, &parts, &Asked::of(&info.labels)?)?;
+    let entries = mounts::show(ctx, client, &key, &parts, &Asked::of(&info.labels)?)?;
     Ok(match adopt::is_staged(&info) {
         true => adopt::read_only(entries),
         false => entries,
@@ -211,8 +211,8 @@ pub fn mounts(ctx: &Context, terms: Terms, name: &str) -> Result<Vec<MountEntry>
 /// Turns the writable snapshot `name_now` into the layer `name`. Durable on return; see
 /// [`vellum_store::Store::commit`].
 ///
-/// The client holds a transaction of its own meanwhile: what the layer takes is counted afterwards
-/// ([`count`]).
+/// The client holds a transaction of its own during the call, so the layer's size is counted
+/// afterwards ([`count`]).
 pub fn commit(
     ctx: &Context,
     name: &str,
@@ -232,7 +232,7 @@ pub fn commit(
     Ok(())
 }
 
-/// Counts what a new layer takes. A layer that is gone by then is no error.
+/// Counts a new layer's size. If the layer is gone by then, that is not an error.
 pub fn count(ctx: &Context, name: &str) -> Result<()> {
     match ctx.store()?.count(&key(name)) {
         Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
@@ -240,9 +240,9 @@ pub fn count(ctx: &Context, name: &str) -> Result<()> {
     }
 }
 
-/// Removes a snapshot. Its space comes back with [`cleanup`].
-pub fn remove(ctx: &Context, terms: Terms, name: &str) -> Result<()> {
-    let sweep = match terms.sync_remove {
+/// Removes a snapshot. [`cleanup`] frees its space.
+pub fn remove(ctx: &Context, client: ClientSettings, name: &str) -> Result<()> {
+    let sweep = match client.sync_remove {
         true => Sweep::Now,
         false => Sweep::Later,
     };
@@ -251,37 +251,42 @@ pub fn remove(ctx: &Context, terms: Terms, name: &str) -> Result<()> {
     Ok(store.remove(&key(name), sweep)?)
 }
 
-/// Deletes what removed snapshots left behind. Returns how many trees that were.
+/// Deletes the trees of removed snapshots. Returns how many there were.
 pub fn cleanup(ctx: &Context) -> Result<usize> {
     Ok(ctx.store()?.sweep()?.len())
 }
 
-/// Returns what is recorded about a snapshot.
-pub fn stat(ctx: &Context, terms: Terms, name: &str) -> Result<Info> {
+/// Returns the record of a snapshot.
+pub fn stat(ctx: &Context, client: ClientSettings, name: &str) -> Result<Info> {
     let info = ctx.store()?.stat(&key(name))?;
-    Ok(made_visible(ctx, terms, info))
+    Ok(made_visible(ctx, client, info))
 }
 
-/// Changes labels and returns what is recorded then.
-pub fn update(ctx: &Context, terms: Terms, name: &str, changes: &[LabelChange]) -> Result<Info> {
+/// Changes labels and returns the changed record.
+pub fn update(
+    ctx: &Context,
+    client: ClientSettings,
+    name: &str,
+    changes: &[LabelChange],
+) -> Result<Info> {
     let store = ctx.store()?;
     let changes = adopt::protect(changes, &store.stat(&key(name))?);
     let info = store.update(&key(name), &changes)?;
-    Ok(made_visible(ctx, terms, info))
+    Ok(made_visible(ctx, client, info))
 }
 
-/// Calls `each` for all snapshots that pass one of the filters (all, if there are none). Nothing is
-/// locked meanwhile.
+/// Calls `each` for all snapshots that match one of the filters (all, if there are none). Holds no
+/// lock in the meantime.
 pub fn walk(
     ctx: &Context,
-    terms: Terms,
+    client: ClientSettings,
     filters: &[String],
     mut each: impl FnMut(Info) -> Result<()>,
 ) -> Result<()> {
     let filters = Filter::parse_all(filters)?;
     ctx.store()?
         .walk_prefix(OWNER.as_bytes(), |info| -> Result<()> {
-            let info = made_visible(ctx, terms, info);
+            let info = made_visible(ctx, client, info);
             match Filter::any(&filters, &info) {
                 true => each(info),
                 false => Ok(()),
@@ -289,36 +294,36 @@ pub fn walk(
         })
 }
 
-/// Returns what a snapshot takes by itself.
+/// Returns the disk usage of a snapshot's own layer.
 pub fn usage(ctx: &Context, name: &str) -> Result<Usage> {
     let store = ctx.store()?;
     let info = store.stat(&key(name))?;
     Ok(store.count(adopt::shows(&info).unwrap_or(&info.key))?)
 }
 
-/// What the client's snapshots of one kind are altogether.
+/// Totals of the client's snapshots of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct KindTotals {
     /// Their kind.
     pub kind: Kind,
     /// How many there are.
     pub count: u64,
-    /// What layers take, as far as it is counted.
+    /// The layers' disk usage, as far as it has been counted.
     pub usage: Usage,
 }
 
-/// Returns how much there is, kind by kind.
-pub fn held(ctx: &Context) -> Result<Vec<Held>> {
+/// Returns the totals by kind.
+pub fn held(ctx: &Context) -> Result<Vec<KindTotals>> {
     let totals = ctx.store()?.totals(OWNER.as_bytes())?;
-    let held = |(kind, count, usage)| Held { kind, count, usage };
+    let held = |(kind, count, usage)| KindTotals { kind, count, usage };
     Ok(totals.into_iter().map(held).collect())
 }
 
-/// Reads a request: what its labels ask for, and how the store is to make it.
+/// Reads a request: what its labels ask for, and the store's options for it.
 fn read(ctx: &Context, new: &NewSnapshot) -> Result<(Asked, PrepareOptions)> {
     let labels = own_labels::strip(new.labels.clone());
     let asked = Asked::of(&labels)?;
-    // Where the file system keeps no limit, the engine does.
+    // If the file system can't enforce the limit, the engine does.
     let size_limit_bytes = match asked.limit_bytes {
         Some(bytes) => {
             let state = vellum_sys::quota::state(Dir::open(ctx.root())?)?;
@@ -336,7 +341,7 @@ fn read(ctx: &Context, new: &NewSnapshot) -> Result<(Asked, PrepareOptions)> {
     Ok((asked, options))
 }
 
-/// The client's key as the store has it. The empty one stays empty, and is refused there.
+/// Returns the store's key for the client's. The empty one stays empty; the store refuses it.
 fn key(name: &str) -> SnapshotKey {
     match name {
         "" => SnapshotKey::from(""),
@@ -344,14 +349,14 @@ fn key(name: &str) -> SnapshotKey {
     }
 }
 
-/// The store's key as the client knows it.
+/// Returns the client's key for the store's.
 fn visible(key: &SnapshotKey) -> SnapshotKey {
     let bytes = key.as_bytes();
     SnapshotKey::new(bytes.strip_prefix(OWNER.as_bytes()).unwrap_or(bytes))
 }
 
-fn made_visible(ctx: &Context, terms: Terms, mut info: Info) -> Info {
-    if terms.upperdir_label
+fn made_visible(ctx: &Context, client: ClientSettings, mut info: Info) -> Info {
+    if client.upperdir_label
         && info.kind != Kind::View
         && let Some(upper) = mounts::upper_dir(ctx, adopt::shows(&info).unwrap_or(&info.key))
     {
@@ -363,14 +368,14 @@ fn made_visible(ctx: &Context, terms: Terms, mut info: Info) -> Info {
     info
 }
 
-/// Refuses a store whose paths can't be written into mount options that every client reads alike.
+/// Refuses a store whose paths can't be written into mount options that every client parses alike.
 ///
-/// Errors: [`Error::Invalid`] with the character in the way.
+/// Errors: [`Error::Invalid`] with the offending character.
 pub fn check_root(ctx: &Context) -> Result<()> {
     let refuse = |what: String| {
         Err(Error::Invalid {
             what,
-            hint: Some("containerd passes paths on in lists of options and escapes nothing: keep the store elsewhere with --root".into()),
+            hint: Some("containerd passes paths in option lists without escaping: move the store with --root".into()),
         })
     };
     let root = ctx.root();
@@ -381,7 +386,7 @@ pub fn check_root(ctx: &Context) -> Result<()> {
             .find(|c| ",:\\\"'{}".contains(*c) || c.is_control())
         {
             None => Ok(()),
-            Some(c) => refuse(format!("the store's path {text} has {c:?} in it")),
+            Some(c) => refuse(format!("the store's path {text} contains {c:?}")),
         },
     }
 }

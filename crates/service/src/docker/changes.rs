@@ -1,8 +1,8 @@
-//! What a layer changes: as a tar, as a list, as a size; and a layer's content out of a tar.
+//! The changes of a layer, as a tar, a list or a size; and a layer's content from a tar.
 //!
-//! Against the layer it stands on, a layer is read alone; against any other, both trees are read
-//! whole. A layer that came as a tar goes out as the same tar, byte for byte, which spares the
-//! daemon its own record of it.
+//! Against its parent, only the layer itself is read; against any other layer, both trees are read
+//! in full. A layer that came as a tar is returned as the same tar, byte for byte, so the daemon
+//! needs no record of its own for it.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -22,7 +22,7 @@ use crate::image::{fill_on, left_out, unmarked};
 use crate::layer::layer_tar::{self, piped};
 use crate::stack;
 
-/// The bytes of a tar as they are made. What goes wrong on the way is an error of the last read.
+/// The bytes of a tar while it is produced. A failure on the way is an error of the last read.
 pub type TarStream = Box<dyn Read + Send>;
 
 /// One change.
@@ -37,10 +37,10 @@ pub struct GraphChange {
 type Stream = Box<dyn Iterator<Item = vellum_union::Result<Change>> + Send>;
 
 impl Graph {
-    /// Returns what `id` changes against `parent` (everything, if that is empty) as a tar,
+    /// Returns the changes of `id` against `parent` (everything, if that is empty) as a tar, with
     /// whiteouts as `.wh.` names.
     ///
-    /// Errors: `NotFound`; all that can be told before the first byte is told here.
+    /// Errors: `NotFound`; everything that can be found out before the first byte.
     pub fn diff(&self, id: &str, parent: &str, cancel: &Cancel) -> Result<TarStream> {
         let found = self.get_info(id)?;
         let cancel = cancel.clone();
@@ -68,7 +68,7 @@ impl Graph {
         })?))
     }
 
-    /// Returns what `id` changes against `parent`, sorted by path; the root itself is not named.
+    /// Returns the changes of `id` against `parent`, sorted by path; the root itself is not listed.
     pub fn changes(&self, id: &str, parent: &str) -> Result<Vec<GraphChange>> {
         let found = self.get_info(id)?;
         let mut all = Vec::new();
@@ -86,19 +86,19 @@ impl Graph {
         Ok(all)
     }
 
-    /// Returns the sizes of the files and links that `id` changes against `parent`, in bytes, hard
-    /// links once.
+    /// Returns the sizes of the files and links that `id` changes against `parent`, in bytes; hard
+    /// links count once.
     pub fn diff_size(&self, id: &str, parent: &str) -> Result<u64> {
         let found = self.get_info(id)?;
         self.size_against(&found, parent)
     }
 
-    /// Fills the empty layer `id` with a tar and makes it a layer for good. Returns its size,
-    /// counted as [`Graph::diff_size`] does.
+    /// Fills the empty layer `id` with a tar, which makes it a layer permanently. Returns its size,
+    /// counted like [`Graph::diff_size`].
     ///
-    /// Durable on return; after an error the layer is as empty as it was. `tar` is read to its end
-    /// unless it is refused. Errors: `NotFound`; `Invalid` if it is filled, is a container's or
-    /// stands on another layer than `parent`; all that a bad tar can be.
+    /// Durable on return; after an error the layer is still empty. `tar` is read to its end unless
+    /// it is refused. Errors: `NotFound`; `Invalid` if it is filled already, is a container's or
+    /// has another parent than `parent`; every defect that a tar can have.
     pub fn apply_diff(
         &self,
         id: &str,
@@ -129,7 +129,7 @@ impl Graph {
         let info = match store.commit_layer(filled.staged, commit)? {
             Registered::New(info) | Registered::Existing(info) => info,
         };
-        // The empty one whose place it takes. Left behind by a crash here it goes when the layer is
+        // The empty one that it replaces. If a crash leaves it here, it goes when the layer is
         // removed.
         store.remove(&found.key, Sweep::Now)?;
         self.size_against(&info, parent)
@@ -139,24 +139,23 @@ impl Graph {
         let refuse = |why: &str| {
             Err(Error::Invalid {
                 what: format!("layer {id} can't be filled with a diff: {why}"),
-                hint: Some("remove it and make it anew".into()),
+                hint: Some("remove it and create it again".into()),
             })
         };
         if found.kind != SnapshotKind::Active {
-            return refuse("it has been filled, or others stand on it");
+            return refuse("it has been filled, or is another layer's parent");
         }
         if found.labels.contains_key(READ_WRITE) {
-            return refuse("it is a container's");
+            return refuse("it belongs to a container");
         }
         if !self.stands_on(found, parent)? {
-            return refuse("the diff is against another layer than it stands on");
+            return refuse("the diff is not against its parent");
         }
         let parts = self.parts(found)?;
         let own = match &parts.shape {
             Shape::Overlay(overlay) => overlay.upper.as_ref().map(|upper| upper.dir.clone()),
             Shape::Plain { root, base, .. } if base.is_none() => Some(root.clone()),
-            // A full copy of its parent: what was written to it can't be told without comparing
-            // them.
+            // A full copy of its parent: writes to it can't be seen without comparing the two.
             Shape::Plain { .. } => None,
         };
         if let Some(dir) = own
@@ -167,7 +166,7 @@ impl Graph {
         Ok(())
     }
 
-    /// Tells whether `parent` is what the layer stands on; an empty one, that it stands on nothing.
+    /// Tells whether `parent` is the layer's parent; if it is empty, whether the layer has none.
     fn stands_on(&self, found: &Info, parent: &str) -> Result<bool> {
         Ok(match parent {
             "" => found.parent.is_none(),

@@ -1,10 +1,10 @@
-//! Counted mounts: the first `get` mounts, the last `put` takes away.
+//! Counted mounts: the first `get` mounts, the last `put` unmounts.
 //!
-//! Whether a layer is mounted is read from the kernel's mount table, never remembered. How often it
-//! was gotten stands in the run directory, written before the caller is answered, so that a server
-//! started anew goes on counting. A count without a mount is void; a mount without a count was
-//! gotten once. Mounts belong to nobody's process: they stay when the server ends, and so do the
-//! containers in them.
+//! Whether a layer is mounted is read from the kernel's mount table, never remembered. The count is
+//! in the run directory, written before the caller gets its answer, so that a restarted server
+//! continues to count. A count without a mount is void; a mount without a count was gotten once.
+//! Mounts don't belong to a process: they stay when the server ends, and so do the containers in
+//! them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,8 +14,8 @@ use vellum_sys::mountinfo;
 use vellum_sys::plain::{self, Links};
 
 use super::{Graph, check_id, check_label, id_of, kept_by_engine, lock_name};
-use crate::error::{Error, Kind, Result};
-use crate::mount::Terms;
+use crate::error::{Error, ObjectKind, Result};
+use crate::mount::MountRequest;
 use crate::mount::shown::{Seen, State, Users, users};
 use crate::run_dir;
 
@@ -23,10 +23,10 @@ use crate::run_dir;
 const COUNTS: &str = "docker-counts";
 
 impl Graph {
-    /// Shows the tree of `id`, once more, and returns where.
+    /// Mounts the tree of `id`, or counts one more use, and returns its path.
     ///
-    /// A tree that is a directory of its own is shown as it is, uncounted. Errors: `NotFound`, and
-    /// all that mounting can meet.
+    /// A tree that is a single directory is returned as it is, uncounted. Errors: `NotFound`, and
+    /// any failure of mounting.
     pub fn get(&self, id: &str, mount_label: &str) -> Result<PathBuf> {
         check_id(id)?;
         check_label(id, mount_label)?;
@@ -38,33 +38,32 @@ impl Graph {
             Seen::AtPlace(shown) => shown,
         };
         let count = match shown.state() {
-            // Those who got a mount that died meanwhile give it back all the same.
+            // Callers with a mount that has died in the meantime still put it back.
             State::Live | State::Dead => self.count(id).unwrap_or(1),
             State::Nothing => 0,
         };
-        // Before the mount: without one it is void.
+        // Before the mount: without a mount it is void.
         self.set_count(id, count + 1)?;
         if shown.state() == State::Dead {
             shown.bury(&self.ctx, id)?;
         }
         if shown.state() == State::Nothing {
-            // The one that served the last mount.
+            // The process that served the last mount.
             shown.wait_for_engine();
-            let terms = Terms {
+            let request = MountRequest {
                 read_only: false,
                 limit: kept_by_engine(&found),
             };
-            shown.show(&self.ctx, &found.key, id, terms)?;
+            shown.show(&self.ctx, &found.key, id, request)?;
         }
         Ok(shown.place().to_path_buf())
     }
 
-    /// Takes back one `get`. With the last the mount goes out of sight; who is still in it may
-    /// stay.
+    /// Takes back one `get`. The last one hides the mount; processes that are still in it may stay.
     ///
-    /// A mount of Vellum's engine that somebody is in stays where it is, gotten no more: its
-    /// process has the upper for as long as anybody is in it, and the next `get` could not have it.
-    /// The next last `put` tries again, as do all that need it gone.
+    /// A mount of Vellum's engine that a process still uses stays where it is, with a count of
+    /// zero: the engine keeps the upper until the last process leaves, and the next `get` could not
+    /// have it. The next last `put` tries again, as do all calls that need it gone.
     pub fn put(&self, id: &str) -> Result<()> {
         check_id(id)?;
         let _lock = self.lock(id)?;
@@ -78,8 +77,8 @@ impl Graph {
         }
     }
 
-    /// Tells whether the engine's mount of a layer can't be taken away because of who is in it. If
-    /// it can, it is.
+    /// Tells whether the engine's mount of a layer can't be removed because a process uses it. If
+    /// it can, it is removed.
     fn is_needed(&self, found: &Info) -> Result<bool> {
         let parts = self.parts(found)?;
         Ok(match Seen::look(&parts)?.at_place() {
@@ -90,7 +89,7 @@ impl Graph {
         })
     }
 
-    /// Takes every mount of every layer away: the daemon ends.
+    /// Removes all mounts of all layers: the daemon ends.
     pub fn cleanup(&self) -> Result<()> {
         let table = mountinfo::read()?;
         let store = self.store()?;
@@ -112,7 +111,7 @@ impl Graph {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Takes the mount of a layer away, whoever uses it. The caller holds the lock.
+    /// Removes the mount of a layer even if it is used. The caller holds the lock.
     pub(super) fn detach(&self, id: &str, found: &Info) -> Result<()> {
         let parts = self.parts(found)?;
         let Some(mut shown) = Seen::look(&parts)?.at_place() else {
@@ -126,7 +125,7 @@ impl Graph {
         Ok(())
     }
 
-    /// Takes the mount of a layer away unless somebody uses it. The caller holds the lock.
+    /// Removes the mount of a layer unless a process uses it. The caller holds the lock.
     ///
     /// Errors: `InUse`.
     pub(super) fn release(&self, id: &str, found: &Info) -> Result<()> {
@@ -139,10 +138,11 @@ impl Graph {
         }
         if !shown.hide(Users::Respected)? {
             return Err(Error::InUse {
-                kind: Kind::Layer,
+                kind: ObjectKind::Layer,
                 name: id.to_owned(),
-                by: users(shown.place()).unwrap_or_else(|| "somebody unseen".to_owned()),
-                hint: "what others are to stand on must not change any more: end them first".into(),
+                by: users(shown.place())
+                    .unwrap_or_else(|| "a process that can't be identified".to_owned()),
+                hint: "a parent layer must not change any more: stop these processes first".into(),
             });
         }
         self.forget_count(id);
@@ -150,7 +150,7 @@ impl Graph {
         Ok(())
     }
 
-    /// Returns how often a layer was gotten; `None` if that is not known.
+    /// Returns how often a layer was gotten; `None` if that is unknown.
     fn count(&self, id: &str) -> Option<u64> {
         let text = plain::read(&self.count_file(id), 64, Links::InParents).ok()?;
         std::str::from_utf8(&text).ok()?.trim().parse().ok()
@@ -168,11 +168,11 @@ impl Graph {
     }
 
     fn forget_count(&self, id: &str) {
-        // Void from now on anyway, since nothing is mounted.
+        // Already void, since nothing is mounted.
         let _ = fs::remove_file(self.count_file(id));
     }
 
-    /// Forgets every count: what is mounted counts as gotten once.
+    /// Removes every count: mounted layers count as gotten once.
     pub(super) fn forget_counts(&self) {
         let dir = self.ctx.run_dir().join(COUNTS);
         if let Err(error) = fs::remove_dir_all(&dir)

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn ids_are_no_paths() {
+fn ids_are_not_paths() {
     for good in ["a", "0123abc-init", "Base", "a b", ".."] {
         assert!(check_id(good).is_ok(), "{good}");
         assert_eq!(id_of(&layer_key(good)).as_deref(), Some(good));

@@ -1,4 +1,4 @@
-//! Tables of mounts and what they mean, and the real thing.
+//! Tables of mounts with their meaning, and one real mount.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +6,8 @@ use vellum_sys::mount::{self, BindOptions, Detach};
 
 use super::*;
 
-fn place(path: &str, dev: u64, ino: u64, mount: u64, mount_dev: (u32, u32)) -> Place {
-    Place {
+fn place(path: &str, dev: u64, ino: u64, mount: u64, mount_dev: (u32, u32)) -> NotedDir {
+    NotedDir {
         path: path.into(),
         dev,
         ino,
@@ -19,7 +19,7 @@ fn place(path: &str, dev: u64, ino: u64, mount: u64, mount_dev: (u32, u32)) -> P
     }
 }
 
-fn note_of(places: Vec<Place>) -> Note {
+fn note_of(places: Vec<NotedDir>) -> Note {
     Note {
         version: VERSION,
         boot: boot_id(),
@@ -29,7 +29,7 @@ fn note_of(places: Vec<Place>) -> Note {
 }
 
 struct Case {
-    note: Option<Vec<Place>>,
+    note: Option<Vec<NotedDir>>,
     table: &'static str,
     has_store: bool,
     now: &'static [(&'static str, (u64, u64))],
@@ -64,7 +64,7 @@ fn check(case: Case, expect: &[&str]) {
 }
 
 #[test]
-fn the_same_directory_goes_on() {
+fn an_unchanged_directory_is_accepted() {
     let note = || {
         Some(vec![
             place("/data/v", 1, 10, 1, (8, 1)),
@@ -125,7 +125,7 @@ fn covers_are_named_topmost_first() {
         },
         &["covered /data/v", "/data/v", "/data"],
     );
-    // The noted mount number is another mount's by now: the device decides.
+    // The noted mount number now belongs to another mount: the device decides.
     let reused = Some(vec![place("/data/v", 1, 10, 3, (8, 1))]);
     check(
         Case {
@@ -169,7 +169,7 @@ fn an_unmounted_disk_is_not_a_new_store() {
         },
         &["unmounted /data/v xfs (/dev/sdb1) on /data"],
     );
-    // Another disk with a store of its own in its place is used.
+    // Another disk in its place, with a store of its own, is used.
     let table = "9 1 8:33 / /data rw - xfs /dev/sdc1 rw\n";
     check(
         Case {
@@ -209,7 +209,7 @@ fn a_store_mounted_on_purpose_is_used_unless_containers_of_the_old_one_run() {
 }
 
 #[test]
-fn hidden_containers_tell_without_a_note() {
+fn hidden_containers_reveal_a_cover_without_a_note() {
     let running = "8 1 0:50 / /data/v/overlay2/x/merged rw - overlay overlay rw\n9 1 0:33 / /data/v rw - tmpfs none rw\n";
     check(
         Case {
@@ -251,14 +251,14 @@ fn notes_survive_being_written() {
         [root.clone(), root.join("overlay2")]
     );
     verify(&root, &run).unwrap();
-    // A part made later is noted, too.
+    // A directory that is created later is noted too.
     std::fs::create_dir(root.join("native")).unwrap();
     note(&root, &run, "id").unwrap();
     assert_eq!(read_note(&note_file(&root, &run)).unwrap().places.len(), 3);
 }
 
 #[test]
-fn a_covered_root_is_recognised_and_work_resumes_after_the_unmount() {
+fn a_covered_root_is_recognised_and_usable_again_after_the_unmount() {
     if !vellum_testkit::needs_root("mounting") {
         return;
     }

@@ -1,8 +1,8 @@
-//! `adopt`: the images of a Docker data root, read where they lie.
+//! `adopt`: imports the images of a Docker data root, reading them in place.
 //!
-//! Each layer is made into the tar that it once came as and goes the way of a load: its digest is
-//! compared with the image's before anything is recorded. So what somebody changed in the data root
-//! behind Docker's back never becomes a layer here, and the data root is never written to.
+//! Each layer is turned back into the tar it came as, and then loaded: its digest is compared with
+//! the image's before anything is recorded. So a layer that was changed in the data root behind
+//! Docker's back never becomes a layer here. The data root is never written to.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ use vellum_sys::with_causes;
 use super::parse_name;
 use super::record::bring_in;
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::progress::Unit;
 
 /// What to adopt.
@@ -26,47 +26,47 @@ use crate::progress::Unit;
 pub struct AdoptRequest {
     /// The data root, such as `/var/lib/docker`.
     pub root: PathBuf,
-    /// The images, by name or id; none: those with names.
+    /// The images, by name or id; empty: those with names.
     pub images: Vec<String>,
-    /// Images without a name too, such as the steps of a build.
+    /// Include images without a name, such as the steps of a build.
     pub all: bool,
-    /// What is done with them.
+    /// What to do with them.
     pub how: AdoptHow,
 }
 
-/// What is done with the images.
+/// What to do with the images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdoptHow {
-    /// They are stored.
+    /// Store them.
     Store,
-    /// Their layers are read and compared with their digests; nothing is stored.
+    /// Read their layers and compare them with their digests; store nothing.
     InPlace,
-    /// They are listed.
+    /// List them.
     List,
 }
 
-/// What was found, and what became of it. The JSON field names are stable.
+/// The images found, and their outcomes. The JSON field names are stable.
 #[derive(Clone, Debug, Serialize)]
 pub struct Adopted {
     /// The data root.
     #[serde(serialize_with = "crate::json::path")]
     pub root: PathBuf,
-    /// The daemon that runs on it, by its process.
+    /// The process id of a daemon that runs on it.
     pub daemon: Option<u32>,
-    /// The images that were asked for.
+    /// The requested images.
     pub images: Vec<AdoptedImage>,
     /// How many images without a name were left out.
     pub unnamed: usize,
-    /// The containers, none of which is taken.
+    /// The containers; none is adopted.
     pub containers: Vec<SeenContainer>,
-    /// What nobody needs.
+    /// Directories that nothing needs.
     pub orphans: Vec<SeenOrphan>,
 }
 
 /// One image.
 #[derive(Clone, Debug, Serialize)]
 pub struct AdoptedImage {
-    /// Its id; for one that can't be read at all, what it is called.
+    /// Its id; its name in the request, if it can't be read at all.
     pub id: String,
     /// Its names, in their short form.
     pub names: Vec<String>,
@@ -74,14 +74,14 @@ pub struct AdoptedImage {
     pub layers: usize,
     /// Of those, how many are new in the store.
     pub new_layers: usize,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome,
-    /// Why it was not taken.
+    /// Why it was not adopted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }
 
-/// What became of an image.
+/// The outcome for an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
@@ -91,7 +91,7 @@ pub enum Outcome {
     Whole,
     /// It would be adopted.
     Planned,
-    /// It can't be had.
+    /// It can't be read completely.
     Damaged,
 }
 
@@ -109,18 +109,18 @@ pub struct SeenContainer {
 /// One orphan.
 #[derive(Clone, Debug, Serialize)]
 pub struct SeenOrphan {
-    /// Where it is in the data root.
+    /// Its path in the data root.
     #[serde(serialize_with = "crate::json::path")]
     pub path: PathBuf,
-    /// Why it counts as one.
+    /// Why it counts as an orphan.
     pub why: String,
 }
 
-/// Takes over the images of a data root.
+/// Adopts the images of a data root.
 ///
-/// An image that can't be had is told in the answer and does not keep the others from being
-/// adopted. Durable on return. Errors: no data root of overlay2; an image that is not there;
-/// whatever the store meets; `Cancelled`, and then the image in work has left nothing.
+/// An image that can't be adopted is reported in the result, and the others still are. Durable on
+/// return. Errors: the directory is not a data root of overlay2; a requested image is not there;
+/// failures of the store; `Cancelled`, and then the current image has left nothing.
 pub fn adopt(context: &Context, request: &AdoptRequest) -> Result<Adopted> {
     super::or_cancelled(context, run(context, request))
 }
@@ -131,7 +131,7 @@ fn run(context: &Context, request: &AdoptRequest) -> Result<Adopted> {
     let daemon = daemon_on(&path);
     if let Some(pid) = daemon {
         context.progress.warn(&format!(
-            "dockerd (process {pid}) runs on {}: what it removes or makes meanwhile may be told wrongly; every layer is verified all the same",
+            "dockerd (process {pid}) runs on {}: images that it creates or removes now may be reported wrongly; every layer is still verified",
             path.display()
         ));
     }
@@ -176,7 +176,7 @@ struct Wanted {
     unnamed: usize,
 }
 
-/// Finds the images that were asked for.
+/// Finds the requested images.
 fn choose(source: &DockerRoot, request: &AdoptRequest) -> Result<Wanted> {
     let all = source.images();
     if request.images.is_empty() {
@@ -210,7 +210,7 @@ fn choose(source: &DockerRoot, request: &AdoptRequest) -> Result<Wanted> {
             (true, Some(damaged)) => broken.push(damaged.clone()),
             (true, None) => {
                 return Err(Error::NotFound {
-                    kind: Kind::Image,
+                    kind: ObjectKind::Image,
                     name: format!("{text} in {}", request.root.display()),
                     meant: None,
                 });
@@ -245,7 +245,8 @@ fn one(context: &Context, source: &DockerRoot, at: usize, how: AdoptHow) -> Resu
             told.outcome = outcome;
             told.new_layers = new_layers;
         }
-        // What the data root is to blame for is told; what the store or the user is ends it.
+        // A defect of the data root is reported; a failure of the store, or a cancellation, ends
+        // the run.
         Err(error @ (Error::Image(_) | Error::Source(_))) if !context.cancel.is_cancelled() => {
             told.outcome = Outcome::Damaged;
             told.why = Some(with_causes(&error));
@@ -275,7 +276,7 @@ fn verify(context: &Context, source: &DockerRoot, at: usize) -> Result<()> {
     Ok(())
 }
 
-/// Returns the process of a dockerd that has files of the data root open.
+/// Returns the process id of a dockerd that has files of the data root open.
 fn daemon_on(root: &Path) -> Option<u32> {
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let name = process.file_name();

@@ -2,8 +2,8 @@
 //! `USER 1000`.
 //!
 //! Pure: JSON in, JSON out. It works on the configuration's JSON rather than on typed fields, so
-//! that what Vellum doesn't know (health checks, say) stays as it was. The words are Docker's
-//! (`docker import --change`), the fields those of the image specification.
+//! fields that Vellum doesn't know (health checks, for example) stay as they were. The instructions
+//! are Docker's (`docker import --change`), the fields those of the image specification.
 
 use serde_json::{Map, Value, json};
 
@@ -11,10 +11,10 @@ use crate::error::{Error, Result};
 
 const KNOWN: &str = "CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME and WORKDIR";
 
-/// Applies `changes` in order to the `config` object of an image configuration, making it if it
-/// isn't there.
+/// Applies `changes` in order to the `config` object of an image configuration; creates it if it is
+/// missing.
 ///
-/// Errors: `Invalid`, naming the instruction; `configuration` may then hold some of the changes.
+/// Errors: `Invalid`, naming the instruction; `configuration` may then have some of the changes.
 pub fn apply_changes(configuration: &mut Value, changes: &[String]) -> Result<()> {
     for change in changes {
         apply(configuration, change).map_err(|why| Error::Invalid {
@@ -90,7 +90,7 @@ fn apply(configuration: &mut Value, change: &str) -> Result<(), String> {
 fn object<'a>(value: &'a mut Value, field: &str) -> Result<&'a mut Map<String, Value>, String> {
     let map = value
         .as_object_mut()
-        .ok_or("the configuration is no object")?;
+        .ok_or("the configuration is not an object")?;
     entry(map, field)
 }
 
@@ -104,10 +104,10 @@ fn entry<'a>(
     }
     value
         .as_object_mut()
-        .ok_or_else(|| format!("the configuration's {field} is no object"))
+        .ok_or_else(|| format!("the configuration's {field} is not an object"))
 }
 
-/// `["a", "b"]` as it is; anything else is a line for the shell.
+/// A JSON list as it is; anything else is a line for the shell.
 fn command(text: &str) -> Result<Value, String> {
     if text.starts_with('[') {
         return Ok(strings(text)?.into());
@@ -157,7 +157,7 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
         })
 }
 
-/// Splits at white space outside quotes; quotes and backslashes are taken away as a shell does.
+/// Splits at white space outside quotes; removes quotes and backslashes as a shell does.
 fn words(text: &str) -> Result<Vec<String>, String> {
     let mut found = Vec::new();
     let mut current: Option<String> = None;

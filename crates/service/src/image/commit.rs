@@ -1,10 +1,10 @@
-//! `commit`: a container's changes become a layer, and with the image it was made from a new image.
-//! The container goes on as it was.
+//! `commit`: a container's changes become a layer, and together with its image a new image. The
+//! container stays as it is.
 //!
 //! The changes are streamed as a tar from the container's own layer, hashed, and applied to a
-//! staged layer, so the new layer is plain (no redirects or metacopies) whatever the upper holds,
-//! and every reader can use it. A copy of a directory has no image below: its whole tree becomes
-//! the one layer of a new image.
+//! staged layer. So the new layer is plain (no redirects or metacopies) whatever the upper has, and
+//! every reader can use it. A copy of a directory has no image below: its whole tree becomes the
+//! only layer of a new image.
 
 use std::io::Read;
 
@@ -31,17 +31,17 @@ use crate::{container_record, names, stack};
 pub struct CommitRequest {
     /// The container.
     pub container: String,
-    /// The new image's name; `None` leaves it without.
+    /// The new image's name; `None`: it gets no name.
     pub name: Option<String>,
     /// Instructions that set fields of the configuration, as in a Dockerfile.
     pub changes: Vec<String>,
-    /// Who made it.
+    /// The author.
     pub author: Option<String>,
-    /// What the history says.
+    /// The comment in the history.
     pub message: Option<String>,
 }
 
-/// Makes an image of a container's changes. Durable on return; after an error there is no new
+/// Creates an image from a container's changes. Durable on return; after an error there is no new
 /// image.
 pub fn commit(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
     or_cancelled(ctx, run(ctx, request))
@@ -51,7 +51,7 @@ fn run(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
     names::with_container(ctx, &request.container, |record| {
         let name = request.name.as_deref().map(reference).transpose()?;
         let base = bundle::image_config(ctx, record)?;
-        // Before anything is read: a mistake in an instruction should not cost the reading.
+        // Before anything is read: a mistake in an instruction is found at once.
         let mut configuration = configuration(base.as_ref())?;
         apply_changes(&mut configuration, &request.changes)?;
         let store = ctx.store()?;
@@ -60,7 +60,7 @@ fn run(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
         let tar = tar(ctx, record)?;
         let parent = parents.last().map(|p| &p.layer.chain_id);
         let layer = unpack_single(ctx, store, &lease, parent, Box::new(tar))?;
-        // An image of half a tree would be worse than none.
+        // An image of an incomplete tree would be worse than none.
         names::still_there(ctx, record, &request.container)?;
         finish(
             &mut configuration,
@@ -84,7 +84,7 @@ fn run(ctx: &Context, request: &CommitRequest) -> Result<BroughtIn> {
     })
 }
 
-/// Returns the changes of a container as a layer's tar, or its whole tree where there is no image
+/// Returns the changes of a container as a layer's tar, or its whole tree if there is no image
 /// below.
 pub fn tar(ctx: &Context, record: &ContainerRecord) -> Result<impl Read + Send + use<>> {
     let cancel = ctx.cancel.clone();
@@ -96,13 +96,13 @@ pub fn tar(ctx: &Context, record: &ContainerRecord) -> Result<impl Read + Send +
     layer_tar::piped(move |out| layer_tar::write_changes(changes, out, &cancel).map(drop))
 }
 
-/// A layer of the image below, and the blob that its manifest says it is.
+/// A layer of the image below, and the blob that its manifest names for it.
 struct Parent {
     layer: Unpacked,
     blob: LayerBlob,
 }
 
-/// Returns the layers of the image that the container was made from, bottom first.
+/// Returns the layers of the container's image, bottom first.
 fn parents(ctx: &Context, record: &ContainerRecord) -> Result<Vec<Parent>> {
     let Some(id) = &record.image else {
         return Ok(Vec::new());
@@ -137,7 +137,7 @@ fn parents(ctx: &Context, record: &ContainerRecord) -> Result<Vec<Parent>> {
     Ok(parents)
 }
 
-/// Returns the configuration to begin with: the image's, as it is, or a bare one for this machine.
+/// Returns the initial configuration: the image's, unchanged, or a bare one for this machine.
 fn configuration(base: Option<&ImageConfig>) -> Result<Value> {
     if let Some(base) = base {
         return Ok(base.tidy_value()?.into());
@@ -151,7 +151,7 @@ fn configuration(base: Option<&ImageConfig>) -> Result<Value> {
     Ok(bare)
 }
 
-/// Adds the new layer and its line of history.
+/// Adds the new layer and its history entry.
 fn finish(
     configuration: &mut Value,
     record: &ContainerRecord,
@@ -185,7 +185,7 @@ fn finish(
         Some(history) => history.push(line),
         None => configuration["history"] = json!([line]),
     }
-    // Docker writes what made the image there; of another image it would be a lie.
+    // Docker writes there what created the image; for another image it would be wrong.
     if let Some(object) = configuration.as_object_mut() {
         for stale in [
             "container",

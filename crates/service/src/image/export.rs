@@ -2,14 +2,14 @@
 //! Buildah and CRI-O read in place.
 //!
 //! Nothing is unpacked or copied: the layers there are symbolic links to the trees of the store,
-//! beside records and tar-splits of their own making. A lease without end keeps the layers
-//! meanwhile; it ends with the export. Why links: docs/decisions/0029-exported-stores.md.
+//! next to records and tar-splits that the export writes. A lease without expiry keeps the layers
+//! as long as the export exists. Why links: docs/decisions/0029-exported-stores.md.
 //!
-//! Order on disk: a staged directory beside the target, in it a note with the lease's name; the
-//! lease; everything else; sync; exchanged with what was there; the old one's lease ended, its tree
-//! removed. A crash leaves the target as it was or as it is to be, and perhaps a staged directory,
-//! whose note tells the next export or removal which lease to end. [`target`] has these steps,
-//! [`layers`] what is linked to.
+//! Order on disk: a staged directory next to the target, with the lease's name in a note; the
+//! lease; all other files; sync; exchange with what was there; end the old one's lease, remove its
+//! tree. After a crash the target is either old or new, and there may be a staged directory, whose
+//! note tells the next export or removal which lease to end. [`target`] has these steps, [`layers`]
+//! the trees that are linked.
 
 mod layers;
 mod target;
@@ -36,26 +36,26 @@ use crate::names;
 use layers::{Linked, choose, in_order, layer_ids, no_records};
 use target::Target;
 
-/// What is wanted.
+/// What to export.
 #[derive(Clone, Debug)]
 pub struct ExportRequest {
-    /// The directory that Podman is told of (`additionalimagestores`). It is made, or replaced if
-    /// it is an export of this store.
+    /// The directory for Podman's `additionalimagestores`. It is created, or replaced if it is an
+    /// export of this store.
     pub dir: PathBuf,
-    /// The images, by name or id; none means all that have a name.
+    /// The images, by name or id; empty: all that have a name.
     pub images: Vec<String>,
-    /// Only say what would be written.
+    /// Only report what would be written.
     pub dry_run: bool,
 }
 
-/// What was written.
+/// The export that was written.
 #[derive(Clone, Debug, Serialize)]
 pub struct Exported {
-    /// Where, readable.
+    /// The path, readable.
     pub dir: String,
     /// The images.
     pub images: Vec<ExportedImage>,
-    /// How many layers they have together.
+    /// The number of their layers, each counted once.
     pub layers: usize,
 }
 
@@ -64,15 +64,15 @@ pub struct Exported {
 pub struct ExportedImage {
     /// Its id.
     pub id: String,
-    /// The names it has there.
+    /// Its names in the export.
     pub names: Vec<String>,
-    /// The digest of its manifest there.
+    /// The digest of its manifest in the export.
     pub manifest: String,
 }
 
-/// Writes the export, or replaces it. Durable on return; what was there before is there until then.
+/// Writes the export, or replaces it. Durable on return; until then the old one is there.
 ///
-/// Errors: `NotFound`, also for an image that is removed meanwhile, or made anew.
+/// Errors: `NotFound`, also for an image that is removed, or replaced, during the export.
 pub fn containers_storage(context: &Context, request: &ExportRequest) -> Result<Exported> {
     names::with_images(context, &request.images, || export(context, request))
 }
@@ -97,15 +97,15 @@ fn export(context: &Context, request: &ExportRequest) -> Result<Exported> {
         Ok(done) => target.publish(store, staged).map(|()| done),
         Err(error) => {
             if let Err(error) = target.clear(store) {
-                tracing::warn!(%error, "what was staged stays; the next export removes it");
+                tracing::warn!(%error, "the staged export stays; the next export removes it");
             }
             Err(error)
         }
     }
 }
 
-/// Takes an export away, and what a killed one left. What Podman runs from it goes on, since mounts
-/// keep what they show.
+/// Removes an export, and what a killed one left. Containers that Podman runs from it continue,
+/// since mounts keep their layers.
 pub fn remove(context: &Context, dir: &Path) -> Result<()> {
     Target::open(context, dir)?.remove(context.store()?)
 }
@@ -190,7 +190,7 @@ fn write(
     }
     json(&records, "images.json", &all)?;
     text(&records, "images.lock", b"")?;
-    // Podman asks for it although it runs no container from here.
+    // Podman expects it although it runs no container from here.
     root.create_dir_all("overlay-containers", 0o700)?;
     text(root, "storage.lock", b"")
 }
@@ -220,7 +220,7 @@ fn record_tar(
         let read = split(&mut reader, file).and_then(|_| reader.into_source().finish());
         let written = writer
             .join()
-            .unwrap_or_else(|_| Err("the writer died".into()));
+            .unwrap_or_else(|_| Err("the writing thread panicked".into()));
         let facts = match (read, written) {
             (Err(vellum_image::Error::Write(e)), _) => return Err(failed(e)),
             (_, Err(why)) => return Err(damaged(why.to_string())),
@@ -229,7 +229,7 @@ fn record_tar(
         match facts.diff_id == layer.diff_id {
             true => Ok(()),
             false => Err(damaged(format!(
-                "its tree gives a tar with the digest {}",
+                "its tree results in a tar with the digest {}",
                 facts.diff_id
             ))),
         }

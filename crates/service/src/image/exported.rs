@@ -1,4 +1,4 @@
-//! What [`crate::image::export`] needs of images: which they are, and their layers' tars.
+//! What [`crate::image::export`] needs of images: the list of them, and their layers' tars.
 
 use vellum_image::Reference;
 use vellum_image::sink::{LayerSupply, OutImage};
@@ -9,8 +9,8 @@ use super::supply::{StoreSupply, out_image};
 use crate::context::Context;
 use crate::error::Result;
 
-/// Finds the images; none named means all that have a name. Each comes once, with its names, or
-/// with those it was asked for by.
+/// Finds the images; an empty list means all that have a name. Each comes once, with its names, or
+/// with those in the request.
 pub(crate) fn collect(context: &Context, wanted: &[String]) -> Result<Vec<OutImage>> {
     if !wanted.is_empty() {
         return super::save::collect(context, wanted);
@@ -32,7 +32,7 @@ pub(crate) fn collect(context: &Context, wanted: &[String]) -> Result<Vec<OutIma
         .collect()
 }
 
-/// The layers' tars, which stay in the store as long as it lives.
+/// The layers' tars, which stay in the store as long as this value lives.
 pub(crate) fn supply<'a>(
     context: &'a Context,
     store: &'a Store,

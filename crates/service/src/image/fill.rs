@@ -1,8 +1,7 @@
-//! One layer's tar into a staged tree whose parent is known: what a client hands over that brings
-//! layers one by one.
+//! Unpacks one layer's tar into a staged tree whose parent is known, for clients that send layers
+//! one by one.
 //!
-//! As [`super::unpack`], for a single layer and without an image around it: nothing is compared
-//! with what an image promised.
+//! Like [`super::unpack`], for a single layer without an image: there is no digest to compare with.
 
 use std::io::{BufWriter, Read, Write};
 
@@ -15,17 +14,17 @@ use vellum_sys::{Cancel, Dir, Process};
 use crate::error::{Error, Result};
 use crate::stack;
 
-/// A layer that has been applied and not yet committed. Dropped, it is taken away.
+/// A layer that has been applied but not committed. Dropping it removes it.
 pub(crate) struct FilledLayer {
     /// The tree.
     pub(crate) staged: StagedLayer,
-    /// What makes the same tar of it again.
+    /// The recipe that turns the tree back into the same tar.
     pub(crate) recipe: StagedFile,
-    /// Digests, sizes and what was noticed on the way.
+    /// Digests, sizes and remarks.
     pub(crate) applied: Applied,
 }
 
-/// Stages a layer on `parent` and applies `tar`, which is read to its end, to it.
+/// Stages a layer on `parent` and applies `tar`, which is read to its end.
 pub(crate) fn fill_on(
     process: Process,
     store: &Store,
@@ -51,8 +50,8 @@ pub(crate) fn fill_on(
     })
 }
 
-/// Applies `tar`, which is read to its end, to a staged layer, and keeps what makes the same tar of
-/// it again.
+/// Applies `tar`, which is read to its end, to a staged layer, and keeps the recipe for the same
+/// tar.
 pub(super) fn apply_to(
     process: Process,
     store: &Store,
@@ -77,7 +76,7 @@ pub(super) fn apply_to(
     Ok((recipe, applied))
 }
 
-/// Where and how a staged layer is filled by this process.
+/// Returns how and where this process fills a staged layer.
 pub(super) fn target(process: Process, staged: &StagedLayer) -> Result<ApplyTarget> {
     let prefix = process.prefix();
     Ok(ApplyTarget {

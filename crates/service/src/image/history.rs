@@ -1,4 +1,4 @@
-//! `history`: which step of a build made which layer.
+//! `history`: which step of a build created which layer.
 
 use super::stored;
 use crate::context::Context;
@@ -7,20 +7,19 @@ use crate::error::Result;
 /// One step of an image's history.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct HistoryEntry {
-    /// When (RFC 3339), if the image says.
+    /// When (RFC 3339), if the image tells.
     pub created: Option<String>,
     /// The command or instruction.
     pub created_by: Option<String>,
     /// A remark.
     pub comment: Option<String>,
-    /// The layer it made; none for a step that changed the configuration only.
+    /// The layer it created; `None` for a step that changed only the configuration.
     pub diff_id: Option<String>,
-    /// What that layer takes on disk.
+    /// That layer's size on disk.
     pub size_bytes: u64,
 }
 
-/// Returns the history, newest step first. Layers that the history doesn't mention are listed all
-/// the same.
+/// Returns the history, newest step first. Layers that the history doesn't mention are listed too.
 pub fn history(context: &Context, image: &str) -> Result<Vec<HistoryEntry>> {
     let store = context.store()?;
     crate::names::with_image(context, image, |record| {

@@ -27,19 +27,19 @@ pub enum ImportSource {
 /// What to import.
 #[derive(Clone, Debug)]
 pub struct ImportRequest {
-    /// From where.
+    /// The source.
     pub source: ImportSource,
-    /// The image's name; none leaves it without.
+    /// The image's name; `None`: it gets no name.
     pub name: Option<String>,
     /// Instructions that set fields of the configuration, as in a Dockerfile.
     pub changes: Vec<String>,
-    /// What the history says; none says where the tree came from.
+    /// The comment in the history; `None`: it names the source.
     pub message: Option<String>,
-    /// The platform it is for; none means this machine's.
+    /// The image's platform; `None`: this machine's.
     pub platform: Option<String>,
 }
 
-/// Makes an image of one layer from a tree.
+/// Creates an image of one layer from a tree.
 pub fn import(context: &Context, request: &ImportRequest) -> Result<BroughtIn> {
     super::or_cancelled(context, run(context, request))
 }
@@ -55,7 +55,7 @@ fn run(context: &Context, request: &ImportRequest) -> Result<BroughtIn> {
     if let Some(variant) = &platform.variant {
         configuration["variant"] = variant.clone().into();
     }
-    // Before anything is read: a mistake in an instruction should not cost the reading.
+    // Before anything is read: a mistake in an instruction is found at once.
     apply_changes(&mut configuration, &request.changes)?;
     let (tar, from) = tar(&request.source)?;
     let store = context.store()?;

@@ -1,4 +1,4 @@
-//! `inspect` of an image: everything that is known, as JSON.
+//! `inspect` of an image: all that is known about it, as JSON.
 
 use serde_json::{Value, json};
 
@@ -6,8 +6,8 @@ use super::{list, names::familiar, stored};
 use crate::context::Context;
 use crate::error::Result;
 
-/// Returns all that the store knows of an image. The configuration is given as it is, fields
-/// unknown to Vellum included.
+/// Returns all that the store knows about an image. The configuration is unchanged, including
+/// fields unknown to Vellum.
 pub fn inspect_image(context: &Context, image: &str) -> Result<Value> {
     let store = context.store()?;
     crate::names::with_image(context, image, |record| {

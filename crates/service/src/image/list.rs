@@ -1,4 +1,4 @@
-//! `images`: what there is.
+//! `images`: lists the images.
 
 use vellum_image::Reference;
 use vellum_store::{ImageRecord, Store};
@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::names;
 
-/// One image as a list shows it.
+/// One image in a listing.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ImageSummary {
     /// The id, `sha256:…`.
@@ -17,7 +17,7 @@ pub struct ImageSummary {
     pub names: Vec<String>,
     /// The digest of its manifest.
     pub manifest: String,
-    /// When it was built, as its configuration says (RFC 3339).
+    /// When it was built, according to its configuration (RFC 3339).
     pub created: Option<String>,
     /// When it came into the store (RFC 3339).
     pub added: String,
@@ -25,12 +25,12 @@ pub struct ImageSummary {
     pub platform: String,
     /// Its layers.
     pub layers: usize,
-    /// What its layers take on disk, those shared with other images included.
+    /// The size of its layers on disk, including those shared with other images.
     pub size_bytes: u64,
 }
 
-/// Returns all images, newest in the store first; with `filter`, those with a name that contains
-/// it.
+/// Returns all images, the latest in the store first; with `filter`, those with a name that
+/// contains it.
 pub fn images(context: &Context, filter: Option<&str>) -> Result<Vec<ImageSummary>> {
     let store = context.store()?;
     let mut found = Vec::new();
@@ -49,7 +49,7 @@ pub fn images(context: &Context, filter: Option<&str>) -> Result<Vec<ImageSummar
     Ok(found)
 }
 
-/// Tells whether a name fits what a user asked for, with its tag or without.
+/// Tells whether a name matches the filter, with its tag or without.
 fn fits(asked: &str, name: &str) -> bool {
     let without_tag = || Reference::parse(name).map(|name| name.familiar_name());
     names::fits(asked, name) || without_tag().is_ok_and(|name| names::fits(asked, &name))
@@ -69,7 +69,7 @@ fn summary(store: &Store, record: &ImageRecord, names: Vec<String>) -> Result<Im
     })
 }
 
-/// What the layers of an image take on disk.
+/// Returns the size of an image's layers on disk.
 pub(super) fn size_bytes(store: &Store, record: &ImageRecord) -> Result<u64> {
     let mut sum = 0;
     for layer in &record.layers {

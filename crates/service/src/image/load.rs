@@ -1,4 +1,4 @@
-//! `load`: images out of an archive or a layout.
+//! `load`: loads images from an archive or a layout.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -23,18 +23,17 @@ pub enum LoadSource {
 /// What to load.
 #[derive(Clone, Debug)]
 pub struct LoadRequest {
-    /// From where.
+    /// The source.
     pub source: LoadSource,
-    /// A name for the image instead of those in the archive; the archive must hold one image then.
+    /// A name for the image instead of those in the archive, which must then have a single image.
     pub name: Option<String>,
-    /// The platform to take, `os/architecture[/variant]`; none means this machine's.
+    /// The platform to choose, `os/architecture[/variant]`; `None`: this machine's.
     pub platform: Option<String>,
 }
 
 /// Loads every image of an archive or layout; returns them in its order.
 ///
-/// Images that come before one that fails stay loaded; the one that fails leaves nothing but what
-/// `gc` takes.
+/// If one fails, the images before it stay loaded; it leaves only what `gc` removes.
 pub fn load(context: &Context, request: &LoadRequest) -> Result<Vec<BroughtIn>> {
     super::or_cancelled(context, run(context, request))
 }
@@ -60,7 +59,7 @@ fn run(context: &Context, request: &LoadRequest) -> Result<Vec<BroughtIn>> {
     if given.is_some() && images.len() != 1 {
         return Err(Error::Invalid {
             what: format!(
-                "{} holds {} images, which can't all have one name",
+                "{} has {} images, which can't share one name",
                 source.describe(),
                 images.len()
             ),
@@ -74,7 +73,7 @@ fn run(context: &Context, request: &LoadRequest) -> Result<Vec<BroughtIn>> {
             None => {
                 for odd in &image.odd_names {
                     let what =
-                        format!("{odd:?} is not an image name: the image is loaded without it");
+                        format!("{odd:?} is not an image name: loading the image without it");
                     context.progress.warn(&what);
                 }
                 image.names.clone()
@@ -85,7 +84,7 @@ fn run(context: &Context, request: &LoadRequest) -> Result<Vec<BroughtIn>> {
     Ok(loaded)
 }
 
-/// Opens what [`LoadSource`] means, with a name for messages.
+/// Opens the source, with a name for messages.
 pub(super) fn open(source: &LoadSource) -> Result<(File, String)> {
     match source {
         LoadSource::Stdin => {

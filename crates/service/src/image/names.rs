@@ -1,11 +1,11 @@
-//! `tag` and `rmi`: names come and go, and an image goes with its last one.
+//! `tag` and `rmi`: add and remove names; an image is removed with its last one.
 
 use vellum_image::Reference;
 use vellum_store::StoreError;
 
 use super::{parse_name, reference};
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::names::short;
 
 /// Returns a recorded name in its short form.
@@ -13,15 +13,15 @@ pub(super) fn familiar(name: &str) -> String {
     Reference::parse(name).map_or_else(|_| name.to_owned(), |r| r.familiar())
 }
 
-/// Gives an image one more name. Returns the short id of the image that had it before, if another
-/// one had.
+/// Gives an image one more name. Returns the short id of the other image that had it before, if one
+/// had.
 pub fn tag(context: &Context, image: &str, name: &str) -> Result<Option<String>> {
     let store = context.store()?;
     crate::names::with_image(context, image, |record| {
         let name = reference(name)?;
         if name.digest().is_some() {
             return Err(Error::Invalid {
-                what: format!("{name} names an image by its digest, which can't be given"),
+                what: format!("{name} has a digest, which can't be chosen"),
                 hint: Some("write NAME[:TAG]".to_owned()),
             });
         }
@@ -32,20 +32,21 @@ pub fn tag(context: &Context, image: &str, name: &str) -> Result<Option<String>>
     })
 }
 
-/// What [`rmi`] took away.
+/// What [`rmi`] removed.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Removed {
-    /// Names that are gone, in their short form.
+    /// The removed names, in their short form.
     pub names: Vec<String>,
-    /// The id of the image, if it went too.
+    /// The id of the image, if it was removed too.
     pub image: Option<String>,
 }
 
 /// Removes a name of an image, or an image.
 ///
-/// Given a name, the name goes, and with its last name the image, unless a container stands on it.
-/// Given an id, the image goes if it has at most one name, or with `force` whatever its names.
-/// Layers that nothing needs any more go at the next `gc`; the command runs one at once.
+/// Given a name, removes the name and, with its last name, the image, unless a container was
+/// created from it. Given an id, removes the image if it has at most one name, or with `force`
+/// whatever its names. Layers that are no longer needed go at the next `gc`; the command runs one
+/// immediately.
 pub fn rmi(context: &Context, image: &str, force: bool) -> Result<Removed> {
     let store = context.store()?;
     crate::names::with_image(context, image, |record| {
@@ -64,7 +65,7 @@ pub fn rmi(context: &Context, image: &str, force: bool) -> Result<Removed> {
         }
         if by_name.is_none() && record.tags.len() > 1 && !force {
             return Err(Error::InUse {
-                kind: Kind::Image,
+                kind: ObjectKind::Image,
                 name: image.to_owned(),
                 by: format!(
                     "it has the names {}",
@@ -82,7 +83,7 @@ pub fn rmi(context: &Context, image: &str, force: bool) -> Result<Removed> {
             Ok(_) => {}
             Err(StoreError::InUse { by, .. }) => {
                 return Err(Error::InUse {
-                    kind: Kind::Image,
+                    kind: ObjectKind::Image,
                     name: image.to_owned(),
                     by,
                     hint: "remove the container first (`vellum rm`)".to_owned(),

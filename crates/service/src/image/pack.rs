@@ -1,8 +1,8 @@
 //! A directory as a layer's tar, for `import`.
 //!
-//! The directory is taken as it is: nothing in it is a mark, hard links stay links, holes are
-//! written out. A thread writes the tar into a pipe while the other end is unpacked, so nothing is
-//! stored in between. Sockets can't be in a tar and are left out.
+//! The directory is packed as it is: nothing in it is a mark, hard links stay links, holes are
+//! written as zeros. A thread writes the tar into a pipe while the other end is unpacked, so
+//! nothing is stored in between. Sockets can't be in a tar and are left out.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, PipeWriter, Read, Write};
@@ -14,7 +14,7 @@ use vellum_sys::{Dir, FileKind, Stat, xattr};
 use crate::error::Result;
 use crate::layer::layer_tar;
 
-/// Returns the tree below `path` as a tar being written, and a name for it.
+/// Returns a tar of the tree below `path`, written while it is read, and a name for it.
 pub(super) fn directory(path: &Path) -> Result<(Box<dyn Read + Send>, String)> {
     let root = Dir::open(path)?;
     let packed = layer_tar::piped(move |out| pack(&root, out))?;
@@ -76,7 +76,7 @@ impl<W: Write> Packing<W> {
         Ok(())
     }
 
-    /// What the entry is in a tar; `None` for what can't be in one.
+    /// Returns the entry's type in a tar; `None` if it can't be in one.
     fn kind(
         &mut self,
         dir: &Dir,
@@ -114,7 +114,7 @@ impl<W: Write> Packing<W> {
 fn xattrs(dir: &Dir, name: &std::ffi::OsStr) -> Result<Vec<(std::ffi::OsString, Vec<u8>)>> {
     let mut found = Vec::new();
     for attribute in xattr::list(dir, name)? {
-        // One that went away between the two calls was not there.
+        // One that was removed between the two calls.
         if let Some(value) = xattr::get(dir, name, &attribute)? {
             found.push((attribute, value));
         }

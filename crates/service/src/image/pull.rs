@@ -1,4 +1,4 @@
-//! `pull`: an image out of a registry.
+//! `pull`: pulls an image from a registry.
 
 use std::path::PathBuf;
 
@@ -14,9 +14,9 @@ use crate::error::Result;
 pub struct PullRequest {
     /// The image's name.
     pub image: String,
-    /// The platform to take, `os/architecture[/variant]`; none means this machine's.
+    /// The platform to choose, `os/architecture[/variant]`; `None`: this machine's.
     pub platform: Option<String>,
-    /// Speak plain HTTP with its registry, whatever is configured.
+    /// Use plain HTTP with its registry, whatever is configured.
     pub insecure: bool,
     /// The file with logins, instead of the configured one.
     pub auth_file: Option<PathBuf>,
@@ -40,7 +40,7 @@ fn run(context: &Context, request: &PullRequest) -> Result<BroughtIn> {
     bring_in(context, &source, 0, &[name], &wanted)
 }
 
-/// Returns how registries are reached: as configured, with what the command says about `registry`.
+/// Returns the options for registries: the configured ones, and the command's for `registry`.
 pub(super) fn registry_options(
     context: &Context,
     registry: &str,

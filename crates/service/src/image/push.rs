@@ -1,4 +1,4 @@
-//! `push`: an image into a registry.
+//! `push`: pushes an image to a registry.
 
 use std::path::PathBuf;
 
@@ -20,17 +20,17 @@ use crate::progress::Unit;
 pub struct PushRequest {
     /// The image in the store, by name or id.
     pub image: String,
-    /// The name to push to; none means the name it was given by.
+    /// The name to push to; `None`: the name in `image`.
     pub destination: Option<String>,
-    /// How layers are compressed that no manifest knows compressed.
+    /// The compression of layers for which no manifest has a compressed blob.
     pub compression: Compression,
-    /// Speak plain HTTP with the registry, whatever is configured.
+    /// Use plain HTTP with the registry, whatever is configured.
     pub insecure: bool,
     /// The file with logins, instead of the configured one.
     pub auth_file: Option<PathBuf>,
 }
 
-/// What a push did.
+/// The result of a push.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct PushedImage {
     /// The image's id.
@@ -39,13 +39,13 @@ pub struct PushedImage {
     pub name: String,
     /// The digest of its manifest there.
     pub manifest: String,
-    /// Layers that were sent.
+    /// The number of layers sent.
     pub sent_layers: usize,
-    /// Layers that the registry had.
+    /// The number of layers that the registry already had.
     pub present_layers: usize,
 }
 
-/// Pushes an image; blobs that the registry has are neither sent nor made.
+/// Pushes an image; blobs that the registry has are neither sent nor compressed.
 pub fn push(context: &Context, request: &PushRequest) -> Result<PushedImage> {
     super::or_cancelled(context, run(context, request))
 }
@@ -60,7 +60,7 @@ fn run(context: &Context, request: &PushRequest) -> Result<PushedImage> {
             .filter_map(|tag| Reference::parse(tag).ok())
             .collect();
         let mut image = out_image(store, record, names)?;
-        // Plain layers come from archives; a registry is given compressed ones.
+        // Plain layers come from archives; registries get compressed ones.
         image.manifest = image.manifest.filter(|m| {
             request.compression == Compression::None
                 || m.layers.iter().all(|l| l.compression != Compression::None)
@@ -116,8 +116,8 @@ fn destination(request: &PushRequest, record: &ImageRecord) -> Result<Reference>
         })
 }
 
-/// Keeps the manifest that the registry now has, so that the next push of these layers compresses
-/// nothing.
+/// Keeps the manifest that the registry now has, so that the next push of these layers does not
+/// compress them again.
 fn remember(store: &Store, record: &ImageRecord, manifest: &Manifest) -> Result<()> {
     let digest = manifest.digest;
     if digest == record.manifest {

@@ -1,4 +1,4 @@
-//! An unpacked image becomes a recorded one: manifest, configuration, layers and names in one
+//! Turns an unpacked image into a recorded one: manifest, configuration, layers and names in one
 //! transaction.
 
 use vellum_image::manifest::LayerBlob;
@@ -18,17 +18,17 @@ pub struct BroughtIn {
     pub id: String,
     /// The digest of its manifest.
     pub manifest: String,
-    /// The names it was given, in their short form.
+    /// Its new names, in their short form.
     pub names: Vec<String>,
     /// Layers that were unpacked.
     pub new_layers: usize,
-    /// Layers that the store had.
+    /// Layers that the store already had.
     pub present_layers: usize,
-    /// Names that another image had until now, with the short id of that image.
+    /// Names that were another image's, with the short id of that image.
     pub moved_names: Vec<(String, String)>,
 }
 
-/// Brings the image at `at` of `source` into the store under `names`.
+/// Brings the image number `at` of `source` into the store under `names`.
 pub(super) fn bring_in(
     context: &Context,
     source: &dyn ImageSource,
@@ -48,7 +48,7 @@ pub(super) fn bring_in(
     record(store, lease, &image.config, &manifest, &layers, names)
 }
 
-/// Records the image and ends the lease; from here on the image keeps what it needs.
+/// Records the image and ends the lease; from now on the image keeps what it needs.
 pub(super) fn record(
     store: &Store,
     lease: Lease,
@@ -102,10 +102,10 @@ pub(super) fn stored_blob(blob: &LayerBlob) -> vellum_store::LayerBlob {
     }
 }
 
-/// Returns the manifest for an image that came without one.
+/// Returns a manifest for an image that came without one.
 ///
-/// The one the store has for the same image is kept: it may know the blobs of a registry. Otherwise
-/// the layers are described as plain tars, which is what they are in an archive.
+/// If the store has one for the same image, that is kept: it may name the blobs of a registry.
+/// Otherwise the layers are described as plain tars, which they are in an archive.
 fn manifest_for(store: &Store, config: &ImageConfig, layers: &[Unpacked]) -> Result<Manifest> {
     match store.image(&config.id) {
         Ok(known) => return super::stored::manifest(store, &known),

@@ -1,4 +1,4 @@
-//! `save`: images into an archive or a layout.
+//! `save`: writes images into an archive or a layout.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -13,7 +13,7 @@ use super::supply::{StoreSupply, out_image};
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-/// What [`save`] writes.
+/// The formats of [`save`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaveFormat {
     /// One tar that is docker-archive and OCI layout at once; layers are plain.
@@ -24,7 +24,7 @@ pub enum SaveFormat {
     OciDirectory,
 }
 
-/// Where [`save`] writes to.
+/// The targets of [`save`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SaveTarget {
     /// Standard output.
@@ -38,12 +38,12 @@ pub enum SaveTarget {
 pub struct SaveRequest {
     /// The images, by name or id; at least one.
     pub images: Vec<String>,
-    /// Where to.
+    /// The target.
     pub target: SaveTarget,
-    /// How.
+    /// The format.
     pub format: SaveFormat,
-    /// The compression of layers; none means plain for a docker-archive, gzip for layers that no
-    /// manifest says otherwise for.
+    /// The compression of layers; `None`: plain for a docker-archive, else gzip unless the manifest
+    /// specifies another.
     pub compression: Option<Compression>,
 }
 
@@ -60,10 +60,11 @@ pub struct SavedImage {
     pub same_manifest: bool,
 }
 
-/// Writes images; an image named by a name carries that name only, one named by id all its names.
+/// Writes images. An image named by a name is written with that name only, one named by id with all
+/// its names.
 ///
-/// A file appears whole under its name or not at all; on standard output, an error leaves a part of
-/// an archive.
+/// A file appears complete under its name or not at all; on standard output, an error leaves a
+/// partial archive.
 pub fn save(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
     let saved = crate::names::with_images(context, &request.images, || run(context, request));
     super::or_cancelled(context, saved)
@@ -79,13 +80,13 @@ fn run(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
             return Err(Error::Invalid {
                 what: "layers of a docker-archive are not compressed".to_owned(),
                 hint: Some(
-                    "compress the whole (`vellum save NAME | gzip`), or use --format oci-archive"
+                    "compress the whole archive (`vellum save NAME | gzip`), or use --format oci-archive"
                         .to_owned(),
                 ),
             });
         }
     } else if let Some(wanted) = request.compression {
-        // A manifest that says otherwise is not what was asked for.
+        // A manifest with another compression is not what was asked for.
         for image in &mut images {
             image.manifest = image
                 .manifest
@@ -93,8 +94,8 @@ fn run(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
                 .filter(|m| m.layers.iter().all(|l| l.compression == wanted));
         }
     } else {
-        // Plain layers of a manifest that an archive came with or that was composed are compressed
-        // here.
+        // Layers that are plain in their manifest, because they came in an archive or the manifest
+        // was composed, are compressed here.
         for image in &mut images {
             let plain = |m: &Manifest| m.layers.iter().any(|l| l.compression == Compression::None);
             image.manifest = image.manifest.take().filter(|m| !plain(m));
@@ -154,7 +155,7 @@ fn run(context: &Context, request: &SaveRequest) -> Result<Vec<SavedImage>> {
         .collect())
 }
 
-/// Finds the images; the same image asked for under several names is written once with all of them.
+/// Finds the images; one that is named several times is written once, with all those names.
 pub(super) fn collect(context: &Context, wanted: &[String]) -> Result<Vec<OutImage>> {
     let store = context.store()?;
     let mut images: Vec<OutImage> = Vec::new();
@@ -198,8 +199,7 @@ fn write(
     })
 }
 
-/// Writes a file beside its final name and renames it there; a pipe or device is written into as it
-/// is.
+/// Writes a file next to its final name and renames it; a pipe or device is written to directly.
 fn to_file<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
     let special = std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir());
     if special {

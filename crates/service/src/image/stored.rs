@@ -1,6 +1,6 @@
-//! What the store keeps of an image besides its layers, read and parsed again.
+//! What the store keeps of an image in addition to its layers, read and parsed.
 //!
-//! Blobs are verified as they are read: a damaged one is an error, never a different image.
+//! Blobs are verified while they are read: a damaged one is an error, never a different image.
 
 use vellum_image::manifest::{Document, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
 use vellum_image::{ImageConfig, Manifest};
@@ -15,8 +15,8 @@ pub(super) fn config(store: &Store, image: &ImageRecord) -> Result<ImageConfig> 
     )?)
 }
 
-/// Reads the manifest of a recorded image, with the sizes that its layers' blobs had: a manifest
-/// may be wrong about them.
+/// Reads the manifest of a recorded image, with the real sizes of its layers' blobs: a manifest may
+/// be wrong about them.
 pub(super) fn manifest(store: &Store, image: &ImageRecord) -> Result<Manifest> {
     let raw = store.read_blob(&image.manifest, MAX_MANIFEST_BYTES)?;
     match Document::parse(raw, Some(&image.media_type))? {

@@ -1,8 +1,8 @@
-//! Images out of the store for sinks: layers byte for byte as they once came.
+//! Supplies images of the store to sinks: layers byte for byte as they came.
 //!
-//! A layer's tree and its recipe together give back the very tar that was applied. The sink hashes
-//! it and compares with the diff ID, so a tree that somebody changed behind the store's back is
-//! found out and never sent on.
+//! A layer's tree and its recipe together result in exactly the tar that was applied. The sink
+//! hashes it and compares it with the diff ID, so a tree that was changed behind the store's back
+//! is found and never sent.
 
 use std::io::{Read, Write};
 
@@ -20,17 +20,17 @@ use crate::error::{Error, Result};
 use crate::names::short;
 use crate::progress::{Meter, Unit};
 
-/// Hands layers of the store to a sink.
+/// Supplies layers of the store to a sink.
 pub(super) struct StoreSupply<'a> {
     pub(super) context: &'a Context,
     pub(super) store: &'a Store,
-    /// Keeps what is being written from a gc meanwhile. `None` where the store can't be changed:
-    /// there no gc runs either.
+    /// Protects what is being written from a gc. `None` if the store is read-only: then no gc can
+    /// run either.
     _lease: Option<Lease>,
 }
 
 impl<'a> StoreSupply<'a> {
-    /// Returns the supply for `images`, whose layers and blobs stay in the store as long as it
+    /// Returns the supply for `images`; their layers and blobs stay in the store as long as it
     /// lives.
     pub(super) fn new(context: &'a Context, store: &'a Store, images: &[OutImage]) -> Result<Self> {
         let lease = match store.lease("writing images") {
@@ -97,7 +97,7 @@ impl LayerSupply for StoreSupply<'_> {
         }
         match self.store.open_blob(digest) {
             Ok(file) => Ok(Some(Box::new(file))),
-            // Collected in this moment: then it is made again.
+            // Just collected: it is created again.
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(e) => Err(e.into()),
         }
@@ -108,7 +108,7 @@ impl LayerSupply for StoreSupply<'_> {
     }
 }
 
-/// Tells a meter what passes.
+/// Reports the bytes that pass to a meter.
 struct Metered<'a> {
     out: &'a mut dyn Write,
     meter: Box<dyn Meter>,
@@ -126,7 +126,7 @@ impl Write for Metered<'_> {
     }
 }
 
-/// Returns a recorded image as sinks take it, with the given names.
+/// Returns a recorded image in the form for sinks, with the given names.
 pub(super) fn out_image(
     store: &Store,
     image: &ImageRecord,
@@ -139,9 +139,9 @@ pub(super) fn out_image(
         let info = store.stat(&key(&chain_id))?;
         let tar_bytes = info.tar_bytes.ok_or_else(|| Error::Unsupported {
             what: format!(
-                "layer {chain_id} was not made from a tar, so the tar can't be given back"
+                "layer {chain_id} was not made from a tar, so there is no original tar to write"
             ),
-            hint: "make a container of the image and commit it".to_owned(),
+            hint: "create a container from the image and commit it".to_owned(),
         })?;
         layers.push(OutLayer {
             chain_id,

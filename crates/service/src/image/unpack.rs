@@ -1,14 +1,14 @@
-//! Layers out of a source into the store.
+//! Unpacks layers from a source into the store.
 //!
 //! Layers that the store has are neither read nor stored again. The others are read, inflated,
-//! hashed and applied in one pass each, several at once where the driver stacks directories; where
-//! it keeps whole trees (`overlay`, `native`), one after the other, each on its parent. What was
-//! read is compared with what the image promised before anything is committed, and all layers are
-//! committed with one sync. If anything fails, or the user stops, every staged layer is dropped:
-//! the store is as before.
+//! hashed and applied in one pass each, several at once if the driver stacks directories; if it
+//! keeps whole trees (`overlay`, `native`), one after the other, each on its parent. Digests are
+//! compared with the image's before anything is committed, and all layers are committed with one
+//! sync. If anything fails, or the user stops it, every staged layer is dropped: the store is as
+//! before.
 //!
 //! A layer may contain a file below a directory that it does not list itself. Such an implied
-//! directory takes the attributes of the directory below, which is known only once all layers are
+//! directory gets the attributes of the directory below, which is known only when all layers are
 //! unpacked: [`settle_on`] does that, through the union.
 
 use std::io::{self, BufWriter, Read, Write};
@@ -38,16 +38,16 @@ use crate::layer::on_parents::{implied, settle_on};
 use crate::progress::{Meter, Unit};
 use crate::stack;
 
-/// How often progress is shown and the wish to stop is passed on.
+/// How often progress is reported and a request to stop is passed on.
 const TICK: Duration = Duration::from_millis(50);
 
-/// What became of one layer.
+/// The result for one layer.
 #[derive(Clone, Debug)]
 pub(super) struct Unpacked {
     pub(super) chain_id: ChainId,
     pub(super) diff_id: Digest,
     pub(super) tar_bytes: u64,
-    /// It was there before.
+    /// Whether the store already had it.
     pub(super) present: bool,
 }
 
@@ -62,7 +62,7 @@ pub(super) struct Unpacking<'a> {
     stop: Cancel,
 }
 
-/// A layer that has been applied and not yet committed.
+/// A layer that has been applied but not committed.
 struct Filled {
     staged: StagedLayer,
     recipe: StagedFile,
@@ -70,7 +70,7 @@ struct Filled {
     blob: Option<BlobWriter>,
 }
 
-/// Makes every layer of the image be in the store, held by `lease`. Returns them bottom first.
+/// Brings every layer of the image into the store, held by `lease`. Returns them bottom first.
 pub(super) fn unpack(
     context: &Context,
     store: &Store,
@@ -122,9 +122,9 @@ impl Unpacking<'_> {
         Ok(done)
     }
 
-    /// Returns how many layers from the bottom the store has, held from now on.
+    /// Returns how many layers, from the bottom, the store has; they are held from now on.
     fn hold_present(&self, chain: &[ChainId]) -> Result<usize> {
-        // Whoever has a layer has all below it, so the topmost one found decides.
+        // A layer implies all layers below it, so the topmost one found decides.
         for at in (0..chain.len()).rev() {
             if self.lease.hold(&Held::Snapshot(key(&chain[at])))? {
                 return Ok(at + 1);
@@ -145,8 +145,8 @@ impl Unpacking<'_> {
         self.context.config.keep_blobs.value
     }
 
-    /// The length of a present layer's tar, which the store has recorded unless somebody else made
-    /// the layer.
+    /// Returns the length of a present layer's tar; recorded in the store unless another program
+    /// created the layer.
     fn known_tar_bytes(&self, at: usize, chain_id: &ChainId) -> Result<u64> {
         if let Some(bytes) = self.store.stat(&key(chain_id))?.tar_bytes {
             return Ok(bytes);
@@ -160,10 +160,10 @@ impl Unpacking<'_> {
         Ok(facts.tar_bytes)
     }
 
-    /// Makes the recipe of a present layer anew if it is missing or damaged: the layer is unpacked
-    /// once more and thrown away again.
+    /// Recreates the recipe of a present layer if it is missing or damaged: the layer is unpacked
+    /// once more and thrown away.
     ///
-    /// What was not made from this very tar never had one.
+    /// A layer that was not created from this very tar never had a recipe.
     fn mend_recipe_of_present(&self, at: usize, chain: &[ChainId]) -> Result<()> {
         let info = self.store.stat(&key(&chain[at]))?;
         let diff_id = self.layer(at).diff_id;
@@ -182,7 +182,7 @@ impl Unpacking<'_> {
             return Ok(());
         }
         self.context.progress.say(&format!(
-            "the recipe of layer {} is missing or damaged: it is made anew",
+            "the recipe of layer {} is missing or damaged: recreating it",
             crate::names::short(&diff_id.to_string())
         ));
         let staged = match info.driver.stacks() {
@@ -196,7 +196,7 @@ impl Unpacking<'_> {
         Ok(self.store.put_recipe(&diff_id, filled.recipe)?)
     }
 
-    /// Stores the blob of a layer that needs no unpacking, if blobs are wanted and it isn't there.
+    /// Stores the blob of a layer that needs no unpacking, if blobs are kept and it is missing.
     fn keep_blob_of_present(&self, at: usize) -> Result<()> {
         let Some(blob) = self.layer(at).blob.as_ref().filter(|_| self.keep_blobs()) else {
             return Ok(());
@@ -273,7 +273,7 @@ impl Unpacking<'_> {
         for slot in slots {
             match sync::into_inner(slot) {
                 Some(Ok(one)) => filled.push(one),
-                // Layers that stopped because another one failed are not what went wrong.
+                // Layers that stopped because another one failed are not the cause.
                 Some(Err(Error::Image(vellum_image::Error::Cancelled))) | None => stopped = true,
                 Some(Err(e)) => return Err(e),
             }
@@ -285,7 +285,7 @@ impl Unpacking<'_> {
         self.commit(first, filled, chain)
     }
 
-    /// Unpacks and commits one layer after the other, for drivers whose trees are whole.
+    /// Unpacks and commits one layer after the other, for drivers that keep whole trees.
     fn one_by_one(&self, first: usize, chain: &[ChainId]) -> Result<Vec<Unpacked>> {
         let mut done = Vec::new();
         for at in first..chain.len() {
@@ -301,7 +301,8 @@ impl Unpacking<'_> {
         Ok(done)
     }
 
-    /// Reads the layer at `at` into `staged` and checks it. The staged layer is dropped on failure.
+    /// Reads the layer number `at` into `staged` and checks it. The staged layer is dropped on
+    /// failure.
     fn fill(&self, at: usize, staged: StagedLayer) -> Result<Filled> {
         let layer = self.layer(at);
         let mut recipe = self.store.stage_file()?;
@@ -331,7 +332,7 @@ impl Unpacking<'_> {
         })
     }
 
-    /// Shows progress and passes on the user's wish to stop, until the layer is done.
+    /// Reports progress and passes on the user's request to stop, until the layer is done.
     fn watch(&self, progress: &StreamProgress, meter: &dyn Meter, finished: &AtomicBool) {
         let mut shown = 0;
         while !finished.load(Ordering::Acquire) {
@@ -387,7 +388,7 @@ impl Unpacking<'_> {
         )))
     }
 
-    /// Gives implied directories the attributes of what lies below them, lower layers first.
+    /// Gives implied directories the attributes of the directories below them, lower layers first.
     fn lend_all(&self, first: usize, filled: &[Filled], chain: &[ChainId]) -> Result<()> {
         let nothing_to_do = |one: &Filled| {
             let applied = &one.applied;
@@ -417,7 +418,7 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    /// Commits filled layers, the first of which is at `first`, with one sync.
+    /// Commits filled layers, beginning with number `first`, with one sync.
     fn commit(
         &self,
         first: usize,
@@ -488,25 +489,24 @@ pub(super) fn unpack_single(
     })
 }
 
-/// Returns what is to be said of a layer whose tree lacks something of it.
+/// Returns a remark on a layer whose tree lacks some of its entries.
 pub(crate) fn left_out(what: &str, applied: &Applied) -> Option<String> {
     (applied.left_out.count > 0).then(|| {
         format!(
-            "{what} holds what can't be had here; it stays in the layer, and the tree lacks it: {}",
+            "{what} has entries that can't be created here; the layer keeps them, but the tree lacks them: {}",
             applied.left_out
         )
     })
 }
 
-/// Returns what is to be said of a tar that has no end marker and whose digest nobody has promised.
+/// Returns a remark on a tar without end marker whose digest is not known beforehand.
 pub(crate) fn unmarked(what: &str, applied: &Applied) -> Option<String> {
-    (applied.ending == Ending::Unmarked).then(|| {
-        format!("{what} has no end marker: whether something is missing at its end can't be told")
-    })
+    (applied.ending == Ending::Unmarked)
+        .then(|| format!("{what} has no end marker: it may have been cut short"))
 }
 
-/// A blob being kept while its layer is unpacked, shared between the reading thread and the one
-/// that commits.
+/// A blob that is kept while its layer is unpacked, shared between the reading and the committing
+/// thread.
 #[derive(Clone)]
 struct SharedBlob(Arc<Mutex<Option<BlobWriter>>>);
 
@@ -520,7 +520,7 @@ impl SharedBlob {
     }
 }
 
-/// Reads and writes along what it reads.
+/// A reader that writes what it reads to a copy.
 struct Tee {
     inner: Box<dyn Read + Send>,
     copy: SharedBlob,

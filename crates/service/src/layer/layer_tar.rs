@@ -1,8 +1,8 @@
-//! From the nodes of a union to a layer's tar, and from a writer in a thread to a reader.
+//! Writes the nodes of a union as a layer's tar, and connects a writing thread to a reader.
 //!
 //! Used by `commit` and `diff --tar` (the changes of the top layer), by `cp` (a subtree) and where
-//! a whole tree becomes a layer. Hard links that lie inside what is written stay links; sockets
-//! can't be in a tar and are left out, as Docker does.
+//! a whole tree becomes a layer. Hard links within the written files stay links; sockets can't be
+//! in a tar and are left out, as Docker does.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, PipeReader, PipeWriter, Read, Write};
@@ -22,7 +22,7 @@ pub struct NodeWriter<W: Write> {
     links: HashMap<(u64, u64), PathBuf>,
     /// Later times are written as this one.
     newest: Option<Timespec>,
-    /// Makes of a node's owner and group those that are written.
+    /// Maps a node's owner and group to those that are written.
     owners: Option<Box<Owners>>,
 }
 
@@ -34,7 +34,7 @@ impl<W: Write> NodeWriter<W> {
         Self::with(LayerWriter::new(out))
     }
 
-    /// Starts a tar of files in `out` that is no layer: no name means a deletion.
+    /// Starts a tar of files in `out` that is not a layer: no name means a deletion.
     pub fn of_files(out: W) -> Self {
         Self::with(LayerWriter::of_files(out))
     }
@@ -48,7 +48,7 @@ impl<W: Write> NodeWriter<W> {
         }
     }
 
-    /// Writes what `owners` makes of each owner and group.
+    /// Writes the owners and groups that `owners` returns.
     pub fn owned_by(self, owners: impl Fn(u32, u32) -> (u32, u32) + Send + 'static) -> Self {
         Self {
             owners: Some(Box::new(owners)),
@@ -56,7 +56,7 @@ impl<W: Write> NodeWriter<W> {
         }
     }
 
-    /// Writes times of modification after `newest` as `newest`, so that the same build gives the
+    /// Writes modification times after `newest` as `newest`, so that the same build results in the
     /// same bytes.
     pub fn not_after(self, newest: Timespec) -> Self {
         Self {
@@ -65,9 +65,9 @@ impl<W: Write> NodeWriter<W> {
         }
     }
 
-    /// Writes a change: what is there now, or that it is gone.
+    /// Writes a change: the new file, or its deletion.
     ///
-    /// The root itself has no entry: layers that other tools write have none either.
+    /// The root itself gets no entry: layers of other tools have none either.
     pub fn change(&mut self, change: &Change) -> Result<()> {
         match &change.node {
             None => self.writer.whiteout(&change.path)?,
@@ -78,7 +78,7 @@ impl<W: Write> NodeWriter<W> {
                         self.writer.opaque(&change.path)?;
                     }
                 } else if change.kind == ChangeKind::Modified {
-                    // What can't be written still hides what was there.
+                    // A file that can't be written still hides the old one.
                     self.writer.whiteout(&change.path)?;
                 }
             }
@@ -86,7 +86,7 @@ impl<W: Write> NodeWriter<W> {
         Ok(())
     }
 
-    /// Writes `node` under the name `path`. Returns false for what can't be in a tar.
+    /// Writes `node` under the name `path`. Returns false if it can't be in a tar.
     pub fn node(&mut self, node: &Node, path: &Path) -> Result<bool> {
         let stat = node.stat();
         if !node.is_dir() && stat.nlink > 1 && stat.kind != FileKind::Socket {
@@ -125,7 +125,7 @@ impl<W: Write> NodeWriter<W> {
         Ok(true)
     }
 
-    /// Ends the layer and returns the writer below.
+    /// Ends the layer and returns the inner writer.
     pub fn finish(self) -> Result<W> {
         Ok(self.writer.finish()?)
     }
@@ -157,7 +157,7 @@ impl<W: Write> NodeWriter<W> {
     }
 }
 
-/// Writes changes as one layer and returns the writer below.
+/// Writes changes as one layer and returns the inner writer.
 pub fn write_changes<W: Write>(
     changes: impl Iterator<Item = vellum_union::Result<Change>>,
     out: W,
@@ -171,7 +171,7 @@ pub fn write_changes<W: Write>(
     writer.finish()
 }
 
-/// Writes a whole union as one layer and returns the writer below.
+/// Writes a whole union as one layer and returns the inner writer.
 pub fn write_tree<W: Write>(union: &Stack, out: W, cancel: &Cancel) -> Result<W> {
     let mut writer = NodeWriter::new(out);
     for node in union.walk() {
@@ -192,13 +192,13 @@ fn go_on(cancel: &Cancel) -> Result<()> {
     }
 }
 
-/// The reading end of a tar that a thread writes: it ends well only if the thread did.
+/// The reading end of a tar that a thread writes. It reports the thread's failure at the end.
 pub struct Piped {
     reader: PipeReader,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-/// Starts `write` in a thread of its own and returns what it writes.
+/// Runs `write` in a thread of its own and returns a reader of its output.
 pub fn piped(
     write: impl FnOnce(BufWriter<PipeWriter>) -> Result<()> + Send + 'static,
 ) -> Result<Piped> {
@@ -223,7 +223,7 @@ impl Read for Piped {
             match thread.join() {
                 Ok(Ok(())) => {}
                 Ok(Err(e)) => return Err(io::Error::other(e)),
-                Err(_) => return Err(io::Error::other("the thread that writes the tar died")),
+                Err(_) => return Err(io::Error::other("the thread that writes the tar panicked")),
             }
         }
         Ok(got)

@@ -16,10 +16,10 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::{container_record, names, stack};
 
-/// Which layers.
+/// The layers to look at.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Tree {
-    /// Those named one by one.
+    /// Layers named one by one.
     Layers(Box<MountOptions>),
     /// A container's, by name or id.
     Container(String),
@@ -102,7 +102,7 @@ fn find(union: &Stack, path: &Path) -> Result<Node> {
     })
 }
 
-/// Lists a directory, sorted by name, or one other thing.
+/// Lists a directory, sorted by name, or a single other file.
 pub fn list(union: &Stack, path: &Path) -> Result<Vec<Line>> {
     let node = find(union, path)?;
     if !node.is_dir() {
@@ -120,43 +120,44 @@ pub fn cat(union: &Stack, path: &Path, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// Why a path is or is not there. The JSON field names are stable.
+/// Why a path exists or not. The JSON field names are stable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explained {
     /// How far the path could be followed.
     #[serde(serialize_with = "crate::json::path")]
     pub path: PathBuf,
-    /// What there is, as a phrase; or why that can't be said.
+    /// What is there, as a phrase; or why that is unknown.
     pub outcome: String,
-    /// The layer whose attributes it has, if it is there.
+    /// The layer that its attributes come from, if it exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attributes_from: Option<String>,
-    /// Where its data is: a directory's layers, a file's one.
+    /// Where its data is: the layers of a directory, the layer of a file.
     pub data_from: Vec<String>,
-    /// What each layer says, top first.
+    /// What each layer has, top first.
     pub layers: Vec<Said>,
-    /// How a union's upper hides what lies below, if one was named.
+    /// The form in which a union's upper hides names, if there is an upper.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upper_hides_with: Option<&'static str>,
 }
 
-/// What one layer says.
+/// What one layer has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Said {
     /// Its number, 0 for the top one.
     pub layer: usize,
     /// Its directory.
     pub name: String,
-    /// Where in it.
+    /// The path in it.
     #[serde(serialize_with = "crate::json::path")]
     pub path: PathBuf,
-    /// What, as a phrase.
+    /// What it is, as a phrase.
     pub says: String,
-    /// Whether it was asked: what it says counts.
+    /// Whether the layer takes part in the result.
     pub counts: bool,
 }
 
-/// Says which layer gives a path, its attributes and its data, and why other layers' are hidden.
+/// Explains which layer a path, its attributes and its data come from, and why other layers' are
+/// hidden.
 pub fn explain(ctx: &Context, tree: &Tree, path: &Path) -> Result<Explained> {
     let union = &stack(ctx, tree)?;
     let has_upper = matches!(tree, Tree::Layers(options) if options.upper.is_some());
@@ -187,7 +188,7 @@ pub fn explain(ctx: &Context, tree: &Tree, path: &Path) -> Result<Explained> {
         {
             continue;
         }
-        // What nobody asked for may be broken: then it is just not told.
+        // A layer that takes no part may be broken: then its content is left out.
         let alone = Stack::new(vec![layer.clone()]).and_then(|s| s.lookup(&explanation.path));
         let Ok(Some(node)) = alone else { continue };
         layers.push(Said {
@@ -210,7 +211,7 @@ pub fn explain(ctx: &Context, tree: &Tree, path: &Path) -> Result<Explained> {
     };
     let data_from = match &node {
         None => Vec::new(),
-        // The last to speak of a file has its data.
+        // The lowest layer that takes part has a file's data.
         Some(node) if node.kind() == FileKind::File => layers
             .iter()
             .rfind(|said| said.counts && said.says != "nothing")

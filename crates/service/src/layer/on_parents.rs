@@ -1,12 +1,12 @@
-//! A layer that was filled before its parents were known, and what it becomes on them.
+//! Adapts a layer that was filled before its parents were known to its parents.
 //!
-//! A tar may hold `etc/app/conf` and no entry for `etc`. Unpacked onto its parent the directory
-//! there shows through; unpacked into an empty tree whoever unpacks has to make one up, and once
-//! the tree lies on its parent that one hides the true owner and mode. So each such directory gets
-//! what the layers below show under its path, and the union says what that is: the merge is its
-//! business alone. Which directories those are is known of what was unpacked here ([`settle_on`]),
-//! and guessed of what another program unpacked ([`settle_foreign`]), which the store calls at the
-//! commit.
+//! A tar may contain `etc/app/conf` without an entry for `etc`. If it is unpacked onto its parent,
+//! the directory there shows through. If it is unpacked into an empty tree, the unpacker must make
+//! one up, which hides the true owner and mode once the tree is on its parent. So each such
+//! directory gets the attributes that the layers below show at its path; only the union decides
+//! what those are. Which directories were made up is known for layers that were unpacked here
+//! ([`settle_on`]), and guessed for those of another program ([`settle_foreign`]), which the store
+//! calls at the commit.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,15 +22,15 @@ use vellum_union::{Layer, Stack};
 use crate::error::{Error, Result};
 use crate::stack;
 
-/// The directories that the layer needs and does not list, the root included; shallowest first.
+/// The directories that the layer needs but does not list, including the root; shallowest first.
 pub(crate) fn implied(applied: &Applied) -> impl Iterator<Item = &Path> {
     let root = (!applied.root_listed).then_some(Path::new(""));
     root.into_iter()
         .chain(applied.implied_dirs.iter().map(PathBuf::as_path))
 }
 
-/// Makes an overlay's layer what it is on `below`, now that this is known: directories that it does
-/// not list look as there, and what it hides is hidden, and nothing else.
+/// Adapts an overlay's layer to `below`, now that it is known: directories that the layer does not
+/// list look as they do below, and it hides exactly what it should.
 pub(crate) fn settle_on(
     process: Process,
     layer: &Dir,
@@ -46,22 +46,22 @@ pub(crate) fn settle_on(
     hide_names_of(below, layer, process.prefix(), &applied.whiteout_dirs)
 }
 
-/// As [`settle_on`], for a layer that somebody else unpacked, since `since_ns` nanoseconds after
-/// 1970, without its parents: what is known of it is what its tree shows. `below` are its parents,
-/// nearest first.
+/// Like [`settle_on`], for a layer that another program unpacked without its parents, since
+/// `since_ns` nanoseconds after 1970: only its tree is known. `below` are its parents, nearest
+/// first.
 ///
-/// Made up is a directory that looks so: root's, 0755, without attributes of its own, and changed
-/// since the unpacking began (a listed directory has the time its entry says, and nothing is listed
-/// with a time after its own unpacking). An opaque mark is not such an attribute: a layer can empty
-/// a directory that it does not list. One that was listed and looks so all the same gets the
-/// attributes of the directory it replaces. See decision 0022.
+/// A directory counts as made up if it looks so: owned by root, 0755, without xattrs of its own,
+/// and changed since the unpacking began (a listed directory has its entry's time, and no entry has
+/// a time after its own unpacking). An opaque mark does not count as an xattr: a layer can empty a
+/// directory that it does not list. A listed directory that looks made up gets the attributes of
+/// the directory it replaces. See decision 0022.
 ///
 /// A layer may also hide everything below it, by an opaque mark for its root. An overlay merges the
-/// roots of all its layers, so whoever unpacks leaves the mark on the root, where it says nothing,
-/// and here it becomes what an overlay understands.
+/// roots of all its layers, so the unpacker leaves the mark on the root, where it has no effect;
+/// here it is replaced by marks that an overlay understands.
 ///
-/// Reads every entry of the tree's directories. Can be repeated after a crash: what has got its
-/// attributes looks made up no more, or is the same again.
+/// Reads every entry of the tree's directories. Can be repeated after a crash: a directory that has
+/// got its attributes no longer looks made up, or gets the same ones again.
 pub(crate) fn settle_foreign(
     root: &Path,
     below: &[LayerDir],
@@ -75,7 +75,7 @@ pub(crate) fn settle_foreign(
             source: io::Error::other(other),
         },
     };
-    // The store calls this and knows of no context.
+    // The store calls this and has no context.
     let process = Process::read();
     let settle = || -> Result<()> {
         let layer = Dir::open(root)?;
@@ -94,7 +94,7 @@ pub(crate) fn settle_foreign(
     settle().map_err(failed)
 }
 
-/// Hides, in the root of `layer`, what `below` show in theirs.
+/// Hides, in the root of `layer`, the names in the roots of `below`.
 fn hide_names_of(
     below: &[Arc<dyn Layer>],
     layer: &Dir,
@@ -111,7 +111,7 @@ fn hide_names_of(
     Ok(hide_all(layer, prefix, whiteout_dirs, names)?)
 }
 
-/// The directories in `layer` that look made up, the root included.
+/// Returns the directories in `layer` that look made up, including the root.
 fn made_up(layer: &Dir, since_ns: i64) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut waiting = vec![PathBuf::new()];
@@ -146,7 +146,7 @@ fn is_made_up(dir: &Dir, since_ns: i64) -> Result<bool> {
 }
 
 /// Gives each of `paths` in `layer` the owner, mode, times and attributes of the same directory in
-/// `below`, where there is one.
+/// `below`, if there is one.
 fn lend_attributes<'a>(
     layer: &Dir,
     paths: impl Iterator<Item = &'a Path>,
@@ -156,8 +156,8 @@ fn lend_attributes<'a>(
     for path in paths {
         let root = path.as_os_str().is_empty();
         let node = if root {
-            // Every layer has a root, and the topmost one's shows: in a tall image asking them all
-            // would cost its square.
+            // Every layer has a root, and the topmost one's shows: asking all of them would take
+            // quadratic time in a tall image.
             Some(Stack::new(below[..1].to_vec())?.root()?)
         } else {
             let stack = match whole.take() {
@@ -174,16 +174,15 @@ fn lend_attributes<'a>(
         } else {
             layer.open_dir(path)?
         };
-        // As stored, not as shown: what could not be set below and is recorded there can't be set
-        // here either.
+        // As stored, not as shown: what could only be recorded below can't be set here either.
         let (stat, xattrs) = node.stored()?;
         vellum_sys::dress(&dir, &stat, xattrs)?;
     }
     Ok(())
 }
 
-/// Takes whiteouts out of directories that the layers below do not have. They hide nothing there,
-/// and in a directory that it need not merge the kernel lists them as names that can't be looked
+/// Removes whiteouts from directories that the layers below do not have. They hide nothing there,
+/// and in a directory that the kernel need not merge, it lists them as names that can't be looked
 /// up.
 fn drop_idle_whiteouts(layer: &Dir, paths: &[PathBuf], below: &[Arc<dyn Layer>]) -> Result<()> {
     if paths.is_empty() {

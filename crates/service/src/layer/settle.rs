@@ -1,4 +1,4 @@
-//! `settle`: an upper whose files are partly in lower layers is made plain.
+//! `settle`: makes an upper plain whose files are partly in lower layers.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::{container_record, names, run_dir};
 
-/// As [`settle`], of a container that is not mounted.
+/// Like [`settle`], for a container that is not mounted.
 pub fn settle_container(
     ctx: &Context,
     name: &str,
@@ -26,7 +26,7 @@ pub fn settle_container(
         };
         match container_record::parts(ctx, record)?.shape {
             Shape::Overlay(overlay) => match (&overlay.upper, &overlay.work) {
-                // What the engine never mounted has nothing to settle.
+                // An upper that the engine never mounted has nothing to settle.
                 (Some(upper), Some(work)) if layers::last_mounted(&upper.dir, work)?.is_some() => {
                     settle(&upper.dir, work, None, progress, &ctx.cancel)
                 }
@@ -37,11 +37,11 @@ pub fn settle_container(
     })
 }
 
-/// Copies into `upper` what its files still read from lower layers. Durable on return; what was
-/// done before an error stays done.
+/// Copies into `upper` what its files still read from lower layers. Durable on return; after an
+/// error, finished files stay finished.
 ///
-/// `options` says what lies below it; without, the work directory remembers the last mount. Errors
-/// also if it is mounted.
+/// `options` names the layers below it; without them, the work directory's record of the last mount
+/// counts. Fails if it is mounted.
 pub fn settle(
     upper: &Path,
     work: &Path,
@@ -55,13 +55,12 @@ pub fn settle(
         None => {
             remembered = layers::last_mounted(upper, work)?.ok_or_else(|| Error::Invalid {
                 what: format!(
-                    "{} does not know what {} was mounted on",
+                    "{} does not know the lower layers of {}",
                     work.display(),
                     upper.display()
                 ),
                 hint: Some(
-                    "if it was used with Vellum at all, name its layers: -o lowerdir=TOP:NEXT:..."
-                        .into(),
+                    "if Vellum has mounted it, name its layers: -o lowerdir=TOP:NEXT:...".into(),
                 ),
             })?;
             &remembered

@@ -1,4 +1,4 @@
-//! Does what a plan says: a bind mount, the kernel's overlay, or a process of Vellum's engine.
+//! Carries out a plan: a bind mount, the kernel's overlay, or a process of Vellum's engine.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -10,24 +10,23 @@ use vellum_sys::mount::{self, BindOptions, MountError};
 use vellum_sys::mountinfo;
 
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::plan::{EngineMount, Plan, method_name};
 use crate::stack;
 
-use super::Terms;
+use super::MountRequest;
 
-/// Mounts the tree of a snapshot at `target`, a directory. The name is for messages.
+/// Mounts a snapshot's tree at the directory `target`. The name is for messages.
 ///
-/// The caller holds the lock of whatever the snapshot belongs to, and has seen that it is not
-/// mounted there.
+/// The caller holds the lock of the snapshot's owner, and has checked that it is not mounted there.
 pub(super) fn tree(
     ctx: &Context,
     (snapshot, name): (&SnapshotKey, &str),
     parts: &TreeParts,
     target: &Path,
-    terms: Terms,
+    request: MountRequest,
 ) -> Result<&'static str> {
-    let planned = super::plan_parts(ctx, parts, terms)?;
+    let planned = super::plan_parts(ctx, parts, request)?;
     if let Plan::Overlay {
         features: Some(features),
         ..
@@ -40,7 +39,7 @@ pub(super) fn tree(
         if parts.features.is_none() {
             stack::adopt_root(ctx.process, parts, None)?;
         }
-        // Before the mount: from then on the upper may carry the marks.
+        // Before the mount: from then on the upper may have such marks.
         ctx.store()?.record_features(snapshot, *features)?;
     }
     match plan(ctx, &planned, target) {
@@ -49,7 +48,7 @@ pub(super) fn tree(
     }
 }
 
-/// Does what is planned, and returns the method's name.
+/// Carries out the plan, and returns the method's name.
 pub(super) fn plan(ctx: &Context, planned: &Plan, target: &Path) -> Result<&'static str> {
     match planned {
         Plan::Bind { source, read_only } => {
@@ -72,7 +71,7 @@ pub(super) fn plan(ctx: &Context, planned: &Plan, target: &Path) -> Result<&'sta
             Ok(method_name(method))
         }
         Plan::Engine { mount, .. } => {
-            // The source tells mounts of this store from others' in the mount table.
+            // The source distinguishes this store's mounts from others in the mount table.
             let arguments = engine_arguments(mount, ctx.store()?.root(), target);
             daemon::start_overlay(&arguments, target)?;
             Ok("engine")
@@ -80,8 +79,8 @@ pub(super) fn plan(ctx: &Context, planned: &Plan, target: &Path) -> Result<&'sta
     }
 }
 
-/// Returns the arguments of `vellum overlay` for a mount. Each layer is an argument of its own:
-/// there is a limit for one.
+/// Returns the arguments of `vellum overlay` for a mount. Each layer is an argument of its own,
+/// because the length of one is limited.
 fn engine_arguments(mount: &EngineMount, source: &Path, target: &Path) -> Vec<OsString> {
     let mut arguments = Vec::new();
     let mut add = |name: &str, value: &OsStr| {
@@ -110,7 +109,7 @@ fn engine_arguments(mount: &EngineMount, source: &Path, target: &Path) -> Vec<Os
     arguments
 }
 
-/// Adds who is in the way.
+/// Adds what is in the way to the error.
 fn explain(error: MountError, parts: &TreeParts, name: &str) -> Error {
     if error.is_busy()
         && let Shape::Overlay(overlay) = &parts.shape
@@ -120,10 +119,10 @@ fn explain(error: MountError, parts: &TreeParts, name: &str) -> Error {
             .unwrap_or_default();
         if !holders.is_empty() {
             return Error::InUse {
-                kind: Kind::Container,
+                kind: ObjectKind::Container,
                 name: name.to_owned(),
                 by: holders.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
-                hint: "its tree is mounted in another mount namespace: end that process, or unmount it there".into(),
+                hint: "its tree is mounted in another mount namespace: stop the process there, or unmount it there".into(),
             };
         }
     }

@@ -1,9 +1,9 @@
-//! What the machine can do for a store, tried once a boot and remembered in the run directory.
+//! What the machine can do for a store, probed once per boot and cached in the run directory.
 //!
-//! Trying takes some milliseconds (overlays are built and taken down), a mount should take fewer.
-//! The answer holds as long as kernel, user namespace and store directory stay the same, so those
-//! make the key; the file is a cache and nothing else: it may be deleted at any time, and one that
-//! can't be written is no error.
+//! A probe takes some milliseconds (it mounts and unmounts overlays); a mount should be faster. The
+//! result is valid as long as kernel, user namespace and store directory stay the same, so those
+//! are the key. The file is only a cache: it may be deleted at any time, and a failure to write it
+//! is not an error.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -17,10 +17,10 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::plan::Facts;
 
-/// Far more than facts take.
+/// Far more than the facts need.
 const CACHE_MAX_BYTES: u64 = 1 << 20;
 
-/// What the facts were found out for.
+/// What the cached facts apply to.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Key {
     boot: String,
@@ -36,7 +36,7 @@ struct Cached {
     facts: Facts,
 }
 
-/// Returns the facts for the store's directory, which must be there.
+/// Returns the facts for the store's directory, which must exist.
 pub fn facts(ctx: &Context) -> Result<Facts> {
     if let Some(facts) = remembered(ctx) {
         return Ok(facts);
@@ -56,19 +56,19 @@ pub fn facts(ctx: &Context) -> Result<Facts> {
 
 fn remembered(ctx: &Context) -> Option<Facts> {
     let key = key(ctx)?;
-    // A cache: one that can't be read or understood is as none.
+    // It is a cache: if it can't be read or understood, it counts as missing.
     let bytes = plain::read(&cache_path(ctx), CACHE_MAX_BYTES, Links::InParents).ok()?;
     let cached: Cached = serde_json::from_slice(&bytes).ok()?;
     (cached.key == key).then_some(cached.facts)
 }
 
-/// Tries everything out, whatever is remembered.
+/// Probes everything, whatever is cached.
 pub fn probe_now(ctx: &Context) -> Result<(Facts, DirFacts)> {
     let dir = probe::directory(ctx.root())?;
     Ok((from(&dir), dir))
 }
 
-/// Like [`probe_now`], and on a disk where nothing can be made what is remembered, or can be seen.
+/// Like [`probe_now`]; on a read-only disk it returns what is cached, or can be seen.
 pub fn probe_or_look(ctx: &Context) -> Result<(Facts, DirFacts)> {
     match probe::directory(ctx.root()) {
         Err(why) if why.is_no_space() || why.is_read_only() => {
@@ -85,8 +85,8 @@ fn from(dir: &DirFacts) -> Facts {
         release: kernel.release,
         layer_fds: kernel.has_layer_fds,
         lowerdir_plus: kernel.has_lowerdir_plus,
-        // In a namespace of one's own `trusted.*` can't be set, and a mount that leaves no marks is
-        // none.
+        // In a user namespace `trusted.*` can't be set, and a mount that can't write marks is
+        // useless.
         trusted: dir.overlay.trusted && !kernel.in_user_namespace,
         userxattr: dir.overlay.userxattr,
         refusal: dir.overlay.refusal.clone(),
@@ -105,7 +105,7 @@ fn cache_path(ctx: &Context) -> PathBuf {
     ctx.run_dir().join("facts.json")
 }
 
-/// `None` if something that the facts depend on can't be told; then nothing is remembered.
+/// Returns the cache's key; `None` if a part of it is unknown: then nothing is cached.
 fn key(ctx: &Context) -> Option<Key> {
     let store = fs::metadata(ctx.root()).ok()?;
     Some(Key {
@@ -125,7 +125,7 @@ fn remember(path: &std::path::Path, cached: &Cached) {
         return;
     };
     let fresh = path.with_extension(format!("json-{}", vellum_sys::random::hex(8)));
-    // A cache: whoever comes next tries again.
+    // It is a cache: the next command tries again.
     if fs::write(&fresh, bytes)
         .and_then(|()| fs::rename(&fresh, path))
         .is_err()

@@ -1,4 +1,4 @@
-//! What of the store is mounted where, as the kernel's mount table has it.
+//! The store's mounts, from the kernel's mount table.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ use crate::{container_record, names};
 use super::place::{self, ENGINE_TYPE};
 use super::shown::{self, Seen, State};
 
-/// A mount that is there.
+/// An existing mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Mounted {
     /// The container's id; absent for an image.
@@ -25,13 +25,13 @@ pub struct Mounted {
     pub id: Option<String>,
     /// The container's or image's name.
     pub name: String,
-    /// Where it shows.
+    /// The mount point.
     #[serde(serialize_with = "crate::json::path")]
     pub path: PathBuf,
-    /// How it was made; absent if it was there before.
+    /// The method by which it was mounted; absent if it already existed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<&'static str>,
-    /// The process that served it has ended: it has to be mounted anew.
+    /// The process that served it has ended: it must be mounted again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dead: bool,
 }
@@ -60,16 +60,16 @@ pub fn list(ctx: &Context) -> Result<Vec<Mounted>> {
     Ok(all)
 }
 
-/// Tells whether a container is mounted: who mounts it for a while leaves it so.
+/// Tells whether a container is mounted, and must stay so after a temporary mount.
 pub(crate) fn is_shown(ctx: &Context, record: &ContainerRecord) -> Result<bool> {
-    // A dead one is mounted anew and then stays, as it was meant to.
+    // A dead one is mounted again and then stays, as it was meant to.
     let parts = container_record::parts(ctx, record)?;
     let at_place = Seen::look(&parts)?.at_place();
     Ok(at_place.is_none_or(|shown| shown.state() != State::Nothing))
 }
 
-/// Returns where images of this store are mounted: read-only mounts of its layers that no container
-/// has.
+/// Returns where images of this store are mounted: read-only mounts of its layers that belong to no
+/// container.
 pub(crate) fn images(ctx: &Context) -> Result<Vec<PathBuf>> {
     let store = ctx.store()?;
     let root = store.root().to_path_buf();
@@ -90,8 +90,8 @@ pub(crate) fn images(ctx: &Context) -> Result<Vec<PathBuf>> {
         })
     };
     let homes = DriverKind::ALL.map(|driver| store.driver_home(driver));
-    // Relative names are what the option page holds; others' stores have such too, but not these
-    // random ones.
+    // The option page has relative names. Those in other stores look alike, but have other random
+    // digits.
     let is_layer = |first: &[u8]| {
         let path = Path::new(OsStr::from_bytes(first));
         path.starts_with(&root)
@@ -115,14 +115,14 @@ pub(crate) fn images(ctx: &Context) -> Result<Vec<PathBuf>> {
             })
     };
     let of_ours = |m: &&mountinfo::Mount| {
-        // One that is gone meanwhile is nobody's.
+        // If it was unmounted in the meantime, it does not count.
         let overlay = m.fs_type == "overlay" && m.fs_options().is_ok_and(|o| has_layers(&o));
         let engine = m.fs_type == ENGINE_TYPE && Path::new(&m.source) == root;
         overlay || engine || (m.is_read_only() && shows_tree(&m.root))
     };
     let inside = |m: &&mountinfo::Mount| m.mount_point.starts_with(&root);
-    // Those inside, the containers' own, first: it is the options of the others alone that are
-    // asked for.
+    // The containers' own mounts, inside, come first: then the options of only the others must be
+    // read.
     Ok(table
         .mounts()
         .iter()

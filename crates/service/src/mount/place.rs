@@ -1,9 +1,9 @@
-//! Where a tree shows, as the mount table has it: at its own place, at others, or beneath something
-//! foreign.
+//! Where a tree is mounted according to the mount table: at its own place, at others, or beneath a
+//! foreign mount.
 //!
 //! A mount point alone says little: a foreign mount at `merged`, or over the tree's directory, must
-//! neither be taken for the container nor be unmounted in its stead, and nothing may be made in it.
-//! The store itself has been found uncovered before (see [`crate::home`]).
+//! neither be taken for the container's nor be unmounted in its place, and nothing may be created
+//! in it. That the store itself is not covered has been checked before (see [`crate::home`]).
 
 use std::path::{Path, PathBuf};
 
@@ -13,18 +13,18 @@ use vellum_sys::mountinfo::{Mount, Table};
 use crate::cover::Cover;
 use crate::error::{Error, Result};
 
-/// The type of a mount by Vellum's own engine, as the mount table has it.
+/// The type of a mount by Vellum's own engine in the mount table.
 pub(crate) const ENGINE_TYPE: &str = "fuse.vellum";
 
-/// Returns the mount at `place` that was made last.
+/// Returns the latest mount at `place`.
 pub(super) fn latest<'t>(place: &Path, table: &'t Table) -> Option<&'t Mount> {
     let mut latest = table.mounts().iter().rev();
     latest.find(|m| m.mount_point == place)
 }
 
-/// Returns where a container shows, its own place first. Empty if it isn't mounted.
+/// Returns where a container is mounted, its own place first. Empty if it isn't mounted.
 ///
-/// A tree that needs no mount (driver `native`) counts as mounted only where it was bound.
+/// A tree that needs no mount (driver `native`) counts as mounted only at its bind mounts.
 pub(crate) fn places(parts: &TreeParts, table: &Table) -> Vec<PathBuf> {
     let mut found = Vec::new();
     match &parts.shape {
@@ -47,7 +47,8 @@ pub(crate) fn places(parts: &TreeParts, table: &Table) -> Vec<PathBuf> {
             );
         }
         Shape::Plain { .. } => {
-            // The tree's random name in a bind mount's root is as good as a device number.
+            // The tree's random name in a bind mount's root identifies it as well as a device
+            // number.
             let name = parts.tree.as_str();
             let bound = |m: &&Mount| m.root.components().any(|c| c.as_os_str() == name);
             found.extend(
@@ -62,8 +63,8 @@ pub(crate) fn places(parts: &TreeParts, table: &Table) -> Vec<PathBuf> {
     found
 }
 
-/// Tells whether a tree in the driver's directory `home` shows at its own place, `merged`. Errors:
-/// [`Error::Covered`] if something foreign does.
+/// Tells whether a tree in the driver's directory `home` is mounted at its own place, `merged`.
+/// Errors: [`Error::Covered`] if something foreign is mounted there.
 pub(super) fn is_shown(home: &Path, merged: &Path, table: &Table) -> Result<bool> {
     let Some(base) = table.chain(home).last().copied() else {
         return Ok(false);
@@ -151,7 +152,7 @@ mod tests {
             &format!("{OURS}4 2 0:50 / /data/v/overlay2/x rw - tmpfs t rw\n"),
             Err(&["/data/v/overlay2/x"]),
         );
-        // A mount in the container is its own affair.
+        // A mount inside the container doesn't matter.
         check(
             &format!("{OURS}4 3 0:50 / /data/v/overlay2/x/merged/proc rw - proc p rw\n"),
             Ok(true),

@@ -1,4 +1,4 @@
-//! A tree's own mount place: what shows there, and the only moves from one state to another.
+//! A tree's own mount point: its states, and the only transitions between them.
 //!
 //! ```text
 //!             show                      the engine's process ends
@@ -7,14 +7,14 @@
 //!     └─────────────────┴──────────────── hide, bury ────────────────┘
 //! ```
 //!
-//! What shows is read from the mount table each time and never remembered, so that nothing goes
-//! stale. A foreign mount in the way is no state: it is refused as [`crate::Error::Covered`] and
+//! The state is read from the mount table each time and never remembered, so it can't get out of
+//! date. A foreign mount in the way is not a state: it is refused as [`crate::Error::Covered`] and
 //! never touched. The caller holds the lock of the container or layer that the tree belongs to.
 //!
 //! **Dead** is what the kernel keeps of a mount of Vellum's engine whose process was killed: every
-//! access gives ENOTCONN. It protects nothing: what was answered is in the upper, what wasn't is
-//! lost, and a process in it can do nothing but leave. So it is never a reason to refuse, and is
-//! always detached. A living engine holds its upper's lock; one that is merely slow is neither
+//! access fails with ENOTCONN. It protects nothing: acknowledged writes are in the upper, others
+//! are lost, and a process in it can do nothing but leave. So it is never a reason to refuse, and
+//! is always detached. A living engine holds its upper's lock; one that is merely slow is neither
 //! waited for nor taken for dead.
 
 use std::collections::BTreeSet;
@@ -33,12 +33,12 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 
 use super::place::{self, ENGINE_TYPE};
-use super::{Terms, execute};
+use super::{MountRequest, execute};
 
-/// What shows at the place.
+/// The state of the place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// The bare directory, or not even that.
+    /// The bare directory, or nothing at all.
     Nothing,
     /// The tree.
     Live,
@@ -46,31 +46,31 @@ pub(crate) enum State {
     Dead,
 }
 
-/// What becomes of a mount that is in use.
+/// What happens to a mount that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Users {
     /// It stays as it is.
     Respected,
-    /// It goes out of sight, and its users may stay in it.
+    /// It is hidden, and its users may stay in it.
     Ignored,
 }
 
-/// How a tree can be seen.
+/// How a tree can be accessed.
 #[derive(Debug)]
 pub(crate) enum Seen<'t> {
-    /// It is a directory as it is, and needs no mount.
+    /// As a plain directory that needs no mount.
     Directory(&'t Path),
     /// At its place, while it is mounted.
     AtPlace(Shown<'t>),
 }
 
 impl<'t> Seen<'t> {
-    /// Looks at a tree. Errors: [`Error::Covered`] if something foreign is mounted at its place.
+    /// Looks up a tree. Errors: [`Error::Covered`] if something foreign is mounted at its place.
     pub(crate) fn look(parts: &'t TreeParts) -> Result<Self> {
         Self::look_in(parts, &mountinfo::read()?)
     }
 
-    /// As [`Seen::look`], for a caller that has just read the mount table.
+    /// Like [`Seen::look`], for a caller that has just read the mount table.
     pub(crate) fn look_in(parts: &'t TreeParts, table: &Table) -> Result<Self> {
         match &parts.shape {
             Shape::Plain { root, .. } => Ok(Self::Directory(root)),
@@ -87,7 +87,7 @@ impl<'t> Seen<'t> {
     }
 }
 
-/// A tree's place, looked at.
+/// A tree's place and its state.
 #[derive(Debug)]
 pub(crate) struct Shown<'t> {
     parts: &'t TreeParts,
@@ -113,12 +113,12 @@ impl<'t> Shown<'t> {
         })
     }
 
-    /// What shows there.
+    /// Returns the state.
     pub(crate) fn state(&self) -> State {
         self.state
     }
 
-    /// Whether what shows there is served by Vellum's engine.
+    /// Tells whether Vellum's engine serves the mount.
     pub(crate) fn is_by_engine(&self) -> bool {
         self.by_engine
     }
@@ -128,14 +128,14 @@ impl<'t> Shown<'t> {
         &self.overlay.merged
     }
 
-    /// From nothing to live: mounts the tree of `snapshot`, and returns by which method. The name
-    /// is for messages.
+    /// From nothing to live: mounts the tree of `snapshot`, and returns the method. The name is for
+    /// messages.
     pub(crate) fn show(
         &mut self,
         ctx: &Context,
         snapshot: &SnapshotKey,
         name: &str,
-        terms: Terms,
+        request: MountRequest,
     ) -> Result<&'static str> {
         debug_assert_eq!(self.state, State::Nothing);
         match fs::DirBuilder::new().mode(0o700).create(self.place()) {
@@ -143,15 +143,15 @@ impl<'t> Shown<'t> {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(Error::io("create", self.place())(e)),
         }
-        let method = execute::tree(ctx, (snapshot, name), self.parts, self.place(), terms)
-            // The first error is the one to tell.
+        let method = execute::tree(ctx, (snapshot, name), self.parts, self.place(), request)
+            // The first error is the one to report.
             .inspect_err(|_| self.tidy())?;
         self.state = State::Live;
         Ok(method)
     }
 
-    /// From live or dead to nothing. Returns whether nobody was in it; with [`Users::Respected`] it
-    /// has stayed otherwise.
+    /// From live or dead to nothing. Returns whether no process was in it; with
+    /// [`Users::Respected`], the mount otherwise stays.
     pub(crate) fn hide(&mut self, users: Users) -> Result<bool> {
         let unused = match (self.state, users) {
             (State::Nothing, _) => true,
@@ -177,8 +177,8 @@ impl<'t> Shown<'t> {
         Ok(unused)
     }
 
-    /// From dead to nothing: takes the mount out of sight, with the bind mounts of it, and returns
-    /// those. Says who is still in it.
+    /// From dead to nothing: removes the mount and its bind mounts, and returns the latter. Reports
+    /// which processes are still in it.
     pub(crate) fn bury(&mut self, ctx: &Context, name: &str) -> Result<Vec<Copy>> {
         debug_assert_eq!(self.state, State::Dead);
         let copies = bury_at(ctx, self.place(), name)?;
@@ -186,7 +186,7 @@ impl<'t> Shown<'t> {
         Ok(copies)
     }
 
-    /// Binds the place to where a buried mount showed too.
+    /// Binds the new mount to the places of the buried one.
     pub(crate) fn restore(&self, copies: &[Copy]) -> Result<()> {
         for copy in copies {
             let options = BindOptions {
@@ -198,8 +198,8 @@ impl<'t> Shown<'t> {
         Ok(())
     }
 
-    /// Waits until the process that served the mount has written everything and let go of the
-    /// upper: the next mount would find it taken.
+    /// Waits until the process that served the mount has written everything and released the upper,
+    /// which the next mount needs.
     pub(crate) fn wait_for_engine(&self) {
         const PATIENCE: Duration = Duration::from_secs(30);
         let Some(upper) = &self.overlay.upper else {
@@ -216,7 +216,7 @@ impl<'t> Shown<'t> {
     }
 
     /// Docker's overlay2 has the directory only while mounted, its overlay always. Removing it ends
-    /// what other mount namespaces still have of the mount.
+    /// the mount in other mount namespaces.
     fn tidy(&self) {
         if self.parts.driver.keeps_mount_points() {
             return;
@@ -238,7 +238,7 @@ pub(crate) fn is_tree_dead(parts: &TreeParts, table: &Table) -> bool {
     }
 }
 
-/// What can't be told counts as alive.
+/// If that is unknown, it counts as alive.
 fn is_dead(overlay: &Overlay, table: &Table) -> bool {
     engines_mount(&overlay.merged, table).is_some()
         && !overlay
@@ -258,7 +258,7 @@ pub(super) fn is_dead_of(root: &Path, path: &Path) -> Result<bool> {
     )
 }
 
-/// A dead mount at another place than the tree's own.
+/// A bind mount of a dead mount, at another place than the tree's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Copy {
     at: PathBuf,
@@ -266,14 +266,14 @@ pub(crate) struct Copy {
 }
 
 impl Copy {
-    /// Tells whether this is at `path`, and as writable as is wanted.
+    /// Tells whether it is at `path`, with the wanted access.
     pub(crate) fn is(&self, path: &Path, read_only: bool) -> bool {
         self.at == path && self.read_only == read_only
     }
 }
 
-/// Takes the dead mount at `place` out of sight, with the bind mounts of it, and returns those.
-/// Says who is still in it.
+/// Removes the dead mount at `place` and its bind mounts, and returns the latter. Reports which
+/// processes are still in it.
 pub(super) fn bury_at(ctx: &Context, place: &Path, name: &str) -> Result<Vec<Copy>> {
     let table = mountinfo::read()?;
     let Some(own) = engines_mount(place, &table) else {
@@ -282,7 +282,7 @@ pub(super) fn bury_at(ctx: &Context, place: &Path, name: &str) -> Result<Vec<Cop
     let inside = users(place);
     let mut copies = Vec::new();
     for found in table.mounts() {
-        // Whoever bound a part of the tree had reasons of their own.
+        // A bind mount of only a part of the tree is not ours.
         let is_copy = found.dev == own.dev && found.root == own.root && found.id != own.id;
         if is_copy && mount::unmount_id(&found.mount_point, found.id)? {
             copies.push(Copy {
@@ -294,10 +294,10 @@ pub(super) fn bury_at(ctx: &Context, place: &Path, name: &str) -> Result<Vec<Cop
     mount::unmount_id(place, own.id)?;
     let who = match inside {
         None => String::new(),
-        Some(who) => format!("; {who} must be started again"),
+        Some(who) => format!("; restart {who}"),
     };
     ctx.progress.warn(&format!(
-        "the process that served the mount of {name} had ended: what it had answered is there{who}"
+        "the process that served the mount of {name} had ended: completed writes are safe{who}"
     ));
     Ok(copies)
 }
@@ -314,9 +314,9 @@ fn is_held(upper: &Path) -> bool {
     matches!(lock, Ok(None))
 }
 
-/// Unmounts `place` unless it is in use; false if it is. A user that is just leaving is waited for:
-/// a program between its last read and its exit, or a child of one that has not executed yet and
-/// still holds what its parent had open.
+/// Unmounts `place` unless it is in use; returns false if it is. Waits for a user that is just
+/// leaving: a program between its last read and its exit, or a child that has not executed its
+/// program yet and still has its parent's open files.
 pub(crate) fn unmount_unused(place: &Path) -> Result<bool> {
     const PATIENCE: Duration = Duration::from_secs(3);
     let until = Instant::now() + PATIENCE;

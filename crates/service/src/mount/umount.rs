@@ -1,4 +1,4 @@
-//! `umount`: a container's mounts, an image's, or all of the store, taken away.
+//! `umount`: removes the mounts of a container, of an image, or of the whole store.
 //!
 //! All calls are idempotent and hold the container's lock. A container's own place goes last: while
 //! it is there, the others can be found.
@@ -11,16 +11,16 @@ use vellum_sys::mount::{self, Detach};
 use vellum_sys::mountinfo;
 
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, ObjectKind, Result};
 use crate::mount::shown::{self, Seen, Shown, State, Users, unmount_unused};
 use crate::mount::{mounted, place};
 use crate::{container_record, names, run_dir};
 
-/// Takes a container's mounts away, all of them, and returns where they were; one that was removed
-/// meanwhile has none.
+/// Removes all of a container's mounts, and returns where they were. A container that has been
+/// removed in the meantime has none.
 ///
-/// Without `force`, errors with [`Error::InUse`] while somebody uses one; then its own place is
-/// still mounted. A dead mount goes whoever is in it.
+/// Without `force`, fails with [`Error::InUse`] while a process uses one; then its own place is
+/// still mounted. A dead mount is removed even if processes are in it.
 pub fn umount_container(
     ctx: &Context,
     record: &ContainerRecord,
@@ -28,17 +28,17 @@ pub fn umount_container(
 ) -> Result<Vec<PathBuf>> {
     let _lock = run_dir::lock_container(ctx, &record.id)?;
     match umount_locked(ctx, record, force) {
-        // Removed meanwhile, and its mounts with it.
+        // Removed in the meantime, with its mounts.
         Err(_) if names::is_gone(ctx, record) => Ok(Vec::new()),
         places => places,
     }
 }
 
-/// As [`umount_container`], for a caller that holds the container's lock.
+/// Like [`umount_container`], for a caller that holds the container's lock.
 pub fn umount_locked(ctx: &Context, record: &ContainerRecord, force: bool) -> Result<Vec<PathBuf>> {
     let parts = container_record::parts(ctx, record)?;
     let table = mountinfo::read()?;
-    // A foreign mount would be taken away in the container's stead.
+    // A foreign mount must not be unmounted in the container's place.
     let mut shown = Seen::look_in(&parts, &table)?.at_place();
     let force = force || shown.as_ref().is_some_and(|s| s.state() == State::Dead);
     let places = place::places(&parts, &table);
@@ -79,19 +79,17 @@ fn take_away(place: &Path, force: bool, name: &str) -> Result<()> {
 
 fn in_use(place: &Path, name: &str) -> Error {
     Error::InUse {
-        kind: Kind::Container,
+        kind: ObjectKind::Container,
         name: name.to_owned(),
-        by: shown::users(place).unwrap_or_else(|| format!("somebody uses {}", place.display())),
-        hint:
-            "end them, or use --force: the mount goes out of sight now and ends with its last user"
-                .into(),
+        by: shown::users(place).unwrap_or_else(|| format!("a process uses {}", place.display())),
+        hint: "stop them, or use --force: the mount is hidden now and ends with its last user"
+            .into(),
     }
 }
 
-/// Takes away what is mounted at `path`, if it is a container's or an image's of this store.
+/// Removes the mount at `path`, if it is a container's or an image's of this store.
 ///
-/// At a container's own place, all its mounts go. Errors if nothing of this store's is mounted
-/// there.
+/// At a container's own place, removes all its mounts. Fails if no mount of this store is there.
 pub fn umount_path(ctx: &Context, path: &Path, force: bool) -> Result<Vec<PathBuf>> {
     let path = fs::canonicalize(path).map_err(Error::io("find", path))?;
     for mounted in mounted::list(ctx)? {
@@ -115,11 +113,11 @@ pub fn umount_path(ctx: &Context, path: &Path, force: bool) -> Result<Vec<PathBu
     }
     Err(Error::Invalid {
         what: format!("nothing of this store is mounted at {}", path.display()),
-        hint: Some("`vellum mount` lists what is".into()),
+        hint: Some("`vellum mount` lists its mounts".into()),
     })
 }
 
-/// Takes away every mount of this store.
+/// Removes all mounts of this store.
 pub fn umount_all(ctx: &Context, force: bool) -> Result<Vec<PathBuf>> {
     let mut gone = Vec::new();
     for record in ctx.store()?.containers()? {

@@ -1,4 +1,4 @@
-//! A plan as it is printed, for people and for scripts.
+//! A plan as printed, for people and for scripts.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,10 +12,10 @@ use crate::plan::{EngineMount, Plan, method_name};
 pub struct Printed {
     /// `overlay`, `engine` or `bind`.
     pub kind: &'static str,
-    /// Why it is Vellum's engine; absent otherwise.
+    /// Why Vellum's engine was chosen; absent otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub because: Option<String>,
-    /// How layers are handed over; absent for a bind.
+    /// How layers are passed to the kernel; absent for a bind.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<&'static str>,
     /// Read-only directories, top first.
@@ -86,7 +86,7 @@ impl Plan {
 }
 
 impl EngineMount {
-    /// Returns its options as `vellum overlay` takes them, layers left out.
+    /// Returns its options as `vellum overlay` takes them, without the layers.
     pub fn options(&self) -> Vec<String> {
         let on = |on: bool| if on { "on" } else { "off" };
         let mut options = vec![

@@ -5,8 +5,8 @@ use crate::plan::OPTION_PAGE_BYTES;
 
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// More layers than any kernel takes.
+pub enum PlanRefusal {
+    /// More layers than any kernel mounts.
     #[error("{layers} layers are more than the {limit} the kernel mounts")]
     TooDeep {
         /// Lower layers.
@@ -21,11 +21,11 @@ pub enum Refusal {
     PageFull {
         /// Lower layers.
         layers: usize,
-        /// Bytes they would take.
+        /// The bytes they would need.
         bytes: usize,
     },
-    /// A method was forced that this kernel doesn't have.
-    #[error("the mount method {method} needs Linux {needs}, and this is {release}")]
+    /// The forced method needs another kernel.
+    #[error("the mount method {method} needs Linux {needs}, but this is {release}")]
     NoMethod {
         /// The method.
         method: MountMethod,
@@ -34,53 +34,51 @@ pub enum Refusal {
         /// This kernel.
         release: String,
     },
-    /// The kernel mounts no overlay there at all.
+    /// The kernel can't mount an overlay there at all.
     #[error("the kernel mounts no overlay in the store, which is on {fs_name}: {said}")]
     NoOverlay {
         /// The file system.
         fs_name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         said: String,
     },
-    /// Listings without kinds: whiteouts would show.
-    #[error(
-        "the store's file system ({fs_name}) does not say in listings what each entry is (d_type)"
-    )]
+    /// Listings without file types: whiteouts would show.
+    #[error("the store's file system ({fs_name}) does not report file types in listings (d_type)")]
     NoDType {
         /// The file system.
         fs_name: String,
     },
-    /// Vellum's engine was chosen, or was needed, and there is no FUSE.
+    /// Vellum's engine was chosen or needed, but there is no FUSE.
     #[error(
-        "Vellum's own engine needs FUSE, and /dev/fuse can't be used; it was to mount because {because}"
+        "Vellum's own engine needs FUSE, and /dev/fuse can't be used; it was chosen because {because}"
     )]
     NoFuse {
-        /// Why the engine.
+        /// Why the engine was chosen.
         because: String,
     },
-    /// The kernel is asked for, and the upper was written to by Vellum's engine.
+    /// The kernel was asked for, but Vellum's engine has written to the upper.
     #[error(
         "this container was mounted by Vellum's own engine, which may have left files the kernel can't read"
     )]
     EngineMade,
-    /// A feature is required that can't be had.
-    #[error("{feature}=on is asked for, and {why}")]
+    /// A required feature is not available.
+    #[error("{feature}=on is required, but {why}")]
     NoFeature {
         /// The feature.
         feature: &'static str,
-        /// Why it can't be had.
+        /// Why it isn't available.
         why: &'static str,
     },
-    /// The upper was first mounted with a feature that can't be had now.
-    #[error("this container was first mounted with {feature}, and {why}")]
+    /// The upper was first mounted with a feature that is not available now.
+    #[error("this container was first mounted with {feature}, but {why}")]
     UpperNeeds {
         /// The feature.
         feature: &'static str,
-        /// Why it can't be had.
+        /// Why it isn't available.
         why: &'static str,
     },
-    /// A lower layer carries marks that the mount wouldn't follow.
-    #[error("layer {layer} carries {mark} marks, and {why}")]
+    /// A lower layer carries marks that the mount would not follow.
+    #[error("layer {layer} carries {mark} marks, but {why}")]
     LayerNeeds {
         /// The layer's tree.
         layer: String,
@@ -89,20 +87,20 @@ pub enum Refusal {
         /// Why the mount doesn't follow it.
         why: &'static str,
     },
-    /// Marks of the other kind of user.
-    #[error("the marks in {what} were written {written}, and this mount reads {reads}")]
+    /// Marks that the other class of user (root or plain) wrote.
+    #[error("the marks in {what} were written {written}, but this mount reads them {reads}")]
     Prefix {
         /// The layer's tree, or "the container's own layer".
         what: String,
-        /// Who wrote them.
+        /// How they were written.
         written: &'static str,
-        /// What the mount reads.
+        /// How the mount reads them.
         reads: &'static str,
     },
 }
 
-impl Refusal {
-    /// Tells whether another engine than the kernel's could do it.
+impl PlanRefusal {
+    /// Tells whether another engine could mount it.
     pub(crate) fn is_the_kernels(&self) -> bool {
         match self {
             Self::TooDeep { .. }
@@ -119,21 +117,21 @@ impl Refusal {
         }
     }
 
-    /// What the user could do.
+    /// Returns what the user can do.
     pub fn hint(&self) -> String {
         match self {
             Self::TooDeep { .. } => {
-                "make an image of fewer layers: mount the one below and `vellum import` its tree".into()
+                "build an image with fewer layers: mount the one below it and `vellum import` the tree".into()
             }
             Self::PageFull { .. } => {
-                "use --mount-method auto on Linux 6.8 or newer, a store with a shorter path, or fewer layers".into()
+                "use --mount-method auto on Linux 6.8 or later, a store with a shorter path, or fewer layers".into()
             }
-            Self::NoMethod { .. } => "--mount-method auto takes the best one there is".into(),
+            Self::NoMethod { .. } => "--mount-method auto uses the best one that this kernel has".into(),
             Self::NoOverlay { fs_name, .. } if fs_name == "overlayfs" => {
-                "the store lies on an overlay already: give --root a directory on a real file system or a volume, or use --storage-driver native".into()
+                "the store is itself on an overlay: give --root a directory on a real file system or a volume, or use --storage-driver native".into()
             }
             Self::NoOverlay { fs_name, .. } if vellum_sys::probe::is_network(fs_name) => {
-                "give --root a directory on a local file system, use --storage-driver native, or leave engine at auto with /dev/fuse there: the kernel's overlay has no writable layers on a network file system".into()
+                "give --root a directory on a local file system, use --storage-driver native, or leave engine at auto and make /dev/fuse available: the kernel's overlay has no writable layers on a network file system".into()
             }
             Self::NoOverlay { .. } => {
                 "give --root a directory on ext4, xfs, btrfs or tmpfs, load the kernel's `overlay` module, or use --storage-driver native".into()
@@ -143,10 +141,10 @@ impl Refusal {
             Self::EngineMade => "leave engine at auto or vellum, or commit it and create a new container from the image".into(),
             Self::NoFeature { feature, .. } => format!("set {feature} to auto or off"),
             Self::UpperNeeds { .. } => {
-                "mount it where it was made, or commit it there and create a new container from the image".into()
+                "mount it where it was created, or commit it there and create a new container from the image".into()
             }
             Self::LayerNeeds { .. } => {
-                "mount without docker-compatible, or commit a container of it there: that writes plain layers".into()
+                "mount without docker-compatible, or commit a container of it there: a commit writes plain layers".into()
             }
             Self::Prefix { .. } => "a store belongs to root or to one plain user; save the image and load it in the other's store".into(),
         }

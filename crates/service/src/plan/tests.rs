@@ -113,7 +113,7 @@ fn options_of(parts: &TreeParts, facts: &Facts, wishes: &Wishes) -> String {
 }
 
 #[test]
-fn the_best_method_is_taken_and_forced_ones_are_kept() {
+fn the_best_method_is_chosen_unless_one_is_forced() {
     #[track_caller]
     fn check(forced: MountMethod, fds: bool, plus: bool, expect: Result<&str, &str>) {
         let facts = Facts {
@@ -133,7 +133,7 @@ fn the_best_method_is_taken_and_forced_ones_are_kept() {
             (Ok(Plan::Overlay { method, .. }), Ok(expect)) => {
                 assert_eq!(method_name(&method), expect)
             }
-            (Err(Refusal::NoMethod { needs, .. }), Err(expect)) => assert_eq!(needs, expect),
+            (Err(PlanRefusal::NoMethod { needs, .. }), Err(expect)) => assert_eq!(needs, expect),
             (got, expect) => panic!("{got:?}, not {expect:?}"),
         }
     }
@@ -151,7 +151,7 @@ fn the_kernels_limits_are_refused_by_name() {
     assert!(plan(&parts(500), &facts(), &wishes()).is_ok());
     assert_eq!(
         plan(&parts(501), &facts(), &wishes()).unwrap_err(),
-        Refusal::TooDeep {
+        PlanRefusal::TooDeep {
             layers: 501,
             limit: 500
         }
@@ -160,7 +160,7 @@ fn the_kernels_limits_are_refused_by_name() {
         method: MountMethod::OptionPage,
         ..wishes()
     };
-    // 128 short names are what Docker's limit comes from.
+    // Docker's limit of 128 comes from its short names.
     let (_, mount, _) = planned(&parts(128), &facts(), &page);
     assert_eq!(
         mount.lowers[0],
@@ -168,7 +168,7 @@ fn the_kernels_limits_are_refused_by_name() {
     );
     assert!(matches!(
         plan(&parts(150), &facts(), &page).unwrap_err(),
-        Refusal::PageFull { layers: 150, bytes } if bytes > OPTION_PAGE_BYTES
+        PlanRefusal::PageFull { layers: 150, bytes } if bytes > OPTION_PAGE_BYTES
     ));
 }
 
@@ -213,7 +213,7 @@ fn features_follow_settings_and_the_machine() {
 }
 
 #[test]
-fn what_is_required_and_cannot_be_had_is_refused() {
+fn required_features_that_are_missing_are_refused() {
     #[track_caller]
     fn check(facts: &Facts, wishes: &Wishes, expect: &str) {
         let refusal = plan(&parts(2), facts, wishes).unwrap_err();
@@ -307,16 +307,16 @@ fn the_first_features_win_over_changed_settings() {
             &wishes()
         )
         .unwrap_err(),
-        Refusal::UpperNeeds {
+        PlanRefusal::UpperNeeds {
             feature: "metacopy",
             ..
         }
     ));
     assert!(matches!(
         plan(&tree, &plain_user(), &wishes()).unwrap_err(),
-        Refusal::Prefix { .. }
+        PlanRefusal::Prefix { .. }
     ));
-    // An index that is there must be used: without it, its hard links come apart.
+    // An existing index must be used: without it, its hard links come apart.
     tree.features = Some(MountFeatures {
         index: true,
         ..first
@@ -349,7 +349,7 @@ fn marks_of_a_layer_are_followed_or_refused_by_name() {
     });
     assert!(plan(&metacopies, &facts(), &wishes()).is_ok());
     match plan(&metacopies, &facts(), &compatible).unwrap_err() {
-        Refusal::LayerNeeds {
+        PlanRefusal::LayerNeeds {
             layer,
             mark: "metacopy",
             why,
@@ -365,7 +365,7 @@ fn marks_of_a_layer_are_followed_or_refused_by_name() {
     });
     assert!(matches!(
         plan(&users, &facts(), &wishes()).unwrap_err(),
-        Refusal::Prefix { .. }
+        PlanRefusal::Prefix { .. }
     ));
     assert!(plan(&users, &plain_user(), &wishes()).is_ok());
 }
@@ -441,7 +441,7 @@ fn a_plan_prints_all_it_would_do() {
 }
 
 #[test]
-fn the_engine_mounts_what_the_kernel_can_not() {
+fn the_engine_mounts_what_the_kernel_cant() {
     let auto = Wishes {
         engine: Engine::Auto,
         ..wishes()
@@ -473,7 +473,7 @@ fn the_engine_mounts_what_the_kernel_can_not() {
             }
             other => panic!("{because}: {other:?}"),
         }
-        // Who asks for the kernel, or has no FUSE, is told what the kernel says.
+        // If the kernel was asked for, or there is no FUSE, the error is the kernel's.
         assert!(plan(parts, &facts, &wishes()).is_err());
         let no_fuse = Facts {
             fuse: false,
@@ -488,7 +488,7 @@ fn the_engine_mounts_what_the_kernel_can_not() {
 }
 
 #[test]
-fn a_size_limit_is_the_engine_s_to_keep_where_something_is_written() {
+fn a_size_limit_of_a_writable_mount_is_enforced_by_the_engine() {
     let limited = Wishes {
         limit: Limit {
             size_bytes: Some(5 << 20),
@@ -507,14 +507,17 @@ fn a_size_limit_is_the_engine_s_to_keep_where_something_is_written() {
 }
 
 #[test]
-fn an_upper_that_the_engine_wrote_to_is_kept_from_the_kernel() {
+fn the_kernel_never_mounts_an_upper_that_the_engine_wrote_to() {
     let mut made = parts(2);
     made.features = Some(MountFeatures {
         engine: true,
         redirect_dir: true,
         ..MountFeatures::default()
     });
-    assert_eq!(plan(&made, &facts(), &wishes()), Err(Refusal::EngineMade));
+    assert_eq!(
+        plan(&made, &facts(), &wishes()),
+        Err(PlanRefusal::EngineMade)
+    );
     for engine in [Engine::Auto, Engine::Vellum] {
         let wishes = Wishes { engine, ..wishes() };
         match plan(&made, &facts(), &wishes) {
@@ -533,11 +536,11 @@ fn an_upper_that_the_engine_wrote_to_is_kept_from_the_kernel() {
         };
         assert!(matches!(
             plan(&made, &no_fuse, &wishes),
-            Err(Refusal::NoFuse { .. })
+            Err(PlanRefusal::NoFuse { .. })
         ));
         assert!(matches!(
             plan(&made, &plain_user(), &wishes),
-            Err(Refusal::Prefix { .. })
+            Err(PlanRefusal::Prefix { .. })
         ));
     }
 }

@@ -1,7 +1,7 @@
-//! The socket that a server listens on: one that systemd hands over, or one of our own making.
+//! The socket that a server listens on: one from systemd, or one of its own.
 //!
-//! Ours is for root alone, from its first moment on. One that nobody answers is a dead server's,
-//! and is replaced; where somebody answers, nothing is touched.
+//! Its own is for root only, from the first moment on. A socket that no process answers is a dead
+//! server's, and is replaced; if a process answers, nothing is touched.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// A socket that is listened on. Dropped, it is removed if it is our own.
+/// A listening socket. Dropping it removes it if it is our own.
 #[derive(Debug)]
 pub struct Listening {
     listener: UnixListener,
@@ -27,7 +27,7 @@ impl Listening {
             .map_err(failed("listen on", &path))
     }
 
-    /// Returns whether systemd handed it over.
+    /// Returns whether it came from systemd.
     pub fn is_inherited(&self) -> bool {
         self.ours.is_none()
     }
@@ -36,16 +36,15 @@ impl Listening {
 impl Drop for Listening {
     fn drop(&mut self) {
         if let Some(path) = &self.ours {
-            // A dead socket is replaced by the next server.
+            // The next server replaces a dead socket.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// Listens on the socket that systemd hands over, or makes one at `path`, with its directory if
-/// need be.
+/// Listens on the socket from systemd, or creates one at `path`, with its directory if needed.
 ///
-/// Errors: `Invalid` if something else is at `path`, or somebody answers there.
+/// Errors: `Invalid` if something else is at `path`, or a process answers there.
 pub fn listen(path: &Path) -> Result<Listening> {
     if let Some(fd) = vellum_sys::activation::inherited().into_iter().next() {
         return Ok(Listening {
@@ -56,8 +55,8 @@ pub fn listen(path: &Path) -> Result<Listening> {
     listen_at(path)
 }
 
-/// Makes a socket at `path`, with its directory if need be, whatever systemd hands over. As
-/// [`listen`] otherwise.
+/// Creates a socket at `path`, with its directory if needed, even if systemd has passed one.
+/// Otherwise like [`listen`].
 pub fn listen_at(path: &Path) -> Result<Listening> {
     make_room(path)?;
     let listener = vellum_sys::socket::listen_private(path).map_err(|error| Error::Socket {
@@ -82,7 +81,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
 
 fn make_room(path: &Path) -> Result<()> {
     if let Some(dir) = path.parent() {
-        // Not for anybody to put another socket in, whatever the umask is.
+        // No other user may put another socket there, whatever the umask is.
         let mut made = fs::DirBuilder::new();
         made.recursive(true).mode(0o755);
         made.create(dir).map_err(failed("create", dir))?;
@@ -94,14 +93,14 @@ fn make_room(path: &Path) -> Result<()> {
     };
     if !found.file_type().is_socket() {
         return Err(Error::Invalid {
-            what: format!("{} is there and is no socket", path.display()),
+            what: format!("{} exists, but is not a socket", path.display()),
             hint: Some("name another one with --socket".into()),
         });
     }
     match UnixStream::connect(path) {
         Ok(_) => Err(Error::Invalid {
-            what: format!("somebody serves {} already", path.display()),
-            hint: Some("end that server, or name another socket with --socket".into()),
+            what: format!("another server already listens on {}", path.display()),
+            hint: Some("stop that server, or name another socket with --socket".into()),
         }),
         Err(_) => fs::remove_file(path).map_err(failed("remove", path)),
     }
@@ -114,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_in_the_way_of_a_socket_is_told_with_a_hint() {
+    fn socket_errors_have_a_hint() {
         let dir = tempfile::tempdir().unwrap();
         let long = dir.path().join("s".repeat(120));
         let error = listen_at(&long).unwrap_err();
@@ -144,6 +143,11 @@ mod tests {
         assert!(path.exists());
         drop(listen(&path).unwrap());
         fs::write(&path, "x").unwrap();
-        assert!(listen(&path).unwrap_err().to_string().contains("no socket"));
+        assert!(
+            listen(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("not a socket")
+        );
     }
 }

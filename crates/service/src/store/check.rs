@@ -1,10 +1,10 @@
-//! `check`: what the store finds, and with `deep` whether every layer still gives back the tar that
-//! it came from.
+//! `check`: the store's findings and, with `deep`, whether every layer still results in the tar
+//! that it came from.
 //!
-//! The store compares records with what lies beside them, and blobs with their digests. A layer's
-//! tree and recipe are held against nothing there but the diff ID, and that takes the tar: it is
-//! made again, as `save` does, and thrown away. Tree and recipe are told apart: a recipe is checked
-//! by itself first, since it can be had again without touching the layer.
+//! The store compares records with the files next to them, and blobs with their digests. A layer's
+//! tree and recipe can only be compared with the diff ID, which takes the tar: it is created again,
+//! as `save` does, and thrown away. To tell which of the two is damaged, the recipe is checked by
+//! itself first, since it can be restored without touching the layer.
 
 use std::collections::HashSet;
 use std::io;
@@ -18,14 +18,14 @@ use vellum_sys::{Dir, with_causes};
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-/// One thing that is wrong. The JSON field names are stable.
+/// One finding. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Wrong {
     /// A path or a record.
     pub what: String,
     /// What is wrong with it.
     pub why: String,
-    /// It was put right.
+    /// Whether it was repaired.
     pub healed: bool,
 }
 
@@ -39,7 +39,7 @@ impl From<Finding> for Wrong {
     }
 }
 
-/// Compares records and trees. Empty: all is well.
+/// Compares records and trees. Empty if all is well.
 pub fn check(ctx: &Context, heal: bool, deep: bool) -> Result<Vec<Wrong>> {
     let store = ctx.store()?;
     let found = store.check(CheckOptions { heal, deep })?;
@@ -64,7 +64,7 @@ fn check_layers(ctx: &Context, store: &Store, wrong: &mut Vec<Wrong>) -> Result<
         let Some(found) = check_layer(ctx, store, &layer, &diff_id)? else {
             continue;
         };
-        // Another command may have removed it meanwhile, and a recipe may be that of several
+        // Another command may have removed it in the meantime, and a recipe may belong to several
         // layers.
         let there = store
             .stat(&layer.key)
@@ -90,7 +90,7 @@ fn check_layer(
                 .join(diff_id.hex())
                 .display()
                 .to_string(),
-            why: format!("{why}; load or pull its image again, which puts it right"),
+            why: format!("{why}; load or pull its image again, which repairs it"),
             healed: false,
         }))
     };
@@ -98,14 +98,14 @@ fn check_layer(
         Ok(Some(Wrong {
             what: format!("layer {}", layer.key),
             why: format!(
-                "its tar can't be given back: {why}; remove its images and load or pull them again"
+                "its tar can't be recreated: {why}; remove its images and load or pull them again"
             ),
             healed: false,
         }))
     };
     let mut recipe = match store.open_recipe(diff_id) {
         Ok(Some(recipe)) => recipe,
-        // None: only known as a tree, or told of already.
+        // None: only known as a tree, or already reported.
         Ok(None) | Err(StoreError::Damaged { .. }) => return Ok(None),
         Err(e) => return of_recipe(&with_causes(&e)),
     };
@@ -116,7 +116,7 @@ fn check_layer(
     }
     let tree = match store.tree(&layer.key) {
         Ok(tree) => tree,
-        // Told of by the store.
+        // Reported by the store.
         Err(StoreError::Damaged { .. } | StoreError::BrokenParents { .. }) => return Ok(None),
         Err(e) => return of_layer(&with_causes(&e)),
     };

@@ -24,7 +24,7 @@ impl From<Usage> for Size {
     }
 }
 
-/// One thing that takes space. The JSON field names are stable.
+/// One thing that uses space. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Used {
     /// `image`, `layer`, `container`, `workspace` or `volume`.
@@ -33,12 +33,12 @@ pub struct Used {
     pub id: String,
     /// Its names; may be empty.
     pub names: Vec<String>,
-    /// What would go with it.
+    /// What removing it would free.
     pub exclusive: Size,
-    /// What others have too.
+    /// What others use too.
     pub shared: Size,
-    /// How many use it: containers of an image, images of a layer, or snapshots on it if it is no
-    /// image's.
+    /// How many use it: containers of an image, images of a layer, or, for a layer of no image, the
+    /// snapshots on it.
     pub users: u64,
 }
 
@@ -49,7 +49,7 @@ pub struct Disk {
     pub items: Vec<Used>,
     /// Manifests, configurations, kept blobs.
     pub content: Size,
-    /// What is kept so that layers come out byte for byte.
+    /// The recipes with which layers come out byte for byte.
     pub recipes: Size,
     /// Layers that nothing needs: the next collection frees them.
     pub unused_layers: Size,

@@ -1,4 +1,4 @@
-//! `gc`: what nothing needs goes.
+//! `gc`: removes what nothing needs.
 
 use serde::Serialize;
 use vellum_store::{Fate, Garbage, Thing};
@@ -7,16 +7,16 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::store::df::Size;
 
-/// One thing that a collection took away, or would. The JSON field names are stable.
+/// One thing that a collection removed, or would remove. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Collected {
     /// `snapshot`, `blob`, `recipe`, `lease` or `path`.
     pub kind: &'static str,
     /// Which.
     pub what: String,
-    /// Why nobody needs it.
+    /// Why nothing needs it.
     pub why: String,
-    /// What it took, where known.
+    /// Its size, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
     /// `gone`, `would go` or `stuck`.
@@ -26,13 +26,13 @@ pub struct Collected {
     pub cause: Option<String>,
 }
 
-/// Lets go of what a rebuild of the database found and holds, so that the next collection takes
+/// Releases what a rebuild of the database found and holds, so that the next collection removes
 /// what nothing else needs. Returns whether something was held.
 pub fn let_go_of_rebuilt(ctx: &Context) -> Result<bool> {
     Ok(ctx.store()?.end_rebuilt_lease()?)
 }
 
-/// Removes what nothing needs; with `dry_run` only tells.
+/// Removes what nothing needs; with `dry_run` only lists it.
 pub fn gc(ctx: &Context, dry_run: bool) -> Result<Vec<Collected>> {
     Ok(ctx
         .store()?

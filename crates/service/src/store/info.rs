@@ -1,4 +1,4 @@
-//! `info`: driver, file system, kernel, limits and settings of a store, as `docker info` tells of
+//! `info`: driver, file system, kernel, limits and settings of a store, as `docker info` reports
 //! storage and a little more.
 
 use std::path::PathBuf;
@@ -15,16 +15,16 @@ use crate::error::Result;
 use crate::mount::facts;
 use crate::plan::Facts;
 
-/// What can't be done here, and why.
+/// Something that can't be done here, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Limit {
-    /// What.
+    /// The feature.
     pub what: &'static str,
     /// Why, and what happens instead.
     pub why: String,
 }
 
-/// Everything `info` tells. The JSON field names are stable.
+/// Everything that `info` reports. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Info {
     /// Vellum's version.
@@ -36,17 +36,17 @@ pub struct Info {
     /// The store.
     #[serde(serialize_with = "crate::json::path")]
     pub root: PathBuf,
-    /// What lives until the next boot.
+    /// The run directory, for files that live until the next boot.
     #[serde(serialize_with = "crate::json::path")]
     pub run_dir: PathBuf,
     /// File system under the store.
     pub backing_filesystem: String,
-    /// Listings say what kind each entry is.
+    /// Whether listings report file types.
     pub supports_d_type: bool,
     /// How a union of Vellum's engine hides names on this file system: `devices 0:0`, as the kernel
     /// reads them, or `.wh. files`.
     pub whiteouts: &'static str,
-    /// Diffs read a container's own layer alone.
+    /// Whether diffs read only a container's own layer.
     pub native_diff: bool,
     /// Marks are `user.overlay.*`.
     pub userxattr: bool,
@@ -65,7 +65,7 @@ pub struct Info {
     /// The kernel.
     pub kernel: Facts,
     /// Whether the kernel offers FUSE over io_uring to unions of Vellum's engine: `on`, `off`, or
-    /// `none` if it does not know it.
+    /// `none` if the kernel does not know it.
     pub fuse_io_uring: &'static str,
     /// How layers are mounted by default here: `layer-fds`, `lowerdir-plus` or `option-page`.
     pub mount_method: &'static str,
@@ -79,7 +79,7 @@ pub struct Info {
     pub settings: Vec<SettingLine>,
 }
 
-/// Collects it.
+/// Collects the information.
 pub fn info(ctx: &Context) -> Result<Info> {
     let store = ctx.store()?;
     let (facts, dir) = facts::probe_or_look(ctx)?;
@@ -132,7 +132,7 @@ pub fn info(ctx: &Context) -> Result<Info> {
     })
 }
 
-/// The module has a parameter for it from Linux 6.14 on.
+/// The module has a parameter for it since Linux 6.14.
 fn fuse_io_uring() -> &'static str {
     match std::fs::read_to_string(URING_PARAMETER) {
         Ok(value) if value.trim() == "Y" => "on",
@@ -143,7 +143,7 @@ fn fuse_io_uring() -> &'static str {
 
 const URING_PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
 
-/// Says that nothing can be changed, if the database has gone back in time.
+/// Reports that nothing can be changed, if the database has gone back in time.
 fn rolled_back(store: &Store) -> Option<Limit> {
     store.rolled_back().map(|why| Limit {
         what: "changes",
@@ -151,7 +151,7 @@ fn rolled_back(store: &Store) -> Option<Limit> {
     })
 }
 
-/// Names what can't be had, one line each.
+/// Names what is not available, one line each.
 fn limits(facts: &Facts, rootless: bool, quota: &str) -> Vec<Limit> {
     let mut limits = Vec::new();
     let mut add = |what, why: &str| {
@@ -196,7 +196,7 @@ fn limits(facts: &Facts, rootless: bool, quota: &str) -> Vec<Limit> {
     if rootless {
         add(
             "device nodes",
-            "can't be made by a plain user: kept as records and restored on save and push",
+            "a plain user can't create them: kept as records and restored on save and push",
         );
         add(
             "trusted.* and other refused xattrs",
@@ -210,32 +210,32 @@ fn limits(facts: &Facts, rootless: bool, quota: &str) -> Vec<Limit> {
         }
         add(
             "mounts",
-            "show inside your user namespace alone: `vellum unshare` enters it; they end with its holder or at reboot",
+            "visible only inside your user namespace: `vellum unshare` enters it; they end with its holder or at reboot",
         );
     }
     if quota != "enforced" {
         add(
             "size limits",
-            "kept by Vellum's engine, which shows such containers: project quotas need xfs or ext4 mounted with prjquota, and root",
+            "enforced by Vellum's engine, which mounts such containers: project quotas need xfs or ext4 mounted with prjquota, and root",
         );
     }
     if probe::is_network(&facts.fs_name) {
         let why = format!(
-            "{} is a network file system: locks hold among the processes of one machine, so no other one may use the store meanwhile",
+            "{} is a network file system: locks only work within one machine, so no other machine may use the store at the same time",
             facts.fs_name
         );
         add("several machines", &why);
     }
     if fuse_io_uring() == "off" {
         let why = format!(
-            "off: `echo Y > {URING_PARAMETER}` turns it on for unions of Vellum's engine that are mounted from then on"
+            "off: `echo Y > {URING_PARAMETER}` turns it on for later mounts of Vellum's engine"
         );
         add("FUSE over io_uring", &why);
     }
     if !facts.layer_fds && !facts.lowerdir_plus {
         add(
             "layers",
-            "this kernel takes one page of options: about 128 layers (Linux 6.8 takes 500)",
+            "this kernel accepts one page of options: about 128 layers (Linux 6.8 accepts 500)",
         );
     }
     limits

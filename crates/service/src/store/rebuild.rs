@@ -1,4 +1,4 @@
-//! `check --rebuild`: the database, made anew from what lies beside it.
+//! `check --rebuild`: rebuilds the database from the files next to it.
 
 use serde::Serialize;
 use vellum_store::Store;
@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::store::check::Wrong;
 
-/// What a rebuild brought back. The JSON field names are stable.
+/// The result of a rebuild. The JSON field names are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rebuilt {
     /// Snapshots.
@@ -18,17 +18,17 @@ pub struct Rebuilt {
     pub containers: u64,
     /// Volumes.
     pub volumes: u64,
-    /// Where the old database went.
+    /// The old database's new path.
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "crate::json::some_path"
     )]
     pub old_database: Option<std::path::PathBuf>,
-    /// What could not be brought back.
+    /// What could not be restored.
     pub lost: Vec<Wrong>,
 }
 
-/// Makes the database anew from what lies beside it. The old one is kept under another name.
+/// Rebuilds the database from the files next to it. The old one is kept under another name.
 pub fn rebuild(ctx: &Context) -> Result<Rebuilt> {
     let (_, rebuilt) = Store::rebuild(&ctx.store_options())?;
     Ok(Rebuilt {

@@ -18,7 +18,7 @@ pub struct Explained {
     pub kept_by: Vec<String>,
 }
 
-/// Says what keeps a path, a tree or a layer.
+/// Tells what keeps a path, a tree or a layer.
 pub fn why(ctx: &Context, path: &Path) -> Result<Explained> {
     let why = ctx.store()?.why(path)?;
     Ok(Explained {
@@ -37,11 +37,11 @@ fn reason(reason: &Reason) -> String {
             format!("image {} ({})", tags.join(", "), short(&id.to_string()))
         }
         Reason::Lease { id, purpose } => {
-            format!("a command under way: {purpose} (lease {})", short(id))
+            format!("a running command: {purpose} (lease {})", short(id))
         }
-        Reason::Kept(key) => format!("snapshot {key}, which only an explicit removal ends"),
+        Reason::Kept(key) => format!("snapshot {key}, which stays until it is removed explicitly"),
         Reason::Volume(name) => format!("volume {name}"),
         Reason::Store => "the store itself".to_owned(),
-        Reason::Stranger => "whoever made it: Vellum leaves it alone".to_owned(),
+        Reason::Stranger => "another program: Vellum leaves it alone".to_owned(),
     }
 }

@@ -90,8 +90,8 @@ with tarfile.open(sys.argv[1]) as tar:
     out.lines().map(str::to_owned).collect()
 }
 
-/// Packs `members` of directory `from` as a layer: each as it is named, directories without what is
-/// in them.
+/// Packs `members` of directory `from` as a layer: each under its name, directories without their
+/// content.
 pub fn layer_of(scratch: &Scratch, name: &str, from: &Path, members: &[&str]) -> PathBuf {
     let path = scratch.join(name);
     vellum_testkit::clients::run(
@@ -113,7 +113,7 @@ pub fn layer_of(scratch: &Scratch, name: &str, from: &Path, members: &[&str]) ->
 }
 
 /// Writes a docker-archive called `image:latest` of these layers, in which layers are links and
-/// come last to first.
+/// listed last to first.
 pub fn archive_of(scratch: &Scratch, name: &str, layers: &[PathBuf]) -> PathBuf {
     let dir = scratch.dir(format!("{name}.d"));
     let mut diff_ids = Vec::new();

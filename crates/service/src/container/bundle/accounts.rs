@@ -1,9 +1,9 @@
-//! `/etc/passwd` and `/etc/group` of a tree, which came with an image: read whole, up to a limit,
-//! or refused by name.
+//! `/etc/passwd` and `/etc/group` of a tree, which came with an image: read completely, up to a
+//! limit, or refused by name.
 //!
-//! They are found inside the tree only. What is not a regular file is refused rather than taken for
-//! missing: runc before 1.3 opens both by itself, in the container, and waits forever for a FIFO's
-//! other end. The same goes for links to what only the container has.
+//! They are looked up inside the tree only. Anything but a regular file is refused, not treated as
+//! missing: runc before 1.3 opens both itself, in the container, and waits forever for a FIFO's
+//! other end. The same holds for links to files that only the running container has.
 
 use std::path::Path;
 
@@ -14,13 +14,13 @@ use vellum_sys::{Dir, FileKind};
 use super::workdir::MOUNTED;
 use crate::error::{Error, Result};
 
-/// No such file of an honest image is longer; Docker's limit, too.
+/// No honest image has a longer file; Docker has the same limit.
 const LIMIT_BYTES: u64 = 10 << 20;
 
-/// Returns the content of `path`; nothing, if there is no such file.
+/// Returns the content of `path`; empty, if there is no such file.
 ///
-/// Errors: `Invalid` if something else is there; `Sys` if the file is too long, or links lead
-/// nowhere.
+/// Errors: `Invalid` if it is something else; `Sys` if the file is too long, or its links form a
+/// loop.
 pub(super) fn read(tree: &Dir, path: &str) -> Result<Vec<u8>> {
     let wrong = |what: String| Error::Invalid {
         what,
@@ -34,7 +34,7 @@ pub(super) fn read(tree: &Dir, path: &str) -> Result<Vec<u8>> {
     }
     if MOUNTED.iter().any(|mounted| place.starts_with(mounted)) {
         return Err(wrong(format!(
-            "the container's /{path} leads to /{}, which is not its own",
+            "the container's /{path} leads to /{}, which is not part of the container",
             place.display()
         )));
     }
@@ -74,7 +74,7 @@ mod tests {
         }
         fn node(path: &Path, kind: FileKind, device: (u32, u32)) {
             let dir = Dir::open(path.parent().unwrap()).unwrap();
-            // Devices take root; without one there is nothing, and the row below says so.
+            // Devices need root; without root there is none, and the row below says so.
             let _ = dir.mknod(path.file_name().unwrap(), kind, 0o666, device);
         }
         fn link(path: &Path, target: &str) {

@@ -1,13 +1,13 @@
-//! The volumes that an image declares: each container has its own, made at its first run.
+//! The volumes that an image declares: each container has its own, created at its first run.
 //!
-//! As with Docker, what is written there is past the container's layers: neither `diff` nor
-//! `commit` sees it. A volume begins with what the container has at its place. Unlike Docker's, it
-//! goes with its container.
+//! As with Docker, what is written there bypasses the container's layers: neither `diff` nor
+//! `commit` sees it. A volume starts with the container's content at its place. Unlike Docker's, it
+//! is removed with its container.
 //!
-//! A volume's name says whose it is and where it shows, so nothing else has to be recorded. Its
-//! content is copied beside it, synced, and renamed into place; then a mark says that it is filled.
-//! A crash before the mark fills it anew at the next run, which begins with an empty volume, since
-//! nothing ran in it. The caller holds the container's lock.
+//! A volume's name tells its container and its place, so nothing else has to be recorded. Its
+//! content is copied next to it, synced, and renamed into place; then a mark says that it is
+//! filled. After a crash before the mark, the next run fills it again, starting with an empty
+//! volume, since nothing ran in it. The caller holds the container's lock.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,16 +24,16 @@ use crate::container::cp;
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-/// Beside a volume's data: it has been filled.
+/// Next to a volume's data: it has been filled.
 const FILLED: &str = "_filled";
-/// Beside a volume's data: the copy under way.
+/// Next to a volume's data: the copy in progress.
 const FILLING: &str = "_filling";
 
 /// Characters of a path's digest in a volume's name.
 const PATH_DIGITS: usize = 16;
 
-/// Returns the image's volumes as binds, outer ones first, but for those whose place the user binds
-/// something else to.
+/// Returns the image's volumes as binds, outer ones first, except those at places where the user
+/// binds something else.
 ///
 /// Errors: `Invalid` for a place that can't be a volume.
 pub(super) fn volumes(
@@ -51,7 +51,10 @@ pub(super) fn volumes(
             continue;
         }
         if place == Path::new("/") || place == Path::new("/dev") || place.starts_with("/proc") {
-            return Err(impossible(declared, "nothing else would work there"));
+            return Err(impossible(
+                declared,
+                "it would hide what every container needs",
+            ));
         }
         if let Some(found) = in_root::find(tree, &place, Last::Follow)?
             && stat_fd(&found)?.kind != FileKind::Dir
@@ -85,7 +88,7 @@ fn impossible(declared: &str, why: &str) -> Error {
     }
 }
 
-/// The name of the volume at `place` of container `id`.
+/// Returns the name of the volume at `place` of container `id`.
 fn name(id: &str, place: &Path) -> String {
     let digest = Digest::of(place.as_os_str().as_encoded_bytes()).to_string();
     let hex = digest.rsplit(':').next().unwrap_or_default();
@@ -100,7 +103,7 @@ pub(crate) fn owner(name: &str) -> Option<&str> {
     (id.len() == 64 && place.len() == PATH_DIGITS && hex(id) && hex(place)).then_some(id)
 }
 
-/// Removes the declared volumes of a container that is no more, and what is in them.
+/// Removes the declared volumes of a container that no longer exists, with their content.
 pub(crate) fn remove(ctx: &Context, id: &str) -> Result<()> {
     for volume in ctx.store()?.volumes()? {
         if owner(&volume.name) != Some(id) {
@@ -108,7 +111,7 @@ pub(crate) fn remove(ctx: &Context, id: &str) -> Result<()> {
         }
         match ctx.store()?.remove_volume(&volume.name) {
             Ok(()) => {}
-            // Another command was faster.
+            // Another command removed it first.
             Err(StoreError::NotFound {
                 subject: Subject::Volume,
                 ..
@@ -119,8 +122,7 @@ pub(crate) fn remove(ctx: &Context, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fills a volume that is new with what the tree has at `place`, attributes of the directory
-/// included.
+/// Fills a new volume with the tree's content at `place`, including the directory's attributes.
 fn fill(ctx: &Context, tree: &Dir, place: &Path, data: &Path) -> Result<()> {
     let (Some(home), Some(data)) = (data.parent(), data.file_name()) else {
         return Ok(());
@@ -138,7 +140,7 @@ fn fill(ctx: &Context, tree: &Dir, place: &Path, data: &Path) -> Result<()> {
         cp::whole_tree(ctx, &from, &into)?;
         publish::sync_fs(&into)?;
         match home.rename(FILLING, &home, data, RenameFlags::empty()) {
-            // A run before this one came as far as here, and no further.
+            // Left by an earlier run that stopped here.
             Err(e) if e.is_not_empty() => drop(home.remove_tree(FILLING)?),
             other => other?,
         }
@@ -153,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volume_is_known_by_its_name_as_its_containers() {
+    fn a_volumes_name_tells_its_container() {
         let id = "0123456789abcdef".repeat(4);
         let name = name(&id, Path::new("/data"));
         assert_eq!(owner(&name), Some(id.as_str()));

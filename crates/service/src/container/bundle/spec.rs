@@ -1,9 +1,9 @@
 //! The runtime configuration: pure.
 //!
 //! Namespaces, capabilities, masked paths and mounts are those that Docker gives an unprivileged
-//! container, and an image's variables, command and directories mean what they mean to Docker. In a
-//! plain user's namespace what the kernel refuses there (a new sysfs for the host's network,
-//! cgroups, device rules) is left out or bound from the host.
+//! container, and an image's variables, command and directories mean what they mean to Docker. What
+//! the kernel refuses in a plain user's namespace (a new sysfs for the host's network, cgroups,
+//! device rules) is left out or bound from the host.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -24,19 +24,19 @@ use crate::error::{Error, Result};
 /// Which network a container sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Network {
-    /// Its own, with a loopback device alone.
+    /// Its own, with only a loopback device.
     #[default]
     None,
     /// The host's.
     Host,
 }
 
-/// A directory or file of the host shown in the container, past its layers.
+/// A directory or file of the host that the container sees, bypassing its layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bind {
-    /// What.
+    /// The directory or file.
     pub source: PathBuf,
-    /// Where, absolute.
+    /// Its place in the container, absolute.
     pub destination: PathBuf,
     /// Refuse writing.
     pub read_only: bool,
@@ -44,13 +44,13 @@ pub struct Bind {
     pub volume: Option<String>,
 }
 
-/// What the specification needs to know of the container and the machine.
+/// The facts about the container and the machine that the specification needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Around {
     pub id: String,
     pub root: PathBuf,
     pub in_user_namespace: bool,
-    /// Files of the machine that tell about its load, beside those of [`MASKED`].
+    /// Files of the machine that reveal its load, in addition to those of [`MASKED`].
     pub thermal: Vec<PathBuf>,
 }
 
@@ -74,9 +74,10 @@ const CAPABILITIES: [Capability; 14] = [
     Capability::SysChroot,
 ];
 
-/// Today's list of Docker, which is that of runc and containerd and `interrupts`. The one in the
-/// `oci_spec` library is older: it leaves `interrupts` and `powercap` open, which tell a container
-/// what others on the machine type and compute (GHSA-6fw5-f8r9-fgfm, GHSA-jq35-85cj-fj4p).
+/// Docker's current list, which is that of runc and containerd plus `interrupts`. The list in the
+/// `oci_spec` library is older: it leaves out `interrupts` and `powercap`, which reveal to a
+/// container what others on the machine type and compute (GHSA-6fw5-f8r9-fgfm,
+/// GHSA-jq35-85cj-fj4p).
 const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
@@ -100,8 +101,8 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
-/// Takes `.`, `..` and doubled slashes out of a path by its text alone, as Docker does with paths
-/// in a configuration. A relative path counts from the root.
+/// Removes `.`, `..` and doubled slashes from a path, looking only at its text, as Docker does with
+/// paths in a configuration. A relative path counts from the root.
 pub(super) fn clean(path: &Path) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for component in path.components() {
@@ -114,7 +115,7 @@ pub(super) fn clean(path: &Path) -> PathBuf {
     clean
 }
 
-/// Returns the directory that the command starts in: absolute and clean. Errors: `Invalid` if it is
+/// Returns the working directory of the command: absolute and clean. Errors: `Invalid` if it is
 /// relative.
 pub(super) fn workdir(image: &RunConfig, request: &ProcessRequest) -> Result<PathBuf> {
     let asked = request.workdir.as_deref();
@@ -136,7 +137,7 @@ pub(super) fn workdir(image: &RunConfig, request: &ProcessRequest) -> Result<Pat
 
 /// Returns the runtime configuration; `volumes` are those that the image declares.
 ///
-/// Errors: `Invalid` where image and request make none.
+/// Errors: `Invalid` if image and request don't result in a valid one.
 pub(crate) fn spec(
     around: &Around,
     image: &RunConfig,
@@ -146,8 +147,8 @@ pub(crate) fn spec(
 ) -> Result<Spec> {
     let cwd = workdir(image, request)?;
     let bounding = capabilities(request)?;
-    // What execve(2) leaves to other users: nothing. With root's they would open the program, and
-    // stand in the directory.
+    // execve(2) gives other users no capabilities. With root's capabilities they could open the
+    // program and enter the directory.
     let own = match user.uid {
         0 => bounding.clone(),
         _ => Capabilities::new(),
@@ -194,7 +195,7 @@ pub(crate) fn spec(
         );
     }
     let mut linux = linux.build()?;
-    // The library puts devices and id maps of its own there; runtimes make the usual devices by
+    // The library adds devices and id maps of its own; runtimes create the usual devices
     // themselves.
     linux
         .set_uid_mappings(None)
@@ -229,14 +230,14 @@ fn invalid(what: String) -> Error {
 impl From<oci_spec::OciSpecError> for Error {
     fn from(error: oci_spec::OciSpecError) -> Self {
         Error::Invalid {
-            what: format!("no runtime configuration can be made: {error}"),
+            what: format!("cannot create a runtime configuration: {error}"),
             hint: None,
         }
     }
 }
 
-/// Docker's rule: an entrypoint of the user's drops the image's command too, and one of a single
-/// empty word is none.
+/// Docker's rule: an entrypoint from the user also drops the image's command, and a single empty
+/// word is no entrypoint.
 fn arguments(image: &RunConfig, request: &ProcessRequest) -> Result<Vec<String>> {
     let (mut arguments, command) = match &request.entrypoint {
         None => (image.entrypoint.clone(), &image.cmd[..]),
@@ -253,20 +254,21 @@ fn arguments(image: &RunConfig, request: &ProcessRequest) -> Result<Vec<String>>
     }
     if arguments.is_empty() {
         return Err(Error::Invalid {
-            what: "neither the image nor you name a command to run".into(),
+            what: "there is no command to run: neither the image nor the command line has one"
+                .into(),
             hint: Some("write it at the end: vellum run IMAGE COMMAND".into()),
         });
     }
     if let Some(word) = arguments.iter().find(|word| word.contains('\0')) {
         return Err(invalid(format!(
-            "`{}` can't be part of a command: it holds a NUL byte",
+            "`{}` can't be part of a command: it contains a NUL byte",
             word.escape_debug()
         )));
     }
     Ok(arguments)
 }
 
-/// A set of variables in the order in which they came.
+/// Variables in the order in which they were given.
 struct Environment(Vec<(String, String)>);
 
 impl Environment {
@@ -282,9 +284,9 @@ impl Environment {
     }
 }
 
-/// Docker's rules: the user's word counts before the image's, the image's before the defaults; of
-/// two with one name the last; a bare name takes a default away (and the user's bare name the
-/// image's variable too); without a home, or with an empty one, it is the user's own.
+/// Docker's rules: the user's value wins over the image's, the image's over the default; of two
+/// with one name the last wins; a bare name removes a default (the user's bare name also removes
+/// the image's variable); if HOME is missing or empty, it is the user's home directory.
 fn environment(
     image: &RunConfig,
     user: &User,
@@ -316,7 +318,9 @@ fn environment(
             }
             _ if variable.contains('\0') => {
                 let shown = variable.escape_debug();
-                return Err(invalid(format!("the variable `{shown}` holds a NUL byte")));
+                return Err(invalid(format!(
+                    "the variable `{shown}` contains a NUL byte"
+                )));
             }
             Some((name, value)) => all.set(name, value),
             None if defaults.iter().any(|(name, _)| name == variable) => all.remove(variable),
@@ -327,8 +331,7 @@ fn environment(
     if home.is_none_or(|(_, value)| value.is_empty()) {
         match std::str::from_utf8(user.home.as_deref().unwrap_or(b"/")) {
             Ok(home) => all.set("HOME", home),
-            // Runtimes look it up by themselves, and their configuration is JSON, which can't hold
-            // it.
+            // Runtimes look it up themselves; their configuration is JSON, which can't hold it.
             Err(_) => all.remove("HOME"),
         }
     }
@@ -366,7 +369,7 @@ fn capabilities(request: &ProcessRequest) -> Result<Capabilities> {
         }
         bare.parse()
             .map(Some)
-            .map_err(|_| invalid(format!("`{name}` is no capability")))
+            .map_err(|_| invalid(format!("`{name}` is not a capability")))
     };
     let drops = request
         .cap_drop
@@ -393,7 +396,7 @@ fn capabilities(request: &ProcessRequest) -> Result<Capabilities> {
     Ok(set)
 }
 
-/// Those the kernel running now knows of, which are all that a runtime accepts.
+/// All capabilities of the running kernel; a runtime accepts no others.
 fn all_capabilities() -> Vec<Capability> {
     [
         "AUDIT_CONTROL",
@@ -464,7 +467,7 @@ fn mounts(around: &Around, request: &ProcessRequest) -> Result<Vec<Mount>> {
         "mode=0620",
         "gid=5",
     ];
-    // Group 5 need not exist in a plain user's namespace.
+    // Group 5 may not exist in a plain user's namespace.
     let pts = if around.in_user_namespace {
         &pts[..5]
     } else {
@@ -492,8 +495,8 @@ fn mounts(around: &Around, request: &ProcessRequest) -> Result<Vec<Mount>> {
             &["nosuid", "noexec", "nodev"],
         )?,
     ];
-    // sysfs belongs to a network namespace; without one of its own a plain user may only bind the
-    // host's.
+    // sysfs belongs to a network namespace. Without a network namespace of its own, a plain user's
+    // container can only bind the host's.
     if around.in_user_namespace && request.network == Network::Host {
         all.push(mount(
             "/sys",
@@ -520,8 +523,8 @@ fn mounts(around: &Around, request: &ProcessRequest) -> Result<Vec<Mount>> {
     Ok(all)
 }
 
-/// What of the host is shown in the container: outer places first, so that none hides another. Of
-/// two for one place the later one shows: what the user binds, after an image's volume.
+/// The binds from the host: outer places first, so that none hides another. Of two binds at one
+/// place the later one shows: the user's, after an image's volume.
 fn binds(request: &ProcessRequest, volumes: &[Bind]) -> Result<Vec<Mount>> {
     let mut all = Vec::new();
     if request.network == Network::Host {
@@ -553,9 +556,9 @@ fn mount(
         .build()?)
 }
 
-/// Takes `SOURCE:PATH[:ro|rw]` apart; a source without a slash names a volume.
+/// Parses `SOURCE:PATH[:ro|rw]`; a source without a slash names a volume.
 pub(super) fn parse_bind(text: &OsStr) -> std::result::Result<Bind, String> {
-    let wrong = |why: &str| format!("`{}` is no volume to bind: {why}", text.display());
+    let wrong = |why: &str| format!("cannot bind `{}`: {why}", text.display());
     let parts: Vec<&[u8]> = text.as_bytes().split(|b| *b == b':').collect();
     let (source, destination, read_only) = match parts[..] {
         [source, destination] => (source, destination, false),
@@ -578,7 +581,7 @@ pub(super) fn parse_bind(text: &OsStr) -> std::result::Result<Bind, String> {
         (true, _) => None,
         (false, Ok("." | "..")) => None,
         (false, Ok(name)) => Some(name.to_owned()),
-        (false, Err(_)) => return Err(wrong("a volume's name is UTF-8")),
+        (false, Err(_)) => return Err(wrong("a volume's name must be UTF-8")),
     };
     Ok(Bind {
         source: PathBuf::from(OsString::from(OsStr::from_bytes(source))),

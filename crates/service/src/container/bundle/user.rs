@@ -1,39 +1,40 @@
-//! From `USER[:GROUP]` and a tree's `passwd` and `group` files to numbers. Pure.
+//! Resolves `USER[:GROUP]` to ids, with a tree's `passwd` and `group` files. Pure.
 //!
 //! As Docker does it: a number is an id and never a name, whatever `passwd` calls its users
 //! (CVE-2016-3697); a name is looked up; the groups that list the user are added, unless a group is
 //! given; and the primary group is one of the supplementary ones, so that a file that its group may
 //! *not* read stays closed (CVE-2022-36109).
 //!
-//! Where Docker takes a malformed number in `passwd` or `group` for 0, which is root, such a line
-//! counts for nothing here.
+//! Docker reads a malformed number in `passwd` or `group` as 0, which is root; here such a line is
+//! ignored.
 
 use std::collections::BTreeSet;
 
-/// Who a process runs as.
+/// The ids that a process runs with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct User {
     pub uid: u32,
     pub gid: u32,
-    /// Sorted, without doubles.
+    /// Sorted, without duplicates.
     pub additional_gids: Vec<u32>,
     /// Home directory as bytes, if the tree knows the user; may be empty.
     pub home: Option<Vec<u8>>,
 }
 
-/// The largest id that Docker, containerd and runc take; beyond it, programs disagree on the sign.
+/// The largest id that Docker, containerd and runc accept; beyond it, programs disagree on the
+/// sign.
 const MAX_ID: u32 = i32::MAX as u32;
-/// No honest user is in more. Old runtimes compare each of them with each line of `group`.
+/// No honest user is in more. Old runtimes compare each one with each line of `group`.
 const MAX_GROUPS: usize = 4096;
 
-/// A user or group as it was asked for.
+/// A user or group as requested.
 enum Wanted<'a> {
     Id(u32),
     Name(&'a [u8]),
 }
 
 impl<'a> Wanted<'a> {
-    /// What looks like a number is one, or an error: it is never looked up as a name.
+    /// A text that looks like a number is an id or an error: it is never looked up as a name.
     fn parse(text: &'a str) -> Result<Option<Self>, String> {
         if text.is_empty() {
             return Ok(None);
@@ -64,10 +65,10 @@ struct Group<'a> {
     members: &'a [u8],
 }
 
-/// Errors with one line: a number that is not an id, a name that is in neither file, too many
+/// Fails with one line: for a number that is not an id, a name that is in neither file, or too many
 /// groups.
 ///
-/// What comes after a second colon is ignored, as everywhere.
+/// Anything after a second colon is ignored, as in other programs.
 pub(crate) fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
     let mut words = text.split(':');
     let wanted_user = Wanted::parse(words.next().unwrap_or_default())?;
@@ -114,7 +115,7 @@ pub(crate) fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User, S
     gids.insert(found.gid);
     if gids.len() > MAX_GROUPS {
         return Err(format!(
-            "the user `{text}` is in {} groups of the container's /etc/group; {MAX_GROUPS} are the most",
+            "the user `{text}` is in {} groups of the container's /etc/group; at most {MAX_GROUPS} are allowed",
             gids.len()
         ));
     }
@@ -123,10 +124,10 @@ pub(crate) fn resolve(text: &str, passwd: &[u8], group: &[u8]) -> Result<User, S
     Ok(found)
 }
 
-/// Leaves out the numbers that some group with another id has for a *name*.
+/// Removes the ids that are also the *name* of a group with another id.
 ///
-/// runc before 1.3 looks each supplementary number up in the container's `group`, by name too: a
-/// group called `500` with the id 0 would put root's group in the place of 500.
+/// runc before 1.3 looks up each supplementary id in the container's `group`, also by name: a group
+/// called `500` with the id 0 would put root's group in the place of group 500.
 fn leave_out_named(gids: &mut BTreeSet<u32>, group: &[u8]) {
     for entry in groups(group) {
         let number = std::str::from_utf8(entry.name).ok().and_then(|name| {
@@ -145,14 +146,14 @@ fn missing(kind: &str, name: &[u8], file: &str) -> String {
     format!("there is no {kind} `{name}` in the container's {file}")
 }
 
-/// The lines that say something, without the blanks around them; a `\r` at the end is one.
+/// The lines with content, without the surrounding blanks; a `\r` at the end is a blank.
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|b| *b == b'\n')
         .map(|line| line.trim_ascii())
         .filter(|line| !line.is_empty() && line[0] != b'#')
 }
 
-/// A number as it stands in a file; also one too large to be asked for, but not -1, which means
+/// Parses an id in a file; it may be larger than a user can ask for, but not -1, which means
 /// "unchanged".
 fn id(field: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(field).ok()?;

@@ -1,8 +1,8 @@
-//! The directory that a command starts in: made in the container's tree where it is missing, as
-//! Docker does.
+//! The working directory of a command: created in the container's tree if it is missing, as Docker
+//! does.
 //!
-//! Its path comes from the image, so it is resolved inside the tree only. What is made belongs to
-//! root, whatever user the command runs as.
+//! Its path comes from the image, so it is resolved inside the tree only. Created directories
+//! belong to root, whatever user the command runs as.
 
 use std::path::{Component, Path};
 
@@ -11,14 +11,14 @@ use vellum_sys::{Dir, in_root};
 use super::spec::{Bind, clean};
 use crate::error::{Error, Result};
 
-/// Places that the runtime mounts: what is made below them in the tree would never be seen.
+/// Places that the runtime mounts: directories created below them in the tree would be hidden.
 pub(super) const MOUNTED: [&str; 3] = ["proc", "sys", "dev"];
 
-/// Names in /proc that lead out of a container while it is being made (CVE-2024-21626).
+/// Names in /proc that lead out of a container while it is being created (CVE-2024-21626).
 const MAGIC: [&str; 6] = ["cwd", "exe", "fd", "map_files", "ns", "root"];
 
-/// Makes `path`, absolute and clean, in `tree`. Errors: `Invalid` if something else is there, or it
-/// lies behind a magic link.
+/// Creates `path`, which is absolute and clean, in `tree`. Errors: `Invalid` if something else is
+/// there, or it is beyond a magic link.
 pub(super) fn make(tree: &Dir, path: &Path, binds: &[Bind]) -> Result<()> {
     let inside = in_root::resolve(tree, path)?;
     let mut names = inside.components();
@@ -29,7 +29,7 @@ pub(super) fn make(tree: &Dir, path: &Path, binds: &[Bind]) -> Result<()> {
         {
             return Err(Error::Invalid {
                 what: format!(
-                    "no command may start in {}: it leads out of the container",
+                    "{} can't be the working directory: it leads out of the container",
                     path.display()
                 ),
                 hint: Some("choose another directory with --workdir".into()),
@@ -37,7 +37,7 @@ pub(super) fn make(tree: &Dir, path: &Path, binds: &[Bind]) -> Result<()> {
         }
         return Ok(());
     }
-    // There it is the runtime's to make.
+    // There the runtime creates it.
     if binds
         .iter()
         .any(|bind| path.starts_with(clean(&bind.destination)))

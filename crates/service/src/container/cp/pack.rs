@@ -1,5 +1,5 @@
-//! A file or directory as a tar, under its own name; a link that is followed, under that of what it
-//! leads to. Names are names: what is called `.wh.x` is written as that.
+//! Packs a file or directory into a tar under its own name, or a followed link under its target's.
+//! Names have no special meaning: a file called `.wh.x` keeps that name.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::layer::layer_tar::NodeWriter;
 use crate::stack;
 
-/// Writes what is at `from` to `output`.
+/// Writes the file or directory at `from` to `output`.
 pub(super) fn pack(ctx: &Context, from: &Side, follow: bool, output: impl Write) -> Result<()> {
     let found = from.source(follow)?;
     let mut writer = NodeWriter::of_files(output);

@@ -1,9 +1,10 @@
-//! What one name of a copy becomes: what may be replaced, and the attributes of what was made.
+//! Places one name of a copy: what it may replace, and the attributes of the result.
 //!
-//! A directory and what is not one never replace each other, whatever brought them; everything else
-//! is replaced, a symbolic link itself and never what it leads to. Names are single components in
-//! open directories. The order of attributes is the one that works: the owner first, since changing
-//! it clears set-user-id and capabilities, then extended attributes, the mode, the times.
+//! A directory and a non-directory never replace each other, whatever their source. Anything else
+//! is replaced; of a symbolic link, the link itself and never its target. Names are single
+//! components in open directories. Attributes are set in the order that works: the owner first,
+//! since changing it clears set-user-id and capabilities, then extended attributes, the mode, the
+//! times.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -23,22 +24,22 @@ use super::invalid;
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-/// Owner and group of what has none in this user namespace: `/proc/sys/kernel/overflowuid`, as
-/// everywhere.
+/// Owner and group of files whose own are unmapped in this user namespace, as elsewhere:
+/// `/proc/sys/kernel/overflowuid`.
 const NOBODY: u32 = 65_534;
 
-/// Whose the copies are.
+/// Who owns the copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owners {
-    /// Those of the source; where that can't be, the copy fails.
+    /// The source's owner; if that is impossible, the copy fails.
     Kept,
-    /// Those of the source that this user namespace knows; of the others, the caller's.
+    /// The source's owner if this user namespace maps it; else the caller.
     Known,
-    /// The caller's.
+    /// The caller.
     Callers,
 }
 
-/// What a thing looks like, besides its content and extended attributes.
+/// The attributes of a file, without its content and extended attributes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
     pub uid: u32,
@@ -60,17 +61,17 @@ impl Look {
     }
 }
 
-/// The rules of one copy, and what was said about it.
+/// The rules of one copy, and the warnings so far.
 pub(super) struct Placing<'a> {
     pub ctx: &'a Context,
-    /// Where the root is that is copied to, for messages.
+    /// The root of the target, for messages.
     top: &'a Path,
     owners: Owners,
-    /// Take all extended attributes along, not just those that everybody may set.
+    /// Copy all extended attributes, not only those that every user may set.
     all_attributes: bool,
     /// The process's own ids.
     own: (u32, u32),
-    /// What the user was warned of: each thing once.
+    /// The warnings that the user has got: each one once.
     said: RefCell<BTreeSet<String>>,
     removals: Cell<u64>,
 }
@@ -88,7 +89,7 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// Warns the user, once of each thing.
+    /// Warns the user, once about each thing.
     pub fn warn(&self, what: String) {
         if self.said.borrow().contains(&what) {
             return;
@@ -97,13 +98,13 @@ impl<'a> Placing<'a> {
         self.said.borrow_mut().insert(what);
     }
 
-    /// Returns how often something was removed to make room for another thing.
+    /// Returns how often something was removed because another thing replaced it.
     pub fn removals(&self) -> u64 {
         self.removals.get()
     }
 
-    /// Opens the directory `name`, making it if it isn't there. A new one is the caller's alone, so
-    /// that nobody else gets in before it has its attributes.
+    /// Opens the directory `name`, creating it if it isn't there. A new one is only the caller's,
+    /// so that no other user gets in before it has its attributes.
     ///
     /// Errors: something else has the name.
     pub fn directory(&self, dir: &Dir, name: &OsStr) -> Result<Dir> {
@@ -119,7 +120,7 @@ impl<'a> Placing<'a> {
         Ok(dir.open_dir(name)?)
     }
 
-    /// Does `make`, which makes `name` anew and is no directory. What has the name goes first.
+    /// Calls `make`, which creates the non-directory `name`. Removes what had the name before.
     ///
     /// Errors: a directory has the name.
     pub fn replacing<T>(
@@ -141,9 +142,9 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// Makes an empty regular file called `name` that will look like `look`.
+    /// Creates an empty regular file called `name` that will get the attributes `look`.
     pub fn file(&self, dir: &Dir, name: &OsStr, look: &Look) -> Result<File> {
-        // Nobody but its owner gets at the content before the owner is right.
+        // Only its owner can read the content before the owner is right.
         let mode = match self.owner(look) {
             Some(owner) if owner != self.own => 0o600,
             _ => 0o600 | look.mode & 0o777,
@@ -151,21 +152,21 @@ impl<'a> Placing<'a> {
         self.replacing(dir, name, || dir.create_file(name, mode))
     }
 
-    /// Makes a device node or named pipe. False: this user namespace can't have it, and the user
-    /// was told.
+    /// Creates a device node or named pipe. False: this user namespace does not allow it, and the
+    /// user was warned.
     pub fn node(&self, dir: &Dir, name: &OsStr, kind: FileKind, rdev: (u32, u32)) -> Result<bool> {
         match self.replacing(dir, name, || dir.mknod(name, kind, 0o600, rdev)) {
             Ok(()) => Ok(true),
             Err(Error::Sys(e)) if e.is(Errno::PERM) && kind != FileKind::Fifo => {
-                self.warn("devices can't be made here and were left out".to_owned());
+                self.warn("devices can't be created here and were left out".to_owned());
                 Ok(false)
             }
             Err(e) => Err(e),
         }
     }
 
-    /// Gives what is open its owner and mode, and `attributes` in between; nothing is touched that
-    /// is right already.
+    /// Gives an open file its owner and mode, and `attributes` in between; doesn't touch what is
+    /// right already.
     pub fn dress(
         &self,
         object: impl AsFd,
@@ -178,7 +179,7 @@ impl<'a> Placing<'a> {
         })?;
         attributes()?;
         let mode = self.mode(look, kept, now.kind);
-        // A new owner and some attributes (ACLs) may have changed it; both are rare.
+        // Changing the owner or some attributes (ACLs) may have changed the mode; both are rare.
         if now.mode != mode || kept && (now.uid, now.gid) != (look.uid, look.gid) {
             rooted::set_mode_fd(&object, mode)?;
         }
@@ -198,8 +199,8 @@ impl<'a> Placing<'a> {
         Ok(())
     }
 
-    /// Sets the owner by `set` if it isn't `now` already. Returns whether the copy belongs to whom
-    /// the source belongs to.
+    /// Sets the owner with `set` if it isn't `now` already. Returns whether the copy has the
+    /// source's owner.
     fn give(
         &self,
         look: &Look,
@@ -209,7 +210,7 @@ impl<'a> Placing<'a> {
         let Some((uid, gid)) = self.owner(look) else {
             return Ok(now == (look.uid, look.gid));
         };
-        // A tar may say -1, which changes nothing.
+        // A tar may contain -1, which means unchanged.
         let said = |id, now| if id == u32::MAX { now } else { id };
         let (uid, gid) = (said(uid, now.0), said(gid, now.1));
         if (uid, gid) == now {
@@ -222,7 +223,7 @@ impl<'a> Placing<'a> {
                     && (e.is(Errno::INVAL) || e.is(Errno::OVERFLOW) || e.is(Errno::PERM)) =>
             {
                 self.warn(format!(
-                    "files of {uid}:{gid} can't be had in this user namespace, and are yours now"
+                    "files of {uid}:{gid} can't exist in this user namespace, so the copies are yours"
                 ));
                 Ok(false)
             }
@@ -230,7 +231,7 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// Returns whose a copy is to be; `None` if it stays whose it is.
+    /// Returns the owner that a copy gets; `None` if it stays as it is.
     fn owner(&self, look: &Look) -> Option<(u32, u32)> {
         let known = |id, own| if id == NOBODY { own } else { id };
         match self.owners {
@@ -240,7 +241,7 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// Returns the mode of a copy. What ran with its owner's rights must not run with another's.
+    /// Returns the mode of a copy. A set-user-id program must not run with another owner's rights.
     fn mode(&self, look: &Look, kept: bool, kind: FileKind) -> u32 {
         match kept || kind == FileKind::Dir {
             true => look.mode,
@@ -248,8 +249,7 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// Takes extended attributes along: capabilities and `user.`, and all others if that was asked
-    /// for.
+    /// Copies extended attributes: capabilities and `user.`, and all others if that was asked for.
     pub fn attributes(&self, from: impl AsFd, to: impl AsFd) -> Result<()> {
         for name in xattr::list_fd(&from)? {
             let always = name.as_bytes().starts_with(b"user.") || name == "security.capability";
@@ -263,7 +263,7 @@ impl<'a> Placing<'a> {
         Ok(())
     }
 
-    /// Sets an attribute by `set`. A target that can't have it goes without.
+    /// Sets an attribute with `set`. If the target can't have it, it is left out with a warning.
     pub fn attribute(
         &self,
         name: &OsStr,
@@ -281,7 +281,7 @@ impl<'a> Placing<'a> {
         }
     }
 
-    /// The error of what would replace something of another kind, in Docker's words.
+    /// Returns the error for replacing something of another type, in Docker's words.
     fn refused(&self, dir: &Dir, name: &OsStr, there: &str, new: &str) -> Error {
         let path = dir.path().unwrap_or_default().join(name);
         let inside = path.strip_prefix(self.top).unwrap_or(&path);

@@ -1,7 +1,7 @@
-//! Where a copy begins or ends: a root, a path in it, and what is found there.
+//! One end of a copy: a root, a path in it, and the file found there.
 //!
-//! A path ends with `/` or `/.` where a directory is meant; `/.` asks for what is in it. The host's
-//! root is `/`, so both sides are resolved alike.
+//! A path that ends with `/` or `/.` means a directory; `/.` means its content. The host's root is
+//! `/`, so both ends are resolved the same way.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
@@ -14,7 +14,7 @@ use vellum_sys::in_root::{self, Last};
 use vellum_sys::stat::stat_fd;
 use vellum_sys::{Dir, FileKind, Stat};
 
-use super::{End, invalid};
+use super::{CopyEnd, invalid};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::mount::mounted;
@@ -25,26 +25,26 @@ use crate::{mount, names, run_dir};
 pub(super) struct Side {
     pub root: Dir,
     pub path: PathBuf,
-    /// The root's own path on the host, for taking descriptors' paths apart.
+    /// The root's own path on the host, for splitting the paths of descriptors.
     pub top: PathBuf,
-    /// Whose tree it is, and whether it was mounted for the copy alone: then it is unmounted when
-    /// that is done.
+    /// The container, and whether it was mounted only for the copy and will be unmounted
+    /// afterwards.
     container: Option<(ContainerRecord, bool)>,
 }
 
-/// A thing that was found: its directory by descriptor, and its name there. The root has no name.
-pub(super) struct Found {
+/// A file that was found: its directory's descriptor, and its name there. The root has no name.
+pub(super) struct FoundFile {
     pub dir: Dir,
     pub name: Option<OsString>,
     pub stat: Stat,
-    /// Where it is below the side's root, without links.
+    /// Its path below the side's root, without links.
     pub path: PathBuf,
 }
 
 /// Opens a side, mounting its container if it isn't, and unmounts it again afterwards.
 pub(super) fn with<T>(
     ctx: &Context,
-    end: &End,
+    end: &CopyEnd,
     work: impl FnOnce(&Side) -> Result<T>,
 ) -> Result<T> {
     let side = open(ctx, end)?;
@@ -53,7 +53,7 @@ pub(super) fn with<T>(
         root, container, ..
     } = side;
     drop(root);
-    let (Some((record, for_this)), End::Container { name, .. }) = (container, end) else {
+    let (Some((record, for_this)), CopyEnd::Container { name, .. }) = (container, end) else {
         return done;
     };
     let done = match done {
@@ -62,7 +62,7 @@ pub(super) fn with<T>(
     };
     if for_this {
         let left = umount::umount_container(ctx, &record, true);
-        // The copy's own failure is the one to tell.
+        // The copy's own failure is the one to report.
         if done.is_ok() {
             left?;
         }
@@ -70,9 +70,9 @@ pub(super) fn with<T>(
     done
 }
 
-fn open(ctx: &Context, end: &End) -> Result<Side> {
+fn open(ctx: &Context, end: &CopyEnd) -> Result<Side> {
     match end {
-        End::Host(path) => {
+        CopyEnd::Host(path) => {
             let path = absolute(path)?;
             Ok(Side {
                 root: Dir::open(Path::new("/"))?,
@@ -81,7 +81,7 @@ fn open(ctx: &Context, end: &End) -> Result<Side> {
                 container: None,
             })
         }
-        End::Container { name, path } => names::with_container(ctx, name, |record| {
+        CopyEnd::Container { name, path } => names::with_container(ctx, name, |record| {
             let _lock = run_dir::lock_container(ctx, &record.id)?;
             let shown = mounted::is_shown(ctx, record)?;
             let mounted = mount::mount_locked(ctx, record, None, false)?;
@@ -94,11 +94,11 @@ fn open(ctx: &Context, end: &End) -> Result<Side> {
                 container: Some((record.clone(), !shown)),
             })
         }),
-        End::Pipe => Err(invalid("a tar has no path")),
+        CopyEnd::Pipe => Err(invalid("a tar has no path")),
     }
 }
 
-/// Makes a path absolute, keeping a trailing `/` or `/.`, which mean something here.
+/// Makes a path absolute, keeping a trailing `/` or `/.`, which have a meaning here.
 fn absolute(path: &Path) -> Result<PathBuf> {
     let mut whole = match path.is_absolute() {
         true => OsString::new(),
@@ -114,8 +114,8 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 impl Side {
-    /// Finds what is at this side's path; `None` if there is nothing.
-    pub fn find(&self, last: Last) -> Result<Option<Found>> {
+    /// Finds the file at this side's path; `None` if there is none.
+    pub fn find(&self, last: Last) -> Result<Option<FoundFile>> {
         let Some(handle) = in_root::find(&self.root, &self.path, last)? else {
             return Ok(None);
         };
@@ -126,7 +126,7 @@ impl Side {
             (Some(above), Some(name)) => (self.dir(above)?, Some(name.to_owned())),
             _ => (self.root.dup()?, None),
         };
-        Ok(Some(Found {
+        Ok(Some(FoundFile {
             dir,
             name,
             stat,
@@ -134,9 +134,9 @@ impl Side {
         }))
     }
 
-    /// Finds what is to be copied. A link is what is copied, unless it is to be followed or what it
-    /// leads to is asked for.
-    pub fn source(&self, follow: bool) -> Result<Found> {
+    /// Finds the file to copy. A link itself is copied, unless links are followed or the path asks
+    /// for its target.
+    pub fn source(&self, follow: bool) -> Result<FoundFile> {
         let last = match follow || self.ends_as_directory() {
             true => Last::Follow,
             false => Last::Keep,
@@ -148,17 +148,17 @@ impl Side {
         Ok(found)
     }
 
-    /// Returns the directory and name that this path would have, were there something. A dangling
-    /// link leads to where it points, unless a directory is asked for, which it is not.
+    /// Returns the directory and the name that this path would have if something were there. For a
+    /// dangling link, that is the place it points to, unless the path asks for a directory.
     ///
     /// Errors: that directory is not there.
     pub fn vacant(&self) -> Result<(Dir, OsString)> {
-        // `new/.` is in `new`, and that is not there.
+        // `new/.` is in `new`, which is not there.
         if self.wants_content() {
             return Err(self.missing());
         }
         let path = match self.ends_as_directory() {
-            // Taken apart, so that the slash is gone.
+            // Joined from its components, which drops the slash.
             true => self.path.components().collect(),
             false => in_root::resolve(&self.root, &self.path)?,
         };
@@ -189,19 +189,19 @@ impl Side {
         invalid(&format!("{} is not a directory", self.path.display()))
     }
 
-    /// The path ends with `/` or `/.`: the directory's content is meant, or a directory is asked
-    /// for.
+    /// Tells whether the path ends with `/` or `/.`: it means a directory, or a directory's
+    /// content.
     pub fn ends_as_directory(&self) -> bool {
         self.path.as_os_str().as_bytes().ends_with(b"/") || self.wants_content()
     }
 
-    /// The path ends with `/.`.
+    /// Tells whether the path ends with `/.`.
     pub fn wants_content(&self) -> bool {
         self.path.as_os_str().as_bytes().ends_with(b"/.")
     }
 
-    /// The name that a copied thing gets if its destination is a directory.
-    pub fn base_name(&self, found: &Found) -> OsString {
+    /// Returns the name that a copy gets if its destination is a directory.
+    pub fn base_name(&self, found: &FoundFile) -> OsString {
         let typed = self.path.components().next_back();
         match (typed, &found.name) {
             (Some(Component::Normal(name)), _) => name.to_owned(),
@@ -211,7 +211,7 @@ impl Side {
     }
 }
 
-impl Found {
+impl FoundFile {
     pub fn is_dir(&self) -> bool {
         self.stat.kind == FileKind::Dir
     }
@@ -223,7 +223,7 @@ impl Found {
         }
     }
 
-    /// Returns the name of what is no directory.
+    /// Returns the name of a non-directory.
     pub fn file_name(&self) -> Result<&OsStr> {
         self.name
             .as_deref()

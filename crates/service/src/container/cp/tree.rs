@@ -1,7 +1,7 @@
-//! Files and directories, copied from directory to directory.
+//! Copies files and directories from directory to directory.
 //!
-//! Names are taken in the order of their bytes, as Docker does, so that what an error leaves behind
-//! is the same. What has several names in what is copied has them in the copy.
+//! Names are copied in byte order, as Docker does, so an error leaves the same files behind. Files
+//! with several names in the source have them in the copy too.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -14,11 +14,11 @@ use vellum_sys::{Dir, FileKind, Stat, rooted};
 
 use super::invalid;
 use super::place::{Look, Owners, Placing};
-use super::side::{Found, Side};
+use super::side::{FoundFile, Side};
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-/// Copies what is at one side to the other.
+/// Copies the file at one side to the other.
 pub(super) fn copy(placing: Placing, from: &Side, to: &Side, follow: bool) -> Result<()> {
     let found = from.source(follow)?;
     let Some(target) = to.find(Last::Follow)? else {
@@ -40,7 +40,7 @@ pub(super) fn copy(placing: Placing, from: &Side, to: &Side, follow: bool) -> Re
             one(placing, &found, &into, &from.base_name(&found))
         }
         FileKind::Char | FileKind::Block => Err(invalid(&format!(
-            "{} is a device: a directory or a file can be copied to",
+            "{} is a device: only a directory or a file can be overwritten",
             to.path.display()
         ))),
         _ if found.is_dir() => Err(invalid(&format!(
@@ -52,8 +52,8 @@ pub(super) fn copy(placing: Placing, from: &Side, to: &Side, follow: bool) -> Re
     }
 }
 
-/// Copies one thing, and what is in it, to `name` in `dir`.
-fn one(placing: Placing, found: &Found, dir: &Dir, name: &OsStr) -> Result<()> {
+/// Copies one file, with its content, to `name` in `dir`.
+fn one(placing: Placing, found: &FoundFile, dir: &Dir, name: &OsStr) -> Result<()> {
     let mut copying = Copying::of(found, placing, dir)?;
     match found.is_dir() {
         true => copying.directory(&found.open_dir()?, &found.stat, dir, name),
@@ -61,22 +61,22 @@ fn one(placing: Placing, found: &Found, dir: &Dir, name: &OsStr) -> Result<()> {
     }
 }
 
-/// Copies what is in `from` to `to`, and its attributes, all as it is. Neither directory is left.
+/// Copies the content of `from` to `to`, with all attributes. Stays within both directories.
 pub(crate) fn whole_tree(ctx: &Context, from: &Dir, to: &Dir) -> Result<()> {
     let mut copying = Copying::new(Placing::new(ctx, Path::new("/"), Owners::Kept, true), to)?;
     copying.content(from, to)?;
     copying.finish(from, &from.stat_self()?, to)
 }
 
-/// One copy under way.
+/// One copy in progress.
 struct Copying<'a> {
     placing: Placing<'a>,
     /// Where the copy began.
     base: Dir,
-    /// The directory that is being filled, from there.
+    /// The directory that is being filled, relative to the base.
     path: PathBuf,
-    /// Where the first name of each inode with several went: its directory from where the copy
-    /// began, and its name there.
+    /// The first name of each inode with several: its directory, relative to the base, and its name
+    /// there.
     links: HashMap<(u64, u64), (PathBuf, OsString)>,
 }
 
@@ -92,8 +92,8 @@ impl<'a> Copying<'a> {
 
     /// Begins a copy of `found` into `base`.
     ///
-    /// Errors: `base` lies in what is copied, which would never end.
-    fn of(found: &Found, placing: Placing<'a>, base: &Dir) -> Result<Self> {
+    /// Errors: `base` is inside the source, so the copy would never end.
+    fn of(found: &FoundFile, placing: Placing<'a>, base: &Dir) -> Result<Self> {
         if found.is_dir()
             && let (Some(from), Some(to)) = (found.open_dir()?.path(), base.path())
             && to.starts_with(&from)
@@ -114,7 +114,7 @@ impl<'a> Copying<'a> {
         }
         names.sort_unstable();
         for name in names {
-            // What a container removed meanwhile is not there.
+            // The container may have removed it in the meantime.
             if let Some(stat) = from.stat_opt(&name)? {
                 self.entry(from, &name, &stat, to, &name)?;
             }
@@ -122,7 +122,7 @@ impl<'a> Copying<'a> {
         Ok(())
     }
 
-    /// Copies `name` in `from`, of which `stat` is known, to `to_name` in `to`.
+    /// Copies `name` in `from`, which has `stat`, to `to_name` in `to`.
     fn entry(
         &mut self,
         from: &Dir,
@@ -146,8 +146,7 @@ impl<'a> Copying<'a> {
             }
             _ if stat.nlink > 1 && self.link(stat, to, to_name)? => return Ok(()),
             FileKind::File => {
-                // Opened before anything is removed: it may be the very file that is to be
-                // replaced.
+                // Opened before anything is removed: it may be the very file that will be replaced.
                 let source = from.open_file(name)?;
                 if self.is_same(stat, to, to_name)? {
                     return Ok(());
@@ -184,19 +183,19 @@ impl<'a> Copying<'a> {
         Ok(())
     }
 
-    /// Copies the directory `below`, whose `stat` is known, to `name` in `to`.
+    /// Copies the directory `below`, which has `stat`, to `name` in `to`.
     fn directory(&mut self, below: &Dir, stat: &Stat, to: &Dir, name: &OsStr) -> Result<()> {
         let into = self.placing.directory(to, name)?;
         self.path.push(name);
         let filled = self.content(below, &into);
         self.path.pop();
-        // Also where something in it failed: what is there stays, and stays as open or closed as it
-        // was meant to be.
+        // Also after a failure inside it: the copied files stay, and their directory must be as
+        // open or closed as intended.
         let finished = self.finish(below, stat, &into);
         filled.and(finished)
     }
 
-    /// Gives a directory that is filled the attributes of `from`, whose `stat` is known.
+    /// Gives a filled directory the attributes of `from`, which has `stat`.
     fn finish(&self, from: &Dir, stat: &Stat, to: &Dir) -> Result<()> {
         let look = Look::of(stat);
         self.placing
@@ -205,13 +204,13 @@ impl<'a> Copying<'a> {
         Ok(())
     }
 
-    /// True if what is to be replaced is what is to be copied: then it is there already.
+    /// Tells whether the file to be replaced is the file to be copied: then it is there already.
     fn is_same(&self, stat: &Stat, to: &Dir, to_name: &OsStr) -> Result<bool> {
         let there = to.stat_opt(to_name)?;
         Ok(there.is_some_and(|there| there.identity() == stat.identity()))
     }
 
-    /// Links to the copy of the same inode, if there is one. False: it has to be copied.
+    /// Links to the copy of the same inode, if there is one. False: it must be copied.
     fn link(&self, stat: &Stat, to: &Dir, to_name: &OsStr) -> Result<bool> {
         let Some((path, name)) = self.links.get(&stat.identity()) else {
             return Ok(false);

@@ -1,10 +1,10 @@
-//! A tar into a directory of a container, by the rules of `docker cp -`.
+//! Unpacks a tar into a directory of a container, by the rules of `docker cp -`.
 //!
-//! Names are names: no entry deletes anything, whatever it is called. They are taken from the
-//! target, which stays as it is. Links on the way are followed as a process in the container would
-//! follow them; what a name leads to in the end is replaced itself. A hard link's target is a name
-//! in the same directory, there before or not. What lies above the target is refused, and nothing
-//! can lie above the root.
+//! Names have no special meaning: no entry deletes anything, whatever its name. They are resolved
+//! from the target. Links on the way are followed as a process in the container would follow them;
+//! a link at the end of a path is itself replaced. A hard link's target is a name in the same
+//! directory, whether from the tar or not. Entries above the target are refused, and nothing can be
+//! above the root.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -26,12 +26,12 @@ use crate::error::{Error, Result};
 
 /// Unpacks a tar, compressed or not, into the directory `to`.
 ///
-/// What follows the end marker is read and ignored. A tar without one is warned of: it may have
-/// been cut short.
+/// What follows the end marker is read and ignored. A tar without an end marker causes a warning:
+/// it may have been cut short.
 pub(super) fn unpack(ctx: &Context, to: &Side, input: impl Read + Send + 'static) -> Result<()> {
     let target = to
         .find(Last::Follow)?
-        .filter(super::side::Found::is_dir)
+        .filter(super::side::FoundFile::is_dir)
         .ok_or_else(|| {
             invalid(&format!(
                 "the destination {} must be a directory",
@@ -56,7 +56,7 @@ pub(super) fn unpack(ctx: &Context, to: &Side, input: impl Read + Send + 'static
         unpacking.entry(&entry, &mut reader)?;
         reader.raw().clear();
     }
-    // Nothing at all is an archive without entries.
+    // Empty input is an archive without entries.
     if !is_empty && reader.ending() == Some(Ending::Unmarked) {
         let warning = "the tar has no end marker: it may have been cut short";
         ctx.progress.warn(warning);
@@ -71,18 +71,18 @@ struct Unpacking<'a> {
     /// The container's root.
     root: &'a Dir,
     target: Dir,
-    /// Where the target is, from the root; without links.
+    /// The target, relative to the root; without links.
     base: PathBuf,
     /// The directory of the last entry, by its path from the root.
     here: Option<(PathBuf, Dir)>,
-    /// The times that directories get in the end.
+    /// The times that directories get at the end.
     directories: Vec<(PathBuf, Timespec)>,
 }
 
 impl Unpacking<'_> {
     fn entry(&mut self, entry: &Entry, reader: &mut TarReader<LayerStream>) -> Result<()> {
         let path = self.path(&entry.name)?;
-        // The root, or a name that ends in the target itself.
+        // The root, or a name that ends at the target itself.
         let (above, name) = match (path.parent(), path.file_name()) {
             (Some(above), Some(name)) if path != self.base => (above, name),
             _ if entry.kind == EntryKind::Directory => return Ok(()),
@@ -97,7 +97,7 @@ impl Unpacking<'_> {
         let dir = self.enter(above)?;
         let removals = self.placing.removals();
         self.make(&dir, name, &path, entry, reader)?;
-        // What made room may have been a link on the way to here.
+        // The removed file may have been a link on the way to here.
         self.here = match self.placing.removals() == removals {
             true => Some((above.to_owned(), dir)),
             false => None,
@@ -146,11 +146,11 @@ impl Unpacking<'_> {
             EntryKind::Character => FileKind::Char,
             EntryKind::Block => FileKind::Block,
             EntryKind::Fifo => FileKind::Fifo,
-            // As Docker: what can't be made is not left out in silence.
+            // As Docker: an entry that can't be created is an error.
             EntryKind::Other(kind) => {
                 return Err(Error::Invalid {
                     what: format!(
-                        "the tar's entry {} is of a kind that nothing here can be ({:?})",
+                        "the tar's entry {} has a type that can't be created ({:?})",
                         path.display(),
                         char::from(kind)
                     ),
@@ -182,7 +182,7 @@ impl Unpacking<'_> {
         };
         let first_dir = self.find(above)?.ok_or_else(missing)?;
         let stat = first_dir.stat_opt(first)?.ok_or_else(missing)?;
-        // Already that very file, perhaps because the link names itself: to make room for it would
+        // Already that very file, perhaps because the link names itself: removing it first would
         // lose it.
         if dir
             .stat_opt(name)?
@@ -203,16 +203,16 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    /// Returns where a name of the tar is, from the container's root: below the target, by its
-    /// spelling.
+    /// Returns the path of a name in the tar, relative to the container's root: below the target,
+    /// by its spelling.
     fn path(&self, name: &OsStr) -> Result<PathBuf> {
         let name = Path::new(name);
         let mut path = self.base.clone();
         for component in name.components() {
             match component {
                 Component::Normal(part) => path.push(part),
-                // An absolute name counts from the target, and its `..` end there; others end at
-                // the root.
+                // An absolute name counts from the target, and its `..` stop there; those of other
+                // names stop at the root.
                 Component::ParentDir if name.is_absolute() && path == self.base => {}
                 Component::ParentDir => drop(path.pop()),
                 Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
@@ -222,13 +222,13 @@ impl Unpacking<'_> {
             true => Ok(path),
             false => Err(ImageError::Escapes {
                 path: name.to_owned(),
-                why: "it lies above the directory that is copied to",
+                why: "it is above the target directory",
             }
             .into()),
         }
     }
 
-    /// Returns the directory `path`, making what is missing.
+    /// Returns the directory `path`; creates what is missing.
     fn enter(&mut self, path: &Path) -> Result<Dir> {
         if let Some((_, dir)) = self.here.take_if(|(here, _)| here == path) {
             return Ok(dir);
@@ -255,7 +255,7 @@ impl Unpacking<'_> {
         Ok(in_root::dir(self.root, path)?)
     }
 
-    /// Gives directories their times, now that nothing is made in them any more.
+    /// Gives directories their times, now that nothing more is created in them.
     fn finish(&mut self) -> Result<()> {
         for (path, time) in std::mem::take(&mut self.directories) {
             // A process in the container may have removed it.
@@ -267,11 +267,11 @@ impl Unpacking<'_> {
     }
 }
 
-/// Zeros that come in runs of at least this many bytes become holes: a tar has no other way to say
-/// them that all programs know, and a sparse file that goes through one must not fill the disk.
+/// Runs of at least this many zero bytes become holes. A tar has no form for holes that all
+/// programs know, and a sparse file must not fill the disk after passing through one.
 const HOLE_BYTES: usize = 64 << 10;
 
-/// Writes an entry's content where it belongs.
+/// Writes an entry's content.
 fn write_content(file: &File, entry: &Entry, reader: &mut TarReader<LayerStream>) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::from(ImageError::Apply {

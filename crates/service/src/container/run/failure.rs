@@ -1,19 +1,19 @@
 //! Why a runtime started no command, as an exit code: 126, 127 or 125. Pure.
 //!
-//! Runtimes answer every failure with 1, so their words decide, as they do for Docker and Podman.
-//! Words about anything but the command itself are the runtime's failure, and so are words that
-//! aren't known here.
+//! Runtimes exit with 1 after every failure, so their messages decide, as they do for Docker and
+//! Podman. Messages about anything but the command itself are the runtime's failure, and so are
+//! unknown messages.
 
 use serde_json::{Deserializer, Value};
 
-/// The container could not be made or started: the runtime's failure, or ours.
+/// The container could not be created or started: the runtime's failure, or ours.
 pub(super) const NOT_STARTED: i32 = 125;
-/// The command is there and can't be executed.
+/// The command exists but can't be executed.
 const NOT_EXECUTABLE: i32 = 126;
-/// The command is not there.
+/// The command does not exist.
 const NOT_FOUND: i32 = 127;
 
-/// What runc (`exec: "x": ...`, `exec /x: ...`) and crun say when they speak of the command.
+/// What runc (`exec: "x": ...`, `exec /x: ...`) and crun write about the command.
 const OF_THE_COMMAND: [&str; 5] = [
     "exec: \"",
     "exec /",
@@ -22,7 +22,7 @@ const OF_THE_COMMAND: [&str; 5] = [
     "exists but it is not executable",
 ];
 
-/// Returns the exit code that the log of a runtime that failed stands for.
+/// Returns the exit code for the log of a runtime that failed.
 pub(super) fn code(log: &str) -> i32 {
     let said = last_error(log).to_lowercase();
     if !OF_THE_COMMAND.iter().any(|words| said.contains(words)) {
@@ -35,8 +35,8 @@ pub(super) fn code(log: &str) -> i32 {
     }
 }
 
-/// The last message of level `error` in a log of JSON objects; the whole text where it is something
-/// else.
+/// Returns the last message of level `error` in a log of JSON objects, or the whole text if it is
+/// something else.
 fn last_error(log: &str) -> String {
     let entries = Deserializer::from_str(log).into_iter::<Value>();
     let errors = entries.map_while(Result::ok).filter_map(|entry| {
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runtimes_words_become_codes() {
+    fn runtime_messages_become_exit_codes() {
         #[track_caller]
         fn check(said: &str, expect: i32) {
             let entry = |level: &str, msg: &str| {
@@ -128,7 +128,8 @@ mod tests {
         check("exec `/file`: Exec format error", 126);
         check("mount `x` to `y`: Permission denied", 125);
         check("", 125);
-        // crun writes its objects over several lines, and after those of another level.
+        // crun writes its objects over several lines, and objects of other levels may follow the
+        // error.
         let crun = "{\n  \"msg\": \"executable file `x` not found\",\n  \"level\": \"error\"\n}\n{\"msg\": \"bye\", \"level\": \"info\"}";
         assert_eq!(code(crun), 127);
     }

@@ -1,12 +1,12 @@
-//! Unpacking one layer into the tree that mounts show: inflated, hashed and written at once, never
-//! through a mount.
+//! Unpacks one layer into the tree that mounts describe: inflated, hashed and written at once,
+//! never through a mount.
 //!
-//! An overlay's upper takes the layer as marks, as it would come out of [`crate::image`]:
-//! directories that the layer does not list look as below, and whiteouts stay only where they hide
-//! something. A whole tree (a bind mount) takes deletions as deletions; only the first layer of a
-//! chain, and drivers that copy, are mounted so.
+//! An overlay's upper gets the layer as marks, as [`crate::image`] would write it: directories that
+//! the layer does not list look as below, and whiteouts stay only where they hide something. In a
+//! whole tree (a bind mount) deletions delete files; only the first layer of a chain, and trees of
+//! drivers that copy, are mounted that way.
 //!
-//! Nothing is synced unless asked: the commit of the snapshot is what makes it last.
+//! Nothing is synced unless asked: the commit of the snapshot makes it durable.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -28,20 +28,20 @@ use crate::image::left_out;
 use crate::layer::on_parents::{implied, settle_on};
 use crate::stack;
 
-/// A layer to be unpacked.
+/// A layer to unpack.
 #[derive(Clone, Debug)]
 pub struct ApplyRequest {
-    /// How the tree is mounted; it need not be.
+    /// How the tree is mounted; it may not be mounted yet.
     pub mounts: Vec<MountEntry>,
-    /// What the blob must be.
+    /// The blob's expected digest.
     pub digest: Digest,
-    /// Its size, if that is known.
+    /// Its size, if known.
     pub size_bytes: Option<u64>,
-    /// Wait until all is on disk.
+    /// Wait until everything is on disk.
     pub sync: bool,
 }
 
-/// What the blob turned out to hold.
+/// The unpacked layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
     /// Digest of the uncompressed tar.
@@ -52,9 +52,9 @@ pub struct Done {
 
 /// Unpacks `blob`, whatever its compression, into the tree.
 ///
-/// After an error the tree holds part of the layer and is good for nothing but removal. Errors:
-/// `Unsupported` for mounts that are more than directories, [`vellum_image::Error::DigestMismatch`]
-/// and the like for a blob that is not what was asked for.
+/// After an error the tree holds part of the layer and can only be removed. Errors: `Unsupported`
+/// for mounts that are not just directories, [`vellum_image::Error::DigestMismatch`] and the like
+/// for a blob that is not the expected one.
 pub fn apply(
     ctx: &Context,
     request: &ApplyRequest,
@@ -118,8 +118,8 @@ pub fn apply(
     })
 }
 
-/// Gives directories that the layer does not list the present time: by that the commit, which is
-/// told the parent, knows them.
+/// Gives directories that the layer does not list the current time: the commit, which knows the
+/// parent, recognizes them by it.
 fn mark_made_up<'a>(root: &Dir, paths: impl Iterator<Item = &'a Path>) -> Result<()> {
     for path in paths {
         let dir = match path.as_os_str().is_empty() {
@@ -131,24 +131,24 @@ fn mark_made_up<'a>(root: &Dir, paths: impl Iterator<Item = &'a Path>) -> Result
     Ok(())
 }
 
-/// Where a layer is written.
-struct Place {
+/// Where a layer is unpacked.
+struct Destination {
     dir: PathBuf,
     marks: TargetMarks,
     below: Below,
 }
 
-/// What a layer will lie on.
+/// What the layer will be on.
 enum Below {
     /// These layers, top first.
     These(Vec<Arc<dyn Layer>>),
-    /// The commit will say.
+    /// Known only at the commit.
     ToldLater,
-    /// It is in the same tree.
+    /// Already in the same tree.
     Shown,
 }
 
-fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
+fn place(ctx: &Context, shown: &Shown) -> Result<Destination> {
     let (dir, lowers, prefix) = match shown {
         Shown::Layers {
             upper: Some(upper),
@@ -180,7 +180,7 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
             Ok(place)
         }
         None => Ok(match lowers {
-            Some(lowers) => Place {
+            Some(lowers) => Destination {
                 dir: dir.clone(),
                 marks: TargetMarks::Overlay(prefix),
                 below: Below::These(open(
@@ -188,7 +188,7 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
                     Dialect::archive(prefix),
                 )?),
             },
-            None => Place {
+            None => Destination {
                 dir: dir.clone(),
                 marks: TargetMarks::Whole(prefix),
                 below: Below::Shown,
@@ -197,8 +197,8 @@ fn place(ctx: &Context, shown: &Shown) -> Result<Place> {
     }
 }
 
-/// `stacked`: it is mounted as an overlay.
-fn in_store(process: Process, ours: &Ours, dir: &Path, stacked: bool) -> Result<Place> {
+/// `stacked`: the tree is mounted as an overlay.
+fn in_store(process: Process, ours: &Ours, dir: &Path, stacked: bool) -> Result<Destination> {
     tree::writable(ours)?;
     let prefix = process.prefix();
     let own = match &ours.parts.shape {
@@ -220,15 +220,15 @@ fn in_store(process: Process, ours: &Ours, dir: &Path, stacked: bool) -> Result<
             let lowers = parts.lowers.iter().map(|layer| layer.dir.as_path());
             (overlay, Below::These(open(lowers, dialect)?))
         }
-        // Shown as an overlay on nothing, so that whiteouts are kept for a parent that only the
-        // commit tells.
+        // Mounted as an overlay on nothing, so that whiteouts are kept for a parent that is only
+        // known at the commit.
         (Shape::Plain { .. }, LayerMarks::Overlay) if stacked => (overlay, Below::ToldLater),
         // The first layer of a chain: its deletions hide nothing.
         (Shape::Plain { .. }, LayerMarks::Overlay) => (overlay, Below::These(Vec::new())),
         (Shape::Plain { .. }, LayerMarks::Whole) => (TargetMarks::Whole(prefix), Below::Shown),
         (Shape::Plain { .. }, LayerMarks::Plain) => (TargetMarks::Plain, Below::Shown),
     };
-    Ok(Place {
+    Ok(Destination {
         dir: dir.to_path_buf(),
         marks,
         below,

@@ -1,9 +1,9 @@
 //! The layer that leads from one tree to another.
 //!
-//! Where the right tree is the left one and a layer more (what clients nearly always ask), only
-//! that layer is read: the cost is that of the changes. Otherwise both trees are compared as
-//! wholes. Either way they are read as directories, by the rules of whoever wrote them, and may be
-//! in use meanwhile. A layer has the container's ids, whoever maps them.
+//! If the right tree is the left one plus one layer (the usual request), only that layer is read:
+//! the cost grows with the changes. Otherwise both trees are compared in full. Either way they are
+//! read as directories, by their writers' rules, and may be in use at the same time. The layer has
+//! the container's ids, whatever maps them.
 
 use std::io::{self, Write};
 
@@ -22,7 +22,7 @@ use crate::layer::layer_tar::NodeWriter;
 /// Two trees.
 #[derive(Clone, Debug)]
 pub struct DiffRequest {
-    /// The older one; no mounts: nothing.
+    /// The older one; without mounts, the empty tree.
     pub left: Vec<MountEntry>,
     /// The newer one.
     pub right: Vec<MountEntry>,
@@ -32,10 +32,10 @@ pub struct DiffRequest {
     pub newest: Option<Timespec>,
 }
 
-/// A layer that was written.
+/// A written layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Digest of what was written.
+    /// Digest of the written blob.
     pub blob_digest: Digest,
     /// Its size.
     pub blob_bytes: u64,
@@ -45,9 +45,9 @@ pub struct Written {
     pub tar_bytes: u64,
 }
 
-/// Writes the layer with which `left` shows what `right` shows to `out`.
+/// Writes to `out` the layer that turns `left` into `right`.
 ///
-/// Errors: `Unsupported` for mounts that are more than directories.
+/// Errors: `Unsupported` for mounts that are not just directories.
 pub fn diff(
     ctx: &Context,
     request: &DiffRequest,
@@ -63,7 +63,7 @@ pub fn diff(
         writer = writer.not_after(newest);
     }
     if let Some(ids) = right.ids.clone() {
-        // What no container of that mapping made is the host's, and stays so.
+        // An id outside the mapping is the host's, and stays so.
         writer = writer.owned_by(move |uid, gid| {
             (
                 inside_of(&ids.uids, uid).unwrap_or(uid),
@@ -94,7 +94,7 @@ pub fn diff(
     })
 }
 
-/// `None`: both show the same directories.
+/// `None`: both consist of the same directories.
 fn changes(left: &Readable, right: &Readable) -> Result<Option<Changes>> {
     if left.dirs == right.dirs {
         return Ok(None);
@@ -105,9 +105,7 @@ fn changes(left: &Readable, right: &Readable) -> Result<Option<Changes>> {
         }
         (None, Some(new)) => Some(vellum_union::changes(new, Form::Layer)?),
         _ if left.ids.is_some() || right.ids.is_some() => {
-            return Err(tree::unsupported(
-                "trees that are further apart, with mapped ids".into(),
-            ));
+            return Err(tree::unsupported("unrelated trees with mapped ids".into()));
         }
         (Some(old), Some(new)) => Some(vellum_union::compare(old, new)?),
         (Some(_), None) => {

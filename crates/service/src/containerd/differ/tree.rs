@@ -1,11 +1,11 @@
-//! Mounts read as the directories that they are made of.
+//! Reads mounts as the directories that they consist of.
 //!
-//! An overlay is its upper and its lowers, a bind mount is its source; options that only say how
-//! the kernel shows them change nothing. A mount by our own engine is its layers, too, if they are
-//! the store's, which knows how to read them. Ids that the kernel maps are the host's in the upper
-//! and nowhere else. What keeps data elsewhere is refused, since a directory alone is not the whole
-//! truth then. Paths are resolved once, here: the short names that a mount is given are symbolic
-//! links, and two trees are the same only by their real names.
+//! An overlay is its upper and its lowers, a bind mount is its source; options that only change how
+//! the kernel shows them don't matter. A mount by our own engine is its layers too, if they are the
+//! store's, which knows how to read them. Ids that the kernel maps are the host's in the upper and
+//! in no other layer. A mount with data elsewhere is refused, because its directories are not the
+//! whole tree. Paths are resolved once, here: the short names in mounts are symbolic links, and
+//! only real names tell whether two trees are the same.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::stack;
 
-/// What mounts are made of. All paths are absolute and without symbolic links.
+/// The parts of a mount. All paths are absolute and without symbolic links.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Shown {
-    /// Nothing at all: an empty tree.
+    /// Nothing: an empty tree.
     Empty,
     /// An overlay.
     Layers {
@@ -32,32 +32,32 @@ pub(super) enum Shown {
         lowers: Vec<PathBuf>,
         /// The namespace of their marks.
         prefix: Prefix,
-        /// What the kernel maps.
+        /// The ids that the kernel maps.
         ids: Option<MappedIds>,
     },
-    /// Layers under our own engine, top first; read like an overlay, by the store's knowledge of
+    /// Layers under our own engine, top first; read like an overlay, with the store's knowledge of
     /// them.
     Engine {
         /// The directories.
         dirs: Vec<PathBuf>,
     },
-    /// One directory, shown as it is.
+    /// One directory, mounted as it is.
     Directory {
         /// The directory.
         dir: PathBuf,
-        /// It must not be written.
+        /// It is read-only.
         read_only: bool,
     },
 }
 
-/// Ids that the kernel maps between the layers and who looks at the mount.
+/// Ids that the kernel maps between the layers and the users of the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MappedIds {
     pub uids: Vec<IdRun>,
     pub gids: Vec<IdRun>,
 }
 
-/// Reads mounts. Errors: [`Error::Unsupported`] for what is more than directories.
+/// Reads mounts. Errors: [`Error::Unsupported`] for anything but directories.
 pub(super) fn shown(mounts: &[MountEntry]) -> Result<Shown> {
     let mount = match mounts {
         [] => return Ok(Shown::Empty),
@@ -86,7 +86,7 @@ fn directory(source: &str, read_only: bool) -> Result<Shown> {
     })
 }
 
-/// What the options say about ids changes nothing: on disk they are the container's.
+/// Options about ids don't matter: on disk they are the container's.
 fn engine(mount: &MountEntry) -> Result<Shown> {
     let named = |name: &'static str| {
         let options = mount.options.iter();
@@ -97,7 +97,7 @@ fn engine(mount: &MountEntry) -> Result<Shown> {
         .map(real)
         .collect::<Result<_>>()?;
     match dirs.is_empty() {
-        true => Err(unsupported("a mount of no layers".into())),
+        true => Err(unsupported("a mount without layers".into())),
         false => Ok(Shown::Engine { dirs }),
     }
 }
@@ -126,7 +126,7 @@ fn overlay(mount: &MountEntry) -> Result<Shown> {
             "datadir+" => {
                 return Err(unsupported(format!("an overlay with the option `{name}`")));
             }
-            // How the kernel shows the layers; what they hold stays the same.
+            // It changes how the kernel shows the layers, not their content.
             _ => {}
         }
     }
@@ -135,12 +135,14 @@ fn overlay(mount: &MountEntry) -> Result<Shown> {
     let ids = match mapped {
         [Some(uids), Some(gids)] => Some(MappedIds { uids, gids }),
         _ if mount.options.iter().any(is_mapped) => {
-            return Err(unsupported("an overlay with half a mapping of ids".into()));
+            return Err(unsupported(
+                "an overlay with only one of two id mappings".into(),
+            ));
         }
         _ => None,
     };
     match (&upper, lowers.as_slice()) {
-        (None, []) => Err(unsupported("an overlay of no layers".into())),
+        (None, []) => Err(unsupported("an overlay without layers".into())),
         _ => Ok(Shown::Layers {
             upper,
             lowers,
@@ -171,10 +173,10 @@ pub(super) struct Ours {
     pub parts: TreeParts,
 }
 
-/// Returns the store's snapshot that has `dir` as its own layer or tree. `None`: it does not lie in
-/// the store.
+/// Returns the store's snapshot that has `dir` as its own layer or tree. `None`: it is not in the
+/// store.
 ///
-/// Errors: [`Error::Unsupported`] if it lies in the store and is nobody's.
+/// Errors: [`Error::Unsupported`] if it is in the store but belongs to no snapshot.
 pub(super) fn ours(ctx: &Context, dir: &Path) -> Result<Option<Ours>> {
     let store = ctx.store()?;
     let root = std::fs::canonicalize(store.root()).map_err(Error::io("find", store.root()))?;
@@ -184,7 +186,7 @@ pub(super) fn ours(ctx: &Context, dir: &Path) -> Result<Option<Ours>> {
     let found = store.snapshot_at(&store.root().join(inside))?;
     let Some(key) = found else {
         return Err(unsupported(format!(
-            "{}, which lies in the store and belongs to no snapshot",
+            "{}, which is in the store but belongs to no snapshot",
             dir.display()
         )));
     };
@@ -192,18 +194,18 @@ pub(super) fn ours(ctx: &Context, dir: &Path) -> Result<Option<Ours>> {
     Ok(Some(Ours { key, parts }))
 }
 
-/// A tree that can be read, and the directories it is made of, top first.
+/// A readable tree, and its directories, top first.
 pub(super) struct Readable {
     pub dirs: Vec<PathBuf>,
-    /// `None`: nothing is in it.
+    /// `None`: the tree is empty.
     pub stack: Option<Stack>,
-    /// The top directory is the whole tree, a copy of what it stands on.
+    /// Whether the top directory is the whole tree, a copy of the layer below it.
     pub whole: bool,
-    /// The top directory, and no other, has the host's ids for these.
+    /// The ids mapped in the top directory, which alone has the host's ids.
     pub ids: Option<MappedIds>,
 }
 
-/// Opens what mounts show for reading.
+/// Opens the mounts' tree for reading.
 pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
     let (dirs, upper, prefix) = match shown {
         Shown::Empty => {
@@ -241,8 +243,8 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
             .iter()
             .map(|layer| std::fs::canonicalize(&layer.dir).map_err(Error::io("find", &layer.dir)))
             .collect::<Result<_>>()?;
-        // A writable snapshot whose upper is shown without what is below it, say, is not what the
-        // record speaks of.
+        // The record does not describe, for example, a writable snapshot whose upper is mounted
+        // without the layers below it.
         if known == dirs {
             let whole = matches!(ours.parts.shape, Shape::Plain { .. });
             return Ok(Readable {
@@ -255,12 +257,12 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
     }
     if let Shown::Engine { .. } = shown {
         return Err(unsupported(
-            "layers under an engine that are not the store's".into(),
+            "layers under an engine that are not in the store".into(),
         ));
     }
     let mut layers: Vec<Arc<dyn Layer>> = Vec::with_capacity(dirs.len());
     for (at, dir) in dirs.iter().enumerate() {
-        // An overlay mount wrote the upper; the others were unpacked.
+        // An overlay mount wrote the upper; the other layers were unpacked.
         let dialect = match (shown, at) {
             (Shown::Directory { .. }, _) => Dialect::plain(),
             (_, 0) if upper => Dialect::kernel(prefix),
@@ -276,7 +278,7 @@ pub(super) fn readable(ctx: &Context, shown: &Shown) -> Result<Readable> {
     })
 }
 
-/// Errors if the store's snapshot may not be written.
+/// Fails if the store's snapshot must not be written.
 pub(super) fn writable(ours: &Ours) -> Result<()> {
     if ours.parts.kind == Kind::Active {
         return Ok(());

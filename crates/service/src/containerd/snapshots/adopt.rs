@@ -1,21 +1,21 @@
-//! Layers that are in the store already, as somebody else's: those of Vellum's own images.
+//! Layers that are in the store already, but belong to Vellum's own images.
 //!
-//! A client that is about to unpack a chain is told that it is there, and finds a layer of its own
-//! then, which stands on Vellum's and has nothing in it: what it shows is Vellum's layer. So no
-//! record has two owners. The client's collection removes its layer, Vellum's gc keeps the one
-//! below as long as somebody stands on it, and a tree has one layer more than its chain, however
-//! many of the chain were adopted.
+//! A client that is about to unpack a chain is told that it is already there, and then finds a
+//! layer of its own, which is empty and has Vellum's layer below it, so it shows that layer's
+//! content. So no record has two owners. The client's collection removes its layer; Vellum's gc
+//! keeps the one below as long as a layer depends on it. A tree has one layer more than its chain,
+//! however many layers of the chain were adopted.
 //!
-//! The client's layer has another parent than the client thinks: in the store it stands on Vellum's
-//! layer, to the client on its own layer of the chain below. That one's key is kept in a label,
-//! [`STANDS_ON`], that no client sees or changes, and a digest of it begins the layer's own key, by
-//! which the layers that stand on a key are found.
+//! The client's layer has two parents: in the store Vellum's layer, for the client its own layer of
+//! the chain below. That layer's key is kept in a label, [`STANDS_ON`], that no client sees or
+//! changes. A digest of it begins the adopted layer's own key, so all layers on one parent can be
+//! found.
 //!
-//! A client that unpacks in parallel names the parent at the commit. containerd 2.4 takes a
-//! writable snapshot that is mounted read-only for one that holds the layer already (a staged one),
-//! and commits it without filling it. Such a snapshot stands on Vellum's layer from the beginning,
-//! is empty, and has the label, too; its commit names what it stands on to the client. It has the
-//! client's key. See `docs/decisions/0039-layers-lent-to-containerd.md`.
+//! A client that unpacks in parallel names the parent at the commit. containerd 2.4 assumes that a
+//! writable snapshot that is mounted read-only already holds the layer (a staged one), and commits
+//! it without filling it. Such a snapshot has Vellum's layer below it from the beginning, is empty,
+//! and has the label too; at its commit the label gets the client's parent. Its key is the
+//! client's. See `docs/decisions/0039-layers-lent-to-containerd.md`.
 
 use vellum_format::Digest;
 use vellum_store::{
@@ -27,19 +27,19 @@ use super::asked::Asked;
 use super::{MountEntry, NewSnapshot, OWNER, SNAPSHOT_REF, key, own_labels};
 use crate::error::{Error, Result};
 
-/// The label with the key of the parent that the client is told, or [`NOTHING`]. On disk.
+/// The label with the key of the parent that the client sees, or [`NOTHING`]. On disk.
 const STANDS_ON: &str = concat!(own_labels::prefix!(), "stands-on");
 
-/// What the label has where there is no parent: the store drops empty labels.
+/// The label's value without a parent: the store drops empty labels.
 const NOTHING: &str = "-";
 
-/// What the client's keys of adopted layers begin with: no namespace begins with a dot. On disk.
+/// The prefix of the client's keys of adopted layers: no namespace begins with a dot. On disk.
 const ADOPTED: &str = ".vellum";
 
-/// Returns the key of the client's layer for `chain` on the parent that `new` names, made now if
-/// Vellum has the chain and the client has not.
+/// Returns the key of the client's layer for `chain` on the parent that `new` names; creates it if
+/// Vellum has the chain and the client does not.
 pub(super) fn adopt(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Option<SnapshotKey>> {
-    // Keys of Vellum's own that are no chains are no layers of images.
+    // Only keys that are chains belong to layers of images.
     if chain.parse::<Digest>().is_err() {
         return Ok(None);
     }
@@ -78,7 +78,7 @@ pub(super) fn adopt(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Opt
             | StoreError::Database { .. }
             | StoreError::Uncertain { .. }),
         ) if error.class() != Class::NotFound => Err(error.into()),
-        // Vellum's layer was removed in this moment, or is another one since: then it is unpacked.
+        // Vellum's layer was just removed, or replaced: then it is unpacked.
         Err(error) => {
             tracing::debug!(chain, %error, "not adopted");
             Ok(None)
@@ -86,7 +86,7 @@ pub(super) fn adopt(store: &Store, new: &NewSnapshot, chain: &str) -> Result<Opt
     }
 }
 
-/// Returns how a snapshot is made that holds a layer of Vellum's already, if the client unpacks
+/// Returns the options of a snapshot that already holds a layer of Vellum's, if the client unpacks
 /// before it names the parent and Vellum has the chain.
 pub(super) fn staged(
     store: &Store,
@@ -118,12 +118,12 @@ pub(super) fn staged(
     Ok(Some(staged))
 }
 
-/// Tells whether a snapshot holds a layer of Vellum's and waits for its commit.
+/// Tells whether a snapshot holds a layer of Vellum's and is not committed yet.
 pub(super) fn is_staged(info: &Info) -> bool {
     info.kind == Kind::Active && info.labels.contains_key(STANDS_ON)
 }
 
-/// Returns the mounts as a client is told that nothing need be written there.
+/// Returns the mounts as read-only, which tells the client not to write there.
 pub(super) fn read_only(mut entries: Vec<MountEntry>) -> Vec<MountEntry> {
     if let Some(last) = entries.last_mut()
         && !last.options.iter().any(|option| option == "ro")
@@ -134,17 +134,17 @@ pub(super) fn read_only(mut entries: Vec<MountEntry>) -> Vec<MountEntry> {
     entries
 }
 
-/// Has the commit of a staged snapshot keep Vellum's layer for its parent, and the client's for
-/// what it is told. Other commits stay as they are.
+/// Makes the commit of a staged snapshot keep Vellum's layer as its parent, and show the client's
+/// parent. Other commits stay as they are.
 ///
-/// Errors: `Invalid` if the client's parent is not of the chain that Vellum's layer stands on.
+/// Errors: `Invalid` if the client's parent does not have the chain of the layer below Vellum's.
 pub(super) fn put_staged(
     store: &Store,
     name_now: &SnapshotKey,
     parent: Option<&str>,
     commit: &mut Commit,
 ) -> Result<()> {
-    // Said by the commit itself.
+    // The commit reports this error itself.
     let Ok(info) = store.stat(name_now) else {
         return Ok(());
     };
@@ -154,7 +154,7 @@ pub(super) fn put_staged(
     if !stands_alike(store, parent, &store.stat(own)?)? {
         return Err(Error::Invalid {
             what: format!(
-                "{} holds the layer {own}, which does not stand on {}",
+                "{} holds the layer {own}, whose parent is not {}",
                 super::visible(name_now),
                 parent.unwrap_or("nothing")
             ),
@@ -163,7 +163,7 @@ pub(super) fn put_staged(
     }
     let stands_on = parent.unwrap_or(NOTHING);
     commit.labels.insert(STANDS_ON.into(), stands_on.into());
-    // By its chain it is found, and known as the layer below.
+    // It is found by its chain, and recognized as the layer below.
     if let Some(chain) = info.labels.get(SNAPSHOT_REF) {
         commit.labels.insert(SNAPSHOT_REF.into(), chain.clone());
     }
@@ -171,14 +171,14 @@ pub(super) fn put_staged(
     Ok(())
 }
 
-/// Tells whether a layer of Vellum's can be lent. With other drivers a layer on a layer is a copy
-/// of it. Marks of engines can't be read by the client's own differ.
+/// Tells whether a layer of Vellum's can be lent. With other drivers, a layer on it would be a
+/// copy. The client's own differ can't read engines' marks.
 fn fits(own: &Info) -> bool {
     own.kind == Kind::Committed && own.driver.stacks() && own.features.is_none()
 }
 
-/// Tells whether the parent that the client names is a layer of the chain that Vellum's layer `own`
-/// stands on.
+/// Tells whether the parent that the client names has the chain of the layer below Vellum's layer
+/// `own`.
 fn stands_alike(store: &Store, parent: Option<&str>, own: &Info) -> Result<bool> {
     let Some(parent) = parent else {
         return Ok(own.parent.is_none());
@@ -192,13 +192,14 @@ fn stands_alike(store: &Store, parent: Option<&str>, own: &Info) -> Result<bool>
                 .labels
                 .get(SNAPSHOT_REF)
                 .is_some_and(|chain| chain.as_bytes() == below.as_bytes())),
-        // Said by who prepares on it.
+        // The caller reports it when it prepares the snapshot.
         Err(StoreError::NotFound { .. }) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-/// What the store's keys of all adopted layers begin with that stand on `parent`, to the client.
+/// Returns the prefix of the store's keys of all adopted layers whose parent, for the client, is
+/// `parent`.
 fn children_of(parent: &str) -> Vec<u8> {
     let digest = Digest::of(parent.as_bytes()).hex();
     format!("{OWNER}{ADOPTED}/{}/", &digest[..32]).into_bytes()
@@ -210,7 +211,7 @@ pub(super) fn shows(info: &Info) -> Option<&SnapshotKey> {
     info.parent.as_ref().filter(|_| adopted)
 }
 
-/// Has the record of an adopted layer say what the client is to see. The keys stay the store's.
+/// Gives the record of an adopted layer the client's view. The keys stay the store's.
 pub(super) fn make_visible(info: &mut Info) {
     if let Some(parent) = info.labels.get(STANDS_ON) {
         info.parent = match parent.as_str() {
@@ -221,9 +222,9 @@ pub(super) fn make_visible(info: &mut Info) {
     own_labels::hide(info);
 }
 
-/// Returns the changes such that the layer stays adopted, or not. Our labels are nobody's to
-/// change; nor is an adopted layer's chain, by which the client finds it: who asks for the chain
-/// again would be told of a layer that is not found.
+/// Removes from the changes whatever would alter how a layer was adopted. No client may change our
+/// labels, nor the chain label of an adopted layer, by which the client finds it: the next request
+/// for the chain would name a layer that can't be found.
 pub(super) fn protect(changes: &[LabelChange], now: &Info) -> Vec<LabelChange> {
     let mut changes = own_labels::protect(changes, now);
     if now.labels.contains_key(STANDS_ON)
@@ -234,7 +235,7 @@ pub(super) fn protect(changes: &[LabelChange], now: &Info) -> Vec<LabelChange> {
     changes
 }
 
-/// Refuses the removal of a snapshot that adopted layers stand on, to the client.
+/// Refuses to remove a snapshot that, for the client, is the parent of adopted layers.
 pub(super) fn check_childless(store: &Store, name: &str) -> Result<()> {
     let mut children = Vec::new();
     store.walk_prefix(&children_of(name), |info| -> Result<()> {

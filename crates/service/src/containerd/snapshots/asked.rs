@@ -1,8 +1,7 @@
-//! What the labels of a snapshot ask for, read once.
+//! What the labels of a snapshot ask for, parsed once.
 //!
-//! Labels are text that a client wrote. They are read here, at the door, and refused here; whatever
-//! comes after is handed values. What is recorded in labels of Vellum's own about a snapshot that
-//! was made earlier is read beside them.
+//! Labels are text from a client. They are parsed and refused here; later code gets values.
+//! Vellum's own labels, which record decisions about an existing snapshot, are parsed here too.
 
 use vellum_format::{IdRun, ids};
 use vellum_store::Labels;
@@ -11,26 +10,26 @@ use crate::error::{Error, Result};
 
 use super::{GID_MAPPING, MAX_SIZE, PARENT_CHAIN, SNAPSHOT_REF, UID_MAPPING, own_labels};
 
-/// The label with who maps ids. On disk.
+/// The label that records what maps the ids. On disk.
 const MAPPED_BY: &str = concat!(own_labels::prefix!(), "ids-mapped-by");
 
-/// What is asked for.
+/// What the labels ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Asked {
-    /// The chain ID of the layer that is to be unpacked into it.
+    /// The chain ID of the layer to unpack into it.
     pub(super) chain: Option<String>,
     /// The chain ID of the layer that becomes its parent at the commit.
     pub(super) parent_chain: Option<String>,
-    /// How much may be written. What is unpacked has no limit.
+    /// How much may be written. There is no limit for unpacking.
     pub(super) limit_bytes: Option<u64>,
-    /// The ids that its owners are to be shown as.
+    /// The ids as which its owners are shown.
     pub(super) mapping: Option<Mapping>,
-    /// Who shows them so, decided when the snapshot was made.
+    /// What maps the ids, decided when the snapshot was created.
     pub(super) mapper: Option<Mapper>,
 }
 
 impl Asked {
-    /// Reads the labels. Errors: `Invalid`, with the label that can't be understood.
+    /// Parses the labels. Errors: `Invalid`, with the label that can't be understood.
     pub(super) fn of(labels: &Labels) -> Result<Self> {
         let text = |label| labels.get(label).cloned();
         let chain = text(SNAPSHOT_REF);
@@ -47,7 +46,7 @@ impl Asked {
         })
     }
 
-    /// Whether a mapping is asked for and nobody has decided yet who does it.
+    /// Tells whether a mapping is asked for, but it is not decided yet what does it.
     pub(super) fn is_mapper_open(&self) -> bool {
         self.mapping.is_some() && self.mapper.is_none()
     }
@@ -61,18 +60,18 @@ fn limit(labels: &Labels) -> Result<Option<u64>> {
         Ok(0) => Ok(None),
         Ok(bytes) => Ok(Some(bytes)),
         Err(_) => Err(Error::Invalid {
-            what: format!("the label {MAX_SIZE} is {text:?}, which is no number of bytes"),
+            what: format!("the label {MAX_SIZE} is {text:?}, which is not a number of bytes"),
             hint: None,
         }),
     }
 }
 
-/// Who shows a tree's owners as the labels ask.
+/// What shows a tree's owners as the labels ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mapper {
-    /// Nobody: none is asked for, or the ids on the disk are the host's already.
+    /// Nothing: no mapping is asked for, or the ids on disk are already the host's.
     Nobody,
-    /// The kernel: options of the mount.
+    /// The kernel, by mount options.
     Kernel,
     /// Vellum's engine.
     Engine,
@@ -93,13 +92,13 @@ impl Mapper {
             .find(|mapper| mapper.name() == name)
     }
 
-    /// The label that records it, and what it says.
+    /// The label that records it, and its value.
     pub(super) fn label(self) -> (String, String) {
         (MAPPED_BY.to_owned(), self.name().to_owned())
     }
 }
 
-/// What the two labels of a mapping ask for.
+/// The mapping that the two labels ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mapping {
     pub(super) uids: Runs,
@@ -107,7 +106,7 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// Errors: `Invalid` if one of both is missing or can't be understood.
+    /// Errors: `Invalid` if one of the two is missing or can't be understood.
     fn of(labels: &Labels) -> Result<Option<Self>> {
         if !labels.contains_key(UID_MAPPING) && !labels.contains_key(GID_MAPPING) {
             return Ok(None);
@@ -118,18 +117,18 @@ impl Mapping {
         }))
     }
 
-    /// The labels' texts, each with the letters of its kind.
+    /// The labels' texts, each with the name of its id type.
     pub(super) fn texts(&self) -> [(&'static str, &str); 2] {
         [("uid", &self.uids.text), ("gid", &self.gids.text)]
     }
 
-    /// Whether the root directory's owner, `uid` and `gid`, was mapped before.
+    /// Tells whether the root directory's owner, `uid` and `gid`, is mapped already.
     pub(super) fn is_done(&self, uid: u32, gid: u32) -> bool {
         self.uids.is_done(uid) && self.gids.is_done(gid)
     }
 }
 
-/// What one of the labels says.
+/// The content of one of the labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Runs {
     label: &'static str,
@@ -143,30 +142,30 @@ impl Runs {
         match ids::parse_list(&text) {
             Some(runs) => Ok(Self { label, text, runs }),
             None => Err(Error::Invalid {
-                what: format!("the label {label} is {text:?}, and not container:host:count"),
+                what: format!("the label {label} is {text:?}, not container:host:count"),
                 hint: None,
             }),
         }
     }
 
-    /// What an id is on the host.
+    /// Returns the host's id for `id`.
     fn outside(&self, id: u32) -> Option<u32> {
         ids::outside_of(&self.runs, id)
     }
 
-    /// Whether the root directory's owner `id` was mapped before. Ranges that overlap are told
-    /// apart by the root user, whose directory it is nearly always.
+    /// Tells whether the root directory's owner `id` is mapped already. If the ranges overlap, the
+    /// root user decides, which nearly always owns the directory.
     fn is_done(&self, id: u32) -> bool {
         self.outside(0) == Some(id)
             || self.outside(id).is_none() && ids::inside_of(&self.runs, id).is_some()
     }
 
-    /// What the root directory's owner `id` is on the host. Errors: `Invalid` if the label does not
-    /// say.
+    /// Returns the host's id for the root directory's owner `id`. Errors: `Invalid` if the label
+    /// has none.
     pub(super) fn of_root(&self, id: u32) -> Result<u32> {
         self.outside(id).ok_or_else(|| Error::Invalid {
             what: format!(
-                "the label {} is {:?}, and has nothing for {id}, whose the root directory is",
+                "the label {} is {:?}, which does not map {id}, the root directory's owner",
                 self.label, self.text
             ),
             hint: None,
@@ -184,14 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_read_as_what_they_ask_for() {
+    fn labels_are_parsed_into_requests() {
         assert_eq!(Asked::of(&Labels::new()).unwrap(), Asked::default());
         let chain = (SNAPSHOT_REF, "sha256:00");
         let size = (MAX_SIZE, "4096");
         let asked = |given: &[(&str, &str)]| Asked::of(&labels(given)).unwrap();
         assert_eq!(asked(&[size]).limit_bytes, Some(4096));
         assert_eq!(asked(&[(MAX_SIZE, "0")]).limit_bytes, None);
-        // What is unpacked has no limit, whatever the label says.
+        // Unpacking has no limit, whatever the label says.
         assert_eq!(asked(&[size, chain]).limit_bytes, None);
         assert_eq!(asked(&[(MAX_SIZE, "?"), chain]).limit_bytes, None);
         assert_eq!(asked(&[chain]).chain.as_deref(), Some("sha256:00"));
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_can_t_be_understood_are_refused_by_name() {
+    fn labels_that_cant_be_understood_are_refused_by_name() {
         let bad = [
             "",
             "0",
@@ -245,14 +244,14 @@ mod tests {
     }
 
     #[test]
-    fn owners_tell_whether_ids_are_mapped_already() {
+    fn the_root_owner_tells_whether_ids_are_mapped_already() {
         check("0:100000:65536", 0, Some(100_000), false);
         check("0:100000:65536", 100_000, None, true);
         // Another user's root directory, before and after.
         check("0:100000:65536", 1000, Some(101_000), false);
         check("0:100000:65536", 101_000, None, true);
         check("0:1000:1,1:100000:65535", 65_535, Some(165_534), false);
-        // Nothing changes by these.
+        // Mappings that change nothing.
         check("0:0:4294967295", 0, Some(0), true);
         // Overlapping ranges: the root user decides.
         check("0:1000:65536", 0, Some(1000), false);

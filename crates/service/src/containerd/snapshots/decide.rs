@@ -1,21 +1,22 @@
-//! How a snapshot is shown, decided once: who mounts it, with what, and who maps its ids.
+//! Decides once how a snapshot is mounted: what mounts it, with which options, and what maps its
+//! ids.
 //!
-//! [`decide`] is pure: what the labels ask ([`Asked`]), the tree's parts, what the machine can do
-//! and what is configured come in as values, so each rule is a row of a table in the tests. What is
-//! decided is then laid out, recorded and printed (`mounts.rs`), and nothing is decided there.
+//! [`decide`] is pure: the labels' requests ([`Asked`]), the tree's parts, the machine's abilities
+//! and the configuration come in as values, so each rule is a row of a table in the tests. The
+//! decision is then laid out, recorded and printed (`mounts.rs`); nothing is decided there.
 //!
-//! The mounter's own differ may read the upper directory without knowing redirects, metacopies or
-//! an index, so those are off by name, whatever the kernel's module would choose; redirects alone
-//! can be asked for (`mount.redirect-dir = on`), where Vellum makes the diffs.
+//! The client's own differ may read the upper directory without knowing redirects, metacopies or an
+//! index, so those are turned off explicitly, whatever the kernel module's defaults are. Only
+//! redirects can be turned on (`mount.redirect-dir = on`), where Vellum makes the diffs.
 //!
-//! Three can show a tree's owners as the labels for mapped ids ask: the kernel by an id-mapped
-//! mount that the client makes, Vellum's engine, and the client itself beforehand, by a copy of the
-//! tree with other owners; a client that was not told that this server maps ids does that, and
-//! sends the labels all the same. So the first question is whose ids are on the disk: where the
-//! root directory belongs to the container's root on the host already, nothing is left to be
-//! mapped. The upper's files have the host's ids under the kernel, and the container's under the
-//! engine. So the choice is made once, when the snapshot is made, and kept in a label: settings may
-//! change, and a container may give its root directory away.
+//! Three programs can show a tree's owners as the labels for mapped ids ask: the kernel, by an
+//! id-mapped mount that the client makes; Vellum's engine; and the client itself beforehand, by a
+//! copy of the tree with other owners. A client does the last if it does not know that this server
+//! maps ids, and still sends the labels. So the first question is whose ids are on disk: if the
+//! root directory already belongs to the container's root on the host, nothing is left to map. The
+//! upper's files have the host's ids under the kernel, and the container's under the engine. So the
+//! choice is made once, when the snapshot is created, and kept in a label: settings may change, and
+//! a container may change the owner of its root directory.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -25,39 +26,39 @@ use vellum_sys::mount::{Method, OverlayMount, OverlayOptions, RedirectDir};
 
 use crate::config::{Engine, MountMethod, Toggle};
 use crate::error::{Error, Result};
-use crate::plan::{self, Facts, OPTION_PAGE_BYTES, Plan, Refusal, Wishes};
+use crate::plan::{self, Facts, OPTION_PAGE_BYTES, Plan, PlanRefusal, Wishes};
 
 use super::asked::{Asked, Mapper, Mapping};
 
-/// Whose a directory is.
+/// The owner of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owner {
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
 
-/// Directories that have to be there for a mount, with their modes.
+/// Directories that a mount needs, with their modes.
 pub(super) type Dirs = Vec<(PathBuf, u32)>;
 
-/// What was decided.
+/// The decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shown {
     /// How it is mounted.
     pub(super) plan: Plan,
-    /// What has to be made for that.
+    /// The directories to create for it.
     pub(super) dirs: Dirs,
-    /// Who the upper's root directory has to belong to, where that is not its owner as it was made.
+    /// The owner that the upper's root directory must get, if it was created with another.
     pub(super) upper_owner: Option<Owner>,
-    /// Who maps ids, if that was decided now and is to be recorded.
+    /// What maps ids, if that was decided now and must be recorded.
     pub(super) new_mapper: Option<Mapper>,
-    /// The mapping that is asked of whoever mounts it.
+    /// The mapping that the mounting program must apply.
     pub(super) mapping: Option<Mapping>,
-    /// How much may be written, where the file system does not see to it.
+    /// How much may be written, if the file system can't enforce it.
     pub(super) limit_bytes: Option<u64>,
 }
 
 impl Shown {
-    /// What the upper is mounted with that may leave marks in it.
+    /// The features of the upper's mount that may leave marks in it.
     pub(super) fn marking_features(&self) -> Option<MountFeatures> {
         match self.plan {
             Plan::Overlay { features, .. } | Plan::Engine { features, .. } => {
@@ -68,10 +69,10 @@ impl Shown {
     }
 }
 
-/// Decides how a tree is shown. `owner` is whose its root directory [`below`] is, told where
-/// [`Asked::is_mapper_open`]; `remap_ids`: the client was told that this server maps ids.
+/// Decides how a tree is mounted. `owner` is the owner of its root directory [`below`], given if
+/// [`Asked::is_mapper_open`]; `remap_ids`: the client knows that this server maps ids.
 ///
-/// Errors: `Unsupported` if nobody can do what is asked; `Invalid` if the mapping leaves out the
+/// Errors: `Unsupported` if nothing can do what is asked; `Invalid` if the mapping leaves out the
 /// root directory's owner; [`Error::Plan`].
 pub(super) fn decide(
     asked: &Asked,
@@ -96,8 +97,8 @@ pub(super) fn decide(
     let mapper = new_mapper.or(asked.mapper).unwrap_or(Mapper::Nobody);
     let mapping = asked.mapping.as_ref().filter(|_| mapper != Mapper::Nobody);
     let upper_owner = match (new_mapper, mapping, owner) {
-        // Lower layers are mapped by the mount, the upper holds what it holds; a tree that is one
-        // directory is mapped whole.
+        // The mount maps lower layers, but not the upper; a tree that is one directory is mapped as
+        // a whole.
         (Some(Mapper::Kernel), Some(mapping), Some(owner)) if tree.upper().is_some() => {
             Some(Owner {
                 uid: mapping.uids.of_root(owner.uid)?,
@@ -117,13 +118,13 @@ pub(super) fn decide(
         });
     }
     let engine = match mapper {
-        // What the upper holds is right under one of them only, whatever the settings are by now.
+        // The upper's ids are right under one of the two only, whatever the current settings are.
         Mapper::Kernel => Some(Engine::Kernel),
         Mapper::Engine => Some(Engine::Vellum),
         Mapper::Nobody => tree.engine_keeps_limit().then_some(Engine::Vellum),
     };
     let mut plan = tree.plan(engine)?;
-    // Short names lead out of the one directory that the client maps.
+    // Short names lead out of the single directory that the client maps.
     if let (Mapper::Kernel, Plan::Overlay { mount, .. }, Shape::Overlay(overlay)) =
         (mapper, &mut plan, &parts.shape)
     {
@@ -141,19 +142,19 @@ pub(super) fn decide(
     })
 }
 
-/// The root directory as it was before anything was written to the tree.
+/// Returns the root directory as it was before anything was written to the tree.
 pub(super) fn below(parts: &TreeParts) -> &Path {
     match &parts.shape {
         Shape::Plain { root, .. } => root,
         Shape::Overlay(overlay) => match overlay.lowers.first() {
             Some(layer) => &layer.dir,
-            // Never so: an overlay stands on something.
+            // Never: an overlay has lower layers.
             None => &overlay.home,
         },
     }
 }
 
-/// A tree and all that bears on how it is shown.
+/// A tree and everything that affects how it is mounted.
 struct Tree<'a> {
     asked: &'a Asked,
     parts: &'a TreeParts,
@@ -175,7 +176,7 @@ impl Tree<'_> {
             && self.asked.limit_bytes.is_some()
     }
 
-    /// Who maps the ids of a new snapshot.
+    /// Decides what maps the ids of a new snapshot.
     fn mapper(&self, mapping: &Mapping, owner: Owner, remap_ids: bool) -> Result<Mapper> {
         if mapping.is_done(owner.uid, owner.gid) {
             return Ok(Mapper::Nobody);
@@ -194,24 +195,23 @@ impl Tree<'_> {
             _ if remap_ids && !engine => Ok(Mapper::Kernel),
             Shape::Overlay(_) if self.facts.fuse => Ok(Mapper::Engine),
             Shape::Overlay(_) => Err(Error::Unsupported {
-                what: "mapped ids need Vellum's engine here, and there is no FUSE".into(),
+                what: "mapped ids need Vellum's engine here, but there is no FUSE".into(),
                 hint: "load the kernel's module fuse; or use --remap-ids with capabilities = [\"remap-ids\"] in containerd's configuration".into(),
             }),
             Shape::Plain { .. } => Err(Error::Unsupported {
-                what: format!("a tree of the driver {} that is one directory can't be shown with mapped ids", self.parts.driver),
+                what: format!("a tree of the driver {} that is one directory can't be mounted with mapped ids", self.parts.driver),
                 hint: "use --remap-ids with capabilities = [\"remap-ids\"] in containerd's configuration, where the kernel maps; or --storage-driver overlay2".into(),
             }),
         }
     }
 
-    /// Returns how a tree is shown that gets its parent at its commit, and the directories that
-    /// takes; `None` for all others.
+    /// Returns the mount of a tree that gets its parent at its commit, with its directories; `None`
+    /// for all other trees.
     ///
-    /// It is an overlay on nothing: an unpacker then writes marks for what the layer hides, which a
-    /// plain directory would make it forget.
+    /// It is an overlay on nothing: an unpacker then writes marks for the files that the layer
+    /// hides, which it would not do in a plain directory.
     ///
-    /// Errors: `Unsupported` if its driver keeps whole trees, which can't be put on a parent
-    /// afterwards.
+    /// Errors: `Unsupported` if its driver keeps whole trees, which can't get a parent afterwards.
     fn on_nothing(&self) -> Result<Option<(Plan, Dirs)>> {
         let Shape::Plain {
             root,
@@ -228,7 +228,7 @@ impl Tree<'_> {
         let Some(dir) = dir else {
             return Err(Error::Unsupported {
                 what: format!("layers of the driver {} can't be unpacked before their parent", self.parts.driver),
-                hint: "take `rebase` out of the capabilities in containerd's configuration, or use --storage-driver overlay2".into(),
+                hint: "remove `rebase` from the capabilities in containerd's configuration, or use --storage-driver overlay2".into(),
             });
         };
         let (work, empty) = (dir.join("work"), dir.join("empty"));
@@ -254,10 +254,10 @@ impl Tree<'_> {
         Ok(Some((plan, vec![(work, 0o700), (empty, 0o755)])))
     }
 
-    /// Decides how a tree is mounted; `engine` is who must do it, if it is not for the settings to
-    /// say.
+    /// Plans the mount of a tree; `engine` is the one that must mount it, if the settings don't
+    /// decide.
     ///
-    /// Errors: [`Error::Plan`] if that can't be.
+    /// Errors: [`Error::Plan`] if it can't be planned.
     fn plan(&self, engine: Option<Engine>) -> Result<Plan> {
         let redirects = self.wishes.redirect_dir == Toggle::On;
         let mut wishes = Wishes {
@@ -274,15 +274,15 @@ impl Tree<'_> {
             wishes.engine = engine;
         } else if self.asked.chain.is_some() && self.facts.trusted && self.parts.features.is_none()
         {
-            // Unpackers fill the upper of an overlay without mounting it: nobody gains by another
-            // engine's mount.
+            // Unpackers fill the upper of an overlay without mounting it, so another engine's mount
+            // has no benefit.
             wishes.engine = Engine::Auto;
             wishes.redirect_dir = Toggle::Off;
             wishes.docker_compatible = true;
         }
         let refusal = match plan::plan(self.parts, self.facts, &wishes) {
             Ok(Plan::Overlay { mount, .. }) if short_page_bytes(&mount) > OPTION_PAGE_BYTES => {
-                Refusal::PageFull {
+                PlanRefusal::PageFull {
                     layers: mount.lowers.len(),
                     bytes: short_page_bytes(&mount),
                 }
@@ -290,7 +290,7 @@ impl Tree<'_> {
             Ok(planned) => return Ok(planned),
             Err(refusal) => refusal,
         };
-        // The plan itself gives way to the other engine only where no way of mounting was named.
+        // The plan itself falls back to the other engine only if no mount method was configured.
         if wishes.engine == Engine::Auto && refusal.is_the_kernels() && self.facts.fuse {
             wishes.engine = Engine::Vellum;
             return Ok(plan::plan(self.parts, self.facts, &wishes)?);
@@ -299,15 +299,16 @@ impl Tree<'_> {
     }
 }
 
-/// How long the options get when the client shortens them as it does: layers relative to the
-/// directory they have in common.
+/// Returns the length of the options after the client has shortened them: layers relative to their
+/// common directory.
 fn short_page_bytes(mount: &OverlayMount) -> usize {
     let lowers = mount.lowers.iter().filter_map(|dir| dir.file_name());
-    // Names and values of the features that are switched off.
+    // Names and values of the features that are turned off.
     page_bytes(lowers, mount.upper.iter().chain(&mount.work), 64)
 }
 
-/// How long they get when it names layers by their directories, relative to the one that it maps.
+/// Returns their length when layers are named by their directories, relative to the one that is
+/// mapped.
 fn mapped_page_bytes(overlay: &Overlay) -> usize {
     let relative = |dir: &'_ Path| match dir.strip_prefix(&overlay.home) {
         Ok(relative) => relative.as_os_str().to_owned(),
@@ -315,7 +316,7 @@ fn mapped_page_bytes(overlay: &Overlay) -> usize {
     };
     let lowers: Vec<_> = overlay.lowers.iter().map(|l| relative(&l.dir)).collect();
     let upper = overlay.upper.iter().map(|layer| &layer.dir);
-    // The same, and where it maps that directory to.
+    // The same, and the target of the mapped directory.
     page_bytes(
         lowers.iter().map(|dir| dir.as_os_str()),
         upper.chain(&overlay.work),
@@ -323,8 +324,8 @@ fn mapped_page_bytes(overlay: &Overlay) -> usize {
     )
 }
 
-/// The length of options that name `lowers`, an upper and a work directory, with `rest` bytes of
-/// others.
+/// Returns the length of options that name `lowers`, an upper and a work directory, with `rest`
+/// bytes of others.
 fn page_bytes<'a>(
     lowers: impl Iterator<Item = &'a OsStr>,
     upper_and_work: impl Iterator<Item = &'a PathBuf>,

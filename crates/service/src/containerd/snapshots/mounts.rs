@@ -1,12 +1,12 @@
-//! A decision about a snapshot carried out: laid out, recorded, and printed as text for whoever
-//! mounts it.
+//! Carries out a decision about a snapshot: lays it out, records it, and prints it as text for the
+//! mounting program.
 //!
-//! Who that is differs (containerd's unpacker, a container's shim, a kubelet's plugin) and so does
-//! its mount namespace: every path is absolute.
+//! The mounting program varies (containerd's unpacker, a container's shim, a kubelet's plugin), and
+//! so does its mount namespace: every path is absolute.
 //!
-//! A single bind or overlay is what clients know how to take shortcuts with: one overlay with an
-//! upper is unpacked straight into the upper. The parent's short names (`l/XXXX`) keep the options
-//! of deep chains within the page that mount(2) takes.
+//! Clients have shortcuts for a single bind or overlay: they unpack straight into the upper of an
+//! overlay. The parent's short names (`l/XXXX`) keep the options of deep chains within the single
+//! page that mount(2) takes.
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -20,12 +20,12 @@ use crate::error::{Error, Result};
 use crate::mount::facts;
 use crate::plan::{EngineMount, Facts, Plan, Wishes};
 
-use super::Terms;
+use super::ClientSettings;
 use super::asked::Asked;
 use super::decide::{self, Owner, Shown};
 
-/// The type of mounts by Vellum's own engine: containerd has `mount.fuse3` call `vellum overlay`
-/// for it.
+/// The type of mounts by Vellum's own engine: for it, containerd's `mount.fuse3` calls `vellum
+/// overlay`.
 pub const ENGINE_TYPE: &str = "fuse3.vellum";
 
 /// One mount.
@@ -33,19 +33,19 @@ pub const ENGINE_TYPE: &str = "fuse3.vellum";
 pub struct MountEntry {
     /// File system type: `bind`, `overlay` or [`ENGINE_TYPE`].
     pub kind: String,
-    /// What is mounted.
+    /// The source of the mount.
     pub source: String,
-    /// Where beneath the root; empty: there.
+    /// The path below the root; empty: the root itself.
     pub target: String,
-    /// Options, one each.
+    /// The options, one by one.
     pub options: Vec<String>,
 }
 
-/// Returns the mounts of a tree, after all that they need was laid out and recorded. Nothing is
-/// done twice: a server that was killed may have left it half done.
+/// Returns the mounts of a tree, after laying out and recording all that they need. Can be
+/// repeated: a server that was killed may have left it half done.
 pub(super) fn show(
     ctx: &Context,
-    terms: Terms,
+    client: ClientSettings,
     key: &SnapshotKey,
     parts: &TreeParts,
     asked: &Asked,
@@ -56,7 +56,7 @@ pub(super) fn show(
         false => None,
     };
     let wishes = Wishes::of(&ctx.config);
-    let shown = decide::decide(asked, parts, owner, &facts, &wishes, terms.remap_ids)?;
+    let shown = decide::decide(asked, parts, owner, &facts, &wishes, client.remap_ids)?;
     lay_out(&shown)?;
     record(ctx, key, &shown)?;
     if shown.limit_bytes.is_some()
@@ -68,7 +68,7 @@ pub(super) fn show(
             }
         )
     {
-        tracing::warn!(%key, "a tree without a parent gets no size limit: the file system keeps no project quotas");
+        tracing::warn!(%key, "no size limit for a tree without a parent: the file system has no project quotas");
     }
     Ok(vec![printed(&shown, &facts)?])
 }
@@ -81,7 +81,7 @@ fn owner_of(dir: &Path) -> Result<Owner> {
     })
 }
 
-/// Makes, durably, what the mount needs beyond what the store has laid out.
+/// Creates, durably, what the mount needs in addition to the store's layout.
 fn lay_out(shown: &Shown) -> Result<()> {
     for (dir, mode) in &shown.dirs {
         match std::fs::DirBuilder::new().mode(*mode).create(dir) {
@@ -94,14 +94,14 @@ fn lay_out(shown: &Shown) -> Result<()> {
         let dir = Dir::open(upper)?;
         let now = dir.stat_self()?;
         rooted::set_owner_fd(&dir, owner.uid, owner.gid)?;
-        // Which a change of owner may take bits from.
+        // A change of owner may have cleared bits of it.
         rooted::set_mode_fd(&dir, now.mode)?;
         dir.sync()?;
     }
     Ok(())
 }
 
-/// Records who maps ids, and what the upper is mounted with if that may leave marks.
+/// Records what maps ids, and the upper's features if they may leave marks.
 fn record(ctx: &Context, key: &SnapshotKey, shown: &Shown) -> Result<()> {
     if let Some(mapper) = shown.new_mapper {
         let (label, name) = mapper.label();
@@ -115,7 +115,7 @@ fn record(ctx: &Context, key: &SnapshotKey, shown: &Shown) -> Result<()> {
 
 /// Returns the directory that a snapshot's own files are in.
 pub(super) fn upper_dir(ctx: &Context, key: &SnapshotKey) -> Option<String> {
-    // Asked for a label only: what can't be told is left out.
+    // Only needed for a label: if it can't be determined, it is left out.
     let parts = ctx.store().ok()?.tree(key).ok()?;
     let top = parts.layers().into_iter().next()?;
     text(&top.dir).ok()
@@ -196,13 +196,13 @@ fn engine(mount: &EngineMount) -> Result<MountEntry> {
     if let (Some(upper), Some(work)) = (&mount.upper, &mount.work) {
         options.push(format!("upperdir={}", text(upper)?));
         options.push(format!("workdir={}", text(work)?));
-        // A layer must be whole when it is committed, which may be at any time.
+        // A layer must be complete when it is committed, which may be at any time.
         options.push("blocks=off".into());
     }
     options.extend(mount.options());
     Ok(MountEntry {
         kind: ENGINE_TYPE.into(),
-        // mount.fuse3 makes it `vellum overlay TARGET -o ...`.
+        // mount.fuse3 calls `vellum overlay TARGET -o ...` for it.
         source: "overlay".into(),
         options,
         ..MountEntry::default()

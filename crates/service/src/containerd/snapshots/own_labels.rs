@@ -1,8 +1,8 @@
-//! Labels of our own on the client's snapshots, which no client sees, sets or changes.
+//! Vellum's own labels on the client's snapshots, which no client sees, sets or changes.
 
 use vellum_store::{Info, LabelChange, Labels};
 
-/// What their names begin with. On disk.
+/// The prefix of their names. On disk.
 macro_rules! prefix {
     () => {
         "vellum.containerd/"
@@ -14,18 +14,18 @@ fn is_own(name: &str) -> bool {
     name.starts_with(prefix!())
 }
 
-/// Returns a client's labels without what is nobody's to set.
+/// Returns a client's labels without those that it must not set.
 pub(super) fn strip(mut labels: Labels) -> Labels {
     labels.retain(|name, _| !is_own(name));
     labels
 }
 
-/// Takes ours out of what the client is to see.
+/// Removes our labels from what the client sees.
 pub(super) fn hide(info: &mut Info) {
     info.labels.retain(|name, _| !is_own(name));
 }
 
-/// Returns a client's changes such that ours stay as they are now.
+/// Returns a client's changes with our labels kept as they are now.
 pub(super) fn protect(changes: &[LabelChange], now: &Info) -> Vec<LabelChange> {
     let mut changes: Vec<LabelChange> = changes
         .iter()

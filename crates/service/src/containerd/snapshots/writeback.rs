@@ -1,13 +1,13 @@
-//! Sends what is unpacked into a snapshot to disk while it is unpacked.
+//! Writes a layer's files to disk while it is being unpacked into a snapshot.
 //!
-//! The client commits a layer inside a transaction of its own, and has written its files without a
-//! sync: the commit's sync then would wait for all of them while everybody else waits for the
-//! client. So from Prepare on, new files are handed to the disk as they come. Nothing here promises
-//! anything, and nobody waits for it; durable is what the commit's own sync says.
+//! The client commits a layer inside a transaction of its own, after writing its files without a
+//! sync: the commit's sync would wait for all of them while everything else waits for the client.
+//! So from Prepare on, writeback starts for new files as they appear. This promises nothing, and no
+//! call waits for it; durability comes from the commit's own sync.
 //!
-//! One thread an extraction, as many as [`THREADS`]; it looks at the directories again and again,
-//! each time after a pause in proportion to what the look cost, and ends when the snapshot is no
-//! longer writable or nothing comes any more.
+//! There is one thread per extraction, at most [`THREADS`]. It scans the directories repeatedly,
+//! each time after a pause in proportion to the cost of the scan, and ends when the snapshot is no
+//! longer writable or nothing new appears.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -22,13 +22,13 @@ use vellum_sys::{Dir, FileKind, publish, sync};
 /// Extractions that are followed at once; others are left to the sync.
 const THREADS: usize = 8;
 
-/// The shortest pause between two looks.
+/// The shortest pause between two scans.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest.
 const LONG_PAUSE: Duration = Duration::from_secs(2);
 
-/// Time without anything new after which nobody is expected any more.
+/// Time without new files after which none are expected.
 const QUIET: Duration = Duration::from_secs(120);
 
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
@@ -40,7 +40,7 @@ fn followed() -> MutexGuard<'static, BTreeSet<SnapshotKey>> {
     sync::lock(&FOLLOWED)
 }
 
-/// Counts itself out when the thread ends, however that is.
+/// Removes itself from the set when the thread ends, in whatever way.
 struct Running(SnapshotKey);
 
 impl Drop for Running {
@@ -50,15 +50,14 @@ impl Drop for Running {
     }
 }
 
-/// Lets go of a snapshot: who unpacks it sends files to disk himself.
+/// Stops following a snapshot whose unpacker writes files to disk itself.
 pub(super) fn leave(key: &SnapshotKey) {
     followed().remove(key);
 }
 
 /// Follows the unpacking of a layer until it is committed or removed. Returns at once.
 pub(super) fn follow(store: &Store, key: &SnapshotKey, parts: &TreeParts) {
-    // A whole copy of the parent is on disk already, and looking at all of it costs more than it
-    // saves.
+    // A whole copy of the parent is on disk already, and scanning it costs more than it saves.
     let is_copy = !parts.driver.makes_overlays();
     let Some(top) = parts.layers().into_iter().next().filter(|_| !is_copy) else {
         return;
@@ -77,12 +76,13 @@ pub(super) fn follow(store: &Store, key: &SnapshotKey, parts: &TreeParts) {
             run(&store, &key, &top.dir);
         });
     if let Err(error) = started {
-        tracing::debug!(%error, "the commit's sync takes everything");
+        tracing::debug!(%error, "left to the commit's sync");
     }
 }
 
 fn run(store: &Store, key: &SnapshotKey, root: &Path) {
-    // Files changed since then are new. A second back: the kernel's clock for files is coarse.
+    // Files changed since then are new. One second earlier, because the kernel's clock for files is
+    // coarse.
     let mut since = now() - 1;
     let mut last_new = Instant::now();
     loop {
@@ -94,7 +94,7 @@ fn run(store: &Store, key: &SnapshotKey, root: &Path) {
         match look(root, since) {
             Ok(0) => {}
             Ok(_) => last_new = begun,
-            // Removed or committed meanwhile, or out of descriptors: the sync takes it.
+            // Removed or committed in the meantime, or out of descriptors: left to the sync.
             Err(error) => {
                 tracing::debug!(%error, "no longer followed");
                 return;
@@ -114,7 +114,7 @@ fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// Hands every file beneath `root` that changed since then to the disk; returns how many.
+/// Starts writeback for every file beneath `root` that changed since then; returns how many.
 fn look(root: &Path, since: i64) -> Result<usize, vellum_sys::Error> {
     let mut found = 0;
     let root = Dir::open(root)?;
@@ -136,7 +136,7 @@ fn look(root: &Path, since: i64) -> Result<usize, vellum_sys::Error> {
             match stat.kind {
                 FileKind::Dir => todo.push(path.join(&name)),
                 FileKind::File if stat.ctime.sec >= since && stat.size_bytes > 0 => {
-                    // Replaced meanwhile: then it is for the next look.
+                    // Replaced in the meantime: left to the next scan.
                     if let Ok(file) = dir.open_file(&name)
                         && file.metadata().is_ok_and(|found| found.ino() == stat.ino)
                     {

@@ -1,8 +1,9 @@
-//! Which trees of the store an export links to, and in which order they lie.
+//! Which trees of the store an export links to, and in which order they are stacked.
 //!
-//! A layer of the driver `overlay2` is what it changed, and lies upon those below. Under `overlay`
-//! and `native` a layer's tree is the whole of what it shows: it lies upon nothing, and its
-//! tar-split still names only what the layer itself brought. A plain user's trees can be shown if
+//! A layer of the driver `overlay2` has its own changes, and is stacked on the layers below. Under
+//! `overlay` and `native` a layer's tree is complete: it has nothing below it, and its tar-split
+//! still lists only the layer's own files. A plain user's trees can be exported if nothing in them
+//! had to be replaced by a record.
 //! nothing in them had to become a record.
 
 use std::collections::BTreeMap;
@@ -20,20 +21,20 @@ use vellum_sys::{FileKind, xattr};
 use crate::error::{Error, Result};
 use crate::image::exported;
 
-const COPY: &str = "`vellum save IMAGE | podman load` copies an image";
+const COPY: &str = "`vellum save IMAGE | podman load` copies an image instead";
 
-/// One layer to be linked to.
+/// One layer to link to.
 pub(super) struct Linked {
     pub entry: LayerEntry,
-    /// The layers below that show through, nearest first, as their links.
+    /// The layers below that show through, nearest first, by their links.
     pub below: Vec<String>,
-    /// How many layers the image has below.
+    /// The number of layers below it in the image.
     pub depth: usize,
     pub source: OutLayer,
     pub tree: PathBuf,
 }
 
-/// Chooses the manifests to show, and finds every layer's tree.
+/// Chooses the manifests to export, and finds every layer's tree.
 pub(super) fn choose(store: &Store, images: &mut [OutImage]) -> Result<BTreeMap<LayerId, Linked>> {
     let mut layers = BTreeMap::new();
     for image in images {
@@ -44,8 +45,8 @@ pub(super) fn choose(store: &Store, images: &mut [OutImage]) -> Result<BTreeMap<
     Ok(layers)
 }
 
-/// The manifest to show. A layer has one blob there: an image that names a shared layer by another
-/// one gets a manifest of plain layers, as has one without.
+/// Returns the manifest to export. A layer has one blob there: an image that names a shared layer
+/// by another blob gets a manifest of plain layers, and so does an image without a manifest.
 fn manifest(image: &OutImage, known: &BTreeMap<LayerId, Linked>) -> Result<Manifest> {
     let ids = layer_ids(image);
     if let Some(own) = &image.manifest
@@ -104,7 +105,7 @@ fn add_layers(
                 hint: COPY.into(),
             });
         }
-        // Where the driver keeps whole trees, nothing shows through them.
+        // If the driver keeps whole trees, nothing shows through them.
         let below = match parts.shape {
             Shape::Plain { .. } => Vec::new(),
             Shape::Overlay(_) => ids[..at]
@@ -137,14 +138,14 @@ fn add_layers(
     Ok(())
 }
 
-/// Parents first: readers of the file expect it so.
+/// Parents first, as readers of the file expect.
 pub(super) fn in_order(layers: &BTreeMap<LayerId, Linked>) -> Vec<LayerEntry> {
     let mut all: Vec<&Linked> = layers.values().collect();
     all.sort_by_key(|layer| layer.depth);
     all.into_iter().map(|layer| layer.entry.clone()).collect()
 }
 
-/// Errors: `Unsupported` if an owner, a type or an attribute in `tree` is a record, which Podman
+/// Fails with `Unsupported` if an owner, a type or an attribute in `tree` is a record, which Podman
 /// does not know.
 pub(super) fn no_records(tree: &Path) -> Result<()> {
     let root = Dir::open(tree)?;
@@ -156,7 +157,7 @@ pub(super) fn no_records(tree: &Path) -> Result<()> {
             let path = at.join(&entry.name);
             match entry.kind {
                 FileKind::Dir => dirs.push(path.clone()),
-                // Only files and directories have records.
+                // Only files and directories can have records.
                 FileKind::File => {}
                 _ => continue,
             }
@@ -167,7 +168,7 @@ pub(super) fn no_records(tree: &Path) -> Result<()> {
             if let Some(record) = records {
                 return Err(Error::Unsupported {
                     what: format!(
-                        "{} in {} is kept as a record ({}), which Podman does not read: a plain user can't make it as it is",
+                        "{} in {} is kept as a record ({}), which Podman does not read: a plain user can't create the original",
                         path.display(),
                         tree.display(),
                         record.display()

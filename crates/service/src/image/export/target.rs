@@ -1,7 +1,7 @@
-//! Where an export goes: staged beside it, published by one exchange, taken away again.
+//! The target of an export: staged next to it, published by one exchange, and removed again.
 //!
-//! One process of a store exports at a time. At every moment the target is what it was or what it
-//! is to be, and every lease is named by a note in the target or beside it.
+//! One process at a time exports from a store. At every moment the target is either old or new, and
+//! a note in the target or next to it names every lease.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -18,20 +18,20 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::run_dir;
 
-/// Says in an exported directory whose it is. JSON; fields are only added.
+/// The note in an exported directory that names its store. JSON; fields are only added.
 const NOTE: &str = "vellum.json";
 const NOTE_VERSION: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     version: u32,
-    /// The store that it shows.
+    /// The exported store.
     store: String,
-    /// What keeps its layers.
+    /// The lease that keeps its layers.
     lease: String,
 }
 
-/// The directory to be written, locked against other exports of the store.
+/// The directory to write, locked against other exports of the store.
 pub(super) struct Target {
     dir: PathBuf,
     above: Dir,
@@ -40,7 +40,7 @@ pub(super) struct Target {
     _lock: Lock,
 }
 
-/// What is being written, and what keeps its layers.
+/// The export being written, with its lease.
 pub(super) struct Staged {
     pub root: Dir,
     pub lease: LeaseId,
@@ -70,8 +70,8 @@ impl Target {
         })
     }
 
-    /// Errors: `Invalid` if something else is there, or another store's export. Returns the note of
-    /// what is to be replaced.
+    /// Fails with `Invalid` if something else is there, or another store's export. Returns the note
+    /// of the export to be replaced.
     pub fn check(&self, store: &Store) -> Result<()> {
         self.to_replace(store).map(drop)
     }
@@ -81,16 +81,16 @@ impl Target {
             Some(note) => self.ours(note, store).map(Some),
             None if self.is_used()? => Err(Error::Invalid {
                 what: format!(
-                    "{} is there and no export of this program",
+                    "{} exists, but is not an export of Vellum",
                     self.dir.display()
                 ),
-                hint: Some("name a directory that is not there yet".into()),
+                hint: Some("name a directory that does not exist yet".into()),
             }),
             None => Ok(None),
         }
     }
 
-    /// Makes the staged directory and begins its lease, noted before.
+    /// Creates the staged directory, notes its lease, and begins the lease.
     pub fn stage(&self, store: &Store) -> Result<Staged> {
         self.check(store)?;
         self.clear(store)?;
@@ -114,8 +114,8 @@ impl Target {
         Ok(Staged { root, lease })
     }
 
-    /// Puts what is staged in its place. Durable on return. What was there before is gone, with its
-    /// lease.
+    /// Puts the staged export in its place. Durable on return. The previous export is removed, with
+    /// its lease.
     pub fn publish(&self, store: &Store, staged: Staged) -> Result<()> {
         publish::sync_fs(&staged.root)?;
         let flags = match self.above.stat_opt(&self.name)? {
@@ -128,7 +128,7 @@ impl Target {
         self.clear(store)
     }
 
-    /// Takes the export away, and what is staged.
+    /// Removes the export, and any staged one.
     pub fn remove(&self, store: &Store) -> Result<()> {
         let found = self.read_note(&self.name)?;
         let staged = self.above.stat_opt(&self.staged)?.is_some();
@@ -136,7 +136,7 @@ impl Target {
         match found {
             Some(note) => {
                 self.ours(note, store)?;
-                // Out of sight at once; then the layers may go.
+                // Hidden at once; then the layers may go.
                 self.above.rename(
                     &self.name,
                     &self.above,
@@ -148,18 +148,18 @@ impl Target {
             }
             None if staged => Ok(()),
             None => Err(Error::Invalid {
-                what: format!("{} is no export of this program", self.dir.display()),
+                what: format!("{} is not an export of Vellum", self.dir.display()),
                 hint: Some("if it is a store of Podman's, `podman system reset` removes it".into()),
             }),
         }
     }
 
-    /// Ends the lease of what is staged and removes it, if there is something.
+    /// Ends the lease of a staged export and removes it, if there is one.
     pub fn clear(&self, store: &Store) -> Result<()> {
         if self.above.stat_opt(&self.staged)?.is_none() {
             return Ok(());
         }
-        // A note is whole before its lease begins: one that can't be read has none.
+        // A note is complete before its lease begins: one that can't be read has no lease.
         if let Ok(Some(note)) = self.read_note(&self.staged) {
             let note = self.ours(note, store)?;
             store.end_lease(&LeaseId::new(note.lease))?;
@@ -168,7 +168,7 @@ impl Target {
         Ok(())
     }
 
-    /// Whether there is something that is not ours.
+    /// Tells whether something that is not ours is there.
     fn is_used(&self) -> Result<bool> {
         match self.above.stat_opt(&self.name)? {
             None => Ok(false),
@@ -198,7 +198,7 @@ impl Target {
             Ok(note) if note.version == NOTE_VERSION => Ok(Some(note)),
             _ => Err(Error::Damaged {
                 what: format!("the note {NOTE} in it"),
-                why: "it is none, or of a newer version".into(),
+                why: "it is not a note, or has a newer version".into(),
             }),
         }
     }

@@ -110,7 +110,7 @@ fn the_environment_has_defaults_and_the_last_word_counts() {
         };
         environment(&image, &user, &request, "0123456789abcdef")
     };
-    // What is there beside PATH, HOSTNAME and HOME as they are by default, in any order.
+    // What is there in addition to the default PATH, HOSTNAME and HOME, in any order.
     let check = |image: &[&str], asked: &[&str], expect: &[&str]| {
         let mut got = make(image, asked, false, Some(b"/root")).unwrap();
         let mut expect = own(expect);
@@ -225,7 +225,7 @@ fn the_working_directory_is_absolute_and_clean() {
 }
 
 #[test]
-fn what_tells_of_the_machine_is_hidden() {
+fn files_that_reveal_the_machine_are_hidden() {
     let request = ProcessRequest {
         command: words(&["sh"]),
         ..ProcessRequest::default()
@@ -236,7 +236,7 @@ fn what_tells_of_the_machine_is_hidden() {
     for path in MASKED {
         assert!(masked.contains(&path.to_owned()), "{path}");
     }
-    // What the library knows is not lost by a list of our own.
+    // Paths in the library's list are not missing from ours.
     for path in oci_spec::runtime::get_default_maskedpaths() {
         assert!(masked.contains(&path), "{path}");
     }
@@ -250,7 +250,7 @@ fn what_tells_of_the_machine_is_hidden() {
 }
 
 #[test]
-fn no_bind_hides_another_and_the_users_hides_the_images() {
+fn no_bind_hides_another_and_the_users_bind_wins_over_the_images() {
     let bind = |source: &str, destination: &str| Bind {
         source: source.into(),
         destination: destination.into(),
@@ -340,7 +340,7 @@ fn only_root_has_capabilities_before_the_command_runs() {
 }
 
 #[test]
-fn binds_and_volumes_are_told_apart() {
+fn binds_and_volumes_are_distinguished() {
     #[track_caller]
     fn check(text: &str, expect: Option<(&str, &str, bool, Option<&str>)>) {
         let got = parse_bind(OsStr::new(text)).ok();

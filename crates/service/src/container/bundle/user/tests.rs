@@ -1,4 +1,4 @@
-//! Who a process runs as, as rows: what is asked for, and what stands in the files.
+//! The ids a process runs with, as rows: the request and the content of the files.
 
 use super::*;
 
@@ -52,7 +52,7 @@ fn a_number_is_an_id_and_never_a_name() {
     ] {
         of(refused, None);
     }
-    // What is not written as a number is a name, and no user has one of these names.
+    // Anything not written as a number is a name, and no user has one of these names.
     for unknown in [
         "1e3", "0x3e8", "1_000", "1000.0", " 1000", "1000 ", "٣", "+", "-", "١٠",
     ] {
@@ -118,8 +118,8 @@ fn the_primary_group_is_among_the_supplementary_ones() {
 }
 
 #[test]
-fn a_line_whose_numbers_are_not_ids_counts_for_nothing() {
-    // Docker's own reader takes each of them for root, or for root's group.
+fn a_line_whose_numbers_are_not_ids_is_ignored() {
+    // Docker's own parser reads each of them as root, or as root's group.
     for line in [
         "app",
         "app:x",
@@ -254,7 +254,7 @@ fn files_are_read_as_they_come() {
     check("app", "app:x:1:2:::/bin/sh\n", "", Some("1 2 2 "));
     check("app", "app:x:1:2\n", "", Some("1 2 2 "));
     check("app", "app:x:1:2::srv:\n", "", Some("1 2 2 srv"));
-    // Ids that Docker takes from the file, though not from the user.
+    // Ids that Docker accepts from the file, but not from the user.
     check(
         "app",
         "app:x:4294967294:2147483648::/:\n",

@@ -8,8 +8,8 @@ use crate::plan::tests::{facts, overlay, parts, wishes};
 
 const ROOT: Owner = Owner { uid: 0, gid: 0 };
 
-/// A snapshot that is asked for: on two layers, writable, with no label, of a store with the usual
-/// settings, where everything is to be had.
+/// A requested snapshot: on two layers, writable, without labels, in a store with the default
+/// settings, where everything is available.
 struct Case {
     labels: Labels,
     parts: TreeParts,
@@ -53,7 +53,7 @@ impl Case {
         self.mapped().label(&label, &name)
     }
 
-    /// One directory: what a tree without a parent is.
+    /// One directory, as for a tree without a parent.
     fn plain(self) -> Self {
         self.with(|case| {
             case.parts.shape = Shape::Plain {
@@ -83,7 +83,7 @@ impl Case {
     }
 }
 
-/// Who mounts it, and what it is given, on one line.
+/// What mounts it, and with what, on one line.
 fn line(shown: &Shown) -> String {
     let mut words = vec![match &shown.plan {
         Plan::Bind { read_only, .. } => format!("bind read_only={read_only}"),
@@ -107,7 +107,7 @@ fn line(shown: &Shown) -> String {
 }
 
 #[test]
-fn each_request_is_shown_as_the_table_says() {
+fn each_request_is_mounted_as_the_table_says() {
     let no_fuse = |case: &mut Case| case.facts.fuse = false;
     let deep = |case: &mut Case| case.parts = parts(200);
     let view = |case: &mut Case| overlay(&mut case.parts).upper = None;
@@ -155,8 +155,8 @@ fn each_request_is_shown_as_the_table_says() {
             case().with(by_engine),
             ours.into(),
         ),
-        // What is unpacked goes into the upper without a mount: settings of engine and redirects
-        // say nothing.
+        // Layers are unpacked into the upper without a mount: settings of engine and redirects
+        // don't matter.
         (
             "a layer unpacked, the engine set",
             case()
@@ -195,7 +195,7 @@ fn each_request_is_shown_as_the_table_says() {
             case().label(MAX_SIZE, "4096").plain(),
             "bind read_only=false limit=4096".into(),
         ),
-        // Ids: by the kernel if the client was told so, else by the engine, which shows owners by
+        // Ids: mapped by the kernel if the client knows it, else by the engine, which shows owners
         // itself.
         (
             "ids",
@@ -242,7 +242,7 @@ fn each_request_is_shown_as_the_table_says() {
             case().mapped().with(remap).with(engine),
             format!("{ours} mapped record=Engine"),
         ),
-        // Recorded: whatever the settings are by now.
+        // Recorded: whatever the current settings are.
         (
             "recorded: the kernel",
             case().recorded(Mapper::Kernel).with(engine),
@@ -272,7 +272,7 @@ fn each_request_is_shown_as_the_table_says() {
 }
 
 #[test]
-fn what_nobody_can_show_is_refused_with_a_reason() {
+fn snapshots_that_cant_be_mounted_are_refused_with_a_reason() {
     for (name, case, expected) in [
         (
             "ids without FUSE",
@@ -314,7 +314,7 @@ fn what_nobody_can_show_is_refused_with_a_reason() {
 }
 
 #[test]
-fn what_leaves_marks_is_recorded_and_the_kernel_is_given_real_directories() {
+fn features_that_leave_marks_are_recorded_and_the_kernel_gets_real_directories() {
     let marks = |case: Case| case.decided().unwrap().marking_features().is_some();
     assert!(!marks(case()));
     assert!(!marks(case().plain()));
