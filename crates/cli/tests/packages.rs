@@ -8,7 +8,14 @@ use vellum_testkit::clients::{Home, available, run, small_image};
 
 #[test]
 fn packages_are_installed_used_and_removed() {
-    if !available(&["dpkg-deb", "dpkg-shlibdeps", "strip", "make", "unshare", "chroot"]) {
+    if !available(&[
+        "dpkg-deb",
+        "dpkg-shlibdeps",
+        "strip",
+        "make",
+        "unshare",
+        "chroot",
+    ]) {
         return;
     }
     let home = Home::new().unwrap();
