@@ -47,14 +47,14 @@ struct New<'a> {
     maker: Maker,
 }
 
-/// Whether, and how, a name is free.
-enum Free {
-    /// Nothing shows.
-    Yes(Above),
-    /// Something shows.
-    No,
-    /// The lower layers have to be asked first, with no lock held.
-    Ask,
+/// Whether a name can be given to a new inode.
+enum NameState {
+    /// Nothing shows under it.
+    Free(Above),
+    /// Something shows under it.
+    Taken,
+    /// The caller must ask the lower layers first, with no lock held.
+    Unknown,
 }
 
 impl Action<'_> {
@@ -217,10 +217,10 @@ impl Action<'_> {
             names.overtake(name);
             let handle = dir.upper_dir().ok_or(Refusal::Stale)?;
             let at = handle.dir().on(upper)?;
-            let over = match self.is_free(upper, &names.slot(name), &at, below, true)? {
-                Free::Yes(over) => over,
-                Free::No => return Err(Refusal::Exists.into()),
-                Free::Ask => {
+            let over = match self.name_state(upper, &names.slot(name), &at, below, true)? {
+                NameState::Free(over) => over,
+                NameState::Taken => return Err(Refusal::Exists.into()),
+                NameState::Unknown => {
                     drop((node_gate, names));
                     drop(gate);
                     below = Some(self.below(&dir, name)?);
@@ -302,36 +302,36 @@ impl Engine {
         })
     }
 
-    /// Returns whether `name` can be given to something new. With `ask`, the upper layer is asked
-    /// even where a system call that makes the name would find out by itself. `below` is what the
+    /// Returns whether `name` can be given to a new inode. With `ask`, the upper layer is asked even
+    /// where the system call that creates the name would find out by itself. `below` is what the
     /// lower layers have, if they were asked.
-    fn is_free(
+    fn name_state(
         &self,
         upper: &Upper,
         slot: &Slot<'_>,
         at: &Dir,
         below: Option<Below>,
         ask: bool,
-    ) -> Result<Free> {
+    ) -> Result<NameState> {
         let Slot {
             parent: dir,
             names,
             name,
         } = slot;
-        // Whatever is alive under a name is there.
+        // A live node under the name takes it.
         if names.get(name).is_some() {
-            return Ok(Free::No);
+            return Ok(NameState::Taken);
         }
         if names.is_absent(name) || !ask && !self.is_merged(dir) && !upper.by_name() {
-            return Ok(Free::Yes(Above::Nothing));
+            return Ok(NameState::Free(Above::Nothing));
         }
         Ok(match upper.above(at, name).on(upper)? {
-            Above::Entry(_) => Free::No,
-            whiteout @ (Above::Whiteout | Above::WhiteoutName) => Free::Yes(whiteout),
+            Above::Entry(_) => NameState::Taken,
+            whiteout @ (Above::Whiteout | Above::WhiteoutName) => NameState::Free(whiteout),
             Above::Nothing => match Below::known(below, dir) {
-                Some(None) => Free::Yes(Above::Nothing),
-                Some(Some(_)) => Free::No,
-                None => Free::Ask,
+                Some(None) => NameState::Free(Above::Nothing),
+                Some(Some(_)) => NameState::Taken,
+                None => NameState::Unknown,
             },
         })
     }
@@ -349,10 +349,10 @@ impl Engine {
     ) -> Result<Option<(Stat, Option<File>)>> {
         let name = slot.name;
         let direct = direct(upper, new)?;
-        let mut over = match self.is_free(upper, slot, at, below, !direct)? {
-            Free::Yes(over) => over,
-            Free::No => return Err(Refusal::Exists.into()),
-            Free::Ask => return Ok(None),
+        let mut over = match self.name_state(upper, slot, at, below, !direct)? {
+            NameState::Free(over) => over,
+            NameState::Taken => return Err(Refusal::Exists.into()),
+            NameState::Unknown => return Ok(None),
         };
         if over == Above::Nothing && direct {
             let acting = acting::act(new.maker).on(upper)?;
@@ -372,10 +372,12 @@ impl Engine {
                 Err(_) => {}
             }
             // A whiteout, or something nobody has looked up yet.
-            over = match self.is_free(upper, slot, at, below, true)? {
-                Free::Yes(Above::Nothing) | Free::No => return Err(Refusal::Exists.into()),
-                Free::Yes(over) => over,
-                Free::Ask => return Ok(None),
+            over = match self.name_state(upper, slot, at, below, true)? {
+                NameState::Free(Above::Nothing) | NameState::Taken => {
+                    return Err(Refusal::Exists.into());
+                }
+                NameState::Free(over) => over,
+                NameState::Unknown => return Ok(None),
             };
         }
         let temp = upper.staging.name();
