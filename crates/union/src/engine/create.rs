@@ -134,13 +134,13 @@ impl Action<'_> {
                     file.on(upper)?
                 }
                 false => {
-                    let got = self.inherited(&dir, &new, gate)?;
+                    let initial = self.inherited(&dir, &new, gate)?;
                     let file = upper.staging.dir().create_unnamed(0o600);
                     let file = file.on(upper)?;
                     let fd = rustix::io::fcntl_dupfd_cloexec(&file, 3);
                     let fd = fd.map_err(|e| vellum_sys::Error::new("duplicate", "", e));
                     let fd = fd.on(upper)?;
-                    got.dress(upper, &At::Fd(Arc::new(fd)), &new, true)?;
+                    initial.apply(upper, &At::Fd(Arc::new(fd)), &new, true)?;
                     file
                 }
             };
@@ -418,10 +418,10 @@ impl Engine {
         over: Above,
         gate: &Gate<'_>,
     ) -> Result<(Stat, Option<File>)> {
-        let got = self.inherited(dir, new, gate)?;
+        let initial = self.inherited(dir, new, gate)?;
         let staging = upper.staging.dir();
         let at = At::Name(Arc::clone(staging), temp.to_owned());
-        let foreign = !acting::possible(new.maker.uid, got.gid).on(upper)?;
+        let foreign = !acting::possible(new.maker.uid, initial.gid).on(upper)?;
         let recorded = upper.options.records == Records::Read
             // A link of another owner's becomes a file that says so; one's own is what it is.
             && (foreign || !matches!(new.what, NewNode::Symlink(_)));
@@ -445,26 +445,26 @@ impl Engine {
             (false, what) if foreign => make_plain(staging, temp, what, 0o600),
             (false, what) => {
                 let maker = Maker {
-                    gid: got.gid,
+                    gid: initial.gid,
                     umask: 0,
                     ..new.maker
                 };
                 let acting = acting::act(maker).on(upper)?;
-                let made = make_plain(staging, temp, what, got.mode);
+                let made = make_plain(staging, temp, what, initial.mode);
                 drop(acting);
                 made
             }
         };
         let file = made.on(upper)?;
-        let stored = got.dress(upper, &at, new, recorded)?;
+        let stored = initial.apply(upper, &at, new, recorded)?;
         if over.hides() && matches!(new.what, NewNode::Dir) {
             upper.make_opaque(staging, temp).on(upper)?;
         }
         Ok((stored, file))
     }
 
-    /// Returns what a directory gives to what is made in it, as the file system would.
-    fn inherited(&self, dir: &LiveNode, new: &New<'_>, gate: &Gate<'_>) -> Result<Got> {
+    /// Returns the attributes of a new inode in a directory, as a file system would set them.
+    fn inherited(&self, dir: &LiveNode, new: &New<'_>, gate: &Gate<'_>) -> Result<InitialAttrs> {
         let state = dir.state();
         let state = state.placed(gate);
         let stored = self.stat_in(state)?;
@@ -487,7 +487,7 @@ impl Engine {
                 mode |= 0o2000;
             }
         }
-        Ok(Got {
+        Ok(InitialAttrs {
             uid: new.maker.uid,
             gid,
             mode,
@@ -529,8 +529,8 @@ impl Engine {
     }
 }
 
-/// What something new is to have, everything considered.
-struct Got {
+/// The owner, mode and ACLs of a new inode, after umask, setgid and default ACL.
+struct InitialAttrs {
     uid: u32,
     gid: u32,
     mode: u32,
@@ -538,9 +538,9 @@ struct Got {
     default: Option<Acl>,
 }
 
-impl Got {
-    /// Gives a staged inode what it has not got yet, and returns what it has then, as stored.
-    fn dress(&self, upper: &Upper, at: &At, new: &New<'_>, recorded: bool) -> Result<Stat> {
+impl InitialAttrs {
+    /// Sets on a staged inode whatever differs, and returns its attributes as stored.
+    fn apply(&self, upper: &Upper, at: &At, new: &New<'_>, recorded: bool) -> Result<Stat> {
         let acls = [(acl::ACCESS, &self.access), (acl::DEFAULT, &self.default)];
         let acls = acls
             .iter()
