@@ -37,8 +37,8 @@ use crate::engine::{Engine, Upper};
 use crate::error::On;
 use crate::{Error, Refusal, Result};
 
-/// One end of a rename: a directory, its names, and the name.
-struct End<'a> {
+/// One end of a rename: a directory and a name in it.
+struct RenameEnd<'a> {
     dir: &'a Arc<LiveNode>,
     name: &'a OsStr,
     handle: Arc<DirHandle>,
@@ -51,11 +51,11 @@ struct End<'a> {
 struct Move<'a> {
     upper: &'a Upper,
     gate: &'a Gate<'a>,
-    source: End<'a>,
-    target: End<'a>,
+    source: RenameEnd<'a>,
+    target: RenameEnd<'a>,
 }
 
-impl End<'_> {
+impl RenameEnd<'_> {
     fn place(&self) -> Place {
         Place {
             parent: Arc::clone(self.dir),
@@ -67,17 +67,20 @@ impl End<'_> {
 /// What is known of one end of a rename before the locks are taken.
 type Known<'a> = (Sought<'a>, Below);
 
-/// What has to be done, without a lock, before a rename can go on.
-enum Before<'a> {
-    Nothing,
-    /// What was known of the names no longer counts.
+/// How an attempt at a rename ended: done, or what the caller must do, with no lock held, before the
+/// next attempt.
+enum Attempt<'a> {
+    Done,
+    /// Look the names up again: what was known of them no longer counts.
     Again,
-    /// To ask what lower layers show in a directory that is to be replaced.
-    Inside(Arc<LiveNode>),
-    Alone,
-    ToUpper(Arc<LiveNode>, Depth),
-    Alias(Arc<LiveNode>, &'a Arc<LiveNode>, &'a OsStr),
-    Wait(Arc<LiveNode>),
+    /// Ask what lower layers show in the directory to be replaced.
+    AskInside(Arc<LiveNode>),
+    /// Take the rename gate exclusively.
+    TakeGate,
+    CopyUp(Arc<LiveNode>, Depth),
+    CopyUpAlias(Arc<LiveNode>, &'a Arc<LiveNode>, &'a OsStr),
+    /// Wait for the node's gate.
+    WaitFor(Arc<LiveNode>),
 }
 
 impl Action<'_> {
@@ -128,13 +131,13 @@ impl Action<'_> {
             );
             let known = (known.0, known.1, asked.as_ref());
             match self.try_rename(upper, (&from, name), (&to, new_name), known, mode, alone)? {
-                Before::Nothing => return Ok(()),
-                Before::Again => beneath = below()?,
-                Before::Inside(node) => asked = Some(self.inside(&node)?),
-                Before::Alone => alone = true,
-                Before::ToUpper(node, what) => self.to_upper(&node, what)?,
-                Before::Alias(node, dir, name) => self.to_upper_as(&node, dir, name)?,
-                Before::Wait(node) => drop(node.gate()),
+                Attempt::Done => return Ok(()),
+                Attempt::Again => beneath = below()?,
+                Attempt::AskInside(node) => asked = Some(self.inside(&node)?),
+                Attempt::TakeGate => alone = true,
+                Attempt::CopyUp(node, what) => self.to_upper(&node, what)?,
+                Attempt::CopyUpAlias(node, dir, name) => self.to_upper_as(&node, dir, name)?,
+                Attempt::WaitFor(node) => drop(node.gate()),
             }
         }
     }
@@ -147,7 +150,7 @@ impl Action<'_> {
         (known, known_over, asked): (Known<'_>, Known<'_>, Option<&Inside>),
         mode: RenameMode,
         alone: bool,
-    ) -> Result<Before<'a>> {
+    ) -> Result<Attempt<'a>> {
         let gate = match alone {
             true => self.alone(),
             false => self.shared(),
@@ -161,13 +164,13 @@ impl Action<'_> {
         let moved = match self.conclude(known.0, from_names.slot(name), None)? {
             Concluded::Found(node, _) => node,
             Concluded::Absent => return Err(Refusal::NotFound.into()),
-            Concluded::Again => return Ok(Before::Again),
+            Concluded::Again => return Ok(Attempt::Again),
         };
         let names = to_names.as_mut().unwrap_or(&mut from_names);
         let over = match self.conclude(known_over.0, names.slot(new_name), None)? {
             Concluded::Found(node, _) => Some(node),
             Concluded::Absent => None,
-            Concluded::Again => return Ok(Before::Again),
+            Concluded::Again => return Ok(Attempt::Again),
         };
         names.overtake(new_name);
         from_names.overtake(name);
@@ -175,7 +178,7 @@ impl Action<'_> {
             return Err(Refusal::NotFound.into());
         }
         if allowed(&moved, over.as_ref(), from, to, mode)? == Allowed::AlreadySo {
-            return Ok(Before::Nothing);
+            return Ok(Attempt::Done);
         }
         self.may_change(&moved, &gate)?;
         self.may_change(from, &gate)?;
@@ -189,45 +192,45 @@ impl Action<'_> {
         let exchange = mode == RenameMode::Exchange;
         let over_moves = over.as_ref().filter(|_| exchange);
         if !alone && (moved.is_dir() || over_moves.is_some_and(|over| over.is_dir())) {
-            return Ok(Before::Alone);
+            return Ok(Attempt::TakeGate);
         }
         for node in [Some(&moved), over_moves].into_iter().flatten() {
             if let Some(what) = self.missing(upper, node)? {
-                return Ok(Before::ToUpper(Arc::clone(node), what));
+                return Ok(Attempt::CopyUp(Arc::clone(node), what));
             }
         }
         let Some(to_handle) = to.upper_dir() else {
-            return Ok(Before::ToUpper(Arc::clone(to), Depth::Names));
+            return Ok(Attempt::CopyUp(Arc::clone(to), Depth::Names));
         };
         // A file found through the index is in the upper layer before its directory is.
         let Some(from_handle) = from.upper_dir() else {
-            return Ok(Before::ToUpper(Arc::clone(from), Depth::Names));
+            return Ok(Attempt::CopyUp(Arc::clone(from), Depth::Names));
         };
         if self.needs_alias(&moved, &from_handle, name, &gate)? {
-            return Ok(Before::Alias(Arc::clone(&moved), from, name));
+            return Ok(Attempt::CopyUpAlias(Arc::clone(&moved), from, name));
         }
         if let Some(over) = &over
             && self.needs_alias(over, &to_handle, new_name, &gate)?
         {
-            return Ok(Before::Alias(Arc::clone(over), to, new_name));
+            return Ok(Attempt::CopyUpAlias(Arc::clone(over), to, new_name));
         }
         let Some(_moved_gate) = moved.try_gate() else {
-            return Ok(Before::Wait(Arc::clone(&moved)));
+            return Ok(Attempt::WaitFor(Arc::clone(&moved)));
         };
         let _over_gate = match &over {
             None => None,
             Some(over) => match over.try_gate() {
                 Some(gate) => Some(gate),
-                None => return Ok(Before::Wait(Arc::clone(over))),
+                None => return Ok(Attempt::WaitFor(Arc::clone(over))),
             },
         };
         let below = |asked, dir| Below::known(Some(asked), dir);
         let (Some(below), Some(below_over)) = (below(known.1, from), below(known_over.1, to))
         else {
-            return Ok(Before::Again);
+            return Ok(Attempt::Again);
         };
-        let end = |dir, name, handle: Arc<DirHandle>, below| -> Result<End<'_>> {
-            Ok(End {
+        let end = |dir, name, handle: Arc<DirHandle>, below| -> Result<RenameEnd<'_>> {
+            Ok(RenameEnd {
                 dir,
                 name,
                 at: handle.dir().on(upper)?,
@@ -241,14 +244,14 @@ impl Action<'_> {
             source: end(from, name, from_handle, below)?,
             target: end(to, new_name, to_handle, below_over)?,
         };
-        let mut lists = Lists {
+        let mut dirs = DirPair {
             from: from_names,
             to: to_names,
         };
         let inside = match &over {
             Some(over) if !exchange => match Inside::known(asked, over) {
                 Some(inside) => inside,
-                None => return Ok(Before::Inside(Arc::clone(over))),
+                None => return Ok(Attempt::AskInside(Arc::clone(over))),
             },
             _ => Inside::NOTHING,
         };
@@ -262,11 +265,11 @@ impl Action<'_> {
         }
         let replaced = over.as_ref().map(|over| &***over);
         self.touch_moved(&step, &moved, replaced, exchange);
-        self.note_moves(&mut lists, &step, &moved, over.as_ref(), exchange);
+        self.note_moves(&mut dirs, &step, &moved, over.as_ref(), exchange);
         if let Some(over) = over.as_ref().filter(|_| !exchange) {
             self.after_links_change(over, &gate)?;
         }
-        Ok(Before::Nothing)
+        Ok(Attempt::Done)
     }
 
     /// Notes what a rename changed.
@@ -312,8 +315,8 @@ impl Engine {
         &self,
         (upper, gate): (&Upper, &Gate<'_>),
         node: &LiveNode,
-        from: &End<'_>,
-        to: &End<'_>,
+        from: &RenameEnd<'_>,
+        to: &RenameEnd<'_>,
     ) -> Result<()> {
         let comes = !Arc::ptr_eq(from.dir, to.dir) && !self.is_impure(to.dir, gate)?;
         let (at, merged, has_origin) = {
@@ -430,7 +433,7 @@ impl Engine {
 
     fn note_moves(
         &self,
-        lists: &mut Lists<'_>,
+        dirs: &mut DirPair<'_>,
         Move { source, target, .. }: &Move<'_>,
         moved: &Arc<LiveNode>,
         over: Option<&Held<'_>>,
@@ -441,26 +444,26 @@ impl Engine {
         }
         source.dir.changed();
         target.dir.changed();
-        lists.from.remove(source.name);
-        lists.to().insert(target.name, moved);
+        dirs.from.remove(source.name);
+        dirs.to().insert(target.name, moved);
         moved
             .state_mut()
             .move_place((source.dir, source.name), target.place());
         if let (Some(over), true) = (over, exchange) {
-            lists.from.insert(source.name, over);
+            dirs.from.insert(source.name, over);
             over.state_mut()
                 .move_place((target.dir, target.name), source.place());
         }
     }
 }
 
-/// The names of both directories, which may be one.
-struct Lists<'a> {
+/// The locked names of both directories, which may be the same one.
+struct DirPair<'a> {
     from: NamesHeld<'a>,
     to: Option<NamesHeld<'a>>,
 }
 
-impl Lists<'_> {
+impl DirPair<'_> {
     fn to(&mut self) -> &mut Names {
         match &mut self.to {
             Some(to) => to,
@@ -528,7 +531,12 @@ fn is_in(dir: &Arc<LiveNode>, above: &Arc<LiveNode>) -> bool {
 }
 
 /// The one step on disk.
-fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool) -> Result<()> {
+fn move_on_disk(
+    upper: &Upper,
+    source: &RenameEnd<'_>,
+    target: &RenameEnd<'_>,
+    is_dir: bool,
+) -> Result<()> {
     let hide = source.below.is_some();
     let whiteout_there =
         is_dir && upper.above(&target.at, target.name).on(upper)? == Above::Whiteout;
@@ -600,7 +608,7 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
 }
 
 /// Lets what was moved on disk know where it is now.
-fn relocate(state: &mut State, from: &End<'_>, to: &End<'_>) {
+fn relocate(state: &mut State, from: &RenameEnd<'_>, to: &RenameEnd<'_>) {
     match &mut state.body {
         Body::Dir(body) => {
             if let Some(own) = &body.upper {
