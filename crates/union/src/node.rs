@@ -35,11 +35,11 @@ pub struct Node {
     /// The attributes come from an `override_stat` mark: the inode itself is a regular file or
     /// directory.
     overridden: bool,
-    what: What,
+    what: DirOrFile,
 }
 
 #[derive(Debug, Clone)]
-enum What {
+enum DirOrFile {
     Dir {
         parts: Arc<[Part<DirAt>]>,
         stop: Option<(usize, Stop)>,
@@ -74,7 +74,7 @@ impl Node {
             layer,
             overridden: shown.is_some(),
             stat: shown.unwrap_or_else(|| top.dir.stat.clone()),
-            what: What::Dir {
+            what: DirOrFile::Dir {
                 parts: parts.into(),
                 stop,
             },
@@ -96,7 +96,7 @@ impl Node {
             layer,
             overridden: shown.is_some(),
             stat: shown.unwrap_or_else(|| file.stat.clone()),
-            what: What::File {
+            what: DirOrFile::File {
                 file: Box::new(file),
                 data: data.map(Box::new),
                 below: below.into(),
@@ -124,7 +124,7 @@ impl Node {
 
     /// Returns whether it is a directory.
     pub fn is_dir(&self) -> bool {
-        matches!(self.what, What::Dir { .. })
+        matches!(self.what, DirOrFile::Dir { .. })
     }
 
     /// Returns the number of the layer whose attributes it has; 0 is the top one.
@@ -148,7 +148,7 @@ impl Node {
     /// for a metacopy.
     pub fn data_identity(&self) -> (u64, u64) {
         match &self.what {
-            What::File {
+            DirOrFile::File {
                 data: Some(data), ..
             } => data.stat.identity(),
             _ => self.identity(),
@@ -168,23 +168,23 @@ impl Node {
     /// so.
     pub fn stop(&self) -> Option<(usize, Stop)> {
         match &self.what {
-            What::Dir { stop, .. } => *stop,
-            What::File { .. } => None,
+            DirOrFile::Dir { stop, .. } => *stop,
+            DirOrFile::File { .. } => None,
         }
     }
 
     pub(crate) fn parts(&self) -> &[Part<DirAt>] {
         match &self.what {
-            What::Dir { parts, .. } => parts,
-            What::File { .. } => &[],
+            DirOrFile::Dir { parts, .. } => parts,
+            DirOrFile::File { .. } => &[],
         }
     }
 
     /// Where the inode is: its directory, and its name unless it is that directory.
     fn place(&self) -> (&dyn LayerDir, Option<&OsStr>) {
         match &self.what {
-            What::Dir { parts, .. } => (&*parts[0].dir.dir, None),
-            What::File { file, .. } => (&*file.dir, Some(&file.name)),
+            DirOrFile::Dir { parts, .. } => (&*parts[0].dir.dir, None),
+            DirOrFile::File { file, .. } => (&*file.dir, Some(&file.name)),
         }
     }
 
@@ -217,8 +217,8 @@ impl Node {
     pub fn stored(&self) -> Result<(Stat, BTreeMap<OsString, Vec<u8>>)> {
         let (dir, name) = self.place();
         let stat = match &self.what {
-            What::Dir { parts, .. } => parts[0].dir.stat.clone(),
-            What::File { file, .. } => file.stat.clone(),
+            DirOrFile::Dir { parts, .. } => parts[0].dir.stat.clone(),
+            DirOrFile::File { file, .. } => file.stat.clone(),
         };
         let prefix = self.layer.dialect().prefix;
         let mut xattrs = BTreeMap::new();
@@ -236,7 +236,7 @@ impl Node {
     /// Returns the target of a symbolic link.
     pub fn read_link(&self) -> Result<OsString> {
         match (&self.what, self.kind()) {
-            (What::File { .. }, FileKind::Symlink) if self.overridden => {
+            (DirOrFile::File { .. }, FileKind::Symlink) if self.overridden => {
                 let mut target = Vec::new();
                 let file = self.open_inode()?;
                 // A target is shorter than a page; more is no link.
@@ -248,7 +248,9 @@ impl Node {
                     }),
                 }
             }
-            (What::File { file, .. }, FileKind::Symlink) => file.dir.read_link(&file.name).on(self),
+            (DirOrFile::File { file, .. }, FileKind::Symlink) => {
+                file.dir.read_link(&file.name).on(self)
+            }
             _ => Err(Error::WrongKind {
                 path: self.path.clone(),
                 expected: "symbolic link",
@@ -269,7 +271,7 @@ impl Node {
                 });
             }
         };
-        let What::File {
+        let DirOrFile::File {
             file: top,
             data,
             below,
@@ -293,11 +295,11 @@ impl Node {
 
     fn open_inode(&self) -> Result<File> {
         match &self.what {
-            What::File { file, data, .. } => {
+            DirOrFile::File { file, data, .. } => {
                 let holder = data.as_ref().unwrap_or(file);
                 holder.dir.open_file(&holder.name).on(self)
             }
-            What::Dir { .. } => Err(Error::WrongKind {
+            DirOrFile::Dir { .. } => Err(Error::WrongKind {
                 path: self.path.clone(),
                 expected: "regular file",
             }),
