@@ -175,8 +175,8 @@ pub enum MergeError<E> {
 pub type Outcome<A> =
     Result<Merged<<A as Ask>::Dir, <A as Ask>::File>, MergeError<<A as Ask>::Error>>;
 
-/// Where the next layer is asked.
-enum Place {
+/// Where the search asks the next layer.
+enum SearchPath {
     /// Under this name in the parent's own share.
     Sibling(OsString),
     /// Under this path from the layer's root.
@@ -195,8 +195,8 @@ pub fn merge<A: Ask>(
 ) -> Outcome<A> {
     let mut search = Search {
         ask,
-        place: Place::Sibling(name.to_owned()),
-        found: Found::Nothing,
+        place: SearchPath::Sibling(name.to_owned()),
+        found: FoundSoFar::Nothing,
         stop: None,
         awaiting: None,
         redirected: false,
@@ -209,7 +209,7 @@ pub fn merge<A: Ask>(
         if search.stop.is_some() {
             break;
         }
-        if matches!(search.place, Place::FromRoot(_)) && !std::ptr::eq(shares, roots) {
+        if matches!(search.place, SearchPath::FromRoot(_)) && !std::ptr::eq(shares, roots) {
             shares = roots;
             next = roots.partition_point(|root| root.layer <= share.layer);
         }
@@ -217,7 +217,8 @@ pub fn merge<A: Ask>(
     search.conclude()
 }
 
-enum Found<D, F> {
+/// What the layers asked so far have under the name.
+enum FoundSoFar<D, F> {
     Nothing,
     /// A file; `data` once it is found, if it is not the file's own.
     File {
@@ -231,8 +232,8 @@ enum Found<D, F> {
 
 struct Search<'a, A: Ask> {
     ask: &'a A,
-    place: Place,
-    found: Found<A::Dir, A::File>,
+    place: SearchPath,
+    found: FoundSoFar<A::Dir, A::File>,
     stop: Option<(usize, Stop)>,
     /// A directory's redirect that has not found anything yet.
     awaiting: Option<(usize, PathBuf)>,
@@ -243,8 +244,8 @@ impl<A: Ask> Search<'_, A> {
     /// Asks one layer, walking the path if there is one.
     fn layer(&mut self, share: &Part<A::Dir>) -> Result<(), A::Error> {
         let path = match &self.place {
-            Place::Sibling(name) => vec![name.clone()],
-            Place::FromRoot(path) => path.clone(),
+            SearchPath::Sibling(name) => vec![name.clone()],
+            SearchPath::FromRoot(path) => path.clone(),
         };
         let mut dir = share.dir.clone();
         for (depth, name) in path.iter().enumerate() {
@@ -287,10 +288,9 @@ impl<A: Ask> Search<'_, A> {
         match (answer, &mut self.found) {
             (Answer::Silent, _) => {}
             (Answer::Hidden(whiteout), _) => stop(Stop::Whiteout(whiteout)),
-            (Answer::File { .. }, Found::Dir(_)) | (Answer::Dir { .. }, Found::File { .. }) => {
-                stop(Stop::OtherKind)
-            }
-            (Answer::File { regular: false, .. }, Found::File { .. }) => stop(Stop::OtherKind),
+            (Answer::File { .. }, FoundSoFar::Dir(_))
+            | (Answer::Dir { .. }, FoundSoFar::File { .. }) => stop(Stop::OtherKind),
+            (Answer::File { regular: false, .. }, FoundSoFar::File { .. }) => stop(Stop::OtherKind),
             (
                 Answer::File {
                     file,
@@ -301,11 +301,11 @@ impl<A: Ask> Search<'_, A> {
             ) => {
                 stop(Stop::Found);
                 match found {
-                    Found::File {
+                    FoundSoFar::File {
                         data, needs_data, ..
                     } => (*data, *needs_data) = (Some((layer, file)), false),
                     _ => {
-                        *found = Found::File {
+                        *found = FoundSoFar::File {
                             layer,
                             file,
                             needs_data: false,
@@ -322,8 +322,8 @@ impl<A: Ask> Search<'_, A> {
                 },
                 found,
             ) => {
-                if let Found::Nothing = found {
-                    *found = Found::File {
+                if let FoundSoFar::Nothing = found {
+                    *found = FoundSoFar::File {
                         layer,
                         file,
                         needs_data: true,
@@ -347,8 +347,8 @@ impl<A: Ask> Search<'_, A> {
                 }
                 let part = Part { layer, dir };
                 match found {
-                    Found::Dir(parts) => parts.push(part),
-                    _ => *found = Found::Dir(vec![part]),
+                    FoundSoFar::Dir(parts) => parts.push(part),
+                    _ => *found = FoundSoFar::Dir(vec![part]),
                 }
                 self.awaiting = None;
                 if let (Some(redirect), false) = (redirect, opaque) {
@@ -370,23 +370,25 @@ impl<A: Ask> Search<'_, A> {
     /// Counted from the end, because a redirect further up may have changed the beginning already.
     fn follow(&mut self, redirect: &Redirect, rest: usize) {
         let (before, behind) = match &self.place {
-            Place::Sibling(_) => (&[][..], &[][..]),
-            Place::FromRoot(path) => (&path[..path.len() - rest - 1], &path[path.len() - rest..]),
+            SearchPath::Sibling(_) => (&[][..], &[][..]),
+            SearchPath::FromRoot(path) => {
+                (&path[..path.len() - rest - 1], &path[path.len() - rest..])
+            }
         };
         self.place = match (redirect, &self.place) {
             (Redirect::FromRoot(to), _) => {
                 // An opaque directory on the way ended the search in its own place; this is
                 // another.
                 self.stop = None;
-                Place::FromRoot(
+                SearchPath::FromRoot(
                     to.iter()
                         .map(OsString::from)
                         .chain(behind.iter().cloned())
                         .collect(),
                 )
             }
-            (Redirect::Sibling(name), Place::Sibling(_)) => Place::Sibling(name.clone()),
-            (Redirect::Sibling(name), Place::FromRoot(_)) => Place::FromRoot(
+            (Redirect::Sibling(name), SearchPath::Sibling(_)) => SearchPath::Sibling(name.clone()),
+            (Redirect::Sibling(name), SearchPath::FromRoot(_)) => SearchPath::FromRoot(
                 before
                     .iter()
                     .cloned()
@@ -400,8 +402,8 @@ impl<A: Ask> Search<'_, A> {
     fn conclude(self) -> Outcome<A> {
         let stop = self.stop;
         match self.found {
-            Found::Nothing => Ok(Merged::Absent(stop)),
-            Found::Dir(parts) => match self.awaiting {
+            FoundSoFar::Nothing => Ok(Merged::Absent(stop)),
+            FoundSoFar::Dir(parts) => match self.awaiting {
                 Some((layer, to)) => Err(MergeError::Fault(Fault::Dangling { layer, to })),
                 None => Ok(Merged::Dir {
                     parts,
@@ -409,13 +411,13 @@ impl<A: Ask> Search<'_, A> {
                     stop,
                 }),
             },
-            Found::File {
+            FoundSoFar::File {
                 layer,
                 file,
                 needs_data: false,
                 data,
             } => Ok(Merged::File { layer, file, data }),
-            Found::File {
+            FoundSoFar::File {
                 layer,
                 file,
                 needs_data: true,
@@ -424,8 +426,10 @@ impl<A: Ask> Search<'_, A> {
                 // Data-only layers have no part in the merging: what ended the search in the others
                 // is nothing to them.
                 let data = match &self.place {
-                    Place::FromRoot(path) => self.ask.ask_data(path).map_err(MergeError::Ask)?,
-                    Place::Sibling(_) => None,
+                    SearchPath::FromRoot(path) => {
+                        self.ask.ask_data(path).map_err(MergeError::Ask)?
+                    }
+                    SearchPath::Sibling(_) => None,
                 };
                 match data {
                     Some(_) => Ok(Merged::File { layer, file, data }),
