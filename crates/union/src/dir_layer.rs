@@ -21,7 +21,7 @@ use vellum_sys::room::Room;
 use vellum_sys::{Dir, Result, Stat, sync, xattr};
 
 use crate::layer::blocks::BlockMaps;
-use crate::layer::{Dialect, Layer, LayerDir, Listed};
+use crate::layer::{Dialect, Layer, LayerDir, RawEntry};
 
 /// A directory on disk as a layer.
 #[derive(Debug)]
@@ -293,11 +293,11 @@ impl LayerDir for DirHandle {
         self.sub(name)
     }
 
-    fn names(&self) -> Result<Vec<Listed>> {
+    fn names(&self) -> Result<Vec<RawEntry>> {
         let entries = self.0.dir()?.entries()?;
         entries
             .map(|entry| {
-                entry.map(|entry| Listed {
+                entry.map(|entry| RawEntry {
                     name: entry.name,
                     kind: entry.kind,
                     ino: entry.ino,

@@ -125,7 +125,7 @@ pub trait Layer: Debug + Send + Sync {
 
 /// One name in a directory of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct RawEntry {
     /// The name.
     pub name: OsString,
     /// What the inode is, marks not understood.
@@ -146,7 +146,7 @@ pub trait LayerDir: Debug + Send + Sync {
     /// Returns a handle of the subdirectory `name`; nothing is opened or checked yet.
     fn subdir(&self, name: &OsStr) -> Arc<dyn LayerDir>;
     /// Returns all names, unsorted, without `.` and `..`.
-    fn names(&self) -> Result<Vec<Listed>>;
+    fn names(&self) -> Result<Vec<RawEntry>>;
     /// Returns the names of all xattrs, as stored.
     fn xattr_names(&self, name: Option<&OsStr>) -> Result<Vec<OsString>>;
     /// Returns the value of a stored xattr, or `None` if there is none.

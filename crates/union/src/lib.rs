@@ -41,6 +41,6 @@ pub use error::{Error, Refusal, Result};
 pub use explain::{Explanation, Statement};
 pub use fold::{Folded, folded};
 pub use layer::blocks::{BlockMaps, Data};
-pub use layer::{Dialect, Layer, LayerDir, LayerTrust, Listed, Records, WhNames};
+pub use layer::{Dialect, Layer, LayerDir, LayerTrust, RawEntry, Records, WhNames};
 pub use node::Node;
 pub use stack::{Stack, Walk};

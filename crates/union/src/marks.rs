@@ -13,7 +13,7 @@ use vellum_format::{FUSE_OVERLAYFS_OPAQUE, Mark, Metacopy, Opaque, Redirect, blo
 use vellum_sys::{FileKind, Stat};
 
 use crate::error::{On, Site};
-use crate::layer::{Dialect, Layer, LayerDir, LayerTrust, Listed, WhNames};
+use crate::layer::{Dialect, Layer, LayerDir, LayerTrust, RawEntry, WhNames};
 use crate::resolve::{Answer, Data, Whiteout};
 use crate::{Error, Result};
 
@@ -357,7 +357,7 @@ impl<'a> Reader<'a> {
     pub fn entries(&self, dir: &DirAt) -> Result<Vec<Named>> {
         let listed = dir.dir.names().on(self)?;
         let mut names = Vec::with_capacity(listed.len());
-        for Listed { name, kind, ino } in listed {
+        for RawEntry { name, kind, ino } in listed {
             match (self.dialect.wh_names, wh::parse(&name)) {
                 (WhNames::Plain, _) | (WhNames::Whiteouts, wh::Name::Plain) => {}
                 (WhNames::Whiteouts, wh::Name::Whiteout(hidden)) => {

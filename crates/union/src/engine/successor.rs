@@ -460,7 +460,7 @@ fn kind_of(record: &mut Reader<'_>) -> Result<FileKind> {
 }
 
 fn listings(record: &mut Reader<'_>) -> Result<(u64, Option<Listings>)> {
-    use crate::engine::nodes::list::{Listed, Order};
+    use crate::engine::nodes::list::{ListingEntry, Order};
     let changes = record.u64()?;
     if record.u8()? == 0 {
         return Ok((changes, None));
@@ -482,7 +482,7 @@ fn listings(record: &mut Reader<'_>) -> Result<(u64, Option<Listings>)> {
                 read.places.push(None);
                 continue;
             }
-            read.places.push(Some(Listed {
+            read.places.push(Some(ListingEntry {
                 name: OsStr::from_bytes(name).into(),
                 ino: record.u64()?,
                 kind: kind_of(record)?,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use vellum_sys::handle::FileHandle;
 use vellum_sys::room::Room;
 use vellum_sys::{Result, Stat};
-use vellum_union::{BlockMaps, Dialect, Layer, LayerDir, Listed};
+use vellum_union::{BlockMaps, Dialect, Layer, LayerDir, RawEntry};
 
 /// The most time for something that should not wait: far more than it takes on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -187,7 +187,7 @@ impl LayerDir for StallingDir {
         })
     }
 
-    fn names(&self) -> Result<Vec<Listed>> {
+    fn names(&self) -> Result<Vec<RawEntry>> {
         self.stall.pass(&self.name, Question::Names);
         self.dir.names()
     }

@@ -44,12 +44,12 @@ pub(crate) struct Listings {
 pub(in crate::engine) struct Order {
     /// The cookie of the first place.
     pub base: u64,
-    pub places: Vec<Option<Listed>>,
+    pub places: Vec<Option<ListingEntry>>,
     pub empty: usize,
 }
 
 #[derive(Debug)]
-pub(in crate::engine) struct Listed {
+pub(in crate::engine) struct ListingEntry {
     pub name: Box<OsStr>,
     pub ino: u64,
     pub kind: FileKind,
@@ -105,7 +105,7 @@ impl Listings {
     }
 
     /// Takes in what the directory has now.
-    fn renew(&mut self, found: Vec<Listed>, changes: u64) {
+    fn renew(&mut self, found: Vec<ListingEntry>, changes: u64) {
         self.changes = changes;
         let mut new: HashMap<Box<OsStr>, (u64, FileKind)> = found
             .into_iter()
@@ -126,7 +126,7 @@ impl Listings {
             let base = self.now.end();
             let old = std::mem::take(&mut self.now);
             // Those in the old order go on in it; the new one begins with the same names.
-            let copy = |listed: &Listed| Listed {
+            let copy = |listed: &ListingEntry| ListingEntry {
                 name: listed.name.clone(),
                 ..*listed
             };
@@ -136,7 +136,7 @@ impl Listings {
         }
         let appended = new
             .into_iter()
-            .map(|(name, (ino, kind))| Some(Listed { name, ino, kind }));
+            .map(|(name, (ino, kind))| Some(ListingEntry { name, ino, kind }));
         self.now.places.extend(appended);
     }
 }
@@ -200,7 +200,7 @@ impl Engine {
     }
 
     /// Reads the names in a directory, merged.
-    fn read_names(&self, dir: &Arc<LiveNode>) -> Result<Vec<Listed>> {
+    fn read_names(&self, dir: &Arc<LiveNode>) -> Result<Vec<ListingEntry>> {
         let (parts, impure) = {
             let gate = self.shared();
             if dir.is_gone() {
@@ -237,7 +237,7 @@ impl Engine {
                     continue;
                 }
                 let (ino, kind) = self.numbered(dir, part, &named, several, impure)?;
-                listed.push(Listed {
+                listed.push(ListingEntry {
                     name: named.name.into(),
                     ino,
                     kind,
