@@ -33,7 +33,7 @@ use crate::engine::depth::Depth;
 use crate::engine::files::Opened;
 use crate::engine::inode_numbers::Origin;
 use crate::engine::nodes::gate::{self, NodeGate};
-use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, Place, State, UpperFile};
+use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, NameInDir, State, UpperFile};
 use crate::engine::options::Durability;
 use crate::engine::place::open_lower;
 use crate::engine::request::NodeId;
@@ -564,7 +564,7 @@ impl Engine {
 const CAPABILITY: &str = "security.capability";
 
 /// Returns where a name is in the upper layer, or `None` if its directory is not there.
-fn target(upper: &Upper, place: &Place) -> Result<Option<Target>> {
+fn target(upper: &Upper, place: &NameInDir) -> Result<Option<Target>> {
     let Some(handle) = place.parent.upper_dir() else {
         return Ok(None);
     };

@@ -21,7 +21,7 @@ use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::depth::Depth;
 use crate::engine::nodes::gate::{Gate, Placed};
-use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, Place, State, UpperFile};
+use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, NameInDir, State, UpperFile};
 use crate::engine::{Engine, Upper};
 use crate::error::{On, Site};
 use crate::{Error, Layer, Refusal, Result};
@@ -215,7 +215,7 @@ impl Engine {
     pub(crate) fn set_redirect(
         &self,
         at: &At,
-        place: &Place,
+        place: &NameInDir,
         absolute: bool,
         gate: &Gate<'_>,
     ) -> Result<()> {

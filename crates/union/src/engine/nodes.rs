@@ -74,7 +74,7 @@ pub(crate) struct DirSide {
 #[derive(Debug)]
 pub(crate) struct State {
     /// A name it has in the union; `None` for the root and for what was unlinked.
-    pub place: Option<Place>,
+    pub place: Option<NameInDir>,
     /// What only hard links need.
     pub links: Option<Box<Links>>,
     /// What backs it.
@@ -85,7 +85,7 @@ pub(crate) struct State {
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     /// The other names that were looked up.
-    pub places: Vec<Place>,
+    pub places: Vec<NameInDir>,
     /// The inodes by which the table finds the node: upper, lower.
     pub inodes: Vec<(u64, u64)>,
     /// How many names the lower inode has, for marks that count from there.
@@ -94,7 +94,7 @@ pub(crate) struct Links {
 
 /// A name.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct NameInDir {
     pub parent: Arc<LiveNode>,
     pub name: OsString,
 }
@@ -168,7 +168,7 @@ impl LiveNode {
     pub(super) fn new(
         numbers: Numbered,
         kind: FileKind,
-        place: Option<Place>,
+        place: Option<NameInDir>,
         links: Option<Box<Links>>,
         body: Body,
     ) -> Arc<LiveNode> {
@@ -290,12 +290,12 @@ impl State {
     }
 
     /// Returns every known name.
-    pub fn places(&self) -> impl Iterator<Item = &Place> {
+    pub fn places(&self) -> impl Iterator<Item = &NameInDir> {
         let more = self.links.as_deref().map_or(&[][..], |links| &links.places);
         self.place.iter().chain(more)
     }
 
-    pub(super) fn add_place(&mut self, place: Place) {
+    pub(super) fn add_place(&mut self, place: NameInDir) {
         match &mut self.place {
             none @ None => *none = Some(place),
             Some(_) => self.links.get_or_insert_default().places.push(place),
@@ -303,8 +303,8 @@ impl State {
     }
 
     /// Notes that one of its names is another now.
-    pub fn move_place(&mut self, (parent, name): (&Arc<LiveNode>, &OsStr), to: Place) {
-        let is = |place: &Place| Arc::ptr_eq(&place.parent, parent) && place.name == name;
+    pub fn move_place(&mut self, (parent, name): (&Arc<LiveNode>, &OsStr), to: NameInDir) {
+        let is = |place: &NameInDir| Arc::ptr_eq(&place.parent, parent) && place.name == name;
         let links = self.links.iter_mut().flat_map(|links| &mut links.places);
         match self.place.iter_mut().chain(links).find(|place| is(place)) {
             Some(place) => *place = to,
@@ -314,7 +314,7 @@ impl State {
 
     /// Returns whether the name was known.
     pub fn remove_place(&mut self, parent: &Arc<LiveNode>, name: &OsStr) -> bool {
-        let is = |place: &Place| Arc::ptr_eq(&place.parent, parent) && place.name == name;
+        let is = |place: &NameInDir| Arc::ptr_eq(&place.parent, parent) && place.name == name;
         if self.place.as_ref().is_some_and(is) {
             self.place = self.links.as_mut().and_then(|links| links.places.pop());
             return true;

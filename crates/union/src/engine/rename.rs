@@ -31,7 +31,7 @@ use crate::engine::lookup::{Below, Concluded, Sought};
 use crate::engine::nodes::gate::{Gate, NamesHeld};
 use crate::engine::nodes::names::Names;
 use crate::engine::nodes::table::Held;
-use crate::engine::nodes::{Body, LiveNode, Place, State, UpperFile};
+use crate::engine::nodes::{Body, LiveNode, NameInDir, State, UpperFile};
 use crate::engine::request::{NodeId, RenameMode};
 use crate::engine::{Engine, Upper};
 use crate::error::On;
@@ -56,8 +56,8 @@ struct Move<'a> {
 }
 
 impl RenameEnd<'_> {
-    fn place(&self) -> Place {
-        Place {
+    fn place(&self) -> NameInDir {
+        NameInDir {
             parent: Arc::clone(self.dir),
             name: self.name.to_owned(),
         }

@@ -22,7 +22,7 @@ use vellum_sys::sync;
 
 use crate::at::At;
 use crate::engine::nodes::names::Names;
-use crate::engine::nodes::{Body, LiveNode, Place, State, UpperFile};
+use crate::engine::nodes::{Body, LiveNode, NameInDir, State, UpperFile};
 
 /// The gate of one engine.
 #[derive(Debug, Default)]
@@ -147,8 +147,8 @@ pub(crate) struct Slot<'a> {
 
 impl Slot<'_> {
     /// Returns the name as a node remembers it.
-    pub fn place(&self) -> Place {
-        Place {
+    pub fn place(&self) -> NameInDir {
+        NameInDir {
             parent: Arc::clone(self.parent),
             name: self.name.to_owned(),
         }

@@ -27,7 +27,7 @@ use vellum_sys::FileKind;
 
 use crate::engine::nodes::gate::{Gate, Slot};
 use crate::engine::nodes::names::{MANY, give_back};
-use crate::engine::nodes::{Body, DirBody, Links, LiveNode, Place};
+use crate::engine::nodes::{Body, DirBody, Links, LiveNode, NameInDir};
 use crate::engine::request::NodeId;
 use crate::{Refusal, Result};
 
@@ -369,7 +369,7 @@ impl NodeTable {
             if places.is_empty() && unused() {
                 nameless(&node);
             }
-            for Place { parent, name } in places {
+            for NameInDir { parent, name } in places {
                 let mut names = parent.names(gate);
                 let listed = names.get(&name).is_some_and(|at| Arc::ptr_eq(&at, &node));
                 if listed && !node.lists_something() && unused() {
