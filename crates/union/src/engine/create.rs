@@ -29,7 +29,7 @@ use crate::engine::hide::Above;
 use crate::engine::links::is_merged;
 use crate::engine::lookup::Below;
 use crate::engine::nodes::gate::{Gate, NamesHeld, Placed, Slot};
-use crate::engine::nodes::table::Held;
+use crate::engine::nodes::table::HeldNode;
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, State, UpperFile};
 use crate::engine::records;
 use crate::engine::request::{Caller, Entry, NewNode, NodeId};
@@ -519,7 +519,7 @@ impl Engine {
     }
 
     /// Returns the entry of something that was just made.
-    fn entry_made(&self, node: Held<'_>, stored: Stat, gate: &Gate<'_>) -> Result<Entry> {
+    fn entry_made(&self, node: HeldNode<'_>, stored: Stat, gate: &Gate<'_>) -> Result<Entry> {
         let attr = self.attr_in(&node, node.state().placed(gate), Some(stored))?;
         Ok(Entry {
             node: node.keep(),

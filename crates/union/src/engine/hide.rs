@@ -24,7 +24,7 @@ use crate::engine::action::{Action, Attrs};
 use crate::engine::depth::Depth;
 use crate::engine::lookup::{Below, Concluded, lower_shares};
 use crate::engine::nodes::gate::{self, Gate, NamesHeld};
-use crate::engine::nodes::table::Held;
+use crate::engine::nodes::table::HeldNode;
 use crate::engine::nodes::{Body, DirBody, FileBody, LiveNode, State, UpperFile};
 use crate::engine::request::NodeId;
 use crate::engine::{Engine, Upper};
@@ -97,7 +97,7 @@ struct Removal<'a> {
     dir: &'a Arc<LiveNode>,
     handle: &'a Arc<DirHandle>,
     name: &'a OsStr,
-    node: &'a Held<'a>,
+    node: &'a HeldNode<'a>,
     /// Whether a lower layer shows the name once the upper's is gone.
     below: bool,
     /// What the lower layers show in it, if it is a directory.

@@ -41,7 +41,7 @@ use crate::engine::blocks::BlockFile;
 use crate::engine::flags;
 use crate::engine::nodes::gate::{self, Gate, Slot};
 use crate::engine::nodes::names::Names;
-use crate::engine::nodes::table::{FoundBy, Held, Linked, Numbered};
+use crate::engine::nodes::table::{FoundBy, HeldNode, Linked, Numbered};
 use crate::engine::nodes::{Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, UpperFile};
 use crate::engine::request::{Entry, NodeId};
 use crate::error::On;
@@ -55,7 +55,7 @@ use crate::{Refusal, Result, node};
 #[derive(Debug)]
 pub(crate) enum Sought<'a> {
     /// It has this node.
-    Live(Held<'a>),
+    Live(HeldNode<'a>),
     /// There is nothing.
     Absent,
     /// What the layers say.
@@ -141,7 +141,7 @@ enum InUpper {
 #[derive(Debug)]
 pub(crate) enum Concluded<'a> {
     /// A node, held, and its attributes as stored if they were read on the way.
-    Found(Held<'a>, Option<Stat>),
+    Found(HeldNode<'a>, Option<Stat>),
     Absent,
     /// What was known no longer counts: search again.
     Again,
@@ -194,12 +194,12 @@ impl Engine {
     }
 
     /// Hands a node to the front, with its attributes.
-    pub(crate) fn entry(&self, node: Held<'_>, gate: &Gate<'_>) -> Result<Entry> {
+    pub(crate) fn entry(&self, node: HeldNode<'_>, gate: &Gate<'_>) -> Result<Entry> {
         let attr = self.attr_in(&node, node.state().placed(gate), None)?;
         Ok(self.entry_of(node, attr))
     }
 
-    fn entry_of(&self, node: Held<'_>, attr: crate::engine::Attr) -> Entry {
+    fn entry_of(&self, node: HeldNode<'_>, attr: crate::engine::Attr) -> Entry {
         Entry {
             node: node.keep(),
             generation: self.table.generation(),
@@ -215,7 +215,7 @@ impl Engine {
         parent: &Arc<LiveNode>,
         name: &OsStr,
         numbers: Option<Numbered>,
-    ) -> Result<Option<(Held<'_>, Option<Stat>)>> {
+    ) -> Result<Option<(HeldNode<'_>, Option<Stat>)>> {
         loop {
             let sought = match self.search(parent, name)? {
                 Sought::Absent => return Ok(None),
@@ -568,7 +568,12 @@ impl Engine {
 
     /// Adds a node for something that was just made in the upper layer under this name, and has
     /// nothing below it.
-    pub(crate) fn add_new(&self, at: Slot<'_>, stored: &Stat, kind: FileKind) -> Result<Held<'_>> {
+    pub(crate) fn add_new(
+        &self,
+        at: Slot<'_>,
+        stored: &Stat,
+        kind: FileKind,
+    ) -> Result<HeldNode<'_>> {
         let dir = at.parent.upper_dir().ok_or(Refusal::Stale)?;
         let ino = self.numbers.show(stored.identity());
         let body = match stored.kind {

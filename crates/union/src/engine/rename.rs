@@ -30,7 +30,7 @@ use crate::engine::links::{has_data_below, is_merged};
 use crate::engine::lookup::{Below, Concluded, Sought};
 use crate::engine::nodes::gate::{Gate, NamesHeld};
 use crate::engine::nodes::names::Names;
-use crate::engine::nodes::table::Held;
+use crate::engine::nodes::table::HeldNode;
 use crate::engine::nodes::{Body, LiveNode, NameInDir, State, UpperFile};
 use crate::engine::request::{NodeId, RenameMode};
 use crate::engine::{Engine, Upper};
@@ -380,7 +380,7 @@ impl Engine {
             target,
         }: &Move<'_>,
         moved: &LiveNode,
-        (over, inside): (Option<&Held<'_>>, &Inside),
+        (over, inside): (Option<&HeldNode<'_>>, &Inside),
     ) -> Result<()> {
         let over_names = over.filter(|over| over.is_dir());
         let over_names = over_names.map(|over| over.names(gate));
@@ -436,7 +436,7 @@ impl Engine {
         dirs: &mut DirPair<'_>,
         Move { source, target, .. }: &Move<'_>,
         moved: &Arc<LiveNode>,
-        over: Option<&Held<'_>>,
+        over: Option<&HeldNode<'_>>,
         exchange: bool,
     ) {
         if let (Some(over), false) = (over, exchange) {
@@ -482,7 +482,7 @@ enum Allowed {
 /// Refuses what no file system does.
 fn allowed(
     moved: &Arc<LiveNode>,
-    over: Option<&Held<'_>>,
+    over: Option<&HeldNode<'_>>,
     from: &Arc<LiveNode>,
     to: &Arc<LiveNode>,
     mode: RenameMode,

@@ -27,7 +27,7 @@ use vellum_sys::{Dir, FileKind, sync};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::nodes::list::Listings;
-use crate::engine::nodes::table::{Held, Numbered};
+use crate::engine::nodes::table::{HeldNode, Numbered};
 use crate::engine::nodes::{Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, UpperFile};
 use crate::engine::request::NodeId;
 use crate::engine::{Engine, EngineOptions};
@@ -315,7 +315,7 @@ impl Giver<'_> {
 
 struct Taker<'a> {
     engine: &'a Engine,
-    known: HashMap<u64, Held<'a>>,
+    known: HashMap<u64, HeldNode<'a>>,
     files: Vec<Option<OwnedFd>>,
 }
 
@@ -332,7 +332,7 @@ impl<'a> Taker<'a> {
             FileKind::Dir => Some(listings(record)?),
             _ => None,
         };
-        let mut found: Option<Held<'a>> = None;
+        let mut found: Option<HeldNode<'a>> = None;
         let places = record.count()?;
         for _ in 0..places {
             let (parent, name) = (record.u64()?, OsStr::from_bytes(record.bytes()?));

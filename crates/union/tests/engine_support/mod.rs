@@ -183,13 +183,13 @@ pub fn user(engine: &Engine) -> User<'_> {
 }
 
 /// A node held: forgotten when dropped.
-pub struct Held<'a> {
+pub struct HeldEntry<'a> {
     engine: &'a Engine,
     pub node: NodeId,
     pub attr: Option<Attr>,
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldEntry<'_> {
     fn drop(&mut self) {
         if self.node != NodeId::ROOT {
             self.engine.forget(self.node, 1);
@@ -198,16 +198,16 @@ impl Drop for Held<'_> {
 }
 
 impl<'a> User<'a> {
-    pub fn hold(&self, entry: Entry) -> Held<'a> {
-        Held {
+    pub fn hold(&self, entry: Entry) -> HeldEntry<'a> {
+        HeldEntry {
             engine: self.engine,
             node: entry.node,
             attr: Some(entry.attr),
         }
     }
 
-    pub fn find(&self, path: impl AsRef<Path>) -> Result<Held<'a>> {
-        let mut at = Held {
+    pub fn find(&self, path: impl AsRef<Path>) -> Result<HeldEntry<'a>> {
+        let mut at = HeldEntry {
             engine: self.engine,
             node: NodeId::ROOT,
             attr: None,
@@ -220,7 +220,7 @@ impl<'a> User<'a> {
     }
 
     /// The directory that `path` is in, and its name there.
-    pub fn above<'p>(&self, path: &'p Path) -> Result<(Held<'a>, &'p OsStr)> {
+    pub fn above<'p>(&self, path: &'p Path) -> Result<(HeldEntry<'a>, &'p OsStr)> {
         let name = path.file_name().expect("a path with a name");
         Ok((self.find(path.parent().expect("a parent"))?, name))
     }
@@ -230,7 +230,7 @@ impl<'a> User<'a> {
         self.engine.attr(held.node)
     }
 
-    pub fn make(&self, path: impl AsRef<Path>, what: NewNode, mode: u32) -> Result<Held<'a>> {
+    pub fn make(&self, path: impl AsRef<Path>, what: NewNode, mode: u32) -> Result<HeldEntry<'a>> {
         let (dir, name) = self.above(path.as_ref())?;
         let entry = self
             .engine

@@ -68,9 +68,9 @@ pub(crate) struct FoundBy {
 #[derive(Debug)]
 pub(crate) enum Linked<'a> {
     /// It has a new node.
-    Added(Held<'a>),
+    Added(HeldNode<'a>),
     /// It had one, which has this name too now.
-    Known(Held<'a>),
+    Known(HeldNode<'a>),
     /// It has none, and what was known of it no longer counts.
     Changed,
 }
@@ -90,13 +90,13 @@ impl Counted for LiveNode {
 /// It counts as one lookup. To hand that to the front, make an entry of it; dropped, it is given
 /// back.
 #[derive(Debug)]
-pub(crate) struct Held<'a> {
+pub(crate) struct HeldNode<'a> {
     table: &'a NodeTable,
     /// `None` once its count was left to the front.
     node: Option<Arc<LiveNode>>,
 }
 
-impl Deref for Held<'_> {
+impl Deref for HeldNode<'_> {
     type Target = Arc<LiveNode>;
 
     fn deref(&self) -> &Arc<LiveNode> {
@@ -107,7 +107,7 @@ impl Deref for Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldNode<'_> {
     fn drop(&mut self) {
         if let Some(node) = self.node.take() {
             self.table.counts.release(&node, 1);
@@ -115,7 +115,7 @@ impl Drop for Held<'_> {
     }
 }
 
-impl Held<'_> {
+impl HeldNode<'_> {
     /// Leaves the count to the front, which will forget the node. Returns its number.
     pub fn keep(mut self) -> NodeId {
         let id = self.id;
@@ -143,8 +143,8 @@ impl NodeTable {
         sync::lock(&self.by_inode)
     }
 
-    fn held(&self, node: Arc<LiveNode>) -> Held<'_> {
-        Held {
+    fn held(&self, node: Arc<LiveNode>) -> HeldNode<'_> {
+        HeldNode {
             table: self,
             node: Some(node),
         }
@@ -195,21 +195,21 @@ impl NodeTable {
 
     /// Holds a node that was found under its name. The caller still holds the names it was found
     /// among.
-    pub fn hold(&self, node: &Arc<LiveNode>) -> Held<'_> {
+    pub fn hold(&self, node: &Arc<LiveNode>) -> HeldNode<'_> {
         self.counts.hold(node);
         self.held(Arc::clone(node))
     }
 
     /// Adds a node for something that has none, under its name. Whoever made the thing calls
     /// [`LiveNode::changed`] on the directory.
-    pub fn add(&self, at: Slot<'_>, numbers: Numbered, kind: FileKind, body: Body) -> Held<'_> {
+    pub fn add(&self, at: Slot<'_>, numbers: Numbered, kind: FileKind, body: Body) -> HeldNode<'_> {
         let node = LiveNode::new(numbers, kind, Some(at.place()), None, body);
         at.names.insert(at.name, &node);
         self.hold(&node)
     }
 
     /// Adds a node for a file without a name.
-    pub fn add_nameless(&self, numbers: Numbered, kind: FileKind, body: Body) -> Held<'_> {
+    pub fn add_nameless(&self, numbers: Numbered, kind: FileKind, body: Body) -> HeldNode<'_> {
         let node = LiveNode::new(numbers, kind, None, None, body);
         self.hold(&node)
     }
@@ -300,7 +300,7 @@ impl NodeTable {
     }
 
     /// Holds the node that has this inode, if there is one.
-    pub fn hold_inode(&self, inode: (u64, u64)) -> Option<Held<'_>> {
+    pub fn hold_inode(&self, inode: (u64, u64)) -> Option<HeldNode<'_>> {
         let by_inode = self.by_inode();
         let node = by_inode.get(&inode)?.upgrade()?;
         self.counts.hold(&node);
