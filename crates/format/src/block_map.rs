@@ -147,12 +147,12 @@ impl BlockMapHeader {
     /// Recognises the header at the beginning of a map; returns it with its length in bytes.
     pub fn parse(map: &[u8]) -> Result<(BlockMapHeader, usize), MarkError> {
         if map.len() < FIXED_BYTES || &map[..8] != MAGIC {
-            return Err(malformed("it does not begin as one"));
+            return Err(malformed("it does not begin like a map"));
         }
         let mut fields = Fields(&map[8..]);
         let version = fields.u32();
         if version != VERSION {
-            return Err(malformed(format!("version {version}, known is {VERSION}")));
+            return Err(malformed(format!("version {version}, expected {VERSION}")));
         }
         let length = fields.u32() as usize;
         if !(FIXED_BYTES..=HEADER_MAX_BYTES.min(map.len())).contains(&length)
@@ -183,7 +183,7 @@ impl BlockMapHeader {
             || !block_bytes.is_power_of_two()
             || size_bytes.div_ceil(block_bytes.into()) > BLOCKS_MAX
         {
-            return Err(malformed("numbers in the header can't be true"));
+            return Err(malformed("impossible numbers in the header"));
         }
         let path = rest[handle_bytes..handle_bytes + path_length].to_vec();
         let header = BlockMapHeader {
@@ -294,7 +294,7 @@ impl BlockMap {
                 let end = first.checked_add(*count);
                 match end.is_some_and(|end| end <= self.blocks.len()) {
                     true => self.blocks.insert(*first, *count),
-                    false => return Err(malformed("a block behind the lower file's end")),
+                    false => return Err(malformed("a block past the lower file's end")),
                 }
             }
             BlockRecord::Bits { first, bits } => self.blocks.insert_bits(*first, bits)?,

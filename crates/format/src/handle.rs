@@ -56,7 +56,7 @@ impl Handle {
         }
         if value[0] != VERSION || value[1] != MAGIC {
             return Err(malformed(format!(
-                "version {} and magic {:#04x}, known are 0 and 0xfb",
+                "version {} and magic {:#04x}, expected 0 and 0xfb",
                 value[0], value[1]
             )));
         }

@@ -21,7 +21,7 @@ impl Opaque {
             b"x" => Ok(Opaque::XattrWhiteouts),
             _ => Err(MarkError::new(
                 "opaque",
-                format!("\"{}\", known are y and x", value.escape_ascii()),
+                format!("\"{}\", expected y or x", value.escape_ascii()),
             )),
         }
     }
@@ -68,12 +68,12 @@ impl Metacopy {
         match value.len() {
             0 => return Ok(Metacopy::DataBelow(None)),
             1 => return Ok(Metacopy::Unsettled),
-            2 | 3 => return malformed(format!("{} bytes, the header alone has 4", value.len())),
+            2 | 3 => return malformed(format!("{} bytes, but the header has 4", value.len())),
             _ => {}
         }
         let (header, digest) = value.split_at(METACOPY_HEADER_BYTES);
         if header[0] != 0 {
-            return malformed(format!("version {}, known is 0", header[0]));
+            return malformed(format!("version {}, expected 0", header[0]));
         }
         if usize::from(header[1]) != value.len() {
             return malformed(format!("says {} bytes, has {}", header[1], value.len()));
@@ -185,7 +185,7 @@ impl Protattr {
         let malformed = || {
             MarkError::new(
                 "protattr",
-                format!("\"{}\", known are a and i", value.escape_ascii()),
+                format!("\"{}\", expected a, i or both", value.escape_ascii()),
             )
         };
         let mut found = Protattr::default();
@@ -222,7 +222,7 @@ pub fn impure(value: &[u8]) -> Result<(), MarkError> {
         b"y" => Ok(()),
         _ => Err(MarkError::new(
             "impure",
-            format!("\"{}\", known is y", value.escape_ascii()),
+            format!("\"{}\", expected y", value.escape_ascii()),
         )),
     }
 }
@@ -231,7 +231,7 @@ pub fn impure(value: &[u8]) -> Result<(), MarkError> {
 pub fn uuid(value: &[u8]) -> Result<[u8; 16], MarkError> {
     value
         .try_into()
-        .map_err(|_| MarkError::new("uuid", format!("{} bytes, it has 16", value.len())))
+        .map_err(|_| MarkError::new("uuid", format!("{} bytes, expected 16", value.len())))
 }
 
 /// The inode number that a copy is shown with, where it can't be had from the origin.
@@ -254,7 +254,7 @@ impl Number {
         let parts = value.split_first_chunk::<8>();
         let parts = parts.and_then(|(ino, uuid)| Some((ino, uuid.try_into().ok()?)));
         let (ino, uuid) = parts.ok_or_else(|| {
-            MarkError::new("vellum.ino", format!("{} bytes, it has 24", value.len()))
+            MarkError::new("vellum.ino", format!("{} bytes, expected 24", value.len()))
         })?;
         Ok(Number {
             ino: u64::from_le_bytes(*ino),

@@ -372,7 +372,7 @@ impl<'a> Reader<'a> {
                 (WhNames::Whiteouts, wh::Name::Opaque | wh::Name::Reserved) => continue,
                 (WhNames::Whiteouts, wh::Name::Malformed) => {
                     let reason = format!(
-                        "{:?} hides nothing",
+                        "{:?} names nothing to hide",
                         name.as_bytes().escape_ascii().to_string()
                     );
                     let source = vellum_format::MarkError {

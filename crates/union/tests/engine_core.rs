@@ -34,10 +34,10 @@ fn an_upper_in_use_is_refused() {
     assert!(why.contains("kernel"), "{why}");
     rig.scratch.unmount(&target);
     rig.open().close().unwrap();
-    // And nothing in one another.
+    // Neither contains the other.
     let within = rig.scratch.dir("fs/u/w");
     let (_, why) = refused(options(&rig.lowers, &rig.upper, &within));
-    assert!(why.contains("in one another"), "{why}");
+    assert!(why.contains("contain each other"), "{why}");
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl BlockSet {
             if bits[(bit / 8) as usize] >> (bit % 8) & 1 == 1 {
                 match first.checked_add(bit) {
                     Some(block) if block < self.len => self.insert(block, 1),
-                    _ => return Err(malformed("a block behind the lower file's end")),
+                    _ => return Err(malformed("a block past the lower file's end")),
                 }
             }
         }

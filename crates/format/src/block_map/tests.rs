@@ -130,7 +130,7 @@ fn a_foreign_map_and_blocks_that_are_not_there_are_told() {
         },
     ]);
     let error = BlockMap::parse(&beyond, NOW).unwrap_err().to_string();
-    assert!(error.contains("behind the lower file's end"), "{error}");
+    assert!(error.contains("past the lower file's end"), "{error}");
 }
 
 #[test]

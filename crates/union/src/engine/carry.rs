@@ -141,9 +141,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Says in the log that a copy is made without the capability of what it is a copy of. Who may
-    /// not give one could not have run the file with it either, and a capability that is missing
-    /// gives nobody more.
+    /// Logs that a file is copied up without its capability. A user that may not set one could not
+    /// have run the file with it either, and a missing capability grants nothing.
     fn note_lost_capability(&self, from: &Source) {
         let layer = self
             .stack
@@ -152,7 +151,7 @@ impl Engine {
             .map(|layer| layer.name());
         tracing::warn!(
             ?layer,
-            "a file is copied up without its capability, which this user may not give"
+            "copying up a file without its capability: this user may not set it"
         );
     }
 

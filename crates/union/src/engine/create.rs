@@ -302,7 +302,7 @@ impl Engine {
         })
     }
 
-    /// Returns whether `name` can be given to a new inode. With `ask`, the upper layer is asked even
+    /// Returns whether `name` can be given to a new inode. With `ask`, asks the upper layer even
     /// where the system call that creates the name would find out by itself. `below` is what the
     /// lower layers have, if they were asked.
     fn name_state(

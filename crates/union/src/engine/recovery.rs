@@ -315,7 +315,7 @@ fn apart(upper: &Path, work: &Path) -> Result<()> {
     if full_work.starts_with(&full_upper) || full_upper.starts_with(&full_work) {
         return Err(bad(
             work,
-            "upper and work directory must not be in one another",
+            "upper and work directory must not contain each other",
         ));
     }
     Ok(())
@@ -339,7 +339,7 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
                     return Err(bad(&options.work, why));
                 }
                 if !name.as_bytes().starts_with(incompat::OWN_PREFIX.as_bytes()) {
-                    let why = format!("it needs a feature called {name:?} that is not known here");
+                    let why = format!("it needs a feature unknown to this version: {name:?}");
                     return Err(bad(&options.work, why));
                 }
                 marks |= name == incompat::MARKS;

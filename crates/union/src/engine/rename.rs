@@ -67,7 +67,7 @@ impl RenameEnd<'_> {
 /// What is known of one end of a rename before the locks are taken.
 type Known<'a> = (Sought<'a>, Below);
 
-/// How an attempt at a rename ended: done, or what the caller must do, with no lock held, before the
+/// How an attempt at a rename ended: done, or what the caller must do without a lock before the
 /// next attempt.
 enum Attempt<'a> {
     Done,

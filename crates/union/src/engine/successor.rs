@@ -53,7 +53,7 @@ pub struct Legacy {
 
 impl From<Damaged> for Error {
     fn from(_: Damaged) -> Error {
-        lost("its record is damaged")
+        lost("the record is damaged")
     }
 }
 
@@ -116,14 +116,14 @@ impl Engine {
         let mut record = Reader(&legacy.record);
         for byte in MAGIC {
             if record.u8()? != *byte {
-                return Err(lost("its record is of another version"));
+                return Err(lost("the record has another version"));
             }
         }
         for (number, identity) in engine.identities()?.into_iter().enumerate() {
             if identity != (record.u64()?, record.u64()?) {
                 return Err(lost(match number.checked_sub(1) {
                     None => String::from("there are more or fewer layers now"),
-                    Some(layer) => format!("layer {layer} is another directory"),
+                    Some(layer) => format!("layer {layer} is a different directory"),
                 }));
             }
         }
@@ -337,9 +337,9 @@ impl<'a> Taker<'a> {
         for _ in 0..places {
             let (parent, name) = (record.u64()?, OsStr::from_bytes(record.bytes()?));
             let parent = self.known.get(&parent);
-            let parent = parent.ok_or_else(|| lost("a directory is missing in its record"))?;
+            let parent = parent.ok_or_else(|| lost("a directory is missing from the record"))?;
             if !parent.is_dir() {
-                return Err(lost("its record has names in a file"));
+                return Err(lost("the record has names in a file"));
             }
             let child = engine.find(parent, name, Some(numbers))?;
             let (child, _) = child.ok_or_else(|| lost(format!("{name:?} is gone")))?;
@@ -347,7 +347,7 @@ impl<'a> Taker<'a> {
                 .as_ref()
                 .is_none_or(|found| Arc::ptr_eq(found, &child));
             if !same || child.kind != kind || child.id != id {
-                return Err(lost(format!("{name:?} is something else now")));
+                return Err(lost(format!("{name:?} has been replaced")));
             }
             found = Some(child);
         }

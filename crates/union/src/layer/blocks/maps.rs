@@ -89,7 +89,7 @@ impl BlockMaps {
             .map_err(|error| format!("its map {name} can't be used: {error}"))?;
         match map.header.name() == name {
             true => Ok(map),
-            false => Err(format!("its map {name} is that of another file")),
+            false => Err(format!("its map {name} belongs to another file")),
         }
     }
 }
@@ -100,7 +100,7 @@ pub(crate) fn check_upper(map: &BlockMap, ino: u64) -> Result<(), String> {
     match map.header.upper_ino == ino {
         true => Ok(()),
         false => Err(format!(
-            "its map belongs to inode {}, and this is inode {ino}: the upper layer was copied",
+            "its map belongs to inode {}, but this is inode {ino}: the upper layer was copied",
             map.header.upper_ino
         )),
     }
@@ -143,7 +143,7 @@ pub(crate) fn open_lower(
             None => return Ok(file),
             Some(difference) => {
                 let name = lowers[layer].name();
-                other.get_or_insert_with(|| format!("/{} in layer {name} is not the file it was copied from any more: {difference}", wanted.path.display()));
+                other.get_or_insert_with(|| format!("/{} in layer {name} is no longer the file it was copied from: {difference}", wanted.path.display()));
             }
         }
     }
