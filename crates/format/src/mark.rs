@@ -1,9 +1,9 @@
-//! The small marks: opaque, metacopy, nlink, protattr, impure, uuid, number. Each a value type with
-//! `parse` and `encode`.
+//! The small marks: opaque, metacopy, nlink, protattr, impure, uuid, number. Each is a value type
+//! with `parse` and `encode`.
 
 use crate::MarkError;
 
-/// What the `opaque` xattr of a directory says. A directory without it is neither.
+/// The value of a directory's `opaque` xattr. A directory without it is neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Opaque {
     /// `y`: nothing of the directories below shows.
@@ -44,7 +44,7 @@ pub enum Verity {
     Sha512([u8; 64]),
 }
 
-/// What the `metacopy` xattr of a regular file says.
+/// The value of a regular file's `metacopy` xattr.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Metacopy {
     /// This file has owner, mode, times, xattrs and size; its data is in a layer below.
@@ -234,11 +234,11 @@ pub fn uuid(value: &[u8]) -> Result<[u8; 16], MarkError> {
         .map_err(|_| MarkError::new("uuid", format!("{} bytes, expected 16", value.len())))
 }
 
-/// The inode number that a copy is shown with, where it can't be had from the origin.
+/// The inode number to show for a copy if the origin doesn't give one.
 ///
-/// Without that file system among the layers' the number means nothing: the upper was copied
-/// elsewhere, where it may be another file's. Changing the encoding changes the inode numbers of
-/// what was copied up.
+/// If the file system is not among the layers', the number means nothing: the upper was copied
+/// elsewhere, where another file may have the number. Changing the encoding changes the inode
+/// numbers of copied-up files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Number {
     /// The number.
