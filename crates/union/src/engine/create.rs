@@ -1,11 +1,10 @@
 //! New names: files, directories, symbolic links, pipes, sockets, devices; files without a name;
 //! hard links.
 //!
-//! What is new has the right owner, mode and ACL from the first moment at which anybody can see it.
-//! Where the name is free in the upper layer it is made there in one system call, by a thread that
-//! takes the caller's ids for it ([`vellum_sys::acting`]). Over a whiteout, and where owners are
-//! recorded, it is staged and moved into place. A directory over a whiteout is opaque before it is
-//! seen.
+//! A new inode has the right owner, mode and ACL from the first moment it is visible. If the name
+//! is free in the upper layer, one system call creates it there, on a thread that takes the
+//! caller's ids for it ([`vellum_sys::acting`]). Over a whiteout, and where owners are recorded, it
+//! is staged and moved into place. A directory over a whiteout is opaque before it is visible.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -38,10 +37,10 @@ use crate::error::{On, Site};
 use crate::layer::Records;
 use crate::{Layer, Refusal, Result};
 
-/// Something to be made.
+/// An inode to be created.
 struct New<'a> {
     what: &'a NewNode,
-    /// 12 bits, the umask still in it.
+    /// 12 bits, before the umask is applied.
     mode: u32,
     /// With stored ids.
     maker: Maker,
@@ -58,7 +57,7 @@ enum NameState {
 }
 
 impl Action<'_> {
-    /// Makes something new under a name. The entry is owed a forget.
+    /// Creates an inode under a name. The caller owes the entry a [`Engine::forget`].
     ///
     /// One step on disk. Errors: [`Refusal::Exists`], [`Refusal::NotFound`] if the directory is
     /// removed, [`Refusal::NotPermitted`] for a device 0:0, [`Refusal::UnmappedId`],
@@ -84,7 +83,7 @@ impl Action<'_> {
                 self.touch(dir.id, Attrs::NAMES);
                 let made = self.make(upper, &names.slot(name), &at, below, &new, gate);
                 let made = made.inspect_err(|_| {
-                    // It may be there all the same, if it was made and could not be looked at.
+                    // It may exist all the same, if it was created but could not be read back.
                     names.forget_absent();
                     dir.changed();
                 })?;
@@ -111,11 +110,11 @@ impl Action<'_> {
         done
     }
 
-    /// Makes a regular file without a name, to be linked later or never. The entry is owed a
-    /// forget.
+    /// Creates a regular file without a name, to be linked later or never. The caller owes the
+    /// entry a [`Engine::forget`].
     ///
-    /// `parent` gives what it gives to files made in it. Errors: as `Action::create`,
-    /// [`Refusal::Unsupported`] if the upper layer's file system can't.
+    /// The file inherits from `parent` like a file created in it. Errors: as `Action::create`;
+    /// [`Refusal::Unsupported`] if the upper layer's file system can't do it.
     pub fn tmpfile(&self, parent: NodeId, mode: u32, caller: &Caller) -> Result<Entry> {
         let upper = self.upper()?;
         if !upper.unnamed {
@@ -162,7 +161,7 @@ impl Action<'_> {
         done
     }
 
-    /// Gives a file a further name. The entry (the file's) is owed a forget.
+    /// Gives a file another name. The caller owes the file's entry a [`Engine::forget`].
     ///
     /// One step on disk. Errors: as `Action::create`; [`Refusal::NotPermitted`] for a directory,
     /// [`Refusal::NotFound`] if the file has lost its last name, `Io` (EMLINK).
@@ -182,8 +181,8 @@ impl Action<'_> {
         }
         let mut below = None;
         loop {
-            // What was removed stays removed, also where a copy without a name could be given one;
-            // unless its layer has another name for it, as on any file system.
+            // A removed file stays removed, even if a copy without a name could be linked; unless
+            // its layer has another name for it, as on any file system.
             let was_last = |state: &State| match &state.body {
                 Body::File(file) => file.lower.as_ref().is_some_and(|lower| lower.nlink <= 1),
                 Body::Dir(_) => false,
@@ -198,7 +197,7 @@ impl Action<'_> {
             }
             let depth = match upper.options.metacopy && upper.options.redirect_dir {
                 true => Depth::Meta,
-                // Data below is found by the name: only a redirect lets a file have two.
+                // Data below is found by name: only a redirect lets a file have two.
                 false => Depth::Data,
             };
             self.to_upper(&node, depth)?;
@@ -236,7 +235,7 @@ impl Action<'_> {
             if self.has_origin(state.placed(&gate))? {
                 self.make_impure(&dir, &gate)?;
             }
-            // It may be there all the same if what follows fails.
+            // It may exist all the same if a later step fails.
             names.forget_absent();
             dir.changed();
             self.touch(dir.id, Attrs::NAMES);
@@ -336,7 +335,7 @@ impl Engine {
         })
     }
 
-    /// Makes the thing, and returns its attributes as stored; `None` if the lower layers have to be
+    /// Creates the inode and returns its attributes as stored; `None` if the lower layers must be
     /// asked first.
     fn make(
         &self,
@@ -371,7 +370,7 @@ impl Engine {
                 Err(error) if !error.is_exists() => return Err(upper.io(error)),
                 Err(_) => {}
             }
-            // A whiteout, or something nobody has looked up yet.
+            // A whiteout, or an entry that was never looked up.
             over = match self.name_state(upper, slot, at, below, true)? {
                 NameState::Free(Above::Nothing) | NameState::Taken => {
                     return Err(Refusal::Exists.into());
@@ -408,7 +407,7 @@ impl Engine {
         }
     }
 
-    /// Makes the thing in the staging directory, complete.
+    /// Creates the complete inode in the staging directory.
     fn stage(
         &self,
         upper: &Upper,
@@ -423,7 +422,8 @@ impl Engine {
         let at = At::Name(Arc::clone(staging), temp.to_owned());
         let foreign = !acting::possible(new.maker.uid, initial.gid).on(upper)?;
         let recorded = upper.options.records == Records::Read
-            // A link of another owner's becomes a file that says so; one's own is what it is.
+            // A symbolic link of another owner becomes a file with a record; the caller's own stays
+            // a link.
             && (foreign || !matches!(new.what, NewNode::Symlink(_)));
         let made = match (recorded, new.what) {
             (true, NewNode::Dir) => staging
@@ -434,7 +434,7 @@ impl Engine {
                 file.and_then(|mut file| {
                     file.write_all(target.as_encoded_bytes())
                         .map_err(|e| vellum_sys::Error::new("write", temp, e))?;
-                    // A link is never half there, and this one is bytes of a file.
+                    // A symbolic link must never be incomplete, and this one is a file's bytes.
                     upper.settle_data(&file)?;
                     Ok(None)
                 })
@@ -496,7 +496,7 @@ impl Engine {
         })
     }
 
-    /// Returns an ACL of something in the upper layer, ids as stored.
+    /// Returns an ACL of an inode in the upper layer, ids as stored.
     fn stored_acl(&self, state: Placed<'_>, name: &OsStr) -> Result<Option<Acl>> {
         let upper = self.upper()?;
         let Some(at) = state.at().on(upper)? else {
@@ -510,7 +510,7 @@ impl Engine {
         value.map(|value| Acl::parse(&value)).transpose()
     }
 
-    /// Returns whether anything of a directory is in lower layers.
+    /// Returns whether a directory has a share in a lower layer.
     fn is_merged(&self, dir: &LiveNode) -> bool {
         match &dir.state().body {
             Body::Dir(body) => is_merged(body),
@@ -518,7 +518,7 @@ impl Engine {
         }
     }
 
-    /// Returns the entry of something that was just made.
+    /// Returns the entry of an inode just created.
     fn entry_made(&self, node: HeldNode<'_>, stored: Stat, gate: &Gate<'_>) -> Result<Entry> {
         let attr = self.attr_in(&node, node.state().placed(gate), Some(stored))?;
         Ok(Entry {
@@ -539,7 +539,7 @@ struct InitialAttrs {
 }
 
 impl InitialAttrs {
-    /// Sets on a staged inode whatever differs, and returns its attributes as stored.
+    /// Sets what differs on a staged inode, and returns its attributes as stored.
     fn apply(&self, upper: &Upper, at: &At, new: &New<'_>, recorded: bool) -> Result<Stat> {
         let acls = [(acl::ACCESS, &self.access), (acl::DEFAULT, &self.default)];
         let acls = acls
@@ -576,7 +576,7 @@ impl InitialAttrs {
     }
 }
 
-/// Returns whether the thing can be made where it belongs, by this thread.
+/// Returns whether this thread can create the inode in its final place.
 fn direct(upper: &Upper, new: &New<'_>) -> Result<bool> {
     let possible = acting::possible(new.maker.uid, new.maker.gid);
     Ok(upper.options.records == Records::None && possible.on(upper)?)
@@ -625,7 +625,7 @@ fn link_from(
     published
 }
 
-/// Refuses names that can't be made in this upper.
+/// Refuses names that can't be created in this upper.
 pub(crate) fn check_name(upper: &Upper, name: &OsStr) -> Result<()> {
     if name.len() > vellum_format::NAME_MAX_BYTES {
         return Err(Refusal::NameTooLong.into());
@@ -634,7 +634,7 @@ pub(crate) fn check_name(upper: &Upper, name: &OsStr) -> Result<()> {
     if matches!(bytes, b"" | b"." | b"..") || bytes.contains(&b'/') || bytes.contains(&0) {
         return Err(Refusal::Invalid.into());
     }
-    // It would be taken for a mark.
+    // It would be read as a mark.
     if upper.by_name() && vellum_format::wh::parse(name) != vellum_format::wh::Name::Plain {
         return Err(Refusal::NotPermitted.into());
     }
