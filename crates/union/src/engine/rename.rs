@@ -1,18 +1,18 @@
-//! Moving names: files and directories of whatever origin, also over others and against each other.
+//! Moving names: files and directories of any layer, also replacing and exchanging others.
 //!
-//! A rename is one rename(2) in the upper layer. What else it takes comes before, and changes
-//! nothing for anybody:
-//! * what moves is copied up, a directory by its names only; a redirect says where the layers below
-//!   have the rest;
-//! * a directory that has nothing below is made opaque if something would show through at its new
+//! A rename is one rename(2) in the upper layer. All preparation comes before it, and changes
+//! nothing that users see:
+//! * what moves is copied up, a directory without its content; a redirect says where the layers
+//!   below have the rest;
+//! * a directory with nothing below is made opaque if something would show through at its new
 //!   place;
-//! * a directory that is replaced, and looks empty, is emptied of whiteouts.
+//! * a replaced directory that looks empty is emptied of whiteouts.
 //!
-//! The whiteout at the old place is made by the same system call (`RENAME_WHITEOUT`), or is the one
-//! of the new place, which changes places with the directory.
+//! The same system call creates the whiteout at the old place (`RENAME_WHITEOUT`), or the directory
+//! and a whiteout at the new place are exchanged.
 //!
-//! Locks: files within one directory move under the shared rename gate; everything else has it
-//! alone.
+//! Locks: files within one directory move under the shared rename gate; every other move holds it
+//! exclusively.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ struct RenameEnd<'a> {
     below: Option<FileKind>,
 }
 
-/// A rename that nothing stands in the way of.
+/// A rename that is ready to be done.
 struct Move<'a> {
     upper: &'a Upper,
     gate: &'a Gate<'a>,
@@ -84,14 +84,14 @@ enum Attempt<'a> {
 }
 
 impl Action<'_> {
-    /// Moves what is called `name` in `parent` to `new_name` in `new_parent`.
+    /// Moves `name` in `parent` to `new_name` in `new_parent`.
     ///
-    /// One step on disk. Two names of one file are left as they are. Errors: [`Refusal::NotFound`];
+    /// One step on disk. Two names of one file stay as they are. Errors: [`Refusal::NotFound`];
     /// [`Refusal::Exists`] and [`Refusal::NotFound`] as the mode says; [`Refusal::NotADirectory`],
-    /// [`Refusal::IsADirectory`], [`Refusal::NotEmpty`] about what is to be replaced;
-    /// [`Refusal::Invalid`] for a directory into itself, and for whiteouts;
-    /// [`Refusal::CrossDevice`] for a directory with something in lower layers where no redirects
-    /// are written, or where the redirect would be over 4096 bytes or finds no room; `Io`.
+    /// [`Refusal::IsADirectory`], [`Refusal::NotEmpty`] for the replaced entry;
+    /// [`Refusal::Invalid`] for moving a directory into itself, and for whiteouts;
+    /// [`Refusal::CrossDevice`] for a directory with a lower share if redirects are off, or if the
+    /// redirect would be over 4096 bytes or there is no space for it; `Io`.
     pub fn rename(
         &self,
         parent: NodeId,
@@ -155,7 +155,8 @@ impl Action<'_> {
             true => self.alone(),
             false => self.shared(),
         };
-        // With the gate held alone no other thread holds names; else there is only one directory.
+        // With the gate held exclusively no other thread holds names; with it shared there is only
+        // one directory.
         let mut from_names = from.names(&gate);
         let mut to_names = match Arc::ptr_eq(from, to) {
             true => None,
@@ -256,7 +257,7 @@ impl Action<'_> {
             _ => Inside::NOTHING,
         };
         if let Some(over) = over.as_ref().filter(|over| over.is_dir() && !exchange) {
-            // Looking whether something shows in it reads it.
+            // Checking whether something shows in it reads it.
             self.touch(over.id, Attrs::ATIME);
         }
         match (&over, exchange) {
@@ -292,7 +293,7 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Returns what has to be copied up of something that moves.
+    /// Returns how much of a node must be copied up before it moves.
     fn missing(&self, upper: &Upper, node: &LiveNode) -> Result<Option<Depth>> {
         let state = node.state();
         Ok(match &state.body {
@@ -302,7 +303,7 @@ impl Engine {
                 }
                 body.upper.is_none().then_some(Depth::Names)
             }
-            // Data below is found by the name, or a redirect.
+            // Data below is found by name or by a redirect.
             Body::File(file) => match upper.options.redirect_dir && !upper.by_name() {
                 true => file.upper.is_none().then_some(Depth::Meta),
                 false => (file.upper.is_none() || has_data_below(&state)).then_some(Depth::Data),
@@ -310,7 +311,7 @@ impl Engine {
         })
     }
 
-    /// Writes the marks that something needs at another place. They change nothing where it is.
+    /// Writes the marks that a node needs at its new place. They change nothing at the old one.
     fn mark_for(
         &self,
         (upper, gate): (&Upper, &Gate<'_>),
@@ -335,7 +336,7 @@ impl Engine {
         };
         if merged {
             let same_dir = Arc::ptr_eq(from.dir, to.dir);
-            // A file may have other names, in other directories: only a path is good for all.
+            // A file may have names in other directories: only a path is valid for all.
             let several = !node.is_dir() && at.stat().on(upper)?.nlink > 1;
             self.set_redirect(&at, &from.place(), !same_dir || several, gate)?;
         } else if node.is_dir() && to.below == Some(FileKind::Dir) {
@@ -475,11 +476,11 @@ impl DirPair<'_> {
 #[derive(PartialEq, Eq)]
 enum Allowed {
     Yes,
-    /// Both names are the same file's.
+    /// Both are names of the same file.
     AlreadySo,
 }
 
-/// Refuses what no file system does.
+/// Refuses renames that no file system allows.
 fn allowed(
     moved: &Arc<LiveNode>,
     over: Option<&HeldNode<'_>>,
@@ -541,7 +542,7 @@ fn move_on_disk(
     let whiteout_there =
         is_dir && upper.above(&target.at, target.name).on(upper)? == Above::Whiteout;
     if upper.by_name() {
-        // Beside its name it hides nothing of a file, and makes a directory opaque that has nothing
+        // Next to a file's name it hides nothing; it makes a directory opaque, which has nothing
         // below.
         if hide {
             upper.hide(&source.at, source.name).on(upper)?;
@@ -555,21 +556,22 @@ fn move_on_disk(
             .rename(source.name, &target.at, target.name, flags);
         done.on(upper)?;
         if whiteout_there {
-            // If it stays, it hides nothing that shows.
+            // If this fails, the whiteout hides nothing that shows.
             let _ = source.at.unlink(source.name);
         }
         upper.unhide_name(&target.at, target.name);
         return Ok(());
     }
     if whiteout_there {
-        // A directory can't replace it, so they change places: the old one needs it, or it goes.
+        // A directory can't replace a whiteout, so exchange them: the whiteout stays at the old
+        // name if that needs one.
         let flags = RenameFlags::EXCHANGE;
         let done = source
             .at
             .rename(source.name, &target.at, target.name, flags);
         done.on(upper)?;
         if !hide {
-            // If it stays, it hides nothing.
+            // If this fails, the whiteout hides nothing.
             let _ = source.at.unlink(source.name);
         }
         return Ok(());
@@ -590,12 +592,12 @@ fn move_on_disk(
             let done = source
                 .at
                 .rename(source.name, &target.at, target.name, flags);
-            // A file system that can't do both in one step, or a kernel (before 5.8) where a plain
-            // user may not: a crash in between lets the lower file show again.
+            // The file system can't do both in one step, or the kernel (before 5.8) doesn't allow
+            // a plain user to: a crash in between lets the lower file show again.
             done.and_then(|()| {
                 let hidden = upper.hide(&source.at, source.name);
                 hidden.inspect_err(|_| {
-                    // Back to where everybody believes it is; what was replaced stays lost.
+                    // Move it back to where the nodes say it is; a replaced file is lost.
                     let _ = target
                         .at
                         .rename(target.name, &source.at, source.name, flags);
@@ -607,7 +609,7 @@ fn move_on_disk(
     }
 }
 
-/// Lets what was moved on disk know where it is now.
+/// Updates the state of a node that was moved on disk.
 fn relocate(state: &mut State, from: &RenameEnd<'_>, to: &RenameEnd<'_>) {
     match &mut state.body {
         Body::Dir(body) => {
