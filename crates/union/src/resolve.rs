@@ -1,22 +1,23 @@
 //! The merge: what a union has under one name, from each layer's answer about it.
 //!
 //! [`merge`] is pure. It is given the directories that make up the parent, one per layer, top
-//! first, and asks them one after the other through [`Ask`], never one whose answer could not
-//! matter any more. What it must not know: files, xattrs, dialects. If this file is wrong,
-//! everything above is: lookup, listing, changes and (for an engine that writes) copy-up all rest
-//! on it, and the model in the testkit is a second writing of it to hold it against.
+//! first, and asks them one after the other through [`Ask`], never one whose answer can no longer
+//! matter. What it must not know: files, xattrs, dialects. If this file is wrong, everything above
+//! is: lookup, listing, changes and (for an engine that writes) copy-up all rest on it. The model
+//! in the testkit is an independent implementation to check it against.
 //!
 //! The rules are the kernel's (`fs/overlayfs/namei.c`), in short:
 //!
 //! * The first layer that knows the name decides. A whiteout says there is no such name, and ends
 //!   the search.
-//! * A file ends the search, unless its data is below: then the search goes on for a regular file.
+//! * A file ends the search, unless its data is below: then the search continues for a regular
+//!   file.
 //! * A directory is merged with directories of that name below, until one is opaque, or a layer has
 //!   a whiteout or a file there.
 //! * A redirect changes where the layers *below* are asked: another name in the same directory, or
 //!   a path from the root. On that path, directories may again be hidden, opaque, or redirected;
 //!   each counts for the layers below it. A redirect from the root asks all layers below, also
-//!   those the parent directory has no part in.
+//!   those in which the parent directory has no share.
 //!
 //! Stricter than the kernel: a directory's redirect that finds no directory is an error, not an
 //! empty directory.
@@ -40,7 +41,7 @@ pub enum Whiteout {
 /// Where a file's data is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data {
-    /// In this layer (also for everything that is no regular file).
+    /// In this layer (also for every other type of file).
     Here,
     /// Below, under the same name or where the redirect says.
     Below(Option<Redirect>),
@@ -53,27 +54,27 @@ pub enum Answer<D, F> {
     Silent,
     /// There is no such name, whatever is below.
     Hidden(Whiteout),
-    /// It is no directory.
+    /// It is not a directory.
     File {
-        /// The layer's own idea of the file.
+        /// The file, in the layer's own type.
         file: F,
-        /// Whether it is a regular file; only such can be another's data.
+        /// Whether it is a regular file; only a regular file can have another's data.
         regular: bool,
         /// Where the data is.
         data: Data,
     },
     /// It is a directory.
     Dir {
-        /// The layer's own idea of the directory.
+        /// The directory, in the layer's own type.
         dir: D,
-        /// Nothing below shows through. An opaque directory's redirect is not looked at.
+        /// Nothing below shows through. An opaque directory's redirect is ignored.
         opaque: bool,
-        /// Where to ask the layers below; `None` for the same place.
+        /// Where to ask the layers below; `None` for the same path.
         redirect: Option<Redirect>,
     },
 }
 
-/// Who answers for the layers.
+/// Answers for the layers.
 pub trait Ask {
     /// A directory of one layer.
     type Dir: Clone;
@@ -111,9 +112,9 @@ pub enum Stop {
     Whiteout(Whiteout),
     /// An opaque directory: the one found, or one on the way.
     Opaque,
-    /// A file with its data: it is what was looked for.
+    /// A file with its data: the search was successful.
     Found,
-    /// Something of another kind than what is above: a file under a directory, or a directory under
+    /// An entry of another type than the one above: a file under a directory, or a directory under
     /// a file.
     OtherKind,
 }
@@ -121,7 +122,7 @@ pub enum Stop {
 /// What the union has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Merged<D, F> {
-    /// Nothing. If a whiteout says so, the layer is told.
+    /// Nothing. If a whiteout hides the name, it comes with its layer.
     Absent(Option<(usize, Stop)>),
     /// A file.
     File {
@@ -146,7 +147,7 @@ pub enum Merged<D, F> {
 /// Marks that contradict what is below.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// A file's data should be below and is not.
+    /// A file's data should be below but is not.
     NoData {
         /// The layer with the mark.
         layer: usize,
@@ -171,7 +172,7 @@ pub enum MergeError<E> {
     Fault(Fault),
 }
 
-/// What a merge gives, for one who answers.
+/// The result of a merge, for an implementation of [`Ask`].
 pub type Outcome<A> =
     Result<Merged<<A as Ask>::Dir, <A as Ask>::File>, MergeError<<A as Ask>::Error>>;
 
@@ -282,7 +283,7 @@ impl<A: Ask> Search<'_, A> {
         Ok(())
     }
 
-    /// Takes the answer about the last component: the thing looked for itself.
+    /// Handles the answer about the last component, the entry itself.
     fn last(&mut self, layer: usize, answer: Answer<A::Dir, A::File>) {
         let mut stop = |why| self.stop = Some((layer, why));
         match (answer, &mut self.found) {
@@ -364,10 +365,10 @@ impl<A: Ask> Search<'_, A> {
         }
     }
 
-    /// Lets the redirect of the component that has `rest` more behind it say where the layers below
-    /// are asked.
+    /// Applies the redirect of the component that `rest` more follow: it changes where the layers
+    /// below are asked.
     ///
-    /// Counted from the end, because a redirect further up may have changed the beginning already.
+    /// Counted from the end, because a redirect further up may already have changed the beginning.
     fn follow(&mut self, redirect: &Redirect, rest: usize) {
         let (before, behind) = match &self.place {
             SearchPath::Sibling(_) => (&[][..], &[][..]),
@@ -377,8 +378,8 @@ impl<A: Ask> Search<'_, A> {
         };
         self.place = match (redirect, &self.place) {
             (Redirect::FromRoot(to), _) => {
-                // An opaque directory on the way ended the search in its own place; this is
-                // another.
+                // An opaque directory on the way ended the search at its own path; this is
+                // another one.
                 self.stop = None;
                 SearchPath::FromRoot(
                     to.iter()
@@ -423,8 +424,8 @@ impl<A: Ask> Search<'_, A> {
                 needs_data: true,
                 ..
             } => {
-                // Data-only layers have no part in the merging: what ended the search in the others
-                // is nothing to them.
+                // Data-only layers are not merged: what ended the search in the others does not
+                // concern them.
                 let data = match &self.place {
                     SearchPath::FromRoot(path) => {
                         self.ask.ask_data(path).map_err(MergeError::Ask)?
