@@ -35,7 +35,7 @@ fn sample(root: &Path) {
 }
 
 #[test]
-fn nothing_is_no_change() {
+fn an_unchanged_union_has_no_changes() {
     check(sample, |_| (), &[], &[]);
 }
 
@@ -68,7 +68,7 @@ fn a_deleted_directory_is_one_line() {
 }
 
 #[test]
-fn what_was_made_and_deleted_is_no_change() {
+fn a_file_created_and_deleted_is_not_a_change() {
     let change = |at: &Path| {
         fs::write(at.join("new"), "").unwrap();
         fs::remove_file(at.join("new")).unwrap();
@@ -158,7 +158,7 @@ fn a_directory_renamed_there_and_back_is_unchanged() {
 }
 
 #[test]
-fn attributes_alone_are_a_change_and_their_undoing_is_none() {
+fn changed_attributes_are_a_change_until_restored() {
     let chmod =
         |at: &Path, mode| fs::set_permissions(at, fs::Permissions::from_mode(mode)).unwrap();
     let change = move |at: &Path| {
@@ -188,13 +188,13 @@ fn attributes_alone_are_a_change_and_their_undoing_is_none() {
 }
 
 #[test]
-fn the_root_is_named_in_a_layer_only() {
+fn only_a_layer_names_the_root() {
     let change = |at: &Path| fs::set_permissions(at, fs::Permissions::from_mode(0o711)).unwrap();
     check(sample, change, &[], &["C "]);
 }
 
 #[test]
-fn every_name_of_a_changed_hard_link_is_there() {
+fn every_name_of_a_changed_hard_link_is_listed() {
     let lower = |at: &Path| fs::write(at.join("a"), "a").unwrap();
     let change = |at: &Path| fs::hard_link(at.join("a"), at.join("b")).unwrap();
     let Some(rig) = Rig::new(1, ALL_ON) else {
@@ -372,7 +372,7 @@ fn a_copied_tree_differs_where_it_was_changed() {
 
 /// A container writes on while its changes are read.
 #[test]
-fn a_tree_at_work_can_be_read() {
+fn a_tree_in_use_can_be_read() {
     let scratch = vellum_testkit::Scratch::new();
     let (top, low) = (scratch.dir("top"), scratch.dir("low"));
     sample(&low);

@@ -270,7 +270,7 @@ fn a_failure_of_any_call_leaves_old_or_new() {
 }
 
 #[test]
-fn a_settling_killed_or_failing_at_any_call_goes_on() {
+fn a_settling_killed_or_failing_at_any_call_can_be_continued() {
     settled_at_every_call(Counted::Changes, Effect::Stop);
     settled_at_every_call(Counted::All, Effect::Fail(Errno::IO.raw_os_error()));
 }

@@ -41,7 +41,7 @@ fn an_upper_in_use_is_refused() {
 }
 
 #[test]
-fn a_killed_engine_keeps_the_kernel_away_and_leaves_nothing_half_made() {
+fn a_killed_engine_keeps_the_kernel_out_and_leaves_nothing_incomplete() {
     let Some(rig) = Rig::new(1) else { return };
     drop(rig.open());
     assert!(rig.work.join("work/incompat/vellum-open").is_dir());
@@ -73,7 +73,7 @@ fn a_killed_engine_keeps_the_kernel_away_and_leaves_nothing_half_made() {
 }
 
 #[test]
-fn an_index_is_not_passed_over_nor_used_with_other_layers() {
+fn an_index_is_neither_ignored_nor_used_with_other_layers() {
     let Some(rig) = Rig::new(2) else { return };
     fs::write(rig.lowers[0].join("a"), "x").unwrap();
     fs::hard_link(rig.lowers[0].join("a"), rig.lowers[0].join("b")).unwrap();
@@ -205,7 +205,7 @@ fn copying_up_changes_nothing_that_shows() {
 }
 
 #[test]
-fn the_kernels_inode_numbers_are_ours() {
+fn inode_numbers_match_the_kernels() {
     let Some(rig) = Rig::new(1) else { return };
     furnish(&rig);
     let target = rig.mount_kernel(&rig.upper, &rig.work);
@@ -277,7 +277,7 @@ fn hard_links_of_a_lower_file_stay_one_file() {
 }
 
 #[test]
-fn an_index_entry_without_a_name_goes() {
+fn index_entries_without_a_name_are_removed() {
     let Some(rig) = Rig::new(1) else { return };
     fs::write(rig.lowers[0].join("a"), "x").unwrap();
     fs::hard_link(rig.lowers[0].join("a"), rig.lowers[0].join("b")).unwrap();
@@ -302,7 +302,7 @@ fn an_index_entry_without_a_name_goes() {
 }
 
 #[test]
-fn listings_survive_what_happens_meanwhile() {
+fn listings_survive_concurrent_changes() {
     let Some(rig) = Rig::new(1) else { return };
     for index in 0..2000 {
         fs::write(rig.lowers[0].join(format!("f{index:04}")), "").unwrap();
@@ -356,7 +356,7 @@ fn listings_survive_what_happens_meanwhile() {
 }
 
 #[test]
-fn nodes_are_gone_when_forgotten() {
+fn forgotten_nodes_are_gone() {
     let Some(rig) = Rig::new(1) else { return };
     fs::create_dir_all(rig.lowers[0].join("a/b/c/d/e")).unwrap();
     fs::write(rig.lowers[0].join("a/b/c/d/e/f"), "").unwrap();
@@ -430,7 +430,7 @@ fn resident_kib() -> u64 {
 }
 
 #[test]
-fn memory_is_given_back() {
+fn memory_is_returned() {
     let Some(rig) = Rig::new(1) else { return };
     let (dirs, files) = match std::env::var("VELLUM_SLOW") {
         Ok(_) => (1000, 1000),
@@ -482,7 +482,7 @@ fn memory_is_given_back() {
 }
 
 #[test]
-fn a_copied_upper_takes_no_numbers_of_the_place_it_came_from() {
+fn a_copied_upper_ignores_the_inode_numbers_of_its_old_place() {
     let Some(rig) = Rig::new(1) else { return };
     fs::write(rig.lowers[0].join("f"), "x").unwrap();
     let engine = rig.open();

@@ -477,24 +477,24 @@ fn every_moment(dialect: &'static str) {
 }
 
 #[test]
-fn killed_at_every_call_there_is_the_old_or_the_new() {
+fn a_kill_at_every_call_leaves_the_old_or_the_new() {
     every_call(PLAIN, Counted::Changes, Effect::Stop);
 }
 
 /// The kernel does not read these, so here the engine is alone.
 #[test]
-fn killed_where_whiteouts_are_names_there_is_the_old_or_the_new() {
+fn a_kill_with_whiteouts_by_name_leaves_the_old_or_the_new() {
     every_call(BY_NAME, Counted::Changes, Effect::Stop);
 }
 
 /// Nor does it read these. No privilege is needed for them.
 #[test]
-fn killed_where_owners_are_recorded_there_is_the_old_or_the_new() {
+fn a_kill_with_recorded_owners_leaves_the_old_or_the_new() {
     every_call(RECORDED, Counted::Changes, Effect::Stop);
 }
 
 #[test]
-fn failing_at_every_call_there_is_the_old_or_the_new() {
+fn a_failure_at_every_call_leaves_the_old_or_the_new() {
     every_call(
         PLAIN,
         Counted::All,
@@ -503,17 +503,17 @@ fn failing_at_every_call_there_is_the_old_or_the_new() {
 }
 
 #[test]
-fn power_cut_at_every_call_there_is_the_old_or_the_new() {
+fn a_power_cut_at_every_call_leaves_the_old_or_the_new() {
     every_moment(PLAIN);
 }
 
 #[test]
-fn power_cut_where_whiteouts_are_names_there_is_the_old_or_the_new() {
+fn a_power_cut_with_whiteouts_by_name_leaves_the_old_or_the_new() {
     every_moment(BY_NAME);
 }
 
 #[test]
-fn power_cut_where_owners_are_recorded_there_is_the_old_or_the_new() {
+fn a_power_cut_with_recorded_owners_leaves_the_old_or_the_new() {
     every_moment(RECORDED);
 }
 

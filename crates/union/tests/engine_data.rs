@@ -492,7 +492,7 @@ fn shared_files_hold_what_was_written() {
 }
 
 #[test]
-fn room_is_moved_in_a_file_copied_by_blocks() {
+fn ranges_are_moved_in_a_file_copied_by_blocks() {
     let Some(rig) = Rig::new(1) else { return };
     let mut bytes: Vec<u8> = (0..40 * BLOCK).map(|at| (at / BLOCK) as u8 + 1).collect();
     fs::write(rig.lowers[0].join("f"), &bytes).unwrap();
@@ -536,7 +536,7 @@ fn create(engine: &Engine, name: &str) -> NodeId {
 }
 
 #[test]
-fn files_without_a_name_count_until_nobody_uses_them() {
+fn files_without_a_name_count_while_they_are_in_use() {
     const MIB: usize = 1 << 20;
     let case = Case {
         blocks: None,

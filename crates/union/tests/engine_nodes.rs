@@ -88,7 +88,7 @@ fn use_without_a_name(u: &User<'_>, path: &str) {
 }
 
 #[test]
-fn what_has_lost_its_name_stays_usable_in_every_call() {
+fn a_node_without_a_name_stays_usable_in_every_call() {
     let Some(rig) = Rig::new(1) else { return };
     for name in ["lower", "meta", "whole", "linked", "replaced"] {
         rig.scratch.file(format!("fs/l0/d/{name}"), "content");
@@ -142,7 +142,7 @@ fn what_has_lost_its_name_stays_usable_in_every_call() {
 }
 
 #[test]
-fn a_file_made_without_a_name_gets_one_later_or_never() {
+fn a_file_created_without_a_name_may_get_one_later() {
     let Some(rig) = Rig::new(1) else { return };
     rig.scratch.file("fs/l0/d/f", "f");
     let engine = rig.open();
@@ -262,7 +262,7 @@ fn paths_may_be_longer_than_the_kernel_takes() {
 }
 
 #[test]
-fn an_upper_without_room_for_a_redirect_says_that_it_would_be_another_device() {
+fn an_upper_without_space_for_a_redirect_refuses_with_exdev() {
     let Some(rig) = Rig::new(1) else { return };
     let above = deep(66);
     let mut at = vellum_sys::Dir::open(&rig.lowers[0]).unwrap();
@@ -303,7 +303,7 @@ fn redirects_longer_than_the_kernel_writes_are_read_by_it() {
 }
 
 #[test]
-fn a_call_says_which_attributes_it_changed_besides() {
+fn a_call_reports_every_attribute_it_changed() {
     let Some(rig) = Rig::new(1) else {
         return;
     };

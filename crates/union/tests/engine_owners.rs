@@ -360,7 +360,7 @@ fn overlay_marks_set_through_the_union_belong_to_an_inner_one() {
 }
 
 #[test]
-fn removing_what_is_not_there_copies_nothing_up() {
+fn removing_a_missing_xattr_copies_nothing_up() {
     let Some(rig) = Rig::new(1) else { return };
     rig.scratch.file("fs/l0/f", "f");
     let engine = rig.open();
@@ -427,7 +427,7 @@ const IMMUTABLE: u32 = 0x10;
 const APPEND_ONLY: u32 = 0x20;
 
 #[test]
-fn what_is_immutable_or_append_only_keeps_its_names_and_attributes() {
+fn immutable_and_append_only_files_keep_their_names_and_attributes() {
     let Some(rig) = Rig::new(1) else { return };
     for name in ["lower", "meta", "d/f", "e/f"] {
         rig.scratch.file(format!("fs/l0/{name}"), "x");

@@ -166,7 +166,7 @@ fn a_new_directory_hides_what_is_below_its_new_name() {
 }
 
 #[test]
-fn without_redirects_only_what_has_nothing_below_moves() {
+fn without_redirects_only_directories_with_nothing_below_move() {
     let Some(rig) = Rig::new(2) else { return };
     lower(&rig);
     let mut options = rig.options();
@@ -184,7 +184,7 @@ fn without_redirects_only_what_has_nothing_below_moves() {
 }
 
 #[test]
-fn what_is_open_under_a_moved_directory_stays_usable() {
+fn open_files_under_a_moved_directory_stay_usable() {
     let Some(rig) = Rig::new(2) else { return };
     lower(&rig);
     let engine = rig.open();

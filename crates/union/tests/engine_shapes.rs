@@ -15,7 +15,7 @@ use vellum_union::engine::{Engine, NewNode, NodeId};
 use vellum_union::{Dialect, DirLayer, Refusal};
 
 #[test]
-fn without_an_upper_nothing_changes() {
+fn without_an_upper_changes_are_refused() {
     let Some(rig) = Rig::new(2) else { return };
     fs::create_dir(rig.lowers[1].join("d")).unwrap();
     fs::write(rig.lowers[1].join("d/f"), "x").unwrap();

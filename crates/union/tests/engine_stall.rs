@@ -80,7 +80,7 @@ impl Slow {
 }
 
 #[test]
-fn one_names_answer_delays_nobody_else() {
+fn a_slow_name_delays_no_other_request() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -141,7 +141,7 @@ fn one_names_answer_delays_nobody_else() {
 }
 
 #[test]
-fn one_files_open_delays_nobody_else() {
+fn a_slow_open_delays_no_other_request() {
     let Some(slow) = Slow::new(Question::Open) else {
         return;
     };
@@ -167,7 +167,7 @@ fn one_files_open_delays_nobody_else() {
 /// Only requests for a file wait while a lower layer is slow to give its attributes or bytes for a
 /// copy-up.
 #[test]
-fn a_slow_copy_up_delays_nobody_else() {
+fn a_slow_copy_up_delays_no_other_request() {
     for question in [Question::Stat, Question::Open] {
         let Some(slow) = Slow::new(question) else {
             return;
@@ -198,7 +198,7 @@ fn a_slow_copy_up_delays_nobody_else() {
 
 /// The lower layers are asked whether a directory is empty before anything is locked.
 #[test]
-fn a_slow_directory_that_goes_delays_nobody_else() {
+fn a_slow_removal_of_a_directory_delays_no_other_request() {
     let Some(slow) = Slow::new(Question::Names) else {
         return;
     };
@@ -239,7 +239,7 @@ fn a_slow_directory_that_goes_delays_nobody_else() {
 
 /// A reader that looks up the names it is given, as READDIRPLUS does, delays no other reader.
 #[test]
-fn a_slow_name_in_a_listing_delays_nobody_else() {
+fn a_slow_name_in_a_listing_delays_no_other_request() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -269,7 +269,7 @@ fn a_slow_name_in_a_listing_delays_nobody_else() {
 
 /// Lookups of one name at once share one node.
 #[test]
-fn one_name_is_one_node_however_many_ask() {
+fn concurrent_lookups_share_one_node() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -298,7 +298,7 @@ fn one_name_is_one_node_however_many_ask() {
 }
 
 #[test]
-fn a_removal_meanwhile_counts() {
+fn a_removal_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -307,7 +307,7 @@ fn a_removal_meanwhile_counts() {
 }
 
 #[test]
-fn a_move_away_meanwhile_counts() {
+fn a_move_away_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -319,7 +319,7 @@ fn a_move_away_meanwhile_counts() {
 }
 
 #[test]
-fn a_move_over_it_meanwhile_counts() {
+fn a_move_over_the_name_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -330,7 +330,7 @@ fn a_move_over_it_meanwhile_counts() {
 }
 
 #[test]
-fn an_exchange_meanwhile_counts() {
+fn an_exchange_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -345,7 +345,7 @@ fn an_exchange_meanwhile_counts() {
 }
 
 #[test]
-fn a_new_file_meanwhile_counts() {
+fn a_new_file_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -356,7 +356,7 @@ fn a_new_file_meanwhile_counts() {
 }
 
 #[test]
-fn a_new_link_meanwhile_counts() {
+fn a_new_link_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -368,7 +368,7 @@ fn a_new_link_meanwhile_counts() {
 
 /// The file found in the lower layer was copied up and forgotten meanwhile.
 #[test]
-fn a_copy_up_meanwhile_counts() {
+fn a_copy_up_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -382,7 +382,7 @@ fn a_copy_up_meanwhile_counts() {
 
 /// As above, by another name of the file, in another directory.
 #[test]
-fn a_copy_up_by_another_name_meanwhile_counts() {
+fn a_copy_up_by_another_name_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -401,7 +401,7 @@ fn a_copy_up_by_another_name_meanwhile_counts() {
 /// The directory is elsewhere when the answer comes; what was found in it is still found, and
 /// changes go where it is.
 #[test]
-fn the_directory_may_move_meanwhile() {
+fn the_directory_may_move_during_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -460,7 +460,7 @@ fn a_forgotten_directory_is_gone() {
 
 /// The same in a union without an upper layer.
 #[test]
-fn a_union_without_an_upper_layer_goes_on() {
+fn a_union_without_an_upper_layer_stays_usable() {
     let scratch = vellum_testkit::Scratch::new();
     let low = scratch.dir("low");
     fs::create_dir(low.join("d")).unwrap();

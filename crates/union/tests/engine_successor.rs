@@ -41,7 +41,7 @@ fn some(engine: &Engine, dir: NodeId, cookie: u64, most: usize) -> (Vec<OsString
 }
 
 #[test]
-fn a_successor_takes_what_was_left_or_says_why_not() {
+fn a_successor_takes_over_or_says_why_not() {
     let Some(rig) = Rig::new(2) else { return };
     for name in ["f", "gone", "other"] {
         fs::write(rig.lowers[1].join(name), name).unwrap();

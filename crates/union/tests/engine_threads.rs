@@ -127,7 +127,7 @@ fn no_update_is_lost() {
 
 /// Whoever copies up a big file delays nobody else.
 #[test]
-fn a_big_copy_holds_up_nobody() {
+fn a_big_copy_delays_no_other_request() {
     let Some(rig) = Rig::new(1) else { return };
     let low = &rig.lowers[0];
     let big = vec![5; 24 << 20];

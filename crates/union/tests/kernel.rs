@@ -311,7 +311,7 @@ fn data_only_layers() {
 /// A whiteout, a directory or something else where a redirect leads ends the search in the layers
 /// that merge, not in those that give data only.
 #[test]
-fn nothing_is_in_the_way_of_data_only_layers() {
+fn whiteouts_on_the_way_do_not_stop_data_only_layers() {
     if !Since::DataOnlyLayers.is_here_for("obstacles before data-only layers") {
         return;
     }

@@ -68,7 +68,7 @@ fn refused(stack: &Stack, path: &str) -> String {
 }
 
 #[test]
-fn an_xattr_whiteout_hides_with_and_without_its_directory_saying_so() {
+fn an_xattr_whiteout_hides_with_and_without_a_mark_on_its_directory() {
     let scratch = Scratch::new();
     for name in ["a", "b"] {
         scratch.file(format!("low/{name}/f"), "x");
@@ -144,7 +144,7 @@ fn a_whiteout_of_nothing_is_an_error() {
 }
 
 #[test]
-fn records_are_shown_as_what_they_record() {
+fn recorded_attributes_and_xattrs_are_shown() {
     let scratch = Scratch::new();
     let device = scratch.file("low/dev", "");
     set_xattr(
@@ -466,7 +466,7 @@ fn an_explanation_names_every_layer_that_was_asked() {
 }
 
 #[test]
-fn paths_that_are_none_are_refused() {
+fn invalid_paths_are_refused() {
     let scratch = Scratch::new();
     scratch.file("top/f", "");
     let stack = two(&scratch, USER);

@@ -96,7 +96,7 @@ fn a_settled_upper_is_the_kernels() {
 }
 
 #[test]
-fn a_settling_that_is_stopped_goes_on_later() {
+fn a_stopped_settling_can_be_continued() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
@@ -146,7 +146,7 @@ fn a_settling_that_is_stopped_goes_on_later() {
 }
 
 #[test]
-fn depth_is_no_obstacle_to_a_settling() {
+fn settling_works_at_any_depth() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };

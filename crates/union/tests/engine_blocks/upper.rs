@@ -11,7 +11,7 @@ use super::rig::{MIB, block_options, find, lower, mark, open, read, resize};
 use crate::engine_support::{ROOT, Rig};
 
 #[test]
-fn a_file_of_a_limit_is_refused_what_does_not_fit() {
+fn a_limit_refuses_what_does_not_fit() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };

@@ -71,7 +71,7 @@ fn one_byte_of_ten_gib_costs_less_than_a_mib() {
 }
 
 #[test]
-fn a_file_written_whole_is_plain_by_itself() {
+fn a_fully_written_file_becomes_plain() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
@@ -99,7 +99,7 @@ fn a_file_written_whole_is_plain_by_itself() {
 }
 
 #[test]
-fn what_was_cut_never_comes_back() {
+fn truncated_bytes_never_come_back() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
@@ -163,7 +163,7 @@ fn as_of_another_boot(map: &Path) {
 }
 
 #[test]
-fn what_was_not_synced_before_a_power_cut_is_old() {
+fn unsynced_bytes_are_old_after_a_power_cut() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
