@@ -1,5 +1,5 @@
-//! The engine's foundations: live nodes, copying up, identity, opening and closing; against the
-//! kernel's overlayfs on the same layers.
+//! The engine's foundations: live nodes, copying up, identity, opening and closing; compared with
+//! the kernel's overlayfs on the same layers.
 
 mod engine_support;
 
@@ -45,8 +45,8 @@ fn a_killed_engine_keeps_the_kernel_out_and_leaves_nothing_incomplete() {
     let Some(rig) = Rig::new(1) else { return };
     drop(rig.open());
     assert!(rig.work.join("work/incompat/vellum-open").is_dir());
-    // Without close: as after a kill, but that this process lives on. The machine does, too, so
-    // nothing was lost.
+    // Without close: as after a kill, except that this process still runs. The machine did not
+    // crash, so nothing was lost.
     drop(rig.open());
     // After a crash of the machine, nothing in a volatile upper can be trusted.
     let volatile = rig.work.join("work/incompat/volatile");
@@ -66,7 +66,7 @@ fn a_killed_engine_keeps_the_kernel_out_and_leaves_nothing_incomplete() {
     rig.open().close().unwrap();
     let left: Vec<_> = fs::read_dir(rig.work.join("work")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
-    // A mark of somebody else's.
+    // Another program's mark.
     fs::create_dir_all(rig.work.join("work/incompat/frobnicate")).unwrap();
     let refused = Engine::open(rig.options());
     assert!(matches!(&refused, Err(Error::BadUpper { why, .. }) if why.contains("frobnicate")));
@@ -93,7 +93,7 @@ fn an_index_is_neither_ignored_nor_used_with_other_layers() {
     rig.open().close().unwrap();
 }
 
-/// A lower layer with one of everything.
+/// Creates a lower layer with one of everything.
 fn furnish(rig: &Rig) {
     let low = &rig.lowers[0];
     fs::create_dir_all(low.join("d/sub/deep")).unwrap();
@@ -162,7 +162,7 @@ fn copying_up_changes_nothing_that_shows() {
     ] {
         let held = who.find(path).unwrap();
         let attr = engine.attr(held.node).unwrap();
-        // A change that changes nothing, but has to be made in the upper layer.
+        // A change to the same value, which still must be made in the upper layer.
         let same = SetAttr {
             uid: Some(attr.uid),
             mode: (attr.kind != vellum_sys::FileKind::Symlink).then_some(attr.mode),
@@ -176,7 +176,7 @@ fn copying_up_changes_nothing_that_shows() {
         );
         assert!(rig.upper.join(path).symlink_metadata().is_ok() || path == "d/big");
     }
-    // The owner was set again, which takes capabilities away, as everywhere.
+    // The owner was set again, which clears capabilities, as everywhere.
     let live = view(&engine);
     let mut expected = before.clone();
     for entry in expected.entries.values_mut() {
@@ -291,7 +291,7 @@ fn index_entries_without_a_name_are_removed() {
     user(&engine).unlink("a").unwrap();
     engine.close().unwrap();
     assert_eq!(index().count(), 0);
-    // As if it had been killed before the entry went, and after the count was written.
+    // As if killed before the entry was removed, and after the count was written.
     fs::write(&entry, "x").unwrap();
     let flags = rustix::fs::XattrFlags::empty();
     rustix::fs::lsetxattr(&entry, "trusted.overlay.nlink", b"U-1", flags).unwrap();
@@ -323,7 +323,7 @@ fn listings_survive_concurrent_changes() {
         engine.list(NodeId::ROOT, cookie, &mut take).unwrap();
         (found, next)
     };
-    // Two readers, one of them removing what it is given, as rm -rf does.
+    // Two readers, one of which removes what it reads, as rm -rf does.
     let (mut removed, mut slow) = (0_usize, some(0, 10));
     let mut seen = slow.0.clone();
     let mut cookie = 0;
@@ -363,7 +363,7 @@ fn forgotten_nodes_are_gone() {
     let engine = rig.open();
     assert_eq!(engine.live_nodes(), 1);
     let deep = user(&engine).find("a/b/c/d/e/f").unwrap();
-    // What is above it is forgotten by the front, but still needed.
+    // The front has forgotten its parent, which is still needed.
     assert_eq!(engine.live_nodes(), 2);
     let again = user(&engine).find("a/b/c").unwrap();
     assert_eq!(
@@ -503,7 +503,7 @@ fn a_copied_upper_ignores_the_inode_numbers_of_its_old_place() {
         assert!(copied.unwrap().success());
         to
     };
-    // Things in between, so that the numbers are others there.
+    // Other files in between, so that the numbers differ there.
     for index in 0..20 {
         fs::write(other.join(format!("between{index}")), "").unwrap();
     }
@@ -511,8 +511,8 @@ fn a_copied_upper_ignores_the_inode_numbers_of_its_old_place() {
     let upper = copy(&rig.upper, "upper");
     let work = other.join("work");
     fs::create_dir(&work).unwrap();
-    // Nothing is in the index, so the root does not say for which lower layer that would be, and
-    // the copy is not refused.
+    // The index is empty, so the root is not marked with a lower layer, and the copy is not
+    // refused.
     let mut origin = [0; 256];
     let found = rustix::fs::lgetxattr(&upper, "trusted.overlay.origin", &mut origin);
     assert_eq!(found, Err(rustix::io::Errno::NODATA));
@@ -580,7 +580,7 @@ fn a_copied_link_of_a_plain_user_keeps_its_number_until_the_union_is_closed() {
     engine.close().unwrap();
     let engine = open();
     assert_eq!(user(&engine).attr("file").unwrap().ino, number("file"));
-    // Links take no `user.` xattrs, so nothing remembers it.
+    // Links take no `user.` xattrs, so the number is not recorded.
     let own = fs::symlink_metadata(rig.upper.join("link")).unwrap().ino();
     assert_eq!(user(&engine).attr("link").unwrap().ino, own);
     engine.close().unwrap();
