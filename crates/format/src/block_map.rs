@@ -212,7 +212,7 @@ pub struct BlockMap {
     pub blocks: BlockSet,
     /// From this byte on, nothing of the lower file shows. Never rises.
     pub limit_bytes: u64,
-    /// Attributes to give back to the upper file once it is settled, if settling has begun.
+    /// Attributes to restore on the upper file once it is settled, if settling has begun.
     pub kept: Option<KeptAttributes>,
     /// How many records there are.
     pub records: u64,

@@ -27,7 +27,7 @@
 //! | file is half-written; no reader but Vellum may open it | `P` + `metacopy`, 1 byte | [`Metacopy::Unsettled`] |
 //! | the map of such a file's blocks, in the work directory | `P` + `vellum.blocks`, the map's name: 32 hex digits | [`block_map`] |
 //! | the inode number to show for a copy | `P` + `vellum.ino`, 24 bytes | [`Number`] |
-//! | nothing: set and taken away, to see whether marks can be xattrs | `P` + `vellum.probe`, empty | [`Mark::Probe`] |
+//! | nothing: set and removed, to see whether marks can be xattrs | `P` + `vellum.probe`, empty | [`Mark::Probe`] |
 //! | which lower inode this was copied from | `P` + `origin`, a file handle, or empty | [`Handle`] |
 //! | directory may hold entries with an origin | `P` + `impure` = `y` | [`Mark::Impure`] |
 //! | link count of a hard link whose names are spread over layers | `P` + `nlink` = `L+1`, `U-2` ... | [`Nlink`] |

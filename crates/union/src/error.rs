@@ -14,7 +14,7 @@ pub enum Error {
     /// A system call failed. The source has the path.
     #[error("layer {layer} can't be read")]
     Io {
-        /// The layer's name: its directory, as a rule.
+        /// The layer's name, usually its directory.
         layer: String,
         /// What failed.
         #[source]

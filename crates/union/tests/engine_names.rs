@@ -1,5 +1,5 @@
-//! Names that come, go and move, on ext4, with the kernel's overlayfs as the judge of what is on
-//! disk afterwards.
+//! Creating, removing and moving names on ext4, with the kernel's overlayfs as the judge of what is
+//! on disk afterwards.
 
 mod engine_support;
 
@@ -116,8 +116,8 @@ fn removed_lower_entries_stay_removed_and_recreated_ones_are_empty() {
     assert!(!tree.entries.contains_key(Path::new("f")));
 }
 
-/// The same things made in a directory with a default ACL and setgid, in place and over whiteouts:
-/// as ext4 makes them.
+/// The same entries created in a directory with a default ACL and setgid, in place and over
+/// whiteouts: as ext4 creates them.
 #[test]
 fn new_entries_inherit_from_their_directory() {
     let Some(rig) = Rig::new(1) else { return };
@@ -218,7 +218,7 @@ fn new_entries_inherit_from_their_directory() {
     rig.agree(engine);
 }
 
-/// What ext4 makes of the same.
+/// The same on ext4.
 fn judge_of(dir: &Path, acl: Option<(&OsStr, &Vec<u8>)>) -> std::path::PathBuf {
     std::fs::create_dir(dir).unwrap();
     let at = vellum_sys::Dir::open(dir).unwrap();
@@ -239,8 +239,7 @@ fn judge_of(dir: &Path, acl: Option<(&OsStr, &Vec<u8>)>) -> std::path::PathBuf {
     dir.to_owned()
 }
 
-/// As where a whole upper moved from a machine on which devices could be made to one on which they
-/// can't.
+/// As when an upper moves from a machine where devices can be created to one where they can't.
 #[test]
 fn a_whiteout_device_is_replaced_where_whiteouts_are_names() {
     let Some(rig) = Rig::new(1) else { return };

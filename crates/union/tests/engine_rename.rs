@@ -1,4 +1,4 @@
-//! Renames of every kind, with the kernel's overlayfs as the judge of what is on disk afterwards.
+//! Renames of all types, with the kernel's overlayfs as the judge of what is on disk afterwards.
 
 mod engine_support;
 
@@ -131,11 +131,11 @@ fn directories_are_replaced_only_when_nothing_shows_in_them() {
     u.unlink("c/w").unwrap();
     u.rename("n", "c").unwrap();
     assert_eq!(u.names("c").unwrap(), ["1"]);
-    // One that is there in the lower layers only.
+    // A directory that is only in the lower layers.
     u.unlink("a/b/y").unwrap();
     u.unlink("a/b/z").unwrap();
     u.rename("c", "a/b").unwrap();
-    // A merged one over a merged one.
+    // A merged directory over a merged one.
     u.unlink("a/b/1").unwrap();
     u.rename("a", "q").unwrap();
     u.mkdir("a").unwrap();

@@ -2,7 +2,7 @@
 
 use crate::engine::nodes::{Body, DataAt, State};
 
-/// How much of a node has to be in the upper layer.
+/// How much of a node must be in the upper layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depth {
     /// For directories: an inode, with the parents it needs.

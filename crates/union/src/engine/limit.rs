@@ -234,7 +234,7 @@ impl Usage {
         }
     }
 
-    /// Takes space for an inode about to be created; tell the returned value how that ended.
+    /// Takes space for an inode about to be created; report the result to the returned value.
     /// Errors: as [`Usage::take`].
     pub fn reserve(&self, bytes: u64, inodes: u64) -> Result<Reserved<'_>> {
         self.take(bytes, inodes)?;
