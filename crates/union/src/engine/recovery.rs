@@ -187,7 +187,7 @@ pub(crate) fn lock(path: &Path) -> Result<(Dir, Lock)> {
     let dir = Dir::open(path).map_err(failed)?;
     let dup = dir.dup().map_err(failed)?;
     let lock = Lock::wait_at_most(dup, Sharing::Exclusive, PATIENCE).map_err(failed)?;
-    let lock = lock.ok_or_else(|| bad(path, "another union has it; unmount that first"))?;
+    let lock = lock.ok_or_else(|| bad(path, "another union is using it; unmount that first"))?;
     Ok((dir, lock))
 }
 
@@ -205,7 +205,7 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
     let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
     let dev = |dir: &Dir| dir.stat_self().map(|stat| stat.dev).map_err(in_work);
     if dev(&upper)? != dev(&work)? {
-        let why = "the work directory has to be on the upper's file system";
+        let why = "the work directory must be on the upper's file system";
         return Err(bad(&options.work, why));
     }
     // If that can't be checked (a plain user may not), the mark set below keeps the kernel out
@@ -332,7 +332,7 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
                     if same_boot(&incompat).map_err(in_work)? {
                         continue;
                     }
-                    let why = "a volatile union was not closed, so what is in the upper can't be trusted; remove both, or \
+                    let why = "a volatile union was not closed, so the upper can't be trusted; remove both directories, or \
                         work/incompat/volatile if the machine has not crashed since";
                     return Err(bad(&options.work, why));
                 }
@@ -380,7 +380,7 @@ fn open_index(work: &Dir, options: &UpperOptions) -> Result<Option<Dir>> {
         Ok(index) => match index.entries().map_err(in_work)?.next() {
             None => Ok(None),
             Some(_) => {
-                let why = "its index keeps hard links of the upper together, which would fall apart; use index=on";
+                let why = "its index joins hard links of the upper, which would become separate files; use index=on";
                 Err(bad(&options.work, why))
             }
         },
@@ -439,11 +439,11 @@ fn check_origin(upper: &Upper, numbers: &Numbers, lower: &dyn LayerDir) -> Resul
         let origin = origin.and_then(|handle| handle.encode().ok());
         *sync::lock(&upper.unclaimed) = origin;
     } else if !belongs(&root, names_origin, origin).on(upper)? {
-        let why = "its index of hard links was made for another lower layer (or that was copied or replaced since)";
+        let why = "its index of hard links belongs to another lower layer (or to one copied or replaced since)";
         return Err(bad(&upper.options.upper, why));
     }
     if !belongs(&index, prefix.xattr(Mark::Upper), own).on(upper)? {
-        let why = "its index of hard links is another upper's";
+        let why = "its index of hard links belongs to another upper";
         return Err(bad(&upper.options.work, why));
     }
     Ok(())
