@@ -271,7 +271,7 @@ impl Changes {
         match self.look(&name) {
             // The container may be running: an entry removed while it was read counts as removed
             // before.
-            Err(error) if error.went_from(&self.new.layers()[0].name()) => Ok(true),
+            Err(error) if error.is_gone_from(&self.new.layers()[0].name()) => Ok(true),
             other => other.map(|()| true),
         }
     }

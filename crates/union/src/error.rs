@@ -195,7 +195,7 @@ impl From<Refusal> for Error {
 
 impl Error {
     /// Returns whether something in the layer called `layer` was gone when it was read again.
-    pub(crate) fn went_from(&self, layer: &str) -> bool {
+    pub(crate) fn is_gone_from(&self, layer: &str) -> bool {
         use rustix::io::Errno;
         match self {
             Error::Io {

@@ -187,7 +187,7 @@ impl Acl {
     }
 
     /// As [`Acl::of_known`]; `None` if one of the removed would then be allowed more.
-    pub fn without_strangers(&self) -> Option<Acl> {
+    pub fn without_unmapped(&self) -> Option<Acl> {
         let of = |who| {
             let entry = self.0.iter().find(|entry| entry.who == who);
             entry.map(|entry| entry.allowed)
@@ -234,22 +234,22 @@ mod tests {
         let known = acl(&base);
         for granted in [4, 6, 7] {
             let user = with(&[(Who::User(NOBODY), granted), (Who::User(NOBODY), 4)]);
-            assert_eq!(user.without_strangers(), Some(known.clone()), "{granted}");
+            assert_eq!(user.without_unmapped(), Some(known.clone()), "{granted}");
         }
         assert_eq!(
-            with(&[(Who::Group(NOBODY), 4)]).without_strangers(),
+            with(&[(Who::Group(NOBODY), 4)]).without_unmapped(),
             Some(known.clone())
         );
         // The entry denies what all others may do.
         for granted in [0, 1, 2, 3] {
             assert_eq!(
-                with(&[(Who::User(NOBODY), granted)]).without_strangers(),
+                with(&[(Who::User(NOBODY), granted)]).without_unmapped(),
                 None,
                 "{granted}"
             );
         }
         let own = with(&[(Who::User(7), 0)]);
-        assert_eq!(own.without_strangers(), Some(own.clone()));
+        assert_eq!(own.without_unmapped(), Some(own.clone()));
     }
 
     #[test]

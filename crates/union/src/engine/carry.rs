@@ -112,8 +112,8 @@ impl Engine {
                 None => None,
                 Some(name) => match to.set_xattr(name, &value, SetMode::Any) {
                     Ok(()) => continue,
-                    Err(error) if error.is(Errno::INVAL) && names_strangers(name, &value) => {
-                        match self.without_strangers(to, name, &value) {
+                    Err(error) if error.is(Errno::INVAL) && names_unmapped(name, &value) => {
+                        match self.without_unmapped(to, name, &value) {
                             true => continue,
                             false => return Err(Refusal::UnmappedId.into()),
                         }
@@ -158,10 +158,10 @@ impl Engine {
 
     /// Copies an ACL without the entries for unmapped ids, if dropping them grants nothing. Returns
     /// whether it did.
-    fn without_strangers(&self, to: &At, name: &OsStr, value: &[u8]) -> bool {
+    fn without_unmapped(&self, to: &At, name: &OsStr, value: &[u8]) -> bool {
         let Some(left) = Acl::parse(value)
             .ok()
-            .and_then(|acl| acl.without_strangers())
+            .and_then(|acl| acl.without_unmapped())
         else {
             return false;
         };
@@ -225,7 +225,7 @@ impl Engine {
 }
 
 /// Returns whether it is an ACL with entries for ids that are not mapped in this user namespace.
-fn names_strangers(name: &OsStr, value: &[u8]) -> bool {
+fn names_unmapped(name: &OsStr, value: &[u8]) -> bool {
     let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
     is_acl && Acl::parse(value).is_ok_and(|acl| acl.of_known() != acl)
 }

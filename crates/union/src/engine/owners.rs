@@ -49,7 +49,7 @@ impl IdRules {
         let show = |runs: &[IdRun], id| match shown(runs, None, id) {
             Ok(shown) => shown,
             Err(_) if stored(runs, None, id).is_err() => id,
-            Err(_) => nobodys(runs),
+            Err(_) => unmapped_id(runs),
         };
         (show(&self.uids, uid), show(&self.gids, gid))
     }
@@ -152,7 +152,7 @@ fn last_stored(runs: &[IdRun]) -> Option<u32> {
 }
 
 /// Returns an id on the inside that has no counterpart.
-fn nobodys(runs: &[IdRun]) -> u32 {
+fn unmapped_id(runs: &[IdRun]) -> u32 {
     const NOBODY: u32 = 65_534;
     let ends = runs.iter().map(|run| run.inside.saturating_add(run.count));
     let free = |id: &u32| *id != u32::MAX && stored(runs, None, *id).is_err();

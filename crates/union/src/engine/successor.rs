@@ -126,14 +126,14 @@ impl Engine {
                 }));
             }
         }
-        engine.table.go_on_in(record.u32()?);
+        engine.table.set_generation(record.u32()?);
         let next = record.u64()?;
         for _ in 0..record.count()? {
             taker.node(&mut record)?;
         }
         // Drop no node before all are there: some are referenced only by nodes further down.
         drop(taker);
-        engine.table.go_on_with(next);
+        engine.table.continue_numbering(next);
         engine.sweep();
         Ok(engine)
     }

@@ -162,7 +162,7 @@ impl NodeTable {
     }
 
     /// Continues numbering from here.
-    pub fn go_on_with(&self, next: u64) {
+    pub fn continue_numbering(&self, next: u64) {
         self.next.fetch_max(next, Ordering::Relaxed);
     }
 
@@ -174,7 +174,7 @@ impl NodeTable {
     }
 
     /// Continues with a predecessor's generation.
-    pub fn go_on_in(&self, generation: u32) {
+    pub fn set_generation(&self, generation: u32) {
         self.generation.store(generation, Ordering::Relaxed);
     }
 
