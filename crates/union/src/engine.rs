@@ -10,13 +10,15 @@
 //! * `request.rs`: requests and answers; `action.rs`: a call that changes something, and what its
 //!   front must be told; `options.rs`: an engine's options;
 //! * `nodes.rs`, `names.rs`, `table.rs`: the live nodes, their names and their table; `gate.rs`:
-//!   the locks that keep them in place; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
-//! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names, and
-//!   what changes with them in `links.rs`; `staging.rs`: where new inodes are prepared;
-//! * `set_attr.rs`: attributes and xattrs; `acl.rs`, `owners.rs`, `records.rs`: how they are
-//!   stored; `at.rs`: one inode as the target of system calls;
+//!   the locks that keep them in place; `lookup.rs`, `list.rs`, `attr.rs`, `shown.rs`: reading;
+//! * `copy_up.rs`, `carry.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`,
+//!   `rename.rs`: names, and what changes with them in `links.rs`; `staging.rs`: where new inodes
+//!   are prepared;
+//! * `set_attr.rs`, `flags.rs`: attributes, xattrs and `chattr` flags; `acl.rs`, `owners.rs`,
+//!   `records.rs`: how they are stored;
 //! * `data.rs`, `place.rs`, `blocks.rs`: bytes, and files with some bytes above and some below;
-//!   `limit.rs`: how much the upper may hold;
+//!   `files.rs`: open descriptors; `settle.rs`: copying what is left below; `limit.rs`: how much
+//!   the upper may hold;
 //! * `inode_numbers.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening,
 //!   locks, leftovers of a crash; `successor.rs`: what another process needs to continue.
 //!
