@@ -29,7 +29,7 @@ user-namespaces  vellum-sys    userns              2  -  # id maps, and mounts w
 union            vellum-union  lib                 5  -  # the engine's parts, on xattrs and handles of this kernel
 readers          vellum-union  kernel              5  -  # the kernel's overlay shows what the engine says it shows
 turns            vellum-union  engine_differential 5  -  # the kernel and the engine answer the same, call by call
-core             vellum-union  engine_core         5  --skip,a_directory_of_a_million_names,--skip,memory_is_given_back
+core             vellum-union  engine_core         5  --skip,a_directory_of_a_million_names,--skip,memory_is_returned
 names            vellum-union  engine_names        3  -
 rename           vellum-union  engine_rename       3  -
 owners           vellum-union  engine_owners       3  -

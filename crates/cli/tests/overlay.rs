@@ -86,7 +86,11 @@ fn a_mount_that_fails_says_why_and_leaves_nothing() {
     ] {
         let done = world.vellum(&["overlay", "-o", &taken, other.to_str().unwrap()]);
         assert_eq!(done.code, 1, "{}", done.err);
-        assert!(done.err.contains("another union has it"), "{}", done.err);
+        assert!(
+            done.err.contains("another union is using it"),
+            "{}",
+            done.err
+        );
         assert_eq!(
             fs::read(world.at("work/vellum/layer")).unwrap(),
             record,

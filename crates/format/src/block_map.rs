@@ -1,15 +1,15 @@
 //! The map of a file that is copied up block by block: which blocks are in the upper layer, and
 //! which are still read from the lower file.
 //!
-//! A header that names the lower file, then records of 64 bytes, appended and never changed. Each
-//! record is checked by itself (CRC-32C over the map's id, its own number and its content), so that
-//! a changed, moved or foreign record is told from a good one. A *barrier* says that the data of
-//! everything before it is on disk; it is written twice, so that damage to one of the two can't
-//! pass for a crash before it. What follows the last barrier counts only in the [`Epoch`] it was
-//! written in: in another one, the data may never have reached the disk, and those blocks are again
-//! what the lower file has. So a crash leaves old or new, never zeros.
+//! A map is a header that names the lower file, then 64-byte records, appended and never changed.
+//! Each record has a CRC-32C over the map's id, the record's number and its content, so a changed,
+//! moved or foreign record is detected. A *barrier* says that the data of everything before it is
+//! on disk. It is written twice, so that damage to one copy can't pass for a crash before it.
+//! Records after the last barrier count only in the [`Epoch`] they were written in: in another one
+//! their data may never have reached the disk, so those blocks are read from the lower file again.
+//! A crash therefore leaves old or new bytes, never zeros.
 //!
-//! What can't be read is an error, except where a crash of the machine explains it. Changing the
+//! Unreadable content is an error, except where a crash of the machine explains it. Changing the
 //! layout makes the unsettled files of existing uppers unreadable.
 
 mod record;
@@ -48,14 +48,14 @@ pub fn fits(size_bytes: u64) -> bool {
     size_bytes.div_ceil(block_bytes_for(size_bytes).into()) <= BLOCKS_MAX
 }
 
-/// Returns the block size for a lower file of `size_bytes`: as small as keeps it to a million
-/// blocks, within limits.
+/// Returns the block size for a lower file of `size_bytes`: the smallest that gives at most a
+/// million blocks, within the limits above.
 pub fn block_bytes_for(size_bytes: u64) -> u32 {
     let wanted = (size_bytes >> 20).next_power_of_two();
     wanted.clamp(BLOCK_MIN_BYTES.into(), BLOCK_MAX_BYTES.into()) as u32
 }
 
-/// Returns the map's name in the value of a mark, or `None` if it is none. See
+/// Returns the map's name from the value of a mark, or `None` if the value is not a name. See
 /// [`BlockMapHeader::name`].
 pub fn parse_name(value: &[u8]) -> Option<Box<str>> {
     let digits = value.len() == 32
@@ -66,10 +66,10 @@ pub fn parse_name(value: &[u8]) -> Option<Box<str>> {
     digits.then(|| name.into())
 }
 
-/// What makes a lower file the one that was copied from.
+/// Identifies the lower file that a copy was made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LowerIdentity {
-    /// The layer it was in, counted from the bottom (data-only layers first): where to look first.
+    /// The layer it was in, counted from the bottom (data-only layers first); searched first.
     pub layer: u32,
     /// Its path in that layer.
     pub path: PathBuf,
@@ -79,7 +79,7 @@ pub struct LowerIdentity {
     pub size_bytes: u64,
     /// Its last change: seconds and nanoseconds.
     pub mtime: (i64, u32),
-    /// Its file handle (type and bytes), where the file system has such.
+    /// Its file handle (type and bytes), if the file system has handles.
     pub handle: Option<(i32, Vec<u8>)>,
 }
 
@@ -129,7 +129,7 @@ impl BlockMapHeader {
         out.extend_from_slice(&self.lower.mtime.0.to_le_bytes());
         out.extend_from_slice(&self.lower.mtime.1.to_le_bytes());
         out.extend_from_slice(&kind.to_le_bytes());
-        // A handle of no bytes and no handle are told apart.
+        // An empty handle differs from no handle.
         let handle_length = self
             .lower
             .handle
@@ -147,12 +147,12 @@ impl BlockMapHeader {
     /// Recognises the header at the beginning of a map; returns it with its length in bytes.
     pub fn parse(map: &[u8]) -> Result<(BlockMapHeader, usize), MarkError> {
         if map.len() < FIXED_BYTES || &map[..8] != MAGIC {
-            return Err(malformed("it does not begin as one"));
+            return Err(malformed("it does not begin like a map"));
         }
         let mut fields = Fields(&map[8..]);
         let version = fields.u32();
         if version != VERSION {
-            return Err(malformed(format!("version {version}, known is {VERSION}")));
+            return Err(malformed(format!("version {version}, expected {VERSION}")));
         }
         let length = fields.u32() as usize;
         if !(FIXED_BYTES..=HEADER_MAX_BYTES.min(map.len())).contains(&length)
@@ -183,7 +183,7 @@ impl BlockMapHeader {
             || !block_bytes.is_power_of_two()
             || size_bytes.div_ceil(block_bytes.into()) > BLOCKS_MAX
         {
-            return Err(malformed("numbers in the header can't be true"));
+            return Err(malformed("impossible numbers in the header"));
         }
         let path = rest[handle_bytes..handle_bytes + path_length].to_vec();
         let header = BlockMapHeader {
@@ -203,28 +203,28 @@ impl BlockMapHeader {
     }
 }
 
-/// A map as it stands.
+/// A map's current content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockMap {
     /// What it is about.
     pub header: BlockMapHeader,
     /// The blocks that are in the upper file.
     pub blocks: BlockSet,
-    /// Nothing of the lower file shows from this byte on. Only ever falls.
+    /// From this byte on, nothing of the lower file shows. Never rises.
     pub limit_bytes: u64,
-    /// Attributes to give back to the upper file once it is settled, if settling has begun.
+    /// Attributes to restore on the upper file once it is settled, if settling has begun.
     pub kept: Option<KeptAttributes>,
     /// How many records there are.
     pub records: u64,
-    /// There are records behind the last barrier.
+    /// There are records after the last barrier.
     pub pending: bool,
-    /// Records behind the last barrier were left out, since they are of another epoch, or a barrier
-    /// is damaged: the map has to be written anew before anything is appended.
+    /// Records after the last barrier were ignored because they belong to another epoch, or a
+    /// barrier is damaged: the map must be rewritten before anything is appended.
     pub tail_left_out: bool,
 }
 
 impl BlockMap {
-    /// Makes the map of a file of which nothing is copied yet.
+    /// Creates the map of a file of which nothing is copied yet.
     pub fn new(header: BlockMapHeader) -> BlockMap {
         let size_bytes = header.lower.size_bytes;
         BlockMap {
@@ -238,10 +238,10 @@ impl BlockMap {
         }
     }
 
-    /// Recognises a whole map, in the epoch of now.
+    /// Parses a whole map in the current epoch.
     ///
-    /// Errors on whatever a crash can't explain: damage before the last barrier, and, within the
-    /// epoch, anywhere. A last record that is not whole was never written, and is left out.
+    /// Errors on damage that a crash can't explain: before the last barrier, and anywhere within
+    /// the same epoch. An incomplete last record was never written and is ignored.
     pub fn parse(bytes: &[u8], now: Epoch) -> Result<BlockMap, MarkError> {
         let (header, length) = BlockMapHeader::parse(bytes)?;
         let records = bytes[length..].chunks_exact(RECORD_BYTES);
@@ -254,7 +254,7 @@ impl BlockMap {
         let mut barriers = (0..read.len())
             .rev()
             .filter(|&at| is_barrier(at, false) || is_barrier(at, true));
-        // Behind the last barrier, and its second writing.
+        // After the last barrier and its second copy.
         let mut durable = match barriers.next() {
             None => 0,
             Some(last) if is_barrier(last, true) => last + 1,
@@ -273,7 +273,7 @@ impl BlockMap {
             match record {
                 Some(BlockRecord::Opened(of)) => epoch = Some(*of),
                 Some(record) => map.apply(record)?,
-                // One of the two writings of a barrier.
+                // One of the two copies of a barrier.
                 None if is_barrier(at + 1, true) || (at > 0 && is_barrier(at - 1, false)) => {
                     map.tail_left_out = true;
                 }
@@ -286,7 +286,7 @@ impl BlockMap {
         Ok(map)
     }
 
-    /// Takes a record into account, as one that is about to be appended.
+    /// Applies a record that is about to be appended.
     pub fn apply(&mut self, record: &BlockRecord) -> Result<(), MarkError> {
         match record {
             BlockRecord::Opened(_) | BlockRecord::Barrier { .. } => {}
@@ -294,7 +294,7 @@ impl BlockMap {
                 let end = first.checked_add(*count);
                 match end.is_some_and(|end| end <= self.blocks.len()) {
                     true => self.blocks.insert(*first, *count),
-                    false => return Err(malformed("a block behind the lower file's end")),
+                    false => return Err(malformed("a block past the lower file's end")),
                 }
             }
             BlockRecord::Bits { first, bits } => self.blocks.insert_bits(*first, bits)?,
@@ -313,8 +313,7 @@ impl BlockMap {
         shown - self.blocks.count_before(shown)
     }
 
-    /// Returns the records of a map that says the same as briefly as can be, without `Opened` and
-    /// barrier.
+    /// Returns the fewest records that say the same, without `Opened` and barrier.
     pub fn compact(&self) -> Vec<BlockRecord> {
         let mut records = Vec::new();
         if self.limit_bytes < self.header.lower.size_bytes {

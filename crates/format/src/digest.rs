@@ -1,10 +1,10 @@
 //! The digest that names content: of a blob, a layer's tar, a configuration, a chain of layers.
 //!
-//! A digest that came from outside is only ever used after it was parsed here, so its hexadecimal
-//! part can serve as a file name: 64 lower-case hex digits, nothing else. The text form is that of
-//! the OCI image specification (descriptor.md, "Digests"), and SHA-256 is the one algorithm
-//! understood. What hashes while it reads or writes is elsewhere; this knows bytes only. Changing
-//! the text form breaks the names of all blobs, recipes and records on disk.
+//! A digest from outside is used only after it was parsed here, so its hexadecimal part can serve
+//! as a file name: 64 lower-case hex digits, nothing else. The text form is that of the OCI image
+//! specification (descriptor.md, "Digests"); SHA-256 is the only algorithm. This module knows bytes
+//! only: hashing while reading or writing is elsewhere. Changing the text form breaks the names of
+//! all blobs, recipes and records on disk.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ pub struct BadDigest {
 }
 
 impl Digest {
-    /// What stands before the colon, and as a directory in layouts of blobs.
+    /// The part before the colon, and the name of the directory in blob layouts.
     pub const ALGORITHM: &'static str = "sha256";
 
     /// Returns the digest of `bytes`.
@@ -38,8 +38,8 @@ impl Digest {
         Self(bytes)
     }
 
-    /// Returns the digest with this hexadecimal part, as it stands in file names. Errors as parsing
-    /// the whole text does.
+    /// Returns the digest with this hexadecimal part, as file names have it. Errors as parsing the
+    /// whole text does.
     pub fn from_hex(hex_digits: &str) -> Result<Self, BadDigest> {
         format!("{}:{hex_digits}", Self::ALGORITHM).parse()
     }

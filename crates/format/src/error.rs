@@ -1,13 +1,13 @@
-//! The one error of this room: a mark whose bytes are not what the format says.
+//! This crate's only error: a mark whose bytes don't follow the format.
 //!
 //! It carries the mark's name and what is wrong, never the path: the caller knows where it read the
-//! bytes and adds it.
+//! bytes and adds the path.
 
-/// A mark's value that can't be what any engine writes.
+/// A mark's value that no engine writes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("malformed {mark} mark: {reason}")]
 pub struct MarkError {
-    /// The mark as it is called in the table of [`crate`], e.g. `redirect`.
+    /// The mark's name in the table of [`crate`], e.g. `redirect`.
     pub mark: &'static str,
     /// What is wrong, as a phrase.
     pub reason: String,

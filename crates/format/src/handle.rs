@@ -1,10 +1,10 @@
 //! File handles as overlayfs stores them: in `origin` and `upper` xattrs, and as names in the index
 //! directory.
 //!
-//! The handle itself is opaque to us; it is decoded here so that a copied or relocated store can be
-//! recognised and the index be read. Layout (`struct ovl_fb`): version 0, magic 0xfb, total length,
-//! flags, handle type, 16 bytes of file system UUID, then the handle's bytes in the byte order the
-//! flags tell.
+//! The handle itself is opaque to us. This module decodes what surrounds it, to recognise a copied
+//! or relocated store and to read the index. Layout (`struct ovl_fb`): version 0, magic 0xfb, total
+//! length, flags, handle type, 16 bytes of file system UUID, then the handle's bytes in the byte
+//! order that the flags say.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -29,11 +29,11 @@ pub struct HandleFlags {
 /// A file handle with the file system it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Handle {
-    /// How it was made.
+    /// How it was written.
     pub flags: HandleFlags,
     /// The file system's own handle type.
     pub kind: u8,
-    /// The file system's UUID; all zero where `uuid=null` or `off` was in force.
+    /// The file system's UUID; all zero if `uuid=null` or `off` was in force.
     pub uuid: [u8; 16],
     /// The handle, at most 234 bytes.
     pub bytes: Vec<u8>,
@@ -56,7 +56,7 @@ impl Handle {
         }
         if value[0] != VERSION || value[1] != MAGIC {
             return Err(malformed(format!(
-                "version {} and magic {:#04x}, known are 0 and 0xfb",
+                "version {} and magic {:#04x}, expected 0 and 0xfb",
                 value[0], value[1]
             )));
         }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_told() {
+    fn damaged_handles_are_refused() {
         let good = sample().encode().unwrap();
         assert_eq!(Handle::parse(b""), Ok(None));
         assert!(Handle::parse(&good[..20]).is_err());

@@ -1,10 +1,10 @@
 //! Runs of user or group ids that have other numbers on the other side: inside a namespace or
 //! union, and outside or on disk.
 //!
-//! A run is three numbers, and all that map ids write them down in some order: the kernel in
-//! `/proc/PID/uid_map`, containerd in labels, fuse-overlayfs in options. What becomes of an id
-//! without a counterpart is decided by whoever maps; here it is `None`. Several runs map by the
-//! first that has the id.
+//! A run is three numbers. Every program that maps ids writes them in some order: the kernel in
+//! `/proc/PID/uid_map`, containerd in labels, fuse-overlayfs in options. An id without a
+//! counterpart maps to `None`; the caller decides what that means. Of several runs, the first that
+//! has the id maps it.
 
 use std::fmt;
 
@@ -22,8 +22,8 @@ pub struct IdRun {
 }
 
 impl IdRun {
-    /// Returns the run, or `None` if there are not so many ids. The last number of all, which means
-    /// "no id", is never one.
+    /// Returns the run, or `None` if it would end past the last id. The largest number means "no
+    /// id" and is never part of a run.
     pub fn new(inside: u32, outside: u32, count: u32) -> Option<Self> {
         inside.checked_add(count)?;
         outside.checked_add(count)?;
@@ -34,12 +34,12 @@ impl IdRun {
         })
     }
 
-    /// Returns what `id` inside is outside.
+    /// Returns the outside id of the inside `id`.
     pub fn outside_of(&self, id: u32) -> Option<u32> {
         shifted(id, self.inside, self.outside, self.count)
     }
 
-    /// Returns what `id` outside is inside.
+    /// Returns the inside id of the outside `id`.
     pub fn inside_of(&self, id: u32) -> Option<u32> {
         shifted(id, self.outside, self.inside, self.count)
     }
@@ -56,17 +56,17 @@ impl fmt::Display for IdRun {
     }
 }
 
-/// Returns what `id` inside is outside, by the first run that has it.
+/// Returns the outside id of the inside `id`, by the first run that has it.
 pub fn outside_of(runs: &[IdRun], id: u32) -> Option<u32> {
     runs.iter().find_map(|run| run.outside_of(id))
 }
 
-/// Returns what `id` outside is inside, by the first run that has it.
+/// Returns the inside id of the outside `id`, by the first run that has it.
 pub fn inside_of(runs: &[IdRun], id: u32) -> Option<u32> {
     runs.iter().find_map(|run| run.inside_of(id))
 }
 
-/// Returns whether no id is on both sides.
+/// Returns whether the inside ids and the outside ids have no number in common.
 pub fn are_apart(runs: &[IdRun]) -> bool {
     let end = |first: u32, count: u32| u64::from(first) + u64::from(count);
     runs.iter().all(|a| {
@@ -77,17 +77,17 @@ pub fn are_apart(runs: &[IdRun]) -> bool {
     })
 }
 
-/// Reads a map as the kernel prints it: a line for each run (user_namespaces(7)). Lines that are
-/// something else are left out.
+/// Reads a map as the kernel prints it: a line for each run (user_namespaces(7)). Skips lines that
+/// are something else.
 pub fn parse_kernel(text: &str) -> Vec<IdRun> {
     let run = |line: &str| three(line.split_whitespace());
     text.lines().filter_map(run).collect()
 }
 
-/// Reads `INSIDE:OUTSIDE:COUNT`, several separated by commas, as containerd's labels and the
-/// options of an id-mapped mount have it.
+/// Reads `INSIDE:OUTSIDE:COUNT`, several separated by commas, as in containerd's labels and the
+/// options of an id-mapped mount.
 ///
-/// `None`: it is something else, or there are not so many ids.
+/// `None` if it is something else, or a run would end past the last id.
 pub fn parse_list(text: &str) -> Option<Vec<IdRun>> {
     let run = |run: &str| {
         let run = three(run.split(':'))?;

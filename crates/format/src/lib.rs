@@ -1,12 +1,12 @@
 //! The vocabulary of layered trees: every mark that says "hidden", "opaque", "renamed from", "data
 //! is below", in every dialect in use, encoded and recognised; the names in a work directory; and
-//! the words that every other room says, too: digests and runs of ids.
+//! types that every other crate uses: digests and runs of ids.
 //!
-//! This room is pure: bytes in, values out. It knows no files, no clocks, no logs, and no policy:
-//! whether a mark may be *followed* in a given layer is decided in the union room. Parsers are
-//! strict and total: any input is either a value or a [`MarkError`] that names the mark and what is
-//! wrong with it; they never panic. Changing how anything here is encoded breaks every tree on disk
-//! and the exchange with the kernel.
+//! This crate is pure: bytes in, values out. It knows no files, clocks, logs or policy: whether a
+//! mark may be *followed* in a given layer is decided in `vellum-union`. Parsers are strict and
+//! total: any input is either a value or a [`MarkError`] that names the mark and what is wrong with
+//! it; they never panic. Changing how anything here is encoded breaks every tree on disk and the
+//! exchange with the kernel.
 //!
 //! # Table of marks
 //!
@@ -27,7 +27,7 @@
 //! | file is half-written; no reader but Vellum may open it | `P` + `metacopy`, 1 byte | [`Metacopy::Unsettled`] |
 //! | the map of such a file's blocks, in the work directory | `P` + `vellum.blocks`, the map's name: 32 hex digits | [`block_map`] |
 //! | the inode number to show for a copy | `P` + `vellum.ino`, 24 bytes | [`Number`] |
-//! | nothing: set and taken away, to see whether marks can be xattrs | `P` + `vellum.probe`, empty | [`Mark::Probe`] |
+//! | nothing: set and removed, to see whether marks can be xattrs | `P` + `vellum.probe`, empty | [`Mark::Probe`] |
 //! | which lower inode this was copied from | `P` + `origin`, a file handle, or empty | [`Handle`] |
 //! | directory may hold entries with an origin | `P` + `impure` = `y` | [`Mark::Impure`] |
 //! | link count of a hard link whose names are spread over layers | `P` + `nlink` = `L+1`, `U-2` ... | [`Nlink`] |
@@ -71,7 +71,7 @@ pub use redirect::{REDIRECT_MAX_BYTES, Redirect};
 /// nothing.
 pub const WHITEOUT_RDEV: (u32, u32) = (0, 0);
 
-/// The xattr by which fuse-overlayfs marks a directory opaque where it may not set the kernel's.
+/// The xattr with which fuse-overlayfs marks a directory opaque if it may not set the kernel's.
 /// Its value is `y`.
 pub const FUSE_OVERLAYFS_OPAQUE: &str = "user.fuseoverlayfs.opaque";
 

@@ -1,9 +1,9 @@
-//! The small marks: opaque, metacopy, nlink, protattr, impure, uuid, number. Each a value type with
-//! `parse` and `encode`.
+//! The small marks: opaque, metacopy, nlink, protattr, impure, uuid, number. Each is a value type
+//! with `parse` and `encode`.
 
 use crate::MarkError;
 
-/// What the `opaque` xattr of a directory says. A directory without it is neither.
+/// The value of a directory's `opaque` xattr. A directory without it is neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Opaque {
     /// `y`: nothing of the directories below shows.
@@ -21,7 +21,7 @@ impl Opaque {
             b"x" => Ok(Opaque::XattrWhiteouts),
             _ => Err(MarkError::new(
                 "opaque",
-                format!("\"{}\", known are y and x", value.escape_ascii()),
+                format!("\"{}\", expected y or x", value.escape_ascii()),
             )),
         }
     }
@@ -44,7 +44,7 @@ pub enum Verity {
     Sha512([u8; 64]),
 }
 
-/// What the `metacopy` xattr of a regular file says.
+/// The value of a regular file's `metacopy` xattr.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Metacopy {
     /// This file has owner, mode, times, xattrs and size; its data is in a layer below.
@@ -68,12 +68,12 @@ impl Metacopy {
         match value.len() {
             0 => return Ok(Metacopy::DataBelow(None)),
             1 => return Ok(Metacopy::Unsettled),
-            2 | 3 => return malformed(format!("{} bytes, the header alone has 4", value.len())),
+            2 | 3 => return malformed(format!("{} bytes, but the header has 4", value.len())),
             _ => {}
         }
         let (header, digest) = value.split_at(METACOPY_HEADER_BYTES);
         if header[0] != 0 {
-            return malformed(format!("version {}, known is 0", header[0]));
+            return malformed(format!("version {}, expected 0", header[0]));
         }
         if usize::from(header[1]) != value.len() {
             return malformed(format!("says {} bytes, has {}", header[1], value.len()));
@@ -185,7 +185,7 @@ impl Protattr {
         let malformed = || {
             MarkError::new(
                 "protattr",
-                format!("\"{}\", known are a and i", value.escape_ascii()),
+                format!("\"{}\", expected a, i or both", value.escape_ascii()),
             )
         };
         let mut found = Protattr::default();
@@ -222,7 +222,7 @@ pub fn impure(value: &[u8]) -> Result<(), MarkError> {
         b"y" => Ok(()),
         _ => Err(MarkError::new(
             "impure",
-            format!("\"{}\", known is y", value.escape_ascii()),
+            format!("\"{}\", expected y", value.escape_ascii()),
         )),
     }
 }
@@ -231,14 +231,14 @@ pub fn impure(value: &[u8]) -> Result<(), MarkError> {
 pub fn uuid(value: &[u8]) -> Result<[u8; 16], MarkError> {
     value
         .try_into()
-        .map_err(|_| MarkError::new("uuid", format!("{} bytes, it has 16", value.len())))
+        .map_err(|_| MarkError::new("uuid", format!("{} bytes, expected 16", value.len())))
 }
 
-/// The inode number that a copy is shown with, where it can't be had from the origin.
+/// The inode number to show for a copy if the origin doesn't give one.
 ///
-/// Without that file system among the layers' the number means nothing: the upper was copied
-/// elsewhere, where it may be another file's. Changing the encoding changes the inode numbers of
-/// what was copied up.
+/// If the file system is not among the layers', the number means nothing: the upper was copied
+/// elsewhere, where another file may have the number. Changing the encoding changes the inode
+/// numbers of copied-up files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Number {
     /// The number.
@@ -254,7 +254,7 @@ impl Number {
         let parts = value.split_first_chunk::<8>();
         let parts = parts.and_then(|(ino, uuid)| Some((ino, uuid.try_into().ok()?)));
         let (ino, uuid) = parts.ok_or_else(|| {
-            MarkError::new("vellum.ino", format!("{} bytes, it has 24", value.len()))
+            MarkError::new("vellum.ino", format!("{} bytes, expected 24", value.len()))
         })?;
         Ok(Number {
             ino: u64::from_le_bytes(*ino),

@@ -1,4 +1,4 @@
-//! Owner, mode and type in an xattr, for trees whose file system may not be given them.
+//! Owner, mode and type in an xattr, for trees where they can't be set on the inode.
 //!
 //! containers/storage (`force_mask`), fuse-overlayfs (`xattr_permissions`) and Vellum without
 //! privilege write `uid:gid:mode[:type]`: decimal, decimal, octal, and a word. A device is
@@ -17,7 +17,7 @@ pub const OVERRIDE_STAT_NAMES: [&str; 3] = [
     "security.fuseoverlayfs.override_stat",
 ];
 
-/// What kind of object the file stands for.
+/// The type of object that the file stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum OverrideKind {
@@ -39,7 +39,7 @@ pub struct OverrideStat {
     pub gid: u32,
     /// Permission bits with setuid, setgid and sticky: 12 bits.
     pub mode: u32,
-    /// The kind; `None` if the writer left it out: the real one.
+    /// The type; `None` if the writer left it out and the inode's own counts.
     pub kind: Option<OverrideKind>,
 }
 
@@ -105,7 +105,7 @@ impl OverrideStat {
     }
 }
 
-/// Digits only: `from_str_radix` alone would take a sign.
+/// Digits only: `from_str_radix` alone would accept a sign.
 fn number(digits: &str, radix: u32) -> Option<u32> {
     match digits.bytes().all(|byte| byte.is_ascii_digit()) {
         true => u32::from_str_radix(digits, radix).ok(),

@@ -3,8 +3,8 @@
 //!
 //! Invariant: `unescape(escape(name)) == name` for every name, and nothing that `escape` returns is
 //! ever read as a mark by the same dialect. The rule is the kernel's (since 6.7): an xattr under
-//! the own prefix is a mark, unless the prefix is followed by another `overlay.`; such a name
-//! belongs to an inner union, which sees it with one `overlay.` taken out. Names under the *other*
+//! the dialect's own prefix is a mark, unless another `overlay.` follows the prefix; such a name
+//! belongs to an inner union, which sees it with one `overlay.` removed. Names under the *other*
 //! dialect's prefix are ordinary.
 
 use std::ffi::{OsStr, OsString};
@@ -93,12 +93,12 @@ impl std::fmt::Display for Mark {
 pub enum XattrName {
     /// A mark this library knows.
     Control(Mark),
-    /// Under the dialect's prefix, but no mark this library knows: hidden from users like the
+    /// Under the dialect's prefix, but not a mark this library knows: hidden from users like the
     /// others.
     UnknownControl,
     /// A name stored for an inner union; this is the name to show.
     Escaped(OsString),
-    /// Nothing to do with the dialect: shown as it is.
+    /// Not part of the dialect: shown as it is.
     Plain,
 }
 
@@ -179,7 +179,7 @@ impl Prefix {
 
     /// Returns the name under which an xattr that a user (or an archive) calls `name` is stored.
     ///
-    /// Names under this dialect's prefix get one more `overlay.`, all others stay.
+    /// Names under this dialect's prefix get one more `overlay.`; all others stay as they are.
     pub fn escape(self, name: &OsStr) -> OsString {
         match name.as_bytes().strip_prefix(self.as_str().as_bytes()) {
             None => name.to_owned(),

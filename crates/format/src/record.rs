@@ -1,15 +1,15 @@
-//! What a store without privilege writes instead of what the file system refused, so that nothing
-//! of an image is lost.
+//! What an unprivileged store writes in place of what the file system refused, so that no part of
+//! an image is lost.
 //!
 //! A device node, and any object whose owner can't be set, is a regular file (or directory) with an
 //! [`OverrideStat`](crate::OverrideStat) mark. An xattr that was refused (`security.capability`
-//! outside the right user namespace, `trusted.*`) is kept, value and all, under [`XATTR_PREFIX`]
-//! and its full name. Readers of such a tree show the recorded things and hide the records.
+//! outside the right user namespace, `trusted.*`) is kept with its value under [`XATTR_PREFIX`] and
+//! its full name. Readers of such a tree show what is recorded and hide the records.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// What the name of a recorded xattr begins with. Changing it makes the records of existing stores
+/// The prefix of a recorded xattr's name. Changing it makes the records of existing stores
 /// invisible.
 pub const XATTR_PREFIX: &str = "user.vellum.xattr.";
 

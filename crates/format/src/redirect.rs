@@ -1,5 +1,5 @@
-//! The redirect: where, in the layers below, a renamed directory or a metadata-only file is to be
-//! looked for.
+//! The redirect: where to look in the layers below for a renamed directory or the data of a
+//! metadata-only file.
 //!
 //! A value is parsed once into a type that can't leave the union's root: components are never
 //! empty, `.` or `..`.
@@ -10,13 +10,13 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::{MarkError, NAME_MAX_BYTES};
 
-/// The longest redirect that is read, in bytes: one page, as long as any path the kernel takes.
+/// The longest redirect that is read, in bytes: one page, like the longest path the kernel takes.
 ///
 /// The kernel writes at most 256 bytes unless its `redirect_max` parameter is raised (to this at
 /// most).
 pub const REDIRECT_MAX_BYTES: usize = 4096;
 
-/// Where the content below is found.
+/// Where to find the content in the layers below.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Redirect {
     /// Another name in the same directory.
@@ -54,7 +54,7 @@ impl Redirect {
         }
     }
 
-    /// Returns the redirect to `path` from the union's root; a leading slash may be there or not.
+    /// Returns the redirect to `path` from the union's root, with or without a leading slash.
     ///
     /// Errors as [`Redirect::parse`] does.
     pub fn from_root(path: &Path) -> Result<Redirect, MarkError> {

@@ -1,35 +1,35 @@
 //! Whiteouts by name: `.wh.NAME` and `.wh..wh..opq`, as archives (OCI layers) and AUFS write them,
-//! and fuse-overlayfs where it may not make devices.
+//! and fuse-overlayfs if it may not create devices.
 //!
-//! This dialect takes names away from users: a real file can't be called `.wh.x`. Kernel trees hold
-//! such names as ordinary files, so these functions are asked only for archives and for trees
+//! This dialect takes names away from users: a real file can't be called `.wh.x`. In kernel trees
+//! such names are ordinary files, so these functions are used only for archives and for trees
 //! recorded as being in this dialect.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// What a whiteout's name begins with.
+/// The prefix of a whiteout's name.
 pub const PREFIX: &str = ".wh.";
 
 /// The name of the file that marks its directory opaque.
 pub const OPAQUE: &str = ".wh..wh..opq";
 
-/// What AUFS's own bookkeeping files begin with (`.wh..wh.aufs`, `.wh..wh.plnk`, `.wh..wh.orph`).
+/// The prefix of AUFS's own bookkeeping files (`.wh..wh.aufs`, `.wh..wh.plnk`, `.wh..wh.orph`).
 pub const RESERVED_PREFIX: &str = ".wh..wh.";
 
-/// What one file name means in this dialect.
+/// The meaning of a file name in this dialect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Name<'a> {
     /// An ordinary name.
     Plain,
     /// Hides this name in the layers below. Never empty, `.` or `..`, and holds no slash.
     Whiteout(&'a OsStr),
-    /// Makes the directory it stands in opaque.
+    /// Makes the directory that contains it opaque.
     Opaque,
     /// AUFS's bookkeeping: neither content nor a mark to act on.
     Reserved,
     /// A whiteout of nothing: `.wh.`, `.wh..` (of `.`), `.wh...` (of `..`). Always an error; a
-    /// program that takes such a name literally deletes the directory it stands in, or its parent.
+    /// program that takes such a name literally deletes the directory it is in, or its parent.
     Malformed,
 }
 
@@ -52,9 +52,9 @@ pub fn parse(name: &OsStr) -> Name<'_> {
 
 /// Returns the whiteout that hides `name`.
 ///
-/// `None` if there is no such whiteout: the name has no room for four more bytes (255 is the
-/// limit), or it would be read as something else (`.wh.x` itself can't be hidden in this dialect
-/// when the result begins with `.wh..wh.`).
+/// `None` if there is no such whiteout: with four more bytes the name would be over the limit of
+/// 255, or it would be read as something else (`.wh.x` itself can't be hidden in this dialect,
+/// since the result begins with `.wh..wh.`).
 pub fn whiteout(name: &OsStr) -> Option<OsString> {
     let mut hiding = PREFIX.as_bytes().to_vec();
     hiding.extend_from_slice(name.as_bytes());
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_a_whiteout_is_told() {
+    fn names_that_no_whiteout_can_hide_are_refused() {
         assert_eq!(
             whiteout(OsStr::new("f")).as_deref(),
             Some(OsStr::new(".wh.f"))

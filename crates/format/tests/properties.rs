@@ -1,5 +1,4 @@
-//! Properties of every mark: what is written is read back, and no bytes whatever make a parser
-//! panic.
+//! Properties of every mark: what is written is read back, and no bytes make a parser panic.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

@@ -1,4 +1,4 @@
-//! One inode of the upper layer as a target of changes, however it is reached.
+//! One inode of the upper layer as the target of changes, whether reached by name or descriptor.
 //!
 //! A name costs no descriptor; a directory or a nameless file is its descriptor. Every change to
 //! owner, mode, times and xattrs of the upper goes through here, as stored: no mapping, no
@@ -19,13 +19,13 @@ pub(crate) enum At {
     Dir(Arc<Dir>),
     /// This name in it; never followed.
     Name(Arc<Dir>, OsString),
-    /// A descriptor of it, `O_PATH` as a rule.
+    /// A descriptor of it, usually `O_PATH`.
     Fd(Arc<OwnedFd>),
 }
 
 impl At {
-    /// Opens the inode so that it can be synced; `None` if it is one that can't be: a symbolic
-    /// link, a pipe, a socket, a device.
+    /// Opens the inode for syncing; `None` for types that can't be synced: symbolic links, pipes,
+    /// sockets, devices.
     pub fn open_to_sync(&self) -> Result<Option<OwnedFd>> {
         Ok(match (self, self.stat()?.kind) {
             (At::Dir(dir), _) => Some(dir.dup()?.into()),
@@ -46,8 +46,8 @@ impl At {
         }
     }
 
-    /// Sets owner, group or both. The file system clears set-uid, set-gid and capabilities of what
-    /// is no directory.
+    /// Sets owner, group or both. The file system clears set-uid, set-gid and capabilities, except
+    /// on a directory.
     pub fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
         match self {
             At::Dir(dir) => rooted::change_owner_fd(&**dir, uid, gid),

@@ -1,22 +1,21 @@
-//! What the top layer changed, or in what one union differs from another, as a stream in path
-//! order.
+//! The changes of the top layer, or the differences between two unions, as a stream in path order.
 //!
-//! [`changes`] reads the top layer alone and looks up below only what it finds there: its cost is
-//! that of the changes. Where the top layer moved a directory (redirect) or put a new one in an old
-//! one's place (opaque), that directory is compared (or written out) as a whole. [`compare`] reads
-//! two unions whole.
+//! [`changes`] reads only the top layer and looks up below only what it finds there: its cost is
+//! that of the changes. Where the top layer moved a directory (redirect) or replaced one with a new
+//! one (opaque), that directory is compared (or written out) as a whole. [`compare`] reads two
+//! whole unions.
 //!
-//! The meaning of the letters is Docker's: A added, C modified, D deleted; the parents of a change
-//! count as modified; what is below something deleted, or below a directory that is no directory
-//! any more, is not named again. The root is not named, but see [`Form::Layer`]. Stricter than
-//! Docker: times count to the nanosecond, and all xattrs count.
+//! The letters have Docker's meaning: A added, C modified, D deleted. The parents of a change count
+//! as modified. Paths below a deleted one, or below a directory that was replaced by a file, are
+//! not reported. The root is not reported, but see [`Form::Layer`]. Stricter than Docker: times
+//! count to the nanosecond, and all xattrs count.
 //!
-//! The top layer may be in use. What comes and goes while it is read is named or not; what stays as
-//! it is, rightly.
+//! The top layer may be in use. An entry that is created or removed while it is read may be
+//! reported or not; an entry that stays unchanged is reported correctly.
 //!
-//! Invariants: paths come sorted by component, parents before what is in them, none twice. Memory:
-//! the names of the directories on the way to the present one; for [`compare`] also a few bytes for
-//! each name of a hard link. [`Form::Layer`] takes two passes, and also names unchanged names of
+//! Invariants: paths are sorted by component, parents before their content, none twice. Memory: the
+//! names of the directories on the way to the current one; for [`compare`] also a few bytes for
+//! each name of a hard link. [`Form::Layer`] takes two passes, and also reports unchanged names of
 //! lower files that were changed under another name.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -37,10 +36,10 @@ use crate::{Error, Result};
 pub enum ChangeKind {
     /// There was nothing.
     Added,
-    /// There was something else, or the same with other attributes or content; or something in it
+    /// There was something else, or the same with other attributes or content; or its content
     /// changed.
     Modified,
-    /// There is nothing any more.
+    /// There is nothing now.
     Deleted,
 }
 
@@ -64,22 +63,22 @@ pub struct Change {
     pub kind: ChangeKind,
     /// What is there now; `None` exactly for deletions.
     pub node: Option<Node>,
-    /// A directory that hides all that was below it; everything in it follows. Only in
+    /// A directory that hides everything below it; its whole content follows. Only in
     /// [`Form::Layer`].
     pub opaque: bool,
 }
 
-/// For whom the changes are.
+/// The form of the changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Form {
-    /// For a reader: a directory put in an old one's place is compared with it, name by name.
+    /// For reading: a directory that replaced an old one is compared with it, name by name.
     Listing,
     /// For a new layer: such a directory is marked opaque and its whole content follows. If the
     /// root's mode, owner or xattrs changed, it comes first, with an empty path.
     Layer,
 }
 
-/// Returns what the top layer of `union` changed. A union of one layer is all additions.
+/// Returns the changes of the top layer of `union`. With a single layer, all are additions.
 pub fn changes(union: &Stack, form: Form) -> Result<Changes> {
     let begin = || {
         Changes::new(
@@ -102,11 +101,11 @@ pub fn changes(union: &Stack, form: Form) -> Result<Changes> {
     Ok(changes)
 }
 
-/// Returns in what `new` differs from `old`, reading both whole, except where they are made of the
-/// same directories.
+/// Returns how `new` differs from `old`. Reads both in full, except where they consist of the same
+/// directories.
 ///
-/// Files that are not the same inode, but agree in size, time to the nanosecond and all other
-/// attributes, count as the same: as good as can be had without reading both.
+/// Files with different inodes that agree in size, time to the nanosecond and all other attributes
+/// count as the same: the best answer without reading both.
 pub fn compare(old: &Stack, new: &Stack) -> Result<Changes> {
     Changes::new(
         new.clone(),
@@ -126,17 +125,17 @@ pub struct Changes {
     content: Content,
     frames: Vec<Frame>,
     ready: VecDeque<Change>,
-    /// Unchanged names that are named all the same; see `left_behind.rs`.
+    /// Unchanged names that are reported all the same; see `left_behind.rs`.
     left_behind: BTreeSet<PathBuf>,
-    /// Read when two whole trees are compared and the first hard link is met.
+    /// Read at the first hard link, when two whole trees are compared.
     links: Option<LinkGroups>,
     failed: bool,
 }
 
-/// What has to be looked at to find the changes in a directory.
+/// What must be read to find the changes in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reads {
-    /// The names in the top layer's share: the rest is as it was.
+    /// The names in the top layer's share: the rest is unchanged.
     Top,
     /// The names of both sides.
     Both,
@@ -147,11 +146,11 @@ enum Reads {
 #[derive(Debug)]
 struct Frame {
     new: Node,
-    /// The directory there was, if there was one.
+    /// The old directory, if there was one.
     old: Option<Node>,
     reads: Reads,
     names: std::vec::IntoIter<OsString>,
-    /// The change of this directory itself, if it is only to be named because of something in it.
+    /// The change of this directory itself, if it is reported only when its content changed.
     waiting: Option<Change>,
 }
 
@@ -187,7 +186,7 @@ impl Changes {
         Ok(changes)
     }
 
-    /// Takes in the names that were left behind. Before the first step.
+    /// Adds the names that were left behind. Call it before the first step.
     fn add_left_behind(&mut self, left_behind: BTreeSet<PathBuf>) -> Result<()> {
         if left_behind.is_empty() {
             return Ok(());
@@ -199,7 +198,7 @@ impl Changes {
         Ok(())
     }
 
-    /// Returns the names in a directory that were left behind, or lead to such.
+    /// Returns the names in a directory that were left behind, or are on the way to one.
     fn left_behind_in(&self, dir: &Path) -> BTreeSet<OsString> {
         let below = (Bound::Excluded(dir), Bound::Unbounded);
         let below = self.left_behind.range::<Path, _>(below);
@@ -209,7 +208,7 @@ impl Changes {
             .collect()
     }
 
-    /// Goes into a directory. `waiting` is its own change, if that depends on what is found.
+    /// Enters a directory. `waiting` is its own change, if that depends on the directory's content.
     fn enter(
         &mut self,
         new: Node,
@@ -240,7 +239,7 @@ impl Changes {
         Ok(())
     }
 
-    /// The names the top layer says something about, hidden ones too, sorted.
+    /// Returns the names in the top layer, including hidden ones, sorted.
     fn top_names(&self, dir: &Node) -> Result<Vec<OsString>> {
         let mut names = self.left_behind_in(dir.path());
         if let Some(part) = dir.parts().first().filter(|part| part.layer == 0) {
@@ -250,7 +249,7 @@ impl Changes {
         Ok(names.into_iter().collect())
     }
 
-    /// Queues a change, and before it those of the directories above that were waiting for one.
+    /// Queues a change, after those of the parent directories that were waiting for one.
     fn emit(&mut self, change: Change) {
         for frame in &mut self.frames {
             self.ready.extend(frame.waiting.take());
@@ -258,7 +257,7 @@ impl Changes {
         self.ready.push_back(change);
     }
 
-    /// Looks at one name of the innermost directory. `false` when there is nothing left at all.
+    /// Handles one name of the innermost directory. `false` when nothing is left.
     fn step(&mut self) -> Result<bool> {
         let Some(frame) = self.frames.last_mut() else {
             return Ok(false);
@@ -270,14 +269,14 @@ impl Changes {
             return Ok(true);
         };
         match self.look(&name) {
-            // A container may be at work: what went while it was looked at is as good as gone
+            // The container may be running: an entry removed while it was read counts as removed
             // before.
-            Err(error) if error.went_from(&self.new.layers()[0].name()) => Ok(true),
+            Err(error) if error.is_gone_from(&self.new.layers()[0].name()) => Ok(true),
             other => other.map(|()| true),
         }
     }
 
-    /// Looks at one name of the innermost directory.
+    /// Handles one name of the innermost directory.
     fn look(&mut self, name: &OsStr) -> Result<()> {
         let Some(frame) = self.frames.last() else {
             return Ok(());
@@ -287,7 +286,7 @@ impl Changes {
         let old = old_child(self.old.as_ref(), frame.old.as_ref(), name)?;
         match (new, old) {
             (None, None) => {}
-            // Below an opaque directory everything old is gone without a word.
+            // An opaque directory hides everything old without a mark for each name.
             (None, Some(_)) if reads == Reads::New => {}
             (None, Some(old)) => self.emit(Change {
                 path: old.path().to_owned(),
@@ -306,13 +305,13 @@ impl Changes {
         self.enter_replacing(new, None, reads)
     }
 
-    /// Goes into a directory that has nothing to do with the old one at its place.
+    /// Enters a directory that is unrelated to the old one at its path.
     fn enter_replacing(&mut self, new: Node, old: Option<Node>, reads: Reads) -> Result<()> {
         if !new.is_dir() {
             return Ok(());
         }
-        // The top layer's share is all there is unless more shows through from below, by a
-        // redirect.
+        // The top layer's share is the whole directory, unless a redirect lets lower ones show
+        // through.
         let reads = match (reads, new.parts().len()) {
             (Reads::Top, 1) if old.is_none() => Reads::Top,
             _ if self.form == Form::Layer => Reads::New,
@@ -321,11 +320,11 @@ impl Changes {
         self.enter(new, old, reads, None)
     }
 
-    /// Returns whether a file can be left out as far as its hard links go.
+    /// Returns whether a file's hard links allow leaving it out.
     ///
-    /// Several names of one inode stay together: a new name of an old file is written out with the
-    /// old one. And a name that was copied up alone is a file of its own now, even if nothing else
-    /// about it changed.
+    /// All names of an inode stay together: a new name of an old file is written out with the old
+    /// one. And a name that was copied up alone is now a separate file, even if it did not change
+    /// otherwise.
     fn keeps_links(&mut self, new: &Node, old: &Node) -> Result<bool> {
         if new.stat().nlink < 2 && old.stat().nlink < 2 {
             return Ok(true);
@@ -351,7 +350,7 @@ impl Changes {
             let named = reads == Reads::New || self.left_behind.contains(new.path());
             if named || !(alone && same(&new, &old, self.content)?) {
                 self.emit(change(&new, ChangeKind::Modified, false));
-                // What was in an old directory is not named again; what is in a new one is.
+                // The content of an old directory is not reported; that of a new one is.
                 self.enter_replacing(new, None, reads)?;
             }
             return Ok(());
@@ -371,7 +370,7 @@ impl Changes {
                 self.enter(new, Some(old), Reads::New, None)
             }
             _ if unchanged => {
-                // Nothing in it changed, but something may have been left behind.
+                // Its content did not change, but names may have been left behind.
                 if self.left_behind_in(new.path()).is_empty() {
                     return Ok(());
                 }

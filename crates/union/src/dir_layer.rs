@@ -1,11 +1,11 @@
 //! A layer that is a directory on disk.
 //!
 //! A handle is its parent's handle and a name; the descriptor is opened when first needed, one
-//! component below the nearest ancestor that has one. So paths longer than the kernel takes are
-//! reached, and a walk can give descriptors back without losing its place. How many are open at
-//! once is bounded for the whole process, since that is what the system's limit counts: the oldest
-//! gives its descriptor back for a new one. Nothing outside the root is ever reached: components
-//! are opened beneath their parent's descriptor, never following a symbolic link.
+//! component at a time from the nearest ancestor that has one. So paths longer than the kernel's
+//! limit work, and a walk can close descriptors without losing its place. The number of open
+//! descriptors is bounded for the whole process, as the system's limit is: to open a new one, the
+//! oldest is closed. Nothing outside the root is ever reached: components are opened beneath their
+//! parent's descriptor, never following a symbolic link.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -21,7 +21,7 @@ use vellum_sys::room::Room;
 use vellum_sys::{Dir, Result, Stat, sync, xattr};
 
 use crate::layer::blocks::BlockMaps;
-use crate::layer::{Dialect, Layer, LayerDir, Listed};
+use crate::layer::{Dialect, Layer, LayerDir, RawEntry};
 
 /// A directory on disk as a layer.
 #[derive(Debug)]
@@ -33,7 +33,8 @@ pub struct DirLayer {
 }
 
 impl DirLayer {
-    /// Makes a layer of an open directory. `name` is for messages: the directory's path, as a rule.
+    /// Creates a layer from an open directory. `name` is for messages, usually the directory's
+    /// path.
     pub fn new(root: Dir, name: impl Into<String>, dialect: Dialect) -> DirLayer {
         let root = Handle {
             above: RwLock::new(None),
@@ -48,18 +49,18 @@ impl DirLayer {
         }
     }
 
-    /// The same as the upper layer whose maps these are: files copied up block by block can be
-    /// read.
+    /// Returns the same layer as the upper layer that these maps belong to: files copied up block
+    /// by block can be read.
     pub fn with_block_maps(self, maps: Option<Arc<BlockMaps>>) -> DirLayer {
         DirLayer { maps, ..self }
     }
 
-    /// Returns the handle of the root directory as what it is.
+    /// Returns the root directory's handle with its concrete type.
     pub(crate) fn root_handle(&self) -> Arc<DirHandle> {
         Arc::new(DirHandle(Arc::clone(&self.root)))
     }
 
-    /// Opens a directory by a trusted path and makes a layer of it.
+    /// Opens a directory by a trusted path as a layer.
     pub fn open(path: &Path, dialect: Dialect) -> Result<DirLayer> {
         Ok(DirLayer::new(
             Dir::open(path)?,
@@ -87,27 +88,27 @@ impl Layer for DirLayer {
     }
 }
 
-/// One directory. The root has nothing above and always keeps its descriptor.
+/// One directory. The root has no parent and always keeps its descriptor.
 #[derive(Debug)]
 struct Handle {
     /// Changes only when the engine that owns the tree moves the directory.
     above: RwLock<Option<(Arc<Handle>, OsString)>>,
     open: Mutex<Option<Arc<Dir>>>,
-    /// Does not give its descriptor back.
+    /// Never closes its descriptor.
     pinned: AtomicBool,
 }
 
-/// The handles that hold a descriptor, oldest first, roots not counted. Some may have given it back
-/// meanwhile, or be gone: at most [`OPEN_MAX`] are open, often fewer.
+/// The handles with an open descriptor, oldest first, without roots. Some may have closed it since,
+/// or be gone: at most [`OPEN_MAX`] are open, often fewer.
 static OPEN: Mutex<Open> = Mutex::new(Open(VecDeque::new()));
 
-/// With 500 layers, whose roots stay open, this leaves room in the usual limit of 1024.
+/// With 500 layers, whose roots stay open, this stays below the usual limit of 1024.
 const OPEN_MAX: usize = 256;
 
 struct Open(VecDeque<Weak<Handle>>);
 
 impl Open {
-    /// Takes in a handle that was opened. Returns one that has to give its descriptor back.
+    /// Adds a handle that was opened. Returns one that must close its descriptor.
     fn enter(&mut self, handle: &Arc<Handle>) -> Option<Arc<Handle>> {
         self.0.push_back(Arc::downgrade(handle));
         match self.0.len() > OPEN_MAX {
@@ -117,8 +118,8 @@ impl Open {
     }
 }
 
-/// Lets go of the handles above one by one: left to itself, a chain of them is dropped by
-/// recursion, and a tree made deep enough would overflow the stack.
+/// Drops the parent handles one by one: by default a chain of them is dropped recursively, and a
+/// deep enough tree would overflow the stack.
 impl Drop for Handle {
     fn drop(&mut self) {
         let take = |handle: &mut Handle| match handle.above.get_mut() {
@@ -132,19 +133,19 @@ impl Drop for Handle {
     }
 }
 
-/// What is handed out; a type of its own because subdirectories need the shared pointer.
+/// The public handle; a separate type because subdirectories need the shared pointer.
 #[derive(Debug)]
 pub(crate) struct DirHandle(Arc<Handle>);
 
 impl DirHandle {
-    /// Returns the directory's descriptor, for changing what is in it. Don't keep it: it may be
-    /// given back.
+    /// Returns the directory's descriptor, for changing the directory's content. Don't keep it:
+    /// the number of open descriptors is bounded.
     pub fn dir(&self) -> Result<Arc<Dir>> {
         self.0.dir()
     }
 
-    /// Returns a handle of the subdirectory `name`, as what it is; nothing is opened or checked
-    /// yet.
+    /// Returns a handle of the subdirectory `name`, with its concrete type; nothing is opened or
+    /// checked yet.
     pub fn sub(&self, name: &OsStr) -> Arc<DirHandle> {
         Arc::new(DirHandle(Arc::new(Handle {
             above: RwLock::new(Some((Arc::clone(&self.0), name.to_owned()))),
@@ -153,7 +154,7 @@ impl DirHandle {
         })))
     }
 
-    /// Makes a handle of an open directory that belongs to no layer; it keeps the descriptor.
+    /// Creates a handle of an open directory outside any layer; it keeps the descriptor.
     pub fn pinned(dir: Arc<Dir>) -> Arc<DirHandle> {
         Arc::new(DirHandle(Arc::new(Handle {
             above: RwLock::new(None),
@@ -162,11 +163,11 @@ impl DirHandle {
         })))
     }
 
-    /// Returns a handle of the same directory that holds its own descriptor: it stays with the
-    /// directory whatever is moved. The caller keeps directories from moving meanwhile.
+    /// Returns a handle of the same directory with its own descriptor: it follows the directory
+    /// when that is moved. No directory may move during the call.
     pub fn held(&self) -> Result<Arc<DirHandle>> {
         let dir = self.0.dir()?;
-        // For the path in messages alone.
+        // Only for the path in messages.
         let above = self.0.above().clone();
         Ok(Arc::new(DirHandle(Arc::new(Handle {
             above: RwLock::new(above),
@@ -181,12 +182,12 @@ impl DirHandle {
         self.0.dir().map(drop).inspect_err(|_| self.unpin())
     }
 
-    /// Takes [`DirHandle::pin`] back.
+    /// Undoes [`DirHandle::pin`].
     pub fn unpin(&self) {
         self.0.pinned.store(false, Ordering::Relaxed);
     }
 
-    /// Says that the directory was moved: from now on it is `name` in `parent`. Every handle below
+    /// Notes that the directory was moved: from now on it is `name` in `parent`. Every handle below
     /// follows.
     pub fn moved(&self, parent: &DirHandle, name: &OsStr) {
         *self.0.above_mut() = Some((Arc::clone(&parent.0), name.to_owned()));
@@ -195,7 +196,7 @@ impl DirHandle {
 
 impl Handle {
     fn above(&self) -> std::sync::RwLockReadGuard<'_, Option<(Arc<Handle>, OsString)>> {
-        // The value is replaced whole, so it is good even if another thread panicked with it.
+        // The value is replaced as a whole, so it is consistent even if another thread panicked.
         sync::read(&self.above)
     }
 
@@ -204,7 +205,7 @@ impl Handle {
     }
 
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<Dir>>> {
-        // The slot is replaced whole, so it is good even if another thread panicked with it.
+        // The slot is replaced as a whole, so it is consistent even if another thread panicked.
         sync::lock(&self.open)
     }
 
@@ -214,13 +215,12 @@ impl Handle {
         }
     }
 
-    /// Returns the descriptor, opening it and nothing above it for longer than needed.
+    /// Returns the descriptor, opening it if needed; parents are open only as long as needed.
     fn dir(self: &Arc<Self>) -> Result<Arc<Dir>> {
         if let Some(dir) = &*self.slot() {
             return Ok(Arc::clone(dir));
         }
-        // From here up to the nearest handle that is open, then down again: no recursion, whatever
-        // the depth.
+        // From here up to the nearest open handle, then down again: no recursion at any depth.
         let mut names = Vec::new();
         let mut at = Arc::clone(self);
         let mut dir = loop {
@@ -236,8 +236,8 @@ impl Handle {
         };
         names.reverse();
         for step in steps(&names) {
-            // Another user's directory may be closed to this process, and yet everybody may see
-            // that it is there.
+            // This process may have no access to another user's directory, although the
+            // directory itself is visible to all.
             dir = Arc::new(match dir.open_dir_quietly(&step) {
                 Err(error) if error.is(Errno::ACCESS) => dir.open_dir_unlisted(&step)?,
                 opened => opened?,
@@ -252,7 +252,7 @@ impl Handle {
     }
 }
 
-/// Joins names to paths that the kernel takes, each as long as possible.
+/// Joins names to paths within the kernel's limit, each as long as possible.
 fn steps(names: &[OsString]) -> Vec<PathBuf> {
     /// The kernel's limit is 4096 with the final NUL.
     const PATH_MAX_BYTES: usize = 4095;
@@ -293,11 +293,11 @@ impl LayerDir for DirHandle {
         self.sub(name)
     }
 
-    fn names(&self) -> Result<Vec<Listed>> {
+    fn names(&self) -> Result<Vec<RawEntry>> {
         let entries = self.0.dir()?.entries()?;
         entries
             .map(|entry| {
-                entry.map(|entry| Listed {
+                entry.map(|entry| RawEntry {
                     name: entry.name,
                     kind: entry.kind,
                     ino: entry.ino,
@@ -327,8 +327,7 @@ impl LayerDir for DirHandle {
     }
 
     fn open_file(&self, name: &OsStr) -> Result<File> {
-        // A layer does not change, not even when it was last read; and who opens has looked at the
-        // name.
+        // A layer does not change, not even its access times; and the caller has checked the name.
         self.0.dir()?.open_known_file_quietly(name)
     }
 
@@ -353,7 +352,7 @@ impl LayerDir for DirHandle {
     }
 
     fn flags(&self) -> Result<u32> {
-        // What is held may be one that takes no such questions.
+        // The held descriptor may be an `O_PATH` one, from which flags can't be read.
         vellum_sys::flags::get(self.0.dir()?.open_dir_quietly(".")?)
     }
 

@@ -1,31 +1,33 @@
-//! The changing side: a union that is written to, as a table of live nodes.
+//! The writing side: a union open for changes, as a table of live nodes.
 //!
-//! [`Engine`] is what a front (a FUSE session, a test, a tool) calls: one method for each thing a
-//! program can do to a file, in terms of nodes, names and bytes. It never hears of FUSE, errno or
-//! sockets. What a name means is decided by [`crate::resolve`]; what is written follows the
+//! A front (a FUSE session, a test, a tool) calls [`Engine`]: one method for each thing a program
+//! can do to a file, in terms of nodes, names and bytes. The engine knows nothing of FUSE, errno or
+//! sockets. [`crate::resolve`] decides what a name means. What the engine writes follows the
 //! kernel's overlayfs format, so that either can mount the other's work.
 //!
 //! Where things are:
 //!
-//! * `request.rs`: what is asked and answered; `action.rs`: what changes something, and what it
-//!   leaves to be told; `options.rs`: what an engine is made of;
+//! * `request.rs`: requests and answers; `action.rs`: a call that changes something, and what its
+//!   front must be told; `options.rs`: an engine's options;
 //! * `nodes.rs`, `names.rs`, `table.rs`: the live nodes, their names and their table; `gate.rs`:
-//!   the locks that keep them in place; `lookup.rs`, `list.rs`, `attr.rs`, `xattrs.rs`: reading;
-//! * `copy_up.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`, `rename.rs`: names, and
-//!   what goes with them in `links.rs`; `staging.rs`: where things are made before they have a
-//!   place;
-//! * `set_attr.rs`: attributes and xattrs; `acl.rs`, `owners.rs`, `records.rs`: how they are kept;
-//!   `at.rs`: one inode as a target;
-//! * `data.rs`, `place.rs`, `blocks.rs`: bytes, and files whose bytes are partly above and partly
-//!   below; `limit.rs`: how many;
+//!   the locks that keep them in place; `lookup.rs`, `list.rs`, `attr.rs`, `shown.rs`: reading;
+//! * `copy_up.rs`, `carry.rs`: from a lower layer to the upper; `create.rs`, `hide.rs`,
+//!   `rename.rs`: names, and what changes with them in `links.rs`; `staging.rs`: where new inodes
+//!   are prepared;
+//! * `set_attr.rs`, `flags.rs`: attributes, xattrs and `chattr` flags; `acl.rs`, `owners.rs`,
+//!   `records.rs`: how they are stored;
+//! * `data.rs`, `place.rs`, `blocks.rs`: bytes, and files with some bytes above and some below;
+//!   `files.rs`: open descriptors; `settle.rs`: copying what is left below; `limit.rs`: how much
+//!   the upper may hold;
 //! * `inode_numbers.rs`: inode numbers, origins, the index of hard links; `recovery.rs`: opening,
-//!   locks, what a crash left; `successor.rs`: what another process needs to go on.
+//!   locks, leftovers of a crash; `successor.rs`: what another process needs to continue.
 //!
-//! Lock order, outermost first: rename gate (shared by everything that uses names, alone for moving
-//! directories) > a directory's names, parent before child > a node's gate (copying up, changing
-//! where its data is) > a node's state > the node table > the cache of descriptors. Nothing is held
-//! while a reply is written. The copy-up of one file delays only requests for that file, and no
-//! layer is asked about a name under a lock that requests for other names wait for (`lookup.rs`).
+//! Lock order, outermost first: rename gate (shared for everything that uses names, exclusive for
+//! moving directories) > a directory's names, parent before child > a node's gate (copying up,
+//! changing where its data is) > a node's state > the node table > the cache of descriptors. No
+//! lock is held while a reply is written. The copy-up of one file delays only requests for that
+//! file, and no layer is asked about a name under a lock that requests for other names wait for
+//! (`lookup.rs`).
 
 pub(crate) mod acl;
 pub mod action;
@@ -88,7 +90,7 @@ pub use request::{
 pub use settle::{SettleOptions, SettleProgress, Settled, settle};
 pub use successor::Legacy;
 
-/// A union open for use. One value serves any number of threads.
+/// An open union. One value serves any number of threads.
 #[derive(Debug)]
 pub struct Engine {
     /// All layers; 0 is the upper one, if there is one.
@@ -105,7 +107,7 @@ pub struct Engine {
     pub(crate) files: FileCache,
     /// The rename gate.
     names: RenameGate,
-    /// How often a file was copied up, or got its bytes into the upper layer; see `lookup.rs`.
+    /// How often a file, or its bytes, was copied up; see `lookup.rs`.
     pub(crate) copies: AtomicU64,
 }
 
@@ -121,18 +123,19 @@ pub(crate) struct Upper {
     /// The maps of files copied up block by block.
     pub blocks: BlockStore,
     pub usage: Usage,
-    /// What keeps data before names on its file system.
+    /// How its file system writes data before names.
     pub data_order: DataOrder,
     pub options: UpperOptions,
-    /// Files can be made without a name.
+    /// Files can be created without a name (`O_TMPFILE`).
     pub unnamed: bool,
-    /// The file system takes setuid and setgid from whatever this process writes to.
+    /// The file system clears setuid and setgid of any file this process writes to.
     pub strips: bool,
-    /// The work directory says already that kernels can't use the upper.
+    /// The work directory already keeps kernels out.
     kernel_kept_out: AtomicBool,
-    /// What the root has to say before the index gets its first entry: for which lower layer it is.
+    /// The mark that names the index's lower layer: set on the root before the index gets its first
+    /// entry.
     unclaimed: Mutex<Option<Vec<u8>>>,
-    /// Upper and work directory: nobody else may have them.
+    /// Locks on the upper and the work directory: no other process may use them.
     locks: [Lock; 2],
 }
 
@@ -159,17 +162,16 @@ impl Engine {
         self.upper.as_ref().ok_or_else(|| Refusal::ReadOnly.into())
     }
 
-    /// Takes the rename gate, shared: directories don't move meanwhile.
+    /// Takes the rename gate shared: no directory moves while it is held.
     #[track_caller]
     pub(crate) fn shared(&self) -> Gate<'_> {
         self.names.shared()
     }
 
-    /// Takes names out of the lists that are in use no more. To be called with no lock held.
+    /// Removes unused names from the lists. Call it with no lock held.
     ///
-    /// With the rename gate shared: a directory's names are locked after its parent's, and who
-    /// moves between two directories, neither perhaps above the other, counts on it that nobody
-    /// else holds any.
+    /// Takes the rename gate shared: a move between two directories, perhaps neither above the
+    /// other, locks both their names and relies on no other thread holding any.
     pub(crate) fn sweep(&self) {
         if !self.table.wants_sweep() {
             return;
@@ -178,21 +180,21 @@ impl Engine {
         self.table.sweep(&gate, |node| self.file_gone(node));
     }
 
-    /// Returns a node's state, for looking at its inode, which stays where it is meanwhile.
+    /// Returns a node's state, for reading its inode, which can't move while the state is held.
     #[track_caller]
     pub(crate) fn unmoved<'a>(&'a self, node: &'a LiveNode) -> Unmoved<'a> {
         Unmoved::new(self.shared(), node)
     }
 
-    /// Takes the rename gate alone: nobody else uses names meanwhile.
+    /// Takes the rename gate exclusively: no other thread uses names while it is held.
     #[track_caller]
     pub(crate) fn alone(&self) -> Gate<'_> {
         self.names.alone()
     }
 
-    /// Takes the rename gate, shared, and the node's own gate: as long as both are held, or the
-    /// second alone and nothing but the node's parent's descriptor is used, it stays where it is.
-    /// Waits without holding either.
+    /// Takes the rename gate shared, and the node's own gate. The node can't move while both are
+    /// held. With the node's gate alone it can't either, if the caller uses only the parent's
+    /// descriptor. Waits without holding either.
     pub(crate) fn still<'a>(&'a self, node: &'a LiveNode) -> (Gate<'a>, NodeGate<'a>) {
         loop {
             let shared = self.shared();
@@ -212,25 +214,25 @@ impl Engine {
         }
     }
 
-    /// Returns whether the upper layer may hold only so much.
+    /// Returns whether the upper layer has a size limit.
     pub fn is_limited(&self) -> bool {
         let limit = self.upper.as_ref().map(|upper| upper.options.limit);
         limit.is_some_and(|limit| limit != Limit::default())
     }
 
-    /// Returns how many nodes somebody counts on, the root among them: for tests and figures.
+    /// Returns how many live nodes there are, including the root: for tests and metrics.
     pub fn live_nodes(&self) -> usize {
         self.table.len()
     }
 
-    /// Syncs the upper layer and lets go of it. To be called when nobody uses the engine any more.
+    /// Syncs and releases the upper layer. Call it when the engine is no longer in use.
     pub fn close(self) -> Result<()> {
         self.release()
     }
 }
 
 impl Upper {
-    /// Sees to it that a staged file's bytes come to disk before the name, or the loss of a mark,
+    /// Makes sure a staged file's bytes reach the disk before the name, or the removal of a mark,
     /// that shows them.
     pub fn settle_data(&self, file: impl AsFd) -> vellum_sys::Result<()> {
         match self.options.durability {
@@ -240,8 +242,8 @@ impl Upper {
         }
     }
 
-    /// Sees to it that an inode as it is now, with its marks, comes to disk before a name that
-    /// shows it, or shows it elsewhere.
+    /// Makes sure an inode in its present state, with its marks, reaches the disk before a name
+    /// that shows it, or shows it elsewhere.
     ///
     /// Does nothing where the file system keeps that order. Symbolic links, pipes, sockets and
     /// devices can't be synced, and are left as they are.
@@ -253,13 +255,13 @@ impl Upper {
         match at.open_to_sync() {
             Ok(Some(inode)) => self.settle_open(inode),
             Ok(None) => Ok(()),
-            // A plain user's own, of a mode that keeps even its owner from opening it.
+            // A plain user's own file, with a mode that keeps even its owner from opening it.
             Err(error) if error.is_denied() => publish::sync_fs(&**self.staging.dir()),
             Err(error) => Err(error),
         }
     }
 
-    /// As [`Upper::settle_inode`], of a file or directory that is open.
+    /// As [`Upper::settle_inode`], for an open file or directory.
     pub fn settle_open(&self, inode: impl AsFd) -> vellum_sys::Result<()> {
         match self.options.durability {
             Durability::Full | Durability::Ordered => publish::order_inode(inode, self.data_order),
@@ -275,7 +277,7 @@ impl Site for Upper {
     }
 }
 
-/// A layer by its number in the stack; data-only ones follow behind the others.
+/// A layer by its number in the stack; data-only ones come after the others.
 struct Numbered<'a> {
     stack: &'a Stack,
     number: usize,

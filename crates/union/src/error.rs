@@ -1,11 +1,11 @@
-//! The one error of this room. Each says which layer (counted from the top, 0 first) and which path
+//! This crate's error type. Each error names the layer (counted from the top, 0 first) and the path
 //! it is about.
 
 use std::path::PathBuf;
 
 use vellum_format::{Mark, MarkError};
 
-/// The result of everything in this room.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a union could not be read.
@@ -14,7 +14,7 @@ pub enum Error {
     /// A system call failed. The source has the path.
     #[error("layer {layer} can't be read")]
     Io {
-        /// The layer's name: its directory, as a rule.
+        /// The layer's name, usually its directory.
         layer: String,
         /// What failed.
         #[source]
@@ -33,7 +33,7 @@ pub enum Error {
     },
     /// A mark that points elsewhere, in a layer that came from an archive: anyone could have
     /// written it.
-    #[error("/{path} in layer {layer} has a {mark} mark, but the layer is from an archive, where none is followed", path = path.display())]
+    #[error("/{path} in layer {layer} has a {mark} mark, but the layer is from an archive: such marks are not followed", path = path.display())]
     Untrusted {
         /// The layer's name.
         layer: String,
@@ -50,7 +50,7 @@ pub enum Error {
         /// The path inside that layer.
         path: PathBuf,
     },
-    /// The file is copied up block by block, and its map, its lower file or both can't be used.
+    /// The file was copied up block by block, and its map or its lower file can't be used.
     #[error("/{path} in layer {layer} is unsettled, and {why}", path = path.display())]
     Blocks {
         /// The upper layer's name.
@@ -67,10 +67,10 @@ pub enum Error {
         layer: String,
         /// The path in the union.
         path: PathBuf,
-        /// Something that is no regular file stands, or a whiteout lies, where the data should be.
+        /// A whiteout, or something other than a regular file, is where the data should be.
         obstructed: bool,
     },
-    /// A redirect mark of a directory points at no directory.
+    /// A directory's redirect mark points where there is no directory.
     #[error("/{path} in layer {layer} has a redirect mark to {to:?}, where no layer below has a directory", path = path.display())]
     Dangling {
         /// The layer's name.
@@ -80,23 +80,23 @@ pub enum Error {
         /// Where the mark points.
         to: PathBuf,
     },
-    /// A path was walked through something that is no directory, or one was to be listed.
-    #[error("/{path} is no directory", path = path.display())]
+    /// A path leads through something that is not a directory, or such a thing was listed.
+    #[error("/{path} is not a directory", path = path.display())]
     NotADirectory {
         /// The path in the union.
         path: PathBuf,
     },
-    /// Data was asked of something that is no regular file, or a link target of something that is
-    /// no symbolic link.
-    #[error("/{path} is no {expected}", path = path.display())]
+    /// Data was read from something that is not a regular file, or a link target from something
+    /// that is not a symbolic link.
+    #[error("/{path} is not a {expected}", path = path.display())]
     WrongKind {
         /// The path in the union.
         path: PathBuf,
-        /// What it was taken for.
+        /// The type it was read as.
         expected: &'static str,
     },
-    /// A path so long that walking the tree would need memory without bound.
-    #[error("a path of {length_bytes} bytes is deeper than a union is read: /{start}...", start = start.display())]
+    /// The path is so long that walking the tree would need unbounded memory.
+    #[error("a path of {length_bytes} bytes is too deep to read: /{start}...", start = start.display())]
     TooDeep {
         /// The first components.
         start: PathBuf,
@@ -109,17 +109,17 @@ pub enum Error {
         /// The path as given.
         path: PathBuf,
     },
-    /// A union of no layers.
+    /// A union without layers.
     #[error("a union needs at least one layer")]
     NoLayers,
-    /// Something was asked of a live union that its rules refuse, as any file system would.
+    /// A live union refused a request, as any file system would.
     #[error("{refusal}")]
     Refused {
         /// The rule.
         refusal: Refusal,
     },
-    /// An engine can't go on where another stopped.
-    #[error("what the engine before left can't be taken over: {why}")]
+    /// An engine can't continue where another stopped.
+    #[error("can't resume from the previous engine's state: {why}")]
     Successor {
         /// Why, as a clause.
         why: String,
@@ -143,8 +143,8 @@ pub enum Refusal {
     /// The name is taken.
     #[error("the name is taken")]
     Exists,
-    /// It is no directory.
-    #[error("it is no directory")]
+    /// It is not a directory.
+    #[error("it is not a directory")]
     NotADirectory,
     /// It is a directory.
     #[error("it is a directory")]
@@ -155,10 +155,10 @@ pub enum Refusal {
     /// The union has no upper layer, or it is on a read-only mount.
     #[error("the union is read-only")]
     ReadOnly,
-    /// Not allowed, whoever asks.
-    #[error("that is not permitted here")]
+    /// No caller may do this.
+    #[error("that is not permitted")]
     NotPermitted,
-    /// The move would need a mark this union is told not to write.
+    /// The move needs a mark that this union may not write.
     #[error("it can't be moved without redirect_dir")]
     CrossDevice,
     /// An argument no file system accepts.
@@ -170,19 +170,19 @@ pub enum Refusal {
     /// An id has no counterpart on the other side of the mapping.
     #[error("an owner can't be mapped")]
     UnmappedId,
-    /// The limit of the union is reached.
-    #[error("the limit of the union is reached")]
+    /// The union has reached its limit.
+    #[error("the union has reached its limit")]
     LimitReached,
     /// The name is longer than 255 bytes.
     #[error("the name is too long")]
     NameTooLong,
-    /// There is nothing that way (SEEK_DATA behind the end).
-    #[error("there is no data from there on")]
+    /// SEEK_DATA found nothing after the offset.
+    #[error("there is no data after that offset")]
     NoData,
-    /// What is asked for can't be had from the layers' file system.
-    #[error("that is not supported here")]
+    /// The layers' file system can't do this.
+    #[error("the layers' file system does not support that")]
     Unsupported,
-    /// The node is not known (any more).
+    /// The engine doesn't know the node, or no longer does.
     #[error("the node is gone")]
     Stale,
 }
@@ -194,9 +194,8 @@ impl From<Refusal> for Error {
 }
 
 impl Error {
-    /// True if something in the layer called `layer` was not there any more when it was looked at
-    /// again.
-    pub(crate) fn went_from(&self, layer: &str) -> bool {
+    /// Returns whether something in the layer called `layer` was gone when it was read again.
+    pub(crate) fn is_gone_from(&self, layer: &str) -> bool {
         use rustix::io::Errno;
         match self {
             Error::Io {
@@ -211,12 +210,12 @@ impl Error {
     }
 }
 
-/// Something that system calls are made on: a layer, or what belongs to one.
+/// A thing that system calls act on: a layer, or a part of one.
 pub(crate) trait Site {
-    /// Returns what errors call it.
+    /// Returns its name in errors.
     fn site(&self) -> String;
 
-    /// Turns a failure here into an error that says so.
+    /// Turns a failed system call on it into an [`Error::Io`] that names it.
     fn io(&self, source: vellum_sys::Error) -> Error {
         Error::Io {
             layer: self.site(),
@@ -238,9 +237,9 @@ impl<S: Site + ?Sized> Site for &S {
     }
 }
 
-/// The one way in which a failed system call gains its place.
+/// Adds the layer to the error of a failed system call.
 pub(crate) trait On<T> {
-    /// Returns the error as one of this room: the call was made on `site`.
+    /// Turns the error into one of this crate, for a call that acted on `site`.
     fn on(self, site: impl Site) -> Result<T>;
 }
 

@@ -1,4 +1,4 @@
-//! Why the union has what it has under one path: each layer's own statement about it, in the order
+//! Explains what the union has at one path: what each layer says about it, in the order in which
 //! they were asked.
 
 use std::cell::RefCell;
@@ -29,12 +29,12 @@ pub struct Statement {
 /// Why a path is, or is not, there.
 #[derive(Debug)]
 pub struct Explanation {
-    /// What the union has, or the error that keeps it from saying.
+    /// What the union has, or the error that prevents an answer.
     pub outcome: Result<Option<Node>>,
-    /// How far the path could be followed: what the statements are about.
+    /// The path the statements are about: as far as the path asked for could be followed.
     pub path: PathBuf,
-    /// The statements of the layers, in order. Layers that were not asked could not have changed
-    /// anything.
+    /// The layers' statements, in order. A layer that was not asked could not have changed the
+    /// outcome.
     pub statements: Vec<Statement>,
 }
 
@@ -71,7 +71,7 @@ impl Stack {
                 layers: Layers::of(self),
                 statements: RefCell::new(Vec::new()),
             };
-            // Once to hear what is said, once for the node: an explanation need not be fast.
+            // Once for the statements, once for the node: an explanation need not be fast.
             let outcome = self
                 .merge_with(&heard, &node, name)
                 .and_then(|_| self.child(&node, name));
@@ -89,7 +89,7 @@ impl Stack {
     }
 }
 
-/// Passes questions on and writes down the answers.
+/// Forwards questions to the layers and records the answers.
 struct Heard<'a> {
     layers: Layers<'a>,
     statements: RefCell<Vec<Statement>>,
@@ -154,14 +154,16 @@ fn phrase(answer: &Answer<DirAt, FileAt>) -> String {
         } => {
             format!("attributes of a file whose data is below, {}", to(redirect))
         }
-        Answer::Dir { opaque: true, .. } => "a directory that hides all below it (opaque)".into(),
+        Answer::Dir { opaque: true, .. } => {
+            "a directory that hides all layers below (opaque)".into()
+        }
         Answer::Dir { redirect: None, .. } => "a directory".into(),
         Answer::Dir {
             redirect: Some(redirect),
             ..
         } => {
             format!(
-                "a directory that was renamed: below it is found {}",
+                "a renamed directory; the layers below have it {}",
                 to(redirect)
             )
         }
@@ -174,7 +176,7 @@ impl fmt::Display for Stop {
             Stop::Whiteout(_) => "a whiteout",
             Stop::Opaque => "an opaque directory",
             Stop::Found => "a file",
-            Stop::OtherKind => "something of another kind",
+            Stop::OtherKind => "an entry of another type",
         })
     }
 }

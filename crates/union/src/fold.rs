@@ -1,9 +1,9 @@
-//! Several layers as the one layer that shows the same on whatever lies below them.
+//! Folds several layers into one layer that shows the same, whatever is below it.
 //!
-//! Everything the layers show is written out, every directory that shuts out what is below is
-//! opaque, and every name that the topmost layer to speak of it hides is hidden. Marks that point
-//! elsewhere (redirect, metacopy) are resolved on the way; where they point out of these layers
-//! that is an error.
+//! Everything the layers show is written out, every directory that hides what is below is opaque,
+//! and a name is hidden if the topmost layer that has it, or a whiteout of it, hides it. Marks that
+//! point elsewhere (redirect, metacopy) are resolved; if they point outside these layers, that is
+//! an error.
 
 use std::ffi::OsString;
 
@@ -12,8 +12,7 @@ use crate::changes::{Change, ChangeKind};
 use crate::node::Node;
 use crate::stack::{OPEN_LEVELS, Stack};
 
-/// Returns the content of the one layer that stands for all of `layers`, in path order, without the
-/// root.
+/// Returns the content of one layer equivalent to all of `layers`, in path order, without the root.
 pub fn folded(layers: &Stack) -> Folded {
     Folded {
         layers: layers.clone(),
@@ -23,7 +22,7 @@ pub fn folded(layers: &Stack) -> Folded {
     }
 }
 
-/// A stream of what a folded layer holds; see [`folded`]. After an error it ends.
+/// The content of a folded layer as a stream; see [`folded`]. It ends after an error.
 #[derive(Debug)]
 pub struct Folded {
     layers: Stack,
@@ -35,7 +34,7 @@ pub struct Folded {
 #[derive(Debug)]
 struct Frame {
     dir: Node,
-    /// Nothing from below shows here, so nothing has to be hidden.
+    /// Nothing from below shows here, so no names need hiding.
     shut: bool,
     names: std::vec::IntoIter<(OsString, bool)>,
 }

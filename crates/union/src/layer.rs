@@ -1,9 +1,8 @@
-//! A tree that can be read: what a union is made of.
+//! A layer: a readable tree from which unions are built.
 //!
-//! A layer shows what is on disk, marks and all; it understands none of them. What they mean is
-//! said by its [`Dialect`] and decided in `marks.rs`. Directories are handles, so that nothing is
-//! ever looked up by a long path twice; a handle may give its descriptor back at any time and get a
-//! new one when asked again.
+//! A layer shows what is on disk, including marks, which it does not interpret. `marks.rs` does
+//! that, by the layer's [`Dialect`]. Directories are handles, so that no long path is looked up
+//! twice; a handle may close its descriptor at any time and open a new one when next used.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
@@ -21,51 +20,51 @@ use crate::layer::blocks::BlockMaps;
 
 pub(crate) mod blocks;
 
-/// Who made a layer, and so which of its marks are followed.
+/// What wrote a layer, and therefore which of its marks are followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LayerTrust {
     /// An overlay engine (the kernel's or ours): all its marks are followed.
     Engine,
-    /// An archive was unpacked. Whiteouts and opaque directories are followed; a redirect or
-    /// metacopy mark, with which an image could read other files of the store, is an error.
+    /// An unpacked archive. Whiteouts and opaque directories are followed. A redirect or metacopy
+    /// mark, with which an image could read other files of the store, is an error.
     Archive,
 }
 
 /// Whether names such as `.wh.x` are marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WhNames {
-    /// They are names like any other, as in the kernel's overlayfs.
+    /// They are ordinary names, as in the kernel's overlayfs.
     Plain,
-    /// They hide names, as in AUFS trees and those of fuse-overlayfs without privilege.
+    /// They hide names, as in trees of AUFS and of unprivileged fuse-overlayfs.
     Whiteouts,
 }
 
 /// Whether owners, modes and refused xattrs are recorded in xattrs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Records {
-    /// The inodes are as they are.
+    /// No: the inodes' own attributes count.
     None,
-    /// `override_stat` replaces what the inode says, and records of xattrs are shown as those
-    /// xattrs.
+    /// Yes: `override_stat` replaces the inode's attributes, and records of xattrs are shown as
+    /// those xattrs.
     Read,
 }
 
 /// How a layer writes its marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Dialect {
-    /// The namespace of its marks' xattrs; `None` if it has none, and devices 0:0 are devices.
-    /// `Trusted` needs CAP_SYS_ADMIN in the initial user namespace to be seen at all.
+    /// The namespace of its marks' xattrs; `None` if it has no marks, and devices 0:0 are devices.
+    /// Reading `Trusted` needs CAP_SYS_ADMIN in the initial user namespace.
     pub prefix: Option<Prefix>,
-    /// What `.wh.` names are.
+    /// Whether `.wh.` names are marks.
     pub wh_names: WhNames,
-    /// What stat overrides are.
+    /// Whether there are records.
     pub records: Records,
-    /// Who made it.
+    /// What wrote it.
     pub trust: LayerTrust,
 }
 
 impl Dialect {
-    /// The kernel's own dialect, in a tree that an overlay engine wrote.
+    /// Returns the kernel's dialect, for a tree that an overlay engine wrote.
     pub const fn kernel(prefix: Prefix) -> Dialect {
         Dialect {
             prefix: Some(prefix),
@@ -75,7 +74,7 @@ impl Dialect {
         }
     }
 
-    /// The kernel's own dialect, in a tree unpacked from an archive.
+    /// Returns the kernel's dialect, for a tree unpacked from an archive.
     pub const fn archive(prefix: Prefix) -> Dialect {
         Dialect {
             trust: LayerTrust::Archive,
@@ -83,7 +82,7 @@ impl Dialect {
         }
     }
 
-    /// A whole tree without marks: whatever looks like one is what it looks like.
+    /// Returns the dialect of a tree without marks: what looks like a mark is an ordinary file.
     pub const fn plain() -> Dialect {
         Dialect {
             prefix: None,
@@ -91,7 +90,7 @@ impl Dialect {
         }
     }
 
-    /// The same with records read.
+    /// Returns the same with records read.
     pub const fn with_records(self) -> Dialect {
         Dialect {
             records: Records::Read,
@@ -99,7 +98,7 @@ impl Dialect {
         }
     }
 
-    /// The same with `.wh.` names taken for whiteouts.
+    /// Returns the same with `.wh.` names read as whiteouts.
     pub const fn with_wh_names(self) -> Dialect {
         Dialect {
             wh_names: WhNames::Whiteouts,
@@ -110,14 +109,14 @@ impl Dialect {
 
 /// A readable tree.
 pub trait Layer: Debug + Send + Sync {
-    /// Returns what to call it in messages.
+    /// Returns its name for messages.
     fn name(&self) -> String;
     /// Returns its dialect.
     fn dialect(&self) -> Dialect;
     /// Returns the handle of its root directory.
     fn root(&self) -> Arc<dyn LayerDir>;
-    /// Returns the maps of files copied up block by block, if it is an upper layer opened with its
-    /// work directory. Without them such a file is an error.
+    /// Returns the maps of files copied up block by block, if this is an upper layer opened with
+    /// its work directory. Without them such a file is an error.
     fn block_maps(&self) -> Option<Arc<BlockMaps>> {
         None
     }
@@ -125,12 +124,12 @@ pub trait Layer: Debug + Send + Sync {
 
 /// One name in a directory of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct RawEntry {
     /// The name.
     pub name: OsString,
-    /// What the inode is, marks not understood.
+    /// The inode's type, with marks not interpreted.
     pub kind: FileKind,
-    /// The inode number the directory gives; under a mount point, that of the covered inode.
+    /// The inode number in the directory; for a mount point, that of the covered inode.
     pub ino: u64,
 }
 
@@ -141,12 +140,12 @@ pub struct Listed {
 pub trait LayerDir: Debug + Send + Sync {
     /// Returns the path inside the layer, for messages.
     fn path(&self) -> PathBuf;
-    /// Returns the attributes, or `None` if there is no such name.
+    /// Returns the attributes, or `None` if the name does not exist.
     fn stat(&self, name: Option<&OsStr>) -> Result<Option<Stat>>;
     /// Returns a handle of the subdirectory `name`; nothing is opened or checked yet.
     fn subdir(&self, name: &OsStr) -> Arc<dyn LayerDir>;
     /// Returns all names, unsorted, without `.` and `..`.
-    fn names(&self) -> Result<Vec<Listed>>;
+    fn names(&self) -> Result<Vec<RawEntry>>;
     /// Returns the names of all xattrs, as stored.
     fn xattr_names(&self, name: Option<&OsStr>) -> Result<Vec<OsString>>;
     /// Returns the value of a stored xattr, or `None` if there is none.
@@ -155,14 +154,14 @@ pub trait LayerDir: Debug + Send + Sync {
     fn read_link(&self, name: &OsStr) -> Result<OsString>;
     /// Opens a regular file for reading. Errors if it is anything else.
     fn open_file(&self, name: &OsStr) -> Result<File>;
-    /// Opens what `name` is without using it (`O_PATH`), or the directory itself.
+    /// Opens `name`, or the directory itself, as a mere reference (`O_PATH`).
     fn open_path(&self, name: Option<&OsStr>) -> Result<OwnedFd>;
-    /// Returns what its file system calls an inode for good, or `None` if it has no such handles.
+    /// Returns the file system's permanent handle of an inode, or `None` if it has no handles.
     fn handle(&self, name: Option<&OsStr>) -> Result<Option<FileHandle>>;
-    /// Returns the room on the file system it is on.
+    /// Returns the space on its file system.
     fn room(&self) -> Result<Room>;
     /// Returns the directory's `FS_*_FL` flags.
     fn flags(&self) -> Result<u32>;
-    /// Gives the descriptor back, if one is held; the next question opens the directory again.
+    /// Closes the descriptor, if one is open; the next use opens the directory again.
     fn release(&self);
 }

@@ -1,14 +1,13 @@
-//! Names that a layer must have so that hard links stay together, although nothing about them
-//! changed.
+//! Unchanged names that a layer must contain so that hard links stay together.
 //!
-//! A directory is renamed, and one of its files has another name elsewhere. Both names still are
-//! the one lower file, but only the first is a change; a layer with that one alone would make two
-//! files of one. So the other is written out too. Read only for
+//! A directory is renamed, and one of its files has another name elsewhere. Both names still lead
+//! to one lower file, but only the first is a change. A layer with that name alone would turn one
+//! file into two, so the other name is written out too. Read only for
 //! [`Form::Layer`](crate::Form::Layer).
 //!
-//! Cost: one more pass over the changes; and one over the whole union, but only if the changes hold
-//! a lower inode with more names than were seen. Memory: the changed names of lower inodes that
-//! have several.
+//! Cost: one more pass over the changes; and one over the whole union, but only if the changes have
+//! a lower inode with more names than were found. Memory: the changed names of lower inodes with
+//! several names.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -17,7 +16,7 @@ use crate::Result;
 use crate::node::Node;
 use crate::stack::Stack;
 
-/// Returns the paths, in a set because they are asked for by prefix. Usually empty. `changed` are
+/// Returns the paths, in a set because they are looked up by prefix. Usually empty. `changed` are
 /// the paths of `union` that the layer has anyway, with what is there now.
 pub(crate) fn left_behind(
     changed: impl Iterator<Item = Result<(PathBuf, Option<Node>)>>,
@@ -25,7 +24,7 @@ pub(crate) fn left_behind(
 ) -> Result<BTreeSet<PathBuf>> {
     let mut moved: HashMap<_, (u32, BTreeSet<PathBuf>)> = HashMap::new();
     for change in changed {
-        // Whoever reads the changes next meets the same error in its place, and gets no layer.
+        // The next reader of the changes gets the same error at this path, and no layer.
         let Ok((path, node)) = change else {
             return Ok(BTreeSet::new());
         };

@@ -1,9 +1,9 @@
-//! The merge: several trees, one on top of the other, read as one.
+//! The merge: several trees, stacked on each other, read as one.
 //!
-//! This room says what a user of the union sees: which names exist, whose attributes and data they
-//! have, and what the top layer changed. It knows marks through `vellum-format` and files through
-//! `vellum-sys`. It must not know FUSE, errnos of its own making, sockets, databases, tar, or where
-//! layers are kept.
+//! This crate decides what a user of the union sees: which names exist, whose attributes and data
+//! they have, and what the top layer changed. It knows marks through `vellum-format` and files
+//! through `vellum-sys`. It must not know FUSE, invent errnos, or know sockets, databases, tar, or
+//! where layers are kept.
 //!
 //! Start reading at [`resolve`]: one pure function, [`resolve::merge`], decides about one name,
 //! asking each layer only when its answer matters. [`Stack`] asks real layers through it, for
@@ -11,11 +11,11 @@
 //! reads two whole unions.
 //!
 //! Invariants:
-//! * A tree is data from strangers: a mark that can't be true (or may not be followed there) is an
-//!   [`Error`] that names the mark, the layer and the path. Nothing is ever read as zeros, as
-//!   empty, or for ever.
-//! * A redirect is looked for only in layers below the one it stands in, so no chain of them can be
-//!   a loop.
+//! * A tree is untrusted data: a mark that can't be true (or may not be followed there) is an
+//!   [`Error`] that names the mark, the layer and the path. It is never read as zeros or as empty,
+//!   and never in an endless loop.
+//! * A redirect is followed only in layers below the one that has it, so a chain of redirects can't
+//!   loop.
 //! * Names are bytes; paths in errors and results are relative to the union's root.
 #![forbid(unsafe_code)]
 
@@ -41,6 +41,6 @@ pub use error::{Error, Refusal, Result};
 pub use explain::{Explanation, Statement};
 pub use fold::{Folded, folded};
 pub use layer::blocks::{BlockMaps, Data};
-pub use layer::{Dialect, Layer, LayerDir, LayerTrust, Listed, Records, WhNames};
+pub use layer::{Dialect, Layer, LayerDir, LayerTrust, RawEntry, Records, WhNames};
 pub use node::Node;
 pub use stack::{Stack, Walk};

@@ -1,10 +1,10 @@
-//! Which names are one inode, in two unions that share no inodes.
+//! Which names belong to one inode, in two unions that share no inodes.
 //!
-//! A hard link can be compared only as a group: each of its names may be as it was while the group
-//! is another. This is asked for only where two whole trees are compared; it walks both once more,
-//! and keeps 24 bytes for every name of an inode that has several, and nothing for other files.
-//! Paths are kept as hashes: at worst a collision writes one file too many or leaves a link
-//! unjoined in a tree of billions.
+//! Hard links can be compared only as groups: each name may be unchanged while the group has
+//! changed. This is needed only to compare two whole trees. It walks both once more, and keeps 24
+//! bytes for every name of an inode with several names, nothing for other files. Paths are kept as
+//! hashes: at worst, in a tree of billions, a collision writes one file too many or leaves a link
+//! unjoined.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -44,8 +44,8 @@ impl LinkGroups {
         Ok(groups)
     }
 
-    /// Returns whether everything that is now a name of this file was one of its names before: then
-    /// nothing has to be said about its links, since names that went are deletions.
+    /// Returns whether all present names of this file were its names before: then its links need no
+    /// entry, since removed names are deletions.
     pub(crate) fn only_shrunk(&self, new: &Node) -> bool {
         let before = self.old.get(&self.hash(new.path()));
         match self.new.get(&new.identity()) {

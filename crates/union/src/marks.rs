@@ -1,7 +1,7 @@
-//! Reading the marks on one name of one layer: from what is on disk to an [`Answer`].
+//! Reads the marks on one name of one layer: from what is on disk to an [`Answer`].
 //!
-//! The only place where a [`Dialect`] is understood on the way in. A mark is either followed, or an
-//! error that names it: never passed over.
+//! Only this file interprets a [`Dialect`] when reading. A mark is either followed or an error that
+//! names it; it is never ignored.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -13,11 +13,11 @@ use vellum_format::{FUSE_OVERLAYFS_OPAQUE, Mark, Metacopy, Opaque, Redirect, blo
 use vellum_sys::{FileKind, Stat};
 
 use crate::error::{On, Site};
-use crate::layer::{Dialect, Layer, LayerDir, LayerTrust, Listed, WhNames};
+use crate::layer::{Dialect, Layer, LayerDir, LayerTrust, RawEntry, WhNames};
 use crate::resolve::{Answer, Data, Whiteout};
 use crate::{Error, Result};
 
-/// A directory of a layer, with what its own inode says.
+/// A directory of a layer, with its inode's attributes and marks.
 #[derive(Debug, Clone)]
 pub(crate) struct DirAt {
     pub dir: Arc<dyn LayerDir>,
@@ -38,19 +38,19 @@ pub(crate) struct FileAt {
     pub blocks: Option<Box<str>>,
 }
 
-/// A name a directory of a layer says something about.
+/// A name that a directory of a layer has or hides.
 #[derive(Debug)]
 pub(crate) struct Named {
     pub name: OsString,
-    /// It says that there is no such name.
+    /// The name is hidden.
     pub hides: bool,
-    /// What the inode is, marks not understood.
+    /// The inode's type, with marks not interpreted.
     pub kind: FileKind,
-    /// The inode number the directory gives.
+    /// The inode number in the directory.
     pub ino: u64,
 }
 
-/// One layer with its number and dialect, asked about names.
+/// Reads names of one layer by its dialect.
 pub(crate) struct Reader<'a> {
     pub layer: &'a dyn Layer,
     pub dialect: Dialect,
@@ -89,9 +89,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns which xattrs a name has, so that only marks that are there are asked for: most names
-    /// have none, and one question is less than one for each mark. `None` if there are more than
-    /// can be listed.
+    /// Returns which xattrs a name has, so that only existing marks are read: most names have none,
+    /// and one call is cheaper than one for each mark. `None` if there are more than can be listed.
     fn listed(&self, dir: &dyn LayerDir, name: &OsStr) -> Result<Option<Vec<OsString>>> {
         if self.dialect.prefix.is_none() {
             return Ok(Some(Vec::new()));
@@ -102,7 +101,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns whether a mark may be among what was listed.
+    /// Returns whether a mark may be among the listed xattrs.
     fn may_have(&self, listed: &Option<Vec<OsString>>, mark: Mark) -> bool {
         match (self.dialect.prefix, listed) {
             (None, _) => false,
@@ -111,7 +110,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns the parsed value of a mark, or `None` if it is not there.
+    /// Returns the parsed value of a mark, or `None` if it is not set.
     fn parsed<T>(
         &self,
         (dir, name): (&dyn LayerDir, Option<&OsStr>),
@@ -128,7 +127,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Refuses a mark that points elsewhere in a layer that an archive made.
+    /// Refuses a mark that points elsewhere in a layer from an archive.
     fn check_trust(&self, dir: &dyn LayerDir, name: &OsStr, mark: Mark) -> Result<()> {
         match self.dialect.trust {
             LayerTrust::Engine => Ok(()),
@@ -238,8 +237,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The ways in which trees with `.wh.` names say opaque: the sentinel, fuse-overlayfs's xattr,
-    /// and a whiteout beside the directory of the same name.
+    /// Returns whether a directory in a tree with `.wh.` names is opaque: by the opaque file, by
+    /// fuse-overlayfs's xattr, or by a whiteout of its own name next to it.
     fn opaque_by_name(
         &self,
         above: &Arc<dyn LayerDir>,
@@ -250,14 +249,14 @@ impl<'a> Reader<'a> {
             return Ok(false);
         }
         let sentinel = match dir.stat(Some(OsStr::new(wh::OPAQUE))) {
-            // Another user's directory that is closed to this process: nothing in it can be
-            // reached, and nothing below it through it.
+            // This process has no access to another user's directory: it can reach nothing in
+            // it, and nothing below through it.
             Err(error) if error.is(Errno::ACCESS) => None,
             found => found.on(self)?,
         };
         let opaque = OsStr::new(FUSE_OVERLAYFS_OPAQUE);
         let xattr = match dir.xattr(None, opaque) {
-            // To list attributes needs no permission, to read one does, also one that is not there.
+            // Listing xattrs needs no permission, but reading one does, even if it is not set.
             Err(error)
                 if error.is(Errno::ACCESS)
                     && dir
@@ -287,7 +286,7 @@ impl<'a> Reader<'a> {
         name: &OsStr,
         stat: Stat,
     ) -> Result<Answer<DirAt, FileAt>> {
-        // The kernel's lookup takes such a file for a whiteout whether or not its directory says
+        // The kernel's lookup reads such a file as a whiteout whether or not its directory has
         // `opaque=x`.
         let listed = self.listed(&**dir, name)?;
         if stat.size_bytes == 0
@@ -326,8 +325,8 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns the name of an unsettled file's map. Errors if this layer was not opened with its
-    /// maps: nobody but the engine that wrote such a file, and those who read its work directory,
-    /// may read it.
+    /// maps: only the engine that wrote such a file, or a reader of its work directory, may read
+    /// it.
     fn block_map(&self, dir: &Arc<dyn LayerDir>, name: &OsStr) -> Result<Box<str>> {
         let unsettled = || Error::Unsettled {
             layer: self.layer.name(),
@@ -346,18 +345,18 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Returns the names `dir` says something about, each with whether it hides it. Names twice:
-    /// see [`wh`].
+    /// Returns the names that `dir` has or hides, each with whether it hides it. May contain a name
+    /// twice: see [`wh`].
     pub fn names(&self, dir: &DirAt) -> Result<Vec<(OsString, bool)>> {
         let entries = self.entries(dir)?;
         Ok(entries.into_iter().map(|at| (at.name, at.hides)).collect())
     }
 
-    /// As [`Reader::names`], with all the directory says.
+    /// As [`Reader::names`], with type and inode number.
     pub fn entries(&self, dir: &DirAt) -> Result<Vec<Named>> {
         let listed = dir.dir.names().on(self)?;
         let mut names = Vec::with_capacity(listed.len());
-        for Listed { name, kind, ino } in listed {
+        for RawEntry { name, kind, ino } in listed {
             match (self.dialect.wh_names, wh::parse(&name)) {
                 (WhNames::Plain, _) | (WhNames::Whiteouts, wh::Name::Plain) => {}
                 (WhNames::Whiteouts, wh::Name::Whiteout(hidden)) => {
@@ -372,7 +371,7 @@ impl<'a> Reader<'a> {
                 (WhNames::Whiteouts, wh::Name::Opaque | wh::Name::Reserved) => continue,
                 (WhNames::Whiteouts, wh::Name::Malformed) => {
                     let reason = format!(
-                        "{:?} hides nothing",
+                        "{:?} names nothing to hide",
                         name.as_bytes().escape_ascii().to_string()
                     );
                     let source = vellum_format::MarkError {

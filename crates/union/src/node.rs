@@ -1,7 +1,7 @@
 //! What the union has at one path: attributes, data, and where they come from.
 //!
-//! A node is a picture of the moment it was looked up. It holds handles, not descriptors: reading
-//! from it later may find that the tree below has changed, and says so as an error.
+//! A node is a snapshot from the moment of its lookup. It holds handles, not descriptors: reading
+//! from it later may find that the tree below has changed, which is an error.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -25,7 +25,7 @@ use crate::{Error, Result};
 /// fuse-overlayfs's own xattrs, which it hides from its users.
 const FUSE_OVERLAYFS_PREFIX: &str = "user.fuseoverlayfs.";
 
-/// One object of a union.
+/// One file or directory of a union.
 #[derive(Debug, Clone)]
 pub struct Node {
     path: PathBuf,
@@ -35,11 +35,11 @@ pub struct Node {
     /// The attributes come from an `override_stat` mark: the inode itself is a regular file or
     /// directory.
     overridden: bool,
-    what: What,
+    what: DirOrFile,
 }
 
 #[derive(Debug, Clone)]
-enum What {
+enum DirOrFile {
     Dir {
         parts: Arc<[Part<DirAt>]>,
         stop: Option<(usize, Stop)>,
@@ -47,7 +47,7 @@ enum What {
     File {
         file: Box<FileAt>,
         data: Option<Box<FileAt>>,
-        /// If it is copied up block by block: all layers below the top one, from the bottom.
+        /// For a file copied up block by block: all layers below the top one, from the bottom.
         below: Arc<[Arc<dyn Layer>]>,
     },
 }
@@ -74,7 +74,7 @@ impl Node {
             layer,
             overridden: shown.is_some(),
             stat: shown.unwrap_or_else(|| top.dir.stat.clone()),
-            what: What::Dir {
+            what: DirOrFile::Dir {
                 parts: parts.into(),
                 stop,
             },
@@ -96,7 +96,7 @@ impl Node {
             layer,
             overridden: shown.is_some(),
             stat: shown.unwrap_or_else(|| file.stat.clone()),
-            what: What::File {
+            what: DirOrFile::File {
                 file: Box::new(file),
                 data: data.map(Box::new),
                 below: below.into(),
@@ -117,14 +117,14 @@ impl Node {
         &self.stat
     }
 
-    /// Returns what it is.
+    /// Returns its type.
     pub fn kind(&self) -> FileKind {
         self.stat.kind
     }
 
     /// Returns whether it is a directory.
     pub fn is_dir(&self) -> bool {
-        matches!(self.what, What::Dir { .. })
+        matches!(self.what, DirOrFile::Dir { .. })
     }
 
     /// Returns the number of the layer whose attributes it has; 0 is the top one.
@@ -144,19 +144,19 @@ impl Node {
         self.stat.identity()
     }
 
-    /// Returns device and number of the inode that has the data: another than [`Node::identity`]
-    /// for a metacopy.
+    /// Returns device and number of the inode that has the data; for a metacopy they differ from
+    /// [`Node::identity`].
     pub fn data_identity(&self) -> (u64, u64) {
         match &self.what {
-            What::File {
+            DirOrFile::File {
                 data: Some(data), ..
             } => data.stat.identity(),
             _ => self.identity(),
         }
     }
 
-    /// Returns, for a directory, the identities of the directories it is made of, top first; else
-    /// nothing.
+    /// Returns the identities of the directories that a directory consists of, top first; empty for
+    /// other types.
     pub fn part_identities(&self) -> Vec<(u64, u64)> {
         self.parts()
             .iter()
@@ -164,27 +164,27 @@ impl Node {
             .collect()
     }
 
-    /// Returns what kept lower layers from showing through this directory, and the layer that says
-    /// so.
+    /// Returns what keeps lower layers from showing through this directory, and the layer that has
+    /// it.
     pub fn stop(&self) -> Option<(usize, Stop)> {
         match &self.what {
-            What::Dir { stop, .. } => *stop,
-            What::File { .. } => None,
+            DirOrFile::Dir { stop, .. } => *stop,
+            DirOrFile::File { .. } => None,
         }
     }
 
     pub(crate) fn parts(&self) -> &[Part<DirAt>] {
         match &self.what {
-            What::Dir { parts, .. } => parts,
-            What::File { .. } => &[],
+            DirOrFile::Dir { parts, .. } => parts,
+            DirOrFile::File { .. } => &[],
         }
     }
 
-    /// Where the inode is: its directory, and its name unless it is that directory.
+    /// Returns where the inode is: its directory, and its name unless it is that directory.
     fn place(&self) -> (&dyn LayerDir, Option<&OsStr>) {
         match &self.what {
-            What::Dir { parts, .. } => (&*parts[0].dir.dir, None),
-            What::File { file, .. } => (&*file.dir, Some(&file.name)),
+            DirOrFile::Dir { parts, .. } => (&*parts[0].dir.dir, None),
+            DirOrFile::File { file, .. } => (&*file.dir, Some(&file.name)),
         }
     }
 
@@ -198,10 +198,10 @@ impl Node {
             let Some(shown) = shown_name(&dialect, &stored) else {
                 continue;
             };
-            // Gone since it was listed: then it is not there.
+            // An xattr removed since it was listed is not there.
             if let Some(value) = dir.xattr(name, &stored).on(self)? {
-                // What was recorded is what was meant; a plain one of that name is the file
-                // system's own doing.
+                // The recorded value is the intended one; a plain xattr of that name comes from
+                // the file system itself.
                 match record::original(&stored).is_some() && dialect.records == Records::Read {
                     true => drop(found.insert(shown, value)),
                     false => drop(found.entry(shown).or_insert(value)),
@@ -211,14 +211,13 @@ impl Node {
         Ok(found)
     }
 
-    /// Returns what has to be set on another object, in a layer of the same dialect, to make it
-    /// show as this one does: attributes and xattrs as they are stored, records included, marks
-    /// left out.
+    /// Returns what to set on another inode, in a layer of the same dialect, so that it shows as
+    /// this one does: attributes and xattrs as stored, with records, without marks.
     pub fn stored(&self) -> Result<(Stat, BTreeMap<OsString, Vec<u8>>)> {
         let (dir, name) = self.place();
         let stat = match &self.what {
-            What::Dir { parts, .. } => parts[0].dir.stat.clone(),
-            What::File { file, .. } => file.stat.clone(),
+            DirOrFile::Dir { parts, .. } => parts[0].dir.stat.clone(),
+            DirOrFile::File { file, .. } => file.stat.clone(),
         };
         let prefix = self.layer.dialect().prefix;
         let mut xattrs = BTreeMap::new();
@@ -236,10 +235,10 @@ impl Node {
     /// Returns the target of a symbolic link.
     pub fn read_link(&self) -> Result<OsString> {
         match (&self.what, self.kind()) {
-            (What::File { .. }, FileKind::Symlink) if self.overridden => {
+            (DirOrFile::File { .. }, FileKind::Symlink) if self.overridden => {
                 let mut target = Vec::new();
                 let file = self.open_inode()?;
-                // A target is shorter than a page; more is no link.
+                // A target is shorter than a page; a longer content is not a link.
                 match file.take(4097).read_to_end(&mut target) {
                     Ok(1..=4096) => Ok(OsString::from_vec(target)),
                     _ => Err(Error::WrongKind {
@@ -248,7 +247,9 @@ impl Node {
                     }),
                 }
             }
-            (What::File { file, .. }, FileKind::Symlink) => file.dir.read_link(&file.name).on(self),
+            (DirOrFile::File { file, .. }, FileKind::Symlink) => {
+                file.dir.read_link(&file.name).on(self)
+            }
             _ => Err(Error::WrongKind {
                 path: self.path.clone(),
                 expected: "symbolic link",
@@ -256,9 +257,9 @@ impl Node {
         }
     }
 
-    /// Opens the data of a regular file for reading, wherever it is.
+    /// Opens the data of a regular file for reading, in whatever layer it is.
     ///
-    /// Errors also if it is copied up block by block and its map or its lower file can't be used.
+    /// Also errors if the file is copied up block by block and its map or lower file can't be used.
     pub fn open_data(&self) -> Result<Data> {
         let file = match self.kind() {
             FileKind::File => self.open_inode()?,
@@ -269,7 +270,7 @@ impl Node {
                 });
             }
         };
-        let What::File {
+        let DirOrFile::File {
             file: top,
             data,
             below,
@@ -293,18 +294,18 @@ impl Node {
 
     fn open_inode(&self) -> Result<File> {
         match &self.what {
-            What::File { file, data, .. } => {
+            DirOrFile::File { file, data, .. } => {
                 let holder = data.as_ref().unwrap_or(file);
                 holder.dir.open_file(&holder.name).on(self)
             }
-            What::Dir { .. } => Err(Error::WrongKind {
+            DirOrFile::Dir { .. } => Err(Error::WrongKind {
                 path: self.path.clone(),
                 expected: "regular file",
             }),
         }
     }
 
-    /// Gives back the descriptors behind a directory; they are opened again when needed.
+    /// Closes a directory's descriptors; they are opened again when needed.
     pub(crate) fn release(&self) {
         for part in self.parts() {
             part.dir.dir.release();
@@ -312,7 +313,7 @@ impl Node {
     }
 }
 
-/// The attributes that records say, or `None` if the inode's own are to be shown.
+/// Returns the recorded attributes, or `None` if the inode's own are shown.
 pub(crate) fn shown(
     layer: &dyn Layer,
     dir: &dyn LayerDir,
@@ -387,7 +388,7 @@ fn apply(recorded: &OverrideStat, stat: &Stat) -> Result<Stat, vellum_format::Ma
     })
 }
 
-/// The name under which a stored xattr is shown, if it is.
+/// Returns the name under which a stored xattr is shown, if it is shown.
 pub(crate) fn shown_name(dialect: &Dialect, stored: &OsStr) -> Option<OsString> {
     if dialect.records == Records::Read {
         if let Some(original) = record::original(stored) {

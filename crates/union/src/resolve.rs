@@ -1,22 +1,23 @@
 //! The merge: what a union has under one name, from each layer's answer about it.
 //!
 //! [`merge`] is pure. It is given the directories that make up the parent, one per layer, top
-//! first, and asks them one after the other through [`Ask`], never one whose answer could not
-//! matter any more. What it must not know: files, xattrs, dialects. If this file is wrong,
-//! everything above is: lookup, listing, changes and (for an engine that writes) copy-up all rest
-//! on it, and the model in the testkit is a second writing of it to hold it against.
+//! first, and asks them one after the other through [`Ask`], never one whose answer can no longer
+//! matter. What it must not know: files, xattrs, dialects. If this file is wrong, everything above
+//! is: lookup, listing, changes and (for an engine that writes) copy-up all rest on it. The model
+//! in the testkit is an independent implementation to check it against.
 //!
 //! The rules are the kernel's (`fs/overlayfs/namei.c`), in short:
 //!
 //! * The first layer that knows the name decides. A whiteout says there is no such name, and ends
 //!   the search.
-//! * A file ends the search, unless its data is below: then the search goes on for a regular file.
+//! * A file ends the search, unless its data is below: then the search continues for a regular
+//!   file.
 //! * A directory is merged with directories of that name below, until one is opaque, or a layer has
 //!   a whiteout or a file there.
 //! * A redirect changes where the layers *below* are asked: another name in the same directory, or
 //!   a path from the root. On that path, directories may again be hidden, opaque, or redirected;
 //!   each counts for the layers below it. A redirect from the root asks all layers below, also
-//!   those the parent directory has no part in.
+//!   those in which the parent directory has no share.
 //!
 //! Stricter than the kernel: a directory's redirect that finds no directory is an error, not an
 //! empty directory.
@@ -40,7 +41,7 @@ pub enum Whiteout {
 /// Where a file's data is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data {
-    /// In this layer (also for everything that is no regular file).
+    /// In this layer (also for every other type of file).
     Here,
     /// Below, under the same name or where the redirect says.
     Below(Option<Redirect>),
@@ -53,27 +54,27 @@ pub enum Answer<D, F> {
     Silent,
     /// There is no such name, whatever is below.
     Hidden(Whiteout),
-    /// It is no directory.
+    /// It is not a directory.
     File {
-        /// The layer's own idea of the file.
+        /// The file, in the layer's own type.
         file: F,
-        /// Whether it is a regular file; only such can be another's data.
+        /// Whether it is a regular file; only a regular file can have another's data.
         regular: bool,
         /// Where the data is.
         data: Data,
     },
     /// It is a directory.
     Dir {
-        /// The layer's own idea of the directory.
+        /// The directory, in the layer's own type.
         dir: D,
-        /// Nothing below shows through. An opaque directory's redirect is not looked at.
+        /// Nothing below shows through. An opaque directory's redirect is ignored.
         opaque: bool,
-        /// Where to ask the layers below; `None` for the same place.
+        /// Where to ask the layers below; `None` for the same path.
         redirect: Option<Redirect>,
     },
 }
 
-/// Who answers for the layers.
+/// Answers for the layers.
 pub trait Ask {
     /// A directory of one layer.
     type Dir: Clone;
@@ -111,9 +112,9 @@ pub enum Stop {
     Whiteout(Whiteout),
     /// An opaque directory: the one found, or one on the way.
     Opaque,
-    /// A file with its data: it is what was looked for.
+    /// A file with its data: the search was successful.
     Found,
-    /// Something of another kind than what is above: a file under a directory, or a directory under
+    /// An entry of another type than the one above: a file under a directory, or a directory under
     /// a file.
     OtherKind,
 }
@@ -121,7 +122,7 @@ pub enum Stop {
 /// What the union has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Merged<D, F> {
-    /// Nothing. If a whiteout says so, the layer is told.
+    /// Nothing. If a whiteout hides the name, it comes with its layer.
     Absent(Option<(usize, Stop)>),
     /// A file.
     File {
@@ -146,7 +147,7 @@ pub enum Merged<D, F> {
 /// Marks that contradict what is below.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// A file's data should be below and is not.
+    /// A file's data should be below but is not.
     NoData {
         /// The layer with the mark.
         layer: usize,
@@ -171,12 +172,12 @@ pub enum MergeError<E> {
     Fault(Fault),
 }
 
-/// What a merge gives, for one who answers.
+/// The result of a merge, for an implementation of [`Ask`].
 pub type Outcome<A> =
     Result<Merged<<A as Ask>::Dir, <A as Ask>::File>, MergeError<<A as Ask>::Error>>;
 
-/// Where the next layer is asked.
-enum Place {
+/// Where the search asks the next layer.
+enum SearchPath {
     /// Under this name in the parent's own share.
     Sibling(OsString),
     /// Under this path from the layer's root.
@@ -195,8 +196,8 @@ pub fn merge<A: Ask>(
 ) -> Outcome<A> {
     let mut search = Search {
         ask,
-        place: Place::Sibling(name.to_owned()),
-        found: Found::Nothing,
+        place: SearchPath::Sibling(name.to_owned()),
+        found: FoundSoFar::Nothing,
         stop: None,
         awaiting: None,
         redirected: false,
@@ -209,7 +210,7 @@ pub fn merge<A: Ask>(
         if search.stop.is_some() {
             break;
         }
-        if matches!(search.place, Place::FromRoot(_)) && !std::ptr::eq(shares, roots) {
+        if matches!(search.place, SearchPath::FromRoot(_)) && !std::ptr::eq(shares, roots) {
             shares = roots;
             next = roots.partition_point(|root| root.layer <= share.layer);
         }
@@ -217,7 +218,8 @@ pub fn merge<A: Ask>(
     search.conclude()
 }
 
-enum Found<D, F> {
+/// What the layers asked so far have under the name.
+enum FoundSoFar<D, F> {
     Nothing,
     /// A file; `data` once it is found, if it is not the file's own.
     File {
@@ -231,8 +233,8 @@ enum Found<D, F> {
 
 struct Search<'a, A: Ask> {
     ask: &'a A,
-    place: Place,
-    found: Found<A::Dir, A::File>,
+    place: SearchPath,
+    found: FoundSoFar<A::Dir, A::File>,
     stop: Option<(usize, Stop)>,
     /// A directory's redirect that has not found anything yet.
     awaiting: Option<(usize, PathBuf)>,
@@ -243,8 +245,8 @@ impl<A: Ask> Search<'_, A> {
     /// Asks one layer, walking the path if there is one.
     fn layer(&mut self, share: &Part<A::Dir>) -> Result<(), A::Error> {
         let path = match &self.place {
-            Place::Sibling(name) => vec![name.clone()],
-            Place::FromRoot(path) => path.clone(),
+            SearchPath::Sibling(name) => vec![name.clone()],
+            SearchPath::FromRoot(path) => path.clone(),
         };
         let mut dir = share.dir.clone();
         for (depth, name) in path.iter().enumerate() {
@@ -281,16 +283,15 @@ impl<A: Ask> Search<'_, A> {
         Ok(())
     }
 
-    /// Takes the answer about the last component: the thing looked for itself.
+    /// Handles the answer about the last component, the entry itself.
     fn last(&mut self, layer: usize, answer: Answer<A::Dir, A::File>) {
         let mut stop = |why| self.stop = Some((layer, why));
         match (answer, &mut self.found) {
             (Answer::Silent, _) => {}
             (Answer::Hidden(whiteout), _) => stop(Stop::Whiteout(whiteout)),
-            (Answer::File { .. }, Found::Dir(_)) | (Answer::Dir { .. }, Found::File { .. }) => {
-                stop(Stop::OtherKind)
-            }
-            (Answer::File { regular: false, .. }, Found::File { .. }) => stop(Stop::OtherKind),
+            (Answer::File { .. }, FoundSoFar::Dir(_))
+            | (Answer::Dir { .. }, FoundSoFar::File { .. }) => stop(Stop::OtherKind),
+            (Answer::File { regular: false, .. }, FoundSoFar::File { .. }) => stop(Stop::OtherKind),
             (
                 Answer::File {
                     file,
@@ -301,11 +302,11 @@ impl<A: Ask> Search<'_, A> {
             ) => {
                 stop(Stop::Found);
                 match found {
-                    Found::File {
+                    FoundSoFar::File {
                         data, needs_data, ..
                     } => (*data, *needs_data) = (Some((layer, file)), false),
                     _ => {
-                        *found = Found::File {
+                        *found = FoundSoFar::File {
                             layer,
                             file,
                             needs_data: false,
@@ -322,8 +323,8 @@ impl<A: Ask> Search<'_, A> {
                 },
                 found,
             ) => {
-                if let Found::Nothing = found {
-                    *found = Found::File {
+                if let FoundSoFar::Nothing = found {
+                    *found = FoundSoFar::File {
                         layer,
                         file,
                         needs_data: true,
@@ -347,8 +348,8 @@ impl<A: Ask> Search<'_, A> {
                 }
                 let part = Part { layer, dir };
                 match found {
-                    Found::Dir(parts) => parts.push(part),
-                    _ => *found = Found::Dir(vec![part]),
+                    FoundSoFar::Dir(parts) => parts.push(part),
+                    _ => *found = FoundSoFar::Dir(vec![part]),
                 }
                 self.awaiting = None;
                 if let (Some(redirect), false) = (redirect, opaque) {
@@ -364,29 +365,31 @@ impl<A: Ask> Search<'_, A> {
         }
     }
 
-    /// Lets the redirect of the component that has `rest` more behind it say where the layers below
-    /// are asked.
+    /// Applies the redirect of the component that `rest` more follow: it changes where the layers
+    /// below are asked.
     ///
-    /// Counted from the end, because a redirect further up may have changed the beginning already.
+    /// Counted from the end, because a redirect further up may already have changed the beginning.
     fn follow(&mut self, redirect: &Redirect, rest: usize) {
         let (before, behind) = match &self.place {
-            Place::Sibling(_) => (&[][..], &[][..]),
-            Place::FromRoot(path) => (&path[..path.len() - rest - 1], &path[path.len() - rest..]),
+            SearchPath::Sibling(_) => (&[][..], &[][..]),
+            SearchPath::FromRoot(path) => {
+                (&path[..path.len() - rest - 1], &path[path.len() - rest..])
+            }
         };
         self.place = match (redirect, &self.place) {
             (Redirect::FromRoot(to), _) => {
-                // An opaque directory on the way ended the search in its own place; this is
-                // another.
+                // An opaque directory on the way ended the search at its own path; this is
+                // another one.
                 self.stop = None;
-                Place::FromRoot(
+                SearchPath::FromRoot(
                     to.iter()
                         .map(OsString::from)
                         .chain(behind.iter().cloned())
                         .collect(),
                 )
             }
-            (Redirect::Sibling(name), Place::Sibling(_)) => Place::Sibling(name.clone()),
-            (Redirect::Sibling(name), Place::FromRoot(_)) => Place::FromRoot(
+            (Redirect::Sibling(name), SearchPath::Sibling(_)) => SearchPath::Sibling(name.clone()),
+            (Redirect::Sibling(name), SearchPath::FromRoot(_)) => SearchPath::FromRoot(
                 before
                     .iter()
                     .cloned()
@@ -400,8 +403,8 @@ impl<A: Ask> Search<'_, A> {
     fn conclude(self) -> Outcome<A> {
         let stop = self.stop;
         match self.found {
-            Found::Nothing => Ok(Merged::Absent(stop)),
-            Found::Dir(parts) => match self.awaiting {
+            FoundSoFar::Nothing => Ok(Merged::Absent(stop)),
+            FoundSoFar::Dir(parts) => match self.awaiting {
                 Some((layer, to)) => Err(MergeError::Fault(Fault::Dangling { layer, to })),
                 None => Ok(Merged::Dir {
                     parts,
@@ -409,23 +412,25 @@ impl<A: Ask> Search<'_, A> {
                     stop,
                 }),
             },
-            Found::File {
+            FoundSoFar::File {
                 layer,
                 file,
                 needs_data: false,
                 data,
             } => Ok(Merged::File { layer, file, data }),
-            Found::File {
+            FoundSoFar::File {
                 layer,
                 file,
                 needs_data: true,
                 ..
             } => {
-                // Data-only layers have no part in the merging: what ended the search in the others
-                // is nothing to them.
+                // Data-only layers are not merged: what ended the search in the others does not
+                // concern them.
                 let data = match &self.place {
-                    Place::FromRoot(path) => self.ask.ask_data(path).map_err(MergeError::Ask)?,
-                    Place::Sibling(_) => None,
+                    SearchPath::FromRoot(path) => {
+                        self.ask.ask_data(path).map_err(MergeError::Ask)?
+                    }
+                    SearchPath::Sibling(_) => None,
                 };
                 match data {
                     Some(_) => Ok(Merged::File { layer, file, data }),

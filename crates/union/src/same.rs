@@ -1,27 +1,26 @@
-//! Whether two nodes are the same to a user: the rule by which a diff leaves something out.
+//! Whether two nodes are the same to a user: the rule by which a diff leaves out a node.
 
 use vellum_sys::FileKind;
 
 use crate::{Node, Result};
 
-/// When the contents of two regular files count as the same, if they are not the same inode.
+/// When the contents of two regular files with different inodes count as the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Never: whoever made a copy may have changed it and set the time back.
+    /// Never: a process may have changed the copy and set the time back.
     ByIdentity,
-    /// If size and modification time agree to the nanosecond: as good as can be had without reading
-    /// both.
+    /// If size and modification time agree to the nanosecond: the best answer without reading both.
     ByTime,
 }
 
-/// Returns whether nothing a user sees of `a` and `b` differs: kind, mode, owner, device, target,
-/// size, modification time to the nanosecond, xattrs, content.
+/// Returns whether `a` and `b` look the same to a user: type, mode, owner, device, target, size,
+/// modification time to the nanosecond, xattrs, content.
 ///
-/// Docker's rule compares neither nanoseconds nor (but for capabilities) xattrs, and not the times
-/// of directories.
+/// Docker's rule ignores nanoseconds, xattrs (except capabilities), and the times of directories.
 pub(crate) fn same(a: &Node, b: &Node, content: Content) -> Result<bool> {
     let (one, other) = (a.stat(), b.stat());
-    // One inode, read through layers that show it alike. Access times and mounts may differ.
+    // One inode, read through layers that show it the same way. Access times and mounts may
+    // differ.
     let shown = |node: &Node| {
         let stat = node.stat();
         let inode = (node.identity(), node.data_identity());
@@ -42,7 +41,7 @@ pub(crate) fn same(a: &Node, b: &Node, content: Content) -> Result<bool> {
     Ok(one.mtime == other.mtime && same_but_times(a, b)?)
 }
 
-/// Returns whether kind, mode, owner, device, target and xattrs agree.
+/// Returns whether type, mode, owner, device, target and xattrs agree.
 pub(crate) fn same_but_times(a: &Node, b: &Node) -> Result<bool> {
     let (one, other) = (a.stat(), b.stat());
     if (one.kind, one.mode, one.uid, one.gid, one.rdev)

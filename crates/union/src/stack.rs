@@ -15,8 +15,8 @@ use crate::resolve::{Answer, Ask, Fault, MergeError, Merged, Part, merge};
 use crate::{Error, Result};
 
 /// The longest path that is read. A walk holds one path per directory on its way, so this bounds
-/// its memory (64 MiB for names of one byte), whatever a container has made. The kernel takes paths
-/// of up to 4096 bytes at a time.
+/// its memory (64 MiB for names of one byte), whatever a container has created. The kernel takes
+/// paths of up to 4096 bytes at a time.
 const PATH_LIMIT_BYTES: usize = 16 * 1024;
 
 /// Layers read as one tree. Cheap to clone.
@@ -28,13 +28,13 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Makes a union of `layers`, the top one first. Errors if there is none, or a root can't be
+    /// Creates a union of `layers`, the top one first. Errors if there is none, or a root can't be
     /// read.
     pub fn new(layers: Vec<Arc<dyn Layer>>) -> Result<Stack> {
         Stack::with_data_layers(layers, Vec::new())
     }
 
-    /// Makes a union with data-only layers below the others: their names show nowhere, but
+    /// Creates a union with data-only layers below the others: their names don't show, but
     /// metacopies with a redirect from the root find their data in them.
     pub fn with_data_layers(
         layers: Vec<Arc<dyn Layer>>,
@@ -74,7 +74,7 @@ impl Stack {
         })
     }
 
-    /// Returns the layers, the top one first, data-only ones left out.
+    /// Returns the layers, the top one first, without data-only ones.
     pub fn layers(&self) -> &[Arc<dyn Layer>] {
         &self.layers
     }
@@ -105,7 +105,7 @@ impl Stack {
         )
     }
 
-    /// Returns what is at `path`, or `None` if there is nothing (also below something that is no
+    /// Returns what is at `path`, or `None` if there is nothing (also if a parent is not a
     /// directory).
     ///
     /// The path is from the root, a leading slash makes no difference, and symbolic links are not
@@ -132,7 +132,7 @@ impl Stack {
         Ok(Some(node))
     }
 
-    /// Returns what is called `name` in a directory of this union, or `None`; also if `dir` is no
+    /// Looks up `name` in a directory of this union; `None` if it is absent or `dir` is not a
     /// directory.
     ///
     /// Errors as [`Stack::lookup`], and if the path would be over 16 KiB long.
@@ -163,8 +163,8 @@ impl Stack {
         }
     }
 
-    /// Merges one name, asking through `ask`, and turns contradictions into errors with layer names
-    /// and paths.
+    /// Merges one name, asking through `ask`; turns contradictions into errors with layer names and
+    /// paths.
     pub(crate) fn merge_with<A>(
         &self,
         ask: &A,
@@ -203,12 +203,12 @@ impl Stack {
         })
     }
 
-    /// Returns the names in a directory of this union, sorted by their bytes. Errors if it is no
+    /// Returns the names in a directory of this union, sorted by their bytes. Errors if it is not a
     /// directory.
     ///
-    /// Holds all names of that one directory. A name may be listed and yet have nothing under it,
-    /// if the layers changed since or hide it in a way only a lookup sees; [`Stack::list`] leaves
-    /// such out.
+    /// Holds all names of that one directory. A listed name may turn out to be absent, if the
+    /// layers have changed since or hide it in a way that only a lookup sees; [`Stack::list`]
+    /// leaves such names out.
     pub fn names(&self, dir: &Node) -> Result<Vec<OsString>> {
         Ok(self
             .names_and_whiteouts(dir)?
@@ -218,8 +218,8 @@ impl Stack {
             .collect())
     }
 
-    /// As [`Stack::names`], with the names that the topmost layer to speak of them hides: those are
-    /// `true`.
+    /// As [`Stack::names`], plus the hidden names, which are `true`: the topmost layer with the
+    /// name or its whiteout decides.
     pub(crate) fn names_and_whiteouts(&self, dir: &Node) -> Result<Vec<(OsString, bool)>> {
         if !dir.is_dir() {
             return Err(Error::NotADirectory {
@@ -229,7 +229,7 @@ impl Stack {
         let mut hidden = BTreeMap::new();
         for part in dir.parts() {
             let mut own = Reader::new(&*self.layers[part.layer]).names(&part.dir)?;
-            // A layer may have both a name and its whiteout: it is there, and hides what is below.
+            // A layer may have both a name and its whiteout: the name shows and hides those below.
             own.sort();
             for (name, hides) in own {
                 hidden.entry(name).or_insert(hides);
@@ -238,7 +238,8 @@ impl Stack {
         Ok(hidden.into_iter().collect())
     }
 
-    /// Returns what is in the directory at `path`, sorted by name. Errors if there is no directory.
+    /// Returns the content of the directory at `path`, sorted by name. Errors if it is not a
+    /// directory.
     pub fn list(&self, path: &Path) -> Result<Vec<Node>> {
         let Some(dir) = self.lookup(path)? else {
             return Err(Error::NotADirectory {
@@ -255,8 +256,8 @@ impl Stack {
     /// Walks the whole union: the root first, then everything in it, each directory before its
     /// content, names sorted.
     ///
-    /// Memory: the names of the directories on the way to the present one. After an error the walk
-    /// ends.
+    /// Memory: the names of the directories on the way to the current one. The walk ends after an
+    /// error.
     pub fn walk(&self) -> Walk {
         Walk {
             stack: self.clone(),
@@ -270,8 +271,8 @@ impl Stack {
 /// Answers for the layers of a stack.
 pub(crate) struct Layers<'a> {
     pub stack: &'a Stack,
-    /// Replaces the directory's share in the top layer. Redirects lead down, so that layer is asked
-    /// about no other directory.
+    /// Replaces the directory's share in the top layer. Redirects lead down, so the top layer is
+    /// asked about this directory only.
     top: Option<Arc<dyn LayerDir>>,
 }
 
@@ -308,7 +309,7 @@ impl Ask for Layers<'_> {
             let mut dir = layer.root();
             let mut there = true;
             for name in above {
-                // Marks mean nothing in a data-only layer: directories are directories.
+                // Marks have no meaning in a data-only layer: directories are plain directories.
                 let stat = dir.stat(Some(name)).on(&reader)?;
                 there = stat.is_some_and(|stat| stat.is_dir());
                 if !there {

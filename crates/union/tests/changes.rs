@@ -1,4 +1,4 @@
-//! What `changes` says about uppers that the kernel wrote.
+//! What `changes` reports for uppers that the kernel wrote.
 
 mod common;
 
@@ -10,7 +10,7 @@ use std::path::Path;
 use common::{ALL_ON, Rig, lines, touch};
 use vellum_union::{Form, changes, compare};
 
-/// Makes `lower`, changes it through a kernel mount, and expects the lines of both forms.
+/// Creates `lower`, changes it through a kernel mount, and checks the lines of both forms.
 #[track_caller]
 fn check(lower: impl Fn(&Path), change: impl Fn(&Path), listing: &[&str], layer: &[&str]) {
     let Some(rig) = Rig::new(1, ALL_ON) else {
@@ -35,7 +35,7 @@ fn sample(root: &Path) {
 }
 
 #[test]
-fn nothing_is_no_change() {
+fn an_unchanged_union_has_no_changes() {
     check(sample, |_| (), &[], &[]);
 }
 
@@ -68,7 +68,7 @@ fn a_deleted_directory_is_one_line() {
 }
 
 #[test]
-fn what_was_made_and_deleted_is_no_change() {
+fn a_file_created_and_deleted_is_not_a_change() {
     let change = |at: &Path| {
         fs::write(at.join("new"), "").unwrap();
         fs::remove_file(at.join("new")).unwrap();
@@ -158,7 +158,7 @@ fn a_directory_renamed_there_and_back_is_unchanged() {
 }
 
 #[test]
-fn attributes_alone_are_a_change_and_their_undoing_is_none() {
+fn changed_attributes_are_a_change_until_restored() {
     let chmod =
         |at: &Path, mode| fs::set_permissions(at, fs::Permissions::from_mode(mode)).unwrap();
     let change = move |at: &Path| {
@@ -188,13 +188,13 @@ fn attributes_alone_are_a_change_and_their_undoing_is_none() {
 }
 
 #[test]
-fn the_root_is_named_in_a_layer_only() {
+fn only_a_layer_names_the_root() {
     let change = |at: &Path| fs::set_permissions(at, fs::Permissions::from_mode(0o711)).unwrap();
     check(sample, change, &[], &["C "]);
 }
 
 #[test]
-fn every_name_of_a_changed_hard_link_is_there() {
+fn every_name_of_a_changed_hard_link_is_listed() {
     let lower = |at: &Path| fs::write(at.join("a"), "a").unwrap();
     let change = |at: &Path| fs::hard_link(at.join("a"), at.join("b")).unwrap();
     let Some(rig) = Rig::new(1, ALL_ON) else {
@@ -321,7 +321,7 @@ fn the_other_name_of_a_moved_file_is_in_the_layer() {
     check(lower, change, &listing, &layer);
 }
 
-/// As the native driver has it: the new tree is a copy, so no inode is the same.
+/// As with the native driver: the new tree is a copy, so all inodes differ.
 #[test]
 fn a_copied_tree_differs_where_it_was_changed() {
     let scratch = vellum_testkit::Scratch::new();
@@ -347,12 +347,12 @@ fn a_copied_tree_differs_where_it_was_changed() {
             .collect::<Vec<_>>()
     };
     assert_eq!(found(), Vec::<String>::new());
-    // A new name for an old file brings the old one along, so that they stay one file.
+    // A new name of an old file is listed with the old one, so that they stay one file.
     fs::hard_link(new.join("top"), new.join("d/top2")).unwrap();
     fs::remove_dir_all(new.join("still")).unwrap();
     assert_eq!(found(), ["C d", "A d/top2", "D still", "C top"]);
-    // One name of a group moved: its other name must come along, though nothing about it changed. A
-    // name less is a deletion and no more.
+    // One name of a group moved: its other name must be listed too, although it did not change. A
+    // removed name is only a deletion.
     fs::remove_dir_all(&new).unwrap();
     fs::write(old.join("third"), "third").unwrap();
     fs::hard_link(old.join("third"), old.join("d/third")).unwrap();
@@ -370,9 +370,9 @@ fn a_copied_tree_differs_where_it_was_changed() {
     );
 }
 
-/// A container writes on while its changes are read.
+/// A container keeps writing while its changes are read.
 #[test]
-fn a_tree_at_work_can_be_read() {
+fn a_tree_in_use_can_be_read() {
     let scratch = vellum_testkit::Scratch::new();
     let (top, low) = (scratch.dir("top"), scratch.dir("low"));
     sample(&low);
@@ -391,7 +391,7 @@ fn a_tree_at_work_can_be_read() {
                     common::set_xattr(&dir.join("a"), "user.x", b"1");
                     fs::write(dir.join("a/b/c"), "c").unwrap();
                     fs::remove_dir_all(&dir).unwrap();
-                    // A file in a directory's place.
+                    // A file in place of a directory.
                     fs::write(&dir, "").unwrap();
                     fs::remove_file(&dir).unwrap();
                 }
@@ -412,7 +412,7 @@ fn a_tree_at_work_can_be_read() {
     });
 }
 
-/// Sets a flag at the end of its scope, also of one that panics.
+/// Sets a flag at the end of its scope, also after a panic.
 struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
 
 impl Drop for Stop<'_> {

@@ -1,7 +1,6 @@
-//! Files copied up block by block, and settlings of them, with the process killed or a system call
-//! failing at every call, and a real process killed at random moments: afterwards there are the
-//! bytes from before or those wanted, for a fresh engine, and for everybody once the upper is
-//! settled.
+//! Files copied up block by block, and settling them, with the process killed or a system call
+//! failing at every call, and a real process killed at random moments: afterwards a fresh engine
+//! shows the old bytes or the new ones, and so does every program once the upper is settled.
 //!
 //! The real process is this program, started again as the test `child`.
 
@@ -69,7 +68,7 @@ impl Step {
             Step::Write(at, length) => {
                 let data = vec![0xf0 + number as u8; length];
                 let count = engine.privileged().write(node, at, &data, false)?;
-                // The file system was full in the middle: the rest says so.
+                // The file system was full in the middle: writing the rest reports that.
                 match count == length {
                     true => Ok(()),
                     false => engine
@@ -95,7 +94,7 @@ fn lower_bytes() -> Vec<u8> {
     (0..SIZE).map(|i| (i / 7 % 199) as u8 + 1).collect()
 }
 
-/// What the file is after each number of steps.
+/// The file's content after each number of steps.
 fn states() -> Vec<Vec<u8>> {
     let mut bytes = lower_bytes();
     let mut states = vec![bytes.clone()];
@@ -132,7 +131,7 @@ fn find(engine: &Engine) -> Result<NodeId> {
     Ok(entry.expect("it is there").node)
 }
 
-/// Makes the changes until one fails, and tells of each that is made.
+/// Makes the changes until one fails, and reports each.
 fn change(options: EngineOptions, mut made: impl FnMut(usize)) {
     let Ok(engine) = Engine::open(options) else {
         return;
@@ -144,11 +143,11 @@ fn change(options: EngineOptions, mut made: impl FnMut(usize)) {
         }
         made(number);
     }
-    // A failure here is a crash's.
+    // A failure here is caused by the crash.
     drop(engine.close());
 }
 
-/// Does what its environment says. Each step that is made leaves a link.
+/// Does what its environment says. Each completed step leaves a link.
 #[test]
 fn child() {
     let Some(place) = std::env::var_os("VELLUM_TEST_BLOCKS_AT") else {
@@ -181,7 +180,7 @@ impl Bench {
     }
 
     fn fresh(&self) {
-        // What was there is of the run before.
+        // Left by the previous run.
         let _ = std::fs::remove_dir_all(&self.place);
         self.rig.scratch.dir("fs/place/u");
         self.rig.scratch.dir("fs/place/w");
@@ -191,14 +190,14 @@ impl Bench {
         engine_options(&self.lower, &self.place)
     }
 
-    /// How many steps the real process made.
+    /// How many steps the real process completed.
     fn done(&self) -> usize {
         (0..STEPS.len())
             .take_while(|number| self.place.join(format!("done{number}")).is_symlink())
             .count()
     }
 
-    /// What a fresh engine reads.
+    /// The content that a fresh engine reads.
     fn content(&self) -> Vec<u8> {
         let engine = Engine::open(self.options()).unwrap();
         let node = find(&engine).unwrap();
@@ -211,14 +210,14 @@ impl Bench {
         bytes
     }
 
-    /// Old or new, byte by byte; the same again, and once settled.
+    /// Checks that each byte is old or new; the same in a second read, and once settled.
     #[track_caller]
     fn check(&self, states: &[Vec<u8>], done: usize, what: &str) {
         let (old, new) = (&states[done], &states[(done + 1).min(STEPS.len())]);
         let got = self.content();
         assert!(
             got.len() == old.len() || got.len() == new.len() || {
-                // A write that got half-way.
+                // A write that was interrupted.
                 (old.len()..new.len()).contains(&got.len())
             },
             "{what}: {} bytes after {done} steps",
@@ -270,7 +269,7 @@ fn a_failure_of_any_call_leaves_old_or_new() {
 }
 
 #[test]
-fn a_settling_killed_or_failing_at_any_call_goes_on() {
+fn a_settling_killed_or_failing_at_any_call_can_be_continued() {
     settled_at_every_call(Counted::Changes, Effect::Stop);
     settled_at_every_call(Counted::All, Effect::Fail(Errno::IO.raw_os_error()));
 }

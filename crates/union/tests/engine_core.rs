@@ -1,5 +1,5 @@
-//! The engine's foundations: live nodes, copying up, identity, opening and closing; against the
-//! kernel's overlayfs on the same layers.
+//! The engine's foundations: live nodes, copying up, identity, opening and closing; compared with
+//! the kernel's overlayfs on the same layers.
 
 mod engine_support;
 
@@ -34,19 +34,19 @@ fn an_upper_in_use_is_refused() {
     assert!(why.contains("kernel"), "{why}");
     rig.scratch.unmount(&target);
     rig.open().close().unwrap();
-    // And nothing in one another.
+    // Neither contains the other.
     let within = rig.scratch.dir("fs/u/w");
     let (_, why) = refused(options(&rig.lowers, &rig.upper, &within));
-    assert!(why.contains("in one another"), "{why}");
+    assert!(why.contains("contain each other"), "{why}");
 }
 
 #[test]
-fn a_killed_engine_keeps_the_kernel_away_and_leaves_nothing_half_made() {
+fn a_killed_engine_keeps_the_kernel_out_and_leaves_nothing_incomplete() {
     let Some(rig) = Rig::new(1) else { return };
     drop(rig.open());
     assert!(rig.work.join("work/incompat/vellum-open").is_dir());
-    // Without close: as after a kill, but that this process lives on. The machine does, too, so
-    // nothing was lost.
+    // Without close: as after a kill, except that this process still runs. The machine did not
+    // crash, so nothing was lost.
     drop(rig.open());
     // After a crash of the machine, nothing in a volatile upper can be trusted.
     let volatile = rig.work.join("work/incompat/volatile");
@@ -66,14 +66,14 @@ fn a_killed_engine_keeps_the_kernel_away_and_leaves_nothing_half_made() {
     rig.open().close().unwrap();
     let left: Vec<_> = fs::read_dir(rig.work.join("work")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
-    // A mark of somebody else's.
+    // Another program's mark.
     fs::create_dir_all(rig.work.join("work/incompat/frobnicate")).unwrap();
     let refused = Engine::open(rig.options());
     assert!(matches!(&refused, Err(Error::BadUpper { why, .. }) if why.contains("frobnicate")));
 }
 
 #[test]
-fn an_index_is_not_passed_over_nor_used_with_other_layers() {
+fn an_index_is_neither_ignored_nor_used_with_other_layers() {
     let Some(rig) = Rig::new(2) else { return };
     fs::write(rig.lowers[0].join("a"), "x").unwrap();
     fs::hard_link(rig.lowers[0].join("a"), rig.lowers[0].join("b")).unwrap();
@@ -93,7 +93,7 @@ fn an_index_is_not_passed_over_nor_used_with_other_layers() {
     rig.open().close().unwrap();
 }
 
-/// A lower layer with one of everything.
+/// Creates a lower layer with one of everything.
 fn furnish(rig: &Rig) {
     let low = &rig.lowers[0];
     fs::create_dir_all(low.join("d/sub/deep")).unwrap();
@@ -162,7 +162,7 @@ fn copying_up_changes_nothing_that_shows() {
     ] {
         let held = who.find(path).unwrap();
         let attr = engine.attr(held.node).unwrap();
-        // A change that changes nothing, but has to be made in the upper layer.
+        // A change to the same value, which still must be made in the upper layer.
         let same = SetAttr {
             uid: Some(attr.uid),
             mode: (attr.kind != vellum_sys::FileKind::Symlink).then_some(attr.mode),
@@ -176,7 +176,7 @@ fn copying_up_changes_nothing_that_shows() {
         );
         assert!(rig.upper.join(path).symlink_metadata().is_ok() || path == "d/big");
     }
-    // The owner was set again, which takes capabilities away, as everywhere.
+    // The owner was set again, which clears capabilities, as everywhere.
     let live = view(&engine);
     let mut expected = before.clone();
     for entry in expected.entries.values_mut() {
@@ -205,7 +205,7 @@ fn copying_up_changes_nothing_that_shows() {
 }
 
 #[test]
-fn the_kernels_inode_numbers_are_ours() {
+fn inode_numbers_match_the_kernels() {
     let Some(rig) = Rig::new(1) else { return };
     furnish(&rig);
     let target = rig.mount_kernel(&rig.upper, &rig.work);
@@ -277,7 +277,7 @@ fn hard_links_of_a_lower_file_stay_one_file() {
 }
 
 #[test]
-fn an_index_entry_without_a_name_goes() {
+fn index_entries_without_a_name_are_removed() {
     let Some(rig) = Rig::new(1) else { return };
     fs::write(rig.lowers[0].join("a"), "x").unwrap();
     fs::hard_link(rig.lowers[0].join("a"), rig.lowers[0].join("b")).unwrap();
@@ -291,7 +291,7 @@ fn an_index_entry_without_a_name_goes() {
     user(&engine).unlink("a").unwrap();
     engine.close().unwrap();
     assert_eq!(index().count(), 0);
-    // As if it had been killed before the entry went, and after the count was written.
+    // As if killed before the entry was removed, and after the count was written.
     fs::write(&entry, "x").unwrap();
     let flags = rustix::fs::XattrFlags::empty();
     rustix::fs::lsetxattr(&entry, "trusted.overlay.nlink", b"U-1", flags).unwrap();
@@ -302,7 +302,7 @@ fn an_index_entry_without_a_name_goes() {
 }
 
 #[test]
-fn listings_survive_what_happens_meanwhile() {
+fn listings_survive_concurrent_changes() {
     let Some(rig) = Rig::new(1) else { return };
     for index in 0..2000 {
         fs::write(rig.lowers[0].join(format!("f{index:04}")), "").unwrap();
@@ -323,7 +323,7 @@ fn listings_survive_what_happens_meanwhile() {
         engine.list(NodeId::ROOT, cookie, &mut take).unwrap();
         (found, next)
     };
-    // Two readers, one of them removing what it is given, as rm -rf does.
+    // Two readers, one of which removes what it reads, as rm -rf does.
     let (mut removed, mut slow) = (0_usize, some(0, 10));
     let mut seen = slow.0.clone();
     let mut cookie = 0;
@@ -356,14 +356,14 @@ fn listings_survive_what_happens_meanwhile() {
 }
 
 #[test]
-fn nodes_are_gone_when_forgotten() {
+fn forgotten_nodes_are_gone() {
     let Some(rig) = Rig::new(1) else { return };
     fs::create_dir_all(rig.lowers[0].join("a/b/c/d/e")).unwrap();
     fs::write(rig.lowers[0].join("a/b/c/d/e/f"), "").unwrap();
     let engine = rig.open();
     assert_eq!(engine.live_nodes(), 1);
     let deep = user(&engine).find("a/b/c/d/e/f").unwrap();
-    // What is above it is forgotten by the front, but still needed.
+    // The front has forgotten its parent, which is still needed.
     assert_eq!(engine.live_nodes(), 2);
     let again = user(&engine).find("a/b/c").unwrap();
     assert_eq!(
@@ -430,7 +430,7 @@ fn resident_kib() -> u64 {
 }
 
 #[test]
-fn memory_is_given_back() {
+fn memory_is_returned() {
     let Some(rig) = Rig::new(1) else { return };
     let (dirs, files) = match std::env::var("VELLUM_SLOW") {
         Ok(_) => (1000, 1000),
@@ -482,7 +482,7 @@ fn memory_is_given_back() {
 }
 
 #[test]
-fn a_copied_upper_takes_no_numbers_of_the_place_it_came_from() {
+fn a_copied_upper_ignores_the_inode_numbers_of_its_old_place() {
     let Some(rig) = Rig::new(1) else { return };
     fs::write(rig.lowers[0].join("f"), "x").unwrap();
     let engine = rig.open();
@@ -503,7 +503,7 @@ fn a_copied_upper_takes_no_numbers_of_the_place_it_came_from() {
         assert!(copied.unwrap().success());
         to
     };
-    // Things in between, so that the numbers are others there.
+    // Other files in between, so that the numbers differ there.
     for index in 0..20 {
         fs::write(other.join(format!("between{index}")), "").unwrap();
     }
@@ -511,8 +511,8 @@ fn a_copied_upper_takes_no_numbers_of_the_place_it_came_from() {
     let upper = copy(&rig.upper, "upper");
     let work = other.join("work");
     fs::create_dir(&work).unwrap();
-    // Nothing is in the index, so the root does not say for which lower layer that would be, and
-    // the copy is not refused.
+    // The index is empty, so the root is not marked with a lower layer, and the copy is not
+    // refused.
     let mut origin = [0; 256];
     let found = rustix::fs::lgetxattr(&upper, "trusted.overlay.origin", &mut origin);
     assert_eq!(found, Err(rustix::io::Errno::NODATA));
@@ -580,7 +580,7 @@ fn a_copied_link_of_a_plain_user_keeps_its_number_until_the_union_is_closed() {
     engine.close().unwrap();
     let engine = open();
     assert_eq!(user(&engine).attr("file").unwrap().ino, number("file"));
-    // Links take no `user.` xattrs, so nothing remembers it.
+    // Links take no `user.` xattrs, so the number is not recorded.
     let own = fs::symlink_metadata(rig.upper.join("link")).unwrap().ino();
     assert_eq!(user(&engine).attr("link").unwrap().ino, own);
     engine.close().unwrap();

@@ -1,9 +1,9 @@
-//! Each kind of change, with the power cut, the process killed or a system call failing at every
-//! call it makes: afterwards there is what was before or what was wanted, for a fresh engine and
-//! for the kernel, and nothing is left in the staging directory.
+//! Each type of change, with the power cut, the process killed or a system call failing at every
+//! call it makes: afterwards a fresh engine and the kernel show the old state or the new one, and
+//! the staging directory is empty.
 //!
-//! In this process, by the seam of the testkit; once for each change by a real process too, which
-//! is this program, started again under strace as the test `child`.
+//! In this process, with the testkit's fault injection; once for each change also with a real
+//! process, which is this program, started again under strace as the test `child`.
 
 mod engine_support;
 
@@ -21,7 +21,7 @@ use vellum_union::engine::{
 };
 use vellum_union::{Error, Records, Refusal, Result, WhNames};
 
-/// What is done beforehand, undisturbed, and what is done then.
+/// The preparation, undisturbed, and then the change.
 type Case = (
     &'static str,
     fn(&User<'_>) -> Result<()>,
@@ -173,7 +173,7 @@ const CASES: &[Case] = &[
     }),
 ];
 
-/// What the directories begin with in which whiteouts are names.
+/// The prefix of directories in which whiteouts are names.
 const BY_NAME: &str = "names";
 /// The same, where owners and modes are recorded.
 const RECORDED: &str = "records";
@@ -194,7 +194,7 @@ fn full(rig_lowers: &[PathBuf], at: &Path) -> EngineOptions {
     options
 }
 
-/// Makes the change that its environment names, for a real process to be killed in.
+/// Makes the change that its environment names, in a real process that gets killed.
 #[test]
 fn child() {
     let Some(place) = std::env::var_os("VELLUM_TEST_CHANGE_AT") else {
@@ -210,7 +210,7 @@ fn child() {
     case.2(&user(&engine)).unwrap();
 }
 
-/// Looks everything up for good, as a kernel with much memory does.
+/// Looks everything up and forgets nothing, as a kernel with much memory does.
 fn hold_all(engine: &Engine, dir: NodeId) {
     for name in engine_support::names(engine, dir).unwrap() {
         let entry = engine.lookup(dir, &name).unwrap().unwrap();
@@ -256,7 +256,7 @@ impl Bench {
         self.rig.scratch.dir(name)
     }
 
-    /// A new upper, with what the case wants done beforehand.
+    /// Creates a new upper with the case's preparation.
     fn prepare(&mut self, case: &Case) -> PathBuf {
         let place = self.place();
         std::fs::create_dir(place.join("u")).unwrap();
@@ -267,10 +267,10 @@ impl Bench {
         place
     }
 
-    /// The tree with the change not made, and with the change made.
+    /// Returns the tree before the change, and after it.
     ///
-    /// Nothing if it can't be made in this dialect: moving directories that have something below
-    /// takes redirects.
+    /// `None` if the change can't be made in this dialect: moving directories with something below
+    /// needs redirects.
     fn both(&mut self, case: &Case) -> Option<[Tree; 2]> {
         let moves = case.0.starts_with("exchange")
             || case.0.starts_with("rename a directory over a whiteout");
@@ -301,15 +301,15 @@ impl Bench {
         std::fs::remove_dir_all(place).unwrap();
     }
 
-    /// An engine that knows everything, as under a kernel with much memory.
+    /// An engine that has looked up everything, as under a kernel with much memory.
     fn engine(&self, place: &Path) -> Engine {
         let engine = Engine::open(full(&self.rig.lowers, place)).unwrap();
         hold_all(&engine, NodeId::ROOT);
         engine
     }
 
-    /// The change is stopped, or fails, at its n-th call. Whatever failed, the union is in use and
-    /// right.
+    /// Stops the change, or lets it fail, at its n-th call. After a failure the union is still in
+    /// use and right.
     fn disturb(&mut self, case: &Case, counted: Counted, n: u32, effect: Effect) -> Disturbed {
         let place = self.prepare(case);
         let engine = self.engine(&place);
@@ -374,8 +374,8 @@ impl Bench {
             let seen = is(&kernel);
             assert_eq!(seen, is_new, "{what}: the kernel sees the other tree");
         }
-        // The kernel lets go of an upper some time after the unmounting, when another process is
-        // just being started.
+        // The kernel releases an upper some time after the unmount if another process is just
+        // being started.
         let engine = loop {
             match Engine::open(full(&self.rig.lowers, place)) {
                 Err(Error::BadUpper { why, .. }) if why.contains("the kernel") => {}
@@ -398,12 +398,12 @@ impl Bench {
     }
 }
 
-/// What became of a change at one of whose calls something happened.
+/// The result of a change that was disturbed at one of its calls.
 struct Disturbed {
     place: PathBuf,
     call: Option<seam::Call>,
     done: Result<()>,
-    /// What the engine showed afterwards, if it went on.
+    /// What the engine showed afterwards, if it was still running.
     live: Option<Tree>,
 }
 
@@ -414,7 +414,7 @@ fn ignore() -> Ignore {
     }
 }
 
-/// The cases that can be made in a dialect, each with the tree before and after.
+/// Runs the cases that are possible in a dialect, each with the tree before and after.
 fn every_case(dialect: &'static str, mut attempt: impl FnMut(&mut Bench, &Case, &[Tree; 2])) {
     let Some(mut bench) = Bench::new(dialect) else {
         return;
@@ -477,24 +477,24 @@ fn every_moment(dialect: &'static str) {
 }
 
 #[test]
-fn killed_at_every_call_there_is_the_old_or_the_new() {
+fn a_kill_at_every_call_leaves_the_old_or_the_new() {
     every_call(PLAIN, Counted::Changes, Effect::Stop);
 }
 
-/// The kernel does not read these, so here the engine is alone.
+/// The kernel does not read these, so only the engine is checked.
 #[test]
-fn killed_where_whiteouts_are_names_there_is_the_old_or_the_new() {
+fn a_kill_with_whiteouts_by_name_leaves_the_old_or_the_new() {
     every_call(BY_NAME, Counted::Changes, Effect::Stop);
 }
 
-/// Nor does it read these. No privilege is needed for them.
+/// The kernel does not read these either. They need no privilege.
 #[test]
-fn killed_where_owners_are_recorded_there_is_the_old_or_the_new() {
+fn a_kill_with_recorded_owners_leaves_the_old_or_the_new() {
     every_call(RECORDED, Counted::Changes, Effect::Stop);
 }
 
 #[test]
-fn failing_at_every_call_there_is_the_old_or_the_new() {
+fn a_failure_at_every_call_leaves_the_old_or_the_new() {
     every_call(
         PLAIN,
         Counted::All,
@@ -503,21 +503,21 @@ fn failing_at_every_call_there_is_the_old_or_the_new() {
 }
 
 #[test]
-fn power_cut_at_every_call_there_is_the_old_or_the_new() {
+fn a_power_cut_at_every_call_leaves_the_old_or_the_new() {
     every_moment(PLAIN);
 }
 
 #[test]
-fn power_cut_where_whiteouts_are_names_there_is_the_old_or_the_new() {
+fn a_power_cut_with_whiteouts_by_name_leaves_the_old_or_the_new() {
     every_moment(BY_NAME);
 }
 
 #[test]
-fn power_cut_where_owners_are_recorded_there_is_the_old_or_the_new() {
+fn a_power_cut_with_recorded_owners_leaves_the_old_or_the_new() {
     every_moment(RECORDED);
 }
 
-/// By a real process, at the last call of a kind that the change makes.
+/// With a real process, at the last call of each type that the change makes.
 #[test]
 fn a_killed_process_leaves_the_old_or_the_new() {
     if !fault::available() {

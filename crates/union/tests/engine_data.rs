@@ -1,5 +1,5 @@
-//! The bytes of files in a live union, held against bytes in memory: files that are copied whole,
-//! shared, and copied up block by block, on several file systems, with the engine opened anew and
+//! The bytes of files in a live union, compared with bytes in memory: files that are copied whole,
+//! shared, and copied up block by block, on several file systems, with the engine reopened and
 //! files settled in between.
 
 mod engine_support;
@@ -23,26 +23,26 @@ use vellum_union::{Dialect, DirLayer, Error, Layer, Records, Refusal};
 
 const COLLAPSE: u32 = 8;
 const INSERT: u32 = 32;
-/// What they take.
+/// Their ranges are multiples of this.
 const BLOCK: usize = 4096;
 const KEEP_SIZE: u32 = 1;
 const PUNCH: u32 = 2 | KEEP_SIZE;
 const ZERO: u32 = 16;
 const LARGEST: usize = 400_000;
 
-/// One file: what the engine should show of it.
+/// One file as the engine should show it.
 struct Model {
     name: &'static str,
     bytes: Vec<u8>,
 }
 
-/// What a run is on.
+/// The setup of a run.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     kind: FsKind,
     blocks: Option<u64>,
     durability: Durability,
-    /// With it, owners and modes are recorded too, as in a plain user's union.
+    /// With `User`, owners and modes are recorded too, as in a plain user's union.
     prefix: Prefix,
     limit: Limit,
     steps: usize,
@@ -96,7 +96,7 @@ fn is_unsupported(error: &Error) -> bool {
     )
 }
 
-/// A lower file: data, holes, and an odd end.
+/// Writes a lower file: data, holes, and an unaligned end.
 fn lower_bytes(rng: &mut Rng, path: &Path, size: usize) -> Vec<u8> {
     let file = fs::File::create_new(path).unwrap();
     file.set_len(size as u64).unwrap();
@@ -217,13 +217,13 @@ impl Run<'_> {
         }
         let attr = engine.attr(node).unwrap();
         assert_eq!(attr.size_bytes, files[which].bytes.len() as u64);
-        // Sometimes it stays known, sometimes it is looked up anew.
+        // Sometimes the node stays known, sometimes it is looked up again.
         if self.rng.chance(70) {
             engine.forget(node, u64::MAX);
         }
     }
 
-    /// Takes blocks out of the middle of a file, or puts some in.
+    /// Collapses or inserts blocks in the middle of a file.
     fn move_room(&mut self, engine: &Engine, node: NodeId, file: &mut Model) {
         let blocks = file.bytes.len() / BLOCK;
         if blocks < 3 {
@@ -269,7 +269,7 @@ impl Run<'_> {
     }
 }
 
-/// Nothing but zeros is in holes, and data and holes follow each other up to the end.
+/// Checks that holes contain only zeros, and that data and holes alternate up to the end.
 fn check_holes(engine: &Engine, node: NodeId, file: &Model) {
     let size = file.bytes.len() as u64;
     let mut at = 0;
@@ -292,7 +292,7 @@ fn check_holes(engine: &Engine, node: NodeId, file: &Model) {
         }
         let hole = engine.seek(node, Whence::Hole, data).unwrap();
         assert!((data..=size).contains(&hole), "{data} {hole} {size}");
-        // ext4 itself names as a hole what it has just named as data, if that is allocated and not
+        // ext4 itself reports a hole where it has just reported data, if that is allocated and not
         // yet written.
         at = hole.max(data + 1);
     }
@@ -351,8 +351,8 @@ fn exercise(case: Case) {
             if step % 241 == 240 {
                 match run.rng.chance(50) || case.durability == Durability::Volatile {
                     true => engine = reopened(engine, &rig, case),
-                    // As if killed: nothing is said to be durable. (After that, a volatile upper is
-                    // refused.)
+                    // As if killed: nothing is recorded as durable. (After that, a volatile upper
+                    // is refused.)
                     false => {
                         drop(engine);
                         engine = Engine::open(options(&rig, case)).unwrap();
@@ -384,7 +384,7 @@ fn exercise(case: Case) {
     }
 }
 
-/// Settles the upper, and demands that its files are what they should be without any union.
+/// Settles the upper, and checks that its files are right without a union.
 fn settle_all(rig: &Rig, prefix: Prefix, files: &[Model]) {
     let layer = |path: &PathBuf| -> Arc<dyn Layer> {
         Arc::new(DirLayer::open(path, Dialect::kernel(Prefix::Trusted)).unwrap())
@@ -399,14 +399,14 @@ fn settle_all(rig: &Rig, prefix: Prefix, files: &[Model]) {
     let settled = settle(&options, &mut |_| {}, &Cancel::new()).unwrap();
     assert!(settled.complete);
     for file in files {
-        // Not copied up yet, if it is not there.
+        // If it is not there, it is not copied up yet.
         if let Ok(bytes) = fs::read(rig.upper.join(file.name)) {
             assert!(bytes == file.bytes, "{} as settled", file.name);
         }
     }
 }
 
-/// Holds the figures that were kept up to date against those counted anew.
+/// Compares the figures kept up to date with a new count.
 fn check_counted(engine: Engine, rig: &Rig, case: Case) {
     let kept = engine.statfs().unwrap();
     // As if killed: everything is counted.
@@ -492,7 +492,7 @@ fn shared_files_hold_what_was_written() {
 }
 
 #[test]
-fn room_is_moved_in_a_file_copied_by_blocks() {
+fn ranges_are_moved_in_a_file_copied_by_blocks() {
     let Some(rig) = Rig::new(1) else { return };
     let mut bytes: Vec<u8> = (0..40 * BLOCK).map(|at| (at / BLOCK) as u8 + 1).collect();
     fs::write(rig.lowers[0].join("f"), &bytes).unwrap();
@@ -536,7 +536,7 @@ fn create(engine: &Engine, name: &str) -> NodeId {
 }
 
 #[test]
-fn files_without_a_name_count_until_nobody_uses_them() {
+fn files_without_a_name_count_while_they_are_in_use() {
     const MIB: usize = 1 << 20;
     let case = Case {
         blocks: None,
@@ -555,7 +555,7 @@ fn files_without_a_name_count_until_nobody_uses_them() {
             .privileged()
             .unlink(NodeId::ROOT, "f".as_ref())
             .unwrap();
-        // It grows on, within the limit, and what it has is nobody else's.
+        // It can still grow, within the limit, and its space is not available to others.
         let fitted = (0..20).take_while(|n| {
             let wrote = engine
                 .privileged()
@@ -570,7 +570,7 @@ fn files_without_a_name_count_until_nobody_uses_them() {
         });
         assert!((6..=8).contains(&fitted.count()), "round {round}");
         if round % 10 == 9 {
-            // Nor does a union that closes keep it.
+            // Closing the union frees it too.
             engine = reopened(engine, &rig, case);
         } else {
             engine.forget(made, 1);

@@ -57,7 +57,7 @@ fn op(rng: &mut Rng, links: bool) -> Op {
         20 | 21 => Op::Chmod(path(rng), rng.below(0o10000) as u32),
         22 => Op::Chown(path(rng), rng.below(3) as u32),
         23 => {
-            // Where marks can't be set through a mount, another one that is not.
+            // If marks can't be set through a mount, use an ordinary xattr.
             let mark = match Since::EscapedMarks.is_here() {
                 true => "trusted.overlay.opaque",
                 false => "trusted.x",
@@ -185,7 +185,7 @@ fn by_kernel(root: &Path, op: &Op) -> std::io::Result<()> {
             Ok(rustix::fs::lsetxattr(&path, *name, &[*value], flags)?)
         }
         Op::Truncate(path, size) => {
-            // Not followed, and no fifo waited for.
+            // Don't follow links, and don't wait for a fifo.
             check_regular(&at(path))?;
             fs::OpenOptions::new()
                 .write(true)
@@ -210,19 +210,19 @@ fn check_regular(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Where the two may differ and both be right.
+/// Returns whether two different answers are both right.
 fn alike(op: &Op, engine: i32, kernel: i32) -> bool {
     let one_of = |errno: Errno, others: &[Errno]| {
         engine == errno.raw_os_error() && others.iter().any(|other| other.raw_os_error() == kernel)
     };
     engine == kernel
-        // The VFS looks at the way to the second name before it looks for the first, and the like.
+        // The VFS checks the path of the second name before it looks for the first, and similar.
         || one_of(Errno::NOENT, &[Errno::NOTDIR, Errno::XDEV, Errno::LOOP])
         || one_of(Errno::NOTDIR, &[Errno::NOENT, Errno::LOOP])
         || matches!(op, Op::Rename(..) | Op::Link(..)) && engine != 0 && kernel != 0
-        // Writing to what is no file: the engine is asked by node, the kernel opens first.
+        // Writing to something that is not a file: the engine gets a node, the kernel opens first.
         || matches!(op, Op::Append(..) | Op::Truncate(..)) && engine != 0 && kernel != 0
-        // Symbolic links have no user xattrs, which is said in two ways.
+        // Symbolic links have no user xattrs, for which there are two errors.
         || matches!(op, Op::Xattr(..)) && engine != 0 && kernel != 0
 }
 
@@ -243,13 +243,13 @@ fn layer(rng: &mut Rng, dir: &Path, depth: usize) {
 
 fn ignore() -> Ignore {
     Ignore {
-        // The two are not changed in one moment.
+        // The two are not changed at the same moment.
         mtimes: true,
         ..Ignore::default()
     }
 }
 
-/// What is done in turn.
+/// One step of a run.
 #[derive(Debug, Clone)]
 enum Step {
     Do(Op),
@@ -314,7 +314,7 @@ fn attempt(steps: &mut Script<Step>, rng: &mut Rng, kind: FsKind, links: bool, c
     assert!(differ.is_empty(), "mounted by the kernel: {differ:#?}");
 }
 
-/// How many rounds: few as a rule, more on request.
+/// How many rounds: few by default, more on request.
 fn rounds() -> usize {
     let asked = std::env::var("VELLUM_ROUNDS").ok();
     asked.map_or(12, |asked| {
@@ -342,7 +342,7 @@ fn the_engine_does_what_the_kernel_does_with_hard_links() {
 fn the_engine_does_what_the_kernel_does_on_other_file_systems() {
     let mut rng = Rng::for_test("engine against kernel, elsewhere");
     for kind in [FsKind::Tmpfs, FsKind::Xfs, FsKind::Btrfs] {
-        // The kernel takes no index whose handles don't name the file system.
+        // The kernel refuses an index whose handles don't name the file system.
         if kind == FsKind::Tmpfs && !Since::EveryUuid.is_here_for("an upper on tmpfs with index=on")
         {
             continue;
@@ -353,7 +353,7 @@ fn the_engine_does_what_the_kernel_does_on_other_file_systems() {
     }
 }
 
-/// The test below as its user sees it: this very program, run as him.
+/// The test below as its user sees it: this program, run as that user.
 #[test]
 fn as_a_plain_user() {
     let Some(place) = std::env::var_os("VELLUM_TEST_AS_USER") else {
@@ -393,7 +393,7 @@ fn attempt_of_a_plain_user(steps: &mut Script<Step>, rng: &mut Rng, place: &Path
         options.lowers = vec![Arc::new(DirLayer::open(&at("l"), kernel).unwrap())];
         Engine::open(options).unwrap()
     };
-    // As the kernel leaves it: nobody may do anything with it, though it is the user's.
+    // As the kernel leaves it: without any permissions, although the user owns it.
     std::fs::create_dir(at("w").join("work")).unwrap();
     let nothing = PermissionsExt::from_mode(0o000);
     std::fs::set_permissions(at("w").join("work"), nothing).unwrap();
@@ -407,8 +407,7 @@ fn attempt_of_a_plain_user(steps: &mut Script<Step>, rng: &mut Rng, place: &Path
     for step in 0..1500 {
         let chosen = steps.next(|| match (rng.chance(2), op(rng, true)) {
             (true, _) => Step::Reopen,
-            // A directory that a user may not look into is one the engine may not look into,
-            // either.
+            // If a user may not search a directory, neither may the engine.
             (false, Op::Chmod(path, mode)) => Step::Do(Op::Chmod(path, mode | 0o700)),
             (false, op) => Step::Do(op),
         });
@@ -440,7 +439,7 @@ fn attempt_of_a_plain_user(steps: &mut Script<Step>, rng: &mut Rng, place: &Path
     engine.close().unwrap();
 }
 
-/// Demands that both sides end alike.
+/// Asserts that both sides give the same answer.
 fn same_answer(op: &Op, step: usize, ours: Result<(), Error>, theirs: std::io::Result<()>) {
     let ours = ours.as_ref().map_or_else(errno, |()| 0);
     let theirs = theirs.map_or_else(|error| error.raw_os_error().unwrap(), |()| 0);

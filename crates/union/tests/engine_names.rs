@@ -1,5 +1,5 @@
-//! Names that come, go and move, on ext4, with the kernel's overlayfs as the judge of what is on
-//! disk afterwards.
+//! Creating, removing and moving names on ext4, with the kernel's overlayfs as the judge of what is
+//! on disk afterwards.
 
 mod engine_support;
 
@@ -44,7 +44,7 @@ fn a_removed_file_is_linked_again_only_if_its_layer_has_another_name() {
 }
 
 #[test]
-fn what_is_new_is_there_for_everybody() {
+fn new_entries_are_visible_to_all() {
     let Some(rig) = Rig::new(1) else { return };
     let engine = rig.open();
     let user = user(&engine);
@@ -71,7 +71,7 @@ fn what_is_new_is_there_for_everybody() {
 }
 
 #[test]
-fn what_goes_leaves_nothing_where_nothing_is_below() {
+fn removal_leaves_nothing_if_nothing_is_below() {
     let Some(rig) = Rig::new(1) else { return };
     let engine = rig.open();
     let user = user(&engine);
@@ -99,7 +99,7 @@ fn what_goes_leaves_nothing_where_nothing_is_below() {
 }
 
 #[test]
-fn removed_from_below_stays_removed_and_made_again_is_empty() {
+fn removed_lower_entries_stay_removed_and_recreated_ones_are_empty() {
     let Some(rig) = Rig::new(2) else { return };
     rig.scratch.file("fs/l1/d/f", "");
     rig.scratch.file("fs/l1/d/g", "");
@@ -116,10 +116,10 @@ fn removed_from_below_stays_removed_and_made_again_is_empty() {
     assert!(!tree.entries.contains_key(Path::new("f")));
 }
 
-/// The same things made in a directory with a default ACL and setgid, in place and over whiteouts:
-/// as ext4 makes them.
+/// The same entries created in a directory with a default ACL and setgid, in place and over
+/// whiteouts: as ext4 creates them.
 #[test]
-fn what_is_new_is_as_the_directory_says() {
+fn new_entries_inherit_from_their_directory() {
     let Some(rig) = Rig::new(1) else { return };
     for name in ["w/f", "w/d/x", "w/l", "w/p"] {
         rig.scratch.file(format!("fs/l0/{name}"), "");
@@ -218,7 +218,7 @@ fn what_is_new_is_as_the_directory_says() {
     rig.agree(engine);
 }
 
-/// What ext4 makes of the same.
+/// The same on ext4.
 fn judge_of(dir: &Path, acl: Option<(&OsStr, &Vec<u8>)>) -> std::path::PathBuf {
     std::fs::create_dir(dir).unwrap();
     let at = vellum_sys::Dir::open(dir).unwrap();
@@ -239,10 +239,9 @@ fn judge_of(dir: &Path, acl: Option<(&OsStr, &Vec<u8>)>) -> std::path::PathBuf {
     dir.to_owned()
 }
 
-/// As where a whole upper moved from a machine on which devices could be made to one on which they
-/// can't.
+/// As when an upper moves from a machine where devices can be created to one where they can't.
 #[test]
-fn a_device_that_hides_is_replaced_where_whiteouts_are_names() {
+fn a_whiteout_device_is_replaced_where_whiteouts_are_names() {
     let Some(rig) = Rig::new(1) else { return };
     for name in ["made", "dir", "linked", "moved", "renamed"] {
         rig.scratch.file(format!("fs/l0/{name}"), "below");

@@ -1,4 +1,4 @@
-//! Nodes at the edges: without a name, with the longest name, at the end of the longest path.
+//! Edge cases of nodes: without a name, with the longest name, at the end of the longest path.
 
 mod engine_support;
 
@@ -88,7 +88,7 @@ fn use_without_a_name(u: &User<'_>, path: &str) {
 }
 
 #[test]
-fn what_has_lost_its_name_stays_usable_in_every_call() {
+fn a_node_without_a_name_stays_usable_in_every_call() {
     let Some(rig) = Rig::new(1) else { return };
     for name in ["lower", "meta", "whole", "linked", "replaced"] {
         rig.scratch.file(format!("fs/l0/d/{name}"), "content");
@@ -142,7 +142,7 @@ fn what_has_lost_its_name_stays_usable_in_every_call() {
 }
 
 #[test]
-fn a_file_made_without_a_name_gets_one_later_or_never() {
+fn a_file_created_without_a_name_may_get_one_later() {
     let Some(rig) = Rig::new(1) else { return };
     rig.scratch.file("fs/l0/d/f", "f");
     let engine = rig.open();
@@ -213,8 +213,8 @@ fn names_are_any_255_bytes() {
     rig.agree(engine);
 }
 
-/// A directory `depth` below the root, of names that make its path far longer than a system call
-/// takes.
+/// A directory `depth` levels below the root, with names that make its path far longer than a
+/// system call accepts.
 fn deep(depth: usize) -> PathBuf {
     (0..depth).map(|level| format!("{level:-<60}")).collect()
 }
@@ -247,7 +247,7 @@ fn paths_may_be_longer_than_the_kernel_takes() {
     u.mkdir(bottom.join("made")).unwrap();
     u.file(bottom.join("made/g"), "g").unwrap();
     u.rename(bottom.join("d"), bottom.join("e")).unwrap();
-    // Further away it takes a path, which would be too long.
+    // Farther away the redirect is a path, which would be too long.
     assert_eq!(
         refusal(u.rename(bottom.join("e"), "e")),
         Refusal::CrossDevice
@@ -262,7 +262,7 @@ fn paths_may_be_longer_than_the_kernel_takes() {
 }
 
 #[test]
-fn an_upper_without_room_for_a_redirect_says_that_it_would_be_another_device() {
+fn an_upper_without_space_for_a_redirect_refuses_with_exdev() {
     let Some(rig) = Rig::new(1) else { return };
     let above = deep(66);
     let mut at = vellum_sys::Dir::open(&rig.lowers[0]).unwrap();
@@ -272,7 +272,7 @@ fn an_upper_without_room_for_a_redirect_says_that_it_would_be_another_device() {
     }
     let engine = rig.open();
     let u = user(&engine);
-    // 4028 bytes: a redirect as such, but more than ext4 keeps in a block of xattrs.
+    // 4028 bytes: a valid redirect, but more than ext4 keeps in a block of xattrs.
     match u.rename(above.join("d"), "d") {
         Err(Error::Refused {
             refusal: Refusal::CrossDevice,
@@ -283,7 +283,7 @@ fn an_upper_without_room_for_a_redirect_says_that_it_would_be_another_device() {
     engine.close().unwrap();
 }
 
-/// The kernel writes 256 bytes at most, unless told otherwise, but reads more.
+/// The kernel writes at most 256 bytes by default, but reads more.
 #[test]
 fn redirects_longer_than_the_kernel_writes_are_read_by_it() {
     let Some(rig) = Rig::new(1) else { return };
@@ -303,7 +303,7 @@ fn redirects_longer_than_the_kernel_writes_are_read_by_it() {
 }
 
 #[test]
-fn a_call_says_which_attributes_it_changed_besides() {
+fn a_call_reports_every_attribute_it_changed() {
     let Some(rig) = Rig::new(1) else {
         return;
     };
@@ -316,7 +316,7 @@ fn a_call_says_which_attributes_it_changed_besides() {
         .map(|path| {
             let held = user.find(path).unwrap();
             let node = held.node;
-            // The test goes on holding it.
+            // The test keeps holding it.
             std::mem::forget(held);
             node
         })
@@ -337,7 +337,7 @@ fn a_call_says_which_attributes_it_changed_besides() {
     assert!(first.iter().all(|(_, attrs)| attrs.contains(Attrs::CTIME)));
     assert!(!first[2].1.contains(Attrs::MTIME));
     assert_eq!(touched(&write), [(f, Attrs::CONTENT)]);
-    // Privileges go with a write by one that may not keep them, and only if there are any.
+    // A write by a caller that may not keep privileges clears them, if there are any.
     let suid = SetAttr {
         mode: Some(0o6755),
         ..SetAttr::default()
@@ -350,7 +350,7 @@ fn a_call_says_which_attributes_it_changed_besides() {
     assert!(attrs.contains(Attrs::MODE | Attrs::CONTENT));
     assert_eq!(engine.attr(f).unwrap().mode, 0o755);
     assert_eq!(touched(&by_user), [(f, Attrs::CONTENT)]);
-    // What fails says it, too.
+    // A failed call reports them, too.
     let refused = touched(&|act| drop(act.rmdir(NodeId::ROOT, OsStr::new("a")).unwrap_err()));
     assert_eq!(refused, [(a, Attrs::ATIME)]);
     for node in [a, b, f] {

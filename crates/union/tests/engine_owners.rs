@@ -1,4 +1,4 @@
-//! Owners, modes and xattrs as they are set and stored: mapped ids, records, escaped marks, ACLs.
+//! How owners, modes and xattrs are set and stored: mapped ids, records, escaped marks, ACLs.
 
 mod engine_support;
 
@@ -150,7 +150,7 @@ fn owners_are_shown_to_a_reader_by_what_each_layer_holds() {
         },
         layers: vec![Holds::Both, Holds::Outside, Holds::Inside],
     });
-    // With an upper layer it has no meaning.
+    // With an upper layer it has no effect.
     let engine = Engine::open(options.clone()).unwrap();
     assert_eq!(user(&engine).attr("top").unwrap().uid, 3);
     engine.close().unwrap();
@@ -204,8 +204,8 @@ fn squashed_owners_are_one_for_all() {
     engine.close().unwrap();
 }
 
-/// As fuse-overlayfs with `xattr_permissions=2`: the upper's inodes are the daemon's, and what
-/// counts is recorded.
+/// As fuse-overlayfs with `xattr_permissions=2`: the upper's inodes belong to the daemon, and the
+/// records count.
 #[test]
 fn recorded_owners_modes_and_kinds_come_back() {
     let Some(rig) = Rig::new(1) else { return };
@@ -282,7 +282,7 @@ fn recorded_owners_modes_and_kinds_come_back() {
     check(&u);
     let live = view(&engine);
     engine.close().unwrap();
-    // A symbolic link takes no record; root gives it its owner.
+    // A symbolic link can't have a record; root sets its owner.
     for name in ["d", "null", "p", "x", "f"] {
         let stat = std::fs::symlink_metadata(rig.upper.join(name)).unwrap();
         assert_eq!(
@@ -297,7 +297,7 @@ fn recorded_owners_modes_and_kinds_come_back() {
         caller: ROOT,
     });
     view(&engine).assert_same(&live, Default::default());
-    // And what was copied up can change hands like the rest; who changes hands loses setuid.
+    // Copied-up files can change owners like the rest; changing the owner clears setuid.
     let u = user(&engine);
     assert_eq!(
         u.set(
@@ -360,7 +360,7 @@ fn overlay_marks_set_through_the_union_belong_to_an_inner_one() {
 }
 
 #[test]
-fn removing_what_is_not_there_copies_nothing_up() {
+fn removing_a_missing_xattr_copies_nothing_up() {
     let Some(rig) = Rig::new(1) else { return };
     rig.scratch.file("fs/l0/f", "f");
     let engine = rig.open();
@@ -427,12 +427,12 @@ const IMMUTABLE: u32 = 0x10;
 const APPEND_ONLY: u32 = 0x20;
 
 #[test]
-fn what_is_immutable_or_append_only_keeps_its_names_and_attributes() {
+fn immutable_and_append_only_files_keep_their_names_and_attributes() {
     let Some(rig) = Rig::new(1) else { return };
     for name in ["lower", "meta", "d/f", "e/f"] {
         rig.scratch.file(format!("fs/l0/{name}"), "x");
     }
-    // One that is immutable in the lower layer.
+    // A file that is immutable in the lower layer.
     let lower = std::fs::File::open(rig.base.join("l0/lower")).unwrap();
     vellum_sys::flags::set(&lower, IMMUTABLE).unwrap();
     let check = |u: &User<'_>, path: &str| {

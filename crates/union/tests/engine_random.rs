@@ -1,7 +1,7 @@
 //! Random operations on an engine and, by plain system calls, on an ordinary directory that began
-//! with the same content. Each has to end the same way on both, both have to look the same all the
-//! time, and every file has to keep its inode number; also when the engine is closed and opened in
-//! between, and when the kernel's overlayfs looks at its layers.
+//! with the same content. Each must have the same result on both, both must look the same all the
+//! time, and every file must keep its inode number; also when the engine is closed and reopened in
+//! between, and when the kernel's overlayfs mounts its layers.
 
 mod engine_support;
 
@@ -50,7 +50,7 @@ fn errno(error: &Error) -> i32 {
     errno.raw_os_error()
 }
 
-/// One operation, as both sides are told it.
+/// One operation, done by both sides.
 #[derive(Debug, Clone)]
 enum Op {
     Create(PathBuf, Vec<u8>),
@@ -71,7 +71,7 @@ enum Op {
     Link(PathBuf, PathBuf),
     /// Opens a file, to be used after it has lost its name.
     Hold(PathBuf),
-    /// Writes to, or cuts, the file that was opened n-th.
+    /// Writes to, or truncates, the n-th opened file.
     WriteHeld(usize, u64, Vec<u8>),
     TruncateHeld(usize, u64),
     ChmodHeld(usize, u32),
@@ -90,10 +90,10 @@ const XATTRS: &[&str] = &[
 
 fn choose(rng: &mut Rng, plain: &Path, paths: &[PathBuf], held: usize) -> Op {
     let any = rng.pick(paths).clone();
-    // In a directory or, now and then, in something that is none.
+    // In a directory or, sometimes, in something that is not one.
     let beside = rng.pick(paths);
     let new = match beside.parent() {
-        // Links on the way are followed by one side only.
+        // Only one side follows links on the way.
         Some(dir) if plain.join(beside).is_symlink() || rng.chance(70) => dir.join(rng.name()),
         _ => beside.join(rng.name()),
     };
@@ -176,9 +176,9 @@ impl Plain {
                 let (kind, dev) = match what {
                     NewNode::Fifo => (FileType::Fifo, 0),
                     NewNode::Socket => (FileType::Socket, 0),
-                    // What a union refuses.
+                    // A union refuses this.
                     NewNode::Char(0, 0) => {
-                        // The kernel looks at the parent first.
+                        // The kernel checks the parent first.
                         let parent = at(path).parent().map(fs::symlink_metadata);
                         let is_dir = parent.transpose()?.is_some_and(|meta| meta.is_dir());
                         return Err(io::Error::from_raw_os_error(if is_dir { 1 } else { 20 }));
@@ -271,11 +271,11 @@ impl Plain {
     }
 }
 
-/// The union, as a mount would use it.
+/// The union, used as a mount would use it.
 struct Ours {
     engine: Engine,
     held: Vec<NodeId>,
-    /// No name of a lower file is hidden in the layers: else it counts, as in the kernel.
+    /// The layers hide no name of a lower file: a hidden one still counts, as in the kernel.
     links_are_whole: bool,
     /// Inode numbers are compared.
     numbers_stay: bool,
@@ -293,7 +293,7 @@ impl Ours {
                 _ => Err(Error::from(Refusal::Invalid)),
             }
         };
-        // What the kernel checks before it asks a file system.
+        // The checks that the kernel does before it calls a file system.
         let place = |path: &'_ PathBuf| -> Result<(), Error> {
             match path.parent() {
                 None => refuse(Refusal::Exists),
@@ -314,7 +314,7 @@ impl Ours {
             }
             Op::Mkdir(path, mode) => {
                 place(path)?;
-                // As the kernel's vfs_mkdir does for everybody.
+                // As the kernel's vfs_mkdir does for all file systems.
                 who.make(path, NewNode::Dir, mode & 0o1777).map(drop)
             }
             Op::Symlink(path, to) => {
@@ -417,14 +417,14 @@ impl Ours {
     }
 }
 
-/// The mask that the plain calls are subject to.
+/// The umask of the plain calls.
 fn umask() -> u32 {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap();
     let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     u32::from_str_radix(mask.unwrap().trim(), 8).unwrap()
 }
 
-/// What the kernel refuses without asking: `user.` on what is neither file nor directory.
+/// Refuses what the kernel refuses itself: `user.` on anything but a file or directory.
 fn user_xattrs(engine: &Engine, node: NodeId, name: &str) -> Result<(), Error> {
     use vellum_sys::FileKind;
     let kind = engine.attr(node)?.kind;
@@ -472,8 +472,8 @@ fn remove_tree(who: &User<'_>, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Who is who: an inode of the ordinary directory (with the time it was made, since numbers come
-/// back) and its number in the union.
+/// Maps an inode of the ordinary directory (with its creation time, since numbers are reused) to
+/// its number in the union.
 type Pairs = HashMap<(u64, i64, u32), u64>;
 
 fn pairs(plain: &Path, ours: &Tree) -> Pairs {
@@ -512,7 +512,7 @@ fn compare(ours: &Ours, plain: &Plain, known: &mut Pairs) {
     let seen = view(&ours.engine);
     let ignore = Ignore {
         mtimes: true,
-        // Those of lower files are lost with the copy, and the warning says so.
+        // Xattrs of lower files are lost with the copy, as the warning says.
         xattrs: !ours.numbers_stay,
         ..Ignore::default()
     };
@@ -548,8 +548,8 @@ fn compare(ours: &Ours, plain: &Plain, known: &mut Pairs) {
     }
 }
 
-/// Two layers, the upper one made by the kernel with all its marks; and the same as an ordinary
-/// directory.
+/// Creates two layers, the upper one written by the kernel with all its marks; and the same as an
+/// ordinary directory.
 fn prepare(rng: &mut Rng, rig: &mut Rig, storm: Storm) -> Plain {
     if storm.apart {
         let other = rig.scratch.file_system("other", FsKind::Xfs, 300);
@@ -587,7 +587,7 @@ fn prepare(rng: &mut Rng, rig: &mut Rig, storm: Storm) -> Plain {
         }
         .run(rng, &target, 40);
     }
-    // Hard links of the lowest layer fell apart where they were changed: the union shows them so.
+    // Changed hard links of the lowest layer became separate files: the union shows them so.
     rig.scratch.unmount(&target);
     rig.lowers.insert(0, top);
     let both = vellum_testkit::kernel::Overlay {
@@ -615,17 +615,17 @@ fn prepare(rng: &mut Rng, rig: &mut Rig, storm: Storm) -> Plain {
     }
 }
 
-/// What is done in turn.
+/// One step of a run.
 #[derive(Debug, Clone)]
 enum Step {
     Do(Op),
-    /// The engine is closed, the kernel may have its turn, changing what this seed says, and the
+    /// The engine is closed, the kernel may have its turn, with changes from this seed, and the
     /// engine opens again.
     Reopen(u64),
 }
 
 impl Op {
-    /// The open file that it is about.
+    /// Returns which open file it is about.
     fn held(&self) -> Option<usize> {
         match self {
             Op::WriteHeld(at, ..)
@@ -685,7 +685,7 @@ fn attempt(
                     .entries
                     .into_keys()
                     .collect();
-                // The root itself can't be made, moved or removed through a mount.
+                // The root itself can't be created, moved or removed through a mount.
                 paths.retain(|path| !path.as_os_str().is_empty());
                 if paths.is_empty() {
                     paths.push(PathBuf::from("gone"));
@@ -729,8 +729,8 @@ fn both(op: &Op, step: usize, ours: &mut Ours, plain: &mut Plain, storm: Storm) 
     }
     let found = ours.run(op);
     if matches!(&found, Err(error) if errno(error) == 18) {
-        // Where directories of lower layers don't move, programs copy them; here it is not done at
-        // all.
+        // If directories of lower layers can't move, programs copy them; this test skips the
+        // move.
         assert!(matches!(op, Op::Rename(..)), "{op:?}");
         return;
     }
@@ -738,7 +738,7 @@ fn both(op: &Op, step: usize, ours: &mut Ours, plain: &mut Plain, storm: Storm) 
     let same = match (&expected, &found) {
         (Ok(()), Ok(())) => true,
         (Err(expected), Err(found)) => match (expected.raw_os_error(), errno(found)) {
-            // A directory that is not empty: POSIX allows both, and XFS says the one.
+            // A directory that is not empty: POSIX allows both errors, and XFS returns the other.
             (Some(17), 39) => true,
             (expected, found) => expected == Some(found),
         },
@@ -747,7 +747,7 @@ fn both(op: &Op, step: usize, ours: &mut Ours, plain: &mut Plain, storm: Storm) 
     assert!(same, "step {step}: {op:?}: {expected:?} / {found:?}");
 }
 
-/// What the kernel does with the layers while no engine has them.
+/// Lets the kernel use the layers while no engine does.
 fn between(rig: &Rig, live: &Tree, plain: &Plain, storm: Storm, seed: u64) {
     if storm.kernel {
         rig.kernel().assert_same(live, Ignore::default());
@@ -770,10 +770,10 @@ fn between(rig: &Rig, live: &Tree, plain: &Plain, storm: Storm, seed: u64) {
     kernel.assert_same(&expected, ignore);
 }
 
-/// What a storm is about.
+/// The setup of a run.
 #[derive(Clone, Copy)]
 struct Storm {
-    /// Between the lowest layer and the upper one is one that the kernel made.
+    /// Between the lowest layer and the upper one is one that the kernel wrote.
     middle: bool,
     /// The lowest layer has hard links.
     links: bool,
@@ -785,9 +785,9 @@ struct Storm {
     on: FsKind,
     /// How many operations, unless the environment says.
     count: usize,
-    /// Whenever the engine is closed, the kernel goes on with its upper.
+    /// Whenever the engine is closed, the kernel continues with its upper.
     turns: bool,
-    /// The upper's file system has xattrs: else there is nothing to remember a number by.
+    /// The upper's file system has xattrs: without them numbers can't be recorded.
     xattrs: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Renames of every kind, with the kernel's overlayfs as the judge of what is on disk afterwards.
+//! Renames of all types, with the kernel's overlayfs as the judge of what is on disk afterwards.
 
 mod engine_support;
 
@@ -131,11 +131,11 @@ fn directories_are_replaced_only_when_nothing_shows_in_them() {
     u.unlink("c/w").unwrap();
     u.rename("n", "c").unwrap();
     assert_eq!(u.names("c").unwrap(), ["1"]);
-    // One that is there in the lower layers only.
+    // A directory that is only in the lower layers.
     u.unlink("a/b/y").unwrap();
     u.unlink("a/b/z").unwrap();
     u.rename("c", "a/b").unwrap();
-    // A merged one over a merged one.
+    // A merged directory over a merged one.
     u.unlink("a/b/1").unwrap();
     u.rename("a", "q").unwrap();
     u.mkdir("a").unwrap();
@@ -166,7 +166,7 @@ fn a_new_directory_hides_what_is_below_its_new_name() {
 }
 
 #[test]
-fn without_redirects_only_what_has_nothing_below_moves() {
+fn without_redirects_only_directories_with_nothing_below_move() {
     let Some(rig) = Rig::new(2) else { return };
     lower(&rig);
     let mut options = rig.options();
@@ -184,7 +184,7 @@ fn without_redirects_only_what_has_nothing_below_moves() {
 }
 
 #[test]
-fn what_is_open_under_a_moved_directory_stays_usable() {
+fn open_files_under_a_moved_directory_stay_usable() {
     let Some(rig) = Rig::new(2) else { return };
     lower(&rig);
     let engine = rig.open();

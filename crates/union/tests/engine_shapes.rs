@@ -1,5 +1,5 @@
-//! Unions of unusual shape: read-only, with data-only layers, very deep, and with the options that
-//! change what shows.
+//! Unusual unions: read-only, with data-only layers, very deep, and with the options that change
+//! what shows.
 
 mod engine_support;
 
@@ -15,7 +15,7 @@ use vellum_union::engine::{Engine, NewNode, NodeId};
 use vellum_union::{Dialect, DirLayer, Refusal};
 
 #[test]
-fn without_an_upper_nothing_changes() {
+fn without_an_upper_changes_are_refused() {
     let Some(rig) = Rig::new(2) else { return };
     fs::create_dir(rig.lowers[1].join("d")).unwrap();
     fs::write(rig.lowers[1].join("d/f"), "x").unwrap();
@@ -130,7 +130,7 @@ fn a_union_may_be_very_deep() {
         .privileged()
         .write(file.node, 0, b"deep", false)
         .unwrap();
-    // The top is moved: everything below goes along.
+    // The top is moved: everything below moves with it.
     engine
         .privileged()
         .rename(
@@ -142,7 +142,7 @@ fn a_union_may_be_very_deep() {
         )
         .unwrap();
     assert_eq!(engine.attr(file.node).unwrap().size_bytes, 4);
-    // All but the deepest are forgotten, then that too.
+    // All but the deepest are forgotten, then the deepest too.
     for node in &nodes[1..] {
         engine.forget(*node, 1);
     }
@@ -203,7 +203,7 @@ fn options_change_what_shows() {
     assert_eq!(refusal(engine.xattr_names(held.node)), Refusal::Unsupported);
     drop(held);
     engine.close().unwrap();
-    // Without them: the real count of a directory that is in one layer alone, and long numbers for
+    // Without them: the real link count of a directory in a single layer, and long numbers for
     // the second file system.
     let engine = rig.open();
     let who = user(&engine);

@@ -1,5 +1,5 @@
-//! A layer that is slow to answer about one name delays only requests for that name. What happens
-//! to the name in the meantime counts, not the old answer.
+//! A layer that is slow to answer about one name delays only requests for that name. A change of
+//! the name in the meantime counts, not the old answer.
 
 mod engine_support;
 mod stalling;
@@ -44,8 +44,8 @@ impl Slow {
         Engine::open(options).unwrap()
     }
 
-    /// Looks `path`, whose name is slow, up; while the answer stays away, does `meanwhile`. Returns
-    /// the node found, which is then looked at by `look`.
+    /// Looks up `path`, whose name is slow; does `meanwhile` before the answer comes. Returns what
+    /// `look` returns for the node found.
     fn overtaken<T: Send>(
         &self,
         path: &str,
@@ -54,7 +54,7 @@ impl Slow {
     ) -> T {
         let engine = self.open();
         let path = Path::new(path);
-        // Known before, as the kernel knows the directory it looks in.
+        // Looked up before, as the kernel knows the directory of a lookup.
         let who = user(&engine);
         let (dir, name) = who.above(path).unwrap();
         let found = std::thread::scope(|scope| {
@@ -80,7 +80,7 @@ impl Slow {
 }
 
 #[test]
-fn one_names_answer_delays_nobody_else() {
+fn a_slow_name_delays_no_other_request() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -117,8 +117,8 @@ fn one_names_answer_delays_nobody_else() {
         soon("a copy-up in the directory", write, &slow.stall);
         let unlink = || user(&engine).unlink("d/quick").unwrap();
         soon("a removal in the directory", unlink, &slow.stall);
-        // This one takes the rename gate alone, and every other request queues behind a thread that
-        // waits for that.
+        // This one takes the rename gate exclusively, and every other request queues behind a
+        // thread that waits for it.
         let rename = || user(&engine).rename("away/from", "to/there").unwrap();
         soon("a directory that moves", rename, &slow.stall);
         let rename = || user(&engine).rename("d", "to/d").unwrap();
@@ -141,7 +141,7 @@ fn one_names_answer_delays_nobody_else() {
 }
 
 #[test]
-fn one_files_open_delays_nobody_else() {
+fn a_slow_open_delays_no_other_request() {
     let Some(slow) = Slow::new(Question::Open) else {
         return;
     };
@@ -164,10 +164,10 @@ fn one_files_open_delays_nobody_else() {
     slow.rig.agree(engine);
 }
 
-/// Only requests for a file wait while a lower layer is slow to give its attributes or bytes for a
-/// copy-up.
+/// While a lower layer is slow to return a file's attributes or bytes for a copy-up, only requests
+/// for that file wait.
 #[test]
-fn a_slow_copy_up_delays_nobody_else() {
+fn a_slow_copy_up_delays_no_other_request() {
     for question in [Question::Stat, Question::Open] {
         let Some(slow) = Slow::new(question) else {
             return;
@@ -198,7 +198,7 @@ fn a_slow_copy_up_delays_nobody_else() {
 
 /// The lower layers are asked whether a directory is empty before anything is locked.
 #[test]
-fn a_slow_directory_that_goes_delays_nobody_else() {
+fn a_slow_removal_of_a_directory_delays_no_other_request() {
     let Some(slow) = Slow::new(Question::Names) else {
         return;
     };
@@ -237,9 +237,9 @@ fn a_slow_directory_that_goes_delays_nobody_else() {
     slow.rig.agree(engine);
 }
 
-/// A reader that looks up the names it is given, as READDIRPLUS does, delays no other reader.
+/// A reader that looks up the names it reads, as READDIRPLUS does, delays no other reader.
 #[test]
-fn a_slow_name_in_a_listing_delays_nobody_else() {
+fn a_slow_name_in_a_listing_delays_no_other_request() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -267,9 +267,9 @@ fn a_slow_name_in_a_listing_delays_nobody_else() {
     slow.rig.agree(engine);
 }
 
-/// Lookups of one name at once share one node.
+/// Concurrent lookups of one name share one node.
 #[test]
-fn one_name_is_one_node_however_many_ask() {
+fn concurrent_lookups_share_one_node() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -298,7 +298,7 @@ fn one_name_is_one_node_however_many_ask() {
 }
 
 #[test]
-fn a_removal_meanwhile_counts() {
+fn a_removal_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -307,7 +307,7 @@ fn a_removal_meanwhile_counts() {
 }
 
 #[test]
-fn a_move_away_meanwhile_counts() {
+fn a_move_away_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -319,7 +319,7 @@ fn a_move_away_meanwhile_counts() {
 }
 
 #[test]
-fn a_move_over_it_meanwhile_counts() {
+fn a_move_over_the_name_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -330,7 +330,7 @@ fn a_move_over_it_meanwhile_counts() {
 }
 
 #[test]
-fn an_exchange_meanwhile_counts() {
+fn an_exchange_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -345,7 +345,7 @@ fn an_exchange_meanwhile_counts() {
 }
 
 #[test]
-fn a_new_file_meanwhile_counts() {
+fn a_new_file_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -356,7 +356,7 @@ fn a_new_file_meanwhile_counts() {
 }
 
 #[test]
-fn a_new_link_meanwhile_counts() {
+fn a_new_link_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -366,9 +366,9 @@ fn a_new_link_meanwhile_counts() {
     });
 }
 
-/// The file found in the lower layer was copied up and forgotten meanwhile.
+/// The file found in the lower layer is copied up and forgotten in between.
 #[test]
-fn a_copy_up_meanwhile_counts() {
+fn a_copy_up_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -382,7 +382,7 @@ fn a_copy_up_meanwhile_counts() {
 
 /// As above, by another name of the file, in another directory.
 #[test]
-fn a_copy_up_by_another_name_meanwhile_counts() {
+fn a_copy_up_by_another_name_overtakes_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -398,10 +398,10 @@ fn a_copy_up_by_another_name_meanwhile_counts() {
     });
 }
 
-/// The directory is elsewhere when the answer comes; what was found in it is still found, and
-/// changes go where it is.
+/// The directory has moved when the answer comes; the entry is still found, and changes go to the
+/// new place.
 #[test]
-fn the_directory_may_move_meanwhile() {
+fn the_directory_may_move_during_a_lookup() {
     let Some(slow) = Slow::new(Question::Stat) else {
         return;
     };
@@ -432,7 +432,7 @@ fn a_removed_directory_has_nothing() {
     slow.overtaken("d/slow", remove, |_, node| assert!(node.is_none()));
 }
 
-/// A directory that is forgotten meanwhile gets no node.
+/// A directory that is forgotten during the lookup gets no node.
 #[test]
 fn a_forgotten_directory_is_gone() {
     let Some(slow) = Slow::new(Question::Stat) else {
@@ -460,7 +460,7 @@ fn a_forgotten_directory_is_gone() {
 
 /// The same in a union without an upper layer.
 #[test]
-fn a_union_without_an_upper_layer_goes_on() {
+fn a_union_without_an_upper_layer_stays_usable() {
     let scratch = vellum_testkit::Scratch::new();
     let low = scratch.dir("low");
     fs::create_dir(low.join("d")).unwrap();

@@ -1,6 +1,6 @@
-//! Many threads in one tree: directories move while others make, link, rename, remove and change
-//! what is in them. Nothing is lost, nothing is doubled, nobody waits for ever, and the kernel
-//! reads what is left.
+//! Many threads in one tree: directories move while other threads create, link, rename, remove and
+//! change their content. Nothing is lost, nothing is duplicated, no thread hangs, and the kernel
+//! reads the result.
 
 mod engine_support;
 
@@ -21,14 +21,14 @@ fn dir(rng: &mut Rng) -> PathBuf {
     (0..depth).map(|_| *rng.pick(&DIRS)).collect()
 }
 
-/// What one thread does; returns the names it made that must be there at the end.
+/// The work of one thread; returns the names it created that must exist at the end.
 fn work(engine: &Engine, thread: usize, mut rng: Rng) -> Vec<(OsString, String)> {
     let u = user(engine);
     let mut made: Vec<(OsString, String)> = Vec::new();
     for step in 0..STEPS {
         let name = format!("{thread}-{step}");
         let (one, two) = (dir(&mut rng), dir(&mut rng));
-        // Most of it fails, since everything is always somewhere else.
+        // Most calls fail, since everything keeps moving.
         match rng.below(12) {
             0..=3 => {
                 if let Ok(held) = u.make(one.join(&name), NewNode::File, 0o644) {
@@ -44,7 +44,7 @@ fn work(engine: &Engine, thread: usize, mut rng: Rng) -> Vec<(OsString, String)>
             6 => drop(u.rename_as(&one, &two, RenameMode::Exchange)),
             7 => drop(u.names(&one)),
             8 => {
-                // A file of one's own goes to another name.
+                // One of its own files gets another name.
                 let found = made.iter().position(|(name, _)| u.exists(one.join(name)));
                 if let Some(at) = found {
                     let to: OsString = format!("{name}-moved").into();
@@ -54,7 +54,7 @@ fn work(engine: &Engine, thread: usize, mut rng: Rng) -> Vec<(OsString, String)>
                 }
             }
             9 => {
-                // Each thread has a lower file of its own, and each its names of the linked one.
+                // Each thread has its own lower file, and its own names of the linked one.
                 let mode = Some(0o600 | rng.below(0o100) as u32);
                 drop(u.set(
                     one.join(format!("lower-{thread}")),

@@ -1,4 +1,4 @@
-//! What an engine leaves, and what the next one takes of it.
+//! What an engine leaves, and what its successor takes over.
 
 mod engine_support;
 
@@ -25,7 +25,7 @@ fn next(rig: &Rig, engine: Engine) -> Engine {
     Engine::inherit(options(rig), legacy).unwrap()
 }
 
-/// Up to `most` names from `cookie` on, and where that ended.
+/// Returns up to `most` names from `cookie` on, and the cookie after them.
 fn some(engine: &Engine, dir: NodeId, cookie: u64, most: usize) -> (Vec<OsString>, u64) {
     let (mut names, mut place) = (Vec::new(), cookie);
     let mut take = |listing: vellum_union::engine::Listing| {
@@ -41,7 +41,7 @@ fn some(engine: &Engine, dir: NodeId, cookie: u64, most: usize) -> (Vec<OsString
 }
 
 #[test]
-fn a_successor_takes_what_was_left_or_says_why_not() {
+fn a_successor_takes_over_or_says_why_not() {
     let Some(rig) = Rig::new(2) else { return };
     for name in ["f", "gone", "other"] {
         fs::write(rig.lowers[1].join(name), name).unwrap();
@@ -60,7 +60,7 @@ fn a_successor_takes_what_was_left_or_says_why_not() {
     let (f, gone) = (lookup(&engine, root, "f"), lookup(&engine, root, "gone"));
     let (dir, big_node) = (lookup(&engine, root, "dir"), lookup(&engine, root, "big"));
     let seven = lookup(&engine, dir.node, "7");
-    // Twice: it has to be forgotten twice.
+    // Twice: it must be forgotten twice.
     lookup(&engine, dir.node, "7");
     engine
         .privileged()
@@ -106,7 +106,7 @@ fn a_successor_takes_what_was_left_or_says_why_not() {
             .filter(|&i| i != 30)
             .all(|i| seen.contains(&OsString::from(i.to_string())))
     );
-    // New numbers don't meet old ones.
+    // New numbers don't collide with old ones.
     let known = [
         f.node,
         gone.node,
@@ -116,8 +116,8 @@ fn a_successor_takes_what_was_left_or_says_why_not() {
         unnamed.node,
     ];
     assert!(!known.contains(&lookup(&engine, root, "other").node));
-    // Counts came along: after as many forgets as there were lookups a node is gone, and not
-    // before.
+    // Reference counts were handed over: a node is gone after as many forgets as there were
+    // lookups, and not before.
     engine.forget(seven.node, 1);
     assert_eq!(engine.attr(seven.node).unwrap().ino, seven.attr.ino);
     engine.forget(seven.node, 1);
@@ -129,7 +129,7 @@ fn a_successor_takes_what_was_left_or_says_why_not() {
     engine.close().unwrap();
     assert_eq!(fs::read(rig.upper.join("named")).unwrap(), b"unnamed");
 
-    // What is damaged, old, or of other layers is refused.
+    // A record that is damaged, old, or of other layers is refused.
     let inherit = |record: &[u8]| -> Result<Engine> {
         let files = left
             .files
@@ -147,7 +147,7 @@ fn a_successor_takes_what_was_left_or_says_why_not() {
     for at in (0..left.record.len()).step_by(3) {
         let mut record = left.record.clone();
         record[at] ^= 0x41;
-        // Whatever it is, it is no panic. Some of it is only another number.
+        // It must not panic. Some flipped bits only give another number.
         match inherit(&record) {
             Ok(engine) => engine.close().unwrap(),
             Err(_) => refused += 1,

@@ -1,6 +1,5 @@
-//! Many threads on one engine: nothing hangs, nothing is lost, there is never a second node for one
-//! file, and what the engine shows in the end is what it and the kernel show after it was opened
-//! again.
+//! Many threads on one engine: nothing hangs, nothing is lost, no file has two nodes, and what the
+//! engine shows in the end is what it and the kernel show after it is reopened.
 
 mod engine_support;
 
@@ -50,7 +49,7 @@ fn threads_do_everything_at_once() {
                         true => (PathBuf::from(rng.pick(&lower)), path(&mut rng)),
                         false => (path(&mut rng), path(&mut rng)),
                     };
-                    // Whether it succeeds depends on the others; that it comes to an end does not.
+                    // Whether it succeeds depends on the other threads, but it must end.
                     let _ = match rng.below(12) {
                         0 => who.file(&a, "some content"),
                         1 => who.mkdir(&a),
@@ -99,7 +98,7 @@ fn no_update_is_lost() {
                         index => format!("d/e/f{index}"),
                     };
                     let held = who.find(&name).unwrap();
-                    // Every thread has bytes of its own; the first one to come copies the file up.
+                    // Every thread has its own bytes; the first one copies the file up.
                     let mark = [b'a' + thread as u8];
                     let wrote = engine.privileged().write(
                         held.node,
@@ -125,9 +124,9 @@ fn no_update_is_lost() {
     rig.agree(engine);
 }
 
-/// Whoever copies up a big file delays nobody else.
+/// Copying up a big file delays no other request.
 #[test]
-fn a_big_copy_holds_up_nobody() {
+fn a_big_copy_delays_no_other_request() {
     let Some(rig) = Rig::new(1) else { return };
     let low = &rig.lowers[0];
     let big = vec![5; 24 << 20];
@@ -147,7 +146,7 @@ fn a_big_copy_holds_up_nobody() {
         let who = user(&engine);
         let mut during = 0;
         while done.load(Ordering::Acquire) == 0 {
-            // Beside it in the same directory: looked up, made, moved, directories too.
+            // Next to it in the same directory: lookups, creations, moves, also of directories.
             assert!(who.find("small").is_ok());
             who.mkdir("d").unwrap();
             who.rename("d", "e").unwrap();
@@ -157,7 +156,7 @@ fn a_big_copy_holds_up_nobody() {
         copy.join().unwrap();
         during
     });
-    // It is copied for some ten milliseconds at least; the others take well under one.
+    // The copy takes at least some ten milliseconds; the other calls take well under one.
     assert!(during > 0);
     let content = {
         let held = user(&engine).find("big").unwrap();

@@ -1,6 +1,6 @@
-//! Our view against the kernel's: random changes through a kernel mount, then both views compared
-//! entry by entry, and the diff of the upper applied to the picture before must give the picture
-//! after.
+//! Our view compared with the kernel's: random changes through a kernel mount, then both views
+//! compared entry by entry; and the diff of the upper, applied to the tree before, must give the
+//! tree after.
 
 mod common;
 
@@ -39,7 +39,7 @@ fn run(
             let before = Tree::read(&rig.merged).unwrap();
             churn.run(&mut rng, &rig.merged, 40);
             rig.unmount();
-            // A new mount: the kernel, too, has to read all of it from disk.
+            // A new mount: the kernel, too, must read everything from disk.
             rig.mount();
             let after = Tree::read(&rig.merged).unwrap();
             rig.unmount();
@@ -65,8 +65,8 @@ fn run(
     }
 }
 
-/// Applies the changes to the picture before them; checks order, kinds, and that nothing unchanged
-/// is named.
+/// Applies the changes to the tree before them; checks their order and type, and that nothing
+/// unchanged is listed.
 fn check_changes(rig: &Rig, before: &Tree, after: &Tree, form: Form) {
     let mut tree = before.clone();
     let mut last = None;
@@ -106,7 +106,7 @@ fn check_changes(rig: &Rig, before: &Tree, after: &Tree, form: Form) {
         }
         tree.entries.insert(change.path, entry(node));
     }
-    // In a layer the root is there only for its attributes; its time is not kept.
+    // A layer has the root only for its attributes; its time is not kept.
     let times = tree.entries.get_mut(Path::new("")).unwrap();
     (times.mtime, times.identity) = (
         after.entries[Path::new("")].mtime,
@@ -134,8 +134,8 @@ fn check_compare(rig: &Rig, before: &Tree, after: &Tree) {
     for difference in before.differences(after, ignore) {
         let path = difference.path;
         let named = path.ancestors().find_map(|path| named.get(path));
-        // A file written and set back to the same size and time is beyond a comparison that reads
-        // no content.
+        // A comparison that reads no content can't detect a file that was written and set back to
+        // the same size and time.
         assert!(
             named.is_some() || difference.what == "content",
             "{path:?} {} is not named",
@@ -159,8 +159,8 @@ fn remove_below<T>(entries: &mut BTreeMap<PathBuf, T>, path: &Path) {
     entries.retain(|other, _| other == path || !other.starts_with(path));
 }
 
-/// Hard-link groups of a picture put together from two mounts: identities of the first mean nothing
-/// in the second.
+/// Recomputes the hard-link groups of a tree that comes from two mounts: identities of the first
+/// have no meaning in the second.
 fn regroup(tree: &mut Tree, after: &Tree) {
     for (path, entry) in &mut tree.entries {
         if let Some(there) = after.entries.get(path) {
@@ -182,7 +182,7 @@ fn to_xattr_whiteouts(layer: &Path, opaque: &str) {
                 fs::remove_file(entry.path()).unwrap();
                 let mut value = [0; 8];
                 match rustix::fs::lgetxattr(&dir, opaque, &mut value[..]) {
-                    // An opaque directory can't say that it holds such whiteouts, and needs none.
+                    // An opaque directory can't be marked for such whiteouts, and needs none.
                     Ok(1) if value[0] == b'y' => continue,
                     _ => set_xattr(&dir, opaque, b"x"),
                 }
@@ -280,8 +280,8 @@ fn data_only_layers() {
     let options = &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off")];
     run("data_only_layers", options, Churn::ALL, 3, |rng, rig| {
         let data = [rig.scratch.dir("data0"), rig.scratch.dir("data1")];
-        // No name that a tree may have: a directory of it in a layer that merges makes the kernel
-        // give the file up.
+        // Not a name that the tree may have: if a merged layer has a directory of this name, the
+        // kernel gives up on the file.
         let beside = Path::new("of data only/files");
         let prefix = rig.prefix();
         let xattr = |path: &Path, mark, value: &[u8]| {
@@ -308,10 +308,10 @@ fn data_only_layers() {
     });
 }
 
-/// A whiteout, a directory or something else where a redirect leads ends the search in the layers
-/// that merge, not in those that give data only.
+/// A whiteout, a directory or something else at a redirect's target ends the search in the merged
+/// layers, but not in the data-only ones.
 #[test]
-fn nothing_is_in_the_way_of_data_only_layers() {
+fn whiteouts_on_the_way_do_not_stop_data_only_layers() {
     if !Since::DataOnlyLayers.is_here_for("obstacles before data-only layers") {
         return;
     }
@@ -354,9 +354,9 @@ fn nothing_is_in_the_way_of_data_only_layers() {
     }
 }
 
-/// The mark of a file that only its own engine may read keeps every kernel mount from reading it as
-/// what it is not. Kernels that don't check metacopies refuse it as one (EPERM), or, with
-/// `metacopy=on`, follow it to what is below.
+/// The mark of an unsettled file keeps every kernel mount from reading wrong bytes. Kernels that
+/// don't check metacopies refuse it as one (EPERM), or, with `metacopy=on`, follow it to the file
+/// below.
 #[test]
 fn an_unsettled_file_is_an_error_for_the_kernel_too() {
     let users: [&[(&str, &str)]; 4] = [
@@ -395,8 +395,7 @@ fn an_unsettled_file_is_an_error_for_the_kernel_too() {
     }
 }
 
-/// Read-only unions of uppers that were never meant for each other: whatever the kernel makes of
-/// them.
+/// Read-only unions of uppers in arbitrary order show what the kernel shows.
 #[test]
 fn uppers_in_any_order() {
     let mut rng = Rng::for_test("uppers_in_any_order");
@@ -430,8 +429,8 @@ fn uppers_in_any_order() {
     }
 }
 
-/// Both views of one directory. Where the kernel says EIO, so do we; where we find a redirect that
-/// leads nowhere, the kernel shows what is left.
+/// Compares both views of a directory. Where the kernel returns EIO, so do we; where we report a
+/// dangling redirect, the kernel shows what is left.
 fn agree_below(stack: &vellum_union::Stack, dir: &vellum_union::Node, real: &Path) {
     let names: Vec<_> = stack.names(dir).unwrap();
     for name in names {

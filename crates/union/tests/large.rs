@@ -1,4 +1,4 @@
-//! The cost of a diff is that of the changes, not of the tree.
+//! The cost of a diff depends on the changes, not on the tree.
 
 mod common;
 
@@ -11,11 +11,12 @@ use common::{ALL_ON, Rig, stack_of};
 use vellum_testkit::fault;
 use vellum_union::{Form, changes};
 
-/// Where the measured process finds the layers, a directory that holds `u0` and `l0`.
+/// The environment variable with the directory of the layers `u0` and `l0`, for the measured
+/// process.
 const LAYERS: &str = "VELLUM_TEST_DIFF_OF";
 
 /// Makes the same ten changes in a tree of `dirs` directories with `files` files each, and returns
-/// what is found and how many system calls it took, as strace counts them.
+/// how many changes the diff finds and how many system calls it takes, as strace counts them.
 fn diff_of_ten(dirs: usize, files: usize) -> Option<(usize, usize)> {
     let rig = Rig::new(1, ALL_ON)?;
     let lower = &rig.lowers[0];
@@ -76,11 +77,11 @@ fn a_diff_costs_what_was_changed() {
         "700 files: {few} system calls, {} files: {many}",
         dirs * files
     );
-    // The same changes; what a listing of the larger lower directories would take is far beyond.
+    // The same changes; listing the larger lower directories would take far more.
     assert!(many <= few + few / 10, "{few} calls, {many} calls");
 }
 
-/// Not a test of its own: what is run under strace.
+/// Not a separate test: it is run under strace.
 #[test]
 fn the_measured_process() {
     let Some(layers) = std::env::var_os(LAYERS) else {

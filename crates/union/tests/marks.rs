@@ -1,4 +1,4 @@
-//! Marks on real trees that no kernel wrote: other dialects, records, and marks made to do harm.
+//! Marks on real trees that the kernel did not write: other dialects, records, and malicious marks.
 
 mod common;
 
@@ -51,11 +51,11 @@ fn names(stack: &Stack, path: &str) -> Vec<String> {
         .collect()
 }
 
-/// The error of looking at `path`, with its causes.
+/// Returns the error of looking up `path`, with its causes.
 #[track_caller]
 fn refused(stack: &Stack, path: &str) -> String {
     let error = stack.lookup(Path::new(path)).unwrap_err();
-    // Whoever walks or diffs meets the same error, and an end.
+    // A walk gets the same error, and ends.
     assert!(stack.walk().any(|node| node.is_err()));
     assert!(
         changes(stack, Form::Layer)
@@ -68,7 +68,7 @@ fn refused(stack: &Stack, path: &str) -> String {
 }
 
 #[test]
-fn an_xattr_whiteout_hides_with_and_without_its_directory_saying_so() {
+fn an_xattr_whiteout_hides_with_and_without_a_mark_on_its_directory() {
     let scratch = Scratch::new();
     for name in ["a", "b"] {
         scratch.file(format!("low/{name}/f"), "x");
@@ -129,7 +129,7 @@ fn whiteouts_by_name_are_a_dialect() {
         "D gone",
     ];
     assert_eq!(common::lines(&stack, Form::Listing), listing);
-    // To the kernel's dialect they are names like any other.
+    // In the kernel's dialect they are ordinary names.
     let stack = two(&scratch, USER);
     assert!(get(&stack, "gone").is_some() && get(&stack, ".wh.gone").is_some());
 }
@@ -144,7 +144,7 @@ fn a_whiteout_of_nothing_is_an_error() {
 }
 
 #[test]
-fn records_are_shown_as_what_they_record() {
+fn recorded_attributes_and_xattrs_are_shown() {
     let scratch = Scratch::new();
     let device = scratch.file("low/dev", "");
     set_xattr(
@@ -179,14 +179,14 @@ fn records_are_shown_as_what_they_record() {
     );
     let dir = get(&stack, "d").unwrap();
     assert_eq!((dir.stat().uid, dir.stat().mode), (7, 0o1777));
-    // To make another directory look like it, set what is stored.
+    // To make another directory look like it, set the stored values.
     let (stat, stored) = dir.stored().unwrap();
     assert_ne!(stat.uid, 7);
     assert_eq!(
         stored.into_keys().collect::<Vec<_>>(),
         ["user.containers.override_stat"]
     );
-    // Where records are not read, they are xattrs like any other.
+    // If records are not read, they are ordinary xattrs.
     let plain = get(&two(&scratch, USER), "dev").unwrap();
     assert_eq!(
         (plain.kind(), plain.xattrs().unwrap().len()),
@@ -251,7 +251,7 @@ fn a_plain_tree_has_no_marks() {
     assert_eq!(get(&stack, "device").is_some(), vellum_testkit::is_root());
 }
 
-/// An image could otherwise read any file of the layers below under any name and mode.
+/// Otherwise an image could read any file of the layers below under any name and mode.
 #[test]
 fn marks_from_an_archive_are_not_followed() {
     let archive = Dialect::archive(Prefix::User);
@@ -265,7 +265,7 @@ fn marks_from_an_archive_are_not_followed() {
             error.contains(&format!("{mark} mark")) && error.contains("/x"),
             "{error}"
         );
-        // The same layer, recorded as made by an engine, is read.
+        // The same layer, recorded as written by an engine, is read.
         assert!(get(&two(&scratch, USER), "x").is_some());
     };
     let metacopy = |scratch: &Scratch| {
@@ -333,15 +333,15 @@ fn a_redirect_longer_than_a_page_is_an_error() {
     let long = [b"/d".repeat(2048), b"/e".to_vec()].concat();
     let dir = scratch.dir("top/x");
     let empty = rustix::fs::XattrFlags::empty();
-    // ext4 may have no room for it; then nothing that long can be there either.
+    // ext4 may have no space for it; then no redirect of that length can exist either.
     match rustix::fs::setxattr(&dir, "user.overlay.redirect", &long, empty) {
         Ok(()) => assert!(refused(&two(&scratch, USER), "x").contains("the limit is 4096")),
         Err(errno) => vellum_testkit::untested("redirect over 4096 bytes", errno),
     }
 }
 
-/// Directories that redirect to each other: each is looked for in lower layers only, so there is an
-/// end.
+/// Directories that redirect to each other: each is searched in lower layers only, so the search
+/// ends.
 #[test]
 fn redirects_in_a_ring_end() {
     let scratch = Scratch::new();
@@ -359,7 +359,7 @@ fn redirects_in_a_ring_end() {
     }
     let stack = stack_of(&layers.iter().collect::<Vec<_>>(), &[], USER);
     assert!(refused(&stack, "a").contains("redirect"));
-    // With something at the end of every chain it is a directory like any other.
+    // With a directory at the end of every chain it is an ordinary directory.
     let lowest = scratch.dir("lowest");
     for name in ["a", "b", "c"] {
         scratch.file(lowest.join(name).join(name), "");
@@ -458,7 +458,7 @@ fn an_explanation_names_every_layer_that_was_asked() {
         says,
         [(0, "nothing"), (1, "hidden by a whiteout (device 0:0)")]
     );
-    // A path that ends before its end is explained as far as it goes.
+    // A path with a missing parent is explained as far as it exists.
     assert_eq!(
         stack.explain(Path::new("d/f/deeper")).unwrap().path,
         Path::new("d/f")
@@ -466,7 +466,7 @@ fn an_explanation_names_every_layer_that_was_asked() {
 }
 
 #[test]
-fn paths_that_are_none_are_refused() {
+fn invalid_paths_are_refused() {
     let scratch = Scratch::new();
     scratch.file("top/f", "");
     let stack = two(&scratch, USER);
@@ -487,10 +487,10 @@ fn paths_that_are_none_are_refused() {
     assert!(matches!(Stack::new(Vec::new()), Err(Error::NoLayers)));
 }
 
-/// Held by tests that count the descriptors of this process.
+/// Locked by tests that count the descriptors of this process.
 static COUNTING: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// Deeper than any path the kernel takes, with few descriptors.
+/// Paths deeper than the kernel's limit, with few descriptors.
 #[test]
 fn depth_costs_no_descriptors() {
     let scratch = Scratch::new();
@@ -529,8 +529,8 @@ fn depth_costs_no_descriptors() {
     assert!(found.path.ends_with("new"));
 }
 
-/// As many layers as the kernel takes, each with a share of every directory, within the usual limit
-/// of descriptors.
+/// As many layers as the kernel allows, each with a share of every directory, within the usual
+/// limit of descriptors.
 #[test]
 fn five_hundred_layers_are_read_with_few_descriptors() {
     let scratch = Scratch::new();
@@ -565,7 +565,7 @@ fn five_hundred_layers_are_read_with_few_descriptors() {
     );
 }
 
-/// A container can make a tree of any depth: reading it neither overflows the stack nor takes all
+/// A container can create a tree of any depth: reading it neither overflows the stack nor uses all
 /// memory.
 #[test]
 fn a_bottomless_tree_is_an_error() {
@@ -585,7 +585,7 @@ fn a_bottomless_tree_is_an_error() {
         changes(&stack, Form::Layer).unwrap().last().unwrap(),
         Err(Error::TooDeep { .. })
     ));
-    // A chain of handles far longer than that is let go without recursion.
+    // A far longer chain of handles is dropped without recursion.
     let mut handle = stack.layers()[0].root();
     for _ in 0..500_000 {
         handle = handle.subdir(OsStr::new("d"));

@@ -1,4 +1,4 @@
-//! The merge against the model: random layers in memory, every path of the union.
+//! The merge compared with the model: random layers in memory, every path of the union.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -121,7 +121,7 @@ fn merge_agrees_with_the_model() {
         assert_eq!(found, expect, "layers, top first: {layers:#?}");
         count(&found, &mut kinds);
     }
-    // A test that meets no metacopy with data elsewhere, or nothing broken, shows little.
+    // A run without metacopies with data elsewhere, or without faults, proves little.
     assert!(kinds.iter().all(|&count| count > 1000), "{kinds:?}");
 }
 
@@ -140,7 +140,7 @@ fn count(seen: &BTreeMap<String, Seen>, kinds: &mut [usize; 5]) {
     }
 }
 
-/// What is in a directory that can't be used is the model's own business.
+/// Drops the content of unusable directories, which only the model has.
 fn forget(seen: &mut BTreeMap<String, Seen>) {
     for object in seen.values_mut() {
         match object {

@@ -1,11 +1,11 @@
-//! One record of a block map: 64 bytes, checked by itself.
+//! One record of a block map: 64 bytes with its own checksum.
 
-/// Bytes of a record. Records never cross a page, so a process that is killed leaves a whole one or
+/// Bytes of a record. Records never cross a page, so a killed process leaves a whole record or
 /// none.
 pub const RECORD_BYTES: usize = 64;
 
-/// A time within which what was written to a file system stays there though it was not synced: one
-/// run of the machine, and one mount of the file system.
+/// The time during which unsynced writes to a file system can't be lost: one boot of the machine
+/// and one mount of the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch {
     /// The kernel's boot id.
@@ -51,10 +51,10 @@ pub enum BlockRecord {
     },
     /// Everything before is on disk, with its data.
     Barrier {
-        /// It is the second writing of the one just before.
+        /// This is the second copy of the barrier just before it.
         second: bool,
     },
-    /// Settling has begun; these come back at its end.
+    /// Settling has begun; these are restored at its end.
     Kept(KeptAttributes),
 }
 
@@ -64,7 +64,7 @@ const CAPABILITY_MAX_BYTES: usize = 32;
 impl BlockRecord {
     /// Returns the bytes of this record as the `number`-th (0 first) of the map `id`.
     ///
-    /// A capability of more than 32 bytes, which no kernel has, is cut: the caller checks.
+    /// A capability over 32 bytes, which no kernel has, is cut: the caller checks.
     pub fn encode(&self, id: &[u8; 16], number: u64) -> [u8; RECORD_BYTES] {
         let mut out = [0; RECORD_BYTES];
         let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);

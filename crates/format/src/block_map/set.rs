@@ -15,7 +15,7 @@ pub struct BlockSet {
 }
 
 impl BlockSet {
-    /// Makes an empty set.
+    /// Creates an empty set.
     pub fn new(len: u64) -> BlockSet {
         BlockSet {
             words: vec![0; len.div_ceil(WORD) as usize],
@@ -33,7 +33,7 @@ impl BlockSet {
         self.len == 0
     }
 
-    /// Returns whether `block` is in the set. Blocks there are not, are not.
+    /// Returns whether `block` is in the set; false for blocks past the end.
     pub fn contains(&self, block: u64) -> bool {
         block < self.len && self.words[(block / WORD) as usize] >> (block % WORD) & 1 == 1
     }
@@ -64,7 +64,7 @@ impl BlockSet {
         end
     }
 
-    /// Adds `count` blocks from `first` on; those there are not are left out.
+    /// Adds `count` blocks from `first` on; ignores blocks past the end.
     pub fn insert(&mut self, first: u64, count: u64) {
         let end = first.saturating_add(count).min(self.len);
         let mut at = first;
@@ -82,7 +82,7 @@ impl BlockSet {
             if bits[(bit / 8) as usize] >> (bit % 8) & 1 == 1 {
                 match first.checked_add(bit) {
                     Some(block) if block < self.len => self.insert(block, 1),
-                    _ => return Err(malformed("a block behind the lower file's end")),
+                    _ => return Err(malformed("a block past the lower file's end")),
                 }
             }
         }
@@ -104,7 +104,7 @@ impl BlockSet {
         count
     }
 
-    /// Returns records that say what is in the set: a run each where runs are long, else bits.
+    /// Returns records that describe the set: runs where they are long, else bits.
     pub(super) fn records(&self) -> Vec<BlockRecord> {
         let mut records = Vec::new();
         let mut at = 0;

@@ -101,7 +101,7 @@ fn every_flipped_bit_is_an_error_or_makes_no_difference() {
             assert_eq!(map.limit_bytes, good.limit_bytes, "bit {bit}");
             assert!(map.tail_left_out || epoch == LATER, "bit {bit}");
         }
-        // The two writings of each of the three barriers; in another epoch also what is left out.
+        // The two copies of each of the three barriers; in another epoch also the ignored tail.
         assert!(harmless <= 7 * RECORD_BYTES * 8, "{harmless}");
     }
 }
@@ -130,7 +130,7 @@ fn a_foreign_map_and_blocks_that_are_not_there_are_told() {
         },
     ]);
     let error = BlockMap::parse(&beyond, NOW).unwrap_err().to_string();
-    assert!(error.contains("behind the lower file's end"), "{error}");
+    assert!(error.contains("past the lower file's end"), "{error}");
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn blocks_are_small_for_small_files() {
     assert_eq!(block_bytes_for(u64::MAX), 65536);
     assert!(fits(0) && fits(10 << 30) && fits(16 << 40));
     assert!(!fits((16 << 40) + 1) && !fits(u64::MAX));
-    // Nor is room made for what a damaged header says.
+    // Nor is memory allocated for what a damaged header says.
     let huge = BlockMapHeader {
         lower: LowerIdentity {
             size_bytes: u64::MAX,

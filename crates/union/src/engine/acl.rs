@@ -1,24 +1,24 @@
-//! POSIX ACLs as xattrs carry them: read, written, inherited, and their ids mapped. Pure.
+//! POSIX ACLs in xattr form: reading, writing, inheriting, and mapping their ids. Pure.
 //!
-//! Where a file is made directly in its directory, the file system inherits the directory's default
-//! ACL. What is staged in the work directory and moved into place has to get it from here, by the
-//! same rules (`posix_acl_create` in the kernel's `fs/posix_acl.c`; acl(5)).
+//! A file created directly in its directory inherits the directory's default ACL from the file
+//! system. A file staged in the work directory and moved into place gets it from here, by the same
+//! rules (`posix_acl_create` in the kernel's `fs/posix_acl.c`; acl(5)).
 
 use crate::{Refusal, Result};
 
 /// The xattr of a file's own ACL.
 pub const ACCESS: &str = "system.posix_acl_access";
 
-/// The xattr of the ACL that a directory gives to what is made in it.
+/// The xattr of the ACL that new entries of a directory inherit.
 pub const DEFAULT: &str = "system.posix_acl_default";
 
-/// What the kernel shows for an id that the user namespace lacks.
+/// The number the kernel shows for an id that is not mapped in the user namespace.
 const NOBODY: u32 = u32::MAX;
 
-/// The one version there is.
+/// The only version.
 const VERSION: u32 = 2;
 
-/// Whom an entry is about.
+/// The subject of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     /// The owner.
@@ -31,14 +31,14 @@ pub enum Who {
     Group(u32),
     /// The most that users and groups get.
     Mask,
-    /// Everybody else.
+    /// All others.
     Others,
 }
 
-/// One entry: who, and the three permission bits.
+/// One entry: a subject and three permission bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AclEntry {
-    /// Whom it is about.
+    /// The subject.
     pub who: Who,
     /// Read 4, write 2, execute 1.
     pub allowed: u32,
@@ -54,7 +54,7 @@ impl AclEntry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acl(pub Vec<AclEntry>);
 
-/// What a new file gets from its directory's default ACL.
+/// What a new file inherits from its directory's default ACL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inherited {
     /// The mode, 12 bits.
@@ -64,7 +64,7 @@ pub struct Inherited {
 }
 
 impl Acl {
-    /// Reads the value of an ACL xattr. Errors: [`Refusal::Invalid`] if it is none.
+    /// Parses the value of an ACL xattr. Errors: [`Refusal::Invalid`] if it is malformed.
     pub fn parse(value: &[u8]) -> Result<Acl> {
         let (version, entries) = value.split_first_chunk::<4>().ok_or(Refusal::Invalid)?;
         if u32::from_le_bytes(*version) != VERSION || !entries.len().is_multiple_of(8) {
@@ -114,7 +114,7 @@ impl Acl {
         value
     }
 
-    /// Returns the ACL with the ids of users and groups replaced. Errors as the functions do.
+    /// Returns the ACL with the ids of users and groups mapped. Errors as the functions do.
     pub fn map_ids(
         &self,
         user: impl Fn(u32) -> Result<u32>,
@@ -131,15 +131,15 @@ impl Acl {
         self.0.iter().map(map).collect::<Result<_>>().map(Acl)
     }
 
-    /// Returns what a file that is made with `mode` in a directory with this default ACL gets. The
-    /// umask has no part in it.
+    /// Returns what a file created with `mode` inherits in a directory with this default ACL. The
+    /// umask doesn't apply.
     pub fn inherit(&self, mode: u32) -> Inherited {
         let has_mask = self.0.iter().any(|entry| entry.who == Who::Mask);
         let mut shown = mode & 0o777;
         let mut says_more = has_mask;
         let mut entries = self.0.clone();
         for entry in &mut entries {
-            // Which three bits of the mode the entry and the mode have in common.
+            // The three bits of the mode that correspond to the entry.
             let shift = match entry.who {
                 Who::Owner => 6,
                 Who::Mask => 3,
@@ -160,8 +160,7 @@ impl Acl {
         }
     }
 
-    /// Returns the ACL of a file whose mode is set: the mode has the last word about owner, mask
-    /// and others.
+    /// Returns the ACL after the file's mode is set: the mode decides about owner, mask and others.
     pub fn with_mode(&self, mode: u32) -> Acl {
         let has_mask = self.0.iter().any(|entry| entry.who == Who::Mask);
         let set = |entry: &AclEntry| {
@@ -180,22 +179,22 @@ impl Acl {
         Acl(self.0.iter().map(set).collect())
     }
 
-    /// Returns the ACL without entries of users and groups that this process's user namespace has
-    /// no number for.
+    /// Returns the ACL without entries of users and groups that are not mapped in this process's
+    /// user namespace.
     pub fn of_known(&self) -> Acl {
         let known = self.0.iter().filter(|entry| !entry.is_strange());
         Acl(known.copied().collect())
     }
 
-    /// As [`Acl::of_known`]; `None` if one of them
-    /// would then be allowed more.
-    pub fn without_strangers(&self) -> Option<Acl> {
+    /// As [`Acl::of_known`]; `None` if one of the removed would then be allowed more.
+    pub fn without_unmapped(&self) -> Option<Acl> {
         let of = |who| {
             let entry = self.0.iter().find(|entry| entry.who == who);
             entry.map(|entry| entry.allowed)
         };
         let mask = of(Who::Mask).unwrap_or(7);
-        // What one gets whom no entry names: as a member of the file's group, or as anybody.
+        // What a user without an entry gets: as a member of the file's group, or as one of all
+        // others.
         let others = of(Who::Others).unwrap_or(0);
         let left = others | of(Who::OwningGroup).unwrap_or(0) & mask;
         let loses = |entry: &AclEntry| left & !(entry.allowed & mask) == 0;
@@ -203,7 +202,7 @@ impl Acl {
         strange.all(loses).then(|| self.of_known())
     }
 
-    /// Returns the nine permission bits that a file with this ACL as its own shows.
+    /// Returns the nine permission bits that a file with this ACL shows.
     pub fn shown_mode(&self) -> u32 {
         let of = |who| {
             let entry = self.0.iter().find(|entry| entry.who == who);
@@ -224,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_left_out_where_that_gives_them_nothing() {
+    fn unmapped_entries_are_dropped_if_that_grants_nothing() {
         let base = [
             (Who::Owner, 6),
             (Who::OwningGroup, 4),
@@ -235,22 +234,22 @@ mod tests {
         let known = acl(&base);
         for granted in [4, 6, 7] {
             let user = with(&[(Who::User(NOBODY), granted), (Who::User(NOBODY), 4)]);
-            assert_eq!(user.without_strangers(), Some(known.clone()), "{granted}");
+            assert_eq!(user.without_unmapped(), Some(known.clone()), "{granted}");
         }
         assert_eq!(
-            with(&[(Who::Group(NOBODY), 4)]).without_strangers(),
+            with(&[(Who::Group(NOBODY), 4)]).without_unmapped(),
             Some(known.clone())
         );
-        // Kept from what everybody may.
+        // The entry denies what all others may do.
         for granted in [0, 1, 2, 3] {
             assert_eq!(
-                with(&[(Who::User(NOBODY), granted)]).without_strangers(),
+                with(&[(Who::User(NOBODY), granted)]).without_unmapped(),
                 None,
                 "{granted}"
             );
         }
         let own = with(&[(Who::User(7), 0)]);
-        assert_eq!(own.without_strangers(), Some(own.clone()));
+        assert_eq!(own.without_unmapped(), Some(own.clone()));
     }
 
     #[test]
@@ -285,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_new_gets_no_more_than_asked_and_no_more_than_given() {
+    fn a_new_file_gets_only_what_both_the_mode_and_the_default_acl_allow() {
         use Who::*;
         let plain = [(Owner, 7), (OwningGroup, 5), (Others, 4)];
         check(&plain, 0o2666, 0o2644, None);
@@ -309,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_mapped_or_the_reason_is_told() {
+    fn ids_are_mapped_or_refused() {
         let before = acl(&[(Who::Owner, 7), (Who::User(5), 6), (Who::Group(6), 6)]);
         let after = before
             .map_ids(|id| Ok(id + 1000), |id| Ok(id + 2000))

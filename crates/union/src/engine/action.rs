@@ -1,14 +1,13 @@
-//! One call that may change something: what it is done through, and what it leaves for the front to
-//! tell.
+//! One call that may change something, and the record of what it changed.
 //!
-//! A front that lets its users cache attributes (the kernel does so for ever) has to hear of every
-//! attribute that a call changed, also of nodes the call did not name: a copy-up changes the
-//! directory it happens in, and all directories that are copied up for it; a write takes setuid
-//! away. So everything that changes the union is a method of [`Action`], and what reaches the upper
-//! layer on the way is noted there. Nothing that copies up can be reached without one, which is
-//! what keeps a new operation from forgetting it.
+//! A front that lets its users cache attributes (the kernel caches them without a time limit) must
+//! learn of every attribute a call changed, also of nodes the call did not name: a copy-up changes
+//! the directory it happens in and all directories that are copied up for it; a write clears
+//! setuid. So everything that changes the union is a method of [`Action`], which notes every change
+//! in the upper layer. Nothing that copies up can be reached without an action, so a new operation
+//! can't forget to note what it changed.
 //!
-//! It must not know what a front tells its users by itself: it notes all that changed.
+//! It must not know what a front tells its users on its own: it notes every change.
 
 use std::cell::RefCell;
 use std::ops::{BitOr, Deref};
@@ -27,8 +26,8 @@ impl Attrs {
     pub const MODE: Attrs = Attrs(1 << 0);
     /// User and group.
     pub const OWNER: Attrs = Attrs(1 << 1);
-    /// The number of hard links, where it changed by more than a name that the call itself made or
-    /// took away.
+    /// The number of hard links, if it changed by more than a name that the call itself created or
+    /// removed.
     pub const NLINK: Attrs = Attrs(1 << 2);
     /// The size in bytes.
     pub const SIZE: Attrs = Attrs(1 << 3);
@@ -40,18 +39,17 @@ impl Attrs {
     pub const MTIME: Attrs = Attrs(1 << 6);
     /// The time of the last change of anything.
     pub const CTIME: Attrs = Attrs(1 << 7);
-    /// What follows for a file from the name the call made, moved or took away: its ctime, and one
-    /// link more or less.
+    /// What changes on a file when the call creates, moves or removes a name of it: its ctime, and
+    /// one link more or less.
     pub const NAME: Attrs = Attrs(1 << 8);
     /// All of them.
     pub const ALL: Attrs = Attrs((1 << 9) - 1);
 
     /// What changes when bytes are written.
     pub const CONTENT: Attrs = Attrs(Self::SIZE.0 | Self::BLOCKS.0 | Self::MTIME.0 | Self::CTIME.0);
-    /// What changes of a directory when a name in it is made, moved or taken away.
+    /// What changes on a directory when a name in it is created, moved or removed.
     pub const NAMES: Attrs = Attrs(Self::CONTENT.0 | Self::NLINK.0);
-    /// What changes of a directory when something in it gets a name in the upper layer that it had
-    /// before.
+    /// What changes on a directory when an entry that it already had is copied up into it.
     const COPIED_INTO: Attrs = Attrs(Self::SIZE.0 | Self::BLOCKS.0 | Self::CTIME.0);
 
     /// Returns the set without those in `other`.
@@ -82,14 +80,14 @@ impl BitOr for Attrs {
 /// The process on whose behalf something is changed. Asked only where the answer matters, which is
 /// rare.
 pub trait Asker {
-    /// Returns whether its changes of a file leave setuid and setgid where they are (CAP_FSETID).
+    /// Returns whether setuid and setgid survive its changes to a file (CAP_FSETID).
     fn keeps_privileges(&self) -> bool;
 
-    /// Returns whether it is in a group, given as users of the union see it.
+    /// Returns whether it is in a group, given by the id that users of the union see.
     fn is_in_group(&self, gid: u32) -> bool;
 }
 
-/// An asker that may do everything.
+/// An asker without restrictions.
 struct Privileged;
 
 impl Asker for Privileged {
@@ -110,8 +108,8 @@ pub struct Action<'e> {
 }
 
 impl Engine {
-    /// Begins something that changes the union. A front that lets attributes be cached takes
-    /// [`Action::touched`] afterwards, also after an error: what was copied up by then stays so.
+    /// Begins a call that changes the union. A front whose users cache attributes calls
+    /// [`Action::touched`] afterwards, also after an error: copy-ups done by then are not undone.
     pub fn action<'e>(&'e self, asker: &'e dyn Asker) -> Action<'e> {
         Action {
             engine: self,
@@ -120,7 +118,7 @@ impl Engine {
         }
     }
 
-    /// Begins something that no process asked for: by a tool, or a test.
+    /// Begins a call that no process asked for: one by a tool or a test.
     pub fn privileged(&self) -> Action<'_> {
         self.action(&Privileged)
     }
@@ -135,13 +133,13 @@ impl Deref for Action<'_> {
 }
 
 impl Action<'_> {
-    /// Returns each node of which attributes were changed so far, once, with all that may have.
+    /// Returns each node with changed attributes once, with all attributes that may have changed.
     #[must_use]
     pub fn touched(self) -> Vec<(NodeId, Attrs)> {
         self.touched.into_inner()
     }
 
-    /// Notes that attributes of a node were changed, or may have been.
+    /// Notes that attributes of a node changed, or may have changed.
     pub(crate) fn touch(&self, node: NodeId, attrs: Attrs) {
         let mut touched = self.touched.borrow_mut();
         match touched.iter_mut().find(|(other, _)| *other == node) {
@@ -150,7 +148,7 @@ impl Action<'_> {
         }
     }
 
-    /// Notes that a directory got, in the upper layer, something that showed in it already.
+    /// Notes that an entry that a directory already showed was copied up into it.
     pub(crate) fn touch_copied_into(&self, dir: NodeId) {
         self.touch(dir, Attrs::COPIED_INTO);
     }

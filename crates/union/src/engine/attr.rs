@@ -14,7 +14,7 @@ use crate::error::On;
 use crate::layer::LayerDir;
 use crate::{Error, Refusal, Result, node};
 
-/// What the kernel and everybody else gives as the preferred size of I/O.
+/// The preferred I/O size, as most file systems report it.
 const BLOCK_BYTES: u32 = 4096;
 
 impl Engine {
@@ -24,8 +24,8 @@ impl Engine {
         self.attr_in(&node, self.unmoved(&node).placed(), None)
     }
 
-    /// As [`Engine::attr`], of a node that stays where it is. `seen` are attributes of the inode
-    /// that counts, as stored, if they are known.
+    /// As [`Engine::attr`], for a node that can't move. `seen` are the stored attributes of the
+    /// inode that counts, if they are known.
     pub(crate) fn attr_in(
         &self,
         node: &LiveNode,
@@ -48,11 +48,11 @@ impl Engine {
                     blocks_512 = self.stat_lower(data)?.blocks_512;
                 }
                 if let DataAt::Blocks(_) = &file.data {
-                    // What is below counts too; where its holes are is not worth asking for.
+                    // Blocks below count too; finding their holes is not worth the calls.
                     blocks_512 = blocks_512.max(shown.size_bytes.div_ceil(512));
                 }
                 match &file.lower {
-                    // The lower inode never loses a name: one that was removed here is taken off.
+                    // The lower inode never loses a name: subtract one that was removed here.
                     Some(lower) if gone && file.upper.is_none() => lower.nlink.saturating_sub(1),
                     _ => self.nlink(state, &stored)?,
                 }
@@ -113,7 +113,7 @@ impl Engine {
     /// Returns the attributes with records applied.
     pub(crate) fn shown_in(&self, state: Placed<'_>, stored: &Stat) -> Result<Stat> {
         let shown = |layer: usize, dir: &dyn LayerDir, name: Option<&OsStr>| {
-            // Data-only layers have no say in attributes.
+            // Data-only layers contribute no attributes.
             let layer = &**self.stack.layers().get(layer).ok_or(Refusal::Stale)?;
             node::shown(layer, dir, name, stored)
         };
@@ -149,7 +149,7 @@ impl Engine {
             (NlinkBase::Upper, ..) => stored.nlink,
             (NlinkBase::Lower, Some(nlink), _) => nlink,
             (NlinkBase::Lower, None, Some(lower)) => lower.nlink,
-            // The lower inode can't be found: what is known are the names in the upper layer, less
+            // The lower inode can't be found: only the names in the upper layer are known, without
             // that in the index.
             (NlinkBase::Lower, None, None) => return Ok(stored.nlink.saturating_sub(1).max(1)),
         };

@@ -1,18 +1,17 @@
 //! Files copied up block by block, as an engine reads and writes them.
 //!
-//! A write copies what it leaves of its first and last block, writes its own bytes, and then
-//! records the blocks in the map; until the record is there, the blocks are the lower file's, so
-//! that a crash leaves the old bytes. What the rules for a byte are is said by
-//! [`crate::layer::blocks::view::side`]; that data is durable before a record counts, and how it is
-//! kept so, by the map's format.
+//! A write copies the parts of its first and last block that it does not cover, writes its own
+//! bytes, and then records the blocks in the map. Until then the blocks are read from the lower
+//! file, so a crash leaves the old bytes. [`crate::layer::blocks::view::side`] has the rules for
+//! each byte; the map's format makes sure that data is durable before its record counts.
 //!
-//! Cutting a file lowers the map's limit. That is recorded, durably, before the file can grow
-//! again: otherwise lower bytes would come back behind the cut. (A crash before that leaves a size
+//! Truncating a file lowers the map's limit. The new limit is made durable before the file can grow
+//! again: otherwise lower bytes would reappear past the cut. (A crash before that leaves a size
 //! below the limit, which counts as the limit.)
 //!
-//! Locks: a file's state, for reading while bytes are read or blocks that are there already are
-//! overwritten; for writing while blocks, the limit or the size change. It comes behind the node's
-//! state in the engine's order.
+//! Locks: a file's state, shared while bytes are read or blocks in the upper file are overwritten;
+//! exclusive while blocks, the limit or the size change. It comes after the node's state in the
+//! engine's order.
 
 mod store;
 
@@ -29,18 +28,18 @@ use crate::{Refusal, Result};
 
 pub(crate) use store::BlockStore;
 
-/// How much a settling copies before it makes that durable.
+/// How many bytes settling copies between syncs.
 const COPY_STEP_BYTES: u64 = 16 << 20;
 
 /// One file copied up block by block.
 #[derive(Debug)]
 pub(crate) struct BlockFile {
     map: Box<str>,
-    /// Nothing until it is first opened.
+    /// `None` until the file is first opened.
     state: RwLock<Option<BlockState>>,
 }
 
-/// What is known of such a file.
+/// The state of such a file.
 #[derive(Debug)]
 pub(crate) struct BlockState {
     pub map: BlockMap,
@@ -54,9 +53,9 @@ pub(crate) struct BlockState {
     limit_pending: bool,
     /// Records can be appended.
     prepared: bool,
-    /// It has no map any more: it is plain, or has no name left.
+    /// It no longer has a map: it is plain, or has no name left.
     gone: bool,
-    /// How many records are worth writing the map anew.
+    /// The number of records from which on the map is rewritten.
     compact_from: u64,
 }
 
@@ -102,8 +101,8 @@ impl BlockState {
         self.map.header.block_bytes.into()
     }
 
-    /// Returns the blocks that `start..end` touches and that could be below: as (first, behind the
-    /// last).
+    /// Returns the blocks that `start..end` touches and that could be below: the first, and the one
+    /// after the last.
     fn blocks_of(&self, start: u64, end: u64) -> (u64, u64) {
         let end = end.min(self.map.limit_bytes);
         match start < end {
@@ -112,7 +111,7 @@ impl BlockState {
         }
     }
 
-    /// Returns whether a change of `start..end` needs nothing but to be done.
+    /// Returns whether `start..end` can be changed without further work.
     fn is_in_upper(&self, start: u64, end: u64) -> bool {
         let (first, behind) = self.blocks_of(start, end);
         self.map.blocks.contains_all(first, behind)
@@ -136,8 +135,8 @@ impl BlockFile {
             Some(known) => store.reopen(&self.map, &known.map, upper),
             None => {
                 let (mut loaded, open) = store.load(&self.map, upper)?;
-                // A settling was not finished: whatever is changed from here on counts, not what it
-                // would give back.
+                // Settling was interrupted: changes from here on count, not the attributes that
+                // settling would restore.
                 store.forget_kept(&self.map, &mut loaded, &open)?;
                 *state = Some(loaded);
                 Ok(open)
@@ -145,7 +144,7 @@ impl BlockFile {
         }
     }
 
-    /// Opens it as [`BlockFile::open`] does, to go on where a settling was stopped.
+    /// Opens it as [`BlockFile::open`] does, to continue an interrupted settling.
     pub fn open_to_settle(&self, store: &BlockStore, upper: File) -> Result<OpenBlocks> {
         let (loaded, open) = store.load(&self.map, upper)?;
         *self.guard_mut() = Some(loaded);
@@ -160,7 +159,7 @@ impl BlockFile {
     }
 
     fn guard(&self) -> RwLockReadGuard<'_, Option<BlockState>> {
-        // What is in it is changed after what is on disk, one field at a time, each true by itself.
+        // Memory changes after the disk, one field at a time, and each field is true by itself.
         sync::read(&self.state)
     }
 
@@ -168,7 +167,7 @@ impl BlockFile {
         sync::write(&self.state)
     }
 
-    /// Reads from `offset` on; a shorter count is the end of the file.
+    /// Reads from `offset` on; a short count means the end of the file.
     pub fn read(
         &self,
         store: &BlockStore,
@@ -181,7 +180,7 @@ impl BlockFile {
         read.on(store)
     }
 
-    /// Returns where data, or a hole, begins at or behind `offset`.
+    /// Returns where data, or a hole, begins at or after `offset`.
     pub fn seek(
         &self,
         store: &BlockStore,
@@ -194,8 +193,8 @@ impl BlockFile {
         found.on(store)
     }
 
-    /// Writes at `offset`; returns how many bytes, fewer than given only if the file system is
-    /// full.
+    /// Writes at `offset`; returns how many bytes it wrote: fewer than given only if the file
+    /// system is full.
     pub fn write(
         &self,
         store: &BlockStore,
@@ -228,8 +227,8 @@ impl BlockFile {
                 Ok(count)
             }
             Err(error) => {
-                // What was written behind the old end is nobody's; if this fails too, it is what a
-                // short write leaves.
+                // Drop what was written past the old end; if this fails too, it is what a short
+                // write leaves.
                 if end > old_size && !state.gone && data::truncate(&open.upper, old_size).is_err() {
                     state.size_bytes = size_of(&open.upper).unwrap_or(old_size);
                 }
@@ -255,7 +254,7 @@ impl BlockFile {
         if below && count > 0 {
             let wrote_to = offset + count as u64;
             if let Err(error) = self.copy_behind(store, state, open, offset, wrote_to) {
-                // No room for the rest of the last block: as if its beginning had not been written.
+                // No space for the rest of the last block: act as if its beginning was not written.
                 let whole = wrote_to - wrote_to % state.block_bytes();
                 if whole <= offset {
                     return Err(error);
@@ -284,7 +283,7 @@ impl BlockFile {
         }
     }
 
-    /// Copies what is behind `end` in its block, if that block is below.
+    /// Copies what is after `end` in its block, if that block is below.
     fn copy_behind(
         &self,
         store: &BlockStore,
@@ -327,7 +326,7 @@ impl BlockFile {
         store.append(&self.map, state, &[written])
     }
 
-    /// What has to be done before the file may be `end` long.
+    /// Prepares the file for growing to `end` bytes.
     fn before_growing(
         &self,
         store: &BlockStore,
@@ -355,10 +354,10 @@ impl BlockFile {
         Ok(())
     }
 
-    /// Allocates room, punches a hole or makes zeros, as fallocate(2) does with these flags.
+    /// Allocates space, punches a hole or writes zeros, as fallocate(2) does with these flags.
     ///
-    /// Errors: [`Refusal::Unsupported`] for what moves bytes about: for that a file is made whole
-    /// before.
+    /// Errors: [`Refusal::Unsupported`] for flags that move bytes: those need the whole file in the
+    /// upper layer first.
     pub fn allocate(
         &self,
         store: &BlockStore,
@@ -395,7 +394,7 @@ impl BlockFile {
         }
     }
 
-    /// Makes what was written durable; also attributes, unless `data_only`.
+    /// Makes written bytes durable; also attributes, unless `data_only`.
     pub fn sync(&self, store: &BlockStore, open: &OpenBlocks, data_only: bool) -> Result<()> {
         let pending = loaded(&self.guard()).is_ok_and(|state| state.dirty || state.limit_pending);
         if pending {
@@ -409,12 +408,12 @@ impl BlockFile {
         }
     }
 
-    /// Returns whether nothing of the lower file shows any more.
+    /// Returns whether nothing of the lower file shows any longer.
     pub fn is_complete(&self) -> bool {
         loaded(&self.guard()).is_ok_and(|state| state.map.blocks_below() == 0)
     }
 
-    /// Makes it plain, if nothing of the lower file shows any more; returns whether it is.
+    /// Makes the file plain if nothing of the lower file shows any longer; returns whether it is.
     pub fn finish(&self, store: &BlockStore, open: &OpenBlocks) -> Result<bool> {
         let mut guard = self.guard_mut();
         let state = loaded_mut(&mut guard)?;
@@ -426,7 +425,7 @@ impl BlockFile {
     }
 
     /// Copies the next part that is still below, at most about `COPY_STEP_BYTES`, durably. Returns
-    /// the bytes that are still to be looked at.
+    /// how many bytes it has yet to check.
     pub fn settle_step(&self, store: &BlockStore, open: &OpenBlocks) -> Result<u64> {
         let mut guard = self.guard_mut();
         let state = loaded_mut(&mut guard)?;
@@ -447,7 +446,7 @@ impl BlockFile {
         Ok(state.map.blocks_below() * state.block_bytes())
     }
 
-    /// Notes, before anything is copied, what settling has to give back to the upper inode.
+    /// Records, before anything is copied, the attributes that settling must restore.
     pub fn begin_settling(&self, store: &BlockStore, open: &OpenBlocks) -> Result<()> {
         let mut guard = self.guard_mut();
         let state = loaded_mut(&mut guard)?;
@@ -460,7 +459,7 @@ impl BlockFile {
         store.barrier(&self.map, state, open)
     }
 
-    /// Gives the upper inode back now what settling changes; the next one goes on all the same.
+    /// Restores now what settling changed on the upper inode; a later settling can still continue.
     pub fn pause_settling(&self, store: &BlockStore, open: &OpenBlocks) -> Result<()> {
         let guard = self.guard();
         match &loaded(&guard)?.map.kept {
@@ -469,8 +468,8 @@ impl BlockFile {
         }
     }
 
-    /// Copies everything that is still below, while the file is in use. What copying changes about
-    /// the inode it gets back.
+    /// Copies everything that is still below while the file is in use, and restores what copying
+    /// changes on the inode.
     pub fn copy_all_up(&self, store: &BlockStore, open: &OpenBlocks) -> Result<()> {
         let kept = store::keep(&open.upper).on(store)?;
         let copied = loop {
@@ -484,8 +483,7 @@ impl BlockFile {
         copied.and(given_back)
     }
 
-    /// Says that the file's last name is gone: its map goes, and what is written from now on is not
-    /// recorded.
+    /// Handles the loss of the file's last name: removes its map; later writes are not recorded.
     pub fn orphan(&self, store: &BlockStore) -> Result<()> {
         let mut guard = self.guard_mut();
         if let Some(state) = &mut *guard {
@@ -496,7 +494,7 @@ impl BlockFile {
 }
 
 fn loaded(state: &Option<BlockState>) -> Result<&BlockState> {
-    // Whoever has descriptors of it has opened it.
+    // Descriptors of it exist only after it was opened.
     state.as_ref().ok_or_else(|| Refusal::Stale.into())
 }
 
@@ -532,7 +530,7 @@ fn copy_all(store: &BlockStore, open: &OpenBlocks, start: u64, end: u64) -> Resu
             continue;
         }
         let stop = data::seek_hole(&open.lower, at).on(store)?;
-        // Some file systems name as a hole what they have just named as data.
+        // Some file systems report a hole where they have just reported data.
         let stop = stop.unwrap_or(end).max(at + 1).min(end);
         let stop = stop.min(at + buffer.len() as u64);
         let part = &mut buffer[..(stop - at) as usize];
@@ -544,8 +542,8 @@ fn copy_all(store: &BlockStore, open: &OpenBlocks, start: u64, end: u64) -> Resu
     Ok(())
 }
 
-/// Makes `start..end` of the upper inode a hole, or zeros where holes can't be made. It is one
-/// already, unless a crash left data without a record.
+/// Makes `start..end` of the upper inode a hole, or zeros where holes can't be made. It already
+/// is a hole unless a crash left data without a record.
 fn clear(open: &OpenBlocks, start: u64, end: u64) -> vellum_sys::Result<()> {
     let mut at = start;
     while let Some(begin) = data::seek_data(&open.upper, at)?.filter(|&begin| begin < end) {

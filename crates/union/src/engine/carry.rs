@@ -1,9 +1,9 @@
-//! What an inode has besides its data, carried from one layer to the upper one: owner, xattrs,
-//! mode, flags, project, times.
+//! Copies an inode's metadata from a lower layer to the upper one: owner, xattrs, mode, flags,
+//! project, times.
 //!
-//! Everything is carried, or the copy fails; the few exceptions are written here. The order
-//! matters: changing the owner clears set-uid, set-gid and capabilities, so it is first, and times
-//! come last.
+//! Everything is copied, or the copy-up fails; this file has the few exceptions. The order matters:
+//! changing the owner clears set-uid, set-gid and capabilities, so it is first, and times come
+//! last.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -28,12 +28,12 @@ use crate::node::shown_name;
 use crate::{Layer, Refusal, Result};
 
 /// Flags that the copy really has; immutable and append-only are kept in a mark, since the engine
-/// has to go on changing the inode.
+/// must still be able to change the inode.
 const CARRIED_FLAGS: u32 = flags::SYNC | flags::NO_ATIME;
 
 impl Engine {
-    /// Gives the staged inode `to` all attributes of `from`, which `shown` are, records applied.
-    /// `open` is the file itself, if it is open anyhow.
+    /// Gives the staged inode `to` all attributes of `from`. `shown` are these attributes with
+    /// records applied; `open` is the source file if it is already open.
     pub(super) fn carry(
         &self,
         upper: &Upper,
@@ -41,7 +41,8 @@ impl Engine {
         shown: &Stat,
         to: &At,
     ) -> Result<()> {
-        // Who has no owner in the union gets no copy: it would be somebody else's.
+        // A file whose owner is not mapped in the union is not copied: the copy would have another
+        // owner.
         self.ids.uid_shown(shown.uid)?;
         self.ids.gid_shown(shown.gid)?;
         let records = upper.layer.dialect().records == Records::Read;
@@ -67,8 +68,8 @@ impl Engine {
         to.set_times(atime, mtime).on(upper)
     }
 
-    /// Gives the copy its owner. One that is squashed is seen by nobody: where it can't be had,
-    /// this process's own does as well.
+    /// Gives the copy its owner. A squashed owner is never shown: if it can't be set, this
+    /// process's own will do.
     fn carry_owner(&self, to: &At, uid: Option<u32>, gid: Option<u32>) -> vellum_sys::Result<()> {
         let set = |uid: Option<u32>, gid: Option<u32>| match (uid, gid) {
             (None, None) => Ok(()),
@@ -92,27 +93,27 @@ impl Engine {
                 continue;
             };
             let value = match from.xattr(&stored) {
-                // It gives its capability to a root that this user namespace has no number for.
+                // Its capability is for a root id that is not mapped in this user namespace.
                 Err(error) if shown == CAPABILITY && error.is(Errno::OVERFLOW) => {
                     self.note_lost_capability(from);
                     continue;
                 }
                 value => value.on(self.layer(from.layer))?,
             };
-            // Gone since it was listed.
+            // Removed since it was listed.
             let Some(value) = value else { continue };
             let (name, record) = match records::kept(&dialect, &shown) {
                 Ok(kept) if kept.record_only => (None, kept.record),
                 Ok(kept) => (Some(kept.name), kept.record),
-                // A name that means something in the upper alone can still be kept as a record.
+                // A name with a meaning in the upper only can still be kept as a record.
                 Err(_) => (None, record::recorded(&shown)),
             };
             let refused = match &name {
                 None => None,
                 Some(name) => match to.set_xattr(name, &value, SetMode::Any) {
                     Ok(()) => continue,
-                    Err(error) if error.is(Errno::INVAL) && names_strangers(name, &value) => {
-                        match self.without_strangers(to, name, &value) {
+                    Err(error) if error.is(Errno::INVAL) && names_unmapped(name, &value) => {
+                        match self.without_unmapped(to, name, &value) {
                             true => continue,
                             false => return Err(Refusal::UnmappedId.into()),
                         }
@@ -127,8 +128,8 @@ impl Engine {
                 (Some(record), _) if denied => {
                     to.set_xattr(&record, &value, SetMode::Any).on(upper)?
                 }
-                // As the kernel does: a file system that has no such namespace can't keep it,
-                // unless it says who may.
+                // As the kernel does: ignore an xattr that the file system has no namespace for,
+                // unless it grants or denies access.
                 (_, Some(error)) if error.is(Errno::OPNOTSUPP) && !decides_access(&shown) => {}
                 (_, Some(error)) if shown == CAPABILITY && error.is(Errno::PERM) => {
                     self.note_lost_capability(from);
@@ -141,9 +142,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Says in the log that a copy is made without the capability of what it is a copy of. Who may
-    /// not give one could not have run the file with it either, and a capability that is missing
-    /// gives nobody more.
+    /// Logs that a file is copied up without its capability. A user that may not set one could not
+    /// have run the file with it either, and a missing capability grants nothing.
     fn note_lost_capability(&self, from: &Source) {
         let layer = self
             .stack
@@ -152,24 +152,24 @@ impl Engine {
             .map(|layer| layer.name());
         tracing::warn!(
             ?layer,
-            "a file is copied up without its capability, which this user may not give"
+            "copying up a file without its capability: this user may not set it"
         );
     }
 
-    /// Carries an ACL with entries for ids that can't be named here, as far as leaving them out
-    /// gives nobody more. Returns whether that was done.
-    fn without_strangers(&self, to: &At, name: &OsStr, value: &[u8]) -> bool {
+    /// Copies an ACL without the entries for unmapped ids, if dropping them grants nothing. Returns
+    /// whether it did.
+    fn without_unmapped(&self, to: &At, name: &OsStr, value: &[u8]) -> bool {
         let Some(left) = Acl::parse(value)
             .ok()
-            .and_then(|acl| acl.without_strangers())
+            .and_then(|acl| acl.without_unmapped())
         else {
             return false;
         };
-        // If it can't be set either, the first error is the one to tell.
+        // If this can't be set either, the caller reports the first error.
         to.set_xattr(name, &left.encode(), SetMode::Any).is_ok()
     }
 
-    /// Carries `chattr` flags and the project number, as far as both file systems have them.
+    /// Copies `chattr` flags and the project number, as far as both file systems support them.
     fn carry_flags(
         &self,
         upper: &Upper,
@@ -208,15 +208,15 @@ impl Engine {
             && let Ok(own) = flags::get(&target)
         {
             match flags::set(&target, own | found & CARRIED_FLAGS) {
-                // The upper's file system does not have them all, or not for us; they say how, not
-                // what.
+                // The upper's file system does not support them all, or not for this user; they
+                // concern how data is stored, not its content.
                 Err(error) if error.is_unsupported() || error.is_denied() => {}
                 other => other.on(upper)?,
             }
         }
         match quota::carry_project(source, &target) {
-            // No projects there, or none that a user may give: what they count is the
-            // administrator's affair.
+            // No project numbers there, or this user may not set one: quotas are the
+            // administrator's concern.
             Err(error) if error.is_unsupported() || error.is_denied() => Ok(()),
             Err(error) if error.is(Errno::INVAL) => Ok(()),
             other => other.on(upper),
@@ -224,19 +224,18 @@ impl Engine {
     }
 }
 
-/// Tells whether it is the value of an ACL with entries for ids that this user namespace has no
-/// number for.
-fn names_strangers(name: &OsStr, value: &[u8]) -> bool {
+/// Returns whether it is an ACL with entries for ids that are not mapped in this user namespace.
+fn names_unmapped(name: &OsStr, value: &[u8]) -> bool {
     let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
     is_acl && Acl::parse(value).is_ok_and(|acl| acl.of_known() != acl)
 }
 
-/// Opens the inode for asking about flags; `None` if it can't be opened.
+/// Opens the inode to read its flags; `None` if it can't be opened.
 fn open_source(from: &Source) -> Option<OwnedFd> {
     match &from.inode {
         Inode::Lower(dir, Some(name)) => dir.open_file(name).ok().map(OwnedFd::from),
-        // An `O_PATH` descriptor takes no such questions, and a handle of a directory is a real
-        // one.
+        // The flags can't be read through an `O_PATH` descriptor; a directory's handle has a
+        // real one.
         Inode::Lower(dir, None) => dir.open_path(None).ok(),
         Inode::Upper(at) => open_target(at).ok(),
     }
@@ -256,7 +255,7 @@ fn open_target(to: &At) -> vellum_sys::Result<OwnedFd> {
     }
 }
 
-/// Xattrs that say who may do what: losing one would give away rights.
+/// Xattrs that control access: losing one would grant rights.
 fn decides_access(name: &OsStr) -> bool {
     name == acl::ACCESS || name == acl::DEFAULT || name.as_bytes().starts_with(b"security.")
 }

@@ -1,18 +1,17 @@
-//! From a lower layer to the upper: directories with all they are, files with their attributes or
-//! with their data too.
+//! Copies from a lower layer to the upper: directories with all their attributes, files with their
+//! attributes alone or with their data.
 //!
-//! The order is always: ancestors first; then the copy is staged where nobody sees it, gets its
-//! data, owner, xattrs, mode and times, is synced, and is published by a link or a rename; then the
-//! node switches. Its inode number does not change, nor do the times of its parent.
+//! The order is always: ancestors first; then the copy is staged out of sight, gets its data,
+//! owner, xattrs, mode and times, is synced, and is published by a link or a rename; then the node
+//! switches. Its inode number does not change, nor do the times of its parent.
 //!
-//! What has data in it has it on disk before it can show there (`Durability`). What has none
-//! (directories, links, attributes alone) is published as it is where inode and name are in one
-//! journal, so that the name can't come first; where no such order is known, it is synced too
-//! (decision 0017).
+//! A copy's data is on disk before the copy can show (`Durability`). A copy without data (a
+//! directory, a link, attributes alone) is published without a sync where one journal keeps inode
+//! and name in order; where no such order is known, it is synced too (decision 0017).
 //!
-//! Locks: called with none. The node's gate is held all the way, so nobody moves or removes its
-//! names meanwhile; the rename gate only while the place is looked up, so a long copy delays nobody
-//! else.
+//! Locks: called with none. The node's gate is held all the way, so no other thread moves or
+//! removes its names; the rename gate only while the place is looked up, so a long copy delays no
+//! other request.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -33,7 +32,7 @@ use crate::engine::depth::Depth;
 use crate::engine::files::Opened;
 use crate::engine::inode_numbers::Origin;
 use crate::engine::nodes::gate::{self, NodeGate};
-use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, Place, State, UpperFile};
+use crate::engine::nodes::{Body, DataAt, LiveNode, LowerFile, NameInDir, State, UpperFile};
 use crate::engine::options::Durability;
 use crate::engine::place::open_lower;
 use crate::engine::request::NodeId;
@@ -45,7 +44,7 @@ use crate::marks::DirAt;
 use crate::resolve::Part;
 use crate::{Layer, Refusal, Result};
 
-/// A copy being made.
+/// A copy-up in progress.
 struct Copying<'a> {
     upper: &'a Upper,
     node: &'a Arc<LiveNode>,
@@ -58,17 +57,17 @@ struct Copying<'a> {
     /// The lower file, and where its bytes are.
     lower: Option<(Arc<LowerFile>, Arc<LowerFile>)>,
     origin: Origin,
-    /// Names of the lower inode.
+    /// The lower inode's link count.
     stored_nlink: u32,
 }
 
 impl Copying<'_> {
-    /// Returns what the copy changes of the node's attributes; the rest is carried.
+    /// Returns which of the node's attributes change with the copy; the rest are preserved.
     fn changes(&self) -> Attrs {
         let more = match self.node.kind {
-            // It has another inode's size, and counts its subdirectories no more.
+            // It has the size of another inode, and no longer counts its subdirectories.
             FileKind::Dir => Attrs::SIZE | Attrs::NLINK,
-            // Without an index, the copy is alone with its name.
+            // Without an index, the copy has only this name.
             _ if self.origin.index.is_none() && self.stored_nlink > 1 => Attrs::NLINK,
             _ => Attrs::NONE,
         };
@@ -87,7 +86,7 @@ impl Copying<'_> {
 /// The directory in the upper layer, and the name in it.
 struct Target {
     handle: Arc<DirHandle>,
-    /// Open all the time: the directory may move meanwhile.
+    /// Stays open: the directory may be moved in between.
     dir: Arc<Dir>,
     parent: Arc<LiveNode>,
     name: OsString,
@@ -104,11 +103,11 @@ enum Staged {
 impl Action<'_> {
     /// Makes sure that `depth` of a node is in the upper layer. Does nothing if it is.
     ///
-    /// To be called with no lock held. What is once in the upper layer stays there (until its last
-    /// name is removed), so the caller takes his locks afterwards and goes on.
+    /// Call it with no lock held. A node in the upper layer stays there until its last name is
+    /// removed, so the caller takes its locks afterwards.
     ///
     /// Errors: [`Refusal::ReadOnly`], [`Refusal::UnmappedId`], [`Refusal::LimitReached`], `Io`;
-    /// then the node is as it was.
+    /// then the node is unchanged.
     pub(crate) fn to_upper(&self, node: &Arc<LiveNode>, depth: Depth) -> Result<()> {
         gate::assert_free();
         let upper = self.upper()?;
@@ -137,8 +136,8 @@ impl Action<'_> {
         }
     }
 
-    /// Copies one node whose parent is in the upper layer; false if it is not (any more: the node
-    /// was moved).
+    /// Copies one node whose parent is in the upper layer; false if the parent is not there,
+    /// perhaps because the node was moved.
     fn copy_one(&self, upper: &Upper, node: &Arc<LiveNode>, depth: Depth) -> Result<bool> {
         let (gate, node_gate) = self.still(node);
         let copying = {
@@ -172,7 +171,7 @@ impl Action<'_> {
                 None => None,
             };
             let lower_path = self.path_for_index(upper, &state, &gate)?;
-            // The node's gate keeps it in its place, and what is below never moves: nothing waits
+            // The node's gate keeps it in place, and lower files never move: no other request waits
             // for a lower layer.
             drop(gate);
             self.begin(upper, node, &state, (target, lower_path), depth)?
@@ -368,20 +367,20 @@ impl Engine {
             if below {
                 self.mark_metacopy(copying, &at)?;
             }
-            // The lower file that is shown and the one that has the data are the same as a rule.
+            // Usually the lower file that is shown is also the one that has the data.
             let same = Arc::ptr_eq(lower, source);
             self.attributes(copying, open.as_ref().filter(|_| same), &at)?;
             let has_data = !below && copying.depth != Depth::Truncated && shown.size_bytes > 0;
             match has_data {
                 true => settle(upper, &file, &data)?,
-                // A name that is on disk before its inode would lead to an empty file.
+                // A name on disk before its inode would lead to an empty file.
                 false => upper.settle_open(&file).on(upper)?,
             }
             Ok((self.publish(copying, staged)?, data))
         })();
         match made {
             Ok((place, data)) => {
-                // It is about to be written to, unless a mark says that it is not to be.
+                // It is about to be written to, unless a mark forbids that.
                 let keep = matches!(data, DataAt::Upper) && !shown.immutable && !shown.append_only;
                 self.switch(copying, place, data, keep.then_some(file));
                 Ok(())
@@ -395,7 +394,7 @@ impl Engine {
         }
     }
 
-    /// Says that the bytes are below, and where if not under the same name.
+    /// Marks that the bytes are below, and where if not under the same name.
     fn mark_metacopy(&self, copying: &Copying<'_>, at: &At) -> Result<()> {
         let Copying { upper, .. } = copying;
         let prefix = upper.options.prefix;
@@ -404,7 +403,7 @@ impl Engine {
             at.set_xattr(prefix.xattr(mark), value, SetMode::Any)
                 .on(upper)
         };
-        // The inode in the index is found by any of its names, so it says itself where the data is.
+        // The inode in the index is found by any of its names, so its mark says where the data is.
         if let Some(indexed) = &copying.origin.index
             && let Ok(redirect) = Redirect::from_root(&indexed.lower_path)
         {
@@ -413,7 +412,7 @@ impl Engine {
         set(Mark::Metacopy, &Metacopy::DataBelow(None).encode())
     }
 
-    /// Gives a staged inode what it has besides data, and the marks of a copy.
+    /// Gives a staged inode its metadata and the marks of a copy.
     fn attributes(&self, copying: &Copying<'_>, open: Option<&File>, at: &At) -> Result<()> {
         let Copying { upper, .. } = copying;
         self.mark_origin(upper, &copying.origin, at)?;
@@ -476,8 +475,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Says that the node is in the upper layer now; `open` is kept for whoever reads or writes it
-    /// next.
+    /// Switches the node to the upper layer; keeps `open` for the next read or write.
     fn switch(&self, copying: &Copying<'_>, place: UpperFile, data: DataAt, open: Option<File>) {
         let mut state = copying.node.state_mut();
         if let Some(file) = open {
@@ -491,7 +489,7 @@ impl Engine {
         self.copied();
     }
 
-    /// Gives a file that has only attributes in the upper layer its data there.
+    /// Copies up the data of a file that has only attributes in the upper layer.
     fn data_up(
         &self,
         upper: &Upper,
@@ -509,17 +507,17 @@ impl Engine {
         let before = at.stat().on(upper)?;
         let mut data_at = DataAt::Upper;
         if truncated {
-            // First the size: with the mark still there, the file has no bytes wherever they are
-            // looked for.
+            // First the size: while the mark is still there, the file is empty above and below.
             data::truncate(&file, 0).on(upper)?;
             upper.settle_open(&file).on(upper)?;
         } else {
             let privileges = at.xattr(OsStr::new(CAPABILITY)).on(upper)?;
             let from = open_lower(&source).on(self.layer(source.layer))?;
             data_at = self.take_bytes(upper, (&source, &from), &file, false)?;
-            // The metacopy may be of another size: it was not, or the mark would be gone.
+            // The lower file may have another size; the metacopy was never resized, or the mark
+            // would be gone.
             data::truncate(&file, before.size_bytes).on(upper)?;
-            // Writing took away what must stay: nobody but us has written.
+            // Writing cleared privileges that must stay: no user of the union has written.
             if let Some(value) = privileges {
                 at.set_xattr(OsStr::new(CAPABILITY), &value, SetMode::Any)
                     .on(upper)?;
@@ -532,7 +530,7 @@ impl Engine {
             settle(upper, &file, &data_at)?;
         }
         if let DataAt::Blocks(_) = data_at {
-            // It has its marks already, in the place of the metacopy's.
+            // It already has its marks, in place of the metacopy's.
             if let Body::File(file) = &mut node.state_mut().body {
                 file.data = data_at;
             }
@@ -542,7 +540,7 @@ impl Engine {
         // The commit point.
         let mark = upper.options.prefix.xattr(Mark::Metacopy);
         at.remove_xattr(mark).on(upper)?;
-        // Without the other mark this one says nothing; if it stays, so be it.
+        // Without the other mark this one has no effect, so it may stay.
         let redirect = upper.options.prefix.xattr(Mark::Redirect);
         let _ = at.remove_xattr(redirect);
         let mut state = node.state_mut();
@@ -553,18 +551,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Notes that a file, or its bytes, moved to the upper layer. Called while its node is alive,
+    /// Counts that a file, or its bytes, moved to the upper layer. Called while its node is alive,
     /// so that a lookup that no longer finds the node sees the count.
     pub(crate) fn copied(&self) {
         self.copies.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// The xattr that any write takes away.
+/// The xattr that any write removes.
 const CAPABILITY: &str = "security.capability";
 
 /// Returns where a name is in the upper layer, or `None` if its directory is not there.
-fn target(upper: &Upper, place: &Place) -> Result<Option<Target>> {
+fn target(upper: &Upper, place: &NameInDir) -> Result<Option<Target>> {
     let Some(handle) = place.parent.upper_dir() else {
         return Ok(None);
     };
@@ -577,22 +575,21 @@ fn target(upper: &Upper, place: &Place) -> Result<Option<Target>> {
     }))
 }
 
-/// Sees to it that what was copied into `file` comes to disk before it shows.
+/// Makes sure that data copied into `file` reaches the disk before it shows.
 fn settle(upper: &Upper, file: &File, data: &DataAt) -> Result<()> {
     let done = match (data, upper.options.durability) {
         (_, Durability::Volatile) => Ok(()),
-        // The map that says where its bytes are is another file.
+        // The map that says where its bytes are is a separate file.
         (DataAt::Blocks(_), _) => publish::sync_file(file),
         _ => upper.settle_data(file),
     };
     done.on(upper)
 }
 
-/// Sets the times of a directory back after a copy was put into it: to its users nothing has
-/// changed.
+/// Restores the times of a directory after a copy was put into it: its users see no change.
 fn restore_times(dir: &Arc<Dir>, times: &Stat) {
     let at = At::Dir(Arc::clone(dir));
-    // The copy is published, and there is no way back; times that are a little late are no reason
-    // to say it failed.
+    // The copy is published and can't be undone; times that are a little late are no reason to
+    // report a failure.
     let _ = at.set_times(NewTime::To(times.atime), NewTime::To(times.mtime));
 }

@@ -1,11 +1,10 @@
 //! New names: files, directories, symbolic links, pipes, sockets, devices; files without a name;
 //! hard links.
 //!
-//! What is new has the right owner, mode and ACL from the first moment at which anybody can see it.
-//! Where the name is free in the upper layer it is made there in one system call, by a thread that
-//! takes the caller's ids for it ([`vellum_sys::acting`]). Over a whiteout, and where owners are
-//! recorded, it is staged and moved into place. A directory over a whiteout is opaque before it is
-//! seen.
+//! A new inode has the right owner, mode and ACL from the first moment it is visible. If the name
+//! is free in the upper layer, one system call creates it there, on a thread that takes the
+//! caller's ids for it ([`vellum_sys::acting`]). Over a whiteout, and where owners are recorded, it
+//! is staged and moved into place. A directory over a whiteout is opaque before it is visible.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -29,7 +28,7 @@ use crate::engine::hide::Above;
 use crate::engine::links::is_merged;
 use crate::engine::lookup::Below;
 use crate::engine::nodes::gate::{Gate, NamesHeld, Placed, Slot};
-use crate::engine::nodes::table::Held;
+use crate::engine::nodes::table::HeldNode;
 use crate::engine::nodes::{Body, DataAt, FileBody, LiveNode, State, UpperFile};
 use crate::engine::records;
 use crate::engine::request::{Caller, Entry, NewNode, NodeId};
@@ -38,27 +37,27 @@ use crate::error::{On, Site};
 use crate::layer::Records;
 use crate::{Layer, Refusal, Result};
 
-/// Something to be made.
+/// An inode to be created.
 struct New<'a> {
     what: &'a NewNode,
-    /// 12 bits, the umask still in it.
+    /// 12 bits, before the umask is applied.
     mode: u32,
     /// With stored ids.
     maker: Maker,
 }
 
-/// Whether, and how, a name is free.
-enum Free {
-    /// Nothing shows.
-    Yes(Above),
-    /// Something shows.
-    No,
-    /// The lower layers have to be asked first, with no lock held.
-    Ask,
+/// Whether a name can be given to a new inode.
+enum NameState {
+    /// Nothing shows under it.
+    Free(Above),
+    /// Something shows under it.
+    Taken,
+    /// The caller must ask the lower layers first, with no lock held.
+    Unknown,
 }
 
 impl Action<'_> {
-    /// Makes something new under a name. The entry is owed a forget.
+    /// Creates an inode under a name. The caller owes the entry a [`Engine::forget`].
     ///
     /// One step on disk. Errors: [`Refusal::Exists`], [`Refusal::NotFound`] if the directory is
     /// removed, [`Refusal::NotPermitted`] for a device 0:0, [`Refusal::UnmappedId`],
@@ -84,7 +83,7 @@ impl Action<'_> {
                 self.touch(dir.id, Attrs::NAMES);
                 let made = self.make(upper, &names.slot(name), &at, below, &new, gate);
                 let made = made.inspect_err(|_| {
-                    // It may be there all the same, if it was made and could not be looked at.
+                    // It may exist all the same, if it was created but could not be read back.
                     names.forget_absent();
                     dir.changed();
                 })?;
@@ -111,11 +110,11 @@ impl Action<'_> {
         done
     }
 
-    /// Makes a regular file without a name, to be linked later or never. The entry is owed a
-    /// forget.
+    /// Creates a regular file without a name, to be linked later or never. The caller owes the
+    /// entry a [`Engine::forget`].
     ///
-    /// `parent` gives what it gives to files made in it. Errors: as `Action::create`,
-    /// [`Refusal::Unsupported`] if the upper layer's file system can't.
+    /// The file inherits from `parent` like a file created in it. Errors: as `Action::create`;
+    /// [`Refusal::Unsupported`] if the upper layer's file system can't do it.
     pub fn tmpfile(&self, parent: NodeId, mode: u32, caller: &Caller) -> Result<Entry> {
         let upper = self.upper()?;
         if !upper.unnamed {
@@ -134,13 +133,13 @@ impl Action<'_> {
                     file.on(upper)?
                 }
                 false => {
-                    let got = self.inherited(&dir, &new, gate)?;
+                    let initial = self.inherited(&dir, &new, gate)?;
                     let file = upper.staging.dir().create_unnamed(0o600);
                     let file = file.on(upper)?;
                     let fd = rustix::io::fcntl_dupfd_cloexec(&file, 3);
                     let fd = fd.map_err(|e| vellum_sys::Error::new("duplicate", "", e));
                     let fd = fd.on(upper)?;
-                    got.dress(upper, &At::Fd(Arc::new(fd)), &new, true)?;
+                    initial.apply(upper, &At::Fd(Arc::new(fd)), &new, true)?;
                     file
                 }
             };
@@ -162,7 +161,7 @@ impl Action<'_> {
         done
     }
 
-    /// Gives a file a further name. The entry (the file's) is owed a forget.
+    /// Gives a file another name. The caller owes the file's entry a [`Engine::forget`].
     ///
     /// One step on disk. Errors: as `Action::create`; [`Refusal::NotPermitted`] for a directory,
     /// [`Refusal::NotFound`] if the file has lost its last name, `Io` (EMLINK).
@@ -182,8 +181,8 @@ impl Action<'_> {
         }
         let mut below = None;
         loop {
-            // What was removed stays removed, also where a copy without a name could be given one;
-            // unless its layer has another name for it, as on any file system.
+            // A removed file stays removed, even if a copy without a name could be linked; unless
+            // its layer has another name for it, as on any file system.
             let was_last = |state: &State| match &state.body {
                 Body::File(file) => file.lower.as_ref().is_some_and(|lower| lower.nlink <= 1),
                 Body::Dir(_) => false,
@@ -198,7 +197,7 @@ impl Action<'_> {
             }
             let depth = match upper.options.metacopy && upper.options.redirect_dir {
                 true => Depth::Meta,
-                // Data below is found by the name: only a redirect lets a file have two.
+                // Data below is found by name: only a redirect lets a file have two.
                 false => Depth::Data,
             };
             self.to_upper(&node, depth)?;
@@ -217,10 +216,10 @@ impl Action<'_> {
             names.overtake(name);
             let handle = dir.upper_dir().ok_or(Refusal::Stale)?;
             let at = handle.dir().on(upper)?;
-            let over = match self.is_free(upper, &names.slot(name), &at, below, true)? {
-                Free::Yes(over) => over,
-                Free::No => return Err(Refusal::Exists.into()),
-                Free::Ask => {
+            let over = match self.name_state(upper, &names.slot(name), &at, below, true)? {
+                NameState::Free(over) => over,
+                NameState::Taken => return Err(Refusal::Exists.into()),
+                NameState::Unknown => {
                     drop((node_gate, names));
                     drop(gate);
                     below = Some(self.below(&dir, name)?);
@@ -236,7 +235,7 @@ impl Action<'_> {
             if self.has_origin(state.placed(&gate))? {
                 self.make_impure(&dir, &gate)?;
             }
-            // It may be there all the same if what follows fails.
+            // It may exist all the same if a later step fails.
             names.forget_absent();
             dir.changed();
             self.touch(dir.id, Attrs::NAMES);
@@ -302,41 +301,41 @@ impl Engine {
         })
     }
 
-    /// Returns whether `name` can be given to something new. With `ask`, the upper layer is asked
-    /// even where a system call that makes the name would find out by itself. `below` is what the
+    /// Returns whether `name` can be given to a new inode. With `ask`, asks the upper layer even
+    /// where the system call that creates the name would find out by itself. `below` is what the
     /// lower layers have, if they were asked.
-    fn is_free(
+    fn name_state(
         &self,
         upper: &Upper,
         slot: &Slot<'_>,
         at: &Dir,
         below: Option<Below>,
         ask: bool,
-    ) -> Result<Free> {
+    ) -> Result<NameState> {
         let Slot {
             parent: dir,
             names,
             name,
         } = slot;
-        // Whatever is alive under a name is there.
+        // A live node under the name takes it.
         if names.get(name).is_some() {
-            return Ok(Free::No);
+            return Ok(NameState::Taken);
         }
         if names.is_absent(name) || !ask && !self.is_merged(dir) && !upper.by_name() {
-            return Ok(Free::Yes(Above::Nothing));
+            return Ok(NameState::Free(Above::Nothing));
         }
         Ok(match upper.above(at, name).on(upper)? {
-            Above::Entry(_) => Free::No,
-            whiteout @ (Above::Whiteout | Above::WhiteoutName) => Free::Yes(whiteout),
+            Above::Entry(_) => NameState::Taken,
+            whiteout @ (Above::Whiteout | Above::WhiteoutName) => NameState::Free(whiteout),
             Above::Nothing => match Below::known(below, dir) {
-                Some(None) => Free::Yes(Above::Nothing),
-                Some(Some(_)) => Free::No,
-                None => Free::Ask,
+                Some(None) => NameState::Free(Above::Nothing),
+                Some(Some(_)) => NameState::Taken,
+                None => NameState::Unknown,
             },
         })
     }
 
-    /// Makes the thing, and returns its attributes as stored; `None` if the lower layers have to be
+    /// Creates the inode and returns its attributes as stored; `None` if the lower layers must be
     /// asked first.
     fn make(
         &self,
@@ -349,10 +348,10 @@ impl Engine {
     ) -> Result<Option<(Stat, Option<File>)>> {
         let name = slot.name;
         let direct = direct(upper, new)?;
-        let mut over = match self.is_free(upper, slot, at, below, !direct)? {
-            Free::Yes(over) => over,
-            Free::No => return Err(Refusal::Exists.into()),
-            Free::Ask => return Ok(None),
+        let mut over = match self.name_state(upper, slot, at, below, !direct)? {
+            NameState::Free(over) => over,
+            NameState::Taken => return Err(Refusal::Exists.into()),
+            NameState::Unknown => return Ok(None),
         };
         if over == Above::Nothing && direct {
             let acting = acting::act(new.maker).on(upper)?;
@@ -371,11 +370,13 @@ impl Engine {
                 Err(error) if !error.is_exists() => return Err(upper.io(error)),
                 Err(_) => {}
             }
-            // A whiteout, or something nobody has looked up yet.
-            over = match self.is_free(upper, slot, at, below, true)? {
-                Free::Yes(Above::Nothing) | Free::No => return Err(Refusal::Exists.into()),
-                Free::Yes(over) => over,
-                Free::Ask => return Ok(None),
+            // A whiteout, or an entry that was never looked up.
+            over = match self.name_state(upper, slot, at, below, true)? {
+                NameState::Free(Above::Nothing) | NameState::Taken => {
+                    return Err(Refusal::Exists.into());
+                }
+                NameState::Free(over) => over,
+                NameState::Unknown => return Ok(None),
             };
         }
         let temp = upper.staging.name();
@@ -406,7 +407,7 @@ impl Engine {
         }
     }
 
-    /// Makes the thing in the staging directory, complete.
+    /// Creates the complete inode in the staging directory.
     fn stage(
         &self,
         upper: &Upper,
@@ -416,12 +417,13 @@ impl Engine {
         over: Above,
         gate: &Gate<'_>,
     ) -> Result<(Stat, Option<File>)> {
-        let got = self.inherited(dir, new, gate)?;
+        let initial = self.inherited(dir, new, gate)?;
         let staging = upper.staging.dir();
         let at = At::Name(Arc::clone(staging), temp.to_owned());
-        let foreign = !acting::possible(new.maker.uid, got.gid).on(upper)?;
+        let foreign = !acting::possible(new.maker.uid, initial.gid).on(upper)?;
         let recorded = upper.options.records == Records::Read
-            // A link of another owner's becomes a file that says so; one's own is what it is.
+            // A symbolic link of another owner becomes a file with a record; the caller's own stays
+            // a link.
             && (foreign || !matches!(new.what, NewNode::Symlink(_)));
         let made = match (recorded, new.what) {
             (true, NewNode::Dir) => staging
@@ -432,7 +434,7 @@ impl Engine {
                 file.and_then(|mut file| {
                     file.write_all(target.as_encoded_bytes())
                         .map_err(|e| vellum_sys::Error::new("write", temp, e))?;
-                    // A link is never half there, and this one is bytes of a file.
+                    // A symbolic link must never be incomplete, and this one is a file's bytes.
                     upper.settle_data(&file)?;
                     Ok(None)
                 })
@@ -443,26 +445,26 @@ impl Engine {
             (false, what) if foreign => make_plain(staging, temp, what, 0o600),
             (false, what) => {
                 let maker = Maker {
-                    gid: got.gid,
+                    gid: initial.gid,
                     umask: 0,
                     ..new.maker
                 };
                 let acting = acting::act(maker).on(upper)?;
-                let made = make_plain(staging, temp, what, got.mode);
+                let made = make_plain(staging, temp, what, initial.mode);
                 drop(acting);
                 made
             }
         };
         let file = made.on(upper)?;
-        let stored = got.dress(upper, &at, new, recorded)?;
+        let stored = initial.apply(upper, &at, new, recorded)?;
         if over.hides() && matches!(new.what, NewNode::Dir) {
             upper.make_opaque(staging, temp).on(upper)?;
         }
         Ok((stored, file))
     }
 
-    /// Returns what a directory gives to what is made in it, as the file system would.
-    fn inherited(&self, dir: &LiveNode, new: &New<'_>, gate: &Gate<'_>) -> Result<Got> {
+    /// Returns the attributes of a new inode in a directory, as a file system would set them.
+    fn inherited(&self, dir: &LiveNode, new: &New<'_>, gate: &Gate<'_>) -> Result<InitialAttrs> {
         let state = dir.state();
         let state = state.placed(gate);
         let stored = self.stat_in(state)?;
@@ -485,7 +487,7 @@ impl Engine {
                 mode |= 0o2000;
             }
         }
-        Ok(Got {
+        Ok(InitialAttrs {
             uid: new.maker.uid,
             gid,
             mode,
@@ -494,7 +496,7 @@ impl Engine {
         })
     }
 
-    /// Returns an ACL of something in the upper layer, ids as stored.
+    /// Returns an ACL of an inode in the upper layer, ids as stored.
     fn stored_acl(&self, state: Placed<'_>, name: &OsStr) -> Result<Option<Acl>> {
         let upper = self.upper()?;
         let Some(at) = state.at().on(upper)? else {
@@ -508,7 +510,7 @@ impl Engine {
         value.map(|value| Acl::parse(&value)).transpose()
     }
 
-    /// Returns whether anything of a directory is in lower layers.
+    /// Returns whether a directory has a share in a lower layer.
     fn is_merged(&self, dir: &LiveNode) -> bool {
         match &dir.state().body {
             Body::Dir(body) => is_merged(body),
@@ -516,8 +518,8 @@ impl Engine {
         }
     }
 
-    /// Returns the entry of something that was just made.
-    fn entry_made(&self, node: Held<'_>, stored: Stat, gate: &Gate<'_>) -> Result<Entry> {
+    /// Returns the entry of an inode just created.
+    fn entry_made(&self, node: HeldNode<'_>, stored: Stat, gate: &Gate<'_>) -> Result<Entry> {
         let attr = self.attr_in(&node, node.state().placed(gate), Some(stored))?;
         Ok(Entry {
             node: node.keep(),
@@ -527,8 +529,8 @@ impl Engine {
     }
 }
 
-/// What something new is to have, everything considered.
-struct Got {
+/// The owner, mode and ACLs of a new inode, after umask, setgid and default ACL.
+struct InitialAttrs {
     uid: u32,
     gid: u32,
     mode: u32,
@@ -536,9 +538,9 @@ struct Got {
     default: Option<Acl>,
 }
 
-impl Got {
-    /// Gives a staged inode what it has not got yet, and returns what it has then, as stored.
-    fn dress(&self, upper: &Upper, at: &At, new: &New<'_>, recorded: bool) -> Result<Stat> {
+impl InitialAttrs {
+    /// Sets what differs on a staged inode, and returns its attributes as stored.
+    fn apply(&self, upper: &Upper, at: &At, new: &New<'_>, recorded: bool) -> Result<Stat> {
         let acls = [(acl::ACCESS, &self.access), (acl::DEFAULT, &self.default)];
         let acls = acls
             .iter()
@@ -574,7 +576,7 @@ impl Got {
     }
 }
 
-/// Returns whether the thing can be made where it belongs, by this thread.
+/// Returns whether this thread can create the inode in its final place.
 fn direct(upper: &Upper, new: &New<'_>) -> Result<bool> {
     let possible = acting::possible(new.maker.uid, new.maker.gid);
     Ok(upper.options.records == Records::None && possible.on(upper)?)
@@ -623,7 +625,7 @@ fn link_from(
     published
 }
 
-/// Refuses names that can't be made in this upper.
+/// Refuses names that can't be created in this upper.
 pub(crate) fn check_name(upper: &Upper, name: &OsStr) -> Result<()> {
     if name.len() > vellum_format::NAME_MAX_BYTES {
         return Err(Refusal::NameTooLong.into());
@@ -632,7 +634,7 @@ pub(crate) fn check_name(upper: &Upper, name: &OsStr) -> Result<()> {
     if matches!(bytes, b"" | b"." | b"..") || bytes.contains(&b'/') || bytes.contains(&0) {
         return Err(Refusal::Invalid.into());
     }
-    // It would be taken for a mark.
+    // It would be read as a mark.
     if upper.by_name() && vellum_format::wh::parse(name) != vellum_format::wh::Name::Plain {
         return Err(Refusal::NotPermitted.into());
     }

@@ -1,10 +1,10 @@
-//! The bytes of regular files: reading, writing, sizes, holes, room, and making them durable.
+//! The bytes of regular files: reading, writing, sizes, holes, allocation, and making them durable.
 //!
-//! Opening copies nothing, and so there is no opening: a file is copied up by the first call that
-//! changes its bytes. A new size of 0 copies none. Where a node's bytes are is in its state. It is
-//! asked at the beginning of each call and not held while bytes move, which may take long: they
-//! only ever move up, and an inode in the upper layer stays the file's for good. So a change never
-//! goes to what was left behind, and a reading that began before a copy-up reads what was there.
+//! Opening copies nothing, so there is no open call: the first call that changes a file's bytes
+//! copies it up. Truncating to 0 copies none. A node's state says where its bytes are. Each call
+//! reads that at its start and does not hold the state while bytes move, which may take long: bytes
+//! only ever move up, and an inode in the upper layer belongs to its file permanently. So a change
+//! never goes to a lower file, and a read that began before a copy-up reads the old bytes.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -32,15 +32,15 @@ use crate::layer::Records;
 use crate::layer::blocks::view::Piece;
 use crate::{Error, Refusal, Result};
 
-/// The most one call of `Action::copy_range` moves through memory; the caller asks again for the
-/// rest.
+/// The most that one call of `Action::copy_range` moves through memory; the caller calls again for
+/// the rest.
 const COPY_STEP_BYTES: usize = 4 << 20;
 const SETUID_SETGID: u32 = 0o6000;
 
 impl Engine {
-    /// Reads from `offset` on; a shorter count than `buffer` has room for is the end of the file.
+    /// Reads from `offset` on; fewer bytes than `buffer` holds mean the end of the file.
     ///
-    /// Errors: [`Refusal::IsADirectory`], [`Refusal::Invalid`] for what has no bytes,
+    /// Errors: [`Refusal::IsADirectory`], [`Refusal::Invalid`] for other types without bytes,
     /// [`Error::Blocks`], `Io`.
     pub fn read(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let node = self.file_node(id)?;
@@ -59,8 +59,8 @@ impl Engine {
 }
 
 impl Action<'_> {
-    /// Writes at `offset`; returns how many bytes, fewer than given only if there is no room for
-    /// more.
+    /// Writes at `offset`; returns how many bytes it wrote: fewer than given only if there is no
+    /// space for more.
     ///
     /// `clear_privileges` says that the writer may not keep setuid, setgid and capabilities.
     /// Errors: as [`Engine::read`], [`Refusal::ReadOnly`], [`Refusal::LimitReached`]; and those of
@@ -98,7 +98,7 @@ impl Action<'_> {
         })
     }
 
-    /// Gives a file another size. 0 copies nothing of a lower file.
+    /// Changes a file's size. A size of 0 copies nothing of a lower file.
     pub(crate) fn resize(
         &self,
         node: &Arc<LiveNode>,
@@ -123,10 +123,10 @@ impl Action<'_> {
         })
     }
 
-    /// Allocates room, punches holes, makes zeros, and takes out or puts in room, as fallocate(2)
-    /// with these mode bits.
+    /// Allocates space, punches holes, writes zeros, and collapses or inserts ranges, as
+    /// fallocate(2) with these mode bits.
     ///
-    /// Errors: [`Refusal::Unsupported`] for bits, or a file, for which it can't be done here;
+    /// Errors: [`Refusal::Unsupported`] for unsupported bits, or a file for which it can't be done;
     /// [`Refusal::LimitReached`].
     pub fn fallocate(&self, id: NodeId, mode: u32, offset: u64, length: u64) -> Result<()> {
         let node = self.file_node(id)?;
@@ -140,13 +140,13 @@ impl Action<'_> {
         );
         let moves = AllocateFlags::COLLAPSE_RANGE | AllocateFlags::INSERT_RANGE;
         if flags.intersects(moves) {
-            // Where bytes are is not where a map says any more: it has to be plain.
+            // Bytes move, so a block map would be wrong: the file must be plain.
             self.change(&node, Depth::Data, |_, _| Ok(()))?;
             self.make_whole(&node)?;
         }
         self.change(&node, Depth::Data, |upper, place| {
             self.before_bytes(upper, &node, place, Keeps::Ask)?;
-            // What only frees room may still have to copy two blocks.
+            // A call that only frees space may still have to copy two blocks.
             let charged = if frees { offset } else { end };
             let charge = self.charge(upper, place, offset, charged)?;
             let done = match place {
@@ -173,9 +173,9 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Returns where data, or a hole, begins at or behind `offset`; the end of the file is a hole.
+    /// Returns where data, or a hole, begins at or after `offset`; the end of the file is a hole.
     ///
-    /// Errors: [`Refusal::NoData`] if `offset` is not before the end, or no data is behind it.
+    /// Errors: [`Refusal::NoData`] if `offset` is not before the end, or there is no data after it.
     pub fn seek(&self, id: NodeId, whence: Whence, offset: u64) -> Result<u64> {
         let node = self.file_node(id)?;
         let in_file = |file: &File| match whence {
@@ -201,8 +201,9 @@ impl Action<'_> {
     /// Copies up to `length` bytes from one file into another (or another part of the same);
     /// returns how many.
     ///
-    /// Fewer than asked for is the end of the source, or as much as is done at once; 0 is the end
-    /// alone. Errors: [`Refusal::Invalid`] if source and target are one file and the parts overlap.
+    /// Fewer bytes than asked for mean the end of the source, or the most that one call copies; 0
+    /// means the end. Errors: [`Refusal::Invalid`] if source and target are one file and the ranges
+    /// overlap.
     pub fn copy_range(
         &self,
         from: NodeId,
@@ -247,7 +248,7 @@ impl Action<'_> {
                 other => other?,
             };
             done += wrote;
-            // A short read was the end, even if writing has moved it meanwhile.
+            // A short read was the end, even if the write has moved the end since.
             if wrote < count || count < part {
                 break;
             }
@@ -255,8 +256,8 @@ impl Action<'_> {
         Ok(done as u64)
     }
 
-    /// Calls `read`, which reads bytes of a file for a program that did not ask for them here, and
-    /// notes whether its access time changed.
+    /// Calls `read`, which reads bytes of a file for a program that did not make a read request,
+    /// and notes whether the access time changed.
     fn read_by<T>(&self, id: NodeId, read: impl FnOnce() -> Result<T>) -> Result<T> {
         let before = self.attr(id)?.atime;
         let done = read();
@@ -266,7 +267,7 @@ impl Action<'_> {
         done
     }
 
-    /// Copies between two files that are whole, if their file systems can; `None` if not.
+    /// Copies between two whole files in the kernel; `None` if their file systems can't.
     fn copy_in_kernel(
         &self,
         (from, from_offset): (NodeId, u64),
@@ -311,10 +312,10 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Makes what was written to a file durable, and its attributes unless `data_only`. For a
+    /// Makes a file's written bytes durable, and its attributes unless `data_only`. For a
     /// directory, its names.
     ///
-    /// Nothing is synced of a union that is volatile, nor of what lies in a lower layer.
+    /// Syncs nothing if the union is volatile or the file is in a lower layer.
     pub fn sync(&self, id: NodeId, data_only: bool) -> Result<()> {
         let node = self.node(id)?;
         let Some(upper) = &self.upper else {
@@ -340,7 +341,7 @@ impl Engine {
             }
             Bytes::Upper(file) | Bytes::AppendOnly(file) => publish::sync_file(&*file).on(upper),
             Bytes::Blocks(blocks, open) => blocks.sync(&upper.blocks, &open, data_only),
-            // Attributes alone were copied up.
+            // Only attributes were copied up.
             Bytes::Lower(..) => self.sync_inode(upper, &node),
         }
     }
@@ -360,21 +361,21 @@ impl Engine {
     }
 
     /// Closes every file that is kept open for writing, and returns whether there was one: a call
-    /// that found no room may do better then.
+    /// that found no space may then succeed.
     ///
-    /// XFS allocates ahead behind the end of a file that grows, and takes that back when a writer
-    /// closes it; programs close files, and the engine keeps them open. Until then it counts
-    /// against the disk and against a quota, and a file can't be made beside one of half the
-    /// quota's size.
+    /// XFS preallocates past the end of a growing file and frees that when a writer closes it.
+    /// Programs close files, but the engine keeps them open. Until then the preallocation counts
+    /// against the disk and against a quota: next to a file of half the quota's size, no other file
+    /// could be created.
     pub fn give_room_back(&self) -> bool {
         self.files.forget_written()
     }
 
-    /// Returns the one file that has the bytes of this file now, for handing to the kernel. Copies
+    /// Returns the single file that has the bytes of this file now, to hand to the kernel. Copies
     /// nothing.
     ///
-    /// `write` says that the bytes may be changed in it, without a request that could be refused or
-    /// counted.
+    /// `write` says that the kernel may change its bytes without a request that the engine could
+    /// refuse or count.
     pub fn backing(&self, id: NodeId, write: bool) -> Result<Backing> {
         let node = self.file_node(id)?;
         Ok(match self.place(&node, write)? {
@@ -386,8 +387,8 @@ impl Engine {
         })
     }
 
-    /// Says what opening this file for reading or writing would be refused with by its own file
-    /// system: what is immutable or append-only, or can't be opened. Copies nothing.
+    /// Returns the error with which its own file system would refuse to open this file for reading
+    /// or writing: it is immutable or append-only, or can't be opened. Copies nothing.
     pub fn open_check(&self, id: NodeId, write: bool) -> Result<()> {
         let node = self.node(id)?;
         if write {
@@ -423,8 +424,8 @@ impl Action<'_> {
         self.change(&node, Depth::Data, |_, _| Ok(()))
     }
 
-    /// Copies the file up as far as `depth` needs, and does something with its bytes in the upper
-    /// layer. What becomes whole by that becomes plain.
+    /// Copies the file up as far as `depth` needs, and calls a function on its bytes in the upper
+    /// layer. A file that is whole afterwards becomes plain.
     fn change<T>(
         &self,
         node: &Arc<LiveNode>,
@@ -454,7 +455,7 @@ impl Action<'_> {
         }
     }
 
-    /// Takes privileges away, if there are any, before bytes of a file change.
+    /// Clears privileges, if there are any, before bytes of a file change.
     fn before_bytes(
         &self,
         upper: &Upper,
@@ -476,11 +477,11 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Gives a file that is copied up block by block all its bytes in the upper layer, while it is
-    /// in use. Nothing that shows changes.
+    /// Copies all remaining blocks of a file that is copied up block by block, while it is in use.
+    /// Nothing visible changes.
     ///
-    /// Not to be called with a lock held. Errors: `Io`, for want of room too,
-    /// [`Refusal::LimitReached`]; the file is then what it was.
+    /// Call it with no lock held. Errors: `Io`, also if there is no space;
+    /// [`Refusal::LimitReached`]; the file is then unchanged.
     pub(crate) fn make_whole(&self, node: &Arc<LiveNode>) -> Result<()> {
         let is_blocks = |node: &LiveNode| matches!(&node.state().body, Body::File(file) if matches!(file.data, DataAt::Blocks(_)));
         if !is_blocks(node) {
@@ -498,7 +499,7 @@ impl Engine {
         self.settled(upper, node, &blocks, &open)
     }
 
-    /// Makes a file plain that has got all its bytes into the upper layer.
+    /// Makes a file plain if all its bytes are in the upper layer.
     fn settled(
         &self,
         upper: &Upper,
@@ -521,7 +522,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Reserves room for what changing `start..end` of a file can allocate.
+    /// Reserves the space that changing `start..end` of a file can allocate.
     fn charge<'a>(
         &'a self,
         upper: &'a Upper,
@@ -531,7 +532,7 @@ impl Engine {
     ) -> Result<Charge<'a>> {
         match place {
             Bytes::Upper(file) | Bytes::AppendOnly(file) => upper.usage.charge(file, start, end, 0),
-            // The rest of the first and the last block is copied.
+            // The rest of the first and of the last block is copied.
             Bytes::Blocks(_, open) => {
                 let unit = u64::from(vellum_format::block_map::BLOCK_MAX_BYTES);
                 upper.usage.charge(&open.upper, start, end, unit)
@@ -541,16 +542,16 @@ impl Engine {
     }
 }
 
-/// Whether who changes bytes may leave privileges to the file.
+/// Whether the file keeps its privileges when the caller changes its bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Keeps {
     /// This is known.
     Known(bool),
-    /// Not known: the asker has to be looked at.
+    /// Not known yet: ask about the caller.
     Ask,
 }
 
-/// Returns whether the file has something that a change of its bytes may take away, but for a
+/// Returns whether the file has privileges that a change of its bytes may clear, except for a
 /// capability that the file system keeps.
 fn has_privileges(upper: &Upper, place: &Bytes) -> Result<bool> {
     let file = match place {
@@ -565,7 +566,7 @@ fn has_privileges(upper: &Upper, place: &Bytes) -> Result<bool> {
             return Ok(true);
         }
         if let Some(value) = has(records::stat_name())? {
-            // One that can't be read is looked at, and told, by who clears it.
+            // If it can't be read, the code that clears it reports the error.
             return Ok(
                 OverrideStat::parse(&value).map_or(true, |record| record.mode & SETUID_SETGID != 0)
             );

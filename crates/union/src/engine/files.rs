@@ -1,12 +1,11 @@
-//! Open data descriptors, a bounded number of them: the oldest unused one is given back for a new
-//! one.
+//! A bounded cache of open data descriptors: a new one replaces the oldest unused one.
 //!
-//! There is no open and close of a node: who reads or writes finds the descriptor here, or opens
-//! the file and leaves it here. An entry says which side it is of, so that a lower file's
-//! descriptor is never used once the node's bytes are in the upper layer. Entries are put in while
-//! the node's state is held, and taken out by who changes it.
+//! There is no open and close of a node: a read or write finds the descriptor here, or opens the
+//! file and leaves the descriptor here. An entry says which layer it belongs to, so a lower file's
+//! descriptor is never used once the node's bytes are in the upper layer. Entries are added while
+//! the node's state is held, and removed by the code that changes it.
 //!
-//! Lock: the cache's own, innermost of all; never held during a system call (but a close).
+//! Lock: the cache's own, innermost of all; never held during a system call (except a close).
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -23,7 +22,7 @@ use crate::engine::request::NodeId;
 /// limit of 1024.
 const ENTRIES_MAX: usize = 96;
 
-/// What is open of a node.
+/// A node's open descriptor.
 #[derive(Debug, Clone)]
 pub(crate) enum Opened {
     /// The lower file, for reading.
@@ -45,7 +44,7 @@ pub(crate) struct FileCache {
 #[derive(Debug, Default)]
 struct Inner {
     entries: HashMap<NodeId, Entry>,
-    /// In the order of their opening, or of their second chance. May hold nodes that went.
+    /// In the order of their opening, or of their second chance. May hold nodes without an entry.
     order: VecDeque<NodeId>,
 }
 
@@ -58,12 +57,12 @@ struct Entry {
 
 impl FileCache {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Losing an entry only costs opening again, so it is good even if another thread panicked
-        // with it.
+        // A lost entry only costs another open, so the cache is usable even if a thread panicked
+        // with the lock.
         sync::lock(&self.inner)
     }
 
-    /// Returns what is open of a node.
+    /// Returns a node's open descriptor, if there is one.
     pub fn get(&self, node: NodeId) -> Option<Opened> {
         let mut inner = self.lock();
         let entry = inner.entries.get_mut(&node)?;
@@ -71,8 +70,7 @@ impl FileCache {
         Some(entry.opened.clone())
     }
 
-    /// Keeps what was opened of a node, in the place of what was kept before. `_state` is the
-    /// node's.
+    /// Keeps a node's descriptor in place of the one kept before. `_state` is the node's.
     pub fn put(&self, node: NodeId, opened: Opened, _state: &State) {
         let mut closed = Vec::new();
         let mut inner = self.lock();
@@ -100,12 +98,12 @@ impl FileCache {
         }
     }
 
-    /// Gives back what is open of a node: its bytes are elsewhere now, or nobody knows it any more.
+    /// Drops a node's descriptor: its bytes are elsewhere now, or the node is forgotten.
     pub fn forget(&self, node: NodeId) {
         let gone = {
             let mut inner = self.lock();
             let gone = inner.entries.remove(&node);
-            // Sizes stay bounded: the queue is cut when it is too long, and holds no entry twice.
+            // The queue stays bounded: it is cut when it is too long, and holds no entry twice.
             if gone.is_some() {
                 inner.order.retain(|&kept| kept != node);
             }
@@ -115,7 +113,7 @@ impl FileCache {
         drop(gone);
     }
 
-    /// Gives back all that is open for writing, and returns whether anything was.
+    /// Drops every descriptor open for writing, and returns whether there was one.
     pub fn forget_written(&self) -> bool {
         let gone: Vec<Entry> = {
             let mut inner = self.lock();
@@ -153,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_is_bounded_and_the_used_stay() {
+    fn the_cache_is_bounded_and_keeps_used_entries() {
         let cache = FileCache::default();
         let state = upper_file();
         let file = Arc::new(tempfile::tempfile().unwrap());
@@ -171,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_can_be_closed_at_once() {
+    fn files_open_for_writing_can_be_closed_at_once() {
         let cache = FileCache::default();
         let state = upper_file();
         let file = Arc::new(tempfile::tempfile().unwrap());

@@ -1,8 +1,8 @@
 //! The flags that `chattr` sets.
 //!
-//! An upper inode can't be immutable or append-only itself: the engine could not remove, move or
-//! change it any more. As the kernel's overlayfs does, these two are kept in a mark (`protattr`)
-//! and kept to by whoever changes something; the others are the inode's own.
+//! An upper inode can't be immutable or append-only itself: the engine could no longer remove, move
+//! or change it. As in the kernel's overlayfs, these two flags are kept in a mark (`protattr`) and
+//! enforced by every operation; the others are the inode's own.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(crate) const KNOWN: u8 = 1;
 const IS_IMMUTABLE: u8 = 2;
 const IS_APPEND_ONLY: u8 = 4;
 
-/// Returns how what is in a lower layer is protected, as its attributes say.
+/// Returns the protection of a lower inode, from its attributes.
 pub(crate) fn below(stat: &Stat) -> u8 {
     bits(stat.immutable, stat.append_only)
 }
@@ -43,7 +43,7 @@ fn bits(immutable: bool, append_only: bool) -> u8 {
     KNOWN | immutable | if append_only { IS_APPEND_ONLY } else { 0 }
 }
 
-/// A descriptor flags can be asked of.
+/// A descriptor from which flags can be read.
 enum Open {
     File(File),
     Dir(Arc<Dir>),
@@ -52,7 +52,7 @@ enum Open {
 impl Engine {
     /// Returns the `FS_*_FL` flags of a regular file or directory.
     ///
-    /// Errors: [`Refusal::Unsupported`] for anything else, and where the file system has none.
+    /// Errors: [`Refusal::Unsupported`] for other types, and if the file system has no flags.
     pub fn flags(&self, id: NodeId) -> Result<u32> {
         let node = self.flagged(id)?;
         self.flags_in(self.unmoved(&node).placed())
@@ -62,7 +62,7 @@ impl Engine {
 impl Action<'_> {
     /// Sets the flags of a regular file or directory; those not given are cleared.
     ///
-    /// Copies attributes up, not data. Whether the caller may was decided before. Errors: as
+    /// Copies attributes up, not data. The caller has checked permissions. Errors: as
     /// [`Engine::flags`].
     pub fn set_flags(&self, id: NodeId, flags: u32) -> Result<()> {
         let upper = self.upper()?;
@@ -70,7 +70,7 @@ impl Action<'_> {
         self.to_upper(&node, Depth::Meta)?;
         self.touch(node.id, Attrs::CTIME);
         let gate = self.shared();
-        // For writing: what is decided by the flags is not decided meanwhile.
+        // For writing: no operation checks the flags while they change.
         let state = node.state_mut();
         let at = state.placed(&gate).at().on(upper)?.ok_or(Refusal::Stale)?;
         let open = open(&at).on(upper)?;
@@ -80,8 +80,8 @@ impl Action<'_> {
             Open::File(file) => flags::set(file, wanted),
             Open::Dir(dir) => flags::set(&**dir, wanted),
         };
-        // Also if they are what they were: the ctime changes all the same. But then a refusal says
-        // nothing.
+        // Also if they are unchanged: the ctime changes all the same. But then a refusal doesn't
+        // matter.
         if own & !PROTECTED != wanted {
             set.map_err(|error| unsupported_or(upper, error))?;
         }
@@ -102,10 +102,10 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Returns the project number of a regular file or directory: 0 is the default, and what is
-    /// said where there are none.
+    /// Returns the project number of a regular file or directory; 0 by default, and if the file
+    /// system has no projects.
     ///
-    /// Errors: [`Refusal::Unsupported`] for anything else.
+    /// Errors: [`Refusal::Unsupported`] for other types.
     pub fn project(&self, id: NodeId) -> Result<u32> {
         let node = self.flagged(id)?;
         let state = self.unmoved(&node);
@@ -131,7 +131,7 @@ impl Engine {
 }
 
 impl Action<'_> {
-    /// Gives a regular file or directory a project number, on the upper layer's file system.
+    /// Sets the project number of a regular file or directory, on the upper layer's file system.
     ///
     /// Copies attributes up, not data. Errors: as [`Engine::flags`].
     pub fn set_project(&self, id: NodeId, project: u32) -> Result<()> {
@@ -166,7 +166,7 @@ impl Engine {
         }
     }
 
-    /// Returns whether nobody may change it: immutable, or (for what is written to at will)
+    /// Returns whether no caller may change it: it is immutable, or (for writes at any offset)
     /// append-only.
     pub(crate) fn is_immutable(&self, node: &LiveNode) -> Result<bool> {
         if !matches!(node.kind, FileKind::File | FileKind::Dir) {
@@ -181,8 +181,7 @@ impl Engine {
         Ok(flags & IMMUTABLE != 0)
     }
 
-    /// Refuses to change, move, remove or link what is immutable or append-only, as it is for every
-    /// program.
+    /// Refuses to change, move, remove or link an immutable or append-only node, for any caller.
     pub(crate) fn may_change(&self, node: &LiveNode, gate: &Gate<'_>) -> Result<()> {
         match self.protection(node, gate)? & (IS_IMMUTABLE | IS_APPEND_ONLY) {
             0 => Ok(()),
@@ -198,12 +197,13 @@ impl Engine {
         }
     }
 
-    /// Returns whether a file that is still below may not be changed at all, without opening it.
+    /// Returns whether a file that is still below is protected from all changes, without opening
+    /// it.
     pub(crate) fn is_protected_below(&self, node: &LiveNode) -> Result<bool> {
         Ok(self.protection(node, &self.shared())? & IS_IMMUTABLE != 0)
     }
 
-    /// Returns how a node is protected, asking once. The caller does not hold the node's state.
+    /// Returns a node's protection, which is read once. The caller does not hold the node's state.
     fn protection(&self, node: &LiveNode, gate: &Gate<'_>) -> Result<u8> {
         if !matches!(node.kind, FileKind::File | FileKind::Dir) {
             return Ok(KNOWN);
@@ -222,12 +222,12 @@ impl Engine {
                 bits(flags & IMMUTABLE != 0, flags & APPEND_ONLY != 0)
             }
             (_, _, Body::Dir(dir)) => below(&dir.parts.first().ok_or(Refusal::Stale)?.dir.stat),
-            // Known since the lookup, except for a file that a predecessor left.
+            // Known since the lookup, except for a file taken over from another engine.
             (_, _, Body::File(file)) => {
                 below(&self.stat_lower(file.lower.as_ref().ok_or(Refusal::Stale)?)?)
             }
         };
-        // Stored while the state is held: who sets flags holds it for writing.
+        // Stored while the state is held: setting flags holds it for writing.
         node.protection.store(found, Ordering::Relaxed);
         Ok(found)
     }
@@ -265,8 +265,8 @@ impl Engine {
     }
 }
 
-/// Returns the flags a mark says. A mark that can't be read protects nothing, and is shown as an
-/// error elsewhere.
+/// Returns the flags in a mark. A mark that can't be read protects nothing; it is reported
+/// elsewhere.
 fn protected(value: &[u8]) -> u32 {
     let protattr = Protattr::parse(value).unwrap_or_default();
     let append = if protattr.append_only { APPEND_ONLY } else { 0 };
@@ -274,7 +274,7 @@ fn protected(value: &[u8]) -> u32 {
     append | immutable
 }
 
-/// Returns the protecting flags an open upper inode is marked with.
+/// Returns the protecting flags in an open upper inode's mark.
 pub(crate) fn marked(upper: &Upper, file: &File) -> vellum_sys::Result<u32> {
     let value = xattr::get_fd(file, upper.options.prefix.xattr(Mark::Protattr))?;
     Ok(value.map_or(0, |value| protected(&value)))

@@ -1,11 +1,11 @@
-//! Taking names away: unlink, rmdir, and the whiteouts that keep lower layers from showing through.
+//! Removing names: unlink, rmdir, and the whiteouts that keep lower layers from showing through.
 //!
-//! A whiteout is made only where a lower layer has the name, and in the same step in which the name
-//! goes: there is no moment at which the lower file shows again. A directory that looks empty may
-//! hold whiteouts: it leaves with them for the staging directory, or, where it can't, is made
-//! opaque first, so that they can be removed one by one and it looks empty at every moment.
+//! A whiteout is created only if a lower layer has the name, and in the same step that removes the
+//! name: the lower file never shows again, not for a moment. A directory that looks empty may hold
+//! whiteouts: it is moved with them to the staging directory. Where it can't be moved, it is made
+//! opaque first, so that they can be removed one by one while it looks empty throughout.
 //!
-//! What is removed but still known is pinned by a descriptor first: it stays usable until it is
+//! A removed node that is still live is pinned by a descriptor first: it stays usable until it is
 //! forgotten.
 
 use std::collections::HashSet;
@@ -24,7 +24,7 @@ use crate::engine::action::{Action, Attrs};
 use crate::engine::depth::Depth;
 use crate::engine::lookup::{Below, Concluded, lower_shares};
 use crate::engine::nodes::gate::{self, Gate, NamesHeld};
-use crate::engine::nodes::table::Held;
+use crate::engine::nodes::table::HeldNode;
 use crate::engine::nodes::{Body, DirBody, FileBody, LiveNode, State, UpperFile};
 use crate::engine::request::NodeId;
 use crate::engine::{Engine, Upper};
@@ -34,31 +34,31 @@ use crate::marks::{DirAt, Reader};
 use crate::resolve::Part;
 use crate::{Refusal, Result};
 
-/// What lies in the upper layer under a name.
+/// What the upper layer has under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Above {
     /// Nothing.
     Nothing,
-    /// A whiteout in its place: a device, or a file with a mark. There may be one where whiteouts
-    /// are names, too: the upper was written elsewhere.
+    /// A whiteout in its place: a device, or a file with a mark. Possible even where whiteouts are
+    /// names, if the upper was written elsewhere.
     Whiteout,
-    /// A whiteout beside it, `.wh.NAME`; the name itself is free.
+    /// A whiteout next to it, `.wh.NAME`; the name itself is free.
     WhiteoutName,
-    /// The name itself, with what it is.
+    /// An entry of this type.
     Entry(FileKind),
 }
 
 impl Above {
-    /// Whether it is a whiteout of either kind.
+    /// Returns whether it is a whiteout of either form.
     pub fn hides(self) -> bool {
         matches!(self, Above::Whiteout | Above::WhiteoutName)
     }
 }
 
-/// The names that the lower layers show in a directory, as they would if the upper had none: asked
-/// with no lock held.
+/// The names that the lower layers would show in a directory if the upper had none. Read with no
+/// lock held.
 ///
-/// Lower layers don't change, and it is true as long as the directory keeps its shares in them.
+/// Lower layers don't change, so it is true as long as the directory keeps its shares in them.
 #[derive(Debug)]
 pub(crate) struct Inside {
     /// The directory.
@@ -74,8 +74,8 @@ impl Inside {
         names: Vec::new(),
     };
 
-    /// Returns what was asked beforehand, if that counts; `None` if the layers have to be asked. A
-    /// directory without anything below needs no asking.
+    /// Returns the answer asked for beforehand, if it still counts; `None` if the layers must be
+    /// asked. A directory with nothing below needs no answer.
     pub fn known<'a>(asked: Option<&'a Inside>, node: &LiveNode) -> Option<&'a Inside> {
         let shares = match &node.state().body {
             Body::Dir(body) => lower_shares(&body.parts).len(),
@@ -88,7 +88,7 @@ impl Inside {
     }
 }
 
-/// A name that is taken away, with its node's gate held.
+/// The removal of a name, with its node's gate held.
 #[derive(Clone, Copy)]
 struct Removal<'a> {
     upper: &'a Upper,
@@ -97,7 +97,7 @@ struct Removal<'a> {
     dir: &'a Arc<LiveNode>,
     handle: &'a Arc<DirHandle>,
     name: &'a OsStr,
-    node: &'a Held<'a>,
+    node: &'a HeldNode<'a>,
     /// Whether a lower layer shows the name once the upper's is gone.
     below: bool,
     /// What the lower layers show in it, if it is a directory.
@@ -105,7 +105,7 @@ struct Removal<'a> {
 }
 
 impl Action<'_> {
-    /// Removes a name that is no directory.
+    /// Removes a name that is not a directory.
     ///
     /// One step on disk: afterwards the name is gone, or nothing has changed. Errors:
     /// [`Refusal::NotFound`], [`Refusal::IsADirectory`], [`Refusal::ReadOnly`], `Io`.
@@ -146,7 +146,7 @@ impl Action<'_> {
             self.may_change(&dir, &gate)?;
             self.may_change(&node, &gate)?;
             let below = match Below::known(asked, &dir) {
-                // What is not in the upper layer shows from below.
+                // A node that is not in the upper layer shows from below.
                 _ if !node.in_upper() => true,
                 Some(below) => below.is_some(),
                 None => {
@@ -166,7 +166,7 @@ impl Action<'_> {
                 if let Body::Dir(body) = &node.state().body
                     && !self.is_empty(&body.parts, inside)?
                 {
-                    // Nothing is copied up for what is refused.
+                    // A refused removal copies nothing up.
                     self.touch(node.id, Attrs::ATIME);
                     return Err(Refusal::NotEmpty.into());
                 }
@@ -243,7 +243,7 @@ impl Action<'_> {
 
     /// Notes that a file has lost a name.
     pub(crate) fn touch_unnamed(&self, node: &LiveNode, state: &State) {
-        // What is in a lower layer alone counts the names there, less the one removed here.
+        // A file in a lower layer only counts the names there, less the one removed here.
         let below = |file: &FileBody| {
             let lower = file.lower.as_ref();
             file.upper.is_none() && lower.is_some_and(|lower| lower.nlink > 1)
@@ -252,7 +252,7 @@ impl Action<'_> {
             node.id,
             match &state.body {
                 Body::File(file) if below(file) => Attrs::NAME | Attrs::NLINK,
-                // What is gone has no size on some file systems.
+                // A removed directory has no size on some file systems.
                 Body::Dir(_) => Attrs::NAME | Attrs::SIZE | Attrs::BLOCKS,
                 Body::File(_) => Attrs::NAME,
             },
@@ -270,7 +270,7 @@ impl Action<'_> {
             below,
             inside,
         } = *removal;
-        // Nothing is made in it any more from here on.
+        // From here on, nothing is created in it.
         let names_in_it = node.names(gate);
         let at = handle.dir().on(upper)?;
         let mut state = node.state_mut();
@@ -281,7 +281,7 @@ impl Action<'_> {
             own.pin().on(upper)?;
         }
         let took = upper.usage.of_dir(body.upper.as_deref());
-        // Looking whether something shows in it reads it.
+        // Checking whether something shows in it reads it.
         self.touch(node.id, Attrs::ATIME);
         let removed = self.remove_dir_on_disk(upper, (&at, name), (body, inside), below);
         if let Err(error) = removed {
@@ -327,7 +327,7 @@ impl Engine {
             }
         }
         if below && !upper.by_name() {
-            // It leaves with all its whiteouts, in one step.
+            // It is moved away with all its whiteouts, in one step.
             return match self.is_empty(&body.parts, inside)? {
                 true => upper.hide_over(at, name, true).on(upper),
                 false => Err(Refusal::NotEmpty.into()),
@@ -347,7 +347,7 @@ impl Engine {
     /// Empties the upper share of a directory in which nothing shows. Errors:
     /// [`Refusal::NotEmpty`].
     ///
-    /// At every moment nothing shows in it. The caller keeps others from making names in it.
+    /// Nothing shows in it at any moment. The caller keeps other threads from creating names in it.
     pub(crate) fn make_empty(
         &self,
         upper: &Upper,
@@ -358,14 +358,14 @@ impl Engine {
             return Err(Refusal::NotEmpty.into());
         }
         if upper.by_name() {
-            // Beside it, where it stays when what is inside goes, the sentinel included.
+            // Next to it, so that it stays when the directory's content and opaque file go.
             let hidden = upper.hide_by_name(at, name);
             hidden.on(upper)?;
         } else if body.parts.len() > 1 {
             let opaque = upper.make_opaque(at, name);
             opaque.on(upper)?;
         }
-        // Whatever becomes of the removal, what is below has no part in it any more.
+        // Even if the removal fails, nothing below belongs to it any longer.
         body.parts = body.parts.iter().take(1).cloned().collect();
         let inside = at.open_dir(name).on(upper)?;
         let left = inside.entries().and_then(|entries| {
@@ -379,13 +379,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns whether nothing shows in a directory made up of these shares, of which `inside` is
-    /// what the lower ones show. Asks the upper layer alone.
+    /// Returns whether nothing shows in a directory with these shares. `inside` is what the lower
+    /// shares show; only the upper layer is read.
     pub(crate) fn is_empty(&self, parts: &[Part<DirAt>], inside: &Inside) -> Result<bool> {
         let mut hidden = HashSet::new();
         if let Some(top) = parts.first().filter(|top| top.layer == 0) {
             let mut own = Reader::new(&*self.stack.layers()[0]).names(&top.dir)?;
-            // A layer may have both a name and its whiteout: it is there, and hides what is below.
+            // A layer may have both a name and its whiteout: the name shows and hides those below.
             own.sort();
             for (name, hides) in own {
                 if !hides && !hidden.contains(&name) {
@@ -397,7 +397,7 @@ impl Engine {
         Ok(inside.names.iter().all(|name| hidden.contains(name)))
     }
 
-    /// Asks the lower layers what they show in a directory. To be called with no lock held.
+    /// Asks the lower layers what they show in a directory. Call it with no lock held.
     pub(crate) fn inside(&self, dir: &LiveNode) -> Result<Inside> {
         gate::assert_free();
         let parts = match &dir.state().body {
@@ -426,7 +426,7 @@ impl Engine {
 }
 
 impl Upper {
-    /// Whether whiteouts are names (`.wh.NAME`).
+    /// Returns whether whiteouts are names (`.wh.NAME`).
     pub(crate) fn by_name(&self) -> bool {
         self.layer.dialect().wh_names == WhNames::Whiteouts
     }
@@ -451,12 +451,12 @@ impl Upper {
         }
     }
 
-    /// Hides a name of which the upper layer has nothing.
+    /// Hides a name that the upper layer does not have.
     pub(crate) fn hide(&self, at: &Dir, name: &OsStr) -> vellum_sys::Result<()> {
         match self.by_name() {
             true => self.hide_by_name(at, name),
             false => match self.staging.make_whiteout(at, name) {
-                // Left by a stranger; it says the same.
+                // Written by another program; it has the same meaning.
                 Err(error) if error.is_exists() && self.above(at, name)? == Above::Whiteout => {
                     Ok(())
                 }
@@ -465,11 +465,11 @@ impl Upper {
         }
     }
 
-    /// Puts a whiteout in the place of a name of the upper layer. A directory is empty, or holds
-    /// whiteouts that go with it.
+    /// Replaces a name of the upper layer with a whiteout. A directory is empty, or holds only
+    /// whiteouts, which go with it.
     pub(crate) fn hide_over(&self, at: &Dir, name: &OsStr, is_dir: bool) -> vellum_sys::Result<()> {
         if self.by_name() {
-            // Beside the name it hides nothing of a file, and makes an (empty) directory opaque.
+            // Next to a file's name it hides nothing; an (empty) directory it makes opaque.
             self.hide_by_name(at, name)?;
             return match is_dir {
                 true => at.rmdir(name),
@@ -493,12 +493,12 @@ impl Upper {
         }
     }
 
-    /// Takes away the whiteout file of a name that is there, or that nothing below has. Nothing to
-    /// do in other dialects.
+    /// Removes the whiteout file of a name that exists, or that no layer below has. Does nothing in
+    /// other dialects.
     pub(crate) fn unhide_name(&self, at: &Dir, name: &OsStr) {
         if let (true, Some(hiding)) = (self.by_name(), wh::whiteout(name)) {
-            // Beside a name it hides nothing, and what it hides below stays hidden anyway: it may
-            // as well stay.
+            // Next to a name it has no effect, and the names it hides below stay hidden anyway: if
+            // this fails, it may stay.
             let _ = at.unlink(hiding);
         }
     }
@@ -518,9 +518,9 @@ impl Upper {
         self.settle_inode(&At::Name(Arc::clone(at), name.to_owned()))
     }
 
-    /// Moves what is staged as `temp` to a name that is free or hidden, in one step.
+    /// Moves the staged `temp` to a name that is free or hidden, in one step.
     ///
-    /// Errors: EEXIST if it is neither; then `temp` is still staged.
+    /// Errors: EEXIST if the name is neither; then `temp` is still staged.
     pub(crate) fn publish(
         &self,
         temp: &OsStr,
@@ -542,7 +542,7 @@ impl Upper {
     }
 }
 
-/// Returns whether the upper layer's entry called `name` in `at` is this file's.
+/// Returns whether the upper layer's entry called `name` in `at` is this file.
 pub(crate) fn is_own(
     state: &State,
     at: &Dir,
@@ -557,8 +557,8 @@ pub(crate) fn is_own(
         Some(UpperFile::Named { dir, name: own }) if Arc::ptr_eq(dir, handle) && own == name => {
             Ok(true)
         }
-        // Another of its names, or its place in the index: whether this name is in the upper layer
-        // has to be asked.
+        // It is reached by another of its names, or in the index: check whether this name is in the
+        // upper layer.
         Some(_) => {
             let found = at.stat_opt(name)?;
             Ok(found.is_some_and(|stat| !stat.is_null_device()))
@@ -566,8 +566,8 @@ pub(crate) fn is_own(
     }
 }
 
-/// Returns how a file is reached when `name` is gone: by what it was reached before, another name,
-/// or a descriptor.
+/// Returns how to reach a file once `name` is gone: as before, by another name, or by a
+/// descriptor.
 pub(crate) fn pin(
     state: &State,
     at: &Dir,

@@ -1,10 +1,10 @@
 //! Hard links across layers: the index.
 //!
-//! A lower inode with several names is copied up once, into `work/index`, under a name made of its
-//! handle. Each of its names leads there: those that were not touched because the lower file's
-//! handle is looked for in the index, the others because they are hard links of the entry. So all
-//! stay one file, live and after a remount, and the kernel reads it the same way (`index=on`). How
-//! many names the file has is in a mark on the copy; `links.rs` keeps it right.
+//! A lower inode with several names is copied up once, into `work/index`, under a name derived from
+//! its handle. Each of its names leads there: untouched names because the lower file's handle is
+//! looked up in the index, the others because they are hard links of the entry. So all stay one
+//! file, live and after a remount, and the kernel reads it the same way (`index=on`). A mark on the
+//! copy says how many names the file has; `links.rs` keeps it right.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub(super) struct InIndex {
 }
 
 impl State {
-    /// Notes the lower file, where a node was first found by its copy.
+    /// Notes the lower file of a node that was first found by its copy.
     pub(super) fn know_lower(&mut self, lower: &Arc<LowerFile>) {
         if let Body::File(file) = &mut self.body {
             file.lower.get_or_insert_with(|| Arc::clone(lower));
@@ -55,7 +55,7 @@ impl Engine {
             return Ok(None);
         };
         let dir = Arc::clone(index) as Arc<dyn LayerDir>;
-        // A whiteout there is what the kernel leaves for file handles of what was removed.
+        // The kernel leaves a whiteout there for file handles of removed files.
         let Answer::File { file, data, .. } = Reader::new(&*upper.layer).ask(&dir, &name)? else {
             return Ok(None);
         };
@@ -68,8 +68,8 @@ impl Engine {
         }))
     }
 
-    /// Returns how many names the lower inode has that a file in the upper layer was copied from,
-    /// if it can be reached.
+    /// Returns the link count of the lower inode from which an upper file was copied, if the inode
+    /// can be reached.
     pub(super) fn lower_nlink(&self, file: &FileAt) -> Result<Option<u32>> {
         let Some(upper) = &self.upper else {
             return Ok(None);
@@ -103,8 +103,8 @@ impl Engine {
             kind: origin.kind.into(),
             bytes: origin.bytes,
         };
-        // Needs a privilege that a plain user does not have; nor does he write marks that count
-        // from the lower inode.
+        // Needs a privilege that a plain user does not have; but a plain user's engine does not
+        // write marks that count from the lower inode either.
         let stat = handle::open(&root, &found).and_then(vellum_sys::stat::stat_fd);
         Ok(stat.ok().map(|stat| stat.nlink))
     }

@@ -1,8 +1,8 @@
-//! Inode numbers: one for each file, over all layers, for good.
+//! Inode numbers: one for each file over all layers, which never changes.
 //!
-//! A number is that of the inode a file was first seen by, with the number of its file system in
-//! the high bits: none for the upper layer's file system, so that a union on one file system shows
-//! its numbers unchanged.
+//! It is the number of the inode under which the file was first seen, with the index of its file
+//! system in the high bits: 0 for the upper layer's file system, so a union on one file system
+//! shows its numbers unchanged.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
@@ -25,14 +25,14 @@ use crate::marks::{DirAt, FileAt};
 use crate::resolve::Part;
 use crate::{Error, Result};
 
-/// What a copy remembers of what it was copied from.
+/// What a copy records about its source.
 #[derive(Debug)]
 pub(crate) struct Origin {
-    /// The value of the origin mark: a handle, or nothing if there is none.
+    /// The value of the origin mark: a handle, or empty if there is none.
     handle: Vec<u8>,
-    /// The inode number shown, if it is to be remembered.
+    /// The inode number shown, if it must be recorded.
     number: Option<Number>,
-    /// If other names of the lower inode are to lead to the same copy.
+    /// Set if other names of the lower inode must lead to the same copy.
     pub index: Option<Indexed>,
 }
 
@@ -53,9 +53,9 @@ pub(crate) struct Numbers {
     /// The file systems of the layers by their `st_dev`; the first is the upper layer's, or that of
     /// the top one.
     devs: Vec<u64>,
-    /// How many high bits tell the file system.
+    /// How many high bits identify the file system.
     bits: u32,
-    /// Cut to 32 bits.
+    /// Shorten numbers to 32 bits.
     short: bool,
     /// The UUID of each layer's file system, as handles have it.
     uuids: Vec<[u8; 16]>,
@@ -90,7 +90,7 @@ impl Numbers {
         self.uuids.get(layer).copied().unwrap_or_default()
     }
 
-    /// Returns the number to show for the inode a handle leads to, as far as its layout is known.
+    /// Returns the number to show for a handle's inode, if the handle's layout is known.
     fn of_handle(&self, handle: &Handle) -> Option<u64> {
         let layer = self.uuids.iter().position(|uuid| *uuid == handle.uuid)?;
         let u32_at = |at: usize| {
@@ -103,7 +103,7 @@ impl Numbers {
         let ino = match (handle.kind, handle.bytes.len()) {
             // FILEID_INO32_GEN: ext4, and others with 32-bit numbers.
             (0x01, 8) => u32_at(0)?,
-            // The same type of tmpfs: generation, then the number in two halves.
+            // tmpfs uses the same type: generation, then the number in two halves.
             (0x01, 12) => u32_at(4)? | u32_at(8)? << 32,
             // XFS with 64-bit numbers; btrfs.
             (0x81, 12) | (0x4d, 20) => u32_at(0)? | u32_at(4)? << 32,
@@ -129,7 +129,7 @@ impl Numbers {
             false => long,
             true => match long >> 32 {
                 0 => long,
-                // 0 is no inode number.
+                // 0 is not an inode number.
                 _ => (mix(long) & 0xffff_ffff).max(2),
             },
         }
@@ -137,8 +137,8 @@ impl Numbers {
 }
 
 impl Engine {
-    /// Returns the inode number of a directory made of these shares: that of the topmost lower
-    /// layer's, if there is one.
+    /// Returns the inode number of a directory with these shares: that of the topmost lower one, if
+    /// there is one.
     pub(crate) fn number_of_dir(&self, parts: &[Part<DirAt>]) -> u64 {
         let lowest = match (&self.upper, parts) {
             (Some(_), [top, lower, ..]) if top.layer == 0 => lower,
@@ -165,7 +165,7 @@ impl Engine {
         };
         if let Some(value) = read(prefix.xattr(Mark::Number))? {
             let number = Number::parse(&value).map_err(bad)?;
-            // The number of a file system that is not here may be another file's.
+            // A number of a file system that is not here may belong to another file.
             let known = self.numbers.uuids.contains(&number.uuid);
             return Ok(if known { number.ino } else { own });
         }
@@ -180,7 +180,7 @@ impl Engine {
 
 impl Engine {
     /// Returns where the layers below have a file that is about to be copied up, if its copy goes
-    /// into the index: it is one of several names.
+    /// into the index because it has several names.
     pub(super) fn path_for_index(
         &self,
         upper: &Upper,
@@ -197,8 +197,8 @@ impl Engine {
         }
     }
 
-    /// Returns what a copy of the inode in `source` will remember. `nlink` says how many names that
-    /// has, `lower_path` is what [`Engine::path_for_index`] gave.
+    /// Returns what a copy of the inode in `source` must record. `nlink` is the inode's link count,
+    /// `lower_path` the result of [`Engine::path_for_index`].
     pub(super) fn origin(
         &self,
         node: &LiveNode,
@@ -219,7 +219,7 @@ impl Engine {
                         lower_path,
                         nlink,
                     }),
-                    // Longer than a name can be: it is copied as a file of its own.
+                    // Longer than a name can be: copy it as a separate file.
                     Err(_) => None,
                 }
             }
@@ -228,7 +228,7 @@ impl Engine {
         let value = handle.and_then(|handle| handle.encode().ok());
         Ok(Origin {
             handle: value.unwrap_or_default(),
-            // Names of one lower inode that become several files can't all keep its number.
+            // If names of one lower inode become several files, they can't all keep its number.
             number: (!linked || index.is_some()).then(|| Number {
                 ino: node.ino,
                 uuid: self.numbers.uuid(source.layer),
@@ -237,7 +237,7 @@ impl Engine {
         })
     }
 
-    /// Returns the handle of something in a layer as overlayfs stores it, or `None` if its file
+    /// Returns the handle of an inode in a layer as overlayfs stores it, or `None` if its file
     /// system has none.
     pub(super) fn handle_of(
         &self,
@@ -249,7 +249,7 @@ impl Engine {
         Ok(found.and_then(|found| stored(found, self.numbers.uuid(layer), false)))
     }
 
-    /// Writes the marks of a copy on its staged inode, where the file system can take them.
+    /// Writes the marks of a copy on its staged inode, if the file system supports them.
     pub(super) fn mark_origin(&self, upper: &Upper, origin: &Origin, at: &At) -> Result<()> {
         let prefix = upper.options.prefix;
         let set = |name: &OsStr, value: &[u8]| match at.set_xattr(name, value, SetMode::Any) {
@@ -263,7 +263,7 @@ impl Engine {
             set(prefix.xattr(Mark::Number), &number.encode())?;
         }
         if let Some(indexed) = &origin.index {
-            // The one name of the copy is that in the index, and counts as none.
+            // The copy's only name is that in the index, which doesn't count.
             let mark = Nlink {
                 base: NlinkBase::Upper,
                 delta: i32::try_from(indexed.nlink).unwrap_or(i32::MAX) - 1,
@@ -273,8 +273,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Says of a directory in the upper layer that it holds names whose numbers come from
-    /// elsewhere. To be called before the first of them is put into it.
+    /// Marks a directory in the upper layer as holding names whose numbers come from elsewhere.
+    /// Call it before the first of them is added.
     pub(crate) fn mark_impure(&self, upper: &Upper, dir: &LiveNode, open: &Arc<Dir>) -> Result<()> {
         let known = |body: &Body| matches!(body, Body::Dir(dir) if dir.impure == Some(true));
         if known(&dir.state().body) {
@@ -282,7 +282,7 @@ impl Engine {
         }
         let mark = upper.options.prefix.xattr(Mark::Impure);
         match vellum_sys::xattr::set_fd(&**open, mark, b"y", SetMode::Any) {
-            // Then its names have no marks either.
+            // Its entries have no marks either.
             Err(error) if error.is_unsupported() => {}
             other => other.on(upper)?,
         }
@@ -301,8 +301,8 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::is_impure`], by a handle of the directory's share in the upper layer: the
-    /// rename gate, or one that stays with the directory.
+    /// As [`Engine::is_impure`], by a handle of the directory's share in the upper layer that can't
+    /// become stale: under the rename gate, or one that follows the directory.
     pub(crate) fn is_impure_by(&self, dir: &LiveNode, upper: &DirHandle) -> Result<bool> {
         if let Body::Dir(body) = &dir.state().body
             && let Some(known) = body.impure
@@ -315,7 +315,7 @@ impl Engine {
             .on(self.layer(0))?
             .is_some();
         if let Body::Dir(body) = &mut dir.state_mut().body {
-            // Somebody may have marked it meanwhile.
+            // Another thread may have marked it in between.
             return Ok(*body.impure.get_or_insert(impure));
         }
         Ok(impure)
@@ -347,8 +347,8 @@ fn stored(found: handle::FileHandle, uuid: [u8; 16], path_upper: bool) -> Option
     })
 }
 
-/// Spreads a number over all its bits (the finalizer of SplitMix64). Changing it changes the
-/// numbers shown of files that don't fit otherwise.
+/// Mixes a number over all its bits (the finalizer of SplitMix64). Changing it changes the shown
+/// numbers that don't fit otherwise.
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn several_never_meet() {
+    fn numbers_of_several_file_systems_never_collide() {
         let numbers = new(&[7, 8, 7, 9], false);
         assert_eq!(numbers.show((7, 5)), 5);
         let mut shown: Vec<_> = [7, 8, 9, 10]

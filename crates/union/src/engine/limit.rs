@@ -1,20 +1,20 @@
 //! How much an upper layer holds, and the most it may hold, on any file system.
 //!
-//! Room is reserved before it is allocated: what would pass the limit is refused
-//! ([`Refusal::LimitReached`]) before anything is written. Afterwards the file system is asked what
-//! it really took; its answer is not always true at that moment, so what was counted for a file is
-//! remembered and made good by the next answer. Between mounts the figures are kept in
-//! `vellum/usage` of the work directory; while a union is open that file says so, and what finds it
-//! like that counts again. Without a limit nothing is counted and nothing of this costs anything.
+//! Space is reserved before it is allocated: a call that would exceed the limit is refused
+//! ([`Refusal::LimitReached`]) before anything is written. Afterwards the file system is asked how
+//! much was really allocated. Its answer is not always right at that moment, so the amount counted
+//! for a file is remembered and corrected by the next answer. Between mounts the figures are in
+//! `vellum/usage` of the work directory. While a union is open that file says so; an opening that
+//! finds it like that counts again. Without a limit nothing is counted, at no cost.
 //!
-//! Counted are the inodes of the upper layer, each once, with the blocks they have; not the work
-//! directory. A file without a name counts until nobody uses it any more. A kernel says that a
-//! moment after the name is gone, so whoever finds no room just then waits that moment, and holds
-//! no lock of this account meanwhile.
+//! The inodes of the upper layer are counted, each once, with their blocks; the work directory is
+//! not. A file without a name counts until it is no longer in use. The kernel reports that a moment
+//! after the name is gone, so a call that finds no space just then waits that moment, and holds no
+//! lock of this account while it waits.
 //!
-//! Locks: one of a few by inode while a file's blocks change, so that each block is counted once;
-//! inside, what was counted, then the figures, each for a few instructions and inside any other
-//! lock of the engine.
+//! Locks: one of a few, chosen by inode, while a file's blocks change, so that each block is
+//! counted once; inside it the counted bytes, then the figures, each for a few instructions and
+//! inside any other lock of the engine.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -38,19 +38,19 @@ use crate::error::On;
 use crate::layer::{Dialect, LayerDir};
 use crate::{Refusal, Result};
 
-/// What the file says while a union is open.
+/// The file's content while a union is open.
 const OPEN: &[u8] = b"open\n";
-/// The unit that file systems allocate in, as a rule.
+/// The usual allocation unit of file systems.
 const BLOCK_BYTES: u64 = 4096;
 const STRIPES: usize = 32;
-/// Files that are remembered: a few hundred kilobytes. Of those that are forgotten the file
-/// system's word is taken again.
+/// How many files are remembered: a few hundred kilobytes. For a forgotten file the file system's
+/// answer counts again.
 const REMEMBERED: usize = 8192;
-/// How long after a file lost its name its room is waited for, and how often it is asked for.
+/// How long to wait for the space of a file that lost its name, and how often to check.
 const PATIENCE: Duration = Duration::from_millis(20);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
-/// What is in use.
+/// The space in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Used {
     pub bytes: u64,
@@ -66,13 +66,13 @@ pub(crate) struct Usage {
     counted: Mutex<Counted>,
     /// Where the figures are kept.
     work: Option<Dir>,
-    /// They are not right any more, and not worth keeping.
+    /// The figures are no longer right, and not worth keeping.
     stale: AtomicBool,
     /// When a file lost its last name most recently.
     unnamed: Mutex<Option<Instant>>,
 }
 
-/// Room reserved for one change of one file's blocks. Settled when it is done.
+/// Space reserved for one change of one file's blocks. Settled when the change is done.
 #[must_use]
 pub(crate) struct Charge<'a>(Option<Charged<'a>>);
 
@@ -85,30 +85,30 @@ struct Charged<'a> {
     _stripe: MutexGuard<'a, ()>,
 }
 
-/// What a change can do to the blocks that a file has.
+/// How a change can affect the blocks of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// It takes none away, whatever the file system shows just now.
+    /// It frees none, whatever the file system reports just now.
     Grows,
-    /// It may take some away: truncated, or a hole made.
+    /// It may free some: a truncation, or a hole.
     MayFree,
 }
 
 /// The bytes that were counted for files, by inode number.
 ///
-/// For an instant a file system may show fewer blocks than a file has: ext4 takes what it reserved
-/// for delayed allocation off one figure before it adds it to the other. Were only differences
-/// counted, that would be lost for good.
+/// For an instant a file system may report fewer blocks than a file has: ext4 subtracts blocks
+/// reserved for delayed allocation from one figure before it adds them to the other. If only
+/// differences were counted, they would be lost permanently.
 #[derive(Debug, Default)]
 struct Counted(HashMap<u64, u64>);
 
 impl Counted {
-    /// Returns what was counted for a file; what it shows, if that is not remembered.
+    /// Returns the bytes counted for a file; `shown` if none are remembered.
     fn before(&self, ino: u64, shown: u64) -> u64 {
         self.0.get(&ino).copied().unwrap_or(shown)
     }
 
-    /// Returns what to count for a file that has changed and shows `shown`.
+    /// Returns the bytes to count for a file that has changed and now shows `shown`.
     fn after(&mut self, ino: u64, before: u64, shown: u64, change: Change) -> u64 {
         let after = match change {
             Change::Grows => shown.max(before),
@@ -123,15 +123,15 @@ impl Counted {
 }
 
 impl Usage {
-    /// Opens the account: reads what was kept, or counts the upper layer if a crash left it open or
-    /// none was kept.
+    /// Opens the account: reads the saved figures, or counts the upper layer if there are none or a
+    /// crash left the account open.
     pub fn open(limit: Limit, upper: &Dir, work: &Dir) -> vellum_sys::Result<Usage> {
         let used = match limit {
             Limit {
                 size_bytes: None,
                 inodes: None,
             } => {
-                // Nobody keeps it up to date now.
+                // It is not kept up to date from here on.
                 forget(work)?;
                 return Ok(Usage {
                     limit,
@@ -161,7 +161,7 @@ impl Usage {
         })
     }
 
-    /// Keeps the figures. The caller has synced what they are about.
+    /// Saves the figures. The caller has synced the upper layer.
     pub fn close(&self) -> vellum_sys::Result<()> {
         let Some(dir) = self
             .work
@@ -175,7 +175,7 @@ impl Usage {
         publish::write_file_atomic(dir, workdir::OWN_USAGE.as_ref(), text.as_bytes(), 0o600)
     }
 
-    /// Says that something was copied that was not counted: the next opening counts anew.
+    /// Notes that something was copied without being counted: the next opening counts again.
     pub fn miscounts(&self) {
         self.stale.store(true, Ordering::Relaxed);
     }
@@ -189,15 +189,15 @@ impl Usage {
         sync::lock(&self.used)
     }
 
-    /// Takes room for something new. Errors: [`Refusal::LimitReached`]; then nothing was taken.
+    /// Takes space for something new. Errors: [`Refusal::LimitReached`]; then nothing was taken.
     pub fn take(&self, bytes: u64, inodes: u64) -> Result<()> {
         self.patiently(|| self.take_now(bytes, inodes))
     }
 
-    /// Does `take` again as long as there may be room in a moment.
+    /// Repeats `take` as long as there may be space in a moment.
     fn patiently<T>(&self, take: impl Fn() -> Result<T>) -> Result<T> {
         loop {
-            // Before the attempt: what is given back afterwards is for the next one.
+            // Before the attempt: space freed afterwards is for the next one.
             let lost = *sync::lock(&self.unnamed);
             let taken = take();
             if taken.is_ok() || lost.is_none_or(|lost| lost.elapsed() > PATIENCE) {
@@ -225,7 +225,7 @@ impl Usage {
         Ok(())
     }
 
-    /// Gives room back.
+    /// Gives space back.
     pub fn give_back(&self, bytes: u64, inodes: u64) {
         if self.is_limited() {
             let mut used = self.used();
@@ -234,8 +234,8 @@ impl Usage {
         }
     }
 
-    /// Takes room for something that is about to be made; what becomes of it is said to the value
-    /// returned. Errors: as [`Usage::take`].
+    /// Takes space for an inode about to be created; report the result to the returned value.
+    /// Errors: as [`Usage::take`].
     pub fn reserve(&self, bytes: u64, inodes: u64) -> Result<Reserved<'_>> {
         self.take(bytes, inodes)?;
         Ok(Reserved {
@@ -246,16 +246,16 @@ impl Usage {
         })
     }
 
-    /// Returns what a directory takes that may be about to go, if that is counted.
+    /// Returns the size of a directory that may be about to be removed, if that is counted.
     pub fn of_dir(&self, dir: Option<&DirHandle>) -> Option<u64> {
         let dir = dir.filter(|_| self.is_limited())?;
-        // One that can't be asked takes nothing: that corrects itself with the next count.
+        // If it can't be read, it counts as 0: the next full count corrects that.
         let stat = dir.stat(None).ok().flatten();
         Some(stat.map_or(0, |stat| size_of(&stat)))
     }
 
-    /// Takes the room that changing `start..end` of a file, in units of `unit_bytes`, can need at
-    /// most.
+    /// Takes the most space that changing `start..end` of a file, in units of `unit_bytes`, can
+    /// need.
     pub fn charge(&self, file: &File, start: u64, end: u64, unit_bytes: u64) -> Result<Charge<'_>> {
         if self.limit.size_bytes.is_none() {
             return Ok(Charge(None));
@@ -281,7 +281,7 @@ impl Usage {
         let end = end.next_multiple_of(unit);
         let mut reserved = end.saturating_sub(start);
         if self.take_now(reserved, 0).is_err() {
-            // Perhaps most of it is there already.
+            // Perhaps most of it is already allocated.
             reserved = holes(file, start, end);
             self.take_now(reserved, 0)?;
         }
@@ -295,7 +295,7 @@ impl Usage {
         })))
     }
 
-    /// Gives back what a file took that is gone.
+    /// Gives back the space of a removed file.
     fn file_gone(&self, stat: &Stat) {
         if self.is_limited() {
             let counted = sync::lock(&self.counted).0.remove(&stat.ino);
@@ -304,7 +304,7 @@ impl Usage {
     }
 }
 
-/// Room taken for something new. Given back unless it is made.
+/// Space taken for something new. Given back unless it is created.
 #[must_use]
 pub(crate) struct Reserved<'a> {
     usage: &'a Usage,
@@ -314,18 +314,19 @@ pub(crate) struct Reserved<'a> {
 }
 
 impl Reserved<'_> {
-    /// It was made, and is this.
+    /// Notes that it was created, with these attributes.
     pub fn made(&self, stat: &Stat) {
         self.made.set(true);
         if self.usage.is_limited() {
-            // What had this number before is no more.
+            // The inode that had this number before is gone.
             sync::lock(&self.usage.counted).0.remove(&stat.ino);
             let mut used = self.usage.used();
             used.bytes = (used.bytes + size_of(stat)).saturating_sub(self.bytes);
         }
     }
 
-    /// It was made, and is what `stat` says; or it was not, and everything is given back.
+    /// Notes that it was created, with the attributes that `stat` returns; or gives everything back
+    /// if it was not.
     pub fn result<T>(self, done: &Result<T>, stat: impl FnOnce() -> vellum_sys::Result<Stat>) {
         if done.is_ok() {
             self.made.set(true);
@@ -347,7 +348,7 @@ impl Drop for Reserved<'_> {
 }
 
 impl Engine {
-    /// Reserves what copying up a file, or its data, can take.
+    /// Reserves the space that copying up a file, or its data, can take.
     pub(crate) fn reserve_data<'a>(
         &self,
         upper: &'a Upper,
@@ -371,8 +372,8 @@ impl Engine {
         upper.usage.reserve(bytes, inodes)
     }
 
-    /// Gives back what a directory took that is gone on disk, and the block map of a file that has
-    /// lost its last name. The file's room is given back by [`Engine::file_gone`].
+    /// Gives back the space of a removed directory, and the block map of a file that has lost its
+    /// last name. [`Engine::file_gone`] gives back the file's space.
     pub(crate) fn name_gone(&self, node: &LiveNode) -> Result<()> {
         let Some(upper) = &self.upper else {
             return Ok(());
@@ -401,9 +402,9 @@ impl Engine {
         let DataAt::Blocks(blocks) = &file.data else {
             return Ok(());
         };
-        // Whoever still has it open reads on: the map is in memory then, and the lower file stays
-        // where it is. The name is gone whatever becomes of the map; one that can't be read is
-        // litter for the next settling.
+        // A process that has it open can still read it: the map is in memory, and the lower file
+        // stays in place. The name is gone even if the map can't be removed; a map that can't be
+        // read is litter for the next settling.
         let opened = vellum_sys::rooted::reopen_for(fd, Access::ReadWrite);
         if let Ok(inode) = opened
             && blocks.open(&upper.blocks, inode).is_ok()
@@ -413,8 +414,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives back the room of a file that has no name and that nobody counts on any more. As long
-    /// as somebody does, the file system keeps it, and it may grow.
+    /// Gives back the space of a file without a name and without references. As long as there is a
+    /// reference, the file system keeps the file, and it may grow.
     pub(crate) fn file_gone(&self, node: &LiveNode) {
         let Some(upper) = self.upper.as_ref().filter(|upper| upper.usage.is_limited()) else {
             return;
@@ -426,7 +427,7 @@ impl Engine {
             },
             Body::Dir(_) => return,
         };
-        // One that can't be asked stays counted until everything is counted anew.
+        // If it can't be read, it stays counted until the next full count.
         if let Ok(stat) = vellum_sys::stat::stat_fd(&fd)
             && stat.nlink == 0
         {
@@ -434,8 +435,7 @@ impl Engine {
         }
     }
 
-    /// Gives back the room of all files without a name: the union closes, and with it they are
-    /// gone.
+    /// Gives back the space of all files without a name: they go when the union closes.
     pub(crate) fn all_gone(&self) {
         for node in self.table.all() {
             if node.state().places().next().is_none() {
@@ -444,7 +444,7 @@ impl Engine {
         }
     }
 
-    /// Returns the room to show, no more than the limit leaves.
+    /// Returns the space to show: no more than the limit leaves.
     pub(crate) fn within_limit(&self, mut room: Room) -> Room {
         let Some(upper) = self.upper.as_ref().filter(|upper| upper.usage.is_limited()) else {
             return room;
@@ -466,7 +466,7 @@ impl Engine {
 }
 
 impl Charge<'_> {
-    /// Puts what a change really took, or freed, in the place of what was reserved.
+    /// Replaces the reservation with what the change really allocated or freed.
     pub fn settle(self, change: Change) {
         if let Some(charged) = self.0 {
             let shown = blocks_bytes(&charged.file);
@@ -479,13 +479,13 @@ impl Charge<'_> {
     }
 }
 
-/// The bytes of a file's blocks; of one that can't be asked, none: that corrects itself with the
-/// next count.
+/// Returns the bytes of a file's blocks; 0 if they can't be read, which the next full count
+/// corrects.
 fn blocks_bytes(file: &File) -> u64 {
     vellum_sys::stat::stat_fd(file).map_or(0, |stat| stat.blocks_512 * 512)
 }
 
-/// The bytes of `start..end` that have no room yet.
+/// Returns the bytes of `start..end` that are not allocated yet.
 fn holes(file: &File, start: u64, end: u64) -> u64 {
     let mut at = start;
     let mut missing = 0;
@@ -499,7 +499,7 @@ fn holes(file: &File, start: u64, end: u64) -> u64 {
     missing
 }
 
-/// Returns the figures, if they were kept by one who closed.
+/// Returns the saved figures, if the last union was closed properly.
 fn kept(work: &Dir) -> vellum_sys::Result<Option<Used>> {
     let dir = match work.open_dir(workdir::OWN) {
         Ok(dir) => dir,
@@ -521,7 +521,7 @@ fn kept(work: &Dir) -> vellum_sys::Result<Option<Used>> {
     })
 }
 
-/// Removes the figures: the next union with a limit counts anew.
+/// Removes the figures: the next union with a limit counts again.
 pub(crate) fn forget(work: &Dir) -> vellum_sys::Result<()> {
     let dir = match work.open_dir(workdir::OWN) {
         Ok(dir) => dir,
@@ -534,7 +534,7 @@ pub(crate) fn forget(work: &Dir) -> vellum_sys::Result<()> {
     }
 }
 
-/// Counts what is in an upper layer; every inode once.
+/// Counts the content of an upper layer; every inode once.
 fn count(upper: &Dir) -> vellum_sys::Result<Used> {
     let mut used = Used::default();
     let mut linked = HashSet::new();
@@ -561,7 +561,7 @@ fn count(upper: &Dir) -> vellum_sys::Result<Used> {
     Ok(used)
 }
 
-/// Returns what an inode takes.
+/// Returns how many bytes an inode counts for.
 pub(crate) fn size_of(stat: &Stat) -> u64 {
     stat.blocks_512 * 512
 }
@@ -570,7 +570,7 @@ pub(crate) fn size_of(stat: &Stat) -> u64 {
 mod tests {
     use super::*;
 
-    /// What a file shows, one change after the other, and what is counted for it.
+    /// Returns what is counted for a file that shows these figures, one change after the other.
     fn counted(shown: &[(u64, Change)]) -> Vec<u64> {
         let mut counted = Counted::default();
         let mut all = Vec::new();
@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_forgotten_with_the_file() {
+    fn remembered_files_are_bounded_and_forgotten_when_removed() {
         let mut counted = Counted::default();
         for ino in 0..10_000 {
             counted.after(ino, 0, 1, Change::Grows);

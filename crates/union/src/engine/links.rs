@@ -1,12 +1,11 @@
-//! What a name carries along when it changes: the count of a file's names, where its lower data is
-//! found, and the mark of directories that hold things from elsewhere.
+//! What else changes when a name changes: the link count, where a file's lower data is found, and
+//! the mark of directories with entries from elsewhere.
 //!
 //! The rules are the kernel's (`fs/overlayfs/util.c`, `ovl_nlink_start` and `ovl_set_redirect`). A
-//! lower file with several names that was copied up has one inode in the upper layer, kept alive by
-//! its entry in the index; names of it that were not touched stay in the lower layers only. So the
-//! count of names can't be read off any inode: a mark on the upper one gives the difference. It is
-//! written before a name comes or goes, relative to what changes with it, and so is right at every
-//! moment.
+//! copied-up lower file with several names has one inode in the upper layer, kept alive by its
+//! entry in the index; its untouched names stay in the lower layers only. So no inode has the right
+//! link count: a mark on the upper inode has the difference. It is written before a name is added
+//! or removed, relative to the count that changes with the name, so it is always right.
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -21,14 +20,14 @@ use crate::dir_layer::DirHandle;
 use crate::engine::action::{Action, Attrs};
 use crate::engine::depth::Depth;
 use crate::engine::nodes::gate::{Gate, Placed};
-use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, Place, State, UpperFile};
+use crate::engine::nodes::{Body, DataAt, DirBody, LiveNode, NameInDir, State, UpperFile};
 use crate::engine::{Engine, Upper};
 use crate::error::{On, Site};
 use crate::{Error, Layer, Refusal, Result};
 
 impl Engine {
-    /// Returns whether the file has to get this very name in the upper layer before the name may
-    /// change: it is one of several of a lower file, and the count of them is kept.
+    /// Returns whether the file needs this name in the upper layer before the name may change: it
+    /// is one of several names of a lower file whose link count is kept.
     pub(crate) fn needs_alias(
         &self,
         node: &LiveNode,
@@ -55,8 +54,7 @@ impl Engine {
 }
 
 impl Action<'_> {
-    /// Copies a file up and gives it this name of it in the upper layer. To be called with no lock
-    /// held.
+    /// Copies a file up and adds this name of it to the upper layer. Call it with no lock held.
     pub(crate) fn to_upper_as(
         &self,
         node: &Arc<LiveNode>,
@@ -77,7 +75,7 @@ impl Action<'_> {
             };
             let listed = names.get(name);
             if !listed.is_some_and(|listed| Arc::ptr_eq(&listed, node)) {
-                // Gone or moved meanwhile: the caller looks again.
+                // Removed or moved in between: the caller looks it up again.
                 return Ok(());
             }
             let handle = dir.upper_dir().ok_or(Refusal::Stale)?;
@@ -110,10 +108,10 @@ impl Action<'_> {
                 At::Dir(_) => return Err(Refusal::IsADirectory.into()),
             }
             .on(upper)?;
-            // Counted from above again: the lower inode may be out of reach when the union is
-            // opened next.
+            // Count from the upper inode again: the lower one may be unreachable when the union is
+            // next opened.
             upper.set_nlink(&from, NlinkBase::Upper, count, stored.nlink + 1)?;
-            // Nothing has changed for whoever looks at the directory.
+            // Users of the directory see no change.
             vellum_sys::rooted::set_times_fd(&*at, Some(times.atime), Some(times.mtime))
                 .on(upper)?;
             return Ok(());
@@ -122,8 +120,8 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Writes down how many names a file has, relative to the upper inode's own count, so that the
-    /// number is right before and after a name of that inode comes or goes. Nothing to do for files
+    /// Marks how many names a file has, relative to the upper inode's own count, so that the number
+    /// is right before and after a name of that inode is added or removed. Does nothing for files
     /// whose count is not kept.
     pub(crate) fn before_links_change(&self, node: &LiveNode, state: Placed<'_>) -> Result<()> {
         let Some((upper, at, stored)) = self.counted(node, state)? else {
@@ -133,8 +131,8 @@ impl Engine {
         upper.set_nlink(&at, NlinkBase::Upper, count, stored.nlink)
     }
 
-    /// Removes a file from the index if it has lost its last name, and gives back what then nobody
-    /// needs.
+    /// Removes a file from the index if it has lost its last name, and frees what is no longer
+    /// needed.
     pub(crate) fn after_links_change(&self, node: &LiveNode, gate: &Gate<'_>) -> Result<()> {
         if !node.is_dir() {
             self.drop_from_index(node, gate)?;
@@ -165,7 +163,7 @@ impl Engine {
             return Ok(());
         };
         if let At::Name(dir, name) = &at {
-            // The entry may be what it is reached by.
+            // The file may be reached through this entry.
             let fd = dir.open_path(name).on(upper)?;
             if let Body::File(file) = &mut state.body {
                 file.upper = Some(UpperFile::Pinned(Arc::new(fd)));
@@ -193,7 +191,7 @@ impl Engine {
         Ok(Some((upper, at, stored)))
     }
 
-    /// Marks a file whose data is below so that it is found whatever the file is called.
+    /// Marks a file whose data is below so that the data is found under any name of the file.
     pub(crate) fn redirect_for_link(&self, node: &Arc<LiveNode>, gate: &Gate<'_>) -> Result<()> {
         let state = node.state();
         match (has_data_below(&state), state.place.clone()) {
@@ -206,16 +204,16 @@ impl Engine {
         }
     }
 
-    /// Marks what is at `at`, and has the name `place` by now, with where the layers below have it.
-    /// With `absolute`, the mark is good wherever it is moved; else only within its directory. A
-    /// mark that is good enough stays.
+    /// Marks the inode `at`, whose name is still `place`, with where the layers below have it. An
+    /// `absolute` mark is valid wherever the inode is moved; another only within its directory. A
+    /// sufficient mark stays.
     ///
     /// Errors: [`Refusal::CrossDevice`] if the mark would be too long, or the file system has no
-    /// room for it.
+    /// space for it.
     pub(crate) fn set_redirect(
         &self,
         at: &At,
-        place: &Place,
+        place: &NameInDir,
         absolute: bool,
         gate: &Gate<'_>,
     ) -> Result<()> {
@@ -280,7 +278,7 @@ impl Engine {
         Ok(names.iter().rev().collect())
     }
 
-    /// Returns whether the upper inode was copied from a lower layer, as far as its marks say.
+    /// Returns whether the upper inode was copied from a lower layer, according to its marks.
     pub(crate) fn has_origin(&self, state: Placed<'_>) -> Result<bool> {
         let upper = self.upper()?;
         let Some(at) = state.at().on(upper)? else {
@@ -290,8 +288,8 @@ impl Engine {
         Ok(origin.on(upper)?.is_some())
     }
 
-    /// Marks a directory as holding something that was copied up elsewhere, so that other engines
-    /// look for its number when they list it.
+    /// Marks a directory as holding an entry that was copied up elsewhere, so that other engines
+    /// look up its inode number when they list it.
     pub(crate) fn make_impure(&self, dir: &LiveNode, _gate: &Gate<'_>) -> Result<()> {
         let upper = self.upper()?;
         match dir.upper_dir() {
@@ -335,8 +333,8 @@ impl Upper {
     }
 }
 
-/// Returns whether a file's bytes are in a lower layer, found by name or redirect, while its inode
-/// is in the upper. (The map of a file copied up block by block names the lower file by itself.)
+/// Returns whether a file's inode is in the upper layer and its bytes are in a lower one, found by
+/// name or redirect. (The map of a file copied up block by block names the lower file itself.)
 pub(crate) fn has_data_below(state: &State) -> bool {
     match &state.body {
         Body::File(file) => file.upper.is_some() && matches!(file.data, DataAt::Lower(_)),
@@ -344,7 +342,7 @@ pub(crate) fn has_data_below(state: &State) -> bool {
     }
 }
 
-/// Returns whether anything of a directory is in lower layers.
+/// Returns whether a directory has a share in a lower layer.
 pub(crate) fn is_merged(body: &DirBody) -> bool {
     body.parts.iter().any(|part| part.layer > 0)
 }

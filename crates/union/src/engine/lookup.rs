@@ -17,16 +17,16 @@
 //!
 //! A change of a name overtakes the questions about it ([`Names::overtake`]): creating, linking,
 //! moving and removing hold the names while they change the disk. Copying up does not, but a file
-//! that is copied up has a live node, and listing that node overtakes the questions about its name.
+//! that is copied up has a live node, and adding that node overtakes the questions about its name.
 //! A file with several names can be copied up through any of them: each copy-up is counted, a
 //! question about such a file compares the count, and the table decides under one lock which node
-//! has the inode. A removed directory is seen to be gone; one that was forgotten is stale. Only a
-//! lookup of a name that keeps changing keeps asking.
+//! has the inode. A removed directory is detected; a forgotten one is stale. Only a lookup of a
+//! name that keeps changing keeps asking.
 //!
 //! An error is an answer like any other: it counts only if nothing happened in the meantime.
 //!
-//! Removing and moving a name use the same steps and so ask no layer under their locks; what the
-//! lower layers have under the name ([`Below`]) is asked beforehand too.
+//! Removing and moving a name use the same steps, so they ask no layer under their locks; they also
+//! ask beforehand what the lower layers have under the name ([`Below`]).
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ use crate::engine::blocks::BlockFile;
 use crate::engine::flags;
 use crate::engine::nodes::gate::{self, Gate, Slot};
 use crate::engine::nodes::names::Names;
-use crate::engine::nodes::table::{FoundBy, Held, Linked, Numbered};
+use crate::engine::nodes::table::{FoundBy, HeldNode, Linked, Numbered};
 use crate::engine::nodes::{Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, UpperFile};
 use crate::engine::request::{Entry, NodeId};
 use crate::error::On;
@@ -51,31 +51,30 @@ use crate::resolve::{Merged, Part};
 use crate::stack::Layers;
 use crate::{Refusal, Result, node};
 
-/// What is known of a name, before the locks are taken under which it counts.
+/// What is known of a name before the locks are taken that make it certain.
 #[derive(Debug)]
 pub(crate) enum Sought<'a> {
     /// It has this node.
-    Live(Held<'a>),
-    /// There is nothing.
+    Live(HeldNode<'a>),
+    /// The name is absent.
     Absent,
-    /// What the layers say.
+    /// The layers' answer.
     Asked(Asked),
 }
 
-/// What the layers say of a name.
+/// The layers' answer about a name.
 #[derive(Debug)]
 pub(crate) struct Asked {
     question: Open,
     /// The directory's shares that were asked.
     parts: Arc<[Part<DirAt>]>,
-    /// How often a file had been copied up before.
+    /// The number of copy-ups before the question.
     copies: u64,
-    /// Also an error may be of something that changed meanwhile.
+    /// An error, too, may be about something that has changed since.
     answer: Result<Answer>,
 }
 
-/// A question that is noted among the names of a directory. To be dropped only while these are not
-/// held.
+/// A question noted among the names of a directory. Drop it only while these are not held.
 #[derive(Debug)]
 struct Open {
     parent: Arc<LiveNode>,
@@ -83,7 +82,7 @@ struct Open {
 }
 
 impl Open {
-    /// Ends it; true if nothing happened to the name meanwhile.
+    /// Ends it; true if the name has not changed since it began.
     fn end(mut self, names: &mut Names) -> bool {
         self.number.take().is_some_and(|number| names.end(number))
     }
@@ -97,11 +96,11 @@ impl Drop for Open {
     }
 }
 
-/// What is under a name in the layers.
+/// What the layers have under a name.
 #[derive(Debug)]
 enum Answer {
     Absent {
-        /// There is something that hides it.
+        /// A whiteout hides it.
         hidden: bool,
     },
     Dir {
@@ -109,7 +108,7 @@ enum Answer {
         parts: Vec<Part<DirAt>>,
     },
     File(Box<InLayers>),
-    /// A further name of a file that has a node, as it is found by its inode.
+    /// Another name of a file that already has a node, found by its inode.
     Known((u64, u64)),
 }
 
@@ -123,12 +122,12 @@ struct InLayers {
     upper: InUpper,
     lower: Option<Arc<LowerFile>>,
     data: DataAt,
-    /// The inodes by which other names of it lead to the same node; none if it has no other names.
+    /// The inodes by which its other names lead to the same node; empty if it has no other names.
     inodes: Vec<(u64, u64)>,
     lower_nlink: Option<u32>,
 }
 
-/// Where a file is in the upper layer.
+/// Where the upper layer has a file.
 #[derive(Debug)]
 enum InUpper {
     No,
@@ -137,20 +136,19 @@ enum InUpper {
     Index(UpperFile),
 }
 
-/// What became of a name under the locks.
+/// The result of a lookup, under the locks.
 #[derive(Debug)]
 pub(crate) enum Concluded<'a> {
-    /// A node, held, and its attributes as stored if they were read on the way.
-    Found(Held<'a>, Option<Stat>),
+    /// A held node, and its stored attributes if they were read on the way.
+    Found(HeldNode<'a>, Option<Stat>),
     Absent,
-    /// What was known no longer counts: search again.
+    /// The earlier answer no longer counts: search again.
     Again,
 }
 
-/// What the lower layers have under a name of a directory, as it would show if the upper had
-/// nothing there.
+/// What the lower layers would show under a name of a directory if the upper had nothing there.
 ///
-/// Lower layers don't change, and it is true as long as the directory keeps its shares in them.
+/// Lower layers don't change, so it is true as long as the directory keeps its shares in them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Below {
     shares: usize,
@@ -158,7 +156,7 @@ pub(crate) struct Below {
 }
 
 impl Engine {
-    /// Returns what is called `name` in a directory, or `None`. Each entry returned is owed a
+    /// Looks up `name` in a directory; `None` if it is absent. The caller owes each entry a
     /// [`Engine::forget`].
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Option<Entry>> {
         self.sweep();
@@ -170,8 +168,8 @@ impl Engine {
         Ok(Some(self.entry_of(node, attr)))
     }
 
-    /// Returns the inode number of the directory above one: its own, for the root and for what was
-    /// removed.
+    /// Returns the inode number of a directory's parent; its own for the root and for a removed
+    /// directory.
     pub fn parent_number(&self, dir: NodeId) -> Result<u64> {
         let node = self.dir_node(dir)?;
         let state = node.state();
@@ -181,8 +179,8 @@ impl Engine {
         })
     }
 
-    /// Takes back `count` lookups of a node; true if nobody counts on it any more. The root is
-    /// never forgotten.
+    /// Takes back `count` lookups of a node; true if it has no references left. The root is never
+    /// forgotten.
     pub fn forget(&self, node: NodeId, count: u64) -> bool {
         self.table.forget(node, count);
         self.sweep();
@@ -194,12 +192,12 @@ impl Engine {
     }
 
     /// Hands a node to the front, with its attributes.
-    pub(crate) fn entry(&self, node: Held<'_>, gate: &Gate<'_>) -> Result<Entry> {
+    pub(crate) fn entry(&self, node: HeldNode<'_>, gate: &Gate<'_>) -> Result<Entry> {
         let attr = self.attr_in(&node, node.state().placed(gate), None)?;
         Ok(self.entry_of(node, attr))
     }
 
-    fn entry_of(&self, node: Held<'_>, attr: crate::engine::Attr) -> Entry {
+    fn entry_of(&self, node: HeldNode<'_>, attr: crate::engine::Attr) -> Entry {
         Entry {
             node: node.keep(),
             generation: self.table.generation(),
@@ -207,15 +205,14 @@ impl Engine {
         }
     }
 
-    /// Returns what is called `name`, held, with the stored attributes if they were read on the
-    /// way. A new node gets the
-    /// `numbers`, if there are any. To be called with no lock held.
+    /// Looks up `name` and holds its node; returns the stored attributes too if they were read on
+    /// the way. A new node gets `numbers`, if given. Call it with no lock held.
     pub(crate) fn find(
         &self,
         parent: &Arc<LiveNode>,
         name: &OsStr,
         numbers: Option<Numbered>,
-    ) -> Result<Option<(Held<'_>, Option<Stat>)>> {
+    ) -> Result<Option<(HeldNode<'_>, Option<Stat>)>> {
         loop {
             let sought = match self.search(parent, name)? {
                 Sought::Absent => return Ok(None),
@@ -232,8 +229,8 @@ impl Engine {
         }
     }
 
-    /// Returns inode number and kind of what is called `name`, without adding a node. To be called
-    /// with no lock held.
+    /// Returns the inode number and type of `name` without adding a node. Call it with no lock
+    /// held.
     pub(crate) fn glance(
         &self,
         dir: &Arc<LiveNode>,
@@ -263,14 +260,13 @@ impl Engine {
         }
     }
 
-    /// Returns what is known of a name, asking the layers if nothing is. To be called with no lock
-    /// held.
+    /// Returns what is known of a name, asking the layers if nothing is. Call it with no lock held.
     pub(crate) fn search(&self, parent: &Arc<LiveNode>, name: &OsStr) -> Result<Sought<'_>> {
         if name.len() > NAME_MAX_BYTES {
             return Err(Refusal::NameTooLong.into());
         }
         gate::assert_free();
-        // Before the layers are asked: what is copied up later may or may not be seen.
+        // Before the layers are asked: their answer may or may not include a later copy-up.
         let copies = self.copies.load(Ordering::SeqCst);
         let gate = self.shared();
         let question = {
@@ -302,7 +298,7 @@ impl Engine {
         }))
     }
 
-    /// Asks the layers. `above` holds the directory's share in the upper one.
+    /// Asks the layers. `above` is the directory's share in the upper one.
     fn ask(
         &self,
         parent: &LiveNode,
@@ -396,7 +392,7 @@ impl Engine {
         Ok(Answer::File(Box::new(found)))
     }
 
-    /// Returns what a name is, now that the names are held. Asks no layer.
+    /// Decides what a name is, with the names held. Asks no layer.
     pub(crate) fn conclude(
         &self,
         sought: Sought<'_>,
@@ -425,7 +421,7 @@ impl Engine {
             return Ok(Concluded::Again);
         };
         if self.table.is_forgotten(at.parent) {
-            // Forgotten meanwhile: by now it may have another node.
+            // Forgotten in between: by now it may have another node.
             return Err(Refusal::Stale.into());
         }
         let upper = match &at.parent.state().body {
@@ -466,7 +462,7 @@ impl Engine {
         numbers: Option<Numbered>,
     ) -> Result<Concluded<'_>> {
         let indexed = matches!(file.upper, InUpper::Index(_));
-        // Noted now, so that no layer has to be asked under a lock before the file changes.
+        // Noted now, so that no layer must be asked under a lock before the file changes.
         let protection = match file.upper {
             InUpper::No => flags::below(&file.stat),
             InUpper::Here | InUpper::Index(_) => flags::UNKNOWN,
@@ -500,7 +496,7 @@ impl Engine {
         let added = self
             .table
             .add_linked(at, numbers, file.kind, body, links, unchanged);
-        // Its attributes may have changed through another name since they were read: they are read
+        // Its attributes may have changed through another name since they were read, so read them
         // again.
         Ok(match added {
             Linked::Added(node) => Concluded::Found(node, None),
@@ -523,7 +519,7 @@ impl Engine {
         let mut upper = None;
         let top = &mut parts[0];
         if let (Some(above), 0) = (above, top.layer) {
-            // One handle for one directory, so that all below it follow when it is moved.
+            // One handle for each directory, so that everything below follows when it is moved.
             let handle = above.sub(name);
             top.dir.dir = Arc::clone(&handle) as _;
             upper = Some(handle);
@@ -535,7 +531,7 @@ impl Engine {
         }
     }
 
-    /// Returns whether names of one lower file stay names of one file when it is copied up.
+    /// Returns whether the names of a lower file stay names of one file when it is copied up.
     pub(crate) fn keeps_links(&self) -> bool {
         match &self.upper {
             Some(upper) => upper.index.is_some(),
@@ -543,7 +539,7 @@ impl Engine {
         }
     }
 
-    /// Asks the lower layers for a name. To be called with no lock held.
+    /// Asks the lower layers for a name. Call it with no lock held.
     pub(crate) fn below(&self, dir: &LiveNode, name: &OsStr) -> Result<Below> {
         gate::assert_free();
         let parts = match &dir.state().body {
@@ -566,9 +562,14 @@ impl Engine {
         })
     }
 
-    /// Adds a node for something that was just made in the upper layer under this name, and has
-    /// nothing below it.
-    pub(crate) fn add_new(&self, at: Slot<'_>, stored: &Stat, kind: FileKind) -> Result<Held<'_>> {
+    /// Adds a node for an inode just created in the upper layer under this name, with nothing
+    /// below it.
+    pub(crate) fn add_new(
+        &self,
+        at: Slot<'_>,
+        stored: &Stat,
+        kind: FileKind,
+    ) -> Result<HeldNode<'_>> {
         let dir = at.parent.upper_dir().ok_or(Refusal::Stale)?;
         let ino = self.numbers.show(stored.identity());
         let body = match stored.kind {
@@ -612,8 +613,8 @@ impl Below {
         kind: None,
     };
 
-    /// Returns what was asked beforehand, if that counts; `None` if the layers have to be asked. A
-    /// directory without anything below needs no asking.
+    /// Returns the answer asked for beforehand, if it still counts; `None` if the layers must be
+    /// asked. A directory with nothing below needs no answer.
     pub fn known(asked: Option<Below>, dir: &LiveNode) -> Option<Option<FileKind>> {
         let shares = match &dir.state().body {
             Body::Dir(body) => lower_shares(&body.parts).len(),

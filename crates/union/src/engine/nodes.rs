@@ -1,17 +1,16 @@
-//! Live nodes: what the front knows by number, and where each one is on disk at the moment.
+//! Live nodes: the files and directories that the front knows by number, and where each is on disk.
 //!
-//! A node is its places (parent and name, more than one for a hard link), what backs it in the
-//! layers, and an inode number that never changes. It holds handles, not descriptors; only a node
-//! without a name pins one.
+//! A node has its places (parent and name; several for a hard link), its inodes in the layers, and
+//! an inode number that never changes. It holds handles, not descriptors; only a node without a
+//! name pins a descriptor.
 //!
-//! A node is in the table while somebody counts on it: the front, which looked it up, or an
-//! operation, which holds it (`table.rs`). Its parent lists it under its name as long as that is
-//! so, or as long as something in it is listed. So whatever is alive is found under its name, there
-//! are never two nodes for one thing, and memory is bounded by what the front remembers. Lock
-//! order: see `engine.rs`.
+//! A node is in the table while it has references: from the front, which looked it up, or from an
+//! operation, which holds it (`table.rs`). Its parent lists it under its name that long, or as long
+//! as the node itself lists a child. So every live node is found under its name, no file has two
+//! nodes, and the front's references bound the memory. Lock order: see `engine.rs`.
 //!
-//! In the folder: `table.rs` knows the nodes by number, `gate.rs` and `names.rs` are the tokens of
-//! who may change one and its names, `list.rs` keeps what a listing has shown.
+//! In the folder: `table.rs` has the nodes by number, `gate.rs` and `names.rs` the tokens without
+//! which a node and its names can't be changed, `list.rs` what a listing has shown.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -44,27 +43,27 @@ pub(crate) struct LiveNode {
     pub id: NodeId,
     /// The inode number shown.
     pub ino: u64,
-    /// What it is, as shown.
+    /// Its type, as shown.
     pub kind: FileKind,
-    /// How often the front was told of it and has not forgotten, and operations that hold it.
-    /// Changed by `table/counted.rs` alone, and by a successor that nobody uses yet.
+    /// References: lookups that the front has not forgotten, and operations that hold the node.
+    /// Changed only by `table/counted.rs`, and by a successor that is not in use yet.
     pub(super) lookups: AtomicU64,
-    /// Held by whoever copies it up, changes where its data is, or moves or removes its name.
+    /// Locked while it is copied up, its data moves, or its name is moved or removed.
     gate: Mutex<()>,
-    /// Where it is. Who uses the place of a file in the upper layer holds this for reading
-    /// meanwhile; who changes it on disk, for writing.
+    /// Where it is. Locked for reading while a file's place in the upper layer is in use; for
+    /// writing while that place changes on disk.
     state: RwLock<State>,
-    /// What only directories have; beside the node, since most nodes are files.
+    /// The fields that only directories have; boxed, since most nodes are files.
     dir: Option<Box<DirSide>>,
 }
 
-/// What only directories have.
+/// The fields that only directories have.
 #[derive(Debug, Default)]
 pub(crate) struct DirSide {
-    /// The names in it that have live nodes. The lock is "a directory's names" of the lock order:
-    /// who adds, removes or looks up a name holds it.
+    /// The names in it that have live nodes. This lock is "a directory's names" in the lock order:
+    /// it is held to add, remove or look up a name.
     names: Mutex<Names>,
-    /// How often a name in it was made, removed or moved.
+    /// How often a name in it was created, removed or moved.
     pub changes: AtomicU64,
     /// What was listed.
     pub listings: Mutex<Option<Listings>>,
@@ -73,33 +72,33 @@ pub(crate) struct DirSide {
 /// Where a node is.
 #[derive(Debug)]
 pub(crate) struct State {
-    /// A name it has in the union; `None` for the root and for what was unlinked.
-    pub place: Option<Place>,
-    /// What only hard links need.
+    /// One of its names in the union; `None` for the root and for an unlinked node.
+    pub place: Option<NameInDir>,
+    /// The fields that only hard links need.
     pub links: Option<Box<Links>>,
-    /// What backs it.
+    /// Its inodes in the layers.
     pub body: Body,
 }
 
-/// Of a file with several names.
+/// The further names of a file with several names.
 #[derive(Debug, Default)]
 pub(crate) struct Links {
     /// The other names that were looked up.
-    pub places: Vec<Place>,
-    /// The inodes by which the table finds the node: upper, lower.
+    pub places: Vec<NameInDir>,
+    /// The inodes by which the table finds the node: upper and lower.
     pub inodes: Vec<(u64, u64)>,
-    /// How many names the lower inode has, for marks that count from there.
+    /// The lower inode's link count, for marks relative to it.
     pub lower_nlink: Option<u32>,
 }
 
-/// A name.
+/// A directory and a name in it.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct NameInDir {
     pub parent: Arc<LiveNode>,
     pub name: OsString,
 }
 
-/// What backs a node.
+/// A node's inodes in the layers.
 #[derive(Debug)]
 pub(crate) enum Body {
     Dir(DirBody),
@@ -110,21 +109,21 @@ pub(crate) enum Body {
 #[derive(Debug)]
 pub(crate) struct DirBody {
     /// Top first. If it has a share in the upper layer, that is the first, and its handle is
-    /// `upper`. The `stat` in a share is of the time it was looked up. Replaced whole when the
-    /// directory is copied up or loses what is below.
+    /// `upper`. The `stat` in a share dates from the lookup. Replaced as a whole when the directory
+    /// is copied up or loses its lower shares.
     pub parts: Arc<[Part<DirAt>]>,
     pub upper: Option<Arc<DirHandle>>,
     /// Whether the share in the upper layer is marked as holding names whose inode numbers come
-    /// from elsewhere; `None` as long as nobody asked.
+    /// from elsewhere; `None` until it is read.
     pub impure: Option<bool>,
 }
 
-/// Anything else.
+/// Any other type.
 #[derive(Debug)]
 pub(crate) struct FileBody {
     /// The inode in the upper layer, once there is one.
     pub upper: Option<UpperFile>,
-    /// The file in the topmost lower layer that has it, if any had when it was looked up. Its
+    /// The file in the topmost lower layer that had it when it was looked up, if any. Its
     /// attributes count as long as there is no inode in the upper layer.
     pub lower: Option<Arc<LowerFile>>,
     /// Where the bytes of a regular file are.
@@ -136,14 +135,14 @@ pub(crate) struct FileBody {
 pub(crate) enum UpperFile {
     /// By a name: its own, another hard link's, or the one in the index.
     Named { dir: Arc<DirHandle>, name: OsString },
-    /// It has no name any more, or never had one.
+    /// It has lost its name, or never had one.
     Pinned(Arc<OwnedFd>),
 }
 
 /// A file in a lower layer.
 #[derive(Debug)]
 pub(crate) struct LowerFile {
-    /// The layer's number in the stack; data-only layers follow behind the others.
+    /// The layer's number in the stack; data-only layers come after the others.
     pub layer: usize,
     pub dir: Arc<dyn LayerDir>,
     pub name: OsString,
@@ -154,9 +153,9 @@ pub(crate) struct LowerFile {
 /// Where the bytes of a regular file are.
 #[derive(Debug, Clone)]
 pub(crate) enum DataAt {
-    /// In the upper inode (also for everything that is no regular file and is in the upper layer).
+    /// In the upper inode (also for every other type of file in the upper layer).
     Upper,
-    /// In this lower file: nothing was written yet.
+    /// In this lower file: nothing has been written yet.
     Lower(Arc<LowerFile>),
     /// Some blocks in the upper inode, the rest in a lower file that its map names: the upper inode
     /// is unsettled.
@@ -164,11 +163,11 @@ pub(crate) enum DataAt {
 }
 
 impl LiveNode {
-    /// Makes a node that is in no table yet.
+    /// Creates a node that is not in a table yet.
     pub(super) fn new(
         numbers: Numbered,
         kind: FileKind,
-        place: Option<Place>,
+        place: Option<NameInDir>,
         links: Option<Box<Links>>,
         body: Body,
     ) -> Arc<LiveNode> {
@@ -185,7 +184,8 @@ impl LiveNode {
         })
     }
 
-    /// Says that a name in this directory was made, removed or moved: it is listed anew.
+    /// Notes that a name in this directory was created, removed or moved: the next listing reads it
+    /// again.
     pub fn changed(&self) {
         self.dir().changes.fetch_add(1, Ordering::Release);
     }
@@ -194,13 +194,13 @@ impl LiveNode {
         self.kind == FileKind::Dir
     }
 
-    /// Takes the gate. Nobody who holds a lock that comes later may wait here; see
+    /// Takes the gate. A caller that holds a later lock must not wait here; see
     /// [`crate::engine::Engine::still`].
     pub fn gate(&self) -> NodeGate<'_> {
         NodeGate::new(sync::lock(&self.gate))
     }
 
-    /// Takes the gate if nobody has it.
+    /// Takes the gate if it is free.
     pub fn try_gate(&self) -> Option<NodeGate<'_>> {
         match self.gate.try_lock() {
             Ok(guard) => Some(NodeGate::new(guard)),
@@ -222,30 +222,30 @@ impl LiveNode {
         NamesHeld::new(self, self.list())
     }
 
-    /// Takes that lock for a moment in which no other is waited for.
+    /// Takes that lock for a moment in which the caller waits for no other.
     fn list(&self) -> MutexGuard<'_, Names> {
         sync::lock(&self.dir().names)
     }
 
-    /// As [`Names::end`], where the answer is dropped. Not to be called with the names held.
+    /// As [`Names::end`], for a dropped answer. Don't call it with the names held.
     pub(super) fn end_question(&self, number: u64) {
         self.list().end(number);
     }
 
-    /// Says of a directory that was just made that all its names are known from here on.
+    /// Notes for a directory just created that all its names are known from here on.
     pub(super) fn begin_empty(&self) {
         self.list().begin_empty();
     }
 
-    /// Returns what only directories have. To be asked of directories alone.
+    /// Returns the fields that only directories have. Call it on directories only.
     pub fn dir(&self) -> &DirSide {
         match &self.dir {
             Some(dir) => dir,
-            None => unreachable!("who asks for names has looked at the kind, which never changes"),
+            None => unreachable!("callers have checked the type, which never changes"),
         }
     }
 
-    /// Returns whether something in it is listed.
+    /// Returns whether it lists a child.
     pub(super) fn lists_something(&self) -> bool {
         self.dir.is_some() && !self.list().is_empty()
     }
@@ -290,21 +290,21 @@ impl State {
     }
 
     /// Returns every known name.
-    pub fn places(&self) -> impl Iterator<Item = &Place> {
+    pub fn places(&self) -> impl Iterator<Item = &NameInDir> {
         let more = self.links.as_deref().map_or(&[][..], |links| &links.places);
         self.place.iter().chain(more)
     }
 
-    pub(super) fn add_place(&mut self, place: Place) {
+    pub(super) fn add_place(&mut self, place: NameInDir) {
         match &mut self.place {
             none @ None => *none = Some(place),
             Some(_) => self.links.get_or_insert_default().places.push(place),
         }
     }
 
-    /// Notes that one of its names is another now.
-    pub fn move_place(&mut self, (parent, name): (&Arc<LiveNode>, &OsStr), to: Place) {
-        let is = |place: &Place| Arc::ptr_eq(&place.parent, parent) && place.name == name;
+    /// Notes that one of its names has changed.
+    pub fn move_place(&mut self, (parent, name): (&Arc<LiveNode>, &OsStr), to: NameInDir) {
+        let is = |place: &NameInDir| Arc::ptr_eq(&place.parent, parent) && place.name == name;
         let links = self.links.iter_mut().flat_map(|links| &mut links.places);
         match self.place.iter_mut().chain(links).find(|place| is(place)) {
             Some(place) => *place = to,
@@ -314,7 +314,7 @@ impl State {
 
     /// Returns whether the name was known.
     pub fn remove_place(&mut self, parent: &Arc<LiveNode>, name: &OsStr) -> bool {
-        let is = |place: &Place| Arc::ptr_eq(&place.parent, parent) && place.name == name;
+        let is = |place: &NameInDir| Arc::ptr_eq(&place.parent, parent) && place.name == name;
         if self.place.as_ref().is_some_and(is) {
             self.place = self.links.as_mut().and_then(|links| links.places.pop());
             return true;
@@ -328,8 +328,8 @@ impl State {
     }
 }
 
-/// Lets go of the parents one by one: left to itself, a chain of them is dropped by recursion, and
-/// a tree made deep enough would overflow the stack.
+/// Drops the parents one by one: by default a chain of them is dropped recursively, and a deep
+/// enough tree would overflow the stack.
 impl Drop for LiveNode {
     fn drop(&mut self) {
         fn take(node: &mut LiveNode) -> Vec<Arc<LiveNode>> {

@@ -1,4 +1,4 @@
-//! What an engine is made of: layers, and how it behaves.
+//! An engine's options: its layers, and how it behaves.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use vellum_format::{IdRun, Prefix};
 
 use crate::layer::{Layer, Records, WhNames};
 
-/// A union to be opened for use.
+/// The union to open.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
     /// The lower layers, the top one first; at least one.
@@ -18,20 +18,19 @@ pub struct EngineOptions {
     pub upper: Option<UpperOptions>,
     /// Owners inside and outside.
     pub ids: IdRules,
-    /// Owners by layer, for a reader that takes each back to what the layers hold. It counts only
+    /// Owners by layer, for a reader that maps each back to the owner in the layers. Used only
     /// without an upper layer.
     pub reader_ids: Option<ReaderIds>,
     /// Show 1 as the link count of every directory.
     pub static_nlink: bool,
-    /// Cut inode numbers to 32 bits.
+    /// Shorten inode numbers to 32 bits.
     pub ino_32_bits: bool,
     /// Refuse all xattrs (ENOTSUP).
     pub no_xattrs: bool,
 }
 
 impl EngineOptions {
-    /// Returns a union of `lowers`, the top one first, that shows them as they are and takes no
-    /// changes.
+    /// Returns a read-only union of `lowers`, the top one first, that shows them as they are.
     pub fn new(lowers: Vec<Arc<dyn Layer>>) -> Self {
         Self {
             lowers,
@@ -46,26 +45,26 @@ impl EngineOptions {
     }
 }
 
-/// How owners are shown to a reader that maps each back by the same rules, and takes what has no
-/// counterpart for what the layers hold.
+/// How to show owners to a reader that maps each back by the same rules, and takes an id without a
+/// counterpart as the one in the layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReaderIds {
     /// Owners inside and outside, on disk.
     pub rules: IdRules,
-    /// What each lower layer holds, the top one first; those that are not listed hold what is on
-    /// the outside.
+    /// Which ids each lower layer holds, the top one first; layers not listed hold those of the
+    /// outside.
     pub layers: Vec<Holds>,
 }
 
 /// Which side's ids a layer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holds {
-    /// The outside's: each is mapped. One that has no counterpart never shows as another's.
+    /// The outside's: each is mapped. One without a counterpart never shows as another's.
     Outside,
     /// The inside's: they show as they are.
     Inside,
-    /// The outside's, and here and there the inside's: an id without a counterpart shows as it is
-    /// if it is one that others show as.
+    /// The outside's, sometimes the inside's: an id without a counterpart shows as it is if other
+    /// ids are mapped to it.
     Both,
 }
 
@@ -80,19 +79,19 @@ pub struct UpperOptions {
     pub prefix: Prefix,
     /// Whether owners, modes and devices that can't be set are recorded in xattrs.
     pub records: Records,
-    /// What `.wh.` names in the upper are: marks that are read there, or names like any other.
-    /// Where the file system takes neither devices 0:0 nor xattrs, whiteouts are written so.
+    /// Whether `.wh.` names in the upper are marks or ordinary names. On a file system that takes
+    /// neither devices 0:0 nor xattrs, whiteouts are written in this form.
     pub wh_names: WhNames,
-    /// What is synced before it counts.
+    /// What is synced, and when.
     pub durability: Durability,
-    /// Whether directories of lower layers may be renamed with a redirect; without it that is
-    /// EXDEV, as in the kernel.
+    /// Whether directories of lower layers may be renamed, with a redirect; if not, renaming them
+    /// fails with EXDEV, as in the kernel.
     pub redirect_dir: bool,
-    /// Whether attributes may change without a copy of the data.
+    /// Whether attributes may change without copying the data up.
     pub metacopy: bool,
     /// Whether hard links of lower files stay one file.
     pub index: bool,
-    /// Lower files of at least so many bytes are copied block by block when written to; `None`:
+    /// Lower files of at least this many bytes are copied block by block when written to; `None`:
     /// never.
     pub blocks_from_bytes: Option<u64>,
     /// The most bytes and inodes the upper may hold.
@@ -100,8 +99,8 @@ pub struct UpperOptions {
 }
 
 impl UpperOptions {
-    /// Returns an upper that copies files whole, keeps all that the kernel's overlay keeps with
-    /// every feature on, and has no limit.
+    /// Returns an upper that copies files whole, preserves all that the kernel's overlay preserves
+    /// with every feature on, and has no limit.
     pub fn new(upper: PathBuf, work: PathBuf, prefix: Prefix) -> Self {
         Self {
             upper,
@@ -119,15 +118,15 @@ impl UpperOptions {
     }
 }
 
-/// What is synced before it counts.
+/// What is synced, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// A copy is on disk before it shows; fsync syncs.
     Full,
-    /// A copy's bytes are on disk before the copy can be: after a crash of the machine there is all
-    /// of it, or still what it was made of. fsync syncs.
+    /// A copy's bytes reach the disk before the copy does: a crash of the machine leaves the whole
+    /// copy, or still the original. fsync syncs.
     Ordered,
-    /// Nothing is synced; after a crash of the machine the upper is worth nothing.
+    /// Nothing is synced; after a crash of the machine the upper can't be trusted.
     Volatile,
 }
 
@@ -151,7 +150,7 @@ pub struct IdRules {
     pub squash_uid: Option<u32>,
     /// Show every file as this group's.
     pub squash_gid: Option<u32>,
-    /// Who on disk owns what somebody without a counterpart makes; none: he makes nothing. If this
-    /// one has no counterpart itself, it is the last on disk who has one.
+    /// The owner on disk of files created by a user without a counterpart; `None`: such a user
+    /// can't create files. If this id itself has no counterpart, the last mapped id is used.
     pub strangers: Option<u32>,
 }

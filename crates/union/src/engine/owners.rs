@@ -1,9 +1,9 @@
 //! Owners inside the union and outside, on disk. Pure.
 //!
-//! A mapping is total: an id has its counterpart, or the request fails with
-//! [`Refusal::UnmappedId`]. Nobody ever becomes the daemon's own id, or "nobody", on the way.
-//! Squashing comes last on the way in (whatever is on disk, one owner is shown) and decides alone
-//! on the way out (what is made belongs to that owner).
+//! A mapping is strict: an id has its counterpart, or the request fails with
+//! [`Refusal::UnmappedId`]. No id is ever replaced by the daemon's own, or by "nobody". Squashing
+//! comes last when owners are shown (every file shows the one owner), and alone when they are
+//! stored (every new file belongs to that owner).
 
 use vellum_format::{IdRun, ids};
 
@@ -26,10 +26,9 @@ impl IdRules {
         shown(&self.gids, self.squash_gid, stored)
     }
 
-    /// Returns user and group to show where an id without a counterpart shows as it is, if it is
-    /// one that others show as. So it is for the union's root directory, since Podman makes the
-    /// upper directory as the user it is for, not as the one on disk, and changes its owner through
-    /// the mount afterwards.
+    /// As the two above, but an id without a counterpart shows as it is if other ids are mapped to
+    /// it. This is for the union's root directory: Podman creates the upper directory with the
+    /// inside owner, not the one on disk, and changes its owner through the mount afterwards.
     pub fn shown_or_itself(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
         let or_itself = |shown: Result<u32>, runs: &[IdRun], id| match shown {
             Err(_) if stored(runs, None, id).is_ok() => Ok(id),
@@ -41,31 +40,31 @@ impl IdRules {
         ))
     }
 
-    /// Returns user and group to show to who maps them back by these rules, and takes an id without
-    /// a counterpart for what is on disk.
+    /// Returns user and group to show to a reader that maps them back by these rules, and takes an
+    /// id without a counterpart as the one on disk.
     ///
-    /// One that is not mapped shows as it is. If that would be read as another's, it shows as an id
-    /// that nothing is read as.
+    /// An unmapped id shows as it is. If it would be mapped back to another id, it shows as an id
+    /// that has no counterpart.
     pub fn shown_to_reader(&self, uid: u32, gid: u32) -> (u32, u32) {
         let show = |runs: &[IdRun], id| match shown(runs, None, id) {
             Ok(shown) => shown,
             Err(_) if stored(runs, None, id).is_err() => id,
-            Err(_) => nobodys(runs),
+            Err(_) => unmapped_id(runs),
         };
         (show(&self.uids, uid), show(&self.gids, gid))
     }
 
-    /// Returns the user to store for one that a user of the union names.
+    /// Returns the user to store for one given by a user of the union.
     pub fn uid_stored(&self, inside: u32) -> Result<u32> {
         stored(&self.uids, self.squash_uid, inside)
     }
 
-    /// Returns the group to store for one that a user of the union names.
+    /// Returns the group to store for one given by a user of the union.
     pub fn gid_stored(&self, inside: u32) -> Result<u32> {
         stored(&self.gids, self.squash_gid, inside)
     }
 
-    /// Returns user and group to store for what these make, who may be strangers: see
+    /// Returns user and group to store for files that these create; for unmapped ids see
     /// [`IdRules::strangers`].
     pub fn maker_stored(&self, uid: u32, gid: u32) -> Result<(u32, u32)> {
         let or_nobody = |own: Result<u32>, runs: &[IdRun]| match (own, self.strangers) {
@@ -81,7 +80,7 @@ impl IdRules {
         ))
     }
 
-    /// Returns the user to store for one in an ACL: squashing has no part in it.
+    /// Returns the user to store for one in an ACL: squashing does not apply.
     pub fn acl_uid_stored(&self, inside: u32) -> Result<u32> {
         stored(&self.uids, None, inside)
     }
@@ -103,7 +102,7 @@ impl IdRules {
 }
 
 impl ReaderIds {
-    /// Returns user and group to show for these in the layer of that number.
+    /// Returns user and group to show for these in the layer with this number.
     pub fn shown(&self, layer: usize, uid: u32, gid: u32) -> Result<(u32, u32)> {
         match self.layers.get(layer).unwrap_or(&Holds::Outside) {
             Holds::Inside => Ok((uid, gid)),
@@ -113,11 +112,10 @@ impl ReaderIds {
     }
 }
 
-/// The xattr with what a program may do beyond its user.
+/// The xattr with a program's capabilities.
 pub(crate) const CAPABILITY: &str = "security.capability";
 
-/// Returns a capability xattr with the user in it mapped for whom it counts as root. Only version 3
-/// names one.
+/// Returns a capability xattr with its root user mapped. Only version 3 has one.
 pub(crate) fn map_capability(value: &[u8], map: impl Fn(u32) -> Result<u32>) -> Result<Vec<u8>> {
     let mut mapped = value.to_vec();
     // Magic and version, two pairs of bit sets, then the user; all numbers least significant byte
@@ -145,7 +143,7 @@ fn stored(runs: &[IdRun], squash: Option<u32>, id: u32) -> Result<u32> {
     }
 }
 
-/// Returns the last id on disk that is shown as any.
+/// Returns the last mapped id on disk.
 fn last_stored(runs: &[IdRun]) -> Option<u32> {
     let ends = runs
         .iter()
@@ -154,11 +152,11 @@ fn last_stored(runs: &[IdRun]) -> Option<u32> {
 }
 
 /// Returns an id on the inside that has no counterpart.
-fn nobodys(runs: &[IdRun]) -> u32 {
+fn unmapped_id(runs: &[IdRun]) -> u32 {
     const NOBODY: u32 = 65_534;
     let ends = runs.iter().map(|run| run.inside.saturating_add(run.count));
     let free = |id: &u32| *id != u32::MAX && stored(runs, None, *id).is_err();
-    // Where all are taken there is none to be mistaken for another's either.
+    // If all ids are mapped, no unmapped one can be mistaken for another's.
     [NOBODY]
         .into_iter()
         .chain(ends)
@@ -168,7 +166,7 @@ fn nobodys(runs: &[IdRun]) -> u32 {
 
 /// Maps to the other side; without runs both sides are the same.
 fn map(runs: &[IdRun], id: u32, other: fn(&[IdRun], u32) -> Option<u32>) -> Result<u32> {
-    // All ones is nobody's id, wherever it comes from.
+    // All ones is never a valid id.
     let found = match runs.is_empty() {
         true => Some(id),
         false if id == u32::MAX => None,
@@ -228,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_counterpart_is_refused() {
+    fn ids_without_a_counterpart_are_refused() {
         let unmapped = |result: Result<u32>| {
             matches!(
                 result,
@@ -256,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_may_belong_to_who_it_is_for() {
+    fn the_root_may_have_the_inside_owner() {
         // On disk 1000 and 100,000 onwards; shown 0 onwards.
         assert_eq!(rules().shown_or_itself(1000, 100_000).unwrap(), (0, 1));
         assert_eq!(rules().shown_or_itself(0, 5).unwrap(), (0, 5));
@@ -265,25 +263,25 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_maps_back_takes_no_id_for_another() {
+    fn a_reader_that_maps_back_confuses_no_ids() {
         // On disk 1000 and 100,000 onwards; shown 0 onwards.
         let rules = rules();
         assert_eq!(rules.shown_to_reader(1000, 100_000), (0, 1));
-        // Nothing is shown as 70,000: it is read as it is.
+        // No id is mapped to 70,000, so the reader takes it as it is.
         assert_eq!(rules.shown_to_reader(70_000, 90_000), (70_000, 90_000));
-        // 5 on disk is not mapped, and would be read as 100,004.
+        // 5 on disk is not mapped, and the reader would map it to 100,004.
         let (uid, gid) = rules.shown_to_reader(5, 0);
         assert!(rules.uid_stored(uid).is_err(), "{uid}");
         assert!(rules.gid_stored(gid).is_err(), "{gid}");
     }
 
     #[test]
-    fn strangers_make_what_belongs_to_nobody_where_the_rules_say_so() {
+    fn files_of_unmapped_users_belong_to_nobody_if_the_rules_say_so() {
         assert!(rules().maker_stored(70_000, 0).is_err());
         let mut rules = rules();
         rules.strangers = Some(165_533);
         assert_eq!(rules.maker_stored(70_000, 1).unwrap(), (165_533, 100_000));
-        // Who is not shown as anybody can't be nobody: the last who is shown is.
+        // 65,534 is not mapped here, so the last mapped id is used.
         rules.strangers = Some(65_534);
         assert_eq!(rules.maker_stored(70_000, 1).unwrap(), (165_534, 100_000));
     }

@@ -1,8 +1,8 @@
-//! Where a regular file's bytes are, open; and where they begin when they come up.
+//! Opens a regular file where its bytes are, and chooses how its bytes are copied up.
 //!
-//! The one place where descriptors of data are opened: from the cache if what is kept there is what
-//! the node's state asks for, else from the layer. What is protected by a mark is not kept, so that
-//! each call looks again.
+//! Only this file opens descriptors of data: from the cache if the cached one is what the node's
+//! state asks for, else from the layer. Files protected by a mark are not cached, so that each call
+//! checks the mark.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -21,28 +21,28 @@ use crate::engine::{Engine, Upper};
 use crate::error::{On, Site};
 use crate::{Error, Refusal, Result};
 
-/// Where a file's bytes are, open.
+/// An open file, by where its bytes are.
 pub(crate) enum Bytes {
     Lower(Arc<File>, usize),
     Upper(Arc<File>),
-    /// As `Upper`, of a file that only grows.
+    /// As `Upper`, for an append-only file.
     AppendOnly(Arc<File>),
     Blocks(Arc<BlockFile>, Arc<OpenBlocks>),
 }
 
 impl Engine {
-    /// Returns where the bytes are, open.
+    /// Opens the file where its bytes are.
     pub(crate) fn place(&self, node: &LiveNode, write: bool) -> Result<Bytes> {
         if let Some(bytes) = self.bytes_kept(node, &node.state(), write)? {
             return Ok(bytes);
         }
-        // The place of the file stays what it is while it is opened.
+        // The file can't move while it is opened.
         let mut state = self.unmoved(node);
         if let Some(bytes) = self.bytes_kept(node, &state, write)? {
             return Ok(bytes);
         }
         if matches!(&state.body, Body::File(file) if matches!(file.data, DataAt::Lower(_))) {
-            // Nothing waits for a lower layer.
+            // No request waits for a lower layer.
             state.let_go();
         }
         let Body::File(file) = &state.body else {
@@ -62,7 +62,7 @@ impl Engine {
             }
         };
         if let Some(protected) = self.protected(&opened)? {
-            // Not kept: each call looks again.
+            // Not cached: each call checks the mark.
             return match (write, protected & IMMUTABLE, &opened) {
                 (false, _, _) => bytes_of(&file.data, &opened, false),
                 (true, 0, Opened::Upper(file)) => Some(Bytes::AppendOnly(Arc::clone(file))),
@@ -100,7 +100,7 @@ impl Engine {
         let place = file.upper.as_ref().ok_or(Refusal::Stale)?;
         match open_upper(place, Access::ReadWrite) {
             Ok(file) => Ok(Opened::Upper(Arc::new(file))),
-            // A plain user's own file may be read-only even to himself, or the file system may be.
+            // A plain user's own file may be read-only to that user, or the file system may be.
             Err(error) if !write && (error.is_denied() || error.is(Errno::ROFS)) => {
                 let file = open_upper(place, Access::Read).on(self.layer(0))?;
                 Ok(Opened::UpperToRead(Arc::new(file)))
@@ -109,9 +109,9 @@ impl Engine {
         }
     }
 
-    /// Gives an inode in the upper layer the bytes of a lower file, which is open: shared with it
-    /// where the file system can; block by block if the file is that big; else copied. Returns
-    /// where they are then. What is `staged` the caller syncs.
+    /// Gives an inode in the upper layer the bytes of an open lower file: shared, if the file
+    /// system can do that; block by block, if the file is large enough; else copied. Returns where
+    /// the bytes are then. The caller syncs a `staged` inode.
     pub(crate) fn take_bytes(
         &self,
         upper: &Upper,
@@ -134,7 +134,7 @@ impl Engine {
             let place = (self.layer_from_bottom(from.layer), &*path);
             match upper.blocks.begin(to, source, place, staged) {
                 Ok(map) => return Ok(DataAt::Blocks(Arc::new(BlockFile::named(map)))),
-                // A file system without the xattrs it takes.
+                // The file system lacks the xattrs that this needs.
                 Err(Error::Io { source, .. }) if source.is_unsupported() => {}
                 Err(error) => return Err(error),
             }
@@ -154,7 +154,7 @@ impl Engine {
     }
 }
 
-/// Returns what is open, if it is what the state asks for.
+/// Returns the open file, if it is what the state asks for.
 fn bytes_of(at: &DataAt, opened: &Opened, write: bool) -> Option<Bytes> {
     match (at, opened) {
         (DataAt::Lower(lower), Opened::Lower(file)) => {

@@ -1,10 +1,10 @@
-//! What an upper is told in xattrs because its file system may not be told directly: owners, modes,
-//! kinds, and xattrs that only the privileged may set.
+//! Records: xattrs for what can't be set on an upper's inodes directly: owners, modes, types, and
+//! xattrs that need a privilege.
 //!
-//! Where a union keeps records ([`crate::Records::Read`]), the record is what counts: the inode
-//! behind it belongs to the daemon and has just enough permission to be used by it. Records are on
-//! regular files and directories, since nothing else takes `user.*` xattrs: a device, and a
-//! symbolic link of another owner, is a regular file; the link's target is its content.
+//! In a union with records ([`crate::Records::Read`]) the record counts: the inode behind it
+//! belongs to the daemon and has just the permissions the daemon needs. Records are on regular
+//! files and directories, since nothing else takes `user.*` xattrs: a device, or a symbolic link of
+//! another owner, is a regular file; the link's target is its content.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -28,7 +28,7 @@ pub(crate) fn stat_name() -> &'static OsStr {
     OsStr::new(OVERRIDE_STAT)
 }
 
-/// Returns the record for something new.
+/// Returns the record for a new inode.
 pub(crate) fn of_new(what: &NewNode, mode: u32, uid: u32, gid: u32) -> OverrideStat {
     let kind = match *what {
         NewNode::File => OverrideKind::File,
@@ -47,7 +47,7 @@ pub(crate) fn of_new(what: &NewNode, mode: u32, uid: u32, gid: u32) -> OverrideS
     }
 }
 
-/// Returns the record that says of an inode what it is already.
+/// Returns the record of an inode's present attributes.
 pub(crate) fn of_stat(stat: &Stat) -> OverrideStat {
     let (major, minor) = stat.rdev;
     let kind = match stat.kind {
@@ -67,23 +67,22 @@ pub(crate) fn of_stat(stat: &Stat) -> OverrideStat {
     }
 }
 
-/// How an xattr that a user of the union sets is kept.
+/// How an xattr that a user of the union sets is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kept {
     /// The name to store it under.
     pub name: OsString,
-    /// The name of the record, if the file system should refuse that; `None` where records aren't
-    /// kept.
+    /// The name of the record to write if the file system refuses that; `None` without records.
     pub record: Option<OsString>,
-    /// The record is used at once, without asking the file system.
+    /// Write the record at once, without trying the file system.
     pub record_only: bool,
 }
 
-/// Returns how the xattr `name` is kept in an upper of this dialect.
+/// Returns how the xattr `name` is stored in an upper of this dialect.
 ///
-/// Marks of overlays are stored escaped, those of the upper's own namespace that is: the others
-/// mean nothing in it. Errors: [`Refusal::NotPermitted`] for names that would be taken for a
-/// record, or for fuse-overlayfs's own.
+/// Overlay marks of the upper's own namespace are stored escaped; others have no meaning in it.
+/// Errors: [`Refusal::NotPermitted`] for names that would be read as a record, or as
+/// fuse-overlayfs's own.
 pub(crate) fn kept(dialect: &Dialect, name: &OsStr) -> Result<Kept> {
     let bytes = name.as_bytes();
     let records = dialect.records == Records::Read;
@@ -99,7 +98,7 @@ pub(crate) fn kept(dialect: &Dialect, name: &OsStr) -> Result<Kept> {
         .map_or_else(|| name.to_owned(), |prefix: Prefix| prefix.escape(name));
     Ok(Kept {
         record: records.then(|| record::recorded(&stored)).flatten(),
-        // An ACL says who may, and that is in the record: the inode behind it stays as it is.
+        // An ACL grants access, which the record holds: the inode behind it stays as it is.
         record_only: records && bytes.starts_with(b"system.posix_acl_"),
         name: stored,
     })

@@ -1,10 +1,10 @@
-//! Opening an engine: locks, checks, what a crash left; and letting go of it.
+//! Opening an engine (locks, checks, leftovers of a crash) and closing it.
 //!
-//! Nothing is changed before the locks are had, and nothing is served before all checks passed. The
-//! checks are the kernel's and some more, each with an error that names the directory and says what
-//! to do: an upper that another union has, one that a volatile union left behind, one that needs
-//! what is not known here, hard links kept in an index that would be ignored, or made for other
-//! lower layers.
+//! Nothing is changed before the locks are held, and nothing is served before all checks have
+//! passed. The checks are the kernel's and a few more, each with an error that names the directory
+//! and says what to do: an upper that another union uses, one left behind by a volatile union, one
+//! that needs an unknown feature, or one with an index of hard links that would be ignored or was
+//! written for other lower layers.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -40,8 +40,8 @@ impl Engine {
     /// Opens a union for use: locks the upper and the work directory, refuses them if they can't be
     /// used, and removes what a crash left.
     ///
-    /// Errors: [`Error::BadUpper`] says which directory it is about, and why; `Io`; what a mark in
-    /// a root says.
+    /// Errors: [`Error::BadUpper`] with the directory and the reason; `Io`; those of marks in the
+    /// roots.
     pub fn open(options: EngineOptions) -> Result<Engine> {
         let EngineOptions {
             lowers,
@@ -67,7 +67,7 @@ impl Engine {
         let stack = Stack::with_data_layers(layers, data_lowers)?;
         let parts = Arc::clone(stack.roots());
         let known = |part: &Part<DirAt>| {
-            // A layer that can't say gives handles without a file system, as the kernel's do.
+            // Without a UUID of the file system, handles have none, like the kernel's.
             let root = part.dir.dir.open_path(None).ok();
             let uuid = root.and_then(vellum_sys::handle::file_system_uuid);
             (part.dir.stat.dev, uuid.unwrap_or_default())
@@ -80,7 +80,7 @@ impl Engine {
             let work = &upper.options.work;
             enter(upper).map_err(|error| bad(work, reason(&error)))?;
         }
-        // As of every merged directory, the number of the topmost lower layer's share.
+        // As for every merged directory, the number of the topmost lower share.
         let lowest = usize::from(upper.is_some()).min(parts.len() - 1);
         let ino = numbers.show(parts[lowest].dir.stat.identity());
         let body = DirBody {
@@ -109,8 +109,7 @@ impl Engine {
         let Some(upper) = &self.upper else {
             return Ok(());
         };
-        // Of a volatile union too: its mark goes, so from here on a crash is no excuse for what is
-        // lost.
+        // For a volatile union too: its mark is removed, so from here on a crash must lose nothing.
         let dir = upper.root.dir().on(upper)?;
         publish::sync_fs(&*dir).on(upper)?;
         upper.blocks.close()?;
@@ -128,21 +127,21 @@ impl Engine {
         if upper.options.durability == Durability::Volatile {
             incompat.remove_tree(incompat::VOLATILE).on(upper)?;
         }
-        // Not empty if something else still keeps kernels away.
+        // Not empty if another entry still keeps kernels out.
         let _ = staging.rmdir(incompat::NAME);
         upper.unlock()
     }
 }
 
 impl Upper {
-    /// Lets go of the locks at once: a child just being started has them for a moment, too.
+    /// Releases the locks explicitly: a child just being started has copies of them for a moment.
     pub(crate) fn unlock(&self) -> Result<()> {
         let mut locks = self.locks.iter();
         locks.try_for_each(|lock| lock.release().on(self))
     }
 
-    /// Says on the upper's root for which lower layer the index is, before the first entry comes
-    /// into it. Returns whether that was new.
+    /// Marks on the upper's root which lower layer the index is for, before its first entry is
+    /// added. Returns whether the mark is new.
     pub(crate) fn claim_index(&self) -> Result<bool> {
         let mut unclaimed = sync::lock(&self.unclaimed);
         let Some(origin) = &*unclaimed else {
@@ -157,10 +156,10 @@ impl Upper {
         Ok(true)
     }
 
-    /// Says that a mark is about to be written that kernels refuse or pass over in a plain user's
+    /// Notes that a mark is about to be written that kernels refuse or ignore in a plain user's
     /// upper.
     ///
-    /// From then on they are kept from mounting its work directory.
+    /// From then on kernels can't mount its work directory.
     pub(crate) fn beyond_the_kernel(&self) -> Result<()> {
         if self.options.prefix == Prefix::Trusted || self.kernel_kept_out.load(Ordering::Relaxed) {
             return Ok(());
@@ -178,17 +177,17 @@ impl Upper {
     }
 }
 
-/// How long a directory in use is waited for: a child of the process that had it, which has not
-/// executed its own program yet, still holds copies of the descriptors.
+/// How long to wait for a directory in use: a child of the process that used it may still hold
+/// copies of the descriptors until it executes its own program.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Opens an upper or a work directory so that nobody else can.
+/// Opens and locks an upper or a work directory.
 pub(crate) fn lock(path: &Path) -> Result<(Dir, Lock)> {
     let failed = |error| bad(path, reason(&error));
     let dir = Dir::open(path).map_err(failed)?;
     let dup = dir.dup().map_err(failed)?;
     let lock = Lock::wait_at_most(dup, Sharing::Exclusive, PATIENCE).map_err(failed)?;
-    let lock = lock.ok_or_else(|| bad(path, "another union has it; unmount that first"))?;
+    let lock = lock.ok_or_else(|| bad(path, "another union is using it; unmount that first"))?;
     Ok((dir, lock))
 }
 
@@ -206,10 +205,10 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
     let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
     let dev = |dir: &Dir| dir.stat_self().map(|stat| stat.dev).map_err(in_work);
     if dev(&upper)? != dev(&work)? {
-        let why = "the work directory has to be on the upper's file system";
+        let why = "the work directory must be on the upper's file system";
         return Err(bad(&options.work, why));
     }
-    // Where it can't be asked (a plain user may not), the mark left below keeps the kernel away
+    // If that can't be checked (a plain user may not), the mark set below keeps the kernel out
     // from now on.
     if mount::overlay_holds(&upper).unwrap_or(false) {
         let why = "the kernel has it mounted as an overlay's upper; unmount that first";
@@ -219,7 +218,7 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
     let kernel_kept_out = sweep(&staging, &options)?;
     let index = open_index(&work, &options)?;
     let unnamed = staging.create_unnamed(0o600).is_ok();
-    // Without a /proc to say so, it is taken to have no such right.
+    // Without /proc, assume that the process lacks this capability.
     let strips = !Credentials::own().is_some_and(|own| own.keeps_privileges());
     let name = options.upper.display().to_string();
     let maps = Arc::new(BlockStore::make_dir(&work).map_err(in_work)?);
@@ -253,10 +252,10 @@ fn open_upper(options: UpperOptions, below: Vec<Arc<dyn Layer>>) -> Result<Upper
     })
 }
 
-/// Opens a directory in the work directory, and makes it if there is none.
+/// Opens a directory in the work directory, creating it if there is none.
 fn own_dir(work: &Dir, name: &str) -> vellum_sys::Result<Dir> {
     match work.create_dir_all(name, 0o700) {
-        // The kernel's have no permissions at all, which stops a plain user, though they are his.
+        // The kernel's have no permissions at all, which stops a plain user that owns them.
         Err(error) if error.is_denied() => {
             work.set_mode(name, 0o700)?;
             work.open_dir(name)
@@ -265,19 +264,18 @@ fn own_dir(work: &Dir, name: &str) -> vellum_sys::Result<Dir> {
     }
 }
 
-/// Says in the work directory that it is in use. To be called when nothing speaks against it any
-/// more.
+/// Marks the work directory as in use. Call it after all checks have passed.
 fn enter(upper: &Upper) -> vellum_sys::Result<()> {
     let incompat = upper.staging.dir().create_dir_all(incompat::NAME, 0o700)?;
     incompat.create_dir_all(incompat::OPEN, 0o700)?;
     if upper.by_name() {
-        // The kernel's overlay would show what `.wh.` names hide. Stays as long as the work
-        // directory does.
+        // The kernel's overlay would show what `.wh.` names hide. Kept as long as the work
+        // directory exists.
         incompat.create_dir_all(incompat::NAMES, 0o700)?;
     }
     if upper.options.durability == Durability::Volatile {
         let volatile = incompat.create_dir_all(incompat::VOLATILE, 0o700)?;
-        // The one thing a volatile union syncs: that it is one.
+        // The only thing that a volatile union syncs: that it is volatile.
         volatile.create_dir_all(incompat::DIRTY, 0o700)?;
         volatile.create_dir_all(boot_entry()?, 0o700)?;
         volatile.sync()?;
@@ -286,8 +284,8 @@ fn enter(upper: &Upper) -> vellum_sys::Result<()> {
     Ok(())
 }
 
-/// Removes what an engine that was killed left in `work` to keep kernels away. The caller has the
-/// directory locked.
+/// Removes the entry with which a killed engine keeps kernels out of `work`. The caller has locked
+/// the directory.
 pub(crate) fn forget_open(work: &Path) -> vellum_sys::Result<()> {
     let staging = match Dir::open(work)?.open_dir(workdir::STAGING) {
         Ok(staging) => staging,
@@ -303,26 +301,26 @@ pub(crate) fn forget_open(work: &Path) -> vellum_sys::Result<()> {
         Err(error) if !error.is_not_found() => return Err(error),
         _ => {}
     }
-    // Not empty if something else still keeps kernels away.
+    // Not empty if another entry still keeps kernels out.
     let _ = staging.rmdir(incompat::NAME);
     Ok(())
 }
 
-/// Refuses directories of which one is in the other: copies would be staged in plain view.
+/// Refuses directories that contain each other: staged copies would be visible in the union.
 fn apart(upper: &Path, work: &Path) -> Result<()> {
     let full = |path: &Path| std::fs::canonicalize(path).map_err(|e| bad(path, e.to_string()));
     let (full_upper, full_work) = (full(upper)?, full(work)?);
     if full_work.starts_with(&full_upper) || full_upper.starts_with(&full_work) {
         return Err(bad(
             work,
-            "upper and work directory must not be in one another",
+            "upper and work directory must not contain each other",
         ));
     }
     Ok(())
 }
 
-/// Removes what is half made, and refuses a work directory that says it must not be used. Returns
-/// whether kernels are kept away for what is in the upper.
+/// Removes incomplete files, and refuses a work directory that is marked unusable. Returns whether
+/// kernels are already kept out because of marks in the upper.
 fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
     let in_work = |error: vellum_sys::Error| bad(&options.work, reason(&error));
     let mut marks = false;
@@ -334,12 +332,12 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
                     if same_boot(&incompat).map_err(in_work)? {
                         continue;
                     }
-                    let why = "a volatile union was not closed, so what is in the upper can't be trusted; remove both, or \
+                    let why = "a volatile union was not closed, so the upper can't be trusted; remove both directories, or \
                         work/incompat/volatile if the machine has not crashed since";
                     return Err(bad(&options.work, why));
                 }
                 if !name.as_bytes().starts_with(incompat::OWN_PREFIX.as_bytes()) {
-                    let why = format!("it needs a feature called {name:?} that is not known here");
+                    let why = format!("it needs a feature unknown to this version: {name:?}");
                     return Err(bad(&options.work, why));
                 }
                 marks |= name == incompat::MARKS;
@@ -358,15 +356,14 @@ fn sweep(staging: &Dir, options: &UpperOptions) -> Result<bool> {
     Ok(marks)
 }
 
-/// Returns whether a volatile union was left behind by a process that was killed, the machine
-/// having run ever since: then nothing was lost, whatever was not synced.
+/// Returns whether a killed process left the volatile union behind since the last boot: then
+/// nothing was lost, synced or not.
 fn same_boot(incompat: &Dir) -> vellum_sys::Result<bool> {
     let volatile = incompat.open_dir(incompat::VOLATILE)?;
     Ok(volatile.stat_opt(boot_entry()?)?.is_some())
 }
 
-/// The name beside `dirty` that says when the machine was started that a volatile union was opened
-/// on.
+/// The name next to `dirty` that says during which boot a volatile union was opened.
 fn boot_entry() -> vellum_sys::Result<OsString> {
     Ok(incompat::boot(&vellum_sys::epoch::boot_id()?).into())
 }
@@ -383,7 +380,7 @@ fn open_index(work: &Dir, options: &UpperOptions) -> Result<Option<Dir>> {
         Ok(index) => match index.entries().map_err(in_work)?.next() {
             None => Ok(None),
             Some(_) => {
-                let why = "its index keeps hard links of the upper together, which would fall apart; use index=on";
+                let why = "its index joins hard links of the upper, which would become separate files; use index=on";
                 Err(bad(&options.work, why))
             }
         },
@@ -392,7 +389,7 @@ fn open_index(work: &Dir, options: &UpperOptions) -> Result<Option<Dir>> {
     }
 }
 
-/// Removes entries of files that have no name left: a crash came between the last name and the
+/// Removes entries of files without a name: a crash came between removing the last name and the
 /// entry.
 fn drop_orphans(index: &Dir, prefix: Prefix) -> vellum_sys::Result<()> {
     let names: Vec<OsString> = index
@@ -408,7 +405,7 @@ fn drop_orphans(index: &Dir, prefix: Prefix) -> vellum_sys::Result<()> {
             continue;
         }
         let mark = xattr::get(index, &name, prefix.xattr(Mark::Nlink))?;
-        // What counts from the lower inode, or can't be read, is left to who looks it up.
+        // A count relative to the lower inode, or an unreadable mark, is left to the lookup.
         let count = mark.and_then(|value| Nlink::parse(&value).ok());
         let orphan = Nlink {
             base: NlinkBase::Upper,
@@ -421,7 +418,7 @@ fn drop_orphans(index: &Dir, prefix: Prefix) -> vellum_sys::Result<()> {
     Ok(())
 }
 
-/// Makes sure that the index belongs to this upper, and to this top lower layer; as the kernel does
+/// Makes sure that the index belongs to this upper and to this top lower layer, as the kernel does
 /// with `index=on`.
 fn check_origin(upper: &Upper, numbers: &Numbers, lower: &dyn LayerDir) -> Result<()> {
     let Some(index) = &upper.index else {
@@ -437,24 +434,24 @@ fn check_origin(upper: &Upper, numbers: &Numbers, lower: &dyn LayerDir) -> Resul
     let unused = index.entries().on(upper)?.next().is_none();
     let unclaimed = xattr::get_fd(&root, names_origin).on(upper)?.is_none();
     if unused && unclaimed {
-        // Nothing needs it yet, and fuse-overlayfs 1.10 shows nothing of the layers below a root
-        // that has it.
+        // Not needed yet, and fuse-overlayfs 1.10 shows nothing of the layers below a root that has
+        // this mark.
         let origin = origin.and_then(|handle| handle.encode().ok());
         *sync::lock(&upper.unclaimed) = origin;
     } else if !belongs(&root, names_origin, origin).on(upper)? {
-        let why = "its index of hard links was made for another lower layer (or that was copied or replaced since)";
+        let why = "its index of hard links belongs to another lower layer (or to one copied or replaced since)";
         return Err(bad(&upper.options.upper, why));
     }
     if !belongs(&index, prefix.xattr(Mark::Upper), own).on(upper)? {
-        let why = "its index of hard links is another upper's";
+        let why = "its index of hard links belongs to another upper";
         return Err(bad(&upper.options.work, why));
     }
     Ok(())
 }
 
-/// Returns whether a directory's mark has this handle. If it has no such mark, it gets it.
+/// Returns whether a directory's mark has this handle. Sets the mark if there is none.
 fn belongs(dir: &Dir, mark: &OsStr, handle: Option<Handle>) -> vellum_sys::Result<bool> {
-    // Without handles, no entry can be in the index either.
+    // Without handles, the index can't have an entry either.
     let Some(expected) = handle.and_then(|handle| handle.encode().ok()) else {
         return Ok(true);
     };
@@ -467,7 +464,7 @@ fn belongs(dir: &Dir, mark: &OsStr, handle: Option<Handle>) -> vellum_sys::Resul
     }
 }
 
-/// The whole chain of an error in one line.
+/// Returns an error and its sources in one line.
 fn reason(error: &vellum_sys::Error) -> String {
     format!("{error}: {}", error.source)
 }

@@ -1,18 +1,18 @@
-//! Moving names: files and directories of whatever origin, also over others and against each other.
+//! Moving names: files and directories of any layer, also replacing and exchanging others.
 //!
-//! A rename is one rename(2) in the upper layer. What else it takes comes before, and changes
-//! nothing for anybody:
-//! * what moves is copied up, a directory by its names only; a redirect says where the layers below
-//!   have the rest;
-//! * a directory that has nothing below is made opaque if something would show through at its new
+//! A rename is one rename(2) in the upper layer. All preparation comes before it, and changes
+//! nothing that users see:
+//! * what moves is copied up, a directory without its content; a redirect says where the layers
+//!   below have the rest;
+//! * a directory with nothing below is made opaque if something would show through at its new
 //!   place;
-//! * a directory that is replaced, and looks empty, is emptied of whiteouts.
+//! * a replaced directory that looks empty is emptied of whiteouts.
 //!
-//! The whiteout at the old place is made by the same system call (`RENAME_WHITEOUT`), or is the one
-//! of the new place, which changes places with the directory.
+//! The same system call creates the whiteout at the old place (`RENAME_WHITEOUT`), or the directory
+//! and a whiteout at the new place are exchanged.
 //!
-//! Locks: files within one directory move under the shared rename gate; everything else has it
-//! alone.
+//! Locks: files within one directory move under the shared rename gate; every other move holds it
+//! exclusively.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -30,15 +30,15 @@ use crate::engine::links::{has_data_below, is_merged};
 use crate::engine::lookup::{Below, Concluded, Sought};
 use crate::engine::nodes::gate::{Gate, NamesHeld};
 use crate::engine::nodes::names::Names;
-use crate::engine::nodes::table::Held;
-use crate::engine::nodes::{Body, LiveNode, Place, State, UpperFile};
+use crate::engine::nodes::table::HeldNode;
+use crate::engine::nodes::{Body, LiveNode, NameInDir, State, UpperFile};
 use crate::engine::request::{NodeId, RenameMode};
 use crate::engine::{Engine, Upper};
 use crate::error::On;
 use crate::{Error, Refusal, Result};
 
-/// One end of a rename: a directory, its names, and the name.
-struct End<'a> {
+/// One end of a rename: a directory and a name in it.
+struct RenameEnd<'a> {
     dir: &'a Arc<LiveNode>,
     name: &'a OsStr,
     handle: Arc<DirHandle>,
@@ -47,17 +47,17 @@ struct End<'a> {
     below: Option<FileKind>,
 }
 
-/// A rename that nothing stands in the way of.
+/// A rename that is ready to be done.
 struct Move<'a> {
     upper: &'a Upper,
     gate: &'a Gate<'a>,
-    source: End<'a>,
-    target: End<'a>,
+    source: RenameEnd<'a>,
+    target: RenameEnd<'a>,
 }
 
-impl End<'_> {
-    fn place(&self) -> Place {
-        Place {
+impl RenameEnd<'_> {
+    fn place(&self) -> NameInDir {
+        NameInDir {
             parent: Arc::clone(self.dir),
             name: self.name.to_owned(),
         }
@@ -67,28 +67,31 @@ impl End<'_> {
 /// What is known of one end of a rename before the locks are taken.
 type Known<'a> = (Sought<'a>, Below);
 
-/// What has to be done, without a lock, before a rename can go on.
-enum Before<'a> {
-    Nothing,
-    /// What was known of the names no longer counts.
+/// How an attempt at a rename ended: done, or what the caller must do without a lock before the
+/// next attempt.
+enum Attempt<'a> {
+    Done,
+    /// Look the names up again: what was known of them no longer counts.
     Again,
-    /// To ask what lower layers show in a directory that is to be replaced.
-    Inside(Arc<LiveNode>),
-    Alone,
-    ToUpper(Arc<LiveNode>, Depth),
-    Alias(Arc<LiveNode>, &'a Arc<LiveNode>, &'a OsStr),
-    Wait(Arc<LiveNode>),
+    /// Ask what lower layers show in the directory to be replaced.
+    AskInside(Arc<LiveNode>),
+    /// Take the rename gate exclusively.
+    TakeGate,
+    CopyUp(Arc<LiveNode>, Depth),
+    CopyUpAlias(Arc<LiveNode>, &'a Arc<LiveNode>, &'a OsStr),
+    /// Wait for the node's gate.
+    WaitFor(Arc<LiveNode>),
 }
 
 impl Action<'_> {
-    /// Moves what is called `name` in `parent` to `new_name` in `new_parent`.
+    /// Moves `name` in `parent` to `new_name` in `new_parent`.
     ///
-    /// One step on disk. Two names of one file are left as they are. Errors: [`Refusal::NotFound`];
+    /// One step on disk. Two names of one file stay as they are. Errors: [`Refusal::NotFound`];
     /// [`Refusal::Exists`] and [`Refusal::NotFound`] as the mode says; [`Refusal::NotADirectory`],
-    /// [`Refusal::IsADirectory`], [`Refusal::NotEmpty`] about what is to be replaced;
-    /// [`Refusal::Invalid`] for a directory into itself, and for whiteouts;
-    /// [`Refusal::CrossDevice`] for a directory with something in lower layers where no redirects
-    /// are written, or where the redirect would be over 4096 bytes or finds no room; `Io`.
+    /// [`Refusal::IsADirectory`], [`Refusal::NotEmpty`] for the replaced entry;
+    /// [`Refusal::Invalid`] for moving a directory into itself, and for whiteouts;
+    /// [`Refusal::CrossDevice`] for a directory with a lower share if redirects are off, or if the
+    /// redirect would be over 4096 bytes or there is no space for it; `Io`.
     pub fn rename(
         &self,
         parent: NodeId,
@@ -128,13 +131,13 @@ impl Action<'_> {
             );
             let known = (known.0, known.1, asked.as_ref());
             match self.try_rename(upper, (&from, name), (&to, new_name), known, mode, alone)? {
-                Before::Nothing => return Ok(()),
-                Before::Again => beneath = below()?,
-                Before::Inside(node) => asked = Some(self.inside(&node)?),
-                Before::Alone => alone = true,
-                Before::ToUpper(node, what) => self.to_upper(&node, what)?,
-                Before::Alias(node, dir, name) => self.to_upper_as(&node, dir, name)?,
-                Before::Wait(node) => drop(node.gate()),
+                Attempt::Done => return Ok(()),
+                Attempt::Again => beneath = below()?,
+                Attempt::AskInside(node) => asked = Some(self.inside(&node)?),
+                Attempt::TakeGate => alone = true,
+                Attempt::CopyUp(node, what) => self.to_upper(&node, what)?,
+                Attempt::CopyUpAlias(node, dir, name) => self.to_upper_as(&node, dir, name)?,
+                Attempt::WaitFor(node) => drop(node.gate()),
             }
         }
     }
@@ -147,12 +150,13 @@ impl Action<'_> {
         (known, known_over, asked): (Known<'_>, Known<'_>, Option<&Inside>),
         mode: RenameMode,
         alone: bool,
-    ) -> Result<Before<'a>> {
+    ) -> Result<Attempt<'a>> {
         let gate = match alone {
             true => self.alone(),
             false => self.shared(),
         };
-        // With the gate held alone no other thread holds names; else there is only one directory.
+        // With the gate held exclusively no other thread holds names; with it shared there is only
+        // one directory.
         let mut from_names = from.names(&gate);
         let mut to_names = match Arc::ptr_eq(from, to) {
             true => None,
@@ -161,13 +165,13 @@ impl Action<'_> {
         let moved = match self.conclude(known.0, from_names.slot(name), None)? {
             Concluded::Found(node, _) => node,
             Concluded::Absent => return Err(Refusal::NotFound.into()),
-            Concluded::Again => return Ok(Before::Again),
+            Concluded::Again => return Ok(Attempt::Again),
         };
         let names = to_names.as_mut().unwrap_or(&mut from_names);
         let over = match self.conclude(known_over.0, names.slot(new_name), None)? {
             Concluded::Found(node, _) => Some(node),
             Concluded::Absent => None,
-            Concluded::Again => return Ok(Before::Again),
+            Concluded::Again => return Ok(Attempt::Again),
         };
         names.overtake(new_name);
         from_names.overtake(name);
@@ -175,7 +179,7 @@ impl Action<'_> {
             return Err(Refusal::NotFound.into());
         }
         if allowed(&moved, over.as_ref(), from, to, mode)? == Allowed::AlreadySo {
-            return Ok(Before::Nothing);
+            return Ok(Attempt::Done);
         }
         self.may_change(&moved, &gate)?;
         self.may_change(from, &gate)?;
@@ -189,45 +193,45 @@ impl Action<'_> {
         let exchange = mode == RenameMode::Exchange;
         let over_moves = over.as_ref().filter(|_| exchange);
         if !alone && (moved.is_dir() || over_moves.is_some_and(|over| over.is_dir())) {
-            return Ok(Before::Alone);
+            return Ok(Attempt::TakeGate);
         }
         for node in [Some(&moved), over_moves].into_iter().flatten() {
             if let Some(what) = self.missing(upper, node)? {
-                return Ok(Before::ToUpper(Arc::clone(node), what));
+                return Ok(Attempt::CopyUp(Arc::clone(node), what));
             }
         }
         let Some(to_handle) = to.upper_dir() else {
-            return Ok(Before::ToUpper(Arc::clone(to), Depth::Names));
+            return Ok(Attempt::CopyUp(Arc::clone(to), Depth::Names));
         };
         // A file found through the index is in the upper layer before its directory is.
         let Some(from_handle) = from.upper_dir() else {
-            return Ok(Before::ToUpper(Arc::clone(from), Depth::Names));
+            return Ok(Attempt::CopyUp(Arc::clone(from), Depth::Names));
         };
         if self.needs_alias(&moved, &from_handle, name, &gate)? {
-            return Ok(Before::Alias(Arc::clone(&moved), from, name));
+            return Ok(Attempt::CopyUpAlias(Arc::clone(&moved), from, name));
         }
         if let Some(over) = &over
             && self.needs_alias(over, &to_handle, new_name, &gate)?
         {
-            return Ok(Before::Alias(Arc::clone(over), to, new_name));
+            return Ok(Attempt::CopyUpAlias(Arc::clone(over), to, new_name));
         }
         let Some(_moved_gate) = moved.try_gate() else {
-            return Ok(Before::Wait(Arc::clone(&moved)));
+            return Ok(Attempt::WaitFor(Arc::clone(&moved)));
         };
         let _over_gate = match &over {
             None => None,
             Some(over) => match over.try_gate() {
                 Some(gate) => Some(gate),
-                None => return Ok(Before::Wait(Arc::clone(over))),
+                None => return Ok(Attempt::WaitFor(Arc::clone(over))),
             },
         };
         let below = |asked, dir| Below::known(Some(asked), dir);
         let (Some(below), Some(below_over)) = (below(known.1, from), below(known_over.1, to))
         else {
-            return Ok(Before::Again);
+            return Ok(Attempt::Again);
         };
-        let end = |dir, name, handle: Arc<DirHandle>, below| -> Result<End<'_>> {
-            Ok(End {
+        let end = |dir, name, handle: Arc<DirHandle>, below| -> Result<RenameEnd<'_>> {
+            Ok(RenameEnd {
                 dir,
                 name,
                 at: handle.dir().on(upper)?,
@@ -241,19 +245,19 @@ impl Action<'_> {
             source: end(from, name, from_handle, below)?,
             target: end(to, new_name, to_handle, below_over)?,
         };
-        let mut lists = Lists {
+        let mut dirs = DirPair {
             from: from_names,
             to: to_names,
         };
         let inside = match &over {
             Some(over) if !exchange => match Inside::known(asked, over) {
                 Some(inside) => inside,
-                None => return Ok(Before::Inside(Arc::clone(over))),
+                None => return Ok(Attempt::AskInside(Arc::clone(over))),
             },
             _ => Inside::NOTHING,
         };
         if let Some(over) = over.as_ref().filter(|over| over.is_dir() && !exchange) {
-            // Looking whether something shows in it reads it.
+            // Checking whether something shows in it reads it.
             self.touch(over.id, Attrs::ATIME);
         }
         match (&over, exchange) {
@@ -262,11 +266,11 @@ impl Action<'_> {
         }
         let replaced = over.as_ref().map(|over| &***over);
         self.touch_moved(&step, &moved, replaced, exchange);
-        self.note_moves(&mut lists, &step, &moved, over.as_ref(), exchange);
+        self.note_moves(&mut dirs, &step, &moved, over.as_ref(), exchange);
         if let Some(over) = over.as_ref().filter(|_| !exchange) {
             self.after_links_change(over, &gate)?;
         }
-        Ok(Before::Nothing)
+        Ok(Attempt::Done)
     }
 
     /// Notes what a rename changed.
@@ -289,7 +293,7 @@ impl Action<'_> {
 }
 
 impl Engine {
-    /// Returns what has to be copied up of something that moves.
+    /// Returns how much of a node must be copied up before it moves.
     fn missing(&self, upper: &Upper, node: &LiveNode) -> Result<Option<Depth>> {
         let state = node.state();
         Ok(match &state.body {
@@ -299,7 +303,7 @@ impl Engine {
                 }
                 body.upper.is_none().then_some(Depth::Names)
             }
-            // Data below is found by the name, or a redirect.
+            // Data below is found by name or by a redirect.
             Body::File(file) => match upper.options.redirect_dir && !upper.by_name() {
                 true => file.upper.is_none().then_some(Depth::Meta),
                 false => (file.upper.is_none() || has_data_below(&state)).then_some(Depth::Data),
@@ -307,13 +311,13 @@ impl Engine {
         })
     }
 
-    /// Writes the marks that something needs at another place. They change nothing where it is.
+    /// Writes the marks that a node needs at its new place. They change nothing at the old one.
     fn mark_for(
         &self,
         (upper, gate): (&Upper, &Gate<'_>),
         node: &LiveNode,
-        from: &End<'_>,
-        to: &End<'_>,
+        from: &RenameEnd<'_>,
+        to: &RenameEnd<'_>,
     ) -> Result<()> {
         let comes = !Arc::ptr_eq(from.dir, to.dir) && !self.is_impure(to.dir, gate)?;
         let (at, merged, has_origin) = {
@@ -332,7 +336,7 @@ impl Engine {
         };
         if merged {
             let same_dir = Arc::ptr_eq(from.dir, to.dir);
-            // A file may have other names, in other directories: only a path is good for all.
+            // A file may have names in other directories: only a path is valid for all.
             let several = !node.is_dir() && at.stat().on(upper)?.nlink > 1;
             self.set_redirect(&at, &from.place(), !same_dir || several, gate)?;
         } else if node.is_dir() && to.below == Some(FileKind::Dir) {
@@ -377,7 +381,7 @@ impl Engine {
             target,
         }: &Move<'_>,
         moved: &LiveNode,
-        (over, inside): (Option<&Held<'_>>, &Inside),
+        (over, inside): (Option<&HeldNode<'_>>, &Inside),
     ) -> Result<()> {
         let over_names = over.filter(|over| over.is_dir());
         let over_names = over_names.map(|over| over.names(gate));
@@ -430,10 +434,10 @@ impl Engine {
 
     fn note_moves(
         &self,
-        lists: &mut Lists<'_>,
+        dirs: &mut DirPair<'_>,
         Move { source, target, .. }: &Move<'_>,
         moved: &Arc<LiveNode>,
-        over: Option<&Held<'_>>,
+        over: Option<&HeldNode<'_>>,
         exchange: bool,
     ) {
         if let (Some(over), false) = (over, exchange) {
@@ -441,26 +445,26 @@ impl Engine {
         }
         source.dir.changed();
         target.dir.changed();
-        lists.from.remove(source.name);
-        lists.to().insert(target.name, moved);
+        dirs.from.remove(source.name);
+        dirs.to().insert(target.name, moved);
         moved
             .state_mut()
             .move_place((source.dir, source.name), target.place());
         if let (Some(over), true) = (over, exchange) {
-            lists.from.insert(source.name, over);
+            dirs.from.insert(source.name, over);
             over.state_mut()
                 .move_place((target.dir, target.name), source.place());
         }
     }
 }
 
-/// The names of both directories, which may be one.
-struct Lists<'a> {
+/// The locked names of both directories, which may be the same one.
+struct DirPair<'a> {
     from: NamesHeld<'a>,
     to: Option<NamesHeld<'a>>,
 }
 
-impl Lists<'_> {
+impl DirPair<'_> {
     fn to(&mut self) -> &mut Names {
         match &mut self.to {
             Some(to) => to,
@@ -472,14 +476,14 @@ impl Lists<'_> {
 #[derive(PartialEq, Eq)]
 enum Allowed {
     Yes,
-    /// Both names are the same file's.
+    /// Both are names of the same file.
     AlreadySo,
 }
 
-/// Refuses what no file system does.
+/// Refuses renames that no file system allows.
 fn allowed(
     moved: &Arc<LiveNode>,
-    over: Option<&Held<'_>>,
+    over: Option<&HeldNode<'_>>,
     from: &Arc<LiveNode>,
     to: &Arc<LiveNode>,
     mode: RenameMode,
@@ -528,12 +532,17 @@ fn is_in(dir: &Arc<LiveNode>, above: &Arc<LiveNode>) -> bool {
 }
 
 /// The one step on disk.
-fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool) -> Result<()> {
+fn move_on_disk(
+    upper: &Upper,
+    source: &RenameEnd<'_>,
+    target: &RenameEnd<'_>,
+    is_dir: bool,
+) -> Result<()> {
     let hide = source.below.is_some();
     let whiteout_there =
         is_dir && upper.above(&target.at, target.name).on(upper)? == Above::Whiteout;
     if upper.by_name() {
-        // Beside its name it hides nothing of a file, and makes a directory opaque that has nothing
+        // Next to a file's name it hides nothing; it makes a directory opaque, which has nothing
         // below.
         if hide {
             upper.hide(&source.at, source.name).on(upper)?;
@@ -547,21 +556,22 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
             .rename(source.name, &target.at, target.name, flags);
         done.on(upper)?;
         if whiteout_there {
-            // If it stays, it hides nothing that shows.
+            // If this fails, the whiteout hides nothing that shows.
             let _ = source.at.unlink(source.name);
         }
         upper.unhide_name(&target.at, target.name);
         return Ok(());
     }
     if whiteout_there {
-        // A directory can't replace it, so they change places: the old one needs it, or it goes.
+        // A directory can't replace a whiteout, so exchange them: the whiteout stays at the old
+        // name if that needs one.
         let flags = RenameFlags::EXCHANGE;
         let done = source
             .at
             .rename(source.name, &target.at, target.name, flags);
         done.on(upper)?;
         if !hide {
-            // If it stays, it hides nothing.
+            // If this fails, the whiteout hides nothing.
             let _ = source.at.unlink(source.name);
         }
         return Ok(());
@@ -582,12 +592,12 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
             let done = source
                 .at
                 .rename(source.name, &target.at, target.name, flags);
-            // A file system that can't do both in one step, or a kernel (before 5.8) where a plain
-            // user may not: a crash in between lets the lower file show again.
+            // The file system can't do both in one step, or the kernel (before 5.8) doesn't allow
+            // a plain user to: a crash in between lets the lower file show again.
             done.and_then(|()| {
                 let hidden = upper.hide(&source.at, source.name);
                 hidden.inspect_err(|_| {
-                    // Back to where everybody believes it is; what was replaced stays lost.
+                    // Move it back to where the nodes say it is; a replaced file is lost.
                     let _ = target
                         .at
                         .rename(target.name, &source.at, source.name, flags);
@@ -599,8 +609,8 @@ fn move_on_disk(upper: &Upper, source: &End<'_>, target: &End<'_>, is_dir: bool)
     }
 }
 
-/// Lets what was moved on disk know where it is now.
-fn relocate(state: &mut State, from: &End<'_>, to: &End<'_>) {
+/// Updates the state of a node that was moved on disk.
+fn relocate(state: &mut State, from: &RenameEnd<'_>, to: &RenameEnd<'_>) {
     match &mut state.body {
         Body::Dir(body) => {
             if let Some(own) = &body.upper {

@@ -1,4 +1,4 @@
-//! What an engine is asked, and what it answers: plain values.
+//! The engine's requests and answers: plain values.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use vellum_sys::{FileKind, Timespec};
 
-/// A live node of an engine. Valid from the lookup that returned it until it was forgotten as often
-/// as returned.
+/// A live node of an engine. Valid from the lookup that returned it until it has been forgotten as
+/// often as it was returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub u64);
 
@@ -16,36 +16,36 @@ impl NodeId {
     pub const ROOT: NodeId = NodeId(1);
 }
 
-/// The one file that has the bytes of another at the moment.
+/// The single file on disk that has a file's bytes at the moment.
 #[derive(Debug, Clone)]
 pub enum Backing {
-    /// A lower layer's, to be read only. It has them until the file is copied up; what is written
-    /// afterwards is not in it.
+    /// A lower layer's, for reading only. It has them until the file is copied up; later writes are
+    /// not in it.
     Lower(Arc<File>),
-    /// The file's own in the upper layer, which stays so.
+    /// The file's own in the upper layer, which does not change any more.
     Upper(Arc<File>),
-    /// None: they are in more than one file, or whatever is done to them has to be asked for.
+    /// None: the bytes are in more than one file, or every access needs a request.
     None,
 }
 
-/// On whose behalf something is done. Whether he may was decided before (by the kernel): this says
-/// who owns what is new.
+/// The process that a request is for. Its permission was checked before (by the kernel); this says
+/// who owns new files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
     /// Effective user, as seen inside the union.
     pub uid: u32,
     /// Effective group, as seen inside the union.
     pub gid: u32,
-    /// Bits to leave out of the mode of what is new, unless the directory has a default ACL.
+    /// Bits to clear in the mode of new files, unless the directory has a default ACL.
     pub umask: u32,
 }
 
 /// Attributes as a user of the union sees them: ids mapped, records applied, inode number stable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attr {
-    /// The inode number; the same over copy-up, rename and remount.
+    /// The inode number; copy-up, rename and remount don't change it.
     pub ino: u64,
-    /// What it is.
+    /// Its type.
     pub kind: FileKind,
     /// Permission bits with setuid, setgid, sticky: 12 bits.
     pub mode: u32,
@@ -59,7 +59,7 @@ pub struct Attr {
     pub rdev: (u32, u32),
     /// Size in bytes.
     pub size_bytes: u64,
-    /// Blocks of 512 bytes in use, wherever they are.
+    /// Blocks of 512 bytes in use, in any layer.
     pub blocks_512: u64,
     /// Preferred I/O size.
     pub block_bytes: u32,
@@ -71,12 +71,12 @@ pub struct Attr {
     pub ctime: Timespec,
 }
 
-/// A node that was looked up or made. The caller owes a forget for it.
+/// A node that was looked up or created. The caller owes a forget for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The node.
     pub node: NodeId,
-    /// Tells apart two nodes that had one [`NodeId`], in this opening of the union or another.
+    /// Distinguishes nodes that had the same [`NodeId`], in this opening of the union or another.
     pub generation: u64,
     /// Its attributes now.
     pub attr: Attr,
@@ -106,12 +106,11 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of content.
     pub mtime: Option<SetTime>,
-    /// Clear setuid, and setgid where the group may execute: the change is by one who may not keep
-    /// them.
+    /// Clear setuid, and setgid if the group may execute: the caller may not keep them.
     pub clear_privileges: bool,
 }
 
-/// What to make under a new name.
+/// What to create under a new name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NewNode {
     /// An empty regular file.
@@ -135,12 +134,12 @@ pub enum NewNode {
 pub enum RenameMode {
     /// It is replaced.
     Replace,
-    /// It is an error if there is something.
+    /// It is an error if the name exists.
     NoReplace,
-    /// Both names change places.
+    /// Both names are exchanged.
     Exchange,
-    /// As replace, and a whiteout stays at the old name. Refused: whiteouts can't be made through a
-    /// union.
+    /// As `Replace`, but leaves a whiteout at the old name. Refused: whiteouts can't be created
+    /// through a union.
     Whiteout,
 }
 
@@ -149,16 +148,16 @@ pub enum RenameMode {
 pub struct Listing {
     /// The name.
     pub name: OsString,
-    /// The inode number that `Attr::ino` of this name has.
+    /// The inode number, the same as `Attr::ino` of this name.
     pub ino: u64,
-    /// What it is.
+    /// Its type.
     pub kind: FileKind,
-    /// Where to go on behind it: valid for this node until it is forgotten, whatever is made or
-    /// removed meanwhile.
+    /// Where to continue after it: valid for this node until it is forgotten, whatever is created
+    /// or removed in between.
     pub next: u64,
 }
 
-/// What is looked for in a file.
+/// What to look for in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whence {
     /// Data.
@@ -167,7 +166,7 @@ pub enum Whence {
     Hole,
 }
 
-/// A file system's room. Counted in blocks of `block_bytes`.
+/// A file system's space, in blocks of `block_bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
     /// Bytes of a block.
@@ -176,7 +175,7 @@ pub struct Room {
     pub blocks: u64,
     /// Blocks free.
     pub blocks_free: u64,
-    /// Blocks free for others than root.
+    /// Blocks free for users other than root.
     pub blocks_available: u64,
     /// Inodes in all.
     pub inodes: u64,

@@ -1,10 +1,9 @@
-//! Changing attributes and xattrs. Only metadata is copied up for it; a new size is the business of
-//! `data.rs`.
+//! Changing attributes and xattrs. Only metadata is copied up for it; `data.rs` changes sizes.
 //!
-//! What a change of owner or content takes away (setuid, setgid, capabilities) is taken away here,
-//! before the change: the file system below would go by this process's rights, not by the asker's.
-//! Where owners and modes are recorded, the record is changed and the inode behind it stays as it
-//! is.
+//! A change of owner or content clears privileges (setuid, setgid, capabilities). This is done
+//! here, before the change: the file system below would check this process's rights, not the
+//! caller's. Where owners and modes are recorded, the record is changed and the inode behind it
+//! stays as it is.
 
 use std::ffi::OsStr;
 
@@ -32,11 +31,11 @@ const SETGID: u32 = 0o2000;
 const GROUP_EXECUTES: u32 = 0o010;
 
 impl Action<'_> {
-    /// Changes attributes, and returns them all.
+    /// Changes attributes, and returns all of them.
     ///
     /// The order is size, owner, mode, times, so that none undoes another. Errors:
-    /// [`Refusal::UnmappedId`], [`Refusal::IsADirectory`] and [`Refusal::Invalid`] for a size of
-    /// what has none, [`Refusal::ReadOnly`], `Io`; a part may have been changed then.
+    /// [`Refusal::UnmappedId`], [`Refusal::IsADirectory`] and [`Refusal::Invalid`] for the size of
+    /// a node without one, [`Refusal::ReadOnly`], `Io`; some attributes may have changed then.
     pub fn set_attr(&self, id: NodeId, change: &SetAttr) -> Result<Attr> {
         let upper = self.upper()?;
         let node = self.node(id)?;
@@ -51,7 +50,7 @@ impl Action<'_> {
         }
         let times = (new_time(change.atime), new_time(change.mtime));
         let of_owner = uid.is_some() || gid.is_some() || change.mode.is_some();
-        // On a directory the bits are no privileges.
+        // On a directory these bits are not privileges.
         let clear = change.clear_privileges && change.mode.is_none() && node.kind != FileKind::Dir;
         if of_owner || clear || times != (NewTime::Keep, NewTime::Keep) {
             let now = |time| matches!(time, NewTime::Keep | NewTime::Now);
@@ -93,7 +92,7 @@ impl Action<'_> {
         clear: bool,
     ) -> Result<()> {
         if node.kind == FileKind::Symlink && at.stat().on(upper)?.kind == node.kind {
-            // It takes no record: what can't be set is refused.
+            // A symbolic link can't have a record: refuse what can't be set.
             return match uid.is_some() || gid.is_some() {
                 true => at.set_owner(uid, gid).on(upper),
                 false => Ok(()),
@@ -125,9 +124,9 @@ impl Action<'_> {
     /// Sets an xattr.
     ///
     /// Overlay marks are stored escaped, so that a union on top of this one can have its own.
-    /// Errors: [`Refusal::Unsupported`] if the union has none, [`Refusal::NotPermitted`] for names
-    /// that are records here, [`Refusal::UnmappedId`] and [`Refusal::Invalid`] for ACLs, `Io` as
-    /// the file system says (EEXIST, ENODATA, ENOSPC, ERANGE).
+    /// Errors: [`Refusal::Unsupported`] if the union has no xattrs, [`Refusal::NotPermitted`] for
+    /// names that are records here, [`Refusal::UnmappedId`] and [`Refusal::Invalid`] for ACLs, `Io`
+    /// for the file system's errors (EEXIST, ENODATA, ENOSPC, ERANGE).
     pub fn set_xattr(&self, id: NodeId, name: &OsStr, value: &[u8], mode: SetMode) -> Result<()> {
         let upper = self.upper()?;
         let kept = self.kept(upper, name)?;
@@ -135,7 +134,7 @@ impl Action<'_> {
         let value = self.value_stored(name, value)?;
         self.may_change(&node, &self.shared())?;
         self.to_upper(&node, Depth::Meta)?;
-        // An ACL says who may, and the mode says the same in short.
+        // An ACL grants access, and the mode is its short form.
         self.touch(
             node.id,
             match name == acl::ACCESS {
@@ -152,7 +151,7 @@ impl Action<'_> {
             match (at.set_xattr(&kept.name, &value, mode), &kept.record) {
                 (Ok(()), None) => return Ok(()),
                 (Ok(()), Some(record)) => {
-                    // One that was refused before, and recorded, would hide this.
+                    // A record of an earlier value that was refused would hide this one.
                     return match at.remove_xattr(record) {
                         // A symbolic link can't have one.
                         Err(error) if error.is_denied() => Ok(()),
@@ -180,10 +179,10 @@ impl Action<'_> {
         let node = self.node(id)?;
         {
             let gate = self.shared();
-            // Nothing is copied up for what is not there.
+            // Don't copy up for an xattr that does not exist.
             if self.xattr_in(node.state().placed(&gate), name)?.is_none() {
                 return match name == acl::ACCESS || name == acl::DEFAULT {
-                    // The file systems of the kernel say so: there is no ACL afterwards.
+                    // As in the kernel's file systems: there is no ACL afterwards.
                     true => Ok(()),
                     false => Err(Refusal::NoAttribute.into()),
                 };
@@ -198,7 +197,7 @@ impl Action<'_> {
         let at = state.at().on(upper)?;
         let at = at.ok_or(Refusal::Stale)?;
         if name == CAPABILITY && self.xattr_in(state, name)?.is_none() {
-            // The copy went without it, see `carry`.
+            // It was not copied up, see `carry`.
             return Ok(());
         }
         let mut removed = false;
@@ -220,8 +219,8 @@ impl Action<'_> {
         }
     }
 
-    /// Takes privileges from a file whose bytes are about to change, if the asker may not leave
-    /// them to it, and returns its attributes.
+    /// Clears the privileges of a file whose bytes are about to change, unless the caller may keep
+    /// them, and returns its attributes.
     ///
     /// Errors: as [`Action::set_attr`].
     pub fn drop_privileges(&self, id: NodeId) -> Result<Attr> {
@@ -237,11 +236,11 @@ impl Action<'_> {
         self.attr(id)
     }
 
-    /// Takes away what a change of a file's bytes takes away, before it is made: setuid, setgid,
-    /// the capability. `keeps` is asked only if there is something that the asker might keep.
+    /// Clears what a change of a file's bytes clears, before the change: setuid, setgid, the
+    /// capability. `keeps` is called only if there is something that the caller might keep.
     ///
-    /// The file is in the upper layer. No lock is held. A capability that is no record goes with
-    /// the change itself: no file system keeps it, not even for root.
+    /// The file is in the upper layer. No lock is held. A capability that is not a record is
+    /// cleared by the change itself: no file system keeps it, not even for root.
     pub(crate) fn take_privileges(
         &self,
         upper: &Upper,
@@ -303,9 +302,9 @@ impl Action<'_> {
         Ok(())
     }
 
-    /// Returns what a change by this asker leaves of the mode of a file, which belongs to the group
-    /// `gid` (as stored): setgid stays only where it gives no group's rights (it means locking
-    /// there), and for members of the group.
+    /// Returns the mode of a file after a change by this caller. The file belongs to the group
+    /// `gid` (as stored). Setgid stays only if it grants no group rights (it means locking then),
+    /// and for members of the group.
     fn without_privileges(&self, mode: u32, gid: u32) -> u32 {
         let left = mode & !SETUID;
         if mode & SETGID == 0 {

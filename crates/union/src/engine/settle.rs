@@ -1,12 +1,12 @@
-//! Making an upper layer plain: what is still read from lower files is copied, until no file has a
-//! block map any more.
+//! Making an upper layer plain: copies what is still read from lower files, until no file has a
+//! block map.
 //!
-//! Afterwards the kernel, and everybody else, can mount the upper or read it as a layer. It can be
-//! stopped at any time, by a kill too: what is copied is durable and recorded before more is
-//! copied, and the next settling goes on there. A file is whole before its marks go. Owner, mode,
-//! times, xattrs and holes are what they were.
+//! Afterwards the kernel and other programs can mount the upper or read it as a layer. Settling can
+//! be stopped at any time, also by a kill: each part is durable and recorded before the next is
+//! copied, and the next settling continues there. A file is whole before its marks are removed.
+//! Owner, mode, times, xattrs and holes don't change.
 //!
-//! Upper and work directory are locked meanwhile, as by an engine.
+//! The upper and the work directory are locked while it runs, as by an engine.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -27,7 +27,7 @@ use crate::layer::blocks::BlockMaps;
 use crate::layer::{Dialect, Layer, LayerDir};
 use crate::{Error, Result};
 
-/// What is to be settled.
+/// The upper layer to settle.
 #[derive(Debug, Clone)]
 pub struct SettleOptions {
     /// The upper directory.
@@ -42,7 +42,7 @@ pub struct SettleOptions {
     pub data_lowers: Vec<Arc<dyn Layer>>,
 }
 
-/// How far a settling is.
+/// The progress of settling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SettleProgress {
     /// Files made plain.
@@ -51,16 +51,16 @@ pub struct SettleProgress {
     pub files_total: u64,
     /// Bytes copied (or found to be holes).
     pub bytes: u64,
-    /// Bytes that were still below.
+    /// Bytes that were still below at the start.
     pub bytes_total: u64,
 }
 
-/// What a settling did.
+/// The result of settling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settled {
-    /// In figures.
+    /// How much was done.
     pub done: SettleProgress,
-    /// Nothing unsettled is left: false if it was asked to stop.
+    /// Nothing unsettled is left; false if it was asked to stop.
     pub complete: bool,
 }
 
@@ -68,7 +68,7 @@ pub struct Settled {
 ///
 /// Errors: [`Error::BadUpper`] if a union has the upper or the work directory open;
 /// [`Error::Blocks`] names a file whose map or lower file can't be used (the others are settled all
-/// the same); `Io`, for want of room too. What was done stays done.
+/// the same); `Io`, also if there is no space. Completed work stays.
 pub fn settle(
     options: &SettleOptions,
     progress: &mut dyn FnMut(SettleProgress),
@@ -83,7 +83,7 @@ pub fn settle(
             why: "the kernel has it mounted as an overlay's upper; unmount that first".to_owned(),
         });
     }
-    // What is copied here counts against a limit, and nobody counts it now.
+    // Copied bytes count against a limit, but they are not counted here.
     limit::forget(&work).on(&*name)?;
     let Some(maps) = BlockMaps::within(&work).on(&*name)? else {
         return Ok(Settled {
@@ -102,19 +102,19 @@ pub fn settle(
     let store = BlockStore::open(work, maps, name.clone(), prefix, true, lowers)?;
     let settled = Run::new(&store, name.clone(), progress, cancel)?.all(&upper, index.as_ref())?;
     if settled.complete {
-        // An engine that was killed left it; nobody has the directory now, and nothing in it is
-        // Vellum's alone.
+        // A killed engine left it; the directory is no longer in use, and nothing in it is specific
+        // to Vellum any more.
         forget_open(&options.work).on(&*name)?;
     }
     Ok(settled)
 }
 
 impl Engine {
-    /// Closes the engine as [`Engine::close`] does, and before it lets go of its upper layer makes
-    /// that plain.
+    /// Closes the engine as [`Engine::close`] does, but makes the upper layer plain before it
+    /// releases it.
     ///
-    /// `None` if there is no upper layer. After an error the engine is closed too; what was settled
-    /// by then stays so.
+    /// `None` if there is no upper layer. The engine is closed after an error too; files settled by
+    /// then stay settled.
     pub fn close_settled(
         self,
         progress: &mut dyn FnMut(SettleProgress),
@@ -128,7 +128,7 @@ impl Engine {
     }
 }
 
-/// Settles the upper layer of an engine that nobody uses any more.
+/// Settles the upper layer of an engine that is no longer in use.
 fn settle_open(
     upper: &Upper,
     progress: &mut dyn FnMut(SettleProgress),
@@ -138,19 +138,19 @@ fn settle_open(
     let root = upper.root.dir().on(upper)?;
     let index = upper.index.as_ref().map(|index| index.dir()).transpose();
     let index = index.on(upper)?;
-    // What is copied counts against a limit, and nobody counts it now.
+    // Copied bytes count against a limit, but they are not counted here.
     upper.usage.miscounts();
     Run::new(&upper.blocks, name, progress, cancel)?.all(&root, index.as_deref())
 }
 
-/// One settling.
+/// One run of settling.
 struct Run<'a> {
     store: &'a BlockStore,
     name: String,
     progress: &'a mut dyn FnMut(SettleProgress),
     cancel: &'a Cancel,
     done: SettleProgress,
-    /// Maps no file was found for yet.
+    /// Maps whose file was not found yet.
     left: BTreeSet<Box<str>>,
     failed: Option<Error>,
 }
@@ -177,7 +177,7 @@ impl<'a> Run<'a> {
                 continue;
             };
             run.done.files_total += 1;
-            // One that can't be read is told when its file is met.
+            // An unreadable map is reported when its file is found.
             if let Ok(map) = store.maps().read(&map) {
                 run.done.bytes_total += map.blocks_below() * u64::from(map.header.block_bytes);
             }
@@ -186,7 +186,7 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// Settles everything in the upper layer, and what has a name in the index alone.
+    /// Settles everything in the upper layer, and files that have a name only in the index.
     fn all(mut self, upper: &Dir, index: Option<&Dir>) -> Result<Settled> {
         (self.progress)(self.done);
         let mut complete = self.left.is_empty() || self.tree(upper)?;
@@ -197,7 +197,7 @@ impl<'a> Run<'a> {
             return Err(error);
         }
         if complete {
-            // Nothing names them: a crash came before the mark, or behind its removal.
+            // Nothing names them: a crash came before the mark, or after its removal.
             for map in std::mem::take(&mut self.left) {
                 self.store.remove_map(&map)?;
             }

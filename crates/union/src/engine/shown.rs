@@ -22,7 +22,7 @@ use crate::layer::{Dialect, LayerDir, Records};
 use crate::node::shown_name;
 use crate::{Refusal, Result};
 
-/// The inode whose attributes count, in whatever layer it is.
+/// The inode whose attributes count, in any layer.
 #[derive(Debug)]
 pub(crate) struct Source {
     pub layer: usize,
@@ -85,7 +85,7 @@ impl Engine {
         }
     }
 
-    /// Returns the target of a symbolic link. Errors: [`Refusal::Invalid`] if it is none.
+    /// Returns the target of a symbolic link. Errors: [`Refusal::Invalid`] if it is not one.
     pub fn read_link(&self, id: NodeId) -> Result<OsString> {
         let node = self.node(id)?;
         if node.kind != FileKind::Symlink {
@@ -99,8 +99,8 @@ impl Engine {
     /// Returns the target of the symbolic link that `source` is.
     pub(super) fn read_link_of(&self, source: &Source) -> Result<OsString> {
         let stat = source.stat().on(self.layer(source.layer))?;
-        // A link whose owner could not be set is a regular file with a record; the target is what
-        // it holds.
+        // A link whose owner could not be set is a regular file with a record; its content is the
+        // target.
         let recorded = stat.ok_or(Refusal::Stale)?.kind == FileKind::File;
         let read = match (&source.inode, recorded) {
             (Inode::Upper(At::Name(dir, name)), false) => dir.read_link(name),
@@ -116,8 +116,8 @@ impl Engine {
         read.on(self.layer(source.layer))
     }
 
-    /// Returns the value of an xattr, or `None` if there is none. Errors: [`Refusal::Unsupported`]
-    /// if the union has none at all.
+    /// Returns the value of an xattr, or `None` if it is not set. Errors: [`Refusal::Unsupported`]
+    /// if the union has no xattrs.
     pub fn xattr(&self, id: NodeId, name: &OsStr) -> Result<Option<Vec<u8>>> {
         if self.no_xattrs {
             return Err(Refusal::Unsupported.into());
@@ -126,7 +126,7 @@ impl Engine {
         self.xattr_in(self.unmoved(&node).placed(), name)
     }
 
-    /// As [`Engine::xattr`], of a node that stays where it is.
+    /// As [`Engine::xattr`], for a node that can't move.
     pub(crate) fn xattr_in(&self, state: Placed<'_>, name: &OsStr) -> Result<Option<Vec<u8>>> {
         let source = self.source(state)?;
         let dialect = self.dialect_of(source.layer);
@@ -138,7 +138,7 @@ impl Engine {
             return Ok(None);
         }
         let read = |stored: &OsStr| match source.xattr(stored) {
-            // No xattr can be called so, or none of that namespace can be here.
+            // No xattr can have this name, or the file system lacks its namespace.
             Err(error) if error.is(rustix::io::Errno::RANGE) => Ok(None),
             other => other.on(self.layer(source.layer)),
         };
@@ -154,9 +154,9 @@ impl Engine {
         value.map(|value| self.value_shown(name, value)).transpose()
     }
 
-    /// Maps the ids in an ACL, and the one in a capability. Whom this user namespace has no number
-    /// for, an ACL does not name: nobody in the union is that one, and the kernel takes no ACL with
-    /// such an entry from a server.
+    /// Maps the ids in an ACL, and the one in a capability. Leaves out entries of an ACL for ids
+    /// that are not mapped in this user namespace: no process in the union has such an id, and the
+    /// kernel rejects an ACL with such an entry from a server.
     fn value_shown(&self, name: &OsStr, value: Vec<u8>) -> Result<Vec<u8>> {
         if name == CAPABILITY && !self.ids.are_plain() {
             return map_capability(&value, |id| self.ids.acl_uid_shown(id));
@@ -191,7 +191,7 @@ impl Engine {
         Ok(shown.into_iter().collect())
     }
 
-    /// Returns the room on the file system that changes go to.
+    /// Returns the space on the file system that changes go to.
     pub fn statfs(&self) -> Result<Room> {
         let room = match &self.upper {
             Some(upper) => {
@@ -213,7 +213,7 @@ impl Engine {
     }
 }
 
-/// Reads what a file that stands for a link holds. A target is shorter than a page.
+/// Reads the target from a file that stands for a symbolic link. It is shorter than a page.
 fn content(file: std::fs::File) -> vellum_sys::Result<OsString> {
     let mut target = Vec::new();
     let read = file.take(4097).read_to_end(&mut target);

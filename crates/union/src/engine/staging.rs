@@ -1,8 +1,8 @@
-//! The staging directory, `work/work`: where things are made before they have a place, and go
-//! before they are deleted.
+//! The staging directory, `work/work`: where inodes are prepared before they get their name, and
+//! where they go before they are deleted.
 //!
-//! Names in it are random, so nobody can prepare them, and whatever a crash leaves is swept at the
-//! next opening. What is here is in nobody's view: it may be half made.
+//! Names in it are random, so no other program can prepare them, and the next opening sweeps what a
+//! crash leaves. Inodes here are not visible in the union and may be incomplete.
 //!
 //! Whiteouts are hard links of one device 0:0 kept here, as the kernel does it: millions of them
 //! cost one inode.
@@ -24,7 +24,7 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    /// Takes the directory, which is empty or will be swept by the caller.
+    /// Uses a directory that is empty or that the caller will sweep.
     pub fn new(dir: Arc<Dir>) -> Staging {
         Staging {
             dir,
@@ -37,17 +37,17 @@ impl Staging {
         &self.dir
     }
 
-    /// Returns a name nobody has used or can guess. It begins with `#`, as the kernel's do.
+    /// Returns an unused name that can't be guessed. It begins with `#`, like the kernel's.
     pub fn name(&self) -> OsString {
         OsString::from(format!("#{}", vellum_sys::random::hex(24)))
     }
 
-    /// Makes a whiteout called `name` in `dir`, which may be the staging directory. Errors: EEXIST.
+    /// Creates a whiteout `name` in `dir`, which may be the staging directory. Errors: EEXIST.
     pub fn make_whiteout(&self, dir: &Dir, name: &OsStr) -> Result<()> {
         for _ in 0..2 {
             let shared = self.shared()?;
             match dir.link(&self.dir, &shared, name) {
-                // Full, or swept away by a stranger: another one is begun.
+                // Out of links, or removed by another program: start another one.
                 Err(error) if error.is(Errno::MLINK) || error.is_not_found() => {
                     self.forget(&shared);
                 }
@@ -77,13 +77,12 @@ impl Staging {
     }
 
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<OsString>> {
-        // The value is replaced whole, so it is good even if another thread panicked with it.
+        // The value is replaced as a whole, so it is consistent even if another thread panicked.
         sync::lock(&self.whiteout)
     }
 
-    /// Puts a whiteout in the place of `name` in `dir`, in one step; what was there is in the
-    /// staging directory afterwards if it was a directory, under the name returned, and gone
-    /// otherwise.
+    /// Replaces `name` in `dir` with a whiteout, in one step. A replaced directory is in the
+    /// staging directory afterwards, under the name returned; anything else is gone.
     pub fn whiteout_over(&self, dir: &Dir, name: &OsStr, is_dir: bool) -> Result<Option<OsString>> {
         let temp = self.name();
         self.make_whiteout(&self.dir, &temp)?;
@@ -98,15 +97,14 @@ impl Staging {
         Ok(is_dir.then_some(temp))
     }
 
-    /// Removes what is called `name` here and is no directory; a failure leaves litter for the next
-    /// sweep.
+    /// Removes `name` here, which is not a directory; a failure leaves litter for the next sweep.
     pub fn discard(&self, name: &OsStr) {
-        // Litter in the staging directory is in nobody's view and is swept at the next opening.
+        // Litter in the staging directory is not visible, and the next opening sweeps it.
         let _ = self.dir.unlink(name);
     }
 
-    /// Removes the directory `name` here with all that is in it; a failure leaves litter for the
-    /// next sweep.
+    /// Removes the directory `name` here with its content; a failure leaves litter for the next
+    /// sweep.
     pub fn discard_dir(&self, name: &OsStr) {
         if self.dir.rmdir(name).is_err() {
             // As above.
@@ -155,7 +153,7 @@ mod tests {
         assert!(staging.dir().stat(&old).unwrap().is_dir());
         staging.discard_dir(&old);
         assert_eq!(staging.dir().entries().unwrap().count(), 1);
-        // Swept away behind our back: another one is begun.
+        // Removed behind our back: another one is created.
         let name = staging.shared().unwrap();
         staging.discard(&name);
         staging.make_whiteout(&upper, OsStr::new("w2")).unwrap();

@@ -1,17 +1,17 @@
-//! What a successor needs to go on where an engine stops, so that whoever has files open notices
-//! nothing.
+//! What a successor needs to continue where an engine stops, so that processes with open files
+//! notice nothing.
 //!
-//! The front knows nodes by number, and believes what it was told of them. So a successor must know
-//! the same nodes by the same numbers, with the same inode numbers, counted on as often; a place in
-//! a listing must stay one; and what has lost its name is known by nothing but descriptors.
-//! [`Engine::hand_over`] puts all that into a [`Legacy`]: a record, and descriptors beside it. A
-//! new engine on the same layers takes it with [`Engine::inherit`], before anybody else uses it.
-//! Everything else is on disk, or is found again by looking.
+//! The front knows nodes by number and relies on what it has been told about them. So a successor
+//! must have the same nodes with the same numbers, inode numbers and reference counts; places in
+//! listings must stay valid; and nodes without a name are reachable only through descriptors.
+//! [`Engine::hand_over`] puts all that into a [`Legacy`]: a record, and descriptors along with it.
+//! A new engine on the same layers takes it with [`Engine::inherit`], before its first use.
+//! Everything else is on disk, or is found again by a lookup.
 //!
-//! To be called between requests, never during one. A file copied up block by block that has lost
-//! its last name is made whole, since its map is in memory alone. The record is for a process of
-//! the same build: it names its version and is refused otherwise. It is written at a handover; an
-//! engine that was killed leaves none (see `docs/decisions/0032-a-successor.md`).
+//! Call these between requests, never during one. A file copied up block by block that has lost its
+//! last name is made whole, since its map is only in memory. The record is for a process of the
+//! same build: it names its version and is refused otherwise. It is written at a handover; a killed
+//! engine leaves none (see `docs/decisions/0032-a-successor.md`).
 
 mod bytes;
 
@@ -27,7 +27,7 @@ use vellum_sys::{Dir, FileKind, sync};
 
 use crate::dir_layer::DirHandle;
 use crate::engine::nodes::list::Listings;
-use crate::engine::nodes::table::{Held, Numbered};
+use crate::engine::nodes::table::{HeldNode, Numbered};
 use crate::engine::nodes::{Body, DataAt, DirBody, FileBody, LiveNode, LowerFile, UpperFile};
 use crate::engine::request::NodeId;
 use crate::engine::{Engine, EngineOptions};
@@ -39,21 +39,21 @@ use crate::{Error, Refusal, Result};
 
 use bytes::{Damaged, Reader, Writer};
 
-/// What a record begins with.
+/// The first bytes of a record.
 const MAGIC: &[u8] = b"vellum nodes 1\n";
 
-/// What an engine leaves to the one after it.
+/// What an engine leaves to its successor.
 #[derive(Debug)]
 pub struct Legacy {
     /// The nodes.
     pub record: Vec<u8>,
-    /// Descriptors of what has no name any more, as the record counts them.
+    /// Descriptors of nodes without a name, in the record's order.
     pub files: Vec<OwnedFd>,
 }
 
 impl From<Damaged> for Error {
     fn from(_: Damaged) -> Error {
-        lost("its record is damaged")
+        lost("the record is damaged")
     }
 }
 
@@ -62,11 +62,10 @@ fn lost(why: impl Into<String>) -> Error {
 }
 
 impl Engine {
-    /// Returns what a successor needs. Nobody may be in a call meanwhile, nor come later: then this
-    /// one is let go of by [`Engine::let_go`], and the next one opened.
+    /// Returns what a successor needs. No other call may run at the same time or afterwards: next,
+    /// the caller drops this engine with [`Engine::let_go`] and opens the successor.
     ///
-    /// Errors: `Io`; what was copied until then stays copied. The engine can be used on after an
-    /// error.
+    /// Errors: `Io`; files copied by then stay copied. After an error the engine can still be used.
     pub fn hand_over(&self) -> Result<Legacy> {
         self.sweep();
         let mut giver = Giver {
@@ -92,7 +91,7 @@ impl Engine {
         })
     }
 
-    /// Lets go of the upper layer without closing it: the successor goes on with it, and until then
+    /// Releases the upper layer without closing it: the successor continues with it, and until then
     /// it looks as after a kill.
     pub fn let_go(self) -> Result<()> {
         let Some(upper) = &self.upper else {
@@ -105,7 +104,7 @@ impl Engine {
     /// Opens a union as [`Engine::open`] does and takes over what its predecessor left.
     ///
     /// Errors: those of opening; [`Error::Successor`] if the layers are not the same or the record
-    /// is none.
+    /// is not valid.
     pub fn inherit(options: EngineOptions, legacy: Legacy) -> Result<Engine> {
         let engine = Engine::open(options)?;
         let mut taker = Taker {
@@ -116,30 +115,30 @@ impl Engine {
         let mut record = Reader(&legacy.record);
         for byte in MAGIC {
             if record.u8()? != *byte {
-                return Err(lost("its record is of another version"));
+                return Err(lost("the record has another version"));
             }
         }
         for (number, identity) in engine.identities()?.into_iter().enumerate() {
             if identity != (record.u64()?, record.u64()?) {
                 return Err(lost(match number.checked_sub(1) {
                     None => String::from("there are more or fewer layers now"),
-                    Some(layer) => format!("layer {layer} is another directory"),
+                    Some(layer) => format!("layer {layer} is a different directory"),
                 }));
             }
         }
-        engine.table.go_on_in(record.u32()?);
+        engine.table.set_generation(record.u32()?);
         let next = record.u64()?;
         for _ in 0..record.count()? {
             taker.node(&mut record)?;
         }
-        // Nothing is dropped that only something further down counts on, before all is there.
+        // Drop no node before all are there: some are referenced only by nodes further down.
         drop(taker);
-        engine.table.go_on_with(next);
+        engine.table.continue_numbering(next);
         engine.sweep();
         Ok(engine)
     }
 
-    /// Returns what identifies the layers: how many there are of each kind, then their roots.
+    /// Returns what identifies the layers: how many there are of each type, then their roots.
     fn identities(&self) -> Result<Vec<(u64, u64)>> {
         let (layers, data) = (self.stack.layers(), self.stack.data_layers());
         let mut found = vec![(layers.len() as u64, data.len() as u64)];
@@ -159,7 +158,7 @@ impl Engine {
     }
 }
 
-/// Puts parents before what is in them, and adds those that are only counted on by what is in them.
+/// Puts parents before their children, and adds parents that are referenced only by children.
 fn in_order(nodes: Vec<Arc<LiveNode>>) -> Vec<Arc<LiveNode>> {
     let mut ordered = Vec::with_capacity(nodes.len());
     let mut done = HashSet::new();
@@ -249,7 +248,7 @@ impl Giver<'_> {
                 match &file.data {
                     DataAt::Upper => self.lower(None),
                     DataAt::Lower(lower) => self.lower(Some(lower)),
-                    // It was made whole.
+                    // It was made whole before.
                     DataAt::Blocks(_) => return Err(Refusal::Stale.into()),
                 }
             }
@@ -315,7 +314,7 @@ impl Giver<'_> {
 
 struct Taker<'a> {
     engine: &'a Engine,
-    known: HashMap<u64, Held<'a>>,
+    known: HashMap<u64, HeldNode<'a>>,
     files: Vec<Option<OwnedFd>>,
 }
 
@@ -332,14 +331,14 @@ impl<'a> Taker<'a> {
             FileKind::Dir => Some(listings(record)?),
             _ => None,
         };
-        let mut found: Option<Held<'a>> = None;
+        let mut found: Option<HeldNode<'a>> = None;
         let places = record.count()?;
         for _ in 0..places {
             let (parent, name) = (record.u64()?, OsStr::from_bytes(record.bytes()?));
             let parent = self.known.get(&parent);
-            let parent = parent.ok_or_else(|| lost("a directory is missing in its record"))?;
+            let parent = parent.ok_or_else(|| lost("a directory is missing from the record"))?;
             if !parent.is_dir() {
-                return Err(lost("its record has names in a file"));
+                return Err(lost("the record has names in a file"));
             }
             let child = engine.find(parent, name, Some(numbers))?;
             let (child, _) = child.ok_or_else(|| lost(format!("{name:?} is gone")))?;
@@ -347,7 +346,7 @@ impl<'a> Taker<'a> {
                 .as_ref()
                 .is_none_or(|found| Arc::ptr_eq(found, &child));
             if !same || child.kind != kind || child.id != id {
-                return Err(lost(format!("{name:?} is something else now")));
+                return Err(lost(format!("{name:?} has been replaced")));
             }
             found = Some(child);
         }
@@ -460,7 +459,7 @@ fn kind_of(record: &mut Reader<'_>) -> Result<FileKind> {
 }
 
 fn listings(record: &mut Reader<'_>) -> Result<(u64, Option<Listings>)> {
-    use crate::engine::nodes::list::{Listed, Order};
+    use crate::engine::nodes::list::{ListingEntry, Order};
     let changes = record.u64()?;
     if record.u8()? == 0 {
         return Ok((changes, None));
@@ -482,7 +481,7 @@ fn listings(record: &mut Reader<'_>) -> Result<(u64, Option<Listings>)> {
                 read.places.push(None);
                 continue;
             }
-            read.places.push(Some(Listed {
+            read.places.push(Some(ListingEntry {
                 name: OsStr::from_bytes(name).into(),
                 ino: record.u64()?,
                 kind: kind_of(record)?,

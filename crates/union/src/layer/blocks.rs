@@ -1,14 +1,13 @@
-//! Files whose bytes are partly in the upper layer and partly still in a lower file: reading them,
-//! wherever they are met.
+//! Reading files whose bytes are partly in the upper layer and partly still in a lower file.
 //!
-//! Such a file is a sparse upper inode with the deliberately short metacopy mark, which every
-//! kernel mount answers with EIO, and a mark that names its map: a file in `vellum/blocks` of the
-//! work directory ([`vellum_format::block_map`]). Only who has that work directory, and the very
-//! lower file that the map names, can read it; anything else is an error that says what is missing,
-//! never zeros. What writes such files is in `engine/blocks.rs` and `engine/settle.rs`.
+//! Such a file is a sparse upper inode with the deliberately short metacopy mark, for which every
+//! kernel mount returns EIO, and a mark that names its map: a file in `vellum/blocks` of the work
+//! directory ([`vellum_format::block_map`]). Reading it needs that work directory, and the very
+//! lower file that the map names; otherwise an error says what is missing, and no byte is read as
+//! zero. `engine/blocks.rs` and `engine/settle.rs` write such files.
 //!
-//! The rule for every byte, at one address ([`view::View`]): from the map's limit on, and in blocks
-//! that were written, it is the upper file's; else the lower file's.
+//! The rule for every byte is in one place ([`view::View`]): from the map's limit on, and in
+//! written blocks, it is the upper file's; else the lower file's.
 
 pub(crate) mod maps;
 pub(crate) mod view;
@@ -28,7 +27,7 @@ use view::{Piece, View};
 
 /// The bytes of a regular file, open for reading.
 ///
-/// Reads from the beginning on, like a file; independent of others that were opened.
+/// Reads sequentially from the beginning, like a file, with its own position.
 #[derive(Debug)]
 pub struct Data {
     whole: Whole,
@@ -41,7 +40,7 @@ enum Whole {
     Blocks(Box<Blocks>),
 }
 
-/// A file copied up block by block, with all that reading takes.
+/// A file copied up block by block, with what is needed to read it.
 #[derive(Debug)]
 struct Blocks {
     upper: File,
@@ -58,8 +57,8 @@ impl Data {
         }
     }
 
-    /// Opens a file that is copied up block by block: `upper` is its inode, `map` the name its mark
-    /// gives.
+    /// Opens a file that is copied up block by block: `upper` is its inode, `map` the name in its
+    /// mark.
     ///
     /// `lowers` are all layers below, from the bottom, data-only ones first.
     pub(crate) fn blocks(
@@ -73,7 +72,7 @@ impl Data {
         let mut map = maps.read(map).map_err(&fail)?;
         maps::check_upper(&map, stat.ino).map_err(&fail)?;
         let lower = maps::open_lower(&map.header.lower, lowers).map_err(&fail)?;
-        // It was cut, and whoever did it was killed before he could write that down.
+        // It was truncated by a process that was killed before it recorded that.
         map.limit_bytes = map.limit_bytes.min(stat.size_bytes);
         let blocks = Blocks {
             upper,
@@ -87,7 +86,7 @@ impl Data {
         })
     }
 
-    /// Returns the file itself, if its bytes are all in one place.
+    /// Returns the file itself, if it has all its bytes.
     pub fn as_file(&self) -> Option<&File> {
         match &self.whole {
             Whole::Plain(file) => Some(file),
@@ -103,7 +102,7 @@ impl Data {
         }
     }
 
-    /// Reads from `offset` on, as much as there is; a shorter count is the end of the file.
+    /// Reads from `offset` on, as much as there is; a short count means the end of the file.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> vellum_sys::Result<usize> {
         match &self.whole {
             Whole::Plain(file) => data::read_at(file, buffer, offset),
@@ -111,7 +110,7 @@ impl Data {
         }
     }
 
-    /// Returns where data begins at or behind `offset`; `None` if only holes are left.
+    /// Returns where data begins at or after `offset`; `None` if only holes are left.
     pub fn seek_data(&self, offset: u64) -> vellum_sys::Result<Option<u64>> {
         match &self.whole {
             Whole::Plain(file) => data::seek_data(file, offset),
@@ -119,7 +118,7 @@ impl Data {
         }
     }
 
-    /// Returns where a hole begins at or behind `offset`; the end is one. `None` behind the end.
+    /// Returns where a hole begins at or after `offset`; the end is one. `None` past the end.
     pub fn seek_hole(&self, offset: u64) -> vellum_sys::Result<Option<u64>> {
         match &self.whole {
             Whole::Plain(file) => data::seek_hole(file, offset),
@@ -163,7 +162,7 @@ impl Seek for Data {
     }
 }
 
-/// Returns an error of a system call as one line.
+/// Returns a system call's error in one line.
 pub(crate) fn told(error: &vellum_sys::Error) -> String {
     format!("{error}: {}", error.source)
 }

@@ -1,4 +1,4 @@
-//! What the tests with real trees share: layers made by the kernel, and our view of them.
+//! Shared by the tests with real trees: layers written by the kernel, and our view of them.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fs::File;
@@ -12,7 +12,7 @@ use vellum_testkit::tree::{Entry, Kind, hash};
 use vellum_testkit::{Scratch, Tree, needs_root};
 use vellum_union::{ChangeKind, Dialect, DirLayer, Form, Layer, Node, Stack, changes};
 
-/// An overlay mounted by the kernel, and the directories it is made of.
+/// An overlay mounted by the kernel, and its directories.
 pub struct Rig {
     pub scratch: Scratch,
     /// The top one first.
@@ -27,7 +27,7 @@ pub struct Rig {
 pub const ALL_ON: &[(&str, &str)] = &[("redirect_dir", "on"), ("metacopy", "on"), ("index", "off")];
 
 impl Rig {
-    /// Makes directories only; `None` (and said so) if this process may not mount.
+    /// Creates directories only; `None` (with a message) if this process may not mount.
     pub fn new(lowers: usize, options: &[(&str, &str)]) -> Option<Rig> {
         if !needs_root("kernel overlay") {
             return None;
@@ -60,8 +60,8 @@ impl Rig {
             upper: Some((self.upper.clone(), work)),
             options: self.options.clone(),
         };
-        // Whoever made a mount namespace meanwhile (another test's container) has a copy of the
-        // mount before this one, and with index=on the kernel then calls the upper busy.
+        // A mount namespace created in between (another test's container) has a copy of the
+        // previous mount, and with index=on the kernel then calls the upper busy.
         for _ in 0..1200 {
             match overlay.mount(&self.scratch, &self.merged) {
                 Err(error) if error.contains("os error 16") => {}
@@ -76,7 +76,7 @@ impl Rig {
         self.scratch.unmount(&self.merged);
     }
 
-    /// Makes the upper the top lower and begins a new one. Not while mounted.
+    /// Makes the upper the top lower and starts a new one. Not while mounted.
     pub fn push(&mut self) {
         self.lowers.insert(0, self.upper.clone());
         self.uppers += 1;
@@ -149,7 +149,7 @@ pub fn touch(path: &Path, seconds: u64) {
     File::open(path).unwrap().set_modified(time).unwrap();
 }
 
-/// Our view as a picture, to hold against one of a mount.
+/// Our view as a tree, to compare with that of a mount.
 pub fn picture(stack: &Stack) -> Tree {
     let mut tree = Tree::default();
     for node in stack.walk() {

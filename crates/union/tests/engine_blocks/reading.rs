@@ -1,4 +1,4 @@
-//! Who else reads them: no kernel, nobody without the map, and nobody with another lower file or a
+//! Who can't read them: the kernel, and Vellum without the map, with another lower file, or with a
 //! damaged map.
 
 use std::ffi::OsStr;
@@ -73,7 +73,7 @@ fn no_kernel_mount_serves_an_unsettled_file() {
             // Its own work directory is refused.
             let own = with(overlay(&rig.work), set).mount(&rig.scratch, &target);
             assert!(own.is_err(), "{set:?}");
-            // With a fresh one, or as a lower layer, the mount comes, and the file is an error.
+            // With a fresh one, or as a lower layer, the mount succeeds, and the file is an error.
             let fresh = rig.scratch.dir("fs/fresh");
             with(overlay(&fresh), set)
                 .mount(&rig.scratch, &target)
@@ -219,7 +219,7 @@ fn a_damaged_map_is_an_error_or_makes_no_difference() {
             Err(other) => panic!("{other:?}"),
         }
     }
-    // The others are in barriers, which are written twice.
+    // The others are in barriers, which have two copies.
     assert!(errors > good.len() / 4, "{errors} of {}", good.len());
     std::fs::remove_file(&map).unwrap();
     let node = stack(&rig).lookup(Path::new("f")).unwrap().unwrap();

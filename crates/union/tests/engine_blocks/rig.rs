@@ -1,4 +1,4 @@
-//! An engine that copies large files block by block, what it keeps of them on disk, and settlings.
+//! An engine that copies large files block by block, its files on disk, and settling.
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -63,7 +63,7 @@ pub fn layer(path: &Path) -> Arc<dyn Layer> {
     Arc::new(DirLayer::open(path, Dialect::kernel(Prefix::Trusted)).unwrap())
 }
 
-/// The union as one who does not mount it reads it, with the maps of its work directory.
+/// The union as a reader without a mount sees it, with the maps of its work directory.
 pub fn stack(rig: &Rig) -> Stack {
     let maps = BlockMaps::open(&rig.work).unwrap().map(Arc::new);
     let upper = DirLayer::open(&rig.upper, Dialect::kernel(Prefix::Trusted)).unwrap();
@@ -105,7 +105,7 @@ pub fn maps(rig: &Rig) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// Reads a file through a mount; errors as the program sees them.
+/// Reads a file through a mount; errors are those that a program sees.
 pub fn content(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.read_to_end(&mut bytes)?;

@@ -1,4 +1,4 @@
-//! How they become plain: by a settling, stopped or not, or at the end of a mount.
+//! How they become plain: by settling, stopped or not, or at the end of a mount.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -96,7 +96,7 @@ fn a_settled_upper_is_the_kernels() {
 }
 
 #[test]
-fn a_settling_that_is_stopped_goes_on_later() {
+fn a_stopped_settling_can_be_continued() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
@@ -126,7 +126,7 @@ fn a_settling_that_is_stopped_goes_on_later() {
     .unwrap();
     assert!(!settled.complete && steps == 1);
     assert!(is_unsettled(&rig.upper.join("f")));
-    // Used in between, and changed: the change counts, its time too.
+    // Used and changed in between: the change counts, also its time.
     let engine = open(&rig);
     let node = find(&engine, "f");
     assert_eq!(engine.attr(node).unwrap().mtime, times);
@@ -146,7 +146,7 @@ fn a_settling_that_is_stopped_goes_on_later() {
 }
 
 #[test]
-fn depth_is_no_obstacle_to_a_settling() {
+fn settling_works_at_any_depth() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
@@ -155,7 +155,7 @@ fn depth_is_no_obstacle_to_a_settling() {
     let file = find(&engine, "f");
     engine.privileged().write(file, 9, b"new", false).unwrap();
     bytes[9..12].copy_from_slice(b"new");
-    // Longer than the 4096 bytes that the kernel takes.
+    // Longer than the kernel's limit of 4096 bytes.
     let name = "n".repeat(200);
     let mut dir = NodeId::ROOT;
     for _ in 0..30 {

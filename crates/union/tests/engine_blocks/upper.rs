@@ -1,4 +1,4 @@
-//! What else such an engine keeps: limits, flags, few descriptors.
+//! Other properties of such an engine: limits, flags, few descriptors.
 
 use std::ffi::OsStr;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use super::rig::{MIB, block_options, find, lower, mark, open, read, resize};
 use crate::engine_support::{ROOT, Rig};
 
 #[test]
-fn a_file_of_a_limit_is_refused_what_does_not_fit() {
+fn a_limit_refuses_what_does_not_fit() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
@@ -71,7 +71,7 @@ fn a_file_of_a_limit_is_refused_what_does_not_fit() {
         ));
         assert_eq!(std::fs::read_dir(&rig.upper).unwrap().count(), before.len());
     }
-    // Overwriting needs nothing, and room given back can be used.
+    // Overwriting needs no space, and freed space can be used.
     engine
         .privileged()
         .write(entry.node, 0, &[2; 50_000], false)
@@ -93,7 +93,7 @@ fn a_file_of_a_limit_is_refused_what_does_not_fit() {
         .privileged()
         .unlink(NodeId::ROOT, OsStr::new("b"))
         .unwrap();
-    // As long as it is used it is there; who comes a moment too early waits for its end.
+    // It exists as long as it is in use; a call that comes a moment too early waits for its end.
     let create = || {
         engine
             .privileged()
@@ -109,7 +109,7 @@ fn a_file_of_a_limit_is_refused_what_does_not_fit() {
     });
     let free = engine.statfs().unwrap();
     engine.close().unwrap();
-    // Kept figures, and figures counted after a crash, are the same.
+    // Saved figures, and figures counted after a crash, are the same.
     let engine = limited(Some(MIB), Some(5));
     assert_eq!(engine.statfs().unwrap().inodes_free, 0);
     assert_eq!(engine.statfs().unwrap().blocks_free, free.blocks_free);

@@ -1,5 +1,5 @@
-//! What is written to them is what is read, whoever else has hold of them and whatever ends before
-//! its time; and what it costs.
+//! Reads return what was written to them, also with other users of the file and after kills and
+//! crashes; and what it costs.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -15,7 +15,7 @@ use super::rig::{
 };
 use crate::engine_support::Rig;
 
-/// Bytes in use below a directory.
+/// Returns the bytes in use below a directory.
 fn usage(dir: &Path) -> u64 {
     let mut bytes = 0;
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -34,7 +34,7 @@ fn one_byte_of_ten_gib_costs_less_than_a_mib() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
-    // Much larger than its file system: there is no room for a whole copy.
+    // Much larger than its file system: there is no space for a whole copy.
     let big = std::fs::File::create(rig.lowers[0].join("big")).unwrap();
     big.set_len(10 << 30).unwrap();
     let at = (5 << 30) + 12_345;
@@ -59,7 +59,7 @@ fn one_byte_of_ten_gib_costs_less_than_a_mib() {
     let engine = open(&rig);
     let node = find(&engine, "big");
     assert_eq!(read(&engine, node, at - 4096, 65536), expected);
-    // The first write of a truncation to nothing copies nothing, either.
+    // Truncating to 0 as the first change copies nothing, either.
     resize(&engine, node, 0);
     assert_eq!(read(&engine, node, 0, 100), b"");
     engine.close().unwrap();
@@ -71,7 +71,7 @@ fn one_byte_of_ten_gib_costs_less_than_a_mib() {
 }
 
 #[test]
-fn a_file_written_whole_is_plain_by_itself() {
+fn a_fully_written_file_becomes_plain() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
@@ -92,14 +92,14 @@ fn a_file_written_whole_is_plain_by_itself() {
         std::fs::read(rig.upper.join("f")).unwrap(),
         vec![9; 200_000]
     );
-    // Descriptors and later writes go on.
+    // Descriptors and later writes still work.
     engine.privileged().write(node, 5, b"later", false).unwrap();
     assert_eq!(read(&engine, node, 4, 7), b"\x09later\x09");
     engine.close().unwrap();
 }
 
 #[test]
-fn what_was_cut_never_comes_back() {
+fn truncated_bytes_never_come_back() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
@@ -110,7 +110,7 @@ fn what_was_cut_never_comes_back() {
         engine.privileged().write(node, 0, b"x", false).unwrap();
         resize(&engine, node, 100_001);
         if reopen {
-            // Killed before anything was said about the cut.
+            // Killed before the truncation was recorded.
             drop(engine);
             engine = open(&rig);
             node = find(&engine, "f");
@@ -144,7 +144,7 @@ fn what_was_cut_never_comes_back() {
     }
 }
 
-/// Makes a map look as if its last writer ran before the machine was last started.
+/// Makes a map look as if its last writer ran before the last boot.
 fn as_of_another_boot(map: &Path) {
     use vellum_format::block_map::{BlockMapHeader, BlockRecord, Epoch, RECORD_BYTES};
     let mut bytes = std::fs::read(map).unwrap();
@@ -163,7 +163,7 @@ fn as_of_another_boot(map: &Path) {
 }
 
 #[test]
-fn what_was_not_synced_before_a_power_cut_is_old() {
+fn unsynced_bytes_are_old_after_a_power_cut() {
     let Some(rig) = Rig::on(FsKind::Ext4, 1) else {
         return;
     };
@@ -180,7 +180,7 @@ fn what_was_not_synced_before_a_power_cut_is_old() {
         .write(node, 100_000, b"not synced", false)
         .unwrap();
     drop(engine);
-    // The power goes: the record is on disk, the data is not.
+    // Power cut: the record is on disk, the data is not.
     let upper = std::fs::File::options()
         .write(true)
         .open(rig.upper.join("f"))
@@ -193,7 +193,7 @@ fn what_was_not_synced_before_a_power_cut_is_old() {
         let node = find(&engine, "f");
         assert!(read(&engine, node, 0, 300_000) == bytes);
         if write {
-            // The rest of the block comes from below, not from what lies in the upper inode.
+            // The rest of the block comes from below, not from the bytes in the upper inode.
             engine
                 .privileged()
                 .write(node, 100_000, b"again", false)
@@ -203,7 +203,7 @@ fn what_was_not_synced_before_a_power_cut_is_old() {
         }
         engine.close().unwrap();
     }
-    // Once closed, it was all synced.
+    // Once closed, everything was synced.
     as_of_another_boot(&maps(&rig).pop().unwrap());
     assert!(settle_now(&rig).unwrap().complete);
     assert!(std::fs::read(rig.upper.join("f")).unwrap() == bytes);

@@ -1,5 +1,5 @@
-//! What the tests of the engine share: layers on ext4, an engine on them, the kernel's overlayfs on
-//! the same layers, and both seen as one kind of picture.
+//! Shared by the engine's tests: layers on ext4, an engine on them, the kernel's overlayfs on the
+//! same layers, and both views as trees that can be compared.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::ffi::{OsStr, OsString};
@@ -24,7 +24,7 @@ pub const ROOT: Caller = Caller {
     umask: 0o022,
 };
 
-/// Layers in a file system of their own.
+/// Layers in their own file system.
 pub struct Rig {
     pub scratch: Scratch,
     /// The top one first.
@@ -35,7 +35,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Makes empty layers on a new ext4; `None` (and said so) if this process may not mount.
+    /// Creates empty layers on a new ext4; `None` (with a message) if this process may not mount.
     pub fn new(lowers: usize) -> Option<Rig> {
         Rig::on(FsKind::Ext4, lowers)
     }
@@ -55,7 +55,7 @@ impl Rig {
         Some(Rig::below(scratch, base, lowers))
     }
 
-    /// Makes empty layers wherever tests make files: no privilege is needed, and the kernel mounts
+    /// Creates empty layers where tests create files: needs no privilege, and the kernel mounts
     /// nothing.
     pub fn anywhere(lowers: usize) -> Rig {
         let scratch = Scratch::new();
@@ -81,8 +81,8 @@ impl Rig {
     }
 
     pub fn open(&self) -> Engine {
-        // The kernel lets go of an upper some time after the unmounting, when another process is
-        // just being started.
+        // The kernel releases an upper some time after the unmount if another process is just
+        // being started.
         for _ in 0..3000 {
             match Engine::open(self.options()) {
                 Err(Error::BadUpper { why, .. }) if why.contains("the kernel") => {}
@@ -114,8 +114,8 @@ impl Rig {
         .option("metacopy", "on")
         .option("index", "on")
         .option("xino", "on");
-        // Whoever made a mount namespace meanwhile has a copy of the mount before this one, and the
-        // kernel then calls the upper busy.
+        // A mount namespace created in between has a copy of the previous mount, and the kernel
+        // then calls the upper busy.
         for _ in 0..1200 {
             match overlay.mount(&self.scratch, &target) {
                 Err(error) if error.contains("os error 16") => {}
@@ -129,7 +129,7 @@ impl Rig {
         panic!("the upper stays busy");
     }
 
-    /// Closes the engine, and demands that a fresh engine and the kernel show what it showed.
+    /// Closes the engine, and asserts that a fresh engine and the kernel show what it showed.
     #[track_caller]
     pub fn agree(&self, engine: Engine) -> Tree {
         let live = view(&engine);
@@ -156,7 +156,7 @@ pub fn options(lowers: &[PathBuf], upper: &Path, work: &Path) -> EngineOptions {
     }
 }
 
-/// Opens an engine; waits as long as somebody's copy of a mount of the kernel's keeps the upper
+/// Opens an engine; waits as long as another namespace's copy of a kernel mount keeps the upper
 /// busy.
 pub fn open(options: impl Fn() -> EngineOptions) -> Engine {
     for _ in 0..1200 {
@@ -169,7 +169,7 @@ pub fn open(options: impl Fn() -> EngineOptions) -> Engine {
     panic!("the upper stays busy");
 }
 
-/// An engine used by paths, as a program uses a mount. Every node it meets is forgotten again.
+/// An engine used by paths, as a program uses a mount. It forgets every node that it looks up.
 pub struct User<'a> {
     pub engine: &'a Engine,
     pub caller: Caller,
@@ -182,14 +182,14 @@ pub fn user(engine: &Engine) -> User<'_> {
     }
 }
 
-/// A node held: forgotten when dropped.
-pub struct Held<'a> {
+/// A looked-up entry, forgotten when dropped.
+pub struct HeldEntry<'a> {
     engine: &'a Engine,
     pub node: NodeId,
     pub attr: Option<Attr>,
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldEntry<'_> {
     fn drop(&mut self) {
         if self.node != NodeId::ROOT {
             self.engine.forget(self.node, 1);
@@ -198,16 +198,16 @@ impl Drop for Held<'_> {
 }
 
 impl<'a> User<'a> {
-    pub fn hold(&self, entry: Entry) -> Held<'a> {
-        Held {
+    pub fn hold(&self, entry: Entry) -> HeldEntry<'a> {
+        HeldEntry {
             engine: self.engine,
             node: entry.node,
             attr: Some(entry.attr),
         }
     }
 
-    pub fn find(&self, path: impl AsRef<Path>) -> Result<Held<'a>> {
-        let mut at = Held {
+    pub fn find(&self, path: impl AsRef<Path>) -> Result<HeldEntry<'a>> {
+        let mut at = HeldEntry {
             engine: self.engine,
             node: NodeId::ROOT,
             attr: None,
@@ -219,8 +219,8 @@ impl<'a> User<'a> {
         Ok(at)
     }
 
-    /// The directory that `path` is in, and its name there.
-    pub fn above<'p>(&self, path: &'p Path) -> Result<(Held<'a>, &'p OsStr)> {
+    /// Returns the parent directory of `path`, and the name in it.
+    pub fn above<'p>(&self, path: &'p Path) -> Result<(HeldEntry<'a>, &'p OsStr)> {
         let name = path.file_name().expect("a path with a name");
         Ok((self.find(path.parent().expect("a parent"))?, name))
     }
@@ -230,7 +230,7 @@ impl<'a> User<'a> {
         self.engine.attr(held.node)
     }
 
-    pub fn make(&self, path: impl AsRef<Path>, what: NewNode, mode: u32) -> Result<Held<'a>> {
+    pub fn make(&self, path: impl AsRef<Path>, what: NewNode, mode: u32) -> Result<HeldEntry<'a>> {
         let (dir, name) = self.above(path.as_ref())?;
         let entry = self
             .engine
@@ -348,7 +348,7 @@ pub fn names(engine: &Engine, dir: NodeId) -> Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Everything the engine shows, as the kernel's view is taken.
+/// Returns everything the engine shows, in the form of the kernel's view.
 #[track_caller]
 pub fn view(engine: &Engine) -> Tree {
     let mut tree = Tree::default();
@@ -407,7 +407,7 @@ fn seen(engine: &Engine, node: NodeId, attr: &Attr) -> Seen {
     }
 }
 
-/// The refusal in a result, which has to be one.
+/// Returns the refusal in a result, which must be one.
 #[track_caller]
 pub fn refusal<T>(result: Result<T>) -> vellum_union::Refusal {
     match result {
@@ -417,14 +417,14 @@ pub fn refusal<T>(result: Result<T>) -> vellum_union::Refusal {
     }
 }
 
-/// Lets a copied upper take its index of hard links over, which knows the upper by a file handle:
-/// the original's.
+/// Lets a copied upper use the copied index of hard links, which names the original upper by its
+/// file handle.
 pub fn forget_upper(work: &Path) {
     for prefix in ["trusted", "user"] {
         let mark = format!("{prefix}.overlay.upper");
         match rustix::fs::removexattr(work.join("index"), mark.as_str()) {
             Ok(()) | Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOENT) => {}
-            // What a plain user can't take away, none can have made.
+            // A mark that a plain user can't remove, none can have set.
             Err(rustix::io::Errno::PERM) if prefix == "trusted" => {}
             Err(error) => panic!("{mark}: {error}"),
         }

@@ -1,9 +1,9 @@
-//! A layer that holds back its answer about one name until it is told to give it.
+//! A layer that holds back its answer about one name until it is released.
 //!
-//! It stands in front of another layer and passes every question on. The first question of the
-//! chosen kind about the chosen name waits, in whatever directory the name is; later ones pass. A
-//! test waits until the question has arrived, does what must not have to wait for it, and lets the
-//! answer go. Dropping the value lets it go too, so that a failed test ends.
+//! It wraps another layer and forwards every question. The first question of the chosen type about
+//! the chosen name waits, in any directory; later ones pass. A test waits until the question has
+//! arrived, does what must not wait for it, and releases the answer. Dropping the value releases it
+//! too, so that a failed test ends.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::ffi::{OsStr, OsString};
@@ -17,19 +17,19 @@ use std::time::Duration;
 use vellum_sys::handle::FileHandle;
 use vellum_sys::room::Room;
 use vellum_sys::{Result, Stat};
-use vellum_union::{BlockMaps, Dialect, Layer, LayerDir, Listed};
+use vellum_union::{BlockMaps, Dialect, Layer, LayerDir, RawEntry};
 
-/// The most time for something that should not wait: far more than it takes on a busy machine.
+/// The time limit for something that should not wait: far more than it takes on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// What is asked.
+/// The type of question to hold back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
-    /// What is called so.
+    /// The attributes of the name.
     Stat,
-    /// To open it.
+    /// Opening it.
     Open,
-    /// What names are in it.
+    /// Listing its names.
     Names,
 }
 
@@ -49,7 +49,7 @@ struct Seen {
     let_go: bool,
 }
 
-/// Lets the answer go when dropped.
+/// Releases the answer when dropped.
 pub struct LetGo(Arc<Stall>);
 
 impl Drop for LetGo {
@@ -68,7 +68,7 @@ impl Stall {
         })
     }
 
-    /// Keeps back the answer to the next question.
+    /// Holds back the answer to the next question.
     pub fn arm(self: &Arc<Stall>) -> LetGo {
         *self.seen.lock().unwrap() = Seen {
             armed: true,
@@ -106,7 +106,7 @@ impl Stall {
     }
 }
 
-/// Does something in a thread of its own; panics if it is not done soon.
+/// Does something in its own thread; panics if it is not done soon.
 #[track_caller]
 pub fn soon<T: Send>(what: &str, act: impl FnOnce() -> T + Send, stall: &Stall) -> T {
     std::thread::scope(|scope| {
@@ -122,7 +122,7 @@ pub fn soon<T: Send>(what: &str, act: impl FnOnce() -> T + Send, stall: &Stall) 
     })
 }
 
-/// Puts a stall before a layer.
+/// Wraps a layer with a stall.
 pub fn before(layer: Arc<dyn Layer>, stall: &Arc<Stall>) -> Arc<dyn Layer> {
     Arc::new(Stalling {
         layer,
@@ -171,7 +171,7 @@ impl LayerDir for StallingDir {
     }
 
     fn stat(&self, name: Option<&OsStr>) -> Result<Option<Stat>> {
-        // Asked first: what changes while the answer is held back is not in it.
+        // Read first: the answer does not include changes made while it is held back.
         let answer = self.dir.stat(name);
         if let Some(name) = name {
             self.stall.pass(name, Question::Stat);
@@ -187,7 +187,7 @@ impl LayerDir for StallingDir {
         })
     }
 
-    fn names(&self) -> Result<Vec<Listed>> {
+    fn names(&self) -> Result<Vec<RawEntry>> {
         self.stall.pass(&self.name, Question::Names);
         self.dir.names()
     }

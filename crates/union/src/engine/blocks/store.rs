@@ -1,10 +1,9 @@
-//! The block maps of one upper layer, as its engine (or a settling of it) writes them: beginning a
-//! file, its marks, its map's records on disk, and the end of it all.
+//! The block maps of one upper layer, as its engine (or settling) writes them: starting a file, its
+//! marks, its map's records, and removing the map when the file is plain.
 //!
-//! The order of everything: the refusal in the work directory before the first map, the map before
-//! the marks that name it, data before records that tell of it, the marks' removal before the
-//! map's. So what a crash leaves is a map that nothing names (litter, removed by a settling), never
-//! a file without its map.
+//! The order: the refusal in the work directory before the first map, a map before the marks that
+//! name it, data before its records, removing the marks before removing the map. So a crash can
+//! leave a map that nothing names (litter, removed by settling), never a file without its map.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -28,7 +27,7 @@ use crate::layer::Layer;
 use crate::layer::blocks::maps::{self, BlockMaps};
 use crate::{Error, Result};
 
-/// A map is written anew, shorter, once it has so many records.
+/// A map with this many records is rewritten in a shorter form.
 const COMPACT_FROM_RECORDS: u64 = 4096;
 
 /// The block maps of one upper layer.
@@ -39,17 +38,17 @@ pub(crate) struct BlockStore {
     /// For messages: the upper layer's name.
     name: String,
     prefix: Prefix,
-    /// Syncs happen.
+    /// Whether to sync.
     durable: bool,
     /// All layers below, from the bottom.
     lowers: Vec<Arc<dyn Layer>>,
-    /// Whether the refusal is in the work directory. Held while maps are made and removed.
+    /// Whether the refusal is in the work directory. Locked while maps are created and removed.
     refusing: Mutex<bool>,
     /// Maps that were opened for writing in this epoch.
     prepared: Mutex<HashSet<Box<str>>>,
 }
 
-/// The upper layer that the files are of.
+/// The upper layer that the files belong to.
 impl Site for BlockStore {
     fn site(&self) -> String {
         self.name.clone()
@@ -57,7 +56,7 @@ impl Site for BlockStore {
 }
 
 impl BlockStore {
-    /// Takes the maps in `work`; removes what a crash left of writing them.
+    /// Opens the maps in `work`; removes what a crash left of writing them.
     pub fn open(
         work: Dir,
         maps: Arc<BlockMaps>,
@@ -86,7 +85,7 @@ impl BlockStore {
         Ok(store)
     }
 
-    /// Opens the maps of a work directory, making their directory.
+    /// Opens the maps of a work directory, creating their directory.
     pub fn make_dir(work: &Dir) -> vellum_sys::Result<BlockMaps> {
         BlockMaps::new(work.create_dir_all(workdir::BLOCK_MAPS, 0o700)?)
     }
@@ -112,17 +111,17 @@ impl BlockStore {
     }
 
     fn prepared(&self) -> MutexGuard<'_, HashSet<Box<str>>> {
-        // One insertion or removal at a time: good even if another thread panicked with it.
+        // One insertion or removal at a time: consistent even if another thread panicked.
         sync::lock(&self.prepared)
     }
 
     /// Makes `upper`, an empty inode or a metacopy, the upper part of a file copied up block by
-    /// block from `lower`, the file at `path` in the layer `layer`, counted from the bottom.
-    /// Returns its map's name.
+    /// block. `lower` is the file at `path` in layer `layer`, counted from the bottom. Returns the
+    /// name of its map.
     ///
-    /// Nothing is copied. Afterwards `upper` has the lower file's size (unless it had one of its
-    /// own) and the marks. Durable if the store is, but for what is `staged`, which nobody can see:
-    /// that is the caller's to sync.
+    /// Copies nothing. Afterwards `upper` has the lower file's size (unless it had its own) and the
+    /// marks. Durable if the store is, except for a `staged` inode, which is not visible yet: the
+    /// caller syncs it.
     pub fn begin(
         &self,
         upper: &File,
@@ -164,14 +163,14 @@ impl BlockStore {
                 self.prefix.xattr(Mark::Metacopy),
                 &Metacopy::Unsettled.encode(),
             )?;
-            // What is staged is synced before it is published.
+            // A staged inode is synced before it is published.
             match staged {
                 true => Ok(()),
                 false => self.sync_file(upper),
             }
         })();
         if let Err(error) = made {
-            // A map that nothing names is litter; the first error is the one worth telling.
+            // A map that nothing names is litter; report the first error.
             let _ = self.remove_map(&name);
             return Err(error);
         }
@@ -201,7 +200,7 @@ impl BlockStore {
         })
     }
 
-    /// Gives an inode back what an unfinished settling has kept of it, and forgets that in the map.
+    /// Restores on an inode what an unfinished settling recorded, and removes that from the map.
     pub fn forget_kept(&self, name: &str, state: &mut BlockState, open: &OpenBlocks) -> Result<()> {
         let Some(kept) = state.map.kept.take() else {
             return Ok(());
@@ -214,14 +213,14 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Makes sure that records can be appended to a map in this epoch. What is pending in it must
-    /// be valid in it.
+    /// Makes sure that records can be appended to a map in this epoch. Pending records must be of
+    /// this epoch.
     pub fn prepare(&self, name: &str, state: &mut BlockState, open: &OpenBlocks) -> Result<()> {
         if state.prepared {
             return Ok(());
         }
         if state.map.tail_left_out || !self.prepared().contains(name) {
-            // What it says becomes durable by being written anew: the data first.
+            // Rewriting the map makes its records durable, so the data must be first.
             self.sync_data(&open.upper)?;
             self.write_map(&state.map)?;
             state.rewritten();
@@ -258,8 +257,8 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Makes all that was written and recorded durable: the data first, then the map. Does nothing
-    /// to an unwritten map.
+    /// Makes all written data and records durable: the data first, then the map. Leaves a map
+    /// without new records as it is.
     pub fn barrier(&self, name: &str, state: &mut BlockState, open: &OpenBlocks) -> Result<()> {
         self.sync_data(&open.upper)?;
         if state.gone || !(state.dirty || state.limit_pending) {
@@ -288,9 +287,9 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Writes the map of a file that nothing names yet. Under its own name at once: the one sync of
-    /// the file then makes the name durable too, on most file systems, and that of the directory
-    /// finds nothing left to do.
+    /// Writes the map of a file that nothing names yet. It has its final name at once: on most file
+    /// systems the sync of the file then makes the name durable too, and the sync of the directory
+    /// has nothing left to do.
     fn write_new_map(&self, map: &BlockMap) -> Result<()> {
         let bytes = self.whole(map)?;
         let dir = self.maps.dir();
@@ -305,13 +304,13 @@ impl BlockStore {
             }
         })();
         if written.is_err() {
-            // Litter, if this fails too; the first error is the one worth telling.
+            // Litter, if this fails too; report the first error.
             let _ = dir.unlink(&name);
         }
         written
     }
 
-    /// Returns a map's bytes, written anew in this epoch.
+    /// Returns the bytes of a map rewritten in this epoch.
     fn whole(&self, map: &BlockMap) -> Result<Vec<u8>> {
         let mut bytes = map
             .header
@@ -326,7 +325,7 @@ impl BlockStore {
         Ok(bytes)
     }
 
-    /// Writes a map as a whole and puts it in the place of what has its name. Its data is durable.
+    /// Writes a whole map and replaces the one with its name. Its data is durable.
     fn write_map(&self, map: &BlockMap) -> Result<()> {
         let bytes = self.whole(map)?;
         let temp = format!("{}{}", publish::TEMP_PREFIX, random::hex(16));
@@ -341,7 +340,7 @@ impl BlockStore {
                 .on(self)
         })();
         if let Err(error) = written {
-            // Swept at the next opening; the first error is the one worth telling.
+            // Swept when next opened; report the first error.
             let _ = dir.unlink(&temp);
             return Err(error);
         }
@@ -351,7 +350,7 @@ impl BlockStore {
         }
     }
 
-    /// Makes an upper inode plain that has all its bytes itself, and removes its map.
+    /// Makes an upper inode that has all its bytes plain, and removes its map.
     pub fn finish(&self, name: &str, state: &mut BlockState, upper: &File) -> Result<()> {
         if state.gone {
             return Ok(());
@@ -359,9 +358,9 @@ impl BlockStore {
         if let Some(kept) = state.map.kept.take() {
             give_back(upper, &kept).on(self)?;
         }
-        // Before the mark goes: from then on, nobody looks below any more.
+        // Before the mark is removed: from then on, the lower file is no longer read.
         self.sync_file(upper)?;
-        // Nobody follows it but for a metacopy; should the next step not happen, the map still says
+        // It is followed for a metacopy only; if the next step does not happen, the map still says
         // where the data is.
         xattr::remove_fd(upper, self.prefix.xattr(Mark::Redirect)).on(self)?;
         xattr::remove_fd(upper, self.prefix.xattr(Mark::Metacopy)).on(self)?;
@@ -371,7 +370,7 @@ impl BlockStore {
         self.remove_map(name)
     }
 
-    /// Removes a map that nothing names any more, and with the last one the refusal.
+    /// Removes a map that nothing names any longer, and with the last one the refusal.
     pub fn remove_map(&self, name: &str) -> Result<()> {
         let mut refusing = self.refusing();
         match self.maps.dir().unlink(name) {
@@ -413,7 +412,7 @@ impl BlockStore {
             Err(error) if !error.is_not_found() => return Err(self.io(error)),
             _ => {}
         }
-        // With entries of others in it, it stays; empty, it only says nothing.
+        // With other entries in it, it stays; empty, it has no effect.
         let _ = self
             .work
             .open_dir(workdir::STAGING)
@@ -421,8 +420,8 @@ impl BlockStore {
         Ok(())
     }
 
-    /// Says in every map written to that its data is durable. The caller has synced the file
-    /// system, and nobody writes any more.
+    /// Appends a barrier to every map written to. The caller has synced the file system, and there
+    /// are no more writers.
     pub fn close(&self) -> Result<()> {
         let names: Vec<_> = self.prepared().iter().cloned().collect();
         let mut appended = false;
@@ -430,7 +429,7 @@ impl BlockStore {
             let map = match self.maps.read(&name) {
                 Ok(map) if map.pending => map,
                 Ok(_) => continue,
-                // Settled or removed meanwhile, or damaged: then the next reader says so.
+                // Settled or removed in between, or damaged: the next reader reports that.
                 Err(_) => continue,
             };
             let mut state = BlockState::new(map, u64::MAX);
@@ -439,7 +438,7 @@ impl BlockStore {
             appended = true;
         }
         match appended {
-            // Once for all of them, however many.
+            // One sync for all of them.
             true => publish::sync_fs(self.maps.dir()).on(self),
             false => Ok(()),
         }
@@ -462,7 +461,7 @@ impl BlockStore {
 
 const CAPABILITY: &str = "security.capability";
 
-/// Returns what copying data into an inode takes away from it.
+/// Returns the attributes that copying data into an inode changes.
 pub(super) fn keep(upper: &File) -> vellum_sys::Result<KeptAttributes> {
     let stat = vellum_sys::stat::stat_fd(upper)?;
     let capability = xattr::get_fd(upper, OsStr::new(CAPABILITY))?;
@@ -473,7 +472,7 @@ pub(super) fn keep(upper: &File) -> vellum_sys::Result<KeptAttributes> {
     })
 }
 
-/// Gives an inode back what copying data into it took away.
+/// Restores the attributes that copying data into an inode changed.
 pub(super) fn give_back(upper: &File, kept: &KeptAttributes) -> vellum_sys::Result<()> {
     let mode = u32::from(kept.mode);
     if vellum_sys::stat::stat_fd(upper)?.mode != mode {
@@ -488,7 +487,7 @@ pub(super) fn give_back(upper: &File, kept: &KeptAttributes) -> vellum_sys::Resu
 }
 
 impl BlockState {
-    /// The map was just written as a whole.
+    /// Notes that the map was just rewritten.
     fn rewritten(&mut self) {
         let records = self.map.compact().len() as u64 + 3;
         self.map.records = records;

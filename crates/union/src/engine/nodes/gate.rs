@@ -1,17 +1,17 @@
 //! The rename gate and the other guards of the engine, as values: code that relies on a lock takes
 //! its guard as an argument.
 //!
-//! Directories move only while one thread holds the gate alone. So the place of an inode in the
-//! upper layer, which is a chain of names, stays the same while the gate is held, and only
+//! Directories move only while one thread holds the gate exclusively. So the place of an inode in
+//! the upper layer, which is a chain of names, stays the same while the gate is held, and only
 //! [`Placed::at`] hands it out. A directory's names come after the gate in the lock order, so
-//! locking them takes the gate as an argument. A change to one of them takes a [`Slot`], which
-//! proves that the names are held and which directory they belong to. What lies in a lower layer
-//! never moves and needs no gate.
+//! locking them takes the gate as an argument. Changing one of them takes a [`Slot`], which proves
+//! that the names are held and which directory they belong to. Inodes in lower layers never move
+//! and need no gate.
 //!
 //! No thread waits for a node's gate while it holds the rename gate (`LiveNode::try_gate`), so a
 //! thread that holds a node's gate may take the rename gate. A thread must not take the rename gate
 //! twice: another may be waiting for it in between. Nor may it ask a layer for anything slow while
-//! holding it. [`assert_free`] checks both in debug builds, which includes the tests.
+//! it holds the gate. [`assert_free`] checks both in debug builds, which includes the tests.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -22,7 +22,7 @@ use vellum_sys::sync;
 
 use crate::at::At;
 use crate::engine::nodes::names::Names;
-use crate::engine::nodes::{Body, LiveNode, Place, State, UpperFile};
+use crate::engine::nodes::{Body, LiveNode, NameInDir, State, UpperFile};
 
 /// The gate of one engine.
 #[derive(Debug, Default)]
@@ -43,11 +43,11 @@ enum How<'a> {
 }
 
 thread_local! {
-    /// Whether this thread holds a gate; in debug builds alone.
+    /// Whether this thread holds a gate; in debug builds only.
     static HELD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Says that this thread must not hold the rename gate here.
+/// Asserts that this thread does not hold the rename gate.
 #[track_caller]
 pub(crate) fn assert_free() {
     debug_assert!(!HELD.get(), "this thread holds the rename gate");
@@ -71,15 +71,16 @@ impl Drop for Gate<'_> {
 }
 
 impl RenameGate {
-    /// Keeps directories from moving: for everything that uses names, and the place of anything in
-    /// the upper layer.
+    /// Takes the gate shared, which keeps directories from moving: for everything that uses names,
+    /// or the place of an inode in the upper layer.
     #[track_caller]
     pub fn shared(&self) -> Gate<'_> {
         assert_free();
         Gate::new(How::Shared(sync::read(&self.0)))
     }
 
-    /// Keeps every other thread from using names: for moving directories.
+    /// Takes the gate exclusively, which keeps other threads from using names: for moving
+    /// directories.
     #[track_caller]
     pub fn alone(&self) -> Gate<'_> {
         assert_free();
@@ -137,7 +138,7 @@ impl DerefMut for NamesHeld<'_> {
     }
 }
 
-/// One name of a directory, whose names are held. Nothing but [`NamesHeld::slot`] makes one.
+/// One name of a directory whose names are held. Only [`NamesHeld::slot`] creates one.
 #[derive(Debug)]
 pub(crate) struct Slot<'a> {
     pub parent: &'a Arc<LiveNode>,
@@ -146,20 +147,20 @@ pub(crate) struct Slot<'a> {
 }
 
 impl Slot<'_> {
-    /// Returns the name as a node remembers it.
-    pub fn place(&self) -> Place {
-        Place {
+    /// Returns the directory and name in the form that a node stores.
+    pub fn place(&self) -> NameInDir {
+        NameInDir {
             parent: Arc::clone(self.parent),
             name: self.name.to_owned(),
         }
     }
 }
 
-/// A node's state, held, and the gate if its inode is in the upper layer and could be moved. What
-/// is below never moves, so nothing waits for a lower layer to answer.
+/// A node's state, locked, and the gate if its inode is in the upper layer and could be moved.
+/// Lower inodes never move, so no request waits for a lower layer to answer.
 #[derive(Debug)]
 pub(crate) struct Unmoved<'a> {
-    // In this order: the state is let go of first.
+    // In this order: the state is released first.
     state: RwLockReadGuard<'a, State>,
     gate: Option<Gate<'a>>,
 }
@@ -173,7 +174,7 @@ impl<'a> Unmoved<'a> {
         }
     }
 
-    /// Gives the gate back, where only what is below is looked at from here on.
+    /// Releases the gate, if only lower inodes are read from here on.
     pub fn let_go(&mut self) {
         self.gate = None;
     }
@@ -194,16 +195,16 @@ impl Deref for Unmoved<'_> {
     }
 }
 
-/// A node's state while its inode stays where it is.
+/// A node's state while its inode can't move.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Placed<'a> {
     state: &'a State,
-    /// None for a node that is in no upper layer.
+    /// `None` for a node that is not in the upper layer.
     gate: Option<&'a Gate<'a>>,
 }
 
 impl State {
-    /// Returns the state as that of a node that stays where it is.
+    /// Returns the state of a node that can't move.
     pub fn placed<'a>(&'a self, gate: &'a Gate<'_>) -> Placed<'a> {
         Placed {
             state: self,
@@ -211,7 +212,7 @@ impl State {
         }
     }
 
-    /// Returns the state as that of a node that is in lower layers alone.
+    /// Returns the state of a node that is only in lower layers.
     pub fn below(&self) -> Placed<'_> {
         debug_assert!(!self.in_upper(), "it could be moved");
         Placed {
@@ -230,7 +231,7 @@ impl Deref for Placed<'_> {
 }
 
 impl Placed<'_> {
-    /// Returns the inode in the upper layer as a target of changes, or `None` if there is none.
+    /// Returns the inode in the upper layer as a target of changes, if there is one.
     pub fn at(&self) -> vellum_sys::Result<Option<At>> {
         if self.gate.is_none() {
             return Ok(None);

@@ -1,15 +1,15 @@
-//! Listing a directory, with cookies that stay valid whatever happens meanwhile.
+//! Listing a directory, with cookies that stay valid while the directory changes.
 //!
-//! A directory that was listed keeps the names in the order it gave them. A cookie is a place in
-//! that order. Names that come later are appended, and names that went leave their place empty; so
-//! whoever is in the middle, or comes back to a place, sees each name that was there all the time
-//! exactly once, with any number of readers. When most places are empty, a new order is begun
-//! behind the end of the old one, which is kept for those who are still in it.
+//! A listed directory keeps its names in the order in which it returned them. A cookie is a place
+//! in that order. New names are appended, and removed names leave their place empty. So a reader in
+//! the middle, or one that returns to a place, sees each name that was there all along exactly
+//! once, with any number of readers. When most places are empty, a new order begins after the end
+//! of the old one, which is kept for readers that are still in it.
 //!
-//! The names are read again when a reader begins anew and something changed. All is dropped with
-//! the node. Lock order: the listing of a directory comes before every other lock. It is held while
-//! the names are read, which every reader of the directory needs, but not while they are given out:
-//! the receiver looks them up, and a layer may be slow to answer.
+//! The names are read again when a reader starts over and the directory has changed. Everything is
+//! dropped with the node. Lock order: the listing of a directory comes before every other lock. It
+//! is held while the names are read, which every reader of the directory needs, but not while they
+//! are returned: the receiver looks them up, and a layer may be slow to answer.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -28,40 +28,40 @@ use crate::marks::{DirAt, Named, Reader};
 use crate::resolve::Part;
 use crate::{Refusal, Result, node};
 
-/// What was listed of one directory.
+/// The listings of one directory.
 #[derive(Debug)]
 pub(crate) struct Listings {
     /// The order in use.
     pub(in crate::engine) now: Order,
-    /// The one before, for readers who are still in it.
+    /// The one before, for readers that are still in it.
     pub(in crate::engine) before: Option<Order>,
-    /// How often the directory had changed when it was read.
+    /// The directory's change count when it was read.
     pub(in crate::engine) changes: u64,
 }
 
-/// Names in the order they are given.
+/// Names in the order in which they are returned.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Order {
     /// The cookie of the first place.
     pub base: u64,
-    pub places: Vec<Option<Listed>>,
+    pub places: Vec<Option<ListingEntry>>,
     pub empty: usize,
 }
 
 #[derive(Debug)]
-pub(in crate::engine) struct Listed {
+pub(in crate::engine) struct ListingEntry {
     pub name: Box<OsStr>,
     pub ino: u64,
     pub kind: FileKind,
 }
 
-/// So many names are given before the listing is looked at again.
+/// How many names are returned before the listing is locked again.
 const BATCH: usize = 128;
 
-/// So many places may be empty beyond those that are not.
+/// How many more places may be empty than are in use.
 const EMPTY_MAX: usize = 1024;
 
-/// Some names of an order, and where that begins.
+/// Some names of an order, and the cookie where the order begins.
 struct Batch {
     base: u64,
     listings: Vec<Listing>,
@@ -104,8 +104,8 @@ impl Listings {
         }
     }
 
-    /// Takes in what the directory has now.
-    fn renew(&mut self, found: Vec<Listed>, changes: u64) {
+    /// Updates the order with what the directory has now.
+    fn renew(&mut self, found: Vec<ListingEntry>, changes: u64) {
         self.changes = changes;
         let mut new: HashMap<Box<OsStr>, (u64, FileKind)> = found
             .into_iter()
@@ -125,8 +125,8 @@ impl Listings {
         if self.now.empty > live + EMPTY_MAX {
             let base = self.now.end();
             let old = std::mem::take(&mut self.now);
-            // Those in the old order go on in it; the new one begins with the same names.
-            let copy = |listed: &Listed| Listed {
+            // Readers of the old order stay in it; the new one begins with the same names.
+            let copy = |listed: &ListingEntry| ListingEntry {
                 name: listed.name.clone(),
                 ..*listed
             };
@@ -136,17 +136,17 @@ impl Listings {
         }
         let appended = new
             .into_iter()
-            .map(|(name, (ino, kind))| Some(Listed { name, ino, kind }));
+            .map(|(name, (ino, kind))| Some(ListingEntry { name, ino, kind }));
         self.now.places.extend(appended);
     }
 }
 
 impl Engine {
-    /// Gives the names in a directory to `take`, beginning at `cookie`: 0 for the beginning, or the
-    /// `next` of a listing of this node. Stops at the end, or when `take` breaks off: the name it
-    /// was given then counts as not taken.
+    /// Passes the names in a directory to `take`, from `cookie` on: 0 for the beginning, or the
+    /// `next` of a listing of this node. Stops at the end, or when `take` breaks: the name that it
+    /// was passed last then counts as not taken.
     ///
-    /// `.` and `..` are not among them. `take` may look names up.
+    /// `.` and `..` are not included. `take` may look names up.
     pub fn list(
         &self,
         id: NodeId,
@@ -179,7 +179,7 @@ impl Engine {
         let mut batch = listings.batch(cookie);
         let base = batch.base;
         drop(slot);
-        // If the order was replaced meanwhile, the reader comes back with its cookie.
+        // If the order was replaced in between, the reader comes back with its cookie.
         while batch.base == base {
             let Some(last) = batch.listings.last() else {
                 break;
@@ -200,7 +200,7 @@ impl Engine {
     }
 
     /// Reads the names in a directory, merged.
-    fn read_names(&self, dir: &Arc<LiveNode>) -> Result<Vec<Listed>> {
+    fn read_names(&self, dir: &Arc<LiveNode>) -> Result<Vec<ListingEntry>> {
         let (parts, impure) = {
             let gate = self.shared();
             if dir.is_gone() {
@@ -213,7 +213,7 @@ impl Engine {
             };
             let mut parts = body.parts.to_vec();
             if let Some(upper) = &body.upper {
-                // The directory may move meanwhile.
+                // The directory may move while it is read.
                 parts[0].dir.dir = upper.held().on(self.layer(0))? as Arc<dyn LayerDir>;
             }
             (parts, impure)
@@ -228,7 +228,7 @@ impl Engine {
                 .iter()
                 .any(|named| named.hides && named.kind == FileKind::File);
             if by_name {
-                // A layer may have both a name and its whiteout: it is there, and hides what is
+                // A layer may have both a name and its whiteout: the name shows and hides those
                 // below.
                 found.sort_by_key(|named| named.hides);
             }
@@ -237,7 +237,7 @@ impl Engine {
                     continue;
                 }
                 let (ino, kind) = self.numbered(dir, part, &named, several, impure)?;
-                listed.push(Listed {
+                listed.push(ListingEntry {
                     name: named.name.into(),
                     ino,
                     kind,
@@ -247,8 +247,8 @@ impl Engine {
         Ok(listed)
     }
 
-    /// Returns the inode number and kind that a lookup of this name would give, asking as little as
-    /// possible.
+    /// Returns the inode number and type that a lookup of this name would give, with as few
+    /// questions to the layers as possible.
     fn numbered(
         &self,
         dir: &Arc<LiveNode>,

@@ -1,8 +1,8 @@
 //! The names in a directory that have live nodes, and those the layers are being asked about.
 //!
-//! Plain values: a `&mut` to them means that the directory's names are held (`nodes.rs`). When an
-//! answer about a name counts is said in `lookup.rs`. The type of the nodes is a parameter, so that
-//! the model check can use its own.
+//! Plain values: a `&mut` to them means that the directory's names are held (`nodes.rs`).
+//! `lookup.rs` explains when an answer about a name counts. The type of the nodes is a parameter,
+//! so that the model check can use its own.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -14,11 +14,11 @@ use crate::engine::nodes::LiveNode;
 #[derive(Debug)]
 pub(crate) struct Names<N = LiveNode> {
     live: HashMap<OsString, Weak<N>>,
-    /// The last name that was looked up and of which no layer has anything, not even a whiteout:
-    /// who looks a name up often makes it next. Until then it stays true.
+    /// The last name looked up that no layer has, not even as a whiteout: a program often creates
+    /// the name it has just looked up. True until the name is created.
     absent: Option<Box<OsStr>>,
-    /// Every name there is, live or not, of a directory that was made by this engine and is not too
-    /// large: what is not among them need not be looked for on disk.
+    /// Every name, live or not, of a directory that this engine created and that is not too large:
+    /// other names need no lookup on disk.
     all: Option<HashSet<Box<OsStr>>>,
     /// The questions that the layers are being asked now, see `lookup.rs`.
     sought: Vec<Question>,
@@ -31,11 +31,11 @@ pub(crate) struct Names<N = LiveNode> {
 struct Question {
     number: u64,
     name: Box<OsStr>,
-    /// Something happened to the name since: what the layers answer does not count.
+    /// The name has changed, or may have, since: the layers' answer does not count.
     overtaken: bool,
 }
 
-/// A directory with more names is looked up on disk.
+/// Names of a directory with more names than this are looked up on disk.
 const ALL_MAX: usize = 4096;
 
 impl<N> Default for Names<N> {
@@ -51,24 +51,24 @@ impl<N> Default for Names<N> {
 }
 
 impl<N> Names<N> {
-    /// Returns the live node of this name.
+    /// Returns the live node with this name.
     pub fn get(&self, name: &OsStr) -> Option<Arc<N>> {
         self.live.get(name)?.upgrade()
     }
 
-    /// Notes that no layer has anything of this name.
+    /// Notes that no layer has this name.
     pub fn note_absent(&mut self, name: &OsStr) {
         if self.absent.as_deref() != Some(name) {
             self.absent = Some(name.into());
         }
     }
 
-    /// Forgets what was absent: something may have been made and not be known.
+    /// Forgets the absent name: it may have been created without being noted.
     pub fn forget_absent(&mut self) {
         self.absent = None;
     }
 
-    /// Returns whether it is known that no layer has anything of this name.
+    /// Returns whether it is known that no layer has this name.
     pub fn is_absent(&self, name: &OsStr) -> bool {
         let lacks = |all: &HashSet<Box<OsStr>>| !all.contains(name);
         self.absent.as_deref() == Some(name) || self.all.as_ref().is_some_and(lacks)
@@ -87,7 +87,7 @@ impl<N> Names<N> {
         number
     }
 
-    /// Ends what [`Names::begin`] began; true if nothing happened to the name meanwhile.
+    /// Ends what [`Names::begin`] began; true if the name has not changed since.
     pub(in crate::engine) fn end(&mut self, number: u64) -> bool {
         let at = self
             .sought
@@ -96,14 +96,14 @@ impl<N> Names<N> {
         at.is_some_and(|at| !self.sought.swap_remove(at).overtaken)
     }
 
-    /// Says that something happens to a name, or may have: questions about it are asked again.
+    /// Notes that a name changes, or may have changed: questions about it are asked again.
     pub fn overtake(&mut self, name: &OsStr) {
         for sought in &mut self.sought {
             sought.overtaken |= *sought.name == *name;
         }
     }
 
-    /// Lists a node. Its places are the caller's.
+    /// Lists a node. The caller updates the node's places.
     pub fn insert(&mut self, name: &OsStr, node: &Arc<N>) {
         self.overtake(name);
         if self.absent.as_deref() == Some(name) {
@@ -118,12 +118,12 @@ impl<N> Names<N> {
         }
     }
 
-    /// Says that there is no name yet in the directory: from here on, all are known.
+    /// Notes that the directory is empty: from here on, all its names are known.
     pub(in crate::engine) fn begin_empty(&mut self) {
         self.all = Some(HashSet::new());
     }
 
-    /// Takes a name that is gone out of the list. The node's places are the caller's.
+    /// Removes a name that is gone from the list. The caller updates the node's places.
     pub fn remove(&mut self, name: &OsStr) {
         self.overtake(name);
         self.unlist(name);
@@ -132,7 +132,7 @@ impl<N> Names<N> {
         }
     }
 
-    /// Takes a name out of the list that nobody counts on.
+    /// Removes an unused name from the list.
     pub(in crate::engine) fn unlist(&mut self, name: &OsStr) {
         self.live.remove(name);
         give_back(&mut self.live, MANY);
@@ -143,8 +143,8 @@ impl<N> Names<N> {
     }
 }
 
-/// Gives memory back that a map needed when it was eight times as large: what once held a million
-/// does not go on doing so. Returns whether it was room for more than `much`.
+/// Shrinks a map that was eight times as large: after a million entries it does not keep their
+/// memory. Returns whether it had space for more than `much`.
 pub(in crate::engine) fn give_back<K: Eq + std::hash::Hash, V>(
     map: &mut HashMap<K, V>,
     much: usize,
@@ -157,5 +157,5 @@ pub(in crate::engine) fn give_back<K: Eq + std::hash::Hash, V>(
     capacity > much
 }
 
-/// So many nodes are worth telling the system that their memory is free.
+/// From this many freed nodes on, their memory is returned to the system.
 pub(in crate::engine) const MANY: usize = 16 * 1024;

@@ -1,8 +1,8 @@
 //! The table of live nodes: by number, and by inode where a file has several names.
 //!
-//! A node is in it while somebody counts on it; its parent lists it as long as that is so, or as
-//! long as something in it is listed. What nobody counts on any more is put aside, and taken out of
-//! its parents' lists by a sweep that holds no other lock. The counts are in `counted.rs`, in
+//! A node is in the table while its reference count is not zero; its parent lists it that long, or
+//! as long as the node itself lists a child. A node without references is put aside, and a sweep
+//! that holds no other lock removes it from its parents' lists. The counts are in `counted.rs`, in
 //! shards; only files with several names share one list, of the inodes they are found by. Locks:
 //! that list's comes after a node's state, a shard's after it; no system call is made under either.
 
@@ -10,7 +10,7 @@ mod counted;
 #[cfg(test)]
 mod model;
 
-/// What `counted.rs` is made of here.
+/// The locks and counters that `counted.rs` uses here.
 mod sync {
     pub(in crate::engine) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
     pub(in crate::engine) use std::sync::{Arc, Mutex, MutexGuard};
@@ -27,7 +27,7 @@ use vellum_sys::FileKind;
 
 use crate::engine::nodes::gate::{Gate, Slot};
 use crate::engine::nodes::names::{MANY, give_back};
-use crate::engine::nodes::{Body, DirBody, Links, LiveNode, Place};
+use crate::engine::nodes::{Body, DirBody, Links, LiveNode, NameInDir};
 use crate::engine::request::NodeId;
 use crate::{Refusal, Result};
 
@@ -41,11 +41,11 @@ pub(crate) struct NodeTable {
     /// layer.
     by_inode: Mutex<HashMap<(u64, u64), Weak<LiveNode>>>,
     next: AtomicU64,
-    /// What tells the numbers given here from those of another opening.
+    /// Distinguishes the numbers assigned here from those of another opening.
     generation: AtomicU32,
 }
 
-/// The numbers of a node that is about to be made.
+/// The numbers of a node about to be created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Numbered {
     pub id: NodeId,
@@ -53,25 +53,25 @@ pub(crate) struct Numbered {
     pub ino: u64,
 }
 
-/// How a file with several names is found, and what was known of it then.
+/// How a file with several names is found, and what was known of it at that time.
 #[derive(Debug)]
 pub(crate) struct FoundBy {
     /// Its inodes in the upper layer, the lower ones, or both.
     pub inodes: Vec<(u64, u64)>,
-    /// How many names the lower inode has.
+    /// The lower inode's link count.
     pub lower_nlink: Option<u32>,
     /// See `flags.rs`.
     pub protection: u8,
 }
 
-/// What became of a file with several names that was to be added.
+/// The result of adding a file with several names.
 #[derive(Debug)]
 pub(crate) enum Linked<'a> {
     /// It has a new node.
-    Added(Held<'a>),
-    /// It had one, which has this name too now.
-    Known(Held<'a>),
-    /// It has none, and what was known of it no longer counts.
+    Added(HeldNode<'a>),
+    /// It already had one, which now has this name too.
+    Known(HeldNode<'a>),
+    /// It has no node, and what was known of it no longer counts.
     Changed,
 }
 
@@ -85,18 +85,18 @@ impl Counted for LiveNode {
     }
 }
 
-/// A node that can't be forgotten as long as this value lives.
+/// A reference to a node, which can't be forgotten as long as this value lives.
 ///
-/// It counts as one lookup. To hand that to the front, make an entry of it; dropped, it is given
-/// back.
+/// It counts as one lookup. Turn it into an entry to hand that to the front; dropping it gives the
+/// lookup back.
 #[derive(Debug)]
-pub(crate) struct Held<'a> {
+pub(crate) struct HeldNode<'a> {
     table: &'a NodeTable,
-    /// `None` once its count was left to the front.
+    /// `None` once the front has taken over its count.
     node: Option<Arc<LiveNode>>,
 }
 
-impl Deref for Held<'_> {
+impl Deref for HeldNode<'_> {
     type Target = Arc<LiveNode>;
 
     fn deref(&self) -> &Arc<LiveNode> {
@@ -107,7 +107,7 @@ impl Deref for Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldNode<'_> {
     fn drop(&mut self) {
         if let Some(node) = self.node.take() {
             self.table.counts.release(&node, 1);
@@ -115,8 +115,8 @@ impl Drop for Held<'_> {
     }
 }
 
-impl Held<'_> {
-    /// Leaves the count to the front, which will forget the node. Returns its number.
+impl HeldNode<'_> {
+    /// Hands the count to the front, which will forget the node. Returns the node's number.
     pub fn keep(mut self) -> NodeId {
         let id = self.id;
         self.node = None;
@@ -125,7 +125,7 @@ impl Held<'_> {
 }
 
 impl NodeTable {
-    /// Makes a table of a root alone, which is never forgotten.
+    /// Creates a table with only a root, which is never forgotten.
     pub fn new(ino: u64, body: DirBody) -> (NodeTable, Arc<LiveNode>) {
         let table = NodeTable {
             counts: Counts::new(),
@@ -143,8 +143,8 @@ impl NodeTable {
         sync::lock(&self.by_inode)
     }
 
-    fn held(&self, node: Arc<LiveNode>) -> Held<'_> {
-        Held {
+    fn held(&self, node: Arc<LiveNode>) -> HeldNode<'_> {
+        HeldNode {
             table: self,
             node: Some(node),
         }
@@ -156,29 +156,29 @@ impl NodeTable {
         Numbered { id, ino }
     }
 
-    /// Returns the number of the node that would be made next.
+    /// Returns the number that the next node will have.
     pub fn next_id(&self) -> u64 {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// Goes on numbering from here.
-    pub fn go_on_with(&self, next: u64) {
+    /// Continues numbering from here.
+    pub fn continue_numbering(&self, next: u64) {
         self.next.fetch_max(next, Ordering::Relaxed);
     }
 
-    /// Returns the generation of every number given here: file handles that programs keep
+    /// Returns the generation of every number assigned here. File handles that programs keep
     /// (`name_to_handle_at`, the origins of a kernel overlay on top) hold number and generation,
     /// and must not lead to another file after the next opening.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Relaxed).into()
     }
 
-    /// Goes on with a predecessor's generation.
-    pub fn go_on_in(&self, generation: u32) {
+    /// Continues with a predecessor's generation.
+    pub fn set_generation(&self, generation: u32) {
         self.generation.store(generation, Ordering::Relaxed);
     }
 
-    /// Returns all nodes that are counted on.
+    /// Returns all nodes in use.
     pub fn all(&self) -> Vec<Arc<LiveNode>> {
         self.counts.all()
     }
@@ -188,38 +188,37 @@ impl NodeTable {
         self.counts.get(id.0).ok_or_else(|| Refusal::Stale.into())
     }
 
-    /// Returns how many nodes are counted on, for tests and figures.
+    /// Returns how many nodes are in use, for tests and metrics.
     pub fn len(&self) -> usize {
         self.counts.len()
     }
 
-    /// Holds a node that was found under its name. The caller still holds the names it was found
-    /// among.
-    pub fn hold(&self, node: &Arc<LiveNode>) -> Held<'_> {
+    /// Holds a node that was found under its name. The caller still holds the directory's names.
+    pub fn hold(&self, node: &Arc<LiveNode>) -> HeldNode<'_> {
         self.counts.hold(node);
         self.held(Arc::clone(node))
     }
 
-    /// Adds a node for something that has none, under its name. Whoever made the thing calls
-    /// [`LiveNode::changed`] on the directory.
-    pub fn add(&self, at: Slot<'_>, numbers: Numbered, kind: FileKind, body: Body) -> Held<'_> {
+    /// Adds a node for an inode without one, under its name. After creating an inode, the caller
+    /// also calls [`LiveNode::changed`] on the directory.
+    pub fn add(&self, at: Slot<'_>, numbers: Numbered, kind: FileKind, body: Body) -> HeldNode<'_> {
         let node = LiveNode::new(numbers, kind, Some(at.place()), None, body);
         at.names.insert(at.name, &node);
         self.hold(&node)
     }
 
     /// Adds a node for a file without a name.
-    pub fn add_nameless(&self, numbers: Numbered, kind: FileKind, body: Body) -> Held<'_> {
+    pub fn add_nameless(&self, numbers: Numbered, kind: FileKind, body: Body) -> HeldNode<'_> {
         let node = LiveNode::new(numbers, kind, None, None, body);
         self.hold(&node)
     }
 
-    /// As [`NodeTable::add`], of a file that has, or had, several names and is found by several
-    /// inodes. If it has a node already, that one gets the name.
+    /// As [`NodeTable::add`], for a file that has, or had, several names and is found by several
+    /// inodes. If it already has a node, that one gets the name.
     ///
-    /// When several threads add one file under different names, one of them makes the node.
-    /// `unchanged` says whether what is known of the file still counts; it is called while no other
-    /// thread can give the file a node.
+    /// When several threads add one file under different names, one of them creates the node.
+    /// `unchanged` returns whether what is known of the file still counts; it is called while no
+    /// other thread can give the file a node.
     pub fn add_linked(
         &self,
         at: Slot<'_>,
@@ -276,7 +275,7 @@ impl NodeTable {
         node.state_mut().add_place(at.place());
     }
 
-    /// Notes that a name is gone. What it was the last name of lives on until it is forgotten.
+    /// Notes that a name is gone. A node that has lost its last name lives until it is forgotten.
     pub fn drop_name(&self, at: Slot<'_>) {
         at.parent.changed();
         let node = at.names.get(at.name);
@@ -300,7 +299,7 @@ impl NodeTable {
     }
 
     /// Holds the node that has this inode, if there is one.
-    pub fn hold_inode(&self, inode: (u64, u64)) -> Option<Held<'_>> {
+    pub fn hold_inode(&self, inode: (u64, u64)) -> Option<HeldNode<'_>> {
         let by_inode = self.by_inode();
         let node = by_inode.get(&inode)?.upgrade()?;
         self.counts.hold(&node);
@@ -325,7 +324,7 @@ impl NodeTable {
         }
     }
 
-    /// Returns whether a node that was in use is forgotten.
+    /// Returns whether a node that was in use has been forgotten.
     pub fn is_forgotten(&self, node: &LiveNode) -> bool {
         Counts::is_unused(node)
     }
@@ -335,8 +334,8 @@ impl NodeTable {
         self.counts.has_left()
     }
 
-    /// Takes names out of the lists that nobody counts on any more, and shows `nameless` each node
-    /// that ends without one. The caller holds no lock but the gate.
+    /// Removes unused names from the lists, and passes `nameless` each node that ends without a
+    /// name. The caller holds no lock except the gate.
     pub fn sweep(&self, gate: &Gate<'_>, nameless: impl Fn(&LiveNode)) {
         while self.counts.has_left() {
             for node in self.counts.take_left() {
@@ -348,8 +347,8 @@ impl NodeTable {
         }
     }
 
-    /// Takes a node out of its parents' lists unless it came back, or something in it is listed;
-    /// then the parents, if it was the last in them.
+    /// Removes a node from its parents' lists unless it is in use again or lists a child; then the
+    /// parents, if it was their last child.
     fn unlist(&self, node: Arc<LiveNode>, gate: &Gate<'_>, nameless: &impl Fn(&LiveNode)) {
         let mut pending = vec![node];
         while let Some(node) = pending.pop() {
@@ -369,12 +368,12 @@ impl NodeTable {
             if places.is_empty() && unused() {
                 nameless(&node);
             }
-            for Place { parent, name } in places {
+            for NameInDir { parent, name } in places {
                 let mut names = parent.names(gate);
                 let listed = names.get(&name).is_some_and(|at| Arc::ptr_eq(&at, &node));
                 if listed && !node.lists_something() && unused() {
                     names.unlist(&name);
-                    // The place stays with the node: it may be that it is still found by its inode.
+                    // The place stays with the node, which may still be found by its inode.
                     let mut state = node.state_mut();
                     if state.links.is_some() {
                         state.remove_place(&parent, &name);
@@ -402,7 +401,7 @@ impl NodeTable {
     }
 }
 
-/// The kernel keeps 32 bits of a generation; 0 is what others give.
+/// The kernel keeps 32 bits of a generation; other file systems use 0.
 fn random_generation() -> u32 {
     let bytes = vellum_sys::random::bytes(4);
     let number = bytes

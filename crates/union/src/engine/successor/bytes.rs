@@ -1,9 +1,9 @@
-//! Numbers and strings one after the other, as a record has them. It must not know what they mean.
+//! Encoding of a record: numbers and strings one after the other. It must not know what they mean.
 //!
-//! Numbers are little endian, strings have their length before them. A reader never takes more than
-//! is there.
+//! Numbers are little endian, strings are preceded by their length. A reader never reads past the
+//! end.
 
-/// What is read is shorter than what is expected in it, or makes no sense.
+/// The bytes are too short, or make no sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Damaged;
 
@@ -23,7 +23,7 @@ impl Writer {
         self.0.extend(value.to_le_bytes());
     }
 
-    /// Something that has a length in memory.
+    /// Writes the length of something in memory.
     pub fn count(&mut self, value: usize) {
         self.u64(value as u64);
     }
@@ -60,7 +60,7 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// How many of something follow, each at least a byte long: never more than there are bytes.
+    /// Reads how many items follow, each at least a byte long: never more than there are bytes.
     pub fn count(&mut self) -> Result<usize, Damaged> {
         let count = usize::try_from(self.u64()?).map_err(|_| Damaged)?;
         match count <= self.0.len() {

@@ -1,4 +1,4 @@
-//! The maps of an upper layer: finding one by name, and the lower file it is about.
+//! The maps of an upper layer: finding a map by name, and the lower file it names.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,7 +12,7 @@ use vellum_sys::{Dir, epoch, handle};
 use super::told;
 use crate::layer::{Layer, LayerDir};
 
-/// More than any map can be: one of a file of 2^62 bytes would be.
+/// More than the size of any possible map: enough for a file of 2^62 bytes.
 const MAP_MAX_BYTES: u64 = 1 << 30;
 
 /// The maps in one work directory.
@@ -23,8 +23,7 @@ pub struct BlockMaps {
 }
 
 impl BlockMaps {
-    /// Opens the maps in the work directory at `work`, a trusted path; `None` if there never were
-    /// any.
+    /// Opens the maps in the work directory at `work`, a trusted path; `None` if it never had any.
     pub fn open(work: &Path) -> vellum_sys::Result<Option<BlockMaps>> {
         BlockMaps::within(&Dir::open(work)?)
     }
@@ -55,7 +54,7 @@ impl BlockMaps {
 
     /// Returns the map called `name`. Errors say why it can't be used, as a clause.
     pub(crate) fn read(&self, name: &str) -> Result<BlockMap, String> {
-        // An engine may be appending a record this very moment: what looks damaged then is whole a
+        // An engine may be appending a record right now: a map that looks damaged may be whole a
         // moment later.
         let tries = (0..3).map(|_| self.read_once(name));
         let mut last = Err(String::new());
@@ -89,18 +88,18 @@ impl BlockMaps {
             .map_err(|error| format!("its map {name} can't be used: {error}"))?;
         match map.header.name() == name {
             true => Ok(map),
-            false => Err(format!("its map {name} is that of another file")),
+            false => Err(format!("its map {name} belongs to another file")),
         }
     }
 }
 
-/// Checks that a map is about the inode it is used for: a copy of an unsettled file has no right to
-/// its map.
+/// Checks that a map belongs to the inode it is used for: a copy of an unsettled file may not use
+/// the original's map.
 pub(crate) fn check_upper(map: &BlockMap, ino: u64) -> Result<(), String> {
     match map.header.upper_ino == ino {
         true => Ok(()),
         false => Err(format!(
-            "its map belongs to inode {}, and this is inode {ino}: the upper layer was copied",
+            "its map belongs to inode {}, but this is inode {ino}: the upper layer was copied",
             map.header.upper_ino
         )),
     }
@@ -122,8 +121,8 @@ pub(crate) fn identify(layer: u32, path: &Path, file: &File) -> vellum_sys::Resu
 
 /// Opens the lower file that a map names, and makes sure it is that very file, unchanged.
 ///
-/// `lowers` are all layers below, from the bottom. The one the map names is looked in first, then
-/// the others, since layers may have been added. Errors say what is wrong, as a clause.
+/// `lowers` are all layers below, from the bottom. The layer that the map names is searched first,
+/// then the others, since layers may have been added. Errors say what is wrong, as a clause.
 pub(crate) fn open_lower(
     wanted: &LowerIdentity,
     lowers: &[Arc<dyn Layer>],
@@ -143,7 +142,7 @@ pub(crate) fn open_lower(
             None => return Ok(file),
             Some(difference) => {
                 let name = lowers[layer].name();
-                other.get_or_insert_with(|| format!("/{} in layer {name} is not the file it was copied from any more: {difference}", wanted.path.display()));
+                other.get_or_insert_with(|| format!("/{} in layer {name} is no longer the file it was copied from: {difference}", wanted.path.display()));
             }
         }
     }
@@ -169,7 +168,7 @@ fn open_in(layer: &dyn Layer, path: &Path) -> Result<Option<File>, String> {
         Ok(file) => Ok(Some(file)),
         Err(error)
             if error.is_not_found() || error.is(Errno::NOTDIR) || error.is(Errno::LOOP)
-                // Something else than a regular file.
+                // Not a regular file.
                 || error.is(Errno::INVAL) =>
         {
             Ok(None)

@@ -6,13 +6,13 @@ use rustix::io::Errno;
 use vellum_format::block_map::BlockMap;
 use vellum_sys::{Error, Result, data};
 
-/// The two files and what says which of them has a byte.
+/// The two files, and the map that says which of them has a byte.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     pub map: &'a BlockMap,
     pub upper: &'a std::fs::File,
     pub lower: &'a std::fs::File,
-    /// The upper file's size, which is the size.
+    /// The upper file's size, which is the file's size.
     pub size_bytes: u64,
 }
 
@@ -30,8 +30,8 @@ pub(crate) enum Piece {
     Hole,
 }
 
-/// Returns which file has the byte at `at`, and up to where (at most `end`, which is behind `at`)
-/// it has all.
+/// Returns which file has the byte at `at`, and up to where it has all bytes (at most `end`, which
+/// is after `at`).
 pub(crate) fn side(map: &BlockMap, at: u64, end: u64) -> (Side, u64) {
     if at >= map.limit_bytes {
         return (Side::Upper, end);
@@ -41,7 +41,8 @@ pub(crate) fn side(map: &BlockMap, at: u64, end: u64) -> (Side, u64) {
     let last = end.min(map.limit_bytes).div_ceil(block_bytes);
     let run = map.blocks.run_end(first, last).saturating_mul(block_bytes);
     match map.blocks.contains(first) {
-        // The last written block may reach over the limit; from there on it is the upper's anyway.
+        // The last written block may extend past the limit; from there on bytes are the upper's
+        // anyway.
         true if run >= map.limit_bytes => (Side::Upper, end),
         true => (Side::Upper, end.min(run)),
         false => (Side::Lower, end.min(run).min(map.limit_bytes)),
@@ -49,7 +50,7 @@ pub(crate) fn side(map: &BlockMap, at: u64, end: u64) -> (Side, u64) {
 }
 
 impl View<'_> {
-    /// Reads from `offset` on; a shorter count is the end of the file.
+    /// Reads from `offset` on; a short count means the end of the file.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
         let end = self
             .size_bytes
@@ -70,7 +71,7 @@ impl View<'_> {
         Ok(end.saturating_sub(offset) as usize)
     }
 
-    /// Returns where data, or a hole, begins at or behind `offset`, as SEEK_DATA and SEEK_HOLE do:
+    /// Returns where data, or a hole, begins at or after `offset`, as SEEK_DATA and SEEK_HOLE do:
     /// the end is a hole.
     pub fn seek(&self, offset: u64, piece: Piece) -> Result<Option<u64>> {
         let mut at = offset;
@@ -97,8 +98,8 @@ impl View<'_> {
     }
 }
 
-/// Fills `buffer` from the lower file. One that has become shorter is not what was copied from: an
-/// error, not zeros.
+/// Fills `buffer` from the lower file. If that has become shorter, it is not the file that was
+/// copied: an error, not zeros.
 pub(crate) fn read_lower(lower: impl AsFd, buffer: &mut [u8], offset: u64) -> Result<()> {
     match data::read_at(&lower, buffer, offset)? == buffer.len() {
         true => Ok(()),

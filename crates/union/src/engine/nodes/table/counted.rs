@@ -1,27 +1,26 @@
-//! Which nodes are in use, and how often: by number, in shards, so that requests about different
-//! nodes don't share a lock.
+//! The reference counts of nodes: by number, in shards, so that requests about different nodes
+//! don't share a lock.
 //!
-//! A node is here from the moment its count leaves 0 until it is 0 again; in the same step it is
-//! put aside for a sweep. Its count changes only under the lock of its shard. So code that sees the
-//! count at 0, while holding the one lock under which the node could be found, knows that it stays
-//! 0.
+//! A node is here while its count is not 0; in the step that makes it 0, the node is put aside for
+//! a sweep. Its count changes only under the lock of its shard. So code that sees the count at 0,
+//! while holding the only lock under which the node could be found, knows that it stays 0.
 //!
-//! It must not know what a node is. Locks: a shard's, then the one of the nodes put aside; each is
+//! It must not know what a node is. Locks: a shard's, then that of the nodes put aside; each is
 //! held for a few instructions and comes after every other lock. This file is compiled a second
-//! time for the model check (`model.rs`), with other locks and counters: it takes them from `sync`.
+//! time for the model check (`model.rs`), with other locks and counters: they come from `sync`.
 
 use std::collections::HashMap;
 
 use super::sync::{Arc, AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, lock};
 
-/// How many shards there are. Numbers are given in turn, so neighbours are in different ones.
+/// The number of shards. Node numbers are consecutive, so neighbours are in different ones.
 const SHARDS: usize = 32;
 
-/// What is counted on.
+/// A reference-counted node.
 pub(crate) trait Counted {
-    /// Returns its number, which never changes and is no other's.
+    /// Returns its number, which is unique and never changes.
     fn number(&self) -> u64;
-    /// Returns its count, for this file alone to change.
+    /// Returns its count, which only this file changes.
     fn count(&self) -> &AtomicU64;
 }
 
@@ -29,11 +28,11 @@ pub(crate) trait Counted {
 #[derive(Debug)]
 pub(crate) struct Counts<N> {
     shards: Vec<Shard<N>>,
-    /// These are in use no more.
+    /// Nodes that are no longer in use.
     left: Mutex<Vec<Arc<N>>>,
     /// Whether there are any; may be read without the lock.
     any_left: AtomicBool,
-    /// How many shards have given memory back since it was last told.
+    /// How many shards have shrunk since [`Counts::many_gone`] last returned true.
     shrunk: AtomicUsize,
 }
 
@@ -72,8 +71,8 @@ impl<N: Counted> Counts<N> {
         self.shards.iter().map(|shard| lock(&shard.0).len()).sum()
     }
 
-    /// Counts one more use of a node. The caller found it under a lock that it still holds, or has
-    /// it in use already.
+    /// Adds a reference to a node. The caller found it under a lock that it still holds, or already
+    /// has a reference.
     pub fn hold(&self, node: &Arc<N>) {
         let number = node.number();
         let mut shard = self.shard(number);
@@ -81,11 +80,11 @@ impl<N: Counted> Counts<N> {
         shard.entry(number).or_insert_with(|| Arc::clone(node));
     }
 
-    /// Counts `count` uses less. A node that is in use no more is put aside.
+    /// Drops `count` references. A node without references is put aside.
     pub fn release(&self, node: &Arc<N>, count: u64) {
         let mut shard = self.shard(node.number());
         let before = node.count().load(Ordering::Relaxed);
-        // A front that forgets more often than it was told is wrong, but no reason to wrap around.
+        // A front that forgets too often has a bug, but the count must not wrap around.
         let after = before.saturating_sub(count);
         node.count().store(after, Ordering::Relaxed);
         if after > 0 {
@@ -110,14 +109,14 @@ impl<N: Counted> Counts<N> {
         self.any_left.load(Ordering::SeqCst)
     }
 
-    /// Takes what was put aside. A node among it may be in use again by now.
+    /// Takes the nodes put aside. Some may be in use again by now.
     pub fn take_left(&self) -> Vec<Arc<N>> {
         let mut left = lock(&self.left);
         self.any_left.store(false, Ordering::SeqCst);
         std::mem::take(&mut *left)
     }
 
-    /// Returns whether far fewer are left than there were: once each time.
+    /// Returns whether far fewer nodes are left than before: true once each time.
     pub fn many_gone(&self) -> bool {
         if self.shrunk.load(Ordering::Relaxed) < SHARDS {
             return false;

@@ -1,10 +1,10 @@
 //! A model check of names, counts and sweeps: their protocol under thousands of schedules.
 //!
 //! `counted.rs` is compiled here once more, with locks and counters that let the scheduler switch
-//! threads at each use; the names are the engine's own. The layers are a value behind a lock of its
-//! own. It changes as the upper layer does: under the names when a name comes or goes, without them
-//! when a file is copied up. The steps of a lookup, a removal and a sweep are those of `lookup.rs`,
-//! `hide.rs` and `table.rs`, in the same order, reduced to what the protocol needs.
+//! threads at each use; the names are the engine's own. The layers are a value behind a separate
+//! lock. It changes as the upper layer does: with the names held when a name is added or removed,
+//! without them when a file is copied up. The steps of a lookup, a removal and a sweep are those of
+//! `lookup.rs`, `hide.rs` and `table.rs`, in the same order, reduced to what the protocol needs.
 
 use std::ffi::OsStr;
 
@@ -14,7 +14,7 @@ use crate::engine::nodes::names::Names;
 use counted::{Counted, Counts};
 use sync::{Arc, AtomicU64, Mutex, Ordering, lock};
 
-/// What `counted.rs` is made of here.
+/// The locks and counters that `counted.rs` uses here.
 mod sync {
     pub(in crate::engine) use shuttle::sync::atomic::{
         AtomicBool, AtomicU64, AtomicUsize, Ordering,
@@ -176,7 +176,7 @@ impl World {
         }
         let up = File { up: true, ..*file };
         let mut layers = lock(&self.layers);
-        // Its name may have gone meanwhile.
+        // Its name may be gone by now.
         if layers.is_some_and(|there| there.which == up.which) {
             *layers = Some(up);
         }
@@ -198,7 +198,7 @@ impl World {
         }
     }
 
-    /// Demands that a held node shows what is in the layers, and is what the name leads to.
+    /// Asserts that a held node shows what is in the layers, and that the name leads to it.
     fn check(&self, node: &Arc<Node>) {
         let names = lock(&self.names);
         let Some(listed) = names.get(OsStr::new(NAME)) else {
@@ -218,7 +218,7 @@ impl World {
         );
     }
 
-    /// Demands that nothing is left behind, and that the name is found again as it is.
+    /// Asserts that nothing is left behind, and that a new lookup finds the name as it is.
     fn check_end(&self) {
         assert_eq!(self.counts.len(), 0, "nodes are left behind");
         assert!(!self.counts.has_left());
@@ -233,7 +233,7 @@ impl World {
     }
 }
 
-/// Tries what each of `threads` does beside the others.
+/// Tries the schedules of `threads` running concurrently.
 fn try_all(file: Option<File>, threads: &'static [fn(&World)]) {
     let run = move || {
         let world = Arc::new(World::new(file));
@@ -285,7 +285,7 @@ fn remove(world: &World) {
 }
 
 #[test]
-fn those_who_look_up_one_name_share_a_node() {
+fn lookups_of_one_name_share_a_node() {
     try_all(
         LOWER,
         &[
@@ -303,17 +303,17 @@ fn those_who_look_up_one_name_share_a_node() {
 }
 
 #[test]
-fn a_copy_up_is_seen_by_those_who_asked_before() {
+fn earlier_lookups_see_a_copy_up() {
     try_all(LOWER, &[look, write, look]);
 }
 
 #[test]
-fn what_happens_to_a_name_is_seen_by_those_who_asked_before() {
+fn earlier_lookups_see_a_change_of_the_name() {
     try_all(LOWER, &[look, remove, make]);
     try_all(None, &[look, make, remove]);
 }
 
 #[test]
-fn all_of_it_at_once() {
+fn everything_at_once() {
     try_all(LOWER, &[look, write, remove, make]);
 }
