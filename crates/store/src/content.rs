@@ -176,7 +176,7 @@ impl Store {
     pub fn put_blob(&self, bytes: &[u8], lease: Option<&LeaseId>) -> Result<Digest> {
         let digest = Digest::of(bytes);
         if let Some(lease) = lease
-            && self.hold(lease, &lease::Held::Blob(digest))?
+            && self.hold(lease, &lease::LeaseResource::Blob(digest))?
         {
             return Ok(digest);
         }

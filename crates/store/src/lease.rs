@@ -57,7 +57,7 @@ pub enum Life {
 
 /// What a lease can hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum LeaseResource {
     /// A snapshot and all it stands on.
     Snapshot(SnapshotKey),
     /// A blob.
@@ -81,7 +81,7 @@ impl Lease {
 
     /// Holds `held` from now on, and tells whether it is there: if so, it stays there. Durable on
     /// return.
-    pub fn hold(&self, held: &Held) -> Result<bool> {
+    pub fn hold(&self, held: &LeaseResource) -> Result<bool> {
         self.store.hold(&self.id, held)
     }
 }
@@ -133,20 +133,20 @@ impl Store {
     }
 
     /// Holds `held` under `lease`, and tells whether it is there. Errors: `NotFound` (lease).
-    pub fn hold(&self, lease: &LeaseId, held: &Held) -> Result<bool> {
+    pub fn hold(&self, lease: &LeaseId, held: &LeaseResource) -> Result<bool> {
         self.write(|tx| {
             exists(tx, lease)?;
             match held {
-                Held::Snapshot(key) => match rows::snapshots::find(tx, key)? {
+                LeaseResource::Snapshot(key) => match rows::snapshots::find(tx, key)? {
                     None => Ok(false),
                     Some(row) => hold_snapshot(tx, lease, row.id).map(|()| true),
                 },
                 // What is not there is held all the same: it may be coming.
-                Held::Blob(digest) => {
+                LeaseResource::Blob(digest) => {
                     hold_digest(tx, lease, digest)?;
                     rows::blobs::has(tx, digest)
                 }
-                Held::Recipe(diff_id) => {
+                LeaseResource::Recipe(diff_id) => {
                     hold_digest(tx, lease, diff_id)?;
                     rows::recipes::has(tx, diff_id)
                 }

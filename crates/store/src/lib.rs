@@ -61,7 +61,7 @@ pub use gc::{Garbage, Thing};
 pub use image::{ImageLayer, ImageRecord, LayerBlob, NewImage};
 pub use images::MovedTag;
 pub use layers::{LayerCommit, Registered, StagedFile, StagedLayer};
-pub use lease::{Held, Lease, LeaseId, Life};
+pub use lease::{Lease, LeaseId, LeaseResource, Life};
 pub use located::directories;
 pub use rebuild::Rebuilt;
 pub use snapshot::{Info, Keep, Kind, LabelChange, Labels, MountFeatures, SnapshotKey, Usage};

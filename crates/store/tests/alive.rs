@@ -225,15 +225,15 @@ fn take(store: &Store, step: Step) -> Result<(), StoreError> {
             store.begin_lease_as(&lease(n), "a test", life)
         }
         Step::HoldSnapshot(n, m) => {
-            let held = Held::Snapshot(name("layer", m));
+            let held = LeaseResource::Snapshot(name("layer", m));
             store.hold(&lease(n), &held).map(drop)
         }
         Step::HoldBlob(n, m) => {
-            let held = Held::Blob(Digest::of(&blob(m)));
+            let held = LeaseResource::Blob(Digest::of(&blob(m)));
             store.hold(&lease(n), &held).map(drop)
         }
         Step::HoldRecipe(n, m) => {
-            let held = Held::Recipe(diff_id(m));
+            let held = LeaseResource::Recipe(diff_id(m));
             store.hold(&lease(n), &held).map(drop)
         }
         Step::EndLease(n) => store.end_lease(&lease(n)),

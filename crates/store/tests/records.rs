@@ -553,12 +553,20 @@ fn a_lease_of_a_dead_process_holds_nothing() {
         .unwrap();
     store.gc(false).unwrap();
     assert!(!store.exists(&key("a")).unwrap() && store.exists(&key("b")).unwrap());
-    assert!(store.hold(&long, &Held::Snapshot(key("b"))).unwrap());
-    assert!(!store.hold(&long, &Held::Snapshot(key("a"))).unwrap());
+    assert!(
+        store
+            .hold(&long, &LeaseResource::Snapshot(key("b")))
+            .unwrap()
+    );
+    assert!(
+        !store
+            .hold(&long, &LeaseResource::Snapshot(key("a")))
+            .unwrap()
+    );
     store.end_lease(&long).unwrap();
     assert_eq!(
         store
-            .hold(&long, &Held::Snapshot(key("b")))
+            .hold(&long, &LeaseResource::Snapshot(key("b")))
             .unwrap_err()
             .class(),
         Class::NotFound
