@@ -8,7 +8,7 @@
 //! takes nothing that has no row: what could not be put back is not deleted before an operator has
 //! looked.
 
-mod found;
+mod recoverable;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(crate) use found::Found;
+pub(crate) use recoverable::Recoverable;
 use rusqlite::Transaction;
 use vellum_sys::with_causes;
 
@@ -120,7 +120,7 @@ fn rebuild(layout: &Layout, options: &StoreOptions) -> Result<Rebuilt> {
 
     let mark = Mark::new(layout);
     let at = where_to_go_on(layout, &mark)?;
-    let found = Found::all(layout)?;
+    let found = Recoverable::all(layout)?;
     let (mut staged, file) = Staged::file(layout, TreeId::random().as_str())?;
     database::write_without_copies(&file);
     let mut rebuilt = Rebuilt::default();
@@ -212,7 +212,7 @@ fn is_hot(journal: &Path) -> bool {
         .is_ok_and(|()| first != [0])
 }
 
-impl Found {
+impl Recoverable {
     /// Puts all of it into the database, held by a lease. What does not fit is added to what is
     /// lost.
     pub fn put_back(

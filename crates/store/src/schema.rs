@@ -118,7 +118,7 @@ pub(crate) fn migrate(
     })?;
     let root = std::fs::File::open(layout.root()).on("open", layout.root())?;
     vellum_sys::publish::sync_fs(&root)?;
-    let found = rebuild::Found::without_rows(connection, layout)?;
+    let found = rebuild::Recoverable::without_rows(connection, layout)?;
     let tx = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .db("migrate")?;

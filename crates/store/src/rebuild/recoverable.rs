@@ -19,7 +19,7 @@ use crate::{
 
 /// What record files and directories say is there, looked at before any transaction.
 #[derive(Default)]
-pub(crate) struct Found {
+pub(crate) struct Recoverable {
     pub(super) trees: BTreeMap<TreeId, TreeRecord>,
     pub(super) images: Vec<ImageFile>,
     pub(super) containers: Vec<ContainerFile>,
@@ -29,7 +29,7 @@ pub(crate) struct Found {
     pub(super) lost: Vec<Finding>,
 }
 
-impl Found {
+impl Recoverable {
     /// Everything there is.
     pub(super) fn all(layout: &Layout) -> Result<Self> {
         let mut found = Self::default();
