@@ -15,7 +15,7 @@ use crate::{
     records,
     rows::{self, now_ns, time, volumes::VolumeRow},
     sidecar::{self, ContainerFile},
-    snapshot::{Kind, Labels, SnapshotKey},
+    snapshot::{Labels, SnapshotKey, SnapshotKind},
     snapshots::{PrepareOptions, Sweep},
     store::Store,
     turn::Turn,
@@ -131,7 +131,7 @@ impl Store {
         options: &PrepareOptions,
         created_ns: i64,
     ) -> Result<(ContainerRecord, TreeParts)> {
-        let (placed, parents) = self.place(key, Kind::Active, options)?;
+        let (placed, parents) = self.place(key, SnapshotKind::Active, options)?;
         let recorded = self.write(|tx| {
             check_new(self.layout(), tx, container)?;
             let snapshot = self.record_placed(tx, &placed.record, options)?;

@@ -12,7 +12,7 @@ use crate::{
     error::{Class, Result},
     image::ImageRecord,
     rows::{self, alive::Alive},
-    snapshot::{Info, Kind, SnapshotKey, Usage},
+    snapshot::{Info, SnapshotKey, SnapshotKind, Usage},
     store::Store,
 };
 
@@ -182,19 +182,19 @@ impl Store {
         sorted.sort_unstable_by_key(|info| &info.key);
         for info in sorted {
             match info.kind {
-                Kind::Committed => use_.layers.push(LayerUse {
+                SnapshotKind::Committed => use_.layers.push(LayerUse {
                     key: info.key.clone(),
                     usage: own(&info.key),
                     images: of_image.get(&info.key).copied().unwrap_or_default(),
                     children: children.get(&info.key).copied().unwrap_or_default(),
                     needed: needed.contains(&info.key),
                 }),
-                Kind::Active if !owned.contains(&info.key) => {
+                SnapshotKind::Active if !owned.contains(&info.key) => {
                     if let Some(usage) = self.usage_now(&info.key)? {
                         use_.workspaces.push((info.key.clone(), usage));
                     }
                 }
-                Kind::Active | Kind::View => {}
+                SnapshotKind::Active | SnapshotKind::View => {}
             }
         }
         for volume in self.volumes()? {

@@ -24,7 +24,7 @@ use vellum_sys::plain;
 use crate::{
     error::{IoContext, Result, StoreError},
     layout::{self, Layout, make_dir},
-    snapshot::{Kind, MountFeatures, Usage},
+    snapshot::{MountFeatures, SnapshotKind, Usage},
 };
 
 /// Makes [`DriverKind`] of one line a driver. Beside its `mod` this is all that there is of a
@@ -292,7 +292,7 @@ pub struct TreeParts {
     /// Its driver.
     pub driver: DriverKind,
     /// What it is; views and committed ones come without an upper.
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     /// Its shape.
     pub shape: Shape,
     /// What its upper was first mounted with: later mounts must use the same. `None`: never
@@ -328,7 +328,7 @@ impl TreeParts {
 #[derive(Clone, Debug)]
 pub(crate) struct TreeRef {
     pub id: TreeId,
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     pub link: Option<LinkId>,
     pub diff_id: Option<Digest>,
     pub features: Option<MountFeatures>,
@@ -338,7 +338,7 @@ pub(crate) struct TreeRef {
 pub(crate) struct NewTree<'a> {
     pub id: &'a TreeId,
     /// `Committed` means a layer to be filled: it will be sealed before it is recorded.
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     pub link: Option<&'a LinkId>,
     /// Parents, nearest first.
     pub parents: &'a [TreeRef],

@@ -9,7 +9,7 @@ use std::{fmt, io, path::PathBuf};
 
 use vellum_format::Digest;
 
-use crate::{snapshot::Kind, snapshot::SnapshotKey};
+use crate::{snapshot::SnapshotKey, snapshot::SnapshotKind};
 
 /// The result of nearly everything here.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -98,7 +98,7 @@ pub enum StoreError {
         /// The parent asked for.
         parent: SnapshotKey,
         /// What it is.
-        kind: Kind,
+        kind: SnapshotKind,
         /// True if the call was a commit: containerd answers the two cases differently.
         committing: bool,
     },
@@ -108,7 +108,7 @@ pub enum StoreError {
         /// The snapshot.
         key: SnapshotKey,
         /// What it is.
-        kind: Kind,
+        kind: SnapshotKind,
     },
     /// A committed snapshot is a layer: it is not mounted by itself, a view of it is.
     #[error("snapshot {key} is committed and has no mounts of its own")]

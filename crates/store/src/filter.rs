@@ -227,13 +227,13 @@ mod tests {
     use super::*;
     use crate::{
         driver::{DriverKind, TreeId},
-        snapshot::{Keep, Kind, SnapshotKey},
+        snapshot::{Keep, SnapshotKey, SnapshotKind},
     };
 
     fn sample() -> Info {
         Info {
             key: SnapshotKey::from("default/7/a b"),
-            kind: Kind::Committed,
+            kind: SnapshotKind::Committed,
             parent: Some(SnapshotKey::from("p")),
             labels: [("x.y/z", "1"), ("empty", ""), ("v", "a,b")]
                 .map(|(k, v)| (k.into(), v.into()))

@@ -24,7 +24,7 @@ use crate::{
     lease::{self, LeaseId},
     record::TreeRecord,
     rows,
-    snapshot::{Info, Keep, Kind, Labels, MountFeatures, SnapshotKey},
+    snapshot::{Info, Keep, Labels, MountFeatures, SnapshotKey, SnapshotKind},
     snapshots::{Placed, Undo, chain, check_create, own, parent_row},
     store::Store,
     turn::Turn,
@@ -202,12 +202,12 @@ impl Store {
             driver,
             kind,
             &SnapshotKey::from("(staged)"),
-            Kind::Committed,
+            SnapshotKind::Committed,
             &parents,
         )?;
         let new = NewTree {
             id: &record.tree,
-            kind: Kind::Committed,
+            kind: SnapshotKind::Committed,
             link: record.link.as_ref(),
             parents: &parents,
         };
@@ -364,7 +364,7 @@ impl Store {
         let undo = Undo::new(self, &record);
         let new = NewTree {
             id: &record.tree,
-            kind: Kind::Committed,
+            kind: SnapshotKind::Committed,
             link: record.link.as_ref(),
             parents: &parents,
         };
@@ -400,7 +400,7 @@ impl Store {
     fn record_layer(&self, tx: &rusqlite::Transaction<'_>, one: &Ready) -> Result<Registered> {
         let record = &one.placed.record;
         if let Some(row) = rows::snapshots::find(tx, &record.key)?
-            && row.record.kind == Kind::Committed
+            && row.record.kind == SnapshotKind::Committed
         {
             if let Some(lease) = &one.commit.lease {
                 lease::hold_snapshot(tx, lease, row.id)?;

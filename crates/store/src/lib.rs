@@ -64,7 +64,9 @@ pub use layers::{LayerCommit, Registered, StagedFile, StagedLayer};
 pub use lease::{Lease, LeaseId, LeaseResource, Life};
 pub use located::directories;
 pub use rebuild::Rebuilt;
-pub use snapshot::{Info, Keep, Kind, LabelChange, Labels, MountFeatures, SnapshotKey, Usage};
+pub use snapshot::{
+    Info, Keep, LabelChange, Labels, MountFeatures, SnapshotKey, SnapshotKind, Usage,
+};
 pub use snapshots::{Commit, Count, PrepareOptions, Settle, Sweep};
 pub use store::{Store, StoreOptions};
 pub use tx::Fate;

@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     layout::Layout,
     records::{self, VERSION},
-    snapshot::{Keep, Kind, Labels, MountFeatures, SnapshotKey, Usage},
+    snapshot::{Keep, Labels, MountFeatures, SnapshotKey, SnapshotKind, Usage},
     stamp::Stamp,
 };
 
@@ -26,7 +26,7 @@ pub(crate) struct TreeRecord {
     version: u32,
     pub tree: TreeId,
     pub driver: DriverKind,
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     pub key: SnapshotKey,
     /// The parent's tree, not its key: keys change at commit.
     pub parent: Option<TreeId>,
@@ -46,7 +46,7 @@ pub(crate) struct TreeRecord {
 pub(crate) struct Identity {
     pub tree: TreeId,
     pub driver: DriverKind,
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     pub key: SnapshotKey,
     pub parent: Option<TreeId>,
     pub link: Option<LinkId>,
@@ -150,7 +150,7 @@ mod tests {
             let record = TreeRecord::new(Identity {
                 tree: TreeId::random(),
                 driver: DriverKind::Native,
-                kind: Kind::Active,
+                kind: SnapshotKind::Active,
                 key,
                 parent: Some(TreeId::random()),
                 link: Some(LinkId::random()),

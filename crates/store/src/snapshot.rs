@@ -95,7 +95,7 @@ impl fmt::Debug for SnapshotKey {
 /// turns layers into containers in every existing store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum SnapshotKind {
     /// Read-only look at a committed snapshot, or at nothing.
     View = 1,
     /// Writable.
@@ -104,7 +104,7 @@ pub enum Kind {
     Committed = 3,
 }
 
-impl Kind {
+impl SnapshotKind {
     /// Returns the word that filters and listings use.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -127,7 +127,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for SnapshotKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -209,7 +209,7 @@ pub struct Info {
     /// Its key while active or a view, its name once committed.
     pub key: SnapshotKey,
     /// What it is.
-    pub kind: Kind,
+    pub kind: SnapshotKind,
     /// What it stands on.
     pub parent: Option<SnapshotKey>,
     /// Labels as last set.
@@ -240,7 +240,7 @@ pub struct Info {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'a> {
     pub key: &'a SnapshotKey,
-    pub kind: Kind,
+    pub kind: SnapshotKind,
 }
 
 /// Decides whether something may be prepared as `key` on `parent` (outer `None`: no parent asked;
@@ -248,7 +248,7 @@ pub(crate) struct Seen<'a> {
 pub(crate) fn policy_create(
     key: &SnapshotKey,
     taken: bool,
-    parent: Option<(&SnapshotKey, Option<Kind>)>,
+    parent: Option<(&SnapshotKey, Option<SnapshotKind>)>,
 ) -> Result<()> {
     if key.as_bytes().is_empty() {
         return Err(StoreError::Invalid(
@@ -261,9 +261,12 @@ pub(crate) fn policy_create(
     policy_parent(parent, false)
 }
 
-fn policy_parent(parent: Option<(&SnapshotKey, Option<Kind>)>, committing: bool) -> Result<()> {
+fn policy_parent(
+    parent: Option<(&SnapshotKey, Option<SnapshotKind>)>,
+    committing: bool,
+) -> Result<()> {
     match parent {
-        None | Some((_, Some(Kind::Committed))) => Ok(()),
+        None | Some((_, Some(SnapshotKind::Committed))) => Ok(()),
         Some((parent, None)) => Err(StoreError::not_found(Subject::Snapshot, parent)),
         Some((parent, Some(kind))) => Err(StoreError::ParentNotCommitted {
             parent: parent.clone(),
@@ -281,7 +284,7 @@ pub(crate) fn policy_commit(
     key: &SnapshotKey,
     seen: Option<Seen<'_>>,
     has: Option<&SnapshotKey>,
-    asked: Option<(&SnapshotKey, Option<Kind>)>,
+    asked: Option<(&SnapshotKey, Option<SnapshotKind>)>,
 ) -> Result<()> {
     if name.as_bytes().is_empty() {
         return Err(StoreError::Invalid(
@@ -292,7 +295,7 @@ pub(crate) fn policy_commit(
         return Err(StoreError::exists(Subject::Snapshot, name));
     }
     let seen = seen.ok_or_else(|| StoreError::not_found(Subject::Snapshot, key))?;
-    if seen.kind != Kind::Active {
+    if seen.kind != SnapshotKind::Active {
         return Err(StoreError::NotActive {
             key: seen.key.clone(),
             kind: seen.kind,
@@ -365,22 +368,26 @@ mod tests {
     #[test]
     fn create_follows_the_table() {
         #[track_caller]
-        fn check(taken: bool, parent: Option<Option<Kind>>, expect: Option<Class>) {
+        fn check(taken: bool, parent: Option<Option<SnapshotKind>>, expect: Option<Class>) {
             let p = key("p");
             let got = policy_create(&key("k"), taken, parent.map(|kind| (&p, kind)));
             assert_eq!(got.err().map(|e| e.class()), expect);
         }
         check(false, None, None);
-        check(false, Some(Some(Kind::Committed)), None);
+        check(false, Some(Some(SnapshotKind::Committed)), None);
         check(true, None, Some(Class::AlreadyExists));
         check(true, Some(None), Some(Class::AlreadyExists));
         check(false, Some(None), Some(Class::NotFound));
         check(
             false,
-            Some(Some(Kind::Active)),
+            Some(Some(SnapshotKind::Active)),
             Some(Class::InvalidArgument),
         );
-        check(false, Some(Some(Kind::View)), Some(Class::InvalidArgument));
+        check(
+            false,
+            Some(Some(SnapshotKind::View)),
+            Some(Class::InvalidArgument),
+        );
         assert_eq!(
             policy_create(&key(""), false, None).unwrap_err().class(),
             Class::InvalidArgument
@@ -392,9 +399,9 @@ mod tests {
         #[track_caller]
         fn check(
             taken: bool,
-            kind: Option<Kind>,
+            kind: Option<SnapshotKind>,
             has: Option<&str>,
-            asked: Option<(&str, Option<Kind>)>,
+            asked: Option<(&str, Option<SnapshotKind>)>,
             expect: Option<Class>,
         ) {
             let (k, has) = (key("k"), has.map(key));
@@ -409,18 +416,18 @@ mod tests {
             );
             assert_eq!(got.err().map(|e| e.class()), expect);
         }
-        let committed = Some(Kind::Committed);
-        check(false, Some(Kind::Active), None, None, None);
+        let committed = Some(SnapshotKind::Committed);
+        check(false, Some(SnapshotKind::Active), None, None, None);
         check(
             false,
-            Some(Kind::Active),
+            Some(SnapshotKind::Active),
             Some("p"),
             Some(("p", committed)),
             None,
         );
         check(
             false,
-            Some(Kind::Active),
+            Some(SnapshotKind::Active),
             None,
             Some(("p", committed)),
             None,
@@ -429,7 +436,7 @@ mod tests {
         check(false, None, None, None, Some(Class::NotFound));
         check(
             false,
-            Some(Kind::View),
+            Some(SnapshotKind::View),
             None,
             None,
             Some(Class::FailedPrecondition),
@@ -443,23 +450,23 @@ mod tests {
         );
         check(
             false,
-            Some(Kind::Active),
+            Some(SnapshotKind::Active),
             Some("p"),
             Some(("q", committed)),
             Some(Class::InvalidArgument),
         );
         check(
             false,
-            Some(Kind::Active),
+            Some(SnapshotKind::Active),
             None,
             Some(("p", None)),
             Some(Class::NotFound),
         );
         check(
             false,
-            Some(Kind::Active),
+            Some(SnapshotKind::Active),
             None,
-            Some(("p", Some(Kind::View))),
+            Some(("p", Some(SnapshotKind::View))),
             Some(Class::FailedPrecondition),
         );
     }

@@ -25,8 +25,8 @@ use crate::{
     record::TreeRecord,
     rows::{self, snapshots::SnapshotRow},
     snapshot::{
-        Info, Keep, Kind, LabelChange, Labels, MountFeatures, Seen, SnapshotKey, apply_labels,
-        policy_commit, policy_create, policy_remove,
+        Info, Keep, LabelChange, Labels, MountFeatures, Seen, SnapshotKey, SnapshotKind,
+        apply_labels, policy_commit, policy_create, policy_remove,
     },
     store::Store,
     turn::Turn,
@@ -102,15 +102,20 @@ impl Store {
     /// whatever the umask. Errors: `AlreadyExists`, `NotFound` (parent), `ParentNotCommitted`,
     /// `Unsupported` (size limit), `Io`.
     pub fn prepare(&self, key: &SnapshotKey, options: &PrepareOptions) -> Result<TreeParts> {
-        self.make(key, Kind::Active, options)
+        self.make(key, SnapshotKind::Active, options)
     }
 
     /// Makes the read-only snapshot `key`. As [`Store::prepare`] otherwise.
     pub fn view(&self, key: &SnapshotKey, options: &PrepareOptions) -> Result<TreeParts> {
-        self.make(key, Kind::View, options)
+        self.make(key, SnapshotKind::View, options)
     }
 
-    fn make(&self, key: &SnapshotKey, kind: Kind, options: &PrepareOptions) -> Result<TreeParts> {
+    fn make(
+        &self,
+        key: &SnapshotKey,
+        kind: SnapshotKind,
+        options: &PrepareOptions,
+    ) -> Result<TreeParts> {
         let (placed, parents) = self.place(key, kind, options)?;
         let recorded = self.write(|tx| self.record_placed(tx, &placed.record, options).map(drop));
         let parts = self.placed_parts(&placed, &parents);
@@ -190,7 +195,7 @@ impl Store {
         driver.seal(self.layout(), &dir, &tree, &parents)?;
         let mut record = row.record.clone();
         record.features = features;
-        record.kind = Kind::Committed;
+        record.kind = SnapshotKind::Committed;
         record.key = name.clone();
         record.labels = apply_labels(labels, &[]);
         record.parent = parents.first().map(|parent| parent.id.clone());

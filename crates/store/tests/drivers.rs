@@ -444,7 +444,7 @@ fn a_layer_records_the_marks_its_tree_has() {
     assert!(refused.to_string().contains("unsettled"), "{refused}");
     assert_eq!(
         store.stat(&key("a")).unwrap().kind,
-        Kind::Active,
+        SnapshotKind::Active,
         "nothing was lost"
     );
 }

@@ -28,7 +28,7 @@ use crate::{
     clone::{Files, clone_tree, lay_upper},
     error::{Result, StoreError},
     layout::{self, Layout, damaged, exists, make_dir},
-    snapshot::{Kind, Usage},
+    snapshot::{SnapshotKind, Usage},
     walk,
 };
 
@@ -62,13 +62,13 @@ impl super::Driver for Overlay1 {
     fn stage(&self, layout: &Layout, dir: &Path, new: &NewTree<'_>) -> Result<bool> {
         match (new.parents.first(), new.kind) {
             (None, _) => make_dir(&dir.join("root"), 0o755).map(|()| false),
-            (Some(_), Kind::View) => Ok(false),
-            (Some(parent), Kind::Committed) => {
+            (Some(_), SnapshotKind::View) => Ok(false),
+            (Some(parent), SnapshotKind::Committed) => {
                 make_dir(&dir.join("root"), 0o755)?;
                 clone_tree(&root_of(layout, parent), &dir.join("root"), Files::Link)?;
                 Ok(true)
             }
-            (Some(parent), Kind::Active) => {
+            (Some(parent), SnapshotKind::Active) => {
                 make_dir(&dir.join("upper"), 0o755)?;
                 copy_root_attributes(&root_of(layout, parent), &dir.join("upper"))?;
                 make_dir(&dir.join("work"), 0o700)?;
@@ -81,9 +81,9 @@ impl super::Driver for Overlay1 {
 
     fn staged_parts(&self, new: &NewTree<'_>) -> Vec<&'static str> {
         match (new.parents.is_empty(), new.kind) {
-            (true, _) | (_, Kind::Committed) => vec!["root"],
-            (_, Kind::View) => vec![],
-            (_, Kind::Active) => WRITABLE.to_vec(),
+            (true, _) | (_, SnapshotKind::Committed) => vec!["root"],
+            (_, SnapshotKind::View) => vec![],
+            (_, SnapshotKind::Active) => WRITABLE.to_vec(),
         }
     }
 
@@ -96,7 +96,7 @@ impl super::Driver for Overlay1 {
             return Ok(());
         };
         let upper = dir.join("upper");
-        if tree.kind != Kind::Active || !exists(&upper)? {
+        if tree.kind != SnapshotKind::Active || !exists(&upper)? {
             return Ok(());
         }
         let home = layout::dir(dir)?;
@@ -138,7 +138,7 @@ impl super::Driver for Overlay1 {
         parents: &[TreeRef],
     ) -> Result<Usage> {
         match (tree.kind, parents.first()) {
-            (Kind::Active, Some(_)) => walk::usage(&dir.join("upper"), None),
+            (SnapshotKind::Active, Some(_)) => walk::usage(&dir.join("upper"), None),
             (_, None) => walk::usage(&dir.join("root"), None),
             (_, Some(parent)) => {
                 let shared = walk::shared_inodes(&root_of(layout, parent))?;
@@ -157,21 +157,21 @@ impl super::Driver for Overlay1 {
             features: tree.features,
         };
         match (tree.kind, parents.first()) {
-            (Kind::Active, Some(parent)) => Shape::Overlay(Overlay {
+            (SnapshotKind::Active, Some(parent)) => Shape::Overlay(Overlay {
                 home: layout.driver(DriverKind::Overlay),
                 lowers: vec![layer(parent, root_of(layout, parent))],
                 upper: Some(layer(tree, own.join("upper"))),
                 work: Some(own.join("work")),
                 merged: own.join("merged"),
             }),
-            (Kind::View, Some(parent)) => Shape::Plain {
+            (SnapshotKind::View, Some(parent)) => Shape::Plain {
                 root: root_of(layout, parent),
                 read_only: true,
                 base: None,
             },
             (kind, parent) => Shape::Plain {
                 root: own.join("root"),
-                read_only: kind != Kind::Active,
+                read_only: kind != SnapshotKind::Active,
                 base: parent.map(|parent| root_of(layout, parent)),
             },
         }
@@ -192,9 +192,9 @@ impl super::Driver for Overlay1 {
         let mut found = Vec::new();
         let (needed, others): (&[&str], &[&str]) = match (tree.kind, parents.is_empty()) {
             (_, true) => (&["root"], &[]),
-            (Kind::Committed, false) => (&["root"], &WRITABLE),
-            (Kind::Active, false) => (&["upper"], &["root", "tmproot"]),
-            (Kind::View, false) => (&[], &[]),
+            (SnapshotKind::Committed, false) => (&["root"], &WRITABLE),
+            (SnapshotKind::Active, false) => (&["upper"], &["root", "tmproot"]),
+            (SnapshotKind::View, false) => (&[], &[]),
         };
         for name in needed {
             found.extend(Finding::unless_there(&dir.join(name))?);
@@ -211,7 +211,7 @@ impl super::Driver for Overlay1 {
                 });
             }
         }
-        if let (Kind::Active, Some(parent)) = (tree.kind, parents.first()) {
+        if let (SnapshotKind::Active, Some(parent)) = (tree.kind, parents.first()) {
             // `merged` comes and goes with the mount.
             found.extend(Finding::unless_made(&dir.join("work"), 0o700, heal)?);
             let path = dir.join("lower-id");

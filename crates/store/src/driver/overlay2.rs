@@ -33,7 +33,7 @@ use crate::{
     clone::copy_attributes,
     error::{IoContext, Result, StoreError},
     layout::{self, Layout, damaged, make_dir, set_mode},
-    snapshot::{Kind, Usage},
+    snapshot::{SnapshotKind, Usage},
     walk,
 };
 
@@ -170,7 +170,7 @@ impl super::Driver for Overlay2 {
                 lower_line(new.parents)?.as_bytes(),
                 0o644,
             )?;
-            if new.kind != Kind::View {
+            if new.kind != SnapshotKind::View {
                 make_dir(&dir.join("work"), 0o700)?;
             }
         }
@@ -181,7 +181,7 @@ impl super::Driver for Overlay2 {
         let mut parts = vec!["diff", "link"];
         if !new.parents.is_empty() {
             parts.push("lower");
-            if new.kind != Kind::View {
+            if new.kind != SnapshotKind::View {
                 parts.push("work");
             }
         }
@@ -261,12 +261,12 @@ impl super::Driver for Overlay2 {
         };
         let lowers: Vec<LayerDir> = parents.iter().map(layer).collect();
         match (tree.kind, lowers.as_slice()) {
-            (Kind::Active, []) => plain(own.join("diff"), false),
-            (Kind::Active, _) => stacked(lowers, true),
-            (Kind::Committed | Kind::View, []) => plain(own.join("diff"), true),
-            (Kind::View, [only]) => plain(only.dir.clone(), true),
-            (Kind::View, _) => stacked(lowers, false),
-            (Kind::Committed, _) => {
+            (SnapshotKind::Active, []) => plain(own.join("diff"), false),
+            (SnapshotKind::Active, _) => stacked(lowers, true),
+            (SnapshotKind::Committed | SnapshotKind::View, []) => plain(own.join("diff"), true),
+            (SnapshotKind::View, [only]) => plain(only.dir.clone(), true),
+            (SnapshotKind::View, _) => stacked(lowers, false),
+            (SnapshotKind::Committed, _) => {
                 stacked(std::iter::once(layer(tree)).chain(lowers).collect(), false)
             }
         }
@@ -300,13 +300,15 @@ impl super::Driver for Overlay2 {
         if !parents.is_empty() {
             small("lower", &lower_line(parents)?, 0o644)?;
         }
-        if tree.kind == Kind::Committed {
+        if tree.kind == SnapshotKind::Committed {
             small("committed", "", 0o600)?;
         }
         found.extend(check_link(layout, tree, heal)?);
         let work = dir.join("work");
         found.extend(match tree.kind {
-            Kind::Active if !parents.is_empty() => Finding::unless_made(&work, 0o700, heal)?,
+            SnapshotKind::Active if !parents.is_empty() => {
+                Finding::unless_made(&work, 0o700, heal)?
+            }
             // Nothing uses it any more; a link there is still a way out of the store.
             _ => Finding::unless_made_or_missing(&work, 0o700, heal)?,
         });

@@ -11,7 +11,7 @@ use crate::{
     error::{DbContext, Result, StoreError, Subject},
     parents::{MOST, Parents},
     record::{Identity, TreeRecord},
-    snapshot::{Info, Keep, Kind, SnapshotKey, Usage},
+    snapshot::{Info, Keep, SnapshotKey, SnapshotKind, Usage},
 };
 
 /// One row of `snapshots`, with its parent's key and tree.
@@ -49,7 +49,7 @@ fn snapshot(row: &Row<'_>) -> rusqlite::Result<Result<SnapshotRow>> {
         let mut record = TreeRecord::new(Identity {
             tree: TreeId::try_from(tree).map_err(|e| damaged("tree")(&e))?,
             driver: driver.parse().map_err(|e| damaged("driver")(&e))?,
-            kind: Kind::from_disk(kind)?,
+            kind: SnapshotKind::from_disk(kind)?,
             key: SnapshotKey::new(key),
             parent: parent_tree.map(TreeId::try_from).transpose()?,
             link: link
@@ -209,7 +209,11 @@ pub(crate) fn page(
 
 /// Counts the snapshots of one kind whose key begins with `prefix`, and what they take as far as it
 /// is recorded.
-pub(crate) fn total(tx: &Transaction<'_>, kind: Kind, prefix: &[u8]) -> Result<(u64, Usage)> {
+pub(crate) fn total(
+    tx: &Transaction<'_>,
+    kind: SnapshotKind,
+    prefix: &[u8],
+) -> Result<(u64, Usage)> {
     tx.prepare_cached(
         "SELECT count(*), total(usage_bytes), total(usage_inodes) FROM snapshots \
          WHERE kind = ?1 AND substr(key, 1, length(?2)) = ?2",
@@ -283,7 +287,7 @@ pub(crate) fn ancestors(tx: &Transaction<'_>, id: i64) -> Result<Vec<TreeRef>> {
         }
         Ok(TreeRef {
             id: TreeId::try_from(tree)?,
-            kind: Kind::from_disk(kind)?,
+            kind: SnapshotKind::from_disk(kind)?,
             link: link.map(LinkId::try_from).transpose()?,
             diff_id: diff_id.as_deref().map(parse).transpose()?,
             features: features

@@ -8,7 +8,7 @@ use crate::{
     filter::Filter,
     record::TreeRecord,
     rows::{self, snapshots::SnapshotRow},
-    snapshot::{Info, Kind, SnapshotKey, Usage},
+    snapshot::{Info, SnapshotKey, SnapshotKind, Usage},
     snapshots::Sweep,
     store::Store,
     turn::Turn,
@@ -79,9 +79,9 @@ impl Store {
     /// nothing for a view.
     pub fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
         let known = |row: &SnapshotRow| match (row.record.kind, row.record.usage) {
-            (Kind::View, _) => Some(Usage::default()),
-            (Kind::Committed, usage) => usage,
-            (Kind::Active, _) => None,
+            (SnapshotKind::View, _) => Some(Usage::default()),
+            (SnapshotKind::Committed, usage) => usage,
+            (SnapshotKind::Active, _) => None,
         };
         let (row, parents) = self.read(|tx| {
             let row = rows::snapshots::get(tx, key)?;
@@ -105,9 +105,9 @@ impl Store {
     pub fn count(&self, key: &SnapshotKey) -> Result<Usage> {
         let usage = self.usage(key)?;
         let info = self.stat(key)?;
-        if info.kind == Kind::Committed && info.usage.is_none() {
+        if info.kind == SnapshotKind::Committed && info.usage.is_none() {
             self.change(key, |record| {
-                if record.kind == Kind::Committed && record.tree == info.tree {
+                if record.kind == SnapshotKind::Committed && record.tree == info.tree {
                     record.usage = Some(usage);
                 }
                 Ok(())
@@ -118,15 +118,19 @@ impl Store {
 
     /// Counts the snapshots whose key begins with `prefix`, by kind, with what layers take as far
     /// as it is recorded. Kinds that have none come, too.
-    pub fn totals(&self, prefix: &[u8]) -> Result<Vec<(Kind, u64, Usage)>> {
+    pub fn totals(&self, prefix: &[u8]) -> Result<Vec<(SnapshotKind, u64, Usage)>> {
         self.read(|tx| {
-            [Kind::View, Kind::Active, Kind::Committed]
-                .into_iter()
-                .map(|kind| {
-                    let (count, usage) = rows::snapshots::total(tx, kind, prefix)?;
-                    Ok((kind, count, usage))
-                })
-                .collect()
+            [
+                SnapshotKind::View,
+                SnapshotKind::Active,
+                SnapshotKind::Committed,
+            ]
+            .into_iter()
+            .map(|kind| {
+                let (count, usage) = rows::snapshots::total(tx, kind, prefix)?;
+                Ok((kind, count, usage))
+            })
+            .collect()
         })
     }
 

@@ -10,7 +10,7 @@ use crate::{
     error::{Result, StoreError},
     record::{Identity, TreeRecord},
     rows,
-    snapshot::{Kind, SnapshotKey},
+    snapshot::{SnapshotKey, SnapshotKind},
     store::Store,
     tx::{self, Staged},
 };
@@ -91,7 +91,7 @@ impl Store {
     pub(crate) fn place(
         &self,
         key: &SnapshotKey,
-        kind: Kind,
+        kind: SnapshotKind,
         options: &PrepareOptions,
     ) -> Result<(Placed, Vec<TreeRef>)> {
         let (driver_kind, parents) = self.read(|tx| {
@@ -129,7 +129,7 @@ impl Store {
         driver: &dyn Driver,
         driver_kind: DriverKind,
         key: &SnapshotKey,
-        kind: Kind,
+        kind: SnapshotKind,
         parents: &[TreeRef],
     ) -> Result<(Staged, TreeRecord)> {
         self.inner.database.refuse_if_rolled_back()?;
