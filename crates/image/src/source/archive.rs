@@ -38,14 +38,14 @@ pub struct Archive {
 
 #[derive(Clone, Debug)]
 enum Entry {
-    File(Place),
+    File(Extent),
     /// Another name of this archive, already made absolute to its root.
     Link(Vec<u8>),
 }
 
-/// Where the bytes of a file lie.
+/// Where the bytes of a file are in the archive.
 #[derive(Clone, Debug)]
-struct Place {
+struct Extent {
     offset: u64,
     size_bytes: u64,
     /// Where in the file the bytes at `offset` belong, if it has holes.
@@ -101,7 +101,7 @@ impl Archive {
             let found = match entry.kind {
                 EntryKind::Symlink => Entry::Link(resolve(&key, target)),
                 EntryKind::HardLink => Entry::Link(normalize(target)),
-                EntryKind::File => Entry::File(Place {
+                EntryKind::File => Entry::File(Extent {
                     offset: reader.offset(),
                     size_bytes: entry.size_bytes,
                     ranges: entry.ranges.map(Arc::from),
@@ -129,7 +129,7 @@ impl Archive {
 
     /// Returns the bytes of the file called `path`, links followed.
     pub fn open(&self, path: &str) -> Result<Section, SourceError> {
-        let place = self
+        let extent = self
             .find(path.as_bytes())
             .ok_or_else(|| SourceError::Missing {
                 path: path.to_owned(),
@@ -137,7 +137,7 @@ impl Archive {
             })?;
         Ok(Section {
             file: Arc::clone(&self.file),
-            place: place.clone(),
+            extent: extent.clone(),
             position: 0,
             range: 0,
         })
@@ -159,11 +159,11 @@ impl Archive {
         Ok(bytes)
     }
 
-    fn find(&self, path: &[u8]) -> Option<&Place> {
+    fn find(&self, path: &[u8]) -> Option<&Extent> {
         let mut key = &normalize(path);
         for _ in 0..MAX_LINK_HOPS {
             match self.entries.get(key)? {
-                Entry::File(place) => return Some(place),
+                Entry::File(extent) => return Some(extent),
                 Entry::Link(target) => key = target,
             }
         }
@@ -175,8 +175,8 @@ impl Archive {
 #[derive(Debug)]
 pub struct Section {
     file: Arc<File>,
-    place: Place,
-    /// How much of it was read. With holes, `place.offset` is where the present range's bytes
+    extent: Extent,
+    /// How much of it was read. With holes, `extent.offset` is where the present range's bytes
     /// start.
     position: u64,
     /// The range in which `position` lies, or the next one.
@@ -186,14 +186,14 @@ pub struct Section {
 impl Section {
     /// Returns how many bytes are left to read.
     pub fn left_bytes(&self) -> u64 {
-        self.place.size_bytes - self.position
+        self.extent.size_bytes - self.position
     }
 
     /// Returns where the bytes at the position are (`None`: in a hole) and for how many that holds,
     /// at most what is left.
     fn here(&mut self) -> (Option<u64>, u64) {
-        let Some(ranges) = &self.place.ranges else {
-            return (Some(self.place.offset + self.position), self.left_bytes());
+        let Some(ranges) = &self.extent.ranges else {
+            return (Some(self.extent.offset + self.position), self.left_bytes());
         };
         while let Some(range) = ranges.get(self.range) {
             let end = range.offset + range.length;
@@ -201,10 +201,10 @@ impl Section {
                 return (None, range.offset - self.position);
             }
             if self.position < end {
-                let at = self.place.offset + (self.position - range.offset);
+                let at = self.extent.offset + (self.position - range.offset);
                 return (Some(at), end - self.position);
             }
-            self.place.offset += range.length;
+            self.extent.offset += range.length;
             self.range += 1;
         }
         (None, self.left_bytes())
