@@ -49,7 +49,7 @@ fn names(parts: &[Vec<u8>]) -> Vec<String> {
 /// Compares the two ways of applying `above` over `below_parts`; false if neither can be applied.
 #[track_caller]
 fn agree(above: &[Vec<u8>], below_parts: &[Vec<u8>]) -> bool {
-    let (parent, plain, overlay) = (Place::new(), Place::new(), Place::new());
+    let (parent, plain, overlay) = (Fixture::new(), Fixture::new(), Fixture::new());
     if parent.apply(TargetMarks::Plain, below_parts).is_err() {
         return false;
     }
