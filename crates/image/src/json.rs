@@ -27,7 +27,7 @@ mod input;
 mod shapes;
 mod value;
 
-pub use input::{Input, Kind};
+pub use input::{Input, ValueKind};
 pub use shapes::{Any, Empty, List, Words};
 
 /// The deepest nesting that is read, as in Go.

@@ -8,7 +8,7 @@ use super::{JsonError, MAX_DEPTH};
 
 /// What a value is, told from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueKind {
     /// `null`
     Null,
     /// `true` or `false`
@@ -23,7 +23,7 @@ pub enum Kind {
     Object,
 }
 
-impl Kind {
+impl ValueKind {
     pub(super) fn named(self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -62,14 +62,14 @@ impl<'a> Input<'a> {
     }
 
     /// Returns what the next value is, without moving.
-    pub fn kind(&mut self) -> Result<Kind, JsonError> {
+    pub fn kind(&mut self) -> Result<ValueKind, JsonError> {
         Ok(match self.next() {
-            Some(b'n') => Kind::Null,
-            Some(b't' | b'f') => Kind::Bool,
-            Some(b'-' | b'0'..=b'9') => Kind::Number,
-            Some(b'"') => Kind::Text,
-            Some(b'[') => Kind::List,
-            Some(b'{') => Kind::Object,
+            Some(b'n') => ValueKind::Null,
+            Some(b't' | b'f') => ValueKind::Bool,
+            Some(b'-' | b'0'..=b'9') => ValueKind::Number,
+            Some(b'"') => ValueKind::Text,
+            Some(b'[') => ValueKind::List,
+            Some(b'{') => ValueKind::Object,
             Some(_) => return Err(self.syntax("no value starts like this")),
             None => return Err(self.syntax("a value is missing")),
         })
@@ -77,7 +77,7 @@ impl<'a> Input<'a> {
 
     /// Moves over a null if one is next, and returns whether there was.
     pub fn null(&mut self) -> Result<bool, JsonError> {
-        if self.kind()? != Kind::Null {
+        if self.kind()? != ValueKind::Null {
             return Ok(false);
         }
         self.word(b"null")?;
@@ -107,7 +107,7 @@ impl<'a> Input<'a> {
 
     /// Returns the text of the number that is next.
     pub fn number(&mut self) -> Result<&'a str, JsonError> {
-        if self.kind()? != Kind::Number {
+        if self.kind()? != ValueKind::Number {
             return Err(self.unexpected("a number"));
         }
         let start = self.at;
@@ -147,7 +147,7 @@ impl<'a> Input<'a> {
         &mut self,
         mut each: impl FnMut(&mut Self, usize) -> Result<(), JsonError>,
     ) -> Result<(), JsonError> {
-        if self.kind()? != Kind::List {
+        if self.kind()? != ValueKind::List {
             return Err(self.unexpected("a list"));
         }
         self.open()?;
@@ -168,8 +168,8 @@ impl<'a> Input<'a> {
         mut each: impl FnMut(&mut Self, &str) -> Result<(), JsonError>,
     ) -> Result<(), JsonError> {
         match self.kind()? {
-            Kind::Null => return self.word(b"null"),
-            Kind::Object => self.open()?,
+            ValueKind::Null => return self.word(b"null"),
+            ValueKind::Object => self.open()?,
             _ => return Err(self.unexpected("an object")),
         }
         let mut more = !self.closed(b'}');
@@ -186,12 +186,12 @@ impl<'a> Input<'a> {
         let mut open: Vec<u8> = Vec::new();
         loop {
             match self.kind()? {
-                Kind::Null => self.word(b"null")?,
-                Kind::Bool => drop(self.bool()?),
-                Kind::Number => drop(self.number()?),
-                Kind::Text => drop(self.quoted()?),
-                kind @ (Kind::List | Kind::Object) => {
-                    let close = if kind == Kind::List { b']' } else { b'}' };
+                ValueKind::Null => self.word(b"null")?,
+                ValueKind::Bool => drop(self.bool()?),
+                ValueKind::Number => drop(self.number()?),
+                ValueKind::Text => drop(self.quoted()?),
+                kind @ (ValueKind::List | ValueKind::Object) => {
+                    let close = if kind == ValueKind::List { b']' } else { b'}' };
                     self.open()?;
                     if !self.closed(close) {
                         open.push(close);
@@ -321,7 +321,7 @@ impl<'a> Input<'a> {
     /// Moves over the string that is next; returns what is between its quotes, and whether that is
     /// free of escapes.
     fn quoted(&mut self) -> Result<(&'a [u8], bool), JsonError> {
-        if self.kind()? != Kind::Text {
+        if self.kind()? != ValueKind::Text {
             return Err(self.unexpected("a string"));
         }
         self.at += 1;

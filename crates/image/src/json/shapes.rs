@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Input, JsonError, Kind, Unmarshal};
+use super::{Input, JsonError, Unmarshal, ValueKind};
 
 impl Unmarshal for bool {
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError> {
@@ -17,8 +17,8 @@ impl Unmarshal for i64 {
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError> {
         const EXPECTED: &str = "a whole number of 64 bits";
         match input.kind()? {
-            Kind::Null => drop(input.null()?),
-            Kind::Number => {
+            ValueKind::Null => drop(input.null()?),
+            ValueKind::Number => {
                 let text = input.number()?;
                 *self = text.parse().map_err(|_| JsonError::Shape {
                     field: String::new(),
@@ -125,8 +125,8 @@ pub struct Words(pub Vec<String>);
 impl Unmarshal for Words {
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError> {
         self.0 = match input.kind()? {
-            Kind::Text => vec![input.string()?.into_owned()],
-            Kind::List | Kind::Null => {
+            ValueKind::Text => vec![input.string()?.into_owned()],
+            ValueKind::List | ValueKind::Null => {
                 let mut list = List::default();
                 list.unmarshal(input)?;
                 list.into_vec()
@@ -153,7 +153,7 @@ pub struct Any(pub bool);
 
 impl Unmarshal for Any {
     fn unmarshal(&mut self, input: &mut Input<'_>) -> Result<(), JsonError> {
-        self.0 = input.kind()? != Kind::Null;
+        self.0 = input.kind()? != ValueKind::Null;
         input.skip()
     }
 }
