@@ -29,7 +29,7 @@ mod push;
 mod runtime;
 
 pub use error::RegistryError;
-pub use exchange::{ExchangeError, Refusal};
+pub use exchange::{ErrorResponse, ExchangeError};
 pub use fetch::RegistrySource;
 pub use push::{Pushed, push};
 

@@ -242,7 +242,7 @@ impl Transfer {
                 // 400, 416, 501 and others: it may be the range that is refused.
                 self.ranges = false;
             } else {
-                return Err(answer.refusal().await.into());
+                return Err(answer.error_response().await.into());
             }
         }
     }

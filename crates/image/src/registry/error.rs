@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::credentials::CredentialError;
-use super::exchange::{ExchangeError, Refusal};
+use super::exchange::{ErrorResponse, ExchangeError};
 
 /// Why a registry didn't give or take something.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum RegistryError {
         repository: String,
         /// What it said.
         #[source]
-        source: Option<Refusal>,
+        source: Option<ErrorResponse>,
     },
     /// No such image or blob.
     #[error("{registry} has no {what}")]
@@ -107,11 +107,11 @@ impl RegistryError {
     ) -> Self {
         let registry = registry.to_owned();
         match source {
-            ExchangeError::Refused(refusal) => match refusal.status.as_u16() {
+            ExchangeError::Refused(response) => match response.status.as_u16() {
                 401 | 403 => Self::Denied {
                     registry,
                     repository: repository.to_owned(),
-                    source: Some(refusal),
+                    source: Some(response),
                 },
                 404 => {
                     let what = action
@@ -124,12 +124,12 @@ impl RegistryError {
                 }
                 429 => Self::RateLimited {
                     registry,
-                    wait: refusal.wait,
+                    wait: response.wait,
                 },
                 _ => Self::Failed {
                     registry,
                     action,
-                    source: Box::new(ExchangeError::Refused(refusal)),
+                    source: Box::new(ExchangeError::Refused(response)),
                 },
             },
             source @ ExchangeError::Unresolved(_) => Self::Unresolved { registry, source },
@@ -161,7 +161,7 @@ impl RegistryError {
     pub(super) fn wait(&self) -> Option<Duration> {
         match (self, self.exchange()) {
             (Self::RateLimited { wait, .. }, _) => *wait,
-            (_, Some(ExchangeError::Refused(refusal))) => refusal.wait,
+            (_, Some(ExchangeError::Refused(response))) => response.wait,
             _ => None,
         }
     }

@@ -29,7 +29,7 @@ const MAX_REDIRECTS: usize = 10;
 /// Bytes that have to come or go within the time that a connection may be silent.
 const LEAST_PROGRESS_BYTES: u64 = 4 << 10;
 /// The longest explanation of a refusal that is read, and the longest that is told.
-const MAX_REFUSAL_BYTES: u64 = 64 << 10;
+const MAX_ERROR_BYTES: u64 = 64 << 10;
 const MAX_TOLD_CHARS: usize = 300;
 /// How many times the usual silence a registry may think about an upload that it has taken whole.
 const SILENCES_TO_DIGEST: u32 = 10;
@@ -39,7 +39,7 @@ const SILENCES_TO_DIGEST: u32 = 10;
 pub enum ExchangeError {
     /// The server said no.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] ErrorResponse),
     /// The name of the server has no address.
     #[error("its name can't be resolved")]
     Unresolved(#[source] reqwest::Error),
@@ -80,7 +80,7 @@ impl ExchangeError {
     /// Returns whether the same request might succeed later.
     pub(super) fn is_passing(&self) -> bool {
         match self {
-            Self::Refused(refusal) => matches!(refusal.status.as_u16(), 408 | 429 | 500..),
+            Self::Refused(response) => matches!(response.status.as_u16(), 408 | 429 | 500..),
             // A name that does not exist will not exist in a second; a resolver may recover.
             Self::Unresolved(error) => chain(error).any(|e| e.to_string().contains("emporary")),
             Self::Connect(_)
@@ -139,9 +139,9 @@ impl reqwest::dns::Resolve for SystemResolver {
     }
 }
 
-/// An answer that says no.
+/// A response with an error status.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ErrorResponse {
     /// Its status.
     pub status: StatusCode,
     /// What the server said about it, made fit to be shown; often nothing.
@@ -150,7 +150,7 @@ pub struct Refusal {
     pub wait: Option<Duration>,
 }
 
-impl std::fmt::Display for Refusal {
+impl std::fmt::Display for ErrorResponse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.status)?;
         if !self.text.is_empty() {
@@ -160,7 +160,7 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for ErrorResponse {}
 
 /// Measures whether enough comes: at least 4 KiB in the time that a connection may be silent.
 ///
@@ -461,11 +461,11 @@ impl Answer {
         if self.status().is_success() {
             return Ok(self);
         }
-        Err(self.refusal().await.into())
+        Err(self.error_response().await.into())
     }
 
     /// Reads why the server said no. What can't be read of that is left out: the status is enough.
-    pub(super) async fn refusal(self) -> Refusal {
+    pub(super) async fn error_response(self) -> ErrorResponse {
         let status = self.status();
         let wait = self
             .header(RETRY_AFTER)
@@ -473,13 +473,13 @@ impl Answer {
         let json = self
             .header(reqwest::header::CONTENT_TYPE)
             .is_none_or(|kind| kind.contains("json"));
-        let body = self.start(MAX_REFUSAL_BYTES).await;
+        let body = self.start(MAX_ERROR_BYTES).await;
         let text = if json {
             explanation(&body)
         } else {
             String::new()
         };
-        Refusal { status, text, wait }
+        ErrorResponse { status, text, wait }
     }
 
     /// Reads the whole answer, which must not be longer than `limit_bytes`.

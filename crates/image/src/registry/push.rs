@@ -162,7 +162,7 @@ async fn has_blob(endpoint: &Endpoint, digest: &Digest) -> Result<bool, Exchange
         status if status.is_success() => Ok(true),
         // Sending it will tell why, in words: an answer to HEAD has none.
         status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => Ok(false),
-        _ => Err(answer.refusal().await.into()),
+        _ => Err(answer.error_response().await.into()),
     }
 }
 
