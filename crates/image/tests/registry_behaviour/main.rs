@@ -12,7 +12,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use rows::End::{self, Denied, Done, Failed, NotFound, RateLimited};
+use rows::Outcome::{self, Denied, Done, Failed, NotFound, RateLimited};
 use rows::Skopeo19::{NotAsked, Takes};
 use rows::{
     LOGIN, SIZE, TOKEN, always, basic, foreign, hook, is_layer, manifest_first, rows, usual,
@@ -84,8 +84,8 @@ fn push_to(
     .map(drop)
 }
 
-fn end_of<T>(outcome: &Result<T, SourceError>) -> End {
-    match outcome {
+fn outcome_of<T>(result: &Result<T, SourceError>) -> Outcome {
+    match result {
         Ok(_) => Done,
         Err(SourceError::Registry(RegistryError::Denied { .. })) => Denied,
         Err(SourceError::Registry(RegistryError::NotFound { .. })) => NotFound,
@@ -160,11 +160,12 @@ fn odd_registries_are_pulled_from_and_pushed_to() {
                 assert!(layers.iter().eq(promised), "{}: other bytes", row.name);
             })
         };
-        let end = end_of(&outcome);
-        if end != row.end || (row.push && end == Done && registry.manifest("1").is_none()) {
+        let actual = outcome_of(&outcome);
+        if actual != row.outcome || (row.push && actual == Done && registry.manifest("1").is_none())
+        {
             wrong.push(format!(
-                "{what}: {}: {end:?}, not {:?}: {outcome:?}",
-                row.name, row.end
+                "{what}: {}: {actual:?}, not {:?}: {outcome:?}",
+                row.name, row.outcome
             ));
         }
         let told = format!("{outcome:?}");
@@ -240,7 +241,7 @@ fn a_login_goes_to_its_registry_and_to_nobody_else() {
             &options(&home, &registry, true),
         );
         assert_eq!(
-            end_of(&outcome) == Done,
+            outcome_of(&outcome) == Done,
             challenge.is_empty(),
             "{challenge}: {outcome:?}"
         );
@@ -269,7 +270,7 @@ fn a_login_goes_to_its_registry_and_to_nobody_else() {
         };
         chosen.hosts.insert(registry.host(), host);
         let outcome = pull_from(&format!("{}/t:1", registry.host()), &chosen);
-        assert_eq!(end_of(&outcome), Done, "{outcome:?}");
+        assert_eq!(outcome_of(&outcome), Done, "{outcome:?}");
         assert!(!mirror.calls().is_empty());
         assert!(
             !mirror
@@ -350,7 +351,7 @@ fn an_identity_token_is_not_sent_where_a_token_service_redirects() {
     let logins = serde_json::json!({"auths": {registry.host(): {"identitytoken": "kept/token"}}});
     std::fs::write(home.join("auth.json"), logins.to_string()).unwrap();
     let outcome = pull_from(&format!("{}/t:1", registry.host()), &chosen);
-    assert_eq!(end_of(&outcome), Failed, "{outcome:?}");
+    assert_eq!(outcome_of(&outcome), Failed, "{outcome:?}");
     assert!(registry.calls().iter().any(|call| call.path == "/token"));
     assert!(!was_shown_anything(&other), "{:?}", other.calls());
 }
@@ -475,7 +476,7 @@ fn a_foreign_layer_is_fetched_from_its_urls_and_no_login_goes_there() {
         let name = format!("{}/t:1", registry.host());
         let outcome = pull_from(&name, &options(&home, &registry, true));
         assert_eq!(
-            end_of(&outcome) == Done,
+            outcome_of(&outcome) == Done,
             challenge.is_empty(),
             "{challenge}: {outcome:?}"
         );

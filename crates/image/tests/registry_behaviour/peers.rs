@@ -14,7 +14,7 @@ use vellum_testkit::clients::{
     Containerd, Dockerd, Home, Hook, OddRegistry, Skopeo, available, run,
 };
 
-use super::rows::{End, LOGIN, SIZE, Skopeo19, foreign, hook, rows};
+use super::rows::{LOGIN, Outcome, SIZE, Skopeo19, foreign, hook, rows};
 use super::support::{random_image, reference, take};
 use super::{options, push_to};
 
@@ -75,7 +75,11 @@ fn every_difference_of_the_matrix_has_a_reason_that_its_head_explains() {
             Skopeo19::Refuses => "-",
             Skopeo19::NotAsked => ".",
         };
-        let ours = if row.end == End::Done { "+" } else { "-" };
+        let ours = if row.outcome == Outcome::Done {
+            "+"
+        } else {
+            "-"
+        };
         let theirs = [skopeo, verdict.docker, verdict.containerd];
         let differs = theirs.iter().any(|other| ![".", ours].contains(other));
         assert_eq!(

@@ -9,9 +9,9 @@ use vellum_testkit::clients::{Body, Call, Hook, OddRegistry, Reply};
 pub const LOGIN: &str = "dTpw";
 pub const SIZE: usize = 300_000;
 
-/// What comes of a row.
+/// How a pull or push ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Outcome {
     Done,
     Denied,
     NotFound,
@@ -19,7 +19,7 @@ pub enum End {
     /// Refused or broken in another way.
     Failed,
 }
-use End::{Denied, Done, Failed, NotFound, RateLimited};
+use Outcome::{Denied, Done, Failed, NotFound, RateLimited};
 
 /// What skopeo does with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,25 +36,25 @@ pub struct Row {
     pub push: bool,
     pub login: bool,
     pub hook: Hook,
-    pub end: End,
+    pub outcome: Outcome,
     pub skopeo: Skopeo19,
 }
 
-fn pull(name: &'static str, end: End, skopeo: Skopeo19, hook: Hook) -> Row {
+fn pull(name: &'static str, outcome: Outcome, skopeo: Skopeo19, hook: Hook) -> Row {
     Row {
         name,
         push: false,
         login: false,
         hook,
-        end,
+        outcome,
         skopeo,
     }
 }
 
-fn pushed(name: &'static str, end: End, skopeo: Skopeo19, hook: Hook) -> Row {
+fn pushed(name: &'static str, outcome: Outcome, skopeo: Skopeo19, hook: Hook) -> Row {
     Row {
         push: true,
-        ..pull(name, end, skopeo, hook)
+        ..pull(name, outcome, skopeo, hook)
     }
 }
 
