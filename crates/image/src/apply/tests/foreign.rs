@@ -3,8 +3,8 @@
 
 use super::*;
 
-/// Applies the layer, which [`Fixture::apply`] also gives back, and returns what was left out and how
-/// often.
+/// Applies the layer, which [`Fixture::apply`] also gives back, and returns what was left out and
+/// how often.
 #[track_caller]
 fn left_out(fixture: &Fixture, marks: TargetMarks, parts: &[Vec<u8>]) -> (u64, String) {
     let left_out = fixture.apply(marks, parts).unwrap().left_out;
