@@ -1,9 +1,9 @@
-//! Making one tree out of another, for the drivers that keep whole trees: copies, hard links, and
-//! an upper laid on.
+//! Makes one tree out of another, for the drivers that keep whole trees: by copying, by hard links,
+//! and by merging an upper into it.
 //!
-//! Attributes travel whole: owner, mode, times, every extended attribute, holes, hard-link groups.
-//! Whatever can't be carried over is an error, never a gap. Source and target are the store's own
-//! trees and nobody changes them meanwhile.
+//! Attributes are copied completely: owner, mode, times, every extended attribute, holes, hard-link
+//! groups. What can't be copied is an error, never a gap. Source and target are the store's own
+//! trees, and nothing else changes them at the time.
 
 use std::{
     collections::HashMap,
@@ -27,8 +27,8 @@ use crate::{
 pub(crate) enum Files {
     /// Each is copied, sharing blocks where the file system can.
     Copy,
-    /// Each is a further name of the same inode; copied where the inode has all the names it can
-    /// have.
+    /// Each becomes another name of the same inode, or a copy once the inode has as many names as
+    /// it can have.
     Link,
 }
 
@@ -41,17 +41,17 @@ struct Cloner {
     /// Where an inode with several names went to.
     groups: HashMap<(u64, u64), PathBuf>,
     device: u64,
-    /// The marks of an upper that is being laid on; `None`: everything is content.
+    /// The marks of an upper that is being merged; `None`: everything is content.
     marks: Option<Prefix>,
 }
 
-/// Makes `target`, an existing empty directory, a tree like the one at `source`, root attributes
-/// included.
+/// Makes `target`, an existing empty directory, a copy of the tree at `source`, including the
+/// root's attributes.
 pub(crate) fn clone_tree(source: &Path, target: &Path, files: Files) -> Result<()> {
     run(source, target, files, None)
 }
 
-/// Lays the upper at `source` on the tree at `target`: whiteouts delete, opaque directories
+/// Merges the upper at `source` into the tree at `target`: whiteouts delete, opaque directories
 /// replace, files are linked.
 ///
 /// Errors: `Unsupported` if the upper holds redirects or metadata-only copies, which only a stack
@@ -77,7 +77,7 @@ fn run(source: &Path, target: &Path, files: Files, marks: Option<Prefix>) -> Res
     cloner.dress(&source, &root, &cloner.target_root)
 }
 
-/// Gives `dir` the owner, mode, last change and xattrs that `model` has, marks aside.
+/// Gives `dir` the owner, mode, mtime and xattrs of `model`, except marks.
 pub(crate) fn copy_attributes(model: &Dir, dir: &Dir) -> Result<()> {
     let is_mark = |name: &OsStr| Prefix::ALL.iter().any(|prefix| prefix.is_control(name));
     let xattrs = xattrs(model, |name| !is_mark(name))?;
@@ -100,13 +100,13 @@ impl Cloner {
         self.marks.is_some_and(|prefix| prefix.is_control(name))
     }
 
-    /// Gives a directory whose entries are all there what the source has.
+    /// Copies the source's attributes to a directory whose entries are complete.
     fn dress(&self, source: &Dir, stat: &Stat, target: &Dir) -> Result<()> {
         vellum_sys::dress(target, stat, xattrs(source, |name| !self.is_mark(name))?)?;
         Ok(rooted::set_times_fd(target, Some(stat.atime), None)?)
     }
 
-    /// Makes `name` in the target free, if what is there can't stay. Returns true if a directory
+    /// Removes what is called `name` in the target, if it can't stay. Returns true if a directory
     /// stays.
     fn make_room(&self, name: &OsStr, for_dir: bool) -> Result<bool> {
         if self.marks.is_none() {
@@ -182,9 +182,9 @@ impl Cloner {
     }
 }
 
-/// What an upper says of one of its names.
+/// What an upper says about one of its names.
 enum Said {
-    /// There is no such name.
+    /// The name is deleted.
     Hidden,
     /// A directory, which replaces the one below if it is opaque.
     Dir { opaque: bool },
@@ -194,8 +194,8 @@ enum Said {
 
 /// Reads the marks on a name; without a prefix everything is content.
 ///
-/// Errors: `Unsupported` for marks that only a stack can show; `Damaged` for one that says nothing
-/// known.
+/// Errors: `Unsupported` for marks that only a stack can show; `Damaged` for a mark with an unknown
+/// value.
 fn said(parent: &Dir, name: &OsStr, stat: &Stat, prefix: Option<Prefix>) -> Result<Said> {
     let Some(prefix) = prefix else {
         return Ok(match stat.kind {
@@ -215,7 +215,7 @@ fn said(parent: &Dir, name: &OsStr, stat: &Stat, prefix: Option<Prefix>) -> Resu
             })?;
             Ok(match opaque {
                 Some(Opaque::Opaque) => Said::Dir { opaque: true },
-                // Whether names in it are hidden by files, each of them says.
+                // The files themselves say which names in it they hide.
                 Some(Opaque::XattrWhiteouts) | None => Said::Dir { opaque: false },
             })
         }
@@ -253,7 +253,7 @@ fn refuse(parent: &Dir, name: &OsStr, prefix: Prefix, mark: Mark) -> Result<()> 
     })
 }
 
-/// Copies one thing that is no directory.
+/// Copies one thing that is not a directory.
 fn copy_file(
     from: &Dir,
     to: &Dir,
@@ -347,8 +347,8 @@ mod tests {
         )
         .unwrap();
         layout::set_mode(&a.join("d"), 0o2750).unwrap();
-        // u::rwx, g::r-x, o::r-x for what is made in the root from now on: what is there hasn't it,
-        // and must not get it in the copy.
+        // u::rwx, g::r-x, o::r-x for what is created in the root from now on. What is there already
+        // doesn't have it, and its copy must not get it.
         let acl = [2u32, 7 << 16 | 1, !0, 5 << 16 | 4, !0, 5 << 16 | 32, !0];
         let acl: Vec<u8> = acl.iter().flat_map(|word| word.to_le_bytes()).collect();
         let default_acl = OsStr::new("system.posix_acl_default");
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upper_laid_on_deletes_replaces_and_leaves_the_lower_alone() {
+    fn merging_an_upper_deletes_and_replaces_and_leaves_the_lower_alone() {
         if !vellum_testkit::needs_root("overlay marks") {
             return;
         }
@@ -408,7 +408,7 @@ mod tests {
         dir.mknod("gone", FileKind::Char, 0o600, (0, 0)).unwrap();
         let attr = Prefix::Trusted.xattr(Mark::Opaque);
         xattr::set(&dir, OsStr::new("opq"), attr, b"y", xattr::SetMode::Any).unwrap();
-        // Hidden as where devices can't be made.
+        // A whiteout for where devices can't be created.
         fs::create_dir_all(lower.join("plain/gone/x")).unwrap();
         fs::create_dir(upper.join("plain")).unwrap();
         fs::write(upper.join("plain/gone"), b"").unwrap();

@@ -29,13 +29,13 @@ pub struct VolumeRecord {
     pub name: String,
     /// Its data, absolute.
     pub path: PathBuf,
-    /// When it was made.
+    /// When it was created.
     pub created: Timestamp,
     /// Its labels.
     pub labels: Labels,
 }
 
-/// Records a container whose snapshot is there already: for rebuilding.
+/// Records a container whose snapshot exists already, for a rebuild.
 pub(crate) fn put_back(layout: &Layout, tx: &Transaction<'_>, file: &ContainerFile) -> Result<()> {
     let container = NewContainer {
         id: file.id.clone(),
@@ -83,13 +83,13 @@ fn check_volume_name(name: &str) -> Result<()> {
         Ok(())
     } else {
         Err(StoreError::Invalid(format!(
-            "{name:?} can't name a volume: up to 255 letters, digits, `_`, `.`, `-`, beginning with a letter or digit"
+            "{name:?} is not a valid volume name: use up to 255 letters, digits, `_`, `.`, `-`, starting with a letter or digit"
         )))
     }
 }
 
 impl Store {
-    /// Makes a container and its writable snapshot (`key`) in one transaction, and returns both.
+    /// Creates a container and its writable snapshot (`key`) in one transaction, and returns both.
     ///
     /// Durable on return. Errors: `AlreadyExists` (container name or id, or key), `NotFound`
     /// (parent, image, volume).
@@ -109,8 +109,8 @@ impl Store {
             check_new(self.layout(), tx, container)?;
             generation::stamp(tx)
         })?;
-        // Its record file comes before the sync of the tree's, which makes both durable. It is
-        // locked until the row is there.
+        // Its record file is written before the sync of the tree's, which makes both durable. It
+        // stays locked until the row exists.
         let created_ns = now_ns();
         let file = ContainerFile::of_new(container, key, time(created_ns));
         let path = sidecar::path(self.layout(), &file);
@@ -209,7 +209,7 @@ impl Store {
         Ok(container)
     }
 
-    /// Makes a volume, or returns the one there is. Durable on return. Errors: `Invalid` (name).
+    /// Creates a volume, or returns the existing one. Durable on return. Errors: `Invalid` (name).
     pub fn create_volume(&self, name: &str, labels: &Labels) -> Result<VolumeRecord> {
         check_volume_name(name)?;
         if let Some(known) = self.read(|tx| find_volume(self.layout(), tx, name))? {
@@ -220,7 +220,7 @@ impl Store {
         make_dir(&staged.path().join("_data"), 0o755)?;
         sync_dir(staged.path())?;
         let target = self.layout().volumes().join(name);
-        // The name is the user's and may come again at once, so publishing happens under the
+        // The user chose the name and may use it again at once, so publishing happens under the
         // database's lock.
         self.write(|tx| {
             if let Some(known) = find_volume(self.layout(), tx, name)? {
@@ -251,7 +251,7 @@ impl Store {
         })
     }
 
-    /// Removes a volume and its data. Errors: `NotFound`; `InUse` while a container has it.
+    /// Removes a volume and its data. Errors: `NotFound`; `InUse` while a container uses it.
     pub fn remove_volume(&self, name: &str) -> Result<()> {
         check_volume_name(name)?;
         self.write_freeing(|tx| {
@@ -268,7 +268,7 @@ impl Store {
         })?;
         let trashed = self.write(|tx| {
             if find_volume(self.layout(), tx, name)?.is_some() {
-                return Ok(None); // made anew meanwhile
+                return Ok(None); // created again since
             }
             tx::to_trash(self.layout(), &self.layout().volumes().join(name))
         })?;
