@@ -1,10 +1,10 @@
-//! Collecting what nobody needs.
+//! Garbage collection.
 //!
 //! Containers, images, live leases and snapshots kept until removed hold things, and a snapshot
-//! holds all that it stands on: `rows/alive.rs` says who holds what, and `why.rs` puts it in words.
-//! One transaction decides and deletes the records; files go afterwards, so a crash leaves litter
-//! for the next run. What lies on disk without a record is litter too (`gc/litter.rs`), unless its
-//! maker lives (see `tx.rs`).
+//! holds all its ancestors: `rows/alive.rs` says what holds what, and `why.rs` puts it into words.
+//! One transaction decides and deletes the records; files are deleted afterwards, so a crash leaves
+//! litter for the next run. What is on disk without a record is litter too (`gc/litter.rs`), unless
+//! the process that made it is alive (see `tx.rs`).
 
 mod litter;
 
@@ -28,16 +28,16 @@ use crate::{
     tx::Fate,
 };
 
-/// What a collection took away, or would.
+/// What a collection removed, or would remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Garbage {
     /// What it is.
     pub thing: Thing,
-    /// Why nobody needs it.
+    /// Why it is not needed.
     pub why: String,
     /// What it took, where known without looking at every file.
     pub usage: Option<Usage>,
-    /// What became of it.
+    /// What happened to it.
     pub fate: Fate,
 }
 
@@ -50,7 +50,7 @@ pub enum Thing {
     Blob(Digest),
     /// A recipe, by diff id.
     Recipe(Digest),
-    /// A lease whose process is gone or whose time is over; its purpose.
+    /// A lease whose process is gone or that has expired; its purpose.
     Lease(String),
     /// Something on disk without a record.
     Path(PathBuf),
@@ -64,17 +64,17 @@ struct Doomed {
 }
 
 impl Store {
-    /// Removes everything that nobody needs, and all litter. With `dry_run` only tells what it
-    /// would remove.
+    /// Removes everything that is not needed, and all litter. With `dry_run` it only returns what
+    /// it would remove.
     ///
-    /// Safe beside running commands of any number of processes. Errors: `Io`, `Database`; what
+    /// Safe alongside running commands of any number of processes. Errors: `Io`, `Database`; what
     /// could not be removed for a reason of its own is reported as stuck, not as an error.
     pub fn gc(&self, dry_run: bool) -> Result<Vec<Garbage>> {
         if let Some(why) = self.look_for_rollback()? {
             return Err(self.inner.database.has_rolled_back(why));
         }
         self.read(|tx| rows::snapshots::parents(tx)?.all_sound())?;
-        // A database that contradicts itself may have lost what says that something is needed.
+        // A database that contradicts itself may have lost the reason that something is needed.
         if let Some(wrong) = self.check_database()?.into_iter().next() {
             return Err(StoreError::Damaged {
                 what: wrong.what,
@@ -94,7 +94,7 @@ impl Store {
         for (_, purpose) in &doomed.leases {
             garbage.push(Garbage {
                 thing: Thing::Lease(purpose.clone()),
-                why: "its process is gone or its time is over".into(),
+                why: "its process is gone or it has expired".into(),
                 usage: None,
                 fate: if dry_run { Fate::Would } else { Fate::Gone },
             });

@@ -11,9 +11,9 @@
 //!     merged/          0700   its mount point
 //! ```
 //!
-//! A layer costs its directories and a name for each file. A file with all the names its inode can
-//! have is copied. Marks other than whiteouts and opaque directories can't be kept in plain trees,
-//! so such trees are mounted without redirect_dir and metacopy.
+//! A layer costs its directories and a name for each file. A file whose inode has as many names as
+//! it can have is copied. Marks other than whiteouts and opaque directories can't be kept in plain
+//! trees, so such trees are mounted without redirect_dir and metacopy.
 
 use std::path::{Path, PathBuf};
 
@@ -42,7 +42,7 @@ fn root_of(layout: &Layout, tree: &TreeRef) -> PathBuf {
     dir_of(layout, tree).join("root")
 }
 
-/// What a writable tree has and a layer has not.
+/// What a writable tree has and a layer doesn't.
 const WRITABLE: [&str; 4] = ["upper", "work", "merged", "lower-id"];
 
 impl super::Driver for Overlay1 {
@@ -100,7 +100,7 @@ impl super::Driver for Overlay1 {
             return Ok(());
         }
         let home = layout::dir(dir)?;
-        // A commit that was cut short may have left either: both are older than the upper.
+        // An interrupted commit may have left either: both are older than the upper.
         home.remove_tree("tmproot")?;
         home.remove_tree("root")?;
         let fresh = dir.join("tmproot");
@@ -206,13 +206,13 @@ impl super::Driver for Overlay1 {
                 }
                 found.push(Finding {
                     what: dir.join(name).display().to_string(),
-                    why: "left by a commit that was cut short".into(),
+                    why: "left by an interrupted commit".into(),
                     healed: heal,
                 });
             }
         }
         if let (SnapshotKind::Active, Some(parent)) = (tree.kind, parents.first()) {
-            // `merged` comes and goes with the mount.
+            // `merged` is created and removed with the mount.
             found.extend(Finding::unless_made(&dir.join("work"), 0o700, heal)?);
             let path = dir.join("lower-id");
             found.extend(check_small(&path, parent.id.as_str(), 0o600, heal)?);
