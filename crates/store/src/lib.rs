@@ -1,14 +1,14 @@
 //! The store: snapshots, content and records, joined by transactions that a crash can't tear.
 //!
-//! This room keeps trees and what is known about them. It never mounts (it hands out
-//! [`TreeParts`]), knows no tar and no wire format, and decides nothing about images but which
-//! records belong together. Start reading at `tx.rs`, which holds the one idea: *a record never
+//! This crate keeps trees and what is known about them. It never mounts (it hands out
+//! [`TreeParts`]), knows neither tar nor any wire format, and about images it decides only which
+//! records belong together. Start reading at `tx.rs`, which holds the central idea: *a record never
 //! points at a missing or unsynced tree*.
 //!
 //! Layers, writable trees and views are [snapshots](snapshot); layers are committed ones, named by
 //! the text of their chain id. Metadata is an SQLite database that many processes use at once; the
-//! trees lie beside it in the layout of their [driver]. What lies where on disk is told in
-//! `docs/format.md`.
+//! trees are next to it in the layout of their [driver]. `docs/format.md` describes what is where
+//! on disk.
 #![forbid(unsafe_code)]
 
 pub mod check;
