@@ -7,7 +7,7 @@
 //!
 //! Other commands may run at the same time, and what they are changing differs for a moment. So
 //! whatever looks wrong is looked at again before it is reported or repaired: with its record file
-//! locked (`turn.rs`), and against the database as it is by then.
+//! locked (`record_lock.rs`), and against the database as it is by then.
 
 use std::{collections::HashSet, path::Path};
 
@@ -19,13 +19,14 @@ use crate::{
     content,
     driver::{self, Finding, TreeRef},
     error::{DbContext, IoContext, Result, StoreError},
-    generation, hands, layout, records,
+    generation, hands, layout,
+    record_lock::RecordLock,
+    records,
     rows::{self, snapshots::SnapshotRow},
     sidecar::{ContainerFile, ImageFile, Sidecar},
     snapshot::SnapshotKey,
     snapshots::Sweep,
     store::Store,
-    turn::Turn,
 };
 
 /// How thoroughly to check.
@@ -151,7 +152,7 @@ impl Store {
     /// The same with the tree's record locked, against what the database says then. A tree that was
     /// removed is not reported.
     fn check_tree_again(&self, seen: &SnapshotRow, heal: bool) -> Result<Vec<Finding>> {
-        let _turn = Turn::at_tree(self, &seen.record.tree)?;
+        let _lock = RecordLock::of_tree(self, &seen.record.tree)?;
         let same = |tx: &Transaction<'_>| {
             let row = rows::snapshots::find_id(tx, seen.id)?;
             Ok(row.filter(|row| row.record.tree == seen.record.tree))
@@ -228,7 +229,7 @@ impl Store {
         if records::differs(&path, seen).is_none() {
             return Ok(None);
         }
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let Some(expect) = now()? else {
             return Ok(None);
         };

@@ -12,13 +12,13 @@ use crate::{
     following::{self, Follower},
     generation,
     layout::{Layout, make_dir, sync_dir},
+    record_lock::RecordLock,
     records,
     rows::{self, now_ns, time, volumes::VolumeRow},
     sidecar::{self, ContainerFile},
     snapshot::{Labels, SnapshotKey, SnapshotKind},
     snapshots::{PrepareOptions, Sweep},
     store::Store,
-    turn::Turn,
     tx::{self, Staged},
 };
 
@@ -157,7 +157,7 @@ impl Store {
 
     /// Gives a container another name. Durable on return. Errors: `NotFound`, `AlreadyExists`.
     pub fn rename_container(&self, id: &str, name: &str) -> Result<()> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         self.write(|tx| {
             let container = get_container(tx, id)?;
             if container.name == name {
@@ -178,7 +178,7 @@ impl Store {
 
     /// Replaces the caller's JSON. Durable on return. Errors: `NotFound`.
     pub fn set_container_config(&self, id: &str, config: &str) -> Result<()> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         self.write(|tx| {
             get_container(tx, id)?;
             rows::containers::set_config(tx, id, config)?;
@@ -193,7 +193,7 @@ impl Store {
     /// Durable on return; see [`Store::remove`] for what is swept when. Errors: `NotFound`,
     /// `HasChildren`.
     pub fn remove_container(&self, id: &str, sweep: Sweep) -> Result<ContainerRecord> {
-        let turn = Turn::at_sidecars(self)?;
+        let lock = RecordLock::of_sidecars(self)?;
         let (container, row) = self.write_freeing(|tx| {
             let container = get_container(tx, id)?;
             let row = rows::snapshots::get(tx, &container.snapshot)?;
@@ -204,7 +204,7 @@ impl Store {
             Ok((container, row))
         })?;
         records::remove(&self.layout().records().join(sidecar::container_name(id)))?;
-        drop(turn);
+        drop(lock);
         self.discard_or_leave(&row.record, sweep);
         Ok(container)
     }

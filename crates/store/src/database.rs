@@ -42,10 +42,9 @@ use crate::{
     generation::{self, Mark},
     layout::{self, Layout},
     located::{Located, Shelf},
-    records, rows,
+    record_lock, records, rows,
     schema::{self, VERSION},
     stamp::Stamp,
-    turn,
     tx::Staged,
 };
 
@@ -261,7 +260,7 @@ impl Database {
     fn make_or_migrate(&self, layout: &Layout) -> Result<()> {
         let root = fs::File::open(layout.root()).on("open", layout.root())?;
         let again = root.try_clone().on("open", layout.root())?;
-        let _only_one = turn::wait(again, layout.root(), self.patience() * OTHERS_MIGRATE)?;
+        let _only_one = record_lock::wait(again, layout.root(), self.patience() * OTHERS_MIGRATE)?;
         layout.create()?;
         if !layout::exists(&self.path)? {
             create_without_copies(&self.path)?;

@@ -28,11 +28,11 @@ use crate::{
     layout::Layout,
     located::{Located, Shelf, SidecarKind},
     record::TreeRecord,
+    record_lock::RecordLock,
     records, rows,
     sidecar::{self, ContainerFile, ImageFile},
     stamp::{Stamp, contradiction},
     store::Store,
-    turn::Turn,
 };
 
 /// The object that a record file describes.
@@ -215,11 +215,11 @@ impl Store {
             // Its object is gone. So is the file, or gc removes it.
             return Ok(true);
         };
-        let turn = match &follower {
-            Follower::Tree(tree) => Turn::try_at_tree(self, tree)?,
-            Follower::Image(_) | Follower::Container(_) => Turn::try_at_sidecars(self)?,
+        let lock = match &follower {
+            Follower::Tree(tree) => RecordLock::try_of_tree(self, tree)?,
+            Follower::Image(_) | Follower::Container(_) => RecordLock::try_of_sidecars(self)?,
         };
-        let Some(_turn) = turn else {
+        let Some(_lock) = lock else {
             return Ok(false);
         };
         if self.is_stale(&follower)? {

@@ -10,9 +10,9 @@ use crate::{
     following::{self, Follower},
     image::{ImageRecord, NewImage},
     lease::{self, LeaseId},
+    record_lock::RecordLock,
     records, rows, sidecar,
     store::Store,
-    turn::Turn,
 };
 
 /// A name that moved from one image to another.
@@ -32,7 +32,7 @@ impl Store {
     /// names it has stay. Its layers and blobs then need no lease any more. Errors: `NotFound` if a
     /// layer or blob is missing, `ParentNotCommitted` if a layer is not committed.
     pub fn put_image(&self, image: &NewImage) -> Result<Vec<MovedTag>> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let moved = self.write(|tx| put(tx, image))?;
         self.follow_images(image, &moved);
         Ok(moved)
@@ -41,7 +41,7 @@ impl Store {
     /// Records an image and ends `lease`, all in one transaction. Otherwise like
     /// [`Store::put_image`].
     pub fn put_image_and_end(&self, image: &NewImage, lease: &LeaseId) -> Result<Vec<MovedTag>> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let moved = self.write(|tx| {
             let moved = put(tx, image)?;
             lease::end(tx, lease)?;
@@ -98,7 +98,7 @@ impl Store {
     /// Gives `image` the name `tag` and returns the image that had it before. Durable on return.
     /// Errors: `NotFound`.
     pub fn tag(&self, tag: &str, image: &Digest) -> Result<Option<Digest>> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let before = self.write(|tx| {
             let before = rows::images::by_tag(tx, tag)?;
             if !rows::images::has(tx, image)? {
@@ -118,7 +118,7 @@ impl Store {
 
     /// Removes a name and returns the image that had it. The image stays. Errors: `NotFound`.
     pub fn untag(&self, tag: &str) -> Result<Digest> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let image = self.write_freeing(|tx| {
             let image = rows::images::by_tag(tx, tag)?
                 .ok_or_else(|| StoreError::not_found(Subject::Tag, tag))?;
@@ -135,7 +135,7 @@ impl Store {
     ///
     /// Errors: `NotFound`; `InUse` while a container created from it exists.
     pub fn remove_image(&self, id: &Digest) -> Result<ImageRecord> {
-        let _turn = Turn::at_sidecars(self)?;
+        let _lock = RecordLock::of_sidecars(self)?;
         let image = self.write_freeing(|tx| {
             let image = rows::images::find(tx, id)?
                 .ok_or_else(|| StoreError::not_found(Subject::Image, id))?;

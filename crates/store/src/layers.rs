@@ -23,11 +23,11 @@ use crate::{
     layout,
     lease::{self, LeaseId},
     record::TreeRecord,
+    record_lock::RecordLock,
     rows,
     snapshot::{Info, Keep, Labels, MountFeatures, SnapshotKey, SnapshotKind},
     snapshots::{Placed, Undo, chain, check_create, own, parent_row},
     store::Store,
-    turn::Turn,
     tx::Staged,
 };
 
@@ -242,7 +242,7 @@ impl Store {
         let mut ready = Vec::with_capacity(layers.len());
         // If an existing layer replaces a parent from the batch, the files learn that later. No
         // other process knows these trees yet, so nobody waits.
-        let mut turns = Vec::with_capacity(layers.len());
+        let mut locks = Vec::with_capacity(layers.len());
         for (layer, commit) in layers {
             let (driver_kind, parents) = match &commit.parent {
                 None => (layer.record.driver, Vec::new()),
@@ -259,8 +259,8 @@ impl Store {
                     })?,
                 },
             };
-            let (one, turn) = self.make_ready(layer, commit, driver_kind, parents.clone())?;
-            turns.push(turn);
+            let (one, lock) = self.make_ready(layer, commit, driver_kind, parents.clone())?;
+            locks.push(lock);
             let mut chain = vec![own(&one.placed.record)];
             chain.extend(parents);
             batch.insert(one.commit.name.clone(), (driver_kind, chain));
@@ -316,7 +316,7 @@ impl Store {
                 )?;
             }
         }
-        drop(turns);
+        drop(locks);
         Ok(done)
     }
 
@@ -326,7 +326,7 @@ impl Store {
         mut commit: LayerCommit,
         driver_kind: DriverKind,
         parents: Vec<TreeRef>,
-    ) -> Result<(Ready, Turn<'static>)> {
+    ) -> Result<(Ready, RecordLock<'static>)> {
         let StagedLayer {
             mut staged,
             mut record,
@@ -370,7 +370,7 @@ impl Store {
         };
         staged.publish(&self.layout().tree(record.driver, &record.tree))?;
         driver.link(self.layout(), &new)?;
-        let turn = Turn::of_new(record.create(self.layout(), &self.next_stamp()?)?)?;
+        let lock = RecordLock::of_new(record.create(self.layout(), &self.next_stamp()?)?)?;
         let recipe_facts = match (&mut commit.recipe, &commit.diff_id) {
             (None, _) => None,
             (Some(_), None) => {
@@ -393,7 +393,7 @@ impl Store {
             commit,
             recipe_facts,
         };
-        Ok((ready, turn))
+        Ok((ready, lock))
     }
 
     fn record_layer(&self, tx: &rusqlite::Transaction<'_>, one: &Ready) -> Result<Registered> {

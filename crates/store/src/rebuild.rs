@@ -115,7 +115,7 @@ fn rebuild(layout: &Layout, options: &StoreOptions) -> Result<Rebuilt> {
     let root = fs::File::open(layout.root()).on("open", layout.root())?;
     let again = root.try_clone().on("open", layout.root())?;
     let patience = std::time::Duration::from_millis(options.busy_timeout_ms);
-    let _only_one = crate::turn::wait(again, layout.root(), patience)?;
+    let _only_one = crate::record_lock::wait(again, layout.root(), patience)?;
 
     let mark = Mark::new(layout);
     let at = where_to_go_on(layout, &mark)?;

@@ -23,13 +23,13 @@ use crate::{
     lease::LeaseId,
     parents,
     record::TreeRecord,
+    record_lock::RecordLock,
     rows::{self, snapshots::SnapshotRow},
     snapshot::{
         Info, Keep, LabelChange, Labels, MountFeatures, Seen, SnapshotKey, SnapshotKind,
         apply_labels, policy_commit, policy_create, policy_remove,
     },
     store::Store,
-    turn::Turn,
     tx, walk,
 };
 
@@ -138,7 +138,7 @@ impl Store {
         let parent = parent.as_ref();
         self.inner.database.refuse_if_rolled_back()?;
         let (now, _) = self.read(|tx| check_commit(tx, name, key, parent))?;
-        let _turn = Turn::at_tree(self, &now.record.tree)?;
+        let _lock = RecordLock::of_tree(self, &now.record.tree)?;
         let (row, parents, rebased) = self.read(|tx| {
             let (row, onto) = check_commit(tx, name, key, parent)?;
             match onto {
@@ -311,7 +311,7 @@ impl Store {
         change: impl FnOnce(&mut TreeRecord) -> Result<()>,
     ) -> Result<Info> {
         let tree = self.read(|tx| Ok(rows::snapshots::get(tx, key)?.record.tree))?;
-        let _turn = Turn::at_tree(self, &tree)?;
+        let _lock = RecordLock::of_tree(self, &tree)?;
         let row = self.write(|tx| {
             let mut row = rows::snapshots::get(tx, key)?;
             if row.record.tree != tree {

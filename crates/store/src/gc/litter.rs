@@ -16,9 +16,9 @@ use crate::{
     following, layout,
     located::{Located, Shelf},
     rebuild::rebuilt_leases,
+    record_lock::RecordLock,
     rows,
     store::Store,
-    turn::Turn,
     tx::{self, Fate, Litter},
 };
 
@@ -143,7 +143,7 @@ impl Store {
             }
             Located::Sidecar(..) => {
                 // Another process may be writing it just now, before its row or after.
-                let _turn = Turn::at_sidecars(self)?;
+                let _lock = RecordLock::of_sidecars(self)?;
                 match tx::try_own(&path)? {
                     Some(_lock) if !self.is_recorded(located)? => {
                         take(path, "the record file of something that is gone")

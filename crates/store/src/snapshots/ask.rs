@@ -7,11 +7,11 @@ use crate::{
     error::{Result, StoreError, Subject},
     filter::Filter,
     record::TreeRecord,
+    record_lock::RecordLock,
     rows::{self, snapshots::SnapshotRow},
     snapshot::{Info, SnapshotKey, SnapshotKind, Usage},
     snapshots::Sweep,
     store::Store,
-    turn::Turn,
 };
 
 impl Store {
@@ -198,7 +198,7 @@ impl Store {
     /// Repairs what a look at the tree `seen` found wrong, unless the tree was just being removed:
     /// a tree goes after its record.
     fn mend_tree(&self, key: &SnapshotKey, seen: &SnapshotRow) -> Result<()> {
-        let _turn = Turn::at_tree(self, &seen.record.tree)?;
+        let _lock = RecordLock::of_tree(self, &seen.record.tree)?;
         let gone = || StoreError::not_found(Subject::Snapshot, key);
         let (row, parents) = self.with_parents(key)?;
         if row.record.tree != seen.record.tree {

@@ -8,7 +8,7 @@
 //!
 //! A lock is an flock and ends with its value, or its process. Order: a record lock before the
 //! database's write transaction, and never two record locks at once, except on trees that no other
-//! process knows yet. Nothing waits for ever: a process that is stopped while it holds one makes
+//! process knows yet. Nothing waits forever: a process that is stopped while it holds one makes
 //! others `Busy`. On a network file system these locks work only between the processes of one
 //! machine.
 
@@ -32,26 +32,26 @@ const COMMITS_ARE_SLOW: u32 = 10;
 /// A lock on record files; it is released when dropped.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Turn<'store> {
+pub(crate) struct RecordLock<'store> {
     lock: Lock,
     _queue: Option<MutexGuard<'store, ()>>,
 }
 
-impl<'store> Turn<'store> {
+impl<'store> RecordLock<'store> {
     /// Waits for the lock on one tree's record file. Errors: `Busy`.
     ///
     /// The file itself is locked; one that replaces it is locked before it has the name, and for as
     /// long as its writer keeps it open. Without a file, it is the lock on all of them.
-    pub fn at_tree(store: &'store Store, tree: &TreeId) -> Result<Self> {
+    pub fn of_tree(store: &'store Store, tree: &TreeId) -> Result<Self> {
         let path = store.layout().record(tree);
         let patience = store.inner.database.patience() * COMMITS_ARE_SLOW;
         loop {
             let file = match layout::open_to_lock(&path) {
                 Ok(Some(file)) => file,
                 // Something else in its place: no process locks that.
-                Ok(None) => return Self::at_sidecars(store),
+                Ok(None) => return Self::of_sidecars(store),
                 Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                    let all = Self::at_sidecars(store)?;
+                    let all = Self::of_sidecars(store)?;
                     if layout::exists(&path)? {
                         continue;
                     }
@@ -69,7 +69,7 @@ impl<'store> Turn<'store> {
     }
 
     /// Waits for the lock on the record files of images and containers. Errors: `Busy`.
-    pub fn at_sidecars(store: &'store Store) -> Result<Self> {
+    pub fn of_sidecars(store: &'store Store) -> Result<Self> {
         let queue = sync::lock(&store.inner.sidecars);
         let path = store.layout().records();
         let dir = File::from(OwnedFd::from(layout::dir(&path)?));
@@ -81,10 +81,10 @@ impl<'store> Turn<'store> {
     }
 }
 
-impl<'store> Turn<'store> {
+impl<'store> RecordLock<'store> {
     /// Takes the lock on one tree's record file if it is free; `None` if another process holds it,
     /// or there is no file.
-    pub fn try_at_tree(store: &'store Store, tree: &TreeId) -> Result<Option<Self>> {
+    pub fn try_of_tree(store: &'store Store, tree: &TreeId) -> Result<Option<Self>> {
         let path = store.layout().record(tree);
         match layout::open_to_lock(&path) {
             Ok(Some(file)) => {
@@ -95,16 +95,16 @@ impl<'store> Turn<'store> {
                 // It was replaced: the lock is on the new file.
                 Ok(tx::same_file(&again, &path)?.then_some(Self { lock, _queue: None }))
             }
-            Ok(None) => Self::try_at_sidecars(store),
+            Ok(None) => Self::try_of_sidecars(store),
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Self::try_at_sidecars(store)
+                Self::try_of_sidecars(store)
             }
             Err(e) => Err(e),
         }
     }
 
     /// Takes the lock on the record files of images and containers if it is free.
-    pub fn try_at_sidecars(store: &'store Store) -> Result<Option<Self>> {
+    pub fn try_of_sidecars(store: &'store Store) -> Result<Option<Self>> {
         let Ok(queue) = store.inner.sidecars.try_lock() else {
             return Ok(None);
         };
@@ -118,7 +118,7 @@ impl<'store> Turn<'store> {
     }
 }
 
-impl Turn<'static> {
+impl RecordLock<'static> {
     /// The lock on a tree that no other process knows yet, whose record file was just created.
     pub fn of_new(file: File) -> Result<Self> {
         let lock = Lock::wait(file, Sharing::Exclusive)?;
@@ -134,7 +134,7 @@ pub(crate) fn wait(file: File, path: &Path, patience: Duration) -> Result<Lock> 
     })
 }
 
-impl Drop for Turn<'_> {
+impl Drop for RecordLock<'_> {
     fn drop(&mut self) {
         // Closing alone is not enough: a process that another thread is just starting has a copy
         // until it executes its own program. This can't fail on an open file.
