@@ -225,8 +225,10 @@ impl Database {
                 .ok()
         });
         let Some(dir) = made else {
-            return Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem))
-                .on("copy, to take back what was cut short in it,", &self.path);
+            return Err(std::io::Error::from(std::io::ErrorKind::ReadOnlyFilesystem)).on(
+                "copy, to roll back an interrupted transaction in it,",
+                &self.path,
+            );
         };
         let copy = dir.path().join("vellum.db");
         fs::copy(&self.path, &copy).on("copy", &self.path)?;
@@ -234,7 +236,7 @@ impl Database {
         fs::copy(&journal, journal_of(&copy)).on("copy", journal)?;
         Connection::open(&copy)
             .and_then(|connection| schema::tables(&connection))
-            .db("take back what was cut short")?;
+            .db("roll back an interrupted transaction")?;
         self.path = copy;
         self.copy = Some(dir);
         Ok(())

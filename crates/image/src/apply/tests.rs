@@ -36,7 +36,7 @@ impl Fixture {
         }
     }
 
-    /// Applies the layer and checks that tree and recipe give it back.
+    /// Applies the layer and checks that tree and recipe reproduce it.
     fn apply(&self, marks: TargetMarks, parts: &[Vec<u8>]) -> Result<Applied> {
         self.apply_bytes(marks, archive(parts))
     }
@@ -161,7 +161,7 @@ fn every_kind_of_entry_with_its_attributes() {
     assert_eq!(mtime(&fixture.path("d/f")), (1_700_000_000, 123_456_789));
     assert_eq!(meta("d/h").ino(), meta("d/f").ino());
     assert_eq!(fixture.xattr("d/f", "user.a").unwrap(), b"v");
-    // A set-gid parent does not hand its group to what the archive says is root's.
+    // A set-gid parent doesn't pass its group to what belongs to root in the archive.
     assert_eq!((meta("d/plain").uid(), meta("d/plain").gid()), (0, 0));
     assert_eq!(
         fs::read_link(fixture.path("d/l")).unwrap(),
@@ -200,7 +200,7 @@ fn capabilities_survive_the_change_of_owner() {
 }
 
 #[test]
-fn default_acls_of_an_archive_stay_where_they_are_said() {
+fn default_acls_of_an_archive_apply_only_where_given() {
     if !needs_root("ACLs") {
         return;
     }
@@ -281,7 +281,7 @@ fn implied_directories_are_reported_until_they_are_listed() {
 }
 
 #[test]
-fn a_whiteout_hides_below_and_never_its_own_layer() {
+fn a_whiteout_hides_lower_layers_and_never_its_own() {
     if !needs_root("whiteouts") {
         return;
     }
@@ -380,7 +380,7 @@ fn plain_targets_never_write_into_shared_inodes() {
 }
 
 #[test]
-fn names_used_twice_keep_the_last_and_the_recipe_all() {
+fn the_last_of_two_entries_wins_and_the_recipe_has_both() {
     let fixture = Fixture::new();
     fixture
         .apply(
@@ -410,7 +410,7 @@ fn names_used_twice_keep_the_last_and_the_recipe_all() {
 }
 
 #[test]
-fn sparse_files_have_holes_and_come_out_again() {
+fn sparse_files_keep_their_holes_and_round_trip() {
     let fixture = Fixture::new();
     let sparse = || {
         [
@@ -432,7 +432,7 @@ fn sparse_files_have_holes_and_come_out_again() {
     let meta = fs::metadata(fixture.path("s")).unwrap();
     assert_eq!(meta.len(), 104_857_600);
     assert!(meta.blocks() < 1000, "{} blocks", meta.blocks());
-    // Lost, it is kept with its holes.
+    // When its name is lost, it is kept with its holes.
     fixture
         .apply(TargetMarks::Plain, &[sparse(), file("s", "dense")])
         .unwrap();

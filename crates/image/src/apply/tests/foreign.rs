@@ -1,9 +1,9 @@
-//! What other systems have and this one has not: left out of the tree, reported, and given back
+//! What other systems have and this one doesn't: left out of the tree, reported, and written back
 //! with the layer.
 
 use super::*;
 
-/// Applies the layer, which [`Fixture::apply`] also gives back, and returns what was left out and
+/// Applies the layer, which [`Fixture::apply`] also writes back, and returns what was left out and
 /// how often.
 #[track_caller]
 fn left_out(fixture: &Fixture, marks: TargetMarks, parts: &[Vec<u8>]) -> (u64, String) {
@@ -50,8 +50,8 @@ fn attributes_of_other_systems_are_left_out() {
             assert_eq!(fixture.read("a"), "hello");
         }
     }
-    // Spelled by bsdtar alone it is no attribute for anybody else, and what is no base64 harms
-    // nothing.
+    // A keyword that only bsdtar uses is not an attribute for other tools, and invalid base64 does
+    // no harm.
     let parts = [
         pax(b'x', &[("LIBARCHIVE.xattr.user.a", b"not base64!")]),
         file("a", "hello"),
@@ -60,7 +60,7 @@ fn attributes_of_other_systems_are_left_out() {
 }
 
 #[test]
-fn user_attributes_on_what_can_have_none_are_left_out() {
+fn user_attributes_are_left_out_where_the_file_type_has_none() {
     if !needs_root("apply as root") {
         return;
     }
@@ -87,7 +87,7 @@ fn user_attributes_on_what_can_have_none_are_left_out() {
             entry.block(),
         ];
         assert_eq!(left_out(&fixture, OVERLAY, &parts).0, 1, "{name}");
-        // All else is as it should be.
+        // Everything else is as it should be.
         let meta = fs::symlink_metadata(fixture.path(name)).unwrap();
         assert_eq!((meta.uid(), meta.gid()), (5, 6), "{name}");
         assert_eq!(mtime(&fixture.path(name)), (9, 500_000_000), "{name}");
@@ -96,7 +96,7 @@ fn user_attributes_on_what_can_have_none_are_left_out() {
 }
 
 #[test]
-fn kinds_that_mean_nothing_here_are_left_out() {
+fn entry_types_without_meaning_here_are_left_out() {
     let fixture = Fixture::new();
     let parts = [
         Raw::new("label", b'V').block(),
@@ -125,7 +125,7 @@ fn ids_are_those_that_reach_the_kernel() {
         owned("too-large", [0x80, 0, 0, 1, 0, 0, 0, 7]),
         said("said-minus-2", b"-2"),
         said("said-too-large", b"4294967303"),
-        // "Leave it as it is": the process's own.
+        // "Leave it unchanged": the process's own.
         owned("minus-1", [0xff; 8]),
         said("said-largest", b"4294967295"),
     ];
@@ -148,7 +148,7 @@ fn ids_are_those_that_reach_the_kernel() {
 }
 
 #[test]
-fn layers_without_an_end_marker_come_out_again() {
+fn layers_without_an_end_marker_round_trip() {
     let whole = [file("a", "hello"), dir("d/"), file("d/b", "world")].concat();
     for bytes in [
         whole.clone(),
@@ -166,9 +166,9 @@ fn layers_without_an_end_marker_come_out_again() {
     assert_eq!(marked.ending, Ending::Marked);
 }
 
-/// Docker, Podman and containerd give an inode what the header of its last name says.
+/// Docker, Podman and containerd give an inode the attributes in the header of its last name.
 #[test]
-fn the_last_name_of_an_inode_says_its_attributes() {
+fn the_last_name_of_an_inode_sets_its_attributes() {
     if !needs_root("apply as root") {
         return;
     }
@@ -208,7 +208,7 @@ fn the_last_name_of_an_inode_says_its_attributes() {
 }
 
 #[test]
-fn the_attributes_of_links_are_recorded_like_all() {
+fn attributes_of_hard_links_are_recorded_too() {
     let fixture = Fixture::new();
     let target = ApplyTarget {
         privilege: Privilege::Recorded,
@@ -233,7 +233,7 @@ fn the_attributes_of_links_are_recorded_like_all() {
     let limits = Limits::default();
     let stream = LayerStream::open(Box::new(Cursor::new(archive)), &limits, &cancel).unwrap();
     apply(stream, &target, None, &limits, &cancel).unwrap();
-    // Root makes the device itself; without the right to, a record says what it is and has the last
+    // Root creates the device itself. Without the right to, a record says what it is, with the last
     // mode.
     match fixture.xattr("n", "user.containers.override_stat") {
         None => assert_eq!(
@@ -248,7 +248,7 @@ fn the_attributes_of_links_are_recorded_like_all() {
 }
 
 #[test]
-fn a_link_to_what_the_layer_does_not_bring_is_an_error_in_whole_trees_too() {
+fn a_hard_link_to_a_file_outside_the_layer_is_an_error_in_whole_trees_too() {
     let fixture = Fixture::new();
     fixture.scratch.file("tree/below", "parent");
     fixture.scratch.file("tree/d/below", "parent");
@@ -263,9 +263,9 @@ fn a_link_to_what_the_layer_does_not_bring_is_an_error_in_whole_trees_too() {
     }
 }
 
-/// As with the others, only the last component of a name makes a mark.
+/// As with other tools, only the last component of a name turns an entry into a mark.
 #[test]
-fn beneath_a_name_like_a_whiteout_names_are_names() {
+fn names_below_a_directory_named_like_a_whiteout_are_ordinary() {
     if !needs_root("whiteouts") {
         return;
     }

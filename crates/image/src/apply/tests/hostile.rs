@@ -1,8 +1,8 @@
-//! Layers that want out, or want more than they should get.
+//! Layers that try to leave the tree, or to get more than they should.
 
 use super::*;
 
-/// Applies and expects a refusal; nothing may have appeared outside the tree.
+/// Applies the layer and expects a refusal; nothing may have appeared outside the tree.
 #[track_caller]
 fn refused(parts: &[Vec<u8>], because: &str) {
     for marks in [OVERLAY, TargetMarks::Plain] {
@@ -50,12 +50,12 @@ fn names_that_leave_the_tree_are_refused() {
     refused(&[dir("d/"), hard("h", "d")], "hard link to a directory");
     refused(&[file("a/.wh..", "")], "whiteout of nothing");
     refused(&[file(".wh.", "")], "whiteout of nothing");
-    refused(&[file("f", "x"), file("f/below", "x")], "no directory");
+    refused(&[file("f", "x"), file("f/below", "x")], "not a directory");
     refused(&[Raw::new("c", b'3').block()], "device 0:0");
 }
 
 #[test]
-fn what_climbs_on_the_way_stays_at_the_root() {
+fn names_that_climb_above_the_root_stay_in_it() {
     if !needs_root("apply as root") {
         return;
     }
@@ -226,7 +226,7 @@ fn a_path_that_no_program_could_name_is_refused() {
         .concat()
     };
     let fixture = Fixture::new();
-    // What can be named can be given back, however long its spelling is.
+    // What can be named can be written back, however long its spelling is.
     let parts = [
         named(&name(4095)),
         named(&("./".repeat(20_000) + &name(4094))),
@@ -235,7 +235,7 @@ fn a_path_that_no_program_could_name_is_refused() {
     let tree = Dir::open(&fixture.root).unwrap();
     let file = tree.open_file(name(4095)).unwrap();
     assert_eq!(std::io::read_to_string(file).unwrap(), "content");
-    // It is the path in the tree that counts.
+    // The path in the tree counts.
     let through = [
         Raw::new("././@LongLink", b'K')
             .data(name(3000 / 201 * 201).trim_end_matches('/').as_bytes()),
