@@ -1,6 +1,6 @@
 //! Any value at all, for showing a document, or for changing a part and keeping the rest.
 //!
-//! Of a name that occurs twice the last counts, whole, and names are taken as they are.
+//! If a name occurs twice, the last value counts, without merging, and names are case-sensitive.
 
 use serde_json::{Map, Value};
 
@@ -30,7 +30,7 @@ fn value(input: &mut Input<'_>) -> Result<Value, JsonError> {
         ValueKind::Bool => Value::Bool(input.bool()?),
         ValueKind::Number => {
             let text = input.number()?;
-            // One that no type holds is shown as it stands.
+            // A number that no type holds is shown as text.
             serde_json::from_str(text).unwrap_or_else(|_| text.into())
         }
         ValueKind::Text => Value::String(input.string()?.into_owned()),
