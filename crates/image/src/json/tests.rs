@@ -141,7 +141,7 @@ fn null_keeps_a_value_and_clears_an_optional_one() {
 }
 
 #[test]
-fn a_value_of_another_shape_is_an_error_that_names_the_field() {
+fn a_value_of_the_wrong_type_is_an_error_that_names_the_field() {
     for (text, expect) in [
         ("[]", "it is a list, not an object"),
         (r#"{"Task": 1}"#, "Task is a number, not a string"),

@@ -1,15 +1,15 @@
-//! Which server to ask, how to reach it, and as whom.
+//! Which server to ask, how to reach it, and with which login.
 //!
 //! An endpoint is one server that may have an image: a mirror, or the registry itself. Mirrors are
-//! asked first, in their order, for pulls only. A registry on this machine's loopback that is not
-//! configured is asked over HTTPS and, if that isn't spoken there, over HTTP, as Docker does; any
-//! other registry speaks HTTPS unless configured `insecure`. Certificates are trusted if the system
-//! trusts them, or the configured file, or those that Docker and Podman keep in
+//! asked first, in their order, for pulls only. A registry on this machine's loopback interface
+//! that is not configured is asked over HTTPS and, if it doesn't speak that, over HTTP, as Docker
+//! does; any other registry uses HTTPS unless configured `insecure`. Certificates are trusted if
+//! the system trusts them, or the configured file, or those that Docker and Podman keep in
 //! `certs.d/<host:port>/`.
 //!
-//! A foreign layer may be had at URLs that the manifest names. Such an endpoint is one file of a
-//! stranger's choice: it is asked last, and shown nothing of us, neither a login (CVE-2020-15157)
-//! nor what is trusted or configured for the registry.
+//! A foreign layer may be available at URLs that the manifest names. Such an endpoint is one
+//! untrusted file: it is asked last, and gets nothing of ours, neither a login (CVE-2020-15157) nor
+//! what is trusted or configured for the registry.
 
 use std::path::{Path, PathBuf};
 
@@ -24,23 +24,23 @@ use super::runtime::Runtime;
 use super::{HostOptions, RegistryError, RegistryOptions, Retry, credentials};
 use crate::reference::{DEFAULT_REGISTRY, Reference};
 
-/// The server behind the name `docker.io`.
+/// The server for the name `docker.io`.
 const DOCKER_HUB_SERVER: &str = "registry-1.docker.io";
 const CERTIFICATE_DIRECTORIES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
-/// One server that may have an image, or take one.
+/// One server that may have an image, or accept one.
 #[derive(Clone)]
 pub(super) struct Endpoint {
     http: Http,
     access: Access,
     /// What errors call this server.
     name: String,
-    /// Where its repository is: the address ends in `/`, and names are added to it.
+    /// Where its repository is: the URL ends in `/`, and names are appended to it.
     base: Url,
     repository: String,
     /// The tag or digest of the image there.
     what: String,
-    /// The one file that is there, if this is no registry.
+    /// The one file that is there, if this is not a registry.
     file: Option<Url>,
     pub(super) retry: Retry,
 }
@@ -58,12 +58,12 @@ struct Address {
 enum Scheme {
     Http,
     Https,
-    /// HTTPS, or HTTP if nobody speaks HTTPS there.
+    /// HTTPS, or HTTP if the server doesn't speak HTTPS.
     Either,
 }
 
-/// Returns the endpoints to pull `reference` from, mirrors first. Talks to nobody but a loopback
-/// registry.
+/// Returns the endpoints to pull `reference` from, mirrors first. Makes no requests, except to a
+/// loopback registry.
 pub(super) fn for_pull(
     reference: &Reference,
     options: &RegistryOptions,
@@ -204,11 +204,11 @@ fn open(
     })
 }
 
-/// More of a layer's URLs are not asked: a manifest has room for thousands.
+/// No more than this many of a layer's URLs are asked: a manifest has room for thousands.
 const MAX_URLS: usize = 5;
 
-/// Returns the addresses at which a foreign layer may be, of its manifest's `urls`: those of HTTP,
-/// without secrets in them.
+/// Returns endpoints for the URLs of a foreign layer, from its manifest's `urls`: only HTTP and
+/// HTTPS, and none with secrets in it.
 pub(super) fn elsewhere(urls: &[String], retry: Retry) -> Result<Vec<Endpoint>, RegistryError> {
     let urls = urls.iter().filter_map(|url| Url::parse(url).ok());
     let usable = urls.filter(|url| {
@@ -255,20 +255,20 @@ impl Endpoint {
         &self.http
     }
 
-    /// What the server is shown of us.
+    /// What we send the server to authenticate.
     pub(super) fn access(&self) -> &Access {
         &self.access
     }
 
-    /// The address of `path` in the repository.
+    /// The URL of `path` in the repository.
     pub(super) fn url(&self, path: &str) -> Result<Url, ExchangeError> {
         self.base
             .join(path)
             .map_err(|e| ExchangeError::odd(e.to_string()))
     }
 
-    /// Asks for `path` in the repository, or for the one file that is there, and returns whatever
-    /// is answered.
+    /// Asks for `path` in the repository, or for the one file that is there, and returns any
+    /// response.
     pub(super) async fn ask(
         &self,
         operation: Operation,
@@ -320,7 +320,7 @@ async fn probe(http: Http, host: String) -> Result<&'static str, RegistryError> 
         Err(e) => e,
     };
     match http.send(root("http")?, None).await {
-        // What the server says when TLS was expected must not pass for an answer.
+        // What the server says when TLS was expected must not be taken for a response.
         Ok(answer) if answer.status() != StatusCode::BAD_REQUEST => Ok("http"),
         _ => Err(unreachable(secure)),
     }
@@ -340,7 +340,7 @@ fn certificates(address: &Address) -> Result<Vec<reqwest::Certificate>, Registry
         found.push(read(path)?);
     }
     for directory in CERTIFICATE_DIRECTORIES {
-        // No such directory is the usual case.
+        // Usually there is no such directory.
         let Ok(entries) = std::fs::read_dir(Path::new(directory).join(&address.host)) else {
             continue;
         };
