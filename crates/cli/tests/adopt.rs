@@ -453,7 +453,7 @@ fn a_data_root_that_lies_gives_no_layer() {
     assert_eq!(outcome(IMAGE).0, "adopted");
     let (what, why) = outcome("mine");
     assert!(
-        what == "damaged" && why.contains("not what it was"),
+        what == "damaged" && why.contains("has changed since"),
         "{why}"
     );
     assert_eq!(images(&vellum), 1);
