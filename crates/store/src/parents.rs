@@ -106,7 +106,7 @@ impl<K> Fault<K> {
                     words.push(format!("{} others", ring.len() - SHOWN));
                 }
                 words.extend(ring.first().map(&name));
-                format!("their parents form a cycle: {}", words.join(" -> "))
+                format!("the parents form a cycle: {}", words.join(" -> "))
             }
             Self::Missing { child, parent } => {
                 format!(
@@ -259,11 +259,11 @@ mod tests {
         let words = |fault: &Fault<u32>| fault.words(name);
         assert_eq!(
             words(&Fault::Ring(vec![5])),
-            "their parents form a cycle: s5 -> s5"
+            "the parents form a cycle: s5 -> s5"
         );
         assert_eq!(
             words(&Fault::Ring((0..100).collect())),
-            "their parents form a cycle: s0 -> s1 -> s2 -> s3 -> 96 others -> s0"
+            "the parents form a cycle: s0 -> s1 -> s2 -> s3 -> 96 others -> s0"
         );
     }
 }

@@ -1,5 +1,4 @@
-//! Checks beside a store at work: what somebody is in the middle of is neither a finding nor
-//! undone.
+//! Checks while a store is being changed: a change in progress is neither a finding nor undone.
 
 mod common;
 
@@ -104,7 +103,7 @@ fn at_work(root: &Path, driver: DriverKind) {
         for worker in 0..4 {
             let (left, blob) = (&left, &blob);
             scope.spawn(move || {
-                // As another process would: with connections and locks of its own.
+                // Like another process: with connections and locks of its own.
                 let store = open_at(root, driver);
                 struct Done<'a>(&'a AtomicUsize);
                 impl Drop for Done<'_> {
@@ -149,14 +148,14 @@ fn at_work(root: &Path, driver: DriverKind) {
             .all(|one| one.name.starts_with("renamed-") && one.config == "[1]")
     );
     assert_eq!(store.image(&blob).unwrap().tags, ["image:1"]);
-    // Nothing was put back of what went.
+    // No repair may have restored what was removed.
     store.gc(false).unwrap();
     let left: Vec<_> = store.gc(true).unwrap();
     assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
-fn a_check_beside_a_store_at_work_finds_nothing_and_undoes_nothing() {
+fn a_check_during_changes_finds_nothing_and_undoes_nothing() {
     for driver in DriverKind::ALL {
         let scratch = Scratch::new();
         at_work(&scratch.join("store"), driver);

@@ -245,7 +245,7 @@ fn roots_ignore_the_umask_and_follow_the_parent() {
 }
 
 #[test]
-fn gc_takes_what_nobody_needs_and_says_why() {
+fn gc_removes_what_is_not_needed_and_says_why() {
     let scratch = Scratch::new();
     let store = open(&scratch, DriverKind::Overlay2);
     store.prepare(&key("x"), &on(None)).unwrap();
@@ -287,7 +287,7 @@ fn gc_takes_what_nobody_needs_and_says_why() {
 }
 
 #[test]
-fn an_unsettled_upper_becomes_no_layer() {
+fn an_unsettled_upper_cannot_become_a_layer() {
     for driver in [DriverKind::Overlay2, DriverKind::Overlay] {
         let scratch = Scratch::new();
         let store = open(&scratch, driver);
