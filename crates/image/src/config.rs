@@ -62,7 +62,7 @@ pub fn chain_ids(diff_ids: &[Digest]) -> Vec<ChainId> {
 
 /// The configuration of an image, with the bytes it was read from.
 ///
-/// Texts may be empty, which is the same as absent: Go's reader makes no difference.
+/// Texts may be empty, which is the same as absent, as for Go's reader.
 #[derive(Clone, Debug)]
 pub struct ImageConfig {
     /// The bytes as they came.

@@ -102,7 +102,10 @@ impl Store {
                 let Some(below) = below else { continue };
                 if !self.check_tree(&row, &below, false)?.is_empty() {
                     let tree = self.layout().tree(row.driver(), &row.record.tree);
-                    found.extend(told(&tree, self.check_tree_again(&row, options.heal))?);
+                    found.extend(or_finding(
+                        &tree,
+                        self.check_tree_again(&row, options.heal),
+                    )?);
                 }
             }
         }
@@ -143,9 +146,12 @@ impl Store {
         let driver = driver::driver(row.driver());
         let tree = self.layout().tree(row.driver(), &row.record.tree);
         let looked = driver.check(self.layout(), &row.tree_ref(), parents, heal);
-        let mut found = told(&tree, looked)?;
-        found.extend(told(&tree, hands::check_inner(self.layout(), &tree, heal))?);
-        found.extend(told(&tree, self.check_record(row, heal))?);
+        let mut found = or_finding(&tree, looked)?;
+        found.extend(or_finding(
+            &tree,
+            hands::check_inner(self.layout(), &tree, heal),
+        )?);
+        found.extend(or_finding(&tree, self.check_record(row, heal))?);
         Ok(found)
     }
 
@@ -204,7 +210,7 @@ impl Store {
                     .map(ImageFile::from))
             };
             let file = ImageFile::from(&image);
-            found.extend(told(&records, self.check_sidecar(&file, now, heal))?);
+            found.extend(or_finding(&records, self.check_sidecar(&file, now, heal))?);
         }
         for container in self.containers()? {
             let now = || {
@@ -212,7 +218,7 @@ impl Store {
                 Ok(container.as_ref().map(ContainerFile::from))
             };
             let file = ContainerFile::from(&container);
-            found.extend(told(&records, self.check_sidecar(&file, now, heal))?);
+            found.extend(or_finding(&records, self.check_sidecar(&file, now, heal))?);
         }
         Ok(())
     }
@@ -284,10 +290,10 @@ impl Store {
         }
         for volume in self.volumes()? {
             let look = || {
-                let mut wrong = told(&volume.path, Finding::unless_there(&volume.path))?;
+                let mut wrong = or_finding(&volume.path, Finding::unless_there(&volume.path))?;
                 if let Some(own) = volume.path.parent() {
                     let exposed = hands::check_inner(self.layout(), own, options.heal);
-                    wrong.extend(told(own, exposed)?);
+                    wrong.extend(or_finding(own, exposed)?);
                 }
                 Ok((!wrong.is_empty()).then_some(wrong))
             };
@@ -344,7 +350,10 @@ fn wrong_file(
 }
 
 /// Turns an error about one thing into a finding, so that the rest is still looked at.
-fn told(path: &Path, looked: Result<impl IntoIterator<Item = Finding>>) -> Result<Vec<Finding>> {
+fn or_finding(
+    path: &Path,
+    looked: Result<impl IntoIterator<Item = Finding>>,
+) -> Result<Vec<Finding>> {
     match looked {
         Ok(found) => Ok(found.into_iter().collect()),
         Err(StoreError::Damaged { what, why }) => Ok(vec![finding(what, why, false)]),

@@ -56,7 +56,7 @@ pub(crate) fn clone_tree(source: &Path, target: &Path, files: Files) -> Result<(
 ///
 /// Errors: `Unsupported` if the upper holds redirects or metadata-only copies, which only a stack
 /// can show.
-pub(crate) fn lay_upper(source: &Path, target: &Path, prefix: Prefix) -> Result<()> {
+pub(crate) fn merge_upper(source: &Path, target: &Path, prefix: Prefix) -> Result<()> {
     run(source, target, Files::Link, Some(prefix))
 }
 
@@ -74,7 +74,7 @@ fn run(source: &Path, target: &Path, files: Files, marks: Option<Prefix>) -> Res
         marks,
     };
     walk::walk(source.dup()?, &mut cloner)?;
-    cloner.dress(&source, &root, &cloner.target_root)
+    cloner.copy_dir_attributes(&source, &root, &cloner.target_root)
 }
 
 /// Gives `dir` the owner, mode, mtime and xattrs of `model`, except marks.
@@ -101,14 +101,14 @@ impl Cloner {
     }
 
     /// Copies the source's attributes to a directory whose entries are complete.
-    fn dress(&self, source: &Dir, stat: &Stat, target: &Dir) -> Result<()> {
+    fn copy_dir_attributes(&self, source: &Dir, stat: &Stat, target: &Dir) -> Result<()> {
         vellum_sys::dress(target, stat, xattrs(source, |name| !self.is_mark(name))?)?;
         Ok(rooted::set_times_fd(target, Some(stat.atime), None)?)
     }
 
     /// Removes what is called `name` in the target, if it can't stay. Returns true if a directory
     /// stays.
-    fn make_room(&self, name: &OsStr, for_dir: bool) -> Result<bool> {
+    fn clear_name(&self, name: &OsStr, for_dir: bool) -> Result<bool> {
         if self.marks.is_none() {
             return Ok(false);
         }
@@ -123,7 +123,7 @@ impl Cloner {
     }
 
     fn enter_dir(&mut self, name: &OsStr, opaque: bool) -> Result<()> {
-        let stays = self.make_room(name, !opaque)?;
+        let stays = self.clear_name(name, !opaque)?;
         if !stays {
             self.target.here().mkdir(name, 0o700)?;
         }
@@ -132,7 +132,7 @@ impl Cloner {
     }
 
     fn link_or_copy(&mut self, parent: &Dir, name: &OsStr, stat: &Stat) -> Result<()> {
-        self.make_room(name, false)?;
+        self.clear_name(name, false)?;
         let here = self.target.here();
         if stat.nlink > 1
             && let Some(first) = self.groups.get(&stat.identity())
@@ -183,7 +183,7 @@ impl Cloner {
 }
 
 /// What an upper says about one of its names.
-enum Said {
+enum UpperEntry {
     /// The name is deleted.
     Hidden,
     /// A directory, which replaces the one below if it is opaque.
@@ -196,11 +196,16 @@ enum Said {
 ///
 /// Errors: `Unsupported` for marks that only a stack can show; `Damaged` for a mark with an unknown
 /// value.
-fn said(parent: &Dir, name: &OsStr, stat: &Stat, prefix: Option<Prefix>) -> Result<Said> {
+fn upper_entry(
+    parent: &Dir,
+    name: &OsStr,
+    stat: &Stat,
+    prefix: Option<Prefix>,
+) -> Result<UpperEntry> {
     let Some(prefix) = prefix else {
         return Ok(match stat.kind {
-            FileKind::Dir => Said::Dir { opaque: false },
-            _ => Said::Other,
+            FileKind::Dir => UpperEntry::Dir { opaque: false },
+            _ => UpperEntry::Other,
         });
     };
     match stat.kind {
@@ -214,27 +219,27 @@ fn said(parent: &Dir, name: &OsStr, stat: &Stat, prefix: Option<Prefix>) -> Resu
                 why: e.to_string(),
             })?;
             Ok(match opaque {
-                Some(Opaque::Opaque) => Said::Dir { opaque: true },
+                Some(Opaque::Opaque) => UpperEntry::Dir { opaque: true },
                 // The files themselves say which names in it they hide.
-                Some(Opaque::XattrWhiteouts) | None => Said::Dir { opaque: false },
+                Some(Opaque::XattrWhiteouts) | None => UpperEntry::Dir { opaque: false },
             })
         }
-        FileKind::Char if stat.rdev == WHITEOUT_RDEV => Ok(Said::Hidden),
+        FileKind::Char if stat.rdev == WHITEOUT_RDEV => Ok(UpperEntry::Hidden),
         FileKind::File
             if stat.size_bytes == 0
                 && xattr::get(parent, name, prefix.xattr(Mark::Whiteout))?.is_some() =>
         {
-            Ok(Said::Hidden)
+            Ok(UpperEntry::Hidden)
         }
         FileKind::File => {
             refuse(parent, name, prefix, Mark::Metacopy)?;
-            Ok(Said::Other)
+            Ok(UpperEntry::Other)
         }
         FileKind::Symlink
         | FileKind::Char
         | FileKind::Block
         | FileKind::Fifo
-        | FileKind::Socket => Ok(Said::Other),
+        | FileKind::Socket => Ok(UpperEntry::Other),
     }
 }
 
@@ -299,15 +304,15 @@ impl Visitor for Cloner {
                 path_of(parent, name).display()
             )));
         }
-        match said(parent, name, stat, self.marks)? {
-            Said::Dir { opaque } => self.enter_dir(name, opaque).map(|()| true),
-            Said::Hidden => self.make_room(name, false).map(|_| false),
-            Said::Other => self.link_or_copy(parent, name, stat).map(|()| false),
+        match upper_entry(parent, name, stat, self.marks)? {
+            UpperEntry::Dir { opaque } => self.enter_dir(name, opaque).map(|()| true),
+            UpperEntry::Hidden => self.clear_name(name, false).map(|_| false),
+            UpperEntry::Other => self.link_or_copy(parent, name, stat).map(|()| false),
         }
     }
 
     fn leave(&mut self, dir: &Dir, _name: &OsStr, stat: &Stat) -> Result<()> {
-        self.dress(dir, stat, self.target.here())?;
+        self.copy_dir_attributes(dir, stat, self.target.here())?;
         self.path.pop();
         self.target.up()
     }
@@ -419,7 +424,7 @@ mod tests {
         xattr::set(&plain, OsStr::new("gone"), hides, b"y", xattr::SetMode::Any).unwrap();
 
         clone_tree(&lower, &root, Files::Link).unwrap();
-        lay_upper(&upper, &root, Prefix::Trusted).unwrap();
+        merge_upper(&upper, &root, Prefix::Trusted).unwrap();
         assert!(!root.join("gone").exists());
         assert!(!root.join("plain/gone").exists() && root.join("plain/empty").exists());
         assert!(!root.join("opq/old").exists() && root.join("opq/new").exists());
@@ -444,12 +449,12 @@ mod tests {
             xattr::SetMode::Any,
         )
         .unwrap();
-        let refused = lay_upper(&upper, &root, Prefix::Trusted).unwrap_err();
+        let refused = merge_upper(&upper, &root, Prefix::Trusted).unwrap_err();
         assert!(refused.to_string().contains("redirect"), "{refused}");
 
         xattr::remove(&dir, OsStr::new("opq"), redirect).unwrap();
         xattr::set(&dir, OsStr::new("opq"), attr, b"maybe", xattr::SetMode::Any).unwrap();
-        let refused = lay_upper(&upper, &root, Prefix::Trusted).unwrap_err();
+        let refused = merge_upper(&upper, &root, Prefix::Trusted).unwrap_err();
         assert!(refused.to_string().contains("opaque"), "{refused}");
     }
 }

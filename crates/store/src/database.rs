@@ -136,7 +136,7 @@ impl Database {
         }
         let now = database.read(generation::stamp)?;
         if let Some(why) = generation::witness_against(layout, mark.as_ref(), &now)? {
-            let _ = database.rolled_back.set(why); // nobody else has the value yet
+            let _ = database.rolled_back.set(why); // no other thread has the value yet
         } else if mark.is_none() {
             database.mark.advance(&now);
         }
@@ -159,7 +159,7 @@ impl Database {
         schema::create(&mut connection, &at)?;
         database.give_back(connection);
         database.seen.store(at.generation, Ordering::Relaxed);
-        let _ = database.id.set(at.store); // nobody else has the value yet
+        let _ = database.id.set(at.store); // no other thread has the value yet
         Ok(database)
     }
 

@@ -56,7 +56,7 @@ pub enum Thing {
     Path(PathBuf),
 }
 
-struct Doomed {
+struct Unneeded {
     leases: Vec<(String, String)>,
     snapshots: Vec<rows::snapshots::SnapshotRow>,
     blobs: Vec<(Digest, u64)>,
@@ -81,17 +81,17 @@ impl Store {
                 why: wrong.why,
             });
         }
-        let doomed = if dry_run {
-            self.read(find_doomed)?
+        let unneeded = if dry_run {
+            self.read(find_unneeded)?
         } else {
             self.write_freeing(|tx| {
-                let doomed = find_doomed(tx)?;
-                bury(tx, &doomed)?;
-                Ok(doomed)
+                let unneeded = find_unneeded(tx)?;
+                delete_records(tx, &unneeded)?;
+                Ok(unneeded)
             })?
         };
         let mut garbage = Vec::new();
-        for (_, purpose) in &doomed.leases {
+        for (_, purpose) in &unneeded.leases {
             garbage.push(Garbage {
                 thing: Thing::Lease(purpose.clone()),
                 why: "its process is gone or it has expired".into(),
@@ -100,10 +100,10 @@ impl Store {
             });
         }
         let fates = match dry_run {
-            true => vec![Fate::Would; doomed.snapshots.len()],
-            false => self.discard_trees(&doomed.snapshots),
+            true => vec![Fate::Would; unneeded.snapshots.len()],
+            false => self.discard_trees(&unneeded.snapshots),
         };
-        for (row, fate) in doomed.snapshots.into_iter().zip(fates) {
+        for (row, fate) in unneeded.snapshots.into_iter().zip(fates) {
             garbage.push(Garbage {
                 thing: Thing::Snapshot(row.record.key.clone()),
                 why: format!("{}; no image, container or lease needs it", row.record.kind),
@@ -112,7 +112,7 @@ impl Store {
             });
         }
         let layout = self.layout();
-        let blobs = doomed.blobs.into_iter().map(|(digest, bytes)| {
+        let blobs = unneeded.blobs.into_iter().map(|(digest, bytes)| {
             let (thing, why) = (Thing::Blob(digest), "no image or lease needs it");
             (
                 thing,
@@ -122,7 +122,7 @@ impl Store {
                 Located::Blob(digest),
             )
         });
-        let recipes = doomed.recipes.into_iter().map(|(diff_id, bytes)| {
+        let recipes = unneeded.recipes.into_iter().map(|(diff_id, bytes)| {
             let (thing, why) = (Thing::Recipe(diff_id), "no layer has this diff id");
             let located = Located::Recipe(Some(diff_id));
             (thing, why, bytes, layout.recipe(&diff_id), located)
@@ -175,11 +175,11 @@ impl Store {
     }
 }
 
-fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
+fn find_unneeded(tx: &Transaction<'_>) -> Result<Unneeded> {
     rows::snapshots::parents(tx)?.all_sound()?;
     let alive = Alive::now(tx)?;
     let snapshots = alive.unheld_snapshots(tx)?.into_iter();
-    Ok(Doomed {
+    Ok(Unneeded {
         snapshots: snapshots
             .map(|id| rows::snapshots::by_id(tx, id))
             .collect::<Result<_>>()?,
@@ -189,16 +189,16 @@ fn find_doomed(tx: &Transaction<'_>) -> Result<Doomed> {
     })
 }
 
-fn bury(tx: &Transaction<'_>, doomed: &Doomed) -> Result<()> {
-    for (id, _) in &doomed.leases {
+fn delete_records(tx: &Transaction<'_>, unneeded: &Unneeded) -> Result<()> {
+    for (id, _) in &unneeded.leases {
         rows::leases::remove(tx, id)?;
     }
-    let ids: Vec<i64> = doomed.snapshots.iter().map(|row| row.id).collect();
+    let ids: Vec<i64> = unneeded.snapshots.iter().map(|row| row.id).collect();
     rows::snapshots::remove_all(tx, &ids)?;
-    for (digest, _) in &doomed.blobs {
+    for (digest, _) in &unneeded.blobs {
         rows::blobs::remove(tx, digest)?;
     }
-    for (diff_id, _) in &doomed.recipes {
+    for (diff_id, _) in &unneeded.recipes {
         rows::recipes::remove(tx, diff_id)?;
     }
     Ok(())

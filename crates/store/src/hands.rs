@@ -30,13 +30,13 @@ use crate::{
 const MADE_AND_DELETED_IN: [Shelf; 2] = [Shelf::Staging, Shelf::Trash];
 
 /// The existing directories of a store, with what a look at each from the open root returned.
-struct Places {
+struct StoreDirs {
     root: Stat,
     /// Below the root, with what is there: not always a directory.
     below: Vec<(PathBuf, Stat)>,
 }
 
-impl Places {
+impl StoreDirs {
     fn of(layout: &Layout) -> Result<Self> {
         let root = layout::dir(layout.root())?;
         let mut below = Vec::new();
@@ -78,7 +78,7 @@ impl Places {
 ///
 /// Call it before anything is changed.
 pub(crate) fn own(layout: &Layout) -> Result<()> {
-    Places::of(layout)?.all_own()
+    StoreDirs::of(layout)?.all_own()
 }
 
 fn is_directory(path: &Path, found: &Stat) -> Result<()> {
@@ -143,10 +143,10 @@ impl Owners {
 /// Returns which of the store's own directories others may write to, or are not its own. With
 /// `heal`, modes are repaired.
 pub(crate) fn check(layout: &Layout, heal: bool) -> Result<Vec<Finding>> {
-    let places = Places::of(layout)?;
-    let root = exposure(&Owners::new(None), layout.root(), &places.root, heal)?;
+    let dirs = StoreDirs::of(layout)?;
+    let root = exposure(&Owners::new(None), layout.root(), &dirs.root, heal)?;
     let mut found = Vec::from_iter(root);
-    if let Err(StoreError::Diverted { path, why }) = places.all_own() {
+    if let Err(StoreError::Diverted { path, why }) = dirs.all_own() {
         found.push(Finding {
             what: path.display().to_string(),
             why: format!(
@@ -155,8 +155,8 @@ pub(crate) fn check(layout: &Layout, heal: bool) -> Result<Vec<Finding>> {
             healed: false,
         });
     }
-    let owners = Owners::new(Some(places.root.uid));
-    for (path, stat) in places.below.iter().filter(|(_, stat)| stat.is_dir()) {
+    let owners = Owners::new(Some(dirs.root.uid));
+    for (path, stat) in dirs.below.iter().filter(|(_, stat)| stat.is_dir()) {
         found.extend(exposure(&owners, path, stat, heal)?);
     }
     Ok(found)

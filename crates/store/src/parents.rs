@@ -20,7 +20,7 @@ pub(crate) const MOST: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault<K> {
     /// The parent of each is the next, and the parent of the last is the first.
-    Ring(Vec<K>),
+    Cycle(Vec<K>),
     /// The parent of `child` is `parent`, which is missing.
     Missing { child: K, parent: K },
     /// The first of a chain that has more than [`MOST`] ancestors.
@@ -57,7 +57,7 @@ pub(crate) fn survey<K: Copy + Eq + Hash + Ord>(parents: &HashMap<K, Option<K>>)
                 Some(Mark::Sound(depth)) => break Some(depth + 1),
                 Some(Mark::Broken) => break None,
                 Some(Mark::Here(from)) => {
-                    faults.push(Fault::Ring(way[*from..].to_vec()));
+                    faults.push(Fault::Cycle(way[*from..].to_vec()));
                     break None;
                 }
                 None => {}
@@ -99,13 +99,13 @@ impl<K> Fault<K> {
     /// Describes the fault, with each snapshot named by `name`.
     pub fn words(&self, name: impl Fn(&K) -> String) -> String {
         match self {
-            Self::Ring(ring) => {
+            Self::Cycle(cycle) => {
                 const SHOWN: usize = 4;
-                let mut words: Vec<String> = ring.iter().take(SHOWN).map(&name).collect();
-                if ring.len() > SHOWN {
-                    words.push(format!("{} others", ring.len() - SHOWN));
+                let mut words: Vec<String> = cycle.iter().take(SHOWN).map(&name).collect();
+                if cycle.len() > SHOWN {
+                    words.push(format!("{} others", cycle.len() - SHOWN));
                 }
-                words.extend(ring.first().map(&name));
+                words.extend(cycle.first().map(&name));
                 format!("the parents form a cycle: {}", words.join(" -> "))
             }
             Self::Missing { child, parent } => {
@@ -122,7 +122,7 @@ impl<K> Fault<K> {
     /// One of the snapshots it is about.
     pub fn subject(&self) -> Option<&K> {
         match self {
-            Self::Ring(ring) => ring.first(),
+            Self::Cycle(cycle) => cycle.first(),
             Self::Missing { child, .. } => Some(child),
             Self::Deep(first) => Some(first),
         }
@@ -221,10 +221,10 @@ mod tests {
             pairs.extend([(400_000, Some(400_001)), (400_001, Some(400_000))]);
             let found = of(&pairs);
             assert_eq!(found.faults.len(), 2, "{length}");
-            let Fault::Ring(ring) = &found.faults[0] else {
+            let Fault::Cycle(cycle) = &found.faults[0] else {
                 panic!("{:?}", found.faults[0]);
             };
-            assert_eq!(ring.len(), length as usize);
+            assert_eq!(cycle.len(), length as usize);
             assert_eq!(found.depths, HashMap::from([(300_000, 0), (300_001, 1)]));
         }
     }
@@ -258,11 +258,11 @@ mod tests {
         let name = |id: &u32| format!("s{id}");
         let words = |fault: &Fault<u32>| fault.words(name);
         assert_eq!(
-            words(&Fault::Ring(vec![5])),
+            words(&Fault::Cycle(vec![5])),
             "the parents form a cycle: s5 -> s5"
         );
         assert_eq!(
-            words(&Fault::Ring((0..100).collect())),
+            words(&Fault::Cycle((0..100).collect())),
             "the parents form a cycle: s0 -> s1 -> s2 -> s3 -> 96 others -> s0"
         );
     }

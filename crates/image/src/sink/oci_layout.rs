@@ -134,7 +134,7 @@ pub fn write_archive(
         .collect())
 }
 
-/// What makes two index entries the same image: the name, or without one the digest.
+/// Two index entries are the same image if this is equal: the name, or without one the digest.
 fn identity(entry: &serde_json::Value) -> Option<String> {
     let annotations = &entry["annotations"];
     [

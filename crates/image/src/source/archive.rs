@@ -6,7 +6,7 @@
 //! followed inside the map: a name never reaches the file system. [`crate::tar`] knows what the
 //! headers mean: a sparse file is read with its holes.
 //!
-//! Invariants: every range lies inside the file; the number of entries is bounded.
+//! Invariants: every range is inside the file; the number of entries is bounded.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -179,7 +179,7 @@ pub struct Section {
     /// How much of it was read. With holes, `extent.offset` is where the current range's bytes
     /// start.
     position: u64,
-    /// The range in which `position` lies, or the next one.
+    /// The range that contains `position`, or the next one.
     range: usize,
 }
 

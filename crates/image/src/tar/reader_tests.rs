@@ -218,7 +218,7 @@ fn every_kind_and_number() {
     );
     assert_eq!(one(&[Raw::new("old", 0).block()]).kind, EntryKind::File);
     assert_eq!(one(&[Raw::new("c", b'7').block()]).kind, EntryKind::File);
-    // A hard link says its target's size and has no content.
+    // A hard link states its target's size and has no content.
     let found = read(&archive(&[
         Raw::new("a", b'0').data(b"abc"),
         Raw::new("b", b'1').link("a").size(3).block(),

@@ -25,7 +25,7 @@ use super::{
     overlay2::{check_small, copy_root_attributes, write_small},
 };
 use crate::{
-    clone::{Files, clone_tree, lay_upper},
+    clone::{Files, clone_tree, merge_upper},
     error::{Result, StoreError},
     layout::{self, Layout, damaged, exists, make_dir},
     snapshot::{SnapshotKind, Usage},
@@ -111,7 +111,7 @@ impl super::Driver for Overlay1 {
             None => Process::read().prefix(),
         };
         clone_tree(&root_of(layout, parent), &fresh, Files::Link)?;
-        lay_upper(&upper, &fresh, prefix)?;
+        merge_upper(&upper, &fresh, prefix)?;
         plain::rename(&fresh, &dir.join("root")).map_err(damaged)
     }
 

@@ -9,7 +9,7 @@
 //!     lower            0644   l/AAA:l/BBB, nearest parent first; absent without a parent
 //!     work/            0700   absent without a parent and in views
 //!     committed        0600   empty; the tree is a layer and mounts read-only
-//!     merged/          0700   only while somebody mounts there
+//!     merged/          0700   only while something is mounted there
 //! ```
 //!
 //! `link`, `lower` and `l/` are derived from the record and are repaired when they disagree with

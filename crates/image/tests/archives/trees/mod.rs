@@ -71,7 +71,7 @@ fn listed(layer: &[u8]) -> BTreeSet<PathBuf> {
     found
 }
 
-/// Removes from a tree what nobody chose. Podman gives every root 0555.
+/// Removes differences from a tree that mean nothing. Podman gives every root 0555.
 fn plain(layer: &[u8], tree: &Tree) -> Tree {
     let listed = listed(layer);
     let mut tree = tree.clone();
