@@ -8,19 +8,19 @@
 //!
 //! Rules where the image specification is silent:
 //! * An entry for the root directory sets the root's attributes. Whether there was one is reported,
-//! since a root that no layer lists has the attributes of the layer below.
+//!   since a root that no layer lists has the attributes of the layer below.
 //! * A whiteout hides the lower layers, never what its own layer contains; a name that is both
-//! hidden and contained as a directory is opaque.
+//!   hidden and contained as a directory is opaque.
 //! * A hard link's header sets the attributes of the inode from then on, as with other tools.
 //! * A hard link to something that is not in this layer is an error.
 //! * Only the last component of a name turns an entry into a mark, whatever the entry's type.
 //! * A symbolic link on the path to an entry is followed, inside the tree only, if this layer
-//! created it. A link from the parent is replaced by a directory, which is what an overlay of the
-//! two shows.
+//!   created it. A link from the parent is replaced by a directory, which is what an overlay of the
+//!   two shows.
 //! * Character device 0:0 is refused: it would act as a deletion.
 //! * What this system can't hold (another system's attribute, a device where none can be created,
-//! an entry of a type that means nothing here) is left out of the tree and reported. The recipe has
-//! it, so the layer can still be written as it came.
+//!   an entry of a type that means nothing here) is left out of the tree and reported. The recipe
+//!   has it, so the layer can still be written as it came.
 //!
 //! Invariants: every object is created under its own single-component name in an open directory,
 //! exclusively, and never opened through a link; an existing file is removed before its name is

@@ -5,13 +5,13 @@
 //! disagree about it would see different images. So [`read`] does exactly the same:
 //!
 //! * names are compared case-insensitively, including the Kelvin sign and the long s; unknown names
-//! are skipped;
+//!   are skipped;
 //! * if a name occurs twice, the last value counts, but objects and lists are merged *into* the
-//! earlier ones;
+//!   earlier ones;
 //! * null leaves a plain value unchanged, and clears a list, a map or an optional value;
 //! * bytes that are not UTF-8 and lone surrogates are read as U+FFFD, one for each;
 //! * a whole number has neither fraction nor exponent, and fits; a value of the wrong type is an
-//! error that names the field;
+//!   error that names the field;
 //! * nesting is limited to [`MAX_DEPTH`], and only white space may follow the value.
 //!
 //! A type lists its fields with [`fields!`] and starts from its `Default`. Nothing is built for

@@ -4,10 +4,10 @@
 //! hold for all of them:
 //!
 //! * Redirects are followed by our own code. Credentials go to the server that was asked and to no
-//! other, and never from HTTPS to HTTP.
+//!   other, and never from HTTPS to HTTP.
 //! * A response that is not a blob is read up to a limit.
 //! * A request fails if the server sends too little for too long, whether it is silent or trickles
-//! ([`Pace`]), or stops accepting an upload.
+//!   ([`Pace`]), or stops accepting an upload.
 //! * URLs stay out of errors: those of redirects and upload sessions may contain secrets.
 
 use std::sync::Arc;
