@@ -80,7 +80,7 @@ fn two_platforms(scratch: &Scratch) -> (PathBuf, OutImage, OutImage) {
 }
 
 #[test]
-fn the_wanted_platform_is_taken_out_of_an_index() {
+fn the_wanted_platform_is_chosen_from_an_index() {
     let scratch = Scratch::new();
     let (layout, amd64, arm64) = two_platforms(&scratch);
     for (wanted, expect) in [
@@ -104,7 +104,7 @@ fn the_wanted_platform_is_taken_out_of_an_index() {
 }
 
 #[test]
-fn an_archive_of_one_platform_of_many_gives_that_one() {
+fn an_archive_with_one_of_many_platforms_gives_that_one() {
     let scratch = Scratch::new();
     let (layout, amd64, arm64) = two_platforms(&scratch);
     // Docker saves one platform and leaves the index unchanged.

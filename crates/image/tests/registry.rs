@@ -71,7 +71,7 @@ fn same_image(source: &dyn ImageSource, image: &OutImage) {
 }
 
 #[test]
-fn images_go_to_a_registry_and_come_back_and_skopeo_reads_them() {
+fn pushed_images_can_be_pulled_and_read_by_skopeo() {
     if !available(&["docker-registry", "skopeo"]) {
         return;
     }

@@ -129,7 +129,7 @@ fn calls_that_fail_leave_the_store_whole() {
     }
 }
 
-fn a_full_disk_loses_nothing_and_work_goes_on_after_a_gc() {
+fn a_full_disk_loses_nothing_and_work_continues_after_a_gc() {
     if !needs_root("a small file system") {
         return;
     }
@@ -288,8 +288,8 @@ fn main() {
     run_named(&[
         ("many_processes_share_a_store", many_processes_share_a_store),
         (
-            "a_full_disk_loses_nothing_and_work_goes_on_after_a_gc",
-            a_full_disk_loses_nothing_and_work_goes_on_after_a_gc,
+            "a_full_disk_loses_nothing_and_work_continues_after_a_gc",
+            a_full_disk_loses_nothing_and_work_continues_after_a_gc,
         ),
         (
             "a_killed_process_loses_nothing_and_leaves_nothing_half_made",

@@ -295,7 +295,7 @@ fn a_parent_is_not_removed_under_its_children() {
 }
 
 #[test]
-fn many_threads_make_and_remove_at_once() {
+fn many_threads_create_and_remove_at_once() {
     every(|scratch, store, _| {
         layer(scratch, store, "base", None, |root| {
             fs::write(root.join("f"), "x").unwrap()
@@ -520,7 +520,7 @@ fn what_is_mounted_in_a_removed_tree_is_left_for_later() {
 }
 
 #[test]
-fn overlay2_is_dockers_layout_to_the_letter() {
+fn overlay2_is_exactly_dockers_layout() {
     if !needs_root("overlay2") {
         return;
     }
@@ -654,7 +654,7 @@ fn overlay_hard_links_layers_and_copies_files_at_the_link_limit() {
 }
 
 #[test]
-fn a_file_system_without_d_type_is_refused_with_the_cure() {
+fn a_file_system_without_d_type_is_refused_with_the_remedy() {
     if !needs_root("file systems of its own") {
         return;
     }

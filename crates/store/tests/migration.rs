@@ -279,7 +279,7 @@ fn rows_that_an_older_log_lost_are_restored_and_nothing_is_deleted() {
 }
 
 /// The documented way back: the older program's `check --rebuild` reads the record files.
-fn an_older_program_refuses_the_store_by_name_and_its_rebuild_has_it_all() {
+fn an_older_program_refuses_the_store_by_name_and_can_rebuild_all_of_it() {
     let Some(older) = std::env::var_os("VELLUM_OLDER_PROGRAM") else {
         return untested(
             "going back to the program before",
@@ -349,7 +349,7 @@ fn a_store_that_an_older_program_has_taken_over_is_migrated_again() {
     assert_migrated(&root, "again");
 }
 
-fn an_older_database_put_back_after_the_migration_is_noticed() {
+fn an_older_database_restored_after_the_migration_is_noticed() {
     let scratch = Scratch::new();
     let root = schema_2(&scratch);
     let old = scratch.join("old");
@@ -428,8 +428,8 @@ fn main() {
             rows_that_an_older_log_lost_are_restored_and_nothing_is_deleted,
         ),
         (
-            "an_older_program_refuses_the_store_by_name_and_its_rebuild_has_it_all",
-            an_older_program_refuses_the_store_by_name_and_its_rebuild_has_it_all,
+            "an_older_program_refuses_the_store_by_name_and_can_rebuild_all_of_it",
+            an_older_program_refuses_the_store_by_name_and_can_rebuild_all_of_it,
         ),
         (
             "an_older_database_on_btrfs_is_written_in_place_from_then_on",
@@ -440,8 +440,8 @@ fn main() {
             a_store_that_an_older_program_has_taken_over_is_migrated_again,
         ),
         (
-            "an_older_database_put_back_after_the_migration_is_noticed",
-            an_older_database_put_back_after_the_migration_is_noticed,
+            "an_older_database_restored_after_the_migration_is_noticed",
+            an_older_database_restored_after_the_migration_is_noticed,
         ),
     ]);
 }

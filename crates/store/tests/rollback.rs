@@ -129,7 +129,7 @@ fn assert_same(now: &BTreeSet<PathBuf>, before: &BTreeSet<PathBuf>, context: &st
 }
 
 #[test]
-fn a_database_put_back_is_noticed_after_any_change_and_nothing_is_deleted() {
+fn a_restored_database_is_noticed_after_any_change_and_nothing_is_deleted() {
     for name in CHANGES {
         let scratch = Scratch::new();
         let root = scratch.join("store");

@@ -253,7 +253,7 @@ fn loaded(said: Option<String>) -> String {
 }
 
 #[test]
-fn docker_podman_and_containerd_say_what_the_table_says() {
+fn docker_podman_and_containerd_give_the_verdicts_of_the_table() {
     if std::env::var_os("VELLUM_SLOW").is_none() || !available(&["dockerd", "podman", "containerd"])
     {
         return;
