@@ -306,7 +306,7 @@ impl Store {
 
 /// How to repair a recipe.
 const RECIPE_REMEDY: &str =
-    "load or pull its image again, which puts it right; until then the layer can't be saved";
+    "load or pull its image again to repair it; until then the layer can't be saved";
 
 /// Says what is wrong with a file's length, if anything is.
 fn wrong_size(path: &Path, size_bytes: u64, remedy: &str) -> Option<String> {

@@ -121,7 +121,7 @@ fn damage_is_found_before_anything_is_written() {
     }
     check(
         &[layer.recipe.as_slice(), b"more"].concat(),
-        "something behind the end",
+        "something after the end",
     );
 }
 
